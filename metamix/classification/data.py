@@ -34,11 +34,11 @@ class ClassificationData:
     """Open a data set of labelled images and make its loaders.
 
     Args:
-        options: options of training, or those of evaluation with the statistics and image size of training filled in.
-        trained: metadata of the weights to evaluate; the classes get the numbers that they have there.
+        options: options of training; or options of evaluation that hold the statistics and image size of training.
+        trained: metadata of the weights to evaluate; labels are numbered as in training.
 
     Attributes:
-        shares_images: whether the test split is a share of a folder without one.
+        shares_images: whether the folder has no test split, so that a share of its images is scored.
     """
 
     def __init__(self, options: ModelOptions, seed: int = 0, trained: ModelMetadata | None = None):
@@ -84,11 +84,11 @@ class ClassificationData:
 
     @property
     def held_in_memory(self) -> bool:
-        """Return whether images are decoded at the start. Evaluation does not crop such images."""
+        """Return whether all images are decoded at the start. Images in memory are evaluated without a crop."""
         return in_memory(self.splits.test, self.options)
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> MemoryLoader | StreamLoader:
-        """Make the training loader; ValueError if mixup or cutmix leave a process an odd number of samples."""
+        """Make the training loader; raise ValueError if mixup or cutmix cannot pair the samples of a process."""
         share, options = batch_size // world_size, self.options
         assert isinstance(options, DataOptions) and self.splits.train is not None
         if share % 2 and (options.mixup or options.cutmix):
@@ -117,7 +117,7 @@ class ClassificationData:
         return normalize(images, self.mean, self.std)
 
     def _check_share(self, trained: ModelMetadata | None) -> bool:
-        """Return whether the test split is a share of a folder without one; ValueError if the share does not fit."""
+        """Return `shares_images`; raise ValueError if `test_share` or the images do not fit what is asked for."""
         options, train, test = self.options, self.splits.train, self.splits.test
         shared = train is not None and train.images is test.images
         if trained is None:
@@ -131,7 +131,7 @@ class ClassificationData:
         same = trained_on is not None and trained_on == digest(test.images)
         if trained and same and train is None:
             share = trained.extra.get("test_share")
-            advice = f"give --test-share {share} to score the others" if share else "give others"
+            advice = f"give --test-share {share} to score the others" if share else "give other images"
             raise ValueError(f"{options.data_dir} holds the images that the weights were trained on: {advice}")
         if shared:
             scored = f"{plural(len(test), 'image')} {'is' if len(test) == 1 else 'are'} scored"
@@ -140,7 +140,7 @@ class ClassificationData:
         return shared
 
     def _fine_tune(self, trained: ModelMetadata) -> str:
-        """Return the command that trains the weights to evaluate further, on these data."""
+        """Return the command that fine-tunes the weights to evaluate on these data."""
         options = self.options
         model = ["--model", trained.architecture or options.model]
         flags = ["--data", options.data, *changed_flags(options, "data_dir", "test_on"), *model]
@@ -153,7 +153,7 @@ class ClassificationData:
             ("channels", self.splits.in_chans, trained.in_chans),
             ("classes", len(of_data), trained.num_classes),
         ):
-            fewer = what == "classes" and classes and has < (wanted or 0)  # they are matched by name
+            fewer = what == "classes" and classes and has < (wanted or 0)  # classes are matched by name
             if has != wanted and not fewer:
                 raise ValueError(
                     f"{name} was trained for {wanted} {what} and {self.options.data} has {has}; give other --data, or "

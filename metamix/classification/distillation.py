@@ -41,7 +41,7 @@ class Teacher(nn.Module):
 
 
 def load_teacher(options: ClassificationOptions, data: ClassificationData) -> Teacher:
-    """Build the teacher and load its weights; ValueError if it does not fit the student's classes and images."""
+    """Build the teacher and load its weights; raise ValueError if it does not fit the student's classes and images."""
     checkpoint, name = options.teacher_checkpoint, f"the teacher {options.teacher}"
     trained = load_classifier(checkpoint, model=options.teacher, pretrained=not checkpoint)
     model, metadata = trained.model, trained.metadata

@@ -1,4 +1,4 @@
-"""Export classifiers: one output, the logits."""
+"""Export classifiers. The graph has one output, the logits."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from .load import Classifier, load_classifier
 from .options import ClassificationEvalOptions
 from .task import Classification
 
-METADATA = {  # what a classifier reads from export.json
+METADATA = {  # entries that a classifier needs in export.json
     **dict.fromkeys(("num_classes", "in_chans", "img_size", "mean", "std", "crop_pct"), rule(Any)),  # checked already
     "interpolation": rule(Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]),
 }
 
 
 class ExportableClassifier(SimpleExport):
-    """A classifier, and the data set that it is compared and calibrated on.
+    """A classifier to export, and the data set for its comparison and calibration.
 
     Args:
-        task: the task on the data set; None for random images.
-        images: most images to compare on; None for all of the test split.
+        task: task on the data set; None compares on random images.
+        images: number of test images to compare on, at most; None takes all.
     """
 
     outputs = ("logits",)
@@ -102,7 +102,7 @@ class ExportableClassifier(SimpleExport):
         return 100 * right / total
 
     def training_images(self) -> Source:
-        """Return the training split in random order; ValueError if the data have none."""
+        """Return the training split in random order; raise ValueError if the data set has none."""
         assert self.task is not None
         train = self.task.data.splits.train
         if train is None:
@@ -114,7 +114,7 @@ class ExportableClassifier(SimpleExport):
         return train.subset(order)
 
     def batches(self, source: Source, batch_size: int, count: int | None = None) -> Iterator[tuple[Tensor, Any]]:
-        """Yield prepared images (n, C, H, W) with the loader's batch; the first `count` images, or all."""
+        """Yield prepared images (n, C, H, W) and the loader's batch, for the first `count` images or for all."""
         assert self.task is not None
         if count is not None:
             source = source.subset(slice(count))
@@ -123,12 +123,12 @@ class ExportableClassifier(SimpleExport):
 
 
 def held_out_images(total: int) -> int:
-    """Return how many of `total` training images decide on precision: at most a fifth."""
+    """Return how many of `total` training images check the accuracy of int8: at most a fifth."""
     return min(HELD_OUT_IMAGES, total // 5)
 
 
 def open_classifier(options: ExportOptions) -> ExportableClassifier:
-    """Load a classifier of metamix or timm, with the data if some are given."""
+    """Load a classifier of metamix or timm, and its data set if one is given."""
     file = options.file
     name = None if file else options.source
     if name and options.model:
@@ -166,12 +166,12 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
 
 
 def exported_classifier(exported: ExportedModel) -> Classifier:
-    """Use an exported model as a classifier; ValueError if export.json lacks what one needs."""
+    """Use an exported model as a classifier; raise ValueError if an entry that it needs is not in export.json."""
     metadata = exported.artifact.model
     exported.artifact.check({}, METADATA)
     return Classifier(metadata.model or "", exported, metadata)
 
 
 def with_size(metadata: ModelMetadata, size: int | tuple[int, int] | None) -> ModelMetadata:
-    """Return the metadata for images of another size; None keeps it."""
+    """Return the metadata with the image size `size`; None keeps the size."""
     return metadata if size is None else replace(metadata, img_size=size)

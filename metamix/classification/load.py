@@ -45,18 +45,18 @@ def load_classifier(
         image = classifier.transform(PIL.Image.open("digit.png"))
         probabilities = classifier.model(image[None]).softmax(1)[0]
 
-    This is the way to use trained weights. With `timm.create_model(..., checkpoint_path=...)` the arguments of the
-    model must be given, and images prepared with `timm.data.resolve_model_data_config`.
+    This is the simplest way to use trained weights. With `timm.create_model(..., checkpoint_path=...)`, you must give
+    the arguments of the model yourself, and prepare images with `timm.data.resolve_model_data_config`.
 
     Args:
         checkpoint: a run folder, a weight file, or a model with weights of metamix, such as
             "metaformer_pooling_nano.digits"; None with `pretrained`.
-        model: name of the model, for a file that does not name it, and with `pretrained`.
+        model: name of the model; needed with `pretrained`, and for a file that does not name its model.
         model_args: arguments of the model that replace those of the file.
         pretrained: take the model's published weights instead of a checkpoint.
 
     Raises:
-        ValueError: the file holds no classifier or does not say which, or the weights do not fit.
+        ValueError: the file holds no classifier or does not name its model, or the weights do not fit.
         FileNotFoundError: there is no such file.
     """
     arguments = dict(model_args or {})
@@ -80,8 +80,8 @@ class Classifier:
     """A trained classifier and its preprocessing.
 
     Attributes:
-        name: of the model, as it was given or as the weights name it.
-        model: in evaluation mode; takes (n, C, H, W) float32 and returns logits (n, classes).
+        name: name of the model, as given or as the weight file has it.
+        model: the model in evaluation mode. It takes images (n, C, H, W) float32 and returns logits (n, classes).
         metadata: entries of the weight file; timm's configuration fills in those that the file lacks.
     """
 
@@ -91,7 +91,7 @@ class Classifier:
 
     @cached_property
     def transform(self) -> EvalTransform:
-        """Return what turns a PIL image of any size and mode into the (C, H, W) float32 tensor for the model."""
+        """Return the function that turns a PIL image of any size and mode into a tensor (C, H, W) float32."""
         return EvalTransform(self.metadata)
 
     @property
@@ -150,7 +150,7 @@ class EvalTransform:
         self.mean, self.std = metadata.mean, metadata.std
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Turn a PIL image into a (C, H, W) float32 tensor; CorruptImage if it cannot be decoded."""
+        """Turn a PIL image into a (C, H, W) float32 tensor; raise CorruptImage if it cannot be decoded."""
         if not isinstance(image, Image.Image):
             raise TypeError(f"transform takes a PIL image, got a {type(image).__name__}: see PIL.Image.open(path)")
         pixels = self.resize(decode_file(image, self.mode))  # (C, H, W) uint8
@@ -211,7 +211,7 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
 
 
 def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
-    """Read the weights of a classifier and their metadata; ValueError for weights of another task."""
+    """Read the weights of a classifier and their metadata; raise ValueError if they belong to another task."""
     tensors, metadata = read_weights(source)
     check_task(metadata, source, "classification", "a classifier")
     return tensors, metadata
@@ -220,8 +220,8 @@ def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
 def load_initial_weights(model: nn.Module, source: str, classes: Sequence[str]) -> tuple[list[str], ModelMetadata]:
     """Load weights to start fine-tuning from. Only the head and the first convolution may differ.
 
-    The head keeps its new weights where the file has other classes. The first convolution is adapted to the number of
-    channels, as timm does for published weights.
+    If the file has other classes, the head keeps its initial weights. The first convolution is adapted to the number of
+    image channels, as timm does for published weights.
 
     Returns:
         Notes on weights that are new or were adapted, empty if all were loaded unchanged; and the file's metadata.
@@ -229,7 +229,7 @@ def load_initial_weights(model: nn.Module, source: str, classes: Sequence[str]) 
     tensors, metadata = read_classifier(source)
     tensors = adapt_checkpoint(model, tensors, source, metadata)
     head = layer_names(timm_config(model), "classifier")
-    if metadata.classes and metadata.classes != tuple(classes):  # the number of classes may be the same
+    if metadata.classes and metadata.classes != tuple(classes):  # the shapes may fit all the same
         tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in head}
     tensors, adapted = adapt_channels(model, tensors)
     new = load_into(model, tensors, source, head=head)

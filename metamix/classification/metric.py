@@ -32,7 +32,7 @@ class ClassificationMetric:
         return model(self.normalize(batch["image"]))
 
     def update(self, state: State, outputs: Tensor, batch: Batch) -> None:
-        """Add the logits (n, classes) of a batch to the state; ValueError if a logit is not finite."""
+        """Add the logits (n, classes) of a batch to the state; raise ValueError if a logit is not finite."""
         was_read = batch["index"] >= 0
         logits = check_finite(outputs).float()[was_read]
         label, classes = batch["label"][was_read], len(self.classes)

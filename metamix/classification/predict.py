@@ -3,7 +3,7 @@
     metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE
 
 A folder means all images in it, at any depth. The labels of each image are printed with their probabilities, as a
-table, CSV or JSON. Images that cannot be read are named and left out; the exit code is then 1.
+table, CSV or JSON. Images that cannot be read are skipped with a message; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -45,8 +45,10 @@ class LabelImages(PredictOptions):
     """Label images, and print the labels or write them to a file."""
 
     top: Count = option(5, "labels for each image")
-    format: Literal["table", "csv", "json"] | None = option(None, "none: by the extension of --output, or a table")
-    output: str | None = option(None, "file to write to; none: print")
+    format: Literal["table", "csv", "json"] | None = option(
+        None, "by default the extension of --output chooses it, or it is a table"
+    )
+    output: str | None = option(None, "file to write to; by default the labels are printed")
     batch_size: Count = option(64, "images per forward pass")
 
     def __post_init__(self) -> None:
@@ -73,7 +75,7 @@ class LabelImages(PredictOptions):
 
 
 def choose_format(output: str, form: str | None, images: Sequence[Path]) -> Literal["table", "csv", "json"]:
-    """Return the format of the output: `form`, or what its extension says; refuse folders and images."""
+    """Return the format of the output: `form`, else the format of its extension; refuse folders and images."""
     path = Path(output)
     if path.is_dir() or output.endswith("/"):
         raise IsADirectoryError(f"--output {output} is a folder: give a file")

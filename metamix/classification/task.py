@@ -86,7 +86,7 @@ class Classification:
 
 
 def default_data(metadata: ModelMetadata) -> str:
-    """Return digits for weights that were trained on them; ValueError for others, whose folder is not known."""
+    """Return digits for weights that were trained on them; raise ValueError for other weights."""
     if metadata.data == "digits":
         return metadata.data
     trained_on = f"; the weights were trained on {metadata.data}" if metadata.data else ""
@@ -122,7 +122,7 @@ def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> d
 
 
 def _side(size: Any) -> int:
-    """Return the side of square images; ValueError for others."""
+    """Return the side of square images; raise ValueError if they are not square."""
     height, width = parse_size("img_size", size)
     if height != width:
         raise ValueError(f"the model takes images of {height}x{width} pixels; give the side of a square, --img-size")

@@ -1,1 +1,1 @@
-"""Provide the command line: `metamix train`, `metamix eval` and the others."""
+"""Provide the command line: `metamix train`, `metamix eval` and the other subcommands."""

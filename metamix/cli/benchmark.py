@@ -26,17 +26,17 @@ class BenchmarkOptions(Options):
 
     models: tuple[str, ...] = positional("names of models of metamix or timm", metavar="MODEL")
     engines: tuple[str, ...] = option(tuple(ENGINES), "engines to time")
-    precisions: tuple[str, ...] = option(PRECISIONS, "precisions to time; each engine is timed in those that it has")
+    precisions: tuple[str, ...] = option(PRECISIONS, "precisions to time; an engine skips those that it lacks")
     batch_sizes: tuple[Count, ...] = option((1, 8), "images in a call")
-    img_size: Count | None = option(None, "side of the images in pixels; none: the model's")
-    threads: Count | None = option(None, "number of threads; none: torch's")
+    img_size: Count | None = option(None, "side of the images in pixels; by default the model's")
+    threads: Count | None = option(None, "number of threads; by default torch's")
     seconds: NotNegative = option(1.0, "seconds for each row of the table")
-    reference: str | None = option(None, "model that speedups refer to; none: the first", metavar="MODEL")
-    json: Path | None = option(None, "write the result as JSON too", metavar="FILE")
+    reference: str | None = option(None, "model that speedups are relative to; by default the first", metavar="MODEL")
+    json: Path | None = option(None, "file to which the result is also written, as JSON", metavar="FILE")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the table and write the JSON. Exits with a message if the input is invalid."""
+    """Print the table and write the JSON; exit with a message if the input is invalid."""
     with exit_with_message(ValueError, OSError, ImportError):
         options, _ = parse_command(
             argv,

@@ -144,7 +144,7 @@ def result_line(scores: Mapping[str, float], described: Mapping[str, Any], split
 
 
 def _read_result(folder: Path) -> dict[str, Any] | None:
-    """Return the result in a folder, None if it holds none; ValueError if it holds files that could be overwritten."""
+    """Return the result in a folder, or None; raise ValueError if it holds files that could be overwritten."""
     with suppress(OSError, ValueError, TypeError):  # there is none, or it is not ours
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         if "checkpoint" in result:

@@ -33,7 +33,7 @@ USAGE = "\n".join(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the subcommand that the first argument names. Exits with 2 if there is no such command."""
+    """Run the subcommand that the first argument names; exit with 2 if there is no such command."""
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # file and class names may have letters that it cannot show
         if isinstance(stream, io.TextIOWrapper):

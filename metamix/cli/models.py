@@ -18,11 +18,11 @@ class ModelsOptions(Options):
 
     patterns: tuple[str, ...] = positional("names with wildcards: '*raft*'", metavar="PATTERN", default=("*",))
     pretrained: bool = option(False, "only models with weights")
-    format: Literal["table", "json"] = option("table", "how the models are printed")
+    format: Literal["table", "json"] = option("table", "format of the list")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the models whose names match. Exits with a message if none does."""
+    """Print the models whose names match; exit with a message if there are none."""
     with exit_with_message(ValueError):
         options, _ = parse_command(
             argv, ModelsOptions, prog="metamix models", description="List models with their sizes and weights."
@@ -63,7 +63,7 @@ def cells(model: ModelInfo | ImageModelInfo) -> tuple[str, str, str, str]:
 
 
 def line(texts: tuple[str, str, str, str], width: int) -> str:
-    """Align the cells of a model or of a header; `width` is that of the names."""
+    """Align the cells of a model or of a header; `width` is the width of the names."""
     name, parameters, macs, images = texts
     return f"{name:<{width}}  {parameters:>10}  {macs:>12}  {images:>14}"
 

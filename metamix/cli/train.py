@@ -29,7 +29,7 @@ from metamix.utils.text import exit_with_message, printable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train what the command line asks for. Exits with a message if the input is invalid."""
+    """Train the models that the command line names; exit with a message if the input is invalid."""
     recipe = parse(
         sys.argv[1:] if argv is None else argv,
         OptionsOfTasks("Options"),

@@ -20,7 +20,7 @@ from .counter_rng import MIX, SAMPLE, hash64, normal, randint, seeded, uniform
 from .loader import Batch
 from .options import DataOptions
 
-# Purposes of a sample's random numbers. Each has its own stream, so one option does not change the draws of another.
+# What a sample's random numbers are for. Each purpose has its own stream: an option does not change another's draws.
 TOP, LEFT, FLIP, POLICY, CUT_Y, CUT_X, ERASE, ERASE_AREA, ERASE_RATIO, ERASE_TOP, ERASE_LEFT, NOISE = range(12)
 
 
@@ -33,7 +33,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     n, channels, height, width = images.shape
     means, stds = torch.tensor(mean), torch.tensor(std)
     scale, shift = (x.to(images.device).repeat(width) for x in (1 / (255 * stds), -means / stds))
-    # Long rows vectorise, three channels do not.
+    # The CPU vectorises over long rows, but not over three channels.
     rows = images.permute(0, 2, 3, 1).reshape(n, height, width * channels).float()
     return rows.mul_(scale).add_(shift).view(n, height, width, channels).permute(0, 3, 1, 2)
 

@@ -1,13 +1,14 @@
-"""TrivialAugment and RandAugment for a batch. Each sample draws its own operation.
+"""Apply TrivialAugment or RandAugment to a batch. Each sample draws its own operations.
 
     trivial                 one of 14 operations at one of 31 strengths
                             (Müller & Hutter, "TrivialAugment", ICCV 2021, the wide ranges)
     rand-m9-n2[-mstd0.5]    n of 15 operations in sequence, each skipped half of the time, at magnitude m of 10 with
                             Gaussian noise of deviation mstd (Cubuk et al., "RandAugment", 2020, timm's "inc1")
 
-Samples that drew the same operation go through it together. Images are (k, H, W, C) uint8. Geometric operations take
-the nearest pixel, and black outside the image. Arithmetic is on integers or element-wise, so a result does not depend
-on the rest of the batch. Streamed images go through timm's and torchvision's implementations (`pil_transform`).
+An operation runs once for all samples that drew it, as images (k, H, W, C) uint8. Geometric operations sample the
+nearest pixel and fill with black outside the image. All arithmetic is element-wise or on integers, so the result for a
+sample does not depend on the rest of the batch. Streamed images use timm's and torchvision's implementations instead
+(`pil_transform`).
 """
 
 import re
@@ -86,7 +87,7 @@ def parse(text: str) -> str | tuple[int, int, float] | None:
 
 
 def pil_transform(text: str, size: int, mean: tuple[float, ...]) -> Callable[[Image.Image], Image.Image] | None:
-    """Make the policy for single PIL images in worker processes. Return None for "none"."""
+    """Return the policy as a function of one PIL image, for worker processes; return None for "none"."""
     policy = parse(text)
     if policy is None:
         return None
@@ -105,7 +106,7 @@ def pil_transform(text: str, size: int, mean: tuple[float, ...]) -> Callable[[Im
 
 
 def pil_posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keep at least 1 bit: timm asks for 0 bits at magnitude 10, and Pillow refuses them."""
+    """Posterize to at least 1 bit: timm asks for 0 bits at magnitude 10, which Pillow refuses."""
     return ImageOps.posterize(image, max(bits, 1))
 
 
@@ -207,7 +208,7 @@ def mean_gray(image: Tensor) -> Tensor:
 
 
 def smooth(image: Tensor) -> Tensor:
-    """Average 3x3 pixels, the centre with weight 5, as Pillow does. The border stays as it is."""
+    """Average 3x3 pixels with weight 5 for the centre, as Pillow does. The border does not change."""
     wide = image.int()
     rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
     total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * wide[:, 1:-1, 1:-1]
@@ -221,7 +222,7 @@ def channels_first(function: Callable[[Tensor], Tensor]) -> Operation:
 
 
 def posterize(image: Tensor, bits: Tensor) -> Tensor:
-    """Keep the upper `bits` of each value, at least 1."""
+    """Keep the upper `bits` bits of each value, and at least 1."""
     # 1e-3: strengths are fractions, so a whole number of bits may be slightly too large.
     dropped = 8 - (bits - 1e-3).ceil().clamp(min=1).int()
     return image & (256 - 2**dropped).to(torch.uint8)

@@ -1,6 +1,6 @@
 """Make counter-based random numbers: hashes of integers (seed, purpose, epoch, index, ...).
 
-A sample therefore looks the same on every process, worker and device, and a run can be resumed at any step. The hash
+So every process, worker and device augments a sample in the same way, and a run can be resumed at any step. The hash
 chains the finaliser of SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
 int64 tensors wrap modulo 2^64 on every device.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Purposes of random numbers. Two purposes never share a stream.
+# What random numbers are drawn for. Each purpose has a stream of its own.
 SPLIT, ORDER, SAMPLE, MIX = range(4)
 
 
@@ -72,8 +72,8 @@ def seeded(*words: int) -> Iterator[None]:
 def stratified_choice(labels: Tensor, count: int, seed: int) -> Tensor:
     """Choose `count` of N samples at random, stratified by class: labels (N,) int64 -> (N,) bool, true if chosen.
 
-    Samples are sorted by class, and by hash within a class. Then every (N / count)-th is taken, so each class gets its
-    share to within one sample.
+    Samples are sorted by class, and by hash within a class. Then every (N / count)-th sample is taken, so the number
+    from each class is proportional to its size, to within one sample.
     """
     total = len(labels)
     by_hash = hash64(seed, SPLIT, torch.arange(total)).argsort()

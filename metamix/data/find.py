@@ -35,7 +35,7 @@ def find_images(places: Sequence[Path], without: Sequence[Path] = ()) -> list[Pa
 
 
 def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[Path, Path]:
-    """Find images as `find_images` does, each with its path inside the folder that was given; a file has its name."""
+    """Find images as `find_images` does; return each with its path inside the given folder, or its name for a file."""
     return {
         path: path.relative_to(place if place.is_dir() else place.parent)
         for place in places
@@ -58,7 +58,7 @@ def list_images(folder: Path) -> dict[str, Path]:
 
 
 def by_stem(images: Mapping[str, Path]) -> dict[str, Path]:
-    """Return the files of `list_images` by their paths without extensions; raise ValueError if two have the same."""
+    """Return the files of `list_images` by path without extension; raise ValueError if two paths are then equal."""
     stems: dict[str, Path] = {}
     for name, path in images.items():
         stem = name.rpartition(".")[0]
@@ -75,7 +75,7 @@ class Unmatched(ValueError):
     """Some files have no partner.
 
     Attributes:
-        problems: a sentence on each file without a partner.
+        problems: a sentence about each file without a partner.
         pairs: the files that have a partner, as `match_partners` returns them.
     """
 

@@ -37,7 +37,7 @@ from .sources import Source
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
-Transform = Callable[[Any], Any]  # of a sample, in a worker
+Transform = Callable[[Any], Any]  # function of a sample, run in a worker
 
 
 class SampleReader(Protocol):

@@ -1,4 +1,4 @@
-"""Decode splits into memory as one uint8 tensor; tell the size and the statistics of images."""
+"""Decode splits into memory as one uint8 tensor; find the size and the statistics of images."""
 
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -22,7 +22,7 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 class Pixels:
     """The decoded images of a split.
 
-    `images` is (N, size, size, C) uint8, with broken images in black; `broken` gives the reasons by index.
+    `images` is (N, size, size, C) uint8. Broken images are black, and `broken` maps their indices to error messages.
     """
 
     images: Tensor
@@ -49,8 +49,8 @@ def in_memory(source: Source, options: SourceOptions) -> bool:
 def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
     """Return mean and standard deviation per channel, for pixel values from 0 to 1.
 
-    If the options do not give them, they are computed from all readable images of a split in memory, holdout included.
-    A split that is streamed gets ImageNet's.
+    If the options do not give them, they are computed from the images of a split in memory: all that can be read,
+    including the holdout. For a streamed split, ImageNet's statistics are returned.
 
     Raises:
         ValueError: the options give only one of the two, or values that do not fit the images.
@@ -78,10 +78,10 @@ def _check_statistics(mean: tuple[float, ...], std: tuple[float, ...], channels:
 def pixels(source: Source, options: SourceOptions) -> Pixels:
     """Decode all images of a source's split, and keep them for later calls.
 
-    Images of another size than `image_size` are resized by their shorter side and cropped to the middle.
+    An image of another size than `image_size` is resized so that its shorter side fits, and cropped at the centre.
 
     Raises:
-        ValueError: no `img_size` is given, and an image has another size than all images seemed to have.
+        ValueError: no `img_size` is given and images differ in size, although a sample of them had the same size.
     """
     size = image_size(source, options)
     done = _decoded.setdefault(source.images, {})
@@ -118,8 +118,8 @@ def _decode(source: Source, size: int, options: SourceOptions) -> Pixels:
 def mean_std(images: Tensor) -> Statistics:
     """Compute mean and standard deviation of each channel of (N, H, W, C) uint8 images, on a scale from 0 to 1.
 
-    They follow from exact counts of the values. A constant channel gets the deviation 1, so that images can be divided
-    by it.
+    They are computed from exact counts of the values. The deviation of a constant channel is 1 instead of 0, so that
+    images can be divided by it.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []

@@ -31,11 +31,11 @@ _augment = partial(option, group="augmentation")
 
 @dataclass
 class ReadingOptions(Options):
-    """How image files are read, the same for every task."""
+    """Options of reading image files, common to all tasks."""
 
     workers: Natural = option(
         2,
-        "processes that read images, at most one for each usable core; 0: the main process does it",
+        "processes that read images, at most one for each usable core; with 0, the main process reads them",
         group="reading images",
         on_resume="ignore",
     )
@@ -46,7 +46,7 @@ class ReadingOptions(Options):
 
 @dataclass
 class LocationOptions(ReadingOptions):
-    """Which data set, and how it is read."""
+    """Options that choose a data set and its split to score."""
 
     data: str = _source("digits", "digits, cifar10 or another data set of torchvision, folder, hfds/NAME, wds/NAME")
     data_dir: str | None = _source(
@@ -58,45 +58,48 @@ class LocationOptions(ReadingOptions):
 
 @dataclass
 class SourceOptions(LocationOptions):
-    """Which images a data set gives."""
+    """Options that choose and prepare the images of a data set."""
 
-    test_share: PositiveShare = _source(0.1, "share of the images that is scored in a folder without a test split")
-    holdout: ShareBelowOne = _source(0.0, "share of train kept out for tuning; the same samples for every seed")
+    test_share: PositiveShare = _source(0.1, "share of the images to score if a folder has no test split")
+    holdout: ShareBelowOne = _source(0.0, "share of train to keep for tuning; the same samples for every seed")
     memory: Literal["auto", "yes", "no"] = _source(
-        "auto", "decode all images at the start; auto: if they are small and of one size"
+        "auto", "decode all images at the start; auto: only if they are small and all of one size"
     )
     img_size: Count | None = _source(
-        None, "side of the images in pixels; none: the data set's own, 224 if sizes differ"
+        None, "side of the images in pixels; by default the data set's own, or 224 if sizes differ"
     )
     interpolation: Literal["bicubic", "bilinear", "nearest"] = _source("bicubic", "how images are resized")
     mean: tuple[float, ...] | None = _source(
-        None, "mean of each channel, of pixel values from 0 to 1; none: the data set's or ImageNet's"
+        None, "mean of each channel, for pixel values from 0 to 1; by default the data set's or ImageNet's"
     )
-    std: tuple[float, ...] | None = _source(None, "standard deviation of each channel; none: as for mean")
+    std: tuple[float, ...] | None = _source(None, "standard deviation of each channel; the default is as for mean")
     crop_pct: PositiveShare = _source(
-        0.875, "streamed images: share of the shorter side that the centre crop keeps in scoring"
+        0.875, "streamed images: share of the shorter side that the centre crop for scoring keeps"
     )
 
 
 @dataclass
 class DataOptions(SourceOptions):
-    """Which images a data set gives, and how they are augmented.
+    """Options that choose, prepare and augment the images of a data set.
 
-    Images in memory are padded by `padding` and cropped at random. Streamed images are cropped by area (`crop_scale`)
-    by timm's transforms. All other options mean the same for both.
+    Images in memory are padded by `padding` and cropped at random. Streamed images get timm's random resized crop, set
+    by `crop_scale`. All other options mean the same for both.
     """
 
     sampling: Literal["shuffled", "balanced"] = _source(
-        "shuffled", "shuffled: each image once per epoch; balanced: as many of each class, those of rare ones repeated"
+        "shuffled",
+        "shuffled: each image once per epoch; balanced: equally many of each class, images of rare classes repeated",
     )
-    padding: Natural = _augment(4, "images in memory: pixels of black around an image before it is cropped at random")
-    crop_scale: PositiveShare = _augment(0.08, "streamed images: least share of the area that the random crop keeps")
+    padding: Natural = _augment(4, "images in memory: black pixels added at each side before the random crop")
+    crop_scale: PositiveShare = _augment(0.08, "streamed images: smallest share of the area that the random crop keeps")
     flip: Share = _augment(0.5, "probability of a horizontal flip")
     auto_augment: str = _augment("none", "none, trivial, or rand-m9-n2: magnitude 0 to 10, number of operations")
     cutout: Natural = _augment(0, "side in pixels of a square that is set to the mean in every image")
     erase: Share = _augment(0.0, "probability that a random rectangle is filled with noise")
-    mixup: NotNegative = _augment(0.0, "alpha of mixup; 0: none")
-    cutmix: NotNegative = _augment(0.0, "alpha of cutmix; 0: none; with both, each batch takes one of them at random")
+    mixup: NotNegative = _augment(0.0, "alpha of mixup; 0 turns it off")
+    cutmix: NotNegative = _augment(
+        0.0, "alpha of cutmix; 0 turns it off; if mixup and cutmix are on, each batch draws one of them"
+    )
     mix_prob: Share = _augment(1.0, "probability that a batch is mixed", needs="mixup or cutmix")
     mix_off_epoch: Natural = _augment(0, "epochs after which mixup and cutmix stop; 0: never", needs="mixup or cutmix")
 
@@ -122,12 +125,12 @@ def choose_splits(splits: Collection[str], test_on: str, train_on: Sequence[str]
     """Choose the splits to score.
 
     Args:
-        test_on: the split to score that the user chose; empty for test, or val if there is no test.
-        train: whether there is to be training.
+        test_on: the split to score that the user chose; if empty, test, or val if there is no test.
+        train: whether a model will be trained.
 
     Returns:
-        The split to score as "test", and whether val is scored too, as "holdout". Without training, a split that the
-        user chose is the only one.
+        The split to score as "test", and whether val is scored too, as "holdout". If nothing is trained and the user
+        chose a split, only that split is scored.
 
     Raises:
         ValueError: the split to score is among those to train on.

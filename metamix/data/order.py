@@ -2,8 +2,8 @@
 
 The samples of a step are a slice of a permutation that depends only on (seed, epoch). Rank r takes the r-th of
 `world_size` parts of the slice. So the global batch is the same on any number of processes, and an epoch can start at
-any step. A sample that is repeated within an epoch has the numbers i, i + total, i + 2 total and so on, so that each
-repeat is augmented anew.
+any step. If sample i occurs several times in an epoch, its occurrences get the numbers i, i + total, i + 2 total and so
+on. Augmentation is seeded with this number, so each occurrence is augmented differently.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def number_repeats(order: Tensor, total: int) -> Tensor:
 
 
 class BalancedOrder(TrainOrder):
-    """Order samples at random, equally many of each class, for data sets with rare classes.
+    """Order samples at random, with the same number from each class, for data sets with rare classes.
 
     An epoch has as many samples as the source: samples of rare classes are repeated, and some samples of frequent
     classes are left out. The labels are (total,) int64.
@@ -60,7 +60,7 @@ class BalancedOrder(TrainOrder):
         self.members = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
 
     def permutation(self, rng: torch.Generator) -> Tensor:
-        """Draw equally many samples of each class, in random order, (total,) int64."""
+        """Draw the same number of samples from each class, in random order, (total,) int64."""
         share, rest = divmod(self.total, len(self.members))
         favoured = set(torch.randperm(len(self.members), generator=rng)[:rest].tolist())
         chosen = []
@@ -73,7 +73,7 @@ class BalancedOrder(TrainOrder):
 
 
 class EvalOrder:
-    """Keep this rank's samples in order. Over all ranks every sample comes once."""
+    """Yield this rank's part of the samples in their order. All ranks together yield every sample once."""
 
     def __init__(self, total: int, batch_size: int, rank: int, world_size: int):
         part = torch.arange(rank * total // world_size, (rank + 1) * total // world_size)

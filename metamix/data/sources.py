@@ -1,6 +1,6 @@
 """Open data sets of labelled images by name.
 
-    digits              scikit-learn's handwritten digits, embedded: 1,797 images of 8x8 and one channel, enlarged to
+    digits              scikit-learn's handwritten digits, which need no files: 1,797 grey images of 8x8, enlarged to
                         32x32 (bicubic). 1,437 are for training, 360 for testing
     cifar10, mnist ...  torchvision's data sets (`TORCHVISION_SETS`), with their own test split
     folder              DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg, at any depth below CLASS; train.tar and val.tar
@@ -35,8 +35,8 @@ from .formats.huggingface import open_huggingface
 from .formats.torchvision_sets import TORCHVISION_SETS, open_torchvision
 from .formats.webdataset_shards import open_webdataset
 
-MEMORY_LIMIT = 2**31  # bytes of decoded images that memory="auto" holds at most, before --img-size
-SMALL_SIDE = 96  # pixels; larger images are cropped by area in training, so they are streamed
+MEMORY_LIMIT = 2**31  # with memory="auto", images of more bytes are streamed; counted before --img-size resizes them
+SMALL_SIDE = 96  # pixels; training crops larger images by area, so they are streamed
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Splits:
 
     @cached_property
     def digest(self) -> dict[str, str]:
-        """Return digests of the training split (with its holdout) and of the test split, see the function `digest`."""
+        """Return the digests of the training split (with its holdout) and of the test split."""
         return {name: digest(source.images) for name, source in self.sources().items() if name != "holdout"}
 
 
@@ -87,11 +87,11 @@ def open_data(
         download: fetch a data set of torchvision if it is missing.
         memory: whether to hold the images in memory: "yes", "no", or "auto" for squares of one size, at most 96 pixels
             and 2 GiB in all. Each process of a run holds its own copy.
-        test_on: split to score; empty for the first of val, valid, validation, test that exists.
-        test_share: share of the images of a folder without a test split that is scored and not trained on; 1 for all.
-            It is stratified by class, and the same for runs of all seeds.
+        test_on: split to score; if empty, the first of val, valid, validation, test that exists.
+        test_share: share of the images to score, and not to train on, if a folder has no test split; 1 scores all. It
+            is stratified by class, and the same for runs of all seeds.
         classes: class names of the trained model to evaluate, if there is one. Labels are numbered in their order.
-        fine_tune: command that fine-tunes this model on the data, for a message.
+        fine_tune: command that fine-tunes the trained model on the data, for an error message.
         train_required: refuse a folder without a training split.
 
     Raises:
@@ -132,9 +132,9 @@ def open_data(
 
 
 def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
-    """Choose the images to score from the labels (N,); return their indices and those of the images to train on.
+    """Choose the images to score by their labels (N,); return the indices of the images to score and to train on.
 
-    Each class keeps an image to train on, unless all images are scored.
+    At least one image of each class is left to train on, unless all images are scored.
 
     Raises:
         ValueError: no image is left to score.
@@ -152,7 +152,7 @@ def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
 
 
 def _choose_holdout(labels: Tensor, share: float) -> Tensor:
-    """Choose the samples to hold out from the labels (N,); return (N,) bool, true for those held out."""
+    """Choose the samples to hold out by their labels (N,); return (N,) bool, true for held-out samples."""
     total = len(labels)
     count = round(share * total)
     if share and not 0 < count < total:
@@ -166,7 +166,7 @@ def _are_numbers(classes: tuple[str, ...]) -> bool:
 
 
 def common_size(images: ImageSplit) -> int | None:
-    """Return the side in pixels if 16 images spread over the split are squares of one size, else None."""
+    """Open 16 images spread over the split; return their side in pixels if all are squares of one size, else None."""
     sizes: set[int] = set()
     for i in torch.linspace(0, len(images.labels) - 1, 16).long().unique().tolist():
         try:
@@ -179,7 +179,7 @@ def common_size(images: ImageSplit) -> int | None:
 def digest(images: ImageSplit) -> str:
     """Hash the relative paths, file sizes and labels of a split. Nothing is decoded.
 
-    A data set that moved as a whole keeps its digest.
+    The digest stays the same if the whole data set is moved.
     """
     return checksums.digest((images.fingerprint(i), images.classes[k]) for i, k in enumerate(images.labels.tolist()))
 
@@ -205,7 +205,7 @@ class Source:
         return len(self.indices)
 
     def subset(self, samples: slice | Tensor) -> Source:
-        """Return some of the samples as a source; `samples` slices or indexes this one."""
+        """Return a source with some of the samples; `samples` is a slice or indices of them."""
         return Source(self.images, self.indices[samples], self.in_memory, self.size)
 
     @cached_property

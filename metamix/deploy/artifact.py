@@ -35,12 +35,12 @@ class Artifact:
 
     format: str  # a key of `FORMATS`
     precision: str  # one of `PRECISIONS`
-    model: ModelMetadata  # of the weights: task, name, class names, and how images are prepared
+    model: ModelMetadata  # task, name, class names, and how images are prepared
     # (batch, channels, height, width) of the input `images`, float32; None for a side that may vary
     input_shape: Annotated[tuple[Count | None, ...], Field(min_length=4, max_length=4)]
     outputs: Annotated[tuple[str, ...], Field(max_length=1_000)]  # their names
-    extra: dict[str, Any] = field(default_factory=dict)  # that the task needs to run it, such as a restorer's scale
-    versions: dict[str, Any] = field(default_factory=dict)  # of the packages that made it
+    extra: dict[str, Any] = field(default_factory=dict)  # what the task needs to run it, such as a scale
+    versions: dict[str, Any] = field(default_factory=dict)  # versions of the packages that made it
 
     @property
     def file(self) -> str:

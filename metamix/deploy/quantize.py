@@ -2,9 +2,10 @@
 
     result = quantize_file(Path("model.xml"), calibration_batches, score, max_drop=0.3)
 
-Weights get a scale per output channel, activations one scale per tensor from the calibration images. If the score drops
-by more than the limit, layers are ranked by how much closer the outputs come to those of fp32 when only that layer is
-left out. Then the first 1, 2, 4, ... of them stay in fp32, until the limit is met.
+Weights get a scale for each output channel. Activations get one scale for each tensor, found with the calibration
+images. If the score drops by more than the limit, layers are ranked: for each layer, the error of the model's outputs
+is measured with only this layer in fp32. Then the 1, 2, 4, ... layers with the smallest errors stay in fp32, until the
+limit is met.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Quantized:
 
     @property
     def drop(self) -> float:
-        """Return the points lost."""
+        """Return by how many points the score dropped."""
         return self.fp32 - self.int8
 
 
@@ -47,7 +48,7 @@ def quantize_file(file: Path, batches: Iterable[np.ndarray], score: Score, *, ma
 
     Args:
         file: .onnx or .xml, in fp32.
-        batches: calibration images, prepared, (n, C, H, W) float32 each.
+        batches: prepared images for calibration, each (n, C, H, W) float32.
         score: accuracy of a model in points, higher is better, on training images that are not in `batches`.
         max_drop: largest accepted loss of score in points.
 
@@ -81,7 +82,7 @@ def open_quantizer(file: Path, folder: Path) -> Quantizer:
 def search(
     quantizer: Quantizer, file: Path, output: Path, batches: Sequence[np.ndarray], score: Score, max_drop: float
 ) -> Quantized:
-    """Write the int8 model to `output`, with few layers in fp32; arguments as in `quantize_file`."""
+    """Write the int8 model to `output`, with as few layers in fp32 as needed; arguments as in `quantize_file`."""
     before = score(open_file(file))
     ranked: list[str] = []
     count = 0
@@ -103,9 +104,9 @@ def search(
 
 
 def rank(quantizer: Quantizer, file: Path, scratch: Path, images: np.ndarray) -> list[str]:
-    """Sort the layers by the error of the int8 model in which only that layer stays in fp32, smallest first.
+    """Sort the layers by the error of the int8 model in which only this layer stays in fp32, the smallest error first.
 
-    The int8 models are written to `scratch`. The images serve for calibration and for comparing outputs.
+    The int8 models are written to `scratch`. The images are used for calibration and for comparing outputs.
     """
     expected = open_file(file)(images)
 

@@ -1,4 +1,4 @@
-"""Compare an exported model with the one that it was made from, and measure its speed."""
+"""Compare an exported model with the original model, and measure its speed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from metamix.utils.timing import interleaved
 
-LARGEST_DIFFERENCE = 1e-4  # of fp32, relative to the standard deviation of the outputs
-SAME_TOP1 = 0.999  # share of the images
-BF16_DIFFERENCE = 0.05  # root mean square, relative to the standard deviation of the outputs
+LARGEST_DIFFERENCE = 1e-4  # limit for fp32, relative to the standard deviation of the outputs
+SAME_TOP1 = 0.999  # smallest share of images for which fp32 must keep the most probable class
+BF16_DIFFERENCE = 0.05  # limit of the root mean square for bf16, relative to the standard deviation of the outputs
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Difference:
         return max(squares / count - (total / count) ** 2, 0.0) ** 0.5
 
     def result(self, images: int | None = None) -> dict[str, float]:
-        """Return the figures for the report; give the number of `images` if an image has several outputs."""
+        """Return the numbers for the report; pass `images`, their number, if an image has several outputs."""
         count, _, _, squares = self._sums
         unit = self.deviation or 1.0
         figures = {
@@ -60,7 +60,7 @@ class Difference:
 
 
 def missed_limits(figures: dict[str, Any], precision: str) -> list[str]:
-    """Say in words which limits the figures of a `Difference` miss. int8 has a limit on accuracy instead."""
+    """Describe each limit that the result of a `Difference` exceeds. For int8, the accuracy is limited instead."""
     if precision == "int8":
         return []
     if precision == "bf16":
@@ -85,9 +85,9 @@ def missed_limits(figures: dict[str, Any], precision: str) -> list[str]:
 
 
 def speeds(models: Mapping[str, Callable[[Tensor], object]], image: Tensor, seconds: float) -> dict[str, dict]:
-    """Measure the latency of batches of 1 and 8, and the throughput with batches of 8, of each model, by name.
+    """Measure the latency of each model for batches of 1 and 8, and its throughput for batches of 8.
 
-    Models take turns on copies of an image (1, C, H, W). `seconds` is for all measurements together.
+    The models take turns. A batch holds copies of `image` (1, C, H, W). All measurements together take `seconds`.
     """
     batches = {n: image.repeat(n, 1, 1, 1) for n in (1, 8)}
     steps = {(name, n): partial(model, batch) for name, model in models.items() for n, batch in batches.items()}

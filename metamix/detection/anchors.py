@@ -9,10 +9,10 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-ANCHOR_SCALE = 4.0  # of the RetinaNet paper, in strides
+ANCHOR_SCALE = 4.0  # the RetinaNet paper's, in strides
 MAX_ANCHOR_SCALE = 1000
 OCTAVE = tuple(2 ** (i / 3) for i in range(3))  # the three sizes at each level
-QUANTILES = (0.05, 0.95)  # of the box sizes that the anchors should cover
+QUANTILES = (0.05, 0.95)  # anchors should cover the box sizes between these
 
 
 class Anchors(AnchorGenerator):

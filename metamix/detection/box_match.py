@@ -8,7 +8,7 @@ import torch
 
 from .detectors import Objects
 
-MOST_PIXELS = 0.5  # that a box may differ
+MOST_PIXELS = 0.5  # limit for the difference between boxes that match
 MOST_UNMATCHED = 0.001  # share of the boxes
 SAME_SCORE = 1e-3  # largest difference between the scores of one object, relative to the score
 

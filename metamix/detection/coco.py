@@ -262,7 +262,7 @@ def index_annotations(annotations: Path, images: Path):
 
 
 def complete_annotation(annotation: Entry) -> None:
-    """Convert the box to floats, and add iscrowd and area if missing; ValueError for other than four numbers."""
+    """Convert the box to floats, and add iscrowd and area if missing; raise ValueError unless it is four numbers."""
     box: Any = annotation.get("bbox")
     if not is_box(box):
         raise ValueError(

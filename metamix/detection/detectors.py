@@ -30,11 +30,12 @@ from metamix.utils.text import did_you_mean
 
 from .anchors import ANCHOR_SCALE, Anchors, retinanet_sizes
 
-Objects = dict[str, Tensor]  # "boxes" (n, 4) x1, y1, x2, y2, "labels" (n,) from 1, and of detections "scores" (n,)
+# "boxes" (n, 4) as x1, y1, x2, y2, and "labels" (n,) from 1; detections also have "scores" (n,)
+Objects = dict[str, Tensor]
 
 
 class Detector(BackboneMixin):
-    """Add what a trainer needs to torchvision's detectors, and a check of the labels.
+    """Extend torchvision's detectors by a check of the labels and by the attributes that training needs.
 
     Attributes:
         backbone: the model with its pyramid.
@@ -59,12 +60,12 @@ class Detector(BackboneMixin):
 
 
 class RetinaNet(Detector, detection.RetinaNet):
-    """RetinaNet (Lin et al., arXiv 1708.02002): nine anchors at each place, of three sizes and three shapes.
+    """RetinaNet (Lin et al., arXiv 1708.02002): nine anchors at each location, of three sizes and three aspect ratios.
 
-    The anchor sizes are `anchor_scale` strides, and 2^(1/3) and 2^(2/3) times that. The paper's scale is 4; small
-    objects in small images need a smaller one.
+    The smallest anchor of a level is `anchor_scale` times the level's stride. The others are 2^(1/3) and 2^(2/3) times
+    as large. The paper's scale is 4; small objects in small images need a smaller one.
 
-    As in torchvision's second version, the head has group norms and the box loss is a generalised IoU. Without the
+    As in torchvision's second version, the head has group norms and the box loss is the generalised IoU. Without the
     norms, training from scratch is far slower.
     """
 
@@ -80,7 +81,7 @@ class RetinaNet(Detector, detection.RetinaNet):
 
 
 class FCOS(Detector, detection.FCOS):
-    """FCOS (Tian et al., arXiv 1904.01355): one box at each place, in units of the stride."""
+    """FCOS (Tian et al., arXiv 1904.01355): one box at each location, in units of the stride."""
 
     classifier = ("head.classification_head.cls_logits",)
 
@@ -140,12 +141,12 @@ def build_detector(
             `dict(pretrained=True, out_channels=128)`. By default the pyramid has the levels of the published detector.
         resize_in_training: resize training images as in evaluation; False if they already have their final size.
         options: arguments of torchvision's detector. Images are resized to a shorter side of min_size pixels (default
-            800), but to a longer side of at most max_size pixels (1333). Other options are score_thresh and
-            detections_per_img (box_score_thresh and so on for the R-CNNs), and for RetinaNet anchor_scale, the smallest
-            anchor in strides (default 4).
+            800), or less if the longer side would exceed max_size pixels (1333). Other options are score_thresh and
+            detections_per_img (box_score_thresh and box_detections_per_img for the R-CNNs). RetinaNet also takes
+            anchor_scale, the size of its smallest anchor in strides (default 4).
 
     Raises:
-        ValueError: for an unknown detector, model or option, a backbone without a pyramid, or no class.
+        ValueError: the detector, the model or an option is unknown, the backbone has no pyramid, or there is no class.
     """
     if name not in DETECTORS:
         raise ValueError(
@@ -222,7 +223,7 @@ class Transform(GeneralizedRCNNTransform):
 
 
 def rcnn_parts(backbone: Backbone) -> dict[str, nn.Module]:
-    """Build the parts that both R-CNNs have: the anchors of the proposals, and the pooling of boxes from the maps."""
+    """Build the parts that both R-CNNs share: the anchor generator of the proposals, and RoIAlign for the boxes."""
     anchors = Anchors(backbone.strides, [[8 * stride] for stride in backbone.strides], (0.5, 1.0, 2.0))
     return dict(rpn_anchor_generator=anchors, box_roi_pool=roi_align(backbone, 7))
 
@@ -237,7 +238,7 @@ def roi_align(backbone: Backbone, output_size: int) -> MultiScaleRoIAlign:
 
 
 def cast_outputs_to_float32(*heads: Any) -> None:
-    """Make heads return float32 under autocast: boxes in bfloat16 would be off by pixels."""
+    """Make heads return float32 under autocast, since boxes in bfloat16 would be off by pixels."""
     for head in heads:
         head.register_forward_hook(to_float32)
 
@@ -262,7 +263,7 @@ def anchor_range(model: Detector) -> tuple[float, float] | None:
 
 
 class BackboneAndHead(nn.Module):
-    """Run a detector's backbone and dense head, without the work for each proposal or box."""
+    """Run the backbone and the dense head of a detector, without the steps that follow for each proposal or box."""
 
     def __init__(self, model: Detector):
         super().__init__()

@@ -31,7 +31,7 @@ from .load import load_detector
 from .options import DetectionEvalOptions
 from .task import Detection
 
-CANDIDATES = 100  # of a random image without objects
+CANDIDATES = 100  # boxes to compare on a random image without objects
 
 
 class DetectorGraph(nn.Module):
@@ -82,7 +82,7 @@ class ExportableDetector:
 
     Args:
         detector: RetinaNet or FCOS.
-        metadata: of its weights, with the size (H, W) of the graph, or of an example for a dynamic one.
+        metadata: metadata of its weights, with the size (H, W) of the graph; if dynamic, of an example image.
         task: the task on a data set in COCO's format; None for random images.
         images: most images to compare on; None for all.
         least: smallest side in pixels that a dynamic graph takes.

@@ -35,7 +35,7 @@ METADATA = {name: rule for name, rule in rules_of(ModelMetadata).items() if name
 
 
 def exported_detector(exported: ExportedModel) -> TrainedDetector:
-    """Use an exported model as a detector; ValueError if export.json lacks what one needs."""
+    """Use an exported model as a detector; raise ValueError if an entry that it needs is not in export.json."""
     artifact = exported.artifact
     artifact.check(SETTINGS, METADATA)
     model = ExportedDetector(exported, artifact.model, artifact.size, artifact.extra).eval()
@@ -48,7 +48,7 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, size: Size, settings
 
     Args:
         boxes, scores, labels: (K, 4), (K,) and (K,), outputs of the graph for the image.
-        size: (height, width) of the image without padding, to which boxes are cut.
+        size: (height, width) of the image without padding; boxes are clipped to it.
         settings: score_thresh, nms_thresh and detections_per_img, as in torchvision.
 
     Returns:
@@ -61,7 +61,7 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, size: Size, settings
 
 
 class ExportedDetector(nn.Module):
-    """A graph as a detector: images (C, h, w) of any size with values from 0 to 1 -> their objects.
+    """Run a graph as a detector: images (C, h, w) of any size with values from 0 to 1 -> their objects.
 
     Args:
         model: the graph.

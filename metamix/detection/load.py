@@ -1,4 +1,4 @@
-"""Load detectors from files: the metadata of weights hold everything that is needed to build the model again."""
+"""Load detectors from files. The metadata of the weights hold everything that is needed to build the model again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Levels = Annotated[
 
 @dataclass(frozen=True)
 class DetectorSpec(NetworkSpec):
-    """The arguments that build a detector again, as the metadata of its weights hold them.
+    """The arguments from which a detector is built again. They are stored in the metadata of its weights.
 
     Attributes:
         detector, detector_args: name and further arguments of the detector, as in `build_detector`.
@@ -48,7 +48,7 @@ class DetectorSpec(NetworkSpec):
         frozen_norms: whether the backbone's batch norms are frozen; else they are replaced.
         min_size, max_size: in pixels, arguments of `build_detector`.
         anchor_scale: smallest anchor of RetinaNet in strides; None for the other detectors.
-        train_on: splits that it was trained on.
+        train_on: splits that the detector was trained on.
     """
 
     task, network = "detection", "detector"
@@ -80,7 +80,7 @@ class DetectorSpec(NetworkSpec):
         return spec if spec.detector == "retinanet" else replace(spec, anchor_scale=None)
 
     def build(self, **weights: Any) -> Detector:
-        """Build the detector, for training images that have their final size."""
+        """Build the detector; it does not resize training images, which must have their final size."""
         return build_detector(
             self.detector,
             backbone=self.model,
@@ -118,7 +118,7 @@ class TrainedDetector:
 
         Args:
             images: files or PIL images.
-            threshold: least score of an object. It may be lower than the `score_thresh` of the detector.
+            threshold: lowest score of an object. It may be lower than the `score_thresh` of the detector.
 
         Returns:
             For each image "boxes" (n, 4), "labels" (n,), "scores" (n,) and, with Mask R-CNN, "masks" (n, 1, H, W), on

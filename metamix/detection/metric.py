@@ -49,8 +49,8 @@ class Scores:
 class DetectionMetric:
     """Score detections as COCO does.
 
-    The model sees one image at a time. In a batch, images are padded to a common size, and the padding enters norms and
-    convolutions: scores would depend on the batch size and on the number of processes.
+    The model gets one image at a time. A batch would pad its images to a common size, and the padding would change the
+    outputs of norms and convolutions. Scores would then depend on the batch size and on the number of processes.
     """
 
     def __init__(self, options: DetectionOptions, data: DetectionData):
@@ -90,7 +90,10 @@ class DetectionMetric:
         return self.scores(states).classes
 
     def scores(self, states: list[State], kind: str = "bbox") -> Scores:
-        """Return all scores of "bbox" or "segm". They take minutes on large sets, so they are kept for these states."""
+        """Return all scores of boxes ("bbox") or masks ("segm").
+
+        Scoring takes minutes on a large data set, so the scores of the last states are cached.
+        """
         if self._scored[0] is not states:
             self._scored = states, {}
         if kind not in self._scored[1]:
@@ -141,7 +144,7 @@ def from_coco(results: Detections, split: CocoSplit) -> dict[str, Tensor]:
 
 
 def score(split: CocoSplit, results: Detections, kind: str = "bbox", image_ids: Sequence[int] | None = None) -> Scores:
-    """Compute COCO's scores of detections, "bbox" or "segm", for some images of a split, or for all by default."""
+    """Compute COCO's scores of boxes ("bbox") or masks ("segm") for `image_ids`, by default all images of the split."""
     from pycocotools.cocoeval import COCOeval
 
     truth = copy.copy(split.coco)  # the evaluation writes into it
@@ -153,7 +156,7 @@ def score(split: CocoSplit, results: Detections, kind: str = "bbox", image_ids: 
         evaluation.accumulate()
         evaluation.summarize()
     values = zip(SUMMARY, evaluation.stats, strict=False)
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (10 IoUs, 101 recalls, classes), -1 without any object
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (10 IoUs, 101 recalls, classes), -1: no objects
     classes, curves = {}, {}
     for k, name in enumerate(split.classes):
         if (precision[:, :, k] > -1).any():
@@ -170,8 +173,8 @@ def score(split: CocoSplit, results: Detections, kind: str = "bbox", image_ids: 
 def prepare_detections(split: CocoSplit, results: Detections, kind: str) -> Detections:
     """Copy detections for pycocotools, which adds to them.
 
-    Boxes are left out if masks are measured. pycocotools fails at an empty list. It gets a detection with the score 0
-    instead, which changes no result.
+    If masks are scored, the copies have no boxes, and the other way round. pycocotools fails on an empty list, so an
+    empty list is replaced by one detection of score 0, which changes no score.
     """
     if not results:
         return [{"image_id": split.ids[0], "category_id": split.category_ids[0], "bbox": [0, 0, 1, 1], "score": 0.0}]
@@ -182,11 +185,11 @@ def prepare_detections(split: CocoSplit, results: Detections, kind: str) -> Dete
 def f1_by_image(evaluation) -> dict[int, float]:
     """Compute F1 = 2 TP / (detections + objects) of each image at IoU 0.5, for the detections that score 0.5 or more.
 
-    An image without objects and detections gets 1.
+    F1 is 1 for an image that has neither objects nor detections.
     """
     parameters = evaluation.params
     hits, total = (dict.fromkeys(map(int, parameters.imgIds), 0) for _ in range(2))
-    for e in evaluation.evalImgs:  # one for each class, range of areas and image, or None
+    for e in evaluation.evalImgs:  # an entry or None for each class, area range and image
         if e is not None and e["aRng"] == parameters.areaRng[0]:
             counted = (np.array(e["dtScores"]) >= 0.5) & ~np.array(e["dtIgnore"][0], dtype=bool)
             hits[int(e["image_id"])] += int((counted & (e["dtMatches"][0] > 0)).sum())

@@ -15,7 +15,7 @@ from metamix.utils.rules import Share
 
 from .anchors import MAX_ANCHOR_SCALE
 
-# Arguments of build_backbone and of models that do not belong in model_args, and what sets them.
+# Arguments of build_backbone and of models that users may not set in model_args, and what sets them.
 NOT_MODEL_ARGS = {
     "name": "--model",
     "pretrained": "--pretrained",
@@ -27,11 +27,11 @@ NOT_MODEL_ARGS = {
     "num_classes": "the data set",
     "in_chans": "the images, which are read in colour",
 }
-# Arguments of build_detector that do not belong in detector_args.
+# Arguments of build_detector that users may not set in detector_args.
 NOT_DETECTOR_ARGS = {"name", "backbone", "backbone_args", "num_classes", "resize_in_training", "min_size", "max_size"}
 
-MAX_SETTING = 65_536  # of any number in detector_args
-MAX_SIDE = 8192  # of resized images, in pixels
+MAX_SETTING = 65_536  # largest number in detector_args
+MAX_SIDE = 8192  # largest side of resized images, in pixels
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Channels = Annotated[int, Field(ge=1, le=4096)]
 AnchorScale = Annotated[float, Field(gt=0, le=MAX_ANCHOR_SCALE)]
@@ -50,7 +50,7 @@ def is_setting(value: object) -> bool:
 
 @dataclass
 class DetectionDataOptions(ReadingOptions):
-    """Options of the data set that training and evaluation share."""
+    """Options of the data set, which training and evaluation share."""
 
     data: Literal["coco"] = option("coco", "format of the data set", group="data")
     data_dir: str = option(
@@ -59,12 +59,12 @@ class DetectionDataOptions(ReadingOptions):
         group="data",
         on_resume="ignore",
     )
-    test_on: str = option("", "split to score at the end; empty: test, or val if there is no test", group="data")
+    test_on: str = option("", "split to score at the end; if empty, test, or val if there is no test", group="data")
 
 
 @dataclass
 class DetectionEvalOptions(DetectionDataOptions):
-    """Options of `metamix eval` for detection. The checkpoint holds all others."""
+    """Options of `metamix eval` for detection. All other options are read from the checkpoint."""
 
     checkpoint: str | None = option(None, "weights of a detector: a run folder, or a file in it", group="model")
 
@@ -90,26 +90,28 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
     )
     anchor_scale: AnchorScale | Literal["auto"] = option(
         "auto",
-        "RetinaNet's smallest anchors, in strides; auto: 4, or what the boxes to train on need",
+        "size of RetinaNet's smallest anchors in strides; auto: 4, or the nearest value that suits the boxes",
         group="model",
     )
     out_channels: Channels = option(256, "channels of the pyramid and the head", group="model")
     out_indices: tuple[int, ...] = option(
-        (), "pyramid levels, 0 to 3 for strides 4 to 32; empty: those of the published detector", group="model"
+        (), "pyramid levels, 0 to 3 for strides 4 to 32; by default the published detector's", group="model"
     )
     extra: Literal["auto", "none", "pool", "p6p7"] = option(
-        "auto", "coarser levels on top; auto: those of the published detector", group="model"
+        "auto", "coarser levels on top; auto: as many as in the published detector", group="model"
     )
 
     flip: Share = option(0.5, "probability of a horizontal flip", group="augmentation")
     flip_vertical: Share = option(0.0, "probability of a vertical flip", group="augmentation")
     scales: Factors = option(
-        (1.0, 1.0), "smallest and largest factor on the size, drawn for each image", group="augmentation"
+        (1.0, 1.0), "smallest and largest factor of the random resizing of each image", group="augmentation"
     )
     photometric: Share = option(
         0.0, "probability of a random change of brightness, contrast and colours", group="augmentation"
     )
-    iou_crop: Share = option(0.0, "probability of SSD's random crop, which keeps some object", group="augmentation")
+    iou_crop: Share = option(
+        0.0, "probability of SSD's random crop, which keeps at least one object", group="augmentation"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,7 +134,7 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
             raise ValueError(f"min_size is {self.min_size}, above max_size, which is {self.max_size}; lower min_size")
 
     def take_anchor_scale(self) -> None:
-        """Take anchor_scale from detector_args, where older recipes have it."""
+        """Move anchor_scale out of detector_args, where older recipes set it."""
         old = self.detector_args.get("anchor_scale")
         if old is not None:
             if self.anchor_scale not in ("auto", old):

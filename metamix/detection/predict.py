@@ -2,11 +2,13 @@
 
     metamix predict IMAGE_OR_FOLDER... --checkpoint RUN
 
-RUN is the folder of a detection run, or a weight file in it. A folder means all images in it, at any depth. Each image
-is drawn with its boxes to OUTPUT/<name>.png, where the name is the path inside the given folder.
-OUTPUT/predictions.json lists the path, width and height of each image and its objects, the highest score first: class,
-score and box (x1, y1, x2, y2 in pixels of the upright image). Images that cannot be read, or that an exported model
-does not take, are named and left out; the exit code is then 1.
+RUN is the folder of a detection run, or a weight file in it. A folder means all images in it, at any depth. Images that
+cannot be read, or that an exported model does not take, are skipped with a message; the exit code is then 1.
+
+    OUTPUT/NAME.png            the image with its boxes; NAME is its path inside the given folder
+    OUTPUT/predictions.json    path, width, height and objects of each image, the object with the highest score first
+
+An object has a class, a score and a box (x1, y1, x2, y2 in pixels of the upright image).
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from .pictures import draw_image
 class FindObjects(PredictToFolder):
     """Find the objects in images, draw them, and write predictions.json."""
 
-    threshold: Share = option(0.5, "least score of an object")
+    threshold: Share = option(0.5, "lowest score of an object to draw and list")
 
     def run(self, trained: TrainedDetector) -> int:
         def draw(path: Path, name: Path) -> dict[str, Any]:

@@ -3,11 +3,11 @@
     metamix verify FOLDER                                          all splits, as metamix.detection.coco finds them
     metamix verify --task detection FILE.json --images FOLDER      one annotation file
 
-Each problem is one line: the file, the image, the annotation, and what is wrong. The exit code is 1 if there is any.
-Training and scores leave out what they cannot use. Training cuts boxes at the edges of their image, and images without
-boxes train as background.
+Each problem is printed on a line: the file, the image, the annotation, and what is wrong. The exit code is 1 if there
+is a problem. Training and scoring leave out what they cannot use. Training clips boxes at the edges of their image, and
+takes images without boxes as background.
 
-At the end, the sizes of the boxes are printed, in pixels of the resized training images, beside RetinaNet's anchors.
+At the end, the sizes of the boxes are compared with RetinaNet's anchors, in pixels of the resized training images.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def read(path: Path) -> tuple[Entries | None, list[str]]:
     """Read an annotation file.
 
     Returns:
-        Its entries, None if it cannot be used; and what is wrong with its format or with single fields.
+        The entries of the file, or None if it cannot be used; and the problems of its format or of single fields.
     """
     try:
         entries = read_annotations(path)
@@ -88,7 +88,10 @@ def name(image: Entry) -> str:
 
 
 def box_problem(annotation: Entry, image: Entry, classes: set[int]) -> str | None:
-    """Describe what is wrong with an annotation, or return None. Half a pixel over the edge counts as rounding."""
+    """Describe what is wrong with an annotation, or return None.
+
+    A box may reach over the edge of its image by half a pixel, as from rounding.
+    """
     if annotation["category_id"] not in classes:
         return f"class {annotation['category_id']} is unknown; known are {', '.join(map(str, sorted(classes)))}"
     box: Any = annotation.get("bbox")
@@ -108,7 +111,7 @@ def box_problem(annotation: Entry, image: Entry, classes: set[int]) -> str | Non
 
 
 def describe_background(path: Path, entries: Entries) -> str | None:
-    """Say how many images of an annotation file have no box that can be used; None if each has one."""
+    """Say how many images of an annotation file have no box that can be used; return None if each has a box."""
     by_id = {image["id"]: image for image in entries["images"]}
     classes = {category["id"] for category in entries["categories"]}
     with_boxes = {
@@ -126,9 +129,9 @@ def describe_background(path: Path, entries: Entries) -> str | None:
 
 @dataclass
 class VerifyAnnotations(VerifyOptions):
-    """Check a data set in COCO's format, or one annotation file; then print background images and sizes of boxes."""
+    """Check a data set in COCO's format or one annotation file; count images without boxes; print the box sizes."""
 
-    images: Path | None = option(None, "folder of the images of an annotation file; none: where the file is")
+    images: Path | None = option(None, "folder of the images of an annotation file; by default the folder of the file")
     min_size: Count = option(800, "shorter side of the training images, in pixels")
     max_size: Count = option(1333, "limit of their longer side, in pixels")
 
@@ -173,9 +176,9 @@ class VerifyAnnotations(VerifyOptions):
         return "\n".join([*lines, *filter(None, self.notes)])
 
     def describe_boxes(self, path: Path, entries: Entries) -> str | None:
-        """Say how large the boxes of an annotation file are, beside the anchors that RetinaNet would be trained with.
+        """Compare the box sizes of an annotation file with the anchors that training RetinaNet would use.
 
-        The anchors are chosen for train, or else for the first file with boxes. None without a box of known size.
+        The anchors are chosen for train, or else for the first file with boxes. Return None if no box has a known size.
         """
         images = {image["id"]: image for image in entries["images"]}
         sizes = torch.tensor(box_sizes(entries["annotations"], images, self.min_size, self.max_size))

@@ -3,8 +3,8 @@
     python -m metamix.detection.voc VOC_DIR OUT.json [--split train]
 
 VOC_DIR is the folder of one VOC year, with Annotations/*.xml and JPEGImages/. `--split` takes the images that
-ImageSets/Main/<split>.txt lists; without it, all images are taken. Written to DATA/annotations/instances_<split>.json,
-with VOC's images in DATA/images/, the file is a data set of metamix.detection.
+ImageSets/Main/<split>.txt lists; without it, all images are taken. To train on the result, write it to
+DATA/annotations/instances_<split>.json and copy VOC's images to DATA/images/.
 
 VOC counts pixels from 1, and both corners belong to the box: x = xmin - 1, width = xmax - xmin + 1. Difficult objects,
 which VOC's scores ignore, become crowds, which COCO's scores ignore. Classes are numbered in alphabetical order over
@@ -29,7 +29,7 @@ def convert(folder: Path, split: str | None = None) -> Entries:
     """Convert the annotations of a VOC folder.
 
     Args:
-        split: a list in ImageSets/Main; all images if None.
+        split: name of a list in ImageSets/Main; None takes all images.
 
     Returns:
         The content of an annotation file in COCO's format.
@@ -75,8 +75,8 @@ def convert(folder: Path, split: str | None = None) -> Entries:
 def read_split(folder: Path, split: str, annotated: Collection[str]) -> list[str]:
     """Return the images, without suffix, that a list in ImageSets/Main names.
 
-    In VOC's lists of one class a flag follows the name: 1, -1, or 0 for difficult. Names may have spaces, so a line
-    that is one of `annotated`, the images with an annotation, has no flag.
+    In VOC's list of a single class, each name is followed by a flag: 1, -1, or 0 for difficult. Names may have spaces,
+    so a whole line is taken as a name if it is in `annotated`, the names of the images with an annotation.
     """
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file():
@@ -87,7 +87,7 @@ def read_split(folder: Path, split: str, annotated: Collection[str]) -> list[str
 
 
 def parse(path: Path) -> ElementTree.Element:
-    """Parse an XML file. Raises ValueError, which names the file, if that fails."""
+    """Parse an XML file; raise ValueError, which names the file, if that fails."""
     try:
         return ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: an unknown encoding
@@ -95,7 +95,7 @@ def parse(path: Path) -> ElementTree.Element:
 
 
 def text(element: ElementTree.Element, name: str, path: Path) -> str:
-    """Return the text of a child; ValueError if there is none."""
+    """Return the text of a child; raise ValueError if there is none."""
     content = element.findtext(name)
     if content is None:
         raise ValueError(f"{path} has no <{name.replace('/', '><')}>: it is not a VOC annotation")
@@ -103,7 +103,7 @@ def text(element: ElementTree.Element, name: str, path: Path) -> str:
 
 
 def number(element: ElementTree.Element, name: str, path: Path) -> float:
-    """Return the number in a child; ValueError if there is none."""
+    """Return the number in a child; raise ValueError if there is none."""
     digits = text(element, name, path)
     try:
         value = float(digits)

@@ -1,4 +1,4 @@
-"""GELU that is fast on channels_last maps."""
+"""Apply GELU fast on channels_last maps."""
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,8 @@ from .memory_format import is_channels_last
 class GELU(nn.GELU):
     """`nn.GELU` for tensors of any shape.
 
-    Why: torch 2.13's fast CPU kernel takes contiguous tensors only; on a channels_last map in bf16 `nn.GELU` takes
-    twice as long. So the map is viewed as contiguous rows.
+    Why: torch 2.13's fast CPU kernel takes only contiguous tensors, so `nn.GELU` takes twice as long on a channels_last
+    map in bf16. Here the map is viewed as contiguous rows.
     Reproducer: tests/layers/test_workarounds.py::test_gelu_of_a_channels_last_map
     Remove when: that test skips on the oldest supported torch.
     """
@@ -25,8 +25,8 @@ class GELU(nn.GELU):
 
 @fx_leaf
 def gelu(x: Tensor, approximate: str) -> Tensor:
-    """Apply GELU to (B, C, H, W), over contiguous memory if the map is channels_last."""
-    # A compiled graph gets its kernel from inductor, which fails on such views of maps of changing sizes.
+    """Apply GELU to (B, C, H, W); view a channels_last map as contiguous rows."""
+    # Not in compiled graphs: inductor makes its own kernel, and fails on such views if map sizes change.
     if is_channels_last(x) and not torch.compiler.is_compiling():
         return F.gelu(x.movedim(1, -1), approximate=approximate).movedim(-1, 1)
     return F.gelu(x, approximate=approximate)

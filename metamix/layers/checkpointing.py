@@ -1,4 +1,4 @@
-"""Gradient checkpointing: keep only a layer's input for the backward pass, which computes the layer again."""
+"""Save memory by gradient checkpointing: keep only a layer's input, and compute the layer again going backward."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -12,14 +12,14 @@ from metamix.utils.running_statistics import keep_statistics
 
 def checkpointed(layer: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Compute function(x), the forward pass of `layer`, with gradient checkpointing."""
-    if torch.compiler.is_compiling():  # torch.compile updates the statistics once, and accepts no contexts
+    if torch.compiler.is_compiling():  # it updates the statistics only once, and accepts no context managers
         return checkpoint(function, x)
     # The backward pass repeats the forward pass. It must not update the statistics of batch norms again.
     return checkpoint(function, x, use_reentrant=False, context_fn=lambda: (nullcontext(), keep_statistics(layer)))
 
 
 class CheckpointedSequential(nn.Sequential):
-    """Layers one after the other; `grad_checkpointing` turns gradient checkpointing on for each of them."""
+    """A sequence of layers; `grad_checkpointing` turns gradient checkpointing on for each layer."""
 
     grad_checkpointing = False
 
@@ -30,7 +30,7 @@ class CheckpointedSequential(nn.Sequential):
 
 
 class GradCheckpointing(nn.Module):
-    """Give a model of `CheckpointedSequential` parts the switch that timm's models have."""
+    """Add the method of timm's models that turns gradient checkpointing on, for all `CheckpointedSequential` parts."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Turn gradient checkpointing on or off in all these parts."""

@@ -1,4 +1,4 @@
-"""Dropout that is fast on a CPU."""
+"""Apply dropout fast on a CPU."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from .graph import fx_leaf
 
 @register_notrace_module
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, on a CPU with `dropout` below."""
+    """`nn.Dropout`, which uses the function `dropout` below on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p, self.training)
@@ -22,8 +22,8 @@ class Dropout(nn.Dropout):
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     """Set values to zero with probability `p`, and scale the others by 1 / (1 - p).
 
-    On a CPU `p` is rounded to 1 / 65536, and numpy draws the mask. Its seed comes from torch, so the same torch seed
-    gives the same mask for maps of the same memory format.
+    On a CPU, `p` is rounded to a multiple of 1 / 65536, and numpy draws the mask. numpy's seed is drawn from torch, so
+    the same torch seed gives the same mask for maps of the same memory format.
 
     Why: torch 2.13 draws one double for each value on a CPU, which takes most of a training step. Here one draw of 64
     bits serves four values.

@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Return whether x is a map (B, C, H, W) whose channels lie side by side in memory.
+    """Return whether x is a map (B, C, H, W) in channels_last format: the channels of a pixel are adjacent in memory.
 
     Why not `x.is_contiguous(memory_format=torch.channels_last)`: torch 2.13 raises in `torch.func.vmap`.
     Reproducer: tests/layers/test_workarounds.py::test_memory_format_inside_vmap
@@ -14,8 +14,8 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def to_channels_last(x: Tensor) -> Tensor:
-    """Return the map (B, C, H, W) with its channels side by side in memory, copied if they are not.
+    """Return the map (B, C, H, W) in channels_last format; copy it if it has another format.
 
-    Why not `x.contiguous(memory_format=torch.channels_last)`: as for `is_channels_last`.
+    Why not `x.contiguous(memory_format=torch.channels_last)`: for the same reason as in `is_channels_last`.
     """
     return x.movedim(1, -1).contiguous().movedim(-1, 1)

@@ -1,4 +1,4 @@
-"""Token mixers: one mixer, one file, one class, one paper. `registry.py` states the contract."""
+"""Provide the token mixers. Each is one class in one file, after one paper. `registry.py` states the contract."""
 
 from .registry import MixerOption, create_mixer, list_mixers, mixer_options, register_mixer
 

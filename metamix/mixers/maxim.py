@@ -1,4 +1,6 @@
-"""The multi-axis gated MLP of MAXIM: "MAXIM: Multi-Axis MLP for Image Processing" (arXiv 2201.02973), section 3.2.
+"""Mix tokens by the multi-axis gated MLP of MAXIM.
+
+"MAXIM: Multi-Axis MLP for Image Processing" (arXiv 2201.02973), section 3.2:
 
     u, v = split(gelu(fc1(x)))                           f C channels, two halves
     y    = fc2(concat(G_grid(u), G_block(v)))            back to C channels
@@ -9,11 +11,11 @@ S is one linear map over a set of tokens, the same for all channels. In the bloc
 one block, so S mixes neighbours. In the grid branch a set has one token from each of gh x gw cells, so S reaches across
 the map. Block and grid sizes are fixed, so the parameters do not depend on the map size.
 
-Any size: the map is padded with zeros to multiples of block and grid, then cropped. Cost per value: the number of
-tokens in a set, so linear in the number of tokens.
+The map may have any size: it is padded with zeros to multiples of block and grid, and cropped afterwards. The cost for
+each value is the number of tokens in a set, so the cost of a map is linear in its number of tokens.
 
-As in the authors' flax code: GELU in its tanh form, norms with eps 1e-6. Departure: their layer contains the norm
-before it and the residual around it; here the skeleton does.
+As in the authors' flax code, GELU has its tanh form, and norms have eps 1e-6. Departure: their layer contains the norm
+before it and the residual around it; here the skeleton adds both.
 """
 
 import math
@@ -34,9 +36,9 @@ class Maxim(nn.Module):
     Args:
         block_size: (fh, fw), height and width of a block in tokens, or one number for both.
         grid_size: (gh, gw), number of cells down and across, or one number for both.
-        input_proj_factor: f, width of both branches together over C.
-        block_gmlp_factor: width inside the gated MLP of the block branch, over the width of its input.
-        grid_gmlp_factor: width inside the gated MLP of the grid branch, over the width of its input.
+        input_proj_factor: f, width of both branches together as a multiple of C.
+        block_gmlp_factor: width inside the gated MLP of the block branch, as a multiple of its input's width.
+        grid_gmlp_factor: width inside the gated MLP of the grid branch, as a multiple of its input's width.
         proj_drop: dropout of the output.
     """
 

@@ -155,7 +155,7 @@ class Cholesky(nn.Module):
 
     def __init__(self, heads: int, d: int):
         super().__init__()
-        self.entries = nn.Parameter(torch.empty(heads, d * (d + 1) // 2))  # of each T, row by row
+        self.entries = nn.Parameter(torch.empty(heads, d * (d + 1) // 2))  # entries of each T, row by row
         nn.init.normal_(self.entries, std=d**-0.5)
         self.heads = heads
         self.d = d

@@ -1,14 +1,14 @@
-"""The registry of token mixers, and the contract of a mixer.
+"""Register token mixers and build them by name; define the contract of a mixer.
 
-    Mixer(dim, *, size=(H, W), **options)      options are keyword-only, each by its name
+    Mixer(dim, *, size=(H, W), **options)      options are keyword-only, each named in the signature
     forward: (B, C, H, W) -> (B, C, H, W)      same shape and dtype, any memory format, any H and W of at least 1
 
-`size` is the map size that spatial weights are made for. The residual and the norm around a mixer belong to the
-skeleton. Two parts of the contract are optional:
+`size` is the map size that spatial weights are made for. The skeleton adds the norm and the residual around a mixer.
+Two parts of the contract are optional:
 
 - A mixer with dropout takes `proj_drop`.
-- A mixer whose parameters depend on `size` has `adapt_state(state)`. It returns the mixer's own parameters, saved at
-  another size, resampled to the size that the mixer was built for.
+- A mixer whose parameters depend on `size` has `adapt_state(state)`. It takes the mixer's parameters, saved at another
+  size, and returns them resampled to the size that the mixer was built for.
 """
 
 import inspect
@@ -31,20 +31,20 @@ _MIXERS: dict[str, type[nn.Module]] = {}
 
 
 def keep_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return `state`: the `adapt_state` of a mixer whose parameters do not depend on the map size."""
+    """Return `state` unchanged: the default `adapt_state`, for parameters that do not depend on the map size."""
     return state
 
 
 def depends_on_size(mixer: nn.Module) -> bool:
-    """Return whether the mixer has an `adapt_state` of its own."""
+    """Return whether the mixer's parameters depend on the map size: whether it defines `adapt_state`."""
     return type(mixer).adapt_state is not keep_state  # type: ignore[attr-defined]
 
 
 def register_mixer(name: str) -> Callable[[MixerClass], MixerClass]:
-    """Make the decorated class known as mixer `name`: `timm.create_model(..., mixer=name)`.
+    """Register the decorated class as mixer `name`, for `timm.create_model(..., mixer=name)`.
 
-    Defining the class again, as when a notebook cell runs twice, replaces it. The mixer is one node in the graph of
-    timm's feature extractor.
+    If the class is defined again, as when a notebook cell runs twice, the new class replaces the old one. The feature
+    extractor of timm treats the mixer as one node of its graph.
 
     Raises:
         ValueError: the name is taken, or the constructor is not `(dim, *, size, ...)`.
@@ -88,7 +88,7 @@ def list_mixers() -> list[str]:
 
 
 def get_mixer(name: str) -> type[nn.Module]:
-    """Return the mixer class registered as `name`. The error for an unknown name gives the nearest one."""
+    """Return the mixer class registered as `name`. The error for an unknown name suggests the most similar one."""
     if name not in _MIXERS:
         raise ValueError(
             f"Unknown mixer {name!r}{did_you_mean(name, _MIXERS)} Registered mixers: {', '.join(_MIXERS)}. "
@@ -106,12 +106,12 @@ def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn
     """Build the mixer registered as `name`, for maps of `dim` channels.
 
     Args:
-        name: of the mixer, see `list_mixers()`.
+        name: name of the mixer, see `list_mixers()`.
         size: (H, W) of the maps that spatial weights are made for.
         options: the mixer's own options, see `mixer_options(name)`.
 
     Raises:
-        ValueError: unknown name or option; the message gives the nearest valid one.
+        ValueError: the name or an option is unknown; the message suggests the most similar one.
     """
     cls = get_mixer(name)
     accepted = accepted_options(cls)
@@ -129,9 +129,9 @@ def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn
 
 @fx_leaf
 def check_shape(y: Tensor, x: Tensor, mixer: str) -> Tensor:
-    """Return `y`, the output of the class `mixer` for the map `x`.
+    """Return `y`, the output of the class `mixer` for the map `x`; raise an error if its shape is not that of `x`.
 
-    Refuse anything but a tensor of the same shape; broadcasting would hide another shape in the residual.
+    Without this check, the residual would broadcast an output of another shape.
     """
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or getattr(y, "shape", None) == x.shape:
         return y
@@ -142,10 +142,10 @@ def check_shape(y: Tensor, x: Tensor, mixer: str) -> Tensor:
 
 
 def describe_mixer(name: str, options: Mapping[str, Any], *, defaults: bool = True) -> str:
-    """Return a mixer's name and options as text that is equal for mixers of the same function.
+    """Return a mixer's name and options as text. Mixers that compute the same function have the same text.
 
     Dropout is left out, since it matters in training only. Without `defaults`, options with their default value are
-    left out too; the text is then the same after a mixer got a new option.
+    left out too. The text then stays the same when a new version adds an option to the mixer.
     """
     default = {option.name: comparable(option.default) for option in mixer_options(name) if "drop" not in option.name}
     values = {option: comparable(value) for option, value in options.items() if option in default}
@@ -156,7 +156,7 @@ def describe_mixer(name: str, options: Mapping[str, Any], *, defaults: bool = Tr
 
 
 def comparable(value: Any) -> Any:
-    """Return a value in a form that compares equal: lists as tuples, equal sides as one number, functions by name."""
+    """Normalise an option's value for comparison: lists to tuples, equal sides to one number, functions to names."""
     if isinstance(value, FunctionType):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, (list, tuple)):
@@ -171,7 +171,7 @@ class MixerOption:
 
     name: str  # what to write in `mixer_args`
     default: Any  # value if it is not given; `inspect.Parameter.empty` if it is required
-    doc: str  # meaning, from the docstring of the mixer's class; empty if that has no entry
+    doc: str  # meaning, from the docstring of the mixer's class; empty if the docstring has no entry
 
 
 def mixer_options(name: str) -> list[MixerOption]:
@@ -183,7 +183,7 @@ def mixer_options(name: str) -> list[MixerOption]:
 
 
 def documented_arguments(docstring: str) -> dict[str, str]:
-    """Return name -> text of the entries in the "Args:" section of a docstring."""
+    """Return the entries in the "Args:" section of a docstring, as texts by argument name."""
     _, _, section = docstring.partition("Args:\n")
     entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in entries}

@@ -1,5 +1,6 @@
-"""The wavelet mixer of WaveMix: "WaveMix: A Resource-efficient Neural Network for Image Analysis" (arXiv 2205.14375;
-first version 2203.03689).
+"""Mix tokens on the bands of a wavelet transform.
+
+"WaveMix: A Resource-efficient Neural Network for Image Analysis" (arXiv 2205.14375; first version 2203.03689):
 
     a_0 = reduce(x)                                             Conv1x1, C -> C / 4
     a_l, d_l = DWT(a_(l-1))              l = 1 ... level        half the size: approximation, three detail bands
@@ -12,13 +13,14 @@ first version 2203.03689).
 
 The paper's block is this mixer and its residual, with no norm before it and no channel MLP after it.
 
-Any size: the transform pads an odd map with zeros (PyWavelets' mode "zero"), and the upsampled map is cropped. A filter
-longer than Haar's two taps gives bands larger than half of the map; then the crop takes the centre. Cost is linear in
-the number of tokens; most of it is the transposed convolution with 4 C_ff multiply-adds per value.
+The map may have any size: the transform pads an odd map with zeros (PyWavelets' mode "zero"), and the upsampled map is
+cropped. Filters with more taps than Haar's two make bands larger than half of the map, so the crop keeps the centre.
+The cost is linear in the number of tokens. Most of it is in the transposed convolution, which takes 4 C_ff
+multiply-adds per value.
 
-Departures from the authors' code: their detail channels are ordered by channel (c0-LH, c0-HL, c0-HH, c1-LH ...), ours
-by band. The first convolution of each MLP in an authors' checkpoint is permuted on loading. Their code does not run on
-odd maps. The options norm="group" and upsample="bilinear" are ours; `models/wavemix.py` says why "bilinear".
+Departures from the authors' code: they order the detail channels by channel (c0-LH, c0-HL, c0-HH, c1-LH ...), we order
+them by band. So loading an authors' checkpoint permutes the first convolution of each MLP. Their code does not run on
+odd maps. The options norm="group" and upsample="bilinear" are ours; `models/wavemix.py` explains "bilinear".
 """
 
 import pywt
@@ -43,10 +45,10 @@ class WaveMix(nn.Module):
     Args:
         level: levels of the transform, 1 (WaveMix-Lite) to 4.
         wavelet: name of a discrete wavelet of PyWavelets.
-        mult: hidden width of the MLP over C.
+        mult: hidden width of the MLP as a multiple of C.
         ff_channel: width after the MLP, 0 for C; only with upsample="transposed".
         upsample: "transposed" as in WaveMix, or "bilinear" as in the smallest WaveMix-Lite models.
-        norm: "batch" as the authors, or "group" (one group) for small batches and detection from scratch.
+        norm: "batch" as in the authors' code, or "group" (one group) for small batches and detection from scratch.
         proj_drop: dropout in the MLPs.
     """
 
@@ -104,7 +106,7 @@ class WaveMix(nn.Module):
         sizes, bands = [], []
         for _ in self.levels:
             sizes.append(a.shape[-2:])
-            bands.append(dwt2(a, self.filters))  # (B, C, h, w) with h, w half of the last
+            bands.append(dwt2(a, self.filters))  # (B, C, h, w) with h, w half of the level before
             a = bands[-1].chunk(4, dim=1)[0]
         y = crop_to(self.levels[-1](bands[-1]), sizes[-1], centre=True)
         for size, band, mlp in list(zip(sizes[:-1], bands, self.levels))[::-1]:

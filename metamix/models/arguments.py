@@ -15,7 +15,7 @@ from torch import nn
 from metamix.layers import GELU, GroupNorm1
 from metamix.utils.text import did_you_mean
 
-Norm = str | Callable[[int], nn.Module] | None  # a name in timm, a constructor, or none
+Norm = str | Callable[[int], nn.Module] | None  # a name in timm, a constructor, or None for no norm
 Activation = str | type[nn.Module]
 
 # timm's norms of (B, C, H, W)
@@ -34,7 +34,7 @@ def per_stage(name: str, value: Any, stages: int) -> list:
 
 
 def mixers_per_stage(mixer: Any, mixer_args: Any, stages: int) -> tuple[list[str], list[dict]]:
-    """Return the mixer's name and its arguments for each stage, or raise ValueError for what is wrong with them."""
+    """Return the name and the arguments of the mixer of each stage; raise ValueError if they are wrong."""
     names = per_stage("mixer", mixer, stages)
     args = per_stage("mixer_args", {} if mixer_args is None else mixer_args, stages)
     if not all(isinstance(name, str) for name in names):
@@ -49,7 +49,7 @@ def mixers_per_stage(mixer: Any, mixer_args: Any, stages: int) -> tuple[list[str
 
 
 def check_stages(depths: Any, dims: Any) -> None:
-    """Raise ValueError unless both are sequences of whole numbers of at least 1, of one length."""
+    """Raise ValueError unless both are sequences of positive whole numbers and have the same length."""
     for name, values in (("depths", depths), ("dims", dims)):
         whole = isinstance(values, Sequence) and all(isinstance(n, Integral) and int(n) >= 1 for n in values)
         if not whole or not values:
@@ -59,7 +59,7 @@ def check_stages(depths: Any, dims: Any) -> None:
 
 
 def check_known(arguments: Iterable[str], accepted: Collection[str], name: str) -> None:
-    """Raise ValueError for an argument that `name` does not accept. The message gives the nearest one."""
+    """Raise ValueError for an argument that `name` does not accept. The message suggests the most similar name."""
     for argument in arguments:
         if argument not in accepted:
             raise ValueError(
@@ -69,7 +69,7 @@ def check_known(arguments: Iterable[str], accepted: Collection[str], name: str) 
 
 
 def check_tag(name: str, tag: str, tags: Collection[str]) -> None:
-    """Raise ValueError for a tag that is not one of the model's."""
+    """Raise ValueError for a tag that the model does not have."""
     if tag and tag not in tags:
         raise ValueError(f"{name} has no tag {tag!r}{did_you_mean(tag, tags)} It has {', '.join(tags) or 'none'}.")
 
@@ -77,7 +77,7 @@ def check_tag(name: str, tag: str, tags: Collection[str]) -> None:
 def norm_layer(option: str, norm: Norm) -> Callable[[int], nn.Module]:
     """Return the constructor of a norm of (B, C, H, W).
 
-    None and "none" give the identity, and timm's GroupNorm1 gives ours.
+    None and "none" return the identity. timm's GroupNorm1 is replaced by the one in `metamix.layers`.
     """
     if norm is None or norm == "none":
         return lambda dim: nn.Identity()
@@ -86,15 +86,15 @@ def norm_layer(option: str, norm: Norm) -> Callable[[int], nn.Module]:
 
 
 def activation(option: str, act: Activation) -> type[nn.Module]:
-    """Return the class of an activation. The GELU of torch or timm gives ours."""
+    """Return the class of an activation. GELU of torch or timm is replaced by the one in `metamix.layers`."""
     layer = layer_by_name(option, act, get_act_layer, _ACT_LAYER_DEFAULT)
     return GELU if layer in (nn.GELU, TimmGELU) else layer
 
 
 def layer_by_name(option: str, layer: Any, get: Callable[[str], Any], names: Collection[str]) -> Any:
-    """Return `layer` if it is a constructor, else the layer of that name from timm's `get`.
+    """Return `layer` if it is a constructor; if it is a name, look it up with timm's `get`.
 
-    It must be one of `names`; case and underscores are ignored.
+    The name must be one of `names`; case and underscores are ignored.
     """
     if callable(layer):
         return layer

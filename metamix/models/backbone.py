@@ -179,7 +179,7 @@ def build_backbone(
     )
 
 
-ANY_SIZE = dict(dynamic_img_size=True, strict_img_size=False)  # of timm's ViT and Swin
+ANY_SIZE = dict(dynamic_img_size=True, strict_img_size=False)  # arguments of timm's ViT and Swin
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class Plan:
     """How the levels of a pyramid follow from the maps of a model."""
 
     isotropic: bool  # whether all maps have one stride
-    strides: tuple[float, ...]  # of the levels
+    strides: tuple[float, ...]  # stride of each level
     body_indices: tuple[int, ...]  # the maps that are used, as `out_indices` of timm
     dims: tuple[int, ...]  # channels of these maps
     sources: tuple[tuple[int, int], ...]  # for each level, which of these maps it is made from, and how often halved

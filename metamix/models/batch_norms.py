@@ -1,4 +1,4 @@
-"""Freeze or replace the batch norms of a backbone, whose heads train on batches of few images."""
+"""Freeze or replace the batch norms of a backbone, for training on batches of few images."""
 
 from timm.layers import BatchNormAct2d, GroupNorm1Act, freeze_batch_norm_2d
 from torch import nn
@@ -10,9 +10,9 @@ BATCH_NORMS = ("auto", "freeze", "replace", "train")
 
 
 def apply_batch_norms(body: nn.Module, batch_norms: str, *, loaded: bool) -> nn.Module:
-    """Freeze all batch norms of a model, replace them by group norms, or leave them to be trained.
+    """Freeze all batch norms of a model, replace them by group norms, or train them as they are.
 
-    "auto" freezes them if the weights are loaded, and replaces them otherwise.
+    "auto" freezes them if the backbone has `loaded` weights, and replaces them if its weights are random.
     """
     check_choice("batch_norms", batch_norms, BATCH_NORMS)
     if batch_norms == "auto":

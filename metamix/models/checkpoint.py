@@ -1,7 +1,7 @@
 """Adapt a checkpoint to a model, and check that it fits and that both compute the same function.
 
-timm calls `checkpoint_filter` on every pretrained checkpoint. timm ignores missing tensors as soon as the number of
-classes differs, so the filter itself refuses a checkpoint that is not whole. For `checkpoint_path` timm calls
+timm calls `checkpoint_filter` on every pretrained checkpoint. If the number of classes differs, timm ignores all
+missing tensors, so the filter itself refuses an incomplete checkpoint. For `checkpoint_path`, timm calls
 `load_checkpoint_path`, which also sets the model's `pretrained_cfg` from the file's metadata.
 """
 
@@ -26,7 +26,7 @@ from metamix.weights.metadata import ModelMetadata
 
 from .metaformer import Block, MetaFormer, Stage
 
-TRAINING_ONLY = (nn.Dropout, DropPath)  # they do nothing in eval mode, so weights do not depend on them
+TRAINING_ONLY = (nn.Dropout, DropPath)  # they do nothing in evaluation mode
 
 # Adapting
 
@@ -34,19 +34,19 @@ TRAINING_ONLY = (nn.Dropout, DropPath)  # they do nothing in eval mode, so weigh
 def checkpoint_filter(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
     """Adapt a checkpoint to `model`: unwrap it, use our names, resample spatial weights to the model's image size.
 
-    Takes files of ours and those in a layout of `PUBLISHED`. The head may be missing or of other classes, and the first
-    convolution may have other channels: timm adapts both.
+    The checkpoint may be metamix's or have a layout of `PUBLISHED`. The head may be missing or have other classes, and
+    the first convolution may have another number of input channels: timm adapts both.
 
     Raises:
-        ValueError: another tensor is missing, unknown or of a wrong shape; or the file is damaged, or the user named a
-            file with weights of another function. For weights that are registered for the model's name there is only a
-            warning, since the user chose another mixer on purpose.
+        ValueError: another tensor is missing, unknown or of a wrong shape, the file is damaged, or the user named a
+            file whose model computes another function. If the weights are registered for the model's name, there is
+            only a warning, since the user chose another mixer on purpose.
     """
     cfg, metadata = model.pretrained_cfg, ModelMetadata()
     name, file = cfg["architecture"], cfg.get("file")
     given_tensors = cfg.get("state_dict") is not None  # the caller has compared their metadata
     if file and not cfg.get("source") and not given_tensors:
-        state, metadata = read_weights(file)  # timm reads it without a look at checksums and metadata
+        state, metadata = read_weights(file)  # timm would not check its checksums and metadata
     source = file or f"The checkpoint of {name}"
     tensors = adapt_checkpoint(model, unwrap(state), source)
     if not given_tensors:
@@ -63,7 +63,8 @@ def adapt_checkpoint(
 ) -> dict[str, Tensor]:
     """Adapt the tensors of a file to a model of the zoo or of timm, as `checkpoint_filter` does.
 
-    timm's own models use the filter of their family. A model of the zoo must compute what the metadata describe.
+    For timm's own models, the filter of their family is used. A model of the zoo must compute the function that the
+    metadata describe.
 
     Raises:
         ValueError: tensors before the head do not fit, or the metadata describe another function.
@@ -97,10 +98,10 @@ def adapt_checkpoint(
 
 
 def load_checkpoint_path(model: MetaFormer, path: str | Path) -> Any:
-    """Load a file into a model, for timm's `checkpoint_path`: the whole state, head included.
+    """Load a file into a model with its head, for timm's `checkpoint_path`.
 
-    Spatial weights are resampled to the model's image size. A file of ours also sets the model's `pretrained_cfg`, and
-    with it how images are prepared. What does not fit is refused as by `adapt_checkpoint`.
+    Spatial weights are resampled to the model's image size. A file that metamix wrote also sets the model's
+    `pretrained_cfg`, which says how to prepare images. The errors are as for `adapt_checkpoint`.
     """
     state, metadata = read_weights(path)
     tensors, unknown, layout = translate(state, model, path)
@@ -122,7 +123,7 @@ def translate(
 ) -> tuple[dict[str, Tensor], set[str], Layout]:
     """Rename tensors to our names, and resample spatial weights to the sizes of the model.
 
-    Refuse a state dict that says that it is of another mixer.
+    Raise ValueError if the state dict records another mixer.
 
     Returns:
         The tensors, the names of tensors in the file that the model does not have, and the file's layout.
@@ -133,7 +134,7 @@ def translate(
         if isinstance(note, dict) and (problem := stage.mixer_mismatch(name, note)):
             raise ValueError(f"{source}: {problem}")
     layout = layout_of(state, model.state_dict())
-    short = (torch.float16, torch.bfloat16)  # of shipped weights; they are adapted in float32
+    short = (torch.float16, torch.bfloat16)  # shipped weights are stored so; they are adapted in float32
     state = {name: tensor.float() if tensor.dtype in short else tensor for name, tensor in state.items()}
     tensors, unknown = layout.translate(state, model)
     return resample_spatial_weights(tensors, model, source), unknown, layout
@@ -174,10 +175,11 @@ def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: obje
     """Check that a model computes what the model of a weight file computes.
 
     Args:
-        model: the model that the weights are for.
-        metadata: of the file; without a model's name nothing is checked.
-        source: the file's name, for messages.
-        refuse: raise if the models differ; else warn, for a user who chose another mixer on purpose.
+        model: the model that gets the weights.
+        metadata: metadata of the file; nothing is checked if they name no model.
+        source: name of the file in messages.
+        refuse: whether to raise ValueError if the models differ; if false, the user chose another mixer on purpose, and
+            there is only a warning.
     """
     if metadata.model is None:
         return
@@ -195,7 +197,7 @@ def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: obje
 
 
 def check_described_size(metadata: ModelMetadata, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Refuse metadata that describe a model of the zoo much larger than the file, as `check_size` does."""
+    """Raise the error of `check_size` if the metadata describe a much larger model of the zoo than the file holds."""
     name = metadata.architecture
     if name is not None and timm.is_model(name) and hasattr(timm.model_entrypoint(name), "registered_in"):
         check_size(build_described(metadata, source), tensors, name, source)

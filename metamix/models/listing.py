@@ -1,4 +1,4 @@
-"""Every registered model with its size, its weights and their scores.
+"""List every registered model with its size, its weights and their scores.
 
     list_models(pattern)          classifiers, which are registered with timm; `metamix.list_models`
     list_image_models(pattern)    image restoration models; `metamix.list_image_models`
@@ -30,14 +30,14 @@ from .registry import default_cfgs
 
 # {name: [parameters, multiply-adds]}; image models add [channels, scale]
 SIZES = Path(__file__).with_name("sizes.json")
-IMAGE_SIDE = 256  # pixels of the restored image that the multiply-adds of an image model are counted for
+IMAGE_SIDE = 256  # multiply-adds of an image model are counted for a restored image of this side in pixels
 
 
 @dataclass(frozen=True)
 class WeightsInfo:
     """Trained weights of a model."""
 
-    tag: str  # the weights are `timm.create_model("NAME.TAG", pretrained=True)`
+    tag: str  # `timm.create_model("NAME.TAG", pretrained=True)` loads the weights
     data: str | None  # the data set that they were trained on, if known
     top1: float | None  # accuracy on its test split in percent, if it was measured here
     input_size: tuple[int, int, int]  # (C, H, W) of the training images
@@ -52,8 +52,8 @@ class ModelInfo:
     name: str  # for `timm.create_model`
     parameters: int
     macs: int  # multiply-adds for one image of `input_size`, see `count_macs`
-    input_size: tuple[int, int, int]  # (C, H, W) of the images that the model is made for
-    num_classes: int  # that the model is made for
+    input_size: tuple[int, int, int]  # (C, H, W) of the images that the model takes by default
+    num_classes: int  # outputs of the model by default
     weights: tuple[WeightsInfo, ...]  # the default first
 
 
@@ -61,7 +61,7 @@ class ModelInfo:
 class ImageWeightsInfo:
     """Trained weights of a model that returns images."""
 
-    tag: str  # the weights are `metamix.create_image_model("NAME.TAG", pretrained=True)`
+    tag: str  # `metamix.create_image_model("NAME.TAG", pretrained=True)` loads the weights
     data: str | None  # the images that they were trained on, if known
     test_data: str | None  # the images that they were scored on, if they were scored here
     psnr: float | None  # mean over these images in dB
@@ -76,7 +76,7 @@ class ImageModelInfo:
     parameters: int
     macs_per_pixel: int  # multiply-adds for each pixel of the result, see `count_macs`
     in_chans: int  # channels of the images
-    scale: int  # size of the result over that of the input
+    scale: int  # factor by which the model enlarges height and width
     weights: tuple[ImageWeightsInfo, ...]  # the default first
 
 
@@ -109,14 +109,14 @@ def list_image_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = 
 
 
 def choose(pattern: str | Iterable[str], names: list[str], others: str) -> list[str]:
-    """Return the names that match one pattern or several; `others` says in an error what lists all."""
+    """Return the names that match one pattern or several; `others` ends the error message if none match."""
     return matching([pattern] if isinstance(pattern, str) else list(pattern), names, others)
 
 
 def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = False) -> list[ModelInfo | ImageModelInfo]:
-    """List the classifiers, and after them the image restoration models, as `list_models` does.
+    """List the classifiers, then the image restoration models; arguments as for `list_models`.
 
-    A pattern may also name weights, such as "*.cifar10"; their models are listed only with these weights.
+    A pattern may also match weights, such as "*.cifar10". Each model is then listed with the matching weights only.
     """
     tags = {name: default_cfgs[name].tags for name in default_cfgs} | {n: tags_of(n) for n in image_model_names()}
     tagged = [f"{name}.{tag}" for name in tags for tag in tags[name] if tag]
@@ -132,7 +132,7 @@ def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = Fals
 
 
 def model_info(name: str) -> ModelInfo:
-    """Describe a registered name."""
+    """Describe the model registered as `name`."""
     cfgs, cards = default_cfgs[name].cfgs, local_cards().get(name, {})
     try:
         parameters, macs = known_sizes().get(name) or count_size(name)
@@ -154,7 +154,7 @@ def model_info(name: str) -> ModelInfo:
 
 
 def image_model_info(name: str) -> ImageModelInfo:
-    """Describe a registered image model."""
+    """Describe the image model registered as `name`."""
     cards = local_cards().get(name, {})
     parameters, macs, in_chans, scale = known_sizes().get(name) or count_size(name)
     weights = [
@@ -180,8 +180,8 @@ def known_sizes() -> dict[str, list[int]]:
 def count_size(name: str) -> list[int]:
     """Count the parameters and the multiply-adds of a registered name on the meta device.
 
-    The multiply-adds of an image model are for a result of `IMAGE_SIDE` x `IMAGE_SIDE` pixels. The channels of its
-    images and its scale follow.
+    For an image model, the multiply-adds are counted for a restored image of `IMAGE_SIDE` x `IMAGE_SIDE` pixels, and
+    the list also holds `in_chans` and `scale`.
     """
     with torch.device("meta"):
         model: Any = timm.create_model(name) if name in default_cfgs else create_image_model(name)
@@ -195,8 +195,8 @@ def count_size(name: str) -> list[int]:
 def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Count the multiply-adds of a model for one image, on the meta device.
 
-    Convolutions, matrix products and attention count: half of what torch's flop counter says. Norms, activations,
-    pooling, resampling, a sliced wavelet transform and other element-wise work do not count.
+    torch's flop counter counts convolutions, matrix products and attention, with two operations for each multiply-add.
+    It does not count norms, activations, pooling, resampling, Haar's wavelet transform and other element-wise work.
 
     Args:
         model: the model, on any device; it is not changed.

@@ -1,7 +1,7 @@
-"""Checkpoints of MAXIM's authors, github.com/google-research/maxim: their flax names and layouts of our tensors.
+"""Map our tensors to the flax names and layouts in checkpoints of MAXIM's authors (github.com/google-research/maxim).
 
-The upper levels of their module tree differ from ours, so `unet_paths` walks both trees. Below, each class of ours has
-a counterpart, and `CHILDREN` maps our names of its children to theirs.
+The upper levels of their module tree differ from ours, so `unet_paths` walks both trees. At the lower levels, each of
+our classes has a counterpart, and `CHILDREN` maps our names of its children to their names.
 """
 
 import inspect
@@ -80,20 +80,20 @@ Paths = Iterator[tuple[nn.Module, str]]  # our modules that have parameters of t
 
 
 def maxim_layout(model: MaximUNet, state: Mapping[str, Any]) -> Layout:
-    """Return the layout of a checkpoint of the whole network, with these tensors.
+    """Return the layout of a checkpoint of the whole network; `state` has its tensors.
 
-    Flax numbers modules without a name in the order of their creation. The numbers of UpSampleRatio may have gaps in a
-    checkpoint, but keep that order.
+    Flax numbers unnamed modules in the order of their creation. The numbers of the UpSampleRatio modules in a
+    checkpoint are in that order, but they may have gaps.
     """
     numbers = sorted({int(m[1]) for key in state if (m := re.match(r"UpSampleRatio_(\d+)/", key))})
     wanted = sum(isinstance(module, Rescale) for module in model.modules())
-    if len(numbers) != wanted:  # some are missing, and errors name them by these numbers
+    if len(numbers) != wanted:  # tensors are missing: errors then name them by these numbers
         numbers = list(range(wanted))
     return flax_layout(model, unet_paths(model, numbers))
 
 
 def flax_layout(model: nn.Module, paths: Paths) -> Layout:
-    """Return the layout of a flax tree whose modules have these paths."""
+    """Return the layout of a flax tree; `paths` has its modules."""
     path_of = dict(paths)
     table = {}
     for prefix, module in model.named_modules():
@@ -106,8 +106,8 @@ def flax_layout(model: nn.Module, paths: Paths) -> Layout:
 def arrange_flax(key: str, tensor: Tensor, model: nn.Module) -> Tensor:
     """Bring a flax kernel into torch's layout.
 
-    Flax has (in, out) for a linear map and (height, width, in, out) for a convolution. Its transposed convolution
-    correlates the spread-out map with the kernel, and torch's convolves it, so the kernel is flipped.
+    Flax stores (in, out) for a linear map and (height, width, in, out) for a convolution. Its transposed convolution
+    correlates the zero-stuffed map with the kernel, whereas torch's convolves them, so the kernel is flipped.
     """
     name, _, kind = key.rpartition(".")
     if kind == "bias" or tensor.ndim < 2:
@@ -155,7 +155,7 @@ def unet_paths(model: MaximUNet, numbers: list[int]) -> Paths:
 def blocks_paths(
     blocks: Blocks, path: str, *, proj: str = "Conv_0", attention: str = "channel_attention_block_1"
 ) -> Paths:
-    """Pair the modules of `Blocks` with their paths; the authors have two names each for `proj` and `attention`."""
+    """Pair the modules of `Blocks` with their paths. The authors call `proj` and `attention` by two names each."""
     yield blocks.proj, f"{path}/{proj}"
     groups: list[Any] = list(blocks.groups)
     for i, group in enumerate(groups):
@@ -173,7 +173,7 @@ def module_paths(module: nn.Module, path: str) -> Paths:
         yield from module_paths(getattr(module, child), f"{path}/{name.replace('*', kind)}".replace("//", "/"))
 
 
-# Defaults of the authors' class where `MaximUNet` has others, and what their variants change
+# Defaults of the authors' class that differ from `MaximUNet`'s, and the arguments of their variants
 MAXIM_CLASS = dict(features=64, num_stages=2, num_groups=1, num_bottleneck_blocks=1, num_supervision_scales=1)
 MAXIM_VARIANTS = {
     f"{size}-{stages}": dict(features=features, num_stages=stages, num_groups=2, num_bottleneck_blocks=2)

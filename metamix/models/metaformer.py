@@ -1,4 +1,4 @@
-"""The skeleton of every model in the zoo: MetaFormer (arXiv 2111.11418) around any token mixer.
+"""Build the skeleton of every model in the zoo: MetaFormer (arXiv 2111.11418) around any token mixer.
 
     x <- x + s1 * DropPath(mixer(norm1(x)))
     x <- x + s2 * DropPath(mlp(norm2(x)))         left out if mlp_ratio is 0
@@ -70,7 +70,7 @@ class Block(nn.Module):
         if mlp_ratio:
             self.tie_norms = tie_norms
             self.norm2 = nn.Identity() if tie_norms else norm2(dim)
-            hidden = int(dim * mlp_ratio + 1e-6)  # a ratio of two widths must give the first of them
+            hidden = int(dim * mlp_ratio + 1e-6)  # mlp_ratio = hidden / dim must give this `hidden`
             if not hidden:
                 raise ValueError(f"mlp_ratio {mlp_ratio} times {dim} channels is less than one: give 0 for no MLP.")
             self.mlp = Mlp(dim, hidden, act_layer=act_layer, drop=proj_drop)
@@ -93,7 +93,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """A downsampling, the identity in the first stage, and blocks of one resolution.
+    """A downsampling layer (the identity in the first stage), then blocks of one resolution.
 
     `make_mixer` builds a mixer like the blocks' own, for maps of another `size`.
     """
@@ -108,11 +108,11 @@ class Stage(nn.Module):
         return self.blocks(self.downsample(x))
 
     def mixer_text(self, *, defaults: bool = False) -> str:
-        """Return the name of the mixer and the options that differ from their defaults, or all with `defaults`."""
+        """Return the mixer's name and the options that differ from their defaults; with `defaults`, all options."""
         return describe_mixer(self.make_mixer.args[0], self.make_mixer.keywords, defaults=defaults)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Note the mixer beside the tensors, in the `_metadata` that torch keeps with a state dict."""
+        """Save the mixer's name and options in the `_metadata` that torch keeps with a state dict."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if hasattr(destination, "_metadata"):
             destination._metadata[prefix[:-1]]["mixer"] = self.mixer_text()
@@ -125,9 +125,11 @@ class Stage(nn.Module):
             errors.append(problem)
 
     def mixer_mismatch(self, name: str, metadata: Mapping[str, Any]) -> str | None:
-        """Return an error message if the tensors of this stage are of another mixer, else None.
+        """Return an error message if the tensors of this stage belong to another mixer, else None.
 
-        `name` is the stage's name in the state dict, and `metadata` what torch and `_save_to_state_dict` note of it.
+        Args:
+            name: the stage's name in the state dict.
+            metadata: entry of the stage in the state dict's `_metadata`, see `_save_to_state_dict`.
         """
         mixer = self.mixer_text()
         theirs, ours = {"the mixer": metadata.get("mixer") or mixer}, {"the mixer": mixer}
@@ -153,20 +155,20 @@ class MetaFormer(TimmInterface):
             `proj_drop_rate`.
         stem: constructor `embed(in_chans, dim)`, see `models/embed.py`.
         downsample: constructor `embed(in_chans, dim)`, or one for each transition between stages.
-        mlp_ratio: hidden width of the channel MLP as a multiple of the block's channels, or one for each stage; 0 for
-            neither MLP nor norm2.
+        mlp_ratio: hidden width of the channel MLP as a multiple of the block's channels, or one for each stage; 0
+            leaves out the MLP and norm2.
         act_layer: activation of the MLP, a class or a name that timm knows.
         norm1, norm2, norm: norms before the mixer, the MLP and the head: a constructor, a name that timm knows, or
             "none".
         tie_norms: apply norm1 before the MLP too; norm2 is then not built.
-        layer_scale: initial value of the learned scale of each branch; 0 for no scale.
+        layer_scale: initial value of the learned scale of each branch; 0 leaves out the scales.
         pos_embed: add a learned position embedding after the stem; it is resampled for other map sizes.
         output_stride: stride of the last stage's maps, for segmentation. A model of four stages with convolutions of
             odd kernels between them takes 8 or 16 instead of 32.
         drop_rate: dropout before the head.
         proj_drop_rate: dropout in the MLPs, and in the mixers that have dropout.
         drop_path_rate: share of branches dropped in the last block, growing linearly from 0 in the first.
-        device, dtype: of the parameters.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
         ValueError: lists have different lengths, a number is out of range, the image is too small for the stages, or
@@ -280,7 +282,7 @@ class MetaFormer(TimmInterface):
         return x if self.pos_embed is None else x + resize_to(self.pos_embed, x.shape[-2:])
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the logits of a map, or with `pre_logits` its pooled features. If global_pool is "", both are maps."""
+        """Return the logits of a map, or its pooled features if `pre_logits`; as maps if global_pool is ""."""
         x = self.head_drop(self.global_pool(x))
         if pre_logits:
             return x
@@ -302,7 +304,10 @@ class MetaFormer(TimmInterface):
 
 
 def mixer_maker(name: str, dim: int, options: dict[str, Any], proj_drop: float) -> "partial[nn.Module]":
-    """Return a function of `size` that builds a mixer; `proj_drop` is its dropout if it has one and none is given."""
+    """Return a function of `size` that builds a mixer.
+
+    `proj_drop` is passed to mixers that take it, unless `options` sets it.
+    """
     dropout = {"proj_drop": proj_drop} if "proj_drop" in accepted_options(get_mixer(name)) else {}
     return partial(create_mixer, name, dim, **dropout | options)
 

@@ -1,12 +1,12 @@
-"""The minimal transformers of "Reducing the Transformer Architecture to a Minimum" (arXiv 2410.13732).
+"""Build the minimal transformers of "Reducing the Transformer Architecture to a Minimum" (arXiv 2410.13732).
 
 `minattn_<similarity>_<mlp|nomlp>_<h1|h4>_<mnist|cifar>`: six isotropic layers of 64 channels on 16 patches with learned
 positions. The similarity is full (query, key, value, projection), collapsed (query and key in one matrix), minimal
 (collapsed, without value and projection) or symmetric (one Cholesky factor for query and key).
 
-Departure: these models have a norm before each half of a layer and one at the end, and classify the mean over tokens.
-The implementation behind the published table (a third party's) has norms after each half and classifies a class token.
-The number of parameters is the same, except for an unused norm in that implementation.
+Departure: our models have a norm before each half of a layer and one at the end, and classify the mean over tokens. The
+published table was made with a third party's implementation, which has a norm after each half and classifies a class
+token. The numbers of parameters are the same, except for a norm that the third party's implementation does not use.
 """
 
 from functools import partial
@@ -47,7 +47,7 @@ def minattn(
         name, pretrained: as for `build`.
         similarity: a key of `SIMILARITY`.
         num_heads: heads of the attention.
-        mlp: with the channel MLP, whose hidden width is `dim`.
+        mlp: whether layers have the channel MLP, whose hidden width is `dim`.
         patch_size: side of the patches in pixels.
         dim: channels.
         depth: layers.
@@ -92,7 +92,7 @@ ROWS = (  # of the paper's table: similarity, MLP, heads
 
 
 def variant(similarity: str, mlp: bool, heads: int, data: str) -> str:
-    """Return the registered name of a row of `ROWS` for the images of a key of `DATA`."""
+    """Return the registered name of the model for a row of `ROWS` and a key of `DATA`."""
     return f"minattn_{similarity}_{'mlp' if mlp else 'nomlp'}_h{heads}_{data}"
 
 

@@ -36,10 +36,10 @@ def official(
     """Register a function as a source of `load_official`: (state dict, *, the authors' arguments) -> model and layout.
 
     Args:
-        source: its name.
-        same: further arguments, which the function passes on: ours have the same names and defaults.
-        only: further arguments, with the only value that our model can honour.
-        ignored: further arguments, which the authors' code ignores too.
+        source: name of the source.
+        same: arguments that the function passes on, since our model has them with the same names and defaults.
+        only: arguments for which our model supports only one value, with this value.
+        ignored: arguments that the authors' code ignores too.
     """
     fixed = dict(only or {})
 
@@ -95,17 +95,17 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
 
     A RaftMLP with `shortcut=True`, the authors' default, is a `ShortcutClassifier`.
 
-    timm's poolformer_*, with the arguments of timm's MetaFormer. The maps equal timm's. The logits differ, since the
-    head norms before the mean, as the authors' does and timm's does not:
+    timm's poolformer_*, with the arguments of timm's MetaFormer. The maps equal timm's. The logits differ: our head
+    applies the norm before the mean, as the authors' head does, and timm's applies it after the mean:
 
         load_official("timm_poolformer", timm.create_model("poolformer_s12").state_dict())
 
-    One multi-axis layer of MAXIM with its norm and its residual. Its width follows from the arrays:
+    One multi-axis layer of MAXIM with its norm and its residual. Its width is read from the shapes of the arrays:
 
         load_official("maxim_mab", params, block_size=(16, 16), grid_size=(16, 16))
 
-    Networks for segmentation: mmsegmentation's PoolFormer with Semantic FPN, the authors' WaveMix of `SemSegment`, and
-    the one of their Cityscapes weights:
+    Networks for segmentation: mmsegmentation's PoolFormer with Semantic FPN, the WaveMix of the authors' `SemSegment`,
+    and the WaveMix that their Cityscapes weights fit:
 
         load_official("poolformer_semantic_fpn", state, arch="s12", num_classes=150)
         load_official("wavemix_segmentation", state, depth=16, final_dim=256, ff_channel=256, level=4)
@@ -129,7 +129,7 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
     state = flatten(flax_parameters(unwrap(state_dict)))
     model, layout = SOURCES[source](state, **constructor)
     load_into(model, state, "The checkpoint", name=f"the {source} of these arguments", layout=layout)
-    if isinstance(model, MetaFormer):  # it has the configuration of a registered model, whose weights are others
+    if isinstance(model, MetaFormer):  # the configuration is a registered model's, which has other weights
         for key in ("tag", "url", "hf_hub_id", "file"):
             model.pretrained_cfg.pop(key, None)
         model.pretrained_cfg["num_classes"] = model.num_classes
@@ -137,11 +137,11 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
 
 
 def accept(argument: str, value: Any, accepted: Sequence, words: str) -> None:
-    """Refuse the value of an argument if it is not one of `accepted`, which `words` names in the message."""
+    """Raise an error if the value of an argument is not in `accepted`; `words` describe these in the message."""
     if value not in accepted:
         refuse(argument, value, words)
 
 
 def refuse(argument: str, value: Any, words: str) -> NoReturn:
-    """Raise the error for an argument that our model cannot honour; `words` say what it accepts."""
+    """Raise the error for an argument's value that our model does not support; `words` describe what it accepts."""
     raise ValueError(f"{argument} is {value!r}, which our model cannot honour. Accepted: {words}.")

@@ -1,10 +1,11 @@
 """RaftMLP: "RaftMLP: How Much Can Be Done Without Attention and with Less Spatial Locality?" (arXiv 2108.04384).
 
-Four levels of raft MLPs (`mixers/raft.py`) and channel MLPs, each after a multi-scale patch embedding. At another image
-size the authors resize the residual stream itself, and so do the registered models (`resample="stream"`).
+A model has four levels of raft MLPs (`mixers/raft.py`) and channel MLPs. Each level begins with a multi-scale patch
+embedding. For another image size, the authors resize the residual stream itself, and so do the registered models
+(`resample="stream"`).
 
-Departures in training: the authors drop the vertical and the horizontal MLP separately, with one drop path rate for all
-blocks, and have dropout in the raft MLPs too. Channel MLPs, head and stem start with other random weights than theirs.
+Departures in training: the authors apply drop path to the vertical and the horizontal MLP separately, with one rate for
+all blocks, and use dropout in the raft MLPs too. They also initialize channel MLPs, head and stem differently.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,11 +34,11 @@ from .registry import IMAGENET, build, register
 class MultiScaleEmbed(CeilEmbed):
     """Embed patches of several sizes around one centre by one linear map.
 
-    (B, in, H, W) -> (B, dim, ceil(H / s), ceil(W / s)). As in the authors' code, an image that the stride does not
-    divide is resized up.
+    (B, in, H, W) -> (B, dim, ceil(H / s), ceil(W / s)). If the stride does not divide the sides of an image, the image
+    is enlarged until it does, as in the authors' code.
 
-    Convolutions with the same stride add up to one convolution, with the sum of their kernels padded to the largest.
-    `forward` computes that one; the state keeps the kernels apart.
+    The sum of convolutions with the same stride is one convolution, whose kernel is the sum of their kernels, padded to
+    the largest. `forward` computes this convolution; the state dict holds the separate kernels.
 
     Args:
         in_chans: channels of the input.
@@ -66,7 +67,7 @@ class MultiScaleEmbed(CeilEmbed):
         return F.conv2d(x, kernel, bias, s, padding)
 
     def summed(self) -> tuple[Tensor, Tensor, int]:
-        """Return kernel, bias and padding of the one convolution."""
+        """Return kernel, bias and padding of the convolution that sums all kernels."""
         convs: list[Any] = list(self.convs)
         largest = max(conv.kernel_size[0] for conv in convs)
         kernel: Any = sum(F.pad(conv.weight, [(largest - conv.kernel_size[0]) // 2] * 4) for conv in convs)
@@ -117,11 +118,11 @@ def raftmlp(
         dims: channels of each level.
         depths: blocks of each level.
         patch_sizes: stride of each level's patch embedding.
-        embedding_kernels: sides of the patches of each level; only the patch size itself gives a plain patch
-            embedding.
+        embedding_kernels: sides of the patches of each level. A level whose only side is its patch size has a plain
+            patch embedding.
         raft_size: groups of channels in a raft.
-        token_expansion: hidden over outer width of the raft MLPs.
-        channel_expansion: hidden over outer width of the channel MLPs.
+        token_expansion: hidden width of the raft MLPs as a multiple of their outer width.
+        channel_expansion: hidden width of the channel MLPs as a multiple of their outer width.
         kwargs: further arguments of `MetaFormer`.
     """
     check_stages(depths, dims)

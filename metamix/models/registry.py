@@ -1,7 +1,7 @@
-"""Registered names: from a name to a model through timm's builder.
+"""Register the names of models with timm, and build the models through timm's builder.
 
-Each family's file calls `register(name, builder, cfg=..., **preset)`. From then on `timm.create_model(name)` builds the
-model, with timm's configurations, weights and `features_only`, and `timm.list_models(module="metamix")` lists its name.
+Each family's file calls `register(name, builder, cfg=..., **preset)`. Then `timm.create_model(name)` builds the model,
+with timm's configurations, weights and `features_only`, and `timm.list_models(module="metamix")` lists its name.
 """
 
 import inspect
@@ -29,7 +29,7 @@ from .arguments import check_stages, check_tag, mixers_per_stage
 from .checkpoint import checkpoint_filter
 from .metaformer import MetaFormer
 
-# The images that a model is made for, as entries of timm's PretrainedCfg. A family adds its own.
+# Images that a model is made for, as entries of timm's PretrainedCfg. A family adds further entries.
 IMAGENET = dict(
     input_size=(3, 224, 224),
     pool_size=(7, 7),
@@ -64,17 +64,17 @@ def build(
     Args:
         name: registered name, with which timm finds configurations and weights.
         pretrained: load published weights.
-        default_mixer_args: what the family gives to its mixers. The caller's `mixer_args` override single entries.
+        default_mixer_args: the family's arguments of its mixers. The caller's `mixer_args` override single entries.
         kwargs: arguments of `MetaFormer` and of timm's builder.
     """
     if is_scriptable():
         raise ValueError("scriptable=True is TorchScript, which is not supported: use torch.compile or torch.export.")
     overlay = kwargs.get("pretrained_cfg_overlay") or {}
-    if overlay.get("file"):  # a file of ours says which images and classes it was trained on
+    if overlay.get("file"):  # files that metamix wrote record the images and classes of training
         if not Path(overlay["file"]).is_file():
             raise FileNotFoundError(f"pretrained_cfg_overlay: there is no file {overlay['file']}")
         overlay = kwargs["pretrained_cfg_overlay"] = {"tag": None} | cfg_of_file(overlay["file"]) | overlay
-    elif overlay.get("hf_hub_id") or overlay.get("url"):  # not the shipped file of the name
+    elif overlay.get("hf_hub_id") or overlay.get("url"):  # otherwise timm would load the shipped file of this name
         overlay = kwargs["pretrained_cfg_overlay"] = {"file": None, "tag": None} | overlay
     cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
     if pretrained and cfg.state_dict is None:
@@ -120,15 +120,16 @@ def register(
     tags: dict[str, dict] | None = None,
     **preset: Any,
 ) -> None:
-    """Register a name with timm: `builder(name, pretrained, **preset)`. The caller's arguments override the preset.
+    """Register a name with timm. Its model is `builder(name, pretrained, **preset)`.
 
-    Importing a module again, or running a notebook cell twice, replaces the names that it registered.
+    The arguments of `timm.create_model` override the preset. If a module is imported again, or a notebook cell runs
+    twice, the names that it registered are replaced.
 
     Args:
         name: the model's name.
-        builder: `build`, or a family's own, which takes the paper's arguments.
+        builder: `build`, or the family's own builder, which takes the paper's arguments.
         cfg: entries of timm's `PretrainedCfg` for the model without weights.
-        tags: entries for weights that are published elsewhere, by tag.
+        tags: entries of `PretrainedCfg` for weights that are published elsewhere, by tag.
         preset: arguments of the builder.
 
     Raises:
@@ -150,7 +151,7 @@ def register(
     entrypoint.__doc__ = document(name, builder, cfg, preset)
     entrypoint.registered_in = caller  # type: ignore[attr-defined]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # timm's, about replacing a name
+        warnings.simplefilter("ignore")  # timm warns when a name is replaced
         register_model(entrypoint)
     _module_to_models["metamix"].add(name)  # for timm.list_models(module="metamix")
 
@@ -205,6 +206,6 @@ def check_model(name: str, pretrained: bool = False) -> None:
 
 
 def published_name(model: nn.Module) -> str:
-    """Return name and tag of the published weights that timm loaded into a model or a feature extractor."""
+    """Return the name and the tag of the published weights that timm loaded into a model or a feature extractor."""
     cfg: Any = model.pretrained_cfg
     return ".".join(filter(None, (cfg["architecture"], cfg.get("tag"))))

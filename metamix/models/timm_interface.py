@@ -109,7 +109,7 @@ class TimmInterface(nn.Module):
                 old = block.mixer
                 if not depends_on_size(old):
                     continue
-                like = next(block.parameters(), torch.empty(0))  # of this device and dtype
+                like = next(block.parameters(), torch.empty(0))  # gives device and dtype
                 new = stage.make_mixer(size=size).to(like).train(old.training)
                 try:
                     new.load_state_dict(new.adapt_state(old.state_dict()))

@@ -1,16 +1,17 @@
-"""Restoration with WaveMix (arXiv 2205.14375, 2307.00430): image in, enlarged or cleaned image out.
+"""Enlarge or restore images with WaveMix (arXiv 2205.14375, 2307.00430).
 
     wavemixsr       y <- Conv1x1(Conv3x3(Blocks(Conv3x3(Conv3x3(upsampled y)))))      luminance; Cb and Cr are upsampled
     wavemix_sisr    Conv1x1(TransposedConv4x4(Blocks(Conv3x3(Conv3x3(x)))))           RGB, twice the height and width
 
 A block is x + WaveMix(x), with no norm before the mixer. There is no activation outside the blocks and no skip from the
-input. Any H and W of at least 1.
+input. H and W may be any numbers of at least 1.
 
-Two options are ours. `residual` adds the upsampled image to the result, so that a small model learns only what is
-missing. `scale=1` lets wavemix_sisr restore images of the same size: it folds 2 x 2 pixels into channels first.
+Two options are ours. `residual` adds the upsampled image to the result, so that a small model learns only the
+difference. `scale=1` lets wavemix_sisr restore images without enlarging them: it first folds 2 x 2 pixels into
+channels.
 
-Departures: the authors' WaveMixSR takes three channels of YCbCr; ours can also take only the luminance. Two versions of
-their code upsample by bilinear and by bicubic interpolation; it is an option, and their training script has bilinear.
+Departures: the authors' WaveMixSR takes three channels of YCbCr; ours can also take only the luminance. One version of
+their code upsamples by bilinear interpolation, as their training script does, another by bicubic; ours has an option.
 """
 
 from collections.abc import Mapping
@@ -52,11 +53,11 @@ class WaveMixSR(GradCheckpointing):
     In training the result is a list with only the luminance.
 
     Args:
-        scale: how many times larger, a whole number.
+        scale: factor by which height and width are enlarged, a whole number.
         dim: channels.
         depth: blocks.
-        mult: hidden width of a block's MLP over `dim`.
-        ff_channel: width after it, 0 for `dim`.
+        mult: hidden width of a block's MLP as a multiple of `dim`.
+        ff_channel: width after the MLP; 0 for `dim`.
         proj_drop: dropout in the blocks.
         mode: interpolation, "bilinear" or "bicubic".
         residual: add the upsampled luminance to the result.

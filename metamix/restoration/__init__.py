@@ -1,1 +1,1 @@
-"""Image restoration: denoising, deblurring, super-resolution and other jobs that turn images into better ones."""
+"""Restore images: denoising, deblurring, super-resolution and other tasks whose output is an image."""

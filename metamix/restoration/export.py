@@ -1,8 +1,9 @@
-"""Export image models: one output, the restored images.
+"""Export image models. The graph has one output, the restored images.
 
-A graph of a fixed size restores images that fit it at once, and larger ones in square tiles of its shorter side; images
-and tiles are padded to its size by reflection. A dynamic graph restores images of any size, padded to the multiples
-that the model needs.
+A graph of a fixed size restores an image that fits it in one call. A larger image is split into square tiles, with the
+graph's shorter side as their side. Images and tiles are padded to the graph's size by reflection.
+
+A dynamic graph restores images of any size, padded to the multiples that the model needs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ TILE = 256  # pixels of the model's input; rounded up to the multiples that it t
 
 
 class ExportableRestorer:
-    """An image model, and the task on the images that it is compared on; without a task, on random images."""
+    """An image model to export, and the task whose images the comparison uses; without a task, they are random."""
 
     outputs: tuple[str, ...] = ("restored",)
 
@@ -79,7 +80,7 @@ class ExportableRestorer:
 
 
 def open_restorer(options: ExportOptions) -> ExportableRestorer:
-    """Load an image model, with the images if a folder is given."""
+    """Load an image model, and the images to compare on if a folder is given."""
     file = options.file
     if file is None:
         refuse_name(options.model, options.source)
@@ -98,7 +99,7 @@ def open_restorer(options: ExportOptions) -> ExportableRestorer:
 
 
 def exported_restorer(exported: ExportedModel) -> TrainedRestorer:
-    """Use an exported model as a restorer; ValueError if export.json lacks what one needs."""
+    """Use an exported model as a restorer; raise ValueError if an entry that restorers need is not in export.json."""
     artifact, rules = exported.artifact, rules_of(RestorationSpec)
     artifact.check(rules | EXTRA, {})
     spec = RestorationSpec(**{name: artifact.extra[name] for name in rules})

@@ -1,7 +1,8 @@
 """Read and write image files of 8 and 16 bits a channel, with their alpha channels and colour profiles.
 
-Pillow reads and writes 8 bits, and has no colour images of 16 bits. OpenCV reads and writes PNG and TIFF files of 16
-bits. It turns grey images with an alpha channel into colour images, and writes no colour profiles into TIFF.
+Pillow reads and writes files of 8 bits, and cannot hold colour images of 16 bits. OpenCV reads and writes PNG and TIFF
+files of 16 bits. OpenCV turns grey images with an alpha channel into colour images, and writes no colour profiles into
+TIFF files.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class Picture:
     Attributes:
         colours: (1 or 3, H, W) float32.
         alpha: (1, H, W) float32, or None.
-        bits: 8 or 16 a channel.
+        bits: 8 or 16, for each channel.
         profile: colour profile of the file (ICC), or None.
-        lost: sentences on what the file has and the picture lacks.
+        lost: notes on what reading dropped, such as further pages of the file.
         name: the file, for messages.
     """
 
@@ -53,7 +54,7 @@ class Picture:
 
 
 def read_picture(source: str | Path | Image.Image) -> Picture:
-    """Read an image file, of several pages the first, or an image of Pillow, which is taken as 8 bits a channel.
+    """Read an image file, or convert a PIL image, which is taken as 8 bits a channel. Of several pages, keep the first.
 
     Raises:
         CorruptImage: the file cannot be read, or it has 16 bits a channel and OpenCV is missing.
@@ -64,7 +65,7 @@ def read_picture(source: str | Path | Image.Image) -> Picture:
         image = source if isinstance(source, Image.Image) else read_image_file(source)
         profile, lost = image.info.get("icc_profile"), list[str]()
         pages = getattr(image, "n_frames", 1)
-        if pages > 1 and image.format != "MPO":  # in MPO, a JPEG of cameras, the others are views of the first
+        if pages > 1 and image.format != "MPO":  # MPO is a JPEG of cameras with several views
             lost.append(f"only the first of {pages} images is kept")
         if profile and image.mode in OTHER_COLOURS:
             profile = None
@@ -85,7 +86,7 @@ def read_picture(source: str | Path | Image.Image) -> Picture:
 
 
 def to_image(picture: Picture) -> Image.Image:
-    """Make an image of Pillow, of 8 bits a channel and with the colour profile; values are clipped and rounded."""
+    """Convert a picture to a PIL image of 8 bits a channel with the colour profile; values are clipped and rounded."""
     pixels = _to_pixels(picture, 8).astype(np.uint8)
     image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
     image.info |= {"icc_profile": picture.profile} if picture.profile else {}
@@ -93,7 +94,7 @@ def to_image(picture: Picture) -> Image.Image:
 
 
 def write_picture(picture: Picture, path: Path) -> None:
-    """Write an image in the format that the path's extension names; values are clipped and rounded.
+    """Write a picture in the format of the path's extension; values are clipped and rounded.
 
     JPEG and WebP get 8 bits a channel.
 
@@ -115,13 +116,13 @@ def write_picture(picture: Picture, path: Path) -> None:
 
 
 def _to_pixels(picture: Picture, bits: int) -> np.ndarray:
-    """Return the levels of a picture, with its alpha channel, as (H, W, C) float64."""
+    """Return the values of a picture and its alpha channel, scaled to `bits`, as (H, W, C) float64."""
     values = picture.colours if picture.alpha is None else torch.cat([picture.colours, picture.alpha])
     return to_levels(values.double(), 2**bits - 1).permute(1, 2, 0).numpy()
 
 
 def _read_16_bits(path: Path, is_grey: bool, orientation: int, profile: bytes | None) -> Picture:
-    """Read an image of 16 bits a channel; `orientation` is EXIF's, 1 if OpenCV returns the image upright."""
+    """Read an image of 16 bits a channel; `orientation` is EXIF's, or 1 if OpenCV already turns the image upright."""
     cv2 = _opencv()
     pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
@@ -133,7 +134,7 @@ def _read_16_bits(path: Path, is_grey: bool, orientation: int, profile: bytes | 
 
 
 def _encode_16_bits(pixels: np.ndarray, path: Path, profile: bytes | None) -> bytes:
-    """Encode (H, W, C) uint16 as the path's extension says."""
+    """Encode (H, W, C) uint16 in the format of the path's extension."""
     cv2 = _opencv()
     if pixels.shape[-1] == 2:
         pixels = pixels[..., [0, 0, 0, 1]]

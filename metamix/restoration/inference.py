@@ -78,7 +78,7 @@ def restore_picture(model: nn.Module, picture: Picture, channels: str, restorer:
 
     Args:
         model: an image model in evaluation mode, on any device.
-        channels: that the model takes: rgb, grey or y.
+        channels: channels that the model takes: "rgb", "grey" or "y".
 
     Raises:
         DoesNotFit: the image is in colour, and the model takes grey images.

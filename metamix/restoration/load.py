@@ -31,12 +31,12 @@ CHANNELS = {"rgb": 3, "grey": 1, "y": 1}
 
 @dataclass(frozen=True)
 class RestorationSpec:
-    """How images are prepared for a model, as its weight file says.
+    """How to prepare images for a model, as recorded in its weight file.
 
     Attributes:
-        channels: rgb, grey or y.
-        enlarge: factor of the bicubic enlargement before the model.
-        degradation: of the training images; "pairs" for pairs, or if it is not known.
+        channels: "rgb", "grey" or "y".
+        enlarge: factor by which images are enlarged (bicubic) before the model.
+        degradation: degradation of the training images; "pairs" if they were pairs or if it is not known.
     """
 
     channels: Annotated[str, one_of(CHANNELS)]
@@ -45,7 +45,7 @@ class RestorationSpec:
 
     @classmethod
     def from_metadata(cls, metadata: ModelMetadata, source: object) -> RestorationSpec:
-        """Check the entries of a file, which is untrusted; ValueError if one is missing or out of range."""
+        """Read the entries of an untrusted file; raise ValueError if one is missing or out of range."""
         rules = rules_of(cls)
         check_entries(metadata.extra, rules, source)
         spec = cls(**{name: metadata.extra[name] for name in rules})
@@ -58,12 +58,12 @@ class RestorationSpec:
 
 @dataclass(frozen=True)
 class TrainedRestorer:
-    """A trained image model, or an exported one, and how images are prepared for it.
+    """A trained or exported image model, and how to prepare images for it.
 
     Attributes:
-        name: of the model, with its tag for published weights.
-        model: in evaluation mode; takes images (n, C, H, W) with values from 0 to 1 and returns restored ones.
-        graph_size: (height, width) of an exported graph of a fixed size; None for every other model.
+        name: name of the model, with the tag if the weights are published ones.
+        model: the model in evaluation mode. It takes images (n, C, H, W) with values from 0 to 1 and restores them.
+        graph_size: (height, width) that an exported graph is fixed to; None for every other model.
     """
 
     name: str
@@ -80,7 +80,7 @@ class TrainedRestorer:
         Args:
             images: files or PIL images.
             tile: side of the tiles in pixels; 0 restores whole images at once.
-            overlap: least overlap of tiles in pixels.
+            overlap: smallest overlap of tiles in pixels.
             ensemble: average over eight orientations, which takes eight times as long.
 
         Returns:
@@ -96,7 +96,7 @@ class TrainedRestorer:
         return [to_image(restore_picture(self.model, each, self.spec.channels, restorer)) for each in pictures]
 
     def restorer(self, tile: int, overlap: int, ensemble: bool, pooling: int = 0) -> Restorer:
-        """Return how the model is applied; arguments as in `Restorer`. An exported graph chooses its own tiles."""
+        """Return the `Restorer` that applies the model, with its arguments. An exported graph fixes its own tiles."""
         check_local_pooling(self.model, self.name, pooling)
         if isinstance(self.model, PadAndCrop):
             tile, overlap = tiles(self.graph_size)
@@ -104,10 +104,10 @@ class TrainedRestorer:
 
 
 def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale: int) -> tuple[dict[str, Any], int]:
-    """Choose the arguments of an image model for images of `in_chans` channels that are to grow by `scale`.
+    """Choose the arguments of an image model for inputs of `in_chans` channels and targets `scale` times as large.
 
-    A model whose name does not fix its scale gets that of the data. One that keeps the size of images gets them
-    enlarged.
+    If the model's name does not fix its scale, the model is built for `scale`. If the model keeps the size of images,
+    they are enlarged before it.
 
     Returns:
         The arguments, and the factor by which images are enlarged before the model.
@@ -115,7 +115,7 @@ def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale
     Raises:
         ValueError: the name or an argument is unknown, or the model takes other channels or has another scale.
     """
-    with torch.device("meta"):  # no weights: only its attributes are asked for
+    with torch.device("meta"):  # without weights, since only the attributes are needed
         model: Any = create_image_model(name, **model_args)
         accepted = inspect.signature(type(model).__init__).parameters
         arguments = dict(model_args)
@@ -134,7 +134,7 @@ def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale
 
 
 def check_channels(name: str, of_model: int, of_data: int) -> None:
-    """Raise ValueError if a model, or weights, take images of another number of channels than the data have."""
+    """Raise ValueError if a model or weights take another number of channels than the images have."""
     if of_model != of_data:
         advice = "--channels y (the luminance) or grey" if of_model == 1 else "--channels rgb"
         channels = plural(of_model, "channel")
@@ -155,12 +155,12 @@ def load_restorer(
 
     Args:
         checkpoint: a run folder of `metamix train --task restoration`, a weight file, or a file of the authors.
-        model: name of the model, for a file that does not say it, or with `pretrained`.
-        model_args: arguments of the model beyond those of the file.
+        model: name of the model; needed with `pretrained`, and for a file that does not name its model.
+        model_args: further arguments of the model, which the file does not have.
         pretrained: take the model's published weights.
 
     Raises:
-        ValueError: there are no weights, or they are of another model or task.
+        ValueError: there are no weights, or they belong to another model or task.
         FileNotFoundError: there is no such file.
     """
     check_one_source(pretrained, checkpoint)

@@ -25,7 +25,7 @@ from metamix.utils.checks import parse_weighted_sum
 
 from .metric import WINDOW, ssim
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of output and target, images (B, C, H, W)
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # functions of output and target, (B, C, H, W)
     "charbonnier": lambda x, y: ((x - y).square() + 1e-6).sqrt().mean(),
     "l1": lambda x, y: (x - y).abs().mean(),
     "mse": lambda x, y: (x - y).square().mean(),
@@ -64,7 +64,7 @@ class RestorationLoss:
 
 
 def shrink_to(target: Tensor, output: Tensor) -> Tensor:
-    """Shrink targets to the size of outputs; ValueError if they are not a whole number of times as large."""
+    """Shrink targets to the size of outputs; raise ValueError if they are not a whole number of times as large."""
     (h, w), (th, tw) = output.shape[-2:], target.shape[-2:]
     if th % h or tw % w or th // h != tw // w:
         raise ValueError(

@@ -28,7 +28,7 @@ from .resize import to_8_bits, to_float64, to_levels
 WINDOW, SIGMA = 11, 1.5
 BEST_PSNR = 100.0  # dB; stands in means for the infinite PSNR of an image that equals its target
 SHOWN = 4  # images of each process that are kept for the contact sheet
-LABELS = {"rgb": "RGB", "y": "Y (BT.601, 16 to 235)", "grey": "grey"}  # of the channels that are compared
+LABELS = {"rgb": "RGB", "y": "Y (BT.601, 16 to 235)", "grey": "grey"}  # names of the compared channels
 
 
 @dataclass(frozen=True)

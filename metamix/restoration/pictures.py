@@ -35,13 +35,13 @@ class RestorationPictures(Pictures):
         return [sheet, table]
 
     def report(self, states: list[State]) -> str:
-        """Say which images the scores are of, how many could not be read, and what to do about bad scores."""
+        """Say which images were scored, how many could not be read, and what to do about bad scores."""
         before = "input_psnr and input_ssim are of the images before restoration"
         unreadable = left_out(sum(state["unreadable"] for state in states))
         return "\n".join(filter(None, [before, unreadable, self.advice(states)]))
 
     def advice(self, states: list[State]) -> str:
-        """Say what to do if the restored images score below the images before restoration; else nothing."""
+        """Return advice if the images score lower after restoration than before, else an empty text."""
         scores = mean_scores(states)
         if scores["psnr"] >= scores["input_psnr"]:
             return ""
@@ -52,10 +52,11 @@ class RestorationPictures(Pictures):
 
 
 def draw_sheet(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]]) -> None:
-    """Draw input, output, target, the error and zoomed crops of images.
+    """Draw the input, output, target, error and two zoomed crops of each image in a row.
 
-    The error is the mean over channels of |output - target|, on a scale from 0 to 32 of 255. The zoomed crops are the
-    middle of the input and of the output. `rows` has a title and the three images, (C, H, W) uint8, of each.
+    The error is the mean over channels of |output - target|; the colour scale ends at 32 levels of 255. The zoomed
+    crops are the centres of the input and of the output. Each of `rows` has a title and three images, (C, H, W) uint8:
+    input, output and target.
     """
     figure = Figure(figsize=(15, 2.9 * max(1, len(rows))), layout="constrained")
     titles = ("input", "output", "target", "error, 0 to 32", "input, zoomed", "output, zoomed")
@@ -76,7 +77,7 @@ def draw_sheet(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]]) -> None
 
 
 def zoom(image: Tensor) -> Tensor:
-    """Cut the middle of an image (C, H, W)."""
+    """Crop the centre of an image (C, H, W)."""
     (h, w), side = image.shape[-2:], ZOOM
     top, left = max(0, (h - side) // 2), max(0, (w - side) // 2)
     return image[:, top : top + side, left : left + side]

@@ -1,4 +1,4 @@
-"""Define the restoration task: image models on pairs of images, or on clean images that are degraded on the fly."""
+"""Define the restoration task, which trains image models on pairs of images or on clean images that it degrades."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .pictures import RestorationPictures
 class Restoration:
     """Assemble data, model, loss, metric and pictures of restoration; see `metamix.training.task.Task`.
 
-    To evaluate weights, `trained` is their metadata, and no training split is opened.
+    To evaluate weights, pass their metadata as `trained`. The training split is then not opened.
     """
 
     Options, EvalOptions = RestorationOptions, RestorationEvalOptions
@@ -64,7 +64,7 @@ class Restoration:
 
     @property
     def notes(self) -> list[str]:
-        """Say how data and model were made, and what the scores compare."""
+        """Describe how data and model were made, and what the scores compare."""
         made = self.options.degradation
         inputs = "as in the input folder" if self.data.paired else f"clean images degraded by {made}"
         return [*self.data.notes, *self.model.notes, f"inputs: {inputs}", self.measured]
@@ -82,9 +82,9 @@ class Restoration:
 
     @classmethod
     def trained(cls, options: RestorationEvalOptions) -> tuple[Restoration, nn.Module, dict[str, Any]]:
-        """Make the task, the model and the metadata of its weights, for evaluation.
+        """Return the task, the model and the metadata of its weights, for evaluation.
 
-        Channels and degradation are those of training if `options` do not give them.
+        If `options` do not set the channels or the degradation, they are taken from training.
         """
         trained = load_restorer(
             options.checkpoint, model=options.model, model_args=options.model_args, pretrained=options.pretrained
@@ -106,7 +106,7 @@ class Restoration:
 
 
 def choose_measure(options: RestorationDataOptions, data: RestorationData) -> Measure:
-    """Fill in what the scores compare: the field's defaults for super-resolution, and for everything else."""
+    """Choose channel, border and rounding of the scores; "auto" depends on whether the model enlarges images."""
     enlarges = data.scale > 1
     channel = ("y" if enlarges else "rgb") if options.score_channel == "auto" else options.score_channel
     border = (data.scale if enlarges else 0) if options.score_border == "auto" else options.score_border

@@ -1,8 +1,8 @@
 """Load images and masks in batches, augmented by worker processes.
 
 A training batch is {"image": (n, 3, h, w) uint8, "target": (n, h, w) uint8, "index": (n,) int64, "name": a list}. The
-target holds labels, 255 for ignored pixels. A batch to score holds lists: resized images, and targets of the size of
-their files. An image that cannot be read is replaced by the next one, and its index by -1: metrics leave it out. A mask
+target holds labels, and 255 for ignored pixels. A batch to score holds lists: resized images, and targets of their
+original size. If an image cannot be read, the next one takes its place with index -1, and metrics leave it out. A mask
 with a value that is not a label stops the run. Every random number is a function of (seed, epoch, index).
 """
 
@@ -33,7 +33,7 @@ from .options import SegmentationOptions, verify_command
 from .sources import Split, check_sizes, open_set
 from .transforms import resize_image, resized_size, train_transform
 
-MEMORY_LIMIT = 2**30  # bytes of decoded images and masks that memory="auto" holds at most
+MEMORY_LIMIT = 2**30  # with memory="auto", decoded images and masks of more bytes are not held in memory
 
 Pair = tuple[str, Tensor, Tensor]  # name, image (3, H, W) uint8, mask (H, W) uint8
 
@@ -42,14 +42,14 @@ class SegmentationData:
     """Open the splits of a data set, check them, and make their loaders.
 
     Args:
-        options: options of training; for an evaluation, with the values of training filled in.
+        options: options of training; for an evaluation, they must hold the values that training used.
         train: whether to open the training split.
 
     Attributes:
-        labels: classes, and the labels of the values in mask files.
-        parts: samples by split: "train", "test", and "holdout" if val is neither trained on nor the test.
+        labels: the classes, and the map from values in mask files to labels.
+        parts: samples by split: "train", "test", and "holdout" if val is used neither for training nor as the test.
         test_split: the data set's name for the split that is scored as "test".
-        mean, std: mean and deviation of the channels, for values from 0 to 1. Loaded weights may bring others.
+        mean, std: mean and deviation of the channels, for values from 0 to 1. Loading weights may replace them.
     """
 
     def __init__(self, options: SegmentationOptions, *, train: bool = True):
@@ -107,16 +107,16 @@ class SegmentationData:
                 )
 
     def _check_scored_masks(self) -> None:
-        """Read all masks to score, so that wrong or missing labels are not found after hours of training.
+        """Read all masks to score, so that wrong or missing labels are found before hours of training.
 
-        A mask of two megapixels takes a tenth of a second.
+        Reading a mask of two megapixels takes a tenth of a second.
         """
         for split, samples in self.parts.items():
             if split == "train":
                 continue
             labelled = read = False
             for sample in tqdm(samples, desc="checking", unit="mask", leave=False, disable=None):
-                with suppress(CorruptImage):  # which scoring reports
+                with suppress(CorruptImage):  # scoring reports it
                     mask = read_mask(sample.mask, self.labels)
                     read, labelled = True, labelled or bool((mask != IGNORED).any())
             if read and not labelled:
@@ -143,7 +143,7 @@ class SegmentationData:
         return self.label_counts()[: len(self.classes)]
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
-        """Make the loader of augmented crops. Refuse masks in memory that have a wrong value, or only one class."""
+        """Make the loader of augmented crops; refuse masks in memory with a wrong value or only one class."""
         images = self.train_images()
         if images.loaded:
             counts = self.label_counts()
@@ -160,7 +160,7 @@ class SegmentationData:
         return self._loader(images, order, OnPairs(train_transform(self.options, self.mean)), seed, collate_crops)
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
-        """Make the loaders of the splits to score, whose images come one by one."""
+        """Make the loaders of the splits to score, with one image in a batch."""
         resize, loaders = partial(resize_pair, options=self.options), {}
         for split in (name for name in self.parts if name != "train"):
             images = MaskedImages(self.parts[split], self.labels)
@@ -195,15 +195,15 @@ class MaskedImages:
         return len(self.samples)
 
     def load(self) -> None:
-        """Decode all images and masks into memory; those that cannot be read are left out."""
+        """Decode all images and masks into memory, except for files that cannot be read."""
         for i in tqdm(range(len(self)), desc="decoding", unit="img", leave=False, disable=None):
             try:
                 self.loaded[i] = self.read(i)
-            except CorruptImage:  # the loader reports it once it comes up
+            except CorruptImage:  # the loader reports it when it reads the sample
                 continue
 
     def mask(self, index: int) -> Tensor:
-        """Return a mask as labels (H, W) uint8; for a mask that cannot be read, a single ignored pixel."""
+        """Return a mask as labels (H, W) uint8; if it cannot be read, return a single ignored pixel."""
         if index in self.loaded:
             return self.loaded[index][2]
         try:
@@ -215,7 +215,7 @@ class MaskedImages:
         return str(self.samples[index].image)
 
     def read(self, index: int) -> Pair:
-        """Read an image and its mask; raises CorruptImage if one of them cannot be decoded."""
+        """Read an image and its mask; raise CorruptImage if either cannot be decoded."""
         if index in self.loaded:
             return self.loaded[index]
         sample = self.samples[index]
@@ -223,13 +223,13 @@ class MaskedImages:
 
 
 def resize_pair(pair: Pair, options: SegmentationOptions) -> Pair:
-    """Resize the image of a sample to score; its mask keeps the size of the file."""
+    """Resize the image of a sample to score; its mask keeps its original size."""
     name, image, mask = pair
     return name, resize_image(image, options.min_size, options.max_size), mask
 
 
 class OnPairs:
-    """Apply a transform of torchvision to image and mask of a sample."""
+    """Apply a torchvision transform to the image and mask of a sample."""
 
     def __init__(self, transform: Any):
         self.transform = transform

@@ -102,7 +102,7 @@ def open_segmenter(options: ExportOptions) -> ExportableSegmenter:
 
 
 def exported_segmenter(exported: ExportedModel) -> TrainedSegmenter:
-    """Use an exported model as a segmenter; ValueError if export.json lacks what one needs."""
+    """Use an exported model as a segmenter; raise ValueError if an entry that it needs is not in export.json."""
     artifact = exported.artifact
     metadata = artifact.model.to_dict()
     artifact.check(extra=EXTRA, model={})

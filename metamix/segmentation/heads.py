@@ -1,6 +1,6 @@
-"""Heads for semantic segmentation: maps of several strides, the finest first -> one map of class scores.
+"""Compute one map of class scores from a backbone's maps of several strides, the finest first.
 
-    SemanticFPNHead     sum of branches that bring each level to the finest stride (PoolFormer's, Panoptic FPN's)
+    SemanticFPNHead     sum of branches that upsample each level to the finest stride (PoolFormer, Panoptic FPN)
     UPerHead            pyramid pooling and a top-down path (UPerNet)
     FCNHead             one convolution on one level; UPerNet's auxiliary head
     DeconvHead          transposed convolutions up to the image's size (WaveMix)
@@ -8,8 +8,12 @@
 All take the list of a backbone's maps, (B, C_i, H_i, W_i). They return scores (B, num_classes, H_0, W_0), except
 `FCNHead`, whose scores have the size of its level, and `DeconvHead`, whose scores are larger than the last map.
 
-Arguments of all heads are `in_channels`, the channels of each map, `num_classes`, `channels`, the width of the
-convolutions, and, except for `DeconvHead`, `dropout`, the share of channels dropped before the classifier.
+All heads take these arguments:
+
+    in_channels     channels of each map
+    num_classes     number of classes
+    channels        width of the convolutions
+    dropout         share of channels dropped before the classifier; `DeconvHead` does not take it
 """
 
 from collections.abc import Sequence
@@ -33,8 +37,8 @@ class ConvBnRelu(nn.Sequential):
 class SemanticFPNHead(nn.Module):
     """The head of Semantic FPN (Kirillov et al., arXiv 1901.02446) as PoolFormer uses it.
 
-    Level i has i convolutions, level 0 has one. Each is followed by an upsampling to the next finer level, which has
-    twice the height and width. The results are summed.
+    Level i has i convolutions, each followed by upsampling to the next finer level, which has twice the height and
+    width. Level 0 has one convolution and no upsampling. The outputs of all levels are summed.
     """
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, *, channels: int = 128, dropout: float = 0.1):
@@ -59,10 +63,10 @@ class SemanticFPNHead(nn.Module):
 
 
 class UPerHead(nn.Module):
-    """The head of UPerNet (Xiao et al., arXiv 1807.10221), with the layers of mmsegmentation's.
+    """The head of UPerNet (Xiao et al., arXiv 1807.10221), with the layers that mmsegmentation uses.
 
     Args:
-        pool_sizes: sides of the grids that the coarsest level is averaged over.
+        pool_sizes: sides of the grids to which the coarsest level is pooled.
     """
 
     def __init__(
@@ -97,7 +101,7 @@ class UPerHead(nn.Module):
         return self.classifier(self.drop(self.fuse(torch.cat(parts, dim=1))))
 
     def pool(self, x: Tensor) -> Tensor:
-        """Add the averages over grids to a map: (B, C, H, W) -> (B, channels, H, W)."""
+        """Combine a map with its averages over grids: (B, C, H, W) -> (B, channels, H, W)."""
         parts = [x]
         for n, conv in zip(self.pool_sizes, self.pools):
             parts.append(resize_to(conv(average_to(x, (n, n))), x.shape[-2:], "bilinear"))

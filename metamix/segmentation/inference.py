@@ -17,7 +17,7 @@ from metamix.utils.checks import check_finite
 from .transforms import Size
 
 AT_ONCE = 16  # classes whose scores are resized together
-MOST_BYTES = 2**31  # of logits that are held at once
+MOST_BYTES = 2**31  # limit of logits that are held at once
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,12 @@ class Predictor:
 
     Attributes:
         tile: side of the tiles in pixels of the image that the model gets; 0 for the whole image at once.
-        overlap: least overlap of neighbouring tiles in pixels; their logits are averaged with weights that fall
-            towards the edge.
-        flip, scales: whether to look at the mirror image too, and at which sizes, as factors on the image's. The
-            probabilities are averaged at the size of the image that the model gets.
-        whole: (height, width) up to which an image is not cut into tiles, for a model whose input is not square.
+        overlap: smallest overlap of neighbouring tiles in pixels. Where tiles overlap, their logits are averaged with
+            weights that fall towards the edge of each tile.
+        flip: whether to predict the mirror image too.
+        scales: factors by which the image is resized; it is predicted at each size. The probabilities of all
+            predictions are averaged at the size of the image that the model gets.
+        whole: (height, width) of the largest image that is not cut into tiles, for a model whose input is not square.
     """
 
     tile: int = 0
@@ -41,7 +42,7 @@ class Predictor:
 
     @property
     def averages(self) -> bool:
-        """Return whether there are other views than the image itself."""
+        """Return whether predictions of several views of the image are averaged."""
         return self.flip or self.scales != (1.0,)
 
     @torch.no_grad()
@@ -49,10 +50,9 @@ class Predictor:
         """Return labels (H', W') uint8.
 
         Args:
-            model: in evaluation mode.
+            model: the segmenter, in evaluation mode.
             image: (1, 3, H, W), normalised.
-            size: (H', W'), height and width of the result; logits, or mean probabilities, are resized to it
-                bilinearly.
+            size: (H', W') of the result. Logits, or mean probabilities, are resized to it bilinearly.
         """
         if not self.averages:
             return best_labels(self.logits(model, image), size)
@@ -62,7 +62,7 @@ class Predictor:
         return best_labels(total, size)
 
     def view_logits(self, model: nn.Module, image: Tensor, scale: float, mirrored: bool) -> Tensor:
-        """Return the logits (1, classes, H, W) of a view, resized and mirrored back to the image."""
+        """Return the logits (1, classes, H, W) of a view, resized to the image's size and mirrored back."""
         view = image.flip(-1) if mirrored else image
         if scale != 1:
             sides = [max(1, round(side * scale)) for side in image.shape[-2:]]
@@ -71,7 +71,7 @@ class Predictor:
         return logits.flip(-1) if mirrored else logits
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Return finite logits (1, classes, H, W) in float32; ValueError for others, whose pixels would get label 0."""
+        """Return logits (1, classes, H, W) in float32; raise ValueError if one is not finite."""
         logits = apply_in_tiles(model, image, tile=self.tile, overlap=self.overlap, whole=self.whole)
         return check_finite(logits.float())
 
@@ -85,7 +85,7 @@ class Predictor:
 
 
 def best_labels(scores: Tensor, size: Size) -> Tensor:
-    """Return the labels (H', W') uint8 of the largest scores (1, classes, H, W), resized a few classes at a time."""
+    """Return the labels (H', W') uint8 with the largest scores (1, classes, H, W); resize a few classes at a time."""
     best, labels = torch.full(size, -torch.inf, device=scores.device), torch.zeros(size, device=scores.device).byte()
     for first in range(0, scores.shape[1], AT_ONCE):
         values, places = resize_to(scores[:, first : first + AT_ONCE], size, "bilinear")[0].max(0)
@@ -97,8 +97,8 @@ def best_labels(scores: Tensor, size: Size) -> Tensor:
 def predict(model: nn.Module, image: Tensor, size: Size, classes: int, predictor: Predictor) -> Tensor:
     """Return labels (H', W') uint8 on the CPU.
 
-    An image in tiles whose logits would take more than 2 GiB is predicted in blocks, each with a tile's width of the
-    image around it.
+    If the logits of an image in tiles would take more than 2 GiB, the image is predicted in blocks. Each block is
+    extended on all sides by the width of a tile, then cropped.
 
     `model`, `image` and `size` are as for `Predictor`.
     """

@@ -1,8 +1,8 @@
-"""Masks: the values in their files, the labels of training, and the colours of the classes.
+"""Read masks: map the values or colours in their files to labels, and labels to colours.
 
-A mask file holds a whole number for each pixel: it is a grey PNG, with one channel or three equal ones, or a PNG with a
-palette. A mask in colour is read with the palette of the data set. `Labels` maps the values to the labels 0, 1, ...;
-ignored pixels get the label 255. Every other value is refused with the file's name.
+A mask file holds a whole number for each pixel. It is a PNG with one grey channel, with three equal channels, or with a
+palette. A mask in colour is read with the palette of the data set. `Labels` maps the values to the labels 0, 1, ...,
+and ignored pixels to 255. For any other value, an error names the file.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Labels:
 
     Attributes:
         classes: names of the labels 0, 1, ...
-        table: labels of the values 0 to 255, int16; IGNORED and REFUSED are possible.
+        table: label of each value 0 to 255, or IGNORED or REFUSED, int16.
         palette: colours of the classes, for masks in colour and for pictures. The colour of ignored pixels may follow.
-        advice: what to do about a value that is refused.
+        advice: end of the message for a value that is refused, which says what to do.
     """
 
     classes: tuple[str, ...]
@@ -103,10 +103,10 @@ def map_labels(
 
 
 def ignored_hint(counts: Tensor, labels: Labels) -> str:
-    """Suggest not to ignore a value if masks show only one class, since the ignored value may be meant as the other.
+    """Suggest not to ignore a value if only one class has pixels, since the ignored value may stand for another class.
 
-    `counts` (256,) has the number of pixels of each label. The result is the end of a message, "; 255 is ignored: ...",
-    or "" if several classes have pixels or nothing is ignored.
+    `counts` (256,) has the number of pixels of each label. Return the end of a message, "; 255 is ignored: ...", or ""
+    if several classes have pixels or nothing is ignored.
     """
     missing = [k for k in range(len(labels.classes)) if not counts[k]]
     if len(missing) < len(labels.classes) - 1 or not counts[IGNORED]:
@@ -213,7 +213,11 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 
 def read_palette(path: Path) -> Palette | None:
-    """Read the colours of the classes, "red green blue" a line; None without a file, ValueError for another line."""
+    """Read the colours of the classes, "red green blue" on each line, or return None if there is no file.
+
+    Raises:
+        ValueError: a line is not a colour.
+    """
     if not path.is_file():
         return None
     colours = []
@@ -226,7 +230,7 @@ def read_palette(path: Path) -> Palette | None:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """Read the lines of a text file in UTF-8, without empty lines at its end; ValueError for other files."""
+    """Read a text file as lines, without empty lines at its end; raise ValueError if it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as error:
@@ -234,7 +238,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def colours_of(count: int, palette: Palette | None = None) -> np.ndarray:
-    """Return the colours of `count` classes, (256, 3) uint8; ignored pixels are black unless the palette has a colour.
+    """Return the colours of `count` classes, (256, 3) uint8. Ignored pixels are black unless the palette sets a colour.
 
     Without a palette, up to 20 classes get matplotlib's colours, and more get PASCAL VOC's.
     """

@@ -39,7 +39,7 @@ class SegmenterSpec(NetworkSpec):
         classes: names of the classes.
         crop: height and width of the training crops, which spatial weights are made for.
         frozen_norms: whether the backbone's batch norms are frozen.
-        mean, std: of the channels, for values from 0 to 1.
+        mean, std: mean and deviation of each channel, for values from 0 to 1.
         min_size, max_size, ignore_index, reduce_zero_label: options of training.
         palette: colours of the classes, if the data set has some.
         train_on: splits that it was trained on.
@@ -81,7 +81,7 @@ class TrainedSegmenter:
     """A trained segmenter.
 
     Attributes:
-        model: in evaluation mode; takes (n, 3, H, W) float32 and returns logits (n, classes, H, W).
+        model: the model in evaluation mode. It takes (n, 3, H, W) float32 and returns logits (n, classes, H, W).
         graph_size: (height, width) of the graph of an exported model; None for any size.
     """
 

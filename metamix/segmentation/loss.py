@@ -1,15 +1,15 @@
-"""Losses of segmentation, and weighted sums of them: `SegmentationLoss("ce+0.5*dice")`.
+"""Compute the losses of segmentation and weighted sums of them: `SegmentationLoss("ce+0.5*dice")`.
 
     ce        cross-entropy, with class weights
-    ohem      cross-entropy over the hard pixels of an image: those whose class has a probability below 0.7, and at
-              least a sixteenth of all pixels
+    ohem      cross-entropy over the hard pixels of an image, whose class has a probability below 0.7; over the hardest
+              sixteenth of all pixels if fewer are hard
     focal     focal loss with gamma 2, one sigmoid for each class
     dice      1 - Dice coefficient of the softmax, mean over the classes
     lovasz    Lovasz softmax, mean over the classes that are present
 
 segmentation_models_pytorch computes the last three. Every loss is computed for each image and averaged over images, so
-that it does not depend on how a batch is divided. Cross-entropy and focal loss divide by the number of all pixels;
-ignored pixels count as 0.
+that it does not depend on how a batch is divided. Cross-entropy and focal loss divide by the number of all pixels; the
+loss of an ignored pixel is 0.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from metamix.utils.checks import parse_weighted_sum
 
 from .labels import IGNORED
 
-HARD, KEPT = 0.7, 1 / 16  # ohem: probability below which a pixel is hard, least share of the pixels that are kept
+HARD, KEPT = 0.7, 1 / 16  # ohem: probability below which a pixel is hard, and smallest share of pixels to keep
 
 Weights = Tensor | None  # (classes,)
 
@@ -85,7 +85,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Weights], Tensor]] = {
 
 @cache
 def smp_losses() -> Any:
-    """Import the losses of segmentation_models_pytorch; ValueError if it is not installed."""
+    """Import the losses of segmentation_models_pytorch; raise ValueError if it is not installed."""
     try:
         import segmentation_models_pytorch.losses as losses
     except ImportError as error:
@@ -97,7 +97,7 @@ def smp_losses() -> Any:
 
 
 def parse_loss(text: str) -> dict[str, float]:
-    """Read a weighted sum such as "ce+0.5*dice" into weights by name, see `parse_weighted_sum`."""
+    """Parse a weighted sum such as "ce+0.5*dice"; return the weights by name, see `parse_weighted_sum`."""
     weights = parse_weighted_sum(text, LOSSES)
     if weights.keys() & {"focal", "dice", "lovasz"}:
         smp_losses()
@@ -108,8 +108,7 @@ def class_weights(rule: str, counts: Tensor) -> Tensor:
     """Compute class weights from the numbers of pixels; their mean over all pixels is 1.
 
     Args:
-        rule: "median" for the median of all frequencies over the frequency, or "log" for 1 / log(1.02 + frequency), as
-            ENet does.
+        rule: "median" for (median of all frequencies) / frequency, or "log" for 1 / log(1.02 + frequency), as in ENet.
         counts: (classes,) int64. A class without pixels gets the weight 0.
 
     Returns:
@@ -128,8 +127,8 @@ class SegmentationLoss:
     Args:
         text: the weighted sum, see `parse_loss`.
         aux_weight: weight of each auxiliary output.
-        weights: returns the weights of the classes, (classes,), or None for equal weights. It is called at the first
-            batch, since it may read all masks.
+        weights: function that returns the weights of the classes, (classes,), or None for equal weights. It is called
+            at the first batch, since it may read all masks.
     """
 
     def __init__(self, text: str, aux_weight: float = 0.4, weights: Callable[[], Weights] = lambda: None):
@@ -152,7 +151,7 @@ class SegmentationLoss:
         return total, logged | {"pixel_accuracy": 100 * right_pixels(main, target)}
 
     def compute(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Compute each term of logits (n, classes, h, w); they are resized to the target (n, H, W)."""
+        """Compute each term of the loss of logits (n, classes, h, w), which are resized to the target (n, H, W)."""
         logits = resize_to(logits, target.shape[-2:], "bilinear")
         weights = None if self.class_weights is None else self.class_weights.to(logits.device)
         return {name: LOSSES[name](logits, target, weights) for name in self.terms}
@@ -164,7 +163,7 @@ class SegmentationLoss:
 
 @torch.no_grad()
 def right_pixels(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the share of labelled pixels whose largest logit is at their label, mean over images."""
+    """Return the share of labelled pixels that are classified correctly, as the mean over images."""
     labelled = (target != IGNORED).flatten(1)
     right = (logits.argmax(1) == target).flatten(1) & labelled
     return (right.sum(1) / labelled.sum(1).clamp(min=1)).mean()

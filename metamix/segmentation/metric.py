@@ -1,4 +1,4 @@
-"""Scores of segmentation: mean IoU, accuracies and boundary F-score, and the metric of the task.
+"""Score segmentation by mean IoU, accuracies and boundary F-score.
 
 With the confusion matrix C, whose rows are labels and columns predictions, over all pixels that are not ignored:
 
@@ -9,9 +9,9 @@ With the confusion matrix C, whose rows are labels and columns predictions, over
     boundary F_k = 2 P R / (P + R)      P: share of the predicted boundary pixels of class k that are near a boundary
                                         pixel of the truth; R: the same with prediction and truth swapped
 
-Near means within 0.75 % of the image's diagonal (Csurka et al., BMVC 2013). A boundary pixel has a neighbour, above,
-below, left or right, of another class that is not ignored. Boundary pixels are counted over all images, so the state
-holds only counts.
+"Near" means within 0.75 % of the image's diagonal (Csurka et al., BMVC 2013). A pixel is on a boundary if the pixel
+above, below, left or right of it has another class and is not ignored. Boundary pixels are counted over all images, so
+the state holds only counts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Shown = tuple[float, int, str, Tensor, Tensor, Tensor]  # mean IoU, index, name,
 
 
 def confusion_matrix(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """Count labels and predictions (H, W) but for IGNORED pixels: (classes, classes) int64, rows are labels."""
+    """Count pairs of label and prediction (H, W), without IGNORED pixels: (classes, classes) int64, rows are labels."""
     labelled = truth != IGNORED
     pairs = truth[labelled].long() * classes + predicted[labelled].long()
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
@@ -68,7 +68,7 @@ def boundary_counts(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
 
 
 def boundary(labels: Tensor) -> Tensor:
-    """Find the pixels of (H, W) with a neighbour of another label, neither being ignored: (H, W) bool."""
+    """Find the pixels that have a neighbour with another label, if neither is ignored: (H, W) -> (H, W) bool."""
     edges = torch.zeros_like(labels, dtype=torch.bool)
     for dim in (0, 1):
         length = labels.shape[dim] - 1
@@ -80,7 +80,7 @@ def boundary(labels: Tensor) -> Tensor:
 
 
 def dilate(pixels: Tensor, radius: float) -> Tensor:
-    """Find the pixels within a Euclidean distance of a true one: (n, H, W) bool -> (n, H, W) bool."""
+    """Find the pixels within the Euclidean distance `radius` of a true pixel: (n, H, W) bool -> (n, H, W) bool."""
     height, width = pixels.shape[-2:]
     row, reach, result = pixels.clone(), 0, torch.zeros_like(pixels)
     for y in range(min(int(radius), height - 1), -1, -1):  # the disk's rows become wider towards its middle
@@ -109,7 +109,7 @@ class SegmentationMetric:
 
     Args:
         normalize: turns images (1, 3, H, W) uint8 into the model's input.
-        predictors: how the model is applied to an image, by the prefix of the scores; one prefix is "".
+        predictors: ways to apply the model to an image, by the prefix of their scores; one prefix is "".
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class SegmentationMetric:
         return counts | {"best": [], "worst": [], "unreadable": 0}
 
     def predict(self, model: nn.Module, batch: Batch) -> Iterator[dict[str, Tensor] | None]:
-        """Yield the labels (H, W) of each image, by the prefix of the scores."""
+        """Yield the predicted labels (H, W) of each image, by the prefix of the scores."""
         for image, truth, index in zip(batch["image"], batch["target"], batch["index"].tolist()):
             if index < 0:
                 yield None
@@ -137,7 +137,7 @@ class SegmentationMetric:
             yield {prefix: predictor(model, normalized, size) for prefix, predictor in self.predictors.items()}
 
     def update(self, state: State, outputs: Iterable[Mapping[str, Tensor] | None], batch: Batch) -> None:
-        """Score the labels (H, W) of each image, by the prefix of the scores."""
+        """Add the predicted labels (H, W) of each image to the state; they are given by the prefix of the scores."""
         rows = zip(outputs, batch["image"], batch["target"], batch["index"].tolist(), batch["name"], strict=True)
         for output, image, truth, index, name in rows:
             if index < 0 or output is None:
@@ -199,7 +199,7 @@ def images_to_show(states: Sequence[State]) -> list[Shown]:
 
 
 def describe_scores(predictor: Predictor) -> str:
-    """Say in a line what the scores compare."""
+    """Describe in one line how the scores are measured."""
     return f"scores of {predictor.describe()}, at the size of the masks; boundary F within 0.75 % of the diagonal"
 
 

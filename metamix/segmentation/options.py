@@ -1,4 +1,4 @@
-"""Options of segmentation."""
+"""Define the options of segmentation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Crop = Annotated[
 Mean = Annotated[tuple[Share, ...], Field(min_length=3, max_length=3)]
 Std = Annotated[tuple[Annotated[float, Field(ge=1e-6, le=1)], ...], Field(min_length=3, max_length=3)]
 
-# Arguments of the backbone that do not belong in model_args, and what sets them.
+# Arguments of the backbone that users may not set in model_args, and what sets them.
 NOT_MODEL_ARGS = {
     "num_classes": "the data set",
     "in_chans": "the images, which are read in colour",
@@ -43,24 +43,24 @@ NOT_MODEL_ARGS = {
     "pretrained": "--pretrained",
     "checkpoint": "--checkpoint",
 }
-# Arguments of build_segmenter that do not belong in head_args.
+# Arguments of build_segmenter that users may not set in head_args, and what sets them.
 NOT_HEAD_ARGS = {"head": "--head", "backbone": "--model", "backbone_args": "--model-args"} | NOT_MODEL_ARGS
 
 
 @dataclass
 class SegmentationDataOptions(ReadingOptions):
-    """Where images and masks are, and how they are scored. The same for `metamix train` and `metamix eval`."""
+    """Options that `metamix train` and `metamix eval` share: where images and masks are, and how they are scored."""
 
     data: Literal["folder", "ade20k", "cityscapes", "voc", "oxford_pets"] = _data(
         "folder", "layout of data_dir; folder: SPLIT/images, SPLIT/masks and classes.txt"
     )
     data_dir: str = _data("", "folder of the data set", on_resume="ignore")
-    test_on: str = _data("", "split to score at the end; empty: test, or val if there is no test")
+    test_on: str = _data("", "split to score at the end; if empty, test, or val if there is no test")
     mask_name: Template = _data("{name}", "folder: name of the mask of the image {name}, such as '{name}_mask'")
     download: bool = _data(False, "voc and oxford_pets: fetch what is missing", on_resume="ignore")
 
-    tile: int = _score(0, "score in tiles of this side, in pixels of the resized image; 0: whole images")
-    overlap: int = _score(0, "least overlap of neighbouring tiles in pixels", needs="tile")
+    tile: int = _score(0, "score in tiles of this side, in pixels of the resized image; 0 scores whole images")
+    overlap: int = _score(0, "smallest overlap of neighbouring tiles in pixels", needs="tile")
     test_flip: bool = _score(False, "also report scores of the mean over the image and its mirror image")
     test_scales: Annotated[tuple[Factor, ...], Field(min_length=1)] = _score(
         (1.0,), "also report scores of the mean over these scales, such as 0.75,1,1.25"
@@ -76,13 +76,13 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     """Options of `metamix train` for segmentation."""
 
     ignore_index: MaskValue | None = _data(
-        255, "folder: value of ignored pixels in the mask files; none: there is none"
+        255, "folder: value of ignored pixels in the mask files; none if all pixels count"
     )
     reduce_zero_label: bool = _data(
         False, "folder: ignore the value 0, and number the classes from 1 in the mask files"
     )
-    min_size: Side = _data(0, "shorter side that images are resized to, in pixels; 0: images keep their size")
-    max_size: Side = _data(0, "limit of the longer side of resized images, in pixels; 0: no limit")
+    min_size: Side = _data(0, "shorter side that images are resized to, in pixels; 0 keeps their size")
+    max_size: Side = _data(0, "limit of the longer side of resized images, in pixels; 0 sets no limit")
 
     train_on: Splits = _data(
         ("train",), "splits to train on; val is held out unless it is one of them or scored at the end"
@@ -90,18 +90,18 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     memory: Literal["auto", "yes", "no"] = _data(
         "auto", "decode the images to train on at the start; auto: if they take at most 1 GiB", on_resume="ignore"
     )
-    mean: Mean | None = _data(None, "mean of each channel, of pixel values from 0 to 1; none: the backbone's")
-    std: Std | None = _data(None, "standard deviation of each channel; none: the backbone's")
+    mean: Mean | None = _data(None, "mean of each channel, for pixel values from 0 to 1; by default the backbone's")
+    std: Std | None = _data(None, "standard deviation of each channel; by default the backbone's")
 
     head: str = _model("semantic_fpn", "semantic_fpn, upernet or wavemix")
     head_args: dict[str, Any] = option(
         {}, "more arguments of the segmenter, such as '{neck_channels: 64}'", group="model"
     )
 
-    scales: Factors = _augment((0.5, 2.0), "smallest and largest factor on the size, drawn for each image")
-    crop: Crop = _augment((512,), "height and width of the crops to train on in pixels; one number: a square")
+    scales: Factors = _augment((0.5, 2.0), "smallest and largest factor of the random resizing of each image")
+    crop: Crop = _augment((512,), "height and width of the crops to train on in pixels; one number gives a square")
     crop_share: PositiveShare = _augment(
-        0.75, "largest share of one class in a crop; ten crops are tried; 1: the first is taken"
+        0.75, "largest share of one class in a crop; up to ten crops are drawn; 1 takes the first"
     )
     pad: bool = _augment(True, "fill images that are smaller than the crop with ignored pixels")
     flip: Share = _augment(0.5, "probability of a horizontal flip")
@@ -110,7 +110,7 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     loss: str = _loss("ce", "ce, ohem, focal, dice, lovasz, or a sum of them such as ce+0.5*dice")
     class_weights: tuple[NotNegative, ...] | Literal["none", "median", "log"] = _loss(
         "none",
-        "weights of the classes in ce and ohem: one number each; median: median frequency over frequency; "
+        "weights of the classes in ce and ohem: a number for each; median: median frequency / frequency; "
         "log: 1 / log(1.02 + frequency)",
     )
     aux_weight: NotNegative = _loss(0.4, "weight of the auxiliary heads")
@@ -145,17 +145,17 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
 
 @dataclass
 class SegmentationEvalOptions(SegmentationDataOptions):
-    """Options of `metamix eval` for segmentation. Options whose default is none are as in training."""
+    """Options of `metamix eval` for segmentation. An option whose default is None takes the value of training."""
 
     checkpoint: str | None = _model(None, "weights of a segmenter: a run folder, or a file in it")
     ignore_index: MaskValue | Literal["trained"] | None = _data(
-        "trained", "value of ignored pixels in the mask files; none: there is none; trained: as in training"
+        "trained", "value of ignored pixels in the mask files; none if all pixels count; trained: as in training"
     )
     reduce_zero_label: bool | None = _data(
-        None, "ignore the value 0, and number the classes from 1; none: as in training"
+        None, "ignore the value 0, and number the classes from 1; by default as in training"
     )
-    min_size: Side | None = _data(None, "shorter side that images are resized to, in pixels; none: as in training")
-    max_size: Side | None = _data(None, "limit of the longer side of resized images, in pixels; none: as in training")
+    min_size: Side | None = _data(None, "shorter side that images are resized to, in pixels; by default as in training")
+    max_size: Side | None = _data(None, "limit of their longer side, in pixels; by default as in training")
 
 
 def verify_command(options: SegmentationOptions) -> str:

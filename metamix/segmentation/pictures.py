@@ -1,4 +1,4 @@
-"""Pictures of segmentation: the best and the worst images, the confusion matrix, and overlays."""
+"""Draw pictures of segmentation: the best and the worst images, the confusion matrix, and overlays."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class SegmentationPictures(Pictures):
 
 
 def draw_images(path: Path, rows: Sequence[Shown], labels: Labels) -> None:
-    """Draw image, truth, prediction and errors of images, a row each."""
+    """Draw a row for each image: the image, its truth, the prediction and the errors."""
     figure = Figure(figsize=(13, 2.6 * max(1, len(rows)) + 0.5), layout="constrained")
     titles = ("image", "truth", "prediction", "errors")
     grid = figure.subplots(max(1, len(rows)), len(titles), squeeze=False)

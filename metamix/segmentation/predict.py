@@ -1,16 +1,16 @@
-"""Label the pixels of images.
+"""Predict the class of each pixel of images.
 
     metamix predict IMAGE_OR_FOLDER... --checkpoint RUN --output predicted
 
-A folder means all images in it, at any depth. Images have any size; those with a side above --tile are predicted in
-overlapping tiles. For each image, two files get its path inside the folder that was given (a.jpg.png if there is an
-a.png too):
+A folder means all images in it, at any depth. Images may have any size; an image with a side above --tile is predicted
+in overlapping tiles. Two files are written for each image. Their path is that of the image inside the given folder,
+with the extension png (or a.jpg.png, if there is an a.png too):
 
     OUTPUT/masks/a.png       labels 0, 1, ... in the order of the classes, as a PNG with the colours of the classes
     OUTPUT/overlays/a.png    these colours over the image
 
-OUTPUT/classes.txt names the labels. Images that cannot be read, or that an exported model does not take, are named and
-left out; the exit code is then 1.
+OUTPUT/classes.txt names the labels. Images that cannot be read, or that an exported model does not take, are skipped
+with a message; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ MASKS, OVERLAYS, CLASSES = "masks", "overlays", "classes.txt"  # in the output f
 
 @dataclass
 class LabelPixels(PredictToFolder):
-    """Label the pixels of images, and write masks, overlays, classes.txt and predictions.json."""
+    """Predict the class of each pixel of images, and write masks, overlays, classes.txt and predictions.json."""
 
     folders = MASKS, OVERLAYS
 
     output: Path = option(Path("predicted"), "folder to write to", metavar="FOLDER")
-    flip: bool = option(False, "mean over the image and its mirror image")
-    tile: int = option(1024, "side of the tiles in pixels; 0: whole images at once")
-    overlap: int = option(128, "least overlap of tiles in pixels")
+    flip: bool = option(False, "average the predictions for the image and for its mirror image")
+    tile: int = option(1024, "side of the tiles in pixels; 0 predicts whole images at once")
+    overlap: int = option(128, "smallest overlap of tiles in pixels")
 
     def __post_init__(self) -> None:
         masks, records = self.output / MASKS, self.output / self.records_name

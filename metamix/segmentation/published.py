@@ -1,4 +1,4 @@
-"""Published weights of whole segmenters, a backbone and its head, by tags of the backbone's name."""
+"""List and load published weights of whole segmenters (backbone and head), by the tag of the backbone's name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ POOLFORMER_SEMANTIC_FPN = Layout((
     (r"^head\.classifier\.", "decode_head.conv_seg."),
 ))  # fmt: skip
 
-# WaveMix for segmentation: their wavemix/SemSegment.py, and the network of their Cityscapes weights
+# WaveMix for segmentation: wavemix/SemSegment.py of the authors, and the network that their Cityscapes weights fit
 
 
 def arrange_segmenter(key: str, tensor: Tensor, model: Any) -> Tensor:
@@ -35,14 +35,19 @@ def arrange_segmenter(key: str, tensor: Tensor, model: Any) -> Tensor:
 
 
 def wavemix_segmenter_layout(head: str, level: int) -> Layout:
-    """Return the layout of a WaveMix for segmentation: `head` is their name of its head, `level` the transform's."""
+    """Return the layout of a WaveMix segmenter.
+
+    Args:
+        head: name of the head's layers in the authors' file.
+        level: number of levels of the wavelet transform.
+    """
     names = ((r"^head\.", f"{head}."), (r"^backbone\.body\.model\.", ""), *WAVEMIX_NAMES)
     return Layout((ONE_LEVEL, *names) if level == 1 else names, arrange_segmenter)
 
 
 @dataclass(frozen=True)
 class PublishedSegmenter:
-    """Weights of a segmenter on the network, the options of its head, and how its authors name the tensors."""
+    """Weights of a segmenter to download, the options of its head, and the names of the tensors in the file."""
 
     url: str
     num_classes: int
@@ -79,7 +84,14 @@ WEIGHTS: dict[str, dict[str, PublishedSegmenter]] = {  # by head, then by backbo
 
 
 def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
-    """Return the weights of a head on a backbone with a tag, None for a tag of the backbone; refuse another head's."""
+    """Return the published weights of a segmenter: `head` on `backbone`, a name with a tag.
+
+    Returns:
+        None if the tag is one of the backbone alone, without a head.
+
+    Raises:
+        ValueError: the tag belongs to weights of another head.
+    """
     for other, backbones in WEIGHTS.items():
         if backbone in backbones and other != head:
             raise ValueError(f"{backbone} has weights for the head {other}, not for {head}: take that head.")
@@ -89,9 +101,9 @@ def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
 def load_published(
     model: nn.Module, published: PublishedSegmenter, name: str, *, classifier: Sequence[str], num_classes: int
 ) -> None:
-    """Load published weights into a segmenter, which messages call `name`.
+    """Load published weights into a segmenter; messages call it `name`.
 
-    The layers in `classifier` stay new if the weights are for another number of classes.
+    If the weights are for another number of classes, the layers in `classifier` keep their initial values.
     """
     path = download(published.url, Path(published.url).stem)
     new = classifier if num_classes != published.num_classes else ()

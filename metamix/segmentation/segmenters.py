@@ -49,7 +49,7 @@ from .heads import DeconvHead, FCNHead, SemanticFPNHead, UPerHead
 from .published import load_published, published_segmenter
 
 FINEST = {4: 0, 8: 1, 16: 2, 32: 3}  # finest stride of a pyramid -> its level
-FEW_CHANNELS = 192  # of the widest map; backbones with no more than this get a narrow neck and head
+FEW_CHANNELS = 192  # backbones whose widest map has no more channels get a narrow neck and head
 
 
 class Segmenter(BackboneMixin):

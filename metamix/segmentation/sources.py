@@ -84,7 +84,7 @@ class MaskedSet:
 
 
 def open_set(options: SegmentationDataOptions) -> MaskedSet:
-    """Open the data set that the options name; ValueError or FileNotFoundError if the folder does not hold it."""
+    """Open the data set that the options name; raise ValueError or FileNotFoundError if it is not there."""
     check_choice("data", options.data, OPENERS)
     if not options.data_dir:
         raise ValueError("no data set is given: --data-dir FOLDER")
@@ -211,7 +211,7 @@ def samples_of(pairs: Pairs) -> Split:
 
 
 def check_sizes(samples: Split) -> list[tuple[int, int]]:
-    """Return the sizes (height, width) of the images; ValueError if a mask has another size."""
+    """Return the sizes (height, width) of the images; raise ValueError if a mask has another size."""
     sizes = []
     for sample in samples:
         size, mask_size = read_header(sample.image).size, read_header(sample.mask).size

@@ -1,4 +1,4 @@
-"""The segmentation task: a head on any backbone, trained on images with masks."""
+"""Define the segmentation task, which trains a head on any backbone on images with masks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .published import WEIGHTS
 class Segmentation:
     """Assemble data, model, loss, metric and pictures of segmentation; see `metamix.training.task.Task`.
 
-    To evaluate weights, `trained` is their spec, and no training split is opened.
+    To evaluate weights, pass their spec as `trained`. The training split is then not opened.
     """
 
     Options, EvalOptions = SegmentationOptions, SegmentationEvalOptions
@@ -78,7 +78,7 @@ class Segmentation:
 
     @classmethod
     def for_trained(cls, trained: TrainedSegmenter, options: SegmentationEvalOptions) -> Segmentation:
-        """Make the task of a segmenter with the options that it was trained with; ValueError if the classes differ."""
+        """Make the task of a segmenter with the options of its training; raise ValueError if the classes differ."""
         spec = trained.spec
         names = {field.name for field in fields(SegmentationOptions)}
         values = {name: value for name, value in vars(spec).items() if name in names}

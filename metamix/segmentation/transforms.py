@@ -1,6 +1,6 @@
-"""Random changes of an image and its mask together, as torchvision's v2 transforms.
+"""Change an image and its mask together at random, with torchvision's v2 transforms.
 
-Images are uint8. Resizing is bilinear for images and takes the nearest pixel of masks. The loader seeds torch's
+Images are uint8. Images are resized by bilinear interpolation, masks by the nearest pixel. The loader seeds torch's
 generator for each sample.
 """
 
@@ -17,18 +17,18 @@ from torchvision.transforms.v2 import functional as F
 from .labels import IGNORED
 from .options import SegmentationOptions
 
-TRIES = 10  # crops that are drawn at most; the last one is taken even if one class has too large a share
+TRIES = 10  # most crops to draw for an image; the last one is used even if one class has too large a share
 
 Size = tuple[int, int]
 
 
 def resized_size(size: Size, min_size: int, max_size: int, scale: float = 1.0) -> Size:
-    """Return the size of an image whose shorter side becomes `scale` * `min_size`, with its shape kept.
+    """Return the size of an image resized to a shorter side of `scale` * `min_size`, with the same aspect ratio.
 
     Args:
         size: (height, width).
         min_size: shorter side in pixels, before `scale` is applied; 0 keeps the size of the image.
-        max_size: limit of the longer side in pixels, before `scale` is applied; 0 for no limit.
+        max_size: limit of the longer side in pixels, before `scale` is applied; 0 sets no limit.
     """
     factor = min_size / min(size) if min_size else 1.0
     if max_size:
@@ -61,14 +61,15 @@ class RandomScale(v2.Transform):
 
 
 class LimitedCrop(v2.Transform):
-    """Crop image and mask at random. A crop with too large a share of one class is drawn anew, ten times at most.
+    """Crop image and mask at random. If one class has too large a share of a crop, draw another, up to ten crops.
 
-    An image that is smaller than the crop is extended to the right and below, its mask with ignored pixels.
+    An image that is smaller than the crop is padded with `fill` on the right and at the bottom, and its mask with
+    ignored pixels.
 
     Args:
         size: (height, width) of the crop.
         share: largest share of one class among the pixels that are not ignored.
-        fill: colour of the pixels that are added.
+        fill: colour of the padding.
     """
 
     def __init__(self, size: Size, share: float, fill: tuple[int, ...]):
@@ -102,14 +103,14 @@ def find_mask(inputs: list[Any]) -> tv_tensors.Mask:
 
 
 def largest_share(mask: Tensor) -> float:
-    """Return the share of the most frequent class among the pixels that are not ignored; 0 if all are."""
+    """Return the share of the most frequent class among the pixels that are not ignored, or 0 if there are none."""
     counts = torch.bincount(mask.flatten(), minlength=256)[:IGNORED]
     total = int(counts.sum())
     return int(counts.max()) / total if total else 0.0
 
 
 def train_transform(options: SegmentationOptions, mean: tuple[float, ...]) -> v2.Compose:
-    """Make the random scale, crop, flip and change of colours."""
+    """Compose the random scale, crop, flip and colour jitter of training."""
     fill = tuple(round(255 * value) for value in mean)
     steps: list[v2.Transform] = [
         RandomScale(options.min_size, options.max_size, options.scales),

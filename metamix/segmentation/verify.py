@@ -3,9 +3,15 @@
     metamix verify DIR                                 DIR/train/images, DIR/train/masks, ...
     metamix verify cityscapes --data-dir DIR
 
-Missing partners, sizes that differ, files that cannot be read, values that are not labels and classes without a pixel
-are printed, one in a line, and then the share of the pixels of each class, by split. The exit code is 1 if there is a
-problem.
+Each problem is printed on a line:
+
+- an image without a mask, or a mask without an image
+- an image and a mask of different sizes
+- a file that cannot be read
+- a value in a mask that is not a label
+- a class without a pixel
+
+Then a table shows the share of pixels of each class in each split. The exit code is 1 if there is a problem.
 """
 
 from __future__ import annotations
@@ -33,7 +39,7 @@ from .sources import OPENERS, MaskedImage, open_set, samples_of, sizes_differ
 class VerifyMasks(VerifyOptions):
     """Check images and masks, and print the share of the pixels of each class."""
 
-    ignore_index: MaskValue | None = option(255, "value of ignored pixels in the mask files; none: there is none")
+    ignore_index: MaskValue | None = option(255, "value of ignored pixels in the mask files; none if all pixels count")
     reduce_zero_label: bool = option(False, "ignore the value 0, and number the classes from 1")
     mask_name: str = option("{name}", "name of the mask of the image {name}, such as '{name}_mask'")
 
@@ -60,7 +66,7 @@ class VerifyMasks(VerifyOptions):
                 continue
             pixels = torch.zeros(256, dtype=torch.int64)
             yield from check_samples(samples, labels, pixels)
-            if not pixels.any():  # no mask could be used, which says nothing of the classes
+            if not pixels.any():  # no mask could be read, so nothing is known about the classes
                 continue
             self.counts[split] = pixels
             if empty := [name for name, count in zip(labels.classes, pixels) if not count]:
@@ -86,7 +92,10 @@ def check_samples(samples: Sequence[MaskedImage], labels: Labels, counts: Tensor
 
 
 def table_of_shares(counts: dict[str, Tensor], labels: Labels) -> str:
-    """Return a table of the pixels of each split: the share of each class among labelled ones, and of ignored ones."""
+    """Format the pixels of each split as a table.
+
+    A class has its share of the labelled pixels; the last row has the share of ignored pixels among all.
+    """
     width = max(map(len, ["% of the pixels", *labels.classes]))
     of_classes = [pixels[: len(labels.classes)] for pixels in counts.values()]
     lines = [f"{'% of the pixels':{width}}  " + "  ".join(f"{split:>8}" for split in counts)]

@@ -156,7 +156,7 @@ def check_options(options: ExportOptions) -> None:
 
 
 def check_output(folder: Path) -> Path:
-    """Return the folder if it can be written to; ValueError if it holds something else than an export."""
+    """Return the folder if it can be written to; raise ValueError if it holds something else than an export."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder to export to")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -179,7 +179,7 @@ def write_model(exportable: Exportable, folder: Path, options: ExportOptions) ->
     check_runs(exportable.model, examples)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REPORT).write_text("")  # marks the folder as ours, so that an export that fails can be repeated
-    for name in known_files() - {REPORT}:  # of an earlier export
+    for name in known_files() - {REPORT}:  # files of an earlier export
         (folder / name).unlink(missing_ok=True)
     written = FORMATS[options.format]
     model = fuse(exportable.model, None if options.dynamic else examples)

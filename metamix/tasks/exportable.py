@@ -23,7 +23,7 @@ Model = Callable[[Tensor], Any]
 HELD_OUT_IMAGES = 5_000  # most training images that decide on precision
 RANDOM_IMAGES = 4  # to compare on, of tasks whose graphs return maps
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
-EXTRA = {  # of `Artifact.extra`, for `pad_for_graph`
+EXTRA = {  # entries of `Artifact.extra` for `pad_for_graph`
     "scale": rule(Side),
     "multiple": rule(Annotated[tuple[Side, Side], Field(description="two whole numbers from 1 to 65,536")]),
 }
@@ -78,7 +78,7 @@ class Comparison:
 
     Attributes:
         parity: differences of the outputs.
-        scores: of "eager" and "exported" on the data; empty without data.
+        scores: scores of "eager" and "exported" on the data; empty without data.
         problems: limits of the precision that are missed, in words.
     """
 
@@ -91,8 +91,8 @@ class Exportable(Protocol):
     """A trained model of a task.
 
     Attributes:
-        model: in evaluation mode, fp32; called with prepared images (n, C, H, W).
-        metadata: of the weights, with the image size of the export.
+        model: the fp32 model in evaluation mode, which takes prepared images (n, C, H, W).
+        metadata: metadata of the weights, with the image size of the export.
         outputs: names of the outputs.
         extra: see `Artifact.extra`.
         notes: what the user should know.

@@ -29,7 +29,7 @@ def load(
             published ones of timm or of an image model.
         model: name of the model, for a file that does not name it.
         model_args: more arguments of the model, for such a file.
-        threads: that the engine of an exported model computes with; None for its default.
+        threads: number of threads for the engine of an exported model; None for its default.
 
     Returns:
         What the task's own function returns, such as `load_classifier`: an object with `model`, `spec`, `metadata` and

@@ -24,12 +24,12 @@ Spec = TypeVar("Spec", bound="NetworkSpec")
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """The arguments that build a network again, as the metadata of its weights hold them.
+    """The arguments from which a network is built again. They are stored in the metadata of its weights.
 
     Attributes:
         task: name of the task that trains such networks.
-        network: what the task trains, for messages, such as "detector".
-        added_later: values of the entries that older files do not have.
+        network: noun for such a network in messages, such as "detector".
+        added_later: default values of entries that older files lack.
     """
 
     task: ClassVar[str]
@@ -38,7 +38,7 @@ class NetworkSpec:
 
     @classmethod
     def from_dict(cls: type[Spec], raw: Mapping[str, Any], source: object) -> Spec:
-        """Check the metadata of a file, which is untrusted; ValueError if they do not describe such a network."""
+        """Read a spec from the metadata of an untrusted file; raise ValueError if they describe no such network."""
         metadata = ModelMetadata.from_dict(raw, source)
         check_task(metadata, source, cls.task, f"a {cls.network}")
         if metadata.task is None:
@@ -51,11 +51,11 @@ class NetworkSpec:
         return cls(**{name: to_tuples(value) for name, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entries of the metadata, as plain values."""
+        """Return the entries for the metadata of a weight file, as plain values."""
         return {"task": self.task} | {key: to_lists(value) for key, value in asdict(self).items()}
 
     def build(self, **weights: Any) -> Any:
-        """Build the network; `pretrained` or `checkpoint` load weights of the backbone."""
+        """Build the network; pass `pretrained` or `checkpoint` to load weights of the backbone."""
         raise NotImplementedError
 
     @classmethod
@@ -63,7 +63,7 @@ class NetworkSpec:
         """Build the network of a run folder or a weight file; return it with its spec and its metadata."""
         tensors, metadata = load_weights(find_weights(checkpoint))
         spec = cls.from_dict(metadata, checkpoint)
-        backbone = replace(ModelMetadata.from_dict(metadata, checkpoint), img_size=None)  # img_size is the network's
+        backbone = replace(ModelMetadata.from_dict(metadata, checkpoint), img_size=None)  # it is the network's
         check_described_size(backbone, tensors, checkpoint)
         model = spec.build()
         load_into(model, tensors, str(checkpoint))
@@ -71,16 +71,16 @@ class NetworkSpec:
 
 
 def load_initial_weights(model: nn.Module, path: str | Path, classes: Sequence[str], head: Sequence[str]) -> list[str]:
-    """Load the weights of a network of the same build, to fine-tune it.
+    """Load the weights of a network with the same architecture, to fine-tune it.
 
-    Batch norms may be frozen only in the file or only in the model; their counters are not loaded then. The layers in
-    `head`, which depend on the classes, keep their new weights if the file has other classes.
+    A batch norm may be frozen in the file but not in the model, or the other way round; its counter is then not loaded.
+    The layers in `head` depend on the classes. If the file has other classes, they keep their initial values.
 
     Returns:
         The names of the weights that were not loaded.
     """
     tensors, metadata = load_weights(find_weights(path))
-    if metadata.get("classes", [*classes]) != [*classes]:  # their number may be the same
+    if metadata.get("classes", [*classes]) != [*classes]:  # the shapes may fit all the same
         inside_head = tuple(f"{layer}." for layer in head)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(inside_head)}
     counters = {name: value for name, value in model.state_dict().items() if name.endswith(COUNTER)}
@@ -89,13 +89,16 @@ def load_initial_weights(model: nn.Module, path: str | Path, classes: Sequence[s
 
 
 def check_data(task: Any, spec: Any, options: Any, *flags: str) -> None:
-    """Check that a task scores a network on data of its classes, and note if the network was trained on them.
+    """Check that the data have the classes of the network; add a note if it was trained on the split to score.
 
     Args:
-        task: to evaluate; its title gets the name of the split, if the options choose one.
+        task: the task that scores the network. If the options choose a split, its name is added to the task's title.
         spec: the `NetworkSpec` of the weights.
-        options: of `metamix eval`.
-        flags: of the command that trains the weights further on these data.
+        options: options of `metamix eval`.
+        flags: flags of the command that fine-tunes the weights on these data, for the error message.
+
+    Raises:
+        ValueError: the classes differ.
     """
     data = task.data
     if data.test_split in spec.train_on:

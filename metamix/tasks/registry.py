@@ -1,6 +1,6 @@
 """Register tasks, and find the task of a name, a weight file or a data set.
 
-This file names the package's own tasks. Nothing else outside their folders does.
+This file names the tasks of the package. No other file outside the folders of these tasks names them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from metamix.weights.metadata import ModelMetadata
 from .spec import TaskSpec, import_part
 
 DEFAULT = "classification"
-TASKS: dict[str, TaskSpec | str] = {  # a spec, or where it is
+TASKS: dict[str, TaskSpec | str] = {  # a spec, or "module:name" of a spec
     name: f"metamix.{name}.spec:SPEC" for name in ("classification", "detection", "segmentation", "restoration")
 }
 PUBLIC = {  # names of the package that are parts of tasks
@@ -30,14 +30,14 @@ official.MODULES.append("metamix.segmentation.official")
 
 
 def register_task(spec: TaskSpec) -> None:
-    """Make a task known to every command; ValueError if another task has its name."""
+    """Register a task for all commands; raise ValueError if another task has its name."""
     if spec.name in TASKS and find_task(spec.name) != spec:
         raise ValueError(f"there is a task {spec.name!r} already: choose another name")
     TASKS[spec.name] = spec
 
 
 def find_task(name: str) -> TaskSpec:
-    """Return the spec of a task; ValueError if there is none of that name."""
+    """Return the spec of the task `name`; raise ValueError if there is none."""
     if name not in TASKS:
         raise ValueError(
             f"there is no task {name!r}{did_you_mean(name, TASKS)} Tasks: {', '.join(TASKS)}. A task of your own needs "
@@ -53,7 +53,7 @@ def list_tasks() -> str:
 
 
 def task_of_model(name: str | None) -> str | None:
-    """Return the task that alone trains models of this name, which may have a tag; None for other models."""
+    """Return the task if only one trains models of this name, which may have a tag; return None for other models."""
     base = (name or "").partition(".")[0]
     return next((task for task in TASKS if base in find_task(task).model_names()), None)
 
@@ -62,8 +62,8 @@ def task_of_weights(path: Path, model: str | None = None) -> str:
     """Return the task of a weight file or a run folder.
 
     Args:
-        path: of the file or folder.
-        model: name of its model, if the file does not say it.
+        path: path of the file or folder.
+        model: name of its model, if the file does not name it.
 
     Raises:
         ValueError: the file is damaged.
@@ -82,11 +82,11 @@ def is_exported(place: str | Path | None) -> bool:
 
 
 def task_of_folder(folder: str | os.PathLike[str] | None, *, alone: bool = False) -> str | None:
-    """Return the task whose data sets look like a folder; None if there is none.
+    """Return the task whose data sets have the layout of a folder; None if there is none.
 
     Args:
-        folder: of a data set.
-        alone: whether the folder, or one of its splits, must hold nothing else than what tells the task.
+        folder: folder of a data set.
+        alone: whether the folder, or one of its splits, must hold only the names by which the task is recognised.
     """
     if not folder or not os.path.isdir(folder):
         return None
@@ -104,6 +104,6 @@ def task_of_folder(folder: str | os.PathLike[str] | None, *, alone: bool = False
 
 
 def task_of_data(name: str, folder: str | None = None) -> str | None:
-    """Return the task that reads a data set of this name, or a folder of this layout; None if several may."""
+    """Return the task that reads a data set of this name or a folder of this layout; None if several tasks can."""
     named = next((task for task in TASKS if name in find_task(task).data_sets), None)
     return named or task_of_folder(name) or task_of_folder(folder, alone=True)

@@ -1,4 +1,4 @@
-"""Parts of a small task: one output for each image, images of one size. docs/extend.md shows a task made of them."""
+"""Provide parts for tasks with one output per image and images of one size; docs/extend.md makes a task of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from metamix.weights.metadata import ModelMetadata
 
 from .exportable import Comparison, Model
 
-RANDOM_IMAGES, BATCH_SIZE = 64, 32  # of the comparison of an exported model
+RANDOM_IMAGES, BATCH_SIZE = 64, 32  # for comparing an exported model with the original
 
 
 class SimpleData:
@@ -33,8 +33,9 @@ class SimpleData:
 
     Args:
         splits: "train" and "test", and "holdout" if there is one.
-        options: how files are read.
-        transform: turns a sample of `SampleReader.read` into an image (C, H, W) uint8 and a label, a number.
+        options: options of reading files.
+        transform: function that turns a sample of `SampleReader.read` into an image (C, H, W) uint8 and a number, the
+            label.
         verify: command that lists broken images, for messages.
     """
 
@@ -83,9 +84,9 @@ class SimpleModel:
     """Build a model and describe it.
 
     Attributes:
-        make: builds the model, with the weights to start from.
+        make: function that builds the model with its initial weights.
         about: plain values for the metadata of its weights; at least task, model, data, in_chans and img_size.
-        identity: of the data.
+        identity: identity of the data, as recorded in checkpoints.
     """
 
     make: Callable[[], nn.Module]
@@ -94,7 +95,7 @@ class SimpleModel:
     frozen_helpers: tuple[nn.Module, ...] = ()
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
-        """Build the model; a checkpoint's weights are loaded by the engine."""
+        """Build the model. To resume a run, the engine loads the weights of the checkpoint."""
         return self.make()
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
@@ -108,8 +109,8 @@ class MeanMetric(Metric):
     """Average a value over all images that can be read.
 
     Args:
-        name: of the score.
-        compute: (outputs (n, ...), labels (n,)) -> values (n,).
+        name: name of the score.
+        compute: function of the outputs (n, ...) and the labels (n,) that returns the values (n,).
     """
 
     def __init__(self, name: str, compute: Callable[[Tensor, Tensor], Tensor]):
@@ -132,7 +133,7 @@ class MeanMetric(Metric):
 
 
 class NoPictures(Pictures):
-    """Draw nothing and advise nothing."""
+    """Draw no pictures and give no advice."""
 
 
 @dataclass
@@ -152,12 +153,12 @@ class SimpleTask:
 
 @dataclass(frozen=True)
 class SimpleTrained:
-    """A trained model whose outputs are what it predicts.
+    """A trained model whose outputs are its predictions.
 
     Attributes:
-        model: in evaluation mode.
-        metadata: of its weights.
-        prepare: turns an image into what `SimpleData`'s transform makes of it, (C, H, W) uint8.
+        model: the model in evaluation mode.
+        metadata: metadata of its weights.
+        prepare: function that prepares an image as the transform of `SimpleData` does, (C, H, W) uint8.
     """
 
     model: nn.Module
@@ -177,7 +178,7 @@ class SimpleTrained:
 
 
 def broken_samples(samples: SampleReader) -> Iterator[str]:
-    """Say why samples cannot be read, in order."""
+    """Yield, in order, why samples cannot be read."""
     for i in range(len(samples)):
         try:
             samples.read(i)
@@ -189,9 +190,9 @@ class SimpleExport:
     """A model with one output for each image, compared on random images.
 
     Args:
-        model: called with prepared images (n, C, H, W).
-        metadata: of its weights, with `in_chans` and `img_size`.
-        dynamic: whether the graph takes any size.
+        model: the model, which takes prepared images (n, C, H, W).
+        metadata: metadata of its weights, with `in_chans` and `img_size`.
+        dynamic: whether the graph takes images of any size.
         ranked: whether the outputs are scores of classes.
     """
 
@@ -215,7 +216,7 @@ class SimpleExport:
 
     @torch.inference_mode()
     def compare(self, exported: Model, precision: str) -> Comparison:
-        """Compare the models on random images, for a dynamic graph also on larger ones."""
+        """Compare the models on random images; for a dynamic graph, also on larger images."""
         difference = Difference(self.ranked)
         for images in self.random(RANDOM_IMAGES).split(BATCH_SIZE):
             difference.update(self.model(images), exported(images))

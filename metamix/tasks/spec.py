@@ -1,4 +1,4 @@
-"""Define what the commands know about a task: `TaskSpec`, and the types of the parts that it names."""
+"""Define `TaskSpec`, which is all that the commands know about a task, and the types of a task's parts."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from torch import nn
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A task: its name, and where its parts are.
+    """The name of a task, and where its parts are.
 
-    A part is named "module:name" and imported on use, since tasks need different extras.
+    Each part is given as "module:name" and is imported when it is used, since tasks need different extras.
 
     Attributes:
-        name: such as "segmentation"; the value of --task, and `task` in recipes and weight files.
+        name: name of the task, such as "segmentation", for --task, and for `task` in recipes and weight files.
         about: what the task's models do, for --help, such as "label each pixel".
         task: class that assembles training and evaluation, a `metamix.training.task.TaskClass`.
-        load: function that loads a `Trained` from a run folder or a weight file, the argument `checkpoint`. If the task
-            `takes_names`, it also gets `model`, `model_args` and `pretrained`.
+        load: function of `checkpoint`, a run folder or a weight file, that returns a `Trained`. If `takes_names` is
+            true, it is also called with `model`, `model_args` and `pretrained`.
         predict: dataclass of the options of `metamix predict`, derived from `PredictOptions`, which predicts images.
         verify: dataclass of the options of `metamix verify`, derived from `VerifyOptions`, which checks a data set.
-        export: function that opens a model to export, from an `ExportOptions` to an `Exportable`.
-        exported: function that makes a `Trained` of an exported model.
-        less_memory: what needs less memory when scoring or prediction runs out of it.
-        takes_names: whether weights may be published ones of a model, or lie in a file that does not name its model.
-        models: function that returns the names of models that only this task trains; "" for none.
-        suffixes: of weight files that only this task reads.
-        folders: names in the folder of a data set by which it is recognised; any of the groups will do.
+        export: function of an `ExportOptions` that opens the model to export and returns an `Exportable`.
+        exported: function that turns an exported model into a `Trained`.
+        less_memory: advice for the error message when scoring or prediction runs out of memory.
+        takes_names: whether a model's name may choose the weights, if they are published, or may describe a file that
+            does not name its model.
+        models: function that returns the names of models that only this task trains; "" if there are none.
+        suffixes: suffixes of weight files that only this task reads.
+        folders: groups of names. A data set belongs to the task if its folder has all the names of a group.
         data_sets: names of data sets that only this task reads.
     """
 
@@ -70,8 +71,8 @@ class Trained(Protocol):
     """A trained model, ready to use.
 
     Attributes:
-        model: in evaluation mode.
-        spec: what builds the model again, or how images go into it.
+        model: the model in evaluation mode.
+        spec: arguments that build the model again, or settings that prepare images for it.
         metadata: entries of its weight file.
     """
 
@@ -85,4 +86,4 @@ class Trained(Protocol):
     def metadata(self) -> Any: ...
 
     def predict(self, images: Sequence[str | Path | Image.Image]) -> list[Any]:
-        """Predict images: files, or images of Pillow."""
+        """Return the prediction for each image; images are files or PIL images."""

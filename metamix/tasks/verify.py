@@ -25,14 +25,14 @@ Every problem is printed. The exit code is 1 if there is one. For all options: m
 
 @dataclass
 class VerifyOptions(Options):
-    """Options of `metamix verify` that every task has. A task derives a class from it that adds its own options."""
+    """Options of `metamix verify` that all tasks share. Each task derives a class that adds its own options."""
 
     data: str = positional("folder of the data set, or its name, as --data of metamix train", metavar="DATA")
     data_dir: str | None = option(None, "folder of a data set that is given by its name")
 
     @property
     def place(self) -> tuple[str, str | None]:
-        """Return the name of the data set, "folder" for a folder that is given alone, and its folder."""
+        """Return the name of the data set, or "folder" if only a folder is given, and its folder."""
         if self.data_dir is None and os.path.isdir(self.data):
             return "folder", self.data
         return self.data, self.data_dir
@@ -42,7 +42,7 @@ class VerifyOptions(Options):
         raise NotImplementedError
 
     def summary(self, count: int) -> str:
-        """Return what is printed after the problems, of which there are `count`."""
+        """Return the text to print after the problems; `count` is their number."""
         return plural(count, "problem") if count else "nothing is wrong"
 
     def run(self) -> int:
@@ -56,7 +56,7 @@ class VerifyOptions(Options):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Check a data set. Exits with 1 if something is wrong with it."""
+    """Check a data set; exit with 1 if it has a problem."""
     with exit_with_message(ValueError, OSError, ImportError):
         task, words = take_task(argv)
         if task is None and (not words or {"-h", "--help"} & set(words)):

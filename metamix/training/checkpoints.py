@@ -49,7 +49,7 @@ class Checkpoints:
         """Read the run folder's checkpoint or, if the folder has none yet, the one that `--resume` names, if any.
 
         Raises:
-            ValueError: the checkpoint is damaged or not whole.
+            ValueError: the checkpoint is damaged or incomplete.
         """
         if self.path is None:
             return None
@@ -66,7 +66,7 @@ class Checkpoints:
         """Replace the checkpoint; the previous one stays until the new one is complete.
 
         Raises:
-            OSError: it cannot be written; the message says which checkpoint is still good.
+            OSError: the checkpoint cannot be written; the message says which checkpoint is still good.
         """
         assert self.path is not None, "a dry run writes nothing"
         try:
@@ -77,12 +77,12 @@ class Checkpoints:
             ) from error
 
     def written(self, step: int, path: Path | None = None) -> None:
-        """Remember the newest checkpoint, on every rank; `path` names the checkpoint of another run."""
+        """Remember the newest checkpoint, on every rank; pass `path` if it belongs to another run."""
         self._written_at, self.last = time.monotonic(), (path or self.path, step)
 
     @property
     def good(self) -> str:
-        """Describe the last good checkpoint, for a part of an error message."""
+        """Describe the last good checkpoint, as a clause of an error message."""
         if self.last is None:
             return "there is no checkpoint yet"
         return "the last good checkpoint is {}, step {}".format(*self.last)
@@ -91,10 +91,10 @@ class Checkpoints:
 def check_resumable(
     path: Path, state: Mapping[str, Any], recipe: Recipe, identity: Mapping[str, Any], steps_per_epoch: int
 ) -> list[str]:
-    """Check that a recipe can continue a checkpoint; return a sentence on each option that changed.
+    """Check that a recipe can continue a checkpoint; return a sentence about each option that changed.
 
     Raises:
-        ValueError: the checkpoint belongs to another run or other data, or no step is left for the changed recipe.
+        ValueError: the checkpoint belongs to another run or other data, or the recipe changed after all its steps ran.
     """
     changes = resume_changes(state["recipe"], recipe)
     if state["step"] >= recipe.engine.epochs * steps_per_epoch and changes.keys() - {"score"}:
@@ -113,9 +113,9 @@ def check_resumable(
 
 
 def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source: Path) -> None:
-    """Check that a run was made with the data that are given now; warn if the run has no digest of its data.
+    """Check that the data are those of an earlier run; warn if that run recorded no digest of its data.
 
-    `saved` is what the run recorded about its data. Older runs recorded less; only what they have is compared.
+    `saved` is what the run recorded about its data. Older runs recorded fewer entries; only these are compared.
 
     Raises:
         ValueError: the data differ.
@@ -133,11 +133,11 @@ def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source
 
 
 def _round(value: Any) -> Any:
-    """Round floats in a list: means of the same images differ in the last digits between processors."""
+    """Round floats in a list, since processors differ in the last digits of the mean of the same images."""
     return [round(v, 5) if isinstance(v, float) else v for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def all_finite(model: nn.Module) -> bool:
-    """Return whether no parameter is infinite or NaN."""
+    """Return whether all parameters are finite."""
     weights = [weight for weight in model.parameters() if weight.numel()]
     return math.isfinite(torch.nn.utils.get_total_norm(weights).item())

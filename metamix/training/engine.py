@@ -64,9 +64,9 @@ class Engine:
         self.stepper = TrainStep(task, self.model, options, group, self.steps_per_epoch)
 
         self.history: list[dict[str, Any]] = []  # one row for each finished epoch
-        self.seconds = 0.0  # of training in all finished epochs, also before a resume
+        self.seconds = 0.0  # training time of all finished epochs, including those before a resume
         self.losses = LossMeter()
-        self.epoch_seconds = 0.0  # of training in this epoch; evaluation and time between two runs do not count
+        self.epoch_seconds = 0.0  # training time of this epoch, without evaluation and the time between two runs
         self._counted_at = 0.0  # when `epoch_seconds` was updated
         self.stop_signal = StopSignal()
         self._sync_every = 1  # steps; updated at each synchronization
@@ -309,7 +309,7 @@ class LossMeter:
     """
 
     def __init__(self) -> None:
-        self.epoch_sums: dict[str, float] = {}  # of each loss over the steps of this epoch
+        self.epoch_sums: dict[str, float] = {}  # sum of each loss over the steps of this epoch
         self.pending: list[Tensor] = []  # (losses,) for each step since the last `reduce`
         self._names: list[str] = []
 

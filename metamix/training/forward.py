@@ -23,7 +23,7 @@ def num_samples(batch: Batch) -> int:
 def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
     """Split a batch into the fewest parts of at most `size` samples; 0 keeps it whole.
 
-    The parts differ by one sample at most, since a batch norm needs more than a few.
+    The sizes of the parts differ by at most one, since batch norm works badly on a small last part.
     """
     count = num_samples(batch)
     parts = -(-count // size) if size else 1
@@ -40,7 +40,7 @@ def memory_format(channels_last: bool) -> torch.memory_format:
 def to_device(value: Any, device: torch.device, memory_format: torch.memory_format | None = None) -> Any:
     """Move all tensors in nested dicts, lists and tuples to a device. Other values are returned as they are.
 
-    If `memory_format` is given, tensors of four dimensions take it, and copying does not block the CPU.
+    If `memory_format` is given, tensors with four dimensions are converted to it, and the copy does not block the CPU.
     """
     if isinstance(value, Tensor):
         if memory_format is not None and value.ndim == 4:
@@ -59,7 +59,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
 
 
 def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of autocast, None for float32.
+    """Return the dtype of autocast, or None for float32.
 
     "auto" is bf16 on GPUs and CPUs with instructions for it, fp16 on older CUDA GPUs, and float32 elsewhere.
     """

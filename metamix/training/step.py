@@ -22,8 +22,8 @@ from .task import Batch, Task
 class TrainStep:
     """Train a model, one global batch per call.
 
-    A step depends only on the weights and on (seed, step): the learning rate, the augmentation and all random numbers
-    in the model follow from them. A checkpoint therefore holds no state of random generators.
+    The learning rate, the augmentation and all random numbers in the model are functions of (seed, step). So a
+    checkpoint does not hold the state of random generators.
     """
 
     def __init__(self, task: Task, model: nn.Module, options: EngineOptions, group: ProcessGroup, steps_per_epoch: int):
@@ -119,7 +119,7 @@ class TrainStep:
         return self._wrapped.no_sync() if isinstance(self._wrapped, DistributedDataParallel) else nullcontext()
 
     def _wrap(self, model: nn.Module) -> nn.Module:
-        """Apply the options about speed and memory; return what the loss calls."""
+        """Apply the options about speed and memory; return the module that the loss calls."""
         options, device = self.options, self.group.device
         if options.grad_checkpointing:
             try:

@@ -157,7 +157,7 @@ class TaskClass(Protocol):
     EvalOptions: type
 
     def __call__(self, options: Any, seed: int = 0) -> Task:
-        """Open the data and assemble the task. Raises ValueError if the options do not fit together."""
+        """Open the data and assemble the task; raise ValueError if the options do not fit together."""
 
     def check_model(self, name: str, pretrained: bool) -> None:
         """Raise ValueError for a name of a model that cannot be trained, or that has no weights if `pretrained`."""

@@ -34,7 +34,7 @@ def check_rate(name: str, value: Any) -> None:
 
 
 def check_choice(name: str, value: Any, accepted: Collection[str]) -> None:
-    """Raise ValueError unless `value` is one of the accepted words; the message gives the nearest."""
+    """Raise ValueError unless `value` is one of the accepted words; the message suggests the most similar one."""
     if value not in accepted:
         raise ValueError(f"{name} is {value!r}{did_you_mean(value, accepted)} Accepted: {', '.join(accepted)}.")
 
@@ -46,7 +46,7 @@ def check_one_source(pretrained: bool, checkpoint: object) -> None:
 
 
 def parse_size(name: str, given: int | tuple[int, int]) -> tuple[int, int]:
-    """Turn one number or (height, width) into (height, width); raise ValueError unless all are integers above 0."""
+    """Turn one number or (height, width) into (height, width); raise ValueError unless sides are positive integers."""
     size = to_2tuple(given)
     if len(size) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in size):
         raise ValueError(f"{name} is {given!r}: give one number of at least 1, or two of them, (height, width).")
@@ -57,7 +57,7 @@ def check_finite(outputs: Tensor, name: object = "") -> Tensor:
     """Return the outputs of a model for the image `name`; raise ValueError if a value is infinite or NaN."""
     if not outputs.numel():
         return outputs
-    least, most = outputs.amin(), outputs.amax()  # both are NaN if a value is; needs less memory than a mask
+    least, most = outputs.amin(), outputs.amax()  # both are NaN if any value is; a mask would need more memory
     if not (least.isfinite() and most.isfinite()):
         place = f"{name}: " if name else ""
         raise ValueError(f"{place}the model returns NaN or infinity: use other weights, or --amp none")
@@ -65,10 +65,10 @@ def check_finite(outputs: Tensor, name: object = "") -> Tensor:
 
 
 def parse_weighted_sum(text: str, names: Collection[str]) -> dict[str, float]:
-    """Read a weighted sum of named losses, such as "charbonnier+0.1*fft", into weights by name.
+    """Parse a weighted sum of named losses, such as "charbonnier+0.1*fft"; return the weights by name.
 
     Raises:
-        ValueError: an unknown or repeated name, or a weight that is not a number above 0.
+        ValueError: a name is unknown or repeated, or a weight is not a number above 0.
     """
     weights: dict[str, float] = {}
     for term in text.split("+"):

@@ -14,8 +14,8 @@ from .text import printable
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` once the block ends without an error and the data are on the disk.
 
-    A device or a pipe, such as /dev/stdout, is written to and never replaced. If `path` is a link, its target
-    is replaced and the link stays.
+    If `path` is a device or a pipe, such as /dev/stdout, the data are written to it and it is not replaced. If `path`
+    is a link, its target is replaced and the link stays.
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full. The old file is then unchanged.
@@ -48,7 +48,7 @@ def shipped_folder(name: str) -> Path:
 
 
 def make_output_folder(folder: Path) -> None:
-    """Make the folder that a command writes to, if there is none; raise OSError if it cannot be made."""
+    """Make the folder that a command writes to, unless it exists; raise OSError if it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -62,7 +62,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """Say in words why a file could not be written, from the error or from one that caused it."""
+    """Describe why a file could not be written, from `error` or from an error that caused it."""
     cause: BaseException | None = error
     while cause is not None and not (isinstance(cause, OSError) and cause.errno):
         cause = cause.__cause__ or cause.__context__

@@ -4,7 +4,7 @@ A field's name is its key in YAML and, with dashes, its flag. Its annotation is 
 int, float, str, Path, dict, tuple[X, ...], Literal[...], or a union such as `int | None`. Types with a rule, such as
 `Share`, also say which values are accepted; see `metamix.utils.rules`.
 
-`parse_command` reads the command line of a command, and `metamix.training.recipe.parse` those of train and eval.
+`parse_command` reads command lines, except for train and eval, for which `metamix.training.recipe.parse` does it.
 """
 
 import argparse
@@ -32,9 +32,9 @@ METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", tuple: "A,B", dict:
 
 @dataclass
 class Options:
-    """Base class of options. It raises ValueError for a value that its type excludes; a string may be a path.
+    """Base class of options. It raises ValueError if a value does not fit its type; strings are accepted as paths.
 
-    A subclass with a `__post_init__` of its own calls `super().__post_init__()`.
+    If a subclass defines `__post_init__`, it must call `super().__post_init__()`.
     """
 
     def __post_init__(self) -> None:
@@ -59,11 +59,11 @@ def option(
         default: value if the option is not given; MISSING if it must be given.
         help: one sentence for --help.
         group: heading in --help.
-        on_resume: what happens if the value changes when a run is continued: "refuse" (it would be another run),
-            "report" (it is allowed and reported) or "ignore" (it is allowed: no number depends on it).
-        needs: the option that must be set for this one to have an effect: its name, its name and value ("schedule
-            poly"), or one of several ("mixup or cutmix").
-        metavar: word for the value in --help, such as FOLDER; if not given, it follows from the type.
+        on_resume: what to do if the value changes when a run is resumed: "refuse" it, since it would be another run,
+            allow and "report" it, or "ignore" it, since no result depends on it.
+        needs: option that must be set for this one to have an effect. Give its name, its name and value ("schedule
+            poly"), or two names of which one is enough ("mixup or cutmix").
+        metavar: word for the value in --help, such as FOLDER; by default it is derived from the type.
     """
     metadata = {"help": help, "group": group, "on_resume": on_resume, "needs": needs, "metavar": metavar}
     if isinstance(default, dict):
@@ -74,13 +74,13 @@ def option(
 def positional(help: str, *, metavar: str, default: Any = MISSING) -> Any:
     """Declare a positional argument of a command as a field of a dataclass, like `option`.
 
-    The type `tuple[X, ...]` takes all words that are left, every other type one word.
+    The type `tuple[X, ...]` takes all remaining words; every other type takes one word.
     """
     return field(default=default, metadata={"help": help, "metavar": metavar, "positional": True})
 
 
 def options_of(*classes: type) -> dict[str, tuple[Field, Any]]:
-    """Return the field and the type of each option of dataclasses, by its name; two may not have the same."""
+    """Return the field and the type of each option of some dataclasses, by name; names must be unique."""
     options: dict[str, tuple[Field, Any]] = {}
     for cls in classes:
         types = get_type_hints(cls, include_extras=True)
@@ -92,7 +92,7 @@ def options_of(*classes: type) -> dict[str, tuple[Field, Any]]:
 
 
 def check_needs(flags: Iterable[str], values: Mapping[str, Any], options: Mapping[str, tuple[Field, Any]]) -> None:
-    """Raise ValueError if one of the options that were given as flags needs another one to have an effect."""
+    """Raise ValueError if a given flag has no effect because the option that it needs is not set."""
     for name in flags:
         needs = [words.split() for words in options[name][0].metadata.get("needs", "").split(" or ") if words]
         if needs and not any(str(values[other]) in wanted if wanted else values[other] for other, *wanted in needs):
@@ -101,7 +101,7 @@ def check_needs(flags: Iterable[str], values: Mapping[str, Any], options: Mappin
 
 
 def changed_flags(options: Any, *names: str) -> list[str]:
-    """Return the command-line arguments that set those of the named options that differ from their defaults."""
+    """Return command-line arguments for the options in `names` whose values differ from their defaults."""
     words: list[str] = []
     for f in fields(options):
         value = getattr(options, f.name)
@@ -111,7 +111,7 @@ def changed_flags(options: Any, *names: str) -> list[str]:
 
 
 def with_defaults(options: Mapping[str, tuple[Field, Any]], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Give some of the options another default, which --help shows."""
+    """Replace the defaults of some options, also in --help."""
     changed = dict(options)
     for name, value in defaults.items():
         f, hint = options[name]
@@ -152,7 +152,7 @@ def parse_command(
         unknown_hint: returns a hint on an unknown option, given its name, or an empty string.
 
     Returns:
-        The options, and the names of those that the command line gives.
+        The options, and the names of the options that the command line sets.
 
     Raises:
         ValueError: an option is unknown, missing, of the wrong type or out of range, or has no effect.
@@ -177,7 +177,7 @@ def parse_flags(
     unknown_hint: Callable[[str], str] | None = None,
     other_flags: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Add a flag for each option and --help to the parser, and return the values of the options that are given.
+    """Add --help and a flag for each option to the parser, and return the values that the command line gives.
 
     Args:
         argv: command-line arguments. Flags may be written with underscores, too.
@@ -256,7 +256,7 @@ def import_modules(names: Sequence[str]) -> None:
 
 
 def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Import the modules of `--import`; return the name after `--task`, or None, and the arguments besides both."""
+    """Import the modules of `--import`; return the name after `--task`, or None, and the remaining arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--task")
     add_imports(parser)
@@ -266,11 +266,11 @@ def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
-    """Return a value as a type; raise ValueError if it is of another. A path that begins with ~/ is expanded.
+    """Convert a value to a type; raise ValueError if it does not fit. A path that begins with ~/ is expanded.
 
     Args:
         where: where the value was given, for the message.
-        text: whether the value is a word of the command line: a number, a list `a,b`, a mapping in YAML.
+        text: whether the value is a word of the command line, to be parsed as a number, a list `a,b` or a YAML mapping.
     """
     original, members = value, members_of(hint)
     kinds = {get_origin(member) or member for member in members}
@@ -302,7 +302,7 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
 
 
 def _expand_home(path: str) -> str:
-    """Expand ~/ in a path, as no shell does in YAML and after "="."""
+    """Expand ~/ in a path, since no shell expands it in YAML and after "="."""
     return os.path.expanduser(path) if path.startswith("~/") else path
 
 
@@ -310,7 +310,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file of options.
 
     Raises:
-        ValueError: the file is not UTF-8 or not YAML, has a key twice, or holds no mapping.
+        ValueError: the file is not UTF-8 or not YAML, repeats a key, or holds no mapping.
         OSError: the file cannot be read.
     """
     try:
@@ -378,7 +378,7 @@ def _is_list(hint: Any) -> bool:
 
 
 def _title(field: Field) -> str:
-    """Return what messages call an option of the command line."""
+    """Return the name of an option of the command line, for messages."""
     return field.metadata["metavar"] if _is_positional(field) else _flag(field.name)
 
 
@@ -396,7 +396,7 @@ def _help(field: Field) -> str:
 
 
 def _metavar(field: Field, hint: Any) -> str:
-    """Return what --help shows in place of the value, such as N or {cosine,linear}."""
+    """Return the placeholder of the value in --help, such as N or {cosine,linear}."""
     if field.metadata.get("metavar"):
         return field.metadata["metavar"]
     first = members_of(hint)[0]

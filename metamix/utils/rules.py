@@ -4,8 +4,9 @@
     head: Literal["small", "large"]
     crop: Annotated[tuple[Side, Side], Field(description="height and width in pixels")]
 
-Options and entries of files are checked alike: True, 3.0 and "3" are no whole numbers, NaN and infinity are no numbers,
-and a list is accepted for a tuple. The words follow from the type, unless `Field(description=...)` gives others.
+Options and entries of files are checked in the same way: True, 3.0 and "3" do not count as whole numbers, NaN and
+infinity do not count as numbers, and a list is accepted for a tuple. The words are derived from the type, unless
+`Field(description=...)` gives them.
 """
 
 import re
@@ -50,18 +51,18 @@ def rule(hint: Any) -> Rule:
 
 
 def rules_of(cls: Any, *without: str) -> dict[str, Rule]:
-    """Return the rules of a dataclass's fields, by name, without some fields."""
+    """Return the rules of a dataclass's fields by name, leaving out the fields in `without`."""
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: rule(hints[field.name]) for field in fields(cls) if field.name not in without}
 
 
 def one_of(words: Iterable[str]) -> GetPydanticSchema:
-    """Limit a type to some words."""
+    """Limit a string type to the given words."""
     return GetPydanticSchema(lambda _, handler: handler(Literal.__getitem__(tuple(words))))
 
 
 def where(check: Callable[[Any], object], accepted: str) -> GetPydanticSchema:
-    """Limit a type to values that `check` accepts; `accepted` says it in words."""
+    """Limit a type to values that `check` accepts; `accepted` describes these values in messages."""
 
     def validate(value: Any) -> Any:
         if not check(value):
@@ -75,7 +76,7 @@ def where(check: Callable[[Any], object], accepted: str) -> GetPydanticSchema:
 
 
 def members_of(hint: Any) -> list[Any]:
-    """Return the types of a union, or the one type, without their constraints."""
+    """Return the member types of a union without their constraints, or the type itself if it is no union."""
     if get_origin(hint) is Annotated:
         return members_of(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
@@ -95,7 +96,7 @@ def fits(value: object, rule: Rule) -> bool:
 
 
 def accepted(rule: Rule, value: object) -> str:
-    """Say what a rule accepts instead of a value. The sentence ends with the nearest word, or with a full stop."""
+    """Describe what a rule accepts instead of `value`, and suggest the most similar word if there is one."""
     schema = rule.json_schema()
     words = [word for part in schema.get("anyOf", [schema]) for word in part.get("enum", [part.get("const", "")])]
     return f"{_describe(schema)}{did_you_mean(value, words)}"
@@ -132,7 +133,7 @@ def _describe(schema: Mapping[str, Any]) -> str:
 
 
 def shown(value: object) -> str:
-    """Write a value for a message: the first 80 characters of it."""
+    """Format a value for a message, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -147,9 +148,9 @@ def check_entries(
     """Check entries of a file.
 
     Args:
-        source: the file, for messages.
-        place: where the entries are in the file.
-        remedy: what to do about a bad file.
+        source: name of the file in messages.
+        place: name of the part of the file that holds the entries, in messages.
+        remedy: sentence at the end of messages that says what to do.
 
     Raises:
         ValueError: an entry is missing, or its rule does not accept it.
@@ -165,5 +166,5 @@ def check_entries(
 
 
 def refuse_entry(name: str, value: object, accepted: str, source: object, remedy: str = REMEDY) -> NoReturn:
-    """Raise the error of `check_entries` for an entry that does not fit another; `accepted` says what would."""
+    """Raise the error of `check_entries` for an entry that contradicts another; `accepted` says what would fit."""
     raise ValueError(f"{source}: {name} in the metadata is {shown(value)}; accepted is {accepted}. {remedy}")

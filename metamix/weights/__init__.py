@@ -1,4 +1,4 @@
-"""Find, read, write and check weights. Nothing here knows a class of models: it compares names, tensors and text."""
+"""Find, read, write and check weights. This package does not depend on any class of models."""
 
 from .find import find_weights, read_weights
 from .fit import load_into

@@ -1,4 +1,4 @@
-"""Weights that others publish on the network."""
+"""Download weights that others have published, or check that they can be reached."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from timm.models import PretrainedCfg
 
 
 def download(url: str, name: str, folder: str | Path | None = None) -> Path:
-    """Download published weights into a folder, if it does not have them, and return their path.
+    """Download published weights unless the folder already has them, and return their path.
 
     Args:
         url: address of the file.
         name: name of the file in the folder, without its suffix.
-        folder: torch's cache of checkpoints by default.
+        folder: folder for the file; by default torch's cache of checkpoints.
     """
     path = Path(folder or Path(torch.hub.get_dir()) / "checkpoints") / f"{name}{Path(url).suffix}"
     if not path.is_file():
@@ -33,15 +33,15 @@ def download(url: str, name: str, folder: str | Path | None = None) -> Path:
 
 
 def require_reachable(name: str, cfg: PretrainedCfg | None = None, cache_dir: str | Path | None = None) -> None:
-    """Make sure that a model's published weights can be loaded.
+    """Raise an error that names the weights if a model's published weights cannot be loaded.
 
-    Weights on the Hugging Face Hub must be cached or reachable; weights at another address are downloaded. Without a
-    network, huggingface_hub 2.4 retries for 45 seconds, and its error does not name the weights.
+    Weights on the Hugging Face Hub must be cached or reachable; weights at another address are downloaded. Without this
+    check and without a network, huggingface_hub 2.4 retries for 45 seconds, then fails without naming the weights.
 
     Args:
         name: a model of timm, or hf-hub:REPOSITORY.
         cfg: the model's configuration, if it is not the registered one.
-        cache_dir: of timm, if it is not the hub's own.
+        cache_dir: folder of timm's cache, if it is not the hub's.
     """
     hub_id: str | None = None
     if name.startswith(("hf-hub:", "hf_hub:")):
@@ -59,8 +59,8 @@ def require_reachable(name: str, cfg: PretrainedCfg | None = None, cache_dir: st
     try:
         get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision or None))
     except HfHubHTTPError:
-        return  # the hub answers; timm says what it refuses
-    except Exception as error:  # the HTTP libraries of huggingface_hub's versions have errors of their own
+        return  # the hub can be reached; timm will report what it refuses
+    except Exception as error:  # the type of the error depends on huggingface_hub's version
         raise OSError(
             f"the weights of {name} are not in the cache, and the Hugging Face Hub ({repository}) cannot be reached "
             f"({error}): connect to the network, or give a file of weights as checkpoint"

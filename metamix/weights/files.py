@@ -37,7 +37,7 @@ CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "model.safetensors"
 SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
-ARTIFACT = "export.json"  # of a folder that metamix export wrote
+ARTIFACT = "export.json"  # a file of each folder that metamix export wrote
 
 _logger = logging.getLogger(__name__)
 

@@ -1,8 +1,12 @@
 """Check that the weights of a file fit a model, before they are loaded.
 
-`check_fit` compares names and shapes, and looks for NaN. `function_mismatch` compares what two models compute: weights
-can fit a model that computes another function, since pooling has no parameters and a number of heads changes no shape.
-`check_size` refuses a file that describes a much larger model than it can hold, before that model takes memory.
+`check_fit` compares names and shapes, and looks for NaN.
+
+`function_mismatch` compares what two models compute. Weights can fit a model that computes another function: pooling
+has no parameters, and the number of attention heads changes no shape.
+
+`check_size` refuses a file that describes a much larger model than its tensors could fill. It runs before memory is
+allocated for that model.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -27,24 +31,24 @@ def check_fit(
     """Check that a file has exactly the tensors of a model, and that their values are finite.
 
     Args:
-        tensors: of the file, by the model's names.
+        tensors: tensors of the file, by their names in the model.
         of_model: the model's `state_dict(keep_vars=True)`, which tells parameters from buffers.
-        model: what to call the model in messages.
-        source: the file, for messages.
-        unknown: the file's names of tensors that the model does not have.
-        name_in_file: the model's name of a tensor -> the file's, for messages.
+        model: name of the model in messages.
+        source: name of the file in messages.
+        unknown: names, in the file, of tensors that the model does not have.
+        name_in_file: function from a tensor's name in the model to its name in the file, for messages.
         head: layers whose tensors may be missing or of another shape.
         first_convs: convolutions whose weights may have another number of input channels.
 
     Returns:
-        The names of the head's tensors that the file does not have in the model's shape.
+        The names of the head's tensors that are missing in the file or have another shape there.
 
     Raises:
-        ValueError: another tensor is missing, unknown or of a wrong shape; or a tensor has NaN, or infinity in a
-            parameter. A buffer may hold an infinite mask.
+        ValueError: a tensor outside the head is missing, unknown or of a wrong shape; or any tensor holds NaN, or a
+            parameter holds infinity. Buffers may hold infinity, since some are masks.
     """
     new: list[str] = []
-    missing, misshapen = set(), set()  # several tensors may come from one of the file
+    missing, misshapen = set(), set()  # sets: one tensor of the file may become several
     inside_head = tuple(f"{layer}." for layer in head)
     any_channels = {f"{conv}.weight" for conv in first_convs}
     for name, wanted in of_model.items():
@@ -91,17 +95,17 @@ def load_into(
     layout: Layout = OURS,
     head: Collection[str] = (),
 ) -> list[str]:
-    """Load the tensors of a file into a model. All must fit, except for the head's.
+    """Load the tensors of a file into a model. All must fit, except for the tensors of the head.
 
     Args:
-        model: its weights are overwritten.
-        state: the file's tensors by its names.
-        source, head: as for `check_fit`, which also says what is refused.
-        name: what to call the model in messages; its class by default.
+        model: the model; its weights are overwritten.
+        state: tensors of the file, by their names in the file.
+        source, head: as for `check_fit`, which raises the errors.
+        name: name of the model in messages; its class by default.
         layout: how the file names and arranges the tensors.
 
     Returns:
-        Names of the head's weights that were kept, since the file has none that fit.
+        The names of the head's weights that were not loaded, since the file has none that fit.
     """
     of_model = model.state_dict(keep_vars=True)
     tensors, unknown = layout.translate(state, model)
@@ -115,9 +119,11 @@ def load_into(
 
 
 def function_mismatch(theirs: Mapping[str, str], ours: Mapping[str, str], weights: str) -> str | None:
-    """Say how a model differs from that of a file, or return None if both compute the same function.
+    """Return an error message if the model of a file computes another function than this model, else None.
 
-    Both are given as the text of each part, by name. `weights` names the file and what it holds.
+    Args:
+        theirs, ours: description of each part of the file's model and of this model, by the name of the part.
+        weights: start of the message, which names the file, such as "FILE holds weights".
     """
     parts = [part for part in theirs.keys() | ours.keys() if theirs.get(part) != ours.get(part)]
     if not parts:
@@ -130,9 +136,12 @@ def function_mismatch(theirs: Mapping[str, str], ours: Mapping[str, str], weight
 
 
 def check_size(described: nn.Module, tensors: Mapping[str, Tensor], name: str, source: object) -> None:
-    """Refuse the tensors of a file whose metadata describe a much larger model, of twice as many values and more.
+    """Raise ValueError if the metadata of a file describe a model with over twice as many values as the file holds.
 
-    The model is built on the meta device. `name` and `source` name the model and the file in the message.
+    Args:
+        described: the model that the metadata describe, on the meta device.
+        tensors: the tensors of the file.
+        name, source: names of the model and of the file in the message.
     """
     values, held = (sum(tensor.numel() for tensor in part.values()) for part in (described.state_dict(), tensors))
     if values > 2 * held + 1_000_000:

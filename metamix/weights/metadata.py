@@ -1,8 +1,8 @@
-"""Metadata of a weight file: `ModelMetadata`, checked before anything is built from it.
+"""Read the metadata of a weight file (`ModelMetadata`), and check them before anything is built from them.
 
 A weight file is untrusted. Its metadata may name a registered model, set arguments of that model's constructor and
-describe the images and classes. They may not name another file, a URL or a hub repository, and every number has a
-range.
+describe the images and classes. They may not name another file, a URL or a hub repository, and every number must be
+within a range.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from metamix.utils.rules import (
     where,
 )
 
-# Arguments of timm.create_model that are not the model's own: where weights come from, and what wraps the model.
+# Arguments of timm.create_model that choose the weights or wrap the model, so the constructor does not take them.
 TIMM_ARGS = (
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn",
     "pretrained_custom_load", "pretrained_tag", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit",
@@ -33,13 +33,13 @@ TIMM_ARGS = (
     "kwargs_filter", "device", "dtype",
 )  # fmt: skip
 MAX_CLASSES, MAX_CHANNELS = 100_000, 64
-MAX_IMG_SIZE = 8192  # sides in pixels of the images that a model is built for
-MAX_SIDE = 65_536  # of any image, in pixels
+MAX_IMG_SIZE = 8192  # side in pixels of the images that a model is built for
+MAX_SIDE = 65_536  # side in pixels of any image
 DEPTHS = ("depths", "depth", "num_layers")  # arguments that count blocks
 MAX_BLOCKS = 256
-MAX_NUMBER = 65_536  # of any number in model_args: widths, depths, rates
-MAX_LENGTH = 1_000  # entries of a list and characters of a string in model_args
-MAX_NESTING = 4  # lists and dicts inside each other in model_args
+MAX_NUMBER = 65_536  # value of any number in model_args: widths, depths, rates
+MAX_LENGTH = 1_000  # entries of a list, and characters of a string, in model_args
+MAX_NESTING = 4  # depth of nested lists and dicts in model_args
 REMEDY = "Use a file that metamix wrote, or save the tensors without metadata"
 
 
@@ -100,11 +100,11 @@ ARGUMENTS = {
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """Metadata of a weight file. An entry that the file does not have is None, or an empty dict."""
+    """Metadata of a weight file. An entry that is missing in the file is None or an empty dict."""
 
-    task: str | None = None  # that trained the weights, such as "classification" or "detection"
+    task: str | None = None  # task that trained the weights, such as "classification" or "detection"
     model: ModelName | None = None  # registered name of the model or the backbone, with or without a tag
-    model_args: ModelArgs = field(default_factory=dict)  # arguments of its constructor beyond those below
+    model_args: ModelArgs = field(default_factory=dict)  # its constructor's other arguments, not below
     num_classes: NumClasses | None = None  # outputs of the head
     in_chans: InChans | None = None  # image channels
     img_size: ImgSize | None = None  # side of the training images in pixels, or (height, width)
@@ -120,11 +120,11 @@ class ModelMetadata:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: object = "the weight file") -> ModelMetadata:
-        """Check the entries of a file, as `to_dict` wrote them; unknown keys go to `extra`.
+        """Check the entries of a file that `to_dict` wrote; unknown keys go to `extra`.
 
         Raises:
-            ValueError: an entry has the wrong type or is out of range, or `model` or `model_args` name other weights
-                than the file's own. The message begins with `source`.
+            ValueError: an entry has the wrong type or is out of range, or `model` or `model_args` would load weights
+                from elsewhere. The message begins with `source`.
         """
         if not isinstance(raw, Mapping):
             raise ValueError(
@@ -168,13 +168,13 @@ class ModelMetadata:
 
     @property
     def shape(self) -> dict[str, Any]:
-        """Return `num_classes`, `in_chans` and `img_size`, where the file states them, as constructor arguments."""
+        """Return those of `num_classes`, `in_chans` and `img_size` that the file has, as constructor arguments."""
         arguments = {key: getattr(self, key) for key in ("num_classes", "in_chans", "img_size")}
         return {key: value for key, value in arguments.items() if value is not None}
 
 
 def _check_model_args(arguments: Mapping[str, Any], source: object) -> None:
-    """Raise ValueError if `model_args` has an argument that a file may not set, or a value out of range."""
+    """Raise ValueError if `model_args` sets an argument that files may not set, or a value is out of range."""
     for name, value in arguments.items():
         place = f"model_args[{shown(name)}]"
         if not (isinstance(name, str) and name.isidentifier()):
@@ -183,5 +183,5 @@ def _check_model_args(arguments: Mapping[str, Any], source: object) -> None:
 
 
 def to_tuples(value: Any) -> Any:
-    """Turn a list, and the lists in it, into tuples."""
+    """Convert a list, and all lists in it, into tuples."""
     return tuple(map(to_tuples, value)) if isinstance(value, (list, tuple)) else value

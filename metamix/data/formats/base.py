@@ -28,7 +28,7 @@ class ImageSplit(Protocol):
     split: str  # its name in the data set: train, val, test
     labels: Tensor  # (N,) int64, indices into `classes`
     classes: tuple[str, ...]
-    mode: str  # of the decoded images: "RGB" or "L"
+    mode: str  # mode of the decoded images: "RGB" or "L"
 
     def open(self, i: int) -> Image.Image:
         """Open image `i`. Its pixels may not be decoded yet."""

@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn contains."""
+"""Open the handwritten digits that come with scikit-learn."""
 
 import numpy as np
 import torch

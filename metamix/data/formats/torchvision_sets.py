@@ -1,4 +1,4 @@
-"""Data sets of torchvision."""
+"""Open data sets of torchvision."""
 
 import os
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def open_torchvision(name: str, root: str, download: bool, test_on: str) -> tupl
 
 
 class Torchvision:
-    """Read one split, which may consist of several splits of torchvision (flowers: train and val)."""
+    """Read one split, which may join several splits of torchvision, such as train and val of flowers."""
 
     def __init__(self, name: str, root: str, train: bool, download: bool):
         try:
@@ -84,5 +84,5 @@ def _open_parts(name: str, root: str, train: bool, download: bool) -> list[Any]:
 
 
 def _first_attribute(dataset: Any, *names: str) -> Any:
-    """Return the first of these attributes that a data set has, or an empty list; names differ between data sets."""
+    """Return the first attribute that the data set has, or an empty list, since the names differ between data sets."""
     return next((getattr(dataset, name) for name in names if hasattr(dataset, name)), [])

@@ -1,4 +1,4 @@
-"""What a format of exported models is: `Format`; and how a model becomes a program of torch.export."""
+"""Define a format of exported models (`Format`), and record a model with torch.export."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ class GraphError(ValueError):
 
 @dataclass(frozen=True)
 class Graph:
-    """What to write: a model, and how its graph is recorded."""
+    """A model to export, and how to record its graph."""
 
     model: nn.Module  # in evaluation mode, fused
     images: Tensor  # an example, (2 or more, C, H, W); the batch may always vary
     outputs: Sequence[str]  # names of the outputs
     dynamic: bool = False  # whether height and width may vary
     precision: str = "fp32"  # "fp32" or "bf16"
-    compile: bool = False  # whether the graph is also compiled for this CPU, in a format that can
+    compile: bool = False  # whether the graph is also compiled for this CPU, if the format can
 
 
 class Quantizer(Protocol):
-    """A model file that can be quantized."""
+    """Quantize a model file."""
 
     layers: list[str]  # names of its convolutions and matrix products
 
     def quantize(self, output: Path, batches: Sequence[np.ndarray], keep: Collection[str] = ()) -> None:
         """Write the int8 model to `output`; the layers in `keep` stay in fp32.
 
-        The batches are calibration images, prepared, (n, C, H, W) float32 each.
+        The batches are prepared images for calibration, each (n, C, H, W) float32.
         """
 
 
@@ -53,33 +53,33 @@ class Format:
     """A format of exported models."""
 
     file: str  # name of its main file
-    write: Callable[[Graph, Path], None]  # writes that file
-    open: Callable[[Path, int | None, str], Run]  # (file, threads, precision); None for the engine's own threads
-    packages: tuple[str, ...] = ()  # that writing and running need beyond torch
-    refused: Mapping[str, str] = field(default_factory=dict)  # precisions it is not written in: what to do instead
+    write: Callable[[Graph, Path], None]  # writes the main file
+    open: Callable[[Path, int | None, str], Run]  # (file, threads, precision); None: the engine chooses the threads
+    packages: tuple[str, ...] = ()  # packages that writing and running need besides torch
+    refused: Mapping[str, str] = field(default_factory=dict)  # unsupported precision -> advice what to do instead
     quantizer: Callable[[Path, Path], Quantizer] | None = None  # (file, folder for temporary files)
-    int8_packages: tuple[str, ...] = ()  # that quantization needs besides
+    int8_packages: tuple[str, ...] = ()  # further packages that quantization needs
 
     def packages_for(self, precision: str) -> tuple[str, ...]:
-        """Return the packages that a precision needs beyond torch."""
+        """Return the packages that a precision needs besides torch."""
         return self.packages + (self.int8_packages if precision == "int8" else ())
 
 
 @torch.no_grad()
 def to_program(model: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgram:
-    """Record a model with torch.export; arguments as in `Graph`. Raises `GraphError` if it cannot be recorded."""
+    """Record a model with torch.export, arguments as in `Graph`; raise `GraphError` if torch.export fails."""
     with quiet(), as_graph_error("torch.export cannot record the model"):
         return torch.export.export(model, (images,), dynamic_shapes=(free_sides(dynamic),))
 
 
 def free_sides(dynamic: bool) -> dict[int, Any]:
-    """Return the sides of the images that may vary, as torch.export takes them."""
+    """Return the dimensions of the images that may vary, in the form of torch.export's `dynamic_shapes`."""
     return {0: Dim.DYNAMIC, 2: Dim.AUTO, 3: Dim.AUTO} if dynamic else {0: Dim.DYNAMIC}
 
 
 @contextmanager
 def as_graph_error(problem: str) -> Iterator[None]:
-    """Turn what an exporter raises into a `GraphError` that begins with `problem`; exporters raise many types."""
+    """Turn an exporter's error, of whatever type, into a `GraphError` whose message begins with `problem`."""
     try:
         yield
     except Exception as error:
@@ -90,7 +90,7 @@ def as_graph_error(problem: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the exporters: they warn of their own deprecated calls and log their progress."""
+    """Silence the exporters, which warn of their own deprecated calls and log their progress."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -102,8 +102,9 @@ def quiet() -> Iterator[None]:
 
 
 def sums_saturate(instructions: Collection[str]) -> bool:
-    """Return whether the engines' kernels for a processor add pairs of products of 8 bits in 16 bits, which overflow.
+    """Return whether int8 kernels can overflow on a processor with these instructions.
 
-    They do so on x86 without VNNI. Weights of 7 bits avoid it, and run the same on processors with VNNI.
+    On x86 without VNNI, the engines add pairs of 8-bit products in 16 bits, which can overflow. Weights of 7 bits avoid
+    this, and give the same results on processors with VNNI.
     """
     return "avx2" in instructions and not any(name.endswith(("vnni", "amx_int8")) for name in instructions)

@@ -1,4 +1,4 @@
-"""The format onnx: written by torch's exporter, run and quantized by ONNX Runtime."""
+"""Write ONNX files with torch's exporter, and run and quantize them with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from metamix.utils.system import processor
 
 from .base import INPUT, Format, Graph, Run, as_graph_error, free_sides, quiet, sums_saturate
 
-LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # that are quantized
+LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # operations that are quantized
 
 
 def write(graph: Graph, file: Path) -> None:
-    """Write a graph as ONNX, by torch's exporter on top of torch.export."""
+    """Write a graph as ONNX with torch's exporter, which builds on torch.export."""
     need("onnx"), need("onnxscript")
     with quiet(), torch.no_grad(), as_graph_error("torch cannot convert the model to ONNX"):
         program = torch.onnx.export(
@@ -32,7 +32,7 @@ def write(graph: Graph, file: Path) -> None:
         )
     assert program is not None
     for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # stack traces, with the paths of this machine
+        node.metadata_props.clear()  # removed: stack traces, which hold paths of this machine
     program.save(str(file), external_data=False)
 
 
@@ -48,11 +48,12 @@ def open_onnx(file: Path, threads: int | None = None, precision: str = "fp32") -
 
 
 class OnnxFile:
-    """An ONNX model that ONNX Runtime quantizes, with pairs of QuantizeLinear and DequantizeLinear."""
+    """Quantize an ONNX model with ONNX Runtime, which inserts pairs of QuantizeLinear and DequantizeLinear."""
 
     def __init__(self, file: Path, folder: Path):
         onnx, shapes = need("onnx"), need("onnxruntime.quantization.shape_inference")
-        self.prepared = folder / "prepared.onnx"  # folded and with shapes; quantization refers to its names
+        # Constants are folded and shapes inferred; quantization refers to the names of its nodes.
+        self.prepared = folder / "prepared.onnx"
         shapes.quant_pre_process(str(file), str(self.prepared), skip_symbolic_shape=True)
         graph = onnx.load(str(self.prepared)).graph
         self.layers = [node.name for node in graph.node if node.op_type in LAYERS]
@@ -61,7 +62,7 @@ class OnnxFile:
     def quantize(self, output: Path, batches: Sequence[np.ndarray], keep: Collection[str] = ()) -> None:
         quantization = need("onnxruntime.quantization")
         reader = BatchReader(self.input, batches)
-        with quiet():  # it logs what it leaves out
+        with quiet():  # it logs the layers that it skips
             quantization.quantize_static(
                 str(self.prepared),
                 str(output),
@@ -77,7 +78,7 @@ class OnnxFile:
 
 
 class BatchReader:
-    """Hand batches to ONNX Runtime's calibration, which asks for one after another."""
+    """Give batches to ONNX Runtime's calibration, one for each call."""
 
     def __init__(self, name: str, batches: Sequence[np.ndarray]):
         self.name, self.batches = name, iter(batches)

@@ -18,7 +18,7 @@ from metamix.utils.system import processor
 
 from .base import INPUT, Format, Graph, Run, as_graph_error, quiet, sums_saturate, to_program
 
-LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")  # that are quantized
+LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")  # operations that are quantized
 HINT = "INFERENCE_PRECISION_HINT"  # OpenVINO's name
 # What OpenVINO computes in, by precision; in an int8 model this is the precision of norms, gates and sums.
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
@@ -63,7 +63,7 @@ def compile_openvino(
     Args:
         model: path of an .xml, or an `openvino.Model`.
         threads: None for OpenVINO's own number.
-        precision: of the model; one that the CPU has no instructions for is computed in fp32.
+        precision: precision of the model. If the CPU lacks instructions for it, the model runs in fp32.
         properties: more of OpenVINO's properties.
     """
     core = need("openvino").Core()
@@ -86,7 +86,7 @@ class OpenVinoFile:
         nncf, openvino = need("nncf"), need("openvino")
         nncf.set_log_level(logging.ERROR)
         fix = nncf.OverflowFix.ENABLE if sums_saturate(processor()["instructions"]) else nncf.OverflowFix.FIRST_LAYER
-        with redirect_stdout(io.StringIO()):  # of progress bars
+        with redirect_stdout(io.StringIO()):  # hides progress bars
             model = nncf.quantize(
                 self.model,
                 nncf.Dataset(batches),

@@ -1,4 +1,4 @@
-"""The format torch: a program of torch.export, which AOTInductor may compile for this CPU."""
+"""Write and run programs of torch.export, which AOTInductor can compile for this CPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Bfloat16(nn.Module):
-    """Compute a model, converted in place, in bf16, with images and outputs in float32."""
+    """Run a model in bf16, with images and outputs in float32. The model is converted in place."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -35,7 +35,7 @@ class Bfloat16(nn.Module):
 
 
 def write(graph: Graph, file: Path) -> None:
-    """Write the program of a graph as .pt2 and, if it is to be compiled, the compiled package beside it."""
+    """Write the program of a graph as .pt2 and, if the graph asks for it, a compiled package beside it."""
     model = Bfloat16(graph.model) if graph.precision == "bf16" else graph.model
     program = to_program(model, graph.images, graph.dynamic)
     with quiet():
@@ -47,7 +47,8 @@ def write(graph: Graph, file: Path) -> None:
 def compile_program(program: ExportedProgram, file: Path) -> None:
     """Compile a program for this CPU with AOTInductor, and write the package.
 
-    Raises `GraphError` if it cannot be compiled, for example without a C++ compiler.
+    Raises:
+        GraphError: the program cannot be compiled, for example because there is no C++ compiler.
     """
     from torch._inductor import aoti_compile_and_package  # takes seconds to import
 
@@ -77,7 +78,7 @@ def open_program(file: Path, threads: int | None = None, precision: str = "fp32"
 
 
 def load_compiled(file: Path) -> Callable[[Tensor], Any] | None:
-    """Load a package of AOTInductor; None, with a warning, if it was compiled for another machine or torch."""
+    """Load a package of AOTInductor; warn and return None if it was compiled for another machine or torch version."""
     if not file.is_file():
         return None
     from torch._inductor import aoti_load_package  # takes seconds to import
