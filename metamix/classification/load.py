@@ -22,7 +22,7 @@ from metamix.models.create import create_model, timm_config
 from metamix.models.metaformer import MetaFormer
 from metamix.models.registry import check_model, published_name
 from metamix.tasks.metadata import check_task
-from metamix.utils.checks import check_finite
+from metamix.utils.checks import check_finite, check_one_source
 from metamix.weights.find import read_weights
 from metamix.weights.fit import load_into
 from metamix.weights.metadata import ModelMetadata
@@ -56,9 +56,11 @@ def load_classifier(
         pretrained: take the model's published weights instead of a checkpoint.
 
     Raises:
-        ValueError: the file holds no classifier or does not name its model, or the weights do not fit.
+        ValueError: the file holds no classifier or does not name its model, the weights do not fit, or both a
+            checkpoint and `pretrained` are given.
         FileNotFoundError: there is no such file.
     """
+    check_one_source(pretrained, checkpoint)
     arguments = dict(model_args or {})
     if model:
         check_model(model)

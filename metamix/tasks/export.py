@@ -20,7 +20,6 @@ import torch
 from metamix.deploy.artifact import REPORT, Artifact
 from metamix.deploy.extras import installed
 from metamix.deploy.formats import FORMATS, Graph, Run, check_format, check_packages, open_file
-from metamix.deploy.formats.torch_export import COMPILED
 from metamix.deploy.fuse import fuse
 from metamix.deploy.quantize import quantize_file
 from metamix.deploy.report import speeds
@@ -102,7 +101,7 @@ def run(options: ExportOptions) -> dict[str, Any]:
     exportable = spec.part("export")(options)
     if options.precision == "int8" and not hasattr(exportable, "calibration"):
         raise ValueError(
-            f"int8 is only written for classifiers, not for {options.source}: take --precision fp32 or bf16"
+            f"{options.source} is a model of {task}, which is not quantized to int8: take --precision fp32 or bf16"
         )
     artifact = write_model(exportable, folder, options)
     file = folder / artifact.file
@@ -138,9 +137,9 @@ def run(options: ExportOptions) -> dict[str, Any]:
 
 def check_options(options: ExportOptions) -> None:
     """Refuse what cannot be exported before any work: ValueError, or ImportError if a package is missing."""
-    check_format(options.format, options.precision)
-    if options.compile and options.format != "torch":
-        raise ValueError(f"AOTInductor compiles only torch.export, not {options.format}: leave --compile out")
+    written = check_format(options.format, options.precision)
+    if options.compile and not written.compiles:
+        raise ValueError(f"the format {options.format} is not compiled: leave --compile out")
     check_packages(options.format, options.precision)
     if options.precision == "int8":
         if not (options.data or options.data_dir):
@@ -170,7 +169,7 @@ def check_output(folder: Path) -> Path:
 
 def known_files() -> set[str]:
     """Return the names of all files that an export may have."""
-    return {ARTIFACT, REPORT, "model.bin", COMPILED, *(format.file for format in FORMATS.values())}
+    return {ARTIFACT, REPORT}.union(*((format.file, *format.more_files) for format in FORMATS.values()))
 
 
 def write_model(exportable: Exportable, folder: Path, options: ExportOptions) -> Artifact:

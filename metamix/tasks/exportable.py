@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
+from metamix.deploy.formats import FORMATS, PRECISIONS
 from metamix.training.task import Batch
 from metamix.utils.options import Options, option, positional
-from metamix.utils.rules import Count, NotNegative, rule
+from metamix.utils.rules import Count, NotNegative, one_of, rule
 from metamix.weights.metadata import MAX_SIDE, ModelMetadata
 
 from .load import task_of
@@ -39,8 +40,8 @@ class ExportOptions(Options):
     source: str = positional("NAME.TAG of metamix or timm, a run folder or a weight file", metavar="MODEL")
     output: Path = option(MISSING, "folder to write: a new one, or one that was exported to before")
     model: str | None = option(None, "name of the model, for a file that does not name it")
-    format: Literal["torch", "onnx", "openvino"] = option("onnx", "what to write")
-    precision: Literal["fp32", "bf16", "int8"] = option("fp32", "of the exported model")
+    format: Annotated[str, one_of(FORMATS)] = option("onnx", "what to write")
+    precision: Annotated[str, one_of(PRECISIONS)] = option("fp32", "of the exported model")
     img_size: tuple[Count, ...] | None = option(None, "images in pixels, N or H,W; none: as in training")
     dynamic: bool = option(False, "accept any height and width; any batch size is always accepted")
     compile: bool = option(False, "torch: also compile the graph for this CPU, which takes minutes")

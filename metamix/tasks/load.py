@@ -40,7 +40,11 @@ def load(
         ValueError: they cannot be used.
     """
     if is_exported(source):
+        if model or model_args:
+            raise ValueError(f"{source} is an exported model, which is fixed: leave model and model_args out")
         return load_exported_model(source, threads)
+    if threads is not None:
+        raise ValueError("threads is for exported models: call torch.set_num_threads instead")
     task, path = task_of(str(source), model)
     spec = find_task(task)
     if not spec.takes_names:

@@ -16,7 +16,7 @@ USAGE = """usage: metamix verify DATA [--task NAME] [options]
   metamix verify images                         a folder, whose layout tells the task
   metamix verify cifar10                        a data set by its name, as --data of metamix train
 
-The tasks, of which --task names one that the folder does not tell:
+Tasks, for --task if the folder does not show which:
 
 {tasks}
 
@@ -62,8 +62,8 @@ def main(argv: Sequence[str]) -> None:
         if task is None and (not words or {"-h", "--help"} & set(words)):
             print(USAGE.format(tasks=list_tasks()))
             raise SystemExit(0 if words else 2)
-        places = [word for word in words if not word.startswith("-")]
-        spec = find_task(task or (task_of_data(places[0]) if places else None) or DEFAULT)
+        named = (task_of_data(word) for word in words if not word.startswith("-"))
+        spec = find_task(task or next(filter(None, named), DEFAULT))
         options, _ = parse_command(
             words, spec.part("verify"), prog="metamix verify", description="Find what is wrong with a data set."
         )

@@ -97,6 +97,8 @@ def test_scores_tiles_and_pictures(model, degradation, format, dynamic, photos, 
     (restored,) = restorer.predict([Image.open(photos / "0.png")], ensemble=True)
     assert torch.equal(torch.from_numpy(np.array(restored)).permute(2, 0, 1), written)
     assert restorer.graph_size == size and restorer.spec.degradation == degradation
+    with pytest.raises(ValueError, match="is an exported model, which is fixed: leave model and model_args out"):
+        metamix.load(folder, model="wavemixsr_nano")
 
 
 def test_file_that_does_not_name_its_model(tmp_path):

@@ -165,7 +165,7 @@ def test_refusals(source, scenes, tmp_path):
     with pytest.raises(ValueError, match="img_size is 33 x 33: give even numbers of pixels"):
         export(source, output=tmp_path / "out", img_size=33)
     with pytest.raises(
-        ValueError, match="int8 is only written for classifiers, not for .*: take --precision fp32 or bf16"
+        ValueError, match="is a model of segmentation, which is not quantized to int8: take --precision fp32 or bf16"
     ):
         export(source, output=tmp_path / "out", precision="int8", data="folder", data_dir=str(scenes))
     with pytest.raises(ValueError, match=r"data is folder: give its folder, --data-dir DIR, to compare .* on it"):

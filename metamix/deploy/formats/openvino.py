@@ -105,6 +105,7 @@ FORMAT = Format(
     "model.xml",
     write,
     open_openvino,
+    more_files=("model.bin",),
     packages=("openvino",),
     quantizer=OpenVinoFile,
     int8_packages=("nncf",),

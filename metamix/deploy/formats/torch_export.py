@@ -94,6 +94,8 @@ FORMAT = Format(
     "model.pt2",
     write,
     open_program,
+    more_files=(COMPILED,),
+    compiles=True,
     refused={
         "int8": "int8 is not written as torch.export: take --format openvino or onnx with --precision int8, which are "
         "also faster on a CPU."
