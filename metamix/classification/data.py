@@ -117,7 +117,7 @@ class ClassificationData:
         return normalize(images, self.mean, self.std)
 
     def _check_share(self, trained: ModelMetadata | None) -> bool:
-        """Return `shares_images`; raise ValueError if `test_share` or the images do not fit what is asked for."""
+        """Return `shares_images`; raise ValueError if `test_share` or the images do not fit the options."""
         options, train, test = self.options, self.splits.train, self.splits.test
         shared = train is not None and train.images is test.images
         if trained is None:

@@ -231,7 +231,7 @@ def load_initial_weights(model: nn.Module, source: str, classes: Sequence[str]) 
     tensors, metadata = read_classifier(source)
     tensors = adapt_checkpoint(model, tensors, source, metadata)
     head = layer_names(timm_config(model), "classifier")
-    if metadata.classes and metadata.classes != tuple(classes):  # the shapes may fit all the same
+    if metadata.classes and metadata.classes != tuple(classes):  # as many other classes would fit
         tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in head}
     tensors, adapted = adapt_channels(model, tensors)
     new = load_into(model, tensors, source, head=head)

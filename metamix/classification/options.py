@@ -36,28 +36,28 @@ class ClassificationEvalOptions(LocationOptions):
     """Options of `metamix eval` for classification. Options whose default is none are as in training."""
 
     data: str | None = _data(  # type: ignore[assignment]
-        None, "data set to score, as for metamix train; none: digits, for a checkpoint that was trained on them"
+        None, "data set to score, as for metamix train; default: digits, for a checkpoint that was trained on them"
     )
-    model: str | None = _model(None, "a model of metamix or timm; none: the one that the checkpoint names")
+    model: str | None = _model(None, "a model of metamix or timm; default: the one that the checkpoint names")
     model_args: dict[str, Any] = option({}, "more arguments of the model, such as '{mixer: raft}'", group="model")
     pretrained: bool = _model(False, "evaluate the model's published weights")
     checkpoint: str | None = _model(None, "evaluate the weights in this run folder or file")
 
     test_share: PositiveShare | None = _data(
-        None, "share that is scored in a folder without a test split; none: as in training, or all of another folder"
+        None, "share that is scored in a folder without a test split; default: as in training, or all of another folder"
     )
-    holdout: ShareBelowOne | None = _data(None, "share of train that is held out; none: as in training")
-    memory: Literal["auto", "yes", "no"] | None = _data(None, "decode all images at the start; none: as in training")
-    img_size: Count | None = _data(None, "side of the images in pixels; none: as in training")
+    holdout: ShareBelowOne | None = _data(None, "share of train that is held out; default: as in training")
+    memory: Literal["auto", "yes", "no"] | None = _data(None, "decode all images at the start; default: as in training")
+    img_size: Count | None = _data(None, "side of the images in pixels; default: as in training")
     interpolation: Literal["bicubic", "bilinear", "nearest"] | None = _data(
-        None, "how images are resized; none: as in training"
+        None, "how images are resized; default: as in training"
     )
     mean: tuple[float, ...] | None = _data(
-        None, "mean of each channel, of pixel values from 0 to 1; none: as in training"
+        None, "mean of each channel, of pixel values from 0 to 1; default: as in training"
     )
-    std: tuple[float, ...] | None = _data(None, "standard deviation of each channel; none: as in training")
+    std: tuple[float, ...] | None = _data(None, "standard deviation of each channel; default: as in training")
     crop_pct: PositiveShare | None = _data(
-        None, "streamed images: share of the shorter side that the centre crop keeps; none: as in training"
+        None, "streamed images: share of the shorter side that the centre crop keeps; default: as in training"
     )
 
     def __post_init__(self) -> None:
@@ -83,7 +83,7 @@ class ClassificationOptions(ModelOptions, DataOptions):
     )
     smoothing: ShareBelowOne = _loss(0.0, "label smoothing")
     teacher: str | None = _loss(None, "distil from this model of metamix or timm", on_resume="refuse")
-    teacher_checkpoint: str | None = _loss(None, "the teacher's weights; none: its published ones", on_resume="refuse")
+    teacher_checkpoint: str | None = _loss(None, "the teacher's weights; default: published ones", on_resume="refuse")
     distill: Share = _loss(0.5, "share of the teacher in the loss, 0 to 1", needs="teacher")
     temperature: Positive = _loss(
         1.0, "softens the outputs of teacher and student before they are compared", needs="teacher"

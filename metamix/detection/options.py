@@ -59,7 +59,7 @@ class DetectionDataOptions(ReadingOptions):
         group="data",
         on_resume="ignore",
     )
-    test_on: str = option("", "split to score at the end; if empty, test, or val if there is no test", group="data")
+    test_on: str = option("", "split to score at the end; default: test, or val if there is no test", group="data")
 
 
 @dataclass

@@ -123,10 +123,10 @@ class RestorationEvalOptions(RestorationDataOptions):
     model_args: dict[str, Any] = option({}, "more arguments of the model, as YAML", group="model")
     pretrained: bool = _model(False, "evaluate the model's published weights")
     degradation: str | None = _data(
-        None, "how clean images are degraded; pairs: the folder holds both already; none: as in training"
+        None, "how clean images are degraded; pairs: the folder holds both already; default: as in training"
     )
-    channels: Literal["auto", "rgb", "grey", "y"] | None = _data(None, "rgb, grey or y; none: as in training")
-    test_share: ShareBetween | None = _data(None, "share of the images that is scored; none: as in training")
+    channels: Literal["auto", "rgb", "grey", "y"] | None = _data(None, "rgb, grey or y; default: as in training")
+    test_share: ShareBetween | None = _data(None, "share of the images that is scored; default: as in training")
 
 
 def verify_command(options: RestorationOptions, folder: str) -> str:

@@ -55,7 +55,7 @@ class SegmentationDataOptions(ReadingOptions):
         "folder", "layout of data_dir; folder: SPLIT/images, SPLIT/masks and classes.txt"
     )
     data_dir: str = _data("", "folder of the data set", on_resume="ignore")
-    test_on: str = _data("", "split to score at the end; if empty, test, or val if there is no test")
+    test_on: str = _data("", "split to score at the end; default: test, or val if there is no test")
     mask_name: Template = _data("{name}", "folder: name of the mask of the image {name}, such as '{name}_mask'")
     download: bool = _data(False, "voc and oxford_pets: fetch what is missing", on_resume="ignore")
 

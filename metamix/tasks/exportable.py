@@ -42,19 +42,19 @@ class ExportOptions(Options):
     model: str | None = option(None, "name of the model, for a file that does not name it")
     format: Annotated[str, one_of(FORMATS)] = option("onnx", "what to write")
     precision: Annotated[str, one_of(PRECISIONS)] = option("fp32", "of the exported model")
-    img_size: tuple[Count, ...] | None = option(None, "images in pixels, N or H,W; none: as in training")
+    img_size: tuple[Count, ...] | None = option(None, "images in pixels, N or H,W; default: as in training")
     dynamic: bool = option(False, "accept any height and width; any batch size is always accepted")
     compile: bool = option(False, "torch: also compile the graph for this CPU, which takes minutes")
     data: str | None = option(
-        None, "data set to compare on (its test split), and to calibrate int8 on (its training split); none: noise"
+        None, "data set to compare on (its test split), and to calibrate int8 on (its training split); default: noise"
     )
     data_dir: str | None = option(None, "folder of the data set")
-    images: Count | None = option(None, "compare on at most this many images; none: all")
+    images: Count | None = option(None, "compare on at most this many images; default: all")
     max_drop: NotNegative | None = option(
-        None, "points that int8 may lose on training images that calibration did not see; none: 0.3"
+        None, "points that int8 may lose on training images that calibration did not see; default: 0.3"
     )
     calibration_images: Count = option(500, "training images that int8 is calibrated on")
-    threads: Count | None = option(None, "threads of the speed measurement; none: torch's number")
+    threads: Count | None = option(None, "threads of the speed measurement; default: torch's number")
     seconds: NotNegative = option(4.0, "seconds of the speed measurement; 0: none")
 
     def __post_init__(self) -> None:

@@ -80,7 +80,7 @@ def load_initial_weights(model: nn.Module, path: str | Path, classes: Sequence[s
         The names of the weights that were not loaded.
     """
     tensors, metadata = load_weights(find_weights(path))
-    if metadata.get("classes", [*classes]) != [*classes]:  # the shapes may fit all the same
+    if metadata.get("classes", [*classes]) != [*classes]:  # as many other classes would fit
         inside_head = tuple(f"{layer}." for layer in head)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(inside_head)}
     counters = {name: value for name, value in model.state_dict().items() if name.endswith(COUNTER)}

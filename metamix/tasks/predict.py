@@ -47,7 +47,7 @@ class PredictOptions(Options):
     )
     pretrained: bool = option(False, "take the published weights of --model")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps")
-    threads: Count | None = option(None, "threads of an exported model's engine; none: all cores")
+    threads: Count | None = option(None, "threads of an exported model's engine; default: all cores")
 
     def run(self, trained: Any) -> int:
         """Predict all images with a `Trained` of the task, write the results, and return how many were left out."""

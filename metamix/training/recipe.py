@@ -205,7 +205,7 @@ def parse(
         )
         config_help = "YAML file of options, or the name of a shipped one such as digits/demo"
         parser.add_argument("--config", action="append", default=[], metavar="FILE", help=config_help)
-        parser.add_argument("--task", metavar="NAME", help="none: that of --checkpoint or --model")
+        parser.add_argument("--task", metavar="NAME", help="default: the task of --checkpoint or --model")
         first = parser.parse_known_args(argv)[0]
         if len(first.config) > 1:
             raise ValueError(f"--config is given twice, {' and '.join(first.config)}; give one, and the rest as flags")

@@ -145,7 +145,7 @@ class Task(Protocol):
 
 
 class TaskClass(Protocol):
-    """Make tasks: all that the command line knows about a task's class.
+    """Define what the command line uses of a task's class.
 
     Attributes:
         Options: dataclass of the options of `metamix train`. It has the fields `model`, `pretrained` and `checkpoint`,
