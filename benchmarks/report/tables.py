@@ -47,7 +47,8 @@ SECTIONS = {
     "train-loop": speed.train_loop_table,
     "ablations": ablations.choices_table,
     "ablations-mixers": ablations.mixers_table,
-    "ablations-shares": ablations.shares_table,
+    "ablations-shares": lambda: ablations.shares_table("nano"),
+    "tiny-shares": lambda: ablations.shares_table("tiny"),
     "ceiling": ablations.ceiling_table,
 }
 

@@ -94,7 +94,7 @@ NANO = {
 TINY = {
     "identity": SmallOptions(4.0),
     "pooling": SmallOptions(4.0),
-    "raft": SmallOptions(2.0, [dict(raft_size=1, expansion=1.0), *(dict(raft_size=r) for r in (2, 10, 48))]),
+    "raft": SmallOptions(2.0, [dict(raft_size=r, expansion=e) for r, e in ((1, 1), (2, 2), (10, 2), (48, 2))]),
     "maxim": SmallOptions(2.0, [dict(input_proj_factor=1, block_size=n, grid_size=n) for n in (8, 8, 4, 4)]),
     "wavemix": SmallOptions(2.5, [dict(mult=m, ff_channel=n) for m, n in ((4, 64), (4, 64), (3, 32), (1, 8))]),
     "nin": SmallOptions(
