@@ -11,6 +11,8 @@ SPEC = TaskSpec(
     verify="metamix.classification.verify:VerifyImages",
     export="metamix.classification.export:open_classifier",
     exported="metamix.classification.export:exported_classifier",
+    publish="metamix.classification.publish:write_config",
+    pipeline="image-classification",
     less_memory="give a smaller --batch-size",
     takes_names=True,
 )
