@@ -15,6 +15,7 @@ COMMANDS = {  # name: (module with a `main`, what it does)
     "train": ("metamix.cli.train", "Train a model, or several and compare them."),
     "eval": ("metamix.cli.evaluate", "Score a trained model on a data set."),
     "predict": ("metamix.tasks.predict", "Label, segment or restore images, or find objects in them."),
+    "explain": ("metamix.tasks.explain", "Draw which parts of an image a prediction rests on."),
     "export": ("metamix.tasks.export", "Write a model as ONNX, OpenVINO IR or torch.export, and check it."),
     "publish": ("metamix.tasks.publish", "Upload a model with a model card to the Hugging Face Hub."),
     "verify": ("metamix.tasks.verify", "Find broken images and bad annotations in a data set."),

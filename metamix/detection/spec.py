@@ -11,6 +11,7 @@ SPEC = TaskSpec(
     verify="metamix.detection.verify:VerifyAnnotations",
     export="metamix.detection.export:open_detector",
     exported="metamix.detection.exported:exported_detector",
+    explain="metamix.detection.explain:explain_object",
     pipeline="object-detection",
     less_memory="give --device cpu, or smaller images",
     folders=(frozenset({"annotations"}),),

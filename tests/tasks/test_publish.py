@@ -13,7 +13,6 @@ from PIL import Image
 
 import metamix
 from metamix.detection.load import DetectorSpec
-from metamix.mixers.registry import _MIXERS
 from metamix.tasks import publish
 from metamix.weights.files import save_weights
 from tests.detection.test_load import GOOD
@@ -135,7 +134,7 @@ def test_weights_without_a_run_of_a_model_of_timm(tmp_path, capsys):
 
 
 @pytest.fixture
-def own_mixer(tmp_path, monkeypatch):
+def own_mixer(tmp_path, monkeypatch, forget_mixers):
     """A module with a mixer in the working folder, and weights of a model with it."""
     (tmp_path / "mixers_of_mine.py").write_text(
         "import metamix\nfrom torch import nn\n\n@metamix.register_mixer('mine')\nclass Mine(nn.Conv2d):\n"
@@ -149,7 +148,6 @@ def own_mixer(tmp_path, monkeypatch):
     metamix.save_classifier(model, tmp_path / "w.safetensors", classes=["x"], model_args=arguments)
     yield tmp_path
     del sys.modules["mixers_of_mine"]
-    _MIXERS.pop("mine")
 
 
 def test_an_own_mixer_must_be_imported(own_mixer, capsys):
