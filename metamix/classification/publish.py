@@ -8,7 +8,6 @@ import timm
 import torch
 from timm.models._hub import save_config_for_hf
 
-from metamix.models.create import timm_config
 from metamix.models.metaformer import MetaFormer
 from metamix.tasks.publish import CONFIG, PublishOptions
 from metamix.utils.checks import parse_size
@@ -59,6 +58,5 @@ def write_config(classifier: Classifier, folder: Path, options: PublishOptions) 
         raise ValueError(f"timm cannot load {classifier.name} from its hub format: {error}") from error
     if not same:
         raise ValueError(f"timm would load another model than {classifier.name} from its hub format")
-    assert len(timm_config(loaded)["label_names"]) == loaded.num_classes
     packages = "metamix, timm" if isinstance(net, MetaFormer) else "timm"  # metamix registers its models
     return USE.format(packages=packages, address=options.address, mode=classifier.transform.mode)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import singledispatch
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,25 +24,19 @@ Point = tuple[float, float]  # row and column as shares of the map's height and 
 
 @dataclass(frozen=True)
 class View:
-    """One picture of a mixer.
-
-    Attributes:
-        title: what the values are.
-        values: a map (h, w), or a matrix (outputs, inputs).
-        spatial: whether it is a map, which lies on the image.
-    """
+    """A picture of a mixer: a map (h, w) that lies on the image, or a matrix (outputs, inputs) of weights."""
 
     title: str
     values: Tensor
-    spatial: bool = True
+    is_map: bool = True
 
 
 @singledispatch
 def view(mixer: nn.Module, x: Tensor, point: Point) -> list[View]:
-    """Return what a mixer shows for its input x, (1, C, H, W); empty if there is nothing to see.
+    """Return what a mixer shows for its input x, (1, C, H, W); a list without entries if there is nothing to see.
 
     Args:
-        point: the token whose attention is shown.
+        point: place of the token whose attention is shown.
     """
     return []
 
@@ -61,14 +56,11 @@ def _(mixer: WaveMix, x: Tensor, point: Point) -> list[View]:
     return [View(f"band {name}", values[0]) for name, values in bands(mixer, x).items()]
 
 
-@view.register
-def _(mixer: Raft, x: Tensor, point: Point) -> list[View]:
-    return [View(f"{name} weights", values, spatial=False) for name, values in raft_matrices(mixer).items()]
-
-
-@view.register
-def _(mixer: Maxim, x: Tensor, point: Point) -> list[View]:
-    return [View(f"{name} weights", values, spatial=False) for name, values in gating_matrices(mixer).items()]
+@view.register(Raft)
+@view.register(Maxim)
+def _(mixer: Any, x: Tensor, point: Point) -> list[View]:
+    matrices = raft_matrices(mixer) if isinstance(mixer, Raft) else gating_matrices(mixer)
+    return [View(f"{name} weights", values, is_map=False) for name, values in matrices.items()]
 
 
 def attention(mixer: MinAttn, x: Tensor, token: int | None = None) -> Tensor:

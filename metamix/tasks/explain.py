@@ -86,17 +86,14 @@ class Explanation:
     @property
     def point(self) -> Point:
         """Return the place of the highest activation in the image."""
-        height, width = self.activation.shape
-        row, column = divmod(int(self.activation.argmax()), width)
-        return (row + 0.5) / height, (column + 0.5) / width
+        row, column = divmod(int(self.activation.argmax()), self.activation.shape[1])
+        return (row + 0.5) / self.activation.shape[0], (column + 0.5) / self.activation.shape[1]
 
+    @torch.no_grad()
     def views(self) -> list[tuple[str, list[View]]]:
-        """Return the name of each block, and what its mixer shows."""
-        down, across = self.covers
-        point = self.point[0] * down, self.point[1] * across
-        with torch.no_grad():
-            shown = [(name, view(mixer, x, point)) for name, mixer, x in self.blocks]
-        return [(name, views) for name, views in shown if views]
+        """Return the name of each block whose mixer shows something, and what it shows."""
+        point = self.point[0] * self.covers[0], self.point[1] * self.covers[1]
+        return [(name, views) for name, mixer, x in self.blocks if (views := view(mixer, x, point))]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -175,10 +172,8 @@ def watched_mixers(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, Tens
     """
     blocks = [(name, block) for name, block in model.named_modules() if isinstance(block, Block)]
     last = {name.rpartition(".blocks.")[0]: (name, block) for name, block in blocks}  # of each stage
-    chosen = [*last.values()]
-    if len(last) == 1:
-        count = min(SHOWN_BLOCKS, len(blocks))
-        chosen = [blocks[(i + 1) * len(blocks) // count - 1] for i in range(count)]
+    count = min(SHOWN_BLOCKS, len(blocks))
+    spaced = [blocks[(i + 1) * len(blocks) // count - 1] for i in range(count)]
     inputs: list[tuple[str, nn.Module, Tensor]] = []
 
     def watch(name: str, mixer: nn.Module) -> RemovableHandle:
@@ -186,7 +181,7 @@ def watched_mixers(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, Tens
         title = f"block {int(stage) + 1}.{int(block) + 1}"
         return mixer.register_forward_pre_hook(lambda mixer, args: inputs.append((title, mixer, args[0].detach())))
 
-    hooks = [watch(name, block.mixer) for name, block in chosen]
+    hooks = [watch(name, block.mixer) for name, block in (spaced if len(last) == 1 else last.values())]
     try:
         yield inputs
     finally:
@@ -207,43 +202,55 @@ def choose_label(label: str | None, classes: Sequence[str]) -> int | None:
 def draw_explanation(path: Path, explanation: Explanation) -> None:
     """Draw the image, its activation map and the scores; below them, a column for each block with its views."""
     shown = explanation.views()
-    rows = max((len(views) for _, views in shown), default=0)
-    columns = max(3, len(shown))
-    height, width = explanation.image.shape[-2:]
+    rows, columns = 1 + max((len(views) for _, views in shown), default=0), max(3, len(shown))
+    height, width = explanation.activation.shape
     side = 2.6 * min(2.2, max(0.35, height / width))
-    figure = Figure(figsize=(2.6 * columns, (side + 0.4) * (1 + rows)), layout="compressed")
-    grid = figure.subplots(1 + rows, columns, squeeze=False)
+    figure = Figure(figsize=(2.6 * columns, (side + 0.4) * rows), layout="compressed")
+    grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    left, middle, right = grid[0, :3]
-    show_image(left, explanation)
-    left.set_title("image", fontsize=9)
-    show_image(middle, explanation)
-    middle.imshow(explanation.activation.numpy(), cmap="inferno", alpha=0.65, extent=(0, width, height, 0))
-    mark(middle, explanation)
     label, _ = explanation.scores[explanation.explained]
-    middle.set_title(f"activation for {figure_text(label)}", fontsize=9)
-    show_scores(right, explanation)
+    for axes, title in zip(grid[0], ("image", f"activation for {figure_text(label)}", "scores")):
+        axes.set_title(title, fontsize=9)
+    show_image(grid[0, 0], explanation)
+    show_map(grid[0, 1], explanation, explanation.activation, "inferno")
+    show_scores(grid[0, 2], explanation)
     for column, (name, views) in zip(grid[1:].T, shown):
         for axes, one in zip(column, views):
-            show_view(axes, one, explanation)
             axes.set_title(f"{name}\n{one.title}", fontsize=8)
+            if one.is_map:
+                show_map(axes, explanation, one.values, "viridis", explanation.covers)
+            else:
+                axes.imshow(one.values.float().cpu().numpy(), norm=CenteredNorm(), cmap="RdBu_r")
     save_figure(path, figure, dpi=150)
 
 
-def show_image(axes: Axes, explanation: Explanation) -> None:
-    """Draw the image and the boxes on it."""
+def show_image(axes: Axes, explanation: Explanation, grey: bool = False) -> None:
+    """Draw the image with its boxes, or in grey with only the explained box."""
     _, height, width = explanation.image.shape
-    pixels = explanation.image.permute(1, 2, 0).squeeze(-1).numpy()
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
+    pixels = explanation.image.float().mean(0) if grey else explanation.image.permute(1, 2, 0).squeeze(-1)
+    axes.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
     for i, (x0, y0, x1, y1) in enumerate(explanation.boxes):
         colour = "tab:orange" if i == explanation.explained else "white"
-        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, lw=1.2))
+        if not grey or i == explanation.explained:
+            axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, lw=1.2))
+
+
+def show_map(
+    axes: Axes, explanation: Explanation, values: Tensor, cmap: str, covers: Sequence[float] = (1.0, 1.0)
+) -> None:
+    """Draw a map over the grey image, and mark the highest activation; `covers` as in `Explanation`."""
+    show_image(axes, explanation, grey=True)
+    _, height, width = explanation.image.shape
+    extent = (0, width / covers[1], height / covers[0], 0)
+    axes.imshow(values.float().cpu().numpy(), vmin=0, cmap=cmap, alpha=0.65, extent=extent)
+    row, column = explanation.point
+    axes.plot(column * width, row * height, "o", ms=7, mfc="none", mec="white", mew=1.5)
+    axes.set(xlim=(0, width), ylim=(height, 0))
 
 
 def show_scores(axes: Axes, explanation: Explanation) -> None:
     """Draw the highest scores and the explained one as bars, with the labels on them."""
-    axes.set_title("scores", fontsize=9)
     shown = list(range(len(explanation.scores)))[:SHOWN_SCORES]
     if explanation.explained not in shown:
         shown[-1] = explanation.explained
@@ -252,25 +259,3 @@ def show_scores(axes: Axes, explanation: Explanation) -> None:
         axes.barh(row, score, color="tab:orange" if i == explanation.explained else "tab:blue", alpha=0.6)
         axes.text(0.02, row, f"{figure_text(label)}  {score:.3f}", va="center", fontsize=8)
     axes.set(xlim=(0, 1), ylim=(SHOWN_SCORES - 0.5, -0.5))
-
-
-def mark(axes: Axes, explanation: Explanation) -> None:
-    """Mark the place of the highest activation."""
-    _, height, width = explanation.image.shape
-    row, column = explanation.point
-    axes.plot(column * width, row * height, "o", ms=7, mfc="none", mec="white", mew=1.5)
-
-
-def show_view(axes: Axes, shown: View, explanation: Explanation) -> None:
-    """Draw a map over the grey image, or a matrix with values of both signs around white."""
-    values = shown.values.float().cpu()
-    largest = float(values.abs().max()) or 1.0
-    if not shown.spatial:
-        axes.imshow(values.numpy(), norm=CenteredNorm(0, largest), cmap="RdBu_r")
-        return
-    height, width = explanation.image.shape[-2:]
-    down, across = (side / share for side, share in zip((height, width), explanation.covers))
-    axes.imshow(explanation.image.float().mean(0).numpy(), cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
-    axes.imshow(values.numpy(), vmin=0, vmax=largest, cmap="viridis", alpha=0.65, extent=(0, across, down, 0))
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    mark(axes, explanation)

@@ -162,15 +162,11 @@ def upload(folder: Path, options: PublishOptions) -> str:
 
 def shareable(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe without the folders of this machine; of other absolute paths only the last name is left."""
-
-    def shorten(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: shorten(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [shorten(item) for item in value]
-        return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
-
-    return {name: shorten(value) for name, value in recipe.items() if name not in ONE_MACHINE}
+    return {
+        name: PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
+        for name, value in recipe.items()
+        if name not in ONE_MACHINE
+    }
 
 
 def modules_to_import(spec: TaskSpec, trained: Trained, model: str) -> list[str]:
@@ -199,28 +195,26 @@ def make_card(
     """
     imports = "".join(f" --import {name}" for name in modules)
     own = "".join(f"import {name}\n" for name in modules)
-    classes = list(about.get("classes") or ())
     on = f" on {about['data']}" if about.get("data") else ""
+    load = f'```python\n{own}import metamix\n\ntrained = metamix.load("{options.address}")\n'
     parts = [
         f"---\n{header(options, spec, about, 'timm' if in_timm else 'metamix')}\n---",
         f"# {options.repo.partition('/')[2]}",
         f"`{about['model']}`, which metamix trained{on} to {spec.about}.",
-        "## Use",
-        f"    metamix predict photo.jpg --checkpoint {options.address}{imports}",
-        f'```python\n{own}import metamix\n\ntrained = metamix.load("{options.address}")\n'
-        'print(trained.predict(["photo.jpg"]))\n```',
+        f"## Use\n\n    metamix predict photo.jpg --checkpoint {options.address}{imports}",
+        f'{load}print(trained.predict(["photo.jpg"]))\n```',
     ]
     if in_timm:
-        parts += ["With timm:", f"```python\n{own}{in_timm}```"]
-    if rows := [*figures(about)]:
-        parts += ["## Results", "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])]
+        parts += [f"With timm:\n\n```python\n{own}{in_timm}```"]
+    if rows := "\n".join(f"| {name} | {value} |" for name, value in figures(about)):
+        parts += [f"## Results\n\n| | |\n|---|---|\n{rows}"]
     if recipe:
         folder = " --data-dir FOLDER" if recipe.get("data_dir") else ""
-        command = f"    metamix train --config {RECIPE}{folder} --output run{imports}"
-        parts += ["## Train it again", f"`{RECIPE}` has all options of the run:", command]
-    if classes:
+        command = f"metamix train --config {RECIPE}{folder} --output run{imports}"
+        parts += [f"## Train it again\n\n`{RECIPE}` has all options of the run:\n\n    {command}"]
+    if classes := about.get("classes"):
         more = f" and {len(classes) - MOST_CLASSES:,} more" if len(classes) > MOST_CLASSES else ""
-        parts += ["## Classes", ", ".join(classes[:MOST_CLASSES]) + more]
+        parts += [f"## Classes\n\n{', '.join(classes[:MOST_CLASSES])}{more}"]
     return printable("\n\n".join(parts)) + "\n"
 
 
@@ -249,22 +243,16 @@ def header(options: PublishOptions, spec: TaskSpec, about: Mapping[str, Any], li
 
 
 def figures(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the rows of the table of results: scores, data, costs and versions, where they are known."""
+    """Yield the rows of the table of results, where they are known."""
     for name in about.get("scores", ()):
-        yield name, f"{about[name]:.4g}"
-    if samples := about.get("samples"):
-        yield "images", ", ".join(f"{count:,} {split}" for split, count in samples.items())
-    if about.get("scores"):
-        yield "scored", f"once, on the split {about.get('test_split', 'test')}, with the {about['weights']} weights"
-    if size := about.get("img_size"):
-        yield "image size", f"{size} pixels" if isinstance(size, int) else f"{size[0]} x {size[1]} pixels"
+        yield f"{name} on {about.get('test_split', 'test')}", f"{about[name]:.4g}"
+    if "samples" in about:
+        yield "images", ", ".join(f"{count:,} {split}" for split, count in about["samples"].items())
     if "parameters" in about:
         yield "parameters", f"{about['parameters']:,}"
     if "macs" in about:
         yield "multiply-adds", short_count(about["macs"])
     if "seconds" in about:
         yield "training", f"{plural(about['epochs'], 'epoch')} in {about['seconds']:,.0f} s, seed {about['seed']}"
-    if versions := about.get("versions"):
-        yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
-    if commit := about.get("commit"):
-        yield "commit of metamix", str(commit)
+    if "versions" in about:
+        yield "versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items())

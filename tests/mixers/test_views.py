@@ -72,7 +72,7 @@ def test_view_of_each_mixer(name, titles):
     mixer = create_mixer(name, 8, size=(8, 8)).eval()
     shown = views.view(mixer, torch.randn(1, 8, 8, 8), (0.5, 0.5))
     assert [view.title for view in shown] == titles
-    assert all(view.values.ndim == 2 and view.spatial == ("weights" not in view.title) for view in shown)
+    assert all(view.values.ndim == 2 and view.is_map == ("weights" not in view.title) for view in shown)
 
 
 def test_a_mixer_of_ones_own_can_be_shown():

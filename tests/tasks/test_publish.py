@@ -99,7 +99,7 @@ def test_the_card_says_what_the_run_says(run, published):
     assert scores == {name: summary[name] for name in summary["scores"]}
     for words in (
         "`metaformer_identity_nano`, which metamix trained on digits to label images",
-        f"| top1 | {summary['top1']:.4g} |",
+        f"| top1 on test | {summary['top1']:.4g} |",
         "| images | 1,437 train, 360 test |",
         "metamix predict photo.jpg --checkpoint hf-hub:me/small-digits",
         'timm.create_model("hf-hub:me/small-digits", pretrained=True)',
@@ -116,8 +116,8 @@ def test_the_recipe_trains_the_same_weights(run, published, tmp_path):
 
 
 def test_the_recipe_names_no_folder_of_this_machine():
-    recipe = {"output": "/home/me/run", "data_dir": "/data/x", "checkpoint": "/home/me/a.pt", "lr": 1, "crops": ["/b"]}
-    assert publish.shareable(recipe) == {"checkpoint": "a.pt", "lr": 1, "crops": ["b"]}
+    recipe = {"output": "/home/me/run", "data_dir": "/data/x", "checkpoint": "/home/me/a.pt", "lr": 1}
+    assert publish.shareable(recipe) == {"checkpoint": "a.pt", "lr": 1}
 
 
 def test_weights_without_a_run_of_a_model_of_timm(tmp_path, capsys):
