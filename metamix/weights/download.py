@@ -36,6 +36,7 @@ def download(url: str, name: str, folder: str | Path | None = None) -> Path:
 
 def from_hub(repository: str) -> Path:
     """Download the weights that `metamix publish` uploaded to a repository USER/NAME[@REVISION]; return their path."""
+    require_reachable(f"hf-hub:{repository}")
     name, _, revision = repository.partition("@")
     try:
         return Path(hf_hub_download(name, WEIGHTS, revision=revision or None))
