@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from timm.data import create_reader
 
-from ..files import check_size, hash_bytes, open_image, read_file
+from ..files import CorruptImage, check_size, hash_bytes, open_image, read_file
 from .base import TEST_SPLITS, ImageSplit, choose_test_split
 
 
@@ -73,8 +73,10 @@ class HuggingFace:
 
     def _read(self, i: int) -> bytes:
         """Read the bytes of an image from the table, or from the file that it names, which may be anything."""
-        image = self.reader.dataset[i][self.reader.image_key]
-        if not image["bytes"]:
-            return read_file(image["path"])
-        check_size(len(image["bytes"]))
-        return image["bytes"]
+        image = self.reader.dataset[i][self.reader.image_key] or {}
+        if content := image.get("bytes"):
+            check_size(len(content))
+            return content
+        if not image.get("path"):
+            raise CorruptImage("the table has no image there")
+        return read_file(image["path"])
