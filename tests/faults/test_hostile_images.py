@@ -121,18 +121,19 @@ def test_a_pipe_among_images_to_restore(tmp_path, image):
 
 
 def test_a_pipe_that_a_table_of_hugging_face_names(tmp_path, image):
-    content = io.BytesIO()
-    image().save(content, "PNG")
-    os.mkfifo(tmp_path / "a.png")
+    file, pipe = io.BytesIO(), tmp_path / "a.png"
+    image().save(file, "PNG")
+    os.mkfifo(pipe)
+    cells = {"bytes": file.getvalue(), "path": None}, {"bytes": None, "path": pipe}, None
     images = object.__new__(HuggingFace)  # the extra `datasets` may be missing
-    rows = [
-        {"image": {"bytes": content.getvalue(), "path": None}},
-        {"image": {"bytes": None, "path": tmp_path / "a.png"}},
-    ]
-    images.reader = SimpleNamespace(dataset=rows, image_key="image")
-    assert images.open(0).size == (32, 32) and images.content(0) != images.content(1)
+    images.reader = SimpleNamespace(dataset=[{"image": cell} for cell in cells], image_key="image")
+    assert images.open(0).size == (32, 32)
     with seconds(20), pytest.raises(CorruptImage, match="not a regular file"):
         images.open(1)
+    with pytest.raises(CorruptImage, match="the table has no image there"):
+        images.open(2)
+    with seconds(20):
+        assert images.content(0) and images.content(1) == images.content(2) == ""
 
 
 def test_a_pipe_in_a_data_set_of_torchvision(tmp_path):
