@@ -71,7 +71,7 @@ class ClassificationData:
             "std": list(self.std),
         }
         if isinstance(options, DataOptions):
-            self.identity["digest"] = self.splits.digest
+            self.identity |= {"digest": self.splits.digest, "content": self.splits.content}
             self.transform = Augment(
                 options,
                 seed=seed,

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
+from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from metamix.data import CorruptImage, Source, open_data
+from metamix.data.files import limit_pixels
 from metamix.tasks.verify import VerifyOptions
 from metamix.utils.options import option
 from metamix.utils.rules import Natural
@@ -44,6 +47,7 @@ def broken_images(images: Source, workers: int = 0, title: str = "") -> Iterator
         ImageProblems(images),  # type: ignore[arg-type]  # torch asks for a subclass of its Dataset
         batch_size=64,
         num_workers=usable_workers(workers),
+        worker_init_fn=partial(limit_pixels, Image.MAX_IMAGE_PIXELS),
         collate_fn=list,
     )
     for batch in tqdm(problems, desc=title, unit="batch", disable=None):

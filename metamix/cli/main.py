@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if words[0] in ("-V", "--version"):
         print(f"metamix {__version__}")
         return
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; readers refuse the image in words
     command, *rest = words
     if command not in COMMANDS:
         print(f"metamix: there is no command {command!r}{did_you_mean(command, COMMANDS)}\n\n{USAGE}", file=sys.stderr)

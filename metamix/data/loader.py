@@ -28,7 +28,7 @@ from metamix.utils.text import printable
 
 from .auto_augment import pil_transform
 from .counter_rng import SAMPLE, seeded
-from .files import Broken, CorruptImage, first_readable
+from .files import Broken, CorruptImage, first_readable, limit_pixels
 from .memory import channel_statistics, image_size, in_memory, pixels
 from .options import DataOptions, ReadingOptions, SourceOptions, verify_command
 from .order import BalancedOrder, EvalOrder, Order, TrainOrder
@@ -167,7 +167,7 @@ class StreamLoader:
             TransformedSamples(samples, transform, seed, order),  # type: ignore[arg-type]  # it has no length
             batch_sampler=self.sampler,
             num_workers=workers,
-            worker_init_fn=survive_first_signal,
+            worker_init_fn=partial(start_worker, Image.MAX_IMAGE_PIXELS),
             persistent_workers=workers > 0 and isinstance(order, TrainOrder),  # others end with their evaluation
             collate_fn=partial(collate_read, collate or collate_images),
             pin_memory=torch.cuda.is_initialized(),  # a GPU that is not used needs no pinned memory
@@ -210,11 +210,12 @@ class StreamLoader:
             yield batch
 
 
-def survive_first_signal(worker: int) -> None:
-    """Make a worker ignore SIGINT and the first SIGTERM.
+def start_worker(max_pixels: int | None, worker: int) -> None:
+    """Set the limit of pixels, and make a worker ignore SIGINT and the first SIGTERM.
 
     Terminals and clusters send them to all processes of a job, and training needs its workers until it has stopped.
     """
+    limit_pixels(max_pixels)
 
     def restore(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)

@@ -11,6 +11,8 @@ from pydantic import Field
 from metamix.utils.options import Options, changed_flags, option
 from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, Share, ShareBelowOne, where
 
+from .files import limit_pixels
+
 Splits = Annotated[
     tuple[str, ...],
     where(lambda splits: 0 < len(splits) == len(set(splits)), "splits, each once, such as train or train,val"),
@@ -29,8 +31,25 @@ _source = partial(option, group="data")
 _augment = partial(option, group="augmentation")
 
 
+@dataclass(kw_only=True)
+class ImageOptions(Options):
+    """The limit of images of every command that reads them. It is Pillow's, so that all readers of the process obey."""
+
+    max_pixels: Count | None = option(
+        None,
+        "height x width of the largest image to read; default: Pillow's limit, 89,478,485",
+        group="reading images",
+        on_resume="ignore",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_pixels is not None:
+            limit_pixels(self.max_pixels)
+
+
 @dataclass
-class ReadingOptions(Options):
+class ReadingOptions(ImageOptions):
     """Options of reading image files, common to all tasks."""
 
     workers: Natural = option(
@@ -110,7 +129,8 @@ class DataOptions(SourceOptions):
 
 def verify_command(options: LocationOptions) -> str:
     """Return the command that lists the broken images of a data set."""
-    return shlex.join(["metamix", "verify", options.data, *changed_flags(options, "data_dir", "test_on")])
+    flags = changed_flags(options, "data_dir", "test_on", "max_pixels")
+    return shlex.join(["metamix", "verify", options.data, *flags])
 
 
 def train_command(checkpoint: object, *flags: str) -> str:

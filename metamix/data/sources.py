@@ -28,7 +28,7 @@ from metamix.utils.text import did_you_mean
 from metamix.weights import checksums
 
 from .counter_rng import stratified_choice
-from .files import decode
+from .files import content_digest, decode
 from .formats.base import ImageSplit, match_classes
 from .formats.digits import open_digits
 from .formats.folder import open_folder
@@ -65,6 +65,13 @@ class Splits:
     def digest(self) -> dict[str, str]:
         """Return the digests of the training split (with its holdout) and of the test split."""
         return {name: digest(source.images) for name, source in self.sources().items() if name != "holdout"}
+
+    @cached_property
+    def content(self) -> dict[str, str]:
+        """Return the digests of the images' content for the same splits as `digest`."""
+        images = {name: source.images for name, source in self.sources().items() if name != "holdout"}
+        digests = {each: content_digest(range(len(each.labels)), each.content) for each in set(images.values())}
+        return {name: digests[each] for name, each in images.items()}
 
 
 def open_data(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from metamix.data.files import content_digest
 from metamix.data.loader import StreamLoader
 from metamix.data.options import choose_splits
 from metamix.data.order import EvalOrder, TrainOrder
@@ -62,6 +63,12 @@ class DetectionData:
             "classes": list(self.classes),
             "digest": self.digest(),
         }
+        if train:
+            joined = {"train": self.train} | {name: [split] for name, split in self.scored.items()}
+            self.identity["content"] = {
+                name: content_digest([split.path(i) for split in splits for i in range(len(split))])
+                for name, splits in joined.items()
+            }
         self.notes = [
             f"left out: {plural(split.unusable, 'annotation')} of {split.annotations}; "
             f"{verify_command(options)} names what is wrong"

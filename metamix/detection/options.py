@@ -10,7 +10,7 @@ from pydantic import Field
 
 from metamix.data.options import Factors, ReadingOptions, Splits
 from metamix.tasks.options import BackboneOptions
-from metamix.utils.options import option
+from metamix.utils.options import changed_flags, option
 from metamix.utils.rules import Share
 
 from .anchors import MAX_ANCHOR_SCALE
@@ -147,4 +147,4 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
 
 def verify_command(options: DetectionDataOptions) -> str:
     """Return the command that lists what is wrong with a data set."""
-    return shlex.join(["metamix", "verify", options.data_dir])
+    return shlex.join(["metamix", "verify", options.data_dir, *changed_flags(options, "max_pixels")])

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from metamix.data.augment import neighbour
 from metamix.data.counter_rng import MIX, seeded, stratified_choice
+from metamix.data.files import content_digest
 from metamix.data.loader import StreamLoader, collate_crops, collate_pairs
 from metamix.data.order import EvalOrder, TrainOrder
 from metamix.training.task import Batch
@@ -86,6 +87,11 @@ class RestorationData:
             "samples": {split: len(samples) for split, samples in parts.items()},
             "digest": {split: digest_of(samples) for split, samples in parts.items()},
         }
+        if train:
+            self.identity["content"] = {
+                split: content_digest([path for sample in samples for path in sample.files])
+                for split, samples in parts.items()
+            }
 
     @property
     def scored(self) -> dict[str, RestorationSplit]:

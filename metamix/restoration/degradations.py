@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
+from metamix.data.files import open_image
 from metamix.utils.text import did_you_mean, plural
 
 from .resize import resize_bicubic, to_levels
@@ -135,7 +136,7 @@ class Jpeg:
         Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
             file, "JPEG", quality=round(self.quality.draw(rng))
         )
-        decoded = torch.from_numpy(np.array(Image.open(file)))
+        decoded = torch.from_numpy(np.array(open_image(file)))
         return decoded.view(*pixels.shape).permute(2, 0, 1).float() / 255
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from metamix.data import CorruptImage, read_image_file
-from metamix.data.files import as_corrupt_image, to_eight_bits
+from metamix.data import CorruptImage
+from metamix.data.files import as_corrupt_image, open_image, read_file, to_eight_bits
 from metamix.utils.checks import DoesNotFit
 from metamix.utils.files import atomic_write
 from metamix.utils.text import printable
@@ -62,7 +63,8 @@ def read_picture(source: str | Path | Image.Image) -> Picture:
     path = None if isinstance(source, Image.Image) else Path(source)
     name = str(path or "image")
     with as_corrupt_image(name):
-        image = source if isinstance(source, Image.Image) else read_image_file(source)
+        content = read_file(path) if path else b""
+        image = source if isinstance(source, Image.Image) else open_image(BytesIO(content))
         profile, lost = image.info.get("icc_profile"), list[str]()
         pages = getattr(image, "n_frames", 1)
         if pages > 1 and image.format != "MPO":  # MPO is a JPEG of cameras with several views
@@ -71,10 +73,10 @@ def read_picture(source: str | Path | Image.Image) -> Picture:
             profile = None
             lost.append(f"the colour profile of {image.mode} is dropped, and the colours become RGB")
         layout = str(getattr(image, "tile", ""))  # of the samples in the file, such as "RGB;16B"; empty once decoded
-        if path and (image.mode.startswith("I") or ";16" in layout):
+        if content and (image.mode.startswith("I") or ";16" in layout):
             is_grey = image.mode.startswith("I") or "LA;16" in layout  # Pillow calls grey with alpha RGBA
             orientation = 1 if image.format == "TIFF" else image.getexif().get(0x0112, 1)  # OpenCV turns TIFFs itself
-            picture = _read_16_bits(path, is_grey, orientation, profile)
+            picture = _read_16_bits(content, is_grey, orientation, profile)
             return replace(picture, lost=tuple(lost), name=name)
         image = to_eight_bits(ImageOps.exif_transpose(image))
         has_alpha = image.getbands()[-1] == "A" or "transparency" in image.info
@@ -121,10 +123,10 @@ def _to_pixels(picture: Picture, bits: int) -> np.ndarray:
     return to_levels(values.double(), 2**bits - 1).permute(1, 2, 0).numpy()
 
 
-def _read_16_bits(path: Path, is_grey: bool, orientation: int, profile: bytes | None) -> Picture:
+def _read_16_bits(content: bytes, is_grey: bool, orientation: int, profile: bytes | None) -> Picture:
     """Read an image of 16 bits a channel; `orientation` is EXIF's, or 1 if OpenCV already turns the image upright."""
     cv2 = _opencv()
-    pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
         raise CorruptImage("OpenCV finds no 16 bits a channel in it; save it with 8 or 16 bits a channel")
     values = torch.from_numpy(pixels.astype(np.float32) / 65535).view(*pixels.shape[:2], -1).permute(2, 0, 1)

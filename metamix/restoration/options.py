@@ -131,6 +131,6 @@ class RestorationEvalOptions(RestorationDataOptions):
 
 def verify_command(options: RestorationOptions, folder: str) -> str:
     """Return the command that lists what is wrong with the images of a folder."""
-    flags = changed_flags(options, "input_folder", "target_folder", "input_name")
+    flags = changed_flags(options, "input_folder", "target_folder", "input_name", "max_pixels")
     flags += ["--clean"] if options.degradation != PAIRS else []
     return shlex.join(["metamix", "verify", "--task", "restoration", folder, *flags])

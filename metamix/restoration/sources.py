@@ -40,9 +40,9 @@ class ImagePair:
         return read_header(self.target)
 
     @property
-    def file_sizes(self) -> list[int]:
-        """Return the sizes of the files in bytes."""
-        return [path.stat().st_size for path in (self.target, self.input) if path]
+    def files(self) -> list[Path]:
+        """Return the files: the clean image, and the degraded one if there is one."""
+        return [path for path in (self.target, self.input) if path]
 
     @cached_property
     def grey(self) -> bool:
@@ -104,7 +104,7 @@ def samples_of(pairs: Pairs) -> list[ImagePair]:
 
 def digest_of(samples: Sequence[ImagePair]) -> str:
     """Hash the names and the file sizes of samples."""
-    return digest((sample.name, *sample.file_sizes) for sample in samples)
+    return digest((sample.name, *(path.stat().st_size for path in sample.files)) for sample in samples)
 
 
 def scale_of_pair(sample: ImagePair, expected: int | None) -> int:

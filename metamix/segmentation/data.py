@@ -21,7 +21,7 @@ from torchvision import tv_tensors
 from tqdm import tqdm
 
 from metamix.data import CorruptImage, normalize
-from metamix.data.files import read_pixels
+from metamix.data.files import content_digest, read_pixels
 from metamix.data.loader import StreamLoader, collate_crops, collate_pairs
 from metamix.data.options import choose_splits
 from metamix.data.order import EvalOrder, TrainOrder
@@ -76,6 +76,11 @@ class SegmentationData:
                 for split, samples in self.parts.items()
             },
         }
+        if train:
+            self.identity["content"] = {
+                split: content_digest([path for sample in samples for path in (sample.image, sample.mask)])
+                for split, samples in self.parts.items()
+            }
         self._train: MaskedImages | None = None
 
     @property

@@ -161,5 +161,5 @@ class SegmentationEvalOptions(SegmentationDataOptions):
 def verify_command(options: SegmentationOptions) -> str:
     """Return the command that lists what is wrong with a data set."""
     data = [options.data_dir] if options.data == "folder" else [options.data, "--data-dir", options.data_dir]
-    flags = changed_flags(options, "mask_name", "ignore_index", "reduce_zero_label")
+    flags = changed_flags(options, "mask_name", "ignore_index", "reduce_zero_label", "max_pixels")
     return shlex.join(["metamix", "verify", "--task", "segmentation", *data, *flags])

@@ -12,9 +12,10 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
+from metamix.data.options import ImageOptions
 from metamix.deploy.formats import FORMATS, PRECISIONS
 from metamix.training.task import Batch
-from metamix.utils.options import Options, option, positional
+from metamix.utils.options import option, positional
 from metamix.utils.rules import Count, NotNegative, one_of, rule
 from metamix.weights.metadata import MAX_SIDE, ModelMetadata
 
@@ -31,7 +32,7 @@ EXTRA = {  # entries of `Artifact.extra` for `pad_for_graph`
 
 
 @dataclass
-class ExportOptions(Options):
+class ExportOptions(ImageOptions):
     """Options of `metamix export`.
 
     A side in `img_size` gives squares; in Python it may be one number or (height, width).

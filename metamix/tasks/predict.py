@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from metamix.data.find import paths_inside
+from metamix.data.options import ImageOptions
 from metamix.data.outputs import change_extensions, check_outputs
-from metamix.utils.options import Options, option, parse_command, positional, take_task
+from metamix.utils.options import option, parse_command, positional, take_task
 from metamix.utils.rules import Count
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
 from metamix.utils.text import exit_with_message, printable
@@ -33,7 +34,7 @@ metamix predict --task NAME --help. --import MODULE imports your own mixers, mod
 
 
 @dataclass
-class PredictOptions(Options):
+class PredictOptions(ImageOptions):
     """Options of `metamix predict` that every task has.
 
     A task derives a class from it that adds its own options. Its `__post_init__` names the outputs and checks the

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from metamix.data import CorruptImage, decode_file
+from metamix.data.files import content_digest
 from metamix.data.loader import SampleReader, StreamLoader
 from metamix.data.options import ReadingOptions
 from metamix.data.order import EvalOrder, TrainOrder
@@ -47,10 +48,11 @@ class SimpleData:
         verify: str = "metamix verify",
     ):
         self.splits, self.options, self.transform, self.verify = splits, options, transform, verify
-        files = (Path(samples.path(i)) for samples in splits.values() for i in range(len(samples)))
+        files = [Path(samples.path(i)) for samples in splits.values() for i in range(len(samples))]
         self.identity: dict[str, Any] = {
             "samples": {split: len(samples) for split, samples in splits.items()},
             "digest": digest((file.name, file.stat().st_size if file.is_file() else 0) for file in files),
+            "content": content_digest(files),
         }
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from metamix.utils.options import Options, option, parse_command, positional, take_task
+from metamix.data.options import ImageOptions
+from metamix.utils.options import option, parse_command, positional, take_task
 from metamix.utils.text import exit_with_message, plural, printable
 
 from .registry import DEFAULT, find_task, list_tasks, task_of_data
@@ -24,7 +25,7 @@ Every problem is printed. The exit code is 1 if there is one. For all options: m
 
 
 @dataclass
-class VerifyOptions(Options):
+class VerifyOptions(ImageOptions):
     """Options of `metamix verify` that all tasks share. Each task derives a class that adds its own options."""
 
     data: str = positional("folder of the data set, or its name, as --data of metamix train", metavar="DATA")

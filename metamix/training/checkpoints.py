@@ -18,12 +18,12 @@ from .recipe import Recipe, resume_changes
 
 _logger = logging.getLogger(__name__)
 
-DIGEST = "digest"  # key of the data's digest in `TaskData.identity`
+DIGEST, CONTENT = "digest", "content"  # keys of the data's digests in `TaskData.identity`
 ENTRIES = (  # what a checkpoint must hold
     "recipe", "about", "step", "steps_per_epoch", "history", "sums", "seconds", "epoch_seconds",
     "model", "ema", "optimizer", "scaler",
 )  # fmt: skip
-WORDS = {DIGEST: "files, labels or boxes"}  # how messages name a key
+WORDS = {DIGEST: "files, labels or boxes", CONTENT: "content of the files"}  # how messages name a key
 
 
 class Checkpoints:
@@ -113,7 +113,7 @@ def check_resumable(
 
 
 def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source: Path) -> None:
-    """Check that the data are those of an earlier run; warn if that run recorded no digest of its data.
+    """Check that the data are those of an earlier run; warn if that run did not record all digests of its data.
 
     `saved` is what the run recorded about its data. Older runs recorded fewer entries; only these are compared.
 
@@ -130,6 +130,11 @@ def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source
         )
     if DIGEST in identity and DIGEST not in saved:
         _logger.warning(f"{source} has no digest of its data, so changed files or labels would go unnoticed")
+    elif CONTENT in identity and CONTENT not in saved:  # metamix 0.2
+        _logger.warning(
+            f"{source} is of metamix 0.2: names, sizes and labels of its data are checked, but it has no digest of the "
+            f"files' content, so changed pixels would go unnoticed"
+        )
 
 
 def _round(value: Any) -> Any:

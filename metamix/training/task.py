@@ -32,7 +32,8 @@ class TaskData(Protocol):
     def identity(self) -> Mapping[str, Any]:
         """Return plain values that must be the same when a run is resumed, such as class names and sample counts.
 
-        The entry "digest" is `metamix.weights.checksums.digest` of the samples: relative paths, labels, file sizes.
+        The entry "digest" is `metamix.weights.checksums.digest` of the samples: relative paths, labels, file sizes. The
+        entry "content" is `metamix.data.files.content_digest` of their files. A task that only evaluates needs none.
         """
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> TrainLoader:

@@ -1,8 +1,6 @@
 """Folders that hold links, pipes and devices beside images."""
 
 import os
-import signal
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -12,22 +10,7 @@ from metamix.data import CorruptImage, DataOptions, files, open_data, read_image
 from metamix.data.files import MAX_FILE_BYTES, decode, list_files, read_header
 from metamix.data.formats.tar import Member, TarImages
 from metamix.data.sources import read_image
-
-
-@contextmanager
-def seconds(limit):
-    """Fail instead of waiting for ever."""
-
-    def fail(number, frame):
-        raise AssertionError(f"still waiting after {limit} s")
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(limit)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+from tests.helpers.limits import seconds
 
 
 def test_pipes_and_devices_are_refused(tmp_path):

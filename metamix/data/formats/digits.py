@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from ..counter_rng import stratified_choice
+from ..files import hash_bytes
 from .base import ImageSplit, choose_test_split
 
 TEST_IMAGES = 360  # of 1,797
@@ -41,3 +42,6 @@ class Digits:
 
     def fingerprint(self, i: int) -> str:
         return self.path(i)
+
+    def content(self, i: int) -> str:
+        return hash_bytes(self.pixels[i].tobytes())

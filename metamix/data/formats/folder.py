@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ..files import read_image_file
+from ..files import file_content, read_image_file
 from .base import (
     TEST_SPLITS,
     ImageSplit,
@@ -142,6 +142,9 @@ class FolderImages:
         except OSError:  # such as a link that leads nowhere
             size = -1
         return f"{self.paths[i]} {size}"
+
+    def content(self, i: int) -> str:
+        return file_content(self.root / self.paths[i])
 
 
 def open_tar(path: Path) -> TarImages:

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from timm.data import create_reader
 
+from ..files import CorruptImage, check_size, hash_bytes, open_image, read_file
 from .base import TEST_SPLITS, ImageSplit, choose_test_split
 
 
@@ -56,11 +57,26 @@ class HuggingFace:
             raise ValueError(f"the split {split} of {name} has images without a label")
 
     def open(self, i: int) -> Image.Image:
-        with self.reader[i][0] as file:
-            return Image.open(BytesIO(file.read()))
+        return open_image(BytesIO(self._read(i)))
 
     def path(self, i: int) -> str:
         return f"{self.name} {i}"
 
     def fingerprint(self, i: int) -> str:
         return str(i)
+
+    def content(self, i: int) -> str:
+        try:
+            return hash_bytes(self._read(i))
+        except OSError:  # reading the image says what is wrong
+            return ""
+
+    def _read(self, i: int) -> bytes:
+        """Read the bytes of an image from the table, or from the file that it names, which may be anything."""
+        image = self.reader.dataset[i][self.reader.image_key] or {}
+        if content := image.get("bytes"):
+            check_size(len(content))
+            return content
+        if not image.get("path"):
+            raise CorruptImage("the table has no image there")
+        return read_file(image["path"])

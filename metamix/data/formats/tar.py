@@ -10,7 +10,7 @@ from typing import NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from ..files import check_size
+from ..files import check_size, file_content, open_file, open_image
 
 
 class Member(NamedTuple):
@@ -37,15 +37,19 @@ class TarImages:
     def open(self, i: int) -> Image.Image:
         member = self.members[i]
         check_size(member.size)
-        with open(member.file, "rb") as tar:
+        with open_file(member.file) as tar:
             tar.seek(member.offset)
-            return Image.open(BytesIO(tar.read(member.size)))
+            return open_image(BytesIO(tar.read(member.size)))
 
     def path(self, i: int) -> str:
         return f"{self.members[i].file}: {self.members[i].name}"
 
     def fingerprint(self, i: int) -> str:
         return f"{self.members[i].path} {self.members[i].size}"
+
+    def content(self, i: int) -> str:
+        member = self.members[i]
+        return file_content(member.file, member.offset, member.size)
 
 
 @contextmanager

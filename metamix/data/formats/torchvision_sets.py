@@ -10,6 +10,7 @@ import torchvision.datasets as tv
 from PIL import Image
 from timm.data import create_dataset
 
+from ..files import file_content, hash_bytes, read_image_file
 from .base import ImageSplit, choose_test_split
 
 Parts = list[dict[str, Any]]  # arguments of the torchvision data sets that make up a split
@@ -61,10 +62,10 @@ class Torchvision:
         self.split = "train" if train else "test"
         self.name, self.root = f"{name} {self.split}", Path(root).expanduser()
         self.classes = tuple(getattr(parts[0], "classes", [str(i) for i in range(int(self.labels.max()) + 1)]))
-        self.mode = "L" if self.open(0).mode == "L" else "RGB"
+        self.mode = "L" if not self.files and self.open(0).mode == "L" else "RGB"
 
     def open(self, i: int) -> Image.Image:
-        return self.parts[i][0]
+        return read_image_file(self.files[i]) if self.files else self.parts[i][0]
 
     def path(self, i: int) -> str:
         return str(self.files[i]) if self.files else f"{self.name} {i}"
@@ -73,6 +74,9 @@ class Torchvision:
         if not self.files:
             return self.path(i)
         return f"{os.path.relpath(self.files[i], self.root)} {self.files[i].stat().st_size}"
+
+    def content(self, i: int) -> str:
+        return file_content(self.files[i]) if self.files else hash_bytes(self.open(i).tobytes())
 
 
 def _open_parts(name: str, root: str, train: bool, download: bool) -> list[Any]:

@@ -16,6 +16,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from .base import TEST_SPLITS, choose_test_split
 from .tar import Member, TarImages, read_tar
 
+MAX_LABEL = 100_000  # a larger number would make a model of gigabytes
+MAX_LABEL_BYTES = 32
+
 
 def open_webdataset(root: Path, test_on: str) -> tuple[TarImages, TarImages]:
     """Open the training and the test split of shards in a folder.
@@ -86,6 +89,11 @@ def index_shards(shards: list[Path]) -> tuple[list[Member], torch.Tensor]:
                 if is_image:
                     members[sample] = Member(shard, info.offset_data, info.size, info.name, f"{shard.name}/{info.name}")
                 elif kind == "cls":
+                    if info.size > MAX_LABEL_BYTES:
+                        raise ValueError(
+                            f"{shard}: {info.name} has {info.size:,} bytes, and a label has {MAX_LABEL_BYTES} at most: "
+                            f"it must hold the number of a class, counted from 0"
+                        )
                     content = tar.extractfile(info)
                     assert content is not None  # it is a regular file
                     labels[sample] = parse_label(content.read(), f"{shard}: {info.name}")
@@ -107,4 +115,6 @@ def parse_label(content: bytes, name: str) -> int:
     """Parse the class number in a .cls file."""
     if not content.strip().isdigit():
         raise ValueError(f"{name} holds {content[:20]!r}; expected the number of a class, counted from 0")
+    if int(content) > MAX_LABEL:
+        raise ValueError(f"{name} holds the label {int(content)}; labels may be {MAX_LABEL:,} at most, counted from 0")
     return int(content)

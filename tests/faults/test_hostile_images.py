@@ -1,0 +1,210 @@
+"""Image files that start programs, hang or fill the memory, and labels of shards that do: all are refused in words."""
+
+import ast
+import io
+import multiprocessing
+import os
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import EpsImagePlugin, Image, ImageFile
+
+import metamix
+from examples.train_segmenter import draw_set
+from metamix.data import CorruptImage, DataOptions, decode_file, open_data, train_loader
+from metamix.data.files import FORMATS, read_header
+from metamix.data.formats.huggingface import HuggingFace
+from metamix.data.formats.torchvision_sets import Torchvision
+from metamix.restoration.data import RestorationData
+from metamix.restoration.files import read_picture
+from metamix.restoration.options import RestorationOptions
+from metamix.segmentation.data import SegmentationData
+from metamix.segmentation.labels import make_labels, read_mask
+from metamix.segmentation.options import SegmentationOptions
+from tests.helpers.image_fixtures import folder, image, shard
+from tests.helpers.limits import seconds
+from tests.helpers.running import metamix_command, train
+
+__all__ = ["folder", "image", "shard"]
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n0 0 32 32 rectfill\nshowpage\n%%EOF\n"
+FOUR_READERS = [decode_file, read_header, read_picture, lambda path: read_mask(path, make_labels(("a", "b")))]
+
+
+@pytest.fixture
+def ghostscript(tmp_path, monkeypatch):
+    """A program `gs` in PATH that writes a file when it is started."""
+    started, program = tmp_path / "started", tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {started}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow looks for it once
+    return started
+
+
+@pytest.fixture
+def own_limit(monkeypatch):
+    """Restore the limit of pixels, which an option sets for the process."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+
+
+def png(width, height):
+    """A PNG of one bit a pixel, black, of a few kB."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(bytes(1 + -(-width // 8))) for _ in range(height)) + packer.flush()
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("read", FOUR_READERS)
+def test_postscript_by_the_name_of_a_jpeg_starts_no_program(read, ghostscript, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(EPS)
+    with pytest.raises((CorruptImage, ValueError), match=r"a\.jpg.*not an image of a known format \(JPEG, PNG"):
+        read(tmp_path / "a.jpg")
+    assert not ghostscript.exists()
+
+
+def test_postscript_in_a_training_folder_is_an_image_that_cannot_be_read(ghostscript, folder, tmp_path, capfd):
+    root = folder()
+    (root / "train" / "cat" / "a.jpg").write_bytes(EPS)
+    words = ["--data", "folder", "--data-dir", root, "--corrupt-limit", 0.5, "--batch-size", 4, "--warmup-epochs", 0]
+    train(*words, "--epochs", 1, "--output", tmp_path / "run")
+    assert f"{root}/train/cat/a.jpg: not an image of a known format (JPEG, PNG" in "".join(capfd.readouterr())
+    assert not ghostscript.exists()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_all_formats_of_the_list_are_read(kind, tmp_path, image):
+    image().save(tmp_path / "a", kind)
+    assert decode_file(tmp_path / "a").size == (32, 32)
+
+
+def test_one_function_opens_images():
+    """Every other call of Pillow's `open` would lack its list of formats and the limit of pixels."""
+    package = Path(metamix.__file__).parent
+    calls = [
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Image.open", "PIL.Image.open")
+    ]
+    assert calls == ["data/files.py"]
+
+
+@pytest.mark.parametrize("place", ["images", "masks"])
+def test_a_pipe_among_images_and_masks(place, tmp_path):
+    draw_set(tmp_path / "scenes", (48, 40), train=4, val=2, test=2)
+    pipe = min((tmp_path / "scenes" / "train" / place).iterdir())
+    pipe.unlink()
+    os.mkfifo(pipe)
+    with seconds(20), pytest.raises(ValueError, match=rf"{pipe} cannot be read as an image \(not a regular file\)"):
+        SegmentationData(SegmentationOptions(data_dir=str(tmp_path / "scenes"), workers=0))
+
+
+def test_a_pipe_among_images_to_restore(tmp_path, image):
+    for i in range(4):
+        image().save(tmp_path / f"{i}.png")
+    os.mkfifo(tmp_path / "a.png")
+    options = RestorationOptions(data_dir=str(tmp_path), degradation="noise:25", crop=16, workers=0)
+    with seconds(20), pytest.raises(ValueError, match=r"a.png cannot be read as an image \(not a regular file\)"):
+        RestorationData(options)
+
+
+def test_a_pipe_that_a_table_of_hugging_face_names(tmp_path, image):
+    file, pipe = io.BytesIO(), tmp_path / "a.png"
+    image().save(file, "PNG")
+    os.mkfifo(pipe)
+    cells = {"bytes": file.getvalue(), "path": None}, {"bytes": None, "path": pipe}, None
+    images = object.__new__(HuggingFace)  # the extra `datasets` may be missing
+    images.reader = SimpleNamespace(dataset=[{"image": cell} for cell in cells], image_key="image")
+    assert images.open(0).size == (32, 32)
+    with seconds(20), pytest.raises(CorruptImage, match="not a regular file"):
+        images.open(1)
+    with pytest.raises(CorruptImage, match="the table has no image there"):
+        images.open(2)
+    with seconds(20):
+        assert images.content(0) and images.content(1) == images.content(2) == ""
+
+
+def test_a_pipe_in_a_data_set_of_torchvision(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    images = object.__new__(Torchvision)
+    images.files, images.parts = [tmp_path / "a.jpg"], [(SimpleNamespace(), 0)]
+    with seconds(20), pytest.raises(CorruptImage, match="not a regular file"):
+        images.open(0)
+
+
+@pytest.mark.parametrize("side", [13312, 20000])  # Pillow warns of the first, and refuses the second
+@pytest.mark.parametrize("read", FOUR_READERS)
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(side, read, tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(png(side, side))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("the image is decoded"))
+    with pytest.raises((CorruptImage, ValueError), match=r"a\.png.*it has more than 89,478,485 pixels, .*--max-pixels"):
+        read(tmp_path / "a.png")
+
+
+def test_an_option_moves_the_limit(folder, own_limit, capsys):
+    root = folder()
+    assert metamix_command("verify", root, "--max-pixels", 32 * 32 - 1) == 1
+    assert "18 of 18 images" in (said := capsys.readouterr().out) and "it has more than 1,023 pixels" in said
+    assert metamix_command("verify", root, "--max-pixels", 32 * 32) == 0
+    with pytest.raises(SystemExit, match="max-pixels is '0', but it must be a whole number of at least 1"):
+        metamix_command("verify", root, "--max-pixels", 0)
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_workers_that_are_not_forked_have_the_limit_too(folder, own_limit):
+    root = folder()
+    options = DataOptions(
+        data="folder", data_dir=str(root), memory="no", workers=1, corrupt_limit=1.0, max_pixels=1000, img_size=32
+    )
+    loader = train_loader(open_data("folder", root=root).train, options, batch_size=12)
+    loader.loader.multiprocessing_context = multiprocessing.get_context("forkserver")
+    with pytest.raises(CorruptImage, match="none of 12 images can be read; the first is .* more than 1,000 pixels"):
+        next(loader.epoch(0))
+
+
+@pytest.mark.parametrize(
+    "label, words",
+    [
+        (b"999999999999", "30.cls holds the label 999999999999; labels may be 100,000 at most, counted from 0"),
+        (b"100001", "30.cls holds the label 100001; labels may be 100,000 at most"),
+        (b"0" * 33, "30.cls has 33 bytes, and a label has 32 at most: it must hold the number of a class"),
+    ],
+)
+def test_labels_of_shards_are_numbers_of_classes(label, words, shard, tmp_path):
+    for split in "train", "val":
+        shard(tmp_path / f"{split}.tar", [("30", "png", b""), ("30", "cls", label)])
+    with pytest.raises(ValueError, match=f"train.tar: {words}"):
+        open_data("wds/", root=tmp_path)
+
+
+def test_the_bytes_of_a_long_label_are_not_read(shard, tmp_path):
+    shard(tmp_path / "val.tar", [("0", "png", b""), ("0", "cls", b"0")])
+    info = tarfile.TarInfo("x.cls")
+    info.size = 6 * 2**30
+    with open(tmp_path / "train.tar", "wb") as file:
+        file.write(info.tobuf())
+        file.truncate(info.size)  # a hole in the file
+    with seconds(20), pytest.raises(ValueError, match="x.cls has 6,442,450,944 bytes, and a label has 32 at most"):
+        open_data("wds/", root=tmp_path)
+
+
+def test_the_largest_label_is_accepted(shard, tmp_path, image):
+    content = io.BytesIO()
+    image().save(content, "PNG")
+    for split in "train", "val":
+        shard(tmp_path / f"{split}.tar", [("30", "png", content.getvalue()), ("30", "cls", b"100000\n")])
+    assert open_data("wds/", root=tmp_path).train.labels.tolist() == [100_000]
+    assert np.asarray(open_data("wds/", root=tmp_path).train.read(0)[0]).shape == (32, 32, 3)
