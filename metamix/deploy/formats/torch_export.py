@@ -56,11 +56,12 @@ def compile_program(program: ExportedProgram, file: Path) -> None:
         aoti_compile_and_package(program, package_path=str(file))
 
 
-def open_program(file: Path, threads: int | None = None, precision: str = "fp32") -> Run:
-    """Load a program, or the compiled package beside it if this machine can load that."""
+def open_program(file: Path, threads: int | None = None, precision: str = "fp32", compiled: bool = False) -> Run:
+    """Load a program; if `compiled` is true, the compiled package beside it if this machine can load that."""
     if threads:
         torch.set_num_threads(threads)
-    program = load_compiled(file.with_name(COMPILED)) or torch.export.load(file).module()
+    package = load_compiled(file.with_name(COMPILED)) if compiled else None
+    program = package or torch.export.load(file).module()
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> list[np.ndarray]:
@@ -79,8 +80,6 @@ def open_program(file: Path, threads: int | None = None, precision: str = "fp32"
 
 def load_compiled(file: Path) -> Callable[[Tensor], Any] | None:
     """Load a package of AOTInductor; warn and return None if it was compiled for another machine or torch version."""
-    if not file.is_file():
-        return None
     from torch._inductor import aoti_load_package  # takes seconds to import
 
     try:
@@ -95,7 +94,8 @@ FORMAT = Format(
     write,
     open_program,
     more_files=(COMPILED,),
-    compiles=True,
+    compiled=COMPILED,
+    runs_code="loading a program of torch.export unpickles parts of it, which can run any code",
     refused={
         "int8": "int8 is not written as torch.export: take --format openvino or onnx with --precision int8, which are "
         "also faster on a CPU."
