@@ -50,6 +50,16 @@ def test_a_full_disk_is_called_a_full_disk(write, tmp_path, monkeypatch):
         write(tmp_path / "file")
 
 
+def test_a_full_disk_ends_an_export(tmp_path, monkeypatch):
+    def open_full(path, mode):
+        return open("/dev/full" if path.name.startswith("model.pt2") else path, mode)
+
+    monkeypatch.setattr(files, "open", open_full, raising=False)
+    words = ["--format", "torch", "--seconds", 0, "--output", tmp_path / "out"]
+    with pytest.raises(SystemExit, match=r"^error: \S+model.pt2 could not be written \(the disk is full\)$"):
+        metamix_command("export", "metaformer_pooling_nano.digits", *words)
+
+
 @pytest.mark.parametrize("output", ["labels.csv", "restored"])
 def test_predict_to_a_disk_that_is_read_only_says_so(output, tmp_path, monkeypatch):
     """Such a disk also refuses to delete files that do not exist."""

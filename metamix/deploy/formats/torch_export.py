@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map
 
 from metamix.utils.checks import DoesNotFit
+from metamix.utils.files import atomic_write
 
 from .base import Format, Graph, Run, as_graph_error, quiet, to_program
 
@@ -38,8 +40,11 @@ def write(graph: Graph, file: Path) -> None:
     """Write the program of a graph as .pt2 and, if the graph asks for it, a compiled package beside it."""
     model = Bfloat16(graph.model) if graph.precision == "bf16" else graph.model
     program = to_program(model, graph.images, graph.dynamic)
+    content = io.BytesIO()  # torch 2.13 may crash if it writes to a full disk itself
     with quiet():
-        torch.export.save(program, file)
+        torch.export.save(program, content)
+    with atomic_write(file) as opened:
+        opened.write(content.getbuffer())
     if graph.compile:
         compile_program(program, file.with_name(COMPILED))
 
