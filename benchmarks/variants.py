@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.measure.ceiling import dense_conv_net
 from metamix.layers import GELU
 from metamix.models.embed import DOWNSAMPLE, CeilEmbed, ConvEmbed
-from metamix.models.metaformer_family import ConvNormAct
+from metamix.models.metaformer_family import FourfoldStem
 
 
 class ConvStem(CeilEmbed, nn.Sequential):
@@ -30,15 +30,6 @@ class ConvStem(CeilEmbed, nn.Sequential):
             GELU(),
             ConvEmbed(dim // 2, dim, kernel_size=3, stride=2, padding=1),
         )
-
-
-class FourfoldStem(CeilEmbed, nn.Sequential):
-    """Two `ConvNormAct`: (B, in_chans, H, W) -> (B, dim, ceil(H / 4), ceil(W / 4))."""
-
-    reduction = 4
-
-    def __init__(self, in_chans: int, dim: int):
-        super().__init__(ConvNormAct(in_chans, dim // 2), ConvNormAct(dim // 2, dim))
 
 
 MUON = dict(lr=1.0e-2, opt_args=dict(fallback_list=["head.*", "stem.0.*"], fallback_lr_scale=0.5))

@@ -42,14 +42,14 @@ def load_tag(tag: str | None) -> list[dict]:
 
 
 def load_family(tag: str | None) -> dict[str, dict]:
-    """Load the cards of `metaformer_<mixer>_nano` with one tag, by mixer.
+    """Load the cards of `metaformer_<mixer>_<size>` with one tag, by mixer.
 
     Raises:
         ValueError: there are none.
     """
     if not (family := by_mixer(load_tag(tag))):
         others = ", ".join(tag for tag in tags() if by_mixer(load_cards(tag)))
-        raise ValueError(f"--tag is {tag!r}, which no metaformer_*_nano has: give one of {others}")
+        raise ValueError(f"--tag is {tag!r}, which no metaformer_* has: give one of {others}")
     return family
 
 
@@ -96,10 +96,9 @@ def tags() -> list[str]:
 
 
 def by_mixer(cards: Sequence[dict]) -> dict[str, dict]:
-    """Return the cards of `metaformer_<mixer>_nano` by mixer, in the order of the mixers."""
-    models = {model_of(card): card for card in cards}
-    names = {mixer: f"metaformer_{mixer}_nano" for mixer in metamix.list_mixers()}
-    return {mixer: models[name] for mixer, name in names.items() if name in models}
+    """Return the cards of `metaformer_<mixer>_<size>` by mixer, in the order of the mixers."""
+    mixers = {card["name"].split("_")[1]: card for card in cards if card["name"].startswith("metaformer_")}
+    return {mixer: mixers[mixer] for mixer in metamix.list_mixers() if mixer in mixers}
 
 
 def weights_digest(card: dict) -> str:

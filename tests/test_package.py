@@ -147,3 +147,20 @@ print(json.dumps(dict(
     assert seen["seconds"] < 1
     assert seen["theirs"] > 1000 and seen["changed"] == []
     assert seen["added"] >= 49 and seen["ours"] == ["metamix"]
+
+
+def test_installed_package_publishes(installed, tmp_path):
+    seen = away_from_the_clone(
+        """
+import contextlib, io, json, timm
+from metamix.cli.main import main
+with contextlib.redirect_stdout(io.StringIO()) as said:
+    main(["publish", "metaformer_pooling_nano.digits", "me/digits", "--dry-run", "folder"])
+model = timm.create_model("local-dir:folder", pretrained=True)
+print(json.dumps(dict(said=said.getvalue(), config=model.pretrained_cfg)))
+""",
+        installed,
+        cwd=tmp_path,
+    )
+    assert "written: folder, README.md, config.json, model.safetensors; nothing was uploaded" in seen["said"]
+    assert seen["config"]["label_names"] == [*"0123456789"] and seen["config"]["input_size"] == [1, 32, 32]

@@ -31,7 +31,7 @@ from metamix.classification.task import Classification
 from metamix.utils.text import exit_with_message
 
 PAIRS, IMAGE_SIZES = RESULTS / "paired.json", RESULTS / "image_sizes.json"
-SIZES = (24, 32, 40)  # sides in pixels, for models that were trained at 32
+SIZES = {32: (24, 32, 40), 128: (64, 96, 128, 160, 224)}  # sides in pixels, by the side that a model was trained at
 
 
 @torch.no_grad()
@@ -115,7 +115,7 @@ def score_sizes(known: dict[str, dict], cards: Sequence[dict], data_dir: str | N
         scores = known.get(name, {})
         if (scores.get("weights") == digest and "resized" in scores) or trained_at not in SIZES:
             continue
-        model, tasks = load(card), {size: task_of(card, data_dir, size) for size in SIZES}
+        model, tasks = load(card), {size: task_of(card, data_dir, size) for size in SIZES[trained_at]}
         top1 = {str(size): round(score(task, model)[0], 2) for size, task in tasks.items()}
         check_reproduced(card, top1[str(trained_at)])
         made = {str(size): round(score(task, load(card, img_size=size))[0], 2) for size, task in tasks.items()}

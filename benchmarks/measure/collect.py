@@ -1,6 +1,7 @@
-"""Collect finished runs of one comparison in results/detection.json, segmentation.json or minattn.json.
+"""Collect finished runs of one comparison in results/detection.json, segmentation.json, transfer.json or minattn.json.
 
     python -m benchmarks.measure.collect detection runs/bccd-retinanet-*
+    python -m benchmarks.measure.collect transfer runs/camvid-tiny runs/grocery-tiny
     python -m benchmarks.measure.collect segmentation runs/camvid-semantic_fpn-*
     python -m benchmarks.measure.collect minattn runs/minattn-*
 
@@ -21,13 +22,17 @@ from benchmarks.runs import differences, free_options, read_run
 from metamix.models.minattn import ROWS, variant
 from metamix.utils.text import exit_with_message
 
-DETECTION, SEGMENTATION, MINATTN = (RESULTS / f"{name}.json" for name in ("detection", "segmentation", "minattn"))
+DETECTION, SEGMENTATION, TRANSFER, MINATTN = (
+    RESULTS / f"{name}.json" for name in ("detection", "segmentation", "transfer", "minattn")
+)
 PICTURE = IMAGES / "detection.jpg"
 DETECTION_KEYS = ("model", "data", "AP", "AP50", "AP75", "parameters", "samples", "epochs", "steps", "seconds")
 DETECTION_KEYS += ("weights", "seed", "commit", "versions")
 SEGMENTATION_KEYS = ("model", "head", "data", "test_split", "measured", "miou", "pixel_accuracy", "mean_accuracy")
 SEGMENTATION_KEYS += ("boundary_f", "parameters", "macs", "samples", "epochs", "steps", "seconds")
 SEGMENTATION_KEYS += ("weights", "seed", "commit", "versions")
+TRANSFER_KEYS = ("data", "parameters", "macs", "samples", "epochs", "seconds", "seed", "commit", "versions")
+SCORES = {"classification": "top1", "detection": "AP", "segmentation": "miou"}
 MINATTN_KEYS = ("top1", "parameters", "seconds", "seed", "commit")
 MINATTN_DATA = {"mnist": "MNIST", "cifar": "CIFAR-10"}
 
@@ -66,6 +71,24 @@ def add_segmentation(results: dict, run: Path) -> None:
     row["recipe"] = without(recipe, free_options("segmentation"))
     rows = [other for other in results.get("rows", ()) if other["recipe"] != row["recipe"]]
     results["rows"] = sorted([*rows, row], key=lambda row: -row["miou"])
+
+
+def add_transfer(results: dict, run: Path) -> None:
+    """Add a run that trained a backbone on another data set, or replace the one of the same data, start and seed.
+
+    Raises:
+        ValueError: the run is not finished.
+    """
+    summary, recipe = read_run(run)
+    task = recipe.get("task", "classification")
+    model, _, tag = recipe["model"].partition(".")
+    start = tag if recipe["pretrained"] else Path(recipe["checkpoint"] or "none").stem
+    row = {"model": model, "start": start, "task": task, "score": summary[SCORES[task]]}
+    row |= {key: summary.get(key) for key in TRANSFER_KEYS}
+    row["recipe"] = without(recipe, free_options(task))
+    same = "model", "start", "data", "seed"
+    rows = [other for other in results.get("rows", ()) if any(other[key] != row[key] for key in same)]
+    results["rows"] = sorted([*rows, row], key=lambda row: (row["task"], row["data"], -row["score"]))
 
 
 def add_minattn(results: dict, run: Path) -> None:
@@ -107,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     kinds = {
         "detection": (DETECTION, add_detection),
         "segmentation": (SEGMENTATION, add_segmentation),
+        "transfer": (TRANSFER, add_transfer),
         "minattn": (MINATTN, add_minattn),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -7,7 +7,7 @@ from benchmarks.markdown import table
 from benchmarks.measure import ablate, ceiling
 from benchmarks.paths import read_json
 from metamix import list_models
-from metamix.models.metaformer_family import NANO
+from metamix.models.metaformer_family import PAID
 
 Row = Mapping[str, Any]
 
@@ -64,11 +64,11 @@ def seed_of(row: Row) -> str:
     return f" seed {row['seed']}" if row["seed"] else ""
 
 
-def shares_table() -> str:
-    """Make the table of what each mixer gets in the nano models, from the registered models."""
+def shares_table(size: str) -> str:
+    """Make the table of what each mixer gets in the models of a size, from the registered models."""
     lines = []
-    for mixer, share in NANO.items():
-        (model,) = list_models(f"metaformer_{mixer}_nano")
+    for mixer, share in PAID[size].items():
+        (model,) = list_models(f"metaformer_{mixer}_{size}")
         options = []
         for name in share.stages[0]:
             values = [str(stage[name]) for stage in share.stages]

@@ -12,7 +12,6 @@ from metamix.utils.text import short_count
 
 COLUMNS = ["test accuracy, %", "over seeds, %", "parameters", "MACs", "training, img/s", "inference, img/s"]
 COLUMNS += ["memory, MiB"]
-ADAPTED = (24, 40)  # sides of images in pixels
 # Accuracy in % that a paper reports for its model, on the data of the shipped weights.
 PUBLISHED = {"wavemixlite_8_10": 99, "wavemixlite_32_7": 80}
 
@@ -102,17 +101,17 @@ def varying(recipes: Sequence[dict]) -> list[str]:
 
 def sizes_table(tag: str) -> str:
     """Make the table of accuracy at other image sizes, and of what helps. Columns without a value are left out."""
-    sizes = read_json(IMAGE_SIZES)[tag]["sizes"]
-    header, rows = ["mixer"], []
-    for side in ADAPTED:
-        header += [f"{side} px: as it is", "made for it", "resized to 32", "fine-tuned"]
-    for mixer in list_mixers():
-        if not (scores := sizes.get(f"metaformer_{mixer}_nano.{tag}")):
-            continue
+    sizes, header, rows = read_json(IMAGE_SIZES)[tag]["sizes"], ["mixer"], []
+    for name, scores in sorted(sizes.items(), key=lambda item: list_mixers().index(item[0].split("_")[1])):
+        sides = list(scores["resized"])
+        (trained_at,) = scores["top1"].keys() - sides
         tuned = {side: run["top1"] for side, run in scores.get("tuned", {}).items()}
         forms = [scores["top1"], scores["made"], scores["resized"], tuned]
-        cells = [f"{form[side]:.1f}" if side in form else "" for side in map(str, ADAPTED) for form in forms]
-        rows.append([f"`{mixer}`", *cells])
+        cells = [f"{form[side]:.1f}" if side in form else "" for side in sides for form in forms]
+        rows.append([f"`{name.split('_')[1]}`", *cells])
+        if len(header) == 1:
+            words = "as it is", "made for it", f"resized to {trained_at}", "fine-tuned"
+            header += [f"{side} px: {words[0]}" if word == words[0] else word for side in sides for word in words]
     return table_of_filled(header, rows)
 
 

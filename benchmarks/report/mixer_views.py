@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from einops import rearrange
 from matplotlib.colors import CenteredNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -24,9 +23,8 @@ from benchmarks.report.figures import WIDTH, save
 from benchmarks.scoring import load, score, tag_parser, task_of
 from benchmarks.weight_cards import load_family
 from metamix.classification.pictures import draw_confusion
-from metamix.layers import average_to
-from metamix.mixers import MinAttn, Nin, WaveMix
-from metamix.mixers.wavemix import dwt2
+from metamix.mixers import MinAttn
+from metamix.mixers.views import bands, gate, gating_matrices, raft_matrices, token_attention
 from metamix.utils.text import exit_with_message
 
 FIELD_IMAGES = 256  # that a receptive field is averaged over
@@ -101,31 +99,9 @@ def blocks_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(f"{i}.{j}", b.mixer) for i, stage in enumerate(model.stages, 1) for j, b in enumerate(stage.blocks, 1)]
 
 
-def gate(mixer: Nin, x: Tensor) -> Tensor:
-    """Return the RMS over channels of the gate of a NiN mixer on its grid: (N, C, H, W) -> (N, h, w)."""
-    return mixer.gate(average_to(x, mixer.grid)).square().mean(1).sqrt()
-
-
-def attention(mixer: MinAttn, x: Tensor) -> Tensor:
-    """Return the attention of each token over the context: (N, C, H, W) -> (N, heads, H * W, h * w)."""
-    context = x if mixer.context is None else average_to(x, mixer.context)
-    keys = mixer.query(context) if mixer.symmetric else mixer.key(context)
-    q, k = (rearrange(t, "b (n d) h w -> b n (h w) d", n=mixer.heads) for t in (mixer.query(x), keys))
-    bias = 0.0 if mixer.bias is None else mixer.bias(x, context)
-    return (q @ k.mT * q.shape[-1] ** -0.5 + bias).softmax(-1)
-
-
 def middle_attention(mixer: MinAttn, x: Tensor) -> Tensor:
     """Return the attention of the middle token, averaged over heads: (N, C, H, W) -> (N, h, w)."""
-    h, w = mixer.context or x.shape[-2:]
-    middle = x.shape[-2] // 2 * x.shape[-1] + x.shape[-1] // 2
-    return rearrange(attention(mixer, x)[:, :, middle].mean(1), "b (h w) -> b h w", h=h, w=w)
-
-
-def bands(mixer: WaveMix, x: Tensor) -> dict[str, Tensor]:
-    """Return the RMS over channels of the bands LL, LH, HL, HH of the first level: (N, C, H, W) -> (N, h, w)."""
-    four = dwt2(mixer.reduce(x), mixer.filters).chunk(4, dim=1)
-    return {name: band.square().mean(1).sqrt() for name, band in zip(("LL", "LH", "HL", "HH"), four)}
+    return token_attention(mixer, x, (0.5, 0.5))
 
 
 def draw_maps(
@@ -204,19 +180,6 @@ def add_bar(figure: Figure, grid, image, label: str):
     bar = figure.colorbar(image, ax=grid, location="bottom", aspect=50, shrink=0.8, pad=0.03)
     bar.set_label(label, fontsize=9)
     return bar
-
-
-def raft_matrices(mixer: nn.Module) -> dict[str, Tensor]:
-    """Return the product of the two matrices of the vertical and the horizontal MLP, without the GELU between them."""
-    return {
-        name: (mlp.fc2.weight.flatten(1) @ mlp.fc1.weight.flatten(1)).detach()
-        for name, mlp in (("vertical", mixer.vertical), ("horizontal", mixer.horizontal))
-    }
-
-
-def gating_matrices(mixer: nn.Module) -> dict[str, Tensor]:
-    """Return the spatial gating matrices of the grid and the block branch, (tokens, tokens)."""
-    return {name: getattr(mixer, name).spatial.weight.flatten(1).detach() for name in ("grid", "block")}
 
 
 def draw_matrices(

@@ -39,6 +39,7 @@ SECTIONS = {
     "restoration-cost": tasks.restoration_cost_table,
     "restoration-memory": tasks.restoration_memory_table,
     "segmentation": lambda: tasks.segmentation_table(read_json(collect.SEGMENTATION)["rows"]),
+    "transfer": lambda: tasks.transfer_table(read_json(collect.TRANSFER)["rows"]),
     "speed-mixers": speed.mixers_table,
     "speed-authors": speed.authors_table,
     "roofline": speed.roofline_table,
@@ -47,7 +48,8 @@ SECTIONS = {
     "train-loop": speed.train_loop_table,
     "ablations": ablations.choices_table,
     "ablations-mixers": ablations.mixers_table,
-    "ablations-shares": ablations.shares_table,
+    "ablations-shares": lambda: ablations.shares_table("nano"),
+    "tiny-shares": lambda: ablations.shares_table("tiny"),
     "ceiling": ablations.ceiling_table,
 }
 

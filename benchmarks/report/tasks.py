@@ -5,7 +5,7 @@ from statistics import mean, stdev
 
 from benchmarks.markdown import table, wrap
 from benchmarks.measure import memory
-from benchmarks.measure.collect import MINATTN_DATA
+from benchmarks.measure.collect import MINATTN_DATA, SCORES
 from benchmarks.measure.restoration import FILE, SIDE
 from benchmarks.paths import read_json
 from benchmarks.weight_cards import load_cards
@@ -83,6 +83,19 @@ def segmentation_table(rows: Sequence[dict]) -> str:
         cost = f"{row['parameters'] / 1e6:.2f} M", f"{row['macs'] / 1e9:.1f}", row["epochs"]
         lines.append([f"`{row['model']}`", row["head"], *scores, *cost])
     return table(header, lines)
+
+
+def transfer_table(rows: Sequence[dict]) -> str:
+    """Make the table of fine-tuned backbones, a line for each start, with a column for each data set."""
+    columns = {data: f"{data}, {SCORES[task]}" for task, data in sorted({(row["task"], row["data"]) for row in rows})}
+    lines: dict[tuple, dict] = {}
+    for row in rows:
+        lines.setdefault((row["model"], row["start"]), {}).setdefault(row["data"], []).append(row["score"])
+    cells = [
+        [f"`{model}`", start, *(over_seeds(scores[data]) if data in scores else "" for data in columns)]
+        for (model, start), scores in lines.items()
+    ]
+    return table(("backbone", "starts from", *columns.values()), cells)
 
 
 def minattn_table(results: dict) -> str:

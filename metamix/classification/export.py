@@ -88,18 +88,17 @@ class ExportableClassifier(SimpleExport):
         return min(count, total - held_out_images(total))
 
     @torch.inference_mode()
-    def held_out_score(self, model: Model, count: int) -> float:
+    def held_out_scores(self, model: Model, count: int) -> np.ndarray:
         source = self.training_images()
         held_out = held_out_images(len(source))
         source = source.subset(slice(count, None))
-        right = total = 0
-        for images, batch in self.batches(source, 64, held_out):
-            readable = batch["index"] >= 0
-            right += int((model(images).argmax(1) == batch["label"])[readable].sum())
-            total += int(readable.sum())
-        if not total:
+        right = [
+            (model(images).argmax(1) == batch["label"])[batch["index"] >= 0]
+            for images, batch in self.batches(source, 64, held_out)
+        ]
+        if not sum(map(len, right)):
             raise ValueError(f"none of the {held_out} training images that int8 is checked on can be read")
-        return 100 * right / total
+        return 100.0 * torch.cat(right).numpy()
 
     def training_images(self) -> Source:
         """Return the training split in random order; raise ValueError if the data set has none."""

@@ -11,6 +11,9 @@ SPEC = TaskSpec(
     verify="metamix.classification.verify:VerifyImages",
     export="metamix.classification.export:open_classifier",
     exported="metamix.classification.export:exported_classifier",
+    publish="metamix.classification.publish:write_config",
+    explain="metamix.classification.explain:explain_label",
+    pipeline="image-classification",
     less_memory="give a smaller --batch-size",
     takes_names=True,
 )

@@ -48,11 +48,15 @@ class ReadingOptions(Options):
 class LocationOptions(ReadingOptions):
     """Options that choose a data set and its split to score."""
 
-    data: str = _source("digits", "digits, cifar10 or another data set of torchvision, folder, hfds/NAME, wds/NAME")
+    data: str = _source(
+        "digits", "digits, cifar10 or another data set of torchvision, tiny_imagenet, folder, hfds/NAME, wds/NAME"
+    )
     data_dir: str | None = _source(
         None, "folder of the data set; for --data folder, the one with train/ and val/", on_resume="ignore"
     )
-    download: bool = _source(False, "fetch a data set of torchvision that is missing", on_resume="ignore")
+    download: bool = _source(
+        False, "fetch a data set of torchvision, or tiny_imagenet, that is missing", on_resume="ignore"
+    )
     test_on: str = _source("", "split to score: val, valid, validation or test; empty: the first of these that exists")
 
 

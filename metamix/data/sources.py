@@ -3,6 +3,7 @@
     digits              scikit-learn's handwritten digits, which need no files: 1,797 grey images of 8x8, enlarged to
                         32x32 (bicubic). 1,437 are for training, 360 for testing
     cifar10, mnist ...  torchvision's data sets (`TORCHVISION_SETS`), with their own test split
+    tiny_imagenet       64x64 images of 200 classes of ImageNet, from the official archive
     folder              DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg, at any depth below CLASS; train.tar and val.tar
                         also work. Names that begin with a dot are left out
     hfds/NAME           a Hugging Face data set, or a local folder of one (extra: datasets)
@@ -32,6 +33,7 @@ from .formats.base import ImageSplit, match_classes
 from .formats.digits import open_digits
 from .formats.folder import open_folder
 from .formats.huggingface import open_huggingface
+from .formats.tiny_imagenet import open_tiny_imagenet
 from .formats.torchvision_sets import TORCHVISION_SETS, open_torchvision
 from .formats.webdataset_shards import open_webdataset
 
@@ -84,7 +86,7 @@ def open_data(
         root: folder of the data set; digits needs none, and torchvision's data sets are in `data` by default.
         holdout: share of train, at least 0 and below 1, kept out for tuning. It is stratified by class, and the same
             for runs of all seeds.
-        download: fetch a data set of torchvision if it is missing.
+        download: fetch a data set of torchvision, or tiny_imagenet, if it is missing.
         memory: whether to hold the images in memory: "yes", "no", or "auto" for squares of one size, at most 96 pixels
             and 2 GiB in all. Each process of a run holds its own copy.
         test_on: split to score; if empty, the first of val, valid, validation, test that exists.
@@ -242,12 +244,14 @@ def _open_splits(
         return open_digits(test_on)
     if name in TORCHVISION_SETS:
         return open_torchvision(name, str(root or "data"), download, test_on)
+    if name == "tiny_imagenet":
+        return open_tiny_imagenet(Path(root or "data").expanduser(), download, test_on)
     if name == "folder":
         return open_folder(root, test_on, train_required=train_required)
     if kind == "hfds":
         return open_huggingface(rest, str(root) if root else None, test_on)
     if kind == "wds":
         return open_webdataset(Path(root or "data", rest), test_on)
-    names = ["digits", *TORCHVISION_SETS, "folder", "hfds/NAME", "wds/NAME"]
+    names = ["digits", *TORCHVISION_SETS, "tiny_imagenet", "folder", "hfds/NAME", "wds/NAME"]
     advice = f" For its images write {folder_flags(name)}." if os.path.isdir(name) else ""
     raise ValueError(f"no data set is called {name!r}{did_you_mean(name, names)}{advice} Known are {', '.join(names)}")

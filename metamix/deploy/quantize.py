@@ -1,16 +1,19 @@
 """Quantize model files to int8 after training: NNCF for OpenVINO, ONNX Runtime for ONNX.
 
-    result = quantize_file(Path("model.xml"), calibration_batches, score, max_drop=0.3)
+    result = quantize_file(Path("model.xml"), calibration_batches, score, max_drop=0.3, minutes=10)
 
 Weights get a scale for each output channel. Activations get one scale for each tensor, found with the calibration
 images. If the score drops by more than the limit, layers are ranked: for each layer, the error of the model's outputs
 is measured with only this layer in fp32. Then the 1, 2, 4, ... layers with the smallest errors stay in fp32, until the
-limit is met.
+limit is met. A drop counts only if it is more than chance: by McNemar's test on the images, p < 0.05.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import shutil
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +24,10 @@ import numpy as np
 from .formats import FORMATS, Run, open_file
 from .formats.base import Quantizer
 
-Score = Callable[[Run], float]
+log = logging.getLogger(__name__)
+
+Score = Callable[[Run], np.ndarray]  # the score of each image in points, (n,); higher is better
+CHANCE = 0.05  # drops of a larger p-value count as chance
 
 
 class QuantizationError(ValueError):
@@ -43,14 +49,17 @@ class Quantized:
         return self.fp32 - self.int8
 
 
-def quantize_file(file: Path, batches: Iterable[np.ndarray], score: Score, *, max_drop: float) -> Quantized:
+def quantize_file(
+    file: Path, batches: Iterable[np.ndarray], score: Score, *, max_drop: float, minutes: float
+) -> Quantized:
     """Quantize an ONNX or OpenVINO file in place.
 
     Args:
         file: .onnx or .xml, in fp32.
         batches: prepared images for calibration, each (n, C, H, W) float32.
-        score: accuracy of a model in points, higher is better, on training images that are not in `batches`.
-        max_drop: largest accepted loss of score in points.
+        score: returns the score of a model on each of some training images that are not in `batches`.
+        max_drop: largest accepted loss of the mean score in points.
+        minutes: time for ranking layers. Layers that are not reached rank last.
 
     Raises:
         QuantizationError: the model has nothing to quantize, or loses more than `max_drop`. The file is unchanged.
@@ -65,7 +74,7 @@ def quantize_file(file: Path, batches: Iterable[np.ndarray], score: Score, *, ma
         if not quantizer.layers:
             raise QuantizationError(f"{file} has no convolution and no matrix product: int8 would change nothing")
         output = Path(folder) / f"int8{file.suffix}"
-        result = search(quantizer, file, output, batches, score, max_drop)
+        result = search(quantizer, file, output, batches, score, max_drop, minutes)
         for part in output.parent.glob("int8.*"):  # .xml has a .bin
             file.with_suffix(part.suffix).unlink()  # a reader may have mapped it into memory
             shutil.move(part, file.with_suffix(part.suffix))
@@ -80,7 +89,13 @@ def open_quantizer(file: Path, folder: Path) -> Quantizer:
 
 
 def search(
-    quantizer: Quantizer, file: Path, output: Path, batches: Sequence[np.ndarray], score: Score, max_drop: float
+    quantizer: Quantizer,
+    file: Path,
+    output: Path,
+    batches: Sequence[np.ndarray],
+    score: Score,
+    max_drop: float,
+    minutes: float,
 ) -> Quantized:
     """Write the int8 model to `output`, with as few layers in fp32 as needed; arguments as in `quantize_file`."""
     before = score(open_file(file))
@@ -88,10 +103,10 @@ def search(
     count = 0
     while True:
         quantizer.quantize(output, batches, ranked[:count])
-        result = Quantized(
-            before, score(open_file(output, precision="int8")), len(quantizer.layers), tuple(ranked[:count])
-        )
-        if result.drop <= max_drop:
+        after = score(open_file(output, precision="int8"))
+        result = Quantized(float(before.mean()), float(after.mean()), len(quantizer.layers), tuple(ranked[:count]))
+        log.info(f"int8 with {count} of {result.layers} layers in fp32 loses {result.drop:.2f} points")
+        if result.drop <= max_drop or is_chance(before, after):
             return result
         count = max(1, 2 * count)
         if count > len(quantizer.layers) // 2:
@@ -100,19 +115,33 @@ def search(
                 f"{result.layers} layers in fp32; the limit is {max_drop:g}: accept a larger --max-drop, or take fp32 "
                 f"or bf16"
             )
-        ranked = ranked or rank(quantizer, file, output, batches[0])
+        ranked = ranked or rank(quantizer, file, output, batches[0], minutes)
 
 
-def rank(quantizer: Quantizer, file: Path, scratch: Path, images: np.ndarray) -> list[str]:
+def is_chance(before: np.ndarray, after: np.ndarray) -> bool:
+    """Return whether scores (n,) dropped on few enough images to be chance, by McNemar's exact test, one-sided."""
+    worse, changed = int((after < before).sum()), int((after != before).sum())
+    return sum(math.comb(changed, k) for k in range(worse, changed + 1)) > CHANCE * 2**changed
+
+
+def rank(quantizer: Quantizer, file: Path, scratch: Path, images: np.ndarray, minutes: float) -> list[str]:
     """Sort the layers by the error of the int8 model in which only this layer stays in fp32, the smallest error first.
 
-    The int8 models are written to `scratch`. The images are used for calibration and for comparing outputs.
+    Args:
+        scratch: file to write the int8 models to.
+        images: images for calibration and for comparing outputs.
+        minutes: time after which no further layer is measured. The others follow, in the order of the model.
     """
     expected = open_file(file)(images)
-
-    def error(layer: str) -> float:
+    layers, errors = quantizer.layers, dict.fromkeys(quantizer.layers, float("inf"))
+    end = time.monotonic() + 60 * minutes
+    for number, layer in enumerate(layers, start=1):
         quantizer.quantize(scratch, [images], [layer])
         run = open_file(scratch, precision="int8")
-        return sum(float(np.square(a - b).mean()) for a, b in zip(run(images), expected))
-
-    return sorted(quantizer.layers, key=error)
+        errors[layer] = sum(float(np.square(a - b).mean()) for a, b in zip(run(images), expected))
+        if number % 10 == 0:
+            log.info(f"ranking layers by what they lose in int8: {number} of {len(layers)}")
+        if time.monotonic() > end:
+            log.info(f"ranked {number} of {len(layers)} layers in {minutes:g} minutes; --rank-minutes gives more time")
+            break
+    return sorted(layers, key=errors.__getitem__)

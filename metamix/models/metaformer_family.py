@@ -41,17 +41,20 @@ class ConvNormActStem(CeilEmbed, nn.Sequential):
         super().__init__(conv, nn.BatchNorm2d(dim // 2), GELU(), ConvNormAct(dim // 2, dim))
 
 
+class FourfoldStem(CeilEmbed, nn.Sequential):
+    """Two `ConvNormAct`: (B, in_chans, H, W) -> (B, dim, ceil(H / 4), ceil(W / 4))."""
+
+    reduction = 4
+
+    def __init__(self, in_chans: int, dim: int):
+        super().__init__(ConvNormAct(in_chans, dim // 2), ConvNormAct(dim // 2, dim))
+
+
+SMALL = dict(layer_scale=0.1, downsample=ConvNormAct, norm1=nn.BatchNorm2d, norm2=nn.BatchNorm2d, norm=nn.BatchNorm2d)
+
 SIZES: dict[str, dict[str, Any]] = {
-    "nano": dict(
-        depths=(2, 4, 2),
-        dims=(64, 128, 192),
-        layer_scale=0.1,
-        stem=ConvNormActStem,
-        downsample=ConvNormAct,
-        norm1=nn.BatchNorm2d,
-        norm2=nn.BatchNorm2d,
-        norm=nn.BatchNorm2d,
-    ),
+    "nano": dict(depths=(2, 4, 2), dims=(64, 128, 192), stem=ConvNormActStem, **SMALL),
+    "tiny": dict(depths=(1, 2, 3, 2), dims=(32, 64, 160, 384), stem=FourfoldStem, **SMALL),
     "s12": dict(depths=(2, 2, 6, 2), dims=(64, 128, 320, 512), layer_scale=1e-5),
     "s24": dict(depths=(4, 4, 12, 4), dims=(64, 128, 320, 512), layer_scale=1e-5),
     "s36": dict(depths=(6, 6, 18, 6), dims=(64, 128, 320, 512), layer_scale=1e-6),
@@ -61,21 +64,21 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class NanoOptions:
-    """Options of a mixer in `nano`, and the width of the MLPs."""
+class SmallOptions:
+    """Options of a mixer in `nano` or `tiny`, and the width of the MLPs."""
 
     mlp_ratio: float  # hidden width of the MLPs as a multiple of the channels
     stages: Sequence[dict[str, Any]] = ({},)  # options of the mixer in each stage; further stages take the last
 
 
-# All models cost 73.6 million multiply-adds an image, within 3 %.
+# All models cost 73.6 million multiply-adds an image of 32 pixels, within 3 %.
 NANO = {
-    "identity": NanoOptions(4.0),
-    "pooling": NanoOptions(4.0),
-    "raft": NanoOptions(2.0, [dict(raft_size=2), dict(raft_size=8), dict(raft_size=16)]),
-    "maxim": NanoOptions(2.0, [dict(input_proj_factor=1, block_size=n, grid_size=n) for n in (8, 4, 4)]),
-    "wavemix": NanoOptions(3.25, [dict(mult=2, ff_channel=n) for n in (8, 16, 24)]),
-    "nin": NanoOptions(
+    "identity": SmallOptions(4.0),
+    "pooling": SmallOptions(4.0),
+    "raft": SmallOptions(2.0, [dict(raft_size=2), dict(raft_size=8), dict(raft_size=16)]),
+    "maxim": SmallOptions(2.0, [dict(input_proj_factor=1, block_size=n, grid_size=n) for n in (8, 4, 4)]),
+    "wavemix": SmallOptions(3.25, [dict(mult=2, ff_channel=n) for n in (8, 16, 24)]),
+    "nin": SmallOptions(
         1.5,
         [
             dict(grid=16, token_dim=64, channel_dim=64),
@@ -83,8 +86,30 @@ NANO = {
             dict(grid=8, token_dim=128, channel_dim=192),
         ],
     ),
-    "minattn": NanoOptions(2.0, [dict(qk="shared", num_heads=h, context=8, positions=True) for h in (4, 8, 12)]),
+    "minattn": SmallOptions(2.0, [dict(qk="shared", num_heads=h, context=8, positions=True) for h in (4, 8, 12)]),
 }
+
+# All models cost 128.3 million multiply-adds an image of 128 pixels, within 3 %. Its maps are 32, 16, 8 and 4 tokens a
+# side. The last two stages have the most channels, so there a wide mixer costs little: raft mixes 48 channels at once.
+TINY = {
+    "identity": SmallOptions(4.0),
+    "pooling": SmallOptions(4.0),
+    "raft": SmallOptions(2.0, [dict(raft_size=r, expansion=e) for r, e in ((1, 1), (2, 2), (10, 2), (48, 2))]),
+    "maxim": SmallOptions(2.0, [dict(input_proj_factor=1, block_size=n, grid_size=n) for n in (8, 8, 4, 4)]),
+    "wavemix": SmallOptions(2.5, [dict(mult=m, ff_channel=n) for m, n in ((4, 64), (4, 64), (3, 32), (1, 8))]),
+    "nin": SmallOptions(
+        1.75,
+        [
+            dict(grid=16, token_dim=128, channel_dim=32),
+            dict(grid=16, token_dim=128, channel_dim=64),
+            dict(grid=8, token_dim=128, channel_dim=160),
+            dict(grid=4, token_dim=128, channel_dim=384),
+        ],
+    ),
+    "minattn": SmallOptions(2.0, [dict(qk="shared", num_heads=h, context=8, positions=True) for h in (2, 4, 10, 24)]),
+}
+
+PAID = {"nano": NANO, "tiny": TINY}
 
 
 def default_mixer_args(stage: int, dim: int, *, size: str) -> dict[str, dict]:
@@ -94,8 +119,8 @@ def default_mixer_args(stage: int, dim: int, *, size: str) -> dict[str, dict]:
     pixels, 56, 28, 14 and 7 for 224. They keep their size on larger maps, so that time is linear in the number of
     tokens, as for pooling. Only raft's time per token grows, with the sides of `img_size`.
     """
-    if size == "nano":
-        options = {mixer: nano.stages[min(stage, len(nano.stages) - 1)] for mixer, nano in NANO.items()}
+    if size in PAID:
+        options = {mixer: each.stages[min(stage, len(each.stages) - 1)] for mixer, each in PAID[size].items()}
         heads = largest_divisor(dim, options["minattn"]["num_heads"])
         return options | {"minattn": options["minattn"] | {"num_heads": heads}}
     # The mixers of a model have at most half as many parameters as its MLPs.
@@ -122,13 +147,19 @@ def metaformer(name: str, pretrained: bool = False, *, size: str, **kwargs: Any)
     """
     check_choice("size", size, SIZES)
     arguments = SIZES[size] | kwargs
-    if size == "nano":
+    if size in PAID:
         check_stages(arguments["depths"], arguments["dims"])
         mixers, _ = mixers_per_stage(arguments["mixer"], None, len(arguments["depths"]))
-        ratios = tuple(NANO[mixer].mlp_ratio if mixer in NANO else 4.0 for mixer in mixers)
+        ratios = tuple(PAID[size][mixer].mlp_ratio if mixer in PAID[size] else 4.0 for mixer in mixers)
         arguments = {"mlp_ratio": ratios} | arguments
     return build(name, pretrained, default_mixer_args=partial(default_mixer_args, size=size), **arguments)
 
+
+CONFIGS = {
+    "nano": CIFAR10 | dict(first_conv="stem.0", pool_size=(4, 4)),
+    "tiny": IMAGENET
+    | dict(input_size=(3, 128, 128), pool_size=(4, 4), num_classes=200, crop_pct=1.0, first_conv="stem.0.0"),
+}
 
 for size in SIZES:
     published = dict(hf_hub_id=f"timm/poolformer_{size}.sail_in1k", crop_pct=0.95 if size[0] == "m" else 0.9)
@@ -136,8 +167,8 @@ for size in SIZES:
         register(
             f"metaformer_{mixer}_{size}",
             metaformer,
-            cfg=CIFAR10 | dict(first_conv="stem.0", pool_size=(4, 4)) if size == "nano" else IMAGENET,
-            tags={"sail_in1k": published} if mixer == "pooling" and size != "nano" else None,
+            cfg=CONFIGS.get(size, IMAGENET),
+            tags={"sail_in1k": published} if mixer == "pooling" and size not in PAID else None,
             size=size,
             mixer=mixer,
         )

@@ -11,6 +11,7 @@ SPEC = TaskSpec(
     verify="metamix.restoration.verify:VerifyPairs",
     export="metamix.restoration.export:open_restorer",
     exported="metamix.restoration.export:exported_restorer",
+    pipeline="image-to-image",
     less_memory="give smaller tiles, such as --tile 256",
     takes_names=True,
     models="metamix.models.image_models:image_model_names",

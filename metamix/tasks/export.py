@@ -9,12 +9,14 @@ export.json, only once the model in it has met its limits.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from metamix.deploy.artifact import REPORT, Artifact, file_names
@@ -57,6 +59,8 @@ def main(argv: Sequence[str]) -> None:
             description="Write a trained model for an inference engine, and check that it computes the same.",
             epilog=EXAMPLES,
         )
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("metamix.deploy").setLevel(logging.INFO)  # shows the search for layers to keep in fp32
         report = run(options)
     print(printable(summary(report, options.output)))
 
@@ -119,8 +123,7 @@ def write_export(
     file = folder / artifact.file
     quantized = None
     if options.precision == "int8":
-        most = MAX_DROP if options.max_drop is None else options.max_drop
-        quantized = quantize(cast(Quantizable, exportable), file, most, options.calibration_images)
+        quantized = quantize(cast(Quantizable, exportable), file, options)
     exported = ExportedModel(open_file(file, threads, options.precision, options.compile), artifact)
     comparison = exportable.compare(exported, options.precision)
     report = {
@@ -211,14 +214,16 @@ def check_runs(model: torch.nn.Module, images: torch.Tensor) -> None:
         raise ValueError(f"{type(model).__name__} does not take images of {shape}: {error}") from None
 
 
-def quantize(exportable: Quantizable, file: Path, max_drop: float, count: int) -> dict[str, Any]:
-    """Quantize a file in fp32 in place, on `count` images or fewer, and return what the report says of it."""
-    count = exportable.calibration_count(count)
+def quantize(exportable: Quantizable, file: Path, options: ExportOptions) -> dict[str, Any]:
+    """Quantize a file in fp32 in place, and return what the report says of it."""
+    count = exportable.calibration_count(options.calibration_images)
+    max_drop = MAX_DROP if options.max_drop is None else options.max_drop
 
-    def score(run: Run) -> float:
-        return exportable.held_out_score(lambda images: torch.from_numpy(run(images.numpy())[0]), count)
+    def score(run: Run) -> np.ndarray:
+        return exportable.held_out_scores(lambda images: torch.from_numpy(run(images.numpy())[0]), count)
 
-    result = quantize_file(file, exportable.calibration(count, CALIBRATION_BATCH), score, max_drop=max_drop)
+    batches = exportable.calibration(count, CALIBRATION_BATCH)
+    result = quantize_file(file, batches, score, max_drop=max_drop, minutes=options.rank_minutes)
     return {"calibration_images": count, "max_drop": max_drop, "drop": result.drop} | asdict(result)
 
 

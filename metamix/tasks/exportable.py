@@ -53,6 +53,9 @@ class ExportOptions(Options):
     max_drop: NotNegative | None = option(
         None, "points that int8 may lose on training images that calibration did not see; default: 0.3"
     )
+    rank_minutes: NotNegative = option(
+        10.0, "minutes for ranking layers, of which some stay in fp32 if int8 loses more than --max-drop"
+    )
     calibration_images: Count = option(500, "training images that int8 is calibrated on")
     threads: Count | None = option(None, "threads of the speed measurement; default: torch's number")
     seconds: NotNegative = option(4.0, "seconds of the speed measurement; 0: none")
@@ -116,15 +119,17 @@ class Quantizable(Exportable, Protocol):
     """A model that can be quantized to int8, with its calibration data."""
 
     def calibration_count(self, count: int) -> int:
-        """Return how many of `count` images to calibrate on, so that enough are left for `held_out_score`."""
+        """Return how many of `count` images to calibrate on, so that enough are left for `held_out_scores`."""
 
     def calibration(self, count: int, batch_size: int) -> Iterable[np.ndarray]:
         """Yield prepared images of the training split, at most `count`, in batches (n, C, H, W)."""
 
-    def held_out_score(self, model: Model, count: int) -> float:
+    def held_out_scores(self, model: Model, count: int) -> np.ndarray:
         """Score a model on training images that `calibration(count, ...)` does not yield: 5,000, at most a fifth.
 
-        Higher is better; a classifier's score is its top-1 accuracy in percent. `--max-drop` is in its unit.
+        Returns:
+            The score of each image, (n,), higher is better. For a classifier it is 100 or 0, so that the mean is its
+            top-1 accuracy in percent. `--max-drop` is in the unit of the mean.
         """
 
 

@@ -28,6 +28,11 @@ class TaskSpec:
         verify: dataclass of the options of `metamix verify`, derived from `VerifyOptions`, which checks a data set.
         export: function of an `ExportOptions` that opens the model to export and returns an `Exportable`.
         exported: function that turns an exported model into a `Trained`.
+        publish: function of a `Trained`, a folder with its weights and a `PublishOptions` that writes the config.json
+            of timm's hub format, and returns code that loads the model with timm; "" if timm has no such models.
+        explain: function of a `Trained`, the path of an image and a label or None that returns an `Explanation`; "" if
+            predictions cannot be explained.
+        pipeline: the hub's name of the task, such as "image-segmentation".
         less_memory: advice for the error message when scoring or prediction runs out of memory.
         takes_names: whether a model's name may choose the weights, if they are published, or may describe a file that
             does not name its model.
@@ -45,6 +50,9 @@ class TaskSpec:
     verify: str
     export: str
     exported: str
+    publish: str = ""
+    explain: str = ""
+    pipeline: str = ""
     less_memory: str = "give smaller images"
     takes_names: bool = False
     models: str = ""

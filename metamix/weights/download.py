@@ -4,11 +4,13 @@ from pathlib import Path
 
 import timm
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_url
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import HfHubHTTPError
 from timm.models import PretrainedCfg
+
+from .files import WEIGHTS
 
 
 def download(url: str, name: str, folder: str | Path | None = None) -> Path:
@@ -30,6 +32,20 @@ def download(url: str, name: str, folder: str | Path | None = None) -> Path:
                 f"it as checkpoint"
             ) from error
     return path
+
+
+def from_hub(repository: str) -> Path:
+    """Download the weights that `metamix publish` uploaded to a repository USER/NAME[@REVISION]; return their path."""
+    require_reachable(f"hf-hub:{repository}")
+    name, _, revision = repository.partition("@")
+    try:
+        return Path(hf_hub_download(name, WEIGHTS, revision=revision or None))
+    except Exception as error:  # the type of the error depends on huggingface_hub's version
+        text = " ".join(str(error).split())
+        raise OSError(
+            f"{WEIGHTS} of {repository} could not be downloaded from the Hugging Face Hub ({text}): check the name, "
+            f"log in if it is private, or give a folder with the file"
+        ) from None
 
 
 def require_reachable(name: str, cfg: PretrainedCfg | None = None, cache_dir: str | Path | None = None) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from metamix.utils.files import shipped_folder
 from metamix.utils.text import did_you_mean
 
+from .download import from_hub
 from .files import ARTIFACT, load_metadata, load_weights
 from .metadata import ModelMetadata, to_tuples
 
@@ -80,12 +81,15 @@ def local_weights() -> dict[str, dict[str, dict]]:
 
 
 def find_weights(checkpoint: str | Path) -> Path:
-    """Find a checkpoint: an existing path stays as it is, a name of shipped weights (NAME.digits) becomes its file.
+    """Find a checkpoint: an existing path, the name of shipped weights (NAME.digits), or hf-hub:USER/NAME.
 
     Raises:
         FileNotFoundError: there is neither; the message suggests a close name, or how to take published weights.
+        OSError: the hub cannot be reached, or has no such weights.
         ValueError: it is a file of an exported model.
     """
+    if str(checkpoint).startswith("hf-hub:"):
+        return from_hub(str(checkpoint).removeprefix("hf-hub:"))
     path = Path(checkpoint)
     if path.suffix in (".onnx", ".xml", ".bin", ".pt2") and path.with_name(ARTIFACT).is_file():
         raise ValueError(

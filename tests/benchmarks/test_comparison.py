@@ -63,7 +63,7 @@ def test_what_the_runs_of_a_spread_were(changed, said):
 def test_a_card_whose_accuracy_is_not_reproduced_is_refused(monkeypatch):
     (card,) = load_cards("digits")
     card["top1"] = 12.34
-    monkeypatch.setattr(accuracy, "SIZES", (32,))
+    monkeypatch.setattr(accuracy, "SIZES", {32: (32,)})
     with pytest.raises(ValueError, match=r"scores 99.72 % on these data, but its card says 12.34 %: give --data-dir"):
         accuracy.score_sizes({}, [card], None)
 

@@ -42,5 +42,5 @@ def test_other_data_are_refused(monkeypatch):
 
 
 def test_a_tag_without_the_compared_models_is_refused():
-    with pytest.raises(SystemExit, match="'mnist', which no metaformer_.*_nano has: give one of cifar10, digits"):
+    with pytest.raises(SystemExit, match="'mnist', which no metaformer_.* has: give one of cifar10, digits"):
         accuracy.main(["pairs", "--tag", "mnist"])

@@ -52,9 +52,9 @@ def file(written, tmp_path):
 
 
 def score_of(file):
-    """Return a score: 100 minus the error in percent of the deviation of fp32."""
+    """Return a score of each image: 100 minus the error in percent of the deviation of fp32."""
     expected = open_file(file)(IMAGES.numpy())[0]
-    return lambda run: 100 - 100 * float(np.abs(run(IMAGES.numpy())[0] - expected).mean() / expected.std())
+    return lambda run: 100 - 100 * np.abs(run(IMAGES.numpy())[0] - expected).mean((1, 2)) / expected.std()
 
 
 def sizes(file):
@@ -67,9 +67,9 @@ def test_files_name_no_path_of_this_machine(written):
 
 def test_all_layers_are_int8_where_the_limit_allows(file):
     score, before = score_of(file), sizes(file)
-    found = quantize_file(file, BATCHES, score, max_drop=100)
+    found = quantize_file(file, BATCHES, score, max_drop=100, minutes=1)
     assert (found.fp32, found.layers, found.kept) == (100, 3, ())
-    assert 1 < found.drop < 100 and score(open_file(file, precision="int8")) == pytest.approx(found.int8)
+    assert 1 < found.drop < 100 and score(open_file(file, precision="int8")).mean() == pytest.approx(found.int8)
     after = sizes(file)
     assert after.keys() == before.keys()
     largest = max(before, key=before.get)  # the weights
@@ -94,13 +94,14 @@ def test_onnx_weights_have_seven_bits_where_sums_saturate(tmp_path, monkeypatch)
 
 def test_the_layer_that_costs_accuracy_stays_in_fp32(file):
     score = score_of(file)
-    found = quantize_file(file, BATCHES, score, max_drop=10)
+    found = quantize_file(file, BATCHES, score, max_drop=10, minutes=1)
     assert len(found.kept) == 1 and "conv" in found.kept[0] and "_1" in found.kept[0]
-    assert found.drop <= 10 and score(open_file(file, precision="int8")) == pytest.approx(found.int8)
+    assert found.drop <= 10 and score(open_file(file, precision="int8")).mean() == pytest.approx(found.int8)
 
 
-def test_more_layers_stay_in_fp32_until_the_limit_is_met(monkeypatch, tmp_path):
-    """Ten layers, three of which cost one, two and three points and as much of the output."""
+@pytest.fixture
+def search(monkeypatch, tmp_path):
+    """Search with ten layers, three of which cost one, two and three points and as much of the output."""
     costs = {"3": 1, "5": 2, "7": 3}
 
     class Fake:
@@ -114,20 +115,41 @@ def test_more_layers_stay_in_fp32_until_the_limit_is_met(monkeypatch, tmp_path):
 
     monkeypatch.setattr(quantize, "open_file", lambda file, **hints: lambda images: [np.array([lost(file)])])
     (tmp_path / "fp32").touch()
-    files = tmp_path / "fp32", tmp_path / "int8"
-    score = lambda run: 90 - run(None)[0][0]  # noqa: E731
-    assert quantize.search(Fake(), *files, BATCHES, score, 6).kept == ()
-    assert quantize.search(Fake(), *files, BATCHES, score, 3).kept == ("7",)
-    assert quantize.search(Fake(), *files, BATCHES, score, 1.5).kept == ("7", "5")
-    found = quantize.search(Fake(), *files, BATCHES, score, 0.5)
-    assert found.kept[:3] == ("7", "5", "3") and len(found.kept) == 4 and found.drop == 0
+
+    def run(max_drop, minutes=1.0, score=lambda run: np.full(20, 90 - run(None)[0][0])):
+        return quantize.search(Fake(), tmp_path / "fp32", tmp_path / "int8", BATCHES, score, max_drop, minutes)
+
+    return run
+
+
+def test_more_layers_stay_in_fp32_until_the_limit_is_met(search):
+    assert search(6).kept == ()
+    assert search(3).kept == ("7",)
+    assert search(1.5).kept == ("7", "5")
+    result = search(0.5)
+    assert result.kept[:3] == ("7", "5", "3") and len(result.kept) == 4 and result.drop == 0
+
+
+def test_ranking_stops_after_its_minutes(search, caplog):
+    caplog.set_level("INFO")
+    with pytest.raises(QuantizationError, match="with 4 of 10 layers in fp32"):
+        search(1, minutes=0)  # layer 0 is ranked first, the others follow in their order
+    assert "ranked 1 of 10 layers in 0 minutes; --rank-minutes gives more time" in caplog.text
+    assert "int8 with 4 of 10 layers in fp32 loses 5.00 points" in caplog.text
+
+
+@pytest.mark.parametrize("wrong, kept", [(1, ()), (4, ()), (5, ("7",))])
+def test_a_drop_that_is_chance_is_accepted(search, wrong, kept):
+    """Of 287 images, int8 gets some wrong: five without a better one have p = 1/32."""
+    result = search(0.3, score=lambda run: np.where(np.arange(287) < (wrong if run(None)[0][0] > 5 else 0), 0, 100))
+    assert result.kept == kept
 
 
 def test_a_model_that_loses_too_much_is_refused_and_stays(file):
     score, before = score_of(file), file.read_bytes()
     message = r"int8 loses \d\.\d\d points on .* with 1 of 3 layers in fp32; the limit is 0: accept a larger --max-drop"
     with pytest.raises(QuantizationError, match=message):
-        quantize_file(file, BATCHES, score, max_drop=0)
+        quantize_file(file, BATCHES, score, max_drop=0, minutes=1)
     assert file.read_bytes() == before
 
 
@@ -136,7 +158,7 @@ def test_what_cannot_be_quantized_is_refused(file, tmp_path):
         raise AssertionError("scored before the arguments were checked")
 
     with pytest.raises(ValueError, match="there are no calibration images: give some of the training split"):
-        quantize_file(file, [], unused, max_drop=1)
+        quantize_file(file, [], unused, max_drop=1, minutes=1)
     pool = write(nn.AvgPool2d(2), file.suffix, tmp_path)
     with pytest.raises(QuantizationError, match="has no convolution and no matrix product: int8 would change nothing"):
-        quantize_file(pool, BATCHES, unused, max_drop=1)
+        quantize_file(pool, BATCHES, unused, max_drop=1, minutes=1)

@@ -10,7 +10,7 @@ from torch import nn
 
 import metamix
 from metamix.models import count_macs
-from metamix.models.metaformer_family import SIZES, ConvNormAct, ConvNormActStem
+from metamix.models.metaformer_family import SIZES, ConvNormAct, ConvNormActStem, FourfoldStem
 
 MIXERS = ["identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn"]
 
@@ -43,7 +43,7 @@ def parameters(model):
 
 
 def test_names():
-    assert list(SIZES) == ["nano", *POOLFORMER]
+    assert list(SIZES) == ["nano", "tiny", *POOLFORMER]
     assert set(timm.list_models("metaformer_*")) == {f"metaformer_{mixer}_{size}" for mixer in MIXERS for size in SIZES}
     assert metamix.list_mixers() == MIXERS
 
@@ -80,16 +80,18 @@ def test_mixers_have_at_most_half_as_many_parameters_as_the_mlps(mixer):
         assert spare >= 0, size
 
 
-def test_nano_costs_the_same_with_every_mixer():
-    costs = {mixer: count_macs(shapes(mixer, "nano"), (3, 32, 32)) for mixer in MIXERS}
-    assert costs["identity"] == costs["pooling"] == 73_631_616
+@pytest.mark.parametrize("size, side, macs", [("nano", 32, 73_631_616), ("tiny", 128, 128_192_256)])
+def test_small_sizes_cost_the_same_with_every_mixer(size, side, macs):
+    costs = {mixer: count_macs(shapes(mixer, size), (3, side, side)) for mixer in MIXERS}
+    assert costs["identity"] == costs["pooling"] == macs
     assert all(abs(cost / costs["identity"] - 1) <= 0.03 for cost in costs.values()), costs
 
 
+@pytest.mark.parametrize("size", ["nano", "tiny"])
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_mixers_of_nano_have_at_most_the_parameters_of_full_mlps(mixer):
+def test_mixers_of_small_sizes_have_at_most_the_parameters_of_full_mlps(mixer, size):
     def total(part, name):
-        return sum(parameters(getattr(b, part)) for stage in shapes(name, "nano").stages for b in stage.blocks)
+        return sum(parameters(getattr(b, part)) for stage in shapes(name, size).stages for b in stage.blocks)
 
     assert total("mixer", mixer) <= total("mlp", "identity")
 
@@ -113,13 +115,25 @@ def test_nano_trains_on_images_of_32(mixer):
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_s12_runs_on_images_of_224_and_on_those_of_detection(mixer):
-    model = create(f"metaformer_{mixer}_s12", features_only=True, depths=ONE_BLOCK)
+def test_tiny_trains_on_images_of_128(mixer):
+    model = create(f"metaformer_{mixer}_tiny").train()
+    assert 3_000_000 <= parameters(model) <= 4_000_000
+    assert model.pretrained_cfg["input_size"] == (3, 128, 128) and model.pretrained_cfg["num_classes"] == 200
+    y = model(torch.randn(2, 3, 128, 128))
+    assert y.shape == (2, 200)
+    y.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("size", ["tiny", "s12"])
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_pyramids_run_on_images_of_224_and_on_those_of_detection(mixer, size):
+    model = create(f"metaformer_{mixer}_{size}", features_only=True, depths=ONE_BLOCK)
     with torch.no_grad():
         for h, w in ((224, 224), (800, 1216)):
             features = model(torch.randn(1, 3, h, w))
             assert [f.shape[1:] for f in features] == [
-                (dim, -(-h // stride), -(-w // stride)) for dim, stride in zip((64, 128, 320, 512), (4, 8, 16, 32))
+                (dim, -(-h // stride), -(-w // stride)) for dim, stride in zip(SIZES[size]["dims"], (4, 8, 16, 32))
             ]
             assert all(f.isfinite().all() for f in features)
 
@@ -185,7 +199,7 @@ def test_own_mixer_in_some_stages_with_options(mine):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1)])
-@pytest.mark.parametrize("embed", [ConvNormAct, ConvNormActStem])
+@pytest.mark.parametrize("embed", [ConvNormAct, ConvNormActStem, FourfoldStem])
 def test_embedding_tells_its_size(embed, size):
     down = embed(3, 4).eval()
     assert down(torch.randn(2, 3, *size)).shape == (2, 4, *down.out_size(size))

@@ -36,6 +36,7 @@ def no_network(monkeypatch, tmp_path):
         lambda: timm.create_model("metaformer_pooling_s12", pretrained=True),
         lambda: create_model("resnet18", pretrained=True),
         lambda: create_model("hf-hub:timm/resnet18.a1_in1k"),
+        lambda: metamix.load("hf-hub:someone/resnet18"),
         lambda: build_backbone("resnet18", pretrained=True),
         lambda: timm.create_model("wavemix_144_7", pretrained=True),
         lambda: create_model("wavemix_144_7", pretrained=True),

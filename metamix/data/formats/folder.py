@@ -50,6 +50,8 @@ def open_folder(
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root.absolute()}; {LAYOUT}")
+    if (root / "wnids.txt").is_file():
+        raise ValueError(f"{root.absolute()} is Tiny-ImageNet: open it with --data tiny_imagenet --data-dir {root}")
     places = {split: place for split in ("train", *TEST_SPLITS) if (place := find_split(split, root))}
     tests = [split for split in places if split != "train"]
     if not tests and not test_on and (_holds_train_alone(root) or _holds_classes(root)):

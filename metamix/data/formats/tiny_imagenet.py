@@ -1,0 +1,80 @@
+"""Open Tiny-ImageNet: 100,000 training and 10,000 validation images of 64x64 pixels, 200 classes of ImageNet.
+
+    wnids.txt, words.txt                          the 200 classes by WordNet's numbers, and the names of all synsets
+    train/n01443537/images/n01443537_0.JPEG       500 images for each class
+    val/images/val_0.JPEG, val/val_annotations.txt
+
+The test split of the archive has no labels and is not used.
+"""
+
+from pathlib import Path
+
+import torch
+from torchvision.datasets.utils import download_and_extract_archive
+
+from ..files import list_files
+from .base import choose_test_split, is_image, natural_order
+from .folder import FolderImages
+
+NAME = "tiny-imagenet-200"
+URL = f"http://cs231n.stanford.edu/{NAME}.zip"
+MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+CLASS_LIST = "wnids.txt"
+
+
+def open_tiny_imagenet(root: Path, download: bool, test_on: str) -> tuple[FolderImages, FolderImages]:
+    """Open the training and the validation split.
+
+    Args:
+        root: the folder of the data set, or the one that holds or gets it.
+        download: fetch and unpack the official archive into `root` if there is no data set.
+        test_on: see `choose_test_split`.
+
+    Raises:
+        FileNotFoundError: the data set is missing, or the archive cannot be fetched.
+        ValueError: a file of it is damaged, or `test_on` names another split.
+    """
+    choose_test_split(["val"], test_on, "tiny_imagenet")
+    folder = next((place for place in (root, root / NAME) if (place / CLASS_LIST).is_file()), None)
+    if folder is None and download:
+        try:
+            download_and_extract_archive(URL, str(root), md5=MD5)
+        except (RuntimeError, OSError) as error:
+            raise FileNotFoundError(
+                f"tiny_imagenet could not be downloaded to {root.absolute()} ({error}): fetch {URL} yourself, unpack "
+                f"it, and give its folder with --data-dir"
+            ) from error
+        folder = root / NAME
+    if folder is None:
+        raise FileNotFoundError(
+            f"tiny_imagenet was not found in {root.absolute()}, which has no {CLASS_LIST}: give its folder with "
+            f"--data-dir, or fetch it with --download of metamix train or eval"
+        )
+    numbers = sorted((folder / CLASS_LIST).read_text().split())
+    return TinyImagenet(folder, "train", numbers), TinyImagenet(folder, "val", numbers)
+
+
+class TinyImagenet(FolderImages):
+    """Read one split.
+
+    Args:
+        root: the folder of the data set.
+        split: "train" or "val".
+        numbers: WordNet's numbers of the classes, in order. A class is named by the first word of its synset.
+    """
+
+    def __init__(self, root: Path, split: str, numbers: list[str]):
+        self.root, self.split = root / split, split
+        words = dict(line.split("\t") for line in (root / "words.txt").read_text().splitlines())
+        self.classes = tuple(words[number].partition(",")[0] for number in numbers)
+        if split == "train":
+            paths = sorted(filter(is_image, list_files(self.root)), key=natural_order)
+            class_of = {path: path.partition("/")[0] for path in paths}
+        else:
+            rows = [line.split("\t")[:2] for line in (self.root / "val_annotations.txt").read_text().splitlines()]
+            class_of = {f"images/{file}": number for file, number in rows}
+        self.paths = list(class_of)
+        if unknown := next((path for path, number in class_of.items() if number not in numbers), None):
+            raise ValueError(f"{self.root / unknown} is of the class {class_of[unknown]}, which {CLASS_LIST} lacks")
+        position = {number: k for k, number in enumerate(numbers)}
+        self.labels = torch.tensor([position[number] for number in class_of.values()])

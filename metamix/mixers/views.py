@@ -1,0 +1,105 @@
+"""Show what mixers compute: attention, gates, wavelet bands and spatial weights, for pictures.
+
+`view(mixer, x, point)` returns what there is to see. A mixer of your own joins with `@view.register`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+from torch import Tensor, nn
+
+from metamix.layers import average_to, rearrange
+
+from .maxim import Maxim
+from .minattn import MinAttn
+from .nin import Nin
+from .raft import Raft
+from .wavemix import WaveMix, dwt2
+
+Point = tuple[float, float]  # row and column as shares of the map's height and width, from 0 to below 1
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture of a mixer: a map (h, w) that lies on the image, or a matrix (outputs, inputs) of weights."""
+
+    title: str
+    values: Tensor
+    is_map: bool = True
+
+
+@singledispatch
+def view(mixer: nn.Module, x: Tensor, point: Point) -> list[View]:
+    """Return what a mixer shows for its input x, (1, C, H, W); a list without entries if there is nothing to see.
+
+    Args:
+        point: place of the token whose attention is shown.
+    """
+    return []
+
+
+@view.register
+def _(mixer: MinAttn, x: Tensor, point: Point) -> list[View]:
+    return [View("attention of the marked token", token_attention(mixer, x, point)[0])]
+
+
+@view.register
+def _(mixer: Nin, x: Tensor, point: Point) -> list[View]:
+    return [View("gate, RMS over channels", gate(mixer, x)[0])]
+
+
+@view.register
+def _(mixer: WaveMix, x: Tensor, point: Point) -> list[View]:
+    return [View(f"band {name}", values[0]) for name, values in bands(mixer, x).items()]
+
+
+@view.register(Raft)
+@view.register(Maxim)
+def _(mixer: Any, x: Tensor, point: Point) -> list[View]:
+    matrices = raft_matrices(mixer) if isinstance(mixer, Raft) else gating_matrices(mixer)
+    return [View(f"{name} weights", values, is_map=False) for name, values in matrices.items()]
+
+
+def attention(mixer: MinAttn, x: Tensor, token: int | None = None) -> Tensor:
+    """Return the attention of each token, or of one, over the context: (N, C, H, W) -> (N, heads, tokens, h * w)."""
+    context = x if mixer.context is None else average_to(x, mixer.context)
+    keys = mixer.query(context) if mixer.symmetric else mixer.key(context)
+    q, k = (rearrange(t, "b (n d) h w -> b n (h w) d", n=mixer.heads) for t in (mixer.query(x), keys))
+    tokens = slice(None) if token is None else slice(token, token + 1)
+    bias = 0.0 if mixer.bias is None else mixer.bias(x, context)[:, tokens]
+    return (q[:, :, tokens] @ k.mT * q.shape[-1] ** -0.5 + bias).softmax(-1)
+
+
+def token_attention(mixer: MinAttn, x: Tensor, point: Point) -> Tensor:
+    """Return the attention of the token at a point, averaged over heads: (N, C, H, W) -> (N, h, w)."""
+    height, width = x.shape[-2:]
+    h, w = mixer.context or (height, width)
+    token = int(point[0] * height) * width + int(point[1] * width)
+    return rearrange(attention(mixer, x, token)[:, :, 0].mean(1), "b (h w) -> b h w", h=h, w=w)
+
+
+def gate(mixer: Nin, x: Tensor) -> Tensor:
+    """Return the RMS over channels of the gate of a NiN mixer on its grid: (N, C, H, W) -> (N, h, w)."""
+    return mixer.gate(average_to(x, mixer.grid)).square().mean(1).sqrt()
+
+
+def bands(mixer: WaveMix, x: Tensor) -> dict[str, Tensor]:
+    """Return the RMS over channels of the bands LL, LH, HL, HH of the first level: (N, C, H, W) -> (N, h, w)."""
+    four = dwt2(mixer.reduce(x), mixer.filters).chunk(4, dim=1)
+    return {name: band.square().mean(1).sqrt() for name, band in zip(("LL", "LH", "HL", "HH"), four)}
+
+
+def raft_matrices(mixer: Raft) -> dict[str, Tensor]:
+    """Return the product of the two matrices of the vertical and the horizontal MLP, without the GELU between them."""
+    return {
+        name: (mlp.fc2.weight.flatten(1) @ mlp.fc1.weight.flatten(1)).detach()
+        for name, mlp in (("vertical", mixer.vertical), ("horizontal", mixer.horizontal))
+    }
+
+
+def gating_matrices(mixer: Maxim) -> dict[str, Tensor]:
+    """Return the spatial gating matrices of the grid and the block branch, (tokens, tokens)."""
+    return {name: getattr(mixer, name).spatial.weight.flatten(1).detach() for name in ("grid", "block")}

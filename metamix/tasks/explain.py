@@ -1,0 +1,262 @@
+"""`metamix explain`: draw which parts of an image a prediction rests on, and what the mixers see there.
+
+    OUTPUT/NAME.png            the image, its class activation map, the scores, and pictures of the mixers
+    OUTPUT/explanations.json   path, label and score of each image
+
+The class activation map is HiResCAM (Draelos and Carin, arXiv 2011.08891), computed by the package grad-cam: the
+activations of the last maps times the gradient of the score. For a mean and a linear head it equals Grad-CAM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import CenteredNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from metamix.data.find import paths_inside
+from metamix.data.outputs import change_extensions, check_outputs, predict_images
+from metamix.mixers.views import Point, View, view
+from metamix.models.metaformer import Block
+from metamix.utils.figures import figure_text, save_figure
+from metamix.utils.files import make_output_folder
+from metamix.utils.options import Options, option, parse_command, positional
+from metamix.utils.system import exit_if_out_of_memory, prepare_device
+from metamix.utils.text import did_you_mean, exit_with_message, plural, printable
+
+from .load import load, task_of
+from .registry import TASKS, find_task, is_exported
+
+SHOWN_SCORES = 6
+SHOWN_BLOCKS = 4  # blocks whose mixers are drawn, at most
+EXAMPLES = """examples:
+  metamix explain photo.jpg --checkpoint metaformer_minattn_nano.cifar10
+  metamix explain photos --checkpoint runs/cells --label RBC --output explained"""
+
+
+@dataclass
+class ExplainOptions(Options):
+    """Options of `metamix explain`."""
+
+    images: tuple[Path, ...] = positional("image files, and folders, which are searched at any depth", metavar="IMAGE")
+    checkpoint: str = option("", "run folder, weight file, or name of a model with its weights, NAME.TAG")
+    label: str | None = option(None, "class to explain; default: the one with the highest score")
+    output: Path = option(Path("explanations"), "folder to write to", metavar="FOLDER")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.checkpoint:
+            raise ValueError("there are no weights to explain: give --checkpoint RUN_OR_FILE")
+        self.records = self.output / "explanations.json"
+        self.names = change_extensions(paths_inside(self.images, without=[self.output]), lambda path: ".png")
+        check_outputs({path: self.output / name for path, name in self.names.items()}, marker=self.records)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the prediction of one image rests on.
+
+    Attributes:
+        image: the image as the model sees it, (C, H, W) uint8.
+        activation: class activation map, (H, W), from 0 to 1.
+        scores: labels with their scores, the highest first.
+        explained: number of the label that is explained.
+        blocks: name and mixer of some blocks of the model, and the mixer's input (1, C, h, w).
+        covers: height and width of the image as shares of what the maps cover, which may be padded.
+        boxes: (x1, y1, x2, y2) in pixels of the object of each score, for a detector.
+    """
+
+    image: Tensor
+    activation: Tensor
+    scores: Sequence[tuple[str, float]]
+    explained: int
+    blocks: Sequence[tuple[str, nn.Module, Tensor]]
+    covers: tuple[float, ...] = (1.0, 1.0)
+    boxes: Sequence[Sequence[float]] = ()
+
+    @property
+    def point(self) -> Point:
+        """Return the place of the highest activation in the image."""
+        row, column = divmod(int(self.activation.argmax()), self.activation.shape[1])
+        return (row + 0.5) / self.activation.shape[0], (column + 0.5) / self.activation.shape[1]
+
+    @torch.no_grad()
+    def views(self) -> list[tuple[str, list[View]]]:
+        """Return the name of each block whose mixer shows something, and what it shows."""
+        point = self.point[0] * self.covers[0], self.point[1] * self.covers[1]
+        return [(name, views) for name, mixer, x in self.blocks if (views := view(mixer, x, point))]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Explain images. Exits with 1 if an image was left out, and with a message if the input is invalid."""
+    with exit_with_message(ValueError, OSError, ImportError):
+        options, _ = parse_command(
+            argv,
+            ExplainOptions,
+            prog="metamix explain",
+            description="Draw which parts of images a prediction rests on, and what the mixers of the model see there.",
+            epilog=EXAMPLES,
+        )
+        explain = find_explainer(options.checkpoint)
+        device = prepare_device(options.device)
+        trained = load(options.checkpoint)
+        trained.model.to(device)
+
+        def draw(path: Path, name: Path) -> dict[str, Any]:
+            explanation = explain(trained, path, options.label)
+            label, score = explanation.scores[explanation.explained]
+            picture = options.output / name
+            make_output_folder(picture.parent)
+            draw_explanation(picture, explanation)
+            return {"label": label, "score": round(score, 4)}
+
+        with exit_if_out_of_memory("give --device cpu, or smaller images"):
+            drawn = predict_images(options.names, draw, options.records)
+    print(printable(f"written: {options.records} and {plural(drawn, 'picture')}"))
+    raise SystemExit(0 if drawn == len(options.names) else 1)
+
+
+def find_explainer(checkpoint: str) -> Callable[[Any, Path, str | None], Explanation]:
+    """Return the function that explains the model of a checkpoint; raise an error if nothing can."""
+    if is_exported(checkpoint):
+        raise ValueError(
+            f"{checkpoint} is an exported model, which has no gradients: give the run or the weights that it was "
+            f"exported from"
+        )
+    task = task_of(checkpoint)[0]
+    if not find_task(task).explain:
+        others = " and ".join(name for name in TASKS if find_task(name).explain)
+        raise ValueError(f"{checkpoint} is a model of {task}, and only models of {others} can be explained")
+    grad_cam()
+    return find_task(task).part("explain")
+
+
+def grad_cam() -> Any:
+    """Import the package grad-cam, or say how to install it."""
+    try:
+        import pytorch_grad_cam
+    except ModuleNotFoundError as error:  # another ImportError is a broken installation: its own message says more
+        if error.name != "pytorch_grad_cam":
+            raise
+        raise ImportError("grad-cam is missing: pip install 'metamix[explain]', or only grad-cam") from None
+    return pytorch_grad_cam
+
+
+def activation_map(model: nn.Module, layers: list[nn.Module], image: Tensor, score: Callable[[Any], Tensor]) -> Tensor:
+    """Compute HiResCAM of a score, averaged over layers: (H, W), from 0 to 1.
+
+    Args:
+        model: takes `image[None]`; for each image, `score` is called with its output.
+        layers: modules of the model that return maps (1, C, h, w).
+        image: (C, H, W).
+    """
+    with torch.enable_grad():
+        cam = grad_cam().HiResCAM(model=model, target_layers=layers)
+        return torch.from_numpy(cam(input_tensor=image[None], targets=[score])[0])
+
+
+@contextmanager
+def watched_mixers(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, Tensor]]]:
+    """Record the inputs of some mixers: name of the block, mixer and its input, for each forward pass in the context.
+
+    These are the mixers of the last block of each stage; of an isotropic model, those of evenly spaced blocks.
+    """
+    blocks = [(name, block) for name, block in model.named_modules() if isinstance(block, Block)]
+    last = {name.rpartition(".blocks.")[0]: (name, block) for name, block in blocks}  # of each stage
+    count = min(SHOWN_BLOCKS, len(blocks))
+    spaced = [blocks[(i + 1) * len(blocks) // count - 1] for i in range(count)]
+    inputs: list[tuple[str, nn.Module, Tensor]] = []
+
+    def watch(name: str, mixer: nn.Module) -> RemovableHandle:
+        stage, block = name.rpartition("stages.")[2].split(".blocks.")
+        title = f"block {int(stage) + 1}.{int(block) + 1}"
+        return mixer.register_forward_pre_hook(lambda mixer, args: inputs.append((title, mixer, args[0].detach())))
+
+    hooks = [watch(name, block.mixer) for name, block in (spaced if len(last) == 1 else last.values())]
+    try:
+        yield inputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def choose_label(label: str | None, classes: Sequence[str]) -> int | None:
+    """Return the number of a class; None if none is given. Raise ValueError if there is no such class."""
+    if label is None:
+        return None
+    if label not in classes:
+        shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+        raise ValueError(f"there is no class {label!r}{did_you_mean(label, classes)} Classes: {shown}")
+    return [*classes].index(label)
+
+
+def draw_explanation(path: Path, explanation: Explanation) -> None:
+    """Draw the image, its activation map and the scores; below them, a column for each block with its views."""
+    shown = explanation.views()
+    rows, columns = 1 + max((len(views) for _, views in shown), default=0), max(3, len(shown))
+    height, width = explanation.activation.shape
+    side = 2.6 * min(2.2, max(0.35, height / width))
+    figure = Figure(figsize=(2.6 * columns, (side + 0.4) * rows), layout="compressed")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    label, _ = explanation.scores[explanation.explained]
+    for axes, title in zip(grid[0], ("image", f"activation for {figure_text(label)}", "scores")):
+        axes.set_title(title, fontsize=9)
+    show_image(grid[0, 0], explanation)
+    show_map(grid[0, 1], explanation, explanation.activation, "inferno")
+    show_scores(grid[0, 2], explanation)
+    for column, (name, views) in zip(grid[1:].T, shown):
+        for axes, one in zip(column, views):
+            axes.set_title(f"{name}\n{one.title}", fontsize=8)
+            if one.is_map:
+                show_map(axes, explanation, one.values, "viridis", explanation.covers)
+            else:
+                axes.imshow(one.values.float().cpu().numpy(), norm=CenteredNorm(), cmap="RdBu_r")
+    save_figure(path, figure, dpi=150)
+
+
+def show_image(axes: Axes, explanation: Explanation, grey: bool = False) -> None:
+    """Draw the image with its boxes, or in grey with only the explained box."""
+    _, height, width = explanation.image.shape
+    pixels = explanation.image.float().mean(0) if grey else explanation.image.permute(1, 2, 0).squeeze(-1)
+    axes.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
+    for i, (x0, y0, x1, y1) in enumerate(explanation.boxes):
+        colour = "tab:orange" if i == explanation.explained else "white"
+        if not grey or i == explanation.explained:
+            axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, lw=1.2))
+
+
+def show_map(
+    axes: Axes, explanation: Explanation, values: Tensor, cmap: str, covers: Sequence[float] = (1.0, 1.0)
+) -> None:
+    """Draw a map over the grey image, and mark the highest activation; `covers` as in `Explanation`."""
+    show_image(axes, explanation, grey=True)
+    _, height, width = explanation.image.shape
+    extent = (0, width / covers[1], height / covers[0], 0)
+    axes.imshow(values.float().cpu().numpy(), vmin=0, cmap=cmap, alpha=0.65, extent=extent)
+    row, column = explanation.point
+    axes.plot(column * width, row * height, "o", ms=7, mfc="none", mec="white", mew=1.5)
+    axes.set(xlim=(0, width), ylim=(height, 0))
+
+
+def show_scores(axes: Axes, explanation: Explanation) -> None:
+    """Draw the highest scores and the explained one as bars, with the labels on them."""
+    shown = list(range(len(explanation.scores)))[:SHOWN_SCORES]
+    if explanation.explained not in shown:
+        shown[-1] = explanation.explained
+    for row, i in enumerate(shown):
+        label, score = explanation.scores[i]
+        axes.barh(row, score, color="tab:orange" if i == explanation.explained else "tab:blue", alpha=0.6)
+        axes.text(0.02, row, f"{figure_text(label)}  {score:.3f}", va="center", fontsize=8)
+    axes.set(xlim=(0, 1), ylim=(SHOWN_SCORES - 0.5, -0.5))

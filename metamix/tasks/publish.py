@@ -1,0 +1,258 @@
+"""`metamix publish`: write a trained model with a model card as a repository of the Hugging Face Hub, and upload it.
+
+    model.safetensors   the weights, with the metadata of the run
+    README.md           the model card: how to use the model, its scores, how to train it again
+    recipe.yaml         the options of the run
+    config.json         the description that timm reads, if the model is one of timm's format
+
+metamix reads such a folder as it reads a run folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import timm
+from huggingface_hub import EvalResult, HfApi, ModelCardData  # installed with timm
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from metamix.training.reports import read_summary
+from metamix.utils.files import make_output_folder, write_text
+from metamix.utils.options import Options, dump_yaml, option, parse_command, positional, read_yaml
+from metamix.utils.text import exit_with_message, plural, printable, short_count
+from metamix.version import __version__
+from metamix.weights.files import RECIPE, SUMMARY, WEIGHTS, load_weights, newest_weights, save_weights
+from metamix.weights.find import find_weights
+
+from .registry import find_task, task_of_weights
+from .spec import TaskSpec, Trained
+
+CARD, CONFIG = "README.md", "config.json"
+FILES = {CARD, CONFIG, RECIPE, WEIGHTS}
+LIBRARIES = {"metamix", "timm", "torch", "torchvision"}  # whose modules nobody needs to import for a model
+ONE_MACHINE = ("output", "resume", "data_dir")  # options that mean nothing to others
+MOST_CLASSES = 100  # that the card lists
+EXAMPLES = """examples:
+  metamix publish runs/digits-metaformer_pooling_nano-seed0 USER/digits --dry-run folder
+  metamix publish runs/digits-metaformer_pooling_nano-seed0 USER/digits --license apache-2.0
+
+Uploading needs a login: hf auth login."""
+
+
+@dataclass
+class PublishOptions(Options):
+    """Options of `metamix publish`."""
+
+    source: str = positional("run folder, or a weight file that metamix wrote", metavar="RUN")
+    repo: str = positional("repository on the Hugging Face Hub, USER/NAME; a new one is made", metavar="REPO")
+    dry_run: Path | None = option(None, "write the repository to this folder, and upload nothing", metavar="FOLDER")
+    private: bool = option(False, "make a new repository private")
+    license: str | None = option(None, "license of the weights, as the hub names it, such as apache-2.0; default: none")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            validate_repo_id(self.repo)
+            assert self.repo.count("/") == 1
+        except (HFValidationError, AssertionError):
+            raise ValueError(
+                f"the repository is {self.repo!r}, but it must be USER/NAME, with letters, digits and -, _ or . in NAME"
+            ) from None
+        if self.dry_run:
+            check_folder(self.dry_run)
+
+    @property
+    def address(self) -> str:
+        """Return the name under which timm and metamix load the model."""
+        return f"hf-hub:{self.repo}"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Publish a model; exit with a message if the input is invalid or the upload fails."""
+    with exit_with_message(ValueError, OSError, ImportError):
+        options, _ = parse_command(
+            argv,
+            PublishOptions,
+            prog="metamix publish",
+            description="Upload a trained model to the Hugging Face Hub, in timm's format where timm has one.",
+            epilog=EXAMPLES,
+        )
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            for note in write(options, folder):
+                print(printable(f"note: {note}"))
+            names = ", ".join(sorted(path.name for path in folder.iterdir()))
+            if options.dry_run:
+                replace_files(options.dry_run, folder)
+                print(printable(f"written: {options.dry_run}, {names}; nothing was uploaded"))
+            else:
+                print(printable(f"uploaded: {upload(folder, options)}, {names}"))
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ValueError unless a repository may be written to the folder: it is new, empty or holds a repository."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give a folder to write to")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    others = names - FILES if {CARD, WEIGHTS} <= names else names
+    if others:
+        raise ValueError(f"{folder} holds other files ({', '.join(sorted(others)[:3])}): give a new folder")
+
+
+def replace_files(target: Path, folder: Path) -> None:
+    """Replace the files of an earlier repository in `target` by those in a folder."""
+    make_output_folder(target)
+    for name in FILES:
+        (target / name).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        shutil.copyfile(path, target / path.name)
+
+
+def write(options: PublishOptions, folder: Path) -> list[str]:
+    """Write the files of a repository to an empty folder, and return notes for the user.
+
+    Raises:
+        FileNotFoundError: there are no such weights.
+        ValueError: the weights cannot be used, or timm would load another model from the folder.
+    """
+    path = find_weights(options.source)
+    file = newest_weights(path) if path.is_dir() else path
+    spec = find_task(task_of_weights(file))
+    tensors, metadata = load_weights(file)
+    if not metadata.get("model"):
+        raise ValueError(
+            f"{options.source} does not say which model it holds the weights of: write it with metamix.save_classifier"
+        )
+    trained: Trained = spec.part("load")(file)
+    run = path if path.is_dir() and file.name == WEIGHTS and (path / SUMMARY).is_file() else None
+    summary = read_summary(run) if run else {"scores": []}
+    recipe = read_yaml(run / RECIPE) if run and (run / RECIPE).is_file() else None
+    save_weights(folder / WEIGHTS, tensors, metadata)
+    if recipe:
+        write_text(folder / RECIPE, dump_yaml(shareable(recipe)))
+    in_timm = spec.part("publish")(trained, folder, options) if spec.publish else ""
+    modules = modules_to_import(spec, trained, metadata["model"])
+    card = make_card(options, spec, metadata | summary, recipe, in_timm, modules)
+    write_text(folder / CARD, card)
+    notes = [] if run else ["there is no finished run with these weights, so the card has no scores and no recipe"]
+    if modules:
+        notes.append(f"who loads the model must import {', '.join(modules)} first; its source is not in the repository")
+    return notes if options.license else [*notes, "the card names no license: give --license, such as apache-2.0"]
+
+
+def upload(folder: Path, options: PublishOptions) -> str:
+    """Upload a folder to the hub, and return the address of the repository; raise OSError if the hub refuses."""
+    hub = HfApi(library_name="metamix", library_version=__version__)
+    try:
+        repo = hub.create_repo(options.repo, private=options.private, exist_ok=True)
+        hub.upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message="Publish with metamix")
+    except Exception as error:  # the type of the error depends on huggingface_hub's version
+        text = " ".join(str(error).split())
+        raise OSError(
+            f"{options.repo} could not be uploaded ({text}): log in with `hf auth login` as a user who may write to "
+            f"it, or write a folder with --dry-run FOLDER and upload that"
+        ) from None
+    return str(repo)
+
+
+def shareable(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe without the folders of this machine; of other absolute paths only the last name is left."""
+    return {
+        name: PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
+        for name, value in recipe.items()
+        if name not in ONE_MACHINE
+    }
+
+
+def modules_to_import(spec: TaskSpec, trained: Trained, model: str) -> list[str]:
+    """Return the names of the user's modules that register the task, the model or its layers."""
+    names = {type(layer).__module__ for layer in trained.model.modules()} | {spec.load.partition(":")[0]}
+    if timm.is_model(model):
+        names.add(getattr(timm.model_entrypoint(model), "registered_in", "timm"))
+    return sorted(name for name in names if name.partition(".")[0] not in LIBRARIES)
+
+
+def make_card(
+    options: PublishOptions,
+    spec: TaskSpec,
+    about: Mapping[str, Any],
+    recipe: Mapping[str, Any] | None,
+    in_timm: str,
+    modules: Sequence[str],
+) -> str:
+    """Make the model card.
+
+    Args:
+        about: metadata of the weights, and the entries of the run's summary.
+        recipe: options of the run; None if they are unknown.
+        in_timm: code that loads the model with timm; "" if timm has no such models.
+        modules: names of modules to import first.
+    """
+    imports = "".join(f" --import {name}" for name in modules)
+    own = "".join(f"import {name}\n" for name in modules)
+    on = f" on {about['data']}" if about.get("data") else ""
+    load = f'```python\n{own}import metamix\n\ntrained = metamix.load("{options.address}")\n'
+    parts = [
+        f"---\n{header(options, spec, about, 'timm' if in_timm else 'metamix')}\n---",
+        f"# {options.repo.partition('/')[2]}",
+        f"`{about['model']}`, which metamix trained{on} to {spec.about}.",
+        f"## Use\n\n    metamix predict photo.jpg --checkpoint {options.address}{imports}",
+        f'{load}print(trained.predict(["photo.jpg"]))\n```',
+    ]
+    if in_timm:
+        parts += [f"With timm:\n\n```python\n{own}{in_timm}```"]
+    if rows := "\n".join(f"| {name} | {value} |" for name, value in figures(about)):
+        parts += [f"## Results\n\n| | |\n|---|---|\n{rows}"]
+    if recipe:
+        folder = " --data-dir FOLDER" if recipe.get("data_dir") else ""
+        command = f"metamix train --config {RECIPE}{folder} --output run{imports}"
+        parts += [f"## Train it again\n\n`{RECIPE}` has all options of the run:\n\n    {command}"]
+    if classes := about.get("classes"):
+        more = f" and {len(classes) - MOST_CLASSES:,} more" if len(classes) > MOST_CLASSES else ""
+        parts += [f"## Classes\n\n{', '.join(classes[:MOST_CLASSES])}{more}"]
+    return printable("\n\n".join(parts)) + "\n"
+
+
+def header(options: PublishOptions, spec: TaskSpec, about: Mapping[str, Any], library: str) -> str:
+    """Make the YAML block that the hub reads, without its fences."""
+    results = [
+        EvalResult(
+            task_type=spec.pipeline,
+            dataset_type=str(about["data"]),
+            dataset_name=str(about["data"]),
+            dataset_split=str(about.get("test_split", "test")),
+            metric_type=name,
+            metric_value=about[name],
+        )
+        for name in about.get("scores", ())
+        if spec.pipeline and about.get("data")
+    ]
+    return ModelCardData(
+        license=options.license,
+        library_name=library,
+        pipeline_tag=spec.pipeline or None,
+        tags=["metamix"] + ["timm"] * (library == "timm"),
+        model_name=options.repo.partition("/")[2],
+        eval_results=results or None,
+    ).to_yaml()
+
+
+def figures(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the rows of the table of results, where they are known."""
+    for name in about.get("scores", ()):
+        yield f"{name} on {about.get('test_split', 'test')}", f"{about[name]:.4g}"
+    if "samples" in about:
+        yield "images", ", ".join(f"{count:,} {split}" for split, count in about["samples"].items())
+    if "parameters" in about:
+        yield "parameters", f"{about['parameters']:,}"
+    if "macs" in about:
+        yield "multiply-adds", short_count(about["macs"])
+    if "seconds" in about:
+        yield "training", f"{plural(about['epochs'], 'epoch')} in {about['seconds']:,.0f} s, seed {about['seed']}"
+    if "versions" in about:
+        yield "versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items())

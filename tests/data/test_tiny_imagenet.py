@@ -1,0 +1,90 @@
+"""Test reading and downloading Tiny-ImageNet, on an archive of the official layout with two classes."""
+
+import hashlib
+import re
+import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from metamix.cli.main import main
+from metamix.data import open_data
+from metamix.data.formats import tiny_imagenet
+
+
+@pytest.fixture
+def tiny(tmp_path, image):
+    """Make the data set: three training images and one validation image for each of a cat and a goldfish."""
+    root = tmp_path / "data" / tiny_imagenet.NAME
+    for number in "n02124075", "n01443537":
+        (root / "train" / number / "images").mkdir(parents=True)
+        (root / "train" / number / f"{number}_boxes.txt").write_text(f"{number}_0.JPEG\t0\t0\t9\t9\n")
+        for i in range(3):
+            image((64, 64)).save(root / "train" / number / "images" / f"{number}_{i}.JPEG")
+    (root / "val" / "images").mkdir(parents=True)
+    for i in range(2):
+        image((64, 64)).save(root / "val" / "images" / f"val_{i}.JPEG")
+    (root / "val" / "val_annotations.txt").write_text(
+        "val_0.JPEG\tn02124075\t0\t0\t9\t9\nval_1.JPEG\tn01443537\t0\t0\t9\t9\n"
+    )
+    (root / "wnids.txt").write_text("n02124075\nn01443537\n")
+    (root / "words.txt").write_text(
+        "n00001740\tentity\nn01443537\tgoldfish, Carassius auratus\nn02124075\tEgyptian cat\n"
+    )
+    return root
+
+
+@pytest.mark.parametrize("of", ["the folder", "its parent"])
+def test_splits_and_classes(tiny, of):
+    splits = open_data("tiny_imagenet", root=tiny if of == "the folder" else tiny.parent)
+    assert splits.classes == ("goldfish", "Egyptian cat")  # in the order of WordNet's numbers
+    assert (splits.size, splits.in_chans, splits.train.labels.tolist()) == (64, 3, [0, 0, 0, 1, 1, 1])
+    assert [splits.test.path(i).rpartition("/")[2] for i in range(2)] == ["val_0.JPEG", "val_1.JPEG"]
+    assert splits.test.labels.tolist() == [1, 0]
+    image, label = splits.train.read(4)
+    assert (image.size, label, splits.train.path(4)) == ((64, 64), 1, f"{tiny}/train/n02124075/images/n02124075_1.JPEG")
+
+
+def test_download_unpacks_the_official_archive(tiny, tmp_path, monkeypatch):
+    archive = Path(shutil.make_archive(str(tmp_path / tiny.name), "zip", tiny.parent))
+    monkeypatch.setattr(tiny_imagenet, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    serve = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(tiny_imagenet, "URL", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+        splits = open_data("tiny_imagenet", root=tmp_path / "new", download=True)
+        server.shutdown()
+    assert len(splits.train) == 6 and (tmp_path / "new" / tiny.name / "wnids.txt").is_file()
+
+
+def test_failed_download(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_imagenet, "URL", f"file://{tmp_path}/nothing.zip")
+    with pytest.raises(FileNotFoundError, match=r"could not be downloaded to .*: fetch file://.*nothing.zip yourself"):
+        open_data("tiny_imagenet", root=tmp_path / "new", download=True)
+
+
+def test_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"was not found in .*, which has no wnids.txt: give .*--data-dir"):
+        open_data("tiny_imagenet", root=tmp_path)
+
+
+def test_class_that_the_list_lacks(tiny):
+    (tiny / "wnids.txt").write_text("n01443537\n")
+    with pytest.raises(ValueError, match=r"n02124075_0.JPEG is of the class n02124075, which wnids.txt lacks"):
+        open_data("tiny_imagenet", root=tiny)
+
+
+def test_opened_as_a_folder(tiny):
+    with pytest.raises(ValueError, match=re.escape(f"open it with --data tiny_imagenet --data-dir {tiny}")):
+        open_data("folder", root=tiny)
+
+
+def test_verify_finds_the_broken_image(tiny, capsys):
+    (tiny / "val" / "images" / "val_1.JPEG").write_bytes(b"no image")
+    with pytest.raises(SystemExit) as stop:
+        main(["verify", "tiny_imagenet", "--data-dir", str(tiny), "--workers", "0"])
+    assert stop.value.code == 1
+    assert "val_1.JPEG" in capsys.readouterr().out

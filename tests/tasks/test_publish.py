@@ -1,0 +1,241 @@
+"""`metamix publish`: what it writes, who can load it, and what it refuses."""
+
+import json
+import sys
+from importlib import import_module
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+
+import metamix
+from metamix.detection.load import DetectorSpec
+from metamix.tasks import publish
+from metamix.weights.files import save_weights
+from tests.detection.test_load import GOOD
+from tests.helpers.running import metamix_command, train
+
+ARGUMENTS = "{mixer: raft, mixer_args: {raft_size: 2}, depths: [1, 1, 1], dims: [8, 8, 16]}"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of digits of 40 pixels, so that the mixer's weights depend on the size."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train(*["--data", "digits", "--img-size", 40, "--epochs", 1, "--batch-size", 256, "--workers", 0],
+          "--model-args", ARGUMENTS, "--crop-pct", 0.9, "--memory", "no", "--output", folder)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published") / "folder"
+    words = ["publish", run, "me/small-digits", "--license", "mit", "--dry-run", folder]
+    assert metamix_command(*words) == 0
+    assert metamix_command(*words) == 0  # again, into the folder of the first time
+    return folder
+
+
+def digit():
+    image = Image.new("L", (32, 48))
+    image.paste(255, (10, 5, 14, 40))
+    return image
+
+
+def test_the_folder_has_nothing_else(published):
+    assert {path.name for path in published.iterdir()} == publish.FILES
+
+
+@pytest.mark.parametrize("source", ["local-dir", "hf-hub"])
+def test_timm_loads_it(source, run, published, monkeypatch):
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda repo_id, filename, **_: str(published / filename))
+    monkeypatch.setattr("metamix.models.registry.require_reachable", lambda *_: None)
+    model = timm.create_model(f"{source}:{published}", pretrained=True).eval()
+    assert model.pretrained_cfg["label_names"] == [*"0123456789"]
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    scores = model(transform(digit())[None]).softmax(1)[0]
+    (expected,) = metamix.load(run).predict([digit()], top=10)
+    assert scores[[int(label) for label, _ in expected]].tolist() == pytest.approx([score for _, score in expected])
+
+
+def test_metamix_loads_it(run, published, tmp_path, capsys):
+    assert metamix.load(published).predict([digit()]) == metamix.load(run).predict([digit()])
+    digit().save(tmp_path / "digit.png")
+    printed = []
+    for checkpoint in (run, published):
+        assert metamix_command("predict", tmp_path / "digit.png", "--checkpoint", checkpoint, "--device", "cpu") == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+
+
+def test_metamix_loads_it_from_the_hub(run, published, monkeypatch):
+    asked = []
+
+    def download(name, file, revision):
+        asked.append((name, file, revision))
+        return str(published / file)
+
+    monkeypatch.setattr("metamix.weights.download.hf_hub_download", download)
+    monkeypatch.setattr("metamix.weights.download.require_reachable", lambda name: None)
+    assert metamix.load("hf-hub:me/small-digits@v2").predict([digit()]) == metamix.load(run).predict([digit()])
+    assert set(asked) == {("me/small-digits", "model.safetensors", "v2")}
+
+
+def test_the_hub_has_no_such_weights(monkeypatch):
+    def download(*_, **__):
+        raise RuntimeError("404")
+
+    monkeypatch.setattr("metamix.weights.download.hf_hub_download", download)
+    monkeypatch.setattr("metamix.weights.download.require_reachable", lambda name: None)
+    with pytest.raises(OSError, match=r"of me/x could not be downloaded from the Hugging Face Hub \(404\): check the"):
+        metamix.load("hf-hub:me/x")
+
+
+def test_the_card_says_what_the_run_says(run, published):
+    card, summary = ModelCard.load(published / "README.md"), json.loads((run / "summary.json").read_text())
+    assert (card.data.license, card.data.library_name) == ("mit", "timm")
+    scores = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert scores == {name: summary[name] for name in summary["scores"]}
+    for words in (
+        "`metaformer_identity_nano`, which metamix trained on digits to label images",
+        f"| top1 on test | {summary['top1']:.4g} |",
+        "| images | 1,437 train, 360 test |",
+        "metamix predict photo.jpg --checkpoint hf-hub:me/small-digits",
+        'timm.create_model("hf-hub:me/small-digits", pretrained=True)',
+        "metamix train --config recipe.yaml --output run\n",
+        "0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
+    ):
+        assert words in card.text
+
+
+def test_the_recipe_trains_the_same_weights(run, published, tmp_path):
+    metamix.cli.train.main(["--config", str(published / "recipe.yaml"), "--output", str(tmp_path / "again")])
+    again, first = (metamix.load(folder).model.state_dict() for folder in (tmp_path / "again", run))
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+
+
+def test_the_recipe_names_no_folder_of_this_machine():
+    recipe = {"output": "/home/me/run", "data_dir": "/data/x", "checkpoint": "/home/me/a.pt", "lr": 1}
+    assert publish.shareable(recipe) == {"checkpoint": "a.pt", "lr": 1}
+
+
+def test_weights_without_a_run_of_a_model_of_timm(tmp_path, capsys):
+    model = timm.create_model("resnet10t.c3_in1k", num_classes=2, in_chans=1)
+    metamix.save_classifier(model, tmp_path / "w.safetensors", classes=["cat", "dog"], model_args={"in_chans": 1})
+    assert metamix_command("publish", tmp_path / "w.safetensors", "me/x", "--dry-run", tmp_path / "x") == 0
+    said = capsys.readouterr().out
+    assert "note: there is no finished run with these weights, so the card has no scores and no recipe" in said
+    assert "note: the card names no license" in said
+    text = (tmp_path / "x" / "README.md").read_text()
+    assert "## Train it again" not in text and "import timm\n" in text
+    config = timm.create_model(f"local-dir:{tmp_path / 'x'}", pretrained=True).pretrained_cfg
+    assert config["label_names"] == ["cat", "dog"] and not {"license", "tag", "origin_url"} & config.keys()
+
+
+@pytest.fixture
+def own_mixer(tmp_path, monkeypatch, forget_mixers):
+    """A module with a mixer in the working folder, and weights of a model with it."""
+    (tmp_path / "mixers_of_mine.py").write_text(
+        "import metamix\nfrom torch import nn\n\n@metamix.register_mixer('mine')\nclass Mine(nn.Conv2d):\n"
+        "    def __init__(self, dim, *, size):\n        super().__init__(dim, dim, 1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    import_module("mixers_of_mine")
+    arguments = dict(mixer="mine", depths=[1, 1, 1], dims=[8, 8, 16])
+    model = timm.create_model("metaformer_identity_nano", num_classes=1, **arguments)
+    metamix.save_classifier(model, tmp_path / "w.safetensors", classes=["x"], model_args=arguments)
+    yield tmp_path
+    del sys.modules["mixers_of_mine"]
+
+
+def test_an_own_mixer_must_be_imported(own_mixer, capsys):
+    words = ["w.safetensors", "me/x", "--dry-run", "x", "--import", "mixers_of_mine"]
+    assert metamix_command("publish", *words) == 0
+    said = "who loads the model must import mixers_of_mine first; its source is not in the repository"
+    assert said in capsys.readouterr().out
+    text = (own_mixer / "x" / "README.md").read_text()
+    assert text.count("import mixers_of_mine\n") == 3 and "--checkpoint hf-hub:me/x --import mixers_of_mine" in text
+    assert timm.create_model("local-dir:x", pretrained=True).stages[0].blocks[0].mixer.__module__ == "mixers_of_mine"
+
+
+def test_a_detector_is_published_for_metamix(tmp_path):
+    model = DetectorSpec.from_dict(GOOD, "x").build()
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), GOOD)
+    assert metamix_command("publish", tmp_path / "w.safetensors", "me/discs", "--dry-run", tmp_path / "x") == 0
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {"README.md", "model.safetensors"}
+    text = (tmp_path / "x" / "README.md").read_text()
+    assert "pipeline_tag: object-detection" in text and "timm.create_model" not in text and "disc, square" in text
+    again = metamix.load(tmp_path / "x")
+    assert again.classes == ("disc", "square")
+    assert all(torch.equal(again.model.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+
+# The upload
+
+
+class Hub:
+    """Record what the hub is asked for."""
+
+    def __init__(self):
+        self.calls = []
+
+    def create_repo(self, repo, **options):
+        self.calls.append((repo, options))
+        return SimpleNamespace(repo_id=repo)
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        self.calls.append((repo_id, {path.name for path in folder_path.iterdir()}))
+
+
+def test_upload(run, monkeypatch, capsys):
+    hub = Hub()
+    monkeypatch.setattr(publish, "HfApi", lambda **_: hub)
+    assert metamix_command("publish", run, "me/digits", "--private") == 0
+    assert hub.calls == [("me/digits", {"private": True, "exist_ok": True}), ("me/digits", publish.FILES)]
+    assert "uploaded: " in capsys.readouterr().out
+
+
+def test_upload_without_a_login(run, monkeypatch):
+    class Refusing(Hub):
+        def create_repo(self, repo, **_):
+            raise RuntimeError("401 unauthorized")
+
+    monkeypatch.setattr(publish, "HfApi", lambda **_: Refusing())
+    with pytest.raises(SystemExit, match=r"me/x could not be uploaded \(401 unauthorized\): log in with `hf auth"):
+        metamix_command("publish", run, "me/x")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("repo", ["digits", "a/b/c", "me/bad name"])
+def test_names_of_repositories(repo):
+    with pytest.raises(SystemExit, match=f"the repository is '{repo}', but it must be USER/NAME"):
+        metamix_command("publish", "metaformer_pooling_nano.digits", repo)
+
+
+def test_folders_of_others(run, tmp_path):
+    (tmp_path / "README.md").touch()
+    for folder, file in ((tmp_path, "README.md"), (run, ".lock, checkpoint.pt")):
+        with pytest.raises(SystemExit, match=rf"holds other files \({file}.*\): give a new folder"):
+            metamix_command("publish", run, "me/x", "--dry-run", folder)
+
+
+def test_weights_without_a_description(tmp_path):
+    save_weights(tmp_path / "w.safetensors", {"x": torch.zeros(1)}, {})
+    with pytest.raises(SystemExit, match=r"does not say which model it holds the weights of: write it with"):
+        metamix_command("publish", tmp_path / "w.safetensors", "me/x")
+
+
+def test_a_model_that_timm_would_build_otherwise(run, tmp_path, monkeypatch):
+    build = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, **options: build(name, **options | {"pretrained": False})
+    )  # as if timm read other weights
+    with pytest.raises(SystemExit, match="timm would load another model than metaformer_identity_nano from its hub"):
+        metamix_command("publish", run, "me/x", "--dry-run", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
