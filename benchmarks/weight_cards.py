@@ -1,6 +1,5 @@
 """Read and write the cards in weights/: the JSON file beside each weight file, with its recipe and its results."""
 
-import hashlib
 import json
 import math
 import re
@@ -12,6 +11,7 @@ from torch import Tensor
 import metamix
 from benchmarks.paths import RESULTS
 from metamix.utils.files import write_text
+from metamix.weights.checksums import sha256
 from metamix.weights.files import save_weights
 from metamix.weights.find import weights_dir
 
@@ -72,11 +72,6 @@ def write_weights(card: dict, tensors: Mapping[str, Tensor], about: dict) -> str
     list_sha256(path)
     write_card(card)
     return f"{path.name}: {card['stored_as']}, {path.stat().st_size / 1e6:.2f} MB"
-
-
-def sha256(path: Path) -> str:
-    """Hash the bytes of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def list_sha256(path: Path) -> None:

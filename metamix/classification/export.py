@@ -165,9 +165,10 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
 
 
 def exported_classifier(exported: ExportedModel) -> Classifier:
-    """Use an exported model as a classifier; raise ValueError if an entry that it needs is not in export.json."""
+    """Use an exported model as a classifier; raise ValueError if export.json lacks an entry or does not fit."""
     metadata = exported.artifact.model
     exported.artifact.check({}, METADATA)
+    exported.check_classes(metadata.num_classes or 0)
     return Classifier(metadata.model or "", exported, metadata)
 
 

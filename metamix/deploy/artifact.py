@@ -5,10 +5,14 @@ report.json                 how it compares with the model that it was made from
 model.onnx                  ONNX
 model.xml, model.bin        OpenVINO IR
 model.pt2                   torch.export; beside it, model.compiled.pt2, if AOTInductor compiled it for this CPU
+
+export.json lists the SHA-256 of the other files, and has one of its own content. They find damage; they are no defence
+against an attacker, who can compute them again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -18,15 +22,29 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from metamix.utils.files import write_text
-from metamix.utils.rules import Count, Rule, check_entries, rules_of
+from metamix.utils.nesting import check_nesting
+from metamix.utils.rules import Count, Rule, check_entries, rules_of, shown, where
+from metamix.weights.checksums import sha256
 from metamix.weights.files import ARTIFACT, CHECKPOINT, WEIGHTS
 from metamix.weights.metadata import ModelMetadata
 
 from .formats import FORMATS, check_format
 
 REPORT = "report.json"
-VERSION = 1
+VERSION = 2  # version 1 has no checksums
+CHECKSUM = "sha256"  # entry of export.json: the SHA-256 of all other entries
 AGAIN = "Export the model again"
+
+
+def file_names() -> set[str]:
+    """Return the names of all files that an export may have beside export.json."""
+    return {REPORT}.union(*((format.file, *format.more_files) for format in FORMATS.values()))
+
+
+Files = Annotated[
+    dict[str, str],
+    where(lambda files: files.keys() <= file_names(), "a mapping of names of exported files to their SHA-256"),
+]
 
 
 @dataclass(frozen=True)
@@ -41,6 +59,7 @@ class Artifact:
     outputs: Annotated[tuple[str, ...], Field(max_length=1_000)]  # their names
     extra: dict[str, Any] = field(default_factory=dict)  # what the task needs to run it, such as a scale
     versions: dict[str, Any] = field(default_factory=dict)  # versions of the packages that made it
+    files: Files = field(default_factory=dict)  # SHA-256 of each file beside export.json
 
     @property
     def file(self) -> str:
@@ -58,24 +77,53 @@ class Artifact:
         check_entries(self.model.to_dict(), model, ARTIFACT, "model", AGAIN)
         check_entries(self.extra, extra, ARTIFACT, "extra", AGAIN)
 
+    def check_files(self, folder: Path) -> None:
+        """Raise FileNotFoundError if a file of the export is missing, ValueError if it is damaged."""
+        for name in dict.fromkeys((self.file, *self.files)):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} lacks {name}: copy the whole folder, or export the model again")
+            if sha256(folder / name) != self.files.get(name):
+                raise ValueError(
+                    f"{folder / name} is damaged, its SHA-256 is not the one in {ARTIFACT}: copy the whole folder "
+                    f"again, or export the model again"
+                )
+
     def save(self, folder: Path) -> None:
-        """Write export.json."""
-        entries = asdict(self) | {"model": self.model.to_dict()}
-        write_text(folder / ARTIFACT, json.dumps({"version": VERSION} | entries, indent=2) + "\n")
+        """Write export.json, with the SHA-256 of each file that the export has in the folder."""
+        files = {name: sha256(folder / name) for name in sorted(file_names()) if (folder / name).is_file()}
+        entries = {"version": VERSION} | asdict(self) | {"model": self.model.to_dict(), "files": files}
+        write_text(folder / ARTIFACT, json.dumps(with_checksum(entries), indent=2) + "\n")
+
+
+def with_checksum(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return entries of export.json as they are read again, with the SHA-256 of their canonical JSON."""
+    plain = json.loads(json.dumps({key: value for key, value in entries.items() if key != CHECKSUM}))
+    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return plain | {CHECKSUM: hashlib.sha256(canonical.encode()).hexdigest()}
 
 
 def load_artifact(folder: str | Path) -> Artifact:
-    """Read export.json of a folder; refuse one that is damaged or of another version."""
+    """Read export.json of a folder; refuse one that is damaged or of another version. No other file is read."""
     path = Path(folder) / ARTIFACT
     if not path.is_file():
         raise FileNotFoundError(_not_exported(Path(folder)))
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")  # bytes that are not UTF-8 fail the checksum
+    check_nesting(text, str(path))
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): export the model again") from None
-    if not isinstance(raw, Mapping) or raw.get("version") != VERSION:
-        version = raw.get("version") if isinstance(raw, Mapping) else type(raw).__name__
-        raise ValueError(f"{path} is of version {version!r}, this metamix reads {VERSION}: export the model again")
+    if not isinstance(raw, dict) or raw.get("version") != VERSION:
+        version = raw.get("version") if isinstance(raw, dict) else type(raw).__name__
+        raise ValueError(
+            f"{path} is of version {shown(version)}, and this metamix reads version {VERSION}, which has checksums: "
+            f"export the model again"
+        )
+    if raw.get(CHECKSUM) != with_checksum(raw)[CHECKSUM]:
+        raise ValueError(
+            f"{path} is damaged or was edited, its own SHA-256 is wrong: copy the whole folder again, or export the "
+            f"model again"
+        )
     missing = [f.name for f in fields(Artifact) if f.name not in raw]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: export the model again")

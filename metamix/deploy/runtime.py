@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metamix.utils.checks import DoesNotFit
+from metamix.utils.checks import DoesNotFit, parse_size
 from metamix.utils.system import is_out_of_memory
+from metamix.utils.text import plural
+from metamix.weights.files import ARTIFACT
 
 from .artifact import Artifact, load_artifact
-from .formats import Run, open_file
+from .formats import FORMATS, Run, open_file
 
 
 class ExportedModel(nn.Module):
@@ -54,6 +56,18 @@ class ExportedModel(nn.Module):
         kind = [torch.from_numpy(output) for output in outputs] if as_tensor else outputs
         return kind[0] if len(kind) == 1 else tuple(kind)
 
+    def check_classes(self, count: int) -> None:
+        """Raise ValueError unless the graph returns scores of `count` classes, (n, count, ...), for a black image."""
+        batch, channels = self.artifact.input_shape[:2]
+        size: Any = self.artifact.size or self.artifact.model.img_size
+        outputs = self(torch.zeros(batch or 1, channels or 3, *parse_size("img_size", size)))
+        shapes = [tuple(output.shape) for output in (outputs if isinstance(outputs, tuple) else [outputs])]
+        if len(shapes) != 1 or shapes[0][1:2] != (count,):
+            raise ValueError(
+                f"{ARTIFACT} has {plural(count, 'class')}, but the graph returns outputs of shape "
+                f"{', '.join(map(str, shapes))}: they do not belong together, export the model again"
+            )
+
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise DoesNotFit if the model does not take images (n, C, H, W) of this shape."""
         wanted = self.artifact.input_shape
@@ -71,25 +85,30 @@ def reason(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
-def load_exported(folder: str | Path, *, threads: int | None = None) -> ExportedModel:
+def load_exported(folder: str | Path, *, threads: int | None = None, trust: bool = False) -> ExportedModel:
     """Load an exported model.
 
     Args:
         folder: what `metamix export` wrote.
         threads: number of threads for the engine; None for its default, all cores. For a torch.export model the number
             holds for all of torch in this process, since torch has no number for a single model.
+        trust: load an export of the format torch, whose files may hold code that then runs.
 
     Raises:
         FileNotFoundError: the folder holds no exported model.
-        ValueError: its files are damaged.
+        ValueError: its files are damaged, or they may hold code and `trust` is false.
         ImportError: the engine is not installed.
     """
     artifact = load_artifact(folder)
-    file = Path(folder) / artifact.file
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} lacks {artifact.file}: export the model again")
+    file, format = Path(folder) / artifact.file, FORMATS[artifact.format]
+    if format.runs_code and not trust:
+        raise ValueError(
+            f"{file} is not loaded: {format.runs_code}. If you trust who exported it, give --trust, in Python "
+            f"trust=True. Exports to onnx and openvino need no trust"
+        )
+    artifact.check_files(Path(folder))
     try:
-        run = open_file(file, threads, artifact.precision)
+        run = open_file(file, threads, artifact.precision, compiled=format.compiled in artifact.files)
     except ImportError:
         raise
     except Exception as error:  # each engine has its own types

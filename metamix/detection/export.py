@@ -216,7 +216,9 @@ def open_detector(options: ExportOptions) -> ExportableDetector:
         least = 2 * math.ceil(max(model.backbone.strides))
         height, width = round_up((max(height, least), max(width, least)), (step, step))
     metadata = ModelMetadata.from_dict(entries, source)
-    metadata = replace(metadata, img_size=(height, width), in_chans=len(model.transform.image_mean))
+    metadata = replace(
+        metadata, img_size=(height, width), in_chans=len(model.transform.image_mean), num_classes=model.num_classes
+    )
     least = least_side(model) if options.dynamic and options.format == "torch" else 1
     exportable = ExportableDetector(model, metadata, options.dynamic, task, options.images, least)
     if not options.dynamic and max(height, width) > round_up((longer, longer), (step, step))[0]:

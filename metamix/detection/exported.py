@@ -18,6 +18,7 @@ from metamix.deploy.runtime import ExportedModel
 from metamix.layers import round_up
 from metamix.tasks.exportable import Model
 from metamix.utils.rules import Share, rule, rules_of
+from metamix.utils.text import plural
 from metamix.weights.files import ARTIFACT
 from metamix.weights.metadata import MAX_SIDE, ModelMetadata
 
@@ -31,11 +32,12 @@ SETTINGS = {  # what `ExportedDetector` reads from `extra` in export.json, which
     "nms_thresh": rule(Share),
     **dict.fromkeys(("detections_per_img", "min_size", "max_size", "multiple", "least"), rule(Pixels)),
 }
-METADATA = {name: rule for name, rule in rules_of(ModelMetadata).items() if name in ("classes", "mean", "std")}
+NEEDED = ("classes", "num_classes", "mean", "std")  # boxes do not show how many classes the graph knows
+METADATA = {name: rule for name, rule in rules_of(ModelMetadata).items() if name in NEEDED}
 
 
 def exported_detector(exported: ExportedModel) -> TrainedDetector:
-    """Use an exported model as a detector; raise ValueError if an entry that it needs is not in export.json."""
+    """Use an exported model as a detector; raise ValueError if export.json lacks an entry or does not fit."""
     artifact = exported.artifact
     artifact.check(SETTINGS, METADATA)
     model = ExportedDetector(exported, artifact.model, artifact.size, artifact.extra).eval()
@@ -65,7 +67,7 @@ class ExportedDetector(nn.Module):
 
     Args:
         model: the graph.
-        metadata: holds mean and std.
+        metadata: holds mean, std and classes.
         size: (H, W) of the graph; None for a dynamic one.
         settings: `Artifact.extra`.
 
@@ -77,6 +79,7 @@ class ExportedDetector(nn.Module):
         super().__init__()
         self.run, self.size, self.settings = model, size, settings
         self.score_thresh = settings["score_thresh"]
+        self.classes = len(metadata.classes or ())
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (metadata.mean, metadata.std))
 
     def forward(self, images: Sequence[Tensor]) -> list[Objects]:
@@ -91,6 +94,11 @@ class ExportedDetector(nn.Module):
         """Return the objects of an image in its own pixels, from outputs of the graph and the size in `prepare`."""
         settings = self.settings | {"score_thresh": self.score_thresh}
         boxes, scores, labels = (output[0] for output in outputs)
+        if labels.max() > self.classes:
+            raise ValueError(
+                f"the graph finds class {int(labels.max())}, but {ARTIFACT} has {plural(self.classes, 'class')}: "
+                f"export the model again"
+            )
         objects = suppress(boxes, scores, labels, size, settings)
         height, width = image.shape[-2:]
         return objects | {"boxes": objects["boxes"] * torch.tensor([width / size[1], height / size[0]] * 2)}

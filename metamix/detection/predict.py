@@ -23,6 +23,7 @@ from tqdm import tqdm
 from metamix.data.files import read_pixels
 from metamix.data.outputs import predict_images
 from metamix.tasks.predict import PredictToFolder
+from metamix.utils.files import make_output_folder
 from metamix.utils.options import option
 from metamix.utils.rules import Share
 from metamix.utils.text import plural, printable
@@ -42,7 +43,7 @@ class FindObjects(PredictToFolder):
         def draw(path: Path, name: Path) -> dict[str, Any]:
             pixels, picture = read_pixels(path), self.output / name
             objects = trained.find(pixels, self.threshold)
-            picture.parent.mkdir(parents=True, exist_ok=True)
+            make_output_folder(picture.parent)
             draw_image(picture, pixels, objects, trained.classes)
             records = describe_objects(objects, trained.classes)
             tqdm.write(printable(f"{path}: {plural(len(records), 'object')}"))

@@ -21,7 +21,7 @@ from torch import Tensor
 from metamix.data import CorruptImage
 from metamix.data.files import as_corrupt_image, open_image, read_file, to_eight_bits
 from metamix.utils.checks import DoesNotFit
-from metamix.utils.files import atomic_write
+from metamix.utils.files import atomic_write, make_output_folder
 from metamix.utils.text import printable
 
 from .resize import to_levels
@@ -106,7 +106,7 @@ def write_picture(picture: Picture, path: Path) -> None:
     kind = FORMATS[path.suffix.lower()]
     if kind == "JPEG" and picture.alpha is not None:
         raise DoesNotFit(f"{path}: the image has an alpha channel, which JPEG cannot hold: give --format png")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_output_folder(path.parent)
     if picture.bits == 16 and kind in HAVE_16_BITS:
         content = _encode_16_bits(_to_pixels(picture, 16).astype(np.uint16), path, picture.profile)
         with atomic_write(path) as file:

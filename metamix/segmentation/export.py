@@ -16,6 +16,7 @@ from metamix.deploy.report import Difference, missed_limits
 from metamix.deploy.runtime import ExportedModel
 from metamix.layers.image_inference import pad_for_graph, tiles
 from metamix.tasks.exportable import EXTRA, RANDOM_IMAGES, Comparison, ExportOptions, Model, readable_images
+from metamix.utils.rules import rule
 from metamix.weights.files import ARTIFACT
 from metamix.weights.metadata import ModelMetadata
 
@@ -102,9 +103,10 @@ def open_segmenter(options: ExportOptions) -> ExportableSegmenter:
 
 
 def exported_segmenter(exported: ExportedModel) -> TrainedSegmenter:
-    """Use an exported model as a segmenter; raise ValueError if an entry that it needs is not in export.json."""
+    """Use an exported model as a segmenter; raise ValueError if export.json lacks an entry or does not fit."""
     artifact = exported.artifact
     metadata = artifact.model.to_dict()
-    artifact.check(extra=EXTRA, model={})
+    artifact.check(extra=EXTRA, model={"img_size": rule(Any)})  # whose value is checked already
     spec = SegmenterSpec.from_dict(metadata, ARTIFACT)
+    exported.check_classes(len(spec.classes))
     return TrainedSegmenter(pad_for_graph(exported, artifact.extra, artifact.size), spec, metadata, artifact.size)

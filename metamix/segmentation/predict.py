@@ -77,6 +77,6 @@ class LabelPixels(PredictToFolder):
 
 def save(path: Path, image: Image.Image) -> None:
     """Write an image as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_output_folder(path.parent)
     with atomic_write(path) as file:
         image.save(file, "PNG")

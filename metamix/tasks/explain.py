@@ -28,6 +28,7 @@ from metamix.data.outputs import change_extensions, check_outputs, predict_image
 from metamix.mixers.views import Point, View, view
 from metamix.models.metaformer import Block
 from metamix.utils.figures import figure_text, save_figure
+from metamix.utils.files import make_output_folder
 from metamix.utils.options import Options, option, parse_command, positional
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
 from metamix.utils.text import did_you_mean, exit_with_message, plural, printable
@@ -115,7 +116,7 @@ def main(argv: Sequence[str]) -> None:
             explanation = explain(trained, path, options.label)
             label, score = explanation.scores[explanation.explained]
             picture = options.output / name
-            picture.parent.mkdir(parents=True, exist_ok=True)
+            make_output_folder(picture.parent)
             draw_explanation(picture, explanation)
             return {"label": label, "score": round(score, 4)}
 

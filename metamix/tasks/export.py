@@ -19,14 +19,15 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from metamix.deploy.artifact import REPORT, Artifact
+from metamix.deploy.artifact import REPORT, Artifact, file_names
 from metamix.deploy.extras import installed
 from metamix.deploy.formats import FORMATS, Graph, Run, check_format, check_packages, open_file
 from metamix.deploy.fuse import fuse
 from metamix.deploy.quantize import quantize_file
 from metamix.deploy.report import speeds
 from metamix.deploy.runtime import ExportedModel
-from metamix.utils.files import write_text
+from metamix.utils.files import make_output_folder, write_text
+from metamix.utils.lock import LOCK, lock_folder
 from metamix.utils.options import parse_command
 from metamix.utils.system import processor, versions
 from metamix.utils.text import exit_with_message, plural, printable
@@ -101,18 +102,29 @@ def run(options: ExportOptions) -> dict[str, Any]:
         refuse_name(options.model, options.source)
     check_options(options)
     folder = check_output(options.output)
-    threads = options.threads or torch.get_num_threads()
     exportable = spec.part("export")(options)
     if options.precision == "int8" and not hasattr(exportable, "calibration"):
         raise ValueError(
             f"{options.source} is a model of {task}, which is not quantized to int8: take --precision fp32 or bf16"
         )
-    artifact = write_model(exportable, folder, options)
+    examples = exportable.examples(2)
+    check_runs(exportable.model, examples)
+    make_output_folder(folder)
+    with lock_folder(folder):
+        return write_export(exportable, examples, folder, options)
+
+
+def write_export(
+    exportable: Exportable, examples: torch.Tensor, folder: Path, options: ExportOptions
+) -> dict[str, Any]:
+    """Write a model to the folder and check it; return the content of report.json."""
+    threads = options.threads or torch.get_num_threads()
+    artifact = write_model(exportable, examples, folder, options)
     file = folder / artifact.file
     quantized = None
     if options.precision == "int8":
         quantized = quantize(cast(Quantizable, exportable), file, options)
-    exported = ExportedModel(open_file(file, threads, options.precision), artifact)
+    exported = ExportedModel(open_file(file, threads, options.precision, options.compile), artifact)
     comparison = exportable.compare(exported, options.precision)
     report = {
         "source": options.source,
@@ -141,7 +153,7 @@ def run(options: ExportOptions) -> dict[str, Any]:
 def check_options(options: ExportOptions) -> None:
     """Refuse what cannot be exported before any work: ValueError, or ImportError if a package is missing."""
     written = check_format(options.format, options.precision)
-    if options.compile and not written.compiles:
+    if options.compile and not written.compiled:
         raise ValueError(f"the format {options.format} is not compiled: leave --compile out")
     check_packages(options.format, options.precision)
     if options.precision == "int8":
@@ -161,8 +173,8 @@ def check_output(folder: Path) -> Path:
     """Return the folder if it can be written to; raise ValueError if it holds something else than an export."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder to export to")
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    others = names if names.isdisjoint({ARTIFACT, REPORT}) else names - known_files()
+    names = {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
+    others = names if names.isdisjoint({ARTIFACT, REPORT}) else names - {ARTIFACT} - file_names()
     if others:
         raise ValueError(
             f"{folder} holds other files ({', '.join(sorted(others)[:3])}): give a new folder to export to"
@@ -170,18 +182,10 @@ def check_output(folder: Path) -> Path:
     return folder
 
 
-def known_files() -> set[str]:
-    """Return the names of all files that an export may have."""
-    return {ARTIFACT, REPORT}.union(*((format.file, *format.more_files) for format in FORMATS.values()))
-
-
-def write_model(exportable: Exportable, folder: Path, options: ExportOptions) -> Artifact:
+def write_model(exportable: Exportable, examples: torch.Tensor, folder: Path, options: ExportOptions) -> Artifact:
     """Write the model's files and return what to say about them."""
-    examples = exportable.examples(2)
-    check_runs(exportable.model, examples)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / REPORT).write_text("")  # marks the folder as ours, so that an export that fails can be repeated
-    for name in known_files() - {REPORT}:  # files of an earlier export
+    write_text(folder / REPORT, "")  # marks the folder as ours, so that an export that fails can be repeated
+    for name in {ARTIFACT} | file_names() - {REPORT}:  # files of an earlier export
         (folder / name).unlink(missing_ok=True)
     written = FORMATS[options.format]
     model = fuse(exportable.model, None if options.dynamic else examples)

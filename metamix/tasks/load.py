@@ -18,6 +18,7 @@ def load(
     model: str | None = None,
     model_args: Mapping[str, Any] | None = None,
     threads: int | None = None,
+    trust: bool = False,
 ) -> Trained:
     """Load a trained model with its preprocessing and class names.
 
@@ -30,6 +31,7 @@ def load(
         model: name of the model, for a file that does not name it.
         model_args: more arguments of the model, for such a file.
         threads: number of threads for the engine of an exported model; None for its default.
+        trust: load an exported model that may hold code, which then runs: one of the format torch.
 
     Returns:
         What the task's own function returns, such as `load_classifier`: an object with `model`, `spec`, `metadata` and
@@ -42,9 +44,11 @@ def load(
     if is_exported(source):
         if model or model_args:
             raise ValueError(f"{source} is an exported model, which is fixed: leave model and model_args out")
-        return load_exported_model(source, threads)
+        return load_exported_model(source, threads, trust)
     if threads is not None:
         raise ValueError("threads is for exported models: call torch.set_num_threads instead")
+    if trust:
+        raise ValueError(f"trust is for exported models, and no code in {source} runs: leave it out")
     task, path = task_of(str(source), model)
     spec = find_task(task)
     if not spec.takes_names:
@@ -55,11 +59,11 @@ def load(
     return spec.part("load")(source, model=model, model_args=model_args)
 
 
-def load_exported_model(folder: str | Path, threads: int | None = None) -> Trained:
-    """Load an exported model as its task uses it."""
+def load_exported_model(folder: str | Path, threads: int | None = None, trust: bool = False) -> Trained:
+    """Load an exported model as its task uses it; arguments as in `load`."""
     from metamix.deploy.runtime import load_exported  # needs an engine
 
-    exported = load_exported(folder, threads=threads)
+    exported = load_exported(folder, threads=threads, trust=trust)
     return find_task(exported.artifact.model.task or DEFAULT).part("exported")(exported)
 
 

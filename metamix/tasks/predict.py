@@ -49,6 +49,7 @@ class PredictOptions(ImageOptions):
     pretrained: bool = option(False, "take the published weights of --model")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps")
     threads: Count | None = option(None, "threads of an exported model's engine; default: all cores")
+    trust: bool = option(False, "load an exported model of the format torch, whose files may hold code that then runs")
 
     def run(self, trained: Any) -> int:
         """Predict all images with a `Trained` of the task, write the results, and return how many were left out."""
@@ -161,6 +162,8 @@ def check_weights(options: Any, flags: set[str], spec: TaskSpec) -> None:
         return
     if options.threads:
         raise ValueError("--threads is for exported models: set the environment variable OMP_NUM_THREADS instead")
+    if options.trust:
+        raise ValueError("--trust is for exported models, and no code in weights runs: leave it out")
     if options.checkpoint is None and not (options.pretrained and options.model):
         raise ValueError(
             f"--task {spec.name} needs weights: give --checkpoint RUN_OR_FILE"
@@ -180,7 +183,7 @@ def less_memory(model: str | None, spec: TaskSpec) -> str:
 def open_trained(options: PredictOptions, spec: TaskSpec) -> Trained:
     """Load the weights that the options name, to the device that they name."""
     if options.model and is_exported(options.model):
-        return load_exported_model(options.model, options.threads)
+        return load_exported_model(options.model, options.threads, options.trust)
     device = prepare_device(options.device)
     if spec.takes_names:
         trained = spec.part("load")(options.checkpoint, model=options.model, pretrained=options.pretrained)

@@ -13,7 +13,6 @@
 Only rank 0 writes.
 """
 
-import errno
 import logging
 import os
 import sys
@@ -26,6 +25,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from metamix.utils.files import make_output_folder, reason, write_text
+from metamix.utils.lock import LOCK, lock_folder
 from metamix.utils.options import read_yaml
 from metamix.utils.text import printable
 from metamix.weights.files import RECIPE
@@ -46,7 +46,7 @@ class Run:
         """Create and lock the folder; it is None for a dry run, which writes no files.
 
         Raises:
-            ValueError: another process trains in the folder, or tensorboard is not installed.
+            ValueError: another process writes into the folder, or tensorboard is not installed.
         """
         self.folder, self.main = folder, main
         self.state: str | None = None  # last word written to state.txt
@@ -64,7 +64,7 @@ class Run:
             return
         self._writer = _tensorboard_writer() if tensorboard else None
         make_output_folder(folder)
-        self._lock = _lock(folder)
+        self._lock = lock_folder(folder)
         PACKAGE.addHandler(self._warnings)
 
     def say(self, text: str) -> None:
@@ -200,7 +200,7 @@ def check_output(folder: Path) -> None:
     if not folder.is_dir():
         return
     # Files of a run that failed before it wrote its recipe; older versions wrote the state first.
-    left = {".lock", "log.txt", STATE}
+    left = {LOCK, "log.txt", STATE}
     foreign = sorted(
         name
         for name in os.listdir(folder)
@@ -239,26 +239,3 @@ def _tensorboard_writer() -> Any:
             "tensorboard is not installed; pip install 'metamix[tensorboard]', or leave --tensorboard out"
         ) from None
     return SummaryWriter
-
-
-def _lock(folder: Path) -> IO[str]:
-    """Lock the folder until this process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:
-        raise OSError(f"{folder} cannot be locked: training needs Linux or macOS") from None
-    file = open(folder / ".lock", "a+")  # noqa: SIM115 - kept open as long as the lock is held
-    try:
-        # A POSIX record lock. Unlike flock's, the loader's workers do not inherit it; they may outlive this process.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise OSError(
-                f"{folder} cannot be locked ({error.strerror}), so two runs could write into it; take an --output on "
-                f"another file system"
-            ) from None
-        raise ValueError(
-            f"another process is training in {folder}; wait for it, stop it, or choose another --output"
-        ) from None
-    return file

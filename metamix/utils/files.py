@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -35,7 +35,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, target)
         _sync_folder(target.parent)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that is read-only refuses this too, and its first error says more
+            temporary.unlink()
         if isinstance(error, OSError):
             raise OSError(f"{path} could not be written ({reason(error)})") from error
         raise

@@ -6,6 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,11 @@ def damaged(content: Mapping[str, Any], expected: Mapping[str, str]) -> list[str
     """Return the names of the tensors whose checksum differs from the expected one, is missing, or is not expected."""
     actual = checksums(content)
     return [name for name in sorted(actual.keys() | expected.keys()) if actual.get(name) != expected.get(name)]
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, as `sha256sum` prints it."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def digest(rows: Iterable[Iterable[str | int | float]]) -> str:

@@ -11,7 +11,8 @@ import yaml
 from safetensors import safe_open
 
 from benchmarks import ship_weights, weight_cards
-from benchmarks.weight_cards import SUMS, sha256
+from benchmarks.weight_cards import SUMS
+from metamix.weights.checksums import sha256
 from tests.helpers.running import train
 
 MODEL = "minattn_minimal_nomlp_h1_mnist"  # a step takes milliseconds, and it needs no arguments to be small

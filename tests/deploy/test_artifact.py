@@ -1,6 +1,5 @@
 """Test export.json and the refusals of `load_exported`."""
 
-import json
 import re
 from functools import partial
 
@@ -16,6 +15,7 @@ from metamix.deploy.runtime import ExportedModel
 from metamix.detection import load_detector
 from metamix.tasks.registry import DEFAULT, find_task
 from metamix.weights.metadata import ModelMetadata
+from tests.helpers.exports import edit
 
 ARTIFACT = Artifact(
     "onnx",
@@ -45,7 +45,11 @@ def test_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"version": 2}, r"is of version 2, this metamix reads 1: export the model again"),
+        (
+            {"version": 1},
+            r"is of version 1, and this metamix reads version 2, which has checksums: export the",
+        ),
+        ({"files": {"../model.onnx": "0"}}, r"files in the file is .*; accepted is a mapping of names of exported fil"),
         ({"format": "onx"}, r"format is 'onx'; did you mean 'onnx'\? Accepted: onnx, openvino, torch."),
         ({"format": ["onnx"]}, r"format is \['onnx'\]"),
         ({"outputs": "logits"}, r"outputs in the file is 'logits'; accepted is a list of 0 to 1,000 strings"),
@@ -58,8 +62,7 @@ def test_is_read_as_it_was_written(tmp_path):
 )
 def test_damaged_file_is_refused(tmp_path, change, words):
     ARTIFACT.save(tmp_path)
-    file = tmp_path / "export.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    edit(tmp_path, **change)
     with pytest.raises(ValueError, match=words):
         load_artifact(tmp_path)
 
@@ -67,7 +70,7 @@ def test_damaged_file_is_refused(tmp_path, change, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model": {"task": "segmentation"}}, r"there is no scale in extra\. Export the model again"),
+        ({"model": {"task": "segmentation", "img_size": 8}}, r"there is no scale in extra\. Export the model again"),
         (
             {
                 "model": {"task": "restoration"},
@@ -82,13 +85,15 @@ def test_damaged_file_is_refused(tmp_path, change, words):
             {"model": KNOWN | {"interpolation": "random"}},
             r"interpolation in model is 'random'; accepted is one of nearest",
         ),
-        ({"model": {"task": "detection", "classes": ["cat"], "mean": [0.5]}}, r"there is no std in model"),
+        (
+            {"model": {"task": "detection", "classes": ["cat"], "num_classes": 1, "mean": [0.5]}},
+            r"there is no std in model",
+        ),
     ],
 )
 def test_what_a_task_reads_is_checked(tmp_path, change, words):
     ARTIFACT.save(tmp_path)
-    file = tmp_path / "export.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    edit(tmp_path, **change)
     artifact = load_artifact(tmp_path)
     with pytest.raises(ValueError, match=words):
         find_task(artifact.model.task or DEFAULT).part("exported")(ExportedModel(None, artifact))
@@ -96,10 +101,7 @@ def test_what_a_task_reads_is_checked(tmp_path, change, words):
 
 def test_lacking_entry_is_named(tmp_path):
     ARTIFACT.save(tmp_path)
-    file = tmp_path / "export.json"
-    content = json.loads(file.read_text())
-    del content["outputs"]
-    file.write_text(json.dumps(content))
+    edit(tmp_path, outputs=None)
     with pytest.raises(ValueError, match=r"export.json lacks outputs"):
         load_artifact(tmp_path)
 
@@ -114,7 +116,7 @@ def test_other_folders_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no export.json: make one with metamix export MODEL --output NEW$"):
         load_exported(tmp_path)
     ARTIFACT.save(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"lacks model.onnx: export the model again"):
+    with pytest.raises(FileNotFoundError, match=r"lacks model.onnx: copy the whole folder, or export the model again"):
         load_exported(tmp_path)
 
 

@@ -21,6 +21,7 @@ import metamix.tasks.predict
 from metamix.classification.export import open_classifier
 from metamix.data import open_data
 from metamix.deploy import export, load_exported
+from metamix.deploy.artifact import load_artifact
 from metamix.deploy.formats.base import GraphError, as_graph_error, quiet
 from metamix.mixers import list_mixers
 from metamix.tasks.export import ParityError
@@ -36,7 +37,7 @@ OTHERS = [(mixer, format) for mixer in list_mixers() for format in FORMATS if (m
 def check_cell(source, folder, format):
     report = export(source, output=folder, format=format, seconds=0)
     assert report["parity"]["of_the_deviation"] < 2e-5 and report["parity"]["same_top1"] == 1
-    model, images = load_exported(folder), torch.randn(5, 3, 16, 16)
+    model, images = load_exported(folder, trust=True), torch.randn(5, 3, 16, 16)
     expected = metamix.load_classifier(source).model(images).detach()
     torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
     assert isinstance(model(images.numpy()), np.ndarray)
@@ -65,7 +66,7 @@ def test_mixer_in_the_other_formats(mixer, format, weights, tmp_path):
 def test_dynamic_size(mixer, format, weights, tmp_path):
     source = weights(mixer)
     export(source, output=tmp_path / "out", format=format, dynamic=True, seconds=0)
-    model, eager = load_exported(tmp_path / "out"), metamix.load_classifier(source).model
+    model, eager = load_exported(tmp_path / "out", trust=True), metamix.load_classifier(source).model
     for shape in ((1, 3, 16, 16), (3, 3, 24, 18)):
         images = torch.randn(*shape)
         torch.testing.assert_close(model(images), eager(images).detach(), rtol=1e-4, atol=1e-4)
@@ -75,7 +76,7 @@ def test_dynamic_size(mixer, format, weights, tmp_path):
 def test_bf16(format, weights, tmp_path):
     source = weights("identity")
     report = export(source, output=tmp_path / "out", format=format, precision="bf16", seconds=0.01)
-    model, images = load_exported(tmp_path / "out"), torch.randn(4, 3, 16, 16)
+    model, images = load_exported(tmp_path / "out", trust=True), torch.randn(4, 3, 16, 16)
     expected = metamix.load_classifier(source).model(images).detach()
     assert model(images).dtype == torch.float32
     torch.testing.assert_close(model(images), expected, rtol=0, atol=0.05 * float(expected.std()) + 0.02)
@@ -134,9 +135,10 @@ def test_compiled_package(weights, tmp_path, caplog):
     package = folder / "model.compiled.pt2"
     assert package.is_file()
     images = torch.randn(3, 3, 16, 16)
-    compiled = load_exported(folder)(images)
+    compiled = load_exported(folder, trust=True)(images)
     package.write_bytes(b"of another machine")
-    torch.testing.assert_close(load_exported(folder)(images), compiled, rtol=1e-4, atol=1e-4)
+    load_artifact(folder).save(folder)
+    torch.testing.assert_close(load_exported(folder, trust=True)(images), compiled, rtol=1e-4, atol=1e-4)
     assert "cannot be loaded here, the uncompiled program is used" in caplog.text
 
 
@@ -169,7 +171,7 @@ def test_one_test_image_does_not_fix_the_batch(tmp_path, monkeypatch):
     monkeypatch.setattr("metamix.classification.export.open_classifier", lambda options: classifier)
     options = dict(format="torch", data="digits", seconds=0)
     export("metaformer_pooling_nano.digits", output=tmp_path / "out", **options)
-    assert load_exported(tmp_path / "out")(torch.zeros(3, 1, 32, 32)).shape == (3, 10)
+    assert load_exported(tmp_path / "out", trust=True)(torch.zeros(3, 1, 32, 32)).shape == (3, 10)
 
 
 def test_file_that_does_not_name_its_model(tmp_path):
@@ -180,7 +182,7 @@ def test_file_that_does_not_name_its_model(tmp_path):
     with pytest.raises(SystemExit, match=r"plain.pt does not say which model .*; give --model NAME"):
         metamix.tasks.export.main(words)
     metamix.tasks.export.main([*words, "--model", name])
-    model = load_exported(folder)
+    model = load_exported(folder, trust=True)
     assert model(torch.zeros(2, *model.artifact.input_shape[1:])).shape == (2, 3)
     named = ExportOptions("metaformer_pooling_nano.digits", Path("out"), model="metaformer_pooling_nano")
     assert len(open_classifier(named).metadata.classes) == 10
@@ -195,7 +197,7 @@ def test_a_refused_export_keeps_the_earlier_one(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["metamix.tasks.export"], "check_runs", refuse)
     with pytest.raises(ValueError, match="does not take images"):
         export(source, output=tmp_path / "out", format="torch", seconds=0)
-    assert load_exported(tmp_path / "out")(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
+    assert load_exported(tmp_path / "out", trust=True)(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
 
 
 def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
@@ -291,9 +293,10 @@ def test_number_of_threads_is_restored(weights, tmp_path):
         torch.set_num_threads(before)
 
 
-def test_damaged_export(weights, tmp_path):
+def test_a_file_that_the_engine_refuses(weights, tmp_path):
     export(weights("identity"), output=tmp_path / "out", format="onnx", seconds=0)
-    (tmp_path / "out" / "model.onnx").write_bytes(b"half a download")
+    (tmp_path / "out" / "model.onnx").write_bytes(b"of a later version")
+    load_artifact(tmp_path / "out").save(tmp_path / "out")
     with pytest.raises(ValueError, match=r"model.onnx cannot be loaded \(.+\): copy the whole folder, or export it"):
         load_exported(tmp_path / "out")
 

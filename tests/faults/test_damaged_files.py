@@ -14,13 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from benchmarks.weight_cards import SUMS, sha256
+from benchmarks.weight_cards import SUMS
 from metamix.training.checkpoints import Checkpoints
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import EngineOptions, Recipe
 from metamix.training.train import is_finished
 from metamix.utils.options import read_yaml
 from metamix.weights import files as tensor_files
+from metamix.weights.checksums import sha256
 from metamix.weights.files import load_checkpoint, load_weights, save_checkpoint, save_weights
 from metamix.weights.find import weights_dir
 from metamix.weights.fit import load_into

@@ -1,15 +1,18 @@
 """Fill the disk, or let the training diverge: the last good checkpoint stays and the message says what to do."""
 
 import errno
+import os
 import resource
+from pathlib import Path
 
 import pytest
 import torch
 
+from metamix.data import open_data
 from metamix.utils import files
 from metamix.utils.files import write_text
 from metamix.weights.files import load_checkpoint, save_checkpoint, save_weights
-from tests.helpers.running import metrics, train
+from tests.helpers.running import metamix_command, metrics, train
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
@@ -45,6 +48,52 @@ def test_a_full_disk_is_called_a_full_disk(write, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "open", lambda path, mode: open("/dev/full", mode), raising=False)  # noqa: SIM115
     with pytest.raises(OSError, match=r"file could not be written \(the disk is full\)$"):
         write(tmp_path / "file")
+
+
+def test_a_full_disk_ends_an_export(tmp_path, monkeypatch):
+    def open_full(path, mode):
+        return open("/dev/full" if path.name.startswith("model.pt2") else path, mode)
+
+    monkeypatch.setattr(files, "open", open_full, raising=False)
+    words = ["--format", "torch", "--seconds", 0, "--output", tmp_path / "out"]
+    with pytest.raises(SystemExit, match=r"^error: \S+model.pt2 could not be written \(the disk is full\)$"):
+        metamix_command("export", "metaformer_pooling_nano.digits", *words)
+
+
+@pytest.mark.parametrize("output", ["labels.csv", "restored"])
+def test_predict_to_a_disk_that_is_read_only_says_so(output, tmp_path, monkeypatch):
+    """Such a disk also refuses to delete files that do not exist."""
+
+    def refuse(path, *options, **more):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    open_data("digits").test.read(0)[0].save(tmp_path / "digit.png")
+    (tmp_path / "restored").mkdir()
+    (tmp_path / "restored" / "restored.json").write_text("[]")
+    monkeypatch.setattr(files, "open", refuse, raising=False)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    weights = ["--checkpoint", "metaformer_pooling_nano.digits"]
+    if output == "restored":
+        weights = ["--model", "wavemixsr_nano.x2", "--pretrained"]
+    with pytest.raises(SystemExit, match=rf"^error: {tmp_path}/\S+ could not be written \(Read-only file system\)$"):
+        metamix_command("predict", tmp_path / "digit.png", *weights, "--output", tmp_path / output)
+
+
+def test_a_folder_for_predictions_on_a_full_disk(tmp_path, monkeypatch):
+    def refuse(path, *options, **more):
+        if path == tmp_path / "out" / "deep":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return mkdir(path, *options, **more)
+
+    mkdir = Path.mkdir
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    open_data("digits").test.read(0)[0].save(tmp_path / "images" / "deep" / "digit.png")
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    words = ["--model", "wavemixsr_nano.x2", "--pretrained", "--output", tmp_path / "out"]
+    with pytest.raises(
+        SystemExit, match=r"^error: the folder \S+deep could not be made \(the disk is full\); give ano"
+    ):
+        metamix_command("predict", tmp_path / "images", *words)
 
 
 def test_a_used_up_quota_is_called_a_full_disk():

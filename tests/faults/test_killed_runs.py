@@ -168,7 +168,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
     process = Process("--epochs", 100, "--output", run, *EVERY_STEP, log=tmp_path / "log")
     wait_for_checkpoints(process, run, 1)
     try:
-        with pytest.raises(SystemExit, match=f"another process is training in {run}"):
+        with pytest.raises(SystemExit, match=f"another process is writing into {run}"):
             train("--epochs", 100, "--output", run)
     finally:
         process.kill()

@@ -1,6 +1,5 @@
 """Test exported segmenters: tiles, mean IoU before and after, `metamix predict`."""
 
-import json
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -23,6 +22,7 @@ from metamix.tasks.exportable import ExportOptions
 from metamix.weights.files import save_weights
 from metamix.weights.metadata import ModelMetadata
 from tests.helpers.advice import exit_code
+from tests.helpers.exports import edit
 
 MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime", "openvino") if find_spec(name) is None]
 needs_engines = pytest.mark.skipif(bool(MISSING), reason=f"{MISSING} not installed: pip install 'metamix[deploy]'")
@@ -77,9 +77,9 @@ def test_scores_and_masks(format, dynamic, source, scenes, tmp_path):
     assert report["scores"]["exported"]["miou"] == pytest.approx(report["scores"]["eager"]["miou"], abs=0.1)
     images = torch.randn(2, 3, 40, 56) if dynamic else torch.randn(2, 3, 32, 32)
     expected = load_segmenter(source).model(images).detach()
-    torch.testing.assert_close(load_exported(folder)(images), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(load_exported(folder, trust=True)(images), expected, rtol=1e-4, atol=1e-4)
     pictures = scenes / "test" / "images"
-    words = [pictures, "--model", folder, "--output", tmp_path / "found"]
+    words = [pictures, "--model", folder, "--output", tmp_path / "found", "--trust"]
     assert exit_code(metamix.tasks.predict.main, *words, "--flip") == 0
     trained, size = load_segmenter(source), None if dynamic else (32, 32)
     eager = pad_for_graph(trained.model, {"scale": 1, "multiple": [1, 1]}, size)
@@ -87,7 +87,7 @@ def test_scores_and_masks(format, dynamic, source, scenes, tmp_path):
     expected = replace(trained, model=eager).label(read_pixels(pictures / "0.png"), predictor)
     with Image.open(tmp_path / "found" / "masks" / "0.png") as mask:
         assert (torch.from_numpy(np.array(mask)) == expected).float().mean() > 0.999
-    loaded = metamix.load(folder)
+    loaded = metamix.load(folder, trust=True)
     assert loaded.spec == trained.spec and loaded.graph_size == size
     assert (loaded.predict([pictures / "0.png"], flip=True)[0] == expected).float().mean() > 0.999
     assert "--tile has no effect on" in exit_code(metamix.tasks.predict.main, *words, "--tile", 256)
@@ -141,21 +141,30 @@ def test_models_run_once_for_each_image(source, scenes, tmp_path):
     ("change", "words"),
     [
         ({"extra": {}}, r"there is no scale in extra\. Export the model again"),
+        ({"model": SPEC.to_dict()}, r"there is no img_size in model\. Export the model again"),
+        (
+            {"model": SPEC.to_dict() | {"classes": ["sky", "ground", "sea"], "img_size": 32}},
+            r"has 3 classes, but the graph returns outputs of shape \(1, 2, 32, 32\): they do not belong together",
+        ),
         ({"extra": {"scale": 1, "multiple": [1, 0]}}, r"multiple in extra is \[1, 0\]; accepted is two whole numbers"),
         (
-            {"model": SPEC.to_dict() | {"crop": [0, 32]}},
+            {"model": SPEC.to_dict() | {"crop": [0, 32], "img_size": 32}},
             "crop in the metadata is .0, 32.; accepted is a list of 2 whole numbers",
         ),
     ],
 )
 def test_damaged_file_is_refused(change, words, tmp_path):
     shape, extra = (None, 3, None, None), {"scale": 1, "multiple": [1, 1]}
-    Artifact("onnx", "fp32", ModelMetadata.from_dict(SPEC.to_dict()), shape, ("logits",), extra).save(tmp_path)
-    file = tmp_path / "export.json"
-    assert exported_segmenter(ExportedModel(list, load_artifact(tmp_path))).spec == SPEC
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    metadata = ModelMetadata.from_dict(SPEC.to_dict() | {"img_size": 32})
+    Artifact("onnx", "fp32", metadata, shape, ("logits",), extra).save(tmp_path)
+
+    def graph(images):
+        return [images[:, :2]]
+
+    assert exported_segmenter(ExportedModel(graph, load_artifact(tmp_path))).spec == SPEC
+    edit(tmp_path, **change)
     with pytest.raises(ValueError, match=words):
-        exported_segmenter(ExportedModel(list, load_artifact(tmp_path)))
+        exported_segmenter(ExportedModel(graph, load_artifact(tmp_path)))
 
 
 @needs_engines

@@ -38,7 +38,12 @@ def check_packages(name: str, precision: str) -> None:
         need(package)
 
 
-def open_file(file: Path, threads: int | None = None, precision: str = "fp32") -> Run:
-    """Open a file (.onnx, .xml or .pt2) with the engine of its format; None threads are its default, all cores."""
+def open_file(file: Path, threads: int | None = None, precision: str = "fp32", compiled: bool = False) -> Run:
+    """Open a file (.onnx, .xml or .pt2) with the engine of its format. Files that may hold code must be trusted.
+
+    Args:
+        threads: None for the engine's default, all cores.
+        compiled: whether to take the compiled program beside it, if this machine can load that.
+    """
     format = next(format for format in FORMATS.values() if Path(format.file).suffix == file.suffix)
-    return format.open(file, threads, precision)
+    return format.open(file, threads, precision, **({"compiled": True} if compiled else {}))

@@ -54,9 +54,10 @@ class Format:
 
     file: str  # name of its main file
     write: Callable[[Graph, Path], None]  # writes the main file
-    open: Callable[[Path, int | None, str], Run]  # (file, threads, precision); None: the engine chooses the threads
+    open: Callable[..., Run]  # (file, threads, precision); None: the engine chooses the threads
     more_files: tuple[str, ...] = ()  # names of files that `write` may add beside it
-    compiles: bool = False  # whether `Graph.compile` has an effect
+    compiled: str = ""  # which of them `Graph.compile` adds; `open` has a switch of this name to take it
+    runs_code: str = ""  # how opening a file can run code that it holds; "" if it cannot
     packages: tuple[str, ...] = ()  # packages that writing and running need besides torch
     refused: Mapping[str, str] = field(default_factory=dict)  # unsupported precision -> advice what to do instead
     quantizer: Callable[[Path, Path], Quantizer] | None = None  # (file, folder for temporary files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map
 
 from metamix.utils.checks import DoesNotFit
+from metamix.utils.files import atomic_write
 
 from .base import Format, Graph, Run, as_graph_error, quiet, to_program
 
@@ -38,8 +40,11 @@ def write(graph: Graph, file: Path) -> None:
     """Write the program of a graph as .pt2 and, if the graph asks for it, a compiled package beside it."""
     model = Bfloat16(graph.model) if graph.precision == "bf16" else graph.model
     program = to_program(model, graph.images, graph.dynamic)
+    content = io.BytesIO()  # torch 2.13 may crash if it writes to a full disk itself
     with quiet():
-        torch.export.save(program, file)
+        torch.export.save(program, content)
+    with atomic_write(file) as opened:
+        opened.write(content.getbuffer())
     if graph.compile:
         compile_program(program, file.with_name(COMPILED))
 
@@ -56,11 +61,12 @@ def compile_program(program: ExportedProgram, file: Path) -> None:
         aoti_compile_and_package(program, package_path=str(file))
 
 
-def open_program(file: Path, threads: int | None = None, precision: str = "fp32") -> Run:
-    """Load a program, or the compiled package beside it if this machine can load that."""
+def open_program(file: Path, threads: int | None = None, precision: str = "fp32", compiled: bool = False) -> Run:
+    """Load a program; if `compiled` is true, the compiled package beside it if this machine can load that."""
     if threads:
         torch.set_num_threads(threads)
-    program = load_compiled(file.with_name(COMPILED)) or torch.export.load(file).module()
+    package = load_compiled(file.with_name(COMPILED)) if compiled else None
+    program = package or torch.export.load(file).module()
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> list[np.ndarray]:
@@ -79,8 +85,6 @@ def open_program(file: Path, threads: int | None = None, precision: str = "fp32"
 
 def load_compiled(file: Path) -> Callable[[Tensor], Any] | None:
     """Load a package of AOTInductor; warn and return None if it was compiled for another machine or torch version."""
-    if not file.is_file():
-        return None
     from torch._inductor import aoti_load_package  # takes seconds to import
 
     try:
@@ -95,7 +99,8 @@ FORMAT = Format(
     write,
     open_program,
     more_files=(COMPILED,),
-    compiles=True,
+    compiled=COMPILED,
+    runs_code="loading a program of torch.export unpickles parts of it, which can run any code",
     refused={
         "int8": "int8 is not written as torch.export: take --format openvino or onnx with --precision int8, which are "
         "also faster on a CPU."
