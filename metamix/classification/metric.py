@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamix.training.task import Batch, State
+from metamix.training.task import Batch, Metric, State
 from metamix.utils.checks import check_finite
 
 
-class ClassificationMetric:
+class ClassificationMetric(Metric):
     """Score a classifier from its confusion matrix; `normalize` turns images (n, C, H, W) uint8 into its input."""
 
     def __init__(self, classes: tuple[str, ...], normalize: Callable[[Tensor], Tensor]):

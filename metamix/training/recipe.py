@@ -75,6 +75,9 @@ class EngineOptions(Options):
     warmup_epochs: NotNegative = _schedule(1.0, "epochs of linear warm-up")
     warmup_lr: NotNegative = _schedule(1e-6, "learning rate of the first warm-up step", needs="warmup_epochs")
 
+    early_stopping: Natural = _schedule(
+        0, "stop after N epochs without a better held-out score; the best epoch's weights are the result; 0: never"
+    )
     optimizer: str = _optimizer("adamw", "adamw, sgd, lion, muon, lamb or another of timm's", on_resume="refuse")
     weight_decay: NotNegative = _optimizer(
         0.05, "weight decay; not applied to vectors, such as biases, norms and scales"

@@ -111,11 +111,12 @@ def result_line(folder: Path) -> str:
     scores = ", ".join(f"{name} {summary[name]:.4g}" for name in summary["scores"])
     split = summary.get("test_split", "test")
     return (
-        f"{summary['model']} on {summary['data']}, {split}: {scores} ({summary['weights']} weights); "
+        f"{summary['model']} on {summary['data']}, {split}: {scores} ({summary['weights']} weights{epoch}); "
         f"{plural(summary['epochs'], 'epoch')} in {summary['seconds']:.0f} s, {summary['img_per_s']:.0f} img/s\n"
         f"pictures: {' '.join(str(folder / picture) for picture in summary['pictures'])}"
     )
 
+    epoch = f" of epoch {summary['best_epoch']}" if "best_epoch" in summary else ""
 
 def _describe(engine: Engine, run: Run) -> None:
     """Print the data, the model, the number of steps and the machine."""
@@ -181,13 +182,13 @@ def _finish(engine: Engine, run: Run, folder: Path) -> None:
     scores, states = engine.evaluate("test", which)
     if not run.main:
         return
-    speed = engine.total_steps * options.batch_size / engine.seconds
+    speed = engine.step * options.batch_size / engine.seconds
     result = (
         engine.about
         | {name: round(value, 4) for name, value in scores.items()}
         | {
             "weights": which,
-            "epochs": options.epochs,
+            "epochs": len(engine.history),
             "steps": engine.step,
             "seconds": round(engine.seconds, 1),
             "img_per_s": round(speed, 1),
@@ -195,6 +196,7 @@ def _finish(engine: Engine, run: Run, folder: Path) -> None:
             "versions": versions(),
             "commit": commit(),
         }
+            **({"best_epoch": engine.best["epoch"]} if engine.best else {}),
     )
     save_weights(folder / WEIGHTS, engine.stepper.weights(which).state_dict(), result)
     summary = result | {"scores": list(scores), "pictures": ["curves.png"]}
