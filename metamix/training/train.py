@@ -46,7 +46,12 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
             text = f"{folder} is finished (another --output or --seed makes a new run):\n{result_line(folder)}"
             print(printable(text))
         return folder
-    run = Run(None if options.dry_run else folder, main=group.is_main, tensorboard=options.tensorboard)
+    run = Run(
+        None if options.dry_run else folder,
+        main=group.is_main,
+        tensorboard=options.tensorboard,
+        wandb=options.wandb,
+    )
     try:
         engine = Engine(task, recipe, group, run)
         if options.dry_run:
@@ -59,6 +64,7 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
         if group.is_main:
             (folder / SUMMARY).unlink(missing_ok=True)  # the result of a shorter schedule
             write_text(folder / RECIPE, recipe.to_yaml())
+        run.start_tracker(recipe.flat())
         with engine.stop_signal:
             run.set_state("running")
             engine.fit()
@@ -110,13 +116,13 @@ def result_line(folder: Path) -> str:
     summary = read_summary(folder)
     scores = ", ".join(f"{name} {summary[name]:.4g}" for name in summary["scores"])
     split = summary.get("test_split", "test")
+    epoch = f" of epoch {summary['best_epoch']}" if "best_epoch" in summary else ""
     return (
         f"{summary['model']} on {summary['data']}, {split}: {scores} ({summary['weights']} weights{epoch}); "
         f"{plural(summary['epochs'], 'epoch')} in {summary['seconds']:.0f} s, {summary['img_per_s']:.0f} img/s\n"
         f"pictures: {' '.join(str(folder / picture) for picture in summary['pictures'])}"
     )
 
-    epoch = f" of epoch {summary['best_epoch']}" if "best_epoch" in summary else ""
 
 def _describe(engine: Engine, run: Run) -> None:
     """Print the data, the model, the number of steps and the machine."""
@@ -190,13 +196,13 @@ def _finish(engine: Engine, run: Run, folder: Path) -> None:
             "weights": which,
             "epochs": len(engine.history),
             "steps": engine.step,
+            **({"best_epoch": engine.best["epoch"]} if engine.best else {}),
             "seconds": round(engine.seconds, 1),
             "img_per_s": round(speed, 1),
             "seed": options.seed,
             "versions": versions(),
             "commit": commit(),
         }
-            **({"best_epoch": engine.best["epoch"]} if engine.best else {}),
     )
     save_weights(folder / WEIGHTS, engine.stepper.weights(which).state_dict(), result)
     summary = result | {"scores": list(scores), "pictures": ["curves.png"]}
