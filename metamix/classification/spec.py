@@ -11,6 +11,7 @@ SPEC = TaskSpec(
     verify="metamix.classification.verify:VerifyImages",
     export="metamix.classification.export:open_classifier",
     exported="metamix.classification.export:exported_classifier",
+    convert="metamix.classification.convert:FORMATS",
     less_memory="give a smaller --batch-size",
     takes_names=True,
 )

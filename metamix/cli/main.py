@@ -16,6 +16,7 @@ COMMANDS = {  # name: (module with a `main`, what it does)
     "eval": ("metamix.cli.evaluate", "Score a trained model on a data set."),
     "predict": ("metamix.tasks.predict", "Label, segment or restore images, or find objects in them."),
     "export": ("metamix.tasks.export", "Write a model as ONNX, OpenVINO IR or torch.export, and check it."),
+    "convert": ("metamix.tasks.convert", "Turn labels of another program into a data set to train on."),
     "verify": ("metamix.tasks.verify", "Find broken images and bad annotations in a data set."),
     "benchmark": ("metamix.cli.benchmark", "Measure how fast models are in each engine on this machine."),
     "models": ("metamix.cli.models", "List models with their sizes, costs and weights."),

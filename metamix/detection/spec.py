@@ -11,6 +11,7 @@ SPEC = TaskSpec(
     verify="metamix.detection.verify:VerifyAnnotations",
     export="metamix.detection.export:open_detector",
     exported="metamix.detection.exported:exported_detector",
+    convert="metamix.detection.convert:FORMATS",
     less_memory="give --device cpu, or smaller images",
     folders=(frozenset({"annotations"}),),
     data_sets=("coco",),

@@ -28,6 +28,7 @@ class TaskSpec:
         verify: dataclass of the options of `metamix verify`, derived from `VerifyOptions`, which checks a data set.
         export: function of an `ExportOptions` that opens the model to export and returns an `Exportable`.
         exported: function that turns an exported model into a `Trained`.
+        convert: dict of `metamix.tasks.convert.Reader` by name of the format that it reads; "" if there is none.
         less_memory: advice for the error message when scoring or prediction runs out of memory.
         takes_names: whether a model's name may choose the weights, if they are published, or may describe a file that
             does not name its model.
@@ -48,6 +49,7 @@ class TaskSpec:
     less_memory: str = "give smaller images"
     takes_names: bool = False
     models: str = ""
+    convert: str = ""
     suffixes: tuple[str, ...] = ()
     folders: tuple[frozenset[str], ...] = ()
     data_sets: tuple[str, ...] = ()
