@@ -139,9 +139,9 @@ def choose_splits(labels: Labels, share: float | None) -> dict[str, list[Sample]
     for samples in groups.values():
         ranked = sorted(samples, key=lambda s: hashlib.sha256(os.fsencode(s.name)).digest())
         count = round((1 - (share or TRAIN_SHARE)) * len(samples))
-        held_out = set(ranked[: min(max(count, 1), len(samples) - 1)])  # of two images, one is for each split
+        held_out = {sample.name for sample in ranked[: min(max(count, 1), len(samples) - 1)]}  # of two images, one
         for sample in samples:
-            splits["val" if sample in held_out else "train"].append(sample)
+            splits["val" if sample.name in held_out else "train"].append(sample)
     return splits
 
 

@@ -379,5 +379,5 @@ def test_images_of_one_name_in_two_folders_are_refused_in_a_new_split(original, 
     yolo_by_kind(original, tmp_path / "source")
     (tmp_path / "source/images/val/val_0.png").rename(tmp_path / "source/images/val/train_0.png")
     with pytest.raises(SystemExit, match="would both become .*train_0.png: rename one of them"):
-        metamix_command("convert", "yolo", tmp_path / "source", tmp_path / "out", "--split", 0.5)
+        metamix_command("convert", "yolo", tmp_path / "source", tmp_path / "out", "--split", 0.9)
     assert metamix_command("convert", "yolo", tmp_path / "source", tmp_path / "out") == 0

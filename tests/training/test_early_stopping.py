@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -74,6 +76,26 @@ def test_a_resumed_run_is_exact(step, scores, tmp_path):
     train(*words, "--output", tmp_path / "resumed")
     assert_same_run(tmp_path / "resumed", tmp_path / "straight")
     a, b = (load_weights(tmp_path / name / "model.safetensors")[0] for name in ("resumed", "straight"))
+    assert same(a, b)
+
+
+def test_a_stop_while_the_best_epoch_is_scored_keeps_the_weights_of_the_last(scores, tmp_path, monkeypatch):
+    scores += [30.0, 10.0]
+    words = [*WORDS, "--epochs", 2, "--early-stopping", 1]
+    train(*words, "--output", tmp_path / "straight")
+    scored = Engine.evaluate
+
+    def interrupted(engine, split, weights="last"):
+        if split == "test":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return scored(engine, split, weights)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Engine, "evaluate", interrupted)
+        train(*words, "--output", tmp_path / "stopped")
+    assert_same_run(tmp_path / "stopped", tmp_path / "straight")
+    train(*words, "--output", tmp_path / "stopped")
+    a, b = (load_weights(tmp_path / name / "model.safetensors")[0] for name in ("stopped", "straight"))
     assert same(a, b)
 
 
