@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamix.training.task import Batch, Metric, State
+from metamix.training.task import Batch, State
 from metamix.utils.checks import check_finite
 
 
-class ClassificationMetric(Metric):
+class ClassificationMetric:
     """Score a classifier from its confusion matrix; `normalize` turns images (n, C, H, W) uint8 into its input."""
+
+    lower_is_better = False
 
     def __init__(self, classes: tuple[str, ...], normalize: Callable[[Tensor], Tensor]):
         self.classes, self.normalize = classes, normalize
