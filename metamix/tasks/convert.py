@@ -103,17 +103,14 @@ def main(argv: Sequence[str]) -> None:
 
 def read_labels(format: str, source: Path) -> Labels:
     """Read a source with the first reader of its format that takes it."""
-    readers: dict[str, list[Reader]] = defaultdict(list)
-    for spec in map(find_task, TASKS):
-        for name, reader in (spec.part("convert") if spec.convert else {}).items():
-            readers[name].append(reader)
-    if format not in readers:
-        raise ValueError(
-            f"there is no format {format!r}{did_you_mean(format, readers)} Formats: {', '.join(sorted(readers))}."
-        )
+    specs = [spec for spec in map(find_task, TASKS) if spec.convert]
+    readers: list[tuple[str, Reader]] = [item for spec in specs for item in spec.part("convert").items()]
+    names = sorted({name for name, _ in readers})
+    if format not in names:
+        raise ValueError(f"there is no format {format!r}{did_you_mean(format, names)} Formats: {', '.join(names)}.")
     if not source.exists():
         raise FileNotFoundError(f"there is no file or folder {source}")
-    labels = next(filter(None, (reader(source) for reader in readers[format])), None)
+    labels = next(filter(None, (reader(source) for name, reader in readers if name == format)), None)
     if labels is None:
         raise ValueError(f"no task reads the labels of {source}")
     return labels

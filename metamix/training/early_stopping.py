@@ -19,7 +19,7 @@ Best = dict[str, Any]
 
 
 def check_held_out(recipe: Recipe, splits: Collection[str]) -> None:
-    """Raise ValueError if training shall stop early and no split is held out."""
+    """Raise ValueError if early stopping has no held-out split to watch."""
     patience = recipe.engine.early_stopping
     if patience and "holdout" not in splits:
         advice = "the data need a split val that is neither trained on nor scored as the test"

@@ -270,7 +270,7 @@ class Engine:
     def _use_best(self) -> None:
         """Put the weights of the best epoch into the model that is scored. The checkpoint keeps those of the last."""
         done, epochs, best = len(self.history), self.options.epochs, self.best
-        self.save()
+        self.save()  # the folder of a run that --resume started elsewhere may have no checkpoint yet
         self._best_in_use = True
         load_into(self.stepper.weights(self.options.score), best["model"], f"epoch {best['epoch']}")
         early = f"stopped early, after epoch {done} of {epochs}: " if done < epochs else ""

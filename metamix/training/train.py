@@ -46,12 +46,8 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
             text = f"{folder} is finished (another --output or --seed makes a new run):\n{result_line(folder)}"
             print(printable(text))
         return folder
-    run = Run(
-        None if options.dry_run else folder,
-        main=group.is_main,
-        tensorboard=options.tensorboard,
-        wandb=options.wandb,
-    )
+    trackers = {"tensorboard": options.tensorboard, "wandb": options.wandb}
+    run = Run(None if options.dry_run else folder, main=group.is_main, **trackers)
     try:
         engine = Engine(task, recipe, group, run)
         if options.dry_run:
