@@ -15,6 +15,8 @@ from metamix.utils.checks import check_finite
 class ClassificationMetric:
     """Score a classifier from its confusion matrix; `normalize` turns images (n, C, H, W) uint8 into its input."""
 
+    lower_is_better = False
+
     def __init__(self, classes: tuple[str, ...], normalize: Callable[[Tensor], Tensor]):
         self.classes, self.normalize = classes, normalize
 

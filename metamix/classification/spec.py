@@ -14,6 +14,7 @@ SPEC = TaskSpec(
     publish="metamix.classification.publish:write_config",
     explain="metamix.classification.explain:explain_label",
     pipeline="image-classification",
+    convert="metamix.classification.convert:FORMATS",
     less_memory="give a smaller --batch-size",
     takes_names=True,
 )

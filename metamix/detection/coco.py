@@ -3,7 +3,7 @@
     FOLDER/annotations/instances_<split>.json      train, val and optionally test; a year may follow the name
     FOLDER/<split>/  or  FOLDER/images/            the images, at the paths that the annotations give
 
-COCO is published in this layout. `python -m metamix.detection.voc` converts Pascal VOC.
+COCO is published in this layout. `metamix convert` makes it from other labels.
 """
 
 import contextlib

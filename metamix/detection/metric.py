@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metamix.training.task import Batch, State
+from metamix.training.task import Batch, Metric, State
 
 from .coco import CocoSplit
 from .data import DetectionData
@@ -46,7 +46,7 @@ class Scores:
     images: dict[int, float]
 
 
-class DetectionMetric:
+class DetectionMetric(Metric):
     """Score detections as COCO does.
 
     The model gets one image at a time. A batch would pad its images to a common size, and the padding would change the

@@ -13,6 +13,7 @@ SPEC = TaskSpec(
     exported="metamix.detection.exported:exported_detector",
     explain="metamix.detection.explain:explain_object",
     pipeline="object-detection",
+    convert="metamix.detection.convert:FORMATS",
     less_memory="give --device cpu, or smaller images",
     folders=(frozenset({"annotations"}),),
     data_sets=("coco",),

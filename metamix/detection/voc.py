@@ -1,14 +1,15 @@
-"""Convert Pascal VOC annotations into one file in COCO's format.
+"""Read annotations of Pascal VOC and of LabelImg.
 
-    python -m metamix.detection.voc VOC_DIR OUT.json [--split train]
-
-VOC_DIR is the folder of one VOC year, with Annotations/*.xml and JPEGImages/. `--split` takes the images that
-ImageSets/Main/<split>.txt lists; without it, all images are taken. To train on the result, write it to
-DATA/annotations/instances_<split>.json and copy VOC's images to DATA/images/.
+    Annotations/*.xml and JPEGImages/; or annotations/ and images/; or all files in one folder
+    ImageSets/Main/train.txt, val.txt and test.txt, the images of each split, if there are any
 
 VOC counts pixels from 1, and both corners belong to the box: x = xmin - 1, width = xmax - xmin + 1. Difficult objects,
 which VOC's scores ignore, become crowds, which COCO's scores ignore. Classes are numbered in alphabetical order over
 all annotations of the folder, so that all splits agree.
+
+`metamix convert voc` makes a data set. This writes only the annotation file of a split:
+
+    python -m metamix.detection.voc VOC_DIR OUT.json [--split train]
 """
 
 import argparse
@@ -18,58 +19,74 @@ import re
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
 
-from .annotations import Entries, Entry
+from metamix.data.find import by_stem, list_images
+from metamix.data.tables import to_number
+from metamix.utils.files import read_text, write_text
+
+from .labels import Box, Boxes
 
 FLAG = re.compile(r"\s+(1|-1|0)$")
+PLACE = "place"  # attribute that `parse` gives to every element: file and line, for messages
 
 
-def convert(folder: Path, split: str | None = None) -> Entries:
-    """Convert the annotations of a VOC folder.
+def read_voc(folder: Path, splits: Collection[str] | None = None) -> Boxes:
+    """Read the annotations of a folder.
 
     Args:
-        split: name of a list in ImageSets/Main; None takes all images.
-
-    Returns:
-        The content of an annotation file in COCO's format.
+        splits: lists in ImageSets/Main; by default train, val and test, as far as they exist.
 
     Raises:
-        FileNotFoundError: there are no annotations, there is no such split, or an image of the split has no annotation.
+        FileNotFoundError: there are no annotations, there is no such split, or an image of a split has no annotation.
         ValueError: an annotation is not VOC's.
     """
-    files = sorted((folder / "Annotations").glob("*.xml"))
-    if not files:
+    place = next((folder / name for name in ("Annotations", "annotations") if (folder / name).is_dir()), folder)
+    trees = {path.stem: parse(path) for path in sorted(place.glob("*.xml"))}
+    if not trees:
         raise FileNotFoundError(
-            f"{folder / 'Annotations'} holds no .xml file: give the folder of a VOC year, such as VOCdevkit/VOC2012"
+            f"{place} holds no .xml file: give the folder of a VOC year, such as VOCdevkit/VOC2012, or a folder with "
+            f"annotations/ and images/"
         )
-    trees = {path.stem: parse(path) for path in files}
-    names = sorted({text(o, "name", path) for path in files for o in trees[path.stem].iter("object")})
-    classes = {name: number for number, name in enumerate(names, start=1)}
-    stems = list(trees) if split is None else read_split(folder, split, trees)
-    images: list[Entry] = []
-    annotations: list[Entry] = []
-    for stem in stems:
-        path = folder / "Annotations" / f"{stem}.xml"
-        if stem not in trees:
+    images = next((folder / name for name in ("JPEGImages", "images") if (folder / name).is_dir()), folder)
+    files = by_stem(list_images(images))
+    objects = [element for tree in trees.values() for element in tree.iter("object")]
+    labels = Boxes(sorted({text(element, "name") for element in objects}))
+    if splits is None:
+        splits = [name for name in ("train", "val", "test") if list_of(folder, name).is_file()]
+    stems = {(stem, split): trees.get(stem) for split in splits for stem in read_split(folder, split, trees)}
+    in_splits = {stem for stem, _ in stems}
+    stems |= {(stem, ""): tree for stem, tree in trees.items() if stem not in in_splits}
+    annotated = set()
+    for (stem, split), tree in stems.items():
+        path = place / f"{stem}.xml"
+        if tree is None:
             raise FileNotFoundError(f"{split}.txt lists {stem}, but there is no {path}")
-        size = {side: round(number(trees[stem], f"size/{side}", path)) for side in ("width", "height")}
-        images.append({"id": len(images) + 1, "file_name": text(trees[stem], "filename", path)} | size)
-        for element in trees[stem].iter("object"):
-            x0, y0, x1, y1 = (number(element, f"bndbox/{key}", path) for key in ("xmin", "ymin", "xmax", "ymax"))
-            box = [x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": images[-1]["id"],
-                    "category_id": classes[text(element, "name", path)],
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": int(element.findtext("difficult", "0").strip() == "1"),
-                }
-            )
-    categories = [{"id": number, "name": name} for name, number in classes.items()]
-    return {"images": images, "annotations": annotations, "categories": categories}
+        width, height = (round(number(tree, f"size/{side}")) for side in ("width", "height"))
+        named = images / Path(tree.findtext("filename", "").strip()).name
+        file = files.get(stem, named)
+        annotated.add(file)
+        boxes = map(read_box, tree.iter("object"))
+        if file.is_file():
+            labels.add(file.relative_to(images).as_posix(), file, boxes, split, size=(height, width))
+        else:
+            labels.notes["annotations without an image were left out"].append(str(path))
+    rest = set(files.values()) - annotated
+    labels.notes["images without an annotation were left out"] += map(str, sorted(rest))
+    return labels.checked(place)
+
+
+def read_box(element: Element) -> Box:
+    """Read an <object>."""
+    x1, y1, x2, y2 = (number(element, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax"))
+    difficult = element.findtext("difficult", "0").strip() == "1"
+    return Box(text(element, "name"), (x1 - 1, y1 - 1, x2, y2), element.attrib[PLACE], difficult)
+
+
+def list_of(folder: Path, split: str) -> Path:
+    """Return the path of the list of a split's images."""
+    return folder / "ImageSets" / "Main" / f"{split}.txt"
 
 
 def read_split(folder: Path, split: str, annotated: Collection[str]) -> list[str]:
@@ -78,39 +95,42 @@ def read_split(folder: Path, split: str, annotated: Collection[str]) -> list[str
     In VOC's list of a single class, each name is followed by a flag: 1, -1, or 0 for difficult. Names may have spaces,
     so a whole line is taken as a name if it is in `annotated`, the names of the images with an annotation.
     """
-    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    path = list_of(folder, split)
     if not path.is_file():
         splits = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
         raise FileNotFoundError(f"there is no {path}; splits of {folder}: {', '.join(splits) or 'none'}")
-    lines = filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines()))
+    lines = filter(None, map(str.strip, read_text(path).splitlines()))
     return [line if line in annotated else FLAG.sub("", line) for line in lines]
 
 
-def parse(path: Path) -> ElementTree.Element:
-    """Parse an XML file; raise ValueError, which names the file, if that fails."""
+def parse(path: Path) -> Element:
+    """Parse an XML file, and note in each element where it is; raise ValueError, which names the file, on failure."""
+    builder, parser = TreeBuilder(), expat.ParserCreate()
+    parser.StartElementHandler = lambda tag, _: builder.start(tag, {PLACE: f"{path}:{parser.CurrentLineNumber}"})
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
     try:
-        return ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: an unknown encoding
+        parser.Parse(path.read_bytes(), True)
+        return builder.close()
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the last two: an unknown encoding
         raise ValueError(f"{path} is not XML: {error}") from None
 
 
-def text(element: ElementTree.Element, name: str, path: Path) -> str:
+def text(element: Element, name: str) -> str:
     """Return the text of a child; raise ValueError if there is none."""
-    content = element.findtext(name)
-    if content is None:
-        raise ValueError(f"{path} has no <{name.replace('/', '><')}>: it is not a VOC annotation")
-    return content.strip()
+    content = element.findtext(name, "").strip()
+    if not content:
+        raise ValueError(f"{element.attrib[PLACE]} has no <{name.replace('/', '><')}>: it is not a VOC annotation")
+    return content
 
 
-def number(element: ElementTree.Element, name: str, path: Path) -> float:
+def number(element: Element, name: str) -> float:
     """Return the number in a child; raise ValueError if there is none."""
-    digits = text(element, name, path)
-    try:
-        value = float(digits)
-    except ValueError:
-        value = math.nan
+    digits = text(element, name)
+    value = to_number(digits)
     if not math.isfinite(value):
-        raise ValueError(f"{path} has {digits!r} in <{name.replace('/', '><')}>, where a number of pixels is needed")
+        where = f"{element.attrib[PLACE]} has {digits!r} in <{name.replace('/', '><')}>"
+        raise ValueError(f"{where}, where a number of pixels is needed")
     return value
 
 
@@ -123,9 +143,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.out.is_dir():
         parser.error(f"{options.out} is a folder; give a file to write, {options.out / 'instances_train.json'}")
     try:
-        data = convert(options.voc_dir, options.split)
+        labels = read_voc(options.voc_dir, [options.split] if options.split else [])
+        data = labels.entries(sample for sample in labels.samples if sample.split == (options.split or ""))
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(data))
+        write_text(options.out, json.dumps(data))
     except (ValueError, OSError) as error:
         parser.error(str(error))
     print(f"{options.out}: " + ", ".join(f"{len(data[key])} {key}" for key in ("images", "annotations", "categories")))

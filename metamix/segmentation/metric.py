@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metamix.training.task import Batch, State
+from metamix.training.task import Batch, Metric, State
 
 from .inference import Predictor
 from .labels import IGNORED
@@ -104,7 +104,7 @@ def boundary_scores(counts: Tensor) -> Tensor:
     return torch.where(drawn + real > 0, scores, math.nan)
 
 
-class SegmentationMetric:
+class SegmentationMetric(Metric):
     """Score predicted labels.
 
     Args:

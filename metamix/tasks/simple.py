@@ -113,10 +113,11 @@ class MeanMetric(Metric):
     Args:
         name: name of the score.
         compute: function of the outputs (n, ...) and the labels (n,) that returns the values (n,).
+        lower_is_better: whether the value is an error.
     """
 
-    def __init__(self, name: str, compute: Callable[[Tensor, Tensor], Tensor]):
-        self.name, self.compute = name, compute
+    def __init__(self, name: str, compute: Callable[[Tensor, Tensor], Tensor], *, lower_is_better: bool = False):
+        self.name, self.compute, self.lower_is_better = name, compute, lower_is_better
 
     def start(self) -> State:
         return {"sum": 0.0, "count": 0}

@@ -33,6 +33,7 @@ class TaskSpec:
         explain: function of a `Trained`, the path of an image and a label or None that returns an `Explanation`; "" if
             predictions cannot be explained.
         pipeline: the hub's name of the task, such as "image-segmentation".
+        convert: dict of `metamix.tasks.convert.Reader` by name of the format that it reads; "" if there is none.
         less_memory: advice for the error message when scoring or prediction runs out of memory.
         takes_names: whether a model's name may choose the weights, if they are published, or may describe a file that
             does not name its model.
@@ -56,6 +57,7 @@ class TaskSpec:
     less_memory: str = "give smaller images"
     takes_names: bool = False
     models: str = ""
+    convert: str = ""
     suffixes: tuple[str, ...] = ()
     folders: tuple[frozenset[str], ...] = ()
     data_sets: tuple[str, ...] = ()

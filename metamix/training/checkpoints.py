@@ -13,6 +13,7 @@ from torch import nn
 from metamix.utils.text import plural
 from metamix.weights.files import CHECKPOINT, load_checkpoint, require, save_checkpoint
 
+from .early_stopping import is_exhausted
 from .processes import ProcessGroup
 from .recipe import Recipe, resume_changes
 
@@ -96,12 +97,20 @@ def check_resumable(
     Raises:
         ValueError: the checkpoint belongs to another run or other data, or the recipe changed after all its steps ran.
     """
-    changes = resume_changes(state["recipe"], recipe)
-    if state["step"] >= recipe.engine.epochs * steps_per_epoch and changes.keys() - {"score"}:
+    changes, best = resume_changes(state["recipe"], recipe), state.get("best", {})
+    stopped_early = is_exhausted(best, recipe.engine.early_stopping)
+    ended = stopped_early or state["step"] >= recipe.engine.epochs * steps_per_epoch
+    if ended and changes.keys() - {"score"}:
+        more = "a larger --early-stopping" if stopped_early else "more --epochs or --iterations"
         raise ValueError(
             f"{path} has trained {plural(state['step'] // state['steps_per_epoch'], 'epoch')} already, and none is "
-            f"left to train with another recipe: {'; '.join(changes.values())}. Take the old values, more --epochs "
-            f"or --iterations, or start a new run with --output"
+            f"left to train with another recipe: {'; '.join(changes.values())}. Take the old values, {more}, or start "
+            f"a new run with --output"
+        )
+    if best and recipe.engine.early_stopping and "score" in changes:
+        raise ValueError(
+            f"{path} holds the best epoch of other weights, since {changes['score']}: take the old value, or start a "
+            f"new run with --output"
         )
     if state["steps_per_epoch"] != steps_per_epoch:
         raise ValueError(

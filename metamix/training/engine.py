@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from metamix.utils.system import peak_memory
 from metamix.utils.text import plural
+from metamix.weights.fit import load_into
 
 from .checkpoints import Checkpoints, all_finite, check_resumable
+from .early_stopping import Best, check_held_out, is_exhausted, updated
 from .forward import evaluate, memory_format
 from .optimization import freeze, train_mode
 from .processes import ProcessGroup, Stopped, StopSignal
@@ -58,12 +60,15 @@ class Engine:
         freeze(self.model, options.freeze)
         self.train_loader = task.data.train_loader(options.batch_size, group.rank, group.world_size, options.seed)
         self.eval_loaders = dict(task.data.eval_loaders(options.batch_size, group.rank, group.world_size))
+        check_held_out(recipe, self.eval_loaders)
         self.steps_per_epoch = len(self.train_loader)
         options.set_epochs_from_iterations(self.steps_per_epoch)
         self.about = task.model.describe(self.model)
         self.stepper = TrainStep(task, self.model, options, group, self.steps_per_epoch)
 
         self.history: list[dict[str, Any]] = []  # one row for each finished epoch
+        self.best: Best = {}  # weights of the best epoch so far, for early stopping
+        self._best_in_use = False  # whether the model has the weights of the best epoch instead of the last
         self.seconds = 0.0  # training time of all finished epochs, including those before a resume
         self.losses = LossMeter()
         self.epoch_seconds = 0.0  # training time of this epoch, without evaluation and the time between two runs
@@ -81,8 +86,13 @@ class Engine:
         """Return the number of steps of the whole run."""
         return self.options.epochs * self.steps_per_epoch
 
+    @property
+    def ended(self) -> bool:
+        """Return whether the last epoch is trained, or early stopping has ended the run."""
+        return len(self.history) >= self.options.epochs or is_exhausted(self.best, self.options.early_stopping)
+
     def fit(self) -> None:
-        """Train up to the last epoch.
+        """Train up to the last epoch, or until early stopping ends the run; then take the weights of the best epoch.
 
         Raises:
             Stopped: at a signal, once the state is saved.
@@ -92,10 +102,12 @@ class Engine:
         self._warn_of_batch_norm()
         if self.history:  # the run may have been killed between its checkpoint and its record
             self.run.record(self.history, last=True)
-        while len(self.history) < self.options.epochs:
+        while not self.ended:
             for _ in self.steps(len(self.history)):
                 pass
             self._finish_epoch(len(self.history) + 1)
+        if self.best:
+            self._use_best()
 
     def steps(self, epoch: int) -> Iterator[int]:
         """Train the remaining steps of an epoch; yield the number of steps done over all epochs after each."""
@@ -133,6 +145,8 @@ class Engine:
 
     def save(self) -> None:
         """Write the checkpoint, but never with a weight that is not finite."""
+        if self._best_in_use:  # the checkpoint has the weights of the last epoch, for a resumed run
+            return
         if not all_finite(self.model):
             raise NotFinite(self._advice(f"a weight is not finite after step {self.step}"))
         if self.group.is_main:
@@ -142,6 +156,7 @@ class Engine:
                     "about": self.about,
                     "steps_per_epoch": self.steps_per_epoch,
                     "history": self.history,
+                    "best": self.best,
                     "sums": self.losses.epoch_sums,
                     "seconds": self.seconds,
                     "epoch_seconds": self.epoch_seconds,
@@ -163,8 +178,9 @@ class Engine:
         self.stepper.load_state_dict(state, str(path))
         self.history, self.seconds = state["history"], state["seconds"]
         self.losses.epoch_sums, self.epoch_seconds = state["sums"], state["epoch_seconds"]
+        self.best = state.get("best", {}) if self.options.early_stopping else {}
         self.checkpoints.written(self.step, path)
-        if self.step < self.total_steps:
+        if not self.ended and self.step < self.total_steps:
             epoch = f"epoch {len(self.history) + 1} of {self.options.epochs}"
             self.run.say(f"resumed {path} at step {self.step} of {self.total_steps}, {epoch}")
         else:
@@ -233,9 +249,12 @@ class Engine:
         row |= {f"train_{name}": total / self.steps_per_epoch for name, total in self.losses.epoch_sums.items()}
         if "holdout" in self.eval_loaders and (epoch % options.eval_every == 0 or epoch == options.epochs):
             self.save()  # a run that is killed while it scores then keeps the steps of this epoch
-            row |= {f"holdout_{name}": value for name, value in self.evaluate("holdout")[0].items()}
-            if options.ema:
-                row |= {f"holdout_ema_{name}": value for name, value in self.evaluate("holdout", "ema")[0].items()}
+            for which in ("last", "ema")[: 1 + options.ema]:
+                scores = self.evaluate("holdout", which)[0]
+                row |= {f"holdout_{'ema_' if which == 'ema' else ''}{name}": value for name, value in scores.items()}
+                if options.early_stopping and which == options.score:
+                    lower = self.task.metric.lower_is_better
+                    self.best = updated(self.best, epoch, scores, self.stepper.weights(which), lower)
         self.seconds += self.epoch_seconds
         row |= {
             "seconds": self.seconds,
@@ -245,8 +264,20 @@ class Engine:
         self.history.append(row)
         self.losses.epoch_sums, self.epoch_seconds = {}, 0.0
         self.save()
-        self.run.record(self.history, last=epoch == options.epochs)
+        self.run.record(self.history, last=self.ended)
         self.run.say_row(row, options.epochs)
+
+    def _use_best(self) -> None:
+        """Put the weights of the best epoch into the model that is scored. The checkpoint keeps those of the last."""
+        done, epochs, best = len(self.history), self.options.epochs, self.best
+        self.save()  # the folder of a run that --resume started elsewhere may have no checkpoint yet
+        self._best_in_use = True
+        load_into(self.stepper.weights(self.options.score), best["model"], f"epoch {best['epoch']}")
+        early = f"stopped early, after epoch {done} of {epochs}: " if done < epochs else ""
+        self.run.say(
+            f"{early}epoch {best['epoch']} has the best held-out {best['name']}, {best['score']:.4g}, and its weights "
+            f"are the result"
+        )
 
     def _stop(self) -> None:
         self.save()

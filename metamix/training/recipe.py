@@ -52,6 +52,7 @@ class EngineOptions(Options):
     device: str = _run("auto", "auto, cpu, cuda, cuda:1 or mps; auto uses a GPU if there is one")
     dry_run: bool = _run(False, "print data, model, parameters, MACs, steps, memory and the time of a step, then stop")
     tensorboard: bool = _run(False, "also write TensorBoard event files into the run folder")
+    wandb: bool = _run(False, "also log to Weights & Biases; a resumed run continues its record there")
     log_every: Count = _run(20, "steps between reports of progress, checks for non-finite losses and for signals")
     checkpoint_minutes: Minutes = _run(
         10.0, "minutes between checkpoints, may be inf; the end of an epoch writes one too"
@@ -74,6 +75,9 @@ class EngineOptions(Options):
     power: NotNegative = _schedule(0.9, "exponent of the schedule poly; 1 is linear", needs="schedule poly")
     warmup_epochs: NotNegative = _schedule(1.0, "epochs of linear warm-up")
     warmup_lr: NotNegative = _schedule(1e-6, "learning rate of the first warm-up step", needs="warmup_epochs")
+    early_stopping: Natural = _schedule(
+        0, "stop after N epochs without a better held-out score; the best epoch's weights are the result; 0: never"
+    )
 
     optimizer: str = _optimizer("adamw", "adamw, sgd, lion, muon, lamb or another of timm's", on_resume="refuse")
     weight_decay: NotNegative = _optimizer(

@@ -9,12 +9,14 @@
     summary.json        the result
     state.txt           one word: running, stopped, failed, scored (pictures are still to be drawn) or finished
     test_*.png          the task's pictures of the test split
+    wandb/              what Weights & Biases writes, and the id of its record
 
 Only rank 0 writes.
 """
 
 import logging
 import os
+import secrets
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -35,6 +37,7 @@ from .reports import Row, draw_curves, split_column, write_metrics
 PLAIN_SECONDS = 10  # between two lines of progress if there is no terminal
 
 STATE = "state.txt"
+WANDB = "wandb"
 
 PACKAGE = logging.getLogger("metamix")
 
@@ -42,18 +45,20 @@ PACKAGE = logging.getLogger("metamix")
 class Run:
     """Write the folder and the terminal output of one run. Does nothing on ranks other than 0."""
 
-    def __init__(self, folder: Path | None, *, main: bool = True, tensorboard: bool = False):
+    def __init__(self, folder: Path | None, *, main: bool = True, tensorboard: bool = False, wandb: bool = False):
         """Create and lock the folder; it is None for a dry run, which writes no files.
 
         Raises:
-            ValueError: another process writes into the folder, or tensorboard is not installed.
+            ValueError: another process writes into the folder, or tensorboard or wandb is not installed.
         """
         self.folder, self.main = folder, main
         self.state: str | None = None  # last word written to state.txt
         self.bar: tqdm | None = None
         self.events: Any = None
         self._writer: Any = None  # makes `events` once there is an epoch to show
-        self._shown = 0  # epochs in TensorBoard
+        self._wandb: Any = None  # the package, which makes `tracker`
+        self.tracker: Any = None  # the record in Weights & Biases
+        self._shown = 0  # epochs in TensorBoard and Weights & Biases
         self.terminal = sys.stderr.isatty()
         self._lock: IO[str] | None = None
         self._title = ""
@@ -63,6 +68,7 @@ class Run:
         if not main or folder is None:
             return
         self._writer = _tensorboard_writer() if tensorboard else None
+        self._wandb = _import_wandb() if wandb else None
         make_output_folder(folder)
         self._lock = lock_folder(folder)
         PACKAGE.addHandler(self._warnings)
@@ -89,6 +95,35 @@ class Run:
         self.state = state
         if self.main and self.folder is not None:
             write_text(self.folder / STATE, state + "\n")
+
+    def start_tracker(self, config: Mapping[str, Any]) -> None:
+        """Start the record in Weights & Biases, or continue it, if it was asked for; `config` is the recipe.
+
+        Raises:
+            ValueError: it cannot be started, for example because nobody is logged in.
+        """
+        if self._wandb is None:
+            return
+        assert self.folder is not None, "a dry run writes nothing"
+        id_file = self.folder / WANDB / "id.txt"
+        if not id_file.exists():
+            id_file.parent.mkdir(exist_ok=True)
+            write_text(id_file, secrets.token_hex(4))
+        try:
+            self.tracker = self._wandb.init(
+                id=id_file.read_text().strip(),
+                resume="allow",
+                project=os.environ.get("WANDB_PROJECT", "metamix"),
+                name=self.folder.resolve().name,
+                dir=self.folder,
+                config=dict(config),
+                allow_val_change=True,  # of the recipe, on resume
+            )
+        except self._wandb.Error as error:
+            raise ValueError(
+                f"Weights & Biases could not start ({error}): run wandb login, or set WANDB_MODE=offline, or leave "
+                f"--wandb out"
+            ) from error
 
     def start_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
         """Show a progress bar of `steps` steps; `done` of them were trained before the run was resumed."""
@@ -147,7 +182,7 @@ class Run:
             self.bar = None
 
     def record(self, history: Sequence[Row], *, last: bool) -> None:
-        """Write all epochs so far to metrics.csv, curves.png and TensorBoard."""
+        """Write all epochs so far to metrics.csv, curves.png, TensorBoard and Weights & Biases."""
         if not self.main or self.folder is None:
             return
         write_metrics(self.folder / "metrics.csv", history)
@@ -159,10 +194,15 @@ class Run:
         if self._writer is not None:
             # `purge_step` hides the epochs from before a resume, which are written again.
             self.events = self.events or self._writer(str(self.folder), purge_step=0)
-            for row in history[self._shown :]:
-                for name, value in row.items():
-                    self.events.add_scalar("/".join(filter(None, split_column(name))), value, row["step"])
-            self._shown = len(history)
+        for row in history[self._shown :]:
+            scalars = {"/".join(filter(None, split_column(name))): value for name, value in row.items()}
+            if self.events is not None:
+                for name, value in scalars.items():
+                    self.events.add_scalar(name, value, row["step"])
+            if self.tracker is not None and row["step"] >= self.tracker.step:  # else a resumed record has it already
+                self.tracker.log(scalars, step=row["step"], commit=True)  # without it, sent with the next epoch's
+        self._shown = len(history)
+        if self.events is not None:
             self.events.flush()
 
     def say_row(self, row: Row, epochs: int) -> None:
@@ -185,6 +225,8 @@ class Run:
         PACKAGE.removeHandler(self._warnings)
         if self.events is not None:
             self.events.close()
+        if self.tracker is not None:
+            self.tracker.finish(exit_code=int(self.state == "failed"))
         if self._lock is not None:
             self._lock.close()
 
@@ -200,7 +242,7 @@ def check_output(folder: Path) -> None:
     if not folder.is_dir():
         return
     # Files of a run that failed before it wrote its recipe; older versions wrote the state first.
-    left = {LOCK, "log.txt", STATE}
+    left = {LOCK, "log.txt", STATE, WANDB}
     foreign = sorted(
         name
         for name in os.listdir(folder)
@@ -239,3 +281,12 @@ def _tensorboard_writer() -> Any:
             "tensorboard is not installed; pip install 'metamix[tensorboard]', or leave --tensorboard out"
         ) from None
     return SummaryWriter
+
+
+def _import_wandb() -> Any:
+    try:
+        import wandb
+        from wandb import init  # noqa: F401 - fails where `wandb` is only a folder of records in the working folder
+    except ImportError:
+        raise ValueError("wandb is not installed; pip install 'metamix[wandb]', or leave --wandb out") from None
+    return wandb

@@ -87,7 +87,13 @@ class Loss(Protocol):
 
 
 class Metric(Protocol):
-    """Score a model over batches."""
+    """Score a model over batches.
+
+    Attributes:
+        lower_is_better: whether a lower value of the most important score is better, as of an error.
+    """
+
+    lower_is_better: bool = False
 
     def start(self) -> State:
         """Return an empty state, on the CPU."""

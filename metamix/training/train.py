@@ -46,7 +46,8 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
             text = f"{folder} is finished (another --output or --seed makes a new run):\n{result_line(folder)}"
             print(printable(text))
         return folder
-    run = Run(None if options.dry_run else folder, main=group.is_main, tensorboard=options.tensorboard)
+    trackers = {"tensorboard": options.tensorboard, "wandb": options.wandb}
+    run = Run(None if options.dry_run else folder, main=group.is_main, **trackers)
     try:
         engine = Engine(task, recipe, group, run)
         if options.dry_run:
@@ -59,6 +60,7 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
         if group.is_main:
             (folder / SUMMARY).unlink(missing_ok=True)  # the result of a shorter schedule
             write_text(folder / RECIPE, recipe.to_yaml())
+        run.start_tracker(recipe.flat())
         with engine.stop_signal:
             run.set_state("running")
             engine.fit()
@@ -110,8 +112,9 @@ def result_line(folder: Path) -> str:
     summary = read_summary(folder)
     scores = ", ".join(f"{name} {summary[name]:.4g}" for name in summary["scores"])
     split = summary.get("test_split", "test")
+    epoch = f" of epoch {summary['best_epoch']}" if "best_epoch" in summary else ""
     return (
-        f"{summary['model']} on {summary['data']}, {split}: {scores} ({summary['weights']} weights); "
+        f"{summary['model']} on {summary['data']}, {split}: {scores} ({summary['weights']} weights{epoch}); "
         f"{plural(summary['epochs'], 'epoch')} in {summary['seconds']:.0f} s, {summary['img_per_s']:.0f} img/s\n"
         f"pictures: {' '.join(str(folder / picture) for picture in summary['pictures'])}"
     )
@@ -181,14 +184,15 @@ def _finish(engine: Engine, run: Run, folder: Path) -> None:
     scores, states = engine.evaluate("test", which)
     if not run.main:
         return
-    speed = engine.total_steps * options.batch_size / engine.seconds
+    speed = engine.step * options.batch_size / engine.seconds
     result = (
         engine.about
         | {name: round(value, 4) for name, value in scores.items()}
         | {
             "weights": which,
-            "epochs": options.epochs,
+            "epochs": len(engine.history),
             "steps": engine.step,
+            **({"best_epoch": engine.best["epoch"]} if engine.best else {}),
             "seconds": round(engine.seconds, 1),
             "img_per_s": round(speed, 1),
             "seed": options.seed,

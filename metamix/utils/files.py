@@ -56,6 +56,16 @@ def make_output_folder(folder: Path) -> None:
         raise OSError(f"the folder {folder} could not be made ({reason(error)}); give another --output") from error
 
 
+def read_text(path: Path) -> str:
+    """Read UTF-8 text, with or without a byte order mark; raise ValueError, which names the line, for other text."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}:{line} is not UTF-8 text; save the file as UTF-8") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
     with atomic_write(path) as file:

@@ -280,6 +280,75 @@ def test_a_missing_tensorboard_leaves_no_folder(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+class FakeWandb:
+    """Stands in for the package wandb: keeps what each record was started with, and its scalars by step."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self, steps_of_earlier=0):
+        self.settings, self.scalars, self.step = {}, {}, steps_of_earlier
+
+    def init(self, **settings):
+        self.settings = settings
+        return self
+
+    def log(self, scalars, step, commit):
+        self.scalars[step] = scalars
+
+    def finish(self, exit_code):
+        self.exit_code = exit_code
+
+
+def test_wandb_gets_the_scalars_of_each_epoch(tmp_path, monkeypatch):
+    words = [*QUICK, "--wandb", "--output", tmp_path / "run"]
+    monkeypatch.setitem(sys.modules, "wandb", first := FakeWandb())
+    train(*words)
+    assert first.settings["config"]["batch_size"] == 256 and first.settings["name"] == "run" and first.exit_code == 0
+    assert [*first.scalars] == [5, 10]
+    rows = metrics(tmp_path / "run")
+    assert first.scalars[10]["train/loss"] == pytest.approx(float(rows[1]["train_loss"]))
+    assert first.scalars[10].keys() >= {"epoch", "lr", "seconds", "train/top1"}
+
+    monkeypatch.setitem(sys.modules, "wandb", second := FakeWandb(steps_of_earlier=11))
+    train(*words, "--epochs", 3)
+    assert second.settings["id"] == first.settings["id"] and second.settings["resume"] == "allow"
+    assert [*second.scalars] == [15]  # a record that is continued has the first two epochs already
+
+
+def test_wandb_offline(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="needs the extra wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    summaries, finish = {}, wandb.Run.finish
+
+    def summarise_and_finish(record, **settings):
+        summaries[record.summary["epoch"]] = record.id, record.summary["train/loss"]
+        finish(record, **settings)
+
+    monkeypatch.setattr(wandb.Run, "finish", summarise_and_finish)
+    for epochs in (1, 2):
+        train(*QUICK, "--epochs", epochs, "--wandb", "--output", tmp_path)
+        name = (tmp_path / "wandb/id.txt").read_text()
+        assert summaries[epochs] == (name, pytest.approx(float(metrics(tmp_path)[-1]["train_loss"])))
+    assert list((tmp_path / "wandb").glob(f"offline-run-*-{summaries[1][0]}/*.wandb"))
+
+
+def test_a_wandb_that_does_not_start_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandb())
+    monkeypatch.setattr(fake, "init", Mock(side_effect=FakeWandb.Error("no key")))
+    said = r"Weights & Biases could not start \(no key\): run wandb login, or set WANDB_MODE=offline, or leave --wandb"
+    with pytest.raises(SystemExit, match=said):
+        train(*QUICK, "--wandb", "--output", tmp_path)
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["nothing", "a folder of that name"])
+def test_a_missing_wandb_leaves_no_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", type(sys)("wandb") if folder else None)
+    with pytest.raises(SystemExit, match=r"wandb is not installed; pip install 'metamix\[wandb\]', or leave --wandb"):
+        train("--wandb", "--output", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "words, said",
     [

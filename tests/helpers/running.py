@@ -157,7 +157,7 @@ def assert_same_run(folder, other):
     """Assert that checkpoints are equal bit for bit in weights, average, moments and history, and metrics files too."""
     assert metrics(folder) == metrics(other)
     a, b = load_checkpoint(folder / "checkpoint.pt"), load_checkpoint(other / "checkpoint.pt")
-    for key in ("step", "sums", "model", "ema", "optimizer", "scaler"):
+    for key in ("step", "sums", "best", "model", "ema", "optimizer", "scaler"):
         _assert_same(a[key], b[key], key)
     _assert_same(
         *([{k: v for k, v in row.items() if k not in MACHINE_COLUMNS} for row in x["history"]] for x in (a, b)),

@@ -1,0 +1,147 @@
+"""Read CSV files that list images with a class and, if they have columns for it, a box on each line."""
+
+import csv
+import io
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from metamix.utils.files import read_text
+
+from .formats.base import is_image
+
+COLUMNS = (  # names of the columns for file, class and split, without blanks, dots, dashes and underscores
+    ("file", "filename", "filepath", "path", "image", "imagename", "imagepath", "imagefile", "img"),
+    ("class", "classname", "label", "labelname", "category", "name"),
+    ("split", "subset"),
+)
+CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
+SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
+SPLITS = {"": "", "train": "train", "training": "train", "test": "test"}
+SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line: where it is, its image, its class or "", its split or "", and x1, y1, x2, y2 of its box in pixels."""
+
+    place: str
+    file: Path
+    label: str
+    split: str
+    box: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """The lines of a CSV file.
+
+    Attributes:
+        images: the lines of each image, in their order.
+        names: path of each image below the folder that holds them all.
+        missing: places of the lines whose image does not exist. They are left out.
+        has_boxes: whether there are columns for boxes.
+    """
+
+    images: dict[Path, list[Row]]
+    names: dict[Path, str]
+    missing: list[str]
+    has_boxes: bool
+
+
+def read_table(source: Path) -> Table:
+    """Read a CSV file, or the only one in a folder.
+
+    Raises:
+        ValueError: a line or the header cannot be used, or no image exists; the message names it.
+        FileNotFoundError: the folder does not hold one CSV file.
+    """
+    files = sorted(source.glob("*.csv")) if source.is_dir() else [source]
+    if len(files) != 1:
+        raise FileNotFoundError(f"{source} holds {len(files)} .csv files: give the path of one file")
+    source, text = files[0], read_text(files[0])
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    images: dict[Path, list[Row]] = {}
+    missing = []
+    try:
+        header = [re.sub(r"[\s._-]", "", cell.lower()) for cell in next(reader, [])]
+        columns = choose_columns(header, source)
+        for cells in reader:
+            if not any(map(str.strip, cells)):
+                continue
+            row = read_row(cells, header, columns, source.parent, f"{source}:{reader.line_num}")
+            if row.file.is_file():
+                images.setdefault(row.file, []).append(row)
+            else:
+                missing.append(row.place)
+    except csv.Error as error:
+        raise ValueError(f"{source}:{reader.line_num} is not CSV: {error}") from None
+    if not images:
+        raise ValueError(f"{source} lists no image of those that exist in {source.parent} or its images/")
+    root = os.path.commonpath([file.parent for file in images])
+    names = {file: file.relative_to(root).as_posix() for file in images}
+    return Table(images, names, missing, len(columns) > 3)
+
+
+def choose_columns(header: Sequence[str], source: Path) -> list[str]:
+    """Return the names of the columns file, class and split, the last "" if it is missing, and those of the box."""
+    chosen = [next((name for name in names if name in header), "") for names in COLUMNS]
+    if not all(chosen[:2]):
+        raise ValueError(
+            f"{source}:1 has the columns {', '.join(header) or 'nothing'}: the first line must name the columns, such "
+            f"as file,class for classes of images, or file,class,xmin,ymin,xmax,ymax for boxes"
+        )
+    box = next((names for names in (*CORNERS, *SIDES) if set(names) <= set(header)), ())
+    if not box and (some := {name for names in CORNERS for name in names if name in header}):
+        raise ValueError(
+            f"{source}:1 has only {', '.join(sorted(some))} of a box, which needs four columns: "
+            f"{'; '.join(','.join(names) for names in (*CORNERS, *SIDES))}"
+        )
+    return [*chosen, *box]
+
+
+def read_row(cells: Sequence[str], header: Sequence[str], columns: Sequence[str], folder: Path, place: str) -> Row:
+    """Read a line, whose image lies in `folder` or in its images/."""
+    if len(cells) != len(header):
+        raise ValueError(f"{place} has {len(cells)} columns, but the first line has {len(header)}")
+    values = dict(zip(header, map(str.strip, cells)))
+    name, label, split = (values.get(column, "") for column in columns[:3])
+    if not is_image(name):
+        raise ValueError(f"{place} has the file {name!r}; needed is an image ({' '.join(IMG_EXTENSIONS)})")
+    if split.lower() not in SPLITS:
+        raise ValueError(f"{place} has the split {split!r}; accepted are train, val and test")
+    paths = [Path(os.path.normpath(inside / name.replace("\\", "/"))) for inside in (folder, folder / "images")]
+    file = next((path for path in paths if path.is_file()), paths[0])
+    texts = [values[column] for column in columns[3:]]
+    numbers = list(map(to_number, texts)) if label or any(texts) else []
+    if numbers and not label:
+        raise ValueError(f"{place} has a box, but no class")
+    if wrong := [column for column, value in zip(columns[3:], numbers) if not math.isfinite(value)]:
+        raise ValueError(f"{place} has {values[wrong[0]]!r} in {wrong[0]}, where a number of pixels is needed")
+    if numbers and tuple(columns[3:]) not in CORNERS:
+        numbers[2:] = numbers[0] + numbers[2], numbers[1] + numbers[3]
+    return Row(place, file, label, SPLITS[split.lower()], tuple(numbers) or None)
+
+
+def to_number(text: str) -> float:
+    """Return the number that a text is, or NaN."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def same_in_all(rows: Sequence[Row], field: str) -> Any:
+    """Return what all lines of an image say in a field; raise ValueError if two lines differ."""
+    first, *others = ((row.place, getattr(row, field)) for row in rows)
+    for place, value in others:
+        if value != first[1]:
+            raise ValueError(f"{place} gives {rows[0].file} the {field} {value!r}, but {first[0]} {first[1]!r}")
+    return first[1]

@@ -1,0 +1,111 @@
+"""Collect boxes that were read from labels of other programs, check them, and write them in COCO's format."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from metamix.data.files import read_header
+from metamix.tasks.convert import Labels, Sample
+from metamix.utils.files import write_text
+from metamix.utils.text import plural
+
+from .annotations import Entries, Entry
+
+EDGE = 1  # pixels that a box may reach over the edge of its image, as from rounding or from counting from 0
+
+
+@dataclass(frozen=True)
+class Box:
+    """An object: its class, x1, y1, x2, y2 in pixels from 0, where its label is, and whether scores ignore it."""
+
+    label: str
+    corners: tuple[float, ...]
+    place: str
+    difficult: bool = False
+
+
+class Boxes(Labels):
+    """Images with boxes. The label of a sample is height, width and boxes.
+
+    Args:
+        classes: names of the classes, which are numbered from 1 in this order.
+    """
+
+    def __init__(self, classes: Sequence[str]):
+        super().__init__(("--task", "detection", "--batch-size", "4"))
+        self.classes = classes
+
+    def add(
+        self, name: str, file: Path, boxes: Iterable[Box], split: str, size: tuple[int, int] = (0, 0), *, shares=False
+    ) -> None:
+        """Add an image; note what is left out or odd.
+
+        Args:
+            size: height and width that the labels give; 0 if they give none.
+            shares: whether the boxes are in shares of width and height.
+        """
+        try:
+            height, width = read_header(file).size
+        except ValueError:
+            self.notes["images that cannot be read were left out"].append(str(file))
+            return
+        if all(size) and size != (height, width):
+            sizes = f"{height} x {width} instead of {size[0]} x {size[1]}"
+            self.notes["images of another size than their labels say were left out"].append(f"{file} ({sizes})")
+            return
+        kept = []
+        for box in boxes:
+            x1, y1, x2, y2 = box.corners
+            if shares:
+                x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
+            if not (x1 < x2 and y1 < y2):
+                self.notes["boxes without an area were left out"].append(box.place)
+                continue
+            if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
+                self.notes["boxes outside of their image were left out"].append(box.place)
+                continue
+            if min(x1, y1) < -EDGE or x2 > width + EDGE or y2 > height + EDGE:
+                self.notes["boxes reach out of their image, and training clips them"].append(box.place)
+            kept.append(Box(box.label, (x1, y1, x2, y2), box.place, box.difficult))
+        self.samples.append(Sample(file, name, split, label=(height, width, tuple(kept))))
+
+    def checked(self, where: object) -> "Boxes":
+        """Return this; raise ValueError if no image has a box. `where` says where labels are expected."""
+        if not any(sample.label[2] for sample in self.samples):
+            notes = "; ".join(f"{clause}, such as {places[0]}" for clause, places in self.notes.items() if places)
+            raise ValueError(f"there is no image with a box; labels are expected in {where}. {notes}".strip())
+        return self
+
+    def write(self, folder: Path, splits: Mapping[str, Sequence[Sample]]) -> str:
+        """Write the annotations of each split, and return the number of classes and boxes."""
+        count = 0
+        (folder / "annotations").mkdir()
+        for split, samples in splits.items():
+            data = self.entries(samples)
+            count += len(data["annotations"])
+            write_text(folder / "annotations" / f"instances_{split}.json", json.dumps(data))
+        return f"{plural(len(self.classes), 'class')}, {plural(count, 'box')}"
+
+    def entries(self, samples: Iterable[Sample]) -> Entries:
+        """Return the content of an annotation file. Difficult objects become crowds, which COCO's scores ignore."""
+        numbers = {name: number for number, name in enumerate(self.classes, start=1)}
+        images: list[Entry] = []
+        annotations: list[Entry] = []
+        for sample in samples:
+            height, width, boxes = sample.label
+            images.append({"id": len(images) + 1, "file_name": sample.name, "width": width, "height": height})
+            for box in boxes:
+                x1, y1, x2, y2 = box.corners
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": len(images),
+                        "category_id": numbers[box.label],
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "area": (x2 - x1) * (y2 - y1),
+                        "iscrowd": int(box.difficult),
+                    }
+                )
+        categories = [{"id": number, "name": name} for name, number in numbers.items()]
+        return {"images": images, "annotations": annotations, "categories": categories}

@@ -1,0 +1,116 @@
+"""Read YOLO's labels: a text file for each image, with a line "class x y width height" for each box.
+
+    data.yaml, images/train/, images/val/, labels/train/, labels/val/
+    data.yaml, train/images/, train/labels/, valid/images/, valid/labels/
+
+data.yaml names the classes and the folders of images. The labels lie where `images` in their path is `labels`. The
+numbers are the middle and the size of the box, as shares of the image. Images without a label file are background.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metamix.data.find import by_stem, list_images
+from metamix.data.tables import to_number
+from metamix.utils.files import read_text
+from metamix.utils.options import read_yaml
+
+from .labels import Box, Boxes
+
+SLACK = 0.01  # by which rounding may bring a share below 0 or above 1
+
+
+def read_yolo(source: Path) -> Boxes:
+    """Read the labels that a data.yaml, or the only YAML file in a folder, describes.
+
+    Raises:
+        FileNotFoundError: there is no description, or a folder that it names is missing.
+        ValueError: the description or a label cannot be used.
+    """
+    files = [source] if source.is_file() else [source / "data.yaml", *source.glob("*.yaml"), *source.glob("*.yml")]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise FileNotFoundError(
+            f"{source} holds no data.yaml: write one with the names of the classes, such as names: [cat, dog]"
+        )
+    config = read_yaml(file)
+    labels, folders = Boxes(class_names(file, config)), image_folders(file, config)
+    for images, split in folders.items():
+        add_folder(labels, images, split, file)
+    return labels.checked(", ".join(str(label_folder(images)) for images in folders))
+
+
+def class_names(file: Path, config: dict[str, Any]) -> list[str]:
+    """Return the names of the classes in the order of their numbers, which begin at 0."""
+    names = config.get("names")
+    if isinstance(names, dict) and set(map(str, names)) == set(map(str, range(len(names)))):
+        names = [names[key] for key in sorted(names, key=int)]
+    if not isinstance(names, list) or not names or any(type(name) not in (str, int) for name in names):
+        raise ValueError(f"{file} has the names {names!r}; needed are the names of the classes, such as [cat, dog]")
+    if config.get("nc", len(names)) != len(names):
+        raise ValueError(f"{file} has {len(names)} names, but nc is {config['nc']}")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{file} has the class {repeated[0]!r} twice: give each class a name of its own")
+    return list(map(str, names))
+
+
+def image_folders(file: Path, config: dict[str, Any]) -> dict[Path, str]:
+    """Return the split of each folder of images; without splits, that of images/ is ""."""
+    roots = [file.parent / str(config.get("path") or "."), file.parent]
+    folders = {}
+    for split in ("train", "val", "test"):
+        entries = config.get(split) or []
+        for entry in map(str, entries if isinstance(entries, list) else [entries]):
+            names = entry, entry.removeprefix("../")  # Roboflow writes ../train/images beside train/images
+            places = [root / name for root in roots for name in names]
+            folder = next((place for place in places if place.is_dir()), None)
+            if folder is None:
+                raise FileNotFoundError(
+                    f"{file} has {split}: {entry}, but there is no folder {places[0]} or {places[-1]}; a file that "
+                    f"lists images is not read"
+                )
+            folders[folder] = split
+    return folders or {next((root / "images" for root in roots if root.is_dir()), file.parent): ""}
+
+
+def label_folder(images: Path) -> Path:
+    """Return the folder of the labels of a folder of images: beside it, or the folder itself."""
+    before, _, after = f"/{images.as_posix()}/".rpartition("/images/")
+    folder = Path(f"{before}/labels/{after}"[1:])
+    return folder if folder.is_dir() else images
+
+
+def add_folder(labels: Boxes, images: Path, split: str, description: Path) -> None:
+    """Add the images of a folder with their boxes."""
+    folder, files = label_folder(images), by_stem(list_images(images))
+    for stem, file in files.items():
+        path = folder / f"{stem}.txt"
+        boxes = read_boxes(path, labels.classes, description) if path.is_file() else []
+        labels.add(file.relative_to(images).as_posix(), file, boxes, split, shares=True)
+    stray = [path for path in sorted(folder.rglob("*.txt")) if str(path.relative_to(folder))[:-4] not in files]
+    labels.notes["label files without an image were left out"] += map(str, stray)
+
+
+def read_boxes(path: Path, classes: Sequence[str], description: Path) -> list[Box]:
+    """Read a label file; the corners are shares of the image's width and height."""
+    boxes = []
+    for line, words in enumerate(map(str.split, read_text(path).splitlines()), start=1):
+        if not words:
+            continue
+        place = f"{path}:{line}"
+        if len(words) != 5:
+            raise ValueError(
+                f"{place} has {len(words)} values, but a box has five: class, x, y, width, height. Polygons and "
+                f"keypoints are not read"
+            )
+        number, x, y, width, height = map(to_number, words)
+        if number not in range(len(classes)):
+            raise ValueError(
+                f"{place} has the class {words[0]}, but {description} names the classes 0 to {len(classes) - 1}"
+            )
+        if not all(-SLACK <= value <= 1 + SLACK for value in (x, y, width, height)):  # also true for NaN
+            raise ValueError(f"{place} has {' '.join(words[1:])}; needed are shares of the image, from 0 to 1")
+        corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        boxes.append(Box(classes[int(number)], corners, place))
+    return boxes

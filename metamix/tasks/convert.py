@@ -1,0 +1,159 @@
+"""`metamix convert`: turn labels of another program into a data set that a task trains on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metamix.utils.options import Options, option, parse_command, positional
+from metamix.utils.rules import ShareBetween
+from metamix.utils.text import did_you_mean, exit_with_message, plural, printable
+
+from .registry import TASKS, find_task
+
+TRAIN_SHARE = 0.8  # of a source without splits
+EPILOG = """formats:
+  voc   Pascal VOC or LabelImg: Annotations/*.xml and JPEGImages/, annotations/ and images/, or all in one folder
+  yolo  data.yaml, images/train/ and labels/train/, or train/images/ and train/labels/
+  csv   boxes, with the columns file, class, xmin, ymin, xmax, ymax; or classes of images: file, class
+
+The images are linked or copied, and the source stays as it is. What is left out is printed."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image to convert.
+
+    Attributes:
+        file: the image file.
+        name: its path in the folder of its split.
+        split: train, val or test; "" if the source does not say.
+        group: each group is split by the same share.
+        label: what `Labels.write` needs.
+    """
+
+    file: Path
+    name: str
+    split: str = ""
+    group: str = ""
+    label: Any = None
+
+
+@dataclass
+class Labels:
+    """Labels that were read and checked. A task derives a class from it if it needs more than folders of images.
+
+    Attributes:
+        flags: arguments of `metamix train` for the data set, before `--data-dir`.
+        notes: places of what is odd or left out, by a clause that describes it.
+    """
+
+    flags: tuple[str, ...]
+    samples: list[Sample] = field(default_factory=list)
+    notes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def write(self, folder: Path, splits: Mapping[str, Sequence[Sample]]) -> str:
+        """Write the labels of each split, and return a count of what they are."""
+        return plural(len({sample.group for sample in self.samples}), "class")
+
+
+Reader = Callable[[Path], Labels | None]  # of a file or folder; None if its labels are those of another task
+
+
+@dataclass
+class ConvertOptions(Options):
+    """Options of `metamix convert`."""
+
+    format: str = positional("format of the labels: voc, yolo or csv", metavar="FORMAT")
+    source: Path = positional("folder of images and labels, or the CSV or YAML file in it", metavar="SOURCE")
+    out: Path = positional("folder to write, new or empty", metavar="OUT")
+    split: ShareBetween | None = option(
+        None,
+        f"share of the images to train on, the others become val; default: the source's own splits, or {TRAIN_SHARE}",
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Convert labels, and print what was left out and the next commands; exit with a message if that fails."""
+    description = "Turn labels of another program into a data set to train on."
+    with exit_with_message(ValueError, OSError):
+        options, _ = parse_command(argv, ConvertOptions, prog="metamix convert", description=description, epilog=EPILOG)
+        out = options.out
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"{out} is {'not empty' if out.is_dir() else 'a file'}: give OUT a new or empty folder")
+        labels = read_labels(options.format, options.source)
+        splits = choose_splits(labels, options.split)
+        link_images(out, splits)
+        written = labels.write(out, splits)
+    counts = ", ".join(f"{len(samples):,} {split}" for split, samples in splits.items())
+    lines = [f"{out}: {counts} images, {written}"]
+    for clause, places in labels.notes.items():
+        more = f" and {len(places) - 5:,} more" if len(places) > 5 else ""
+        lines += [f"note: {clause}: {', '.join(places[:5])}{more}"] if places else []
+    commands = ["metamix", "verify", str(out)], ["metamix", "train", *labels.flags, "--data-dir", str(out)]
+    print(printable("\n".join([*lines, "next:", *(f"  {shlex.join(command)}" for command in commands)])))
+
+
+def read_labels(format: str, source: Path) -> Labels:
+    """Read a source with the first reader of its format that takes it."""
+    specs = [spec for spec in map(find_task, TASKS) if spec.convert]
+    readers: list[tuple[str, Reader]] = [item for spec in specs for item in spec.part("convert").items()]
+    names = sorted({name for name, _ in readers})
+    if format not in names:
+        raise ValueError(f"there is no format {format!r}{did_you_mean(format, names)} Formats: {', '.join(names)}.")
+    if not source.exists():
+        raise FileNotFoundError(f"there is no file or folder {source}")
+    labels = next(filter(None, (reader(source) for name, reader in readers if name == format)), None)
+    if labels is None:
+        raise ValueError(f"no task reads the labels of {source}")
+    return labels
+
+
+def choose_splits(labels: Labels, share: float | None) -> dict[str, list[Sample]]:
+    """Return the images of each split, in their order.
+
+    Without a share, the splits are those of the source, if it has one to train on and one to score. Otherwise the
+    images of each group are divided by a hash of their names, so that the same are chosen on every machine.
+    """
+    own = {sample.split for sample in labels.samples}
+    if share is None and "train" in own and own & {"val", "test"}:
+        none = [str(sample.file) for sample in labels.samples if not sample.split]
+        labels.notes["images in none of the source's splits were left out"] += none
+        return {
+            name: [s for s in labels.samples if s.split == name] for name in ("train", "val", "test") if name in own
+        }
+    groups: dict[str, list[Sample]] = defaultdict(list)
+    for sample in labels.samples:
+        groups[sample.group].append(sample)
+    splits: dict[str, list[Sample]] = {"train": [], "val": []}
+    for samples in groups.values():
+        ranked = sorted(samples, key=lambda s: hashlib.sha256(os.fsencode(s.name)).digest())
+        count = round((1 - (share or TRAIN_SHARE)) * len(samples))
+        held_out = {sample.name for sample in ranked[: min(max(count, 1), len(samples) - 1)]}  # of two images, one
+        for sample in samples:
+            splits["val" if sample.name in held_out else "train"].append(sample)
+    return splits
+
+
+def link_images(out: Path, splits: Mapping[str, Sequence[Sample]]) -> None:
+    """Link the images into the folders of their splits, or copy them to another file system."""
+    files: dict[Path, Path] = {}
+    for split, samples in splits.items():
+        for sample in samples:
+            place = out / split / sample.name
+            if place in files:
+                raise ValueError(f"{files[place]} and {sample.file} would both become {place}: rename one of them")
+            files[place] = sample.file
+    for place, file in files.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file.resolve(), place)
+        except OSError:
+            shutil.copy2(file, place)

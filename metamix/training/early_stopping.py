@@ -1,0 +1,43 @@
+"""Remember the weights of the epoch with the best held-out score, and decide when training stops early.
+
+The score is the first one of the task's metric, of the weights that the recipe scores: the last or their average. What
+is remembered is part of the checkpoint, so a resumed run stops at the same epoch with the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import nn
+
+from .recipe import Recipe
+
+# The best epoch, the name and value of its score, its weights ("model"), and the last epoch that was scored; or empty.
+Best = dict[str, Any]
+
+
+def check_held_out(recipe: Recipe, splits: Collection[str]) -> None:
+    """Raise ValueError if early stopping has no held-out split to watch."""
+    patience = recipe.engine.early_stopping
+    if patience and "holdout" not in splits:
+        advice = "the data need a split val that is neither trained on nor scored as the test"
+        if hasattr(recipe.options, "holdout"):
+            advice = "add --holdout 0.1 to keep a tenth of train out"
+        raise ValueError(f"early_stopping is {patience}, but no split is held out to be scored each epoch: {advice}")
+
+
+def updated(best: Best, epoch: int, scores: Mapping[str, float], model: nn.Module, lower_is_better: bool) -> Best:
+    """Return the best epoch so far, given the held-out scores of one more; of equal scores the first is better."""
+    name, score = next(iter(scores.items()), ("", math.nan))
+    sign = -1 if lower_is_better else 1
+    if math.isnan(score) or (best and sign * score <= sign * best["score"]):
+        return best | {"scored": epoch} if best else {}
+    weights = {key: tensor.detach().to("cpu", copy=True) for key, tensor in model.state_dict().items()}
+    return {"epoch": epoch, "scored": epoch, "name": name, "score": score, "model": weights}
+
+
+def is_exhausted(best: Best, patience: int) -> bool:
+    """Return whether training has gone on for `patience` epochs without a better score; 0 is endless patience."""
+    return bool(patience and best) and best["scored"] - best["epoch"] >= patience

@@ -1,0 +1,85 @@
+"""metamix convert csv: a file of images and classes becomes class folders."""
+
+import pytest
+from PIL import Image
+
+from metamix.data import open_data
+from tests.helpers.running import metamix_command
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Return a function that writes a CSV file with these lines beside images of cats and dogs, and returns it."""
+
+    def make(*lines):
+        for name in [*(f"cats/{i}.png" for i in range(10)), *(f"dogs/{i}.png" for i in range(5)), "fox.png"]:
+            path = tmp_path / "source/photos" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(path)
+        file = tmp_path / "source/labels.csv"
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return file
+
+    return make
+
+
+LINES = [*(f"photos/cats/{i}.png,猫" for i in range(10)), *(f"photos/dogs/{i}.png,big dog" for i in range(5))]
+
+
+def listed(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+
+
+def test_each_class_is_split_by_the_same_share(source, tmp_path, capsys):
+    file, out = source("file,label", *LINES, "photos/fox.png,fox", LINES[0]), tmp_path / "out"
+    assert metamix_command("convert", "csv", file, out) == 0
+    said = capsys.readouterr().out
+    assert f"{out}: 13 train, 3 val images, 3 classes\n" in said
+    assert f"note: lines that repeat another: {file}:18\n" in said
+    assert said.splitlines()[-1] == f"  metamix train --data folder --data-dir {out}"
+    names = listed(out)
+    assert [sum(name.startswith(place) for name in names) for place in ("train/猫", "val/猫")] == [8, 2]
+    assert [sum(name.startswith(place) for name in names) for place in ("train/big dog", "val/big dog")] == [4, 1]
+    assert "train/fox/fox.png" in names  # a class with a single image is trained on
+    assert {name.partition("/")[2] for name in names} == {
+        *(f"猫/cats/{i}.png" for i in range(10)),
+        *(f"big dog/dogs/{i}.png" for i in range(5)),
+        "fox/fox.png",
+    }
+    splits = open_data("folder", root=out)
+    assert splits.train.images.classes == ("big dog", "fox", "猫")
+    assert metamix_command("verify", out) == 0
+
+    capsys.readouterr()
+    assert metamix_command("convert", "csv", file, tmp_path / "again") == 0
+    assert listed(tmp_path / "again") == names
+
+
+def test_the_splits_of_the_file_are_kept(source, tmp_path, capsys):
+    lines = [f"{line},{'Training' if i % 3 else 'test'}" for i, line in enumerate(LINES)]
+    file = source("file,label,split", *lines, "photos/fox.png,fox,")
+    assert metamix_command("convert", "csv", file.parent, tmp_path / "out") == 0
+    assert len(listed(tmp_path / "out/train")) == 10 and len(listed(tmp_path / "out/test")) == 5
+    assert "note: images in none of the source's splits were left out: " in capsys.readouterr().out
+    assert metamix_command("convert", "csv", file.parent, tmp_path / "new", "--split", 0.5) == 0
+    assert len(listed(tmp_path / "new/val")) == 7
+
+
+@pytest.mark.parametrize(
+    "lines, said",
+    [
+        (
+            ["file,label", LINES[0], "photos/cats/0.png,dog"],
+            "labels.csv:3 gives .*0.png the label 'dog', but .*csv:2 '猫'",
+        ),
+        (["file,label", "photos/cats/0.png,"], "labels.csv:2 has the class ''; a folder needs a name without /"),
+        (["file,label", "photos/cats/0.png,../cat"], "labels.csv:2 has the class '../cat'; a folder needs a name"),
+        (["file,label,split", f"{LINES[0]},dev"], "labels.csv:2 has the split 'dev'; accepted are train, val and test"),
+        ([LINES[0]], "labels.csv:1 has the columns photos/cats/0png, .*: the first line must name the columns"),
+        ([], "labels.csv:1 has the columns nothing: the first line must name"),
+    ],
+)
+def test_odd_lines_are_refused_with_their_place(lines, said, source, tmp_path):
+    with pytest.raises(SystemExit, match=said):
+        metamix_command("convert", "csv", source(*lines), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

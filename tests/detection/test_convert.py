@@ -1,0 +1,383 @@
+"""metamix convert: boxes of other programs become a data set that detection reads, with the same boxes."""
+
+import json
+import os
+import shlex
+import shutil
+
+import pytest
+
+from metamix.detection.coco import find_splits, open_split
+from tests.helpers import shapes
+from tests.helpers.running import metamix_command, train
+
+XML = """<annotation>
+<filename>{name}</filename>
+<size><width>96</width><height>64</height></size>
+{objects}</annotation>"""
+OBJECT = (
+    "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>\n"
+)
+CLASSES = ["disc", "square"]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return shapes.write(tmp_path_factory.mktemp("original") / "shapes", train=8, val=4)
+
+
+def boxes_of(folder, splits=("train", "val")):
+    """Return the sorted (class, x1, y1, x2, y2) of each image of a data set, by its name, as training reads them."""
+    found = {}
+    for name in splits:
+        split = open_split(find_splits(folder), name)
+        for i in range(len(split)):
+            _, target = split.read(i)
+            labels = [split.classes[label - 1] for label in target["labels"]]
+            boxes = [tuple(round(value, 2) for value in box) for box in target["boxes"].tolist()]
+            found[os.path.basename(split.path(i))] = sorted(zip(labels, boxes))
+    return found
+
+
+def copy_images(original, place, split=""):
+    place.mkdir(parents=True)
+    for file in sorted((original / "images").glob(f"{split}*.png")):
+        shutil.copy(file, place / file.name)
+    return sorted(place.iterdir())
+
+
+def labelimg(original, folder):
+    """Write annotations/ beside images/; the files have been renamed since they were labelled."""
+    (folder / "annotations").mkdir(parents=True)
+    for file in copy_images(original, folder / "images"):
+        objects = "".join(OBJECT.format(label, *xy(box)) for label, box in BOXES[file.name])
+        (folder / "annotations" / f"{file.stem}.xml").write_text(XML.format(name="old.png", objects=objects))
+
+
+def xy(box):
+    """Return a box as VOC counts it, from 1 and with the last pixel."""
+    x1, y1, x2, y2 = map(int, box)
+    return x1 + 1, y1 + 1, x2, y2
+
+
+def write_yolo(original, images, labels, split):
+    labels.mkdir(parents=True)
+    for file in copy_images(original, images, split):
+        lines = [
+            f"{CLASSES.index(label)} {(x1 + x2) / 192} {(y1 + y2) / 128} {(x2 - x1) / 96} {(y2 - y1) / 64}"
+            for label, (x1, y1, x2, y2) in BOXES[file.name]
+        ]
+        if lines:  # an image without objects has no label file
+            (labels / f"{file.stem}.txt").write_text("\n".join(lines) + "\n")
+
+
+def yolo_by_kind(original, folder):
+    for split in ("train", "val"):
+        write_yolo(original, folder / "images" / split, folder / "labels" / split, split)
+    (folder / "data.yaml").write_text(
+        "path: ../datasets/shapes\ntrain: images/train\nval: images/val\ntest:\nnames: {0: disc, 1: square}\n"
+    )
+
+
+def yolo_by_split(original, folder):
+    """Write the layout of Roboflow, whose paths lead nowhere."""
+    for split, name in (("train", "train"), ("val", "valid")):
+        write_yolo(original, folder / name / "images", folder / name / "labels", split)
+    (folder / "data.yaml").write_text("train: ../train/images\nval: ../valid/images\nnc: 2\nnames: [disc, square]\n")
+
+
+def yolo_without_splits(original, folder):
+    write_yolo(original, folder / "images", folder / "labels", "")
+    (folder / "classes.yml").write_text("names: [disc, square]\n")
+
+
+def csv_of_corners(original, folder):
+    lines = ["filename,width,height,class,xmin,ymin,xmax,ymax"]
+    for file in copy_images(original, folder / "images"):
+        lines += [f"{file.name},96,64,{label},{','.join(map(str, box))}" for label, box in BOXES[file.name]]
+        lines += [f"{file.name},96,64,,,,,"] * (not BOXES[file.name])
+    (folder / "boxes.csv").write_text("\n".join(lines) + "\n")
+
+
+def csv_of_sizes(original, folder):
+    lines = ["Image Path;X;Y;W;H;Label;Split"]
+    for file in copy_images(original, folder / "images"):
+        split = {"train": "train", "val": "validation"}[file.name.partition("_")[0]]
+        lines += [
+            f"images\\{file.name};{x1};{y1};{x2 - x1};{y2 - y1};{label};{split}"
+            for label, (x1, y1, x2, y2) in BOXES[file.name]
+        ]
+        lines += [f"images\\{file.name};;;;;;{split}"] * (not BOXES[file.name])
+    (folder / "boxes.csv").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
+
+
+BOXES = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def boxes(original):
+    BOXES.update(boxes_of(original))
+
+
+@pytest.mark.parametrize(
+    "write, format, own_splits",
+    [
+        (labelimg, "voc", False),
+        (yolo_by_kind, "yolo", True),
+        (yolo_by_split, "yolo", True),
+        (yolo_without_splits, "yolo", False),
+        (csv_of_corners, "csv", False),
+        (csv_of_sizes, "csv", True),
+    ],
+)
+def test_boxes_stay_the_same(write, format, own_splits, original, tmp_path, capsys):
+    source, out = tmp_path / "source", tmp_path / "out"
+    write(original, source)
+    before = {path: path.stat().st_mtime_ns for path in source.rglob("*")}
+    assert metamix_command("convert", format, source, out) == 0
+    said = capsys.readouterr().out
+    assert "2 classes, " in said and "note:" not in said, said
+    assert boxes_of(out) == BOXES
+    splits = {name: open_split(find_splits(out), name) for name in ("train", "val")}
+    assert {name: len(split) for name, split in splits.items()} == (
+        {"train": 8, "val": 4} if own_splits else {"train": 10, "val": 2}
+    )
+    if own_splits:
+        assert all("val" in split.path(i) for split in [splits["val"]] for i in range(4))
+    assert {path: path.stat().st_mtime_ns for path in source.rglob("*")} == before
+    assert metamix_command("verify", out) == 0
+
+    assert splits["train"].classes == ("disc", "square")
+
+
+def test_a_split_is_the_same_again_and_of_the_given_share(original, tmp_path, monkeypatch):
+    yolo_by_kind(original, tmp_path / "source")
+    monkeypatch.chdir(tmp_path)
+    for name, source in (("a", "source"), ("b", tmp_path / "source/data.yaml")):
+        assert metamix_command("convert", "yolo", source, name, "--split", 0.5) == 0
+    a, b = ((tmp_path / name / "annotations/instances_val.json").read_text() for name in ("a", "b"))
+    assert a == b and len(json.loads(a)["images"]) == 6
+    assert boxes_of(tmp_path / "a") == BOXES
+
+
+def test_the_printed_command_trains(original, tmp_path, capsys):
+    labelimg(original, tmp_path / "source")
+    assert metamix_command("convert", "voc", tmp_path / "source", tmp_path / "out") == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command[:2] == ["metamix", "train"]
+    train(*command[2:], "--min-size", 32, "--max-size", 48, "--workers", 0, "--dry-run")
+    assert "data     out: 10 train, 2 test" in capsys.readouterr().out
+
+
+def test_images_are_links_where_they_can_be(original, tmp_path, monkeypatch):
+    labelimg(original, tmp_path / "source")
+    assert metamix_command("convert", "voc", tmp_path / "source", tmp_path / "out") == 0
+    image = next((tmp_path / "out/train").iterdir())
+    assert image.samefile(tmp_path / "source/images" / image.name)
+    monkeypatch.setattr(os, "link", lambda *paths: os.stat("/no such file"))
+    assert metamix_command("convert", "voc", tmp_path / "source", tmp_path / "copied") == 0
+    copy = tmp_path / "copied/train" / image.name
+    assert not copy.samefile(image) and copy.read_bytes() == image.read_bytes()
+
+
+def test_early_stopping_needs_a_val_that_is_not_the_test(original, tmp_path):
+    with pytest.raises(SystemExit, match="the data need a split val that is neither trained on nor scored as the test"):
+        train("--task", "detection", "--data-dir", original, "--early-stopping", 2, "--dry-run", "--min-size", 64)
+
+
+@pytest.fixture
+def source(original, tmp_path):
+    """Return a function that writes a YOLO, LabelImg or CSV source; `change` alters it."""
+
+    def make(write, change):
+        write(original, tmp_path / "source")
+        change(tmp_path / "source")
+        return {labelimg: "voc", yolo_by_kind: "yolo", csv_of_corners: "csv"}[write], tmp_path / "source"
+
+    return make
+
+
+def append(name, text):
+    return lambda folder: (folder / name).write_text((folder / name).read_text() + text)
+
+
+def replace(name, old, new):
+    return lambda folder: (folder / name).write_text((folder / name).read_text().replace(old, new, 1))
+
+
+LABEL = "labels/train/train_0.txt"
+
+
+@pytest.mark.parametrize(
+    "write, change, said",
+    [
+        (
+            yolo_by_kind,
+            append(LABEL, "2 0.5 0.5 0.1 0.1\n"),
+            r"train_0.txt:\d has the class 2, but .*data.yaml names the classes 0 to 1",
+        ),
+        (yolo_by_kind, append(LABEL, "0.5 0.5 0.5 0.1 0.1\n"), r"train_0.txt:\d has the class 0.5"),
+        (
+            yolo_by_kind,
+            append(LABEL, "0 50 60 10 10\n"),
+            r"train_0.txt:\d has 50 60 10 10; needed are shares of the image, from 0 to 1",
+        ),
+        (yolo_by_kind, append(LABEL, "0 nan 0.5 0.1 0.1\n"), r"train_0.txt:\d has nan 0.5 0.1 0.1; needed are shares"),
+        (yolo_by_kind, append(LABEL, "0 0 0 1 0 1 1\n"), r"train_0.txt:\d has 7 values, but a box has five: class, x"),
+        (
+            yolo_by_kind,
+            lambda folder: (folder / LABEL).write_bytes(b"0 .5 .5 .1 .1\n\xff\xfe\n"),
+            "train_0.txt:2 is not UTF-8 text",
+        ),
+        (yolo_by_kind, replace("data.yaml", "square", "disc"), "data.yaml has the class 'disc' twice"),
+        (
+            yolo_by_kind,
+            replace("data.yaml", "1: square", "2: square"),
+            "data.yaml has the names .*; needed are the names",
+        ),
+        (yolo_by_kind, append("data.yaml", "nc: 3\n"), "data.yaml has 2 names, but nc is 3"),
+        (
+            yolo_by_kind,
+            replace("data.yaml", "images/val", "images/dev"),
+            "data.yaml has val: images/dev, but there is no fol",
+        ),
+        (
+            yolo_by_kind,
+            lambda folder: (folder / "data.yaml").unlink(),
+            "holds no data.yaml: write one with the names",
+        ),
+        (
+            yolo_by_kind,
+            lambda folder: shutil.rmtree(folder / "labels"),
+            "there is no image with a box; labels are expected in",
+        ),
+        (
+            yolo_by_kind,
+            lambda folder: shutil.copy(folder / "images/train/train_0.png", folder / "images/train/train_0.jpg"),
+            "have the same name without extensions: rename one",
+        ),
+        (labelimg, append("annotations/train_0.xml", "<"), "train_0.xml is not XML"),
+        (
+            labelimg,
+            replace("annotations/train_0.xml", "<xmin>", "<xmin>x"),
+            r"train_0.xml:4 has 'x\d+' in <bndbox><xmin>",
+        ),
+        (
+            labelimg,
+            replace("annotations/train_0.xml", "<object><name>", "<object><name></name><name>"),
+            r"train_0.xml:4 has no <name>",
+        ),
+        (
+            csv_of_corners,
+            append("boxes.csv", "train_0.png,96,64,disc,1,2,3\n"),
+            r"boxes.csv:\d+ has 7 columns, but the first line has 8",
+        ),
+        (
+            csv_of_corners,
+            append("boxes.csv", "train_0.png,96,64,disc,1,2,3,x\n"),
+            r"boxes.csv:\d+ has 'x' in ymax, where a number",
+        ),
+        (csv_of_corners, append("boxes.csv", "train_0.png,96,64,,1,2,3,4\n"), r"boxes.csv:\d+ has a box, but no class"),
+        (
+            csv_of_corners,
+            append("boxes.csv", "train_0,96,64,disc,1,2,3,4\n"),
+            r"boxes.csv:\d+ has the file 'train_0'; needed is an image",
+        ),
+        (csv_of_corners, append("boxes.csv", '"train_0'), r"boxes.csv:\d+ is not CSV"),
+        (
+            csv_of_corners,
+            replace("boxes.csv", "xmin", "left"),
+            "boxes.csv:1 has only left, xmax, ymax, ymin of a box, which needs four columns: xmin,y",
+        ),
+        (
+            csv_of_corners,
+            replace("boxes.csv", "filename,width,height,class", "a,b,c,d"),
+            "boxes.csv:1 has the columns a, b, c, d, xmin.*: the first line must name",
+        ),
+        (
+            csv_of_corners,
+            lambda folder: shutil.rmtree(folder / "images"),
+            "boxes.csv lists no image of those that exist",
+        ),
+        (
+            csv_of_corners,
+            lambda folder: (folder / "boxes.csv").write_text(
+                "file,class,x1,y1,x2,y2\ntrain_0.png,disc,0.1,0.2,0.3,0.4\n"
+            ),
+            "at most 1: boxes must be in pixels",
+        ),
+        (csv_of_corners, lambda folder: (folder / "a.csv").touch(), "holds 2 .csv files: give the path of one"),
+    ],
+)
+def test_odd_labels_are_refused_with_their_place(write, change, said, source, tmp_path):
+    format, folder = source(write, change)
+    with pytest.raises(SystemExit, match=said):
+        metamix_command("convert", format, folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_left_out_or_odd_is_printed(original, tmp_path, capsys):
+    source = tmp_path / "source"
+    yolo_by_kind(original, source)
+    (source / LABEL).write_text("0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0 0.1\n0 0.9 0.5 0.8 0.2\n")
+    (source / "images/train/train_1.png").write_text("no image")
+    (source / "images/val/val_0.png").unlink()
+    assert metamix_command("convert", "yolo", source, tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'out'}: 7 train, 3 val images, 2 classes, " in said
+    assert f"note: boxes without an area were left out: {source / LABEL}:2\n" in said
+    assert f"note: boxes reach out of their image, and training clips them: {source / LABEL}:3\n" in said
+    assert f"note: images that cannot be read were left out: {source / 'images/train/train_1.png'}\n" in said
+    if BOXES["val_0.png"]:
+        assert f"note: label files without an image were left out: {source / 'labels/val/val_0.txt'}\n" in said
+
+    source = tmp_path / "labelimg"
+    labelimg(original, source)
+    (source / "images/val_0.png").unlink()
+    (source / "annotations/val_1.xml").unlink()
+    replace("annotations/val_2.xml", "<width>96", "<width>64")(source)
+    replace("annotations/train_0.xml", "</annotation>", OBJECT.format("disc", 100, 1, 120, 9) + "</annotation>")(source)
+    assert metamix_command("convert", "voc", source, tmp_path / "voc") == 0
+    said = capsys.readouterr().out
+    assert f"note: annotations without an image were left out: {source / 'annotations/val_0.xml'}\n" in said
+    assert f"note: images without an annotation were left out: {source / 'images/val_1.png'}\n" in said
+    assert (
+        "images of another size than their labels say were left out: " in said
+        and "(64 x 96 instead of 64 x 64)" in said
+    )
+    assert "boxes outside of their image were left out: " in said and "annotations/train_0.xml:" in said
+
+    source = tmp_path / "csv"
+    csv_of_corners(original, source)
+    append("boxes.csv", "away.png,96,64,disc,1,2,30,40\n" * 7)(source)
+    count = len((source / "boxes.csv").read_text().splitlines())
+    assert metamix_command("convert", "csv", source / "boxes.csv", tmp_path / "boxes") == 0
+    said = capsys.readouterr().out
+    assert (
+        f"image does not exist were left out: {source / 'boxes.csv'}:{count - 6}, " in said and " and 2 more\n" in said
+    )
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["vok", "{source}", "{out}"], "there is no format 'vok'; did you mean 'voc'[?] Formats: csv, voc, yolo."),
+        (["yolo", "{source}/nowhere", "{out}"], "there is no file or folder .*nowhere"),
+        (["yolo", "{source}", "{source}"], "source is not empty: give OUT a new or empty folder"),
+        (["yolo", "{source}", "{source}/data.yaml"], "data.yaml is a file: give OUT a new or empty folder"),
+        (["yolo", "{source}", "{out}", "--split", "1"], "--split is '1', but it must be a number above 0 and below 1"),
+        (["yolo", "{source}"], "OUT is missing: folder to write"),
+    ],
+)
+def test_wrong_words_are_refused(words, said, original, tmp_path):
+    yolo_by_kind(original, tmp_path / "source")
+    with pytest.raises(SystemExit, match=said):
+        metamix_command("convert", *(word.format(source=tmp_path / "source", out=tmp_path / "out") for word in words))
+
+
+def test_images_of_one_name_in_two_folders_are_refused_in_a_new_split(original, tmp_path):
+    yolo_by_kind(original, tmp_path / "source")
+    (tmp_path / "source/images/val/val_0.png").rename(tmp_path / "source/images/val/train_0.png")
+    with pytest.raises(SystemExit, match="would both become .*train_0.png: rename one of them"):
+        metamix_command("convert", "yolo", tmp_path / "source", tmp_path / "out", "--split", 0.9)
+    assert metamix_command("convert", "yolo", tmp_path / "source", tmp_path / "out") == 0

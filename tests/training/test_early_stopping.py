@@ -1,0 +1,136 @@
+"""Early stopping: when a run ends, which weights are its result, and how it is resumed."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from metamix.training.early_stopping import is_exhausted, updated
+from metamix.training.engine import Engine
+from metamix.weights.files import load_checkpoint, load_weights
+from tests.helpers.running import assert_same_run, metrics, stopped_at, train
+
+WORDS = ["--batch-size", 256, "--warmup-epochs", 0, "--schedule", "constant", "--holdout", 0.2]
+STEPS = 4  # in an epoch
+
+
+@pytest.fixture
+def scores(monkeypatch):
+    """Return a list; the held-out top-1 of epoch N becomes its entry N - 1."""
+    values = []
+    evaluate = Engine.evaluate
+
+    def scripted(engine, split, weights="last"):
+        result, states = evaluate(engine, split, weights)
+        return ({"top1": values[len(engine.history)]} if split == "holdout" else result), states
+
+    monkeypatch.setattr(Engine, "evaluate", scripted)
+    return values
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("average", [[], ["--ema", "--ema-decay", 0.5]], ids=["last", "ema"])
+def test_the_best_epoch_is_the_result(average, scores, tmp_path, capsys):
+    scores += [10.0, 30.0, 20.0, 30.0, 99.0]  # an equal score is no better
+    words = [*WORDS, *average]
+    train(*words, "--epochs", 5, "--early-stopping", 2, "--output", tmp_path / "early")
+    said = capsys.readouterr().out
+    assert "stopped early, after epoch 4 of 5: epoch 2 has the best held-out top1, 30, and its weights are" in said
+    which = "ema" if average else "last"
+    assert f"({which} weights of epoch 2); 4 epochs in" in said
+    summary = json.loads((tmp_path / "early/summary.json").read_text())
+    assert (summary["best_epoch"], summary["epochs"], summary["steps"]) == (2, 4, 4 * STEPS)
+    train(*words, "--epochs", 2, "--output", tmp_path / "two")
+    tensors = load_weights(tmp_path / "early/model.safetensors")[0]
+    assert same(tensors, load_weights(tmp_path / "two/model.safetensors")[0])
+    assert summary["top1"] == json.loads((tmp_path / "two/summary.json").read_text())["top1"]
+    train(*words, "--epochs", 4, "--output", tmp_path / "four")
+    assert not same(tensors, load_weights(tmp_path / "four/model.safetensors")[0])
+    train(*words, "--epochs", 5, "--early-stopping", 2, "--output", tmp_path / "early")
+    assert "is finished" in capsys.readouterr().out
+    two, early = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("four", "early"))
+    assert same(two["model"], early["model"])  # a run that goes on continues from its last epoch, not from its best
+
+
+def test_without_an_early_stop_the_best_epoch_is_the_result_too(scores, tmp_path, capsys):
+    scores += [10.0, 30.0, 20.0]
+    train(*WORDS, "--epochs", 3, "--early-stopping", 2, "--output", tmp_path)
+    said = capsys.readouterr().out
+    assert "stopped early" not in said and "epoch 2 has the best held-out top1" in said
+
+
+@pytest.mark.parametrize("step", [2 * STEPS, 3 * STEPS + 1, 4 * STEPS])
+def test_a_resumed_run_is_exact(step, scores, tmp_path):
+    scores += [10.0, 30.0, 20.0, 25.0, 99.0]
+    words = [*WORDS, "--epochs", 5, "--early-stopping", 2]
+    train(*words, "--output", tmp_path / "straight")
+    with stopped_at(step):
+        train(*words, "--output", tmp_path / "resumed")
+    train(*words, "--output", tmp_path / "resumed")
+    assert_same_run(tmp_path / "resumed", tmp_path / "straight")
+    a, b = (load_weights(tmp_path / name / "model.safetensors")[0] for name in ("resumed", "straight"))
+    assert same(a, b)
+
+
+def test_a_stop_while_the_best_epoch_is_scored_keeps_the_weights_of_the_last(scores, tmp_path, monkeypatch):
+    scores += [30.0, 10.0]
+    words = [*WORDS, "--epochs", 2, "--early-stopping", 1]
+    train(*words, "--output", tmp_path / "straight")
+    scored = Engine.evaluate
+
+    def interrupted(engine, split, weights="last"):
+        if split == "test":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return scored(engine, split, weights)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Engine, "evaluate", interrupted)
+        train(*words, "--output", tmp_path / "stopped")
+    assert_same_run(tmp_path / "stopped", tmp_path / "straight")
+    train(*words, "--output", tmp_path / "stopped")
+    a, b = (load_weights(tmp_path / name / "model.safetensors")[0] for name in ("stopped", "straight"))
+    assert same(a, b)
+
+
+def test_what_may_change_on_resume(scores, tmp_path, capsys):
+    scores += [30.0, 10.0, 20.0, 40.0]
+    words = [*WORDS, "--epochs", 4, "--ema", "--output", tmp_path]
+    train(*words, "--early-stopping", 2)
+    assert len(metrics(tmp_path)) == 3
+    with pytest.raises(SystemExit, match="lr was 0.001 and is now 0.002. Take the old values, a larger --early-stop"):
+        train(*words, "--early-stopping", 2, "--lr", 2e-3)
+    with pytest.raises(SystemExit, match="holds the best epoch of other weights, since score was 'ema' and is now 'l"):
+        train(*words, "--early-stopping", 2, "--score", "last")
+    train(*words, "--early-stopping", 3)
+    assert "epoch 4 has the best held-out top1, 40" in capsys.readouterr().out
+
+
+def test_a_run_without_a_held_out_split_is_refused(tmp_path):
+    said = "early_stopping is 3, but no split is held out to be scored each epoch: add --holdout 0.1 to keep a tenth"
+    with pytest.raises(SystemExit, match=said):
+        train("--early-stopping", 3, "--output", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "values, lower_is_better, best", [([2, 3, 1], False, 2), ([2, 3, 1], True, 3), ([math.nan, 1, math.nan], False, 2)]
+)
+def test_the_better_score(values, lower_is_better, best):
+    kept = {}
+    for epoch, value in enumerate(values, start=1):
+        kept = updated(kept, epoch, {"score": float(value), "loss": 0.0}, nn.Linear(1, 1), lower_is_better)
+    assert (kept["epoch"], kept["scored"]) == (best, 3)
+
+
+def test_only_scored_epochs_end_a_run():
+    """With --eval-every 5, the epochs after the best one are not known to be worse."""
+    best = updated({}, 5, {"score": 1.0}, nn.Linear(1, 1), lower_is_better=False)
+    assert not is_exhausted(best, 3)
+    assert is_exhausted(updated(best, 10, {"score": 0.5}, nn.Linear(1, 1), lower_is_better=False), 3)
+    assert not is_exhausted(best, 0)
