@@ -163,6 +163,7 @@ class TrainTransform:
                         for size in range(low, high + 1)
                     ]
                 ),
+                v2.ClampBoundingBoxes(),  # resizing rounds, and boxes 1e-6 outside would be dropped as invalid
                 v2.RandomPhotometricDistort(p=options.photometric),
             ]
         )

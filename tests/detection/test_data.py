@@ -93,6 +93,16 @@ def test_training_transforms_move_boxes_with_the_pixels(coco, options):
     assert seen > 20
 
 
+def test_boxes_at_the_edge_are_kept(coco, options):
+    """Resized to 57 rows, a box that ends at the 56th would end at 57.000004."""
+    coco()
+    split = open_split(find_splits(options.data_dir), "train")
+    transform = TrainTransform(replace(options, iou_crop=1.0))
+    for seed in range(71):
+        torch.manual_seed(seed)
+        assert len(transform(split.read(seed % 3))[1]["boxes"])
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_masks_are_those_that_torchvision_makes_of_arrays(coco, options, seed):
     """Masks are drawn from run lengths at the final size alone, so the memory for them does not grow with the image."""
@@ -106,7 +116,7 @@ def test_masks_are_those_that_torchvision_makes_of_arrays(coco, options, seed):
     torch.manual_seed(seed)
     _, made = transform((image, target))
     assert made["masks"].dtype == torch.uint8 and set(made) == {"boxes", "labels", "masks"}
-    assert all(torch.equal(made[key], expected[key]) for key in made)
+    assert all(torch.equal(made[key], expected[key]) for key in made) and made["masks"].any()
 
 
 def test_samples_depend_on_seed_epoch_and_index_alone(coco, options):
