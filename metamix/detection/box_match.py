@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .detectors import Objects
+from .objects import Objects
 
 MOST_PIXELS = 0.5  # limit for the difference between boxes that match
 MOST_UNMATCHED = 0.001  # share of the boxes

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import to_image
 
@@ -34,6 +33,7 @@ from .annotations import (
     read_annotations,
     segmentation_problem,
 )
+from .objects import Objects
 
 Splits = Mapping[str, tuple[Path, Path | None]]  # annotation file and image folder of each split
 
@@ -209,12 +209,10 @@ class CocoSplit:
         """Return the path of an image."""
         return str(self.images / self.coco.imgs[self.ids[index]]["file_name"])
 
-    def read(self, index: int) -> tuple[tv_tensors.Image, dict[str, Tensor]]:
-        """Read an image and its objects; crowds, which only scoring needs, are left out.
+    def read(self, index: int) -> tuple[tv_tensors.Image, Objects]:
+        """Read an image, (3, H, W) uint8, and its objects; crowds, which only scoring needs, are left out.
 
-        Returns:
-            The image, (3, H, W) uint8, and a dict with "boxes" (n, 4) as x1, y1, x2, y2 in pixels, "labels" (n,) and,
-            if masks were asked for, "masks" (n, H, W).
+        If masks were asked for, objects have "runs".
         """
         entry = self.coco.imgs[self.ids[index]]
         image = to_image(read_annotated_image(self.images, entry))
@@ -222,13 +220,12 @@ class CocoSplit:
         objects = [each for each in self.coco.imgToAnns[entry["id"]] if not each["iscrowd"]]
         boxes = torch.tensor([each["bbox"] for each in objects]).view(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        target = {
+        target: Objects = {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
             "labels": torch.tensor([self.labels[each["category_id"]] for each in objects], dtype=torch.int64),
         }
         if self.masks:
-            masks = [torch.from_numpy(self.coco.annToMask(each)) for each in objects]
-            target["masks"] = tv_tensors.Mask(torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.uint8))
+            target["runs"] = [self.coco.annToRLE(each) for each in objects]
         return image, target
 
 

@@ -24,6 +24,7 @@ from metamix.utils.text import plural
 
 from .annotations import box_sizes, class_problem
 from .coco import CocoSplit, find_splits, open_split
+from .objects import Objects, draw_masks, pixel_maps
 from .options import DetectionOptions, verify_command
 
 EVAL_BATCH = 8  # images that a process loads at a time in evaluation; each is scored alone
@@ -128,7 +129,7 @@ class DetectionData:
         """Make the loader of augmented images of all splits to train on."""
         samples = JoinedSplits(self.train)
         order = TrainOrder(len(samples), batch_size, rank, world_size, seed)
-        return self._loader(samples, order, train_transform(self.options), seed, collate)
+        return self._loader(samples, order, TrainTransform(self.options), seed, collate)
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
         """Make the loaders of the splits to score; the loaders of all ranks together yield every image once."""
@@ -152,25 +153,45 @@ class DetectionData:
         return self.scored[next(state["split"] for state in states if state["split"])]
 
 
-def train_transform(options: DetectionOptions) -> v2.Compose:
-    """Make the random crop, flips, resizing and change of colours. Boxes follow; empty boxes are dropped."""
-    low, high = (max(1, round(options.min_size * scale)) for scale in options.scales)
-    return v2.Compose(
-        [
-            v2.ClampBoundingBoxes(),
-            v2.RandomApply([v2.RandomIoUCrop()], p=options.iou_crop),
-            v2.RandomHorizontalFlip(options.flip),
-            v2.RandomVerticalFlip(options.flip_vertical),
-            v2.RandomChoice(
-                [
-                    v2.RandomShortestSize(size, max_size=round(options.max_size * size / options.min_size))
-                    for size in range(low, high + 1)
-                ]
-            ),
-            v2.RandomPhotometricDistort(p=options.photometric),
-            v2.SanitizeBoundingBoxes(),
-        ]
-    )
+class TrainTransform:
+    """Crop, flip and resize images with their objects, and change colours. Objects without a box are dropped."""
+
+    def __init__(self, options: DetectionOptions):
+        low, high = (max(1, round(options.min_size * scale)) for scale in options.scales)
+        self.transform = v2.Compose(
+            [
+                v2.ClampBoundingBoxes(),
+                v2.RandomApply([v2.RandomIoUCrop()], p=options.iou_crop),
+                v2.RandomHorizontalFlip(options.flip),
+                v2.RandomVerticalFlip(options.flip_vertical),
+                v2.RandomChoice(
+                    [
+                        v2.RandomShortestSize(size, max_size=round(options.max_size * size / options.min_size))
+                        for size in range(low, high + 1)
+                    ]
+                ),
+                v2.ClampBoundingBoxes(),  # resizing rounds, and boxes 1e-6 outside would be dropped as invalid
+                v2.RandomPhotometricDistort(p=options.photometric),
+            ]
+        )
+        self.drop_empty = v2.SanitizeBoundingBoxes(labels_getter=labels_and_numbers)
+
+    def __call__(self, sample: tuple[Tensor, Objects]) -> tuple[Tensor, Objects]:
+        image, target = sample
+        runs = target.pop("runs", None)
+        target["number"] = torch.arange(len(target["labels"]))
+        maps = () if runs is None else pixel_maps(*image.shape[-2:])
+        image, target, *maps = self.transform((image, target, *maps))
+        target = self.drop_empty(target)
+        left = target.pop("number").tolist()
+        if runs is not None:
+            target["masks"] = draw_masks([runs[number] for number in left], *maps)
+        return image, target
+
+
+def labels_and_numbers(target: Objects) -> tuple[Tensor, Tensor]:
+    """Return what is dropped with a box."""
+    return target["labels"], target["number"]
 
 
 class JoinedSplits:
@@ -182,7 +203,7 @@ class JoinedSplits:
     def __len__(self) -> int:
         return len(self.places)
 
-    def read(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def read(self, index: int) -> tuple[Tensor, Objects]:
         split, place = self.places[index]
         return split.read(place)
 
@@ -196,6 +217,9 @@ def collate(samples: Sequence[Any], split: str | None = None) -> Batch:
     images, targets = zip(*samples, strict=True)
     batch = {
         "image": [image.as_subclass(torch.Tensor) for image in images],
-        "target": [{key: value.as_subclass(torch.Tensor) for key, value in target.items()} for target in targets],
+        "target": [
+            {key: value.as_subclass(torch.Tensor) for key, value in target.items() if isinstance(value, torch.Tensor)}
+            for target in targets
+        ],
     }
     return batch if split is None else batch | {"split": [split] * len(images)}

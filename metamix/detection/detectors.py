@@ -10,6 +10,8 @@
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -29,9 +31,7 @@ from metamix.utils.checks import check_finite
 from metamix.utils.text import did_you_mean
 
 from .anchors import ANCHOR_SCALE, Anchors, retinanet_sizes
-
-# "boxes" (n, 4) as x1, y1, x2, y2, and "labels" (n,) from 1; detections also have "scores" (n,)
-Objects = dict[str, Tensor]
+from .objects import Objects, paste
 
 
 class Detector(BackboneMixin):
@@ -193,7 +193,13 @@ def accepted_options(name: str) -> set[str]:
 
 
 class Transform(GeneralizedRCNNTransform):
-    """Normalise and resize images as torchvision does, but with antialiasing, as the training transforms do."""
+    """Normalise and resize images as torchvision does, but with antialiasing, as the training transforms do.
+
+    Attributes:
+        masks_as_runs: whether objects get "runs" and not torchvision's "masks", (n, 1, H, W) float32.
+    """
+
+    masks_as_runs = False
 
     @classmethod
     def like(cls, other: GeneralizedRCNNTransform, resize_in_training: bool) -> "Transform":
@@ -220,6 +226,27 @@ class Transform(GeneralizedRCNNTransform):
             if "masks" in target:
                 target["masks"] = F.interpolate(target["masks"][:, None].float(), new)[:, 0].byte()
         return image, target
+
+    def postprocess(self, result: list[Objects], image_shapes: Any, original_image_sizes: Any) -> list[Objects]:
+        masks = [objects.pop("masks", None) for objects in result] if self.masks_as_runs else [None] * len(result)
+        result = super().postprocess(result, image_shapes, original_image_sizes)
+        for objects, small, size in zip(result, masks, original_image_sizes):
+            if small is not None:
+                objects["runs"] = paste(small, objects["boxes"], size)
+        return result
+
+
+@contextmanager
+def masks_as_runs(model: nn.Module) -> Iterator[None]:
+    """Let a Mask R-CNN return masks as run lengths; does nothing to other models."""
+    transform = getattr(model, "transform", None)
+    if isinstance(transform, Transform):
+        transform.masks_as_runs = True
+    try:
+        yield
+    finally:
+        if isinstance(transform, Transform):
+            transform.masks_as_runs = False
 
 
 def rcnn_parts(backbone: Backbone) -> dict[str, nn.Module]:

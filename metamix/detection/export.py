@@ -25,9 +25,10 @@ from metamix.tasks.exportable import Comparison, ExportOptions, Model, readable_
 from metamix.weights.metadata import ModelMetadata
 
 from .box_match import BoxMatch
-from .detectors import FCOS, Detector, Objects, RetinaNet
+from .detectors import FCOS, Detector, RetinaNet
 from .exported import ExportedDetector, Size, suppress
 from .load import load_detector
+from .objects import Objects
 from .options import DetectionEvalOptions
 from .task import Detection
 

@@ -22,8 +22,8 @@ from metamix.utils.text import plural
 from metamix.weights.files import ARTIFACT
 from metamix.weights.metadata import MAX_SIDE, ModelMetadata
 
-from .detectors import Objects
 from .load import DetectorSpec, TrainedDetector
+from .objects import Objects
 
 Size = tuple[int, int]
 Pixels = Annotated[int, Field(ge=1, le=MAX_SIDE)]

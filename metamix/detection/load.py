@@ -19,7 +19,8 @@ from metamix.tasks.network import NetworkSpec
 from metamix.utils.rules import REMEDY, one_of, refuse_entry, where
 from metamix.weights.metadata import MAX_CLASSES, ModelMetadata, ModelName
 
-from .detectors import DETECTORS, Detector, Objects, accepted_options, build_detector
+from .detectors import DETECTORS, Detector, accepted_options, build_detector, masks_as_runs
+from .objects import Objects, decode, select
 from .options import NOT_DETECTOR_ARGS, NOT_MODEL_ARGS, AnchorScale, Channels, Side, is_setting
 
 DetectorArgs = Annotated[
@@ -121,26 +122,36 @@ class TrainedDetector:
             threshold: lowest score of an object. It may be lower than the `score_thresh` of the detector.
 
         Returns:
-            For each image "boxes" (n, 4), "labels" (n,), "scores" (n,) and, with Mask R-CNN, "masks" (n, 1, H, W), on
-            the CPU. Boxes are x1, y1, x2, y2 in pixels of the upright image.
+            For each image "boxes" (n, 4), "labels" (n,), "scores" (n,) and, with Mask R-CNN, "masks" (n, 1, H, W) of
+            bools, on the CPU. Boxes are x1, y1, x2, y2 in pixels of the upright image.
 
         Raises:
             CorruptImage: an image cannot be read.
         """
-        return [self.find(read_pixels(image), threshold) for image in images]
+        results = []
+        for image in images:
+            pixels = read_pixels(image)
+            objects = self.find(pixels, threshold)
+            if (runs := objects.pop("runs", None)) is not None:
+                objects["masks"] = torch.zeros(len(runs), 1, *pixels.shape[-2:], dtype=torch.bool)
+                for mask, each in zip(objects["masks"], runs):
+                    mask[0] = torch.from_numpy(decode(each))
+            results.append(objects)
+        return results
 
     @torch.no_grad()
     def find(self, pixels: Tensor, threshold: float) -> Objects:
-        """Find the objects of one image, (3, H, W) uint8, as `predict` does."""
+        """Find the objects of one image, (3, H, W) uint8, as `predict` does, but with "runs" in place of "masks"."""
         head: Any = getattr(self.model, "roi_heads", self.model)  # which the R-CNNs have
         trained_threshold = head.score_thresh
         head.score_thresh = min(trained_threshold, threshold)
         try:
-            (objects,) = self.model([pixels.to(next(self.model.parameters()).device) / 255])
+            with masks_as_runs(self.model):
+                (objects,) = self.model([pixels.to(next(self.model.parameters()).device) / 255])
         finally:
             head.score_thresh = trained_threshold
-        sure = (objects["scores"] >= threshold) & (objects["labels"] > 0)
-        return {key: value[sure].cpu() for key, value in objects.items()}
+        objects = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in objects.items()}
+        return select(objects, (objects["scores"] >= threshold) & (objects["labels"] > 0))
 
 
 def load_detector(checkpoint: str | Path) -> TrainedDetector:

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from metamix.training.task import Batch, Metric, State
 
 from .coco import CocoSplit
 from .data import DetectionData
+from .detectors import masks_as_runs
+from .objects import Objects, select
 from .options import DetectionOptions
 
 # The first nine of COCO's twelve numbers; the last three are AR by size.
@@ -55,18 +57,25 @@ class DetectionMetric(Metric):
 
     def __init__(self, options: DetectionOptions, data: DetectionData):
         self.options, self.data = options, data
+        self.kinds = {"": "bbox", "mask_": "segm"}  # what is scored, by the prefix of its scores
+        if options.detector != "mask_rcnn":
+            del self.kinds["mask_"]
         self._scored: tuple[Sequence[State] | None, dict[str, Scores]] = None, {}
 
     def start(self) -> State:
         """Return an empty state: the split, and the ids and detections of its images."""
         return {"split": None, "seen": [], "results": []}
 
-    def predict(self, model: nn.Module, batch: Batch) -> Iterator[dict[str, Tensor] | None]:
-        """Yield the objects of each image, as torchvision's detectors return them."""
+    def predict(self, model: nn.Module, batch: Batch) -> Iterator[Objects | None]:
+        """Yield the objects of each image, as torchvision's detectors return them, with masks as run lengths."""
         for index, image in zip(batch["index"].tolist(), batch["image"], strict=True):
-            yield model([image / 255])[0] if index >= 0 else None
+            objects = None
+            if index >= 0:
+                with masks_as_runs(model):
+                    (objects,) = model([image / 255])
+            yield objects
 
-    def update(self, state: State, outputs: Iterable[dict[str, Tensor] | None], batch: Batch) -> None:
+    def update(self, state: State, outputs: Iterable[Objects | None], batch: Batch) -> None:
         """Add the objects of each image to the state."""
         state["split"] = batch["split"][0]
         split = self.data.scored[state["split"]]
@@ -77,17 +86,20 @@ class DetectionMetric(Metric):
 
     def result(self, states: list[State]) -> dict[str, float]:
         """Return COCO's AP, AP50, AP75 and AP by size, of boxes and, for Mask R-CNN, of masks."""
-        kinds = {"": "bbox", "mask_": "segm"} if self.options.detector == "mask_rcnn" else {"": "bbox"}
         return {
             prefix + name: value
-            for prefix, kind in kinds.items()
+            for prefix, kind in self.kinds.items()
             for name, value in self.scores(states, kind).summary.items()
             if name.startswith("AP")
         }
 
     def by_class(self, states: list[State]) -> dict[str, dict[str, float]]:
-        """Return AP and AP50 of the boxes of each class."""
-        return self.scores(states).classes
+        """Return AP and AP50 of each class, of boxes and, for Mask R-CNN, of masks."""
+        rows: dict[str, dict[str, float]] = {}
+        for prefix, kind in self.kinds.items():
+            for name, row in self.scores(states, kind).classes.items():
+                rows.setdefault(name, {}).update({prefix + score: value for score, value in row.items()})
+        return rows
 
     def scores(self, states: list[State], kind: str = "bbox") -> Scores:
         """Return all scores of boxes ("bbox") or masks ("segm").
@@ -116,9 +128,9 @@ def table(scores: Scores) -> str:
     return "\n".join(lines)
 
 
-def to_coco(prediction: dict[str, Tensor], image_id: int, split: CocoSplit) -> Detections:
-    """Convert what a detector of torchvision predicts for one image into COCO's format."""
-    objects = {key: value[prediction["labels"] > 0] for key, value in prediction.items()}  # 0 is background
+def to_coco(prediction: Objects, image_id: int, split: CocoSplit) -> Detections:
+    """Convert the objects of one image into COCO's format."""
+    objects = select(prediction, prediction["labels"] > 0)  # 0 is background
     boxes = objects["boxes"].cpu().double()  # moved first: Apple's GPUs have no float64
     boxes[:, 2:] -= boxes[:, :2]
     rows = zip(objects["labels"].tolist(), boxes.tolist(), objects["scores"].tolist(), strict=True)
@@ -126,21 +138,19 @@ def to_coco(prediction: dict[str, Tensor], image_id: int, split: CocoSplit) -> D
         {"image_id": image_id, "category_id": split.category_ids[label - 1], "bbox": box, "score": score}
         for label, box, score in rows
     ]
-    if "masks" in objects:
-        from pycocotools import mask
-
-        shapes = (objects["masks"][:, 0] >= 0.5).byte().cpu().numpy()  # (n, H, W)
-        for result, shape in zip(results, shapes, strict=True):
-            result["segmentation"] = mask.encode(np.asfortranarray(shape))
+    for result, runs in zip(results, objects.get("runs", ())):
+        result["segmentation"] = runs
     return results
 
 
-def from_coco(results: Detections, split: CocoSplit) -> dict[str, Tensor]:
-    """Convert detections of one image into "boxes" (n, 4) as x1, y1, x2, y2, "labels" (n,) and "scores" (n,)."""
+def from_coco(results: Detections, split: CocoSplit) -> Objects:
+    """Convert detections of one image, all with or all without a mask, into objects."""
     boxes = torch.tensor([result["bbox"] for result in results]).view(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     labels = torch.tensor([split.labels[result["category_id"]] for result in results], dtype=torch.int64)
-    return {"boxes": boxes, "labels": labels, "scores": torch.tensor([result["score"] for result in results])}
+    objects = {"boxes": boxes, "labels": labels, "scores": torch.tensor([result["score"] for result in results])}
+    runs = [result["segmentation"] for result in results if "segmentation" in result]
+    return objects | {"runs": runs} if runs else objects
 
 
 def score(split: CocoSplit, results: Detections, kind: str = "bbox", image_ids: Sequence[int] | None = None) -> Scores:

@@ -83,7 +83,9 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
     max_size: Side = option(1333, "limit of the longer side of the images, in pixels", group="data")
 
     detector: Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn"] = option(
-        "retinanet", "detector on top of the backbone", group="model"
+        "retinanet",
+        "detector on top of the backbone; mask_rcnn learns masks too, from the segmentations of the annotations",
+        group="model",
     )
     detector_args: dict = option(
         {}, "further arguments of torchvision's detector, as YAML: '{score_thresh: 0.1}'", group="model"

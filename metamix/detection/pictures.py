@@ -1,10 +1,11 @@
-"""Draw boxes on one image, ground truth beside detections for several, and precision over recall."""
+"""Draw boxes and masks on one image, ground truth beside detections for several, and precision over recall."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -17,8 +18,8 @@ from metamix.utils.figures import figure_text, save_figure
 from metamix.utils.files import write_text
 
 from .data import DetectionData
-from .detectors import Objects
 from .metric import DetectionMetric, Detections, Scores, from_coco, table
+from .objects import Objects, decode
 
 SHOWN = 4  # number of the best and of the worst images to draw
 SURE = 0.5  # least score of the detections that are drawn
@@ -29,13 +30,18 @@ class DetectionPictures(Pictures):
 
     def __init__(self, metric: DetectionMetric, data: DetectionData):
         self.metric, self.data = metric, data
+        self.with_masks = "segm" in metric.kinds.values()
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:
         curves, images, numbers = (folder / f"test_{name}" for name in ("curves.png", "images.png", "scores.json"))
         scores = self.metric.scores(states)
         draw_precision_recall(curves, scores)
         draw_grid(images, self.best_and_worst(states, scores), self.data.classes)
-        write_text(numbers, json.dumps({"all": scores.summary, "classes": scores.classes}, indent=2) + "\n")
+        results = {"all": scores.summary, "classes": scores.classes}
+        if self.with_masks:
+            of_masks = self.metric.scores(states, "segm")
+            results["masks"] = {"all": of_masks.summary, "classes": of_masks.classes}
+        write_text(numbers, json.dumps(results, indent=2) + "\n")
         return [curves, images, numbers]
 
     def best_and_worst(self, states: list[State], scores: Scores) -> list[tuple[str, Tensor, Objects, Objects]]:
@@ -58,9 +64,12 @@ class DetectionPictures(Pictures):
         return rows
 
     def report(self, states: list[State]) -> str:
-        """Return a table of the scores, and say how many images could not be read."""
+        """Return a table of the scores, one more of those of masks, and say how many images could not be read."""
         unreadable = len(self.data.scored_split(states)) - sum(len(state["seen"]) for state in states)
-        return "\n".join(filter(None, [table(self.metric.scores(states)), left_out(unreadable)]))
+        lines = [table(self.metric.scores(states))]
+        if self.with_masks:
+            lines = ["boxes", *lines, "masks", table(self.metric.scores(states, "segm"))]
+        return "\n".join(filter(None, [*lines, left_out(unreadable)]))
 
 
 def colour_of(label: int, classes: Sequence[str]) -> tuple[float, float, float, float]:
@@ -70,10 +79,14 @@ def colour_of(label: int, classes: Sequence[str]) -> tuple[float, float, float, 
 
 
 def draw_objects(axes: Axes, image: Tensor, objects: Objects, classes: Sequence[str], named: bool = True) -> None:
-    """Draw an image, (3, H, W) uint8, and its boxes in the colours of their classes."""
-    axes.imshow(image.permute(1, 2, 0).numpy())
-    axes.set_axis_off()
+    """Draw an image, (3, H, W) uint8, and its boxes and masks in the colours of their classes."""
     labels = objects["labels"].tolist()
+    pixels = image.permute(1, 2, 0).numpy().copy()
+    for runs, label in zip(objects.get("runs", ()), labels):
+        inside = decode(runs)
+        pixels[inside] = 0.5 * pixels[inside] + 127.5 * np.array(colour_of(label, classes)[:3])
+    axes.imshow(pixels)
+    axes.set_axis_off()
     scores = objects["scores"].tolist() if "scores" in objects else [None] * len(labels)
     for (x0, y0, x1, y1), label, score in zip(objects["boxes"].tolist(), labels, scores, strict=True):
         colour = colour_of(label, classes)
@@ -94,7 +107,7 @@ def draw_objects(axes: Axes, image: Tensor, objects: Objects, classes: Sequence[
 
 
 def draw_image(path: Path, image: Tensor, objects: Objects, classes: Sequence[str]) -> None:
-    """Draw one image with its boxes, at the size of the image."""
+    """Draw one image with its boxes and masks, at the size of the image."""
     figure = Figure(figsize=(image.shape[2] / 110, image.shape[1] / 110))
     draw_objects(figure.add_axes((0, 0, 1, 1)), image, objects, classes)
     save_figure(path, figure)

@@ -5,10 +5,11 @@
 RUN is the folder of a detection run, or a weight file in it. A folder means all images in it, at any depth. Images that
 cannot be read, or that an exported model does not take, are skipped with a message; the exit code is then 1.
 
-    OUTPUT/NAME.png            the image with its boxes; NAME is its path inside the given folder
+    OUTPUT/NAME.png            the image with its boxes and masks; NAME is its path inside the given folder
     OUTPUT/predictions.json    path, width, height and objects of each image, the object with the highest score first
 
-An object has a class, a score and a box (x1, y1, x2, y2 in pixels of the upright image).
+An object has a class, a score, a box (x1, y1, x2, y2 in pixels of the upright image) and, with Mask R-CNN, a mask: run
+lengths in COCO's text form, {"size": [height, width], "counts": text}, which `pycocotools.mask.decode` reads.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from metamix.utils.options import option
 from metamix.utils.rules import Share
 from metamix.utils.text import plural, printable
 
-from .detectors import Objects
 from .load import TrainedDetector
+from .objects import Objects, to_text
 from .pictures import draw_image
 
 
@@ -55,9 +56,12 @@ class FindObjects(PredictToFolder):
 
 
 def describe_objects(objects: Objects, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return class, score and box of each object, as plain values."""
+    """Return class, score, box and, if there are masks, mask of each object, as plain values."""
     rows = zip(objects["labels"].tolist(), objects["scores"].tolist(), objects["boxes"].tolist(), strict=True)
-    return [
+    records: list[dict[str, Any]] = [
         {"class": classes[label - 1], "score": round(score, 4), "box": [round(value, 1) for value in box]}
         for label, score, box in rows
     ]
+    for record, runs in zip(records, objects.get("runs", ())):
+        record["mask"] = to_text(runs)
+    return records

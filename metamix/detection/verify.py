@@ -127,6 +127,14 @@ def describe_background(path: Path, entries: Entries) -> str | None:
     return f"{path}: images without a box, background in training: {len(empty):,}, first {name(empty[0])}"
 
 
+def describe_masks(path: Path, entries: Entries) -> str | None:
+    """Say how many annotations of a file lack a segmentation; return None if none does, or all do."""
+    without = [annotation["id"] for annotation in entries["annotations"] if not annotation.get("segmentation")]
+    if not 0 < len(without) < len(entries["annotations"]):
+        return None
+    return f"{path}: annotations without a segmentation, which mask_rcnn needs: {len(without):,}, first {without[0]}"
+
+
 @dataclass
 class VerifyAnnotations(VerifyOptions):
     """Check a data set in COCO's format or one annotation file; count images without boxes; print the box sizes."""
@@ -164,7 +172,8 @@ class VerifyAnnotations(VerifyOptions):
                 first = first or (path, classes)
                 if problem := class_problem(path, classes, *first):
                     yield problem
-                self.notes += describe_background(path, entries), self.describe_boxes(path, entries)
+                self.notes += describe_background(path, entries), describe_masks(path, entries)
+                self.notes.append(self.describe_boxes(path, entries))
 
     def summary(self, count: int) -> str:
         names = ", ".join(str(path) for path, _ in self.files)

@@ -10,12 +10,15 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from metamix.data import CorruptImage
 from metamix.detection import verify
 from metamix.detection.annotations import decode_runs, segmentation_problem
 from metamix.detection.coco import find_splits, open_split
-from metamix.detection.data import DetectionData
+from metamix.detection.data import DetectionData, TrainTransform
+from metamix.detection.objects import decode
 from metamix.detection.task import DetectionOptions
 from tests.helpers.advice import follow_verify
 from tests.helpers.shapes import DISC, SQUARE
@@ -60,14 +63,15 @@ def test_read_returns_the_written_images_and_objects(coco):
     for i in range(len(split)):
         image, target = split.read(i)
         assert image.shape == (3, 64, 96) and image.dtype == torch.uint8 and target["boxes"].dtype == torch.float32
-        assert len(target["boxes"]) == len(target["labels"]) == len(target["masks"])
-        for (x0, y0, x1, y1), label, mask in zip(target["boxes"].int().tolist(), target["labels"], target["masks"]):
+        assert len(target["boxes"]) == len(target["labels"]) == len(target["runs"])
+        masks = map(decode, target["runs"])
+        for (x0, y0, x1, y1), label, mask in zip(target["boxes"].int().tolist(), target["labels"], masks):
             colour = image[:, (y0 + y1) // 2, (x0 + x1) // 2].tolist()
             assert colour == {1: [30, 60, 250], 2: [250, 140, 20]}[label.item()]
             assert mask[y0:y1, x0:x1].all() and mask.sum() == (y1 - y0) * (x1 - x0)
         total += len(target["boxes"])
     assert total == len(split.coco.anns) - 1  # the crowd is for scoring
-    assert len(split.read(3)[1]["boxes"]) == 0 and split.read(3)[1]["masks"].shape == (0, 64, 96)
+    assert len(split.read(3)[1]["boxes"]) == 0 and split.read(3)[1]["runs"] == []
 
 
 def test_training_transforms_move_boxes_with_the_pixels(coco, options):
@@ -87,6 +91,32 @@ def test_training_transforms_move_boxes_with_the_pixels(coco, options):
                     assert (red > 150 and blue < 100) if label == 2 else (blue > 150 and red < 100)
                     seen += 1
     assert seen > 20
+
+
+def test_boxes_at_the_edge_are_kept(coco, options):
+    """Resized to 57 rows, a box that ends at the 56th would end at 57.000004."""
+    coco()
+    split = open_split(find_splits(options.data_dir), "train")
+    transform = TrainTransform(replace(options, iou_crop=1.0))
+    for seed in range(71):
+        torch.manual_seed(seed)
+        assert len(transform(split.read(seed % 3))[1]["boxes"])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_masks_are_those_that_torchvision_makes_of_arrays(coco, options, seed):
+    """Masks are drawn from run lengths at the final size alone, so the memory for them does not grow with the image."""
+    split = open_split(find_splits(coco()), "train", masks=True)
+    image, target = split.read(seed % 3)
+    arrays = torch.stack([torch.from_numpy(decode(runs)).byte() for runs in target["runs"]])
+    transform = TrainTransform(replace(options, flip=0.5, iou_crop=1.0))
+    torch.manual_seed(seed)
+    expected = dict(target, masks=tv_tensors.Mask(arrays))
+    expected = v2.SanitizeBoundingBoxes()(transform.transform((image, expected))[1])
+    torch.manual_seed(seed)
+    _, made = transform((image, target))
+    assert made["masks"].dtype == torch.uint8 and set(made) == {"boxes", "labels", "masks"}
+    assert all(torch.equal(made[key], expected[key]) for key in made) and made["masks"].any()
 
 
 def test_samples_depend_on_seed_epoch_and_index_alone(coco, options):
@@ -312,7 +342,7 @@ def test_polygon_of_two_points_adds_nothing_to_a_mask(coco):
     square = [10, 10, 20, 10, 20, 20, 10, 20]
     change = change_first("annotations", segmentation=[[5, 5, 9, 9], square])
     split = open_split(find_splits(coco(change=change)), "train", masks=True)
-    assert split.read(0)[1]["masks"][0].sum() == 100
+    assert decode(split.read(0)[1]["runs"][0]).sum() == 100
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "a/../../secret.png", "/etc/passwd", "..", "{tmp}/secret.png"])

@@ -6,6 +6,7 @@ import torch
 from metamix.detection.coco import find_splits, open_split
 from metamix.detection.load import TrainedDetector
 from metamix.detection.metric import from_coco, score, table, to_coco
+from metamix.detection.objects import decode, encode
 from metamix.detection.task import Detection, DetectionOptions
 from tests.helpers.detectors import SMALL
 from tests.helpers.shapes import SQUARE, draw, write
@@ -23,11 +24,10 @@ def truth(split, move=0.0, confidence=0.9):
         _, target = split.read(i)
         boxes = target["boxes"].as_subclass(torch.Tensor).clone()
         boxes[:, ::2] += move * (boxes[:, 2:3] - boxes[:, :1])
-        masks = target["masks"].as_subclass(torch.Tensor)[:, None].float()
         predictions[image_id] = {
             "boxes": boxes,
             "labels": target["labels"],
-            "masks": masks,
+            "runs": target["runs"],
             "scores": torch.full((len(boxes),), confidence),
         }
     return predictions
@@ -64,8 +64,11 @@ def test_iou_of_two_thirds_gives_ap_40(split):
 def test_masks_and_boxes_are_scored_separately(split):
     predictions = truth(split)
     for prediction in predictions.values():
-        prediction["masks"][..., 48:, :] = 0
-        prediction["masks"][..., ::2] = 0  # every second column
+        masks = list(map(decode, prediction["runs"]))
+        for mask in masks:
+            mask[48:] = False
+            mask[:, ::2] = False  # every second column
+        prediction["runs"] = list(map(encode, masks))
     found = results(split, predictions)
     assert score(split, found).summary["AP50"] == pytest.approx(100)
     assert score(split, found, "segm").summary["AP50"] < 60

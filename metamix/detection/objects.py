@@ -1,0 +1,76 @@
+"""Define the objects of an image. Their masks are kept as run lengths: as arrays, many would not fit in memory.
+
+Run lengths are pycocotools': {"size": [H, W], "counts": bytes}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import compress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+RunLengths = dict[str, Any]
+# "boxes" (n, 4) as x1, y1, x2, y2, and "labels" (n,) from 1; detections also have "scores" (n,). Masks are "runs", a
+# list of n run lengths, or arrays: "masks" (n, H, W) in training, (n, 1, H, W) in detections.
+Objects = dict[str, Any]
+
+
+def encode(mask: np.ndarray) -> RunLengths:
+    """Encode a mask, (H, W) bool."""
+    from pycocotools import mask as coco_mask
+
+    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+
+
+def to_text(runs: RunLengths) -> RunLengths:
+    """Make run lengths that JSON can hold; `decode` reads them too."""
+    return {"size": runs["size"], "counts": runs["counts"].decode()}
+
+
+def decode(runs: RunLengths) -> np.ndarray:
+    """Decode a mask: (H, W) bool."""
+    from pycocotools import mask as coco_mask
+
+    return coco_mask.decode(runs).astype(bool)
+
+
+def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[RunLengths]:
+    """Draw the masks (n, 1, h, w) of boxes (n, 4) into an image of size (H, W), one after the other."""
+    runs = []
+    for mask, box in zip(masks, boxes):
+        soft = paste_masks_in_image(mask[None], box[None], size)[0, 0]
+        runs.append(encode((soft >= 0.5).cpu().numpy()))
+    return runs
+
+
+def select(objects: Objects, chosen: Tensor) -> Objects:
+    """Return the objects for which `chosen`, (n,) bool, is true."""
+    return {
+        key: value[chosen] if isinstance(value, Tensor) else list(compress(value, chosen.tolist()))
+        for key, value in objects.items()
+    }
+
+
+def pixel_maps(height: int, width: int) -> tuple[tv_tensors.Mask, tv_tensors.Mask]:
+    """Return maps (H, W) of the row and of the column of each pixel, for a transform in place of masks.
+
+    They repeat one row or column without a copy.
+    """
+    rows = torch.arange(height, dtype=torch.float32)[:, None].expand(height, width)
+    columns = torch.arange(width, dtype=torch.float32).expand(height, width)
+    return tv_tensors.Mask(rows), tv_tensors.Mask(columns)
+
+
+def draw_masks(runs: Sequence[RunLengths], rows: Tensor, columns: Tensor) -> Tensor:
+    """Draw masks (n, H, W) uint8 at the pixels that transformed maps (H, W) name, each decoded alone."""
+    masks = torch.zeros(len(runs), *rows.shape, dtype=torch.uint8)
+    places = np.ix_(rows[:, 0].long().numpy(), columns[0].long().numpy())
+    for mask, each in zip(masks, runs):
+        mask.copy_(torch.from_numpy(decode(each)[places]))
+    return masks

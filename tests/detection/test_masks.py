@@ -1,0 +1,175 @@
+"""Mask R-CNN through train, eval, predict and load, on objects whose masks have all forms that COCO has."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+import metamix
+import metamix.cli.evaluate
+from metamix.detection.annotations import decode_runs
+from metamix.detection.coco import find_splits, open_split
+from metamix.detection.detectors import build_detector, masks_as_runs
+from metamix.detection.instance_masks import main as convert
+from metamix.detection.metric import score
+from metamix.detection.objects import decode, paste
+from metamix.detection.pictures import draw_image
+from metamix.tasks.predict import main as predict
+from metamix.tasks.verify import main as verify
+from tests.helpers import shapes
+from tests.helpers.advice import exit_code
+from tests.helpers.detectors import DETECTION
+from tests.helpers.running import metrics, train
+
+
+def inside(category, x, y, side):
+    """Return the mask of a square or a disc, (64, 96)."""
+    pixels = np.array(shapes.draw([(category, x, y, side)]))
+    return (pixels.max(2) > 200).astype(np.uint8)
+
+
+def vary_forms(split, data):
+    """Give annotations polygons, run lengths as text and as numbers in turn; the second is a crowd."""
+    for i, annotation in enumerate(data["annotations"]):
+        x, y, side, _ = annotation["bbox"]
+        runs = coco_mask.encode(np.asfortranarray(inside(annotation["category_id"], x, y, side)))
+        text = runs["counts"].decode()
+        annotation["iscrowd"] = int(i == 1)
+        if i % 3:
+            annotation["segmentation"] = {"size": [64, 96], "counts": text if i % 3 == 1 else decode_runs(text)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("masks") / "shapes"
+    return shapes.write(folder, train=4, val=2, test=3, change=vary_forms)
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "masks"
+    words = "--detector mask_rcnn --epochs 1 --batch-size 2 --flip-vertical 0.5 --scales 0.9,1.1 "
+    words += "--detector-args '{box_detections_per_img: 8, box_batch_size_per_image: 32}'"
+    train(*DETECTION, *shlex.split(words), "--data-dir", data, "--output", folder)
+    return folder
+
+
+def test_masks_of_all_forms_are_read_and_scored(data):
+    """The masks of the annotations themselves score 100; without the crowd, its detection is no false positive."""
+    split = open_split(find_splits(data), "train", masks=True)
+    found = []
+    for number, annotation in split.coco.anns.items():
+        runs = split.coco.annToRLE(annotation)
+        where = {key: annotation[key] for key in ("image_id", "category_id")}
+        found.append(where | {"segmentation": runs, "score": 0.9})
+        if number % 3 != 1:  # not a polygon, which is the square around a disc
+            assert np.array_equal(decode(runs), inside(annotation["category_id"], *map(int, annotation["bbox"][:3])))
+    assert [annotation["iscrowd"] for annotation in split.coco.anns.values()].count(1) == 1
+    assert score(split, found, "segm").summary["AP"] == pytest.approx(100)
+
+
+def test_a_run_scores_boxes_and_masks(trained, data, tmp_path, capsys):
+    summary = json.loads((trained / "summary.json").read_text())
+    kinds = [name for name in summary["scores"] if not name.endswith(("small", "medium", "large"))]
+    assert kinds == ["AP", "AP50", "AP75", "mask_AP", "mask_AP50", "mask_AP75"]
+    (row,) = metrics(trained)
+    assert float(row["train_mask_loss"]) > 0 and 0 <= float(row["holdout_mask_AP75"]) <= 100
+    scores = json.loads((trained / "test_scores.json").read_text())
+    assert scores["masks"]["all"]["AP50"] == pytest.approx(summary["mask_AP50"], abs=1e-3)
+    assert scores["masks"]["classes"].keys() == scores["classes"].keys() == {"disc", "square"}
+
+    words = f"--data-dir {data} --checkpoint {trained} --device cpu --amp none --workers 0 --output {tmp_path}"
+    metamix.cli.evaluate.main(shlex.split(words))
+    printed = capsys.readouterr().out.splitlines()
+    assert printed.index("boxes") < printed.index("masks") and sum(line.startswith("square ") for line in printed) == 2
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert all(result[name] == summary[name] for name in summary["scores"])
+    assert result["by_class"]["disc"].keys() == {"AP", "AP50", "mask_AP", "mask_AP50"}
+
+
+def test_predict_and_load_return_masks(trained, data, tmp_path):
+    image = data / "images" / "test_0.png"
+    words = "--threshold", 0, "--output", tmp_path, "--device", "cpu"
+    assert exit_code(predict, image, "--checkpoint", trained, *words) == 0
+    (record,) = json.loads((tmp_path / "predictions.json").read_text())
+    (objects,) = metamix.load(trained).predict([image], threshold=0)
+    assert len(record["objects"]) == 8 and objects["masks"].shape == (8, 1, 64, 96)
+    assert objects["masks"].dtype == torch.bool and set(objects) == {"boxes", "labels", "scores", "masks"}
+    for entry, mask in zip(record["objects"], objects["masks"], strict=True):
+        assert np.array_equal(coco_mask.decode(entry["mask"]), mask[0])
+
+
+def test_masks_as_runs_are_those_of_torchvision():
+    """With run lengths, one mask at a time is an array; torchvision makes all of them at the size of the image."""
+    torch.manual_seed(0)
+    args = dict(out_indices=(1, 2), extra="none", out_channels=32, depths=(1, 1, 1), dims=(8, 8, 16))
+    model = build_detector(
+        "mask_rcnn", backbone="metaformer_pooling_nano", num_classes=2, backbone_args=args, min_size=64,
+        box_detections_per_img=5, box_score_thresh=0.0,
+    ).eval()  # fmt: skip
+    image = torch.rand(3, 70, 90)
+    with torch.no_grad():
+        (expected,) = model([image])
+        with masks_as_runs(model):
+            (objects,) = model([image])
+        (again,) = model([image])
+    masks = np.stack([decode(runs) for runs in objects["runs"]])
+    assert np.array_equal(masks, expected["masks"][:, 0] >= 0.5) and masks.any() and not masks.all()
+    assert set(again) == set(expected) and "masks" not in objects
+    assert paste(torch.zeros(0, 1, 28, 28), torch.zeros(0, 4), (70, 90)) == []
+
+
+@pytest.mark.usefixtures("rendered_figures")
+def test_masks_are_drawn_in_the_colour_of_their_class(tmp_path):
+    pixels = torch.zeros(3, 60, 80, dtype=torch.uint8)
+    square = np.zeros((60, 80), dtype=np.uint8)
+    square[20:40, 30:60] = 1
+    runs = [coco_mask.encode(np.asfortranarray(square))]
+    objects = {"boxes": torch.tensor([[30.0, 20, 60, 40]]), "labels": torch.tensor([1]), "runs": runs}
+    draw_image(tmp_path / "a.png", pixels, objects, ["a"])
+    drawn = np.array(Image.open(tmp_path / "a.png").convert("RGB"))
+    assert drawn[30, 45].tolist() == [15, 59, 90] and drawn[50, 45].tolist() == [0, 0, 0]
+    assert not pixels.any()  # the caller's image stays as it is
+
+
+def test_png_masks_of_instance_numbers_become_a_data_set(tmp_path, capsys):
+    images, masks = tmp_path / "set" / "images", tmp_path / "masks"
+    images.mkdir(parents=True)
+    masks.mkdir()
+    numbers = np.zeros((64, 96), dtype=np.uint8)
+    numbers[10:20, 5:40], numbers[30:50, 60:90], numbers[33:35, 70:75] = 1, 7, 1  # object 1 has two parts
+    for i in range(5):
+        shapes.draw([]).save(images / f"{i}.jpg")
+        Image.fromarray(numbers * (i != 4)).save(masks / f"{i}{'_mask' * (i % 2)}.png")
+
+    out = tmp_path / "set" / "annotations"
+    convert([str(images), str(masks), "person", str(out)])
+    printed = "train: 3 images, 6 objects\nval: 1 image, 2 objects\ntest: 1 image, 0 objects\n"
+    assert capsys.readouterr().out == printed
+    split = open_split(find_splits(tmp_path / "set"), "val", masks=True)
+    _, target = split.read(0)
+    assert split.classes == ("person",) and target["boxes"].tolist() == [[5, 10, 75, 35], [60, 30, 90, 50]]
+    assert [np.array_equal(decode(runs), numbers == n) for runs, n in zip(target["runs"], (1, 7))] == [True, True]
+    assert [annotation["area"] for annotation in split.coco.anns.values()] == [360, 590]
+    assert exit_code(verify, tmp_path / "set") == 0
+
+    Image.new("RGB", (96, 64)).save(masks / "2.png")
+    assert "2.png is in colour; a mask has one number for" in exit_code(convert, images, masks, "person", out)
+    (masks / "1_mask.png").unlink()
+    assert "1.jpg has no mask " in exit_code(convert, images, masks, "person", out)
+    assert "IMAGES MASKS CLASS_NAME" in exit_code(convert, images)
+
+
+def test_verify_notes_annotations_without_a_mask(coco, capsys):
+    def bare(split, data):
+        for annotation in data["annotations"]:
+            if split == "val" or (split == "train" and annotation["id"] == 1):
+                del annotation["segmentation"]
+
+    assert exit_code(verify, coco(train=3, val=3, test=3, change=bare)) == 0  # boxes need none
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "without a segmentation" in line]
+    assert note.endswith("instances_train.json: annotations without a segmentation, which mask_rcnn needs: 1, first 1")
