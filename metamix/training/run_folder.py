@@ -30,6 +30,7 @@ from metamix.utils.options import read_yaml
 from metamix.utils.text import printable
 from metamix.weights.files import RECIPE
 
+from .recipe import Recipe
 from .reports import Row, draw_curves, split_column, write_metrics
 
 PLAIN_SECONDS = 10  # between two lines of progress if there is no terminal
@@ -89,6 +90,11 @@ class Run:
         self.state = state
         if self.main and self.folder is not None:
             write_text(self.folder / STATE, state + "\n")
+
+    def save_recipe(self, recipe: Recipe) -> None:
+        """Write recipe.yaml."""
+        if self.main and self.folder is not None:
+            write_text(self.folder / RECIPE, recipe.to_yaml())
 
     def start_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
         """Show a progress bar of `steps` steps; `done` of them were trained before the run was resumed."""
