@@ -16,6 +16,7 @@ from metamix.data import (
     image_size,
     normalize,
     open_data,
+    scarce_classes,
     train_loader,
 )
 from metamix.data.loader import MemoryLoader, StreamLoader
@@ -63,6 +64,8 @@ class ClassificationData:
             train_required=trained is None,
         )
         self.shares_images = self._check_share(trained)
+        if trained is None:
+            self.notes += scarce_classes(self.splits)
         self.classes = self._classes_of(trained) if trained else self.splits.classes
         self.in_chans = self.splits.in_chans
         self.prepare_as(describe_initial_weights(options) if isinstance(options, ClassificationOptions) else None)
