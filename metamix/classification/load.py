@@ -229,7 +229,7 @@ def describe_initial_weights(options: BackboneOptions) -> ModelMetadata | None:
     """
     if options.pretrained:
         cfg = timm.models.get_pretrained_cfg(options.model)
-        return cfg and ModelMetadata(img_size=cfg.input_size[1:], mean=cfg.mean, std=cfg.std)
+        return ModelMetadata(img_size=cfg.input_size[1:], mean=cfg.mean, std=cfg.std) if cfg else None
     with suppress(OSError, ValueError):  # a run that is resumed does not need the file
         if options.checkpoint:
             metadata = load_metadata(find_weights(options.checkpoint))
