@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from unittest.mock import Mock
@@ -102,6 +103,27 @@ def test_readme_is_short_and_opens_with_its_two_commands():
     commands = [line for line in lines if line.startswith("    python3 -m venv")]
     assert len(commands) == 2 and "train.py --config configs/digits/demo.yaml" in commands[0]
     assert commands[1].endswith("-m pytest")
+
+
+def test_code_does_not_scroll_sideways():
+    for page in (page for page in PAGES if page.name != "README.md"):
+        code = "".join(re.findall(r"^```.*?^```", page.read_text(), re.M | re.S))
+        assert not [line for line in code.splitlines() if len(line) > 88], page.name
+
+
+def test_the_api_page_names_what_users_import():
+    page = (ROOT / "docs" / "api.md").read_text()
+    for path, options in re.findall(r"^::: (\S+)\n(?:    options: \{ (.*) \})?", page, re.M):
+        name = dict(re.findall(r"(\w+): ([\w.]+)", options)).get("heading", path)
+        assert imported(name) is imported(path), name
+    assert "metamix.deploy.fuse.fuse\n" in page, "metamix.deploy.fuse is a module and a function: name the function"
+
+
+def imported(name):
+    """What a dotted name stands for: a name in a module, or a module."""
+    place, _, attribute = name.rpartition(".")
+    module = import_module(place)
+    return getattr(module, attribute) if hasattr(module, attribute) else import_module(name)
 
 
 def test_links_lead_somewhere():

@@ -51,7 +51,7 @@ def away_from_the_clone(code, *folders, cwd):
 
 def test_wheel_has_the_package_its_configs_and_its_weights(wheel):
     names = [name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")]
-    assert {name.split("/")[0] for name in names} == {"metamix", DIST_INFO}
+    assert {name.split("/")[0] for name in names} == {"metamix", "metamix_cli.py", DIST_INFO}
     sources = {
         str(path.relative_to(CLONE))
         for path in (CLONE / "metamix").rglob("*")
@@ -76,7 +76,7 @@ def test_editable_install_exposes_the_package_alone(tmp_path):
     files = [name for name in archive.namelist() if ".dist-info/" not in name]
     assert sorted(Path(name).suffix for name in files) == [".pth", ".py"]
     (redirect,) = (archive.read(name).decode() for name in files if name.endswith(".py"))
-    assert re.findall(r"map_module\('(.*?)'", redirect) == ["metamix"]
+    assert re.findall(r"map_module\('(.*?)'", redirect) == ["metamix", "metamix_cli"]
     (pth,) = (archive.read(name).decode() for name in files if name.endswith(".pth"))
     assert str(CLONE) not in pth  # a folder in a .pth file makes train, tests and docs importable everywhere
 
@@ -91,6 +91,14 @@ def test_metadata(wheel):
         "torch", "torchvision", "timm", "einops", "numpy", "pywavelets", "safetensors", "pyyaml", "scikit-learn",
         "tqdm", "matplotlib", "pydantic",
     }  # fmt: skip
+
+
+def test_the_installed_command_says_its_version(installed, tmp_path):
+    (script,) = (installed / "bin").iterdir()
+    assert "from metamix_cli import main" in script.read_text()
+    code = "import io, json, sys, metamix_cli; sys.stdout = out = io.StringIO(); metamix_cli.main(['--version'])"
+    code += "; sys.stdout = sys.__stdout__; print(json.dumps([out.getvalue(), 'metamix' in sys.modules]))"
+    assert away_from_the_clone(code, installed, cwd=tmp_path) == [f"metamix {metamix.__version__}\n", False]
 
 
 def test_installed_package_runs_away_from_its_clone(installed, tmp_path):

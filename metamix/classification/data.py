@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -9,12 +11,12 @@ from torch import Tensor
 from metamix.data import (
     Augment,
     DataOptions,
-    Source,
     channel_statistics,
     eval_loader,
     image_size,
     normalize,
     open_data,
+    scarce_classes,
     train_loader,
 )
 from metamix.data.loader import MemoryLoader, StreamLoader
@@ -27,7 +29,8 @@ from metamix.utils.options import changed_flags
 from metamix.utils.text import plural
 from metamix.weights.metadata import ModelMetadata
 
-from .options import ModelOptions, data_name
+from .load import describe_initial_weights
+from .options import ClassificationOptions, ModelOptions, data_name
 
 
 class ClassificationData:
@@ -39,11 +42,13 @@ class ClassificationData:
 
     Attributes:
         shares_images: whether the folder has no test split, so that a share of its images is scored.
+        as_weights: a note on what is as in the training of the weights to start from; empty if nothing is.
     """
 
     def __init__(self, options: ModelOptions, seed: int = 0, trained: ModelMetadata | None = None):
-        self.options, self.name = options, data_name(options)
+        self.options, self.name, self.seed = options, data_name(options), seed
         self.notes: list[str] = []
+        self.as_weights = ""
         if other := task_of_data(options.data, options.data_dir):
             raise ValueError(f"{options.data_dir or options.data} is a data set of {other}: add --task {other}")
         self.splits = open_data(
@@ -59,22 +64,45 @@ class ClassificationData:
             train_required=trained is None,
         )
         self.shares_images = self._check_share(trained)
+        if trained is None:
+            self.notes += scarce_classes(self.splits)
         self.classes = self._classes_of(trained) if trained else self.splits.classes
-        images: Source = self.splits.train or self.splits.test
         self.in_chans = self.splits.in_chans
-        self.size = image_size(images, options)
-        self.mean, self.std = channel_statistics(images, options)
+        self.prepare_as(describe_initial_weights(options) if isinstance(options, ClassificationOptions) else None)
         self.identity: dict[str, Any] = {
             "samples": {split: len(source) for split, source in self.splits.sources().items()},
             "classes": list(self.classes),
-            "mean": list(self.mean),
-            "std": list(self.std),
         }
+        if not (isinstance(options, ClassificationOptions) and (options.pretrained or options.checkpoint)):
+            self.identity |= {"mean": list(self.mean), "std": list(self.std)}  # of these images, not of the weights
         if isinstance(options, DataOptions):
             self.identity |= {"digest": self.splits.digest, "content": self.splits.content}
+
+    def prepare_as(self, weights: ModelMetadata | None) -> None:
+        """Choose size and statistics of the images: those of the options, else of `weights`, else the data set's own.
+
+        Args:
+            weights: metadata of the weights to start from, or of the run to continue.
+        """
+        options, images = self.options, self.splits.train or self.splits.test
+        values: dict[str, Any] = {}
+        if weights and options.img_size is None and (side := _side(weights.img_size)):
+            values["img_size"] = side
+        if weights and options.mean is None and options.std is None:
+            statistics = [_of_channels(each, self.in_chans) for each in (weights.mean, weights.std)]
+            values |= dict(zip(("mean", "std"), statistics)) if all(statistics) else {}
+        self._resolved = options = replace(options, **values)
+        self.size = image_size(images, options)
+        self.mean, self.std = channel_statistics(images, options)
+        what = [f"images of {self.size} pixels (--img-size)"] if "img_size" in values else []
+        if "mean" in values:
+            mean, std = (",".join(f"{value:.3g}" for value in each) for each in (self.mean, self.std))
+            what.append(f"mean {mean} and std {std} (--mean, --std)")
+        self.as_weights = f"as in the training of the weights: {', '.join(what)}" if what else ""
+        if isinstance(options, DataOptions):
             self.transform = Augment(
                 options,
-                seed=seed,
+                seed=self.seed,
                 mean=self.mean,
                 std=self.std,
                 size=self.size,
@@ -85,11 +113,11 @@ class ClassificationData:
     @property
     def held_in_memory(self) -> bool:
         """Return whether all images are decoded at the start. Images in memory are evaluated without a crop."""
-        return in_memory(self.splits.test, self.options)
+        return in_memory(self.splits.test, self._resolved)
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> MemoryLoader | StreamLoader:
         """Make the training loader; raise ValueError if mixup or cutmix cannot pair the samples of a process."""
-        share, options = batch_size // world_size, self.options
+        share, options = batch_size // world_size, self._resolved
         assert isinstance(options, DataOptions) and self.splits.train is not None
         if share % 2 and (options.mixup or options.cutmix):
             raise ValueError(
@@ -103,7 +131,7 @@ class ClassificationData:
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, MemoryLoader | StreamLoader]:
         """Make the loaders of "test" and, if there is one, "holdout"."""
         return {
-            split: eval_loader(source, self.options, batch_size=batch_size, rank=rank, world_size=world_size)
+            split: eval_loader(source, self._resolved, batch_size=batch_size, rank=rank, world_size=world_size)
             for split, source in self.splits.sources().items()
             if split != "train"
         }
@@ -162,3 +190,16 @@ class ClassificationData:
         if classes and of_data != classes:
             self.notes.append("the classes of the data are numbers: they are matched to the model's by their order")
         return classes or of_data
+
+
+def _side(size: int | Sequence[int] | None) -> int | None:
+    """Return the side of square images; None if they are not square or the size is not known."""
+    sides = {size} if isinstance(size, int) else set(size or ())
+    return sides.pop() if len(sides) == 1 else None
+
+
+def _of_channels(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:
+    """Return a value for each image channel: the mean of all for grey images, as timm does with the first layer."""
+    if not values or len(values) == channels:
+        return values
+    return (sum(values) / len(values),) * channels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +23,10 @@ from metamix.models.create import create_model, timm_config
 from metamix.models.metaformer import MetaFormer
 from metamix.models.registry import check_model, published_name
 from metamix.tasks.metadata import check_task
+from metamix.tasks.options import BackboneOptions
 from metamix.utils.checks import check_finite, check_one_source
-from metamix.weights.find import read_weights
+from metamix.weights.files import load_metadata
+from metamix.weights.find import find_weights, read_weights
 from metamix.weights.fit import load_into
 from metamix.weights.metadata import ModelMetadata
 
@@ -217,6 +220,21 @@ def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
     tensors, metadata = read_weights(source)
     check_task(metadata, source, "classification", "a classifier")
     return tensors, metadata
+
+
+def describe_initial_weights(options: BackboneOptions) -> ModelMetadata | None:
+    """Return what is known about the images of the weights to start from; None if there are no weights.
+
+    Weights that cannot be read are refused when they are loaded.
+    """
+    if options.pretrained:
+        cfg = timm.models.get_pretrained_cfg(options.model)
+        return ModelMetadata(img_size=cfg.input_size[1:], mean=cfg.mean, std=cfg.std) if cfg else None
+    with suppress(OSError, ValueError):  # a run that is resumed does not need the file
+        if options.checkpoint:
+            metadata = load_metadata(find_weights(options.checkpoint))
+            return ModelMetadata.from_dict(metadata, options.checkpoint)
+    return None
 
 
 def load_initial_weights(model: nn.Module, source: str, classes: Sequence[str]) -> tuple[list[str], ModelMetadata]:

@@ -11,6 +11,7 @@ from metamix.models import count_macs
 from metamix.models.checkpoint import layer_names
 from metamix.models.create import check_image_size, create_model, timm_config
 from metamix.models.registry import published_name
+from metamix.weights.metadata import ModelMetadata
 
 from .data import ClassificationData
 from .distillation import load_teacher
@@ -36,6 +37,8 @@ class ClassificationModel:
         """
         options, data = self.options, self.data
         assert isinstance(options, ClassificationOptions)
+        if metadata is not None and (options.pretrained or options.checkpoint):
+            data.prepare_as(ModelMetadata.from_dict(metadata))
         rates = {"drop_rate": options.drop_rate, "drop_path_rate": options.drop_path}
         pretrained = options.pretrained and metadata is None
         model = create_model(
@@ -56,6 +59,8 @@ class ClassificationModel:
             differences, trained = load_initial_weights(model, options.checkpoint, data.classes)
             self.notes.append("; ".join([f"weights from {options.checkpoint}", *differences]))
             self._compare_statistics(trained.mean, trained.std)
+        if data.as_weights and metadata is None:
+            self.notes.append(data.as_weights)
         if options.linear_probe:
             model.requires_grad_(False)
             heads = cast(Any, model).get_classifier()  # a distilled model has two
@@ -104,6 +109,8 @@ class ClassificationModel:
             **({"test_share": options.test_share} if data.shares_images else {}),
             "test_split": data.splits.test.images.split,
             **data.identity,
+            "mean": list(data.mean),
+            "std": list(data.std),
             "parameters": sum(weight.numel() for weight in model.parameters()),
             "macs": count_macs(model, (data.in_chans, data.size, data.size)),
         }

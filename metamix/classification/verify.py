@@ -4,6 +4,7 @@
     metamix verify cifar10
 
 Every image is decoded. Each broken one is printed with the reason, then the count. The exit code is 1 if any is broken.
+Notes name classes with a single image in train, or none in the split to score.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from metamix.data import CorruptImage, Source, open_data
+from metamix.data import CorruptImage, Source, open_data, scarce_classes
 from metamix.data.files import limit_pixels
 from metamix.tasks.verify import VerifyOptions
 from metamix.utils.options import option
@@ -65,10 +66,12 @@ class VerifyImages(VerifyOptions):
         name, root = self.place
         splits = open_data(name, root=root, memory="no", test_on=self.test_on, test_share=1, train_required=False)
         self.total = sum(map(len, splits.sources().values()))
+        self.notes = [f"note: {note}" for note in scarce_classes(splits)]
         for title, source in splits.sources().items():
             yield from broken_images(source, self.workers, title)
 
     def summary(self, count: int) -> str:
-        if not count:
-            return f"all {self.total:,} images can be read"
-        return f"{count} of {self.total:,} images of {self.data_dir or self.data} cannot be read"
+        line = f"all {self.total:,} images can be read"
+        if count:
+            line = f"{count} of {self.total:,} images of {self.data_dir or self.data} cannot be read"
+        return "\n".join([line, *self.notes])

@@ -1,67 +1,25 @@
-"""Run the command `metamix`: find the subcommand and pass it the other arguments."""
+"""Run a subcommand of `metamix`. `main` is in `metamix_cli`, which answers --help without importing the package."""
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 import warnings
-from collections.abc import Sequence
 from importlib import import_module
 
 from metamix.utils.text import did_you_mean
-from metamix.version import __version__
+from metamix_cli import COMMANDS, USAGE, main
 
-COMMANDS = {  # name: (module with a `main`, what it does)
-    "train": ("metamix.cli.train", "Train a model, or several and compare them."),
-    "eval": ("metamix.cli.evaluate", "Score a trained model on a data set."),
-    "predict": ("metamix.tasks.predict", "Label, segment or restore images, or find objects in them."),
-    "explain": ("metamix.tasks.explain", "Draw which parts of an image a prediction rests on."),
-    "export": ("metamix.tasks.export", "Write a model as ONNX, OpenVINO IR or torch.export, and check it."),
-    "publish": ("metamix.tasks.publish", "Upload a model with a model card to the Hugging Face Hub."),
-    "convert": ("metamix.tasks.convert", "Turn labels of another program into a data set to train on."),
-    "verify": ("metamix.tasks.verify", "Find broken images and bad annotations in a data set."),
-    "benchmark": ("metamix.cli.benchmark", "Measure how fast models are in each engine on this machine."),
-    "models": ("metamix.cli.models", "List models with their sizes, costs and weights."),
-}
-
-USAGE = "\n".join(
-    [
-        "usage: metamix COMMAND [options]",
-        "",
-        *(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()),
-        "",
-        "metamix COMMAND --help explains a command; metamix --version prints the version.",
-    ]
-)
+__all__ = ["COMMANDS", "main"]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the subcommand that the first argument names; exit with 2 if there is no such command."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):  # file and class names may have letters that it cannot show
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(USAGE)
-        return
-    if words[0] in ("-V", "--version"):
-        print(f"metamix {__version__}")
-        return
-    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; readers refuse the image in words
-    command, *rest = words
+def run(command: str, *rest: str) -> None:
+    """Run a subcommand with its arguments; exit with 2 if there is no such command."""
     if command not in COMMANDS:
         print(f"metamix: there is no command {command!r}{did_you_mean(command, COMMANDS)}\n\n{USAGE}", file=sys.stderr)
         raise SystemExit(2)
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; readers refuse the image in words
     sys.argv[0] = f"metamix {command}"  # the program's name in the subcommand's --help
-    try:
-        import_module(COMMANDS[command][0]).main(rest)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None  # as a shell reports a program that Ctrl-C ended
-    except BrokenPipeError:  # as in `metamix models | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        raise SystemExit(141) from None
+    import_module(COMMANDS[command][0]).main(list(rest))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from .files import CorruptImage, decode_file, read_image_file
 from .loader import eval_loader, train_loader
 from .memory import channel_statistics, image_size
 from .options import DataOptions, LocationOptions, ReadingOptions, SourceOptions
-from .sources import Source, Splits, open_data
+from .sources import Source, Splits, open_data, scarce_classes
 
 __all__ = [
     "Augment",
@@ -23,5 +23,6 @@ __all__ = [
     "normalize",
     "open_data",
     "read_image_file",
+    "scarce_classes",
     "train_loader",
 ]

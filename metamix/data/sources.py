@@ -24,12 +24,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metamix.utils.text import did_you_mean
+from metamix.utils.text import did_you_mean, plural
 from metamix.weights import checksums
 
 from .counter_rng import stratified_choice
 from .files import content_digest, decode
-from .formats.base import ImageSplit, match_classes
+from .formats.base import ImageSplit, list_names, match_classes
 from .formats.digits import open_digits
 from .formats.folder import open_folder
 from .formats.huggingface import open_huggingface
@@ -191,6 +191,23 @@ def digest(images: ImageSplit) -> str:
     The digest stays the same if the whole data set is moved.
     """
     return checksums.digest((images.fingerprint(i), images.classes[k]) for i, k in enumerate(images.labels.tolist()))
+
+
+def scarce_classes(splits: Splits) -> list[str]:
+    """Name the classes with a single image to train on, or without an image to score, in a sentence for each split.
+
+    Without a training split, classes with a single image are named: training can only take it or score it.
+    """
+    notes = []
+    for split, source in splits.sources().items():
+        counts = torch.bincount(source.labels, minlength=len(splits.classes)).tolist()
+        most, lack = (1, "no more than one image") if split == "train" or splits.train is None else (0, "no image")
+        scarce = [name for name, count in zip(splits.classes, counts) if count <= most]
+        if scarce:
+            place = f" in {source.images.split if split == 'test' else split}" if splits.train else ""
+            verb = "has" if len(scarce) == 1 else "have"
+            notes.append(f"{plural(len(scarce), 'class')} {verb} {lack}{place}: {list_names(scarce)}")
+    return notes
 
 
 def read_image(images: ImageSplit, i: int) -> Image.Image:

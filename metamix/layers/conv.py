@@ -11,7 +11,9 @@ from .graph import fx_leaf, may_vary
 
 @register_notrace_module
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` of one group and zero padding, which pads maps one pixel wide before it calls torch.
+    """`nn.Conv2d`, which pads maps one pixel wide with zeros before it calls torch.
+
+    The constructor is torch's, since tools such as LoRA call `type(layer)` with any of its arguments.
 
     Why: on a CPU in bf16, torch 2.13 leaves part of the weight's gradient uninitialized if the input is one pixel wide
     and the convolution pads it.
@@ -19,22 +21,10 @@ class Conv2d(nn.Conv2d):
     Remove when: that test skips on the oldest supported torch; use `nn.Conv2d`.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int = 0,
-        dilation: int = 1,
-        *,
-        bias: bool = True,
-    ):
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=bias)
-
     def forward(self, x: Tensor) -> Tensor:
-        assert not isinstance(self.padding, str)
-        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return super().forward(x)
+        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class ConvWeights(nn.Module):
@@ -61,9 +51,10 @@ def conv2d(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
+    groups: int,
 ) -> Tensor:
     """Convolve (B, C, H, W). Maps of width 1 are padded by hand; see `Conv2d`."""
     if not may_vary(x.shape[-1]) and x.shape[-1] == 1:
         h, w = padding
         x, padding = F.pad(x, (w, w, h, h)), (0, 0)
-    return F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
+    return F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)

@@ -17,6 +17,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from metamix.layers import resize_to
+from metamix.mixers.registry import depends_on_size
 from metamix.utils.timm_checkpoint_path import load_checkpoint_path_with
 from metamix.weights.files import unwrap
 from metamix.weights.find import cfg_of_file, local_weights, read_weights
@@ -158,11 +159,26 @@ def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer, sou
                 raise ValueError(
                     f"{source} does not fit: no image size explains the shapes in {prefix}: {shapes}."
                 ) from error
+            check_own_mixer(block.mixer, adapted, prefix, source)
             state |= {prefix + key: value for key, value in adapted.items()}
     return state
 
 
 # Checking
+
+
+def check_own_mixer(mixer: Any, tensors: Mapping[str, Tensor], prefix: str, source: object) -> None:
+    """Raise ValueError if a user's mixer has no `adapt_state`, and parameters of other shapes than in the file."""
+    if type(mixer).__module__.startswith("metamix.") or depends_on_size(mixer):
+        return
+    for name, tensor in mixer.state_dict().items():
+        if tensors[name].shape != tensor.shape:
+            raise ValueError(
+                f"{source} has {prefix}{name} of shape {tuple(tensors[name].shape)} where the model has "
+                f"{tuple(tensor.shape)}. If it depends on the size of the images, give {type(mixer).__name__} "
+                f"adapt_state(state), which brings parameters saved at another size to its own. Otherwise build the "
+                f"model with the options that it was saved with."
+            )
 
 
 def layer_names(cfg: Mapping, key: str) -> tuple[str, ...]:

@@ -21,15 +21,14 @@ Embed = Callable[[int, int], nn.Module]  # (in_chans, dim) -> a stem or a downsa
 class ConvEmbed(Conv2d):
     """A convolution as stem or downsampling: (B, in, H, W) -> (B, out, H', W').
 
-    H' = floor((H + 2 p - d (k - 1) - 1) / s) + 1 for a kernel k, stride s, padding p and dilation d. The constructor
-    takes a convolution's arguments, since tools such as LoRA build another one like it.
+    H' = floor((H + 2 p - d (k - 1) - 1) / s) + 1 for a kernel k, stride s, padding p and dilation d. The constructor is
+    that of `nn.Conv2d`.
     """
 
-    def __init__(
-        self, in_chans: int, dim: int, kernel_size: int, stride: int = 1, padding: int = 0, *, bias: bool = True
-    ):
-        super().__init__(in_chans, dim, kernel_size, stride, padding, bias=bias)
-        self.reduction = self.stride[0]
+    @property
+    def reduction(self) -> int:
+        """Return the stride."""
+        return self.stride[0]
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the size (H, W) of the map for images, or a map, of `size`."""
@@ -78,7 +77,6 @@ def limit_stride(stem: Any, downsamples: Sequence[Any], output_stride: int) -> N
         if reached < output_stride:
             reached *= conv.reduction
         else:
-            padding = dilation * (conv.kernel_size[0] // 2)
+            padding, reduction = dilation * (conv.kernel_size[0] // 2), conv.reduction
             conv.stride, conv.dilation, conv.padding = (1, 1), (dilation, dilation), (padding, padding)
-            dilation *= conv.reduction
-            conv.reduction = 1
+            dilation *= reduction

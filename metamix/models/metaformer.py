@@ -24,6 +24,7 @@ from timm.layers import DropPath, LayerScale2d, calculate_drop_path_rates, trunc
 from torch import Tensor, nn
 
 from metamix.layers import GELU, GlobalPool, GroupNorm1, Mlp, checkpointed, resize_to
+from metamix.layers.graph import fx_leaf
 from metamix.mixers import create_mixer
 from metamix.mixers.registry import accepted_options, check_shape, describe_mixer, get_mixer
 from metamix.utils.checks import check_count, check_not_negative, check_rate, parse_size
@@ -278,7 +279,7 @@ class MetaFormer(TimmInterface):
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the map that enters the first stage: the stem's output, plus positions if the model has them."""
-        x = self.stem(x)
+        x = self.stem(check_batch(x))
         return x if self.pos_embed is None else x + resize_to(self.pos_embed, x.shape[-2:])
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -301,6 +302,17 @@ class MetaFormer(TimmInterface):
             like = next(self.parameters())
             self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
             reset_linear(self.head)
+
+
+@fx_leaf
+def check_batch(images: Tensor) -> Tensor:
+    """Return the images; raise ValueError unless they are a batch. Batch norms would speak of their own input."""
+    if images.ndim != 4:
+        raise ValueError(
+            f"the model takes images (B, C, H, W), but the shape is {tuple(images.shape)}: give a single image as "
+            f"image[None]."
+        )
+    return images
 
 
 def mixer_maker(name: str, dim: int, options: dict[str, Any], proj_drop: float) -> "partial[nn.Module]":

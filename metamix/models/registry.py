@@ -6,10 +6,12 @@ with timm's configurations, weights and `features_only`, and `timm.list_models(m
 
 import inspect
 import os
+import re
 import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +100,8 @@ def build(
             default_mixer_args(stage, dim).get(mixer, {}) | args
             for stage, (dim, mixer, args) in enumerate(zip(kwargs["dims"], mixers, mixer_args))
         ]
-    return build_model_with_cfg(
+    build_model = partial(
+        build_model_with_cfg,
         MetaFormer,
         name,
         pretrained,
@@ -108,8 +111,16 @@ def build(
             feature_cls="getter",
             flatten_sequential=len(depths) > 1,  # lets timm's "list" and "dict" find stages; they cannot find blocks
         ),
-        **kwargs,
     )
+    try:
+        return build_model(**kwargs)
+    except TypeError as error:
+        if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+            accepted = inspect.signature(MetaFormer).parameters
+            raise TypeError(
+                f"{error}{did_you_mean(unknown[1], accepted)} See help(metamix.models.MetaFormer)."
+            ) from error
+        raise
 
 
 def register(

@@ -13,23 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metamix.utils.system import peak_memory
+from metamix.utils.system import free_memory, peak_memory
 from metamix.utils.text import plural
 from metamix.weights.fit import load_into
 
 from .checkpoints import Checkpoints, all_finite, check_resumable
 from .early_stopping import Best, check_held_out, is_exhausted, updated
-from .forward import evaluate, memory_format
+from .forward import evaluate, memory_format, num_samples
+from .memory import largest_part
 from .optimization import freeze, train_mode
 from .processes import ProcessGroup, Stopped, StopSignal
 from .recipe import Recipe
 from .run_folder import Run
 from .step import TrainStep
-from .task import Batch, State, Task
+from .task import Batch, State, Task, TrainLoader
 
 # Ranks synchronize at least this often, unless a single step takes longer: torchrun kills processes 30 s after its
 # request to stop.
 SYNC_SECONDS = 10
+# A batch size that the recipe leaves open is halved, but not below 8 samples, until an epoch has at least 8 steps.
+LEAST_STEPS, LEAST_BATCH = 8, 8
+MEMORY_MARGIN = 1.1  # factor on the memory that a step is estimated to need
 
 
 class NotFinite(RuntimeError):
@@ -58,12 +62,14 @@ class Engine:
         for helper in task.model.frozen_helpers:
             self._place(helper).eval().requires_grad_(False)
         freeze(self.model, options.freeze)
-        self.train_loader = task.data.train_loader(options.batch_size, group.rank, group.world_size, options.seed)
+        self.about = task.model.describe(self.model)
+        self.notes: list[str] = []  # what was chosen because the recipe leaves it open
+        self._unset = self._take_recorded()
+        self.train_loader = self._make_train_loader()
         self.eval_loaders = dict(task.data.eval_loaders(options.batch_size, group.rank, group.world_size))
         check_held_out(recipe, self.eval_loaders)
         self.steps_per_epoch = len(self.train_loader)
         options.set_epochs_from_iterations(self.steps_per_epoch)
-        self.about = task.model.describe(self.model)
         self.stepper = TrainStep(task, self.model, options, group, self.steps_per_epoch)
 
         self.history: list[dict[str, Any]] = []  # one row for each finished epoch
@@ -75,6 +81,7 @@ class Engine:
         self._counted_at = 0.0  # when `epoch_seconds` was updated
         self.stop_signal = StopSignal()
         self._sync_every = 1  # steps; updated at each synchronization
+        self._memory_checked = False
 
     @property
     def step(self) -> int:
@@ -99,7 +106,6 @@ class Engine:
             NotFinite: a loss or a weight is infinite or NaN.
             OSError: the checkpoint cannot be written.
         """
-        self._warn_of_batch_norm()
         if self.history:  # the run may have been killed between its checkpoint and its record
             self.run.record(self.history, last=True)
         while not self.ended:
@@ -117,6 +123,7 @@ class Engine:
         try:
             self._counted_at = time.monotonic()
             for batch in self.train_loader.epoch(epoch, start=done) if done < steps else ():
+                self._before_first_step(batch)
                 self.train_step(batch)
                 self.run.advance()
                 if self.step % self._sync_every == 0 or self.step % steps == 0 or self._stop_at_once():
@@ -202,6 +209,7 @@ class Engine:
         """
         train_mode(self.model)
         first = next(self.train_loader.epoch(0))
+        self._before_first_step(first)
         start = 0.0
         for _ in range(2):
             self._wait_for_device()
@@ -319,6 +327,75 @@ class Engine:
             torch.cuda.synchronize(self.group.device)
         elif self.group.device.type == "mps":
             torch.mps.synchronize()
+
+    def _take_recorded(self) -> frozenset[str]:
+        """Take the values of unset options from the checkpoint, if there is one; return the names of the others."""
+        recorded = self._unresumed[1]["recipe"] if self._unresumed else {}
+        for name in self.recipe.unset & recorded.keys():
+            setattr(self.options, name, recorded[name])
+        return self.recipe.unset - recorded.keys()
+
+    def _make_train_loader(self) -> TrainLoader:
+        """Make the training loader; if the batch size is unset, choose one that fits the number of samples."""
+        options, group = self.options, self.group
+
+        def loader() -> TrainLoader:
+            return self.task.data.train_loader(options.batch_size, group.rank, group.world_size, options.seed)
+
+        first, size = loader(), options.batch_size
+        if "batch_size" not in self._unset or len(first) >= LEAST_STEPS:
+            return first
+        samples = self.about["samples"]["train"]
+        even = 2 * LEAST_BATCH * group.world_size  # the half is shared equally, and mixup finds pairs
+        while size % even == 0 and samples // size < LEAST_STEPS:
+            size //= 2
+        if size == options.batch_size:
+            return first
+        options.batch_size = size
+        self.notes.append(f"note: a batch has {size} samples, as there are {samples:,} to train on (--batch-size)")
+        return loader()
+
+    def _before_first_step(self, batch: Batch) -> None:
+        """Check that a step fits in memory, and warn of small batches for batch norms."""
+        if self._memory_checked:
+            return
+        start = time.monotonic()
+        self._memory_checked = True
+        self._fit_memory(self.stepper.prepare(batch))
+        self._warn_of_batch_norm()
+        self._counted_at += time.monotonic() - start  # it is no time of training
+
+    def _fit_memory(self, batch: Batch) -> None:
+        """Lower the micro-batch until the memory of a step is free; if the recipe sets it, only warn.
+
+        Raises:
+            ValueError: there is no memory for a single sample.
+        """
+        options, group, share = self.options, self.group, num_samples(batch)
+        size = part = min(options.micro_batch or share, share)
+        needed = 0.0
+        if (free := free_memory(group.device)) is not None:
+            memory = self.stepper.memory(batch, free)
+            needed = MEMORY_MARGIN * memory(size)
+            part = largest_part(size, lambda samples: MEMORY_MARGIN * memory(samples), free)
+        part = min(group.all_gather(part))
+        if part == size or free is None:
+            return
+        problem = (
+            f"a step with {plural(size, 'sample')} at a time needs about {needed / 2**30:.2g} GiB of memory, and "
+            f"{free / 2**30:.2g} GiB are free"
+        )
+        if "micro_batch" not in self._unset:
+            self.run.say(f"note: {problem}; if the run is killed, lower --micro-batch or --batch-size")
+        elif part:
+            options.micro_batch = part
+            self.run.say(f"note: {problem}, so {plural(part, 'sample')} are trained at a time (--micro-batch)")
+            self.run.save_recipe(self.recipe)
+        else:
+            raise ValueError(
+                f"{problem}, too little for a single sample: give a smaller model or smaller images, or "
+                f"--grad-checkpointing; --micro-batch 1 trains in spite of this estimate"
+            )
 
     def _warn_of_batch_norm(self) -> None:
         share = self.options.batch_size // self.group.world_size

@@ -37,6 +37,9 @@ _optimizer = partial(option, group="optimizer", on_resume="report")
 _average = partial(option, group="weight averaging", on_resume="report")
 _speed = partial(option, group="precision and speed", on_resume="report")
 
+# Options that the engine chooses if neither the config nor a flag gives them.
+CHOSEN = frozenset({"batch_size", "micro_batch"})
+
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1, description="a whole number of at least 0 and below 2^63")]
 Minutes = Annotated[float, Field(ge=0, allow_inf_nan=True, description="a number of at least 0")]
 GradientNorm = Annotated[float, Field(gt=0, description="a finite number above 0; leave it out to clip nothing")]
@@ -61,9 +64,15 @@ class EngineOptions(Options):
 
     epochs: Count = _schedule(10, "passes over the training split, including warm-up")
     iterations: Natural = _schedule(0, "training steps, rounded to whole epochs; 0: train for --epochs")
-    batch_size: Count = _schedule(128, "samples per step, over all processes together", on_resume="refuse")
+    batch_size: Count = _schedule(
+        128,
+        "samples per step, over all processes together; if not given, fewer if few are there to train on",
+        on_resume="refuse",
+    )
     micro_batch: Natural = _schedule(
-        0, "samples per forward pass of a process, whose gradients accumulate; 0: its whole share at once"
+        0,
+        "samples per forward pass of a process, whose gradients accumulate; 0: its whole share at once; if not given, "
+        "as many as fit in memory",
     )
     lr: NotNegative = _schedule(1e-3, "peak learning rate; not scaled by the batch size")
     min_lr: NotNegative = _schedule(
@@ -153,12 +162,16 @@ class EngineOptions(Options):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that defines a run: the task's name, the options of engine and task, and modules to import."""
+    """Everything that defines a run: the task's name, the options of engine and task, and modules to import.
+
+    `unset` names the options in `CHOSEN` that are not given, so that a run may choose them.
+    """
 
     task: str
     engine: Any
     options: Any
     imports: tuple[str, ...] = ()
+    unset: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
 
     def flat(self) -> dict[str, Any]:
         """Return every option by name, as plain values; without epochs if they follow from iterations."""
@@ -255,7 +268,7 @@ def parse(
             for cls in classes
         )
         check_needs(flags, vars(engine_options) | vars(task_options), options)
-        return Recipe(task, engine_options, task_options, imports)
+        return Recipe(task, engine_options, task_options, imports, CHOSEN - configured.keys() - flags.keys())
 
 
 def find_config(name: str) -> Path:
@@ -285,7 +298,8 @@ def find_config(name: str) -> Path:
 def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     """Compare a recipe with the saved options of the run that it continues.
 
-    Options that are newer than the run are not among the saved ones, and may have any value.
+    Options that are newer than the run are not among the saved ones, and may have any value. Unset options are not
+    compared: a resumed run takes the saved values.
 
     Returns:
         A sentence for each changed option that is worth a report, by the option's name.
@@ -298,7 +312,7 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     rules |= {name: f.metadata.get("on_resume", "refuse") for name, (f, _) in options.items()}
     changes: dict[str, dict[str, str]] = {"refuse": {}, "report": {}, "ignore": {}}
     for key, value in recipe.flat().items():
-        if key in saved and saved[key] != value:
+        if key in saved and key not in recipe.unset and saved[key] != value:
             changes[rules[key]][key] = f"{key} was {saved[key]!r} and is now {value!r}"
     if changes["refuse"]:
         raise ValueError(

@@ -32,6 +32,7 @@ from metamix.utils.options import read_yaml
 from metamix.utils.text import printable
 from metamix.weights.files import RECIPE
 
+from .recipe import Recipe
 from .reports import Row, draw_curves, split_column, write_metrics
 
 PLAIN_SECONDS = 10  # between two lines of progress if there is no terminal
@@ -124,6 +125,11 @@ class Run:
                 f"Weights & Biases could not start ({error}): run wandb login, or set WANDB_MODE=offline, or leave "
                 f"--wandb out"
             ) from error
+
+    def save_recipe(self, recipe: Recipe) -> None:
+        """Write recipe.yaml."""
+        if self.main and self.folder is not None:
+            write_text(self.folder / RECIPE, recipe.to_yaml())
 
     def start_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
         """Show a progress bar of `steps` steps; `done` of them were trained before the run was resumed."""

@@ -59,7 +59,7 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
         _describe(engine, run)
         if group.is_main:
             (folder / SUMMARY).unlink(missing_ok=True)  # the result of a shorter schedule
-            write_text(folder / RECIPE, recipe.to_yaml())
+        run.save_recipe(recipe)
         run.start_tracker(recipe.flat())
         with engine.stop_signal:
             run.set_state("running")
@@ -134,6 +134,8 @@ def _describe(engine: Engine, run: Run) -> None:
         run.say(f"note: {plural(total, 'sample')} cannot fill a batch of {options.batch_size}, so they are repeated")
     for note in engine.task.notes:
         run.say(f"         {note}")
+    for note in engine.notes:
+        run.say(note)
     if options.iterations and options.iterations != engine.total_steps:
         run.say(
             f"note: {plural(options.iterations, 'iteration')} {'is' if options.iterations == 1 else 'are'} rounded to "

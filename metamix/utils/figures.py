@@ -1,14 +1,35 @@
 """Write figures as PNG, and draw confusion matrices."""
 
+import logging
+import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from torch import Tensor
 
 from .files import atomic_write
 from .text import printable
+
+# Fonts with letters of Chinese, Japanese and Korean, which matplotlib's own font lacks.
+CJK_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR", "Source Han Sans SC",
+    "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "PingFang SC", "Hiragino Sans",
+    "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "SimHei", "Arial Unicode MS",
+)  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def fonts() -> list[str]:
+    """Return the families for texts of figures: the user's, then the installed ones of `CJK_FONTS`."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return ["sans-serif", *(name for name in CJK_FONTS if name in installed)]
 
 
 def figure_text(text: str) -> str:
@@ -17,9 +38,18 @@ def figure_text(text: str) -> str:
 
 
 def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:
-    """Write a figure atomically, as PNG with `dpi` pixels an inch."""
-    with atomic_write(path) as file:
+    """Write a figure atomically, as PNG with `dpi` pixels an inch. Warn if no font has some of its letters."""
+    for text in figure.findobj(Text):
+        text.set_fontfamily(fonts())
+    with atomic_write(path) as file, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         figure.savefig(file, format="png", dpi=dpi)
+    missing = [each for each in caught if str(each.message).startswith("Glyph ")]
+    if missing:
+        log.warning("%s shows boxes for letters that no installed font has: install Noto Sans CJK", path)
+    for each in caught:
+        if each not in missing:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
 
 
 def draw_confusion(

@@ -25,6 +25,46 @@ def peak_memory(device: torch.device) -> float:
     return used / (2**30 if sys.platform == "darwin" else 2**20)
 
 
+def free_memory(device: torch.device) -> float | None:
+    """Return the bytes that this process can still allocate on a device; None if the system does not say.
+
+    On the CPU, processes that torchrun started on this machine share what is free, and limits of the control groups
+    (of containers) count. Memory that the C library keeps is returned to the system first.
+    """
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    if device.type != "cpu" or sys.platform != "linux":
+        return None
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    free = {words[0]: 1024.0 * int(words[1]) for words in lines}.get("MemAvailable:")
+    bounds = [*([free] if free is not None else []), *_free_in_control_groups()]
+    return min(bounds) / int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if bounds else None
+
+
+def _free_in_control_groups(
+    root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")
+) -> list[float]:
+    """Return the bytes that are free below the limit of each control group of this process; empty without limits."""
+    files = {  # of version 2, and of version 1
+        "": ("memory.max", "memory.current", "memory.stat"),
+        "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat"),
+    }
+    free = []
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controller, path = line.split(":", 2)
+        folder = root / controller / path.lstrip("/")  # in a container, only a parent of it may exist
+        for place in (folder, *folder.parents) if controller in files else ():
+            paths = [place / name for name in files[controller]]
+            if all(path.exists() for path in paths):
+                limit, used, statistics = (path.read_text().strip() for path in paths)
+                cache = dict(line.split() for line in statistics.splitlines()).get("inactive_file", 0)  # is given back
+                free += [float(limit) - float(used) + float(cache)] if limit != "max" else []
+    return free
+
+
 @contextmanager
 def exit_if_out_of_memory(advice: str) -> Iterator[None]:
     """Exit with a message and `advice` instead of a traceback when a GPU or the machine has no memory left."""

@@ -9,9 +9,13 @@ from fnmatch import fnmatchcase
 
 
 def did_you_mean(word: object, words: Iterable[object]) -> str:
-    """End a sentence of an error message: "; did you mean 'x'?" if one of `words` is close to `word`, otherwise "."."""
-    close = difflib.get_close_matches(str(word), list(map(str, words)), n=1)
-    return f"; did you mean {close[0]!r}?" if close else "."
+    """End a sentence of an error message: "; did you mean 'x'?" if one of `words` is close to `word`, otherwise ".".
+
+    Dashes at the start of flags are not compared: they make short flags alike.
+    """
+    by_name = {str(each).lstrip("-"): str(each) for each in words}
+    close = difflib.get_close_matches(str(word).lstrip("-"), by_name, n=1)
+    return f"; did you mean {by_name[close[0]]!r}?" if close else "."
 
 
 def matching(patterns: list[str], names: list[str], advice: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Scores of classification."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from metamix.classification.metric import ClassificationMetric, class_scores
 from metamix.classification.pictures import ClassificationPictures, draw_classes, draw_confusion
 from metamix.data import normalize
+from metamix.utils import figures
 from metamix.utils.text import plural
 
 DIGITS = tuple("0123456789")
@@ -117,6 +119,24 @@ def test_names_of_classes_are_drawn_as_they_are(name, tmp_path):
     for draw in partial(draw_confusion, title="title"), draw_classes:
         draw(tmp_path / "c.png", torch.eye(2, dtype=torch.int64), ("ant", name))
         assert min(Image.open(tmp_path / "c.png").size) > 200
+
+
+@pytest.mark.usefixtures("rendered_figures")
+def test_letters_that_no_font_has_are_one_sentence_and_no_warnings(tmp_path, monkeypatch, caplog, recwarn):
+    monkeypatch.setattr("metamix.utils.figures.fonts", lambda: ["DejaVu Sans"])
+    draw_confusion(tmp_path / "c.png", torch.eye(2, dtype=torch.int64), ("猫", "犬"), "title")
+    assert caplog.messages == [
+        f"{tmp_path}/c.png shows boxes for letters that no installed font has: install Noto Sans CJK"
+    ]
+    assert not recwarn.list
+
+
+def test_installed_fonts_of_other_letters_are_used(monkeypatch):
+    figures.fonts.cache_clear()
+    font = SimpleNamespace(name="Noto Sans CJK JP")
+    monkeypatch.setattr(figures.font_manager, "fontManager", SimpleNamespace(ttflist=[font]))
+    assert figures.fonts() == ["sans-serif", "Noto Sans CJK JP"]
+    figures.fonts.cache_clear()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

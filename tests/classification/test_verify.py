@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 
+from tests.helpers.classifiers import small_task
 from tests.helpers.running import metamix_command
 
 
@@ -49,6 +50,20 @@ def test_a_folder_of_classes_alone(folder, capsys):
     root = folder()
     assert main([str(root / "train"), "--workers", "0"]) == 0
     assert capsys.readouterr().out == "all 12 images can be read\n"
+
+
+def test_classes_with_few_images_are_named(folder, capsys):
+    root = folder()
+    for path in [*(root / "train" / "dog").iterdir()][1:]:
+        path.unlink()
+    shutil.rmtree(root / "val" / "eel")
+    shutil.rmtree(root / "val" / "cat")
+    notes = ["1 class has no more than one image in train: dog", "2 classes have no image in val: cat, eel"]
+    assert main([root, "--workers", "0"]) == 0  # it is no problem of the files
+    assert capsys.readouterr().out.splitlines() == ["all 11 images can be read", *(f"note: {note}" for note in notes)]
+    assert small_task(data="folder", data_dir=str(root)).notes == notes
+    assert main([str(root / "train"), "--workers", "0"]) == 0
+    assert "note: 1 class has no more than one image: dog" in capsys.readouterr().out
 
 
 def test_a_name_that_is_no_text(folder, capsys):

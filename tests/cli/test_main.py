@@ -33,6 +33,16 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"metamix {metamix.__version__}\n"
 
 
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_help_and_version_import_nothing_slow(word):
+    code = (
+        f"import sys, metamix_cli; metamix_cli.main([{word!r}]); "
+        f"print([name for name in ('torch', 'timm', 'numpy', 'metamix') if name in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert output.endswith("\n[]\n") and "metamix" in output
+
+
 def test_unknown_command_names_the_nearest(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["trian"])

@@ -210,7 +210,9 @@ def test_nothing_is_left_out_silently(folder, caplog):
 
     (root / "train" / "gnu").mkdir()
     (root / "train" / "gnu" / "0.tga").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"gnu in .*/train has no image \(.*png.*\); remove the folder or add images"):
+    with pytest.raises(
+        ValueError, match=r"'gnu' in .*/train has no image \(.*png.*\); remove the folder or add images"
+    ):
         open_data("folder", root=root)
     (root / "train" / "gnu" / "0.tga").unlink()
     (root / "train" / "gnu").rmdir()

@@ -148,7 +148,7 @@ def test_pictures_that_were_not_drawn_are_drawn_the_next_time(tmp_path, monkeypa
 def test_a_run_that_is_killed_before_it_wrote_its_recipe_begins_again(tmp_path, monkeypatch):
     words = ["--batch-size", 512, "--epochs", 1, "--output", tmp_path]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("metamix.training.train.write_text", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr("metamix.training.run_folder.write_text", Mock(side_effect=KeyboardInterrupt))
         train(*words)
     assert not (tmp_path / "recipe.yaml").exists() and not (tmp_path / "state.txt").exists()
     train(*words)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from metamix.layers import GELU, Conv2d, Dropout, GroupNorm1, Mlp, attention
+from metamix.models.embed import ConvEmbed
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -24,10 +25,16 @@ def test_group_norm_on_frozen_layers(frozen, trained):
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("option", [dict(groups=2), dict(padding_mode="reflect")])
-def test_convolution_refuses_what_it_does_not_compute(option):
-    with pytest.raises(TypeError, match=f"unexpected keyword argument '{next(iter(option))}'"):
-        Conv2d(4, 4, 3, **option)
+OPTIONS = [dict(groups=2), dict(padding_mode="reflect", padding=1), dict(padding="same"), dict(stride=(2, 1))]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("cls", [Conv2d, ConvEmbed])
+def test_convolution_takes_every_argument_of_torchs(cls, option):
+    ours, theirs = cls(4, 6, 3, **option).double(), torch.nn.Conv2d(4, 6, 3, **option).double()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 4, 8, 7, dtype=torch.float64)
+    assert torch.equal(ours(x), theirs(x)) and cls(4, 6, 3, 1, 0, 1, 2, False, device="meta").weight.is_meta
 
 
 def test_group_norm_without_weights():

@@ -14,6 +14,7 @@ from torch import nn
 from metamix.layers import GELU, GroupNorm1, resize_to
 from metamix.mixers import register_mixer
 from metamix.models import MetaFormer
+from metamix.models.checkpoint import resample_spatial_weights
 from metamix.models.embed import ConvEmbed
 from metamix.models.metaformer import Block
 
@@ -592,6 +593,11 @@ def test_own_mixer(forget_mixers):
     assert_equal(model(images(32, 16)), formula(model, images(32, 16)))
     with pytest.raises(ValueError, match="give it adapt_state"):
         model.set_input_size(64)
+    larger = small(mixer=("mine", "raft"), img_size=64)
+    with pytest.raises(
+        ValueError, match=r"^FILE has .*mixer.scale of shape \(8, 8, 4\) .* give Mine adapt_state\(state"
+    ):
+        resample_spatial_weights(model.state_dict(), larger, "FILE")
     assert_equal(model(images(32, 16)), formula(model, images(32, 16)))
 
 
@@ -605,3 +611,30 @@ def test_a_hidden_width_that_is_not_a_multiple():
 @pytest.mark.parametrize("act_layer", ("gelu", nn.GELU))
 def test_a_gelu_is_ours_under_every_name(act_layer):
     assert type(small(act_layer=act_layer).stages[0].blocks[0].mlp.act) is GELU
+
+
+@pytest.mark.parametrize("name", ["metaformer_pooling_nano", "metaformer_wavemix_nano", "raftmlp_s"])
+def test_low_rank_adapters_on_every_convolution(name):
+    """As peft's LoRA makes them: two more convolutions of the layer's class, of which the second begins as zero."""
+
+    class Adapted(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer, kind = layer, type(layer)
+            self.down = kind(layer.in_channels, 4, layer.kernel_size, layer.stride, layer.padding, bias=False)
+            self.up = kind(4, layer.out_channels, (1, 1), (1, 1), groups=layer.groups, bias=False)
+            nn.init.zeros_(self.up.weight)
+
+        def forward(self, x):
+            return self.layer(x) + self.up(self.down(x))
+
+    model = timm.create_model(name, img_size=64, num_classes=5).eval()
+    before = model(images(64, 64, dtype=torch.float32))
+    layers = [path for path, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
+    for path in layers:
+        parent, _, attribute = path.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, Adapted(model.get_submodule(path)))
+    after = model(images(64, 64, dtype=torch.float32))
+    assert_equal(after, before, 1e-5)
+    after.sum().backward()
+    assert all(model.get_submodule(path).up.weight.grad is not None for path in layers)

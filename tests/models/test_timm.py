@@ -578,6 +578,17 @@ def test_unknown_arguments_are_refused(name):
         timm.create_model(name, nonsense=1)
 
 
+def test_the_nearest_argument_is_suggested():
+    with pytest.raises(TypeError, match="argument 'dropout'; did you mean 'drop_rate'"):
+        timm.create_model("metaformer_pooling_nano", dropout=0.1)
+
+
+@pytest.mark.parametrize("name", ["metaformer_pooling_nano", "metaformer_pooling_s12"])
+def test_a_single_image_is_refused(name):
+    with pytest.raises(ValueError, match=r"shape is \(3, 32, 32\): give a single image as image\[None\]"):
+        timm.create_model(name)(torch.zeros(3, 32, 32))
+
+
 def test_mixer_in_place_of_the_names_own():
     def tensors(name, **kwargs):
         return {k: t.shape for k, t in timm.create_model(name, device="meta", **kwargs).state_dict().items()}

@@ -81,7 +81,7 @@ def test_a_task_may_have_defaults_of_engine_options(config, capsys):
     assert own([]).replace(lr=0.1).engine.batch_size == 16 and read().engine.batch_size == 128
     with pytest.raises(SystemExit):
         own(["--help"])
-    assert "over all processes together (default: 16)" in " ".join(capsys.readouterr().out.split())
+    assert "fewer if few are there to train on (default: 16)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_saved_recipe_with_another_average(config):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from metamix.utils.text import exit_with_message, plural, short_count
+from metamix.utils.text import did_you_mean, exit_with_message, plural, short_count
 
 
 @pytest.mark.parametrize("count, noun, text", [
@@ -23,6 +23,11 @@ def test_plural(count, noun, text):
 ])  # fmt: skip
 def test_short_count(count, text):
     assert short_count(count) == text
+
+
+def test_dashes_do_not_make_flags_alike():
+    assert did_you_mean("--wandb", ["--mean", "--std"]) == "."
+    assert did_you_mean("--worker", ["--mean", "--workers"]) == "; did you mean '--workers'?"
 
 
 def test_a_pipe_without_a_reader_is_no_error_in_words():

@@ -126,7 +126,7 @@ class FolderImages:
         folders = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
         if empty := sorted(folders - set(self.classes)):
             raise ValueError(
-                f"{', '.join(empty[:5])} in {root.absolute()} has no image ({' '.join(IMG_EXTENSIONS)}); "
+                f"{', '.join(map(repr, empty[:5]))} in {root.absolute()} has no image ({' '.join(IMG_EXTENSIONS)}); "
                 f"remove the folder or add images"
             )
 

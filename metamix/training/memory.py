@@ -1,0 +1,54 @@
+"""Measure the memory that tensors take in a computation, and choose the part of a batch that fits."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class TensorMemory(TorchDispatchMode):
+    """Count the bytes of all tensors that are made within this context, also in backward passes.
+
+    Attributes:
+        peak: the largest number of bytes at one time. Scratch memory inside single operations is not included.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._bytes: dict[int, int] = {}  # of each live storage, by its address
+        self._now = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in before:
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: UntypedStorage) -> None:
+        address = storage.data_ptr()
+        if address in self._bytes:
+            return
+        self._bytes[address] = storage.nbytes()
+        self._now += storage.nbytes()
+        self.peak = max(self.peak, self._now)
+        weakref.finalize(storage, self._remove, address)
+
+    def _remove(self, address: int) -> None:
+        self._now -= self._bytes.pop(address)
+
+
+def largest_part(share: int, memory: Callable[[int], float], free: float) -> int:
+    """Return the largest of `share`, its half, its quarter and so on whose `memory(samples)` is free.
+
+    Returns:
+        The number of samples; 0 if there is no memory for one.
+    """
+    while share > 1 and memory(share) > free:
+        share = -(-share // 2)
+    return share if memory(share) <= free else 0

@@ -1,0 +1,73 @@
+"""Start the command `metamix`.
+
+This module stands beside the package, because importing anything of the package imports torch and timm. So the answers
+to --help and --version come at once.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+COMMANDS = {  # name: (module with a `main`, what it does)
+    "train": ("metamix.cli.train", "Train a model, or several and compare them."),
+    "eval": ("metamix.cli.evaluate", "Score a trained model on a data set."),
+    "predict": ("metamix.tasks.predict", "Label, segment or restore images, or find objects in them."),
+    "explain": ("metamix.tasks.explain", "Draw which parts of an image a prediction rests on."),
+    "export": ("metamix.tasks.export", "Write a model as ONNX, OpenVINO IR or torch.export, and check it."),
+    "publish": ("metamix.tasks.publish", "Upload a model with a model card to the Hugging Face Hub."),
+    "convert": ("metamix.tasks.convert", "Turn labels of another program into a data set to train on."),
+    "verify": ("metamix.tasks.verify", "Find broken images and bad annotations in a data set."),
+    "benchmark": ("metamix.cli.benchmark", "Measure how fast models are in each engine on this machine."),
+    "models": ("metamix.cli.models", "List models with their sizes, costs and weights."),
+}
+
+USAGE = "\n".join(
+    [
+        "usage: metamix COMMAND [options]",
+        "",
+        *(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()),
+        "",
+        "metamix COMMAND --help explains a command; metamix --version prints the version.",
+    ]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Answer --help and --version, and pass other arguments to the package. Do not end in a traceback if stopped."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # file and class names may have letters that it cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        answer(words)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # as a shell reports a program that Ctrl-C ended
+    except BrokenPipeError:  # as in `metamix models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        raise SystemExit(141) from None
+
+
+def answer(words: Sequence[str]) -> None:
+    """Print the usage or the version, or run the subcommand that the words name."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE)
+    elif words[0] in ("-V", "--version"):
+        print(f"metamix {version()}")
+    else:
+        from metamix.cli.main import run
+
+        run(*words)
+
+
+def version() -> str:
+    """Return the version of the package without importing it."""
+    spec = find_spec("metamix")
+    assert spec is not None and spec.origin is not None, "the package is installed beside this module"
+    return runpy.run_path(str(Path(spec.origin).with_name("version.py")))["__version__"]

@@ -1,0 +1,95 @@
+"""The estimate of a step's memory, and what the system says is free."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from metamix.training.memory import TensorMemory, largest_part
+from metamix.utils.system import _free_in_control_groups, free_memory
+
+
+def test_the_peak_is_that_of_tensors_which_live_at_one_time():
+    x = torch.zeros(256)  # 1 KiB, made outside
+    with TensorMemory() as memory:
+        for _ in range(3):
+            y = x + 1  # the old y lives until the new one is made
+        y.view(16, 16).mul_(2)
+    assert memory.peak == 2048
+    del y
+
+
+def test_tensors_that_are_kept_for_the_backward_pass_count():
+    layers = nn.Sequential(*[nn.Tanh() for _ in range(10)])
+    x = torch.zeros(256, requires_grad=True)
+    with TensorMemory() as memory:
+        loss = layers(x).sum()
+        held = memory.peak
+        torch.autograd.grad(loss, x)
+    assert held >= 10 * 1024 and memory.peak > held
+
+
+ESTIMATE = """
+import re, torch, timm, metamix
+from metamix.training.memory import TensorMemory
+from metamix.utils.system import keep_freed_memory
+keep_freed_memory()
+model = timm.create_model("metaformer_pooling_nano", num_classes=5, img_size=64).train()
+def step(n):
+    loss = model(torch.randn(n, 3, 64, 64)).logsumexp(1).mean()
+    torch.autograd.grad(loss, list(model.parameters()))
+def measure(n):
+    with TensorMemory() as memory:
+        step(n)
+    return memory.peak
+def peak():  # in KiB
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+few, more = measure(2), measure(4)
+before = peak()
+step(32)
+print((few + 15 * (more - few)) / 2**10, peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
+def test_four_samples_tell_how_much_the_process_grows_with_thirty_two():
+    result = subprocess.run([sys.executable, "-c", ESTIMATE], capture_output=True, text=True, check=True)
+    estimate, grown = map(float, result.stdout.split())
+    assert estimate == pytest.approx(grown, rel=0.15)
+
+
+@pytest.mark.parametrize("free, part", [(1000, 32), (319, 16), (45, 4), (10, 1), (9, 0)])
+def test_the_largest_part_that_fits(free, part):
+    assert largest_part(32, lambda samples: 10 * samples, free) == part
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what is free")
+def test_processes_of_a_machine_share_its_free_memory(monkeypatch):
+    free = free_memory(torch.device("cpu"))
+    assert 0 < free < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert free_memory(torch.device("cpu")) < 0.5 * free
+
+
+@pytest.mark.parametrize(
+    "version, line, limit, used",
+    [
+        (1, "4:memory:/docker/abc", "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+        (2, "0::/docker/abc", "memory.max", "memory.current"),
+    ],
+)
+def test_the_limit_of_a_container_counts(version, line, limit, used, tmp_path):
+    """Inside a container, its group is the root of the file system of groups."""
+    (tmp_path / "cgroup").write_text(f"7:cpu:/\n{line}\n")
+    assert _free_in_control_groups(tmp_path, tmp_path / "cgroup") == []
+    (tmp_path / limit).parent.mkdir(exist_ok=True)
+    (tmp_path / limit).write_text("5000\n")
+    (tmp_path / used).write_text("3000\n")
+    (tmp_path / limit).with_name("memory.stat").write_text("cache 900\ninactive_file 500\n")
+    assert _free_in_control_groups(tmp_path, tmp_path / "cgroup") == [2500]
+    if version == 2:
+        (tmp_path / limit).write_text("max\n")
+        assert _free_in_control_groups(tmp_path, tmp_path / "cgroup") == []
