@@ -19,6 +19,7 @@ from metamix.tasks.verify import VerifyOptions
 from metamix.utils.options import option
 from metamix.utils.rules import Natural
 from metamix.utils.system import usable_workers
+from metamix.utils.text import printable
 
 
 class ImageProblems:
@@ -67,4 +68,4 @@ class VerifyImages(VerifyOptions):
     def summary(self, count: int) -> str:
         if not count:
             return f"all {self.total:,} images can be read"
-        return f"{count} of {self.total:,} images of {self.data_dir or self.data} cannot be read"
+        return printable(f"{count} of {self.total:,} images of {self.data_dir or self.data} cannot be read")

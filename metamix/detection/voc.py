@@ -20,6 +20,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from metamix.utils.text import message
+
 from .annotations import Entries, Entry
 
 FLAG = re.compile(r"\s+(1|-1|0)$")
@@ -127,8 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(data))
     except (ValueError, OSError) as error:
-        parser.error(str(error))
-    print(f"{options.out}: " + ", ".join(f"{len(data[key])} {key}" for key in ("images", "annotations", "categories")))
+        parser.error(message(error))
+    counts = ", ".join(f"{len(data[key])} {key}" for key in ("images", "annotations", "categories"))
+    print(message(f"{options.out}: {counts}"))
     return 0
 
 

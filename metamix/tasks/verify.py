@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from metamix.utils.options import Options, option, parse_command, positional, take_task
-from metamix.utils.text import exit_with_message, plural, printable
+from metamix.utils.text import exit_with_message, plural, printable, printable_lines
 
 from .registry import DEFAULT, find_task, list_tasks, task_of_data
 
@@ -51,7 +51,7 @@ class VerifyOptions(Options):
         for problem in self.problems():
             print(printable(problem))
             count += 1
-        print(printable(self.summary(count)))
+        print(printable_lines(self.summary(count)))
         return count
 
 

@@ -1,6 +1,5 @@
 """Find, write and check the checkpoint of a run."""
 
-import logging
 import math
 import time
 from collections.abc import Mapping
@@ -10,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from metamix.utils.text import plural
+from metamix.utils.text import package_logger, plural
 from metamix.weights.files import CHECKPOINT, load_checkpoint, require, save_checkpoint
 
 from .processes import ProcessGroup
 from .recipe import Recipe, resume_changes
 
-_logger = logging.getLogger(__name__)
+_logger = package_logger(__name__)
 
 DIGEST = "digest"  # key of the data's digest in `TaskData.identity`
 ENTRIES = (  # what a checkpoint must hold

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,13 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map
 
 from metamix.utils.checks import DoesNotFit
+from metamix.utils.text import package_logger
 
 from .base import Format, Graph, Run, as_graph_error, quiet, to_program
 
 COMPILED = "model.compiled.pt2"
 
-log = logging.getLogger(__name__)
+log = package_logger(__name__)
 
 
 class Bfloat16(nn.Module):

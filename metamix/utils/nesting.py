@@ -1,0 +1,20 @@
+"""Refuse JSON text that is nested so deeply that Python's recursive reader would fail."""
+
+import re
+
+MAX_NESTING = 64  # levels of lists and mappings
+_PARTS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{\]}]', re.DOTALL)  # texts, which may hold brackets, and brackets
+
+
+def check_nesting(text: str, source: str) -> None:
+    """Raise ValueError if a JSON text has lists and mappings nested deeper than `MAX_NESTING`.
+
+    Args:
+        text: JSON, valid or not.
+        source: name of the file or of its part, at the start of the message.
+    """
+    depth = 0
+    for part in _PARTS.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(part[0], 0)
+        if depth > MAX_NESTING:
+            raise ValueError(f"{source} is nested deeper than {MAX_NESTING} levels; give another file")
