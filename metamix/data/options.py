@@ -9,13 +9,15 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from metamix.utils.options import Options, changed_flags, option
-from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, Share, ShareBelowOne, where
+from metamix.utils.rules import Natural, NotNegative, PositiveShare, Share, ShareBelowOne, where
+from metamix.weights.metadata import MIN_CROP_PCT, Side
 
 Splits = Annotated[
     tuple[str, ...],
     where(lambda splits: 0 < len(splits) == len(set(splits)), "splits, each once, such as train or train,val"),
 ]
 Template = Annotated[str, where(lambda name: "{name}" in name, "a string that holds {name}, such as {name}x2")]
+CropShare = Annotated[float, Field(ge=MIN_CROP_PCT, le=1)]
 Factor = Annotated[float, Field(gt=0, lt=16)]
 Factors = Annotated[
     tuple[Factor, ...],
@@ -65,7 +67,7 @@ class SourceOptions(LocationOptions):
     memory: Literal["auto", "yes", "no"] = _source(
         "auto", "decode all images at the start; auto: only if they are small and all of one size"
     )
-    img_size: Count | None = _source(
+    img_size: Side | None = _source(
         None, "side of the images in pixels; by default the data set's own, or 224 if sizes differ"
     )
     interpolation: Literal["bicubic", "bilinear", "nearest"] = _source("bicubic", "how images are resized")
@@ -73,7 +75,7 @@ class SourceOptions(LocationOptions):
         None, "mean of each channel, for pixel values from 0 to 1; by default the data set's or ImageNet's"
     )
     std: tuple[float, ...] | None = _source(None, "standard deviation of each channel; the default is as for mean")
-    crop_pct: PositiveShare = _source(
+    crop_pct: CropShare = _source(
         0.875, "streamed images: share of the shorter side that the centre crop for scoring keeps"
     )
 

@@ -78,10 +78,7 @@ def test_damaged_file_is_refused(tmp_path, change, words):
         ({"model": {"task": "depth"}}, r"there is no task 'depth'. Tasks: classification, detection"),
         ({"model": {}}, r"there is no num_classes in model\. Export the model again"),
         ({"model": KNOWN | {"mean": None}}, r"there is no mean in model\. Export the model again"),
-        (
-            {"model": KNOWN | {"interpolation": "random"}},
-            r"interpolation in model is 'random'; accepted is one of nearest",
-        ),
+        ({"model": KNOWN | {"interpolation": None}}, r"there is no interpolation in model\. Export the model again"),
         ({"model": {"task": "detection", "classes": ["cat"], "mean": [0.5]}}, r"there is no std in model"),
     ],
 )
