@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metamix.data import DataOptions, LocationOptions, SourceOptions
+from metamix.data.options import CropShare
 from metamix.tasks.options import BackboneOptions
 from metamix.utils.options import option
-from metamix.utils.rules import Count, Positive, PositiveShare, Share, ShareBelowOne
+from metamix.utils.rules import Positive, PositiveShare, Share, ShareBelowOne
+from metamix.weights.metadata import Side
 
 _model = partial(option, group="model")
 _data = partial(option, group="data")
@@ -48,7 +50,7 @@ class ClassificationEvalOptions(LocationOptions):
     )
     holdout: ShareBelowOne | None = _data(None, "share of train that is held out; default: as in training")
     memory: Literal["auto", "yes", "no"] | None = _data(None, "decode all images at the start; default: as in training")
-    img_size: Count | None = _data(None, "side of the images in pixels; default: as in training")
+    img_size: Side | None = _data(None, "side of the images in pixels; default: as in training")
     interpolation: Literal["bicubic", "bilinear", "nearest"] | None = _data(
         None, "how images are resized; default: as in training"
     )
@@ -56,7 +58,7 @@ class ClassificationEvalOptions(LocationOptions):
         None, "mean of each channel, of pixel values from 0 to 1; default: as in training"
     )
     std: tuple[float, ...] | None = _data(None, "standard deviation of each channel; default: as in training")
-    crop_pct: PositiveShare | None = _data(
+    crop_pct: CropShare | None = _data(
         None, "streamed images: share of the shorter side that the centre crop keeps; default: as in training"
     )
 

@@ -27,7 +27,7 @@ from metamix.tasks.predict import PredictOptions
 from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.options import option
 from metamix.utils.rules import Count
-from metamix.utils.text import csv_text, plural, printable
+from metamix.utils.text import aligned, csv_text, plural, printable
 
 from .load import Classifier
 
@@ -68,7 +68,7 @@ class LabelImages(PredictOptions):
             write_text(Path(self.output), text)
             print(printable(f"written: {self.output}, {plural(len(predictions), 'image')}"))
         else:
-            sys.stdout.write(printable(text))
+            sys.stdout.write(text)
         for reason in broken:
             print(printable(f"left out: {reason}"), file=sys.stderr)
         return len(broken)
@@ -118,12 +118,11 @@ def _read(classifier: Classifier, images: Sequence[Path], broken: list[str]) -> 
 
 def as_table(predictions: Sequence[Prediction]) -> str:
     """Format one line for each image: its path, then labels with their probabilities in percent."""
-    width = max((len(str(prediction.image)) for prediction in predictions), default=0)
-    lines = []
-    for prediction in predictions:
-        labels = "   ".join(f"{label} {100 * probability:.1f} %" for label, probability in prediction.labels)
-        lines.append(f"{prediction.image!s:<{width}}   {labels}\n")
-    return "".join(lines)
+    rows = [
+        (prediction.image, "   ".join(f"{label} {100 * value:.1f} %" for label, value in prediction.labels))
+        for prediction in predictions
+    ]
+    return "".join(f"{line}\n" for line in aligned(rows))
 
 
 def as_csv(predictions: Sequence[Prediction]) -> str:

@@ -23,6 +23,7 @@ from metamix.tasks.verify import VerifyOptions
 from metamix.utils.options import option
 from metamix.utils.rules import Natural
 from metamix.utils.system import usable_workers
+from metamix.utils.text import printable
 
 
 class ImageProblems:
@@ -73,5 +74,5 @@ class VerifyImages(VerifyOptions):
     def summary(self, count: int) -> str:
         line = f"all {self.total:,} images can be read"
         if count:
-            line = f"{count} of {self.total:,} images of {self.data_dir or self.data} cannot be read"
+            line = printable(f"{count} of {self.total:,} images of {self.data_dir or self.data} cannot be read")
         return "\n".join([line, *self.notes])

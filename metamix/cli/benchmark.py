@@ -14,6 +14,7 @@ from metamix.utils.files import write_text
 from metamix.utils.options import Options, option, parse_command, positional
 from metamix.utils.rules import Count, NotNegative
 from metamix.utils.text import exit_with_message
+from metamix.weights.metadata import Side
 
 EXAMPLES = """examples:
   metamix benchmark metaformer_pooling_s12 resnet18
@@ -28,7 +29,7 @@ class BenchmarkOptions(Options):
     engines: tuple[str, ...] = option(tuple(ENGINES), "engines to time")
     precisions: tuple[str, ...] = option(PRECISIONS, "precisions to time; an engine skips those that it lacks")
     batch_sizes: tuple[Count, ...] = option((1, 8), "images in a call")
-    img_size: Count | None = option(None, "side of the images in pixels; by default the model's")
+    img_size: Side | None = option(None, "side of the images in pixels; by default the model's")
     threads: Count | None = option(None, "number of threads; by default torch's")
     seconds: NotNegative = option(1.0, "seconds for each row of the table")
     reference: str | None = option(None, "model that speedups are relative to; by default the first", metavar="MODEL")

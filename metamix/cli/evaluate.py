@@ -26,6 +26,7 @@ from metamix.training.forward import autocast_dtype, evaluate, memory_format
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import parse
 from metamix.utils.files import make_output_folder, write_text
+from metamix.utils.nesting import check_nesting
 from metamix.utils.options import Options, option
 from metamix.utils.rules import Count
 from metamix.utils.system import exit_if_out_of_memory, versions
@@ -146,7 +147,9 @@ def result_line(scores: Mapping[str, float], described: Mapping[str, Any], split
 def _read_result(folder: Path) -> dict[str, Any] | None:
     """Return the result in a folder, or None; raise ValueError if it holds files that could be overwritten."""
     with suppress(OSError, ValueError, TypeError):  # there is none, or it is not ours
-        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        text = (folder / RESULT).read_text(encoding="utf-8")
+        check_nesting(text, RESULT)
+        result = json.loads(text)
         if "checkpoint" in result:
             return result
     names = sorted(path.name for path in (folder.iterdir() if folder.is_dir() else ()))

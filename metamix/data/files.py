@@ -1,7 +1,6 @@
 """Read and decode image files and list folders, which may hold anything: links, pipes, devices."""
 
 import hashlib
-import logging
 import os
 import stat
 from collections import deque
@@ -19,10 +18,10 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from metamix.utils.text import printable
+from metamix.utils.text import package_logger
 from metamix.weights.checksums import digest
 
-log = logging.getLogger(__name__)
+log = package_logger(__name__)
 
 FORMATS = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "PPM", "GIF")  # Pillow starts Ghostscript for EPS, whatever its name
 MAX_FILE_BYTES = 2**28  # 256 MiB; larger files are not images to train on
@@ -239,7 +238,7 @@ def list_files(root: Path) -> list[str]:
         place = root / folder
         identity = _identity(place)
         if identity in seen:
-            log.warning(printable(f"{place}: left out, it is the same folder as {seen[identity]}"))
+            log.warning(f"{place}: left out, it is the same folder as {seen[identity]}")
             continue
         seen[identity] = place
         with os.scandir(place) as entries:

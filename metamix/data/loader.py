@@ -8,7 +8,6 @@ the last). In evaluation the index of such a sample is -1, so that scores leave 
 
 from __future__ import annotations
 
-import logging
 import signal
 import weakref
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from torch.utils.data import DataLoader, Sampler
 from torchvision.transforms import Compose
 
 from metamix.utils.system import usable_workers
-from metamix.utils.text import printable
+from metamix.utils.text import package_logger
 
 from .auto_augment import pil_transform
 from .counter_rng import SAMPLE, seeded
@@ -34,7 +33,7 @@ from .options import DataOptions, ReadingOptions, SourceOptions, verify_command
 from .order import BalancedOrder, EvalOrder, Order, TrainOrder
 from .sources import Source
 
-log = logging.getLogger(__name__)
+log = package_logger(__name__)
 
 Batch = dict[str, Any]
 Transform = Callable[[Any], Any]  # function of a sample, run in a worker
@@ -211,7 +210,7 @@ class StreamLoader:
 
 
 def start_worker(max_pixels: int | None, worker: int) -> None:
-    """Set the limit of pixels, and make a worker ignore SIGINT and the first SIGTERM.
+    """Set the limit of pixels, and make a worker ignore SIGINT, SIGHUP and the first SIGTERM.
 
     Terminals and clusters send them to all processes of a job, and training needs its workers until it has stopped.
     """
@@ -222,6 +221,8 @@ def start_worker(max_pixels: int | None, worker: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, restore)
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 class EpochSampler(Sampler):
@@ -336,7 +337,7 @@ class CorruptImages(dict[str, str]):
         if path in self:
             return
         self[path] = reason
-        log.warning("unreadable image %d of %d, %s: %s", len(self), self.total, self.consequence, printable(reason))
+        log.warning("unreadable image %d of %d, %s: %s", len(self), self.total, self.consequence, reason)
         if len(self) > self.limit * self.total:
             raise CorruptImage(
                 f"{len(self)} of {self.total} images cannot be read, more than corrupt_limit allows (a share of "

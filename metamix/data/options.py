@@ -10,6 +10,7 @@ from pydantic import Field
 
 from metamix.utils.options import Options, changed_flags, option
 from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, Share, ShareBelowOne, where
+from metamix.weights.metadata import MIN_CROP_PCT, Side
 
 from .files import limit_pixels
 
@@ -18,6 +19,7 @@ Splits = Annotated[
     where(lambda splits: 0 < len(splits) == len(set(splits)), "splits, each once, such as train or train,val"),
 ]
 Template = Annotated[str, where(lambda name: "{name}" in name, "a string that holds {name}, such as {name}x2")]
+CropShare = Annotated[float, Field(ge=MIN_CROP_PCT, le=1)]
 Factor = Annotated[float, Field(gt=0, lt=16)]
 Factors = Annotated[
     tuple[Factor, ...],
@@ -88,7 +90,7 @@ class SourceOptions(LocationOptions):
     memory: Literal["auto", "yes", "no"] = _source(
         "auto", "decode all images at the start; auto: only if they are small and all of one size"
     )
-    img_size: Count | None = _source(
+    img_size: Side | None = _source(
         None,
         "side of the images in pixels; by default that of the weights to start from; without weights the data set's "
         "own, or 224 if sizes differ",
@@ -100,7 +102,7 @@ class SourceOptions(LocationOptions):
         "weights the data set's or ImageNet's",
     )
     std: tuple[float, ...] | None = _source(None, "standard deviation of each channel; the default is as for mean")
-    crop_pct: PositiveShare = _source(
+    crop_pct: CropShare = _source(
         0.875, "streamed images: share of the shorter side that the centre crop for scoring keeps"
     )
 

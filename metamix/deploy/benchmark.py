@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from metamix.models.create import create_model, timm_config
 from metamix.utils.checks import check_choice
 from metamix.utils.system import keep_freed_memory, processor, versions
+from metamix.utils.text import aligned, message
 from metamix.utils.timing import interleaved
 
 from .extras import installed, need
@@ -247,8 +248,5 @@ def table(result: Mapping[str, Any]) -> str:
     header = ("model", "engine", "precision", "pixels", "batch", "ms", "images/s", "speedup")
     keys = ("model", "engine", "precision", "img_size", "batch", "ms", "img_per_s", "speedup")
     rows = [["-" if row[key] is None else f"{row[key]}" for key in keys] for row in result["rows"]]
-    widths = [max(map(len, column)) for column in zip(header, *rows)]
-    for row in (header, *rows):
-        cells = [cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join([*lines, *(f"{cell} failed: {why}" for cell, why in result["failed"].items())])
+    lines += aligned([header, *rows], right=range(3, len(header)))
+    return "\n".join([*lines, *(message(f"{cell} failed: {why}") for cell, why in result["failed"].items())])

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from metamix.training.task import Batch, Metric, State
+from metamix.utils.text import aligned
 
 from .coco import CocoSplit
 from .data import DetectionData
@@ -119,13 +120,12 @@ def table(scores: Scores) -> str:
     """Format COCO's nine numbers, then AP and AP50 of each class."""
     if "AP" not in scores.summary:
         return "no scores: the images that were read show no object"
-    width = max(map(len, ["all classes", *scores.classes]))
-    all_classes = {"AP": scores.summary["AP"], "AP50": scores.summary["AP50"]}
-    lines = ["  ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in scores.summary.items())]
-    lines += [f"{'':{width}}     AP   AP50"]
-    for name, row in [*scores.classes.items(), ("all classes", all_classes)]:
-        lines.append(f"{name:{width}}  {row['AP']:5.1f}  {row['AP50']:5.1f}")
-    return "\n".join(lines)
+    numbers = "  ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in scores.summary.items())
+    rows = [
+        (name, f"{row['AP']:.1f}", f"{row['AP50']:.1f}")
+        for name, row in [*scores.classes.items(), ("all classes", scores.summary)]
+    ]
+    return "\n".join([numbers, *aligned([("", "AP", "AP50"), *rows], right=(1, 2))])
 
 
 def to_coco(prediction: Objects, image_id: int, split: CocoSplit) -> Detections:

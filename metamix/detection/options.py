@@ -12,6 +12,7 @@ from metamix.data.options import Factors, ReadingOptions, Splits
 from metamix.tasks.options import BackboneOptions
 from metamix.utils.options import changed_flags, option
 from metamix.utils.rules import Share
+from metamix.weights.metadata import MAX_IMG_SIZE
 
 from .anchors import MAX_ANCHOR_SCALE
 
@@ -31,8 +32,7 @@ NOT_MODEL_ARGS = {
 NOT_DETECTOR_ARGS = {"name", "backbone", "backbone_args", "num_classes", "resize_in_training", "min_size", "max_size"}
 
 MAX_SETTING = 65_536  # largest number in detector_args
-MAX_SIDE = 8192  # largest side of resized images, in pixels
-Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+Side = Annotated[int, Field(ge=1, le=MAX_IMG_SIZE)]  # of resized images, in pixels
 Channels = Annotated[int, Field(ge=1, le=4096)]
 AnchorScale = Annotated[float, Field(gt=0, le=MAX_ANCHOR_SCALE)]
 

@@ -24,7 +24,7 @@ from metamix.data import CorruptImage
 from metamix.tasks.verify import VerifyOptions
 from metamix.utils.options import option
 from metamix.utils.rules import Count
-from metamix.utils.text import plural
+from metamix.utils.text import plural, printable
 
 from .anchors import choose_anchor_scale, describe_sizes, retinanet_sizes
 from .annotations import (
@@ -182,7 +182,7 @@ class VerifyAnnotations(VerifyOptions):
             if self.splits and self.splits.keys().isdisjoint(wanted):
                 names = " or ".join(f"instances_{name}.json" for name in wanted)
                 lines.append(f"note: {self.path / 'annotations'} has no {names}, and metamix train needs one")
-        return "\n".join([*lines, *filter(None, self.notes)])
+        return "\n".join(map(printable, [*lines, *filter(None, self.notes)]))
 
     def describe_boxes(self, path: Path, entries: Entries) -> str | None:
         """Compare the box sizes of an annotation file with the anchors that training RetinaNet would use.

@@ -25,6 +25,7 @@ from xml.parsers import expat
 from metamix.data.find import by_stem, list_images
 from metamix.data.tables import to_number
 from metamix.utils.files import read_text, write_text
+from metamix.utils.text import message
 
 from .labels import Box, Boxes
 
@@ -148,8 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_text(options.out, json.dumps(data))
     except (ValueError, OSError) as error:
-        parser.error(str(error))
-    print(f"{options.out}: " + ", ".join(f"{len(data[key])} {key}" for key in ("images", "annotations", "categories")))
+        parser.error(message(error))
+    counts = ", ".join(f"{len(data[key])} {key}" for key in ("images", "annotations", "categories"))
+    print(message(f"{options.out}: {counts}"))
     return 0
 
 

@@ -8,6 +8,7 @@ missing tensors, so the filter itself refuses an incomplete checkpoint. For `che
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 
 from metamix.layers import resize_to
 from metamix.mixers.registry import depends_on_size
+from metamix.utils.text import message
 from metamix.utils.timm_checkpoint_path import load_checkpoint_path_with
 from metamix.weights.files import unwrap
 from metamix.weights.find import cfg_of_file, local_weights, read_weights
-from metamix.weights.fit import check_fit, check_size, function_mismatch
+from metamix.weights.fit import TooLarge, check_fit, check_size, function_mismatch, limited_size
 from metamix.weights.layout import Layout, layout_of
 from metamix.weights.metadata import ModelMetadata
 
@@ -209,14 +211,16 @@ def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: obje
             f"with load_state_dict."
         )
     if problem:
-        warnings.warn(f"{problem} The weights are loaded as a start for training.", UserWarning, stacklevel=2)
+        warnings.warn(message(f"{problem} The weights are loaded as a start for training."), UserWarning, stacklevel=2)
 
 
 def check_described_size(metadata: ModelMetadata, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Raise the error of `check_size` if the metadata describe a much larger model of the zoo than the file holds."""
+    """Raise ValueError if the metadata describe a model that is too large, or in the zoo much larger than the file."""
     name = metadata.architecture
-    if name is not None and timm.is_model(name) and hasattr(timm.model_entrypoint(name), "registered_in"):
-        check_size(build_described(metadata, source), tensors, name, source)
+    if name is not None and timm.is_model(name):
+        described = build_described(metadata, source)
+        if hasattr(timm.model_entrypoint(name), "registered_in"):
+            check_size(described, tensors, name, source)
 
 
 def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -> nn.Module:
@@ -230,11 +234,14 @@ def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -
         raise ValueError(
             f"{source} holds weights of {name}, which is not registered: import the module that registers it."
         )
-    arguments = metadata.shape | metadata.model_args | arguments
     try:
-        with torch.device("meta"):
-            return timm.create_model(name, **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
+        with torch.device("meta"), limited_size(source):
+            return timm.create_model(name, **metadata.shape | metadata.model_args | arguments)
+    except TooLarge:
+        raise
+    except Exception as error:  # timm's models check few of their arguments
+        if metadata.img_size is not None and "'img_size'" in str(error):  # a model for any size
+            return build_described(replace(metadata, img_size=None), source, **arguments)
         raise ValueError(f"{source}: {name} cannot be built with the arguments in its metadata: {error}") from None
 
 

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 
 from metamix.mixers.registry import comparable
 from metamix.utils.checks import check_one_source
-from metamix.utils.text import did_you_mean
+from metamix.utils.text import did_you_mean, message
 from metamix.weights.download import download
 from metamix.weights.find import local_weights, nothing_published, read_weights
-from metamix.weights.fit import check_size, load_into
+from metamix.weights.fit import check_size, limited_size, load_into
 from metamix.weights.layout import OURS, Layout
 
 from .arguments import check_known, check_tag
@@ -108,7 +108,7 @@ def create_image_model(
         warn_of_changes(kwargs, defaults | trained, checkpoint)
     arguments = trained | kwargs
     if metadata.model_args:
-        with torch.device("meta"):
+        with torch.device("meta"), limited_size(checkpoint):
             check_size(entry.build(**arguments), tensors, base, checkpoint)
     model = entry.build(**arguments)
     name, layout = f"the {base} of these arguments", image_layout(model, tensors)
@@ -124,7 +124,7 @@ def warn_of_changes(arguments: Mapping[str, Any], trained: Mapping[str, Any], so
         if comparable(value) != comparable(trained[name]) and "drop" not in name  # dropout only changes the training
     ]
     if changed:
-        warnings.warn(f"{source}: the model computes another function: {', '.join(changed)}", stacklevel=3)
+        warnings.warn(message(f"{source}: the model computes another function: {', '.join(changed)}"), stacklevel=3)
 
 
 def split_name(name: str) -> tuple[str, str]:

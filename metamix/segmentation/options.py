@@ -14,7 +14,7 @@ from metamix.layers.image_inference import check_tiles
 from metamix.tasks.options import BackboneOptions
 from metamix.utils.options import changed_flags, option
 from metamix.utils.rules import NotNegative, PositiveShare, Share
-from metamix.weights.metadata import MAX_SIDE
+from metamix.weights.metadata import MAX_IMG_SIZE
 
 from .loss import WEIGHTED, parse_loss
 
@@ -24,13 +24,12 @@ _augment = partial(option, group="augmentation")
 _loss = partial(option, group="loss", on_resume="report")
 _score = partial(option, group="scoring", on_resume="report")
 
-MAX_CROP = 8192  # sides in pixels
 MaskValue = Annotated[int, Field(ge=0, le=255)]
-Side = Annotated[int, Field(ge=0, le=MAX_SIDE)]
-CropSide = Annotated[int, Field(ge=1, le=MAX_CROP)]
+Side = Annotated[int, Field(ge=0, le=MAX_IMG_SIZE)]
+CropSide = Annotated[int, Field(ge=1, le=MAX_IMG_SIZE)]
 Crop = Annotated[
     tuple[CropSide, ...],
-    Field(min_length=1, max_length=2, description=f"a side in pixels, or height,width, of at most {MAX_CROP}"),
+    Field(min_length=1, max_length=2, description=f"a side in pixels, or height,width, of at most {MAX_IMG_SIZE:,}"),
 ]
 Mean = Annotated[tuple[Share, ...], Field(min_length=3, max_length=3)]
 Std = Annotated[tuple[Annotated[float, Field(ge=1e-6, le=1)], ...], Field(min_length=3, max_length=3)]

@@ -14,7 +14,7 @@ from metamix.training.reports import left_out
 from metamix.training.task import Pictures, State
 from metamix.utils.figures import draw_confusion, figure_text, save_figure
 from metamix.utils.files import write_text
-from metamix.utils.text import csv_text
+from metamix.utils.text import aligned, csv_text
 
 from .labels import IGNORED, Labels, colours_of
 from .metric import SegmentationMetric, Shown, images_to_show, total
@@ -42,15 +42,13 @@ class SegmentationPictures(Pictures):
 
     def report(self, states: list[State]) -> str:
         """Return a table of the scores of each class, and say how many images could not be read."""
-        rows = self.metric.by_class(states)
-        width = max(map(len, ["class", *rows]))
         names = {"iou": "IoU", "accuracy": "accuracy", "boundary_f": "boundary F", "share": "% of pixels"}
-        lines = [f"{'class':{width}}  " + "  ".join(f"{name:>11}" for name in names.values())]
-        for label, row in rows.items():
-            cells = ("-" if row[key] is None else f"{row[key]:.2f}" for key in names)
-            lines.append(f"{label:{width}}  " + "  ".join(f"{cell:>11}" for cell in cells))
-        lines.append(left_out(sum(state["unreadable"] for state in states)))
-        return "\n".join(filter(None, lines))
+        rows = [
+            [label, *("-" if row[key] is None else f"{row[key]:.2f}" for key in names)]
+            for label, row in self.metric.by_class(states).items()
+        ]
+        lines = aligned([["class", *names.values()], *rows], right=range(1, 1 + len(names)))
+        return "\n".join(filter(None, [*lines, left_out(sum(state["unreadable"] for state in states))]))
 
 
 def draw_images(path: Path, rows: Sequence[Shown], labels: Labels) -> None:

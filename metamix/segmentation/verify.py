@@ -29,6 +29,7 @@ from metamix.data.files import read_pixels
 from metamix.data.find import Unmatched
 from metamix.tasks.verify import VerifyOptions
 from metamix.utils.options import option
+from metamix.utils.text import aligned
 
 from .labels import IGNORED, BadMask, Labels, ignored_hint, read_mask
 from .options import MaskValue, SegmentationOptions
@@ -96,11 +97,10 @@ def table_of_shares(counts: dict[str, Tensor], labels: Labels) -> str:
 
     A class has its share of the labelled pixels; the last row has the share of ignored pixels among all.
     """
-    width = max(map(len, ["% of the pixels", *labels.classes]))
     of_classes = [pixels[: len(labels.classes)] for pixels in counts.values()]
-    lines = [f"{'% of the pixels':{width}}  " + "  ".join(f"{split:>8}" for split in counts)]
-    for k, name in enumerate(labels.classes):
-        shares = (100 * int(pixels[k]) / max(1, int(pixels.sum())) for pixels in of_classes)
-        lines.append(f"{name:{width}}  " + "  ".join(f"{share:8.2f}" for share in shares))
-    ignored = (100 * int(pixels[IGNORED]) / max(1, int(pixels.sum())) for pixels in counts.values())
-    return "\n".join([*lines, f"{'(ignored)':{width}}  " + "  ".join(f"{share:8.2f}" for share in ignored)])
+    rows = [("% of the pixels", *counts)]
+    for k, name in [*enumerate(labels.classes), (IGNORED, "(ignored)")]:
+        parts = counts.values() if k == IGNORED else of_classes
+        shares = (100 * int(pixels[k]) / max(1, int(pixels.sum())) for pixels in parts)
+        rows.append((name, *(f"{share:.2f}" for share in shares)))
+    return "\n".join(aligned(rows, right=range(1, 1 + len(counts))))

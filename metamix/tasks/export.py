@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("metamix.deploy").setLevel(logging.INFO)  # shows the search for layers to keep in fp32
         report = run(options)
-    print(printable(summary(report, options.output)))
+    print(summary(report, options.output))
 
 
 def export(source: str, *, output: str | Path, **options: Any) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def summary(report: dict[str, Any], folder: Path) -> str:
         )
     megabytes = sum(report["files"].values()) / 1e6
     lines.append(f"written: {folder}, {megabytes:.1f} MB, {report['format']} {report['precision']}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def parity(figures: dict[str, Any]) -> str:

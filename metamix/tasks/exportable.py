@@ -18,6 +18,7 @@ from metamix.training.task import Batch
 from metamix.utils.options import option, positional
 from metamix.utils.rules import Count, NotNegative, one_of, rule
 from metamix.weights.metadata import MAX_SIDE, ModelMetadata
+from metamix.weights.metadata import Side as ImgSide
 
 from .load import task_of
 
@@ -43,7 +44,7 @@ class ExportOptions(ImageOptions):
     model: str | None = option(None, "name of the model, for a file that does not name it")
     format: Annotated[str, one_of(FORMATS)] = option("onnx", "what to write")
     precision: Annotated[str, one_of(PRECISIONS)] = option("fp32", "of the exported model")
-    img_size: tuple[Count, ...] | None = option(None, "images in pixels, N or H,W; default: as in training")
+    img_size: tuple[ImgSide, ...] | None = option(None, "images in pixels, N or H,W; default: as in training")
     dynamic: bool = option(False, "accept any height and width; any batch size is always accepted")
     compile: bool = option(False, "torch: also compile the graph for this CPU, which takes minutes")
     data: str | None = option(

@@ -15,7 +15,7 @@ from metamix.tasks.metadata import check_task, to_lists
 from metamix.utils.rules import check_entries, rules_of
 from metamix.weights.files import load_weights
 from metamix.weights.find import find_weights
-from metamix.weights.fit import load_into
+from metamix.weights.fit import limited_size, load_into
 from metamix.weights.metadata import ModelMetadata, to_tuples
 
 COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
@@ -65,7 +65,8 @@ class NetworkSpec:
         spec = cls.from_dict(metadata, checkpoint)
         backbone = replace(ModelMetadata.from_dict(metadata, checkpoint), img_size=None)  # it is the network's
         check_described_size(backbone, tensors, checkpoint)
-        model = spec.build()
+        with limited_size(checkpoint):
+            model = spec.build()
         load_into(model, tensors, str(checkpoint))
         return model.eval(), spec, metadata
 

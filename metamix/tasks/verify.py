@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from metamix.data.options import ImageOptions
 from metamix.utils.options import option, parse_command, positional, take_task
-from metamix.utils.text import exit_with_message, plural, printable
+from metamix.utils.text import exit_with_message, plural, printable, printable_lines
 
 from .registry import DEFAULT, find_task, list_tasks, task_of_data
 
@@ -52,7 +52,7 @@ class VerifyOptions(ImageOptions):
         for problem in self.problems():
             print(printable(problem))
             count += 1
-        print(printable(self.summary(count)))
+        print(printable_lines(self.summary(count)))
         return count
 
 

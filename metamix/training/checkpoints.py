@@ -1,6 +1,5 @@
 """Find, write and check the checkpoint of a run."""
 
-import logging
 import math
 import time
 from collections.abc import Mapping
@@ -10,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from metamix.utils.text import plural
+from metamix.utils.text import package_logger, plural
 from metamix.weights.files import CHECKPOINT, load_checkpoint, require, save_checkpoint
 
 from .early_stopping import is_exhausted
 from .processes import ProcessGroup
 from .recipe import Recipe, resume_changes
 
-_logger = logging.getLogger(__name__)
+_logger = package_logger(__name__)
 
 DIGEST, CONTENT = "digest", "content"  # keys of the data's digests in `TaskData.identity`
 ENTRIES = (  # what a checkpoint must hold

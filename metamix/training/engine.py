@@ -43,8 +43,8 @@ class NotFinite(RuntimeError):
 class Engine:
     """Build model, optimizer and loaders from a task and a recipe; `fit` trains, `evaluate` scores.
 
-    Inside `with engine.stop_signal`, SIGTERM or Ctrl-C makes both save and raise Stopped; a second signal ends the
-    process at once.
+    Inside `with engine.stop_signal`, SIGTERM, Ctrl-C or the end of the terminal makes both save and raise Stopped;
+    a second SIGTERM or Ctrl-C ends the process at once.
 
     Raises:
         ValueError: task, recipe and machine do not fit together. Nothing has been trained then.

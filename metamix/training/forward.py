@@ -1,6 +1,5 @@
 """Run models on batches: move and split batches, choose the precision, and score a model over a loader."""
 
-import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -8,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from metamix.utils.system import cpu_flags
+from metamix.utils.text import package_logger
 
 from .processes import ProcessGroup
 from .task import Batch, Metric, State
 
-log = logging.getLogger(__name__)
+log = package_logger(__name__)
 
 
 def num_samples(batch: Batch) -> int:

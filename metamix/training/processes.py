@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from metamix.utils.system import prepare_device
+from metamix.utils.text import printable_lines
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class ProcessGroup:
         else:
             message = "".join(traceback.format_exception(error)) if error else ""
         if message:
-            print(f"[rank {self.rank}] {message}", file=sys.stderr)
+            print(printable_lines(f"[rank {self.rank}] {message}"), file=sys.stderr)
         else:
             dist.barrier()  # a rank must not leave while another still receives from it
         sys.stdout.flush()
@@ -141,6 +142,11 @@ class ProcessGroup:
                 dist.broadcast(tensor, 0)
 
 
+def is_lost_rank(error: BaseException) -> bool:
+    """Return whether an error says that another process of the run ended. Gloo raises a plain RuntimeError for it."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 class Stopped(Exception):
     """A signal asked the run to stop and its checkpoint has been written."""
 
@@ -150,7 +156,10 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """Remember the first SIGTERM or Ctrl-C inside a `with` block; a second one has its usual effect.
+    """Remember the first SIGTERM, Ctrl-C or SIGHUP, the end of the terminal, inside a `with` block.
+
+    A second SIGTERM or Ctrl-C has its usual effect. A second SIGHUP has none, since kernel and shell both send one. If
+    SIGHUP is ignored from the start, as under nohup, it is not received.
 
     Python delivers signals to the main thread only, so in other threads nothing is received.
     """
@@ -163,8 +172,9 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         self.received = False
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.signal(number, self._receive)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._handlers[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -173,4 +183,6 @@ class StopSignal:
 
     def _receive(self, number: int, _frame: Any) -> None:
         self.received, self.number = True, signal.Signals(number)
+        if number == signal.SIGHUP:
+            self._handlers[signal.SIGHUP] = signal.SIG_IGN
         signal.signal(number, self._handlers[signal.Signals(number)])

@@ -27,7 +27,7 @@ from metamix.utils.options import (
     read_yaml,
     with_defaults,
 )
-from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, ShareBelowOne
+from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, ShareBelowOne, shown
 from metamix.utils.text import did_you_mean, exit_with_message
 from metamix.weights.files import RECIPE
 
@@ -41,6 +41,9 @@ _speed = partial(option, group="precision and speed", on_resume="report")
 CHOSEN = frozenset({"batch_size", "micro_batch"})
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1, description="a whole number of at least 0 and below 2^63")]
+Epochs = Annotated[int, Field(ge=1, le=10**6)]
+Iterations = Annotated[int, Field(ge=0, le=10**9)]
+BatchSize = Annotated[int, Field(ge=1, le=10**6)]
 Minutes = Annotated[float, Field(ge=0, allow_inf_nan=True, description="a number of at least 0")]
 GradientNorm = Annotated[float, Field(gt=0, description="a finite number above 0; leave it out to clip nothing")]
 
@@ -62,9 +65,9 @@ class EngineOptions(Options):
     )
     eval_every: Count = _run(1, "epochs between evaluations on the held-out split", on_resume="report")
 
-    epochs: Count = _schedule(10, "passes over the training split, including warm-up")
-    iterations: Natural = _schedule(0, "training steps, rounded to whole epochs; 0: train for --epochs")
-    batch_size: Count = _schedule(
+    epochs: Epochs = _schedule(10, "passes over the training split, including warm-up")
+    iterations: Iterations = _schedule(0, "training steps, rounded to whole epochs; 0: train for --epochs")
+    batch_size: BatchSize = _schedule(
         128,
         "samples per step, over all processes together; if not given, fewer if few are there to train on",
         on_resume="refuse",
@@ -251,7 +254,7 @@ def parse(
         for name in config:
             if name not in options:
                 raise ValueError(
-                    f"{path}: there is no option {name!r}{unknown_hint(name) or did_you_mean(name, options)}"
+                    f"{path}: there is no option {shown(name)}{unknown_hint(name) or did_you_mean(name, options)}"
                 )
         configured = {name: convert(value, options[name][1], f"{path}: {name}") for name, value in config.items()}
         flags = parse_flags(parser, argv, options, unknown_hint, ["--config", "--task"])
@@ -313,7 +316,7 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     changes: dict[str, dict[str, str]] = {"refuse": {}, "report": {}, "ignore": {}}
     for key, value in recipe.flat().items():
         if key in saved and key not in recipe.unset and saved[key] != value:
-            changes[rules[key]][key] = f"{key} was {saved[key]!r} and is now {value!r}"
+            changes[rules[key]][key] = f"{key} was {shown(saved[key])} and is now {shown(value)}"
     if changes["refuse"]:
         raise ValueError(
             f"this run cannot be continued with another recipe: {'; '.join(changes['refuse'].values())}. Use the old "

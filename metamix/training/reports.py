@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from metamix.utils.figures import save_figure
 from metamix.utils.files import write_text
-from metamix.utils.text import csv_text, plural
+from metamix.utils.nesting import check_nesting
+from metamix.utils.text import aligned, csv_text, plural, printable
 from metamix.weights.files import SUMMARY
 
 Row = Mapping[str, Any]  # one epoch
@@ -45,7 +46,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """Read the summary of a finished run; raise ValueError if it is damaged."""
     path = folder / SUMMARY
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        check_nesting(text, "the file")
+        summary = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); delete it to score the run again") from None
     if not isinstance(summary, dict):
@@ -89,9 +92,7 @@ def compare_runs(folders: Sequence[Path]) -> str:
     sheet, picture = (folders[0].parent / f"compared-{data}.{kind}" for kind in ("csv", "png"))
     write_text(sheet, csv_text(rows))
     _draw_comparison(picture, summaries, histories)
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return "\n".join([*lines, "", f"written: {sheet} {picture}"])
+    return "\n".join([*aligned(rows), "", printable(f"written: {sheet} {picture}")])
 
 
 def _draw_comparison(path: Path, summaries: Sequence[Row], histories: Sequence[Sequence[Row]]) -> None:

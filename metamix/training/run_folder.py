@@ -14,6 +14,7 @@
 Only rank 0 writes.
 """
 
+import errno
 import logging
 import os
 import secrets
@@ -26,11 +27,11 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from metamix.utils.files import make_output_folder, reason, write_text
+from metamix.utils.files import TEMPORARY, make_output_folder, reason, remove_temporary, write_text
 from metamix.utils.lock import LOCK, lock_folder
 from metamix.utils.options import read_yaml
-from metamix.utils.text import printable
-from metamix.weights.files import RECIPE
+from metamix.utils.text import message
+from metamix.weights.files import CHECKPOINT, RECIPE, WEIGHTS
 
 from .recipe import Recipe
 from .reports import Row, draw_curves, split_column, write_metrics
@@ -72,13 +73,20 @@ class Run:
         self._wandb = _import_wandb() if wandb else None
         make_output_folder(folder)
         self._lock = lock_folder(folder)
+        for name in (CHECKPOINT, WEIGHTS):
+            remove_temporary(folder / name)
         PACKAGE.addHandler(self._warnings)
 
     def say(self, text: str) -> None:
-        """Write one line to the terminal and to log.txt."""
+        """Write one line to the terminal, if it is still there, and to log.txt."""
         if self.main:
-            tqdm.write(printable(text), file=sys.stdout)
-            sys.stdout.flush()
+            try:
+                tqdm.write(message(text), file=sys.stdout)
+                sys.stdout.flush()
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the terminal was closed
         self.log(text)
 
     def log(self, text: str) -> None:
@@ -87,7 +95,7 @@ class Run:
             path = self.folder / "log.txt"
             try:
                 with open(path, "a", encoding="utf-8") as file:
-                    file.write(printable(text) + "\n")
+                    file.write(message(text) + "\n")
             except OSError as error:
                 raise OSError(f"{path} could not be written ({reason(error)})") from error
 
@@ -95,6 +103,12 @@ class Run:
         """Write one word to state.txt, for scripts that wait for the run."""
         self.state = state
         if self.main and self.folder is not None:
+            write_text(self.folder / STATE, state + "\n")
+
+    def end(self, state: str) -> None:
+        """Replace the state "running" of a run that ends early. Any rank does, since rank 0 may have been killed."""
+        self.state = state
+        if self.folder is not None and read_state(self.folder) == "running":
             write_text(self.folder / STATE, state + "\n")
 
     def start_tracker(self, config: Mapping[str, Any]) -> None:
@@ -252,7 +266,7 @@ def check_output(folder: Path) -> None:
     foreign = sorted(
         name
         for name in os.listdir(folder)
-        if name not in left and not name.startswith("events.out.tfevents") and not name.endswith(".tmp")
+        if name not in left and not name.startswith("events.out.tfevents") and not name.endswith(TEMPORARY)
     )
     if foreign and not _is_recipe(folder / RECIPE):
         raise ValueError(

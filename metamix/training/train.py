@@ -18,7 +18,7 @@ from metamix.weights.files import CHECKPOINT, SUMMARY, WEIGHTS, load_weights, sa
 
 from .checkpoints import check_identity
 from .engine import Engine
-from .processes import ProcessGroup, Stopped
+from .processes import ProcessGroup, Stopped, is_lost_rank
 from .recipe import Recipe, resume_changes
 from .reports import read_summary
 from .run_folder import RECIPE, Run, check_output, read_state
@@ -43,8 +43,8 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
     finished = not options.dry_run and is_finished(folder, recipe, task.data.identity)
     if group.exists_for_all(finished, folder / SUMMARY):
         if group.is_main:
-            text = f"{folder} is finished (another --output or --seed makes a new run):\n{result_line(folder)}"
-            print(printable(text))
+            for line in (f"{folder} is finished (another --output or --seed makes a new run):", *result_lines(folder)):
+                print(printable(line))
         return folder
     trackers = {"tensorboard": options.tensorboard, "wandb": options.wandb}
     run = Run(None if options.dry_run else folder, main=group.is_main, **trackers)
@@ -55,7 +55,8 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
             _time_step(engine, run)
             return folder
         if not engine.resume():
-            run.say(yaml.safe_dump(recipe.flat(), default_flow_style=True, sort_keys=False, width=118))
+            for line in yaml.safe_dump(recipe.flat(), default_flow_style=True, sort_keys=False, width=118).splitlines():
+                run.say(line)
         _describe(engine, run)
         if group.is_main:
             (folder / SUMMARY).unlink(missing_ok=True)  # the result of a shorter schedule
@@ -71,11 +72,20 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
             run.set_state("stopped")
         raise
     except BaseException as error:  # a second Ctrl-C too
+        lost = run.state == "running" and is_lost_rank(error)
+        problem = str(error) or type(error).__name__
+        if lost:
+            problem = (
+                f"another process of this run ended ({problem[:200]}); {engine.checkpoints.good}. The same command "
+                f"continues from there"
+            )
         with suppress(OSError):  # the disk may be full
             if run.state is not None:
-                run.log(f"error: {str(error) or type(error).__name__}")
+                run.log(f"error: {problem}")
             if run.state == "running":
-                run.set_state("failed")
+                run.end("stopped" if lost else "failed")
+        if lost:
+            raise OSError(problem) from error
         raise
     finally:
         run.close()
@@ -107,7 +117,7 @@ def is_finished(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> bo
     return True
 
 
-def result_line(folder: Path) -> str:
+def result_lines(folder: Path) -> tuple[str, str]:
     """Return the result of a finished run in two lines: the scores, and where the pictures are."""
     summary = read_summary(folder)
     scores = ", ".join(f"{name} {summary[name]:.4g}" for name in summary["scores"])
@@ -115,8 +125,8 @@ def result_line(folder: Path) -> str:
     epoch = f" of epoch {summary['best_epoch']}" if "best_epoch" in summary else ""
     return (
         f"{summary['model']} on {summary['data']}, {split}: {scores} ({summary['weights']} weights{epoch}); "
-        f"{plural(summary['epochs'], 'epoch')} in {summary['seconds']:.0f} s, {summary['img_per_s']:.0f} img/s\n"
-        f"pictures: {' '.join(str(folder / picture) for picture in summary['pictures'])}"
+        f"{plural(summary['epochs'], 'epoch')} in {summary['seconds']:.0f} s, {summary['img_per_s']:.0f} img/s",
+        f"pictures: {' '.join(str(folder / picture) for picture in summary['pictures'])}",
     )
 
 
@@ -209,7 +219,8 @@ def _finish(engine: Engine, run: Run, folder: Path) -> None:
     summary["pictures"] += [picture.name for picture in engine.task.pictures.draw(states, folder)]
     _write_summary(folder, summary)
     run.set_state("finished")
-    run.say(result_line(folder))
+    for line in result_lines(folder):
+        run.say(line)
     if advice := engine.task.pictures.advice(states):
         run.say(advice)
 

@@ -2,12 +2,14 @@
 
 import errno
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from .text import printable
+TEMPORARY = ".tmp"  # end of the names of files that are not complete yet
 
 
 @contextmanager
@@ -17,18 +19,20 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     If `path` is a device or a pipe, such as /dev/stdout, the data are written to it and it is not replaced. If `path`
     is a link, its target is replaced and the link stays.
 
+    The data are written to a new file beside it, NAME.RANDOM.tmp, which nobody can foresee and plant a link at.
+
     Raises:
         OSError: the file cannot be written, for example because the disk is full. The old file is then unchanged.
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(target.name + ".tmp")
+    temporary = target.with_name(f"{target.name[:50]}.{secrets.token_hex(8)}{TEMPORARY}")
     try:
         if path.exists() and (not path.is_file() or path.parent == Path("/dev")):  # /dev/stdout may be a link to a file
             with open(path, "wb") as file:
                 yield file
             return
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb", opener=_without_links) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -40,6 +44,17 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError):
             raise OSError(f"{path} could not be written ({reason(error)})") from error
         raise
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)  # Windows has no such flag
+
+
+def remove_temporary(path: Path) -> None:
+    """Remove what `atomic_write` left beside `path` when its process was killed; no process may be writing it now."""
+    for file in path.parent.iterdir():
+        if re.fullmatch(rf"{re.escape(path.name)}\.[0-9a-f]{{16}}{re.escape(TEMPORARY)}", file.name):
+            file.unlink()
 
 
 def shipped_folder(name: str) -> Path:
@@ -69,7 +84,7 @@ def read_text(path: Path) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
     with atomic_write(path) as file:
-        file.write(printable(text).encode())
+        file.write(text.encode(errors="backslashreplace"))  # such as a file name in Latin-1
 
 
 def reason(error: BaseException) -> str:

@@ -1,26 +1,20 @@
-"""Refuse JSON text that is nested so deeply that reading or copying it would exhaust the stack."""
+"""Refuse JSON text that is nested so deeply that Python's recursive reader would fail."""
 
 import re
 
-MAX_NESTING = 64
-# A string, which may hold brackets, or a bracket. A string without an end is taken to the end of the text; otherwise
-# each of its quotes would be tried as the first one, in quadratic time.
-TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
+MAX_NESTING = 64  # levels of lists and mappings
+_PARTS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{\]}]', re.DOTALL)  # texts, which may hold brackets, and brackets
 
 
 def check_nesting(text: str, source: str) -> None:
-    """Raise ValueError if JSON text has lists and mappings nested deeper than 64.
+    """Raise ValueError if a JSON text has lists and mappings nested deeper than `MAX_NESTING`.
 
     Args:
-        text: the text, which need not be valid JSON.
-        source: name of the file that holds it, for the message.
+        text: JSON, valid or not.
+        source: name of the file or of its part, at the start of the message.
     """
     depth = 0
-    for token in TOKENS.finditer(text):
-        first = text[token.start()]
-        depth += (first in "[{") - (first in "]}")
+    for part in _PARTS.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(part[0], 0)
         if depth > MAX_NESTING:
-            raise ValueError(
-                f"{source} has lists or mappings nested more than {MAX_NESTING} deep, and metamix writes none that "
-                f"are: use another copy of the file"
-            )
+            raise ValueError(f"{source} is nested deeper than {MAX_NESTING} levels; give another file")

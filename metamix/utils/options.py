@@ -23,6 +23,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 import yaml
 from pydantic import ValidationError
 
+from .nesting import MAX_NESTING
 from .rules import accepted, fits, members_of, rule, rules_of, shown
 from .text import did_you_mean
 
@@ -282,7 +283,7 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
     if Path in kinds and isinstance(value, str):
         value = Path(value)
     if text and dict in kinds:
-        value = _parse_yaml(value, f"{where} {value!r}", "; write '{key: value}'")
+        value = _parse_yaml(value, f"{where} {shown(value)}", "; write '{key: value}'")
     if tuple in kinds and not {int, float} & kinds and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = [value]  # in YAML, `crop: 64` is `crop: [64]`
     if tuple in kinds and isinstance(value, str) and value not in choices and ("," in value or int not in kinds):
@@ -320,7 +321,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if content is None:
         raise ValueError(f"{path} is empty: give lines 'option: value'")
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold lines 'option: value', but it holds {content!r}")
+        raise ValueError(f"{path} must hold lines 'option: value', but it holds {shown(content)}")
     return content
 
 
@@ -332,19 +333,34 @@ def dump_yaml(content: Mapping[str, Any]) -> str:
 def _parse_yaml(text: str, where: str, advice: str = "") -> Any:
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+    except Exception as error:  # besides YAMLError: a date that does not exist, or a tag such as !!int on other text
         raise ValueError(f"{where} is not valid YAML{advice}: {' '.join(str(error).split())}") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader of YAML that rejects duplicate keys."""
+    """A loader of YAML that rejects duplicate keys, deep nesting, and anchors, whose copies may be huge."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        if event.anchor is not None:
+            line = event.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line} has an anchor or an alias (& or *); write the value itself")
+        if self.depth == MAX_NESTING:
+            raise yaml.YAMLError(f"it is nested deeper than {MAX_NESTING} levels")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = []
+        keys = set()
         for key, _ in node.value:
-            if key.value in keys:
-                raise yaml.YAMLError(f"line {key.start_mark.line + 1} repeats the key {key.value!r}; keep one of them")
-            keys.append(key.value)
+            word = str(key.value)
+            if word in keys:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1} repeats the key {shown(word)}; keep one of them")
+            keys.add(word)
         return super().construct_mapping(node, deep)
 
 

@@ -1,11 +1,23 @@
-"""Match and suggest names; texts of messages: printable names, counts, errors of one sentence; tables as CSV."""
+"""Match and suggest names; texts of messages: printable names, counts, errors of one sentence; tables as text and CSV.
+
+Names of files, classes and models come from files that anybody may have made. What is printed or logged passes through
+`printable`, so that no name forges a line or reaches the terminal as a control sequence.
+"""
 
 import csv
 import difflib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+
+LONGEST_NAME = 200  # characters of a word that is compared with others, which takes time
+LONGEST_MESSAGE = 2000  # characters
+
+# Control characters, surrogates, other ends of lines, and marks that change the direction of the text after them.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def did_you_mean(word: object, words: Iterable[object]) -> str:
@@ -13,6 +25,8 @@ def did_you_mean(word: object, words: Iterable[object]) -> str:
 
     Dashes at the start of flags are not compared: they make short flags alike.
     """
+    if len(str(word)) > LONGEST_NAME:
+        return "."
     by_name = {str(each).lstrip("-"): str(each) for each in words}
     close = difflib.get_close_matches(str(word).lstrip("-"), by_name, n=1)
     return f"; did you mean {by_name[close[0]]!r}?" if close else "."
@@ -34,9 +48,33 @@ def matching(patterns: list[str], names: list[str], advice: str) -> list[str]:
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def printable(text: str) -> str:
-    """Escape what UTF-8 cannot encode, such as a file name in Latin-1: its byte 0xe9 becomes \\udce9."""
-    return text.encode(errors="backslashreplace").decode()
+def printable(text: object) -> str:
+    r"""Escape line breaks, control characters and what UTF-8 cannot encode: a newline becomes \n, byte 0xe9 \udce9."""
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
+
+
+def printable_lines(text: str) -> str:
+    """Escape each line of a text as `printable` does, and keep the line breaks; names in it are escaped before."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def message(text: object) -> str:
+    """Escape a message as `printable` does, and cut a long one in the middle."""
+    line = printable(text)
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 300]} ... {line[-295:]}"
+
+
+def package_logger(name: str) -> logging.Logger:
+    """Return the logger of a module, whose records become lines of `message` before any handler sees them."""
+    logger = logging.getLogger(name)
+    if _as_message not in logger.filters:
+        logger.addFilter(_as_message)
+    return logger
+
+
+def _as_message(record: logging.LogRecord) -> bool:
+    record.msg, record.args = message(record.getMessage()), None
+    return True
 
 
 def short_count(count: float) -> str:
@@ -53,11 +91,39 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{ending}"
 
 
+def aligned(rows: Iterable[Sequence[object]], right: Collection[int] = ()) -> list[str]:
+    """Return the lines of a table with aligned columns; the columns whose numbers are in `right` end together."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return [
+        "  ".join(f"{cell:{'>' if i in right else '<'}{widths[i]}}" for i, cell in enumerate(row)).rstrip()
+        for row in cells
+    ]
+
+
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Write rows as CSV, with the header as the first of them."""
+    """Write rows as CSV, with the header as the first of them.
+
+    Text is escaped as by `printable`. A text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(map(_csv_cell, row) for row in rows)
     return text.getvalue()
+
+
+def _csv_cell(value: object) -> object:
+    if value is None or isinstance(value, (int, float)):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 @contextmanager
@@ -68,4 +134,4 @@ def exit_with_message(*errors: type[Exception]) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except errors as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {message(error)}") from error

@@ -8,7 +8,6 @@ Weights are safetensors files whose metadata describe the model. Both hold a che
 from __future__ import annotations
 
 import json
-import logging
 import os
 import zipfile
 from argparse import Namespace
@@ -27,19 +26,22 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from metamix.utils.files import atomic_write, reason
+from metamix.utils.nesting import MAX_NESTING, check_nesting
 from metamix.utils.system import is_out_of_memory
-from metamix.utils.text import printable
+from metamix.utils.text import package_logger
 
 from .checksums import VALUES, checksums, damaged
+from .pickles import code_in
 
 FORMAT = "metamix-checkpoint-1"
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "model.safetensors"
 SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
+OURS = {"task", "versions"}  # entries of the metadata that only metamix writes
 ARTIFACT = "export.json"  # a file of each folder that metamix export wrote
 
-_logger = logging.getLogger(__name__)
+_logger = package_logger(__name__)
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -177,7 +179,7 @@ def load_metadata(path: Path) -> dict[str, Any]:
         return load_weights(path)[1]
     with _open_safetensors(path) as file:
         texts = dict(file.metadata() or {})
-    return {key: _value(text) for key, text in texts.items() if key != "checksums"}
+    return {key: _value(text, path) for key, text in texts.items() if key != "checksums"}
 
 
 def newest_weights(folder: Path) -> Path:
@@ -225,8 +227,11 @@ def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         texts = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dict
     expected = texts.pop("checksums", None)
-    _check_damage(path, tensors | {"metadata": texts}, None if expected is None else _value(expected))
-    return tensors, {key: _value(text) for key, text in texts.items()}
+    if expected is not None or OURS & texts.keys():
+        _check_damage(path, tensors | {"metadata": texts}, None if expected is None else _value(expected, path))
+    else:
+        _warn_of_missing_checksums(str(path))
+    return tensors, {key: _value(text, path) for key, text in texts.items()}
 
 
 def _load_npz(path: Path) -> dict[str, Tensor]:
@@ -238,11 +243,10 @@ def _load_npz(path: Path) -> dict[str, Tensor]:
 
 
 def _check_damage(path: str | Path, content: Mapping[str, Any], expected: Any) -> None:
-    """Compare checksums with the expected ones, and only warn if the file has none."""
-    if expected is None:
-        _warn_of_missing_checksums(str(path))
-        return
-    names = damaged(content, expected if isinstance(expected, dict) else {})
+    """Compare checksums with the expected ones; refuse a file of metamix that has none."""
+    if not isinstance(expected, dict):
+        raise ValueError(f"{path} is damaged: metamix wrote it, but it has no checksums. Use another copy of the file")
+    names = damaged(content, expected)
     if names:
         tensors = [name for name in names if name != VALUES]
         what = f"the checksum of its tensor {tensors[0]}" if tensors else "the checksum of its metadata"
@@ -264,22 +268,51 @@ def _load_torch(path: str | Path) -> Any:
     except Exception as error:  # damaged bytes raise errors of any type
         if is_out_of_memory(error):
             raise
+        text = " ".join(str(error).split())
+        advice = "save only the tensors, torch.save(model.state_dict(), FILE), and give that file"
+        if code := code_in(path):
+            raise ValueError(
+                f"{path} holds code, not only tensors: reading it would run {code}, and metamix never does. Delete it "
+                f"if you do not trust its source; otherwise {advice}"
+            ) from None
+        if "legacy .tar" in text:
+            raise ValueError(
+                f"{path} is in PyTorch's oldest format, which cannot be read without running code from the file, and "
+                f"metamix never does; {advice}"
+            ) from None
         if _is_plain_pickle(path):
             raise ValueError(
-                f"{path} is a Python pickle that torch.save did not write, and metamix never unpickles files; "
-                f"save only the tensors, torch.save(model.state_dict(), FILE), and give that file"
-            ) from None
-        text = " ".join(str(error).split())
-        if "Unsupported global" in text or "Unsupported class" in text:
-            raise ValueError(
-                f"{path} holds Python objects other than tensors, and metamix never unpickles them from a file; "
-                f"save only its tensors (a state dict) and give that file"
+                f"{path} is a Python pickle that torch.save did not write, and metamix never unpickles files; {advice}"
             ) from None
         why = f"; {text[:120]}" if "PytorchStreamReader" in text else ""  # others say nothing about the file
         raise ValueError(f"{path} is truncated or not a PyTorch file ({os.path.getsize(path):,} bytes{why})") from None
-    if isinstance(state, dict) and state.get("format") == FORMAT:
+    if isinstance(state, dict) and (state.get("format") == FORMAT or _names_checksums(state)):
+        _check_structure(path, state)
         _check_damage(path, state, state.pop("checksums", None))
     return state
+
+
+def _names_checksums(state: Mapping) -> bool:
+    """Return whether a file holds checksums, also if the entry that says whose file it is has been damaged."""
+    expected = state.get("checksums")
+    return isinstance(expected, dict) and VALUES in expected
+
+
+def _check_structure(path: str | Path, content: Any) -> None:
+    """Refuse lists and mappings that are nested too deeply, that hold themselves, or that repeat one another.
+
+    Each value takes a byte of the file at least. If there are more values than bytes, some are visited many times.
+    """
+    values, left = [(content, 0)], os.path.getsize(path)
+    while values:
+        value, depth = values.pop()
+        left -= 1
+        if depth > MAX_NESTING or left < 0:
+            raise ValueError(f"{path} is nested deeper than {MAX_NESTING} levels, or without end. Use another file")
+        if isinstance(value, Mapping):
+            values += [(item, depth + 1) for item in value.values()]
+        elif isinstance(value, (list, tuple)):
+            values += [(item, depth + 1) for item in value]
 
 
 def _is_plain_pickle(path: str | Path) -> bool:
@@ -297,14 +330,24 @@ def _existing(path: str | Path) -> str:
 
 def _text(value: Any) -> str:
     """Encode a plain value so that `_value` restores it."""
-    text = printable(value) if isinstance(value, str) else json.dumps(value)
-    return json.dumps(text) if isinstance(value, str) and _value(text) != text else text
+    if not isinstance(value, str):
+        return json.dumps(value)
+    text = value.encode(errors="backslashreplace").decode()  # such as a file name in Latin-1
+    return json.dumps(text) if _reads_otherwise(text) else text
 
 
-def _value(text: str) -> Any:
+def _reads_otherwise(text: str) -> bool:
+    try:
+        return _value(text, "it") != text
+    except ValueError:  # brackets, nested too deeply
+        return True
+
+
+def _value(text: str, source: object) -> Any:
+    check_nesting(text, f"{source}: an entry of its metadata")
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except ValueError:  # it is no JSON, or a number of thousands of digits
         return text
 
 

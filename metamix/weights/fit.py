@@ -6,15 +6,27 @@
 has no parameters, and the number of attention heads changes no shape.
 
 `check_size` refuses a file that describes a much larger model than its tensors could fill. It runs before memory is
-allocated for that model.
+allocated for that model. `limited_size` stops the construction of a model that is too large for any file.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from .layout import OURS, Layout
+
+MAX_PARAMETERS = 10**9
+MAX_MODULES = 10_000  # maxim_s3 has 2,375, more than timm's largest models
+
+
+class TooLarge(ValueError):
+    """The metadata of a file describe a model that is too large to build."""
 
 
 def check_fit(
@@ -149,3 +161,32 @@ def check_size(described: nn.Module, tensors: Mapping[str, Tensor], name: str, s
             f"{source}: its metadata describe a {name} of {values:,} values, but the file holds {held:,}. Use a file "
             f"that metamix wrote."
         )
+
+
+@contextmanager
+def limited_size(source: object) -> Iterator[None]:
+    """Raise TooLarge inside the block as soon as the modules that it makes are too many, or their parameters are.
+
+    Args:
+        source: name of the file whose metadata describe the model.
+    """
+    counts = {"parameters": 0, "modules": 0}
+    limits = {"parameters": MAX_PARAMETERS, "modules": MAX_MODULES}
+
+    def add(kind: str, count: int) -> None:
+        counts[kind] += count
+        if counts[kind] > limits[kind]:
+            raise TooLarge(
+                f"{source}: its metadata describe a model of more than {limits[kind]:,} {kind}. Use a file that "
+                f"metamix wrote"
+            )
+
+    hooks = [
+        register_module_parameter_registration_hook(lambda _, name, parameter: add("parameters", parameter.numel())),
+        register_module_module_registration_hook(lambda _, name, module: add("modules", 1)),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

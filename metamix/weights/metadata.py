@@ -33,12 +33,16 @@ TIMM_ARGS = (
     "kwargs_filter", "device", "dtype",
 )  # fmt: skip
 MAX_CLASSES, MAX_CHANNELS = 100_000, 64
-MAX_IMG_SIZE = 8192  # side in pixels of the images that a model is built for
+MAX_IMG_SIZE = 4096  # side in pixels of the images that a model is built for
+MIN_CROP_PCT = 0.25  # an image is resized to the side of its crop divided by this share
 MAX_SIDE = 65_536  # side in pixels of any image
-DEPTHS = ("depths", "depth", "num_layers")  # arguments that count blocks
+DEPTHS = (  # arguments that count blocks
+    "depths", "depth", "layers", "num_layers", "num_blocks", "num_stages", "num_groups", "num_bottleneck_blocks",
+    "num_supervision_scales",
+)  # fmt: skip
 MAX_BLOCKS = 256
 MAX_NUMBER = 65_536  # value of any number in model_args: widths, depths, rates
-MAX_LENGTH = 1_000  # entries of a list, and characters of a string, in model_args
+MAX_LENGTH = 1_000  # characters of a string, and entries of a list in model_args
 MAX_NESTING = 4  # depth of nested lists and dicts in model_args
 REMEDY = "Use a file that metamix wrote, or save the tensors without metadata"
 
@@ -60,8 +64,11 @@ ModelArgs = Annotated[dict[Any, Any], Field(description="a mapping of argument n
 Channels = Field(min_length=1, max_length=MAX_CHANNELS)
 Mean = Annotated[tuple[float, ...], Channels]
 Std = Annotated[tuple[Positive, ...], Channels]
-CropPct = Annotated[float, Field(gt=0, le=2)]
-Classes = Annotated[tuple[str, ...], Field(max_length=MAX_CLASSES)]
+CropPct = Annotated[float, Field(ge=MIN_CROP_PCT, le=2)]
+Text = Annotated[  # pydantic's max_length refuses names that are no UTF-8
+    str, where(lambda text: len(text) <= MAX_LENGTH, f"a string of at most {MAX_LENGTH:,} characters")
+]
+Classes = Annotated[tuple[Text, ...], Field(max_length=MAX_CLASSES)]
 
 # Rules of the entries of model_args
 
@@ -82,11 +89,15 @@ def _is_plain(value: object, depth: int = 0) -> bool:
 
 
 Blocks = Annotated[int, Field(ge=0, le=MAX_BLOCKS)]
-StageBlocks = Annotated[tuple[Blocks, ...], Field(min_length=1, max_length=16)]
+StageBlocks = Annotated[
+    tuple[Blocks, ...],
+    Field(min_length=1, max_length=16),
+    where(lambda blocks: sum(blocks) <= MAX_BLOCKS, "blocks"),
+]
 PLAIN = where(
     _is_plain, f"a number up to {MAX_NUMBER:,}, a string, true, false, null, or short lists and mappings of these"
 )
-BLOCKS = Field(description=f"a number of blocks up to {MAX_BLOCKS}, or a list of 1 to 16 such numbers")
+BLOCKS = Field(description=f"a number of blocks up to {MAX_BLOCKS}, or a list of 1 to 16 numbers with this sum at most")
 REFUSED = where(lambda value: False, "no such entry: arguments of the constructor only, never a source of weights")
 ANY_ARGUMENT = rule(Annotated[Any, PLAIN])
 ARGUMENTS = {
@@ -102,7 +113,7 @@ ARGUMENTS = {
 class ModelMetadata:
     """Metadata of a weight file. An entry that is missing in the file is None or an empty dict."""
 
-    task: str | None = None  # task that trained the weights, such as "classification" or "detection"
+    task: Text | None = None  # task that trained the weights, such as "classification" or "detection"
     model: ModelName | None = None  # registered name of the model or the backbone, with or without a tag
     model_args: ModelArgs = field(default_factory=dict)  # its constructor's other arguments, not below
     num_classes: NumClasses | None = None  # outputs of the head
@@ -110,10 +121,10 @@ class ModelMetadata:
     img_size: ImgSize | None = None  # side of the training images in pixels, or (height, width)
     mean: Mean | None = None  # per channel, for images on a scale from 0 to 1
     std: Std | None = None
-    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = None
     crop_pct: CropPct | None = None  # share of the shorter side that the centre crop keeps
     classes: Classes | None = None  # names of the classes, in the order of the outputs
-    data: str | None = None  # name of the data set
+    data: Text | None = None  # name of the data set
     holdout: ShareBelowOne | None = None  # share of the training split that was held out
     memory: Literal["auto", "yes", "no"] | None = None  # whether the data set was decoded into memory
     extra: dict[str, Any] = field(default_factory=dict)  # every other entry, unchecked; its task must check it

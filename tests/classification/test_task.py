@@ -53,7 +53,7 @@ def test_options_that_are_given_win_over_those_of_training(weights):
         seen = {key: getattr(digits.options, key) for key in ours}
         assert seen == {"interpolation": "bilinear", "crop_pct": 0.95} | given
     assert {key: getattr(ClassificationOptions(), key) for key in ours} == ours  # what recipe.yaml holds
-    with pytest.raises(ValueError, match="crop_pct is 2, but it must be a number above 0 and at most 1"):
+    with pytest.raises(ValueError, match="crop_pct is 2, but it must be a number from 0.25 to 1"):
         ClassificationEvalOptions(crop_pct=2)
 
 

@@ -82,8 +82,8 @@ def test_damaged_file_is_refused(tmp_path, change, words):
         ({"model": {}}, r"there is no num_classes in model\. Export the model again"),
         ({"model": KNOWN | {"mean": None}}, r"there is no mean in model\. Export the model again"),
         (
-            {"model": KNOWN | {"interpolation": "random"}},
-            r"interpolation in model is 'random'; accepted is one of nearest",
+            {"model": KNOWN | {"interpolation": None}},
+            r"there is no interpolation in model\. Export the model again",
         ),
         (
             {"model": {"task": "detection", "classes": ["cat"], "num_classes": 1, "mean": [0.5]}},

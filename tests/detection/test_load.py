@@ -69,7 +69,7 @@ def test_metadata_are_kept():
         (dict(out_channels=10**7), "out_channels in the metadata is 10000000; accepted is a whole number from 1 to"),
         (dict(frozen_norms="no"), "frozen_norms in the metadata is 'no'; accepted is true or false"),
         (dict(min_size=0), "min_size in the metadata is 0"),
-        (dict(max_size=10**9), "max_size in the metadata is 1000000000; accepted is a whole number from 1 to 8,192"),
+        (dict(max_size=10**9), "max_size in the metadata is 1000000000; accepted is a whole number from 1 to 4,096"),
         (dict(anchor_scale=-1), "anchor_scale in the metadata is -1; accepted is a number above 0 and at most 1,000"),
         (dict(train_on=5), "train_on in the metadata is 5; accepted is a list of 0 to 1,000 strings"),
         (dict(mean=[0.5, 0.5]), r"mean in the metadata is \[0.5, 0.5\]; accepted is a list of 3 numbers"),

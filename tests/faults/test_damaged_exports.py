@@ -136,9 +136,9 @@ def test_a_file_that_is_not_listed_is_not_loaded(exported, monkeypatch):
 )
 def test_deep_nesting_is_refused_before_anything_is_built(text, exported):
     (exported / "export.json").write_text(text)
-    with pytest.raises(ValueError, match=r"^\S+export.json has lists or mappings nested more than 64 deep, [^\n]+$"):
+    with pytest.raises(ValueError, match=r"^\S+export.json is nested deeper than 64 levels; [^\n]+$"):
         load_exported(exported, trust=True)
-    with pytest.raises(SystemExit, match=r"^error: \S+export.json has lists or mappings nested more than 64 deep"):
+    with pytest.raises(SystemExit, match=r"^error: \S+export.json is nested deeper than 64 levels"):
         metamix_command("predict", "photo.jpg", "--model", exported)
 
 

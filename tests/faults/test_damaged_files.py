@@ -118,17 +118,37 @@ def test_damaged_weights_are_refused_through_timm_too(tmp_path):
         timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
 
 
-def test_files_without_checksums_are_read_with_one_warning(net, tmp_path, caplog):
-    torch.save({"format": tensor_files.FORMAT, **checkpoint(net)}, tmp_path / "old.pt")
-    save_file(net.state_dict(), tmp_path / "old.safetensors", {"model": "net"})
+def test_a_file_of_another_program_has_no_checksums_and_is_read_with_one_warning(net, tmp_path, caplog):
+    path = tmp_path / "other.safetensors"
+    save_file(net.state_dict(), path, {"model": "net"})
     with caplog.at_level(logging.WARNING, "metamix"):
         for _ in range(2):
-            load_checkpoint(tmp_path / "old.pt")
-            load_weights(tmp_path / "old.safetensors")
-    assert [record.message for record in caplog.records] == [
-        f"{tmp_path / name} has no checksums, so damage to it would go unnoticed"
-        for name in ("old.pt", "old.safetensors")
-    ]
+            load_weights(path)
+    assert caplog.messages == [f"{path} has no checksums, so damage to it would go unnoticed"]
+
+
+@pytest.mark.parametrize("bit", range(8))
+@pytest.mark.parametrize("kind", ["weights", "weights of a run", "checkpoint"])
+def test_a_flipped_bit_in_the_word_checksums_is_refused(kind, bit, net, tmp_path):
+    """Without its checksums the file would pass as one of another program."""
+    path = tmp_path / ("c.pt" if kind == "checkpoint" else "w.safetensors")
+    if kind == "checkpoint":
+        save_checkpoint(path, checkpoint(net))
+    else:
+        save_weights(path, net.state_dict(), {"versions": {}} if "run" in kind else {"task": "classification"})
+    flip(path, path.read_bytes().index(b"checksums") + 4, bit)
+    with pytest.raises(
+        ValueError, match=f"{path.name} is (damaged: metamix wrote it, but it has no check|not a|trunc)"
+    ):
+        load_checkpoint(path) if kind == "checkpoint" else load_weights(path)
+
+
+def test_a_flipped_bit_in_the_format_of_a_checkpoint_is_refused(net, tmp_path):
+    """Its weights would be read as those of another program, without their average."""
+    save_checkpoint(tmp_path / "c.pt", checkpoint(net))
+    flip(tmp_path / "c.pt", (tmp_path / "c.pt").read_bytes().index(b"metamix-checkpoint"))
+    with pytest.raises(ValueError, match="c.pt is damaged: the checksum of its metadata is wrong"):
+        load_weights(tmp_path / "c.pt")
 
 
 def test_a_run_does_not_resume_from_a_damaged_checkpoint(tmp_path):
@@ -227,6 +247,10 @@ def attacks(net, evil):
     yield lambda path: torch.save(Attack(evil), path, _use_new_zipfile_serialization=False)
     yield lambda path: path.write_bytes(pickle.dumps(Attack(evil)))
     yield lambda path: torch.save(net, path)
+    yield lambda path: path.write_bytes(pickle.dumps(Attack(evil), protocol=0))
+    yield lambda path: torch.save({"w": Attack(evil)}, path, pickle_protocol=0)
+    yield lambda path: torch.save(Attack(evil), path, pickle_protocol=0, _use_new_zipfile_serialization=False)
+    yield lambda path: torch.save({"w": Attack(evil)}, path, pickle_protocol=4)
 
     def in_a_zip(path):
         with zipfile.ZipFile(path, "w") as archive:
@@ -236,15 +260,23 @@ def attacks(net, evil):
     yield in_a_zip
 
 
-@pytest.mark.parametrize("number", range(7))
+@pytest.mark.parametrize("number", range(11))
 @pytest.mark.parametrize("load", [load_checkpoint, load_weights])
 def test_no_code_in_a_file_runs(number, load, net, tmp_path):
     evil, path = tmp_path / "evil", tmp_path / "attack.pt"
     list(attacks(net, evil))[number](path)
-    words = r"attack.pt (holds Python objects other than tensors|is truncated or not a PyTorch|is a Python pickle)"
-    with pytest.raises(ValueError, match=words):
+    words = r"holds code, not only tensors: reading it would run (__builtin__|builtins|pathlib|torch\.nn)\.[\w.]+, "
+    with pytest.raises(ValueError, match=words + ".* Delete it if you do not trust its source; otherwise save only"):
         load(path)
     assert not evil.exists()
+
+
+def test_a_cut_file_of_tensors_is_not_said_to_hold_code(net, tmp_path):
+    for old in (True, False):
+        torch.save(net.state_dict(), tmp_path / "w.pt", _use_new_zipfile_serialization=not old)
+        (tmp_path / "w.pt").write_bytes((tmp_path / "w.pt").read_bytes()[:-400])
+        with pytest.raises(ValueError, match="w.pt is truncated or not a PyTorch file"):
+            load_weights(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
 )
 def test_a_full_disk_is_called_a_full_disk(write, tmp_path, monkeypatch):
     """/dev/full refuses every byte as a full disk does."""
-    monkeypatch.setattr(files, "open", lambda path, mode: open("/dev/full", mode), raising=False)  # noqa: SIM115
+    monkeypatch.setattr(files, "open", lambda *_, **__: open("/dev/full", "wb"), raising=False)  # noqa: SIM115
     with pytest.raises(OSError, match=r"file could not be written \(the disk is full\)$"):
         write(tmp_path / "file")
 

@@ -10,6 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from metamix.training.engine import Engine
+from metamix.training.processes import StopSignal
 from metamix.training.run_folder import Run
 from metamix.weights.files import load_checkpoint
 from tests.helpers.running import Process, assert_same_run, train
@@ -119,6 +120,48 @@ def test_sigterm_saves_and_the_same_command_continues(reference, tmp_path):
     Process(*words, log=tmp_path / "log").output()
     assert_same_run(run, reference("no"))
     assert (run / "state.txt").read_text() == "finished\n"
+
+
+def test_sighup_is_taken_as_sigterm_even_twice(tmp_path):
+    """The kernel and the shell each send one; the loader's workers get them too."""
+    run = tmp_path / "run"
+    words = ["--epochs", 100, "--memory", "no", "--workers", 2, "--output", run]
+    process = Process(*words, *EVERY_STEP, log=tmp_path / "log")
+    wait_for_checkpoints(process, run, 2)
+    process.kill(signal.SIGHUP)
+    process.kill(signal.SIGHUP)
+    assert process.wait(60) == 129
+    step = load_checkpoint(run / "checkpoint.pt")["step"]
+    assert f"stopped at step {step} of" in process.text() and (run / "state.txt").read_text() == "stopped\n"
+
+
+def test_a_closed_terminal_stops_the_run(tmp_path):
+    """What is printed then goes nowhere, and the log has the line that says where everything is."""
+    run = tmp_path / "run"
+    screen, terminal = os.openpty()
+    process = Process("--epochs", 100, *EVERY_STEP, "--output", run, log=os.ttyname(terminal))
+    while not (run / "checkpoint.pt").exists():
+        assert process.running() and os.read(screen, 4096)
+    os.close(terminal)
+    os.close(screen)
+    assert process.wait(60) == 129
+    assert (run / "state.txt").read_text() == "stopped\n"
+    assert "The same command continues from there" in (run / "log.txt").read_text().splitlines()[-1]
+
+
+def test_sighup_that_is_ignored_from_the_start_stays_ignored():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.received
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with StopSignal() as stop:  # the control
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received and stop.number == signal.SIGHUP
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_pictures_that_were_not_drawn_are_drawn_the_next_time(tmp_path, monkeypatch, capsys):

@@ -104,6 +104,22 @@ def test_a_signal_to_one_rank_stops_all_and_they_exit_with_0(tmp_path):
     assert (run / "state.txt").read_text() == "stopped\n"
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_state_of_a_run_that_lost_a_rank_is_stopped(lost, tmp_path):
+    """Rank 0 writes all files, but if it is the one that is killed, another rank says so."""
+    run = tmp_path / "run"
+    ranks = start_all(2, "--epochs", 1000, "--batch-size", 150, *EVERY_STEP, "--output", run, logs=tmp_path)
+    while not (run / "checkpoint.pt").exists():
+        time.sleep(0.01)
+        assert ranks[0].running(), ranks[0].text()
+    ranks[lost].kill()
+    other = ranks[1 - lost]
+    assert other.wait() == 1
+    said = r"error: another process of this run ended \(.*\); the last good checkpoint is .*checkpoint.pt, step \d+\."
+    assert re.search(said, other.text()), other.text()
+    assert (run / "state.txt").read_text() == "stopped\n"
+
+
 def test_an_error_ends_every_rank_with_its_message(tmp_path):
     """Even right after a collective operation, when a gloo group cannot be destroyed."""
     words = ["--epochs", 400, "--batch-size", 256, "--lr", 1e30, "--warmup-epochs", 0, "--log-every", 1]

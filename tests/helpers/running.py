@@ -136,7 +136,7 @@ def free_port():
 
 def _main(words, log, env):
     os.setsid()
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    descriptor = os.open(log, os.O_RDWR | os.O_CREAT | os.O_TRUNC)  # a terminal then becomes this process's own
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(env)

@@ -120,7 +120,7 @@ def test_refusals(arguments, options, words):
 
 
 def test_a_small_file_that_describes_a_huge_model_is_refused(tmp_path):
-    metadata = {"model": "wavemixsr_144_4", "model_args": {"dim": 65_536}}
+    metadata = {"model": "wavemixsr_144_4", "model_args": {"dim": 1024}}
     save_weights(tmp_path / "w.safetensors", {"weight": torch.zeros(3)}, metadata)
     with pytest.raises(ValueError, match="its metadata describe a wavemixsr_144_4 of .* values, but the file holds 3"):
         create_image_model("wavemixsr_144_4", checkpoint=tmp_path / "w.safetensors")
@@ -216,7 +216,7 @@ def test_arrays_are_never_unpickled(tmp_path):
         with pytest.raises(ValueError, match=f"{name}.npz is not a complete .npz file of arrays"):
             create_image_model("maxim_nano", checkpoint=tmp_path / f"{name}.npz")
     torch.save({"model": torch.nn.Identity()}, tmp_path / "module.pth")
-    with pytest.raises(ValueError, match="never unpickles"):
+    with pytest.raises(ValueError, match="holds code, not only tensors"):
         create_image_model("maxim_nano", checkpoint=tmp_path / "module.pth")
 
 

@@ -166,7 +166,7 @@ def test_text_that_looks_like_another_value_is_read_back(config, text):
             ["--ema", "true"],
             "'true' is not an option; write --name value, or --name and --no-name without a value for a switch",
         ),
-        (["--epochs", "3.5"], "--epochs is '3.5', but it must be a whole number of at least 1."),
+        (["--epochs", "3.5"], "--epochs is '3.5', but it must be a whole number from 1 to 1,000,000."),
         (["--lr", "fast"], "--lr is 'fast', but it must be a finite number of at least 0."),
         (
             ["--schedule", "cosin"],
@@ -181,7 +181,7 @@ def test_text_that_looks_like_another_value_is_read_back(config, text):
         (["--size", "big"], "--size is 'big', but it must be a whole number, or none."),
         (["--task", "toy"], "there is no task 'toy'; did you mean 'toys'? Tasks: toys."),
         (["--config", "nowhere.yaml"], "there is no config nowhere.yaml"),
-        (["--epochs", "0"], "--epochs is '0', but it must be a whole number of at least 1"),
+        (["--epochs", "0"], "--epochs is '0', but it must be a whole number from 1 to 1,000,000"),
         (["--lr", "nan"], "--lr is 'nan', but it must be a finite number of at least 0"),
         (
             ["--epochs", "3", "--warmup-epochs", "4"],
@@ -238,9 +238,9 @@ def test_wrong_words_are_refused(words, said):
     "text, said",
     [
         ("epoch: 3", "there is no option 'epoch'; did you mean 'epochs'?"),
-        ("epochs: three", "epochs is 'three', but it must be a whole number of at least 1."),
-        ("epochs: true", "epochs is True, but it must be a whole number of at least 1."),
-        ("epochs: 3.0", "epochs is 3.0, but it must be a whole number of at least 1."),
+        ("epochs: three", "epochs is 'three', but it must be a whole number from 1 to 1,000,000."),
+        ("epochs: true", "epochs is True, but it must be a whole number from 1 to 1,000,000."),
+        ("epochs: 3.0", "epochs is 3.0, but it must be a whole number from 1 to 1,000,000."),
         ("lr: true", "lr is True, but it must be a finite number of at least 0."),
         ("ema: 1", "ema is 1, but it must be true or false."),
         ("ema: 'yes'", "ema is 'yes', but it must be true or false."),

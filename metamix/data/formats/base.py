@@ -1,6 +1,5 @@
 """Code that the storage formats share: the protocol of a split, and rules for file names, split names and classes."""
 
-import logging
 import os
 import re
 from collections import Counter
@@ -13,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from metamix.utils.text import did_you_mean, printable
+from metamix.utils.text import did_you_mean, package_logger
 
 from ..files import list_files
 
-log = logging.getLogger(__name__)
+log = package_logger(__name__)
 
 TEST_SPLITS = ("val", "valid", "validation", "test")  # the first that exists is scored
 
@@ -66,8 +65,7 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
     chosen, *others = candidates
     if others:
         log.warning(
-            f"{printable(str(source))}: scores are on {chosen}; not used: {', '.join(others)}. Choose another split "
-            f"with --test-on"
+            f"{source}: scores are on {chosen}; not used: {', '.join(others)}. Choose another split with --test-on"
         )
     return chosen
 
@@ -84,7 +82,7 @@ def list_image_paths(root: Path) -> list[str]:
     pictures = kinds.keys() & Image.registered_extensions().keys() - set(IMG_EXTENSIONS)
     if pictures:
         counts = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(pictures))
-        log.warning(f"{printable(str(root))}: left out are files of other types, {counts}; save them as .png or .jpg")
+        log.warning(f"{root}: left out are files of other types, {counts}; save them as .png or .jpg")
     return sorted(filter(is_image, files), key=natural_order)
 
 

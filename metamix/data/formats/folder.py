@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from metamix.utils.nesting import MAX_NESTING
+
 from ..files import file_content, read_image_file
 from .base import (
     TEST_SPLITS,
@@ -157,16 +159,20 @@ def open_tar(path: Path) -> TarImages:
     return TarImages(path.stem, members, labels, classes)
 
 
-def list_tar_images(tar: tarfile.TarFile, folder: str = "", start: int = 0) -> Iterator[tuple[str, int, int]]:
+def list_tar_images(
+    tar: tarfile.TarFile, folder: str = "", start: int = 0, levels: int = MAX_NESTING
+) -> Iterator[tuple[str, int, int]]:
     """Yield name, offset and size in bytes of every image.
 
-    A tar file inside the tar file counts as a folder of its name, as in ImageNet's archive.
+    A tar file inside the tar file counts as a folder of its name, as in ImageNet's archive, down to `levels` levels.
     """
     for info in filter(tarfile.TarInfo.isfile, tar):
         name, offset = str(PurePosixPath(folder, info.name.lstrip("/"))), start + info.offset_data
         if name.endswith(".tar"):
+            if not levels:
+                raise ValueError(f"{tar.name!s} is nested deeper than {MAX_NESTING} tar files in one another")
             with tarfile.open(fileobj=tar.extractfile(info), mode="r:") as inner:
-                yield from list_tar_images(inner, name.removesuffix(".tar"), offset)
+                yield from list_tar_images(inner, name.removesuffix(".tar"), offset, levels - 1)
         elif is_image(name):
             yield name, offset, info.size
 

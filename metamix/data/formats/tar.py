@@ -60,5 +60,7 @@ def read_tar(path: Path) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(path, "r:") as tar:
             yield tar
+    except RecursionError:
+        raise ValueError(f"{path.absolute()} has headers that follow one another without an end: repair it") from None
     except tarfile.TarError as error:
         raise ValueError(f"{path.absolute()} is not a readable tar file, or is compressed: {error}") from error

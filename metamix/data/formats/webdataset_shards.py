@@ -13,6 +13,8 @@ import torch
 from timm.data import create_reader
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from metamix.utils.nesting import check_nesting
+
 from .base import TEST_SPLITS, choose_test_split
 from .tar import Member, TarImages, read_tar
 
@@ -49,7 +51,9 @@ def find_shards(root: Path) -> dict[str, list[str]]:
     """Return the file names of the shards by split; raise ValueError if an info.json is damaged."""
     file = next((root / name for name in ("_info.json", "info.json") if (root / name).is_file()), None)
     try:
-        info = json.loads(file.read_text(encoding="utf-8-sig")) if file else {}
+        text = file.read_text(encoding="utf-8-sig") if file else "{}"
+        check_nesting(text, "it")
+        info = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON ({error}); repair it or take it out") from None
     if "splits" in info:

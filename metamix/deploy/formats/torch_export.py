@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from torch.utils._pytree import tree_map
 
 from metamix.utils.checks import DoesNotFit
 from metamix.utils.files import atomic_write
+from metamix.utils.text import package_logger
 
 from .base import Format, Graph, Run, as_graph_error, quiet, to_program
 
 COMPILED = "model.compiled.pt2"
 
-log = logging.getLogger(__name__)
+log = package_logger(__name__)
 
 
 class Bfloat16(nn.Module):

@@ -1,0 +1,210 @@
+"""Files that describe something huge or endless: they are refused in a short sentence, before anything is built."""
+
+import io
+import json
+import tarfile
+import time
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import metamix
+from metamix.data import open_data
+from metamix.tasks.load import load
+from metamix.utils.nesting import check_nesting
+from metamix.utils.options import read_yaml
+from metamix.weights.files import load_checkpoint, load_metadata, load_weights, save_weights
+from metamix.weights.fit import TooLarge, limited_size
+from tests.helpers.running import train
+
+DEEP = "[" * 100_000 + "]" * 100_000
+MODEL = "metaformer_pooling_nano"
+
+
+def test_nested_json_is_refused_and_brackets_in_texts_are_none():
+    check_nesting("[" * 64 + "]" * 64 + json.dumps({"a": '[{"' * 100}) + "[]" * 100, "f")
+    with pytest.raises(ValueError, match="^f is nested deeper than 64 levels"):
+        check_nesting('{"a":' * 65 + "1" + "}" * 65, "f")
+
+
+@pytest.mark.parametrize("read", [load_weights, load_metadata, load])
+def test_nested_metadata_of_weights(read, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file({"w": torch.zeros(1)}, path, {"model": MODEL, "model_args": DEEP})
+    with pytest.raises(ValueError, match="w.safetensors: an entry of its metadata is nested deeper than 64 levels"):
+        read(path)
+
+
+def test_a_text_of_brackets_is_kept_in_metadata(tmp_path):
+    save_weights(tmp_path / "w.safetensors", {"w": torch.zeros(1)}, {"data": DEEP})
+    assert load_weights(tmp_path / "w.safetensors")[1] == {"data": DEEP}
+
+
+def nested(shared):
+    value = []
+    for _ in range(65 if not shared else 40):
+        value = [value, value] if shared else [value]
+    return value
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_nested_values_of_a_checkpoint(shared, tmp_path):
+    """A list that holds the same list twice has a billion entries after 30 levels, in a file of a few hundred bytes."""
+    state = {"format": "metamix-checkpoint-1", "model": {"w": torch.zeros(1)}, "about": nested(shared), "checksums": {}}
+    torch.save(state, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="c.pt is nested deeper than 64 levels, or without end"):
+        load_checkpoint(tmp_path / "c.pt")
+
+
+def test_a_list_that_holds_itself_is_refused(tmp_path):
+    endless = []
+    endless.append(endless)
+    torch.save({"format": "metamix-checkpoint-1", "about": endless, "checksums": {}}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="c.pt is nested deeper than 64 levels, or without end"):
+        load_weights(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        (f"model_args: {DEEP}", "it is nested deeper than 64 levels"),
+        ("\n".join(" " * i + "a:" for i in range(1000)), "it is nested deeper than 64 levels"),
+        ("model_args: {a: &a [1], b: *a}", r"line 1 has an anchor or an alias \(& or \*\); write the value itself"),
+        ("seed: 1\nlr: *b", "line 2 has an anchor or an alias"),
+        ("a: !!int ''", "is not valid YAML"),
+        ("a: !!timestamp x", "is not valid YAML"),
+        ("a: " + ":".join(["1"] * 300) + ".5", "is not valid YAML"),
+        ("x" * 3_000_000, "must hold lines 'option: value'"),
+        (f"{'x' * 900}: 1\n{'x' * 900}: 2", "repeats the key"),
+    ],
+    ids=range(9),
+)
+def test_recipes(text, problem, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ValueError, match=problem) as refused:
+        read_yaml(tmp_path / "recipe.yaml")
+    assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "words, problem",
+    [
+        (["--epochs", 10**12], "--epochs is '1000000000000', but it must be a whole number from 1 to 1,000,000"),
+        (
+            ["--iterations", 10**15],
+            "--iterations is '1000000000000000', but it must be a whole number from 0 to 1,000,0",
+        ),
+        (["--batch-size", 10**12], "a whole number from 1 to 1,000,000"),
+        (["--img-size", 10**6], "a whole number from 1 to 4,096"),
+        (["--crop-pct", "1e-9"], "--crop-pct is '1e-9', but it must be a number from 0.25 to 1"),
+        (["--model-args", "{depths: &a [1, 1], dims: *a}"], "--model-args .* has an anchor or an alias"),
+        (["--model-args", "{a: " + "x" * 10**6 + ", a: 2}"], "--model-args .* repeats the key 'a'"),
+        (["--model", "x" * 10**6], "There is no model"),
+    ],
+)
+def test_flags(words, problem):
+    with pytest.raises(SystemExit, match=problem) as refused:
+        train(*words)
+    assert len(str(refused.value)) <= 2100
+
+
+METADATA = {"task": "classification", "model": MODEL, "num_classes": 2, "in_chans": 3, "classes": ["a", "b"]}
+METADATA |= {"img_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "crop_pct": 1.0}
+
+
+@pytest.mark.parametrize(
+    "entries, problem",
+    [
+        ({"img_size": 8192}, "img_size in the metadata is 8192; accepted is a side in pixels from 1 to 4,096"),
+        ({"crop_pct": 1e-9}, "crop_pct in the metadata is 1e-09; accepted is a number from 0.25 to 2"),
+        ({"interpolation": "random"}, "interpolation in the metadata is 'random'; accepted is one of nearest"),
+        (
+            {"model_args": {"depths": [256] * 4}},
+            r"model_args\['depths'\] in the metadata is .* numbers with this sum at most",
+        ),
+        ({"model": "resnet18", "model_args": {"layers": [65536] * 4}}, r"model_args\['layers'\] in the metadata is"),
+        ({"model_args": {"dims": [65536] * 3}}, "describe a model of more than 1,000,000,000 parameters"),
+        (
+            {"model": "vit_tiny_patch16_224", "model_args": {"embed_dim": 49152, "num_heads": 3}},
+            "1,000,000,000 parameters",
+        ),
+        ({"task": "x" * 10**6}, "task in the metadata is .*; accepted is a string of at most 1,000 characters"),
+        ({"model": "y" * 10**6}, "accepted is the name of a registered model"),
+    ],
+    ids=range(9),
+)
+def test_metadata_of_weights(entries, problem, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, {"w": torch.zeros(1)}, METADATA | entries)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=problem):
+        metamix.load_classifier(path)
+    assert time.monotonic() - start < 10
+
+
+def test_more_modules_than_any_model_has_are_refused():
+    with (
+        pytest.raises(TooLarge, match="f: its metadata describe a model of more than 10,000 modules"),
+        limited_size("f"),
+    ):
+        torch.nn.Sequential(*(torch.nn.Identity() for _ in range(10_001)))
+    torch.nn.Sequential(*(torch.nn.Identity() for _ in range(10_001)))  # the limit has ended
+
+
+def test_restorers_of_too_many_layers(tmp_path):
+    path = tmp_path / "w.safetensors"
+    arguments = {"num_stages": 200, "num_groups": 200}
+    save_weights(path, {"w": torch.zeros(1)}, {"task": "restoration", "model": "maxim_nano", "model_args": arguments})
+    with pytest.raises(ValueError, match="w.safetensors: its metadata describe a model of more than 10,000 modules"):
+        metamix.load_restorer(path)
+
+
+def tar(path, members):
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path.read_bytes()
+
+
+def picture():
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "png")
+    return file.getvalue()
+
+
+def chained_headers(content):
+    """Put 2,000 headers of long names, each for the next one, before a tar file's own."""
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 1
+    return (header.tobuf(tarfile.GNU_FORMAT) + b"a".ljust(512, b"\0")) * 2000 + content
+
+
+def nested_tars(content, tmp_path):
+    for _ in range(66):
+        content = tar(tmp_path / "inner", {"a.tar": content})
+    (tmp_path / "inner").unlink()
+    return content
+
+
+@pytest.mark.parametrize("attack", ["headers", "tars"])
+@pytest.mark.parametrize("kind", ["folder", "wds"])
+def test_nested_entries_of_tar_files(kind, attack, tmp_path):
+    members = {"cat/0.png": picture(), "dog/0.png": picture(), "0.cls": b"0", "0.png": picture()}
+    for split in ("train", "val"):
+        content = tar(tmp_path / f"{split}.tar", members)
+        content = chained_headers(content) if attack == "headers" else nested_tars(content, tmp_path)
+        (tmp_path / f"{split}.tar").write_bytes(content)
+    root = tmp_path if kind == "folder" else tmp_path.parent
+    problem = "no sample found" if (kind, attack) == ("wds", "tars") else "tar (is nested deeper|has headers that)"
+    with pytest.raises(ValueError, match=problem):
+        open_data("folder" if kind == "folder" else f"wds/{tmp_path.name}", root=str(root))
+
+
+def test_a_nested_info_json_of_shards(tmp_path):
+    (tmp_path / "info.json").write_text('{"splits": ' + DEEP + "}")
+    with pytest.raises(ValueError, match="info.json is not valid JSON .it is nested deeper than 64 levels"):
+        open_data(f"wds/{tmp_path.name}", root=str(tmp_path.parent))
