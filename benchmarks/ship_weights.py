@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tag", help="short name of the data or of the job, such as digits or noise25")
     parser.add_argument("--data-name", help="name of the training data on the card; needed for folders")
     parser.add_argument("--test-name", help="restoration: name of the scored images on the card, such as BSD68")
-    parser.add_argument("--limit", help="restoration: sentence on what the weights cannot do, for the card")
+    parser.add_argument("--limit", help="sentence on what the weights cannot do, for the card")
     parser.add_argument(
         "--spread", nargs="+", type=Path, default=[], metavar="RUN", help="runs of one recipe with different seeds"
     )
@@ -121,6 +121,7 @@ def describe_classifier(
         "data": args.data_name or about["data"],
         "samples": about["samples"],
         "top1": round(stored, 2),
+        "limits": [args.limit] if args.limit else [],
         "spread": spread,
         "curve": {
             "train_loss": [float(row["train_loss"]) for row in rows],

@@ -270,6 +270,7 @@ def limits(card: dict) -> list[str]:
     """List what the model cannot do and what its accuracy does not show."""
     classes, test = card["pretrained_cfg"]["label_names"], card["samples"]["test"]
     lines = [
+        *card.get("limits", ()),
         f"It has {len(classes)} classes: {', '.join(classes)}.",
         f"With {test:,} test images, two standard errors of the accuracy are "
         f"{2 * standard_error(card['top1'], test):.2f} points; those of a difference between two models are larger.",
