@@ -10,7 +10,6 @@ limit is met. A drop counts only if it is more than chance: by McNemar's test on
 
 from __future__ import annotations
 
-import logging
 import math
 import shutil
 import time
@@ -21,10 +20,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from metamix.utils.text import package_logger
+
 from .formats import FORMATS, Run, open_file
 from .formats.base import Quantizer
 
-log = logging.getLogger(__name__)
+log = package_logger(__name__)
 
 Score = Callable[[Run], np.ndarray]  # the score of each image in points, (n,); higher is better
 CHANCE = 0.05  # drops of a larger p-value count as chance

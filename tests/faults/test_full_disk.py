@@ -51,8 +51,9 @@ def test_a_full_disk_is_called_a_full_disk(write, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_ends_an_export(tmp_path, monkeypatch):
-    def open_full(path, mode):
-        return open("/dev/full" if path.name.startswith("model.pt2") else path, mode)
+    def open_full(path, mode, opener=None):
+        full = path.name.startswith("model.pt2")
+        return open("/dev/full", "wb") if full else open(path, mode, opener=opener)
 
     monkeypatch.setattr(files, "open", open_full, raising=False)
     words = ["--format", "torch", "--seconds", 0, "--output", tmp_path / "out"]

@@ -136,6 +136,7 @@ def free_port():
 
 def _main(words, log, env):
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # pytest may run under nohup
     descriptor = os.open(log, os.O_RDWR | os.O_CREAT | os.O_TRUNC)  # a terminal then becomes this process's own
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
