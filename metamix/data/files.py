@@ -195,9 +195,15 @@ def file_content(path: str | Path, start: int = 0, size: int | None = None) -> s
     Of a file of more than BLOCKS * BLOCK bytes, evenly spread blocks are hashed, with its first and last bytes among
     them, so that hashing costs little beside an epoch. An edit changes most compressed files up to their end.
     """
+    blocks = []
     try:
         with open_file(path) as file:
-            return hash_bytes(*_read_blocks(file, start, os.fstat(file.fileno()).st_size if size is None else size))
+            size = os.fstat(file.fileno()).st_size if size is None else size
+            small = size <= BLOCKS * BLOCK
+            for i in range(1 if small else BLOCKS):
+                file.seek(start + i * (size - BLOCK) // (BLOCKS - 1))
+                blocks.append(file.read(size if small else BLOCK))
+        return hash_bytes(*blocks)
     except (OSError, ValueError):  # ValueError: a NUL in the name; reading the image says what is wrong
         return ""
 
@@ -215,13 +221,6 @@ def content_digest(samples: Sequence[Any], content: Callable[[Any], str] = file_
 
     with ThreadPoolExecutor(READERS) as threads:
         return digest(threads.map(hash_chunk, range(0, len(samples), CHUNK)))
-
-
-def _read_blocks(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:
-    few = size <= BLOCKS * BLOCK
-    for i in range(1 if few else BLOCKS):
-        file.seek(start + i * (size - BLOCK) // (BLOCKS - 1))
-        yield file.read(size if few else BLOCK)
 
 
 def list_files(root: Path) -> list[str]:

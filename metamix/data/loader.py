@@ -97,7 +97,13 @@ def eval_loader(
     order = EvalOrder(len(source), max(1, batch_size // world_size), rank, world_size)
     if in_memory(source, options):
         return MemoryLoader(source, options, order)
-    return StreamLoader(source, options, order, eval_transform(source, options), verify=verify_command(options))
+    transform = create_transform(  # timm's resize and centre crop, to a (C, H, W) uint8 tensor
+        input_size=image_size(source, options),
+        interpolation=options.interpolation,
+        use_prefetcher=True,  # uint8, not normalised
+        crop_pct=options.crop_pct,
+    )
+    return StreamLoader(source, options, order, partial(transform_image, transform), verify=verify_command(options))
 
 
 class MemoryLoader:
@@ -308,17 +314,6 @@ def train_transform(source: Source, options: DataOptions) -> Transform:
     )
     policy = pil_transform(options.auto_augment, size, channel_statistics(source, options)[0])
     return partial(transform_image, Compose([crop, policy, finish] if policy else [crop, finish]))
-
-
-def eval_transform(source: Source, options: SourceOptions) -> Transform:
-    """Make timm's resize and centre crop of a PIL image into a (C, H, W) uint8 tensor."""
-    transform = create_transform(
-        input_size=image_size(source, options),
-        interpolation=options.interpolation,
-        use_prefetcher=True,  # uint8, not normalised
-        crop_pct=options.crop_pct,
-    )
-    return partial(transform_image, transform)
 
 
 class CorruptImages(dict[str, str]):

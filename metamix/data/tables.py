@@ -13,6 +13,7 @@ from typing import Any
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from metamix.utils.files import read_text
+from metamix.utils.text import to_number
 
 from .formats.base import is_image
 
@@ -128,14 +129,6 @@ def read_row(cells: Sequence[str], header: Sequence[str], columns: Sequence[str]
     if numbers and tuple(columns[3:]) not in CORNERS:
         numbers[2:] = numbers[0] + numbers[2], numbers[1] + numbers[3]
     return Row(place, file, label, SPLITS[split.lower()], tuple(numbers) or None)
-
-
-def to_number(text: str) -> float:
-    """Return the number that a text is, or NaN."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def same_in_all(rows: Sequence[Row], field: str) -> Any:

@@ -149,15 +149,9 @@ class SegmentationMetric(Metric):
                 state[f"{prefix}boundary"] += boundary_counts(truth, predicted, len(self.classes))
                 if not prefix:
                     iou = float(class_scores(confusion)[0].nanmean())
-                    self._keep(state, (iou, index, name, image.cpu(), truth.cpu(), predicted.cpu()))
-
-    @staticmethod
-    def _keep(state: State, shown: Shown) -> None:
-        """Keep an image to show if it is among the best or the worst."""
-        if math.isnan(shown[0]):  # every pixel is ignored
-            return
-        for key, sign in (("best", -1), ("worst", 1)):
-            state[key] = sorted([*state[key], shown], key=lambda kept: (sign * kept[0], kept[1]))[:SHOWN]
+                    shown = iou, index, name, image.cpu(), truth.cpu(), predicted.cpu()
+                    for key, sign in (("best", -1), ("worst", 1)) if not math.isnan(iou) else ():  # all are ignored
+                        state[key] = sorted([*state[key], shown], key=lambda kept: (sign * kept[0], kept[1]))[:SHOWN]
 
     def result(self, states: list[State]) -> dict[str, float]:
         """Compute the scores in percent, mean IoU first. Boundary F is missing if no class has a boundary."""

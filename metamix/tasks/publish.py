@@ -88,7 +88,11 @@ def main(argv: Sequence[str]) -> None:
                 print(printable(f"note: {note}"))
             names = ", ".join(sorted(path.name for path in folder.iterdir()))
             if options.dry_run:
-                replace_files(options.dry_run, folder)
+                make_output_folder(options.dry_run)
+                for name in FILES:  # of an earlier repository
+                    (options.dry_run / name).unlink(missing_ok=True)
+                for path in folder.iterdir():
+                    shutil.copyfile(path, options.dry_run / path.name)
                 print(printable(f"written: {options.dry_run}, {names}; nothing was uploaded"))
             else:
                 print(printable(f"uploaded: {upload(folder, options)}, {names}"))
@@ -102,15 +106,6 @@ def check_folder(folder: Path) -> None:
     others = names - FILES if {CARD, WEIGHTS} <= names else names
     if others:
         raise ValueError(f"{folder} holds other files ({', '.join(sorted(others)[:3])}): give a new folder")
-
-
-def replace_files(target: Path, folder: Path) -> None:
-    """Replace the files of an earlier repository in `target` by those in a folder."""
-    make_output_folder(target)
-    for name in FILES:
-        (target / name).unlink(missing_ok=True)
-    for path in folder.iterdir():
-        shutil.copyfile(path, target / path.name)
 
 
 def write(options: PublishOptions, folder: Path) -> list[str]:

@@ -64,7 +64,10 @@ class Engine:
         freeze(self.model, options.freeze)
         self.about = task.model.describe(self.model)
         self.notes: list[str] = []  # what was chosen because the recipe leaves it open
-        self._unset = self._take_recorded()
+        recorded = self._unresumed[1]["recipe"] if self._unresumed else {}
+        for name in recipe.unset & recorded.keys():
+            setattr(options, name, recorded[name])
+        self._unset = recipe.unset - recorded.keys()
         self.train_loader = self._make_train_loader()
         self.eval_loaders = dict(task.data.eval_loaders(options.batch_size, group.rank, group.world_size))
         check_held_out(recipe, self.eval_loaders)
@@ -234,7 +237,8 @@ class Engine:
             if not math.isfinite(losses["loss"]):
                 step = self.step - len(steps) + i + 1
                 raise NotFinite(self._advice(f"the loss is {losses['loss']} at step {step}"))
-            self.losses.add_to_epoch(losses)
+            for name, value in losses.items():
+                self.losses.epoch_sums[name] = self.losses.epoch_sums.get(name, 0.0) + value
         speed = step_in_epoch * options.batch_size / self.epoch_seconds
         self.run.progress(
             step_in_epoch,
@@ -327,13 +331,6 @@ class Engine:
             torch.cuda.synchronize(self.group.device)
         elif self.group.device.type == "mps":
             torch.mps.synchronize()
-
-    def _take_recorded(self) -> frozenset[str]:
-        """Take the values of unset options from the checkpoint, if there is one; return the names of the others."""
-        recorded = self._unresumed[1]["recipe"] if self._unresumed else {}
-        for name in self.recipe.unset & recorded.keys():
-            setattr(self.options, name, recorded[name])
-        return self.recipe.unset - recorded.keys()
 
     def _make_train_loader(self) -> TrainLoader:
         """Make the training loader; if the batch size is unset, choose one that fits the number of samples."""
@@ -441,11 +438,6 @@ class LossMeter:
             for i in range(0, count, width)
         ]
         return steps, values[count:]
-
-    def add_to_epoch(self, step: dict[str, float]) -> None:
-        """Add the mean losses of one step to the sums of the epoch."""
-        for name, value in step.items():
-            self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
 
 
 def _configure_torch(seed: int, device: torch.device, deterministic: bool, *, same_image_shape: bool) -> None:

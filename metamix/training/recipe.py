@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from metamix.utils.options import (
     convert,
     dump_yaml,
     import_modules,
+    named_weights,
     option,
     options_of,
     parse_flags,
@@ -235,7 +235,7 @@ def parse(
         imports = tuple(dict.fromkeys([*imports, *first.imports]))
         import_modules(imports)
         task = convert(config.pop("task"), str, f"{path}: task") if "task" in config else None
-        task = first.task or task or default_task(config | _source_of(argv))
+        task = first.task or task or default_task(config | named_weights(argv))
         if task not in tasks:
             raise ValueError(f"there is no task {task!r}{did_you_mean(task, tasks)} Tasks: {', '.join(tasks)}.")
 
@@ -323,11 +323,3 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
             f"values, or start a new run with --output (and --checkpoint to start from these weights)"
         )
     return changes["report"]
-
-
-def _source_of(argv: Sequence[str]) -> dict[str, str]:
-    """Return the values of --checkpoint and --model in a command line."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--checkpoint")
-    parser.add_argument("--model")
-    return vars(parser.parse_known_args(argv)[0])

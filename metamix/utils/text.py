@@ -8,6 +8,7 @@ import csv
 import difflib
 import io
 import logging
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -115,15 +116,15 @@ def _csv_cell(value: object) -> object:
     if value is None or isinstance(value, (int, float)):
         return value
     text = printable(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and not _is_number(text) else text
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and math.isnan(to_number(text)) else text
 
 
-def _is_number(text: str) -> bool:
+def to_number(text: str) -> float:
+    """Read a number; return NaN for other text."""
     try:
-        float(text)
+        return float(text)
     except ValueError:
-        return False
-    return True
+        return math.nan
 
 
 @contextmanager

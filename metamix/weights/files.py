@@ -13,7 +13,7 @@ import zipfile
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -286,16 +286,12 @@ def _load_torch(path: str | Path) -> Any:
             ) from None
         why = f"; {text[:120]}" if "PytorchStreamReader" in text else ""  # others say nothing about the file
         raise ValueError(f"{path} is truncated or not a PyTorch file ({os.path.getsize(path):,} bytes{why})") from None
-    if isinstance(state, dict) and (state.get("format") == FORMAT or _names_checksums(state)):
-        _check_structure(path, state)
-        _check_damage(path, state, state.pop("checksums", None))
+    if isinstance(state, dict):
+        expected = state.get("checksums")  # they identify a checkpoint of ours even if its entry "format" is damaged
+        if state.get("format") == FORMAT or (isinstance(expected, dict) and VALUES in expected):
+            _check_structure(path, state)
+            _check_damage(path, state, state.pop("checksums", None))
     return state
-
-
-def _names_checksums(state: Mapping) -> bool:
-    """Return whether a file holds checksums, also if the entry that says whose file it is has been damaged."""
-    expected = state.get("checksums")
-    return isinstance(expected, dict) and VALUES in expected
 
 
 def _check_structure(path: str | Path, content: Any) -> None:
@@ -333,14 +329,10 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         return json.dumps(value)
     text = value.encode(errors="backslashreplace").decode()  # such as a file name in Latin-1
-    return json.dumps(text) if _reads_otherwise(text) else text
-
-
-def _reads_otherwise(text: str) -> bool:
-    try:
-        return _value(text, "it") != text
-    except ValueError:  # brackets, nested too deeply
-        return True
+    with suppress(ValueError):  # brackets, nested too deeply
+        if _value(text, "it") == text:
+            return text
+    return json.dumps(text)
 
 
 def _value(text: str, source: object) -> Any:

@@ -54,7 +54,10 @@ def open_folder(
         raise FileNotFoundError(f"there is no folder {root.absolute()}; {LAYOUT}")
     if (root / "wnids.txt").is_file():
         raise ValueError(f"{root.absolute()} is Tiny-ImageNet: open it with --data tiny_imagenet --data-dir {root}")
-    places = {split: place for split in ("train", *TEST_SPLITS) if (place := find_split(split, root))}
+    splits = ("train", *TEST_SPLITS)
+    places = {  # a folder takes precedence over a tar file
+        split: place for split in splits for place in (root / f"{split}.tar", root / split) if place.exists()
+    }
     tests = [split for split in places if split != "train"]
     if not tests and not test_on and (_holds_train_alone(root) or _holds_classes(root)):
         place = places.get("train", root)
@@ -104,11 +107,6 @@ def _check_classes(train: FolderImages | TarImages, place: Path) -> None:
         raise ValueError(
             f"{place.absolute()} must hold one folder of images per class, two at least; found {train.classes[0]}"
         )
-
-
-def find_split(split: str, root: Path) -> Path | None:
-    """Find the folder of a split, or else its tar file."""
-    return next((place for place in (root / split, root / f"{split}.tar") if place.exists()), None)
 
 
 def open_split(place: Path) -> FolderImages | TarImages:
