@@ -79,10 +79,10 @@ class ClassificationData:
             self.identity |= {"digest": self.splits.digest, "content": self.splits.content}
 
     def prepare_as(self, weights: ModelMetadata | None) -> None:
-        """Choose size and statistics of the images: those of the options, else of `weights`, else the data set's own.
+        """Choose the size and the statistics of the images.
 
-        Args:
-            weights: metadata of the weights to start from, or of the run to continue.
+        They come from the options; else from `weights`, the metadata of the weights to start from or of the run to
+        continue; else from the data set.
         """
         options, images = self.options, self.splits.train or self.splits.test
         values: dict[str, Any] = {}

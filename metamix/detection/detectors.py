@@ -239,14 +239,12 @@ class Transform(GeneralizedRCNNTransform):
 @contextmanager
 def masks_as_runs(model: nn.Module) -> Iterator[None]:
     """Let a Mask R-CNN return masks as run lengths; does nothing to other models."""
-    transform = getattr(model, "transform", None)
-    if isinstance(transform, Transform):
-        transform.masks_as_runs = True
+    transform: Any = getattr(model, "transform", None) or nn.Identity()
+    transform.masks_as_runs = True
     try:
         yield
     finally:
-        if isinstance(transform, Transform):
-            transform.masks_as_runs = False
+        transform.masks_as_runs = False
 
 
 def rcnn_parts(backbone: Backbone) -> dict[str, nn.Module]:

@@ -26,11 +26,7 @@ class Box:
 
 
 class Boxes(Labels):
-    """Images with boxes. The label of a sample is height, width and boxes.
-
-    Args:
-        classes: names of the classes, which are numbered from 1 in this order.
-    """
+    """Images with boxes. The label of a sample is (height, width, boxes). Classes are numbered from 1 in their order."""
 
     def __init__(self, classes: Sequence[str]):
         super().__init__(("--task", "detection", "--batch-size", "4"))

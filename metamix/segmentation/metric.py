@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -174,7 +173,10 @@ class SegmentationMetric(Metric):
         columns = (*class_scores(confusion), boundary_scores(total(states, "boundary")), share)
         names = ("iou", "accuracy", "boundary_f", "share")
         return {
-            name: {key: _percent(column[k]) for key, column in zip(names, columns)}
+            name: {
+                key: None if math.isnan(column[k]) else round(100 * float(column[k]), 2)
+                for key, column in zip(names, columns)
+            }
             for k, name in enumerate(self.classes)
         }
 
@@ -195,7 +197,3 @@ def images_to_show(states: Sequence[State]) -> list[Shown]:
 def describe_scores(predictor: Predictor) -> str:
     """Describe in one line how the scores are measured."""
     return f"scores of {predictor.describe()}, at the size of the masks; boundary F within 0.75 % of the diagonal"
-
-
-def _percent(value: Any) -> float | None:
-    return None if math.isnan(value) else round(100 * float(value), 2)

@@ -1,4 +1,9 @@
-"""`metamix predict`: read the command line, load the model, and let its task predict the images."""
+"""`metamix predict`: read the command line, load the model, and let its task predict the images.
+
+A folder stands for all images in it, at any depth. A file that is written for an image has the image's path inside the
+folder that was given; a.jpg and a.png become a.jpg.png and a.png.png. Images that cannot be read, or that the model
+does not take, are named and left out; the exit code is then 1.
+"""
 
 from __future__ import annotations
 

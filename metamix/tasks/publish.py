@@ -63,8 +63,13 @@ class PublishOptions(Options):
             raise ValueError(
                 f"the repository is {self.repo!r}, but it must be USER/NAME, with letters, digits and -, _ or . in NAME"
             ) from None
-        if self.dry_run:
-            check_folder(self.dry_run)
+        if self.dry_run and self.dry_run.exists():
+            if not self.dry_run.is_dir():
+                raise ValueError(f"{self.dry_run} is a file: give a folder to write to")
+            names = {path.name for path in self.dry_run.iterdir()}
+            others = sorted(names - FILES if {CARD, WEIGHTS} <= names else names)
+            if others:
+                raise ValueError(f"{self.dry_run} holds other files ({', '.join(others[:3])}): give a new folder")
 
     @property
     def address(self) -> str:
@@ -96,16 +101,6 @@ def main(argv: Sequence[str]) -> None:
                 print(printable(f"written: {options.dry_run}, {names}; nothing was uploaded"))
             else:
                 print(printable(f"uploaded: {upload(folder, options)}, {names}"))
-
-
-def check_folder(folder: Path) -> None:
-    """Raise ValueError unless a repository may be written to the folder: it is new, empty or holds a repository."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: give a folder to write to")
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    others = names - FILES if {CARD, WEIGHTS} <= names else names
-    if others:
-        raise ValueError(f"{folder} holds other files ({', '.join(sorted(others)[:3])}): give a new folder")
 
 
 def write(options: PublishOptions, folder: Path) -> list[str]:

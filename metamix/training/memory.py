@@ -39,11 +39,7 @@ class TensorMemory(TorchDispatchMode):
 
 
 def largest_part(share: int, memory: Callable[[int], float], free: float) -> int:
-    """Return the largest of `share`, its half, its quarter and so on whose `memory(samples)` is free.
-
-    Returns:
-        The number of samples; 0 if there is no memory for one.
-    """
+    """Halve `share` samples until their `memory(samples)` is free; return their number, or 0 if not even one fits."""
     while share > 1 and memory(share) > free:
         share = -(-share // 2)
     return share if memory(share) <= free else 0

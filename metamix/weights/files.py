@@ -275,15 +275,9 @@ def _load_torch(path: str | Path) -> Any:
                 f"{path} holds code, not only tensors: reading it would run {code}, and metamix never does. Delete it "
                 f"if you do not trust its source; otherwise {advice}"
             ) from None
-        if "legacy .tar" in text:
-            raise ValueError(
-                f"{path} is in PyTorch's oldest format, which cannot be read without running code from the file, and "
-                f"metamix never does; {advice}"
-            ) from None
-        if _is_plain_pickle(path):
-            raise ValueError(
-                f"{path} is a Python pickle that torch.save did not write, and metamix never unpickles files; {advice}"
-            ) from None
+        if "legacy .tar" in text or _is_plain_pickle(path):
+            kind = "in PyTorch's oldest format" if "legacy" in text else "a Python pickle that torch.save did not write"
+            raise ValueError(f"{path} is {kind}: reading it could run code, and metamix never does; {advice}") from None
         why = f"; {text[:120]}" if "PytorchStreamReader" in text else ""  # others say nothing about the file
         raise ValueError(f"{path} is truncated or not a PyTorch file ({os.path.getsize(path):,} bytes{why})") from None
     if isinstance(state, dict):
