@@ -42,7 +42,7 @@ class ClassificationData:
 
     Attributes:
         shares_images: whether the folder has no test split, so that a share of its images is scored.
-        as_weights: a note on what is as in the training of the weights to start from; empty if nothing is.
+        as_weights: a note that names the settings taken from the weights to start from; empty if there are none.
     """
 
     def __init__(self, options: ModelOptions, seed: int = 0, trained: ModelMetadata | None = None):
@@ -74,7 +74,7 @@ class ClassificationData:
             "classes": list(self.classes),
         }
         if not (isinstance(options, ClassificationOptions) and (options.pretrained or options.checkpoint)):
-            self.identity |= {"mean": list(self.mean), "std": list(self.std)}  # of these images, not of the weights
+            self.identity |= {"mean": list(self.mean), "std": list(self.std)}  # the data set's, not the weights'
         if isinstance(options, DataOptions):
             self.identity |= {"digest": self.splits.digest, "content": self.splits.content}
 
@@ -98,7 +98,7 @@ class ClassificationData:
         if "mean" in values:
             mean, std = (",".join(f"{value:.3g}" for value in each) for each in (self.mean, self.std))
             what.append(f"mean {mean} and std {std} (--mean, --std)")
-        self.as_weights = f"as in the training of the weights: {', '.join(what)}" if what else ""
+        self.as_weights = f"taken from the weights to start from: {', '.join(what)}" if what else ""
         if isinstance(options, DataOptions):
             self.transform = Augment(
                 options,

@@ -170,7 +170,7 @@ def _load_file(
         raise ValueError(f"{path} holds the weights of {metadata.model}, not of {model}; name the model that it holds")
     name = model or metadata.model
     if not name:
-        raise ValueError(f"{path} does not say which model it holds the weights of; give --model NAME")
+        raise ValueError(f"{path} does not name its model; give --model NAME")
     if metadata.img_size and "img_size" in model_args:
         raise ValueError(
             f"model_args has img_size, but {path} says for which images {name} was built: leave it out; --img-size "
@@ -223,9 +223,9 @@ def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
 
 
 def describe_initial_weights(options: BackboneOptions) -> ModelMetadata | None:
-    """Return what is known about the images of the weights to start from; None if there are no weights.
+    """Return size, mean and std of the images that the weights to start from were trained on; None without weights.
 
-    Weights that cannot be read are refused when they are loaded.
+    Weights that cannot be read are refused later, when they are loaded.
     """
     if options.pretrained:
         cfg = timm.models.get_pretrained_cfg(options.model)

@@ -22,7 +22,8 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 scores = model(transform(Image.open("photo.jpg").convert("{mode}"))[None])
 print(model.pretrained_cfg["label_names"][scores.argmax()])
 """
-OF_OTHER_WEIGHTS = ("tag", "license", "origin_url", "description", "notes", "label_names")  # in timm's configuration
+# Entries of timm's configuration that may describe other weights.
+OF_OTHER_WEIGHTS = ("tag", "license", "origin_url", "description", "notes", "label_names")
 
 
 def write_config(classifier: Classifier, folder: Path, options: PublishOptions) -> str:

@@ -35,7 +35,7 @@ _augment = partial(option, group="augmentation")
 
 @dataclass(kw_only=True)
 class ImageOptions(Options):
-    """The limit of images of every command that reads them. It is Pillow's, so that all readers of the process obey."""
+    """Limit the size of the images that a command reads. The limit is Pillow's, so all readers of the process obey."""
 
     max_pixels: Count | None = option(
         None,

@@ -187,7 +187,7 @@ def digest(images: ImageSplit) -> str:
 def scarce_classes(splits: Splits) -> list[str]:
     """Name the classes with a single image to train on, or without an image to score, in a sentence for each split.
 
-    Without a training split, classes with a single image are named: training can only take it or score it.
+    Without a training split, these are the classes with a single image, which can be trained on or scored, not both.
     """
     notes = []
     for split, source in splits.sources().items():

@@ -3,8 +3,9 @@
     data.yaml, images/train/, images/val/, labels/train/, labels/val/
     data.yaml, train/images/, train/labels/, valid/images/, valid/labels/
 
-data.yaml names the classes and the folders of images. The labels lie where `images` in their path is `labels`. The
-numbers are the middle and the size of the box, as shares of the image. Images without a label file are background.
+data.yaml names the classes and the folders of images. The path of a label file is that of its image, with `labels` in
+place of `images`. A box is given by its centre and size, as shares of the image. Images without a label file are
+background.
 """
 
 from collections.abc import Sequence
@@ -64,7 +65,7 @@ def class_names(file: Path, config: dict[str, Any]) -> list[str]:
 
 
 def image_folders(file: Path, config: dict[str, Any]) -> dict[Path, str]:
-    """Return the split of each folder of images; without splits, that of images/ is ""."""
+    """Return the split of each folder of images. Without splits, the only folder is images/, and its split is ""."""
     roots = [file.parent / str(config.get("path") or "."), file.parent]
     folders = {}
     for split in ("train", "val", "test"):

@@ -1,6 +1,6 @@
-"""Show what mixers compute: attention, gates, wavelet bands and spatial weights, for pictures.
+"""Show what mixers compute: attention, gates, wavelet bands and spatial weights.
 
-`view(mixer, x, point)` returns what there is to see. A mixer of your own joins with `@view.register`.
+`view(mixer, x, point)` returns the pictures of a mixer. Add a mixer of your own with `@view.register`.
 """
 
 from __future__ import annotations

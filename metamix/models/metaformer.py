@@ -307,7 +307,7 @@ class MetaFormer(TimmInterface):
 
 @fx_leaf
 def check_batch(images: Tensor) -> Tensor:
-    """Return the images; raise ValueError unless they are a batch. Batch norms would speak of their own input."""
+    """Return the images; raise ValueError unless they are a batch, before a layer complains about its own input."""
     if images.ndim != 4:
         raise ValueError(
             f"the model takes images (B, C, H, W), but the shape is {tuple(images.shape)}: give a single image as "

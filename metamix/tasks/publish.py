@@ -34,9 +34,9 @@ from .spec import TaskSpec, Trained
 
 CARD, CONFIG = "README.md", "config.json"
 FILES = {CARD, CONFIG, RECIPE, WEIGHTS}
-LIBRARIES = {"metamix", "timm", "torch", "torchvision"}  # whose modules nobody needs to import for a model
-ONE_MACHINE = ("output", "resume", "data_dir")  # options that mean nothing to others
-MOST_CLASSES = 100  # that the card lists
+LIBRARIES = {"metamix", "timm", "torch", "torchvision"}  # users of a model need not import their modules
+ONE_MACHINE = ("output", "resume", "data_dir")  # options that mean nothing on another machine
+MOST_CLASSES = 100  # the card lists at most this many classes
 EXAMPLES = """examples:
   metamix publish runs/digits-metaformer_pooling_nano-seed0 USER/digits --dry-run folder
   metamix publish runs/digits-metaformer_pooling_nano-seed0 USER/digits --license apache-2.0
@@ -115,9 +115,7 @@ def write(options: PublishOptions, folder: Path) -> list[str]:
     spec = find_task(task_of_weights(file))
     tensors, metadata = load_weights(file)
     if not metadata.get("model"):
-        raise ValueError(
-            f"{options.source} does not say which model it holds the weights of: write it with metamix.save_classifier"
-        )
+        raise ValueError(f"{options.source} does not name its model: write it with metamix.save_classifier")
     trained: Trained = spec.part("load")(file)
     run = path if path.is_dir() and file.name == WEIGHTS and (path / SUMMARY).is_file() else None
     summary = read_summary(run) if run else {"scores": []}
@@ -131,7 +129,7 @@ def write(options: PublishOptions, folder: Path) -> list[str]:
     write_text(folder / CARD, card)
     notes = [] if run else ["there is no finished run with these weights, so the card has no scores and no recipe"]
     if modules:
-        notes.append(f"who loads the model must import {', '.join(modules)} first; its source is not in the repository")
+        notes.append(f"users of the model must import {', '.join(modules)} first; its source is not in the repository")
     return notes if options.license else [*notes, "the card names no license: give --license, such as apache-2.0"]
 
 
@@ -151,7 +149,7 @@ def upload(folder: Path, options: PublishOptions) -> str:
 
 
 def shareable(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe without the folders of this machine; of other absolute paths only the last name is left."""
+    """Return a recipe without the folders of this machine. Other absolute paths are cut to their last name."""
     return {
         name: PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
         for name, value in recipe.items()
@@ -190,7 +188,7 @@ def make_card(
     parts = [
         f"---\n{header(options, spec, about, 'timm' if in_timm else 'metamix')}\n---",
         f"# {options.repo.partition('/')[2]}",
-        f"`{about['model']}`, which metamix trained{on} to {spec.about}.",
+        f"A `{about['model']}` that metamix trained{on} to {spec.about}.",
         f"## Use\n\n    metamix predict photo.jpg --checkpoint {options.address}{imports}",
         f'{load}print(trained.predict(["photo.jpg"]))\n```',
     ]

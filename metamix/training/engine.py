@@ -43,8 +43,8 @@ class NotFinite(RuntimeError):
 class Engine:
     """Build model, optimizer and loaders from a task and a recipe; `fit` trains, `evaluate` scores.
 
-    Inside `with engine.stop_signal`, SIGTERM, Ctrl-C or the end of the terminal makes both save and raise Stopped;
-    a second SIGTERM or Ctrl-C ends the process at once.
+    Inside `with engine.stop_signal`, both save and raise Stopped on SIGTERM, on Ctrl-C and when the terminal is closed.
+    A second SIGTERM or Ctrl-C ends the process at once.
 
     Raises:
         ValueError: task, recipe and machine do not fit together. Nothing has been trained then.
@@ -280,7 +280,7 @@ class Engine:
         self.run.say_row(row, options.epochs)
 
     def _use_best(self) -> None:
-        """Put the weights of the best epoch into the model that is scored. The checkpoint keeps those of the last."""
+        """Load the weights of the best epoch into the model to score. The checkpoint keeps the last weights."""
         done, epochs, best = len(self.history), self.options.epochs, self.best
         self.save()  # the folder of a run that --resume started elsewhere may have no checkpoint yet
         self._best_in_use = True
@@ -343,24 +343,26 @@ class Engine:
         if "batch_size" not in self._unset or len(first) >= LEAST_STEPS:
             return first
         samples = self.about["samples"]["train"]
-        even = 2 * LEAST_BATCH * group.world_size  # the half is shared equally, and mixup finds pairs
+        even = 2 * LEAST_BATCH * group.world_size  # each rank gets an even number of samples, as mixup needs
         while size % even == 0 and samples // size < LEAST_STEPS:
             size //= 2
         if size == options.batch_size:
             return first
         options.batch_size = size
-        self.notes.append(f"note: a batch has {size} samples, as there are {samples:,} to train on (--batch-size)")
+        self.notes.append(
+            f"note: a batch has {size} samples, since only {samples:,} are there to train on (--batch-size)"
+        )
         return loader()
 
     def _before_first_step(self, batch: Batch) -> None:
-        """Check that a step fits in memory, and warn of small batches for batch norms."""
+        """Check that a step fits in memory, and warn if batch norms see small batches."""
         if self._memory_checked:
             return
         start = time.monotonic()
         self._memory_checked = True
         self._fit_memory(self.stepper.prepare(batch))
         self._warn_of_batch_norm()
-        self._counted_at += time.monotonic() - start  # it is no time of training
+        self._counted_at += time.monotonic() - start  # this is not training time
 
     def _fit_memory(self, batch: Batch) -> None:
         """Lower the micro-batch until the memory of a step is free; if the recipe sets it, only warn.

@@ -69,12 +69,12 @@ class EngineOptions(Options):
     iterations: Iterations = _schedule(0, "training steps, rounded to whole epochs; 0: train for --epochs")
     batch_size: BatchSize = _schedule(
         128,
-        "samples per step, over all processes together; if not given, fewer if few are there to train on",
+        "samples per step, over all processes together; by default fewer if few are there to train on",
         on_resume="refuse",
     )
     micro_batch: Natural = _schedule(
         0,
-        "samples per forward pass of a process, whose gradients accumulate; 0: its whole share at once; if not given, "
+        "samples per forward pass of a process, whose gradients accumulate; 0: its whole share at once; by default "
         "as many as fit in memory",
     )
     lr: NotNegative = _schedule(1e-3, "peak learning rate; not scaled by the batch size")

@@ -110,7 +110,7 @@ class Run:
             write_text(self.folder / STATE, state + "\n")
 
     def end(self, state: str) -> None:
-        """Replace the state "running" of a run that ends early. Any rank does, since rank 0 may have been killed."""
+        """Replace the state "running" of a run that ends early. Every rank does so, since rank 0 may be dead."""
         self.state = state
         if self.folder is not None and read_state(self.folder) == "running":
             write_text(self.folder / STATE, state + "\n")
@@ -223,8 +223,8 @@ class Run:
             if self.events is not None:
                 for name, value in scalars.items():
                     self.events.add_scalar(name, value, row["step"])
-            if self.tracker is not None and row["step"] >= self.tracker.step:  # else a resumed record has it already
-                self.tracker.log(scalars, step=row["step"], commit=True)  # without it, sent with the next epoch's
+            if self.tracker is not None and row["step"] >= self.tracker.step:  # a resumed record has earlier steps
+                self.tracker.log(scalars, step=row["step"], commit=True)  # else it would be sent with the next epoch
         self._shown = len(history)
         if self.events is not None:
             self.events.flush()

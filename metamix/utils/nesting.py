@@ -3,7 +3,7 @@
 import re
 
 MAX_NESTING = 64  # levels of lists and mappings
-_PARTS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{\]}]', re.DOTALL)  # texts, which may hold brackets, and brackets
+_PARTS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{\]}]', re.DOTALL)  # brackets, and strings, whose brackets do not count
 
 
 def check_nesting(text: str, source: str) -> None:

@@ -165,7 +165,7 @@ def check_size(described: nn.Module, tensors: Mapping[str, Tensor], name: str, s
 
 @contextmanager
 def limited_size(source: object) -> Iterator[None]:
-    """Raise TooLarge as soon as the block makes too many modules or parameters; `source` names the file of the model."""
+    """Raise TooLarge as soon as the block makes too many modules or parameters; `source` names the model's file."""
     counts = {"parameters": 0, "modules": 0}
     limits = {"parameters": MAX_PARAMETERS, "modules": MAX_MODULES}
 

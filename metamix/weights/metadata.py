@@ -65,7 +65,7 @@ Channels = Field(min_length=1, max_length=MAX_CHANNELS)
 Mean = Annotated[tuple[float, ...], Channels]
 Std = Annotated[tuple[Positive, ...], Channels]
 CropPct = Annotated[float, Field(ge=MIN_CROP_PCT, le=2)]
-Text = Annotated[  # pydantic's max_length refuses names that are no UTF-8
+Text = Annotated[  # pydantic's max_length refuses names that are not UTF-8
     str, where(lambda text: len(text) <= MAX_LENGTH, f"a string of at most {MAX_LENGTH:,} characters")
 ]
 Classes = Annotated[tuple[Text, ...], Field(max_length=MAX_CLASSES)]
@@ -97,7 +97,7 @@ StageBlocks = Annotated[
 PLAIN = where(
     _is_plain, f"a number up to {MAX_NUMBER:,}, a string, true, false, null, or short lists and mappings of these"
 )
-BLOCKS = Field(description=f"a number of blocks up to {MAX_BLOCKS}, or a list of 1 to 16 numbers with this sum at most")
+BLOCKS = Field(description=f"a number of blocks up to {MAX_BLOCKS}, or a list of 1 to 16 numbers with at most this sum")
 REFUSED = where(lambda value: False, "no such entry: arguments of the constructor only, never a source of weights")
 ANY_ARGUMENT = rule(Annotated[Any, PLAIN])
 ARGUMENTS = {

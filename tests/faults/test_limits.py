@@ -122,7 +122,7 @@ METADATA |= {"img_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation
         ({"interpolation": "random"}, "interpolation in the metadata is 'random'; accepted is one of nearest"),
         (
             {"model_args": {"depths": [256] * 4}},
-            r"model_args\['depths'\] in the metadata is .* numbers with this sum at most",
+            r"model_args\['depths'\] in the metadata is .* numbers with at most this sum",
         ),
         ({"model": "resnet18", "model_args": {"layers": [65536] * 4}}, r"model_args\['layers'\] in the metadata is"),
         ({"model_args": {"dims": [65536] * 3}}, "describe a model of more than 1,000,000,000 parameters"),

@@ -168,7 +168,7 @@ def list_tar_images(
         name, offset = str(PurePosixPath(folder, info.name.lstrip("/"))), start + info.offset_data
         if name.endswith(".tar"):
             if not levels:
-                raise ValueError(f"{tar.name!s} is nested deeper than {MAX_NESTING} tar files in one another")
+                raise ValueError(f"{tar.name!s} holds tar files nested deeper than {MAX_NESTING} levels")
             with tarfile.open(fileobj=tar.extractfile(info), mode="r:") as inner:
                 yield from list_tar_images(inner, name.removesuffix(".tar"), offset, levels - 1)
         elif is_image(name):
