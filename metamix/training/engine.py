@@ -349,9 +349,7 @@ class Engine:
         if size == options.batch_size:
             return first
         options.batch_size = size
-        self.notes.append(
-            f"note: a batch has {size} samples, since only {samples:,} are there to train on (--batch-size)"
-        )
+        self.notes.append(f"note: a batch has {size} samples, since there are only {samples:,} (--batch-size)")
         return loader()
 
     def _before_first_step(self, batch: Batch) -> None:

@@ -104,7 +104,11 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     path = newest_weights(Path(path)) if Path(path).is_dir() else Path(path)
     if path.suffix == ".npz":
-        return _load_npz(path), {}
+        try:
+            with np.load(_existing(path), allow_pickle=False) as arrays:
+                return flatten(flax_parameters(arrays)), {}
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is not a complete .npz file of arrays ({error}): download it again.") from None
     return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch_weights(path)
 
 
@@ -232,14 +236,6 @@ def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     else:
         _warn_of_missing_checksums(str(path))
     return tensors, {key: _value(text, path) for key, text in texts.items()}
-
-
-def _load_npz(path: Path) -> dict[str, Tensor]:
-    try:
-        with np.load(_existing(path), allow_pickle=False) as arrays:
-            return flatten(flax_parameters(arrays))
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a complete .npz file of arrays ({error}): download it again.") from None
 
 
 def _check_damage(path: str | Path, content: Mapping[str, Any], expected: Any) -> None:

@@ -59,7 +59,10 @@ def open_folder(
         split: place for split in splits for place in (root / f"{split}.tar", root / split) if place.exists()
     }
     tests = [split for split in places if split != "train"]
-    if not tests and not test_on and (_holds_train_alone(root) or _holds_classes(root)):
+    kept = [path for path in root.iterdir() if path.is_dir() or path.suffix == ".tar"]
+    names = [path.name for path in kept if not path.name.startswith(".")]
+    train_alone = names in (["train"], ["train.tar"])  # another folder may be a misnamed test split
+    if not tests and not test_on and (train_alone or _holds_classes(root)):
         place = places.get("train", root)
         images = open_split(place)
         images.split = "test"
@@ -81,12 +84,6 @@ def open_folder(
     )
     match_classes(test, train.classes, problem)
     return train, test
-
-
-def _holds_train_alone(root: Path) -> bool:
-    """Return whether train/ or train.tar is the only folder or archive; another one may be a misnamed test split."""
-    names = [path.name for path in root.iterdir() if path.is_dir() or path.suffix == ".tar"]
-    return [name for name in names if not name.startswith(".")] in (["train"], ["train.tar"])
 
 
 def _holds_classes(root: Path) -> bool:
