@@ -60,4 +60,4 @@ def write_config(classifier: Classifier, folder: Path, options: PublishOptions) 
     if not same:
         raise ValueError(f"timm would load another model than {classifier.name} from its hub format")
     packages = "metamix, timm" if isinstance(net, MetaFormer) else "timm"  # metamix registers its models
-    return USE.format(packages=packages, address=options.address, mode=classifier.transform.mode)
+    return USE.format(packages=packages, address=f"hf-hub:{options.repo}", mode=classifier.transform.mode)

@@ -177,10 +177,7 @@ def common_size(images: ImageSplit) -> int | None:
 
 
 def digest(images: ImageSplit) -> str:
-    """Hash the relative paths, file sizes and labels of a split. Nothing is decoded.
-
-    The digest stays the same if the whole data set is moved.
-    """
+    """Hash the relative paths, file sizes and labels of a split, which stay the same if the data set is moved."""
     return checksums.digest((images.fingerprint(i), images.classes[k]) for i, k in enumerate(images.labels.tolist()))
 
 

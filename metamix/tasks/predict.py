@@ -106,7 +106,10 @@ def main(argv: Sequence[str]) -> None:
             description=f"{spec.about[0].upper()}{spec.about[1:]}.",
         )
         check_weights(options, flags, spec)
-        with exit_if_out_of_memory(less_memory(options.model, spec)):
+        advice = spec.less_memory
+        if is_exported(options.model) and "batch" not in advice:
+            advice = "give a model that is exported for smaller images"
+        with exit_if_out_of_memory(advice):
             left_out = options.run(open_trained(options, spec))
     raise SystemExit(1 if left_out else 0)
 
@@ -168,12 +171,6 @@ def check_weights(options: Any, flags: set[str], spec: TaskSpec) -> None:
 
 
 FIXED_BY_EXPORT = {"device", "tile", "overlap", "local_pooling"}  # the graph runs on the CPU, at the size of the export
-
-
-def less_memory(model: str | None, spec: TaskSpec) -> str:
-    """Say what needs less memory."""
-    smaller = is_exported(model) and "batch" not in spec.less_memory
-    return "give a model that is exported for smaller images" if smaller else spec.less_memory
 
 
 def open_trained(options: PredictOptions, spec: TaskSpec) -> Trained:

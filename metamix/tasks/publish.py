@@ -71,11 +71,6 @@ class PublishOptions(Options):
             if others:
                 raise ValueError(f"{self.dry_run} holds other files ({', '.join(others[:3])}): give a new folder")
 
-    @property
-    def address(self) -> str:
-        """Return the name under which timm and metamix load the model."""
-        return f"hf-hub:{self.repo}"
-
 
 def main(argv: Sequence[str]) -> None:
     """Publish a model; exit with a message if the input is invalid or the upload fails."""
@@ -181,15 +176,16 @@ def make_card(
         in_timm: code that loads the model with timm; "" if timm has no such models.
         modules: names of modules to import first.
     """
+    address = f"hf-hub:{options.repo}"
     imports = "".join(f" --import {name}" for name in modules)
     own = "".join(f"import {name}\n" for name in modules)
     on = f" on {about['data']}" if about.get("data") else ""
-    load = f'```python\n{own}import metamix\n\ntrained = metamix.load("{options.address}")\n'
+    load = f'```python\n{own}import metamix\n\ntrained = metamix.load("{address}")\n'
     parts = [
         f"---\n{header(options, spec, about, 'timm' if in_timm else 'metamix')}\n---",
         f"# {options.repo.partition('/')[2]}",
         f"A `{about['model']}` that metamix trained{on} to {spec.about}.",
-        f"## Use\n\n    metamix predict photo.jpg --checkpoint {options.address}{imports}",
+        f"## Use\n\n    metamix predict photo.jpg --checkpoint {address}{imports}",
         f'{load}print(trained.predict(["photo.jpg"]))\n```',
     ]
     if in_timm:

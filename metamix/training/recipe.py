@@ -68,14 +68,10 @@ class EngineOptions(Options):
     epochs: Epochs = _schedule(10, "passes over the training split, including warm-up")
     iterations: Iterations = _schedule(0, "training steps, rounded to whole epochs; 0: train for --epochs")
     batch_size: BatchSize = _schedule(
-        128,
-        "samples per step, over all processes together; by default fewer if few are there to train on",
-        on_resume="refuse",
+        128, "samples per step of all processes; by default fewer if few are there to train on", on_resume="refuse"
     )
     micro_batch: Natural = _schedule(
-        0,
-        "samples per forward pass of a process, whose gradients accumulate; 0: its whole share at once; by default "
-        "as many as fit in memory",
+        0, "samples per forward pass of a process, whose gradients add up; 0: its whole share; default: as many as fit"
     )
     lr: NotNegative = _schedule(1e-3, "peak learning rate; not scaled by the batch size")
     min_lr: NotNegative = _schedule(
