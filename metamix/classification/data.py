@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -86,8 +85,9 @@ class ClassificationData:
         """
         options, images = self.options, self.splits.train or self.splits.test
         values: dict[str, Any] = {}
-        if weights and options.img_size is None and (side := _side(weights.img_size)):
-            values["img_size"] = side
+        if weights and options.img_size is None:
+            sides = {weights.img_size} if isinstance(weights.img_size, int) else set(weights.img_size or ())
+            values |= {"img_size": sides.pop()} if len(sides) == 1 else {}  # only if the images were square
         if weights and options.mean is None and options.std is None:
             statistics = [_of_channels(each, self.in_chans) for each in (weights.mean, weights.std)]
             values |= dict(zip(("mean", "std"), statistics)) if all(statistics) else {}
@@ -190,12 +190,6 @@ class ClassificationData:
         if classes and of_data != classes:
             self.notes.append("the classes of the data are numbers: they are matched to the model's by their order")
         return classes or of_data
-
-
-def _side(size: int | Sequence[int] | None) -> int | None:
-    """Return the side of square images; None if they are not square or the size is not known."""
-    sides = {size} if isinstance(size, int) else set(size or ())
-    return sides.pop() if len(sides) == 1 else None
 
 
 def _of_channels(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:

@@ -12,7 +12,6 @@ import signal
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -221,12 +220,8 @@ def start_worker(max_pixels: int | None, worker: int) -> None:
     Terminals and clusters send them to all processes of a job, and training needs its workers until it has stopped.
     """
     limit_pixels(max_pixels)
-
-    def restore(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, restore)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
     if hasattr(signal, "SIGHUP"):  # not on Windows
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
