@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
         more = f" and {len(places) - 5:,} more" if len(places) > 5 else ""
         lines += [f"note: {clause}: {', '.join(places[:5])}{more}"] if places else []
     commands = ["metamix", "verify", str(out)], ["metamix", "train", *labels.flags, "--data-dir", str(out)]
-    print(printable("\n".join([*lines, "next:", *(f"  {shlex.join(command)}" for command in commands)])))
+    print("\n".join(map(printable, [*lines, "next:", *(f"  {shlex.join(command)}" for command in commands)])))
 
 
 def read_labels(format: str, source: Path) -> Labels:

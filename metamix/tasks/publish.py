@@ -24,7 +24,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from metamix.training.reports import read_summary
 from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.options import Options, dump_yaml, option, parse_command, positional, read_yaml
-from metamix.utils.text import exit_with_message, plural, printable, short_count
+from metamix.utils.text import exit_with_message, plural, printable, printable_lines, short_count
 from metamix.version import __version__
 from metamix.weights.files import RECIPE, SUMMARY, WEIGHTS, load_weights, newest_weights, save_weights
 from metamix.weights.find import find_weights
@@ -199,7 +199,7 @@ def make_card(
     if classes := about.get("classes"):
         more = f" and {len(classes) - MOST_CLASSES:,} more" if len(classes) > MOST_CLASSES else ""
         parts += [f"## Classes\n\n{', '.join(classes[:MOST_CLASSES])}{more}"]
-    return printable("\n\n".join(parts)) + "\n"
+    return printable_lines("\n\n".join(parts)) + "\n"
 
 
 def header(options: PublishOptions, spec: TaskSpec, about: Mapping[str, Any], library: str) -> str:

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from torch import Tensor
 
 from .files import atomic_write
-from .text import printable
+from .text import package_logger, printable
 
 # Fonts with letters of Chinese, Japanese and Korean, which matplotlib's own font lacks.
 CJK_FONTS = (
@@ -22,7 +22,7 @@ CJK_FONTS = (
     "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "SimHei", "Arial Unicode MS",
 )  # fmt: skip
 
-log = logging.getLogger(__name__)
+log = package_logger(__name__)
 
 
 @cache
