@@ -1,6 +1,5 @@
 """Write figures as PNG, and draw confusion matrices."""
 
-import logging
 import warnings
 from collections.abc import Sequence
 from functools import cache
