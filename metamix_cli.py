@@ -1,7 +1,7 @@
 """Start the command `metamix`.
 
-This module stands beside the package, because importing anything of the package imports torch and timm. So the answers
-to --help and --version come at once.
+This module lies beside the package, because importing any part of the package imports torch and timm. So --help and
+--version are answered at once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ USAGE = "\n".join(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Answer --help and --version, and pass other arguments to the package. Do not end in a traceback if stopped."""
+    """Answer --help and --version, or run a subcommand. Ctrl-C and a closed pipe end it without a traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # file and class names may have letters that it cannot show
         if isinstance(stream, io.TextIOWrapper):

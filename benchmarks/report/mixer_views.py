@@ -24,7 +24,7 @@ from benchmarks.scoring import load, score, tag_parser, task_of
 from benchmarks.weight_cards import load_family
 from metamix.classification.pictures import draw_confusion
 from metamix.mixers import MinAttn
-from metamix.mixers.views import bands, gate, gating_matrices, raft_matrices, token_attention
+from metamix.mixers.views import bands, gate, matrices, token_attention
 from metamix.utils.text import exit_with_message
 
 FIELD_IMAGES = 256  # that a receptive field is averaged over
@@ -182,10 +182,8 @@ def add_bar(figure: Figure, grid, image, label: str):
     return bar
 
 
-def draw_matrices(
-    path: Path, model: nn.Module, *, matrices: Callable[[nn.Module], dict[str, Tensor]], axis: str
-) -> None:
-    """Draw a column for each block and a row for each of its `matrices(mixer)`; `axis` names their rows and columns."""
+def draw_matrices(path: Path, model: nn.Module, *, axis: str) -> None:
+    """Draw a column for each block and a row for each of its matrices; `axis` names their rows and columns."""
     blocks = [(name, matrices(mixer)) for name, mixer in blocks_of(model)]
     rows = list(blocks[0][1])
     figure, grid = new_grid(len(rows), len(blocks), 1.06 * len(rows) + 1.0)
@@ -225,8 +223,8 @@ def draw_all(tag: str, family: dict[str, dict], data_dir: str | None) -> None:
     raft_axis = "rows or columns of the map, for each channel group"
     attention_label = "attention of the middle token, mean over heads"
     draw = {
-        "raft": partial(draw_matrices, matrices=raft_matrices, axis=raft_axis),
-        "maxim": partial(draw_matrices, matrices=gating_matrices, axis="tokens of a set"),
+        "raft": partial(draw_matrices, axis=raft_axis),
+        "maxim": partial(draw_matrices, axis="tokens of a set"),
         "wavemix": draw_bands,
         "nin": partial(draw_maps, what=gate, label="RMS of the gate over channels", most=4),
         "minattn": partial(draw_maps, what=middle_attention, label=attention_label, most=16),

@@ -21,7 +21,7 @@ def read_classes(source: Path) -> Labels | None:
         label = same_in_all(rows, "label")
         if not label or label.startswith(".") or "/" in label:
             raise ValueError(
-                f"{rows[0].place} has the class {label!r}; a folder needs a name without / and a dot first"
+                f"{rows[0].place} has the class {label!r}; the name of a folder holds no / and begins with no dot"
             )
         labels.samples.append(Sample(file, f"{label}/{table.names[file]}", same_in_all(rows, "split"), label))
         labels.notes["lines that repeat another"] += [row.place for row in rows[1:]]

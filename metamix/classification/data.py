@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +41,7 @@ class ClassificationData:
 
     Attributes:
         shares_images: whether the folder has no test split, so that a share of its images is scored.
-        as_weights: a note on what is as in the training of the weights to start from; empty if nothing is.
+        as_weights: a note that names the settings taken from the weights to start from; empty if there are none.
     """
 
     def __init__(self, options: ModelOptions, seed: int = 0, trained: ModelMetadata | None = None):
@@ -74,20 +73,21 @@ class ClassificationData:
             "classes": list(self.classes),
         }
         if not (isinstance(options, ClassificationOptions) and (options.pretrained or options.checkpoint)):
-            self.identity |= {"mean": list(self.mean), "std": list(self.std)}  # of these images, not of the weights
+            self.identity |= {"mean": list(self.mean), "std": list(self.std)}  # the data set's, not the weights'
         if isinstance(options, DataOptions):
             self.identity |= {"digest": self.splits.digest, "content": self.splits.content}
 
     def prepare_as(self, weights: ModelMetadata | None) -> None:
-        """Choose size and statistics of the images: those of the options, else of `weights`, else the data set's own.
+        """Choose the size and the statistics of the images.
 
-        Args:
-            weights: metadata of the weights to start from, or of the run to continue.
+        They come from the options; else from `weights`, the metadata of the weights to start from or of the run to
+        continue; else from the data set.
         """
         options, images = self.options, self.splits.train or self.splits.test
         values: dict[str, Any] = {}
-        if weights and options.img_size is None and (side := _side(weights.img_size)):
-            values["img_size"] = side
+        if weights and options.img_size is None:
+            sides = {weights.img_size} if isinstance(weights.img_size, int) else set(weights.img_size or ())
+            values |= {"img_size": sides.pop()} if len(sides) == 1 else {}  # only if the images were square
         if weights and options.mean is None and options.std is None:
             statistics = [_of_channels(each, self.in_chans) for each in (weights.mean, weights.std)]
             values |= dict(zip(("mean", "std"), statistics)) if all(statistics) else {}
@@ -98,7 +98,7 @@ class ClassificationData:
         if "mean" in values:
             mean, std = (",".join(f"{value:.3g}" for value in each) for each in (self.mean, self.std))
             what.append(f"mean {mean} and std {std} (--mean, --std)")
-        self.as_weights = f"as in the training of the weights: {', '.join(what)}" if what else ""
+        self.as_weights = f"taken from the weights to start from: {', '.join(what)}" if what else ""
         if isinstance(options, DataOptions):
             self.transform = Augment(
                 options,
@@ -190,12 +190,6 @@ class ClassificationData:
         if classes and of_data != classes:
             self.notes.append("the classes of the data are numbers: they are matched to the model's by their order")
         return classes or of_data
-
-
-def _side(size: int | Sequence[int] | None) -> int | None:
-    """Return the side of square images; None if they are not square or the size is not known."""
-    sides = {size} if isinstance(size, int) else set(size or ())
-    return sides.pop() if len(sides) == 1 else None
 
 
 def _of_channels(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:

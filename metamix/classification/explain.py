@@ -26,7 +26,7 @@ class MapAndHead(nn.Module):
         if x.ndim != 4:
             raise ValueError(
                 f"{type(self.model).__name__} has tokens and no map before its head: metamix explain takes models of "
-                f"metamix and convolutional ones"
+                f"metamix and convolutional networks"
             )
         x = self.map(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if self.nhwc else self.map(x)
         return self.model.forward_head(x)

@@ -170,7 +170,7 @@ def _load_file(
         raise ValueError(f"{path} holds the weights of {metadata.model}, not of {model}; name the model that it holds")
     name = model or metadata.model
     if not name:
-        raise ValueError(f"{path} does not say which model it holds the weights of; give --model NAME")
+        raise ValueError(f"{path} does not name its model; give --model NAME")
     if metadata.img_size and "img_size" in model_args:
         raise ValueError(
             f"model_args has img_size, but {path} says for which images {name} was built: leave it out; --img-size "
@@ -187,7 +187,10 @@ def _load_file(
                 f"{path} was made for images of another size than {name} ({other} has another shape); give that "
                 f"size, --model-args '{{img_size: N}}', in Python model_args={{'img_size': N}}"
             )
-        net = create_model(name, **{"num_classes": _count_classes(tensors, name, path)} | arguments)
+        head = timm.models.get_pretrained_cfg_value(name, "classifier")
+        if f"{head}.weight" not in tensors:
+            raise ValueError(f"{path} has no weights of the head of {name} ({head}); is it another model?")
+        net = create_model(name, **{"num_classes": len(tensors[f"{head}.weight"])} | arguments)
     elif isinstance(net, MetaFormer):
         check_same_function(net, metadata, path)
     load_into(net, tensors, str(path))
@@ -223,9 +226,9 @@ def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
 
 
 def describe_initial_weights(options: BackboneOptions) -> ModelMetadata | None:
-    """Return what is known about the images of the weights to start from; None if there are no weights.
+    """Return size, mean and std of the images that the weights to start from were trained on; None without weights.
 
-    Weights that cannot be read are refused when they are loaded.
+    Weights that cannot be read are refused later, when they are loaded.
     """
     if options.pretrained:
         cfg = timm.models.get_pretrained_cfg(options.model)
@@ -268,11 +271,3 @@ def adapt_channels(model: nn.Module, tensors: Tensors) -> tuple[Tensors, list[st
             adapted[key] = adapt_input_conv(mine[1], tensors[key].float(), base_chans=theirs[1])
             notes.append(f"{key} from {theirs[1]} to {mine[1]} channels")
     return adapted, notes
-
-
-def _count_classes(tensors: Mapping[str, Tensor], model: str, source: str | Path) -> int:
-    """Count the outputs of the head in a file without metadata."""
-    head = timm.models.get_pretrained_cfg_value(model, "classifier")
-    if f"{head}.weight" not in tensors:
-        raise ValueError(f"{source} has no weights of the head of {model} ({head}); is it another model?")
-    return len(tensors[f"{head}.weight"])

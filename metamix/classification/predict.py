@@ -1,10 +1,4 @@
-"""Label images with a trained classifier.
-
-    metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE
-
-A folder means all images in it, at any depth. The labels of each image are printed with their probabilities, as a
-table, CSV or JSON. Images that cannot be read are skipped with a message; the exit code is then 1.
-"""
+"""Label images with a trained classifier: print the labels and their probabilities as a table, CSV or JSON."""
 
 from __future__ import annotations
 

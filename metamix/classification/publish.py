@@ -22,7 +22,8 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 scores = model(transform(Image.open("photo.jpg").convert("{mode}"))[None])
 print(model.pretrained_cfg["label_names"][scores.argmax()])
 """
-OF_OTHER_WEIGHTS = ("tag", "license", "origin_url", "description", "notes", "label_names")  # in timm's configuration
+# Entries of timm's configuration that may describe other weights.
+OF_OTHER_WEIGHTS = ("tag", "license", "origin_url", "description", "notes", "label_names")
 
 
 def write_config(classifier: Classifier, folder: Path, options: PublishOptions) -> str:
@@ -59,4 +60,4 @@ def write_config(classifier: Classifier, folder: Path, options: PublishOptions) 
     if not same:
         raise ValueError(f"timm would load another model than {classifier.name} from its hub format")
     packages = "metamix, timm" if isinstance(net, MetaFormer) else "timm"  # metamix registers its models
-    return USE.format(packages=packages, address=options.address, mode=classifier.transform.mode)
+    return USE.format(packages=packages, address=f"hf-hub:{options.repo}", mode=classifier.transform.mode)

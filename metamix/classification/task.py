@@ -67,8 +67,14 @@ class Classification:
             options.checkpoint, model=options.model, model_args=options.model_args, pretrained=options.pretrained
         )
         metadata = trained.metadata
-        if options.data is None:
-            options = replace(options, data=default_data(metadata))
+        if options.data is None and metadata.data == "digits":
+            options = replace(options, data=metadata.data)
+        elif options.data is None:
+            trained_on = f"; the weights were trained on {metadata.data}" if metadata.data else ""
+            raise ValueError(
+                f"no data set is given{trained_on}: give --data NAME with its --data-dir, or --data folder --data-dir "
+                f"FOLDER"
+            )
         values = as_trained(metadata, options) | options.given() | {"model": trained.name}
         task = cls(ModelOptions(**values | {"model_args": metadata.model_args}), trained=metadata)
         assert metadata.img_size is not None  # the metadata are complete
@@ -83,16 +89,6 @@ class Classification:
             if (mode := timm_config(trained.model).get("crop_mode", "center")) != "center":
                 task.model.notes.append(f"images are cropped to the middle; timm has crop_mode {mode!r} here")
         return task, trained.model, metadata.to_dict()
-
-
-def default_data(metadata: ModelMetadata) -> str:
-    """Return digits for weights that were trained on them; raise ValueError for other weights."""
-    if metadata.data == "digits":
-        return metadata.data
-    trained_on = f"; the weights were trained on {metadata.data}" if metadata.data else ""
-    raise ValueError(
-        f"no data set is given{trained_on}: give --data NAME with its --data-dir, or --data folder --data-dir FOLDER"
-    )
 
 
 def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> dict[str, Any]:

@@ -3,8 +3,7 @@
     metamix verify images
     metamix verify cifar10
 
-Every image is decoded. Each broken one is printed with the reason, then the count. The exit code is 1 if any is broken.
-Notes name classes with a single image in train, or none in the split to score.
+Every image is decoded. Notes name classes with a single image to train on, or with none in the split to score.
 """
 
 from __future__ import annotations

@@ -116,23 +116,13 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
         print(printable(result_line(scores, described, settings.split, speed)))
         if report := task.pictures.report(states):
             print(report)
-        result = make_result(scores, about, task.metric.by_class(states), speed)
+        result = {name: round(value, 4) for name, value in scores.items()} | about
+        if by_class := task.metric.by_class(states):
+            result["by_class"] = by_class
+        result |= {"img_per_s": round(speed, 1), "versions": versions()}
         write_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
         pictures = task.pictures.draw(states, folder)
         print(printable(f"written: {folder / RESULT} {' '.join(map(str, pictures))}"))
-
-
-def make_result(
-    scores: Mapping[str, float], about: Mapping[str, Any], by_class: Mapping[str, Any], speed: float
-) -> dict[str, Any]:
-    """Make the content of result.json; `about` is what the task says of model, split and weights, `speed` in img/s."""
-    return {
-        **{name: round(value, 4) for name, value in scores.items()},
-        **about,
-        **({"by_class": by_class} if by_class else {}),
-        "img_per_s": round(speed, 1),
-        "versions": versions(),
-    }
 
 
 def result_line(scores: Mapping[str, float], described: Mapping[str, Any], split: str, speed: float) -> str:

@@ -25,8 +25,8 @@ log = package_logger(__name__)
 
 FORMATS = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "PPM", "GIF")  # Pillow starts Ghostscript for EPS, whatever its name
 MAX_FILE_BYTES = 2**28  # 256 MiB; larger files are not images to train on
-BLOCK, BLOCKS = 2**12, 4  # bytes and number of the blocks that are hashed of a file of more than 16 KiB
-READERS = 8  # threads that hash files, so that the waits for a slow disk overlap; 100,000 files of 2 kB cost 2 s of CPU
+BLOCK, BLOCKS = 2**12, 4  # files above 16 KiB: bytes of a block that is hashed, and number of blocks
+READERS = 8  # threads that hash files, so that waits for a slow disk overlap; 100,000 files of 2 kB take 2 s of CPU
 CHUNK = 256  # files that a thread hashes at a time; digests depend on it
 GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
 
@@ -84,7 +84,7 @@ def open_image(file: BinaryIO) -> Image.Image:
 
 
 def limit_pixels(limit: int | None, worker: int = 0) -> None:
-    """Set the most pixels of an image in this process, such as a worker that does not inherit them from its parent."""
+    """Set the largest number of pixels of an image in this process. A spawned worker does not inherit it."""
     Image.MAX_IMAGE_PIXELS = limit
 
 
@@ -192,12 +192,18 @@ def first_readable(count: int, index: int, read: Callable[[int], T], path: Calla
 def file_content(path: str | Path, start: int = 0, size: int | None = None) -> str:
     """Hash a file, or `size` bytes of it; return "" if it cannot be read.
 
-    Of a file of more than BLOCKS * BLOCK bytes, evenly spread blocks are hashed, with its first and last bytes among
-    them, so that hashing costs little beside an epoch. An edit changes most compressed files up to their end.
+    If there are more than BLOCKS * BLOCK bytes, only evenly spread blocks are hashed, from the first bytes to the last,
+    so that hashing takes little time compared with an epoch. An edit changes most compressed files up to their end.
     """
+    blocks = []
     try:
         with open_file(path) as file:
-            return hash_bytes(*_read_blocks(file, start, os.fstat(file.fileno()).st_size if size is None else size))
+            size = os.fstat(file.fileno()).st_size if size is None else size
+            small = size <= BLOCKS * BLOCK
+            for i in range(1 if small else BLOCKS):
+                file.seek(start + i * (size - BLOCK) // (BLOCKS - 1))
+                blocks.append(file.read(size if small else BLOCK))
+        return hash_bytes(*blocks)
     except (OSError, ValueError):  # ValueError: a NUL in the name; reading the image says what is wrong
         return ""
 
@@ -215,13 +221,6 @@ def content_digest(samples: Sequence[Any], content: Callable[[Any], str] = file_
 
     with ThreadPoolExecutor(READERS) as threads:
         return digest(threads.map(hash_chunk, range(0, len(samples), CHUNK)))
-
-
-def _read_blocks(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:
-    few = size <= BLOCKS * BLOCK
-    for i in range(1 if few else BLOCKS):
-        file.seek(start + i * (size - BLOCK) // (BLOCKS - 1))
-        yield file.read(size if few else BLOCK)
 
 
 def list_files(root: Path) -> list[str]:

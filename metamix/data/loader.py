@@ -12,7 +12,6 @@ import signal
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -97,7 +96,13 @@ def eval_loader(
     order = EvalOrder(len(source), max(1, batch_size // world_size), rank, world_size)
     if in_memory(source, options):
         return MemoryLoader(source, options, order)
-    return StreamLoader(source, options, order, eval_transform(source, options), verify=verify_command(options))
+    transform = create_transform(  # timm's resize and centre crop, to a (C, H, W) uint8 tensor
+        input_size=image_size(source, options),
+        interpolation=options.interpolation,
+        use_prefetcher=True,  # uint8, not normalised
+        crop_pct=options.crop_pct,
+    )
+    return StreamLoader(source, options, order, partial(transform_image, transform), verify=verify_command(options))
 
 
 class MemoryLoader:
@@ -215,12 +220,8 @@ def start_worker(max_pixels: int | None, worker: int) -> None:
     Terminals and clusters send them to all processes of a job, and training needs its workers until it has stopped.
     """
     limit_pixels(max_pixels)
-
-    def restore(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, restore)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
     if hasattr(signal, "SIGHUP"):  # not on Windows
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
@@ -308,17 +309,6 @@ def train_transform(source: Source, options: DataOptions) -> Transform:
     )
     policy = pil_transform(options.auto_augment, size, channel_statistics(source, options)[0])
     return partial(transform_image, Compose([crop, policy, finish] if policy else [crop, finish]))
-
-
-def eval_transform(source: Source, options: SourceOptions) -> Transform:
-    """Make timm's resize and centre crop of a PIL image into a (C, H, W) uint8 tensor."""
-    transform = create_transform(
-        input_size=image_size(source, options),
-        interpolation=options.interpolation,
-        use_prefetcher=True,  # uint8, not normalised
-        crop_pct=options.crop_pct,
-    )
-    return partial(transform_image, transform)
 
 
 class CorruptImages(dict[str, str]):

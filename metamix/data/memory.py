@@ -57,7 +57,12 @@ def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
     """
     check_both(options.mean, options.std)
     if options.mean is not None and options.std is not None:
-        return _check_statistics(options.mean, options.std, len(source.images.mode))
+        mean, std, channels = tuple(options.mean), tuple(options.std), len(source.images.mode)
+        if not len(mean) == len(std) == channels:
+            raise ValueError(f"mean {mean} and std {std} must have one value per channel: {channels}")
+        if not all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std)):
+            raise ValueError(f"mean {mean} and std {std} must be of values 0 to 1: divide them by 255?")
+        return mean, std
     if in_memory(source, options):
         decoded = pixels(source, options)
         readable = [i for i in range(len(decoded.images)) if i not in decoded.broken]
@@ -65,14 +70,6 @@ def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
     if source.images.mode == "L":
         return (sum(IMAGENET_DEFAULT_MEAN) / 3,), (sum(IMAGENET_DEFAULT_STD) / 3,)
     return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
-
-def _check_statistics(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> Statistics:
-    if not len(mean) == len(std) == channels:
-        raise ValueError(f"mean {mean} and std {std} must have one value per channel: {channels}")
-    if not all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std)):
-        raise ValueError(f"mean {mean} and std {std} must be of values 0 to 1: divide them by 255?")
-    return tuple(mean), tuple(std)
 
 
 def pixels(source: Source, options: SourceOptions) -> Pixels:

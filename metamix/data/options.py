@@ -35,7 +35,7 @@ _augment = partial(option, group="augmentation")
 
 @dataclass(kw_only=True)
 class ImageOptions(Options):
-    """The limit of images of every command that reads them. It is Pillow's, so that all readers of the process obey."""
+    """Limit the size of the images that a command reads. The limit is Pillow's, so all readers of the process obey."""
 
     max_pixels: Count | None = option(
         None,
@@ -91,15 +91,13 @@ class SourceOptions(LocationOptions):
         "auto", "decode all images at the start; auto: only if they are small and all of one size"
     )
     img_size: Side | None = _source(
-        None,
-        "side of the images in pixels; by default that of the weights to start from; without weights the data set's "
-        "own, or 224 if sizes differ",
+        None, "side in pixels; by default that of the weights to start from, else the data set's, 224 if sizes differ"
     )
     interpolation: Literal["bicubic", "bilinear", "nearest"] = _source("bicubic", "how images are resized")
     mean: tuple[float, ...] | None = _source(
         None,
-        "mean of each channel, for pixel values from 0 to 1; by default that of the weights to start from; without "
-        "weights the data set's or ImageNet's",
+        "mean of each channel, for pixel values from 0 to 1; by default that of the weights to start from, else the "
+        "data set's or ImageNet's",
     )
     std: tuple[float, ...] | None = _source(None, "standard deviation of each channel; the default is as for mean")
     crop_pct: CropShare = _source(

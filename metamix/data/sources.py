@@ -110,7 +110,9 @@ def open_data(
     """
     train, test = _open_splits(name, root, download, test_on, train_required)
     images = train or test
-    if classes and (not _are_numbers(images.classes) or set(images.classes) & set(classes)):
+    # WebDataset shards number their classes and give no names; numbers are matched to the model's classes by order.
+    numbered = images.classes == tuple(map(str, range(len(images.classes))))
+    if classes and (not numbered or set(images.classes) & set(classes)):
         problem = (
             f"{root if name == 'folder' else name} has the classes {{unknown}}, which the model does not have; it has "
             f"{{known}}. Name the classes as in training, or fine-tune first: {fine_tune}"
@@ -128,7 +130,10 @@ def open_data(
 
     parts: dict[str, Source | None] = {"train": None, "holdout": None}
     if train and len(trained):
-        held = _choose_holdout(train.labels[trained], holdout)
+        total, count = len(trained), round(holdout * len(trained))
+        if holdout and not 0 < count < total:
+            raise ValueError(f"holdout {holdout} of {total} images leaves {count} to tune on: give another share")
+        held = stratified_choice(train.labels[trained], count, seed=0)
         parts["train"] = Source(train, trained[~held], in_memory, size)
         parts["holdout"] = Source(train, trained[held], in_memory, size) if holdout else None
     return Splits(
@@ -160,20 +165,6 @@ def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
     return tested.nonzero()[:, 0], (~tested).nonzero()[:, 0]
 
 
-def _choose_holdout(labels: Tensor, share: float) -> Tensor:
-    """Choose the samples to hold out by their labels (N,); return (N,) bool, true for held-out samples."""
-    total = len(labels)
-    count = round(share * total)
-    if share and not 0 < count < total:
-        raise ValueError(f"holdout {share} of {total} images leaves {count} to tune on: give another share")
-    return stratified_choice(labels, count, seed=0)
-
-
-def _are_numbers(classes: tuple[str, ...]) -> bool:
-    """Return whether classes are named 0, 1, ...: WebDataset shards number their classes and give no names."""
-    return classes == tuple(map(str, range(len(classes))))
-
-
 def common_size(images: ImageSplit) -> int | None:
     """Open 16 images spread over the split; return their side in pixels if all are squares of one size, else None."""
     sizes: set[int] = set()
@@ -186,17 +177,14 @@ def common_size(images: ImageSplit) -> int | None:
 
 
 def digest(images: ImageSplit) -> str:
-    """Hash the relative paths, file sizes and labels of a split. Nothing is decoded.
-
-    The digest stays the same if the whole data set is moved.
-    """
+    """Hash the relative paths, file sizes and labels of a split, which stay the same if the data set is moved."""
     return checksums.digest((images.fingerprint(i), images.classes[k]) for i, k in enumerate(images.labels.tolist()))
 
 
 def scarce_classes(splits: Splits) -> list[str]:
     """Name the classes with a single image to train on, or without an image to score, in a sentence for each split.
 
-    Without a training split, classes with a single image are named: training can only take it or score it.
+    Without a training split, these are the classes with a single image, which can be trained on or scored, not both.
     """
     notes = []
     for split, source in splits.sources().items():

@@ -13,6 +13,7 @@ from typing import Any
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from metamix.utils.files import read_text
+from metamix.utils.text import to_number
 
 from .formats.base import is_image
 
@@ -29,7 +30,7 @@ SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
 
 @dataclass(frozen=True)
 class Row:
-    """A line: where it is, its image, its class or "", its split or "", and x1, y1, x2, y2 of its box in pixels."""
+    """A line: its place FILE:LINE, image, class or "", split or "", and x1, y1, x2, y2 of its box in pixels."""
 
     place: str
     file: Path
@@ -44,7 +45,7 @@ class Table:
 
     Attributes:
         images: the lines of each image, in their order.
-        names: path of each image below the folder that holds them all.
+        names: path of each image, relative to the folder that holds all images.
         missing: places of the lines whose image does not exist. They are left out.
         has_boxes: whether there are columns for boxes.
     """
@@ -59,7 +60,7 @@ def read_table(source: Path) -> Table:
     """Read a CSV file, or the only one in a folder.
 
     Raises:
-        ValueError: a line or the header cannot be used, or no image exists; the message names it.
+        ValueError: the header or a line, which the message names, cannot be used; or no image exists.
         FileNotFoundError: the folder does not hold one CSV file.
     """
     files = sorted(source.glob("*.csv")) if source.is_dir() else [source]
@@ -84,14 +85,14 @@ def read_table(source: Path) -> Table:
     except csv.Error as error:
         raise ValueError(f"{source}:{reader.line_num} is not CSV: {error}") from None
     if not images:
-        raise ValueError(f"{source} lists no image of those that exist in {source.parent} or its images/")
+        raise ValueError(f"{source} lists no image that exists in {source.parent} or its images/")
     root = os.path.commonpath([file.parent for file in images])
     names = {file: file.relative_to(root).as_posix() for file in images}
     return Table(images, names, missing, len(columns) > 3)
 
 
 def choose_columns(header: Sequence[str], source: Path) -> list[str]:
-    """Return the names of the columns file, class and split, the last "" if it is missing, and those of the box."""
+    """Return the header's names for file, class, split ("" if there is none) and, if there are any, for the box."""
     chosen = [next((name for name in names if name in header), "") for names in COLUMNS]
     if not all(chosen[:2]):
         raise ValueError(
@@ -130,18 +131,10 @@ def read_row(cells: Sequence[str], header: Sequence[str], columns: Sequence[str]
     return Row(place, file, label, SPLITS[split.lower()], tuple(numbers) or None)
 
 
-def to_number(text: str) -> float:
-    """Return the number that a text is, or NaN."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
 def same_in_all(rows: Sequence[Row], field: str) -> Any:
-    """Return what all lines of an image say in a field; raise ValueError if two lines differ."""
+    """Return the value of a field that all lines of an image share; raise ValueError if two lines differ."""
     first, *others = ((row.place, getattr(row, field)) for row in rows)
     for place, value in others:
         if value != first[1]:
-            raise ValueError(f"{place} gives {rows[0].file} the {field} {value!r}, but {first[0]} {first[1]!r}")
+            raise ValueError(f"{place} gives {rows[0].file} the {field} {value!r}, but {first[0]} gives {first[1]!r}")
     return first[1]

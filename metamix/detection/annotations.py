@@ -71,13 +71,10 @@ def field_problems(data: Entries) -> Iterator[str]:
                 if type(value) not in types:
                     wrong = f"no {field}" if value is None else f"the {field} {value!r}"
                     yield f"{key}[{place}] has {wrong}; it must be {accepted}"
-                elif field == "file_name" and leaves_folder(value):
+                elif field == "file_name" and (
+                    os.path.isabs(value) or os.path.normpath(value).split(os.sep)[0] == os.pardir
+                ):
                     yield f"{key}[{place}] has the file_name {value!r}; it must be a path inside the image folder"
-
-
-def leaves_folder(name: str) -> bool:
-    """Return whether a path is absolute or leads out of the folder that it is relative to, links aside."""
-    return os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir
 
 
 def duplicates(data: Entries) -> Iterator[str]:
@@ -92,11 +89,9 @@ def duplicates(data: Entries) -> Iterator[str]:
 
 def is_box(box: Any) -> bool:
     """Return whether a value is a list of four numbers, finite or not."""
-    return isinstance(box, list) and len(box) == 4 and all(map(is_coordinate, box))
-
-
-def is_coordinate(value: Any) -> bool:
-    return type(value) is float or (type(value) is int and abs(value) < 2**53)  # float() fails at huge integers
+    if not isinstance(box, list) or len(box) != 4:
+        return False
+    return all(type(x) is float or (type(x) is int and abs(x) < 2**53) for x in box)  # float() fails at huge integers
 
 
 def is_unusable(annotation: Entry, image: Entry | None, classes: set[int]) -> bool:

@@ -210,9 +210,9 @@ class CocoSplit:
         return str(self.images / self.coco.imgs[self.ids[index]]["file_name"])
 
     def read(self, index: int) -> tuple[tv_tensors.Image, Objects]:
-        """Read an image, (3, H, W) uint8, and its objects; crowds, which only scoring needs, are left out.
+        """Read an image, (3, H, W) uint8, and its objects, which have "runs" if masks were asked for.
 
-        If masks were asked for, objects have "runs".
+        Crowds are left out: only scoring needs them.
         """
         entry = self.coco.imgs[self.ids[index]]
         image = to_image(read_annotated_image(self.images, entry))

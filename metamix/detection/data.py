@@ -154,7 +154,7 @@ class DetectionData:
 
 
 class TrainTransform:
-    """Crop, flip and resize images with their objects, and change colours. Objects without a box are dropped."""
+    """Crop, flip and resize images with their objects, and change colours. Objects with an empty box are dropped."""
 
     def __init__(self, options: DetectionOptions):
         low, high = (max(1, round(options.min_size * scale)) for scale in options.scales)
@@ -190,7 +190,7 @@ class TrainTransform:
 
 
 def labels_and_numbers(target: Objects) -> tuple[Tensor, Tensor]:
-    """Return what is dropped with a box."""
+    """Return the entries from which `SanitizeBoundingBoxes` drops an object, besides its box."""
     return target["labels"], target["number"]
 
 

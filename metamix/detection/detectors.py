@@ -196,7 +196,7 @@ class Transform(GeneralizedRCNNTransform):
     """Normalise and resize images as torchvision does, but with antialiasing, as the training transforms do.
 
     Attributes:
-        masks_as_runs: whether objects get "runs" and not torchvision's "masks", (n, 1, H, W) float32.
+        masks_as_runs: whether objects get "runs" instead of torchvision's "masks", (n, 1, H, W) float32.
     """
 
     masks_as_runs = False
@@ -238,15 +238,13 @@ class Transform(GeneralizedRCNNTransform):
 
 @contextmanager
 def masks_as_runs(model: nn.Module) -> Iterator[None]:
-    """Let a Mask R-CNN return masks as run lengths; does nothing to other models."""
-    transform = getattr(model, "transform", None)
-    if isinstance(transform, Transform):
-        transform.masks_as_runs = True
+    """Make a Mask R-CNN return masks as run lengths. Other models stay as they are."""
+    transform: Any = getattr(model, "transform", None) or nn.Identity()
+    transform.masks_as_runs = True
     try:
         yield
     finally:
-        if isinstance(transform, Transform):
-            transform.masks_as_runs = False
+        transform.masks_as_runs = False
 
 
 def rcnn_parts(backbone: Backbone) -> dict[str, nn.Module]:

@@ -33,7 +33,7 @@ class TappedPyramid(nn.Module):
 
 
 def explain_object(detector: TrainedDetector, path: Path, label: str | None) -> Explanation:
-    """Explain the object with the highest score, or the one of a label.
+    """Explain the object with the highest score of all objects, or of those with a label.
 
     Raises:
         DoesNotFit: the detector finds no such object.
@@ -77,7 +77,7 @@ def explain_object(detector: TrainedDetector, path: Path, label: str | None) -> 
 
 
 def without_padding(activation: Tensor, covers: tuple[float, ...]) -> Tensor:
-    """Cut off what lies on padding, and stretch the rest: (H, W), which covers more than the image -> (H, W)."""
+    """Cut off the part of a map (H, W) that lies on padding, and stretch the rest to (H, W)."""
     inside = [max(1, round(side * share)) for side, share in zip(activation.shape, covers)]
     cut = activation[None, None, : inside[0], : inside[1]]
     return interpolate(cut, activation.shape, mode="bilinear")[0, 0]

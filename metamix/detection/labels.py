@@ -12,12 +12,12 @@ from metamix.utils.text import plural
 
 from .annotations import Entries, Entry
 
-EDGE = 1  # pixels that a box may reach over the edge of its image, as from rounding or from counting from 0
+EDGE = 1  # pixels that a box may reach over the edge of its image, since labels are rounded or count from 0
 
 
 @dataclass(frozen=True)
 class Box:
-    """An object: its class, x1, y1, x2, y2 in pixels from 0, where its label is, and whether scores ignore it."""
+    """An object: class, x1, y1, x2, y2 in pixels from 0, file and line of the label, and whether scores ignore it."""
 
     label: str
     corners: tuple[float, ...]
@@ -26,11 +26,7 @@ class Box:
 
 
 class Boxes(Labels):
-    """Images with boxes. The label of a sample is height, width and boxes.
-
-    Args:
-        classes: names of the classes, which are numbered from 1 in this order.
-    """
+    """Images with boxes. The label of a sample is (height, width, boxes). Classes are numbered in order, from 1."""
 
     def __init__(self, classes: Sequence[str]):
         super().__init__(("--task", "detection", "--batch-size", "4"))
@@ -71,7 +67,7 @@ class Boxes(Labels):
         self.samples.append(Sample(file, name, split, label=(height, width, tuple(kept))))
 
     def checked(self, where: object) -> "Boxes":
-        """Return this; raise ValueError if no image has a box. `where` says where labels are expected."""
+        """Return these labels; raise ValueError if no image has a box. `where` says where labels are expected."""
         if not any(sample.label[2] for sample in self.samples):
             notes = "; ".join(f"{clause}, such as {places[0]}" for clause, places in self.notes.items() if places)
             raise ValueError(f"there is no image with a box; labels are expected in {where}. {notes}".strip())

@@ -155,17 +155,13 @@ class TrainedDetector:
 
 
 def load_detector(checkpoint: str | Path) -> TrainedDetector:
-    """Load a detector that metamix trained.
+    """Load a detector that metamix trained; errors as in `metamix.load`.
 
         detector = metamix.load_detector("runs/bccd-retinanet-metaformer_raft_nano-seed0")
         (cells,) = detector.predict(["cells.jpg"])
 
     Args:
         checkpoint: a run folder, or a weight file or checkpoint in it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds something else.
     """
     model, spec, metadata = DetectorSpec.load(checkpoint)
     set_statistics(model, ModelMetadata.from_dict(metadata, checkpoint), checkpoint)

@@ -1,6 +1,6 @@
-"""Define the objects of an image. Their masks are kept as run lengths: as arrays, many would not fit in memory.
+"""Define the objects of an image. Masks are kept as run lengths, since many arrays would not fit in memory.
 
-Run lengths are pycocotools': {"size": [H, W], "counts": bytes}.
+The run lengths are those of pycocotools: {"size": [H, W], "counts": bytes}.
 """
 
 from __future__ import annotations
@@ -58,17 +58,14 @@ def select(objects: Objects, chosen: Tensor) -> Objects:
 
 
 def pixel_maps(height: int, width: int) -> tuple[tv_tensors.Mask, tv_tensors.Mask]:
-    """Return maps (H, W) of the row and of the column of each pixel, for a transform in place of masks.
-
-    They repeat one row or column without a copy.
-    """
+    """Return two maps (H, W), the row and the column of each pixel. A transform moves them as it would move masks."""
     rows = torch.arange(height, dtype=torch.float32)[:, None].expand(height, width)
     columns = torch.arange(width, dtype=torch.float32).expand(height, width)
     return tv_tensors.Mask(rows), tv_tensors.Mask(columns)
 
 
 def draw_masks(runs: Sequence[RunLengths], rows: Tensor, columns: Tensor) -> Tensor:
-    """Draw masks (n, H, W) uint8 at the pixels that transformed maps (H, W) name, each decoded alone."""
+    """Draw transformed masks, (n, H, W) uint8; transformed maps (H, W) give the original row and column of a pixel."""
     masks = torch.zeros(len(runs), *rows.shape, dtype=torch.uint8)
     places = np.ix_(rows[:, 0].long().numpy(), columns[0].long().numpy())
     for mask, each in zip(masks, runs):

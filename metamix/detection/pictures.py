@@ -64,7 +64,7 @@ class DetectionPictures(Pictures):
         return rows
 
     def report(self, states: list[State]) -> str:
-        """Return a table of the scores, one more of those of masks, and say how many images could not be read."""
+        """Return a table of the scores of boxes, a second one for masks, and the number of unreadable images."""
         unreadable = len(self.data.scored_split(states)) - sum(len(state["seen"]) for state in states)
         lines = [table(self.metric.scores(states))]
         if self.with_masks:

@@ -1,15 +1,10 @@
 """Find objects in images.
 
-    metamix predict IMAGE_OR_FOLDER... --checkpoint RUN
-
-RUN is the folder of a detection run, or a weight file in it. A folder means all images in it, at any depth. Images that
-cannot be read, or that an exported model does not take, are skipped with a message; the exit code is then 1.
-
-    OUTPUT/NAME.png            the image with its boxes and masks; NAME is its path inside the given folder
+    OUTPUT/NAME.png            the image with its boxes and masks
     OUTPUT/predictions.json    path, width, height and objects of each image, the object with the highest score first
 
-An object has a class, a score, a box (x1, y1, x2, y2 in pixels of the upright image) and, with Mask R-CNN, a mask: run
-lengths in COCO's text form, {"size": [height, width], "counts": text}, which `pycocotools.mask.decode` reads.
+An object has a class, a score and a box (x1, y1, x2, y2 in pixels of the upright image). With Mask R-CNN it also has a
+mask: run lengths in COCO's text form, {"size": [height, width], "counts": text}, for `pycocotools.mask.decode`.
 """
 
 from __future__ import annotations

@@ -3,9 +3,8 @@
     metamix verify FOLDER                                          all splits, as metamix.detection.coco finds them
     metamix verify --task detection FILE.json --images FOLDER      one annotation file
 
-Each problem is printed on a line: the file, the image, the annotation, and what is wrong. The exit code is 1 if there
-is a problem. Training and scoring leave out what they cannot use. Training clips boxes at the edges of their image, and
-takes images without boxes as background.
+Each problem is printed with its file, image and annotation. Training and scoring leave out what they cannot use.
+Training clips boxes at the edges of their image, and takes images without boxes as background.
 
 At the end, the sizes of the boxes are compared with RetinaNet's anchors, in pixels of the resized training images.
 """

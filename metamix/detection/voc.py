@@ -16,16 +16,14 @@ import argparse
 import json
 import math
 import re
-import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from metamix.data.find import by_stem, list_images
-from metamix.data.tables import to_number
 from metamix.utils.files import read_text, write_text
-from metamix.utils.text import message
+from metamix.utils.text import exit_with_message, message, to_number
 
 from .labels import Box, Boxes
 
@@ -135,25 +133,21 @@ def number(element: Element, name: str) -> float:
     return value
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the annotation file of a split, or of all images."""
     parser = argparse.ArgumentParser(prog="python -m metamix.detection.voc", description=__doc__.splitlines()[0])
-    parser.add_argument("voc_dir", type=Path, help="folder with Annotations/ and JPEGImages/")
-    parser.add_argument("out", type=Path, help="file to write")
-    parser.add_argument("--split", help="a list in ImageSets/Main, such as train (default: all images)")
+    parser.add_argument("voc_dir", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--split", default="")
     options = parser.parse_args(argv)
-    if options.out.is_dir():
-        parser.error(f"{options.out} is a folder; give a file to write, {options.out / 'instances_train.json'}")
-    try:
+    with exit_with_message(ValueError, OSError):
         labels = read_voc(options.voc_dir, [options.split] if options.split else [])
-        data = labels.entries(sample for sample in labels.samples if sample.split == (options.split or ""))
+        data = labels.entries(sample for sample in labels.samples if sample.split == options.split)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_text(options.out, json.dumps(data))
-    except (ValueError, OSError) as error:
-        parser.error(message(error))
     counts = ", ".join(f"{len(data[key])} {key}" for key in ("images", "annotations", "categories"))
     print(message(f"{options.out}: {counts}"))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -3,8 +3,9 @@
     data.yaml, images/train/, images/val/, labels/train/, labels/val/
     data.yaml, train/images/, train/labels/, valid/images/, valid/labels/
 
-data.yaml names the classes and the folders of images. The labels lie where `images` in their path is `labels`. The
-numbers are the middle and the size of the box, as shares of the image. Images without a label file are background.
+data.yaml names the classes and the folders of images. The path of a label file is that of its image, with `labels` in
+place of `images`. A box is given by its centre and size, as shares of the image. Images without a label file are
+background.
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from metamix.data.find import by_stem, list_images
-from metamix.data.tables import to_number
 from metamix.utils.files import read_text
 from metamix.utils.options import read_yaml
+from metamix.utils.text import to_number
 
 from .labels import Box, Boxes
 
@@ -35,10 +36,18 @@ def read_yolo(source: Path) -> Boxes:
             f"{source} holds no data.yaml: write one with the names of the classes, such as names: [cat, dog]"
         )
     config = read_yaml(file)
-    labels, folders = Boxes(class_names(file, config)), image_folders(file, config)
-    for images, split in folders.items():
-        add_folder(labels, images, split, file)
-    return labels.checked(", ".join(str(label_folder(images)) for images in folders))
+    labels, folders = Boxes(class_names(file, config)), []
+    for images, split in image_folders(file, config).items():
+        folder, images_by_stem = label_folder(images), by_stem(list_images(images))
+        folders.append(str(folder))
+        for stem, image in images_by_stem.items():
+            path = folder / f"{stem}.txt"
+            boxes = read_boxes(path, labels.classes, file) if path.is_file() else []
+            labels.add(image.relative_to(images).as_posix(), image, boxes, split, shares=True)
+        texts = {str(path.relative_to(folder))[:-4]: path for path in sorted(folder.rglob("*.txt"))}
+        stray = (str(path) for stem, path in texts.items() if stem not in images_by_stem)
+        labels.notes["label files without an image were left out"] += stray
+    return labels.checked(", ".join(folders))
 
 
 def class_names(file: Path, config: dict[str, Any]) -> list[str]:
@@ -56,7 +65,7 @@ def class_names(file: Path, config: dict[str, Any]) -> list[str]:
 
 
 def image_folders(file: Path, config: dict[str, Any]) -> dict[Path, str]:
-    """Return the split of each folder of images; without splits, that of images/ is ""."""
+    """Return the split of each folder of images. Without splits, the only folder is images/, and its split is ""."""
     roots = [file.parent / str(config.get("path") or "."), file.parent]
     folders = {}
     for split in ("train", "val", "test"):
@@ -79,17 +88,6 @@ def label_folder(images: Path) -> Path:
     before, _, after = f"/{images.as_posix()}/".rpartition("/images/")
     folder = Path(f"{before}/labels/{after}"[1:])
     return folder if folder.is_dir() else images
-
-
-def add_folder(labels: Boxes, images: Path, split: str, description: Path) -> None:
-    """Add the images of a folder with their boxes."""
-    folder, files = label_folder(images), by_stem(list_images(images))
-    for stem, file in files.items():
-        path = folder / f"{stem}.txt"
-        boxes = read_boxes(path, labels.classes, description) if path.is_file() else []
-        labels.add(file.relative_to(images).as_posix(), file, boxes, split, shares=True)
-    stray = [path for path in sorted(folder.rglob("*.txt")) if str(path.relative_to(folder))[:-4] not in files]
-    labels.notes["label files without an image were left out"] += map(str, stray)
 
 
 def read_boxes(path: Path, classes: Sequence[str], description: Path) -> list[Box]:

@@ -1,6 +1,6 @@
-"""Show what mixers compute: attention, gates, wavelet bands and spatial weights, for pictures.
+"""Show what mixers compute: attention, gates, wavelet bands and spatial weights.
 
-`view(mixer, x, point)` returns what there is to see. A mixer of your own joins with `@view.register`.
+`view(mixer, x, point)` returns the pictures of a mixer. Add a mixer of your own with `@view.register`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,7 @@ class View:
 
 @singledispatch
 def view(mixer: nn.Module, x: Tensor, point: Point) -> list[View]:
-    """Return what a mixer shows for its input x, (1, C, H, W); a list without entries if there is nothing to see.
-
-    Args:
-        point: place of the token whose attention is shown.
-    """
+    """Return pictures of a mixer for its input x, (1, C, H, W); `point` is the token whose attention is shown."""
     return []
 
 
@@ -59,8 +55,7 @@ def _(mixer: WaveMix, x: Tensor, point: Point) -> list[View]:
 @view.register(Raft)
 @view.register(Maxim)
 def _(mixer: Any, x: Tensor, point: Point) -> list[View]:
-    matrices = raft_matrices(mixer) if isinstance(mixer, Raft) else gating_matrices(mixer)
-    return [View(f"{name} weights", values, is_map=False) for name, values in matrices.items()]
+    return [View(f"{name} weights", values, is_map=False) for name, values in matrices(mixer).items()]
 
 
 def attention(mixer: MinAttn, x: Tensor, token: int | None = None) -> Tensor:
@@ -92,14 +87,9 @@ def bands(mixer: WaveMix, x: Tensor) -> dict[str, Tensor]:
     return {name: band.square().mean(1).sqrt() for name, band in zip(("LL", "LH", "HL", "HH"), four)}
 
 
-def raft_matrices(mixer: Raft) -> dict[str, Tensor]:
-    """Return the product of the two matrices of the vertical and the horizontal MLP, without the GELU between them."""
-    return {
-        name: (mlp.fc2.weight.flatten(1) @ mlp.fc1.weight.flatten(1)).detach()
-        for name, mlp in (("vertical", mixer.vertical), ("horizontal", mixer.horizontal))
-    }
-
-
-def gating_matrices(mixer: Maxim) -> dict[str, Tensor]:
-    """Return the spatial gating matrices of the grid and the block branch, (tokens, tokens)."""
-    return {name: getattr(mixer, name).spatial.weight.flatten(1).detach() for name in ("grid", "block")}
+def matrices(mixer: Raft | Maxim) -> dict[str, Tensor]:
+    """Return the spatial weights of each branch: maxim's gating matrices; raft's MLPs without the GELU inside."""
+    if isinstance(mixer, Maxim):
+        return {name: getattr(mixer, name).spatial.weight.flatten(1).detach() for name in ("grid", "block")}
+    mlps = {"vertical": mixer.vertical, "horizontal": mixer.horizontal}
+    return {name: (mlp.fc2.weight.flatten(1) @ mlp.fc1.weight.flatten(1)).detach() for name, mlp in mlps.items()}

@@ -170,7 +170,7 @@ def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer, sou
 
 
 def check_own_mixer(mixer: Any, tensors: Mapping[str, Tensor], prefix: str, source: object) -> None:
-    """Raise ValueError if a user's mixer has no `adapt_state`, and parameters of other shapes than in the file."""
+    """Raise ValueError if a user's mixer without `adapt_state` has parameters of other shapes than the file."""
     if type(mixer).__module__.startswith("metamix.") or depends_on_size(mixer):
         return
     for name, tensor in mixer.state_dict().items():
@@ -215,7 +215,7 @@ def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: obje
 
 
 def check_described_size(metadata: ModelMetadata, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Raise ValueError if the metadata describe a model that is too large, or in the zoo much larger than the file."""
+    """Raise ValueError if the metadata describe a model that is too large or, in the zoo, much larger than the file."""
     name = metadata.architecture
     if name is not None and timm.is_model(name):
         described = build_described(metadata, source)

@@ -244,7 +244,8 @@ class MetaFormer(TimmInterface):
                 self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, dims[0], *sizes[0]), std=0.02))
             self.stages = nn.Sequential()
             for i, (dim, size) in enumerate(zip(dims, sizes)):
-                make_mixer = mixer_maker(mixers[i], dim, mixer_args[i], proj_drop_rate)
+                dropout = {"proj_drop": proj_drop_rate} if "proj_drop" in accepted_options(get_mixer(mixers[i])) else {}
+                make_mixer = partial(create_mixer, mixers[i], dim, **dropout | mixer_args[i])
                 blocks = [
                     make_block(dim, make_mixer(size=size), mlp_ratio=mlp_ratios[i], drop_path=rate)
                     for rate in drop_paths[i]
@@ -306,22 +307,13 @@ class MetaFormer(TimmInterface):
 
 @fx_leaf
 def check_batch(images: Tensor) -> Tensor:
-    """Return the images; raise ValueError unless they are a batch. Batch norms would speak of their own input."""
+    """Return the images; raise ValueError unless they are a batch, before a layer complains about its own input."""
     if images.ndim != 4:
         raise ValueError(
             f"the model takes images (B, C, H, W), but the shape is {tuple(images.shape)}: give a single image as "
             f"image[None]."
         )
     return images
-
-
-def mixer_maker(name: str, dim: int, options: dict[str, Any], proj_drop: float) -> "partial[nn.Module]":
-    """Return a function of `size` that builds a mixer.
-
-    `proj_drop` is passed to mixers that take it, unless `options` sets it.
-    """
-    dropout = {"proj_drop": proj_drop} if "proj_drop" in accepted_options(get_mixer(name)) else {}
-    return partial(create_mixer, name, dim, **dropout | options)
 
 
 def reset_linear(layer: Any) -> None:

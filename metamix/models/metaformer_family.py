@@ -89,8 +89,8 @@ NANO = {
     "minattn": SmallOptions(2.0, [dict(qk="shared", num_heads=h, context=8, positions=True) for h in (4, 8, 12)]),
 }
 
-# All models cost 128.3 million multiply-adds an image of 128 pixels, within 3 %. Its maps are 32, 16, 8 and 4 tokens a
-# side. The last two stages have the most channels, so there a wide mixer costs little: raft mixes 48 channels at once.
+# All models cost 128.3 million multiply-adds an image of 128 pixels, within 3 %. The maps have sides of 32, 16, 8 and 4
+# tokens. The last stages have small maps and many channels, so a wide raft of 48 channels costs little there.
 TINY = {
     "identity": SmallOptions(4.0),
     "pooling": SmallOptions(4.0),
@@ -109,7 +109,7 @@ TINY = {
     "minattn": SmallOptions(2.0, [dict(qk="shared", num_heads=h, context=8, positions=True) for h in (2, 4, 10, 24)]),
 }
 
-PAID = {"nano": NANO, "tiny": TINY}
+PAID = {"nano": NANO, "tiny": TINY}  # sizes whose MLPs are narrower to pay for the mixers
 
 
 def default_mixer_args(stage: int, dim: int, *, size: str) -> dict[str, dict]:

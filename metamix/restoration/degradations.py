@@ -20,7 +20,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -258,7 +258,11 @@ def _parse_step(text: str) -> Any:
         raise ValueError(f"degradation {text!r}{problem}; write it as {shape}, such as {example}")
     values: dict[str, Any] = {}
     for f, (word, number) in zip(ranges, numbers):
-        _check_range(number, word, f.metadata, text)
+        least, most, whole = (f.metadata[key] for key in ("low", "high", "whole"))
+        fits = not whole or (number.low == number.high and number.low.is_integer())
+        if not (least <= number.low <= number.high <= most and fits):
+            accepted = f"a whole number from {least} to {most}" if whole else f"a number or LOW-HIGH, {least} to {most}"
+            raise ValueError(f"degradation {text!r}: {word} is out of range; accepted is {accepted}")
         values[f.name] = number
     return cls(**values | {switch: True for switch in switches if switch in words})
 
@@ -270,14 +274,6 @@ def _parse_range(word: str) -> Range | None:
         return Range(float(low), float(rest[0] if rest else low))
     except ValueError:
         return None
-
-
-def _check_range(number: Any, word: str, limits: Mapping[str, Any], step: str) -> None:
-    least, most, whole = (limits[key] for key in ("low", "high", "whole"))
-    fits = not whole or (number.low == number.high and number.low.is_integer())
-    if not (least <= number.low <= number.high <= most and fits):
-        accepted = f"a whole number from {least} to {most}" if whole else f"a number or LOW-HIGH, {least} to {most}"
-        raise ValueError(f"degradation {step!r}: {word} is out of range; accepted is {accepted}")
 
 
 def draw(rng: Generator) -> float:

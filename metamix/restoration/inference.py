@@ -89,7 +89,7 @@ def restore_picture(model: nn.Module, picture: Picture, channels: str, restorer:
     if channels == "grey" and not is_grey:
         raise DoesNotFit(
             f"{picture.name} is in colour, and the model was trained on grey images: save it in grey, or give a model "
-            f"trained with --channels rgb or y. No weights of metamix remove noise from colours; maxim_s3.sidd of "
+            f"trained with --channels rgb or y. No weights of metamix denoise colours; maxim_s3.sidd of "
             f"MAXIM's authors does"
         )
     colours = colours.expand(3, -1, -1) if channels == "rgb" else colours

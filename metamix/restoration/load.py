@@ -178,7 +178,7 @@ def load_restorer(
     check_task(metadata, path, "restoration", "an image model")
     name = model or metadata.model
     if name is None:
-        raise ValueError(f"{path} does not say which model it holds the weights of; give --model NAME")
+        raise ValueError(f"{path} does not name its model; give --model NAME")
     net = create_image_model(name, checkpoint=path, **arguments)
     if "channels" in metadata.extra:
         spec = RestorationSpec.from_metadata(metadata, path)

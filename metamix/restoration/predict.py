@@ -1,14 +1,9 @@
 """Restore images that have no ground truth.
 
-    metamix predict IMAGE_OR_FOLDER... --checkpoint RUN --output restored
-    metamix predict photos --model maxim_s3.sidd --pretrained
-
-A folder stands for all images in it, at any depth. Each image is written to OUTPUT under its path inside the folder
-that was given, in its own format: PNG, JPEG, WebP or TIFF, else PNG. OUTPUT/restored.json lists the files of the last
-run. Alpha channels, colour profiles and 16 bits a channel are kept if the format has them; 16 bits need the extra
-`restoration`. Values are rounded, not truncated. A model for the luminance restores a grey image as it is and Y of a
-colour image, whose Cb and Cr are enlarged. Images that cannot be read or do not fit the model are named and left out;
-the exit code is then 1.
+Each image is written in its own format, PNG, JPEG, WebP or TIFF, or else as PNG. OUTPUT/restored.json lists the files
+of the last run. Alpha channels, colour profiles and 16 bits a channel are kept if the format has them; 16 bits need the
+extra `restoration`. Values are rounded, not truncated. A model for the luminance restores a grey image as it is. Of a
+colour image it restores Y, and Cb and Cr are enlarged.
 """
 
 from __future__ import annotations

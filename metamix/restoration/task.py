@@ -44,7 +44,10 @@ class Restoration:
             model_channels=trained.in_chans if trained else None,
         )
         self.title = f"{self.data.name}-{options.model}"
-        self.measure = choose_measure(options, self.data)
+        enlarges = self.data.scale > 1
+        channel = ("y" if enlarges else "rgb") if options.score_channel == "auto" else options.score_channel
+        border = (self.data.scale if enlarges else 0) if options.score_border == "auto" else options.score_border
+        self.measure = Measure(channel, border, options.score_rounding)
         ensemble = ", restored in eight orientations" if options.ensemble else ""
         self.measured = self.measure.describe(self.data.channels) + ensemble
         self.model = RestorationModel(options, self.data, self.measured)
@@ -103,11 +106,3 @@ class Restoration:
         if options.pretrained:
             task.model.notes.append(f"published weights {name}")
         return task, trained.model, metadata.to_dict()
-
-
-def choose_measure(options: RestorationDataOptions, data: RestorationData) -> Measure:
-    """Choose channel, border and rounding of the scores; "auto" depends on whether the model enlarges images."""
-    enlarges = data.scale > 1
-    channel = ("y" if enlarges else "rgb") if options.score_channel == "auto" else options.score_channel
-    border = (data.scale if enlarges else 0) if options.score_border == "auto" else options.score_border
-    return Measure(channel, border, options.score_rounding)

@@ -3,8 +3,7 @@
     metamix verify DIR                               pairs: DIR/input and DIR/target, or in DIR/train and DIR/test
     metamix verify DIR --task restoration --clean    clean images, which training degrades
 
-Every image is decoded, and names, sizes and the scale of pairs are checked. Each problem is printed. The exit code is 1
-if there is one.
+Every image is decoded, and names, sizes and the scale of pairs are checked.
 """
 
 from __future__ import annotations

@@ -134,14 +134,10 @@ class TrainedSegmenter:
 
 
 def load_segmenter(checkpoint: str | Path) -> TrainedSegmenter:
-    """Load a segmenter that metamix trained.
+    """Load a segmenter that metamix trained; errors as in `metamix.load`.
 
     Args:
         checkpoint: a run folder, or a weight file or checkpoint in it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds something else.
     """
     return TrainedSegmenter(*SegmenterSpec.load(checkpoint))
 

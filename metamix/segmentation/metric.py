@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -149,15 +148,9 @@ class SegmentationMetric(Metric):
                 state[f"{prefix}boundary"] += boundary_counts(truth, predicted, len(self.classes))
                 if not prefix:
                     iou = float(class_scores(confusion)[0].nanmean())
-                    self._keep(state, (iou, index, name, image.cpu(), truth.cpu(), predicted.cpu()))
-
-    @staticmethod
-    def _keep(state: State, shown: Shown) -> None:
-        """Keep an image to show if it is among the best or the worst."""
-        if math.isnan(shown[0]):  # every pixel is ignored
-            return
-        for key, sign in (("best", -1), ("worst", 1)):
-            state[key] = sorted([*state[key], shown], key=lambda kept: (sign * kept[0], kept[1]))[:SHOWN]
+                    shown = iou, index, name, image.cpu(), truth.cpu(), predicted.cpu()
+                    for key, sign in (("best", -1), ("worst", 1)) if not math.isnan(iou) else ():  # all are ignored
+                        state[key] = sorted([*state[key], shown], key=lambda kept: (sign * kept[0], kept[1]))[:SHOWN]
 
     def result(self, states: list[State]) -> dict[str, float]:
         """Compute the scores in percent, mean IoU first. Boundary F is missing if no class has a boundary."""
@@ -180,7 +173,10 @@ class SegmentationMetric(Metric):
         columns = (*class_scores(confusion), boundary_scores(total(states, "boundary")), share)
         names = ("iou", "accuracy", "boundary_f", "share")
         return {
-            name: {key: _percent(column[k]) for key, column in zip(names, columns)}
+            name: {
+                key: None if math.isnan(column[k]) else round(100 * float(column[k]), 2)
+                for key, column in zip(names, columns)
+            }
             for k, name in enumerate(self.classes)
         }
 
@@ -201,7 +197,3 @@ def images_to_show(states: Sequence[State]) -> list[Shown]:
 def describe_scores(predictor: Predictor) -> str:
     """Describe in one line how the scores are measured."""
     return f"scores of {predictor.describe()}, at the size of the masks; boundary F within 0.75 % of the diagonal"
-
-
-def _percent(value: Any) -> float | None:
-    return None if math.isnan(value) else round(100 * float(value), 2)

@@ -1,16 +1,10 @@
 """Predict the class of each pixel of images.
 
-    metamix predict IMAGE_OR_FOLDER... --checkpoint RUN --output predicted
-
-A folder means all images in it, at any depth. Images may have any size; an image with a side above --tile is predicted
-in overlapping tiles. Two files are written for each image. Their path is that of the image inside the given folder,
-with the extension png (or a.jpg.png, if there is an a.png too):
-
     OUTPUT/masks/a.png       labels 0, 1, ... in the order of the classes, as a PNG with the colours of the classes
     OUTPUT/overlays/a.png    these colours over the image
+    OUTPUT/classes.txt       the names of the labels
 
-OUTPUT/classes.txt names the labels. Images that cannot be read, or that an exported model does not take, are skipped
-with a message; the exit code is then 1.
+Images may have any size. An image with a side above --tile is predicted in overlapping tiles.
 """
 
 from __future__ import annotations

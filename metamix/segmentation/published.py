@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from metamix.models.poolformer import POOLFORMER
 from metamix.models.wavemix import ONE_LEVEL, WAVEMIX_NAMES, arrange_wavemix
@@ -29,11 +29,6 @@ POOLFORMER_SEMANTIC_FPN = Layout((
 # WaveMix for segmentation: wavemix/SemSegment.py of the authors, and the network that their Cityscapes weights fit
 
 
-def arrange_segmenter(key: str, tensor: Tensor, model: Any) -> Tensor:
-    """Arrange a tensor of WaveMix for segmentation as `arrange_wavemix` does."""
-    return arrange_wavemix(key, tensor, model.backbone.body.model)
-
-
 def wavemix_segmenter_layout(head: str, level: int) -> Layout:
     """Return the layout of a WaveMix segmenter.
 
@@ -42,7 +37,10 @@ def wavemix_segmenter_layout(head: str, level: int) -> Layout:
         level: number of levels of the wavelet transform.
     """
     names = ((r"^head\.", f"{head}."), (r"^backbone\.body\.model\.", ""), *WAVEMIX_NAMES)
-    return Layout((ONE_LEVEL, *names) if level == 1 else names, arrange_segmenter)
+    return Layout(
+        (ONE_LEVEL, *names) if level == 1 else names,
+        lambda key, tensor, model: arrange_wavemix(key, tensor, model.backbone.body.model),
+    )
 
 
 @dataclass(frozen=True)

@@ -221,16 +221,12 @@ def wavemix(request: BackboneRequest, *, head_channels: Sequence[int] | None = N
             f"head_channels is {channels}, but the last maps of {name} have stride {stride}: give {doublings} widths, "
             f"one after each doubling, such as {halves}."
         )
-    backbone = last_map_backbone(request, index, stride, dim, probe.pretrained_cfg["input_size"][1:])
-    return Segmenter(backbone, DeconvHead(dim, request.num_classes, channels=channels), request.num_classes)
-
-
-def last_map_backbone(request: BackboneRequest, index: int, stride: int, dim: int, size: tuple[int, int]) -> Backbone:
-    """Build a backbone that returns only its last map; arguments as in `load_body`."""
     pretrained, checkpoint, batch_norms = (request.weights[key] for key in ("pretrained", "checkpoint", "batch_norms"))
-    body = load_body(request.name, (index,), pretrained, checkpoint, size, request.padded_args(stride))
+    size = probe.pretrained_cfg["input_size"][1:]
+    body = load_body(name, (index,), pretrained, checkpoint, size, request.padded_args(stride))
     body = apply_batch_norms(body, batch_norms, loaded=pretrained or bool(checkpoint))
-    return Backbone(body, LastMap(), levels=["last"], strides=[stride], channels=[dim], size_divisible=stride)
+    backbone = Backbone(body, LastMap(), levels=["last"], strides=[stride], channels=[dim], size_divisible=stride)
+    return Segmenter(backbone, DeconvHead(dim, request.num_classes, channels=channels), request.num_classes)
 
 
 HEADS: dict[str, Callable[..., Segmenter]] = {"semantic_fpn": semantic_fpn, "upernet": upernet, "wavemix": wavemix}

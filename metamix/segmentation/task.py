@@ -34,20 +34,17 @@ class Segmentation:
     def __init__(self, options: SegmentationOptions, seed: int = 0, trained: SegmenterSpec | None = None):
         self.options = options
         self.data = SegmentationData(options, train=trained is None)
-        self._check_class_weights()
-        self.title = f"{self.data.name}-{options.head}-{options.model}"
-        self.model = SegmentationModel(options, self.data, trained)
-        self.metric = SegmentationMetric(self.data.classes, self.data.normalize, make_predictors(options))
-        self.pictures = SegmentationPictures(self.metric, self.data.labels)
-        self.loss = SegmentationLoss(options.loss, options.aux_weight, self.loss_weights)
-
-    def _check_class_weights(self) -> None:
-        weights, classes = self.options.class_weights, len(self.data.classes)
+        weights, classes = options.class_weights, len(self.data.classes)
         if not isinstance(weights, str) and len(weights) != classes:
             raise ValueError(
                 f"class_weights has {len(weights)} numbers, and there are {classes} classes: give one for each, in the "
                 f"order of classes.txt"
             )
+        self.title = f"{self.data.name}-{options.head}-{options.model}"
+        self.model = SegmentationModel(options, self.data, trained)
+        self.metric = SegmentationMetric(self.data.classes, self.data.normalize, make_predictors(options))
+        self.pictures = SegmentationPictures(self.metric, self.data.labels)
+        self.loss = SegmentationLoss(options.loss, options.aux_weight, self.loss_weights)
 
     def loss_weights(self) -> Tensor | None:
         """Return the weights of the classes in the loss, (classes,); median and log read all masks to train on."""

@@ -3,15 +3,9 @@
     metamix verify DIR                                 DIR/train/images, DIR/train/masks, ...
     metamix verify cityscapes --data-dir DIR
 
-Each problem is printed on a line:
-
-- an image without a mask, or a mask without an image
-- an image and a mask of different sizes
-- a file that cannot be read
-- a value in a mask that is not a label
-- a class without a pixel
-
-Then a table shows the share of pixels of each class in each split. The exit code is 1 if there is a problem.
+Problems are images without a mask and masks without an image, pairs of different sizes, files that cannot be read,
+values in masks that are not labels, and classes without a pixel. At the end, a table shows the share of pixels of each
+class in each split.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What tasks share: their registry, and one driver each for predict, verify, export, explain and publish."""
+"""What tasks share: their registry, and one driver each for predict, verify, export, convert, explain and publish."""

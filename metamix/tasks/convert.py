@@ -18,7 +18,7 @@ from metamix.utils.text import did_you_mean, exit_with_message, plural, printabl
 
 from .registry import TASKS, find_task
 
-TRAIN_SHARE = 0.8  # of a source without splits
+TRAIN_SHARE = 0.8  # share of the images to train on if the source has no splits
 EPILOG = """formats:
   voc   Pascal VOC or LabelImg: Annotations/*.xml and JPEGImages/, annotations/ and images/, or all in one folder
   yolo  data.yaml, images/train/ and labels/train/, or train/images/ and train/labels/
@@ -35,8 +35,8 @@ class Sample:
         file: the image file.
         name: its path in the folder of its split.
         split: train, val or test; "" if the source does not say.
-        group: each group is split by the same share.
-        label: what `Labels.write` needs.
+        group: images of one group are divided by the same share, such as the images of a class.
+        label: the label in the form that `Labels.write` takes.
     """
 
     file: Path
@@ -52,7 +52,7 @@ class Labels:
 
     Attributes:
         flags: arguments of `metamix train` for the data set, before `--data-dir`.
-        notes: places of what is odd or left out, by a clause that describes it.
+        notes: where something is odd or was left out, by a clause that says what.
     """
 
     flags: tuple[str, ...]
@@ -60,11 +60,11 @@ class Labels:
     notes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def write(self, folder: Path, splits: Mapping[str, Sequence[Sample]]) -> str:
-        """Write the labels of each split, and return a count of what they are."""
+        """Write the labels of each split, and return a text that counts them, such as "3 classes"."""
         return plural(len({sample.group for sample in self.samples}), "class")
 
 
-Reader = Callable[[Path], Labels | None]  # of a file or folder; None if its labels are those of another task
+Reader = Callable[[Path], Labels | None]  # reads a file or folder; returns None if the labels are for another task
 
 
 @dataclass
@@ -76,7 +76,7 @@ class ConvertOptions(Options):
     out: Path = positional("folder to write, new or empty", metavar="OUT")
     split: ShareBetween | None = option(
         None,
-        f"share of the images to train on, the others become val; default: the source's own splits, or {TRAIN_SHARE}",
+        f"share of the images to train on; the others become val; default: the source's own splits, or {TRAIN_SHARE}",
     )
 
 
@@ -119,16 +119,16 @@ def read_labels(format: str, source: Path) -> Labels:
 def choose_splits(labels: Labels, share: float | None) -> dict[str, list[Sample]]:
     """Return the images of each split, in their order.
 
-    Without a share, the splits are those of the source, if it has one to train on and one to score. Otherwise the
-    images of each group are divided by a hash of their names, so that the same are chosen on every machine.
+    Without a share, the source's splits are kept if one is for training and another can be scored. Otherwise the images
+    of each group are divided by a hash of their names, so that every machine chooses the same images.
     """
-    own = {sample.split for sample in labels.samples}
-    if share is None and "train" in own and own & {"val", "test"}:
-        none = [str(sample.file) for sample in labels.samples if not sample.split]
-        labels.notes["images in none of the source's splits were left out"] += none
-        return {
-            name: [s for s in labels.samples if s.split == name] for name in ("train", "val", "test") if name in own
-        }
+    by_split: dict[str, list[Sample]] = {"train": [], "val": [], "test": [], "": []}
+    for sample in labels.samples:
+        by_split[sample.split].append(sample)
+    if share is None and by_split["train"] and (by_split["val"] or by_split["test"]):
+        without_split = by_split.pop("")
+        labels.notes["images in none of the source's splits were left out"] += [str(s.file) for s in without_split]
+        return {split: samples for split, samples in by_split.items() if samples}
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample in labels.samples:
         groups[sample.group].append(sample)

@@ -4,7 +4,8 @@
     OUTPUT/explanations.json   path, label and score of each image
 
 The class activation map is HiResCAM (Draelos and Carin, arXiv 2011.08891), computed by the package grad-cam: the
-activations of the last maps times the gradient of the score. For a mean and a linear head it equals Grad-CAM.
+activations of the last maps times the gradient of the score. For a model that ends in a mean and a linear head it
+equals Grad-CAM.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from .load import load, task_of
 from .registry import TASKS, find_task, is_exported
 
 SHOWN_SCORES = 6
-SHOWN_BLOCKS = 4  # blocks whose mixers are drawn, at most
+SHOWN_BLOCKS = 4  # the mixers of at most this many blocks are drawn
 EXAMPLES = """examples:
   metamix explain photo.jpg --checkpoint metaformer_minattn_nano.cifar10
   metamix explain photos --checkpoint runs/cells --label RBC --output explained"""
@@ -70,10 +71,10 @@ class Explanation:
         image: the image as the model sees it, (C, H, W) uint8.
         activation: class activation map, (H, W), from 0 to 1.
         scores: labels with their scores, the highest first.
-        explained: number of the label that is explained.
-        blocks: name and mixer of some blocks of the model, and the mixer's input (1, C, h, w).
-        covers: height and width of the image as shares of what the maps cover, which may be padded.
-        boxes: (x1, y1, x2, y2) in pixels of the object of each score, for a detector.
+        explained: index in `scores` of the label that is explained.
+        blocks: name, mixer and the mixer's input (1, C, h, w) of each block to draw.
+        covers: height and width of the image, as shares of the padded image that the maps cover.
+        boxes: for a detector, (x1, y1, x2, y2) in pixels of the object that each score belongs to.
     """
 
     image: Tensor
@@ -92,7 +93,7 @@ class Explanation:
 
     @torch.no_grad()
     def views(self) -> list[tuple[str, list[View]]]:
-        """Return the name of each block whose mixer shows something, and what it shows."""
+        """Return the name of each block and the pictures of its mixer; blocks without pictures are left out."""
         point = self.point[0] * self.covers[0], self.point[1] * self.covers[1]
         return [(name, views) for name, mixer, x in self.blocks if (views := view(mixer, x, point))]
 
@@ -127,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def find_explainer(checkpoint: str) -> Callable[[Any, Path, str | None], Explanation]:
-    """Return the function that explains the model of a checkpoint; raise an error if nothing can."""
+    """Return the task's function that explains the model of a checkpoint; raise ValueError if there is none."""
     if is_exported(checkpoint):
         raise ValueError(
             f"{checkpoint} is an exported model, which has no gradients: give the run or the weights that it was "
@@ -167,9 +168,9 @@ def activation_map(model: nn.Module, layers: list[nn.Module], image: Tensor, sco
 
 @contextmanager
 def watched_mixers(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, Tensor]]]:
-    """Record the inputs of some mixers: name of the block, mixer and its input, for each forward pass in the context.
+    """Record block name, mixer and the mixer's input of some blocks, in each forward pass inside the context.
 
-    These are the mixers of the last block of each stage; of an isotropic model, those of evenly spaced blocks.
+    The blocks are the last one of each stage or, in an isotropic model, evenly spaced ones.
     """
     blocks = [(name, block) for name, block in model.named_modules() if isinstance(block, Block)]
     last = {name.rpartition(".blocks.")[0]: (name, block) for name, block in blocks}  # of each stage

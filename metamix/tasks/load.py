@@ -31,7 +31,7 @@ def load(
         model: name of the model, for a file that does not name it.
         model_args: more arguments of the model, for such a file.
         threads: number of threads for the engine of an exported model; None for its default.
-        trust: load an exported model that may hold code, which then runs: one of the format torch.
+        trust: load an exported model of the format torch, whose files may hold code that then runs.
 
     Returns:
         What the task's own function returns, such as `load_classifier`: an object with `model`, `spec`, `metadata` and

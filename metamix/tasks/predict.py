@@ -1,8 +1,12 @@
-"""`metamix predict`: read the command line, load the model, and let its task predict the images."""
+"""`metamix predict`: read the command line, load the model, and let its task predict the images.
+
+A folder stands for all images in it, at any depth. A file that is written for an image has the image's path inside the
+folder that was given; a.jpg and a.png become a.jpg.png and a.png.png. Images that cannot be read, or that the model
+does not take, are named and left out; the exit code is then 1.
+"""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +16,7 @@ from typing import Any, ClassVar
 from metamix.data.find import paths_inside
 from metamix.data.options import ImageOptions
 from metamix.data.outputs import change_extensions, check_outputs
-from metamix.utils.options import option, parse_command, positional, take_task
+from metamix.utils.options import named_weights, option, parse_command, positional, take_task
 from metamix.utils.rules import Count
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
 from metamix.utils.text import exit_with_message, printable
@@ -102,52 +106,47 @@ def main(argv: Sequence[str]) -> None:
             description=f"{spec.about[0].upper()}{spec.about[1:]}.",
         )
         check_weights(options, flags, spec)
-        with exit_if_out_of_memory(less_memory(options.model, spec)):
+        advice = spec.less_memory
+        if is_exported(options.model) and "batch" not in advice:
+            advice = "give a model that is exported for smaller images"
+        with exit_if_out_of_memory(advice):
             left_out = options.run(open_trained(options, spec))
     raise SystemExit(1 if left_out else 0)
 
 
 def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
     """Return the task of the weights that a command line names; without weights, print the usage and exit."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--checkpoint")
-    parser.add_argument("--model")
-    weights = parser.parse_known_args(words)[0]
-    asks_help = {"-h", "--help"} & set(words)
-    if weights.checkpoint and is_exported(weights.model):
-        raise ValueError(
-            f"--checkpoint is {weights.checkpoint} and --model is {weights.model}, an exported model: give one of the "
-            f"two"
-        )
-    if weights.model and not weights.checkpoint and Path(weights.model).exists():
+    weights = named_weights(words)
+    checkpoint, model = weights.get("checkpoint"), weights.get("model")
+    if checkpoint and is_exported(model):
+        raise ValueError(f"--checkpoint is {checkpoint} and --model is {model}, an exported model: give one of the two")
+    if model and not checkpoint and Path(model).exists():
         from metamix.deploy.artifact import load_artifact
 
-        exported = load_artifact(weights.model).model.task or DEFAULT
+        exported = load_artifact(model).model.task or DEFAULT
         if task not in (None, exported):
-            raise ValueError(f"task is {task}, but {weights.model} is a model of {exported}: leave --task out")
+            raise ValueError(f"task is {task}, but {model} is a model of {exported}: leave --task out")
         return find_task(exported)
     if task is not None:
         return find_task(task)
-    if weights.checkpoint:
-        return find_task(task_of_weights(find_weights(weights.checkpoint), weights.model))
-    if task := task_of_model(weights.model):
+    if checkpoint:
+        return find_task(task_of_weights(find_weights(checkpoint), model))
+    if task := task_of_model(model):
         return find_task(task)
-    if weights.model and "--pretrained" not in words:
+    if model and "--pretrained" not in words:
         raise ValueError(
-            f"there is no folder {weights.model}: --model is a folder that metamix export wrote. For weights give "
+            f"there is no folder {model}: --model is a folder that metamix export wrote. For weights give "
             f"--checkpoint, a run folder, a file or the name of shipped weights"
         )
-    if weights.model:
-        return find_task(task_of(weights.model)[0])
+    if model:
+        return find_task(task_of(model)[0])
     if hidden := {"--checkpoint", "--model"} & set(words[words.index("--") :] if "--" in words else []):
         raise ValueError(f"{hidden.pop()} comes after --, so it would be read as an image: put it before --")
     print(USAGE.format(tasks=list_tasks()))
-    if asks_help:
+    if {"-h", "--help"} & set(words):
         raise SystemExit(0)
-    print(
-        "\nerror: give the weights to predict with, --checkpoint RUN_OR_FILE or --model EXPORTED_FOLDER",
-        file=sys.stderr,
-    )
+    advice = "give the weights to predict with, --checkpoint RUN_OR_FILE or --model EXPORTED_FOLDER"
+    print(f"\nerror: {advice}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -172,12 +171,6 @@ def check_weights(options: Any, flags: set[str], spec: TaskSpec) -> None:
 
 
 FIXED_BY_EXPORT = {"device", "tile", "overlap", "local_pooling"}  # the graph runs on the CPU, at the size of the export
-
-
-def less_memory(model: str | None, spec: TaskSpec) -> str:
-    """Say what needs less memory."""
-    smaller = is_exported(model) and "batch" not in spec.less_memory
-    return "give a model that is exported for smaller images" if smaller else spec.less_memory
 
 
 def open_trained(options: PredictOptions, spec: TaskSpec) -> Trained:

@@ -34,9 +34,9 @@ from .spec import TaskSpec, Trained
 
 CARD, CONFIG = "README.md", "config.json"
 FILES = {CARD, CONFIG, RECIPE, WEIGHTS}
-LIBRARIES = {"metamix", "timm", "torch", "torchvision"}  # whose modules nobody needs to import for a model
-ONE_MACHINE = ("output", "resume", "data_dir")  # options that mean nothing to others
-MOST_CLASSES = 100  # that the card lists
+LIBRARIES = {"metamix", "timm", "torch", "torchvision"}  # users of a model need not import their modules
+ONE_MACHINE = ("output", "resume", "data_dir")  # options that mean nothing on another machine
+MOST_CLASSES = 100  # the card lists at most this many classes
 EXAMPLES = """examples:
   metamix publish runs/digits-metaformer_pooling_nano-seed0 USER/digits --dry-run folder
   metamix publish runs/digits-metaformer_pooling_nano-seed0 USER/digits --license apache-2.0
@@ -63,13 +63,13 @@ class PublishOptions(Options):
             raise ValueError(
                 f"the repository is {self.repo!r}, but it must be USER/NAME, with letters, digits and -, _ or . in NAME"
             ) from None
-        if self.dry_run:
-            check_folder(self.dry_run)
-
-    @property
-    def address(self) -> str:
-        """Return the name under which timm and metamix load the model."""
-        return f"hf-hub:{self.repo}"
+        if self.dry_run and self.dry_run.exists():
+            if not self.dry_run.is_dir():
+                raise ValueError(f"{self.dry_run} is a file: give a folder to write to")
+            names = {path.name for path in self.dry_run.iterdir()}
+            others = sorted(names - FILES if {CARD, WEIGHTS} <= names else names)
+            if others:
+                raise ValueError(f"{self.dry_run} holds other files ({', '.join(others[:3])}): give a new folder")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -88,29 +88,14 @@ def main(argv: Sequence[str]) -> None:
                 print(printable(f"note: {note}"))
             names = ", ".join(sorted(path.name for path in folder.iterdir()))
             if options.dry_run:
-                replace_files(options.dry_run, folder)
+                make_output_folder(options.dry_run)
+                for name in FILES:  # of an earlier repository
+                    (options.dry_run / name).unlink(missing_ok=True)
+                for path in folder.iterdir():
+                    shutil.copyfile(path, options.dry_run / path.name)
                 print(printable(f"written: {options.dry_run}, {names}; nothing was uploaded"))
             else:
                 print(printable(f"uploaded: {upload(folder, options)}, {names}"))
-
-
-def check_folder(folder: Path) -> None:
-    """Raise ValueError unless a repository may be written to the folder: it is new, empty or holds a repository."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: give a folder to write to")
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    others = names - FILES if {CARD, WEIGHTS} <= names else names
-    if others:
-        raise ValueError(f"{folder} holds other files ({', '.join(sorted(others)[:3])}): give a new folder")
-
-
-def replace_files(target: Path, folder: Path) -> None:
-    """Replace the files of an earlier repository in `target` by those in a folder."""
-    make_output_folder(target)
-    for name in FILES:
-        (target / name).unlink(missing_ok=True)
-    for path in folder.iterdir():
-        shutil.copyfile(path, target / path.name)
 
 
 def write(options: PublishOptions, folder: Path) -> list[str]:
@@ -125,9 +110,7 @@ def write(options: PublishOptions, folder: Path) -> list[str]:
     spec = find_task(task_of_weights(file))
     tensors, metadata = load_weights(file)
     if not metadata.get("model"):
-        raise ValueError(
-            f"{options.source} does not say which model it holds the weights of: write it with metamix.save_classifier"
-        )
+        raise ValueError(f"{options.source} does not name its model: write it with metamix.save_classifier")
     trained: Trained = spec.part("load")(file)
     run = path if path.is_dir() and file.name == WEIGHTS and (path / SUMMARY).is_file() else None
     summary = read_summary(run) if run else {"scores": []}
@@ -141,7 +124,7 @@ def write(options: PublishOptions, folder: Path) -> list[str]:
     write_text(folder / CARD, card)
     notes = [] if run else ["there is no finished run with these weights, so the card has no scores and no recipe"]
     if modules:
-        notes.append(f"who loads the model must import {', '.join(modules)} first; its source is not in the repository")
+        notes.append(f"users of the model must import {', '.join(modules)} first; its source is not in the repository")
     return notes if options.license else [*notes, "the card names no license: give --license, such as apache-2.0"]
 
 
@@ -161,7 +144,7 @@ def upload(folder: Path, options: PublishOptions) -> str:
 
 
 def shareable(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe without the folders of this machine; of other absolute paths only the last name is left."""
+    """Return a recipe without the folders of this machine. Other absolute paths are cut to their last name."""
     return {
         name: PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
         for name, value in recipe.items()
@@ -193,15 +176,16 @@ def make_card(
         in_timm: code that loads the model with timm; "" if timm has no such models.
         modules: names of modules to import first.
     """
+    address = f"hf-hub:{options.repo}"
     imports = "".join(f" --import {name}" for name in modules)
     own = "".join(f"import {name}\n" for name in modules)
     on = f" on {about['data']}" if about.get("data") else ""
-    load = f'```python\n{own}import metamix\n\ntrained = metamix.load("{options.address}")\n'
+    load = f'```python\n{own}import metamix\n\ntrained = metamix.load("{address}")\n'
     parts = [
         f"---\n{header(options, spec, about, 'timm' if in_timm else 'metamix')}\n---",
         f"# {options.repo.partition('/')[2]}",
-        f"`{about['model']}`, which metamix trained{on} to {spec.about}.",
-        f"## Use\n\n    metamix predict photo.jpg --checkpoint {options.address}{imports}",
+        f"A `{about['model']}` that metamix trained{on} to {spec.about}.",
+        f"## Use\n\n    metamix predict photo.jpg --checkpoint {address}{imports}",
         f'{load}print(trained.predict(["photo.jpg"]))\n```',
     ]
     if in_timm:

@@ -32,8 +32,8 @@ class TaskSpec:
             of timm's hub format, and returns code that loads the model with timm; "" if timm has no such models.
         explain: function of a `Trained`, the path of an image and a label or None that returns an `Explanation`; "" if
             predictions cannot be explained.
-        pipeline: the hub's name of the task, such as "image-segmentation".
-        convert: dict of `metamix.tasks.convert.Reader` by name of the format that it reads; "" if there is none.
+        pipeline: name of the task on the Hugging Face Hub, such as "image-segmentation".
+        convert: dict of `metamix.tasks.convert.Reader` by the name of its format; "" if there is none.
         less_memory: advice for the error message when scoring or prediction runs out of memory.
         takes_names: whether a model's name may choose the weights, if they are published, or may describe a file that
             does not name its model.

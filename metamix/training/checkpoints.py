@@ -108,7 +108,7 @@ def check_resumable(
         )
     if best and recipe.engine.early_stopping and "score" in changes:
         raise ValueError(
-            f"{path} holds the best epoch of other weights, since {changes['score']}: take the old value, or start a "
+            f"{path} holds the best epoch of other weights: {changes['score']}. Take the old value, or start a "
             f"new run with --output"
         )
     if state["steps_per_epoch"] != steps_per_epoch:
@@ -140,8 +140,8 @@ def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source
         _logger.warning(f"{source} has no digest of its data, so changed files or labels would go unnoticed")
     elif CONTENT in identity and CONTENT not in saved:  # metamix 0.2
         _logger.warning(
-            f"{source} is of metamix 0.2: names, sizes and labels of its data are checked, but it has no digest of the "
-            f"files' content, so changed pixels would go unnoticed"
+            f"{source} was written by metamix 0.2: names, sizes and labels of its data are checked, but it has no "
+            f"digest of the files' content, so changed pixels would go unnoticed"
         )
 
 

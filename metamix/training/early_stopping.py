@@ -1,7 +1,7 @@
 """Remember the weights of the epoch with the best held-out score, and decide when training stops early.
 
-The score is the first one of the task's metric, of the weights that the recipe scores: the last or their average. What
-is remembered is part of the checkpoint, so a resumed run stops at the same epoch with the same weights.
+The score is the first one of the task's metric. It is computed with the weights that the recipe scores, the last or
+their average. The checkpoint holds the best epoch, so a resumed run stops at the same epoch with the same weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def check_held_out(recipe: Recipe, splits: Collection[str]) -> None:
 
 
 def updated(best: Best, epoch: int, scores: Mapping[str, float], model: nn.Module, lower_is_better: bool) -> Best:
-    """Return the best epoch so far, given the held-out scores of one more; of equal scores the first is better."""
+    """Update the best epoch so far by the held-out scores of a new one. Of equal scores, the earlier is better."""
     name, score = next(iter(scores.items()), ("", math.nan))
     sign = -1 if lower_is_better else 1
     if math.isnan(score) or (best and sign * score <= sign * best["score"]):

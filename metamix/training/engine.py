@@ -43,8 +43,8 @@ class NotFinite(RuntimeError):
 class Engine:
     """Build model, optimizer and loaders from a task and a recipe; `fit` trains, `evaluate` scores.
 
-    Inside `with engine.stop_signal`, SIGTERM, Ctrl-C or the end of the terminal makes both save and raise Stopped;
-    a second SIGTERM or Ctrl-C ends the process at once.
+    Inside `with engine.stop_signal`, both save and raise Stopped on SIGTERM, on Ctrl-C and when the terminal is closed.
+    A second SIGTERM or Ctrl-C ends the process at once.
 
     Raises:
         ValueError: task, recipe and machine do not fit together. Nothing has been trained then.
@@ -64,7 +64,10 @@ class Engine:
         freeze(self.model, options.freeze)
         self.about = task.model.describe(self.model)
         self.notes: list[str] = []  # what was chosen because the recipe leaves it open
-        self._unset = self._take_recorded()
+        recorded = self._unresumed[1]["recipe"] if self._unresumed else {}
+        for name in recipe.unset & recorded.keys():
+            setattr(options, name, recorded[name])
+        self._unset = recipe.unset - recorded.keys()
         self.train_loader = self._make_train_loader()
         self.eval_loaders = dict(task.data.eval_loaders(options.batch_size, group.rank, group.world_size))
         check_held_out(recipe, self.eval_loaders)
@@ -234,7 +237,8 @@ class Engine:
             if not math.isfinite(losses["loss"]):
                 step = self.step - len(steps) + i + 1
                 raise NotFinite(self._advice(f"the loss is {losses['loss']} at step {step}"))
-            self.losses.add_to_epoch(losses)
+            for name, value in losses.items():
+                self.losses.epoch_sums[name] = self.losses.epoch_sums.get(name, 0.0) + value
         speed = step_in_epoch * options.batch_size / self.epoch_seconds
         self.run.progress(
             step_in_epoch,
@@ -276,7 +280,7 @@ class Engine:
         self.run.say_row(row, options.epochs)
 
     def _use_best(self) -> None:
-        """Put the weights of the best epoch into the model that is scored. The checkpoint keeps those of the last."""
+        """Load the weights of the best epoch into the model to score. The checkpoint keeps the last weights."""
         done, epochs, best = len(self.history), self.options.epochs, self.best
         self.save()  # the folder of a run that --resume started elsewhere may have no checkpoint yet
         self._best_in_use = True
@@ -328,13 +332,6 @@ class Engine:
         elif self.group.device.type == "mps":
             torch.mps.synchronize()
 
-    def _take_recorded(self) -> frozenset[str]:
-        """Take the values of unset options from the checkpoint, if there is one; return the names of the others."""
-        recorded = self._unresumed[1]["recipe"] if self._unresumed else {}
-        for name in self.recipe.unset & recorded.keys():
-            setattr(self.options, name, recorded[name])
-        return self.recipe.unset - recorded.keys()
-
     def _make_train_loader(self) -> TrainLoader:
         """Make the training loader; if the batch size is unset, choose one that fits the number of samples."""
         options, group = self.options, self.group
@@ -346,24 +343,24 @@ class Engine:
         if "batch_size" not in self._unset or len(first) >= LEAST_STEPS:
             return first
         samples = self.about["samples"]["train"]
-        even = 2 * LEAST_BATCH * group.world_size  # the half is shared equally, and mixup finds pairs
+        even = 2 * LEAST_BATCH * group.world_size  # each rank gets an even number of samples, as mixup needs
         while size % even == 0 and samples // size < LEAST_STEPS:
             size //= 2
         if size == options.batch_size:
             return first
         options.batch_size = size
-        self.notes.append(f"note: a batch has {size} samples, as there are {samples:,} to train on (--batch-size)")
+        self.notes.append(f"note: a batch has {size} samples, since there are only {samples:,} (--batch-size)")
         return loader()
 
     def _before_first_step(self, batch: Batch) -> None:
-        """Check that a step fits in memory, and warn of small batches for batch norms."""
+        """Check that a step fits in memory, and warn if batch norms see small batches."""
         if self._memory_checked:
             return
         start = time.monotonic()
         self._memory_checked = True
         self._fit_memory(self.stepper.prepare(batch))
         self._warn_of_batch_norm()
-        self._counted_at += time.monotonic() - start  # it is no time of training
+        self._counted_at += time.monotonic() - start  # this is not training time
 
     def _fit_memory(self, batch: Batch) -> None:
         """Lower the micro-batch until the memory of a step is free; if the recipe sets it, only warn.
@@ -441,11 +438,6 @@ class LossMeter:
             for i in range(0, count, width)
         ]
         return steps, values[count:]
-
-    def add_to_epoch(self, step: dict[str, float]) -> None:
-        """Add the mean losses of one step to the sums of the epoch."""
-        for name, value in step.items():
-            self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
 
 
 def _configure_torch(seed: int, device: torch.device, deterministic: bool, *, same_image_shape: bool) -> None:

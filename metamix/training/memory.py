@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, UntypedStorage
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -26,29 +26,20 @@ class TensorMemory(TorchDispatchMode):
         before = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in before:
-                self._add(tensor.untyped_storage())
+            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
+            if storage is not None and (address := storage.data_ptr()) not in before | self._bytes.keys():
+                self._bytes[address] = storage.nbytes()
+                self._now += storage.nbytes()
+                self.peak = max(self.peak, self._now)
+                weakref.finalize(storage, self._remove, address)
         return result
-
-    def _add(self, storage: UntypedStorage) -> None:
-        address = storage.data_ptr()
-        if address in self._bytes:
-            return
-        self._bytes[address] = storage.nbytes()
-        self._now += storage.nbytes()
-        self.peak = max(self.peak, self._now)
-        weakref.finalize(storage, self._remove, address)
 
     def _remove(self, address: int) -> None:
         self._now -= self._bytes.pop(address)
 
 
 def largest_part(share: int, memory: Callable[[int], float], free: float) -> int:
-    """Return the largest of `share`, its half, its quarter and so on whose `memory(samples)` is free.
-
-    Returns:
-        The number of samples; 0 if there is no memory for one.
-    """
+    """Halve `share` samples until their `memory(samples)` is free; return their number, or 0 if not even one fits."""
     while share > 1 and memory(share) > free:
         share = -(-share // 2)
     return share if memory(share) <= free else 0

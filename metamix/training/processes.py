@@ -156,10 +156,10 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """Remember the first SIGTERM, Ctrl-C or SIGHUP, the end of the terminal, inside a `with` block.
+    """Remember the first SIGTERM, Ctrl-C or SIGHUP (the terminal was closed) inside a `with` block.
 
-    A second SIGTERM or Ctrl-C has its usual effect. A second SIGHUP has none, since kernel and shell both send one. If
-    SIGHUP is ignored from the start, as under nohup, it is not received.
+    A second SIGTERM or Ctrl-C has its usual effect. A second SIGHUP has none, since kernel and shell both send one.
+    Under nohup, which ignores SIGHUP from the start, it is ignored here too.
 
     Python delivers signals to the main thread only, so in other threads nothing is received.
     """

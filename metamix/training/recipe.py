@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from metamix.utils.options import (
     convert,
     dump_yaml,
     import_modules,
+    named_weights,
     option,
     options_of,
     parse_flags,
@@ -68,14 +68,10 @@ class EngineOptions(Options):
     epochs: Epochs = _schedule(10, "passes over the training split, including warm-up")
     iterations: Iterations = _schedule(0, "training steps, rounded to whole epochs; 0: train for --epochs")
     batch_size: BatchSize = _schedule(
-        128,
-        "samples per step, over all processes together; if not given, fewer if few are there to train on",
-        on_resume="refuse",
+        128, "samples per step of all processes; by default fewer if few are there to train on", on_resume="refuse"
     )
     micro_batch: Natural = _schedule(
-        0,
-        "samples per forward pass of a process, whose gradients accumulate; 0: its whole share at once; if not given, "
-        "as many as fit in memory",
+        0, "samples per forward pass of a process, whose gradients add up; 0: its whole share; default: as many as fit"
     )
     lr: NotNegative = _schedule(1e-3, "peak learning rate; not scaled by the batch size")
     min_lr: NotNegative = _schedule(
@@ -235,7 +231,7 @@ def parse(
         imports = tuple(dict.fromkeys([*imports, *first.imports]))
         import_modules(imports)
         task = convert(config.pop("task"), str, f"{path}: task") if "task" in config else None
-        task = first.task or task or default_task(config | _source_of(argv))
+        task = first.task or task or default_task(config | named_weights(argv))
         if task not in tasks:
             raise ValueError(f"there is no task {task!r}{did_you_mean(task, tasks)} Tasks: {', '.join(tasks)}.")
 
@@ -323,11 +319,3 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
             f"values, or start a new run with --output (and --checkpoint to start from these weights)"
         )
     return changes["report"]
-
-
-def _source_of(argv: Sequence[str]) -> dict[str, str]:
-    """Return the values of --checkpoint and --model in a command line."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--checkpoint")
-    parser.add_argument("--model")
-    return vars(parser.parse_known_args(argv)[0])

@@ -21,7 +21,9 @@ import secrets
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -69,8 +71,10 @@ class Run:
         self._warnings = _WarningHandler(self)
         if not main or folder is None:
             return
-        self._writer = _tensorboard_writer() if tensorboard else None
-        self._wandb = _import_wandb() if wandb else None
+        if tensorboard:
+            self._writer = _import_tracker("tensorboard", "torch.utils.tensorboard", "SummaryWriter").SummaryWriter
+        if wandb:
+            self._wandb = _import_tracker("wandb", "wandb", "init")
         make_output_folder(folder)
         self._lock = lock_folder(folder)
         for name in (CHECKPOINT, WEIGHTS):
@@ -106,7 +110,7 @@ class Run:
             write_text(self.folder / STATE, state + "\n")
 
     def end(self, state: str) -> None:
-        """Replace the state "running" of a run that ends early. Any rank does, since rank 0 may have been killed."""
+        """Replace the state "running" of a run that ends early. Every rank does so, since rank 0 may be dead."""
         self.state = state
         if self.folder is not None and read_state(self.folder) == "running":
             write_text(self.folder / STATE, state + "\n")
@@ -219,8 +223,8 @@ class Run:
             if self.events is not None:
                 for name, value in scalars.items():
                     self.events.add_scalar(name, value, row["step"])
-            if self.tracker is not None and row["step"] >= self.tracker.step:  # else a resumed record has it already
-                self.tracker.log(scalars, step=row["step"], commit=True)  # without it, sent with the next epoch's
+            if self.tracker is not None and row["step"] >= self.tracker.step:  # a resumed record has earlier steps
+                self.tracker.log(scalars, step=row["step"], commit=True)  # else it would be sent with the next epoch
         self._shown = len(history)
         if self.events is not None:
             self.events.flush()
@@ -282,6 +286,14 @@ def _is_recipe(path: Path) -> bool:
         return False
 
 
+def _import_tracker(extra: str, module: str, attribute: str) -> Any:
+    """Import a module that has an attribute. A folder `wandb` of records in the working folder can be imported too."""
+    with suppress(ImportError):
+        if hasattr(tracker := import_module(module), attribute):
+            return tracker
+    raise ValueError(f"{extra} is not installed; pip install 'metamix[{extra}]', or leave --{extra} out")
+
+
 class _WarningHandler(logging.Handler):
     """Write the package's warnings, such as unreadable images, to the run's log."""
 
@@ -291,22 +303,3 @@ class _WarningHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.run.say(f"{record.levelname.lower()}: {record.getMessage()}")
-
-
-def _tensorboard_writer() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ValueError(
-            "tensorboard is not installed; pip install 'metamix[tensorboard]', or leave --tensorboard out"
-        ) from None
-    return SummaryWriter
-
-
-def _import_wandb() -> Any:
-    try:
-        import wandb
-        from wandb import init  # noqa: F401 - fails where `wandb` is only a folder of records in the working folder
-    except ImportError:
-        raise ValueError("wandb is not installed; pip install 'metamix[wandb]', or leave --wandb out") from None
-    return wandb

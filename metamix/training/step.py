@@ -142,7 +142,10 @@ class TrainStep:
         for part in micro_batches(batch, self.options.micro_batch):
             done += num_samples(part)
             weight = num_samples(part) / share
-            with self._no_gradient_exchange() if done < share else nullcontext():
+            # DistributedDataParallel adds up gradients locally; only the last micro-batch exchanges them.
+            wrapped: Any = self._wrapped
+            local = done < share and isinstance(wrapped, DistributedDataParallel)
+            with wrapped.no_sync() if local else nullcontext():
                 with autocast(self.group.device, self.dtype), explain_batch_norm():
                     loss, values = self.task.loss(self._wrapped, part)
                 with keep_statistics(self.model) if self.options.grad_checkpointing else nullcontext():
@@ -151,10 +154,6 @@ class TrainStep:
             totals = totals + weight * torch.stack([value.detach().float() for value in (loss, *values.values())])
         assert isinstance(totals, Tensor), "a batch has at least one sample"
         return names, totals
-
-    def _no_gradient_exchange(self) -> Any:
-        """Let DistributedDataParallel add up gradients locally: only the last micro-batch exchanges them."""
-        return self._wrapped.no_sync() if isinstance(self._wrapped, DistributedDataParallel) else nullcontext()
 
     def _wrap(self, model: nn.Module) -> nn.Module:
         """Apply the options about speed and memory; return the module that the loss calls."""

@@ -90,7 +90,7 @@ class Metric(Protocol):
     """Score a model over batches.
 
     Attributes:
-        lower_is_better: whether a lower value of the most important score is better, as of an error.
+        lower_is_better: whether the first score is an error, for which lower values are better.
     """
 
     lower_is_better: bool = False

@@ -113,7 +113,13 @@ def is_finished(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> bo
     if changes or (read_state(folder) == "scored" and has_checkpoint):
         return False
     if (folder / WEIGHTS).exists():
-        _check_weights(folder, has_checkpoint)
+        try:
+            load_weights(folder / WEIGHTS)
+        except ValueError as error:
+            advice = f"there is no {CHECKPOINT} to write them from: give another --output to train anew"
+            if has_checkpoint:
+                advice = f"delete {folder / SUMMARY} and train again: the weights are then written from {CHECKPOINT}"
+            raise ValueError(f"{folder} is finished, but {error}. Or {advice}") from None
     return True
 
 
@@ -223,18 +229,6 @@ def _finish(engine: Engine, run: Run, folder: Path) -> None:
         run.say(line)
     if advice := engine.task.pictures.advice(states):
         run.say(advice)
-
-
-def _check_weights(folder: Path, has_checkpoint: bool) -> None:
-    try:
-        load_weights(folder / WEIGHTS)
-    except ValueError as error:
-        advice = (
-            f"delete {folder / SUMMARY} and train again: the weights are then written from {CHECKPOINT}"
-            if has_checkpoint
-            else f"there is no {CHECKPOINT} to write them from: give another --output to train anew"
-        )
-        raise ValueError(f"{folder} is finished, but {error}. Or {advice}") from None
 
 
 def _write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     If `path` is a device or a pipe, such as /dev/stdout, the data are written to it and it is not replaced. If `path`
     is a link, its target is replaced and the link stays.
 
-    The data are written to a new file beside it, NAME.RANDOM.tmp, which nobody can foresee and plant a link at.
+    The data are first written to a new file beside it, NAME.RANDOM.tmp. Nobody can guess its name and plant a link.
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full. The old file is then unchanged.
@@ -51,7 +51,7 @@ def _without_links(path: str, flags: int) -> int:
 
 
 def remove_temporary(path: Path) -> None:
-    """Remove what `atomic_write` left beside `path` when its process was killed; no process may be writing it now."""
+    """Remove files that `atomic_write` left beside `path` when it was killed. No process may be writing `path`."""
     for file in path.parent.iterdir():
         if re.fullmatch(rf"{re.escape(path.name)}\.[0-9a-f]{{16}}{re.escape(TEMPORARY)}", file.name):
             file.unlink()

@@ -3,16 +3,11 @@
 import re
 
 MAX_NESTING = 64  # levels of lists and mappings
-_PARTS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{\]}]', re.DOTALL)  # texts, which may hold brackets, and brackets
+_PARTS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{\]}]', re.DOTALL)  # brackets, and strings, whose brackets do not count
 
 
 def check_nesting(text: str, source: str) -> None:
-    """Raise ValueError if a JSON text has lists and mappings nested deeper than `MAX_NESTING`.
-
-    Args:
-        text: JSON, valid or not.
-        source: name of the file or of its part, at the start of the message.
-    """
+    """Raise ValueError if JSON text, valid or not, is nested deeper than `MAX_NESTING`; `source` begins the message."""
     depth = 0
     for part in _PARTS.finditer(text):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(part[0], 0)

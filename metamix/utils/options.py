@@ -266,6 +266,14 @@ def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     return flags.task, words
 
 
+def named_weights(argv: Sequence[str]) -> dict[str, str]:
+    """Return the values of --checkpoint and --model in a command line, as far as they are given."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--model")
+    return vars(parser.parse_known_args(argv)[0])
+
+
 def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
     """Convert a value to a type; raise ValueError if it does not fit. A path that begins with ~/ is expanded.
 

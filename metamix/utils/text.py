@@ -1,4 +1,4 @@
-"""Match and suggest names; texts of messages: printable names, counts, errors of one sentence; tables as text and CSV.
+"""Write text for people: suggested names, escaped names, counts, errors of one sentence, tables and CSV.
 
 Names of files, classes and models come from files that anybody may have made. What is printed or logged passes through
 `printable`, so that no name forges a line or reaches the terminal as a control sequence.
@@ -8,12 +8,13 @@ import csv
 import difflib
 import io
 import logging
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
-LONGEST_NAME = 200  # characters of a word that is compared with others, which takes time
+LONGEST_NAME = 200  # characters; longer words are not compared with others, which would take long
 LONGEST_MESSAGE = 2000  # characters
 
 # Control characters, surrogates, other ends of lines, and marks that change the direction of the text after them.
@@ -54,7 +55,7 @@ def printable(text: object) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Escape each line of a text as `printable` does, and keep the line breaks; names in it are escaped before."""
+    """Escape each line of a text as `printable` does. Line breaks stay, so escape the names in it first."""
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -65,7 +66,7 @@ def message(text: object) -> str:
 
 
 def package_logger(name: str) -> logging.Logger:
-    """Return the logger of a module, whose records become lines of `message` before any handler sees them."""
+    """Return the logger of a module. `message` escapes and cuts its records before any handler sees them."""
     logger = logging.getLogger(name)
     if _as_message not in logger.filters:
         logger.addFilter(_as_message)
@@ -92,7 +93,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def aligned(rows: Iterable[Sequence[object]], right: Collection[int] = ()) -> list[str]:
-    """Return the lines of a table with aligned columns; the columns whose numbers are in `right` end together."""
+    """Return the lines of a table with aligned columns. Columns whose index is in `right` are aligned to the right."""
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]
     return [
@@ -102,7 +103,7 @@ def aligned(rows: Iterable[Sequence[object]], right: Collection[int] = ()) -> li
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Write rows as CSV, with the header as the first of them.
+    """Write rows as CSV; the first row is the header.
 
     Text is escaped as by `printable`. A text that a spreadsheet would take for a formula begins with an apostrophe.
     """
@@ -115,15 +116,15 @@ def _csv_cell(value: object) -> object:
     if value is None or isinstance(value, (int, float)):
         return value
     text = printable(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and not _is_number(text) else text
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and math.isnan(to_number(text)) else text
 
 
-def _is_number(text: str) -> bool:
+def to_number(text: str) -> float:
+    """Read a number; return NaN for other text."""
     try:
-        float(text)
+        return float(text)
     except ValueError:
-        return False
-    return True
+        return math.nan
 
 
 @contextmanager

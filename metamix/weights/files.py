@@ -13,7 +13,7 @@ import zipfile
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,11 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     path = newest_weights(Path(path)) if Path(path).is_dir() else Path(path)
     if path.suffix == ".npz":
-        return _load_npz(path), {}
+        try:
+            with np.load(_existing(path), allow_pickle=False) as arrays:
+                return flatten(flax_parameters(arrays)), {}
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is not a complete .npz file of arrays ({error}): download it again.") from None
     return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch_weights(path)
 
 
@@ -234,14 +238,6 @@ def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, {key: _value(text, path) for key, text in texts.items()}
 
 
-def _load_npz(path: Path) -> dict[str, Tensor]:
-    try:
-        with np.load(_existing(path), allow_pickle=False) as arrays:
-            return flatten(flax_parameters(arrays))
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a complete .npz file of arrays ({error}): download it again.") from None
-
-
 def _check_damage(path: str | Path, content: Mapping[str, Any], expected: Any) -> None:
     """Compare checksums with the expected ones; refuse a file of metamix that has none."""
     if not isinstance(expected, dict):
@@ -275,27 +271,17 @@ def _load_torch(path: str | Path) -> Any:
                 f"{path} holds code, not only tensors: reading it would run {code}, and metamix never does. Delete it "
                 f"if you do not trust its source; otherwise {advice}"
             ) from None
-        if "legacy .tar" in text:
-            raise ValueError(
-                f"{path} is in PyTorch's oldest format, which cannot be read without running code from the file, and "
-                f"metamix never does; {advice}"
-            ) from None
-        if _is_plain_pickle(path):
-            raise ValueError(
-                f"{path} is a Python pickle that torch.save did not write, and metamix never unpickles files; {advice}"
-            ) from None
+        if "legacy .tar" in text or _is_plain_pickle(path):
+            kind = "in PyTorch's oldest format" if "legacy" in text else "a Python pickle that torch.save did not write"
+            raise ValueError(f"{path} is {kind}: reading it could run code, and metamix never does; {advice}") from None
         why = f"; {text[:120]}" if "PytorchStreamReader" in text else ""  # others say nothing about the file
         raise ValueError(f"{path} is truncated or not a PyTorch file ({os.path.getsize(path):,} bytes{why})") from None
-    if isinstance(state, dict) and (state.get("format") == FORMAT or _names_checksums(state)):
-        _check_structure(path, state)
-        _check_damage(path, state, state.pop("checksums", None))
+    if isinstance(state, dict):
+        expected = state.get("checksums")  # they identify a checkpoint of ours even if its entry "format" is damaged
+        if state.get("format") == FORMAT or (isinstance(expected, dict) and VALUES in expected):
+            _check_structure(path, state)
+            _check_damage(path, state, state.pop("checksums", None))
     return state
-
-
-def _names_checksums(state: Mapping) -> bool:
-    """Return whether a file holds checksums, also if the entry that says whose file it is has been damaged."""
-    expected = state.get("checksums")
-    return isinstance(expected, dict) and VALUES in expected
 
 
 def _check_structure(path: str | Path, content: Any) -> None:
@@ -333,14 +319,10 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         return json.dumps(value)
     text = value.encode(errors="backslashreplace").decode()  # such as a file name in Latin-1
-    return json.dumps(text) if _reads_otherwise(text) else text
-
-
-def _reads_otherwise(text: str) -> bool:
-    try:
-        return _value(text, "it") != text
-    except ValueError:  # brackets, nested too deeply
-        return True
+    with suppress(ValueError):  # brackets, nested too deeply
+        if _value(text, "it") == text:
+            return text
+    return json.dumps(text)
 
 
 def _value(text: str, source: object) -> Any:

@@ -84,7 +84,7 @@ def find_weights(checkpoint: str | Path) -> Path:
     """Find a checkpoint: an existing path, the name of shipped weights (NAME.digits), or hf-hub:USER/NAME.
 
     Raises:
-        FileNotFoundError: there is neither; the message suggests a close name, or how to take published weights.
+        FileNotFoundError: there are no such weights; the message suggests a close name, or how to take published ones.
         OSError: the hub cannot be reached, or has no such weights.
         ValueError: it is a file of an exported model.
     """
@@ -109,7 +109,7 @@ def find_weights(checkpoint: str | Path) -> Path:
             tags = timm.list_models(f"{checkpoint}.*", pretrained=True)
             advice = "none are published: train it first"
             if shipped_tags := [tag for tag in tags if tag in shipped]:
-                advice = f"give those of a tag: {', '.join(shipped_tags)}"
+                advice = f"give the weights of a tag: {', '.join(shipped_tags)}"
             elif tags:
                 advice = f"its tags are {', '.join(tags)}. {advice_for_published(tags[0])}"
             raise FileNotFoundError(f"{checkpoint} is a model and not its weights; {advice}")

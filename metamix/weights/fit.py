@@ -165,11 +165,7 @@ def check_size(described: nn.Module, tensors: Mapping[str, Tensor], name: str, s
 
 @contextmanager
 def limited_size(source: object) -> Iterator[None]:
-    """Raise TooLarge inside the block as soon as the modules that it makes are too many, or their parameters are.
-
-    Args:
-        source: name of the file whose metadata describe the model.
-    """
+    """Raise TooLarge as soon as the block makes too many modules or parameters; `source` names the model's file."""
     counts = {"parameters": 0, "modules": 0}
     limits = {"parameters": MAX_PARAMETERS, "modules": MAX_MODULES}
 

@@ -65,7 +65,7 @@ Channels = Field(min_length=1, max_length=MAX_CHANNELS)
 Mean = Annotated[tuple[float, ...], Channels]
 Std = Annotated[tuple[Positive, ...], Channels]
 CropPct = Annotated[float, Field(ge=MIN_CROP_PCT, le=2)]
-Text = Annotated[  # pydantic's max_length refuses names that are no UTF-8
+Text = Annotated[  # pydantic's max_length refuses names that are not UTF-8
     str, where(lambda text: len(text) <= MAX_LENGTH, f"a string of at most {MAX_LENGTH:,} characters")
 ]
 Classes = Annotated[tuple[Text, ...], Field(max_length=MAX_CLASSES)]
@@ -97,7 +97,7 @@ StageBlocks = Annotated[
 PLAIN = where(
     _is_plain, f"a number up to {MAX_NUMBER:,}, a string, true, false, null, or short lists and mappings of these"
 )
-BLOCKS = Field(description=f"a number of blocks up to {MAX_BLOCKS}, or a list of 1 to 16 numbers with this sum at most")
+BLOCKS = Field(description=f"a number of blocks up to {MAX_BLOCKS}, or a list of 1 to 16 numbers with at most this sum")
 REFUSED = where(lambda value: False, "no such entry: arguments of the constructor only, never a source of weights")
 ANY_ARGUMENT = rule(Annotated[Any, PLAIN])
 ARGUMENTS = {
@@ -144,7 +144,11 @@ class ModelMetadata:
         rules = rules_of(cls, "extra")
         entries = {name: raw[name] for name in rules if raw.get(name) is not None}
         check_entries(entries, {name: rules[name] for name in entries}, source, remedy=REMEDY)
-        _check_model_args(entries.get("model_args", {}), source)
+        for name, value in entries.get("model_args", {}).items():
+            place = f"model_args[{shown(name)}]"
+            if not (isinstance(name, str) and name.isidentifier()):
+                refuse_entry(place, value, "a name of an argument, such as 'depths'", source, REMEDY)
+            check_entries({place: value}, {place: ARGUMENTS.get(name, ANY_ARGUMENT)}, source, remedy=REMEDY)
         extra = {str(key): value for key, value in raw.items() if key not in rules}
         entries = {name: to_tuples(value) for name, value in entries.items()}
         metadata = cls(**entries | {"model_args": dict(entries.get("model_args", {})), "extra": extra})
@@ -182,15 +186,6 @@ class ModelMetadata:
         """Return those of `num_classes`, `in_chans` and `img_size` that the file has, as constructor arguments."""
         arguments = {key: getattr(self, key) for key in ("num_classes", "in_chans", "img_size")}
         return {key: value for key, value in arguments.items() if value is not None}
-
-
-def _check_model_args(arguments: Mapping[str, Any], source: object) -> None:
-    """Raise ValueError if `model_args` sets an argument that files may not set, or a value is out of range."""
-    for name, value in arguments.items():
-        place = f"model_args[{shown(name)}]"
-        if not (isinstance(name, str) and name.isidentifier()):
-            refuse_entry(place, value, "a name of an argument, such as 'depths'", source, REMEDY)
-        check_entries({place: value}, {place: ARGUMENTS.get(name, ANY_ARGUMENT)}, source, remedy=REMEDY)
 
 
 def to_tuples(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Find code in files of pickles without running it, to say why such a file is refused."""
+"""Find code in pickles without running it, for the message that refuses the file."""
 
 import io
 import pickletools
@@ -6,7 +6,7 @@ import re
 import zipfile
 from pathlib import Path
 
-SEARCHED = 2**20  # bytes of a pickle
+SEARCHED = 2**20  # bytes of a pickle that are searched, at most
 TENSOR_CODE = re.compile(
     r"collections\.OrderedDict|argparse\.Namespace"
     r"|torch\.(_utils\._rebuild_\w+|_tensor\._rebuild_\w+|(storage\.)?\w+Storage|nn\.parameter\.Parameter|Size|\w+\d+|bool)"
@@ -14,14 +14,14 @@ TENSOR_CODE = re.compile(
 
 
 def code_in(path: str | Path) -> str | None:
-    """Return a function or class that unpickling a file would call, other than torch's for tensors; None without one.
+    """Return the name of a function or class that unpickling a file would call; None if there are only torch's.
 
-    Pickles are searched in the file itself and, in a zip archive, in files such as data.pkl; up to `SEARCHED` bytes.
+    A pickle is the file itself or, in a zip archive, a file in it such as data.pkl.
     """
     if not zipfile.is_zipfile(path):
         with open(path, "rb") as file:
             content = file.read(SEARCHED)
-        return None if content[:2] == b"PK" else _code_in_pickles(content)  # a zip archive that was cut
+        return None if content[:2] == b"PK" else _code_in_pickles(content)  # PK: a truncated zip archive
     try:
         with zipfile.ZipFile(path) as archive:
             pickles = (archive.open(name) for name in archive.namelist() if name.endswith(".pkl"))
@@ -45,6 +45,6 @@ def _code_in_pickles(content: bytes) -> str | None:
                 if operation.name in ("GLOBAL", "INST", "STACK_GLOBAL") and not TENSOR_CODE.fullmatch(name):
                     code = code or name[:80]
             complete = True
-    except Exception:  # the end of the pickles, which tensors follow; or no pickle: what looks like code in it is none
+    except Exception:  # after complete pickles, tensors follow; otherwise it is no pickle, and nothing in it is code
         return code if complete else None
     return code

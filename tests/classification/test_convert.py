@@ -70,10 +70,10 @@ def test_the_splits_of_the_file_are_kept(source, tmp_path, capsys):
     [
         (
             ["file,label", LINES[0], "photos/cats/0.png,dog"],
-            "labels.csv:3 gives .*0.png the label 'dog', but .*csv:2 '猫'",
+            "labels.csv:3 gives .*0.png the label 'dog', but .*csv:2 gives '猫'",
         ),
-        (["file,label", "photos/cats/0.png,"], "labels.csv:2 has the class ''; a folder needs a name without /"),
-        (["file,label", "photos/cats/0.png,../cat"], "labels.csv:2 has the class '../cat'; a folder needs a name"),
+        (["file,label", "photos/cats/0.png,"], "labels.csv:2 has the class ''; the name of a folder holds no /"),
+        (["file,label", "photos/cats/0.png,../cat"], "labels.csv:2 has the class '../cat'; the name of a folder holds"),
         (["file,label,split", f"{LINES[0]},dev"], "labels.csv:2 has the split 'dev'; accepted are train, val and test"),
         ([LINES[0]], "labels.csv:1 has the columns photos/cats/0png, .*: the first line must name the columns"),
         ([], "labels.csv:1 has the columns nothing: the first line must name"),

@@ -30,7 +30,9 @@ def test_images_are_as_in_the_training_of_the_weights(photos):
     model = task.model.build()
     assert task.data.size == 32 and task.data.mean == tuple(model.pretrained_cfg["mean"]) != (0.485, 0.456, 0.406)
     assert next(iter(task.data.train_loader(8, 0, 1, 0).epoch(0)))["image"].shape == (8, 3, 32, 32)
-    assert task.notes[-1].startswith("as in the training of the weights: images of 32 pixels (--img-size), mean 0.491,")
+    assert task.notes[-1].startswith(
+        "taken from the weights to start from: images of 32 pixels (--img-size), mean 0.491,"
+    )
     about = task.model.describe(model)
     assert about["img_size"] == 32 and tuple(about["mean"]) == task.data.mean
     assert small_task(data="folder", data_dir=str(photos)).data.size == 224  # without weights, as before
@@ -77,7 +79,7 @@ def test_the_batch_fits_the_number_of_images(photos, tmp_path, capsys):
     words = [*WORDS, "--data-dir", photos, "--img-size", 32]
     train(*words, "--epochs", 1, "--output", tmp_path / "run")
     text = capsys.readouterr().out
-    assert "note: a batch has 8 samples, as there are 33 to train on (--batch-size)" in text
+    assert "note: a batch has 8 samples, since there are only 33 (--batch-size)" in text
     assert "1 epoch of 4 steps of 8 samples" in text
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["batch_size"] == 8
     train(*words, "--epochs", 1, "--output", tmp_path / "run")

@@ -297,7 +297,7 @@ LABEL = "labels/train/train_0.txt"
         (
             csv_of_corners,
             lambda folder: shutil.rmtree(folder / "images"),
-            "boxes.csv lists no image of those that exist",
+            "boxes.csv lists no image that exists",
         ),
         (
             csv_of_corners,

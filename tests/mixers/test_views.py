@@ -54,7 +54,7 @@ def test_matrices_are_those_of_the_mixer():
     x = torch.randn(1, 4, 4, 6)
     columns = rearrange(x, "b (r c) h w -> (r h) (b w c)", r=2)
     y = rearrange(vertical(x), "b (r c) h w -> (r h) (b w c)", r=2)
-    torch.testing.assert_close(views.raft_matrices(mixer)["vertical"] @ columns, y, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(views.matrices(mixer)["vertical"] @ columns, y, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

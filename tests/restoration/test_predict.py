@@ -191,7 +191,7 @@ def test_what_does_not_fit_is_left_out_by_name(clean, tmp_path, run, capsys):
     assert run(photos / "0.png", "--output", tmp_path / "out", channels="grey")[0] == 1
     assert (
         "trained on grey images: save it in grey, or give a model trained with --channels rgb or y. No weights of "
-        "metamix remove noise from colours; maxim_s3.sidd of MAXIM's authors does" in capsys.readouterr().err
+        "metamix denoise colours; maxim_s3.sidd of MAXIM's authors does" in capsys.readouterr().err
     )
     Image.new("RGBA", (8, 8)).save(photos / "alpha.png")
     assert run(photos / "alpha.png", "--output", tmp_path / "out", "--format", "jpg")[0] == 1

@@ -100,7 +100,7 @@ def test_the_card_says_what_the_run_says(run, published):
     scores = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert scores == {name: summary[name] for name in summary["scores"]}
     for words in (
-        "`metaformer_identity_nano`, which metamix trained on digits to label images",
+        "A `metaformer_identity_nano` that metamix trained on digits to label images",
         f"| top1 on test | {summary['top1']:.4g} |",
         "| images | 1,437 train, 360 test |",
         "metamix predict photo.jpg --checkpoint hf-hub:me/small-digits",
@@ -155,7 +155,7 @@ def own_mixer(tmp_path, monkeypatch, forget_mixers):
 def test_an_own_mixer_must_be_imported(own_mixer, capsys):
     words = ["w.safetensors", "me/x", "--dry-run", "x", "--import", "mixers_of_mine"]
     assert metamix_command("publish", *words) == 0
-    said = "who loads the model must import mixers_of_mine first; its source is not in the repository"
+    said = "users of the model must import mixers_of_mine first; its source is not in the repository"
     assert said in capsys.readouterr().out
     text = (own_mixer / "x" / "README.md").read_text()
     assert text.count("import mixers_of_mine\n") == 3 and "--checkpoint hf-hub:me/x --import mixers_of_mine" in text
@@ -227,7 +227,7 @@ def test_folders_of_others(run, tmp_path):
 
 def test_weights_without_a_description(tmp_path):
     save_weights(tmp_path / "w.safetensors", {"x": torch.zeros(1)}, {})
-    with pytest.raises(SystemExit, match=r"does not say which model it holds the weights of: write it with"):
+    with pytest.raises(SystemExit, match=r"does not name its model: write it with"):
         metamix_command("publish", tmp_path / "w.safetensors", "me/x")
 
 

@@ -106,7 +106,7 @@ def test_what_may_change_on_resume(scores, tmp_path, capsys):
     assert len(metrics(tmp_path)) == 3
     with pytest.raises(SystemExit, match="lr was 0.001 and is now 0.002. Take the old values, a larger --early-stop"):
         train(*words, "--early-stopping", 2, "--lr", 2e-3)
-    with pytest.raises(SystemExit, match="holds the best epoch of other weights, since score was 'ema' and is now 'l"):
+    with pytest.raises(SystemExit, match="holds the best epoch of other weights: score was 'ema' and is now 'l"):
         train(*words, "--early-stopping", 2, "--score", "last")
     train(*words, "--early-stopping", 3)
     assert "epoch 4 has the best held-out top1, 40" in capsys.readouterr().out

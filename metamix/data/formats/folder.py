@@ -54,9 +54,15 @@ def open_folder(
         raise FileNotFoundError(f"there is no folder {root.absolute()}; {LAYOUT}")
     if (root / "wnids.txt").is_file():
         raise ValueError(f"{root.absolute()} is Tiny-ImageNet: open it with --data tiny_imagenet --data-dir {root}")
-    places = {split: place for split in ("train", *TEST_SPLITS) if (place := find_split(split, root))}
+    splits = ("train", *TEST_SPLITS)
+    places = {  # a folder takes precedence over a tar file
+        split: place for split in splits for place in (root / f"{split}.tar", root / split) if place.exists()
+    }
     tests = [split for split in places if split != "train"]
-    if not tests and not test_on and (_holds_train_alone(root) or _holds_classes(root)):
+    kept = [path for path in root.iterdir() if path.is_dir() or path.suffix == ".tar"]
+    names = [path.name for path in kept if not path.name.startswith(".")]
+    train_alone = names in (["train"], ["train.tar"])  # another folder may be a misnamed test split
+    if not tests and not test_on and (train_alone or _holds_classes(root)):
         place = places.get("train", root)
         images = open_split(place)
         images.split = "test"
@@ -80,12 +86,6 @@ def open_folder(
     return train, test
 
 
-def _holds_train_alone(root: Path) -> bool:
-    """Return whether train/ or train.tar is the only folder or archive; another one may be a misnamed test split."""
-    names = [path.name for path in root.iterdir() if path.is_dir() or path.suffix == ".tar"]
-    return [name for name in names if not name.startswith(".")] in (["train"], ["train.tar"])
-
-
 def _holds_classes(root: Path) -> bool:
     """Return whether a folder holds class folders: they have images right in them, and no name of a split.
 
@@ -104,11 +104,6 @@ def _check_classes(train: FolderImages | TarImages, place: Path) -> None:
         raise ValueError(
             f"{place.absolute()} must hold one folder of images per class, two at least; found {train.classes[0]}"
         )
-
-
-def find_split(split: str, root: Path) -> Path | None:
-    """Find the folder of a split, or else its tar file."""
-    return next((place for place in (root / split, root / f"{split}.tar") if place.exists()), None)
 
 
 def open_split(place: Path) -> FolderImages | TarImages:
@@ -170,7 +165,7 @@ def list_tar_images(
         name, offset = str(PurePosixPath(folder, info.name.lstrip("/"))), start + info.offset_data
         if name.endswith(".tar"):
             if not levels:
-                raise ValueError(f"{tar.name!s} is nested deeper than {MAX_NESTING} tar files in one another")
+                raise ValueError(f"{tar.name!s} holds tar files nested deeper than {MAX_NESTING} levels")
             with tarfile.open(fileobj=tar.extractfile(info), mode="r:") as inner:
                 yield from list_tar_images(inner, name.removesuffix(".tar"), offset, levels - 1)
         elif is_image(name):

@@ -72,11 +72,11 @@ class HuggingFace:
             return ""
 
     def _read(self, i: int) -> bytes:
-        """Read the bytes of an image from the table, or from the file that it names, which may be anything."""
+        """Read the bytes of an image from the table, or from the file that it names, which may be of any kind."""
         image = self.reader.dataset[i][self.reader.image_key] or {}
         if content := image.get("bytes"):
             check_size(len(content))
             return content
         if not image.get("path"):
-            raise CorruptImage("the table has no image there")
+            raise CorruptImage("the table has no image in this row")
         return read_file(image["path"])

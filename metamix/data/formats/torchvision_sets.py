@@ -45,8 +45,13 @@ class Torchvision:
     """Read one split, which may join several splits of torchvision, such as train and val of flowers."""
 
     def __init__(self, name: str, root: str, train: bool, download: bool):
+        entry = TORCHVISION_SETS[name]
         try:
-            parts = _open_parts(name, root, train, download)
+            if entry is None:
+                parts = [create_dataset(f"torch/{name}", root, "train" if train else "validation", download=download)]
+            else:
+                make, train_parts, test_parts = entry
+                parts = [make(root, download=download, **kwargs) for kwargs in (train_parts if train else test_parts)]
         except (RuntimeError, OSError) as error:  # OSError: no network
             place, advice = os.path.abspath(root), "give its folder with --data-dir"
             if (Path(root) / "train").is_dir():
@@ -77,14 +82,6 @@ class Torchvision:
 
     def content(self, i: int) -> str:
         return file_content(self.files[i]) if self.files else hash_bytes(self.open(i).tobytes())
-
-
-def _open_parts(name: str, root: str, train: bool, download: bool) -> list[Any]:
-    entry = TORCHVISION_SETS[name]
-    if entry is None:
-        return [create_dataset(f"torch/{name}", root, "train" if train else "validation", download=download)]
-    make, train_parts, test_parts = entry
-    return [make(root, download=download, **kwargs) for kwargs in (train_parts if train else test_parts)]
 
 
 def _first_attribute(dataset: Any, *names: str) -> Any:
