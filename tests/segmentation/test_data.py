@@ -481,7 +481,7 @@ def test_verify_draws_no_conclusion_from_masks_that_it_refuses(scenes, capsys):
     assert exit_code(main, root) == 1
     said = capsys.readouterr().out
     assert "masks/0.png has the label 7" in said and "\n1 problem\n" in said and "no pixel of" not in said
-    assert "% of the pixels      test\n" in said
+    assert "% of the pixels   test\n" in said
     write_mask(root / "test" / "masks" / "0.png", np.full((40, 48), 7))
     assert exit_code(main, root) == 1
     assert capsys.readouterr().out.endswith("\n2 problems\n")
