@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.deploy.benchmark import CALIBRATION_IMAGES, ENGINES, FORMAT_OF, Subject, benchmark, random_images, table
+from metamix.deploy.benchmark import (
+    CALIBRATION_IMAGES,
+    ENGINES,
+    FORMAT_OF,
+    BenchmarkedModel,
+    benchmark,
+    random_images,
+    table,
+)
 from metamix.deploy.formats import PRECISIONS
 from metamix.deploy.runtime import load_exported
 from metamix.tasks.exportable import ExportOptions
@@ -63,19 +71,14 @@ def main(argv: Sequence[str]) -> None:
             if file.is_dir():
                 raise ValueError(f"--json {file} is a folder: give a file")
             file.parent.mkdir(parents=True, exist_ok=True)
-        opened = {
-            source: open_model(source, options.img_size, options.threads, trust)
-            for source in filter(None, [*options.models, options.reference])
-        }
-        settings["models"] = [opened[source] for source in options.models]
-        settings["reference"] = opened.get(options.reference or "")
+        settings["models"] = [open_model(model, options.img_size, options.threads, trust) for model in options.models]
         result = benchmark(**settings)
         print(table(result))
         if file:
             write_text(file, json.dumps(result, indent=1) + "\n")
 
 
-def open_model(source: str, img_size: int | None, threads: int | None, trust: bool) -> str | Subject:
+def open_model(source: str, img_size: int | None, threads: int | None, trust: bool) -> str | BenchmarkedModel:
     """Open trained weights of any task, or an exported model; return other names as they are."""
     if is_exported(source):
         exported = load_exported(source, threads=threads, trust=trust)
@@ -84,10 +87,10 @@ def open_model(source: str, img_size: int | None, threads: int | None, trust: bo
         cell = engines.get(artifact.format, artifact.format), artifact.precision
         size: Any = artifact.size or img_size or artifact.model.img_size
         images = random_images(artifact.input_shape[1] or 3, *parse_size("img_size", size))
-        return Subject(source, exported, images, artifact.outputs, cell)
+        return BenchmarkedModel(source, exported, images, artifact.outputs, cell)
     task, file = task_of(source)
     if file is None and task == DEFAULT:
         return source
     options = ExportOptions(source, Path(), img_size=img_size)  # type: ignore[arg-type]  # a side is accepted
     exportable = find_task(task).part("export")(options)
-    return Subject(source, exportable.model, exportable.examples(CALIBRATION_IMAGES), exportable.outputs)
+    return BenchmarkedModel(source, exportable.model, exportable.examples(CALIBRATION_IMAGES), exportable.outputs)

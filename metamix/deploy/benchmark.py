@@ -5,14 +5,13 @@
 
 All models and engines take turns in one process, with the same images and number of threads. ONNX Runtime and OpenVINO
 run what `metamix export` writes, OpenVINO compiled for the batch. Images are random, also those that int8 is calibrated
-on, and models that are named have random weights, since the speed does not depend on them. A `Subject` is any other
-model, such as a trained detector.
+on, and models that are named have random weights, since the speed does not depend on them. A `BenchmarkedModel` is any
+other model, such as a trained detector.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
@@ -45,27 +44,8 @@ Cell = tuple[str, str]  # engine and precision
 Step = Callable[[], object]
 
 
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """A model to time.
-
-    Attributes:
-        name: for the table.
-        model: takes images (n, C, H, W).
-        images: (`CALIBRATION_IMAGES`, C, H, W).
-        outputs: names of its outputs.
-        cell: engine and precision of a model that was exported, and is timed as it is.
-    """
-
-    name: str
-    model: nn.Module
-    images: Tensor
-    outputs: Sequence[str] = ("logits",)
-    cell: Cell | None = None
-
-
 def benchmark(
-    models: Sequence[str | Subject],
+    models: Sequence[str | BenchmarkedModel],
     *,
     engines: Sequence[str] = tuple(ENGINES),
     precisions: Sequence[str] = PRECISIONS,
@@ -74,13 +54,13 @@ def benchmark(
     threads: int | None = None,
     seconds: float = 1.0,
     runs: int = 1,
-    reference: str | Subject | None = None,
+    reference: str | None = None,
     folder: str | Path | None = None,
 ) -> dict[str, Any]:
     """Time models in several engines.
 
     Args:
-        models: names that timm knows, ours among them, or `Subject`s.
+        models: names that timm knows, ours among them, or `BenchmarkedModel`s.
         engines: keys of `ENGINES`.
         precisions: "fp32", "bf16" and "int8"; each engine is timed in the precisions that it has.
         batch_sizes: images in a call.
@@ -88,7 +68,7 @@ def benchmark(
         threads: number of threads to compute with; None for torch's number.
         seconds: for each model, engine, precision and batch in each run; five calls at least.
         runs: number of repetitions; the medians over them are reported.
-        reference: model whose speed in eager fp32 the others are compared with; None for the first one.
+        reference: name of the model whose speed in eager fp32 the others are compared with; None for the first one.
         folder: keeps the converted models; a model that is in it is not converted again. None keeps no models.
 
     Returns:
@@ -102,12 +82,12 @@ def benchmark(
         ImportError: a package of the extra `deploy` is missing.
     """
     cells = cells_of(engines, precisions)
-    chosen = {name_of(model): model for model in models}
+    chosen = {model if isinstance(model, str) else model.name: model for model in models}
     if not models or not batch_sizes or min(batch_sizes) < 1 or runs < 1:
         raise ValueError(
             f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give one of each at least"
         )
-    base = name_of(reference or models[0])
+    reference = reference or next(iter(chosen))
     software = versions() | installed(package for cell in cells for package in packages(*cell))
     keep_freed_memory()
     before = torch.get_num_threads()
@@ -116,20 +96,18 @@ def benchmark(
     failed: dict[str, str] = {}
     try:
         with TemporaryDirectory() as temporary, torch._dynamo.config.patch(recompile_limit=64):  # one forward for all
-            subjects = [
-                BenchmarkedModel(
-                    random_model(model, img_size) if isinstance(model, str) else model, Path(folder or temporary)
-                )
-                for model in ({base: reference or models[0]} | chosen).values()
-            ]
+            given = ({reference: reference} | chosen).values()
+            subjects = [random_model(model, img_size) if isinstance(model, str) else model for model in given]
+            place = Path(folder or temporary)
+            place.mkdir(parents=True, exist_ok=True)
             for batch in batch_sizes:
                 steps: dict[tuple[BenchmarkedModel, Cell], Step] = {}
                 for subject in subjects:
-                    first = [("eager", "fp32")] if subject.name == base else []
-                    wanted = [*first, *(cells if subject.name in chosen else [])]
+                    base = [("eager", "fp32")] if subject.name == reference else []
+                    wanted = [*base, *(cells if subject.name in chosen else [])]
                     for cell in [subject.cell] if subject.cell else dict.fromkeys(wanted):
                         try:
-                            step = subject.step(*cell, batch)
+                            step = subject.step(*cell, batch, place)
                             step()
                         except Exception as error:  # each engine has its own types
                             failed[" ".join((subject.name, *cell))] = str(error).partition("\n")[0]
@@ -147,15 +125,10 @@ def benchmark(
         "versions": software,
         "measured": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "runs": runs,
-        "reference": base,
+        "reference": reference,
         "rows": rows,
         "failed": failed,
     }
-
-
-def name_of(model: str | Subject) -> str:
-    """Return the name of a model to time."""
-    return model if isinstance(model, str) else model.name
 
 
 def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
@@ -178,38 +151,46 @@ def packages(engine: str, precision: str) -> tuple[str, ...]:
     return FORMATS[FORMAT_OF[engine]].packages_for(precision) if engine in FORMAT_OF else ()
 
 
-def random_model(name: str, img_size: int | None) -> Subject:
+def random_model(name: str, img_size: int | None) -> BenchmarkedModel:
     """Build a model of timm with random weights, for images of a side in pixels; None for the model's own."""
     arguments: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
     model: Any = create_model(name, **arguments)
     channels, height, width = timm_config(model)["input_size"]
     height, width = (height, width) if img_size is None else (img_size, img_size)
-    return Subject(name, model, random_images(channels, height, width))
+    return BenchmarkedModel(name, model, random_images(channels, height, width))
 
 
 def random_images(channels: int, height: int, width: int) -> Tensor:
-    """Make the images of a `Subject`."""
+    """Make the images of a `BenchmarkedModel`."""
     shape = CALIBRATION_IMAGES, channels, height, width
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 class BenchmarkedModel:
-    """A model that is timed; `folder` holds its files, whose names begin with the model's."""
+    """A model that is timed.
 
-    def __init__(self, subject: Subject, folder: Path):
-        self.name, self.folder, self.cell = subject.name, folder, subject.cell
-        self.images, self.outputs = subject.images, subject.outputs
-        self.model = subject.model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        folder.mkdir(parents=True, exist_ok=True)
+    Args:
+        name: for the table, and for the names of files.
+        model: takes images (n, C, H, W).
+        images: (`CALIBRATION_IMAGES`, C, H, W).
+        outputs: names of the outputs.
+        cell: engine and precision of a model that was exported, and is timed as it is.
+    """
 
-    def step(self, engine: str, precision: str, batch: int) -> Step:
-        """Return a function that runs the model once on `batch` images, in a pair of `cells_of`."""
+    def __init__(
+        self, name: str, model: Any, images: Tensor, outputs: Sequence[str] = ("logits",), cell: Cell | None = None
+    ):
+        self.name, self.images, self.outputs, self.cell = name, images, outputs, cell
+        self.model = model.eval().to(memory_format=torch.channels_last)
+
+    def step(self, engine: str, precision: str, batch: int, folder: Path) -> Step:
+        """Return a function that runs the model once on `batch` images, in a pair of `cells_of`; `folder` for files."""
         images = self.images[torch.arange(batch) % len(self.images)]
         if self.cell:
             return lambda: self.model(images)
         if engine in ("eager", "compile"):
             return torch_step(self.model, images, engine == "compile", precision)
-        file, array, threads = self.file(engine, precision), images.numpy(), torch.get_num_threads()
+        file, array, threads = self.file(engine, precision, folder), images.numpy(), torch.get_num_threads()
         if engine == "onnxruntime":
             run = FORMATS["onnx"].open(file, threads, precision)
         else:
@@ -218,20 +199,20 @@ class BenchmarkedModel:
             run = open_openvino(graph, threads, precision)
         return lambda: run(array)
 
-    def file(self, engine: str, precision: str) -> Path:
+    def file(self, engine: str, precision: str, folder: Path) -> Path:
         """Write the model for ONNX Runtime or OpenVINO, if that is not done, and return the file."""
         format = FORMATS[FORMAT_OF[engine]]
         suffix = Path(format.file).suffix
         stem = f"{self.name.replace('/', '-')}-{self.size}"
-        file = self.folder / f"{stem}-fp32{suffix}"
+        file = folder / f"{stem}-fp32{suffix}"
         if not file.exists():
             example = self.images[:2]
             format.write(Graph(fuse(self.model, example), example, self.outputs), file)
         if precision != "int8":
             return file
-        quantized = self.folder / f"{stem}-int8{suffix}"
+        quantized = folder / f"{stem}-int8{suffix}"
         if not quantized.exists():
-            open_quantizer(file, self.folder).quantize(quantized, [*self.images.numpy()[:, None]])  # saves memory
+            open_quantizer(file, folder).quantize(quantized, [*self.images.numpy()[:, None]])  # saves memory
         return quantized
 
     @property

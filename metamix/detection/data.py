@@ -139,9 +139,9 @@ class DetectionData:
             loaders[name] = self._loader(JoinedSplits([split]), order, v2.Identity(), 0, partial(collate, split=name))
         return loaders
 
-    def scoring_loader(self, samples: SampleReader) -> StreamLoader:
-        """Make a loader of whole images and their objects, with one image in a batch."""
-        return self._loader(samples, EvalOrder(len(samples), 1, 0, 1), v2.Identity(), 0, collate)
+    def scoring_loader(self, samples: SampleReader, order: EvalOrder) -> StreamLoader:
+        """Make a loader of images to score, of no split."""
+        return self._loader(samples, order, v2.Identity(), 0, collate)
 
     def training_images(self) -> "JoinedSplits":
         """Open the images to train on, without those of the split that is scored as "test"."""

@@ -173,19 +173,16 @@ class RestorationData:
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
         """Make the loaders of the splits to score, whose images come whole, one by one."""
-        options = self.options
         return {
-            split: self.scoring_loader(samples, rank, world_size, (split == "test" and options.test_dir) or None)
+            split: self.scoring_loader(samples, EvalOrder(len(samples), 1, rank, world_size), split)
             for split, samples in self.scored.items()
         }
 
-    def scoring_loader(
-        self, samples: SampleReader, rank: int = 0, world_size: int = 1, folder: str | None = None
-    ) -> StreamLoader:
-        """Make a loader of whole images, one by one; `folder`, by default the data set's, is named in messages."""
-        options, order = self.options, EvalOrder(len(samples), 1, rank, world_size)
-        verify = verify_command(options, folder or options.data_dir)
-        return StreamLoader(samples, options, order, WholeImage(self.chain), 0, collate=collate_pairs, verify=verify)
+    def scoring_loader(self, samples: SampleReader, order: EvalOrder, split: str = "train") -> StreamLoader:
+        """Make a loader of whole images, one by one."""
+        options, transform = self.options, WholeImage(self.chain)
+        verify = verify_command(options, (split == "test" and options.test_dir) or options.data_dir)
+        return StreamLoader(samples, options, order, transform, 0, collate=collate_pairs, verify=verify)
 
     def training_images(self) -> RestorationSplit:
         """Open the images to train on, without those that are scored."""

@@ -167,14 +167,13 @@ class SegmentationData:
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
         """Make the loaders of the splits to score, with one image in a batch."""
         return {
-            split: self.scoring_loader(MaskedImages(samples, self.labels), rank, world_size)
+            split: self.scoring_loader(MaskedImages(samples, self.labels), EvalOrder(len(samples), 1, rank, world_size))
             for split, samples in self.parts.items()
             if split != "train"
         }
 
-    def scoring_loader(self, images: SampleReader, rank: int = 0, world_size: int = 1) -> StreamLoader:
+    def scoring_loader(self, images: SampleReader, order: EvalOrder) -> StreamLoader:
         """Make a loader of images to score, with one image in a batch."""
-        order = EvalOrder(len(images), 1, rank, world_size)
         return self._loader(images, order, partial(resize_pair, options=self.options), 0, collate_pairs)
 
     def training_images(self) -> MaskedImages:

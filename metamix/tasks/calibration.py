@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metamix.data.loader import SampleReader
+from metamix.data.order import ListedOrder
 from metamix.training.task import Batch
 
 from .exportable import HELD_OUT_IMAGES, Model, readable_images
@@ -22,22 +23,11 @@ MOST_SCORED = 500  # held-out images of tasks that take images one by one
 MOST_BYTES = 2**30  # calibration images are held in memory
 
 
-class CalibrationData(Protocol):
-    """The data of a task whose models can be quantized."""
-
-    name: str
-
-    def training_images(self) -> SampleReader:
-        """Open the images to train on, without those of the test split."""
-
-    def scoring_loader(self, samples: SampleReader) -> Iterable[Batch]:
-        """Make the loader of batches of one image, as for the scores."""
-
-
 class CalibratedExport:
     """Quantize a model with the training images of its task; see `Quantizable`.
 
-    Subclasses have `task`, and in `extra` the scale of the graph.
+    `task.data` opens the images to train on, without those that are scored, by `training_images`, and loads them one
+    by one, as for the scores, by `scoring_loader`. `extra` has the scale of the graph.
     """
 
     max_drop, unit = 0.5, "points"
@@ -64,16 +54,15 @@ class CalibratedExport:
         return inputs
 
     @cached_property
-    def shuffled(self) -> Shuffled:
-        """Return the training images in random order; raise ValueError if there are none."""
-        data: CalibrationData = self.task.data
-        samples = data.training_images()
+    def training_images(self) -> SampleReader:
+        """Return the training images; raise ValueError if there are none."""
+        samples = self.task.data.training_images()
         if not len(samples):
-            raise no_training_split(data.name)
-        return Shuffled(samples)
+            raise no_training_split(self.task.data.name)
+        return samples
 
     def calibration_count(self, count: int) -> int:
-        return calibration_count(len(self.shuffled), count)
+        return calibration_count(len(self.training_images), count)
 
     def calibration(self, count: int, batch_size: int) -> Iterator[np.ndarray]:
         """Yield one input of the graph for each image: the image or one of its tiles, up to 1 GiB together."""
@@ -88,37 +77,16 @@ class CalibratedExport:
 
     @torch.inference_mode()
     def held_out_scores(self, model: Model, count: int) -> np.ndarray:
-        held_out = min(held_out_images(len(self.shuffled)), MOST_SCORED)
+        held_out = min(held_out_images(len(self.training_images)), MOST_SCORED)
         scores = [self.image_score(model, batch) for batch in self.load(slice(count, count + held_out))]
         if not (scores := [score for score in scores if not math.isnan(score)]):
             raise ValueError(f"none of the {held_out} training images that int8 is checked on can be scored")
         return np.array(scores)
 
     def load(self, part: slice) -> Iterator[Batch]:
-        """Yield the batches of a part of the training images."""
-        return readable_images(self.task.data.scoring_loader(self.shuffled.part(part)), None)
-
-
-class Shuffled:
-    """Read samples in random order, the same at each call."""
-
-    def __init__(self, samples: SampleReader, order: list[int] | None = None):
-        self.samples = samples
-        random = torch.Generator().manual_seed(0)
-        self.order = torch.randperm(len(samples), generator=random).tolist() if order is None else order
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def part(self, part: slice) -> Shuffled:
-        """Return a part of the samples, in the same order."""
-        return Shuffled(self.samples, self.order[part])
-
-    def read(self, index: int) -> Any:
-        return self.samples.read(self.order[index])
-
-    def path(self, index: int) -> str:
-        return self.samples.path(self.order[index])
+        """Yield the batches of a part of the training images, which are in random order."""
+        order = torch.randperm(len(self.training_images), generator=torch.Generator().manual_seed(0))
+        return readable_images(self.task.data.scoring_loader(self.training_images, ListedOrder(order[part])), None)
 
 
 def calibration_count(total: int, count: int) -> int:
