@@ -8,16 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.deploy.benchmark import (
-    CALIBRATION_IMAGES,
-    ENGINES,
-    FORMAT_OF,
-    BenchmarkedModel,
-    benchmark,
-    random_images,
-    table,
-)
+from metamix.deploy.benchmark import CALIBRATION_IMAGES, ENGINES, FORMAT_OF, BenchmarkedModel, benchmark, table
 from metamix.deploy.formats import PRECISIONS
 from metamix.deploy.runtime import load_exported
 from metamix.tasks.exportable import ExportOptions
@@ -86,7 +80,7 @@ def open_model(source: str, img_size: int | None, threads: int | None, trust: bo
         engines = {format: engine for engine, format in FORMAT_OF.items()}
         cell = engines.get(artifact.format, artifact.format), artifact.precision
         size: Any = artifact.size or img_size or artifact.model.img_size
-        images = random_images(artifact.input_shape[1] or 3, *parse_size("img_size", size))
+        images = torch.randn(CALIBRATION_IMAGES, artifact.input_shape[1] or 3, *parse_size("img_size", size))
         return BenchmarkedModel(source, exported, images, artifact.outputs, cell)
     task, file = task_of(source)
     if file is None and task == DEFAULT:

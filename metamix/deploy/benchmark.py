@@ -157,13 +157,8 @@ def random_model(name: str, img_size: int | None) -> BenchmarkedModel:
     model: Any = create_model(name, **arguments)
     channels, height, width = timm_config(model)["input_size"]
     height, width = (height, width) if img_size is None else (img_size, img_size)
-    return BenchmarkedModel(name, model, random_images(channels, height, width))
-
-
-def random_images(channels: int, height: int, width: int) -> Tensor:
-    """Make the images of a `BenchmarkedModel`."""
     shape = CALIBRATION_IMAGES, channels, height, width
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return BenchmarkedModel(name, model, torch.randn(shape, generator=torch.Generator().manual_seed(0)))
 
 
 class BenchmarkedModel:
