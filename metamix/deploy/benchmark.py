@@ -162,15 +162,7 @@ def random_model(name: str, img_size: int | None) -> BenchmarkedModel:
 
 
 class BenchmarkedModel:
-    """A model that is timed.
-
-    Args:
-        name: for the table, and for the names of files.
-        model: takes images (n, C, H, W).
-        images: (`CALIBRATION_IMAGES`, C, H, W).
-        outputs: names of the outputs.
-        cell: engine and precision of a model that was exported, and is timed as it is.
-    """
+    """A model to time, `CALIBRATION_IMAGES` for it, names of its outputs, and the cell of a model that was exported."""
 
     def __init__(
         self, name: str, model: Any, images: Tensor, outputs: Sequence[str] = ("logits",), cell: Cell | None = None

@@ -142,7 +142,7 @@ class ExportableDetector(CalibratedExport):
 
     @torch.no_grad()
     def compare(self, exported: Model, precision: str) -> Comparison:
-        match = BoxMatch(self.extra["score_thresh"], self.extra["detections_per_img"])
+        match = BoxMatch(self.extra["score_thresh"], self.extra["detections_per_img"], precision)
         ours = self.detector_of(exported)
         states: dict[str, Any] = {}
         figures: dict[str, Any] = {"on": "random images"}
@@ -164,7 +164,7 @@ class ExportableDetector(CalibratedExport):
                 metric.update(states["eager"], metric.predict(self.detector, batch), batch)
                 metric.update(states["exported"], [ours.objects(outputs, size, image)], batch)
         if not match.objects:  # nothing looks like an object: compare the best candidates of noise instead
-            match, figures["on"] = BoxMatch(0.0, CANDIDATES + 1), "random images"
+            match, figures["on"] = BoxMatch(0.0, CANDIDATES + 1, precision), "random images"
             for images in noise:
                 match.update(best_candidates(self.model(images)), best_candidates(exported(images), None))
         figures |= match.result()

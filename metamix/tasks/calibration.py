@@ -18,7 +18,6 @@ from metamix.training.task import Batch
 
 from .exportable import HELD_OUT_IMAGES, Model, readable_images
 
-LEAST_IMAGES = 5
 MOST_SCORED = 500  # held-out images of tasks that take images one by one
 MOST_BYTES = 2**30  # calibration images are held in memory
 
@@ -91,10 +90,9 @@ class CalibratedExport:
 
 def calibration_count(total: int, count: int) -> int:
     """Return how many of `total` training images to calibrate on, at most `count`; ValueError if there are too few."""
-    if total < LEAST_IMAGES:
+    if total < 5:
         raise ValueError(
-            f"int8 needs training images to calibrate on and to check, but there are {total}: give at least "
-            f"{LEAST_IMAGES}"
+            f"int8 needs training images to calibrate on and to check, but there are {total}: give at least 5"
         )
     return min(count, total - held_out_images(total))
 

@@ -273,8 +273,9 @@ def gains(report: dict[str, Any]) -> str:
         text += f"; one image {speed['eager']['batch_1_ms'] / speed['exported']['batch_1_ms']:.1f} times as fast as "
         text += "in torch"
     if quantized:
-        text += f"; lost {round(quantized['drop'], 2) + 0:.2f} {quantized['unit']} (limit {quantized['max_drop']:g}), "
-        text += f"{len(quantized['kept'])} of {quantized['layers']} layers kept in fp32"
+        chance = ", but this may be chance" if quantized["drop"] > quantized["max_drop"] else ""
+        text += f"; lost {round(quantized['drop'], 2) + 0:.2f} {quantized['unit']} (limit {quantized['max_drop']:g}"
+        text += f"{chance}), {len(quantized['kept'])} of {quantized['layers']} layers kept in fp32"
     return text
 
 

@@ -316,6 +316,13 @@ def test_limits_of_boxes(given, words):
     assert match.problems("fp32") == words
 
 
+@pytest.mark.parametrize(("precision", "unmatched"), [("fp32", 1), ("int8", 0)])
+def test_scores_may_differ_in_lower_precision(precision, unmatched):
+    match = BoxMatch(0.05, 100, precision)
+    match.update(objects(), objects(shift=3, score=0.8))
+    assert match.unmatched == unmatched
+
+
 @pytest.mark.slow
 def test_a_dynamic_program_of_torch_refuses_smaller_images(tmp_path):
     source, folder = weights(tmp_path, min_size=128, max_size=192), tmp_path / "out"
