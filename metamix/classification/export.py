@@ -15,7 +15,8 @@ from metamix.data import Source, eval_loader
 from metamix.deploy.report import Difference, missed_limits
 from metamix.deploy.runtime import ExportedModel
 from metamix.models.registry import check_model
-from metamix.tasks.exportable import HELD_OUT_IMAGES, Comparison, ExportOptions, Model
+from metamix.tasks.calibration import calibration_count, held_out_images, no_training_split
+from metamix.tasks.exportable import Comparison, ExportOptions, Model
 from metamix.tasks.simple import BATCH_SIZE, SimpleExport
 from metamix.utils.rules import rule
 from metamix.weights.metadata import ModelMetadata
@@ -39,6 +40,7 @@ class ExportableClassifier(SimpleExport):
     """
 
     outputs = ("logits",)
+    max_drop, unit = 0.3, "points"
 
     def __init__(
         self,
@@ -80,12 +82,7 @@ class ExportableClassifier(SimpleExport):
             yield images.numpy()
 
     def calibration_count(self, count: int) -> int:
-        total = len(self.training_images())
-        if total < 5:
-            raise ValueError(
-                f"int8 needs training images to calibrate on and to check, but there are {total}: give at least 5"
-            )
-        return min(count, total - held_out_images(total))
+        return calibration_count(len(self.training_images()), count)
 
     @torch.inference_mode()
     def held_out_scores(self, model: Model, count: int) -> np.ndarray:
@@ -105,10 +102,7 @@ class ExportableClassifier(SimpleExport):
         assert self.task is not None
         train = self.task.data.splits.train
         if train is None:
-            raise ValueError(
-                f"{self.task.data.name} has no training split, and int8 is never calibrated on the test split: give "
-                f"data that have one"
-            )
+            raise no_training_split(self.task.data.name)
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
         return train.subset(order)
 
@@ -119,11 +113,6 @@ class ExportableClassifier(SimpleExport):
             source = source.subset(slice(count))
         for batch in eval_loader(source, self.task.options, batch_size=batch_size):
             yield self.task.data.normalize(batch["image"]), batch
-
-
-def held_out_images(total: int) -> int:
-    """Return how many of `total` training images check the accuracy of int8: at most a fifth."""
-    return min(HELD_OUT_IMAGES, total // 5)
 
 
 def open_classifier(options: ExportOptions) -> ExportableClassifier:

@@ -6,10 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.deploy.benchmark import ENGINES, benchmark, table
+from metamix.deploy.benchmark import CALIBRATION_IMAGES, ENGINES, FORMAT_OF, BenchmarkedModel, benchmark, table
 from metamix.deploy.formats import PRECISIONS
+from metamix.deploy.runtime import load_exported
+from metamix.tasks.exportable import ExportOptions
+from metamix.tasks.load import task_of
+from metamix.tasks.registry import DEFAULT, find_task, is_exported
+from metamix.utils.checks import parse_size
 from metamix.utils.files import write_text
 from metamix.utils.options import Options, option, parse_command, positional
 from metamix.utils.rules import Count, NotNegative
@@ -18,6 +26,7 @@ from metamix.weights.metadata import Side
 
 EXAMPLES = """examples:
   metamix benchmark metaformer_pooling_s12 resnet18
+  metamix benchmark runs/cells-retinanet runs/scenes-semantic_fpn --engines eager,openvino
   metamix benchmark metaformer_raft_s12 --engines eager,openvino --precisions fp32,int8 --batch-sizes 1 --threads 1"""
 
 
@@ -25,7 +34,10 @@ EXAMPLES = """examples:
 class BenchmarkOptions(Options):
     """Options of `metamix benchmark`."""
 
-    models: tuple[str, ...] = positional("names of models of metamix or timm", metavar="MODEL")
+    models: tuple[str, ...] = positional(
+        "names of models of metamix or timm; run folders or weight files of any task; folders of metamix export",
+        metavar="MODEL",
+    )
     engines: tuple[str, ...] = option(tuple(ENGINES), "engines to time")
     precisions: tuple[str, ...] = option(PRECISIONS, "precisions to time; an engine skips those that it lacks")
     batch_sizes: tuple[Count, ...] = option((1, 8), "images in a call")
@@ -33,6 +45,7 @@ class BenchmarkOptions(Options):
     threads: Count | None = option(None, "number of threads; by default torch's")
     seconds: NotNegative = option(1.0, "seconds for each row of the table")
     reference: str | None = option(None, "model that speedups are relative to; by default the first", metavar="MODEL")
+    trust: bool = option(False, "load an exported model of the format torch, whose files may hold code that then runs")
     json: Path | None = option(None, "file to which the result is also written, as JSON", metavar="FILE")
 
 
@@ -43,16 +56,36 @@ def main(argv: Sequence[str]) -> None:
             argv,
             BenchmarkOptions,
             prog="metamix benchmark",
-            description="Time models in several engines, in turns. Weights and images are random.",
+            description="Time models in several engines, in turns. Images are random, and weights of models that are "
+            "only named. Exported models are timed in their own engine and precision.",
             epilog=EXAMPLES,
         )
         settings = vars(options)
-        file = settings.pop("json")
+        file, trust = settings.pop("json"), settings.pop("trust")
         if file:  # refuse a wrong path before the measurement
             if file.is_dir():
                 raise ValueError(f"--json {file} is a folder: give a file")
             file.parent.mkdir(parents=True, exist_ok=True)
+        settings["models"] = [open_model(model, options.img_size, options.threads, trust) for model in options.models]
         result = benchmark(**settings)
         print(table(result))
         if file:
             write_text(file, json.dumps(result, indent=1) + "\n")
+
+
+def open_model(source: str, img_size: int | None, threads: int | None, trust: bool) -> str | BenchmarkedModel:
+    """Open trained weights of any task, or an exported model; return other names as they are."""
+    if is_exported(source):
+        exported = load_exported(source, threads=threads, trust=trust)
+        artifact = exported.artifact
+        engines = {format: engine for engine, format in FORMAT_OF.items()}
+        cell = engines.get(artifact.format, artifact.format), artifact.precision
+        size: Any = artifact.size or img_size or artifact.model.img_size
+        images = torch.randn(CALIBRATION_IMAGES, artifact.input_shape[1] or 3, *parse_size("img_size", size))
+        return BenchmarkedModel(source, exported, images, artifact.outputs, cell)
+    task, file = task_of(source)
+    if file is None and task == DEFAULT:
+        return source
+    options = ExportOptions(source, Path(), img_size=img_size)  # type: ignore[arg-type]  # a side is accepted
+    exportable = find_task(task).part("export")(options)
+    return BenchmarkedModel(source, exportable.model, exportable.examples(CALIBRATION_IMAGES), exportable.outputs)

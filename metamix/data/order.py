@@ -86,4 +86,11 @@ class EvalOrder:
         return self.batches[start:]
 
 
+class ListedOrder(EvalOrder):
+    """Yield the samples with these numbers (n,), one in a batch."""
+
+    def __init__(self, numbers: Tensor):
+        self.batches = numbers.split(1)
+
+
 Order = TrainOrder | EvalOrder

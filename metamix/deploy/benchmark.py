@@ -4,8 +4,9 @@
     print(table(result))
 
 All models and engines take turns in one process, with the same images and number of threads. ONNX Runtime and OpenVINO
-run what `metamix export` writes, OpenVINO compiled for the batch. Weights and images are random, also the images that
-int8 is calibrated on, since the speed does not depend on them.
+run what `metamix export` writes, OpenVINO compiled for the batch. Images are random, also those that int8 is calibrated
+on, and models that are named have random weights, since the speed does not depend on them. A `BenchmarkedModel` is any
+other model, such as a trained detector.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ Step = Callable[[], object]
 
 
 def benchmark(
-    models: Sequence[str],
+    models: Sequence[str | BenchmarkedModel],
     *,
     engines: Sequence[str] = tuple(ENGINES),
     precisions: Sequence[str] = PRECISIONS,
@@ -60,15 +61,15 @@ def benchmark(
     """Time models in several engines.
 
     Args:
-        models: names that timm knows, ours among them.
+        models: names that timm knows, ours among them, or `BenchmarkedModel`s.
         engines: keys of `ENGINES`.
         precisions: "fp32", "bf16" and "int8"; each engine is timed in the precisions that it has.
         batch_sizes: images in a call.
-        img_size: side of the images in pixels; None for each model's own.
+        img_size: side of the images of named models in pixels; None for each model's own.
         threads: number of threads to compute with; None for torch's number.
         seconds: for each model, engine, precision and batch in each run; five calls at least.
         runs: number of repetitions; the medians over them are reported.
-        reference: model whose speed in eager fp32 the others are compared with; None for the first one.
+        reference: name of the model whose speed in eager fp32 the others are compared with; None for the first one.
         folder: keeps the converted models; a model that is in it is not converted again. None keeps no models.
 
     Returns:
@@ -82,11 +83,12 @@ def benchmark(
         ImportError: a package of the extra `deploy` is missing.
     """
     cells = cells_of(engines, precisions)
+    chosen = {model if isinstance(model, str) else model.name: model for model in models}
     if not models or not batch_sizes or min(batch_sizes) < 1 or runs < 1:
         raise ValueError(
             f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give one of each at least"
         )
-    reference = reference or models[0]
+    reference = reference or next(iter(chosen))
     software = versions() | installed(package for cell in cells for package in packages(*cell))
     keep_freed_memory()
     before = torch.get_num_threads()
@@ -95,15 +97,18 @@ def benchmark(
     failed: dict[str, str] = {}
     try:
         with TemporaryDirectory() as temporary, torch._dynamo.config.patch(recompile_limit=64):  # one forward for all
-            names = dict.fromkeys([reference, *models])
-            subjects = [BenchmarkedModel(name, img_size, Path(folder or temporary)) for name in names]
+            given = ({reference: reference} | chosen).values()
+            subjects = [random_model(model, img_size) if isinstance(model, str) else model for model in given]
+            place = Path(folder or temporary)
+            place.mkdir(parents=True, exist_ok=True)
             for batch in batch_sizes:
                 steps: dict[tuple[BenchmarkedModel, Cell], Step] = {}
                 for subject in subjects:
                     base = [("eager", "fp32")] if subject.name == reference else []
-                    for cell in dict.fromkeys([*base, *(cells if subject.name in models else [])]):
+                    wanted = [*base, *(cells if subject.name in chosen else [])]
+                    for cell in [subject.cell] if subject.cell else dict.fromkeys(wanted):
                         try:
-                            step = subject.step(*cell, batch)
+                            step = subject.step(*cell, batch, place)
                             step()
                         except Exception as error:  # each engine has its own types
                             failed[" ".join((subject.name, *cell))] = str(error).partition("\n")[0]
@@ -147,31 +152,33 @@ def packages(engine: str, precision: str) -> tuple[str, ...]:
     return FORMATS[FORMAT_OF[engine]].packages_for(precision) if engine in FORMAT_OF else ()
 
 
+def random_model(name: str, img_size: int | None) -> BenchmarkedModel:
+    """Build a model of timm with random weights, for images of a side in pixels; None for the model's own."""
+    arguments: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
+    model: Any = create_model(name, **arguments)
+    channels, height, width = timm_config(model)["input_size"]
+    height, width = (height, width) if img_size is None else (img_size, img_size)
+    shape = CALIBRATION_IMAGES, channels, height, width
+    return BenchmarkedModel(name, model, torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+
+
 class BenchmarkedModel:
-    """A model that is timed, with random weights and images.
+    """A model to time, `CALIBRATION_IMAGES` for it, names of its outputs, and the cell of a model that was exported."""
 
-    Args:
-        img_size: side of the images in pixels; None for the model's own.
-        folder: holds the model's files, whose names begin with `name`.
-    """
-
-    def __init__(self, name: str, img_size: int | None, folder: Path):
-        arguments: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
-        model: Any = create_model(name, **arguments)
-        self.name, self.folder = name, folder
+    def __init__(
+        self, name: str, model: Any, images: Tensor, outputs: Sequence[str] = ("logits",), cell: Cell | None = None
+    ):
+        self.name, self.images, self.outputs, self.cell = name, images, outputs, cell
         self.model = model.eval().to(memory_format=torch.channels_last)
-        channels, height, width = timm_config(model)["input_size"]
-        height, width = (height, width) if img_size is None else (img_size, img_size)
-        shape = CALIBRATION_IMAGES, channels, height, width
-        self.images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        folder.mkdir(parents=True, exist_ok=True)
 
-    def step(self, engine: str, precision: str, batch: int) -> Step:
-        """Return a function that runs the model once on `batch` images, in a pair of `cells_of`."""
+    def step(self, engine: str, precision: str, batch: int, folder: Path) -> Step:
+        """Return a function that runs the model once on `batch` images, in a pair of `cells_of`; `folder` for files."""
         images = self.images[torch.arange(batch) % len(self.images)]
+        if self.cell:
+            return lambda: self.model(images)
         if engine in ("eager", "compile"):
             return torch_step(self.model, images, engine == "compile", precision)
-        file, array, threads = self.file(engine, precision), images.numpy(), torch.get_num_threads()
+        file, array, threads = self.file(engine, precision, folder), images.numpy(), torch.get_num_threads()
         if engine == "onnxruntime":
             run = FORMATS["onnx"].open(file, threads, precision)
         else:
@@ -180,21 +187,27 @@ class BenchmarkedModel:
             run = open_openvino(graph, threads, precision)
         return lambda: run(array)
 
-    def file(self, engine: str, precision: str) -> Path:
+    def file(self, engine: str, precision: str, folder: Path) -> Path:
         """Write the model for ONNX Runtime or OpenVINO, if that is not done, and return the file."""
         format = FORMATS[FORMAT_OF[engine]]
         suffix = Path(format.file).suffix
-        stem = f"{self.name.replace('/', '-')}-{self.images.shape[-1]}"
-        file = self.folder / f"{stem}-fp32{suffix}"
+        stem = f"{self.name.replace('/', '-')}-{self.size}"
+        file = folder / f"{stem}-fp32{suffix}"
         if not file.exists():
             example = self.images[:2]
-            format.write(Graph(fuse(self.model, example), example, ["logits"]), file)
+            format.write(Graph(fuse(self.model, example), example, self.outputs), file)
         if precision != "int8":
             return file
-        quantized = self.folder / f"{stem}-int8{suffix}"
+        quantized = folder / f"{stem}-int8{suffix}"
         if not quantized.exists():
-            open_quantizer(file, self.folder).quantize(quantized, [self.images.numpy()])
+            open_quantizer(file, folder).quantize(quantized, [*self.images.numpy()[:, None]])  # saves memory
         return quantized
+
+    @property
+    def size(self) -> int | str:
+        """Return the side of the images in pixels; "HxW" if they are no squares."""
+        height, width = self.images.shape[-2:]
+        return width if height == width else f"{height}x{width}"
 
 
 def torch_step(model: nn.Module, images: Tensor, compiled: bool, precision: str) -> Step:
@@ -225,7 +238,7 @@ def make_row(
         "model": subject.name,
         "engine": engine,
         "precision": precision,
-        "img_size": subject.images.shape[-1],
+        "img_size": subject.size,
         "batch": batch,
         "ms": round(1000 * spent, 2),
         "img_per_s": round(batch / spent, 1),

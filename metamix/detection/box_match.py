@@ -11,6 +11,7 @@ from .objects import Objects
 MOST_PIXELS = 0.5  # limit for the difference between boxes that match
 MOST_UNMATCHED = 0.001  # share of the boxes
 SAME_SCORE = 1e-3  # largest difference between the scores of one object, relative to the score
+ALIKE_SCORE = 0.2  # the same in bf16 and int8
 
 
 class BoxMatch:
@@ -21,10 +22,12 @@ class BoxMatch:
     Args:
         threshold: least score.
         most: objects in a full list.
+        precision: precision of the second detector.
     """
 
-    def __init__(self, threshold: float, most: int):
+    def __init__(self, threshold: float, most: int, precision: str = "fp32"):
         self.threshold, self.most = threshold, most
+        self.tolerance = SAME_SCORE if precision == "fp32" else ALIKE_SCORE
         self.images = self.objects = self.detected = self.unmatched = 0
         self.largest = 0.0
 
@@ -34,10 +37,10 @@ class BoxMatch:
         self.detected += int(detected["scores"].isfinite().sum())
         last = float(expected["scores"][-1]) if len(expected["scores"]) == self.most else self.threshold
         for box, score, label in zip(expected["boxes"], expected["scores"], expected["labels"]):
-            if score <= last * (1 + SAME_SCORE):
+            if score <= last * (1 + self.tolerance):
                 continue
             self.objects += 1
-            alike = (detected["labels"] == label) & ((detected["scores"] - score).abs() < SAME_SCORE * score)
+            alike = (detected["labels"] == label) & ((detected["scores"] - score).abs() < self.tolerance * score)
             distances = (detected["boxes"][alike] - box).abs().amax(1) if alike.any() else torch.tensor([torch.inf])
             distance = float(distances.min())
             if not distance <= 16:  # another object, or not a number

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from metamix.data.files import content_digest
-from metamix.data.loader import StreamLoader
+from metamix.data.loader import SampleReader, StreamLoader
 from metamix.data.options import choose_splits
 from metamix.data.order import EvalOrder, TrainOrder
 from metamix.training.task import Batch, State
@@ -140,7 +140,21 @@ class DetectionData:
             loaders[name] = self._loader(JoinedSplits([split]), order, v2.Identity(), 0, partial(collate, split=name))
         return loaders
 
-    def _loader(self, samples: "JoinedSplits", order: Any, transform: Any, seed: int, collate: Any) -> StreamLoader:
+    def scoring_loader(self, samples: SampleReader, order: EvalOrder) -> StreamLoader:
+        """Make a loader of images to score, of no split."""
+        return self._loader(samples, order, v2.Identity(), 0, collate)
+
+    def training_images(self) -> "JoinedSplits":
+        """Open the images to train on, without those of the split that is scored as "test"."""
+        options, splits = self.options, find_splits(self.options.data_dir)
+        names = [name for name in options.train_on if name in splits and name != self.test_split]
+        opened, test = [open_split(splits, name, use="train on") for name in names], self.scored["test"]
+        for split in opened:
+            if problem := class_problem(split.annotations, split.classes, test.annotations, test.classes):
+                raise ValueError(problem)
+        return JoinedSplits(opened)
+
+    def _loader(self, samples: SampleReader, order: Any, transform: Any, seed: int, collate: Any) -> StreamLoader:
         verify = verify_command(self.options)
         return StreamLoader(samples, self.options, order, transform, seed, collate=collate, verify=verify)
 

@@ -19,9 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_iou
 
 from metamix.layers import round_up
+from metamix.tasks.calibration import CalibratedExport
 from metamix.tasks.exportable import Comparison, ExportOptions, Model, readable_images
+from metamix.training.task import Batch
 from metamix.weights.metadata import ModelMetadata
 
 from .box_match import BoxMatch
@@ -78,7 +81,7 @@ class DetectorGraph(nn.Module):
         return boxes, best, index % classes
 
 
-class ExportableDetector:
+class ExportableDetector(CalibratedExport):
     """A detector, and the data set that it is compared on.
 
     Args:
@@ -140,8 +143,8 @@ class ExportableDetector:
 
     @torch.no_grad()
     def compare(self, exported: Model, precision: str) -> Comparison:
-        match = BoxMatch(self.extra["score_thresh"], self.extra["detections_per_img"])
-        ours = ExportedDetector(exported, self.metadata, None if self.dynamic else self.size, self.extra)
+        match = BoxMatch(self.extra["score_thresh"], self.extra["detections_per_img"], precision)
+        ours = self.detector_of(exported)
         states: dict[str, Any] = {}
         figures: dict[str, Any] = {"on": "random images"}
         step = self.extra["multiple"]
@@ -162,12 +165,23 @@ class ExportableDetector:
                 metric.update(states["eager"], metric.predict(self.detector, batch), batch)
                 metric.update(states["exported"], [ours.objects(outputs, size, image)], batch)
         if not match.objects:  # nothing looks like an object: compare the best candidates of noise instead
-            match, figures["on"] = BoxMatch(0.0, CANDIDATES + 1), "random images"
+            match, figures["on"] = BoxMatch(0.0, CANDIDATES + 1, precision), "random images"
             for images in noise:
                 match.update(best_candidates(self.model(images)), best_candidates(exported(images), None))
         figures |= match.result()
         scores = {name: self.task.metric.result([state]) for name, state in states.items()} if self.task else {}
         return Comparison(figures, scores, match.problems(precision))
+
+    def detector_of(self, graph: Model) -> ExportedDetector:
+        """Return a graph as a detector of images of any size."""
+        return ExportedDetector(graph, self.metadata, None if self.dynamic else self.size, self.extra)
+
+    def inputs(self, batch: Batch) -> list[Tensor]:
+        return [self.detector_of(self.model).prepare(batch["image"][0] / 255)[0][None]]
+
+    def image_score(self, model: Model, batch: Batch) -> float:
+        """Return the AP of the image, see `image_ap`."""
+        return image_ap(self.detector_of(model).find(batch["image"][0] / 255), batch["target"][0])
 
     def suppressed(self, outputs: Sequence[Tensor], images: Tensor) -> Objects:
         """Return the objects of one prepared image (1, C, H, W), from outputs of the graph."""
@@ -181,6 +195,24 @@ def best_candidates(outputs: Sequence[Tensor], count: int | None = CANDIDATES) -
     boxes, scores, labels = (output[0] for output in outputs)
     best = scores.argsort(descending=True)[:count]
     return {"boxes": boxes[best], "scores": scores[best], "labels": labels[best]}
+
+
+def image_ap(found: Objects, truth: Objects) -> float:
+    """Compute the average precision of one image in percent, the mean over IoU 0.5 to 0.95 as in COCO.
+
+    The detections of all classes are ranked together. NaN if the image has no objects.
+    """
+    ious = torch.linspace(0.5, 0.95, 10)
+    overlaps = box_iou(found["boxes"], truth["boxes"]) * (found["labels"][:, None] == truth["labels"])
+    free, hits = torch.ones(len(ious), len(truth["boxes"])), torch.zeros(len(ious), len(overlaps))
+    if not free.numel():
+        return math.nan
+    for i, overlap in enumerate(overlaps):  # the highest score first; each takes the free object that it fits best
+        best, place = (overlap * free).max(1)
+        hits[:, i] = best >= ious
+        free[hits[:, i] > 0, place[hits[:, i] > 0]] = 0
+    precision = hits.cumsum(1) / torch.arange(1, len(overlaps) + 1)
+    return 100 * float((precision * hits).sum() / free.numel())
 
 
 def least_side(model: Detector) -> int:

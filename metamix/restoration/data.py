@@ -22,7 +22,7 @@ from torch import Tensor
 from metamix.data.augment import neighbour
 from metamix.data.counter_rng import MIX, seeded, stratified_choice
 from metamix.data.files import content_digest
-from metamix.data.loader import StreamLoader, collate_crops, collate_pairs
+from metamix.data.loader import SampleReader, StreamLoader, collate_crops, collate_pairs
 from metamix.data.order import EvalOrder, TrainOrder
 from metamix.training.task import Batch
 from metamix.utils.text import plural
@@ -173,12 +173,24 @@ class RestorationData:
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
         """Make the loaders of the splits to score, whose images come whole, one by one."""
-        options, transform, loaders = self.options, WholeImage(self.chain), {}
-        for split, samples in self.scored.items():
-            order = EvalOrder(len(samples), 1, rank, world_size)
-            verify = verify_command(options, (split == "test" and options.test_dir) or options.data_dir)
-            loaders[split] = StreamLoader(samples, options, order, transform, 0, collate=collate_pairs, verify=verify)
-        return loaders
+        return {
+            split: self.scoring_loader(samples, EvalOrder(len(samples), 1, rank, world_size), split)
+            for split, samples in self.scored.items()
+        }
+
+    def scoring_loader(self, samples: SampleReader, order: EvalOrder, split: str = "train") -> StreamLoader:
+        """Make a loader of whole images, one by one."""
+        options, transform = self.options, WholeImage(self.chain)
+        verify = verify_command(options, (split == "test" and options.test_dir) or options.data_dir)
+        return StreamLoader(samples, options, order, transform, 0, collate=collate_pairs, verify=verify)
+
+    def training_images(self) -> RestorationSplit:
+        """Open the images to train on, without those that are scored."""
+        samples = self._find(True, "")["train"]
+        self._choose_channels(samples, self.in_chans)
+        for sample in samples if self.paired else []:
+            scale_of_pair(sample, self.scale)
+        return RestorationSplit(samples, self.channels, self.scale, studio_range=True)
 
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
         """Mix neighbouring crops and, in the same ratio, their targets. Worker processes have done everything else."""

@@ -18,23 +18,28 @@ from torch import Tensor
 from metamix.deploy.report import Difference, missed_limits
 from metamix.deploy.runtime import ExportedModel
 from metamix.layers.image_inference import pad_for_graph, tiles
+from metamix.tasks.calibration import CalibratedExport
 from metamix.tasks.exportable import EXTRA, RANDOM_IMAGES, Comparison, ExportOptions, Model, readable_images
 from metamix.tasks.load import refuse_name
+from metamix.training.task import Batch
+from metamix.utils.checks import check_finite
 from metamix.utils.rules import rules_of
 from metamix.weights.metadata import ModelMetadata
 
 from .inference import Restorer
 from .load import RestorationSpec, TrainedRestorer, load_restorer
+from .metric import BEST_PSNR, psnr
 from .options import RestorationEvalOptions
 from .task import Restoration
 
 TILE = 256  # pixels of the model's input; rounded up to the multiples that it takes
 
 
-class ExportableRestorer:
+class ExportableRestorer(CalibratedExport):
     """An image model to export, and the task whose images the comparison uses; without a task, they are random."""
 
     outputs: tuple[str, ...] = ("restored",)
+    max_drop, unit = 0.1, "dB"
 
     def __init__(self, trained: TrainedRestorer, options: ExportOptions, task: Restoration | None = None):
         self.model = cast(Any, trained.model)
@@ -49,6 +54,8 @@ class ExportableRestorer:
         in_chans = self.model.in_chans
         self.metadata = replace(trained.metadata, task="restoration", img_size=self.size, in_chans=in_chans)
         self.extra = vars(self.spec) | {"scale": self.model.scale, "multiple": list(self.model.multiple)}
+        self.fixed = None if self.dynamic else self.size
+        self.restorer = Restorer(self.spec.enlarge, *tiles(self.fixed), whole=self.fixed)
         self.notes = list(task.notes) if task else []
 
     def examples(self, count: int, larger: int = 0) -> Tensor:
@@ -64,19 +71,26 @@ class ExportableRestorer:
                 difference.update(self.model(images), exported(images))
         else:
             metric, on = self.task.metric, f"{self.task.data.name}, test"
-            size = None if self.dynamic else self.size
-            graphs: dict[str, Model] = {"eager": self.model, "exported": exported}
-            models = {name: pad_for_graph(graph, self.extra, size) for name, graph in graphs.items()}
+            models: dict[str, Model] = {"eager": self.model, "exported": exported}
             states = {name: metric.start() for name in models}
-            restorer = Restorer(self.spec.enlarge, *tiles(size), whole=size)
             for batch in readable_images(self.task.data.eval_loaders(1, 0, 1)["test"], self.images):
-                outputs = {name: restorer(model, batch["image"][0][None]) for name, model in models.items()}
+                outputs = {name: self.apply(model, batch) for name, model in models.items()}
                 difference.update(outputs["eager"], outputs["exported"])
                 for name, output in outputs.items():
                     metric.update(states[name], output, batch)
             scores = {name: metric.result([state]) for name, state in states.items()}
         figures: dict[str, Any] = {"on": on} | difference.result()
         return Comparison(figures, scores, missed_limits(figures, precision))
+
+    def apply(self, model: Model, batch: Batch) -> Tensor:
+        """Return the restored image (1, C, H, W) of a batch."""
+        return self.restorer(pad_for_graph(model, self.extra, self.fixed), batch["image"][0][None])
+
+    def image_score(self, model: Model, batch: Batch) -> float:
+        """Return the PSNR of the image in dB, measured as in the task's scores."""
+        assert self.task
+        measure, restored = self.task.measure, check_finite(self.apply(model, batch)[0].float())
+        return min(psnr(measure.prepare(restored), measure.prepare(batch["target"][0], round_it=False)), BEST_PSNR)
 
 
 def open_restorer(options: ExportOptions) -> ExportableRestorer:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from metamix.data import CorruptImage, normalize
 from metamix.data.files import content_digest, read_pixels
-from metamix.data.loader import StreamLoader, collate_crops, collate_pairs
+from metamix.data.loader import SampleReader, StreamLoader, collate_crops, collate_pairs
 from metamix.data.options import choose_splits
 from metamix.data.order import EvalOrder, TrainOrder
 from metamix.training.task import Batch
@@ -166,14 +166,24 @@ class SegmentationData:
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
         """Make the loaders of the splits to score, with one image in a batch."""
-        resize, loaders = partial(resize_pair, options=self.options), {}
-        for split in (name for name in self.parts if name != "train"):
-            images = MaskedImages(self.parts[split], self.labels)
-            order = EvalOrder(len(images), 1, rank, world_size)
-            loaders[split] = self._loader(images, order, resize, 0, collate_pairs)
-        return loaders
+        return {
+            split: self.scoring_loader(MaskedImages(samples, self.labels), EvalOrder(len(samples), 1, rank, world_size))
+            for split, samples in self.parts.items()
+            if split != "train"
+        }
 
-    def _loader(self, images: MaskedImages, order: Any, transform: Any, seed: int, collate: Any) -> StreamLoader:
+    def scoring_loader(self, images: SampleReader, order: EvalOrder) -> StreamLoader:
+        """Make a loader of images to score, with one image in a batch."""
+        return self._loader(images, order, partial(resize_pair, options=self.options), 0, collate_pairs)
+
+    def training_images(self) -> MaskedImages:
+        """Open the images to train on, without those of the split that is scored as "test"."""
+        names = [name for name in self.options.train_on if name in self.set.splits and name != self.test_split]
+        samples = [sample for name in names for sample in self.set.find(name)]
+        check_sizes(samples)
+        return MaskedImages(samples, self.labels)
+
+    def _loader(self, images: SampleReader, order: Any, transform: Any, seed: int, collate: Any) -> StreamLoader:
         verify = verify_command(self.options)
         return StreamLoader(images, self.options, order, transform, seed, collate=collate, verify=verify)
 

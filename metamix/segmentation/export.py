@@ -15,18 +15,21 @@ from torch import Tensor
 from metamix.deploy.report import Difference, missed_limits
 from metamix.deploy.runtime import ExportedModel
 from metamix.layers.image_inference import pad_for_graph, tiles
+from metamix.tasks.calibration import CalibratedExport
 from metamix.tasks.exportable import EXTRA, RANDOM_IMAGES, Comparison, ExportOptions, Model, readable_images
+from metamix.training.task import Batch
 from metamix.utils.rules import rule
 from metamix.weights.files import ARTIFACT
 from metamix.weights.metadata import ModelMetadata
 
 from .inference import Predictor, best_labels
 from .load import SegmenterSpec, TrainedSegmenter, load_segmenter
+from .metric import class_scores, confusion_matrix
 from .options import SegmentationEvalOptions
 from .task import Segmentation
 
 
-class ExportableSegmenter:
+class ExportableSegmenter(CalibratedExport):
     """A segmenter, and the task on the data set that it is compared on; without a task, on random images."""
 
     outputs: tuple[str, ...] = ("logits",)
@@ -57,13 +60,11 @@ class ExportableSegmenter:
             figures: dict[str, Any] = {"on": "random images"} | difference.result(len(tries))
             return Comparison(figures, problems=missed_limits(figures, precision))
         metric = self.task.metric
-        run: dict[str, Model] = {"eager": self.model, "exported": exported}
-        models = {name: pad_for_graph(model, self.extra, self.fixed) for name, model in run.items()}
+        models: dict[str, Model] = {"eager": self.model, "exported": exported}
         states = {name: metric.start() for name in models}
         done = 0
         for batch in readable_images(self.task.data.eval_loaders(1, 0, 1)["test"], self.images):
-            images = metric.normalize(batch["image"][0][None])
-            outputs = {name: self.predictor.logits(model, images) for name, model in models.items()}
+            outputs = {name: self.apply(model, batch) for name, model in models.items()}
             difference.update(*map(by_pixel, outputs.values()))
             for name, logits in outputs.items():
                 metric.update(states[name], [{"": best_labels(logits, batch["target"][0].shape)}], batch)
@@ -71,6 +72,19 @@ class ExportableSegmenter:
         figures = {"on": f"{self.task.data.name}, test"} | difference.result(done)
         scores = {name: metric.result([state]) for name, state in states.items()}
         return Comparison(figures, scores, missed_limits(figures, precision))
+
+    def apply(self, model: Model, batch: Batch) -> Tensor:
+        """Return the logits (1, classes, H, W) of the image of a batch."""
+        assert self.task
+        images = self.task.metric.normalize(batch["image"][0][None])
+        return self.predictor.logits(pad_for_graph(model, self.extra, self.fixed), images)
+
+    def image_score(self, model: Model, batch: Batch) -> float:
+        """Return the mean IoU of the classes that the image has, in percent."""
+        truth = batch["target"][0]
+        predicted = best_labels(self.apply(model, batch), truth.shape)
+        confusion = confusion_matrix(truth, predicted, len(self.metadata.classes or ()))
+        return 100 * float(class_scores(confusion)[0][confusion.sum(1) > 0].mean())
 
 
 def by_pixel(logits: Tensor) -> Tensor:

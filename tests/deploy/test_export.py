@@ -157,6 +157,18 @@ def test_int8(format, tmp_path):
     assert load_exported(folder)(torch.randn(3, 1, 32, 32)).shape == (3, 10)
 
 
+@pytest.mark.parametrize(("drop", "said"), [(-0.001, "0.00 dB (limit 0.1)"), (0.2, "0.20 dB (limit 0.1, but this may")])
+def test_the_last_line_says_what_int8_gained_and_lost(drop, said):
+    quantized = dict(fp32_bytes=6e6, drop=drop, unit="dB", max_drop=0.1, kept=["a"], layers=9)
+    report = dict(format="onnx", precision="int8", files={"a": 1e6, "b": 5e5}, quantization=quantized)
+    report["speed"] = {"eager": {"batch_1_ms": 9}, "exported": {"batch_1_ms": 3}}
+    line = metamix.tasks.export.gains(report)
+    assert line.startswith(
+        "onnx int8: 1.5 MB, 4.0 times smaller than fp32; one image 3.0 times as fast as in torch; lost"
+    )
+    assert said in line and line.endswith("1 of 9 layers kept in fp32")
+
+
 def test_small_training_splits_keep_a_fifth_for_the_score():
     classifier = open_classifier(ExportOptions("metaformer_pooling_nano.digits", Path("out"), data="digits"))
     total = len(classifier.training_images())
@@ -216,7 +228,10 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
     [
         (dict(format="onix"), r"format is 'onix', but it must be one of onnx, openvino, torch; did you mean 'onnx'\?"),
         (dict(precision="bf16"), r"ONNX Runtime has no bf16 kernels on a CPU: take --format openvino or torch"),
-        (dict(precision="int8"), r"int8 is calibrated on images of the training split: say which, --data NAME"),
+        (
+            dict(precision="int8"),
+            r"int8 is calibrated on images of the training split: give their data set, --data NAME for",
+        ),
         (dict(source="metaformer_rafft_s12"), r"did you mean 'metaformer_raft_s12'"),
         (
             dict(source="metaformer_raft_s12"),

@@ -117,7 +117,7 @@ def search(monkeypatch, tmp_path):
     (tmp_path / "fp32").touch()
 
     def run(max_drop, minutes=1.0, score=lambda run: np.full(20, 90 - run(None)[0][0])):
-        return quantize.search(Fake(), tmp_path / "fp32", tmp_path / "int8", BATCHES, score, max_drop, minutes)
+        return quantize.search(Fake(), tmp_path / "fp32", tmp_path / "int8", BATCHES, score, max_drop, minutes, "dB")
 
     return run
 
@@ -132,10 +132,10 @@ def test_more_layers_stay_in_fp32_until_the_limit_is_met(search):
 
 def test_ranking_stops_after_its_minutes(search, caplog):
     caplog.set_level("INFO")
-    with pytest.raises(QuantizationError, match="with 4 of 10 layers in fp32"):
+    with pytest.raises(QuantizationError, match="int8 loses 5.00 dB on .*, with 4 of 10 layers in fp32"):
         search(1, minutes=0)  # layer 0 is ranked first, the others follow in their order
     assert "ranked 1 of 10 layers in 0 minutes; --rank-minutes gives more time" in caplog.text
-    assert "int8 with 4 of 10 layers in fp32 loses 5.00 points" in caplog.text
+    assert "int8 with 4 of 10 layers in fp32 loses 5.00 dB" in caplog.text
 
 
 @pytest.mark.parametrize("wrong, kept", [(1, ()), (4, ()), (5, ("7",))])
@@ -143,6 +143,14 @@ def test_a_drop_that_is_chance_is_accepted(search, wrong, kept):
     """Of 287 images, int8 gets some wrong: five without a better one have p = 1/32."""
     result = search(0.3, score=lambda run: np.where(np.arange(287) < (wrong if run(None)[0][0] > 5 else 0), 0, 100))
     assert result.kept == kept
+
+
+def test_a_drop_of_graded_scores_is_no_chance():
+    """Nine images lose much and eleven gain little: McNemar's test, which only counts them, would accept that."""
+    before = np.full(20, 50.0)
+    assert not quantize.is_chance(before, before + np.repeat([-5.0, 0.1], [9, 11]))
+    assert quantize.is_chance(before, before + np.repeat([-5.0, 4.0], [11, 9]))
+    assert not quantize.is_chance(before[:4], before[:4] - [9, 0, 0, 0])  # four images cannot show that it is chance
 
 
 def test_a_model_that_loses_too_much_is_refused_and_stays(file):

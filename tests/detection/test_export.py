@@ -14,7 +14,7 @@ from metamix.deploy import export, load_exported
 from metamix.deploy.artifact import Artifact
 from metamix.deploy.runtime import ExportedModel
 from metamix.detection.box_match import BoxMatch
-from metamix.detection.export import ExportableDetector, open_detector
+from metamix.detection.export import ExportableDetector, image_ap, open_detector
 from metamix.detection.exported import ExportedDetector, exported_detector
 from metamix.detection.load import DetectorSpec, TrainedDetector, load_detector
 from metamix.detection.options import DetectionEvalOptions
@@ -29,7 +29,7 @@ from tests.helpers import shapes
 from tests.helpers.advice import exit_code
 from tests.helpers.running import ROOT
 
-MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime", "openvino") if find_spec(name) is None]
+MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf") if find_spec(name) is None]
 needs_engines = pytest.mark.skipif(
     bool(MISSING), reason=f"{', '.join(MISSING)} not installed: pip install 'metamix[deploy]'"
 )
@@ -243,6 +243,59 @@ def test_dynamic_program_of_torch_gets_thin_images_padded(tmp_path):
         assert exported.prepare(torch.rand(3, 20, 300))[0].shape[1:] == padded
 
 
+@needs_engines
+@pytest.mark.parametrize(
+    ("detector", "format"), [("fcos", "openvino"), pytest.param("retinanet", "onnx", marks=pytest.mark.slow)]
+)
+def test_int8(detector, format, tmp_path):
+    data = shapes.write(tmp_path / "shapes", train=10, test=1)
+    source = weights(tmp_path, detector=detector, anchor_scale=4.0 if detector == "retinanet" else None)
+    options = dict(format=format, precision="int8", data_dir=str(data), seconds=0)
+    report = export(source, output=tmp_path / "out", max_drop=90, **options)
+    quantized, parity = report["quantization"], report["parity"]
+    assert quantized["unit"] == "points" and quantized["calibration_images"] == 8 and not quantized["kept"]
+    assert quantized["fp32_bytes"] > 1.5 * sum(report["files"].values())
+    assert parity["objects"] - parity["unmatched"] > 0 and parity["largest_difference_px"] > 0.01
+    assert metamix.load(tmp_path / "out").model([torch.rand(3, 64, 96)])[0]["boxes"].shape[1] == 4
+
+
+def test_int8_is_scored_on_training_images_that_calibration_does_not_see(tmp_path):
+    data = shapes.write(tmp_path / "shapes", train=10, test=1)
+    exportable = open_detector(options(weights(tmp_path), data_dir=str(data)))
+    assert (exportable.max_drop, exportable.calibration_count(500)) == (0.5, 8)
+    images, seen = list(exportable.calibration(8, 50)), []
+
+    def graph(images):
+        seen.append(images)
+        return exportable.model(images)
+
+    assert 0 <= exportable.held_out_scores(graph, 8).mean() < 30  # it is not trained
+    assert {image.shape for image in images} == {(1, 3, 64, 96)} and len(images) == 8 and len(seen) == 2
+    assert not any(torch.equal(torch.from_numpy(image), other) for image in images for other in seen)
+    with pytest.raises(ValueError, match="shapes has no training split, and int8 is never calibrated on the test spli"):
+        (data / "annotations" / "instances_train.json").unlink()
+        open_detector(options(weights(tmp_path), data_dir=str(data))).calibration_count(500)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "labels", "ap"),
+    [
+        ([[0, 0, 10, 10], [50, 50, 60, 60]], [1, 2], 100),
+        ([[0, 0, 10, 10]], [1], 50),
+        ([[0, 0, 10, 10], [50, 50, 60, 60]], [1, 1], 50),  # a wrong class
+        ([[0, 0, 10, 7.2], [50, 50, 60, 60]], [1, 2], 100 / 2 * (5 / 10 * 1 + 5 / 10 * 0 + 5 / 10 * 1 + 5 / 10 / 2)),
+        ([[0, 0, 10, 10], [0, 0, 10, 10]], [1, 1], 50),  # an object counts once
+        ([], [], 0),
+    ],
+)
+def test_ap_of_an_image(boxes, labels, ap):
+    """Two objects; a box of IoU 0.72 is right at 0.5 to 0.7, half of the ten."""
+    truth = {"boxes": torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]]), "labels": torch.tensor([1, 2])}
+    found = {"boxes": torch.tensor(boxes).view(-1, 4).float(), "labels": torch.tensor(labels)}
+    assert image_ap(found, truth) == pytest.approx(ap, abs=1e-3)
+    assert image_ap(found, {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}) != ap  # NaN: nothing to score
+
+
 def objects(shift=0.0, score=0.9, label=1):
     box = torch.tensor([[10.0, 10, 20, 20]]) + shift
     return {"boxes": box, "scores": torch.tensor([score]), "labels": torch.tensor([label])}
@@ -261,6 +314,13 @@ def test_limits_of_boxes(given, words):
     match = BoxMatch(0.05, 100)
     match.update(objects(), given)
     assert match.problems("fp32") == words
+
+
+@pytest.mark.parametrize(("precision", "unmatched"), [("fp32", 1), ("int8", 0)])
+def test_scores_may_differ_in_lower_precision(precision, unmatched):
+    match = BoxMatch(0.05, 100, precision)
+    match.update(objects(), objects(shift=3, score=0.8))
+    assert match.unmatched == unmatched
 
 
 @pytest.mark.slow

@@ -186,7 +186,9 @@ def test_another_mixer_does_not_get_the_family_s_options(name):
 
 
 def test_wrong_options():
-    with pytest.raises(ValueError, match="size is 's18'; did you mean 's12'[?] Accepted: nano, s12, s24, s36, m3"):
+    with pytest.raises(
+        ValueError, match="size is 's18'; did you mean 's12'[?] Accepted: nano, tiny, s12, s24, s36, m3"
+    ):
         timm.create_model("metaformer_minattn_nano", size="s18")
     with pytest.raises(ValueError, match="similarity is 'fulll'; did you mean 'full'. Accepted: full, collapsed"):
         timm.create_model("minattn_full_mlp_h1_cifar", similarity="fulll")

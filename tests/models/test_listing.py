@@ -22,7 +22,7 @@ def test_all_models_are_listed_in_the_order_of_registration():
 
 def test_patterns():
     names = [model.name for model in metamix.list_models("*raft*")]
-    assert names == [f"metaformer_raft_{size}" for size in ("nano", "s12", "s24", "s36", "m36", "m48")] + [
+    assert names == [f"metaformer_raft_{size}" for size in ("nano", "tiny", "s12", "s24", "s36", "m36", "m48")] + [
         "raftmlp_s", "raftmlp_m", "raftmlp_l",
     ]  # fmt: skip
     several = metamix.list_models(["raftmlp_[sm]", "ninformer_*"])

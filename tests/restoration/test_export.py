@@ -22,7 +22,7 @@ from metamix.weights.metadata import ModelMetadata
 
 MAXIM = ("maxim_nano", dict(features=4, depth=1, block_size_hr=4, grid_size_hr=4, block_size_lr=4))
 WAVEMIX = ("wavemix_sisr_144_4", dict(dim=8, depth=1))
-MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime", "openvino") if find_spec(name) is None]
+MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf") if find_spec(name) is None]
 needs_engines = pytest.mark.skipif(
     bool(MISSING), reason=f"{', '.join(MISSING)} not installed: pip install 'metamix[deploy]'"
 )
@@ -31,12 +31,16 @@ needs_engines = pytest.mark.skipif(
 @pytest.fixture
 def photos(tmp_path):
     """A folder of three photographs of 40 x 56 pixels."""
+    return draw(tmp_path / "photos", 3)
+
+
+def draw(folder, count):
     random = np.random.default_rng(0)
-    (tmp_path / "photos").mkdir()
-    for i in range(3):
+    folder.mkdir()
+    for i in range(count):
         small = Image.fromarray(random.integers(0, 256, (5, 7, 3), dtype=np.uint8))
-        small.resize((56, 40), Image.Resampling.BICUBIC).save(tmp_path / "photos" / f"{i}.png")
-    return tmp_path / "photos"
+        small.resize((56, 40), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    return folder
 
 
 def weights(folder, name, model_args, degradation):
@@ -151,6 +155,36 @@ def test_names_of_weights_say_the_model(tmp_path):
     )
     with pytest.raises(ValueError, match="model is maxim_nano, but wavemixsr_nano.x2 says what model it is: leave"):
         open_restorer(replace(options, model="maxim_nano"))
+
+
+@needs_engines
+@pytest.mark.parametrize(
+    ("model", "degradation", "format"),
+    [(WAVEMIX, "downscale:2", "openvino"), pytest.param(MAXIM, "noise:25", "onnx", marks=pytest.mark.slow)],
+)
+def test_int8(model, degradation, format, tmp_path):
+    source, _ = weights(tmp_path, *model, degradation)
+    data = str(draw(tmp_path / "photos", 20))
+    options = dict(format=format, precision="int8", data_dir=data, img_size=32, seconds=0, images=2)
+    report = export(source, output=tmp_path / "out", max_drop=50, **options)
+    quantized = report["quantization"]
+    assert quantized["unit"] == "dB" and quantized["calibration_images"] == 10 and not quantized["kept"]  # 12 to train
+    assert abs(quantized["fp32"] - report["scores"]["eager"]["psnr"]) < 3  # the same degradation, other images
+    assert load_exported(tmp_path / "out")(torch.zeros(1, 3, 32, 32)).shape[:2] == (1, 3)
+
+
+def test_int8_sees_no_scored_image(tmp_path):
+    source, _ = weights(tmp_path, *MAXIM, "noise:25")
+    data = draw(tmp_path / "photos", 20)
+    exportable = open_restorer(ExportOptions(source, tmp_path / "out", data_dir=str(data), img_size=32))
+    scored = {sample.name for sample in exportable.task.data.parts["test"].samples}
+    names = [exportable.training_images.read(i)[0] for i in range(len(exportable.training_images))]
+    assert len(names) == 12 and scored.isdisjoint(names) and exportable.max_drop == 0.1
+    assert {images.shape for images in exportable.calibration(10, 50)} == {(1, 3, 32, 32)}
+    psnr = exportable.held_out_scores(lambda images: images, 10)
+    assert psnr == pytest.approx(
+        [20.5, 20.5], abs=1
+    )  # noise of sigma 25, clipped: 20 log10(255 / 25) and a little more
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Test exported segmenters: tiles, mean IoU before and after, `metamix predict`."""
 
+import re
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 import metamix
+import metamix.tasks.export
 import metamix.tasks.predict
 from metamix.data.files import read_pixels
 from metamix.deploy import export, load_exported
@@ -24,7 +26,7 @@ from metamix.weights.metadata import ModelMetadata
 from tests.helpers.advice import exit_code
 from tests.helpers.exports import edit
 
-MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime", "openvino") if find_spec(name) is None]
+MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf") if find_spec(name) is None]
 needs_engines = pytest.mark.skipif(bool(MISSING), reason=f"{MISSING} not installed: pip install 'metamix[deploy]'")
 
 SPEC = SegmenterSpec(
@@ -50,15 +52,22 @@ def source(tmp_path):
 @pytest.fixture
 def scenes(tmp_path):
     """A data set of two images of 40 x 56 pixels to score."""
+    return draw(tmp_path / "scenes", test=2)
+
+
+def draw(root, **counts):
+    """Draw images of 40 x 56 pixels: noise, bright to train on; a fifth of the pixels is ground."""
     random = np.random.default_rng(0)
-    for folder in ("images", "masks"):
-        (tmp_path / "scenes" / "test" / folder).mkdir(parents=True)
-    for i in range(2):
-        image, mask = random.integers(0, 256, (40, 56, 3), np.uint8), random.integers(0, 2, (40, 56), np.uint8)
-        Image.fromarray(image).save(tmp_path / "scenes" / "test" / "images" / f"{i}.png")
-        Image.fromarray(mask).save(tmp_path / "scenes" / "test" / "masks" / f"{i}.png")
-    (tmp_path / "scenes" / "classes.txt").write_text("sky\nground\n")
-    return tmp_path / "scenes"
+    for split, count in counts.items():
+        for folder in ("images", "masks"):
+            (root / split / folder).mkdir(parents=True)
+        for i in range(count):
+            image = random.integers(200 if split == "train" else 0, 256, (40, 56, 3), np.uint8)
+            mask = (random.random((40, 56)) < 0.2).astype(np.uint8)
+            Image.fromarray(image).save(root / split / "images" / f"{i}.png")
+            Image.fromarray(mask).save(root / split / "masks" / f"{i}.png")
+    (root / "classes.txt").write_text("sky\nground\n")
+    return root
 
 
 @pytest.mark.parametrize(
@@ -173,9 +182,42 @@ def test_refusals(source, scenes, tmp_path):
         export(source, output=tmp_path / "out", data="camvid", data_dir=str(tmp_path))
     with pytest.raises(ValueError, match="img_size is 33 x 33: give even numbers of pixels"):
         export(source, output=tmp_path / "out", img_size=33)
-    with pytest.raises(
-        ValueError, match="is a model of segmentation, which is not quantized to int8: take --precision fp32 or bf16"
-    ):
-        export(source, output=tmp_path / "out", precision="int8", data="folder", data_dir=str(scenes))
+    with pytest.raises(ValueError, match="--data NAME for a classifier, --data-dir DIR for other models"):
+        export(source, output=tmp_path / "out", precision="int8")
+    with pytest.raises(ValueError, match="scenes has no training split, and int8 is never calibrated on the test"):
+        export(source, output=tmp_path / "out", precision="int8", data_dir=str(scenes))
     with pytest.raises(ValueError, match=r"data is folder: give its folder, --data-dir DIR, to compare .* on it"):
         export(source, output=tmp_path / "out", data="folder", seconds=0)
+
+
+@needs_engines
+@pytest.mark.parametrize("format", ["openvino", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_int8(format, source, tmp_path, capsys):
+    data = draw(tmp_path / "scenes", train=12, test=1)
+    words = [source, "--output", tmp_path / "out", "--format", format, "--precision", "int8", "--data-dir", data]
+    metamix.tasks.export.main([*map(str, words), "--max-drop", "90", "--seconds", "0.01"])
+    said = capsys.readouterr().out
+    assert re.search(
+        rf"\n{format} int8: 0.\d MB, \d.\d times smaller than fp32; one image \d+.\d times as fast as in torch; lost "
+        r"-?\d+.\d\d points \(limit 90\), 0 of 26 layers kept in fp32\nwritten: ",
+        said,
+    )
+    assert load_exported(tmp_path / "out")(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 32, 32)
+
+
+def test_int8_sees_tiles_of_training_images_only(source, tmp_path):
+    data = draw(tmp_path / "scenes", train=12, test=1)
+    exportable = open_segmenter(ExportOptions(source, tmp_path / "out", data_dir=str(data)))
+    assert exportable.calibration_count(500) == 10
+    inputs = list(exportable.calibration(10, 50))
+    assert {images.shape for images in inputs} == {(1, 3, 32, 32)} and len(inputs) == 10
+    assert min(images.min() for images in inputs) >= (200 / 255 - 0.5) / 0.25
+    seen = []
+
+    def sky(images):
+        seen.extend(images)
+        return torch.tensor([1.0, 0.0])[:, None, None].expand(len(images), 2, 32, 32)
+
+    scores = exportable.held_out_scores(sky, 10)
+    assert scores == pytest.approx([40, 40], abs=2)  # the IoU of sky is 80 %, that of ground is 0
+    assert not any(np.array_equal(a, images[0]) for a in seen for images in inputs)

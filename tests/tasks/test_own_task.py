@@ -70,6 +70,12 @@ def test_every_command_of_the_page_works(folder, run):
     Image.open(folder / "numbers" / "0.png").save(folder / "numbers" / "41.png")
     assert "on 64 images (random images)" in run(export, "--seconds", "0")[1]
     assert run(predict_exported) == predicted
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("metamix.tasks.export.check_packages", lambda *names: None)
+        with pytest.raises(
+            SystemExit, match="run is a model of regression, which is not quantized to int8: take --pre"
+        ):
+            run(export.replace("torch", "onnx"), "--precision", "int8", "--data-dir", "numbers")
     assert "regression      predict a number from an image" in run("metamix predict --import my_task --help")[1]
     assert float(metamix.load("run").predict(["photo.jpg"])[0]) == pytest.approx(
         float(predicted[1].split()[1]), abs=0.01

@@ -1,0 +1,73 @@
+"""Test `metamix benchmark` on trained models of every task and on exports."""
+
+import json
+
+import pytest
+
+import metamix.cli.benchmark
+from metamix.deploy import export
+from metamix.detection.load import DetectorSpec
+from metamix.models.image_models import create_image_model
+from metamix.segmentation.load import SegmenterSpec
+from metamix.weights.files import save_weights
+
+BACKBONE = dict(model="metaformer_pooling_nano", model_args=dict(depths=[1, 1, 1], dims=[8, 8, 16]))
+COLOURS = dict(mean=[0.5] * 3, std=[0.25] * 3)
+
+
+def detector():
+    spec = DetectorSpec(
+        **BACKBONE, detector="fcos", detector_args={}, classes=("disc",), out_indices=(1, 2), extra="none",
+        out_channels=64, frozen_norms=False, min_size=64, max_size=96,
+    )  # fmt: skip
+    return spec.build(), spec.to_dict() | COLOURS | {"img_size": 64}
+
+
+def segmenter():
+    spec = SegmenterSpec(
+        **BACKBONE, head="semantic_fpn", head_args=dict(neck_channels=32, head_channels=32), crop=(32, 32),
+        classes=("sky", "ground"), frozen_norms=False, **{name: tuple(value) for name, value in COLOURS.items()},
+    )  # fmt: skip
+    return spec.build(), spec.to_dict()
+
+
+def restorer():
+    about = dict(model="wavemix_sisr_144_4", model_args=dict(dim=8, depth=1))
+    model = create_image_model(about["model"], **about["model_args"])
+    return model, about | dict(
+        task="restoration", in_chans=3, channels="rgb", enlarge=1, degradation="downscale:2", test_share=0.4
+    )
+
+
+def time(folder, *words):
+    metamix.cli.benchmark.main([*map(str, words), "--seconds", "0", "--batch-sizes", "1", "--json", f"{folder}/s.json"])
+    return json.loads((folder / "s.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "words"),
+    [(detector, "64x96", []), (segmenter, 32, []), (restorer, 64, ["--img-size", 64])],
+)
+def test_trained_models_are_timed(make, size, words, tmp_path, capsys):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'metamix[deploy]'")
+    pytest.importorskip("nncf", reason="nncf is not installed: pip install 'metamix[deploy]'")
+    model, about = make()
+    save_weights(tmp_path / "trained.safetensors", model.state_dict(), about)
+    result = time(tmp_path, tmp_path / "trained.safetensors", *words, "--engines", "eager,openvino")
+    assert not result["failed"] and {row["img_size"] for row in result["rows"]} == {size}
+    cells = [(row["engine"], row["precision"]) for row in result["rows"]]
+    assert cells == [("eager", "fp32"), ("eager", "bf16"), *(("openvino", p) for p in ("fp32", "bf16", "int8"))]
+    assert result["machine"]["cpu"] in capsys.readouterr().out
+
+
+def test_an_export_is_timed_beside_the_model(tmp_path):
+    model, about = segmenter()
+    save_weights(tmp_path / "trained.safetensors", model.state_dict(), about)
+    source, folder = tmp_path / "trained.safetensors", tmp_path / "street"
+    export(str(source), output=folder, format="torch", seconds=0)
+    words = ["--engines", "eager", "--precisions", "fp32", "--trust"]
+    eager, exported = time(tmp_path, source, folder, *words)["rows"]
+    assert (exported["model"], exported["engine"], exported["precision"]) == (str(folder), "torch", "fp32")
+    assert exported["speedup"] == pytest.approx(eager["ms"] / exported["ms"], abs=0.02)
+    with pytest.raises(SystemExit, match="model.pt2 is not loaded: .* give --trust"):
+        time(tmp_path, folder, "--engines", "eager")
