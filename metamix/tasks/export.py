@@ -30,7 +30,7 @@ from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.lock import LOCK, lock_folder
 from metamix.utils.options import parse_command
 from metamix.utils.system import processor, versions
-from metamix.utils.text import exit_with_message, plural, printable
+from metamix.utils.text import exit_with_message, package_logger, plural, printable
 from metamix.weights.files import ARTIFACT
 
 from .exportable import Exportable, ExportOptions, Quantizable
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
             epilog=EXAMPLES,
         )
         logging.basicConfig(format="%(message)s")
-        logging.getLogger("metamix.deploy").setLevel(logging.INFO)  # shows the search for layers to keep in fp32
+        package_logger("metamix.deploy").setLevel(logging.INFO)  # shows the search for layers to keep in fp32
         report = run(options)
     print(summary(report, options.output))
 
