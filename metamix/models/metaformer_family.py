@@ -2,7 +2,8 @@
 
 The sizes s12 to m48 are PoolFormer's (arXiv 2111.11418, table 1): `metaformer_pooling_s12` is PoolFormer-S12, and
 within a size only the mixer differs. The size nano is for images of 32 pixels: an overlapping stem of two convolutions,
-then three stages of strides 2, 4 and 8. Its MLPs are made narrower to pay for the mixer, so all models cost the same.
+then three stages of strides 2, 4 and 8. The size tiny is for 128 pixels and has four stages of strides 4 to 32. In both,
+the MLPs are made narrower to pay for the mixer, so all models of a size cost the same.
 """
 
 from collections.abc import Sequence
@@ -80,11 +81,7 @@ NANO = {
     "wavemix": SmallOptions(3.25, [dict(mult=2, ff_channel=n) for n in (8, 16, 24)]),
     "nin": SmallOptions(
         1.5,
-        [
-            dict(grid=16, token_dim=64, channel_dim=64),
-            dict(grid=8, token_dim=128, channel_dim=128),
-            dict(grid=8, token_dim=128, channel_dim=192),
-        ],
+        [dict(grid=g, token_dim=t, channel_dim=c) for g, t, c in ((16, 64, 64), (8, 128, 128), (8, 128, 192))],
     ),
     "minattn": SmallOptions(2.0, [dict(qk="shared", num_heads=h, context=8, positions=True) for h in (4, 8, 12)]),
 }
@@ -99,12 +96,7 @@ TINY = {
     "wavemix": SmallOptions(2.5, [dict(mult=m, ff_channel=n) for m, n in ((4, 64), (4, 64), (3, 32), (1, 8))]),
     "nin": SmallOptions(
         1.75,
-        [
-            dict(grid=16, token_dim=128, channel_dim=32),
-            dict(grid=16, token_dim=128, channel_dim=64),
-            dict(grid=8, token_dim=128, channel_dim=160),
-            dict(grid=4, token_dim=128, channel_dim=384),
-        ],
+        [dict(grid=g, token_dim=128, channel_dim=c) for g, c in ((16, 32), (16, 64), (8, 160), (4, 384))],
     ),
     "minattn": SmallOptions(2.0, [dict(qk="shared", num_heads=h, context=8, positions=True) for h in (2, 4, 10, 24)]),
 }
