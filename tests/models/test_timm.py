@@ -565,7 +565,7 @@ def test_safetensors(name, model, tmp_path):
 
 
 def test_names():
-    assert len(NAMES) == 81 and len(FAMILIES) == 15
+    assert len(NAMES) == 88 and len(FAMILIES) == 15
     assert set(NAMES) <= set(timm.list_models())
     with pytest.raises(ValueError, match="timm knows a model named 'poolformer_s12' already"):
         register("poolformer_s12", cfg={})
