@@ -7,6 +7,7 @@ import timm
 from benchmarks.markdown import table
 from benchmarks.weight_cards import load_cards, model_of
 from metamix import list_image_models, list_mixers, list_models
+from metamix.models.metaformer_family import SIZES
 from metamix.utils.text import short_count
 
 IMAGE_ARXIV = {"maxim": "2201.02973", "wavemixsr": "2307.00430", "wavemix": "2205.14375"}
@@ -15,7 +16,6 @@ POOLFORMER = {
     f"metaformer_pooling_{size}.sail_in1k": top1
     for size, top1 in {"s12": 77.2, "s24": 80.3, "s36": 81.4, "m36": 82.1, "m48": 82.5}.items()
 }
-SIZES = ("nano", "s12", "s24", "s36", "m36", "m48")
 # Name pattern, arXiv number, how spatial weights handle another image size, what the tests compare the model with.
 FAMILIES = (
     ("raftmlp_*", "2108.04384", "resized", "authors' tensors and counts"),

@@ -16,7 +16,7 @@ CARDS = by_mixer(load_cards("cifar10"))
 def test_speeds_of_a_tag_are_of_one_measurement(tag):
     where = ("cpu", "threads", "precision", "batch_size", "commit")
     costs = [card["cost"] for card in load_cards(tag) if "cost" in card]
-    assert len({tuple(cost.get(key) for key in where) for cost in costs}) == 1
+    assert len({tuple(cost.get(key) for key in where) for cost in costs}) <= 1
 
 
 def test_missing_models_and_speeds_are_marked(monkeypatch):
@@ -103,7 +103,9 @@ def test_runs_that_did_not_fine_tune_the_weights_are_refused(tmp_path, recipe):
 
 @pytest.mark.parametrize("words, tag", [(["--tag", "digitz"], "'digitz'"), ([], "None")])
 def test_an_unknown_tag_is_refused(words, tag):
-    with pytest.raises(SystemExit, match=f"^error: --tag is {tag}, and weights/ has cards of cifar10, digits, mnist: "):
+    with pytest.raises(
+        SystemExit, match=f"^error: --tag is {tag}, and weights/ has cards of cifar10, digits, mnist, tiny_in200: "
+    ):
         accuracy.main(["sizes", *words])
 
 
