@@ -286,7 +286,7 @@ def limits(card: dict) -> list[str]:
 def command(card: dict) -> str:
     """Make the training command of a card: the nearest recipe of configs/ and the options that differ."""
     candidates = {
-        path: {key: value for key, value in card["recipe"].items() if value != recipe[key]}
+        path: {key: value for key, value in card["recipe"].items() if value != recipe.get(key)}
         for path, recipe in read_recipes(card["task"]).items()
     }
     path, changes = min(candidates.items(), key=lambda candidate: len(candidate[1]))

@@ -2,7 +2,7 @@
 
 The sizes s12 to m48 are PoolFormer's (arXiv 2111.11418, table 1): `metaformer_pooling_s12` is PoolFormer-S12, and
 within a size only the mixer differs. The size nano is for images of 32 pixels: an overlapping stem of two convolutions,
-then three stages of strides 2, 4 and 8. The size tiny is for 128 pixels and has four stages of strides 4 to 32. In both,
+then three stages of strides 2, 4 and 8. The size tiny is for 128 pixels, with four stages of strides 4 to 32. In both,
 the MLPs are made narrower to pay for the mixer, so all models of a size cost the same.
 """
 
