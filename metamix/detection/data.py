@@ -141,7 +141,7 @@ class DetectionData:
         return loaders
 
     def scoring_loader(self, samples: SampleReader, order: EvalOrder) -> StreamLoader:
-        """Make a loader of images to score, of no split."""
+        """Make a loader for images that belong to no split."""
         return self._loader(samples, order, v2.Identity(), 0, collate)
 
     def training_images(self) -> "JoinedSplits":

@@ -39,5 +39,5 @@ def updated(best: Best, epoch: int, scores: Mapping[str, float], model: nn.Modul
 
 
 def is_exhausted(best: Best, patience: int) -> bool:
-    """Return whether training has gone on for `patience` epochs without a better score; 0 is endless patience."""
+    """Return whether training has gone on for `patience` epochs without a better score; 0 never ends a run."""
     return bool(patience and best) and best["scored"] - best["epoch"] >= patience

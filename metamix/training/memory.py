@@ -39,7 +39,7 @@ class TensorMemory(TorchDispatchMode):
 
 
 def largest_part(share: int, memory: Callable[[int], float], free: float) -> int:
-    """Halve `share` samples until their `memory(samples)` is free; return their number, or 0 if not even one fits."""
+    """Halve `share` samples until `memory(samples)` is at most `free`; return 0 if not even one sample fits."""
     while share > 1 and memory(share) > free:
         share = -(-share // 2)
     return share if memory(share) <= free else 0

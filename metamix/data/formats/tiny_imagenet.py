@@ -60,13 +60,14 @@ class TinyImagenet(FolderImages):
     Args:
         root: the folder of the data set.
         split: "train" or "val".
-        numbers: WordNet's numbers of the classes, in order. A class is named by the first word of its synset.
+        numbers: WordNet's numbers of the classes, in order. A class has the first name of its synset in
+            words.txt, or its number if it is not listed there.
     """
 
     def __init__(self, root: Path, split: str, numbers: list[str]):
         self.root, self.split = root / split, split
         words = dict(line.split("\t") for line in (root / "words.txt").read_text().splitlines())
-        self.classes = tuple(words[number].partition(",")[0] for number in numbers)
+        self.classes = tuple(words.get(number, number).partition(",")[0] for number in numbers)
         if split == "train":
             paths = sorted(filter(is_image, list_files(self.root)), key=natural_order)
             class_of = {path: path.partition("/")[0] for path in paths}
@@ -74,7 +75,7 @@ class TinyImagenet(FolderImages):
             rows = [line.split("\t")[:2] for line in (self.root / "val_annotations.txt").read_text().splitlines()]
             class_of = {f"images/{file}": number for file, number in rows}
         self.paths = list(class_of)
-        if unknown := next((path for path, number in class_of.items() if number not in numbers), None):
-            raise ValueError(f"{self.root / unknown} is of the class {class_of[unknown]}, which {CLASS_LIST} lacks")
         position = {number: k for k, number in enumerate(numbers)}
+        if unknown := next((path for path, number in class_of.items() if number not in position), None):
+            raise ValueError(f"{self.root / unknown} is of the class {class_of[unknown]}, which {CLASS_LIST} lacks")
         self.labels = torch.tensor([position[number] for number in class_of.values()])
