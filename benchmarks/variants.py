@@ -12,7 +12,6 @@ from torch import nn
 from benchmarks.measure.ceiling import dense_conv_net
 from metamix.layers import GELU
 from metamix.models.embed import DOWNSAMPLE, CeilEmbed, ConvEmbed
-from metamix.models.metaformer_family import FourfoldStem
 
 
 class ConvStem(CeilEmbed, nn.Sequential):
@@ -38,7 +37,6 @@ MUON = dict(lr=1.0e-2, opt_args=dict(fallback_list=["head.*", "stem.0.*"], fallb
 EMBEDS: dict[str, Callable[..., nn.Module]] = {
     "conv-bn-act-conv stem": ConvStem,
     "conv": DOWNSAMPLE,
-    "two conv-bn-act stem": FourfoldStem,
 }
 
 
@@ -103,10 +101,10 @@ VARIANTS = {
     ),
     # A four-stage net for Tiny-ImageNet, trained with --budget 3.333e13 into results/tiny.json.
     "tiny": Variant(
-        "dims 32/64/160/384, depths 1/2/3/2, two 3x3 convolutions as stem, images of 64 pixels",
-        model={"dims": (32, 64, 160, 384), "depths": (1, 2, 3, 2), "stem": "two conv-bn-act stem"},
+        "the size tiny: dims 32/64/160/384, depths 1/2/3/2, images of 64 pixels",
         recipe=MUON,
         data=dict(img_size=64, memory="yes", padding=8),
+        size="tiny",
     ),
 } | {
     # The mixer of the run's name is replaced; each stage has the options and the MLPs that it has in `nano`.
