@@ -38,7 +38,7 @@ def convert(images: Path, masks: Path, class_name: str, out: Path) -> None:
         data["images"].append({"id": i, "file_name": name, "height": numbers.shape[0], "width": numbers.shape[1]})
         for number in np.unique(numbers[numbers > 0]):
             runs = encode(numbers == number)
-            about = {"id": len(data["annotations"]), "image_id": i, "category_id": 1, "segmentation": to_text(runs)}
+            about = {"id": len(data["annotations"]) + 1, "image_id": i, "category_id": 1, "segmentation": to_text(runs)}
             data["annotations"].append(about | {"bbox": toBbox(runs).tolist(), "area": int(area(runs))})
     out.mkdir(parents=True, exist_ok=True)
     for name, data in splits.items():

@@ -155,6 +155,8 @@ def test_png_masks_of_instance_numbers_become_a_data_set(tmp_path, capsys):
     assert split.classes == ("person",) and target["boxes"].tolist() == [[5, 10, 75, 35], [60, 30, 90, 50]]
     assert [np.array_equal(decode(runs), numbers == n) for runs, n in zip(target["runs"], (1, 7))] == [True, True]
     assert [annotation["area"] for annotation in split.coco.anns.values()] == [360, 590]
+    written = json.loads((out / "instances_train.json").read_text())["annotations"]
+    assert [annotation["id"] for annotation in written] == [1, 2, 3, 4, 5, 6]  # pycocotools takes id 0 for no match
     assert exit_code(verify, tmp_path / "set") == 0
 
     Image.new("RGB", (96, 64)).save(masks / "2.png")
