@@ -56,11 +56,15 @@ class ExportedModel(nn.Module):
         kind = [torch.from_numpy(output) for output in outputs] if as_tensor else outputs
         return kind[0] if len(kind) == 1 else tuple(kind)
 
-    def check_classes(self, count: int) -> None:
-        """Raise ValueError unless the graph returns scores of `count` classes, (n, count, ...), for a black image."""
+    def probe(self) -> Any:
+        """Return the output for a black image."""
         batch, channels = self.artifact.input_shape[:2]
         size: Any = self.artifact.size or self.artifact.model.img_size
-        outputs = self(torch.zeros(batch or 1, channels or 3, *parse_size("img_size", size)))
+        return self(torch.zeros(batch or 1, channels or 3, *parse_size("img_size", size)))
+
+    def check_classes(self, count: int) -> None:
+        """Raise ValueError unless the graph returns scores of `count` classes, (n, count, ...), for a black image."""
+        outputs = self.probe()
         shapes = [tuple(output.shape) for output in (outputs if isinstance(outputs, tuple) else [outputs])]
         if len(shapes) != 1 or shapes[0][1:2] != (count,):
             raise ValueError(

@@ -2,7 +2,8 @@
 
     images (n, C, H, W) -> boxes (n, K, 4), scores (n, K), labels (n, K)
 
-K candidates are the best of each pyramid level, as torchvision takes them. The graph takes images that are normalised,
+K - 1 candidates are the best of each pyramid level, as torchvision takes them. The last one is no object: it has the
+score -1 and the last class, which shows how many classes the graph knows. The graph takes images that are normalised,
 resized and padded with zeros: to H x W, or, if it is dynamic, to multiples of the detector's coarsest stride. A
 dynamic program of torch.export takes no map of a single pixel, so its images are padded to two pixels at least of the
 coarsest map. `ExportedDetector` prepares images and suppresses boxes.
@@ -51,6 +52,7 @@ class DetectorGraph(nn.Module):
         super().__init__()
         self.backbone, self.head, self.box_coder = model.backbone, model.head, model.box_coder
         self.dynamic, self.centred = dynamic, isinstance(model, FCOS)
+        self.classes = model.head.classification_head.num_classes  # with background
         self.anchors, self.candidates = model.anchor_generator, model.topk_candidates
         self.anchors.set_cell_anchors(torch.float32, torch.device("cpu"))
 
@@ -60,7 +62,8 @@ class DetectorGraph(nn.Module):
         anchors = self.anchors.grid_anchors([x.shape[-2:] for x in maps], strides)
         candidates = [self.best(self.head([x]), level) for x, level in zip(maps, anchors)]
         boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*candidates))
-        return boxes, scores, labels
+        last = labels[:, :1] * 0 + self.classes - 1
+        return F.pad(boxes, (0, 0, 0, 1)), F.pad(scores, (0, 1), value=-1.0), torch.cat([labels, last], 1)
 
     def best(self, outputs: dict[str, Tensor], anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the boxes (n, k, 4), scores and labels (n, k) of a level's best candidates."""
@@ -192,7 +195,7 @@ class ExportableDetector(CalibratedExport):
 
 def best_candidates(outputs: Sequence[Tensor], count: int | None = CANDIDATES) -> Objects:
     """Return the candidates of one image with the highest scores; all if `count` is None."""
-    boxes, scores, labels = (output[0] for output in outputs)
+    boxes, scores, labels = (output[0, :-1] for output in outputs)  # the last is no object
     best = scores.argsort(descending=True)[:count]
     return {"boxes": boxes[best], "scores": scores[best], "labels": labels[best]}
 

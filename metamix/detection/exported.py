@@ -42,7 +42,13 @@ def exported_detector(exported: ExportedModel) -> TrainedDetector:
     artifact.check(SETTINGS, METADATA)
     model = ExportedDetector(exported, artifact.model, artifact.size, artifact.extra).eval()
     metadata = artifact.model.to_dict()
-    return TrainedDetector(model, DetectorSpec.from_dict(metadata, ARTIFACT), metadata)
+    spec, outputs = DetectorSpec.from_dict(metadata, ARTIFACT), exported.probe()
+    if len(outputs) != 3 or int(outputs[2].max()) != model.classes:
+        raise ValueError(
+            f"{ARTIFACT} has {plural(model.classes, 'class')}, and the graph has more or fewer: they do not belong "
+            f"together, export the model again"
+        )
+    return TrainedDetector(model, spec, metadata)
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, size: Size, settings: dict[str, Any]) -> Objects:

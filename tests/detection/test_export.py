@@ -160,6 +160,28 @@ def test_damaged_exports_are_refused(extra, model, words, tmp_path):
         exported_detector(ExportedModel(lambda images: [], artifact))
 
 
+@pytest.mark.parametrize("classes", [["disc"], ["disc", "square"], ["disc", "square", "star"]])
+@pytest.mark.parametrize("detector", ["retinanet", "fcos"])
+def test_classes_that_do_not_match_the_graph_are_refused(detector, classes, tmp_path):
+    anchor_scale = 4.0 if detector == "retinanet" else None
+    exportable = open_detector(options(weights(tmp_path, detector=detector, anchor_scale=anchor_scale)))
+    entries = exportable.metadata.to_dict() | {"classes": classes, "num_classes": len(classes)}
+    metadata = ModelMetadata.from_dict(entries | {"img_size": (128, 192)})
+    artifact = Artifact("onnx", "fp32", metadata, (None, 3, None, None), exportable.outputs, exportable.extra)
+
+    @torch.no_grad()
+    def run(images):
+        return [output.numpy() for output in exportable.model(torch.from_numpy(images))]
+
+    if len(classes) == 2:
+        assert exported_detector(ExportedModel(run, artifact)).classes == ("disc", "square")
+        return
+    with pytest.raises(ValueError, match=rf"export.json has {len(classes)} class(es)?, and the graph has more or "):
+        exported_detector(ExportedModel(run, artifact))
+    with pytest.raises(ValueError, match="the graph has more or fewer"):
+        exported_detector(ExportedModel(lambda images: run(images)[:1], artifact))  # of another task
+
+
 @pytest.mark.parametrize("with_data", [False, True])
 def test_images_without_objects_still_compare_boxes(with_data, tmp_path):
     """A detector that finds nothing is compared by its candidates, and a wrong one is not accepted."""
