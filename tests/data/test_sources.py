@@ -396,7 +396,6 @@ def test_shards_found_by_name(shards):
         open_data("wds/nowhere", root=shards)
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("webdataset"), reason="the extra `webdataset` is not installed")
 def test_shards_listed(shards):
     names = {"train": ["x-train-0000.tar", "x-train-0001.tar"], "validation": ["x-val-0000.tar"]}
     splits = {
@@ -412,10 +411,25 @@ def test_an_info_about_other_things_is_not_needed(shards):
     check_shards(open_data("wds/", root=shards))
 
 
-def test_an_info_that_is_damaged_is_named(shards):
-    (shards / "info.json").write_text("{")
-    with pytest.raises(ValueError, match=f"{shards}/info.json is not valid JSON .*; repair it or take it out"):
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("{", "is not valid JSON .*; repair it or take it out"),
+        ('{"splits": 5}', "splits in it is 5; accepted is a mapping"),
+        ('{"splits": {"train": []}}', "splits in it is .* Repair the file or take it out"),
+        ('{"splits": {"train": {}}}', "there is no filenames in the split 'train'. Repair the file or take it out"),
+        ('{"splits": {"train": {"filenames": "a.tar"}}}', "filenames in the split 'train' is 'a.tar'; accepted is a l"),
+    ],
+)
+def test_an_info_that_is_damaged_is_named(text, problem, shards):
+    (shards / "info.json").write_text(text)
+    with pytest.raises(ValueError, match=f"{shards}/info.json:? {problem}"):
         open_data("wds/", root=shards)
+
+
+def test_an_info_of_one_number_is_none(shards):
+    (shards / "info.json").write_text("5")
+    check_shards(open_data("wds/", root=shards))
 
 
 def test_sample_without_label(shards, shard):

@@ -8,18 +8,21 @@ import json
 import re
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import torch
-from timm.data import create_reader
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from metamix.utils.files import read_text
 from metamix.utils.nesting import check_nesting
+from metamix.utils.rules import check_entries, rule
 
 from .base import TEST_SPLITS, choose_test_split
 from .tar import Member, TarImages, read_tar
 
 MAX_LABEL = 100_000  # a larger number would make a model of gigabytes
 MAX_LABEL_BYTES = 32
+REMEDY = "Repair the file or take it out"
 
 
 def open_webdataset(root: Path, test_on: str) -> tuple[TarImages, TarImages]:
@@ -30,7 +33,6 @@ def open_webdataset(root: Path, test_on: str) -> tuple[TarImages, TarImages]:
     Raises:
         FileNotFoundError: there are no shards of a split.
         ValueError: a shard cannot be read, or a sample is incomplete.
-        ImportError: an info.json lists the shards, and the extra `webdataset` is missing.
     """
     shards = find_shards(root)
     tests = [split for split in shards if split != "train" and shards[split]]
@@ -49,26 +51,20 @@ def open_webdataset(root: Path, test_on: str) -> tuple[TarImages, TarImages]:
 
 def find_shards(root: Path) -> dict[str, list[str]]:
     """Return the file names of the shards by split; raise ValueError if an info.json is damaged."""
-    file = next((root / name for name in ("_info.json", "info.json") if (root / name).is_file()), None)
+    file = next((root / name for name in ("_info.json", "info.json") if (root / name).exists()), None)
     try:
-        text = file.read_text(encoding="utf-8-sig") if file else "{}"
+        text = read_text(file) if file else "{}"
         check_nesting(text, "it")
         info = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON ({error}); repair it or take it out") from None
-    if "splits" in info:
-        return {split: listed_shards(root, split) for split in info["splits"]}
+    if isinstance(info, dict) and "splits" in info:
+        check_entries(info, {"splits": rule(dict[str, dict[str, Any]])}, file, "it", REMEDY)
+        for split, entry in info["splits"].items():
+            check_entries(entry, {"filenames": rule(tuple[str, ...])}, file, f"the split {split!r}", REMEDY)
+        return {split: entry["filenames"] for split, entry in info["splits"].items()}
     names = sorted(path.name for path in root.glob("*.tar"))
     return {split: [name for name in names if split in re.split("[-_.]", name)] for split in ("train", *TEST_SPLITS)}
-
-
-def listed_shards(root: Path, split: str) -> list[str]:
-    """Return the file names of the shards that an info.json lists for a split."""
-    try:
-        import webdataset  # noqa: F401 - timm's reader needs it and gives a less clear error
-    except ImportError as error:
-        raise ImportError("shards listed by an info.json need webdataset: pip install 'metamix[webdataset]'") from error
-    return create_reader("wds/", root=str(root), split=split).split_info.filenames
 
 
 def index_shards(shards: list[Path]) -> tuple[list[Member], torch.Tensor]:
