@@ -25,7 +25,7 @@ from metamix.tasks.registry import find_task
 from metamix.training.forward import autocast_dtype, evaluate, memory_format
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import parse
-from metamix.utils.files import make_output_folder, write_text
+from metamix.utils.files import make_output_folder, read_text, write_text
 from metamix.utils.nesting import check_nesting
 from metamix.utils.options import Options, option
 from metamix.utils.rules import Count
@@ -137,10 +137,10 @@ def result_line(scores: Mapping[str, float], described: Mapping[str, Any], split
 def _read_result(folder: Path) -> dict[str, Any] | None:
     """Return the result in a folder, or None; raise ValueError if it holds files that could be overwritten."""
     with suppress(OSError, ValueError, TypeError):  # there is none, or it is not ours
-        text = (folder / RESULT).read_text(encoding="utf-8")
+        text = read_text(folder / RESULT)
         check_nesting(text, RESULT)
         result = json.loads(text)
-        if "checkpoint" in result:
+        if isinstance(result, dict) and "checkpoint" in result:
             return result
     names = sorted(path.name for path in (folder.iterdir() if folder.is_dir() else ()))
     if foreign := next((name for name in names if name == RESULT or name.startswith("test_")), None):

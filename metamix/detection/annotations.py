@@ -10,6 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metamix.utils.files import read_bytes
+from metamix.weights.metadata import MAX_SIDE
+
 Entry = dict[str, Any]  # an image, an annotation or a category
 Entries = dict[str, list[Entry]]  # all entries of a file, by the keys of FIELDS
 
@@ -34,7 +37,7 @@ def read_annotations(path: Path) -> Entries:
         ValueError: it is not JSON, or its three lists are not lists of objects.
     """
     try:
-        data = json.loads(path.read_bytes())  # from bytes, json detects UTF-8, UTF-16 and byte order marks
+        data = json.loads(read_bytes(path))  # from bytes, json detects UTF-8, UTF-16 and byte order marks
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
     if not isinstance(data, dict):
@@ -147,10 +150,14 @@ def segmentation_problem(segmentation: Any, image: Entry) -> str | None:
         return run_length_problem(segmentation, image.get("height"), image.get("width"))
     if not isinstance(segmentation, list):
         return f"its segmentation is {segmentation!r}; polygons or run lengths are needed"
+    side = min(max(image.get("width") or 0, image.get("height") or 0), MAX_SIDE)
     for polygon in segmentation:
         numbers = isinstance(polygon, list) and set(map(type, polygon)) <= {int, float}
         if not numbers or len(polygon) < 6 or len(polygon) % 2:
             return f"its segmentation has the polygon {polygon}; x and y of three points or more are needed"
+        inside = -side <= min(polygon) and max(polygon) <= 2 * side and math.isfinite(sum(polygon))
+        if side and not inside:  # pycocotools takes memory for each pixel of an edge, and crashes at huge numbers
+            return "its segmentation has a polygon with a point far outside of the image"
     return None
 
 

@@ -11,6 +11,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ class CocoSplit:
         name = self.coco.imgs[image_id]["file_name"]
         try:
             size = (self.images / name).stat().st_size
-        except OSError:  # a few images may be missing
+        except (OSError, ValueError):  # a few images may be missing, or have impossible names
             size = -1
         yield Path(name).as_posix(), size
         for annotation in self.coco.imgToAnns[image_id]:
@@ -237,7 +238,7 @@ def index_annotations(annotations: Path, images: Path):
         raise ImportError("COCO's format needs pycocotools: pip install 'metamix[detection]'") from error
     try:
         data = read_annotations(annotations)
-        for problem in (*field_problems(data), *duplicates(data)):
+        for problem in chain(field_problems(data), duplicates(data)):  # lazily: the latter needs valid fields
             raise ValueError(problem)
         for annotation in data["annotations"]:
             complete_annotation(annotation)

@@ -22,7 +22,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from metamix.data.find import by_stem, list_images
-from metamix.utils.files import read_text, write_text
+from metamix.utils.files import read_bytes, read_text, write_text
 from metamix.utils.text import exit_with_message, message, to_number
 
 from .labels import Box, Boxes
@@ -53,7 +53,7 @@ def read_voc(folder: Path, splits: Collection[str] | None = None) -> Boxes:
     objects = [element for tree in trees.values() for element in tree.iter("object")]
     labels = Boxes(sorted({text(element, "name") for element in objects}))
     if splits is None:
-        splits = [name for name in ("train", "val", "test") if list_of(folder, name).is_file()]
+        splits = [name for name in ("train", "val", "test") if list_of(folder, name).exists()]
     stems = {(stem, split): trees.get(stem) for split in splits for stem in read_split(folder, split, trees)}
     in_splits = {stem for stem, _ in stems}
     stems |= {(stem, ""): tree for stem, tree in trees.items() if stem not in in_splits}
@@ -109,7 +109,7 @@ def parse(path: Path) -> Element:
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
     try:
-        parser.Parse(path.read_bytes(), True)
+        parser.Parse(read_bytes(path), True)
         return builder.close()
     except (expat.ExpatError, LookupError, ValueError) as error:  # the last two: an unknown encoding
         raise ValueError(f"{path} is not XML: {error}") from None

@@ -42,7 +42,7 @@ def read_yolo(source: Path) -> Boxes:
         folders.append(str(folder))
         for stem, image in images_by_stem.items():
             path = folder / f"{stem}.txt"
-            boxes = read_boxes(path, labels.classes, file) if path.is_file() else []
+            boxes = read_boxes(path, labels.classes, file) if path.exists() else []
             labels.add(image.relative_to(images).as_posix(), image, boxes, split, shares=True)
         texts = {str(path.relative_to(folder))[:-4]: path for path in sorted(folder.rglob("*.txt"))}
         stray = (str(path) for stem, path in texts.items() if stem not in images_by_stem)

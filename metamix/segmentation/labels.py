@@ -19,6 +19,8 @@ from torch import Tensor
 
 from metamix.data import read_image_file
 from metamix.data.files import as_corrupt_image
+from metamix.utils.files import read_text
+from metamix.utils.text import plural, to_number
 
 IGNORED = 255  # label of pixels that are neither trained on nor scored
 MIN_CLASSES, MAX_CLASSES = 2, 255
@@ -80,7 +82,7 @@ def make_labels(
         raise ValueError(f"the number of classes is {len(classes)}: give {MIN_CLASSES} to {MAX_CLASSES}")
     if palette is not None and len(palette) not in (len(classes), len(classes) + 1):
         raise ValueError(
-            f"the palette has {len(palette)} colours and there are {len(classes)} classes: give one colour for each "
+            f"palette.txt has {len(palette)} colours, and there are {len(classes)} classes: give one colour for each "
             f"class, and one more if ignored pixels have a colour"
         )
     first = 1 if reduce_zero_label else 0
@@ -198,17 +200,17 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a name appears twice, a line between names is empty, or there is no name.
+        ValueError: a name appears twice, a line between names is empty, or there are too few or too many names.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: {ADVICE}")
-    names = [line.strip() for line in _read_lines(path)]
+    names = [line.strip() for line in read_text(path).rstrip().splitlines()]
     if "" in names:
         raise ValueError(f"{path}, line {names.index('') + 1} is empty: give the label {names.index('')} a name")
     if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
         raise ValueError(f"{path} has the class {twice!r} twice: give each class its own name")
-    if not names:
-        raise ValueError(f"{path} is empty: {ADVICE}")
+    if not MIN_CLASSES <= len(names) <= MAX_CLASSES:
+        raise ValueError(f"{path} names {plural(len(names), 'class')}, not {MIN_CLASSES} to {MAX_CLASSES}: {ADVICE}")
     return tuple(names)
 
 
@@ -218,23 +220,15 @@ def read_palette(path: Path) -> Palette | None:
     Raises:
         ValueError: a line is not a colour.
     """
-    if not path.is_file():
+    if not path.exists():
         return None
     colours = []
-    for i, line in enumerate(_read_lines(path), 1):
+    for i, line in enumerate(read_text(path).rstrip().splitlines(), 1):
         words = line.replace(",", " ").split()
-        if not (len(words) == 3 and all(word.isdecimal() and int(word) < 256 for word in words)):
+        if not (len(words) == 3 and all(0 <= to_number(word) < 256 and word.isdecimal() for word in words)):
             raise ValueError(f"{path}, line {i}: {line!r} is not a colour: give three numbers, 0 to 255")
         colours.append((int(words[0]), int(words[1]), int(words[2])))
     return tuple(colours)
-
-
-def _read_lines(path: Path) -> list[str]:
-    """Read a text file as lines, without empty lines at its end; raise ValueError if it is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not in UTF-8 (byte {error.start}): save it in this encoding") from None
 
 
 def colours_of(count: int, palette: Palette | None = None) -> np.ndarray:

@@ -25,6 +25,7 @@ import torchvision.datasets as torchvision_sets
 from metamix.data.files import read_header
 from metamix.data.find import Pairs, match_partners
 from metamix.utils.checks import check_choice
+from metamix.utils.files import read_text
 from metamix.utils.text import did_you_mean
 
 from .labels import IGNORED, Labels, Palette, make_labels, map_labels, read_classes, read_palette, voc_colour
@@ -116,7 +117,7 @@ def open_ade20k(options: SegmentationDataOptions) -> MaskedSet:
     table = root / "objectInfo150.txt"
     if not table.is_file():
         raise FileNotFoundError(f"there is no {table}: it comes with ADEChallengeData2016 and names the classes")
-    rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
+    rows = [line.split("\t") for line in read_text(table).splitlines()[1:] if line.strip()]
     splits = {
         name: partial(_find_pairs, root / "images" / folder, root / "annotations" / folder)
         for name, folder in (("train", "training"), ("val", "validation"))

@@ -120,7 +120,7 @@ def write(options: PublishOptions, folder: Path) -> list[str]:
         write_text(folder / RECIPE, dump_yaml(shareable(recipe)))
     in_timm = spec.part("publish")(trained, folder, options) if spec.publish else ""
     modules = modules_to_import(spec, trained, metadata["model"])
-    card = make_card(options, spec, metadata | summary, recipe, in_timm, modules)
+    card = make_card(options, spec, summary | metadata, recipe, in_timm, modules)
     write_text(folder / CARD, card)
     notes = [] if run else ["there is no finished run with these weights, so the card has no scores and no recipe"]
     if modules:

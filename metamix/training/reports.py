@@ -1,22 +1,32 @@
 """Write and read the results of runs, and compare several runs in a table and a picture."""
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from metamix.utils.figures import save_figure
-from metamix.utils.files import write_text
+from metamix.utils.files import read_text, write_text
 from metamix.utils.nesting import check_nesting
+from metamix.utils.rules import Natural, NotNegative, check_entries, rule, where
 from metamix.utils.text import aligned, csv_text, plural, printable
 from metamix.weights.files import SUMMARY
 
 Row = Mapping[str, Any]  # one epoch
 
+NUMBER = rule(Annotated[Any, where(lambda value: type(value) in (int, float), "a number")])  # infinity too
+ENTRIES = {  # of a summary, as far as commands need them
+    **dict.fromkeys(("model", "data", "weights"), rule(str)),
+    **dict.fromkeys(("scores", "pictures"), rule(tuple[str, ...])),
+    **dict.fromkeys(("epochs", "parameters"), rule(Natural)),
+    **dict.fromkeys(("macs", "seconds", "img_per_s"), rule(NotNegative)),
+}
+REMEDY = "Delete the file to score the run again"
 GROUPS = ("train", "holdout_ema", "holdout")  # prefixes of columns; holdout_ema comes before its own prefix holdout
 
 
@@ -36,23 +46,29 @@ def write_metrics(path: Path, history: Sequence[Row]) -> None:
     write_text(path, csv_text([columns, *rows]))
 
 
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Read the rows of a metrics.csv."""
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Read the rows of a metrics.csv without empty cells; raise ValueError if it is damaged."""
+    text = read_text(path)
+    try:
+        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in rows]
+    except (ValueError, TypeError, csv.Error) as error:  # TypeError: a row has more cells than the header
+        raise ValueError(f"{path} is damaged ({error}); repair it, or train again with another --output") from None
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """Read the summary of a finished run; raise ValueError if it is damaged."""
     path = folder / SUMMARY
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         check_nesting(text, "the file")
         summary = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); delete it to score the run again") from None
     if not isinstance(summary, dict):
         raise ValueError(f"{path} holds no result; delete it to score the run again")
+    check_entries(summary, ENTRIES, path, "it", REMEDY)
+    check_entries(summary, dict.fromkeys(summary["scores"], NUMBER), path, "it", REMEDY)
     return summary
 
 
@@ -98,12 +114,13 @@ def compare_runs(folders: Sequence[Path]) -> str:
 def _draw_comparison(path: Path, summaries: Sequence[Row], histories: Sequence[Sequence[Row]]) -> None:
     """Draw the learning curves, and the final score over the training speed."""
     score = summaries[0]["scores"][0]
-    curve = next(name for name in (f"holdout_{score}", f"train_{score}", "train_loss") if name in histories[0][0])
+    columns = {name for row in histories[0] for name in row}
+    curve = next((name for name in (f"holdout_{score}", f"train_{score}") if name in columns), "train_loss")
     figure = Figure(figsize=(12, 4), layout="constrained")
     learning, final = figure.subplots(1, 2)
     for summary, history in zip(summaries, histories):
-        points = [(int(row["epoch"]), float(row[curve])) for row in history if row[curve]]
-        (line,) = learning.plot(*zip(*points), label=summary["model"])
+        rows = [row for row in history if {"epoch", curve} <= row.keys()]
+        (line,) = learning.plot(*([row[name] for row in rows] for name in ("epoch", curve)), label=summary["model"])
         final.plot(summary["img_per_s"], summary[score], "o", color=line.get_color())
     learning.set(xlabel="epoch", title=curve.replace("_", " "))
     final.set(xlabel="training speed, images per second", title=f"test {score}")

@@ -29,7 +29,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from metamix.utils.files import TEMPORARY, make_output_folder, reason, remove_temporary, write_text
+from metamix.utils.files import TEMPORARY, make_output_folder, read_text, reason, remove_temporary, write_text
 from metamix.utils.lock import LOCK, lock_folder
 from metamix.utils.options import read_yaml
 from metamix.utils.text import message
@@ -258,7 +258,7 @@ class Run:
 def read_state(folder: Path) -> str | None:
     """Return the word in a run's state.txt; None if an older version of metamix made the run and wrote no such file."""
     path = folder / STATE
-    return path.read_text(encoding="utf-8").strip() if path.exists() else None
+    return read_text(path).strip() if path.exists() else None
 
 
 def check_output(folder: Path) -> None:

@@ -71,9 +71,16 @@ def make_output_folder(folder: Path) -> None:
         raise OSError(f"the folder {folder} could not be made ({reason(error)}); give another --output") from error
 
 
+def read_bytes(path: Path) -> bytes:
+    """Read a file; raise ValueError for a pipe or a device, which may have no end."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a regular file: put the file itself there")
+    return path.read_bytes()
+
+
 def read_text(path: Path) -> str:
     """Read UTF-8 text, with or without a byte order mark; raise ValueError, which names the line, for other text."""
-    data = path.read_bytes()
+    data = read_bytes(path)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

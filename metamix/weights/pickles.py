@@ -18,11 +18,11 @@ def code_in(path: str | Path) -> str | None:
 
     A pickle is the file itself or, in a zip archive, a file in it such as data.pkl.
     """
-    if not zipfile.is_zipfile(path):
-        with open(path, "rb") as file:
-            content = file.read(SEARCHED)
-        return None if content[:2] == b"PK" else _code_in_pickles(content)  # PK: a truncated zip archive
     try:
+        if not zipfile.is_zipfile(path):
+            with open(path, "rb") as file:
+                content = file.read(SEARCHED)
+            return None if content[:2] == b"PK" else _code_in_pickles(content)  # PK: a truncated zip archive
         with zipfile.ZipFile(path) as archive:
             pickles = (archive.open(name) for name in archive.namelist() if name.endswith(".pkl"))
             return next(filter(None, (_code_in_pickles(file.read(SEARCHED)) for file in pickles)), None)

@@ -76,7 +76,8 @@ def test_the_pictures_of_a_run_are_kept(run):
 
 
 @pytest.mark.parametrize(
-    "name, content", [("result.json", '{"mine": 1}'), ("result.json", "[1]"), ("result.json", "{"), ("test_a.png", "")]
+    "name, content",
+    [*(("result.json", text) for text in ('{"mine": 1}', "[1]", "{", '"checkpoint"')), ("test_a.png", "")],
 )
 def test_files_of_others_are_kept(name, content, run, tmp_path, monkeypatch):
     (tmp_path / name).write_text(content)

@@ -77,6 +77,14 @@ def test_class_that_the_list_lacks(tiny):
         open_data("tiny_imagenet", root=tiny)
 
 
+@pytest.mark.parametrize("name", ["words.txt", "val/val_annotations.txt"])
+def test_a_line_that_is_cut_is_named(name, tiny):
+    file = tiny / name
+    file.write_text(file.read_text().partition("\t")[0])
+    with pytest.raises(ValueError, match=f"{file}:1 has less than two values separated by tabs: unpack the archive ag"):
+        open_data("tiny_imagenet", root=tiny)
+
+
 def test_opened_as_a_folder(tiny):
     with pytest.raises(ValueError, match=re.escape(f"open it with --data tiny_imagenet --data-dir {tiny}")):
         open_data("folder", root=tiny)

@@ -1,6 +1,7 @@
 """Data sets in COCO's format, torchvision's transforms, and batches that depend on (seed, epoch, index) alone."""
 
 import json
+import math
 import os
 import re
 from dataclasses import replace
@@ -251,6 +252,7 @@ def change_first(key, **fields):
     [
         # pycocotools would give the image of id "10" the boxes of the images "1" and "0"
         ("images", dict(id="10"), r"images\[0\] has the id '10'; it must be an integer"),
+        ("images", dict(id=[10]), r"images\[0\] has the id \[10\]; it must be an integer"),
         ("images", dict(id=True), r"images\[0\] has the id True; it must be an integer"),
         ("images", dict(file_name=None), r"images\[0\] has no file_name; it must be a string"),
         ("images", dict(width="96"), r"images\[0\] has the width '96'; it must be a number, if it is given"),
@@ -303,6 +305,14 @@ def test_masks_need_segmentations(coco):
         ("annotations", dict(segmentation=[[5, 5]]), "such as 1; it has neither a polygon of three points or more nor"),
         ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, 9, 1]]), r"has the polygon \[1, 1, 9, 1, 9, 9, 1\]"),
         ("annotations", dict(segmentation=[1, 1, 9, 1, 9, 9]), "has the polygon 1; x and y of three points or more"),
+        (
+            "annotations",
+            dict(segmentation=[[1, 1, 9, 1, 9, 1e9]]),
+            "has a polygon with a point far outside of the image",
+        ),
+        ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, -97]]), "has a polygon with a point far outside"),
+        ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, math.nan]]), "has a polygon with a point far outside"),
+        ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, 10**400]]), "has a polygon with a point far outside"),
         ("annotations", dict(segmentation="x"), "its segmentation is 'x'; polygons or run lengths are needed"),
         ("annotations", dict(segmentation=dict(size=[64, 96])), "no counts, a list of integers or text"),
         (

@@ -1,12 +1,15 @@
 """Flip bits in files, cut them short and fill them with NaN or code: what is damaged is refused by name."""
 
+import json
 import logging
 import pickle
 import random
 import zipfile
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -18,11 +21,12 @@ from benchmarks.weight_cards import SUMS
 from metamix.training.checkpoints import Checkpoints
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import EngineOptions, Recipe
+from metamix.training.reports import compare_runs, read_metrics, read_summary
 from metamix.training.train import is_finished
 from metamix.utils.options import read_yaml
 from metamix.weights import files as tensor_files
 from metamix.weights.checksums import sha256
-from metamix.weights.files import load_checkpoint, load_weights, save_checkpoint, save_weights
+from metamix.weights.files import load_checkpoint, load_metadata, load_weights, save_checkpoint, save_weights
 from metamix.weights.find import weights_dir
 from metamix.weights.fit import load_into
 from tests.helpers.running import train
@@ -92,9 +96,11 @@ def test_a_flipped_bit_in_weights_is_refused(net, tmp_path):
     with pytest.raises(ValueError, match=r"w.safetensors is damaged: the checksum of its tensor 0.bias is wrong"):
         load_weights(path)
     save_weights(path, net.state_dict(), {"model": "net", "mean": [0.25]})
+    assert load_metadata(path) == {"model": "net", "mean": [0.25]}
     flip(path, path.read_bytes().index(b"0.25") + 2)
-    with pytest.raises(ValueError, match=r"w.safetensors is damaged: the checksum of its metadata is wrong"):
-        load_weights(path)
+    for read in load_weights, load_metadata:
+        with pytest.raises(ValueError, match=r"w.safetensors is damaged: the checksum of its metadata is wrong"):
+            read(path)
 
 
 def test_every_shipped_file_is_listed_with_its_sha256():
@@ -199,6 +205,53 @@ def test_a_summary_that_cannot_be_read_is_named(text, tmp_path):
     (tmp_path / "summary.json").write_text(text)
     with pytest.raises(ValueError, match=r"summary.json (is not valid JSON|holds no result).* delete it to score the"):
         is_finished(tmp_path, recipe, {})
+
+
+def test_entries_of_a_summary_and_rows_of_a_history_are_checked(tmp_path):
+    summary = dict(model="a", data="b", weights="ema", pictures=[], epochs=1, parameters=1, macs=1, seconds=1, top1=9.5)
+    entries = summary | {"img_per_s": 1, "scores": ["top1"], "psnr": float("inf")}
+    for change, problem in (
+        ({}, ""),
+        ({"scores": ["psnr"]}, ""),
+        ({"scores": ["top5"]}, "there is no top5 in it. Delete the file to score the run again"),
+        ({"top1": "9"}, "top1 in it is '9'; accepted is a number"),
+        ({"epochs": None}, "epochs in it is None; accepted is a whole number of at least 0"),
+    ):
+        (tmp_path / "summary.json").write_text(json.dumps(entries | change))
+        with pytest.raises(ValueError, match=f"summary.json: {problem}") if problem else nullcontext():
+            read_summary(tmp_path)
+    history = tmp_path / "metrics.csv"
+    history.write_text("epoch,train_loss,holdout_top1\n1,0.5,\n2,0.25,90\n")
+    assert read_metrics(history) == [
+        {"epoch": 1, "train_loss": 0.5},
+        {"epoch": 2, "train_loss": 0.25, "holdout_top1": 90},
+    ]
+    for text in ("epoch,lr\n1,x\n", "epoch\n1,2\n", 'epoch\n"1\n'):
+        history.write_text(text)
+        with pytest.raises(
+            ValueError, match="metrics.csv is damaged .*; repair it, or train again with another --outp"
+        ):
+            read_metrics(history)
+    history.write_text("train_lass\n1\n")  # without the columns that are drawn
+    (tmp_path / "summary.json").write_text(json.dumps(entries))
+    assert "compared-b.png" in compare_runs([tmp_path])
+
+
+def test_arrays_of_another_format_are_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones(3))
+    (tmp_path / "a.npy").rename(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match="a.npz is not a complete .npz file of arrays"):
+        load_weights(tmp_path / "a.npz")
+
+
+def test_a_zip_file_in_several_parts_is_refused(net, tmp_path):
+    """Python's reader of zip files raises an error for it where others return False."""
+    torch.save(net.state_dict(), tmp_path / "w.pt")
+    content = bytearray((tmp_path / "w.pt").read_bytes())
+    content[content.rindex(b"PK\x06\x07") + 16] = 9  # number of parts in zip64's locator
+    (tmp_path / "w.pt").write_bytes(content[:-1])
+    with pytest.raises(ValueError, match="w.pt is truncated or not a PyTorch file"):
+        load_weights(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])

@@ -109,7 +109,7 @@ def test_masks_in_colour_need_a_palette(tmp_path):
     assert read_mask(tmp_path / "a.png", labels).tolist() == [[0, 1, 255]]
     with pytest.raises(ValueError, match="the number of classes is 1: give 2 to 255"):
         make_labels(["road"])
-    with pytest.raises(ValueError, match="the palette has 2 colours and there are 3 classes"):
+    with pytest.raises(ValueError, match="palette.txt has 2 colours, and there are 3 classes"):
         make_labels(ABC, palette=palette)
     with pytest.raises(BadMask, match=r"palette.txt has \(255, 0, 0\) twice: give each class its own colour"):
         read_mask(tmp_path / "a.png", make_labels(ABC, palette=(*palette, palette[0])))
@@ -158,10 +158,12 @@ def test_a_palette_of_the_file_must_agree_with_that_of_the_data(tmp_path):
     "name, text, words",
     [
         ("classes.txt", b"sky\n\nground\n", "classes.txt, line 2 is empty: give the label 1 a name"),
-        ("classes.txt", "stra\u00dfe\nsky\n".encode("latin-1"), "classes.txt is not in UTF-8 .byte 4.: save it in"),
+        ("classes.txt", "stra\u00dfe\nsky\n".encode("latin-1"), "classes.txt:1 is not UTF-8 text; save the file as"),
         ("classes.txt", b"sky\nsky\n", "classes.txt has the class 'sky' twice"),
-        ("classes.txt", b" \n", "classes.txt is empty: write the names"),
+        ("classes.txt", b" \n", "classes.txt names 0 classes, not 2 to 255: write the names"),
+        ("classes.txt", b"sky\n", "classes.txt names 1 class, not 2 to 255: write the names"),
         ("palette.txt", b"1 2 3\n\n4 5 6\n", "palette.txt, line 2: '' is not a colour"),
+        ("palette.txt", b"1 2 " + b"9" * 5000, "palette.txt, line 1: .* is not a colour"),
     ],
 )
 def test_files_of_names_and_colours_are_checked(name, text, words, tmp_path):

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torchvision.datasets.utils import download_and_extract_archive
 
+from metamix.utils.files import read_text
+
 from ..files import list_files
 from .base import choose_test_split, is_image, natural_order
 from .folder import FolderImages
@@ -50,8 +52,16 @@ def open_tiny_imagenet(root: Path, download: bool, test_on: str) -> tuple[Folder
             f"tiny_imagenet was not found in {root.absolute()}, which has no {CLASS_LIST}: give its folder with "
             f"--data-dir, or fetch it with --download of metamix train or eval"
         )
-    numbers = sorted((folder / CLASS_LIST).read_text().split())
+    numbers = sorted(read_text(folder / CLASS_LIST).split())
     return TinyImagenet(folder, "train", numbers), TinyImagenet(folder, "val", numbers)
+
+
+def read_pairs(path: Path) -> list[list[str]]:
+    """Read the first two values, separated by tabs, of each line; raise ValueError if a line has fewer."""
+    rows = [line.split("\t")[:2] for line in read_text(path).splitlines()]
+    if short := next((number for number, row in enumerate(rows, 1) if len(row) < 2), 0):
+        raise ValueError(f"{path}:{short} has less than two values separated by tabs: unpack the archive again")
+    return rows
 
 
 class TinyImagenet(FolderImages):
@@ -66,14 +76,13 @@ class TinyImagenet(FolderImages):
 
     def __init__(self, root: Path, split: str, numbers: list[str]):
         self.root, self.split = root / split, split
-        words = dict(line.split("\t") for line in (root / "words.txt").read_text().splitlines())
+        words = dict(read_pairs(root / "words.txt"))
         self.classes = tuple(words.get(number, number).partition(",")[0] for number in numbers)
         if split == "train":
             paths = sorted(filter(is_image, list_files(self.root)), key=natural_order)
             class_of = {path: path.partition("/")[0] for path in paths}
         else:
-            rows = [line.split("\t")[:2] for line in (self.root / "val_annotations.txt").read_text().splitlines()]
-            class_of = {f"images/{file}": number for file, number in rows}
+            class_of = {f"images/{file}": number for file, number in read_pairs(self.root / "val_annotations.txt")}
         self.paths = list(class_of)
         position = {number: k for k, number in enumerate(numbers)}
         if unknown := next((path for path, number in class_of.items() if number not in position), None):
