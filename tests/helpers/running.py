@@ -159,23 +159,23 @@ def assert_same_run(folder, other):
     assert metrics(folder) == metrics(other)
     a, b = load_checkpoint(folder / "checkpoint.pt"), load_checkpoint(other / "checkpoint.pt")
     for key in ("step", "sums", "best", "model", "ema", "optimizer", "scaler"):
-        _assert_same(a[key], b[key], key)
-    _assert_same(
+        assert_same(a[key], b[key], key)
+    assert_same(
         *([{k: v for k, v in row.items() if k not in MACHINE_COLUMNS} for row in x["history"]] for x in (a, b)),
         "history",
     )
 
 
-def _assert_same(a, b, where):
+def assert_same(a, b, where):
     assert type(a) is type(b), where
     if isinstance(a, dict):
         assert list(a) == list(b), where
         for key in a:
-            _assert_same(a[key], b[key], f"{where}.{key}")
+            assert_same(a[key], b[key], f"{where}.{key}")
     elif isinstance(a, (list, tuple)):
         assert len(a) == len(b), where
         for i, pair in enumerate(zip(a, b)):
-            _assert_same(*pair, f"{where}[{i}]")
+            assert_same(*pair, f"{where}[{i}]")
     elif isinstance(a, torch.Tensor):
         assert torch.equal(a, b), where
     else:

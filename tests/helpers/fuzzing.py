@@ -1,0 +1,106 @@
+"""Damage files at random, and check that reading them ends in a result or in words."""
+
+import random
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.helpers.limits import seconds
+from tests.helpers.running import assert_same
+
+SECONDS, MEGABYTES = 10, 200  # limits of a read
+WORD = re.compile(rb'"[^"]*"|[\w.+-]+')
+HOSTILE = rb'-1 0 1.5 1e999 -1e300 -2147483649 NaN null true "" "a/../../b" "\u0000" "\ud800" [] {} [[]] "'.split()
+HOSTILE += [b"", b"\0", b"\n", b"\xff\xfe", b"9" * 30, b"9" * 5000, b"a" * 5000]
+REFUSED = object()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Files of one kind.
+
+    Attributes:
+        make: writes them into a folder.
+        files: pattern of those to damage.
+        read: reads the folder as a command does.
+        rounds: how often a file is damaged.
+        has_checksums: whether a damaged file must read as it was or be refused.
+        names: what words may name in place of a file.
+    """
+
+    name: str
+    make: Callable[[Path], object]
+    files: str
+    read: Callable[[Path], object]
+    rounds: int = 60
+    has_checksums: bool = False
+    names: tuple[str, ...] = ()
+
+
+def flip(content, chance):
+    """Flip up to four bits."""
+    damaged = bytearray(content)
+    for _ in range(chance.randint(1, 4)):
+        damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+    return bytes(damaged)
+
+
+def cut(content, chance):
+    """Cut off the end."""
+    return content[: chance.randrange(len(content))]
+
+
+def replace(content, chance):
+    """Replace a word or a number by a hostile one; in a binary file, bytes that look like a word."""
+    start, end = chance.choice([word.span() for word in WORD.finditer(content)] or [(0, 0)])
+    return content[:start] + chance.choice(HOSTILE) + content[end:]
+
+
+def fuzz(kind, folder, rounds):
+    """Damage the files of a kind, one at a time, and read them; return how many were refused."""
+    kind.make(folder)
+    expected, files, chance, refused = kind.read(folder), sorted(folder.glob(kind.files)), random.Random(kind.name), 0
+    for i in range(rounds):
+        file, damage = chance.choice(files), chance.choice([flip, flip, cut, replace])
+        whole, where = file.read_bytes(), f"{kind.name}, round {i}: {file.name}, {damage.__name__}"
+        rewrite(file, damage(whole, chance))
+        result = read_within_limits(kind, folder, file, where)
+        if result is REFUSED:
+            refused += 1
+        elif kind.has_checksums:
+            assert_same(result, expected, where)
+        rewrite(file, whole)
+    return refused
+
+
+def rewrite(file, content):
+    """Replace a file by a new one, since tensors that were read may be mapped to the old one."""
+    file.unlink()
+    file.write_bytes(content)
+
+
+def read_within_limits(kind, folder, file, where):
+    """Read a folder, of which `file` is damaged; return the result, or REFUSED if words that name a file end it."""
+    before, result = peak_memory(reset=True), REFUSED
+    try:
+        with seconds(SECONDS):
+            result = kind.read(folder)
+    except (ValueError, OSError, SystemExit) as error:
+        names = file.name, str(folder), *kind.names
+        assert any(name in str(error) for name in names), f"{where}: no file is named in {error!r}"
+    except Exception as error:
+        raise AssertionError(f"{where}: {error!r} is no refusal") from error
+    grown = peak_memory() - before
+    assert grown < MEGABYTES, f"{where}: it took {grown:.0f} MB"
+    return result
+
+
+def peak_memory(reset=False):
+    """Return the most memory in MB that this process has had since the last reset; 0 if the system does not tell."""
+    if sys.platform != "linux":
+        return 0
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
