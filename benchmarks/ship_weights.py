@@ -124,8 +124,8 @@ def describe_classifier(
         "limits": [args.limit] if args.limit else [],
         "spread": spread,
         "curve": {
-            "train_loss": [float(row["train_loss"]) for row in rows],
-            "holdout_top1": [float(row[column]) if row.get(column) else None for row in rows],  # not in every epoch
+            "train_loss": [row["train_loss"] for row in rows],
+            "holdout_top1": [row.get(column) for row in rows],  # not in every epoch
         },
         "pretrained_cfg": {
             "input_size": [about["in_chans"], about["img_size"], about["img_size"]],
@@ -159,7 +159,7 @@ def describe_restorer(
         "float16_changes_psnr": round(stored["psnr"] - trained["psnr"], 5),
         **{name: summary[name] for name in COPIED},
         "crop": recipe["crop"],
-        "curve": {"train_loss": [float(row["train_loss"]) for row in read_metrics(args.run / "metrics.csv")]},
+        "curve": {"train_loss": [row["train_loss"] for row in read_metrics(args.run / "metrics.csv")]},
         "limits": [args.limit] if args.limit else [],
         "pretrained_cfg": {},  # timm has no use for image models
     }

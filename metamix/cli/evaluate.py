@@ -25,8 +25,7 @@ from metamix.tasks.registry import find_task
 from metamix.training.forward import autocast_dtype, evaluate, memory_format
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import parse
-from metamix.utils.files import make_output_folder, read_text, write_text
-from metamix.utils.nesting import check_nesting
+from metamix.utils.files import make_output_folder, read_json, write_text
 from metamix.utils.options import Options, option
 from metamix.utils.rules import Count
 from metamix.utils.system import exit_if_out_of_memory, versions
@@ -136,11 +135,8 @@ def result_line(scores: Mapping[str, float], described: Mapping[str, Any], split
 
 def _read_result(folder: Path) -> dict[str, Any] | None:
     """Return the result in a folder, or None; raise ValueError if it holds files that could be overwritten."""
-    with suppress(OSError, ValueError, TypeError):  # there is none, or it is not ours
-        text = read_text(folder / RESULT)
-        check_nesting(text, RESULT)
-        result = json.loads(text)
-        if isinstance(result, dict) and "checkpoint" in result:
+    with suppress(OSError, ValueError):  # there is none, or it is not ours
+        if "checkpoint" in (result := read_json(folder / RESULT, "")):
             return result
     names = sorted(path.name for path in (folder.iterdir() if folder.is_dir() else ()))
     if foreign := next((name for name in names if name == RESULT or name.startswith("test_")), None):

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,8 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from metamix.utils.figures import save_figure
-from metamix.utils.files import read_text, write_text
-from metamix.utils.nesting import check_nesting
+from metamix.utils.files import read_json, read_text, write_text
 from metamix.utils.rules import Natural, NotNegative, check_entries, rule, where
 from metamix.utils.text import aligned, csv_text, plural, printable
 from metamix.weights.files import SUMMARY
@@ -26,7 +24,7 @@ ENTRIES = {  # of a summary, as far as commands need them
     **dict.fromkeys(("epochs", "parameters"), rule(Natural)),
     **dict.fromkeys(("macs", "seconds", "img_per_s"), rule(NotNegative)),
 }
-REMEDY = "Delete the file to score the run again"
+REMEDY = "Delete it to score the run again"
 GROUPS = ("train", "holdout_ema", "holdout")  # prefixes of columns; holdout_ema comes before its own prefix holdout
 
 
@@ -59,14 +57,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 def read_summary(folder: Path) -> dict[str, Any]:
     """Read the summary of a finished run; raise ValueError if it is damaged."""
     path = folder / SUMMARY
-    try:
-        text = read_text(path)
-        check_nesting(text, "the file")
-        summary = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete it to score the run again") from None
-    if not isinstance(summary, dict):
-        raise ValueError(f"{path} holds no result; delete it to score the run again")
+    summary = read_json(path, REMEDY)
     check_entries(summary, ENTRIES, path, "it", REMEDY)
     check_entries(summary, dict.fromkeys(summary["scores"], NUMBER), path, "it", REMEDY)
     return summary

@@ -1,13 +1,16 @@
 """Write files atomically, and find folders that come with metamix."""
 
 import errno
+import json
 import os
 import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from .nesting import check_nesting
 
 TEMPORARY = ".tmp"  # end of the names of files that are not complete yet
 
@@ -86,6 +89,19 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}:{line} is not UTF-8 text; save the file as UTF-8") from None
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Read a JSON object; raise ValueError if the file holds something else. `remedy` ends the message."""
+    text = read_text(path)
+    try:
+        check_nesting(text, "it")
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). {remedy}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object. {remedy}")
+    return content
 
 
 def write_text(path: Path, text: str) -> None:

@@ -203,7 +203,9 @@ def test_a_summary_that_cannot_be_read_is_named(text, tmp_path):
     recipe = Recipe("task", EngineOptions(), NoOptions())
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     (tmp_path / "summary.json").write_text(text)
-    with pytest.raises(ValueError, match=r"summary.json (is not valid JSON|holds no result).* delete it to score the"):
+    with pytest.raises(
+        ValueError, match=r"summary.json (is not valid JSON|holds a list, not an object).*\. Delete it to s"
+    ):
         is_finished(tmp_path, recipe, {})
 
 
@@ -213,7 +215,7 @@ def test_entries_of_a_summary_and_rows_of_a_history_are_checked(tmp_path):
     for change, problem in (
         ({}, ""),
         ({"scores": ["psnr"]}, ""),
-        ({"scores": ["top5"]}, "there is no top5 in it. Delete the file to score the run again"),
+        ({"scores": ["top5"]}, "there is no top5 in it. Delete it to score the run again"),
         ({"top1": "9"}, "top1 in it is '9'; accepted is a number"),
         ({"epochs": None}, "epochs in it is None; accepted is a whole number of at least 0"),
     ):

@@ -1,8 +1,10 @@
 """`metamix publish`: what it writes, who can load it, and what it refuses."""
 
 import json
+import shutil
 import sys
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -47,6 +49,15 @@ def digit():
 
 def test_the_folder_has_nothing_else(published):
     assert {path.name for path in published.iterdir()} == publish.FILES
+
+
+def test_weights_are_believed_before_a_summary_that_has_no_checksum(run, published, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    summary = json.loads((run / "summary.json").read_text())
+    (copy / "summary.json").write_text(json.dumps(summary | {"versions": 5, "parameters": 7}))
+    words = ["publish", copy, "me/small-digits", "--license", "mit", "--dry-run", tmp_path / "out"]
+    assert metamix_command(*words) == 0
+    assert (tmp_path / "out" / "README.md").read_text() == (published / "README.md").read_text()
 
 
 @pytest.mark.parametrize("source", ["local-dir", "hf-hub"])

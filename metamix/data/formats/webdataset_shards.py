@@ -4,7 +4,6 @@ The headers and labels of all shards are read once, so samples can be drawn in a
 of samples that depends on the number of workers and cannot be entered in the middle.
 """
 
-import json
 import re
 import tarfile
 from pathlib import Path
@@ -13,8 +12,7 @@ from typing import Any
 import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from metamix.utils.files import read_text
-from metamix.utils.nesting import check_nesting
+from metamix.utils.files import read_json
 from metamix.utils.rules import check_entries, rule
 
 from .base import TEST_SPLITS, choose_test_split
@@ -22,7 +20,7 @@ from .tar import Member, TarImages, read_tar
 
 MAX_LABEL = 100_000  # a larger number would make a model of gigabytes
 MAX_LABEL_BYTES = 32
-REMEDY = "Repair the file or take it out"
+REMEDY = "Repair it or take it out"
 
 
 def open_webdataset(root: Path, test_on: str) -> tuple[TarImages, TarImages]:
@@ -52,13 +50,8 @@ def open_webdataset(root: Path, test_on: str) -> tuple[TarImages, TarImages]:
 def find_shards(root: Path) -> dict[str, list[str]]:
     """Return the file names of the shards by split; raise ValueError if an info.json is damaged."""
     file = next((root / name for name in ("_info.json", "info.json") if (root / name).exists()), None)
-    try:
-        text = read_text(file) if file else "{}"
-        check_nesting(text, "it")
-        info = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); repair it or take it out") from None
-    if isinstance(info, dict) and "splits" in info:
+    info = read_json(file, REMEDY) if file else {}
+    if file and "splits" in info:
         check_entries(info, {"splits": rule(dict[str, dict[str, Any]])}, file, "it", REMEDY)
         for split, entry in info["splits"].items():
             check_entries(entry, {"filenames": rule(tuple[str, ...])}, file, f"the split {split!r}", REMEDY)
