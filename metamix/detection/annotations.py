@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import sub
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,10 @@ def segmentation_problem(segmentation: Any, image: Entry) -> str | None:
         if not numbers or len(polygon) < 6 or len(polygon) % 2:
             return f"its segmentation has the polygon {polygon}; x and y of three points or more are needed"
         inside = -side <= min(polygon) and max(polygon) <= 2 * side and math.isfinite(sum(polygon))
-        if side and not inside:  # pycocotools takes memory for each pixel of an edge, and crashes at huge numbers
+        if side and not inside:  # pycocotools crashes at huge numbers
             return "its segmentation has a polygon with a point far outside of the image"
+        if side and sum(map(abs, map(sub, polygon[2:], polygon))) > 1000 * side:  # and takes 100 bytes for each pixel
+            return "its segmentation has a polygon whose sides are together longer than 1,000 images"
     return None
 
 

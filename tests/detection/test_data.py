@@ -310,6 +310,7 @@ def test_masks_need_segmentations(coco):
             dict(segmentation=[[1, 1, 9, 1, 9, 1e9]]),
             "has a polygon with a point far outside of the image",
         ),
+        ("annotations", dict(segmentation=[[0, 0, 96, 64] * 500]), "together longer than 1,000 images"),
         ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, -97]]), "has a polygon with a point far outside"),
         ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, math.nan]]), "has a polygon with a point far outside"),
         ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, 10**400]]), "has a polygon with a point far outside"),
