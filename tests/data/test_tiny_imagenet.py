@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from metamix.cli.main import main
-from metamix.data import open_data
+from metamix.data import CorruptImage, open_data
 from metamix.data.formats import tiny_imagenet
 
 
@@ -83,6 +83,15 @@ def test_a_line_that_is_cut_is_named(name, tiny):
     file.write_text(file.read_text().partition("\t")[0])
     with pytest.raises(ValueError, match=f"{file}:1 has less than two values separated by tabs: unpack the archive ag"):
         open_data("tiny_imagenet", root=tiny)
+
+
+def test_an_impossible_name_is_a_broken_image(tiny):
+    file = tiny / "val/val_annotations.txt"
+    file.write_text(file.read_text().replace("val_1", "val\0"))
+    images = open_data("tiny_imagenet", root=tiny).test
+    assert images.images.fingerprint(1).endswith(" -1")
+    with pytest.raises(CorruptImage, match="embedded null byte"):
+        images.read(1)
 
 
 def test_opened_as_a_folder(tiny):

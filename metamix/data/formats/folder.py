@@ -136,7 +136,7 @@ class FolderImages:
     def fingerprint(self, i: int) -> str:
         try:
             size = (self.root / self.paths[i]).stat().st_size
-        except OSError:  # such as a link that leads nowhere
+        except (OSError, ValueError):  # such as a link that leads nowhere, or a NUL in the name
             size = -1
         return f"{self.paths[i]} {size}"
 
