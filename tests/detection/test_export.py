@@ -197,6 +197,12 @@ def test_images_without_objects_still_compare_boxes(with_data, tmp_path):
     wrong = exportable.compare(lambda images: (exportable.model(images)[0] + 1, *exportable.model(images)[1:]), "fp32")
     assert wrong.problems == ["boxes differ by up to 1.00 pixels, the limit is 0.5"]
 
+    def blind(images):
+        boxes, scores, labels = exportable.model(images)
+        return boxes, torch.where(scores < 0, scores, torch.nan), labels  # the last box is no object, and has -1
+
+    assert exportable.compare(blind, "bf16").problems == ["it finds no object, and the eager model finds 200"]
+
 
 def test_exported_models_run_once_for_each_image(tmp_path):
     data = shapes.write(tmp_path / "shapes", train=1, val=1, test=2)
