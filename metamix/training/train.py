@@ -196,9 +196,12 @@ def _time_step(engine: Engine, run: Run) -> None:
 def _finish(engine: Engine, run: Run, folder: Path) -> None:
     """Score the test split once, with the weights that the recipe names, and write weights, summary and pictures.
 
-    Pictures come last: the result is kept if one of them cannot be drawn.
+    A metric with a method `choose` first chooses settings by the held-out split, such as a threshold, which are written
+    with the weights. Pictures come last: the result is kept if one of them cannot be drawn.
     """
-    options, which = engine.options, engine.options.score
+    options, which, metric = engine.options, engine.options.score, engine.task.metric
+    if hasattr(metric, "choose") and "holdout" in engine.eval_loaders:
+        engine.about |= metric.choose(engine.evaluate("holdout", which)[1])
     scores, states = engine.evaluate("test", which)
     if not run.main:
         return
