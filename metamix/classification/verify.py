@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from metamix.data import CorruptImage, Source, Splits, open_data, scarce_classes
 from metamix.data.files import limit_pixels
-from metamix.data.sources import label_counts
 from metamix.tasks.verify import VerifyOptions
 from metamix.utils.options import option
 from metamix.utils.rules import Natural
@@ -62,7 +61,7 @@ def label_table(splits: Splits) -> list[str]:
     columns: list[list[object]] = [["label", *splits.classes, "(no label)"]]
     for source in splits.sources().values():
         without = int((source.labels.sum(1) == 0).sum())
-        columns.append([source.images.split, *label_counts(source.labels, len(splits.classes)), without])
+        columns.append([source.images.split, *source.labels.sum(0).int().tolist(), without])
     return aligned(zip(*columns), right=range(1, len(columns)))
 
 

@@ -180,11 +180,6 @@ def strata(labels: Tensor) -> Tensor:
     return labels
 
 
-def label_counts(labels: Tensor, classes: int) -> list[int]:
-    """Return how many images have each label."""
-    return (labels.sum(0).long() if labels.ndim == 2 else torch.bincount(labels, minlength=classes)).tolist()
-
-
 def common_size(images: ImageSplit) -> int | None:
     """Open 16 images spread over the split; return their side in pixels if all are squares of one size, else None."""
     sizes: set[int] = set()
@@ -210,7 +205,8 @@ def scarce_classes(splits: Splits) -> list[str]:
     """
     notes = []
     for split, source in splits.sources().items():
-        counts = label_counts(source.labels, len(splits.classes))
+        labels, classes = source.labels, len(splits.classes)
+        counts = (labels.sum(0) if splits.multi_label else torch.bincount(labels, minlength=classes)).tolist()
         most, lack = (1, "no more than one image") if split == "train" or splits.train is None else (0, "no image")
         scarce = [name for name, count in zip(splits.classes, counts) if count <= most]
         if scarce:

@@ -196,8 +196,7 @@ def _time_step(engine: Engine, run: Run) -> None:
 def _finish(engine: Engine, run: Run, folder: Path) -> None:
     """Score the test split once, with the weights that the recipe names, and write weights, summary and pictures.
 
-    A metric with a method `choose` first chooses settings by the held-out split, such as a threshold, which are written
-    with the weights. Pictures come last: the result is kept if one of them cannot be drawn.
+    Pictures come last: the result is kept if one of them cannot be drawn.
     """
     options, which, metric = engine.options, engine.options.score, engine.task.metric
     if hasattr(metric, "choose") and "holdout" in engine.eval_loaders:

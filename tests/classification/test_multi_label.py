@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image, ImageDraw
 from sklearn.metrics import average_precision_score, f1_score
@@ -84,7 +85,8 @@ def test_training_chooses_loss_scores_and_threshold(run):
 
 def test_the_threshold_is_chosen_on_held_out_images(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(MultiLabelMetric, "choose", lambda metric, states: vars(metric).update(threshold=0.99) or {})
-    train(*WORDS, "--data-dir", shapes, "--epochs", 1, "--output", tmp_path / "without")
+    streamed = ["--memory", "no", "--cutmix", 1, "--class-weights", "balanced", "--loss", "asymmetric"]
+    train(*WORDS, *streamed, "--data-dir", shapes, "--epochs", 1, "--output", tmp_path / "without")
     assert load_metadata(tmp_path / "without/model.safetensors")["threshold"] == 0.5
     train(*WORDS, "--data-dir", shapes, "--epochs", 1, "--holdout", 0.2, "--output", tmp_path / "with")
     assert "from a probability of 0.99 on" in (tmp_path / "with/log.txt").read_text()
@@ -245,7 +247,7 @@ LINE = "1.png,red|green"
 @pytest.mark.parametrize(
     "lines, said",
     [
-        (["file,labels", LINE, "no.png,red"], "images that are neither in .* nor in its images/, in 1 line: .*csv:3$"),
+        (["file,labels", LINE, "no.png,red"], "images are neither in .*set nor in its images/, see .*csv:3$"),
         (["file,labels", LINE, LINE], "csv:3 names the image of .*csv:2 again: write its labels into one line"),
         (["file,labels", "1.png,", "2.png,"], "must have two different labels at least; found none"),
         (["file,labels", "1.png,red", "2.png,"], "must have two different labels at least; found red"),
@@ -262,7 +264,7 @@ def test_wrong_tables_are_refused_in_words(lines, said, table):
         train(*WORDS, "--data-dir", table(*lines), "--dry-run")
 
 
-def test_options_that_do_not_fit_are_refused(run, shapes, folder, table, tmp_path):
+def test_options_that_do_not_fit_are_refused(shapes, folder, table, tmp_path):
     labelled, classes = [*WORDS, "--data-dir", shapes, "--dry-run"], [*WORDS, "--data-dir", folder(), "--dry-run"]
     with pytest.raises(SystemExit, match="sampling is balanced, but images have several labels: give --class-weights"):
         train(*labelled, "--sampling", "balanced")
@@ -275,16 +277,13 @@ def test_options_that_do_not_fit_are_refused(run, shapes, folder, table, tmp_pat
     ):
         words = ["--checkpoint", "metaformer_pooling_nano.digits", "--threshold", 0.3]
         metamix_command("predict", shapes / "images/1.png", *words)
-    said = "was trained for several labels for an image and folder has one class for each image; give other --data, or"
-    with pytest.raises(SystemExit, match=said):
-        metamix_command("eval", "--checkpoint", run, *classes[:2], "--data-dir", tmp_path / "set")
     with pytest.raises(
         SystemExit, match=r"labels.csv:2 has the class 'red\|green'; .* Several labels of an image need no"
     ):
         metamix_command("convert", "csv", table("file,labels", LINE), tmp_path / "out")
 
 
-def test_a_teacher(run, shapes, tmp_path, capsys):
+def test_a_teacher_and_data_of_the_other_kind(run, shapes, tmp_path, capsys):
     words = [*WORDS, "--data-dir", shapes, "--teacher", "metaformer_identity_nano", "--teacher-checkpoint"]
     train(*words, run, "--distill", 1.0, "--epochs", 6, "--lr", 1e-2, "--output", tmp_path / "student")
     assert json.loads((tmp_path / "student/summary.json").read_text())["mAP"] > 80  # it saw no label
@@ -296,6 +295,13 @@ def test_a_teacher(run, shapes, tmp_path, capsys):
     train(*WORDS, "--data-dir", tmp_path / "classes", "--epochs", 1, "--output", tmp_path / "of-classes")
     with pytest.raises(SystemExit, match="the teacher .* gives an image one class, unlike folder; give another"):
         train(*words, tmp_path / "of-classes", "--output", tmp_path / "other")
+    one, several = "one class for each image", "several labels for an image"
+    for trained, data, wanted, has in (
+        (run, tmp_path / "classes", several, one),
+        (tmp_path / "of-classes", shapes, one, several),
+    ):
+        with pytest.raises(SystemExit, match=f"was trained for {wanted} and folder has {has}; give other --data, or"):
+            metamix_command("eval", "--checkpoint", trained, "--data", "folder", "--data-dir", data)
 
 
 class NoTeacher:
@@ -363,6 +369,16 @@ def test_a_published_model_prints_its_labels(run, tmp_path, monkeypatch):
     card = (tmp_path / "folder/README.md").read_text()
     threshold = load_metadata(run / "model.safetensors")["threshold"]
     assert re.search(rf"print\(\[name for name, p in zip\(names, .*sigmoid\(\)\) if p >= {threshold}\]\)", card)
+
+
+def test_a_model_of_a_loop_of_your_own(tmp_path):
+    arguments = {"img_size": 32, "depths": (1,), "dims": (8,)}
+    model = timm.create_model("metaformer_identity_nano", num_classes=2, **arguments)
+    metamix.save_classifier(
+        model, tmp_path / "m.safetensors", classes=["cat", "dog"], model_args=arguments, threshold=0.0
+    )
+    (labels,) = metamix.load(tmp_path / "m.safetensors").predict([Image.new("RGB", (32, 32))])
+    assert {name for name, _ in labels} == {"cat", "dog"} and sum(p for _, p in labels) != pytest.approx(1, abs=1e-6)
 
 
 def test_predictions_without_a_label_are_listed(run, shapes):

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import torch
 
-from metamix.utils.text import plural
-
 from ..tables import SEVERAL, Row, read_table
 from .base import choose_test_split, list_names, natural_order
 from .folder import LABELS, FolderImages
@@ -30,8 +28,7 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Ta
         return None
     table = read_table(file)
     if table.missing:
-        lines = f"{plural(len(table.missing), 'line')}: {list_names(table.missing)}"
-        raise ValueError(f"{file} names images that are neither in {root} nor in its images/, in {lines}")
+        raise ValueError(f"images are neither in {root} nor in its images/, see {list_names(table.missing)}")
     by_split: dict[str, list[Row]] = defaultdict(list)
     for path in sorted(table.images, key=lambda path: natural_order(str(path))):
         row, *others = table.images[path]
