@@ -190,7 +190,7 @@ class ClassificationData:
             ("", kinds[self.splits.multi_label], kinds[trained.threshold is not None]),
             (" classes", len(of_data), trained.num_classes),
         ):
-            fewer = what == " classes" and classes and len(of_data) < (wanted or 0)  # classes are matched by name
+            fewer = what == " classes" and classes and len(of_data) < len(classes)  # classes are matched by name
             if has != wanted and not fewer:
                 raise ValueError(
                     f"{name} was trained for {wanted}{what} and {self.options.data} has {has}; give other --data, or "

@@ -34,10 +34,10 @@ from .formats.base import ImageSplit, list_names, match_classes
 from .formats.digits import open_digits
 from .formats.folder import open_folder
 from .formats.huggingface import open_huggingface
-from .formats.label_table import open_label_table
 from .formats.tiny_imagenet import open_tiny_imagenet
 from .formats.torchvision_sets import TORCHVISION_SETS, open_torchvision
 from .formats.webdataset_shards import open_webdataset
+from .label_table import open_label_table
 
 MEMORY_LIMIT = 2**31  # with memory="auto", images of more bytes are streamed; counted before --img-size resizes them
 SMALL_SIDE = 96  # pixels; training crops larger images by area, so they are streamed

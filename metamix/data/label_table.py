@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from ..tables import SEVERAL, Row, read_table
-from .base import choose_test_split, list_names, natural_order
-from .folder import LABELS, FolderImages
+from .formats.base import choose_test_split, list_names, natural_order
+from .formats.folder import LABELS, FolderImages
+from .tables import SEVERAL, Row, read_table
 
 
 def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[TableImages | None, TableImages] | None:
