@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -23,8 +23,7 @@ from typing import Annotated, Any
 from PIL import Image
 from pydantic import Field
 
-from metamix.data import decode_file
-from metamix.data.files import MAX_FILE_BYTES
+from metamix.data.files import MAX_FILE_BYTES, decode_file
 from metamix.data.formats.base import is_image
 from metamix.data.options import ImageOptions
 from metamix.deploy.benchmark import ENGINES, benchmark, packages
@@ -40,10 +39,9 @@ from .explain import draw_explanation, find_explainer
 from .load import load
 from .predict import PredictToFolder, choose_task
 from .registry import is_exported
-from .spec import Trained
 
 MOST = 4  # models side by side
-COLOUR = "<div style='background: {}; min-height: 1em'></div>"
+STYLE = ".prose th, .prose td { padding: 2px 8px !important; text-align: left }"
 ABOUT = "Serve a page on this machine on which models predict an image side by side."
 EXAMPLES = """examples:
   metamix demo
@@ -65,10 +63,10 @@ class DemoOptions(ImageOptions):
 
 @dataclass
 class Answer:
-    """What a model says about an image: pictures, tables by title, and messages."""
+    """What a model says about an image: tables by title, pictures, and messages."""
 
-    pictures: list[Image.Image] = field(default_factory=list)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    pictures: list[Image.Image] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -82,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
             os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_RUN_HISTORY": "False"}
             page = make_page(gradio, models, list(options.runs[:MOST]))
             where = {"server_name": options.host, "server_port": options.port, "share": False, "quiet": True}
-            page.launch(**where, footer_links=[], max_file_size=MAX_FILE_BYTES, prevent_thread_lock=True)
+            page.launch(**where, css=STYLE, footer_links=[], max_file_size=MAX_FILE_BYTES, prevent_thread_lock=True)
             print(printable(f"the page is at http://{options.host}:{options.port}; Ctrl-C ends it"), flush=True)
             page.block_thread()
 
@@ -97,11 +95,7 @@ def check_address(options: DemoOptions) -> None:
 
 
 class Models:
-    """The models of the page, each loaded when it is first used; `specs` has their tasks by name.
-
-    Raises:
-        OSError, ValueError: there are no such weights, or they are damaged.
-    """
+    """The models of the page by name, each loaded when it is first used; `specs` has their tasks."""
 
     def __init__(self, options: DemoOptions):
         self.device, self.trust = prepare_device(options.device), options.trust
@@ -112,7 +106,7 @@ class Models:
         }
         self.load = lru_cache(maxsize=8)(self.open)
 
-    def open(self, name: str) -> Trained:
+    def open(self, name: str) -> Any:
         """Load a model to the device of the options; an exported one to its engine."""
         trained = load(name, trust=self.trust and is_exported(name))
         if not is_exported(name):
@@ -152,10 +146,7 @@ class Models:
         answer.notes += [line.removeprefix("left out: ") for line in lines.splitlines()]
 
     def latency(self, names: Sequence[str]) -> Answer:
-        """Measure the time for one image in each engine that is installed, as `metamix benchmark` does.
-
-        torch.compile is left out, since it takes a minute before the first image.
-        """
+        """Time one image in each engine that is installed but torch.compile, which needs a minute to compile."""
         answer, models = Answer(), []
         for name in names:
             with in_words(answer.notes):
@@ -198,29 +189,37 @@ def make_page(gradio: Any, models: Models, chosen: Sequence[str]) -> Any:
         @gradio.render([image, names, explain], [run.click, image.upload], **settings)
         def show_answers(path: str | None, names: list[str], explain: bool) -> None:
             if not (path and names):
-                show(gradio, Answer(notes=["Drop an image first." if names else "Choose a model first."]))
-                return
+                show(gradio, Answer(notes=["Drop an image and choose a model."]))
             with gradio.Row():
-                for name in names:
+                for name in names if path else ():
                     with gradio.Column(min_width=200):
-                        gradio.HTML(f"<b style='overflow-wrap: anywhere'>{escape(name)}</b>", padding=False)
+                        gradio.HTML(f"<b style='overflow-wrap: anywhere'>{escape(name).replace('_', '_<wbr>')}</b>")
                         show(gradio, models.answer(name, Path(path), explain))
 
         @gradio.render([names], [measure.click], **settings)
         def show_latency(names: list[str]) -> None:
-            show(gradio, models.latency(names) if names else Answer(notes=["Choose a model first."]))
+            show(gradio, models.latency(names) if names else Answer(notes=["Choose a model."]))
 
     return page
 
 
 def show(gradio: Any, answer: Answer) -> None:
-    """Add an answer to the page. Of tables, mappings are left out, such as masks, and a `colour` is shown as such."""
-    for picture in answer.pictures:
-        gradio.Image(picture, format="png", show_label=False, buttons=["download", "fullscreen"])
+    """Add an answer to the page."""
     for title, rows in answer.tables.items():
-        headers = [key for key, value in rows[0].items() if not isinstance(value, dict)] if rows else ["none"]
-        types = [COLOUR if key == "colour" else "{}" for key in headers]
-        cells = [[form.format(escape(str(row[key]))) for key, form in zip(headers, types)] for row in rows]
-        gradio.Dataframe(cells, headers=headers, datatype="html", label=title)
+        gradio.HTML(as_html(title, rows))
+    for picture in answer.pictures:  # without the button that shares the image on the network
+        gradio.Image(picture, format="png", show_label=False, buttons=["download", "fullscreen"])
     for note in answer.notes:
         gradio.Textbox(note, label="Note", lines=2)
+
+
+def as_html(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write a table as HTML. Mappings in it are left out, such as masks, and a `colour` is shown as such."""
+    keys = [key for key, value in rows[0].items() if not isinstance(value, dict)] if rows else ["none"]
+    lines = ["".join(f"<th>{escape(key)}</th>" for key in keys)]
+    for row in rows:
+        texts = {key: f"{row[key]:.3f}" if isinstance(row[key], float) else escape(str(row[key])) for key in keys}
+        shades = {"colour": f" style='background: {texts.get('colour')}'"}
+        lines.append("".join(f"<td{shades.get(key, '')}>{text}</td>" for key, text in texts.items()))
+    table = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"{escape(title)}<div style='max-height: 30em; overflow: auto'><table width='100%'>{table}</table></div>"

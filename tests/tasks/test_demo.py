@@ -13,7 +13,7 @@ import metamix
 from metamix.deploy import export
 from metamix.detection.load import DetectorSpec
 from metamix.tasks import demo
-from metamix.tasks.demo import Answer, DemoOptions, Models, in_words
+from metamix.tasks.demo import Answer, DemoOptions, Models, as_html, in_words
 from metamix.tasks.predict import PredictOptions
 from metamix.weights.files import save_weights
 from tests.helpers.running import free_port, metamix_command
@@ -137,6 +137,14 @@ def test_an_explanation(digit, no_grad_cam, rendered_figures):
     assert picture.width > 800 and answer.tables["labels"] and not answer.notes
 
 
+def test_tables_are_html_without_markup_from_files():
+    rows = [{"class": "<b>", "score": 0.12345, "box": [1.5, 2], "mask": {"counts": "x"}, "colour": "#ff0000"}]
+    text = as_html("objects", rows)
+    cells = "<td>&lt;b&gt;</td><td>0.123</td><td>[1.5, 2]</td><td style='background: #ff0000'>#ff0000</td>"
+    assert f"<tr>{cells}</tr>" in text and "mask" not in text and text.startswith("objects<")
+    assert "<th>none</th>" in as_html("objects", [])
+
+
 # Latency
 
 
@@ -158,7 +166,7 @@ def test_a_model_that_cannot_be_timed_is_named(models):
 
     all_models, name = models(two_stages)
     answer = all_models.latency([name])
-    assert not answer.tables and "faster_rcnn" in answer.notes[0]
+    assert answer == Answer(notes=[f"{name} is a FasterRCNN; only RetinaNet and FCOS can be exported"])
 
 
 @pytest.mark.parametrize("installed", [set(), {"onnxruntime", "onnx", "onnxscript"}, None])
