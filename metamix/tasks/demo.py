@@ -53,7 +53,7 @@ class DemoOptions(ImageOptions):
     """Options of `metamix demo`."""
 
     runs: tuple[str, ...] = positional(
-        "run folders, weight files, exports, or names; default: all shipped weights", metavar="RUN", default=()
+        "run folders, weight files, exports or shipped names; default: all shipped ones", metavar="RUN", default=()
     )
     host: str = option("127.0.0.1", "address of the page; with 0.0.0.0 other machines can use it, without a password")
     port: Annotated[int, Field(ge=1, le=65535)] = option(7860, "port of the page")
@@ -187,7 +187,7 @@ def make_page(gradio: Any, models: Models, chosen: Sequence[str]) -> Any:
         gradio.Markdown(f"# metamix\nDrop an image and choose up to {MOST} models to run side by side.")
 
         @gradio.render([image, names, explain], [run.click, image.upload], **settings)
-        def show_answers(path: str | None, names: list[str], explain: bool) -> None:
+        def show_answers(path: Any, names: list[str], explain: bool) -> None:
             if not (path and names):
                 show(gradio, Answer(notes=["Drop an image and choose a model."]))
             with gradio.Row():
