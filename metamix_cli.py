@@ -19,11 +19,12 @@ COMMANDS = {  # name: (module with a `main`, what it does)
     "eval": ("metamix.cli.evaluate", "Score a trained model on a data set."),
     "predict": ("metamix.tasks.predict", "Label, segment or restore images, or find objects in them."),
     "explain": ("metamix.tasks.explain", "Draw which parts of an image a prediction rests on."),
+    "demo": ("metamix.tasks.demo", "Serve a page in the browser on which models predict an image."),
     "export": ("metamix.tasks.export", "Write a model as ONNX, OpenVINO IR or torch.export, and check it."),
     "publish": ("metamix.tasks.publish", "Upload a model with a model card to the Hugging Face Hub."),
     "convert": ("metamix.tasks.convert", "Turn labels of another program into a data set to train on."),
     "verify": ("metamix.tasks.verify", "Find broken images and bad annotations in a data set."),
-    "benchmark": ("metamix.cli.benchmark", "Measure how fast models are in each engine on this machine."),
+    "benchmark": ("metamix.tasks.benchmark", "Measure how fast models are in each engine on this machine."),
     "models": ("metamix.cli.models", "List models with their sizes, costs and weights."),
 }
 

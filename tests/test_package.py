@@ -2,18 +2,23 @@
 
 import json
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 import zipfile
 from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import metamix
 from metamix.mixers import list_mixers
 from metamix.models.metaformer_family import SIZES
+from tests.helpers.running import free_port
 
 CLONE = Path(__file__).resolve().parents[1]
 DIST_INFO = f"metamix-{metamix.__version__}.dist-info"
@@ -172,3 +177,93 @@ print(json.dumps(dict(said=said.getvalue(), config=model.pretrained_cfg)))
     )
     assert "written: folder, README.md, config.json, model.safetensors; nothing was uploaded" in seen["said"]
     assert seen["config"]["label_names"] == [*"0123456789"] and seen["config"]["input_size"] == [1, 32, 32]
+
+
+SERVE = """
+import sys
+
+def report(event, args):
+    host = args[1][0] if event == "socket.connect" else args[0] if event == "socket.getaddrinfo" else None
+    if host not in (None, "127.0.0.1", "localhost", "::1", "/"):  # "/" begins a path to a socket
+        print("reaches for", event, args, flush=True)
+
+sys.addaudithook(report)
+import metamix
+from metamix.cli.main import main
+print(metamix.__file__)
+main(["demo", "metaformer_pooling_nano.digits", "wavemixsr_nano.x2", "--device", "cpu", "--port", PORT])
+"""
+
+
+@pytest.fixture
+def page(installed, tmp_path):
+    """The address of the page of an installed metamix, whose server must reach for no other machine."""
+    pytest.importorskip("gradio", reason="pip install 'metamix[demo]'")
+    port = str(free_port())
+    paths = [str(installed), *(path for path in sys.path if not Path(path).resolve().is_relative_to(CLONE))]
+    code = f"import sys; sys.path += {paths}\n" + SERVE.replace("PORT", repr(port))
+    with open(tmp_path / "log", "w") as log:
+        server = subprocess.Popen([sys.executable, "-I", "-S", "-c", code], stdout=log, stderr=log, cwd=tmp_path)
+    try:
+        wait_for(lambda: "the page is at" in (tmp_path / "log").read_text() or server.poll() is not None)
+        assert server.poll() is None, (tmp_path / "log").read_text()
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(60)
+    said = (tmp_path / "log").read_text()
+    assert said.startswith(str(installed / "metamix")) and "reaches for" not in said, said
+
+
+@pytest.fixture
+def chromium():
+    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("Chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for word in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1280,900"):
+        options.add_argument(f"--{word}")
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def wait_for(condition, seconds=180):
+    end = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < end, "nothing came in time"
+        time.sleep(0.5)
+    return result
+
+
+@pytest.mark.slow
+def test_the_page_of_an_installed_package_answers_in_a_browser(page, chromium, tmp_path):
+    image = Image.new("L", (32, 32))
+    image.paste(255, (14, 5, 18, 28))
+    image.save(tmp_path / "digit.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    (labels,) = metamix.load("metaformer_pooling_nano.digits").predict([tmp_path / "digit.png"], top=1)
+
+    def text():
+        return chromium.find_element("tag name", "body").text
+
+    def drop(name):
+        chromium.get(page)
+        (place,) = wait_for(lambda: chromium.find_elements("css selector", "input[type=file]"))
+        place.send_keys(str(tmp_path / name))
+
+    drop("digit.png")
+    wait_for(lambda: "probability" in text())
+    assert text().partition("probability\n")[2].startswith(labels[0][0])
+    sizes = "return [...document.querySelectorAll('img')].map(image => image.naturalWidth)"
+    wait_for(lambda: 64 in chromium.execute_script(sizes))  # the restored image, twice as large
+    next(b for b in chromium.find_elements("tag name", "button") if b.text == "Measure latency").click()
+    wait_for(lambda: "latency of one image on" in text())
+    drop("broken.png")
+    notes = wait_for(lambda: chromium.find_elements("css selector", "textarea"))
+    assert notes[0].get_attribute("value").startswith("broken.png: not an image of a known format")
+    messages = [json.loads(entry["message"])["message"] for entry in chromium.get_log("performance")]
+    asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    assert asked and not [url for url in asked if not url.startswith((page, "data:", "blob:"))]

@@ -10,7 +10,7 @@ def read_classes(source: Path) -> Labels | None:
     """Read a CSV file with a class for each image; return None if it has columns for boxes.
 
     Raises:
-        ValueError: an image has no class or two, or a class cannot name a folder.
+        ValueError: an image has no class or several, or a class cannot name a folder.
     """
     table = read_table(source)
     if table.has_boxes:
@@ -19,9 +19,10 @@ def read_classes(source: Path) -> Labels | None:
     labels.notes["lines whose image does not exist were left out"] = table.missing
     for file, rows in table.images.items():
         label = same_in_all(rows, "label")
-        if not label or label.startswith(".") or "/" in label:
+        if not label or label.startswith(".") or not {*"/|;"}.isdisjoint(label):
             raise ValueError(
-                f"{rows[0].place} has the class {label!r}; the name of a folder holds no / and begins with no dot"
+                f"{rows[0].place} has the class {label!r}; the name of a folder holds no / | ; and begins with no dot. "
+                f"Several labels of an image need no conversion: the folder of a file labels.csv is a data set"
             )
         labels.samples.append(Sample(file, f"{label}/{table.names[file]}", same_in_all(rows, "split"), label))
         labels.notes["lines that repeat another"] += [row.place for row in rows[1:]]

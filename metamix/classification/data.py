@@ -40,6 +40,7 @@ class ClassificationData:
         trained: metadata of the weights to evaluate; labels are numbered as in training.
 
     Attributes:
+        threshold: least probability of a label if images have several, 0.5 in training; else None.
         shares_images: whether the folder has no test split, so that a share of its images is scored.
         as_weights: a note that names the settings taken from the weights to start from; empty if there are none.
     """
@@ -62,9 +63,13 @@ class ClassificationData:
             fine_tune=self._fine_tune(trained) if trained else "",
             train_required=trained is None,
         )
+        self.threshold = (trained.threshold if trained else 0.5) if self.splits.multi_label else None
         self.shares_images = self._check_share(trained)
         if trained is None:
             self.notes += scarce_classes(self.splits)
+        for split, source in self.splits.sources().items() if self.splits.multi_label else ():
+            if not source.labels.any():
+                raise ValueError(f"no image of {split} has a label: give other data, or other shares of them")
         self.classes = self._classes_of(trained) if trained else self.splits.classes
         self.in_chans = self.splits.in_chans
         self.prepare_as(describe_initial_weights(options) if isinstance(options, ClassificationOptions) else None)
@@ -119,6 +124,8 @@ class ClassificationData:
         """Make the training loader; raise ValueError if mixup or cutmix cannot pair the samples of a process."""
         share, options = batch_size // world_size, self._resolved
         assert isinstance(options, DataOptions) and self.splits.train is not None
+        if options.sampling == "balanced" and self.splits.multi_label:
+            raise ValueError("sampling is balanced, but images have several labels: give --class-weights balanced")
         if share % 2 and (options.mixup or options.cutmix):
             raise ValueError(
                 f"mixup and cutmix pair neighbours, and batch_size {batch_size} leaves each of {world_size} processes "
@@ -177,14 +184,16 @@ class ClassificationData:
     def _classes_of(self, trained: ModelMetadata) -> tuple[str, ...]:
         """Check that the data fit the weights, and return the classes of the weights."""
         of_data, classes, name = self.splits.classes, trained.classes, trained.model or self.options.model
+        kinds = "one class for each image", "several labels for an image"
         for what, has, wanted in (
-            ("channels", self.splits.in_chans, trained.in_chans),
-            ("classes", len(of_data), trained.num_classes),
+            (" channels", self.splits.in_chans, trained.in_chans),
+            ("", kinds[self.splits.multi_label], kinds[trained.threshold is not None]),
+            (" classes", len(of_data), trained.num_classes),
         ):
-            fewer = what == "classes" and classes and has < (wanted or 0)  # classes are matched by name
+            fewer = what == " classes" and classes and len(of_data) < len(classes)  # classes are matched by name
             if has != wanted and not fewer:
                 raise ValueError(
-                    f"{name} was trained for {wanted} {what} and {self.options.data} has {has}; give other --data, or "
+                    f"{name} was trained for {wanted}{what} and {self.options.data} has {has}; give other --data, or "
                     f"fine-tune first: {self._fine_tune(trained)}"
                 )
         if classes and of_data != classes:

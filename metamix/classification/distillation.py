@@ -53,6 +53,9 @@ def load_teacher(options: ClassificationOptions, data: ClassificationData) -> Te
             f"{plural(ours[0], 'class')} and {plural(ours[1], 'channel')}; give --teacher-checkpoint of one that was "
             f"trained on such data"
         )
+    if (metadata.threshold is None) != (data.threshold is None):
+        which = "one class" if metadata.threshold is None else "several labels"
+        raise ValueError(f"{name} gives an image {which}, unlike {options.data}; give another --teacher-checkpoint")
     for theirs, own in zip(metadata.classes or data.classes, data.classes):
         if theirs != own:
             raise ValueError(

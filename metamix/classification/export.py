@@ -1,4 +1,4 @@
-"""Export classifiers. The graph has one output, the logits."""
+"""Export classifiers. The graph has one output: the logits, or probabilities if an image may have several labels."""
 
 from __future__ import annotations
 
@@ -39,7 +39,6 @@ class ExportableClassifier(SimpleExport):
         images: number of test images to compare on, at most; None takes all.
     """
 
-    outputs = ("logits",)
     max_drop, unit = 0.3, "points"
 
     def __init__(
@@ -50,7 +49,10 @@ class ExportableClassifier(SimpleExport):
         images: int | None = None,
         dynamic: bool = False,
     ):
-        super().__init__(model, metadata, dynamic, ranked=True)
+        several = metadata.threshold is not None
+        model = nn.Sequential(model, nn.Sigmoid()) if several else model
+        super().__init__(model, metadata, dynamic, ranked=not several)
+        self.outputs = ("probabilities",) if several else ("logits",)
         self.task, self.images = task, images
         self.notes = list(task.notes) if task else []
 
@@ -66,12 +68,12 @@ class ExportableClassifier(SimpleExport):
             return super().compare(exported, precision)
         metric, source = self.task.metric, self.task.data.splits.test
         states = {"eager": metric.start(), "exported": metric.start()}
-        difference = Difference(ranked=True)
+        difference = Difference(self.ranked)
         for images, batch in self.batches(source, BATCH_SIZE, self.images):
             outputs = {"eager": self.model(images), "exported": exported(images)}
             difference.update(outputs["eager"], outputs["exported"])
-            for name, logits in outputs.items():
-                metric.update(states[name], logits, batch)
+            for name, output in outputs.items():
+                metric.update(states[name], output, batch)
         figures: dict[str, Any] = {"on": f"{self.task.data.name}, test"} | difference.result()
         scores = {name: metric.result([state]) for name, state in states.items()}
         problems = [*missed_limits(figures, precision), *self.problems_of_larger(exported, precision)]
@@ -90,12 +92,20 @@ class ExportableClassifier(SimpleExport):
         held_out = held_out_images(len(source))
         source = source.subset(slice(count, None))
         right = [
-            (model(images).argmax(1) == batch["label"])[batch["index"] >= 0]
+            self.image_scores(model(images), batch["label"])[batch["index"] >= 0]
             for images, batch in self.batches(source, 64, held_out)
         ]
         if not sum(map(len, right)):
             raise ValueError(f"none of the {held_out} training images that int8 is checked on can be read")
         return 100.0 * torch.cat(right).numpy()
+
+    def image_scores(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Score each image, (n,): whether its class is right, or F1 of its several labels."""
+        if self.metadata.threshold is None:
+            return outputs.argmax(1) == labels
+        predicted = outputs >= self.metadata.threshold
+        total = predicted.sum(1) + labels.sum(1)
+        return (2 * (predicted * labels).sum(1) / total).where(total > 0, 1.0)
 
     def training_images(self) -> Source:
         """Return the training split in random order; raise ValueError if the data set has none."""
@@ -158,7 +168,7 @@ def exported_classifier(exported: ExportedModel) -> Classifier:
     metadata = exported.artifact.model
     exported.artifact.check({}, METADATA)
     exported.check_classes(metadata.num_classes or 0)
-    return Classifier(metadata.model or "", exported, metadata)
+    return Classifier(metadata.model or "", exported, metadata, has_sigmoid=metadata.threshold is not None)
 
 
 def with_size(metadata: ModelMetadata, size: int | tuple[int, int] | None) -> ModelMetadata:

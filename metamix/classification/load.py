@@ -31,6 +31,7 @@ from metamix.weights.fit import load_into
 from metamix.weights.metadata import ModelMetadata
 
 Tensors = dict[str, Tensor]
+Labels = list[tuple[str, float]]  # labels of an image with their probabilities
 
 
 def load_classifier(
@@ -88,11 +89,13 @@ class Classifier:
         name: name of the model, as given or as the weight file has it.
         model: the model in evaluation mode. It takes images (n, C, H, W) float32 and returns logits (n, classes).
         metadata: entries of the weight file; timm's configuration fills in those that the file lacks.
+        has_sigmoid: whether the model returns probabilities, as exported models for several labels do.
     """
 
     name: str
     model: nn.Module
     metadata: ModelMetadata
+    has_sigmoid: bool = False
 
     @cached_property
     def transform(self) -> EvalTransform:
@@ -109,27 +112,38 @@ class Classifier:
         """Return the metadata, which say how images are prepared."""
         return self.metadata
 
-    def predict(self, images: Sequence[str | Path | Image.Image], top: int = 5) -> list[list[tuple[str, float]]]:
+    def predict(
+        self, images: Sequence[str | Path | Image.Image], top: int | None = None, threshold: float | None = None
+    ) -> list[Labels]:
         """Return the most probable labels of each image with their probabilities, the most probable first.
 
         Args:
             images: files or PIL images.
-            top: number of labels.
+            top: number of labels; by default 5, or all from `threshold` on if an image may have several.
+            threshold: least probability of a label if an image may have several; by default that of the weights.
 
         Raises:
             CorruptImage: an image cannot be read.
+            ValueError: `threshold` is given, but an image has one class.
         """
         tensors = [self.transform(decode_file(image, self.transform.mode)) for image in images]
-        return self.label(torch.stack(tensors), top) if tensors else []
+        return self.label(torch.stack(tensors), top, threshold) if tensors else []
 
     @torch.inference_mode()
-    def label(self, images: Tensor, top: int) -> list[list[tuple[str, float]]]:
-        """Return the `top` labels of prepared images (n, C, H, W) with their probabilities."""
+    def label(self, images: Tensor, top: int | None = None, threshold: float | None = None) -> list[Labels]:
+        """Return the labels of prepared images (n, C, H, W) with their probabilities, as `predict` does."""
+        several = self.metadata.threshold is not None
+        if threshold is not None and not several:
+            raise ValueError(f"threshold is {threshold:g}, but {self.name} gives an image one class: leave it out")
+        if top is None:
+            top = len(self.classes) if several else 5
+            threshold = self.metadata.threshold if threshold is None else threshold
         device = next(self.model.parameters()).device
-        logits = check_finite(self.model(images.to(device)))
-        best = logits.float().softmax(1).cpu().topk(min(top, len(self.classes)))  # (n, top)
+        outputs = check_finite(self.model(images.to(device))).float()
+        scores = (outputs if self.has_sigmoid else outputs.sigmoid()) if several else outputs.softmax(1)
+        best = scores.cpu().topk(min(top, len(self.classes)))  # (n, top)
         return [
-            [(self.classes[i], value) for i, value in zip(indices, values)]
+            [(self.classes[i], value) for i, value in zip(indices, values) if value >= (threshold or 0)]
             for values, indices in zip(best.values.tolist(), best.indices.tolist())
         ]
 

@@ -1,8 +1,9 @@
-"""Compute cross-entropy or binary cross-entropy, with label smoothing, class weights and distillation."""
+"""Compute the loss of one class or of several labels, with label smoothing, class weights and distillation."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
+from timm.loss import AsymmetricLossMultiLabel
 from torch import Tensor, nn
 
 from metamix.training.task import Batch
@@ -14,12 +15,16 @@ from .options import ClassificationOptions
 class ClassificationLoss:
     """Compute the loss of a model on an augmented batch, and the values to log.
 
-    The `frozen_helpers` of `model` hold the teacher of distillation. The labels of the training split, (N,) int64, are
-    for class weights.
+    The `frozen_helpers` of `model` hold the teacher of distillation. The labels of the training split are (N,) int64,
+    or (N, classes) float32 if images have several.
     """
 
     def __init__(self, options: ClassificationOptions, model: ClassificationModel, labels: Tensor, classes: int):
-        self.options, self.model = options, model
+        self.options, self.model, self.several = options, model, labels.ndim == 2
+        if self.several and options.loss == "ce":
+            options.loss = "bce"  # the recipe and the log have it too
+        if not self.several and options.loss == "asymmetric":
+            raise ValueError("loss is asymmetric, but each image has one class: leave --loss out, or give bce")
         self.class_weights = balanced_weights(labels, classes) if options.class_weights == "balanced" else None
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -28,11 +33,15 @@ class ClassificationLoss:
         share = self.options.distill
         for teacher in self.model.frozen_helpers:
             loss = (1 - share) * loss + share * self.distillation(logits.float(), teacher(batch["image"]))
+        if self.several:
+            return loss, {}
         labels = target if target.ndim == 1 else target.argmax(1)
         return loss, {"top1": 100 * (logits.argmax(1) == labels).float().mean()}
 
     def supervised(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compute the loss of (n, classes) logits against labels (n,) or shares (n, classes)."""
+        if self.several:
+            return self.of_labels(logits, target)
         reduction = "mean" if self.class_weights is None else "none"
         if self.options.loss == "ce":
             loss = F.cross_entropy(logits, target, label_smoothing=self.options.smoothing, reduction=reduction)
@@ -44,6 +53,14 @@ class ClassificationLoss:
         weights = weights[target] if target.ndim == 1 else target @ weights  # (n,)
         return (weights * loss.view(len(logits), -1).mean(1)).mean()
 
+    def of_labels(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Compute the loss of (n, classes) logits against several labels (n, classes), from 0 to 1."""
+        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
+        target = target * (1 - self.options.smoothing) + self.options.smoothing / 2
+        if self.options.loss == "asymmetric":
+            return AsymmetricLossMultiLabel(pos_weight=weights, reduction="mean")(logits, target)
+        return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weights)
+
     def smooth(self, logits: Tensor, target: Tensor) -> Tensor:
         """Smooth labels (n,) or shares (n, classes), and return shares (n, classes)."""
         smoothing, classes = self.options.smoothing, logits.shape[1]
@@ -53,6 +70,8 @@ class ClassificationLoss:
     def distillation(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute T^2 * KL divergence of (n, classes) logits at temperature T (Hinton et al., arXiv 1503.02531)."""
         t = self.options.temperature
+        if self.several:  # binary cross-entropy instead
+            return t**2 * F.binary_cross_entropy_with_logits(student / t, (teacher / t).sigmoid())
         return t**2 * F.kl_div(
             (student / t).log_softmax(1), (teacher / t).log_softmax(1), reduction="batchmean", log_target=True
         )
@@ -60,5 +79,8 @@ class ClassificationLoss:
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:
     """Compute class weights, (classes,), inverse to the number of images; their mean over all images is 1."""
+    if labels.ndim == 2:  # the images that have a label weigh as much as those without
+        counts = labels.sum(0)
+        return (len(labels) - counts) / counts.clamp(min=1)
     counts = labels.bincount(minlength=classes)
     return len(labels) / ((counts > 0).sum() * counts.clamp(min=1)).float()

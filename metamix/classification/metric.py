@@ -1,11 +1,13 @@
-"""Score classifiers: top-1 and top-5 accuracy, cross-entropy, recall and precision of each class."""
+"""Score classifiers: accuracy for one class an image, mean average precision and F1 for several labels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from metamix.training.task import Batch, State
@@ -55,26 +57,82 @@ class ClassificationMetric:
 
     def by_class(self, states: list[State]) -> dict[str, dict[str, float | None]]:
         """Compute recall, precision and number of images of each class, by name."""
-        return {
-            name: {"recall": recall, "precision": precision, "images": images}
-            for name, recall, precision, images in zip(self.classes, *class_scores(total_confusion(states)))
-        }
+        confusion = total_confusion(states)
+        right, images = 100 * confusion.diagonal().double(), confusion.sum(1)
+        return by_name(self.classes, recall=right / images, precision=right / confusion.sum(0), images=images)
 
 
-def class_scores(confusion: Tensor) -> tuple[list[float | None], list[float | None], list[int]]:
-    """Compute the scores of each class from a confusion matrix.
+class MultiLabelMetric:
+    """Score a classifier of images with several labels from its probabilities: mAP, F1 and binary cross-entropy.
 
-    Returns:
-        Recall and precision in percent, and the number of images. Recall is None for a class without images, precision
-        for a class that was never predicted.
+    mAP and F1 are means over the labels that an image has, in percent. A label of probability `threshold` or more is
+    predicted.
     """
-    right = confusion.diagonal()
-    images, predicted = confusion.sum(1), confusion.sum(0)
 
-    def percent(total: Tensor) -> list[float | None]:
-        return [round(100 * r / n, 2) if n else None for r, n in zip(right.tolist(), total.tolist())]
+    lower_is_better = False
 
-    return percent(images), percent(predicted), images.tolist()
+    def __init__(self, classes: tuple[str, ...], normalize: Callable[[Tensor], Tensor], threshold: float):
+        self.classes, self.normalize, self.threshold = classes, normalize, threshold
+
+    def start(self) -> State:
+        none = torch.zeros(0, 2 * len(self.classes))
+        return {"scores_and_labels": [none], "unreadable": torch.zeros((), dtype=torch.int64)}
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the probabilities (n, classes)."""
+        return model(self.normalize(batch["image"])).float().sigmoid()
+
+    def update(self, state: State, outputs: Tensor, batch: Batch) -> None:
+        """Add the probabilities (n, classes) of a batch to the state; raise ValueError if one is not finite."""
+        was_read = batch["index"] >= 0
+        state["scores_and_labels"].append(torch.cat([check_finite(outputs), batch["label"]], 1)[was_read])
+        state["unreadable"] += (~was_read).sum()
+
+    def result(self, states: list[State]) -> dict[str, float]:
+        """Compute the scores, mAP first."""
+        scores, labels = scores_and_labels(states)
+        means = average_precision(scores, labels).nanmean(), f1(scores, labels, self.threshold).nanmean()
+        return {"mAP": float(means[0]), "F1": float(means[1]), "loss": float(F.binary_cross_entropy(scores, labels))}
+
+    def choose(self, states: list[State]) -> dict[str, float]:
+        """Choose the threshold of the best F1, of equal ones the nearest to 0.5; return it for the weight file."""
+        scores, labels = scores_and_labels(states)
+        choices = sorted((i / 100 for i in range(1, 100)), key=lambda threshold: abs(threshold - 0.5))
+        self.threshold = max(choices, key=lambda threshold: float(f1(scores, labels, threshold).nanmean()))
+        return {"threshold": self.threshold}
+
+    def by_class(self, states: list[State]) -> dict[str, dict[str, float | None]]:
+        """Compute average precision, F1 and number of images of each label, by name."""
+        scores, labels = scores_and_labels(states)
+        ap, images = average_precision(scores, labels), labels.sum(0).long()
+        return by_name(self.classes, AP=ap, F1=f1(scores, labels, self.threshold), images=images)
+
+
+def by_name(classes: tuple[str, ...], **columns: Tensor) -> dict[str, dict[str, float | None]]:
+    """Return the values (classes,) of each column by the name of the class; None for NaN."""
+    rows = zip(*(column.tolist() for column in columns.values()))
+    return {
+        name: {key: None if math.isnan(value) else round(value, 2) for key, value in zip(columns, row)}
+        for name, row in zip(classes, rows)
+    }
+
+
+def scores_and_labels(states: list[State]) -> Sequence[Tensor]:
+    """Return the probabilities and the labels of all images, (N, classes) float32 each."""
+    return torch.cat([part for state in states for part in state["scores_and_labels"]]).chunk(2, 1)
+
+
+def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
+    """Compute the average precision of each label in percent, (classes,); NaN for a label without images."""
+    columns = zip(labels.T.numpy(), scores.T.numpy())
+    return torch.tensor([100 * average_precision_score(*each) if each[0].any() else math.nan for each in columns])
+
+
+def f1(scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """Compute F1 of each label in percent, (classes,); NaN for a label without images."""
+    predicted = scores >= threshold
+    shares = 200 * (predicted * labels).sum(0) / (predicted.sum(0) + labels.sum(0))
+    return shares.where(labels.any(0), math.nan)
 
 
 def total_confusion(states: list[State]) -> Tensor:

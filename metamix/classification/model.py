@@ -108,6 +108,7 @@ class ClassificationModel:
             **({"test_on": options.test_on} if options.test_on else {}),
             **({"test_share": options.test_share} if data.shares_images else {}),
             "test_split": data.splits.test.images.split,
+            **({} if data.threshold is None else {"threshold": data.threshold}),
             **data.identity,
             "mean": list(data.mean),
             "std": list(data.std),

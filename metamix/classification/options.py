@@ -79,7 +79,9 @@ class ClassificationOptions(ModelOptions, DataOptions):
     drop_rate: ShareBelowOne = _model(0.0, "dropout before the head")
     drop_path: ShareBelowOne = _model(0.0, "stochastic depth: rate of the last block, rising from 0 in the first")
 
-    loss: Literal["ce", "bce"] = _loss("ce", "cross-entropy, or binary cross-entropy for each class")
+    loss: Literal["ce", "bce", "asymmetric"] = _loss(
+        "ce", "cross-entropy, or binary cross-entropy for each class; for several labels: bce, or asymmetric (ASL)"
+    )
     class_weights: Literal["none", "balanced"] = _loss(
         "none", "weights of the classes in the loss; balanced: inverse to their counts of images"
     )

@@ -1,52 +1,62 @@
-"""Draw the confusion matrix, and recall and precision of each class."""
+"""Draw the confusion matrix, and the scores of each class."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from metamix.training.reports import left_out
 from metamix.training.task import Pictures, State
 from metamix.utils.figures import draw_confusion, figure_text, save_figure
 
-from .metric import class_scores, total_confusion
+from .metric import ClassificationMetric, MultiLabelMetric, total_confusion
 
 
 class ClassificationPictures(Pictures):
-    """Draw and report the states of `ClassificationMetric`."""
+    """Draw and report the states of a metric."""
 
-    def __init__(self, classes: tuple[str, ...]):
-        self.classes = classes
+    def __init__(self, metric: ClassificationMetric | MultiLabelMetric):
+        self.metric = metric
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:
-        confusion = total_confusion(states)
         matrix, bars = (Path(folder) / f"test_{name}.png" for name in ("confusion", "classes"))
+        draw_classes(bars, self.metric.by_class(states))
+        if isinstance(self.metric, MultiLabelMetric):
+            return [bars]
+        confusion = total_confusion(states)
         accuracy = 100 * int(confusion.trace()) / max(1, int(confusion.sum()))
         title = f"{int(confusion.sum()):,} samples, top-1 {accuracy:.2f} %"
-        draw_confusion(matrix, confusion, self.classes, title)
-        draw_classes(bars, confusion, self.classes)
+        draw_confusion(matrix, confusion, self.metric.classes, title)
         return [matrix, bars]
 
     def report(self, states: list[State]) -> str:
-        """Say how many images could not be read, if there are any."""
-        return left_out(sum(int(state["unreadable"]) for state in states))
+        """Say how many images could not be read, if there are any, and what `advice` says."""
+        unreadable = left_out(sum(int(state["unreadable"]) for state in states))
+        return "\n".join(filter(None, (unreadable, self.advice(states))))
+
+    def advice(self, states: list[State]) -> str:
+        """Say from which probability on a label is predicted, if an image may have several."""
+        threshold = getattr(self.metric, "threshold", None)
+        return "" if threshold is None else f"labels are predicted from a probability of {threshold:g} on"
 
 
-def draw_classes(path: Path, confusion: Tensor, classes: tuple[str, ...], most: int = 40) -> None:
-    """Draw recall and precision of at most `most` classes as bars, the lowest recall at the top."""
-    recall, precision, images = class_scores(confusion)
-    tested = [i for i in range(len(classes)) if recall[i] is not None]
-    shown = sorted(tested, key=lambda i: recall[i] or 0.0)[:most]
+def draw_classes(path: Path, by_class: Mapping[str, Mapping[str, float | None]], most: int = 40) -> None:
+    """Draw two scores of at most `most` classes that have images as bars, the lowest first score at the top."""
+    first, second, _ = next(iter(by_class.values()))
+    tested = [name for name, scores in by_class.items() if scores["images"]]
+    shown = sorted(tested, key=lambda name: by_class[name][first] or 0.0)[:most]
     figure = Figure(figsize=(6.0, 1.6 + 0.3 * len(shown)), layout="constrained")
     axes = figure.subplots()
     rows = range(len(shown))
-    for shift, name, values in ((-0.2, "recall", recall), (0.2, "precision", precision)):
-        axes.barh([row + shift for row in rows], [values[i] or 0.0 for i in shown], height=0.38, label=name)
-    axes.set_yticks(rows, [f"{figure_text(classes[i])} ({images[i]:,})" for i in shown])
+    for shift, score in ((-0.2, first), (0.2, second)):
+        axes.barh([row + shift for row in rows], [by_class[name][score] or 0.0 for name in shown], 0.38, label=score)
+    axes.set_yticks(rows, [f"{figure_text(name)} ({by_class[name]['images']:,})" for name in shown])
     axes.invert_yaxis()
-    title = "classes (images)" if len(shown) == len(tested) else f"the {most} of {len(tested)} classes of lowest recall"
+    title = (
+        "classes (images)" if len(shown) == len(tested) else f"the {most} of {len(tested)} classes of lowest {first}"
+    )
     axes.set(xlim=(0, 100), xlabel="%", title=title)
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")

@@ -20,7 +20,7 @@ from metamix.data.formats.base import is_image
 from metamix.tasks.predict import PredictOptions
 from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.options import option
-from metamix.utils.rules import Count
+from metamix.utils.rules import Count, Share
 from metamix.utils.text import aligned, csv_text, plural, printable
 
 from .load import Classifier
@@ -31,14 +31,15 @@ class Prediction:
     """The most probable labels of an image, the most probable first."""
 
     image: Path
-    labels: list[tuple[str, float]]  # name and probability
+    labels: list[tuple[str, float]]  # name and probability; empty if no label is probable enough
 
 
 @dataclass
 class LabelImages(PredictOptions):
     """Label images, and print the labels or write them to a file."""
 
-    top: Count = option(5, "labels for each image")
+    top: Count | None = option(None, "labels for each image; default: 5, or of several labels all from --threshold on")
+    threshold: Share | None = option(None, "least probability of one of several labels; default: as in the weights")
     format: Literal["table", "csv", "json"] | None = option(
         None, "by default the extension of --output chooses it, or it is a table"
     )
@@ -55,7 +56,7 @@ class LabelImages(PredictOptions):
         if self.output:  # before labelling, which may take long
             make_output_folder(Path(self.output).parent)
         broken: list[str] = []
-        labelled = predict(trained, self.paths, top=self.top, batch_size=self.batch_size, broken=broken)
+        labelled = predict(trained, self.paths, self.top, self.threshold, batch_size=self.batch_size, broken=broken)
         predictions = list(tqdm(labelled, total=len(self.paths), unit="img", leave=False, disable=None))
         text = FORMATS[self.format or "table"](predictions)
         if self.output:
@@ -88,16 +89,17 @@ def choose_format(output: str, form: str | None, images: Sequence[Path]) -> Lite
 def predict(
     classifier: Classifier,
     images: Sequence[Path],
+    top: int | None = None,
+    threshold: float | None = None,
     *,
-    top: int = 5,
     batch_size: int = 64,
     broken: list[str] | None = None,
 ) -> Iterator[Prediction]:
-    """Yield the `top` labels of images, in order. Images that cannot be read are left out and named in `broken`."""
+    """Yield the labels of images, in order. Images that cannot be read are left out and named in `broken`."""
     prepared = _read(classifier, images, [] if broken is None else broken)
     while batch := list(islice(prepared, batch_size)):
         paths, tensors = zip(*batch)
-        yield from map(Prediction, paths, classifier.label(torch.stack(tensors), top))
+        yield from map(Prediction, paths, classifier.label(torch.stack(tensors), top, threshold))
 
 
 def _read(classifier: Classifier, images: Sequence[Path], broken: list[str]) -> Iterator[tuple[Path, Tensor]]:
@@ -111,20 +113,20 @@ def _read(classifier: Classifier, images: Sequence[Path], broken: list[str]) -> 
 
 
 def as_table(predictions: Sequence[Prediction]) -> str:
-    """Format one line for each image: its path, then labels with their probabilities in percent."""
+    """Format one line for each image: its path, then labels with their probabilities in percent, or a dash."""
     rows = [
-        (prediction.image, "   ".join(f"{label} {100 * value:.1f} %" for label, value in prediction.labels))
+        (prediction.image, "   ".join(f"{label} {100 * value:.1f} %" for label, value in prediction.labels) or "-")
         for prediction in predictions
     ]
     return "".join(f"{line}\n" for line in aligned(rows))
 
 
 def as_csv(predictions: Sequence[Prediction]) -> str:
-    """Format one row for each image and label: image, rank, label, probability."""
+    """Format one row for each image and label: image, rank, label, probability; an empty label if there is none."""
     rows = [
         (prediction.image, rank, label, f"{probability:.6f}")
         for prediction in predictions
-        for rank, (label, probability) in enumerate(prediction.labels, 1)
+        for rank, (label, probability) in enumerate(prediction.labels or [("", 0.0)], 1)
     ]
     return csv_text([("image", "rank", "label", "probability"), *rows])
 

@@ -20,7 +20,8 @@ from PIL import Image
 model = timm.create_model("{address}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 scores = model(transform(Image.open("photo.jpg").convert("{mode}"))[None])
-print(model.pretrained_cfg["label_names"][scores.argmax()])
+names = model.pretrained_cfg["label_names"]
+print({shown})
 """
 # Entries of timm's configuration that may describe other weights.
 OF_OTHER_WEIGHTS = ("tag", "license", "origin_url", "description", "notes", "label_names")
@@ -60,4 +61,7 @@ def write_config(classifier: Classifier, folder: Path, options: PublishOptions) 
     if not same:
         raise ValueError(f"timm would load another model than {classifier.name} from its hub format")
     packages = "metamix, timm" if isinstance(net, MetaFormer) else "timm"  # metamix registers its models
-    return USE.format(packages=packages, address=f"hf-hub:{options.repo}", mode=classifier.transform.mode)
+    shown = "names[scores.argmax()]"
+    if metadata.threshold is not None:
+        shown = f"[name for name, p in zip(names, scores[0].sigmoid()) if p >= {metadata.threshold}]"
+    return USE.format(packages=packages, address=f"hf-hub:{options.repo}", mode=classifier.transform.mode, shown=shown)

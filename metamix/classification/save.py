@@ -27,6 +27,7 @@ def save_classifier(
     model_args: Mapping[str, Any] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    threshold: float | None = None,
 ) -> None:
     """Write a file that `load_classifier`, `metamix eval`, `predict` and `export` read.
 
@@ -42,6 +43,7 @@ def save_classifier(
         model_args: what `timm.create_model` got, except num_classes.
         mean, std: what images were normalised with, per channel, for pixel values from 0 to 1. By default those of
             timm's configuration of the model.
+        threshold: least probability of a label, if an image may have several; None if it has one class.
 
     Raises:
         ValueError: the file has another extension, the number of classes is not that of the logits, or `model_args`
@@ -69,6 +71,7 @@ def save_classifier(
         interpolation=config["interpolation"],
         crop_pct=config["crop_pct"],
         classes=tuple(classes),
+        threshold=threshold,
     )
     with torch.device("meta"):
         described = create_model(metadata.model or "", **metadata.shape | arguments)

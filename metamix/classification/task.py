@@ -16,7 +16,7 @@ from metamix.weights.metadata import ModelMetadata
 from .data import ClassificationData
 from .load import load_classifier
 from .loss import ClassificationLoss
-from .metric import ClassificationMetric
+from .metric import ClassificationMetric, MultiLabelMetric
 from .model import ClassificationModel
 from .options import ClassificationEvalOptions, ClassificationOptions, ModelOptions, data_name
 from .pictures import ClassificationPictures
@@ -37,8 +37,11 @@ class Classification:
         self.data = ClassificationData(options, seed, trained)
         self.title = f"{self.data.name.replace('/', '-')}-{options.model}"
         self.model = ClassificationModel(options, self.data)
+        self.metric: ClassificationMetric | MultiLabelMetric
         self.metric = ClassificationMetric(self.data.classes, self.data.normalize)
-        self.pictures = ClassificationPictures(self.data.classes)
+        if self.data.threshold is not None:
+            self.metric = MultiLabelMetric(self.data.classes, self.data.normalize, self.data.threshold)
+        self.pictures = ClassificationPictures(self.metric)
         if isinstance(options, ClassificationOptions):
             assert self.data.splits.train is not None
             labels = self.data.splits.train.labels

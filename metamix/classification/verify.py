@@ -3,7 +3,8 @@
     metamix verify images
     metamix verify cifar10
 
-Every image is decoded. Notes name classes with a single image to train on, or with none in the split to score.
+Every image is decoded. Notes name classes with a single image to train on, or with none in the split to score. Where an
+image may have several labels, the images of each are counted.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from metamix.data import CorruptImage, Source, open_data, scarce_classes
+from metamix.data import CorruptImage, Source, Splits, open_data, scarce_classes
 from metamix.data.files import limit_pixels
 from metamix.tasks.verify import VerifyOptions
 from metamix.utils.options import option
 from metamix.utils.rules import Natural
 from metamix.utils.system import usable_workers
-from metamix.utils.text import printable
+from metamix.utils.text import aligned, printable
 
 
 class ImageProblems:
@@ -55,6 +56,15 @@ def broken_images(images: Source, workers: int = 0, title: str = "") -> Iterator
         yield from filter(None, batch)
 
 
+def label_table(splits: Splits) -> list[str]:
+    """Count the images of each split by label, and those without one, in the lines of a table."""
+    columns: list[list[object]] = [["label", *splits.classes, "(no label)"]]
+    for source in splits.sources().values():
+        without = int((source.labels.sum(1) == 0).sum())
+        columns.append([source.images.split, *source.labels.sum(0).int().tolist(), without])
+    return aligned(zip(*columns), right=range(1, len(columns)))
+
+
 @dataclass
 class VerifyImages(VerifyOptions):
     """Decode every image of a data set."""
@@ -66,7 +76,8 @@ class VerifyImages(VerifyOptions):
         name, root = self.place
         splits = open_data(name, root=root, memory="no", test_on=self.test_on, test_share=1, train_required=False)
         self.total = sum(map(len, splits.sources().values()))
-        self.notes = [f"note: {note}" for note in scarce_classes(splits)]
+        self.notes = label_table(splits) if splits.multi_label else []
+        self.notes += [f"note: {note}" for note in scarce_classes(splits)]
         for title, source in splits.sources().items():
             yield from broken_images(source, self.workers, title)
 

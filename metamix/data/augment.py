@@ -42,7 +42,7 @@ class Augment:
     """Augment and normalise a batch of `train_loader`.
 
     `augment(batch, epoch, step)` returns the batch with "image" (n, C, H, W) float32, channels_last, and "target": the
-    labels (n,), or with mixup or cutmix the shares of the classes (n, num_classes), float32. The result is the same
+    labels, or with mixup or cutmix the shares of the classes (n, num_classes), float32. The result is the same
     on any number of processes.
 
     Images are cropped, flipped and put through `auto_augment`. Normalisation, cutout, erasing and mixing follow.
@@ -91,7 +91,8 @@ class Augment:
         if options.erase:
             image = erase(image, options.erase, key)
         if options.mixup or options.cutmix:
-            target = torch.nn.functional.one_hot(target, self.num_classes).float()
+            if target.ndim == 1:
+                target = torch.nn.functional.one_hot(target, self.num_classes).float()
             if not options.mix_off_epoch or epoch < options.mix_off_epoch:
                 with seeded(self.seed, MIX, epoch, step):
                     image, target = mix(image, target, options.mixup, options.cutmix, options.mix_prob)

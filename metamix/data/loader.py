@@ -63,8 +63,8 @@ def train_loader(
     `len(loader)` is the number of steps in an epoch, and `loader.epoch(epoch, start=0)` yields their batches.
 
     A batch is {"image": (n, C, H, W) uint8, channels_last, "label": (n,) int64, "index": (n,) int64}, with n =
-    batch_size / world_size. Images from memory are as the data set has them. Streamed images have been cropped, flipped
-    and put through `auto_augment` by the workers. `Augment` does the rest.
+    batch_size / world_size; several labels are (n, classes) float32. Images from memory are as the data set has them.
+    Streamed images have been cropped, flipped and put through `auto_augment` by the workers. `Augment` does the rest.
 
     Args:
         seed: the run's seed. The order of samples and the workers' random numbers depend on it.
@@ -267,18 +267,18 @@ def collate_read(collate: Callable[[list[Any]], Batch], read: list[Any]) -> Batc
     }
 
 
-def transform_image(transform: Callable[[Image.Image], Tensor], sample: tuple[Image.Image, int]) -> tuple[Tensor, int]:
+def transform_image(transform: Callable[[Image.Image], Tensor], sample: tuple[Image.Image, Any]) -> tuple[Tensor, Any]:
     """Apply a transform to the image of an (image, label) sample."""
     image, label = sample
     return transform(image), label
 
 
-def collate_images(samples: list[tuple[Tensor, int]]) -> Batch:
+def collate_images(samples: list[tuple[Tensor, int | Tensor]]) -> Batch:
     """Make a batch of (image, label) samples."""
     images, labels = zip(*samples)
     return {
         "image": torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2),  # channels_last
-        "label": torch.tensor(labels),
+        "label": torch.stack([torch.as_tensor(label) for label in labels]),
     }
 
 

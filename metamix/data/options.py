@@ -73,7 +73,9 @@ class LocationOptions(ReadingOptions):
         "digits", "digits, cifar10 or another data set of torchvision, tiny_imagenet, folder, hfds/NAME, wds/NAME"
     )
     data_dir: str | None = _source(
-        None, "folder of the data set; for --data folder, the one with train/ and val/", on_resume="ignore"
+        None,
+        "folder of the data set; for --data folder, the one with train/ and val/, or labels.csv",
+        on_resume="ignore",
     )
     download: bool = _source(
         False, "fetch a data set of torchvision, or tiny_imagenet, that is missing", on_resume="ignore"

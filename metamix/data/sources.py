@@ -5,7 +5,7 @@
     cifar10, mnist ...  torchvision's data sets (`TORCHVISION_SETS`), with their own test split
     tiny_imagenet       64x64 images of 200 classes of ImageNet, from the official archive
     folder              DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg, at any depth below CLASS; train.tar and val.tar
-                        also work. Names that begin with a dot are left out
+                        also work. Names that begin with a dot are left out. DIR/labels.csv names several labels
     hfds/NAME           a Hugging Face data set, or a local folder of one (extra: datasets)
     wds/NAME            WebDataset shards in DIR/NAME
 
@@ -18,6 +18,7 @@ import os
 import shlex
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ from .formats.huggingface import open_huggingface
 from .formats.tiny_imagenet import open_tiny_imagenet
 from .formats.torchvision_sets import TORCHVISION_SETS, open_torchvision
 from .formats.webdataset_shards import open_webdataset
+from .label_table import open_label_table
 
 MEMORY_LIMIT = 2**31  # with memory="auto", images of more bytes are streamed; counted before --img-size resizes them
 SMALL_SIDE = 96  # pixels; training crops larger images by area, so they are streamed
@@ -55,6 +57,11 @@ class Splits:
     classes: tuple[str, ...]
     in_chans: int
     size: int | None
+
+    @property
+    def multi_label(self) -> bool:
+        """Return whether an image has any number of labels instead of one class."""
+        return self.test.images.labels.ndim == 2
 
     def sources(self) -> dict[str, Source]:
         """Return the splits that are not None, by name: train, holdout, test."""
@@ -122,7 +129,7 @@ def open_data(
 
     tested, trained = torch.arange(len(test.labels)), torch.arange(len(train.labels) if train else 0)
     if train is test:  # a folder without a test split
-        tested, trained = _share_images(test.labels, test_share)
+        tested, trained = _share_images(strata(test.labels), test_share)
     size = common_size(images)
     count = len(tested) + len(trained)
     small = size is not None and size <= SMALL_SIDE and count * size**2 * len(images.mode) <= MEMORY_LIMIT
@@ -133,7 +140,7 @@ def open_data(
         total, count = len(trained), round(holdout * len(trained))
         if holdout and not 0 < count < total:
             raise ValueError(f"holdout {holdout} of {total} images leaves {count} to tune on: give another share")
-        held = stratified_choice(train.labels[trained], count, seed=0)
+        held = stratified_choice(strata(train.labels[trained]), count, seed=0)
         parts["train"] = Source(train, trained[~held], in_memory, size)
         parts["holdout"] = Source(train, trained[held], in_memory, size) if holdout else None
     return Splits(
@@ -165,6 +172,14 @@ def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
     return tested.nonzero()[:, 0], (~tested).nonzero()[:, 0]
 
 
+def strata(labels: Tensor) -> Tensor:
+    """Return the label of each image, (N,): of several labels (N, classes), the rarest; -1 if an image has none."""
+    if labels.ndim == 2:
+        rarest_first = labels.sum(0).argsort(stable=True)
+        labels = rarest_first[labels[:, rarest_first].argmax(1)].where(labels.any(1), -1)  # argmax: the first 1
+    return labels
+
+
 def common_size(images: ImageSplit) -> int | None:
     """Open 16 images spread over the split; return their side in pixels if all are squares of one size, else None."""
     sizes: set[int] = set()
@@ -178,7 +193,9 @@ def common_size(images: ImageSplit) -> int | None:
 
 def digest(images: ImageSplit) -> str:
     """Hash the relative paths, file sizes and labels of a split, which stay the same if the data set is moved."""
-    return checksums.digest((images.fingerprint(i), images.classes[k]) for i, k in enumerate(images.labels.tolist()))
+    labels, classes = images.labels.tolist(), images.classes
+    names = ("|".join(compress(classes, k)) if isinstance(k, list) else classes[k] for k in labels)
+    return checksums.digest((images.fingerprint(i), name) for i, name in enumerate(names))
 
 
 def scarce_classes(splits: Splits) -> list[str]:
@@ -188,13 +205,17 @@ def scarce_classes(splits: Splits) -> list[str]:
     """
     notes = []
     for split, source in splits.sources().items():
-        counts = torch.bincount(source.labels, minlength=len(splits.classes)).tolist()
+        labels, classes = source.labels, len(splits.classes)
+        counts = (labels.sum(0) if splits.multi_label else torch.bincount(labels, minlength=classes)).tolist()
         most, lack = (1, "no more than one image") if split == "train" or splits.train is None else (0, "no image")
         scarce = [name for name, count in zip(splits.classes, counts) if count <= most]
         if scarce:
             place = f" in {source.images.split if split == 'test' else split}" if splits.train else ""
             verb = "has" if len(scarce) == 1 else "have"
-            notes.append(f"{plural(len(scarce), 'class')} {verb} {lack}{place}: {list_names(scarce)}")
+            what = plural(len(scarce), "label" if splits.multi_label else "class")
+            notes.append(f"{what} {verb} {lack}{place}: {list_names(scarce)}")
+    if splits.multi_label and not any((source.labels.sum(1) > 1).any() for source in splits.sources().values()):
+        notes.append("no image has two labels, such as cat|dog; metamix convert csv makes folders of a column class")
     return notes
 
 
@@ -224,17 +245,18 @@ class Source:
 
     @cached_property
     def labels(self) -> Tensor:
-        """Return the labels (n,) int64."""
+        """Return the labels, as `ImageSplit` has them."""
         return self.images.labels[self.indices]
 
     def path(self, index: int) -> str:
         """Name a sample for messages."""
         return self.images.path(int(self.indices[index]))
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
+    def read(self, index: int) -> tuple[Image.Image, int | Tensor]:
         """Decode a sample: the image, in the mode of the split, and its label; raise CorruptImage if that fails."""
         i = int(self.indices[index])
-        return read_image(self.images, i), int(self.images.labels[i])
+        label = self.images.labels[i]
+        return read_image(self.images, i), label if label.ndim else int(label)
 
 
 def folder_flags(root: str | Path) -> str:
@@ -259,7 +281,8 @@ def _open_splits(
     if name == "tiny_imagenet":
         return open_tiny_imagenet(Path(root or "data").expanduser(), download, test_on)
     if name == "folder":
-        return open_folder(root, test_on, train_required=train_required)
+        labelled = open_label_table(Path(root), test_on, train_required) if root else None
+        return labelled or open_folder(root, test_on, train_required=train_required)
     if kind == "hfds":
         return open_huggingface(rest, str(root) if root else None, test_on)
     if kind == "wds":

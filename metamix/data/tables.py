@@ -1,4 +1,4 @@
-"""Read CSV files that list images with a class and, if they have columns for it, a box on each line."""
+"""Read CSV files that list images with a class, several labels, or a class and a box on each line."""
 
 import csv
 import io
@@ -17,9 +17,10 @@ from metamix.utils.text import to_number
 
 from .formats.base import is_image
 
+SEVERAL = ("labels", "tags")  # names of a column for several labels, such as cat|dog
 COLUMNS = (  # names of the columns for file, class and split, without blanks, dots, dashes and underscores
     ("file", "filename", "filepath", "path", "image", "imagename", "imagepath", "imagefile", "img"),
-    ("class", "classname", "label", "labelname", "category", "name"),
+    (*SEVERAL, "class", "classname", "label", "labelname", "category", "name"),
     ("split", "subset"),
 )
 CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
@@ -97,7 +98,7 @@ def choose_columns(header: Sequence[str], source: Path) -> list[str]:
     if not all(chosen[:2]):
         raise ValueError(
             f"{source}:1 has the columns {', '.join(header) or 'nothing'}: the first line must name the columns, such "
-            f"as file,class for classes of images, or file,class,xmin,ymin,xmax,ymax for boxes"
+            f"as file,class for classes of images, file,labels, or file,class,xmin,ymin,xmax,ymax for boxes"
         )
     box = next((names for names in (*CORNERS, *SIDES) if set(names) <= set(header)), ())
     if not box and (some := {name for names in CORNERS for name in names if name in header}):

@@ -1,4 +1,4 @@
-"""Import the packages that only deployment needs, and say their versions."""
+"""Import packages of extras, and say the versions of those for deployment."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 NAMES = {"onnx": "ONNX", "onnxscript": "ONNX", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "nncf": "NNCF"}
 
 
-def need(package: str) -> Any:
-    """Import a package of the extra `deploy`, such as "onnxruntime.quantization", or say how to install it."""
+def need(package: str, extra: str = "deploy", install: str = "") -> Any:
+    """Import a package of an extra, such as "onnxruntime.quantization", or say that pip must `install` it."""
     top = package.partition(".")[0]
     try:
         return import_module(package)
     except ModuleNotFoundError as error:  # another ImportError is a broken installation: its own message says more
         if error.name != top:
             raise
-        raise ImportError(f"{NAMES[top]} is missing: pip install 'metamix[deploy]', or only {top}") from None
+        name = NAMES.get(top, install or top)
+        raise ImportError(f"{name} is missing: pip install 'metamix[{extra}]', or only {install or top}") from None
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -57,12 +58,19 @@ class LabelPixels(PredictToFolder):
         write_text(output / CLASSES, "\n".join(spec.classes) + "\n")
         colours = colours_of(len(spec.classes), spec.palette)
 
-        def label(path: Path, name: Path) -> dict[str, str]:
+        def label(path: Path, name: Path) -> dict[str, Any]:
             image = read_pixels(path)
             labels = trained.label(image, predictor)
             save(output / MASKS / name, index_image(labels, colours))
             save(output / OVERLAYS / name, Image.fromarray(overlay(image, labels, colours)))
-            return {"mask": (Path(MASKS) / name).as_posix()}
+            shares = labels.flatten().bincount(minlength=len(spec.classes)) / labels.numel()
+            rows = zip(spec.classes, shares.tolist(), colours.tolist())
+            classes = [
+                {"class": each, "share": round(share, 4), "colour": f"#{bytes(colour).hex()}"}
+                for each, share, colour in rows
+                if share
+            ]
+            return {"mask": (Path(MASKS) / name).as_posix(), "classes": classes}
 
         labelled = predict_images(self.names, label, self.records)
         print(printable(f"written: masks and overlays of {plural(labelled, 'image')} to {output}"))

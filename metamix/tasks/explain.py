@@ -26,6 +26,7 @@ from torch.utils.hooks import RemovableHandle
 
 from metamix.data.find import paths_inside
 from metamix.data.outputs import change_extensions, check_outputs, predict_images
+from metamix.deploy.extras import need
 from metamix.mixers.views import Point, View, view
 from metamix.models.metaformer import Block
 from metamix.utils.figures import figure_text, save_figure
@@ -144,13 +145,7 @@ def find_explainer(checkpoint: str) -> Callable[[Any, Path, str | None], Explana
 
 def grad_cam() -> Any:
     """Import the package grad-cam, or say how to install it."""
-    try:
-        import pytorch_grad_cam
-    except ModuleNotFoundError as error:  # another ImportError is a broken installation: its own message says more
-        if error.name != "pytorch_grad_cam":
-            raise
-        raise ImportError("grad-cam is missing: pip install 'metamix[explain]', or only grad-cam") from None
-    return pytorch_grad_cam
+    return need("pytorch_grad_cam", "explain", "grad-cam")
 
 
 def activation_map(model: nn.Module, layers: list[nn.Module], image: Tensor, score: Callable[[Any], Tensor]) -> Tensor:

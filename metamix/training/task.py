@@ -89,6 +89,9 @@ class Loss(Protocol):
 class Metric(Protocol):
     """Score a model over batches.
 
+    A metric may have one more method, `choose(states)`: at the end of training it gets the states of the held-out split
+    and returns entries for the weight file, such as a threshold.
+
     Attributes:
         lower_is_better: whether the first score is an error, for which lower values are better.
     """

@@ -198,7 +198,9 @@ def _finish(engine: Engine, run: Run, folder: Path) -> None:
 
     Pictures come last: the result is kept if one of them cannot be drawn.
     """
-    options, which = engine.options, engine.options.score
+    options, which, metric = engine.options, engine.options.score, engine.task.metric
+    if hasattr(metric, "choose") and "holdout" in engine.eval_loaders:
+        engine.about |= metric.choose(engine.evaluate("holdout", which)[1])
     scores, states = engine.evaluate("test", which)
     if not run.main:
         return

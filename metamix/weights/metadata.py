@@ -16,6 +16,7 @@ from pydantic import Field
 
 from metamix.utils.rules import (
     Positive,
+    Share,
     ShareBelowOne,
     check_entries,
     refuse_entry,
@@ -124,6 +125,7 @@ class ModelMetadata:
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = None
     crop_pct: CropPct | None = None  # share of the shorter side that the centre crop keeps
     classes: Classes | None = None  # names of the classes, in the order of the outputs
+    threshold: Share | None = None  # least probability of a label; None if each image has one class
     data: Text | None = None  # name of the data set
     holdout: ShareBelowOne | None = None  # share of the training split that was held out
     memory: Literal["auto", "yes", "no"] | None = None  # whether the data set was decoded into memory

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-import metamix.cli.benchmark
+import metamix.tasks.benchmark
 from metamix.deploy import benchmark
 from metamix.deploy.benchmark import table
 from metamix.deploy.formats import GraphError, openvino
@@ -34,7 +34,7 @@ def test_every_engine_is_timed_in_each_of_its_precisions(capsys, tmp_path):
     file, threads = tmp_path / "new" / "speed.json", torch.get_num_threads()
     limit, seed = torch._dynamo.config.recompile_limit, torch.seed()
     words = ["metaformer_pooling_s12", "--engines", "eager,onnxruntime,openvino", "--batch-sizes", "2"]
-    metamix.cli.benchmark.main([*words, "--threads", "1", "--seconds", "0", "--json", str(file)])
+    metamix.tasks.benchmark.main([*words, "--threads", "1", "--seconds", "0", "--json", str(file)])
     result, printed = json.loads(file.read_text()), capsys.readouterr().out
     cells = {(row["engine"], row["precision"]): row for row in result["rows"]}
     assert [*cells] == [
@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"models are \[\], batch sizes \[1\], runs 1: give one of each at least"):
         benchmark([], engines=["eager"], batch_sizes=[1])
     with pytest.raises(SystemExit, match="--batch-sizes is '1,x', but it must be a list .* of whole numbers"):
-        metamix.cli.benchmark.main(["metaformer_nin_s12", "--batch-sizes", "1,x"])
+        metamix.tasks.benchmark.main(["metaformer_nin_s12", "--batch-sizes", "1,x"])
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"OpenVINO is missing: pip install 'metamix\[deploy\]'"):
         benchmark(["metaformer_nin_s12"], engines=["openvino"])

@@ -111,12 +111,18 @@ def test_masks_of_a_data_set_are_kept(photos, tmp_path, run):
     assert (root / "masks" / "a.png").read_bytes() == b"truth"
 
 
-def test_records_name_the_masks(photos, tmp_path, run):
+def test_records_name_the_masks_and_their_classes(photos, tmp_path, run):
     (photos / "broken.png").write_bytes(b"")
     assert run(photos, "--output", tmp_path / "out")[0] == 1
     records = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [record["mask"] for record in records] == ["masks/a.png", "masks/b.png", "masks/inside/c.png"]
     assert records[0]["image"] == str(photos / "a.jpg")
+    for record in records:
+        labels = np.asarray(Image.open(tmp_path / "out" / record["mask"]))
+        for i, name, colour in (0, "red", "#ff0000"), (1, "green", "#00ff00"), (2, "blue", "#0000ff"):
+            rows = [row for row in record["classes"] if row["class"] == name]
+            share = pytest.approx((labels == i).mean(), abs=1e-4)
+            assert rows == ([{"class": name, "share": share, "colour": colour}] if (labels == i).any() else [])
 
 
 def test_classes_of_a_data_set_are_kept(photos, tmp_path, run):

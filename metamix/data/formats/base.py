@@ -25,7 +25,7 @@ class ImageSplit(Protocol):
     """The images of one split."""
 
     split: str  # its name in the data set: train, val, test
-    labels: Tensor  # (N,) int64, indices into `classes`
+    labels: Tensor  # (N,) int64, indices into `classes`; or (N, classes) float32, 1 for each of several labels
     classes: tuple[str, ...]
     mode: str  # mode of the decoded images: "RGB" or "L"
 
@@ -122,7 +122,9 @@ def match_classes(split: ImageSplit, classes: tuple[str, ...], problem: str) -> 
     if unknown:
         raise ValueError(problem.replace("{unknown}", list_names(unknown)).replace("{known}", list_names(classes)))
     numbers = torch.tensor([classes.index(name) for name in split.classes])
-    split.labels, split.classes = numbers[split.labels], classes
+    one, labels = split.labels.ndim == 1, split.labels
+    labels = numbers[labels] if one else torch.zeros(len(labels), len(classes)).index_copy_(1, numbers, labels)
+    split.labels, split.classes = labels, classes
 
 
 def list_names(names: Sequence[str], most: int = 5) -> str:

@@ -26,9 +26,11 @@ from .base import (
 )
 from .tar import Member, TarImages, read_tar
 
+LABELS = "labels.csv"  # see `metamix.data.label_table`
 LAYOUT = (
     "expected train/ and val/ (or valid/, validation/, test/), each with one folder of images per class, "
-    "or a .tar file of such folders in place of either; or, without splits, one folder of images per class"
+    "or a .tar file of such folders in place of either; or, without splits, one folder of images per class; "
+    f"or {LABELS} with the columns file and labels, if an image has several"
 )
 
 
@@ -103,6 +105,7 @@ def _check_classes(train: FolderImages | TarImages, place: Path) -> None:
     if len(train.classes) < 2:
         raise ValueError(
             f"{place.absolute()} must hold one folder of images per class, two at least; found {train.classes[0]}"
+            + (f". To make these folders from {LABELS}: metamix convert csv" if (place / LABELS).is_file() else "")
         )
 
 

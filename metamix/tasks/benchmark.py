@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 
-import metamix  # noqa: F401 - registers the models with timm
 from metamix.deploy.benchmark import CALIBRATION_IMAGES, ENGINES, FORMAT_OF, BenchmarkedModel, benchmark, table
 from metamix.deploy.formats import PRECISIONS
 from metamix.deploy.runtime import load_exported
-from metamix.tasks.exportable import ExportOptions
-from metamix.tasks.load import task_of
-from metamix.tasks.registry import DEFAULT, find_task, is_exported
 from metamix.utils.checks import parse_size
 from metamix.utils.files import write_text
 from metamix.utils.options import Options, option, parse_command, positional
 from metamix.utils.rules import Count, NotNegative
 from metamix.utils.text import exit_with_message
 from metamix.weights.metadata import Side
+
+from .exportable import ExportOptions
+from .load import task_of
+from .registry import DEFAULT, find_task, is_exported
 
 EXAMPLES = """examples:
   metamix benchmark metaformer_pooling_s12 resnet18

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-import metamix.cli.benchmark
 from metamix.deploy import export
 from metamix.detection.load import DetectorSpec
 from metamix.models.image_models import create_image_model
 from metamix.segmentation.load import SegmenterSpec
+from metamix.tasks.benchmark import main
 from metamix.weights.files import save_weights
 
 BACKBONE = dict(model="metaformer_pooling_nano", model_args=dict(depths=[1, 1, 1], dims=[8, 8, 16]))
@@ -40,7 +40,7 @@ def restorer():
 
 
 def time(folder, *words):
-    metamix.cli.benchmark.main([*map(str, words), "--seconds", "0", "--batch-sizes", "1", "--json", f"{folder}/s.json"])
+    main([*map(str, words), "--seconds", "0", "--batch-sizes", "1", "--json", f"{folder}/s.json"])
     return json.loads((folder / "s.json").read_text())
 
 

@@ -1,0 +1,225 @@
+"""`metamix demo`: a page in the browser on which several models predict one image, side by side.
+
+The page is made with Gradio. It shows what `metamix predict` and `metamix explain` write for the image, and what
+`metamix benchmark` measures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from html import escape
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+from PIL import Image
+from pydantic import Field
+
+from metamix.data.files import MAX_FILE_BYTES, decode_file
+from metamix.data.formats.base import is_image
+from metamix.data.options import ImageOptions
+from metamix.deploy.benchmark import ENGINES, benchmark, packages
+from metamix.deploy.extras import need
+from metamix.utils.files import reason
+from metamix.utils.options import option, parse_command, positional
+from metamix.utils.system import exit_if_out_of_memory, prepare_device
+from metamix.utils.text import exit_with_message, message, printable
+from metamix.weights.find import local_weights
+
+from .benchmark import open_model
+from .explain import draw_explanation, find_explainer
+from .load import load
+from .predict import PredictToFolder, choose_task
+from .registry import is_exported
+
+MOST = 4  # models side by side
+STYLE = ".prose th, .prose td { padding: 2px 8px !important; text-align: left }"
+ABOUT = "Serve a page on this machine on which models predict an image side by side."
+EXAMPLES = """examples:
+  metamix demo
+  metamix demo runs/cells-retinanet runs/cells-fcos exported-cells --port 8000"""
+
+
+@dataclass
+class DemoOptions(ImageOptions):
+    """Options of `metamix demo`."""
+
+    runs: tuple[str, ...] = positional(
+        "run folders, weight files, exports or shipped names; default: all shipped ones", metavar="RUN", default=()
+    )
+    host: str = option("127.0.0.1", "address of the page; with 0.0.0.0 other machines can use it, without a password")
+    port: Annotated[int, Field(ge=1, le=65535)] = option(7860, "port of the page")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps; times are measured on the CPU")
+    trust: bool = option(False, "load an exported model of the format torch, whose files may hold code that then runs")
+
+
+@dataclass
+class Answer:
+    """What a model says about an image: tables by title, pictures, and messages."""
+
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    pictures: list[Image.Image] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serve the page until Ctrl-C; exit with a message if the input is invalid."""
+    with exit_with_message(ValueError, OSError, ImportError):
+        options, _ = parse_command(argv, DemoOptions, prog="metamix demo", description=ABOUT, epilog=EXAMPLES)
+        check_address(options)
+        models, gradio = Models(options), need("gradio", "demo")
+        with TemporaryDirectory() as uploads:
+            os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_RUN_HISTORY": "False"}
+            page = make_page(gradio, models, list(options.runs[:MOST]))
+            where = {"server_name": options.host, "server_port": options.port, "share": False, "quiet": True}
+            page.launch(**where, css=STYLE, footer_links=[], max_file_size=MAX_FILE_BYTES, prevent_thread_lock=True)
+            print(printable(f"the page is at http://{options.host}:{options.port}; Ctrl-C ends it"), flush=True)
+            page.block_thread()
+
+
+def check_address(options: DemoOptions) -> None:
+    """Raise OSError if no page can be served at the address that the options name."""
+    try:
+        socket.create_server((options.host, options.port)).close()
+    except OSError as error:
+        why = reason(error).partition(" (while")[0]  # without what Python adds
+        raise OSError(f"no page at {options.host}:{options.port} ({why}): give another --port or --host") from None
+
+
+class Models:
+    """The models of the page by name, each loaded when it is first used; `specs` has their tasks."""
+
+    def __init__(self, options: DemoOptions):
+        self.device, self.trust = prepare_device(options.device), options.trust
+        shipped = [f"{name}.{tag}" for name, tags in local_weights().items() for tag in tags]
+        self.specs = {
+            name: choose_task(None, ["--model" if is_exported(name) else "--checkpoint", name])
+            for name in options.runs or shipped
+        }
+        self.load = lru_cache(maxsize=8)(self.open)
+
+    def open(self, name: str) -> Any:
+        """Load a model to the device of the options; an exported one to its engine."""
+        trained = load(name, trust=self.trust and is_exported(name))
+        if not is_exported(name):
+            trained.model.to(self.device)
+        return trained
+
+    def answer(self, name: str, image: Path, explain: bool) -> Answer:
+        """Predict an image and, if `explain` is true, explain the prediction."""
+        answer = Answer()
+        with in_words(answer.notes):
+            self.predict(name, image, answer)
+            if explain and not answer.notes:
+                explainer = find_explainer(name)
+                with TemporaryDirectory() as folder:
+                    picture = Path(folder) / "explanation.png"
+                    draw_explanation(picture, explainer(self.load(name), image, None))
+                    answer.pictures.append(decode_file(picture))
+        answer.notes = [note.replace(str(image), image.name) for note in answer.notes]
+        return answer
+
+    def predict(self, name: str, image: Path, answer: Answer) -> None:
+        """Add what `metamix predict` writes: pictures, lists in JSON, notes; without a file, what it prints."""
+        trained, driver = self.load(name), self.specs[name].part("predict")
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            output: Any = folder if issubclass(driver, PredictToFolder) else f"{folder}/predictions.json"
+            outputs = {option.name: output for option in fields(driver) if option.name == "output"}
+            options = driver((image,), **outputs)
+            with redirect_stdout(StringIO()) as printed, redirect_stderr(StringIO()) as said:
+                options.run(trained)
+            files = sorted(folder.rglob("*"))
+            answer.pictures += [decode_file(file) for file in files if is_image(file.name)]
+            for file in files:
+                for record in json.loads(file.read_text()) if file.suffix == ".json" else ():
+                    answer.tables |= {key: value for key, value in record.items() if isinstance(value, list)}
+        lines = said.getvalue() + ("" if outputs else printed.getvalue())
+        answer.notes += [line.removeprefix("left out: ") for line in lines.splitlines()]
+
+    def latency(self, names: Sequence[str]) -> Answer:
+        """Time one image in each engine that is installed but torch.compile, which needs a minute to compile."""
+        answer, models = Answer(), []
+        for name in names:
+            with in_words(answer.notes):
+                models.append(open_model(name, None, None, self.trust))
+        if models:
+            engines = [each for each in ENGINES if each != "compile" and all(map(find_spec, packages(each, "fp32")))]
+            with redirect_stderr(StringIO()) as said:
+                result = benchmark(models, engines=engines, precisions=("fp32",), batch_sizes=(1,), seconds=0.5)
+            columns = "model", "engine", "precision", "img_size", "ms"
+            title = f"latency of one image on {result['machine']['cpu']}, number of threads: {result['threads']}"
+            answer.tables[title] = [{key: row[key] for key in columns} for row in result["rows"]]
+            failed = [message(f"{cell} failed: {why}") for cell, why in result["failed"].items()]
+            answer.notes += failed + said.getvalue().splitlines()
+        return answer
+
+
+@contextmanager
+def in_words(notes: list[str]) -> Iterator[None]:
+    """Add the message of an error that a command would exit with to `notes`."""
+    try:
+        with exit_with_message(ValueError, OSError, ImportError), exit_if_out_of_memory("give a smaller image"):
+            yield
+    except SystemExit as error:
+        notes.append(str(error).removeprefix("error: "))
+
+
+def make_page(gradio: Any, models: Models, chosen: Sequence[str]) -> Any:
+    """Make the page: image, models and buttons on the left, answers on the right. One model computes at a time."""
+    settings = {"concurrency_limit": 1, "concurrency_id": "model"}
+    with gradio.Blocks(title="metamix", analytics_enabled=False) as page:
+        with gradio.Sidebar():
+            image = gradio.Image(type="filepath", sources=["upload", "clipboard"], label="Image")
+            image.preprocess = lambda file: file and file.path  # Gradio's opens the image; our readers say more
+            names = gradio.Dropdown([*models.specs], value=chosen, multiselect=True, max_choices=MOST, label="Models")
+            explain = gradio.Checkbox(label="Explain the predictions")
+            run = gradio.Button("Run", variant="primary")
+            measure = gradio.Button("Measure latency")
+        gradio.Markdown(f"# metamix\nDrop an image and choose up to {MOST} models to run side by side.")
+
+        @gradio.render([image, names, explain], [run.click, image.upload], **settings)
+        def show_answers(path: Any, names: list[str], explain: bool) -> None:
+            if not (path and names):
+                show(gradio, Answer(notes=["Drop an image and choose a model."]))
+            with gradio.Row():
+                for name in names if path else ():
+                    with gradio.Column(min_width=200):
+                        gradio.HTML(f"<b style='overflow-wrap: anywhere'>{escape(name).replace('_', '_<wbr>')}</b>")
+                        show(gradio, models.answer(name, Path(path), explain))
+
+        @gradio.render([names], [measure.click], **settings)
+        def show_latency(names: list[str]) -> None:
+            show(gradio, models.latency(names) if names else Answer(notes=["Choose a model."]))
+
+    return page
+
+
+def show(gradio: Any, answer: Answer) -> None:
+    """Add an answer to the page."""
+    for title, rows in answer.tables.items():
+        gradio.HTML(as_html(title, rows))
+    for picture in answer.pictures:  # without the button that shares the image on the network
+        gradio.Image(picture, format="png", show_label=False, buttons=["download", "fullscreen"])
+    for note in answer.notes:
+        gradio.Textbox(note, label="Note", lines=2)
+
+
+def as_html(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write a table as HTML. Mappings in it are left out, such as masks, and a `colour` is shown as such."""
+    keys = [key for key, value in rows[0].items() if not isinstance(value, dict)] if rows else ["none"]
+    lines = ["".join(f"<th>{escape(key)}</th>" for key in keys)]
+    for row in rows:
+        texts = {key: f"{row[key]:.3f}" if isinstance(row[key], float) else escape(str(row[key])) for key in keys}
+        shades = {"colour": f" style='background: {texts.get('colour')}'"}
+        lines.append("".join(f"<td{shades.get(key, '')}>{text}</td>" for key, text in texts.items()))
+    table = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"{escape(title)}<div style='max-height: 30em; overflow: auto'><table width='100%'>{table}</table></div>"

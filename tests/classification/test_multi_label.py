@@ -1,0 +1,394 @@
+"""Images with several labels, as a user trains, scores, predicts and exports them."""
+
+import csv
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image, ImageDraw
+from sklearn.metrics import average_precision_score, f1_score
+from timm.loss import AsymmetricLossMultiLabel
+from torch.nn import functional as F
+
+import metamix
+from metamix.classification.loss import ClassificationLoss
+from metamix.classification.metric import MultiLabelMetric
+from metamix.classification.options import ClassificationOptions
+from metamix.classification.predict import as_csv, as_table, predict
+from metamix.data import open_data
+from metamix.data.sources import strata
+from metamix.weights.files import load_metadata
+from tests.helpers.running import assert_same_run, metamix_command, stopped_at, train
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+CLASSES = ("blue", "green", "red")
+WORDS = ["--data", "folder", "--batch-size", 16, "--workers", 0, "--warmup-epochs", 0, "--amp", "none", "--padding", 0]
+
+
+def draw(path, colours, random):
+    image = Image.new("RGB", (24, 24), (90, 90, 90))
+    for i, colour in enumerate(colours):
+        x, y = random.integers(0, 16), 8 * i
+        ImageDraw.Draw(image).rectangle((x, y, x + 7, y + 7), COLOURS[colour])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """A folder of 96 images with any of three colours, and a labels.csv without splits."""
+    root, random, lines = tmp_path_factory.mktemp("shapes") / "shapes", np.random.default_rng(0), ["file,labels"]
+    for i in range(96):
+        colours = [name for k, name in enumerate(COLOURS) if i >> k & 1]
+        draw(root / f"images/{i}.png", colours, random)
+        lines.append(f"{i}.png,{'|'.join(colours)}")
+    (root / "labels.csv").write_text("\n".join(lines))
+    return root
+
+
+@pytest.fixture
+def table(shapes, tmp_path):
+    """Return a function that writes a labels.csv with these lines beside the images, and returns its folder."""
+
+    def make(*lines):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        if not (tmp_path / "set/images").exists():
+            (tmp_path / "set/images").symlink_to(shapes / "images")
+        (tmp_path / "set/labels.csv").write_text("\n".join(lines))
+        return tmp_path / "set"
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(shapes, tmp_path_factory):
+    """A finished run on the shapes."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(*WORDS, "--data-dir", shapes, "--holdout", 0.2, "--epochs", 12, "--lr", 1e-2, "--output", folder)
+    return folder
+
+
+def test_training_chooses_loss_scores_and_threshold(run):
+    summary, log = json.loads((run / "summary.json").read_text()), (run / "log.txt").read_text()
+    assert summary["scores"] == ["mAP", "F1", "loss"] and summary["mAP"] > 95 and summary["F1"] > 90
+    assert "loss: bce" in (run / "recipe.yaml").read_text()
+    threshold = load_metadata(run / "model.safetensors")["threshold"]
+    assert 0 < threshold < 1 and f"labels are predicted from a probability of {threshold:g} on" in log
+    assert summary["pictures"] == ["curves.png", "test_classes.png"] and (run / "test_classes.png").exists()
+    assert "holdout mAP" in log and "holdout_mAP" in (run / "metrics.csv").read_text()
+
+
+def test_the_threshold_is_chosen_on_held_out_images(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(MultiLabelMetric, "choose", lambda metric, states: vars(metric).update(threshold=0.99) or {})
+    streamed = ["--memory", "no", "--cutmix", 1, "--class-weights", "balanced", "--loss", "asymmetric"]
+    train(*WORDS, *streamed, "--data-dir", shapes, "--epochs", 1, "--output", tmp_path / "without")
+    assert load_metadata(tmp_path / "without/model.safetensors")["threshold"] == 0.5
+    train(*WORDS, "--data-dir", shapes, "--epochs", 1, "--holdout", 0.2, "--output", tmp_path / "with")
+    assert "from a probability of 0.99 on" in (tmp_path / "with/log.txt").read_text()
+
+
+def test_eval_scores_the_same_images(run, shapes, tmp_path, capsys):
+    words = ["eval", "--checkpoint", run, "--data", "folder", "--data-dir", shapes, "--output", tmp_path / "out"]
+    assert metamix_command(*words, "--device", "cpu") == 0
+    summary, result = (json.loads(path.read_text()) for path in (run / "summary.json", tmp_path / "out/result.json"))
+    assert result["samples"] == summary["samples"]
+    same = ("mAP", "F1", "loss", "threshold")
+    assert [result[name] for name in same] == pytest.approx([summary[name] for name in same], abs=1e-3)
+    assert result["by_class"].keys() == {*CLASSES} and result["by_class"]["red"].keys() == {"AP", "F1", "images"}
+    said = capsys.readouterr().out
+    assert f"mAP {summary['mAP']:.4g}, F1 {summary['F1']:.4g}" in said
+    assert f"labels are predicted from a probability of {summary['threshold']:g} on" in said
+
+
+def test_predictions_are_all_labels_above_the_threshold(run, shapes, capsys, tmp_path):
+    images = [shapes / f"images/{i}.png" for i in (7, 0, 5)]
+    trained = metamix.load(run)
+    labelled = trained.predict(images)
+    assert [{name for name, _ in labels} for labels in labelled] == [{*COLOURS}, set(), {"red", "blue"}]
+    assert all(p >= trained.metadata.threshold for labels in labelled for _, p in labels)
+    assert [p for _, p in labelled[0]] == sorted((p for _, p in labelled[0]), reverse=True)
+    tensors = torch.stack([trained.transform(Image.open(image)) for image in images])
+    scores = trained.model(tensors).sigmoid().detach()
+    assert dict(labelled[0]) == pytest.approx(dict(zip(CLASSES, scores[0].tolist())))
+    assert [len(labels) for labels in trained.predict(images, threshold=0.0)] == [3, 3, 3]
+    assert trained.predict(images, threshold=1.0) == [[], [], []]
+    assert [len(labels) for labels in trained.predict(images, top=1)] == [1, 1, 1]
+    assert [len(labels) for labels in trained.predict(images, top=2, threshold=0.5)] == [2, 0, 2]
+
+    assert metamix_command("predict", *images, "--checkpoint", run) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.count("%") for line in lines] == [3, 0, 2] and lines[1].split() == [str(images[1]), "-"]
+    words = ["predict", *images, "--checkpoint", run, "--format"]
+    assert metamix_command(*words, "json") == 0
+    assert [len(record["labels"]) for record in json.loads(capsys.readouterr().out)] == [3, 0, 2]
+    assert metamix_command(*words, "csv") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["image"], bool(row["label"])) for row in rows] == [
+        *[(str(images[0]), True)] * 3,
+        (str(images[1]), False),
+        *[(str(images[2]), True)] * 2,
+    ]
+    assert metamix_command(*words, "json", "--threshold", 0) == 0
+    assert [len(record["labels"]) for record in json.loads(capsys.readouterr().out)] == [3, 3, 3]
+
+
+def test_a_stopped_run_resumes_exactly(shapes, tmp_path):
+    words = [*WORDS, "--data-dir", shapes, "--holdout", 0.2, "--epochs", 3, "--early-stopping", 2, "--mixup", 0.2]
+    train(*words, "--output", tmp_path / "whole")
+    with stopped_at(6):
+        train(*words, "--output", tmp_path / "stopped")
+    train(*words, "--output", tmp_path / "stopped")
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    assert "has the best held-out mAP" in (tmp_path / "stopped/log.txt").read_text()
+    a, b = (load_metadata(tmp_path / name / "model.safetensors") for name in ("stopped", "whole"))
+    assert a["threshold"] == b["threshold"] and a["mAP"] == b["mAP"]
+
+
+def test_a_changed_label_is_noticed(shapes, table, tmp_path):
+    lines = (shapes / "labels.csv").read_text().splitlines()
+    words = [*WORDS, "--data-dir", table(*lines), "--output", tmp_path / "run", "--epochs"]
+    train(*words, 1)
+    table(*lines[:-1], "95.png,red")
+    with pytest.raises(SystemExit, match="was made with other data; these differ: files, labels or boxes"):
+        train(*words, 2)
+
+
+def test_an_export_returns_probabilities(run, shapes, tmp_path, capsys):
+    words = [
+        "--format",
+        "torch",
+        "--data",
+        "folder",
+        "--data-dir",
+        shapes,
+        "--seconds",
+        0,
+        "--output",
+        tmp_path / "out",
+    ]
+    assert metamix_command("export", run, *words) == 0
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["scores"]["eager"]["mAP"] == report["scores"]["exported"]["mAP"] > 95
+    assert "same_top1" not in report["parity"]
+    trained, exported = metamix.load(run), metamix.load(tmp_path / "out", trust=True)
+    artifact = exported.model.artifact
+    assert artifact.outputs == ("probabilities",) and artifact.model.classes == CLASSES
+    images = torch.stack([trained.transform(Image.open(shapes / f"images/{i}.png")) for i in range(9)])
+    torch.testing.assert_close(exported.model(images), trained.model(images).sigmoid().detach(), rtol=1e-4, atol=1e-5)
+    files = [shapes / f"images/{i}.png" for i in range(9)]
+    for labels, expected in zip(exported.predict(files), trained.predict(files)):
+        assert dict(labels) == pytest.approx(dict(expected), abs=1e-4)
+    capsys.readouterr()
+    assert metamix_command("predict", files[7], "--model", tmp_path / "out", "--trust") == 0
+    assert capsys.readouterr().out.count("%") == 3
+
+
+def test_int8_is_scored_by_the_labels_of_each_image(run, shapes):
+    from metamix.classification.export import open_classifier
+    from metamix.tasks.exportable import ExportOptions
+
+    words = {"data": "folder", "data_dir": str(shapes), "format": "torch"}
+    exportable = open_classifier(ExportOptions(str(run), shapes.parent / "out", **words))
+    assert exportable.held_out_scores(exportable.model, 40).mean() > 90
+    scores = torch.tensor([[0.9, 0.9, 0.1], [0.1, 0.1, 0.1], [0.9, 0.1, 0.1], [0.1, 0.9, 0.1]])
+    labels = torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 0, 0], [1, 0, 0]])
+    assert exportable.image_scores(scores, labels).tolist() == [0.5, 1.0, 1.0, 0.0]
+
+
+def test_verify_counts_the_labels(table, capsys):
+    root = table(
+        "file;tags;split", "1.png; red ;train", "3.png;red|green|red;Train", "0.png;;train", "5.png;red|blue;val"
+    )
+    assert metamix_command("verify", root) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "all 4 images can be read",
+        "label       train  val",
+        "blue            0    1",
+        "green           1    0",
+        "red             2    1",
+        "(no label)      1    0",
+        "note: 2 labels have no more than one image in train: blue, green",
+        "note: 1 label has no image in val: green",
+    ]
+    assert metamix_command("verify", table("file,labels", "1.png,red", "2.png,green", "4.png,'blue red'")) == 0
+    assert "note: no image has two labels, such as cat|dog; metamix convert csv makes" in capsys.readouterr().out
+
+
+def test_the_splits_of_the_file(table):
+    lines = ["file,labels,split", "1.png,red,train", "3.png,red|green,train", "2.png,green,val", "6.png,blue,test"]
+    splits = open_data("folder", root=table(*lines))
+    assert splits.classes == CLASSES and splits.multi_label
+    assert splits.train.labels.tolist() == [[0, 0, 1], [0, 1, 1]] and splits.test.labels.tolist() == [[0, 1, 0]]
+    test = open_data("folder", root=table(*lines), test_on="test").test
+    assert test.path(0).endswith("6.png") and test.read(0)[1].tolist() == [1, 0, 0]
+    only = open_data("folder", root=table(*lines[:1], *lines[3:]), train_required=False, classes=("red", *CLASSES[:2]))
+    assert only.train is None and only.test.labels.tolist() == [[0, 0, 1]]  # numbered as in the weights
+
+
+def test_images_are_divided_by_their_rarest_label(table):
+    labels = torch.tensor([[1.0, 0, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1], [0, 0, 1]])
+    assert strata(labels).tolist() == [0, 0, -1, 1, 2]
+    lines = [f"{i}.png,{'often' if i % 2 else ''}|{'rare' if i < 8 else ''}" for i in range(96)]
+    splits = open_data("folder", root=table("file,labels", *lines), holdout=0.25, test_share=0.25)
+    counts = [source.labels.sum(0).tolist() for source in splits.sources().values()]
+    assert [rare for _, rare in counts] == [4, 2, 2] and [often for often, _ in counts] == pytest.approx(
+        [27, 9, 12], abs=1
+    )
+
+
+LINE = "1.png,red|green"
+
+
+@pytest.mark.parametrize(
+    "lines, said",
+    [
+        (["file,labels", LINE, "no.png,red"], "images are neither in .*set nor in its images/, see .*csv:3$"),
+        (["file,labels", LINE, LINE], "csv:3 names the image of .*csv:2 again: write its labels into one line"),
+        (["file,labels", "1.png,", "2.png,"], "must have two different labels at least; found none"),
+        (["file,labels", "1.png,red", "2.png,"], "must have two different labels at least; found red"),
+        (["file,labels,split", f"{LINE},train", "2.png,red,"], "csv:3 has no split, but other lines do: write train"),
+        (["file,labels,split", f"{LINE},val"], "labels.csv has no image to train on: write train into the column"),
+        (["file,labels,split", f"{LINE},dev"], "labels.csv:2 has the split 'dev'; accepted are train, val and test"),
+        (["id,labels", LINE], "labels.csv:1 has the columns id, labels: the first line must name the columns"),
+        (["file,labels,split", f"{LINE},train", "0.png,,val"], "no image of test has a label: give other data"),
+        (["file,label", "1.png,red"], "found images. To make these folders from labels.csv: metamix convert csv"),
+    ],
+)
+def test_wrong_tables_are_refused_in_words(lines, said, table):
+    with pytest.raises(SystemExit, match=said):
+        train(*WORDS, "--data-dir", table(*lines), "--dry-run")
+
+
+def test_options_that_do_not_fit_are_refused(shapes, folder, table, tmp_path):
+    labelled, classes = [*WORDS, "--data-dir", shapes, "--dry-run"], [*WORDS, "--data-dir", folder(), "--dry-run"]
+    with pytest.raises(SystemExit, match="sampling is balanced, but images have several labels: give --class-weights"):
+        train(*labelled, "--sampling", "balanced")
+    with pytest.raises(SystemExit, match="loss is asymmetric, but each image has one class: leave --loss out"):
+        train(*classes, "--loss", "asymmetric")
+    with pytest.raises(SystemExit, match="test_on is 'val', but .*labels.csv has no such split"):
+        train(*labelled, "--test-on", "val")
+    with pytest.raises(
+        SystemExit, match="threshold is 0.3, but metaformer_pooling_nano gives an image one class: leave it"
+    ):
+        words = ["--checkpoint", "metaformer_pooling_nano.digits", "--threshold", 0.3]
+        metamix_command("predict", shapes / "images/1.png", *words)
+    with pytest.raises(
+        SystemExit, match=r"labels.csv:2 has the class 'red\|green'; .* Several labels of an image need no"
+    ):
+        metamix_command("convert", "csv", table("file,labels", LINE), tmp_path / "out")
+
+
+def test_a_teacher_and_data_of_the_other_kind(run, shapes, tmp_path, capsys):
+    words = [*WORDS, "--data-dir", shapes, "--teacher", "metaformer_identity_nano", "--teacher-checkpoint"]
+    train(*words, run, "--distill", 1.0, "--epochs", 6, "--lr", 1e-2, "--output", tmp_path / "student")
+    assert json.loads((tmp_path / "student/summary.json").read_text())["mAP"] > 80  # it saw no label
+    lines = ["file,label", *(f"{i}.png,{CLASSES[i % 3]}" for i in range(12))]
+    (tmp_path / "one").mkdir()
+    shutil.copytree(shapes / "images", tmp_path / "one/images")
+    (tmp_path / "one/any.csv").write_text("\n".join(lines))
+    assert metamix_command("convert", "csv", tmp_path / "one", tmp_path / "classes") == 0
+    train(*WORDS, "--data-dir", tmp_path / "classes", "--epochs", 1, "--output", tmp_path / "of-classes")
+    with pytest.raises(SystemExit, match="the teacher .* gives an image one class, unlike folder; give another"):
+        train(*words, tmp_path / "of-classes", "--output", tmp_path / "other")
+    one, several = "one class for each image", "several labels for an image"
+    for trained, data, wanted, has in (
+        (run, tmp_path / "classes", several, one),
+        (tmp_path / "of-classes", shapes, one, several),
+    ):
+        with pytest.raises(SystemExit, match=f"was trained for {wanted} and folder has {has}; give other --data, or"):
+            metamix_command("eval", "--checkpoint", trained, "--data", "folder", "--data-dir", data)
+
+
+class NoTeacher:
+    frozen_helpers = ()
+
+
+def loss_of(logits, labels, **options):
+    loss = ClassificationLoss(ClassificationOptions(**options), NoTeacher(), labels, labels.shape[1])
+    value, logged = loss(lambda images: logits, {"image": None, "target": labels})
+    assert not logged
+    return value
+
+
+def test_losses():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(12, 3), (torch.rand(12, 3) < 0.3).float()
+    bce = F.binary_cross_entropy_with_logits
+    torch.testing.assert_close(loss_of(logits, labels), bce(logits, labels))
+    smooth = loss_of(logits, labels, smoothing=0.2)
+    torch.testing.assert_close(smooth, bce(logits, labels * 0.8 + 0.1))
+    weights = (labels == 0).sum(0) / labels.sum(0)
+    torch.testing.assert_close(
+        loss_of(logits, labels, class_weights="balanced"), bce(logits, labels, pos_weight=weights)
+    )
+    asymmetric = loss_of(logits, labels, loss="asymmetric")
+    torch.testing.assert_close(asymmetric, AsymmetricLossMultiLabel(reduction="sum")(logits, labels) / 36)
+
+
+def test_scores_are_means_over_the_labels_that_have_images():
+    torch.manual_seed(0)
+    metric = MultiLabelMetric((*CLASSES, "none"), lambda images: images, 0.4)
+    labels = torch.cat([(torch.rand(40, 3) < 0.4).float(), torch.zeros(40, 1)], 1)
+    scores = (0.3 * labels + torch.rand(40, 4)).clamp(0, 1)
+    states = []
+    for part in (slice(0, 25), slice(25, 40), slice(40, 40)):  # three ranks, one without images
+        states.append(metric.start())
+        if part.start < 40:
+            index = torch.arange(40)[part]
+            index[0] = -1  # an image that could not be read
+            metric.update(states[-1], scores[part], {"label": labels[part], "index": index})
+    kept = [i for i in range(40) if i not in (0, 25)]
+    truth, values = labels[kept, :3].numpy(), scores[kept, :3].numpy()
+    result = metric.result(states)
+    assert result["mAP"] == pytest.approx(100 * average_precision_score(truth, values, average="macro"), abs=1e-3)
+    assert result["F1"] == pytest.approx(100 * f1_score(truth, values >= 0.4, average="macro"), abs=1e-3)
+    assert metric.by_class(states)["none"] == {"AP": None, "F1": None, "images": 0}
+    assert metric.by_class(states)["red"]["images"] == truth[:, 2].sum()
+    chosen = metric.choose(states)["threshold"]
+    best = max(f1_score(truth, values >= i / 100, average="macro") for i in range(1, 100))
+    assert metric.threshold == chosen and metric.result(states)["F1"] == pytest.approx(100 * best, abs=1e-3)
+    with pytest.raises(ValueError, match="the model returns NaN or infinity"):
+        metric.update(metric.start(), scores * torch.nan, {"label": labels, "index": torch.arange(40)})
+
+
+def test_of_equal_thresholds_the_one_nearest_to_a_half_is_chosen():
+    metric = MultiLabelMetric(("a", "b"), lambda images: images, 0.5)
+    for high, low, threshold in ((0.3125, 0.125, 0.31), (0.875, 0.625, 0.63), (0.75, 0.25, 0.5)):
+        state, labels = metric.start(), torch.eye(2)
+        metric.update(state, labels * (high - low) + low, {"label": labels, "index": torch.arange(2)})
+        assert metric.choose([state]) == {"threshold": threshold}
+
+
+def test_a_published_model_prints_its_labels(run, tmp_path, monkeypatch):
+    assert metamix_command("publish", run, "me/colours", "--license", "mit", "--dry-run", tmp_path / "folder") == 0
+    card = (tmp_path / "folder/README.md").read_text()
+    threshold = load_metadata(run / "model.safetensors")["threshold"]
+    assert re.search(rf"print\(\[name for name, p in zip\(names, .*sigmoid\(\)\) if p >= {threshold}\]\)", card)
+
+
+def test_a_model_of_a_loop_of_your_own(tmp_path):
+    arguments = {"img_size": 32, "depths": (1,), "dims": (8,)}
+    model = timm.create_model("metaformer_identity_nano", num_classes=2, **arguments)
+    metamix.save_classifier(
+        model, tmp_path / "m.safetensors", classes=["cat", "dog"], model_args=arguments, threshold=0.0
+    )
+    (labels,) = metamix.load(tmp_path / "m.safetensors").predict([Image.new("RGB", (32, 32))])
+    assert {name for name, _ in labels} == {"cat", "dog"} and sum(p for _, p in labels) != pytest.approx(1, abs=1e-6)
+
+
+def test_predictions_without_a_label_are_listed(run, shapes):
+    predictions = list(predict(metamix.load(run), [shapes / "images/0.png"]))
+    assert as_table(predictions) == f"{shapes}/images/0.png  -\n"
+    assert as_csv(predictions).splitlines()[1:] == [f"{shapes}/images/0.png,1,,0.000000"]
+
+
+def test_the_explained_label_is_the_most_probable_one(run, shapes, tmp_path):
+    pytest.importorskip("pytorch_grad_cam")
+    assert metamix_command("explain", shapes / "images/1.png", "--checkpoint", run, "--output", tmp_path / "out") == 0
+    (record,) = json.loads((tmp_path / "out/explanations.json").read_text())
+    assert record["label"] == "red" and record["score"] > 0.5
