@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from metamix.utils.files import read_bytes
+
 from .formats.base import choose_test_split, list_names, natural_order
 from .formats.folder import LABELS, FolderImages
 from .tables import SEVERAL, Row, read_table
@@ -23,7 +25,7 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Ta
         ValueError: a line, which the message names, cannot be used, or there are fewer than two labels.
     """
     file = root / LABELS
-    first = file.read_bytes().partition(b"\n")[0].decode(errors="replace") if file.is_file() else ""
+    first = read_bytes(file).partition(b"\n")[0].decode(errors="replace") if file.exists() else ""
     if set(SEVERAL).isdisjoint(re.findall(r"\w+", first.lower())):
         return None
     table = read_table(file)

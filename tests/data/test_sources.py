@@ -14,7 +14,7 @@ from PIL import Image
 from metamix.data import CorruptImage, open_data
 from metamix.data.counter_rng import stratified_choice
 from metamix.data.files import decode
-from metamix.data.formats.base import choose_test_split
+from metamix.data.formats.base import choose_test_split, natural_order
 from metamix.data.formats.torchvision_sets import TORCHVISION_SETS
 
 
@@ -404,6 +404,10 @@ def test_shards_listed(shards):
     }
     (shards / "info.json").write_text(json.dumps({"splits": splits}))
     check_shards(open_data("wds/", root=shards))
+
+
+def test_names_of_many_digits_have_an_order():
+    assert natural_order("9" * 5000) > natural_order("10") > natural_order("9")
 
 
 def test_an_info_about_other_things_is_not_needed(shards):

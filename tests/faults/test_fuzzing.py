@@ -260,6 +260,12 @@ def make_classes(folder):
     make_table(folder, "file,label,split", "dog,train")
 
 
+def make_labels(folder):
+    make_table(folder, "file,labels,split", "cat|dog,{}")
+    file = folder / "labels.csv"
+    file.write_text(file.read_text().replace("{}", "train", 1).replace("{}", "val"))
+
+
 # Data sets of classes
 
 
@@ -372,6 +378,7 @@ KINDS = [
     Kind("classes of YOLO", make_yolo, "*.yaml", partial(read_labels, "yolo")),
     Kind("table of boxes", make_boxes, "*.csv", partial(read_labels, "csv")),
     Kind("table of classes", make_classes, "*.csv", partial(read_labels, "csv")),
+    Kind("table of labels", make_labels, "*.csv", partial(read_set, "folder"), names=("test_share",)),
     Kind("shards", make_shards, "*.tar", partial(read_set, "wds/")),
     Kind("info of shards", make_shards, "*.json", partial(read_set, "wds/")),
     Kind("tar files of folders", make_tars, "*.tar", partial(read_set, "folder")),
