@@ -69,7 +69,7 @@ Reader = Callable[[Path], Labels | None]  # reads a file or folder; returns None
 
 @dataclass
 class ConvertOptions(Options):
-    """Options of `metamix convert`."""
+    """Turn labels of another program into a data set to train on."""
 
     format: str = positional("format of the labels: voc, yolo or csv", metavar="FORMAT")
     source: Path = positional("folder of images and labels, or the CSV or YAML file in it", metavar="SOURCE")
@@ -82,9 +82,8 @@ class ConvertOptions(Options):
 
 def main(argv: Sequence[str]) -> None:
     """Convert labels, and print what was left out and the next commands; exit with a message if that fails."""
-    description = "Turn labels of another program into a data set to train on."
     with exit_with_message(ValueError, OSError):
-        options, _ = parse_command(argv, ConvertOptions, prog="metamix convert", description=description, epilog=EPILOG)
+        options, _ = parse_command(argv, ConvertOptions, "metamix convert", epilog=EPILOG)
         out = options.out
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ValueError(f"{out} is {'not empty' if out.is_dir() else 'a file'}: give OUT a new or empty folder")

@@ -46,7 +46,7 @@ EXAMPLES = """examples:
 
 @dataclass
 class ExplainOptions(Options):
-    """Options of `metamix explain`."""
+    """Draw which parts of images a prediction rests on, and what the mixers of the model see there."""
 
     images: tuple[Path, ...] = positional("image files, and folders, which are searched at any depth", metavar="IMAGE")
     checkpoint: str = option("", "run folder, weight file, or name of a model with its weights, NAME.TAG")
@@ -101,13 +101,7 @@ class Explanation:
 def main(argv: Sequence[str]) -> None:
     """Explain images. Exits with 1 if an image was left out, and with a message if the input is invalid."""
     with exit_with_message(ValueError, OSError, ImportError):
-        options, _ = parse_command(
-            argv,
-            ExplainOptions,
-            prog="metamix explain",
-            description="Draw which parts of images a prediction rests on, and what the mixers of the model see there.",
-            epilog=EXAMPLES,
-        )
+        options, _ = parse_command(argv, ExplainOptions, "metamix explain", epilog=EXAMPLES)
         explain = find_explainer(options.checkpoint)
         device = prepare_device(options.device)
         trained = load(options.checkpoint)

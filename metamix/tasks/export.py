@@ -52,13 +52,7 @@ class ParityError(ValueError):
 def main(argv: Sequence[str]) -> None:
     """Export a model. Exits with a message if the input is invalid or a limit is missed."""
     with exit_with_message(ValueError, OSError, ImportError):
-        options, _ = parse_command(
-            argv,
-            ExportOptions,
-            prog="metamix export",
-            description="Write a trained model for an inference engine, and check that it computes the same.",
-            epilog=EXAMPLES,
-        )
+        options, _ = parse_command(argv, ExportOptions, "metamix export", epilog=EXAMPLES)
         logging.basicConfig(format="%(message)s")
         package_logger("metamix.deploy").setLevel(logging.INFO)  # shows the search for layers to keep in fp32
         report = run(options)

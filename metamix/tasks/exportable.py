@@ -34,7 +34,7 @@ EXTRA = {  # entries of `Artifact.extra` for `pad_for_graph`
 
 @dataclass
 class ExportOptions(ImageOptions):
-    """Options of `metamix export`.
+    """Write a trained model for an inference engine, and check that it computes the same.
 
     A side in `img_size` gives squares; in Python it may be one number or (height, width).
     """

@@ -99,12 +99,8 @@ def main(argv: Sequence[str]) -> None:
     with exit_with_message(ValueError, OSError, ImportError):
         task, words = take_task(argv)
         spec = choose_task(task, words)
-        options, flags = parse_command(
-            words,
-            spec.part("predict"),
-            prog="metamix predict",
-            description=f"{spec.about[0].upper()}{spec.about[1:]}.",
-        )
+        about = f"{spec.about[0].upper()}{spec.about[1:]}."
+        options, flags = parse_command(words, spec.part("predict"), "metamix predict", description=about)
         check_weights(options, flags, spec)
         advice = spec.less_memory
         if is_exported(options.model) and "batch" not in advice:

@@ -46,7 +46,7 @@ Uploading needs a login: hf auth login."""
 
 @dataclass
 class PublishOptions(Options):
-    """Options of `metamix publish`."""
+    """Upload a trained model to the Hugging Face Hub, in timm's format where timm has one."""
 
     source: str = positional("run folder, or a weight file that metamix wrote", metavar="RUN")
     repo: str = positional("repository on the Hugging Face Hub, USER/NAME; a new one is made", metavar="REPO")
@@ -75,13 +75,7 @@ class PublishOptions(Options):
 def main(argv: Sequence[str]) -> None:
     """Publish a model; exit with a message if the input is invalid or the upload fails."""
     with exit_with_message(ValueError, OSError, ImportError):
-        options, _ = parse_command(
-            argv,
-            PublishOptions,
-            prog="metamix publish",
-            description="Upload a trained model to the Hugging Face Hub, in timm's format where timm has one.",
-            epilog=EXAMPLES,
-        )
+        options, _ = parse_command(argv, PublishOptions, "metamix publish", epilog=EXAMPLES)
         with TemporaryDirectory() as temporary:
             folder = Path(temporary)
             for note in write(options, folder):
