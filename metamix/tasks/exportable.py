@@ -24,9 +24,8 @@ from .load import task_of
 
 Model = Callable[[Tensor], Any]
 HELD_OUT_IMAGES = 5_000  # most training images that decide on precision
-RANDOM_IMAGES = 4  # to compare on, of tasks whose graphs return maps
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
-EXTRA = {  # entries of `Artifact.extra` for `pad_for_graph`
+EXTRA = {  # entries of `Artifact.extra` for `PadAndCrop`
     "scale": rule(Side),
     "multiple": rule(Annotated[tuple[Side, Side], Field(description="two whole numbers from 1 to 65,536")]),
 }
