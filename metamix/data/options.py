@@ -29,6 +29,7 @@ Factors = Annotated[
     ),
 ]
 
+_reading = partial(option, group="reading images", on_resume="ignore")
 _source = partial(option, group="data")
 _augment = partial(option, group="augmentation")
 
@@ -37,11 +38,8 @@ _augment = partial(option, group="augmentation")
 class ImageOptions(Options):
     """Limit the size of the images that a command reads. The limit is Pillow's, so all readers of the process obey."""
 
-    max_pixels: Count | None = option(
-        None,
-        "height x width of the largest image to read; default: Pillow's limit, 89,478,485",
-        group="reading images",
-        on_resume="ignore",
+    max_pixels: Count | None = _reading(
+        None, "height x width of the largest image to read; default: Pillow's limit, 89,478,485"
     )
 
     def __post_init__(self) -> None:
@@ -54,15 +52,10 @@ class ImageOptions(Options):
 class ReadingOptions(ImageOptions):
     """Options of reading image files, common to all tasks."""
 
-    workers: Natural = option(
-        2,
-        "processes that read images, at most one for each usable core; with 0, the main process reads them",
-        group="reading images",
-        on_resume="ignore",
+    workers: Natural = _reading(
+        2, "processes that read images, at most one for each usable core; with 0, the main process reads them"
     )
-    corrupt_limit: Share = option(
-        0.01, "stop if more than this share of the images cannot be read", group="reading images", on_resume="ignore"
-    )
+    corrupt_limit: Share = _reading(0.01, "stop if more than this share of the images cannot be read")
 
 
 @dataclass

@@ -120,7 +120,7 @@ class RestorationEvalOptions(RestorationDataOptions):
 
     checkpoint: str | None = _model(None, "evaluate the weights in this run folder or file")
     model: str | None = _model(None, "image model, for weights that do not name it")
-    model_args: dict[str, Any] = option({}, "more arguments of the model, as YAML", group="model")
+    model_args: dict[str, Any] = _model({}, "more arguments of the model, as YAML")
     pretrained: bool = _model(False, "evaluate the model's published weights")
     degradation: str | None = _data(
         None, "how clean images are degraded; pairs: the folder holds both already; default: as in training"

@@ -93,9 +93,7 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     std: Std | None = _data(None, "standard deviation of each channel; by default the backbone's")
 
     head: str = _model("semantic_fpn", "semantic_fpn, upernet or wavemix")
-    head_args: dict[str, Any] = option(
-        {}, "more arguments of the segmenter, such as '{neck_channels: 64}'", group="model"
-    )
+    head_args: dict[str, Any] = _model({}, "more arguments of the segmenter, such as '{neck_channels: 64}'")
 
     scales: Factors = _augment((0.5, 2.0), "smallest and largest factor of the random resizing of each image")
     crop: Crop = _augment((512,), "height and width of the crops to train on in pixels; one number gives a square")

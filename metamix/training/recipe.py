@@ -95,15 +95,14 @@ class EngineOptions(Options):
     layer_decay: PositiveShare | None = _optimizer(
         None, "factor on the learning rate for each layer below the head, such as 0.75", on_resume="refuse"
     )
-    lr_factors: dict[str, NotNegative] = option(
+    lr_factors: dict[str, NotNegative] = _optimizer(
         {},
         "factors on the learning rate of parts of the model, such as '{backbone: 0.1}'; names as for --freeze",
-        group="optimizer",
         on_resume="refuse",
     )
     clip_grad: GradientNorm | None = _optimizer(None, "largest norm of the whole gradient; larger ones are scaled down")
-    opt_args: dict[str, Any] = option(
-        {}, "more arguments of the optimizer, such as '{betas: [0.9, 0.99]}'", group="optimizer", on_resume="refuse"
+    opt_args: dict[str, Any] = _optimizer(
+        {}, "more arguments of the optimizer, such as '{betas: [0.9, 0.99]}'", on_resume="refuse"
     )
     freeze: tuple[str, ...] = _optimizer(
         (), "parts of the model that are not trained, such as stem,stages.0", on_resume="refuse"
