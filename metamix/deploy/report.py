@@ -28,7 +28,7 @@ class Difference:
     # Number of expected values, their sum, the sum of their squares, and the sum of squared differences.
     _sums: list[float] = field(default_factory=lambda: [0.0] * 4)
 
-    def update(self, expected: Tensor, actual: Tensor, images: int | None = None) -> None:
+    def update(self, expected: Tensor, actual: Tensor, *, images: int | None = None) -> None:
         """Add the outputs (n, ...) of both models for the same images; pass `images` if there are not n images."""
         expected, actual = expected.double(), actual.double()
         self.largest = max(self.largest, float((expected - actual).abs().max()))

@@ -126,7 +126,7 @@ class MapExport(CalibratedExport):
     def examples(self, count: int, larger: int = 0) -> Tensor:
         """Return random images of the graph's size, with `larger` of its multiples added to each side."""
         sides = (side + larger * step for side, step in zip(self.size, self.extra["multiple"]))
-        return self.noise((count, self.metadata.in_chans, *sides), generator=torch.Generator().manual_seed(0))
+        return self.noise((count, self.metadata.in_chans or 3, *sides), generator=torch.Generator().manual_seed(0))
 
     @torch.inference_mode()
     def compare(self, exported: Model, precision: str) -> Comparison:
