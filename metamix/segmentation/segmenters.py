@@ -20,6 +20,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from metamix.layers import crop_to, pad_to, resize_to, round_up
 from metamix.models.backbone import (
     Backbone,
     BackboneMixin,
-    Plan,
     build_backbone,
     build_probe,
     check_request,
@@ -138,23 +138,10 @@ class BackboneRequest:
         sides = parse_size("img_size", self.img_size)
         return self.model_args | {"img_size": round_up(sides, (multiple, multiple))}
 
-    def levels(self, finest_stride: int) -> tuple[Plan, tuple[int, ...]]:
-        """Return the plan of a pyramid from `finest_stride` to stride 32, and its levels."""
-        levels = tuple(range(FINEST[finest_stride], 4))
-        return plan_levels(self.name, levels, self.model_args), levels
 
-    def build(self, plan: Plan, levels: tuple[int, ...], out_channels: int | None) -> Backbone:
-        """Build the backbone with its pyramid."""
-        return build_backbone(
-            self.name,
-            out_indices=levels,
-            out_channels=out_channels,
-            **self.weights,
-            **self.padded_args(plan.size_divisible),
-        )
-
-
-def semantic_fpn(
+def on_pyramid(
+    make_head: type[SemanticFPNHead] | type[UPerHead],
+    published: int,
     request: BackboneRequest,
     *,
     neck_channels: int | None = None,
@@ -164,45 +151,33 @@ def semantic_fpn(
     auxiliary_channels: int | None = None,
     dropout: float = 0.1,
 ) -> Segmenter:
-    """Build a segmenter with Semantic FPN; see `build_segmenter`."""
-    plan, levels = request.levels(finest_stride)
-    backbone = request.build(plan, levels, neck_channels or default_width(256, plan))
-    width = head_channels or default_width(128, plan)
-    head = SemanticFPNHead(backbone.channels, request.num_classes, channels=width, dropout=dropout)
-    return with_auxiliary(backbone, head, auxiliary, auxiliary_channels or default_width(256, plan), dropout)
+    """Build a segmenter with a head for maps of several strides, whose published width is `published`.
 
+    The other arguments are those of `build_segmenter`. The auxiliary head is on stride 16, or on the finest level if
+    that is coarser.
+    """
+    levels = tuple(range(FINEST[finest_stride], 4))
+    plan = plan_levels(request.name, levels, request.model_args)
 
-def upernet(
-    request: BackboneRequest,
-    *,
-    head_channels: int | None = None,
-    finest_stride: int = 4,
-    auxiliary: bool = True,
-    auxiliary_channels: int | None = None,
-    dropout: float = 0.1,
-) -> Segmenter:
-    """Build a segmenter with UPerNet; see `build_segmenter`."""
-    plan, levels = request.levels(finest_stride)
-    backbone = request.build(plan, levels, None)
-    width = head_channels or default_width(512, plan)
-    head = UPerHead(backbone.channels, request.num_classes, channels=width, dropout=dropout)
-    return with_auxiliary(backbone, head, auxiliary, auxiliary_channels or default_width(256, plan), dropout)
+    def width(channels: int | None, published: int) -> int:
+        return channels or (published if max(plan.dims) > FEW_CHANNELS else 64)
 
-
-def default_width(channels: int, plan: Plan) -> int:
-    """Return the published width, or 64 for a backbone of few channels."""
-    return channels if max(plan.dims) > FEW_CHANNELS else 64
-
-
-def with_auxiliary(backbone: Backbone, head: Any, auxiliary: bool, width: int, dropout: float) -> Segmenter:
-    """Build a segmenter, with an auxiliary head on stride 16, or on the finest level if that is coarser."""
-    classes, level = head.classifier.out_channels, max(0, len(backbone.channels) - 2)
-    second = FCNHead(backbone.channels, classes, level=level, channels=width, dropout=dropout) if auxiliary else None
+    backbone = build_backbone(
+        request.name,
+        out_indices=levels,
+        out_channels=None if make_head is UPerHead else width(neck_channels, 256),
+        **request.weights,
+        **request.padded_args(plan.size_divisible),
+    )
+    dims, classes = backbone.channels, request.num_classes
+    head = make_head(dims, classes, channels=width(head_channels, published), dropout=dropout)
+    channels, level = width(auxiliary_channels, 256), max(0, len(dims) - 2)
+    second = FCNHead(dims, classes, level=level, channels=channels, dropout=dropout) if auxiliary else None
     return Segmenter(backbone, head, classes, second)
 
 
 def wavemix(request: BackboneRequest, *, head_channels: Sequence[int] | None = None) -> Segmenter:
-    """Build a segmenter with WaveMix's head; see `build_segmenter`."""
+    """Build a segmenter with WaveMix's head; arguments as in `build_segmenter`."""
     name, probe = request.name, build_probe(request.name, request.model_args)
     info = probe.feature_info
     index, stride, dim = info.out_indices[-1], info.reduction()[-1], info.channels()[-1]
@@ -229,7 +204,11 @@ def wavemix(request: BackboneRequest, *, head_channels: Sequence[int] | None = N
     return Segmenter(backbone, DeconvHead(dim, request.num_classes, channels=channels), request.num_classes)
 
 
-HEADS: dict[str, Callable[..., Segmenter]] = {"semantic_fpn": semantic_fpn, "upernet": upernet, "wavemix": wavemix}
+HEADS: dict[str, Callable[..., Segmenter]] = {
+    "semantic_fpn": partial(on_pyramid, SemanticFPNHead, 128),
+    "upernet": partial(on_pyramid, UPerHead, 512, auxiliary=True),
+    "wavemix": wavemix,
+}
 WIDTHS = ("neck_channels", "head_channels", "auxiliary_channels")
 
 
@@ -306,9 +285,7 @@ def build_segmenter(
     model = HEADS[head](request, **options)
     model.fixed_size = find_fixed_size(backbone, request.padded_args(model.backbone.size_divisible))
     if whole and pretrained:
-        load_published(
-            model, whole, f"{head} on {backbone}", classifier=model.classifier, num_classes=model.num_classes
-        )
+        load_published(model, whole, f"{head} on {backbone}")
         if freeze:
             apply_batch_norms(model.backbone, "freeze", loaded=True)
     return model
@@ -316,7 +293,8 @@ def build_segmenter(
 
 def check_options(head: str, options: Mapping[str, Any]) -> None:
     """Raise ValueError for an option that a head does not have, or a number out of range."""
-    accepted = [name for name in inspect.signature(HEADS[head]).parameters if name != "request"]
+    others = {"request"} | ({"neck_channels"} if head == "upernet" else set())
+    accepted = [name for name in inspect.signature(HEADS[head]).parameters if name not in others]
     for name, value in options.items():
         if name not in accepted:
             raise ValueError(
