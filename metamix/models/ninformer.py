@@ -81,20 +81,20 @@ NINFORMER = Layout((
 ))  # fmt: skip
 
 
-@official("ninformer", same=("d_model", "d_ffn", "num_layers"))
+@official(
+    "ninformer",
+    same=("d_model", "d_ffn", "num_layers", "num_classes"),
+    renamed=dict(in_channels="in_chans", dropout="proj_drop_rate"),
+)
 def official_ninformer(
     state: Mapping[str, Tensor],
     *,
     image_size: int = 32,
     patch_size: int = 4,
-    in_channels: int = 3,
-    num_classes: int = 10,
     seq_len: int = 64,
-    dropout: float = 0.5,
     **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the arguments of the author's `NiNformer`."""
     tokens = (image_size // patch_size) ** 2
     accept("seq_len", seq_len, [tokens], f"{tokens}, the patches of an image of {image_size} pixels")
-    arguments |= dict(patch_size=patch_size, in_chans=in_channels, num_classes=num_classes, proj_drop_rate=dropout)
-    return ninformer("ninformer_cifar", img_size=image_size, **arguments), NINFORMER
+    return ninformer("ninformer_cifar", img_size=image_size, patch_size=patch_size, **arguments), NINFORMER

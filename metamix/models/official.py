@@ -30,6 +30,8 @@ def official(
     source: str,
     *,
     same: Collection[str] = (),
+    renamed: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
     only: Mapping[str, Any] | None = None,
     ignored: Collection[str] = (),
 ) -> Callable[[Builder], Builder]:
@@ -37,17 +39,19 @@ def official(
 
     Args:
         source: name of the source.
-        same: arguments that the function passes on, since our model has them with the same names and defaults.
+        same: arguments that the function gets as they are, since our model has them with the same names.
+        renamed: arguments that the function gets by the names of our model.
+        defaults: the authors' defaults of arguments in `same` and `renamed` where those of our model differ.
         only: arguments for which our model supports only one value, with this value.
         ignored: arguments that the authors' code ignores too.
     """
-    fixed = dict(only or {})
+    fixed, ours = dict(only or {}), dict(renamed or {})
 
     def register(build: Builder) -> Builder:
         parameters = {p.name: p for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
         def checked(state: Mapping, **constructor: Any) -> ModelAndLayout:
-            check_known(constructor, [*parameters, *same, *fixed, *ignored], source)
+            check_known(constructor, [*parameters, *same, *ours, *fixed, *ignored], source)
             missing = [name for name, p in parameters.items() if p.default is p.empty and name not in constructor]
             if missing:
                 raise ValueError(
@@ -55,9 +59,9 @@ def official(
                 )
             for argument, value in fixed.items():
                 accept(argument, constructor.get(argument, value), [value], f"{value!r}, as in all published models")
-            return build(
-                state, **{name: value for name, value in constructor.items() if name not in {*fixed, *ignored}}
-            )
+            arguments = {**(defaults or {}), **constructor}
+            kept = arguments.keys() - {*fixed, *ignored}
+            return build(state, **{ours.get(name, name): arguments[name] for name in kept})
 
         SOURCES[source] = checked
         return build

@@ -195,14 +195,15 @@ WAVEMIX_ONE_LEVEL = Layout((ONE_LEVEL, *WAVEMIX_NAMES), arrange_wavemix)
 PUBLISHED_LAYOUTS |= {"layers.0.feedforward.0.weight": WAVEMIX_ONE_LEVEL, "layers.0.feedforward1.0.weight": WAVEMIX}
 
 
-@official("wavemix", same=("num_classes", "mult"))
+@official(
+    "wavemix",
+    same=("num_classes", "mult", "depth", "ff_channel"),
+    renamed=dict(final_dim="dim", dropout="proj_drop_rate"),
+    defaults=dict(depth=16, ff_channel=192, final_dim=192),
+)
 def official_wavemix(
     state: Mapping[str, Tensor],
     *,
-    depth: int = 16,
-    ff_channel: int = 192,
-    final_dim: int = 192,
-    dropout: float = 0.5,
     level: int = 3,
     initial_conv: str = "pachify",
     patch_size: int = 4,
@@ -213,11 +214,7 @@ def official_wavemix(
     accept("initial_conv", initial_conv, ["pachify", "strided"], "'pachify' or 'strided'")
     model = wavemix(
         "wavemix_192_16",
-        dim=final_dim,
-        depth=depth,
         level=level,
-        ff_channel=ff_channel,
-        proj_drop_rate=dropout,
         patch_size=patch_size if initial_conv == "pachify" else 0,
         stride=0 if initial_conv == "pachify" else stride,
         **arguments,

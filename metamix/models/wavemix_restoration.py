@@ -178,33 +178,20 @@ WAVEMIXSR = Layout(
 )
 
 
-@official("wavemix_superresolution", same=("depth", "mult"))
-def wavemix_superresolution(
-    state: Mapping[str, Tensor],
-    *,
-    ff_channel: int = 144,
-    final_dim: int = 144,
-    dropout: float = 0.0,
-    level: int = 1,
-    **arguments: Any,
-) -> ModelAndLayout:
+RENAMED = dict(final_dim="dim", dropout="proj_drop")
+FF_CHANNEL = dict(ff_channel=144)  # the authors' default for every `final_dim`
+
+
+@official("wavemix_superresolution", same=("depth", "mult", "ff_channel"), renamed=RENAMED, defaults=FF_CHANNEL)
+def wavemix_superresolution(state: Mapping[str, Tensor], *, level: int = 1, **arguments: Any) -> ModelAndLayout:
     """Build our model for the arguments of the authors' super-resolution `WaveMix`."""
-    model = WaveMixSisr(dim=final_dim, level=level, ff_channel=ff_channel, proj_drop=dropout, **arguments)
-    return model, SISR_ONE_LEVEL if level == 1 else SISR
+    return WaveMixSisr(level=level, **arguments), SISR_ONE_LEVEL if level == 1 else SISR
 
 
-@official("wavemixsr", same=("depth", "mult", "mode"))
-def wavemixsr(
-    state: Mapping[str, Tensor],
-    *,
-    ff_channel: int = 144,
-    final_dim: int = 144,
-    dropout: float = 0.3,
-    scale_factor: int = 2,
-    **arguments: Any,
-) -> ModelAndLayout:
+@official("wavemixsr", same=("depth", "mult", "ff_channel", "mode"), renamed=RENAMED, defaults=FF_CHANNEL)
+def wavemixsr(state: Mapping[str, Tensor], *, scale_factor: int = 2, **arguments: Any) -> ModelAndLayout:
     """Build our model for the arguments of the authors' `WaveMixSR`.
 
     `scale_factor` and `mode` are arguments of its nn.Upsample, which the authors' constructor does not take.
     """
-    return WaveMixSR(scale_factor, dim=final_dim, ff_channel=ff_channel, proj_drop=dropout, **arguments), WAVEMIXSR
+    return WaveMixSR(scale_factor, **arguments), WAVEMIXSR
