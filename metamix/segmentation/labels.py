@@ -19,6 +19,7 @@ from torch import Tensor
 
 from metamix.data import read_image_file
 from metamix.data.files import as_corrupt_image
+from metamix.utils.files import read_text
 
 IGNORED = 255  # label of pixels that are neither trained on nor scored
 MIN_CLASSES, MAX_CLASSES = 2, 255
@@ -202,7 +203,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: {ADVICE}")
-    names = [line.strip() for line in _read_lines(path)]
+    names = [line.strip() for line in read_text(path).rstrip().splitlines()]
     if "" in names:
         raise ValueError(f"{path}, line {names.index('') + 1} is empty: give the label {names.index('')} a name")
     if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
@@ -221,20 +222,12 @@ def read_palette(path: Path) -> Palette | None:
     if not path.is_file():
         return None
     colours = []
-    for i, line in enumerate(_read_lines(path), 1):
+    for i, line in enumerate(read_text(path).rstrip().splitlines(), 1):
         words = line.replace(",", " ").split()
         if not (len(words) == 3 and all(word.isdecimal() and int(word) < 256 for word in words)):
             raise ValueError(f"{path}, line {i}: {line!r} is not a colour: give three numbers, 0 to 255")
         colours.append((int(words[0]), int(words[1]), int(words[2])))
     return tuple(colours)
-
-
-def _read_lines(path: Path) -> list[str]:
-    """Read a text file as lines, without empty lines at its end; raise ValueError if it is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not in UTF-8 (byte {error.start}): save it in this encoding") from None
 
 
 def colours_of(count: int, palette: Palette | None = None) -> np.ndarray:

@@ -24,6 +24,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 import yaml
 from pydantic import ValidationError
 
+from .files import read_text
 from .nesting import MAX_NESTING
 from .rules import accepted, fits, members_of, rule, rules_of, shown
 from .text import did_you_mean
@@ -321,10 +322,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ValueError: the file is not UTF-8 or not YAML, repeats a key, or holds no mapping.
         OSError: the file cannot be read.
     """
-    try:
-        content = _parse_yaml(Path(path).read_text(encoding="utf-8-sig"), str(path))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
+    content = _parse_yaml(read_text(Path(path)), str(path))
     if content is None:
         raise ValueError(f"{path} is empty: give lines 'option: value'")
     if not isinstance(content, dict):

@@ -158,7 +158,7 @@ def test_a_palette_of_the_file_must_agree_with_that_of_the_data(tmp_path):
     "name, text, words",
     [
         ("classes.txt", b"sky\n\nground\n", "classes.txt, line 2 is empty: give the label 1 a name"),
-        ("classes.txt", "stra\u00dfe\nsky\n".encode("latin-1"), "classes.txt is not in UTF-8 .byte 4.: save it in"),
+        ("classes.txt", "stra\u00dfe\nsky\n".encode("latin-1"), "classes.txt:1 is not UTF-8 text; save the file as"),
         ("classes.txt", b"sky\nsky\n", "classes.txt has the class 'sky' twice"),
         ("classes.txt", b" \n", "classes.txt is empty: write the names"),
         ("palette.txt", b"1 2 3\n\n4 5 6\n", "palette.txt, line 2: '' is not a colour"),
