@@ -38,9 +38,7 @@ _augment = partial(option, group="augmentation")
 class ImageOptions(Options):
     """Limit the size of the images that a command reads. The limit is Pillow's, so all readers of the process obey."""
 
-    max_pixels: Count | None = _reading(
-        None, "height x width of the largest image to read; default: Pillow's limit, 89,478,485"
-    )
+    max_pixels: Count | None = _reading(None, "most pixels of an image to read; default: Pillow's limit, 89,478,485")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,9 +50,7 @@ class ImageOptions(Options):
 class ReadingOptions(ImageOptions):
     """Options of reading image files, common to all tasks."""
 
-    workers: Natural = _reading(
-        2, "processes that read images, at most one for each usable core; with 0, the main process reads them"
-    )
+    workers: Natural = _reading(2, "processes that read images, at most one per core; 0: the main process reads them")
     corrupt_limit: Share = _reading(0.01, "stop if more than this share of the images cannot be read")
 
 

@@ -85,9 +85,7 @@ def benchmark(
     cells = cells_of(engines, precisions)
     chosen = {model if isinstance(model, str) else model.name: model for model in models}
     if not models or not batch_sizes or min(batch_sizes) < 1 or runs < 1:
-        raise ValueError(
-            f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give one of each at least"
-        )
+        raise ValueError(f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give one of each")
     reference = reference or next(iter(chosen))
     software = versions() | installed(package for cell in cells for package in packages(*cell))
     keep_freed_memory()

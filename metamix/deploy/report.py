@@ -79,10 +79,7 @@ def missed_limits(figures: dict[str, Any], precision: str) -> list[str]:
             f"{LARGEST_DIFFERENCE:g}"
         )
     if figures.get("same_top1", 1) < SAME_TOP1:
-        problems.append(
-            f"the most probable class is the same for {figures['same_top1']:.2%} of the outputs, the limit is "
-            f"{SAME_TOP1:.1%}"
-        )
+        problems.append(f"the most probable class is the same for {figures['same_top1']:.2%} (limit {SAME_TOP1:.1%})")
     return problems
 
 

@@ -169,14 +169,9 @@ def build_detector(
     elif backbone_args:
         raise ValueError("backbone_args are for a backbone given by name, and this one is built already: drop them.")
     if not isinstance(backbone, Backbone):
-        raise ValueError(
-            f"backbone is a {type(backbone).__name__}; give the name of a timm model, or build_backbone(name)."
-        )
+        raise ValueError(f"backbone is a {type(backbone).__name__}; give a timm model's name, or build_backbone(name).")
     if name in ("retinanet", "fcos") and (backbone.out_channels % 32 or backbone.out_channels < 64):
-        raise ValueError(
-            f"The head of {name} has norms of 32 groups, and out_channels is {backbone.out_channels}: "
-            f"give a multiple of 32, 64 or more."
-        )
+        raise ValueError(f"out_channels is {backbone.out_channels}, but {name} takes multiples of 32, from 64 on.")
     defaults = dict(image_mean=backbone.mean, image_std=backbone.std, size_divisible=backbone.size_divisible)
     model = DETECTORS[name](backbone, num_classes, **(defaults | options))
     model.transform = Transform.like(model.transform, resize_in_training)

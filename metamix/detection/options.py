@@ -58,9 +58,7 @@ class DetectionDataOptions(ReadingOptions):
     """Options of the data set, which training and evaluation share."""
 
     data: Literal["coco"] = _data("coco", "format of the data set")
-    data_dir: str = _data(
-        "", "folder of the data set, with annotations/instances_train.json and images/", on_resume="ignore"
-    )
+    data_dir: str = _data("", "folder with annotations/instances_train.json and images/", on_resume="ignore")
     test_on: str = _data("", "split to score at the end; default: test, or val if there is no test")
 
 
@@ -92,12 +90,8 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
         "auto", "size of RetinaNet's smallest anchors in strides; auto: 4, or the nearest value that suits the boxes"
     )
     out_channels: Channels = _model(256, "channels of the pyramid and the head")
-    out_indices: tuple[int, ...] = _model(
-        (), "pyramid levels, 0 to 3 for strides 4 to 32; by default the published detector's"
-    )
-    extra: Literal["auto", "none", "pool", "p6p7"] = _model(
-        "auto", "coarser levels on top; auto: as many as in the published detector"
-    )
+    out_indices: tuple[int, ...] = _model((), "levels, 0 to 3 for strides 4 to 32; default: the published detector's")
+    extra: Literal["auto", "none", "pool", "p6p7"] = _model("auto", "coarser levels on top; auto: as published")
 
     flip: Share = _augment(0.5, "probability of a horizontal flip")
     flip_vertical: Share = _augment(0.0, "probability of a vertical flip")
@@ -130,9 +124,7 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
         old = self.detector_args.get("anchor_scale")
         if old is not None:
             if self.anchor_scale not in ("auto", old):
-                raise ValueError(
-                    f"anchor_scale is {self.anchor_scale}, and detector_args has anchor_scale {old}; give one of them"
-                )
+                raise ValueError(f"anchor_scale is {self.anchor_scale}, but {old} in detector_args; give one of them")
             self.anchor_scale = old
             super().__post_init__()  # checks it
 

@@ -140,10 +140,7 @@ def apply_in_tiles(
 def check_tiles(tile: int, overlap: int) -> None:
     """Raise ValueError unless tiles of `tile` pixels reach beyond their overlap; `tile` 0 means whole images."""
     if tile < 0 or (tile and not 0 <= overlap < tile):
-        raise ValueError(
-            f"tile is {tile} and overlap {overlap}: give an overlap of at least 0 and less than the tile, or tile 0 "
-            f"for whole images."
-        )
+        raise ValueError(f"tile is {tile} and overlap {overlap}: give 0 <= overlap < tile, or tile 0 for whole images.")
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:

@@ -70,9 +70,7 @@ class MinAttn(nn.Module):
         if dim % num_heads:
             raise ValueError(f"num_heads {num_heads} does not divide the {dim} channels: choose a divisor of {dim}.")
         if qk == "collapsed" and num_heads > 1:
-            raise ValueError(
-                f"qk='collapsed' is one matrix for one head, but num_heads is {num_heads}: use 1, or qk='shared'."
-            )
+            raise ValueError(f"qk='collapsed' is for one head, but num_heads is {num_heads}: use 1, or qk='shared'.")
         self.heads = num_heads
         self.symmetric = qk in ("shared", "cholesky")
         self.context: tuple[int, int] | None = None

@@ -136,9 +136,7 @@ def check_shape(y: Tensor, x: Tensor, mixer: str) -> Tensor:
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or getattr(y, "shape", None) == x.shape:
         return y
     output = tuple(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
-    raise ValueError(
-        f"{mixer} returned {output} for a map of shape {tuple(x.shape)}: a mixer must keep the shape (B, C, H, W)."
-    )
+    raise ValueError(f"{mixer} returned {output} for a map of shape {tuple(x.shape)}: a mixer must keep the shape.")
 
 
 def describe_mixer(name: str, options: Mapping[str, Any], *, defaults: bool = True) -> str:

@@ -81,10 +81,7 @@ class WaveMix(nn.Module):
         check_choice("upsample", upsample, UPSAMPLE)
         check_choice("norm", norm, NORMS)
         if upsample == "bilinear" and ff_channel:
-            raise ValueError(
-                f"ff_channel is {ff_channel}, the width that a transposed convolution starts from: give 0 with "
-                f"upsample='bilinear'."
-            )
+            raise ValueError(f"ff_channel is {ff_channel}, but upsample='bilinear' has no such width: give 0.")
         self.filters = pywt.Wavelet(wavelet).filter_bank[:2]
         self.reduce = nn.Conv2d(dim, dim // 4, 1)
         # From the finest level to the deepest. All but the deepest also get the next level's output, dim / 2 channels.

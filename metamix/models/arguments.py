@@ -27,9 +27,7 @@ def per_stage(name: str, value: Any, stages: int) -> list:
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [value] * stages
     if len(value) != stages:
-        raise ValueError(
-            f"{name} has {len(value)} entries, but {stages} are needed: give one for all, or one for each."
-        )
+        raise ValueError(f"{name} has {len(value)} entries, but {stages} are needed: give one for all or one for each.")
     return list(value)
 
 
@@ -42,9 +40,7 @@ def mixers_per_stage(mixer: Any, mixer_args: Any, stages: int) -> tuple[list[str
     if not all(isinstance(options, Mapping) and all(isinstance(key, str) for key in options) for options in args):
         raise ValueError(f"mixer_args is {mixer_args!r}: give a dict of the mixer's options, or one for each stage.")
     if reserved := {"name", "dim", "size"}.intersection(chain(*args)):
-        raise ValueError(
-            f"mixer_args has {', '.join(sorted(reserved))}, which the skeleton sets: use mixer, dims and img_size."
-        )
+        raise ValueError(f"mixer_args has {', '.join(sorted(reserved))}: use mixer, dims and img_size instead.")
     return names, [dict(options) for options in args]
 
 

@@ -233,10 +233,7 @@ def check_request(
     check_model(name, pretrained)
     check_choice("extra", extra, EXTRA)
     if not out_indices or list(out_indices) != sorted(set(out_indices) & {0, 1, 2, 3}):
-        raise ValueError(
-            f"out_indices is {tuple(out_indices)}; accepted are ascending levels of 0, 1, 2, 3 "
-            f"for strides 4, 8, 16, 32: such as (0, 1, 2, 3) or (1, 2, 3)."
-        )
+        raise ValueError(f"out_indices is {tuple(out_indices)}; give ascending levels from 0 to 3, such as (1, 2, 3).")
     check_one_source(pretrained, checkpoint)
 
 
@@ -303,9 +300,7 @@ def load_body(
         if metadata.task and any(key.startswith("backbone.") for key in tensors):
             raise ValueError(f"{checkpoint} has weights of {metadata.task}: give a file of the classifier {ours}")
         if theirs.partition(".")[0] != ours:
-            raise ValueError(
-                f"{checkpoint} holds the weights of {theirs}, not of {ours}: take that backbone (--model {theirs})"
-            )
+            raise ValueError(f"{checkpoint} holds weights of {theirs}, not of {ours}: give --model {theirs}")
         with torch.device("meta"):
             model = timm.create_model(name, **model_args)
         adapt_checkpoint(model, tensors, checkpoint, metadata)  # only a check: timm would leave missing weights random

@@ -158,9 +158,7 @@ def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer, sou
                 adapted = block.mixer.adapt_state(of_mixer)
             except (RuntimeError, IndexError, ValueError) as error:
                 shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in of_mixer.items())
-                raise ValueError(
-                    f"{source} does not fit: no image size explains the shapes in {prefix}: {shapes}."
-                ) from error
+                raise ValueError(f"{source}: no image size explains the shapes in {prefix}: {shapes}.") from error
             check_own_mixer(block.mixer, adapted, prefix, source)
             state |= {prefix + key: value for key, value in adapted.items()}
     return state
@@ -231,9 +229,7 @@ def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -
     """
     name = metadata.architecture or ""
     if not timm.is_model(name):
-        raise ValueError(
-            f"{source} holds weights of {name}, which is not registered: import the module that registers it."
-        )
+        raise ValueError(f"{source} holds weights of {name}, which is not registered: import its module.")
     try:
         with torch.device("meta"), limited_size(source):
             return timm.create_model(name, **metadata.shape | metadata.model_args | arguments)

@@ -131,9 +131,7 @@ def split_name(name: str) -> tuple[str, str]:
     """Split NAME or NAME.TAG into the name and the tag, "" for none; refuse names and tags that do not exist."""
     base, _, tag = name.partition(".")
     if base not in _MODELS:
-        raise ValueError(
-            f"There is no image model {base!r}{did_you_mean(base, _MODELS)} `metamix.list_image_models()` lists all."
-        )
+        raise ValueError(f"There is no image model {base!r}{did_you_mean(base, _MODELS)} See list_image_models().")
     check_tag(base, tag, tags_of(base))
     return base, tag
 

@@ -266,9 +266,7 @@ class MetaFormer(TimmInterface):
         for down in downsamples[1:]:
             sizes.append(down.out_size(sizes[-1]))
         if min(min(s) for s in sizes) < 1:
-            raise ValueError(
-                f"img_size {img_size} is too small, the maps of the stages would be {sizes}: choose a larger one."
-            )
+            raise ValueError(f"img_size {img_size} is too small: the maps would be {sizes}; give a larger one.")
         return sizes
 
     def forward(self, x: Tensor) -> Tensor:
@@ -309,10 +307,7 @@ class MetaFormer(TimmInterface):
 def check_batch(images: Tensor) -> Tensor:
     """Return the images; raise ValueError unless they are a batch, before a layer complains about its own input."""
     if images.ndim != 4:
-        raise ValueError(
-            f"the model takes images (B, C, H, W), but the shape is {tuple(images.shape)}: give a single image as "
-            f"image[None]."
-        )
+        raise ValueError(f"images have the shape {tuple(images.shape)}, not (B, C, H, W): give one as image[None].")
     return images
 
 

@@ -54,9 +54,7 @@ def official(
             check_known(constructor, [*parameters, *same, *ours, *fixed, *ignored], source)
             missing = [name for name, p in parameters.items() if p.default is p.empty and name not in constructor]
             if missing:
-                raise ValueError(
-                    f"{source} needs {', '.join(missing)}: give the values that the checkpoint was trained with."
-                )
+                raise ValueError(f"{source} needs {', '.join(missing)}: give the values that it was trained with.")
             for argument, value in fixed.items():
                 accept(argument, constructor.get(argument, value), [value], f"{value!r}, as in all published models")
             arguments = {**(defaults or {}), **constructor}
@@ -127,9 +125,7 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
     if source not in SOURCES:
         raise ValueError(f"Unknown source {source!r}{did_you_mean(source, SOURCES)} Sources: {', '.join(SOURCES)}.")
     if not isinstance(state_dict, Mapping):
-        raise ValueError(
-            f"state_dict is a {type(state_dict).__name__}; give tensors by name, what torch.load of the file returns."
-        )
+        raise ValueError(f"state_dict is a {type(state_dict).__name__}; give tensors by name, as torch.load returns.")
     state = flatten(flax_parameters(unwrap(state_dict)))
     model, layout = SOURCES[source](state, **constructor)
     load_into(model, state, "The checkpoint", name=f"the {source} of these arguments", layout=layout)

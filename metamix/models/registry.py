@@ -202,14 +202,8 @@ def check_model(name: str, pretrained: bool = False) -> None:
         return
     if not timm.is_model(name):
         if os.path.isfile(os.path.join(name, ARTIFACT)):
-            raise ValueError(
-                f"{name} is an exported model: metamix export --data scores a model as it writes it, and metamix "
-                f"predict --model {name} runs it"
-            )
-        raise ValueError(
-            f"There is no model {name!r}{did_you_mean(name, timm.list_models())} After `import metamix`, "
-            f"`timm.list_models()` lists all."
-        )
+            raise ValueError(f"{name} is an exported model: metamix export --data scores it, metamix predict runs it")
+        raise ValueError(f"There is no model {name!r}{did_you_mean(name, timm.list_models())} See timm.list_models().")
     model, _, tag = name.partition(".")
     check_tag(model, tag, [tagged.partition(".")[2] for tagged in timm.list_pretrained(f"{model}.*")])
     if pretrained and not timm.models.is_model_pretrained(name):

@@ -86,9 +86,7 @@ def wavemix(
     check_count("stride", stride, least=0)
     check_count("patch_size", patch_size, least=0)
     if bool(stride) == bool(patch_size):
-        raise ValueError(
-            f"stride is {stride} and patch_size {patch_size}: either chooses the stem, give 0 for the other."
-        )
+        raise ValueError(f"stride is {stride} and patch_size {patch_size}: each chooses a stem, give one of them.")
     stem = partial(StridedStem, stride=stride) if stride else partial(PatchStem, patch_size=patch_size)
     mixer_args = dict(level=level, mult=mult, ff_channel=ff_channel, upsample=upsample)
     preset: dict[str, Any] = dict(

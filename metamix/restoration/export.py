@@ -44,9 +44,7 @@ class ExportableRestorer(MapExport):
         rows, columns = (math.lcm(step, 2) for step in model.multiple)  # padding by reflection makes sides even
         height, width = options.img_size or (-(-TILE // rows) * rows, -(-TILE // columns) * columns)
         if height % rows or width % columns:
-            raise ValueError(
-                f"img_size is {height} x {width}, but {options.source} takes multiples of {rows} x {columns} pixels"
-            )
+            raise ValueError(f"img_size is {height} x {width}: {options.source} takes multiples of {rows} x {columns}")
         metadata = replace(trained.metadata, task="restoration", in_chans=model.in_chans)
         extra = vars(spec) | {"scale": model.scale, "multiple": list(model.multiple)}
         super().__init__(model, metadata, (height, width), options, task, extra)
@@ -68,9 +66,7 @@ def open_restorer(options: ExportOptions) -> ExportableRestorer:
     if file is None:
         refuse_name(options.model, options.source)
     if options.data:
-        raise ValueError(
-            f"data is {options.data}, but restoration reads one layout of folders: give only --data-dir DIR"
-        )
+        raise ValueError(f"data is {options.data}, but restoration reads one layout: give only --data-dir DIR")
     weights: Any = {"checkpoint": file, "model": options.model if file else options.source, "pretrained": not file}
     if not options.data_dir:
         return ExportableRestorer(load_restorer(**weights), options)

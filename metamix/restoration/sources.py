@@ -127,8 +127,5 @@ def scale_of_pair(sample: ImagePair, expected: int | None) -> int:
             f"input's size, or a whole number of times that size"
         )
     if expected not in (None, scale):
-        raise ValueError(
-            f"{sample.target} has a scale of {scale} over its input, but other pairs have a scale of {expected}: keep "
-            f"pairs of one scale"
-        )
+        raise ValueError(f"{sample.target} has a scale of {scale}, but other pairs {expected}: keep pairs of one scale")
     return scale

@@ -94,9 +94,7 @@ class Segmenter(BackboneMixin):
     def check(self, images: Tensor) -> None:
         """Raise ValueError for a tensor that is not a batch of images of this model."""
         if images.ndim != 4 or images.shape[1] != self.in_chans:
-            raise ValueError(
-                f"images have the shape {tuple(images.shape)}; this model takes (B, {self.in_chans}, H, W)."
-            )
+            raise ValueError(f"images have shape {tuple(images.shape)}; this model takes (B, {self.in_chans}, H, W).")
         height, width = images.shape[-2:]
         if self.fixed_size and (height > self.fixed_size[0] or width > self.fixed_size[1]):
             h, w = self.fixed_size

@@ -135,9 +135,7 @@ def open_cityscapes(options: SegmentationDataOptions) -> MaskedSet:
     def find(split: str) -> Split:
         for folder in ("leftImg8bit", "gtFine"):
             if not (path := Path(options.data_dir) / folder / split).is_dir():
-                raise FileNotFoundError(
-                    f"there is no {path}: give --data-dir with the folders leftImg8bit and gtFine of Cityscapes"
-                )
+                raise FileNotFoundError(f"there is no {path}: give --data-dir a folder with leftImg8bit and gtFine")
         data: Any = torchvision_sets.Cityscapes(options.data_dir, split, target_type="semantic")
         pairs = zip(data.images, (targets[0] for targets in data.targets))
         return [_sample(Path(image), Path(mask), Path(data.images_dir)) for image, mask in sorted(pairs)]

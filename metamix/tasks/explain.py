@@ -124,10 +124,7 @@ def main(argv: Sequence[str]) -> None:
 def find_explainer(checkpoint: str) -> Callable[[Any, Path, str | None], Explanation]:
     """Return the task's function that explains the model of a checkpoint; raise ValueError if there is none."""
     if is_exported(checkpoint):
-        raise ValueError(
-            f"{checkpoint} is an exported model, which has no gradients: give the run or the weights that it was "
-            f"exported from"
-        )
+        raise ValueError(f"{checkpoint} is an exported model, which has no gradients: give its run or weights")
     task = task_of(checkpoint)[0]
     if not find_task(task).explain:
         others = " and ".join(name for name in TASKS if find_task(name).explain)

@@ -98,9 +98,7 @@ def run(options: ExportOptions) -> dict[str, Any]:
     folder = check_output(options.output)
     exportable = spec.part("export")(options)
     if options.precision == "int8" and not hasattr(exportable, "calibration"):
-        raise ValueError(
-            f"{options.source} is a model of {task}, which is not quantized to int8: take --precision fp32 or bf16"
-        )
+        raise ValueError(f"{options.source} is a model of {task} and is not quantized: take --precision fp32 or bf16")
     examples = exportable.examples(2)
     check_runs(exportable.model, examples)
     make_output_folder(folder)
@@ -152,14 +150,9 @@ def check_options(options: ExportOptions) -> None:
     check_packages(options.format, options.precision)
     if options.precision == "int8":
         if not (options.data or options.data_dir):
-            raise ValueError(
-                "int8 is calibrated on images of the training split: give their data set, --data NAME for a "
-                "classifier, --data-dir DIR for other models"
-            )
+            raise ValueError("int8 is calibrated on images of the training split: give --data NAME or --data-dir DIR")
     elif options.max_drop is not None:
-        raise ValueError(
-            f"max_drop is {options.max_drop}, but it only limits int8: leave it out, or give --precision int8"
-        )
+        raise ValueError(f"max_drop is {options.max_drop}, but only limits int8: leave it out or give --precision int8")
     if options.images and not (options.data or options.data_dir):
         raise ValueError(f"images is {options.images}, but there are none to compare on: give --data and --data-dir")
 
@@ -171,9 +164,7 @@ def check_output(folder: Path) -> Path:
     names = {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
     others = names if names.isdisjoint({ARTIFACT, REPORT}) else names - {ARTIFACT} - file_names()
     if others:
-        raise ValueError(
-            f"{folder} holds other files ({', '.join(sorted(others)[:3])}): give a new folder to export to"
-        )
+        raise ValueError(f"{folder} holds other files ({', '.join(sorted(others)[:3])}): give a new folder")
     return folder
 
 

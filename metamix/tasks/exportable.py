@@ -56,9 +56,7 @@ class ExportOptions(ImageOptions):
         "what int8 may lose on training images that calibration did not see; default: 0.3 points of accuracy, 0.5 of "
         "AP or mean IoU, 0.1 dB of PSNR",
     )
-    rank_minutes: NotNegative = option(
-        10.0, "minutes for ranking layers, of which some stay in fp32 if int8 loses more than --max-drop"
-    )
+    rank_minutes: NotNegative = option(10.0, "minutes to rank the layers that stay in fp32 if int8 loses too much")
     calibration_images: Count = option(500, "training images that int8 is calibrated on")
     threads: Count | None = option(None, "threads of the speed measurement; default: torch's number")
     seconds: NotNegative = option(4.0, "seconds of the speed measurement; 0: none")

@@ -32,9 +32,7 @@ class BackboneOptions:
     )
     model_args: dict[str, Any] = _model({}, "more arguments of the model, as YAML: '{mixer: raft}'")
     pretrained: bool = _model(False, "start from the model's published weights")
-    checkpoint: str | None = _model(
-        None, "start from the weights in this file or run folder; a head for other classes is new"
-    )
+    checkpoint: str | None = _model(None, "start from the weights of this file or run; a head for other classes is new")
 
     def check_backbone(self, set_elsewhere: Mapping[str, str]) -> None:
         """Check these options together.
@@ -50,9 +48,7 @@ class BackboneOptions:
         check_one_source(self.pretrained, self.checkpoint)
         for name in self.model_args:
             if name in set_elsewhere:
-                raise ValueError(
-                    f"model_args has {name}, which comes from {set_elsewhere[name]}; leave it out of model_args"
-                )
+                raise ValueError(f"model_args has {name}, which comes from {set_elsewhere[name]}; leave it out")
             if name in TIMM_ARGS:
                 raise ValueError(f"model_args has {name}, which is not an argument of the model itself; leave it out")
 

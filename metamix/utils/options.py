@@ -220,9 +220,7 @@ def parse_flags(
         if words:
             values[f.name], words = (words, []) if _is_list(options[f.name][1]) else (words[0], words[1:])
     if words:
-        raise ValueError(
-            f"{words[0]!r} is not an option; write --name value, or --name and --no-name without a value for a switch"
-        )
+        raise ValueError(f"{words[0]!r} is not an option; write --name value, or --name or --no-name for a switch")
     return {
         name: convert(value, options[name][1], _title(options[name][0]), text=True) for name, value in values.items()
     }

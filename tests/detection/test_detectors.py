@@ -204,7 +204,7 @@ def test_wrong_labels_are_named(name):
         (dict(min_siz=400), "retinanet has no option 'min_siz'; did you mean 'min_size'"),
         (dict(name="mask_rcnn", score_thresh=0.1), "no option 'score_thresh'; did you mean '.*score_thresh'"),
         (dict(backbone=torch.nn.Conv2d(3, 8, 1)), "backbone is a Conv2d; give the name of a timm model"),
-        (dict(name="fcos", backbone_args=dict(out_channels=48)), "fcos has norms of 32 groups, and out_channels is 48"),
+        (dict(name="fcos", backbone_args=dict(out_channels=48)), "out_channels is 48, but fcos takes multiples of 32"),
         (dict(anchor_generator=None), "retinanet has no option 'anchor_generator'. metamix makes the anchor_generator"),
         (dict(backbone="resnet81"), "no model 'resnet81'; did you mean 'resnet18'"),
     ],

@@ -306,8 +306,8 @@ def objects(shift=0.0, score=0.9, label=1):
     [
         (objects(0.3), []),
         (objects(0.7), ["boxes differ by up to 0.70 pixels, the limit is 0.5"]),
-        (objects(label=2), ["1 of 1 objects are not found, the limit is 0.1%"]),
-        (objects(score=0.8), ["1 of 1 objects are not found, the limit is 0.1%"]),
+        (objects(label=2), ["1 of 1 objects are not found (limit 0.1%)"]),
+        (objects(score=0.8), ["1 of 1 objects are not found (limit 0.1%)"]),
     ],
 )
 def test_limits_of_boxes(given, words):

@@ -248,7 +248,7 @@ def test_two_exports_into_one_folder_are_refused(made, exported):
         [sys.executable, "-c", HOLD, exported / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match=f"another process is writing into {exported}; wait for it, stop it, or"):
+        with pytest.raises(ValueError, match=f"another process is writing into {exported}; wait, stop it, or"):
             export(source, output=exported, format="torch", seconds=0)
         other.communicate("\n")
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == before

@@ -604,7 +604,7 @@ def test_mixer_in_place_of_the_names_own():
 @pytest.mark.parametrize(
     "img_size, words",
     [
-        (2, "img_size 2 is too small, the maps of the stages would be .*: choose a larger one"),
+        (2, "img_size 2 is too small: the maps would be .*; give a larger one"),
         ((64, 2), r"img_size \(64, 2\) is too small"),
         ((32, 32, 3), r"img_size is \(32, 32, 3\): give one number of at least 1, or two of them, \(height, width\)"),
         ("large", "img_size is 'large': give one number"),

@@ -297,7 +297,7 @@ def test_nothing_is_overwritten(clean, tmp_path, run):
     with pytest.raises(SystemExit, match="tile is 8 and overlap 8: give an overlap of at least 0 and less than"):
         run(photos, "--output", tmp_path / "out", "--tile", 8, "--overlap", 8)
     Image.open(photos / "0.png").save(tmp_path / "0.png")
-    with pytest.raises(SystemExit, match="0.png would be overwritten, and no earlier run wrote it: there is no "):
+    with pytest.raises(SystemExit, match="0.png exists, and no earlier run wrote it: there is no "):
         run(photos / "0.png", "--output", tmp_path)
     with pytest.raises(SystemExit, match=r"folder .*0.png could not be made \(File exists\); give another --output"):
         run(photos, "--output", tmp_path / "0.png")

@@ -106,7 +106,7 @@ def test_masks_of_a_data_set_are_kept(photos, tmp_path, run):
     (root / "masks").mkdir()
     (root / "masks" / "a.png").write_bytes(b"truth")
     (root / "classes.txt").write_text("red\ngreen\nblue\n")
-    with pytest.raises(SystemExit, match="masks was not written by metamix predict, because there is no .*predictions"):
+    with pytest.raises(SystemExit, match="masks was not written by metamix predict: there is no .*predictions"):
         run(root / "images", "--output", root)
     assert (root / "masks" / "a.png").read_bytes() == b"truth"
 

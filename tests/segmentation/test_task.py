@@ -211,7 +211,7 @@ def test_a_backbone_of_one_size_is_scored_in_tiles(scenes, tmp_path):
     root, run = scenes(), tmp_path / "run"
     words = [*SMALL_HEAD, "--model", "mixer_s32_224", "--model-args", "{mlp_ratio: [0.1, 0.1]}"]
     train(*words, "--tile", 32, "--overlap", 4, "--data-dir", root, "--output", run)
-    words = "mixer_s32_224 takes images of 32 x 32 pixels at most: cut larger ones into tiles, --tile 32 --overlap 4"
+    words = "mixer_s32_224 takes 32 x 32 pixels at most: give --tile 32 --overlap 4"
     with pytest.raises(SystemExit, match=words):
         evaluate("--checkpoint", run, "--data-dir", root)
     evaluate("--checkpoint", run, "--data-dir", root, "--tile", 32, "--overlap", 4, "--output", tmp_path / "out")
@@ -231,7 +231,7 @@ MISTAKES = [
     (["--train-on", "trian"], "no split 'trian'; did you mean 'train'"),
     (["--train-on", "train,test"], "test is among the splits to train on"),
     (["--data", "ade20k"], "there is no .*objectInfo150.txt: it comes with ADEChallengeData2016"),
-    (["--data", "cityscapes", "--ignore-index", 7], "masks of cityscapes are known: leave out --ignore-index"),
+    (["--data", "cityscapes", "--ignore-index", 7], "cityscapes has known mask values: leave out --ignore-index"),
     (["--data", "oxford_pets", "--reduce-zero-label"], "masks of oxford_pets are known"),
     (["--data", "cityscapes"], "there is no .*scenes/leftImg8bit/train: give --data-dir with the folders leftImg8bit"),
     (["--head-args", "{auxiliary: maybe}"], "auxiliary is 'maybe': give true or false"),
@@ -240,7 +240,7 @@ MISTAKES = [
     (["--data-dir", ""], "no data set is given: --data-dir FOLDER"),
     (["--data-dir", "nowhere"], "there is no folder nowhere"),
     (["--tile", 16, "--overlap", 16], "tile is 16 and overlap 16: give an overlap of at least 0 and less than the"),
-    (["--model", "mixer_s32_224", "--model-args", "{}"], "takes images of 32 x 32 pixels at most.*--tile 32"),
+    (["--model", "mixer_s32_224", "--model-args", "{}"], "takes 32 x 32 pixels at most.*--tile 32"),
     (["--mean", "0.5,0.5,0.5"], "mean is given, but std is not: give both or neither"),
     (["--ignore-index", "none"], r"0.png has the label 255 at 48 pixels, but there are 4 classes .* are 0 to 3"),
     (["--ignore-index", "none", "--memory", "no"], "0.png has the label 255 at 48 pixels"),
