@@ -1,6 +1,6 @@
 """Check the arguments of `MetaFormer`; turn them into values for each stage and into layer classes."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
 from numbers import Integral
 from typing import Any
@@ -52,16 +52,6 @@ def check_stages(depths: Any, dims: Any) -> None:
             raise ValueError(f"{name} is {values!r}: give a whole number of at least 1 for each stage.")
     if len(dims) != len(depths):
         raise ValueError(f"depths {tuple(depths)} and dims {tuple(dims)} differ in length: give one of each per stage.")
-
-
-def check_known(arguments: Iterable[str], accepted: Collection[str], name: str) -> None:
-    """Raise ValueError for an argument that `name` does not accept. The message suggests the most similar name."""
-    for argument in arguments:
-        if argument not in accepted:
-            raise ValueError(
-                f"{argument!r} is not an argument of {name}{did_you_mean(argument, accepted)} "
-                f"Its arguments: {', '.join(accepted)}."
-            )
 
 
 def check_tag(name: str, tag: str, tags: Collection[str]) -> None:

@@ -11,12 +11,11 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from metamix.utils.text import did_you_mean
+from metamix.utils.checks import check_choice, check_known
 from metamix.weights.files import flatten, flax_parameters, unwrap
 from metamix.weights.fit import load_into
 from metamix.weights.layout import Layout
 
-from .arguments import check_known
 from .metaformer import MetaFormer
 
 ModelAndLayout = tuple[nn.Module, Layout]
@@ -51,7 +50,7 @@ def official(
         parameters = {p.name: p for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
         def checked(state: Mapping, **constructor: Any) -> ModelAndLayout:
-            check_known(constructor, [*parameters, *same, *ours, *fixed, *ignored], source)
+            check_known(source, constructor, [*parameters, *same, *ours, *fixed, *ignored])
             missing = [name for name, p in parameters.items() if p.default is p.empty and name not in constructor]
             if missing:
                 raise ValueError(f"{source} needs {', '.join(missing)}: give the values that it was trained with.")
@@ -122,8 +121,7 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
     if source not in SOURCES:  # a task's module registers its sources when it is imported
         for module in MODULES:
             import_module(module)
-    if source not in SOURCES:
-        raise ValueError(f"Unknown source {source!r}{did_you_mean(source, SOURCES)} Sources: {', '.join(SOURCES)}.")
+    check_choice("source", source, SOURCES)
     if not isinstance(state_dict, Mapping):
         raise ValueError(f"state_dict is a {type(state_dict).__name__}; give tensors by name, as torch.load returns.")
     state = flatten(flax_parameters(unwrap(state_dict)))

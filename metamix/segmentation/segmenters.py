@@ -42,8 +42,7 @@ from metamix.models.backbone import (
 )
 from metamix.models.batch_norms import apply_batch_norms
 from metamix.models.pyramids import LastMap
-from metamix.utils.checks import check_count, check_rate, parse_size
-from metamix.utils.text import did_you_mean
+from metamix.utils.checks import check_choice, check_count, check_known, check_rate, parse_size
 
 from .heads import DeconvHead, FCNHead, SemanticFPNHead, UPerHead
 from .published import load_published, published_segmenter
@@ -259,8 +258,7 @@ def build_segmenter(
             `finest_stride`; an isotropic backbone has maps finer than stride 4; weights are not published or do not
             fit.
     """
-    if head not in HEADS:
-        raise ValueError(f"There is no head {head!r}{did_you_mean(head, HEADS)} Accepted: {', '.join(HEADS)}.")
+    check_choice("head", head, HEADS)
     check_count("num_classes", num_classes, least=2)
     check_count("in_chans", in_chans, least=1)
     check_options(head, options)
@@ -293,13 +291,8 @@ def check_options(head: str, options: Mapping[str, Any]) -> None:
     """Raise ValueError for an option that a head does not have, or a number out of range."""
     others = {"request"} | ({"neck_channels"} if head == "upernet" else set())
     accepted = [name for name in inspect.signature(HEADS[head]).parameters if name not in others]
+    check_known(head, options, accepted, "Arguments of the backbone go into backbone_args, or --model-args.")
     for name, value in options.items():
-        if name not in accepted:
-            raise ValueError(
-                f"{head} has no option {name!r}{did_you_mean(name, accepted)} Pass an argument of the "
-                f"backbone with backbone_args=dict({name}=...), on the command line with --model-args. Options of "
-                f"{head}: {', '.join(accepted)}."
-            )
         if name not in WIDTHS or value is None:
             continue
         if head == "wavemix" and not isinstance(value, (list, tuple)):

@@ -25,7 +25,6 @@ import torchvision.datasets as torchvision_sets
 from metamix.data.files import read_header
 from metamix.data.find import Pairs, match_partners
 from metamix.utils.checks import check_choice
-from metamix.utils.text import did_you_mean
 
 from .labels import IGNORED, Labels, Palette, make_labels, map_labels, read_classes, read_palette, voc_colour
 from .options import SegmentationDataOptions
@@ -76,10 +75,7 @@ class MaskedSet:
 
     def find(self, split: str) -> Split:
         """Find the samples of a split; `Unmatched` if images and masks do not match."""
-        if split not in self.splits:
-            raise ValueError(
-                f"there is no split {split!r}{did_you_mean(split, self.splits)} Splits: {', '.join(self.splits)}."
-            )
+        check_choice("split", split, self.splits)
         return self.splits[split]()
 
 

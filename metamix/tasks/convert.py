@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from metamix.utils.checks import check_choice
 from metamix.utils.options import Options, option, parse_command, positional
 from metamix.utils.rules import ShareBetween
-from metamix.utils.text import did_you_mean, exit_with_message, plural, printable
+from metamix.utils.text import exit_with_message, plural, printable
 
 from .registry import TASKS, find_task
 
@@ -105,8 +106,7 @@ def read_labels(format: str, source: Path) -> Labels:
     specs = [spec for spec in map(find_task, TASKS) if spec.convert]
     readers: list[tuple[str, Reader]] = [item for spec in specs for item in spec.part("convert").items()]
     names = sorted({name for name, _ in readers})
-    if format not in names:
-        raise ValueError(f"there is no format {format!r}{did_you_mean(format, names)} Formats: {', '.join(names)}.")
+    check_choice("format", format, names)
     if not source.exists():
         raise FileNotFoundError(f"there is no file or folder {source}")
     labels = next(filter(None, (reader(source) for name, reader in readers if name == format)), None)

@@ -29,7 +29,7 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
     names = [each for each in list_optimizers() if each != "adahessian"]  # it needs second derivatives
     if name not in names:
         raise ValueError(
-            f"there is no optimizer {options.optimizer!r}{did_you_mean(name, names)} "
+            f"optimizer is {options.optimizer!r}{did_you_mean(name, names)} "
             f"Accepted: adamw, sgd, lion, muon, lamb and all others of timm.optim.list_optimizers() except adahessian."
         )
     fused = name in FUSED and not {"foreach", "differentiable"} & options.opt_args.keys()  # torch allows only one

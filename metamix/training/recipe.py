@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from metamix.utils.checks import check_choice
 from metamix.utils.files import shipped_folder
 from metamix.utils.options import (
     Options,
@@ -216,8 +217,7 @@ def parse(
         import_modules(imports)
         task = convert(config.pop("task"), str, f"{path}: task") if "task" in config else None
         task = first.task or task or default_task(config | named_weights(argv))
-        if task not in tasks:
-            raise ValueError(f"there is no task {task!r}{did_you_mean(task, tasks)} Tasks: {', '.join(tasks)}.")
+        check_choice("task", task, tasks)
 
         parser.description = f"{description}\n\nTasks: {', '.join(tasks)}. This help is that of {task}."
         classes = engine, tasks[task]()

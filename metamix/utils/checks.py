@@ -1,7 +1,7 @@
 """Check and read arguments, and check outputs of models. Messages say what was given and what is accepted."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -33,10 +33,19 @@ def check_rate(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}: give a number from 0 to 1.")
 
 
-def check_choice(name: str, value: Any, accepted: Collection[str]) -> None:
-    """Raise ValueError unless `value` is one of the accepted words; the message suggests the most similar one."""
+def check_choice(name: str, value: Any, accepted: Collection[str], advice: str = "") -> None:
+    """Raise ValueError unless `value` is one of the accepted words; the message suggests one, and ends in `advice`."""
     if value not in accepted:
-        raise ValueError(f"{name} is {value!r}{did_you_mean(value, accepted)} Accepted: {', '.join(accepted)}.")
+        words = f"{name} is {value!r}{did_you_mean(value, accepted)} Accepted: {', '.join(accepted)}. {advice}"
+        raise ValueError(words.rstrip())
+
+
+def check_known(owner: str, options: Iterable[str], accepted: Collection[str], advice: str = "") -> None:
+    """Raise ValueError for an option that `owner` does not have, as `check_choice` does."""
+    for option in options:
+        if option not in accepted:
+            words = f"{owner} has no option {option!r}{did_you_mean(option, accepted)} {advice}".rstrip()
+            raise ValueError(f"{words} Its options: {', '.join(sorted(accepted)) or 'none'}.")
 
 
 def check_one_source(pretrained: bool, checkpoint: object) -> None:
@@ -74,8 +83,7 @@ def parse_weighted_sum(text: str, names: Collection[str]) -> dict[str, float]:
     for term in text.split("+"):
         first, star, second = term.strip().partition("*")
         name = (second if star else first).strip()
-        if name not in names:
-            raise ValueError(f"there is no loss {name!r}{did_you_mean(name, names)} Known: {', '.join(names)}.")
+        check_choice("loss", name, names)
         if name in weights:
             raise ValueError(f"loss is {text!r}, which has {name} twice; keep one of them")
         try:

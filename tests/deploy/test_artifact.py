@@ -78,7 +78,7 @@ def test_damaged_file_is_refused(tmp_path, change, words):
             },
             r"channels in extra is 'u'; accepted is one of rgb, grey, y",
         ),
-        ({"model": {"task": "depth"}}, r"there is no task 'depth'. Tasks: classification, detection"),
+        ({"model": {"task": "depth"}}, r"task is 'depth'. Accepted: classification, detection"),
         ({"model": {}}, r"there is no num_classes in model\. Export the model again"),
         ({"model": KNOWN | {"mean": None}}, r"there is no mean in model\. Export the model again"),
         (

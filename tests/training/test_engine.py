@@ -478,8 +478,8 @@ def test_kron_resumes_exactly(name, monkeypatch):
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"optimizer": "adamv"}, "there is no optimizer 'adamv'; did you mean 'adam"),
-        ({"optimizer": "adahessian"}, "there is no optimizer 'adahessian'"),
+        ({"optimizer": "adamv"}, "optimizer is 'adamv'; did you mean 'adam"),
+        ({"optimizer": "adahessian"}, "optimizer is 'adahessian'"),
         ({"opt_args": {"betta": 1}}, "optimizer adamw cannot be made with opt_args {'betta': 1}: "),
         ({"opt_args": {"betas": [0.9]}}, "optimizer adamw cannot be made with opt_args {'betas': [0.9]}: "),
         ({"opt_args": {"betas": [2, 0.9]}}, "optimizer adamw cannot be made with opt_args {'betas': [2, 0.9]}: "),

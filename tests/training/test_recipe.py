@@ -179,7 +179,7 @@ def test_text_that_looks_like_another_value_is_read_back(config, text):
         ),
         (["--rates", "1,x"], "--rates is '1,x', but it must be a list [a, b] of numbers."),
         (["--size", "big"], "--size is 'big', but it must be a whole number, or none."),
-        (["--task", "toy"], "there is no task 'toy'; did you mean 'toys'? Tasks: toys."),
+        (["--task", "toy"], "task is 'toy'; did you mean 'toys'? Accepted: toys."),
         (["--config", "nowhere.yaml"], "there is no config nowhere.yaml"),
         (["--epochs", "0"], "--epochs is '0', but it must be a whole number from 1 to 1,000,000"),
         (["--lr", "nan"], "--lr is 'nan', but it must be a finite number of at least 0"),
