@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from metamix.deploy.artifact import REPORT, Artifact, file_names
 from metamix.deploy.extras import installed
@@ -106,9 +107,7 @@ def run(options: ExportOptions) -> dict[str, Any]:
         return write_export(exportable, examples, folder, options)
 
 
-def write_export(
-    exportable: Exportable, examples: torch.Tensor, folder: Path, options: ExportOptions
-) -> dict[str, Any]:
+def write_export(exportable: Exportable, examples: Tensor, folder: Path, options: ExportOptions) -> dict[str, Any]:
     """Write a model to the folder and check it; return the content of report.json."""
     threads = options.threads or torch.get_num_threads()
     artifact = write_model(exportable, examples, folder, options)
@@ -168,7 +167,7 @@ def check_output(folder: Path) -> Path:
     return folder
 
 
-def write_model(exportable: Exportable, examples: torch.Tensor, folder: Path, options: ExportOptions) -> Artifact:
+def write_model(exportable: Exportable, examples: Tensor, folder: Path, options: ExportOptions) -> Artifact:
     """Write the model's files and return what to say about them."""
     write_text(folder / REPORT, "")  # marks the folder as ours, so that an export that fails can be repeated
     for name in {ARTIFACT} | file_names() - {REPORT}:  # files of an earlier export
@@ -191,7 +190,7 @@ def write_model(exportable: Exportable, examples: torch.Tensor, folder: Path, op
 
 
 @torch.inference_mode()
-def check_runs(model: torch.nn.Module, images: torch.Tensor) -> None:
+def check_runs(model: nn.Module, images: Tensor) -> None:
     """Raise ValueError if a model does not take these images, such as one that is only made for another size."""
     try:
         model(images)
@@ -227,7 +226,7 @@ def measure(exportable: Exportable, exported: ExportedModel, threads: int, secon
     model = exportable.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.set_num_threads(threads)
 
-    def eager(images: torch.Tensor) -> Any:
+    def eager(images: Tensor) -> Any:
         return model(images.to(memory_format=torch.channels_last))
 
     return speeds({"eager": eager, "exported": exported}, exportable.examples(1), seconds)
