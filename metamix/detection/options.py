@@ -44,13 +44,9 @@ AnchorScale = Annotated[float, Field(gt=0, le=MAX_ANCHOR_SCALE)]
 
 def is_setting(value: object) -> bool:
     """Return whether a value is true, false, null, a number of ordinary size, or a short list of these."""
-    if isinstance(value, (list, tuple)):
-        return (
-            len(value) <= 64
-            and not any(isinstance(item, (list, tuple)) for item in value)
-            and all(map(is_setting, value))
-        )
-    return value is None or (isinstance(value, (bool, int, float)) and abs(value) <= MAX_SETTING)
+    values = value if isinstance(value, (list, tuple)) else [value]
+    plain = (each is None or (isinstance(each, (bool, int, float)) and abs(each) <= MAX_SETTING) for each in values)
+    return len(values) <= 64 and all(plain)
 
 
 @dataclass

@@ -132,12 +132,6 @@ class EngineOptions(Options):
         if self.score == "auto":
             self.score = "ema" if self.ema else "last"
 
-    def set_epochs_from_iterations(self, steps_per_epoch: int) -> None:
-        """Round `iterations` to whole epochs and store them in `epochs`; without `iterations`, change nothing."""
-        if self.iterations:
-            self.epochs = max(1, round(self.iterations / steps_per_epoch))
-            self.check_warmup()
-
     def check_warmup(self) -> None:
         """Raise ValueError if the warm-up is longer than the run."""
         if self.warmup_epochs > self.epochs:

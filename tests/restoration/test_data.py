@@ -184,7 +184,7 @@ def test_a_grey_file_is_its_own_luminance_where_it_is_scored(clean):
     assert torch.equal(read_tensor(grey / "0.png", "y"), stored)
     found = data(data_dir=grey, test_dir=grey, degradation="noise:0", channels="y")
     assert torch.equal(next(iter(found.eval_loaders(1, 0, 1)["test"]))["target"][0], stored)
-    assert "6 scored images in grey: compared as stored, from 0 to 255" in found.notes
+    assert "6 scored images in grey: compared as stored, 0 to 255" in found.notes
     trained_on = found.parts["train"].read(0)[1]  # it stands for the luminance of a photograph in colour
     assert torch.allclose(255 * trained_on, 16 + 219 * stored, atol=1e-3)
     assert not any("grey" in note for note in data(data_dir=colour, degradation="noise:0", channels="y").notes)
