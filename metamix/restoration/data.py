@@ -108,7 +108,10 @@ class RestorationData:
             if train:
                 parts["train"] = leave_out(parts["train"], roots["train"], [roots["test"], *folders])
                 if not parts["train"]:
-                    raise ValueError(f"all images of {roots['train']} are in {roots['test']}: give another --data-dir")
+                    raise ValueError(
+                        f"all images of {roots['train']} are in {roots['test']}, so none is left to train on: give "
+                        f"another --data-dir"
+                    )
                 used = [root.resolve() for root in roots.values()]
                 self.notes += [
                     f"{folder} is neither trained on nor scored, since --test-dir is given"

@@ -47,7 +47,7 @@ def test_is_read_as_it_was_written(tmp_path):
     [
         (
             {"version": 1},
-            r"is of version 1, and this metamix reads version 2, which has checksums: export the",
+            r"is of version 1, not 2, which has checksums: export again",
         ),
         ({"files": {"../model.onnx": "0"}}, r"files in the file is .*; accepted is a mapping of names of exported fil"),
         ({"format": "onx"}, r"format is 'onx'; did you mean 'onnx'\? Accepted: onnx, openvino, torch."),
@@ -154,7 +154,7 @@ def test_exported_model_is_no_checkpoint(tmp_path):
     ("format", "precision", "words"),
     [
         ("onnx", "bf16", "no bf16 kernels on a CPU: take --format openvino or torch"),
-        ("torch", "int8", "take --format openvino or onnx with --precision int8"),
+        ("torch", "int8", "take --format openvino or onnx"),
         ("openvino", "int4", "precision is 'int4'; did you mean 'int8'"),
     ],
 )

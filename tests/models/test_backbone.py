@@ -193,7 +193,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"weights with the mixer pooling\(\), but this model has the mixer raft"):
         build_backbone("metaformer_raft_nano", checkpoint=tmp_path / "weights.pt", **TINY)
     save_weights(tmp_path / "r.safetensors", timm.create_model("resnet34").state_dict(), {"model": "resnet34"})
-    words = r"r.safetensors holds the weights of resnet34, not of resnet18: take that backbone \(--model resnet34\)$"
+    words = r"r.safetensors holds weights of resnet34, not of resnet18: give --model resnet34$"
     with pytest.raises(ValueError, match=words):
         build_backbone("resnet18", checkpoint=tmp_path / "r.safetensors")
 

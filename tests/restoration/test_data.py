@@ -242,7 +242,7 @@ def test_pairs_that_do_not_fit_are_refused_by_name(pairs, image):
     with pytest.raises(ValueError, match="0.png has 48 x 39 pixels and .*0.png 48 x 40; the target of a pair must"):
         data(data_dir=root)
     image((20, 24)).save(root / "train" / "input" / "0.png")
-    with pytest.raises(ValueError, match="1.png has a scale of 1 .*, but other pairs have a scale of 2: keep"):
+    with pytest.raises(ValueError, match="1.png has a scale of 1, but other pairs 2: keep"):
         data(data_dir=root)
 
 
@@ -295,5 +295,5 @@ def test_verify_of_options_that_do_not_fit(pairs, clean):
     assert verify(root / "train", "--target-folder", "input", "--input-folder", "target", *words) == 0
     with pytest.raises(SystemExit, match="--input-folder target is for pairs, but degradation is noise:0"):
         main([str(clean()), "--clean", "--input-folder", "target", *words])
-    with pytest.raises(SystemExit, match="data_dir is x, but restoration reads .*: give the folder alone, metamix ve"):
+    with pytest.raises(SystemExit, match="data_dir is x: give the folder alone, metamix ve"):
         main(["folder", "--data-dir", "x", *words])

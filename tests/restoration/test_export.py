@@ -135,7 +135,7 @@ def test_default_size_is_one_that_the_model_takes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(img_size=30), r"img_size is 30 x 30, but .* takes multiples of 8 x 8 pixels"),
+        (dict(img_size=30), r"img_size is 30 x 30: .* takes multiples of 8 x 8"),
         (
             dict(data="folder", data_dir="."),
             "data is folder, but restoration reads one layout: give only",

@@ -63,5 +63,5 @@ def test_mistakes_are_refused_in_words(text, words):
 
 
 def test_ssim_needs_crops_of_its_window():
-    with pytest.raises(ValueError, match="window has 11 pixels, and crop is 8; give a larger --crop"):
+    with pytest.raises(ValueError, match="window of ssim has 11 pixels, and crop is 8; give a larger --crop"):
         RestorationLoss("ssim", crop=8)

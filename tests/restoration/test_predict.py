@@ -313,7 +313,7 @@ def test_turned_photographs_are_written_upright(tmp_path):
 
 
 def test_weights_that_are_missing_or_of_another_task(tmp_path):
-    with pytest.raises(ValueError, match="there are no weights: give --checkpoint FILE, or --model NAME --pretrained"):
+    with pytest.raises(ValueError, match="there are no weights: give --checkpoint FILE or --model NAME --pretrained"):
         load_restorer(None)
     with pytest.raises(FileNotFoundError):
         load_restorer(tmp_path / "nothing.safetensors")
