@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -28,7 +27,7 @@ from metamix.data.find import paths_inside
 from metamix.data.outputs import change_extensions, check_outputs, predict_images
 from metamix.mixers.views import Point, View, view
 from metamix.models.metaformer import Block
-from metamix.utils.figures import figure_text, save_figure
+from metamix.utils.figures import figure_text, image_grid, save_figure
 from metamix.utils.files import make_output_folder
 from metamix.utils.options import Options, option, parse_command, positional
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
@@ -198,10 +197,7 @@ def draw_explanation(path: Path, explanation: Explanation) -> None:
     rows, columns = 1 + max((len(views) for _, views in shown), default=0), max(3, len(shown))
     height, width = explanation.activation.shape
     side = 2.6 * min(2.2, max(0.35, height / width))
-    figure = Figure(figsize=(2.6 * columns, (side + 0.4) * rows), layout="compressed")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
+    figure, grid = image_grid(rows, columns, "compressed", figsize=(2.6 * columns, (side + 0.4) * rows))
     label, _ = explanation.scores[explanation.explained]
     for axes, title in zip(grid[0], ("image", f"activation for {figure_text(label)}", "scores")):
         axes.set_title(title, fontsize=9)
