@@ -13,6 +13,7 @@ from timm.layers.create_norm import _NORM_MAP
 from torch import nn
 
 from metamix.layers import GELU, GroupNorm1
+from metamix.utils.checks import check_choice
 from metamix.utils.text import did_you_mean
 
 Norm = str | Callable[[int], nn.Module] | None  # a name in timm, a constructor, or None for no norm
@@ -87,8 +88,5 @@ def layer_by_name(option: str, layer: Any, get: Callable[[str], Any], names: Col
     by_spelling = {name.replace("_", ""): name for name in names}
     spelt = str(layer).replace("_", "").lower()
     if spelt not in by_spelling:
-        raise ValueError(
-            f"{option} is {layer!r}{did_you_mean(layer, names)} Accepted: a constructor of your own, or one of "
-            f"{', '.join(names)}."
-        )
+        check_choice(option, layer, names, "You may also give a constructor of your own.")
     return get(by_spelling[spelt])

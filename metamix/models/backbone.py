@@ -179,9 +179,6 @@ def build_backbone(
     )
 
 
-ANY_SIZE = dict(dynamic_img_size=True, strict_img_size=False)  # arguments of timm's ViT and Swin
-
-
 @dataclass(frozen=True)
 class Plan:
     """How the levels of a pyramid follow from the maps of a model."""
@@ -259,7 +256,7 @@ def takes_argument(name: str, model_args: dict[str, Any], argument: str, value: 
 
 def for_any_size(name: str, model_args: dict[str, Any]) -> dict[str, Any]:
     """Add the arguments with which timm's ViT and Swin take images of any size, where they are not given."""
-    missing = {argument: value for argument, value in ANY_SIZE.items() if argument not in model_args}
+    missing = {a: v for a, v in (("dynamic_img_size", True), ("strict_img_size", False)) if a not in model_args}
     return model_args | {a: value for a, value in missing.items() if takes_argument(name, model_args, a, value)}
 
 

@@ -11,7 +11,6 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,20 +99,14 @@ def build(
             default_mixer_args(stage, dim).get(mixer, {}) | args
             for stage, (dim, mixer, args) in enumerate(zip(kwargs["dims"], mixers, mixer_args))
         ]
-    build_model = partial(
-        build_model_with_cfg,
-        MetaFormer,
-        name,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter,
-        feature_cfg=dict(
-            out_indices=tuple(range(len(depths))) if len(depths) > 1 else tuple(range(depths[0]))[-3:],
-            feature_cls="getter",
-            flatten_sequential=len(depths) > 1,  # lets timm's "list" and "dict" find stages; they cannot find blocks
-        ),
+    feature_cfg = dict(
+        out_indices=tuple(range(len(depths))) if len(depths) > 1 else tuple(range(depths[0]))[-3:],
+        feature_cls="getter",
+        flatten_sequential=len(depths) > 1,  # lets timm's "list" and "dict" find stages; they cannot find blocks
     )
+    kwargs |= dict(pretrained_filter_fn=checkpoint_filter, feature_cfg=feature_cfg)
     try:
-        return build_model(**kwargs)
+        return build_model_with_cfg(MetaFormer, name, pretrained, **kwargs)
     except TypeError as error:
         if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
             accepted = inspect.signature(MetaFormer).parameters

@@ -36,8 +36,8 @@ def check_rate(name: str, value: Any) -> None:
 def check_choice(name: str, value: Any, accepted: Collection[str], advice: str = "") -> None:
     """Raise ValueError unless `value` is one of the accepted words; the message suggests one, and ends in `advice`."""
     if value not in accepted:
-        words = f"{name} is {value!r}{did_you_mean(value, accepted)} Accepted: {', '.join(accepted)}. {advice}"
-        raise ValueError(words.rstrip())
+        words = f"{name} is {value!r}{did_you_mean(value, accepted)} Accepted: {', '.join(accepted) or 'none'}."
+        raise ValueError(f"{words} {advice}".rstrip())
 
 
 def check_known(owner: str, options: Iterable[str], accepted: Collection[str], advice: str = "") -> None:
