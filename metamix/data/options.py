@@ -64,9 +64,7 @@ class LocationOptions(ReadingOptions):
     data_dir: str | None = _source(
         None, "folder of the data set; for --data folder, the one with train/ and val/", on_resume="ignore"
     )
-    download: bool = _source(
-        False, "fetch a data set of torchvision, or tiny_imagenet, that is missing", on_resume="ignore"
-    )
+    download: bool = _source(False, "fetch a missing data set of torchvision, or tiny_imagenet", on_resume="ignore")
     test_on: str = _source("", "split to score: val, valid, validation or test; empty: the first of these that exists")
 
 
@@ -89,9 +87,7 @@ class SourceOptions(LocationOptions):
         "data set's or ImageNet's",
     )
     std: tuple[float, ...] | None = _source(None, "standard deviation of each channel; the default is as for mean")
-    crop_pct: CropShare = _source(
-        0.875, "streamed images: share of the shorter side that the centre crop for scoring keeps"
-    )
+    crop_pct: CropShare = _source(0.875, "streamed images: share of the shorter side that the crop for scoring keeps")
 
 
 @dataclass
@@ -113,9 +109,7 @@ class DataOptions(SourceOptions):
     cutout: Natural = _augment(0, "side in pixels of a square that is set to the mean in every image")
     erase: Share = _augment(0.0, "probability that a random rectangle is filled with noise")
     mixup: NotNegative = _augment(0.0, "alpha of mixup; 0 turns it off")
-    cutmix: NotNegative = _augment(
-        0.0, "alpha of cutmix; 0 turns it off; if mixup and cutmix are on, each batch draws one of them"
-    )
+    cutmix: NotNegative = _augment(0.0, "alpha of cutmix; 0 turns it off; with mixup too, each batch draws one of them")
     mix_prob: Share = _augment(1.0, "probability that a batch is mixed", needs="mixup or cutmix")
     mix_off_epoch: Natural = _augment(0, "epochs after which mixup and cutmix stop; 0: never", needs="mixup or cutmix")
 

@@ -102,9 +102,7 @@ class Segmenter(BackboneMixin):
                 f"{min(h, w)} pixels, or build it with another img_size."
             )
         if self.training and isinstance(self.head, UPerHead) and images.shape[0] < 2:
-            raise ValueError(
-                "upernet trains on batches of at least 2 images: after 1 x 1 pooling its BatchNorm sees one value."
-            )
+            raise ValueError("upernet trains on batches of 2 or more: after 1 x 1 pooling, BatchNorm sees one value.")
 
 
 def last_layer(module: nn.Module) -> str:

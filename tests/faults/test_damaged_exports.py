@@ -108,7 +108,7 @@ def test_damage_is_found_before_the_engine_opens_a_file(format, tmp_path):
 def test_export_json_that_was_edited_is_refused(exported):
     file = exported / "export.json"
     file.write_text(file.read_text().replace("0.35", "8.35"))
-    with pytest.raises(ValueError, match=r"export.json is damaged or was edited, its own SHA-256 is wrong: copy the "):
+    with pytest.raises(ValueError, match=r"export.json is damaged or edited: its SHA-256 is wrong. Copy the "):
         load_exported(exported, trust=True)
 
 

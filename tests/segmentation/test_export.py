@@ -184,7 +184,7 @@ def test_refusals(source, scenes, tmp_path):
         export(source, output=tmp_path / "out", img_size=33)
     with pytest.raises(ValueError, match="--data NAME for a classifier, --data-dir DIR for other models"):
         export(source, output=tmp_path / "out", precision="int8")
-    with pytest.raises(ValueError, match="scenes has no training split, and int8 is never calibrated on the test"):
+    with pytest.raises(ValueError, match="scenes has no training split, and int8 is not calibrated on the test"):
         export(source, output=tmp_path / "out", precision="int8", data_dir=str(scenes))
     with pytest.raises(ValueError, match=r"data is folder: give its folder, --data-dir DIR, to compare .* on it"):
         export(source, output=tmp_path / "out", data="folder", seconds=0)
