@@ -21,7 +21,7 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from metamix.utils.checks import check_choice, check_count, check_one_source
+from metamix.utils.checks import check_choice, check_counts, check_one_source
 from metamix.weights.download import require_reachable
 from metamix.weights.find import read_weights
 
@@ -153,7 +153,7 @@ def build_backbone(
     if out_channels is None and extra != "none":
         raise ValueError(f"extra is {extra!r}, and levels of one width are needed for it: give out_channels.")
     if out_channels is not None:
-        check_count("out_channels", out_channels, least=1)
+        check_counts(1, out_channels=out_channels)
     model_args = dict(in_chans=3) | for_any_size(name, model_args)
     plan = plan_levels(name, out_indices, model_args)
     body = load_body(name, plan.body_indices, pretrained, checkpoint, plan.input_size, model_args)

@@ -14,7 +14,7 @@ from typing import Any
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from metamix.utils.checks import check_count
+from metamix.utils.checks import check_counts
 from metamix.weights.layout import Layout
 
 from .embed import ConvEmbed
@@ -42,9 +42,7 @@ def ninformer(
         num_layers: blocks.
         kwargs: further arguments of `MetaFormer`.
     """
-    counts = dict(patch_size=patch_size, d_model=d_model, d_ffn=d_ffn, num_layers=num_layers)
-    for option, value in counts.items():
-        check_count(option, value, least=1)
+    check_counts(1, patch_size=patch_size, d_model=d_model, d_ffn=d_ffn, num_layers=num_layers)
     mixer_args = dict(token_dim=d_ffn, channel_dim=d_ffn)
     preset: dict[str, Any] = dict(
         mixer="nin",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from metamix.layers import ConvWeights, resize_to, round_up
 from metamix.mixers.raft import RaftMlp
-from metamix.utils.checks import check_count
+from metamix.utils.checks import check_counts
 from metamix.weights.layout import Layout
 
 from .arguments import check_stages, per_stage
@@ -49,7 +49,7 @@ class MultiScaleEmbed(CeilEmbed):
 
     def __init__(self, in_chans: int, dim: int, *, kernels: tuple[int, ...], stride: int):
         super().__init__()
-        check_count("patch size", stride, least=1)
+        check_counts(1, patch_size=stride)
         if not isinstance(kernels, (tuple, list)):
             raise ValueError(f"embedding kernels are {kernels!r}: give each level a tuple of sides, such as (4, 8).")
         if any((k - stride) % 2 or k < stride for k in kernels):

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from metamix.layers import GELU
-from metamix.utils.checks import check_count
+from metamix.utils.checks import check_counts
 from metamix.weights.layout import PUBLISHED as PUBLISHED_LAYOUTS
 from metamix.weights.layout import Layout
 
@@ -83,8 +83,7 @@ def wavemix(
         proj_drop_rate: dropout in the mixers.
         kwargs: further arguments of `MetaFormer`.
     """
-    check_count("stride", stride, least=0)
-    check_count("patch_size", patch_size, least=0)
+    check_counts(0, stride=stride, patch_size=patch_size)
     if bool(stride) == bool(patch_size):
         raise ValueError(f"stride is {stride} and patch_size {patch_size}: each chooses a stem, give one of them.")
     stem = partial(StridedStem, stride=stride) if stride else partial(PatchStem, patch_size=patch_size)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from metamix.layers import CheckpointedSequential, Conv2d, GradCheckpointing
 from metamix.layers.image_inference import check_multiples, run_padded
 from metamix.mixers import WaveMix
-from metamix.utils.checks import check_choice, check_count
+from metamix.utils.checks import check_choice, check_counts
 from metamix.weights.layout import Layout
 
 from .arguments import norm_layer
@@ -79,8 +79,7 @@ class WaveMixSR(GradCheckpointing):
         residual: bool = False,
     ):
         super().__init__()
-        for option, value in (("scale", scale), ("dim", dim), ("depth", depth)):
-            check_count(option, value, least=1)
+        check_counts(1, scale=scale, dim=dim, depth=depth)
         check_choice("mode", mode, MODES)
         self.scale, self.mode, self.residual, self.num_features = scale, mode, residual, dim
         self.stem = stem(1, dim)
@@ -127,8 +126,7 @@ class WaveMixSisr(GradCheckpointing):
         super().__init__()
         if scale not in (1, 2):
             raise ValueError(f"scale is {scale!r}: WaveMixSisr enlarges images twice, or not at all: give 1 or 2.")
-        for option, value in (("in_chans", in_chans), ("dim", dim), ("depth", depth)):
-            check_count(option, value, least=1)
+        check_counts(1, in_chans=in_chans, dim=dim, depth=depth)
         self.in_chans, self.scale, self.residual, self.num_features = in_chans, scale, residual, dim
         self.fold = 2 // scale
         self.multiple = self.fold, self.fold

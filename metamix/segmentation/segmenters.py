@@ -42,7 +42,7 @@ from metamix.models.backbone import (
 )
 from metamix.models.batch_norms import apply_batch_norms
 from metamix.models.pyramids import LastMap
-from metamix.utils.checks import check_choice, check_count, check_known, check_rate, parse_size
+from metamix.utils.checks import check_choice, check_counts, check_known, check_rates, parse_size
 
 from .heads import DeconvHead, FCNHead, SemanticFPNHead, UPerHead
 from .published import load_published, published_segmenter
@@ -257,8 +257,8 @@ def build_segmenter(
             fit.
     """
     check_choice("head", head, HEADS)
-    check_count("num_classes", num_classes, least=2)
-    check_count("in_chans", in_chans, least=1)
+    check_counts(2, num_classes=num_classes)
+    check_counts(1, in_chans=in_chans)
     check_options(head, options)
     whole = published_segmenter(head, backbone)
     if whole:
@@ -296,9 +296,9 @@ def check_options(head: str, options: Mapping[str, Any]) -> None:
         if head == "wavemix" and not isinstance(value, (list, tuple)):
             raise ValueError(f"{name} is {value!r}: give a list of widths, one after each doubling, such as [128, 64].")
         for width in value if head == "wavemix" else [value]:
-            check_count(name, width, least=1)
+            check_counts(1, **{name: width})
     if options.get("finest_stride", 4) not in tuple(FINEST):  # a list has no hash
         raise ValueError(f"finest_stride is {options['finest_stride']!r}; accepted are {', '.join(map(str, FINEST))}.")
     if not isinstance(auxiliary := options.get("auxiliary", False), bool):
         raise ValueError(f"auxiliary is {auxiliary!r}: give true or false.")
-    check_rate("dropout", options.get("dropout", 0))
+    check_rates(dropout=options.get("dropout", 0))

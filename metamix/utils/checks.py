@@ -15,10 +15,11 @@ class DoesNotFit(ValueError):
     """An image that the model cannot take or the file format cannot hold."""
 
 
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raise ValueError unless `value` is a whole number of at least `least`."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} is {value!r}: give a whole number of at least {least}.")
+def check_counts(least: int, **values: Any) -> None:
+    """Raise ValueError unless all values, which are passed by name, are whole numbers of at least `least`."""
+    for name, value in values.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} is {value!r}: give a whole number of at least {least}.")
 
 
 def check_not_negative(name: str, value: Any) -> None:
@@ -27,10 +28,11 @@ def check_not_negative(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}: give a finite number of at least 0.")
 
 
-def check_rate(name: str, value: Any) -> None:
-    """Raise ValueError unless `value` is a number from 0 to 1."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
-        raise ValueError(f"{name} is {value!r}: give a number from 0 to 1.")
+def check_rates(**values: Any) -> None:
+    """Raise ValueError unless all values, which are passed by name, are numbers from 0 to 1."""
+    for name, value in values.items():
+        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
+            raise ValueError(f"{name} is {value!r}: give a number from 0 to 1.")
 
 
 def check_choice(name: str, value: Any, accepted: Collection[str], advice: str = "") -> None:

@@ -137,12 +137,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_command(
-    argv: Sequence[str],
-    cls: type[T],
-    prog: str,
-    *,
-    description: str = "",
-    epilog: str = "",
+    argv: Sequence[str], cls: type[T], prog: str, *, description: str = "", epilog: str = ""
 ) -> tuple[T, set[str]]:
     """Read a command line into a dataclass. `--import MODULE` imports modules first; `--help` exits with 0.
 
