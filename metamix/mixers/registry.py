@@ -165,13 +165,8 @@ class MixerOption:
 def mixer_options(name: str) -> list[MixerOption]:
     """Return the options of the mixer registered as `name`, in the order of its constructor."""
     cls = get_mixer(name)
-    docs = documented_arguments(inspect.getdoc(cls) or "")
+    _, _, section = (inspect.getdoc(cls) or "").partition("Args:\n")
+    entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE)
+    docs = {option: " ".join(text.split()) for option, text in entries}
     parameters = inspect.signature(cls).parameters
     return [MixerOption(name, parameters[name].default, docs.get(name, "")) for name in accepted_options(cls)]
-
-
-def documented_arguments(docstring: str) -> dict[str, str]:
-    """Return the entries in the "Args:" section of a docstring, as texts by argument name."""
-    _, _, section = docstring.partition("Args:\n")
-    entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}

@@ -51,7 +51,8 @@ def list_tasks() -> str:
 def task_of_model(name: str | None) -> str | None:
     """Return the task if only one trains models of this name, which may have a tag; return None for other models."""
     base = (name or "").partition(".")[0]
-    return next((task for task in TASKS if base in find_task(task).model_names()), None)
+    specs = [spec for spec in map(find_task, TASKS) if spec.models]
+    return next((spec.name for spec in specs if base in spec.part("models")()), None)
 
 
 def task_of_weights(path: Path, model: str | None = None) -> str:

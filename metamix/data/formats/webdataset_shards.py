@@ -57,18 +57,14 @@ def find_shards(root: Path) -> dict[str, list[str]]:
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON ({error}); repair it or take it out") from None
     if "splits" in info:
-        return {split: listed_shards(root, split) for split in info["splits"]}
+        try:
+            import webdataset  # noqa: F401 - timm's reader needs it and gives a less clear error
+        except ImportError as error:
+            raise ImportError("an info.json of shards needs webdataset: pip install 'metamix[webdataset]'") from error
+        readers = {split: create_reader("wds/", root=str(root), split=split) for split in info["splits"]}
+        return {split: reader.split_info.filenames for split, reader in readers.items()}
     names = sorted(path.name for path in root.glob("*.tar"))
     return {split: [name for name in names if split in re.split("[-_.]", name)] for split in ("train", *TEST_SPLITS)}
-
-
-def listed_shards(root: Path, split: str) -> list[str]:
-    """Return the file names of the shards that an info.json lists for a split."""
-    try:
-        import webdataset  # noqa: F401 - timm's reader needs it and gives a less clear error
-    except ImportError as error:
-        raise ImportError("shards listed by an info.json need webdataset: pip install 'metamix[webdataset]'") from error
-    return create_reader("wds/", root=str(root), split=split).split_info.filenames
 
 
 def index_shards(shards: list[Path]) -> tuple[list[Member], torch.Tensor]:
