@@ -172,9 +172,9 @@ def make_card(
     """
     address = f"hf-hub:{options.repo}"
     imports = "".join(f" --import {name}" for name in modules)
-    own = "".join(f"import {name}\n" for name in modules)
+    import_lines = "".join(f"import {name}\n" for name in modules)
     on = f" on {about['data']}" if about.get("data") else ""
-    load = f'```python\n{own}import metamix\n\ntrained = metamix.load("{address}")\n'
+    load = f'```python\n{import_lines}import metamix\n\ntrained = metamix.load("{address}")\n'
     parts = [
         f"---\n{header(options, spec, about, 'timm' if in_timm else 'metamix')}\n---",
         f"# {options.repo.partition('/')[2]}",
@@ -183,7 +183,7 @@ def make_card(
         f'{load}print(trained.predict(["photo.jpg"]))\n```',
     ]
     if in_timm:
-        parts += [f"With timm:\n\n```python\n{own}{in_timm}```"]
+        parts += [f"With timm:\n\n```python\n{import_lines}{in_timm}```"]
     if rows := "\n".join(f"| {name} | {value} |" for name, value in figures(about)):
         parts += [f"## Results\n\n| | |\n|---|---|\n{rows}"]
     if recipe:

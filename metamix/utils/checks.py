@@ -56,11 +56,11 @@ def check_one_source(pretrained: bool, checkpoint: object) -> None:
         raise ValueError(f"pretrained and checkpoint ({checkpoint}) both say where weights come from: give one.")
 
 
-def parse_size(name: str, given: int | tuple[int, int]) -> tuple[int, int]:
+def parse_size(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     """Turn one number or (height, width) into (height, width); raise ValueError unless sides are positive integers."""
-    size = to_2tuple(given)
+    size = to_2tuple(value)
     if len(size) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in size):
-        raise ValueError(f"{name} is {given!r}: give one number of at least 1, or two of them, (height, width).")
+        raise ValueError(f"{name} is {value!r}: give one number of at least 1, or two of them, (height, width).")
     return size
 
 
