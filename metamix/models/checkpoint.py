@@ -158,7 +158,9 @@ def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer, sou
                 adapted = block.mixer.adapt_state(of_mixer)
             except (RuntimeError, IndexError, ValueError) as error:
                 shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in of_mixer.items())
-                raise ValueError(f"{source}: no image size explains the shapes in {prefix}: {shapes}.") from error
+                raise ValueError(
+                    f"{source} does not fit: no image size explains the shapes in {prefix}: {shapes}."
+                ) from error
             check_own_mixer(block.mixer, adapted, prefix, source)
             state |= {prefix + key: value for key, value in adapted.items()}
     return state
