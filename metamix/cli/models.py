@@ -14,7 +14,7 @@ from metamix.utils.text import exit_with_message, short_count
 
 @dataclass
 class ModelsOptions(Options):
-    """Options of `metamix models`."""
+    """List models with their sizes and weights."""
 
     patterns: tuple[str, ...] = positional("names with wildcards: '*raft*'", metavar="PATTERN", default=("*",))
     pretrained: bool = option(False, "only models with weights")
@@ -24,9 +24,7 @@ class ModelsOptions(Options):
 def main(argv: Sequence[str]) -> None:
     """Print the models whose names match; exit with a message if there are none."""
     with exit_with_message(ValueError):
-        options, _ = parse_command(
-            argv, ModelsOptions, prog="metamix models", description="List models with their sizes and weights."
-        )
+        options, _ = parse_command(argv, ModelsOptions, "metamix models")
         models = list_all_models(options.patterns, pretrained=options.pretrained)
     if options.format == "json":
         print(json.dumps([asdict(m) for m in models], indent=2))

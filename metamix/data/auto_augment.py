@@ -79,10 +79,7 @@ def parse(text: str) -> str | tuple[int, int, float] | None:
         r"rand-m(\d+)(?:-mstd(\d+(?:\.\d+)?))?(?:-inc1)?(?:-n(\d+))?(?:-mstd(\d+(?:\.\d+)?))?(?:-inc1)?", text
     )
     if not match or int(match[1]) > 10 or int(match[3] or 2) < 1:
-        raise ValueError(
-            f"auto_augment is {text!r}: give none, trivial, or rand-m9-n2 (m from 0 to 10, n at least 1; -mstd0.5 adds "
-            f"noise)"
-        )
+        raise ValueError(f"auto_augment is {text!r}: give none, trivial, or rand-m9-n2 (m to 10; -mstd0.5 adds noise)")
     return int(match[1]), int(match[3] or 2), float(match[2] or match[4] or 0)
 
 

@@ -164,9 +164,7 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image)
     low, high = pixels.min(), pixels.max()
     if low < 0 or high > 65535 or 0 < high < 256:  # 8 bits in a larger file would become black
-        raise CorruptImage(
-            f"its pixels go from {low} to {high}, not 0 to 65535; save it with 8 bits a channel, or scaled to 16"
-        )
+        raise CorruptImage(f"its pixels go from {low} to {high}, not 0 to 65535; save it with 8 bits, or scaled to 16")
     return Image.fromarray((pixels // 256).astype(np.uint8))
 
 

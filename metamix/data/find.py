@@ -8,8 +8,8 @@ from metamix.utils.text import did_you_mean
 from .formats.base import list_image_paths
 
 
-def find_images(places: Sequence[Path], without: Sequence[Path] = ()) -> list[Path]:
-    """List the images in files and folders, each once.
+def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[Path, Path]:
+    """List the images in files and folders, each with its path inside the given folder, or its name for a file.
 
     Args:
         places: files, with any name, and folders, which are searched at any depth.
@@ -18,29 +18,25 @@ def find_images(places: Sequence[Path], without: Sequence[Path] = ()) -> list[Pa
     Raises:
         FileNotFoundError: a file is missing, or a folder holds only results of earlier runs.
     """
-    images: dict[Path, None] = {}
+    inside: dict[Path, Path] = {}
     for place in places:
         if not place.is_dir():
             if not place.exists():
                 raise FileNotFoundError(f"there is no image {place}")
-            images[place] = None
+            inside[place] = Path(place.name)
             continue
         paths = list_images(place).values()
         skipped = [folder for folder in map(Path.resolve, without) if not place.resolve().is_relative_to(folder)]
         kept = [path for path in paths if not any(path.resolve().is_relative_to(folder) for folder in skipped)]
         if not kept:
             raise FileNotFoundError(f"{place} holds only results of earlier runs: give the folder of the input images")
-        images |= dict.fromkeys(kept)
-    return list(images)
+        inside |= {path: path.relative_to(place) for path in kept}
+    return inside
 
 
-def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[Path, Path]:
-    """Find images as `find_images` does; return each with its path inside the given folder, or its name for a file."""
-    return {
-        path: path.relative_to(place if place.is_dir() else place.parent)
-        for place in places
-        for path in find_images([place], without)
-    }
+def find_images(places: Sequence[Path], without: Sequence[Path] = ()) -> list[Path]:
+    """List the images in files and folders, each once; arguments and errors as for `paths_inside`."""
+    return list(paths_inside(places, without))
 
 
 def list_images(folder: Path) -> dict[str, Path]:

@@ -29,6 +29,7 @@ Factors = Annotated[
     ),
 ]
 
+_reading = partial(option, group="reading images", on_resume="ignore")
 _source = partial(option, group="data")
 _augment = partial(option, group="augmentation")
 
@@ -37,12 +38,7 @@ _augment = partial(option, group="augmentation")
 class ImageOptions(Options):
     """Limit the size of the images that a command reads. The limit is Pillow's, so all readers of the process obey."""
 
-    max_pixels: Count | None = option(
-        None,
-        "height x width of the largest image to read; default: Pillow's limit, 89,478,485",
-        group="reading images",
-        on_resume="ignore",
-    )
+    max_pixels: Count | None = _reading(None, "most pixels of an image to read; default: Pillow's limit, 89,478,485")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,15 +50,8 @@ class ImageOptions(Options):
 class ReadingOptions(ImageOptions):
     """Options of reading image files, common to all tasks."""
 
-    workers: Natural = option(
-        2,
-        "processes that read images, at most one for each usable core; with 0, the main process reads them",
-        group="reading images",
-        on_resume="ignore",
-    )
-    corrupt_limit: Share = option(
-        0.01, "stop if more than this share of the images cannot be read", group="reading images", on_resume="ignore"
-    )
+    workers: Natural = _reading(2, "processes that read images, at most one per core; 0: the main process reads them")
+    corrupt_limit: Share = _reading(0.01, "stop if more than this share of the images cannot be read")
 
 
 @dataclass
@@ -77,9 +66,7 @@ class LocationOptions(ReadingOptions):
         "folder of the data set; for --data folder, the one with train/ and val/, or labels.csv",
         on_resume="ignore",
     )
-    download: bool = _source(
-        False, "fetch a data set of torchvision, or tiny_imagenet, that is missing", on_resume="ignore"
-    )
+    download: bool = _source(False, "fetch a missing data set of torchvision, or tiny_imagenet", on_resume="ignore")
     test_on: str = _source("", "split to score: val, valid, validation or test; empty: the first of these that exists")
 
 
@@ -102,9 +89,7 @@ class SourceOptions(LocationOptions):
         "data set's or ImageNet's",
     )
     std: tuple[float, ...] | None = _source(None, "standard deviation of each channel; the default is as for mean")
-    crop_pct: CropShare = _source(
-        0.875, "streamed images: share of the shorter side that the centre crop for scoring keeps"
-    )
+    crop_pct: CropShare = _source(0.875, "streamed images: share of the shorter side that the crop for scoring keeps")
 
 
 @dataclass
@@ -126,9 +111,7 @@ class DataOptions(SourceOptions):
     cutout: Natural = _augment(0, "side in pixels of a square that is set to the mean in every image")
     erase: Share = _augment(0.0, "probability that a random rectangle is filled with noise")
     mixup: NotNegative = _augment(0.0, "alpha of mixup; 0 turns it off")
-    cutmix: NotNegative = _augment(
-        0.0, "alpha of cutmix; 0 turns it off; if mixup and cutmix are on, each batch draws one of them"
-    )
+    cutmix: NotNegative = _augment(0.0, "alpha of cutmix; 0 turns it off; with mixup too, each batch draws one of them")
     mix_prob: Share = _augment(1.0, "probability that a batch is mixed", needs="mixup or cutmix")
     mix_off_epoch: Natural = _augment(0, "epochs after which mixup and cutmix stop; 0: never", needs="mixup or cutmix")
 

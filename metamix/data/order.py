@@ -19,10 +19,7 @@ class TrainOrder:
 
     def __init__(self, total: int, batch_size: int, rank: int, world_size: int, seed: int):
         if batch_size % world_size:
-            raise ValueError(
-                f"batch_size is {batch_size}, which {world_size} processes cannot share equally; take a multiple of "
-                f"{world_size}"
-            )
+            raise ValueError(f"batch_size is {batch_size}: give a multiple of {world_size}, the number of processes")
         self.total, self.batch_size, self.seed = total, batch_size, seed
         self.part = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 

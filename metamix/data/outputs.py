@@ -46,9 +46,7 @@ def check_outputs(outputs: Mapping[Path, Path], marker: Path) -> None:
         if file.resolve() in read:
             raise ValueError(f"{file} is an image and would be overwritten: give another --output")
         if file.exists() and not marker.exists():
-            raise ValueError(
-                f"{file} would be overwritten, and no earlier run wrote it: there is no {marker}. Give another --output"
-            )
+            raise ValueError(f"{file} exists, and no earlier run wrote it: there is no {marker}. Give another --output")
 
 
 def predict_images(

@@ -115,15 +115,9 @@ def load_artifact(folder: str | Path) -> Artifact:
         raise ValueError(f"{path} is not JSON ({error}): export the model again") from None
     if not isinstance(raw, dict) or raw.get("version") != VERSION:
         version = raw.get("version") if isinstance(raw, dict) else type(raw).__name__
-        raise ValueError(
-            f"{path} is of version {shown(version)}, and this metamix reads version {VERSION}, which has checksums: "
-            f"export the model again"
-        )
+        raise ValueError(f"{path} is of version {shown(version)}, not {VERSION}, which has checksums: export again")
     if raw.get(CHECKSUM) != with_checksum(raw)[CHECKSUM]:
-        raise ValueError(
-            f"{path} is damaged or was edited, its own SHA-256 is wrong: copy the whole folder again, or export the "
-            f"model again"
-        )
+        raise ValueError(f"{path} is damaged or edited: its SHA-256 is wrong. Copy the folder again, or export again")
     missing = [f.name for f in fields(Artifact) if f.name not in raw]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: export the model again")

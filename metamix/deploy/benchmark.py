@@ -85,9 +85,7 @@ def benchmark(
     cells = cells_of(engines, precisions)
     chosen = {model if isinstance(model, str) else model.name: model for model in models}
     if not models or not batch_sizes or min(batch_sizes) < 1 or runs < 1:
-        raise ValueError(
-            f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give one of each at least"
-        )
+        raise ValueError(f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give one of each")
     reference = reference or next(iter(chosen))
     software = versions() | installed(package for cell in cells for package in packages(*cell))
     keep_freed_memory()
@@ -97,8 +95,8 @@ def benchmark(
     failed: dict[str, str] = {}
     try:
         with TemporaryDirectory() as temporary, torch._dynamo.config.patch(recompile_limit=64):  # one forward for all
-            given = ({reference: reference} | chosen).values()
-            subjects = [random_model(model, img_size) if isinstance(model, str) else model for model in given]
+            timed = ({reference: reference} | chosen).values()
+            subjects = [random_model(model, img_size) if isinstance(model, str) else model for model in timed]
             place = Path(folder or temporary)
             place.mkdir(parents=True, exist_ok=True)
             for batch in batch_sizes:
@@ -117,7 +115,7 @@ def benchmark(
                 timings = [interleaved(steps, seconds * len(steps)) for _ in range(runs)]
                 compared = [run.get((subjects[0], ("eager", "fp32"))) for run in timings]
                 for subject, cell in steps:
-                    rows.append(make_row(subject, *cell, batch, [run[subject, cell] for run in timings], compared))
+                    rows.append(subject.row(cell, batch, [run[subject, cell] for run in timings], compared))
     finally:
         torch.set_num_threads(before)
     return {
@@ -209,6 +207,23 @@ class BenchmarkedModel:
         height, width = self.images.shape[-2:]
         return width if height == width else f"{height}x{width}"
 
+    def row(self, cell: Cell, batch: int, seconds: Sequence[float], base: Sequence[float | None]) -> dict[str, Any]:
+        """Make a row of the result from the seconds of a call in each run; `base` has the reference's seconds."""
+        spent = median(seconds)
+        speedups = [round(b / s, 2) for s, b in zip(seconds, base) if b is not None]
+        return {
+            "model": self.name,
+            "engine": cell[0],
+            "precision": cell[1],
+            "img_size": self.size,
+            "batch": batch,
+            "ms": round(1000 * spent, 2),
+            "img_per_s": round(batch / spent, 1),
+            "speedup": round(median(speedups), 2) if speedups else None,
+            "from": min(speedups, default=None),
+            "to": max(speedups, default=None),
+        }
+
 
 def torch_step(model: nn.Module, images: Tensor, compiled: bool, precision: str) -> Step:
     """Return a function that runs a model in torch, in channels_last, bf16 by autocast."""
@@ -221,31 +236,6 @@ def torch_step(model: nn.Module, images: Tensor, compiled: bool, precision: str)
             return call(images)
 
     return step
-
-
-def make_row(
-    subject: BenchmarkedModel,
-    engine: str,
-    precision: str,
-    batch: int,
-    seconds: Sequence[float],
-    base: Sequence[float | None],
-) -> dict[str, Any]:
-    """Make a row of the result from the seconds of a call in each run; `base` has the reference's seconds."""
-    spent = median(seconds)
-    speedups = [round(b / s, 2) for s, b in zip(seconds, base) if b is not None]
-    return {
-        "model": subject.name,
-        "engine": engine,
-        "precision": precision,
-        "img_size": subject.size,
-        "batch": batch,
-        "ms": round(1000 * spent, 2),
-        "img_per_s": round(batch / spent, 1),
-        "speedup": round(median(speedups), 2) if speedups else None,
-        "from": min(speedups, default=None),
-        "to": max(speedups, default=None),
-    }
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -78,7 +78,25 @@ def quantize_file(
         if not quantizer.layers:
             raise QuantizationError(f"{file} has no convolution and no matrix product: int8 would change nothing")
         output = Path(folder) / f"int8{file.suffix}"
-        result = search(quantizer, file, output, batches, score, max_drop, minutes, unit)
+        before = score(open_file(file))
+        ranked: list[str] = []
+        count = 0
+        while True:
+            quantizer.quantize(output, batches, ranked[:count])
+            after = score(open_file(output, precision="int8"))
+            result = Quantized(float(before.mean()), float(after.mean()), len(quantizer.layers), tuple(ranked[:count]))
+            log.info(f"int8 with {count} of {result.layers} layers in fp32 loses {result.drop:.2f} {unit}")
+            if result.drop <= max_drop or is_chance(before, after):
+                break
+            count = max(1, 2 * count)
+            if count > len(quantizer.layers) // 2:
+                raise QuantizationError(
+                    f"int8 loses {result.drop:.2f} {unit} on training images held out, with {len(result.kept)} of "
+                    f"{result.layers} layers in fp32; the limit is {max_drop:g}: accept a larger --max-drop, or take "
+                    f"fp32 or bf16"
+                )
+            few = batches[: max(1, RANKED_IMAGES // len(batches[0]))]
+            ranked = ranked or rank(quantizer, file, output, few, minutes)
         for part in output.parent.glob("int8.*"):  # .xml has a .bin
             file.with_suffix(part.suffix).unlink()  # a reader may have mapped it into memory
             shutil.move(part, file.with_suffix(part.suffix))
@@ -90,38 +108,6 @@ def open_quantizer(file: Path, folder: Path) -> Quantizer:
     format = next(format for format in FORMATS.values() if Path(format.file).suffix == file.suffix)
     assert format.quantizer is not None
     return format.quantizer(file, folder)
-
-
-def search(
-    quantizer: Quantizer,
-    file: Path,
-    output: Path,
-    batches: Sequence[np.ndarray],
-    score: Score,
-    max_drop: float,
-    minutes: float,
-    unit: str = "points",
-) -> Quantized:
-    """Write the int8 model to `output`, with as few layers in fp32 as needed; arguments as in `quantize_file`."""
-    before = score(open_file(file))
-    ranked: list[str] = []
-    count = 0
-    while True:
-        quantizer.quantize(output, batches, ranked[:count])
-        after = score(open_file(output, precision="int8"))
-        result = Quantized(float(before.mean()), float(after.mean()), len(quantizer.layers), tuple(ranked[:count]))
-        log.info(f"int8 with {count} of {result.layers} layers in fp32 loses {result.drop:.2f} {unit}")
-        if result.drop <= max_drop or is_chance(before, after):
-            return result
-        count = max(1, 2 * count)
-        if count > len(quantizer.layers) // 2:
-            raise QuantizationError(
-                f"int8 loses {result.drop:.2f} {unit} on training images held out, with {len(result.kept)} of "
-                f"{result.layers} layers in fp32; the limit is {max_drop:g}: accept a larger --max-drop, or take fp32 "
-                f"or bf16"
-            )
-        few = batches[: max(1, RANKED_IMAGES // len(batches[0]))]
-        ranked = ranked or rank(quantizer, file, output, few, minutes)
 
 
 def is_chance(before: np.ndarray, after: np.ndarray) -> bool:

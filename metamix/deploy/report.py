@@ -22,13 +22,14 @@ class Difference:
 
     ranked: bool = False  # whether the outputs are scores of classes, so that the most probable class is compared
     largest: float = 0.0
+    images: int = 0
     count: int = 0
     same: int = 0
     # Number of expected values, their sum, the sum of their squares, and the sum of squared differences.
     _sums: list[float] = field(default_factory=lambda: [0.0] * 4)
 
-    def update(self, expected: Tensor, actual: Tensor) -> None:
-        """Add the outputs (n, ...) of both models for the same images."""
+    def update(self, expected: Tensor, actual: Tensor, *, images: int | None = None) -> None:
+        """Add the outputs (n, ...) of both models for the same images; pass `images` if there are not n images."""
         expected, actual = expected.double(), actual.double()
         self.largest = max(self.largest, float((expected - actual).abs().max()))
         if not actual.isfinite().all():
@@ -36,6 +37,7 @@ class Difference:
         squares = expected.square().sum(), (expected - actual).square().sum()
         for i, value in enumerate((expected.new_tensor(expected.numel()), expected.sum(), *squares)):
             self._sums[i] += value.item()
+        self.images += len(expected) if images is None else images
         self.count += len(expected)
         if self.ranked:
             self.same += int((expected.argmax(1) == actual.argmax(1)).sum())
@@ -46,12 +48,12 @@ class Difference:
         count, total, squares, _ = self._sums
         return max(squares / count - (total / count) ** 2, 0.0) ** 0.5
 
-    def result(self, images: int | None = None) -> dict[str, float]:
-        """Return the numbers for the report; pass `images`, their number, if an image has several outputs."""
+    def result(self) -> dict[str, float]:
+        """Return the numbers for the report."""
         count, _, _, squares = self._sums
         unit = self.deviation or 1.0
         figures = {
-            "images": self.count if images is None else images,
+            "images": self.images,
             "largest_difference": self.largest,
             "of_the_deviation": self.largest / unit,
             "rms_of_the_deviation": (squares / count) ** 0.5 / unit,
@@ -77,10 +79,7 @@ def missed_limits(figures: dict[str, Any], precision: str) -> list[str]:
             f"{LARGEST_DIFFERENCE:g}"
         )
     if figures.get("same_top1", 1) < SAME_TOP1:
-        problems.append(
-            f"the most probable class is the same for {figures['same_top1']:.2%} of the outputs, the limit is "
-            f"{SAME_TOP1:.1%}"
-        )
+        problems.append(f"the most probable class is the same for {figures['same_top1']:.2%} (limit {SAME_TOP1:.1%})")
     return problems
 
 

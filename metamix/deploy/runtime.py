@@ -116,7 +116,5 @@ def load_exported(folder: str | Path, *, threads: int | None = None, trust: bool
     except ImportError:
         raise
     except Exception as error:  # each engine has its own types
-        raise ValueError(
-            f"{file} cannot be loaded ({reason(error)}): copy the whole folder, or export it again"
-        ) from error
+        raise ValueError(f"{file} cannot be loaded ({reason(error)}): copy the folder again, or export it") from error
     return ExportedModel(run, artifact)

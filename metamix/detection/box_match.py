@@ -66,7 +66,5 @@ class BoxMatch:
         if self.largest > MOST_PIXELS:
             problems.append(f"boxes differ by up to {self.largest:.2f} pixels, the limit is {MOST_PIXELS}")
         if self.unmatched > MOST_UNMATCHED * self.objects:
-            problems.append(
-                f"{self.unmatched} of {self.objects} objects are not found, the limit is {MOST_UNMATCHED:.1%}"
-            )
+            problems.append(f"{self.unmatched} of {self.objects} objects are not found (limit {MOST_UNMATCHED:.1%})")
         return problems

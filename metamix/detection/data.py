@@ -8,6 +8,7 @@ random number is a function of (seed, epoch, index).
 
 from collections.abc import Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ class TrainTransform:
                 v2.RandomPhotometricDistort(p=options.photometric),
             ]
         )
-        self.drop_empty = v2.SanitizeBoundingBoxes(labels_getter=labels_and_numbers)
+        self.drop_empty = v2.SanitizeBoundingBoxes(labels_getter=itemgetter("labels", "number"))
 
     def __call__(self, sample: tuple[Tensor, Objects]) -> tuple[Tensor, Objects]:
         image, target = sample
@@ -201,11 +202,6 @@ class TrainTransform:
         if runs is not None:
             target["masks"] = draw_masks([runs[number] for number in left], *maps)
         return image, target
-
-
-def labels_and_numbers(target: Objects) -> tuple[Tensor, Tensor]:
-    """Return the entries from which `SanitizeBoundingBoxes` drops an object, besides its box."""
-    return target["labels"], target["number"]
 
 
 class JoinedSplits:

@@ -27,8 +27,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from metamix.models import count_macs
 from metamix.models.backbone import Backbone, BackboneMixin, build_backbone
-from metamix.utils.checks import check_finite
-from metamix.utils.text import did_you_mean
+from metamix.utils.checks import check_choice, check_finite, check_known
 
 from .anchors import ANCHOR_SCALE, Anchors, retinanet_sizes
 from .objects import Objects, paste
@@ -148,35 +147,19 @@ def build_detector(
     Raises:
         ValueError: the detector, the model or an option is unknown, the backbone has no pyramid, or there is no class.
     """
-    if name not in DETECTORS:
-        raise ValueError(
-            f"There is no detector {name!r}{did_you_mean(name, DETECTORS)} Accepted: {', '.join(DETECTORS)}."
-        )
+    check_choice("detector", name, DETECTORS)
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; a detector needs at least 1 class, background not counted.")
-    accepted = accepted_options(name)
-    for option in options:
-        if option not in accepted:  # torchvision ignores unknown options
-            advice = f"Pass an argument of the backbone with backbone_args=dict({option}=...)."
-            if option in SET_HERE:
-                advice = f"metamix makes the {option} itself."
-            raise ValueError(
-                f"{name} has no option {option!r}{did_you_mean(option, accepted)} {advice} Options of {name}: "
-                f"{', '.join(sorted(accepted))}."
-            )
+    advice = f"Arguments of the backbone go into backbone_args. metamix makes {' and '.join(sorted(SET_HERE))} itself."
+    check_known(name, options, accepted_options(name), advice)  # torchvision ignores unknown options
     if isinstance(backbone, str):
         backbone = build_backbone(backbone, **(LEVELS[name] | (backbone_args or {})))
     elif backbone_args:
         raise ValueError("backbone_args are for a backbone given by name, and this one is built already: drop them.")
     if not isinstance(backbone, Backbone):
-        raise ValueError(
-            f"backbone is a {type(backbone).__name__}; give the name of a timm model, or build_backbone(name)."
-        )
+        raise ValueError(f"backbone is a {type(backbone).__name__}; give a timm model's name, or build_backbone(name).")
     if name in ("retinanet", "fcos") and (backbone.out_channels % 32 or backbone.out_channels < 64):
-        raise ValueError(
-            f"The head of {name} has norms of 32 groups, and out_channels is {backbone.out_channels}: "
-            f"give a multiple of 32, 64 or more."
-        )
+        raise ValueError(f"out_channels is {backbone.out_channels}, but {name} takes multiples of 32, from 64 on.")
     defaults = dict(image_mean=backbone.mean, image_std=backbone.std, size_divisible=backbone.size_divisible)
     model = DETECTORS[name](backbone, num_classes, **(defaults | options))
     model.transform = Transform.like(model.transform, resize_in_training)

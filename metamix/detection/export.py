@@ -200,13 +200,13 @@ def best_candidates(outputs: Sequence[Tensor], count: int | None = CANDIDATES) -
     return {"boxes": boxes[best], "scores": scores[best], "labels": labels[best]}
 
 
-def image_ap(found: Objects, truth: Objects) -> float:
+def image_ap(predicted: Objects, truth: Objects) -> float:
     """Compute the average precision of one image in percent, the mean over IoU 0.5 to 0.95 as in COCO.
 
     The detections of all classes are ranked together. NaN if the image has no objects.
     """
     ious = torch.linspace(0.5, 0.95, 10)
-    overlaps = box_iou(found["boxes"], truth["boxes"]) * (found["labels"][:, None] == truth["labels"])
+    overlaps = box_iou(predicted["boxes"], truth["boxes"]) * (predicted["labels"][:, None] == truth["labels"])
     free, hits = torch.ones(len(ious), len(truth["boxes"])), torch.zeros(len(ious), len(overlaps))
     if not free.numel():
         return math.nan
@@ -216,13 +216,6 @@ def image_ap(found: Objects, truth: Objects) -> float:
         free[hits[:, i] > 0, place[hits[:, i] > 0]] = 0
     precision = hits.cumsum(1) / torch.arange(1, len(overlaps) + 1)
     return 100 * float((precision * hits).sum() / free.numel())
-
-
-def least_side(model: Detector) -> int:
-    """Return the smallest side in pixels, a multiple of the detector's, at which no map is a single pixel."""
-    backbone: Any = model.backbone
-    step = backbone.size_divisible
-    return (int(max(backbone.strides)) // step + 1) * step
 
 
 def open_detector(options: ExportOptions) -> ExportableDetector:
@@ -255,7 +248,9 @@ def open_detector(options: ExportOptions) -> ExportableDetector:
     metadata = replace(
         metadata, img_size=(height, width), in_chans=len(model.transform.image_mean), num_classes=model.num_classes
     )
-    least = least_side(model) if options.dynamic and options.format == "torch" else 1
+    least = 1
+    if options.dynamic and options.format == "torch":  # the smallest side at which no map is a single pixel
+        least = (int(max(model.backbone.strides)) // step + 1) * step
     exportable = ExportableDetector(model, metadata, options.dynamic, task, options.images, least)
     if not options.dynamic and max(height, width) > round_up((longer, longer), (step, step))[0]:
         exportable.notes.append(

@@ -159,8 +159,12 @@ def score(split: CocoSplit, results: Detections, kind: str = "bbox", image_ids: 
 
     truth = copy.copy(split.coco)  # the evaluation writes into it
     truth.anns = {i: dict(annotation) for i, annotation in split.coco.anns.items()}
+    unused = {"segm": "bbox", "bbox": "segmentation"}[kind]
+    copies = [{key: value for key, value in result.items() if key != unused} for result in results]  # it adds to them
+    # It fails on an empty list. A detection of score 0 changes no score.
+    none = {"image_id": split.ids[0], "category_id": split.category_ids[0], "bbox": [0, 0, 1, 1], "score": 0.0}
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(truth, truth.loadRes(prepare_detections(split, results, kind)), kind)
+        evaluation = COCOeval(truth, truth.loadRes(copies or [none]), kind)
         evaluation.params.imgIds = list(split.ids if image_ids is None else image_ids)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -178,18 +182,6 @@ def score(split: CocoSplit, results: Detections, kind: str = "bbox", image_ids: 
         precision=curves,
         images=f1_by_image(evaluation),
     )
-
-
-def prepare_detections(split: CocoSplit, results: Detections, kind: str) -> Detections:
-    """Copy detections for pycocotools, which adds to them.
-
-    If masks are scored, the copies have no boxes, and the other way round. pycocotools fails on an empty list, so an
-    empty list is replaced by one detection of score 0, which changes no score.
-    """
-    if not results:
-        return [{"image_id": split.ids[0], "category_id": split.category_ids[0], "bbox": [0, 0, 1, 1], "score": 0.0}]
-    unused = {"segm": "bbox", "bbox": "segmentation"}[kind]
-    return [{key: value for key, value in result.items() if key != unused} for result in results]
 
 
 def f1_by_image(evaluation) -> dict[int, float]:

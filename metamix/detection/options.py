@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -15,6 +16,10 @@ from metamix.utils.rules import Share
 from metamix.weights.metadata import MAX_IMG_SIZE
 
 from .anchors import MAX_ANCHOR_SCALE
+
+_data = partial(option, group="data")
+_model = partial(option, group="model")
+_augment = partial(option, group="augmentation")
 
 # Arguments of build_backbone and of models that users may not set in model_args, and what sets them.
 NOT_MODEL_ARGS = {
@@ -39,81 +44,56 @@ AnchorScale = Annotated[float, Field(gt=0, le=MAX_ANCHOR_SCALE)]
 
 def is_setting(value: object) -> bool:
     """Return whether a value is true, false, null, a number of ordinary size, or a short list of these."""
-    if isinstance(value, (list, tuple)):
-        return (
-            len(value) <= 64
-            and not any(isinstance(item, (list, tuple)) for item in value)
-            and all(map(is_setting, value))
-        )
-    return value is None or (isinstance(value, (bool, int, float)) and abs(value) <= MAX_SETTING)
+    values = value if isinstance(value, (list, tuple)) else [value]
+    plain = (each is None or (isinstance(each, (bool, int, float)) and abs(each) <= MAX_SETTING) for each in values)
+    return len(values) <= 64 and all(plain)
 
 
 @dataclass
 class DetectionDataOptions(ReadingOptions):
     """Options of the data set, which training and evaluation share."""
 
-    data: Literal["coco"] = option("coco", "format of the data set", group="data")
-    data_dir: str = option(
-        "",
-        "folder of the data set, with annotations/instances_train.json and images/",
-        group="data",
-        on_resume="ignore",
-    )
-    test_on: str = option("", "split to score at the end; default: test, or val if there is no test", group="data")
+    data: Literal["coco"] = _data("coco", "format of the data set")
+    data_dir: str = _data("", "folder with annotations/instances_train.json and images/", on_resume="ignore")
+    test_on: str = _data("", "split to score at the end; default: test, or val if there is no test")
 
 
 @dataclass
 class DetectionEvalOptions(DetectionDataOptions):
     """Options of `metamix eval` for detection. All other options are read from the checkpoint."""
 
-    checkpoint: str | None = option(None, "weights of a detector: a run folder, or a file in it", group="model")
+    checkpoint: str | None = _model(None, "weights of a detector: a run folder, or a file in it")
 
 
 @dataclass
 class DetectionOptions(BackboneOptions, DetectionDataOptions):
     """Options of `metamix train` for detection."""
 
-    model: str = option(
+    model: str = _model(
         "metaformer_pooling_s12",
         "backbone: a model of metamix or timm; several names, a,b,c, are trained one after the other and compared",
-        group="model",
     )
-    train_on: Splits = option(("train",), "splits to train on; val is held out unless it is one of them", group="data")
-    min_size: Side = option(800, "shorter side of the images, in pixels", group="data")
-    max_size: Side = option(1333, "limit of the longer side of the images, in pixels", group="data")
+    train_on: Splits = _data(("train",), "splits to train on; val is held out unless it is one of them")
+    min_size: Side = _data(800, "shorter side of the images, in pixels")
+    max_size: Side = _data(1333, "limit of the longer side of the images, in pixels")
 
-    detector: Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn"] = option(
+    detector: Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn"] = _model(
         "retinanet",
         "detector on top of the backbone; mask_rcnn learns masks too, from the segmentations of the annotations",
-        group="model",
     )
-    detector_args: dict = option(
-        {}, "further arguments of torchvision's detector, as YAML: '{score_thresh: 0.1}'", group="model"
+    detector_args: dict = _model({}, "further arguments of torchvision's detector, as YAML: '{score_thresh: 0.1}'")
+    anchor_scale: AnchorScale | Literal["auto"] = _model(
+        "auto", "size of RetinaNet's smallest anchors in strides; auto: 4, or the nearest value that suits the boxes"
     )
-    anchor_scale: AnchorScale | Literal["auto"] = option(
-        "auto",
-        "size of RetinaNet's smallest anchors in strides; auto: 4, or the nearest value that suits the boxes",
-        group="model",
-    )
-    out_channels: Channels = option(256, "channels of the pyramid and the head", group="model")
-    out_indices: tuple[int, ...] = option(
-        (), "pyramid levels, 0 to 3 for strides 4 to 32; by default the published detector's", group="model"
-    )
-    extra: Literal["auto", "none", "pool", "p6p7"] = option(
-        "auto", "coarser levels on top; auto: as many as in the published detector", group="model"
-    )
+    out_channels: Channels = _model(256, "channels of the pyramid and the head")
+    out_indices: tuple[int, ...] = _model((), "levels, 0 to 3 for strides 4 to 32; default: the published detector's")
+    extra: Literal["auto", "none", "pool", "p6p7"] = _model("auto", "coarser levels on top; auto: as published")
 
-    flip: Share = option(0.5, "probability of a horizontal flip", group="augmentation")
-    flip_vertical: Share = option(0.0, "probability of a vertical flip", group="augmentation")
-    scales: Factors = option(
-        (1.0, 1.0), "smallest and largest factor of the random resizing of each image", group="augmentation"
-    )
-    photometric: Share = option(
-        0.0, "probability of a random change of brightness, contrast and colours", group="augmentation"
-    )
-    iou_crop: Share = option(
-        0.0, "probability of SSD's random crop, which keeps at least one object", group="augmentation"
-    )
+    flip: Share = _augment(0.5, "probability of a horizontal flip")
+    flip_vertical: Share = _augment(0.0, "probability of a vertical flip")
+    scales: Factors = _augment((1.0, 1.0), "smallest and largest factor of the random resizing of each image")
+    photometric: Share = _augment(0.0, "probability of a random change of brightness, contrast and colours")
+    iou_crop: Share = _augment(0.0, "probability of SSD's random crop, which keeps at least one object")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,9 +120,7 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
         old = self.detector_args.get("anchor_scale")
         if old is not None:
             if self.anchor_scale not in ("auto", old):
-                raise ValueError(
-                    f"anchor_scale is {self.anchor_scale}, and detector_args has anchor_scale {old}; give one of them"
-                )
+                raise ValueError(f"anchor_scale is {self.anchor_scale}, but {old} in detector_args; give one of them")
             self.anchor_scale = old
             super().__post_init__()  # checks it
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from metamix.data import CorruptImage
 from metamix.training.reports import left_out
 from metamix.training.task import Pictures, State
-from metamix.utils.figures import figure_text, save_figure
+from metamix.utils.figures import figure_text, image_grid, save_figure
 from metamix.utils.files import write_text
 
 from .data import DetectionData
@@ -116,10 +116,7 @@ def draw_image(path: Path, image: Tensor, objects: Objects, classes: Sequence[st
 def draw_grid(path: Path, rows: Sequence[tuple[str, Tensor, Objects, Objects]], classes: Sequence[str]) -> None:
     """Draw ground truth and detections side by side, two images a row; `rows` has title, image and both of each."""
     lines = max(1, -(-len(rows) // 2))
-    figure = Figure(figsize=(13, 2.6 * lines + 0.4), layout="constrained")
-    grid = figure.subplots(lines, 4, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
+    figure, grid = image_grid(lines, 4, figsize=(13, 2.6 * lines + 0.4))
     for i, (title, image, truth, detected) in enumerate(rows):
         left, right = grid[i // 2, 2 * (i % 2) : 2 * (i % 2) + 2]
         draw_objects(left, image, truth, classes, named=False)

@@ -70,26 +70,21 @@ def run_padded(function: ImageFunction, images: Tensor, multiple: Size, scale: i
 
 
 class PadAndCrop(nn.Module):
-    """Take images of any size for a model of scale `scale` that takes multiples of `sides`, by `run_padded`."""
+    """Make a graph take images of any size, or of any size up to its own, by `run_padded`.
 
-    def __init__(self, model: ImageFunction, scale: int, sides: Size):
+    Args:
+        graph: the graph.
+        extra: `Artifact.extra`, with the scale of the graph and the multiples of sides that a dynamic graph takes.
+        size: (height, width) of the graph; None for a dynamic one.
+    """
+
+    def __init__(self, graph: ImageFunction, extra: dict[str, Any], size: Size | None):
         super().__init__()
-        self.run, self.scale, self.sides = model, scale, sides
+        self.run, self.scale, self.sides = graph, extra["scale"], tuple(size or extra["multiple"])
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         return run_padded(self.run, images, self.sides, self.scale)
-
-
-def pad_for_graph(model: ImageFunction, extra: dict[str, Any], size: Size | None) -> PadAndCrop:
-    """Make a graph pad images that are smaller than its input.
-
-    Args:
-        model: the graph.
-        extra: `Artifact.extra`, with the scale of the graph and the multiples of sides that a dynamic graph takes.
-        size: (height, width) of the graph; None for a dynamic one, which takes images of any size.
-    """
-    height, width = size or extra["multiple"]
-    return PadAndCrop(model, extra["scale"], (height, width)).eval()
 
 
 def shrink_image(images: Tensor, factor: int) -> Tensor:
@@ -145,10 +140,7 @@ def apply_in_tiles(
 def check_tiles(tile: int, overlap: int) -> None:
     """Raise ValueError unless tiles of `tile` pixels reach beyond their overlap; `tile` 0 means whole images."""
     if tile < 0 or (tile and not 0 <= overlap < tile):
-        raise ValueError(
-            f"tile is {tile} and overlap {overlap}: give an overlap of at least 0 and less than the tile, or tile 0 "
-            f"for whole images."
-        )
+        raise ValueError(f"tile is {tile} and overlap {overlap}: give 0 <= overlap < tile, or tile 0 for whole images.")
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:

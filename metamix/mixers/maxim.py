@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from metamix.layers import BLOCK, GRID, Dropout, Float32LayerNorm2d, crop_to, from_sets, pad_to, to_sets
-from metamix.utils.checks import check_count, parse_size
+from metamix.utils.checks import check_counts, parse_size
 
 from .registry import register_mixer
 
@@ -55,9 +55,8 @@ class Maxim(nn.Module):
         proj_drop: float = 0.0,
     ):
         super().__init__()
-        check_count("input_proj_factor", input_proj_factor, least=1)
-        check_count("block_gmlp_factor", block_gmlp_factor, least=1)
-        check_count("grid_gmlp_factor", grid_gmlp_factor, least=1)
+        check_counts(1, input_proj_factor=input_proj_factor)
+        check_counts(1, block_gmlp_factor=block_gmlp_factor, grid_gmlp_factor=grid_gmlp_factor)
         half = dim * input_proj_factor // 2
         for factor in (block_gmlp_factor, grid_gmlp_factor):
             if dim * input_proj_factor % 2 or half * factor % 2:

@@ -30,7 +30,7 @@ from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
 from metamix.layers import Dropout, attention, average_to, fx_leaf, rearrange, resize_to
-from metamix.utils.checks import check_choice, check_count, parse_size
+from metamix.utils.checks import check_choice, check_counts, parse_size
 
 from .registry import register_mixer
 
@@ -66,13 +66,11 @@ class MinAttn(nn.Module):
     ):
         super().__init__()
         check_choice("qk", qk, QK)
-        check_count("num_heads", num_heads, least=1)
+        check_counts(1, num_heads=num_heads)
         if dim % num_heads:
             raise ValueError(f"num_heads {num_heads} does not divide the {dim} channels: choose a divisor of {dim}.")
         if qk == "collapsed" and num_heads > 1:
-            raise ValueError(
-                f"qk='collapsed' is one matrix for one head, but num_heads is {num_heads}: use 1, or qk='shared'."
-            )
+            raise ValueError(f"qk='collapsed' is for one head, but num_heads is {num_heads}: use 1, or qk='shared'.")
         self.heads = num_heads
         self.symmetric = qk in ("shared", "cholesky")
         self.context: tuple[int, int] | None = None

@@ -18,7 +18,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from metamix.layers import GELU, ConvWeights, Dropout, Mlp, average_to, rearrange, resize_to, to_channels_last
-from metamix.utils.checks import check_count, parse_size
+from metamix.utils.checks import check_counts, parse_size
 
 from .registry import register_mixer
 
@@ -46,8 +46,7 @@ class Nin(nn.Module):
     ):
         super().__init__()
         token_dim, channel_dim = (2 * dim if width is None else width for width in (token_dim, channel_dim))
-        check_count("token_dim", token_dim, least=1)
-        check_count("channel_dim", channel_dim, least=1)
+        check_counts(1, token_dim=token_dim, channel_dim=channel_dim)
         h, w = parse_size("grid", size if grid is None else grid)
         self.grid = min(h, size[0]), min(w, size[1])
         self.value = nn.Conv2d(dim, dim, 1)

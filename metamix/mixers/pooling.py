@@ -25,9 +25,7 @@ class Pooling(nn.Module):
     def __init__(self, dim: int, *, size: tuple[int, int], pool_size: int = 3, subtract: bool = True):
         super().__init__()
         if not isinstance(pool_size, int) or pool_size < 1 or pool_size % 2 == 0:
-            raise ValueError(
-                f"pool_size is {pool_size!r}; an odd number of at least 1 keeps the map's size: try 3 or 5."
-            )
+            raise ValueError(f"pool_size is {pool_size!r}; an odd number keeps the map's size: try 3 or 5.")
         self.pool = nn.AvgPool2d(pool_size, stride=1, padding=pool_size // 2, count_include_pad=False)
         self.subtract = subtract
 

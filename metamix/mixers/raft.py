@@ -29,7 +29,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from metamix.layers import GELU, ConvWeights, fx_leaf, may_vary, rearrange, resize_to
-from metamix.utils.checks import check_choice, check_count, check_not_negative
+from metamix.utils.checks import check_choice, check_counts, check_not_negative
 
 from .registry import register_mixer
 
@@ -56,7 +56,7 @@ class Raft(nn.Module):
         resample: str = "branch",
     ):
         super().__init__()
-        check_count("raft_size", raft_size, least=1)
+        check_counts(1, raft_size=raft_size)
         check_not_negative("expansion", expansion)
         if int(expansion * raft_size * min(size)) < 1:
             raise ValueError(f"expansion {expansion} leaves the MLPs no hidden values: give a larger one.")

@@ -23,7 +23,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from metamix.layers import fx_leaf
-from metamix.utils.text import did_you_mean
+from metamix.utils.checks import check_choice, check_known
 
 MixerClass = TypeVar("MixerClass", bound=type[nn.Module])
 
@@ -89,11 +89,7 @@ def list_mixers() -> list[str]:
 
 def get_mixer(name: str) -> type[nn.Module]:
     """Return the mixer class registered as `name`. The error for an unknown name suggests the most similar one."""
-    if name not in _MIXERS:
-        raise ValueError(
-            f"Unknown mixer {name!r}{did_you_mean(name, _MIXERS)} Registered mixers: {', '.join(_MIXERS)}. "
-            f"Import the module that registers yours; on the command line, --import MODULE."
-        )
+    check_choice("mixer", name, _MIXERS, "Import the module that registers yours; on a command line, --import MODULE.")
     return _MIXERS[name]
 
 
@@ -114,13 +110,7 @@ def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn
         ValueError: the name or an option is unknown; the message suggests the most similar one.
     """
     cls = get_mixer(name)
-    accepted = accepted_options(cls)
-    for option in options:
-        if option not in accepted:
-            raise ValueError(
-                f"Mixer {name!r} has no option {option!r}{did_you_mean(option, accepted)} "
-                f"Its options: {', '.join(sorted(accepted)) or 'none'}."
-            )
+    check_known(f"mixer {name!r}", options, accepted_options(cls))
     required = [p.name for p in inspect.signature(cls).parameters.values() if p.default is p.empty]
     if missing := [option for option in required if option not in {"dim", "size", *options}]:
         raise ValueError(f"Mixer {name!r} needs the option {missing[0]!r}: give it in mixer_args.")
@@ -136,9 +126,7 @@ def check_shape(y: Tensor, x: Tensor, mixer: str) -> Tensor:
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or getattr(y, "shape", None) == x.shape:
         return y
     output = tuple(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
-    raise ValueError(
-        f"{mixer} returned {output} for a map of shape {tuple(x.shape)}: a mixer must keep the shape (B, C, H, W)."
-    )
+    raise ValueError(f"{mixer} returned {output} for a map of shape {tuple(x.shape)}: a mixer must keep the shape.")
 
 
 def describe_mixer(name: str, options: Mapping[str, Any], *, defaults: bool = True) -> str:
@@ -177,13 +165,8 @@ class MixerOption:
 def mixer_options(name: str) -> list[MixerOption]:
     """Return the options of the mixer registered as `name`, in the order of its constructor."""
     cls = get_mixer(name)
-    docs = documented_arguments(inspect.getdoc(cls) or "")
+    _, _, section = (inspect.getdoc(cls) or "").partition("Args:\n")
+    entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE)
+    docs = {option: " ".join(text.split()) for option, text in entries}
     parameters = inspect.signature(cls).parameters
     return [MixerOption(name, parameters[name].default, docs.get(name, "")) for name in accepted_options(cls)]
-
-
-def documented_arguments(docstring: str) -> dict[str, str]:
-    """Return the entries in the "Args:" section of a docstring, as texts by argument name."""
-    _, _, section = docstring.partition("Args:\n")
-    entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}

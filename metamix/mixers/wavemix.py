@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamix.layers import GELU, Dropout, GroupNorm1, crop_to, fx_leaf, pad_to
-from metamix.utils.checks import check_choice, check_count
+from metamix.utils.checks import check_choice, check_counts
 from metamix.utils.text import did_you_mean
 
 from .registry import register_mixer
@@ -70,8 +70,8 @@ class WaveMix(nn.Module):
             raise ValueError(f"wavemix splits its channels in four: {dim} is not a multiple of 4.")
         if level not in (1, 2, 3, 4):
             raise ValueError(f"level is {level!r}; the transform has 1, 2, 3 or 4 levels.")
-        check_count("mult", mult, least=1)
-        check_count("ff_channel", ff_channel, least=0)
+        check_counts(1, mult=mult)
+        check_counts(0, ff_channel=ff_channel)
         wavelets = pywt.wavelist(kind="discrete")
         if wavelet not in wavelets:
             raise ValueError(
@@ -81,10 +81,7 @@ class WaveMix(nn.Module):
         check_choice("upsample", upsample, UPSAMPLE)
         check_choice("norm", norm, NORMS)
         if upsample == "bilinear" and ff_channel:
-            raise ValueError(
-                f"ff_channel is {ff_channel}, the width that a transposed convolution starts from: give 0 with "
-                f"upsample='bilinear'."
-            )
+            raise ValueError(f"ff_channel is {ff_channel}, but upsample='bilinear' has no such width: give 0.")
         self.filters = pywt.Wavelet(wavelet).filter_bank[:2]
         self.reduce = nn.Conv2d(dim, dim // 4, 1)
         # From the finest level to the deepest. All but the deepest also get the next level's output, dim / 2 channels.

@@ -1,6 +1,6 @@
 """Check the arguments of `MetaFormer`; turn them into values for each stage and into layer classes."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
 from numbers import Integral
 from typing import Any
@@ -13,6 +13,7 @@ from timm.layers.create_norm import _NORM_MAP
 from torch import nn
 
 from metamix.layers import GELU, GroupNorm1
+from metamix.utils.checks import check_choice
 from metamix.utils.text import did_you_mean
 
 Norm = str | Callable[[int], nn.Module] | None  # a name in timm, a constructor, or None for no norm
@@ -27,9 +28,7 @@ def per_stage(name: str, value: Any, stages: int) -> list:
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [value] * stages
     if len(value) != stages:
-        raise ValueError(
-            f"{name} has {len(value)} entries, but {stages} are needed: give one for all, or one for each."
-        )
+        raise ValueError(f"{name} has {len(value)} entries, but {stages} are needed: give one for all or one for each.")
     return list(value)
 
 
@@ -42,9 +41,7 @@ def mixers_per_stage(mixer: Any, mixer_args: Any, stages: int) -> tuple[list[str
     if not all(isinstance(options, Mapping) and all(isinstance(key, str) for key in options) for options in args):
         raise ValueError(f"mixer_args is {mixer_args!r}: give a dict of the mixer's options, or one for each stage.")
     if reserved := {"name", "dim", "size"}.intersection(chain(*args)):
-        raise ValueError(
-            f"mixer_args has {', '.join(sorted(reserved))}, which the skeleton sets: use mixer, dims and img_size."
-        )
+        raise ValueError(f"mixer_args has {', '.join(sorted(reserved))}: use mixer, dims and img_size instead.")
     return names, [dict(options) for options in args]
 
 
@@ -56,16 +53,6 @@ def check_stages(depths: Any, dims: Any) -> None:
             raise ValueError(f"{name} is {values!r}: give a whole number of at least 1 for each stage.")
     if len(dims) != len(depths):
         raise ValueError(f"depths {tuple(depths)} and dims {tuple(dims)} differ in length: give one of each per stage.")
-
-
-def check_known(arguments: Iterable[str], accepted: Collection[str], name: str) -> None:
-    """Raise ValueError for an argument that `name` does not accept. The message suggests the most similar name."""
-    for argument in arguments:
-        if argument not in accepted:
-            raise ValueError(
-                f"{argument!r} is not an argument of {name}{did_you_mean(argument, accepted)} "
-                f"Its arguments: {', '.join(accepted)}."
-            )
 
 
 def check_tag(name: str, tag: str, tags: Collection[str]) -> None:
@@ -101,8 +88,5 @@ def layer_by_name(option: str, layer: Any, get: Callable[[str], Any], names: Col
     by_spelling = {name.replace("_", ""): name for name in names}
     spelt = str(layer).replace("_", "").lower()
     if spelt not in by_spelling:
-        raise ValueError(
-            f"{option} is {layer!r}{did_you_mean(layer, names)} Accepted: a constructor of your own, or one of "
-            f"{', '.join(names)}."
-        )
+        check_choice(option, layer, names, "You may also give a constructor of your own.")
     return get(by_spelling[spelt])

@@ -21,7 +21,7 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from metamix.utils.checks import check_choice, check_count, check_one_source
+from metamix.utils.checks import check_choice, check_counts, check_one_source
 from metamix.weights.download import require_reachable
 from metamix.weights.find import read_weights
 
@@ -153,7 +153,7 @@ def build_backbone(
     if out_channels is None and extra != "none":
         raise ValueError(f"extra is {extra!r}, and levels of one width are needed for it: give out_channels.")
     if out_channels is not None:
-        check_count("out_channels", out_channels, least=1)
+        check_counts(1, out_channels=out_channels)
     model_args = dict(in_chans=3) | for_any_size(name, model_args)
     plan = plan_levels(name, out_indices, model_args)
     body = load_body(name, plan.body_indices, pretrained, checkpoint, plan.input_size, model_args)
@@ -177,9 +177,6 @@ def build_backbone(
         channels=[out_channels or dim for dim in dims],
         size_divisible=plan.size_divisible,
     )
-
-
-ANY_SIZE = dict(dynamic_img_size=True, strict_img_size=False)  # arguments of timm's ViT and Swin
 
 
 @dataclass(frozen=True)
@@ -233,10 +230,7 @@ def check_request(
     check_model(name, pretrained)
     check_choice("extra", extra, EXTRA)
     if not out_indices or list(out_indices) != sorted(set(out_indices) & {0, 1, 2, 3}):
-        raise ValueError(
-            f"out_indices is {tuple(out_indices)}; accepted are ascending levels of 0, 1, 2, 3 "
-            f"for strides 4, 8, 16, 32: such as (0, 1, 2, 3) or (1, 2, 3)."
-        )
+        raise ValueError(f"out_indices is {tuple(out_indices)}; give ascending levels from 0 to 3, such as (1, 2, 3).")
     check_one_source(pretrained, checkpoint)
 
 
@@ -262,7 +256,7 @@ def takes_argument(name: str, model_args: dict[str, Any], argument: str, value: 
 
 def for_any_size(name: str, model_args: dict[str, Any]) -> dict[str, Any]:
     """Add the arguments with which timm's ViT and Swin take images of any size, where they are not given."""
-    missing = {argument: value for argument, value in ANY_SIZE.items() if argument not in model_args}
+    missing = {a: v for a, v in (("dynamic_img_size", True), ("strict_img_size", False)) if a not in model_args}
     return model_args | {a: value for a, value in missing.items() if takes_argument(name, model_args, a, value)}
 
 
@@ -303,9 +297,7 @@ def load_body(
         if metadata.task and any(key.startswith("backbone.") for key in tensors):
             raise ValueError(f"{checkpoint} has weights of {metadata.task}: give a file of the classifier {ours}")
         if theirs.partition(".")[0] != ours:
-            raise ValueError(
-                f"{checkpoint} holds the weights of {theirs}, not of {ours}: take that backbone (--model {theirs})"
-            )
+            raise ValueError(f"{checkpoint} holds weights of {theirs}, not of {ours}: give --model {theirs}")
         with torch.device("meta"):
             model = timm.create_model(name, **model_args)
         adapt_checkpoint(model, tensors, checkpoint, metadata)  # only a check: timm would leave missing weights random

@@ -231,9 +231,7 @@ def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -
     """
     name = metadata.architecture or ""
     if not timm.is_model(name):
-        raise ValueError(
-            f"{source} holds weights of {name}, which is not registered: import the module that registers it."
-        )
+        raise ValueError(f"{source} holds weights of {name}, which is not registered: import its module.")
     try:
         with torch.device("meta"), limited_size(source):
             return timm.create_model(name, **metadata.shape | metadata.model_args | arguments)

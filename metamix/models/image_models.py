@@ -30,14 +30,14 @@ import torch
 from torch import Tensor, nn
 
 from metamix.mixers.registry import comparable
-from metamix.utils.checks import check_one_source
+from metamix.utils.checks import check_known, check_one_source
 from metamix.utils.text import did_you_mean, message
 from metamix.weights.download import download
 from metamix.weights.find import local_weights, nothing_published, read_weights
 from metamix.weights.fit import check_size, limited_size, load_into
 from metamix.weights.layout import OURS, Layout
 
-from .arguments import check_known, check_tag
+from .arguments import check_tag
 from .maxim import MaximUNet
 from .maxim_layout import maxim_layout
 from .wavemix_restoration import SISR, SISR_ONE_LEVEL, WAVEMIXSR, WaveMixSisr, WaveMixSR
@@ -92,7 +92,7 @@ def create_image_model(
     base, _ = split_name(name)
     entry = _MODELS[base]
     parameters = inspect.signature(entry.build).parameters
-    check_known(kwargs, parameters, base)
+    check_known(base, kwargs, parameters)
     check_one_source(pretrained, checkpoint)
     if pretrained:
         checkpoint = published_weights(name)
@@ -131,9 +131,7 @@ def split_name(name: str) -> tuple[str, str]:
     """Split NAME or NAME.TAG into the name and the tag, "" for none; refuse names and tags that do not exist."""
     base, _, tag = name.partition(".")
     if base not in _MODELS:
-        raise ValueError(
-            f"There is no image model {base!r}{did_you_mean(base, _MODELS)} `metamix.list_image_models()` lists all."
-        )
+        raise ValueError(f"There is no image model {base!r}{did_you_mean(base, _MODELS)} See list_image_models().")
     check_tag(base, tag, tags_of(base))
     return base, tag
 

@@ -94,7 +94,7 @@ def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False)
         ValueError: a pattern matches no model.
     """
     others = "metamix.list_models() lists all, and metamix.list_image_models() those that return images."
-    models = map(model_info, choose(pattern, list(default_cfgs), others))
+    models = map(model_info, matching(pattern, list(default_cfgs), others))
     return [model for model in models if model.weights or not pretrained]
 
 
@@ -104,13 +104,8 @@ def list_image_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = 
     Arguments and errors are as for `list_models`.
     """
     others = "metamix.list_image_models() lists all, and metamix.list_models() the classifiers."
-    models = map(image_model_info, choose(pattern, image_model_names(), others))
+    models = map(image_model_info, matching(pattern, image_model_names(), others))
     return [model for model in models if model.weights or not pretrained]
-
-
-def choose(pattern: str | Iterable[str], names: list[str], others: str) -> list[str]:
-    """Return the names that match one pattern or several; `others` ends the error message if none match."""
-    return matching([pattern] if isinstance(pattern, str) else list(pattern), names, others)
 
 
 def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = False) -> list[ModelInfo | ImageModelInfo]:
@@ -120,7 +115,7 @@ def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = Fals
     """
     tags = {name: default_cfgs[name].tags for name in default_cfgs} | {n: tags_of(n) for n in image_model_names()}
     tagged = [f"{name}.{tag}" for name in tags for tag in tags[name] if tag]
-    chosen = set(choose(patterns, [*tags, *tagged], "`metamix models` lists all."))
+    chosen = set(matching(patterns, [*tags, *tagged], "`metamix models` lists all."))
     models = []
     for name in tags:
         chosen_tags = {tag for tag in tags[name] if name in chosen or f"{name}.{tag}" in chosen}

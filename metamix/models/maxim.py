@@ -52,7 +52,7 @@ from metamix.layers import (
 )
 from metamix.layers.image_inference import check_multiples, run_padded, shrink_image
 from metamix.mixers import Maxim
-from metamix.utils.checks import check_count, parse_size
+from metamix.utils.checks import check_counts, parse_size
 
 Norm = partial(Float32LayerNorm2d, eps=1e-6)
 Conv1x1 = partial(nn.Conv2d, kernel_size=1)
@@ -126,14 +126,12 @@ class MaximUNet(GradCheckpointing):
         channels_reduction: int = 4,
     ):
         super().__init__()
-        counts = dict(
-            in_chans=in_chans, features=features, depth=depth, num_stages=num_stages, num_groups=num_groups,
+        check_counts(
+            1, in_chans=in_chans, features=features, depth=depth, num_stages=num_stages, num_groups=num_groups,
             num_bottleneck_blocks=num_bottleneck_blocks, num_supervision_scales=num_supervision_scales,
             channels_reduction=channels_reduction,
         )  # fmt: skip
-        for name, count in counts.items():
-            check_count(name, count, least=1)
-        check_count("high_res_stages", high_res_stages, least=0)
+        check_counts(0, high_res_stages=high_res_stages)
         if num_supervision_scales > depth:
             raise ValueError(f"num_supervision_scales is {num_supervision_scales}: give 1 to {depth}, the depth.")
         if channels_reduction > features:

@@ -196,9 +196,7 @@ def maxim_mab(
 ) -> ModelAndLayout:
     """Build our model for the arguments of one `ResidualSplitHeadMultiAxisGmlpLayer`."""
     if "LayerNorm_in/scale" not in state:
-        raise ValueError(
-            "The checkpoint lacks LayerNorm_in/scale, from which the width follows: give the layer's own tree."
-        )
+        raise ValueError("The checkpoint lacks LayerNorm_in/scale, which gives the width: give the layer's own tree.")
     dim = len(state["LayerNorm_in/scale"])
     mixer = Maxim(dim, size=block_size, block_size=block_size, grid_size=grid_size, **factors)
     # Their layer has a norm before and a residual around it: our block without the MLP half.

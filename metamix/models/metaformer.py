@@ -27,7 +27,7 @@ from metamix.layers import GELU, GlobalPool, GroupNorm1, Mlp, checkpointed, resi
 from metamix.layers.graph import fx_leaf
 from metamix.mixers import create_mixer
 from metamix.mixers.registry import accepted_options, check_shape, describe_mixer, get_mixer
-from metamix.utils.checks import check_count, check_not_negative, check_rate, parse_size
+from metamix.utils.checks import check_counts, check_not_negative, check_rates, parse_size
 from metamix.weights.fit import function_mismatch
 
 from .arguments import Activation, Norm, activation, check_stages, mixers_per_stage, norm_layer, per_stage
@@ -55,13 +55,8 @@ class Block(nn.Module):
         drop_path: float = 0.0,
     ):
         super().__init__()
-
-        def make_scale() -> nn.Module:
-            return LayerScale2d(dim, layer_scale) if layer_scale else nn.Identity()
-
-        def make_drop_path() -> nn.Module:
-            return DropPath(drop_path) if drop_path else nn.Identity()
-
+        make_scale = partial(LayerScale2d, dim, layer_scale) if layer_scale else nn.Identity
+        make_drop_path = partial(DropPath, drop_path) if drop_path else nn.Identity
         self.grad_checkpointing = False
         self.norm1 = norm1(dim)
         self.mixer: Any = mixer
@@ -206,10 +201,8 @@ class MetaFormer(TimmInterface):
     ):
         super().__init__()
         check_stages(depths, dims)
-        check_count("in_chans", in_chans, least=1)
-        rates = dict(drop_rate=drop_rate, proj_drop_rate=proj_drop_rate, drop_path_rate=drop_path_rate)
-        for name, rate in rates.items():
-            check_rate(name, rate)
+        check_counts(1, in_chans=in_chans)
+        check_rates(drop_rate=drop_rate, proj_drop_rate=proj_drop_rate, drop_path_rate=drop_path_rate)
         stages = len(depths)
         mlp_ratios = per_stage("mlp_ratio", mlp_ratio, stages)
         for ratio in mlp_ratios:
@@ -266,9 +259,7 @@ class MetaFormer(TimmInterface):
         for down in downsamples[1:]:
             sizes.append(down.out_size(sizes[-1]))
         if min(min(s) for s in sizes) < 1:
-            raise ValueError(
-                f"img_size {img_size} is too small, the maps of the stages would be {sizes}: choose a larger one."
-            )
+            raise ValueError(f"img_size {img_size} is too small: the maps would be {sizes}; give a larger one.")
         return sizes
 
     def forward(self, x: Tensor) -> Tensor:
@@ -292,7 +283,7 @@ class MetaFormer(TimmInterface):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the head; arguments as in the constructor, but `global_pool=None` keeps the present pooling."""
-        check_count("num_classes", num_classes, least=0)
+        check_counts(0, num_classes=num_classes)
         if global_pool is not None:
             if global_pool not in POOLS:
                 raise ValueError(f"global_pool is {global_pool!r}; accepted are {', '.join(map(repr, POOLS))}.")
@@ -309,10 +300,7 @@ class MetaFormer(TimmInterface):
 def check_batch(images: Tensor) -> Tensor:
     """Return the images; raise ValueError unless they are a batch, before a layer complains about its own input."""
     if images.ndim != 4:
-        raise ValueError(
-            f"the model takes images (B, C, H, W), but the shape is {tuple(images.shape)}: give a single image as "
-            f"image[None]."
-        )
+        raise ValueError(f"images have the shape {tuple(images.shape)}, not (B, C, H, W): give one as image[None].")
     return images
 
 

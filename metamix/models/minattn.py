@@ -15,7 +15,7 @@ from typing import Any
 from timm.layers import LayerNorm2d
 from torch import nn
 
-from metamix.utils.checks import check_choice, check_count
+from metamix.utils.checks import check_choice, check_counts
 
 from .embed import ConvEmbed
 from .registry import CIFAR10, MNIST, build, register
@@ -55,7 +55,7 @@ def minattn(
         kwargs: further arguments of `MetaFormer`.
     """
     check_choice("similarity", similarity, SIMILARITY)
-    check_count("patch_size", patch_size, least=1)
+    check_counts(1, patch_size=patch_size)
     norm = partial(LayerNorm2d, eps=1e-5)
     mixer_args = dict(num_heads=num_heads, attn_drop=proj_drop_rate) | SIMILARITY[similarity]
     preset: dict[str, Any] = dict(

@@ -14,7 +14,7 @@ from typing import Any
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from metamix.utils.checks import check_count
+from metamix.utils.checks import check_counts
 from metamix.weights.layout import Layout
 
 from .embed import ConvEmbed
@@ -42,9 +42,7 @@ def ninformer(
         num_layers: blocks.
         kwargs: further arguments of `MetaFormer`.
     """
-    counts = dict(patch_size=patch_size, d_model=d_model, d_ffn=d_ffn, num_layers=num_layers)
-    for option, value in counts.items():
-        check_count(option, value, least=1)
+    check_counts(1, patch_size=patch_size, d_model=d_model, d_ffn=d_ffn, num_layers=num_layers)
     mixer_args = dict(token_dim=d_ffn, channel_dim=d_ffn)
     preset: dict[str, Any] = dict(
         mixer="nin",
@@ -81,20 +79,20 @@ NINFORMER = Layout((
 ))  # fmt: skip
 
 
-@official("ninformer", same=("d_model", "d_ffn", "num_layers"))
+@official(
+    "ninformer",
+    same=("d_model", "d_ffn", "num_layers", "num_classes"),
+    renamed=dict(in_channels="in_chans", dropout="proj_drop_rate"),
+)
 def official_ninformer(
     state: Mapping[str, Tensor],
     *,
     image_size: int = 32,
     patch_size: int = 4,
-    in_channels: int = 3,
-    num_classes: int = 10,
     seq_len: int = 64,
-    dropout: float = 0.5,
     **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the arguments of the author's `NiNformer`."""
     tokens = (image_size // patch_size) ** 2
     accept("seq_len", seq_len, [tokens], f"{tokens}, the patches of an image of {image_size} pixels")
-    arguments |= dict(patch_size=patch_size, in_chans=in_channels, num_classes=num_classes, proj_drop_rate=dropout)
-    return ninformer("ninformer_cifar", img_size=image_size, **arguments), NINFORMER
+    return ninformer("ninformer_cifar", img_size=image_size, patch_size=patch_size, **arguments), NINFORMER

@@ -11,12 +11,11 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from metamix.utils.text import did_you_mean
+from metamix.utils.checks import check_choice, check_known
 from metamix.weights.files import flatten, flax_parameters, unwrap
 from metamix.weights.fit import load_into
 from metamix.weights.layout import Layout
 
-from .arguments import check_known
 from .metaformer import MetaFormer
 
 ModelAndLayout = tuple[nn.Module, Layout]
@@ -30,6 +29,8 @@ def official(
     source: str,
     *,
     same: Collection[str] = (),
+    renamed: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
     only: Mapping[str, Any] | None = None,
     ignored: Collection[str] = (),
 ) -> Callable[[Builder], Builder]:
@@ -37,27 +38,27 @@ def official(
 
     Args:
         source: name of the source.
-        same: arguments that the function passes on, since our model has them with the same names and defaults.
+        same: arguments that the function gets as they are, since our model has them with the same names.
+        renamed: arguments that the function gets by the names of our model.
+        defaults: the authors' defaults of arguments in `same` and `renamed` where those of our model differ.
         only: arguments for which our model supports only one value, with this value.
         ignored: arguments that the authors' code ignores too.
     """
-    fixed = dict(only or {})
+    fixed, ours = dict(only or {}), dict(renamed or {})
 
     def register(build: Builder) -> Builder:
         parameters = {p.name: p for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
         def checked(state: Mapping, **constructor: Any) -> ModelAndLayout:
-            check_known(constructor, [*parameters, *same, *fixed, *ignored], source)
+            check_known(source, constructor, [*parameters, *same, *ours, *fixed, *ignored])
             missing = [name for name, p in parameters.items() if p.default is p.empty and name not in constructor]
             if missing:
-                raise ValueError(
-                    f"{source} needs {', '.join(missing)}: give the values that the checkpoint was trained with."
-                )
+                raise ValueError(f"{source} needs {', '.join(missing)}: give the values that it was trained with.")
             for argument, value in fixed.items():
                 accept(argument, constructor.get(argument, value), [value], f"{value!r}, as in all published models")
-            return build(
-                state, **{name: value for name, value in constructor.items() if name not in {*fixed, *ignored}}
-            )
+            arguments = {**(defaults or {}), **constructor}
+            kept = arguments.keys() - {*fixed, *ignored}
+            return build(state, **{ours.get(name, name): arguments[name] for name in kept})
 
         SOURCES[source] = checked
         return build
@@ -120,12 +121,9 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
     if source not in SOURCES:  # a task's module registers its sources when it is imported
         for module in MODULES:
             import_module(module)
-    if source not in SOURCES:
-        raise ValueError(f"Unknown source {source!r}{did_you_mean(source, SOURCES)} Sources: {', '.join(SOURCES)}.")
+    check_choice("source", source, SOURCES)
     if not isinstance(state_dict, Mapping):
-        raise ValueError(
-            f"state_dict is a {type(state_dict).__name__}; give tensors by name, what torch.load of the file returns."
-        )
+        raise ValueError(f"state_dict is a {type(state_dict).__name__}; give tensors by name, as torch.load returns.")
     state = flatten(flax_parameters(unwrap(state_dict)))
     model, layout = SOURCES[source](state, **constructor)
     load_into(model, state, "The checkpoint", name=f"the {source} of these arguments", layout=layout)

@@ -39,7 +39,12 @@ TIMM_POOLFORMER = Layout((
 PUBLISHED |= {"patch_embed.proj.weight": POOLFORMER, "stem.conv.weight": TIMM_POOLFORMER}
 
 
-@official("poolformer", same=("act_layer", "num_classes", "drop_path_rate"), only=dict(init_cfg=None, pretrained=None))
+@official(
+    "poolformer",
+    same=("act_layer", "num_classes", "drop_path_rate"),
+    renamed=dict(drop_rate="proj_drop_rate"),  # of the MLPs
+    only=dict(init_cfg=None, pretrained=None),
+)
 def poolformer(
     state: Mapping[str, Tensor],
     *,
@@ -55,7 +60,6 @@ def poolformer(
     down_patch_size: int = 3,
     down_stride: int = 2,
     down_pad: int = 1,
-    drop_rate: float = 0.0,
     use_layer_scale: bool = True,
     layer_scale_init_value: float = 1e-5,
     fork_feat: bool = False,
@@ -80,7 +84,6 @@ def poolformer(
         norm=norm_layer,
         stem=partial(ConvEmbed, kernel_size=in_patch_size, stride=in_stride, padding=in_pad),
         downsample=partial(ConvEmbed, kernel_size=down_patch_size, stride=down_stride, padding=down_pad),
-        proj_drop_rate=drop_rate,  # theirs is the dropout of the MLPs
         layer_scale=layer_scale_init_value if use_layer_scale else 0,
         **arguments,
     )
@@ -89,17 +92,14 @@ def poolformer(
 
 @official(
     "timm_poolformer",
-    same=("in_chans", "num_classes", "global_pool", "drop_rate", "proj_drop_rate", "drop_path_rate"),
+    same=("depths", "dims", "in_chans", "num_classes", "global_pool", "drop_rate", "proj_drop_rate", "drop_path_rate"),
+    renamed=dict(mlp_act="act_layer", layer_scale_init_values="layer_scale"),
     only=dict(mlp_bias=True, res_scale_init_values=None, downsample_norm=None, use_mlp_head=False),
 )
 def timm_poolformer(
     state: Mapping[str, Tensor],
     *,
-    depths: Sequence[int] = (2, 2, 6, 2),
-    dims: Sequence[int] = (64, 128, 320, 512),
     token_mixers: type[nn.Module] = TimmPooling,
-    mlp_act: type[nn.Module] = nn.GELU,
-    layer_scale_init_values: float = 1e-5,
     norm_layers: type[nn.Module] = GroupNorm1,
     output_norm: type[nn.Module] = LayerNorm2d,
     **arguments: Any,
@@ -109,14 +109,4 @@ def timm_poolformer(
     accept("token_mixers", token_mixers, [TimmPooling], "timm's Pooling")
     accept("norm_layers", norm_layers, [GroupNorm1, TimmGroupNorm1], "GroupNorm1")
     accept("output_norm", output_norm, [LayerNorm2d], "LayerNorm2d, whose weights our GroupNorm before the mean takes")
-    model = metaformer(
-        "metaformer_pooling_s12",
-        size="s12",
-        mixer="pooling",
-        depths=tuple(depths),
-        dims=tuple(dims),
-        act_layer=mlp_act,
-        layer_scale=layer_scale_init_values or 0,
-        **arguments,
-    )
-    return model, TIMM_POOLFORMER
+    return metaformer("metaformer_pooling_s12", size="s12", mixer="pooling", **arguments), TIMM_POOLFORMER

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from metamix.layers import ConvWeights, resize_to, round_up
 from metamix.mixers.raft import RaftMlp
-from metamix.utils.checks import check_count
+from metamix.utils.checks import check_counts
 from metamix.weights.layout import Layout
 
 from .arguments import check_stages, per_stage
@@ -49,7 +49,7 @@ class MultiScaleEmbed(CeilEmbed):
 
     def __init__(self, in_chans: int, dim: int, *, kernels: tuple[int, ...], stride: int):
         super().__init__()
-        check_count("patch size", stride, least=1)
+        check_counts(1, patch_size=stride)
         if not isinstance(kernels, (tuple, list)):
             raise ValueError(f"embedding kernels are {kernels!r}: give each level a tuple of sides, such as (4, 8).")
         if any((k - stride) % 2 or k < stride for k in kernels):
@@ -200,22 +200,24 @@ def arrange_raftmlp(key: str, tensor: Tensor, model: nn.Module, patch: str) -> T
     return tensor
 
 
-@official("raftmlp")
+@official(
+    "raftmlp",
+    same=("num_classes",),
+    renamed=dict(
+        in_channels="in_chans", pretrained_image_size="img_size", channel_expansion_factor="channel_expansion"
+    ),
+    only=dict(token_mixing_type="ser_pm"),  # vertical, then horizontal
+)
 def official_raftmlp(
     state: Mapping[str, Tensor],
     *,
     layers: Sequence[Mapping],
-    in_channels: int = 3,
-    pretrained_image_size: int = 224,
-    num_classes: int = 1000,
     token_expansion_factor: int = 2,
-    channel_expansion_factor: int = 4,
-    token_mixing_type: str = "ser_pm",
     embedding_type: str = "emb_cross_mlp",
     shortcut: bool = True,
+    **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the arguments of the authors' `RaftMLP`."""
-    accept("token_mixing_type", token_mixing_type, ["ser_pm"], "'ser_pm', vertical then horizontal")
     accept("embedding_type", embedding_type, ["emb_cross_mlp", "emb_mixer"], "'emb_cross_mlp' or 'emb_mixer'")
     cross = embedding_type == "emb_cross_mlp"
     wanted = {"depth", "dim", "patch_size", "raft_size", "embedding_kernels"}
@@ -229,9 +231,6 @@ def official_raftmlp(
     raft = dict(expansion=token_expansion_factor, resample="stream")
     model: Any = raftmlp(
         "raftmlp_s",
-        in_chans=in_channels,
-        img_size=pretrained_image_size,
-        num_classes=num_classes,
         depths=tuple(layer["depth"] for layer in layers),
         dims=tuple(layer["dim"] for layer in layers),
         patch_sizes=tuple(layer["patch_size"] for layer in layers),
@@ -239,7 +238,7 @@ def official_raftmlp(
             tuple(layer["embedding_kernels"]) if cross else (layer["patch_size"],) for layer in layers
         ),
         mixer_args=[dict(raft_size=layer["raft_size"], **raft) for layer in layers],
-        channel_expansion=channel_expansion_factor,
+        **arguments,
     )
     if shortcut and last > 0:
         model = ShortcutClassifier(model)

@@ -11,7 +11,6 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,20 +99,14 @@ def build(
             default_mixer_args(stage, dim).get(mixer, {}) | args
             for stage, (dim, mixer, args) in enumerate(zip(kwargs["dims"], mixers, mixer_args))
         ]
-    build_model = partial(
-        build_model_with_cfg,
-        MetaFormer,
-        name,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter,
-        feature_cfg=dict(
-            out_indices=tuple(range(len(depths))) if len(depths) > 1 else tuple(range(depths[0]))[-3:],
-            feature_cls="getter",
-            flatten_sequential=len(depths) > 1,  # lets timm's "list" and "dict" find stages; they cannot find blocks
-        ),
+    feature_cfg = dict(
+        out_indices=tuple(range(len(depths))) if len(depths) > 1 else tuple(range(depths[0]))[-3:],
+        feature_cls="getter",
+        flatten_sequential=len(depths) > 1,  # lets timm's "list" and "dict" find stages; they cannot find blocks
     )
+    kwargs |= dict(pretrained_filter_fn=checkpoint_filter, feature_cfg=feature_cfg)
     try:
-        return build_model(**kwargs)
+        return build_model_with_cfg(MetaFormer, name, pretrained, **kwargs)
     except TypeError as error:
         if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
             accepted = inspect.signature(MetaFormer).parameters
@@ -202,14 +195,8 @@ def check_model(name: str, pretrained: bool = False) -> None:
         return
     if not timm.is_model(name):
         if os.path.isfile(os.path.join(name, ARTIFACT)):
-            raise ValueError(
-                f"{name} is an exported model: metamix export --data scores a model as it writes it, and metamix "
-                f"predict --model {name} runs it"
-            )
-        raise ValueError(
-            f"There is no model {name!r}{did_you_mean(name, timm.list_models())} After `import metamix`, "
-            f"`timm.list_models()` lists all."
-        )
+            raise ValueError(f"{name} is an exported model: metamix export --data scores it, metamix predict runs it")
+        raise ValueError(f"There is no model {name!r}{did_you_mean(name, timm.list_models())} See timm.list_models().")
     model, _, tag = name.partition(".")
     check_tag(model, tag, [tagged.partition(".")[2] for tagged in timm.list_pretrained(f"{model}.*")])
     if pretrained and not timm.models.is_model_pretrained(name):

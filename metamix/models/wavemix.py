@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from metamix.layers import GELU
-from metamix.utils.checks import check_count
+from metamix.utils.checks import check_counts
 from metamix.weights.layout import PUBLISHED as PUBLISHED_LAYOUTS
 from metamix.weights.layout import Layout
 
@@ -83,12 +83,9 @@ def wavemix(
         proj_drop_rate: dropout in the mixers.
         kwargs: further arguments of `MetaFormer`.
     """
-    check_count("stride", stride, least=0)
-    check_count("patch_size", patch_size, least=0)
+    check_counts(0, stride=stride, patch_size=patch_size)
     if bool(stride) == bool(patch_size):
-        raise ValueError(
-            f"stride is {stride} and patch_size {patch_size}: either chooses the stem, give 0 for the other."
-        )
+        raise ValueError(f"stride is {stride} and patch_size {patch_size}: each chooses a stem, give one of them.")
     stem = partial(StridedStem, stride=stride) if stride else partial(PatchStem, patch_size=patch_size)
     mixer_args = dict(level=level, mult=mult, ff_channel=ff_channel, upsample=upsample)
     preset: dict[str, Any] = dict(
@@ -195,14 +192,15 @@ WAVEMIX_ONE_LEVEL = Layout((ONE_LEVEL, *WAVEMIX_NAMES), arrange_wavemix)
 PUBLISHED_LAYOUTS |= {"layers.0.feedforward.0.weight": WAVEMIX_ONE_LEVEL, "layers.0.feedforward1.0.weight": WAVEMIX}
 
 
-@official("wavemix", same=("num_classes", "mult"))
+@official(
+    "wavemix",
+    same=("num_classes", "mult", "depth", "ff_channel"),
+    renamed=dict(final_dim="dim", dropout="proj_drop_rate"),
+    defaults=dict(depth=16, ff_channel=192, final_dim=192),
+)
 def official_wavemix(
     state: Mapping[str, Tensor],
     *,
-    depth: int = 16,
-    ff_channel: int = 192,
-    final_dim: int = 192,
-    dropout: float = 0.5,
     level: int = 3,
     initial_conv: str = "pachify",
     patch_size: int = 4,
@@ -213,11 +211,7 @@ def official_wavemix(
     accept("initial_conv", initial_conv, ["pachify", "strided"], "'pachify' or 'strided'")
     model = wavemix(
         "wavemix_192_16",
-        dim=final_dim,
-        depth=depth,
         level=level,
-        ff_channel=ff_channel,
-        proj_drop_rate=dropout,
         patch_size=patch_size if initial_conv == "pachify" else 0,
         stride=0 if initial_conv == "pachify" else stride,
         **arguments,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from metamix.layers import CheckpointedSequential, Conv2d, GradCheckpointing
 from metamix.layers.image_inference import check_multiples, run_padded
 from metamix.mixers import WaveMix
-from metamix.utils.checks import check_choice, check_count
+from metamix.utils.checks import check_choice, check_counts
 from metamix.weights.layout import Layout
 
 from .arguments import norm_layer
@@ -79,8 +79,7 @@ class WaveMixSR(GradCheckpointing):
         residual: bool = False,
     ):
         super().__init__()
-        for option, value in (("scale", scale), ("dim", dim), ("depth", depth)):
-            check_count(option, value, least=1)
+        check_counts(1, scale=scale, dim=dim, depth=depth)
         check_choice("mode", mode, MODES)
         self.scale, self.mode, self.residual, self.num_features = scale, mode, residual, dim
         self.stem = stem(1, dim)
@@ -127,8 +126,7 @@ class WaveMixSisr(GradCheckpointing):
         super().__init__()
         if scale not in (1, 2):
             raise ValueError(f"scale is {scale!r}: WaveMixSisr enlarges images twice, or not at all: give 1 or 2.")
-        for option, value in (("in_chans", in_chans), ("dim", dim), ("depth", depth)):
-            check_count(option, value, least=1)
+        check_counts(1, in_chans=in_chans, dim=dim, depth=depth)
         self.in_chans, self.scale, self.residual, self.num_features = in_chans, scale, residual, dim
         self.fold = 2 // scale
         self.multiple = self.fold, self.fold
@@ -178,33 +176,20 @@ WAVEMIXSR = Layout(
 )
 
 
-@official("wavemix_superresolution", same=("depth", "mult"))
-def wavemix_superresolution(
-    state: Mapping[str, Tensor],
-    *,
-    ff_channel: int = 144,
-    final_dim: int = 144,
-    dropout: float = 0.0,
-    level: int = 1,
-    **arguments: Any,
-) -> ModelAndLayout:
+RENAMED = dict(final_dim="dim", dropout="proj_drop")
+FF_CHANNEL = dict(ff_channel=144)  # the authors' default for every `final_dim`
+
+
+@official("wavemix_superresolution", same=("depth", "mult", "ff_channel"), renamed=RENAMED, defaults=FF_CHANNEL)
+def wavemix_superresolution(state: Mapping[str, Tensor], *, level: int = 1, **arguments: Any) -> ModelAndLayout:
     """Build our model for the arguments of the authors' super-resolution `WaveMix`."""
-    model = WaveMixSisr(dim=final_dim, level=level, ff_channel=ff_channel, proj_drop=dropout, **arguments)
-    return model, SISR_ONE_LEVEL if level == 1 else SISR
+    return WaveMixSisr(level=level, **arguments), SISR_ONE_LEVEL if level == 1 else SISR
 
 
-@official("wavemixsr", same=("depth", "mult", "mode"))
-def wavemixsr(
-    state: Mapping[str, Tensor],
-    *,
-    ff_channel: int = 144,
-    final_dim: int = 144,
-    dropout: float = 0.3,
-    scale_factor: int = 2,
-    **arguments: Any,
-) -> ModelAndLayout:
+@official("wavemixsr", same=("depth", "mult", "ff_channel", "mode"), renamed=RENAMED, defaults=FF_CHANNEL)
+def wavemixsr(state: Mapping[str, Tensor], *, scale_factor: int = 2, **arguments: Any) -> ModelAndLayout:
     """Build our model for the arguments of the authors' `WaveMixSR`.
 
     `scale_factor` and `mode` are arguments of its nn.Upsample, which the authors' constructor does not take.
     """
-    return WaveMixSR(scale_factor, dim=final_dim, ff_channel=ff_channel, proj_drop=dropout, **arguments), WAVEMIXSR
+    return WaveMixSR(scale_factor, **arguments), WAVEMIXSR

@@ -80,9 +80,7 @@ class RestorationData:
         }
         self.scored_in_grey = sum(sample.grey for sample in parts["test"])
         if self.channels == "y" and self.scored_in_grey:
-            self.notes.append(
-                f"{plural(self.scored_in_grey, 'scored image')} in grey: compared as stored, from 0 to 255"
-            )
+            self.notes.append(f"{plural(self.scored_in_grey, 'scored image')} in grey: compared as stored, 0 to 255")
         self.identity: dict[str, Any] = {
             "samples": {split: len(samples) for split, samples in parts.items()},
             "digest": {split: digest_of(samples) for split, samples in parts.items()},
@@ -161,10 +159,7 @@ class RestorationData:
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
         """Make the loader of random crops; an epoch has `crops` of each image."""
         if self.options.mixup and batch_size // world_size % 2:
-            raise ValueError(
-                f"mixup pairs neighbours, and batch_size {batch_size} leaves each of {world_size} processes an odd "
-                f"number of crops; give an even one"
-            )
+            raise ValueError(f"mixup pairs crops: give a batch_size that {2 * world_size} divides, not {batch_size}")
         options, samples = self.options, self.parts["train"]
         order = TrainOrder(len(samples) * options.crops, batch_size, rank, world_size, seed)
         transform = TrainCrop(options.crop, options.flip, options.rotate, self.chain, self.scale, self.enlarge)

@@ -31,7 +31,8 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from metamix.data.files import open_image
-from metamix.utils.text import did_you_mean, plural
+from metamix.utils.checks import check_choice
+from metamix.utils.text import plural
 
 from .resize import resize_bicubic, to_levels
 
@@ -238,11 +239,7 @@ def parse_degradations(text: str) -> Chain:
 
 def _parse_step(text: str) -> Any:
     name, *words = text.split(":")
-    if name not in DEGRADATIONS:
-        names = [*DEGRADATIONS, PAIRS]
-        raise ValueError(
-            f"there is no degradation {name!r}{did_you_mean(name, names)} Degradations: {', '.join(names)}."
-        )
+    check_choice("degradation", name, [*DEGRADATIONS] if name == PAIRS else [*DEGRADATIONS, PAIRS])  # no step
     cls = DEGRADATIONS[name]
     options = fields(cls)  # type: ignore[arg-type]
     switches = [f.name for f in options if "low" not in f.metadata]

@@ -44,9 +44,7 @@ class RestorationLoss:
     def __init__(self, text: str, crop: int):
         self.weights = parse_loss(text)
         if "ssim" in self.weights and crop < WINDOW:
-            raise ValueError(
-                f"loss has ssim, whose window has {WINDOW} pixels, and crop is {crop}; give a larger --crop"
-            )
+            raise ValueError(f"the window of ssim has {WINDOW} pixels, and crop is {crop}; give a larger --crop")
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss in float32; also return the terms of the last image, without their weights."""

@@ -26,9 +26,7 @@ _score = partial(option, group="scoring", on_resume="report")
 class RestorationDataOptions(ReadingOptions):
     """Options of where the images are and how they are scored, for `metamix train` and `metamix eval`."""
 
-    data_dir: str = _data(
-        "", "folder of the images, or one with train/ and test/; see --degradation", on_resume="ignore"
-    )
+    data_dir: str = _data("", "folder of the images, or with train/ and test/; see --degradation", on_resume="ignore")
     test_dir: str = _data(
         "",
         "folder of the images to score; empty: test/ or val/ in data_dir, or a share of the images",
@@ -36,9 +34,7 @@ class RestorationDataOptions(ReadingOptions):
     )
     input_folder: str = _data("input", "pairs: folder of the degraded images inside data_dir, train/ or test/")
     target_folder: str = _data("target", "pairs: folder of the clean images")
-    input_name: Template = _data(
-        "{name}", "pairs: name of the degraded image of the clean image {name}, such as '{name}x2'"
-    )
+    input_name: Template = _data("{name}", "pairs: name of the degraded image of the clean {name}, such as '{name}x2'")
 
     score_channel: Literal["auto", "rgb", "y", "grey"] = _score(
         "auto", "channels that PSNR and SSIM compare; auto: y (BT.601, 16 to 235) for super-resolution, else rgb"
@@ -108,9 +104,7 @@ class RestorationOptions(BackboneOptions, RestorationDataOptions):
         self.check_backbone({"in_chans": "--channels"})
         parse_degradations(self.degradation)
         if self.degradation != PAIRS and (flags := changed_flags(self, "input_folder", "target_folder", "input_name")):
-            raise ValueError(
-                f"{flags[0]} {flags[1]} is for pairs, but degradation is {self.degradation}: leave one of them out"
-            )
+            raise ValueError(f"{flags[0]} {flags[1]} is for pairs, but degradation is {self.degradation}: give one")
         parse_loss(self.loss)
 
 
@@ -120,11 +114,9 @@ class RestorationEvalOptions(RestorationDataOptions):
 
     checkpoint: str | None = _model(None, "evaluate the weights in this run folder or file")
     model: str | None = _model(None, "image model, for weights that do not name it")
-    model_args: dict[str, Any] = option({}, "more arguments of the model, as YAML", group="model")
+    model_args: dict[str, Any] = _model({}, "more arguments of the model, as YAML")
     pretrained: bool = _model(False, "evaluate the model's published weights")
-    degradation: str | None = _data(
-        None, "how clean images are degraded; pairs: the folder holds both already; default: as in training"
-    )
+    degradation: str | None = _data(None, "how clean images are degraded, or pairs; default: as in training")
     channels: Literal["auto", "rgb", "grey", "y"] | None = _data(None, "rgb, grey or y; default: as in training")
     test_share: ShareBetween | None = _data(None, "share of the images that is scored; default: as in training")
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from metamix.training.reports import left_out
 from metamix.training.task import Pictures, State
-from metamix.utils.figures import figure_text, save_figure
+from metamix.utils.figures import figure_text, image_grid, save_figure
 from metamix.utils.files import write_text
 from metamix.utils.text import csv_text
 
@@ -58,11 +57,8 @@ def draw_sheet(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]]) -> None
     crops are the centres of the input and of the output. Each of `rows` has a title and three images, (C, H, W) uint8:
     input, output and target.
     """
-    figure = Figure(figsize=(15, 2.9 * max(1, len(rows))), layout="constrained")
     titles = ("input", "output", "target", "error, 0 to 32", "input, zoomed", "output, zoomed")
-    grid = figure.subplots(max(1, len(rows)), len(titles), squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
+    figure, grid = image_grid(max(1, len(rows)), len(titles), figsize=(15, 2.9 * max(1, len(rows))))
     for (title, (before, restored, target)), line in zip(rows, grid):
         error = (restored.float() - target.float()).abs().mean(0)
         for axes, picture in zip(line, (before, restored, target, None, zoom(before), zoom(restored))):

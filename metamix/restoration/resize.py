@@ -60,13 +60,8 @@ def _taps(length: int, scale: float) -> tuple[Tensor, Tensor]:
     centre = (torch.arange(math.ceil(scale * length), dtype=torch.float64) + 0.5) / scale - 0.5
     first = (centre - width / 2).floor() + 1
     places = first + torch.arange(math.ceil(width) + 1, dtype=torch.float64)[:, None]
-    weights = _cubic(shrink * (centre - places))
+    x = (shrink * (centre - places)).abs()
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2  # Keys' cubic kernel with a = -0.5
+    weights = torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
     places = places.long().remainder(2 * length)
     return torch.minimum(places, 2 * length - 1 - places), weights / weights.sum(0)
-
-
-def _cubic(x: Tensor) -> Tensor:
-    """Compute Keys' cubic kernel with a = -0.5."""
-    x = x.abs()
-    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))

@@ -78,9 +78,8 @@ def find_samples(root: Path, options: RestorationDataOptions, paired: bool) -> l
     if not paired:
         if not root.is_dir():
             raise FileNotFoundError(f"there is no folder {root}")
-        return [
-            ImagePair(name, path, None) for name, path in list_images(targets if targets.is_dir() else root).items()
-        ]
+        images = list_images(targets if targets.is_dir() else root)
+        return [ImagePair(name, path, None) for name, path in images.items()]
     if missing := next((place for place in (inputs, targets) if not place.is_dir()), None):
         folders = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
         raise FileNotFoundError(
@@ -127,8 +126,5 @@ def scale_of_pair(sample: ImagePair, expected: int | None) -> int:
             f"input's size, or a whole number of times that size"
         )
     if expected not in (None, scale):
-        raise ValueError(
-            f"{sample.target} has a scale of {scale} over its input, but other pairs have a scale of {expected}: keep "
-            f"pairs of one scale"
-        )
+        raise ValueError(f"{sample.target} has a scale of {scale}, but other pairs {expected}: keep pairs of one scale")
     return scale

@@ -54,9 +54,7 @@ class Restoration:
         self.data.enlarge = self.model.enlarge
         if self.measure.channel == "y" and self.data.channels == "rgb" and self.data.scored_in_grey:
             grey = plural(self.data.scored_in_grey, "scored image")
-            self.data.notes.append(
-                f"{grey} in grey: compared as Y of three equal channels, from 16 to 235, which adds 1.32 dB to PSNR"
-            )
+            self.data.notes.append(f"{grey} in grey: compared as Y of 3 equal channels, 16 to 235, which adds 1.32 dB")
         for sample in (sample for part in self.data.scored.values() for sample in part.samples):
             height, width = (side - side % self.data.scale for side in sample.header.size)
             self.measure.check_size(height, width, sample.target)

@@ -37,10 +37,7 @@ class VerifyPairs(VerifyOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.data_dir is not None:
-            raise ValueError(
-                f"data_dir is {self.data_dir}, but restoration reads one layout of folders: give the folder alone, "
-                f"metamix verify {self.data_dir}"
-            )
+            raise ValueError(f"data_dir is {self.data_dir}: give the folder alone, metamix verify {self.data_dir}")
         self.options = RestorationOptions(
             data_dir=self.data,
             degradation="noise:0" if self.clean else PAIRS,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,6 @@ class SegmentationData:
                 split: content_digest([path for sample in samples for path in (sample.image, sample.mask)])
                 for split, samples in self.parts.items()
             }
-        self._train: MaskedImages | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -127,29 +126,25 @@ class SegmentationData:
             if read and not labelled:
                 raise ValueError(f"all pixels of the masks in {samples[0].mask.parent} are ignored: none can be scored")
 
+    @cached_property
     def train_images(self) -> MaskedImages:
-        """Return the images to train on, in memory if they are small."""
-        if self._train is None:
-            self._train = MaskedImages(self.parts["train"], self.labels)
-            if self.in_memory:
-                self._train.load()
-        return self._train
+        """Open the images to train on, in memory if they are small."""
+        images = MaskedImages(self.parts["train"], self.labels)
+        if self.in_memory:
+            images.load()
+        return images
 
     def label_counts(self) -> Tensor:
         """Count the pixels of each label in the masks to train on: (256,) int64."""
-        images = self.train_images()
+        images = self.train_images
         counts = torch.zeros(256, dtype=torch.int64)
         for i in tqdm(range(len(images)), desc="counting", unit="mask", leave=False, disable=None):
             counts += torch.bincount(images.mask(i).flatten(), minlength=256)
         return counts
 
-    def pixel_counts(self) -> Tensor:
-        """Count the pixels of each class in the masks to train on: (classes,) int64."""
-        return self.label_counts()[: len(self.classes)]
-
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
         """Make the loader of augmented crops; refuse masks in memory with a wrong value or only one class."""
-        images = self.train_images()
+        images = self.train_images
         if images.loaded:
             counts = self.label_counts()
             missing = [c for c, n in zip(self.classes, counts) if not n]

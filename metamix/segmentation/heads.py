@@ -63,26 +63,15 @@ class SemanticFPNHead(nn.Module):
 
 
 class UPerHead(nn.Module):
-    """The head of UPerNet (Xiao et al., arXiv 1807.10221), with the layers that mmsegmentation uses.
+    """The head of UPerNet (Xiao et al., arXiv 1807.10221), with the layers that mmsegmentation uses."""
 
-    Args:
-        pool_sizes: sides of the grids to which the coarsest level is pooled.
-    """
+    pool_sizes = (1, 2, 3, 6)  # sides of the grids to which the coarsest level is pooled
 
-    def __init__(
-        self,
-        in_channels: Sequence[int],
-        num_classes: int,
-        *,
-        channels: int = 512,
-        dropout: float = 0.1,
-        pool_sizes: Sequence[int] = (1, 2, 3, 6),
-    ):
+    def __init__(self, in_channels: Sequence[int], num_classes: int, *, channels: int = 512, dropout: float = 0.1):
         super().__init__()
         *finer, last = in_channels
-        self.pool_sizes = tuple(pool_sizes)
-        self.pools = nn.ModuleList(ConvBnRelu(last, channels, 1) for _ in pool_sizes)
-        self.bottleneck = ConvBnRelu(last + len(pool_sizes) * channels, channels, 3)
+        self.pools = nn.ModuleList(ConvBnRelu(last, channels, 1) for _ in self.pool_sizes)
+        self.bottleneck = ConvBnRelu(last + len(self.pool_sizes) * channels, channels, 3)
         self.laterals = nn.ModuleList(ConvBnRelu(dim, channels, 1) for dim in finer)
         self.outputs = nn.ModuleList(ConvBnRelu(channels, channels, 3) for _ in finer)
         self.fuse = ConvBnRelu(len(in_channels) * channels, channels, 3)

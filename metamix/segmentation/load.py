@@ -146,7 +146,4 @@ def check_tile(fixed_size: Size | None, name: str, tile: int) -> None:
     """Raise ValueError if a backbone gets larger images than `fixed_size`; tile 0 means whole images of any size."""
     if fixed_size and not 0 < tile <= min(fixed_size):
         (height, width), side = fixed_size, min(fixed_size)
-        raise ValueError(
-            f"{name} takes images of {height} x {width} pixels at most: cut larger ones into tiles, --tile {side} "
-            f"--overlap {side // 8}"
-        )
+        raise ValueError(f"{name} takes {height} x {width} pixels at most: give --tile {side} --overlap {side // 8}")

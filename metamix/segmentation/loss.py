@@ -148,7 +148,10 @@ class SegmentationLoss:
             for output in auxiliary:
                 total = total + self.aux_weight * self.total(self.compute(output.float(), target))
         logged = {f"{name}_loss": value for name, value in terms.items()} if len(terms) > 1 or auxiliary else {}
-        return total, logged | {"pixel_accuracy": 100 * right_pixels(main, target)}
+        labelled = (target != IGNORED).flatten(1)
+        right = (main.argmax(1) == target).flatten(1) & labelled
+        accuracy = (right.sum(1) / labelled.sum(1).clamp(min=1)).mean()  # of the images, each with its share of pixels
+        return total, logged | {"pixel_accuracy": 100 * accuracy}
 
     def compute(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Compute each term of the loss of logits (n, classes, h, w), which are resized to the target (n, H, W)."""
@@ -159,11 +162,3 @@ class SegmentationLoss:
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """Sum the terms with their weights."""
         return torch.stack([self.terms[name] * value for name, value in terms.items()]).sum()
-
-
-@torch.no_grad()
-def right_pixels(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the share of labelled pixels that are classified correctly, as the mean over images."""
-    labelled = (target != IGNORED).flatten(1)
-    right = (logits.argmax(1) == target).flatten(1) & labelled
-    return (right.sum(1) / labelled.sum(1).clamp(min=1)).mean()

@@ -14,16 +14,18 @@ from .published import POOLFORMER_SEMANTIC_FPN, wavemix_segmenter_layout
 from .segmenters import build_segmenter
 
 
-@official("poolformer_semantic_fpn")
+@official(
+    "poolformer_semantic_fpn",
+    same=("num_classes",),
+    renamed=dict(out_channels="neck_channels", channels="head_channels", dropout_ratio="dropout"),
+    defaults=dict(out_channels=256, channels=128, num_classes=150),
+)
 def poolformer_semantic_fpn(
     state: Mapping[str, Tensor],
     *,
     arch: str | Mapping[str, Any] = "s12",
-    out_channels: int = 256,
-    channels: int = 128,
-    num_classes: int = 150,
-    dropout_ratio: float = 0.1,
     drop_path_rate: float = 0.0,
+    **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the arguments of mmsegmentation's backbone (`arch`), neck (`out_channels`) and head."""
     sizes = [size for size in SIZES if size not in PAID]
@@ -40,61 +42,37 @@ def poolformer_semantic_fpn(
         )
         arch = "s12"
     accept("arch", arch, sizes, f"{', '.join(sizes)}, or a dict of their numbers")
-    model = build_segmenter(
-        "semantic_fpn",
-        f"metaformer_pooling_{arch}",
-        num_classes,
-        neck_channels=out_channels,
-        head_channels=channels,
-        dropout=dropout_ratio,
-        backbone_args=backbone_args,
-    )
+    model = build_segmenter("semantic_fpn", f"metaformer_pooling_{arch}", backbone_args=backbone_args, **arguments)
     return model, POOLFORMER_SEMANTIC_FPN
 
 
-@official("wavemix_segmentation")
+SAME = ("depth", "mult", "ff_channel")
+RENAMED = dict(final_dim="dim", dropout="proj_drop_rate")
+
+
+@official("wavemix_segmentation", same=SAME, renamed=RENAMED, defaults=dict(ff_channel=256, dropout=0.0))
 def wavemix_segmentation(
-    state: Mapping[str, Tensor],
-    *,
-    num_classes: int = 20,
-    depth: int = 16,
-    mult: int = 2,
-    ff_channel: int = 256,
-    final_dim: int = 256,
-    dropout: float = 0.0,
-    level: int = 4,
-    stride: int = 2,
+    state: Mapping[str, Tensor], *, num_classes: int = 20, level: int = 4, stride: int = 2, **arguments: Any
 ) -> ModelAndLayout:
     """Build our model for the arguments of the authors' segmentation `WaveMix`."""
     accept("stride", stride, [2], "2, so that the output has the size of the image")
-    arguments = dict(dim=final_dim, depth=depth, level=level, mult=mult, ff_channel=ff_channel, proj_drop_rate=dropout)
-    model = build_segmenter("wavemix", "wavemix_256_16_l4", num_classes, backbone_args=arguments)
+    model = build_segmenter("wavemix", "wavemix_256_16_l4", num_classes, backbone_args=arguments | {"level": level})
     return model, wavemix_segmenter_layout("expand", level)
 
 
-@official("wavemix_cityscapes")
+@official("wavemix_cityscapes", same=(*SAME, "patch_size"), renamed=RENAMED, defaults=dict(ff_channel=192))
 def wavemix_cityscapes(
     state: Mapping[str, Tensor],
     *,
     num_classes: int = 20,
-    depth: int = 16,
-    mult: int = 2,
-    ff_channel: int = 192,
-    final_dim: int = 192,
-    dropout: float = 0.5,
     level: int = 3,
-    patch_size: int = 4,
     pool_channels: Sequence[int] = (128, 64),
+    **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the authors' classifier with transposed convolutions as its `pool`.
 
     It takes the classifier's arguments. `pool_channels` are the widths of the transposed convolutions.
     """
-    arguments = dict(
-        dim=final_dim, depth=depth, level=level, mult=mult, ff_channel=ff_channel, proj_drop_rate=dropout,
-        patch_size=patch_size,
-    )  # fmt: skip
-    model = build_segmenter(
-        "wavemix", "wavemix_192_16_l3", num_classes, head_channels=list(pool_channels), backbone_args=arguments
-    )
+    options: dict[str, Any] = dict(head_channels=list(pool_channels), backbone_args=arguments | {"level": level})
+    model = build_segmenter("wavemix", "wavemix_192_16_l3", num_classes, **options)
     return model, wavemix_segmenter_layout("pool", level)

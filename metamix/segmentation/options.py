@@ -74,18 +74,12 @@ class SegmentationDataOptions(ReadingOptions):
 class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     """Options of `metamix train` for segmentation."""
 
-    ignore_index: MaskValue | None = _data(
-        255, "folder: value of ignored pixels in the mask files; none if all pixels count"
-    )
-    reduce_zero_label: bool = _data(
-        False, "folder: ignore the value 0, and number the classes from 1 in the mask files"
-    )
+    ignore_index: MaskValue | None = _data(255, "folder: value of ignored pixels in masks; none if all pixels count")
+    reduce_zero_label: bool = _data(False, "folder: ignore the value 0, and number the classes from 1 in masks")
     min_size: Side = _data(0, "shorter side that images are resized to, in pixels; 0 keeps their size")
     max_size: Side = _data(0, "limit of the longer side of resized images, in pixels; 0 sets no limit")
 
-    train_on: Splits = _data(
-        ("train",), "splits to train on; val is held out unless it is one of them or scored at the end"
-    )
+    train_on: Splits = _data(("train",), "splits to train on; val is held out unless it is trained on or scored")
     memory: Literal["auto", "yes", "no"] = _data(
         "auto", "decode the images to train on at the start; auto: if they take at most 1 GiB", on_resume="ignore"
     )
@@ -93,9 +87,7 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     std: Std | None = _data(None, "standard deviation of each channel; by default the backbone's")
 
     head: str = _model("semantic_fpn", "semantic_fpn, upernet or wavemix")
-    head_args: dict[str, Any] = option(
-        {}, "more arguments of the segmenter, such as '{neck_channels: 64}'", group="model"
-    )
+    head_args: dict[str, Any] = _model({}, "more arguments of the segmenter, such as '{neck_channels: 64}'")
 
     scales: Factors = _augment((0.5, 2.0), "smallest and largest factor of the random resizing of each image")
     crop: Crop = _augment((512,), "height and width of the crops to train on in pixels; one number gives a square")
@@ -120,18 +112,13 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
         if self.max_size and self.max_size < self.min_size:
             raise ValueError(f"max_size is {self.max_size}, less than min_size, which is {self.min_size}")
         if self.data != "folder" and (self.ignore_index != 255 or self.reduce_zero_label):
-            raise ValueError(
-                f"the values in the masks of {self.data} are known: leave out --ignore-index and --reduce-zero-label"
-            )
+            raise ValueError(f"{self.data} has known mask values: leave out --ignore-index and --reduce-zero-label")
         for name in self.head_args:
             if name in NOT_HEAD_ARGS:
                 raise ValueError(f"head_args has {name}, which comes from {NOT_HEAD_ARGS[name]}; leave it out")
         check_both(self.mean, self.std)
         if not parse_loss(self.loss).keys() & set(WEIGHTED) and self.class_weights != "none":
-            raise ValueError(
-                f"class_weights does nothing for the loss {self.loss}: leave it out, or add {' or '.join(WEIGHTED)} to "
-                f"the loss, such as ce+{self.loss}"
-            )
+            raise ValueError(f"class_weights needs {' or '.join(WEIGHTED)} in the loss, such as ce+{self.loss}")
         weights = self.class_weights
         if not isinstance(weights, str) and not (all(0 <= w < float("inf") for w in weights) and any(weights)):
             raise ValueError(f"class_weights is {weights}, but weights must be finite and at least 0, and one above 0")
@@ -150,9 +137,7 @@ class SegmentationEvalOptions(SegmentationDataOptions):
     ignore_index: MaskValue | Literal["trained"] | None = _data(
         "trained", "value of ignored pixels in the mask files; none if all pixels count; trained: as in training"
     )
-    reduce_zero_label: bool | None = _data(
-        None, "ignore the value 0, and number the classes from 1; by default as in training"
-    )
+    reduce_zero_label: bool | None = _data(None, "ignore 0, and number the classes from 1; default: as in training")
     min_size: Side | None = _data(None, "shorter side that images are resized to, in pixels; by default as in training")
     max_size: Side | None = _data(None, "limit of their longer side, in pixels; by default as in training")
 

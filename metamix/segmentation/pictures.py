@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
 from metamix.training.reports import left_out
 from metamix.training.task import Pictures, State
-from metamix.utils.figures import draw_confusion, figure_text, save_figure
+from metamix.utils.figures import draw_confusion, figure_text, image_grid, save_figure
 from metamix.utils.files import write_text
 from metamix.utils.text import aligned, csv_text
 
@@ -53,11 +52,8 @@ class SegmentationPictures(Pictures):
 
 def draw_images(path: Path, rows: Sequence[Shown], labels: Labels) -> None:
     """Draw a row for each image: the image, its truth, the prediction and the errors."""
-    figure = Figure(figsize=(13, 2.6 * max(1, len(rows)) + 0.5), layout="constrained")
-    titles = ("image", "truth", "prediction", "errors")
-    grid = figure.subplots(max(1, len(rows)), len(titles), squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
+    titles, lines = ("image", "truth", "prediction", "errors"), max(1, len(rows))
+    figure, grid = image_grid(lines, len(titles), figsize=(13, 2.6 * lines + 0.5))
     colours = colours_of(len(labels.classes), labels.palette)
     present: set[int] = set()
     for (iou, _, name, image, truth, predicted), line in zip(rows, grid):

@@ -44,9 +44,7 @@ class LabelPixels(PredictToFolder):
     def __post_init__(self) -> None:
         masks, records = self.output / MASKS, self.output / self.records_name
         if masks.exists() and not records.exists():
-            raise ValueError(
-                f"{masks} was not written by metamix predict, because there is no {records}: give another --output"
-            )
+            raise ValueError(f"{masks} was not written by metamix predict: there is no {records}. Give a new --output")
         super().__post_init__()
         check_tiles(self.tile, self.overlap)
 

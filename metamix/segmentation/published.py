@@ -1,11 +1,8 @@
 """List and load published weights of whole segmenters (backbone and head), by the tag of the backbone's name."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from metamix.models.poolformer import POOLFORMER
 from metamix.models.wavemix import ONE_LEVEL, WAVEMIX_NAMES, arrange_wavemix
@@ -96,13 +93,11 @@ def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
     return WEIGHTS[head].get(backbone)
 
 
-def load_published(
-    model: nn.Module, published: PublishedSegmenter, name: str, *, classifier: Sequence[str], num_classes: int
-) -> None:
+def load_published(model: Any, published: PublishedSegmenter, name: str) -> None:
     """Load published weights into a segmenter; messages call it `name`.
 
-    If the weights are for another number of classes, the layers in `classifier` keep their initial values.
+    If the weights are for another number of classes, the layers in its `classifier` keep their initial values.
     """
     path = download(published.url, Path(published.url).stem)
-    new = classifier if num_classes != published.num_classes else ()
+    new = model.classifier if model.num_classes != published.num_classes else ()
     load_into(model, read_weights(path)[0], path, name=name, layout=published.layout, head=new)

@@ -20,6 +20,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from metamix.layers import crop_to, pad_to, resize_to, round_up
 from metamix.models.backbone import (
     Backbone,
     BackboneMixin,
-    Plan,
     build_backbone,
     build_probe,
     check_request,
@@ -42,8 +42,7 @@ from metamix.models.backbone import (
 )
 from metamix.models.batch_norms import apply_batch_norms
 from metamix.models.pyramids import LastMap
-from metamix.utils.checks import check_count, check_rate, parse_size
-from metamix.utils.text import did_you_mean
+from metamix.utils.checks import check_choice, check_counts, check_known, check_rates, parse_size
 
 from .heads import DeconvHead, FCNHead, SemanticFPNHead, UPerHead
 from .published import load_published, published_segmenter
@@ -94,9 +93,7 @@ class Segmenter(BackboneMixin):
     def check(self, images: Tensor) -> None:
         """Raise ValueError for a tensor that is not a batch of images of this model."""
         if images.ndim != 4 or images.shape[1] != self.in_chans:
-            raise ValueError(
-                f"images have the shape {tuple(images.shape)}; this model takes (B, {self.in_chans}, H, W)."
-            )
+            raise ValueError(f"images have shape {tuple(images.shape)}; this model takes (B, {self.in_chans}, H, W).")
         height, width = images.shape[-2:]
         if self.fixed_size and (height > self.fixed_size[0] or width > self.fixed_size[1]):
             h, w = self.fixed_size
@@ -105,9 +102,7 @@ class Segmenter(BackboneMixin):
                 f"{min(h, w)} pixels, or build it with another img_size."
             )
         if self.training and isinstance(self.head, UPerHead) and images.shape[0] < 2:
-            raise ValueError(
-                "upernet trains on batches of at least 2 images: after 1 x 1 pooling its BatchNorm sees one value."
-            )
+            raise ValueError("upernet trains on batches of 2 or more: after 1 x 1 pooling, BatchNorm sees one value.")
 
 
 def last_layer(module: nn.Module) -> str:
@@ -138,23 +133,10 @@ class BackboneRequest:
         sides = parse_size("img_size", self.img_size)
         return self.model_args | {"img_size": round_up(sides, (multiple, multiple))}
 
-    def levels(self, finest_stride: int) -> tuple[Plan, tuple[int, ...]]:
-        """Return the plan of a pyramid from `finest_stride` to stride 32, and its levels."""
-        levels = tuple(range(FINEST[finest_stride], 4))
-        return plan_levels(self.name, levels, self.model_args), levels
 
-    def build(self, plan: Plan, levels: tuple[int, ...], out_channels: int | None) -> Backbone:
-        """Build the backbone with its pyramid."""
-        return build_backbone(
-            self.name,
-            out_indices=levels,
-            out_channels=out_channels,
-            **self.weights,
-            **self.padded_args(plan.size_divisible),
-        )
-
-
-def semantic_fpn(
+def on_pyramid(
+    make_head: type[SemanticFPNHead] | type[UPerHead],
+    published: int,
     request: BackboneRequest,
     *,
     neck_channels: int | None = None,
@@ -164,45 +146,33 @@ def semantic_fpn(
     auxiliary_channels: int | None = None,
     dropout: float = 0.1,
 ) -> Segmenter:
-    """Build a segmenter with Semantic FPN; see `build_segmenter`."""
-    plan, levels = request.levels(finest_stride)
-    backbone = request.build(plan, levels, neck_channels or default_width(256, plan))
-    width = head_channels or default_width(128, plan)
-    head = SemanticFPNHead(backbone.channels, request.num_classes, channels=width, dropout=dropout)
-    return with_auxiliary(backbone, head, auxiliary, auxiliary_channels or default_width(256, plan), dropout)
+    """Build a segmenter with a head for maps of several strides, whose published width is `published`.
 
+    The other arguments are those of `build_segmenter`. The auxiliary head is on stride 16, or on the finest level if
+    that is coarser.
+    """
+    levels = tuple(range(FINEST[finest_stride], 4))
+    plan = plan_levels(request.name, levels, request.model_args)
 
-def upernet(
-    request: BackboneRequest,
-    *,
-    head_channels: int | None = None,
-    finest_stride: int = 4,
-    auxiliary: bool = True,
-    auxiliary_channels: int | None = None,
-    dropout: float = 0.1,
-) -> Segmenter:
-    """Build a segmenter with UPerNet; see `build_segmenter`."""
-    plan, levels = request.levels(finest_stride)
-    backbone = request.build(plan, levels, None)
-    width = head_channels or default_width(512, plan)
-    head = UPerHead(backbone.channels, request.num_classes, channels=width, dropout=dropout)
-    return with_auxiliary(backbone, head, auxiliary, auxiliary_channels or default_width(256, plan), dropout)
+    def width(channels: int | None, published: int) -> int:
+        return channels or (published if max(plan.dims) > FEW_CHANNELS else 64)
 
-
-def default_width(channels: int, plan: Plan) -> int:
-    """Return the published width, or 64 for a backbone of few channels."""
-    return channels if max(plan.dims) > FEW_CHANNELS else 64
-
-
-def with_auxiliary(backbone: Backbone, head: Any, auxiliary: bool, width: int, dropout: float) -> Segmenter:
-    """Build a segmenter, with an auxiliary head on stride 16, or on the finest level if that is coarser."""
-    classes, level = head.classifier.out_channels, max(0, len(backbone.channels) - 2)
-    second = FCNHead(backbone.channels, classes, level=level, channels=width, dropout=dropout) if auxiliary else None
+    backbone = build_backbone(
+        request.name,
+        out_indices=levels,
+        out_channels=None if make_head is UPerHead else width(neck_channels, 256),
+        **request.weights,
+        **request.padded_args(plan.size_divisible),
+    )
+    dims, classes = backbone.channels, request.num_classes
+    head = make_head(dims, classes, channels=width(head_channels, published), dropout=dropout)
+    channels, level = width(auxiliary_channels, 256), max(0, len(dims) - 2)
+    second = FCNHead(dims, classes, level=level, channels=channels, dropout=dropout) if auxiliary else None
     return Segmenter(backbone, head, classes, second)
 
 
 def wavemix(request: BackboneRequest, *, head_channels: Sequence[int] | None = None) -> Segmenter:
-    """Build a segmenter with WaveMix's head; see `build_segmenter`."""
+    """Build a segmenter with WaveMix's head; arguments as in `build_segmenter`."""
     name, probe = request.name, build_probe(request.name, request.model_args)
     info = probe.feature_info
     index, stride, dim = info.out_indices[-1], info.reduction()[-1], info.channels()[-1]
@@ -229,7 +199,11 @@ def wavemix(request: BackboneRequest, *, head_channels: Sequence[int] | None = N
     return Segmenter(backbone, DeconvHead(dim, request.num_classes, channels=channels), request.num_classes)
 
 
-HEADS: dict[str, Callable[..., Segmenter]] = {"semantic_fpn": semantic_fpn, "upernet": upernet, "wavemix": wavemix}
+HEADS: dict[str, Callable[..., Segmenter]] = {
+    "semantic_fpn": partial(on_pyramid, SemanticFPNHead, 128),
+    "upernet": partial(on_pyramid, UPerHead, 512, auxiliary=True),
+    "wavemix": wavemix,
+}
 WIDTHS = ("neck_channels", "head_channels", "auxiliary_channels")
 
 
@@ -282,10 +256,9 @@ def build_segmenter(
             `finest_stride`; an isotropic backbone has maps finer than stride 4; weights are not published or do not
             fit.
     """
-    if head not in HEADS:
-        raise ValueError(f"There is no head {head!r}{did_you_mean(head, HEADS)} Accepted: {', '.join(HEADS)}.")
-    check_count("num_classes", num_classes, least=2)
-    check_count("in_chans", in_chans, least=1)
+    check_choice("head", head, HEADS)
+    check_counts(2, num_classes=num_classes)
+    check_counts(1, in_chans=in_chans)
     check_options(head, options)
     whole = published_segmenter(head, backbone)
     if whole:
@@ -306,9 +279,7 @@ def build_segmenter(
     model = HEADS[head](request, **options)
     model.fixed_size = find_fixed_size(backbone, request.padded_args(model.backbone.size_divisible))
     if whole and pretrained:
-        load_published(
-            model, whole, f"{head} on {backbone}", classifier=model.classifier, num_classes=model.num_classes
-        )
+        load_published(model, whole, f"{head} on {backbone}")
         if freeze:
             apply_batch_norms(model.backbone, "freeze", loaded=True)
     return model
@@ -316,22 +287,18 @@ def build_segmenter(
 
 def check_options(head: str, options: Mapping[str, Any]) -> None:
     """Raise ValueError for an option that a head does not have, or a number out of range."""
-    accepted = [name for name in inspect.signature(HEADS[head]).parameters if name != "request"]
+    others = {"request"} | ({"neck_channels"} if head == "upernet" else set())
+    accepted = [name for name in inspect.signature(HEADS[head]).parameters if name not in others]
+    check_known(head, options, accepted, "Arguments of the backbone go into backbone_args, or --model-args.")
     for name, value in options.items():
-        if name not in accepted:
-            raise ValueError(
-                f"{head} has no option {name!r}{did_you_mean(name, accepted)} Pass an argument of the "
-                f"backbone with backbone_args=dict({name}=...), on the command line with --model-args. Options of "
-                f"{head}: {', '.join(accepted)}."
-            )
         if name not in WIDTHS or value is None:
             continue
         if head == "wavemix" and not isinstance(value, (list, tuple)):
             raise ValueError(f"{name} is {value!r}: give a list of widths, one after each doubling, such as [128, 64].")
         for width in value if head == "wavemix" else [value]:
-            check_count(name, width, least=1)
+            check_counts(1, **{name: width})
     if options.get("finest_stride", 4) not in tuple(FINEST):  # a list has no hash
         raise ValueError(f"finest_stride is {options['finest_stride']!r}; accepted are {', '.join(map(str, FINEST))}.")
     if not isinstance(auxiliary := options.get("auxiliary", False), bool):
         raise ValueError(f"auxiliary is {auxiliary!r}: give true or false.")
-    check_rate("dropout", options.get("dropout", 0))
+    check_rates(dropout=options.get("dropout", 0))

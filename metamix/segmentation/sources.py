@@ -26,7 +26,6 @@ from metamix.data.files import read_header
 from metamix.data.find import Pairs, match_partners
 from metamix.utils.checks import check_choice
 from metamix.utils.files import read_text
-from metamix.utils.text import did_you_mean
 
 from .labels import IGNORED, Labels, Palette, make_labels, map_labels, read_classes, read_palette, voc_colour
 from .options import SegmentationDataOptions
@@ -77,10 +76,7 @@ class MaskedSet:
 
     def find(self, split: str) -> Split:
         """Find the samples of a split; `Unmatched` if images and masks do not match."""
-        if split not in self.splits:
-            raise ValueError(
-                f"there is no split {split!r}{did_you_mean(split, self.splits)} Splits: {', '.join(self.splits)}."
-            )
+        check_choice("split", split, self.splits)
         return self.splits[split]()
 
 
@@ -136,9 +132,7 @@ def open_cityscapes(options: SegmentationDataOptions) -> MaskedSet:
     def find(split: str) -> Split:
         for folder in ("leftImg8bit", "gtFine"):
             if not (path := Path(options.data_dir) / folder / split).is_dir():
-                raise FileNotFoundError(
-                    f"there is no {path}: give --data-dir with the folders leftImg8bit and gtFine of Cityscapes"
-                )
+                raise FileNotFoundError(f"there is no {path}: give --data-dir a folder with leftImg8bit and gtFine")
         data: Any = torchvision_sets.Cityscapes(options.data_dir, split, target_type="semantic")
         pairs = zip(data.images, (targets[0] for targets in data.targets))
         return [_sample(Path(image), Path(mask), Path(data.images_dir)) for image, mask in sorted(pairs)]

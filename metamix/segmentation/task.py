@@ -48,9 +48,9 @@ class Segmentation:
 
     def loss_weights(self) -> Tensor | None:
         """Return the weights of the classes in the loss, (classes,); median and log read all masks to train on."""
-        weights = self.options.class_weights
+        weights, classes = self.options.class_weights, len(self.data.classes)
         if isinstance(weights, str):
-            return None if weights == "none" else class_weights(weights, self.data.pixel_counts())
+            return None if weights == "none" else class_weights(weights, self.data.label_counts()[:classes])
         return torch.tensor(weights)
 
     @property

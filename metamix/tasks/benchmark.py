@@ -32,7 +32,11 @@ EXAMPLES = """examples:
 
 @dataclass
 class BenchmarkOptions(Options):
-    """Options of `metamix benchmark`."""
+    """Time models in several engines, in turns.
+
+    Images are random, and so are the weights of models that are only named. Exported models are timed in their own
+    engine and precision.
+    """
 
     models: tuple[str, ...] = positional(
         "names of models of metamix or timm; run folders or weight files of any task; folders of metamix export",
@@ -52,14 +56,7 @@ class BenchmarkOptions(Options):
 def main(argv: Sequence[str]) -> None:
     """Print the table and write the JSON; exit with a message if the input is invalid."""
     with exit_with_message(ValueError, OSError, ImportError):
-        options, _ = parse_command(
-            argv,
-            BenchmarkOptions,
-            prog="metamix benchmark",
-            description="Time models in several engines, in turns. Images are random, and weights of models that are "
-            "only named. Exported models are timed in their own engine and precision.",
-            epilog=EXAMPLES,
-        )
+        options, _ = parse_command(argv, BenchmarkOptions, "metamix benchmark", epilog=EXAMPLES)
         settings = vars(options)
         file, trust = settings.pop("json"), settings.pop("trust")
         if file:  # refuse a wrong path before the measurement

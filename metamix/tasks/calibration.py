@@ -1,25 +1,30 @@
-"""Calibrate int8 on training images and check it on others, for tasks that take images one by one."""
+"""Compare exported models, and calibrate int8 on training images, for tasks that take images one by one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from metamix.data.loader import SampleReader
 from metamix.data.order import ListedOrder
+from metamix.deploy.report import Difference, missed_limits
+from metamix.layers.image_inference import Size
 from metamix.training.task import Batch
+from metamix.weights.metadata import ModelMetadata
 
-from .exportable import HELD_OUT_IMAGES, Model, readable_images
+from .exportable import HELD_OUT_IMAGES, Comparison, Model, readable_images
 
 MOST_SCORED = 500  # held-out images of tasks that take images one by one
 MOST_BYTES = 2**30  # calibration images are held in memory
+RANDOM_IMAGES = 4  # to compare on without data
 
 
 class CalibratedExport:
@@ -88,12 +93,66 @@ class CalibratedExport:
         return readable_images(self.task.data.scoring_loader(self.training_images, ListedOrder(order[part])), None)
 
 
+class MapExport(CalibratedExport):
+    """A model that returns maps, restored images or logits, compared on its task's data, or else on random images.
+
+    A dynamic graph is also compared on a random image with `larger` of the graph's multiples more on each side.
+
+    Args:
+        size: (height, width) of the graph or, if it is dynamic, of an example image.
+        options: `dynamic` and `images` are used.
+        extra: see `Artifact.extra`.
+    """
+
+    larger = 1
+    ranked = False  # whether outputs are scores of classes
+    noise = staticmethod(torch.rand)
+
+    def __init__(self, model: nn.Module, metadata: ModelMetadata, size: Size, options: Any, task: Any, extra: Any):
+        self.model: Any = model
+        self.task, self.size, self.images, self.extra = task, size, options.images, extra
+        self.metadata = replace(metadata, img_size=size)
+        self.fixed = None if options.dynamic else size
+        self.notes = list(task.notes) if task else []
+
+    def compared(self, output: Tensor) -> Tensor:
+        """Return an output in the form in which outputs are compared, (n, ...)."""
+        return output
+
+    def scored(self, output: Tensor, batch: Batch) -> Any:
+        """Return an output of `apply` as the task's metric takes it."""
+        return output
+
+    def examples(self, count: int, larger: int = 0) -> Tensor:
+        """Return random images of the graph's size, with `larger` of its multiples added to each side."""
+        sides = (side + larger * step for side, step in zip(self.size, self.extra["multiple"]))
+        return self.noise((count, self.metadata.in_chans or 3, *sides), generator=torch.Generator().manual_seed(0))
+
+    @torch.inference_mode()
+    def compare(self, exported: Model, precision: str) -> Comparison:
+        difference, scores, on = Difference(self.ranked), {}, "random images"
+        models: dict[str, Model] = {"eager": self.model, "exported": exported}
+        if self.task is None:
+            others = [] if self.fixed else [self.examples(1, self.larger)]
+            for images in [*self.examples(RANDOM_IMAGES).split(1), *others]:
+                difference.update(*(self.compared(model(images)) for model in models.values()), images=1)
+        else:
+            metric, on = self.task.metric, f"{self.task.data.name}, test"
+            states = {name: metric.start() for name in models}
+            for batch in readable_images(self.task.data.eval_loaders(1, 0, 1)["test"], self.images):
+                outputs = {name: self.apply(model, batch) for name, model in models.items()}
+                difference.update(*map(self.compared, outputs.values()), images=1)
+                for name, output in outputs.items():
+                    metric.update(states[name], self.scored(output, batch), batch)
+            scores = {name: metric.result([state]) for name, state in states.items()}
+        figures: dict[str, Any] = {"on": on} | difference.result()
+        return Comparison(figures, scores, missed_limits(figures, precision))
+
+
 def calibration_count(total: int, count: int) -> int:
     """Return how many of `total` training images to calibrate on, at most `count`; ValueError if there are too few."""
     if total < 5:
-        raise ValueError(
-            f"int8 needs training images to calibrate on and to check, but there are {total}: give at least 5"
-        )
+        raise ValueError(f"int8 is calibrated and checked on training images, but there are {total}: give at least 5")
     return min(count, total - held_out_images(total))
 
 
@@ -104,6 +163,4 @@ def held_out_images(total: int) -> int:
 
 def no_training_split(name: str) -> ValueError:
     """Make the error for data without images to calibrate on."""
-    return ValueError(
-        f"{name} has no training split, and int8 is never calibrated on the test split: give data that have one"
-    )
+    return ValueError(f"{name} has no training split, and int8 is not calibrated on the test split: give data with one")

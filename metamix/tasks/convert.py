@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from metamix.utils.checks import check_choice
 from metamix.utils.options import Options, option, parse_command, positional
 from metamix.utils.rules import ShareBetween
-from metamix.utils.text import did_you_mean, exit_with_message, plural, printable
+from metamix.utils.text import exit_with_message, plural, printable
 
 from .registry import TASKS, find_task
 
@@ -69,7 +70,7 @@ Reader = Callable[[Path], Labels | None]  # reads a file or folder; returns None
 
 @dataclass
 class ConvertOptions(Options):
-    """Options of `metamix convert`."""
+    """Turn labels of another program into a data set to train on."""
 
     format: str = positional("format of the labels: voc, yolo or csv", metavar="FORMAT")
     source: Path = positional("folder of images and labels, or the CSV or YAML file in it", metavar="SOURCE")
@@ -82,9 +83,8 @@ class ConvertOptions(Options):
 
 def main(argv: Sequence[str]) -> None:
     """Convert labels, and print what was left out and the next commands; exit with a message if that fails."""
-    description = "Turn labels of another program into a data set to train on."
     with exit_with_message(ValueError, OSError):
-        options, _ = parse_command(argv, ConvertOptions, prog="metamix convert", description=description, epilog=EPILOG)
+        options, _ = parse_command(argv, ConvertOptions, "metamix convert", epilog=EPILOG)
         out = options.out
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ValueError(f"{out} is {'not empty' if out.is_dir() else 'a file'}: give OUT a new or empty folder")
@@ -106,8 +106,7 @@ def read_labels(format: str, source: Path) -> Labels:
     specs = [spec for spec in map(find_task, TASKS) if spec.convert]
     readers: list[tuple[str, Reader]] = [item for spec in specs for item in spec.part("convert").items()]
     names = sorted({name for name, _ in readers})
-    if format not in names:
-        raise ValueError(f"there is no format {format!r}{did_you_mean(format, names)} Formats: {', '.join(names)}.")
+    check_choice("format", format, names)
     if not source.exists():
         raise FileNotFoundError(f"there is no file or folder {source}")
     labels = next(filter(None, (reader(source) for name, reader in readers if name == format)), None)

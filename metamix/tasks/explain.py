@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -29,7 +28,7 @@ from metamix.data.outputs import change_extensions, check_outputs, predict_image
 from metamix.deploy.extras import need
 from metamix.mixers.views import Point, View, view
 from metamix.models.metaformer import Block
-from metamix.utils.figures import figure_text, save_figure
+from metamix.utils.figures import figure_text, image_grid, save_figure
 from metamix.utils.files import make_output_folder
 from metamix.utils.options import Options, option, parse_command, positional
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
@@ -47,7 +46,7 @@ EXAMPLES = """examples:
 
 @dataclass
 class ExplainOptions(Options):
-    """Options of `metamix explain`."""
+    """Draw which parts of images a prediction rests on, and what the mixers of the model see there."""
 
     images: tuple[Path, ...] = positional("image files, and folders, which are searched at any depth", metavar="IMAGE")
     checkpoint: str = option("", "run folder, weight file, or name of a model with its weights, NAME.TAG")
@@ -102,13 +101,7 @@ class Explanation:
 def main(argv: Sequence[str]) -> None:
     """Explain images. Exits with 1 if an image was left out, and with a message if the input is invalid."""
     with exit_with_message(ValueError, OSError, ImportError):
-        options, _ = parse_command(
-            argv,
-            ExplainOptions,
-            prog="metamix explain",
-            description="Draw which parts of images a prediction rests on, and what the mixers of the model see there.",
-            epilog=EXAMPLES,
-        )
+        options, _ = parse_command(argv, ExplainOptions, "metamix explain", epilog=EXAMPLES)
         explain = find_explainer(options.checkpoint)
         device = prepare_device(options.device)
         trained = load(options.checkpoint)
@@ -131,10 +124,7 @@ def main(argv: Sequence[str]) -> None:
 def find_explainer(checkpoint: str) -> Callable[[Any, Path, str | None], Explanation]:
     """Return the task's function that explains the model of a checkpoint; raise ValueError if there is none."""
     if is_exported(checkpoint):
-        raise ValueError(
-            f"{checkpoint} is an exported model, which has no gradients: give the run or the weights that it was "
-            f"exported from"
-        )
+        raise ValueError(f"{checkpoint} is an exported model, which has no gradients: give its run or weights")
     task = task_of(checkpoint)[0]
     if not find_task(task).explain:
         others = " and ".join(name for name in TASKS if find_task(name).explain)
@@ -202,10 +192,7 @@ def draw_explanation(path: Path, explanation: Explanation) -> None:
     rows, columns = 1 + max((len(views) for _, views in shown), default=0), max(3, len(shown))
     height, width = explanation.activation.shape
     side = 2.6 * min(2.2, max(0.35, height / width))
-    figure = Figure(figsize=(2.6 * columns, (side + 0.4) * rows), layout="compressed")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
+    figure, grid = image_grid(rows, columns, "compressed", figsize=(2.6 * columns, (side + 0.4) * rows))
     label, _ = explanation.scores[explanation.explained]
     for axes, title in zip(grid[0], ("image", f"activation for {figure_text(label)}", "scores")):
         axes.set_title(title, fontsize=9)

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from metamix.deploy.artifact import REPORT, Artifact, file_names
 from metamix.deploy.extras import installed
@@ -52,13 +53,7 @@ class ParityError(ValueError):
 def main(argv: Sequence[str]) -> None:
     """Export a model. Exits with a message if the input is invalid or a limit is missed."""
     with exit_with_message(ValueError, OSError, ImportError):
-        options, _ = parse_command(
-            argv,
-            ExportOptions,
-            prog="metamix export",
-            description="Write a trained model for an inference engine, and check that it computes the same.",
-            epilog=EXAMPLES,
-        )
+        options, _ = parse_command(argv, ExportOptions, "metamix export", epilog=EXAMPLES)
         logging.basicConfig(format="%(message)s")
         package_logger("metamix.deploy").setLevel(logging.INFO)  # shows the search for layers to keep in fp32
         report = run(options)
@@ -104,9 +99,7 @@ def run(options: ExportOptions) -> dict[str, Any]:
     folder = check_output(options.output)
     exportable = spec.part("export")(options)
     if options.precision == "int8" and not hasattr(exportable, "calibration"):
-        raise ValueError(
-            f"{options.source} is a model of {task}, which is not quantized to int8: take --precision fp32 or bf16"
-        )
+        raise ValueError(f"{options.source} is a model of {task} and is not quantized: take --precision fp32 or bf16")
     examples = exportable.examples(2)
     check_runs(exportable.model, examples)
     make_output_folder(folder)
@@ -114,9 +107,7 @@ def run(options: ExportOptions) -> dict[str, Any]:
         return write_export(exportable, examples, folder, options)
 
 
-def write_export(
-    exportable: Exportable, examples: torch.Tensor, folder: Path, options: ExportOptions
-) -> dict[str, Any]:
+def write_export(exportable: Exportable, examples: Tensor, folder: Path, options: ExportOptions) -> dict[str, Any]:
     """Write a model to the folder and check it; return the content of report.json."""
     threads = options.threads or torch.get_num_threads()
     artifact = write_model(exportable, examples, folder, options)
@@ -158,14 +149,9 @@ def check_options(options: ExportOptions) -> None:
     check_packages(options.format, options.precision)
     if options.precision == "int8":
         if not (options.data or options.data_dir):
-            raise ValueError(
-                "int8 is calibrated on images of the training split: give their data set, --data NAME for a "
-                "classifier, --data-dir DIR for other models"
-            )
+            raise ValueError("int8 is calibrated on images of the training split: give --data NAME or --data-dir DIR")
     elif options.max_drop is not None:
-        raise ValueError(
-            f"max_drop is {options.max_drop}, but it only limits int8: leave it out, or give --precision int8"
-        )
+        raise ValueError(f"max_drop is {options.max_drop}, but only limits int8: leave it out or give --precision int8")
     if options.images and not (options.data or options.data_dir):
         raise ValueError(f"images is {options.images}, but there are none to compare on: give --data and --data-dir")
 
@@ -177,13 +163,11 @@ def check_output(folder: Path) -> Path:
     names = {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
     others = names if names.isdisjoint({ARTIFACT, REPORT}) else names - {ARTIFACT} - file_names()
     if others:
-        raise ValueError(
-            f"{folder} holds other files ({', '.join(sorted(others)[:3])}): give a new folder to export to"
-        )
+        raise ValueError(f"{folder} holds other files ({', '.join(sorted(others)[:3])}): give a new folder")
     return folder
 
 
-def write_model(exportable: Exportable, examples: torch.Tensor, folder: Path, options: ExportOptions) -> Artifact:
+def write_model(exportable: Exportable, examples: Tensor, folder: Path, options: ExportOptions) -> Artifact:
     """Write the model's files and return what to say about them."""
     write_text(folder / REPORT, "")  # marks the folder as ours, so that an export that fails can be repeated
     for name in {ARTIFACT} | file_names() - {REPORT}:  # files of an earlier export
@@ -206,7 +190,7 @@ def write_model(exportable: Exportable, examples: torch.Tensor, folder: Path, op
 
 
 @torch.inference_mode()
-def check_runs(model: torch.nn.Module, images: torch.Tensor) -> None:
+def check_runs(model: nn.Module, images: Tensor) -> None:
     """Raise ValueError if a model does not take these images, such as one that is only made for another size."""
     try:
         model(images)
@@ -242,7 +226,7 @@ def measure(exportable: Exportable, exported: ExportedModel, threads: int, secon
     model = exportable.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.set_num_threads(threads)
 
-    def eager(images: torch.Tensor) -> Any:
+    def eager(images: Tensor) -> Any:
         return model(images.to(memory_format=torch.channels_last))
 
     return speeds({"eager": eager, "exported": exported}, exportable.examples(1), seconds)

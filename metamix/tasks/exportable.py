@@ -24,9 +24,8 @@ from .load import task_of
 
 Model = Callable[[Tensor], Any]
 HELD_OUT_IMAGES = 5_000  # most training images that decide on precision
-RANDOM_IMAGES = 4  # to compare on, of tasks whose graphs return maps
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
-EXTRA = {  # entries of `Artifact.extra` for `pad_for_graph`
+EXTRA = {  # entries of `Artifact.extra` for `PadAndCrop`
     "scale": rule(Side),
     "multiple": rule(Annotated[tuple[Side, Side], Field(description="two whole numbers from 1 to 65,536")]),
 }
@@ -34,7 +33,7 @@ EXTRA = {  # entries of `Artifact.extra` for `pad_for_graph`
 
 @dataclass
 class ExportOptions(ImageOptions):
-    """Options of `metamix export`.
+    """Write a trained model for an inference engine, and check that it computes the same.
 
     A side in `img_size` gives squares; in Python it may be one number or (height, width).
     """
@@ -57,9 +56,7 @@ class ExportOptions(ImageOptions):
         "what int8 may lose on training images that calibration did not see; default: 0.3 points of accuracy, 0.5 of "
         "AP or mean IoU, 0.1 dB of PSNR",
     )
-    rank_minutes: NotNegative = option(
-        10.0, "minutes for ranking layers, of which some stay in fp32 if int8 loses more than --max-drop"
-    )
+    rank_minutes: NotNegative = option(10.0, "minutes to rank the layers that stay in fp32 if int8 loses too much")
     calibration_images: Count = option(500, "training images that int8 is calibrated on")
     threads: Count | None = option(None, "threads of the speed measurement; default: torch's number")
     seconds: NotNegative = option(4.0, "seconds of the speed measurement; 0: none")

@@ -15,6 +15,8 @@ from metamix.weights.metadata import TIMM_ARGS
 from .load import task_of
 from .registry import DEFAULT, TASKS, find_task, task_of_model
 
+_model = partial(option, group="model")
+
 
 @dataclass
 class BackboneOptions:
@@ -24,16 +26,13 @@ class BackboneOptions:
     `__post_init__`.
     """
 
-    model: str = option(
+    model: str = _model(
         "metaformer_pooling_nano",
         "model of metamix or timm; several names, a,b,c, are trained one after the other and compared",
-        group="model",
     )
-    model_args: dict[str, Any] = option({}, "more arguments of the model, as YAML: '{mixer: raft}'", group="model")
-    pretrained: bool = option(False, "start from the model's published weights", group="model")
-    checkpoint: str | None = option(
-        None, "start from the weights in this file or run folder; a head for other classes is new", group="model"
-    )
+    model_args: dict[str, Any] = _model({}, "more arguments of the model, as YAML: '{mixer: raft}'")
+    pretrained: bool = _model(False, "start from the model's published weights")
+    checkpoint: str | None = _model(None, "start from the weights of this file or run; a head for other classes is new")
 
     def check_backbone(self, set_elsewhere: Mapping[str, str]) -> None:
         """Check these options together.
@@ -49,9 +48,7 @@ class BackboneOptions:
         check_one_source(self.pretrained, self.checkpoint)
         for name in self.model_args:
             if name in set_elsewhere:
-                raise ValueError(
-                    f"model_args has {name}, which comes from {set_elsewhere[name]}; leave it out of model_args"
-                )
+                raise ValueError(f"model_args has {name}, which comes from {set_elsewhere[name]}; leave it out")
             if name in TIMM_ARGS:
                 raise ValueError(f"model_args has {name}, which is not an argument of the model itself; leave it out")
 

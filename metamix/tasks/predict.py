@@ -47,9 +47,7 @@ class PredictOptions(ImageOptions):
 
     images: tuple[Path, ...] = positional("image files, and folders, which are searched at any depth", metavar="IMAGE")
     checkpoint: str | None = option(None, "run folder, weight file, or name of shipped weights")
-    model: str | None = option(
-        None, "a folder that metamix export wrote; or the name of the model, for weights that do not name it"
-    )
+    model: str | None = option(None, "a folder of metamix export; or the model's name, for weights that do not name it")
     pretrained: bool = option(False, "take the published weights of --model")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps")
     threads: Count | None = option(None, "threads of an exported model's engine; default: all cores")
@@ -99,12 +97,8 @@ def main(argv: Sequence[str]) -> None:
     with exit_with_message(ValueError, OSError, ImportError):
         task, words = take_task(argv)
         spec = choose_task(task, words)
-        options, flags = parse_command(
-            words,
-            spec.part("predict"),
-            prog="metamix predict",
-            description=f"{spec.about[0].upper()}{spec.about[1:]}.",
-        )
+        about = f"{spec.about[0].upper()}{spec.about[1:]}."
+        options, flags = parse_command(words, spec.part("predict"), "metamix predict", description=about)
         check_weights(options, flags, spec)
         advice = spec.less_memory
         if is_exported(options.model) and "batch" not in advice:

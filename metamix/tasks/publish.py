@@ -46,7 +46,7 @@ Uploading needs a login: hf auth login."""
 
 @dataclass
 class PublishOptions(Options):
-    """Options of `metamix publish`."""
+    """Upload a trained model to the Hugging Face Hub, in timm's format where timm has one."""
 
     source: str = positional("run folder, or a weight file that metamix wrote", metavar="RUN")
     repo: str = positional("repository on the Hugging Face Hub, USER/NAME; a new one is made", metavar="REPO")
@@ -75,13 +75,7 @@ class PublishOptions(Options):
 def main(argv: Sequence[str]) -> None:
     """Publish a model; exit with a message if the input is invalid or the upload fails."""
     with exit_with_message(ValueError, OSError, ImportError):
-        options, _ = parse_command(
-            argv,
-            PublishOptions,
-            prog="metamix publish",
-            description="Upload a trained model to the Hugging Face Hub, in timm's format where timm has one.",
-            epilog=EXAMPLES,
-        )
+        options, _ = parse_command(argv, PublishOptions, "metamix publish", epilog=EXAMPLES)
         with TemporaryDirectory() as temporary:
             folder = Path(temporary)
             for note in write(options, folder):
@@ -178,9 +172,9 @@ def make_card(
     """
     address = f"hf-hub:{options.repo}"
     imports = "".join(f" --import {name}" for name in modules)
-    own = "".join(f"import {name}\n" for name in modules)
+    import_lines = "".join(f"import {name}\n" for name in modules)
     on = f" on {about['data']}" if about.get("data") else ""
-    load = f'```python\n{own}import metamix\n\ntrained = metamix.load("{address}")\n'
+    load = f'```python\n{import_lines}import metamix\n\ntrained = metamix.load("{address}")\n'
     parts = [
         f"---\n{header(options, spec, about, 'timm' if in_timm else 'metamix')}\n---",
         f"# {options.repo.partition('/')[2]}",
@@ -189,7 +183,7 @@ def make_card(
         f'{load}print(trained.predict(["photo.jpg"]))\n```',
     ]
     if in_timm:
-        parts += [f"With timm:\n\n```python\n{own}{in_timm}```"]
+        parts += [f"With timm:\n\n```python\n{import_lines}{in_timm}```"]
     if rows := "\n".join(f"| {name} | {value} |" for name, value in figures(about)):
         parts += [f"## Results\n\n| | |\n|---|---|\n{rows}"]
     if recipe:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from metamix.models import official
-from metamix.utils.text import did_you_mean
+from metamix.utils.checks import check_choice
 from metamix.weights.files import ARTIFACT, WEIGHTS, load_metadata
 from metamix.weights.metadata import ModelMetadata
 
@@ -38,11 +38,7 @@ def register_task(spec: TaskSpec) -> None:
 
 def find_task(name: str) -> TaskSpec:
     """Return the spec of the task `name`; raise ValueError if there is none."""
-    if name not in TASKS:
-        raise ValueError(
-            f"there is no task {name!r}{did_you_mean(name, TASKS)} Tasks: {', '.join(TASKS)}. A task of your own needs "
-            f"--import MODULE, in Python the import of its module"
-        )
+    check_choice("task", name, TASKS, "A task of your own needs --import MODULE, in Python the import of its module.")
     spec = TASKS[name]
     return import_part(spec) if isinstance(spec, str) else spec
 
@@ -55,7 +51,8 @@ def list_tasks() -> str:
 def task_of_model(name: str | None) -> str | None:
     """Return the task if only one trains models of this name, which may have a tag; return None for other models."""
     base = (name or "").partition(".")[0]
-    return next((task for task in TASKS if base in find_task(task).model_names()), None)
+    specs = [spec for spec in map(find_task, TASKS) if spec.models]
+    return next((spec.name for spec in specs if base in spec.part("models")()), None)
 
 
 def task_of_weights(path: Path, model: str | None = None) -> str:

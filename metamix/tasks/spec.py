@@ -66,10 +66,6 @@ class TaskSpec:
         """Import the part of a role, such as "load"."""
         return import_part(getattr(self, role))
 
-    def model_names(self) -> Sequence[str]:
-        """Return the names of the models that only this task trains."""
-        return self.part("models")() if self.models else ()
-
 
 def import_part(place: str) -> Any:
     """Import what "module:name" names."""

@@ -65,8 +65,7 @@ def main(argv: Sequence[str]) -> None:
             raise SystemExit(0 if words else 2)
         named = (task_of_data(word) for word in words if not word.startswith("-"))
         spec = find_task(task or next(filter(None, named), DEFAULT))
-        options, _ = parse_command(
-            words, spec.part("verify"), prog="metamix verify", description="Find what is wrong with a data set."
-        )
+        description = "Find what is wrong with a data set."
+        options, _ = parse_command(words, spec.part("verify"), "metamix verify", description=description)
         problems = options.run()
     raise SystemExit(1 if problems else 0)

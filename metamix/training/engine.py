@@ -72,7 +72,9 @@ class Engine:
         self.eval_loaders = dict(task.data.eval_loaders(options.batch_size, group.rank, group.world_size))
         check_held_out(recipe, self.eval_loaders)
         self.steps_per_epoch = len(self.train_loader)
-        options.set_epochs_from_iterations(self.steps_per_epoch)
+        if options.iterations:
+            options.epochs = max(1, round(options.iterations / self.steps_per_epoch))
+            options.check_warmup()
         self.stepper = TrainStep(task, self.model, options, group, self.steps_per_epoch)
 
         self.history: list[dict[str, Any]] = []  # one row for each finished epoch

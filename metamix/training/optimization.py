@@ -29,7 +29,7 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
     names = [each for each in list_optimizers() if each != "adahessian"]  # it needs second derivatives
     if name not in names:
         raise ValueError(
-            f"there is no optimizer {options.optimizer!r}{did_you_mean(name, names)} "
+            f"optimizer is {options.optimizer!r}{did_you_mean(name, names)} "
             f"Accepted: adamw, sgd, lion, muon, lamb and all others of timm.optim.list_optimizers() except adahessian."
         )
     fused = name in FUSED and not {"foreach", "differentiable"} & options.opt_args.keys()  # torch allows only one
@@ -57,7 +57,11 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
         raise ValueError(f"momentum is {options.momentum}, but {name} has none: leave it out")
     if isinstance(optimizer, Muon):
         route_to_muon(optimizer, model)
-        set_muon_dtype(next(model.parameters()).device)
+        # A CPU without bf16 instructions emulates bf16 25 times slower. timm 1.0.31 has no option for that, so its
+        # function is replaced, for all optimizers of the process.
+        slow = next(model.parameters()).device.type == "cpu" and not cpu_has_bf16()
+        function = partial(NEWTON_SCHULZ, dtype=torch.float32) if slow else NEWTON_SCHULZ
+        timm.optim.muon.zeropower_via_newtonschulz = function
     scale_rates(optimizer, model, options.lr_factors)
     return optimizer
 
@@ -75,15 +79,6 @@ def route_to_muon(optimizer: Muon, model: nn.Module) -> None:
             large = min(len(weight), weight[0].numel()) >= 4
             if weight.ndim == 4 and weight.requires_grad and weight not in fallback and large:
                 optimizer.state[weight]["use_muon"] = True
-
-
-def set_muon_dtype(device: torch.device) -> None:
-    """Let Muon orthogonalize in float32 on a CPU without bf16 instructions, which emulates bf16 25 times slower.
-
-    timm 1.0.31 has no option for this, so this replaces timm's function, for all optimizers of the process.
-    """
-    slow = device.type == "cpu" and not cpu_has_bf16()
-    timm.optim.muon.zeropower_via_newtonschulz = partial(NEWTON_SCHULZ, dtype=torch.float32) if slow else NEWTON_SCHULZ
 
 
 def scale_rates(optimizer: Optimizer, model: nn.Module, factors: Mapping[str, float]) -> None:

@@ -129,10 +129,7 @@ class ProcessGroup:
         """Return whether `path` exists; raise ValueError if it `exists` for some ranks only."""
         seen = self.all_gather(exists)
         if any(seen) and not all(seen):
-            raise ValueError(
-                f"rank {seen.index(False)} does not see {path}; put the run folder on a file system that all nodes "
-                f"share"
-            )
+            raise ValueError(f"rank {seen.index(False)} does not see {path}; all nodes must share the run folder")
         return all(seen)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:

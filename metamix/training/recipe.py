@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from metamix.utils.checks import check_choice
 from metamix.utils.files import shipped_folder
 from metamix.utils.options import (
     Options,
@@ -60,9 +61,7 @@ class EngineOptions(Options):
     tensorboard: bool = _run(False, "also write TensorBoard event files into the run folder")
     wandb: bool = _run(False, "also log to Weights & Biases; a resumed run continues its record there")
     log_every: Count = _run(20, "steps between reports of progress, checks for non-finite losses and for signals")
-    checkpoint_minutes: Minutes = _run(
-        10.0, "minutes between checkpoints, may be inf; the end of an epoch writes one too"
-    )
+    checkpoint_minutes: Minutes = _run(10.0, "minutes between checkpoints, may be inf; an epoch also ends with one")
     eval_every: Count = _run(1, "epochs between evaluations on the held-out split", on_resume="report")
 
     epochs: Epochs = _schedule(10, "passes over the training split, including warm-up")
@@ -77,9 +76,7 @@ class EngineOptions(Options):
     min_lr: NotNegative = _schedule(
         1e-5, "learning rate at the end of the schedule", needs="schedule cosine or schedule linear or schedule poly"
     )
-    schedule: Literal["cosine", "linear", "poly", "constant"] = _schedule(
-        "cosine", "learning rate schedule after warm-up"
-    )
+    schedule: Literal["cosine", "linear", "poly", "constant"] = _schedule("cosine", "learning rate after warm-up")
     power: NotNegative = _schedule(0.9, "exponent of the schedule poly; 1 is linear", needs="schedule poly")
     warmup_epochs: NotNegative = _schedule(1.0, "epochs of linear warm-up")
     warmup_lr: NotNegative = _schedule(1e-6, "learning rate of the first warm-up step", needs="warmup_epochs")
@@ -88,30 +85,21 @@ class EngineOptions(Options):
     )
 
     optimizer: str = _optimizer("adamw", "adamw, sgd, lion, muon, lamb or another of timm's", on_resume="refuse")
-    weight_decay: NotNegative = _optimizer(
-        0.05, "weight decay; not applied to vectors, such as biases, norms and scales"
-    )
+    weight_decay: NotNegative = _optimizer(0.05, "weight decay, not of vectors, such as biases, norms and scales")
     momentum: NotNegative = _optimizer(0.9, "momentum, for optimizers that have one")
     layer_decay: PositiveShare | None = _optimizer(
         None, "factor on the learning rate for each layer below the head, such as 0.75", on_resume="refuse"
     )
-    lr_factors: dict[str, NotNegative] = option(
+    lr_factors: dict[str, NotNegative] = _optimizer(
         {},
         "factors on the learning rate of parts of the model, such as '{backbone: 0.1}'; names as for --freeze",
-        group="optimizer",
         on_resume="refuse",
     )
     clip_grad: GradientNorm | None = _optimizer(None, "largest norm of the whole gradient; larger ones are scaled down")
-    opt_args: dict[str, Any] = option(
-        {}, "more arguments of the optimizer, such as '{betas: [0.9, 0.99]}'", group="optimizer", on_resume="refuse"
-    )
-    freeze: tuple[str, ...] = _optimizer(
-        (), "parts of the model that are not trained, such as stem,stages.0", on_resume="refuse"
-    )
+    opt_args: dict[str, Any] = _optimizer({}, "more arguments, such as '{betas: [0.9, 0.99]}'", on_resume="refuse")
+    freeze: tuple[str, ...] = _optimizer((), "parts that are not trained, such as stem,stages.0", on_resume="refuse")
 
-    ema: bool = _average(
-        False, "keep an exponential moving average of the weights, and evaluate it too", on_resume="refuse"
-    )
+    ema: bool = _average(False, "keep an exponential moving average of the weights, evaluated too", on_resume="refuse")
     ema_decay: ShareBelowOne = _average(0.9999, "decay of the average; lower in the first steps", needs="ema")
     score: Literal["auto", "last", "ema"] = _average(
         "auto", "weights to evaluate on the test split and to save; auto: the average if there is one"
@@ -144,19 +132,10 @@ class EngineOptions(Options):
         if self.score == "auto":
             self.score = "ema" if self.ema else "last"
 
-    def set_epochs_from_iterations(self, steps_per_epoch: int) -> None:
-        """Round `iterations` to whole epochs and store them in `epochs`; without `iterations`, change nothing."""
-        if self.iterations:
-            self.epochs = max(1, round(self.iterations / steps_per_epoch))
-            self.check_warmup()
-
     def check_warmup(self) -> None:
         """Raise ValueError if the warm-up is longer than the run."""
         if self.warmup_epochs > self.epochs:
-            raise ValueError(
-                f"warmup_epochs is {self.warmup_epochs}, longer than the {self.epochs} epochs of training; "
-                f"lower warmup_epochs or raise epochs"
-            )
+            raise ValueError(f"warmup_epochs is {self.warmup_epochs}, above epochs, which is {self.epochs}; lower it")
 
 
 @dataclass(frozen=True)
@@ -232,8 +211,7 @@ def parse(
         import_modules(imports)
         task = convert(config.pop("task"), str, f"{path}: task") if "task" in config else None
         task = first.task or task or default_task(config | named_weights(argv))
-        if task not in tasks:
-            raise ValueError(f"there is no task {task!r}{did_you_mean(task, tasks)} Tasks: {', '.join(tasks)}.")
+        check_choice("task", task, tasks)
 
         parser.description = f"{description}\n\nTasks: {', '.join(tasks)}. This help is that of {task}."
         classes = engine, tasks[task]()

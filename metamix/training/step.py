@@ -95,11 +95,6 @@ class TrainStep:
         """Return the model with the "last" weights or with their average, "ema"."""
         return self.ema.module if which == "ema" and self.ema is not None else self.model
 
-    def optimizer_tensors(self) -> list[Tensor]:
-        """Return the optimizer's moments."""
-        values = [value for state in self.optimizer.state.values() for value in state.values()]
-        return [value for value in values if isinstance(value, Tensor)]
-
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs to continue from here."""
         return {

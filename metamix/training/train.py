@@ -175,10 +175,9 @@ def _describe(engine: Engine, run: Run) -> None:
 def _time_step(engine: Engine, run: Run) -> None:
     """Time one training step, and print its time and memory."""
     seconds, peak = engine.time_step()
-    parts: dict[str, Iterable[Tensor]] = {
-        "weights": engine.model.parameters(),
-        "optimizer": engine.stepper.optimizer_tensors(),
-    }
+    moments = [value for state in engine.stepper.optimizer.state.values() for value in state.values()]
+    moments = [value for value in moments if isinstance(value, Tensor)]
+    parts: dict[str, Iterable[Tensor]] = {"weights": engine.model.parameters(), "optimizer": moments}
     if engine.options.ema:
         parts["their average"] = engine.stepper.weights("ema").parameters()
     sizes = ", ".join(

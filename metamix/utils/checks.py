@@ -1,7 +1,7 @@
 """Check and read arguments, and check outputs of models. Messages say what was given and what is accepted."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -15,10 +15,11 @@ class DoesNotFit(ValueError):
     """An image that the model cannot take or the file format cannot hold."""
 
 
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raise ValueError unless `value` is a whole number of at least `least`."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} is {value!r}: give a whole number of at least {least}.")
+def check_counts(least: int, **values: Any) -> None:
+    """Raise ValueError unless all values, which are passed by name, are whole numbers of at least `least`."""
+    for name, value in values.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} is {value!r}: give a whole number of at least {least}.")
 
 
 def check_not_negative(name: str, value: Any) -> None:
@@ -27,16 +28,26 @@ def check_not_negative(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}: give a finite number of at least 0.")
 
 
-def check_rate(name: str, value: Any) -> None:
-    """Raise ValueError unless `value` is a number from 0 to 1."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
-        raise ValueError(f"{name} is {value!r}: give a number from 0 to 1.")
+def check_rates(**values: Any) -> None:
+    """Raise ValueError unless all values, which are passed by name, are numbers from 0 to 1."""
+    for name, value in values.items():
+        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
+            raise ValueError(f"{name} is {value!r}: give a number from 0 to 1.")
 
 
-def check_choice(name: str, value: Any, accepted: Collection[str]) -> None:
-    """Raise ValueError unless `value` is one of the accepted words; the message suggests the most similar one."""
+def check_choice(name: str, value: Any, accepted: Collection[str], advice: str = "") -> None:
+    """Raise ValueError unless `value` is one of the accepted words; the message suggests one, and ends in `advice`."""
     if value not in accepted:
-        raise ValueError(f"{name} is {value!r}{did_you_mean(value, accepted)} Accepted: {', '.join(accepted)}.")
+        words = f"{name} is {value!r}{did_you_mean(value, accepted)} Accepted: {', '.join(accepted) or 'none'}."
+        raise ValueError(f"{words} {advice}".rstrip())
+
+
+def check_known(owner: str, options: Iterable[str], accepted: Collection[str], advice: str = "") -> None:
+    """Raise ValueError for an option that `owner` does not have, as `check_choice` does."""
+    for option in options:
+        if option not in accepted:
+            words = f"{owner} has no option {option!r}{did_you_mean(option, accepted)} {advice}".rstrip()
+            raise ValueError(f"{words} Its options: {', '.join(sorted(accepted)) or 'none'}.")
 
 
 def check_one_source(pretrained: bool, checkpoint: object) -> None:
@@ -45,11 +56,11 @@ def check_one_source(pretrained: bool, checkpoint: object) -> None:
         raise ValueError(f"pretrained and checkpoint ({checkpoint}) both say where weights come from: give one.")
 
 
-def parse_size(name: str, given: int | tuple[int, int]) -> tuple[int, int]:
+def parse_size(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     """Turn one number or (height, width) into (height, width); raise ValueError unless sides are positive integers."""
-    size = to_2tuple(given)
+    size = to_2tuple(value)
     if len(size) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in size):
-        raise ValueError(f"{name} is {given!r}: give one number of at least 1, or two of them, (height, width).")
+        raise ValueError(f"{name} is {value!r}: give one number of at least 1, or two of them, (height, width).")
     return size
 
 
@@ -74,8 +85,7 @@ def parse_weighted_sum(text: str, names: Collection[str]) -> dict[str, float]:
     for term in text.split("+"):
         first, star, second = term.strip().partition("*")
         name = (second if star else first).strip()
-        if name not in names:
-            raise ValueError(f"there is no loss {name!r}{did_you_mean(name, names)} Known: {', '.join(names)}.")
+        check_choice("loss", name, names)
         if name in weights:
             raise ValueError(f"loss is {text!r}, which has {name} twice; keep one of them")
         try:

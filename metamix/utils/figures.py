@@ -36,6 +36,15 @@ def figure_text(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
+def image_grid(rows: int, columns: int, layout: Any = "constrained", **options: Any) -> tuple[Figure, Any]:
+    """Make a figure and its axes for images, (rows, columns), which have no ticks and frames."""
+    figure = Figure(layout=layout, **options)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    return figure, grid
+
+
 def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:
     """Write a figure atomically, as PNG with `dpi` pixels an inch. Warn if no font has some of its letters."""
     for text in figure.findobj(Text):

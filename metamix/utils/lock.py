@@ -34,7 +34,5 @@ def lock_folder(folder: Path) -> IO[str]:
                 f"{folder} cannot be locked ({error.strerror}), so two processes could write into it; take an "
                 f"--output on another file system"
             ) from None
-        raise ValueError(
-            f"another process is writing into {folder}; wait for it, stop it, or choose another --output"
-        ) from None
+        raise ValueError(f"another process is writing into {folder}; wait, stop it, or give another --output") from None
     return file

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
 from importlib import import_module
+from inspect import getdoc
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -136,22 +137,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_command(
-    argv: Sequence[str],
-    cls: type[T],
-    *,
-    prog: str,
-    description: str,
-    epilog: str = "",
-    defaults: Mapping[str, Any] | None = None,
-    unknown_hint: Callable[[str], str] | None = None,
+    argv: Sequence[str], cls: type[T], prog: str, *, description: str = "", epilog: str = ""
 ) -> tuple[T, set[str]]:
     """Read a command line into a dataclass. `--import MODULE` imports modules first; `--help` exits with 0.
 
     Args:
         argv: command-line arguments. After `--`, all of them are positional.
         cls: dataclass, whose fields are declared with `option` and `positional`.
-        defaults: defaults that differ from those of `cls`.
-        unknown_hint: returns a hint on an unknown option, given its name, or an empty string.
+        prog: the command, such as "metamix export".
+        description: what the command does; by default the docstring of `cls`.
 
     Returns:
         The options, and the names of the options that the command line sets.
@@ -159,15 +153,15 @@ def parse_command(
     Raises:
         ValueError: an option is unknown, missing, of the wrong type or out of range, or has no effect.
     """
-    options = with_defaults(options_of(cls), defaults or {})
+    options = options_of(cls)
     words = [_placeholder(f, hint) for f, hint in options.values() if _is_positional(f)]
     usage = " ".join([prog, *words, "[--option value ...]"])
-    parser = Parser(prog=prog, usage=usage, description=description, epilog=epilog)
-    values = parse_flags(parser, argv, options, unknown_hint)
+    parser = Parser(prog=prog, usage=usage, description=description or getdoc(cls), epilog=epilog)
+    values = parse_flags(parser, argv, options)
     for name, (f, _) in options.items():
         if name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"{_title(f)} is missing: {f.metadata['help']}. {prog} --help lists all options")
-    result = cls(**{**(defaults or {}), **values})
+    result = cls(**values)
     check_needs(values, vars(result), options)
     return result, set(values)
 
@@ -183,7 +177,7 @@ def parse_flags(
 
     Args:
         argv: command-line arguments. Flags may be written with underscores, too.
-        unknown_hint: see `parse_command`.
+        unknown_hint: returns a hint on an unknown option, given its name, or an empty string.
         other_flags: flags that the parser has already.
 
     Raises:
@@ -221,9 +215,7 @@ def parse_flags(
         if words:
             values[f.name], words = (words, []) if _is_list(options[f.name][1]) else (words[0], words[1:])
     if words:
-        raise ValueError(
-            f"{words[0]!r} is not an option; write --name value, or --name and --no-name without a value for a switch"
-        )
+        raise ValueError(f"{words[0]!r} is not an option; write --name value, or --name or --no-name for a switch")
     return {
         name: convert(value, options[name][1], _title(options[name][0]), text=True) for name, value in values.items()
     }

@@ -33,12 +33,13 @@ def did_you_mean(word: object, words: Iterable[object]) -> str:
     return f"; did you mean {by_name[close[0]]!r}?" if close else "."
 
 
-def matching(patterns: list[str], names: list[str], advice: str) -> list[str]:
-    """Return the names that match one of the patterns, which are names with wildcards.
+def matching(pattern: str | Iterable[str], names: list[str], advice: str) -> list[str]:
+    """Return the names that match a pattern, which is a name with wildcards, or one of several patterns.
 
     Raises:
         ValueError: a pattern matches no name. The message ends with `advice`, which says how to list all names.
     """
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             part = f"*{pattern.strip('*')}*"

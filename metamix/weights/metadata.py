@@ -140,9 +140,7 @@ class ModelMetadata:
                 from elsewhere. The message begins with `source`.
         """
         if not isinstance(raw, Mapping):
-            raise ValueError(
-                f"{source}: its metadata are a {type(raw).__name__}, not a mapping of names to plain values."
-            )
+            raise ValueError(f"{source}: its metadata are a {type(raw).__name__}, not a mapping of names to values.")
         rules = rules_of(cls, "extra")
         entries = {name: raw[name] for name in rules if raw.get(name) is not None}
         check_entries(entries, {name: rules[name] for name in entries}, source, remedy=REMEDY)

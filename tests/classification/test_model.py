@@ -121,8 +121,8 @@ def test_a_linear_probe_trains_both_heads_of_a_distilled_model():
     [
         (
             {"model": "metaformer_poling_nano"},
-            "There is no model 'metaformer_poling_nano'; did you mean 'metaformer_pooling_nano'? After `import "
-            "metamix`, `timm.list_models()` lists all.",
+            "There is no model 'metaformer_poling_nano'; did you mean 'metaformer_pooling_nano'? See "
+            "timm.list_models().",
         ),
         ({"model_args": {"depth": 3}}, "model metaformer_identity_nano does not take"),
         (

@@ -25,7 +25,7 @@ def test_weights_of_no_teacher_are_refused():
         ({"model_args": {"num_classes": 3}}, "model_args has num_classes, which comes from the data; leave it out of"),
         (
             {"model_args": {"drop_path_rate": 0.3}, "drop_path": 0.1},
-            "model_args has drop_path_rate, which comes from --drop-path; leave it out of model_args",
+            "model_args has drop_path_rate, which comes from --drop-path; leave it out",
         ),
     ],
 )

@@ -198,7 +198,7 @@ def test_the_split_to_score_can_be_chosen(folder_of_digits, tmp_path, capsys):
     for given, split, count in (([], "val", 10), (["--test-on", "test"], "test", 3), (["--test-on", "val"], "val", 10)):
         evaluate(*words, *given)
         assert f"on set, {split} ({count} images" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="test_on is 'tset', but .*set has no such split; did you mean 'test'"):
+    with pytest.raises(SystemExit, match="test_on is 'tset'; did you mean 'test'"):
         evaluate(*words, "--test-on", "tset")
 
 

@@ -167,5 +167,5 @@ def test_verify_names_its_tasks(words, capsys):
 
 
 def test_unknown_task_names_the_nearest():
-    with pytest.raises(SystemExit, match="there is no task 'detecton'; did you mean 'detection'\\?"):
+    with pytest.raises(SystemExit, match="task is 'detecton'; did you mean 'detection'\\?"):
         main(["verify", "folder", "--task", "detecton"])

@@ -61,7 +61,7 @@ def test_evaluation_on_more_processes_than_samples(folder, memory):
 
 def test_batch_size_and_processes():
     source = open_data("digits").train
-    with pytest.raises(ValueError, match="is 64, which 3 processes cannot share equally; take a multiple of 3"):
+    with pytest.raises(ValueError, match="is 64: give a multiple of 3, the number of processes"):
         train_loader(source, DataOptions(), batch_size=64, rank=0, world_size=3)
 
 

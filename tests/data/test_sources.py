@@ -231,7 +231,7 @@ def test_nothing_is_left_out_silently(folder, caplog):
 
     (root / "test").mkdir()
     open_data("folder", root=root)
-    assert "scores are on val; not used: test. Choose another split with --test-on" in caplog.text
+    assert "scores are on val; not used: test. Choose another with --test-on" in caplog.text
 
 
 def test_classes_of_the_test_split_are_numbered_as_in_train(folder):
@@ -338,7 +338,7 @@ def test_lab_is_read_in_colour_and_in_grey(tmp_path):
     "pixels, words",
     [
         (np.float32([[0.5]]), "0.tif: its pixels are floating-point numbers; save it with 8 or 16 bits a channel"),
-        (np.int32([[0, 65536]]), "0.tif: its pixels go from 0 to 65536, not 0 to 65535; save it with 8 bits a"),
+        (np.int32([[0, 65536]]), "0.tif: its pixels go from 0 to 65536, not 0 to 65535; save it with 8 bits"),
         (np.int32([[0, 255]]), "0.tif: its pixels go from 0 to 255, not 0 to 65535"),  # they would become black
         (np.uint16([[0, 255]]), "0.tif: its pixels go from 0 to 255, not 0 to 65535; .* or scaled to 16"),
         (np.int32([[-1, 5]]), "0.tif: its pixels go from -1 to 5, not 0 to 65535"),
@@ -630,9 +630,9 @@ def test_folders_and_their_tar_files_have_one_digest(tars):
 
 def test_a_split_that_is_not_there_cannot_be_scored(folder):
     root = folder()
-    with pytest.raises(ValueError, match="test_on is 'test', but .*set has no such split. The splits to score are val"):
+    with pytest.raises(ValueError, match="test_on is 'test'. Accepted: val. These are the splits of .*set to score"):
         open_data("folder", root=root, test_on="test")
-    with pytest.raises(ValueError, match="test_on is 'val', but digits has no such split"):
+    with pytest.raises(ValueError, match="test_on is 'val'. Accepted: test. These are the splits of digits"):
         open_data("digits", test_on="val")
     with pytest.raises(ValueError, match="^set has the splits dev to score, and none of val, .*--test-on"):
         choose_test_split(["dev"], "", "set")

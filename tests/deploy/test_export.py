@@ -230,7 +230,7 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
         (dict(precision="bf16"), r"ONNX Runtime has no bf16 kernels on a CPU: take --format openvino or torch"),
         (
             dict(precision="int8"),
-            r"int8 is calibrated on images of the training split: give their data set, --data NAME for",
+            r"int8 is calibrated on images of the training split: give --data NAME or --data-dir DIR",
         ),
         (dict(source="metaformer_rafft_s12"), r"did you mean 'metaformer_raft_s12'"),
         (
@@ -245,7 +245,7 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
             dict(precision="int8", data="digits", max_drop=-1),
             r"max_drop is -1, but it must be a finite number of at least 0",
         ),
-        (dict(max_drop=0.5), r"max_drop is 0.5, but it only limits int8: leave it out, or give --precision int8"),
+        (dict(max_drop=0.5), r"max_drop is 0.5, but only limits int8: leave it out or give --precision int8"),
         (
             dict(data="digits", data_dir="x"),
             r"data_dir is x, but digits are part of scikit-learn: leave --data-dir out",
@@ -312,7 +312,7 @@ def test_a_file_that_the_engine_refuses(weights, tmp_path):
     export(weights("identity"), output=tmp_path / "out", format="onnx", seconds=0)
     (tmp_path / "out" / "model.onnx").write_bytes(b"of a later version")
     load_artifact(tmp_path / "out").save(tmp_path / "out")
-    with pytest.raises(ValueError, match=r"model.onnx cannot be loaded \(.+\): copy the whole folder, or export it"):
+    with pytest.raises(ValueError, match=r"model.onnx cannot be loaded \(.+\): copy the folder again, or export it"):
         load_exported(tmp_path / "out")
 
 
@@ -337,7 +337,7 @@ def test_output_that_holds_other_files(name, tmp_path):
 def test_options_without_data_are_refused(tmp_path):
     with pytest.raises(ValueError, match="images is 5, but there are none to compare on: give --data and --data-dir"):
         export("metaformer_pooling_nano.digits", output=tmp_path / "out", images=5)
-    with pytest.raises(ValueError, match="data is folder, but restoration reads one layout of folders"):
+    with pytest.raises(ValueError, match="data is folder, but restoration reads one layout: give only"):
         export("wavemixsr_nano.x2", output=tmp_path / "out", data="folder", data_dir=str(tmp_path))
 
 

@@ -114,10 +114,11 @@ def search(monkeypatch, tmp_path):
         return 0 if file.name == "fp32" else sum(costs[k] for k in costs.keys() - file.read_text().split())
 
     monkeypatch.setattr(quantize, "open_file", lambda file, **hints: lambda images: [np.array([lost(file)])])
+    monkeypatch.setattr(quantize, "open_quantizer", lambda file, folder: Fake())
     (tmp_path / "fp32").touch()
 
     def run(max_drop, minutes=1.0, score=lambda run: np.full(20, 90 - run(None)[0][0])):
-        return quantize.search(Fake(), tmp_path / "fp32", tmp_path / "int8", BATCHES, score, max_drop, minutes, "dB")
+        return quantize_file(tmp_path / "fp32", BATCHES, score, max_drop=max_drop, minutes=minutes, unit="dB")
 
     return run
 

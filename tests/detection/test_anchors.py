@@ -105,7 +105,7 @@ def test_anchor_scale_in_detector_args_still_counts(few):
     [
         (
             dict(anchor_scale=3.0, detector_args={"anchor_scale": 2}),
-            "anchor_scale is 3.0, and detector_args has",
+            "anchor_scale is 3.0, but 2 in detector_args",
         ),
         (dict(anchor_scale=0.0), "anchor_scale is 0.0, but it must be a number above 0 and at most 1,000, or auto"),
         (dict(anchor_scale=2.0, detector="fcos"), "anchor_scale is 2.0, but only retinanet takes it, not fcos"),

@@ -300,7 +300,7 @@ def test_int8_is_scored_on_training_images_that_calibration_does_not_see(tmp_pat
     assert 0 <= exportable.held_out_scores(graph, 8).mean() < 30  # it is not trained
     assert {image.shape for image in images} == {(1, 3, 64, 96)} and len(images) == 8 and len(seen) == 2
     assert not any(torch.equal(torch.from_numpy(image), other) for image in images for other in seen)
-    with pytest.raises(ValueError, match="shapes has no training split, and int8 is never calibrated on the test spli"):
+    with pytest.raises(ValueError, match="shapes has no training split, and int8 is not calibrated on the test spli"):
         (data / "annotations" / "instances_train.json").unlink()
         open_detector(options(weights(tmp_path), data_dir=str(data))).calibration_count(500)
 
@@ -334,8 +334,8 @@ def objects(shift=0.0, score=0.9, label=1):
     [
         (objects(0.3), []),
         (objects(0.7), ["boxes differ by up to 0.70 pixels, the limit is 0.5"]),
-        (objects(label=2), ["1 of 1 objects are not found, the limit is 0.1%"]),
-        (objects(score=0.8), ["1 of 1 objects are not found, the limit is 0.1%"]),
+        (objects(label=2), ["1 of 1 objects are not found (limit 0.1%)"]),
+        (objects(score=0.8), ["1 of 1 objects are not found (limit 0.1%)"]),
     ],
 )
 def test_limits_of_boxes(given, words):

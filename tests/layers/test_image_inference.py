@@ -114,5 +114,5 @@ def test_images_that_need_no_tiles(options):
 
 @pytest.mark.parametrize("options", [dict(tile=-1), dict(tile=8, overlap=8), dict(overlap=-1)])
 def test_tiles_that_cannot_be(options):
-    with pytest.raises(ValueError, match="give an overlap of at least 0 and less than the tile, or tile 0 for"):
+    with pytest.raises(ValueError, match="give 0 <= overlap < tile, or tile 0 for whole images"):
         apply_in_tiles(nn.Identity().eval(), image(8, 8), **options)

@@ -163,7 +163,7 @@ def test_errors():
         create_mixer("minattn", 8, size=SIZE, qk="colapsed")
     with pytest.raises(ValueError, match="num_heads 3 does not divide the 8 channels: choose a divisor of 8"):
         create_mixer("minattn", 8, size=SIZE, num_heads=3)
-    with pytest.raises(ValueError, match="one matrix for one head, but num_heads is 2: use 1, or qk='shared'"):
+    with pytest.raises(ValueError, match="is for one head, but num_heads is 2: use 1, or qk='shared'"):
         create_mixer("minattn", 8, size=SIZE, qk="collapsed", num_heads=2)
 
 

@@ -138,7 +138,7 @@ def test_cropping_keeps_the_centre():
         (dict(norm="layer"), r"norm is 'layer'.* Accepted: batch, group"),
         (
             dict(upsample="bilinear", ff_channel=4),
-            "ff_channel is 4, the width that .* give 0 with upsample='bilinear'",
+            "ff_channel is 4, but upsample='bilinear' has no such width: give 0",
         ),
     ],
 )

@@ -193,7 +193,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"weights with the mixer pooling\(\), but this model has the mixer raft"):
         build_backbone("metaformer_raft_nano", checkpoint=tmp_path / "weights.pt", **TINY)
     save_weights(tmp_path / "r.safetensors", timm.create_model("resnet34").state_dict(), {"model": "resnet34"})
-    words = r"r.safetensors holds the weights of resnet34, not of resnet18: take that backbone \(--model resnet34\)$"
+    words = r"r.safetensors holds weights of resnet34, not of resnet18: give --model resnet34$"
     with pytest.raises(ValueError, match=words):
         build_backbone("resnet18", checkpoint=tmp_path / "r.safetensors")
 
@@ -248,9 +248,9 @@ def test_weights_of_a_file_are_loaded_and_kept_once(name, tmp_path):
             dict(batch_norms="frozen"),
             "batch_norms is 'frozen'; did you mean 'freeze'",
         ),
-        ("resnet18", dict(out_indices=(2, 1)), r"out_indices is \(2, 1\); accepted are ascending levels of 0, 1, 2, 3"),
-        ("resnet18", dict(out_indices=()), "accepted are ascending levels"),
-        ("resnet18", dict(out_indices=(4,)), "accepted are ascending levels"),
+        ("resnet18", dict(out_indices=(2, 1)), r"out_indices is \(2, 1\); give ascending levels from 0 to 3"),
+        ("resnet18", dict(out_indices=()), "give ascending levels"),
+        ("resnet18", dict(out_indices=(4,)), "give ascending levels"),
         ("resnet18", dict(pretrained=True, checkpoint="x.pt"), "both say where weights come from: give one"),
         ("levit_128", {}, r"maps of strides 16, 32, 64, none as fine as 4 \(level 0\): take out_indices from \(2, 3\)"),
         ("wavemix_144_7", {}, "at stride 1, which may take tens of GiB for one image of 800 x 1216. Take a model of"),

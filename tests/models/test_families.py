@@ -192,12 +192,12 @@ def test_wrong_options():
         timm.create_model("metaformer_minattn_nano", size="s18")
     with pytest.raises(ValueError, match="similarity is 'fulll'; did you mean 'full'. Accepted: full, collapsed"):
         timm.create_model("minattn_full_mlp_h1_cifar", similarity="fulll")
-    with pytest.raises(ValueError, match="stride is 1 and patch_size 4: either chooses the stem, give 0 for the o"):
+    with pytest.raises(ValueError, match="stride is 1 and patch_size 4: each chooses a stem, give one"):
         timm.create_model("wavemix_144_7", patch_size=4)
     assert timm.create_model("wavemix_144_7", patch_size=4, stride=0, depth=1).stem.reduction == 4
     with pytest.raises(ValueError, match="patch_size is -1: give a whole number of at least 0"):
         timm.create_model("wavemix_192_16", patch_size=-1)
-    with pytest.raises(ValueError, match="patch size is 0: give a whole number of at least 1"):
+    with pytest.raises(ValueError, match="patch_size is 0: give a whole number of at least 1"):
         timm.create_model("raftmlp_s", patch_sizes=(0, 2, 2, 2))
     with pytest.raises(ValueError, match="embedding kernels are 4: give each level a tuple of sides"):
         timm.create_model("raftmlp_s", embedding_kernels=(4, 2, 2, 2))

@@ -109,7 +109,7 @@ REFUSED = [
         dict(checkpoint="a.pt"),
         "both say where weights come from: give one",
     ),
-    (("maxim_nano",), dict(feature=8), "'feature' is not an argument of maxim_nano; did you mean 'features'"),
+    (("maxim_nano",), dict(feature=8), "maxim_nano has no option 'feature'; did you mean 'features'"),
 ]
 
 

@@ -240,7 +240,7 @@ REFUSED = [
     (dict(num_stages=0), "num_stages is 0: give a whole number of at least 1"),
     (dict(channels_reduction=128), "channels_reduction is 128: give at most 64"),
     (dict(block_size_hr=(0, 2)), r"block_size_hr is \(0, 2\)"),
-    (dict(feature=8), "'feature' is not an argument of maxim; did you mean 'features'"),
+    (dict(feature=8), "maxim has no option 'feature'; did you mean 'features'"),
 ]
 
 

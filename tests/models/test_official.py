@@ -378,8 +378,8 @@ def test_arguments_are_honoured(source, constructor, observe, expected):
 
 
 REFUSED = [
-    ("pool_former", {}, "Unknown source 'pool_former'; did you mean 'poolformer'?"),
-    ("poolformer", POOL | dict(layer_scale_init=1), "'layer_scale_init' is not an argument.*'layer_scale_init_value'?"),
+    ("pool_former", {}, "source is 'pool_former'; did you mean 'poolformer'?"),
+    ("poolformer", POOL | dict(layer_scale_init=1), "no option 'layer_scale_init'; .*'layer_scale_init_value'?"),
     ("poolformer", {}, "poolformer needs layers, embed_dims"),
     ("poolformer", POOL | dict(mlp_ratios=[4]), "mlp_ratios is .* one ratio for each of the 2 stages"),
     ("poolformer", POOL | dict(embed_dims=[8, 8], downsamples=[False, True]), "downsamples is .* True for every stage"),

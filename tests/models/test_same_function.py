@@ -161,7 +161,7 @@ def test_another_mixer_with_weights_of_the_hub_is_warned_about(tmp_path, monkeyp
 
 def test_a_model_that_is_not_registered_here():
     model = create("metaformer_pooling_nano")
-    with pytest.raises(ValueError, match=r"a.pt holds weights of mine, which is not registered: import the module"):
+    with pytest.raises(ValueError, match=r"a.pt holds weights of mine, which is not registered: import its module"):
         check_same_function(model, ModelMetadata(model="mine.v1"), "a.pt")
     with pytest.raises(ValueError, match="a.pt: resnet18 cannot be built with the arguments in its metadata"):
         check_same_function(model, ModelMetadata(model="resnet18", model_args={"mixer": "raft"}), "a.pt")

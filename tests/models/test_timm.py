@@ -585,7 +585,7 @@ def test_the_nearest_argument_is_suggested():
 
 @pytest.mark.parametrize("name", ["metaformer_pooling_nano", "metaformer_pooling_s12"])
 def test_a_single_image_is_refused(name):
-    with pytest.raises(ValueError, match=r"shape is \(3, 32, 32\): give a single image as image\[None\]"):
+    with pytest.raises(ValueError, match=r"the shape \(3, 32, 32\), not .*: give one as image\[None\]"):
         timm.create_model(name)(torch.zeros(3, 32, 32))
 
 
@@ -604,7 +604,7 @@ def test_mixer_in_place_of_the_names_own():
 @pytest.mark.parametrize(
     "img_size, words",
     [
-        (2, "img_size 2 is too small, the maps of the stages would be .*: choose a larger one"),
+        (2, "img_size 2 is too small: the maps would be .*; give a larger one"),
         ((64, 2), r"img_size \(64, 2\) is too small"),
         ((32, 32, 3), r"img_size is \(32, 32, 3\): give one number of at least 1, or two of them, \(height, width\)"),
         ("large", "img_size is 'large': give one number"),

@@ -12,7 +12,7 @@ import metamix
 import metamix.cli.main
 from metamix.deploy.artifact import Artifact
 from metamix.deploy.runtime import ExportedModel, load_exported
-from metamix.layers.image_inference import apply_in_tiles, pad_for_graph, tiles
+from metamix.layers.image_inference import PadAndCrop, apply_in_tiles, tiles
 from metamix.restoration.export import exported_restorer, open_restorer
 from metamix.restoration.inference import Restorer
 from metamix.tasks.export import export
@@ -77,13 +77,13 @@ def test_scores_tiles_and_pictures(model, degradation, format, dynamic, photos, 
     exported = load_exported(folder, trust=True)
     restorer = Restorer(1, *tiles(None if dynamic else (32, 32)))
     image = torch.rand(1, 3, 40, 27)
-    restored = restorer(pad_for_graph(exported, exported.artifact.extra, None if dynamic else (32, 32)), image)
+    restored = restorer(PadAndCrop(exported, exported.artifact.extra, None if dynamic else (32, 32)), image)
     scale = exported.artifact.extra["scale"]
     assert restored.shape == (1, 3, 40 * scale, 27 * scale)
     if dynamic:
         torch.testing.assert_close(restored, eager(image).detach(), rtol=0, atol=1e-4)
     else:
-        pad = pad_for_graph(eager, exported.artifact.extra, (32, 32))
+        pad = PadAndCrop(eager, exported.artifact.extra, (32, 32))
         torch.testing.assert_close(restored, apply_in_tiles(pad, image, tile=32, overlap=4), rtol=0, atol=1e-4)
     with pytest.raises(SystemExit) as exit:
         words = ["--output", str(tmp_path / "restored"), "--ensemble", "--format", "tif", "--trust"]
@@ -92,7 +92,7 @@ def test_scores_tiles_and_pictures(model, degradation, format, dynamic, photos, 
     photo = torch.from_numpy(np.array(Image.open(photos / "0.png"))).permute(2, 0, 1)[None] / 255
     size = None if dynamic else (32, 32)
     expected = Restorer(1, *tiles(size), ensemble=True, whole=size)(
-        pad_for_graph(eager, exported.artifact.extra, size), photo
+        PadAndCrop(eager, exported.artifact.extra, size), photo
     )
     with Image.open(tmp_path / "restored" / "0.tif") as picture:
         written = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
@@ -120,7 +120,7 @@ def test_image_that_fits_a_graph_that_is_no_square_is_not_tiled():
         return images
 
     restorer = Restorer(1, *tiles((32, 64)), whole=(32, 64))
-    model = pad_for_graph(graph, {"scale": 1}, (32, 64))
+    model = PadAndCrop(graph, {"scale": 1}, (32, 64))
     for size in ((32, 64), (20, 50), (33, 64)):
         image = torch.rand(1, 3, *size)
         assert restorer(model, image).allclose(image, atol=1e-6)
@@ -135,10 +135,10 @@ def test_default_size_is_one_that_the_model_takes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(img_size=30), r"img_size is 30 x 30, but .* takes multiples of 8 x 8 pixels"),
+        (dict(img_size=30), r"img_size is 30 x 30: .* takes multiples of 8 x 8"),
         (
             dict(data="folder", data_dir="."),
-            "data is folder, but restoration reads one layout of folders: give only",
+            "data is folder, but restoration reads one layout: give only",
         ),
     ],
 )

@@ -50,11 +50,11 @@ def test_the_sum_is_over_all_stages_and_scales():
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("charbonier", "no loss 'charbonier'; did you mean 'charbonnier'"),
+        ("charbonier", "loss is 'charbonier'; did you mean 'charbonnier'"),
         ("l1+l1", "which has l1 twice"),
         ("x*l1", "the weight of l1 must be a number above 0"),
         ("-1*l1", "the weight of l1 must be a number above 0"),
-        ("l1+", "no loss ''"),
+        ("l1+", "loss is ''"),
     ],
 )
 def test_mistakes_are_refused_in_words(text, words):
@@ -63,5 +63,5 @@ def test_mistakes_are_refused_in_words(text, words):
 
 
 def test_ssim_needs_crops_of_its_window():
-    with pytest.raises(ValueError, match="window has 11 pixels, and crop is 8; give a larger --crop"):
+    with pytest.raises(ValueError, match="window of ssim has 11 pixels, and crop is 8; give a larger --crop"):
         RestorationLoss("ssim", crop=8)

@@ -175,7 +175,7 @@ def test_bicubic_has_nearly_the_published_psnr_on_set14(photos):
     """30.24 dB on Y at x2. One image is a grey file, which counts as its own luminance; as Y it would add 0.09 dB."""
     options = RestorationOptions(test_dir=str(photos / "set14"), channels="y", degradation="downscale:2", workers=0)
     data, scores = RestorationData(options, train=False), []
-    assert "1 scored image in grey: compared as stored, from 0 to 255" in data.notes
+    assert "1 scored image in grey: compared as stored, 0 to 255" in data.notes
     for batch in data.eval_loaders(1, 0, 1)["test"]:
         (small,), (target,) = batch["image"], batch["target"]
         scores.append(Measure("y", 2).score(enlarge(small, 2), target)[0])

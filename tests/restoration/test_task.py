@@ -154,7 +154,7 @@ def test_mixup_mixes_neighbours_and_their_targets_alike(clean):
         torch.testing.assert_close(mixed[key], expected, rtol=0, atol=1e-5)
     assert torch.equal(data.augment(batch, 0, 5)["image"], mixed["image"])
     assert not torch.equal(data.augment(batch, 0, 6)["image"], mixed["image"])
-    with pytest.raises(ValueError, match="mixup pairs neighbours, and batch_size 6 leaves each of 2 processes an odd"):
+    with pytest.raises(ValueError, match="mixup pairs crops: give a batch_size that 4 divides, not 6"):
         data.train_loader(6, 0, 2, seed=3)
 
 
@@ -261,7 +261,7 @@ def test_super_resolution_of_the_luminance(model, clean, tmp_path, capsys):
 def test_grey_images_of_colour_models_are_noted_where_y_is_scored(clean):
     root = clean(size=(48, 48))
     clean("photos/test", count=2, size=(48, 48), mode="L")
-    words = "2 scored images in grey: compared as Y of three equal channels, from 16 to 235, which adds 1.32 dB to PSNR"
+    words = "2 scored images in grey: compared as Y of 3 equal channels, 16 to 235, which adds 1.32 dB"
 
     def notes(**options):
         task = Restoration(RestorationOptions(data_dir=str(root), degradation="downscale:2", crop=16, **options))
@@ -269,7 +269,7 @@ def test_grey_images_of_colour_models_are_noted_where_y_is_scored(clean):
 
     assert notes(model="maxim_nano") == [words]
     assert notes(model="maxim_nano", score_channel="rgb") == []
-    assert notes(model="maxim_nano", channels="y") == ["2 scored images in grey: compared as stored, from 0 to 255"]
+    assert notes(model="maxim_nano", channels="y") == ["2 scored images in grey: compared as stored, 0 to 255"]
 
 
 def test_two_models_are_compared(clean, tmp_path, capsys):
@@ -281,8 +281,8 @@ def test_two_models_are_compared(clean, tmp_path, capsys):
 
 MISTAKES = [
     (["--model", "maxim_nan"], "no image model 'maxim_nan'; did you mean 'maxim_nano'"),
-    (["--degradation", "nois:25"], "no degradation 'nois'; did you mean 'noise'"),
-    (["--loss", "ssin"], "no loss 'ssin'; did you mean 'ssim'"),
+    (["--degradation", "nois:25"], "degradation is 'nois'; did you mean 'noise'"),
+    (["--loss", "ssin"], "loss is 'ssin'; did you mean 'ssim'"),
     (["--loss", "0*l1"], "the weight of l1 must be a number above 0"),
     (["--crop", 64], "48 x 40 pixels, less than the crop of 64: give a smaller --crop, or take the image out"),
     (["--crop", 18], "crop is 18, but maxim_nano trains on multiples of 8 x 8 pixels: give such a --crop"),
@@ -301,11 +301,11 @@ MISTAKES = [
         "enlarges images 2 times, and the targets have",
     ),
     (["--model", "wavemixsr_144_4", "--model-args", "{dim: 8}"], "takes images of 1 channel, and the data have 3"),
-    (["--model", "maxim_nano", "--model-args", "{feature: 8}"], "'feature' is not an argument of maxim_nano; did"),
+    (["--model", "maxim_nano", "--model-args", "{feature: 8}"], "maxim_nano has no option 'feature'; did"),
     (["--model-args", "{in_chans: 1}"], "model_args has in_chans, which comes from --channels"),
-    (["--input-name", "{name}x2"], "--input-name {name}x2 is for pairs, but degradation is noise:25: leave"),
+    (["--input-name", "{name}x2"], "--input-name {name}x2 is for pairs, but degradation is noise:25: give"),
     (["--test-dir", "nowhere"], "there is no folder nowhere"),
-    (["--tile", 16, "--overlap", 16], "tile is 16 and overlap 16: give an overlap of at least 0 and less"),
+    (["--tile", 16, "--overlap", 16], "tile is 16 and overlap 16: give 0 <= overlap < tile"),
 ]
 
 

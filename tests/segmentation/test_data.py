@@ -354,7 +354,8 @@ def test_masks_to_score_are_read_before_training(scenes, break_image):
 
 def test_pixels_are_counted(scenes):
     root = scenes()
-    counts = SegmentationData(options(root)).pixel_counts()
+    data = SegmentationData(options(root))
+    counts = data.label_counts()[: len(data.classes)]
     masks = [np.array(Image.open(path)) for path in (root / "train" / "masks").iterdir()]
     assert counts.tolist() == [sum(int((mask == k).sum()) for mask in masks) for k in range(4)]
     images = MaskedImages(SegmentationData(options(root)).parts["train"], make_labels(CLASSES))
@@ -399,7 +400,7 @@ def test_ade20k(tmp_path):
     (tmp_path / "objectInfo150.txt").write_text(f"Idx\tRatio\tTrain\tVal\tName\n{rows}")
     data = SegmentationData(options(tmp_path, data="ade20k"))
     assert data.classes == ("name1", "name2", "name3") and list(data.parts) == ["train", "test"]
-    assert data.pixel_counts().tolist() == [0, 40 * 48, 0] and data.labels.accepted() == "0 to 3"
+    assert data.label_counts()[:3].tolist() == [0, 40 * 48, 0] and data.labels.accepted() == "0 to 3"
     assert data.labels.table[:4].tolist() == [255, 0, 1, 2]
 
 
@@ -411,12 +412,12 @@ def test_cityscapes(tmp_path):
         Image.new("RGB", (48, 40)).save(tmp_path / "leftImg8bit" / split / "ulm" / "ulm_0_1_leftImg8bit.png")
     data = SegmentationData(options(tmp_path, data="cityscapes"))
     assert len(data.classes) == 19 and data.parts["train"][0].name == "ulm/ulm_0_1_leftImg8bit"
-    _, _, mask = data.train_images().read(0)
+    _, _, mask = data.train_images.read(0)
     assert mask[0, ::12].tolist() == [0, 1, 255, 18] and data.labels.palette[0] == (128, 64, 128)
     assert data.labels.accepted() == "0 to 33"
     write_mask(data.parts["train"][0].mask, np.full((40, 48), 99))
     with pytest.raises(BadMask, match="label 99 at 1,920 pixels.* accepted are 0 to 33: correct the mask, or take"):
-        SegmentationData(options(tmp_path, data="cityscapes")).pixel_counts()
+        SegmentationData(options(tmp_path, data="cityscapes")).label_counts()
 
 
 def test_voc_and_pets(tmp_path):
@@ -429,7 +430,7 @@ def test_voc_and_pets(tmp_path):
         write_mask(root / "SegmentationClass" / f"{split}1.png", np.full((40, 48), 20))
     data = SegmentationData(options(tmp_path, data="voc"))
     assert data.labels.accepted() == "0 to 20, 255"
-    assert len(data.classes) == 21 and data.pixel_counts()[20] == 40 * 48
+    assert len(data.classes) == 21 and data.label_counts()[20] == 40 * 48
     assert data.labels.palette[:3] == ((0, 0, 0), (128, 0, 0), (0, 128, 0)) and data.labels.palette[21] == (
         224,
         224,
@@ -444,7 +445,7 @@ def test_voc_and_pets(tmp_path):
         Image.new("RGB", (48, 40)).save(pets / "images" / f"{split}_1.jpg")
         write_mask(pets / "annotations" / "trimaps" / f"{split}_1.png", [[1] * 24 + [2] * 20 + [3] * 4] * 40)
     data = SegmentationData(options(tmp_path, data="oxford_pets"))
-    assert data.pixel_counts().tolist() == [40 * 24, 40 * 20, 40 * 4] and list(data.parts) == ["train", "test"]
+    assert data.label_counts()[:3].tolist() == [40 * 24, 40 * 20, 40 * 4] and list(data.parts) == ["train", "test"]
     assert data.labels.accepted() == "1 to 3"
     assert open_set(options(tmp_path, data="voc")).find("val")[0].name == "val1"
 

@@ -16,7 +16,7 @@ from metamix.data.files import read_pixels
 from metamix.deploy import export, load_exported
 from metamix.deploy.artifact import Artifact, load_artifact
 from metamix.deploy.runtime import ExportedModel
-from metamix.layers.image_inference import pad_for_graph, tiles
+from metamix.layers.image_inference import PadAndCrop, tiles
 from metamix.segmentation.export import exported_segmenter, open_segmenter
 from metamix.segmentation.inference import Predictor
 from metamix.segmentation.load import SegmenterSpec, load_segmenter
@@ -91,7 +91,7 @@ def test_scores_and_masks(format, dynamic, source, scenes, tmp_path):
     words = [pictures, "--model", folder, "--output", tmp_path / "found", "--trust"]
     assert exit_code(metamix.tasks.predict.main, *words, "--flip") == 0
     trained, size = load_segmenter(source), None if dynamic else (32, 32)
-    eager = pad_for_graph(trained.model, {"scale": 1, "multiple": [1, 1]}, size)
+    eager = PadAndCrop(trained.model, {"scale": 1, "multiple": [1, 1]}, size)
     predictor = Predictor(*tiles(size), flip=True, whole=size)
     expected = replace(trained, model=eager).label(read_pixels(pictures / "0.png"), predictor)
     with Image.open(tmp_path / "found" / "masks" / "0.png") as mask:
@@ -109,7 +109,7 @@ def test_image_that_fits_a_graph_that_is_no_square_is_not_cut():
         sizes.append(tuple(images.shape[-2:]))
         return images
 
-    predictor, model = Predictor(*tiles((32, 64)), whole=(32, 64)), pad_for_graph(graph, {"scale": 1}, (32, 64))
+    predictor, model = Predictor(*tiles((32, 64)), whole=(32, 64)), PadAndCrop(graph, {"scale": 1}, (32, 64))
     for size in ((32, 64), (20, 50), (33, 64)):
         image = torch.rand(1, 3, *size)
         assert predictor.logits(model, image).allclose(image, atol=1e-6)
@@ -184,7 +184,7 @@ def test_refusals(source, scenes, tmp_path):
         export(source, output=tmp_path / "out", img_size=33)
     with pytest.raises(ValueError, match="--data NAME for a classifier, --data-dir DIR for other models"):
         export(source, output=tmp_path / "out", precision="int8")
-    with pytest.raises(ValueError, match="scenes has no training split, and int8 is never calibrated on the test"):
+    with pytest.raises(ValueError, match="scenes has no training split, and int8 is not calibrated on the test"):
         export(source, output=tmp_path / "out", precision="int8", data_dir=str(scenes))
     with pytest.raises(ValueError, match=r"data is folder: give its folder, --data-dir DIR, to compare .* on it"):
         export(source, output=tmp_path / "out", data="folder", seconds=0)

@@ -193,7 +193,7 @@ def test_known_values_replace_those_of_training(scenes, tmp_path):
     with pytest.raises(FileNotFoundError, match="not found or corrupted"):  # not that the options are refused
         Segmentation.trained(given)
     given.reduce_zero_label = True
-    with pytest.raises(ValueError, match="masks of voc are known"):
+    with pytest.raises(ValueError, match="voc has known mask values"):
         Segmentation.trained(given)
 
 
@@ -211,36 +211,36 @@ def test_a_backbone_of_one_size_is_scored_in_tiles(scenes, tmp_path):
     root, run = scenes(), tmp_path / "run"
     words = [*SMALL_HEAD, "--model", "mixer_s32_224", "--model-args", "{mlp_ratio: [0.1, 0.1]}"]
     train(*words, "--tile", 32, "--overlap", 4, "--data-dir", root, "--output", run)
-    words = "mixer_s32_224 takes images of 32 x 32 pixels at most: cut larger ones into tiles, --tile 32 --overlap 4"
+    words = "mixer_s32_224 takes 32 x 32 pixels at most: give --tile 32 --overlap 4"
     with pytest.raises(SystemExit, match=words):
         evaluate("--checkpoint", run, "--data-dir", root)
     evaluate("--checkpoint", run, "--data-dir", root, "--tile", 32, "--overlap", 4, "--output", tmp_path / "out")
     words = [root / "train" / "images", "--checkpoint", run, "--output", tmp_path / "labelled", "--device", "cpu"]
-    assert "cut larger ones into tiles, --tile 32 --ov" in exit_code(metamix.tasks.predict.main, *words)
+    assert "pixels at most: give --tile 32 --ov" in exit_code(metamix.tasks.predict.main, *words)
     assert exit_code(metamix.tasks.predict.main, *words, "--tile", 32, "--overlap", 4) == 0
 
 
 MISTAKES = [
-    (["--head", "semantic_fpm"], "no head 'semantic_fpm'; did you mean 'semantic_fpn'"),
+    (["--head", "semantic_fpm"], "head is 'semantic_fpm'; did you mean 'semantic_fpn'"),
     (["--head-args", "{neck_chanels: 8}"], "semantic_fpn has no option 'neck_chanels'; did you mean 'neck_channels'"),
     (["--head-args", "{num_classes: 8}"], "head_args has num_classes, which comes from the data set"),
-    (["--loss", "lovas"], "no loss 'lovas'; did you mean 'lovasz'"),
+    (["--loss", "lovas"], "loss is 'lovas'; did you mean 'lovasz'"),
     (["--loss", "ce+0*dice"], "the weight of dice must be a number above 0"),
     (["--class-weights", "1,2"], "class_weights has 2 numbers, and there are 4 classes"),
     (["--crop", 64, "--no-pad", "--scales", "1,1"], "has 40 x 48 pixels at the smallest scale, less than the crop of"),
-    (["--train-on", "trian"], "no split 'trian'; did you mean 'train'"),
+    (["--train-on", "trian"], "split is 'trian'; did you mean 'train'"),
     (["--train-on", "train,test"], "test is among the splits to train on"),
     (["--data", "ade20k"], "there is no .*objectInfo150.txt: it comes with ADEChallengeData2016"),
-    (["--data", "cityscapes", "--ignore-index", 7], "masks of cityscapes are known: leave out --ignore-index"),
-    (["--data", "oxford_pets", "--reduce-zero-label"], "masks of oxford_pets are known"),
-    (["--data", "cityscapes"], "there is no .*scenes/leftImg8bit/train: give --data-dir with the folders leftImg8bit"),
+    (["--data", "cityscapes", "--ignore-index", 7], "cityscapes has known mask values: leave out --ignore-index"),
+    (["--data", "oxford_pets", "--reduce-zero-label"], "oxford_pets has known mask values"),
+    (["--data", "cityscapes"], "there is no .*scenes/leftImg8bit/train: give --data-dir a folder with leftImg8bit"),
     (["--head-args", "{auxiliary: maybe}"], "auxiliary is 'maybe': give true or false"),
     (["--aux-weight", 0.2], "aux_weight is 0.2, but semantic_fpn has no auxiliary head here: .* '{auxiliary: true}'"),
     (["--data", "voc"], "not found or corrupted. You can use --download"),
     (["--data-dir", ""], "no data set is given: --data-dir FOLDER"),
     (["--data-dir", "nowhere"], "there is no folder nowhere"),
-    (["--tile", 16, "--overlap", 16], "tile is 16 and overlap 16: give an overlap of at least 0 and less than the"),
-    (["--model", "mixer_s32_224", "--model-args", "{}"], "takes images of 32 x 32 pixels at most.*--tile 32"),
+    (["--tile", 16, "--overlap", 16], "tile is 16 and overlap 16: give 0 <= overlap < tile"),
+    (["--model", "mixer_s32_224", "--model-args", "{}"], "takes 32 x 32 pixels at most.*--tile 32"),
     (["--mean", "0.5,0.5,0.5"], "mean is given, but std is not: give both or neither"),
     (["--ignore-index", "none"], r"0.png has the label 255 at 48 pixels, but there are 4 classes .* are 0 to 3"),
     (["--ignore-index", "none", "--memory", "no"], "0.png has the label 255 at 48 pixels"),

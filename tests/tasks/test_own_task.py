@@ -72,9 +72,7 @@ def test_every_command_of_the_page_works(folder, run):
     assert run(predict_exported) == predicted
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("metamix.tasks.export.check_packages", lambda *names: None)
-        with pytest.raises(
-            SystemExit, match="run is a model of regression, which is not quantized to int8: take --pre"
-        ):
+        with pytest.raises(SystemExit, match="run is a model of regression and is not quantized: take --pre"):
             run(export.replace("torch", "onnx"), "--precision", "int8", "--data-dir", "numbers")
     assert "regression      predict a number from an image" in run("metamix predict --import my_task --help")[1]
     assert float(metamix.load("run").predict(["photo.jpg"])[0]) == pytest.approx(
@@ -85,7 +83,7 @@ def test_every_command_of_the_page_works(folder, run):
 def test_a_task_that_is_not_imported_is_unknown(folder, run):
     run(COMMANDS[0].replace("--output run", "--output unknown"), *SMALL)
     registry.TASKS.pop("regression")
-    with pytest.raises(SystemExit, match="there is no task 'regression'. Tasks: .* needs --import MODULE"):
+    with pytest.raises(SystemExit, match="task is 'regression'. Accepted: .* needs --import MODULE"):
         run("metamix predict photo.jpg --checkpoint unknown")
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from metamix.utils.text import did_you_mean, package_logger
+from metamix.utils.checks import check_choice
+from metamix.utils.text import package_logger
 
 from ..files import list_files
 
@@ -50,11 +51,7 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
     """
     available = list(available)
     if test_on:
-        if test_on not in available:
-            raise ValueError(
-                f"test_on is {test_on!r}, but {source} has no such split{did_you_mean(test_on, available)} "
-                f"The splits to score are {', '.join(available) or 'none'}."
-            )
+        check_choice("test_on", test_on, available, f"These are the splits of {source} to score.")
         return test_on
     candidates = [split for split in TEST_SPLITS if split in available]
     if not candidates:
@@ -64,9 +61,7 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
         )
     chosen, *others = candidates
     if others:
-        log.warning(
-            f"{source}: scores are on {chosen}; not used: {', '.join(others)}. Choose another split with --test-on"
-        )
+        log.warning(f"{source}: scores are on {chosen}; not used: {', '.join(others)}. Choose another with --test-on")
     return chosen
 
 

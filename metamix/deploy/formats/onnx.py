@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -61,7 +61,8 @@ class OnnxFile:
 
     def quantize(self, output: Path, batches: Sequence[np.ndarray], keep: Collection[str] = ()) -> None:
         quantization = need("onnxruntime.quantization")
-        reader = BatchReader(self.input, batches)
+        feeds = ({self.input: images} for images in batches)
+        reader = SimpleNamespace(get_next=lambda: next(feeds, None))
         with quiet():  # it logs the layers that it skips
             quantization.quantize_static(
                 str(self.prepared),
@@ -75,17 +76,6 @@ class OnnxFile:
                 reduce_range=sums_saturate(processor()["instructions"]),
                 nodes_to_exclude=list(keep),
             )
-
-
-class BatchReader:
-    """Give batches to ONNX Runtime's calibration, one for each call."""
-
-    def __init__(self, name: str, batches: Sequence[np.ndarray]):
-        self.name, self.batches = name, iter(batches)
-
-    def get_next(self) -> dict[str, Any] | None:
-        images = next(self.batches, None)
-        return None if images is None else {self.name: images}
 
 
 FORMAT = Format(

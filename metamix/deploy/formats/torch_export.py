@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map
 
 from metamix.utils.checks import DoesNotFit
@@ -46,19 +45,10 @@ def write(graph: Graph, file: Path) -> None:
     with atomic_write(file) as opened:
         opened.write(content.getbuffer())
     if graph.compile:
-        compile_program(program, file.with_name(COMPILED))
+        from torch._inductor import aoti_compile_and_package  # takes seconds to import
 
-
-def compile_program(program: ExportedProgram, file: Path) -> None:
-    """Compile a program for this CPU with AOTInductor, and write the package.
-
-    Raises:
-        GraphError: the program cannot be compiled, for example because there is no C++ compiler.
-    """
-    from torch._inductor import aoti_compile_and_package  # takes seconds to import
-
-    with quiet(), as_graph_error("AOTInductor cannot compile the model"):
-        aoti_compile_and_package(program, package_path=str(file))
+        with quiet(), as_graph_error("AOTInductor cannot compile the model"):  # there may be no C++ compiler
+            aoti_compile_and_package(program, package_path=str(file.with_name(COMPILED)))
 
 
 def open_program(file: Path, threads: int | None = None, precision: str = "fp32", compiled: bool = False) -> Run:
@@ -101,8 +91,5 @@ FORMAT = Format(
     more_files=(COMPILED,),
     compiled=COMPILED,
     runs_code="loading a program of torch.export unpickles parts of it, which can run any code",
-    refused={
-        "int8": "int8 is not written as torch.export: take --format openvino or onnx with --precision int8, which are "
-        "also faster on a CPU."
-    },
+    refused={"int8": "int8 is not written as torch.export: take --format openvino or onnx, faster on a CPU."},
 )
