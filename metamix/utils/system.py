@@ -118,7 +118,7 @@ def _choose_device(name: str, local_rank: int) -> torch.device:
         if device.index is not None and device.index >= count:
             raise ValueError(f"device is {name!r}, but this machine's GPUs are cuda:0 to cuda:{count - 1}")
         if device.index is None and local_rank >= count:
-            raise ValueError(f"this machine has only {count} GPUs for process {local_rank}; lower --nproc_per_node")
+            raise ValueError(f"process {local_rank} needs its own GPU, but there are {count}: lower --nproc_per_node")
         if device.index is not None and (processes := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > 1:
             raise ValueError(f"device is {name!r}, which {processes} processes cannot share: give --device cuda")
         return torch.device("cuda", local_rank if device.index is None else device.index)

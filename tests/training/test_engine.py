@@ -538,7 +538,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
         with pytest.raises(ValueError, match="device is 'cuda:1', which 2 processes cannot share"):
             ProcessGroup.start("cuda:1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ValueError, match="this machine has only 0 GPUs for process 0; lower"):
+    with pytest.raises(ValueError, match="process 0 needs its own GPU, but there are 0: lower"):
         ProcessGroup.start("cuda")
 
 

@@ -91,5 +91,5 @@ FORMAT = Format(
     more_files=(COMPILED,),
     compiled=COMPILED,
     runs_code="loading a program of torch.export unpickles parts of it, which can run any code",
-    refused={"int8": "int8 is not written as torch.export: take --format openvino or onnx, faster on a CPU."},
+    refused={"int8": "int8 is not written as torch.export: take --format openvino or onnx, which are also faster."},
 )
