@@ -270,7 +270,7 @@ def test_options_that_do_not_fit_are_refused(shapes, folder, table, tmp_path):
         train(*labelled, "--sampling", "balanced")
     with pytest.raises(SystemExit, match="loss is asymmetric, but each image has one class: leave --loss out"):
         train(*classes, "--loss", "asymmetric")
-    with pytest.raises(SystemExit, match="test_on is 'val', but .*labels.csv has no such split"):
+    with pytest.raises(SystemExit, match="test_on is 'val', but .*labels.csv has no splits to score: leave it out"):
         train(*labelled, "--test-on", "val")
     with pytest.raises(
         SystemExit, match="threshold is 0.3, but metaformer_pooling_nano gives an image one class: leave it"

@@ -21,8 +21,8 @@ def test_weights_of_no_teacher_are_refused():
         ({"mixup": float("inf")}, "mixup is inf, but it must be a finite number"),
         ({"pretrained": True, "checkpoint": "f"}, r"pretrained and checkpoint \(f\) both say where .*: give one"),
         ({"flip": 2.0}, "flip is 2.0, but it must be a number from 0 to 1"),
-        ({"model_args": {"img_size": 64}}, "model_args has img_size, which comes from --img-size; leave it out of"),
-        ({"model_args": {"num_classes": 3}}, "model_args has num_classes, which comes from the data; leave it out of"),
+        ({"model_args": {"img_size": 64}}, "model_args has img_size, which comes from --img-size; leave it out"),
+        ({"model_args": {"num_classes": 3}}, "model_args has num_classes, which comes from the data; leave it out"),
         (
             {"model_args": {"drop_path_rate": 0.3}, "drop_path": 0.1},
             "model_args has drop_path_rate, which comes from --drop-path; leave it out",

@@ -50,6 +50,8 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
         ValueError: there is no split `test_on`, or `test_on` is empty and there is none of `TEST_SPLITS`.
     """
     available = list(available)
+    if test_on and not available:
+        raise ValueError(f"test_on is {test_on!r}, but {source} has no splits to score: leave it out")
     if test_on:
         check_choice("test_on", test_on, available, f"These are the splits of {source} to score.")
         return test_on
