@@ -25,6 +25,8 @@ REPRODUCTION = {
     ("collapsed", False, 1): (97.69, 56.19),
     ("minimal", False, 1): (94.45, 47.44),
 }
+# Data of transfer, by the names of their folders.
+DATA = {"grocery": "Grocery Store", "bccd": "blood cells", "cards_coco": "playing cards", "camvid": "CamVid"}
 NAMES = {"bsd68": "BSD68", "set12": "Set12", "set5/hr": "Set5", "set14": "Set14"}
 # Means over the images as the papers print them. Their PSNR may differ in rounding.
 REFERENCES = {
@@ -86,16 +88,17 @@ def segmentation_table(rows: Sequence[dict]) -> str:
 
 
 def transfer_table(rows: Sequence[dict]) -> str:
-    """Make the table of fine-tuned backbones, a line for each start, with a column for each data set."""
-    columns = {data: f"{data}, {SCORES[task]}" for task, data in sorted({(row["task"], row["data"]) for row in rows})}
-    lines: dict[tuple, dict] = {}
-    for row in rows:
-        lines.setdefault((row["model"], row["start"]), {}).setdefault(row["data"], []).append(row["score"])
-    cells = [
-        [f"`{model}`", start, *(over_seeds(scores[data]) if data in scores else "" for data in columns)]
-        for (model, start), scores in lines.items()
-    ]
-    return table(("backbone", "starts from", *columns.values()), cells)
+    """Make the table of fine-tuned backbones: a line for each start, a column for each data set."""
+    columns = {data: SCORES[task] for task, data in sorted({(row["task"], row["data"]) for row in rows})}
+    header = ["backbone", "starts from", *(f"{DATA[data]}: {score}, MMACs" for data, score in columns.items())]
+    cells = []
+    for model, start in dict.fromkeys((row["model"], row["start"]) for row in rows):
+        cells.append([f"`{model}`", start])
+        for data in columns:
+            runs = [row for row in rows if (row["model"], row["start"], row["data"]) == (model, start, data)]
+            scores = [row["score"] for row in runs]
+            cells[-1].append(f"{over_seeds(scores)}, {runs[0]['macs'] / 1e6:,.0f}" if runs else "")
+    return table(header, cells)
 
 
 def minattn_table(results: dict) -> str:
