@@ -272,7 +272,7 @@ def test_wrong_config_values_are_refused_by_file_and_key(text, said, config):
 )
 def test_files_that_are_no_recipe_are_refused(text, said, config):
     path = config(text)
-    with pytest.raises(SystemExit, match=re.escape(f"error: {path}{said}")):
+    with pytest.raises(SystemExit, match=re.escape(f"error: {path} {said}")):
         read("--config", path)
 
 
