@@ -1,7 +1,6 @@
 """Add a trained model to weights/: its tensors in float16, and a card that says how they were made.
 
     python -m benchmarks.ship_weights RUN --tag digits --spread RUN RUN RUN
-    python -m benchmarks.ship_weights RUN --tag cifar10 --data-name "CIFAR-10, JPEG copy" --spread SHORT SHORT SHORT
     python -m benchmarks.ship_weights RUN --tag noise25 --data-name "400 photographs of BSD500" --test-name BSD68
     python -m benchmarks.ship_weights weights/NAME.TAG.json --spread SHORT SHORT SHORT
 

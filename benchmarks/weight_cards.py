@@ -54,8 +54,9 @@ def load_family(tag: str | None) -> dict[str, dict]:
 
 
 def half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert the floating-point tensors of a model to float16."""
-    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    """Convert the floating-point tensors of a model to float16, except those with values that are too large for it."""
+    halves = {name: tensor.half() for name, tensor in tensors.items() if tensor.is_floating_point()}
+    return {**tensors, **{name: tensor for name, tensor in halves.items() if tensor.isfinite().all()}}
 
 
 def write_weights(card: dict, tensors: Mapping[str, Tensor], about: dict) -> str:

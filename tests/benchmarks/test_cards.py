@@ -38,12 +38,13 @@ def test_every_mixer_has_weights():
 
 
 def test_weights_are_small():
-    """Every file has 16 bits for a number."""
+    """Numbers have 16 bits, except in tensors with values that float16 cannot hold."""
     paths = list(weights_dir().glob("*.safetensors"))
     assert sum(path.stat().st_size for path in paths) < 95e6
     for path in paths:
-        types = {tensor.dtype for tensor in load_weights(path)[0].values()}
-        assert types <= {torch.float16, torch.int64}, path
+        for name, tensor in load_weights(path)[0].items():
+            too_large = tensor.dtype == torch.float32 and tensor.half().isinf().any()
+            assert tensor.dtype in (torch.float16, torch.int64) or too_large, (path, name)
 
 
 @pytest.mark.parametrize("name", CARDS)

@@ -182,7 +182,7 @@ def test_refusals(source, scenes, tmp_path):
         export(source, output=tmp_path / "out", data="camvid", data_dir=str(tmp_path))
     with pytest.raises(ValueError, match="img_size is 33 x 33: give even numbers of pixels"):
         export(source, output=tmp_path / "out", img_size=33)
-    with pytest.raises(ValueError, match="--data NAME for a classifier, --data-dir DIR for other models"):
+    with pytest.raises(ValueError, match="give --data NAME or --data-dir DIR"):
         export(source, output=tmp_path / "out", precision="int8")
     with pytest.raises(ValueError, match="scenes has no training split, and int8 is not calibrated on the test"):
         export(source, output=tmp_path / "out", precision="int8", data_dir=str(scenes))
