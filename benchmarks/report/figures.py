@@ -19,9 +19,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from benchmarks.measure.collect import TRANSFER
-from benchmarks.paths import IMAGES, read_json
-from benchmarks.report import deploy, tasks
+from benchmarks.paths import IMAGES
+from benchmarks.report import deploy
 from benchmarks.report.speed import scaling_curves
 from benchmarks.weight_cards import by_mixer, load_cards
 from metamix.mixers import list_mixers
@@ -169,20 +168,6 @@ def draw_engines(path: Path, cells: Mapping[deploy.Cell, Mapping[str, tuple[floa
     save(path, figure)
 
 
-def draw_transfer(path: Path, rows: Sequence[dict]) -> None:
-    """Draw the scores on each data set, a line for each backbone and start."""
-    names = [f"{row['model']}, {row['start'].replace('none', 'random weights')}" for row in rows]
-    panels = sorted({(row["task"], row["data"]) for row in rows})
-    figure = Figure(figsize=(WIDTH, 1.2 + 0.3 * len(set(names))), layout="constrained")
-    for axes, (task, data) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels):
-        points = [(row["score"], name) for row, name in zip(rows, names) if row["data"] == data]
-        axes.scatter(*zip(*points), s=45, color="#0072b2")
-        axes.set(title=tasks.DATA[data], xlabel=tasks.SCORES[task])
-        axes.margins(0.2)
-        axes.grid(alpha=0.3)
-    save(path, figure)
-
-
 def apart(heights: Mapping[str, float], limits: tuple[float, float]) -> dict[str, float]:
     """Move labels up until each is a line of text above the one below it."""
     least, below, moved = 0.045 * (limits[1] - limits[0]), float("-inf"), {}
@@ -198,7 +183,6 @@ def main() -> None:
     draw_front(IMAGES / "cifar10-front.png", family, engines.get(("openvino", "int8"), {}))
     draw_curves(IMAGES / "cifar10-curves.png", family)
     draw_scaling(IMAGES / "scaling.png", scaling_curves())
-    draw_transfer(IMAGES / "transfer.png", read_json(TRANSFER)["rows"])
     if engines:
         draw_engines(IMAGES / "cifar10-engines.png", engines)
 
