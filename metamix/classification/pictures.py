@@ -37,7 +37,7 @@ class ClassificationPictures(Pictures):
         return "\n".join(filter(None, (unreadable, self.advice(states))))
 
     def advice(self, states: list[State]) -> str:
-        """Say from which probability on a label is predicted, if an image may have several."""
+        """Say which probability a label needs to be predicted, if an image may have several labels."""
         threshold = getattr(self.metric, "threshold", None)
         return "" if threshold is None else f"labels are predicted from a probability of {threshold:g} on"
 

@@ -38,8 +38,8 @@ class Prediction:
 class LabelImages(PredictOptions):
     """Label images, and print the labels or write them to a file."""
 
-    top: Count | None = option(None, "labels for each image; default: 5, or of several labels all from --threshold on")
-    threshold: Share | None = option(None, "least probability of one of several labels; default: as in the weights")
+    top: Count | None = option(None, "labels for each image; default: 5; multi-label: all that reach --threshold")
+    threshold: Share | None = option(None, "multi-label: probability that a label needs; default: the weights' own")
     format: Literal["table", "csv", "json"] | None = option(
         None, "by default the extension of --output chooses it, or it is a table"
     )

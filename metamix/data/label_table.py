@@ -1,4 +1,4 @@
-"""Images with several labels, which labels.csv names: the columns file and labels, and split if there are splits."""
+"""Read images with several labels from labels.csv, which has the columns file, labels and optionally split."""
 
 from __future__ import annotations
 

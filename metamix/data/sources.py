@@ -173,7 +173,7 @@ def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
 
 
 def strata(labels: Tensor) -> Tensor:
-    """Return the label of each image, (N,): of several labels (N, classes), the rarest; -1 if an image has none."""
+    """Return one label for each image, (N,). Of several labels, (N, classes), take the rarest; -1 if there is none."""
     if labels.ndim == 2:
         rarest_first = labels.sum(0).argsort(stable=True)
         labels = rarest_first[labels[:, rarest_first].argmax(1)].where(labels.any(1), -1)  # argmax: the first 1

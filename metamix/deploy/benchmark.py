@@ -161,7 +161,7 @@ def random_model(name: str, img_size: int | None) -> BenchmarkedModel:
 
 
 class BenchmarkedModel:
-    """A model to time, `CALIBRATION_IMAGES` for it, names of its outputs, and the cell of a model that was exported."""
+    """A model to time, with `CALIBRATION_IMAGES`, the names of its outputs and, if it was exported, its cell."""
 
     def __init__(
         self, name: str, model: Any, images: Tensor, outputs: Sequence[str] = ("logits",), cell: Cell | None = None
@@ -203,7 +203,7 @@ class BenchmarkedModel:
 
     @property
     def size(self) -> int | str:
-        """Return the side of the images in pixels; "HxW" if they are no squares."""
+        """Return the side of the images in pixels; "HxW" if they are not square."""
         height, width = self.images.shape[-2:]
         return width if height == width else f"{height}x{width}"
 

@@ -1,4 +1,4 @@
-"""Import packages of extras, and say the versions of those for deployment."""
+"""Import packages of extras, and give the versions of the packages for deployment."""
 
 from __future__ import annotations
 

@@ -223,7 +223,7 @@ def _open_safetensors(path: str | Path) -> Iterator[Any]:
 
 
 def _load_safetensors(path: Path, header_only: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors and metadata, and check them; with `header_only`, the tensors are None and only metadata count."""
+    """Read and check tensors and metadata; with `header_only`, check only the metadata, and return None for tensors."""
     with _open_safetensors(path) as file:
         texts = dict(file.metadata() or {})
         tensors: dict[str, Any] = dict.fromkeys(file.keys())
