@@ -42,7 +42,6 @@ from .registry import is_exported
 
 MOST = 4  # models side by side
 STYLE = ".prose th, .prose td { padding: 2px 8px !important; text-align: left }"
-ABOUT = "Serve a page on this machine on which models predict an image side by side."
 EXAMPLES = """examples:
   metamix demo
   metamix demo runs/cells-retinanet runs/cells-fcos exported-cells --port 8000"""
@@ -50,7 +49,7 @@ EXAMPLES = """examples:
 
 @dataclass
 class DemoOptions(ImageOptions):
-    """Options of `metamix demo`."""
+    """Serve a page on this machine on which models predict an image side by side."""
 
     runs: tuple[str, ...] = positional(
         "run folders, weight files, exports or shipped names; default: all shipped ones", metavar="RUN", default=()
@@ -73,7 +72,7 @@ class Answer:
 def main(argv: Sequence[str]) -> None:
     """Serve the page until Ctrl-C; exit with a message if the input is invalid."""
     with exit_with_message(ValueError, OSError, ImportError):
-        options, _ = parse_command(argv, DemoOptions, prog="metamix demo", description=ABOUT, epilog=EXAMPLES)
+        options, _ = parse_command(argv, DemoOptions, "metamix demo", epilog=EXAMPLES)
         check_address(options)
         models, gradio = Models(options), need("gradio", "demo")
         with TemporaryDirectory() as uploads:
