@@ -70,7 +70,7 @@ def test_a_run_becomes_a_weight_and_a_card(tmp_path, monkeypatch, capsys):
     folder, run = tmp_path / "photos", tmp_path / "run"
     folder.mkdir()
     for i in range(4):
-        Image.fromarray(data.astronaut()[32 * i : 32 * i + 32, 100:132]).save(folder / f"{i}.png")
+        Image.fromarray(data.astronaut()[200 + 32 * i : 232 + 32 * i, 200:232]).save(folder / f"{i}.png")
     words = "train --task restoration --model wavemixsr_nano --degradation downscale:2 --channels y --crop 16"
     where = ["--data-dir", str(folder), "--output", str(run), "--epochs", "1", "--batch-size", "2", "--device", "cpu"]
     metamix.cli.main.main([*words.split(), *where])

@@ -11,6 +11,7 @@ import tarfile
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -135,7 +136,7 @@ def make_images(folder):
     picture().save(folder / "i.jpg", exif=exif, icc_profile=b"profile" * 9)
     picture().quantize(8).save(folder / "j.png", transparency=b"\0\x80")
     picture(mode="RGBA").save(folder / "k.png", exif=exif)
-    for name in "l.png", "m.tif":
+    for name in ("l.png", "m.tif") if find_spec("cv2") else ():  # restoration reads 16 bits with OpenCV
         Image.fromarray(np.arange(192, dtype=np.uint16).reshape(12, 16) * 300).save(folder / name)
 
 
