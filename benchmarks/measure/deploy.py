@@ -6,9 +6,10 @@
     python -m benchmarks.measure.deploy profile --models metaformer_raft_s12 --threads 1
 
 `speed` times models in each engine, those of one size in turns, in several runs: the s12 beside timm's poolformer_s12,
-the nano beside identity. `convert` writes the files for that, on a machine that need not be quiet. `accuracy` exports
-the shipped models of a tag in lower precision and compares accuracy on the test split and sizes of files with fp32.
-`profile` says which operators OpenVINO spends its time in. New results replace earlier ones of the same models.
+the tiny beside timm's tf_efficientnet_lite0, and the nano beside identity. `convert` writes the files for that, on a
+machine that need not be quiet. `accuracy` exports the shipped models of a tag in lower precision and compares accuracy
+on the test split and sizes of files with fp32. `profile` says which operators OpenVINO spends its time in. New results
+replace earlier ones of the same models.
 """
 
 import argparse
@@ -26,16 +27,18 @@ from benchmarks.paths import RESULTS, read_json, write_json
 from benchmarks.weight_cards import load_family, weights_digest
 from metamix import list_mixers
 from metamix.deploy import benchmark, export
-from metamix.deploy.benchmark import ENGINES, FORMAT_OF, PRECISIONS, BenchmarkedModel, cells_of
+from metamix.deploy.benchmark import ENGINES, FORMAT_OF, PRECISIONS, BenchmarkedModel, cells_of, random_model
 from metamix.deploy.extras import installed, need
 from metamix.deploy.formats.openvino import compile_openvino
 from metamix.utils.system import processor, versions
 from metamix.utils.text import exit_with_message
 
 FILE = RESULTS / "deploy.json"
-REFERENCE = "poolformer_s12"
-SIZES = ("s12", "nano")
-MODELS = tuple(f"metaformer_{mixer}_{size}" for size in SIZES for mixer in list_mixers())
+# The model that those of a size are compared with.
+REFERENCES = {"s12": "poolformer_s12", "tiny": "tf_efficientnet_lite0", "nano": "metaformer_identity_nano"}
+SIDE = 224  # of the images of s12 and tiny in pixels
+FAMILY = [f"metaformer_{mixer}_{size}" for size in REFERENCES for mixer in list_mixers()]
+MODELS = (*FAMILY, REFERENCES["tiny"])
 LOWER = ("onnx int8", "openvino bf16", "openvino int8")
 
 
@@ -44,9 +47,10 @@ def convert(options: argparse.Namespace) -> None:
     cells = [cell for cell in cells_of(options.engines, options.precisions) if cell[0] in FORMAT_OF]
     for name in options.models:
         start = time.perf_counter()
-        subject = BenchmarkedModel(name, None, options.folder)
+        options.folder.mkdir(parents=True, exist_ok=True)
+        subject = random_model(name, side_of(name))
         for cell in cells:
-            subject.file(*cell)
+            subject.file(*cell, options.folder)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
@@ -58,6 +62,7 @@ def speed(options: argparse.Namespace) -> None:
             names,
             engines=options.engines,
             precisions=options.precisions,
+            img_size=side_of(reference),
             threads=options.threads,
             seconds=options.seconds,
             runs=options.runs,
@@ -75,7 +80,12 @@ def speed(options: argparse.Namespace) -> None:
 
 def reference_of(name: str) -> str:
     """Return the model that a model is compared with."""
-    return REFERENCE if name.endswith("_s12") else "metaformer_identity_nano"
+    return REFERENCES.get(name.rpartition("_")[2], name)
+
+
+def side_of(name: str) -> int | None:
+    """Return the side of the images in pixels; None for that of the model."""
+    return None if name.endswith("_nano") else SIDE
 
 
 def add_speeds(earlier: dict, names: Sequence[str], result: dict) -> dict:
@@ -119,9 +129,9 @@ def profile(options: argparse.Namespace) -> None:
     about = {"machine": processor(), "threads": threads, "versions": versions() | installed(["openvino"])}
     with TemporaryDirectory() as temporary:
         for name in options.models:
-            subject = BenchmarkedModel(name, None, options.folder or Path(temporary))
+            subject, folder = random_model(name, side_of(name)), options.folder or Path(temporary)
             row = {"model": name, "precision": options.precision, "batch": options.batch_size}
-            row |= {"shares": operator_shares(subject, options.precision, options.batch_size, threads)}
+            row |= {"shares": operator_shares(subject, folder, options.precision, options.batch_size, threads)}
             earlier = load("profile")
             same = all(earlier.get(key) == value for key, value in about.items())
             cell = ("model", "precision", "batch")
@@ -131,7 +141,7 @@ def profile(options: argparse.Namespace) -> None:
 
 
 def operator_shares(
-    subject: BenchmarkedModel, precision: str, batch: int, threads: int, runs: int = 20
+    subject: BenchmarkedModel, folder: Path, precision: str, batch: int, threads: int, runs: int = 20
 ) -> dict[str, float]:
     """Return the share of each type of operator in the time of a model in OpenVINO, the largest first.
 
@@ -139,7 +149,7 @@ def operator_shares(
     several operators, such as a gate or a norm, in one kernel. The shortest time of each operator counts, since other
     programs only add to it.
     """
-    graph = need("openvino").Core().read_model(str(subject.file("openvino", precision)))
+    graph = need("openvino").Core().read_model(str(subject.file("openvino", precision, folder)))
     images = subject.images[torch.arange(batch) % len(subject.images)].numpy()
     graph.reshape(list(images.shape))
     request = compile_openvino(graph, threads, precision, {"PERF_COUNT": "YES"}).create_infer_request()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import floor, log10
 
 from benchmarks.markdown import table, wrap
-from benchmarks.measure.deploy import LOWER, load
+from benchmarks.measure.deploy import LOWER, REFERENCES, load, reference_of
 from benchmarks.weight_cards import load_cards, load_former, weights_digest
 from metamix.mixers import list_mixers
 from metamix.utils.text import plural
@@ -17,16 +17,16 @@ FILES = {"onnx int8": ".onnx", "openvino int8": ".xml, .bin"}
 
 
 def speed_table(size: str, batch: int) -> str:
-    """Make the table of the models of one size in each engine at one batch size."""
-    result = load("speed")
-    rows = [row for row in result.get("rows", []) if row["model"].endswith(f"_{size}") and row["batch"] == batch]
+    """Make the table of the models of one size, and of timm's model beside them, in each engine at one batch size."""
+    result, reference = load("speed"), REFERENCES[size]
+    rows = [row for row in result.get("rows", []) if reference_of(row["model"]) == reference and row["batch"] == batch]
     if not rows:
         return NOT_MEASURED
     base = "`identity` in eager fp32"
-    if size == "s12":
+    if size != "nano":
         ms = dict.fromkeys(f"{ms:.0f}" for ms in sorted(row["reference_ms"] for row in rows))
         between = " to ".join([*ms][:: max(len(ms) - 1, 1)])
-        base = f"timm's `{rows[0]['reference']}` in eager fp32 ({between} ms)"
+        base = f"timm's `{reference}` in eager fp32 ({between} ms)"
     note = f"Each cell has the milliseconds for {images(rows)} and the speed relative to {base}: {where(result)}."
     return f"{wrap(note)}\n\n{cells_table(rows, f'{size} with')}"
 
@@ -42,9 +42,9 @@ def cells_table(rows: list[dict], first: str) -> str:
     cells = dict.fromkeys(map(cell_of, rows))
     own = {(mixer_of(row["model"]), *cell_of(row)): f"{digits(row['ms'])}, {row['speedup']:.2f}" for row in rows}
     lines = [
-        [f"`{mixer}`", *(own.get((mixer, *cell), "") for cell in cells)]
-        for mixer in list_mixers()
-        if any(key[0] == mixer for key in own)
+        [f"`{name}`", *(own.get((name, *cell), "") for cell in cells)]
+        for name in (*list_mixers(), REFERENCES["tiny"])
+        if any(key[0] == name for key in own)
     ]
     return table([first, *(title(*cell) for cell in cells)], lines)
 
@@ -148,5 +148,5 @@ def title(engine: str, precision: str) -> str:
 
 
 def mixer_of(model: str) -> str:
-    """Return the mixer of a model of the comparison family."""
-    return model.split("_")[1]
+    """Return the mixer of a model of the comparison family; the name of another model."""
+    return model.split("_")[1] if model.startswith("metaformer_") else model

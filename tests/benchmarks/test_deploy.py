@@ -1,10 +1,8 @@
 """Test how the tables of deployed models are made from runs and reports."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
-import torch
 from PIL import Image
 
 from benchmarks.measure import deploy
@@ -41,6 +39,7 @@ def test_results_of_models_are_put_together():
 def test_models_are_compared_with_one_of_their_size():
     assert deploy.reference_of("metaformer_nin_nano") == "metaformer_identity_nano"
     assert deploy.reference_of("metaformer_nin_s12") == "poolformer_s12"
+    assert deploy.reference_of("tf_efficientnet_lite0") == deploy.reference_of("metaformer_nin_tiny")
     base = [row("eager", "fp32", ms, 1.0, batch, "metaformer_identity_nano") for batch, ms in ((1, 5.0), (8, 40.0))]
     own = [row("eager", "fp32", ms, 0.5, batch, "metaformer_nin_nano") for batch, ms in ((1, 10.0), (8, 80.0))]
     both = ["metaformer_identity_nano", "metaformer_nin_nano"]
@@ -68,22 +67,20 @@ def test_models_of_one_size_are_timed_together_and_saved(tmp_path, monkeypatch, 
     assert capsys.readouterr().out.splitlines() == [f"{name} eager fp32 8 9.0 1.0 1 1" for name in calls[0]]
 
 
-def test_the_profile_names_what_takes_the_time(tmp_path, monkeypatch, capsys):
+def test_models_are_converted_and_profiled(tmp_path, monkeypatch, capsys):
     pytest.importorskip("openvino", reason="openvino is not installed: pip install 'metamix[deploy]'")
-    from metamix.deploy.formats import FORMATS, Graph
-
-    images = torch.randn(8, 3, 32, 32)
-    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 7), torch.nn.Conv2d(64, 8, 7), torch.nn.Softmax(1))
-    FORMATS["openvino"].write(Graph(layers.eval(), images[:2], ["y"]), tmp_path / "m.xml")
-    subject = SimpleNamespace(images=images, file=lambda engine, precision: tmp_path / "m.xml")
     monkeypatch.setattr(deploy, "FILE", tmp_path / "deploy.json")
-    monkeypatch.setattr(deploy, "BenchmarkedModel", lambda *arguments: subject)
+    model, folder = "metaformer_identity_nano", tmp_path / "converted"
+    convert = f"convert --models {model} --folder {folder} --engines openvino --precisions fp32"
+    deploy.main(convert.split())
+    assert sorted(file.name for file in folder.iterdir()) == [f"{model}-32-fp32.bin", f"{model}-32-fp32.xml"]
+    assert capsys.readouterr().out.startswith(f"{model}: ")
     for _ in range(2):  # the second replaces the first
-        deploy.main(["profile", "--models", "metaformer_nin_s12", "--batch-size", "4", "--threads", "1"])
-    (found,) = deploy.load("profile")["rows"]
-    assert (found["model"], found["batch"]) == ("metaformer_nin_s12", 4)
-    assert next(iter(found["shares"])) == "Convolution" and sum(found["shares"].values()) == pytest.approx(1, abs=0.01)
-    assert capsys.readouterr().out.startswith("metaformer_nin_s12 Convolution ")
+        deploy.main(f"profile --models {model} --batch-size 4 --threads 1 --folder {folder}".split())
+    (row,) = deploy.load("profile")["rows"]
+    assert (row["model"], row["batch"]) == (model, 4)
+    assert next(iter(row["shares"])) == "Convolution" and sum(row["shares"].values()) == pytest.approx(1, abs=0.01)
+    assert capsys.readouterr().out.startswith(f"{model} Convolution ")
 
 
 def exported(format, precision, top1, **more):
