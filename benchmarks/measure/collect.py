@@ -83,6 +83,7 @@ def add_transfer(results: dict, run: Path) -> None:
     task = recipe.get("task", "classification")
     model, _, tag = recipe["model"].partition(".")
     start = tag if recipe["pretrained"] else Path(recipe["checkpoint"] or "none").stem
+    start += ", linear probe" if recipe.get("linear_probe") else ""
     row = {"model": model, "start": start, "task": task, "score": summary[SCORES[task]]}
     row |= {key: summary.get(key) for key in TRANSFER_KEYS}
     row["recipe"] = without(recipe, free_options(task))

@@ -1,0 +1,34 @@
+"""Test the results of fine-tuned backbones: one row for each start and seed, one line for each start."""
+
+from pathlib import Path
+
+from benchmarks.measure import collect
+from benchmarks.report import tasks
+
+
+def run(top1, seed=0, **recipe):
+    summary = dict.fromkeys(collect.TRANSFER_KEYS) | {"data": "grocery", "macs": 128e6, "seed": seed, "top1": top1}
+    recipe = {"model": "metaformer_nin_tiny", "pretrained": False, "checkpoint": None} | recipe
+    return summary, recipe
+
+
+def test_each_start_has_a_line_with_the_mean_of_its_seeds(monkeypatch):
+    tagged = {"model": "metaformer_nin_tiny.tag", "pretrained": True}
+    runs = [
+        run(58.0),
+        run(60.0, **tagged),
+        run(70.0, **tagged),  # replaces the former
+        run(72.0, seed=1, **tagged),
+        run(50.0, linear_probe=True, **tagged),
+        run(66.0, checkpoint="lite0/imagenet.pth"),
+    ]
+    monkeypatch.setattr(collect, "read_run", lambda path: runs[int(path.name)])
+    results = {}
+    for number in range(len(runs)):
+        collect.add_transfer(results, Path(str(number)))
+    assert tasks.transfer_table(results["rows"]).splitlines()[2:] == [
+        "| `metaformer_nin_tiny` | tag | 71.0 ± 1.4, 128 |",
+        "| `metaformer_nin_tiny` | imagenet | 66.0, 128 |",
+        "| `metaformer_nin_tiny` | none | 58.0, 128 |",
+        "| `metaformer_nin_tiny` | tag, linear probe | 50.0, 128 |",
+    ]
