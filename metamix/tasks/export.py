@@ -27,8 +27,7 @@ from metamix.deploy.fuse import fuse
 from metamix.deploy.quantize import quantize_file
 from metamix.deploy.report import speeds
 from metamix.deploy.runtime import ExportedModel
-from metamix.utils.files import make_output_folder, write_text
-from metamix.utils.lock import LOCK, lock_folder
+from metamix.utils.files import LOCK, lock_folder, make_output_folder, write_text
 from metamix.utils.options import parse_command
 from metamix.utils.system import processor, versions
 from metamix.utils.text import exit_with_message, package_logger, plural, printable

@@ -29,8 +29,16 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from metamix.utils.files import TEMPORARY, make_output_folder, read_text, reason, remove_temporary, write_text
-from metamix.utils.lock import LOCK, lock_folder
+from metamix.utils.files import (
+    LOCK,
+    TEMPORARY,
+    lock_folder,
+    make_output_folder,
+    read_text,
+    reason,
+    remove_temporary,
+    write_text,
+)
 from metamix.utils.options import read_yaml
 from metamix.utils.text import message
 from metamix.weights.files import CHECKPOINT, RECIPE, WEIGHTS

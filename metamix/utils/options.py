@@ -24,8 +24,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 import yaml
 from pydantic import ValidationError
 
-from .files import read_text
-from .nesting import MAX_NESTING
+from .files import MAX_NESTING, read_text
 from .rules import accepted, fits, members_of, rule, rules_of, shown
 from .text import did_you_mean
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from metamix.utils.nesting import MAX_NESTING
+from metamix.utils.files import MAX_NESTING
 
 from ..files import file_content, read_image_file
 from .base import (
