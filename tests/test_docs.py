@@ -12,9 +12,9 @@ from unittest.mock import Mock
 
 import pytest
 
-from metamix.cli.main import main
 from metamix.tasks.registry import DEFAULT, TASKS, find_task
 from metamix.training.processes import ProcessGroup
+from metamix_cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

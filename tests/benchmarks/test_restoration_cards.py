@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from skimage import data
 
-import metamix.cli.main
+import metamix_cli
 from benchmarks import ship_weights, weight_cards
 from benchmarks.report.cards import command, page
 from benchmarks.weight_cards import load_cards
@@ -73,7 +73,7 @@ def test_a_run_becomes_a_weight_and_a_card(tmp_path, monkeypatch, capsys):
         Image.fromarray(data.astronaut()[200 + 32 * i : 232 + 32 * i, 200:232]).save(folder / f"{i}.png")
     words = "train --task restoration --model wavemixsr_nano --degradation downscale:2 --channels y --crop 16"
     where = ["--data-dir", str(folder), "--output", str(run), "--epochs", "1", "--batch-size", "2", "--device", "cpu"]
-    metamix.cli.main.main([*words.split(), *where])
+    metamix_cli.main([*words.split(), *where])
     for module in (ship_weights, weight_cards):
         monkeypatch.setattr(module, "weights_dir", lambda: tmp_path)
     names = ["--data-name", "astronauts", "--test-name", "an astronaut"]
