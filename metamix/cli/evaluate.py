@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.tasks.options import OptionsOfTasks, task_of_options
-from metamix.tasks.registry import find_task
+from metamix.tasks.options import task_of_options
+from metamix.tasks.registry import TASKS, find_task
 from metamix.training.forward import autocast_dtype, evaluate, memory_format
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import parse
@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score what the command line names. Exits with a message if the input is invalid."""
     recipe = parse(
         sys.argv[1:] if argv is None else argv,
-        OptionsOfTasks("EvalOptions"),
+        TASKS,
+        lambda task: find_task(task).part("task").EvalOptions,
         engine=EvalOptions,
         default_task=task_of_options,
         description=__doc__.split("\n\n")[0],

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.tasks.options import OptionsOfTasks, task_of_options
-from metamix.tasks.registry import find_task
+from metamix.tasks.options import task_of_options
+from metamix.tasks.registry import TASKS, find_task
 from metamix.training.engine import NotFinite
 from metamix.training.processes import ProcessGroup, Stopped
 from metamix.training.recipe import Recipe, parse
@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train the models that the command line names; exit with a message if the input is invalid."""
     recipe = parse(
         sys.argv[1:] if argv is None else argv,
-        OptionsOfTasks("Options"),
+        TASKS,
+        lambda task: find_task(task).part("task").Options,
         default_task=task_of_options,
         description=__doc__.split("\n\n")[0],
     )

@@ -18,7 +18,7 @@ from metamix.restoration.degradations import parse_degradations
 from metamix.restoration.inference import enlarge
 from metamix.restoration.load import load_restorer
 from metamix.restoration.metric import Measure
-from metamix.tasks.registry import find_task
+from metamix.tasks.registry import TASKS, find_task
 from metamix.training.recipe import parse
 from metamix.weights.files import load_weights
 from metamix.weights.find import weights_dir
@@ -53,8 +53,8 @@ def test_a_card_is_that_of_its_weights(name):
     assert (weights_dir() / f"{name}.safetensors").stat().st_size < 8e6
     words = shlex.split(command(card).replace("\\\n", " "))
     words = [str(ROOT / word) if word.endswith(".yaml") else word for word in words[2:]]
-    options = {"restoration": lambda: find_task("restoration").part("task").Options}
-    recipe = parse(words, options, default_task=lambda options: "restoration", description="").flat()
+    options = find_task("restoration").part("task").Options
+    recipe = parse(words, TASKS, lambda task: options, default_task=lambda values: "restoration", description="").flat()
     assert card["recipe"].items() <= recipe.items()
     text = (weights_dir() / f"{name}.md").read_text()
     assert f"| PSNR | {card['psnr']:.2f} dB, mean over {card['test_data']}, " in text

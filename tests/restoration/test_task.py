@@ -197,7 +197,8 @@ def test_scores_below_the_input_are_pointed_out(clean, tmp_path, capsys):
 def test_a_recipe_without_numbers_is_one_for_photographs(clean):
     recipe = parse(
         ["--data-dir", "photos"],
-        {"restoration": lambda: RestorationOptions},
+        ["restoration"],
+        lambda task: RestorationOptions,
         default_task=lambda options: "restoration",
         description="",
     )
