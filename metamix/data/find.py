@@ -34,11 +34,6 @@ def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[P
     return inside
 
 
-def find_images(places: Sequence[Path], without: Sequence[Path] = ()) -> list[Path]:
-    """List the images in files and folders, each once; arguments and errors as for `paths_inside`."""
-    return list(paths_inside(places, without))
-
-
 def list_images(folder: Path) -> dict[str, Path]:
     """List the images below a folder by their relative paths, in natural order.
 
