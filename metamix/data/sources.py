@@ -37,7 +37,7 @@ from .formats.huggingface import open_huggingface
 from .formats.tiny_imagenet import open_tiny_imagenet
 from .formats.torchvision_sets import TORCHVISION_SETS, open_torchvision
 from .formats.webdataset_shards import open_webdataset
-from .label_table import open_label_table
+from .tables import open_label_table
 
 MEMORY_LIMIT = 2**31  # with memory="auto", images of more bytes are streamed; counted before --img-size resizes them
 SMALL_SIDE = 96  # pixels; training crops larger images by area, so they are streamed

@@ -26,7 +26,7 @@ from .base import (
 )
 from .tar import Member, TarImages, read_tar
 
-LABELS = "labels.csv"  # see `metamix.data.label_table`
+LABELS = "labels.csv"  # see `metamix.data.tables`
 LAYOUT = (
     "expected train/ and val/ (or valid/, validation/, test/), each with one folder of images per class, "
     "or a .tar file of such folders in place of either; or, without splits, one folder of images per class; "
