@@ -14,9 +14,6 @@ def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[P
     Args:
         places: files, with any name, and folders, which are searched at any depth.
         without: folders of earlier results, which are skipped unless a place is one of them or lies in one.
-
-    Raises:
-        FileNotFoundError: a file is missing, or a folder holds only results of earlier runs.
     """
     inside: dict[Path, Path] = {}
     for place in places:
@@ -85,8 +82,6 @@ def match_partners(folder: Path, partner_folder: Path, option: str, template: st
 
     Raises:
         Unmatched: an image of either folder has no partner.
-        ValueError: two images of a folder have the same name.
-        FileNotFoundError: a folder is missing or empty.
     """
     images, partners = (by_stem(list_images(place)) for place in (folder, partner_folder))
     wanted = {}

@@ -98,14 +98,8 @@ def open_data(
 
     Args:
         root: folder of the data set; digits needs none, and torchvision's data sets are in `data` by default.
-        holdout: share of train, at least 0 and below 1, kept out for tuning. It is stratified by class, and the same
-            for runs of all seeds.
-        download: fetch a data set of torchvision, or tiny_imagenet, if it is missing.
-        memory: whether to hold the images in memory: "yes", "no", or "auto" for squares of one size, at most 96 pixels
-            and 2 GiB in all. Each process of a run holds its own copy.
-        test_on: split to score; if empty, the first of val, valid, validation, test that exists.
-        test_share: share of the images to score, and not to train on, if a folder has no test split; 1 scores all. It
-            is stratified by class, and the same for runs of all seeds.
+        holdout, download, memory, test_on, test_share: see `SourceOptions`. Shares are stratified by class, and the
+            same for runs of all seeds. A `test_share` of 1 scores all images.
         classes: class names of the trained model to evaluate, if there is one. Labels are numbered in their order.
         fine_tune: command that fine-tunes the trained model on the data, for an error message.
         train_required: refuse a folder without a training split.

@@ -150,9 +150,6 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Ta
     """Open labels.csv, with the columns file, labels and optionally split, as a training and a test split.
 
     Without splits, both are all images. Returns None if the folder has no labels.csv with a column for several labels.
-
-    Raises:
-        ValueError: a line, which the message names, cannot be used, or there are fewer than two labels.
     """
     file = root / LABELS
     first = read_bytes(file).partition(b"\n")[0].decode(errors="replace") if file.exists() else ""

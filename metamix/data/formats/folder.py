@@ -39,15 +39,8 @@ def open_folder(
 ) -> tuple[ImageSplit | None, ImageSplit]:
     """Open the training and the test split.
 
-    If there is no test split, both are the images of train/ or, without train/, of the class folders in `root`.
-
-    Args:
-        test_on: see `choose_test_split`.
-        train_required: refuse a folder without a training split; otherwise that split is None.
-
-    Raises:
-        ValueError: the folder has another layout, or the test split has a class that the training split lacks.
-        FileNotFoundError: a folder is missing.
+    If there is no test split, both are the images of train/ or, without train/, of the class folders in `root`. If
+    there is no training split, it is None, or refused if `train_required`.
     """
     if root is None:
         raise ValueError(f"a folder of images needs --data-dir; in it, {LAYOUT}")

@@ -31,12 +31,7 @@ TORCHVISION_SETS: dict[str, tuple[Callable[..., Any], Parts, Parts]] = {  # clas
 
 
 def open_torchvision(name: str, root: str, download: bool, test_on: str) -> tuple[ImageSplit, ImageSplit]:
-    """Open the training and the test split of one of `TORCHVISION_SETS`.
-
-    Raises:
-        ValueError: `test_on` names another split.
-        FileNotFoundError: the files are missing or cannot be fetched.
-    """
+    """Open the training and the test split of one of `TORCHVISION_SETS`."""
     choose_test_split(["test"], test_on, name)
     return Torchvision(name, root, True, download), Torchvision(name, root, False, download)
 

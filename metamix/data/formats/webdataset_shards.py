@@ -27,10 +27,6 @@ def open_webdataset(root: Path, test_on: str) -> tuple[TarImages, TarImages]:
     """Open the training and the test split of shards in a folder.
 
     Shards are named after their split (x-train-0001.tar) or listed by an info.json for timm's reader.
-
-    Raises:
-        FileNotFoundError: there are no shards of a split.
-        ValueError: a shard cannot be read, or a sample is incomplete.
     """
     shards = find_shards(root)
     tests = [split for split in shards if split != "train" and shards[split]]
