@@ -124,12 +124,19 @@ def with_defaults(options: Mapping[str, tuple[Field, Any]], defaults: Mapping[st
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises ValueError instead of printing the usage and exiting."""
+    """A parser with the flag `--import`; it raises ValueError instead of printing the usage and exiting."""
 
     def __init__(self, **settings: Any) -> None:
         layout: Any = partial(argparse.RawDescriptionHelpFormatter, max_help_position=30)
         super().__init__(formatter_class=layout, add_help=False, allow_abbrev=False, **settings)
-        add_imports(self)
+        self.add_argument(
+            "--import",
+            dest="imports",
+            action="append",
+            default=[],
+            metavar="MODULE",
+            help="module with mixers or models of your own; may be repeated",
+        )
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -220,18 +227,6 @@ def parse_flags(
     }
 
 
-def add_imports(parser: argparse.ArgumentParser) -> None:
-    """Add `--import MODULE`, which may be repeated, for `import_modules`."""
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="module with mixers or models of your own; may be repeated",
-    )
-
-
 def import_modules(names: Sequence[str]) -> None:
     """Import modules from the working folder, or installed ones; raise ValueError if one cannot be imported."""
     if names and os.getcwd() not in sys.path:
@@ -250,9 +245,8 @@ def import_modules(names: Sequence[str]) -> None:
 
 def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     """Import the modules of `--import`; return the name after `--task`, or None, and the remaining arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser()
     parser.add_argument("--task")
-    add_imports(parser)
     flags, words = parser.parse_known_args(argv)
     import_modules(flags.imports)
     return flags.task, words
