@@ -23,7 +23,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     If `path` is a device or a pipe, such as /dev/stdout, the data are written to it and it is not replaced. If `path`
     is a link, its target is replaced and the link stays.
 
-    The data are first written to a new file beside it, NAME.RANDOM.tmp. Nobody can guess its name and plant a link.
+    The data are first written to a new file beside it, NAME.RANDOM.tmp.
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full. The old file is then unchanged.
@@ -36,7 +36,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             with open(path, "wb") as file:
                 yield file
             return
-        with open(temporary, "xb", opener=_without_links) as file:
+        with open(temporary, "xb") as file:  # x refuses a link, too
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -48,10 +48,6 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError):
             raise OSError(f"{path} could not be written ({reason(error)})") from error
         raise
-
-
-def _without_links(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)  # Windows has no such flag
 
 
 def remove_temporary(path: Path) -> None:
