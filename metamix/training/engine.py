@@ -329,10 +329,8 @@ class Engine:
         return module.to(self.group.device, memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def _wait_for_device(self) -> None:
-        if self.group.device.type == "cuda":
-            torch.cuda.synchronize(self.group.device)
-        elif self.group.device.type == "mps":
-            torch.mps.synchronize()
+        if self.group.device.type != "cpu":
+            torch.accelerator.synchronize(self.group.device)
 
     def _make_train_loader(self) -> TrainLoader:
         """Make the training loader; if the batch size is unset, choose one that fits the number of samples."""
