@@ -144,9 +144,6 @@ class Engine:
     def evaluate(self, split: str, weights: str = "last") -> tuple[dict[str, float], list[State]]:
         """Score a split, "holdout" or "test", with the "last" weights or their average, "ema".
 
-        Returns:
-            The scores by name and the metric's states of all ranks.
-
         Raises:
             Stopped: at a signal, if the run has a single process. A resumed run scores the split again.
         """
@@ -178,11 +175,7 @@ class Engine:
         self.checkpoints.written(self.step)
 
     def resume(self) -> bool:
-        """Continue from the checkpoint that the engine read before it built the model; return False if there was none.
-
-        Raises:
-            ValueError: the checkpoint belongs to another model, recipe or data set.
-        """
+        """Continue from the checkpoint that the engine has read; return False if there was none."""
         if self._unresumed is None:
             return False
         (path, state), self._unresumed = self._unresumed, None

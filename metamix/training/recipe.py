@@ -251,11 +251,7 @@ def parse(
 
 
 def find_config(name: str) -> Path:
-    """Return the path of a config: a file, or a shipped config by its name such as `digits/demo`.
-
-    Raises:
-        ValueError: it is a folder, or there is neither; the message names the nearest.
-    """
+    """Return the path of a config: a file, or a shipped config by its name such as `digits/demo`."""
     name = os.path.expanduser(name)  # no shell expands --config=~/recipe.yaml
     if Path(name).is_file():
         return Path(name)
