@@ -125,9 +125,7 @@ def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
         return find_task(task)
     if checkpoint:
         return find_task(task_of_weights(find_weights(checkpoint), model))
-    if task := task_of_model(model):
-        return find_task(task)
-    if model and "--pretrained" not in words:
+    if model and not task_of_model(model) and "--pretrained" not in words:
         raise ValueError(
             f"there is no folder {model}: --model is a folder that metamix export wrote. For weights give "
             f"--checkpoint, a run folder, a file or the name of shipped weights"
