@@ -11,7 +11,6 @@ same as in training. --img-size changes the size of the images; the model stays 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -54,10 +53,10 @@ class EvalOptions(Options):
     channels_last: bool = option(True, "store images and weights in the channels_last memory format")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """Score what the command line names. Exits with a message if the input is invalid."""
     recipe = parse(
-        sys.argv[1:] if argv is None else argv,
+        argv,
         TASKS,
         lambda task: find_task(task).part("task").EvalOptions,
         engine=EvalOptions,
@@ -145,7 +144,3 @@ def _read_result(folder: Path) -> dict[str, Any] | None:
             f"{folder} holds {foreign}, which metamix eval did not write and could overwrite: give another --output"
         )
     return None
-
-
-if __name__ == "__main__":
-    main()
