@@ -35,15 +35,11 @@ class BackboneOptions:
     checkpoint: str | None = _model(None, "start from the weights of this file or run; a head for other classes is new")
 
     def check_backbone(self, set_elsewhere: Mapping[str, str]) -> None:
-        """Check these options together.
+        """Refuse `pretrained` with `checkpoint`, and arguments in `model_args` that do not belong there.
 
         Args:
-            set_elsewhere: arguments of the model that `model_args` must not have, with what sets them instead, such as
-                {"img_size": "--img-size"}.
-
-        Raises:
-            ValueError: `pretrained` and `checkpoint` are both given, or `model_args` has an argument of
-                `set_elsewhere` or of `timm.create_model`, which a weight file may not have.
+            set_elsewhere: arguments that options set, with the option, such as {"img_size": "--img-size"}. Arguments of
+                `timm.create_model` are refused too: a weight file may not have them.
         """
         check_one_source(self.pretrained, self.checkpoint)
         for name in self.model_args:

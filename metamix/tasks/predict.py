@@ -68,10 +68,6 @@ class PredictToFolder(PredictOptions):
         folders: folders inside `output` that get a file for each image.
         records_name: JSON file in `output` with a record of each image, see `predict_images`; `records` is its path.
         names: for each image, the path of its file inside each of the folders.
-
-    Raises:
-        FileNotFoundError: an image is missing, or a folder holds none but those of an earlier run.
-        ValueError: two images would be written to one file, or a file that is not a prediction would be overwritten.
     """
 
     folders: ClassVar[tuple[str, ...]] = ("",)
