@@ -28,11 +28,12 @@ from metamix.data.outputs import change_extensions, check_outputs, predict_image
 from metamix.deploy.extras import need
 from metamix.mixers.views import Point, View, view
 from metamix.models.metaformer import Block
+from metamix.utils.checks import check_choice
 from metamix.utils.figures import figure_text, image_grid, save_figure
 from metamix.utils.files import make_output_folder
 from metamix.utils.options import Options, option, parse_command, positional
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
-from metamix.utils.text import did_you_mean, exit_with_message, plural, printable
+from metamix.utils.text import exit_with_message, plural, printable
 
 from .load import load, task_of
 from .registry import TASKS, find_task, is_exported
@@ -180,9 +181,7 @@ def choose_label(label: str | None, classes: Sequence[str]) -> int | None:
     """Return the number of a class; None if none is given. Raise ValueError if there is no such class."""
     if label is None:
         return None
-    if label not in classes:
-        shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
-        raise ValueError(f"there is no class {label!r}{did_you_mean(label, classes)} Classes: {shown}")
+    check_choice("label", label, classes)
     return [*classes].index(label)
 
 
