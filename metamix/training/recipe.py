@@ -26,7 +26,6 @@ from metamix.utils.options import (
     options_of,
     parse_flags,
     read_yaml,
-    with_defaults,
 )
 from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, ShareBelowOne, shown
 from metamix.utils.text import did_you_mean, exit_with_message
@@ -218,7 +217,7 @@ def parse(
         parser.description = f"{description}\n\nTasks: {', '.join(tasks)}. This help is that of {task}."
         classes = engine, task_options(task)
         defaults = getattr(classes[1], "engine_defaults", {})
-        options = with_defaults(options_of(*classes), defaults)
+        options = options_of(*classes, defaults=defaults)
 
         def unknown_hint(name: str) -> str:
             having = [other for other in tasks if other != task and name in options_of(task_options(other))]

@@ -81,14 +81,21 @@ def positional(help: str, *, metavar: str, default: Any = MISSING) -> Any:
     return field(default=default, metadata={"help": help, "metavar": metavar, "positional": True})
 
 
-def options_of(*classes: type) -> dict[str, tuple[Field, Any]]:
-    """Return the field and the type of each option of some dataclasses, by name; names must be unique."""
+def options_of(*classes: type, defaults: Mapping[str, Any] | None = None) -> dict[str, tuple[Field, Any]]:
+    """Return the field and the type of each option of some dataclasses, by name; names must be unique.
+
+    Args:
+        defaults: defaults of some options, which replace those of the dataclasses, also in --help.
+    """
     options: dict[str, tuple[Field, Any]] = {}
     for cls in classes:
         types = get_type_hints(cls, include_extras=True)
         for f in fields(cls):
             if f.name in options:
                 raise TypeError(f"two options have the name {f.name!r}")
+            if defaults and f.name in defaults:
+                f = copy.copy(f)
+                f.default = defaults[f.name]
             options[f.name] = f, types[f.name]
     return options
 
@@ -110,17 +117,6 @@ def changed_flags(options: Any, *names: str) -> list[str]:
         if f.name in names and value != f.default:
             words += [_flag(f.name)] if value is True else [_flag(f.name), "none" if value is None else str(value)]
     return words
-
-
-def with_defaults(options: Mapping[str, tuple[Field, Any]], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace the defaults of some options, also in --help."""
-    changed = dict(options)
-    for name, value in defaults.items():
-        f, hint = options[name]
-        shown = copy.copy(f)
-        shown.default = value
-        changed[name] = shown, hint
-    return changed
 
 
 class Parser(argparse.ArgumentParser):
