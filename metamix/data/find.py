@@ -93,8 +93,8 @@ def match_partners(folder: Path, partner_folder: Path, option: str, template: st
         for stem, partner in wanted.items()
         if partner not in partners
     ]
-    taken = set(wanted.values())
-    problems += [f"{path} has no partner in {folder}." for stem, path in partners.items() if stem not in taken]
+    matched = set(wanted.values())
+    problems += [f"{path} has no partner in {folder}." for stem, path in partners.items() if stem not in matched]
     pairs = {stem: (path, partners[wanted[stem]]) for stem, path in images.items() if wanted[stem] in partners}
     if problems:
         raise Unmatched(problems, pairs, option, template)

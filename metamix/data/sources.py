@@ -121,25 +121,26 @@ def open_data(
         for split in [test] if train is test else filter(None, (train, test)):
             match_classes(split, classes, problem)
 
-    tested, trained = torch.arange(len(test.labels)), torch.arange(len(train.labels) if train else 0)
+    to_score, to_train_on = torch.arange(len(test.labels)), torch.arange(len(train.labels) if train else 0)
     if train is test:  # a folder without a test split
-        tested, trained = _share_images(strata(test.labels), test_share)
+        to_score, to_train_on = _share_images(strata(test.labels), test_share)
     size = common_size(images)
-    count = len(tested) + len(trained)
+    count = len(to_score) + len(to_train_on)
     small = size is not None and size <= SMALL_SIDE and count * size**2 * len(images.mode) <= MEMORY_LIMIT
     in_memory = memory == "yes" or (memory == "auto" and small)
 
     parts: dict[str, Source | None] = {"train": None, "holdout": None}
-    if train and len(trained):
-        total, count = len(trained), round(holdout * len(trained))
+    if train and len(to_train_on):
+        total = len(to_train_on)
+        count = round(holdout * total)
         if holdout and not 0 < count < total:
             raise ValueError(f"holdout {holdout} of {total} images leaves {count} to tune on: give another share")
-        held = stratified_choice(strata(train.labels[trained]), count, seed=0)
-        parts["train"] = Source(train, trained[~held], in_memory, size)
-        parts["holdout"] = Source(train, trained[held], in_memory, size) if holdout else None
+        held = stratified_choice(strata(train.labels[to_train_on]), count, seed=0)
+        parts["train"] = Source(train, to_train_on[~held], in_memory, size)
+        parts["holdout"] = Source(train, to_train_on[held], in_memory, size) if holdout else None
     return Splits(
         **parts,
-        test=Source(test, tested, in_memory, size),
+        test=Source(test, to_score, in_memory, size),
         classes=images.classes,
         in_chans=len(images.mode),
         size=size,
@@ -157,13 +158,13 @@ def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
     total = len(labels)
     if test_share == 1:
         return torch.arange(total), torch.arange(0)
-    tested = stratified_choice(labels, min(max(1, round(test_share * total)), total - 1), seed=0)
-    for label in labels[tested].unique():
-        if tested[labels == label].all():
-            tested[(labels == label).nonzero()[0]] = False
-    if not tested.any():
+    scored = stratified_choice(labels, min(max(1, round(test_share * total)), total - 1), seed=0)
+    for label in labels[scored].unique():
+        if scored[labels == label].all():
+            scored[(labels == label).nonzero()[0]] = False
+    if not scored.any():
         raise ValueError(f"test_share {test_share} of {total} images leaves none to score: give a larger share")
-    return tested.nonzero()[:, 0], (~tested).nonzero()[:, 0]
+    return scored.nonzero()[:, 0], (~scored).nonzero()[:, 0]
 
 
 def strata(labels: Tensor) -> Tensor:
