@@ -23,8 +23,6 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from metamix.data.find import paths_inside
-from metamix.data.outputs import change_extensions, check_outputs, predict_images
 from metamix.deploy.extras import need
 from metamix.mixers.views import Point, View, view
 from metamix.models.metaformer import Block
@@ -36,6 +34,7 @@ from metamix.utils.system import exit_if_out_of_memory, prepare_device
 from metamix.utils.text import exit_with_message, plural, printable
 
 from .load import load, task_of
+from .predict import name_outputs, predict_images
 from .registry import TASKS, find_task, is_exported
 
 SHOWN_SCORES = 6
@@ -60,8 +59,7 @@ class ExplainOptions(Options):
         if not self.checkpoint:
             raise ValueError("there are no weights to explain: give --checkpoint RUN_OR_FILE")
         self.records = self.output / "explanations.json"
-        self.names = change_extensions(paths_inside(self.images, without=[self.output]), lambda path: ".png")
-        check_outputs({path: self.output / name for path, name in self.names.items()}, marker=self.records)
+        self.names = name_outputs(self.images, [self.output], lambda path: ".png", marker=self.records)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`metamix predict`: read the command line, load the model, and let its task predict the images.
+"""`metamix predict`: read the command line, load the model, let its task predict the images, and write files safely.
 
 A folder stands for all images in it, at any depth. A file that is written for an image has the image's path inside the
 folder that was given; a.jpg and a.png become a.jpg.png and a.png.png. Images that cannot be read, or that the model
@@ -7,15 +7,21 @@ does not take, are named and left out; the exit code is then 1.
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tqdm import tqdm
+
+from metamix.data.files import CorruptImage
 from metamix.data.find import paths_inside
 from metamix.data.options import ImageOptions
-from metamix.data.outputs import change_extensions, check_outputs
+from metamix.utils.checks import DoesNotFit
+from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.options import named_weights, option, parse_command, positional, take_task
 from metamix.utils.rules import Count
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
@@ -79,9 +85,7 @@ class PredictToFolder(PredictOptions):
         super().__post_init__()
         self.records = self.output / self.records_name
         folders = [self.output / folder for folder in self.folders]
-        self.names = change_extensions(paths_inside(self.images, without=folders), self.extension)
-        for folder in folders:
-            check_outputs({path: folder / name for path, name in self.names.items()}, marker=self.records)
+        self.names = name_outputs(self.images, folders, self.extension, marker=self.records)
 
     def extension(self, path: Path) -> str:
         """Return the extension of the file that is written for an image."""
@@ -175,3 +179,76 @@ def open_trained(options: PredictOptions, spec: TaskSpec) -> Trained:
         trained = spec.part("load")(options.checkpoint)
     trained.model.to(device)
     return trained
+
+
+def name_outputs(
+    places: Sequence[Path], folders: Sequence[Path], extension: Callable[[Path], str], marker: Path
+) -> dict[Path, Path]:
+    """Return, for each image, the path of its file inside each of the folders that a command writes to.
+
+    It is the image's path inside the place that was given, with the extension that `extension(path)` returns. If two
+    would become one, the extension is appended instead: a.jpg.png and a.png.png.
+
+    Args:
+        places: image files, and folders of images.
+        marker: see `check_outputs`.
+    """
+    inside = paths_inside(places, without=folders)
+    names = {path: name.with_suffix(extension(path)) for path, name in inside.items()}
+    times = Counter(names.values())
+    names |= {path: Path(f"{inside[path]}{extension(path)}") for path, name in names.items() if times[name] > 1}
+    for folder in folders:
+        check_outputs({path: folder / name for path, name in names.items()}, marker)
+    return names
+
+
+def check_outputs(outputs: Mapping[Path, Path], marker: Path) -> None:
+    """Check that writing the outputs of images destroys no file.
+
+    Args:
+        outputs: for each image, the file that it is written to.
+        marker: file that each run writes first. If it is missing, existing files belong to the user.
+
+    Raises:
+        ValueError: two images have one output, or an output would overwrite one of the images or a file of the user.
+    """
+    images: dict[Path, Path] = {}
+    for path, file in outputs.items():
+        if file in images:
+            raise ValueError(f"{path} and {images[file]} would both be written to {file}: give each its own --output")
+        images[file] = path
+    read = {path.resolve() for path in outputs}
+    for file in images:
+        if file.resolve() in read:
+            raise ValueError(f"{file} is an image and would be overwritten: give another --output")
+        if file.exists() and not marker.exists():
+            raise ValueError(f"{file} exists, and no earlier run wrote it: there is no {marker}. Give another --output")
+
+
+def predict_images(
+    images: Mapping[Path, Path], predict: Callable[[Path, Path], Mapping[str, Any]], records: Path
+) -> int:
+    """Predict images one after the other; return their number.
+
+    Images that cannot be read or do not fit the model are named and left out.
+
+    Args:
+        images: for each image, the file that its prediction is written to.
+        predict: reads an image, writes its file, and returns the entries of its record.
+        records: JSON file with a record for each image. It is made at the start, since it marks the outputs beside it
+            as ours, see `check_outputs`. The records are written at the end, also after an error or Ctrl-C.
+    """
+    make_output_folder(records.parent)
+    if not records.exists():
+        write_text(records, "[]\n")
+    done: list[dict[str, Any]] = []
+    try:
+        for path, file in tqdm(images.items(), unit="img", leave=False, disable=None):
+            try:
+                done.append({"image": str(path)} | dict(predict(path, file)))
+            except (CorruptImage, DoesNotFit) as error:
+                name = "" if str(path) in str(error) else f"{path}: "
+                print(printable(f"left out: {name}{error}"), file=sys.stderr)
+    finally:
+        write_text(records, json.dumps(done, indent=2) + "\n")
+    return len(done)
