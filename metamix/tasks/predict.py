@@ -42,6 +42,9 @@ The task that trained the weights decides what is predicted:
 A folder that metamix export wrote runs in the engine of its format. For all options of a task:
 metamix predict --task NAME --help. --import MODULE imports your own mixers, models and tasks first."""
 
+# Options without an effect on an exported model: its graph runs on the CPU, at the size of the export.
+FIXED_BY_EXPORT = {"device", "pretrained", "tile", "overlap", "local_pooling"}
+
 
 @dataclass
 class PredictOptions(ImageOptions):
@@ -99,12 +102,11 @@ def main(argv: Sequence[str]) -> None:
         spec = choose_task(task, words)
         about = f"{spec.about[0].upper()}{spec.about[1:]}."
         options, flags = parse_command(words, spec.part("predict"), "metamix predict", description=about)
-        check_weights(options, flags, spec)
         advice = spec.less_memory
         if is_exported(options.model) and "batch" not in advice:
             advice = "give a model that is exported for smaller images"
         with exit_if_out_of_memory(advice):
-            left_out = options.run(open_trained(options, spec))
+            left_out = options.run(open_trained(options, flags, spec))
     raise SystemExit(1 if left_out else 0)
 
 
@@ -142,15 +144,19 @@ def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
     raise SystemExit(2)
 
 
-def check_weights(options: Any, flags: set[str], spec: TaskSpec) -> None:
-    """Raise ValueError if there are no weights, or if one of the given `flags` has no effect on them."""
+def open_trained(options: Any, flags: set[str], spec: TaskSpec) -> Trained:
+    """Load the weights or the exported model that the options name.
+
+    Raises:
+        ValueError: there are no weights, or one of the given `flags` has no effect on them.
+    """
     if is_exported(options.model):
-        if fixed := sorted(flags & (FIXED_BY_EXPORT | {"pretrained"})):
+        if fixed := sorted(flags & FIXED_BY_EXPORT):
             raise ValueError(
                 f"--{fixed[0].replace('_', '-')} has no effect on {options.model}, an exported model: leave it out, or "
                 f"export the model again"
             )
-        return
+        return load_exported_model(options.model, options.threads, options.trust)
     if options.threads:
         raise ValueError("--threads is for exported models: set the environment variable OMP_NUM_THREADS instead")
     if options.trust:
@@ -160,15 +166,6 @@ def check_weights(options: Any, flags: set[str], spec: TaskSpec) -> None:
             f"--task {spec.name} needs weights: give --checkpoint RUN_OR_FILE"
             + (", or --model NAME --pretrained" if spec.takes_names else "")
         )
-
-
-FIXED_BY_EXPORT = {"device", "tile", "overlap", "local_pooling"}  # the graph runs on the CPU, at the size of the export
-
-
-def open_trained(options: PredictOptions, spec: TaskSpec) -> Trained:
-    """Load the weights that the options name, to the device that they name."""
-    if options.model and is_exported(options.model):
-        return load_exported_model(options.model, options.threads, options.trust)
     device = prepare_device(options.device)
     if spec.takes_names:
         trained = spec.part("load")(options.checkpoint, model=options.model, pretrained=options.pretrained)
