@@ -87,7 +87,6 @@ def open_data(
     root: str | Path | None = None,
     holdout: float = 0.0,
     download: bool = False,
-    memory: str = "auto",
     test_on: str = "",
     test_share: float = 0.1,
     classes: tuple[str, ...] = (),
@@ -98,7 +97,7 @@ def open_data(
 
     Args:
         root: folder of the data set; digits needs none, and torchvision's data sets are in `data` by default.
-        holdout, download, memory, test_on, test_share: see `SourceOptions`. Shares are stratified by class, and the
+        holdout, download, test_on, test_share: see `SourceOptions`. Shares are stratified by class, and the
             same for runs of all seeds. A `test_share` of 1 scores all images.
         classes: class names of the trained model to evaluate, if there is one. Labels are numbered in their order.
         fine_tune: command that fine-tunes the trained model on the data, for an error message.
@@ -127,7 +126,6 @@ def open_data(
     size = common_size(images)
     count = len(to_score) + len(to_train_on)
     small = size is not None and size <= SMALL_SIDE and count * size**2 * len(images.mode) <= MEMORY_LIMIT
-    in_memory = memory == "yes" or (memory == "auto" and small)
 
     parts: dict[str, Source | None] = {"train": None, "holdout": None}
     if train and len(to_train_on):
@@ -136,11 +134,11 @@ def open_data(
         if holdout and not 0 < count < total:
             raise ValueError(f"holdout {holdout} of {total} images leaves {count} to tune on: give another share")
         held = stratified_choice(strata(train.labels[to_train_on]), count, seed=0)
-        parts["train"] = Source(train, to_train_on[~held], in_memory, size)
-        parts["holdout"] = Source(train, to_train_on[held], in_memory, size) if holdout else None
+        parts["train"] = Source(train, to_train_on[~held], small, size)
+        parts["holdout"] = Source(train, to_train_on[held], small, size) if holdout else None
     return Splits(
         **parts,
-        test=Source(test, to_score, in_memory, size),
+        test=Source(test, to_score, small, size),
         classes=images.classes,
         in_chans=len(images.mode),
         size=size,
@@ -224,19 +222,19 @@ class Source:
 
     Args:
         indices: (n,) int64, images of the split.
-        in_memory: whether loaders hold the split in memory.
+        small: whether the images of the data set are small, of one size and few enough to be held in memory.
         size: side of the images in pixels if all are squares of one size, else None.
     """
 
-    def __init__(self, images: ImageSplit, indices: Tensor, in_memory: bool, size: int | None):
-        self.images, self.indices, self.in_memory, self.size = images, indices, in_memory, size
+    def __init__(self, images: ImageSplit, indices: Tensor, small: bool, size: int | None):
+        self.images, self.indices, self.small, self.size = images, indices, small, size
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def subset(self, samples: slice | Tensor) -> Source:
         """Return a source with some of the samples; `samples` is a slice or indices of them."""
-        return Source(self.images, self.indices[samples], self.in_memory, self.size)
+        return Source(self.images, self.indices[samples], self.small, self.size)
 
     @cached_property
     def labels(self) -> Tensor:
