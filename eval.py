@@ -2,7 +2,7 @@
 
 import sys
 
-from metamix.cli.main import main
+from metamix_cli import main
 
 if __name__ == "__main__":
     main(["eval", *sys.argv[1:]])

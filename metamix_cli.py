@@ -10,7 +10,9 @@ import io
 import os
 import runpy
 import sys
+import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -62,9 +64,19 @@ def answer(words: Sequence[str]) -> None:
     elif words[0] in ("-V", "--version"):
         print(f"metamix {version()}")
     else:
-        from metamix.cli.main import run
-
         run(*words)
+
+
+def run(command: str, *rest: str) -> None:
+    """Run a subcommand with its arguments; exit with 2 if there is no such command."""
+    if command not in COMMANDS:
+        from metamix.utils.text import did_you_mean
+
+        print(f"metamix: there is no command {command!r}{did_you_mean(command, COMMANDS)}\n\n{USAGE}", file=sys.stderr)
+        raise SystemExit(2)
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; readers refuse the image in words
+    sys.argv[0] = f"metamix {command}"  # the program's name in the subcommand's --help
+    import_module(COMMANDS[command][0]).main(list(rest))
 
 
 def version() -> str:

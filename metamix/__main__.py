@@ -1,5 +1,5 @@
 """`python -m metamix`: the same as the command `metamix`."""
 
-from metamix.cli.main import main
+from metamix_cli import main
 
 main()

@@ -12,9 +12,9 @@ from unittest.mock import Mock
 
 import pytest
 
-from metamix.cli.main import main
 from metamix.tasks.registry import DEFAULT, TASKS, find_task
 from metamix.training.processes import ProcessGroup
+from metamix_cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,7 +63,7 @@ def parse(monkeypatch):
         monkeypatch.setattr("metamix.tasks.predict.choose_task", lambda named, words: find_task(named or task))
         main(rest)
 
-    for place in ("data.find", "tasks.predict", "tasks.explain"):  # pages name images of the reader
+    for place in ("classification.predict", "tasks.predict"):  # pages name images of the reader
         monkeypatch.setattr(f"metamix.{place}.paths_inside", lambda places, without=(): {})
     monkeypatch.setattr("metamix.utils.options.check_needs", Mock(side_effect=Parsed))  # what `parse_command` ends with
     monkeypatch.setattr(ProcessGroup, "start", Mock(side_effect=Parsed))  # what train and eval begin with

@@ -166,7 +166,7 @@ def test_installed_package_publishes(installed, tmp_path):
     seen = away_from_the_clone(
         """
 import contextlib, io, json, timm
-from metamix.cli.main import main
+from metamix_cli import main
 with contextlib.redirect_stdout(io.StringIO()) as said:
     main(["publish", "metaformer_pooling_nano.digits", "me/digits", "--dry-run", "folder"])
 model = timm.create_model("local-dir:folder", pretrained=True)
@@ -189,7 +189,7 @@ def report(event, args):
 
 sys.addaudithook(report)
 import metamix
-from metamix.cli.main import main
+from metamix_cli import main
 print(metamix.__file__)
 main(["demo", "metaformer_pooling_nano.digits", "wavemixsr_nano.x2", "--device", "cpu", "--port", PORT])
 """

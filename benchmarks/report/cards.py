@@ -299,8 +299,8 @@ def read_recipes(task: str) -> dict[Path, dict]:
     """Return all options of each recipe in configs/ for a task."""
 
     def read(path: Path) -> dict:
-        words, tasks = ["--config", str(path)], {task: lambda: find_task(task).part("task").Options}
-        return parse(words, tasks, default_task=lambda options: task, description="").flat()
+        words, options = ["--config", str(path)], find_task(task).part("task").Options
+        return parse(words, [task], lambda task: options, default_task=lambda values: task, description="").flat()
 
     paths = sorted(CONFIGS.glob("*/*.yaml"))
     return {path: read(path) for path in paths if read_yaml(path).get("task", "classification") == task}

@@ -56,7 +56,6 @@ class ClassificationData:
             root=options.data_dir,
             holdout=options.holdout,
             download=options.download,
-            memory=options.memory,
             test_on=options.test_on,
             test_share=options.test_share,
             classes=(trained and trained.classes) or (),

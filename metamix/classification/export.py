@@ -129,10 +129,6 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
     """Load a classifier of metamix or timm, and its data set if one is given."""
     file = options.file
     name = None if file else options.source
-    if name and options.model:
-        raise ValueError(f"model is {options.model}, but {name} says what model it is: leave --model out")
-    if options.data == "digits" and options.data_dir:
-        raise ValueError(f"data_dir is {options.data_dir}, but digits are part of scikit-learn: leave --data-dir out")
     if options.data_dir and not options.data:
         raise ValueError(f"data_dir is {options.data_dir}: say what it holds too, --data NAME, such as --data folder")
     size: Any = options.img_size

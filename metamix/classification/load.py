@@ -22,7 +22,7 @@ from metamix.models.checkpoint import adapt_checkpoint, check_described_size, ch
 from metamix.models.create import create_model, timm_config
 from metamix.models.metaformer import MetaFormer
 from metamix.models.registry import check_model, published_name
-from metamix.tasks.metadata import check_task
+from metamix.tasks.network import check_task
 from metamix.tasks.options import BackboneOptions
 from metamix.utils.checks import check_finite, check_one_source
 from metamix.weights.files import load_metadata

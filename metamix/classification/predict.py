@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metamix.data import CorruptImage, decode_file
-from metamix.data.find import find_images
+from metamix.data.find import paths_inside
 from metamix.data.formats.base import is_image
 from metamix.tasks.predict import PredictOptions
 from metamix.utils.files import make_output_folder, write_text
@@ -48,7 +48,7 @@ class LabelImages(PredictOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.paths = find_images(self.images)
+        self.paths = list(paths_inside(self.images))
         if self.output:
             self.format = choose_format(self.output, self.format, self.paths)
 

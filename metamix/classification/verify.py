@@ -74,7 +74,7 @@ class VerifyImages(VerifyOptions):
 
     def problems(self) -> Iterator[str]:
         name, root = self.place
-        splits = open_data(name, root=root, memory="no", test_on=self.test_on, test_share=1, train_required=False)
+        splits = open_data(name, root=root, test_on=self.test_on, test_share=1, train_required=False)
         self.total = sum(map(len, splits.sources().values()))
         self.notes = label_table(splits) if splits.multi_label else []
         self.notes += [f"note: {note}" for note in scarce_classes(splits)]

@@ -11,7 +11,6 @@ same as in training. --img-size changes the size of the images; the model stays 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.tasks.options import OptionsOfTasks, task_of_options
-from metamix.tasks.registry import find_task
+from metamix.tasks.options import task_of_options
+from metamix.tasks.registry import TASKS, find_task
 from metamix.training.forward import autocast_dtype, evaluate, memory_format
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import parse
@@ -54,11 +53,12 @@ class EvalOptions(Options):
     channels_last: bool = option(True, "store images and weights in the channels_last memory format")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """Score what the command line names. Exits with a message if the input is invalid."""
     recipe = parse(
-        sys.argv[1:] if argv is None else argv,
-        OptionsOfTasks("EvalOptions"),
+        argv,
+        TASKS,
+        lambda task: find_task(task).part("task").EvalOptions,
         engine=EvalOptions,
         default_task=task_of_options,
         description=__doc__.split("\n\n")[0],
@@ -144,7 +144,3 @@ def _read_result(folder: Path) -> dict[str, Any] | None:
             f"{folder} holds {foreign}, which metamix eval did not write and could overwrite: give another --output"
         )
     return None
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ from typing import Literal
 
 from metamix.models import ImageModelInfo, ImageWeightsInfo, ModelInfo, WeightsInfo, list_all_models
 from metamix.utils.options import Options, option, parse_command, positional
-from metamix.utils.text import exit_with_message, short_count
+from metamix.utils.text import aligned, exit_with_message, short_count
 
 
 @dataclass
@@ -37,18 +37,20 @@ def table(models: Sequence[ModelInfo | ImageModelInfo]) -> str:
 
     Image restoration models come last, below a header of their own.
     """
-    width = max([len(model.name) for model in models], default=0)
-    lines: list[str] = []
+    tables = []
     for kind, header in (
         (ModelInfo, ("model", "parameters", "MACs", "images")),
         (ImageModelInfo, ("model", "parameters", "MACs a pixel", "images")),
     ):
         models_of_kind = [model for model in models if isinstance(model, kind)]
-        if models_of_kind:
-            lines += [""] * bool(lines) + [line(header, width)]
-        for model in models_of_kind:
-            lines += [line(cells(model), width), *map(weights_line, model.weights)]
-    return "\n".join(lines)
+        if not models_of_kind:
+            continue
+        first, *rows = aligned([header, *map(cells, models_of_kind)], right=(1, 2, 3))
+        lines = [first]
+        for model, row in zip(models_of_kind, rows):
+            lines += [row, *map(weights_line, model.weights)]
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
 def cells(model: ModelInfo | ImageModelInfo) -> tuple[str, str, str, str]:
@@ -58,12 +60,6 @@ def cells(model: ModelInfo | ImageModelInfo) -> tuple[str, str, str, str]:
         return model.name, short_count(model.parameters), short_count(model.macs_per_pixel), images
     images = " x ".join(map(str, model.input_size))
     return model.name, short_count(model.parameters), short_count(model.macs), images
-
-
-def line(texts: tuple[str, str, str, str], width: int) -> str:
-    """Align the cells of a model or of a header; `width` is the width of the names."""
-    name, parameters, macs, images = texts
-    return f"{name:<{width}}  {parameters:>10}  {macs:>12}  {images:>14}"
 
 
 def weights_line(weights: WeightsInfo | ImageWeightsInfo) -> str:

@@ -12,13 +12,12 @@ checkpoint, or says that it is finished. The training loop is metamix/training/e
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.tasks.options import OptionsOfTasks, task_of_options
-from metamix.tasks.registry import find_task
+from metamix.tasks.options import task_of_options
+from metamix.tasks.registry import TASKS, find_task
 from metamix.training.engine import NotFinite
 from metamix.training.processes import ProcessGroup, Stopped
 from metamix.training.recipe import Recipe, parse
@@ -28,11 +27,12 @@ from metamix.utils.system import exit_if_out_of_memory
 from metamix.utils.text import exit_with_message, printable
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """Train the models that the command line names; exit with a message if the input is invalid."""
     recipe = parse(
-        sys.argv[1:] if argv is None else argv,
-        OptionsOfTasks("Options"),
+        argv,
+        TASKS,
+        lambda task: find_task(task).part("task").Options,
         default_task=task_of_options,
         description=__doc__.split("\n\n")[0],
     )
@@ -51,15 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train_all(recipe: Recipe, group: ProcessGroup) -> None:
     """Train every model that the recipe names, one after the other, and compare them if there are several."""
     models, folders = [name.strip() for name in recipe.options.model.split(",")], []
-    if len(models) > 1 and recipe.engine.resume:
+    if len(models) > 1 and (weights := recipe.engine.resume or recipe.options.checkpoint):
         raise ValueError(
-            f"resume is {recipe.engine.resume}, the checkpoint of one model, but --model names {len(models)}: give the "
-            f"one that it was trained with, or leave --resume out"
-        )
-    if len(models) > 1 and recipe.options.checkpoint:
-        raise ValueError(
-            f"checkpoint is {recipe.options.checkpoint}, the weights of one model, but --model names {len(models)}: "
-            f"train only that model, or start all from published weights, --pretrained"
+            f"{weights} has the weights of one model, but --model names {len(models)}: train only that model, or leave "
+            f"--resume and --checkpoint out"
         )
     for model in models:  # a mistake in the last name shows before the first model is trained
         if ":" in model:
@@ -87,7 +82,3 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
             raise SystemExit(exit_code)
     if len(models) > 1 and group.is_main and not recipe.engine.dry_run:
         print(compare_runs(folders))
-
-
-if __name__ == "__main__":
-    main()

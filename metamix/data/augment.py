@@ -45,10 +45,8 @@ class Augment:
     labels, or with mixup or cutmix the shares of the classes (n, num_classes), float32. The result is the same
     on any number of processes.
 
-    Images are cropped, flipped and put through `auto_augment`. Normalisation, cutout, erasing and mixing follow.
-
     Args:
-        seed: the run's seed. Random numbers depend on it, the epoch, the step and the sample.
+        seed: the run's seed.
         mean, std: per channel, for pixel values from 0 to 1.
         size: side of the images in pixels.
         cropped: skip the steps before normalisation; the workers that stream images have done them.

@@ -243,20 +243,11 @@ def list_files(root: Path) -> list[str]:
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if entry.name.startswith("."):
                     continue
-                if not _is_dir(entry):
-                    files.append(path)
-                elif entry.is_symlink():
-                    links.append(path)
+                if entry.is_symlink():
+                    (links if os.path.isdir(entry.path) else files).append(path)
                 else:
-                    folders.append(path)
+                    (folders if entry.is_dir() else files).append(path)
     return files
-
-
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def _identity(path: Path) -> tuple[int, int]:

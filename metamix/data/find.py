@@ -14,9 +14,6 @@ def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[P
     Args:
         places: files, with any name, and folders, which are searched at any depth.
         without: folders of earlier results, which are skipped unless a place is one of them or lies in one.
-
-    Raises:
-        FileNotFoundError: a file is missing, or a folder holds only results of earlier runs.
     """
     inside: dict[Path, Path] = {}
     for place in places:
@@ -32,11 +29,6 @@ def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[P
             raise FileNotFoundError(f"{place} holds only results of earlier runs: give the folder of the input images")
         inside |= {path: path.relative_to(place) for path in kept}
     return inside
-
-
-def find_images(places: Sequence[Path], without: Sequence[Path] = ()) -> list[Path]:
-    """List the images in files and folders, each once; arguments and errors as for `paths_inside`."""
-    return list(paths_inside(places, without))
 
 
 def list_images(folder: Path) -> dict[str, Path]:
@@ -90,8 +82,6 @@ def match_partners(folder: Path, partner_folder: Path, option: str, template: st
 
     Raises:
         Unmatched: an image of either folder has no partner.
-        ValueError: two images of a folder have the same name.
-        FileNotFoundError: a folder is missing or empty.
     """
     images, partners = (by_stem(list_images(place)) for place in (folder, partner_folder))
     wanted = {}
@@ -103,8 +93,8 @@ def match_partners(folder: Path, partner_folder: Path, option: str, template: st
         for stem, partner in wanted.items()
         if partner not in partners
     ]
-    taken = set(wanted.values())
-    problems += [f"{path} has no partner in {folder}." for stem, path in partners.items() if stem not in taken]
+    matched = set(wanted.values())
+    problems += [f"{path} has no partner in {folder}." for stem, path in partners.items() if stem not in matched]
     pairs = {stem: (path, partners[wanted[stem]]) for stem, path in images.items() if wanted[stem] in partners}
     if problems:
         raise Unmatched(problems, pairs, option, template)

@@ -43,7 +43,9 @@ def in_memory(source: Source, options: SourceOptions) -> bool:
 
     Small images that `img_size` enlarges beyond `SMALL_SIDE` are streamed.
     """
-    return source.in_memory and (options.memory == "yes" or image_size(source, options) <= SMALL_SIDE)
+    if options.memory == "auto":
+        return source.small and image_size(source, options) <= SMALL_SIDE
+    return options.memory == "yes"
 
 
 def channel_statistics(source: Source, options: SourceOptions) -> Statistics:

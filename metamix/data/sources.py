@@ -37,7 +37,7 @@ from .formats.huggingface import open_huggingface
 from .formats.tiny_imagenet import open_tiny_imagenet
 from .formats.torchvision_sets import TORCHVISION_SETS, open_torchvision
 from .formats.webdataset_shards import open_webdataset
-from .label_table import open_label_table
+from .tables import open_label_table
 
 MEMORY_LIMIT = 2**31  # with memory="auto", images of more bytes are streamed; counted before --img-size resizes them
 SMALL_SIDE = 96  # pixels; training crops larger images by area, so they are streamed
@@ -87,7 +87,6 @@ def open_data(
     root: str | Path | None = None,
     holdout: float = 0.0,
     download: bool = False,
-    memory: str = "auto",
     test_on: str = "",
     test_share: float = 0.1,
     classes: tuple[str, ...] = (),
@@ -98,14 +97,8 @@ def open_data(
 
     Args:
         root: folder of the data set; digits needs none, and torchvision's data sets are in `data` by default.
-        holdout: share of train, at least 0 and below 1, kept out for tuning. It is stratified by class, and the same
-            for runs of all seeds.
-        download: fetch a data set of torchvision, or tiny_imagenet, if it is missing.
-        memory: whether to hold the images in memory: "yes", "no", or "auto" for squares of one size, at most 96 pixels
-            and 2 GiB in all. Each process of a run holds its own copy.
-        test_on: split to score; if empty, the first of val, valid, validation, test that exists.
-        test_share: share of the images to score, and not to train on, if a folder has no test split; 1 scores all. It
-            is stratified by class, and the same for runs of all seeds.
+        holdout, download, test_on, test_share: see `SourceOptions`. Shares are stratified by class, and the
+            same for runs of all seeds. A `test_share` of 1 scores all images.
         classes: class names of the trained model to evaluate, if there is one. Labels are numbered in their order.
         fine_tune: command that fine-tunes the trained model on the data, for an error message.
         train_required: refuse a folder without a training split.
@@ -127,25 +120,25 @@ def open_data(
         for split in [test] if train is test else filter(None, (train, test)):
             match_classes(split, classes, problem)
 
-    tested, trained = torch.arange(len(test.labels)), torch.arange(len(train.labels) if train else 0)
+    to_score, to_train_on = torch.arange(len(test.labels)), torch.arange(len(train.labels) if train else 0)
     if train is test:  # a folder without a test split
-        tested, trained = _share_images(strata(test.labels), test_share)
+        to_score, to_train_on = _share_images(strata(test.labels), test_share)
     size = common_size(images)
-    count = len(tested) + len(trained)
+    count = len(to_score) + len(to_train_on)
     small = size is not None and size <= SMALL_SIDE and count * size**2 * len(images.mode) <= MEMORY_LIMIT
-    in_memory = memory == "yes" or (memory == "auto" and small)
 
     parts: dict[str, Source | None] = {"train": None, "holdout": None}
-    if train and len(trained):
-        total, count = len(trained), round(holdout * len(trained))
+    if train and len(to_train_on):
+        total = len(to_train_on)
+        count = round(holdout * total)
         if holdout and not 0 < count < total:
             raise ValueError(f"holdout {holdout} of {total} images leaves {count} to tune on: give another share")
-        held = stratified_choice(strata(train.labels[trained]), count, seed=0)
-        parts["train"] = Source(train, trained[~held], in_memory, size)
-        parts["holdout"] = Source(train, trained[held], in_memory, size) if holdout else None
+        held = stratified_choice(strata(train.labels[to_train_on]), count, seed=0)
+        parts["train"] = Source(train, to_train_on[~held], small, size)
+        parts["holdout"] = Source(train, to_train_on[held], small, size) if holdout else None
     return Splits(
         **parts,
-        test=Source(test, tested, in_memory, size),
+        test=Source(test, to_score, small, size),
         classes=images.classes,
         in_chans=len(images.mode),
         size=size,
@@ -163,13 +156,13 @@ def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
     total = len(labels)
     if test_share == 1:
         return torch.arange(total), torch.arange(0)
-    tested = stratified_choice(labels, min(max(1, round(test_share * total)), total - 1), seed=0)
-    for label in labels[tested].unique():
-        if tested[labels == label].all():
-            tested[(labels == label).nonzero()[0]] = False
-    if not tested.any():
+    scored = stratified_choice(labels, min(max(1, round(test_share * total)), total - 1), seed=0)
+    for label in labels[scored].unique():
+        if scored[labels == label].all():
+            scored[(labels == label).nonzero()[0]] = False
+    if not scored.any():
         raise ValueError(f"test_share {test_share} of {total} images leaves none to score: give a larger share")
-    return tested.nonzero()[:, 0], (~tested).nonzero()[:, 0]
+    return scored.nonzero()[:, 0], (~scored).nonzero()[:, 0]
 
 
 def strata(labels: Tensor) -> Tensor:
@@ -229,19 +222,19 @@ class Source:
 
     Args:
         indices: (n,) int64, images of the split.
-        in_memory: whether loaders hold the split in memory.
+        small: whether the images of the data set are small, of one size and few enough to be held in memory.
         size: side of the images in pixels if all are squares of one size, else None.
     """
 
-    def __init__(self, images: ImageSplit, indices: Tensor, in_memory: bool, size: int | None):
-        self.images, self.indices, self.in_memory, self.size = images, indices, in_memory, size
+    def __init__(self, images: ImageSplit, indices: Tensor, small: bool, size: int | None):
+        self.images, self.indices, self.small, self.size = images, indices, small, size
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def subset(self, samples: slice | Tensor) -> Source:
         """Return a source with some of the samples; `samples` is a slice or indices of them."""
-        return Source(self.images, self.indices[samples], self.in_memory, self.size)
+        return Source(self.images, self.indices[samples], self.small, self.size)
 
     @cached_property
     def labels(self) -> Tensor:

@@ -1,21 +1,26 @@
 """Read CSV files that list images with a class, several labels, or a class and a box on each line."""
 
+from __future__ import annotations
+
 import csv
 import io
 import math
 import os
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from metamix.utils.files import read_text
+from metamix.utils.files import read_bytes, read_text
 from metamix.utils.text import to_number
 
-from .formats.base import is_image
+from .formats.base import choose_test_split, is_image, list_names, natural_order
+from .formats.folder import LABELS, FolderImages
 
 SEVERAL = ("labels", "tags")  # names of a column for several labels, such as cat|dog
 COLUMNS = (  # names of the columns for file, class and split, without blanks, dots, dashes and underscores
@@ -139,3 +144,54 @@ def same_in_all(rows: Sequence[Row], field: str) -> Any:
         if value != first[1]:
             raise ValueError(f"{place} gives {rows[0].file} the {field} {value!r}, but {first[0]} gives {first[1]!r}")
     return first[1]
+
+
+def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[TableImages | None, TableImages] | None:
+    """Open labels.csv, with the columns file, labels and optionally split, as a training and a test split.
+
+    Without splits, both are all images. Returns None if the folder has no labels.csv with a column for several labels.
+    """
+    file = root / LABELS
+    first = read_bytes(file).partition(b"\n")[0].decode(errors="replace") if file.exists() else ""
+    if set(SEVERAL).isdisjoint(re.findall(r"\w+", first.lower())):
+        return None
+    table = read_table(file)
+    if table.missing:
+        raise ValueError(f"images are neither in {root} nor in its images/, see {list_names(table.missing)}")
+    by_split: dict[str, list[Row]] = defaultdict(list)
+    for path in sorted(table.images, key=lambda path: natural_order(str(path))):
+        row, *others = table.images[path]
+        if others:
+            raise ValueError(f"{others[0].place} names the image of {row.place} again: write its labels into one line")
+        by_split[row.split].append(row)
+    if len(by_split) > 1 and (without := by_split.get("")):
+        raise ValueError(f"{without[0].place} has no split, but other lines do: write train, val or test")
+    names = {name for rows in by_split.values() for row in rows for name in labels_of(row)}
+    if len(names) < 2:
+        raise ValueError(f"{file} must have two different labels at least; found {', '.join(names) or 'none'}")
+    classes = tuple(sorted(names, key=natural_order))
+    splits = {split: TableImages(root, split, rows, classes) for split, rows in by_split.items()}
+    tests = [split for split in splits if split not in ("", "train")]
+    if not tests and not test_on:
+        (images,) = splits.values()
+        images.split = "test"
+        return images, images
+    test = splits[choose_test_split(tests, test_on, file)]
+    if train_required and "train" not in splits:
+        raise ValueError(f"{file} has no image to train on: write train into the column split")
+    return splits.get("train"), test
+
+
+def labels_of(row: Row) -> list[str]:
+    """Return the labels of a line, which | or ; separates."""
+    return [name.strip() for name in re.split(r"[|;]", row.label) if name.strip()]
+
+
+class TableImages(FolderImages):
+    """Read one split; `labels` are (N, classes) float32, 1 for each label that an image has."""
+
+    def __init__(self, root: Path, split: str, rows: list[Row], classes: tuple[str, ...]):
+        self.root, self.split, self.classes = root, split, classes
+        self.paths = [Path(os.path.relpath(row.file, root)).as_posix() for row in rows]
+        labels = [set(labels_of(row)) for row in rows]
+        self.labels = torch.tensor([[float(name in names) for name in classes] for names in labels])

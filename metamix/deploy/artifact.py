@@ -21,8 +21,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from metamix.utils.files import write_text
-from metamix.utils.nesting import check_nesting
+from metamix.utils.files import check_nesting, write_text
 from metamix.utils.rules import Count, Rule, check_entries, rules_of, shown, where
 from metamix.weights.checksums import sha256
 from metamix.weights.files import ARTIFACT, CHECKPOINT, WEIGHTS

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from metamix.data.files import read_pixels
 from metamix.models.backbone import EXTRA
-from metamix.tasks.metadata import SplitNames, arguments_without
-from metamix.tasks.network import NetworkSpec
+from metamix.tasks.network import NetworkSpec, SplitNames, arguments_without
 from metamix.utils.rules import REMEDY, one_of, refuse_entry, where
 from metamix.weights.metadata import MAX_CLASSES, ModelMetadata, ModelName
 

@@ -17,8 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from metamix.data.files import read_pixels
-from metamix.data.outputs import predict_images
-from metamix.tasks.predict import PredictToFolder
+from metamix.tasks.predict import PredictToFolder, predict_images
 from metamix.utils.files import make_output_folder
 from metamix.utils.options import option
 from metamix.utils.rules import Share

@@ -18,7 +18,6 @@ from metamix.deploy.runtime import ExportedModel
 from metamix.layers.image_inference import PadAndCrop, tiles
 from metamix.tasks.calibration import MapExport
 from metamix.tasks.exportable import EXTRA, ExportOptions, Model
-from metamix.tasks.load import refuse_name
 from metamix.training.task import Batch
 from metamix.utils.checks import check_finite
 from metamix.utils.rules import rules_of
@@ -63,8 +62,6 @@ class ExportableRestorer(MapExport):
 def open_restorer(options: ExportOptions) -> ExportableRestorer:
     """Load an image model, and the images to compare on if a folder is given."""
     file = options.file
-    if file is None:
-        refuse_name(options.model, options.source)
     if options.data:
         raise ValueError(f"data is {options.data}, but restoration reads one layout: give only --data-dir DIR")
     weights: Any = {"checkpoint": file, "model": options.model if file else options.source, "pretrained": not file}

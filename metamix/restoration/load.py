@@ -15,7 +15,7 @@ from torch import nn
 
 from metamix.layers.image_inference import PadAndCrop, tiles
 from metamix.models.image_models import create_image_model, preset_arguments, published_weights, with_tag
-from metamix.tasks.metadata import check_task
+from metamix.tasks.network import check_task
 from metamix.utils.checks import check_one_source
 from metamix.utils.rules import check_entries, one_of, rules_of
 from metamix.utils.text import plural

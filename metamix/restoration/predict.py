@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from metamix.data.outputs import predict_images
 from metamix.layers.image_inference import check_tiles
-from metamix.tasks.predict import PredictToFolder
+from metamix.tasks.predict import PredictToFolder, predict_images
 from metamix.utils.options import option
 from metamix.utils.rules import Natural
 from metamix.utils.text import plural, printable

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from metamix.data import normalize
 from metamix.data.files import read_pixels
 from metamix.layers.image_inference import PadAndCrop, check_tiles, tiles
-from metamix.tasks.metadata import SplitNames, arguments_without
-from metamix.tasks.network import NetworkSpec
+from metamix.tasks.network import NetworkSpec, SplitNames, arguments_without
 from metamix.utils.rules import one_of
 from metamix.weights.metadata import ModelMetadata, ModelName
 

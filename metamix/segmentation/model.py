@@ -10,8 +10,7 @@ from torch import nn
 
 from metamix.models import count_macs
 from metamix.models.registry import published_name
-from metamix.tasks.metadata import check_trained_with
-from metamix.tasks.network import load_initial_weights
+from metamix.tasks.network import check_trained_with, load_initial_weights
 from metamix.weights.files import load_metadata
 from metamix.weights.find import find_weights
 

@@ -16,9 +16,8 @@ from typing import Any
 from PIL import Image
 
 from metamix.data.files import read_pixels
-from metamix.data.outputs import predict_images
 from metamix.layers.image_inference import check_tiles
-from metamix.tasks.predict import PredictToFolder
+from metamix.tasks.predict import PredictToFolder, predict_images
 from metamix.utils.files import atomic_write, make_output_folder, write_text
 from metamix.utils.options import option
 from metamix.utils.text import plural, printable

@@ -23,18 +23,18 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from metamix.data.find import paths_inside
-from metamix.data.outputs import change_extensions, check_outputs, predict_images
 from metamix.deploy.extras import need
 from metamix.mixers.views import Point, View, view
 from metamix.models.metaformer import Block
+from metamix.utils.checks import check_choice
 from metamix.utils.figures import figure_text, image_grid, save_figure
 from metamix.utils.files import make_output_folder
 from metamix.utils.options import Options, option, parse_command, positional
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
-from metamix.utils.text import did_you_mean, exit_with_message, plural, printable
+from metamix.utils.text import exit_with_message, plural, printable
 
 from .load import load, task_of
+from .predict import name_outputs, predict_images
 from .registry import TASKS, find_task, is_exported
 
 SHOWN_SCORES = 6
@@ -59,8 +59,7 @@ class ExplainOptions(Options):
         if not self.checkpoint:
             raise ValueError("there are no weights to explain: give --checkpoint RUN_OR_FILE")
         self.records = self.output / "explanations.json"
-        self.names = change_extensions(paths_inside(self.images, without=[self.output]), lambda path: ".png")
-        check_outputs({path: self.output / name for path, name in self.names.items()}, marker=self.records)
+        self.names = name_outputs(self.images, [self.output], lambda path: ".png", marker=self.records)
 
 
 @dataclass(frozen=True)
@@ -180,9 +179,7 @@ def choose_label(label: str | None, classes: Sequence[str]) -> int | None:
     """Return the number of a class; None if none is given. Raise ValueError if there is no such class."""
     if label is None:
         return None
-    if label not in classes:
-        shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
-        raise ValueError(f"there is no class {label!r}{did_you_mean(label, classes)} Classes: {shown}")
+    check_choice("label", label, classes)
     return [*classes].index(label)
 
 

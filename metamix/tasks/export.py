@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -27,8 +26,7 @@ from metamix.deploy.fuse import fuse
 from metamix.deploy.quantize import quantize_file
 from metamix.deploy.report import speeds
 from metamix.deploy.runtime import ExportedModel
-from metamix.utils.files import make_output_folder, write_text
-from metamix.utils.lock import LOCK, lock_folder
+from metamix.utils.files import LOCK, lock_folder, make_output_folder, write_text
 from metamix.utils.options import parse_command
 from metamix.utils.system import processor, versions
 from metamix.utils.text import exit_with_message, package_logger, plural, printable
@@ -78,22 +76,11 @@ def export(source: str, *, output: str | Path, **options: Any) -> dict[str, Any]
     return run(ExportOptions(source, Path(output), **options))
 
 
-@contextmanager
-def same_threads() -> Iterator[None]:
-    """Restore torch's number of threads at the end: it is one number for the whole process."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@same_threads()
 def run(options: ExportOptions) -> dict[str, Any]:
     """Export a model as `export` does."""
-    task, _ = task_of(options.source, options.model)
+    task, file = task_of(options.source, options.model)
     spec = find_task(task)
-    if not spec.takes_names:
+    if file is None or not spec.takes_names:
         refuse_name(options.model, options.source)
     check_options(options)
     folder = check_output(options.output)
@@ -103,8 +90,12 @@ def run(options: ExportOptions) -> dict[str, Any]:
     examples = exportable.examples(2)
     check_runs(exportable.model, examples)
     make_output_folder(folder)
-    with lock_folder(folder):
-        return write_export(exportable, examples, folder, options)
+    before = torch.get_num_threads()
+    try:
+        with lock_folder(folder):
+            return write_export(exportable, examples, folder, options)
+    finally:
+        torch.set_num_threads(before)  # engines and the measurement of speed change it for the whole process
 
 
 def write_export(exportable: Exportable, examples: Tensor, folder: Path, options: ExportOptions) -> dict[str, Any]:
@@ -219,7 +210,6 @@ def file_sizes(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in sorted(folder.glob("model.*"))}
 
 
-@same_threads()
 @torch.inference_mode()
 def measure(exportable: Exportable, exported: ExportedModel, threads: int, seconds: float) -> dict[str, dict]:
     """Measure the eager model, in channels_last, and the exported one, see `speeds`."""

@@ -70,12 +70,7 @@ def load_exported_model(folder: str | Path, threads: int | None = None, trust: b
 def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
     """Return the task of weights, and their file; None for weights of a name that are published elsewhere.
 
-    Args:
-        source: a run folder, a weight file or NAME.TAG.
-        model: name of the model, for a file that does not name it.
-
-    Raises:
-        FileNotFoundError: there are no such weights.
+    Arguments and errors are those of `load`.
     """
     if task := task_of_model(source):
         return task, None

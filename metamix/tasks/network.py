@@ -1,25 +1,55 @@
-"""Build a whole network, such as a detector, from the metadata of its weights: `NetworkSpec`."""
+"""Check the metadata of weights, and build a whole network, such as a detector, from them: `NetworkSpec`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
+from pydantic import Field, GetPydanticSchema
 from torch import nn
 
 from metamix.data.options import train_command
 from metamix.models.checkpoint import check_described_size
-from metamix.tasks.metadata import check_task, to_lists
-from metamix.utils.rules import check_entries, rules_of
+from metamix.utils.rules import check_entries, rules_of, where
 from metamix.weights.files import load_weights
 from metamix.weights.find import find_weights
 from metamix.weights.fit import limited_size, load_into
-from metamix.weights.metadata import ModelMetadata, to_tuples
+from metamix.weights.metadata import MAX_LENGTH, ModelMetadata, to_tuples
 
 COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
+SplitNames = Annotated[tuple[str, ...], Field(max_length=MAX_LENGTH)]
 Spec = TypeVar("Spec", bound="NetworkSpec")
+
+
+def check_task(metadata: ModelMetadata, source: object, task: str, network: str) -> None:
+    """Raise ValueError if weights belong to another task than `task`, whose `network` is, say, "a detector"."""
+    if metadata.task not in (None, task):
+        raise ValueError(
+            f"{source} has weights of {metadata.task}, not of {network}: give --task {metadata.task}, or take "
+            f"metamix.load in Python"
+        )
+
+
+def check_trained_with(option: str, trained: str, chosen: str, source: object) -> None:
+    """Raise ValueError if a file was trained with another detector or head than the run has chosen.
+
+    Without this check, loading would fail with a list of tensors that do not fit.
+    """
+    if trained != chosen:
+        raise ValueError(f"{source} was trained with the {option} {trained}, not {chosen}: give --{option} {trained}")
+
+
+def arguments_without(names: Collection[str]) -> GetPydanticSchema:
+    """Return a rule that accepts a mapping of arguments only if it has none of these names."""
+    accepted = f"a mapping of arguments without {', '.join(sorted(names))}"
+    return where(lambda arguments: arguments.keys().isdisjoint(names), accepted)
+
+
+def to_lists(value: Any) -> Any:
+    """Convert a tuple, and all tuples in it, into lists, as weight files store them."""
+    return [to_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)

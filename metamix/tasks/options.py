@@ -1,8 +1,8 @@
-"""Options that the tasks share, and the options of each task."""
+"""Options that the tasks share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from metamix.utils.options import option
 from metamix.weights.metadata import TIMM_ARGS
 
 from .load import task_of
-from .registry import DEFAULT, TASKS, find_task, task_of_model
+from .registry import DEFAULT, task_of_model
 
 _model = partial(option, group="model")
 
@@ -35,15 +35,11 @@ class BackboneOptions:
     checkpoint: str | None = _model(None, "start from the weights of this file or run; a head for other classes is new")
 
     def check_backbone(self, set_elsewhere: Mapping[str, str]) -> None:
-        """Check these options together.
+        """Refuse `pretrained` with `checkpoint`, and arguments in `model_args` that do not belong there.
 
         Args:
-            set_elsewhere: arguments of the model that `model_args` must not have, with what sets them instead, such as
-                {"img_size": "--img-size"}.
-
-        Raises:
-            ValueError: `pretrained` and `checkpoint` are both given, or `model_args` has an argument of
-                `set_elsewhere` or of `timm.create_model`, which a weight file may not have.
+            set_elsewhere: arguments that options set, with the option, such as {"img_size": "--img-size"}. Arguments of
+                `timm.create_model` are refused too: a weight file may not have them.
         """
         check_one_source(self.pretrained, self.checkpoint)
         for name in self.model_args:
@@ -51,26 +47,6 @@ class BackboneOptions:
                 raise ValueError(f"model_args has {name}, which comes from {set_elsewhere[name]}; leave it out")
             if name in TIMM_ARGS:
                 raise ValueError(f"model_args has {name}, which is not an argument of the model itself; leave it out")
-
-
-class OptionsOfTasks(Mapping[str, Callable[[], type]]):
-    """For each task that is registered, a function that imports it and returns the dataclass of its options.
-
-    Args:
-        which: "Options" of training, or "EvalOptions"; an attribute of `metamix.training.task.TaskClass`.
-    """
-
-    def __init__(self, which: str):
-        self.which = which
-
-    def __getitem__(self, name: str) -> Callable[[], type]:
-        return partial(getattr, find_task(name).part("task"), self.which)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(TASKS)
-
-    def __len__(self) -> int:
-        return len(TASKS)
 
 
 def task_of_options(options: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`metamix predict`: read the command line, load the model, and let its task predict the images.
+"""`metamix predict`: read the command line, load the model, let its task predict the images, and write files safely.
 
 A folder stands for all images in it, at any depth. A file that is written for an image has the image's path inside the
 folder that was given; a.jpg and a.png become a.jpg.png and a.png.png. Images that cannot be read, or that the model
@@ -7,15 +7,21 @@ does not take, are named and left out; the exit code is then 1.
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tqdm import tqdm
+
+from metamix.data.files import CorruptImage
 from metamix.data.find import paths_inside
 from metamix.data.options import ImageOptions
-from metamix.data.outputs import change_extensions, check_outputs
+from metamix.utils.checks import DoesNotFit
+from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.options import named_weights, option, parse_command, positional, take_task
 from metamix.utils.rules import Count
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
@@ -35,6 +41,9 @@ The task that trained the weights decides what is predicted:
 
 A folder that metamix export wrote runs in the engine of its format. For all options of a task:
 metamix predict --task NAME --help. --import MODULE imports your own mixers, models and tasks first."""
+
+# Options without an effect on an exported model: its graph runs on the CPU, at the size of the export.
+FIXED_BY_EXPORT = {"device", "pretrained", "tile", "overlap", "local_pooling"}
 
 
 @dataclass
@@ -68,10 +77,6 @@ class PredictToFolder(PredictOptions):
         folders: folders inside `output` that get a file for each image.
         records_name: JSON file in `output` with a record of each image, see `predict_images`; `records` is its path.
         names: for each image, the path of its file inside each of the folders.
-
-    Raises:
-        FileNotFoundError: an image is missing, or a folder holds none but those of an earlier run.
-        ValueError: two images would be written to one file, or a file that is not a prediction would be overwritten.
     """
 
     folders: ClassVar[tuple[str, ...]] = ("",)
@@ -83,9 +88,7 @@ class PredictToFolder(PredictOptions):
         super().__post_init__()
         self.records = self.output / self.records_name
         folders = [self.output / folder for folder in self.folders]
-        self.names = change_extensions(paths_inside(self.images, without=folders), self.extension)
-        for folder in folders:
-            check_outputs({path: folder / name for path, name in self.names.items()}, marker=self.records)
+        self.names = name_outputs(self.images, folders, self.extension, marker=self.records)
 
     def extension(self, path: Path) -> str:
         """Return the extension of the file that is written for an image."""
@@ -99,12 +102,11 @@ def main(argv: Sequence[str]) -> None:
         spec = choose_task(task, words)
         about = f"{spec.about[0].upper()}{spec.about[1:]}."
         options, flags = parse_command(words, spec.part("predict"), "metamix predict", description=about)
-        check_weights(options, flags, spec)
         advice = spec.less_memory
         if is_exported(options.model) and "batch" not in advice:
             advice = "give a model that is exported for smaller images"
         with exit_if_out_of_memory(advice):
-            left_out = options.run(open_trained(options, spec))
+            left_out = options.run(open_trained(options, flags, spec))
     raise SystemExit(1 if left_out else 0)
 
 
@@ -125,9 +127,7 @@ def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
         return find_task(task)
     if checkpoint:
         return find_task(task_of_weights(find_weights(checkpoint), model))
-    if task := task_of_model(model):
-        return find_task(task)
-    if model and "--pretrained" not in words:
+    if model and not task_of_model(model) and "--pretrained" not in words:
         raise ValueError(
             f"there is no folder {model}: --model is a folder that metamix export wrote. For weights give "
             f"--checkpoint, a run folder, a file or the name of shipped weights"
@@ -144,15 +144,19 @@ def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
     raise SystemExit(2)
 
 
-def check_weights(options: Any, flags: set[str], spec: TaskSpec) -> None:
-    """Raise ValueError if there are no weights, or if one of the given `flags` has no effect on them."""
+def open_trained(options: Any, flags: set[str], spec: TaskSpec) -> Trained:
+    """Load the weights or the exported model that the options name.
+
+    Raises:
+        ValueError: there are no weights, or one of the given `flags` has no effect on them.
+    """
     if is_exported(options.model):
-        if fixed := sorted(flags & (FIXED_BY_EXPORT | {"pretrained"})):
+        if fixed := sorted(flags & FIXED_BY_EXPORT):
             raise ValueError(
                 f"--{fixed[0].replace('_', '-')} has no effect on {options.model}, an exported model: leave it out, or "
                 f"export the model again"
             )
-        return
+        return load_exported_model(options.model, options.threads, options.trust)
     if options.threads:
         raise ValueError("--threads is for exported models: set the environment variable OMP_NUM_THREADS instead")
     if options.trust:
@@ -162,15 +166,6 @@ def check_weights(options: Any, flags: set[str], spec: TaskSpec) -> None:
             f"--task {spec.name} needs weights: give --checkpoint RUN_OR_FILE"
             + (", or --model NAME --pretrained" if spec.takes_names else "")
         )
-
-
-FIXED_BY_EXPORT = {"device", "tile", "overlap", "local_pooling"}  # the graph runs on the CPU, at the size of the export
-
-
-def open_trained(options: PredictOptions, spec: TaskSpec) -> Trained:
-    """Load the weights that the options name, to the device that they name."""
-    if options.model and is_exported(options.model):
-        return load_exported_model(options.model, options.threads, options.trust)
     device = prepare_device(options.device)
     if spec.takes_names:
         trained = spec.part("load")(options.checkpoint, model=options.model, pretrained=options.pretrained)
@@ -181,3 +176,76 @@ def open_trained(options: PredictOptions, spec: TaskSpec) -> Trained:
         trained = spec.part("load")(options.checkpoint)
     trained.model.to(device)
     return trained
+
+
+def name_outputs(
+    places: Sequence[Path], folders: Sequence[Path], extension: Callable[[Path], str], marker: Path
+) -> dict[Path, Path]:
+    """Return, for each image, the path of its file inside each of the folders that a command writes to.
+
+    It is the image's path inside the place that was given, with the extension that `extension(path)` returns. If two
+    would become one, the extension is appended instead: a.jpg.png and a.png.png.
+
+    Args:
+        places: image files, and folders of images.
+        marker: see `check_outputs`.
+    """
+    inside = paths_inside(places, without=folders)
+    names = {path: name.with_suffix(extension(path)) for path, name in inside.items()}
+    times = Counter(names.values())
+    names |= {path: Path(f"{inside[path]}{extension(path)}") for path, name in names.items() if times[name] > 1}
+    for folder in folders:
+        check_outputs({path: folder / name for path, name in names.items()}, marker)
+    return names
+
+
+def check_outputs(outputs: Mapping[Path, Path], marker: Path) -> None:
+    """Check that writing the outputs of images destroys no file.
+
+    Args:
+        outputs: for each image, the file that it is written to.
+        marker: file that each run writes first. If it is missing, existing files belong to the user.
+
+    Raises:
+        ValueError: two images have one output, or an output would overwrite one of the images or a file of the user.
+    """
+    images: dict[Path, Path] = {}
+    for path, file in outputs.items():
+        if file in images:
+            raise ValueError(f"{path} and {images[file]} would both be written to {file}: give each its own --output")
+        images[file] = path
+    read = {path.resolve() for path in outputs}
+    for file in images:
+        if file.resolve() in read:
+            raise ValueError(f"{file} is an image and would be overwritten: give another --output")
+        if file.exists() and not marker.exists():
+            raise ValueError(f"{file} exists, and no earlier run wrote it: there is no {marker}. Give another --output")
+
+
+def predict_images(
+    images: Mapping[Path, Path], predict: Callable[[Path, Path], Mapping[str, Any]], records: Path
+) -> int:
+    """Predict images one after the other; return their number.
+
+    Images that cannot be read or do not fit the model are named and left out.
+
+    Args:
+        images: for each image, the file that its prediction is written to.
+        predict: reads an image, writes its file, and returns the entries of its record.
+        records: JSON file with a record for each image. It is made at the start, since it marks the outputs beside it
+            as ours, see `check_outputs`. The records are written at the end, also after an error or Ctrl-C.
+    """
+    make_output_folder(records.parent)
+    if not records.exists():
+        write_text(records, "[]\n")
+    done: list[dict[str, Any]] = []
+    try:
+        for path, file in tqdm(images.items(), unit="img", leave=False, disable=None):
+            try:
+                done.append({"image": str(path)} | dict(predict(path, file)))
+            except (CorruptImage, DoesNotFit) as error:
+                name = "" if str(path) in str(error) else f"{path}: "
+                print(printable(f"left out: {name}{error}"), file=sys.stderr)
+    finally:
+        write_text(records, json.dumps(done, indent=2) + "\n")
+    return len(done)

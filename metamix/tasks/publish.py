@@ -93,12 +93,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def write(options: PublishOptions, folder: Path) -> list[str]:
-    """Write the files of a repository to an empty folder, and return notes for the user.
-
-    Raises:
-        FileNotFoundError: there are no such weights.
-        ValueError: the weights cannot be used, or timm would load another model from the folder.
-    """
+    """Write the files of a repository to an empty folder, and return notes for the user."""
     path = find_weights(options.source)
     file = newest_weights(path) if path.is_dir() else path
     spec = find_task(task_of_weights(file))

@@ -56,15 +56,7 @@ def task_of_model(name: str | None) -> str | None:
 
 
 def task_of_weights(path: Path, model: str | None = None) -> str:
-    """Return the task of a weight file or a run folder.
-
-    Args:
-        path: path of the file or folder.
-        model: name of its model, if the file does not name it.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """Return the task of a weight file or a run folder; `model` names its model if the file does not."""
     foreign = path.is_file() and path.suffix not in (".safetensors", ".pt", ".pth")
     if foreign and (task := next((task for task in TASKS if path.suffix in find_task(task).suffixes), None)):
         return task

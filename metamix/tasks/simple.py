@@ -15,7 +15,7 @@ from metamix.data import CorruptImage, decode_file
 from metamix.data.files import content_digest
 from metamix.data.loader import SampleReader, StreamLoader
 from metamix.data.options import ReadingOptions
-from metamix.data.order import EvalOrder, TrainOrder
+from metamix.data.order import EvalOrder, Order, TrainOrder
 from metamix.deploy.report import Difference, missed_limits
 from metamix.models import count_macs
 from metamix.models.registry import check_model
@@ -58,23 +58,19 @@ class SimpleData:
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
         """Make the training loader, see `metamix.training.task.TaskData`."""
         samples = self.splits["train"]
-        order = TrainOrder(len(samples), batch_size, rank, world_size, seed)
-        return StreamLoader(samples, self.options, order, self.transform, seed, verify=self.verify)
+        return self._loader(samples, TrainOrder(len(samples), batch_size, rank, world_size, seed), seed)
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
         """Make the loader of each split that can be scored."""
         share = max(1, batch_size // world_size)
         return {
-            split: StreamLoader(
-                samples,
-                self.options,
-                EvalOrder(len(samples), share, rank, world_size),
-                self.transform,
-                verify=self.verify,
-            )
+            split: self._loader(samples, EvalOrder(len(samples), share, rank, world_size))
             for split, samples in self.splits.items()
             if split != "train"
         }
+
+    def _loader(self, samples: SampleReader, order: Order, seed: int = 0) -> StreamLoader:
+        return StreamLoader(samples, self.options, order, self.transform, seed, verify=self.verify)
 
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
         """Scale pixels to values from 0 to 1."""

@@ -18,12 +18,12 @@ from .recipe import Recipe, resume_changes
 
 _logger = package_logger(__name__)
 
-DIGEST, CONTENT = "digest", "content"  # keys of the data's digests in `TaskData.identity`
+CONTENT = "content"  # key of a digest of the data in `TaskData.identity`
 ENTRIES = (  # what a checkpoint must hold
     "recipe", "about", "step", "steps_per_epoch", "history", "sums", "seconds", "epoch_seconds",
     "model", "ema", "optimizer", "scaler",
 )  # fmt: skip
-WORDS = {DIGEST: "files, labels or boxes", CONTENT: "content of the files"}  # how messages name a key
+WORDS = {"digest": "files, labels or boxes", CONTENT: "content of the files"}  # how messages name a key
 
 
 class Checkpoints:
@@ -46,11 +46,7 @@ class Checkpoints:
         return time.monotonic() - self._written_at >= 60 * self.minutes
 
     def find(self, resume: str, group: ProcessGroup) -> tuple[Path, dict[str, Any]] | None:
-        """Read the run folder's checkpoint or, if the folder has none yet, the one that `--resume` names, if any.
-
-        Raises:
-            ValueError: the checkpoint is damaged or incomplete.
-        """
+        """Read the run folder's checkpoint or, if the folder has none yet, the one that `--resume` names, if any."""
         if self.path is None:
             return None
         path = self.path
@@ -136,9 +132,7 @@ def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source
             f"{source} was made with other data; these differ: {', '.join(differing)}. Give the data of the run, or "
             f"start a new run with --output"
         )
-    if DIGEST in identity and DIGEST not in saved:
-        _logger.warning(f"{source} has no digest of its data, so changed files or labels would go unnoticed")
-    elif CONTENT in identity and CONTENT not in saved:  # metamix 0.2
+    if CONTENT in identity and CONTENT not in saved:  # metamix 0.2
         _logger.warning(
             f"{source} was written by metamix 0.2: names, sizes and labels of its data are checked, but it has no "
             f"digest of the files' content, so changed pixels would go unnoticed"

@@ -144,9 +144,6 @@ class Engine:
     def evaluate(self, split: str, weights: str = "last") -> tuple[dict[str, float], list[State]]:
         """Score a split, "holdout" or "test", with the "last" weights or their average, "ema".
 
-        Returns:
-            The scores by name and the metric's states of all ranks.
-
         Raises:
             Stopped: at a signal, if the run has a single process. A resumed run scores the split again.
         """
@@ -178,11 +175,7 @@ class Engine:
         self.checkpoints.written(self.step)
 
     def resume(self) -> bool:
-        """Continue from the checkpoint that the engine read before it built the model; return False if there was none.
-
-        Raises:
-            ValueError: the checkpoint belongs to another model, recipe or data set.
-        """
+        """Continue from the checkpoint that the engine has read; return False if there was none."""
         if self._unresumed is None:
             return False
         (path, state), self._unresumed = self._unresumed, None
@@ -329,10 +322,8 @@ class Engine:
         return module.to(self.group.device, memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def _wait_for_device(self) -> None:
-        if self.group.device.type == "cuda":
-            torch.cuda.synchronize(self.group.device)
-        elif self.group.device.type == "mps":
-            torch.mps.synchronize()
+        if self.group.device.type != "cpu":
+            torch.accelerator.synchronize(self.group.device)
 
     def _make_train_loader(self) -> TrainLoader:
         """Make the training loader; if the batch size is unset, choose one that fits the number of samples."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from metamix.utils.system import cpu_flags
 from metamix.utils.text import package_logger
@@ -42,15 +43,13 @@ def to_device(value: Any, device: torch.device, memory_format: torch.memory_form
 
     If `memory_format` is given, tensors with four dimensions are converted to it, and the copy does not block the CPU.
     """
-    if isinstance(value, Tensor):
-        if memory_format is not None and value.ndim == 4:
-            return value.to(device, non_blocking=True, memory_format=memory_format)
-        return value.to(device, non_blocking=memory_format is not None)
-    if isinstance(value, dict):
-        return {key: to_device(item, device, memory_format) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(to_device(item, device, memory_format) for item in value)
-    return value
+
+    def move(tensor: Tensor) -> Tensor:
+        if memory_format is not None and tensor.ndim == 4:
+            return tensor.to(device, non_blocking=True, memory_format=memory_format)
+        return tensor.to(device, non_blocking=memory_format is not None)
+
+    return tree_map_only(Tensor, move, value)
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:

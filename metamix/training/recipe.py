@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,6 @@ from metamix.utils.options import (
     options_of,
     parse_flags,
     read_yaml,
-    with_defaults,
 )
 from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, ShareBelowOne, shown
 from metamix.utils.text import did_you_mean, exit_with_message
@@ -174,7 +173,8 @@ class Recipe:
 
 def parse(
     argv: Sequence[str],
-    tasks: Mapping[str, Callable[[], type]],
+    tasks: Collection[str],
+    task_options: Callable[[str], type],
     *,
     default_task: Callable[[Mapping[str, Any]], str],
     description: str,
@@ -183,8 +183,9 @@ def parse(
     """Read a recipe from the config that `--config` names, and then from the other flags.
 
     Args:
-        tasks: for each task, a function that imports it and returns its options, a dataclass. Its attribute
-            `engine_defaults`, if it has one, holds defaults of engine options that differ from the engine's.
+        tasks: names of all tasks, read after the modules of `--import` have registered theirs.
+        task_options: returns the options of a task, a dataclass. Its attribute `engine_defaults`, if it has one, holds
+            defaults of engine options that differ from the engine's.
         default_task: returns the task if neither `--task` nor the config names one, from the values of `checkpoint`
             and `model` that the command line or the config gives.
         engine: options that every task has, a dataclass.
@@ -214,12 +215,12 @@ def parse(
         check_choice("task", task, tasks)
 
         parser.description = f"{description}\n\nTasks: {', '.join(tasks)}. This help is that of {task}."
-        classes = engine, tasks[task]()
+        classes = engine, task_options(task)
         defaults = getattr(classes[1], "engine_defaults", {})
-        options = with_defaults(options_of(*classes), defaults)
+        options = options_of(*classes, defaults=defaults)
 
         def unknown_hint(name: str) -> str:
-            having = [other for other in tasks if other != task and name in options_of(tasks[other]())]
+            having = [other for other in tasks if other != task and name in options_of(task_options(other))]
             if not having:
                 return ""
             advice = "" if first.task else f": add --task {having[0]}"
@@ -249,11 +250,7 @@ def parse(
 
 
 def find_config(name: str) -> Path:
-    """Return the path of a config: a file, or a shipped config by its name such as `digits/demo`.
-
-    Raises:
-        ValueError: it is a folder, or there is neither; the message names the nearest.
-    """
+    """Return the path of a config: a file, or a shipped config by its name such as `digits/demo`."""
     name = os.path.expanduser(name)  # no shell expands --config=~/recipe.yaml
     if Path(name).is_file():
         return Path(name)

@@ -29,8 +29,16 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from metamix.utils.files import TEMPORARY, make_output_folder, read_text, reason, remove_temporary, write_text
-from metamix.utils.lock import LOCK, lock_folder
+from metamix.utils.files import (
+    LOCK,
+    TEMPORARY,
+    lock_folder,
+    make_output_folder,
+    read_text,
+    reason,
+    remove_temporary,
+    write_text,
+)
 from metamix.utils.options import read_yaml
 from metamix.utils.text import message
 from metamix.weights.files import CHECKPOINT, RECIPE, WEIGHTS
@@ -116,11 +124,7 @@ class Run:
             write_text(self.folder / STATE, state + "\n")
 
     def start_tracker(self, config: Mapping[str, Any]) -> None:
-        """Start the record in Weights & Biases, or continue it, if it was asked for; `config` is the recipe.
-
-        Raises:
-            ValueError: it cannot be started, for example because nobody is logged in.
-        """
+        """Start the record in Weights & Biases, or continue it, if it was asked for; `config` is the recipe."""
         if self._wandb is None:
             return
         assert self.folder is not None, "a dry run writes nothing"
@@ -173,21 +177,14 @@ class Run:
         self,
         step_in_epoch: int,
         steps: int,
-        values: Mapping[str, float],
+        values: Mapping[str, float],  # mean losses since the last call
         *,
         lr: float,
-        speed: float,
-        left: float,
-        memory: float,
+        speed: float,  # images per second
+        left: float,  # seconds to the end of the run
+        memory: float,  # peak, GiB
     ) -> None:
-        """Show the progress within an epoch.
-
-        Args:
-            values: mean losses since the last call, by name.
-            speed: images per second.
-            left: seconds to the end of the run.
-            memory: peak, in GiB.
-        """
+        """Show the progress within an epoch."""
         if not self.main:
             return
         losses = "".join(f"{name} {value:.4g}  " for name, value in values.items())

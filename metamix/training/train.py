@@ -96,9 +96,6 @@ def is_finished(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> bo
     """Return whether the folder holds the complete result of this recipe.
 
     A run that was killed while it drew its pictures is not finished if its checkpoint is there to score it again.
-
-    Raises:
-        ValueError: the folder holds another run that cannot be continued, or damaged weights.
     """
     if not (folder / SUMMARY).exists():
         return False

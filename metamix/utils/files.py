@@ -1,4 +1,4 @@
-"""Write files atomically, and find folders that come with metamix."""
+"""Read and write files, lock folders, and find folders that come with metamix."""
 
 import errno
 import json
@@ -10,9 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from .nesting import check_nesting
-
 TEMPORARY = ".tmp"  # end of the names of files that are not complete yet
+LOCK = ".lock"  # file in a folder that was locked; it stays there
+MAX_NESTING = 64  # levels of lists and mappings in JSON and YAML
+_PARTS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{\]}]', re.DOTALL)  # brackets, and strings, whose brackets do not count
 
 
 @contextmanager
@@ -22,7 +23,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     If `path` is a device or a pipe, such as /dev/stdout, the data are written to it and it is not replaced. If `path`
     is a link, its target is replaced and the link stays.
 
-    The data are first written to a new file beside it, NAME.RANDOM.tmp. Nobody can guess its name and plant a link.
+    The data are first written to a new file beside it, NAME.RANDOM.tmp.
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full. The old file is then unchanged.
@@ -35,7 +36,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             with open(path, "wb") as file:
                 yield file
             return
-        with open(temporary, "xb", opener=_without_links) as file:
+        with open(temporary, "xb") as file:  # x refuses a link, too
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -47,10 +48,6 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError):
             raise OSError(f"{path} could not be written ({reason(error)})") from error
         raise
-
-
-def _without_links(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)  # Windows has no such flag
 
 
 def remove_temporary(path: Path) -> None:
@@ -104,10 +101,51 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     return content
 
 
+def check_nesting(text: str, source: str) -> None:
+    """Raise ValueError if JSON text, valid or not, is nested so deeply that Python's recursive reader could fail.
+
+    `source` begins the message.
+    """
+    depth = 0
+    for part in _PARTS.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(part[0], 0)
+        if depth > MAX_NESTING:
+            raise ValueError(f"{source} is nested deeper than {MAX_NESTING} levels; give another file")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
     with atomic_write(path) as file:
         file.write(text.encode(errors="backslashreplace"))  # such as a file name in Latin-1
+
+
+def lock_folder(folder: Path) -> IO[str]:
+    """Lock a folder until the file that is returned is closed, or until this process ends, however it ends.
+
+    Raises:
+        ValueError: another process has locked the folder.
+        OSError: the folder cannot be locked.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        raise OSError(f"{folder} cannot be locked: writing to it needs Linux or macOS") from None
+    try:
+        file = open(folder / LOCK, "a+")  # noqa: SIM115 - kept open as long as the lock is held
+    except OSError as error:
+        raise OSError(f"{folder / LOCK} could not be written ({reason(error)}); give another --output") from error
+    try:
+        # A POSIX record lock. Unlike flock's, the loader's workers do not inherit it; they may outlive this process.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise OSError(
+                f"{folder} cannot be locked ({error.strerror}), so two processes could write into it; take an "
+                f"--output on another file system"
+            ) from None
+        raise ValueError(f"another process is writing into {folder}; wait, stop it, or give another --output") from None
+    return file
 
 
 def reason(error: BaseException) -> str:

@@ -24,8 +24,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 import yaml
 from pydantic import ValidationError
 
-from .files import read_text
-from .nesting import MAX_NESTING
+from .files import MAX_NESTING, read_text
 from .rules import accepted, fits, members_of, rule, rules_of, shown
 from .text import did_you_mean
 
@@ -82,14 +81,21 @@ def positional(help: str, *, metavar: str, default: Any = MISSING) -> Any:
     return field(default=default, metadata={"help": help, "metavar": metavar, "positional": True})
 
 
-def options_of(*classes: type) -> dict[str, tuple[Field, Any]]:
-    """Return the field and the type of each option of some dataclasses, by name; names must be unique."""
+def options_of(*classes: type, defaults: Mapping[str, Any] | None = None) -> dict[str, tuple[Field, Any]]:
+    """Return the field and the type of each option of some dataclasses, by name; names must be unique.
+
+    Args:
+        defaults: defaults of some options, which replace those of the dataclasses, also in --help.
+    """
     options: dict[str, tuple[Field, Any]] = {}
     for cls in classes:
         types = get_type_hints(cls, include_extras=True)
         for f in fields(cls):
             if f.name in options:
                 raise TypeError(f"two options have the name {f.name!r}")
+            if defaults and f.name in defaults:
+                f = copy.copy(f)
+                f.default = defaults[f.name]
             options[f.name] = f, types[f.name]
     return options
 
@@ -113,24 +119,20 @@ def changed_flags(options: Any, *names: str) -> list[str]:
     return words
 
 
-def with_defaults(options: Mapping[str, tuple[Field, Any]], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace the defaults of some options, also in --help."""
-    changed = dict(options)
-    for name, value in defaults.items():
-        f, hint = options[name]
-        shown = copy.copy(f)
-        shown.default = value
-        changed[name] = shown, hint
-    return changed
-
-
 class Parser(argparse.ArgumentParser):
-    """A parser that raises ValueError instead of printing the usage and exiting."""
+    """A parser with the flag `--import`; it raises ValueError instead of printing the usage and exiting."""
 
     def __init__(self, **settings: Any) -> None:
         layout: Any = partial(argparse.RawDescriptionHelpFormatter, max_help_position=30)
         super().__init__(formatter_class=layout, add_help=False, allow_abbrev=False, **settings)
-        add_imports(self)
+        self.add_argument(
+            "--import",
+            dest="imports",
+            action="append",
+            default=[],
+            metavar="MODULE",
+            help="module with mixers or models of your own; may be repeated",
+        )
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -221,18 +223,6 @@ def parse_flags(
     }
 
 
-def add_imports(parser: argparse.ArgumentParser) -> None:
-    """Add `--import MODULE`, which may be repeated, for `import_modules`."""
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="module with mixers or models of your own; may be repeated",
-    )
-
-
 def import_modules(names: Sequence[str]) -> None:
     """Import modules from the working folder, or installed ones; raise ValueError if one cannot be imported."""
     if names and os.getcwd() not in sys.path:
@@ -251,9 +241,8 @@ def import_modules(names: Sequence[str]) -> None:
 
 def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     """Import the modules of `--import`; return the name after `--task`, or None, and the remaining arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser()
     parser.add_argument("--task")
-    add_imports(parser)
     flags, words = parser.parse_known_args(argv)
     import_modules(flags.imports)
     return flags.task, words

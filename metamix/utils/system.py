@@ -92,15 +92,6 @@ def prepare_device(name: str, local_rank: int = 0) -> torch.device:
     Raises:
         ValueError: the name is wrong, or the machine has no such device.
     """
-    device = _choose_device(name, local_rank)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    elif device.type == "cpu":
-        keep_freed_memory()
-    return device
-
-
-def _choose_device(name: str, local_rank: int) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -121,7 +112,10 @@ def _choose_device(name: str, local_rank: int) -> torch.device:
             raise ValueError(f"process {local_rank} needs its own GPU, but there are {count}: lower --nproc_per_node")
         if device.index is not None and (processes := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > 1:
             raise ValueError(f"device is {name!r}, which {processes} processes cannot share: give --device cuda")
-        return torch.device("cuda", local_rank if device.index is None else device.index)
+        device = torch.device("cuda", local_rank if device.index is None else device.index)
+        torch.cuda.set_device(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
 
 

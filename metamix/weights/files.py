@@ -24,8 +24,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 from torch.serialization import safe_globals
 
-from metamix.utils.files import atomic_write, reason
-from metamix.utils.nesting import MAX_NESTING, check_nesting
+from metamix.utils.files import MAX_NESTING, atomic_write, check_nesting, reason
 from metamix.utils.system import is_out_of_memory
 from metamix.utils.text import package_logger
 

@@ -20,7 +20,7 @@ from benchmarks.weight_cards import load_cards
 from metamix.classification.load import load_initial_weights
 from metamix.data import DataOptions, eval_loader, normalize, open_data
 from metamix.models import count_macs
-from metamix.tasks.registry import find_task
+from metamix.tasks.registry import TASKS, find_task
 from metamix.training.recipe import parse
 from metamix.weights.files import load_weights
 from metamix.weights.find import weights_dir
@@ -114,8 +114,10 @@ def test_the_command_on_the_page_is_the_recipe(name):
     words = shlex.split(command(CARDS[name]).replace("\\\n", " "))
     assert words[:2] == ["python", "train.py"]
     words = [str(ROOT / word) if word.endswith(".yaml") else word for word in words[2:]]
-    tasks = {"classification": lambda: find_task("classification").part("task").Options}
-    recipe = parse(words, tasks, default_task=lambda options: "classification", description="").flat()
+    options = find_task("classification").part("task").Options
+    recipe = parse(
+        words, TASKS, lambda task: options, default_task=lambda values: "classification", description=""
+    ).flat()
     assert CARDS[name]["recipe"].items() <= recipe.items()
 
 

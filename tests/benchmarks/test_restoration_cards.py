@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from skimage import data
 
-import metamix.cli.main
+import metamix_cli
 from benchmarks import ship_weights, weight_cards
 from benchmarks.report.cards import command, page
 from benchmarks.weight_cards import load_cards
@@ -18,7 +18,7 @@ from metamix.restoration.degradations import parse_degradations
 from metamix.restoration.inference import enlarge
 from metamix.restoration.load import load_restorer
 from metamix.restoration.metric import Measure
-from metamix.tasks.registry import find_task
+from metamix.tasks.registry import TASKS, find_task
 from metamix.training.recipe import parse
 from metamix.weights.files import load_weights
 from metamix.weights.find import weights_dir
@@ -53,8 +53,8 @@ def test_a_card_is_that_of_its_weights(name):
     assert (weights_dir() / f"{name}.safetensors").stat().st_size < 8e6
     words = shlex.split(command(card).replace("\\\n", " "))
     words = [str(ROOT / word) if word.endswith(".yaml") else word for word in words[2:]]
-    options = {"restoration": lambda: find_task("restoration").part("task").Options}
-    recipe = parse(words, options, default_task=lambda options: "restoration", description="").flat()
+    options = find_task("restoration").part("task").Options
+    recipe = parse(words, TASKS, lambda task: options, default_task=lambda values: "restoration", description="").flat()
     assert card["recipe"].items() <= recipe.items()
     text = (weights_dir() / f"{name}.md").read_text()
     assert f"| PSNR | {card['psnr']:.2f} dB, mean over {card['test_data']}, " in text
@@ -73,7 +73,7 @@ def test_a_run_becomes_a_weight_and_a_card(tmp_path, monkeypatch, capsys):
         Image.fromarray(data.astronaut()[200 + 32 * i : 232 + 32 * i, 200:232]).save(folder / f"{i}.png")
     words = "train --task restoration --model wavemixsr_nano --degradation downscale:2 --channels y --crop 16"
     where = ["--data-dir", str(folder), "--output", str(run), "--epochs", "1", "--batch-size", "2", "--device", "cpu"]
-    metamix.cli.main.main([*words.split(), *where])
+    metamix_cli.main([*words.split(), *where])
     for module in (ship_weights, weight_cards):
         monkeypatch.setattr(module, "weights_dir", lambda: tmp_path)
     names = ["--data-name", "astronauts", "--test-name", "an astronaut"]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from metamix.data import open_data
-from metamix.data.find import find_images, list_images
+from metamix.data.find import list_images, paths_inside
 from tests.helpers.running import metamix_command
 
 WEIGHTS = ["--checkpoint", "metaformer_pooling_nano.digits", "--device", "cpu"]
@@ -103,7 +103,7 @@ def test_the_name_of_the_output_says_its_format(digits, tmp_path):
 
 def test_each_image_comes_once(digits):
     folder, _ = digits
-    assert len(find_images([folder, folder / "0.png", folder])) == 5
+    assert len(paths_inside([folder, folder / "0.png", folder])) == 5
 
 
 def test_earlier_results_are_skipped_inside_a_folder(digits, tmp_path):
@@ -112,19 +112,19 @@ def test_earlier_results_are_skipped_inside_a_folder(digits, tmp_path):
         out.mkdir()
         Image.new("L", (8, 8)).save(out / "result.png")
     (folder / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    assert len(find_images([folder])) == 7
-    assert len(find_images([folder], without=[folder / "out", folder / "link"])) == 5
-    assert len(find_images([folder], without=[folder])) == len(find_images([folder], without=[folder.parent])) == 7
-    assert find_images([folder / "out"], without=[folder / "out"]) == [folder / "out" / "result.png"]
+    assert len(paths_inside([folder])) == 7
+    assert len(paths_inside([folder], without=[folder / "out", folder / "link"])) == 5
+    assert len(paths_inside([folder], without=[folder])) == len(paths_inside([folder], without=[folder.parent])) == 7
+    assert list(paths_inside([folder / "out"], without=[folder / "out"])) == [folder / "out" / "result.png"]
     shutil.copytree(folder / "out", tmp_path / "new" / "out")
     with pytest.raises(FileNotFoundError, match="new holds only results of earlier runs: give the folder of the input"):
-        find_images([tmp_path / "new"], without=[tmp_path / "new" / "out"])
+        paths_inside([tmp_path / "new"], without=[tmp_path / "new" / "out"])
 
 
 def test_images_of_other_types_are_named(digits, caplog):
     folder, _ = digits
     Image.new("L", (8, 8)).save(folder / "a.gif")
-    assert len(find_images([folder])) == len(list_images(folder)) == 5
+    assert len(paths_inside([folder])) == len(list_images(folder)) == 5
     assert caplog.text.count(": left out are files") == 2
     assert f"{folder}: left out are files of other types, 1 .gif; save them as .png or .jpg" in caplog.text
 

@@ -35,16 +35,6 @@ def test_data_that_moved_are_the_same(run, tmp_path, capsys):
     assert "resumed" in capsys.readouterr().out
 
 
-def test_a_run_without_a_digest_goes_on_with_a_warning(run, caplog):
-    """A finished run of an older version."""
-    output, root = run
-    summary = json.loads((output / "summary.json").read_text())
-    del summary["digest"]
-    (output / "summary.json").write_text(json.dumps(summary))
-    train(*WORDS, "--data-dir", root, "--epochs", 1, "--output", output)
-    assert f"{output} has no digest of its data" in caplog.text
-
-
 def test_the_split_that_was_scored_is_scored_again(folder, image, tmp_path, capsys):
     import metamix.cli.evaluate
 

@@ -15,8 +15,8 @@ import metamix
 import metamix.cli.evaluate
 import metamix.cli.models
 import metamix.cli.train
-from metamix.cli.main import COMMANDS, main
 from metamix.tasks.load import task_of
+from metamix_cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[2]
 

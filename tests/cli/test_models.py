@@ -5,7 +5,7 @@ import json
 import pytest
 
 import metamix
-from metamix.cli.main import main
+from metamix_cli import main
 
 
 def test_table_has_a_line_for_each_model_and_its_weights(capsys):

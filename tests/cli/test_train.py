@@ -362,11 +362,11 @@ def test_a_missing_wandb_leaves_no_folder(folder, tmp_path, monkeypatch):
         (["--model", "hf-hub:a/b"], "model is hf-hub:a/b. Models of a hub cannot be trained, since the weight file st"),
         (
             ["--model", f"{MODEL},metaformer_pooling_nano", "--resume", "nowhere"],
-            "resume is nowhere, the checkpoint of one model, but --model names 2: give the one that it was trained",
+            "nowhere has the weights of one model, but --model names 2: train only that model, or leave --resume",
         ),
         (
             ["--model", f"{MODEL},metaformer_pooling_nano", "--checkpoint", "nowhere"],
-            "checkpoint is nowhere, the weights of one model, but --model names 2: train only that model, or start al",
+            "nowhere has the weights of one model, but --model names 2: train only that model",
         ),
         (["--linear-probe"], "linear_probe needs weights that stay frozen: give --pretrained, or --checkpoint FILE"),
         (["--mix-prob", "0.3"], "--mix-prob has no effect without --mixup or --cutmix; give both or neither"),

@@ -191,7 +191,7 @@ def test_mixing_draws_nothing_from_the_run(batch):
 
 @pytest.mark.parametrize("memory", ["yes", "no"])
 def test_from_loader_to_target_on_any_number_of_processes(folder, memory):
-    splits = open_data("folder", root=folder(), memory=memory)
+    splits = open_data("folder", root=folder())
     options = DataOptions(memory=memory, workers=0, img_size=24, mean=MEAN, std=STD, **EVERYTHING)
     transform = Augment(options, seed=1, mean=MEAN, std=STD, size=24, num_classes=3, cropped=memory == "no")
 

@@ -56,7 +56,7 @@ def test_a_pipe_in_a_class_folder_counts_as_a_broken_image(folder, memory, caplo
     os.mkfifo(root / "train" / "dog" / "pipe.png")
     options = DataOptions(memory=memory, workers=0, corrupt_limit=0.1)
     with seconds(30):
-        source = open_data("folder", root=root, memory=memory).train
+        source = open_data("folder", root=root).train
         (batch,) = train_loader(source, options, batch_size=13).epoch(0)
     assert len(batch["label"]) == 13
     assert f"{root}/train/dog/pipe.png: not a regular file" in caplog.text

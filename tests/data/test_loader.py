@@ -17,9 +17,8 @@ STREAMED = dict(memory="no", img_size=24, auto_augment="rand-m9-n2-mstd0.5")
 
 @pytest.fixture
 def source(folder):
-    """A maker of the 12 images that a folder has to train on, held in memory or not."""
-    root = folder()
-    return lambda memory="auto": open_data("folder", root=root, memory=memory).train
+    """The 12 images that a folder has to train on."""
+    return open_data("folder", root=folder()).train
 
 
 def equal(a, b):
@@ -39,7 +38,7 @@ def test_balanced_sampling_augments_each_repeat_anew(folder, memory):
     root = folder(train=4)
     for i in range(1, 4):
         (root / "train" / "eel" / f"{i}.png").unlink()
-    source = open_data("folder", root=root, memory=memory).train
+    source = open_data("folder", root=root).train
     options = DataOptions(sampling="balanced", memory=memory, workers=0, img_size=16, padding=8)
     (batch,) = train_loader(source, options, batch_size=9).epoch(0)
     assert batch["label"].bincount().tolist() == [3, 3, 3]
@@ -51,7 +50,7 @@ def test_balanced_sampling_augments_each_repeat_anew(folder, memory):
 
 @pytest.mark.parametrize("memory", ["yes", "no"])
 def test_evaluation_on_more_processes_than_samples(folder, memory):
-    source = open_data("folder", root=folder(val=1), memory=memory).test
+    source = open_data("folder", root=folder(val=1)).test
     options = DataOptions(memory=memory, workers=0, img_size=32)
     batches = [
         batch for rank in range(5) for batch in eval_loader(source, options, batch_size=5, rank=rank, world_size=5)
@@ -66,7 +65,6 @@ def test_batch_size_and_processes():
 
 
 def test_batches_from_memory(source):
-    source = source()
     loader = train_loader(source, DataOptions(), batch_size=4)
     batches = list(loader.epoch(0))
     assert len(loader) == len(batches) == 3
@@ -81,7 +79,7 @@ def test_batches_from_memory(source):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streamed_batches(source, workers):
     options = DataOptions(workers=workers, **STREAMED)
-    loader = train_loader(source("no"), options, batch_size=4, seed=1)
+    loader = train_loader(source, options, batch_size=4, seed=1)
     first, again, second = list(loader.epoch(0)), list(loader.epoch(0)), list(loader.epoch(1))
     image = first[0]["image"]
     assert (len(loader), len(first), image.shape, image.dtype) == (3, 3, (4, 3, 24, 24), torch.uint8)
@@ -95,9 +93,7 @@ def test_streamed_batches(source, workers):
 @pytest.mark.parametrize("memory", ["yes", "no"])
 def test_an_epoch_can_be_entered_at_any_step(source, memory):
     """Also after another one was left in the middle, and without decoding what is skipped."""
-    loader = train_loader(
-        source(memory), DataOptions(workers=2, **{**STREAMED, "memory": memory}), batch_size=4, seed=1
-    )
+    loader = train_loader(source, DataOptions(workers=2, **{**STREAMED, "memory": memory}), batch_size=4, seed=1)
     whole = list(loader.epoch(3))
     next(loader.epoch(3))
     assert len(whole) == 3 and all_equal(whole[1:], loader.epoch(3, start=1))
@@ -105,7 +101,6 @@ def test_an_epoch_can_be_entered_at_any_step(source, memory):
 
 
 def test_what_is_skipped_is_not_decoded(source, monkeypatch):
-    source = source("no")
     read, opened = source.read, []
     monkeypatch.setattr(source, "read", lambda index: opened.append(index) or read(index))
     loader = train_loader(source, DataOptions(workers=0, **STREAMED), batch_size=4)
@@ -117,8 +112,7 @@ def test_workers_and_processes_do_not_change_a_sample(source):
     def run(workers, world):
         options = DataOptions(workers=workers, **STREAMED)
         ranks = [
-            list(train_loader(source("no"), options, batch_size=4, rank=r, world_size=world).epoch(2))
-            for r in range(world)
+            list(train_loader(source, options, batch_size=4, rank=r, world_size=world).epoch(2)) for r in range(world)
         ]
         return [joined(parts) for parts in zip(*ranks, strict=True)]
 
@@ -128,7 +122,7 @@ def test_workers_and_processes_do_not_change_a_sample(source):
 
 def test_a_machine_of_one_core_has_one_worker_and_no_warning(source, monkeypatch, recwarn):
     def batches(workers):
-        loader = train_loader(source("no"), DataOptions(workers=workers, **STREAMED), batch_size=4)
+        loader = train_loader(source, DataOptions(workers=workers, **STREAMED), batch_size=4)
         return loader.loader.num_workers, list(loader.epoch(0))
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
@@ -142,13 +136,12 @@ def test_loading_draws_nothing_from_the_run(source):
     for workers in 0, 1:
         for memory in "yes", "no":
             options = DataOptions(workers=workers, **{**STREAMED, "memory": memory})
-            list(train_loader(source(memory), options, batch_size=4).epoch(0))
-            list(eval_loader(source(memory), options, batch_size=4))
+            list(train_loader(source, options, batch_size=4).epoch(0))
+            list(eval_loader(source, options, batch_size=4))
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 
 
 def test_streamed_evaluation_is_timms(source):
-    source = source("no")
     options = DataOptions(memory="no", workers=0, img_size=24, crop_pct=0.75)
     batch = next(iter(eval_loader(source, options, batch_size=12)))
     assert batch["index"].tolist() == list(range(12))
@@ -164,7 +157,7 @@ def test_broken_images_are_replaced_counted_and_named(folder, break_image, caplo
     for name in "cat/2.jpg", "cat/3.jpg":
         break_image(root / "train" / name)
     (root / "train" / "eel" / "3.jpg").write_bytes(b"no image at all")
-    source = open_data("folder", root=root, memory=memory).train
+    source = open_data("folder", root=root).train
     options = DataOptions(memory=memory, workers=workers, corrupt_limit=0.25, img_size=64, crop_pct=1.0)
     loader = train_loader(source, options, batch_size=12)
     for epoch in 0, 1:
@@ -188,7 +181,7 @@ def test_too_many_broken_images_end_the_run(folder, break_image, memory, workers
     for name in "cat/2.jpg", "cat/3.jpg":
         break_image(root / "train" / name)
     options = DataOptions(data="folder", data_dir=str(root), memory=memory, workers=workers, corrupt_limit=0.1)
-    source = open_data("folder", root=root, memory=memory).train
+    source = open_data("folder", root=root).train
     words = r"2 of 12 images cannot be read, more than corrupt_limit allows \(a share of 0.1\); the last was .*cat/.*"
     with pytest.raises(CorruptImage, match=words + f"metamix verify folder --data-dir '{root}'") as error:
         list(train_loader(source, options, batch_size=12).epoch(0))
@@ -201,7 +194,7 @@ def test_no_image_can_be_read(folder, break_image, memory, workers):
     root = folder(kind="jpg", size=(64, 64), train=1)
     for path in (root / "train").glob("*/*.jpg"):
         break_image(path)
-    source = open_data("folder", root=root, memory=memory).train
+    source = open_data("folder", root=root).train
     with pytest.raises(CorruptImage, match="^none of 3 images can be read; the first is .*cat/0.jpg"):
         list(train_loader(source, DataOptions(workers=workers, memory=memory), batch_size=2).epoch(0))
 
@@ -217,9 +210,8 @@ def test_a_replacement_comes_from_the_same_source(folder, break_image):
 
 
 def test_a_worker_that_dies_ends_in_a_sentence(source, monkeypatch):
-    images = source("no")
-    monkeypatch.setattr(type(images), "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    loader = train_loader(images, DataOptions(workers=1, **STREAMED), batch_size=4, seed=1)
+    monkeypatch.setattr(type(source), "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    loader = train_loader(source, DataOptions(workers=1, **STREAMED), batch_size=4, seed=1)
     with pytest.raises(OSError, match=r"a process that reads images died \(DataLoader worker .*lower --workers"):
         next(loader.epoch(0))
 
@@ -229,7 +221,7 @@ def test_a_program_ends_though_its_workers_outlive_a_sigterm(folder):
     program = f"""
 from metamix.data import DataOptions, open_data, train_loader
 options = DataOptions(data="folder", data_dir={str(folder())!r}, memory="no", workers=2)
-loader = train_loader(open_data("folder", root=options.data_dir, memory="no").train, options, batch_size=6)
+loader = train_loader(open_data("folder", root=options.data_dir).train, options, batch_size=6)
 print(sum(len(batch["label"]) for batch in loader.epoch(0)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
@@ -239,7 +231,7 @@ print(sum(len(batch["label"]) for batch in loader.epoch(0)))
 def test_workers_of_an_evaluation_end_with_it(source):
     options = DataOptions(memory="no", workers=1)
     before = set(multiprocessing.active_children())
-    batches = iter(eval_loader(source("no"), options, batch_size=6))
+    batches = iter(eval_loader(source, options, batch_size=6))
     next(batches)
     assert len(set(multiprocessing.active_children()) - before) == 1
     assert len(list(batches)) == 1
@@ -258,7 +250,7 @@ def spawn():
 def test_workers_outlive_ctrl_c_however_they_were_started(folder):
     """Training saves on Ctrl-C, which a terminal sends to its workers too, in its own time."""
     before = set(multiprocessing.active_children())
-    source = open_data("folder", root=folder(), memory="no").test
+    source = open_data("folder", root=folder()).test
     batches = iter(eval_loader(source, DataOptions(memory="no", workers=1), batch_size=1))
     next(batches)
     (worker,) = set(multiprocessing.active_children()) - before

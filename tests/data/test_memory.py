@@ -48,8 +48,8 @@ def test_broken_images_do_not_count_in_the_statistics(folder, broken):
     root = folder()
     for i in range(broken):
         (root / "train" / "cat" / f"{i}.png").write_bytes(b"")
-    source = open_data("folder", root=root, memory="yes").train
-    options = DataOptions(img_size=32)
+    source = open_data("folder", root=root).train
+    options = DataOptions(img_size=32, memory="yes")
     decoded = pixels(source, options)
     assert len(decoded.broken) == broken
     images = decoded.images[[i for i in range(12) if i not in decoded.broken]].double() / 255
@@ -62,7 +62,7 @@ def test_a_channel_that_never_changes_can_be_normalised():
 
 
 def test_statistics_given_and_of_streamed_sets(folder):
-    train = open_data("folder", root=folder(), memory="no").train
+    train = open_data("folder", root=folder()).train
     assert channel_statistics(train, DataOptions(memory="no")) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     given = DataOptions(mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))
     assert channel_statistics(train, given) == ((0.5, 0.5, 0.5), (0.1, 0.1, 0.1))

@@ -21,7 +21,7 @@ from metamix.data.formats.torchvision_sets import TORCHVISION_SETS
 def test_digits_are_split_once_and_for_all():
     splits = open_data("digits")
     assert (len(splits.train), len(splits.test), splits.holdout) == (1437, 360, None)
-    assert (splits.in_chans, splits.size, splits.classes, splits.train.in_memory) == (1, 32, tuple("0123456789"), True)
+    assert (splits.in_chans, splits.size, splits.classes, splits.train.small) == (1, 32, tuple("0123456789"), True)
     paths = {source.path(i) for source in (splits.train, splits.test) for i in range(len(source))}
     assert len(paths) == 1797
     assert splits.test.labels.bincount().tolist() == [36, 36, 36, 36, 37, 36, 36, 36, 35, 36]
@@ -99,10 +99,8 @@ def test_memory_is_for_small_images_of_one_size(folder):
     mixed = folder(name="mixed")
     Image.new("RGB", (40, 30)).save(mixed / "train" / "cat" / "0.png")
     found = {root.name: open_data("folder", root=root).train for root in (small, large, mixed)}
-    assert {name: source.in_memory for name, source in found.items()} == {"small": True, "large": False, "mixed": False}
+    assert {name: source.small for name, source in found.items()} == {"small": True, "large": False, "mixed": False}
     assert {name: source.size for name, source in found.items()} == {"small": 32, "large": 100, "mixed": None}
-    assert open_data("folder", root=large, memory="yes").train.in_memory
-    assert not open_data("folder", root=small, memory="no").train.in_memory
 
 
 def test_folder_that_is_not_there(tmp_path):
@@ -195,7 +193,7 @@ def test_images_of_every_kind_are_found(folder, image):
     root = folder(train=1)
     for kind in "JPG", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "pgm":
         image().save(root / "train" / "cat" / f"1.{kind}")
-    splits = open_data("folder", root=root, memory="no")
+    splits = open_data("folder", root=root)
     assert splits.train.labels.tolist() == [0] * 9 + [1, 2]
     assert {splits.train.read(i)[0].mode for i in range(11)} == {"RGB"}
 
@@ -487,7 +485,7 @@ def test_mnist_and_its_kin(tmp_path, name, place):
     write_mnist(tmp_path / place / "raw")
     splits = open_data(name, root=tmp_path)
     assert (len(splits.train), len(splits.test), len(splits.classes)) == (30, 20, 10)
-    assert (splits.in_chans, splits.size, splits.train.in_memory) == (1, 28, True)
+    assert (splits.in_chans, splits.size, splits.train.small) == (1, 28, True)
     assert splits.train.read(3)[1] == 3 and splits.test.path(7) == f"{name} test 7"
 
 
@@ -556,7 +554,7 @@ def test_pets(tmp_path, image):
     splits = open_data("pets", root=tmp_path)
     assert (len(splits.train), len(splits.test)) == (4, 2)
     assert splits.train.path(2).endswith("images/Pug_trainval2.jpg")
-    assert splits.train.labels.tolist() == [0, 1, 0, 1] and not splits.train.in_memory
+    assert splits.train.labels.tolist() == [0, 1, 0, 1] and not splits.train.small
 
 
 def test_food(tmp_path, image):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from metamix.cli.main import main
 from metamix.data import CorruptImage, open_data
 from metamix.data.formats import tiny_imagenet
+from metamix_cli import main
 
 
 @pytest.fixture

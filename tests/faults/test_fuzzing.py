@@ -33,7 +33,8 @@ from metamix.segmentation.options import SegmentationOptions
 from metamix.segmentation.sources import open_set
 from metamix.segmentation.verify import VerifyMasks
 from metamix.tasks.convert import read_labels
-from metamix.tasks.options import OptionsOfTasks, task_of_options
+from metamix.tasks.options import task_of_options
+from metamix.tasks.registry import TASKS, find_task
 from metamix.training.recipe import EngineOptions, Recipe, parse
 from metamix.training.reports import compare_runs, write_metrics
 from metamix.training.train import is_finished, result_lines
@@ -355,7 +356,13 @@ def read_recipe(folder):
 
 
 def parse_recipe(*words):
-    return parse([*map(str, words)], OptionsOfTasks("Options"), default_task=task_of_options, description="")
+    return parse(
+        [*map(str, words)],
+        TASKS,
+        lambda task: find_task(task).part("task").Options,
+        default_task=task_of_options,
+        description="",
+    )
 
 
 KINDS = [

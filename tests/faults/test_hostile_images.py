@@ -180,7 +180,7 @@ def test_workers_that_are_not_forked_have_the_limit_too(folder, own_limit):
     [
         (b"999999999999", "30.cls holds the label 999999999999; labels may be 100,000 at most, counted from 0"),
         (b"100001", "30.cls holds the label 100001; labels may be 100,000 at most"),
-        (b"0" * 33, "30.cls has 33 bytes, and a label has 32 at most: it must hold the number of a class"),
+        (b"0" * 33, "30.cls holds b'00000000000000000000'; expected the number of a class"),
     ],
 )
 def test_labels_of_shards_are_numbers_of_classes(label, words, shard, tmp_path):
@@ -197,7 +197,7 @@ def test_the_bytes_of_a_long_label_are_not_read(shard, tmp_path):
     with open(tmp_path / "train.tar", "wb") as file:
         file.write(info.tobuf())
         file.truncate(info.size)  # a hole in the file
-    with seconds(20), pytest.raises(ValueError, match="x.cls has 6,442,450,944 bytes, and a label has 32 at most"):
+    with seconds(20), pytest.raises(ValueError, match=r"x.cls holds b'.*'; expected the number of a class"):
         open_data("wds/", root=tmp_path)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import metamix
 from metamix.data import open_data
 from metamix.tasks.load import load
-from metamix.utils.nesting import check_nesting
+from metamix.utils.files import check_nesting
 from metamix.utils.options import read_yaml
 from metamix.weights.files import load_checkpoint, load_metadata, load_weights, save_weights
 from metamix.weights.fit import TooLarge, limited_size

@@ -12,8 +12,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
-import metamix.cli.main
 import metamix.cli.train
+import metamix_cli
 from metamix.training.engine import Engine
 from metamix.weights.files import load_checkpoint
 
@@ -36,7 +36,7 @@ def train(*words):
 def metamix_command(*words):
     """Run a subcommand of `metamix` in this process and return its exit code; a message ends it as SystemExit."""
     try:
-        metamix.cli.main.main(list(map(str, words)))
+        metamix_cli.main(list(map(str, words)))
     except SystemExit as end:
         if isinstance(end.code, str):
             raise

@@ -1,6 +1,5 @@
 """Test exported image models: sizes, tiles, PSNR before and after, `metamix predict`."""
 
-from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from PIL import Image
 
 import metamix
-import metamix.cli.main
+import metamix_cli
 from metamix.deploy.artifact import Artifact
 from metamix.deploy.runtime import ExportedModel, load_exported
 from metamix.layers.image_inference import PadAndCrop, apply_in_tiles, tiles
@@ -87,7 +86,7 @@ def test_scores_tiles_and_pictures(model, degradation, format, dynamic, photos, 
         torch.testing.assert_close(restored, apply_in_tiles(pad, image, tile=32, overlap=4), rtol=0, atol=1e-4)
     with pytest.raises(SystemExit) as exit:
         words = ["--output", str(tmp_path / "restored"), "--ensemble", "--format", "tif", "--trust"]
-        metamix.cli.main.main(["predict", str(photos / "0.png"), "--model", str(folder), *words])
+        metamix_cli.main(["predict", str(photos / "0.png"), "--model", str(folder), *words])
     assert exit.value.code == 0
     photo = torch.from_numpy(np.array(Image.open(photos / "0.png"))).permute(2, 0, 1)[None] / 255
     size = None if dynamic else (32, 32)
@@ -154,7 +153,7 @@ def test_names_of_weights_say_the_model(tmp_path):
         channels="y", enlarge=1, degradation="downscale:2", scale=2, multiple=[1, 1]
     )
     with pytest.raises(ValueError, match="model is maxim_nano, but wavemixsr_nano.x2 says what model it is: leave"):
-        open_restorer(replace(options, model="maxim_nano"))
+        export(options.source, output=options.output, model="maxim_nano")
 
 
 @needs_engines

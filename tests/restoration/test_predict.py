@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 from torch import nn
 
 import metamix
-import metamix.cli.main
+import metamix_cli
 from metamix.data import CorruptImage
 from metamix.restoration import load
 from metamix.restoration.files import read_picture, write_picture
@@ -114,7 +114,7 @@ def test_values_that_are_not_finite_are_refused(clean):
 def test_the_name_of_an_image_model_says_the_task(clean, tmp_path):
     words = [str(clean(count=1, size=(16, 12))), "--model", "wavemixsr_nano.x2", "--pretrained"]
     with pytest.raises(SystemExit) as exit:
-        metamix.cli.main.main(["predict", *words, "--output", str(tmp_path / "out")])
+        metamix_cli.main(["predict", *words, "--output", str(tmp_path / "out")])
     assert exit.value.code == 0 and Image.open(tmp_path / "out" / "0.png").size == (32, 24)
 
 

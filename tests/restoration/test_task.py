@@ -11,8 +11,8 @@ from PIL import Image
 
 import metamix
 import metamix.cli.evaluate
-import metamix.cli.main
 import metamix.cli.train
+import metamix_cli
 from metamix.restoration.data import RestorationData
 from metamix.restoration.inference import Restorer
 from metamix.restoration.metric import Measure
@@ -42,7 +42,7 @@ def evaluate(*words):
 def predict(*words):
     """Run `metamix predict` and return its exit code."""
     with pytest.raises(SystemExit) as end:
-        metamix.cli.main.main(["predict", *map(str, words), "--device", "cpu"])
+        metamix_cli.main(["predict", *map(str, words), "--device", "cpu"])
     return end.value.code
 
 
@@ -197,7 +197,8 @@ def test_scores_below_the_input_are_pointed_out(clean, tmp_path, capsys):
 def test_a_recipe_without_numbers_is_one_for_photographs(clean):
     recipe = parse(
         ["--data-dir", "photos"],
-        {"restoration": lambda: RestorationOptions},
+        ["restoration"],
+        lambda task: RestorationOptions,
         default_task=lambda options: "restoration",
         description="",
     )

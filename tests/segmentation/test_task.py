@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 import metamix.cli.evaluate
-import metamix.cli.main
 import metamix.cli.train
 import metamix.tasks.predict
+import metamix_cli
 from metamix.segmentation.load import load_segmenter
 from metamix.segmentation.options import SegmentationEvalOptions
 from metamix.segmentation.task import Segmentation
@@ -65,7 +65,7 @@ def test_train_eval_and_predict(scenes, tmp_path, capsys):
 
     images = [root / "test" / "images" / f"{i}.png" for i in range(2)]
     words = ["predict", *images, "--checkpoint", run, "--output", new, "--device", "cpu"]
-    assert exit_code(metamix.cli.main.main, *words) == 0
+    assert exit_code(metamix_cli.main, *words) == 0
     assert (new / "classes.txt").read_text() == "sky\nground\nhouse\ntree\n"
     trained = metamix.load(run)
     assert trained.spec.classes == ("sky", "ground", "house", "tree") and trained.metadata["task"] == "segmentation"

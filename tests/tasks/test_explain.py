@@ -174,7 +174,7 @@ def test_without_grad_cam(digit, monkeypatch):
         ([], "there are no weights to explain: give --checkpoint RUN_OR_FILE"),
         (["--checkpoint", "exported"], "exported is an exported model, which has no gradients: give its run"),
         (["--checkpoint", "maxim_nano.noise25"], "of restoration, and only models of classification and detection can"),
-        (["--checkpoint", DIGITS, "--label", "ate"], "there is no class 'ate'. Classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"),
+        (["--checkpoint", DIGITS, "--label", "ate"], "label is 'ate'. Accepted: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"),
     ],
 )
 def test_what_cannot_be_explained(words, said, digit, no_grad_cam, tmp_path, monkeypatch):

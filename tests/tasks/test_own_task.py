@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -43,14 +44,14 @@ def run(folder, monkeypatch, capsys):
     """A runner of command lines in the folder, which returns the exit code and what is printed."""
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setattr(registry, "TASKS", dict(registry.TASKS))
     monkeypatch.delitem(sys.modules, "my_task", raising=False)
 
     def run(line, *more):
         code = metamix_command(*shlex.split(line)[1:], *more)
         return code, capsys.readouterr().out
 
-    return run
+    with patch.dict(registry.TASKS):  # forgets the task after the test
+        yield run
 
 
 def test_the_page_shows_at_most_85_lines():

@@ -25,10 +25,3 @@ def test_other_data_are_refused(saved, words):
 def test_the_same_data_on_another_processor_are_accepted():
     """Means of the same images differ in their last digits."""
     check_identity(IDENTITY | {"mean": [0.250001, 0.5]}, IDENTITY, Path("run"))
-
-
-def test_a_run_without_a_digest_continues_with_a_warning(caplog):
-    saved = {key: value for key, value in IDENTITY.items() if key != "digest"}
-    check_identity(saved, IDENTITY, Path("run"))
-    (record,) = caplog.records
-    assert record.message == "run has no digest of its data, so changed files or labels would go unnoticed"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
-import yaml
 
 from metamix.tasks.registry import TASKS, find_task
 from metamix.training.recipe import EngineOptions, find_config, parse, resume_changes
@@ -33,7 +32,7 @@ class Options:
 
 
 def read(*words, **config):
-    return parse(list(words), {"toys": lambda: Options}, default_task=lambda values: "toys", description="A test.")
+    return parse(list(words), ["toys"], lambda task: Options, default_task=lambda values: "toys", description="A test.")
 
 
 @pytest.fixture
@@ -70,8 +69,8 @@ def test_a_task_may_have_defaults_of_engine_options(config, capsys):
     class Task(Options):
         engine_defaults: ClassVar = {"batch_size": 16, "ema": True}
 
-    tasks = {"toy": lambda: Task}
-    own = partial(parse, tasks=tasks, default_task=lambda values: "toy", description="")
+    tasks = {"toy": Task}
+    own = partial(parse, tasks=tasks, task_options=tasks.get, default_task=lambda values: "toy", description="")
     engine = own([]).engine
     assert (engine.batch_size, engine.ema, engine.score, engine.epochs) == (16, True, "ema", 10)
     assert own([]) == own([]) and type(engine) is EngineOptions
@@ -138,16 +137,18 @@ def test_options_of_another_task_are_named(config):
     class Others:
         degradation: str = option("", "noise")
 
-    tasks = {"toys": lambda: Options, "restoration": lambda: Others}
+    tasks = {"toys": Options, "restoration": Others}
     words = "there is no option {} of toys; it is one of restoration: add --task restoration"
     for given, name in (
         (["--degradation", "noise:25"], "--degradation"),
         (["--config", config("degradation: noise:25")], "'degradation'"),
     ):
         with pytest.raises(SystemExit, match=words.format(name)):
-            parse(given, tasks, default_task=lambda values: "toys", description="A test.")
+            parse(given, tasks, tasks.get, default_task=lambda values: "toys", description="A test.")
         with pytest.raises(SystemExit, match="of toys; it is one of restoration$"):  # whoever names a task means it
-            parse([*given, "--task", "toys"], tasks, default_task=lambda values: "toys", description="A test.")
+            parse(
+                [*given, "--task", "toys"], tasks, tasks.get, default_task=lambda values: "toys", description="A test."
+            )
 
 
 @pytest.mark.parametrize("text", ["1e5", "12e3", "1.5", "yes", "null", "2026-01-01", "0x1f", "~", "a: b", ""])
@@ -323,14 +324,14 @@ def test_two_options_of_one_name_are_refused():
         lr: float = option(1.0, "mine")
 
     with pytest.raises(TypeError, match="two options have the name 'lr'"):
-        parse([], {"clash": lambda: Clash}, default_task=lambda values: "clash", description="")
+        parse([], ["clash"], lambda task: Clash, default_task=lambda values: "clash", description="")
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_help_explains_every_option(task, capsys):
     options = find_task(task).part("task").Options
     with pytest.raises(SystemExit, match="0"):
-        parse(["--help"], {task: lambda: options}, default_task=lambda values: task, description="Trains.")
+        parse(["--help"], [task], lambda task: options, default_task=lambda values: task, description="Trains.")
     text = " ".join(capsys.readouterr().out.split())
     for f in [*fields(EngineOptions), *fields(options)]:
         assert f"--{f.name.replace('_', '-')}" in text
@@ -382,12 +383,12 @@ def test_modules_are_imported_before_the_task(tmp_path, monkeypatch, config):
         (tmp_path / f"{name}.py").write_text("import dataclasses")
         monkeypatch.delitem(sys.modules, name, raising=False)
 
-    def options():
+    def options(task):
         assert "my_first_mixers" in sys.modules
         return Options
 
     recipe = parse(
-        ["--import", "my_first_mixers"], {"toys": options}, default_task=lambda values: "toys", description=""
+        ["--import", "my_first_mixers"], ["toys"], options, default_task=lambda values: "toys", description=""
     )
     assert recipe.imports == ("my_first_mixers",) and recipe.flat()["import"] == ["my_first_mixers"]
     again = read("--config", config(recipe.to_yaml()), "--import", "my_other_mixers", "--import", "my_first_mixers")
@@ -403,10 +404,10 @@ def test_every_shipped_config_is_read():
         text = path.read_text()
         opening = text.splitlines()[:5]
         assert all(line.startswith("# ") for line in opening) and str(path.relative_to(ROOT)) in opening[1], path
-        task = yaml.safe_load(text).get("task", "classification")
         parse(
             ["--config", str(path)],
-            {task: lambda task=task: find_task(task).part("task").Options},
+            TASKS,
+            lambda task: find_task(task).part("task").Options,
             default_task=lambda values: "classification",
             description="",
         )

@@ -44,11 +44,7 @@ class ImageSplit(Protocol):
 
 
 def choose_test_split(available: Iterable[str], test_on: str, source: object) -> str:
-    """Choose the split to score of all but the training split: `test_on` or, if empty, the first of `TEST_SPLITS`.
-
-    Raises:
-        ValueError: there is no split `test_on`, or `test_on` is empty and there is none of `TEST_SPLITS`.
-    """
+    """Choose the split to score of all but the training split: `test_on` or, if empty, the first of `TEST_SPLITS`."""
     available = list(available)
     if test_on and not available:
         raise ValueError(f"test_on is {test_on!r}, but {source} has no splits to score: leave it out")
@@ -93,9 +89,6 @@ def label_by_folder(paths: Sequence[str], place: Path) -> tuple[Tensor, tuple[st
     """Label images by the first folder of their path in the split; return labels (N,) int64 and class names.
 
     Classes are in natural order, 2 before 10, as in timm.
-
-    Raises:
-        ValueError: there is no image, or an image lies outside of the class folders.
     """
     if not paths:
         raise ValueError(f"{place.absolute()} has no image ({' '.join(IMG_EXTENSIONS)})")

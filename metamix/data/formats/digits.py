@@ -12,7 +12,7 @@ TEST_IMAGES = 360  # of 1,797
 
 
 def open_digits(test_on: str) -> tuple[ImageSplit, ImageSplit]:
-    """Open the training and the test split; raise ValueError if `test_on` names another one."""
+    """Open the training and the test split."""
     choose_test_split(["test"], test_on, "digits")
     return Digits(train=True), Digits(train=False)
 

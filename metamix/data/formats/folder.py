@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from metamix.utils.nesting import MAX_NESTING
+from metamix.utils.files import MAX_NESTING
 
 from ..files import file_content, read_image_file
 from .base import (
@@ -26,7 +26,7 @@ from .base import (
 )
 from .tar import Member, TarImages, read_tar
 
-LABELS = "labels.csv"  # see `metamix.data.label_table`
+LABELS = "labels.csv"  # see `metamix.data.tables`
 LAYOUT = (
     "expected train/ and val/ (or valid/, validation/, test/), each with one folder of images per class, "
     "or a .tar file of such folders in place of either; or, without splits, one folder of images per class; "
@@ -39,15 +39,8 @@ def open_folder(
 ) -> tuple[ImageSplit | None, ImageSplit]:
     """Open the training and the test split.
 
-    If there is no test split, both are the images of train/ or, without train/, of the class folders in `root`.
-
-    Args:
-        test_on: see `choose_test_split`.
-        train_required: refuse a folder without a training split; otherwise that split is None.
-
-    Raises:
-        ValueError: the folder has another layout, or the test split has a class that the training split lacks.
-        FileNotFoundError: a folder is missing.
+    If there is no test split, both are the images of train/ or, without train/, of the class folders in `root`. If
+    there is no training split, it is None, or refused if `train_required`.
     """
     if root is None:
         raise ValueError(f"a folder of images needs --data-dir; in it, {LAYOUT}")

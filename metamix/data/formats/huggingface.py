@@ -11,13 +11,7 @@ from .base import TEST_SPLITS, ImageSplit, choose_test_split
 
 
 def open_huggingface(name: str, root: str | None, test_on: str) -> tuple[ImageSplit, ImageSplit]:
-    """Open the training and the test split of a data set on the hub or in a local folder; `root` is the cache folder.
-
-    Raises:
-        ImportError: the extra `datasets` is missing.
-        FileNotFoundError: the data set cannot be opened.
-        ValueError: a split is missing, or there is not one column each of images and labels.
-    """
+    """Open a data set on the hub or in a local folder; `root` is the cache folder. Needs the extra `datasets`."""
     try:
         import datasets
     except ImportError as error:

@@ -30,11 +30,6 @@ def open_tiny_imagenet(root: Path, download: bool, test_on: str) -> tuple[Folder
     Args:
         root: the folder of the data set, or the one that holds or gets it.
         download: fetch and unpack the official archive into `root` if there is no data set.
-        test_on: see `choose_test_split`.
-
-    Raises:
-        FileNotFoundError: the data set is missing, or the archive cannot be fetched.
-        ValueError: a file of it is damaged, or `test_on` names another split.
     """
     choose_test_split(["val"], test_on, "tiny_imagenet")
     folder = next((place for place in (root, root / NAME) if (place / CLASS_LIST).is_file()), None)

@@ -8,20 +8,20 @@ from typing import Any
 import torch
 import torchvision.datasets as tv
 from PIL import Image
-from timm.data import create_dataset
 
 from ..files import file_content, hash_bytes, read_image_file
 from .base import ImageSplit, choose_test_split
 
 Parts = list[dict[str, Any]]  # arguments of the torchvision data sets that make up a split
 
-# Class, parts of the training split and parts of the test split; None for data sets that timm's factory opens.
-TORCHVISION_SETS: dict[str, tuple[Callable[..., Any], Parts, Parts] | None] = {
-    "cifar10": None,
-    "cifar100": None,
-    "mnist": None,
-    "fashion_mnist": None,
-    "kmnist": None,
+TRAIN: Parts = [{"train": True}]
+TEST: Parts = [{"train": False}]
+TORCHVISION_SETS: dict[str, tuple[Callable[..., Any], Parts, Parts]] = {  # class, training split, test split
+    "cifar10": (tv.CIFAR10, TRAIN, TEST),
+    "cifar100": (tv.CIFAR100, TRAIN, TEST),
+    "mnist": (tv.MNIST, TRAIN, TEST),
+    "fashion_mnist": (tv.FashionMNIST, TRAIN, TEST),
+    "kmnist": (tv.KMNIST, TRAIN, TEST),
     "emnist": (tv.EMNIST, [{"split": "balanced", "train": True}], [{"split": "balanced", "train": False}]),
     "svhn": (tv.SVHN, [{"split": "train"}], [{"split": "test"}]),
     "flowers": (tv.Flowers102, [{"split": "train"}, {"split": "val"}], [{"split": "test"}]),
@@ -31,12 +31,7 @@ TORCHVISION_SETS: dict[str, tuple[Callable[..., Any], Parts, Parts] | None] = {
 
 
 def open_torchvision(name: str, root: str, download: bool, test_on: str) -> tuple[ImageSplit, ImageSplit]:
-    """Open the training and the test split of one of `TORCHVISION_SETS`.
-
-    Raises:
-        ValueError: `test_on` names another split.
-        FileNotFoundError: the files are missing or cannot be fetched.
-    """
+    """Open the training and the test split of one of `TORCHVISION_SETS`."""
     choose_test_split(["test"], test_on, name)
     return Torchvision(name, root, True, download), Torchvision(name, root, False, download)
 
@@ -45,13 +40,9 @@ class Torchvision:
     """Read one split, which may join several splits of torchvision, such as train and val of flowers."""
 
     def __init__(self, name: str, root: str, train: bool, download: bool):
-        entry = TORCHVISION_SETS[name]
+        make, train_parts, test_parts = TORCHVISION_SETS[name]
         try:
-            if entry is None:
-                parts = [create_dataset(f"torch/{name}", root, "train" if train else "validation", download=download)]
-            else:
-                make, train_parts, test_parts = entry
-                parts = [make(root, download=download, **kwargs) for kwargs in (train_parts if train else test_parts)]
+            parts = [make(root, download=download, **kwargs) for kwargs in (train_parts if train else test_parts)]
         except (RuntimeError, OSError) as error:  # OSError: no network
             place, advice = os.path.abspath(root), "give its folder with --data-dir"
             if (Path(root) / "train").is_dir():

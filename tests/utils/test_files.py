@@ -1,10 +1,10 @@
-"""Nesting of JSON text is limited before the text is parsed."""
+"""Files are read within limits."""
 
 import json
 
 import pytest
 
-from metamix.utils.nesting import check_nesting
+from metamix.utils.files import check_nesting
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":', '[{"a\\"b":'])
