@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,7 +31,6 @@ from metamix.utils.system import is_out_of_memory
 from metamix.utils.text import package_logger
 
 from .checksums import VALUES, checksums, damaged
-from .pickles import code_in
 
 FORMAT = "metamix-checkpoint-1"
 CHECKPOINT = "checkpoint.pt"
@@ -267,10 +267,10 @@ def _load_torch(path: str | Path) -> Any:
             raise
         text = " ".join(str(error).split())
         advice = "save only the tensors, torch.save(model.state_dict(), FILE), and give that file"
-        if code := code_in(path):
+        if code := re.search(r"GLOBAL ([\w.]+)", text):
             raise ValueError(
-                f"{path} holds code, not only tensors: reading it would run {code}, and metamix never does. Delete it "
-                f"if you do not trust its source; otherwise {advice}"
+                f"{path} holds code, not only tensors: reading it would run {code[1][:80]}, and metamix never does. "
+                f"Delete it if you do not trust its source; otherwise {advice}"
             ) from None
         if "legacy .tar" in text or _is_plain_pickle(path):
             kind = "in PyTorch's oldest format" if "legacy" in text else "a Python pickle that torch.save did not write"
