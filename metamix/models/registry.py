@@ -152,25 +152,12 @@ def register(
         return builder(name, pretrained, **{**preset, **kwargs})
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__doc__ = document(name, builder, cfg, preset)
+    entrypoint.__doc__ = builder.__doc__
     entrypoint.registered_in = caller  # type: ignore[attr-defined]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm warns when a name is replaced
         register_model(entrypoint)
     _module_to_models["metamix"].add(name)  # for timm.list_models(module="metamix")
-
-
-def document(name: str, builder: Callable, cfg: dict[str, Any], preset: dict[str, Any]) -> str:
-    """Return the docstring of a registered name: what it is, its images, its preset and its arguments."""
-    what = (builder.__doc__ or f"Build {name}.").partition("\n")[0].rstrip(".")
-    channels, height, width = cfg.get("input_size", (3, 224, 224))
-    options = ", ".join(f"{option}={value!r}" for option, value in preset.items()) or "none"
-    return (
-        f"{what}: `{name}`.\n\n"
-        f"By default for images ({channels}, {height}, {width}) and {cfg.get('num_classes', 1000)} classes.\n"
-        f"Preset arguments: {options}.\n"
-        f"Further arguments: those of `{builder.__module__}.{builder.__name__}` and of `metamix.models.MetaFormer`."
-    )
 
 
 def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:
