@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from metamix.models.create import check_image_size
+from metamix.models.registry import check_image_size
 from metamix.utils.text import plural
 
 from .data import ClassificationData

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from metamix.data import decode_file, normalize
 from metamix.data.sources import SMALL_SIDE
 from metamix.models.checkpoint import adapt_checkpoint, check_described_size, check_same_function, layer_names
-from metamix.models.create import create_model, timm_config
 from metamix.models.metaformer import MetaFormer
-from metamix.models.registry import check_model, published_name
+from metamix.models.registry import check_model, create_model, published_name, timm_config
 from metamix.tasks.metadata import check_task
 from metamix.tasks.options import BackboneOptions
 from metamix.utils.checks import check_finite, check_one_source

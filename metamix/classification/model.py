@@ -9,8 +9,7 @@ from torch import nn
 
 from metamix.models import count_macs
 from metamix.models.checkpoint import layer_names
-from metamix.models.create import check_image_size, create_model, timm_config
-from metamix.models.registry import published_name
+from metamix.models.registry import check_image_size, create_model, published_name, timm_config
 from metamix.weights.metadata import ModelMetadata
 
 from .data import ClassificationData

@@ -12,8 +12,8 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from metamix.models.backbone import per_channel
-from metamix.models.create import create_model
 from metamix.models.metaformer import Stage
+from metamix.models.registry import create_model
 from metamix.utils.text import plural
 from metamix.weights.files import save_weights
 from metamix.weights.metadata import ModelMetadata

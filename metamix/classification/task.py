@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from metamix.models.create import check_image_size, timm_config
-from metamix.models.registry import check_model
+from metamix.models.registry import check_image_size, check_model, timm_config
 from metamix.tasks.registry import task_of_model
 from metamix.utils.checks import parse_size
 from metamix.weights.metadata import ModelMetadata

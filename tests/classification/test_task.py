@@ -6,8 +6,8 @@ import torch
 
 from metamix.classification.options import ClassificationEvalOptions, ClassificationOptions
 from metamix.classification.task import Classification
-from metamix.models.create import create_model
 from metamix.models.poolformer import TIMM_POOLFORMER
+from metamix.models.registry import create_model
 from metamix.weights.files import save_weights
 from tests.helpers.classifiers import SMALL, small_task
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import metamix
 from metamix.classification.predict import Prediction, as_csv, as_table
-from metamix.models.create import create_model
+from metamix.models.registry import create_model
 from metamix.segmentation.labels import Labels
 from metamix.segmentation.verify import table_of_shares
 from metamix.training.run_folder import Run
