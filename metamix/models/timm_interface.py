@@ -32,7 +32,7 @@ class TimmInterface(nn.Module):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -45,7 +45,7 @@ class TimmInterface(nn.Module):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}; features are maps: use output_fmt='NCHW'.")
-        take, last = feature_take_indices(len(self.feature_info), as_list(indices))
+        take, last = feature_take_indices(len(self.feature_info), indices)
         units: Any = self.feature_units()
         features = []
         x = self.embed(x)
@@ -62,13 +62,13 @@ class TimmInterface(nn.Module):
         return self.stages[0].blocks if self.isotropic else self.stages
 
     def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop the layers that the features at `indices` do not need, and return these indices, counted from 0.
 
         The norm and the head are dropped too if the last remaining feature has another number of channels.
         """
-        take, last = feature_take_indices(len(self.feature_info), as_list(indices))
+        take, last = feature_take_indices(len(self.feature_info), indices)
         if self.isotropic:
             self.stages[0].blocks = self.stages[0].blocks[: last + 1]
         else:
@@ -176,11 +176,6 @@ def keep_parameters(old: nn.Module, new: nn.Module) -> None:
             kept.copy_(parameter)
         module, _, leaf = name.rpartition(".")
         setattr(new.get_submodule(module), leaf, kept)
-
-
-def as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:
-    """Return indices of maps as timm's functions take them: any sequence becomes a list."""
-    return list(indices) if isinstance(indices, Sequence) else indices
 
 
 def shapes(module: nn.Module) -> dict[str, torch.Size]:
