@@ -4,17 +4,15 @@ A workaround for a library's bug or slowness lives here. Its docstring says why 
 bug, and when it can go.
 """
 
-from .activation import GELU
 from .attention import attention
+from .channels_last import GELU, GlobalPool, is_channels_last, to_channels_last
 from .checkpointing import CheckpointedSequential, GradCheckpointing, checkpointed
 from .conv import Conv2d, ConvWeights
 from .dropout import Dropout, dropout
 from .graph import fx_leaf, may_vary, rearrange
-from .memory_format import is_channels_last, to_channels_last
 from .mlp import Mlp
 from .norm import Float32LayerNorm2d, GroupNorm1
 from .partition import BLOCK, GRID, from_sets, to_sets
-from .pool import GlobalPool
 from .spatial import average_to, crop_to, pad_to, resize_to, round_up
 
 __all__ = [
