@@ -9,11 +9,11 @@ from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
-from metamix.layers import resize_to
+from metamix.layers import GradCheckpointing, resize_to
 from metamix.mixers.registry import depends_on_size
 
 
-class TimmInterface(nn.Module):
+class TimmInterface(GradCheckpointing):
     """The methods of `MetaFormer` that timm's feature extractors, optimizers and scripts call."""
 
     stem: Any
@@ -129,12 +129,6 @@ class TimmInterface(nn.Module):
     def get_classifier(self) -> nn.Module:
         """Return the head."""
         return self.head
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the input of each block for the backward pass, and compute the rest again there."""
-        for stage in self.stages:
-            for block in stage.blocks:
-                block.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Return patterns that group parameters by depth, for layer-wise learning rates."""
