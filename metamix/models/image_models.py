@@ -95,7 +95,7 @@ def create_image_model(
     check_known(base, kwargs, parameters)
     check_one_source(pretrained, checkpoint)
     if pretrained:
-        checkpoint = published_weights(name)
+        _, checkpoint = published_weights(name)
     if checkpoint is None:
         return entry.build(**entry.preset | kwargs)
     tensors, metadata = read_weights(checkpoint)
@@ -132,7 +132,7 @@ def split_name(name: str) -> tuple[str, str]:
     base, _, tag = name.partition(".")
     if base not in _MODELS:
         raise ValueError(f"There is no image model {base!r}{did_you_mean(base, _MODELS)} See list_image_models().")
-    check_tag(base, tag, tags_of(base))
+    check_tag(base, tag, weights_of(base))
     return base, tag
 
 
@@ -144,31 +144,21 @@ def preset_arguments(name: str) -> dict[str, Any]:
 # Weights
 
 
-def tags_of(name: str) -> list[str]:
-    """Return the tags of a model's weights: those shipped with the package first."""
-    return list(dict.fromkeys([*local_weights().get(name, {}), *_MODELS[name].tags]))
+def weights_of(name: str) -> dict[str, str]:
+    """Return the paths or addresses of a model's weights, by tag: those shipped with the package first."""
+    shipped = {tag: str(cfg["file"]) for tag, cfg in local_weights().get(name, {}).items()}
+    return shipped | _MODELS[name].tags | shipped
 
 
-def published_source(name: str, tag: str) -> str:
-    """Return the path of shipped weights, or else the address of published ones."""
-    shipped = local_weights().get(name, {}).get(tag)
-    return str(shipped["file"]) if shipped else _MODELS[name].tags[tag]
-
-
-def published_weights(name: str) -> Path:
-    """Return the file of the weights that `with_tag` names, downloaded if needed."""
-    tagged = with_tag(name)
-    source = published_source(*split_name(tagged))
-    return download(source, tagged) if "://" in source else Path(source)
-
-
-def with_tag(name: str) -> str:
-    """Return NAME.TAG of published weights; a name without a tag gets the first of its tags."""
-    name, tag = split_name(name)
-    tags = tags_of(name)
-    if not tags:
-        raise nothing_published(name)
-    return f"{name}.{tag or tags[0]}"
+def published_weights(name: str) -> tuple[str, Path]:
+    """Return NAME.TAG and the file of published weights, downloaded if needed. The default tag is the first."""
+    base, tag = split_name(name)
+    sources = weights_of(base)
+    if not sources:
+        raise nothing_published(base)
+    tag = tag or next(iter(sources))
+    name, source = f"{base}.{tag}", sources[tag]
+    return name, download(source, name) if "://" in source else Path(source)
 
 
 def image_layout(model: nn.Module, state: Mapping[str, Tensor]) -> Layout:
