@@ -12,8 +12,8 @@ import os
 import re
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -213,22 +213,16 @@ def newest_weights(folder: Path) -> Path:
     return checkpoint
 
 
-@contextmanager
-def _open_safetensors(path: str | Path) -> Iterator[Any]:
-    try:
-        with safe_open(_existing(path), framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from None
-
-
 def _load_safetensors(path: Path, header_only: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read and check tensors and metadata; with `header_only`, check only the metadata, and return None for tensors."""
-    with _open_safetensors(path) as file:
-        texts = dict(file.metadata() or {})
-        tensors: dict[str, Any] = dict.fromkeys(file.keys())
-        if not header_only:
-            tensors = {name: file.get_tensor(name) for name in tensors}
+    try:
+        with safe_open(_existing(path), framework="pt") as file:
+            texts = dict(file.metadata() or {})
+            tensors: dict[str, Any] = dict.fromkeys(file.keys())
+            if not header_only:
+                tensors = {name: file.get_tensor(name) for name in tensors}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from None
     expected = _value(texts.pop("checksums", "null"), path)
     if header_only and isinstance(expected, dict):
         expected = {VALUES: expected.get(VALUES)}
