@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from metamix.data import decode_file, normalize
 from metamix.data.sources import SMALL_SIDE
+from metamix.models.backbone import per_channel
 from metamix.models.checkpoint import adapt_checkpoint, check_described_size, check_same_function, layer_names
 from metamix.models.metaformer import MetaFormer
 from metamix.models.registry import check_model, create_model, published_name, timm_config
@@ -215,6 +216,7 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
     config = timm.data.resolve_model_data_config(model)
     num_classes: Any = model.num_classes
     size = metadata.img_size or model_args.get("img_size", config["input_size"][-1])
+    channels = metadata.in_chans or model_args.get("in_chans", config["input_size"][0])
     crop_pct = metadata.crop_pct or config["crop_pct"]
     if metadata.data and metadata.memory is None and isinstance(size, int) and size <= SMALL_SIDE:
         crop_pct = 1.0  # runs of metamix 0.1 wrote 0.875 for small images, which they held in memory and never cropped
@@ -223,9 +225,9 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
         model_args=dict(model_args),
         num_classes=num_classes,
         img_size=size,
-        in_chans=metadata.in_chans or model_args.get("in_chans", config["input_size"][0]),
-        mean=metadata.mean or tuple(config["mean"]),
-        std=metadata.std or tuple(config["std"]),
+        in_chans=channels,
+        mean=per_channel(metadata.mean or config["mean"], channels),
+        std=per_channel(metadata.std or config["std"], channels),
         interpolation=metadata.interpolation or config["interpolation"],
         crop_pct=crop_pct,
     )
