@@ -144,7 +144,7 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
         tags = timm.list_models(f"{name}.*", pretrained=True)
         raise ValueError(
             f"{name} names a model but no weights: "
-            + (f"give those of a tag, {', '.join(tags)}" if tags else "train it, and export the run folder")
+            + (f"give the weights of a tag, {', '.join(tags)}" if tags else "train it, and export the run folder")
             + ". metamix benchmark times it with random weights"
         )
     if not options.data:

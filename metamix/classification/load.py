@@ -120,7 +120,7 @@ class Classifier:
         Args:
             images: files or PIL images.
             top: number of labels; by default 5, or all from `threshold` on if an image may have several.
-            threshold: least probability of a label if an image may have several; by default that of the weights.
+            threshold: least probability of a label if an image may have several; by default the weights' threshold.
 
         Raises:
             CorruptImage: an image cannot be read.

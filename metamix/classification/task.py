@@ -62,8 +62,8 @@ class Classification:
     def trained(cls, options: ClassificationEvalOptions) -> tuple[Classification, nn.Module, dict[str, Any]]:
         """Make the task, the model and the metadata of its weights, for evaluation.
 
-        The model is built as it was trained. Statistics, image size and holdout are those of training if `options`
-        do not give them.
+        The model is built as it was trained. Statistics, image size and holdout are as in training unless `options`
+        set them.
         """
         trained = load_classifier(
             options.checkpoint, model=options.model, model_args=options.model_args, pretrained=options.pretrained

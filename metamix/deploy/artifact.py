@@ -6,8 +6,8 @@ model.onnx                  ONNX
 model.xml, model.bin        OpenVINO IR
 model.pt2                   torch.export; beside it, model.compiled.pt2, if AOTInductor compiled it for this CPU
 
-export.json lists the SHA-256 of the other files, and has one of its own content. They find damage; they are no defence
-against an attacker, who can compute them again.
+export.json holds the SHA-256 of each other file and of its own content. The checksums reveal damage. They do not
+protect against an attacker, who can compute them again.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn
 
 @fx_leaf
 def check_shape(y: Tensor, x: Tensor, mixer: str) -> Tensor:
-    """Return `y`, the output of the class `mixer` for the map `x`; raise an error if its shape is not that of `x`.
+    """Return `y`, the output of the class `mixer` for the map `x`; raise an error if it has another shape.
 
     Without this check, the residual would broadcast an output of another shape.
     """

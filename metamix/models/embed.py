@@ -21,8 +21,8 @@ Embed = Callable[[int, int], nn.Module]  # (in_chans, dim) -> a stem or a downsa
 class ConvEmbed(Conv2d):
     """A convolution as stem or downsampling: (B, in, H, W) -> (B, out, H', W').
 
-    H' = floor((H + 2 p - d (k - 1) - 1) / s) + 1 for a kernel k, stride s, padding p and dilation d. The constructor is
-    that of `nn.Conv2d`.
+    H' = floor((H + 2 p - d (k - 1) - 1) / s) + 1 for a kernel k, stride s, padding p and dilation d. The constructor
+    takes the arguments of `nn.Conv2d`.
     """
 
     @property

@@ -10,7 +10,7 @@ there to have a head of `num_classes` outputs, a global pooling, and weights for
     wavemixsr_nano                                   a small WaveMix super-resolution of the luminance, with a residual
     wavemix_restore_nano                             a small WaveMix net that restores images at their size
 
-An image model has the attributes `in_chans`, `scale` (size of the output over that of the input) and `multiple`: in
+An image model has the attributes `in_chans`, `scale` (height of the output over height of the input) and `multiple`: in
 training, height and width must be multiples of it. In evaluation it turns images (B, in_chans, H, W) of any size, with
 values from 0 to 1, into images. In training it returns a list of images for the loss; the last one is the result.
 

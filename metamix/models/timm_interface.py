@@ -41,7 +41,7 @@ class TimmInterface(GradCheckpointing):
         """Return the final map, unless `intermediates_only`, and the features that `feature_info` lists.
 
         Arguments are timm's. With `norm`, features of the final norm's width are normed. With `stop_early`, the final
-        map is that of the last requested feature.
+        map is the last requested feature.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}; features are maps: use output_fmt='NCHW'.")

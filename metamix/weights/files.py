@@ -130,7 +130,7 @@ def unwrap(state: Mapping) -> Mapping:
     """Return the tensors of another program's file by name.
 
     They may lie under a key, the average first, as timm takes it. The names may have the prefixes of
-    `DistributedDataParallel` and `torch.compile`, and in files of Lightning that of an attribute `model`.
+    `DistributedDataParallel` and `torch.compile`, and in Lightning's files the prefix "model.".
     """
     prefixes = ["_orig_mod.", "module.", "_orig_mod."]  # either may be around the other
     if "pytorch-lightning_version" in state:

@@ -239,7 +239,7 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
         ),
         (
             dict(source="metaformer_pooling_nano", data="digits"),
-            r"names a model but no weights: give those of a tag, metaformer_pooling_nano.cifar10, metaformer_p",
+            r"names a model but no weights: give the weights of a tag, metaformer_pooling_nano.cifar10, m",
         ),
         (
             dict(precision="int8", data="digits", max_drop=-1),
