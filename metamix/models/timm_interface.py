@@ -92,25 +92,21 @@ class TimmInterface(GradCheckpointing):
                 fails. The model stays as it was.
         """
         sizes = self.map_sizes(img_size, [stage.downsample for stage in self.stages])
-        for stage, size in zip(self.stages, sizes):
-            mixer = stage.blocks[0].mixer
-            if depends_on_size(mixer):
-                continue
-            made = shapes(stage.make_mixer(size=size))
-            # A missing name belongs to a layer that was replaced, such as a batch norm in a detector.
-            if any(made.get(name, shape) != shape for name, shape in shapes(mixer).items()):
-                raise ValueError(
-                    f"{type(mixer).__name__} has parameters or buffers of other shapes on maps of {size}: give it "
-                    f"adapt_state(state), which brings parameters saved at another size to its own."
-                )
         mixers = []
         for stage, size in zip(self.stages, sizes):
             for block in stage.blocks:
                 old = block.mixer
-                if not depends_on_size(old):
-                    continue
                 like = next(block.parameters(), torch.empty(0))  # gives device and dtype
                 new = stage.make_mixer(size=size).to(like).train(old.training)
+                if not depends_on_size(old):
+                    made = shapes(new)
+                    # A missing name belongs to a layer that was replaced, such as a batch norm in a detector.
+                    if any(made.get(name, shape) != shape for name, shape in shapes(old).items()):
+                        raise ValueError(
+                            f"{type(old).__name__} has parameters or buffers of other shapes on maps of {size}: give "
+                            f"it adapt_state(state), which brings parameters saved at another size to its own."
+                        )
+                    continue
                 try:
                     new.load_state_dict(new.adapt_state(old.state_dict()))
                 except RuntimeError as error:
