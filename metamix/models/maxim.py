@@ -47,8 +47,7 @@ from metamix.layers import (
     Float32LayerNorm2d,
     GradCheckpointing,
     Mlp,
-    from_sets,
-    to_sets,
+    mix_sets,
 )
 from metamix.layers.image_inference import check_multiples, run_padded, shrink_image
 from metamix.mixers import Maxim
@@ -470,12 +469,6 @@ class SpatialGate(nn.Module):
         u = mix_sets(u, self.grid, self.level.grid_size, GRID)
         v = mix_sets(v, self.block, self.level.block_size, BLOCK)
         return self.fc2(torch.cat([u, v], dim=1))
-
-
-def mix_sets(x: Tensor, linear: nn.Module, set_size: tuple[int, int], layout: str) -> Tensor:
-    """Apply `linear` to the tokens of each set, (B, C, H, W) -> (B, C, H, W)."""
-    sets = linear(to_sets(x, set_size, layout))  # (B, tokens of a set, sets, C)
-    return from_sets(sets, x.shape[-2:], set_size, layout)
 
 
 class Sam(nn.Module):
