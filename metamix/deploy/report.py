@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,12 +32,10 @@ class Difference:
     def update(self, expected: Tensor, actual: Tensor, *, images: int | None = None) -> None:
         """Add the outputs (n, ...) of both models for the same images; pass `images` if there are not n images."""
         expected, actual = expected.double(), actual.double()
-        self.largest = max(self.largest, float((expected - actual).abs().max()))
-        if not actual.isfinite().all():
-            self.largest = float("inf")
-        squares = expected.square().sum(), (expected - actual).square().sum()
-        for i, value in enumerate((expected.new_tensor(expected.numel()), expected.sum(), *squares)):
-            self._sums[i] += value.item()
+        errors = (expected - actual).abs().nan_to_num(math.inf, math.inf)
+        self.largest = max(self.largest, float(errors.max()))
+        sums = expected.new_tensor(expected.numel()), expected.sum(), expected.square().sum(), errors.square().sum()
+        self._sums = [total + each.item() for total, each in zip(self._sums, sums)]
         self.images += len(expected) if images is None else images
         self.count += len(expected)
         if self.ranked:
