@@ -131,8 +131,6 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
     name = None if file else options.source
     if name and options.model:
         raise ValueError(f"model is {options.model}, but {name} says what model it is: leave --model out")
-    if options.data == "digits" and options.data_dir:
-        raise ValueError(f"data_dir is {options.data_dir}, but digits are part of scikit-learn: leave --data-dir out")
     if options.data_dir and not options.data:
         raise ValueError(f"data_dir is {options.data_dir}: say what it holds too, --data NAME, such as --data folder")
     size: Any = options.img_size
@@ -149,7 +147,8 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
         )
     if not options.data:
         trained = load_classifier(file, model=name or options.model, pretrained=file is None)
-        return ExportableClassifier(trained.model, with_size(trained.metadata, size), dynamic=options.dynamic)
+        metadata = replace(trained.metadata, img_size=size) if size else trained.metadata
+        return ExportableClassifier(trained.model, metadata, dynamic=options.dynamic)
     eval_options = ClassificationEvalOptions(
         model=name or options.model,
         pretrained=file is None,
@@ -159,8 +158,8 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
         img_size=size,
     )
     task, model, entries = Classification.trained(eval_options)
-    metadata = ModelMetadata.from_dict(entries)
-    return ExportableClassifier(model, with_size(metadata, task.data.size), task, options.images, options.dynamic)
+    metadata = replace(ModelMetadata.from_dict(entries), img_size=task.data.size)
+    return ExportableClassifier(model, metadata, task, options.images, options.dynamic)
 
 
 def exported_classifier(exported: ExportedModel) -> Classifier:
@@ -169,8 +168,3 @@ def exported_classifier(exported: ExportedModel) -> Classifier:
     exported.artifact.check({}, METADATA)
     exported.check_classes(metadata.num_classes or 0)
     return Classifier(metadata.model or "", exported, metadata, has_sigmoid=metadata.threshold is not None)
-
-
-def with_size(metadata: ModelMetadata, size: int | tuple[int, int] | None) -> ModelMetadata:
-    """Return the metadata with the image size `size`; None keeps the size."""
-    return metadata if size is None else replace(metadata, img_size=size)
