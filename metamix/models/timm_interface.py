@@ -46,7 +46,7 @@ class TimmInterface(GradCheckpointing):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}; features are maps: use output_fmt='NCHW'.")
         take, last = feature_take_indices(len(self.feature_info), indices)
-        units: Any = self.feature_units()
+        units: Any = self.stages[0].blocks if self.isotropic else self.stages  # whose outputs are the features
         features = []
         x = self.embed(x)
         for i, unit in enumerate(units[: last + 1] if stop_early else units):
@@ -56,10 +56,6 @@ class TimmInterface(GradCheckpointing):
         if intermediates_only:
             return features
         return (x if stop_early and last + 1 < len(units) else self.norm(x)), features
-
-    def feature_units(self) -> nn.Sequential:
-        """Return the modules between stem and norm whose outputs are the features: stages, or isotropic blocks."""
-        return self.stages[0].blocks if self.isotropic else self.stages
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
