@@ -74,10 +74,10 @@ def load_classifier(
         name, net = model, create_model(model, **{"pretrained": True} | arguments)
         names = tuple(timm_config(net).get("label_names") or ())
         metadata = ModelMetadata(model=published_name(net), classes=names if len(names) == net.num_classes else None)
-    elif pretrained:
-        raise ValueError("--pretrained evaluates published weights of a model: give its name, --model NAME")
     else:
-        raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or --pretrained for published ones")
+        raise ValueError(
+            "there are no weights to evaluate: give --checkpoint FILE, or --model NAME --pretrained for published ones"
+        )
     return Classifier(name, net.eval(), complete_metadata(metadata, net, metadata.model_args | arguments))
 
 
