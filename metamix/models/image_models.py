@@ -13,10 +13,6 @@ there to have a head of `num_classes` outputs, a global pooling, and weights for
 An image model has the attributes `in_chans`, `scale` (height of the output over height of the input) and `multiple`: in
 training, height and width must be multiples of it. In evaluation it turns images (B, in_chans, H, W) of any size, with
 values from 0 to 1, into images. In training it returns a list of images for the loss; the last one is the result.
-
-maxim_nano has one group per block, one bottleneck block and 16 features. So it needs a seventh of maxim_s1's
-multiply-adds. All its token sets are 8 x 8: with so few channels, linear maps over 16 x 16 tokens would cost more than
-the convolutions. One scale is supervised, since there is no next stage that takes coarse features.
 """
 
 import inspect
@@ -204,6 +200,8 @@ for size, features in (("s", 32), ("m", 64)):
             tags={tag: MAXIM_URL.format(folder) for tag, folder in MAXIM_FOLDERS.get(name, {}).items()},
         )
 
+# It needs a seventh of maxim_s1's multiply-adds. With so few channels, linear maps over 16 x 16 tokens would cost more
+# than the convolutions. One scale is supervised, since no next stage takes coarse features.
 register_image_model(
     "maxim_nano",
     MaximUNet,

@@ -241,9 +241,7 @@ class Inputs(nn.Module):
     def __init__(self, levels: Sequence[Level], in_chans: int, *, fuse: bool):
         super().__init__()
         self.convs = nn.ModuleList(Conv3x3(in_chans, level.dim) for level in levels)
-        self.fuse = nn.ModuleList()
-        if fuse:
-            self.fuse.extend(CrossGating(level.dim, level.dim, level) for level in levels)
+        self.fuse = nn.ModuleList(CrossGating(level.dim, level.dim, level) for level in levels if fuse)
 
     def forward(self, images: list[Tensor], carried: Carried | None) -> list[Tensor]:
         inputs = [conv(image) for conv, image in zip(self.convs, images)]  # (B, 2^i f, H / 2^i, W / 2^i)
