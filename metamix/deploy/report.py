@@ -41,21 +41,15 @@ class Difference:
         if self.ranked:
             self.same += int((expected.argmax(1) == actual.argmax(1)).sum())
 
-    @property
-    def deviation(self) -> float:
-        """Return the standard deviation of the expected outputs."""
-        count, total, squares, _ = self._sums
-        return max(squares / count - (total / count) ** 2, 0.0) ** 0.5
-
     def result(self) -> dict[str, float]:
         """Return the numbers for the report."""
-        count, _, _, squares = self._sums
-        unit = self.deviation or 1.0
+        count, total, squares, errors = self._sums
+        unit = max(squares / count - (total / count) ** 2, 0.0) ** 0.5 or 1.0  # deviation of the expected outputs
         figures = {
             "images": self.images,
             "largest_difference": self.largest,
             "of_the_deviation": self.largest / unit,
-            "rms_of_the_deviation": (squares / count) ** 0.5 / unit,
+            "rms_of_the_deviation": (errors / count) ** 0.5 / unit,
         }
         return figures | ({"same_top1": self.same / self.count} if self.ranked else {})
 
