@@ -30,7 +30,7 @@ from benchmarks.runs import differences, free_options, read_run
 from benchmarks.scoring import score, score_restoration
 from benchmarks.weight_cards import half, standard_error, write_card, write_weights
 from metamix.classification.task import Classification, ClassificationOptions
-from metamix.models.create import create_model
+from metamix.models.registry import create_model
 from metamix.models.timm_interface import shapes
 from metamix.restoration.options import RestorationEvalOptions
 from metamix.restoration.task import Restoration

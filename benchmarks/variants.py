@@ -11,16 +11,14 @@ from torch import nn
 
 from benchmarks.measure.ceiling import dense_conv_net
 from metamix.layers import GELU
-from metamix.models.embed import DOWNSAMPLE, CeilEmbed, ConvEmbed
+from metamix.models.embed import DOWNSAMPLE, ConvEmbed, SequentialEmbed
 
 
-class ConvStem(CeilEmbed, nn.Sequential):
+class ConvStem(SequentialEmbed):
     """conv3x3, BatchNorm, GELU, conv3x3 of stride 2.
 
     (B, in_chans, H, W) -> (B, dim, ceil(H / 2), ceil(W / 2)).
     """
-
-    reduction = 2
 
     def __init__(self, in_chans: int, dim: int):
         super().__init__(

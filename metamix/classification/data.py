@@ -22,6 +22,7 @@ from metamix.data.loader import MemoryLoader, StreamLoader
 from metamix.data.memory import in_memory
 from metamix.data.options import train_command
 from metamix.data.sources import digest
+from metamix.models.backbone import per_channel
 from metamix.tasks.registry import task_of_data
 from metamix.training.task import Batch
 from metamix.utils.options import changed_flags
@@ -93,7 +94,7 @@ class ClassificationData:
             sides = {weights.img_size} if isinstance(weights.img_size, int) else set(weights.img_size or ())
             values |= {"img_size": sides.pop()} if len(sides) == 1 else {}  # only if the images were square
         if weights and options.mean is None and options.std is None:
-            statistics = [_of_channels(each, self.in_chans) for each in (weights.mean, weights.std)]
+            statistics = [each and per_channel(each, self.in_chans) for each in (weights.mean, weights.std)]
             values |= dict(zip(("mean", "std"), statistics)) if all(statistics) else {}
         self._resolved = options = replace(options, **values)
         self.size = image_size(images, options)
@@ -198,10 +199,3 @@ class ClassificationData:
         if classes and of_data != classes:
             self.notes.append("the classes of the data are numbers: they are matched to the model's by their order")
         return classes or of_data
-
-
-def _of_channels(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:
-    """Return a value for each image channel: the mean of all for grey images, as timm does with the first layer."""
-    if not values or len(values) == channels:
-        return values
-    return (sum(values) / len(values),) * channels

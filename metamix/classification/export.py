@@ -140,12 +140,13 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
         tags = timm.list_models(f"{name}.*", pretrained=True)
         raise ValueError(
             f"{name} names a model but no weights: "
-            + (f"give those of a tag, {', '.join(tags)}" if tags else "train it, and export the run folder")
+            + (f"give the weights of a tag, {', '.join(tags)}" if tags else "train it, and export the run folder")
             + ". metamix benchmark times it with random weights"
         )
     if not options.data:
         trained = load_classifier(file, model=name or options.model, pretrained=file is None)
-        return ExportableClassifier(trained.model, with_size(trained.metadata, size), dynamic=options.dynamic)
+        metadata = replace(trained.metadata, img_size=size) if size else trained.metadata
+        return ExportableClassifier(trained.model, metadata, dynamic=options.dynamic)
     eval_options = ClassificationEvalOptions(
         model=name or options.model,
         pretrained=file is None,
@@ -155,8 +156,8 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
         img_size=size,
     )
     task, model, entries = Classification.trained(eval_options)
-    metadata = ModelMetadata.from_dict(entries)
-    return ExportableClassifier(model, with_size(metadata, task.data.size), task, options.images, options.dynamic)
+    metadata = replace(ModelMetadata.from_dict(entries), img_size=task.data.size)
+    return ExportableClassifier(model, metadata, task, options.images, options.dynamic)
 
 
 def exported_classifier(exported: ExportedModel) -> Classifier:
@@ -165,8 +166,3 @@ def exported_classifier(exported: ExportedModel) -> Classifier:
     exported.artifact.check({}, METADATA)
     exported.check_classes(metadata.num_classes or 0)
     return Classifier(metadata.model or "", exported, metadata, has_sigmoid=metadata.threshold is not None)
-
-
-def with_size(metadata: ModelMetadata, size: int | tuple[int, int] | None) -> ModelMetadata:
-    """Return the metadata with the image size `size`; None keeps the size."""
-    return metadata if size is None else replace(metadata, img_size=size)

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from metamix.data import decode_file, normalize
 from metamix.data.sources import SMALL_SIDE
+from metamix.models.backbone import per_channel
 from metamix.models.checkpoint import adapt_checkpoint, check_described_size, check_same_function, layer_names
-from metamix.models.create import create_model, timm_config
 from metamix.models.metaformer import MetaFormer
-from metamix.models.registry import check_model, published_name
+from metamix.models.registry import check_model, create_model, published_name, timm_config
 from metamix.tasks.network import check_task
 from metamix.tasks.options import BackboneOptions
 from metamix.utils.checks import check_finite, check_one_source
@@ -74,10 +74,10 @@ def load_classifier(
         name, net = model, create_model(model, **{"pretrained": True} | arguments)
         names = tuple(timm_config(net).get("label_names") or ())
         metadata = ModelMetadata(model=published_name(net), classes=names if len(names) == net.num_classes else None)
-    elif pretrained:
-        raise ValueError("--pretrained evaluates published weights of a model: give its name, --model NAME")
     else:
-        raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or --pretrained for published ones")
+        raise ValueError(
+            "there are no weights to evaluate: give --checkpoint FILE, or --model NAME --pretrained for published ones"
+        )
     return Classifier(name, net.eval(), complete_metadata(metadata, net, metadata.model_args | arguments))
 
 
@@ -120,7 +120,7 @@ class Classifier:
         Args:
             images: files or PIL images.
             top: number of labels; by default 5, or all from `threshold` on if an image may have several.
-            threshold: least probability of a label if an image may have several; by default that of the weights.
+            threshold: least probability of a label if an image may have several; by default the weights' threshold.
 
         Raises:
             CorruptImage: an image cannot be read.
@@ -216,6 +216,7 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
     config = timm.data.resolve_model_data_config(model)
     num_classes: Any = model.num_classes
     size = metadata.img_size or model_args.get("img_size", config["input_size"][-1])
+    channels = metadata.in_chans or model_args.get("in_chans", config["input_size"][0])
     crop_pct = metadata.crop_pct or config["crop_pct"]
     if metadata.data and metadata.memory is None and isinstance(size, int) and size <= SMALL_SIDE:
         crop_pct = 1.0  # runs of metamix 0.1 wrote 0.875 for small images, which they held in memory and never cropped
@@ -224,9 +225,9 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
         model_args=dict(model_args),
         num_classes=num_classes,
         img_size=size,
-        in_chans=metadata.in_chans or model_args.get("in_chans", config["input_size"][0]),
-        mean=metadata.mean or tuple(config["mean"]),
-        std=metadata.std or tuple(config["std"]),
+        in_chans=channels,
+        mean=per_channel(metadata.mean or config["mean"], channels),
+        std=per_channel(metadata.std or config["std"], channels),
         interpolation=metadata.interpolation or config["interpolation"],
         crop_pct=crop_pct,
     )

@@ -79,7 +79,7 @@ class ClassificationLoss:
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:
     """Compute class weights, (classes,), inverse to the number of images; their mean over all images is 1."""
-    if labels.ndim == 2:  # the images that have a label weigh as much as those without
+    if labels.ndim == 2:  # images with a label weigh as much as images without it
         counts = labels.sum(0)
         return (len(labels) - counts) / counts.clamp(min=1)
     counts = labels.bincount(minlength=classes)

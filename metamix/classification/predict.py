@@ -25,13 +25,8 @@ from metamix.utils.text import aligned, csv_text, plural, printable
 
 from .load import Classifier
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """The most probable labels of an image, the most probable first."""
-
-    image: Path
-    labels: list[tuple[str, float]]  # name and probability; empty if no label is probable enough
+# An image and its labels with their probabilities, the most probable first; none if no label is probable enough
+Prediction = tuple[Path, list[tuple[str, float]]]
 
 
 @dataclass
@@ -99,7 +94,7 @@ def predict(
     prepared = _read(classifier, images, [] if broken is None else broken)
     while batch := list(islice(prepared, batch_size)):
         paths, tensors = zip(*batch)
-        yield from map(Prediction, paths, classifier.label(torch.stack(tensors), top, threshold))
+        yield from zip(paths, classifier.label(torch.stack(tensors), top, threshold))
 
 
 def _read(classifier: Classifier, images: Sequence[Path], broken: list[str]) -> Iterator[tuple[Path, Tensor]]:
@@ -115,8 +110,8 @@ def _read(classifier: Classifier, images: Sequence[Path], broken: list[str]) -> 
 def as_table(predictions: Sequence[Prediction]) -> str:
     """Format one line for each image: its path, then labels with their probabilities in percent, or a dash."""
     rows = [
-        (prediction.image, "   ".join(f"{label} {100 * value:.1f} %" for label, value in prediction.labels) or "-")
-        for prediction in predictions
+        (image, "   ".join(f"{label} {100 * value:.1f} %" for label, value in labels) or "-")
+        for image, labels in predictions
     ]
     return "".join(f"{line}\n" for line in aligned(rows))
 
@@ -124,9 +119,9 @@ def as_table(predictions: Sequence[Prediction]) -> str:
 def as_csv(predictions: Sequence[Prediction]) -> str:
     """Format one row for each image and label: image, rank, label, probability; an empty label if there is none."""
     rows = [
-        (prediction.image, rank, label, f"{probability:.6f}")
-        for prediction in predictions
-        for rank, (label, probability) in enumerate(prediction.labels or [("", 0.0)], 1)
+        (image, rank, label, f"{probability:.6f}")
+        for image, labels in predictions
+        for rank, (label, probability) in enumerate(labels or [("", 0.0)], 1)
     ]
     return csv_text([("image", "rank", "label", "probability"), *rows])
 
@@ -135,10 +130,10 @@ def as_json(predictions: Sequence[Prediction]) -> str:
     """Format a list of images with their labels and probabilities."""
     records = [
         {
-            "image": str(prediction.image),
-            "labels": [{"label": label, "probability": round(value, 6)} for label, value in prediction.labels],
+            "image": str(image),
+            "labels": [{"label": label, "probability": round(value, 6)} for label, value in labels],
         }
-        for prediction in predictions
+        for image, labels in predictions
     ]
     return json.dumps(records, indent=2) + "\n"
 

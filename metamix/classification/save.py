@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.utils import unwrap_model
 from torch import nn
 
-from metamix.models.backbone import per_channel
-from metamix.models.create import create_model
 from metamix.models.metaformer import Stage
+from metamix.models.registry import create_model
 from metamix.utils.text import plural
 from metamix.weights.files import save_weights
 from metamix.weights.metadata import ModelMetadata
+
+from .load import complete_metadata
 
 
 def save_classifier(
@@ -41,13 +42,13 @@ def save_classifier(
         path: a .safetensors file.
         classes: names of the classes, in the order of the logits.
         model_args: what `timm.create_model` got, except num_classes.
-        mean, std: what images were normalised with, per channel, for pixel values from 0 to 1. By default those of
+        mean, std: what images were normalised with, per channel, for pixel values from 0 to 1; by default as in
             timm's configuration of the model.
         threshold: least probability of a label, if an image may have several; None if it has one class.
 
     Raises:
-        ValueError: the file has another extension, the number of classes is not that of the logits, or `model_args`
-            makes another model.
+        ValueError: the file has another extension, there are not as many classes as logits, or `model_args` makes
+            another model.
     """
     path, arguments = Path(path), dict(model_args or {})
     if path.suffix != ".safetensors":
@@ -57,24 +58,19 @@ def save_classifier(
     if len(classes) != body.num_classes:
         names, logits = plural(len(classes), "class name"), plural(body.num_classes, "logit")
         raise ValueError(f"{names} for {logits}: give one for each")
-    config = timm.data.resolve_model_data_config(body)
-    channels = arguments.pop("in_chans", config["input_size"][0])
     metadata = ModelMetadata(
         task="classification",
         model=body.pretrained_cfg["architecture"],
-        num_classes=len(classes),
-        in_chans=channels,
-        img_size=arguments.pop("img_size", config["input_size"][-1]),
-        model_args=arguments,
-        mean=per_channel(mean or config["mean"], channels),
-        std=per_channel(std or config["std"], channels),
-        interpolation=config["interpolation"],
-        crop_pct=config["crop_pct"],
+        mean=tuple(mean) if mean else None,
+        std=tuple(std) if std else None,
         classes=tuple(classes),
         threshold=threshold,
     )
+    metadata = complete_metadata(metadata, body, arguments)
+    others = {name: value for name, value in arguments.items() if name not in metadata.shape}
+    metadata = replace(metadata, model_args=others)
     with torch.device("meta"):
-        described = create_model(metadata.model or "", **metadata.shape | arguments)
+        described = create_model(metadata.model or "", **metadata.shape | others)
     if _signature(described) != _signature(body):
         raise ValueError(
             f"model_args is {dict(model_args or {})}, with which {metadata.model} is another model than this one: give "

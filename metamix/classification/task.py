@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from metamix.models.create import check_image_size, timm_config
-from metamix.models.registry import check_model
+from metamix.models.registry import check_image_size, check_model, timm_config
 from metamix.tasks.registry import task_of_model
 from metamix.utils.checks import parse_size
 from metamix.weights.metadata import ModelMetadata
@@ -63,8 +62,8 @@ class Classification:
     def trained(cls, options: ClassificationEvalOptions) -> tuple[Classification, nn.Module, dict[str, Any]]:
         """Make the task, the model and the metadata of its weights, for evaluation.
 
-        The model is built as it was trained. Statistics, image size and holdout are those of training if `options`
-        do not give them.
+        The model is built as it was trained. Statistics, image size and holdout are as in training unless `options`
+        set them.
         """
         trained = load_classifier(
             options.checkpoint, model=options.model, model_args=options.model_args, pretrained=options.pretrained

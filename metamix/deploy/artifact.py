@@ -6,8 +6,8 @@ model.onnx                  ONNX
 model.xml, model.bin        OpenVINO IR
 model.pt2                   torch.export; beside it, model.compiled.pt2, if AOTInductor compiled it for this CPU
 
-export.json lists the SHA-256 of the other files, and has one of its own content. They find damage; they are no defence
-against an attacker, who can compute them again.
+export.json holds the SHA-256 of each other file and of its own content. The checksums reveal damage. They do not
+protect against an attacker, who can compute them again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,14 +117,12 @@ def load_artifact(folder: str | Path) -> Artifact:
         raise ValueError(f"{path} is of version {shown(version)}, not {VERSION}, which has checksums: export again")
     if raw.get(CHECKSUM) != with_checksum(raw)[CHECKSUM]:
         raise ValueError(f"{path} is damaged or edited: its SHA-256 is wrong. Copy the folder again, or export again")
-    missing = [f.name for f in fields(Artifact) if f.name not in raw]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}: export the model again")
+    rules = rules_of(Artifact, "model")
+    check_entries(raw, rules, path, "the file", AGAIN)
     check_format(raw["format"], raw["precision"])
-    check_entries(raw, rules_of(Artifact, "model"), path, "the file", AGAIN)
-    entries: dict[str, Any] = {f.name: raw[f.name] for f in fields(Artifact)}
+    entries: dict[str, Any] = {name: raw[name] for name in rules}
     entries |= {name: tuple(raw[name]) for name in ("input_shape", "outputs")}
-    return Artifact(**entries | {"model": ModelMetadata.from_dict(raw["model"], path)})
+    return Artifact(**entries, model=ModelMetadata.from_dict(raw.get("model", {}), path))
 
 
 def _not_exported(path: Path) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metamix.models.create import create_model, timm_config
+from metamix.models.registry import create_model, timm_config
 from metamix.utils.checks import check_choice
 from metamix.utils.system import keep_freed_memory, processor, versions
 from metamix.utils.text import aligned, message

@@ -2,31 +2,27 @@
 
     s * (W x + b)            = (s W) x + s b          LayerScale, into the last linear layer of its branch
     s * (mean(n) - n)        = mean(s n) - s n        LayerScale after pooling or the identity, into the norm before it
-    BN(W x + b)              = (a W) x + a b + c      BatchNorm, into the convolution before it
-    W BN(x) + b              = (W a) x + W c + b      BatchNorm before the channel MLP, into its first convolution
     W1 x + W2 x              = (W1 + W2) x            RaftMLP's parallel patch convolutions
 
 Dropout and drop path do nothing in evaluation and are removed. Weights that a forward pass derives from parameters
 become parameters: the matrices of raft, the token MLP of nin, the triangular matrices of symmetric attention. With
 `images`, so do those that depend on the map size: resized raft matrices, position embeddings and biases.
 
-Raft keeps its LayerScale: its matrices are shared by all channels and cannot scale each by its own factor.
+Raft keeps its LayerScale: its matrices are shared by all channels and cannot scale each by its own factor. BatchNorm
+stays too: ONNX Runtime and OpenVINO fold it where it follows a convolution.
 """
 
 from __future__ import annotations
 
 from copy import deepcopy
-from itertools import pairwise
 from typing import Any
 
 import timm.layers
 import torch
 from timm.layers import DropPath, LayerNorm2d, LayerScale2d
 from torch import Tensor, nn
-from torch.nn.utils import fuse_conv_bn_eval
 
 from metamix.layers import (
-    Conv2d,
     Dropout,
     Float32LayerNorm2d,
     GroupNorm1,
@@ -42,8 +38,7 @@ from metamix.mixers.minattn import Cholesky, MinAttn, triangular
 from metamix.mixers.nin import Nin, TokenMlp
 from metamix.mixers.pooling import Pooling
 from metamix.mixers.raft import Raft, RaftMlp, resize_inputs, resize_outputs
-from metamix.mixers.wavemix import BandMlp, WaveMix
-from metamix.models.embed import ConvEmbed
+from metamix.mixers.wavemix import WaveMix
 from metamix.models.metaformer import Block, MetaFormer
 from metamix.models.raftmlp import MultiScaleEmbed
 
@@ -51,7 +46,6 @@ Sizes = dict[nn.Module, tuple[int, int]]  # (H, W) of the map that a module gets
 
 # Types are compared exactly: a subclass may compute something else, such as timm's norms with an activation.
 DROPOUTS = (nn.Dropout, nn.Dropout2d, Dropout, DropPath)
-CONVOLUTIONS = (nn.Conv2d, Conv2d, ConvEmbed)
 GROUP_NORMS = (nn.GroupNorm, timm.layers.GroupNorm, timm.layers.GroupNorm1, GroupNorm1)
 LAYER_NORMS = (LayerNorm2d, Float32LayerNorm2d)  # over the channels of (B, C, H, W)
 
@@ -61,7 +55,7 @@ def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     """Return a leaner copy of a model that computes the same in evaluation.
 
     The given model stays as it is. The copy is only for inference: it is in evaluation mode and needs no gradients.
-    In layers that are not metamix's, dropout is removed and BatchNorm is folded inside `nn.Sequential`.
+    Of layers that are not metamix's, only dropout is removed.
 
     Args:
         model: a MetaFormer, or any module with metamix's layers in it, such as a detector.
@@ -73,17 +67,12 @@ def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     module: Any
     for module in list(fused.modules()):
         kind = type(module)
-        if kind is BandMlp:
-            fold_batch_norm(module)
-        elif kind is Block:
+        if kind is Block:
             fold_layer_scales(module)
-            fold_norm2(module)
         elif kind is Raft:
             fix_matrices(module, sizes)
         elif kind is MinAttn and module in sizes:
             fix_biases(module, sizes[module])
-        elif isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward:
-            fold_next_norms(module)
         elif kind is MetaFormer and module.pos_embed is not None and module in sizes:
             module.pos_embed = nn.Parameter(resize_to(module.pos_embed, sizes[module]))
     return replace(fused).requires_grad_(False)
@@ -127,44 +116,7 @@ def replace(module: Any) -> nn.Module:
     return module
 
 
-# LayerScale and BatchNorm
-
-
-def has_statistics(norm: nn.Module) -> bool:
-    """Return whether a layer is a BatchNorm whose evaluation is one scale and shift for each channel."""
-    return type(norm) is nn.BatchNorm2d and norm.running_mean is not None
-
-
-def fold_batch_norm(mlp: BandMlp) -> None:
-    """Fold the norm of one wavelet level into the transposed convolution before it, or through bilinear upsampling."""
-    if not has_statistics(mlp.norm):
-        return
-    if isinstance(mlp.up, nn.ConvTranspose2d):
-        mlp.up = fuse_conv_bn_eval(mlp.up, mlp.norm, transpose=True)
-    else:  # interpolation weights sum to 1, so the shift passes through it too
-        mlp.fc2 = fuse_conv_bn_eval(mlp.fc2, mlp.norm)
-    mlp.norm = nn.Identity()
-
-
-def fold_next_norms(layers: nn.Sequential) -> None:
-    """Fold each BatchNorm that follows a convolution, as in stems and downsamplings."""
-    children: list[tuple[str, Any]] = list(layers.named_children())
-    for (name, layer), (following, norm) in pairwise(children):
-        if type(layer) in CONVOLUTIONS and has_statistics(norm):
-            setattr(layers, name, fuse_conv_bn_eval(layer, norm))
-            setattr(layers, following, nn.Identity())
-
-
-def fold_norm2(block: Block) -> None:
-    """Fold a BatchNorm before the channel MLP into its first convolution."""
-    if type(block.mlp) is not Mlp or not has_statistics(block.norm2):
-        return
-    norm: Any = block.norm2
-    fc1: Any = block.mlp.fc1
-    scale = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
-    shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
-    block.mlp.fc1 = convolution(fc1.weight * scale[:, None, None], fc1.bias + fc1.weight.flatten(1) @ shift)
-    block.norm2 = nn.Identity()
+# LayerScale
 
 
 def fold_layer_scales(block: Block) -> None:
@@ -185,10 +137,7 @@ def last_layer(block: Block) -> Any:
     if kind in LAST_LAYERS:
         return getattr(mixer, LAST_LAYERS[kind])
     if kind is WaveMix:
-        finest = mixer.levels[0]
-        if type(finest.norm) is not nn.Identity:
-            return finest.norm
-        return finest.up if type(finest.up) is nn.ConvTranspose2d else finest.fc2
+        return mixer.levels[0].norm
     if kind in (Pooling, Identity) and (block.mlp is None or not block.tie_norms):  # linear in each channel
         return block.norm1
     return None
@@ -196,13 +145,10 @@ def last_layer(block: Block) -> Any:
 
 def scale_outputs(layer: Any, scale: Tensor) -> bool:
     """Multiply the output channels of a layer, in place; return False if it has no weight for each channel."""
-    scalable = (nn.ConvTranspose2d, nn.Conv2d, nn.BatchNorm2d, *GROUP_NORMS, *LAYER_NORMS)
-    if type(layer) not in scalable or layer.weight is None:
+    if type(layer) not in (nn.Conv2d, nn.BatchNorm2d, *GROUP_NORMS, *LAYER_NORMS) or layer.weight is None:
         return False
-    axis = 1 if type(layer) is nn.ConvTranspose2d else 0
     for name, parameter in list(layer.named_parameters(recurse=False)):
-        at = axis if name == "weight" else 0
-        shape = [-1 if i == at else 1 for i in range(parameter.ndim)]
+        shape = [-1] + [1] * (parameter.ndim - 1)
         setattr(layer, name, nn.Parameter(parameter * scale.view(shape)))
     return True
 

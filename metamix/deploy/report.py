@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,32 +32,24 @@ class Difference:
     def update(self, expected: Tensor, actual: Tensor, *, images: int | None = None) -> None:
         """Add the outputs (n, ...) of both models for the same images; pass `images` if there are not n images."""
         expected, actual = expected.double(), actual.double()
-        self.largest = max(self.largest, float((expected - actual).abs().max()))
-        if not actual.isfinite().all():
-            self.largest = float("inf")
-        squares = expected.square().sum(), (expected - actual).square().sum()
-        for i, value in enumerate((expected.new_tensor(expected.numel()), expected.sum(), *squares)):
-            self._sums[i] += value.item()
+        errors = (expected - actual).abs().nan_to_num(math.inf, math.inf)
+        self.largest = max(self.largest, float(errors.max()))
+        sums = expected.new_tensor(expected.numel()), expected.sum(), expected.square().sum(), errors.square().sum()
+        self._sums = [total + each.item() for total, each in zip(self._sums, sums)]
         self.images += len(expected) if images is None else images
         self.count += len(expected)
         if self.ranked:
             self.same += int((expected.argmax(1) == actual.argmax(1)).sum())
 
-    @property
-    def deviation(self) -> float:
-        """Return the standard deviation of the expected outputs."""
-        count, total, squares, _ = self._sums
-        return max(squares / count - (total / count) ** 2, 0.0) ** 0.5
-
     def result(self) -> dict[str, float]:
         """Return the numbers for the report."""
-        count, _, _, squares = self._sums
-        unit = self.deviation or 1.0
+        count, total, squares, errors = self._sums
+        unit = max(squares / count - (total / count) ** 2, 0.0) ** 0.5 or 1.0  # deviation of the expected outputs
         figures = {
             "images": self.images,
             "largest_difference": self.largest,
             "of_the_deviation": self.largest / unit,
-            "rms_of_the_deviation": (squares / count) ** 0.5 / unit,
+            "rms_of_the_deviation": (errors / count) ** 0.5 / unit,
         }
         return figures | ({"same_top1": self.same / self.count} if self.ranked else {})
 

@@ -4,22 +4,20 @@ A workaround for a library's bug or slowness lives here. Its docstring says why 
 bug, and when it can go.
 """
 
-from .activation import GELU
 from .attention import attention
+from .channels_last import GELU, GlobalPool, is_channels_last, to_channels_last
 from .checkpointing import CheckpointedSequential, GradCheckpointing, checkpointed
 from .conv import Conv2d, ConvWeights
 from .dropout import Dropout, dropout
 from .graph import fx_leaf, may_vary, rearrange
-from .memory_format import is_channels_last, to_channels_last
 from .mlp import Mlp
 from .norm import Float32LayerNorm2d, GroupNorm1
-from .partition import BLOCK, GRID, from_sets, to_sets
-from .pool import GlobalPool
+from .partition import BLOCK, GRID, mix_sets
 from .spatial import average_to, crop_to, pad_to, resize_to, round_up
 
 __all__ = [
     "BLOCK", "GELU", "GRID", "CheckpointedSequential", "Conv2d", "ConvWeights", "Dropout", "Float32LayerNorm2d",
     "GlobalPool", "GradCheckpointing", "GroupNorm1", "Mlp", "attention", "average_to", "checkpointed", "crop_to",
-    "dropout", "from_sets", "fx_leaf", "is_channels_last", "may_vary", "pad_to", "rearrange", "resize_to",
-    "round_up", "to_channels_last", "to_sets",
+    "dropout", "fx_leaf", "is_channels_last", "may_vary", "mix_sets", "pad_to", "rearrange", "resize_to", "round_up",
+    "to_channels_last",
 ]  # fmt: skip

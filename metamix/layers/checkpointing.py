@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from timm.models import checkpoint
@@ -30,10 +31,11 @@ class CheckpointedSequential(nn.Sequential):
 
 
 class GradCheckpointing(nn.Module):
-    """Add the method of timm's models that turns gradient checkpointing on, for all `CheckpointedSequential` parts."""
+    """Add the method of timm's models that turns gradient checkpointing on."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Turn gradient checkpointing on or off in all these parts."""
-        for module in self.modules():
-            if isinstance(module, CheckpointedSequential):
-                module.grad_checkpointing = enable
+        """Turn gradient checkpointing on or off in all layers that have it."""
+        layer: Any
+        for layer in self.modules():
+            if hasattr(layer, "grad_checkpointing"):
+                layer.grad_checkpointing = enable

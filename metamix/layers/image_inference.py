@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +38,7 @@ def pad_by_reflection(x: Tensor, multiple: Size) -> tuple[Tensor, Size]:
     """Pad images by reflection to multiples of `multiple`, as MAXIM's authors do for evaluation.
 
     An odd side first gets one more row or column below or to the right. The rest is added in equal parts on both sides.
-    If the padding is larger than the image, the reflection repeats, as in numpy; torch's padding refuses this case.
+    If the padding is larger than the image, numpy's reflection repeats; torch's refuses this case.
 
     Returns:
         The padded images (B, C, H', W'), and (top, left), where the image begins in them.
@@ -52,14 +53,11 @@ def pad_by_reflection(x: Tensor, multiple: Size) -> tuple[Tensor, Size]:
 
 def reflected_places(n: int, padded: int, device: torch.device) -> tuple[Tensor, int]:
     """Return the place in a row of n pixels for each of `padded` pixels, and the number of pixels before the row."""
-    even = n + n % 2
+    even = min(n + n % 2, padded)
     first = (padded - even) // 2
-    places = torch.arange(padded, device=device) - first
-    for length in (even, n):
-        period = max(2 * length - 2, 1)
-        places = places.remainder(period)
-        places = torch.minimum(places, (period - places).remainder(period))
-    return places, first
+    places = np.pad(np.arange(n), (0, even - n), mode="reflect")
+    places = np.pad(places, (first, padded - even - first), mode="reflect")
+    return torch.from_numpy(places).to(device), first
 
 
 def run_padded(function: ImageFunction, images: Tensor, multiple: Size, scale: int = 1) -> Tensor:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from .activation import GELU
+from .channels_last import GELU
 from .dropout import Dropout
 
 

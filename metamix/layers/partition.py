@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .graph import fx_leaf, may_vary, rearrange
 from .spatial import crop_to
@@ -49,6 +49,12 @@ def from_sets(x: Tensor, size: Sequence[int], set_size: Sequence[int], layout: s
         return rearrange(x, f"{sets} -> b c {layout}", kh=kh, kw=kw, nh=nh, nw=nw)
     # In the memory format channels_last: copying runs of C values is fast, and convolutions take it.
     return rearrange(x, f"{sets} -> b {layout} c", kh=kh, kw=kw, nh=nh, nw=nw).movedim(-1, 1)
+
+
+def mix_sets(x: Tensor, linear: nn.Module, set_size: Sequence[int], layout: str) -> Tensor:
+    """Apply a 1x1 convolution over tokens to each set: (B, C, H, W) -> (B, C, H, W)."""
+    sets = linear(to_sets(x, set_size, layout))  # (B, kh * kw, sets, C)
+    return from_sets(sets, x.shape[-2:], set_size, layout)
 
 
 def set_counts(size: Sequence[int], set_size: Sequence[int]) -> tuple[int, int]:

@@ -23,7 +23,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from metamix.layers import BLOCK, GRID, Dropout, Float32LayerNorm2d, crop_to, from_sets, pad_to, to_sets
+from metamix.layers import BLOCK, GRID, Dropout, Float32LayerNorm2d, crop_to, mix_sets, pad_to
 from metamix.utils.checks import check_counts, parse_size
 
 from .registry import register_mixer
@@ -102,6 +102,5 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.act(self.fc1(self.norm(x))).chunk(2, dim=1)  # (B, hidden, H, W) each
-        sets = to_sets(self.gate_norm(b), self.set_size, self.layout)  # (B, kh kw, sets, hidden)
-        s = from_sets(self.spatial(sets), x.shape[-2:], self.set_size, self.layout)  # (B, hidden, H, W)
+        s = mix_sets(self.gate_norm(b), self.spatial, self.set_size, self.layout)  # (B, hidden, H, W)
         return x + self.fc2(a * (s + 1))

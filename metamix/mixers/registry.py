@@ -66,8 +66,6 @@ def register_mixer(name: str) -> Callable[[MixerClass], MixerClass]:
         parameters = list(inspect.signature(cls).parameters.values())
         keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         others = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-        if "name" in keywords:
-            raise ValueError(f"Mixer {name!r} has an option called name, which is the mixer's name: rename the option.")
         if others != ["dim"] or "size" not in keywords:  # **options would leave no names to check options against
             raise ValueError(
                 f"Mixer {name!r} has the constructor {cls.__name__}{inspect.signature(cls)}; "
@@ -111,15 +109,12 @@ def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn
     """
     cls = get_mixer(name)
     check_known(f"mixer {name!r}", options, accepted_options(cls))
-    required = [p.name for p in inspect.signature(cls).parameters.values() if p.default is p.empty]
-    if missing := [option for option in required if option not in {"dim", "size", *options}]:
-        raise ValueError(f"Mixer {name!r} needs the option {missing[0]!r}: give it in mixer_args.")
     return cls(dim, size=size, **options)
 
 
 @fx_leaf
 def check_shape(y: Tensor, x: Tensor, mixer: str) -> Tensor:
-    """Return `y`, the output of the class `mixer` for the map `x`; raise an error if its shape is not that of `x`.
+    """Return `y`, the output of the class `mixer` for the map `x`; raise an error if it has another shape.
 
     Without this check, the residual would broadcast an output of another shape.
     """

@@ -16,21 +16,22 @@ from typing import Any, NoReturn
 
 import timm
 import torch
-from timm.layers import to_2tuple
+from timm.layers import BatchNormAct2d, GroupNorm1Act, freeze_batch_norm_2d, to_2tuple
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
+from metamix.layers import GroupNorm1
 from metamix.utils.checks import check_choice, check_counts, check_one_source
 from metamix.weights.download import require_reachable
 from metamix.weights.find import read_weights
 
-from .batch_norms import BATCH_NORMS, apply_batch_norms
 from .checkpoint import adapt_checkpoint
 from .metaformer import MetaFormer
 from .pyramids import FeaturePyramid, SimplePyramid, StageMaps
 from .registry import check_model
 
+BATCH_NORMS = ("auto", "freeze", "replace", "train")
 EXTRA: dict[str, tuple[int, Callable[[int], ExtraFPNBlock | None]]] = {  # levels after the coarsest: number, builder
     "none": (0, lambda dim: None),
     "pool": (1, lambda dim: LastLevelMaxPool()),  # Faster and Mask R-CNN
@@ -310,6 +311,34 @@ def load_body(
     for module in body.modules():  # timm keeps a copy of the tensors that it loaded
         getattr(module, "pretrained_cfg", {}).pop("state_dict", None)
     return body
+
+
+def apply_batch_norms(body: nn.Module, batch_norms: str, *, loaded: bool) -> nn.Module:
+    """Freeze all batch norms of a model, replace them by group norms, or train them as they are.
+
+    "auto" freezes them if the backbone has `loaded` weights, and replaces them if its weights are random.
+    """
+    check_choice("batch_norms", batch_norms, BATCH_NORMS)
+    if batch_norms == "auto":
+        batch_norms = "freeze" if loaded else "replace"
+    if batch_norms == "freeze":
+        return freeze_batch_norm_2d(body)
+    return replace_batch_norms(body) if batch_norms == "replace" else body
+
+
+def replace_batch_norms(module: nn.Module) -> nn.Module:
+    """Replace all batch norms inside a module by group norms of one group, with the same initial weights."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            make = GroupNorm1Act if isinstance(child, BatchNormAct2d) else GroupNorm1
+            new = make(child.num_features, affine=child.affine)
+            new.load_state_dict({key: child.state_dict()[key] for key in new.state_dict()})
+            if isinstance(child, BatchNormAct2d):
+                new.act, new.drop = child.act, child.drop
+            setattr(module, name, new)
+        else:
+            replace_batch_norms(child)
+    return module
 
 
 def per_channel(values: Sequence[float], in_chans: int) -> tuple[float, ...]:

@@ -21,8 +21,8 @@ Embed = Callable[[int, int], nn.Module]  # (in_chans, dim) -> a stem or a downsa
 class ConvEmbed(Conv2d):
     """A convolution as stem or downsampling: (B, in, H, W) -> (B, out, H', W').
 
-    H' = floor((H + 2 p - d (k - 1) - 1) / s) + 1 for a kernel k, stride s, padding p and dilation d. The constructor is
-    that of `nn.Conv2d`.
+    H' = floor((H + 2 p - d (k - 1) - 1) / s) + 1 for a kernel k, stride s, padding p and dilation d. The constructor
+    takes the arguments of `nn.Conv2d`.
     """
 
     @property
@@ -36,14 +36,20 @@ class ConvEmbed(Conv2d):
         return (size[0] + 2 * p - d * (k - 1) - 1) // s + 1, (size[1] + 2 * p - d * (k - 1) - 1) // s + 1
 
 
-class CeilEmbed(nn.Module):
-    """Base of stems and downsamplings whose maps have the sides ceil(H / reduction) and ceil(W / reduction)."""
+class SequentialEmbed(nn.Sequential):
+    """Layers in a row, some of them stems or downsamplings: (B, in, H, W) -> (B, out, H', W')."""
 
-    reduction: int
+    @property
+    def reduction(self) -> int:
+        """Return the product of the strides."""
+        return math.prod(getattr(layer, "reduction", 1) for layer in self)
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the size (H, W) of the map for images, or a map, of `size`."""
-        return -(-size[0] // self.reduction), -(-size[1] // self.reduction)
+        layer: Any
+        for layer in self:
+            size = layer.out_size(size) if hasattr(layer, "out_size") else size
+        return size
 
 
 STEM = partial(ConvEmbed, kernel_size=7, stride=4, padding=2)

@@ -10,13 +10,9 @@ there to have a head of `num_classes` outputs, a global pooling, and weights for
     wavemixsr_nano                                   a small WaveMix super-resolution of the luminance, with a residual
     wavemix_restore_nano                             a small WaveMix net that restores images at their size
 
-An image model has the attributes `in_chans`, `scale` (size of the output over that of the input) and `multiple`: in
+An image model has the attributes `in_chans`, `scale` (height of the output over height of the input) and `multiple`: in
 training, height and width must be multiples of it. In evaluation it turns images (B, in_chans, H, W) of any size, with
 values from 0 to 1, into images. In training it returns a list of images for the loss; the last one is the result.
-
-maxim_nano has one group per block, one bottleneck block and 16 features. So it needs a seventh of maxim_s1's
-multiply-adds. All its token sets are 8 x 8: with so few channels, linear maps over 16 x 16 tokens would cost more than
-the convolutions. One scale is supervised, since there is no next stage that takes coarse features.
 """
 
 import inspect
@@ -95,7 +91,7 @@ def create_image_model(
     check_known(base, kwargs, parameters)
     check_one_source(pretrained, checkpoint)
     if pretrained:
-        checkpoint = published_weights(name)
+        _, checkpoint = published_weights(name)
     if checkpoint is None:
         return entry.build(**entry.preset | kwargs)
     tensors, metadata = read_weights(checkpoint)
@@ -132,7 +128,7 @@ def split_name(name: str) -> tuple[str, str]:
     base, _, tag = name.partition(".")
     if base not in _MODELS:
         raise ValueError(f"There is no image model {base!r}{did_you_mean(base, _MODELS)} See list_image_models().")
-    check_tag(base, tag, tags_of(base))
+    check_tag(base, tag, weights_of(base))
     return base, tag
 
 
@@ -144,31 +140,21 @@ def preset_arguments(name: str) -> dict[str, Any]:
 # Weights
 
 
-def tags_of(name: str) -> list[str]:
-    """Return the tags of a model's weights: those shipped with the package first."""
-    return list(dict.fromkeys([*local_weights().get(name, {}), *_MODELS[name].tags]))
+def weights_of(name: str) -> dict[str, str]:
+    """Return the paths or addresses of a model's weights, by tag: those shipped with the package first."""
+    shipped = {tag: str(cfg["file"]) for tag, cfg in local_weights().get(name, {}).items()}
+    return shipped | _MODELS[name].tags | shipped
 
 
-def published_source(name: str, tag: str) -> str:
-    """Return the path of shipped weights, or else the address of published ones."""
-    shipped = local_weights().get(name, {}).get(tag)
-    return str(shipped["file"]) if shipped else _MODELS[name].tags[tag]
-
-
-def published_weights(name: str) -> Path:
-    """Return the file of the weights that `with_tag` names, downloaded if needed."""
-    tagged = with_tag(name)
-    source = published_source(*split_name(tagged))
-    return download(source, tagged) if "://" in source else Path(source)
-
-
-def with_tag(name: str) -> str:
-    """Return NAME.TAG of published weights; a name without a tag gets the first of its tags."""
-    name, tag = split_name(name)
-    tags = tags_of(name)
-    if not tags:
-        raise nothing_published(name)
-    return f"{name}.{tag or tags[0]}"
+def published_weights(name: str) -> tuple[str, Path]:
+    """Return NAME.TAG and the file of published weights, downloaded if needed. The default tag is the first."""
+    base, tag = split_name(name)
+    sources = weights_of(base)
+    if not sources:
+        raise nothing_published(base)
+    tag = tag or next(iter(sources))
+    name, source = f"{base}.{tag}", sources[tag]
+    return name, download(source, name) if "://" in source else Path(source)
 
 
 def image_layout(model: nn.Module, state: Mapping[str, Tensor]) -> Layout:
@@ -214,6 +200,8 @@ for size, features in (("s", 32), ("m", 64)):
             tags={tag: MAXIM_URL.format(folder) for tag, folder in MAXIM_FOLDERS.get(name, {}).items()},
         )
 
+# It needs a seventh of maxim_s1's multiply-adds. With so few channels, linear maps over 16 x 16 tokens would cost more
+# than the convolutions. One scale is supervised, since no next stage takes coarse features.
 register_image_model(
     "maxim_nano",
     MaximUNet,

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from metamix.utils.text import matching
 from metamix.weights.find import local_cards
 
-from .image_models import create_image_model, image_model_names, published_source, tags_of
+from .image_models import create_image_model, image_model_names, weights_of
 from .registry import default_cfgs
 
 # {name: [parameters, multiply-adds]}; image models add [channels, scale]
@@ -113,7 +113,7 @@ def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = Fals
 
     A pattern may also match weights, such as "*.cifar10". Each model is then listed with the matching weights only.
     """
-    tags = {name: default_cfgs[name].tags for name in default_cfgs} | {n: tags_of(n) for n in image_model_names()}
+    tags = {name: default_cfgs[name].tags for name in default_cfgs} | {n: weights_of(n) for n in image_model_names()}
     tagged = [f"{name}.{tag}" for name in tags for tag in tags[name] if tag]
     chosen = set(matching(patterns, [*tags, *tagged], "`metamix models` lists all."))
     models = []
@@ -158,9 +158,9 @@ def image_model_info(name: str) -> ImageModelInfo:
             data=cards.get(tag, {}).get("data"),
             test_data=cards.get(tag, {}).get("test_data"),
             psnr=cards.get(tag, {}).get("psnr"),
-            source=published_source(name, tag),
+            source=source,
         )
-        for tag in tags_of(name)
+        for tag, source in weights_of(name).items()
     ]
     return ImageModelInfo(name, parameters, round(macs / IMAGE_SIDE**2), in_chans, scale, tuple(weights))
 

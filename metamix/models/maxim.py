@@ -47,8 +47,7 @@ from metamix.layers import (
     Float32LayerNorm2d,
     GradCheckpointing,
     Mlp,
-    from_sets,
-    to_sets,
+    mix_sets,
 )
 from metamix.layers.image_inference import check_multiples, run_padded, shrink_image
 from metamix.mixers import Maxim
@@ -242,9 +241,7 @@ class Inputs(nn.Module):
     def __init__(self, levels: Sequence[Level], in_chans: int, *, fuse: bool):
         super().__init__()
         self.convs = nn.ModuleList(Conv3x3(in_chans, level.dim) for level in levels)
-        self.fuse = nn.ModuleList()
-        if fuse:
-            self.fuse.extend(CrossGating(level.dim, level.dim, level) for level in levels)
+        self.fuse = nn.ModuleList(CrossGating(level.dim, level.dim, level) for level in levels if fuse)
 
     def forward(self, images: list[Tensor], carried: Carried | None) -> list[Tensor]:
         inputs = [conv(image) for conv, image in zip(self.convs, images)]  # (B, 2^i f, H / 2^i, W / 2^i)
@@ -470,12 +467,6 @@ class SpatialGate(nn.Module):
         u = mix_sets(u, self.grid, self.level.grid_size, GRID)
         v = mix_sets(v, self.block, self.level.block_size, BLOCK)
         return self.fc2(torch.cat([u, v], dim=1))
-
-
-def mix_sets(x: Tensor, linear: nn.Module, set_size: tuple[int, int], layout: str) -> Tensor:
-    """Apply `linear` to the tokens of each set, (B, C, H, W) -> (B, C, H, W)."""
-    sets = linear(to_sets(x, set_size, layout))  # (B, tokens of a set, sets, C)
-    return from_sets(sets, x.shape[-2:], set_size, layout)
 
 
 class Sam(nn.Module):

@@ -18,44 +18,31 @@ from metamix.mixers import list_mixers
 from metamix.utils.checks import check_choice
 
 from .arguments import check_stages, mixers_per_stage
-from .embed import CeilEmbed, ConvEmbed
+from .embed import ConvEmbed, SequentialEmbed
 from .registry import CIFAR10, IMAGENET, build, register
 
 
-class ConvNormAct(CeilEmbed, nn.Sequential):
-    """conv3x3 of stride 2, BatchNorm, GELU: (B, in_chans, H, W) -> (B, dim, ceil(H / 2), ceil(W / 2))."""
-
-    reduction = 2
-
-    def __init__(self, in_chans: int, dim: int):
-        conv = ConvEmbed(in_chans, dim, kernel_size=3, stride=2, padding=1)
-        super().__init__(conv, nn.BatchNorm2d(dim), GELU())
+def conv_norm_act(in_chans: int, dim: int, stride: int = 2) -> SequentialEmbed:
+    """Build conv3x3, BatchNorm, GELU: (B, in_chans, H, W) -> (B, dim, ceil(H / stride), ceil(W / stride))."""
+    conv = ConvEmbed(in_chans, dim, kernel_size=3, stride=stride, padding=1)
+    return SequentialEmbed(conv, nn.BatchNorm2d(dim), GELU())
 
 
-class ConvNormActStem(CeilEmbed, nn.Sequential):
-    """conv3x3, BatchNorm, GELU, `ConvNormAct`: (B, in_chans, H, W) -> (B, dim, ceil(H / 2), ceil(W / 2))."""
-
-    reduction = 2
-
-    def __init__(self, in_chans: int, dim: int):
-        conv = ConvEmbed(in_chans, dim // 2, kernel_size=3, stride=1, padding=1)
-        super().__init__(conv, nn.BatchNorm2d(dim // 2), GELU(), ConvNormAct(dim // 2, dim))
+def twofold_stem(in_chans: int, dim: int) -> SequentialEmbed:
+    """Build two `conv_norm_act`, the first of stride 1: (B, in_chans, H, W) -> (B, dim, ceil(H / 2), ceil(W / 2))."""
+    return SequentialEmbed(*conv_norm_act(in_chans, dim // 2, stride=1), conv_norm_act(dim // 2, dim))
 
 
-class FourfoldStem(CeilEmbed, nn.Sequential):
-    """Two `ConvNormAct`: (B, in_chans, H, W) -> (B, dim, ceil(H / 4), ceil(W / 4))."""
-
-    reduction = 4
-
-    def __init__(self, in_chans: int, dim: int):
-        super().__init__(ConvNormAct(in_chans, dim // 2), ConvNormAct(dim // 2, dim))
+def fourfold_stem(in_chans: int, dim: int) -> SequentialEmbed:
+    """Build two `conv_norm_act`: (B, in_chans, H, W) -> (B, dim, ceil(H / 4), ceil(W / 4))."""
+    return SequentialEmbed(conv_norm_act(in_chans, dim // 2), conv_norm_act(dim // 2, dim))
 
 
-SMALL = dict(layer_scale=0.1, downsample=ConvNormAct, norm1=nn.BatchNorm2d, norm2=nn.BatchNorm2d, norm=nn.BatchNorm2d)
+SMALL = dict(layer_scale=0.1, downsample=conv_norm_act, norm1=nn.BatchNorm2d, norm2=nn.BatchNorm2d, norm=nn.BatchNorm2d)
 
 SIZES: dict[str, dict[str, Any]] = {
-    "nano": dict(depths=(2, 4, 2), dims=(64, 128, 192), stem=ConvNormActStem, **SMALL),
-    "tiny": dict(depths=(1, 2, 3, 2), dims=(32, 64, 160, 384), stem=FourfoldStem, **SMALL),
+    "nano": dict(depths=(2, 4, 2), dims=(64, 128, 192), stem=twofold_stem, **SMALL),
+    "tiny": dict(depths=(1, 2, 3, 2), dims=(32, 64, 160, 384), stem=fourfold_stem, **SMALL),
     "s12": dict(depths=(2, 2, 6, 2), dims=(64, 128, 320, 512), layer_scale=1e-5),
     "s24": dict(depths=(4, 4, 12, 4), dims=(64, 128, 320, 512), layer_scale=1e-5),
     "s36": dict(depths=(6, 6, 18, 6), dims=(64, 128, 320, 512), layer_scale=1e-6),

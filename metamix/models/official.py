@@ -40,7 +40,7 @@ def official(
         source: name of the source.
         same: arguments that the function gets as they are, since our model has them with the same names.
         renamed: arguments that the function gets by the names of our model.
-        defaults: the authors' defaults of arguments in `same` and `renamed` where those of our model differ.
+        defaults: the authors' defaults of arguments in `same` and `renamed`, where our model has other defaults.
         only: arguments for which our model supports only one value, with this value.
         ignored: arguments that the authors' code ignores too.
     """

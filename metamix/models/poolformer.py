@@ -66,8 +66,6 @@ def poolformer(
     **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the arguments of the authors' `PoolFormer`."""
-    if len(mlp_ratios) < len(layers):
-        refuse("mlp_ratios", mlp_ratios, f"one ratio for each of the {len(layers)} stages")
     if any(not down and a == b for down, (a, b) in zip(downsamples, pairwise(embed_dims))):
         refuse("downsamples", downsamples, "True for every stage but the last, or wherever the width changes")
     accept("fork_feat", fork_feat, [False], "False; `features_only` of timm.create_model gives the stages' maps")

@@ -24,14 +24,13 @@ from metamix.utils.checks import check_counts
 from metamix.weights.layout import Layout
 
 from .arguments import check_stages, per_stage
-from .embed import CeilEmbed
 from .metaformer import MetaFormer
 from .official import ModelAndLayout, accept, official, refuse
 from .registry import IMAGENET, build, register
 
 
 @register_notrace_module
-class MultiScaleEmbed(CeilEmbed):
+class MultiScaleEmbed(nn.Module):
     """Embed patches of several sizes around one centre by one linear map.
 
     (B, in, H, W) -> (B, dim, ceil(H / s), ceil(W / s)). If the stride does not divide the sides of an image, the image
@@ -59,6 +58,10 @@ class MultiScaleEmbed(CeilEmbed):
         self.reduction = stride
         # One linear map has one bias.
         self.convs = nn.ModuleList(ConvWeights(in_chans, dim, k, bias=i == 0) for i, k in enumerate(kernels))
+
+    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the size (H, W) of the map for images, or a map, of `size`."""
+        return -(-size[0] // self.reduction), -(-size[1] // self.reduction)
 
     def forward(self, x: Tensor) -> Tensor:
         s = self.reduction

@@ -1,4 +1,4 @@
-"""Register the names of models with timm, and build the models through timm's builder.
+"""Register the names of models with timm, build the models through timm's builder, and create any model by name.
 
 Each family's file calls `register(name, builder, cfg=..., **preset)`. Then `timm.create_model(name)` builds the model,
 with timm's configurations, weights and `features_only`, and `timm.list_models(module="metamix")` lists its name.
@@ -10,11 +10,12 @@ import re
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import is_scriptable
 from timm.models import DefaultCfg, PretrainedCfg, build_model_with_cfg, register_model, resolve_pretrained_cfg
@@ -152,25 +153,12 @@ def register(
         return builder(name, pretrained, **{**preset, **kwargs})
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__doc__ = document(name, builder, cfg, preset)
+    entrypoint.__doc__ = builder.__doc__
     entrypoint.registered_in = caller  # type: ignore[attr-defined]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm warns when a name is replaced
         register_model(entrypoint)
     _module_to_models["metamix"].add(name)  # for timm.list_models(module="metamix")
-
-
-def document(name: str, builder: Callable, cfg: dict[str, Any], preset: dict[str, Any]) -> str:
-    """Return the docstring of a registered name: what it is, its images, its preset and its arguments."""
-    what = (builder.__doc__ or f"Build {name}.").partition("\n")[0].rstrip(".")
-    channels, height, width = cfg.get("input_size", (3, 224, 224))
-    options = ", ".join(f"{option}={value!r}" for option, value in preset.items()) or "none"
-    return (
-        f"{what}: `{name}`.\n\n"
-        f"By default for images ({channels}, {height}, {width}) and {cfg.get('num_classes', 1000)} classes.\n"
-        f"Preset arguments: {options}.\n"
-        f"Further arguments: those of `{builder.__module__}.{builder.__name__}` and of `metamix.models.MetaFormer`."
-    )
 
 
 def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:
@@ -201,6 +189,49 @@ def check_model(name: str, pretrained: bool = False) -> None:
     check_tag(model, tag, [tagged.partition(".")[2] for tagged in timm.list_pretrained(f"{model}.*")])
     if pretrained and not timm.models.is_model_pretrained(name):
         raise nothing_published(name)
+
+
+def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn.Module:
+    """Create a timm model by name, which may have a tag. Models for any image size need no `img_size`.
+
+    Raises:
+        ValueError: an unknown name, with the nearest one; weights that are not published; unknown arguments.
+    """
+    check_model(name, pretrained)
+    if pretrained or ":" in name:
+        require_reachable(name)
+    try:
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    except TypeError as error:
+        if "img_size" in str(error) and "img_size" in arguments:  # a model for any size, such as timm's resnet18
+            del arguments["img_size"]
+            return create_model(name, pretrained, **arguments)
+        raise ValueError(f"model {name} does not take {arguments}: {error}") from None
+    except (AssertionError, AttributeError, LookupError, ArithmeticError) as error:
+        if timm.is_model(name) and hasattr(timm.model_entrypoint(name), "registered_in"):
+            raise  # the zoo's models check their arguments, so it is a bug
+        raise ValueError(f"model {name} does not take {arguments}: {type(error).__name__} {error}") from None
+
+
+def check_image_size(model: nn.Module, name: str, in_chans: int, size: int, advice: str) -> None:
+    """Check that a model takes square images of `size` pixels, by a forward pass of a black one.
+
+    The error names the model and ends with `advice`.
+    """
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, in_chans, size, size))
+    except (AssertionError, RuntimeError) as error:
+        why = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{name} does not take images of {size} pixels: {why}. {advice}") from None
+    model.train(training)
+
+
+def timm_config(model: nn.Module) -> Mapping[str, Any]:
+    """Return timm's configuration of a model: its weights, their images, the names of its layers."""
+    config: Any = model.pretrained_cfg
+    return config
 
 
 def published_name(model: nn.Module) -> str:

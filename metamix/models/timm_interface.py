@@ -9,11 +9,11 @@ from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
-from metamix.layers import resize_to
+from metamix.layers import GradCheckpointing, resize_to
 from metamix.mixers.registry import depends_on_size
 
 
-class TimmInterface(nn.Module):
+class TimmInterface(GradCheckpointing):
     """The methods of `MetaFormer` that timm's feature extractors, optimizers and scripts call."""
 
     stem: Any
@@ -32,7 +32,7 @@ class TimmInterface(nn.Module):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -41,12 +41,12 @@ class TimmInterface(nn.Module):
         """Return the final map, unless `intermediates_only`, and the features that `feature_info` lists.
 
         Arguments are timm's. With `norm`, features of the final norm's width are normed. With `stop_early`, the final
-        map is that of the last requested feature.
+        map is the last requested feature.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}; features are maps: use output_fmt='NCHW'.")
-        take, last = feature_take_indices(len(self.feature_info), as_list(indices))
-        units: Any = self.feature_units()
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        units: Any = self.stages[0].blocks if self.isotropic else self.stages  # whose outputs are the features
         features = []
         x = self.embed(x)
         for i, unit in enumerate(units[: last + 1] if stop_early else units):
@@ -57,18 +57,14 @@ class TimmInterface(nn.Module):
             return features
         return (x if stop_early and last + 1 < len(units) else self.norm(x)), features
 
-    def feature_units(self) -> nn.Sequential:
-        """Return the modules between stem and norm whose outputs are the features: stages, or isotropic blocks."""
-        return self.stages[0].blocks if self.isotropic else self.stages
-
     def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop the layers that the features at `indices` do not need, and return these indices, counted from 0.
 
         The norm and the head are dropped too if the last remaining feature has another number of channels.
         """
-        take, last = feature_take_indices(len(self.feature_info), as_list(indices))
+        take, last = feature_take_indices(len(self.feature_info), indices)
         if self.isotropic:
             self.stages[0].blocks = self.stages[0].blocks[: last + 1]
         else:
@@ -92,25 +88,21 @@ class TimmInterface(nn.Module):
                 fails. The model stays as it was.
         """
         sizes = self.map_sizes(img_size, [stage.downsample for stage in self.stages])
-        for stage, size in zip(self.stages, sizes):
-            mixer = stage.blocks[0].mixer
-            if depends_on_size(mixer):
-                continue
-            made = shapes(stage.make_mixer(size=size))
-            # A missing name belongs to a layer that was replaced, such as a batch norm in a detector.
-            if any(made.get(name, shape) != shape for name, shape in shapes(mixer).items()):
-                raise ValueError(
-                    f"{type(mixer).__name__} has parameters or buffers of other shapes on maps of {size}: give it "
-                    f"adapt_state(state), which brings parameters saved at another size to its own."
-                )
         mixers = []
         for stage, size in zip(self.stages, sizes):
             for block in stage.blocks:
                 old = block.mixer
-                if not depends_on_size(old):
-                    continue
                 like = next(block.parameters(), torch.empty(0))  # gives device and dtype
                 new = stage.make_mixer(size=size).to(like).train(old.training)
+                if not depends_on_size(old):
+                    made = shapes(new)
+                    # A missing name belongs to a layer that was replaced, such as a batch norm in a detector.
+                    if any(made.get(name, shape) != shape for name, shape in shapes(old).items()):
+                        raise ValueError(
+                            f"{type(old).__name__} has parameters or buffers of other shapes on maps of {size}: give "
+                            f"it adapt_state(state), which brings parameters saved at another size to its own."
+                        )
+                    continue
                 try:
                     new.load_state_dict(new.adapt_state(old.state_dict()))
                 except RuntimeError as error:
@@ -129,12 +121,6 @@ class TimmInterface(nn.Module):
     def get_classifier(self) -> nn.Module:
         """Return the head."""
         return self.head
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the input of each block for the backward pass, and compute the rest again there."""
-        for stage in self.stages:
-            for block in stage.blocks:
-                block.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Return patterns that group parameters by depth, for layer-wise learning rates."""
@@ -176,11 +162,6 @@ def keep_parameters(old: nn.Module, new: nn.Module) -> None:
             kept.copy_(parameter)
         module, _, leaf = name.rpartition(".")
         setattr(new.get_submodule(module), leaf, kept)
-
-
-def as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:
-    """Return indices of maps as timm's functions take them: any sequence becomes a list."""
-    return list(indices) if isinstance(indices, Sequence) else indices
 
 
 def shapes(module: nn.Module) -> dict[str, torch.Size]:

@@ -21,36 +21,27 @@ from metamix.utils.checks import check_counts
 from metamix.weights.layout import PUBLISHED as PUBLISHED_LAYOUTS
 from metamix.weights.layout import Layout
 
-from .embed import CeilEmbed, ConvEmbed
+from .embed import ConvEmbed, SequentialEmbed
 from .official import ModelAndLayout, accept, official
 from .registry import CIFAR10, IMAGENET, MNIST, build, register
 
 
-class StridedStem(CeilEmbed, nn.Sequential):
-    """Two 3x3 convolutions of stride s, with nothing between: (B, in, H, W) -> (B, dim, H / s^2, W / s^2)."""
-
-    def __init__(self, in_chans: int, dim: int, *, stride: int):
-        conv = partial(ConvEmbed, kernel_size=3, stride=stride, padding=1)
-        super().__init__(conv(in_chans, dim // 2), conv(dim // 2, dim))
-        self.reduction = stride**2
+def strided_stem(in_chans: int, dim: int, *, stride: int) -> SequentialEmbed:
+    """Build two 3x3 convolutions of stride s, with nothing between: (B, in, H, W) -> (B, dim, H / s^2, W / s^2)."""
+    conv = partial(ConvEmbed, kernel_size=3, stride=stride, padding=1)
+    return SequentialEmbed(conv(in_chans, dim // 2), conv(dim // 2, dim))
 
 
-class PatchStem(nn.Sequential):
-    """Two 3x3 convolutions, a patch convolution, GELU, BatchNorm: (B, in, H, W) -> (B, dim, H / p, W / p)."""
-
-    def __init__(self, in_chans: int, dim: int, *, patch_size: int):
-        conv = partial(ConvEmbed, kernel_size=3, stride=1, padding=1)
-        super().__init__(
-            conv(in_chans, dim // 4),
-            conv(dim // 4, dim // 2),
-            ConvEmbed(dim // 2, dim, kernel_size=patch_size, stride=patch_size),
-            GELU(),
-            nn.BatchNorm2d(dim),
-        )
-        self.reduction = patch_size
-
-    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return size[0] // self.reduction, size[1] // self.reduction
+def patch_stem(in_chans: int, dim: int, *, patch_size: int) -> SequentialEmbed:
+    """Build two 3x3 convolutions, a patch convolution, GELU, BatchNorm: (B, in, H, W) -> (B, dim, H / p, W / p)."""
+    conv = partial(ConvEmbed, kernel_size=3, stride=1, padding=1)
+    return SequentialEmbed(
+        conv(in_chans, dim // 4),
+        conv(dim // 4, dim // 2),
+        ConvEmbed(dim // 2, dim, kernel_size=patch_size, stride=patch_size),
+        GELU(),
+        nn.BatchNorm2d(dim),
+    )
 
 
 def wavemix(
@@ -86,7 +77,7 @@ def wavemix(
     check_counts(0, stride=stride, patch_size=patch_size)
     if bool(stride) == bool(patch_size):
         raise ValueError(f"stride is {stride} and patch_size {patch_size}: each chooses a stem, give one of them.")
-    stem = partial(StridedStem, stride=stride) if stride else partial(PatchStem, patch_size=patch_size)
+    stem = partial(strided_stem, stride=stride) if stride else partial(patch_stem, patch_size=patch_size)
     mixer_args = dict(level=level, mult=mult, ff_channel=ff_channel, upsample=upsample)
     preset: dict[str, Any] = dict(
         mixer="wavemix",

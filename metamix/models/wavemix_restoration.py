@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamix.layers import CheckpointedSequential, Conv2d, GradCheckpointing
+from metamix.layers import Conv2d, GradCheckpointing
 from metamix.layers.image_inference import check_multiples, run_padded
 from metamix.mixers import WaveMix
 from metamix.utils.checks import check_choice, check_counts
@@ -36,10 +36,10 @@ from .wavemix import ONE_LEVEL, WAVEMIX_BLOCK_NAMES, arrange_wavemix
 MODES = ("bilinear", "bicubic")
 
 
-def wave_blocks(dim: int, depth: int, **options) -> CheckpointedSequential:
+def wave_blocks(dim: int, depth: int, **options) -> nn.Sequential:
     """Build `depth` blocks x + mixer(x); `options` go to the mixer."""
     make_block = partial(Block, dim, norm1=norm_layer("norm1", "none"), mlp_ratio=0, layer_scale=0)
-    return CheckpointedSequential(*(make_block(WaveMix(dim, size=(1, 1), **options)) for _ in range(depth)))
+    return nn.Sequential(*(make_block(WaveMix(dim, size=(1, 1), **options)) for _ in range(depth)))
 
 
 def stem(in_chans: int, dim: int) -> nn.Sequential:

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from metamix.layers.image_inference import PadAndCrop, tiles
-from metamix.models.image_models import create_image_model, preset_arguments, published_weights, with_tag
+from metamix.models.image_models import create_image_model, preset_arguments, published_weights
 from metamix.tasks.network import check_task
 from metamix.utils.checks import check_one_source
 from metamix.utils.rules import check_entries, one_of, rules_of
@@ -168,8 +168,7 @@ def load_restorer(
     if checkpoint:
         path = find_weights(checkpoint)
     elif pretrained and model:
-        model = with_tag(model)
-        path = published_weights(model)
+        model, path = published_weights(model)
     else:
         raise ValueError("there are no weights: give --checkpoint FILE or --model NAME --pretrained for published ones")
     metadata = read_weights(path)[1]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from metamix.models import count_macs
-from metamix.models.image_models import create_image_model, published_weights, with_tag
+from metamix.models.image_models import create_image_model, published_weights
 from metamix.weights.find import find_weights, read_weights
 
 from .data import RestorationData
@@ -41,8 +41,8 @@ class RestorationModel:
             weights = find_weights(options.checkpoint)
             self.notes.append(f"weights from {options.checkpoint}")
         elif metadata is None and options.pretrained:
-            weights = published_weights(options.model)
-            self.notes.append(f"published weights {with_tag(options.model)}")
+            name, weights = published_weights(options.model)
+            self.notes.append(f"published weights {name}")
         if weights and (in_chans := read_weights(weights)[1].in_chans):
             check_channels(options.checkpoint or options.model, in_chans, self.data.in_chans)
         model = create_image_model(options.model, checkpoint=weights, **self.arguments)

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from metamix.models.image_models import create_image_model, image_model_names, tags_of
+from metamix.models.image_models import create_image_model, image_model_names, weights_of
 from metamix.utils.text import plural
 from metamix.weights.find import nothing_published
 from metamix.weights.metadata import ModelMetadata
@@ -78,7 +78,7 @@ class Restoration:
             raise ValueError(f"{name} is a classifier; restoration takes image restoration models, such as maxim_nano")
         with torch.device("meta"):
             create_image_model(name)
-        if pretrained and not tag and not tags_of(base):
+        if pretrained and not tag and not weights_of(base):
             raise nothing_published(name)
 
     @classmethod

@@ -30,6 +30,7 @@ from metamix.layers import crop_to, pad_to, resize_to, round_up
 from metamix.models.backbone import (
     Backbone,
     BackboneMixin,
+    apply_batch_norms,
     build_backbone,
     build_probe,
     check_request,
@@ -40,7 +41,6 @@ from metamix.models.backbone import (
     refuse_fine_maps,
     takes_argument,
 )
-from metamix.models.batch_norms import apply_batch_norms
 from metamix.models.pyramids import LastMap
 from metamix.utils.checks import check_choice, check_counts, check_known, check_rates, parse_size
 

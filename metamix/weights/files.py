@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ from metamix.utils.system import is_out_of_memory
 from metamix.utils.text import package_logger
 
 from .checksums import VALUES, checksums, damaged
-from .pickles import code_in
 
 FORMAT = "metamix-checkpoint-1"
 CHECKPOINT = "checkpoint.pt"
@@ -129,7 +129,7 @@ def unwrap(state: Mapping) -> Mapping:
     """Return the tensors of another program's file by name.
 
     They may lie under a key, the average first, as timm takes it. The names may have the prefixes of
-    `DistributedDataParallel` and `torch.compile`, and in files of Lightning that of an attribute `model`.
+    `DistributedDataParallel` and `torch.compile`, and in Lightning's files the prefix "model.".
     """
     prefixes = ["_orig_mod.", "module.", "_orig_mod."]  # either may be around the other
     if "pytorch-lightning_version" in state:
@@ -212,22 +212,16 @@ def newest_weights(folder: Path) -> Path:
     return checkpoint
 
 
-@contextmanager
-def _open_safetensors(path: str | Path) -> Iterator[Any]:
-    try:
-        with safe_open(_existing(path), framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from None
-
-
 def _load_safetensors(path: Path, header_only: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read and check tensors and metadata; with `header_only`, check only the metadata, and return None for tensors."""
-    with _open_safetensors(path) as file:
-        texts = dict(file.metadata() or {})
-        tensors: dict[str, Any] = dict.fromkeys(file.keys())
-        if not header_only:
-            tensors = {name: file.get_tensor(name) for name in tensors}
+    try:
+        with safe_open(_existing(path), framework="pt") as file:
+            texts = dict(file.metadata() or {})
+            tensors: dict[str, Any] = dict.fromkeys(file.keys())
+            if not header_only:
+                tensors = {name: file.get_tensor(name) for name in tensors}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from None
     expected = _value(texts.pop("checksums", "null"), path)
     if header_only and isinstance(expected, dict):
         expected = {VALUES: expected.get(VALUES)}
@@ -266,10 +260,10 @@ def _load_torch(path: str | Path) -> Any:
             raise
         text = " ".join(str(error).split())
         advice = "save only the tensors, torch.save(model.state_dict(), FILE), and give that file"
-        if code := code_in(path):
+        if code := re.search(r"GLOBAL ([\w.]+)", text):
             raise ValueError(
-                f"{path} holds code, not only tensors: reading it would run {code}, and metamix never does. Delete it "
-                f"if you do not trust its source; otherwise {advice}"
+                f"{path} holds code, not only tensors: reading it would run {code[1][:80]}, and metamix never does. "
+                f"Delete it if you do not trust its source; otherwise {advice}"
             ) from None
         if "legacy .tar" in text or _is_plain_pickle(path):
             kind = "in PyTorch's oldest format" if "legacy" in text else "a Python pickle that torch.save did not write"

@@ -24,7 +24,7 @@ from .metadata import ModelMetadata, to_tuples
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:
     """Read the tensors and the metadata of a weight file, a run folder, or shipped weights by name.
 
-    Errors are those of `find_weights`, `load_weights` and `ModelMetadata.from_dict`.
+    It raises the errors of `find_weights`, `load_weights` and `ModelMetadata.from_dict`.
     """
     tensors, metadata = load_weights(find_weights(path))
     return tensors, ModelMetadata.from_dict(metadata, path)

@@ -183,7 +183,7 @@ class ModelMetadata:
 
     @property
     def shape(self) -> dict[str, Any]:
-        """Return those of `num_classes`, `in_chans` and `img_size` that the file has, as constructor arguments."""
+        """Return the entries `num_classes`, `in_chans` and `img_size` that the file has, as constructor arguments."""
         arguments = {key: getattr(self, key) for key in ("num_classes", "in_chans", "img_size")}
         return {key: value for key, value in arguments.items() if value is not None}
 

@@ -13,7 +13,7 @@ import metamix_cli
 from benchmarks import ship_weights, weight_cards
 from benchmarks.report.cards import command, page
 from benchmarks.weight_cards import load_cards
-from metamix.models.image_models import create_image_model, tags_of
+from metamix.models.image_models import create_image_model, weights_of
 from metamix.restoration.degradations import parse_degradations
 from metamix.restoration.inference import enlarge
 from metamix.restoration.load import load_restorer
@@ -35,7 +35,8 @@ PICTURES = {  # picture, degradation, least gain in dB
 @pytest.mark.parametrize("name", CARDS)
 def test_weights_by_name_restore_a_picture_they_never_saw(name):
     card, trained = CARDS[name], load_restorer(None, model=name, pretrained=True)
-    assert name.partition(".")[2] in tags_of(name.partition(".")[0]) and trained.spec.degradation == card["degradation"]
+    model, _, tag = name.partition(".")
+    assert tag in weights_of(model) and trained.spec.degradation == card["degradation"]
     picture, degradation, gain = PICTURES[card["degradation"].partition(":")[0]]
     pixels = torch.from_numpy(picture()[100:292, 100:292])
     clean = pixels.view(192, 192, -1).permute(2, 0, 1).float() / 255

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from metamix.classification.distillation import Teacher
+from metamix.classification.model import Teacher
 from metamix.weights.files import save_weights
 from tests.helpers.classifiers import SMALL, small_task
 

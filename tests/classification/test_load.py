@@ -14,7 +14,7 @@ import metamix
 from metamix.classification.load import adapt_channels, load_initial_weights
 from metamix.data import open_data
 from metamix.data.formats.folder import FolderImages
-from metamix.models.create import create_model
+from metamix.models.registry import create_model
 from metamix.weights.files import save_weights
 from tests.helpers.running import ROOT, train
 

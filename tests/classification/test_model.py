@@ -8,7 +8,7 @@ from PIL import Image
 from metamix.classification.load import load_initial_weights
 from metamix.classification.options import ClassificationOptions
 from metamix.classification.task import Classification
-from metamix.models.create import create_model
+from metamix.models.registry import create_model
 from metamix.weights.files import save_weights
 from tests.helpers.classifiers import SMALL, small_task
 

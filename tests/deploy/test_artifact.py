@@ -51,7 +51,7 @@ def test_is_read_as_it_was_written(tmp_path):
         ),
         ({"files": {"../model.onnx": "0"}}, r"files in the file is .*; accepted is a mapping of names of exported fil"),
         ({"format": "onx"}, r"format is 'onx'; did you mean 'onnx'\? Accepted: onnx, openvino, torch."),
-        ({"format": ["onnx"]}, r"format is \['onnx'\]"),
+        ({"format": ["onnx"]}, r"format in the file is \['onnx'\]; accepted is a string"),
         ({"outputs": "logits"}, r"outputs in the file is 'logits'; accepted is a list of 0 to 1,000 strings"),
         (
             {"input_shape": [1, 3, 8]},
@@ -102,7 +102,7 @@ def test_what_a_task_reads_is_checked(tmp_path, change, words):
 def test_lacking_entry_is_named(tmp_path):
     ARTIFACT.save(tmp_path)
     edit(tmp_path, outputs=None)
-    with pytest.raises(ValueError, match=r"export.json lacks outputs"):
+    with pytest.raises(ValueError, match=r"export.json: there is no outputs in the file. Export the model again"):
         load_artifact(tmp_path)
 
 

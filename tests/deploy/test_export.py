@@ -239,7 +239,7 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
         ),
         (
             dict(source="metaformer_pooling_nano", data="digits"),
-            r"names a model but no weights: give those of a tag, metaformer_pooling_nano.cifar10, metaformer_p",
+            r"names a model but no weights: give the weights of a tag, metaformer_pooling_nano.cifar10, m",
         ),
         (
             dict(precision="int8", data="digits", max_drop=-1),
@@ -248,7 +248,7 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
         (dict(max_drop=0.5), r"max_drop is 0.5, but only limits int8: leave it out or give --precision int8"),
         (
             dict(data="digits", data_dir="x"),
-            r"data is digits, which are part of scikit-learn, but data_dir is x: .* leave --data-dir out",
+            r"data is digits, which are part of scikit-learn, but data_dir is x: .* or leave --data-dir out",
         ),
         (dict(source="resnet18", model="resnet18"), r"model is resnet18, but resnet18 says what model it is: leave"),
         (dict(model="resnet18"), r"holds the weights of metaformer_pooling_nano, not of resnet18"),

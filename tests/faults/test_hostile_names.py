@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import metamix
-from metamix.classification.predict import Prediction, as_csv, as_table
-from metamix.models.create import create_model
+from metamix.classification.predict import as_csv, as_table
+from metamix.models.registry import create_model
 from metamix.segmentation.labels import Labels
 from metamix.segmentation.verify import table_of_shares
 from metamix.training.run_folder import Run
@@ -67,7 +67,7 @@ def test_tables_are_one_line_a_row():
         f"{SAFE}      5",
         f"{'b':{len(SAFE)}}     10",
     ]
-    predictions = [Prediction(EVIL, [(EVIL, 0.5), ("b", 0.25)])]
+    predictions = [(EVIL, [(EVIL, 0.5), ("b", 0.25)])]
     assert as_table(predictions) == f"{SAFE}  {SAFE} 50.0 %   b 25.0 %\n"
     shares = table_of_shares({"train": torch.ones(256, dtype=torch.int64)}, Labels((EVIL, "b"), np.arange(256)))
     assert not CONTROL.search(shares) and len(shares.splitlines()) == 4
@@ -81,7 +81,7 @@ def test_a_spreadsheet_takes_no_text_of_a_csv_for_a_formula(name):
 
 def test_numbers_of_a_csv_stay_numbers():
     assert csv_text([(-1.5, -2, "-1.5", "-3e-05", "+inf", None)]) == "-1.5,-2,-1.5,-3e-05,+inf,\n"
-    text = as_csv([Prediction(EVIL, [("=1+1", 0.5)])])
+    text = as_csv([(EVIL, [("=1+1", 0.5)])])
     assert text == f"image,rank,label,probability\n{SAFE},1,'=1+1,0.500000\n"
 
 

@@ -25,6 +25,11 @@ def test_padding_as_the_authors(size):
     assert torch.equal(run_padded(lambda padded: padded, x, (8, 16)), x)
 
 
+def test_an_odd_side_may_fit_where_the_other_side_does_not():
+    x = image(9, 5)
+    assert torch.equal(run_padded(lambda padded: padded, x, (9, 16)), x)
+
+
 def test_an_image_that_fits_is_not_copied():
     x = image(8, 16)
     assert pad_by_reflection(x, (8, 16))[0] is x

@@ -1,6 +1,7 @@
 """Test `timm.create_model(checkpoint_path=...)`: metadata, another image size, errors."""
 
 from argparse import Namespace
+from collections import OrderedDict
 
 import pytest
 import timm
@@ -8,7 +9,7 @@ import torch
 from timm.data import resolve_model_data_config
 
 import metamix  # noqa: F401  registers the models
-from metamix.models.embed import CeilEmbed, ConvEmbed
+from metamix.models.embed import ConvEmbed, SequentialEmbed
 from metamix.utils import timm_checkpoint_path
 from metamix.weights.files import save_checkpoint, save_weights
 from metamix.weights.find import cfg_of_file, weights_dir
@@ -170,19 +171,12 @@ def test_features_of_a_file_are_loaded_through_an_overlay(trained):
 
 
 def test_a_stem_may_have_the_name_of_a_published_tensor(tmp_path):
-    class Stem(CeilEmbed):
-        reduction = 2
+    def stem(in_chans, dim):
+        return SequentialEmbed(OrderedDict(conv=ConvEmbed(in_chans, dim, kernel_size=3, stride=2, padding=1)))
 
-        def __init__(self, in_chans, dim):
-            super().__init__()
-            self.conv = ConvEmbed(in_chans, dim, kernel_size=3, stride=2, padding=1)
-
-        def forward(self, x):
-            return self.conv(x)
-
-    model = create(stem=Stem)
+    model = create(stem=stem)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    loaded = create(stem=Stem, checkpoint_path=tmp_path / "weights.pt")
+    loaded = create(stem=stem, checkpoint_path=tmp_path / "weights.pt")
     assert torch.equal(loaded.stem.conv.weight, model.stem.conv.weight)
 
 

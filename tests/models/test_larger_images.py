@@ -23,7 +23,7 @@ from torch import nn
 
 import metamix  # noqa: F401  registers the models
 from metamix.mixers import create_mixer
-from metamix.models.batch_norms import replace_batch_norms
+from metamix.models.backbone import replace_batch_norms
 from metamix.models.metaformer_family import default_mixer_args
 
 MIXERS = ("pooling", "raft", "maxim", "wavemix", "nin", "minattn")

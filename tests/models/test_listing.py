@@ -1,7 +1,6 @@
 """Test `metamix.list_models`, timm's listing of the zoo, docstrings of registered names, and `help(metamix)`."""
 
 import importlib
-import inspect
 import sys
 import warnings
 
@@ -11,7 +10,7 @@ import timm
 import metamix
 from metamix.models import count_macs, list_all_models, listing
 from metamix.models.image_models import image_model_names
-from metamix.models.registry import CIFAR10, build, default_cfgs, document, register
+from metamix.models.registry import CIFAR10, default_cfgs, register
 from tests.helpers.running import in_a_process
 
 
@@ -123,14 +122,8 @@ def test_timm_lists_the_zoo_by_its_module():
     assert timm.models.is_model_in_modules("raftmlp_s", ["metamix"])
 
 
-def test_registered_names_have_docstrings():
-    for name in default_cfgs:
-        text = inspect.getdoc(timm.model_entrypoint(name))
-        assert f"`{name}`" in text.partition("\n")[0] and "By default for images" in text
-    text = inspect.getdoc(timm.model_entrypoint("raftmlp_s"))
-    assert "Build a RaftMLP, with the paper's names of its arguments: `raftmlp_s`." in text
-    assert "dims=(64, 128, 256, 512)" in text and "metamix.models.raftmlp.raftmlp" in text
-    assert document("x", build, {}, {}).startswith("Build `MetaFormer(**kwargs)` through timm")
+def test_registered_names_have_the_docstring_of_their_family():
+    assert timm.model_entrypoint("raftmlp_s").__doc__.startswith("Build a RaftMLP, with the paper's names")
 
 
 def test_a_name_of_another_module_is_not_replaced():

@@ -10,7 +10,7 @@ from torch import nn
 
 import metamix
 from metamix.models import count_macs
-from metamix.models.metaformer_family import SIZES, ConvNormAct, ConvNormActStem, FourfoldStem
+from metamix.models.metaformer_family import SIZES, conv_norm_act, fourfold_stem, twofold_stem
 
 MIXERS = ["identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn"]
 
@@ -199,7 +199,7 @@ def test_own_mixer_in_some_stages_with_options(mine):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1)])
-@pytest.mark.parametrize("embed", [ConvNormAct, ConvNormActStem, FourfoldStem])
+@pytest.mark.parametrize("embed", [conv_norm_act, twofold_stem, fourfold_stem])
 def test_embedding_tells_its_size(embed, size):
     down = embed(3, 4).eval()
     assert down(torch.randn(2, 3, *size)).shape == (2, 4, *down.out_size(size))

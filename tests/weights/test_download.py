@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import metamix
 from metamix.models.backbone import build_backbone
-from metamix.models.create import create_model
+from metamix.models.registry import create_model
 from metamix.weights import download
 from metamix.weights.download import require_reachable
 

@@ -25,7 +25,7 @@ __all__ = ["FORMATS", "PRECISIONS", "Format", "Graph", "GraphError", "Run", "che
 
 def check_format(name: str, precision: str) -> Format:
     """Return the format of a name; refuse unknown ones, and a precision that the format cannot be written in."""
-    check_choice("format", name, tuple(FORMATS))  # a damaged file may give a list, which is not a key
+    check_choice("format", name, FORMATS)
     check_choice("precision", precision, PRECISIONS)
     if precision in FORMATS[name].refused:
         raise ValueError(FORMATS[name].refused[precision])

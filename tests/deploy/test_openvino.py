@@ -4,7 +4,7 @@ import torch
 from timm.layers import GroupNorm1, GroupNorm1Act, LayerNorm2d
 from torch import nn
 
-from metamix.deploy.openvino_form import ChannelNorm, GroupNorm, to_openvino_form
+from metamix.deploy.formats.openvino import ChannelNorm, GroupNorm, to_openvino_form
 from metamix.layers import Float32LayerNorm2d
 
 
@@ -16,9 +16,9 @@ def test_channel_norms_compute_the_same():
         nn.init.normal_(norm.bias)
     x = 3 + torch.randn(2, 8, 5, 6).double()
     expected = model(x)
-    found = to_openvino_form(model)
-    assert isinstance(found[0], ChannelNorm) and isinstance(found[1][0], ChannelNorm)
-    torch.testing.assert_close(found(x), expected, rtol=1e-12, atol=1e-12)
+    rewritten = to_openvino_form(model)
+    assert isinstance(rewritten[0], ChannelNorm) and isinstance(rewritten[1][0], ChannelNorm)
+    torch.testing.assert_close(rewritten(x), expected, rtol=1e-12, atol=1e-12)
     alone = LayerNorm2d(8).double()
     torch.testing.assert_close(to_openvino_form(alone)(x), alone(x), rtol=1e-12, atol=1e-12)
 
@@ -31,9 +31,9 @@ def test_group_norms_compute_the_same():
         nn.init.normal_(norm.bias)
     x = 3 + torch.randn(2, 8, 5, 6).double()
     expected = model(x)
-    found = to_openvino_form(model)
-    assert [type(norm) for norm in found] == [GroupNorm, GroupNorm, nn.GroupNorm]
-    torch.testing.assert_close(found(x), expected, rtol=1e-12, atol=1e-12)
+    rewritten = to_openvino_form(model)
+    assert [type(norm) for norm in rewritten] == [GroupNorm, GroupNorm, nn.GroupNorm]
+    torch.testing.assert_close(rewritten(x), expected, rtol=1e-12, atol=1e-12)
     alone = nn.GroupNorm(2, 8).double()
     torch.testing.assert_close(to_openvino_form(alone)(x), alone(x), rtol=1e-12, atol=1e-12)
     with_activation = GroupNorm1Act(8)

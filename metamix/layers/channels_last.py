@@ -1,0 +1,73 @@
+"""Check and change the memory format of maps; GELU and global pooling that are fast on channels_last maps."""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import SelectAdaptivePool2d
+from timm.models import register_notrace_module
+from torch import Tensor, nn
+
+from .graph import fx_leaf
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Return whether x is a map (B, C, H, W) in channels_last format: the channels of a pixel are adjacent in memory.
+
+    Why not `x.is_contiguous(memory_format=torch.channels_last)`: torch 2.13 raises in `torch.func.vmap`.
+    Reproducer: tests/layers/test_workarounds.py::test_memory_format_inside_vmap
+    Remove when: that test skips on the oldest supported torch.
+    """
+    return x.ndim == 4 and x.movedim(1, -1).is_contiguous()
+
+
+def to_channels_last(x: Tensor) -> Tensor:
+    """Return the map (B, C, H, W) in channels_last format; copy it if it has another format.
+
+    Why not `x.contiguous(memory_format=torch.channels_last)`: for the same reason as in `is_channels_last`.
+    """
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+@register_notrace_module
+class GELU(nn.GELU):
+    """`nn.GELU` for tensors of any shape.
+
+    Why: torch 2.13's fast CPU kernel takes only contiguous tensors, so `nn.GELU` takes twice as long on a channels_last
+    map in bf16. Here the map is viewed as contiguous rows.
+    Reproducer: tests/layers/test_workarounds.py::test_gelu_of_a_channels_last_map
+    Remove when: that test skips on the oldest supported torch.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gelu(x, self.approximate)
+
+
+@fx_leaf
+def gelu(x: Tensor, approximate: str) -> Tensor:
+    """Apply GELU to (B, C, H, W); view a channels_last map as contiguous rows."""
+    # Not in compiled graphs: inductor makes its own kernel, and fails on such views if map sizes change.
+    if is_channels_last(x) and not torch.compiler.is_compiling():
+        return F.gelu(x.movedim(1, -1), approximate=approximate).movedim(-1, 1)
+    return F.gelu(x, approximate=approximate)
+
+
+@register_notrace_module
+class GlobalPool(SelectAdaptivePool2d):
+    """timm's global pooling, with a channels_last gradient for a channels_last map.
+
+    Why: the gradient of torch 2.13's `mean((2, 3))` is contiguous. Without a norm after the blocks (WaveMix,
+    NiNformer), that gradient runs along the residuals through all blocks and slows down each of them.
+    Reproducer: tests/layers/test_workarounds.py::test_gradient_of_timms_global_mean_is_contiguous
+    Remove when: that test skips on the oldest supported torch; use `timm.layers.SelectAdaptivePool2d`.
+    """
+
+    def __init__(self, pool_type: str):
+        super().__init__(pool_type=pool_type, flatten=bool(pool_type))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return global_mean(x) if self.pool_type == "avg" else super().forward(x)
+
+
+@fx_leaf
+def global_mean(x: Tensor) -> Tensor:
+    """Average (B, C, H, W) over H and W -> (B, C)."""
+    return x.movedim(1, -1).mean((1, 2)) if is_channels_last(x) else x.mean((2, 3))
