@@ -154,6 +154,18 @@ def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(side, read,
         read(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("width, height", [(100_100, 100), (1, 1001)])
+@pytest.mark.parametrize("read", FOUR_READERS)
+def test_a_strip_is_refused_since_resizing_it_would_fill_the_memory(width, height, read, tmp_path):
+    """A strip of 400,000 x 1 pixels, a file of 128 bytes, has 20 billion if its shorter side is resized to 224."""
+    (tmp_path / "a.png").write_bytes(png(width - width // 1001, height - height // 1001))
+    read(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes(png(width, height))
+    words = rf"a\.png.*it has {height:,} x {width:,} pixels, and a side may be 1,000 times the other at most: cut it up"
+    with pytest.raises((CorruptImage, ValueError), match=words):
+        read(tmp_path / "a.png")
+
+
 def test_an_option_moves_the_limit(folder, own_limit, capsys):
     root = folder()
     assert metamix_command("verify", root, "--max-pixels", 32 * 32 - 1) == 1
