@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,6 +31,7 @@ from metamix.utils.system import is_out_of_memory
 from metamix.utils.text import package_logger
 
 from .checksums import VALUES, checksums, damaged
+from .fit import TooLarge
 from .pickles import code_in
 
 FORMAT = "metamix-checkpoint-1"
@@ -39,6 +41,8 @@ SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
 OURS = {"task", "versions"}  # entries of the metadata that only metamix writes
 ARTIFACT = "export.json"  # a file of each folder that metamix export wrote
+MAX_EXPANSION = 100  # times the size of an archive that its content may have, if that is more than 256 MiB
+MAX_REPEATS = 16  # tensors of a checkpoint that may share the same bytes of its file
 
 _logger = package_logger(__name__)
 
@@ -105,8 +109,11 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if path.suffix == ".npz":
         file = _existing(path)
         try:
+            _check_expansion(file)
             with np.load(file, allow_pickle=False) as arrays:
                 return flatten(flax_parameters(arrays)), {}
+        except TooLarge:
+            raise
         except Exception as error:  # damaged bytes raise errors of any type
             raise ValueError(f"{path} is not a complete .npz file of arrays ({error}): download it again.") from None
     return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch_weights(path)
@@ -121,8 +128,8 @@ def _load_torch_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         state, metadata = state["ema" if which == "ema" else "model"], state["about"] | {"weights": which}
     elif isinstance(state, dict):
         state = unwrap(state)
-    if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
-        raise ValueError(f"{path} holds no weights by name, but {_kind(state)}")
+    if not (isinstance(state, dict) and state and all(map(_is_dense, state.values()))):
+        raise ValueError(f"{path} holds no dense weights by name, but {_kind(state)}")
     return (dict(state) if metadata else state), metadata  # our metadata say more than torch's
 
 
@@ -260,11 +267,15 @@ def _load_torch(path: str | Path) -> Any:
     """Read a PyTorch file without running code from it, and check it if it is one of our checkpoints."""
     file = _existing(path)
     try:
+        _check_expansion(file)
         with safe_globals([Namespace]):  # timm's checkpoints hold their arguments
             state = torch.load(file, map_location="cpu", weights_only=True)
+    except TooLarge:
+        raise
     except Exception as error:  # damaged bytes raise errors of any type
         if is_out_of_memory(error):
-            raise
+            size = f"{os.path.getsize(path):,} bytes"
+            raise OSError(f"{path} ({size}) needs more memory than is free, or it is damaged") from error
         text = " ".join(str(error).split())
         advice = "save only the tensors, torch.save(model.state_dict(), FILE), and give that file"
         if code := code_in(path):
@@ -285,21 +296,43 @@ def _load_torch(path: str | Path) -> Any:
     return state
 
 
+def _check_expansion(path: str | Path) -> None:
+    """Raise TooLarge for a zip archive whose content is far larger; other errors if the archive is damaged."""
+    with open(path, "rb") as file:
+        if file.read(2) == b"PK":
+            size = sum(info.file_size for info in zipfile.ZipFile(file).infolist())
+            if size > max(2**28, MAX_EXPANSION * os.path.getsize(path)):
+                raise TooLarge(
+                    f"{path} expands to {size:,} bytes, over {MAX_EXPANSION} times its size: use another file"
+                )
+
+
 def _check_structure(path: str | Path, content: Any) -> None:
     """Refuse lists and mappings that are nested too deeply, that hold themselves, or that repeat one another.
 
-    Each value takes a byte of the file at least. If there are more values than bytes, some are visited many times.
+    Each value takes a byte of the file at least. If there are more values than bytes, some are visited many times. So
+    are the bytes of a tensor that is larger than its share of the file, such as a single number that was expanded.
     """
     values, left = [(content, 0)], os.path.getsize(path)
     while values:
         value, depth = values.pop()
         left -= 1
+        if isinstance(value, Tensor):
+            left = left - value.nbytes // MAX_REPEATS if _is_dense(value) else -1
         if depth > MAX_NESTING or left < 0:
-            raise ValueError(f"{path} is nested deeper than {MAX_NESTING} levels, or without end. Use another file")
+            raise ValueError(
+                f"{path} is nested deeper than {MAX_NESTING} levels, or its values repeat without end. Use another file"
+            )
         if isinstance(value, Mapping):
             values += [(item, depth + 1) for item in value.values()]
         elif isinstance(value, (list, tuple)):
             values += [(item, depth + 1) for item in value]
+
+
+def _is_dense(value: Any) -> bool:
+    """Return whether a value is a tensor that holds each of its numbers."""
+    dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
+    return dense and value.device.type == "cpu"  # not "meta"
 
 
 def _is_plain_pickle(path: str | Path) -> bool:

@@ -4,7 +4,9 @@ import io
 import json
 import tarfile
 import time
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +18,7 @@ from metamix.tasks.load import load
 from metamix.utils.nesting import check_nesting
 from metamix.utils.options import read_yaml
 from metamix.weights.files import load_checkpoint, load_metadata, load_weights, save_weights
-from metamix.weights.fit import TooLarge, limited_size
+from metamix.weights.fit import TooLarge, limited_size, load_into
 from tests.helpers.running import train
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -54,7 +56,7 @@ def test_nested_values_of_a_checkpoint(shared, tmp_path):
     """A list that holds the same list twice has a billion entries after 30 levels, in a file of a few hundred bytes."""
     state = {"format": "metamix-checkpoint-1", "model": {"w": torch.zeros(1)}, "about": nested(shared), "checksums": {}}
     torch.save(state, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="c.pt is nested deeper than 64 levels, or without end"):
+    with pytest.raises(ValueError, match="c.pt is nested deeper than 64 levels, or its values repeat without end"):
         load_checkpoint(tmp_path / "c.pt")
 
 
@@ -62,8 +64,62 @@ def test_a_list_that_holds_itself_is_refused(tmp_path):
     endless = []
     endless.append(endless)
     torch.save({"format": "metamix-checkpoint-1", "about": endless, "checksums": {}}, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="c.pt is nested deeper than 64 levels, or without end"):
+    with pytest.raises(ValueError, match="c.pt is nested deeper than 64 levels, or its values repeat without end"):
         load_weights(tmp_path / "c.pt")
+
+
+def expanded(count):
+    """A tensor of many numbers that are one number of the file."""
+    return torch.zeros(1).expand(count)
+
+
+@pytest.mark.parametrize("values", [[expanded(10**11)], [torch.zeros(10**4)] * 10**3], ids=["expanded", "shared"])
+def test_tensors_of_a_checkpoint_that_are_larger_than_its_file(values, tmp_path):
+    torch.save({"format": "metamix-checkpoint-1", "model": values, "checksums": {}}, tmp_path / "c.pt")
+    assert (tmp_path / "c.pt").stat().st_size < 10**5
+    with pytest.raises(ValueError, match="c.pt is nested deeper than 64 levels, or its values repeat without end"):
+        load_checkpoint(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("name", ["w.npz", "w.pt"])
+def test_a_zip_file_that_expands_to_gigabytes(name, tmp_path):
+    file = tmp_path / name
+    np.savez(file, a=np.ones(3)) if name == "w.npz" else torch.save({"a": torch.ones(3)}, file)
+    load_weights(file)
+    with (
+        zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("b.npy", "w") as zeros,
+    ):
+        np.lib.format.write_array_header_1_0(zeros, {"descr": "<f4", "fortran_order": False, "shape": (2**26,)})
+        for _ in range(256):
+            zeros.write(bytes(2**20))
+    with pytest.raises(ValueError, match=rf"{name} expands to 268,\d+,\d+ bytes, over 100 times its size: use another"):
+        load_weights(file)
+
+
+def test_a_size_that_no_machine_has_is_no_traceback(tmp_path):
+    torch.save({"w": torch.zeros(7)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "w.pt").read_bytes().replace(b"K\7Nt", b"\x8a\7" + (10**15).to_bytes(7, "little") + b"Nt")
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(OSError, match=r"w.pt \(\d+ bytes\) needs more memory than is free, or it is damaged"):
+        load_weights(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("tensor", [torch.eye(3).to_sparse(), torch.eye(3, device="meta")], ids=["sparse", "meta"])
+def test_tensors_that_hold_no_numbers_of_their_own(tensor, tmp_path):
+    torch.save({"w": tensor}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="w.pt holds no dense weights by name, but a dictionary of 1 entries"):
+        load_weights(tmp_path / "w.pt")
+    torch.save({"format": "metamix-checkpoint-1", "model": tensor, "checksums": {}}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="w.pt is nested deeper than 64 levels, or its values"):
+        load_checkpoint(tmp_path / "w.pt")
+
+
+def test_weights_of_8_bits_are_read():
+    model = torch.nn.Linear(2, 2)
+    load_into(model, {name: tensor.to(torch.float8_e4m3fn) for name, tensor in model.state_dict().items()}, "f")
+    with pytest.raises(ValueError, match="its tensor bias holds NaN"):
+        load_into(model, model.state_dict() | {"bias": torch.full((2,), torch.nan).to(torch.float8_e4m3fn)}, "f")
 
 
 @pytest.mark.parametrize(
