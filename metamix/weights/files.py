@@ -31,7 +31,6 @@ from metamix.utils.system import is_out_of_memory
 from metamix.utils.text import package_logger
 
 from .checksums import VALUES, checksums, damaged
-from .fit import TooLarge
 from .pickles import code_in
 
 FORMAT = "metamix-checkpoint-1"
@@ -41,8 +40,7 @@ SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
 OURS = {"task", "versions"}  # entries of the metadata that only metamix writes
 ARTIFACT = "export.json"  # a file of each folder that metamix export wrote
-MAX_EXPANSION = 100  # times the size of an archive that its content may have, if that is more than 256 MiB
-MAX_REPEATS = 16  # tensors of a checkpoint that may share the same bytes of its file
+MAX_EXPANSION = 100  # times the size of a file that its content may have, compressed or with tensors that share memory
 
 _logger = package_logger(__name__)
 
@@ -112,8 +110,6 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             _check_expansion(file)
             with np.load(file, allow_pickle=False) as arrays:
                 return flatten(flax_parameters(arrays)), {}
-        except TooLarge:
-            raise
         except Exception as error:  # damaged bytes raise errors of any type
             raise ValueError(f"{path} is not a complete .npz file of arrays ({error}): download it again.") from None
     return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch_weights(path)
@@ -128,8 +124,8 @@ def _load_torch_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         state, metadata = state["ema" if which == "ema" else "model"], state["about"] | {"weights": which}
     elif isinstance(state, dict):
         state = unwrap(state)
-    if not (isinstance(state, dict) and state and all(map(_is_dense, state.values()))):
-        raise ValueError(f"{path} holds no dense weights by name, but {_kind(state)}")
+    if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
+        raise ValueError(f"{path} holds no weights by name, but {_kind(state)}")
     return (dict(state) if metadata else state), metadata  # our metadata say more than torch's
 
 
@@ -270,8 +266,6 @@ def _load_torch(path: str | Path) -> Any:
         _check_expansion(file)
         with safe_globals([Namespace]):  # timm's checkpoints hold their arguments
             state = torch.load(file, map_location="cpu", weights_only=True)
-    except TooLarge:
-        raise
     except Exception as error:  # damaged bytes raise errors of any type
         if is_out_of_memory(error):
             size = f"{os.path.getsize(path):,} bytes"
@@ -286,25 +280,24 @@ def _load_torch(path: str | Path) -> Any:
         if "legacy .tar" in text or _is_plain_pickle(path):
             kind = "in PyTorch's oldest format" if "legacy" in text else "a Python pickle that torch.save did not write"
             raise ValueError(f"{path} is {kind}: reading it could run code, and metamix never does; {advice}") from None
-        why = f"; {text[:120]}" if "PytorchStreamReader" in text else ""  # others say nothing about the file
+        told = "PytorchStreamReader" in text or "it expands" in text  # others say nothing about the file
+        why = f"; {text[:120]}" if told else ""
         raise ValueError(f"{path} is truncated or not a PyTorch file ({os.path.getsize(path):,} bytes{why})") from None
     if isinstance(state, dict):
+        _check_structure(path, state)
         expected = state.get("checksums")  # they identify a checkpoint of ours even if its entry "format" is damaged
         if state.get("format") == FORMAT or (isinstance(expected, dict) and VALUES in expected):
-            _check_structure(path, state)
             _check_damage(path, state, state.pop("checksums", None))
     return state
 
 
 def _check_expansion(path: str | Path) -> None:
-    """Raise TooLarge for a zip archive whose content is far larger; other errors if the archive is damaged."""
+    """Raise ValueError for a zip archive whose content is far larger; other errors if the archive is damaged."""
     with open(path, "rb") as file:
         if file.read(2) == b"PK":
             size = sum(info.file_size for info in zipfile.ZipFile(file).infolist())
             if size > max(2**28, MAX_EXPANSION * os.path.getsize(path)):
-                raise TooLarge(
-                    f"{path} expands to {size:,} bytes, over {MAX_EXPANSION} times its size: use another file"
-                )
+                raise ValueError(f"it expands to {size:,} bytes, over {MAX_EXPANSION} times its size")
 
 
 def _check_structure(path: str | Path, content: Any) -> None:
@@ -318,21 +311,17 @@ def _check_structure(path: str | Path, content: Any) -> None:
         value, depth = values.pop()
         left -= 1
         if isinstance(value, Tensor):
-            left = left - value.nbytes // MAX_REPEATS if _is_dense(value) else -1
+            dense = value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
+            left = left - value.nbytes // MAX_EXPANSION if dense else -1
         if depth > MAX_NESTING or left < 0:
             raise ValueError(
-                f"{path} is nested deeper than {MAX_NESTING} levels, or its values repeat without end. Use another file"
+                f"{path} is nested deeper than {MAX_NESTING} levels, or repeats its values without end, as sparse "
+                f"tensors do. Use another file"
             )
         if isinstance(value, Mapping):
             values += [(item, depth + 1) for item in value.values()]
         elif isinstance(value, (list, tuple)):
             values += [(item, depth + 1) for item in value]
-
-
-def _is_dense(value: Any) -> bool:
-    """Return whether a value is a tensor that holds each of its numbers."""
-    dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
-    return dense and value.device.type == "cpu"  # not "meta"
 
 
 def _is_plain_pickle(path: str | Path) -> bool:

