@@ -10,10 +10,14 @@ from pathlib import Path
 import torch
 
 from metamix.utils.files import read_bytes
+from metamix.utils.text import plural
+from metamix.weights.metadata import MAX_CLASSES
 
 from .formats.base import choose_test_split, list_names, natural_order
 from .formats.folder import LABELS, FolderImages
 from .tables import SEVERAL, Row, read_table
+
+MOST = 2**30  # labels times images, in 4 GiB
 
 
 def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[TableImages | None, TableImages] | None:
@@ -42,6 +46,9 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Ta
     names = {name for rows in by_split.values() for row in rows for name in labels_of(row)}
     if len(names) < 2:
         raise ValueError(f"{file} must have two different labels at least; found {', '.join(names) or 'none'}")
+    if len(names) > (most := min(MAX_CLASSES, MOST // len(table.images))):
+        images = plural(len(table.images), "image")
+        raise ValueError(f"{file} has {len(names):,} different labels, and {images} may have {most:,} at most")
     classes = tuple(sorted(names, key=natural_order))
     splits = {split: TableImages(root, split, rows, classes) for split, rows in by_split.items()}
     tests = [split for split in splits if split not in ("", "train")]
@@ -66,5 +73,7 @@ class TableImages(FolderImages):
     def __init__(self, root: Path, split: str, rows: list[Row], classes: tuple[str, ...]):
         self.root, self.split, self.classes = root, split, classes
         self.paths = [Path(os.path.relpath(row.file, root)).as_posix() for row in rows]
-        labels = [set(labels_of(row)) for row in rows]
-        self.labels = torch.tensor([[float(name in names) for name in classes] for names in labels])
+        numbers = {name: number for number, name in enumerate(classes)}
+        self.labels = torch.zeros(len(rows), len(classes))
+        for labels, row in zip(self.labels, rows):
+            labels[[numbers[name] for name in labels_of(row)]] = 1

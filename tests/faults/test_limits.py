@@ -13,12 +13,15 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import metamix
-from metamix.data import open_data
+from metamix.data import label_table, open_data
+from metamix.detection.yolo import class_names
 from metamix.tasks.load import load
 from metamix.utils.nesting import check_nesting
 from metamix.utils.options import read_yaml
 from metamix.weights.files import load_checkpoint, load_metadata, load_weights, save_weights
 from metamix.weights.fit import TooLarge, limited_size, load_into
+from tests.helpers.fuzzing import peak_memory
+from tests.helpers.limits import seconds
 from tests.helpers.running import train
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -257,6 +260,49 @@ def test_nested_entries_of_tar_files(kind, attack, tmp_path):
     )
     with pytest.raises(ValueError, match=problem):
         open_data("folder" if kind == "folder" else f"wds/{tmp_path.name}", root=str(root))
+
+
+@pytest.mark.parametrize("kind", ["folder", "inner", "wds"])
+@pytest.mark.parametrize("type", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_gigabytes_in_the_header_of_a_tar_file_are_not_read(kind, type, tmp_path):
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = type, 2**40
+    content = header.tobuf(tarfile.GNU_FORMAT).ljust(2048, b"\0")
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.tar").write_bytes(content)
+        if kind == "inner":
+            tar(tmp_path / f"{split}.tar", {"cat.tar": content})
+    with pytest.raises(ValueError, match="tar is not a readable tar file, .*: a header has 1,099,511,627,776 bytes"):
+        open_data("wds/" if kind == "wds" else "folder", root=str(tmp_path))
+
+
+def test_labels_of_a_table_are_limited(tmp_path, monkeypatch):
+    """Their memory is that of a number for each label of each image, not that of Python's objects."""
+
+    def write(count):
+        rows = [f"{i}.png,{'|'.join(map(str, range(i, count, 40)))}" for i in range(40)]
+        (tmp_path / "labels.csv").write_text("\n".join(["file,labels", *rows]))
+
+    for i in range(40):
+        Image.new("RGB", (2, 2)).save(tmp_path / f"{i}.png")
+    write(100_000)
+    before = peak_memory(reset=True)
+    splits = open_data("folder", root=tmp_path, test_share=1)
+    assert splits.test.labels.sum(1).tolist() == [2500] * 40 and splits.digest
+    assert peak_memory() - before < 120  # MB; lists of floats would take 130 for the labels alone
+    monkeypatch.setattr(label_table, "MOST", 40 * 99_999)
+    with pytest.raises(ValueError, match="labels.csv has 100,000 different labels, and 40 images may have 99,999 at"):
+        open_data("folder", root=tmp_path)
+    monkeypatch.undo()
+    write(100_001)
+    with pytest.raises(ValueError, match="has 100,001 different labels, and 40 images may have 100,000 at most"):
+        open_data("folder", root=tmp_path)
+
+
+def test_many_names_in_a_data_yaml_take_no_time():
+    names = [str(i) for i in range(50_000)]
+    with seconds(10):
+        assert class_names("data.yaml", {"names": names}) == names
 
 
 def test_a_nested_info_json_of_shards(tmp_path):
