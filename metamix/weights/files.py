@@ -111,7 +111,8 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             with np.load(file, allow_pickle=False) as arrays:
                 return flatten(flax_parameters(arrays)), {}
         except Exception as error:  # damaged bytes raise errors of any type
-            raise ValueError(f"{path} is not a complete .npz file of arrays ({error}): download it again.") from None
+            problem = str(error).partition(". ")[0]  # numpy goes on to say how to run the code in a file
+            raise ValueError(f"{path} is not a complete .npz file of arrays ({problem}): download it again.") from None
     return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch_weights(path)
 
 

@@ -246,6 +246,16 @@ def test_arrays_of_another_format_are_refused(tmp_path):
         load_weights(tmp_path / "a.npz")
 
 
+def test_code_in_an_npz_file_is_not_run_and_nobody_is_told_how_to(tmp_path):
+    evil = tmp_path / "evil"
+    np.savez(tmp_path / "a.npz", a=np.array([Attack(evil)], dtype=object))
+    (tmp_path / "b.npz").write_bytes(pickle.dumps(Attack(evil)))
+    for name, problem in (("a", "Object arrays cannot be .*"), ("b", r"This file contains pickled \(object\) data")):
+        with pytest.raises(ValueError, match=rf"{name}.npz is not a complete .npz file of arrays \({problem}\): dow"):
+            load_weights(tmp_path / f"{name}.npz")
+    assert not evil.exists()
+
+
 def test_a_zip_file_in_several_parts_is_refused(net, tmp_path):
     """Python's reader of zip files raises an error for it where others return False."""
     torch.save(net.state_dict(), tmp_path / "w.pt")
