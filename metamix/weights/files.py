@@ -281,8 +281,7 @@ def _load_torch(path: str | Path) -> Any:
         if "legacy .tar" in text or _is_plain_pickle(path):
             kind = "in PyTorch's oldest format" if "legacy" in text else "a Python pickle that torch.save did not write"
             raise ValueError(f"{path} is {kind}: reading it could run code, and metamix never does; {advice}") from None
-        told = "PytorchStreamReader" in text or "it expands" in text  # others say nothing about the file
-        why = f"; {text[:120]}" if told else ""
+        why = f"; {text[:120]}" if "PytorchStreamReader" in text or "it expands" in text else ""  # others say little
         raise ValueError(f"{path} is truncated or not a PyTorch file ({os.path.getsize(path):,} bytes{why})") from None
     if isinstance(state, dict):
         _check_structure(path, state)

@@ -12,10 +12,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import EpsImagePlugin, Image, ImageFile
 
 import metamix
 from examples.train_segmenter import draw_set
+from metamix.classification.metric import ClassificationMetric
 from metamix.data import CorruptImage, DataOptions, decode_file, open_data, train_loader
 from metamix.data.files import FORMATS, read_header
 from metamix.data.formats.huggingface import HuggingFace
@@ -26,6 +28,7 @@ from metamix.restoration.options import RestorationOptions
 from metamix.segmentation.data import SegmentationData
 from metamix.segmentation.labels import make_labels, read_mask
 from metamix.segmentation.options import SegmentationOptions
+from tests.helpers.fuzzing import peak_memory
 from tests.helpers.image_fixtures import folder, image, shard
 from tests.helpers.limits import seconds
 from tests.helpers.running import metamix_command, train
@@ -211,6 +214,22 @@ def test_the_bytes_of_a_long_label_are_not_read(shard, tmp_path):
         file.truncate(info.size)  # a hole in the file
     with seconds(20), pytest.raises(ValueError, match="x.cls has 6,442,450,944 bytes, and a label has 32 at most"):
         open_data("wds/", root=tmp_path)
+
+
+def test_classes_whose_confusion_matrix_would_fill_the_memory(shard, tmp_path, image):
+    content = io.BytesIO()
+    image().save(content, "PNG")
+    for split in "train", "val":
+        shard(tmp_path / f"{split}.tar", [("30", "png", content.getvalue()), ("30", "cls", b"25000\n")])
+    words = ["--data", "wds/", "--data-dir", tmp_path, "--batch-size", 1, "--epochs", 1, "--warmup-epochs", 0]
+    with pytest.raises(SystemExit, match="there are 25,001 classes, and 25,000 at most can be scored: join or d"):
+        train(*words, "--output", tmp_path / "run")
+    metric = ClassificationMetric(tuple(map(str, range(20_000))), torch.nn.Identity())
+    state, before, logits = metric.start(), peak_memory(reset=True), torch.zeros(2, 20_000)
+    logits[:, 19_999] = 1
+    metric.update(state, logits, {"label": torch.tensor([19_999, 7]), "index": torch.arange(2)})
+    assert state["confusion"][19_999, 19_999] == state["confusion"][7, 19_999] == 1
+    assert peak_memory() - before < 200  # MB; the matrix has 3,200, of which two pages are used
 
 
 def test_the_largest_label_is_accepted(shard, tmp_path, image):
