@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from metamix.utils.files import read_bytes
-from metamix.utils.text import plural
 from metamix.weights.metadata import MAX_CLASSES
 
 from .formats.base import choose_test_split, list_names, natural_order
@@ -47,8 +46,7 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Ta
     if len(names) < 2:
         raise ValueError(f"{file} must have two different labels at least; found {', '.join(names) or 'none'}")
     if len(names) > (most := min(MAX_CLASSES, MOST // len(table.images))):
-        images = plural(len(table.images), "image")
-        raise ValueError(f"{file} has {len(names):,} different labels, and {images} may have {most:,} at most")
+        raise ValueError(f"{file} has {len(names):,} labels: {len(table.images):,} images may have {most:,} at most")
     classes = tuple(sorted(names, key=natural_order))
     splits = {split: TableImages(root, split, rows, classes) for split, rows in by_split.items()}
     tests = [split for split in splits if split not in ("", "train")]

@@ -14,12 +14,14 @@ from safetensors.torch import save_file
 
 import metamix
 from metamix.data import label_table, open_data
+from metamix.detection.coco import find_splits, open_split
 from metamix.detection.yolo import class_names
 from metamix.tasks.load import load
 from metamix.utils.nesting import check_nesting
 from metamix.utils.options import read_yaml
 from metamix.weights.files import load_checkpoint, load_metadata, load_weights, save_weights
 from metamix.weights.fit import TooLarge, limited_size, load_into
+from tests.helpers import shapes
 from tests.helpers.fuzzing import peak_memory
 from tests.helpers.limits import seconds
 from tests.helpers.running import train
@@ -291,12 +293,21 @@ def test_labels_of_a_table_are_limited(tmp_path, monkeypatch):
     assert splits.test.labels.sum(1).tolist() == [2500] * 40 and splits.digest
     assert peak_memory() - before < 120  # MB; lists of floats would take 130 for the labels alone
     monkeypatch.setattr(label_table, "MOST", 40 * 99_999)
-    with pytest.raises(ValueError, match="labels.csv has 100,000 different labels, and 40 images may have 99,999 at"):
+    with pytest.raises(ValueError, match="labels.csv has 100,000 labels: 40 images may have 99,999 at"):
         open_data("folder", root=tmp_path)
     monkeypatch.undo()
     write(100_001)
-    with pytest.raises(ValueError, match="has 100,001 different labels, and 40 images may have 100,000 at most"):
+    with pytest.raises(ValueError, match="has 100,001 labels: 40 images may have 100,000 at most"):
         open_data("folder", root=tmp_path)
+
+
+def test_more_classes_of_boxes_than_can_be_scored(tmp_path):
+    def change(split, data):
+        data["categories"] += [{"id": i, "name": str(i)} for i in range(100, 25_100)]
+
+    shapes.write(tmp_path, change=change, train=2, val=1)
+    with pytest.raises(ValueError, match="instances_val.json is .*: it has 25,002 categories, and 25,000 at most"):
+        open_split(find_splits(tmp_path), "val")
 
 
 def test_many_names_in_a_data_yaml_take_no_time():
