@@ -56,7 +56,7 @@ class ShortInfo(tarfile.TarInfo):
     """Header of a member, whose long name or other text has at most 1 MiB; tarfile would read gigabytes."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "ShortInfo":
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "ShortInfo":
         info = super().frombuf(buf, encoding, errors)
         if info.size > 2**20 and info.type in (b"L", b"K", b"x", b"g", b"X"):  # texts of GNU, POSIX and Solaris
             raise tarfile.ReadError(f"a header has {info.size:,} bytes")
