@@ -25,6 +25,7 @@ log = package_logger(__name__)
 
 FORMATS = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "PPM", "GIF")  # Pillow starts Ghostscript for EPS, whatever its name
 MAX_FILE_BYTES = 2**28  # 256 MiB; larger files are not images to train on
+LONGEST = 1000  # times the shorter side; a longer image becomes huge if its shorter side is resized to 224 pixels
 BLOCK, BLOCKS = 2**12, 4  # files above 16 KiB: bytes of a block that is hashed, and number of blocks
 READERS = 8  # threads that hash files, so that waits for a slow disk overlap; 100,000 files of 2 kB take 2 s of CPU
 CHUNK = 256  # files that a thread hashes at a time; digests depend on it
@@ -65,7 +66,8 @@ def open_image(file: BinaryIO) -> Image.Image:
     """Open an image of one of `FORMATS`. Its header is read, its pixels are not decoded yet.
 
     Raises:
-        CorruptImage: the file holds something else, or an image of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+        CorruptImage: the file holds something else, an image of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or a
+            strip, one side of which is more than `LONGEST` times the other.
     """
     limit = Image.MAX_IMAGE_PIXELS
     try:
@@ -80,6 +82,9 @@ def open_image(file: BinaryIO) -> Image.Image:
             f"it has more than {limit:,} pixels, and decoding it may take gigabytes; if it is meant to be so large, "
             f"raise the limit with --max-pixels, or in Python with PIL.Image.MAX_IMAGE_PIXELS"
         )
+    if max(image.size) > LONGEST * min(image.size):
+        size = f"{image.height:,} x {image.width:,}"
+        raise CorruptImage(f"it has {size} pixels, and a side may be {LONGEST:,} times the other at most: cut it up")
     return image
 
 

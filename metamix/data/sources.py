@@ -186,8 +186,8 @@ def common_size(images: ImageSplit) -> int | None:
 
 def digest(images: ImageSplit) -> str:
     """Hash the relative paths, file sizes and labels of a split, which stay the same if the data set is moved."""
-    labels, classes = images.labels.tolist(), images.classes
-    names = ("|".join(compress(classes, k)) if isinstance(k, list) else classes[k] for k in labels)
+    classes, labels = images.classes, images.labels if images.labels.ndim == 2 else images.labels.tolist()
+    names = ("|".join(compress(classes, k.tolist())) if isinstance(k, Tensor) else classes[k] for k in labels)
     return checksums.digest((images.fingerprint(i), name) for i, name in enumerate(names))
 
 

@@ -18,6 +18,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from metamix.utils.files import read_bytes, read_text
 from metamix.utils.text import to_number
+from metamix.weights.metadata import MAX_CLASSES
 
 from .formats.base import choose_test_split, is_image, list_names, natural_order
 from .formats.folder import LABELS, FolderImages
@@ -32,6 +33,7 @@ CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", 
 SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
 SPLITS = {"": "", "train": "train", "training": "train", "test": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
+MOST = 2**30  # labels times images, in 4 GiB
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,8 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Ta
     names = {name for rows in by_split.values() for row in rows for name in labels_of(row)}
     if len(names) < 2:
         raise ValueError(f"{file} must have two different labels at least; found {', '.join(names) or 'none'}")
+    if len(names) > (most := min(MAX_CLASSES, MOST // len(table.images))):
+        raise ValueError(f"{file} has {len(names):,} labels: {len(table.images):,} images may have {most:,} at most")
     classes = tuple(sorted(names, key=natural_order))
     splits = {split: TableImages(root, split, rows, classes) for split, rows in by_split.items()}
     tests = [split for split in splits if split not in ("", "train")]
@@ -193,5 +197,7 @@ class TableImages(FolderImages):
     def __init__(self, root: Path, split: str, rows: list[Row], classes: tuple[str, ...]):
         self.root, self.split, self.classes = root, split, classes
         self.paths = [Path(os.path.relpath(row.file, root)).as_posix() for row in rows]
-        labels = [set(labels_of(row)) for row in rows]
-        self.labels = torch.tensor([[float(name in names) for name in classes] for names in labels])
+        numbers = {name: number for number, name in enumerate(classes)}
+        self.labels = torch.zeros(len(rows), len(classes))
+        for labels, row in zip(self.labels, rows):
+            labels[[numbers[name] for name in labels_of(row)]] = 1

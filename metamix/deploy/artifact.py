@@ -22,10 +22,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from metamix.utils.files import check_nesting, write_text
-from metamix.utils.rules import Count, Rule, check_entries, rules_of, shown, where
+from metamix.utils.rules import Rule, check_entries, rules_of, shown, where
 from metamix.weights.checksums import sha256
 from metamix.weights.files import ARTIFACT, CHECKPOINT, WEIGHTS
-from metamix.weights.metadata import ModelMetadata
+from metamix.weights.metadata import ModelMetadata, Side
 
 from .formats import FORMATS, check_format
 
@@ -54,7 +54,7 @@ class Artifact:
     precision: str  # one of `PRECISIONS`
     model: ModelMetadata  # task, name, class names, and how images are prepared
     # (batch, channels, height, width) of the input `images`, float32; None for a side that may vary
-    input_shape: Annotated[tuple[Count | None, ...], Field(min_length=4, max_length=4)]
+    input_shape: Annotated[tuple[Side | None, ...], Field(min_length=4, max_length=4)]
     outputs: Annotated[tuple[str, ...], Field(max_length=1_000)]  # their names
     extra: dict[str, Any] = field(default_factory=dict)  # what the task needs to run it, such as a scale
     versions: dict[str, Any] = field(default_factory=dict)  # versions of the packages that made it

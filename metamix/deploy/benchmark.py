@@ -245,7 +245,7 @@ def table(result: Mapping[str, Any]) -> str:
     threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
     lines = [
         f"{machine['cpu']}, {threads}, {result['measured']}; {software}",
-        f"speedup: times as fast as {result['reference']} in eager fp32 at the same batch",
+        message(f"speedup: times as fast as {result['reference']} in eager fp32 at the same batch"),
         "",
     ]
     header = ("model", "engine", "precision", "pixels", "batch", "ms", "images/s", "speedup")

@@ -67,7 +67,9 @@ def class_problem(path: Path, classes: Sequence[str], first: Path, expected: Seq
 
 
 def field_problems(data: Entries) -> Iterator[str]:
-    """Describe each field that is missing, has the wrong type, or names a file outside the image folder."""
+    """Describe too many classes, and each field that is missing, of the wrong type, or names a file outside."""
+    if (count := len(data["categories"])) > 25_000:  # scores of so many take 2.4 GB
+        yield f"it has {count:,} categories, and 25,000 at most can be scored"
     for key, fields in FIELDS.items():
         for place, entry in enumerate(data[key]):
             for field, (types, accepted) in fields.items():

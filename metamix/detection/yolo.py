@@ -8,6 +8,7 @@ place of `images`. A box is given by its centre and size, as shares of the image
 background.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,9 @@ def class_names(file: Path, config: dict[str, Any]) -> list[str]:
         raise ValueError(f"{file} has the names {names!r}; needed are the names of the classes, such as [cat, dog]")
     if config.get("nc", len(names)) != len(names):
         raise ValueError(f"{file} has {len(names)} names, but nc is {config['nc']}")
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{file} has the class {repeated[0]!r} twice: give each class a name of its own")
+    name, count = Counter(map(str, names)).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{file} has the class {name!r} twice: give each class a name of its own")
     return list(map(str, names))
 
 
@@ -79,6 +81,8 @@ def image_folders(file: Path, config: dict[str, Any]) -> dict[Path, str]:
                     f"{file} has {split}: {entry}, but there is no folder {places[0]} or {places[-1]}; a file that "
                     f"lists images is not read"
                 )
+            if folder.resolve() in file.resolve().parent.parents:
+                raise ValueError(f"{file} has {split}: {entry}, but {folder} is around it: name the folder of images")
             folders[folder] = split
     return folders or {next((root / "images" for root in roots if root.is_dir()), file.parent): ""}
 

@@ -220,6 +220,8 @@ def check_outputs(outputs: Mapping[Path, Path], marker: Path) -> None:
             raise ValueError(f"{file} is an image and would be overwritten: give another --output")
         if file.exists() and not marker.exists():
             raise ValueError(f"{file} exists, and no earlier run wrote it: there is no {marker}. Give another --output")
+        if link := next((path for path in (marker, file) if path.is_symlink()), None):
+            raise ValueError(f"{link} is a link to a file that would be replaced: give another --output")
 
 
 def predict_images(

@@ -123,13 +123,16 @@ def lock_folder(folder: Path) -> IO[str]:
     """Lock a folder until the file that is returned is closed, or until this process ends, however it ends.
 
     Raises:
-        ValueError: another process has locked the folder.
+        ValueError: another process has locked the folder, or it holds a link or a pipe, which may have been planted.
         OSError: the folder cannot be locked.
     """
     try:
         import fcntl
     except ImportError:
         raise OSError(f"{folder} cannot be locked: writing to it needs Linux or macOS") from None
+    for path in folder.iterdir():
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is a link or a pipe, and what is written to it goes elsewhere: remove it")
     try:
         file = open(folder / LOCK, "a+")  # noqa: SIM115 - kept open as long as the lock is held
     except OSError as error:

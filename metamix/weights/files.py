@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import zipfile
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -38,6 +39,7 @@ SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
 OURS = {"task", "versions"}  # entries of the metadata that only metamix writes
 ARTIFACT = "export.json"  # a file of each folder that metamix export wrote
+MAX_EXPANSION = 100  # times the size of a file that its content may have, compressed or with tensors that share memory
 
 _logger = package_logger(__name__)
 
@@ -104,10 +106,12 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if path.suffix == ".npz":
         file = _existing(path)
         try:
+            _check_expansion(file)
             with np.load(file, allow_pickle=False) as arrays:
                 return flatten(flax_parameters(arrays)), {}
         except Exception as error:  # damaged bytes raise errors of any type
-            raise ValueError(f"{path} is not a complete .npz file of arrays ({error}): download it again.") from None
+            problem = str(error).partition(". ")[0]  # numpy goes on to say how to run the code in a file
+            raise ValueError(f"{path} is not a complete .npz file of arrays ({problem}): download it again.") from None
     return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch_weights(path)
 
 
@@ -253,11 +257,13 @@ def _load_torch(path: str | Path) -> Any:
     """Read a PyTorch file without running code from it, and check it if it is one of our checkpoints."""
     file = _existing(path)
     try:
+        _check_expansion(file)
         with safe_globals([Namespace]):  # timm's checkpoints hold their arguments
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise errors of any type
         if is_out_of_memory(error):
-            raise
+            size = f"{os.path.getsize(path):,} bytes"
+            raise OSError(f"{path} ({size}) needs more memory than is free, or it is damaged") from error
         text = " ".join(str(error).split())
         advice = "save only the tensors, torch.save(model.state_dict(), FILE), and give that file"
         if code := re.search(r"GLOBAL ([\w.]+)", text):
@@ -265,30 +271,47 @@ def _load_torch(path: str | Path) -> Any:
                 f"{path} holds code, not only tensors: reading it would run {code[1][:80]}, and metamix never does. "
                 f"Delete it if you do not trust its source; otherwise {advice}"
             ) from None
-        if "legacy .tar" in text or _is_plain_pickle(path):
-            kind = "in PyTorch's oldest format" if "legacy" in text else "a Python pickle that torch.save did not write"
+        later = "Unsupported operand" in text and zipfile.is_zipfile(path)  # protocol 3 to 5
+        if "legacy .tar" in text or later or _is_plain_pickle(path):
+            kind = "in PyTorch's oldest format" if "legacy" in text else "a Python pickle that torch cannot read safely"
             raise ValueError(f"{path} is {kind}: reading it could run code, and metamix never does; {advice}") from None
-        why = f"; {text[:120]}" if "PytorchStreamReader" in text else ""  # others say nothing about the file
+        why = f"; {text[:120]}" if "PytorchStreamReader" in text or "it expands" in text else ""  # others say little
         raise ValueError(f"{path} is truncated or not a PyTorch file ({os.path.getsize(path):,} bytes{why})") from None
     if isinstance(state, dict):
+        _check_structure(path, state)
         expected = state.get("checksums")  # they identify a checkpoint of ours even if its entry "format" is damaged
         if state.get("format") == FORMAT or (isinstance(expected, dict) and VALUES in expected):
-            _check_structure(path, state)
             _check_damage(path, state, state.pop("checksums", None))
     return state
+
+
+def _check_expansion(path: str | Path) -> None:
+    """Raise ValueError for a zip archive whose content is far larger; other errors if the archive is damaged."""
+    with open(path, "rb") as file:
+        if file.read(2) == b"PK":
+            size = sum(info.file_size for info in zipfile.ZipFile(file).infolist())
+            if size > max(2**28, MAX_EXPANSION * os.path.getsize(path)):
+                raise ValueError(f"it expands to {size:,} bytes, over {MAX_EXPANSION} times its size")
 
 
 def _check_structure(path: str | Path, content: Any) -> None:
     """Refuse lists and mappings that are nested too deeply, that hold themselves, or that repeat one another.
 
-    Each value takes a byte of the file at least. If there are more values than bytes, some are visited many times.
+    Each value takes a byte of the file at least. If there are more values than bytes, some are visited many times. So
+    are the bytes of a tensor that is larger than its share of the file, such as a single number that was expanded.
     """
     values, left = [(content, 0)], os.path.getsize(path)
     while values:
         value, depth = values.pop()
         left -= 1
+        if isinstance(value, Tensor):
+            dense = value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
+            left = left - value.nbytes // MAX_EXPANSION if dense else -1
         if depth > MAX_NESTING or left < 0:
-            raise ValueError(f"{path} is nested deeper than {MAX_NESTING} levels, or without end. Use another file")
+            raise ValueError(
+                f"{path} is nested deeper than {MAX_NESTING} levels, or repeats its values without end, as sparse "
+                f"tensors do. Use another file"
+            )
         if isinstance(value, Mapping):
             values += [(item, depth + 1) for item in value.values()]
         elif isinstance(value, (list, tuple)):

@@ -90,6 +90,7 @@ def check_fit(
         )
     for name in (name for name in of_model if name in tensors and name not in new):
         tensor = tensors[name]
+        tensor = tensor.float() if tensor.itemsize == 1 else tensor  # torch 2.13 finds no infinity in 8 bits
         if tensor.isnan().any() or (isinstance(of_model[name], nn.Parameter) and not tensor.isfinite().all()):
             raise ValueError(
                 f"{source} cannot be used: its tensor {name_in_file(name)} holds NaN or infinity, as after a training "

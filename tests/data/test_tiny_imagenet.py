@@ -94,6 +94,15 @@ def test_an_impossible_name_is_a_broken_image(tiny):
         images.read(1)
 
 
+def test_no_image_outside_of_the_data_set_is_read(tiny, image):
+    image((64, 64)).save(tiny.parent / "secret.JPEG")
+    lines = f"../../../secret.JPEG\tn02124075\n{tiny.parent}/secret.JPEG\tn01443537\nval_1.JPEG\tn01443537\n"
+    (tiny / "val" / "val_annotations.txt").write_text(lines)
+    test = open_data("tiny_imagenet", root=tiny).test
+    with pytest.raises(CorruptImage, match=r"val/images/secret.JPEG: FileNotFoundError"):
+        test.read(0)
+
+
 def test_opened_as_a_folder(tiny):
     with pytest.raises(ValueError, match=re.escape(f"open it with --data tiny_imagenet --data-dir {tiny}")):
         open_data("folder", root=tiny)

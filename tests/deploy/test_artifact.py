@@ -55,7 +55,7 @@ def test_is_read_as_it_was_written(tmp_path):
         ({"outputs": "logits"}, r"outputs in the file is 'logits'; accepted is a list of 0 to 1,000 strings"),
         (
             {"input_shape": [1, 3, 8]},
-            r"input_shape in the file is \[1, 3, 8\]; accepted is a list of 4 whole numbers of at least 1, or none",
+            r"input_shape in the file is \[1, 3, 8\]; accepted is a list of 4 whole numbers from 1 to 4,096, or none",
         ),
         ({"model": {"mean": 3}}, r"mean in the metadata is 3; accepted is a list of 1 to 64 numbers"),
     ],

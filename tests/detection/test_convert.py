@@ -19,6 +19,7 @@ OBJECT = (
     "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>\n"
 )
 CLASSES = ["disc", "square"]
+FOLDER_ABOVE = r"data.yaml has train: \.+, but /.* is around it: name the folder of images"
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +231,9 @@ LABEL = "labels/train/train_0.txt"
             "train_0.txt:2 is not UTF-8 text",
         ),
         (yolo_by_kind, replace("data.yaml", "square", "disc"), "data.yaml has the class 'disc' twice"),
+        (yolo_by_kind, replace("data.yaml", "disc, 1: square", "1, 1: '1'"), "data.yaml has the class '1' twice"),
+        (yolo_by_kind, replace("data.yaml", "../datasets/shapes\ntrain: images/train", "/\ntrain: ."), FOLDER_ABOVE),
+        (yolo_by_kind, replace("data.yaml", "images/train", ".."), FOLDER_ABOVE),
         (
             yolo_by_kind,
             replace("data.yaml", "1: square", "2: square"),

@@ -230,6 +230,14 @@ def test_a_class_that_a_detector_has_no_name_for_is_refused():
         detector([torch.rand(3, 8, 8)])
 
 
+def test_a_graph_for_huge_images_is_refused_before_it_is_probed(exported):
+    edit(exported, input_shape=[None, 1, 10**5, 10**5])
+    with pytest.raises(
+        ValueError, match=r"input_shape in the file is .*; accepted is a list of 4 whole numbers from 1"
+    ):
+        metamix.load(exported, trust=True)
+
+
 # Two exports into one folder
 
 HOLD = """

@@ -3,10 +3,12 @@
 import os
 
 import pytest
+from PIL import Image
 
 from metamix.training.run_folder import Run, check_output
 from metamix.utils.files import atomic_write, write_text
-from tests.helpers.running import train
+from tests.helpers.limits import seconds
+from tests.helpers.running import metamix_command, train
 
 SHORT = ["--epochs", 1, "--batch-size", 512, "--warmup-epochs", 0]
 
@@ -52,6 +54,65 @@ def test_a_planted_link_is_not_written_through(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"state.txt could not be written \(File exists\)"):
         write_text(tmp_path / "state.txt", "stopped\n")
     assert precious.read_text() == "mine" and (tmp_path / "state.txt").read_text() == "running\n"
+
+
+@pytest.mark.parametrize("name", ["state.txt", "log.txt", ".lock", "wandb"])
+def test_links_in_the_folder_of_a_run_are_refused(name, tmp_path):
+    """A line of the log in ~/.bashrc would run as a command."""
+    run, precious = tmp_path / "run", tmp_path / "precious"
+    run.mkdir()
+    precious.write_text("mine")
+    (run / name).symlink_to(precious)
+    with pytest.raises(SystemExit, match=f"{run / name} is a link or a pipe, and what is written to it goes elsew"):
+        train(*SHORT, "--output", run)
+    precious.unlink()  # the link leads nowhere
+    with pytest.raises(SystemExit, match=f"{run / name} is a link or a pipe"):
+        train(*SHORT, "--output", run)
+    assert not precious.exists()
+
+
+def test_a_pipe_in_the_folder_of_a_run_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "log.txt")
+    with seconds(60), pytest.raises(SystemExit, match="log.txt is a link or a pipe"):
+        train(*SHORT, "--output", tmp_path)
+
+
+def test_a_run_of_strangers_is_not_resumed_through_links(tmp_path):
+    run, precious = tmp_path / "run", tmp_path / "precious"
+    train(*SHORT, "--output", run)
+    (run / "metrics.csv").rename(precious)
+    (run / "metrics.csv").symlink_to(precious)
+    before = precious.read_text()
+    with pytest.raises(SystemExit, match="metrics.csv is a link or a pipe"):
+        train("--epochs", 2, *SHORT[2:], "--output", run)
+    (tmp_path / "link").symlink_to(run, target_is_directory=True)
+    (run / "metrics.csv").unlink()
+    train("--epochs", 2, *SHORT[2:], "--output", tmp_path / "link")  # the user chose this link
+    assert precious.read_text() == before
+
+
+def test_links_in_the_folder_of_an_export_are_refused(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.json").symlink_to(tmp_path / "precious")
+    with pytest.raises(SystemExit, match="report.json is a link or a pipe"):
+        words = ["--format", "torch", "--seconds", 0, "--output", tmp_path / "out"]
+        metamix_command("export", "metaformer_pooling_nano.digits", *words)
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["restored.json", "a.png"])
+def test_links_in_the_folder_of_predictions_are_refused(name, tmp_path):
+    out, precious = tmp_path / "out", tmp_path / "precious"
+    out.mkdir()
+    (out / "restored.json").write_text("[]")
+    (out / name).unlink(missing_ok=True)
+    precious.write_text("mine")
+    (out / name).symlink_to(precious)
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    with pytest.raises(SystemExit, match=f"{out / name} is a link to a file that would be replaced: give another --ou"):
+        metamix_command("predict", tmp_path / "a.png", "--model", "wavemixsr_nano.x2", "--pretrained", "--output", out)
+    assert precious.read_text() == "mine"
 
 
 def test_files_that_a_killed_run_left_half_written_are_removed(tmp_path):

@@ -12,10 +12,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import EpsImagePlugin, Image, ImageFile
 
 import metamix
 from examples.train_segmenter import draw_set
+from metamix.classification.metric import ClassificationMetric
 from metamix.data import CorruptImage, DataOptions, decode_file, open_data, train_loader
 from metamix.data.files import FORMATS, read_header
 from metamix.data.formats.huggingface import HuggingFace
@@ -26,6 +28,7 @@ from metamix.restoration.options import RestorationOptions
 from metamix.segmentation.data import SegmentationData
 from metamix.segmentation.labels import make_labels, read_mask
 from metamix.segmentation.options import SegmentationOptions
+from tests.helpers.fuzzing import peak_memory
 from tests.helpers.image_fixtures import folder, image, shard
 from tests.helpers.limits import seconds
 from tests.helpers.running import metamix_command, train
@@ -154,6 +157,18 @@ def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(side, read,
         read(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("width, height", [(100_100, 100), (1, 1001)])
+@pytest.mark.parametrize("read", FOUR_READERS)
+def test_a_strip_is_refused_since_resizing_it_would_fill_the_memory(width, height, read, tmp_path):
+    """A strip of 400,000 x 1 pixels, a file of 128 bytes, has 20 billion if its shorter side is resized to 224."""
+    (tmp_path / "a.png").write_bytes(png(width - width // 1001, height - height // 1001))
+    read(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes(png(width, height))
+    words = rf"a\.png.*it has {height:,} x {width:,} pixels, and a side may be 1,000 times the other at most: cut it up"
+    with pytest.raises((CorruptImage, ValueError), match=words):
+        read(tmp_path / "a.png")
+
+
 def test_an_option_moves_the_limit(folder, own_limit, capsys):
     root = folder()
     assert metamix_command("verify", root, "--max-pixels", 32 * 32 - 1) == 1
@@ -199,6 +214,22 @@ def test_the_bytes_of_a_long_label_are_not_read(shard, tmp_path):
         file.truncate(info.size)  # a hole in the file
     with seconds(20), pytest.raises(ValueError, match=r"x.cls holds b'.*'; expected the number of a class"):
         open_data("wds/", root=tmp_path)
+
+
+def test_classes_whose_confusion_matrix_would_fill_the_memory(shard, tmp_path, image):
+    content = io.BytesIO()
+    image().save(content, "PNG")
+    for split in "train", "val":
+        shard(tmp_path / f"{split}.tar", [("30", "png", content.getvalue()), ("30", "cls", b"25000\n")])
+    words = ["--data", "wds/", "--data-dir", tmp_path, "--batch-size", 1, "--epochs", 1, "--warmup-epochs", 0]
+    with pytest.raises(SystemExit, match="there are 25,001 classes, and 25,000 at most can be scored: join or d"):
+        train(*words, "--output", tmp_path / "run")
+    metric = ClassificationMetric(tuple(map(str, range(20_000))), torch.nn.Identity())
+    state, before, logits = metric.start(), peak_memory(reset=True), torch.zeros(2, 20_000)
+    logits[:, 19_999] = 1
+    metric.update(state, logits, {"label": torch.tensor([19_999, 7]), "index": torch.arange(2)})
+    assert state["confusion"][19_999, 19_999] == state["confusion"][7, 19_999] == 1
+    assert peak_memory() - before < 200  # MB; the matrix has 3,200, of which two pages are used
 
 
 def test_the_largest_label_is_accepted(shard, tmp_path, image):

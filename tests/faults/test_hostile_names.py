@@ -12,6 +12,7 @@ from PIL import Image
 
 import metamix
 from metamix.classification.predict import as_csv, as_table
+from metamix.deploy.benchmark import table
 from metamix.models.registry import create_model
 from metamix.segmentation.labels import Labels
 from metamix.segmentation.verify import table_of_shares
@@ -69,6 +70,10 @@ def test_tables_are_one_line_a_row():
     ]
     predictions = [(EVIL, [(EVIL, 0.5), ("b", 0.25)])]
     assert as_table(predictions) == f"{SAFE}  {SAFE} 50.0 %   b 25.0 %\n"
+    keys = ("engine", "precision", "img_size", "batch", "ms", "img_per_s", "speedup")
+    result = {"reference": EVIL, "rows": [dict.fromkeys(keys, 1) | {"model": EVIL}], "failed": {EVIL: EVIL}}
+    about = {"machine": {"cpu": "A CPU"}, "threads": 1, "measured": "today", "versions": {}}
+    assert not CONTROL.search(speeds := table(result | about)) and speeds.count(SAFE) == 4
     shares = table_of_shares({"train": torch.ones(256, dtype=torch.int64)}, Labels((EVIL, "b"), np.arange(256)))
     assert not CONTROL.search(shares) and len(shares.splitlines()) == 4
 

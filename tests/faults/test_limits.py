@@ -4,19 +4,26 @@ import io
 import json
 import tarfile
 import time
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 import metamix
-from metamix.data import open_data
+from metamix.data import label_table, open_data
+from metamix.detection.coco import find_splits, open_split
+from metamix.detection.yolo import class_names
 from metamix.tasks.load import load
 from metamix.utils.files import check_nesting
 from metamix.utils.options import read_yaml
 from metamix.weights.files import load_checkpoint, load_metadata, load_weights, save_weights
-from metamix.weights.fit import TooLarge, limited_size
+from metamix.weights.fit import TooLarge, limited_size, load_into
+from tests.helpers import shapes
+from tests.helpers.fuzzing import peak_memory
+from tests.helpers.limits import seconds
 from tests.helpers.running import train
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -54,7 +61,7 @@ def test_nested_values_of_a_checkpoint(shared, tmp_path):
     """A list that holds the same list twice has a billion entries after 30 levels, in a file of a few hundred bytes."""
     state = {"format": "metamix-checkpoint-1", "model": {"w": torch.zeros(1)}, "about": nested(shared), "checksums": {}}
     torch.save(state, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="c.pt is nested deeper than 64 levels, or without end"):
+    with pytest.raises(ValueError, match="c.pt is nested deeper than 64 levels, or repeats its values without end"):
         load_checkpoint(tmp_path / "c.pt")
 
 
@@ -62,8 +69,59 @@ def test_a_list_that_holds_itself_is_refused(tmp_path):
     endless = []
     endless.append(endless)
     torch.save({"format": "metamix-checkpoint-1", "about": endless, "checksums": {}}, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="c.pt is nested deeper than 64 levels, or without end"):
+    with pytest.raises(ValueError, match="c.pt is nested deeper than 64 levels, or repeats its values without end"):
         load_weights(tmp_path / "c.pt")
+
+
+def expanded(count):
+    """A tensor of many numbers that are one number of the file."""
+    return torch.zeros(1).expand(count)
+
+
+@pytest.mark.parametrize("values", [[expanded(10**11)], [torch.zeros(10**4)] * 10**3], ids=["expanded", "shared"])
+def test_tensors_of_a_checkpoint_that_are_larger_than_its_file(values, tmp_path):
+    torch.save({"format": "metamix-checkpoint-1", "model": values, "checksums": {}}, tmp_path / "c.pt")
+    assert (tmp_path / "c.pt").stat().st_size < 10**5
+    with pytest.raises(ValueError, match="c.pt is nested deeper than 64 levels, or repeats its values without end"):
+        load_checkpoint(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("name", ["w.npz", "w.pt"])
+def test_a_zip_file_that_expands_to_gigabytes(name, tmp_path):
+    file = tmp_path / name
+    np.savez(file, a=np.ones(3)) if name == "w.npz" else torch.save({"a": torch.ones(3)}, file)
+    load_weights(file)
+    with (
+        zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("b.npy", "w") as zeros,
+    ):
+        np.lib.format.write_array_header_1_0(zeros, {"descr": "<f4", "fortran_order": False, "shape": (2**26,)})
+        for _ in range(256):
+            zeros.write(bytes(2**20))
+    with pytest.raises(ValueError, match=rf"{name} .*it expands to 268,\d+,\d+ bytes, over 100 times its size"):
+        load_weights(file)
+
+
+def test_a_size_that_no_machine_has_is_no_traceback(tmp_path):
+    torch.save({"w": torch.zeros(7)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "w.pt").read_bytes().replace(b"K\7Nt", b"\x8a\7" + (10**15).to_bytes(7, "little") + b"Nt")
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(OSError, match=r"w.pt \(\d+ bytes\) needs more memory than is free, or it is damaged"):
+        load_weights(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("tensor", [torch.eye(3).to_sparse(), torch.eye(3, device="meta")], ids=["sparse", "meta"])
+def test_tensors_that_hold_no_numbers_of_their_own(tensor, tmp_path):
+    torch.save({"w": tensor}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="w.pt is nested .* or repeats its values without end, as sparse tensors"):
+        load_weights(tmp_path / "w.pt")
+
+
+def test_weights_of_8_bits_are_read():
+    model = torch.nn.Linear(2, 2)
+    load_into(model, {name: tensor.to(torch.float8_e4m3fn) for name, tensor in model.state_dict().items()}, "f")
+    with pytest.raises(ValueError, match="its tensor bias holds NaN"):
+        load_into(model, model.state_dict() | {"bias": torch.full((2,), torch.nan).to(torch.float8_e4m3fn)}, "f")
 
 
 @pytest.mark.parametrize(
@@ -204,6 +262,58 @@ def test_nested_entries_of_tar_files(kind, attack, tmp_path):
     )
     with pytest.raises(ValueError, match=problem):
         open_data("folder" if kind == "folder" else f"wds/{tmp_path.name}", root=str(root))
+
+
+@pytest.mark.parametrize("kind", ["folder", "inner", "wds"])
+@pytest.mark.parametrize("type", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_gigabytes_in_the_header_of_a_tar_file_are_not_read(kind, type, tmp_path):
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = type, 2**40
+    content = header.tobuf(tarfile.GNU_FORMAT).ljust(2048, b"\0")
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.tar").write_bytes(content)
+        if kind == "inner":
+            tar(tmp_path / f"{split}.tar", {"cat.tar": content})
+    with pytest.raises(ValueError, match="tar is not a readable tar file, .*: a header has 1,099,511,627,776 bytes"):
+        open_data("wds/" if kind == "wds" else "folder", root=str(tmp_path))
+
+
+def test_labels_of_a_table_are_limited(tmp_path, monkeypatch):
+    """Their memory is that of a number for each label of each image, not that of Python's objects."""
+
+    def write(count):
+        rows = [f"{i}.png,{'|'.join(map(str, range(i, count, 40)))}" for i in range(40)]
+        (tmp_path / "labels.csv").write_text("\n".join(["file,labels", *rows]))
+
+    for i in range(40):
+        Image.new("RGB", (2, 2)).save(tmp_path / f"{i}.png")
+    write(100_000)
+    before = peak_memory(reset=True)
+    splits = open_data("folder", root=tmp_path, test_share=1)
+    assert splits.test.labels.sum(1).tolist() == [2500] * 40 and splits.digest
+    assert peak_memory() - before < 120  # MB; lists of floats would take 130 for the labels alone
+    monkeypatch.setattr(label_table, "MOST", 40 * 99_999)
+    with pytest.raises(ValueError, match="labels.csv has 100,000 labels: 40 images may have 99,999 at"):
+        open_data("folder", root=tmp_path)
+    monkeypatch.undo()
+    write(100_001)
+    with pytest.raises(ValueError, match="has 100,001 labels: 40 images may have 100,000 at most"):
+        open_data("folder", root=tmp_path)
+
+
+def test_more_classes_of_boxes_than_can_be_scored(tmp_path):
+    def change(split, data):
+        data["categories"] += [{"id": i, "name": str(i)} for i in range(100, 25_100)]
+
+    shapes.write(tmp_path, change=change, train=2, val=1)
+    with pytest.raises(ValueError, match="instances_val.json is .*: it has 25,002 categories, and 25,000 at most"):
+        open_split(find_splits(tmp_path), "val")
+
+
+def test_many_names_in_a_data_yaml_take_no_time():
+    names = [str(i) for i in range(50_000)]
+    with seconds(10):
+        assert class_names("data.yaml", {"names": names}) == names
 
 
 def test_a_nested_info_json_of_shards(tmp_path):

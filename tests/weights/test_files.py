@@ -45,7 +45,7 @@ def test_a_lack_of_memory_is_no_damage(net, tmp_path, monkeypatch):
     torch.save(net.state_dict(), tmp_path / "a.pt")
     error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8000000000 bytes")
     monkeypatch.setattr(torch, "load", Mock(side_effect=error))
-    with pytest.raises(RuntimeError, match="can't allocate memory"):
+    with pytest.raises(OSError, match=r"a.pt \([\d,]+ bytes\) needs more memory than is free, or it is damaged"):
         load_weights(tmp_path / "a.pt")
 
 
@@ -182,7 +182,7 @@ def test_a_foreign_pickle_is_called_one(protocol, tmp_path):
     path = tmp_path / "w.pkl"
     path.write_bytes(pickle.dumps({"weight": [1.0, 2.0]}, protocol=protocol))
     for load in load_weights, load_checkpoint:
-        with pytest.raises(ValueError, match="w.pkl is a Python pickle that torch.save did not write"):
+        with pytest.raises(ValueError, match="w.pkl is a Python pickle that torch cannot read safely"):
             load(path)
 
 

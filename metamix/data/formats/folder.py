@@ -24,7 +24,7 @@ from .base import (
     match_classes,
     natural_order,
 )
-from .tar import Member, TarImages, read_tar
+from .tar import Member, ShortInfo, TarImages, read_tar
 
 LABELS = "labels.csv"  # see `metamix.data.tables`
 LAYOUT = (
@@ -162,7 +162,7 @@ def list_tar_images(
         if name.endswith(".tar"):
             if not levels:
                 raise ValueError(f"{tar.name!s} holds tar files nested deeper than {MAX_NESTING} levels")
-            with tarfile.open(fileobj=tar.extractfile(info), mode="r:") as inner:
+            with tarfile.open(fileobj=tar.extractfile(info), mode="r:", tarinfo=ShortInfo) as inner:
                 yield from list_tar_images(inner, name.removesuffix(".tar"), offset, levels - 1)
         elif is_image(name):
             yield name, offset, info.size

@@ -52,13 +52,24 @@ class TarImages:
         return file_content(member.file, member.offset, member.size)
 
 
+class ShortInfo(tarfile.TarInfo):
+    """Header of a member, whose long name or other text has at most 1 MiB; tarfile would read gigabytes."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "ShortInfo":
+        info = super().frombuf(buf, encoding, errors)
+        if info.size > 2**20 and info.type in (b"L", b"K", b"x", b"g", b"X"):  # texts of GNU, POSIX and Solaris
+            raise tarfile.ReadError(f"a header has {info.size:,} bytes")
+        return info
+
+
 @contextmanager
 def read_tar(path: Path) -> Iterator[tarfile.TarFile]:
     """Open an uncompressed tar file, whose members can be read by their offset."""
     if not path.is_file():
         raise ValueError(f"{path.absolute()} is not a regular file; expected a tar file")
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(path, "r:", tarinfo=ShortInfo) as tar:
             yield tar
     except RecursionError:
         raise ValueError(f"{path.absolute()} has headers that follow one another without an end: repair it") from None

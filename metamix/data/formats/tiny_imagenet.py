@@ -77,7 +77,8 @@ class TinyImagenet(FolderImages):
             paths = sorted(filter(is_image, list_files(self.root)), key=natural_order)
             class_of = {path: path.partition("/")[0] for path in paths}
         else:
-            class_of = {f"images/{file}": number for file, number in read_pairs(self.root / "val_annotations.txt")}
+            pairs = read_pairs(self.root / "val_annotations.txt")
+            class_of = {f"images/{Path(file).name}": number for file, number in pairs}  # never outside of images/
         self.paths = list(class_of)
         position = {number: k for k, number in enumerate(numbers)}
         if unknown := next((path for path, number in class_of.items() if number not in position), None):
