@@ -99,6 +99,16 @@ def test_the_layer_that_costs_accuracy_stays_in_fp32(file):
     assert found.drop <= 10 and score(open_file(file, precision="int8")).mean() == pytest.approx(found.int8)
 
 
+def test_openvino_keeps_the_biases(tmp_path):
+    package = pytest.importorskip("openvino", reason="openvino is not installed: pip install 'metamix[deploy]'")
+    file, output = write(fragile(), ".xml", tmp_path), tmp_path / "int8.xml"
+    quantize.open_quantizer(file, tmp_path).quantize(output, BATCHES)
+    operations = package.Core().read_model(output).get_ops()
+    constants = [each.data.ravel() for each in operations if each.get_type_name() == "Constant"]
+    biases = [layer.bias.detach().numpy() for layer in fragile() if isinstance(layer, nn.Conv2d)]
+    assert all(any(np.array_equal(bias, each) for each in constants) for bias in biases)
+
+
 def test_a_mixed_graph_has_chosen_layers_in_int8(file, tmp_path):
     quantizer, output = quantize.open_quantizer(file, tmp_path), tmp_path / f"int8{file.suffix}"
     quantizer.quantize(output, BATCHES)
@@ -109,6 +119,8 @@ def test_a_mixed_graph_has_chosen_layers_in_int8(file, tmp_path):
         return np.abs(run(IMAGES.numpy(), switches)[0] - exact).mean() / exact.std()
 
     first, second, third = sorted(quantizer.layers)
+    int8 = np.abs(open_file(output, precision="int8")(IMAGES.numpy())[0] - exact).mean() / exact.std()
+    assert error(first, second, third) == pytest.approx(int8, rel=0.1)
     assert error() < 1e-5 < error(first) < error(second) and 1e-5 < error(third) < error(second)
     assert error(first, third) < error(second) < error(first, second, third)
 
