@@ -132,14 +132,15 @@ def rank(quantizer: Quantizer, file: Path, batches: Sequence[np.ndarray], end: f
     """
     run, count = quantizer.open_mixed(file), len(quantizer.layers)
     none, *alone = np.eye(count + 1, count, -1, bool)
+    few = [images[:RANKED_IMAGES] for images in batches[: max(1, RANKED_IMAGES // len(batches[0]))]]
     errors = np.zeros(count)
-    for images in batches[: max(1, RANKED_IMAGES // len(batches[0]))]:
-        log.info(f"ranking the layers on {plural(len(images[:RANKED_IMAGES]), 'image')}")
-        expected = run(images[:RANKED_IMAGES], none)
-        errors += [difference(run(images[:RANKED_IMAGES], switches), expected) for switches in alone]
+    for number, images in enumerate(few, start=1):
+        log.info(f"ranking the layers, batch {number} of {len(few)}")
+        expected = run(images, none)
+        errors += [difference(run(images, switches), expected) for switches in alone]
         if time.monotonic() > end:
             break
-    return [quantizer.layers[number] for number in np.argsort(-errors)]
+    return [quantizer.layers[i] for i in np.argsort(-errors)]
 
 
 def difference(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:

@@ -167,7 +167,7 @@ def test_the_search_says_how_far_it_is(search, caplog):
     tries = "int8 with {} of 10 layers in fp32 loses {} dB on 20 held-out images"
     first, *others = [tries.format(*each) for each in ((0, "6.00"), (1, "3.00"), (2, "1.00"))]
     start = "calibrating int8 for 10 layers on 16 images"
-    assert caplog.messages == [start, first, "ranking the layers on 8 images", *others]
+    assert caplog.messages == [start, first, "ranking the layers, batch 1 of 1", *others]
 
 
 def test_the_search_stops_after_its_minutes(search):
