@@ -3,10 +3,10 @@
     result = quantize_file(Path("model.xml"), calibration_batches, score, max_drop=0.3, minutes=10)
 
 Weights get a scale for each output channel. Activations get one scale for each tensor, found with the calibration
-images. If the score drops by more than the limit, layers are ranked: for each layer, the error of the model's outputs
-is measured with only this layer in fp32. Then the 1, 2, 4, ... layers with the smallest errors stay in fp32, until the
-limit is met. A drop counts only if it is more than chance: by a test that flips the signs of the images' changes,
-p < 0.05. For images that are right or wrong, this is McNemar's test.
+images. If the score drops by more than the limit, layers are ranked by the error of the model's outputs with only this
+layer in int8, in one graph that holds all layers in both precisions. Then the 1, 2, 4, ... layers with the largest
+errors stay in fp32, until the limit is met. A drop counts only if it is more than chance: by a test that flips the
+signs of the images' changes, p < 0.05. For images that are right or wrong, this is McNemar's test.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from metamix.utils.text import package_logger
+from metamix.utils.text import package_logger, plural
 
 from .formats import FORMATS, Run, open_file
 from .formats.base import Quantizer
@@ -30,7 +30,7 @@ log = package_logger(__name__)
 Score = Callable[[Run], np.ndarray]  # the score of each image, (n,); higher is better
 CHANCE = 0.05  # drops of a larger p-value count as chance
 FLIPS = 10_000  # random choices of signs
-RANKED_IMAGES = 8  # to rank layers on, if a batch does not have more
+RANKED_IMAGES = 8  # to rank layers on
 
 
 class QuantizationError(ValueError):
@@ -43,6 +43,7 @@ class Quantized:
 
     fp32: float  # score before
     int8: float  # score after
+    images: int  # number of images that were scored
     layers: int  # number of convolutions and matrix products
     kept: tuple[str, ...]  # names of the layers that stay in fp32
 
@@ -62,7 +63,7 @@ def quantize_file(
         batches: prepared images for calibration, each (n, C, H, W) float32.
         score: returns the score of a model on each of some training images that are not in `batches`.
         max_drop: largest accepted loss of the mean score.
-        minutes: time for ranking layers. Layers that are not reached rank last.
+        minutes: time for the search for layers to keep in fp32; no further try begins after it.
         unit: unit of the scores, for messages.
 
     Raises:
@@ -78,25 +79,26 @@ def quantize_file(
         if not quantizer.layers:
             raise QuantizationError(f"{file} has no convolution and no matrix product: int8 would change nothing")
         output = Path(folder) / f"int8{file.suffix}"
+        layers = len(quantizer.layers)
+        log.info(f"calibrating int8 for {plural(layers, 'layer')} on {plural(sum(map(len, batches)), 'image')}")
         before = score(open_file(file))
         ranked: list[str] = []
-        count = 0
+        count, end = 0, 0.0
         while True:
             quantizer.quantize(output, batches, ranked[:count])
             after = score(open_file(output, precision="int8"))
-            result = Quantized(float(before.mean()), float(after.mean()), len(quantizer.layers), tuple(ranked[:count]))
-            log.info(f"int8 with {count} of {result.layers} layers in fp32 loses {result.drop:.2f} {unit}")
+            result = Quantized(float(before.mean()), float(after.mean()), len(before), layers, tuple(ranked[:count]))
+            held_out = plural(len(before), "held-out image")
+            loss = f"int8 with {count} of {layers} layers in fp32 loses {result.drop:.2f} {unit} on {held_out}"
+            log.info(loss)
             if result.drop <= max_drop or is_chance(before, after):
                 break
-            count = max(1, 2 * count)
-            if count > len(quantizer.layers) // 2:
-                raise QuantizationError(
-                    f"int8 loses {result.drop:.2f} {unit} on training images held out, with {len(result.kept)} of "
-                    f"{result.layers} layers in fp32; the limit is {max_drop:g}: accept a larger --max-drop, or take "
-                    f"fp32 or bf16"
-                )
-            few = batches[: max(1, RANKED_IMAGES // len(batches[0]))]
-            ranked = ranked or rank(quantizer, file, output, few, minutes)
+            end = end or time.monotonic() + 60 * minutes
+            count, late = max(1, 2 * count), time.monotonic() >= end
+            if late or count > layers // 2:
+                advice = f"give more --search-minutes than {minutes:g}" if late else "accept a larger --max-drop"
+                raise QuantizationError(f"{loss}; the limit is {max_drop:g}: {advice}, or take fp32 or bf16")
+            ranked = ranked or rank(quantizer, output, batches, end)
         for part in output.parent.glob("int8.*"):  # .xml has a .bin
             file.with_suffix(part.suffix).unlink()  # a reader may have mapped it into memory
             shutil.move(part, file.with_suffix(part.suffix))
@@ -121,28 +123,24 @@ def is_chance(before: np.ndarray, after: np.ndarray) -> bool:
     return len(before) >= 5 and as_low > CHANCE * FLIPS
 
 
-def rank(quantizer: Quantizer, file: Path, scratch: Path, batches: Sequence[np.ndarray], minutes: float) -> list[str]:
-    """Sort the layers by the error of the int8 model in which only this layer stays in fp32, the smallest error first.
+def rank(quantizer: Quantizer, file: Path, batches: Sequence[np.ndarray], end: float) -> list[str]:
+    """Sort the layers by the error of the outputs with only this layer in int8, the largest first.
 
     Args:
-        scratch: file to write the int8 models to.
-        batches: images for calibration and for comparing outputs.
-        minutes: time after which no further layer is measured. The others follow, in the order of the model.
+        file: the int8 file of all layers.
+        end: time after which no further batch begins.
     """
-    run = open_file(file)
-    expected = [run(images) for images in batches]
-    layers, errors = quantizer.layers, dict.fromkeys(quantizer.layers, float("inf"))
-    end = time.monotonic() + 60 * minutes
-    for number, layer in enumerate(layers, start=1):
-        quantizer.quantize(scratch, batches, [layer])
-        run = open_file(scratch, precision="int8")
-        errors[layer] = sum(difference(run(images), outputs) for images, outputs in zip(batches, expected))
-        if number % 10 == 0:
-            log.info(f"ranking layers by what they lose in int8: {number} of {len(layers)}")
+    run, count = quantizer.open_mixed(file), len(quantizer.layers)
+    none, *alone = np.eye(count + 1, count, -1, bool)
+    few = [images[:RANKED_IMAGES] for images in batches[: max(1, RANKED_IMAGES // len(batches[0]))]]
+    errors = np.zeros(count)
+    for number, images in enumerate(few, start=1):
+        log.info(f"ranking the layers, batch {number} of {len(few)}")
+        expected = run(images, none)
+        errors += [difference(run(images, switches), expected) for switches in alone]
         if time.monotonic() > end:
-            log.info(f"ranked {number} of {len(layers)} layers in {minutes:g} minutes; --rank-minutes gives more time")
             break
-    return sorted(layers, key=errors.__getitem__)
+    return [quantizer.layers[i] for i in np.argsort(-errors)]
 
 
 def difference(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:

@@ -157,8 +157,8 @@ def calibration_count(total: int, count: int) -> int:
 
 
 def held_out_images(total: int) -> int:
-    """Return how many of `total` training images check the accuracy of int8: at most a fifth."""
-    return min(HELD_OUT_IMAGES, total // 5)
+    """Return how many of `total` training images check the accuracy of int8: at most half."""
+    return min(HELD_OUT_IMAGES, total // 2)
 
 
 def no_training_split(name: str) -> ValueError:

@@ -201,7 +201,9 @@ def quantize(exportable: Quantizable, file: Path, artifact: Artifact, options: E
 
     batches = list(exportable.calibration(count, CALIBRATION_BATCH))
     figures = {"calibration_images": sum(map(len, batches)), "max_drop": max_drop, "unit": exportable.unit}
-    result = quantize_file(file, batches, score, max_drop=max_drop, minutes=options.rank_minutes, unit=exportable.unit)
+    result = quantize_file(
+        file, batches, score, max_drop=max_drop, minutes=options.search_minutes, unit=exportable.unit
+    )
     return figures | {"drop": result.drop, "fp32_bytes": before} | asdict(result)
 
 
@@ -247,9 +249,10 @@ def gains(report: dict[str, Any]) -> str:
         text += f"; one image {speed['eager']['batch_1_ms'] / speed['exported']['batch_1_ms']:.1f} times as fast as "
         text += "in torch"
     if quantized:
-        chance = ", but this may be chance" if quantized["drop"] > quantized["max_drop"] else ""
-        text += f"; lost {round(quantized['drop'], 2) + 0:.2f} {quantized['unit']} (limit {quantized['max_drop']:g}"
-        text += f"{chance}), {len(quantized['kept'])} of {quantized['layers']} layers kept in fp32"
+        chance = ", a loss within their noise" if quantized["drop"] > quantized["max_drop"] else ""
+        text += f"; lost {round(quantized['drop'], 2) + 0:.2f} {quantized['unit']} on "
+        text += f"{plural(quantized['images'], 'training image')} (limit {quantized['max_drop']:g}{chance}), "
+        text += f"{len(quantized['kept'])} of {quantized['layers']} layers kept in fp32"
     return text
 
 

@@ -56,7 +56,7 @@ class ExportOptions(ImageOptions):
         "what int8 may lose on training images that calibration did not see; default: 0.3 points of accuracy, 0.5 of "
         "AP or mean IoU, 0.1 dB of PSNR",
     )
-    rank_minutes: NotNegative = option(10.0, "minutes to rank the layers that stay in fp32 if int8 loses too much")
+    search_minutes: NotNegative = option(10.0, "minutes to search for layers to keep in fp32 if int8 loses too much")
     calibration_images: Count = option(500, "training images that int8 is calibrated on")
     threads: Count | None = option(None, "threads of the speed measurement; default: torch's number")
     seconds: NotNegative = option(4.0, "seconds of the speed measurement; 0: none")
@@ -134,7 +134,7 @@ class Quantizable(Exportable, Protocol):
         """Yield prepared images of the training split, at most `count`, in batches (n, C, H, W)."""
 
     def held_out_scores(self, model: Model, count: int) -> np.ndarray:
-        """Score a model on training images that `calibration(count, ...)` does not yield: 5,000, at most a fifth.
+        """Score a model on training images that `calibration(count, ...)` does not yield: 5,000, at most half.
 
         Returns:
             The score of each image, (n,), higher is better. For a classifier it is 100 or 0, so that the mean is its

@@ -99,9 +99,35 @@ def test_the_layer_that_costs_accuracy_stays_in_fp32(file):
     assert found.drop <= 10 and score(open_file(file, precision="int8")).mean() == pytest.approx(found.int8)
 
 
+def test_openvino_keeps_the_biases(tmp_path):
+    package = pytest.importorskip("openvino", reason="openvino is not installed: pip install 'metamix[deploy]'")
+    file, output = write(fragile(), ".xml", tmp_path), tmp_path / "int8.xml"
+    quantize.open_quantizer(file, tmp_path).quantize(output, BATCHES)
+    operations = package.Core().read_model(output).get_ops()
+    constants = [each.data.ravel() for each in operations if each.get_type_name() == "Constant"]
+    biases = [layer.bias.detach().numpy() for layer in fragile() if isinstance(layer, nn.Conv2d)]
+    assert all(any(np.array_equal(bias, each) for each in constants) for bias in biases)
+
+
+def test_a_mixed_graph_has_chosen_layers_in_int8(file, tmp_path):
+    quantizer, output = quantize.open_quantizer(file, tmp_path), tmp_path / f"int8{file.suffix}"
+    quantizer.quantize(output, BATCHES)
+    run, exact = quantizer.open_mixed(output), open_file(file)(IMAGES.numpy())[0]
+
+    def error(*chosen):
+        switches = np.array([name in chosen for name in quantizer.layers])
+        return np.abs(run(IMAGES.numpy(), switches)[0] - exact).mean() / exact.std()
+
+    first, second, third = sorted(quantizer.layers)
+    int8 = np.abs(open_file(output, precision="int8")(IMAGES.numpy())[0] - exact).mean() / exact.std()
+    assert error(first, second, third) == pytest.approx(int8, rel=0.1)
+    assert error() < 1e-5 < error(first) < error(second) and 1e-5 < error(third) < error(second)
+    assert error(first, third) < error(second) < error(first, second, third)
+
+
 @pytest.fixture
 def search(monkeypatch, tmp_path):
-    """Search with ten layers, three of which cost one, two and three points and as much of the output."""
+    """Search with ten layers, three of which cost one, two and three points and as much of their outputs."""
     costs = {"3": 1, "5": 2, "7": 3}
 
     class Fake:
@@ -109,6 +135,10 @@ def search(monkeypatch, tmp_path):
 
         def quantize(self, output, batches, keep=()):
             output.write_text(" ".join(keep))
+
+        def open_mixed(self, quantized):
+            losses = np.array([costs.get(name, 0) for name in self.layers])
+            return lambda images, switches: [np.array([0.0, losses @ switches])]
 
     def lost(file):
         return 0 if file.name == "fp32" else sum(costs[k] for k in costs.keys() - file.read_text().split())
@@ -131,12 +161,18 @@ def test_more_layers_stay_in_fp32_until_the_limit_is_met(search):
     assert result.kept[:3] == ("7", "5", "3") and len(result.kept) == 4 and result.drop == 0
 
 
-def test_ranking_stops_after_its_minutes(search, caplog):
+def test_the_search_says_how_far_it_is(search, caplog):
     caplog.set_level("INFO")
-    with pytest.raises(QuantizationError, match="int8 loses 5.00 dB on .*, with 4 of 10 layers in fp32"):
-        search(1, minutes=0)  # layer 0 is ranked first, the others follow in their order
-    assert "ranked 1 of 10 layers in 0 minutes; --rank-minutes gives more time" in caplog.text
-    assert "int8 with 4 of 10 layers in fp32 loses 5.00 dB" in caplog.text
+    search(1.5)
+    tries = "int8 with {} of 10 layers in fp32 loses {} dB on 20 held-out images"
+    first, *others = [tries.format(*each) for each in ((0, "6.00"), (1, "3.00"), (2, "1.00"))]
+    start = "calibrating int8 for 10 layers on 16 images"
+    assert caplog.messages == [start, first, "ranking the layers, batch 1 of 1", *others]
+
+
+def test_the_search_stops_after_its_minutes(search):
+    with pytest.raises(QuantizationError, match="6.00 dB on .* limit is 1: give more --search-minutes than 0, or take"):
+        search(1, minutes=0)
 
 
 @pytest.mark.parametrize("wrong, kept", [(1, ()), (4, ()), (5, ("7",))])
@@ -156,7 +192,9 @@ def test_a_drop_of_graded_scores_is_no_chance():
 
 def test_a_model_that_loses_too_much_is_refused_and_stays(file):
     score, before = score_of(file), file.read_bytes()
-    message = r"int8 loses \d\.\d\d points on .* with 1 of 3 layers in fp32; the limit is 0: accept a larger --max-drop"
+    message = (
+        r"int8 with 1 of 3 layers in fp32 loses \d\.\d\d points on 16 held-out images; the limit is 0: accept a larg"
+    )
     with pytest.raises(QuantizationError, match=message):
         quantize_file(file, BATCHES, score, max_drop=0, minutes=1)
     assert file.read_bytes() == before

@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 INPUT = "images"  # name of the graph's input
 
-Run = Callable[[np.ndarray], list[np.ndarray]]
+Run = Callable[..., list[np.ndarray]]  # (images) -> outputs
 
 
 class GraphError(ValueError):
@@ -46,6 +46,9 @@ class Quantizer(Protocol):
 
         The batches are prepared images for calibration, each (n, C, H, W) float32.
         """
+
+    def open_mixed(self, quantized: Path) -> Run:
+        """Open a graph (images, switches) -> outputs that takes the layers whose switch is on from an int8 file."""
 
 
 @dataclass(frozen=True)

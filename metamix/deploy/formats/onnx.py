@@ -43,8 +43,8 @@ def open_onnx(file: Path, threads: int | None = None, precision: str = "fp32") -
     if threads:
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda images: session.run(None, {name: images})
+    names = [each.name for each in session.get_inputs()]
+    return lambda *inputs: session.run(None, dict(zip(names, inputs)))
 
 
 class OnnxFile:
@@ -76,6 +76,24 @@ class OnnxFile:
                 reduce_range=sums_saturate(processor()["instructions"]),
                 nodes_to_exclude=list(keep),
             )
+
+    def open_mixed(self, quantized: Path) -> Run:
+        onnx, file = need("onnx"), self.prepared.with_name("mixed.onnx")
+        model, int8 = onnx.load(str(self.prepared)), onnx.compose.add_prefix(onnx.load(str(quantized)), "int8/").graph
+        graph, make = model.graph, onnx.helper.make_node
+        layers = {node.output[0]: node for node in graph.node if node.op_type in LAYERS}
+        shared = {"int8/" + name: name for name in (self.input, *layers)}
+        for node in int8.node:
+            node.input[:] = [shared.get(name, name) for name in node.input]
+        for name, node in layers.items():
+            node.output[0] = "fp32/" + name
+            graph.node.append(make("Where", ["switch/" + name, "int8/" + name, node.output[0]], [name]))
+        switches = ["switch/" + name for name in layers]
+        graph.node.extend([*int8.node, make("Split", ["switches"], switches, axis=0, num_outputs=len(switches))])
+        graph.initializer.extend(int8.initializer)
+        graph.input.append(onnx.helper.make_tensor_value_info("switches", onnx.TensorProto.BOOL, [len(switches)]))
+        onnx.save(model, str(file))
+        return open_onnx(file)
 
 
 FORMAT = Format(
