@@ -20,23 +20,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import box_iou
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
+from metamix.deploy.runtime import ExportedModel
 from metamix.layers import round_up
+from metamix.layers.image_inference import Size
 from metamix.tasks.calibration import CalibratedExport
-from metamix.tasks.exportable import Comparison, ExportOptions, Model, readable_images
+from metamix.tasks.exportable import Comparison, ExportOptions, Model, Side, readable_images
 from metamix.training.task import Batch
+from metamix.utils.rules import Share, rule, rules_of
+from metamix.utils.text import plural
+from metamix.weights.files import ARTIFACT
 from metamix.weights.metadata import ModelMetadata
 
 from .box_match import BoxMatch
 from .detectors import FCOS, Detector, RetinaNet
-from .exported import ExportedDetector, Size, suppress
-from .load import load_detector
+from .load import DetectorSpec, TrainedDetector, load_detector
 from .objects import Objects
 from .options import DetectionEvalOptions
 from .task import Detection
 
 CANDIDATES = 100  # boxes to compare on a random image without objects
+
+SETTINGS = {  # what `ExportedDetector` reads from `extra` in export.json, which is untrusted
+    "score_thresh": rule(Share),
+    "nms_thresh": rule(Share),
+    **dict.fromkeys(("detections_per_img", "min_size", "max_size", "multiple", "least"), rule(Side)),
+}
+NEEDED = ("classes", "num_classes", "mean", "std")  # boxes do not show how many classes the graph knows
+METADATA = {name: rule for name, rule in rules_of(ModelMetadata).items() if name in NEEDED}
 
 
 class DetectorGraph(nn.Module):
@@ -82,6 +94,79 @@ class DetectorGraph(nn.Module):
         decode = self.box_coder.decode if self.centred else self.box_coder.decode_single
         boxes = decode(chosen, anchors[anchor.flatten()]).unflatten(0, (-1, count))
         return boxes, best, index % classes
+
+
+def suppress(outputs: Sequence[Tensor], size: Size, settings: dict[str, Any]) -> Objects:
+    """Keep the objects of one image: scores above the threshold, no box that overlaps a better one of its class.
+
+    Args:
+        outputs: outputs of the graph for the image: boxes (1, K, 4), scores (1, K) and labels (1, K).
+        size: (height, width) of the image without padding; boxes are clipped to it.
+        settings: score_thresh, nms_thresh and detections_per_img, as in torchvision.
+
+    Returns:
+        "boxes", "scores" and "labels", the highest score first.
+    """
+    boxes, scores, labels = (output[0] for output in outputs)
+    sure = scores > settings["score_thresh"]
+    boxes, scores, labels = clip_boxes_to_image(boxes[sure], size), scores[sure], labels[sure]
+    keep = batched_nms(boxes, scores, labels, settings["nms_thresh"])[: settings["detections_per_img"]]
+    return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
+
+
+class ExportedDetector(nn.Module):
+    """Run a graph as a detector: images (C, h, w) of any size with values from 0 to 1 -> their objects.
+
+    Args:
+        model: the graph.
+        metadata: holds mean, std and classes.
+        size: (H, W) of the graph; None for a dynamic one.
+        settings: `Artifact.extra`.
+
+    Attributes:
+        score_thresh: objects need a higher score; at first the value in the settings.
+    """
+
+    def __init__(self, model: Model, metadata: ModelMetadata, size: Size | None, settings: dict[str, Any]):
+        super().__init__()
+        self.run, self.size, self.settings = model, size, settings
+        self.score_thresh = settings["score_thresh"]
+        self.classes = len(metadata.classes or ())
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (metadata.mean, metadata.std))
+
+    def forward(self, images: Sequence[Tensor]) -> list[Objects]:
+        return [self.find(image) for image in images]
+
+    def find(self, image: Tensor) -> Objects:
+        """Find the objects of an image, in its own pixels."""
+        prepared, size = self.prepare(image)
+        return self.objects(self.run(prepared[None]), size, image)
+
+    def objects(self, outputs: Sequence[Tensor], size: Size, image: Tensor) -> Objects:
+        """Return the objects of an image in its own pixels, from outputs of the graph and the size in `prepare`."""
+        settings = self.settings | {"score_thresh": self.score_thresh}
+        if (highest := int(outputs[2].max())) > self.classes:
+            raise ValueError(
+                f"the graph finds class {highest}, but {ARTIFACT} has {plural(self.classes, 'class')}: "
+                f"export the model again"
+            )
+        objects = suppress(outputs, size, settings)
+        height, width = image.shape[-2:]
+        return objects | {"boxes": objects["boxes"] * torch.tensor([width / size[1], height / size[0]] * 2)}
+
+    def prepare(self, image: Tensor) -> tuple[Tensor, Size]:
+        """Normalise, resize and pad an image as in evaluation, but not beyond H x W; return its size too."""
+        height, width = image.shape[-2:]
+        shorter = self.settings["min_size"] / min(height, width)
+        scale = min(shorter, self.settings["max_size"] / max(height, width))
+        if self.size:
+            scale = min(scale, self.size[0] / height, self.size[1] / width)
+        new = max(1, int(height * scale)), max(1, int(width * scale))
+        normal = (image - self.mean) / self.std
+        resized = F.interpolate(normal[None], new, mode="bilinear", antialias=True)[0]
+        least = self.settings["least"]
+        full = self.size or round_up([max(side, least) for side in new], (self.settings["multiple"],) * 2)
+        return F.pad(resized, (0, full[1] - new[1], 0, full[0] - new[0])), new
 
 
 class ExportableDetector(CalibratedExport):
@@ -155,7 +240,7 @@ class ExportableDetector(CalibratedExport):
         noise = [self.random(2, size)[i : i + 1] for i, size in enumerate((self.size, larger))]
         if self.task is None:
             for images in noise:
-                match.update(self.eager(images)[0], self.suppressed(exported(images), images))
+                match.update(self.eager(images)[0], suppress(exported(images), images.shape[-2:], self.extra))
         else:
             figures["on"] = f"{self.task.data.name}, test"
             states = {"eager": self.task.metric.start(), "exported": self.task.metric.start()}
@@ -163,7 +248,7 @@ class ExportableDetector(CalibratedExport):
                 image = batch["image"][0] / 255
                 prepared, size = ours.prepare(image)
                 images, outputs = prepared[None], exported(prepared[None])
-                match.update(self.eager(images)[0], self.suppressed(outputs, images))
+                match.update(self.eager(images)[0], suppress(outputs, images.shape[-2:], self.extra))
                 metric = self.task.metric
                 metric.update(states["eager"], metric.predict(self.detector, batch), batch)
                 metric.update(states["exported"], [ours.objects(outputs, size, image)], batch)
@@ -185,12 +270,6 @@ class ExportableDetector(CalibratedExport):
     def image_score(self, model: Model, batch: Batch) -> float:
         """Return the AP of the image, see `image_ap`."""
         return image_ap(self.detector_of(model).find(batch["image"][0] / 255), batch["target"][0])
-
-    def suppressed(self, outputs: Sequence[Tensor], images: Tensor) -> Objects:
-        """Return the objects of one prepared image (1, C, H, W), from outputs of the graph."""
-        height, width = images.shape[-2:]
-        boxes, scores, labels = (output[0] for output in outputs)
-        return suppress(boxes, scores, labels, (height, width), self.extra)
 
 
 def best_candidates(outputs: Sequence[Tensor], count: int | None = CANDIDATES) -> Objects:
@@ -258,3 +337,18 @@ def open_detector(options: ExportOptions) -> ExportableDetector:
             f"of {height} x {width} is padding, which costs time and changes scores"
         )
     return exportable
+
+
+def exported_detector(exported: ExportedModel) -> TrainedDetector:
+    """Use an exported model as a detector; raise ValueError if export.json lacks an entry or does not fit."""
+    artifact = exported.artifact
+    artifact.check(SETTINGS, METADATA)
+    model = ExportedDetector(exported, artifact.model, artifact.size, artifact.extra).eval()
+    metadata = artifact.model.to_dict()
+    spec, outputs = DetectorSpec.from_dict(metadata, ARTIFACT), exported.probe()
+    if len(outputs) != 3 or int(outputs[2].max()) != model.classes:
+        raise ValueError(
+            f"{ARTIFACT} has {plural(model.classes, 'class')}, and the graph has more or fewer: they do not belong "
+            f"together, export the model again"
+        )
+    return TrainedDetector(model, spec, metadata)

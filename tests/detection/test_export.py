@@ -14,8 +14,13 @@ from metamix.deploy import export, load_exported
 from metamix.deploy.artifact import Artifact
 from metamix.deploy.runtime import ExportedModel
 from metamix.detection.box_match import BoxMatch
-from metamix.detection.export import ExportableDetector, image_ap, open_detector
-from metamix.detection.exported import ExportedDetector, exported_detector
+from metamix.detection.export import (
+    ExportableDetector,
+    ExportedDetector,
+    exported_detector,
+    image_ap,
+    open_detector,
+)
 from metamix.detection.load import DetectorSpec, TrainedDetector, load_detector
 from metamix.detection.options import DetectionEvalOptions
 from metamix.detection.predict import FindObjects

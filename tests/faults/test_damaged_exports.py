@@ -17,7 +17,7 @@ from metamix.data import open_data
 from metamix.deploy import export, load_exported
 from metamix.deploy.artifact import Artifact, load_artifact
 from metamix.deploy.formats import FORMATS, torch_export
-from metamix.detection.exported import ExportedDetector
+from metamix.detection.export import ExportedDetector
 from metamix.weights.files import save_weights
 from metamix.weights.metadata import ModelMetadata
 from tests.helpers.exports import edit
