@@ -12,6 +12,7 @@ is scaled to studio range: it stands for the luminance of photographs in colour.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ from metamix.training.task import Batch
 from metamix.utils.text import plural
 
 from .colour import to_y
-from .degradations import PAIRS, parse_degradations
+from .degradations import PAIRS, Chain, parse_degradations
 from .files import read_picture
+from .inference import enlarge
 from .options import RestorationOptions, verify_command
 from .sources import ImagePair, digest_of, find_roots, find_samples, leave_out, scale_of_pair, test_folders
-from .transforms import Pair, TrainCrop, WholeImage
+
+Pair = tuple[str, Tensor, Tensor | None]  # name, clean image and degraded image
 
 
 class RestorationData:
@@ -175,7 +178,7 @@ class RestorationData:
 
     def scoring_loader(self, samples: SampleReader, order: EvalOrder, split: str = "train") -> StreamLoader:
         """Make a loader of whole images, one by one."""
-        options, transform = self.options, WholeImage(self.chain)
+        options, transform = self.options, partial(degrade_whole, chain=self.chain)
         verify = verify_command(options, (split == "test" and options.test_dir) or options.data_dir)
         return StreamLoader(samples, options, order, transform, 0, collate=collate_pairs, verify=verify)
 
@@ -238,3 +241,54 @@ def read_tensor(path: Path, channels: str, studio_range: bool = False) -> Tensor
         return colours[:1]
     colours = colours.expand(3, -1, -1)
     return to_y(colours) if channels == "y" else colours
+
+
+class TrainCrop:
+    """Cut, degrade, flip and turn at random; the loader seeds torch's generator for each sample.
+
+    A crop is degraded with the pixels around it that the degradation reaches for, if the image has them.
+    """
+
+    def __init__(self, crop: int, flip: bool, rotate: bool, chain: Chain, scale: int, enlarge: int):
+        self.crop, self.flip, self.rotate = crop, flip, rotate
+        self.chain, self.scale, self.enlarge = chain, scale, enlarge
+
+    def __call__(self, pair: Pair) -> tuple[str, Tensor, Tensor]:
+        name, target, degraded = pair
+        crop, scale, rng = self.crop, self.scale, torch.default_generator
+        top, left = (scale * self.randint((side - crop) // scale + 1) for side in target.shape[-2:])
+        reach = self.chain.reach + (3 * scale if self.enlarge > 1 else 0)
+        rows, columns = (
+            slice(max(0, start - reach), min(side, start + crop + reach))
+            for start, side in zip((top, left), target.shape[-2:])
+        )
+        if degraded is None:
+            degraded = self.chain(target[:, rows, columns], rng)
+        else:
+            degraded = degraded[:, shrink(rows, scale), shrink(columns, scale)]
+        degraded = enlarge(degraded, self.enlarge)
+        ratio = scale // self.enlarge
+        y, x, side = (top - rows.start) // ratio, (left - columns.start) // ratio, crop // ratio
+        images = [degraded[:, y : y + side, x : x + side], target[:, top : top + crop, left : left + crop]]
+        if self.flip:
+            dims = [dim for dim in (-2, -1) if self.randint(2)]
+            images = [image.flip(dims) for image in images]
+        if self.rotate:
+            turns = self.randint(4)
+            images = [image.rot90(turns, (-2, -1)) for image in images]
+        return name, images[0], images[1]
+
+    @staticmethod
+    def randint(high: int) -> int:
+        return int(torch.randint(high, (), generator=torch.default_generator))
+
+
+def degrade_whole(pair: Pair, chain: Chain) -> tuple[str, Tensor, Tensor]:
+    """Degrade a whole image to score; the loader seeds torch's generator with the image's number."""
+    name, target, degraded = pair
+    return name, chain(target, torch.default_generator) if degraded is None else degraded, target
+
+
+def shrink(part: slice, scale: int) -> slice:
+    """Return the part of a degraded image that a part of the clean one comes from."""
+    return slice(part.start // scale, part.stop // scale)

@@ -6,12 +6,11 @@ import torch
 from PIL import Image
 
 from metamix.data import CorruptImage
-from metamix.restoration.data import RestorationData, read_tensor
+from metamix.restoration.data import RestorationData, TrainCrop, read_tensor
 from metamix.restoration.degradations import parse_degradations
 from metamix.restoration.inference import enlarge
 from metamix.restoration.options import RestorationOptions
 from metamix.restoration.resize import to_8_bits
-from metamix.restoration.transforms import TrainCrop
 from metamix.tasks.verify import main
 from tests.helpers.advice import follow_verify
 
