@@ -51,7 +51,8 @@ class RestorationLoss:
         outputs, target = model(batch["image"]), batch["target"]
         outputs = outputs if isinstance(outputs, list) else [outputs]
         with torch.autocast(target.device.type, enabled=False):
-            terms = [self.terms(output.float(), shrink_to(target, output)) for output in outputs]
+            targets = [shrink_image(target, target.shape[-1] // output.shape[-1]) for output in outputs]
+            terms = [self.terms(output.float(), smaller) for output, smaller in zip(outputs, targets)]
         total = sum(self.weights[name] * value for term in terms for name, value in term.items())
         return total, {f"{name}_loss": value for name, value in terms[-1].items()}  # type: ignore[return-value]
 
@@ -59,14 +60,3 @@ class RestorationLoss:
         """Compute each term of one image. SSIM is left out at scales that are smaller than its window."""
         small = min(output.shape[-2:]) < WINDOW
         return {name: LOSSES[name](output, target) for name in self.weights if not (small and name == "ssim")}
-
-
-def shrink_to(target: Tensor, output: Tensor) -> Tensor:
-    """Shrink targets to the size of outputs; raise ValueError if they are not a whole number of times as large."""
-    (h, w), (th, tw) = output.shape[-2:], target.shape[-2:]
-    if th % h or tw % w or th // h != tw // w:
-        raise ValueError(
-            f"the model returns images of {h} x {w} for targets of {th} x {tw}: give targets of a multiple of this "
-            f"size, or a model of another scale"
-        )
-    return shrink_image(target, th // h)
