@@ -224,12 +224,9 @@ class JoinedSplits:
 
 def collate(samples: Sequence[Any], split: str | None = None) -> Batch:
     """Make a batch of (image, objects) samples; `split` is the name of a split to score."""
-    images, targets = zip(*samples, strict=True)
+    images, targets = zip(*v2.ToPureTensor()(samples))
     batch = {
-        "image": [image.as_subclass(torch.Tensor) for image in images],
-        "target": [
-            {key: value.as_subclass(torch.Tensor) for key, value in target.items() if isinstance(value, torch.Tensor)}
-            for target in targets
-        ],
+        "image": list(images),
+        "target": [{key: value for key, value in target.items() if key != "runs"} for target in targets],
     }
     return batch if split is None else batch | {"split": [split] * len(images)}

@@ -18,6 +18,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 from tqdm import tqdm
 
 from metamix.data import CorruptImage, normalize
@@ -157,7 +158,7 @@ class SegmentationData:
             if missing:
                 self.notes.append(f"{text}; see metamix verify")
         order = TrainOrder(len(images), batch_size, rank, world_size, seed)
-        return self._loader(images, order, OnPairs(train_transform(self.options, self.mean)), seed, collate_crops)
+        return self._loader(images, order, train_transform(self.options, self.mean), seed, collate_crops)
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
         """Make the loaders of the splits to score, with one image in a batch."""
@@ -229,22 +230,11 @@ class MaskedImages:
         if index in self.loaded:
             return self.loaded[index]
         sample = self.samples[index]
-        return sample.name, read_pixels(sample.image), read_mask(sample.mask, self.labels)
+        image, mask = read_pixels(sample.image), read_mask(sample.mask, self.labels)
+        return sample.name, tv_tensors.Image(image), tv_tensors.Mask(mask)
 
 
 def resize_pair(pair: Pair, options: SegmentationOptions) -> Pair:
     """Resize the image of a sample to score; its mask keeps its original size."""
     name, image, mask = pair
-    return name, resize_image(image, options.min_size, options.max_size), mask
-
-
-class OnPairs:
-    """Apply a torchvision transform to the image and mask of a sample."""
-
-    def __init__(self, transform: Any):
-        self.transform = transform
-
-    def __call__(self, pair: Pair) -> Pair:
-        name, image, mask = pair
-        image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
-        return name, image.as_subclass(Tensor), mask.as_subclass(Tensor)
+    return v2.ToPureTensor()((name, resize_image(image, options.min_size, options.max_size), mask))

@@ -110,7 +110,7 @@ def largest_share(mask: Tensor) -> float:
 
 
 def train_transform(options: SegmentationOptions, mean: tuple[float, ...]) -> v2.Compose:
-    """Compose the random scale, crop, flip and colour jitter of training."""
+    """Compose the random scale, crop, flip and colour jitter of training, for a sample (name, image, mask)."""
     fill = tuple(round(255 * value) for value in mean)
     steps: list[v2.Transform] = [
         RandomScale(options.min_size, options.max_size, options.scales),
@@ -120,4 +120,4 @@ def train_transform(options: SegmentationOptions, mean: tuple[float, ...]) -> v2
     if options.photometric:
         colours = v2.ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05)
         steps.append(v2.RandomApply([colours], p=options.photometric))
-    return v2.Compose(steps)
+    return v2.Compose([*steps, v2.ToPureTensor()])
