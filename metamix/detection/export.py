@@ -96,7 +96,7 @@ class DetectorGraph(nn.Module):
         return boxes, best, index % classes
 
 
-def suppress(outputs: Sequence[Tensor], size: Size, settings: dict[str, Any]) -> Objects:
+def suppress(outputs: Sequence[Tensor], size: Sequence[int], settings: dict[str, Any]) -> Objects:
     """Keep the objects of one image: scores above the threshold, no box that overlaps a better one of its class.
 
     Args:

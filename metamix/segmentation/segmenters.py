@@ -18,12 +18,13 @@ weights. Tags of PoolFormer with Semantic FPN are `metaformer_pooling_s12.ade20k
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from metamix.layers import crop_to, pad_to, resize_to, round_up
@@ -42,12 +43,15 @@ from metamix.models.backbone import (
     takes_argument,
 )
 from metamix.models.pyramids import LastMap
-from metamix.utils.checks import check_choice, check_counts, check_known, check_rates, parse_size
+from metamix.utils.checks import check_choice, check_counts, check_known, parse_size
+from metamix.utils.rules import Count, Share, accepted, fits, rule, shown, where
 
 from .heads import DeconvHead, FCNHead, SemanticFPNHead, UPerHead
 from .published import load_published, published_segmenter
 
 FINEST = {4: 0, 8: 1, 16: 2, 32: 3}  # finest stride of a pyramid -> its level
+Stride = Annotated[int, where(FINEST.__contains__, "4, 8, 16 or 32")]
+Widths = Annotated[tuple[Count, ...], Field(description="a list of widths, one after each doubling, such as [128, 64]")]
 FEW_CHANNELS = 192  # backbones whose widest map has no more channels get a narrow neck and head
 
 
@@ -139,12 +143,12 @@ def on_pyramid(
     published: int,
     request: BackboneRequest,
     *,
-    neck_channels: int | None = None,
-    head_channels: int | None = None,
-    finest_stride: int = 4,
+    neck_channels: Count | None = None,
+    head_channels: Count | None = None,
+    finest_stride: Stride = 4,
     auxiliary: bool = False,
-    auxiliary_channels: int | None = None,
-    dropout: float = 0.1,
+    auxiliary_channels: Count | None = None,
+    dropout: Share = 0.1,
 ) -> Segmenter:
     """Build a segmenter with a head for maps of several strides, whose published width is `published`.
 
@@ -171,7 +175,7 @@ def on_pyramid(
     return Segmenter(backbone, head, classes, second)
 
 
-def wavemix(request: BackboneRequest, *, head_channels: Sequence[int] | None = None) -> Segmenter:
+def wavemix(request: BackboneRequest, *, head_channels: Widths | None = None) -> Segmenter:
     """Build a segmenter with WaveMix's head; arguments as in `build_segmenter`."""
     name, probe = request.name, build_probe(request.name, request.model_args)
     info = probe.feature_info
@@ -204,7 +208,6 @@ HEADS: dict[str, Callable[..., Segmenter]] = {
     "upernet": partial(on_pyramid, UPerHead, 512, auxiliary=True),
     "wavemix": wavemix,
 }
-WIDTHS = ("neck_channels", "head_channels", "auxiliary_channels")
 
 
 def build_segmenter(
@@ -287,18 +290,12 @@ def build_segmenter(
 
 def check_options(head: str, options: Mapping[str, Any]) -> None:
     """Raise ValueError for an option that a head does not have, or a number out of range."""
+    parameters = inspect.signature(HEADS[head]).parameters
     others = {"request"} | ({"neck_channels"} if head == "upernet" else set())
-    accepted = [name for name in inspect.signature(HEADS[head]).parameters if name not in others]
-    check_known(head, options, accepted, "Arguments of the backbone go into backbone_args, or --model-args.")
+    check_known(
+        head, options, parameters.keys() - others, "Arguments of the backbone go into backbone_args, or --model-args."
+    )
     for name, value in options.items():
-        if name not in WIDTHS or value is None:
-            continue
-        if head == "wavemix" and not isinstance(value, (list, tuple)):
-            raise ValueError(f"{name} is {value!r}: give a list of widths, one after each doubling, such as [128, 64].")
-        for width in value if head == "wavemix" else [value]:
-            check_counts(1, **{name: width})
-    if options.get("finest_stride", 4) not in tuple(FINEST):  # a list has no hash
-        raise ValueError(f"finest_stride is {options['finest_stride']!r}; accepted are {', '.join(map(str, FINEST))}.")
-    if not isinstance(auxiliary := options.get("auxiliary", False), bool):
-        raise ValueError(f"auxiliary is {auxiliary!r}: give true or false.")
-    check_rates(dropout=options.get("dropout", 0))
+        limits = rule(parameters[name].annotation)
+        if not fits(value, limits):
+            raise ValueError(f"{name} is {shown(value)}, but it must be {accepted(limits, value)}")

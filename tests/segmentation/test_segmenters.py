@@ -208,10 +208,10 @@ def test_export_for_any_size(head, backbone, options):
         (dict(neck_chanels=8), "semantic_fpn has no option 'neck_chanels'; did you mean 'neck_channels'"),
         (dict(depths=(1, 1)), r"no option 'depths'.* of the backbone go into backbone_args"),
         (dict(head="wavemix", auxiliary=True), "wavemix has no option 'auxiliary'"),
-        (dict(neck_channels=0), "neck_channels is 0: give a whole number of at least 1"),
-        (dict(finest_stride=2), "finest_stride is 2; accepted are 4, 8, 16, 32"),
-        (dict(finest_stride=[4]), r"finest_stride is \[4\]; accepted are 4, 8, 16, 32"),
-        (dict(dropout=2), "dropout is 2: give a number from 0 to 1"),
+        (dict(neck_channels=0), "neck_channels is 0, but it must be a whole number of at least 1"),
+        (dict(finest_stride=2), "finest_stride is 2, but it must be 4, 8, 16 or 32"),
+        (dict(finest_stride=[4]), r"finest_stride is \[4\], but it must be 4, 8, 16 or 32"),
+        (dict(dropout=2), "dropout is 2, but it must be a number from 0 to 1"),
         (dict(backbone_args=dict(in_chans=1)), "backbone_args has in_chans, which is an argument of build_segmenter"),
         (dict(backbone_args=dict(widths=1)), "metaformer_pooling_nano does not take"),
         (dict(backbone="vit_tiny_patch16_224", backbone_args=dict(depth=1)), "vit_tiny_patch16_224 does not take"),
@@ -224,7 +224,7 @@ def test_export_for_any_size(head, backbone, options):
             "have stride 7, but the wavemix head can only double",
         ),
         (dict(head="wavemix", head_channels=[8]), r"head_channels is \[8\], but .* give 3 widths.* \[96, 48, 24\]"),
-        (dict(head="wavemix", head_channels=8), "head_channels is 8: give a list of widths"),
+        (dict(head="wavemix", head_channels=8), "head_channels is 8, but it must be a list of widths"),
     ],
 )
 def test_wrong_arguments_are_refused(given, words):
