@@ -41,11 +41,18 @@ class Detector(BackboneMixin):
         transform: module that normalises and resizes images.
         classifier: names of the layers whose shape depends on the number of classes.
         num_classes: number of classes without the background.
+        heads: names of the layers that return float32 under autocast, since boxes in bfloat16 would be off by pixels.
     """
 
     transform: GeneralizedRCNNTransform
     classifier: tuple[str, ...]
-    num_classes: int
+    heads: tuple[str, ...] = ("head",)
+
+    def __init__(self, backbone: Backbone, num_classes: int, **options: Any):
+        super().__init__(backbone, num_classes + 1, **options)
+        self.num_classes = num_classes
+        for name in self.heads:
+            self.get_submodule(name).register_forward_hook(to_float32)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None):
         if self.training and targets:
@@ -74,9 +81,7 @@ class RetinaNet(Detector, detection.RetinaNet):
         anchors = Anchors(backbone.strides, retinanet_sizes(backbone.strides, anchor_scale), (0.5, 1.0, 2.0))
         head = RetinaNetHead(backbone.out_channels, 9, num_classes + 1, norm_layer=partial(nn.GroupNorm, 32))
         head.regression_head._loss_type = "giou"
-        super().__init__(backbone, num_classes + 1, anchor_generator=anchors, head=head, **options)
-        self.num_classes = num_classes
-        cast_outputs_to_float32(self.head)
+        super().__init__(backbone, num_classes, anchor_generator=anchors, head=head, **options)
 
 
 class FCOS(Detector, detection.FCOS):
@@ -86,32 +91,28 @@ class FCOS(Detector, detection.FCOS):
 
     def __init__(self, backbone: Backbone, num_classes: int, **options: Any):
         anchors = Anchors(backbone.strides, [[stride] for stride in backbone.strides], (1.0,))
-        super().__init__(backbone, num_classes + 1, anchor_generator=anchors, **options)
-        self.num_classes = num_classes
-        cast_outputs_to_float32(self.head)
+        super().__init__(backbone, num_classes, anchor_generator=anchors, **options)
 
 
 class FasterRCNN(Detector, detection.FasterRCNN):
     """Faster R-CNN (Ren et al., arXiv 1506.01497) on a pyramid: proposals from anchors of 8 strides, three shapes."""
 
     classifier = ("roi_heads.box_predictor",)
+    heads = ("rpn.head", "roi_heads.box_predictor")
 
     def __init__(self, backbone: Backbone, num_classes: int, **options: Any):
-        super().__init__(backbone, num_classes + 1, **(rcnn_parts(backbone) | options))
-        self.num_classes = num_classes
-        cast_outputs_to_float32(self.rpn.head, self.roi_heads.box_predictor)
+        super().__init__(backbone, num_classes, **(rcnn_parts(backbone) | options))
 
 
 class MaskRCNN(Detector, detection.MaskRCNN):
     """Mask R-CNN (He et al., arXiv 1703.06870): Faster R-CNN with a mask for each box."""
 
     classifier = ("roi_heads.box_predictor", "roi_heads.mask_predictor.mask_fcn_logits")
+    heads = (*FasterRCNN.heads, "roi_heads.mask_predictor")
 
     def __init__(self, backbone: Backbone, num_classes: int, **options: Any):
         parts = rcnn_parts(backbone) | dict(mask_roi_pool=roi_align(backbone, 14))
-        super().__init__(backbone, num_classes + 1, **(parts | options))
-        self.num_classes = num_classes
-        cast_outputs_to_float32(self.rpn.head, self.roi_heads.box_predictor, self.roi_heads.mask_predictor)
+        super().__init__(backbone, num_classes, **(parts | options))
 
 
 DETECTORS = {"retinanet": RetinaNet, "fcos": FCOS, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
@@ -243,12 +244,6 @@ def roi_align(backbone: Backbone, output_size: int) -> MultiScaleRoIAlign:
     first = int(backbone.levels[0]) + 2  # the paper numbers a level by the logarithm of its stride
     align.map_levels = LevelMapper(first, first + len(backbone.levels) - 1)
     return align
-
-
-def cast_outputs_to_float32(*heads: Any) -> None:
-    """Make heads return float32 under autocast, since boxes in bfloat16 would be off by pixels."""
-    for head in heads:
-        head.register_forward_hook(to_float32)
 
 
 def to_float32(module: nn.Module, args: Any, output: Any) -> Any:
