@@ -97,12 +97,8 @@ def box_problem(annotation: Entry, image: Entry, classes: set[int]) -> str | Non
     if not is_box(box):
         return f"its box is {box}; four numbers x, y, width, height are needed"
     x, y, w, h = box
-    if not all(map(math.isfinite, box)):
-        return f"its box {box} is not finite"
-    if w < 0 or h < 0:
-        return f"its box {box} is inverted: x, y, width, height"
-    if w == 0 or h == 0:
-        return f"its box {box} is empty"
+    if not all(map(math.isfinite, box)) or min(w, h) <= 0:
+        return f"its box {box} has no area; finite x, y, width, height are needed, the last two above 0"
     width, height = image.get("width"), image.get("height")
     if width and height and (x < -0.5 or y < -0.5 or x + w > width + 0.5 or y + h > height + 0.5):
         return f"its box {box} reaches out of the image of {height} x {width} pixels"

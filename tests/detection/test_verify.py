@@ -46,12 +46,12 @@ def test_anchors_are_those_of_train(coco, capsys):
 @pytest.mark.parametrize(
     "change, what",
     [
-        (dict(bbox=[5, 6, 0, 8]), "annotation 0: its box [5, 6, 0, 8] is empty"),
-        (dict(bbox=[5, 6, 7, -8]), "annotation 0: its box [5, 6, 7, -8] is inverted"),
+        (dict(bbox=[5, 6, 0, 8]), "annotation 0: its box [5, 6, 0, 8] has no area; finite x, y, width, height are needed"),
+        (dict(bbox=[5, 6, 7, -8]), "annotation 0: its box [5, 6, 7, -8] has no area"),
         (dict(bbox=[90, 6, 10, 8]), "annotation 0: its box [90, 6, 10, 8] reaches out of the image of 64 x 96 pixels"),
         (dict(bbox=[-3, 6, 10, 8]), "reaches out of the image"),
         (dict(bbox=[1, 2, 3]), "annotation 0: its box is [1, 2, 3]; four numbers x, y, width, height are needed"),
-        (dict(bbox=[1, 2, 3, float("nan")]), "is not finite"),
+        (dict(bbox=[1, 2, 3, float("nan")]), "annotation 0: its box [1, 2, 3, nan] has no area"),
         (dict(category_id=9), "annotation 0: class 9 is unknown; known are 3, 7"),
         (dict(image_id=99), "image 99, annotation 0: its image is not in the file"),
         (dict(segmentation=[[5, 5]]), "annotation 0: its segmentation has the polygon [5, 5]; x and y of three points"),
