@@ -124,7 +124,7 @@ class SegmentationMetric(Metric):
             for prefix in self.predictors
             for name, shape in (("confusion", (classes, classes)), ("boundary", (4, classes)))
         }
-        return counts | {"best": [], "worst": [], "unreadable": 0}
+        return counts | {"shown": [], "unreadable": 0}
 
     def predict(self, model: nn.Module, batch: Batch) -> Iterator[dict[str, Tensor] | None]:
         """Yield the predicted labels (H, W) of each image, by the prefix of the scores."""
@@ -149,8 +149,8 @@ class SegmentationMetric(Metric):
                 if not prefix:
                     iou = float(class_scores(confusion)[0].nanmean())
                     shown = iou, index, name, image.cpu(), truth.cpu(), predicted.cpu()
-                    for key, sign in (("best", -1), ("worst", 1)) if not math.isnan(iou) else ():  # all are ignored
-                        state[key] = sorted([*state[key], shown], key=lambda kept: (sign * kept[0], kept[1]))[:SHOWN]
+                    if not math.isnan(iou):  # all pixels are ignored
+                        state["shown"] = best_and_worst([*state["shown"], shown])
 
     def result(self, states: list[State]) -> dict[str, float]:
         """Compute the scores in percent, mean IoU first. Boundary F is missing if no class has a boundary."""
@@ -186,12 +186,10 @@ def total(states: Sequence[State], key: str) -> Tensor:
     return torch.stack([state[key] for state in states]).sum(0)
 
 
-def images_to_show(states: Sequence[State]) -> list[Shown]:
-    """Return the best and then the worst images of all processes, each once."""
-    best = sorted((kept for state in states for kept in state["best"]), key=lambda kept: (-kept[0], kept[1]))[:SHOWN]
-    worst = sorted((kept for state in states for kept in state["worst"]), key=lambda kept: (kept[0], kept[1]))[:SHOWN]
-    chosen = {kept[1]: kept for kept in [*best, *reversed(worst)]}
-    return sorted(chosen.values(), key=lambda kept: (-kept[0], kept[1]))
+def best_and_worst(images: Iterable[Shown]) -> list[Shown]:
+    """Return the images with the highest and the lowest mean IoU, the highest first."""
+    ranked = sorted(images, key=lambda image: (-image[0], image[1]))
+    return ranked if len(ranked) <= 2 * SHOWN else [*ranked[:SHOWN], *ranked[-SHOWN:]]
 
 
 def describe_scores(predictor: Predictor) -> str:

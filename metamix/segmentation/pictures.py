@@ -16,7 +16,7 @@ from metamix.utils.files import write_text
 from metamix.utils.text import aligned, csv_text
 
 from .labels import IGNORED, Labels, colours_of
-from .metric import SegmentationMetric, Shown, images_to_show, total
+from .metric import SegmentationMetric, Shown, best_and_worst, total
 
 OPACITY = 0.55  # of the colours over an image
 MOST_NAMED = 40  # classes in a legend
@@ -32,7 +32,7 @@ class SegmentationPictures(Pictures):
         """Draw the best and worst images and the confusion matrix, and write the matrix as a CSV; return the files."""
         images, matrix, table = (folder / f"test_{name}" for name in ("images.png", "confusion.png", "confusion.csv"))
         confusion, scores = total(states, "confusion"), self.metric.result(states)
-        draw_images(images, images_to_show(states), self.labels)
+        draw_images(images, best_and_worst(row for state in states for row in state["shown"]), self.labels)
         title = f"{int(confusion.sum()):,} pixels, mean IoU {scores['miou']:.2f} %"
         draw_confusion(matrix, confusion, self.labels.classes, title, of="pixels", percent=True)
         rows = [[name, *row] for name, row in zip(self.labels.classes, confusion.tolist())]

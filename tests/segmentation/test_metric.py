@@ -15,7 +15,6 @@ from metamix.segmentation.metric import (
     class_scores,
     confusion_matrix,
     dilate,
-    images_to_show,
 )
 
 IGNORED, CLASSES = 255, 5
@@ -114,15 +113,16 @@ def test_scores_equal_a_literal_computation(scored):
 
 def test_the_state_does_not_grow_with_the_images():
     metric = SegmentationMetric("abcde", lambda x: x.float(), {"": Predictor()})
-    state = metric.start()
+    state, ious = metric.start(), []
     for i in range(30):
         truth, predicted = blobs(i, (8, 8))
         image = torch.zeros(3, 8, 8, dtype=torch.uint8)
         batch = {"image": [image], "target": [truth], "index": torch.tensor([i]), "name": [str(i)]}
         metric.update(state, [{"": predicted}], batch)
-    assert len(state["best"]) == len(state["worst"]) == SHOWN
-    shown = images_to_show([state])
-    assert [kept[0] for kept in shown] == sorted((kept[0] for kept in shown), reverse=True) and len(shown) == 2 * SHOWN
+        ious.append(float(class_scores(confusion_matrix(truth, predicted, 5))[0].nanmean()))
+    scores = [image[0] for image in state["shown"]]
+    ious.sort(reverse=True)
+    assert scores == [*ious[:SHOWN], *ious[-SHOWN:]]
 
 
 def test_unreadable_and_ignored_images_are_not_scored():
@@ -131,7 +131,7 @@ def test_unreadable_and_ignored_images_are_not_scored():
     ignored = torch.full((4, 4), IGNORED, dtype=torch.uint8)
     batch = {"image": [image, image], "target": [ignored] * 2, "index": torch.tensor([-1, 1]), "name": ["a", "b"]}
     metric.update(state, metric.predict(lambda x: torch.zeros(1, 2, 4, 4), batch), batch)
-    assert state["unreadable"] == 1 and not state["best"]
+    assert state["unreadable"] == 1 and not state["shown"]
     with pytest.raises(ValueError, match="no pixel is left to score"):
         metric.result([state])
 
