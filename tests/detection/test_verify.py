@@ -46,7 +46,10 @@ def test_anchors_are_those_of_train(coco, capsys):
 @pytest.mark.parametrize(
     "change, what",
     [
-        (dict(bbox=[5, 6, 0, 8]), "annotation 0: its box [5, 6, 0, 8] has no area; finite x, y, width, height are needed"),
+        (
+            dict(bbox=[5, 6, 0, 8]),
+            "annotation 0: its box [5, 6, 0, 8] has no area; finite x, y, width, height are needed",
+        ),
         (dict(bbox=[5, 6, 7, -8]), "annotation 0: its box [5, 6, 7, -8] has no area"),
         (dict(bbox=[90, 6, 10, 8]), "annotation 0: its box [90, 6, 10, 8] reaches out of the image of 64 x 96 pixels"),
         (dict(bbox=[-3, 6, 10, 8]), "reaches out of the image"),
