@@ -57,19 +57,16 @@ class DetectionData:
             self.scored["holdout"] = open_split(splits, "val", masks)
         self.name = Path(options.data_dir).resolve().name
         self.classes = self.check_splits()
+        parts = {"train": self.train} | {name: [split] for name, split in self.scored.items()}
         self.identity: dict[str, Any] = {
-            "samples": {
-                "train": sum(map(len, self.train)),
-                **{name: len(split) for name, split in self.scored.items()},
-            },
+            "samples": {name: sum(map(len, splits)) for name, splits in parts.items()},
             "classes": list(self.classes),
-            "digest": self.digest(),
+            "digest": {name: "-".join(split.digest() for split in splits) for name, splits in parts.items() if splits},
         }
         if train:
-            joined = {"train": self.train} | {name: [split] for name, split in self.scored.items()}
             self.identity["content"] = {
                 name: content_digest([split.path(i) for split in splits for i in range(len(split))])
-                for name, splits in joined.items()
+                for name, splits in parts.items()
             }
         self.notes = [
             f"left out: {plural(split.unusable, 'annotation')} of {split.annotations}; "
@@ -110,21 +107,11 @@ class DetectionData:
                 )
         return first.classes
 
-    def digest(self) -> dict[str, str]:
-        """Return a hash of each split's image files and objects, by which a changed data set is noticed."""
-        train = {"train": "-".join(split.digest() for split in self.train)} if self.train else {}
-        return train | {name: split.digest() for name, split in self.scored.items()}
-
     def box_sizes(self) -> Tensor:
         """Return the square roots of the areas of the boxes to train on, in pixels of the resized images: (n,)."""
-        options = self.options
-        return torch.tensor(
-            [
-                size
-                for split in self.train
-                for size in box_sizes(split.coco.anns.values(), split.coco.imgs, options.min_size, options.max_size)
-            ]
-        )
+        limits = self.options.min_size, self.options.max_size
+        cocos = [split.coco for split in self.train]
+        return torch.tensor([size for coco in cocos for size in box_sizes(coco.anns.values(), coco.imgs, *limits)])
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
         """Make the loader of augmented images of all splits to train on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -77,7 +77,7 @@ class DetectorSpec(NetworkSpec):
                 f"{source}: detector_args in the metadata has {', '.join(sorted(unknown))}, no option of "
                 f"{spec.detector}. {REMEDY}"
             )
-        return spec if spec.detector == "retinanet" else replace(spec, anchor_scale=None)
+        return spec
 
     def build(self, **weights: Any) -> Detector:
         """Build the detector; it does not resize training images, which must have their final size."""
@@ -169,9 +169,9 @@ def load_detector(checkpoint: str | Path) -> TrainedDetector:
 
 def set_statistics(model: Detector, metadata: ModelMetadata, source: str | Path) -> None:
     """Normalise images with the mean and std that the weights were trained with."""
-    channels, mean, std = len(model.transform.image_mean), metadata.mean or (), metadata.std or ()
-    for name, values in (("mean", mean), ("std", std)):
+    channels = len(model.transform.image_mean)
+    for name in ("mean", "std"):
+        values = list(getattr(metadata, name) or ())
         if len(values) not in (1, channels):
-            refuse_entry(name, list(values), f"a list of {channels} numbers, one per channel", source)
-    mean, std = (values * channels if len(values) == 1 else values for values in (mean, std))
-    model.transform.image_mean, model.transform.image_std = list(mean), list(std)
+            refuse_entry(name, values, f"a list of {channels} numbers, one per channel", source)
+        setattr(model.transform, f"image_{name}", values * channels if len(values) == 1 else values)

@@ -41,28 +41,25 @@ class DetectionModel:
         """Build the detector, with the weights of a classifier in its backbone or those of a whole detector."""
         options = self.options
         start = metadata or (load_metadata(find_weights(options.checkpoint)) if options.checkpoint else {})
-        of_detector = start.get("task") == "detection"
-        if of_detector:
+        if start.get("task") == "detection":
             source = options.checkpoint or "the checkpoint"
             spec = DetectorSpec.from_dict(start, source)
             check_trained_with("detector", spec.detector, options.detector, source)
             self.frozen_norms = spec.frozen_norms
             model = self.spec().build()
             set_statistics(model, ModelMetadata.from_dict(start, source), source)
-            for key in ("image_mean", "image_std"):
-                setattr(model.transform, key, options.detector_args.get(key, getattr(model.transform, key)))
+            for key in {"image_mean", "image_std"} & options.detector_args.keys():
+                setattr(model.transform, key, options.detector_args[key])
+            if options.checkpoint and metadata is None:
+                new = load_initial_weights(model, options.checkpoint, self.data.classes, model.classifier)
+                self.notes.append(f"weights from {source}" + (f"; new: {', '.join(new)}" if new else ""))
         else:
             self.frozen_norms = bool(options.pretrained or options.checkpoint)
             model = self.spec().build(pretrained=options.pretrained, checkpoint=options.checkpoint)
-        if options.pretrained and metadata is None:
-            self.notes.append(f"published weights of the backbone: {published_name(model.backbone.body)}")
-        if options.checkpoint and metadata is None:
-            if of_detector:
-                new = load_initial_weights(model, options.checkpoint, self.data.classes, model.classifier)
-                note = f"weights from {options.checkpoint}" + (f"; new: {', '.join(new)}" if new else "")
-            else:
-                note = f"weights of the backbone from {options.checkpoint}"
-            self.notes.append(note)
+            if options.pretrained:
+                self.notes.append(f"published weights of the backbone: {published_name(model.backbone.body)}")
+            elif options.checkpoint:
+                self.notes.append(f"weights of the backbone from {options.checkpoint}")
         if len(sizes := self.data.box_sizes()):
             self.notes.append(describe_sizes(sizes, anchor_range(model)))
         return model
