@@ -119,9 +119,8 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
         check_both(self.mean, self.std)
         if not parse_loss(self.loss).keys() & set(WEIGHTED) and self.class_weights != "none":
             raise ValueError(f"class_weights needs {' or '.join(WEIGHTED)} in the loss, such as ce+{self.loss}")
-        weights = self.class_weights
-        if not isinstance(weights, str) and not (all(0 <= w < float("inf") for w in weights) and any(weights)):
-            raise ValueError(f"class_weights is {weights}, but weights must be finite and at least 0, and one above 0")
+        if isinstance(self.class_weights, tuple) and not any(self.class_weights):
+            raise ValueError(f"class_weights is {self.class_weights}, but one weight must be above 0")
 
     @property
     def crop_size(self) -> tuple[int, int]:

@@ -77,12 +77,14 @@ class MaskedSet:
     def find(self, split: str) -> Split:
         """Find the samples of a split; `Unmatched` if images and masks do not match."""
         check_choice("split", split, self.splits)
-        return self.splits[split]()
+        try:
+            return self.splits[split]()
+        except RuntimeError as error:  # torchvision's, about files that are missing
+            raise FileNotFoundError(str(error).replace("download=True", "--download with metamix train")) from None
 
 
 def open_set(options: SegmentationDataOptions) -> MaskedSet:
     """Open the data set that the options name; raise ValueError or FileNotFoundError if it is not there."""
-    check_choice("data", options.data, OPENERS)
     if not options.data_dir:
         raise ValueError("no data set is given: --data-dir FOLDER")
     if not Path(options.data_dir).is_dir() and not options.download:
@@ -134,12 +136,13 @@ def open_cityscapes(options: SegmentationDataOptions) -> MaskedSet:
             if not (path := Path(options.data_dir) / folder / split).is_dir():
                 raise FileNotFoundError(f"there is no {path}: give --data-dir a folder with leftImg8bit and gtFine")
         data: Any = torchvision_sets.Cityscapes(options.data_dir, split, target_type="semantic")
-        pairs = zip(data.images, (targets[0] for targets in data.targets))
-        return [_sample(Path(image), Path(mask), Path(data.images_dir)) for image, mask in sorted(pairs)]
+        pairs = [(Path(image), Path(mask)) for image, mask in sorted(zip(data.images, (t[0] for t in data.targets)))]
+        names = (image.relative_to(data.images_dir).with_suffix("").as_posix() for image, _ in pairs)
+        return [MaskedImage(name, image, mask) for name, (image, mask) in zip(names, pairs)]
 
     return MaskedSet(
         tuple(row.name for row in table),
-        _in_torchvision(find, "train", "val"),
+        {split: partial(find, split) for split in ("train", "val")},
         tuple(row.color for row in table),
         values,
     )
@@ -150,11 +153,12 @@ def open_voc(options: SegmentationDataOptions) -> MaskedSet:
 
     def find(split: str) -> Split:
         data = torchvision_sets.VOCSegmentation(options.data_dir, "2012", split, download=options.download)
-        return [_sample(Path(image), Path(mask)) for image, mask in zip(data.images, data.masks)]
+        pairs = zip(map(Path, data.images), map(Path, data.masks))
+        return [MaskedImage(image.stem, image, mask) for image, mask in pairs]
 
     colours = (*map(voc_colour, range(len(VOC_CLASSES))), voc_colour(255))
     values = {i: i for i in range(len(VOC_CLASSES))} | {255: IGNORED}
-    return MaskedSet(VOC_CLASSES, _in_torchvision(find, "train", "val"), colours, values)
+    return MaskedSet(VOC_CLASSES, {split: partial(find, split) for split in ("train", "val")}, colours, values)
 
 
 def open_oxford_pets(options: SegmentationDataOptions) -> MaskedSet:
@@ -164,9 +168,10 @@ def open_oxford_pets(options: SegmentationDataOptions) -> MaskedSet:
         data = torchvision_sets.OxfordIIITPet(
             options.data_dir, "trainval" if split == "train" else split, "segmentation", download=options.download
         )
-        return [_sample(image, mask) for image, mask in zip(data._images, data._segs)]
+        return [MaskedImage(image.stem, image, mask) for image, mask in zip(data._images, data._segs)]
 
-    return MaskedSet(PET_CLASSES, _in_torchvision(find, "train", "test"), values={1: 0, 2: 1, 3: 2})
+    splits = {split: partial(find, split) for split in ("train", "test")}
+    return MaskedSet(PET_CLASSES, splits, values={1: 0, 2: 1, 3: 2})
 
 
 OPENERS: dict[str, Callable[[SegmentationDataOptions], MaskedSet]] = {
@@ -176,23 +181,6 @@ OPENERS: dict[str, Callable[[SegmentationDataOptions], MaskedSet]] = {
     "voc": open_voc,
     "oxford_pets": open_oxford_pets,
 }
-
-
-def _in_torchvision(find: Callable[[str], Split], *splits: str) -> dict[str, Finder]:
-    """Make the functions that find splits; torchvision's error about missing files becomes one of the command line."""
-
-    def find_or_say(split: str) -> Split:
-        try:
-            return find(split)
-        except RuntimeError as error:
-            raise FileNotFoundError(str(error).replace("download=True", "--download with metamix train")) from None
-
-    return {split: partial(find_or_say, split) for split in splits}
-
-
-def _sample(image: Path, mask: Path, root: Path | None = None) -> MaskedImage:
-    name = image.relative_to(root).with_suffix("").as_posix() if root else image.stem
-    return MaskedImage(name, image, mask)
 
 
 def _find_pairs(images: Path, masks: Path, mask_name: str = "{name}") -> Split:
