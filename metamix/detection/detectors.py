@@ -163,7 +163,15 @@ def build_detector(
         raise ValueError(f"out_channels is {backbone.out_channels}, but {name} takes multiples of 32, from 64 on.")
     defaults = dict(image_mean=backbone.mean, image_std=backbone.std, size_divisible=backbone.size_divisible)
     model = DETECTORS[name](backbone, num_classes, **(defaults | options))
-    model.transform = Transform.like(model.transform, resize_in_training)
+    theirs = model.transform
+    model.transform = Transform(
+        theirs.min_size,
+        theirs.max_size,
+        theirs.image_mean,
+        theirs.image_std,
+        theirs.size_divisible,
+        _skip_resize=not resize_in_training,
+    )
     return model
 
 
@@ -184,18 +192,6 @@ class Transform(GeneralizedRCNNTransform):
     """
 
     masks_as_runs = False
-
-    @classmethod
-    def like(cls, other: GeneralizedRCNNTransform, resize_in_training: bool) -> "Transform":
-        """Copy the settings of torchvision's transform."""
-        return cls(
-            other.min_size,
-            other.max_size,
-            other.image_mean,
-            other.image_std,
-            other.size_divisible,
-            _skip_resize=not resize_in_training,
-        )
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None):
         if self.training and self._skip_resize:

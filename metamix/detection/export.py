@@ -300,10 +300,8 @@ def image_ap(predicted: Objects, truth: Objects) -> float:
 def open_detector(options: ExportOptions) -> ExportableDetector:
     """Load a RetinaNet or FCOS that metamix trained, with its data set if a folder is given."""
     source = options.source
-    if options.data not in (None, "coco"):
+    if options.data not in (None, "coco") or (options.data and not options.data_dir):
         raise ValueError(f"data is {options.data}, but detection reads one layout of folders: give only --data-dir DIR")
-    if options.data and not options.data_dir:
-        raise ValueError(f"data is {options.data}: give its folder, --data-dir DIR, to compare {source} on it")
     task = None
     model: Any
     if options.data_dir:

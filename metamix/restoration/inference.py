@@ -58,14 +58,13 @@ def check_local_pooling(model: nn.Module, name: str, side: int) -> None:
 @contextmanager
 def pooled_locally(model: Any, side: int) -> Iterator[None]:
     """Let channel attention average over windows of `side` pixels inside the context; 0 changes nothing."""
-    if not side:
-        yield
-        return
-    model.set_local_pooling(side)
+    if side:
+        model.set_local_pooling(side)
     try:
         yield
     finally:
-        model.set_local_pooling(None)
+        if side:
+            model.set_local_pooling(None)
 
 
 def enlarge(images: Tensor, scale: int) -> Tensor:
