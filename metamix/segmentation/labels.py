@@ -76,10 +76,8 @@ def make_labels(
         palette: colours of the classes, see `Labels`.
 
     Raises:
-        ValueError: there are too few or too many classes, or the palette has another number of colours.
+        ValueError: the palette has another number of colours.
     """
-    if not MIN_CLASSES <= len(classes) <= MAX_CLASSES:
-        raise ValueError(f"the number of classes is {len(classes)}: give {MIN_CLASSES} to {MAX_CLASSES}")
     if palette is not None and len(palette) not in (len(classes), len(classes) + 1):
         raise ValueError(
             f"palette.txt has {len(palette)} colours, and there are {len(classes)} classes: give one colour for each "
