@@ -40,15 +40,12 @@ Levels = Annotated[
 class DetectorSpec(NetworkSpec):
     """The arguments from which a detector is built again. They are stored in the metadata of its weights.
 
+    All are options of training, except:
+
     Attributes:
-        detector, detector_args: name and further arguments of the detector, as in `build_detector`.
-        model, model_args: name and further arguments of the backbone.
         classes: names of the classes, without the background.
-        out_indices, extra, out_channels: arguments of `build_backbone`.
         frozen_norms: whether the backbone's batch norms are frozen; else they are replaced.
-        min_size, max_size: in pixels, arguments of `build_detector`.
-        anchor_scale: smallest anchor of RetinaNet in strides; None for the other detectors.
-        train_on: splits that the detector was trained on.
+        anchor_scale: size of RetinaNet's smallest anchors in strides; None for the other detectors.
     """
 
     task, network = "detection", "detector"

@@ -25,12 +25,9 @@ class Restorer:
 
     Attributes:
         enlarge: factor of the bicubic enlargement before the model, for a model whose output has its input's size.
-        tile: side of the tiles in pixels of the model's input; 0 for the whole image at once.
-        overlap: least overlap of neighbouring tiles in pixels.
+        tile, overlap, whole: see `apply_in_tiles`; in pixels of the model's input.
         ensemble: average over the eight orientations.
         pooling: side in pixels of the windows that channel attention averages over; 0 for the whole image.
-        whole: (height, width) up to which an enlarged image is not cut into tiles, for a model whose input is not
-            square.
     """
 
     enlarge: int = 1

@@ -25,13 +25,10 @@ class Predictor:
     """Predict the label of each pixel of normalised images (1, 3, H, W).
 
     Attributes:
-        tile: side of the tiles in pixels of the image that the model gets; 0 for the whole image at once.
-        overlap: smallest overlap of neighbouring tiles in pixels. Where tiles overlap, their logits are averaged with
-            weights that fall towards the edge of each tile.
+        tile, overlap, whole: see `apply_in_tiles`; in pixels of the image that the model gets.
         flip: whether to predict the mirror image too.
         scales: factors by which the image is resized; it is predicted at each size. The probabilities of all
             predictions are averaged at the size of the image that the model gets.
-        whole: (height, width) of the largest image that is not cut into tiles, for a model whose input is not square.
     """
 
     tile: int = 0

@@ -32,16 +32,14 @@ Colours = Annotated[tuple[tuple[MaskValue, MaskValue, MaskValue], ...], Field(ma
 class SegmenterSpec(NetworkSpec):
     """The arguments that build a segmenter again, and how images and masks are read for it.
 
+    All are options of training, except:
+
     Attributes:
-        head, head_args: name and further arguments of the head, as in `build_segmenter`.
-        model, model_args: name and further arguments of the backbone.
         classes: names of the classes.
         crop: height and width of the training crops, which spatial weights are made for.
         frozen_norms: whether the backbone's batch norms are frozen.
         mean, std: mean and deviation of each channel, for values from 0 to 1.
-        min_size, max_size, ignore_index, reduce_zero_label: options of training.
         palette: colours of the classes, if the data set has some.
-        train_on: splits that it was trained on.
     """
 
     task, network = "segmentation", "segmenter"

@@ -7,13 +7,8 @@
 Normalise images by `model.mean` and `model.std` first. Sides that are not a multiple of the coarsest stride are padded
 with zeros inside, and the scores are cropped. Scores are float32 under autocast too.
 
-    semantic_fpn    PoolFormer's head on a feature pyramid
-    upernet         UPerNet on the maps of the stages, with an auxiliary head on stride 16 in training
-    wavemix         the transposed convolutions of WaveMix's authors on the last map
-
-A model of several stages gives a map for each stride, an isotropic one gets the simple pyramid. With the head `wavemix`
-the backbone `wavemix_256_16_l4` is the authors' SemSegment, and `wavemix_192_16_l3.cityscapes` has their published
-weights. Tags of PoolFormer with Semantic FPN are `metaformer_pooling_s12.ade20k` to `metaformer_pooling_m48.ade20k`.
+`metamix.segmentation.heads` describes the heads. A model of several stages gives them a map for each stride, an
+isotropic one gets the simple pyramid.
 """
 
 import inspect
