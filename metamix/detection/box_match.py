@@ -1,7 +1,5 @@
 """Compare the objects that two detectors find, and say which limits they miss."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Convert labels of other programs into a data set in COCO's format."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from metamix.data.tables import read_table, same_in_all

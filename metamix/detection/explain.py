@@ -1,7 +1,5 @@
 """Explain one object of an image: the maps of the backbone, weighted by the gradient of the object's score."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path

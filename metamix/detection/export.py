@@ -9,8 +9,6 @@ dynamic program of torch.export takes no map of a single pixel, so its images ar
 coarsest map. `ExportedDetector` prepares images and suppresses boxes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace

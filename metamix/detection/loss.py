@@ -1,7 +1,5 @@
 """The loss of torchvision's detectors."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from metamix.training.task import Batch

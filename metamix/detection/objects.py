@@ -3,8 +3,6 @@
 The run lengths are those of pycocotools: {"size": [H, W], "counts": bytes}.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import compress
 from typing import Any

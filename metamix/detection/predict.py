@@ -7,8 +7,6 @@ An object has a class, a score and a box (x1, y1, x2, y2 in pixels of the uprigh
 mask: run lengths in COCO's text form, {"size": [height, width], "counts": text}, for `pycocotools.mask.decode`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -9,8 +9,6 @@ Training clips boxes at the edges of their image, and takes images without boxes
 At the end, the sizes of the boxes are compared with RetinaNet's anchors, in pixels of the resized training images.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

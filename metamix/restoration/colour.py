@@ -1,7 +1,5 @@
 """Convert between the colour spaces of ITU-R BT.601, for images (..., 3, H, W) with values from 0 to 1."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -15,8 +15,6 @@ Every value may be a range LOW-HIGH, from which each image draws a value. Steps 
 Images are (C, H, W) float32 with values from 0 to 1. Random numbers come from the generator that the caller seeds.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import re

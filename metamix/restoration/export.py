@@ -6,8 +6,6 @@ graph's shorter side as their side. Images and tiles are padded to the graph's s
 A dynamic graph restores images of any size, padded to the multiples that the model needs.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any, cast

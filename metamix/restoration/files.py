@@ -5,8 +5,6 @@ files of 16 bits. OpenCV turns grey images with an alpha channel into colour ima
 TIFF files.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass, replace
 from io import BytesIO

@@ -1,7 +1,5 @@
 """Apply an image model to whole images and to image files: enlarging before, tiles, self-ensemble."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace

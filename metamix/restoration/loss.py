@@ -11,8 +11,6 @@ If a model returns several images in training, one for each stage and scale, the
 For an image of a smaller scale, the target is shrunk as MAXIM shrinks its inputs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

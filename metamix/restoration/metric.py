@@ -8,8 +8,6 @@ windows inside the image, no downsampling, and the mean over channels. The score
 Scores of different channels, borders or rounding must not be compared, so `Measure.describe` is printed beside them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

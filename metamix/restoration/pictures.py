@@ -1,7 +1,5 @@
 """Draw restored images: a contact sheet of input, output, target and error, and the scores of each image."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -6,8 +6,6 @@ extra `restoration`. Values are rounded, not truncated. A model for the luminanc
 colour image it restores Y, and Cb and Cr are enlarged.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 Shrinking widens the kernel by the factor (antialiasing), and images are reflected at their borders.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

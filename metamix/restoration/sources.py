@@ -9,8 +9,6 @@
 The images of a pair are matched by their names without extensions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property

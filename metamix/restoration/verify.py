@@ -6,8 +6,6 @@
 Every image is decoded, and names, sizes and the scale of pairs are checked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ A graph of a fixed size sees images that fit it at once, and larger ones in squa
 tiles are padded to its size by reflection.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Apply a segmenter to whole images or in tiles, and average over flips and scales."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import product

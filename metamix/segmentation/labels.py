@@ -5,8 +5,6 @@ palette. A mask in colour is read with the palette of the data set. `Labels` map
 and ignored pixels to 255. For any other value, an error names the file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -12,8 +12,6 @@ that it does not depend on how a batch is divided. Cross-entropy and focal loss 
 loss of an ignored pixel is 0.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import cache, cached_property

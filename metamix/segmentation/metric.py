@@ -14,8 +14,6 @@ above, below, left or right of it has another class and is not ignored. Boundary
 the state holds only counts.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 

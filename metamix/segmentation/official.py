@@ -1,7 +1,5 @@
 """Segmentation networks of the papers' authors, as sources of `metamix.models.load_official`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

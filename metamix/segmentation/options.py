@@ -1,7 +1,5 @@
 """Define the options of segmentation."""
 
-from __future__ import annotations
-
 import shlex
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Draw pictures of segmentation: the best and the worst images, the confusion matrix, and overlays."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -7,8 +7,6 @@
 Images may have any size. An image with a side above --tile is predicted in overlapping tiles.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

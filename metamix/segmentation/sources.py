@@ -12,8 +12,6 @@
 torchvision's data sets read the last three. Splits are called train, val and test.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -4,8 +4,6 @@ Images are uint8. Images are resized by bilinear interpolation, masks by the nea
 generator for each sample.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

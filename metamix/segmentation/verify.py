@@ -8,8 +8,6 @@ values in masks that are not labels, and classes without a pixel. At the end, a 
 class in each split.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
