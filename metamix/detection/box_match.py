@@ -9,13 +9,13 @@ from .objects import Objects
 MOST_PIXELS = 0.5  # limit for the difference between boxes that match
 MOST_UNMATCHED = 0.001  # share of the boxes
 SAME_SCORE = 1e-3  # largest difference between the scores of one object, relative to the score
-ALIKE_SCORE = 0.2  # the same in bf16 and int8
+ALIKE_SCORE = 0.2  # as SAME_SCORE, for bf16 and int8
 
 
 class BoxMatch:
-    """Find each object of one detector among those of another, over many images.
+    """Match the objects of one detector with the objects of another, over many images.
 
-    An object whose score lies at the threshold, or at the last place of a full list, may be missing in the other.
+    The other detector may miss an object whose score lies at the threshold, or which is the last of a full list.
 
     Args:
         threshold: least score.
@@ -30,7 +30,7 @@ class BoxMatch:
         self.largest = 0.0
 
     def update(self, expected: Objects, detected: Objects) -> None:
-        """Add the objects of one image: those of the first detector, and those to find them among."""
+        """Add the objects that the first and the second detector find in an image."""
         self.images += 1
         self.detected += int(detected["scores"].isfinite().sum())
         last = float(expected["scores"][-1]) if len(expected["scores"]) == self.most else self.threshold

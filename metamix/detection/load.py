@@ -138,7 +138,7 @@ class TrainedDetector:
     @torch.no_grad()
     def find(self, pixels: Tensor, threshold: float) -> Objects:
         """Find the objects of one image, (3, H, W) uint8, as `predict` does, but with "runs" in place of "masks"."""
-        head: Any = getattr(self.model, "roi_heads", self.model)  # which the R-CNNs have
+        head: Any = getattr(self.model, "roi_heads", self.model)  # R-CNNs hold the threshold there
         trained_threshold = head.score_thresh
         head.score_thresh = min(trained_threshold, threshold)
         try:

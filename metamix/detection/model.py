@@ -36,7 +36,7 @@ class DetectionModel:
         self.train_on = trained.train_on if trained else options.train_on
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> Detector:
-        """Build the detector, with the weights of a classifier in its backbone or those of a whole detector."""
+        """Build the detector, with weights of a classifier in its backbone or of a whole detector."""
         options = self.options
         start = metadata or (load_metadata(find_weights(options.checkpoint)) if options.checkpoint else {})
         if start.get("task") == "detection":
@@ -98,7 +98,7 @@ class DetectionModel:
 
 
 def pyramid_levels(options: DetectionOptions) -> tuple[tuple[int, ...], str]:
-    """Return out_indices and extra; those of the published detector if the options do not give them."""
+    """Return out_indices and extra, by default as in the published detector."""
     published = LEVELS[options.detector]
     extra = published["extra"] if options.extra == "auto" else options.extra
     return tuple(options.out_indices or published["out_indices"]), extra

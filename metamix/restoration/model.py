@@ -33,7 +33,7 @@ class RestorationModel:
             self.notes.append(f"images are enlarged {self.enlarge} times (bicubic) before {options.model}")
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
-        """Build the model, with published weights or those of a checkpoint, and check that it fits the crops."""
+        """Build the model, with weights that are published or of a checkpoint, and check that it fits the crops."""
         options, weights = self.options, None
         if metadata is None and options.checkpoint:
             weights = find_weights(options.checkpoint)

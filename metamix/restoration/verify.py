@@ -56,7 +56,7 @@ class VerifyPairs(VerifyOptions):
             except (ValueError, OSError) as error:
                 yield str(error)
                 continue
-            self.samples += leave_out(inside, root, roots)  # those of a folder inside come with that folder
+            self.samples += leave_out(inside, root, roots)  # a folder inside is checked by itself
         yield from find_problems(self.samples)
 
     def summary(self, count: int) -> str:

@@ -40,7 +40,7 @@ class ExportableSegmenter(MapExport):
         self.predictor = Predictor(*tiles(self.fixed), whole=self.fixed)
 
     def compared(self, output: Tensor) -> Tensor:
-        """Turn logits (n, classes, H, W) into those of each pixel, (n H W, classes)."""
+        """Turn logits (n, classes, H, W) into rows, one for each pixel: (n H W, classes)."""
         return output.movedim(1, -1).flatten(0, 2)
 
     def scored(self, output: Tensor, batch: Batch) -> Any:

@@ -25,7 +25,7 @@ class SegmentationModel:
     """Build and describe the segmenter.
 
     Attributes:
-        frozen_norms: whether the backbone's batch norms are frozen: those of loaded weights are.
+        frozen_norms: whether the backbone's batch norms are frozen; known once the segmenter is built.
         notes: where the weights come from.
     """
 
@@ -39,7 +39,7 @@ class SegmentationModel:
         self.train_on = trained.train_on if trained else options.train_on
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> Segmenter:
-        """Build the segmenter, with the weights of a classifier in its backbone or those of a whole segmenter."""
+        """Build the segmenter, with weights of a classifier in its backbone or of a whole segmenter."""
         options = self.options
         model = self._load(metadata)
         check_tile(model.fixed_size, options.model, options.tile)
@@ -80,7 +80,7 @@ class SegmentationModel:
         return model
 
     def _freezes(self, loaded: bool) -> bool:
-        """Return whether batch norms are frozen: those of loaded weights are, unless the options say otherwise."""
+        """Return whether batch norms are frozen: if weights are loaded, unless the options say otherwise."""
         frozen = self.options.head_args.get("frozen_norms")
         return loaded if frozen is None else frozen
 
