@@ -41,14 +41,11 @@ def read_annotations(path: Path) -> Entries:
         data = json.loads(read_bytes(path))  # from bytes, json detects UTF-8, UTF-16 and byte order marks
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"it holds a {type(data).__name__}, not an object with images, annotations and categories")
-    for key in FIELDS:
-        if key not in data:
-            raise ValueError(f"it has no {key}")
-        if not isinstance(data[key], list) or not all(isinstance(entry, dict) for entry in data[key]):
-            raise ValueError(f"{key} is not a list of objects")
-    return {key: data[key] for key in FIELDS}
+    lists: dict[str, Any] = {key: data.get(key) if isinstance(data, dict) else None for key in FIELDS}
+    for key, entries in lists.items():
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f"it has no list of objects as its {key}")
+    return lists
 
 
 def class_names(data: Entries) -> tuple[str, ...]:
@@ -161,7 +158,7 @@ def segmentation_problem(segmentation: Any, image: Entry) -> str | None:
         inside = -side <= min(polygon) and max(polygon) <= 2 * side and math.isfinite(sum(polygon))
         if side and not inside:  # pycocotools crashes at huge numbers
             return "its segmentation has a polygon with a point far outside of the image"
-        if side and sum(map(abs, map(sub, polygon[2:], polygon))) > 1000 * side:  # it takes 100 bytes a pixel of the sides
+        if side and sum(map(abs, map(sub, polygon[2:], polygon))) > 1000 * side:  # it takes 100 bytes for each pixel
             return "its segmentation has a polygon whose sides are together longer than 1,000 images"
     return None
 
