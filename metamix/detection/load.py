@@ -1,7 +1,5 @@
 """Load detectors from files. The metadata of the weights hold everything that is needed to build the model again."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +13,10 @@ from torch import Tensor, nn
 from metamix.data.files import read_pixels
 from metamix.models.backbone import EXTRA
 from metamix.tasks.network import NetworkSpec, SplitNames, arguments_without
-from metamix.utils.rules import REMEDY, one_of, refuse_entry, where
+from metamix.utils.rules import one_of, refuse_entry, where
 from metamix.weights.metadata import MAX_CLASSES, ModelMetadata, ModelName
 
-from .detectors import DETECTORS, Detector, accepted_options, build_detector, masks_as_runs
+from .detectors import DETECTORS, Detector, build_detector, masks_as_runs
 from .objects import Objects, decode, select
 from .options import NOT_DETECTOR_ARGS, NOT_MODEL_ARGS, AnchorScale, Channels, Side, is_setting
 
@@ -64,17 +62,6 @@ class DetectorSpec(NetworkSpec):
     max_size: Side
     anchor_scale: AnchorScale | None = None
     train_on: SplitNames = ()
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], source: object) -> DetectorSpec:
-        """Check the metadata of a file, as `NetworkSpec.from_dict` does, and the options of the detector."""
-        spec = super().from_dict(raw, source)
-        if unknown := spec.detector_args.keys() - accepted_options(spec.detector):
-            raise ValueError(
-                f"{source}: detector_args in the metadata has {', '.join(sorted(unknown))}, no option of "
-                f"{spec.detector}. {REMEDY}"
-            )
-        return spec
 
     def build(self, **weights: Any) -> Detector:
         """Build the detector; it does not resize training images, which must have their final size."""
