@@ -17,7 +17,7 @@ from metamix.layers.image_inference import PadAndCrop, tiles
 from metamix.models.image_models import create_image_model, preset_arguments, published_weights
 from metamix.tasks.network import check_task
 from metamix.utils.checks import check_one_source
-from metamix.utils.rules import check_entries, one_of, rules_of
+from metamix.utils.rules import check_entries, one_of, rules_of, where
 from metamix.utils.text import plural
 from metamix.weights.find import find_weights, read_weights
 from metamix.weights.metadata import ModelMetadata
@@ -41,19 +41,18 @@ class RestorationSpec:
 
     channels: Annotated[str, one_of(CHANNELS)]
     enlarge: Annotated[int, Field(ge=1, le=16)]
-    degradation: Annotated[str, Field(max_length=1000)]
+    degradation: Annotated[
+        str,
+        Field(max_length=1000),
+        where(parse_degradations, "pairs, or a chain of degradations of at most 1,000 characters, such as noise:25"),
+    ]
 
     @classmethod
     def from_metadata(cls, metadata: ModelMetadata, source: object) -> RestorationSpec:
         """Read the entries of an untrusted file; raise ValueError if one is missing or out of range."""
         rules = rules_of(cls)
         check_entries(metadata.extra, rules, source)
-        spec = cls(**{name: metadata.extra[name] for name in rules})
-        try:
-            parse_degradations(spec.degradation)
-        except ValueError as error:
-            raise ValueError(f"{source}: degradation in the metadata is wrong: {error}") from None
-        return spec
+        return cls(**{name: metadata.extra[name] for name in rules})
 
 
 @dataclass(frozen=True)

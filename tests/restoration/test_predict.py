@@ -325,9 +325,9 @@ def test_weights_that_are_missing_or_of_another_task(tmp_path):
         ({"channels": "cmyk"}, "channels in the metadata is 'cmyk'; accepted is one of rgb, grey, y"),
         ({"channels": ["rgb"]}, r"channels in the metadata is \['rgb'\]; accepted is one of rgb, grey, y"),
         ({"enlarge": 99}, "enlarge in the metadata is 99; accepted is a whole number from 1 to 16"),
-        ({"degradation": 25}, "degradation in the metadata is 25; accepted is a string of at most 1,000 characters"),
-        ({"degradation": "noise:25," * 200}, "degradation in .*; accepted is a string of at most 1,000 characters"),
-        ({"degradation": "explode:1"}, "degradation in the metadata is wrong: degradation is 'explode'"),
+        ({"degradation": 25}, "degradation in the metadata is 25; accepted is pairs, or a chain of degradations"),
+        ({"degradation": "noise:25," * 200}, "degradation in .*; accepted is .* of at most 1,000 characters"),
+        ({"degradation": "explode:1"}, "degradation in the metadata is 'explode:1'; accepted is pairs, or a chain"),
     ],
 )
 def test_metadata_of_strangers_are_checked(entries, words):
