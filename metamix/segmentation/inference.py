@@ -9,10 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamix.layers import resize_to
-from metamix.layers.image_inference import apply_in_tiles
+from metamix.layers.image_inference import Size, apply_in_tiles
 from metamix.utils.checks import check_finite
-
-from .transforms import Size
 
 AT_ONCE = 16  # classes whose scores are resized together
 MOST_BYTES = 2**31  # limit of logits that are held at once

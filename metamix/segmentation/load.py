@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from metamix.data import normalize
 from metamix.data.files import read_pixels
-from metamix.layers.image_inference import PadAndCrop, check_tiles, tiles
+from metamix.layers.image_inference import PadAndCrop, Size, check_tiles, tiles
 from metamix.tasks.network import NetworkSpec, SplitNames, arguments_without
 from metamix.utils.rules import one_of
 from metamix.weights.metadata import ModelMetadata, ModelName
 
+from .data import resize_image
 from .inference import Predictor, predict
 from .labels import MAX_CLASSES, MIN_CLASSES
 from .options import NOT_HEAD_ARGS, NOT_MODEL_ARGS, CropSide, MaskValue, Mean, Side, Std
 from .segmenters import HEADS, Segmenter, build_segmenter
-from .transforms import Size, resize_image
 
 Classes = Annotated[tuple[str, ...], Field(min_length=MIN_CLASSES, max_length=MAX_CLASSES)]
 Colours = Annotated[tuple[tuple[MaskValue, MaskValue, MaskValue], ...], Field(max_length=MAX_CLASSES + 1)]

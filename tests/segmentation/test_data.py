@@ -8,7 +8,15 @@ from torchvision import tv_tensors
 
 from examples.train_segmenter import CLASSES, COLOURS
 from metamix.data import CorruptImage
-from metamix.segmentation.data import MaskedImages, SegmentationData
+from metamix.segmentation.data import (
+    LimitedCrop,
+    MaskedImages,
+    RandomScale,
+    SegmentationData,
+    largest_share,
+    resized_size,
+    train_transform,
+)
 from metamix.segmentation.labels import (
     BadMask,
     colours_of,
@@ -20,7 +28,6 @@ from metamix.segmentation.labels import (
 )
 from metamix.segmentation.options import SegmentationOptions, verify_command
 from metamix.segmentation.sources import open_set
-from metamix.segmentation.transforms import LimitedCrop, RandomScale, largest_share, resized_size, train_transform
 from metamix.tasks.verify import main
 from tests.helpers.advice import exit_code, follow_verify
 
