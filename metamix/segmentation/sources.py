@@ -14,7 +14,6 @@ torchvision's data sets read the last three. Splits are called train, val and te
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,6 @@ class MaskedImage:
 
 
 Split = list[MaskedImage]
-Finder = Callable[[], Split]
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,15 @@ class MaskedSet:
 
     Attributes:
         classes: names of the classes.
-        splits: functions that find the samples of a split, by the name of the split.
+        splits: names of the splits.
+        samples: function that finds the samples of a split.
         palette: colours of the classes, if the data set has some.
         values: labels of all values in the mask files, for data sets whose values are known.
     """
 
     classes: tuple[str, ...]
-    splits: Mapping[str, Finder]
+    splits: Sequence[str]
+    samples: Callable[[str], Split]
     palette: Palette | None = None
     values: Mapping[int, int] | None = None
 
@@ -76,7 +76,7 @@ class MaskedSet:
         """Find the samples of a split; `Unmatched` if images and masks do not match."""
         check_choice("split", split, self.splits)
         try:
-            return self.splits[split]()
+            return self.samples(split)
         except RuntimeError as error:  # torchvision's, about files that are missing
             raise FileNotFoundError(str(error).replace("download=True", "--download with metamix train")) from None
 
@@ -101,10 +101,11 @@ def open_folder(options: SegmentationDataOptions) -> MaskedSet:
             f"{', '.join(folders) or 'none'}. Expected are SPLIT/images and SPLIT/masks; for another layout give its "
             f"name, such as cityscapes, as --data, or to metamix verify"
         )
-    splits = {
-        name: partial(_find_pairs, root / name / "images", root / name / "masks", options.mask_name) for name in names
-    }
-    return MaskedSet(read_classes(root / "classes.txt"), splits, read_palette(root / "palette.txt"))
+
+    def find(split: str) -> Split:
+        return _find_pairs(root / split / "images", root / split / "masks", options.mask_name)
+
+    return MaskedSet(read_classes(root / "classes.txt"), names, find, read_palette(root / "palette.txt"))
 
 
 def open_ade20k(options: SegmentationDataOptions) -> MaskedSet:
@@ -114,12 +115,13 @@ def open_ade20k(options: SegmentationDataOptions) -> MaskedSet:
     if not table.is_file():
         raise FileNotFoundError(f"there is no {table}: it comes with ADEChallengeData2016 and names the classes")
     rows = [line.split("\t") for line in read_text(table).splitlines()[1:] if line.strip()]
-    splits = {
-        name: partial(_find_pairs, root / "images" / folder, root / "annotations" / folder)
-        for name, folder in (("train", "training"), ("val", "validation"))
-    }
     classes = tuple(row[-1].split(",")[0].strip() for row in rows)
-    return MaskedSet(classes, splits, values={0: IGNORED} | {i + 1: i for i in range(len(classes))})
+    folders = {"train": "training", "val": "validation"}
+
+    def find(split: str) -> Split:
+        return _find_pairs(root / "images" / folders[split], root / "annotations" / folders[split])
+
+    return MaskedSet(classes, [*folders], find, values={0: IGNORED} | {i + 1: i for i in range(len(classes))})
 
 
 def open_cityscapes(options: SegmentationDataOptions) -> MaskedSet:
@@ -138,12 +140,8 @@ def open_cityscapes(options: SegmentationDataOptions) -> MaskedSet:
         names = (image.relative_to(data.images_dir).with_suffix("").as_posix() for image, _ in pairs)
         return [MaskedImage(name, image, mask) for name, (image, mask) in zip(names, pairs)]
 
-    return MaskedSet(
-        tuple(row.name for row in table),
-        {split: partial(find, split) for split in ("train", "val")},
-        tuple(row.color for row in table),
-        values,
-    )
+    classes, colours = tuple(row.name for row in table), tuple(row.color for row in table)
+    return MaskedSet(classes, ("train", "val"), find, colours, values)
 
 
 def open_voc(options: SegmentationDataOptions) -> MaskedSet:
@@ -156,7 +154,7 @@ def open_voc(options: SegmentationDataOptions) -> MaskedSet:
 
     colours = (*map(voc_colour, range(len(VOC_CLASSES))), voc_colour(255))
     values = {i: i for i in range(len(VOC_CLASSES))} | {255: IGNORED}
-    return MaskedSet(VOC_CLASSES, {split: partial(find, split) for split in ("train", "val")}, colours, values)
+    return MaskedSet(VOC_CLASSES, ("train", "val"), find, colours, values)
 
 
 def open_oxford_pets(options: SegmentationDataOptions) -> MaskedSet:
@@ -168,8 +166,7 @@ def open_oxford_pets(options: SegmentationDataOptions) -> MaskedSet:
         )
         return [MaskedImage(image.stem, image, mask) for image, mask in zip(data._images, data._segs)]
 
-    splits = {split: partial(find, split) for split in ("train", "test")}
-    return MaskedSet(PET_CLASSES, splits, values={1: 0, 2: 1, 3: 2})
+    return MaskedSet(PET_CLASSES, ("train", "test"), find, values={1: 0, 2: 1, 3: 2})
 
 
 OPENERS: dict[str, Callable[[SegmentationDataOptions], MaskedSet]] = {
