@@ -42,20 +42,6 @@ from .coco import find_splits, no_images_message, read_annotated_image
 RETINANET_STRIDES = (8.0, 16.0, 32.0, 64.0, 128.0)
 
 
-def read(path: Path) -> tuple[Entries | None, list[str]]:
-    """Read an annotation file.
-
-    Returns:
-        The entries of the file, or None if it cannot be used; and the problems of its format or of single fields.
-    """
-    try:
-        entries = read_annotations(path)
-    except (OSError, ValueError) as error:
-        return None, [f"{path}: not an annotation file in COCO's format ({error})"]
-    wrong = [f"{path}: {problem}" for problem in field_problems(entries)]
-    return (None, wrong) if wrong else (entries, [])
-
-
 def find_problems(annotations: Path, entries: Entries, images: Path) -> Iterator[str]:
     """Describe each problem of the entries of an annotation file and of the images that it names."""
     yield from (f"{annotations}: {problem}" for problem in duplicates(entries))
@@ -156,17 +142,24 @@ class VerifyAnnotations(VerifyOptions):
         first: tuple[Path, tuple[str, ...]] | None = None
         train_first = sorted(self.files, key=lambda file: "train" not in file[0].stem)  # its classes are expected
         for path, folder in train_first:
-            entries, broken = read(path)
-            yield from broken if folder else [no_images_message(path)]
-            if entries and folder:
+            if not folder:
+                yield no_images_message(path)
+            try:
+                entries = read_annotations(path)
+                wrong = list(field_problems(entries))
+            except (OSError, ValueError) as error:
+                wrong = [f"not an annotation file in COCO's format ({error})"]
+            if wrong:
+                yield from (f"{path}: {problem}" for problem in wrong)
+                continue
+            if folder:
                 yield from find_problems(path, entries, folder)
-            if entries:
-                classes = class_names(entries)
-                first = first or (path, classes)
-                if problem := class_problem(path, classes, *first):
-                    yield problem
-                self.notes += describe_background(path, entries), describe_masks(path, entries)
-                self.notes.append(self.describe_boxes(path, entries))
+            classes = class_names(entries)
+            first = first or (path, classes)
+            if problem := class_problem(path, classes, *first):
+                yield problem
+            self.notes += describe_background(path, entries), describe_masks(path, entries)
+            self.notes.append(self.describe_boxes(path, entries))
 
     def summary(self, count: int) -> str:
         names = ", ".join(str(path) for path, _ in self.files)

@@ -15,12 +15,12 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from metamix.data import CorruptImage
-from metamix.detection import verify
 from metamix.detection.annotations import decode_runs, segmentation_problem
 from metamix.detection.coco import find_splits, open_split
 from metamix.detection.data import DetectionData, TrainTransform
 from metamix.detection.objects import decode
 from metamix.detection.task import DetectionOptions
+from metamix.detection.verify import VerifyAnnotations
 from tests.helpers.advice import follow_verify
 from tests.helpers.shapes import DISC, SQUARE
 
@@ -41,8 +41,7 @@ def options(tmp_path):
 
 
 def find_problems(annotations, images):
-    entries, broken = verify.read(annotations)
-    return broken or list(verify.find_problems(annotations, entries, images))
+    return list(VerifyAnnotations(data=str(annotations), images=images).problems())
 
 
 def same(a, b):
