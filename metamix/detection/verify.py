@@ -49,14 +49,8 @@ def find_problems(annotations: Path, entries: Entries, images: Path) -> Iterator
     classes = {category["id"] for category in entries["categories"]}
     for annotation in entries["annotations"]:
         image = by_id.get(annotation["image_id"])
-        problem: str | None
-        if image is None:
-            named, problem = f"image {annotation['image_id']}", "its image is not in the file"
-        else:
-            named, problem = name(image), box_problem(annotation, image, classes)
-            if not problem and annotation.get("segmentation"):  # boxes need none
-                problem = segmentation_problem(annotation["segmentation"], image)
-        if problem:
+        if problem := annotation_problem(annotation, image, classes):
+            named = name(image) if image else f"image {annotation['image_id']}"
             yield f"{annotations}: {named}, annotation {annotation['id']}: {problem}"
     for image in entries["images"]:
         try:
@@ -70,11 +64,13 @@ def name(image: Entry) -> str:
     return f"image {image['id']} ({image['file_name']})"
 
 
-def box_problem(annotation: Entry, image: Entry, classes: set[int]) -> str | None:
+def annotation_problem(annotation: Entry, image: Entry | None, classes: set[int]) -> str | None:
     """Describe what is wrong with an annotation, or return None.
 
-    A box may reach over the edge of its image by half a pixel, as from rounding.
+    A box may reach over the edge of its image by half a pixel, as from rounding. Boxes need no segmentation.
     """
+    if image is None:
+        return "its image is not in the file"
     if annotation["category_id"] not in classes:
         return f"class {annotation['category_id']} is unknown; known are {', '.join(map(str, sorted(classes)))}"
     box: Any = annotation.get("bbox")
@@ -86,7 +82,8 @@ def box_problem(annotation: Entry, image: Entry, classes: set[int]) -> str | Non
     width, height = image.get("width"), image.get("height")
     if width and height and (x < -0.5 or y < -0.5 or x + w > width + 0.5 or y + h > height + 0.5):
         return f"its box {box} reaches out of the image of {height} x {width} pixels"
-    return None
+    segmentation = annotation.get("segmentation")
+    return segmentation_problem(segmentation, image) if segmentation else None
 
 
 def describe_background(path: Path, entries: Entries) -> str | None:
