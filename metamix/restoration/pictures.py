@@ -14,6 +14,7 @@ from metamix.utils.text import csv_text
 from .metric import SHOWN, all_rows, mean_scores
 
 COLUMNS = ("image", "psnr", "ssim", "input_psnr", "input_ssim")
+TITLE = "{image}: {input_psnr:.2f} to {psnr:.2f} dB"
 ZOOM = 64  # side of the zoomed crops in pixels
 
 
@@ -26,7 +27,7 @@ class RestorationPictures(Pictures):
         rows = all_rows(states)
         scores = {row["index"]: row for row in rows}
         shown = sorted((item for state in states for item in state["shown"]), key=lambda item: item[0])[:SHOWN]
-        draw_sheet(sheet, [(_title(scores[index]), pictures) for index, _, pictures in shown])
+        draw_sheet(sheet, [(TITLE.format_map(scores[index]), pictures) for index, _, pictures in shown])
         lines = [[row["image"], *(f"{row[name]:.4f}" for name in COLUMNS[1:])] for row in rows]
         write_text(table, csv_text([COLUMNS, *lines]))
         return [sheet, table]
@@ -59,11 +60,9 @@ def draw_sheet(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]]) -> None
     figure, grid = image_grid(max(1, len(rows)), len(titles), figsize=(15, 2.9 * max(1, len(rows))))
     for (title, (before, restored, target)), line in zip(rows, grid):
         error = (restored.float() - target.float()).abs().mean(0)
-        for axes, picture in zip(line, (before, restored, target, None, zoom(before), zoom(restored))):
-            if picture is None:
-                axes.imshow(error.numpy(), cmap="magma", vmin=0, vmax=32)
-            else:
-                axes.imshow(picture.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
+        for axes, picture in zip(line[[0, 1, 2, 4, 5]], (before, restored, target, zoom(before), zoom(restored))):
+            axes.imshow(picture.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
+        line[3].imshow(error.numpy(), cmap="magma", vmin=0, vmax=32)
         line[0].set_title(figure_text(title), fontsize="small", loc="left")
         for axes, name in zip(line[1:], titles[1:]):
             axes.set_title(name, fontsize="small")
@@ -75,7 +74,3 @@ def zoom(image: Tensor) -> Tensor:
     (h, w), side = image.shape[-2:], ZOOM
     top, left = max(0, (h - side) // 2), max(0, (w - side) // 2)
     return image[:, top : top + side, left : left + side]
-
-
-def _title(row: dict) -> str:
-    return f"{row['image']}: {row['input_psnr']:.2f} to {row['psnr']:.2f} dB"
