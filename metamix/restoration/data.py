@@ -28,11 +28,11 @@ from metamix.data.order import EvalOrder, TrainOrder
 from metamix.training.task import Batch
 from metamix.utils.text import plural
 
-from .colour import to_y
 from .degradations import PAIRS, Chain, parse_degradations
 from .files import read_picture
 from .inference import enlarge
 from .options import RestorationOptions, verify_command
+from .pixels import to_y
 from .sources import ImagePair, digest_of, find_roots, find_samples, leave_out, scale_of_pair, test_folders
 
 Pair = tuple[str, Tensor, Tensor | None]  # name, clean image and degraded image

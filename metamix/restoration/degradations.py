@@ -32,7 +32,7 @@ from metamix.data.files import open_image
 from metamix.utils.checks import check_choice
 from metamix.utils.text import plural
 
-from .resize import resize_bicubic, to_levels
+from .pixels import resize_bicubic, to_levels
 
 PAIRS = "pairs"  # in place of a chain: the images are degraded already
 

@@ -22,7 +22,7 @@ from metamix.utils.checks import DoesNotFit
 from metamix.utils.files import atomic_write, make_output_folder
 from metamix.utils.text import printable
 
-from .resize import to_levels
+from .pixels import to_levels
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 SAVING = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}, "PNG": {}, "TIFF": {}}

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from metamix.layers.image_inference import apply_in_tiles, self_ensemble
 from metamix.utils.checks import DoesNotFit, check_finite
 
-from .colour import to_rgb, to_ycbcr
 from .files import Picture
-from .resize import resize_bicubic
+from .pixels import resize_bicubic, to_rgb, to_ycbcr
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from metamix.training.task import Batch, Metric, State
 from metamix.utils.checks import check_finite
 
-from .colour import to_grey, to_y
 from .inference import Restorer, enlarge
-from .resize import to_8_bits, to_float64, to_levels
+from .pixels import to_8_bits, to_float64, to_grey, to_levels, to_y
 
 WINDOW, SIGMA = 11, 1.5
 BEST_PSNR = 100.0  # dB; stands in means for the infinite PSNR of an image that equals its target

@@ -10,7 +10,7 @@ from metamix.restoration.data import RestorationData, TrainCrop, read_tensor
 from metamix.restoration.degradations import parse_degradations
 from metamix.restoration.inference import enlarge
 from metamix.restoration.options import RestorationOptions
-from metamix.restoration.resize import to_8_bits
+from metamix.restoration.pixels import to_8_bits
 from metamix.tasks.verify import main
 from tests.helpers.advice import follow_verify
 

@@ -10,12 +10,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from metamix.restoration.colour import to_grey, to_rgb, to_y, to_ycbcr
 from metamix.restoration.data import RestorationData
 from metamix.restoration.inference import Restorer, enlarge
 from metamix.restoration.metric import Measure, RestorationMetric, psnr, ssim
 from metamix.restoration.options import RestorationOptions
-from metamix.restoration.resize import resize_bicubic
+from metamix.restoration.pixels import resize_bicubic, to_grey, to_rgb, to_y, to_ycbcr
 
 DATA = os.environ.get("METAMIX_DATA")
 
