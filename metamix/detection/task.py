@@ -1,7 +1,5 @@
 """Assemble the detection task: torchvision's detectors on any backbone, data sets in COCO's format, COCO's scores."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn
@@ -47,7 +45,7 @@ class Detection:
         return [*self.data.notes, *self.model.notes]
 
     @classmethod
-    def trained(cls, options: DetectionEvalOptions) -> tuple[Detection, nn.Module, dict[str, Any]]:
+    def trained(cls, options: DetectionEvalOptions) -> tuple["Detection", nn.Module, dict[str, Any]]:
         """Load the detector of a checkpoint, and make the task with the options that it was trained with."""
         if not options.checkpoint:
             raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")

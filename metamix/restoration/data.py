@@ -9,8 +9,6 @@ restore is its own luminance and keeps its range, 0 to 255, as in MATLAB's scrip
 is scaled to studio range: it stands for the luminance of photographs in colour.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -95,7 +93,7 @@ class RestorationData:
             }
 
     @property
-    def scored(self) -> dict[str, RestorationSplit]:
+    def scored(self) -> "dict[str, RestorationSplit]":
         """Return the splits to score: "test", and "holdout" if there are a folder val and another one to test on."""
         return {split: samples for split, samples in self.parts.items() if split != "train"}
 
@@ -182,7 +180,7 @@ class RestorationData:
         verify = verify_command(options, (split == "test" and options.test_dir) or options.data_dir)
         return StreamLoader(samples, options, order, transform, 0, collate=collate_pairs, verify=verify)
 
-    def training_images(self) -> RestorationSplit:
+    def training_images(self) -> "RestorationSplit":
         """Open the images to train on, without those that are scored."""
         samples = self._find(True, "")["train"]
         self._choose_channels(samples, self.in_chans)

@@ -1,7 +1,5 @@
 """Choose the arguments of image models for the data, and load trained models from files."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,7 +46,7 @@ class RestorationSpec:
     ]
 
     @classmethod
-    def from_metadata(cls, metadata: ModelMetadata, source: object) -> RestorationSpec:
+    def from_metadata(cls, metadata: ModelMetadata, source: object) -> "RestorationSpec":
         """Read the entries of an untrusted file; raise ValueError if one is missing or out of range."""
         rules = rules_of(cls)
         check_entries(metadata.extra, rules, source)

@@ -1,7 +1,5 @@
 """Define the restoration task, which trains image models on pairs of images or on clean images that it degrades."""
 
-from __future__ import annotations
-
 from dataclasses import fields, replace
 from typing import Any, cast
 
@@ -82,7 +80,7 @@ class Restoration:
             raise nothing_published(name)
 
     @classmethod
-    def trained(cls, options: RestorationEvalOptions) -> tuple[Restoration, nn.Module, dict[str, Any]]:
+    def trained(cls, options: RestorationEvalOptions) -> tuple["Restoration", nn.Module, dict[str, Any]]:
         """Return the task, the model and the metadata of its weights, for evaluation.
 
         If `options` do not set the channels or the degradation, they are taken from training.

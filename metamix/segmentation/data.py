@@ -7,8 +7,6 @@ its place with index -1, and metrics leave it out. A mask with a value that is n
 number is a function of (seed, epoch, index).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property, partial
@@ -131,7 +129,7 @@ class SegmentationData:
                 raise ValueError(f"all pixels of the masks in {samples[0].mask.parent} are ignored: none can be scored")
 
     @cached_property
-    def train_images(self) -> MaskedImages:
+    def train_images(self) -> "MaskedImages":
         """Open the images to train on, in memory if they are small."""
         images = MaskedImages(self.parts["train"], self.labels)
         if self.in_memory:
@@ -175,7 +173,7 @@ class SegmentationData:
         """Make a loader of images to score, with one image in a batch."""
         return self._loader(images, order, partial(resize_pair, options=self.options), 0, collate_pairs)
 
-    def training_images(self) -> MaskedImages:
+    def training_images(self) -> "MaskedImages":
         """Open the images to train on, without those of the split that is scored as "test"."""
         names = [name for name in self.options.train_on if name in self.set.splits and name != self.test_split]
         samples = [sample for name in names for sample in self.set.find(name)]

@@ -1,7 +1,5 @@
 """Load segmenters from files: the metadata of weights hold everything that is needed to build the model again."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +59,7 @@ class SegmenterSpec(NetworkSpec):
     train_on: SplitNames = ("train",)
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], source: object) -> SegmenterSpec:
+    def from_dict(cls, raw: Mapping[str, Any], source: object) -> "SegmenterSpec":
         """Check the metadata of a file, as `NetworkSpec.from_dict` does, and the options of the head."""
         spec = super().from_dict(raw, source)
         ModelMetadata.from_dict({"model_args": spec.head_args}, f"{source}, head_args")  # the same rules

@@ -1,7 +1,5 @@
 """Define the segmentation task, which trains a head on any backbone on images with masks."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from typing import Any
 
@@ -65,7 +63,7 @@ class Segmentation:
             check_model(name, pretrained)
 
     @classmethod
-    def trained(cls, options: SegmentationEvalOptions) -> tuple[Segmentation, nn.Module, dict[str, Any]]:
+    def trained(cls, options: SegmentationEvalOptions) -> tuple["Segmentation", nn.Module, dict[str, Any]]:
         """Load the segmenter of a checkpoint, and make the task with the options that it was trained with."""
         if not options.checkpoint:
             raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")
@@ -74,7 +72,7 @@ class Segmentation:
         return cls.for_trained(trained, options), trained.model, trained.metadata
 
     @classmethod
-    def for_trained(cls, trained: TrainedSegmenter, options: SegmentationEvalOptions) -> Segmentation:
+    def for_trained(cls, trained: TrainedSegmenter, options: SegmentationEvalOptions) -> "Segmentation":
         """Make the task of a segmenter with the options of its training; raise ValueError if the classes differ."""
         spec = trained.spec
         names = {field.name for field in fields(SegmentationOptions)}
