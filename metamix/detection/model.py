@@ -1,6 +1,7 @@
 """Build a detector from options, and describe it for the summary and its weight file."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from torch import nn
@@ -78,23 +79,13 @@ class DetectionModel:
 
     def spec(self) -> DetectorSpec:
         """Return what is needed to build the detector again."""
-        options = self.options
-        out_indices, extra = pyramid_levels(options)
-        return DetectorSpec(
-            detector=options.detector,
-            detector_args=options.detector_args,
-            model=options.model,
-            model_args=options.model_args,
-            classes=self.data.classes,
-            out_indices=out_indices,
-            extra=extra,
-            out_channels=options.out_channels,
-            frozen_norms=self.frozen_norms,
-            min_size=options.min_size,
-            max_size=options.max_size,
-            anchor_scale=None if options.anchor_scale == "auto" else options.anchor_scale,
-            train_on=self.train_on,
-        )
+        options, names = self.options, [field.name for field in fields(DetectorSpec)]
+        values = {name: getattr(options, name) for name in names if hasattr(options, name)}
+        values |= dict(zip(("out_indices", "extra"), pyramid_levels(options)))
+        values |= dict(classes=self.data.classes, frozen_norms=self.frozen_norms, train_on=self.train_on)
+        if options.anchor_scale == "auto":
+            values["anchor_scale"] = None
+        return DetectorSpec(**values)
 
 
 def pyramid_levels(options: DetectionOptions) -> tuple[tuple[int, ...], str]:
