@@ -163,15 +163,9 @@ def build_detector(
         raise ValueError(f"out_channels is {backbone.out_channels}, but {name} takes multiples of 32, from 64 on.")
     defaults = dict(image_mean=backbone.mean, image_std=backbone.std, size_divisible=backbone.size_divisible)
     model = DETECTORS[name](backbone, num_classes, **(defaults | options))
-    theirs = model.transform
-    model.transform = Transform(
-        theirs.min_size,
-        theirs.max_size,
-        theirs.image_mean,
-        theirs.image_std,
-        theirs.size_divisible,
-        _skip_resize=not resize_in_training,
-    )
+    settings = ("min_size", "max_size", "image_mean", "image_std", "size_divisible")
+    theirs = [getattr(model.transform, name) for name in settings]
+    model.transform = Transform(*theirs, _skip_resize=not resize_in_training)
     return model
 
 
