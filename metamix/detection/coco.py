@@ -150,27 +150,19 @@ class CocoSplit:
 
     def check_masks(self) -> None:
         """Raise ValueError unless every object has a segmentation that can be drawn as a mask."""
-        unknown = [
-            i
-            for i, image in self.coco.imgs.items()
-            if not all(type(image.get(side)) is int and image[side] > 0 for side in ("width", "height"))
-        ]
-        if unknown:
-            raise ValueError(
-                f"{self.annotations} has {plural(len(unknown), 'image')} without width and height in pixels, such as "
-                f"{unknown[0]}; mask_rcnn needs them for every image: add them, or take faster_rcnn"
-            )
         problems = {}
         for number, annotation in self.coco.anns.items():
+            image = self.coco.imgs[annotation["image_id"]]
             annotation["segmentation"] = drop_degenerate_polygons(annotation.get("segmentation"))
-            problem = segmentation_problem(annotation["segmentation"], self.coco.imgs[annotation["image_id"]])
-            if problem:
+            if not all(type(image.get(side)) is int and image[side] > 0 for side in ("width", "height")):
+                problems[number] = f"its image {image['id']} has no width and height in pixels"
+            elif problem := segmentation_problem(annotation["segmentation"], image):
                 problems[number] = problem
         if problems:
             number, problem = next(iter(problems.items()))
             raise ValueError(
-                f"{self.annotations} has {plural(len(problems), 'annotation')} without a segmentation, such as "
-                f"{number}; {problem}. mask_rcnn needs one for each: correct them, or take faster_rcnn"
+                f"{self.annotations} has {plural(len(problems), 'annotation')} without a mask, such as {number}: "
+                f"{problem}. mask_rcnn needs one for each: correct them, or take faster_rcnn"
             )
 
     def __len__(self) -> int:

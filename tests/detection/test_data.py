@@ -292,16 +292,16 @@ def test_masks_need_segmentations(coco):
 
     splits = find_splits(coco(change=bare))
     assert len(open_split(splits, "train")) == 8
-    with pytest.raises(ValueError, match="1 annotation without a segmentation, such as 1; .* take faster_rcnn"):
+    with pytest.raises(ValueError, match="1 annotation without a mask, such as 1: it has neither .* take faster_rcnn"):
         open_split(splits, "train", masks=True)
 
 
 @pytest.mark.parametrize(
     "key, fields, words",
     [
-        ("images", dict(width=None), "1 image without width and height in pixels, such as 10; mask_rcnn needs them"),
-        ("images", dict(height=64.0), "1 image without width and height in pixels"),
-        ("annotations", dict(segmentation=[[5, 5]]), "such as 1; it has neither a polygon of three points or more nor"),
+        ("images", dict(width=None), "such as 1: its image 10 has no width and height in pixels. mask_rcnn"),
+        ("images", dict(height=64.0), "its image 10 has no width and height in pixels"),
+        ("annotations", dict(segmentation=[[5, 5]]), "such as 1: it has neither a polygon of three points or more nor"),
         ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, 9, 1]]), r"has the polygon \[1, 1, 9, 1, 9, 9, 1\]"),
         ("annotations", dict(segmentation=[1, 1, 9, 1, 9, 9]), "has the polygon 1; x and y of three points or more"),
         (
