@@ -18,15 +18,8 @@ from metamix.weights.metadata import MAX_CLASSES, ModelMetadata, ModelName
 
 from .detectors import DETECTORS, Detector, build_detector, masks_as_runs
 from .objects import Objects, decode, select
-from .options import NOT_DETECTOR_ARGS, NOT_MODEL_ARGS, AnchorScale, Channels, Side, is_setting
+from .options import NOT_MODEL_ARGS, AnchorScale, Channels, DetectorArgs, Side
 
-DetectorArgs = Annotated[
-    dict[str, Any],
-    where(
-        lambda args: not NOT_DETECTOR_ARGS & args.keys() and all(map(is_setting, args.values())),
-        "a mapping of options to numbers, without the options of metamix train",
-    ),
-]
 Classes = Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_CLASSES)]
 Levels = Annotated[
     tuple[int, ...],

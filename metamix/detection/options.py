@@ -3,14 +3,14 @@
 import shlex
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from metamix.data.options import Factors, ReadingOptions, Splits
 from metamix.tasks.options import BackboneOptions
 from metamix.utils.options import changed_flags, option
-from metamix.utils.rules import Share
+from metamix.utils.rules import Share, where
 from metamix.weights.metadata import MAX_IMG_SIZE
 
 from .anchors import MAX_ANCHOR_SCALE
@@ -47,6 +47,16 @@ def is_setting(value: object) -> bool:
     return len(values) <= 64 and all(plain)
 
 
+DetectorArgs = Annotated[
+    dict[str, Any],
+    where(
+        lambda args: not NOT_DETECTOR_ARGS & args.keys() and all(map(is_setting, args.values())),
+        f"a mapping of options to true, false, null, numbers up to {MAX_SETTING:,} or lists of these, without what the "
+        f"flags --detector, --model, --model-args, --min-size and --max-size set",
+    ),
+]
+
+
 @dataclass
 class DetectionDataOptions(ReadingOptions):
     """Options of the data set, which training and evaluation share."""
@@ -79,7 +89,7 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
         "retinanet",
         "detector on top of the backbone; mask_rcnn learns masks too, from the segmentations of the annotations",
     )
-    detector_args: dict = _model({}, "further arguments of torchvision's detector, as YAML: '{score_thresh: 0.1}'")
+    detector_args: DetectorArgs = _model({}, "more arguments of torchvision's detector, as YAML: '{score_thresh: 0.1}'")
     anchor_scale: AnchorScale | Literal["auto"] = _model(
         "auto", "size of RetinaNet's smallest anchors in strides; auto: 4, or the nearest value that suits the boxes"
     )
@@ -97,17 +107,6 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
         super().__post_init__()
         self.take_anchor_scale()
         self.check_backbone(NOT_MODEL_ARGS)
-        if taken := NOT_DETECTOR_ARGS & self.detector_args.keys():
-            raise ValueError(
-                f"detector_args has {', '.join(sorted(taken))}, but there are flags for that: --min-size and "
-                f"--max-size for the size of the images, --model and --model-args for the backbone, and --detector"
-            )
-        for name, value in self.detector_args.items():
-            if not is_setting(value):
-                raise ValueError(
-                    f"detector_args has {name}: {value!r:.80}; accepted are true, false, null, numbers up to "
-                    f"{MAX_SETTING:,}, and lists of these"
-                )
         if self.anchor_scale != "auto" and self.detector != "retinanet":
             raise ValueError(f"anchor_scale is {self.anchor_scale}, but only retinanet takes it, not {self.detector}")
         if self.min_size > self.max_size:
