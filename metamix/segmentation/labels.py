@@ -7,6 +7,7 @@ and ignored pixels to 255. For any other value, an error names the file.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import matplotlib
@@ -39,18 +40,25 @@ class Labels:
 
     Attributes:
         classes: names of the labels 0, 1, ...
-        table: label of each value 0 to 255, or IGNORED or REFUSED, int16.
+        values: label of each value that mask files may have, or IGNORED.
         palette: colours of the classes, for masks in colour and for pictures. The colour of ignored pixels may follow.
         advice: end of the message for a value that is refused, which says what to do.
     """
 
     classes: tuple[str, ...]
-    table: np.ndarray
+    values: Mapping[int, int]
     palette: Palette | None = None
     advice: str = (
         "correct the mask, add the class to classes.txt, give --ignore-index, or --reduce-zero-label for masks that "
         "number the classes from 1"
     )
+
+    @cached_property
+    def table(self) -> np.ndarray:
+        """Return the label of each value 0 to 255, or IGNORED or REFUSED, int16."""
+        table = np.full(256, REFUSED, dtype=np.int16)
+        table[[*self.values]] = [*self.values.values()]
+        return table
 
     def accepted(self) -> str:
         """Name the values that masks may have."""
@@ -85,19 +93,7 @@ def make_labels(
     values = {first + i: i for i in range(len(classes)) if first + i < 256}
     values |= {0: IGNORED} if reduce_zero_label else {}
     values |= {} if ignore_index is None else {ignore_index: IGNORED}
-    return map_labels(classes, values, palette, Labels.advice)
-
-
-def map_labels(
-    classes: Sequence[str],
-    values: Mapping[int, int],
-    palette: Palette | None = None,
-    advice: str = "correct the mask, or take the file as it is published",
-) -> Labels:
-    """Make the labels of a data set whose values are known; all values that are not in `values` are refused."""
-    table = np.full(256, REFUSED, dtype=np.int16)
-    table[[*values]] = [*values.values()]
-    return Labels(tuple(classes), table, palette, advice)
+    return Labels(tuple(classes), values, palette)
 
 
 def ignored_hint(counts: Tensor, labels: Labels) -> str:

@@ -24,7 +24,7 @@ from metamix.data.find import Pairs, match_partners
 from metamix.utils.checks import check_choice
 from metamix.utils.files import read_text
 
-from .labels import IGNORED, Labels, Palette, make_labels, map_labels, read_classes, read_palette, voc_colour
+from .labels import IGNORED, Labels, Palette, make_labels, read_classes, read_palette, voc_colour
 from .options import SegmentationDataOptions
 
 VOC_CLASSES = (
@@ -67,7 +67,7 @@ class MaskedSet:
     def labels(self, ignore_index: int | None, reduce_zero_label: bool) -> Labels:
         """Make the table of labels; see `make_labels`. Data sets with known values need no options."""
         if self.values is not None:
-            return map_labels(self.classes, self.values, self.palette)
+            return Labels(self.classes, self.values, self.palette, "correct the mask, or take the file as published")
         return make_labels(
             self.classes, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label, palette=self.palette
         )

@@ -5,7 +5,6 @@ import io
 import logging
 import re
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -74,7 +73,7 @@ def test_tables_are_one_line_a_row():
     result = {"reference": EVIL, "rows": [dict.fromkeys(keys, 1) | {"model": EVIL}], "failed": {EVIL: EVIL}}
     about = {"machine": {"cpu": "A CPU"}, "threads": 1, "measured": "today", "versions": {}}
     assert not CONTROL.search(speeds := table(result | about)) and speeds.count(SAFE) == 4
-    shares = table_of_shares({"train": torch.ones(256, dtype=torch.int64)}, Labels((EVIL, "b"), np.arange(256)))
+    shares = table_of_shares({"train": torch.ones(256, dtype=torch.int64)}, Labels((EVIL, "b"), {}))
     assert not CONTROL.search(shares) and len(shares.splitlines()) == 4
 
 
