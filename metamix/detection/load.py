@@ -31,7 +31,7 @@ Levels = Annotated[
 class DetectorSpec(NetworkSpec):
     """The arguments from which a detector is built again. They are stored in the metadata of its weights.
 
-    All are options of training, except:
+    Fields that are not listed here are options of training.
 
     Attributes:
         classes: names of the classes, without the background.

@@ -30,7 +30,7 @@ Colours = Annotated[tuple[tuple[MaskValue, MaskValue, MaskValue], ...], Field(ma
 class SegmenterSpec(NetworkSpec):
     """The arguments that build a segmenter again, and how images and masks are read for it.
 
-    All are options of training, except:
+    Fields that are not listed here are options of training.
 
     Attributes:
         classes: names of the classes.
