@@ -10,7 +10,7 @@ coarsest map. `ExportedDetector` prepares images and suppresses boxes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from metamix.weights.files import ARTIFACT
 from metamix.weights.metadata import ModelMetadata
 
 from .box_match import BoxMatch
-from .detectors import FCOS, Detector, RetinaNet
+from .detectors import FCOS, RetinaNet
 from .load import DetectorSpec, TrainedDetector, load_detector
 from .objects import Objects
 from .options import DetectionEvalOptions
@@ -168,43 +168,49 @@ class ExportedDetector(nn.Module):
 
 
 class ExportableDetector(CalibratedExport):
-    """A detector, and the data set that it is compared on.
+    """A RetinaNet or FCOS, and the task on the data set that it is compared on; without a task, on random images.
 
     Args:
-        detector: RetinaNet or FCOS.
-        metadata: metadata of its weights, with the size (H, W) of the graph; if dynamic, of an example image.
-        task: the task on a data set in COCO's format; None for random images.
-        images: most images to compare on; None for all.
-        least: smallest side in pixels that a dynamic graph takes.
+        entries: metadata of the weights.
     """
 
     outputs: tuple[str, ...] = ("boxes", "scores", "labels")
 
     def __init__(
-        self,
-        detector: Detector,
-        metadata: ModelMetadata,
-        dynamic: bool,
-        task: Detection | None = None,
-        images: int | None = None,
-        least: int = 1,
+        self, detector: Any, entries: Mapping[str, Any], options: ExportOptions, task: Detection | None = None
     ):
-        self.detector: Any = detector.eval()
-        self.metadata, self.task, self.images = metadata, task, images
-        assert isinstance(metadata.img_size, tuple)
-        self.size, self.dynamic = metadata.img_size, dynamic
-        self.model = DetectorGraph(self.detector, dynamic).eval()
-        transform = self.detector.transform
+        self.detector, self.task, self.images, self.dynamic = detector.eval(), task, options.images, options.dynamic
+        step, coarsest = detector.backbone.size_divisible, max(detector.backbone.strides)
+        shorter, longer = detector.transform.min_size[-1], detector.transform.max_size
+        size: Any = options.img_size
+        height, width = size or round_up((shorter, longer), (step, step))
+        if height % step or width % step:
+            raise ValueError(f"img_size is {height} x {width}, but {options.source} takes multiples of {step} pixels")
+        least = 1
+        if options.dynamic:
+            smallest = 2 * math.ceil(coarsest)  # torch.export fixes the size if a map of the example is a single pixel
+            height, width = round_up((max(height, smallest), max(width, smallest)), (step, step))
+            if options.format == "torch":  # the smallest side at which no map is a single pixel
+                least = (int(coarsest) // step + 1) * step
+        self.size, channels = (height, width), len(detector.transform.image_mean)
+        metadata = ModelMetadata.from_dict(entries, options.source)
+        self.metadata = replace(metadata, img_size=self.size, in_chans=channels, num_classes=detector.num_classes)
+        self.model = DetectorGraph(detector, options.dynamic).eval()
         self.extra: dict[str, Any] = {
-            "score_thresh": self.detector.score_thresh,
-            "nms_thresh": self.detector.nms_thresh,
-            "detections_per_img": self.detector.detections_per_img,
-            "min_size": transform.min_size[-1],
-            "max_size": transform.max_size,
-            "multiple": transform.size_divisible,
+            "score_thresh": detector.score_thresh,
+            "nms_thresh": detector.nms_thresh,
+            "detections_per_img": detector.detections_per_img,
+            "min_size": shorter,
+            "max_size": longer,
+            "multiple": detector.transform.size_divisible,
             "least": least,
         }
         self.notes = list(task.notes) if task else []
+        if not options.dynamic and max(height, width) > round_up((longer, longer), (step, step))[0]:
+            self.notes.append(
+                f"images are resized as in training, to a shorter side of {shorter} but at most {longer} pixels: the "
+                f"rest of {height} x {width} is padding, which costs time and changes scores"
+            )
 
     def examples(self, count: int) -> Tensor:
         return self.random(count, self.size)
@@ -310,29 +316,7 @@ def open_detector(options: ExportOptions) -> ExportableDetector:
         model, entries = trained.model, trained.metadata
     if not isinstance(model, (RetinaNet, FCOS)):
         raise ValueError(f"{source} is a {type(model).__name__}; only RetinaNet and FCOS can be exported")
-    step = model.backbone.size_divisible
-    shorter, longer = model.transform.min_size[-1], model.transform.max_size
-    size: Any = options.img_size
-    height, width = size or round_up((shorter, longer), (step, step))
-    if height % step or width % step:
-        raise ValueError(f"img_size is {height} x {width}, but {source} takes multiples of {step} pixels")
-    if options.dynamic:  # torch.export would fix the size if a map of the example were a single pixel
-        least = 2 * math.ceil(max(model.backbone.strides))
-        height, width = round_up((max(height, least), max(width, least)), (step, step))
-    metadata = ModelMetadata.from_dict(entries, source)
-    metadata = replace(
-        metadata, img_size=(height, width), in_chans=len(model.transform.image_mean), num_classes=model.num_classes
-    )
-    least = 1
-    if options.dynamic and options.format == "torch":  # the smallest side at which no map is a single pixel
-        least = (int(max(model.backbone.strides)) // step + 1) * step
-    exportable = ExportableDetector(model, metadata, options.dynamic, task, options.images, least)
-    if not options.dynamic and max(height, width) > round_up((longer, longer), (step, step))[0]:
-        exportable.notes.append(
-            f"images are resized as in training, to a shorter side of {shorter} but at most {longer} pixels: the rest "
-            f"of {height} x {width} is padding, which costs time and changes scores"
-        )
-    return exportable
+    return ExportableDetector(model, entries, options, task)
 
 
 def exported_detector(exported: ExportedModel) -> TrainedDetector:

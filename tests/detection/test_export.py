@@ -3,7 +3,6 @@
 import json
 import re
 from copy import deepcopy
-from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -68,14 +67,9 @@ def weights(folder, **changes):
     return str(folder / "detector.safetensors")
 
 
-def options(source, **changes):
+def options(source="detector", **changes):
     """Return options of an export."""
     return ExportOptions(source, "out", **changes)
-
-
-def small(metadata):
-    """Return metadata for a graph of 64 x 96 pixels."""
-    return replace(ModelMetadata.from_dict(metadata), img_size=(64, 96))
 
 
 CELLS = [(d, f, dynamic) for d in ("retinanet", "fcos") for f in ("onnx", "openvino", "torch") for dynamic in (0, 1)]
@@ -195,7 +189,7 @@ def test_images_without_objects_still_compare_boxes(with_data, tmp_path):
     if with_data:
         data = shapes.write(tmp_path / "shapes", train=1, val=1, test=2)
         task = Detection.trained(DetectionEvalOptions(data_dir=str(data), checkpoint=source, workers=0))[0]
-    exportable = ExportableDetector(trained.model, small(trained.metadata), False, task)
+    exportable = ExportableDetector(trained.model, trained.metadata, options(img_size=(64, 96)), task)
     same = exportable.compare(exportable.model, "fp32")
     assert same.parity["objects"] == 200 and same.parity["on"] == "random images" and not same.problems
     assert list(same.scores) == ["eager", "exported"] * with_data
@@ -224,7 +218,7 @@ def test_exported_models_run_once_for_each_image(tmp_path):
 
 def test_bf16_that_finds_nothing_is_not_accepted(tmp_path):
     trained = load_detector(weights(tmp_path))
-    exportable = ExportableDetector(trained.model, small(trained.metadata), False)
+    exportable = ExportableDetector(trained.model, trained.metadata, options(img_size=(64, 96)))
 
     def damaged(images):
         boxes, scores, labels = exportable.model(images)
@@ -255,7 +249,7 @@ def test_the_snippet_for_detectors(tmp_path, monkeypatch):
 
 def test_predict_takes_a_lower_threshold_than_the_detector(tmp_path):
     trained = load_detector(weights(tmp_path, detector_args={"topk_candidates": 50, "score_thresh": 0.999}))
-    exportable = ExportableDetector(trained.model, small(trained.metadata), False)
+    exportable = ExportableDetector(trained.model, trained.metadata, options(img_size=(64, 96)))
     shapes.draw([]).save(tmp_path / "a.png")
     exported = ExportedDetector(exportable.model, exportable.metadata, (64, 96), exportable.extra)
     command = FindObjects((tmp_path / "a.png",), threshold=0.3, output=tmp_path / "out")
