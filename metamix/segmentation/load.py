@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metamix.data import normalize
 from metamix.data.files import read_pixels
-from metamix.layers.image_inference import PadAndCrop, Size, check_tiles, tiles
+from metamix.layers.image_inference import PadAndCrop, Size, tiles
 from metamix.tasks.network import NetworkSpec, SplitNames, arguments_without
 from metamix.utils.rules import one_of
 from metamix.weights.metadata import ModelMetadata, ModelName
@@ -94,7 +94,6 @@ class TrainedSegmenter:
         """Return how the model is applied to images; arguments as in `predict`. ValueError if the tiles do not fit."""
         if isinstance(self.model, PadAndCrop):
             tile, overlap = tiles(self.graph_size)
-        check_tiles(tile, overlap)
         check_tile(self.fixed_size, self.spec.model, tile)
         return Predictor(tile, overlap, flip, whole=self.graph_size)
 
