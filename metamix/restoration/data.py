@@ -25,6 +25,7 @@ from metamix.data.loader import SampleReader, StreamLoader, collate_crops, colla
 from metamix.data.order import EvalOrder, TrainOrder
 from metamix.training.task import Batch
 from metamix.utils.text import plural
+from metamix.weights.metadata import ModelMetadata
 
 from .degradations import PAIRS, Chain, parse_degradations
 from .files import read_picture
@@ -41,9 +42,7 @@ class RestorationData:
 
     Args:
         options: options of training; for an evaluation, with degradation and channels of training filled in.
-        train: whether to open the training split.
-        test_digest: digest of the images that were scored when the model to evaluate was trained; "" if unknown.
-        model_channels: number of channels that the model to evaluate takes; None in training.
+        trained: metadata of the weights to evaluate; the training split is then not opened.
 
     Attributes:
         scale: how many times larger the clean images are than the degraded ones.
@@ -51,23 +50,16 @@ class RestorationData:
         scored_in_grey: number of grey images to score.
     """
 
-    def __init__(
-        self,
-        options: RestorationOptions,
-        seed: int = 0,
-        *,
-        train: bool = True,
-        test_digest: str = "",
-        model_channels: int | None = None,
-    ):
+    def __init__(self, options: RestorationOptions, seed: int = 0, trained: ModelMetadata | None = None):
         self.options, self.seed, self.notes, self.enlarge = options, seed, list[str](), 1
         self.chain = parse_degradations(options.degradation)
         self.paired = options.degradation == PAIRS
-        parts = self._find(train, test_digest)
+        digests, train = trained.extra.get("digest") if trained else None, trained is None
+        parts = self._find(train, digests.get("test", "") if isinstance(digests, dict) else "")
         everything = [sample for samples in parts.values() for sample in samples]
         scored = options.test_dir if not train else ""
         self.name = Path(scored or options.data_dir or options.test_dir).resolve().name
-        self.channels = self._choose_channels(everything, model_channels)
+        self.channels = self._choose_channels(everything, trained.in_chans if trained else None)
         self.in_chans = 3 if self.channels == "rgb" else 1
         scale = None
         for sample in everything if self.paired else []:

@@ -33,14 +33,7 @@ class Restoration:
 
     def __init__(self, options: RestorationOptions, seed: int = 0, trained: ModelMetadata | None = None):
         self.options = options
-        digests = trained.extra.get("digest") if trained else None
-        self.data = RestorationData(
-            options,
-            seed,
-            train=trained is None,
-            test_digest=digests.get("test", "") if isinstance(digests, dict) else "",
-            model_channels=trained.in_chans if trained else None,
-        )
+        self.data = RestorationData(options, seed, trained)
         self.title = f"{self.data.name}-{options.model}"
         enlarges = self.data.scale > 1
         channel = ("y" if enlarges else "rgb") if options.score_channel == "auto" else options.score_channel

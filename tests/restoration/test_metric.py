@@ -15,6 +15,7 @@ from metamix.restoration.inference import Restorer, enlarge
 from metamix.restoration.metric import Measure, RestorationMetric, psnr, ssim
 from metamix.restoration.options import RestorationOptions
 from metamix.restoration.pixels import resize_bicubic, to_grey, to_rgb, to_y, to_ycbcr
+from metamix.weights.metadata import ModelMetadata
 
 DATA = os.environ.get("METAMIX_DATA")
 
@@ -173,7 +174,7 @@ def test_bicubic_has_the_published_psnr_on_set5(set5):
 def test_bicubic_has_nearly_the_published_psnr_on_set14(photos):
     """30.24 dB on Y at x2. One image is a grey file, which counts as its own luminance; as Y it would add 0.09 dB."""
     options = RestorationOptions(test_dir=str(photos / "set14"), channels="y", degradation="downscale:2", workers=0)
-    data, scores = RestorationData(options, train=False), []
+    data, scores = RestorationData(options, trained=ModelMetadata()), []
     assert "1 scored image in grey: compared as stored, 0 to 255" in data.notes
     for batch in data.eval_loaders(1, 0, 1)["test"]:
         (small,), (target,) = batch["image"], batch["target"]

@@ -19,6 +19,7 @@ from metamix.restoration.metric import Measure
 from metamix.restoration.options import RestorationEvalOptions, RestorationOptions
 from metamix.restoration.task import Restoration
 from metamix.training.recipe import parse
+from metamix.weights.metadata import ModelMetadata
 from tests.helpers.running import assert_same_run, start_all, stopped_at
 
 TINY = "{features: 4, depth: 1, channels_reduction: 2, high_res_stages: 0, block_size_lr: 4}"
@@ -93,7 +94,9 @@ def test_scored_images_that_may_have_been_trained_on_are_noted(clean, tmp_path, 
     evaluate("--checkpoint", run, "--data-dir", photos, "--test-dir", photos.parent / "others", "--output", tmp_path)
     assert "on others, test (2 images" in capsys.readouterr().out  # not on the folder that is not scored
     options = RestorationOptions(data_dir=str(photos), degradation="noise:25")
-    assert RestorationData(options, train=False).notes == ["1 of 6 images is scored (--test-dir FOLDER for others)"]
+    assert RestorationData(options, trained=ModelMetadata()).notes == [
+        "1 of 6 images is scored (--test-dir FOLDER for others)"
+    ]
 
 
 def test_tiles_give_nearly_the_scores_of_whole_images(clean, tmp_path):
