@@ -69,7 +69,7 @@ def find_problems(samples: Sequence[ImagePair]) -> Iterator[str]:
     scale = None
     for sample in tqdm(samples, unit="img", leave=False, disable=None):
         broken = False
-        for path in filter(None, (sample.target, sample.input)):
+        for path in sample.files:
             try:
                 read_tensor(path, "rgb")
             except CorruptImage as error:
