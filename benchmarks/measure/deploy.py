@@ -98,8 +98,8 @@ def add_speeds(earlier: dict, names: Sequence[str], result: dict) -> dict:
     """
 
     def conditions(one: dict) -> list:
-        # metamix's own version changes with each release, also where a model does not.
-        versions = {name: version for name, version in one.get("versions", {}).items() if name != "metamix"}
+        # metamix's own version changes with each release, also where a model does not; nncf only chooses scales.
+        versions = {k: version for k, version in one.get("versions", {}).items() if k not in ("metamix", "nncf")}
         return [versions, *(one.get(key) for key in ("machine", "threads", "runs"))]
 
     same = conditions(earlier) == conditions(result)

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import metamix
-from metamix.data import label_table, open_data
+from metamix.data import open_data, tables
 from metamix.detection.coco import find_splits, open_split
 from metamix.detection.yolo import class_names
 from metamix.tasks.load import load
@@ -292,7 +292,7 @@ def test_labels_of_a_table_are_limited(tmp_path, monkeypatch):
     splits = open_data("folder", root=tmp_path, test_share=1)
     assert splits.test.labels.sum(1).tolist() == [2500] * 40 and splits.digest
     assert peak_memory() - before < 120  # MB; lists of floats would take 130 for the labels alone
-    monkeypatch.setattr(label_table, "MOST", 40 * 99_999)
+    monkeypatch.setattr(tables, "MOST", 40 * 99_999)
     with pytest.raises(ValueError, match="labels.csv has 100,000 labels: 40 images may have 99,999 at"):
         open_data("folder", root=tmp_path)
     monkeypatch.undo()
