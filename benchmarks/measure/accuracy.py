@@ -100,19 +100,19 @@ class Resized(nn.Module):
         return self.model(F.interpolate(images, size=(self.side, self.side), mode="bicubic", antialias=True))
 
 
-def score_sizes(known: dict[str, dict], cards: Sequence[dict], data_dir: str | None) -> dict[str, dict]:
-    """Return `known` with the scores of the weights that it lacks: {name: {"weights", "top1", "made", "resized"}}.
+def score_sizes(measured: dict[str, dict], cards: Sequence[dict], data_dir: str | None) -> dict[str, dict]:
+    """Return `measured` with the scores of the weights that it lacks: {name: {"weights", "top1", "made", "resized"}}.
 
     The last three are {size: accuracy}, with sizes as text.
 
     Raises:
         ValueError: the accuracy on the card is not reproduced, so the data or the weights are not those of the card.
     """
-    known = dict(known)
+    measured = dict(measured)
     for card in cards:
         name, trained_at = card["name"], card["pretrained_cfg"]["input_size"][1]
         digest = weights_digest(card)
-        scores = known.get(name, {})
+        scores = measured.get(name, {})
         if (scores.get("weights") == digest and "resized" in scores) or trained_at not in SIZES:
             continue
         model, tasks = load(card), {size: task_of(card, data_dir, size) for size in SIZES[trained_at]}
@@ -122,9 +122,9 @@ def score_sizes(known: dict[str, dict], cards: Sequence[dict], data_dir: str | N
         others = {size: task for size, task in tasks.items() if size != trained_at}
         resized = {str(size): round(score(task, Resized(model, trained_at))[0], 2) for size, task in others.items()}
         tuned = {"tuned": scores["tuned"]} if scores.get("weights") == digest and "tuned" in scores else {}
-        known[name] = {"weights": digest, "top1": top1, "made": made, "resized": resized} | tuned
+        measured[name] = {"weights": digest, "top1": top1, "made": made, "resized": resized} | tuned
         print(f"{name}: {top1}, made for the size: {made}, resized: {resized}", flush=True)
-    return known
+    return measured
 
 
 def read_tuned(runs: Sequence[Path], names: Sequence[str]) -> list[tuple[str, str, dict]]:
@@ -166,10 +166,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             cards = list(family.values())
             tuned = read_tuned(args.tuned, [card["name"] for card in cards])
-            known = score_sizes(results.get(args.tag, {}).get("sizes", {}), cards, args.data_dir)
+            measured = score_sizes(results.get(args.tag, {}).get("sizes", {}), cards, args.data_dir)
             for name, size, scores in tuned:
-                known[name].setdefault("tuned", {})[size] = scores
-            results[args.tag] = {"sizes": known}
+                measured[name].setdefault("tuned", {})[size] = scores
+            results[args.tag] = {"sizes": measured}
         write_json(file, results)
 
 

@@ -105,8 +105,8 @@ def add_speeds(earlier: dict, names: Sequence[str], result: dict) -> dict:
     same = conditions(earlier) == conditions(result)
     reference = result.pop("reference")
     base = {row["batch"]: row["ms"] for row in reversed(result["rows"]) if row["model"] == reference}
-    own = [row for row in result["rows"] if row["model"] in names]
-    fresh = [row | {"reference": reference, "reference_ms": base[row["batch"]]} for row in own]
+    of_models = [row for row in result["rows"] if row["model"] in names]
+    fresh = [row | {"reference": reference, "reference_ms": base[row["batch"]]} for row in of_models]
     kept = [row for row in earlier["rows"] if row["model"] not in names] if same else []
     failed = {cell: why for cell, why in earlier["failed"].items() if cell.split()[0] not in names} if same else {}
     return result | {"rows": kept + fresh, "failed": failed | result["failed"]}
@@ -204,8 +204,8 @@ def add_accuracy(earlier: dict, about: dict, rows: list[dict]) -> dict:
     fresh = {cell_of(row) for row in rows}
     parts = [part for part in earlier.get("parts", []) if part["tag"] == about["tag"]]
     others = [part for part in parts if part["machine"] != about["machine"]]
-    own = [row for part in parts if part not in others for row in part["rows"] if cell_of(row) not in fresh]
-    return {"parts": [*others, about | {"rows": own + rows}]}
+    kept = [row for part in parts if part not in others for row in part["rows"] if cell_of(row) not in fresh]
+    return {"parts": [*others, about | {"rows": kept + rows}]}
 
 
 def cell_of(row: dict) -> tuple[str, str, str]:

@@ -100,9 +100,9 @@ def check_names(names: list[str], authors: Path | None) -> None:
     """
     for name in names:
         if name not in PEERS and name not in AUTHORS and not timm.is_model(name):
-            known = [*timm.list_models(), *PEERS, *AUTHORS]
+            accepted = [*timm.list_models(), *PEERS, *AUTHORS]
             raise SystemExit(
-                f"Unknown model {name!r}{did_you_mean(name, known)} Accepted: any timm model, including ours, "
+                f"Unknown model {name!r}{did_you_mean(name, accepted)} Accepted: any timm model, including ours, "
                 f"and {', '.join([*PEERS, *AUTHORS])}."
             )
         if need := lacks(name, authors):

@@ -40,11 +40,11 @@ def images(rows: list[dict]) -> str:
 def cells_table(rows: list[dict], first: str) -> str:
     """Make a table with a line for each mixer and a column for each engine and precision."""
     cells = dict.fromkeys(map(cell_of, rows))
-    own = {(mixer_of(row["model"]), *cell_of(row)): f"{digits(row['ms'])}, {row['speedup']:.2f}" for row in rows}
+    texts = {(mixer_of(row["model"]), *cell_of(row)): f"{digits(row['ms'])}, {row['speedup']:.2f}" for row in rows}
     lines = [
-        [f"`{name}`", *(own.get((name, *cell), "") for cell in cells)]
+        [f"`{name}`", *(texts.get((name, *cell), "") for cell in cells)]
         for name in (*list_mixers(), REFERENCES["tiny"])
-        if any(key[0] == name for key in own)
+        if any(key[0] == name for key in texts)
     ]
     return table([first, *(title(*cell) for cell in cells)], lines)
 
@@ -86,13 +86,13 @@ def losses(part: Mapping) -> str:
     measured = [cell for cell in LOWER if any(cell in own for own in models.values())]
     lines = []
     for mixer in filter(models.get, list_mixers()):
-        own = models[mixer]
-        line = [f"`{mixer}`", f"{next(iter(own.values()))['eager_top1']:.2f}"]
-        line += [f"{own[cell]['eager_top1'] - own[cell]['top1']:.2f}" if cell in own else "" for cell in measured]
+        cells = models[mixer]
+        line = [f"`{mixer}`", f"{next(iter(cells.values()))['eager_top1']:.2f}"]
+        line += [f"{cells[cell]['eager_top1'] - cells[cell]['top1']:.2f}" if cell in cells else "" for cell in measured]
         for cell in filter(FILES.get, measured):
-            row = own.get(cell)
+            row = cells.get(cell)
             line.append(f"{row['bytes'] / 1000:,.0f} kB, {row['bytes'] / row['fp32_bytes']:.0%}" if row else "")
-        kept = [own[cell]["quantization"] for cell in FILES if cell in own]
+        kept = [cells[cell]["quantization"] for cell in FILES if cell in cells]
         lines.append([*line, ", ".join(f"{len(one['kept'])} of {one['layers']}" for one in kept)])
     lost = [f"{cell.replace('onnx', 'ONNX').replace('openvino', 'OpenVINO')} loses" for cell in measured]
     files = [FILES[cell] for cell in measured if cell in FILES]

@@ -69,8 +69,8 @@ def memory_table() -> str:
     rows = read_json(INFERENCE)
     lines = []
     for name, group in groupby(rows, key=lambda row: row["model"]):
-        own = list(group)
-        cells = [f"{row['adds_mib']} MiB" for row in own] + [f"{own[-1]['peak_mib']} MiB"]
+        of_model = list(group)
+        cells = [f"{row['adds_mib']} MiB" for row in of_model] + [f"{of_model[-1]['peak_mib']} MiB"]
         lines.append([f"`{name.split('_')[1]}`", *cells])
     sizes = [f"{height}x{width}" for height, width in SIZES]
     return table(["s12 with", *(f"{size} adds" for size in sizes), f"whole process, {sizes[-1]}"], lines)
@@ -96,9 +96,9 @@ def scaling_curves() -> dict[str, dict]:
     """Return {mixer: {"sizes", "ms", "mib", "time", "memory"}}; the last two are exponents over pixels."""
     rows, curves = read_json(RESULTS / "scaling.json")["rows"], {}
     for mixer in list_mixers():
-        own = sorted((row for row in rows if row["mixer"] == mixer), key=lambda row: row["size"])
-        if own:
-            sizes, ms, mib = ([row[key] for row in own] for key in ("size", "ms", "mib"))
+        of_mixer = sorted((row for row in rows if row["mixer"] == mixer), key=lambda row: row["size"])
+        if of_mixer:
+            sizes, ms, mib = ([row[key] for row in of_mixer] for key in ("size", "ms", "mib"))
             curves[mixer] = dict(sizes=sizes, ms=ms, mib=mib, time=exponent(sizes, ms), memory=exponent(sizes, mib))
     return curves
 
