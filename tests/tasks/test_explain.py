@@ -82,8 +82,8 @@ def detector(**arguments):
     "arguments",
     [
         {},
-        dict(detector="fcos", out_indices=[0, 1, 2]),
-        dict(detector="faster_rcnn", extra="pool"),
+        dict(detector="fcos", anchor_scale=None, out_indices=[0, 1, 2]),
+        dict(detector="faster_rcnn", anchor_scale=None, extra="pool"),
         dict(model="minattn_minimal_nomlp_h1_cifar", model_args={}, out_indices=[1, 2]),
         dict(model="resnet10t", model_args={}, out_indices=[1, 2, 3]),
     ],
