@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metamix.training.task import Batch, State
 from metamix.utils.checks import check_finite
+from metamix.weights.metadata import MAX_SCORED_CLASSES
 
 
 class ClassificationMetric:
@@ -20,8 +21,9 @@ class ClassificationMetric:
     lower_is_better = False
 
     def __init__(self, classes: tuple[str, ...], normalize: Callable[[Tensor], Tensor]):
-        if len(classes) > 25_000:  # their confusion matrix takes 5 GB
-            raise ValueError(f"there are {len(classes):,} classes, and 25,000 at most can be scored: join or drop some")
+        if (count := len(classes)) > MAX_SCORED_CLASSES:
+            most = f"{MAX_SCORED_CLASSES:,} at most"
+            raise ValueError(f"there are {count:,} classes, and {most} can be scored: join or drop some")
         self.classes, self.normalize = classes, normalize
 
     def start(self) -> State:

@@ -84,7 +84,7 @@ def open_image(file: BinaryIO) -> Image.Image:
         )
     if max(image.size) > LONGEST * min(image.size):
         size = f"{image.height:,} x {image.width:,}"
-        raise CorruptImage(f"it has {size} pixels, and a side may be {LONGEST:,} times the other at most: cut it up")
+        raise CorruptImage(f"it has {size} pixels, and one side may be {LONGEST:,} times the other at most: cut it up")
     return image
 
 

@@ -33,7 +33,7 @@ CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", 
 SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
 SPLITS = {"": "", "train": "train", "training": "train", "test": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
-MOST = 2**30  # labels times images, in 4 GiB
+MAX_ENTRIES = 2**30  # labels times images, in 4 GiB
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Ta
     names = {name for rows in by_split.values() for row in rows for name in labels_of(row)}
     if len(names) < 2:
         raise ValueError(f"{file} must have two different labels at least; found {', '.join(names) or 'none'}")
-    if len(names) > (most := min(MAX_CLASSES, MOST // len(table.images))):
+    if len(names) > (most := min(MAX_CLASSES, MAX_ENTRIES // len(table.images))):
         raise ValueError(f"{file} has {len(names):,} labels: {len(table.images):,} images may have {most:,} at most")
     classes = tuple(sorted(names, key=natural_order))
     splits = {split: TableImages(root, split, rows, classes) for split, rows in by_split.items()}

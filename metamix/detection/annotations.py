@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from metamix.utils.files import read_bytes
-from metamix.weights.metadata import MAX_SIDE
+from metamix.weights.metadata import MAX_SCORED_CLASSES, MAX_SIDE
 
 Entry = dict[str, Any]  # an image, an annotation or a category
 Entries = dict[str, list[Entry]]  # all entries of a file, by the keys of FIELDS
@@ -64,9 +64,9 @@ def class_problem(path: Path, classes: Sequence[str], first: Path, expected: Seq
 
 
 def field_problems(data: Entries) -> Iterator[str]:
-    """Describe too many classes, and each field that is missing, of the wrong type, or names a file outside."""
-    if (count := len(data["categories"])) > 25_000:  # scores of so many take 2.4 GB
-        yield f"it has {count:,} categories, and 25,000 at most can be scored"
+    """Describe too many classes, and fields that are missing, have the wrong type, or name a file elsewhere."""
+    if (count := len(data["categories"])) > MAX_SCORED_CLASSES:
+        yield f"it has {count:,} categories, and {MAX_SCORED_CLASSES:,} at most can be scored"
     for key, fields in FIELDS.items():
         for place, entry in enumerate(data[key]):
             for field, (types, accepted) in fields.items():

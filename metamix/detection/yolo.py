@@ -82,7 +82,9 @@ def image_folders(file: Path, config: dict[str, Any]) -> dict[Path, str]:
                     f"lists images is not read"
                 )
             if folder.resolve() in file.resolve().parent.parents:
-                raise ValueError(f"{file} has {split}: {entry}, but {folder} is around it: name the folder of images")
+                raise ValueError(
+                    f"{file} has {split}: {entry}, but {folder} contains {file.name}: name the folder of images"
+                )
             folders[folder] = split
     return folders or {next((root / "images" for root in roots if root.is_dir()), file.parent): ""}
 

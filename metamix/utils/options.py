@@ -131,7 +131,7 @@ class Parser(argparse.ArgumentParser):
             action="append",
             default=[],
             metavar="MODULE",
-            help="module with mixers or models of your own; may be repeated",
+            help="module with mixers, models or tasks of your own; may be repeated",
         )
 
     def error(self, message: str) -> NoReturn:

@@ -297,8 +297,8 @@ def _check_expansion(path: str | Path) -> None:
 def _check_structure(path: str | Path, content: Any) -> None:
     """Refuse lists and mappings that are nested too deeply, that hold themselves, or that repeat one another.
 
-    Each value takes a byte of the file at least. If there are more values than bytes, some are visited many times. So
-    are the bytes of a tensor that is larger than its share of the file, such as a single number that was expanded.
+    Each value takes a byte of the file at least. If there are more values than bytes, some are visited many times. The
+    size of a tensor counts too, over `MAX_EXPANSION`: a single number may have been expanded to gigabytes.
     """
     values, left = [(content, 0)], os.path.getsize(path)
     while values:
@@ -309,8 +309,8 @@ def _check_structure(path: str | Path, content: Any) -> None:
             left = left - value.nbytes // MAX_EXPANSION if dense else -1
         if depth > MAX_NESTING or left < 0:
             raise ValueError(
-                f"{path} is nested deeper than {MAX_NESTING} levels, or repeats its values without end, as sparse "
-                f"tensors do. Use another file"
+                f"{path} is nested deeper than {MAX_NESTING} levels, or repeats its values without end, or has "
+                f"tensors that are sparse, quantized or without data. Use another file"
             )
         if isinstance(value, Mapping):
             values += [(item, depth + 1) for item in value.values()]

@@ -19,7 +19,7 @@ OBJECT = (
     "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>\n"
 )
 CLASSES = ["disc", "square"]
-FOLDER_ABOVE = r"data.yaml has train: \.+, but /.* is around it: name the folder of images"
+FOLDER_ABOVE = r"data.yaml has train: \.+, but /.* contains data.yaml: name the folder of images"
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ class TarImages:
 
 
 class ShortInfo(tarfile.TarInfo):
-    """Header of a member, whose long name or other text has at most 1 MiB; tarfile would read gigabytes."""
+    """Refuse headers with a text above 1 MiB, such as a long name. tarfile would read gigabytes into memory."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:  # the standard library lets it be overridden
         if self.size > 2**20 and self.type in (b"L", b"K", b"x", b"g", b"X"):  # texts of GNU, POSIX and Solaris
