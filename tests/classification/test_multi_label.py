@@ -219,6 +219,34 @@ def test_verify_counts_the_labels(table, capsys):
     assert "note: no image has two labels, such as cat|dog; metamix convert csv makes" in capsys.readouterr().out
 
 
+def test_a_column_of_0_and_1_for_each_label(shapes, table, capsys):
+    lines = [line.split(",") for line in (shapes / "labels.csv").read_text().splitlines()[1:]]
+    expected = open_data("folder", root=table("file,labels", *map(",".join, lines)))
+    for header, zero, one in (("file,red,green,blue", "0", "1"), ('"Image Name";red; green ;blue', "0.0", " 1.0")):
+        delimiter = ";" if ";" in header else ","
+        rows = [[file, *(one if name in labels.split("|") else zero for name in COLOURS)] for file, labels in lines]
+        splits = open_data("folder", root=table(header, *map(delimiter.join, rows)))
+        assert splits.classes == CLASSES and splits.digest == expected.digest
+    pandas = [",file,Split,Cat,cat,a b,name of none"]  # an index without a name, and one that no image has
+    root = table(*pandas, "0,1.png,train,1,0,1,0", "1,2.png,train,1,1,0,0", "2,3.png,val,0,1,0,0")
+    assert metamix_command("verify", root) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == ["all 3 images can be read", "label         train  val", "a b               1    0"]
+    assert {"Cat               2    0", "cat               1    1", "name of none      0    0"} < {*said}
+
+
+def test_the_index_of_pandas_is_not_the_split(table):
+    splits = open_data("folder", root=table(",file,labels", *(f"{i},{i}.png,red|green" for i in range(20))))
+    assert len(splits.train) == 18 and splits.classes == ("green", "red")
+
+
+def test_a_file_beside_class_folders_without_labels_is_ignored(folder):
+    root = folder()
+    for lines in ("file,width,height\n1.png,8,9", "file,label,fold\n1.png,cat,1", "file,fold\n1.png,1", "file,cat,dog"):
+        (root / "labels.csv").write_text(lines)
+        assert not open_data("folder", root=root).multi_label
+
+
 def test_the_splits_of_the_file(table):
     lines = ["file,labels,split", "1.png,red,train", "3.png,red|green,train", "2.png,green,val", "6.png,blue,test"]
     splits = open_data("folder", root=table(*lines))
@@ -256,6 +284,18 @@ LINE = "1.png,red|green"
         (["file,labels,split", f"{LINE},dev"], "labels.csv:2 has the split 'dev'; accepted are train, val and test"),
         (["id,labels", LINE], "labels.csv:1 has the columns id, labels: the first line must name the columns"),
         (["file,labels,split", f"{LINE},train", "0.png,,val"], "no image of test has a label: give other data"),
+        (
+            ["file,red,green", "1.png,1,0", "2.png,1,2"],
+            "labels.csv:3 has '2' in the column green; accepted are 0 and 1",
+        ),
+        (["file,red,green", "1.png,1,"], "csv:2 has '' in the column green; .*: without a column labels, each column"),
+        (["file,red,green", "1.png,True,False"], "csv:2 has 'True' in the column red; accepted are 0 and 1"),
+        (["file,red,red", "1.png,1,0"], "labels.csv:1 has the label 'red': each needs a name of its own"),
+        (["file,red|green,blue", "1.png,1,0"], r"labels.csv:1 has the label 'red\|green': .* without \| and ;"),
+        (
+            ["file,labels,red,green", "1.png,red,1,0", "2.png,green,0,1"],
+            "csv:1 has a column labels and columns of 0 and 1, green, red: remove these, or remove labels",
+        ),
         (["file,label", "1.png,red"], "found images. To make these folders from labels.csv: metamix convert csv"),
     ],
 )
