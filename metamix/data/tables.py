@@ -84,9 +84,9 @@ def read_table(source: Path) -> Table:
     images: dict[Path, list[Row]] = {}
     missing = []
     try:
-        names = list(map(str.strip, next(reader, [])))
-        columns = choose_columns(list(map(plain, names)), source)
-        header = [plain(name) if columns[1] or plain(name) in columns else name for name in names]
+        titles = list(map(str.strip, next(reader, [])))
+        columns = choose_columns(list(map(plain, titles)), source)
+        header = [plain(title) if columns[1] or plain(title) in columns else title for title in titles]
         others = Counter(name for name in header if name not in (*columns, ""))  # pandas writes an index without a name
         if wrong := [name for name in others if not columns[1] and (others[name] > 1 or {*name} & {*"|;"})]:
             raise ValueError(f"{source}:1 has the label {wrong[0]!r}: each needs a name of its own, without | and ;")
