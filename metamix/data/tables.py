@@ -125,7 +125,8 @@ def choose_columns(header: Sequence[str], source: Path) -> list[str]:
     The name for the class is "" if each of the other columns, two at least, is for a label.
     """
     chosen = [next((name for name in names if name in header), "") for names in COLUMNS]
-    if chosen[0] and not chosen[1] and sum(name not in (*chosen, "") for name in header) > 1:
+    box = next((names for names in (*CORNERS, *SIDES) if set(names) <= set(header)), ())
+    if chosen[0] and not chosen[1] and not box and sum(name not in (*chosen, "") for name in header) > 1:
         return chosen
     if not all(chosen[:2]):
         raise ValueError(
@@ -133,7 +134,6 @@ def choose_columns(header: Sequence[str], source: Path) -> list[str]:
             f"as file,class for classes of images, file,labels or file,cat,dog for labels, or "
             f"file,class,xmin,ymin,xmax,ymax for boxes"
         )
-    box = next((names for names in (*CORNERS, *SIDES) if set(names) <= set(header)), ())
     if not box and (some := {name for names in CORNERS for name in names if name in header}):
         raise ValueError(
             f"{source}:1 has only {', '.join(sorted(some))} of a box, which needs four columns: "
@@ -147,7 +147,7 @@ def read_row(cells: Sequence[str], header: Sequence[str], columns: Sequence[str]
     if len(cells) != len(header):
         raise ValueError(f"{place} has {len(cells)} columns, but the first line has {len(header)}")
     values = dict(zip(header, map(str.strip, cells))) | {"": ""}
-    name, label, split = (values.get(column, "") for column in columns[:3])
+    name, label, split = (values[column] for column in columns[:3])
     if not is_image(name):
         raise ValueError(f"{place} has the file {name!r}; needed is an image ({' '.join(IMG_EXTENSIONS)})")
     labels = [] if columns[1] else [column for column in header if column not in (*columns, "")]
