@@ -64,7 +64,7 @@ def six_views(images: Tensor) -> Iterator[tuple[float, Tensor]]:
 
 
 def task_of(card: dict, data_dir: str | None, size: int | None = None) -> Classification:
-    """Open the data that a card's model was trained on, with its normalisation.
+    """Open the data that a card's model was trained on, with its normalisation and share of the centre crop.
 
     Args:
         card: a card of weights/.
@@ -73,14 +73,14 @@ def task_of(card: dict, data_dir: str | None, size: int | None = None) -> Classi
     """
     cfg = card["pretrained_cfg"]
     size = size or cfg["input_size"][1]
-    return _open(card["recipe"]["data"], data_dir, size, tuple(cfg["mean"]), tuple(cfg["std"]), cfg["interpolation"])
+    prepared = dict(interpolation=cfg["interpolation"], crop_pct=cfg["crop_pct"])
+    statistics = dict(mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
+    return _open(data=card["recipe"]["data"], data_dir=data_dir, img_size=size, **prepared, **statistics)
 
 
 @cache
-def _open(data: str, data_dir: str | None, size: int, mean: tuple, std: tuple, interpolation: str) -> Classification:
-    return Classification(
-        ModelOptions(data=data, data_dir=data_dir, img_size=size, mean=mean, std=std, interpolation=interpolation)
-    )
+def _open(**options: Any) -> Classification:
+    return Classification(ModelOptions(**options))
 
 
 def load(card: dict, **arguments: Any) -> nn.Module:
