@@ -43,8 +43,8 @@ def run(*words):
 def changed(source: Path, target: Path, **recipe) -> Path:
     """Copy a run folder and change options of its recipe."""
     shutil.copytree(source, target)
-    known = yaml.safe_load((source / "recipe.yaml").read_text()) | recipe
-    (target / "recipe.yaml").write_text(yaml.safe_dump(known))
+    options = yaml.safe_load((source / "recipe.yaml").read_text()) | recipe
+    (target / "recipe.yaml").write_text(yaml.safe_dump(options))
     return target
 
 

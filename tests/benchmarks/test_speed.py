@@ -37,8 +37,8 @@ def test_processors_of_one_name_are_told_apart(monkeypatch, family):
     told = f"processor\t: 0\nmodel name\t: AMD EPYC\ncpu family\t: {family}\nmodel\t\t: 17\npower management:\n"
     monkeypatch.setattr(timing.Path, "exists", lambda path: True)
     monkeypatch.setattr(timing.Path, "read_text", lambda path: told)
-    found = timing.machine()
-    assert [found[key] for key in ("cpu", "cpu_family", "cpu_model")] == ["AMD EPYC", family, "17"]
+    machine = timing.machine()
+    assert [machine[key] for key in ("cpu", "cpu_family", "cpu_model")] == ["AMD EPYC", family, "17"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read as Linux tells it")

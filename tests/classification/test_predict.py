@@ -77,14 +77,14 @@ def test_an_image_is_never_overwritten(digits, tmp_path):
     image = folder / "0.png"
     shutil.copy(image, folder / "nameless")
     before = image.read_bytes()
-    for given, output, said in (
+    for source, output, said in (
         (image, image, "0.png is an image and would be overwritten: give another --output"),
         (folder / "nameless", folder / ".." / "digits" / "nameless", "is an image and would be overwritten"),
         (image, folder / "1.png", "1.png is named like an image, but labels are text: give a .csv, .json or .txt file"),
         (image, tmp_path / "new.PNG", "new.PNG is named like an image"),
     ):
         with pytest.raises(SystemExit, match=f"^error: .*{said}"):
-            main([str(given), *WEIGHTS, "--format", "csv", "--output", str(output)])
+            main([str(source), *WEIGHTS, "--format", "csv", "--output", str(output)])
     assert image.read_bytes() == (folder / "nameless").read_bytes() == before
     assert not (tmp_path / "new.PNG").exists() and (folder / "1.png").read_bytes().startswith(b"\x89PNG")
 

@@ -48,10 +48,10 @@ def test_options_that_are_given_win_over_those_of_training(weights):
     """Even where they are what a run would begin with."""
     path, _ = weights(interpolation="bilinear", crop_pct=0.95)
     ours = {"interpolation": "bicubic", "crop_pct": 0.875}
-    for given in ({}, ours, {"crop_pct": 0.5}):
-        digits, *_ = Classification.trained(ClassificationEvalOptions(model=SMALL["model"], checkpoint=path, **given))
+    for changes in ({}, ours, {"crop_pct": 0.5}):
+        digits, *_ = Classification.trained(ClassificationEvalOptions(model=SMALL["model"], checkpoint=path, **changes))
         seen = {key: getattr(digits.options, key) for key in ours}
-        assert seen == {"interpolation": "bilinear", "crop_pct": 0.95} | given
+        assert seen == {"interpolation": "bilinear", "crop_pct": 0.95} | changes
     assert {key: getattr(ClassificationOptions(), key) for key in ours} == ours  # what recipe.yaml holds
     with pytest.raises(ValueError, match="crop_pct is 2, but it must be a number from 0.25 to 1"):
         ClassificationEvalOptions(crop_pct=2)

@@ -195,8 +195,8 @@ def test_the_split_to_score_can_be_chosen(folder_of_digits, tmp_path, capsys):
     for i in range(3):
         (tmp_path / "set" / "test" / "a").mkdir(parents=True, exist_ok=True)
         Image.new("L", (32, 32)).save(tmp_path / "set" / "test" / "a" / f"{i}.png")
-    for given, split, count in (([], "val", 10), (["--test-on", "test"], "test", 3), (["--test-on", "val"], "val", 10)):
-        evaluate(*words, *given)
+    for choice, split, count in (("", "val", 10), ("--test-on test", "test", 3), ("--test-on val", "val", 10)):
+        evaluate(*words, *choice.split())
         assert f"on set, {split} ({count} images" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="test_on is 'tset'; did you mean 'test'"):
         evaluate(*words, "--test-on", "tset")
@@ -205,8 +205,8 @@ def test_the_split_to_score_can_be_chosen(folder_of_digits, tmp_path, capsys):
 def test_a_split_that_was_chosen_has_its_own_folder(folder_of_digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = folder_of_digits(["train", "val", "test"], "abcdefghij", trained_for="abcdefghij")
-    for given in ([], ["--test-on", "test"]):
-        evaluate(*words, "--output", "", *given)
+    for choice in ([], ["--test-on", "test"]):
+        evaluate(*words, "--output", "", *choice)
     names = sorted(path.parent.name for path in tmp_path.glob("runs/*/result.json"))
     assert names == [f"eval-set-{MODEL}", f"eval-set-{MODEL}-test"]
 

@@ -53,8 +53,8 @@ def test_crop_and_flip_as_numpy_does_them():
     tops, lefts = randint(hash64(key, TOP), 7), randint(hash64(key, LEFT), 7)
     flips = uniform(hash64(key, FLIP)) < 0.5
     assert tops.unique().tolist() == lefts.unique().tolist() == list(range(7)) and 16 < flips.sum() < 48
-    for got, given, top, left, flip in zip(crop_flip(image, 3, 0.5, key), image, tops, lefts, flips):
-        window = np.pad(given.numpy(), ((3, 3), (3, 3), (0, 0)))[top : top + 7, left : left + 9]
+    for got, source, top, left, flip in zip(crop_flip(image, 3, 0.5, key), image, tops, lefts, flips):
+        window = np.pad(source.numpy(), ((3, 3), (3, 3), (0, 0)))[top : top + 7, left : left + 9]
         assert np.array_equal(got.numpy(), window[:, ::-1] if flip else window)
 
 
@@ -134,38 +134,39 @@ def plain(**options):
 
 
 def test_mixup(batch):
-    given = plain()(batch, 0, 0)["image"]
+    before = plain()(batch, 0, 0)["image"]
     done = plain(mixup=0.8)(batch, 0, 0)
     partner = torch.arange(16) ^ 1
     image, target = done["image"], done["target"]
     hard = torch.nn.functional.one_hot(batch["label"], 5).float()
-    share = ((image - given[partner]) * (given - given[partner])).sum() / (given - given[partner]).square().sum()
+    change = before - before[partner]
+    share = ((image - before[partner]) * change).sum() / change.square().sum()
     assert 0 < share < 1
-    assert torch.allclose(image, share * given + (1 - share) * given[partner], atol=1e-5)
+    assert torch.allclose(image, share * before + (1 - share) * before[partner], atol=1e-5)
     assert torch.allclose(target, share * hard + (1 - share) * hard[partner], atol=1e-5)
 
 
 def test_cutmix(batch):
-    given = plain()(batch, 0, 0)["image"]
+    before = plain()(batch, 0, 0)["image"]
     hard = torch.nn.functional.one_hot(batch["label"], 5).float()
     partner = torch.arange(16) ^ 1
     for step in range(20):
         done = plain(cutmix=1.0)(batch, 0, step)
-        own = (done["image"] == given).all(1)
-        assert torch.equal(torch.where(own[:, None], given, given[partner]), done["image"])
-        assert (own == own[0]).float().mean() > 0.99, "one box for all; equal pixels of partners aside"
-        share = own[0].float().mean()
+        unchanged = (done["image"] == before).all(1)
+        assert torch.equal(torch.where(unchanged[:, None], before, before[partner]), done["image"])
+        assert (unchanged == unchanged[0]).float().mean() > 0.99, "one box for all; equal pixels of partners aside"
+        share = unchanged[0].float().mean()
         assert torch.allclose(done["target"], share * hard + (1 - share) * hard[partner], atol=1e-5)
 
 
 def test_mixing_is_drawn_anew_for_each_step(batch):
-    given = plain()(batch, 0, 0)["image"]
+    before = plain()(batch, 0, 0)["image"]
     transform = plain(mixup=0.8, cutmix=1.0, mix_prob=0.75)
     targets, kinds = [], []
     for step in range(100):
         done = transform(batch, 0, step)
         targets.append(done["target"])
-        kept = (done["image"] == given).float().mean()
+        kept = (done["image"] == before).float().mean()
         kinds.append("none" if kept == 1 else "mixup" if kept < 0.02 else "cutmix")
         assert torch.allclose(done["target"].sum(1), torch.ones(16))
     assert 12 < kinds.count("none") < 40 and 20 < kinds.count("mixup") < 60 and 20 < kinds.count("cutmix") < 60
@@ -175,11 +176,11 @@ def test_mixing_is_drawn_anew_for_each_step(batch):
 
 
 def test_mixing_stops_after_some_epochs(batch):
-    always, stopped, plain_images = plain(cutmix=1.0), plain(cutmix=1.0, mix_off_epoch=2), plain()(batch, 0, 0)["image"]
+    always, stopped, before = plain(cutmix=1.0), plain(cutmix=1.0, mix_off_epoch=2), plain()(batch, 0, 0)["image"]
     for epoch in (0, 1):
         assert torch.equal(stopped(batch, epoch, 0)["image"], always(batch, epoch, 0)["image"])
     done = stopped(batch, 2, 0)
-    assert torch.equal(done["image"], plain_images) and not torch.equal(always(batch, 2, 0)["image"], plain_images)
+    assert torch.equal(done["image"], before) and not torch.equal(always(batch, 2, 0)["image"], before)
     assert torch.equal(done["target"], torch.nn.functional.one_hot(batch["label"], 5).float())
 
 

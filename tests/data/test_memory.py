@@ -64,8 +64,8 @@ def test_a_channel_that_never_changes_can_be_normalised():
 def test_statistics_given_and_of_streamed_sets(folder):
     train = open_data("folder", root=folder()).train
     assert channel_statistics(train, DataOptions(memory="no")) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    given = DataOptions(mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))
-    assert channel_statistics(train, given) == ((0.5, 0.5, 0.5), (0.1, 0.1, 0.1))
+    options = DataOptions(mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))
+    assert channel_statistics(train, options) == ((0.5, 0.5, 0.5), (0.1, 0.1, 0.1))
     with pytest.raises(ValueError, match="mean is given, but std is not: give both or neither"):
         channel_statistics(train, DataOptions(mean=(0.5, 0.5, 0.5)))
     with pytest.raises(ValueError, match="std is given, but mean is not: give both or neither"):

@@ -58,7 +58,7 @@ def test_stratified_takes_each_class_by_its_share():
 
 
 @pytest.mark.parametrize(
-    "given, words",
+    "options, words",
     [
         (dict(name="cifer10"), "no data set is called 'cifer10'; did you mean 'cifar10'"),
         (dict(name="foldr"), "did you mean 'folder'"),
@@ -71,9 +71,9 @@ def test_stratified_takes_each_class_by_its_share():
         (dict(name="folder"), "needs --data-dir; in it, expected train/ and val/"),
     ],
 )
-def test_bad_words_are_refused(given, words):
+def test_bad_words_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
-        open_data(**given)
+        open_data(**options)
 
 
 def test_a_path_for_a_name_is_understood(tmp_path):
@@ -98,9 +98,9 @@ def test_memory_is_for_small_images_of_one_size(folder):
     small, large = folder(name="small"), folder(size=(100, 100), name="large")
     mixed = folder(name="mixed")
     Image.new("RGB", (40, 30)).save(mixed / "train" / "cat" / "0.png")
-    found = {root.name: open_data("folder", root=root).train for root in (small, large, mixed)}
-    assert {name: source.small for name, source in found.items()} == {"small": True, "large": False, "mixed": False}
-    assert {name: source.size for name, source in found.items()} == {"small": 32, "large": 100, "mixed": None}
+    sources = {root.name: open_data("folder", root=root).train for root in (small, large, mixed)}
+    assert {name: source.small for name, source in sources.items()} == {"small": True, "large": False, "mixed": False}
+    assert {name: source.size for name, source in sources.items()} == {"small": 32, "large": 100, "mixed": None}
 
 
 def test_folder_that_is_not_there(tmp_path):

@@ -126,15 +126,15 @@ def test_what_to_give_instead(tmp_path):
         file.parent.mkdir()
         file.touch()
     ARTIFACT.save(exported)
-    for given, words in (
+    for path, words in (
         (run, f"{run} is a run: give it as --checkpoint, or export it with metamix export {run} --output NEW"),
         (exported / "model.onnx", f"model.onnx is a file of an exported model: give its folder, {exported}"),
         (run / "model.safetensors", "is a file: give a folder that metamix export wrote. For weights give --check"),
     ):
         with pytest.raises(FileNotFoundError, match=re.escape(words)):
-            load_exported(given)
+            load_exported(path)
         with pytest.raises(SystemExit, match=f"^error: .*{re.escape(words)}"):
-            metamix.tasks.predict.main(["photo.jpg", "--model", str(given)])
+            metamix.tasks.predict.main(["photo.jpg", "--model", str(path)])
 
 
 def test_exported_model_is_no_checkpoint(tmp_path):

@@ -118,14 +118,14 @@ def test_program_of_onnxruntime(size, weights, tmp_path, monkeypatch, capsys):
         metamix.tasks.predict.main(
             [str(tmp_path / "photo.jpg"), "--model", str(folder), "--top", "1", "--format", "json"]
         )
-    found = json.loads(capsys.readouterr().out)[0]["labels"][0]
+    label = json.loads(capsys.readouterr().out)[0]["labels"][0]
     snippet = re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.S)[0]
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(compile(snippet, "snippet", "exec"), names)
-    assert capsys.readouterr().out == f"{found['label']}\n"
+    assert capsys.readouterr().out == f"{label['label']}\n"
     probability = float(torch.tensor(names["logits"][0]).softmax(0).max())
-    assert probability == pytest.approx(found["probability"], abs=1e-5)  # the label may be that of any orientation
+    assert probability == pytest.approx(label["probability"], abs=1e-5)  # the label may be that of any orientation
 
 
 @pytest.mark.slow
@@ -264,9 +264,9 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
     ],
 )
 def test_refusals(options, words, tmp_path):
-    given = dict(source="metaformer_pooling_nano.digits", output=tmp_path / "out") | options
+    arguments = dict(source="metaformer_pooling_nano.digits", output=tmp_path / "out") | options
     with pytest.raises((ValueError, OSError), match=words):
-        export(**given)
+        export(**arguments)
 
 
 def test_a_size_that_the_model_does_not_take(tmp_path):
@@ -299,9 +299,9 @@ def test_graph_that_cannot_be_recorded(weights, tmp_path, monkeypatch):
     ],
 )
 def test_reason_of_an_exporter(message, words):
-    with pytest.raises(GraphError) as found, as_graph_error("it fails"):
+    with pytest.raises(GraphError) as error, as_graph_error("it fails"):
         raise RuntimeError(message)
-    assert str(found.value) == f"it fails: {words}"
+    assert str(error.value) == f"it fails: {words}"
 
 
 def test_number_of_threads_is_restored(weights, tmp_path):

@@ -19,14 +19,14 @@ from metamix.utils.checks import DoesNotFit
     ],
 )
 def test_openvino_computes_in_bf16_where_the_processor_can(monkeypatch, capabilities, precision, asked):
-    given = {}
+    settings = {}
     core = SimpleNamespace(
         get_property=lambda device, name: capabilities,
-        compile_model=lambda model, device, properties: given.update(properties),
+        compile_model=lambda model, device, properties: settings.update(properties),
     )
     monkeypatch.setattr(openvino, "need", lambda package: SimpleNamespace(Core=lambda: core))
     openvino.open_openvino(object(), 1, precision)
-    assert given == {"INFERENCE_PRECISION_HINT": asked, "INFERENCE_NUM_THREADS": 1}
+    assert settings == {"INFERENCE_PRECISION_HINT": asked, "INFERENCE_NUM_THREADS": 1}
 
 
 def test_what_an_engine_refuses_is_said_in_words():

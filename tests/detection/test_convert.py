@@ -29,15 +29,15 @@ def original(tmp_path_factory):
 
 def boxes_of(folder, splits=("train", "val")):
     """Return the sorted (class, x1, y1, x2, y2) of each image of a data set, by its name, as training reads them."""
-    found = {}
+    boxes_by_name = {}
     for name in splits:
         split = open_split(find_splits(folder), name)
         for i in range(len(split)):
             _, target = split.read(i)
             labels = [split.classes[label - 1] for label in target["labels"]]
             boxes = [tuple(round(value, 2) for value in box) for box in target["boxes"].tolist()]
-            found[os.path.basename(split.path(i))] = sorted(zip(labels, boxes))
-    return found
+            boxes_by_name[os.path.basename(split.path(i))] = sorted(zip(labels, boxes))
+    return boxes_by_name
 
 
 def copy_images(original, place, split=""):

@@ -112,8 +112,9 @@ def test_copies_predict_the_same():
         for other in copy.deepcopy(model), pickle.loads(pickle.dumps(model)):
             torch.testing.assert_close(other(images), model(images), rtol=0, atol=0)
             with torch.autocast("cpu", torch.bfloat16):
-                (found,) = other(images)
-            assert len(found["boxes"]) and found["boxes"].dtype == torch.float32  # copied hooks cast the outputs
+                (prediction,) = other(images)
+            boxes = prediction["boxes"]
+            assert len(boxes) and boxes.dtype == torch.float32  # copied hooks cast the outputs
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -115,7 +115,7 @@ def test_boxes_and_scores(detector, format, dynamic, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "given", "words"),
+    ("changes", "arguments", "words"),
     [
         ({}, dict(img_size=(60, 64)), r"img_size is 60 x 64, but .* takes multiples of 16 pixels"),
         (
@@ -125,12 +125,12 @@ def test_boxes_and_scores(detector, format, dynamic, tmp_path):
         ),
     ],
 )
-def test_refusals(changes, given, words, tmp_path):
+def test_refusals(changes, arguments, words, tmp_path):
     spec = DetectorSpec(**vars(SPEC) | changes)
     metadata = spec.to_dict() | dict(mean=[0.5] * 3, std=[0.25] * 3, img_size=64)
     save_weights(tmp_path / "d.safetensors", spec.build().state_dict(), metadata)
     with pytest.raises(ValueError, match=words):
-        open_detector(options(str(tmp_path / "d.safetensors"), **given))
+        open_detector(options(str(tmp_path / "d.safetensors"), **arguments))
 
 
 def test_refusals_of_data():
@@ -318,9 +318,9 @@ def test_int8_is_scored_on_training_images_that_calibration_does_not_see(tmp_pat
 def test_ap_of_an_image(boxes, labels, ap):
     """Two objects; a box of IoU 0.72 is right at 0.5 to 0.7, half of the ten."""
     truth = {"boxes": torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]]), "labels": torch.tensor([1, 2])}
-    found = {"boxes": torch.tensor(boxes).view(-1, 4).float(), "labels": torch.tensor(labels)}
-    assert image_ap(found, truth) == pytest.approx(ap, abs=1e-3)
-    assert image_ap(found, {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}) != ap  # NaN: nothing to score
+    detections = {"boxes": torch.tensor(boxes).view(-1, 4).float(), "labels": torch.tensor(labels)}
+    assert image_ap(detections, truth) == pytest.approx(ap, abs=1e-3)
+    assert image_ap(detections, {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}) != ap  # NaN: nothing to score
 
 
 def objects(shift=0.0, score=0.9, label=1):
@@ -329,7 +329,7 @@ def objects(shift=0.0, score=0.9, label=1):
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("detections", "words"),
     [
         (objects(0.3), []),
         (objects(0.7), ["boxes differ by up to 0.70 pixels, the limit is 0.5"]),
@@ -337,9 +337,9 @@ def objects(shift=0.0, score=0.9, label=1):
         (objects(score=0.8), ["1 of 1 objects are not found (limit 0.1%)"]),
     ],
 )
-def test_limits_of_boxes(given, words):
+def test_limits_of_boxes(detections, words):
     match = BoxMatch(0.05, 100)
-    match.update(objects(), given)
+    match.update(objects(), detections)
     assert match.problems("fp32") == words
 
 

@@ -62,7 +62,7 @@ def test_training_finds_squares_and_discs(trained):
 
 def test_scores_of_the_same_states_are_computed_once(data, monkeypatch):
     calls = []
-    monkeypatch.setattr("metamix.detection.metric.score", lambda *given: calls.append(given) or score(*given))
+    monkeypatch.setattr("metamix.detection.metric.score", lambda *args: calls.append(args) or score(*args))
     task = Detection(DetectionOptions(data_dir=str(data), detector="retinanet"))
     for count in (1, 2):
         states = [task.metric.start() | {"split": "test", "seen": task.data.scored["test"].ids}]
@@ -204,8 +204,8 @@ def test_fine_tuning_starts_from_a_classifier(few, tmp_path):
     about["model_args"] = SMALL["model_args"]
     save_weights(tmp_path / "c.safetensors", classifier.state_dict(), about)
     task, model = build(few, model="metaformer_wavemix_nano", checkpoint=str(tmp_path / "c.safetensors"))
-    own = model.backbone.body.model.state_dict()
-    assert all(torch.equal(own[name], tensor) for name, tensor in classifier.state_dict().items() if name in own)
+    state = model.backbone.body.model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in classifier.state_dict().items() if name in state)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     described = task.model.describe(model)
     assert described["mean"] == [0.1, 0.2, 0.3] and described["frozen_norms"] is True
@@ -340,10 +340,10 @@ def test_detectors_that_do_not_say_what_they_were_trained_on_are_scored(few, tmp
     model = task.model.build()
     metadata = task.model.describe(model)
     for entries in ({"train_on": []}, {}):
-        known = {key: value for key, value in metadata.items() if key != "train_on"} | entries
-        save_weights(tmp_path / "old.safetensors", model.state_dict(), known)
-        given = DetectionEvalOptions(checkpoint=str(tmp_path / "old.safetensors"), data_dir=str(few))
-        assert list(Detection.trained(given)[0].data.scored) == ["test", "holdout"]
+        about = {key: value for key, value in metadata.items() if key != "train_on"} | entries
+        save_weights(tmp_path / "old.safetensors", model.state_dict(), about)
+        evaluation = DetectionEvalOptions(checkpoint=str(tmp_path / "old.safetensors"), data_dir=str(few))
+        assert list(Detection.trained(evaluation)[0].data.scored) == ["test", "holdout"]
 
 
 def test_eval_of_a_split_that_was_not_held_out(few, tmp_path):

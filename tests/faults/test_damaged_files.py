@@ -80,12 +80,12 @@ def test_no_flipped_bit_changes_what_is_resumed(net, tmp_path):
         (tmp_path / "c.pt").write_bytes((tmp_path / "whole.pt").read_bytes())
         flip(tmp_path / "c.pt", chance.randrange(size), chance.randrange(8))
         try:
-            found = load_checkpoint(tmp_path / "c.pt")
+            resumed = load_checkpoint(tmp_path / "c.pt")
         except ValueError:
             refused += 1
             continue
-        assert found["step"] == 3 and found["history"] == whole["history"]
-        assert all(torch.equal(found["model"][name], tensor) for name, tensor in whole["model"].items())
+        assert resumed["step"] == 3 and resumed["history"] == whole["history"]
+        assert all(torch.equal(resumed["model"][name], tensor) for name, tensor in whole["model"].items())
     assert refused > 30
 
 

@@ -318,11 +318,11 @@ def test_class_that_is_defined_again(forget_mixers):
 @pytest.mark.parametrize(
     "name, option", [("maxim", "block_size"), ("maxim", "grid_size"), ("nin", "grid"), ("minattn", "context")]
 )
-@pytest.mark.parametrize("given", [0, -1, (4,), (4, 0), (4, 4, 4), 2.5])
-def test_options_that_are_no_size(name, option, given):
-    words = f"{option} is {given!r}: give one number of at least 1, or two of them, (height, width)."
+@pytest.mark.parametrize("value", [0, -1, (4,), (4, 0), (4, 4, 4), 2.5])
+def test_options_that_are_no_size(name, option, value):
+    words = f"{option} is {value!r}: give one number of at least 1, or two of them, (height, width)."
     with pytest.raises(ValueError, match=re.escape(words)):
-        create_mixer(name, 8, size=(8, 8), **{option: given})
+        create_mixer(name, 8, size=(8, 8), **{option: value})
 
 
 @pytest.mark.parametrize(
@@ -340,10 +340,10 @@ def test_options_that_are_no_size(name, option, given):
     ],
 )
 def test_options_that_are_no_count(name, option, least):
-    for given in (least - 1, 2.0, "2", [2]):
-        words = f"{option} is {given!r}: give a whole number of at least {least}."
+    for value in (least - 1, 2.0, "2", [2]):
+        words = f"{option} is {value!r}: give a whole number of at least {least}."
         with pytest.raises(ValueError, match=re.escape(words)):
-            create_mixer(name, 8, size=(8, 8), **{option: given})
+            create_mixer(name, 8, size=(8, 8), **{option: value})
 
 
 def test_registering_what_is_no_module_class(forget_mixers):
@@ -444,11 +444,11 @@ class Flat(Mine):
         return (x,)
 
 
-@pytest.mark.parametrize("cls, given", [(OneChannel, "(2, 1, 4, 4)"), (Flat, "a tuple")])
-def test_mixer_that_changes_the_shape(cls, given, forget_mixers):
+@pytest.mark.parametrize("cls, returned", [(OneChannel, "(2, 1, 4, 4)"), (Flat, "a tuple")])
+def test_mixer_that_changes_the_shape(cls, returned, forget_mixers):
     register_mixer("wrong")(cls)
     model = MetaFormer(img_size=16, depths=(1,), dims=(8,), mixer="wrong")
-    words = f"{cls.__name__} returned {given} for a map of shape (2, 8, 4, 4): a mixer must keep the shape"
+    words = f"{cls.__name__} returned {returned} for a map of shape (2, 8, 4, 4): a mixer must keep the shape"
     with pytest.raises(ValueError, match=re.escape(words)):
         model(torch.randn(2, 3, 16, 16))
 

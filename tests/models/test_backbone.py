@@ -229,11 +229,11 @@ def test_weights_of_a_file_are_loaded_and_kept_once(name, tmp_path):
     model = timm.create_model(name, num_classes=7, **arguments)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     backbone = build_backbone(name, checkpoint=tmp_path / "weights.pt", **arguments)
-    own = dict(backbone.body.named_parameters())
+    parameters = dict(backbone.body.named_parameters())
     theirs = dict(model.named_parameters())
-    for key, tensor in own.items():
+    for key, tensor in parameters.items():
         assert torch.equal(tensor, theirs[key.removeprefix("model.")])
-    assert len(own) >= 20
+    assert len(parameters) >= 20
     assert not any("state_dict" in getattr(m, "pretrained_cfg", {}) for m in backbone.modules())
 
 

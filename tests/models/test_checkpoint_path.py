@@ -127,8 +127,8 @@ def test_an_overlay_with_a_file_makes_the_model_for_the_images_of_the_file(train
     assert torch.equal(loaded(x), model(x))
     colour = create(in_chans=3, pretrained=True, pretrained_cfg_overlay=overlay)
     torch.testing.assert_close(colour(x.expand(-1, 3, -1, -1)), model(x))
-    own = create(pretrained=True, pretrained_cfg_overlay=overlay | {"mean": (0.7,)})
-    assert own.pretrained_cfg["mean"] == (0.7,) and own.pretrained_cfg["std"] == (0.2,)
+    shifted = create(pretrained=True, pretrained_cfg_overlay=overlay | {"mean": (0.7,)})
+    assert shifted.pretrained_cfg["mean"] == (0.7,) and shifted.pretrained_cfg["std"] == (0.2,)
 
 
 def test_shipped_weights_are_prepared_as_their_card_says():

@@ -33,9 +33,9 @@ class Golden:
         """Load the tensors of `part`, all for "", into a module of the same kind."""
         state = {k.removeprefix(part): v for k, v in self.state.items() if k.startswith(part)}
         layout = maxim_layout.flax_layout(module, maxim_layout.module_paths(module, ""))
-        given, unknown = layout.translate(state, module)
+        tensors, unknown = layout.translate(state, module)
         assert not unknown
-        module.load_state_dict(given)
+        module.load_state_dict(tensors)
         return module.double()
 
     def deviation(self, output, name="output"):

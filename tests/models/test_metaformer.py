@@ -375,13 +375,13 @@ def test_buffers_of_another_size_need_adapt_state(forget_mixers, persistent):
 def literal_features(model, x):
     x = model.stem(x)
     x = x if model.pos_embed is None else x + model.pos_embed
-    found = []
+    maps = []
     for stage in model.stages:
         x = stage.downsample(x)
         for block in stage.blocks:
             x = block(x)
-            found.append((x, block is stage.blocks[-1]))
-    return [f for f, last in found if last or len(model.stages) == 1], x
+            maps.append((x, block is stage.blocks[-1]))
+    return [f for f, last in maps if last or len(model.stages) == 1], x
 
 
 @pytest.mark.parametrize("shape", [{}, ISOTROPIC], ids=["pyramid", "isotropic"])

@@ -170,8 +170,8 @@ def test_groups_by_depth(native, coarse):
         first += len(stage.blocks)
     last = max(group.values())
     group |= {"stem.": 0, "pos_embed": 0, "norm.": last + 1 if coarse else last, "head.": last + 1}
-    found = group_parameters(native, native.group_matcher(coarse), reverse=True)
-    assert found == {key: group[next(filter(key.startswith, group))] for key, _ in native.named_parameters()}
+    groups = group_parameters(native, native.group_matcher(coarse), reverse=True)
+    assert groups == {key: group[next(filter(key.startswith, group))] for key, _ in native.named_parameters()}
 
 
 @NOT_LARGE
@@ -318,10 +318,10 @@ def test_features_only(name, model, feature_cls, out_indices):
 @torch.no_grad()
 def test_features_of_a_pyramid_by_timms_other_classes(name, feature_cls):
     x = images(create(name))
-    found = create(name, features_only=True, feature_cls=feature_cls)(x)
+    features = create(name, features_only=True, feature_cls=feature_cls)(x)
     expected = create(name).forward_intermediates(x, intermediates_only=True)
-    assert_close(list(found.values()) if feature_cls == "dict" else found, expected)
-    assert feature_cls == "list" or list(found) == ["0", "1", "2", "3"][: len(expected)]  # as timm's models have
+    assert_close(list(features.values()) if feature_cls == "dict" else features, expected)
+    assert feature_cls == "list" or list(features) == ["0", "1", "2", "3"][: len(expected)]  # as timm's models have
 
 
 @pytest.mark.parametrize("feature_cls", ["list", "dict"])
@@ -339,13 +339,14 @@ def test_names_of_weights_are_listed_once():
 
 
 def test_features_without_the_position_embedding_are_refused():
-    given = dict(features_only=True, pos_embed=True)
+    arguments = dict(features_only=True, pos_embed=True)
     x = torch.randn(1, 3, 32, 32)
     model = create("metaformer_pooling_nano", pos_embed=True)
-    assert_close(create("metaformer_pooling_nano", **given)(x), model.forward_intermediates(x, intermediates_only=True))
+    features = create("metaformer_pooling_nano", **arguments)(x)
+    assert_close(features, model.forward_intermediates(x, intermediates_only=True))
     for feature_cls in ("list", "dict", "hook"):
         with pytest.raises(ValueError, match=f"feature_cls='{feature_cls}' leaves out the position embedding"):
-            create("metaformer_pooling_nano", feature_cls=feature_cls, **given)
+            create("metaformer_pooling_nano", feature_cls=feature_cls, **arguments)
 
 
 @ONE_OF_EACH

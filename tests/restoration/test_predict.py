@@ -333,7 +333,7 @@ def test_weights_that_are_missing_or_of_another_task(tmp_path):
 def test_metadata_of_strangers_are_checked(entries, words):
     from metamix.weights.metadata import ModelMetadata
 
-    known = {"task": "restoration", "channels": "rgb", "enlarge": 1, "degradation": "noise:25"}
-    metadata = ModelMetadata.from_dict(known | entries)
+    valid = {"task": "restoration", "channels": "rgb", "enlarge": 1, "degradation": "noise:25"}
+    metadata = ModelMetadata.from_dict(valid | entries)
     with pytest.raises(ValueError, match=f"^FILE: {words}"):
         RestorationSpec.from_metadata(metadata, "FILE")

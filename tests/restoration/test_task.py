@@ -315,9 +315,9 @@ MISTAKES = [
 
 @pytest.mark.parametrize("words, message", MISTAKES)
 def test_mistakes_are_refused_in_words(words, message, clean, tmp_path):
-    given = [*MAXIM, "--data-dir", clean(), "--degradation", "noise:25", "--output", tmp_path / "run", *words]
+    command = [*MAXIM, "--data-dir", clean(), "--degradation", "noise:25", "--output", tmp_path / "run", *words]
     with pytest.raises(SystemExit, match=message):
-        train(*given)
+        train(*command)
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 

@@ -44,9 +44,9 @@ def literal_ohem(logits, target, weights):
 
 
 def literal_focal(logits, target, weights):
-    total, known = 0.0, (target != IGNORED).nonzero().tolist()
+    total, labelled = 0.0, (target != IGNORED).nonzero().tolist()
     for k in range(len(logits)):
-        for y, x in known:
+        for y, x in labelled:
             p = 1 / (1 + math.exp(-float(logits[k, y, x])))
             p = p if int(target[y, x]) == k else 1 - p
             total += -((1 - p) ** 2) * math.log(p)
@@ -54,20 +54,20 @@ def literal_focal(logits, target, weights):
 
 
 def literal_dice(logits, target, weights):
-    found = list(pixels(logits, target))
+    scored = list(pixels(logits, target))
     terms = []
     for k in range(len(logits)):
-        shared = sum(shares[k] for shares, label in found if label == k)
-        size = sum(shares[k] for shares, _ in found) + sum(label == k for _, label in found)
-        terms.append(1 - 2 * shared / size if any(label == k for _, label in found) else 0.0)
+        shared = sum(shares[k] for shares, label in scored if label == k)
+        size = sum(shares[k] for shares, _ in scored) + sum(label == k for _, label in scored)
+        terms.append(1 - 2 * shared / size if any(label == k for _, label in scored) else 0.0)
     return sum(terms) / len(terms)
 
 
 def literal_lovasz(logits, target, weights):
     """Sum the errors in descending order, weighted by what each adds to the Jaccard loss."""
-    found, terms = list(pixels(logits, target)), []
-    for k in {label for _, label in found}:
-        errors = sorted(((abs((label == k) - shares[k]), label == k) for shares, label in found), reverse=True)
+    scored, terms = list(pixels(logits, target)), []
+    for k in {label for _, label in scored}:
+        errors = sorted(((abs((label == k) - shares[k]), label == k) for shares, label in scored), reverse=True)
         total, before, value = sum(real for _, real in errors), 0.0, 0.0
         for i in range(len(errors)):
             right = total - sum(real for _, real in errors[: i + 1])
@@ -98,8 +98,8 @@ def test_losses_equal_their_formulas(name, batch):
     weights = torch.tensor([0.5, 1.0, 2.0, 3.0]) if name in ("ce", "ohem") else None
     logits.requires_grad_()
     loss = LOSSES[name](logits, target, weights)
-    given = weights.tolist() if weights is not None else None
-    wanted = sum(LITERAL[name](one, mask, given) for one, mask in zip(logits.detach(), target)) / 3
+    factors = weights.tolist() if weights is not None else None
+    wanted = sum(LITERAL[name](one, mask, factors) for one, mask in zip(logits.detach(), target)) / 3
     assert loss.item() == pytest.approx(wanted, rel=1e-5)
     loss.backward()
     assert logits.grad.isfinite().all() and not logits.grad[2].any() and logits.grad[0].any()

@@ -115,12 +115,12 @@ def test_cityscapes_network_of_wavemix():
 
 
 def test_published_addresses():
-    known = {f"{head} {name}": entry for head, names in WEIGHTS.items() for name, entry in names.items()}
-    assert len(known) == 6
-    assert known["wavemix wavemix_192_16_l3.cityscapes"].url == (
+    entries = {f"{head} {name}": entry for head, names in WEIGHTS.items() for name, entry in names.items()}
+    assert len(entries) == 6
+    assert entries["wavemix wavemix_192_16_l3.cityscapes"].url == (
         "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/cityscapes_83.04.pth"
     )
-    assert known["semantic_fpn metaformer_pooling_m48.ade20k"].url == (
+    assert entries["semantic_fpn metaformer_pooling_m48.ade20k"].url == (
         "https://download.openmmlab.com/mmsegmentation/v0.5/poolformer/fpn_poolformer_m48_8x4_512x512_40k_ade20k/"
         "fpn_poolformer_m48_8x4_512x512_40k_ade20k_20220504_003923-64168d3b.pth"
     )

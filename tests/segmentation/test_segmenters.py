@@ -198,7 +198,7 @@ def test_export_for_any_size(head, backbone, options):
 
 
 @pytest.mark.parametrize(
-    "given, words",
+    "arguments, words",
     [
         (dict(head="semanticfpn"), "head is 'semanticfpn'; did you mean 'semantic_fpn'"),
         (dict(backbone="resnet81"), "no model 'resnet81'; did you mean 'resnet18'"),
@@ -227,10 +227,10 @@ def test_export_for_any_size(head, backbone, options):
         (dict(head="wavemix", head_channels=8), "head_channels is 8, but it must be a list of widths"),
     ],
 )
-def test_wrong_arguments_are_refused(given, words):
-    given = dict(head="semantic_fpn", backbone="metaformer_pooling_nano", num_classes=3) | given
+def test_wrong_arguments_are_refused(arguments, words):
+    arguments = dict(head="semantic_fpn", backbone="metaformer_pooling_nano", num_classes=3) | arguments
     with torch.device("meta"), pytest.raises(ValueError, match=words):
-        build_segmenter(**given)
+        build_segmenter(**arguments)
 
 
 def test_wrong_images_are_refused():

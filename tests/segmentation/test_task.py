@@ -96,8 +96,8 @@ def test_scores_on_splits_of_training_are_noted(scenes, tmp_path):
     root, run = scenes(), tmp_path / "run"
     train(*SMALL_HEAD, "--data-dir", root, "--train-on", "train,val", "--output", run)
 
-    def open_task(**given):
-        return Segmentation.trained(SegmentationEvalOptions(checkpoint=str(run), data_dir=str(root), **given))[0]
+    def open_task(**changes):
+        return Segmentation.trained(SegmentationEvalOptions(checkpoint=str(run), data_dir=str(root), **changes))[0]
 
     for split in "train", "val":
         assert f"the segmenter was trained on the split {split}" in open_task(test_on=split).notes
@@ -189,12 +189,12 @@ def test_the_backbone_starts_from_a_classifier(words, note, scenes, tmp_path, ca
 def test_known_values_replace_those_of_training(scenes, tmp_path):
     root, run = scenes(train=2, val=1), tmp_path / "run"
     train(*SMALL_HEAD, "--data-dir", root, "--ignore-index", 255, "--reduce-zero-label", "--output", run)
-    given = SegmentationEvalOptions(checkpoint=str(run), data="voc", data_dir=str(root))
+    options = SegmentationEvalOptions(checkpoint=str(run), data="voc", data_dir=str(root))
     with pytest.raises(FileNotFoundError, match="not found or corrupted"):  # not that the options are refused
-        Segmentation.trained(given)
-    given.reduce_zero_label = True
+        Segmentation.trained(options)
+    options.reduce_zero_label = True
     with pytest.raises(ValueError, match="voc has known mask values"):
-        Segmentation.trained(given)
+        Segmentation.trained(options)
 
 
 def test_a_split_without_labelled_pixels_is_refused_before_training(scenes, tmp_path):
@@ -249,7 +249,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize("words, message", MISTAKES)
 def test_mistakes_are_refused_in_words(words, message, scenes, tmp_path):
-    given = [*SMALL_HEAD, "--data-dir", scenes(), "--output", tmp_path / "run", *words]
+    command = [*SMALL_HEAD, "--data-dir", scenes(), "--output", tmp_path / "run", *words]
     with pytest.raises(SystemExit, match=message):
-        train(*given)
+        train(*command)
     assert not (tmp_path / "run" / "checkpoint.pt").exists()

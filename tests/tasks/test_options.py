@@ -35,7 +35,7 @@ def test_model_args_are_read_as_yaml():
 
 
 @pytest.mark.parametrize(
-    "given, words",
+    "options, words",
     [
         ({"pretrained": True, "checkpoint": "a.pt"}, r"pretrained and checkpoint \(a.pt\) both say where weights"),
         (
@@ -46,6 +46,6 @@ def test_model_args_are_read_as_yaml():
         ({"model_args": {"mixer": "raft", "pretrained": True}}, "model_args has pretrained, which comes from --pre"),
     ],
 )
-def test_contradictions_are_refused(given, words):
+def test_contradictions_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
-        Options(**given)
+        Options(**options)

@@ -244,8 +244,8 @@ def test_factors_scale_the_rates_of_parts():
     options = EngineOptions(warmup_epochs=0.0, lr=1.0, lr_factors={"0": 0.1, "*.bias": 0.5})
     optimizer = make_optimizer(model, options)
     make_schedule(optimizer, options, 5).step_update(0)
-    found = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
-    rates = {name: found[id(weight)] for name, weight in model.named_parameters()}
+    rate_of = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
+    rates = {name: rate_of[id(weight)] for name, weight in model.named_parameters()}
     assert rates == pytest.approx({"0.weight": 0.1, "0.bias": 0.05, "1.weight": 1.0, "1.bias": 0.5})
     with pytest.raises(ValueError, match="lr_factors names 'backbone'"):
         make_optimizer(model, EngineOptions(lr_factors={"backbone": 0.1}))
@@ -520,10 +520,10 @@ def test_a_device_that_is_not_there_is_refused(device, said):
 
 def test_ranks_that_do_not_see_the_same_files_are_refused(monkeypatch):
     group = ProcessGroup(1, 2, torch.device("cpu"))
-    for found in ([True, True], [False, False], [True, False]):
-        monkeypatch.setattr(ProcessGroup, "all_gather", lambda self, value, found=found: found)
-        if found[0] == found[1]:
-            assert group.exists_for_all(found[1], "run") is found[1]
+    for answers in ([True, True], [False, False], [True, False]):
+        monkeypatch.setattr(ProcessGroup, "all_gather", lambda self, value, answers=answers: answers)
+        if answers[0] == answers[1]:
+            assert group.exists_for_all(answers[1], "run") is answers[1]
     with pytest.raises(ValueError, match="rank 1 does not see run; all nodes must share the run folder"):
         group.exists_for_all(False, "run")
 

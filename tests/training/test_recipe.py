@@ -70,16 +70,16 @@ def test_a_task_may_have_defaults_of_engine_options(config, capsys):
         engine_defaults: ClassVar = {"batch_size": 16, "ema": True}
 
     tasks = {"toy": Task}
-    own = partial(parse, tasks=tasks, task_options=tasks.get, default_task=lambda values: "toy", description="")
-    engine = own([]).engine
+    parse_toy = partial(parse, tasks=tasks, task_options=tasks.get, default_task=lambda values: "toy", description="")
+    engine = parse_toy([]).engine
     assert (engine.batch_size, engine.ema, engine.score, engine.epochs) == (16, True, "ema", 10)
-    assert own([]) == own([]) and type(engine) is EngineOptions
+    assert parse_toy([]) == parse_toy([]) and type(engine) is EngineOptions
     file = config("batch_size: 32\nema: false\n")
-    assert (own(["--config", file]).engine.batch_size, own(["--config", file]).engine.ema) == (32, False)
-    assert own(["--config", file, "--batch-size", "8"]).engine.batch_size == 8
-    assert own([]).replace(lr=0.1).engine.batch_size == 16 and read().engine.batch_size == 128
+    assert (parse_toy(["--config", file]).engine.batch_size, parse_toy(["--config", file]).engine.ema) == (32, False)
+    assert parse_toy(["--config", file, "--batch-size", "8"]).engine.batch_size == 8
+    assert parse_toy([]).replace(lr=0.1).engine.batch_size == 16 and read().engine.batch_size == 128
     with pytest.raises(SystemExit):
-        own(["--help"])
+        parse_toy(["--help"])
     assert "fewer if few are there to train on (default: 16)" in " ".join(capsys.readouterr().out.split())
 
 
@@ -138,17 +138,16 @@ def test_options_of_another_task_are_named(config):
         degradation: str = option("", "noise")
 
     tasks = {"toys": Options, "restoration": Others}
+    parse_toys = partial(parse, tasks=tasks, task_options=tasks.get, default_task=lambda values: "toys", description="")
     words = "there is no option {} of toys; it is one of restoration: add --task restoration"
-    for given, name in (
+    for arguments, name in (
         (["--degradation", "noise:25"], "--degradation"),
         (["--config", config("degradation: noise:25")], "'degradation'"),
     ):
         with pytest.raises(SystemExit, match=words.format(name)):
-            parse(given, tasks, tasks.get, default_task=lambda values: "toys", description="A test.")
+            parse_toys(arguments)
         with pytest.raises(SystemExit, match="of toys; it is one of restoration$"):  # whoever names a task means it
-            parse(
-                [*given, "--task", "toys"], tasks, tasks.get, default_task=lambda values: "toys", description="A test."
-            )
+            parse_toys([*arguments, "--task", "toys"])
 
 
 @pytest.mark.parametrize("text", ["1e5", "12e3", "1.5", "yes", "null", "2026-01-01", "0x1f", "~", "a: b", ""])

@@ -67,12 +67,12 @@ OPTIONS = [EngineOptions, EvalOptions, *(c.Options for c in TASK_CLASSES), *(c.E
 
 @pytest.mark.parametrize("cls", OPTIONS, ids=lambda cls: cls.__name__)
 def test_every_class_of_options_checks_its_rules(cls):
-    given = {"data_dir": "images"}.items() & {(name, "images") for name in cls.__dataclass_fields__}
+    required = {"data_dir": "images"}.items() & {(name, "images") for name in cls.__dataclass_fields__}
     names = [name for name, limits in rules_of(cls).items() if not fits(-1, limits)]
     assert len(names) > 5
     for name in names:
         with pytest.raises(ValueError, match=f"^{name} is -1, but it must be "):
-            cls(**dict(given) | {name: -1})
+            cls(**dict(required) | {name: -1})
 
 
 def test_entries_of_a_file():

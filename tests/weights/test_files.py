@@ -100,8 +100,8 @@ def test_a_foreign_file_is_refused(net, tmp_path):
 def test_weights_carry_what_they_are(net, tmp_path):
     about = {"model": "net", "classes": ["a", "b"], "mean": [0.5], "img_size": 32, "top1": 97.25, "commit": None}
     save_weights(tmp_path / "model.safetensors", net.state_dict(), about)
-    tensors, known = load_weights(tmp_path / "model.safetensors")
-    assert known == about and all(torch.equal(tensors[name], tensor) for name, tensor in net.state_dict().items())
+    tensors, metadata = load_weights(tmp_path / "model.safetensors")
+    assert metadata == about and all(torch.equal(tensors[name], tensor) for name, tensor in net.state_dict().items())
     assert load_file(tmp_path / "model.safetensors").keys() == net.state_dict().keys()
     assert load_weights(tmp_path)[1] == about  # a run folder
     whole = (tmp_path / "model.safetensors").read_bytes()
@@ -138,8 +138,8 @@ def test_weights_from_every_kind_of_file(net, tmp_path):
         save_checkpoint(
             tmp_path / "c.pt", {"recipe": {"score": score}, "about": about, "model": net.state_dict(), "ema": average}
         )
-        tensors, known = load_weights(tmp_path / "c.pt")
-        assert known == {"model": "net", "weights": score}
+        tensors, metadata = load_weights(tmp_path / "c.pt")
+        assert metadata == {"model": "net", "weights": score}
         assert all(torch.equal(tensors[name], expected[name]) for name in expected)
     wrapped = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
     for content in (net.state_dict(), {"state_dict": net.state_dict(), "epoch": 3}, {"model": wrapped}):
