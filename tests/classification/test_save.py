@@ -45,11 +45,7 @@ def test_a_compiled_model_is_saved_without_its_wrapper(tmp_path):
     [
         ({}, dict(classes=["cat"]), "1 class name for 2 logits: give one for each"),
         ({}, dict(path="cats.pt"), "path is cats.pt: give a .safetensors file"),
-        (
-            dict(mixer_args={"raft_size": 1}),
-            dict(model_args={"img_size": 32}),
-            r"model_args is \{'img_size': 32\}, with which metaformer_raft_nano is another model than this one: give",
-        ),
+        (dict(mixer_args={"raft_size": 1}), dict(model_args={"img_size": 32}), "is another model than this one: give"),
         (dict(mixer_args={"resample": "stream"}), {}, r"model_args is \{\}, with which metaformer_raft_nano is"),
     ],
 )
@@ -64,8 +60,6 @@ def test_what_does_not_fit_is_refused(made_with, options, words, tmp_path):
 def test_a_state_dict_is_loaded_with_its_arguments(tmp_path):
     model = timm.create_model("metaformer_raft_nano", num_classes=2, img_size=48).eval()
     torch.save(model.state_dict(), tmp_path / "cats.pth")
-    with pytest.raises(ValueError, match=r"give that size, --model-args '\{img_size: N\}', in Python model_args="):
-        metamix.load_classifier(tmp_path / "cats.pth", model="metaformer_raft_nano")
     arguments = dict(model="metaformer_raft_nano", model_args={"img_size": 48})
     classifier = metamix.load_classifier(tmp_path / "cats.pth", **arguments)
     images = torch.rand(1, 3, 48, 48)

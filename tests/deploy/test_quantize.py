@@ -192,10 +192,7 @@ def test_a_drop_of_graded_scores_is_no_chance():
 
 def test_a_model_that_loses_too_much_is_refused_and_stays(file):
     score, before = score_of(file), file.read_bytes()
-    message = (
-        r"int8 with 1 of 3 layers in fp32 loses \d\.\d\d points on 16 held-out images; the limit is 0: accept a larg"
-    )
-    with pytest.raises(QuantizationError, match=message):
+    with pytest.raises(QuantizationError, match=r"1 of 3 layers in fp32 loses \d\.\d\d points .*; the limit is 0"):
         quantize_file(file, BATCHES, score, max_drop=0, minutes=1)
     assert file.read_bytes() == before
 

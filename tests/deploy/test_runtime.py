@@ -36,9 +36,7 @@ def test_what_an_engine_refuses_is_said_in_words():
     exported = runtime.ExportedModel(fail, SimpleNamespace(input_shape=(None, 3, 8, 8)))
     with pytest.raises(DoesNotFit, match=r"fails on images of shape \(2, 3, 8, 8\) \(the shapes do not fit\)"):
         exported(np.zeros((2, 3, 8, 8)))
-    with pytest.raises(
-        DoesNotFit, match=r"of shape \(0, 3, 8, 8\) are given, but the exported model takes \(n, 3, 8, 8\)"
-    ):
+    with pytest.raises(DoesNotFit, match=r"\(0, 3, 8, 8\) are given, but the exported model takes \(n, 3, 8, 8\)"):
         exported(np.zeros((0, 3, 8, 8)))
 
 

@@ -118,11 +118,7 @@ def test_boxes_and_scores(detector, format, dynamic, tmp_path):
     ("changes", "arguments", "words"),
     [
         ({}, dict(img_size=(60, 64)), r"img_size is 60 x 64, but .* takes multiples of 16 pixels"),
-        (
-            dict(detector="faster_rcnn", detector_args={}, anchor_scale=None),
-            {},
-            r"is a FasterRCNN; only RetinaNet and FCOS can be exported",
-        ),
+        (dict(detector="faster_rcnn", detector_args={}, anchor_scale=None), {}, r"FasterRCNN; only RetinaNet and FCOS"),
     ],
 )
 def test_refusals(changes, arguments, words, tmp_path):
@@ -136,8 +132,6 @@ def test_refusals(changes, arguments, words, tmp_path):
 def test_refusals_of_data():
     with pytest.raises(ValueError, match="^data is voc, but detection reads one layout of folders: give only --data-d"):
         open_detector(options("run", data="voc", data_dir="cells"))
-    with pytest.raises(ValueError, match="^data is coco, but .* give only --data-dir DIR$"):
-        open_detector(options("run", data="coco"))
 
 
 @pytest.mark.parametrize(
@@ -146,9 +140,9 @@ def test_refusals_of_data():
         ({"nms_thresh": 7}, {}, "nms_thresh in extra is 7; accepted is a number from 0 to 1. Export the model again"),
         ({"multiple": [32]}, {}, r"multiple in extra is \[32\]; accepted is a whole number from 1 to 65,536"),
         ({}, {"std": None}, "there is no std in model. Export the model again"),
-        ({}, {"classes": None}, "there is no classes in model. Export the model again"),
-        ({}, {"num_classes": None}, "there is no num_classes in model. Export the model again"),
-        ({}, {"detector": "retinanet2"}, "detector in the metadata is 'retinanet2'; accepted is one of retinanet, fco"),
+        ({}, {"classes": None}, "there is no classes in model"),
+        ({}, {"num_classes": None}, "there is no num_classes in model"),
+        ({}, {"detector": "retinanet2"}, "detector in the metadata is 'retinanet2'"),
     ],
 )
 def test_damaged_exports_are_refused(extra, model, words, tmp_path):

@@ -105,8 +105,7 @@ def test_eval_needs_no_images_of_training(tmp_path):
 def test_missing_images_are_refused_before_training(tmp_path):
     folder = shapes.write(tmp_path / "shapes", train=4, val=2, test=2)
     (folder / "images" / "test_1.png").unlink()
-    words = r"1 of the 2 images of .*instances_test.json are not there .*test_1.png.; metamix verify .*shapes names all"
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match="1 of the 2 images of .* are not there .*test_1.png.; metamix verify"):
         Detection(DetectionOptions(data_dir=str(folder)))
 
 
@@ -131,18 +130,12 @@ def test_predict_finds_the_objects(trained, data, tmp_path, capsys):
             assert near[:1] == [objects[annotation["category_id"]]]
 
     for words, error in (
-        ([path, "--checkpoint", tmp_path], "there is no file .*model.safetensors"),
-        ([path.with_name("x.png"), "--checkpoint", trained], "there is no image .*x.png"),
-        ([path, "--checkpoint", trained, "--output", path.parent], "would be overwritten: give another"),
-        (
-            [path, "--checkpoint", trained, "--threshold", 1.5],
-            "--threshold is '1.5', but it must be a number from 0 to 1",
-        ),
-        ([path, "--checkpoint", trained, "--thresh", 0.3], "there is no option --thresh; did you mean '--threshold'"),
+        ([path, "--output", path.parent], "would be overwritten: give another"),
+        ([path, "--threshold", 1.5], "--threshold is '1.5', but it must be a number from 0 to 1"),
+        ([path, "--thresh", 0.3], "there is no option --thresh; did you mean '--threshold'"),
+        ([path, "--output", tmp_path, "--device", "gpu"], "device is 'gpu'; accepted are auto, cpu"),
     ):
-        assert re.search(error, exit_code(predict, *words))
-    words = [path, "--checkpoint", trained, "--output", tmp_path, "--device", "gpu"]
-    assert "device is 'gpu'; accepted are auto, cpu" in exit_code(predict, *words)
+        assert re.search(error, exit_code(predict, "--checkpoint", trained, *words))
 
     assert exit_code(predict, __file__, path, "--checkpoint", trained, "--output", tmp_path) == 1
     assert "left out: " in (told := capsys.readouterr().err) and "test_task.py: not an image of a known" in told
@@ -233,8 +226,7 @@ def test_fine_tuning_starts_from_a_detector_of_other_classes(few, tmp_path):
     save_weights(
         tmp_path / "d.safetensors", model.state_dict(), task.model.describe(model) | {"classes": ["a", "b", "c"]}
     )
-    words = r"d.safetensors does not fit this RetinaNet: it has head.classification_head.cls_logits.bias of shape \("
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=r"does not fit this RetinaNet: it has .*cls_logits.bias of shape \("):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors")))
     about = task.model.describe(model) | {"classes": ["disc", "ring"], "mean": [0.1, 0.2, 0.3]}
     save_weights(tmp_path / "e.safetensors", model.state_dict(), about)
@@ -244,10 +236,7 @@ def test_fine_tuning_starts_from_a_detector_of_other_classes(few, tmp_path):
     assert differ == ["head.classification_head.cls_logits.weight"]  # biases start with the same values
     assert "new: head.classification_head.cls_logits.weight" in other.notes[0]
     assert tuned.transform.image_mean == [0.1, 0.2, 0.3]
-    words = (
-        "has 2 classes .disc, ring., and .* has 2 .disc, square.; .* metamix train --task detection --data-dir .* --ch"
-    )
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match="2 classes .disc, ring., and .* 2 .disc, square.; .* train --task detection"):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "e.safetensors")))
 
 
@@ -304,8 +293,7 @@ def test_training_split_without_objects_is_refused(tmp_path, images):
             data["annotations"].clear()
 
     folder = shapes.write(tmp_path / "shapes", train=images, test=2, change=clear)
-    words = f"instances_train.json has {images} images and no object to learn from: give another --train-on"
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=f"train.json has {images} images and no object to learn from: give another"):
         Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
 
 
@@ -399,28 +387,16 @@ def test_scores_on_the_training_split_are_noted(few, tmp_path):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (dict(flip=2), "flip is 2, but it must be a number from 0 to 1"),
         (dict(scales=(1.2, 0.8)), r"scales is \(1.2, 0.8\), but it must be two factors .*, the smaller first"),
         (dict(scales=(1.0, float("inf"))), r"scales is \(1.0, inf\), but it must be two factors"),
         (dict(min_size=900, max_size=500), "min_size is 900, above max_size, which is 500; lower min_size"),
-        (dict(workers=-1), "workers is -1, but it must be a whole number of at least 0"),
         (dict(model_args={"batch_norms": "train"}), "model_args has batch_norms, which comes from the task"),
-        (dict(pretrained=True, checkpoint="x"), "both say where weights come from: give one"),
-        (
-            dict(detector_args={"score_thresh": "high"}),
-            "detector_args is .*, but it must be a mapping of options to true",
-        ),
+        (dict(detector_args={"score_thresh": "high"}), "detector_args is .*, but it must be a mapping of options to"),
         (dict(detector_args={"anchor_scale": [4]}), r"anchor_scale is \[4\], but it must be a number above 0"),
         (dict(detector_args={"min_size": 300}), "detector_args is {'min_size': 300}, .* --model-args, --min-size and"),
-        (dict(model_args={"pretrained": True}), "model_args has pretrained, which comes from --pretrained"),
-        (
-            dict(model_args={"num_classes": 3}),
-            "has num_classes, which comes from the data set; leave it out",
-        ),
+        (dict(model_args={"num_classes": 3}), "has num_classes, which comes from the data set; leave it out"),
         (dict(train_on=()), "train_on is \\(\\), but it must be splits, each once, such as train or train,val"),
         (dict(train_on=("train", "train")), "train_on is .*, but it must be splits, each once"),
-        (dict(train_on=("trian",)), "no split 'trian'; did you mean 'train'"),
-        (dict(data_dir="nowhere"), "nowhere holds no data set"),
     ],
 )
 def test_wrong_options_are_refused(few, options, words):

@@ -19,7 +19,6 @@ SHORT = ["--epochs", 1, "--batch-size", 512, "--warmup-epochs", 0]
         {"model.safetensors": "somebody's weights"},
         {"model.safetensors": "weights", "recipe.yaml": "flour: 500 g"},
         {"recipe.yaml": "- not\n- a mapping"},
-        {"recipe.yaml": "seed: 0\nseed: 1"},
         {"log.txt": "a log", "thesis.tex": "years of work"},
     ],
 )

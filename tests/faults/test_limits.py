@@ -1,7 +1,6 @@
 """Files that describe something huge or endless: they are refused in a short sentence, before anything is built."""
 
 import io
-import json
 import tarfile
 import time
 import zipfile
@@ -17,7 +16,6 @@ from metamix.data import open_data, tables
 from metamix.detection.coco import find_splits, open_split
 from metamix.detection.yolo import class_names
 from metamix.tasks.load import load
-from metamix.utils.files import check_nesting
 from metamix.utils.options import read_yaml
 from metamix.weights.files import load_checkpoint, load_metadata, load_weights, save_weights
 from metamix.weights.fit import TooLarge, limited_size, load_into
@@ -28,12 +26,6 @@ from tests.helpers.running import train
 
 DEEP = "[" * 100_000 + "]" * 100_000
 MODEL = "metaformer_pooling_nano"
-
-
-def test_nested_json_is_refused_and_brackets_in_texts_are_none():
-    check_nesting("[" * 64 + "]" * 64 + json.dumps({"a": '[{"' * 100}) + "[]" * 100, "f")
-    with pytest.raises(ValueError, match="^f is nested deeper than 64 levels"):
-        check_nesting('{"a":' * 65 + "1" + "}" * 65, "f")
 
 
 @pytest.mark.parametrize("read", [load_weights, load_metadata, load])
@@ -150,11 +142,7 @@ def test_recipes(text, problem, tmp_path):
 @pytest.mark.parametrize(
     "words, problem",
     [
-        (["--epochs", 10**12], "--epochs is '1000000000000', but it must be a whole number from 1 to 1,000,000"),
-        (
-            ["--iterations", 10**15],
-            "--iterations is '1000000000000000', but it must be a whole number from 0 to 1,000,0",
-        ),
+        (["--iterations", 10**15], "--iterations is '1000000000000000', but .* a whole number from 0 to 1,000,0"),
         (["--batch-size", 10**12], "a whole number from 1 to 1,000,000"),
         (["--img-size", 10**6], "a whole number from 1 to 4,096"),
         (["--crop-pct", "1e-9"], "--crop-pct is '1e-9', but it must be a number from 0.25 to 1"),
@@ -179,16 +167,10 @@ METADATA |= {"img_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation
         ({"img_size": 8192}, "img_size in the metadata is 8192; accepted is a side in pixels from 1 to 4,096"),
         ({"crop_pct": 1e-9}, "crop_pct in the metadata is 1e-09; accepted is a number from 0.25 to 2"),
         ({"interpolation": "random"}, "interpolation in the metadata is 'random'; accepted is one of nearest"),
-        (
-            {"model_args": {"depths": [256] * 4}},
-            r"model_args\['depths'\] in the metadata is .* numbers with at most this sum",
-        ),
+        ({"model_args": {"depths": [256] * 4}}, r"model_args\['depths'\] .* numbers with at most this sum"),
         ({"model": "resnet18", "model_args": {"layers": [65536] * 4}}, r"model_args\['layers'\] in the metadata is"),
         ({"model_args": {"dims": [65536] * 3}}, "describe a model of more than 1,000,000,000 parameters"),
-        (
-            {"model": "vit_tiny_patch16_224", "model_args": {"embed_dim": 49152, "num_heads": 3}},
-            "1,000,000,000 parameters",
-        ),
+        ({"model": "vit_tiny_patch16_224", "model_args": {"embed_dim": 49152, "num_heads": 3}}, "1,000,000,000 para"),
         ({"task": "x" * 10**6}, "task in the metadata is .*; accepted is a string of at most 1,000 characters"),
         ({"model": "y" * 10**6}, "accepted is the name of a registered model"),
     ],
@@ -204,10 +186,7 @@ def test_metadata_of_weights(entries, problem, tmp_path):
 
 
 def test_more_modules_than_any_model_has_are_refused():
-    with (
-        pytest.raises(TooLarge, match="f: its metadata describe a model of more than 10,000 modules"),
-        limited_size("f"),
-    ):
+    with pytest.raises(TooLarge, match="f: .* a model of more than 10,000 modules"), limited_size("f"):
         torch.nn.Sequential(*(torch.nn.Identity() for _ in range(10_001)))
     torch.nn.Sequential(*(torch.nn.Identity() for _ in range(10_001)))  # the limit has ended
 

@@ -159,12 +159,13 @@ def test_attention_dropout_acts_in_training_only():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"qk is 'colapsed'; did you mean 'collapsed'\? Accepted: separate, collap"):
-        create_mixer("minattn", 8, size=SIZE, qk="colapsed")
-    with pytest.raises(ValueError, match="num_heads 3 does not divide the 8 channels: choose a divisor of 8"):
-        create_mixer("minattn", 8, size=SIZE, num_heads=3)
-    with pytest.raises(ValueError, match="is for one head, but num_heads is 2: use 1, or qk='shared'"):
-        create_mixer("minattn", 8, size=SIZE, qk="collapsed", num_heads=2)
+    for options, words in (
+        (dict(qk="colapsed"), "qk is 'colapsed'; did you mean 'collapsed'"),
+        (dict(num_heads=3), "num_heads 3 does not divide the 8 channels: choose a divisor of 8"),
+        (dict(qk="collapsed", num_heads=2), "is for one head, but num_heads is 2: use 1, or qk='shared'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            create_mixer("minattn", 8, size=SIZE, **options)
 
 
 @pytest.mark.parametrize("qk", ["shared", "separate"])

@@ -103,11 +103,7 @@ REFUSED = [
     (("maxim_s3.gopr",), {}, "maxim_s3 has no tag 'gopr'; did you mean 'gopro'"),
     (("maxim_m1.sidd",), {}, "maxim_m1 has no tag 'sidd'. It has none."),
     (("maxim_m1", True), {}, "No weights are published for maxim_m1: leave pretrained out"),
-    (
-        ("maxim_m1", True),
-        dict(checkpoint="a.pt"),
-        "both say where weights come from: give one",
-    ),
+    (("maxim_m1", True), dict(checkpoint="a.pt"), "both say where weights come from: give one"),
     (("maxim_nano",), dict(feature=8), "maxim_nano has no option 'feature'; did you mean 'features'"),
 ]
 
@@ -204,19 +200,6 @@ def test_failed_download(published, tmp_path):
     published(npz({"a": np.zeros(3)})).unlink()
     with pytest.raises(OSError, match="could not be downloaded .*fetch the file yourself and give it as checkpoint"):
         create_image_model("maxim_s3", pretrained=True)
-
-
-def test_arrays_are_never_unpickled(tmp_path):
-    for name, content in {
-        "objects": npz({"opt/target/stage_0_input_conv_0/kernel": np.array([{}], dtype=object)}),
-        "cut": npz({"a": np.zeros(99)})[:200],
-    }.items():
-        (tmp_path / f"{name}.npz").write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name}.npz is not a complete .npz file of arrays"):
-            create_image_model("maxim_nano", checkpoint=tmp_path / f"{name}.npz")
-    torch.save({"model": torch.nn.Identity()}, tmp_path / "module.pth")
-    with pytest.raises(ValueError, match="holds code, not only tensors"):
-        create_image_model("maxim_nano", checkpoint=tmp_path / "module.pth")
 
 
 def test_file_of_ours_carries_its_arguments(tmp_path):

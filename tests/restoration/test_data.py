@@ -204,8 +204,7 @@ def test_inputs_in_colour_count_too(pairs, image):
     assert data(data_dir=root).channels == "grey"
     image((40, 48)).save(root / "train" / "input" / "2.png")
     assert data(data_dir=root).channels == "rgb"
-    words = "channels is grey, but .*train/input/2.png is in colour: give --channels rgb, or y for its luminance"
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match="channels is grey, but .*/2.png is in colour: give --channels rgb, or y for"):
         data(data_dir=root, channels="grey")
 
 
@@ -232,9 +231,7 @@ def test_pairs_that_do_not_fit_are_refused_by_name(pairs, image):
         data(data_dir=root)
     (root / "train" / "input" / "two.png").rename(root / "train" / "input" / "2.png")
     image((40, 48)).save(root / "test" / "input" / "9.png")
-    with pytest.raises(
-        ValueError, match="input/9.png has no partner in .*test/target. The name of a partner is made with --input-name"
-    ):
+    with pytest.raises(ValueError, match="input/9.png has no partner in .*test/target. .* made with --input-name"):
         data(data_dir=root)
     (root / "test" / "input" / "9.png").unlink()
     image((39, 48)).save(root / "train" / "input" / "0.png")

@@ -135,10 +135,7 @@ def test_default_size_is_one_that_the_model_takes(tmp_path):
     ("options", "words"),
     [
         (dict(img_size=30), r"img_size is 30 x 30: .* takes multiples of 8 x 8"),
-        (
-            dict(data="folder", data_dir="."),
-            "data is folder, but restoration reads one layout: give only",
-        ),
+        (dict(data="folder", data_dir="."), "data is folder, but restoration reads one layout: give only"),
     ],
 )
 def test_options_that_do_not_fit(options, words, tmp_path):
@@ -149,9 +146,8 @@ def test_options_that_do_not_fit(options, words, tmp_path):
 
 def test_names_of_weights_say_the_model(tmp_path):
     options = ExportOptions("wavemixsr_nano.x2", tmp_path / "out")
-    assert open_restorer(options).extra == dict(
-        channels="y", enlarge=1, degradation="downscale:2", scale=2, multiple=[1, 1]
-    )
+    extra = dict(channels="y", enlarge=1, degradation="downscale:2", scale=2, multiple=[1, 1])
+    assert open_restorer(options).extra == extra
     with pytest.raises(ValueError, match="model is maxim_nano, but wavemixsr_nano.x2 says what model it is: leave"):
         export(options.source, output=options.output, model="maxim_nano")
 
@@ -191,8 +187,8 @@ def test_int8_sees_no_scored_image(tmp_path):
     [
         ({}, ""),
         ({"channels": "u"}, r"channels in extra is 'u'; accepted is one of rgb, grey, y.* Export the model again"),
-        ({"multiple": [8]}, r"multiple in extra is \[8\]; accepted is two whole numbers from 1 to 65,536"),
-        ({"scale": 0}, "scale in extra is 0; accepted is a whole number from 1 to 65,536"),
+        ({"multiple": [8]}, r"multiple in extra is \[8\]; accepted is two whole numbers"),
+        ({"scale": 0}, "scale in extra is 0; accepted is a whole number"),
         ({"enlarge": None}, "enlarge in extra is None; accepted is a whole number"),
     ],
 )

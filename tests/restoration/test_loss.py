@@ -53,7 +53,7 @@ def test_the_sum_is_over_all_stages_and_scales():
         ("charbonier", "loss is 'charbonier'; did you mean 'charbonnier'"),
         ("l1+l1", "which has l1 twice"),
         ("x*l1", "the weight of l1 must be a number above 0"),
-        ("-1*l1", "the weight of l1 must be a number above 0"),
+        ("0*l1", "the weight of l1 must be a number above 0"),
         ("l1+", "loss is ''"),
     ],
 )

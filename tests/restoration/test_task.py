@@ -228,9 +228,7 @@ def test_local_pooling_of_scores_alone(clean, tmp_path):
     for side in (0, 16):
         assert predict(photos, "--checkpoint", run, "--output", tmp_path / f"{side}", "--local-pooling", side) == 0
     assert (np.array(Image.open(tmp_path / "0" / "0.png")) != np.array(Image.open(tmp_path / "16" / "0.png"))).any()
-    with pytest.raises(
-        SystemExit, match="local_pooling is 16, but wavemixsr_144_4 has no channel attention to pool in"
-    ):
+    with pytest.raises(SystemExit, match="local_pooling is 16, but wavemixsr_144_4 has no channel attention"):
         train(*WAVEMIX, "--data-dir", photos, "--degradation", "downscale:2", "--channels", "y", "--local-pooling", 16)
 
 
@@ -287,29 +285,17 @@ MISTAKES = [
     (["--model", "maxim_nan"], "no image model 'maxim_nan'; did you mean 'maxim_nano'"),
     (["--degradation", "nois:25"], "degradation is 'nois'; did you mean 'noise'"),
     (["--loss", "ssin"], "loss is 'ssin'; did you mean 'ssim'"),
-    (["--loss", "0*l1"], "the weight of l1 must be a number above 0"),
     (["--crop", 64], "48 x 40 pixels, less than the crop of 64: give a smaller --crop, or take the image out"),
     (["--crop", 18], "crop is 18, but maxim_nano trains on multiples of 8 x 8 pixels: give such a --crop"),
     (["--channels", "grey"], "is in colour: give --channels rgb, or y for its luminance"),
-    (
-        ["--degradation", "pairs"],
-        "Pairs need .*input and .*target; for clean images .* give --degradation, such as noise:25 .* metamix predict",
-    ),
-    (
-        ["--degradation", "downscale:3"],
-        "crop is 16, but maxim_nano trains on multiples of 24 x 24 pixels at a scale of 3: .*such as 24",
-    ),
+    (["--degradation", "pairs"], "Pairs need .*input and .*target; for clean images .* give --degradation, such as"),
+    (["--degradation", "downscale:3"], "crop is 16, but .* multiples of 24 x 24 pixels at a scale of 3: .*such as 24"),
     (["--score-border", 20], "of 48 x 40 pixels has nothing inside a border of 20: give a smaller --score-border"),
-    (
-        ["--model", "wavemix_sisr_144_4", "--model-args", "{dim: 8}"],
-        "enlarges images 2 times, and the targets have",
-    ),
+    (["--model", "wavemix_sisr_144_4", "--model-args", "{dim: 8}"], "enlarges images 2 times, and the targets have"),
     (["--model", "wavemixsr_144_4", "--model-args", "{dim: 8}"], "takes images of 1 channel, and the data have 3"),
-    (["--model", "maxim_nano", "--model-args", "{feature: 8}"], "maxim_nano has no option 'feature'; did"),
     (["--model-args", "{in_chans: 1}"], "model_args has in_chans, which comes from --channels"),
     (["--input-name", "{name}x2"], "--input-name {name}x2 is for pairs, but degradation is noise:25: give"),
     (["--test-dir", "nowhere"], "there is no folder nowhere"),
-    (["--tile", 16, "--overlap", 16], "tile is 16 and overlap 16: give 0 <= overlap < tile"),
 ]
 
 
@@ -323,7 +309,7 @@ def test_mistakes_are_refused_in_words(words, message, clean, tmp_path):
 
 def test_channels_that_the_weights_do_not_take(clean, tmp_path):
     photos, model = clean(), ["--model", "wavemix_restore_nano.noise25", "--pretrained"]
-    message = r"noise25 takes images of 1 channel, and the data have 3: give --channels y \(the luminance\) or grey"
+    message = r"takes images of 1 channel, and the data have 3: give --channels y \(the luminance\) or grey"
     with pytest.raises(SystemExit, match=message):
         evaluate("--test-dir", photos, *model, "--channels", "rgb")
     with pytest.raises(SystemExit, match=message):

@@ -143,15 +143,8 @@ def test_download_of_a_whole_segmenter(tmp_path, monkeypatch):
     monkeypatch.setitem(WEIGHTS["semantic_fpn"], "metaformer_pooling_s12.ade20k", entry)
 
     def build(classes, neck=16):
-        return build_segmenter(
-            "semantic_fpn",
-            "metaformer_pooling_s12.ade20k",
-            classes,
-            pretrained=True,
-            backbone_args=WIDTHS,
-            neck_channels=neck,
-            head_channels=8,
-        )
+        widths = dict(backbone_args=WIDTHS, neck_channels=neck, head_channels=8)
+        return build_segmenter("semantic_fpn", "metaformer_pooling_s12.ade20k", classes, pretrained=True, **widths)
 
     for classes in (5, 3):
         model = build(classes)

