@@ -115,12 +115,13 @@ def test_unknown_names_are_refused():
 
 def test_what_is_missing_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(reference_models.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="authors_wavemix_144_7 needs the package wavemix: pip install wavemix."):
-        reference_models.check_names(["authors_wavemix_144_7"], None)
-    with pytest.raises(SystemExit, match="clone okojoalg/raft-mlp and give its parent folder as --authors"):
-        reference_models.check_names(["authors_raftmlp_s"], None)
-    with pytest.raises(SystemExit, match="raft-mlp/libs/models.py, which is not there: clone okojoalg/raft-mlp into"):
-        reference_models.check_names(["authors_raftmlp_s"], tmp_path)
+    for name, authors, words in (
+        ("authors_wavemix_144_7", None, "needs the package wavemix: pip install wavemix"),
+        ("authors_raftmlp_s", None, "clone okojoalg/raft-mlp and give its parent folder as --authors"),
+        ("authors_raftmlp_s", tmp_path, "raft-mlp/libs/models.py, which is not there: clone okojoalg/raft-mlp into"),
+    ):
+        with pytest.raises(SystemExit, match=words):
+            reference_models.check_names([name], authors)
 
 
 SCRIPT = """

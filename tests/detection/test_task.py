@@ -223,9 +223,8 @@ def test_the_published_weights_of_a_backbone_are_named(few):
 
 def test_fine_tuning_starts_from_a_detector_of_other_classes(few, tmp_path):
     task, model = build(few)
-    save_weights(
-        tmp_path / "d.safetensors", model.state_dict(), task.model.describe(model) | {"classes": ["a", "b", "c"]}
-    )
+    about = task.model.describe(model) | {"classes": ["a", "b", "c"]}
+    save_weights(tmp_path / "d.safetensors", model.state_dict(), about)
     with pytest.raises(ValueError, match=r"does not fit this RetinaNet: it has .*cls_logits.bias of shape \("):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors")))
     about = task.model.describe(model) | {"classes": ["disc", "ring"], "mean": [0.1, 0.2, 0.3]}
@@ -262,22 +261,18 @@ def test_unusable_annotations_are_noted(tmp_path):
     assert set(task.data.scored) == {"test"}
 
 
-def test_test_split_without_objects_is_refused(tmp_path):
-    def clear(split, data):
-        if split == "test":
-            data["annotations"].clear()
+def without_objects(empty):
+    return lambda split, data: data["annotations"].clear() if split == empty else None
 
-    folder = shapes.write(tmp_path / "shapes", train=4, test=2, change=clear)
+
+def test_test_split_without_objects_is_refused(tmp_path):
+    folder = shapes.write(tmp_path / "shapes", train=4, test=2, change=without_objects("test"))
     with pytest.raises(ValueError, match="instances_test.json has no object to score: give another"):
         Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
 
 
 def test_held_out_split_without_objects_is_refused(tmp_path):
-    def clear(split, data):
-        if split == "val":
-            data["annotations"].clear()
-
-    folder = shapes.write(tmp_path / "shapes", train=4, val=2, test=2, change=clear)
+    folder = shapes.write(tmp_path / "shapes", train=4, val=2, test=2, change=without_objects("val"))
     with pytest.raises(ValueError, match="instances_val.json has no object to score: give --test-on test"):
         DetectionData(DetectionOptions(**SMALL, data_dir=str(folder)), train=False)
     with pytest.raises(ValueError, match="instances_val.json has no object to score: give --train-on train,val"):
@@ -288,11 +283,7 @@ def test_held_out_split_without_objects_is_refused(tmp_path):
 
 @pytest.mark.parametrize("images", [0, 4])
 def test_training_split_without_objects_is_refused(tmp_path, images):
-    def clear(split, data):
-        if split == "train":
-            data["annotations"].clear()
-
-    folder = shapes.write(tmp_path / "shapes", train=images, test=2, change=clear)
+    folder = shapes.write(tmp_path / "shapes", train=images, test=2, change=without_objects("train"))
     with pytest.raises(ValueError, match=f"train.json has {images} images and no object to learn from: give another"):
         Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
 

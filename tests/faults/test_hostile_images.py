@@ -188,20 +188,6 @@ def test_workers_that_are_not_forked_have_the_limit_too(folder, own_limit):
         next(loader.epoch(0))
 
 
-@pytest.mark.parametrize(
-    "label, words",
-    [
-        (b"100001", "30.cls holds the label 100001; labels may be 100,000 at most"),
-        (b"0" * 33, "30.cls holds b'00000000000000000000'; expected the number of a class"),
-    ],
-)
-def test_labels_of_shards_are_numbers_of_classes(label, words, shard, tmp_path):
-    for split in "train", "val":
-        shard(tmp_path / f"{split}.tar", [("30", "png", b""), ("30", "cls", label)])
-    with pytest.raises(ValueError, match=f"train.tar: {words}"):
-        open_data("wds/", root=tmp_path)
-
-
 def test_the_bytes_of_a_long_label_are_not_read(shard, tmp_path):
     shard(tmp_path / "val.tar", [("0", "png", b""), ("0", "cls", b"0")])
     info = tarfile.TarInfo("x.cls")

@@ -164,9 +164,6 @@ METADATA |= {"img_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation
 @pytest.mark.parametrize(
     "entries, problem",
     [
-        ({"img_size": 8192}, "img_size in the metadata is 8192; accepted is a side in pixels from 1 to 4,096"),
-        ({"crop_pct": 1e-9}, "crop_pct in the metadata is 1e-09; accepted is a number from 0.25 to 2"),
-        ({"interpolation": "random"}, "interpolation in the metadata is 'random'; accepted is one of nearest"),
         ({"model_args": {"depths": [256] * 4}}, r"model_args\['depths'\] .* numbers with at most this sum"),
         ({"model": "resnet18", "model_args": {"layers": [65536] * 4}}, r"model_args\['layers'\] in the metadata is"),
         ({"model_args": {"dims": [65536] * 3}}, "describe a model of more than 1,000,000,000 parameters"),
@@ -174,7 +171,7 @@ METADATA |= {"img_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation
         ({"task": "x" * 10**6}, "task in the metadata is .*; accepted is a string of at most 1,000 characters"),
         ({"model": "y" * 10**6}, "accepted is the name of a registered model"),
     ],
-    ids=range(9),
+    ids=range(6),
 )
 def test_metadata_of_weights(entries, problem, tmp_path):
     path = tmp_path / "w.safetensors"

@@ -386,18 +386,18 @@ def test_constructor_that_breaks_the_contract(init, forget_mixers):
     assert "mine" not in list_mixers()
 
 
-def test_unknown_mixer():
-    with pytest.raises(ValueError, match=r"mixer is 'rafft'; did you mean 'raft'\? Accepted: identity,"):
-        create_mixer("rafft", DIM, size=SIZE)
-    with pytest.raises(ValueError, match=r"mixer is 'xyz'\. Accepted: .*, --import MODULE\."):
-        create_mixer("xyz", DIM, size=SIZE)
-
-
-def test_unknown_option():
-    with pytest.raises(ValueError, match="no option 'pool'; did you mean 'pool_size'. Its options: pool_size, subt"):
-        create_mixer("pooling", DIM, size=SIZE, pool=3)
-    with pytest.raises(ValueError, match=r"mixer 'identity' has no option 'kernel'\. Its options: none"):
-        create_mixer("identity", DIM, size=SIZE, kernel=3)
+@pytest.mark.parametrize(
+    "name, options, words",
+    [
+        ("rafft", {}, r"mixer is 'rafft'; did you mean 'raft'\? Accepted: identity,"),
+        ("xyz", {}, r"mixer is 'xyz'\. Accepted: .*, --import MODULE\."),
+        ("pooling", {"pool": 3}, "no option 'pool'; did you mean 'pool_size'. Its options: pool_size, subtract"),
+        ("identity", {"kernel": 3}, r"mixer 'identity' has no option 'kernel'\. Its options: none"),
+    ],
+)
+def test_unknown_names(name, options, words):
+    with pytest.raises(ValueError, match=words):
+        create_mixer(name, DIM, size=SIZE, **options)
 
 
 def test_mixers_are_listed_in_order_of_registration(forget_mixers):

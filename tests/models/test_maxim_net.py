@@ -176,14 +176,13 @@ def test_gaps_in_the_numbers_of_rescales():
 def test_tensors_that_do_not_fit_are_named():
     golden = Golden(FULL)
     for key in [*list(golden.state)[::401], "UpSampleRatio_7/Conv_0/kernel"]:
-        lacking = {k: v for k, v in golden.state.items() if k != key}
-        with pytest.raises(ValueError, match=f"lacks {key}"):
-            load_official("maxim", lacking, **golden.constructor)
-        with pytest.raises(ValueError, match=f"has {key} of shape"):
-            misshapen = {**golden.state, key: torch.ones(*golden.state[key].shape, 3)}
-            load_official("maxim", misshapen, **golden.constructor)
-        with pytest.raises(ValueError, match=f"that the model lacks: {key}.old"):
-            load_official("maxim", {**golden.state, f"{key}.old": golden.state[key]}, **golden.constructor)
+        for state, words in (
+            ({k: v for k, v in golden.state.items() if k != key}, f"lacks {key}"),
+            (golden.state | {key: torch.ones(*golden.state[key].shape, 3)}, f"has {key} of shape"),
+            (golden.state | {f"{key}.old": golden.state[key]}, f"that the model lacks: {key}.old"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                load_official("maxim", state, **golden.constructor)
 
 
 GMLP = "stages.1.encoder.blocks.0.groups.0.gmlp.mixer"

@@ -268,14 +268,13 @@ def test_flax_tree_may_be_nested():
 def test_tensors_that_do_not_fit_are_named(name):
     golden = Golden(name)
     for key in list(golden.state)[::20]:
-        lacking = {k: v for k, v in golden.state.items() if k != key}
-        with pytest.raises(ValueError, match=f"lacks {key}"):
-            load_official(golden.source, lacking, **golden.constructor)
-        misshapen = {**golden.state, key: torch.ones(*golden.state[key].shape, 3)}
-        with pytest.raises(ValueError, match=f"has {key} of shape"):
-            load_official(golden.source, misshapen, **golden.constructor)
-        with pytest.raises(ValueError, match=f"that the model lacks: {key}.old"):
-            load_official(golden.source, {**golden.state, f"{key}.old": golden.state[key]}, **golden.constructor)
+        for state, words in (
+            ({k: v for k, v in golden.state.items() if k != key}, f"lacks {key}"),
+            (golden.state | {key: torch.ones(*golden.state[key].shape, 3)}, f"has {key} of shape"),
+            (golden.state | {f"{key}.old": golden.state[key]}, f"that the model lacks: {key}.old"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                load_official(golden.source, state, **golden.constructor)
 
 
 def test_our_names_are_not_the_authors():

@@ -319,10 +319,9 @@ def test_channels_that_the_weights_do_not_take(clean, tmp_path):
 def test_advice_on_grey_fits_the_trained_model(clean):
     """Training may choose rgb or y; the weights take one of the two."""
     words = ["--test-dir", clean(), "--channels", "grey", "--pretrained"]
-    with pytest.raises(SystemExit, match=r"0.png is in colour: give --channels y for its luminance$"):
-        evaluate(*words, "--model", "wavemix_restore_nano.noise25")
-    with pytest.raises(SystemExit, match=r"0.png is in colour: give --channels rgb$"):
-        evaluate(*words, "--model", "wavemix_restore_nano.jpeg_bccd")
+    for tag, channels in ("noise25", "y for its luminance"), ("jpeg_bccd", "rgb"):
+        with pytest.raises(SystemExit, match=f"0.png is in colour: give --channels {channels}$"):
+            evaluate(*words, "--model", f"wavemix_restore_nano.{tag}")
 
 
 def test_published_weights_are_named_in_words(clean):
