@@ -35,8 +35,7 @@ def test_unequal_recipes_are_noted():
 
 
 @pytest.mark.parametrize(
-    "changed, said",
-    [({"epochs": 3}, "71.00 ± 0.20 (2 runs, 3 epochs)"), ({}, "71.00 ± 0.20 (2 runs)"), (None, "")],
+    "changed, said", [({"epochs": 3}, "71.00 ± 0.20 (2 runs, 3 epochs)"), ({}, "71.00 ± 0.20 (2 runs)"), (None, "")]
 )
 def test_a_spread_of_shorter_runs_says_so(changed, said):
     spread = {"seeds": [1, 2], "epochs": 3, "changed": changed}

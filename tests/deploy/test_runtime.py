@@ -12,11 +12,7 @@ from metamix.utils.checks import DoesNotFit
 
 @pytest.mark.parametrize(
     ("capabilities", "precision", "asked"),
-    [
-        (["FP32", "BF16"], "int8", "bf16"),
-        (["FP32", "BF16"], "fp32", "f32"),
-        (["FP32"], "int8", "f32"),
-    ],
+    [(["FP32", "BF16"], "int8", "bf16"), (["FP32", "BF16"], "fp32", "f32"), (["FP32"], "int8", "f32")],
 )
 def test_openvino_computes_in_bf16_where_the_processor_can(monkeypatch, capabilities, precision, asked):
     settings = {}

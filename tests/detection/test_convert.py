@@ -239,11 +239,7 @@ LABEL = "labels/train/train_0.txt"
         (csv_of_corners, append("boxes.csv", "train_0.png,96,64,disc,1,2,3\n"), r"boxes.csv:\d+ has 7 columns, but"),
         (csv_of_corners, append("boxes.csv", "train_0.png,96,64,disc,1,2,3,x\n"), r"boxes.csv:\d+ has 'x' in ymax"),
         (csv_of_corners, append("boxes.csv", "train_0.png,96,64,,1,2,3,4\n"), r"boxes.csv:\d+ has a box, but no class"),
-        (
-            csv_of_corners,
-            append("boxes.csv", "train_0,96,64,disc,1,2,3,4\n"),
-            r"boxes.csv:\d+ has the file 'train_0'",
-        ),
+        (csv_of_corners, append("boxes.csv", "train_0,96,64,disc,1,2,3,4\n"), r"boxes.csv:\d+ has the file 'train_0'"),
         (csv_of_corners, append("boxes.csv", '"train_0'), r"boxes.csv:\d+ is not CSV"),
         (csv_of_corners, replace("boxes.csv", "xmin", "left"), "boxes.csv:1 has only left, xmax, ymax, ymin of a box"),
         (csv_of_corners, replace("boxes.csv", "filename,", "a,"), "boxes.csv:1 has the columns a, .* line must name"),

@@ -13,13 +13,7 @@ from metamix.deploy import export, load_exported
 from metamix.deploy.artifact import Artifact
 from metamix.deploy.runtime import ExportedModel
 from metamix.detection.box_match import BoxMatch
-from metamix.detection.export import (
-    ExportableDetector,
-    ExportedDetector,
-    exported_detector,
-    image_ap,
-    open_detector,
-)
+from metamix.detection.export import ExportableDetector, ExportedDetector, exported_detector, image_ap, open_detector
 from metamix.detection.load import DetectorSpec, TrainedDetector, load_detector
 from metamix.detection.options import DetectionEvalOptions
 from metamix.detection.predict import FindObjects
@@ -256,10 +250,7 @@ def test_dynamic_program_of_torch_gets_thin_images_padded(tmp_path):
     source = weights(tmp_path)
     exportable = open_detector(options(source, dynamic=True, format="torch"))
     assert exportable.extra["least"] == 80  # the first multiple of 16 above the coarsest stride, 64
-    for extra, padded in (
-        (exportable.extra, (80, 96)),
-        (open_detector(options(source, dynamic=True)).extra, (16, 96)),
-    ):
+    for extra, padded in ((exportable.extra, (80, 96)), (open_detector(options(source, dynamic=True)).extra, (16, 96))):
         exported = ExportedDetector(exportable.model, exportable.metadata, None, extra)
         assert exported.prepare(torch.rand(3, 20, 300))[0].shape[1:] == padded
 

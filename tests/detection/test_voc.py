@@ -92,10 +92,7 @@ def write_b(text):
             "there is no .*train.txt; splits of .*: val",
         ),
         (write_b("<annotation>"), "b.xml is not XML"),
-        (
-            write_b('<?xml version="1.0" encoding="gbk"?><a/>'),
-            "b.xml is not XML: multi-byte encodings",
-        ),
+        (write_b('<?xml version="1.0" encoding="gbk"?><a/>'), "b.xml is not XML: multi-byte encodings"),
         (write_b("<annotation/>"), "b.xml:1 has no <size><width>"),
         (write_b("<a><size><width>wide</width></size></a>"), "b.xml:1 has 'wide' in <size><width>, where a number of"),
         (lambda folder: [path.unlink() for path in (folder / "Annotations").iterdir()], "holds no .xml file"),

@@ -12,13 +12,7 @@ from safetensors.torch import save_file
 
 import metamix
 from metamix.models import image_models, maxim_layout
-from metamix.models.image_models import (
-    MAXIM_URL,
-    create_image_model,
-    image_model_names,
-    published_weights,
-    weights_of,
-)
+from metamix.models.image_models import MAXIM_URL, create_image_model, image_model_names, published_weights, weights_of
 from metamix.weights.files import save_weights
 
 TINY = dict(

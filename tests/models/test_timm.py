@@ -16,12 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from timm.data import resolve_data_config
 from timm.layers import convert_sync_batchnorm
-from timm.models import (
-    create_feature_extractor,
-    get_graph_node_names,
-    get_model_input_config,
-    group_parameters,
-)
+from timm.models import create_feature_extractor, get_graph_node_names, get_model_input_config, group_parameters
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import nn
 

@@ -178,10 +178,7 @@ def test_unknown_and_misshapen_tensors(name, saved):
     for wrong, words in (
         ({**state, "stages.9.weight": torch.ones(1)}, "it has tensors that the model lacks: stages.9.weight"),
         ({**state, key: torch.ones(3, 5, 7)}, f"it has {key} of shape \\(3, 5, 7\\) where the model has"),
-        (
-            {k.replace("stages", "layers"): v for k, v in state.items()},
-            "it lacks stages.* the model lacks: layers",
-        ),
+        ({k.replace("stages", "layers"): v for k, v in state.items()}, "it lacks stages.* the model lacks: layers"),
     ):
         save_file(wrong, file)
         for kwargs in WAYS:

@@ -18,14 +18,7 @@ from metamix.layers import ConvWeights
 from metamix.training import optimization
 from metamix.training.engine import Engine, NotFinite
 from metamix.training.forward import autocast_dtype, micro_batches
-from metamix.training.optimization import (
-    Ema,
-    freeze,
-    make_optimizer,
-    make_schedule,
-    restore_optimizer,
-    train_mode,
-)
+from metamix.training.optimization import Ema, freeze, make_optimizer, make_schedule, restore_optimizer, train_mode
 from metamix.training.processes import ProcessGroup, Stopped
 from metamix.training.recipe import EngineOptions, Recipe
 from metamix.training.reports import draw_curves

@@ -115,11 +115,7 @@ def test_every_way_to_write_an_option():
 def test_none_is_nothing_wherever_it_is_written(word, config):
     assert (
         read("--config", config(f"size: {word}\nlayer_decay: {word}\nteacher: {word}\n")).flat().items()
-        >= {
-            "size": None,
-            "layer_decay": None,
-            "teacher": None,
-        }.items()
+        >= {"size": None, "layer_decay": None, "teacher": None}.items()
     )
     assert read("--teacher", word.strip("'")).options.teacher is None
     assert read("--config", config("model: none")).options.model == "none"  # an option that needs a word

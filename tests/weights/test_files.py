@@ -10,13 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from metamix.utils.files import atomic_write, write_text
-from metamix.weights.files import (
-    load_checkpoint,
-    load_metadata,
-    load_weights,
-    save_checkpoint,
-    save_weights,
-)
+from metamix.weights.files import load_checkpoint, load_metadata, load_weights, save_checkpoint, save_weights
 
 
 @pytest.fixture
