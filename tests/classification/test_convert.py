@@ -1,4 +1,4 @@
-"""metamix convert csv: a file of images and classes becomes class folders."""
+"""Test `metamix convert csv`: a file of images and classes becomes class folders."""
 
 import pytest
 from PIL import Image

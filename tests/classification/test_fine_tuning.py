@@ -1,4 +1,4 @@
-"""Fine-tuning a few images of one's own: what is chosen if nothing is said about size, normalisation and batch."""
+"""Test fine-tuning on a few images: which size, normalisation and batch metamix chooses if no option says so."""
 
 import json
 import re
@@ -18,7 +18,7 @@ WORDS = ["--amp", "none", "--warmup-epochs", 0, "--workers", 0, "--data", "folde
 
 @pytest.fixture
 def photos(folder, image):
-    """A folder of three classes and 33 images to train on, of several sizes."""
+    """Make a folder of three classes with 33 training images of several sizes."""
     root = folder(train=10, size=(40, 60))
     for label in "cat", "dog", "eel":
         image((70, 50)).save(root / "train" / label / "other.png")
@@ -51,7 +51,7 @@ def test_grey_images_take_the_mean_of_the_channels(weights):
 
 
 def test_a_run_of_an_older_version_keeps_its_images(weights, tmp_path, monkeypatch, capsys):
-    """Without flags, older versions took size and statistics from the data set, and 128 samples a batch."""
+    """Older versions took size and statistics from the data set, and a batch of 128, if no option said so."""
     words = ["--checkpoint", weights(img_size=24, mean=[0.5], std=[0.5])[0], "--amp", "none", "--warmup-epochs", 0]
     constant = [*words, "--schedule", "constant"]
     with monkeypatch.context() as older:

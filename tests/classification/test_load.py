@@ -1,4 +1,4 @@
-"""Trained classifiers from files, run folders and published names, with their preprocessing."""
+"""Test loading of classifiers, with their preprocessing, from files, run folders and published names."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_shipped_weights_come_with_their_preprocessing(source):
 
 
 def test_images_of_another_size_and_mode_are_made_to_fit():
-    """scikit-learn's digits, in colour and as small as they are."""
+    """Images are scikit-learn's digits, in colour and at their own size."""
     digits = load_digits()
     pixels = (digits.images[:300] * (255 / 16)).round().astype(np.uint8)
     images = [Image.fromarray(image).convert("RGB") for image in pixels]
@@ -115,7 +115,7 @@ def test_metadata_cannot_fetch_other_weights(tmp_path):
 
 @pytest.mark.parametrize("there, here", [(3, 1), (1, 3)])
 def test_a_first_convolution_is_adapted_to_the_channels(there, here, tmp_path):
-    """Where all channels are alike, the model answers as before."""
+    """If all channels are equal, the outputs stay the same."""
     options = {"depths": [1, 1, 1], "dims": [8, 8, 16]}
     old, new = (create_model("metaformer_identity_nano", in_chans=n, num_classes=10, **options) for n in (there, here))
     save_weights(tmp_path / "w.safetensors", old.state_dict(), {})

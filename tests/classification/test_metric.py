@@ -1,4 +1,4 @@
-"""Scores of classification."""
+"""Test the scores of classification."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ def metric(classes=DIGITS):
 
 
 def batch(labels, start=0, unreadable=()):
-    """What an eval loader gives, of black images."""
+    """Make a batch as an eval loader does, of black images."""
     index = torch.tensor([-1 if i in unreadable else i for i in range(start, start + len(labels))])
     return {"image": torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8), "label": labels, "index": index}
 
@@ -101,7 +101,7 @@ def test_the_pictures(tmp_path):
 
 @pytest.mark.usefixtures("rendered_figures")
 def test_pictures_of_many_classes(tmp_path):
-    """Without numbers in the cells, and with the classes of lowest recall alone."""
+    """Cells have no numbers, and only the classes of lowest recall are shown."""
     names = tuple(map(str, range(100)))
     draw_confusion(tmp_path / "c.png", torch.eye(100, dtype=torch.int64) * 7, names, "title")
     assert min(Image.open(tmp_path / "c.png").size) > 500
@@ -115,7 +115,7 @@ def test_pictures_of_many_classes(tmp_path):
 @pytest.mark.usefixtures("rendered_figures")
 @pytest.mark.parametrize("name", ["a$x_$b", b"\xe9".decode(errors="surrogateescape")])
 def test_names_of_classes_are_drawn_as_they_are(name, tmp_path):
-    """No formula begins at a $, and bytes that are no text are written out."""
+    """A $ starts no formula, and bytes that are not UTF-8 are escaped."""
     draw_confusion(tmp_path / "c.png", torch.eye(2, dtype=torch.int64), ("ant", name), "title")
     draw_classes(tmp_path / "b.png", {"ant": PERFECT, name: PERFECT})
     assert all(min(Image.open(tmp_path / f"{picture}.png").size) > 200 for picture in "cb")

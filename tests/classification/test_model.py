@@ -1,4 +1,4 @@
-"""Building a model to train, and fine-tuning from files of every kind."""
+"""Test building a model to train, and fine-tuning from files of every kind."""
 
 import re
 
@@ -78,7 +78,7 @@ def test_as_many_classes_of_other_names_get_a_new_head(weights):
 
 
 def test_a_file_that_lacks_a_stage_is_refused(weights, tmp_path):
-    """timm would load it without a word."""
+    """timm would load it without a warning."""
     _, model = weights()
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("stages.1")}
     torch.save(tensors, tmp_path / "w.pth")

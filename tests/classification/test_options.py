@@ -1,4 +1,4 @@
-"""Ranges and contradictions of the options."""
+"""Test ranges and contradictions of the options."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""metamix predict for classification."""
+"""Test `metamix predict` for classification."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ def main(words):
 
 @pytest.fixture
 def digits(tmp_path):
-    """Four digits in a folder, one of them in a folder in it, beside a broken image and a text."""
+    """Make a folder of four digits, one of them in a subfolder, a broken image and a text file."""
     test = open_data("digits").test
     (tmp_path / "digits" / "deep").mkdir(parents=True)
     for i, name in enumerate(("0.png", "1.png", "10.png", "deep/2.png")):

@@ -1,4 +1,4 @@
-"""The task: its data, and evaluation of trained models."""
+"""Test the classification task: its data, and evaluation of trained models."""
 
 import pytest
 import timm
@@ -45,7 +45,7 @@ def test_a_model_of_oblong_images_needs_a_side(weights):
 
 
 def test_options_that_are_given_win_over_those_of_training(weights):
-    """Even where they are what a run would begin with."""
+    """Also if they equal the defaults of training."""
     path, _ = weights(interpolation="bilinear", crop_pct=0.95)
     ours = {"interpolation": "bicubic", "crop_pct": 0.875}
     for changes in ({}, ours, {"crop_pct": 0.5}):
@@ -56,7 +56,7 @@ def test_options_that_are_given_win_over_those_of_training(weights):
 
 
 def test_a_file_in_its_authors_names_is_evaluated(three_classes):
-    """timm's PoolFormer, here; the class count is read from its head."""
+    """The file is timm's PoolFormer; the class count is read from its head."""
     name, arguments = "metaformer_pooling_s12", {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
     ours = create_model(name, num_classes=3, **arguments)
     path = three_classes / "p.pth"

@@ -1,4 +1,4 @@
-"""metamix eval: one result line, a JSON file and pictures, for weights of every kind."""
+"""Test `metamix eval`: one result line, a JSON file and pictures, for weights of every kind."""
 
 import json
 import re
@@ -102,7 +102,7 @@ def test_weights_that_ship_score_as_their_card_says(tmp_path, capsys):
 
 @pytest.fixture
 def folder_of_digits(run, tmp_path):
-    """A maker of folders with an image for each class, and of weights for ten classes of colour images."""
+    """Return a function that makes a folder with an image for each class, and weights for ten classes."""
 
     def make(splits, classes, trained_for="0123456789"):
         for split in splits:
@@ -120,7 +120,7 @@ def folder_of_digits(run, tmp_path):
 
 
 def test_renamed_classes_are_an_error(folder_of_digits, tmp_path):
-    """As many classes of other names cannot be scored."""
+    """Classes of other names cannot be scored, even if their number is equal."""
     words = folder_of_digits(["train", "val"], [f"no {label}" for label in range(10)])
     advice = f"metamix train --data folder --data-dir {tmp_path}/set --model {MODEL} --checkpoint {tmp_path}/w.safet"
     with pytest.raises(SystemExit, match=f"set has the classes no 0, .*the model does not have; .* first: {advice}"):
@@ -177,7 +177,7 @@ def test_a_folder_without_a_test_split_is_scored_as_in_training(tmp_path, capsys
 
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_a_folder_needs_no_training_split(folder_of_digits, split, tmp_path, capsys):
-    """Nor all classes of the model: they are matched by name."""
+    """Nor does it need all classes of the model: they are matched by name."""
     evaluate(*folder_of_digits([split], ["a", "c"], trained_for="abcdefghij"))
     assert f"on set, {split} (2 images of 32 pixels)" in capsys.readouterr().out
     result = json.loads((tmp_path / "out" / "result.json").read_text())
@@ -249,7 +249,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(run, tmp_pat
 
 
 def test_a_model_of_timm_from_a_file_of_tensors(tmp_path, capsys):
-    """No metadata: the class count is that of the head, statistics are timm's for the model."""
+    """Without metadata, the head says the class count, and timm the statistics."""
     for split in ("train", "val"):
         for label in ("ant", "bee", "cat"):
             (tmp_path / "set" / split / label).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The command `metamix`: finding a subcommand, and saying so where there is none."""
+"""Test the command `metamix`: it finds subcommands and tasks, and explains errors."""
 
 import io
 import runpy

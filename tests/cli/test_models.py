@@ -1,4 +1,4 @@
-"""`metamix models`: the table and the JSON say the same as `metamix.list_models`."""
+"""Test `metamix models`: the table and the JSON say the same as `metamix.list_models`."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""metamix train as users see it: what it prints, what it writes to the run folder, and what it refuses."""
+"""Test `metamix train`: what it prints, what it writes to the run folder, and what it refuses."""
 
 import csv
 import fcntl
@@ -173,7 +173,7 @@ def test_fine_tuning_from_a_run(tmp_path, capsys):
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"head.weight", "head.bias"}
 
-    # What it began from is in its own checkpoint now.
+    # The run's own checkpoint holds the initial weights now.
     (tmp_path / "a").rename(tmp_path / "gone")
     words = ["--checkpoint", tmp_path / "a", "--linear-probe", "--output", tmp_path / "b"]
     train(*QUICK, *words, "--epochs", 3)
@@ -228,7 +228,7 @@ def test_unreadable_images_are_counted_and_named_in_the_log(memory, tmp_path, ca
 
 @pytest.mark.usefixtures("rendered_figures")
 def test_names_of_every_kind(tmp_path, capsys):
-    """A class that looks like a formula, and names that are no text: of the set, a class and an unreadable image."""
+    """A class looks like a formula; names of the set, a class and an unreadable image are not UTF-8."""
     data = tmp_path / os.fsdecode(b"\xe8")
     for split in ("train", "val"):
         for label in ("a$x_$b", os.fsdecode(b"\xe9")):
@@ -281,7 +281,7 @@ def test_a_missing_tensorboard_leaves_no_folder(tmp_path, monkeypatch):
 
 
 class FakeWandb:
-    """Stands in for the package wandb: keeps what each record was started with, and its scalars by step."""
+    """Replace the package wandb: keep the settings of each record, and its scalars by step."""
 
     class Error(Exception):
         pass

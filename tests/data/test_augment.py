@@ -87,7 +87,7 @@ def test_erase_fills_rectangles_of_some_images_with_noise():
 
 @pytest.mark.parametrize("options", [{}, *({name: value} for name, value in EVERYTHING.items()), EVERYTHING])
 def test_two_processes_make_what_one_makes(batch, options):
-    """To the bit, in images and targets; the contiguous halves of the batch go through separately."""
+    """Images and targets are equal to the bit if the halves of a batch are augmented separately."""
     transform = augment(**options)
     whole = transform(batch, epoch=3, step=5)
     halves = [transform(part(batch, where), epoch=3, step=5) for where in (slice(0, 8), slice(8, 16))]
@@ -97,7 +97,7 @@ def test_two_processes_make_what_one_makes(batch, options):
 
 @pytest.mark.parametrize("options", [{}, {name: EVERYTHING[name] for name in ("auto_augment", "cutout", "erase")}])
 def test_a_sample_depends_on_seed_epoch_and_index(batch, options):
-    """And not on the step or on its neighbours."""
+    """It does not depend on the step or on its neighbours."""
     transform = augment(**options)
     image = transform(batch, epoch=3, step=5)["image"]
     order = torch.randperm(16)

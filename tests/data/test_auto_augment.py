@@ -142,7 +142,7 @@ def test_what_else_is_in_the_batch_changes_nothing(text):
 
 
 def test_all_operations_are_drawn_equally_often(monkeypatch):
-    """And at the strengths of the policy: the operations are replaced by ones that write down their values."""
+    """Strengths are those of the policy: the operations are replaced by ones that record their values."""
     policy, seen = AutoAugment("trivial", 32), [[] for _ in TRIVIAL]
     policy.operations = [lambda image, value, i=i: seen[i].append(value.flatten()) or image for i in range(14)]
     policy(torch.zeros(28_000, 1, 1, 1, dtype=torch.uint8), hash64(torch.arange(28_000)))

@@ -171,7 +171,7 @@ def test_one_class_can_be_tested_but_not_trained_on(folder):
 
 
 def test_a_class_is_a_folder_at_the_top(folder):
-    """With all that lies below, by links too, and without what is hidden."""
+    """It includes all subfolders, also linked ones, but no hidden ones."""
     root = folder(train=2)
     train = root / "train"
     shutil.copytree(train / "dog", train / "cat" / "day")
@@ -243,7 +243,7 @@ def test_classes_named_with_digits_of_any_script(folder, names):
 
 @pytest.fixture
 def tars(folder):
-    """A maker of folders of classes, with an archive beside each, in which they lie in the folder `inside`."""
+    """Return a function that makes class folders, and archives that hold them in the folder `inside`."""
 
     def make(inside="."):
         root = folder()
@@ -360,7 +360,7 @@ def test_missing_extra_is_named(monkeypatch):
 
 @pytest.fixture
 def shards(tmp_path, image, shard):
-    """Two shards of train and one of val, two samples in each."""
+    """Make two shards of train and one of val, with two samples each."""
     for n, name in enumerate(("x-train-0000.tar", "x-train-0001.tar", "x-val-0000.tar")):
         samples = []
         for i in range(2):
@@ -481,7 +481,7 @@ def test_emnist(tmp_path):
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_cifar(tmp_path, name, monkeypatch):
-    """With small files in place of the real ones, so without the check of their sums."""
+    """Small files replace the real ones, so their checksums are not checked."""
     import pickle
 
     make = getattr(__import__("torchvision").datasets, name.upper())

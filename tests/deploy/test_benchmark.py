@@ -1,4 +1,4 @@
-"""Test `metamix benchmark`: what is timed, what is said of it, and what is refused."""
+"""Test `metamix benchmark`: what it times, prints and refuses."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Test that `fuse` computes the same, in float64, and what it leaves of a model."""
+"""Test that `fuse` keeps the outputs, in float64, and which layers are left."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Test how engines are asked to compute."""
+"""Test the settings of engines, and their errors."""
 
 from types import SimpleNamespace
 

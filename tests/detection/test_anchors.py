@@ -1,4 +1,4 @@
-"""The choice of RetinaNet's anchor scale, and where it is kept."""
+"""Test how RetinaNet's anchor scale is chosen, and where it is kept."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""metamix convert: boxes of other programs become a data set that detection reads, with the same boxes."""
+"""Test `metamix convert`: annotations of other programs become a data set with the same boxes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Data sets in COCO's format, torchvision's transforms, and batches that depend on (seed, epoch, index) alone."""
+"""Test data sets in COCO's format, transforms, and batches that depend on (seed, epoch, index) alone."""
 
 import json
 import math
@@ -390,7 +390,7 @@ def test_files_that_are_not_images_of_the_folder_are_not_read(coco, options, mak
 
 
 def test_image_folder_and_images_may_be_links(coco, tmp_path):
-    """Our commands for BCCD make the image folder a link. A link to another image of the folder is read too."""
+    """The commands for BCCD make the image folder a link. A link to another image of the folder is read too."""
     folder = coco(train=2, val=1, test=1)
     (folder / "images").rename(tmp_path / "elsewhere")
     (folder / "images").symlink_to(tmp_path / "elsewhere")

@@ -1,4 +1,4 @@
-"""torchvision's detectors on the models of the zoo: training, predictions and wrong arguments."""
+"""Test torchvision's detectors on models of the zoo: training, predictions and wrong arguments."""
 
 import copy
 import pickle
@@ -106,7 +106,7 @@ def test_detector_learns_one_image(name):
 
 
 def test_copies_predict_the_same():
-    model = detector("fcos", score_thresh=0.0).eval()  # an untrained head is sure of nothing
+    model = detector("fcos", score_thresh=0.0).eval()  # an untrained head gives low scores
     images, _ = batch(1)
     with torch.no_grad():
         for other in copy.deepcopy(model), pickle.loads(pickle.dumps(model)):

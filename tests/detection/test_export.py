@@ -1,4 +1,4 @@
-"""Exported detectors: boxes against torchvision's, COCO's scores, `metamix predict`."""
+"""Test exported detectors: boxes against torchvision's, COCO's scores, `metamix predict`."""
 
 import json
 import re
@@ -171,7 +171,7 @@ def test_classes_that_do_not_match_the_graph_are_refused(detector, classes, tmp_
 
 @pytest.mark.parametrize("with_data", [False, True])
 def test_images_without_objects_still_compare_boxes(with_data, tmp_path):
-    """A detector that finds nothing is compared by its candidates, and a wrong one is not accepted."""
+    """If a detector finds nothing, its candidates are compared, and wrong ones are refused."""
     source, task = weights(tmp_path, detector_args={"topk_candidates": 50, "score_thresh": 0.999}), None
     trained = load_detector(source)
     if with_data:

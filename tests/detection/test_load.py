@@ -1,4 +1,4 @@
-"""Metadata of detector files: what is built from them, and what is refused. A file may come from a stranger."""
+"""Test metadata of detector files, which may come from a stranger: what is built and what is refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Mask R-CNN through train, eval, predict and load, on objects whose masks have all forms that COCO has."""
+"""Test Mask R-CNN in train, eval, predict and load, on masks in all of COCO's forms."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""COCO's scores against known values, and the conversion of detections to COCO's format and back."""
+"""Test COCO's scores against known values, and the conversion of detections to COCO's format and back."""
 
 import pytest
 import torch
@@ -89,7 +89,7 @@ def test_false_positives_of_higher_score_halve_ap50(split):
 
 
 def test_annotation_id_0_is_renumbered(split):
-    """pycocotools takes a match with annotation 0 for no match; many files count from 0, as these do."""
+    """pycocotools treats a match with annotation 0 as no match, and many files count from 0."""
     assert 0 not in split.coco.anns and len(split.coco.anns) == sum(len(a["boxes"]) for a in truth(split).values())
     split.coco.dataset["annotations"][0]["id"] = 0
     split.coco.createIndex()
@@ -214,7 +214,7 @@ def five_sizes(tmp_path):
             data["annotations"].append(box)
 
     write(folder, train=5, test=5, change=resize)
-    detector_args = dict(score_thresh=0.001)  # an untrained head is sure of nothing
+    detector_args = dict(score_thresh=0.001)  # an untrained head gives low scores
     small = SMALL | dict(model="metaformer_raft_nano", detector_args=detector_args)
     options = DetectionOptions(data_dir=str(folder), **small)
     torch.manual_seed(0)

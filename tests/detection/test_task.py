@@ -1,4 +1,4 @@
-"""Detection through train, eval and predict: training, scores, resuming, fine-tuning and wrong options."""
+"""Test detection in train, eval and predict: training, scores, resuming, fine-tuning and wrong options."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The verify command names the file, image and annotation of each problem."""
+"""Test that `metamix verify` names the file, image and annotation of each problem."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Conversion of Pascal VOC annotations to COCO's format."""
+"""Test the conversion of Pascal VOC annotations to COCO's format."""
 
 import json
 

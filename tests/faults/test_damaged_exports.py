@@ -33,7 +33,7 @@ METADATA = dict(
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A small classifier as a weight file, and exported to the format torch."""
+    """Make a small classifier as a weight file, and export it to the format torch."""
     folder = tmp_path_factory.mktemp("made")
     torch.manual_seed(0)
     model = timm.create_model(METADATA["model"], img_size=16, num_classes=3, in_chans=1, **METADATA["model_args"])
@@ -44,13 +44,13 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def exported(made, tmp_path):
-    """A copy of the exported model."""
+    """Copy the exported model."""
     return Path(shutil.copytree(made / "exported", tmp_path / "exported"))
 
 
 @pytest.fixture
 def digit(tmp_path):
-    """An image file."""
+    """Write an image file."""
     open_data("digits").test.read(0)[0].save(tmp_path / "digit.png")
     return tmp_path / "digit.png"
 
@@ -144,7 +144,7 @@ def test_deep_nesting_is_refused_before_anything_is_built(text, exported):
 
 
 class Attack:
-    """Makes a file when it is unpickled."""
+    """Make a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

@@ -52,7 +52,7 @@ def flip(path, position, bit=0):
 
 
 def find(path, tensor):
-    """Position of a tensor's bytes in a file that is not compressed."""
+    """Return the position of a tensor's bytes in a file that is not compressed."""
     return path.read_bytes().index(tensor.numpy().tobytes())
 
 
@@ -71,7 +71,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_refused_and_the_tensor_named(net, tmp_
 
 
 def test_no_flipped_bit_changes_what_is_resumed(net, tmp_path):
-    """A bit may also lie where it matters to nobody, such as in padding."""
+    """A bit in padding changes nothing, so a file may also load as it was."""
     state = checkpoint(net)
     save_checkpoint(tmp_path / "whole.pt", state)
     whole, chance = load_checkpoint(tmp_path / "whole.pt"), random.Random(0)
@@ -136,7 +136,7 @@ def test_a_file_of_another_program_has_no_checksums_and_is_read_with_one_warning
 @pytest.mark.parametrize("bit", range(8))
 @pytest.mark.parametrize("kind", ["weights", "weights of a run", "checkpoint"])
 def test_a_flipped_bit_in_the_word_checksums_is_refused(kind, bit, net, tmp_path):
-    """Without its checksums the file would pass as one of another program."""
+    """Without checksums the file would be read as one of another program."""
     path = tmp_path / ("c.pt" if kind == "checkpoint" else "w.safetensors")
     if kind == "checkpoint":
         save_checkpoint(path, checkpoint(net))
@@ -148,7 +148,7 @@ def test_a_flipped_bit_in_the_word_checksums_is_refused(kind, bit, net, tmp_path
 
 
 def test_a_flipped_bit_in_the_format_of_a_checkpoint_is_refused(net, tmp_path):
-    """Its weights would be read as those of another program, without their average."""
+    """Otherwise its weights would be read as those of another program, without their average."""
     save_checkpoint(tmp_path / "c.pt", checkpoint(net))
     flip(tmp_path / "c.pt", (tmp_path / "c.pt").read_bytes().index(b"metamix-checkpoint"))
     with pytest.raises(ValueError, match="c.pt is damaged: the checksum of its metadata is wrong"):
@@ -249,7 +249,7 @@ def test_code_in_an_npz_file_is_not_run_and_nobody_is_told_how_to(tmp_path):
 
 
 def test_a_zip_file_in_several_parts_is_refused(net, tmp_path):
-    """Python's reader of zip files raises an error for it where others return False."""
+    """Python's zipfile raises an error for it, where it returns False for other files."""
     torch.save(net.state_dict(), tmp_path / "w.pt")
     content = bytearray((tmp_path / "w.pt").read_bytes())
     content[content.rindex(b"PK\x06\x07") + 16] = 9  # number of parts in zip64's locator
@@ -279,7 +279,7 @@ class NoOptions:
 
 
 class Attack:
-    """Writes a file when it is unpickled."""
+    """Write a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -289,7 +289,7 @@ class Attack:
 
 
 def attacks(net, evil):
-    """PyTorch files that run code in a plain unpickler, in the pickle protocols that torch reads."""
+    """Yield writers of PyTorch files that run code in a plain unpickler, in protocols that torch reads."""
     yield lambda path: torch.save(Attack(evil), path)
     yield lambda path: torch.save({"format": tensor_files.FORMAT, "model": Attack(evil)}, path)
     yield lambda path: torch.save({"state_dict": net.state_dict() | {"x": Attack(evil)}}, path)
@@ -299,7 +299,7 @@ def attacks(net, evil):
 
 
 def attacks_in_other_protocols(evil):
-    """Files in pickle protocols that torch does not read, so it refuses them before it sees what they call."""
+    """Yield writers of files in protocols that torch does not read, so it refuses them unread."""
     yield lambda path: path.write_bytes(pickle.dumps(Attack(evil)))
     yield lambda path: path.write_bytes(pickle.dumps(Attack(evil), protocol=0))
     yield lambda path: torch.save({"w": Attack(evil)}, path, pickle_protocol=0)

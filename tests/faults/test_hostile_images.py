@@ -1,4 +1,4 @@
-"""Image files that start programs, hang or fill the memory, and labels of shards that do: all are refused in words."""
+"""Test images and labels that would start programs, hang or fill the memory: all are refused with a message."""
 
 import ast
 import io
@@ -41,7 +41,7 @@ FOUR_READERS = [decode_file, read_header, read_picture, lambda path: read_mask(p
 
 @pytest.fixture
 def ghostscript(tmp_path, monkeypatch):
-    """A program `gs` in PATH that writes a file when it is started."""
+    """Put a program `gs` into PATH that writes a file when it is started."""
     started, program = tmp_path / "started", tmp_path / "bin" / "gs"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\ntouch {started}\n")
@@ -58,7 +58,7 @@ def own_limit(monkeypatch):
 
 
 def png(width, height):
-    """A PNG of one bit a pixel, black, of a few kB."""
+    """Return a black PNG of one bit a pixel, a few kB large."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -160,7 +160,7 @@ def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(side, read,
 @pytest.mark.parametrize("width, height", [(100_100, 100), (1, 1001)])
 @pytest.mark.parametrize("read", FOUR_READERS)
 def test_a_strip_is_refused_since_resizing_it_would_fill_the_memory(width, height, read, tmp_path):
-    """A strip of 400,000 x 1 pixels, a file of 128 bytes, has 20 billion if its shorter side is resized to 224."""
+    """A file of 128 bytes with 400,000 x 1 pixels has 20 billion if its shorter side is resized to 224."""
     (tmp_path / "a.png").write_bytes(png(width - width // 1001, height - height // 1001))
     read(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes(png(width, height))

@@ -1,4 +1,4 @@
-"""Names with line breaks and control sequences: none forges a line of the log or reaches the terminal."""
+"""Test names with line breaks and control sequences: none forges a line of the log or reaches the terminal."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Files that describe something huge or endless: they are refused in a short sentence, before anything is built."""
+"""Test files that describe something huge or endless: a short message refuses them before anything is built."""
 
 import io
 import tarfile
@@ -66,7 +66,7 @@ def test_a_list_that_holds_itself_is_refused(tmp_path):
 
 
 def expanded(count):
-    """A tensor of many numbers that are one number of the file."""
+    """Return a tensor of many numbers that share one number of the file."""
     return torch.zeros(1).expand(count)
 
 

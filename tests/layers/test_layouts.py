@@ -126,7 +126,7 @@ def test_block_copies_no_more_than_allowed(mixer):
 
 
 class Contiguous(nn.Module):
-    """A careless edit: make the map contiguous before the mixer."""
+    """Make the map contiguous before the mixer, as a careless edit would."""
 
     def __init__(self, mixer: nn.Module):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The contract of every mixer, metamix's own or a user's, as `metamix/mixers/registry.py` states it."""
+"""Test the contract of mixers, metamix's and users', as `metamix/mixers/registry.py` states it."""
 
 import copy
 import inspect
@@ -20,7 +20,7 @@ SIZES = [(1, 1), (1, 5), (7, 5), SIZE, (31, 33)]
 
 
 class Mine(nn.Module):
-    """A user's mixer without the optional parts of the contract."""
+    """Stand for a user's mixer without the optional parts of the contract."""
 
     def __init__(self, dim, *, size, kernel=3):
         super().__init__()

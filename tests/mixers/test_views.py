@@ -1,4 +1,4 @@
-"""What `metamix explain` and benchmarks/report/mixer_views.py show is what the mixers compute."""
+"""Test that `metamix explain` and benchmarks/report/mixer_views.py show what the mixers compute."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Names, tags and files of image models: local files in exactly the published formats, key by key."""
+"""Test names, tags and files of image models: local files have exactly the published formats."""
 
 import copy
 import io
@@ -125,7 +125,7 @@ def test_weights_of_unknown_names_are_refused(name, words):
 
 
 def flax_arrays(model):
-    """The arrays of the authors' .npz file for a model: their names and layouts, and some of the optimizer's state."""
+    """Return the arrays of the authors' .npz file for a model, with some of the optimizer's state."""
     layout = maxim_layout.maxim_layout(model, {})
     arrays = {}
     for key, value in model.state_dict().items():
@@ -148,7 +148,7 @@ def same_weights(a, b):
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
-    """Publishes a file at a file:// address, as maxim_s3.sidd for a tiny MAXIM, with torch's cache in tmp_path."""
+    """Publish a file at a file:// address, as maxim_s3.sidd of a tiny MAXIM, with torch's cache in tmp_path."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
 
     def publish(content):

@@ -1,4 +1,4 @@
-"""The restoration network of MAXIM: every block and the whole against what the authors' code gives."""
+"""Test every block of MAXIM and the whole network against outputs of the authors' code."""
 
 import json
 import re
@@ -19,7 +19,7 @@ GOLDENS = Path(__file__).parents[1] / "goldens" / "restoration"
 
 
 class Golden:
-    """One file: the authors' arguments and weights, inputs and outputs in float64, made (B, C, H, W)."""
+    """Read the authors' arguments, weights, inputs and outputs from a file; maps become (B, C, H, W) in float64."""
 
     def __init__(self, name):
         tensors = load_file(GOLDENS / f"{name}.safetensors")

@@ -117,7 +117,7 @@ def test_formula(option, shape):
 
 def test_own_stems_and_downsamplings():
     class Halve(nn.Module):
-        """A stem with nothing but what the skeleton needs."""
+        """Halve the map; a stem with only what the skeleton needs."""
 
         reduction = 2
 

@@ -159,7 +159,7 @@ def test_heads_of_minattn_divide_other_widths(size, dims, heads):
     assert model.stages[-1].blocks[0].mixer.heads == heads
 
 
-# A mixer of your own
+# A user's mixer
 
 
 @pytest.fixture

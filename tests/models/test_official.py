@@ -1,4 +1,4 @@
-"""Test `load_official`: outputs against those of the authors' code, and every error's words."""
+"""Test `load_official`: outputs against those of the authors' code, and errors."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ GOLDENS = Path(__file__).parents[1] / "goldens"
 
 
 class Golden:
-    """A golden file: the authors' arguments, weights, input and float64 output. MAXIM's maps become (B, C, H, W)."""
+    """Read the authors' arguments, weights, input and float64 output; MAXIM's maps become (B, C, H, W)."""
 
     def __init__(self, name: str):
         tensors = load_file(GOLDENS / f"{name}.safetensors")

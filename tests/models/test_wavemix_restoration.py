@@ -1,4 +1,4 @@
-"""WaveMix's super-resolution nets: weights of the authors' code, sizes, dtypes and gradients."""
+"""Test WaveMix's super-resolution nets: weights of the authors' code, sizes, dtypes and gradients."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_super_resolution_of_the_authors():
 
 
 def wavemixsr_state(model):
-    """The state dict that the authors' class has: their names, and their order of the detail channels."""
+    """Return the state dict as the authors' class has it: their names and order of detail channels."""
     state = {}
     for key, value in model.state_dict().items():
         key = key.replace("head.", "final.").replace("stem.1.", "path1.2.").replace("stem.0.", "path1.1.")

@@ -1,4 +1,4 @@
-"""Pairs, crops and what is refused."""
+"""Test pairs, crops and refusals."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Each degradation against its definition, chains, and the words of mistakes."""
+"""Test each degradation against its definition, chains, and refusals."""
 
 import pytest
 import torch

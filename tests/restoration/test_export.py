@@ -29,7 +29,7 @@ needs_engines = pytest.mark.skipif(
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of three photographs of 40 x 56 pixels."""
+    """Make a folder of three photographs of 40 x 56 pixels."""
     return draw(tmp_path / "photos", 3)
 
 

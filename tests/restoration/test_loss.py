@@ -1,4 +1,4 @@
-"""Losses against their formulas, on every stage and scale."""
+"""Test losses against their formulas, on every stage and scale."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ X, Y = torch.rand(2, 2, 3, 16, 24, generator=torch.Generator().manual_seed(0)).u
 
 
 class Stages(nn.Module):
-    """Returns images of two scales, as MAXIM does in training."""
+    """Return images of two scales, as MAXIM does in training."""
 
     def forward(self, x):
         return [0.5 * shrink_image(x, 2), 0.9 * x]

@@ -1,4 +1,4 @@
-"""Restoring files: formats, alpha, rounding, tiles, and what is left out."""
+"""Test restoring files: formats, alpha, rounding, tiles, and what is left out."""
 
 import json
 import struct
@@ -24,7 +24,7 @@ from metamix.utils.checks import DoesNotFit
 
 
 class Shift(nn.Module):
-    """Adds 0.6 of a grey level, and repeats pixels `scale` times."""
+    """Add 0.6 of a grey level, and repeat pixels `scale` times."""
 
     def __init__(self, scale=1):
         super().__init__()
@@ -42,7 +42,7 @@ def shifter(scale=1, channels="rgb"):
 
 @pytest.fixture
 def run(monkeypatch):
-    """A maker of calls of `metamix predict` with a model that adds 0.6 of a grey level."""
+    """Return a function that runs `metamix predict` with a model that adds 0.6 of a grey level."""
 
     def call(*words, channels="rgb", scale=1):
         trained = shifter(scale, channels)

@@ -1,4 +1,4 @@
-"""Layouts, masks, augmentation and the checks of a data set."""
+"""Test layouts, masks, augmentation and the checks of a data set."""
 
 import numpy as np
 import pytest

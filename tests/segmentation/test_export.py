@@ -51,7 +51,7 @@ def source(tmp_path):
 
 @pytest.fixture
 def scenes(tmp_path):
-    """A data set of two images of 40 x 56 pixels to score."""
+    """Draw a data set of two images of 40 x 56 pixels to score."""
     return draw(tmp_path / "scenes", test=2)
 
 

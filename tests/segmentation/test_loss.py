@@ -1,4 +1,4 @@
-"""Losses against literal formulas, and their refusals."""
+"""Test losses against literal formulas, and refusals."""
 
 import math
 import sys
@@ -15,7 +15,7 @@ IGNORED = 255
 
 @pytest.fixture
 def batch():
-    """Logits (3, 4, 5, 6) and labels (3, 5, 6); a quarter of the pixels is ignored, all of the last image's."""
+    """Make logits (3, 4, 5, 6) and labels (3, 5, 6); a quarter of the pixels and the whole last image are ignored."""
     torch.manual_seed(0)
     target = torch.randint(0, 4, (3, 5, 6))
     target[torch.rand(target.shape) < 0.25] = IGNORED

@@ -1,4 +1,4 @@
-"""Scores against literal computations, and what the state holds."""
+"""Test scores against literal computations, and what the state holds."""
 
 import math
 
@@ -21,7 +21,7 @@ IGNORED, CLASSES = 255, 5
 
 
 def blobs(seed, size=(24, 30)):
-    """Make labels in patches; class 3 is never a label and class 4 never anything, and some pixels are ignored."""
+    """Make labels and predictions in patches: class 3 is only predicted, 4 never, and some pixels are ignored."""
     torch.manual_seed(seed)
     coarse = torch.randint(0, 3, (1, 1, 6, 6)).float()
     truth = nn.functional.interpolate(coarse, size)[0, 0].byte()
@@ -31,7 +31,7 @@ def blobs(seed, size=(24, 30)):
 
 
 class Fixed(nn.Module):
-    """Predicts labels that are given beforehand."""
+    """Predict fixed labels."""
 
     def __init__(self, labels):
         super().__init__()
@@ -86,7 +86,7 @@ def near(pixels, others, distance):
 
 @pytest.fixture
 def scored():
-    """A metric of four images, and its states on two processes."""
+    """Score four images on two processes; return the metric and its states."""
     pairs = [blobs(i, (24, 30 + 150 * (i == 3))) for i in range(4)]  # the last is wide: pixels at a distance count
     metric = SegmentationMetric("abcde", lambda x: x.float(), {"": Predictor()})
     states = []

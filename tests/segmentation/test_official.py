@@ -1,4 +1,4 @@
-"""Segmenters with the weights of other code: WaveMix's authors, mmsegmentation."""
+"""Test segmenters with weights of WaveMix's authors and of mmsegmentation."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def random_state(shapes):
 
 
 def mmsegmentation_state(classes=5, dims=ARCH["embed_dims"], neck=16, channels=8):
-    """The tensors of an FPN of mmsegmentation on a small PoolFormer, by its names."""
+    """Return the tensors of mmsegmentation's FPN on a small PoolFormer, by its names."""
     shapes = {"backbone.patch_embed.proj.weight": (dims[0], 3, 7, 7), "backbone.patch_embed.proj.bias": (dims[0],)}
     for i, dim in enumerate(dims):
         block = f"backbone.network.{2 * i}.0."
@@ -88,7 +88,7 @@ def test_semantic_fpn_of_mmsegmentation(tmp_path):
 
 
 def cityscapes_state(model):
-    """The tensors of a WaveMix with transposed convolutions as its pool, by the authors' names."""
+    """Return the tensors of a WaveMix with transposed convolutions, by the authors' names."""
     names = {"backbone.body.model.stem.": "conv.", "backbone.body.model.stages.0.blocks.": "layers.", "head.": "pool."}
     names |= {".mixer.reduce.": ".reduction.", ".fc1.": ".0.", ".fc2.": ".3.", ".up.": ".4.", ".norm.": ".5."}
     names |= {f".mixer.levels.{i}.": f".feedforward{i + 1}." for i in range(3)}

@@ -1,4 +1,4 @@
-"""Labelling files: any size, tiles, what is left out, and weight files from strangers."""
+"""Test labelling files: any size, tiles, what is left out, and weight files from strangers."""
 
 import json
 
@@ -32,7 +32,7 @@ SPEC = SegmenterSpec(
 
 
 class Colours(nn.Module):
-    """Finds the strongest channel, and keeps the sizes that it was given."""
+    """Find the strongest channel, and record the sizes of the images."""
 
     fixed_size = None
 
@@ -47,7 +47,7 @@ class Colours(nn.Module):
 
 @pytest.fixture
 def run(monkeypatch):
-    """A maker of calls of `metamix predict` with a model that finds the strongest channel."""
+    """Return a function that runs `metamix predict` with a model that finds the strongest channel."""
 
     def call(*words, **spec):
         trained = TrainedSegmenter(Colours().eval(), SegmenterSpec(**vars(SPEC) | spec), {})
@@ -62,7 +62,7 @@ def run(monkeypatch):
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of three images of other sizes, one of them in a folder inside; the strongest channel is known."""
+    """Make three images of different sizes, one in a subfolder; the strongest channel of each is known."""
     sizes = {"a.jpg": (9, 7), "b.png": (64, 48), "inside/c.png": (3, 40)}
     for name, (width, height) in sizes.items():
         path = tmp_path / "photos" / name

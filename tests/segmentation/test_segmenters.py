@@ -1,4 +1,4 @@
-"""Networks for segmentation on the models of the zoo: sizes, gradients, exports and wrong arguments."""
+"""Test segmentation networks on models of the zoo: sizes, gradients, exports and wrong arguments."""
 
 import copy
 

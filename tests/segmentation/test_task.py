@@ -1,4 +1,4 @@
-"""Training, resuming, scoring and predicting from the command line, with a model that takes milliseconds."""
+"""Test training, resuming, scoring and predicting from the command line, with a tiny model."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""`metamix demo`: what the page shows for a model of each task, and what it says of images that cannot be predicted."""
+"""Test `metamix demo`: what the page shows for a model of each task, and for images that cannot be predicted."""
 
 import socket
 import sys
@@ -33,7 +33,7 @@ def photo(tmp_path):
 
 @pytest.fixture
 def models(tmp_path):
-    """A maker of `Models` of what a function of test_benchmark.py makes, and the name of its weight file."""
+    """Return a function that makes `Models` of a model of test_benchmark.py, and the name of its weight file."""
 
     def make(build):
         torch.manual_seed(0)

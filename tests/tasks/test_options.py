@@ -11,7 +11,7 @@ from metamix.utils.options import convert, option, options_of
 
 @dataclass
 class Options(BackboneOptions):
-    """A task with a default and an option of its own."""
+    """Describe a task with a default and an option of its own."""
 
     model: str = option("resnet18", "backbone", group="model")
     img_size: int = option(224, "side of the images", group="data")

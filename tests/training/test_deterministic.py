@@ -33,7 +33,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("size, besides", [(32, {"raft", "nin", "minattn"}), (40, set())])
 def test_the_help_names_the_mixers_that_have_no_deterministic_algorithm(size, besides):
-    """They lack one only at other sizes than their own."""
+    """They lack one only at sizes other than their own."""
     expected = {mixer for mixer in metamix.list_mixers() if re.search(rf"\b{mixer}\b", HELP)} - besides
     lacking = set()
     for mixer in metamix.list_mixers():

@@ -1,4 +1,4 @@
-"""Early stopping: when a run ends, which weights are its result, and how it is resumed."""
+"""Test early stopping: when a run ends, which weights are its result, and how it is resumed."""
 
 import json
 import math

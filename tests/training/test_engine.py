@@ -1,4 +1,4 @@
-"""Run the engine on a small task that keeps the task protocol and no more."""
+"""Test the engine on a small task that implements only the task protocol."""
 
 import copy
 import math
@@ -28,14 +28,14 @@ from metamix.weights.files import load_checkpoint
 
 @pytest.fixture(autouse=True)
 def no_run_stays_open():
-    """A run that a test leaves open would print the warnings of later tests."""
+    """Close runs after each test; an open run would print the warnings of later tests."""
     yield
     for handler in list(PACKAGE.handlers):
         handler.run.close()
 
 
 class Detect:
-    """Has batches like a detector: lists of tensors of any size, named losses, a score of all samples at once."""
+    """Take batches as a detector does: lists of tensors of any size, named losses, one score of all samples."""
 
     notes, title, same_image_shape = [], "boxes-net", True
     frozen_helpers, identity = (), {}
@@ -108,7 +108,7 @@ def engine(folder=None, **options):
 
 @dataclass
 class Nothing:
-    """A task without options."""
+    """Have no options."""
 
 
 def weights(engine):
@@ -146,7 +146,7 @@ def test_micro_batches_are_of_nearly_equal_size(count, size, parts):
 
 
 class Saving(nn.Module):
-    """Saves activations as timm's models do."""
+    """Save activations as timm's models do."""
 
     def __init__(self):
         super().__init__()

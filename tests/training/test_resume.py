@@ -20,7 +20,7 @@ def test_a_longer_schedule_continues_the_run_and_says_so(tmp_path, capsys):
 
 
 def test_a_finished_run_is_not_given_another_recipe(tmp_path, capsys):
-    """Its summary would name a recipe that it was not trained with. Only `score` may change."""
+    """Its summary would name a recipe that did not train it. Only `score` may change."""
     words = ["--batch-size", 256, "--epochs", 2, "--warmup-epochs", 0, "--ema", "--output", tmp_path]
     train(*words)
     before = (tmp_path / "summary.json").read_text()

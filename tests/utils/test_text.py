@@ -1,4 +1,4 @@
-"""Test the texts of messages."""
+"""Test messages."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Write files atomically, and read checkpoints and weights of every kind."""
+"""Test that files are written atomically, and checkpoints and weights of every kind are read."""
 
 import os
 import pickle

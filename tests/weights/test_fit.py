@@ -1,4 +1,4 @@
-"""Check that weights fit a model: names, shapes and finite values, whoever loads them."""
+"""Test that every way to load weights checks names, shapes and finite values."""
 
 import re
 

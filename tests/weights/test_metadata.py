@@ -1,4 +1,4 @@
-"""Test the metadata of weight files: a round trip, and every error's words."""
+"""Test the metadata of weight files: a round trip, and every error."""
 
 import json
 
