@@ -35,7 +35,7 @@ LINES = [
 
 
 @pytest.mark.parametrize("code, printed", SNIPPETS)
-def test_python_prints_what_stands_below_it(code, printed, capsys, monkeypatch, forget_mixers):
+def test_python_prints_the_text_below_it(code, printed, capsys, monkeypatch, forget_mixers):
     for package, extra in EXTRAS.items():
         if package in code:
             pytest.importorskip(package, reason=f"pip install 'metamix[{extra}]'")

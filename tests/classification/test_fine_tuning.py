@@ -115,7 +115,7 @@ def test_a_step_that_does_not_fit_in_memory_is_split(monkeypatch, capsys):
     assert float(re.search("needs about ([0-9.]+) GiB", capsys.readouterr().out)[1]) < 0.12
 
 
-def test_a_split_step_is_kept_in_the_recipe_and_on_resume(tmp_path, monkeypatch, capsys):
+def test_a_split_step_is_kept_on_resume(tmp_path, monkeypatch, capsys):
     words = ["--batch-size", 256, "--warmup-epochs", 0, "--output", tmp_path]
     set_free_memory(monkeypatch, 0.012)
     train(*words, "--epochs", 1)
@@ -140,7 +140,7 @@ def test_a_sample_that_does_not_fit_in_memory_is_refused(monkeypatch):
         train(*DIGITS, "--dry-run")
 
 
-def test_nothing_is_said_where_memory_is_enough(monkeypatch, capsys):
+def test_no_note_if_memory_is_enough(monkeypatch, capsys):
     set_free_memory(monkeypatch, 8)
     train(*DIGITS, "--batch-size", 64, "--dry-run")
     assert "memory, and" not in capsys.readouterr().out

@@ -122,7 +122,7 @@ def test_names_of_classes_are_drawn_as_they_are(name, tmp_path):
 
 
 @pytest.mark.usefixtures("rendered_figures")
-def test_letters_that_no_font_has_are_one_sentence_and_no_warnings(tmp_path, monkeypatch, caplog, recwarn):
+def test_missing_fonts_give_one_message_and_no_warnings(tmp_path, monkeypatch, caplog, recwarn):
     monkeypatch.setattr("metamix.utils.figures.fonts", lambda: ["DejaVu Sans"])
     draw_confusion(tmp_path / "c.png", torch.eye(2, dtype=torch.int64), ("猫", "犬"), "title")
     assert caplog.messages == [

@@ -127,7 +127,7 @@ def test_images_of_other_types_are_named(digits, caplog):
     assert f"{folder}: left out are files of other types, 1 .gif; save them as .png or .jpg" in caplog.text
 
 
-def test_mistakes_end_in_one_sentence(tmp_path):
+def test_mistakes_are_refused_in_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     for words, said in (
         ([tmp_path / "none.png", *WEIGHTS], "there is no image .*none.png"),

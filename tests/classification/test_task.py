@@ -68,7 +68,7 @@ def test_a_file_in_its_authors_names_is_evaluated(three_classes):
     assert all(torch.equal(*pair) for pair in zip(loaded.parameters(), ours.parameters(), strict=True))
 
 
-def test_a_file_of_another_function_is_refused(weights):
+def test_weights_of_another_mixer_are_refused(weights):
     """Pooling and identity have no parameters, so the tensors of one fit the other."""
     path, _ = weights()
     for start in (

@@ -66,7 +66,7 @@ def test_classes_with_few_images_are_named(folder, capsys):
     assert "note: 1 class has no more than one image: dog" in capsys.readouterr().out
 
 
-def test_a_name_that_is_no_text(folder, capsys):
+def test_a_name_that_is_not_utf8(folder, capsys):
     root = folder(kind="jpg", size=(64, 64))
     (root / "train" / "dog" / "caf\udce9.jpg").write_bytes(b"")
     assert main([root, "--workers", "0"]) == 1

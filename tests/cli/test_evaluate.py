@@ -225,7 +225,7 @@ def test_no_holdout_scores_the_same_test_images(tmp_path, capsys):
     assert f"{MODEL} on digits, test (360 images" in capsys.readouterr().out
 
 
-def test_what_was_held_out_or_streamed_in_training_is_so_here(tmp_path, capsys, monkeypatch):
+def test_holdout_and_memory_of_training_are_kept(tmp_path, capsys, monkeypatch):
     train(*RUN, "--holdout", 0.1, "--memory", "no", "--workers", 0, "--output", tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     monkeypatch.chdir(tmp_path)
@@ -269,6 +269,6 @@ def test_a_model_of_timm_from_a_file_of_tensors(tmp_path, capsys):
         ("--model-args '{img_size: 64}'", f"says for which images {MODEL} was built: leave it out; --img-size scores"),
     ],
 )
-def test_mistakes_end_in_one_sentence(words, said, run, tmp_path):
+def test_mistakes_are_refused_in_one_sentence(words, said, run, tmp_path):
     with pytest.raises(SystemExit, match=f"^error: .*{said}.*$"):
         evaluate("--model", MODEL, "--checkpoint", run, "--output", tmp_path, *shlex.split(words))

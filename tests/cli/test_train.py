@@ -248,7 +248,7 @@ def test_names_of_every_kind(tmp_path, capsys):
     assert rf"{MODEL} on \udce8, val (8 images" in capsys.readouterr().out
 
 
-def test_a_picture_that_cannot_be_drawn_costs_no_result(tmp_path, monkeypatch):
+def test_a_picture_that_cannot_be_drawn_loses_no_result(tmp_path, monkeypatch):
     monkeypatch.setattr("metamix.classification.pictures.draw_confusion", Mock(side_effect=RuntimeError("no colour")))
     with pytest.raises(RuntimeError, match="no colour"):
         train(*QUICK, "--output", tmp_path)
@@ -365,7 +365,7 @@ def test_a_missing_wandb_leaves_no_folder(folder, tmp_path, monkeypatch):
         (["--output", "/dev/null/run"], "the folder /dev/null/run could not be made (Not a directory); give"),
     ],
 )
-def test_mistakes_end_in_one_sentence(words, said, tmp_path):
+def test_mistakes_are_refused_in_one_sentence(words, said, tmp_path):
     with pytest.raises(SystemExit) as error:
         train("--output", tmp_path, *words)
     assert str(error.value).startswith("error: ") and said in str(error.value) and "\n" not in str(error.value)

@@ -130,7 +130,7 @@ def test_other_words_are_refused(text):
 
 
 @pytest.mark.parametrize("text", ["trivial", "rand-m9-n2-mstd0.5"])
-def test_what_else_is_in_the_batch_changes_nothing(text):
+def test_other_images_of_the_batch_change_nothing(text):
     image = torch.randint(0, 256, (64, 20, 24, 3), dtype=torch.uint8)
     key = hash64(torch.arange(64))
     policy = AutoAugment(text, 20)

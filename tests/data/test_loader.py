@@ -209,7 +209,7 @@ def test_a_replacement_comes_from_the_same_source(folder, break_image):
     assert loader.rows[1:].tolist() == splits.train.indices[1:].tolist()
 
 
-def test_a_worker_that_dies_ends_in_a_sentence(source, monkeypatch):
+def test_a_worker_that_dies_is_reported(source, monkeypatch):
     monkeypatch.setattr(type(source), "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     loader = train_loader(source, DataOptions(workers=1, **STREAMED), batch_size=4, seed=1)
     with pytest.raises(OSError, match=r"a process that reads images died \(DataLoader worker .*lower --workers"):

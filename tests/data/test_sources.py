@@ -69,7 +69,7 @@ def test_stratified_takes_each_class_by_its_share():
         (dict(name="folder"), "needs --data-dir; in it, expected train/ and val/"),
     ],
 )
-def test_bad_words_are_refused(options, words):
+def test_wrong_names_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         open_data(**options)
 
@@ -465,7 +465,7 @@ def write_mnist(place, train="train", test="t10k"):
 
 
 @pytest.mark.parametrize("name, place", [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")])
-def test_mnist_and_its_kin(tmp_path, name, place):
+def test_mnist_and_similar_sets(tmp_path, name, place):
     write_mnist(tmp_path / place / "raw")
     splits = open_data(name, root=tmp_path)
     assert (len(splits.train), len(splits.test), len(splits.classes)) == (30, 20, 10)

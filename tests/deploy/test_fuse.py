@@ -108,7 +108,7 @@ def test_scale_of_a_norm_that_serves_twice_stays():
     assert count(fused, LayerScale2d) == 2
 
 
-def test_inside_another_model_and_of_no_ours():
+def test_inside_another_model_and_without_our_layers():
     body = randomize(timm.create_model("metaformer_wavemix_s12", features_only=True, **SMALL | {"num_classes": 0}))
     fused, x = fuse(nn.Sequential(body)), images(1, 3, 32, 32)
     for features, expected in zip(fused(x), body(x), strict=True):

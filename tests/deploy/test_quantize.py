@@ -190,7 +190,7 @@ def test_a_drop_of_graded_scores_is_no_chance():
     assert not quantize.is_chance(before[:4], before[:4] - [9, 0, 0, 0])  # four images cannot show that it is chance
 
 
-def test_a_model_that_loses_too_much_is_refused_and_stays(file):
+def test_a_model_that_loses_too_much_is_refused_and_unchanged(file):
     score, before = score_of(file), file.read_bytes()
     with pytest.raises(QuantizationError, match=r"1 of 3 layers in fp32 loses \d\.\d\d points .*; the limit is 0"):
         quantize_file(file, BATCHES, score, max_drop=0, minutes=1)

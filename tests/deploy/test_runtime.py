@@ -25,7 +25,7 @@ def test_openvino_computes_in_bf16_where_the_processor_can(monkeypatch, capabili
     assert settings == {"INFERENCE_PRECISION_HINT": asked, "INFERENCE_NUM_THREADS": 1}
 
 
-def test_what_an_engine_refuses_is_said_in_words():
+def test_errors_of_an_engine_are_reported():
     def fail(images):
         raise RuntimeError("Exception from core.cpp:84:\n  the shapes do not fit\n\n")
 

@@ -308,7 +308,7 @@ def test_what_is_left_out_or_odd_is_printed(original, tmp_path, capsys):
         (["yolo", "{source}", "{out}", "--split", "1"], "--split is '1', but it must be a number above 0 and below 1"),
     ],
 )
-def test_wrong_words_are_refused(words, said, original, tmp_path):
+def test_wrong_arguments_are_refused(words, said, original, tmp_path):
     yolo_by_kind(original, tmp_path / "source")
     with pytest.raises(SystemExit, match=said):
         metamix_command("convert", *(word.format(source=tmp_path / "source", out=tmp_path / "out") for word in words))

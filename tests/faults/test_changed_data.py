@@ -140,7 +140,7 @@ def test_images_of_a_tar_file_of_any_size_are_hashed(folder, monkeypatch):
     assert len({images.content(i) for i in range(6)} - {""}) == 6
 
 
-def test_of_a_large_file_blocks_are_hashed_with_the_first_and_the_last_bytes(tmp_path):
+def test_blocks_and_both_ends_of_a_large_file_are_hashed(tmp_path):
     path, whole = tmp_path / "a", BLOCKS * BLOCK
 
     def changed(size, place):

@@ -112,7 +112,7 @@ def test_export_json_that_was_edited_is_refused(exported):
         load_exported(exported, trust=True)
 
 
-def test_an_export_of_an_older_version_is_to_be_made_again(exported):
+def test_an_export_of_an_older_version_is_refused(exported):
     entries = json.loads((exported / "export.json").read_text())
     older = {name: entries[name] for name in entries if name not in ("files", "sha256")} | {"version": 1}
     (exported / "export.json").write_text(json.dumps(older))

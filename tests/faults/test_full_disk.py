@@ -61,7 +61,7 @@ def test_a_full_disk_ends_an_export(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("output", ["labels.csv", "restored"])
-def test_predict_to_a_disk_that_is_read_only_says_so(output, tmp_path, monkeypatch):
+def test_predict_names_a_read_only_disk(output, tmp_path, monkeypatch):
     """Such a disk also refuses to delete files that do not exist."""
 
     def refuse(path, *options, **more):

@@ -70,7 +70,7 @@ def png(width, height):
 
 
 @pytest.mark.parametrize("read", FOUR_READERS)
-def test_postscript_by_the_name_of_a_jpeg_starts_no_program(read, ghostscript, tmp_path):
+def test_postscript_named_like_a_jpeg_starts_no_program(read, ghostscript, tmp_path):
     (tmp_path / "a.jpg").write_bytes(EPS)
     with pytest.raises((CorruptImage, ValueError), match=r"a\.jpg.*not an image of a known format \(JPEG, PNG"):
         read(tmp_path / "a.jpg")

@@ -198,7 +198,7 @@ def test_a_run_that_is_killed_before_it_wrote_its_recipe_begins_again(tmp_path, 
     assert (tmp_path / "state.txt").read_text() == "finished\n"
 
 
-def test_a_second_ctrl_c_is_written_down(tmp_path, monkeypatch):
+def test_a_second_ctrl_c_is_logged(tmp_path, monkeypatch):
     monkeypatch.setattr(Engine, "fit", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         train("--batch-size", 512, "--epochs", 1, "--output", tmp_path)

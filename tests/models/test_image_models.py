@@ -84,7 +84,7 @@ def test_lists():
     assert MAXIM_URL.format("Denoising/SIDD") == folder.replace("Dehazing/SOTS-Indoor", "Denoising/SIDD")
 
 
-def test_a_name_of_your_own(monkeypatch):
+def test_a_users_model(monkeypatch):
     monkeypatch.setattr(image_models, "_MODELS", dict(image_models._MODELS))
     image_models.register_image_model("mine", torch.nn.Conv2d, in_channels=3, out_channels=3, kernel_size=1)
     assert create_image_model("mine", kernel_size=3).kernel_size == (3, 3)

@@ -138,7 +138,7 @@ def test_another_size(name, scale, saved):
     ("ninformer_cifar", "stages.0.blocks.1.mixer.token_mlp.fc2.bias", (1, 1, 8, 8)),
     ("minattn_full_mlp_h4_cifar", "pos_embed", (1, 16, 4, 4)),
 ])  # fmt: skip
-def test_what_is_spatial_is_interpolated(name, key, grid, saved):
+def test_spatial_weights_are_interpolated(name, key, grid, saved):
     """On a map of twice the side, averages of neighbours are close to the old values."""
     model, file = saved(name)
     old = model.state_dict()[key].view(grid)
@@ -200,7 +200,7 @@ def test_misshapen_spatial_weights(name, saved):
 
 
 @pytest.mark.parametrize("option, value", [("raft_size", 4), ("raft_size", 1), ("expansion", 1)])
-def test_weights_of_other_rafts_are_no_other_size(option, value, saved):
+def test_weights_of_another_raft_size_are_not_resampled(option, value, saved):
     _, file = saved("metaformer_raft_nano")
     words = r"has stages.0.blocks.0.mixer.vertical.fc1.weight of shape \(64, 1, 2, 16\) where the model has \("
     for size in (32, 64):

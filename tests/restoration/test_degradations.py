@@ -121,6 +121,6 @@ def test_chains_go_from_left_to_right():
         ("jpeg:200", "200 is out of range; accepted is a number or LOW-HIGH, 1 to 100"),
     ],
 )
-def test_mistakes_are_refused_in_words(text, words):
+def test_mistakes_are_refused(text, words):
     with pytest.raises(ValueError, match=words):
         parse_degradations(text)

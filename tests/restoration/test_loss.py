@@ -57,7 +57,7 @@ def test_the_sum_is_over_all_stages_and_scales():
         ("l1+", "loss is ''"),
     ],
 )
-def test_mistakes_are_refused_in_words(text, words):
+def test_mistakes_are_refused(text, words):
     with pytest.raises(ValueError, match=words):
         parse_loss(text)
 

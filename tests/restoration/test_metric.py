@@ -91,7 +91,7 @@ def test_channel_border_and_rounding(pair):
     assert Measure("grey", 0, False).score(x[:1], y[:1])[0] == pytest.approx(psnr(x[:1], y[:1]))
 
 
-def test_the_words_beside_the_numbers():
+def test_scores_are_described():
     text = Measure("y", 2).describe()
     assert "Y (BT.601, 16 to 235), border 2, clipped and rounded to 8 bits" in text
     assert "on grey, border 0, not clipped, not rounded" in Measure("y", 0, False).describe("grey")

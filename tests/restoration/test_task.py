@@ -110,7 +110,7 @@ def test_tiles_give_nearly_the_scores_of_whole_images(clean, tmp_path):
     assert tiles["psnr"] != whole["psnr"] and tiles["psnr"] == pytest.approx(whole["psnr"], abs=1)
 
 
-def test_an_interrupted_run_ends_as_one_in_a_piece(clean, tmp_path):
+def test_an_interrupted_run_equals_an_uninterrupted_one(clean, tmp_path):
     words = [*MAXIM, "--data-dir", clean(), "--degradation", "blur:0-2,noise:0-50", "--crops", 2, "--epochs", 2]
     train(*words, "--output", tmp_path / "whole")
     with stopped_at(7):
@@ -300,7 +300,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("words, message", MISTAKES)
-def test_mistakes_are_refused_in_words(words, message, clean, tmp_path):
+def test_mistakes_are_refused(words, message, clean, tmp_path):
     command = [*MAXIM, "--data-dir", clean(), "--degradation", "noise:25", "--output", tmp_path / "run", *words]
     with pytest.raises(SystemExit, match=message):
         train(*command)
@@ -324,7 +324,7 @@ def test_advice_on_grey_fits_the_trained_model(clean):
             evaluate(*words, "--model", f"wavemix_restore_nano.{tag}")
 
 
-def test_published_weights_are_named_in_words(clean):
+def test_models_without_published_weights_are_refused(clean):
     with pytest.raises(SystemExit, match="No weights are published for maxim_s1"):
         train("--model", "maxim_s1", "--data-dir", clean(), "--degradation", "noise:25", "--pretrained")
 

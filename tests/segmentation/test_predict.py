@@ -171,7 +171,7 @@ def test_images_that_an_exported_model_does_not_take_are_left_out(photos, tmp_pa
     assert "written: masks and overlays of 1 image to" in said.out
 
 
-def test_mistakes_are_refused_in_words(photos, tmp_path, run, capsys):
+def test_mistakes_are_refused(photos, tmp_path, run, capsys):
     Image.new("RGB", (4, 4)).save(photos / "a.png")
     assert run(photos, "--output", tmp_path / "same")[0] == 0
     assert {path.name for path in (tmp_path / "same" / "masks").glob("*")} == {

@@ -103,7 +103,7 @@ def test_scores_on_splits_of_training_are_noted(scenes, tmp_path):
     assert list(open_task(test_on="test").data.parts) == ["test"]  # no split is opened that is not scored
 
 
-def test_an_interrupted_run_ends_as_one_in_a_piece(scenes, tmp_path):
+def test_an_interrupted_run_equals_an_uninterrupted_one(scenes, tmp_path):
     words = [*SMALL_HEAD, "--data-dir", scenes(), "--epochs", 3, "--ema", "--schedule", "poly"]
     train(*words, "--output", tmp_path / "whole")
     with stopped_at(3):
@@ -239,7 +239,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("words, message", MISTAKES)
-def test_mistakes_are_refused_in_words(words, message, scenes, tmp_path):
+def test_mistakes_are_refused(words, message, scenes, tmp_path):
     command = [*SMALL_HEAD, "--data-dir", scenes(), "--output", tmp_path / "run", *words]
     with pytest.raises(SystemExit, match=message):
         train(*command)

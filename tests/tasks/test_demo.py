@@ -215,7 +215,7 @@ def test_an_image_that_the_model_does_not_take(photo):
     assert note.startswith("photo.png is in colour, and the model was trained on grey images")
 
 
-def test_out_of_memory_is_said_and_a_bug_is_not_hidden():
+def test_out_of_memory_is_reported_and_a_bug_is_raised():
     notes = []
     with in_words(notes):
         raise MemoryError

@@ -51,7 +51,7 @@ def test_the_folder_has_nothing_else(published):
     assert {path.name for path in published.iterdir()} == publish.FILES
 
 
-def test_weights_are_believed_before_a_summary_that_has_no_checksum(run, published, tmp_path):
+def test_weights_count_more_than_a_summary_without_checksum(run, published, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     summary = json.loads((run / "summary.json").read_text())
     (copy / "summary.json").write_text(json.dumps(summary | {"versions": 5, "parameters": 7}))

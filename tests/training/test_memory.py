@@ -55,7 +55,7 @@ print((few + 15 * (more - few)) / 2**10, peak() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
-def test_four_samples_tell_how_much_the_process_grows_with_thirty_two():
+def test_memory_of_32_samples_follows_from_four():
     result = subprocess.run([sys.executable, "-c", ESTIMATE], capture_output=True, text=True, check=True)
     estimate, grown = map(float, result.stdout.split())
     assert estimate == pytest.approx(grown, rel=0.15)

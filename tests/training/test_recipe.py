@@ -187,7 +187,7 @@ def test_text_that_looks_like_another_value_is_read_back(config, text):
         (["--score", "ema"], "score is 'ema', but no average is kept; add --ema, or use --score last"),
     ],
 )
-def test_wrong_words_are_refused(words, said):
+def test_wrong_arguments_are_refused(words, said):
     with pytest.raises(SystemExit, match=re.escape(f"error: {said}")):
         read(*words)
 

@@ -51,7 +51,7 @@ def test_a_failure_while_writing_keeps_the_old_file(tmp_path):
     assert (tmp_path / "a").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_names_that_are_no_text_are_written_out(net, tmp_path):
+def test_names_that_are_not_utf8_are_escaped(net, tmp_path):
     """Python reads a file name in Latin-1 as a surrogate, which UTF-8 cannot encode."""
     write_text(tmp_path / "a", os.fsdecode(b"\xe9.png \xc3\xa9"))
     assert (tmp_path / "a").read_text(encoding="utf-8") == r"\udce9.png é"
@@ -168,7 +168,7 @@ def test_a_run_folder_stands_for_its_newest_weights(net, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_a_foreign_pickle_is_called_one(protocol, tmp_path):
+def test_a_foreign_pickle_is_named(protocol, tmp_path):
     path = tmp_path / "w.pkl"
     path.write_bytes(pickle.dumps({"weight": [1.0, 2.0]}, protocol=protocol))
     for load in load_weights, load_checkpoint:

@@ -106,7 +106,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("raw, words", REFUSED.values(), ids=REFUSED)
-def test_what_metadata_may_not_say(raw, words):
+def test_wrong_metadata_are_refused(raw, words):
     with pytest.raises(ValueError, match=words) as refused:
         ModelMetadata.from_dict(raw, "stranger.safetensors")
     assert str(refused.value).startswith("stranger.safetensors: ")
