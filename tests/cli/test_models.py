@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 import metamix
 from metamix_cli import main
 
@@ -39,9 +37,6 @@ def test_image_models_have_a_table_of_their_own(capsys):
 def test_models_of_your_own_are_imported(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models_of_a_test.py").write_text("print('imported')")
-    for words in (["models", "maxim_nano"], ["benchmark", "metaformer_nin_s12", "--engines", "none"]):
-        with pytest.raises(SystemExit, match="--import no_such_module failed: No module named"):
-            main([*words, "--import", "no_such_module"])
     main(["models", "maxim_nano", "--import", "models_of_a_test"])
     assert capsys.readouterr().out.startswith("imported\n")
 

@@ -457,7 +457,6 @@ def test_voc_and_pets(tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--mask-name", "mask"], "mask_name is 'mask', but it must be a string that holds {name}"),
         (["--data", "cityscapes"], "there is no option --data; did you mean '--data-dir'"),
         (["nowhere"], "there is no folder nowhere: give one with SPLIT/images .* layout .*, cityscapes, .* --data-dir"),
         (["cityscapes"], "no data set is given: --data-dir FOLDER"),

@@ -214,7 +214,6 @@ def test_a_backbone_of_one_size_is_scored_in_tiles(scenes, tmp_path):
 
 
 MISTAKES = [
-    (["--head-args", "{neck_chanels: 8}"], "semantic_fpn has no option 'neck_chanels'; did you mean 'neck_channels'"),
     (["--head-args", "{num_classes: 8}"], "head_args has num_classes, which comes from the data set"),
     (["--loss", "lovas"], "loss is 'lovas'; did you mean 'lovasz'"),
     (["--loss", "ce+0*dice"], "the weight of dice must be a number above 0"),

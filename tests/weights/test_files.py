@@ -116,9 +116,6 @@ def test_metadata_alone(net, tmp_path):
     assert load_metadata(tmp_path / "w.safetensors") == load_weights(tmp_path / "w.safetensors")[1]
     torch.save(net.state_dict(), tmp_path / "w.pth")
     assert load_metadata(tmp_path / "w.pth") == {}
-    (tmp_path / "x.safetensors").write_bytes(b"no header")
-    with pytest.raises(ValueError, match="x.safetensors is not a complete safetensors file"):
-        load_metadata(tmp_path / "x.safetensors")
 
 
 def test_weights_from_every_kind_of_file(net, tmp_path):
