@@ -27,6 +27,7 @@ from metamix.mixers import list_mixers
 from metamix.tasks.export import ParityError
 from metamix.tasks.exportable import ExportOptions
 from metamix.weights.files import save_weights
+from tests.helpers.advice import exit_code
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMATS = ("onnx", "openvino", "torch")
@@ -95,10 +96,8 @@ def test_on_the_command_line(tmp_path, capsys):
     image, _ = open_data("digits").test.read(0)
     image.save(tmp_path / "digit.png")
     printed = []
-    for words in (["--model", str(folder)], ["--checkpoint", name, "--device", "cpu"]):
-        with pytest.raises(SystemExit) as exit:
-            metamix.tasks.predict.main([str(tmp_path / "digit.png"), *words])
-        assert exit.value.code == 0
+    for words in (["--model", folder], ["--checkpoint", name, "--device", "cpu"]):
+        assert exit_code(metamix.tasks.predict.main, tmp_path / "digit.png", *words) == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]
 
@@ -112,8 +111,8 @@ def test_program_of_onnxruntime(size, weights, tmp_path, monkeypatch, capsys):
     on_its_side = Image.Exif()
     on_its_side[ExifTags.Base.Orientation] = 6
     Image.fromarray(pixels).save(tmp_path / "photo.jpg", quality=100, exif=on_its_side)
-    with pytest.raises(SystemExit):
-        metamix.tasks.predict.main(f"{tmp_path}/photo.jpg --model {folder} --top 1 --format json".split())
+    words = ["--model", folder, "--top", 1, "--format", "json"]
+    assert exit_code(metamix.tasks.predict.main, tmp_path / "photo.jpg", *words) == 0
     label = json.loads(capsys.readouterr().out)[0]["labels"][0]
     snippet = re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.S)[0]
     monkeypatch.chdir(tmp_path)

@@ -12,7 +12,7 @@ from metamix.restoration.inference import enlarge
 from metamix.restoration.options import RestorationOptions
 from metamix.restoration.pixels import to_8_bits
 from metamix.tasks.verify import main
-from tests.helpers.advice import follow_verify
+from tests.helpers.advice import exit_code, follow_verify
 
 
 def data(**options):
@@ -29,9 +29,7 @@ def batches(images, epoch=0, rank=0, world=1, seed=0):
 
 def verify(*words):
     """Run `metamix verify` and return its exit code."""
-    with pytest.raises(SystemExit) as end:
-        main(list(map(str, words)))
-    return end.value.code
+    return exit_code(main, *words)
 
 
 def verify_clean(folder):

@@ -21,6 +21,7 @@ from metamix.restoration.inference import Restorer, restore_colours, restore_pic
 from metamix.restoration.load import RestorationSpec, TrainedRestorer, load_restorer
 from metamix.tasks.predict import main as predict
 from metamix.utils.checks import DoesNotFit
+from tests.helpers.advice import exit_code
 
 
 class Shift(nn.Module):
@@ -112,10 +113,9 @@ def test_values_that_are_not_finite_are_refused(clean):
 
 
 def test_the_name_of_an_image_model_says_the_task(clean, tmp_path):
-    words = [str(clean(count=1, size=(16, 12))), "--model", "wavemixsr_nano.x2", "--pretrained"]
-    with pytest.raises(SystemExit) as exit:
-        metamix_cli.main(["predict", *words, "--output", str(tmp_path / "out")])
-    assert exit.value.code == 0 and Image.open(tmp_path / "out" / "0.png").size == (32, 24)
+    words = ["--model", "wavemixsr_nano.x2", "--pretrained", "--output", tmp_path / "out"]
+    assert exit_code(metamix_cli.main, "predict", clean(count=1, size=(16, 12)), *words) == 0
+    assert Image.open(tmp_path / "out" / "0.png").size == (32, 24)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])

@@ -20,6 +20,7 @@ from metamix.restoration.options import RestorationEvalOptions, RestorationOptio
 from metamix.restoration.task import Restoration
 from metamix.training.recipe import parse
 from metamix.weights.metadata import ModelMetadata
+from tests.helpers.advice import exit_code
 from tests.helpers.running import assert_same_run, start_all, stopped_at
 
 TINY = "{features: 4, depth: 1, channels_reduction: 2, high_res_stages: 0, block_size_lr: 4}"
@@ -42,9 +43,7 @@ def evaluate(*words):
 
 def predict(*words):
     """Run `metamix predict` and return its exit code."""
-    with pytest.raises(SystemExit) as end:
-        metamix_cli.main(["predict", *map(str, words), "--device", "cpu"])
-    return end.value.code
+    return exit_code(metamix_cli.main, "predict", *words, "--device", "cpu")
 
 
 def read_csv(path):
