@@ -228,6 +228,7 @@ def test_missed_parity_is_reported(weights, tmp_path, monkeypatch):
     ("options", "words"),
     [
         (dict(format="onix"), r"format is 'onix', but it must be one of onnx, openvino, torch; did you mean 'onnx'\?"),
+        (dict(precision="bf16"), r"no bf16 kernels on a CPU: take --format openvino or torch"),
         (dict(precision="int8"), r"int8 is calibrated on images of the training split: give --data NAME or --data-dir"),
         (dict(source="metaformer_rafft_s12"), r"did you mean 'metaformer_raft_s12'"),
         (dict(source="metaformer_raft_s12"), r"names a model but no weights: train it, and export the run folder"),
