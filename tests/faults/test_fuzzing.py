@@ -1,7 +1,7 @@
 """Damage every kind of file that a command reads, at random.
 
-A file with checksums reads as it was, or is refused. Any other file is read or refused: in words that name it, soon,
-and in little memory. The damage is the same in each run; `-m slow` makes more of it.
+A file with checksums reads as it was, or is refused. Any other file is read, or refused with a message that names it,
+soon and in little memory. The damage is the same in each run; `-m slow` makes more of it.
 """
 
 import io

@@ -185,7 +185,7 @@ def test_engines_that_are_installed_are_timed(installed, monkeypatch):
     assert answer.notes == ["digits openvino fp32 failed: no kernel", "measure again"]
 
 
-# Odd images, in words
+# Odd images and their messages
 
 
 @pytest.mark.parametrize(
