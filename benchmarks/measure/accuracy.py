@@ -5,10 +5,11 @@
     python -m benchmarks.measure.accuracy sizes --tag cifar10 --data-dir cifar10 --tuned runs/raft-24
 
 pairs, results/paired.json: for each pair of mixers the numbers of images that only the first and only the second
-classifies correctly, and the p-value of McNemar's exact test. Accuracy is given for one view of an image and for six.
+classifies correctly, and the p-value of McNemar's exact test. Models of small images are also scored on six views.
 
-sizes, results/image_sizes.json: each is scored as it is (`top1`), made for the size by `img_size=` (`made`), and on the
-images resized to the size of training (`resized`). Runs that fine-tuned weights at such a size are added as `tuned`.
+sizes, results/image_sizes.json: each is scored made for the size by `img_size=` (`made`). Models of small images are
+also scored as they are (`top1`), and on images resized to the size of training (`resized`). `tuned` has the scores of
+runs that fine-tuned weights at such a size.
 
 Only weights that changed since the last measurement are scored.
 """
@@ -32,18 +33,21 @@ from metamix.utils.text import exit_with_message
 
 PAIRS, IMAGE_SIZES = RESULTS / "paired.json", RESULTS / "image_sizes.json"
 SIZES = {32: (24, 32, 40), 128: (64, 96, 128, 160, 224)}  # sides in pixels, by the side that a model was trained at
+SMALL = 64  # models that were trained at a larger side take too long to be scored in all ways
 
 
 @torch.no_grad()
-def is_right(task: Classification, model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return which test images a model classifies correctly, (n,) bool: from one view, and from six."""
-    one, six = [], []
+def is_right(task: Classification, model: nn.Module, six: bool) -> dict[str, Tensor]:
+    """Return which test images a model classifies correctly, (n,) bool, from "one_view", and with `six` "six_views"."""
+    right: dict[str, list[Tensor]] = {}
     for batch in task.data.eval_loaders(256, 0, 1)["test"]:
         images = task.metric.normalize(batch["image"]).contiguous(memory_format=torch.channels_last)
-        logits = [(weight, model(view)) for weight, view in six_views(images)]
-        one.append(logits[0][1].argmax(1) == batch["label"])
-        six.append(sum(weight * scores for weight, scores in logits).argmax(1) == batch["label"])
-    return torch.cat(one), torch.cat(six)
+        logits = [(weight, model(view)) for weight, view in (six_views(images) if six else [(1.0, images)])]
+        right.setdefault("one_view", []).append(logits[0][1].argmax(1) == batch["label"])
+        if six:
+            mean = sum(weight * scores for weight, scores in logits)
+            right.setdefault("six_views", []).append(mean.argmax(1) == batch["label"])
+    return {views: torch.cat(parts) for views, parts in right.items()}
 
 
 def compare(right: dict[str, Tensor]) -> list[dict]:
@@ -78,12 +82,12 @@ def score_pairs(cards: dict[str, dict], data_dir: str | None, known: dict) -> di
         scored[mixer] = known.get("top1", {}).get(mixer, {})
         if scored[mixer].get("weights") == digest:
             continue
-        one, six = is_right(task_of(card, data_dir), load(card))
-        top1 = {"one_view": 100 * one.float().mean().item(), "six_views": 100 * six.float().mean().item()}
-        scored[mixer] = {name: round(value, 2) for name, value in top1.items()}
+        small = card["pretrained_cfg"]["input_size"][1] <= SMALL
+        right = is_right(task_of(card, data_dir), load(card), six=small)
+        scored[mixer] = {views: round(100 * values.float().mean().item(), 2) for views, values in right.items()}
         check_reproduced(card, scored[mixer]["one_view"])
         print(mixer, scored[mixer], flush=True)
-        scored[mixer] |= {"weights": digest, "right": to_hex(one)}
+        scored[mixer] |= {"weights": digest, "right": to_hex(right["one_view"])}
     images = next(iter(cards.values()))["samples"]["test"]
     pairs = compare({mixer: from_hex(entry["right"], images) for mixer, entry in scored.items()})
     return {"images": images, "top1": scored, "pairs": pairs}
@@ -101,9 +105,9 @@ class Resized(nn.Module):
 
 
 def score_sizes(measured: dict[str, dict], cards: Sequence[dict], data_dir: str | None) -> dict[str, dict]:
-    """Return `measured` with the scores of the weights that it lacks: {name: {"weights", "top1", "made", "resized"}}.
+    """Return `measured` with the scores of the weights that it lacks: {name: {"weights", "made", "top1", "resized"}}.
 
-    The last three are {size: accuracy}, with sizes as text.
+    The last three are {size: accuracy}, with sizes as text; `SMALL` says who has the last two.
 
     Raises:
         ValueError: the accuracy on the card is not reproduced, so the data or the weights are not those of the card.
@@ -113,17 +117,19 @@ def score_sizes(measured: dict[str, dict], cards: Sequence[dict], data_dir: str 
         name, trained_at = card["name"], card["pretrained_cfg"]["input_size"][1]
         digest = weights_digest(card)
         scores = measured.get(name, {})
-        if (scores.get("weights") == digest and "resized" in scores) or trained_at not in SIZES:
+        if (scores.get("weights") == digest and "made" in scores) or trained_at not in SIZES:
             continue
         model, tasks = load(card), {size: task_of(card, data_dir, size) for size in SIZES[trained_at]}
-        top1 = {str(size): round(score(task, model)[0], 2) for size, task in tasks.items()}
-        check_reproduced(card, top1[str(trained_at)])
-        made = {str(size): round(score(task, load(card, img_size=size))[0], 2) for size, task in tasks.items()}
-        others = {size: task for size, task in tasks.items() if size != trained_at}
-        resized = {str(size): round(score(task, Resized(model, trained_at))[0], 2) for size, task in others.items()}
+        forms = {"made": {size: score(task, load(card, img_size=size))[0] for size, task in tasks.items()}}
+        check_reproduced(card, round(forms["made"][trained_at], 2))
+        if trained_at <= SMALL:
+            forms["top1"] = {size: score(task, model)[0] for size, task in tasks.items()}
+            resized = Resized(model, trained_at)
+            forms["resized"] = {size: score(task, resized)[0] for size, task in tasks.items() if size != trained_at}
+        rounded = {form: {str(size): round(top1, 2) for size, top1 in forms[form].items()} for form in forms}
         tuned = {"tuned": scores["tuned"]} if scores.get("weights") == digest and "tuned" in scores else {}
-        measured[name] = {"weights": digest, "top1": top1, "made": made, "resized": resized} | tuned
-        print(f"{name}: {top1}, made for the size: {made}, resized: {resized}", flush=True)
+        measured[name] = {"weights": digest} | rounded | tuned
+        print(f"{name}: {rounded}", flush=True)
     return measured
 
 

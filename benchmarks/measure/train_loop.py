@@ -265,17 +265,9 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True, help="CIFAR-10 as class folders: train/ and val/")
     parser.add_argument("--timm-script", type=Path, help="train.py of a clone of timm, to measure it too")
     arguments = parser.parse_args()
-    for split in ("train", "val"):
-        if not (arguments.data_dir / split).is_dir():
-            parser.error(
-                f"there is no folder {arguments.data_dir / split}; --data-dir takes CIFAR-10 as class folders, "
-                f"train/airplane/*.png and so on, and val/"
-            )
-    if arguments.timm_script and not arguments.timm_script.is_file():
-        parser.error(
-            f"there is no file {arguments.timm_script}; --timm-script takes timm's training script, train.py in a "
-            f"clone of its repository"
-        )
+    for path in (arguments.data_dir / "train", arguments.data_dir / "val", arguments.timm_script):
+        if path and not path.exists():
+            parser.error(f"there is no {path}: give CIFAR-10 as class folders, train/ and val/, and timm's train.py")
     results = {"machine": machine(), "cases": []}
     with tempfile.TemporaryDirectory() as temporary:
         cifar, folder = arguments.data_dir.resolve(), Path(temporary)

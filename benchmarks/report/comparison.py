@@ -115,6 +115,13 @@ def sizes_table(tag: str) -> str:
     return table_of_filled(header, rows)
 
 
+def made_for_sizes_table(tag: str) -> str:
+    """Make the table of accuracy of models that are made for each image size."""
+    made = {name.split("_")[1]: scores["made"] for name, scores in read_json(IMAGE_SIZES)[tag]["sizes"].items()}
+    rows = [[f"`{mixer}`", *made[mixer].values()] for mixer in list_mixers() if mixer in made]
+    return table(["mixer", *(f"{side} px, %" for side in next(iter(made.values())))], rows)
+
+
 def pairs_table(tag: str) -> str:
     """Make the table of accuracy from one view and from six, and of McNemar's test against identity and pooling."""
     result = read_json(PAIRS)[tag]
@@ -123,13 +130,13 @@ def pairs_table(tag: str) -> str:
         [
             f"`{mixer}`",
             f"{top1['one_view']:.2f}",
-            f"{top1['six_views']:.2f}",
+            f"{top1['six_views']:.2f}" if "six_views" in top1 else "",
             *("" if mixer == other else against(mixer, other, result["pairs"]) for other in others),
         ]
         for mixer, top1 in result["top1"].items()
     ]
     header = ["mixer", "one view, %", "six views, %", *(f"against `{other}`" for other in others)]
-    return table(header, rows)
+    return table_of_filled(header, rows)
 
 
 def against(mixer: str, other: str, pairs: Sequence[dict]) -> str:

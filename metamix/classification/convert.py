@@ -1,9 +1,15 @@
-"""Convert a CSV file of images and classes into class folders."""
+"""Convert a CSV file of images and classes into class folders, and a folder for each label into a labels.csv."""
 
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from metamix.data.tables import read_table, same_in_all
+from metamix.data.files import read_file
+from metamix.data.formats.folder import LABELS, FolderImages
+from metamix.data.tables import SPLITS, read_table, same_in_all
 from metamix.tasks.convert import Labels, Sample
+from metamix.utils.files import write_text
+from metamix.utils.text import csv_text, plural
 
 
 def read_classes(source: Path) -> Labels | None:
@@ -29,4 +35,47 @@ def read_classes(source: Path) -> Labels | None:
     return labels
 
 
-FORMATS = {"csv": read_classes}
+class SeveralLabels(Labels):
+    """Images with several labels. `Sample.label` lists those of an image."""
+
+    def write(self, folder: Path, splits: Mapping[str, Sequence[Sample]]) -> str:
+        rows = [(f"{split}/{s.name}", "|".join(s.label), split) for split, samples in splits.items() for s in samples]
+        write_text(folder / LABELS, csv_text([("file", "labels", "split"), *rows]))
+        return plural(len({label for sample in self.samples for label in sample.label}), "label")
+
+
+def read_folders(source: Path) -> Labels:
+    """Read a folder for each label, in folders of splits if there are any.
+
+    An image that lies in several of them under one name has all their labels. Images are divided by their rarest label.
+
+    Raises:
+        ValueError: images of one name differ, or a label cannot be written to a CSV file.
+    """
+    if not source.is_dir():
+        raise ValueError(f"{source} is a file: give the folder that holds a folder for each label")
+    labels = SeveralLabels(("--data", "folder"))
+    folders = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    splits = {path: SPLITS[path.name.lower()] for path in folders if path.name.lower() in SPLITS} or {source: ""}
+    left_out = [str(path) for path in folders if splits.keys().isdisjoint((path, source))]
+    labels.notes["folders beside those of the splits were left out"] += left_out
+    images: dict[tuple[str, str], dict[str, Path]] = defaultdict(dict)  # the file of each label, by split and name
+    for root, split in splits.items():
+        for path in FolderImages(root).paths:
+            label, _, name = path.partition("/")
+            if not {*"|;"}.isdisjoint(label) or label[0] in "=+-@":  # spreadsheets take such a text for a formula
+                raise ValueError(f"{root} has the label {label!r}; a label holds no | ; and begins with no = + - @")
+            images[split, name][label] = root / path
+    counts = Counter(label for files in images.values() for label in files)
+    for (split, name), files in images.items():
+        first, *others = files.values()
+        if other := next((file for file in others if read_file(file) != read_file(first)), None):
+            raise ValueError(
+                f"{first} and {other} are different images of one name, but an image of several labels is the same "
+                f"file in their folders: rename one; or, if each image has one label, train on {source} itself"
+            )
+        labels.samples.append(Sample(first, name, split, min(files, key=counts.__getitem__), list(files)))
+    return labels
+
+
+FORMATS = {"csv": read_classes, "folders": read_folders}

@@ -103,7 +103,7 @@ class ExportableClassifier(SimpleExport):
         """Score each image, (n,): whether its class is right, or F1 of its several labels."""
         if self.metadata.threshold is None:
             return outputs.argmax(1) == labels
-        predicted = outputs >= self.metadata.threshold
+        predicted = outputs >= torch.tensor(self.metadata.threshold)
         total = predicted.sum(1) + labels.sum(1)
         return (2 * (predicted * labels).sum(1) / total).where(total > 0, 1.0)
 

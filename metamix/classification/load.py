@@ -25,10 +25,11 @@ from metamix.models.registry import check_model, create_model, published_name, t
 from metamix.tasks.network import check_task
 from metamix.tasks.options import BackboneOptions
 from metamix.utils.checks import check_finite, check_one_source
+from metamix.utils.text import plural
 from metamix.weights.files import load_metadata
 from metamix.weights.find import find_weights, read_weights
 from metamix.weights.fit import load_into
-from metamix.weights.metadata import ModelMetadata
+from metamix.weights.metadata import ModelMetadata, Threshold
 
 Tensors = dict[str, Tensor]
 Labels = list[tuple[str, float]]  # labels of an image with their probabilities
@@ -97,6 +98,12 @@ class Classifier:
     metadata: ModelMetadata
     has_sigmoid: bool = False
 
+    def __post_init__(self) -> None:
+        threshold, count = self.metadata.threshold, self.metadata.num_classes or 0
+        if isinstance(threshold, tuple) and len(threshold) != count:
+            has = f"{self.name} has {plural(len(threshold), 'threshold')} for {plural(count, 'class')}"
+            raise ValueError(f"{has}: its weight file must have one for each, or a number for all")
+
     @cached_property
     def transform(self) -> EvalTransform:
         """Return the function that turns a PIL image of any size and mode into a tensor (C, H, W) float32."""
@@ -120,7 +127,7 @@ class Classifier:
         Args:
             images: files or PIL images.
             top: number of labels; by default 5, or all from `threshold` on if an image may have several.
-            threshold: least probability of a label if an image may have several; by default the weights' threshold.
+            threshold: least probability of a label if an image may have several; by default each label's own.
 
         Raises:
             CorruptImage: an image cannot be read.
@@ -135,17 +142,27 @@ class Classifier:
         several = self.metadata.threshold is not None
         if threshold is not None and not several:
             raise ValueError(f"threshold is {threshold:g}, but {self.name} gives an image one class: leave it out")
+        least: Threshold | None = threshold
         if top is None:
             top = len(self.classes) if several else 5
-            threshold = self.metadata.threshold if threshold is None else threshold
+            least = self.metadata.threshold if threshold is None else threshold
         device = next(self.model.parameters()).device
-        outputs = check_finite(self.model(images.to(device))).float()
+        outputs = check_finite(self.model(images.to(device))).float().cpu()
         scores = (outputs if self.has_sigmoid else outputs.sigmoid()) if several else outputs.softmax(1)
-        best = scores.cpu().topk(min(top, len(self.classes)))  # (n, top)
+        best = scores.where(scores >= torch.tensor(least or 0.0), -1).topk(min(top, len(self.classes)))  # (n, top)
         return [
-            [(self.classes[i], value) for i, value in zip(indices, values) if value >= (threshold or 0)]
+            [(self.classes[i], value) for i, value in zip(indices, values) if value >= 0]
             for values, indices in zip(best.values.tolist(), best.indices.tolist())
         ]
+
+
+def describe_threshold(threshold: Threshold | None) -> str:
+    """Say from which probability on labels are predicted; return "" if an image has one class."""
+    if threshold is None:
+        return ""
+    values = sorted({*threshold} if isinstance(threshold, tuple) else {threshold})
+    shown = f"{values[0]:g} to {values[-1]:g} on, by label" if len(values) > 1 else f"{values[0]:g} on"
+    return f"labels are predicted from a probability of {shown}"
 
 
 class EvalTransform:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from metamix.training.task import Batch, State
 from metamix.utils.checks import check_finite
-from metamix.weights.metadata import MAX_SCORED_CLASSES
+from metamix.weights.metadata import MAX_SCORED_CLASSES, Threshold
 
 
 class ClassificationMetric:
@@ -69,13 +70,13 @@ class ClassificationMetric:
 class MultiLabelMetric:
     """Score a classifier of images with several labels from its probabilities: mAP, F1 and binary cross-entropy.
 
-    mAP and F1 are means over the labels that an image has, in percent. A label of probability `threshold` or more is
-    predicted.
+    mAP and F1 are means over the labels that an image has, in percent. A label is predicted from its probability in
+    `threshold` on, which has one for each label or one for all.
     """
 
     lower_is_better = False
 
-    def __init__(self, classes: tuple[str, ...], normalize: Callable[[Tensor], Tensor], threshold: float):
+    def __init__(self, classes: tuple[str, ...], normalize: Callable[[Tensor], Tensor], threshold: Threshold):
         self.classes, self.normalize, self.threshold = classes, normalize, threshold
 
     def start(self) -> State:
@@ -93,23 +94,30 @@ class MultiLabelMetric:
         state["unreadable"] += (~was_read).sum()
 
     def result(self, states: list[State]) -> dict[str, float]:
-        """Compute the scores, mAP first."""
+        """Compute the scores, mAP first. F1 at 0.5 is one of them if the threshold differs."""
         scores, labels = scores_and_labels(states)
-        means = average_precision(scores, labels).nanmean(), f1(scores, labels, self.threshold).nanmean()
-        return {"mAP": float(means[0]), "F1": float(means[1]), "loss": float(F.binary_cross_entropy(scores, labels))}
+        means = {"mAP": average_precision(scores, labels), "F1": f1(scores, labels, self.threshold)}
+        means |= {} if self.threshold == 0.5 else {"F1_at_0.5": f1(scores, labels, 0.5)}
+        loss = float(F.binary_cross_entropy(scores, labels))
+        return {name: float(values.nanmean()) for name, values in means.items()} | {"loss": loss}
 
-    def choose(self, states: list[State]) -> dict[str, float]:
-        """Choose the threshold of the best F1, of equal ones the nearest to 0.5; return it for the weight file."""
+    def choose(self, states: list[State]) -> dict[str, Any]:
+        """Choose the threshold of the best F1 of each label, and return them for the weight file.
+
+        Of equal ones, the nearest to 0.5 is chosen. A label without images keeps 0.5.
+        """
         scores, labels = scores_and_labels(states)
         choices = sorted((i / 100 for i in range(1, 100)), key=lambda threshold: abs(threshold - 0.5))
-        self.threshold = max(choices, key=lambda threshold: float(f1(scores, labels, threshold).nanmean()))
+        best = torch.stack([f1(scores, labels, threshold) for threshold in choices]).argmax(0)  # the first; NaN is best
+        self.threshold = tuple(choices[i] for i in best.tolist())
         return {"threshold": self.threshold}
 
     def by_class(self, states: list[State]) -> dict[str, dict[str, float | None]]:
-        """Compute average precision, F1 and number of images of each label, by name."""
+        """Compute average precision, F1, number of images and threshold of each label, by name."""
         scores, labels = scores_and_labels(states)
         ap, images = average_precision(scores, labels), labels.sum(0).long()
-        return by_name(self.classes, AP=ap, F1=f1(scores, labels, self.threshold), images=images)
+        threshold = torch.tensor(self.threshold).expand(len(self.classes))
+        return by_name(self.classes, AP=ap, F1=f1(scores, labels, self.threshold), images=images, threshold=threshold)
 
 
 def by_name(classes: tuple[str, ...], **columns: Tensor) -> dict[str, dict[str, float | None]]:
@@ -132,9 +140,9 @@ def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
     return torch.tensor([100 * average_precision_score(*each) if each[0].any() else math.nan for each in columns])
 
 
-def f1(scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
+def f1(scores: Tensor, labels: Tensor, threshold: Threshold) -> Tensor:
     """Compute F1 of each label in percent, (classes,); NaN for a label without images."""
-    predicted = scores >= threshold
+    predicted = scores >= torch.tensor(threshold)
     shares = 200 * (predicted * labels).sum(0) / (predicted.sum(0) + labels.sum(0))
     return shares.where(labels.any(0), math.nan)
 

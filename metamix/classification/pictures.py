@@ -11,6 +11,7 @@ from metamix.training.reports import left_out
 from metamix.training.task import Pictures, State
 from metamix.utils.figures import draw_confusion, figure_text, save_figure
 
+from .load import describe_threshold
 from .metric import ClassificationMetric, MultiLabelMetric, total_confusion
 
 
@@ -38,13 +39,12 @@ class ClassificationPictures(Pictures):
 
     def advice(self, states: list[State]) -> str:
         """Say which probability a label needs to be predicted, if an image may have several labels."""
-        threshold = getattr(self.metric, "threshold", None)
-        return "" if threshold is None else f"labels are predicted from a probability of {threshold:g} on"
+        return describe_threshold(getattr(self.metric, "threshold", None))
 
 
 def draw_classes(path: Path, by_class: Mapping[str, Mapping[str, float | None]], most: int = 40) -> None:
     """Draw two scores of at most `most` classes that have images as bars, the lowest first score at the top."""
-    first, second, _ = next(iter(by_class.values()))
+    first, second, *_ = next(iter(by_class.values()))
     tested = [name for name, scores in by_class.items() if scores["images"]]
     shown = sorted(tested, key=lambda name: by_class[name][first] or 0.0)[:most]
     figure = Figure(figsize=(6.0, 1.6 + 0.3 * len(shown)), layout="constrained")

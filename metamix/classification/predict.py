@@ -23,7 +23,7 @@ from metamix.utils.options import option
 from metamix.utils.rules import Count, Share
 from metamix.utils.text import aligned, csv_text, plural, printable
 
-from .load import Classifier
+from .load import Classifier, describe_threshold
 
 # An image and its labels with their probabilities, the most probable first; none if no label is probable enough
 Prediction = tuple[Path, list[tuple[str, float]]]
@@ -33,8 +33,10 @@ Prediction = tuple[Path, list[tuple[str, float]]]
 class LabelImages(PredictOptions):
     """Label images, and print the labels or write them to a file."""
 
-    top: Count | None = option(None, "labels for each image; default: 5; multi-label: all that reach --threshold")
-    threshold: Share | None = option(None, "multi-label: probability that a label needs; default: the weights' own")
+    top: Count | None = option(None, "labels for each image; default: 5; multi-label: all that reach the threshold")
+    threshold: Share | None = option(
+        None, "multi-label: probability that a label needs; default: the weights', which may have one for each label"
+    )
     format: Literal["table", "csv", "json"] | None = option(
         None, "by default the extension of --output chooses it, or it is a table"
     )
@@ -50,6 +52,8 @@ class LabelImages(PredictOptions):
     def run(self, trained: Classifier) -> int:
         if self.output:  # before labelling, which may take long
             make_output_folder(Path(self.output).parent)
+        if self.threshold is None and self.top is None and (note := describe_threshold(trained.metadata.threshold)):
+            print(f"note: {note}", file=sys.stderr)
         broken: list[str] = []
         labelled = predict(trained, self.paths, self.top, self.threshold, batch_size=self.batch_size, broken=broken)
         predictions = list(tqdm(labelled, total=len(self.paths), unit="img", leave=False, disable=None))

@@ -63,5 +63,6 @@ def write_config(classifier: Classifier, folder: Path, options: PublishOptions) 
     packages = "metamix, timm" if isinstance(net, MetaFormer) else "timm"  # metamix registers its models
     shown = "names[scores.argmax()]"
     if metadata.threshold is not None:
-        shown = f"[name for name, p in zip(names, scores[0].sigmoid()) if p >= {metadata.threshold}]"
+        likely = f"scores[0].sigmoid() >= scores.new_tensor({metadata.threshold})"
+        shown = f"[name for name, has_it in zip(names, {likely}) if has_it]"
     return USE.format(packages=packages, address=f"hf-hub:{options.repo}", mode=classifier.transform.mode, shown=shown)

@@ -1,4 +1,4 @@
-"""Read CSV files that list images with a class, several labels, or a class and a box on each line."""
+"""Read CSV files that list images, with a class, several labels, or a class and a box on each line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import math
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,8 @@ COLUMNS = (  # names of the columns for file, class and split, without blanks, d
     (*SEVERAL, "class", "classname", "label", "labelname", "category", "name"),
     ("split", "subset"),
 )
+FLAGS = {"0": False, "0.0": False, "1": True, "1.0": True}  # values in the column of a label
+WORDS = ("true", "false", "yes", "no")  # refused there
 CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
 SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
 SPLITS = {"": "", "train": "train", "training": "train", "test": "test"}
@@ -38,7 +40,7 @@ MAX_ENTRIES = 2**30  # labels times images, in 4 GiB
 
 @dataclass(frozen=True)
 class Row:
-    """A line: its place FILE:LINE, image, class or "", split or "", and x1, y1, x2, y2 of its box in pixels."""
+    """A line: its place FILE:LINE, image, class or labels, split, which may be "", and x1, y1, x2, y2 of its box."""
 
     place: str
     file: Path
@@ -56,12 +58,14 @@ class Table:
         names: path of each image, relative to the folder that holds all images.
         missing: places of the lines whose image does not exist. They are left out.
         has_boxes: whether there are columns for boxes.
+        labels: names of the columns of 0 and 1, one for each label; none if there is a column for the class or labels.
     """
 
     images: dict[Path, list[Row]]
     names: dict[Path, str]
     missing: list[str]
     has_boxes: bool
+    labels: set[str]
 
 
 def read_table(source: Path) -> Table:
@@ -80,12 +84,18 @@ def read_table(source: Path) -> Table:
     images: dict[Path, list[Row]] = {}
     missing = []
     try:
-        header = [re.sub(r"[\s._-]", "", cell.lower()) for cell in next(reader, [])]
-        columns = choose_columns(header, source)
+        titles = list(map(str.strip, next(reader, [])))
+        columns = choose_columns(list(map(plain, titles)), source)
+        header = [plain(title) if columns[1] or plain(title) in columns else title for title in titles]
+        others = Counter(name for name in header if name not in (*columns, ""))  # pandas writes an index without a name
+        if wrong := [name for name in others if not columns[1] and (others[name] > 1 or {*name} & {*"|;"})]:
+            raise ValueError(f"{source}:1 has the label {wrong[0]!r}: each needs a name of its own, without | and ;")
+        flags = set(others) if columns[1] in SEVERAL and len(columns) == 3 else set()
         for cells in reader:
             if not any(map(str.strip, cells)):
                 continue
             row = read_row(cells, header, columns, source.parent, f"{source}:{reader.line_num}")
+            flags.difference_update(name for name, cell in zip(header, cells) if cell.strip() not in FLAGS)
             if row.file.is_file():
                 images.setdefault(row.file, []).append(row)
             else:
@@ -94,20 +104,36 @@ def read_table(source: Path) -> Table:
         raise ValueError(f"{source}:{reader.line_num} is not CSV: {error}") from None
     if not images:
         raise ValueError(f"{source} lists no image that exists in {source.parent} or its images/")
+    if flags:
+        raise ValueError(
+            f"{source}:1 has a column {columns[1]} and columns of 0 and 1, {list_names(sorted(flags))}: remove these, "
+            f"or remove {columns[1]}, and each column beside file and split is for a label"
+        )
     root = os.path.commonpath([file.parent for file in images])
     names = {file: file.relative_to(root).as_posix() for file in images}
-    return Table(images, names, missing, len(columns) > 3)
+    return Table(images, names, missing, len(columns) > 3, set() if columns[1] else set(others))
+
+
+def plain(name: str) -> str:
+    """Return the name of a column in lower case, without blanks, dots, dashes and underscores."""
+    return re.sub(r"[\s._-]", "", name.lower())
 
 
 def choose_columns(header: Sequence[str], source: Path) -> list[str]:
-    """Return the header's names for file, class, split ("" if there is none) and, if there are any, for the box."""
+    """Return the header's names for file, class, split ("" if there is none) and, if there are any, for the box.
+
+    The name for the class is "" if each of the other columns, two at least, is for a label.
+    """
     chosen = [next((name for name in names if name in header), "") for names in COLUMNS]
+    box = next((names for names in (*CORNERS, *SIDES) if set(names) <= set(header)), ())
+    if chosen[0] and not chosen[1] and not box and sum(name not in (*chosen, "") for name in header) > 1:
+        return chosen
     if not all(chosen[:2]):
         raise ValueError(
             f"{source}:1 has the columns {', '.join(header) or 'nothing'}: the first line must name the columns, such "
-            f"as file,class for classes of images, file,labels, or file,class,xmin,ymin,xmax,ymax for boxes"
+            f"as file,class for classes of images, file,labels or file,cat,dog for labels, or "
+            f"file,class,xmin,ymin,xmax,ymax for boxes"
         )
-    box = next((names for names in (*CORNERS, *SIDES) if set(names) <= set(header)), ())
     if not box and (some := {name for names in CORNERS for name in names if name in header}):
         raise ValueError(
             f"{source}:1 has only {', '.join(sorted(some))} of a box, which needs four columns: "
@@ -120,10 +146,17 @@ def read_row(cells: Sequence[str], header: Sequence[str], columns: Sequence[str]
     """Read a line, whose image lies in `folder` or in its images/."""
     if len(cells) != len(header):
         raise ValueError(f"{place} has {len(cells)} columns, but the first line has {len(header)}")
-    values = dict(zip(header, map(str.strip, cells)))
-    name, label, split = (values.get(column, "") for column in columns[:3])
+    values = dict(zip(header, map(str.strip, cells))) | {"": ""}
+    name, label, split = (values[column] for column in columns[:3])
     if not is_image(name):
         raise ValueError(f"{place} has the file {name!r}; needed is an image ({' '.join(IMG_EXTENSIONS)})")
+    labels = [] if columns[1] else [column for column in header if column not in (*columns, "")]
+    if wrong := [column for column in labels if values[column] not in FLAGS]:
+        raise ValueError(
+            f"{place} has {values[wrong[0]]!r} in the column {wrong[0]}; accepted are 0 and 1: without a column "
+            f"labels, each column beside file and split is for a label"
+        )
+    label = "|".join(column for column in labels if FLAGS[values[column]]) or label
     if split.lower() not in SPLITS:
         raise ValueError(f"{place} has the split {split!r}; accepted are train, val and test")
     paths = [Path(os.path.normpath(inside / name.replace("\\", "/"))) for inside in (folder, folder / "images")]
@@ -149,13 +182,13 @@ def same_in_all(rows: Sequence[Row], field: str) -> Any:
 
 
 def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[TableImages | None, TableImages] | None:
-    """Open labels.csv, with the columns file, labels and optionally split, as a training and a test split.
+    """Open labels.csv as a training and a test split.
 
-    Without splits, both are all images. Returns None if the folder has no labels.csv with a column for several labels.
+    Its columns are file, optionally split, and labels or a column of 0 and 1 for each label. Without splits, both are
+    all images. Returns None if the folder has no such file.
     """
     file = root / LABELS
-    first = read_bytes(file).partition(b"\n")[0].decode(errors="replace") if file.exists() else ""
-    if set(SEVERAL).isdisjoint(re.findall(r"\w+", first.lower())):
+    if not file.exists() or not lists_labels(file):
         return None
     table = read_table(file)
     if table.missing:
@@ -168,7 +201,7 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Ta
         by_split[row.split].append(row)
     if len(by_split) > 1 and (without := by_split.get("")):
         raise ValueError(f"{without[0].place} has no split, but other lines do: write train, val or test")
-    names = {name for rows in by_split.values() for row in rows for name in labels_of(row)}
+    names = table.labels | {name for rows in by_split.values() for row in rows for name in labels_of(row)}
     if len(names) < 2:
         raise ValueError(f"{file} must have two different labels at least; found {', '.join(names) or 'none'}")
     if len(names) > (most := min(MAX_CLASSES, MAX_ENTRIES // len(table.images))):
@@ -184,6 +217,16 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Ta
     if train_required and "train" not in splits:
         raise ValueError(f"{file} has no image to train on: write train into the column split")
     return splits.get("train"), test
+
+
+def lists_labels(file: Path) -> bool:
+    """Return whether the first two lines of a CSV file show a column for several labels, or columns of 0 and 1."""
+    lines = [line.decode("utf-8-sig", "replace") for line in read_bytes(file).split(b"\n", 2)[:2]]
+    if not set(SEVERAL).isdisjoint(re.findall(r"\w+", lines[0].lower())):
+        return True
+    names, values = ([cell.strip(' "\r') for cell in re.split("[,;\t]", line.lower())] for line in [*lines, ""][:2])
+    kinds, (files, classes, _) = set(map(plain, names)), map(set, COLUMNS)
+    return len(names) > 2 and bool(files & kinds) and not classes & kinds and not {*FLAGS, *WORDS}.isdisjoint(values)
 
 
 def labels_of(row: Row) -> list[str]:

@@ -160,8 +160,8 @@ def fix_matrices(mixer: Raft, sizes: Sizes) -> None:
     """Fix the matrices of a raft mixer at the map size that it computes on, if that is known."""
     size = sizes.get(mixer) if mixer.resample == "weights" else mixer.size
     if size is not None:
-        for name, length in zip(("vertical", "horizontal"), size):
-            setattr(mixer, name, FixedRaftMlp(getattr(mixer, name), length))
+        for (name, rafts), length in zip(RAFTS.items(), size):
+            setattr(mixer, name, FixedRaftMlp(getattr(mixer, name), length, rafts))
 
 
 def fix_biases(mixer: MinAttn, size: tuple[int, int]) -> None:
@@ -172,19 +172,30 @@ def fix_biases(mixer: MinAttn, size: tuple[int, int]) -> None:
         mixer.bias = biases
 
 
-class FixedRaftMlp(nn.Module):
-    """A raft MLP for `length` tokens along the mixed side, (B, C, H, W) -> (B, C, H, W)."""
+RAFTS = {"vertical": "b (h r) (w c) 1", "horizontal": "(b h) (w r) c 1"}
 
-    def __init__(self, mlp: RaftMlp, length: int):
+
+class FixedRaftMlp(nn.Module):
+    """A raft MLP for `length` tokens along the mixed side, (B, C, H, W) -> (B, C, H, W).
+
+    A raft has the order (length, raft_size), as memory has it if the channels are last. So engines copy no map for the
+    horizontal MLP, and runs of C / r values for the vertical one.
+    """
+
+    def __init__(self, mlp: RaftMlp, length: int, rafts: str):
         super().__init__()
-        self.raft_size, self.rafts, self.back = mlp.raft_size, mlp.rafts, mlp.back
-        self.norm, self.act = mlp.norm, mlp.act
-        self.fc1 = convolution(resize_inputs(mlp.fc1.weight, length).flatten(1)[..., None, None], mlp.fc1.bias)
-        self.fc2 = convolution(*(resize_outputs(p, mlp.raft_size, length) for p in mlp.fc2.parameters()))
+        r = self.raft_size = mlp.raft_size
+        self.norm, self.act, self.rafts = mlp.norm, mlp.act, rafts
+        w1 = rearrange(resize_inputs(mlp.fc1.weight, length), "o 1 r l -> o (l r) 1 1")
+        w2, b2 = (resize_outputs(p, r, length) for p in mlp.fc2.parameters())
+        self.fc1 = convolution(w1, mlp.fc1.bias)
+        self.fc2 = convolution(rearrange(w2, "(r l) i 1 1 -> (l r) i 1 1", r=r), rearrange(b2, "(r l) -> (l r)", r=r))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = rearrange(self.norm(x), self.rafts, r=self.raft_size)  # (B, r * length, other side, C / r)
-        return rearrange(self.fc2(self.act(self.fc1(x))), self.back, r=self.raft_size)
+        h, w = x.shape[-2:]
+        x = rearrange(self.norm(x).movedim(1, -1), f"b h w (r c) -> {self.rafts}", r=self.raft_size)
+        x = self.fc2(self.act(self.fc1(x)))
+        return rearrange(x, f"{self.rafts} -> b h w (r c)", r=self.raft_size, h=h, w=w).movedim(-1, 1)
 
 
 class FixedTokenMlp(nn.Module):
@@ -198,8 +209,9 @@ class FixedTokenMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = self.grid
-        x = rearrange(x, "b c h w -> b (h w) c 1")
-        return rearrange(self.fc2(self.act(self.fc1(x))), "b (h w) c 1 -> b c h w", h=h, w=w)
+        x = rearrange(x.movedim(1, -1), "b h w c -> b c 1 (h w)").movedim(-1, 1)  # (B, h w, C, 1)
+        x = self.fc2(self.act(self.fc1(x)))
+        return rearrange(x.movedim(1, -1), "b c 1 (h w) -> b h w c", h=h, w=w).movedim(-1, 1)
 
 
 class SummedEmbed(nn.Module):

@@ -32,23 +32,25 @@ def to_sets(x: Tensor, set_size: Sequence[int], layout: str) -> Tensor:
         if layout == GRID:
             x = x[:, :, grid_order(nh, kh, x)][..., grid_order(nw, kw, x)]
         x, nh, nw, layout = F.pad(x, (0, kw, 0, kh)), nh + 1, nw + 1, BLOCK
-    return rearrange(x, f"b c {layout} -> b (kh kw) (nh nw) c", kh=kh, kw=kw, nh=nh, nw=nw)
+    # Channels go last first: the memory has them there, and engines then move runs of C values.
+    return rearrange(x.movedim(1, -1), f"b {layout} c -> b (kh kw) (nh nw) c", kh=kh, kw=kw, nh=nh, nw=nw)
 
 
 @fx_leaf
 def from_sets(x: Tensor, size: Sequence[int], set_size: Sequence[int], layout: str) -> Tensor:
     """Put the sets of `to_sets` back on the map of `size` = (H, W): (B, kh * kw, sets, C) -> (B, C, H, W)."""
     (kh, kw), (nh, nw) = set_size, set_counts(size, set_size)
-    sets = "b (kh kw) (nh nw) c"
     if may_vary(nh, nw):
-        x = crop_to(rearrange(x, f"{sets} -> b c {BLOCK}", kh=kh, kw=kw, nh=nh + 1, nw=nw + 1), size)
+        x = crop_to(from_layout(x, BLOCK, kh=kh, kw=kw, nh=nh + 1, nw=nw + 1), size)
         if layout == GRID:
             x = x[:, :, grid_order(nh, kh, x).argsort()][..., grid_order(nw, kw, x).argsort()]
         return x
-    if torch.compiler.is_exporting():
-        return rearrange(x, f"{sets} -> b c {layout}", kh=kh, kw=kw, nh=nh, nw=nw)
-    # In the memory format channels_last: copying runs of C values is fast, and convolutions take it.
-    return rearrange(x, f"{sets} -> b {layout} c", kh=kh, kw=kw, nh=nh, nw=nw).movedim(-1, 1)
+    return from_layout(x, layout, kh=kh, kw=kw, nh=nh, nw=nw)
+
+
+def from_layout(x: Tensor, layout: str, **sides: int) -> Tensor:
+    """Put sets back on a map whose memory has the channels last: (B, kh * kw, nh * nw, C) -> (B, C, H, W)."""
+    return rearrange(x, f"b (kh kw) (nh nw) c -> b {layout} c", **sides).movedim(-1, 1)
 
 
 def mix_sets(x: Tensor, linear: nn.Module, set_size: Sequence[int], layout: str) -> Tensor:

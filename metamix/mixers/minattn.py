@@ -94,11 +94,17 @@ class MinAttn(nn.Module):
         key = self.query if self.symmetric else self.key
         k = q if self.symmetric and context is x else key(context)
         v = self.value(context)
-        q, k, v = (rearrange(t, "b (n d) h w -> b n (h w) d", n=self.heads) for t in (q, k, v))
+        q, k, v = (self.split_heads(t) for t in (q, k, v))
         bias = None if self.bias is None else self.bias(x, context)
         dropout = self.attn_drop.p if self.training else 0.0
         y = attention(q, k, v, dropout, bias, fused=self.fused)  # (B, heads, H W, d)
-        return self.drop(self.proj(rearrange(y, "b n (h w) d -> b (n d) h w", h=x.shape[-2])))
+        y = rearrange(y, "b n l d -> b l (n d)").unflatten(1, x.shape[-2:]).movedim(-1, 1)
+        return self.drop(self.proj(y))
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """Split the channels of a map among the heads: (B, C, H, W) -> (B, heads, H W, d)."""
+        # Channels go last before all else: engines keep maps so, and OpenVINO then moves the heads in its attention.
+        return rearrange(x.movedim(1, -1).flatten(1, 2), "b l (n d) -> b n l d", n=self.heads)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resample the biases of a state saved for another map size; no other parameter depends on it."""

@@ -21,9 +21,10 @@ from .registry import TASKS, find_task
 
 TRAIN_SHARE = 0.8  # share of the images to train on if the source has no splits
 EPILOG = """formats:
-  voc   Pascal VOC or LabelImg: Annotations/*.xml and JPEGImages/, annotations/ and images/, or all in one folder
-  yolo  data.yaml, images/train/ and labels/train/, or train/images/ and train/labels/
-  csv   boxes, with the columns file, class, xmin, ymin, xmax, ymax; or classes of images: file, class
+  voc      Pascal VOC or LabelImg: Annotations/*.xml and JPEGImages/, annotations/ and images/, or all in one folder
+  yolo     data.yaml, images/train/ and labels/train/, or train/images/ and train/labels/
+  csv      boxes, with the columns file, class, xmin, ymin, xmax, ymax; or classes of images: file, class
+  folders  a folder for each label; an image that lies in several under one name has all their labels
 
 The images are linked or copied, and the source stays as it is. What is left out is printed."""
 
@@ -72,7 +73,7 @@ Reader = Callable[[Path], Labels | None]  # reads a file or folder; returns None
 class ConvertOptions(Options):
     """Turn labels of another program into a data set to train on."""
 
-    format: str = positional("format of the labels: voc, yolo or csv", metavar="FORMAT")
+    format: str = positional("format of the labels: voc, yolo, csv or folders", metavar="FORMAT")
     source: Path = positional("folder of images and labels, or the CSV or YAML file in it", metavar="SOURCE")
     out: Path = positional("folder to write, new or empty", metavar="OUT")
     split: ShareBetween | None = option(

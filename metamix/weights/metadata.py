@@ -71,6 +71,10 @@ Text = Annotated[  # pydantic's max_length refuses names that are not UTF-8
     str, where(lambda text: len(text) <= MAX_LENGTH, f"a string of at most {MAX_LENGTH:,} characters")
 ]
 Classes = Annotated[tuple[Text, ...], Field(max_length=MAX_CLASSES)]
+Threshold = Annotated[
+    Share | Annotated[tuple[Share, ...], Field(max_length=MAX_CLASSES)],
+    Field(description="a number from 0 to 1, or a list of one for each class"),
+]
 
 # Rules of the entries of model_args
 
@@ -126,7 +130,7 @@ class ModelMetadata:
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = None
     crop_pct: CropPct | None = None  # share of the shorter side that the centre crop keeps
     classes: Classes | None = None  # names of the classes, in the order of the outputs
-    threshold: Share | None = None  # least probability of a label; None if each image has one class
+    threshold: Threshold | None = None  # least probability of all labels, or of each; None if an image has one class
     data: Text | None = None  # name of the data set
     holdout: ShareBelowOne | None = None  # share of the training split that was held out
     memory: Literal["auto", "yes", "no"] | None = None  # whether the data set was decoded into memory

@@ -89,6 +89,15 @@ def test_what_helps_at_other_sizes(tmp_path, monkeypatch):
     assert line == "| `raft` | 60.5 | 60.5 | 80.0 | 85.9 | 70.0 | 70.0 | 85.0 |"
 
 
+def test_accuracy_at_each_size(tmp_path, monkeypatch):
+    sizes = {f"metaformer_{mixer}_tiny.tag": {"made": {"64": 40.5, "128": 50.0}} for mixer in ("raft", "pooling")}
+    monkeypatch.setattr(comparison, "IMAGE_SIZES", tmp_path / "sizes.json")
+    comparison.IMAGE_SIZES.write_text(json.dumps({"tag": {"sizes": sizes}}))
+    header, _, *rows = comparison.made_for_sizes_table("tag").splitlines()
+    assert header == "| mixer | 64 px, % | 128 px, % |"
+    assert rows == ["| `pooling` | 40.5 | 50.0 |", "| `raft` | 40.5 | 50.0 |"]
+
+
 def test_fine_tuning_runs_are_read(tmp_path):
     ((name, size, scores),) = accuracy.read_tuned([finished_run(tmp_path / "run")], ["a.digits"])
     assert (name, size, scores["top1"], scores["lr"]) == ("a.digits", "24", 85.94, 0.002)

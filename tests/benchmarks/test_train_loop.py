@@ -54,15 +54,15 @@ def test_the_script_is_run_and_ended(tmp_path):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--data-dir", "nowhere"], "there is no folder nowhere/train; --data-dir takes CIFAR-10 as class folders"),
-        (["--data-dir", ".", "--timm-script", "gone.py"], "there is no file gone.py; --timm-script takes timm's"),
+        ("--data-dir nowhere", "there is no nowhere/train: give CIFAR-10 as class folders"),
+        ("--data-dir . --timm-script gone.py", "there is no gone.py: give CIFAR-10 as class folders"),
     ],
 )
 def test_what_is_not_there_is_refused(words, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
-    monkeypatch.setattr(sys, "argv", ["train_loop.py", *words])
+    monkeypatch.setattr(sys, "argv", ["train_loop.py", *words.split()])
     with pytest.raises(SystemExit, match="2"):
         train_loop.main()
     assert said in capsys.readouterr().err

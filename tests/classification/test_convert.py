@@ -1,4 +1,7 @@
-"""Test `metamix convert csv`: a file of images and classes becomes class folders."""
+"""Test `metamix convert`: a CSV of images and classes becomes class folders; folders of labels, a labels.csv."""
+
+import csv
+import shutil
 
 import pytest
 from PIL import Image
@@ -75,6 +78,10 @@ def test_the_splits_of_the_file_are_kept(source, tmp_path, capsys):
         (["file,label", "photos/cats/0.png,"], "labels.csv:2 has the class ''; the name of a folder holds no /"),
         (["file,label", "photos/cats/0.png,../cat"], "labels.csv:2 has the class '../cat'; the name of a folder holds"),
         (["file,label,split", f"{LINES[0]},dev"], "labels.csv:2 has the split 'dev'; accepted are train, val and test"),
+        (
+            ["file,xmin,ymin,xmax,ymax", "photos/cats/0.png,0,0,1,1"],
+            "csv:1 has .* ymax: the first line must name the columns",
+        ),
         ([LINES[0]], "labels.csv:1 has the columns photos/cats/0png, .*: the first line must name the columns"),
         ([], "labels.csv:1 has the columns nothing: the first line must name"),
     ],
@@ -82,4 +89,80 @@ def test_the_splits_of_the_file_are_kept(source, tmp_path, capsys):
 def test_odd_lines_are_refused_with_their_place(lines, said, source, tmp_path):
     with pytest.raises(SystemExit, match=said):
         metamix_command("convert", "csv", source(*lines), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def albums(tmp_path):
+    """Return a function that puts distinct images into label folders, by a text such as "sea/1.png dune/1.png"."""
+
+    def make(names):
+        shutil.rmtree(tmp_path / "albums", ignore_errors=True)
+        shades = {}
+        for name in names.split():
+            path = tmp_path / "albums" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (shades.setdefault(path.name, len(shades)), 0, 0)).save(path)
+        return tmp_path / "albums"
+
+    return make
+
+
+def labels_in(folder):
+    rows = csv.DictReader((folder / "labels.csv").open(encoding="utf-8"))
+    return {row["file"]: (row["labels"], row["split"]) for row in rows}
+
+
+def test_an_image_has_the_labels_of_all_its_folders(albums, tmp_path, capsys):
+    numbers = " ".join(f"sea/{i}.png" for i in range(20))
+    source = albums(f"{numbers} 砂/1.png 砂/2.png 砂/3.png 砂/beach,a/7.png dogs/2.png dogs/3.png")
+    out = tmp_path / "out"
+    assert metamix_command("convert", "folders", source, out) == 0
+    said = capsys.readouterr().out
+    assert f"{out}: 16 train, 5 val images, 3 labels\n" in said
+    assert said.splitlines()[-1] == f"  metamix train --data folder --data-dir {out}"
+    rows = labels_in(out)
+    assert {file.partition("/")[2]: {*labels.split("|")} for file, (labels, _) in rows.items()} == {
+        **{f"{i}.png": {"sea"} for i in range(20)},
+        "1.png": {"sea", "砂"},
+        "2.png": {"sea", "砂", "dogs"},
+        "3.png": {"sea", "砂", "dogs"},
+        "beach,a/7.png": {"砂"},
+    }
+    dogs = [split for labels, split in rows.values() if "dogs" in labels]
+    assert sorted(dogs) == ["train", "val"]  # the rarest label is in both splits
+    splits = open_data("folder", root=out)
+    assert splits.classes == ("dogs", "sea", "砂") and splits.multi_label and len(splits.test) == 5
+    assert metamix_command("verify", out) == 0 and "dogs            1    1\n" in capsys.readouterr().out
+    assert len(listed(source)) == 26  # the source stays as it is
+
+
+def test_label_folders_of_splits_are_kept_apart(albums, tmp_path, capsys):
+    source = albums("train/sea/1.png train/dune/1.png train/dune/2.png Valid/sea/3.png raw/sea/9.png")
+    Image.new("RGB", (8, 8), "red").save(source / "Valid/sea/1.png")  # another image than that of train/
+    assert metamix_command("convert", "folders", source, tmp_path / "out") == 0
+    assert labels_in(tmp_path / "out") == {
+        "train/1.png": ("dune|sea", "train"),
+        "train/2.png": ("dune", "train"),
+        "val/1.png": ("sea", "val"),
+        "val/3.png": ("sea", "val"),
+    }
+    assert f"note: folders beside those of the splits were left out: {source / 'raw'}\n" in capsys.readouterr().out
+
+
+def test_label_folders_that_cannot_be_converted_are_refused(albums, tmp_path):
+    def refused(names, said):
+        with pytest.raises(SystemExit, match=said):
+            metamix_command("convert", "folders", albums(names), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    refused("a|b/1.png c/1.png", r"albums has the label 'a\|b'; a label holds no \| ; and begins with no = ")
+    refused("=a/1.png c/1.png", "has the label '=a'")
+    refused("a/1.png 1.png", "1.png lies outside of them")
+    with pytest.raises(SystemExit, match="1.png is a file: give the folder that holds a folder for each label"):
+        metamix_command("convert", "folders", albums("a/1.png") / "a/1.png", tmp_path / "out")
+    source = albums("cat/1.png dog/2.png")
+    Image.new("RGB", (8, 8), "red").save(source / "dog/1.png")
+    with pytest.raises(SystemExit, match="cat/1.png and .*dog/1.png are different images of one name, .*: rename one"):
+        metamix_command("convert", "folders", source, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -22,7 +22,7 @@ from metamix.classification.options import ClassificationOptions
 from metamix.classification.predict import as_csv, as_table, predict
 from metamix.data import open_data
 from metamix.data.sources import strata
-from metamix.weights.files import load_metadata
+from metamix.weights.files import load_metadata, save_weights
 from tests.helpers.running import assert_same_run, metamix_command, stopped_at, train
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -75,15 +75,16 @@ def run(shapes, tmp_path_factory):
 
 def test_training_chooses_loss_scores_and_threshold(run):
     summary, log = json.loads((run / "summary.json").read_text()), (run / "log.txt").read_text()
-    assert summary["scores"] == ["mAP", "F1", "loss"] and summary["mAP"] > 95 and summary["F1"] > 90
+    assert summary["scores"] == ["mAP", "F1", "F1_at_0.5", "loss"] and summary["mAP"] > 95 and summary["F1"] > 90
     assert "loss: bce" in (run / "recipe.yaml").read_text()
-    threshold = load_metadata(run / "model.safetensors")["threshold"]
-    assert 0 < threshold < 1 and f"labels are predicted from a probability of {threshold:g} on" in log
+    thresholds = load_metadata(run / "model.safetensors")["threshold"]
+    assert len(thresholds) == 3 and all(0 < threshold < 1 for threshold in thresholds)
+    assert f"labels are predicted from a probability of {min(thresholds):g} " in log
     assert summary["pictures"] == ["curves.png", "test_classes.png"] and (run / "test_classes.png").exists()
     assert "holdout mAP" in log and "holdout_mAP" in (run / "metrics.csv").read_text()
 
 
-def test_the_threshold_is_chosen_on_held_out_images(shapes, tmp_path, monkeypatch):
+def test_thresholds_are_chosen_on_held_out_images(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(MultiLabelMetric, "choose", lambda metric, states: vars(metric).update(threshold=0.99) or {})
     streamed = ["--memory", "no", "--cutmix", 1, "--class-weights", "balanced", "--loss", "asymmetric"]
     train(*WORDS, *streamed, "--data-dir", shapes, "--epochs", 1, "--output", tmp_path / "without")
@@ -97,20 +98,23 @@ def test_eval_scores_the_same_images(run, shapes, tmp_path, capsys):
     assert metamix_command(*words, "--device", "cpu") == 0
     summary, result = (json.loads(path.read_text()) for path in (run / "summary.json", tmp_path / "out/result.json"))
     assert result["samples"] == summary["samples"]
-    same = ("mAP", "F1", "loss", "threshold")
+    same = ("mAP", "F1", "F1_at_0.5", "loss")
     assert [result[name] for name in same] == pytest.approx([summary[name] for name in same], abs=1e-3)
-    assert result["by_class"].keys() == {*CLASSES} and result["by_class"]["red"].keys() == {"AP", "F1", "images"}
+    assert result["by_class"].keys() == {*CLASSES}
+    assert result["by_class"]["red"].keys() == {"AP", "F1", "images", "threshold"}
+    assert [result["by_class"][name]["threshold"] for name in CLASSES] == summary["threshold"]
     said = capsys.readouterr().out
-    assert f"mAP {summary['mAP']:.4g}, F1 {summary['F1']:.4g}" in said
-    assert f"labels are predicted from a probability of {summary['threshold']:g} on" in said
+    assert f"mAP {summary['mAP']:.4g}, F1 {summary['F1']:.4g}, F1_at_0.5 {summary['F1_at_0.5']:.4g}" in said
+    assert f"labels are predicted from a probability of {min(summary['threshold']):g} " in said
 
 
-def test_predictions_are_all_labels_above_the_threshold(run, shapes, capsys, tmp_path):
+def test_predictions_are_all_labels_above_their_thresholds(run, shapes, capsys, tmp_path):
     images = [shapes / f"images/{i}.png" for i in (7, 0, 5)]
     trained = metamix.load(run)
     labelled = trained.predict(images)
     assert [{name for name, _ in labels} for labels in labelled] == [{*COLOURS}, set(), {"red", "blue"}]
-    assert all(p >= trained.metadata.threshold for labels in labelled for _, p in labels)
+    thresholds = dict(zip(CLASSES, trained.metadata.threshold))
+    assert all(p >= thresholds[name] for labels in labelled for name, p in labels)
     assert [p for _, p in labelled[0]] == sorted((p for _, p in labelled[0]), reverse=True)
     tensors = torch.stack([trained.transform(Image.open(image)) for image in images])
     scores = trained.model(tensors).sigmoid().detach()
@@ -135,6 +139,33 @@ def test_predictions_are_all_labels_above_the_threshold(run, shapes, capsys, tmp
     ]
     assert metamix_command(*words, "json", "--threshold", 0) == 0
     assert [len(record["labels"]) for record in json.loads(capsys.readouterr().out)] == [3, 3, 3]
+
+
+def test_each_label_has_its_own_threshold(run, shapes, tmp_path, capsys):
+    file, images = tmp_path / "m.safetensors", [shapes / f"images/{i}.png" for i in (7, 0)]
+
+    def predict_from(threshold, *words):
+        metadata = load_metadata(run / "model.safetensors") | {"threshold": threshold}
+        save_weights(file, metamix.load(run).model.state_dict(), metadata)
+        assert metamix_command("predict", *images, "--checkpoint", file, "--format", "json", *words) == 0
+        out, note = capsys.readouterr()
+        return [{label["label"] for label in record["labels"]} for record in json.loads(out)], note
+
+    one = "note: labels are predicted from a probability of 0.5 on\n"
+    each = "note: labels are predicted from a probability of 0 to 1 on, by label\n"
+    assert predict_from(0.5) == ([{*CLASSES}, set()], one)  # as runs stored it that chose one threshold, or none
+    assert predict_from([1.0, 0.0, 0.5]) == ([{"green", "red"}, {"green"}], each)
+    assert predict_from([1.0, 0.0, 0.5], "--threshold", 0.5) == ([{*CLASSES}, set()], "")
+    assert predict_from([1.0, 0.0, 0.5], "--top", 3) == ([{*CLASSES}, {*CLASSES}], "")
+    words = ["--checkpoint", file, "--data", "folder", "--data-dir", shapes, "--output", tmp_path / "out"]
+    assert metamix_command("eval", *words, "--device", "cpu") == 0
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert result["F1_at_0.5"] > 90 > 80 > result["F1"] and result["threshold"] == [1.0, 0.0, 0.5]
+    assert each.removeprefix("note: ") in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="nano has 2 thresholds for 3 classes: its weight file must have one for each"):
+        predict_from([0.5, 0.5])
+    with pytest.raises(SystemExit, match="threshold in the metadata is .* accepted is a number from 0 to 1, or a list"):
+        predict_from([0.5, 0.5, 2])
 
 
 def test_a_stopped_run_resumes_exactly(shapes, tmp_path):
@@ -219,6 +250,34 @@ def test_verify_counts_the_labels(table, capsys):
     assert "note: no image has two labels, such as cat|dog; metamix convert csv makes" in capsys.readouterr().out
 
 
+def test_a_column_of_0_and_1_for_each_label(shapes, table, capsys):
+    lines = [line.split(",") for line in (shapes / "labels.csv").read_text().splitlines()[1:]]
+    expected = open_data("folder", root=table("file,labels", *map(",".join, lines)))
+    for header, zero, one in (("file,red,green,blue", "0", "1"), ('"Image Name";red; green ;blue', "0.0", " 1.0")):
+        delimiter = ";" if ";" in header else ","
+        rows = [[file, *(one if name in labels.split("|") else zero for name in COLOURS)] for file, labels in lines]
+        splits = open_data("folder", root=table(header, *map(delimiter.join, rows)))
+        assert splits.classes == CLASSES and splits.digest == expected.digest
+    pandas = [",file,Split,Cat,cat,a b,name of none"]  # an index without a name, and one that no image has
+    root = table(*pandas, "0,1.png,train,1,0,1,0", "1,2.png,train,1,1,0,0", "2,3.png,val,0,1,0,0")
+    assert metamix_command("verify", root) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == ["all 3 images can be read", "label         train  val", "a b               1    0"]
+    assert {"Cat               2    0", "cat               1    1", "name of none      0    0"} < {*said}
+
+
+def test_the_index_of_pandas_is_not_the_split(table):
+    splits = open_data("folder", root=table(",file,labels", *(f"{i},{i}.png,red|green" for i in range(20))))
+    assert len(splits.train) == 18 and splits.classes == ("green", "red")
+
+
+def test_a_file_beside_class_folders_without_labels_is_ignored(folder):
+    root = folder()
+    for lines in ("file,width,height\n1.png,8,9", "file,label,fold\n1.png,cat,1", "file,fold\n1.png,1", "file,cat,dog"):
+        (root / "labels.csv").write_text(lines)
+        assert not open_data("folder", root=root).multi_label
+
+
 def test_the_splits_of_the_file(table):
     lines = ["file,labels,split", "1.png,red,train", "3.png,red|green,train", "2.png,green,val", "6.png,blue,test"]
     splits = open_data("folder", root=table(*lines))
@@ -256,6 +315,18 @@ LINE = "1.png,red|green"
         (["file,labels,split", f"{LINE},dev"], "labels.csv:2 has the split 'dev'; accepted are train, val and test"),
         (["id,labels", LINE], "labels.csv:1 has the columns id, labels: the first line must name the columns"),
         (["file,labels,split", f"{LINE},train", "0.png,,val"], "no image of test has a label: give other data"),
+        (
+            ["file,red,green", "1.png,1,0", "2.png,1,2"],
+            "labels.csv:3 has '2' in the column green; accepted are 0 and 1",
+        ),
+        (["file,red,green", "1.png,1,"], "csv:2 has '' in the column green; .*: without a column labels, each column"),
+        (["file,red,green", "1.png,True,False"], "csv:2 has 'True' in the column red; accepted are 0 and 1"),
+        (["file,red,red", "1.png,1,0"], "labels.csv:1 has the label 'red': each needs a name of its own"),
+        (["file,red|green,blue", "1.png,1,0"], r"labels.csv:1 has the label 'red\|green': .* without \| and ;"),
+        (
+            ["file,labels,red,green", "1.png,red,1,0", "2.png,green,0,1"],
+            "csv:1 has a column labels and columns of 0 and 1, green, red: remove these, or remove labels",
+        ),
         (["file,label", "1.png,red"], "found images. To make these folders from labels.csv: metamix convert csv"),
     ],
 )
@@ -347,11 +418,15 @@ def test_scores_are_means_over_the_labels_that_have_images():
     result = metric.result(states)
     assert result["mAP"] == pytest.approx(100 * average_precision_score(truth, values, average="macro"), abs=1e-3)
     assert result["F1"] == pytest.approx(100 * f1_score(truth, values >= 0.4, average="macro"), abs=1e-3)
-    assert metric.by_class(states)["none"] == {"AP": None, "F1": None, "images": 0}
+    assert metric.by_class(states)["none"] == {"AP": None, "F1": None, "images": 0, "threshold": 0.4}
     assert metric.by_class(states)["red"]["images"] == truth[:, 2].sum()
     chosen = metric.choose(states)["threshold"]
-    best = max(f1_score(truth, values >= i / 100, average="macro") for i in range(1, 100))
-    assert metric.threshold == chosen and metric.result(states)["F1"] == pytest.approx(100 * best, abs=1e-3)
+    best = [max(f1_score(truth[:, k], values[:, k] >= i / 100) for i in range(1, 100)) for k in range(3)]
+    assert metric.threshold == chosen and len({*chosen}) > 1 and chosen[3] == 0.5
+    result = metric.result(states)
+    assert result["F1"] == pytest.approx(100 * np.mean(best), abs=1e-3)
+    assert result["F1_at_0.5"] == pytest.approx(100 * f1_score(truth, values >= 0.5, average="macro"), abs=1e-3)
+    assert list(result) == ["mAP", "F1", "F1_at_0.5", "loss"]
     with pytest.raises(ValueError, match="the model returns NaN or infinity"):
         metric.update(metric.start(), scores * torch.nan, {"label": labels, "index": torch.arange(40)})
 
@@ -361,14 +436,15 @@ def test_of_equal_thresholds_the_one_nearest_to_a_half_is_chosen():
     for high, low, threshold in ((0.3125, 0.125, 0.31), (0.875, 0.625, 0.63), (0.75, 0.25, 0.5)):
         state, labels = metric.start(), torch.eye(2)
         metric.update(state, labels * (high - low) + low, {"label": labels, "index": torch.arange(2)})
-        assert metric.choose([state]) == {"threshold": threshold}
+        assert metric.choose([state]) == {"threshold": (threshold, threshold)}
 
 
 def test_a_published_model_prints_its_labels(run, tmp_path, monkeypatch):
     assert metamix_command("publish", run, "me/colours", "--license", "mit", "--dry-run", tmp_path / "folder") == 0
     card = (tmp_path / "folder/README.md").read_text()
-    threshold = load_metadata(run / "model.safetensors")["threshold"]
-    assert re.search(rf"print\(\[name for name, p in zip\(names, .*sigmoid\(\)\) if p >= {threshold}\]\)", card)
+    (shown,) = re.findall(r"^print\((\[name for name.*)\)$", card, re.M)
+    logits, thresholds = torch.tensor([[0.0, 5.0, -5.0]]), metamix.load(run).metadata.threshold
+    assert eval(shown, {"names": CLASSES, "scores": logits}) == ["blue"] * (thresholds[0] <= 0.5) + ["green"]
 
 
 def test_a_model_of_a_loop_of_your_own(tmp_path):

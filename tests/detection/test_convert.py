@@ -301,7 +301,7 @@ def test_what_is_left_out_or_odd_is_printed(original, tmp_path, capsys):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["vok", "{source}", "{out}"], "format is 'vok'; did you mean 'voc'[?] Accepted: csv, voc, yolo."),
+        (["vok", "{source}", "{out}"], "format is 'vok'; did you mean 'voc'[?] Accepted: csv, folders, voc, yolo."),
         (["yolo", "{source}/nowhere", "{out}"], "there is no file or folder .*nowhere"),
         (["yolo", "{source}", "{source}"], "source is not empty: give OUT a new or empty folder"),
         (["yolo", "{source}", "{source}/data.yaml"], "data.yaml is a file: give OUT a new or empty folder"),

@@ -268,6 +268,10 @@ def make_labels(folder):
     file.write_text(file.read_text().replace("{}", "train", 1).replace("{}", "val"))
 
 
+def make_flags(folder):
+    make_table(folder, "file,cat,dog", "1,0")
+
+
 # Data sets of classes
 
 
@@ -387,6 +391,7 @@ KINDS = [
     Kind("table of boxes", make_boxes, "*.csv", partial(read_labels, "csv")),
     Kind("table of classes", make_classes, "*.csv", partial(read_labels, "csv")),
     Kind("table of labels", make_labels, "*.csv", partial(read_set, "folder"), names=("test_share",)),
+    Kind("table of 0 and 1", make_flags, "*.csv", partial(read_set, "folder"), names=("test_share",)),
     Kind("shards", make_shards, "*.tar", partial(read_set, "wds/")),
     Kind("info of shards", make_shards, "*.json", partial(read_set, "wds/")),
     Kind("tar files of folders", make_tars, "*.tar", partial(read_set, "folder")),

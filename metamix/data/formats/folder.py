@@ -30,7 +30,7 @@ LABELS = "labels.csv"  # see `metamix.data.tables`
 LAYOUT = (
     "expected train/ and val/ (or valid/, validation/, test/), each with one folder of images per class, "
     "or a .tar file of such folders in place of either; or, without splits, one folder of images per class; "
-    f"or {LABELS} with the columns file and labels, if an image has several"
+    f"or {LABELS} with the columns file and labels (or a column of 0 and 1 for each label), if an image has several"
 )
 
 
