@@ -1,4 +1,4 @@
-"""README and docs say what is true: their Python prints what stands below it, and their commands parse."""
+"""Test README and docs: their Python prints what stands below it, and their commands parse."""
 
 import json
 import re
@@ -35,7 +35,7 @@ LINES = [
 
 
 @pytest.mark.parametrize("code, printed", SNIPPETS)
-def test_python_prints_what_stands_below_it(code, printed, capsys, monkeypatch, forget_mixers):
+def test_python_prints_the_text_below_it(code, printed, capsys, monkeypatch, forget_mixers):
     for package, extra in EXTRAS.items():
         if package in code:
             pytest.importorskip(package, reason=f"pip install 'metamix[{extra}]'")
@@ -45,12 +45,12 @@ def test_python_prints_what_stands_below_it(code, printed, capsys, monkeypatch, 
 
 
 class Parsed(Exception):
-    """A command has parsed its words, and would begin to work."""
+    """Say that a command has parsed its words and would begin to work."""
 
 
 @pytest.fixture
 def parse(monkeypatch):
-    """A runner of command lines of a page's task, which stops each at its work, with Parsed."""
+    """Return a function that parses a command line of a page's task, and raises Parsed before any work."""
 
     def run(line, task):
         words = shlex.split(line, comments=True)
@@ -120,7 +120,7 @@ def test_the_api_page_names_what_users_import():
 
 
 def imported(name):
-    """What a dotted name stands for: a name in a module, or a module."""
+    """Import what a dotted name stands for: a name in a module, or a module."""
     place, _, attribute = name.rpartition(".")
     module = import_module(place)
     return getattr(module, attribute) if hasattr(module, attribute) else import_module(name)
@@ -144,7 +144,7 @@ def test_lists_are_whole():
 
 
 def test_dotted_names_exist_after_import_metamix():
-    """In a fresh Python, where no test has imported the parts."""
+    """In a new process, where no test has imported the parts."""
     names = sorted({name for page in PAGES for name in re.findall(r"`(metamix(?:\.\w+)+)", page.read_text())})
     assert "metamix.detection.load_detector" in names
     code = f"""

@@ -1,4 +1,4 @@
-"""The examples run: the scripts with fewer epochs, and the notebook cell by cell."""
+"""Run the examples: the scripts with fewer epochs, and the notebook cell by cell."""
 
 import json
 import runpy

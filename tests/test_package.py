@@ -1,4 +1,4 @@
-"""What an installed metamix is: a wheel that works away from its clone, and an import that nobody notices."""
+"""Test an installed metamix: the wheel works without the clone, and the import is quick and silent."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """The folder that the wheel was installed to."""
+    """Install the wheel into a folder."""
     folder = tmp_path_factory.mktemp("site")
     run("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", folder, wheel)
     return folder
@@ -132,7 +132,7 @@ print(json.dumps(dict(
 
 
 def test_that_python_finds_nothing_but_what_was_installed(tmp_path):
-    """The control: without the folder there is no metamix, although this environment may have one that is the clone."""
+    """The control: without the folder there is no metamix, although this environment may have the clone."""
     code = "import json, importlib.util as u; m = u.find_spec('metamix'); print(json.dumps(m and m.origin))"
     assert away_from_the_clone(code, cwd=CLONE) is None
 
@@ -155,7 +155,7 @@ print(json.dumps(dict(
 )))
 """
     result = run("-c", code)
-    seen = json.loads(result.stdout)  # and not a word before it
+    seen = json.loads(result.stdout)  # nothing is printed before it
     assert result.stderr == ""
     assert seen["seconds"] < 1
     assert seen["theirs"] > 1000 and seen["changed"] == []
@@ -197,7 +197,7 @@ main(["demo", "metaformer_pooling_nano.digits", "wavemixsr_nano.x2", "--device",
 
 @pytest.fixture
 def page(installed, tmp_path):
-    """The address of the page of an installed metamix, whose server must reach for no other machine."""
+    """Start the page of an installed metamix and yield its address; the server must contact no other machine."""
     pytest.importorskip("gradio", reason="pip install 'metamix[demo]'")
     port = str(free_port())
     paths = [str(installed), *(path for path in sys.path if not Path(path).resolve().is_relative_to(CLONE))]

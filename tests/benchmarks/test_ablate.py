@@ -33,22 +33,23 @@ def row(variant, parent, top1, **changes):
 
 
 def test_variant_overrides_its_ancestors():
-    known = {
+    table = {
         "a": variants.Variant("first", model=dict(dims=1, depths=2), recipe=dict(lr=1)),
         "b": variants.Variant("second", "a", model=dict(dims=3), data=dict(cutout=8)),
         "c": variants.Variant("third", "b", recipe=dict(lr=2)),
     }
-    found = variants.resolve("c", known)
-    assert found.model == dict(dims=3, depths=2)
-    assert found.recipe == dict(lr=2)
-    assert found.data == dict(cutout=8)
-    assert (found.about, found.parent) == ("third", "b")
+    variant = variants.resolve("c", table)
+    assert variant.model == dict(dims=3, depths=2)
+    assert variant.recipe == dict(lr=2)
+    assert variant.data == dict(cutout=8)
+    assert (variant.about, variant.parent) == ("third", "b")
 
 
 def test_variant_is_of_the_size_of_its_parent():
-    known = {"a": variants.Variant("first", size="s12"), "b": variants.Variant("second", "a")}
-    assert variants.resolve("b", known).size == "s12"
-    assert ablate.make_recipe(variants.resolve("b", known), "raft", 0, "data").options.model == "metaformer_raft_s12"
+    table = {"a": variants.Variant("first", size="s12"), "b": variants.Variant("second", "a")}
+    assert variants.resolve("b", table).size == "s12"
+    recipe = ablate.make_recipe(variants.resolve("b", table), "raft", 0, "data")
+    assert recipe.options.model == "metaformer_raft_s12"
 
 
 def test_every_parent_is_a_variant():
@@ -122,10 +123,10 @@ def test_tiny_run_is_scored_on_the_holdout_and_written_once(dark_and_light, tmp_
     words = f"--runs nano-conv:pooling --data-dir {folder} --results {file} --budget 3.7e9".split()
     ablate.main(words)
     ablate.main(words)  # finished already
-    (found,) = json.loads(file.read_text())
-    assert (found["variant"], found["size"], found["images"]) == ("nano-conv", "nano", 50)
-    assert found["epochs"] == pytest.approx(50 / 30, abs=0.01)  # 36 images make three full batches
-    assert 0 <= found["holdout_top1"] <= 100 and found["model_args"]["stem"] == "conv-bn-act-conv stem"
+    (row,) = json.loads(file.read_text())
+    assert (row["variant"], row["size"], row["images"]) == ("nano-conv", "nano", 50)
+    assert row["epochs"] == pytest.approx(50 / 30, abs=0.01)  # 36 images make three full batches
+    assert 0 <= row["holdout_top1"] <= 100 and row["model_args"]["stem"] == "conv-bn-act-conv stem"
 
 
 def test_finished_runs_are_known(tmp_path):
@@ -193,5 +194,5 @@ def test_mixers_are_compared_with_identity_with_the_same_seed():
 
 
 def test_runs_of_a_variant_are_together():
-    names = [found["variant"] for found in ablations.load_rows()]
+    names = [row["variant"] for row in ablations.load_rows()]
     assert len([name for name, _ in groupby(names)]) == len(set(names))

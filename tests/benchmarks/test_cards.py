@@ -115,10 +115,8 @@ def test_the_command_on_the_page_is_the_recipe(name):
     assert words[:2] == ["python", "train.py"]
     words = [str(ROOT / word) if word.endswith(".yaml") else word for word in words[2:]]
     options = find_task("classification").part("task").Options
-    recipe = parse(
-        words, TASKS, lambda task: options, default_task=lambda values: "classification", description=""
-    ).flat()
-    assert CARDS[name]["recipe"].items() <= recipe.items()
+    recipe = parse(words, TASKS, lambda task: options, default_task=lambda values: "classification", description="")
+    assert CARDS[name]["recipe"].items() <= recipe.flat().items()
 
 
 def test_pages_are_those_of_the_cards():

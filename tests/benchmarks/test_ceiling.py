@@ -70,14 +70,9 @@ def test_trained_net_teaches(dark_and_light, tmp_path, monkeypatch):
     folder, weights = dark_and_light(train=40, val=10), tmp_path / "teacher.safetensors"
     words = f"--data-dir {folder} --results {tmp_path / 'results.json'} --epochs 2 --batch-size 20 --weights {weights}"
     ceiling.main(words.split())
-    options = ClassificationOptions(
-        model="metaformer_identity_nano",
-        data="folder",
-        data_dir=str(folder),
-        teacher="dense_conv_net",
-        teacher_checkpoint=str(weights),
-    )
-    task = Classification(options, seed=0)
+    options = dict(model="metaformer_identity_nano", data="folder", data_dir=str(folder))
+    options |= dict(teacher="dense_conv_net", teacher_checkpoint=str(weights))
+    task = Classification(ClassificationOptions(**options), seed=0)
     task.model.build()
     (teacher,) = task.model.frozen_helpers
     batch = next(iter(task.data.eval_loaders(20, 0, 1)["test"]))

@@ -23,12 +23,12 @@ def test_results_of_models_are_put_together():
     reference = row("eager", "fp32", 120.0, 1.0, model="poolformer_s12")
     nin, raft = row("openvino", "int8", 40.0, 3.0), row("eager", "fp32", 60.0, 2.0, model="metaformer_raft_s12")
     failed = {"metaformer_nin_s12 eager bf16": "no"}
-    found = deploy.add_speeds({}, [nin["model"]], result([reference, nin], failed=failed))
+    first = deploy.add_speeds({}, [nin["model"]], result([reference, nin], failed=failed))
     nin |= {"reference": "poolformer_s12", "reference_ms": 120.0}
-    assert found["rows"] == [nin] and found["failed"] == failed
-    both = deploy.add_speeds(found, [raft["model"]], result([reference, raft]))
+    assert first["rows"] == [nin] and first["failed"] == failed
+    both = deploy.add_speeds(first, [raft["model"]], result([reference, raft]))
     raft |= {"reference": "poolformer_s12", "reference_ms": 120.0}
-    assert both["rows"] == [nin, raft] and both["failed"] == found["failed"]
+    assert both["rows"] == [nin, raft] and both["failed"] == first["failed"]
     again = deploy.add_speeds(both, [nin["model"]], result([reference, nin | {"ms": 30.0}]))
     assert [r["ms"] for r in again["rows"]] == [60, 30] and again["failed"] == {}
     assert deploy.add_speeds(both, [nin["model"]], result([reference, nin], machine="there"))["rows"] == [nin]
@@ -41,10 +41,10 @@ def test_models_are_compared_with_one_of_their_size():
     assert deploy.reference_of("metaformer_nin_s12") == "poolformer_s12"
     assert deploy.reference_of("tf_efficientnet_lite0") == deploy.reference_of("metaformer_nin_tiny")
     base = [row("eager", "fp32", ms, 1.0, batch, "metaformer_identity_nano") for batch, ms in ((1, 5.0), (8, 40.0))]
-    own = [row("eager", "fp32", ms, 0.5, batch, "metaformer_nin_nano") for batch, ms in ((1, 10.0), (8, 80.0))]
+    nin = [row("eager", "fp32", ms, 0.5, batch, "metaformer_nin_nano") for batch, ms in ((1, 10.0), (8, 80.0))]
     both = ["metaformer_identity_nano", "metaformer_nin_nano"]
-    found = deploy.add_speeds({}, both, result(base + own, reference="metaformer_identity_nano"))
-    assert [r["reference_ms"] for r in found["rows"]] == [5, 40, 5, 40]
+    speeds = deploy.add_speeds({}, both, result(base + nin, reference="metaformer_identity_nano"))
+    assert [r["reference_ms"] for r in speeds["rows"]] == [5, 40, 5, 40]
 
 
 def test_models_of_one_size_are_timed_together_and_saved(tmp_path, monkeypatch, capsys):
@@ -98,12 +98,12 @@ OLD_ROWS = [exported("onnx", "int8", 87.5, quantization={"kept": [], "layers": 2
 
 def test_results_of_other_machines_are_kept():
     new, old = (dict(tag="cifar10", machine=machine, measured="today") for machine in ("new", "old"))
-    found = deploy.add_accuracy({}, old, OLD_ROWS)
-    found = deploy.add_accuracy(found, new, ROWS)
-    found = deploy.add_accuracy(found, new, [exported("onnx", "int8", 87.9)])
-    assert [part["machine"] for part in found["parts"]] == ["old", "new"]
-    assert [[row["top1"] for row in part["rows"]] for part in found["parts"]] == [[87.5], [88.01, 87.9]]
-    assert len(deploy.add_accuracy(found, new | {"tag": "digits"}, ROWS)["parts"]) == 1
+    accuracy = deploy.add_accuracy({}, old, OLD_ROWS)
+    accuracy = deploy.add_accuracy(accuracy, new, ROWS)
+    accuracy = deploy.add_accuracy(accuracy, new, [exported("onnx", "int8", 87.9)])
+    assert [part["machine"] for part in accuracy["parts"]] == ["old", "new"]
+    assert [[row["top1"] for row in part["rows"]] for part in accuracy["parts"]] == [[87.5], [88.01, 87.9]]
+    assert len(deploy.add_accuracy(accuracy, new | {"tag": "digits"}, ROWS)["parts"]) == 1
 
 
 MACHINE = dict(cpu="AMD EPYC", cores=2, instructions=["avx2", "avx512_vnni", "avx512_bf16"])
@@ -130,9 +130,9 @@ def measured(tmp_path, monkeypatch):
     ]
     about = dict(machine=MACHINE, measured="2026-11-26", threads=2, runs=3, versions={"torch": "2", "openvino": "3"})
     old = about | {"tag": "cifar10", "machine": MACHINE | {"instructions": ["avx2"]}, "rows": OLD_ROWS}
-    found = {"speed": about | {"rows": rows}, "accuracy": {"parts": [about | {"tag": "cifar10", "rows": ROWS}, old]}}
+    results = {"speed": about | {"rows": rows}, "accuracy": {"parts": [about | {"tag": "cifar10", "rows": ROWS}, old]}}
     monkeypatch.setattr(deploy, "FILE", tmp_path / "deploy.json")
-    deploy.FILE.write_text(json.dumps(found))
+    deploy.FILE.write_text(json.dumps(results))
 
 
 def test_tables_of_engines(measured):
@@ -165,9 +165,9 @@ def test_table_of_accuracy(measured, monkeypatch):
 def test_picture_of_engines(measured, tmp_path, monkeypatch):
     assert report.points() == {}  # the weights have been replaced
     monkeypatch.setattr(report, "weights_digest", lambda card: "shipped")
-    found = report.points()
-    assert found == {("eager", "fp32"): {"nin": (4, 88)}, ("onnxruntime", "int8"): {"nin": (1.234, 87.85)}}
-    figures.draw_engines(tmp_path / "engines.png", found)
+    points = report.points()
+    assert points == {("eager", "fp32"): {"nin": (4, 88)}, ("onnxruntime", "int8"): {"nin": (1.234, 87.85)}}
+    figures.draw_engines(tmp_path / "engines.png", points)
     assert min(Image.open(tmp_path / "engines.png").size) > 700
     assert figures.apart({"a": 90.0, "b": 89.99, "c": 80.0}, (80.0, 90.0)) == {"c": 80, "b": 89.99, "a": 90.44}
 

@@ -28,11 +28,11 @@ def test_shipped_weights_reproduce_their_cards(monkeypatch, tmp_path):
     monkeypatch.setattr(accuracy, "PAIRS", tmp_path / "paired.json")
     monkeypatch.setattr(accuracy, "load_family", lambda tag: {"pooling": load_family(tag)["pooling"]})
     accuracy.main(["pairs", "--tag", "digits"])
-    found = json.loads(accuracy.PAIRS.read_text())
-    assert accuracy.from_hex(found["digits"]["top1"]["pooling"]["right"], 360).sum() == 359
+    pairs = json.loads(accuracy.PAIRS.read_text())
+    assert accuracy.from_hex(pairs["digits"]["top1"]["pooling"]["right"], 360).sum() == 359
     monkeypatch.setattr(accuracy, "is_right", None)  # known weights are not scored again
     accuracy.main(["pairs", "--tag", "digits"])
-    assert json.loads(accuracy.PAIRS.read_text()) == found
+    assert json.loads(accuracy.PAIRS.read_text()) == pairs
 
 
 def test_other_data_are_refused(monkeypatch):

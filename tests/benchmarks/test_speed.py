@@ -37,8 +37,8 @@ def test_processors_of_one_name_are_told_apart(monkeypatch, family):
     told = f"processor\t: 0\nmodel name\t: AMD EPYC\ncpu family\t: {family}\nmodel\t\t: 17\npower management:\n"
     monkeypatch.setattr(timing.Path, "exists", lambda path: True)
     monkeypatch.setattr(timing.Path, "read_text", lambda path: told)
-    found = timing.machine()
-    assert [found[key] for key in ("cpu", "cpu_family", "cpu_model")] == ["AMD EPYC", family, "17"]
+    machine = timing.machine()
+    assert [machine[key] for key in ("cpu", "cpu_family", "cpu_model")] == ["AMD EPYC", family, "17"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read as Linux tells it")
@@ -115,12 +115,13 @@ def test_unknown_names_are_refused():
 
 def test_what_is_missing_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(reference_models.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="authors_wavemix_144_7 needs the package wavemix: pip install wavemix."):
-        reference_models.check_names(["authors_wavemix_144_7"], None)
-    with pytest.raises(SystemExit, match="clone okojoalg/raft-mlp and give its parent folder as --authors"):
-        reference_models.check_names(["authors_raftmlp_s"], None)
-    with pytest.raises(SystemExit, match="raft-mlp/libs/models.py, which is not there: clone okojoalg/raft-mlp into"):
-        reference_models.check_names(["authors_raftmlp_s"], tmp_path)
+    for name, authors, words in (
+        ("authors_wavemix_144_7", None, "needs the package wavemix: pip install wavemix"),
+        ("authors_raftmlp_s", None, "clone okojoalg/raft-mlp and give its parent folder as --authors"),
+        ("authors_raftmlp_s", tmp_path, "raft-mlp/libs/models.py, which is not there: clone okojoalg/raft-mlp into"),
+    ):
+        with pytest.raises(SystemExit, match=words):
+            reference_models.check_names([name], authors)
 
 
 SCRIPT = """

@@ -11,7 +11,7 @@ __all__ = ["break_image", "folder", "image", "shard"]
 
 @pytest.fixture
 def three_classes(tmp_path):
-    """A folder of three classes, 12 images of 16 pixels."""
+    """Make a folder of three classes with 12 images of 16 pixels."""
     for i, (split, label) in enumerate([(s, c) for s in ("train", "val") for c in ("ant", "bee", "cat")]):
         path = tmp_path / "set" / split / label
         path.mkdir(parents=True)
@@ -22,7 +22,7 @@ def three_classes(tmp_path):
 
 @pytest.fixture
 def weights(tmp_path):
-    """A maker of a weight file of a model for digits; it returns the path and the model."""
+    """Return a function that writes weights of a model for digits and returns the path and the model."""
 
     def save(**metadata):
         digits = small_task()

@@ -1,4 +1,4 @@
-"""metamix convert: a CSV file of images and classes becomes class folders; a folder for each label, a labels.csv."""
+"""Test `metamix convert`: a CSV of images and classes becomes class folders; folders of labels, a labels.csv."""
 
 import csv
 import shutil

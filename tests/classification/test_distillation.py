@@ -1,4 +1,4 @@
-"""Distillation from a teacher."""
+"""Test distillation from a teacher."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Fine-tuning a few images of one's own: what is chosen if nothing is said about size, normalisation and batch."""
+"""Test fine-tuning on a few images: which size, normalisation and batch metamix chooses if no option says so."""
 
 import json
 import re
@@ -18,7 +18,7 @@ WORDS = ["--amp", "none", "--warmup-epochs", 0, "--workers", 0, "--data", "folde
 
 @pytest.fixture
 def photos(folder, image):
-    """A folder of three classes and 33 images to train on, of several sizes."""
+    """Make a folder of three classes with 33 training images of several sizes."""
     root = folder(train=10, size=(40, 60))
     for label in "cat", "dog", "eel":
         image((70, 50)).save(root / "train" / label / "other.png")
@@ -51,7 +51,7 @@ def test_grey_images_take_the_mean_of_the_channels(weights):
 
 
 def test_a_run_of_an_older_version_keeps_its_images(weights, tmp_path, monkeypatch, capsys):
-    """Without flags, older versions took size and statistics from the data set, and 128 samples a batch."""
+    """Older versions took size and statistics from the data set, and a batch of 128, if no option said so."""
     words = ["--checkpoint", weights(img_size=24, mean=[0.5], std=[0.5])[0], "--amp", "none", "--warmup-epochs", 0]
     constant = [*words, "--schedule", "constant"]
     with monkeypatch.context() as older:
@@ -115,7 +115,7 @@ def test_a_step_that_does_not_fit_in_memory_is_split(monkeypatch, capsys):
     assert float(re.search("needs about ([0-9.]+) GiB", capsys.readouterr().out)[1]) < 0.12
 
 
-def test_a_split_step_is_kept_in_the_recipe_and_on_resume(tmp_path, monkeypatch, capsys):
+def test_a_split_step_is_kept_on_resume(tmp_path, monkeypatch, capsys):
     words = ["--batch-size", 256, "--warmup-epochs", 0, "--output", tmp_path]
     set_free_memory(monkeypatch, 0.012)
     train(*words, "--epochs", 1)
@@ -140,7 +140,7 @@ def test_a_sample_that_does_not_fit_in_memory_is_refused(monkeypatch):
         train(*DIGITS, "--dry-run")
 
 
-def test_nothing_is_said_where_memory_is_enough(monkeypatch, capsys):
+def test_no_note_if_memory_is_enough(monkeypatch, capsys):
     set_free_memory(monkeypatch, 8)
     train(*DIGITS, "--batch-size", 64, "--dry-run")
     assert "memory, and" not in capsys.readouterr().out

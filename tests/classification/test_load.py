@@ -1,7 +1,6 @@
-"""Trained classifiers from files, run folders and published names, with their preprocessing."""
+"""Test loading of classifiers, with their preprocessing, from files, run folders and published names."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -39,7 +38,7 @@ def test_shipped_weights_come_with_their_preprocessing(source):
 
 
 def test_images_of_another_size_and_mode_are_made_to_fit():
-    """scikit-learn's digits, in colour and as small as they are."""
+    """Images are scikit-learn's digits, in colour and at their own size."""
     digits = load_digits()
     pixels = (digits.images[:300] * (255 / 16)).round().astype(np.uint8)
     images = [Image.fromarray(image).convert("RGB") for image in pixels]
@@ -91,37 +90,17 @@ def test_only_pil_images_are_transformed():
 
 
 def test_what_is_no_classifier_is_refused(tmp_path):
-    save_weights(tmp_path / "d.safetensors", {"w": torch.zeros(1)}, {"task": "detection", "model": "test_resnet"})
-    with pytest.raises(ValueError, match="d.safetensors has weights of detection, not of a classifier: give --task"):
-        metamix.load_classifier(tmp_path / "d.safetensors")
-    words = "noise25 has weights of restoration, not of a classifier: give --task restoration, or take metamix.load "
-    with pytest.raises(ValueError, match=rf"{words}in Python$"):
+    with pytest.raises(ValueError, match="noise25 has weights of restoration, not .* or take metamix.load in Python$"):
         metamix.load_classifier("maxim_nano.noise25")
-    with pytest.raises(FileNotFoundError, match="there is no file .*nowhere"):
-        metamix.load_classifier(tmp_path / "nowhere")
-    words = "there is no file metaformer_pooling_nano.digit; did you mean 'metaformer_pooling_nano.digits'"
-    with pytest.raises(FileNotFoundError, match=words):
-        metamix.load_classifier("metaformer_pooling_nano.digit")
     for name, words in (
-        (
-            "metaformer_pooling_nano",
-            "give the weights of a tag: metaformer_pooling_nano.cifar10, metaformer_pooling_nano.digits",
-        ),
-        ("metaformer_raft_s12", "none are published: train it first"),
-        (
-            "resnet18",
-            "its tags are resnet18.*. To train or eval, give --model resnet18.* --pretrained. To",
-        ),
+        ("metaformer_pooling_nano.digit", "there is no file NAME; did you mean 'metaformer_pooling_nano.digits'"),
+        ("metaformer_pooling_nano", "NAME is a model and not its weights; give .* of a tag: NAME.cifar10, NAME.digits"),
+        ("metaformer_raft_s12", "NAME is a model and not its weights; none are published: train it first"),
+        ("resnet18", "NAME is a model and not its weights; its tags are NAME.*, give --model NAME.* --pretrained. To"),
+        ("metaformer_pooling_s12.sail_in1k", "NAME names published weights .* metamix export NAME --output NEW, then"),
     ):
-        with pytest.raises(FileNotFoundError, match=f"^{name} is a model and not its weights; {words}"):
+        with pytest.raises(FileNotFoundError, match=words.replace("NAME", name)):
             metamix.load_classifier(name)
-    name = "metaformer_pooling_s12.sail_in1k"
-    words = (
-        f"{name} names published weights that metamix does not ship, and there is no such file. To train or eval, give "
-        f"--model {name} --pretrained. To predict, write metamix export {name} --output NEW, then give --model NEW"
-    )
-    with pytest.raises(FileNotFoundError, match=f"^{re.escape(words)}$"):
-        metamix.load_classifier(name)
     (tmp_path / "digits-raft-seed0").mkdir()
     with pytest.raises(FileNotFoundError, match="digits-raft-seed1; did you mean '.*/digits-raft-seed0'"):
         metamix.load_classifier(tmp_path / "digits-raft-seed1")
@@ -136,7 +115,7 @@ def test_metadata_cannot_fetch_other_weights(tmp_path):
 
 @pytest.mark.parametrize("there, here", [(3, 1), (1, 3)])
 def test_a_first_convolution_is_adapted_to_the_channels(there, here, tmp_path):
-    """Where all channels are alike, the model answers as before."""
+    """If all channels are equal, the outputs stay the same."""
     options = {"depths": [1, 1, 1], "dims": [8, 8, 16]}
     old, new = (create_model("metaformer_identity_nano", in_chans=n, num_classes=10, **options) for n in (there, here))
     save_weights(tmp_path / "w.safetensors", old.state_dict(), {})
@@ -153,14 +132,3 @@ def test_weights_of_the_same_channels_are_left_alone():
     model = create_model("metaformer_identity_nano", in_chans=3)
     tensors, notes = adapt_channels(model, model.state_dict())
     assert notes == [] and torch.equal(tensors["stem.0.weight"], model.stem[0].weight)
-
-
-def test_fine_tuning_does_not_start_from_another_mixer(tmp_path):
-    """Pooling and identity have no parameters, so the tensors alone would fit."""
-    options = {"depths": [1, 1, 1], "dims": [8, 8, 16]}
-    model = create_model("metaformer_pooling_nano", **options)
-    metadata = {"model": "metaformer_pooling_nano", "model_args": options}
-    save_weights(tmp_path / "w.safetensors", model.state_dict(), metadata)
-    words = r"w.safetensors holds weights of metaformer_pooling_nano with .*pooling\(.*this model has .*identity\(\)"
-    with pytest.raises(ValueError, match=words):
-        load_initial_weights(create_model("metaformer_identity_nano", **options), str(tmp_path / "w.safetensors"), [])

@@ -1,4 +1,4 @@
-"""The loss of classification."""
+"""Test the loss of classification."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def loss(labels=None, **options):
 
 
 def fixed(logits):
-    """A model that answers with these logits."""
+    """Return a model that returns these logits."""
     return lambda image: logits
 
 
@@ -63,7 +63,7 @@ def test_balanced_classes_count_alike(kind):
 
 
 def test_the_weighted_loss_is_a_mean_over_samples():
-    """So that gradients of micro-batches add up."""
+    """Gradients of micro-batches then add up."""
     logits, labels = torch.randn(10, 10), torch.tensor([0] * 8 + [1] * 2)
     balanced = loss(labels, class_weights="balanced", smoothing=0.1)
     halves = [balanced.supervised(logits[part], labels[part]) for part in (slice(0, 5), slice(5, 10))]

@@ -1,4 +1,4 @@
-"""Scores of classification."""
+"""Test the scores of classification."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ def metric(classes=DIGITS):
 
 
 def batch(labels, start=0, unreadable=()):
-    """What an eval loader gives, of black images."""
+    """Make a batch as an eval loader does, of black images."""
     index = torch.tensor([-1 if i in unreadable else i for i in range(start, start + len(labels))])
     return {"image": torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8), "label": labels, "index": index}
 
@@ -101,7 +101,7 @@ def test_the_pictures(tmp_path):
 
 @pytest.mark.usefixtures("rendered_figures")
 def test_pictures_of_many_classes(tmp_path):
-    """Without numbers in the cells, and with the classes of lowest recall alone."""
+    """Cells have no numbers, and only the classes of lowest recall are shown."""
     names = tuple(map(str, range(100)))
     draw_confusion(tmp_path / "c.png", torch.eye(100, dtype=torch.int64) * 7, names, "title")
     assert min(Image.open(tmp_path / "c.png").size) > 500
@@ -115,14 +115,14 @@ def test_pictures_of_many_classes(tmp_path):
 @pytest.mark.usefixtures("rendered_figures")
 @pytest.mark.parametrize("name", ["a$x_$b", b"\xe9".decode(errors="surrogateescape")])
 def test_names_of_classes_are_drawn_as_they_are(name, tmp_path):
-    """No formula begins at a $, and bytes that are no text are written out."""
+    """A $ starts no formula, and bytes that are not UTF-8 are escaped."""
     draw_confusion(tmp_path / "c.png", torch.eye(2, dtype=torch.int64), ("ant", name), "title")
     draw_classes(tmp_path / "b.png", {"ant": PERFECT, name: PERFECT})
     assert all(min(Image.open(tmp_path / f"{picture}.png").size) > 200 for picture in "cb")
 
 
 @pytest.mark.usefixtures("rendered_figures")
-def test_letters_that_no_font_has_are_one_sentence_and_no_warnings(tmp_path, monkeypatch, caplog, recwarn):
+def test_missing_fonts_give_one_message_and_no_warnings(tmp_path, monkeypatch, caplog, recwarn):
     monkeypatch.setattr("metamix.utils.figures.fonts", lambda: ["DejaVu Sans"])
     draw_confusion(tmp_path / "c.png", torch.eye(2, dtype=torch.int64), ("猫", "犬"), "title")
     assert caplog.messages == [
@@ -139,10 +139,8 @@ def test_installed_fonts_of_other_letters_are_used(monkeypatch):
     figures.fonts.cache_clear()
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_logits_that_are_not_finite_are_refused(value):
-    digits = metric()
+def test_logits_that_are_not_finite_are_refused():
     logits = torch.zeros(2, 10)
-    logits[1, 3] = value
-    with pytest.raises(ValueError, match="the model returns NaN or infinity: use other weights, or --amp none"):
-        states_of(digits, logits, torch.tensor([1, 2]))
+    logits[1, 3] = torch.nan
+    with pytest.raises(ValueError, match="NaN or infinity: .* or --amp none"):
+        states_of(metric(), logits, torch.tensor([1, 2]))

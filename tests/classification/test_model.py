@@ -1,4 +1,6 @@
-"""Building a model to train, and fine-tuning from files of every kind."""
+"""Test building a model to train, and fine-tuning from files of every kind."""
+
+import re
 
 import pytest
 import timm
@@ -76,7 +78,7 @@ def test_as_many_classes_of_other_names_get_a_new_head(weights):
 
 
 def test_a_file_that_lacks_a_stage_is_refused(weights, tmp_path):
-    """timm would load it without a word."""
+    """timm would load it without a warning."""
     _, model = weights()
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("stages.1")}
     torch.save(tensors, tmp_path / "w.pth")
@@ -119,37 +121,16 @@ def test_a_linear_probe_trains_both_heads_of_a_distilled_model():
 @pytest.mark.parametrize(
     "options, said",
     [
-        (
-            {"model": "metaformer_poling_nano"},
-            "There is no model 'metaformer_poling_nano'; did you mean 'metaformer_pooling_nano'? See "
-            "timm.list_models().",
-        ),
+        ({"model": "metaformer_poling_nano"}, "did you mean 'metaformer_pooling_nano'? See timm.list_models()."),
         ({"model_args": {"depth": 3}}, "model metaformer_identity_nano does not take"),
-        (
-            {"model": "vit_tiny_patch16_224", "model_args": {"num_heads": 5}},
-            "'num_heads': 5}: AssertionError dim should be divisible by num_heads",
-        ),
+        ({"model": "vit_tiny_patch16_224", "model_args": {"num_heads": 5}}, "'num_heads': 5}: AssertionError dim"),
         ({"model": "resnet18", "model_args": {"act_layer": "foo"}}, "KeyError 'foo'"),
-        (
-            {"model": "test_vit", "model_args": {}, "img_size": 5},
-            "test_vit does not take images of 5 pixels: Input height (5) should be divisible by patch size (16). Give "
-            "another --img-size",
-        ),
-        ({"checkpoint": "nowhere.safetensors"}, "there is no file nowhere.safetensors"),
-        (
-            {"model": "metaformer_identity_s12", "pretrained": True},
-            "No weights are published for metaformer_identity_s12: leave pretrained out, or give a checkpoint.",
-        ),
-        (
-            {"model": "metaformer_pooling_nano.digitz"},
-            "metaformer_pooling_nano has no tag 'digitz'; did you mean 'digits'? It has ",
-        ),
+        ({"model": "test_vit", "model_args": {}, "img_size": 5}, "test_vit does not take images of 5 pixels: Input"),
     ],
 )
 def test_what_cannot_be_built_is_refused(options, said):
-    with pytest.raises((ValueError, FileNotFoundError)) as error:
+    with pytest.raises(ValueError, match=re.escape(said)):
         small_task(**options).model.build()
-    assert said in str(error.value)
 
 
 def test_models_for_any_size_and_of_one_size():

@@ -1,4 +1,4 @@
-"""metamix predict for classification."""
+"""Test `metamix predict` for classification."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ def main(words):
 
 @pytest.fixture
 def digits(tmp_path):
-    """Four digits in a folder, one of them in a folder in it, beside a broken image and a text."""
+    """Make a folder of four digits, one of them in a subfolder, a broken image and a text file."""
     test = open_data("digits").test
     (tmp_path / "digits" / "deep").mkdir(parents=True)
     for i, name in enumerate(("0.png", "1.png", "10.png", "deep/2.png")):
@@ -63,10 +63,8 @@ def test_csv_and_json_say_the_same(digits, capsys, tmp_path):
 
 def test_the_output_is_checked_before_labelling(digits, tmp_path):
     folder, _ = digits
-    with pytest.raises(SystemExit, match="is a folder: give a file"):
-        main([str(folder), *WEIGHTS, "--output", str(tmp_path)])
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match=r"the folder .*file could not be made \(File exists\); give another --output"):
+    with pytest.raises(SystemExit, match=r"the folder .*file could not be made \(File exists\)"):
         main([str(folder), *WEIGHTS, "--output", str(tmp_path / "file" / "p.csv")])
     main([str(folder / "0.png"), *WEIGHTS, "--output", str(tmp_path / "new" / "p.csv")])
     assert (tmp_path / "new" / "p.csv").exists()
@@ -77,21 +75,21 @@ def test_an_image_is_never_overwritten(digits, tmp_path):
     image = folder / "0.png"
     shutil.copy(image, folder / "nameless")
     before = image.read_bytes()
-    for given, output, said in (
+    for source, output, said in (
         (image, image, "0.png is an image and would be overwritten: give another --output"),
         (folder / "nameless", folder / ".." / "digits" / "nameless", "is an image and would be overwritten"),
-        (image, folder / "1.png", "1.png is named like an image, but labels are text: give a .csv, .json or .txt file"),
+        (image, folder / "1.png", "1.png is named like an image, but labels are text: give a .csv"),
         (image, tmp_path / "new.PNG", "new.PNG is named like an image"),
     ):
         with pytest.raises(SystemExit, match=f"^error: .*{said}"):
-            main([str(given), *WEIGHTS, "--format", "csv", "--output", str(output)])
+            main([str(source), *WEIGHTS, "--format", "csv", "--output", str(output)])
     assert image.read_bytes() == (folder / "nameless").read_bytes() == before
     assert not (tmp_path / "new.PNG").exists() and (folder / "1.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_name_of_the_output_says_its_format(digits, tmp_path):
     image = str(digits[0] / "0.png")
-    with pytest.raises(SystemExit, match="x.xlsx has no known extension: give a .csv, .json or .txt file, or --format"):
+    with pytest.raises(SystemExit, match="x.xlsx has no known extension: give a .csv, .*or --format"):
         main([image, *WEIGHTS, "--output", str(tmp_path / "x.xlsx")])
     with pytest.raises(SystemExit, match=f"{tmp_path}/new/ is a folder: give a file"):
         main([image, *WEIGHTS, "--output", f"{tmp_path}/new/"])
@@ -129,15 +127,11 @@ def test_images_of_other_types_are_named(digits, caplog):
     assert f"{folder}: left out are files of other types, 1 .gif; save them as .png or .jpg" in caplog.text
 
 
-def test_mistakes_end_in_one_sentence(tmp_path):
+def test_mistakes_are_refused_in_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
-    Image.new("L", (8, 8)).save(tmp_path / "0.png")
     for words, said in (
         ([tmp_path / "none.png", *WEIGHTS], "there is no image .*none.png"),
         ([tmp_path / "empty", *WEIGHTS], "there is no image in .*empty; expected files such as .png and .jpg"),
-        ([tmp_path / "0.png", "--checkpoint", tmp_path / "no"], "there is no file .*no"),
     ):
         with pytest.raises(SystemExit, match=f"^error: {said}"):
             main([*map(str, words)])
-    with pytest.raises(SystemExit, match="^error: --top is '0', but it must be a whole number of at least 1"):
-        main([str(tmp_path / "0.png"), *WEIGHTS, "--top", "0"])

@@ -1,4 +1,4 @@
-"""Runs that are continued on data that have changed."""
+"""Test resuming runs after their data have changed."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ WORDS = ["--batch-size", 4, "--amp", "none", "--warmup-epochs", 0, "--data", "fo
 
 @pytest.fixture
 def run(folder, tmp_path):
-    """A finished run of one epoch, and its data."""
+    """Make a finished run of one epoch; return its folder and that of its data."""
     root = folder()
     train(*WORDS, "--data-dir", root, "--epochs", 1, "--output", tmp_path / "run")
     return tmp_path / "run", root

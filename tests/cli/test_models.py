@@ -1,8 +1,6 @@
-"""`metamix models`: the table and the JSON say the same as `metamix.list_models`."""
+"""Test `metamix models`: the table and the JSON say the same as `metamix.list_models`."""
 
 import json
-
-import pytest
 
 import metamix
 from metamix_cli import main
@@ -39,16 +37,8 @@ def test_image_models_have_a_table_of_their_own(capsys):
 def test_models_of_your_own_are_imported(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models_of_a_test.py").write_text("print('imported')")
-    for words in (["models", "maxim_nano"], ["benchmark", "metaformer_nin_s12", "--engines", "none"]):
-        with pytest.raises(SystemExit, match="--import no_such_module failed: No module named"):
-            main([*words, "--import", "no_such_module"])
     main(["models", "maxim_nano", "--import", "models_of_a_test"])
     assert capsys.readouterr().out.startswith("imported\n")
-
-
-def test_pattern_without_a_model_is_refused():
-    with pytest.raises(SystemExit, match="No model matches 'metaformer_raff_nano'; did you mean 'metaformer_raft"):
-        main(["models", "metaformer_raff_nano"])
 
 
 def test_a_pattern_may_name_weights(capsys):

@@ -1,4 +1,4 @@
-"""metamix train as users see it: what it prints, what it writes to the run folder, and what it refuses."""
+"""Test `metamix train`: what it prints, what it writes to the run folder, and what it refuses."""
 
 import csv
 import fcntl
@@ -173,7 +173,7 @@ def test_fine_tuning_from_a_run(tmp_path, capsys):
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"head.weight", "head.bias"}
 
-    # What it began from is in its own checkpoint now.
+    # The run's own checkpoint holds the initial weights now.
     (tmp_path / "a").rename(tmp_path / "gone")
     words = ["--checkpoint", tmp_path / "a", "--linear-probe", "--output", tmp_path / "b"]
     train(*QUICK, *words, "--epochs", 3)
@@ -228,7 +228,7 @@ def test_unreadable_images_are_counted_and_named_in_the_log(memory, tmp_path, ca
 
 @pytest.mark.usefixtures("rendered_figures")
 def test_names_of_every_kind(tmp_path, capsys):
-    """A class that looks like a formula, and names that are no text: of the set, a class and an unreadable image."""
+    """A class looks like a formula; names of the set, a class and an unreadable image are not UTF-8."""
     data = tmp_path / os.fsdecode(b"\xe8")
     for split in ("train", "val"):
         for label in ("a$x_$b", os.fsdecode(b"\xe9")):
@@ -248,7 +248,7 @@ def test_names_of_every_kind(tmp_path, capsys):
     assert rf"{MODEL} on \udce8, val (8 images" in capsys.readouterr().out
 
 
-def test_a_picture_that_cannot_be_drawn_costs_no_result(tmp_path, monkeypatch):
+def test_a_picture_that_cannot_be_drawn_loses_no_result(tmp_path, monkeypatch):
     monkeypatch.setattr("metamix.classification.pictures.draw_confusion", Mock(side_effect=RuntimeError("no colour")))
     with pytest.raises(RuntimeError, match="no colour"):
         train(*QUICK, "--output", tmp_path)
@@ -281,7 +281,7 @@ def test_a_missing_tensorboard_leaves_no_folder(tmp_path, monkeypatch):
 
 
 class FakeWandb:
-    """Stands in for the package wandb: keeps what each record was started with, and its scalars by step."""
+    """Replace the package wandb: keep the settings of each record, and its scalars by step."""
 
     class Error(Exception):
         pass
@@ -336,8 +336,7 @@ def test_wandb_offline(tmp_path, monkeypatch):
 def test_a_wandb_that_does_not_start_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandb())
     monkeypatch.setattr(fake, "init", Mock(side_effect=FakeWandb.Error("no key")))
-    said = r"Weights & Biases could not start \(no key\): run wandb login, or set WANDB_MODE=offline, or leave --wandb"
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(SystemExit, match=r"Weights & Biases could not start \(no key\): run wandb login"):
         train(*QUICK, "--wandb", "--output", tmp_path)
 
 
@@ -352,31 +351,18 @@ def test_a_missing_wandb_leaves_no_folder(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--model", "metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
         (["--model", "maxim_nano"], "no images are given: --data-dir FOLDER"),  # restoration, as its model says
-        (
-            ["--model", "maxim_nano", "--task", "classification"],
-            "maxim_nano is a model of restoration, not a classifier: add --task restoration",
-        ),
+        (["--model", "maxim_nano", "--task", "classification"], "maxim_nano is a model of restoration, not a clas"),
         (["--model", f"{MODEL},metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
-        (["--model", "hf-hub:a/b"], "model is hf-hub:a/b. Models of a hub cannot be trained, since the weight file st"),
-        (
-            ["--model", f"{MODEL},metaformer_pooling_nano", "--resume", "nowhere"],
-            "nowhere has the weights of one model, but --model names 2: train only that model, or leave --resume",
-        ),
-        (
-            ["--model", f"{MODEL},metaformer_pooling_nano", "--checkpoint", "nowhere"],
-            "nowhere has the weights of one model, but --model names 2: train only that model",
-        ),
-        (["--linear-probe"], "linear_probe needs weights that stay frozen: give --pretrained, or --checkpoint FILE"),
-        (["--mix-prob", "0.3"], "--mix-prob has no effect without --mixup or --cutmix; give both or neither"),
-        (["--checkpoint", "nowhere"], "there is no file nowhere"),
-        (["--freeze", "stage"], "freeze names 'stage'"),
+        (["--model", "hf-hub:a/b"], "model is hf-hub:a/b. Models of a hub cannot be trained"),
+        (["--model", f"{MODEL},metaformer_pooling_nano", "--resume", "w"], "w has the weights of one model, but"),
+        (["--linear-probe"], "linear_probe needs weights that stay frozen"),
+        (["--mix-prob", "0.3"], "--mix-prob has no effect without --mixup or --cutmix"),
         (["--resume", "nowhere"], "there is no file nowhere"),
         (["--output", "/dev/null/run"], "the folder /dev/null/run could not be made (Not a directory); give"),
     ],
 )
-def test_mistakes_end_in_one_sentence(words, said, tmp_path):
+def test_mistakes_are_refused_in_one_sentence(words, said, tmp_path):
     with pytest.raises(SystemExit) as error:
         train("--output", tmp_path, *words)
     assert str(error.value).startswith("error: ") and said in str(error.value) and "\n" not in str(error.value)

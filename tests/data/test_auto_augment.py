@@ -41,21 +41,21 @@ def test_operation_is_pils(name, mode, image):
     """To one step of 255, which PIL's own arithmetic rounds otherwise, in 99 of 100 pixels."""
     reference, values = BY_PIL[name]
     pictures = [image((31, 24), mode) for _ in values]
-    given = torch.stack([torch.from_numpy(np.array(picture)).view(24, 31, len(mode)) for picture in pictures])
-    kept = given.clone()
-    done = OPERATIONS[name](given, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1))
+    images = torch.stack([torch.from_numpy(np.array(picture)).view(24, 31, len(mode)) for picture in pictures])
+    kept = images.clone()
+    done = OPERATIONS[name](images, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1))
     expected = np.stack([np.array(reference(picture, v)).reshape(24, 31, -1) for picture, v in zip(pictures, values)])
-    assert (done.dtype, done.shape) == (torch.uint8, given.shape)
+    assert (done.dtype, done.shape) == (torch.uint8, images.shape)
     assert (np.abs(done.numpy().astype(int) - expected) <= 1).mean() > 0.99
-    assert torch.equal(given, kept), "nothing is done in place"
+    assert torch.equal(images, kept), "nothing is done in place"
 
 
 def test_every_operation_changes_images(image):
     """The control: an operation that did nothing would fail the comparison above."""
-    given = torch.from_numpy(np.array(image((31, 24))))[None]
+    picture = torch.from_numpy(np.array(image((31, 24))))[None]
     for name, (_, values) in BY_PIL.items():
-        done = OPERATIONS[name](given, torch.tensor(values[-1], dtype=torch.float32).view(1, 1, 1, 1))
-        assert (torch.equal(done, given)) == (name == "identity")
+        done = OPERATIONS[name](picture, torch.tensor(values[-1], dtype=torch.float32).view(1, 1, 1, 1))
+        assert (torch.equal(done, picture)) == (name == "identity")
 
 
 def test_ranges_of_trivial_augment_are_torchvisions():
@@ -130,7 +130,7 @@ def test_other_words_are_refused(text):
 
 
 @pytest.mark.parametrize("text", ["trivial", "rand-m9-n2-mstd0.5"])
-def test_what_else_is_in_the_batch_changes_nothing(text):
+def test_other_images_of_the_batch_change_nothing(text):
     image = torch.randint(0, 256, (64, 20, 24, 3), dtype=torch.uint8)
     key = hash64(torch.arange(64))
     policy = AutoAugment(text, 20)
@@ -142,7 +142,7 @@ def test_what_else_is_in_the_batch_changes_nothing(text):
 
 
 def test_all_operations_are_drawn_equally_often(monkeypatch):
-    """And at the strengths of the policy: the operations are replaced by ones that write down their values."""
+    """Strengths are those of the policy: the operations are replaced by ones that record their values."""
     policy, seen = AutoAugment("trivial", 32), [[] for _ in TRIVIAL]
     policy.operations = [lambda image, value, i=i: seen[i].append(value.flatten()) or image for i in range(14)]
     policy(torch.zeros(28_000, 1, 1, 1, dtype=torch.uint8), hash64(torch.arange(28_000)))
@@ -169,8 +169,8 @@ def test_streamed_images_have_the_same_policies(image):
     for text in "trivial", "rand-m10-n3":
         for mode in "RGB", "L":
             transform = pil_transform(text, 32, (0.5,) * len(mode))
-            given = image(mode=mode)
-            done = [transform(given) for _ in range(50)]
+            original = image(mode=mode)
+            done = [transform(original) for _ in range(50)]
             assert all((picture.size, picture.mode) == ((32, 32), mode) for picture in done)
-            assert any(picture.tobytes() != given.tobytes() for picture in done)
+            assert any(picture.tobytes() != original.tobytes() for picture in done)
     assert "m=10" in repr(transform) and "n=3" in repr(transform)

@@ -17,7 +17,7 @@ STREAMED = dict(memory="no", img_size=24, auto_augment="rand-m9-n2-mstd0.5")
 
 @pytest.fixture
 def source(folder):
-    """The 12 images that a folder has to train on."""
+    """Open the 12 training images of a folder."""
     return open_data("folder", root=folder()).train
 
 
@@ -92,7 +92,7 @@ def test_streamed_batches(source, workers):
 
 @pytest.mark.parametrize("memory", ["yes", "no"])
 def test_an_epoch_can_be_entered_at_any_step(source, memory):
-    """Also after another one was left in the middle, and without decoding what is skipped."""
+    """Also after another epoch was left halfway, and without decoding the images that are skipped."""
     loader = train_loader(source, DataOptions(workers=2, **{**STREAMED, "memory": memory}), batch_size=4, seed=1)
     whole = list(loader.epoch(3))
     next(loader.epoch(3))
@@ -200,7 +200,7 @@ def test_no_image_can_be_read(folder, break_image, memory, workers):
 
 
 def test_a_replacement_comes_from_the_same_source(folder, break_image):
-    """Never from the holdout, which trains nobody."""
+    """Never from the holdout, which is not trained on."""
     root = folder(kind="jpg", train=8)
     splits = open_data("folder", root=root, holdout=0.5)
     break_image(root / "train" / "cat" / splits.train.path(0).rsplit("/", 1)[1])
@@ -209,7 +209,7 @@ def test_a_replacement_comes_from_the_same_source(folder, break_image):
     assert loader.rows[1:].tolist() == splits.train.indices[1:].tolist()
 
 
-def test_a_worker_that_dies_ends_in_a_sentence(source, monkeypatch):
+def test_a_worker_that_dies_is_reported(source, monkeypatch):
     monkeypatch.setattr(type(source), "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     loader = train_loader(source, DataOptions(workers=1, **STREAMED), batch_size=4, seed=1)
     with pytest.raises(OSError, match=r"a process that reads images died \(DataLoader worker .*lower --workers"):
@@ -217,7 +217,7 @@ def test_a_worker_that_dies_ends_in_a_sentence(source, monkeypatch):
 
 
 def test_a_program_ends_though_its_workers_outlive_a_sigterm(folder):
-    """Python sends its children SIGTERM once and then waits for them; they have to be let go before."""
+    """Python sends its children SIGTERM once and then waits for them, so the loader must end them before."""
     program = f"""
 from metamix.data import DataOptions, open_data, train_loader
 options = DataOptions(data="folder", data_dir={str(folder())!r}, memory="no", workers=2)

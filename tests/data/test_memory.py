@@ -64,16 +64,15 @@ def test_a_channel_that_never_changes_can_be_normalised():
 def test_statistics_given_and_of_streamed_sets(folder):
     train = open_data("folder", root=folder()).train
     assert channel_statistics(train, DataOptions(memory="no")) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    given = DataOptions(mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))
-    assert channel_statistics(train, given) == ((0.5, 0.5, 0.5), (0.1, 0.1, 0.1))
-    with pytest.raises(ValueError, match="mean is given, but std is not: give both or neither"):
-        channel_statistics(train, DataOptions(mean=(0.5, 0.5, 0.5)))
-    with pytest.raises(ValueError, match="std is given, but mean is not: give both or neither"):
-        channel_statistics(train, DataOptions(std=(0.5, 0.5, 0.5)))
-    with pytest.raises(ValueError, match="one value per channel: 3"):
-        channel_statistics(train, DataOptions(mean=(0.5,), std=(0.1,)))
-    with pytest.raises(ValueError, match="must be of values 0 to 1: divide them by 255"):
-        channel_statistics(train, DataOptions(mean=(125.0, 122.0, 113.0), std=(63.0, 62.0, 66.0)))
+    options = DataOptions(mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))
+    assert channel_statistics(train, options) == ((0.5, 0.5, 0.5), (0.1, 0.1, 0.1))
+    for statistics, words in (
+        (dict(std=(0.5,)), "std is given, but mean is not: give both or neither"),
+        (dict(mean=(0.5,), std=(0.1,)), "one value per channel: 3"),
+        (dict(mean=(125.0, 122.0, 113.0), std=(63.0, 62.0, 66.0)), "must be of values 0 to 1: divide them by 255"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            channel_statistics(train, DataOptions(**statistics))
 
 
 def test_small_images_enlarged_to_large_ones_are_streamed(folder):

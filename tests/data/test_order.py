@@ -1,4 +1,4 @@
-"""Which samples each process takes in each step."""
+"""Test which samples each process takes in each step."""
 
 import pytest
 import torch

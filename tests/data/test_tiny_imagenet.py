@@ -13,6 +13,7 @@ import pytest
 from metamix.data import CorruptImage, open_data
 from metamix.data.formats import tiny_imagenet
 from metamix_cli import main
+from tests.helpers.advice import exit_code
 
 
 @pytest.fixture
@@ -110,7 +111,5 @@ def test_opened_as_a_folder(tiny):
 
 def test_verify_finds_the_broken_image(tiny, capsys):
     (tiny / "val" / "images" / "val_1.JPEG").write_bytes(b"no image")
-    with pytest.raises(SystemExit) as stop:
-        main(["verify", "tiny_imagenet", "--data-dir", str(tiny), "--workers", "0"])
-    assert stop.value.code == 1
+    assert exit_code(main, "verify", "tiny_imagenet", "--data-dir", tiny, "--workers", 0) == 1
     assert "val_1.JPEG" in capsys.readouterr().out

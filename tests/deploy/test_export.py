@@ -27,6 +27,7 @@ from metamix.mixers import list_mixers
 from metamix.tasks.export import ParityError
 from metamix.tasks.exportable import ExportOptions
 from metamix.weights.files import save_weights
+from tests.helpers.advice import exit_code
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMATS = ("onnx", "openvino", "torch")
@@ -48,9 +49,7 @@ def check_cell(source, folder, format):
 @pytest.mark.parametrize(("mixer", "format"), CELLS)
 def test_mixer(mixer, format, weights, tmp_path):
     model = check_cell(weights(mixer), tmp_path / "out", format)
-    with pytest.raises(
-        ValueError, match=r"of shape \(1, 3, 16, 20\) are given, but the exported model takes \(n, 3, 16, 16\)"
-    ):
+    with pytest.raises(ValueError, match=r"\(1, 3, 16, 20\) are given, but the exported model takes \(n, 3, 16, 16\)"):
         model(torch.randn(1, 3, 16, 20))
 
 
@@ -97,10 +96,8 @@ def test_on_the_command_line(tmp_path, capsys):
     image, _ = open_data("digits").test.read(0)
     image.save(tmp_path / "digit.png")
     printed = []
-    for words in (["--model", str(folder)], ["--checkpoint", name, "--device", "cpu"]):
-        with pytest.raises(SystemExit) as exit:
-            metamix.tasks.predict.main([str(tmp_path / "digit.png"), *words])
-        assert exit.value.code == 0
+    for words in (["--model", folder], ["--checkpoint", name, "--device", "cpu"]):
+        assert exit_code(metamix.tasks.predict.main, tmp_path / "digit.png", *words) == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]
 
@@ -114,18 +111,16 @@ def test_program_of_onnxruntime(size, weights, tmp_path, monkeypatch, capsys):
     on_its_side = Image.Exif()
     on_its_side[ExifTags.Base.Orientation] = 6
     Image.fromarray(pixels).save(tmp_path / "photo.jpg", quality=100, exif=on_its_side)
-    with pytest.raises(SystemExit):
-        metamix.tasks.predict.main(
-            [str(tmp_path / "photo.jpg"), "--model", str(folder), "--top", "1", "--format", "json"]
-        )
-    found = json.loads(capsys.readouterr().out)[0]["labels"][0]
+    words = ["--model", folder, "--top", 1, "--format", "json"]
+    assert exit_code(metamix.tasks.predict.main, tmp_path / "photo.jpg", *words) == 0
+    label = json.loads(capsys.readouterr().out)[0]["labels"][0]
     snippet = re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.S)[0]
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(compile(snippet, "snippet", "exec"), names)
-    assert capsys.readouterr().out == f"{found['label']}\n"
+    assert capsys.readouterr().out == f"{label['label']}\n"
     probability = float(torch.tensor(names["logits"][0]).softmax(0).max())
-    assert probability == pytest.approx(found["probability"], abs=1e-5)  # the label may be that of any orientation
+    assert probability == pytest.approx(label["probability"], abs=1e-5)  # the label may be that of any orientation
 
 
 @pytest.mark.slow
@@ -218,7 +213,7 @@ def test_a_refused_export_keeps_the_earlier_one(weights, tmp_path, monkeypatch):
     assert load_exported(tmp_path / "out", trust=True)(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
 
 
-def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
+def test_missed_parity_is_reported(weights, tmp_path, monkeypatch):
     def fuse(model, images=None):  # a rewrite that is wrong
         return nn.Sequential(model.eval(), nn.Linear(3, 3))
 
@@ -233,29 +228,12 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
     ("options", "words"),
     [
         (dict(format="onix"), r"format is 'onix', but it must be one of onnx, openvino, torch; did you mean 'onnx'\?"),
-        (dict(precision="bf16"), r"ONNX Runtime has no bf16 kernels on a CPU: take --format openvino or torch"),
-        (
-            dict(precision="int8"),
-            r"int8 is calibrated on images of the training split: give --data NAME or --data-dir DIR",
-        ),
+        (dict(precision="bf16"), r"no bf16 kernels on a CPU: take --format openvino or torch"),
+        (dict(precision="int8"), r"int8 is calibrated on images of the training split: give --data NAME or --data-dir"),
         (dict(source="metaformer_rafft_s12"), r"did you mean 'metaformer_raft_s12'"),
-        (
-            dict(source="metaformer_raft_s12"),
-            r"metaformer_raft_s12 names a model but no weights: train it, and export the run folder. metamix bench",
-        ),
-        (
-            dict(source="metaformer_pooling_nano", data="digits"),
-            r"names a model but no weights: give the weights of a tag, metaformer_pooling_nano.cifar10, m",
-        ),
-        (
-            dict(precision="int8", data="digits", max_drop=-1),
-            r"max_drop is -1, but it must be a finite number of at least 0",
-        ),
+        (dict(source="metaformer_raft_s12"), r"names a model but no weights: train it, and export the run folder"),
+        (dict(source="metaformer_pooling_nano"), r"no weights: give the weights of a tag, metaformer_pooling_nano.c"),
         (dict(max_drop=0.5), r"max_drop is 0.5, but only limits int8: leave it out or give --precision int8"),
-        (
-            dict(data="digits", data_dir="x"),
-            r"data is digits, which are part of scikit-learn, but data_dir is x: .* or leave --data-dir out",
-        ),
         (dict(source="resnet18", model="resnet18"), r"model is resnet18, but resnet18 says what model it is: leave"),
         (dict(model="resnet18"), r"holds the weights of metaformer_pooling_nano, not of resnet18"),
         (dict(data_dir="photos"), r"data_dir is photos: say what it holds too, --data NAME"),
@@ -264,9 +242,9 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
     ],
 )
 def test_refusals(options, words, tmp_path):
-    given = dict(source="metaformer_pooling_nano.digits", output=tmp_path / "out") | options
+    arguments = dict(source="metaformer_pooling_nano.digits", output=tmp_path / "out") | options
     with pytest.raises((ValueError, OSError), match=words):
-        export(**given)
+        export(**arguments)
 
 
 def test_a_size_that_the_model_does_not_take(tmp_path):
@@ -290,18 +268,15 @@ def test_graph_that_cannot_be_recorded(weights, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        (
-            "Constraints violated (batch)!:\n\n  batch was fixed to 1\nUse",
-            "Constraints violated (batch)!: batch was fixed to 1",
-        ),
+        ("Violated (batch)!:\n\n  batch was fixed to 1\nUse", "Violated (batch)!: batch was fixed to 1"),
         ("\nno kernel\nframe 1", "no kernel"),
         ("", "RuntimeError"),
     ],
 )
 def test_reason_of_an_exporter(message, words):
-    with pytest.raises(GraphError) as found, as_graph_error("it fails"):
+    with pytest.raises(GraphError) as error, as_graph_error("it fails"):
         raise RuntimeError(message)
-    assert str(found.value) == f"it fails: {words}"
+    assert str(error.value) == f"it fails: {words}"
 
 
 def test_number_of_threads_is_restored(weights, tmp_path):
@@ -322,13 +297,9 @@ def test_a_file_that_the_engine_refuses(weights, tmp_path):
         load_exported(tmp_path / "out")
 
 
-def test_folder_that_is_no_export(tmp_path):
-    with pytest.raises(
-        SystemExit, match=r"error: there is no folder raft-onx: --model is a folder that metamix export"
-    ):
+def test_folder_that_is_no_export():
+    with pytest.raises(SystemExit, match="there is no folder raft-onx: --model is a folder that metamix export"):
         metamix.tasks.predict.main(["photo.jpg", "--model", "raft-onx"])
-    with pytest.raises(SystemExit, match=r"error: .* is not an exported model, it has no export.json: make one with"):
-        metamix.tasks.predict.main(["photo.jpg", "--task", "classification", "--model", str(tmp_path)])
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "model.onnx"])
@@ -343,16 +314,12 @@ def test_output_that_holds_other_files(name, tmp_path):
 def test_options_without_data_are_refused(tmp_path):
     with pytest.raises(ValueError, match="images is 5, but there are none to compare on: give --data and --data-dir"):
         export("metaformer_pooling_nano.digits", output=tmp_path / "out", images=5)
-    with pytest.raises(ValueError, match="data is folder, but restoration reads one layout: give only"):
-        export("wavemixsr_nano.x2", output=tmp_path / "out", data="folder", data_dir=str(tmp_path))
 
 
 def test_missing_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"OpenVINO is missing: pip install 'metamix\[deploy\]', or only openvino"):
         export("metaformer_pooling_nano.digits", output=tmp_path / "out", format="openvino")
-    with pytest.raises(SystemExit, match=r"error: OpenVINO is missing"):
-        metamix.tasks.export.main(["resnet18", "--format", "openvino", "--output", str(tmp_path / "out")])
 
 
 def test_exporters_are_silenced_no_longer_than_they_run():

@@ -1,4 +1,4 @@
-"""Test that `fuse` computes the same, in float64, and what it leaves of a model."""
+"""Test that `fuse` keeps the outputs, in float64, and which layers are left."""
 
 from functools import partial
 
@@ -108,11 +108,11 @@ def test_scale_of_a_norm_that_serves_twice_stays():
     assert count(fused, LayerScale2d) == 2
 
 
-def test_inside_another_model_and_of_no_ours():
+def test_inside_another_model_and_without_our_layers():
     body = randomize(timm.create_model("metaformer_wavemix_s12", features_only=True, **SMALL | {"num_classes": 0}))
     fused, x = fuse(nn.Sequential(body)), images(1, 3, 32, 32)
-    for given, expected in zip(fused(x), body(x), strict=True):
-        torch.testing.assert_close(given, expected, rtol=0, atol=1e-11 * expected.abs().max().item())
+    for features, expected in zip(fused(x), body(x), strict=True):
+        torch.testing.assert_close(features, expected, rtol=0, atol=1e-11 * expected.abs().max().item())
     assert count(fused, Block) and not count(fused, LayerScale2d)
     other = randomize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.5)))
     assert_same(fuse(other), other, x)

@@ -67,9 +67,9 @@ def test_files_name_no_path_of_this_machine(written):
 
 def test_all_layers_are_int8_where_the_limit_allows(file):
     score, before = score_of(file), sizes(file)
-    found = quantize_file(file, BATCHES, score, max_drop=100, minutes=1)
-    assert (found.fp32, found.layers, found.kept) == (100, 3, ())
-    assert 1 < found.drop < 100 and score(open_file(file, precision="int8")).mean() == pytest.approx(found.int8)
+    result = quantize_file(file, BATCHES, score, max_drop=100, minutes=1)
+    assert (result.fp32, result.layers, result.kept) == (100, 3, ())
+    assert 1 < result.drop < 100 and score(open_file(file, precision="int8")).mean() == pytest.approx(result.int8)
     after = sizes(file)
     assert after.keys() == before.keys()
     largest = max(before, key=before.get)  # the weights
@@ -83,7 +83,7 @@ def test_onnx_weights_have_seven_bits_where_sums_saturate(tmp_path, monkeypatch)
     assert not sums_saturate(["avx2", "avx512f", "avx512_vnni"]) and not sums_saturate([])
     file, largest = write(fragile(), ".onnx", tmp_path), {}
     for instructions in (["avx2"], ["avx2", "avx_vnni"]):
-        monkeypatch.setattr(onnx, "processor", lambda found=instructions: {"instructions": found})
+        monkeypatch.setattr(onnx, "processor", lambda names=instructions: {"instructions": names})
         onnx.OnnxFile(file, tmp_path).quantize(tmp_path / "int8.onnx", BATCHES)
         weights = [
             w for w in package.load(tmp_path / "int8.onnx").graph.initializer if w.data_type == package.TensorProto.INT8
@@ -94,9 +94,9 @@ def test_onnx_weights_have_seven_bits_where_sums_saturate(tmp_path, monkeypatch)
 
 def test_the_layer_that_costs_accuracy_stays_in_fp32(file):
     score = score_of(file)
-    found = quantize_file(file, BATCHES, score, max_drop=10, minutes=1)
-    assert len(found.kept) == 1 and "conv" in found.kept[0] and "_1" in found.kept[0]
-    assert found.drop <= 10 and score(open_file(file, precision="int8")).mean() == pytest.approx(found.int8)
+    result = quantize_file(file, BATCHES, score, max_drop=10, minutes=1)
+    assert len(result.kept) == 1 and "conv" in result.kept[0] and "_1" in result.kept[0]
+    assert result.drop <= 10 and score(open_file(file, precision="int8")).mean() == pytest.approx(result.int8)
 
 
 def test_openvino_keeps_the_biases(tmp_path):
@@ -190,12 +190,9 @@ def test_a_drop_of_graded_scores_is_no_chance():
     assert not quantize.is_chance(before[:4], before[:4] - [9, 0, 0, 0])  # four images cannot show that it is chance
 
 
-def test_a_model_that_loses_too_much_is_refused_and_stays(file):
+def test_a_model_that_loses_too_much_is_refused_and_unchanged(file):
     score, before = score_of(file), file.read_bytes()
-    message = (
-        r"int8 with 1 of 3 layers in fp32 loses \d\.\d\d points on 16 held-out images; the limit is 0: accept a larg"
-    )
-    with pytest.raises(QuantizationError, match=message):
+    with pytest.raises(QuantizationError, match=r"1 of 3 layers in fp32 loses \d\.\d\d points .*; the limit is 0"):
         quantize_file(file, BATCHES, score, max_drop=0, minutes=1)
     assert file.read_bytes() == before
 

@@ -1,7 +1,8 @@
-"""metamix convert: boxes of other programs become a data set that detection reads, with the same boxes."""
+"""Test `metamix convert`: annotations of other programs become a data set with the same boxes."""
 
 import json
 import os
+import re
 import shlex
 import shutil
 
@@ -29,15 +30,15 @@ def original(tmp_path_factory):
 
 def boxes_of(folder, splits=("train", "val")):
     """Return the sorted (class, x1, y1, x2, y2) of each image of a data set, by its name, as training reads them."""
-    found = {}
+    boxes_by_name = {}
     for name in splits:
         split = open_split(find_splits(folder), name)
         for i in range(len(split)):
             _, target = split.read(i)
             labels = [split.classes[label - 1] for label in target["labels"]]
             boxes = [tuple(round(value, 2) for value in box) for box in target["boxes"].tolist()]
-            found[os.path.basename(split.path(i))] = sorted(zip(labels, boxes))
-    return found
+            boxes_by_name[os.path.basename(split.path(i))] = sorted(zip(labels, boxes))
+    return boxes_by_name
 
 
 def copy_images(original, place, split=""):
@@ -212,97 +213,37 @@ LABEL = "labels/train/train_0.txt"
 @pytest.mark.parametrize(
     "write, change, said",
     [
-        (
-            yolo_by_kind,
-            append(LABEL, "2 0.5 0.5 0.1 0.1\n"),
-            r"train_0.txt:\d has the class 2, but .*data.yaml names the classes 0 to 1",
-        ),
+        (yolo_by_kind, append(LABEL, "2 0.5 0.5 0.1 0.1\n"), r"train_0.txt:\d has the class 2, but .*data.yaml names"),
         (yolo_by_kind, append(LABEL, "0.5 0.5 0.5 0.1 0.1\n"), r"train_0.txt:\d has the class 0.5"),
-        (
-            yolo_by_kind,
-            append(LABEL, "0 50 60 10 10\n"),
-            r"train_0.txt:\d has 50 60 10 10; needed are shares of the image, from 0 to 1",
-        ),
+        (yolo_by_kind, append(LABEL, "0 50 60 10 10\n"), r"train_0.txt:\d has 50 60 10 10; needed are shares"),
         (yolo_by_kind, append(LABEL, "0 nan 0.5 0.1 0.1\n"), r"train_0.txt:\d has nan 0.5 0.1 0.1; needed are shares"),
         (yolo_by_kind, append(LABEL, "0 0 0 1 0 1 1\n"), r"train_0.txt:\d has 7 values, but a box has five: class, x"),
-        (
-            yolo_by_kind,
-            lambda folder: (folder / LABEL).write_bytes(b"0 .5 .5 .1 .1\n\xff\xfe\n"),
-            "train_0.txt:2 is not UTF-8 text",
-        ),
+        (yolo_by_kind, lambda folder: (folder / LABEL).write_bytes(b"\xff\xfe\n"), "train_0.txt:1 is not UTF-8 text"),
         (yolo_by_kind, replace("data.yaml", "square", "disc"), "data.yaml has the class 'disc' twice"),
         (yolo_by_kind, replace("data.yaml", "disc, 1: square", "1, 1: '1'"), "data.yaml has the class '1' twice"),
         (yolo_by_kind, replace("data.yaml", "../datasets/shapes\ntrain: images/train", "/\ntrain: ."), FOLDER_ABOVE),
         (yolo_by_kind, replace("data.yaml", "images/train", ".."), FOLDER_ABOVE),
-        (
-            yolo_by_kind,
-            replace("data.yaml", "1: square", "2: square"),
-            "data.yaml has the names .*; needed are the names",
-        ),
+        (yolo_by_kind, replace("data.yaml", "1: square", "2: square"), "data.yaml has the names .*; needed are"),
         (yolo_by_kind, append("data.yaml", "nc: 3\n"), "data.yaml has 2 names, but nc is 3"),
-        (
-            yolo_by_kind,
-            replace("data.yaml", "images/val", "images/dev"),
-            "data.yaml has val: images/dev, but there is no fol",
-        ),
-        (
-            yolo_by_kind,
-            lambda folder: (folder / "data.yaml").unlink(),
-            "holds no data.yaml: write one with the names",
-        ),
-        (
-            yolo_by_kind,
-            lambda folder: shutil.rmtree(folder / "labels"),
-            "there is no image with a box; labels are expected in",
-        ),
+        (yolo_by_kind, replace("data.yaml", "images/val", "images/dev"), "has val: images/dev, but there is no fol"),
+        (yolo_by_kind, lambda folder: (folder / "data.yaml").unlink(), "holds no data.yaml: write one with the names"),
+        (yolo_by_kind, lambda folder: shutil.rmtree(folder / "labels"), "there is no image with a box; labels are"),
         (
             yolo_by_kind,
             lambda folder: shutil.copy(folder / "images/train/train_0.png", folder / "images/train/train_0.jpg"),
             "have the same name without extensions: rename one",
         ),
         (labelimg, append("annotations/train_0.xml", "<"), "train_0.xml is not XML"),
-        (
-            labelimg,
-            replace("annotations/train_0.xml", "<xmin>", "<xmin>x"),
-            r"train_0.xml:4 has 'x\d+' in <bndbox><xmin>",
-        ),
-        (
-            labelimg,
-            replace("annotations/train_0.xml", "<object><name>", "<object><name></name><name>"),
-            r"train_0.xml:4 has no <name>",
-        ),
-        (
-            csv_of_corners,
-            append("boxes.csv", "train_0.png,96,64,disc,1,2,3\n"),
-            r"boxes.csv:\d+ has 7 columns, but the first line has 8",
-        ),
-        (
-            csv_of_corners,
-            append("boxes.csv", "train_0.png,96,64,disc,1,2,3,x\n"),
-            r"boxes.csv:\d+ has 'x' in ymax, where a number",
-        ),
+        (labelimg, replace("annotations/train_0.xml", "<xmin>", "<xmin>x"), r"_0.xml:4 has 'x\d+' in <bndbox><xmin>"),
+        (labelimg, replace("annotations/train_0.xml", "<name>", "<name></name><name>"), r"_0.xml:4 has no <name>"),
+        (csv_of_corners, append("boxes.csv", "train_0.png,96,64,disc,1,2,3\n"), r"boxes.csv:\d+ has 7 columns, but"),
+        (csv_of_corners, append("boxes.csv", "train_0.png,96,64,disc,1,2,3,x\n"), r"boxes.csv:\d+ has 'x' in ymax"),
         (csv_of_corners, append("boxes.csv", "train_0.png,96,64,,1,2,3,4\n"), r"boxes.csv:\d+ has a box, but no class"),
-        (
-            csv_of_corners,
-            append("boxes.csv", "train_0,96,64,disc,1,2,3,4\n"),
-            r"boxes.csv:\d+ has the file 'train_0'; needed is an image",
-        ),
+        (csv_of_corners, append("boxes.csv", "train_0,96,64,disc,1,2,3,4\n"), r"boxes.csv:\d+ has the file 'train_0'"),
         (csv_of_corners, append("boxes.csv", '"train_0'), r"boxes.csv:\d+ is not CSV"),
-        (
-            csv_of_corners,
-            replace("boxes.csv", "xmin", "left"),
-            "boxes.csv:1 has only left, xmax, ymax, ymin of a box, which needs four columns: xmin,y",
-        ),
-        (
-            csv_of_corners,
-            replace("boxes.csv", "filename,width,height,class", "a,b,c,d"),
-            "boxes.csv:1 has the columns a, b, c, d, xmin.*: the first line must name",
-        ),
-        (
-            csv_of_corners,
-            lambda folder: shutil.rmtree(folder / "images"),
-            "boxes.csv lists no image that exists",
-        ),
+        (csv_of_corners, replace("boxes.csv", "xmin", "left"), "boxes.csv:1 has only left, xmax, ymax, ymin of a box"),
+        (csv_of_corners, replace("boxes.csv", "filename,", "a,"), "boxes.csv:1 has the columns a, .* line must name"),
+        (csv_of_corners, lambda folder: shutil.rmtree(folder / "images"), "boxes.csv lists no image that exists"),
         (
             csv_of_corners,
             lambda folder: (folder / "boxes.csv").write_text(
@@ -345,10 +286,7 @@ def test_what_is_left_out_or_odd_is_printed(original, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"note: annotations without an image were left out: {source / 'annotations/val_0.xml'}\n" in said
     assert f"note: images without an annotation were left out: {source / 'images/val_1.png'}\n" in said
-    assert (
-        "images of another size than their labels say were left out: " in said
-        and "(64 x 96 instead of 64 x 64)" in said
-    )
+    assert re.search(r"images of another size than .* were left out: .* \(64 x 96 instead of 64 x 64\)", said)
     assert "boxes outside of their image were left out: " in said and "annotations/train_0.xml:" in said
 
     source = tmp_path / "csv"
@@ -357,9 +295,7 @@ def test_what_is_left_out_or_odd_is_printed(original, tmp_path, capsys):
     count = len((source / "boxes.csv").read_text().splitlines())
     assert metamix_command("convert", "csv", source / "boxes.csv", tmp_path / "boxes") == 0
     said = capsys.readouterr().out
-    assert (
-        f"image does not exist were left out: {source / 'boxes.csv'}:{count - 6}, " in said and " and 2 more\n" in said
-    )
+    assert re.search(rf"image does not exist were left out: {source}/boxes.csv:{count - 6}, .* and 2 more\n", said)
 
 
 @pytest.mark.parametrize(
@@ -370,10 +306,9 @@ def test_what_is_left_out_or_odd_is_printed(original, tmp_path, capsys):
         (["yolo", "{source}", "{source}"], "source is not empty: give OUT a new or empty folder"),
         (["yolo", "{source}", "{source}/data.yaml"], "data.yaml is a file: give OUT a new or empty folder"),
         (["yolo", "{source}", "{out}", "--split", "1"], "--split is '1', but it must be a number above 0 and below 1"),
-        (["yolo", "{source}"], "OUT is missing: folder to write"),
     ],
 )
-def test_wrong_words_are_refused(words, said, original, tmp_path):
+def test_wrong_arguments_are_refused(words, said, original, tmp_path):
     yolo_by_kind(original, tmp_path / "source")
     with pytest.raises(SystemExit, match=said):
         metamix_command("convert", *(word.format(source=tmp_path / "source", out=tmp_path / "out") for word in words))

@@ -1,4 +1,4 @@
-"""Data sets in COCO's format, torchvision's transforms, and batches that depend on (seed, epoch, index) alone."""
+"""Test data sets in COCO's format, transforms, and batches that depend on (seed, epoch, index) alone."""
 
 import json
 import math
@@ -164,9 +164,7 @@ def test_find_splits_takes_the_layout_and_years_of_coco(tmp_path):
         (tmp_path / "annotations" / f"instances_{fold}.json").touch()
     assert set(find_splits(tmp_path)) == {"fold0", "fold1", "train", "val"}
     (tmp_path / "annotations" / "instances_train2014.json").touch()
-    with pytest.raises(
-        ValueError, match="train2014.json and .*train2017.json are both the split 'train': keep only one"
-    ):
+    with pytest.raises(ValueError, match="train2014.json and .*train2017.json are both the split 'train': keep"):
         find_splits(tmp_path)
 
 
@@ -226,8 +224,7 @@ def test_folders_without_a_data_set_are_refused(tmp_path, coco):
     folder = coco()
     (folder / "annotations" / "instances_more.json").touch()
     (folder / "images").rename(folder / "train")
-    words = "instances_more.json is there, but not its images: they belong in .*/more or .*/images"
-    with pytest.raises(FileNotFoundError, match=words):
+    with pytest.raises(FileNotFoundError, match="more.json is there, but not its images: .*/more or .*/images"):
         open_split(find_splits(folder), "more")
     assert len(open_split(find_splits(folder), "train"))  # a split that is not opened may lack images
     (folder / "train").rename(folder / "images")
@@ -251,7 +248,6 @@ def change_first(key, **fields):
     [
         # pycocotools would give the image of id "10" the boxes of the images "1" and "0"
         ("images", dict(id="10"), r"images\[0\] has the id '10'; it must be an integer"),
-        ("images", dict(id=[10]), r"images\[0\] has the id \[10\]; it must be an integer"),
         ("images", dict(id=True), r"images\[0\] has the id True; it must be an integer"),
         ("images", dict(file_name=None), r"images\[0\] has no file_name; it must be a string"),
         ("images", dict(width="96"), r"images\[0\] has the width '96'; it must be a number, if it is given"),
@@ -304,22 +300,13 @@ def test_masks_need_segmentations(coco):
         ("annotations", dict(segmentation=[[5, 5]]), "such as 1: it has neither a polygon of three points or more nor"),
         ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, 9, 1]]), r"has the polygon \[1, 1, 9, 1, 9, 9, 1\]"),
         ("annotations", dict(segmentation=[1, 1, 9, 1, 9, 9]), "has the polygon 1; x and y of three points or more"),
-        (
-            "annotations",
-            dict(segmentation=[[1, 1, 9, 1, 9, 1e9]]),
-            "has a polygon with a point far outside of the image",
-        ),
         ("annotations", dict(segmentation=[[0, 0, 96, 64] * 500]), "together longer than 1,000 images"),
         ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, -97]]), "has a polygon with a point far outside"),
         ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, math.nan]]), "has a polygon with a point far outside"),
         ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, 10**400]]), "has a polygon with a point far outside"),
         ("annotations", dict(segmentation="x"), "its segmentation is 'x'; polygons or run lengths are needed"),
         ("annotations", dict(segmentation=dict(size=[64, 96])), "no counts, a list of integers or text"),
-        (
-            "annotations",
-            dict(segmentation=dict(size=[9, 9], counts=[81])),
-            r"width \[9, 9\], but the image of \[64, 96",
-        ),
+        ("annotations", dict(segmentation=dict(size=[9, 9], counts=[81])), r"\[9, 9\], but the image of \[64, 96"),
         ("annotations", dict(segmentation=dict(size=[64, 96], counts=[9, 9])), "counts 18 pixels, .* has 6144"),
         ("annotations", dict(segmentation=dict(size=[64, 96], counts="")), "counts 0 pixels, .* has 6144"),
         ("annotations", dict(segmentation=dict(size=[64, 96], counts="000")), "counts 0 pixels, .* has 6144"),
@@ -403,7 +390,7 @@ def test_files_that_are_not_images_of_the_folder_are_not_read(coco, options, mak
 
 
 def test_image_folder_and_images_may_be_links(coco, tmp_path):
-    """Our commands for BCCD make the image folder a link. A link to another image of the folder is read too."""
+    """The commands for BCCD make the image folder a link. A link to another image of the folder is read too."""
     folder = coco(train=2, val=1, test=1)
     (folder / "images").rename(tmp_path / "elsewhere")
     (folder / "images").symlink_to(tmp_path / "elsewhere")

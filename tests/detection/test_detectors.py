@@ -1,4 +1,4 @@
-"""torchvision's detectors on the models of the zoo: training, predictions and wrong arguments."""
+"""Test torchvision's detectors on models of the zoo: training, predictions and wrong arguments."""
 
 import copy
 import pickle
@@ -106,14 +106,15 @@ def test_detector_learns_one_image(name):
 
 
 def test_copies_predict_the_same():
-    model = detector("fcos", score_thresh=0.0).eval()  # an untrained head is sure of nothing
+    model = detector("fcos", score_thresh=0.0).eval()  # an untrained head gives low scores
     images, _ = batch(1)
     with torch.no_grad():
         for other in copy.deepcopy(model), pickle.loads(pickle.dumps(model)):
             torch.testing.assert_close(other(images), model(images), rtol=0, atol=0)
             with torch.autocast("cpu", torch.bfloat16):
-                (found,) = other(images)
-            assert len(found["boxes"]) and found["boxes"].dtype == torch.float32  # copied hooks cast the outputs
+                (prediction,) = other(images)
+            boxes = prediction["boxes"]
+            assert len(boxes) and boxes.dtype == torch.float32  # copied hooks cast the outputs
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -205,11 +206,7 @@ def test_wrong_labels_are_named(name):
         (dict(name="mask_rcnn", score_thresh=0.1), "no option 'score_thresh'; did you mean '.*score_thresh'"),
         (dict(backbone=torch.nn.Conv2d(3, 8, 1)), "backbone is a Conv2d; give a timm model's name"),
         (dict(name="fcos", backbone_args=dict(out_channels=48)), "out_channels is 48, but fcos takes multiples of 32"),
-        (
-            dict(anchor_generator=None),
-            "no option 'anchor_generator'.* metamix makes anchor_generator and head",
-        ),
-        (dict(backbone="resnet81"), "no model 'resnet81'; did you mean 'resnet18'"),
+        (dict(anchor_generator=None), "no option 'anchor_generator'.* metamix makes anchor_generator and head"),
     ],
 )
 def test_wrong_arguments_are_refused(args, words):
@@ -225,8 +222,7 @@ def test_backbone_args_of_a_built_backbone_are_refused():
 
 @pytest.mark.parametrize("option", ["pretrained", "in_chans", "mixer", "dynamic_img_size", "img_size"])
 def test_arguments_of_the_backbone_are_named(option):
-    words = rf"has no option '{option}'.*Arguments of the backbone go into backbone_args"
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=f"no option '{option}'.*Arguments of the backbone go into backbone_args"):
         build_detector("fcos", backbone="metaformer_pooling_nano", num_classes=1, **{option: 1})
 
 

@@ -1,4 +1,4 @@
-"""Metadata of detector files: what is built from them, and what is refused. A file may come from a stranger."""
+"""Test metadata of detector files, which may come from a stranger: what is built and what is refused."""
 
 import pytest
 
@@ -43,27 +43,19 @@ def test_metadata_are_kept():
     "change, words",
     [
         (dict(model_args={"pretrained": True}), "'pretrained'"),
-        (dict(model_args={"pretrained_cfg": {"url": "http://127.0.0.1:9/x"}}), "'pretrained_cfg'"),
         (dict(model_args={"checkpoint_path": "/etc/passwd"}), "'checkpoint_path'"),
         (dict(model_args={"checkpoint": "/etc/passwd"}), "model_args .* without batch_norms, checkpoint"),
         (dict(model_args={"batch_norms": "train"}), "model_args .* accepted is a mapping of arguments without"),
         (dict(model_args={"img_size": 10**9}), "img_size"),
-        (dict(model_args=[1, 2]), r"model_args in the metadata is \[1, 2\]"),
         (dict(model="hf-hub:someone/model"), "model in the metadata is 'hf-hub:someone/model'"),
         (dict(model=None), "model in the metadata is None; accepted is the name of a registered model"),
         (dict(detector="retinanet2"), "detector in the metadata is 'retinanet2'; accepted is one of retinanet, fcos"),
-        (dict(detector=["retinanet"]), "detector in the metadata is"),
         (dict(detector_args=7), "detector_args in the metadata is 7; accepted is a mapping"),
         (dict(detector_args={"min_size": 9}), "detector_args in the metadata is"),
-        (dict(detector_args={"nms_thresh": "x"}), "detector_args in the metadata is"),
         (dict(detector_args={"detections_per_img": 10**9}), "detector_args in the metadata is"),
-        (dict(detector_args={"backbone_args": {}}), "detector_args in the metadata is"),
-        (dict(classes=5), "classes in the metadata is 5"),
         (dict(classes=[]), r"classes in the metadata is \[\]; accepted is a list of 1 to 100,000 strings"),
-        (dict(classes=[1, 2]), "classes in the metadata is"),
         (dict(out_indices=7), "out_indices in the metadata is 7; accepted is an ascending list of 0 to 3"),
         (dict(out_indices=[2, 1]), "out_indices in the metadata is"),
-        (dict(out_indices=[1, 9]), "out_indices in the metadata is"),
         (dict(extra="p9"), "extra in the metadata is 'p9'; accepted is one of none, pool, p6p7"),
         (dict(out_channels=10**7), "out_channels in the metadata is 10000000; accepted is a whole number from 1 to"),
         (dict(frozen_norms="no"), "frozen_norms in the metadata is 'no'; accepted is true or false"),
@@ -72,7 +64,6 @@ def test_metadata_are_kept():
         (dict(anchor_scale=-1), "anchor_scale in the metadata is -1; accepted is a number above 0 and at most 1,000"),
         (dict(train_on=5), "train_on in the metadata is 5; accepted is a list of 0 to 1,000 strings"),
         (dict(mean=[0.5, 0.5]), r"mean in the metadata is \[0.5, 0.5\]; accepted is a list of 3 numbers"),
-        (dict(mean=None), "mean in the metadata is .* accepted is a list of 3 numbers"),
         (dict(std=[0, 0, 0]), "std"),
     ],
 )
@@ -99,7 +90,9 @@ def test_missing_metadata_are_named(key):
 def test_eval_and_fine_tuning_check_metadata_too(few, tensors, tmp_path):
     file = tmp_path / "x.safetensors"
     save_weights(file, tensors, GOOD | {"out_indices": "all"})
-    with pytest.raises(ValueError, match="x.safetensors: out_indices in the metadata is 'all'"):
-        Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(file)))
-    with pytest.raises(ValueError, match="x.safetensors: out_indices in the metadata is 'all'"):
-        Detection(DetectionOptions(**SMALL, data_dir=str(few), checkpoint=str(file))).model.build()
+    for start in (
+        lambda: Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(file))),
+        lambda: Detection(DetectionOptions(**SMALL, data_dir=str(few), checkpoint=str(file))).model.build(),
+    ):
+        with pytest.raises(ValueError, match="x.safetensors: out_indices in the metadata is 'all'"):
+            start()

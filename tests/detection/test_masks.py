@@ -1,4 +1,4 @@
-"""Mask R-CNN through train, eval, predict and load, on objects whose masks have all forms that COCO has."""
+"""Test Mask R-CNN in train, eval, predict and load, on masks in all of COCO's forms."""
 
 import json
 import shlex
@@ -61,15 +61,15 @@ def trained(data, tmp_path_factory):
 def test_masks_of_all_forms_are_read_and_scored(data):
     """The masks of the annotations themselves score 100; without the crowd, its detection is no false positive."""
     split = open_split(find_splits(data), "train", masks=True)
-    found = []
+    detections = []
     for number, annotation in split.coco.anns.items():
         runs = split.coco.annToRLE(annotation)
         where = {key: annotation[key] for key in ("image_id", "category_id")}
-        found.append(where | {"segmentation": runs, "score": 0.9})
+        detections.append(where | {"segmentation": runs, "score": 0.9})
         if number % 3 != 1:  # not a polygon, which is the square around a disc
             assert np.array_equal(decode(runs), inside(annotation["category_id"], *map(int, annotation["bbox"][:3])))
     assert [annotation["iscrowd"] for annotation in split.coco.anns.values()].count(1) == 1
-    assert score(split, found, "segm").summary["AP"] == pytest.approx(100)
+    assert score(split, detections, "segm").summary["AP"] == pytest.approx(100)
 
 
 def test_a_run_scores_boxes_and_masks(trained, data, tmp_path, capsys):

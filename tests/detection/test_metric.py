@@ -1,4 +1,4 @@
-"""COCO's scores against known values, and the conversion of detections to COCO's format and back."""
+"""Test COCO's scores against known values, and the conversion of detections to COCO's format and back."""
 
 import pytest
 import torch
@@ -69,27 +69,27 @@ def test_masks_and_boxes_are_scored_separately(split):
             mask[48:] = False
             mask[:, ::2] = False  # every second column
         prediction["runs"] = list(map(encode, masks))
-    found = results(split, predictions)
-    assert score(split, found).summary["AP50"] == pytest.approx(100)
-    assert score(split, found, "segm").summary["AP50"] < 60
-    assert score(split, found).summary["AP50"] == pytest.approx(100)
+    detections = results(split, predictions)
+    assert score(split, detections).summary["AP50"] == pytest.approx(100)
+    assert score(split, detections, "segm").summary["AP50"] < 60
+    assert score(split, detections).summary["AP50"] == pytest.approx(100)
     assert "counts" not in str(split.coco.anns)  # scoring does not change its arguments
 
 
 def test_false_positives_of_higher_score_halve_ap50(split):
     """For each object there is one hit and one false positive of higher score: precision is at most a half."""
-    found = results(split, truth(split, confidence=0.6))
-    wrong = [dict(result, bbox=[0, 50, 3, 3], score=0.9) for result in found]
-    scores = score(split, found + wrong)
+    hits = results(split, truth(split, confidence=0.6))
+    wrong = [dict(result, bbox=[0, 50, 3, 3], score=0.9) for result in hits]
+    scores = score(split, hits + wrong)
     assert scores.summary["AP50"] == pytest.approx(50)
     assert scores.images[10] == pytest.approx(2 / 3)  # F1 of precision 1/2 and recall 1
     unsure = [dict(result, score=0.4) for result in wrong]
-    assert score(split, found + unsure).summary["AP50"] == pytest.approx(100)
-    assert set(score(split, found + unsure).images.values()) == {1.0}
+    assert score(split, hits + unsure).summary["AP50"] == pytest.approx(100)
+    assert set(score(split, hits + unsure).images.values()) == {1.0}
 
 
 def test_annotation_id_0_is_renumbered(split):
-    """pycocotools takes a match with annotation 0 for no match; many files count from 0, as these do."""
+    """pycocotools treats a match with annotation 0 as no match, and many files count from 0."""
     assert 0 not in split.coco.anns and len(split.coco.anns) == sum(len(a["boxes"]) for a in truth(split).values())
     split.coco.dataset["annotations"][0]["id"] = 0
     split.coco.createIndex()
@@ -103,11 +103,11 @@ def test_annotation_ids_do_not_change_scores(coco):
 
     split = open_split(find_splits(coco(change=below_zero)), "test")
     assert min(split.coco.anns) == 1
-    found = [
+    hits = [
         {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
         for a in split.coco.anns.values()
     ]
-    assert score(split, found).summary["AP50"] == pytest.approx(100)
+    assert score(split, hits).summary["AP50"] == pytest.approx(100)
 
 
 def test_detections_in_a_crowd_are_not_false_positives(coco):
@@ -120,12 +120,12 @@ def test_detections_in_a_crowd_are_not_false_positives(coco):
     folder = coco(change=crowd)
     split = open_split(find_splits(folder), "test")
     assert len(split.read(0)[1]["boxes"]) == 0
-    found = [
+    hits = [
         {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
         for a in split.coco.anns.values()
     ]
-    assert score(split, found).summary["AP50"] == pytest.approx(100)
-    outside = [dict(result, bbox=[0, 0, 5, 5]) if result["image_id"] == 10 else result for result in found]
+    assert score(split, hits).summary["AP50"] == pytest.approx(100)
+    outside = [dict(result, bbox=[0, 0, 5, 5]) if result["image_id"] == 10 else result for result in hits]
     assert score(split, outside).summary["AP50"] < 99
 
 
@@ -176,8 +176,8 @@ def test_images_that_were_not_seen_are_not_scored(coco):
     for rank in range(2):
         states.append(task.metric.start())
         for batch in task.data.eval_loaders(2, rank, 2)["test"]:
-            found = [predictions[split.ids[index]] if index >= 0 else None for index in batch["index"].tolist()]
-            task.metric.update(states[-1], found, batch)
+            detections = [predictions[split.ids[index]] if index >= 0 else None for index in batch["index"].tolist()]
+            task.metric.update(states[-1], detections, batch)
     assert sorted(i for state in states for i in state["seen"]) == [10, 12, 13]
     assert task.metric.result(states)["AP"] == pytest.approx(100)
     assert task.metric.scores(states).images == {10: 1.0, 12: 1.0, 13: 1.0}
@@ -214,7 +214,7 @@ def five_sizes(tmp_path):
             data["annotations"].append(box)
 
     write(folder, train=5, test=5, change=resize)
-    detector_args = dict(score_thresh=0.001)  # an untrained head is sure of nothing
+    detector_args = dict(score_thresh=0.001)  # an untrained head gives low scores
     small = SMALL | dict(model="metaformer_raft_nano", detector_args=detector_args)
     options = DetectionOptions(data_dir=str(folder), **small)
     torch.manual_seed(0)
@@ -227,13 +227,13 @@ def test_scores_do_not_depend_on_batch_or_processes(five_sizes):
     task, model = five_sizes
 
     def results(batch_size, world_size=1):
-        found = []
+        detections = []
         for rank in range(world_size):
             state = task.metric.start()
             for batch in task.data.eval_loaders(batch_size, rank, world_size)["test"]:
                 task.metric.update(state, task.metric.predict(model, batch), batch)
-            found += state["results"]
-        return found
+            detections += state["results"]
+        return detections
 
     alone = results(1)
     assert {result["image_id"] for result in alone} == {10, 11, 12, 13, 14}

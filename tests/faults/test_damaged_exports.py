@@ -33,7 +33,7 @@ METADATA = dict(
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A small classifier as a weight file, and exported to the format torch."""
+    """Make a small classifier as a weight file, and export it to the format torch."""
     folder = tmp_path_factory.mktemp("made")
     torch.manual_seed(0)
     model = timm.create_model(METADATA["model"], img_size=16, num_classes=3, in_chans=1, **METADATA["model_args"])
@@ -44,13 +44,13 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def exported(made, tmp_path):
-    """A copy of the exported model."""
+    """Copy the exported model."""
     return Path(shutil.copytree(made / "exported", tmp_path / "exported"))
 
 
 @pytest.fixture
 def digit(tmp_path):
-    """An image file."""
+    """Write an image file."""
     open_data("digits").test.read(0)[0].save(tmp_path / "digit.png")
     return tmp_path / "digit.png"
 
@@ -112,7 +112,7 @@ def test_export_json_that_was_edited_is_refused(exported):
         load_exported(exported, trust=True)
 
 
-def test_an_export_of_an_older_version_is_to_be_made_again(exported):
+def test_an_export_of_an_older_version_is_refused(exported):
     entries = json.loads((exported / "export.json").read_text())
     older = {name: entries[name] for name in entries if name not in ("files", "sha256")} | {"version": 1}
     (exported / "export.json").write_text(json.dumps(older))
@@ -138,15 +138,13 @@ def test_deep_nesting_is_refused_before_anything_is_built(text, exported):
     (exported / "export.json").write_text(text)
     with pytest.raises(ValueError, match=r"^\S+export.json is nested deeper than 64 levels; [^\n]+$"):
         load_exported(exported, trust=True)
-    with pytest.raises(SystemExit, match=r"^error: \S+export.json is nested deeper than 64 levels"):
-        metamix_command("predict", "photo.jpg", "--model", exported)
 
 
 # Code
 
 
 class Attack:
-    """Makes a file when it is unpickled."""
+    """Make a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -170,10 +168,7 @@ def test_code_in_an_export_runs_only_if_it_is_trusted(exported, digit, tmp_path)
     evil = tmp_path / "evil"
     plant(exported / "model.pt2", evil)
     sign(exported)
-    words = (
-        r"model.pt2 is not loaded: loading a program of torch.export unpickles parts of it, which can run any code. If "
-        r"you trust who exported it, give --trust, in Python trust=True. Exports to onnx and openvino need no trust$"
-    )
+    words = "model.pt2 is not loaded: .*, which can run any code. .*give --trust, in Python trust=True. Exports to onnx"
     for load in (metamix.load, load_exported):
         with pytest.raises(ValueError, match=words):
             load(exported)
@@ -201,10 +196,8 @@ def test_a_trusted_export_predicts(exported, digit, made, capsys):
 def test_classes_that_do_not_match_the_graph_are_refused(classes, exported):
     model = load_artifact(exported).model.to_dict()
     edit(exported, model=model | {"classes": classes, "num_classes": len(classes)})
-    with pytest.raises(
-        ValueError,
-        match=rf"export.json has {len(classes)} classes, but the graph returns outputs of shape \(1, 3\): they do",
-    ):
+    words = rf"export.json has {len(classes)} classes, but the graph returns outputs of shape \(1, 3\)"
+    with pytest.raises(ValueError, match=words):
         metamix.load(exported, trust=True)
     edit(exported, model=model | {"classes": classes})
     with pytest.raises(ValueError, match=r"classes in the metadata is .*; accepted is 3 names, as many as num_classes"):
@@ -212,9 +205,8 @@ def test_classes_that_do_not_match_the_graph_are_refused(classes, exported):
 
 
 def test_a_class_that_a_detector_has_no_name_for_is_refused():
-    settings = dict(
-        score_thresh=0.5, nms_thresh=0.5, detections_per_img=10, min_size=8, max_size=8, multiple=8, least=1
-    )
+    settings = dict(score_thresh=0.5, nms_thresh=0.5, detections_per_img=10)
+    settings |= dict(min_size=8, max_size=8, multiple=8, least=1)
     metadata = ModelMetadata(task="detection", classes=("cat",), num_classes=1, mean=(0.5,) * 3, std=(0.2,) * 3)
 
     def graph(images):
@@ -224,17 +216,13 @@ def test_a_class_that_a_detector_has_no_name_for_is_refused():
     label = 1
     assert detector([torch.rand(3, 8, 8)])[0]["labels"].tolist() == [1]
     label = 2
-    with pytest.raises(
-        ValueError, match="the graph finds class 2, but export.json has 1 class: export the model again"
-    ):
+    with pytest.raises(ValueError, match="the graph finds class 2, but export.json has 1 class: export"):
         detector([torch.rand(3, 8, 8)])
 
 
 def test_a_graph_for_huge_images_is_refused_before_it_is_probed(exported):
     edit(exported, input_shape=[None, 1, 10**5, 10**5])
-    with pytest.raises(
-        ValueError, match=r"input_shape in the file is .*; accepted is a list of 4 whole numbers from 1"
-    ):
+    with pytest.raises(ValueError, match="input_shape in the file is .*; accepted is a list of 4 whole numbers from 1"):
         metamix.load(exported, trust=True)
 
 

@@ -52,7 +52,7 @@ def flip(path, position, bit=0):
 
 
 def find(path, tensor):
-    """Position of a tensor's bytes in a file that is not compressed."""
+    """Return the position of a tensor's bytes in a file that is not compressed."""
     return path.read_bytes().index(tensor.numpy().tobytes())
 
 
@@ -71,7 +71,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_refused_and_the_tensor_named(net, tmp_
 
 
 def test_no_flipped_bit_changes_what_is_resumed(net, tmp_path):
-    """A bit may also lie where it matters to nobody, such as in padding."""
+    """A bit in padding changes nothing, so a file may also load as it was."""
     state = checkpoint(net)
     save_checkpoint(tmp_path / "whole.pt", state)
     whole, chance = load_checkpoint(tmp_path / "whole.pt"), random.Random(0)
@@ -80,12 +80,12 @@ def test_no_flipped_bit_changes_what_is_resumed(net, tmp_path):
         (tmp_path / "c.pt").write_bytes((tmp_path / "whole.pt").read_bytes())
         flip(tmp_path / "c.pt", chance.randrange(size), chance.randrange(8))
         try:
-            found = load_checkpoint(tmp_path / "c.pt")
+            resumed = load_checkpoint(tmp_path / "c.pt")
         except ValueError:
             refused += 1
             continue
-        assert found["step"] == 3 and found["history"] == whole["history"]
-        assert all(torch.equal(found["model"][name], tensor) for name, tensor in whole["model"].items())
+        assert resumed["step"] == 3 and resumed["history"] == whole["history"]
+        assert all(torch.equal(resumed["model"][name], tensor) for name, tensor in whole["model"].items())
     assert refused > 30
 
 
@@ -136,21 +136,19 @@ def test_a_file_of_another_program_has_no_checksums_and_is_read_with_one_warning
 @pytest.mark.parametrize("bit", range(8))
 @pytest.mark.parametrize("kind", ["weights", "weights of a run", "checkpoint"])
 def test_a_flipped_bit_in_the_word_checksums_is_refused(kind, bit, net, tmp_path):
-    """Without its checksums the file would pass as one of another program."""
+    """Without checksums the file would be read as one of another program."""
     path = tmp_path / ("c.pt" if kind == "checkpoint" else "w.safetensors")
     if kind == "checkpoint":
         save_checkpoint(path, checkpoint(net))
     else:
         save_weights(path, net.state_dict(), {"versions": {}} if "run" in kind else {"task": "classification"})
     flip(path, path.read_bytes().index(b"checksums") + 4, bit)
-    with pytest.raises(
-        ValueError, match=f"{path.name} is (damaged: metamix wrote it, but it has no check|not a|trunc)"
-    ):
+    with pytest.raises(ValueError, match=f"{path.name} is (damaged: metamix wrote it, but it has no|not a|trunc)"):
         load_checkpoint(path) if kind == "checkpoint" else load_weights(path)
 
 
 def test_a_flipped_bit_in_the_format_of_a_checkpoint_is_refused(net, tmp_path):
-    """Its weights would be read as those of another program, without their average."""
+    """Otherwise its weights would be read as those of another program, without their average."""
     save_checkpoint(tmp_path / "c.pt", checkpoint(net))
     flip(tmp_path / "c.pt", (tmp_path / "c.pt").read_bytes().index(b"metamix-checkpoint"))
     with pytest.raises(ValueError, match="c.pt is damaged: the checksum of its metadata is wrong"):
@@ -172,12 +170,10 @@ def test_damaged_weights_of_a_finished_run_are_named_and_can_be_written_again(tm
     weights = tmp_path / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in load_weights(weights)[0].items()}  # they are mapped to the file
     flip(weights, find(weights, tensors["head.weight"]) + 2)
-    with pytest.raises(
-        SystemExit, match=r"is finished, but .*model.safetensors is damaged: .*Or delete .*summary.json and train again"
-    ):
+    with pytest.raises(SystemExit, match="is finished, but .*safetensors is damaged: .*Or delete .*summary.json and"):
         train(*words)
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(SystemExit, match=r"is finished, but .*model.safetensors is not a complete safetensors file"):
+    with pytest.raises(SystemExit, match="is finished, but .* is not a complete safetensors file"):
         train(*words)
     (tmp_path / "summary.json").unlink()
     train(*words)
@@ -203,9 +199,7 @@ def test_a_summary_that_cannot_be_read_is_named(text, tmp_path):
     recipe = Recipe("task", EngineOptions(), NoOptions())
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     (tmp_path / "summary.json").write_text(text)
-    with pytest.raises(
-        ValueError, match=r"summary.json (is not valid JSON|holds a list, not an object).*\. Delete it to s"
-    ):
+    with pytest.raises(ValueError, match=r"summary.json (is not valid JSON|holds a list, not an object).*\. Delete it"):
         is_finished(tmp_path, recipe, {})
 
 
@@ -230,9 +224,7 @@ def test_entries_of_a_summary_and_rows_of_a_history_are_checked(tmp_path):
     ]
     for text in ("epoch,lr\n1,x\n", "epoch\n1,2\n", 'epoch\n"1\n'):
         history.write_text(text)
-        with pytest.raises(
-            ValueError, match="metrics.csv is damaged .*; repair it, or train again with another --outp"
-        ):
+        with pytest.raises(ValueError, match="metrics.csv is damaged .*; repair it, or train again"):
             read_metrics(history)
     history.write_text("train_lass\n1\n")  # without the columns that are drawn
     (tmp_path / "summary.json").write_text(json.dumps(entries))
@@ -246,7 +238,7 @@ def test_arrays_of_another_format_are_refused(tmp_path):
         load_weights(tmp_path / "a.npz")
 
 
-def test_code_in_an_npz_file_is_not_run_and_nobody_is_told_how_to(tmp_path):
+def test_code_in_an_npz_file_is_not_run(tmp_path):
     evil = tmp_path / "evil"
     np.savez(tmp_path / "a.npz", a=np.array([Attack(evil)], dtype=object))
     (tmp_path / "b.npz").write_bytes(pickle.dumps(Attack(evil)))
@@ -257,7 +249,7 @@ def test_code_in_an_npz_file_is_not_run_and_nobody_is_told_how_to(tmp_path):
 
 
 def test_a_zip_file_in_several_parts_is_refused(net, tmp_path):
-    """Python's reader of zip files raises an error for it where others return False."""
+    """Python's zipfile raises an error for it, where it returns False for other files."""
     torch.save(net.state_dict(), tmp_path / "w.pt")
     content = bytearray((tmp_path / "w.pt").read_bytes())
     content[content.rindex(b"PK\x06\x07") + 16] = 9  # number of parts in zip64's locator
@@ -276,15 +268,6 @@ def test_a_truncated_checkpoint_is_refused(share, net, tmp_path):
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(value, net):
-    spoilt = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    spoilt["2.weight"][1, 3] = value
-    with pytest.raises(ValueError, match=r"f cannot be used: its tensor 2.weight holds NaN or infinity, as after a tr"):
-        load_into(net, spoilt, "f")
-    assert net[2].weight.isfinite().all()
-
-
 def test_an_infinite_mask_is_no_damage(net):
     net.register_buffer("mask", torch.full((2,), -torch.inf))
     load_into(net, net.state_dict(), "f")
@@ -296,7 +279,7 @@ class NoOptions:
 
 
 class Attack:
-    """Writes a file when it is unpickled."""
+    """Write a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -306,7 +289,7 @@ class Attack:
 
 
 def attacks(net, evil):
-    """PyTorch files that run code in a plain unpickler, in the pickle protocols that torch reads."""
+    """Yield writers of PyTorch files that run code in a plain unpickler, in protocols that torch reads."""
     yield lambda path: torch.save(Attack(evil), path)
     yield lambda path: torch.save({"format": tensor_files.FORMAT, "model": Attack(evil)}, path)
     yield lambda path: torch.save({"state_dict": net.state_dict() | {"x": Attack(evil)}}, path)
@@ -316,7 +299,7 @@ def attacks(net, evil):
 
 
 def attacks_in_other_protocols(evil):
-    """Files in pickle protocols that torch does not read, so it refuses them before it sees what they call."""
+    """Yield writers of files in protocols that torch does not read, so it refuses them unread."""
     yield lambda path: path.write_bytes(pickle.dumps(Attack(evil)))
     yield lambda path: path.write_bytes(pickle.dumps(Attack(evil), protocol=0))
     yield lambda path: torch.save({"w": Attack(evil)}, path, pickle_protocol=0)
@@ -336,8 +319,8 @@ def attacks_in_other_protocols(evil):
 def test_no_code_in_a_file_runs(number, load, net, tmp_path):
     evil, path = tmp_path / "evil", tmp_path / "attack.pt"
     list(attacks(net, evil))[number](path)
-    words = r"holds code, not only tensors: reading it would run (getattr|torch\.nn\.[\w.]+), and metamix never does. "
-    with pytest.raises(ValueError, match=words + "Delete it if you do not trust its source; otherwise save only"):
+    words = r"holds code, .* would run (getattr|torch\.nn\.[\w.]+), and metamix never does. Delete it if you do not"
+    with pytest.raises(ValueError, match=words):
         load(path)
     assert not evil.exists()
 
@@ -367,11 +350,7 @@ def test_a_cut_file_of_tensors_is_not_said_to_hold_code(net, tmp_path):
         "seed: !!python/name:os.system",
         "seed: !!python/object/new:os.system [x]",
         "a: &a [*a]\nb: c: d",
-        "seed: 0\nseed: 1",
-        "{",
         "\x00",
-        "- 1",
-        "text",
     ],
 )
 def test_hostile_yaml_is_refused(text, tmp_path):

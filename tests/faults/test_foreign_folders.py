@@ -19,7 +19,6 @@ SHORT = ["--epochs", 1, "--batch-size", 512, "--warmup-epochs", 0]
         {"model.safetensors": "somebody's weights"},
         {"model.safetensors": "weights", "recipe.yaml": "flour: 500 g"},
         {"recipe.yaml": "- not\n- a mapping"},
-        {"recipe.yaml": "seed: 0\nseed: 1"},
         {"log.txt": "a log", "thesis.tex": "years of work"},
     ],
 )
@@ -42,7 +41,7 @@ def test_what_a_failed_start_leaves_is_no_obstacle(tmp_path):
 
 
 def test_a_planted_link_is_not_written_through(tmp_path, monkeypatch):
-    """The name of the temporary file is random, and if a link has it all the same, the link is refused."""
+    """The name of the temporary file is random; if a link has that name, it is refused."""
     precious = tmp_path / "precious"
     precious.write_text("mine")
     (tmp_path / "state.txt.tmp").symlink_to(precious)

@@ -23,8 +23,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, limits[1]))
-        said = r"\(File too large\); stopped at step 10, .*checkpoint.pt, step 5\. Make room, and give the same command"
-        with pytest.raises(SystemExit, match=said):
+        with pytest.raises(SystemExit, match=r"\(File too large\); stopped at step 10, .*, step 5\. Make room, and"):
             train(*words, "--epochs", 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -62,7 +61,7 @@ def test_a_full_disk_ends_an_export(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("output", ["labels.csv", "restored"])
-def test_predict_to_a_disk_that_is_read_only_says_so(output, tmp_path, monkeypatch):
+def test_predict_names_a_read_only_disk(output, tmp_path, monkeypatch):
     """Such a disk also refuses to delete files that do not exist."""
 
     def refuse(path, *options, **more):
@@ -91,9 +90,7 @@ def test_a_folder_for_predictions_on_a_full_disk(tmp_path, monkeypatch):
     open_data("digits").test.read(0)[0].save(tmp_path / "images" / "deep" / "digit.png")
     monkeypatch.setattr(Path, "mkdir", refuse)
     words = ["--model", "wavemixsr_nano.x2", "--pretrained", "--output", tmp_path / "out"]
-    with pytest.raises(
-        SystemExit, match=r"^error: the folder \S+deep could not be made \(the disk is full\); give ano"
-    ):
+    with pytest.raises(SystemExit, match=r"^error: the folder \S+deep could not be made \(the disk is full\)"):
         metamix_command("predict", tmp_path / "images", *words)
 
 

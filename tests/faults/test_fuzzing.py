@@ -1,7 +1,7 @@
 """Damage every kind of file that a command reads, at random.
 
-A file with checksums reads as it was, or is refused. Any other file is read or refused: in words that name it, soon,
-and in little memory. The damage is the same in each run; `-m slow` makes more of it.
+A file with checksums reads as it was, or is refused. Any other file is read, or refused with a message that names it,
+soon and in little memory. The damage is the same in each run; `-m slow` makes more of it.
 """
 
 import io
@@ -402,13 +402,13 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_damage_ends_in_words(kind, tmp_path):
+def test_damage_is_reported(kind, tmp_path):
     assert fuzz(kind, tmp_path, kind.rounds) > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_more_damage_ends_in_words(kind, tmp_path):
+def test_more_damage_is_reported(kind, tmp_path):
     assert fuzz(replace(kind, name=f"{kind.name}, more"), tmp_path, 20 * kind.rounds) > 0
 
 

@@ -1,4 +1,4 @@
-"""Image files that start programs, hang or fill the memory, and labels of shards that do: all are refused in words."""
+"""Test images and labels that would start programs, hang or fill the memory: all are refused with a message."""
 
 import ast
 import io
@@ -41,7 +41,7 @@ FOUR_READERS = [decode_file, read_header, read_picture, lambda path: read_mask(p
 
 @pytest.fixture
 def ghostscript(tmp_path, monkeypatch):
-    """A program `gs` in PATH that writes a file when it is started."""
+    """Put a program `gs` into PATH that writes a file when it is started."""
     started, program = tmp_path / "started", tmp_path / "bin" / "gs"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\ntouch {started}\n")
@@ -58,7 +58,7 @@ def own_limit(monkeypatch):
 
 
 def png(width, height):
-    """A PNG of one bit a pixel, black, of a few kB."""
+    """Return a black PNG of one bit a pixel, a few kB large."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -70,7 +70,7 @@ def png(width, height):
 
 
 @pytest.mark.parametrize("read", FOUR_READERS)
-def test_postscript_by_the_name_of_a_jpeg_starts_no_program(read, ghostscript, tmp_path):
+def test_postscript_named_like_a_jpeg_starts_no_program(read, ghostscript, tmp_path):
     (tmp_path / "a.jpg").write_bytes(EPS)
     with pytest.raises((CorruptImage, ValueError), match=r"a\.jpg.*not an image of a known format \(JPEG, PNG"):
         read(tmp_path / "a.jpg")
@@ -160,12 +160,11 @@ def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(side, read,
 @pytest.mark.parametrize("width, height", [(100_100, 100), (1, 1001)])
 @pytest.mark.parametrize("read", FOUR_READERS)
 def test_a_strip_is_refused_since_resizing_it_would_fill_the_memory(width, height, read, tmp_path):
-    """A strip of 400,000 x 1 pixels, a file of 128 bytes, has 20 billion if its shorter side is resized to 224."""
+    """A file of 128 bytes with 400,000 x 1 pixels has 20 billion if its shorter side is resized to 224."""
     (tmp_path / "a.png").write_bytes(png(width - width // 1001, height - height // 1001))
     read(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes(png(width, height))
-    words = rf"a\.png.*it has {height:,} x {width:,} pixels, and one side may be 1,000 times the other at most: "
-    words += "cut it up"
+    words = rf"a\.png.*it has {height:,} x {width:,} pixels, and one side may be 1,000 times the other at most: cut it"
     with pytest.raises((CorruptImage, ValueError), match=words):
         read(tmp_path / "a.png")
 
@@ -175,8 +174,6 @@ def test_an_option_moves_the_limit(folder, own_limit, capsys):
     assert metamix_command("verify", root, "--max-pixels", 32 * 32 - 1) == 1
     assert "18 of 18 images" in (said := capsys.readouterr().out) and "it has more than 1,023 pixels" in said
     assert metamix_command("verify", root, "--max-pixels", 32 * 32) == 0
-    with pytest.raises(SystemExit, match="max-pixels is '0', but it must be a whole number of at least 1"):
-        metamix_command("verify", root, "--max-pixels", 0)
 
 
 @pytest.mark.filterwarnings("ignore:Image size")
@@ -189,21 +186,6 @@ def test_workers_that_are_not_forked_have_the_limit_too(folder, own_limit):
     loader.loader.multiprocessing_context = multiprocessing.get_context("forkserver")
     with pytest.raises(CorruptImage, match="none of 12 images can be read; the first is .* more than 1,000 pixels"):
         next(loader.epoch(0))
-
-
-@pytest.mark.parametrize(
-    "label, words",
-    [
-        (b"999999999999", "30.cls holds the label 999999999999; labels may be 100,000 at most, counted from 0"),
-        (b"100001", "30.cls holds the label 100001; labels may be 100,000 at most"),
-        (b"0" * 33, "30.cls holds b'00000000000000000000'; expected the number of a class"),
-    ],
-)
-def test_labels_of_shards_are_numbers_of_classes(label, words, shard, tmp_path):
-    for split in "train", "val":
-        shard(tmp_path / f"{split}.tar", [("30", "png", b""), ("30", "cls", label)])
-    with pytest.raises(ValueError, match=f"train.tar: {words}"):
-        open_data("wds/", root=tmp_path)
 
 
 def test_the_bytes_of_a_long_label_are_not_read(shard, tmp_path):

@@ -1,4 +1,4 @@
-"""Names with line breaks and control sequences: none forges a line of the log or reaches the terminal."""
+"""Test names with line breaks and control sequences: none forges a line of the log or reaches the terminal."""
 
 import csv
 import io
@@ -83,7 +83,7 @@ def test_a_spreadsheet_takes_no_text_of_a_csv_for_a_formula(name):
     assert rows == [[f"'{name}", "a=b"], ["x", f"'{name}"]]
 
 
-def test_numbers_of_a_csv_stay_numbers():
+def test_numbers_in_a_csv_stay_numbers():
     assert csv_text([(-1.5, -2, "-1.5", "-3e-05", "+inf", None)]) == "-1.5,-2,-1.5,-3e-05,+inf,\n"
     text = as_csv([(EVIL, [("=1+1", 0.5)])])
     assert text == f"image,rank,label,probability\n{SAFE},1,'=1+1,0.500000\n"

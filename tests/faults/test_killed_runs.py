@@ -136,7 +136,7 @@ def test_sighup_is_taken_as_sigterm_even_twice(tmp_path):
 
 
 def test_a_closed_terminal_stops_the_run(tmp_path):
-    """What is printed then goes nowhere, and the log has the line that says where everything is."""
+    """Nothing more can be printed, but the log has the line that says where everything is."""
     run = tmp_path / "run"
     screen, terminal = os.openpty()
     process = Process("--epochs", 100, *EVERY_STEP, "--output", run, log=os.ttyname(terminal))
@@ -198,7 +198,7 @@ def test_a_run_that_is_killed_before_it_wrote_its_recipe_begins_again(tmp_path, 
     assert (tmp_path / "state.txt").read_text() == "finished\n"
 
 
-def test_a_second_ctrl_c_is_written_down(tmp_path, monkeypatch):
+def test_a_second_ctrl_c_is_logged(tmp_path, monkeypatch):
     monkeypatch.setattr(Engine, "fit", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         train("--batch-size", 512, "--epochs", 1, "--output", tmp_path)

@@ -1,7 +1,6 @@
-"""Files that describe something huge or endless: they are refused in a short sentence, before anything is built."""
+"""Test files that describe something huge or endless: a short message refuses them before anything is built."""
 
 import io
-import json
 import tarfile
 import time
 import zipfile
@@ -17,7 +16,6 @@ from metamix.data import open_data, tables
 from metamix.detection.coco import find_splits, open_split
 from metamix.detection.yolo import class_names
 from metamix.tasks.load import load
-from metamix.utils.files import check_nesting
 from metamix.utils.options import read_yaml
 from metamix.weights.files import load_checkpoint, load_metadata, load_weights, save_weights
 from metamix.weights.fit import TooLarge, limited_size, load_into
@@ -28,12 +26,6 @@ from tests.helpers.running import train
 
 DEEP = "[" * 100_000 + "]" * 100_000
 MODEL = "metaformer_pooling_nano"
-
-
-def test_nested_json_is_refused_and_brackets_in_texts_are_none():
-    check_nesting("[" * 64 + "]" * 64 + json.dumps({"a": '[{"' * 100}) + "[]" * 100, "f")
-    with pytest.raises(ValueError, match="^f is nested deeper than 64 levels"):
-        check_nesting('{"a":' * 65 + "1" + "}" * 65, "f")
 
 
 @pytest.mark.parametrize("read", [load_weights, load_metadata, load])
@@ -74,7 +66,7 @@ def test_a_list_that_holds_itself_is_refused(tmp_path):
 
 
 def expanded(count):
-    """A tensor of many numbers that are one number of the file."""
+    """Return a tensor of many numbers that share one number of the file."""
     return torch.zeros(1).expand(count)
 
 
@@ -102,7 +94,7 @@ def test_a_zip_file_that_expands_to_gigabytes(name, tmp_path):
         load_weights(file)
 
 
-def test_a_size_that_no_machine_has_is_no_traceback(tmp_path):
+def test_an_impossible_size_is_reported(tmp_path):
     torch.save({"w": torch.zeros(7)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
     content = (tmp_path / "w.pt").read_bytes().replace(b"K\7Nt", b"\x8a\7" + (10**15).to_bytes(7, "little") + b"Nt")
     (tmp_path / "w.pt").write_bytes(content)
@@ -111,7 +103,7 @@ def test_a_size_that_no_machine_has_is_no_traceback(tmp_path):
 
 
 @pytest.mark.parametrize("tensor", [torch.eye(3).to_sparse(), torch.eye(3, device="meta")], ids=["sparse", "meta"])
-def test_tensors_that_hold_no_numbers_of_their_own(tensor, tmp_path):
+def test_sparse_and_meta_tensors_are_refused(tensor, tmp_path):
     torch.save({"w": tensor}, tmp_path / "w.pt")
     words = "w.pt is nested .* or repeats its values without end, or has tensors that are sparse, quantized"
     with pytest.raises(ValueError, match=words):
@@ -150,11 +142,7 @@ def test_recipes(text, problem, tmp_path):
 @pytest.mark.parametrize(
     "words, problem",
     [
-        (["--epochs", 10**12], "--epochs is '1000000000000', but it must be a whole number from 1 to 1,000,000"),
-        (
-            ["--iterations", 10**15],
-            "--iterations is '1000000000000000', but it must be a whole number from 0 to 1,000,0",
-        ),
+        (["--iterations", 10**15], "--iterations is '1000000000000000', but .* a whole number from 0 to 1,000,0"),
         (["--batch-size", 10**12], "a whole number from 1 to 1,000,000"),
         (["--img-size", 10**6], "a whole number from 1 to 4,096"),
         (["--crop-pct", "1e-9"], "--crop-pct is '1e-9', but it must be a number from 0.25 to 1"),
@@ -176,23 +164,14 @@ METADATA |= {"img_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation
 @pytest.mark.parametrize(
     "entries, problem",
     [
-        ({"img_size": 8192}, "img_size in the metadata is 8192; accepted is a side in pixels from 1 to 4,096"),
-        ({"crop_pct": 1e-9}, "crop_pct in the metadata is 1e-09; accepted is a number from 0.25 to 2"),
-        ({"interpolation": "random"}, "interpolation in the metadata is 'random'; accepted is one of nearest"),
-        (
-            {"model_args": {"depths": [256] * 4}},
-            r"model_args\['depths'\] in the metadata is .* numbers with at most this sum",
-        ),
+        ({"model_args": {"depths": [256] * 4}}, r"model_args\['depths'\] .* numbers with at most this sum"),
         ({"model": "resnet18", "model_args": {"layers": [65536] * 4}}, r"model_args\['layers'\] in the metadata is"),
         ({"model_args": {"dims": [65536] * 3}}, "describe a model of more than 1,000,000,000 parameters"),
-        (
-            {"model": "vit_tiny_patch16_224", "model_args": {"embed_dim": 49152, "num_heads": 3}},
-            "1,000,000,000 parameters",
-        ),
+        ({"model": "vit_tiny_patch16_224", "model_args": {"embed_dim": 49152, "num_heads": 3}}, "1,000,000,000 para"),
         ({"task": "x" * 10**6}, "task in the metadata is .*; accepted is a string of at most 1,000 characters"),
         ({"model": "y" * 10**6}, "accepted is the name of a registered model"),
     ],
-    ids=range(9),
+    ids=range(6),
 )
 def test_metadata_of_weights(entries, problem, tmp_path):
     path = tmp_path / "w.safetensors"
@@ -204,10 +183,7 @@ def test_metadata_of_weights(entries, problem, tmp_path):
 
 
 def test_more_modules_than_any_model_has_are_refused():
-    with (
-        pytest.raises(TooLarge, match="f: its metadata describe a model of more than 10,000 modules"),
-        limited_size("f"),
-    ):
+    with pytest.raises(TooLarge, match="f: .* a model of more than 10,000 modules"), limited_size("f"):
         torch.nn.Sequential(*(torch.nn.Identity() for _ in range(10_001)))
     torch.nn.Sequential(*(torch.nn.Identity() for _ in range(10_001)))  # the limit has ended
 

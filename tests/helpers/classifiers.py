@@ -1,4 +1,4 @@
-"""A classification task whose model takes milliseconds a step."""
+"""Make a classification task whose model takes milliseconds a step."""
 
 from metamix.classification.options import ClassificationOptions
 from metamix.classification.task import Classification

@@ -1,4 +1,4 @@
-"""A detector that trains in seconds: as words of train.py, and as options."""
+"""Describe a detector that trains in seconds: as words of train.py, and as options."""
 
 import shlex
 

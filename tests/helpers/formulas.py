@@ -1,4 +1,4 @@
-"""The papers' formulas written out in loops and sums, for maps (B, C, H, W) in float64."""
+"""Compute the papers' formulas in loops and sums, for maps (B, C, H, W) in float64."""
 
 import math
 

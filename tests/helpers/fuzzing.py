@@ -1,4 +1,4 @@
-"""Damage files at random, and check that reading them ends in a result or in words."""
+"""Damage files at random, and check that reading them ends in a result or a message."""
 
 import random
 import re

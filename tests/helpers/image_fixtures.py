@@ -1,4 +1,4 @@
-"""Fixtures that make data sets of small images."""
+"""Make data sets of small images, as fixtures."""
 
 import io
 import tarfile
@@ -10,7 +10,7 @@ from PIL import Image
 
 @pytest.fixture
 def image():
-    """A maker of images that differ: smooth ones, as photographs are, so that JPEG keeps them recognisable."""
+    """Return a function that makes different smooth images, which JPEG keeps recognisable."""
     random = np.random.default_rng(0)
 
     def make(size=(32, 32), mode="RGB"):
@@ -23,7 +23,7 @@ def image():
 
 @pytest.fixture
 def folder(tmp_path, image):
-    """A maker of folders of classes: 3 classes, `train` images of each to train on and `val` to score."""
+    """Return a function that makes folders of 3 classes, with `train` and `val` images of each."""
 
     def make(train=4, val=2, size=(32, 32), kind="png", name="set"):
         for split, count in ("train", train), ("val", val):
@@ -39,7 +39,7 @@ def folder(tmp_path, image):
 
 @pytest.fixture
 def dark_and_light(tmp_path):
-    """A maker of folders of two classes of noise that even a tiny model tells apart: `train` and `val` of each."""
+    """Return a function that makes two classes of noise that a tiny model tells apart, as `folder` does."""
 
     def make(train, val):
         random = np.random.default_rng(0)
@@ -58,7 +58,7 @@ def dark_and_light(tmp_path):
 @pytest.fixture
 def break_image():
     def damage(path):
-        """Truncate a file so that its header opens and its pixels do not: what timm's retry does not see."""
+        """Truncate a file so that its header can be read and its pixels cannot, which timm's retry misses."""
         content = path.read_bytes()
         path.write_bytes(content[: int(len(content) * 0.9)])
         if path.suffix == ".jpg":
@@ -71,7 +71,7 @@ def break_image():
 @pytest.fixture
 def shard():
     def write(path, samples):
-        """A WebDataset shard of (key, extension, bytes)."""
+        """Write a WebDataset shard of (key, extension, bytes)."""
         with tarfile.open(path, "w") as tar:
             for key, extension, content in samples:
                 info = tarfile.TarInfo(f"{key}.{extension}")

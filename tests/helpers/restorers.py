@@ -1,4 +1,4 @@
-"""An image, and a small model whose output depends on few pixels around each."""
+"""Make an image, and a small model whose outputs depend on the pixels nearby."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ def image(h, w, channels=2, batch=1):
 
 
 class Blur(nn.Module):
-    """Depends on a 3 x 3 neighbourhood, enlarges `scale` times and turns two channels into three."""
+    """Convolve 3 x 3 pixels, from two channels to three, and enlarge `scale` times."""
 
     def __init__(self, scale=1):
         super().__init__()

@@ -73,7 +73,7 @@ class Process:
         return self.log.read_text() if self.log.exists() else ""
 
     def running(self):
-        """Whether the process has not ended."""
+        """Return whether the process still runs."""
         return self.process.is_alive()
 
     def kill(self, number=signal.SIGKILL):

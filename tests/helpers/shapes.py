@@ -1,4 +1,4 @@
-"""A small data set of orange squares and blue discs."""
+"""Draw a small data set of orange squares and blue discs."""
 
 import json
 
@@ -9,7 +9,7 @@ SQUARE, DISC = 7, 3  # category ids: neither from 1 on nor in the order of their
 
 
 def draw(objects, size=(96, 64), background=40):
-    """A dark image of (width, height) with orange squares and blue discs, each (category, x, y, side)."""
+    """Draw orange squares and blue discs, each (category, x, y, side), on a dark image of (width, height)."""
     width, height = size
     pixels = np.random.default_rng(0).integers(0, background, (height, width, 3), dtype=np.uint8)
     y, x = np.mgrid[:height, :width]
@@ -25,7 +25,7 @@ def draw(objects, size=(96, 64), background=40):
 
 
 def scatter(count, seed, size=(96, 64)):
-    """Up to three objects an image, none in every fourth."""
+    """Place up to three objects in an image, and none in every fourth."""
     random = np.random.default_rng(seed)
     images = []
     for i in range(count):

@@ -1,4 +1,4 @@
-"""Padding and self-ensemble against literal versions, and tiles against whole images."""
+"""Test padding and self-ensemble against literal versions, and tiles against whole images."""
 
 from functools import partial
 from itertools import pairwise

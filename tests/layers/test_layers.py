@@ -1,4 +1,4 @@
-"""The layers that mixers and skeleton share. Their workarounds have reproducers in `test_workarounds.py`."""
+"""Test the layers that mixers and the skeleton share. `test_workarounds.py` reproduces the bugs that they avoid."""
 
 import pytest
 import torch

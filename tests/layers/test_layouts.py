@@ -61,10 +61,10 @@ class LayoutCounter(TorchDispatchMode):
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         out = op(*args, **(kwargs or {}))
         name = op.overloadpacket.__name__
-        given, returned = maps((args, kwargs)), maps(out)
-        computes = given and returned and not op.is_view and name != "_unsafe_view"
-        layouts = {innermost(t) for t in given + returned}
-        if (given and name in COPIES) or (computes and len(layouts) > 1):
+        inputs, outputs = maps((args, kwargs)), maps(out)
+        computes = inputs and outputs and not op.is_view and name != "_unsafe_view"
+        layouts = {innermost(t) for t in inputs + outputs}
+        if (inputs and name in COPIES) or (computes and len(layouts) > 1):
             self.counts[name] += 1
         return out
 
@@ -104,9 +104,9 @@ def count(block: nn.Module) -> tuple[Counter, Counter]:
 def problems(block: nn.Module, mixer: str) -> list[str]:
     """Return a sentence for each count above that in ALLOWED."""
     allowed = {op: times for op, *times, _ in ALLOWED[mixer]}
-    found = dict(zip(("forward", "backward"), count(block)))
+    counts_by_pass = dict(zip(("forward", "backward"), count(block)))
     lines = []
-    for i, (which, counts) in enumerate(found.items()):
+    for i, (which, counts) in enumerate(counts_by_pass.items()):
         for op, times in sorted(counts.items()):
             most = allowed.get(op, (0, 0))[i]
             if times > most:
@@ -126,7 +126,7 @@ def test_block_copies_no_more_than_allowed(mixer):
 
 
 class Contiguous(nn.Module):
-    """A careless edit: make the map contiguous before the mixer."""
+    """Make the map contiguous before the mixer, as a careless edit would."""
 
     def __init__(self, mixer: nn.Module):
         super().__init__()

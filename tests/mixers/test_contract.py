@@ -1,4 +1,4 @@
-"""The contract of every mixer, metamix's own or a user's, as `metamix/mixers/registry.py` states it."""
+"""Test the contract of mixers, metamix's and users', as `metamix/mixers/registry.py` states it."""
 
 import copy
 import inspect
@@ -20,7 +20,7 @@ SIZES = [(1, 1), (1, 5), (7, 5), SIZE, (31, 33)]
 
 
 class Mine(nn.Module):
-    """A user's mixer without the optional parts of the contract."""
+    """Stand for a user's mixer without the optional parts of the contract."""
 
     def __init__(self, dim, *, size, kernel=3):
         super().__init__()
@@ -318,11 +318,11 @@ def test_class_that_is_defined_again(forget_mixers):
 @pytest.mark.parametrize(
     "name, option", [("maxim", "block_size"), ("maxim", "grid_size"), ("nin", "grid"), ("minattn", "context")]
 )
-@pytest.mark.parametrize("given", [0, -1, (4,), (4, 0), (4, 4, 4), 2.5])
-def test_options_that_are_no_size(name, option, given):
-    words = f"{option} is {given!r}: give one number of at least 1, or two of them, (height, width)."
+@pytest.mark.parametrize("value", [0, -1, (4,), (4, 0), (4, 4, 4), 2.5])
+def test_options_that_are_no_size(name, option, value):
+    words = f"{option} is {value!r}: give one number of at least 1, or two of them, (height, width)."
     with pytest.raises(ValueError, match=re.escape(words)):
-        create_mixer(name, 8, size=(8, 8), **{option: given})
+        create_mixer(name, 8, size=(8, 8), **{option: value})
 
 
 @pytest.mark.parametrize(
@@ -340,10 +340,10 @@ def test_options_that_are_no_size(name, option, given):
     ],
 )
 def test_options_that_are_no_count(name, option, least):
-    for given in (least - 1, 2.0, "2", [2]):
-        words = f"{option} is {given!r}: give a whole number of at least {least}."
+    for value in (least - 1, 2.0, "2", [2]):
+        words = f"{option} is {value!r}: give a whole number of at least {least}."
         with pytest.raises(ValueError, match=re.escape(words)):
-            create_mixer(name, 8, size=(8, 8), **{option: given})
+            create_mixer(name, 8, size=(8, 8), **{option: value})
 
 
 def test_registering_what_is_no_module_class(forget_mixers):
@@ -355,8 +355,7 @@ def test_registering_what_is_no_module_class(forget_mixers):
 
 
 def test_registering_without_a_name():
-    words = 'register_mixer takes the mixer\'s name, got Mine: write @register_mixer("my_mixer") above the class.'
-    with pytest.raises(TypeError, match=re.escape(words)):
+    with pytest.raises(TypeError, match=r"takes the mixer's name, got Mine: write @register_mixer\("):
         register_mixer(Mine)
 
 
@@ -382,25 +381,23 @@ def constructors():
 @pytest.mark.parametrize("init", constructors(), ids=lambda f: f.__name__)
 def test_constructor_that_breaks_the_contract(init, forget_mixers):
     cls = type("Wrong", (nn.Module,), {"__init__": init})
-    words = r"Mixer 'mine' has the constructor Wrong\(.*write `def __init__\(self, dim, \*, size, ...\)`"
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=r"has the constructor Wrong\(.*write `def __init__\(self, dim, \*, size"):
         register_mixer("mine")(cls)
     assert "mine" not in list_mixers()
 
 
-def test_unknown_mixer():
-    with pytest.raises(ValueError, match=r"mixer is 'rafft'; did you mean 'raft'\? Accepted: identity,"):
-        create_mixer("rafft", DIM, size=SIZE)
-    with pytest.raises(ValueError, match=r"mixer is 'xyz'\. Accepted: .*, --import MODULE\."):
-        create_mixer("xyz", DIM, size=SIZE)
-
-
-def test_unknown_option():
-    words = r"mixer 'pooling' has no option 'pool'; did you mean 'pool_size'\? Its options: pool_size, subtract\."
+@pytest.mark.parametrize(
+    "name, options, words",
+    [
+        ("rafft", {}, r"mixer is 'rafft'; did you mean 'raft'\? Accepted: identity,"),
+        ("xyz", {}, r"mixer is 'xyz'\. Accepted: .*, --import MODULE\."),
+        ("pooling", {"pool": 3}, "no option 'pool'; did you mean 'pool_size'. Its options: pool_size, subtract"),
+        ("identity", {"kernel": 3}, r"mixer 'identity' has no option 'kernel'\. Its options: none"),
+    ],
+)
+def test_unknown_names(name, options, words):
     with pytest.raises(ValueError, match=words):
-        create_mixer("pooling", DIM, size=SIZE, pool=3)
-    with pytest.raises(ValueError, match=r"mixer 'identity' has no option 'kernel'\. Its options: none"):
-        create_mixer("identity", DIM, size=SIZE, kernel=3)
+        create_mixer(name, DIM, size=SIZE, **options)
 
 
 def test_mixers_are_listed_in_order_of_registration(forget_mixers):
@@ -426,8 +423,6 @@ def test_options_of_a_mixer(forget_mixers):
     assert context == (
         "side or (h, w) of the grid that keys and values are averaged to, at most `size`; None for all tokens."
     )
-    with pytest.raises(ValueError, match=r"mixer is 'rafft'; did you mean 'raft'\?"):
-        mixer_options("rafft")
 
 
 class OneChannel(Mine):
@@ -444,11 +439,11 @@ class Flat(Mine):
         return (x,)
 
 
-@pytest.mark.parametrize("cls, given", [(OneChannel, "(2, 1, 4, 4)"), (Flat, "a tuple")])
-def test_mixer_that_changes_the_shape(cls, given, forget_mixers):
+@pytest.mark.parametrize("cls, returned", [(OneChannel, "(2, 1, 4, 4)"), (Flat, "a tuple")])
+def test_mixer_that_changes_the_shape(cls, returned, forget_mixers):
     register_mixer("wrong")(cls)
     model = MetaFormer(img_size=16, depths=(1,), dims=(8,), mixer="wrong")
-    words = f"{cls.__name__} returned {given} for a map of shape (2, 8, 4, 4): a mixer must keep the shape"
+    words = f"{cls.__name__} returned {returned} for a map of shape (2, 8, 4, 4): a mixer must keep the shape"
     with pytest.raises(ValueError, match=re.escape(words)):
         model(torch.randn(2, 3, 16, 16))
 

@@ -1,4 +1,4 @@
-"""Inductor's code for one block of each mixer; more would take long to compile."""
+"""Test inductor's code for one block of each mixer; more would take long to compile."""
 
 import shutil
 

@@ -28,22 +28,22 @@ def formula(x, mixer, qk, heads, context):
     value = seen if isinstance(mixer.value, torch.nn.Identity) else linear(seen, mixer.value)
     y = torch.empty_like(x)
     for head in range(heads):
-        own = slice(head * d, (head + 1) * d)
+        channels = slice(head * d, (head + 1) * d)
         if qk == "separate":
-            q, k = linear(x, mixer.query)[:, own], linear(seen, mixer.key)[:, own]
+            q, k = linear(x, mixer.query)[:, channels], linear(seen, mixer.key)[:, channels]
         elif qk == "collapsed":
             q, k = linear(x, mixer.query), seen
         elif qk == "shared":
-            q, k = linear(x, mixer.query)[:, own], linear(seen, mixer.query)[:, own]
+            q, k = linear(x, mixer.query)[:, channels], linear(seen, mixer.query)[:, channels]
         else:
             t = factor(mixer, head, d)
-            q, k = (torch.einsum("io,bihw->bohw", t, m[:, own]) for m in (x, seen))
+            q, k = (torch.einsum("io,bihw->bohw", t, m[:, channels]) for m in (x, seen))
         for image in range(x.shape[0]):
-            keys, values = k[image].flatten(1), value[image, own].flatten(1)
+            keys, values = k[image].flatten(1), value[image, channels].flatten(1)
             for row in range(x.shape[2]):
                 for column in range(x.shape[3]):
                     weights = torch.exp(q[image, :, row, column] @ keys / math.sqrt(d))
-                    y[image, own, row, column] = values @ (weights / weights.sum())
+                    y[image, channels, row, column] = values @ (weights / weights.sum())
     return y if isinstance(mixer.proj, torch.nn.Identity) else linear(y, mixer.proj)
 
 
@@ -159,12 +159,13 @@ def test_attention_dropout_acts_in_training_only():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"qk is 'colapsed'; did you mean 'collapsed'\? Accepted: separate, collap"):
-        create_mixer("minattn", 8, size=SIZE, qk="colapsed")
-    with pytest.raises(ValueError, match="num_heads 3 does not divide the 8 channels: choose a divisor of 8"):
-        create_mixer("minattn", 8, size=SIZE, num_heads=3)
-    with pytest.raises(ValueError, match="is for one head, but num_heads is 2: use 1, or qk='shared'"):
-        create_mixer("minattn", 8, size=SIZE, qk="collapsed", num_heads=2)
+    for options, words in (
+        (dict(qk="colapsed"), "qk is 'colapsed'; did you mean 'collapsed'"),
+        (dict(num_heads=3), "num_heads 3 does not divide the 8 channels: choose a divisor of 8"),
+        (dict(qk="collapsed", num_heads=2), "is for one head, but num_heads is 2: use 1, or qk='shared'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            create_mixer("minattn", 8, size=SIZE, **options)
 
 
 @pytest.mark.parametrize("qk", ["shared", "separate"])
@@ -177,8 +178,8 @@ def test_positions_add_a_bias_for_each_offset(qk):
     value, y = linear(x, mixer.value), torch.empty_like(x)
     for head, h, w in product(range(2), range(3), range(4)):
         bias = torch.stack([mixer.bias.table[0, head, h - i + 2, w - j + 3] for i in range(3) for j in range(4)])
-        own = slice(2 * head, 2 * head + 2)
-        y[0, own, h, w] = value[0, own].flatten(1) @ bias.softmax(0)
+        channels = slice(2 * head, 2 * head + 2)
+        y[0, channels, h, w] = value[0, channels].flatten(1) @ bias.softmax(0)
     assert_equal(mixer(x), linear(y, mixer.proj))
 
 
@@ -242,9 +243,9 @@ def test_dropout_in_training_mode_without_gradients():
 @pytest.mark.parametrize("fused", [True, False])
 def test_fused_attention_is_timms_switch(fused, monkeypatch):
     calls = []
-    own = torch.nn.functional.scaled_dot_product_attention
+    attention = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
-        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or own(*a, **k)
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or attention(*a, **k)
     )
     set_fused_attn(fused)
     try:

@@ -40,6 +40,5 @@ def test_constant_map_gives_zero():
 
 @pytest.mark.parametrize("k", [0, 2, -1, 3.0, "3", [3, 3]])
 def test_pool_size_is_an_odd_number(k):
-    words = rf"pool_size is {re.escape(repr(k))}; an odd number .* try 3 or 5"
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=rf"pool_size is {re.escape(repr(k))}; an odd number .* try 3 or 5"):
         create_mixer("pooling", 8, size=(4, 4), pool_size=k)

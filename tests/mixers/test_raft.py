@@ -131,13 +131,11 @@ def test_multiply_adds_are_counted():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="raft_size 3 does not divide the 8 channels: choose a divisor of 8"):
-        create_mixer("raft", 8, size=SIZE, raft_size=3)
-    with pytest.raises(ValueError, match="expansion is -1: give a finite number of at least 0"):
-        create_mixer("raft", 8, size=SIZE, expansion=-1)
-    with pytest.raises(ValueError, match="expansion is inf: give a finite number of at least 0"):
-        create_mixer("raft", 8, size=SIZE, expansion=math.inf)
-    with pytest.raises(ValueError, match="expansion 0.01 leaves the MLPs no hidden values: give a larger one"):
-        create_mixer("raft", 8, size=SIZE, expansion=0.01)
-    with pytest.raises(ValueError, match=r"resample is 'weight'; did you mean 'weights'\? Accepted: branch, stream, w"):
-        create_mixer("raft", 8, size=SIZE, resample="weight")
+    for options, words in (
+        (dict(raft_size=3), "raft_size 3 does not divide the 8 channels: choose a divisor of 8"),
+        (dict(expansion=math.inf), "expansion is inf: give a finite number of at least 0"),
+        (dict(expansion=0.01), "expansion 0.01 leaves the MLPs no hidden values: give a larger one"),
+        (dict(resample="weight"), "resample is 'weight'; did you mean 'weights'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            create_mixer("raft", 8, size=SIZE, **options)

@@ -1,4 +1,4 @@
-"""What `metamix explain` and benchmarks/report/mixer_views.py show is what the mixers compute."""
+"""Test that `metamix explain` and benchmarks/report/mixer_views.py show what the mixers compute."""
 
 import pytest
 import torch
@@ -75,7 +75,7 @@ def test_view_of_each_mixer(name, titles):
     assert all(view.values.ndim == 2 and view.is_map == ("weights" not in view.title) for view in shown)
 
 
-def test_a_mixer_of_ones_own_can_be_shown():
+def test_a_users_mixer_can_be_shown():
     class Mine(nn.Identity):
         pass
 

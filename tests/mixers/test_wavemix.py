@@ -130,16 +130,12 @@ def test_cropping_keeps_the_centre():
 @pytest.mark.parametrize(
     "options, words",
     [
-        (dict(mult=0), "mult is 0: give a whole number of at least 1"),
         (dict(level="1"), "level is '1'; the transform has 1, 2, 3 or 4 levels"),
         (dict(wavelet="harr"), r"'harr' is not a discrete wavelet of PyWavelets; did you mean 'haar'\? `pywt.wavelist"),
         (dict(wavelet="morl"), "'morl' is not a discrete wavelet of PyWavelets"),
         (dict(upsample="biliner"), r"upsample is 'biliner'; did you mean 'bilinear'\? Accepted: transposed, bilinear"),
         (dict(norm="layer"), r"norm is 'layer'.* Accepted: batch, group"),
-        (
-            dict(upsample="bilinear", ff_channel=4),
-            "ff_channel is 4, but upsample='bilinear' has no such width: give 0",
-        ),
+        (dict(upsample="bilinear", ff_channel=4), "ff_channel is 4, but upsample='bilinear' has no such width: give 0"),
     ],
 )
 def test_errors(options, words):

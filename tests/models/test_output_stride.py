@@ -58,10 +58,10 @@ def test_without_mixing_the_finer_maps_contain_the_coarse_ones():
 @torch.no_grad()
 def test_a_downsampling_may_be_any_constructor_of_convolutions():
     """A function that builds the same convolutions as the default gives the same model."""
-    own = create(output_stride=8, downsample=lambda i, o: ConvEmbed(i, o, kernel_size=3, stride=2, padding=1))
+    model = create(output_stride=8, downsample=lambda i, o: ConvEmbed(i, o, kernel_size=3, stride=2, padding=1))
     x = torch.randn(1, 3, 64, 64)
-    assert own.feature_info[-1]["reduction"] == 8
-    assert torch.equal(own(x), create(output_stride=8)(x))
+    assert model.feature_info[-1]["reduction"] == 8
+    assert torch.equal(model(x), create(output_stride=8)(x))
 
 
 def test_a_file_loads_without_a_warning(tmp_path):
@@ -80,14 +80,14 @@ def test_a_map_one_pixel_wide():
     torch.testing.assert_close(down(x), F.conv2d(x, down.weight, down.bias, 1, 2, 2))
 
 
-@pytest.mark.parametrize("name, output_stride, own", [
+@pytest.mark.parametrize("name, output_stride, stride", [
     ("metaformer_pooling_nano", 4, 8),
     ("raftmlp_s", 16, 32),
     ("wavemix_192_16", 8, 4),
     ("ninformer_cifar", 8, 4),
 ])  # fmt: skip
-def test_other_models_refuse_it(name, output_stride, own):
-    words = f"output_stride is {output_stride!r}, but the last maps of this model have stride {own}. Only models of"
+def test_other_models_refuse_it(name, output_stride, stride):
+    words = f"output_stride is {output_stride!r}, but the last maps of this model have stride {stride}. Only models of"
     with pytest.raises(ValueError, match=words):
         timm.create_model(name, output_stride=output_stride, device="meta")
 

@@ -57,10 +57,7 @@ OTHERS = [
 def test_weights_of_another_function_are_refused(name, args, other, other_args, words, saved):
     file = saved(name, **args)
     words = rf"{file.name} holds weights of {name} with .*{words}.*Build the model of the weights: timm.create_model\("
-    for way in (
-        {"checkpoint_path": file},
-        {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}},
-    ):
+    for way in ({"checkpoint_path": file}, {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}):
         with pytest.raises(ValueError, match=words):
             create(other, num_classes=10, **way, **other_args)
     tensors, metadata = read_weights(file)
@@ -102,10 +99,7 @@ def test_a_saved_state_dict_of_another_mixer_is_refused(tmp_path):
     file = tmp_path / "w.pt"
     torch.save(create("metaformer_pooling_nano", num_classes=10).state_dict(), file)
     words = r"stages.0 holds weights with the mixer pooling\(\), but this model has the mixer identity\(\)"
-    for way in (
-        {"checkpoint_path": file},
-        {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}},
-    ):
+    for way in ({"checkpoint_path": file}, {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}):
         create("metaformer_pooling_nano", num_classes=10, **way)
         with pytest.raises(ValueError, match=words):
             create("metaformer_identity_nano", num_classes=10, **way)

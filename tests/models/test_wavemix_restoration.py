@@ -1,4 +1,4 @@
-"""WaveMix's super-resolution nets: weights of the authors' code, sizes, dtypes and gradients."""
+"""Test WaveMix's super-resolution nets: weights of the authors' code, sizes, dtypes and gradients."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_super_resolution_of_the_authors():
 
 
 def wavemixsr_state(model):
-    """The state dict that the authors' class has: their names, and their order of the detail channels."""
+    """Return the state dict as the authors' class has it: their names and order of detail channels."""
     state = {}
     for key, value in model.state_dict().items():
         key = key.replace("head.", "final.").replace("stem.1.", "path1.2.").replace("stem.0.", "path1.1.")
@@ -58,10 +58,9 @@ def test_luminance_net_from_the_authors_names():
     x = torch.rand(2, 3, 8, 6)
     assert torch.equal(loaded(x), model(x))
     assert loaded.blocks[0].mixer.levels[0].drop.p == 0.3
+    del state["path1.2.bias"]
     with pytest.raises(ValueError, match="lacks path1.2.bias"):
-        load_official(
-            "wavemixsr", {k: v for k, v in state.items() if k != "path1.2.bias"}, final_dim=16, ff_channel=16, depth=2
-        )
+        load_official("wavemixsr", state, final_dim=16, ff_channel=16, depth=2)
 
 
 @torch.no_grad()
@@ -89,10 +88,7 @@ def test_images_restored_at_their_size_may_be_odd(size):
 
 
 def test_training_refuses_odd_images():
-    words = (
-        "^Images have 75 x 100 pixels, but WaveMixSisr trains on multiples of 2 x 2: crop or pad them. After model.eval"
-    )
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match="75 x 100 pixels, but WaveMixSisr trains on multiples of 2 x 2: crop or pad"):
         WaveMixSisr(1, scale=1, dim=8, depth=1)(torch.rand(1, 1, 75, 100))
 
 
@@ -144,16 +140,18 @@ def test_every_parameter_gets_a_gradient(model):
 
 
 @pytest.mark.parametrize(
-    "options, words",
+    "network, options, words",
     [
-        (dict(scale=1.5), "scale is 1.5"),
-        (dict(dim="8"), "dim is '8': give a whole number"),
-        (dict(mode="cubic"), "mode is 'cubic'; did you mean 'bicubic'"),
+        (WaveMixSR, dict(scale=1.5), "scale is 1.5"),
+        (WaveMixSR, dict(dim="8"), "dim is '8': give a whole number"),
+        (WaveMixSR, dict(mode="cubic"), "mode is 'cubic'; did you mean 'bicubic'"),
+        (WaveMixSisr, dict(scale=3), "scale is 3: WaveMixSisr enlarges images twice, or not at all: give 1 or 2"),
+        (WaveMixSisr, dict(depth=-1), "depth is -1: give a whole number of at least 1"),
     ],
 )
-def test_refusals(options, words):
+def test_refusals(network, options, words):
     with pytest.raises(ValueError, match=words):
-        WaveMixSR(**options)
+        network(**options)
 
 
 @torch.no_grad()
@@ -162,10 +160,3 @@ def test_sisr_returns_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert model(torch.rand(1, 3, 8, 8)).dtype == torch.float32
     assert model.bfloat16()(torch.rand(1, 3, 8, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
-
-
-def test_refusals_of_sisr():
-    with pytest.raises(ValueError, match="scale is 3: WaveMixSisr enlarges images twice, or not at all: give 1 or 2"):
-        WaveMixSisr(scale=3)
-    with pytest.raises(ValueError, match="depth is -1: give a whole number of at least 1"):
-        WaveMixSisr(depth=-1)

@@ -1,4 +1,4 @@
-"""Tags of the authors' classifiers: addresses, images, and a download of a file as they publish them."""
+"""Test tags of the authors' classifiers: addresses, images, and a download."""
 
 import json
 from pathlib import Path

@@ -138,7 +138,7 @@ def test_another_size(name, scale, saved):
     ("ninformer_cifar", "stages.0.blocks.1.mixer.token_mlp.fc2.bias", (1, 1, 8, 8)),
     ("minattn_full_mlp_h4_cifar", "pos_embed", (1, 16, 4, 4)),
 ])  # fmt: skip
-def test_what_is_spatial_is_interpolated(name, key, grid, saved):
+def test_spatial_weights_are_interpolated(name, key, grid, saved):
     """On a map of twice the side, averages of neighbours are close to the old values."""
     model, file = saved(name)
     old = model.state_dict()[key].view(grid)
@@ -178,10 +178,7 @@ def test_unknown_and_misshapen_tensors(name, saved):
     for wrong, words in (
         ({**state, "stages.9.weight": torch.ones(1)}, "it has tensors that the model lacks: stages.9.weight"),
         ({**state, key: torch.ones(3, 5, 7)}, f"it has {key} of shape \\(3, 5, 7\\) where the model has"),
-        (
-            {k.replace("stages", "layers"): v for k, v in state.items()},
-            "it lacks stages.*it has tensors that the model lacks: layers",
-        ),
+        ({k.replace("stages", "layers"): v for k, v in state.items()}, "it lacks stages.* the model lacks: layers"),
     ):
         save_file(wrong, file)
         for kwargs in WAYS:
@@ -203,7 +200,7 @@ def test_misshapen_spatial_weights(name, saved):
 
 
 @pytest.mark.parametrize("option, value", [("raft_size", 4), ("raft_size", 1), ("expansion", 1)])
-def test_weights_of_other_rafts_are_no_other_size(option, value, saved):
+def test_weights_of_another_raft_size_are_not_resampled(option, value, saved):
     _, file = saved("metaformer_raft_nano")
     words = r"has stages.0.blocks.0.mixer.vertical.fc1.weight of shape \(64, 1, 2, 16\) where the model has \("
     for size in (32, 64):
@@ -223,9 +220,7 @@ def test_only_the_head_may_be_missing(saved):
     model, file = saved("metaformer_pooling_s12")
     save_file({k: v for k, v in model.state_dict().items() if not k.startswith("head.")}, file)
     assert same(create("metaformer_pooling_s12", file, num_classes=7), model, without=["head."])
-    with pytest.raises(
-        RuntimeError, match="head.weight"
-    ):  # the model has the classes of the file, so the head must be there
+    with pytest.raises(RuntimeError, match="head.weight"):  # it has the classes of the file
         create("metaformer_pooling_s12", file)
 
 
@@ -277,11 +272,10 @@ def test_timm_poolformer_without_a_stage(timm_s12, tmp_path):
     theirs, _ = timm_s12
     file = tmp_path / "model.safetensors"
     save_file({k: v for k, v in theirs.state_dict().items() if not k.startswith("stages.2.")}, file)
+    source = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(file)))
     for kwargs in WAYS:
         with pytest.raises(ValueError, match="it lacks stages.2.blocks.0.layer_scale1.scale"):
-            timm.create_model(
-                "metaformer_pooling_s12", pretrained=True, pretrained_cfg_overlay=dict(file=str(file)), **kwargs
-            )
+            timm.create_model("metaformer_pooling_s12", **source, **kwargs)
 
 
 @torch.no_grad()

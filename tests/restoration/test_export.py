@@ -18,6 +18,7 @@ from metamix.tasks.export import export
 from metamix.tasks.exportable import ExportOptions
 from metamix.weights.files import save_weights
 from metamix.weights.metadata import ModelMetadata
+from tests.helpers.advice import exit_code
 
 MAXIM = ("maxim_nano", dict(features=4, depth=1, block_size_hr=4, grid_size_hr=4, block_size_lr=4))
 WAVEMIX = ("wavemix_sisr_144_4", dict(dim=8, depth=1))
@@ -29,7 +30,7 @@ needs_engines = pytest.mark.skipif(
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of three photographs of 40 x 56 pixels."""
+    """Make a folder of three photographs of 40 x 56 pixels."""
     return draw(tmp_path / "photos", 3)
 
 
@@ -84,10 +85,8 @@ def test_scores_tiles_and_pictures(model, degradation, format, dynamic, photos, 
     else:
         pad = PadAndCrop(eager, exported.artifact.extra, (32, 32))
         torch.testing.assert_close(restored, apply_in_tiles(pad, image, tile=32, overlap=4), rtol=0, atol=1e-4)
-    with pytest.raises(SystemExit) as exit:
-        words = ["--output", str(tmp_path / "restored"), "--ensemble", "--format", "tif", "--trust"]
-        metamix_cli.main(["predict", str(photos / "0.png"), "--model", str(folder), *words])
-    assert exit.value.code == 0
+    words = ["--model", folder, "--output", tmp_path / "restored", "--ensemble", "--format", "tif", "--trust"]
+    assert exit_code(metamix_cli.main, "predict", photos / "0.png", *words) == 0
     photo = torch.from_numpy(np.array(Image.open(photos / "0.png"))).permute(2, 0, 1)[None] / 255
     size = None if dynamic else (32, 32)
     expected = Restorer(1, *tiles(size), ensemble=True, whole=size)(
@@ -135,10 +134,7 @@ def test_default_size_is_one_that_the_model_takes(tmp_path):
     ("options", "words"),
     [
         (dict(img_size=30), r"img_size is 30 x 30: .* takes multiples of 8 x 8"),
-        (
-            dict(data="folder", data_dir="."),
-            "data is folder, but restoration reads one layout: give only",
-        ),
+        (dict(data="folder", data_dir="."), "data is folder, but restoration reads one layout: give only"),
     ],
 )
 def test_options_that_do_not_fit(options, words, tmp_path):
@@ -149,9 +145,8 @@ def test_options_that_do_not_fit(options, words, tmp_path):
 
 def test_names_of_weights_say_the_model(tmp_path):
     options = ExportOptions("wavemixsr_nano.x2", tmp_path / "out")
-    assert open_restorer(options).extra == dict(
-        channels="y", enlarge=1, degradation="downscale:2", scale=2, multiple=[1, 1]
-    )
+    extra = dict(channels="y", enlarge=1, degradation="downscale:2", scale=2, multiple=[1, 1])
+    assert open_restorer(options).extra == extra
     with pytest.raises(ValueError, match="model is maxim_nano, but wavemixsr_nano.x2 says what model it is: leave"):
         export(options.source, output=options.output, model="maxim_nano")
 
@@ -191,8 +186,8 @@ def test_int8_sees_no_scored_image(tmp_path):
     [
         ({}, ""),
         ({"channels": "u"}, r"channels in extra is 'u'; accepted is one of rgb, grey, y.* Export the model again"),
-        ({"multiple": [8]}, r"multiple in extra is \[8\]; accepted is two whole numbers from 1 to 65,536"),
-        ({"scale": 0}, "scale in extra is 0; accepted is a whole number from 1 to 65,536"),
+        ({"multiple": [8]}, r"multiple in extra is \[8\]; accepted is two whole numbers"),
+        ({"scale": 0}, "scale in extra is 0; accepted is a whole number"),
         ({"enlarge": None}, "enlarge in extra is None; accepted is a whole number"),
     ],
 )

@@ -1,4 +1,4 @@
-"""PSNR, SSIM and bicubic resizing against literal formulas, scikit-image and the field's files."""
+"""Test PSNR, SSIM and bicubic resizing against literal formulas, scikit-image and published values."""
 
 import math
 import os
@@ -22,7 +22,7 @@ DATA = os.environ.get("METAMIX_DATA")
 
 @pytest.fixture(scope="module")
 def photos():
-    """The folder with Set5 and Set14, which may not be committed."""
+    """Find the folder with Set5 and Set14, whose licence does not allow to commit them."""
     if DATA is None:
         pytest.skip("needs photos/ with Set5 and Set14: set METAMIX_DATA to the folder that holds it")
     return Path(DATA, "photos")
@@ -36,7 +36,7 @@ def pair():
 
 
 def literal_ssim(x, y):
-    """SSIM of one channel, window by window, on the scale of 0 to 255."""
+    """Compute SSIM of one channel, window by window, on the scale of 0 to 255."""
     place = np.arange(11) - 5
     window = np.exp(-(place[:, None] ** 2 + place[None] ** 2) / (2 * 1.5**2))
     window /= window.sum()
@@ -91,7 +91,7 @@ def test_channel_border_and_rounding(pair):
     assert Measure("grey", 0, False).score(x[:1], y[:1])[0] == pytest.approx(psnr(x[:1], y[:1]))
 
 
-def test_the_words_beside_the_numbers():
+def test_scores_are_described():
     text = Measure("y", 2).describe()
     assert "Y (BT.601, 16 to 235), border 2, clipped and rounded to 8 bits" in text
     assert "on grey, border 0, not clipped, not rounded" in Measure("y", 0, False).describe("grey")
@@ -139,7 +139,7 @@ def test_bicubic_halving_equals_the_kernel():
 
 @pytest.fixture(scope="module")
 def set5(photos):
-    """Images (3, H, W) by folder and name."""
+    """Return images (3, H, W) by folder and name."""
     return {
         (path.parent.name, path.stem): torch.from_numpy(np.array(Image.open(path).convert("RGB")))
         .permute(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Training, resuming, scoring and restoring from the command line, with a model that takes milliseconds."""
+"""Test training, resuming, scoring and restoring from the command line, with a tiny model."""
 
 import csv
 import json
@@ -20,6 +20,7 @@ from metamix.restoration.options import RestorationEvalOptions, RestorationOptio
 from metamix.restoration.task import Restoration
 from metamix.training.recipe import parse
 from metamix.weights.metadata import ModelMetadata
+from tests.helpers.advice import exit_code
 from tests.helpers.running import assert_same_run, start_all, stopped_at
 
 TINY = "{features: 4, depth: 1, channels_reduction: 2, high_res_stages: 0, block_size_lr: 4}"
@@ -42,9 +43,7 @@ def evaluate(*words):
 
 def predict(*words):
     """Run `metamix predict` and return its exit code."""
-    with pytest.raises(SystemExit) as end:
-        metamix_cli.main(["predict", *map(str, words), "--device", "cpu"])
-    return end.value.code
+    return exit_code(metamix_cli.main, "predict", *words, "--device", "cpu")
 
 
 def read_csv(path):
@@ -110,7 +109,7 @@ def test_tiles_give_nearly_the_scores_of_whole_images(clean, tmp_path):
     assert tiles["psnr"] != whole["psnr"] and tiles["psnr"] == pytest.approx(whole["psnr"], abs=1)
 
 
-def test_an_interrupted_run_ends_as_one_in_a_piece(clean, tmp_path):
+def test_an_interrupted_run_equals_an_uninterrupted_one(clean, tmp_path):
     words = [*MAXIM, "--data-dir", clean(), "--degradation", "blur:0-2,noise:0-50", "--crops", 2, "--epochs", 2]
     train(*words, "--output", tmp_path / "whole")
     with stopped_at(7):
@@ -228,9 +227,7 @@ def test_local_pooling_of_scores_alone(clean, tmp_path):
     for side in (0, 16):
         assert predict(photos, "--checkpoint", run, "--output", tmp_path / f"{side}", "--local-pooling", side) == 0
     assert (np.array(Image.open(tmp_path / "0" / "0.png")) != np.array(Image.open(tmp_path / "16" / "0.png"))).any()
-    with pytest.raises(
-        SystemExit, match="local_pooling is 16, but wavemixsr_144_4 has no channel attention to pool in"
-    ):
+    with pytest.raises(SystemExit, match="local_pooling is 16, but wavemixsr_144_4 has no channel attention"):
         train(*WAVEMIX, "--data-dir", photos, "--degradation", "downscale:2", "--channels", "y", "--local-pooling", 16)
 
 
@@ -287,43 +284,31 @@ MISTAKES = [
     (["--model", "maxim_nan"], "no image model 'maxim_nan'; did you mean 'maxim_nano'"),
     (["--degradation", "nois:25"], "degradation is 'nois'; did you mean 'noise'"),
     (["--loss", "ssin"], "loss is 'ssin'; did you mean 'ssim'"),
-    (["--loss", "0*l1"], "the weight of l1 must be a number above 0"),
     (["--crop", 64], "48 x 40 pixels, less than the crop of 64: give a smaller --crop, or take the image out"),
     (["--crop", 18], "crop is 18, but maxim_nano trains on multiples of 8 x 8 pixels: give such a --crop"),
     (["--channels", "grey"], "is in colour: give --channels rgb, or y for its luminance"),
-    (
-        ["--degradation", "pairs"],
-        "Pairs need .*input and .*target; for clean images .* give --degradation, such as noise:25 .* metamix predict",
-    ),
-    (
-        ["--degradation", "downscale:3"],
-        "crop is 16, but maxim_nano trains on multiples of 24 x 24 pixels at a scale of 3: .*such as 24",
-    ),
+    (["--degradation", "pairs"], "Pairs need .*input and .*target; for clean images .* give --degradation, such as"),
+    (["--degradation", "downscale:3"], "crop is 16, but .* multiples of 24 x 24 pixels at a scale of 3: .*such as 24"),
     (["--score-border", 20], "of 48 x 40 pixels has nothing inside a border of 20: give a smaller --score-border"),
-    (
-        ["--model", "wavemix_sisr_144_4", "--model-args", "{dim: 8}"],
-        "enlarges images 2 times, and the targets have",
-    ),
+    (["--model", "wavemix_sisr_144_4", "--model-args", "{dim: 8}"], "enlarges images 2 times, and the targets have"),
     (["--model", "wavemixsr_144_4", "--model-args", "{dim: 8}"], "takes images of 1 channel, and the data have 3"),
-    (["--model", "maxim_nano", "--model-args", "{feature: 8}"], "maxim_nano has no option 'feature'; did"),
     (["--model-args", "{in_chans: 1}"], "model_args has in_chans, which comes from --channels"),
     (["--input-name", "{name}x2"], "--input-name {name}x2 is for pairs, but degradation is noise:25: give"),
     (["--test-dir", "nowhere"], "there is no folder nowhere"),
-    (["--tile", 16, "--overlap", 16], "tile is 16 and overlap 16: give 0 <= overlap < tile"),
 ]
 
 
 @pytest.mark.parametrize("words, message", MISTAKES)
-def test_mistakes_are_refused_in_words(words, message, clean, tmp_path):
-    given = [*MAXIM, "--data-dir", clean(), "--degradation", "noise:25", "--output", tmp_path / "run", *words]
+def test_mistakes_are_refused(words, message, clean, tmp_path):
+    command = [*MAXIM, "--data-dir", clean(), "--degradation", "noise:25", "--output", tmp_path / "run", *words]
     with pytest.raises(SystemExit, match=message):
-        train(*given)
+        train(*command)
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 def test_channels_that_the_weights_do_not_take(clean, tmp_path):
     photos, model = clean(), ["--model", "wavemix_restore_nano.noise25", "--pretrained"]
-    message = r"noise25 takes images of 1 channel, and the data have 3: give --channels y \(the luminance\) or grey"
+    message = r"takes images of 1 channel, and the data have 3: give --channels y \(the luminance\) or grey"
     with pytest.raises(SystemExit, match=message):
         evaluate("--test-dir", photos, *model, "--channels", "rgb")
     with pytest.raises(SystemExit, match=message):
@@ -333,13 +318,12 @@ def test_channels_that_the_weights_do_not_take(clean, tmp_path):
 def test_advice_on_grey_fits_the_trained_model(clean):
     """Training may choose rgb or y; the weights take one of the two."""
     words = ["--test-dir", clean(), "--channels", "grey", "--pretrained"]
-    with pytest.raises(SystemExit, match=r"0.png is in colour: give --channels y for its luminance$"):
-        evaluate(*words, "--model", "wavemix_restore_nano.noise25")
-    with pytest.raises(SystemExit, match=r"0.png is in colour: give --channels rgb$"):
-        evaluate(*words, "--model", "wavemix_restore_nano.jpeg_bccd")
+    for tag, channels in ("noise25", "y for its luminance"), ("jpeg_bccd", "rgb"):
+        with pytest.raises(SystemExit, match=f"0.png is in colour: give --channels {channels}$"):
+            evaluate(*words, "--model", f"wavemix_restore_nano.{tag}")
 
 
-def test_published_weights_are_named_in_words(clean):
+def test_models_without_published_weights_are_refused(clean):
     with pytest.raises(SystemExit, match="No weights are published for maxim_s1"):
         train("--model", "maxim_s1", "--data-dir", clean(), "--degradation", "noise:25", "--pretrained")
 

@@ -8,7 +8,7 @@ __all__ = ["break_image"]
 
 @pytest.fixture
 def scenes(tmp_path):
-    """A maker of a data set of drawn scenes, DIR/SPLIT/images and DIR/SPLIT/masks."""
+    """Return a function that draws a data set of scenes, DIR/SPLIT/images and DIR/SPLIT/masks."""
 
     def make(name="scenes", size=(48, 40), **counts):
         draw_set(tmp_path / name, size, **(counts or {"train": 4, "val": 2, "test": 2}))

@@ -1,4 +1,4 @@
-"""Layouts, masks, augmentation and the checks of a data set."""
+"""Test layouts, masks, augmentation and the checks of a data set."""
 
 import numpy as np
 import pytest
@@ -34,8 +34,8 @@ from tests.helpers.advice import exit_code, follow_verify
 ABC = ("a", "b", "c")
 
 
-def options(root, **given):
-    return SegmentationOptions(**{"data_dir": str(root), "workers": 0, "crop": (32,)} | given)
+def options(root, **changes):
+    return SegmentationOptions(**{"data_dir": str(root), "workers": 0, "crop": (32,)} | changes)
 
 
 def write_mask(path, values, mode="L"):
@@ -141,10 +141,10 @@ def test_a_palette_of_the_file_must_agree_with_that_of_the_data(tmp_path):
     colours = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
     mask = Image.fromarray(np.array([[1, 0, 2, 255]], dtype=np.uint8), mode="P")
 
-    def read(*own, **given):
-        mask.putpalette([channel for colour in own for channel in colour])
+    def read(*palette, **changes):
+        mask.putpalette([channel for colour in palette for channel in colour])
         mask.save(tmp_path / "a.png")
-        return read_mask(tmp_path / "a.png", make_labels(ABC, **{"palette": colours} | given)).tolist()
+        return read_mask(tmp_path / "a.png", make_labels(ABC, **{"palette": colours} | changes)).tolist()
 
     same = [[1, 0, 2, 255]]
     assert read(*colours, *[(9, 9, 9)] * 253) == same
@@ -165,7 +165,6 @@ def test_a_palette_of_the_file_must_agree_with_that_of_the_data(tmp_path):
         ("classes.txt", b"sky\n\nground\n", "classes.txt, line 2 is empty: give the label 1 a name"),
         ("classes.txt", "stra\u00dfe\nsky\n".encode("latin-1"), "classes.txt:1 is not UTF-8 text; save the file as"),
         ("classes.txt", b"sky\nsky\n", "classes.txt has the class 'sky' twice"),
-        ("classes.txt", b" \n", "classes.txt names 0 classes, not 2 to 255: write the names"),
         ("classes.txt", b"sky\n", "classes.txt names 1 class, not 2 to 255: write the names"),
         ("palette.txt", b"1 2 3\n\n4 5 6\n", "palette.txt, line 2: '' is not a colour"),
         ("palette.txt", b"1 2 " + b"9" * 5000, "palette.txt, line 1: .* is not a colour"),
@@ -230,8 +229,8 @@ def test_names_of_masks_are_made(scenes):
 def test_augmentation_is_a_function_of_seed_epoch_and_index(scenes):
     root = scenes()
 
-    def batches(seed=0, epoch=0, **given):
-        loader = SegmentationData(options(root, **given)).train_loader(4, 0, 1, seed)
+    def batches(seed=0, epoch=0, **changes):
+        loader = SegmentationData(options(root, **changes)).train_loader(4, 0, 1, seed)
         (batch,) = loader.epoch(epoch)
         order = batch["index"].argsort()
         return batch["image"][order], batch["target"][order]
@@ -253,8 +252,8 @@ def test_image_and_mask_stay_together(scenes):
     (batch,) = data.train_loader(8, 0, 1, 0).epoch(0)
     shown = torch.tensor(COLOURS).float()
     distance = (batch["image"].permute(0, 2, 3, 1)[..., None, :].float() - shown).square().sum(-1)
-    known = batch["target"] != 255
-    assert (distance.argmin(-1)[known] == batch["target"][known]).float().mean() > 0.97
+    labelled = batch["target"] != 255
+    assert (distance.argmin(-1)[labelled] == batch["target"][labelled]).float().mean() > 0.97
 
 
 def test_every_option_of_the_augmentation_does_something():
@@ -262,9 +261,9 @@ def test_every_option_of_the_augmentation_does_something():
     image = tv_tensors.Image(torch.randint(60, 200, (3, 32, 32), dtype=torch.uint8))
     mask = tv_tensors.Mask(torch.arange(32 * 32).view(32, 32).remainder(5).byte())
 
-    def augment(**given):
+    def augment(**changes):
         plain = dict(flip=0.0, photometric=0.0, scales=(1.0, 1.0), crop_share=1.0)
-        transform = train_transform(options("x", **plain | given), (0.0, 0.0, 0.0))
+        transform = train_transform(options("x", **plain | changes), (0.0, 0.0, 0.0))
         return transform(image, mask)
 
     same = augment()
@@ -296,7 +295,7 @@ def test_crops_limit_the_share_of_a_class():
     for share, few in ((0.8, True), (1.0, False)):
         crop = LimitedCrop((10, 10), share, (0, 0, 0))
         shares = [largest_share(crop(tv_tensors.Image(image), tv_tensors.Mask(mask))[1]) for _ in range(60)]
-        above = sum(found > 0.8 for found in shares) / 60
+        above = sum(largest > 0.8 for largest in shares) / 60
         assert above < 0.25 if few else above > 0.6
     assert largest_share(torch.full((4, 4), 255, dtype=torch.uint8)) == 0
 
@@ -327,9 +326,9 @@ def test_the_advised_command_finds_the_unreadable_image(scenes, break_image, cap
         path.unlink()
         write_mask(path.with_name(f"{path.stem} mask.png"), np.random.default_rng(0).integers(0, 5, (40, 48)))
     break_image(root / "train" / "images" / "0.png")
-    own = {"mask_name": "{name} mask", "ignore_index": None, "reduce_zero_label": True}
+    reading = {"mask_name": "{name} mask", "ignore_index": None, "reduce_zero_label": True}
     with pytest.raises(CorruptImage, match="metamix verify --task segmentation '.*my scenes'") as error:
-        list(SegmentationData(options(root, memory="no", **own)).train_loader(4, 0, 1, 0).epoch(0))
+        list(SegmentationData(options(root, memory="no", **reading)).train_loader(4, 0, 1, 0).epoch(0))
     assert follow_verify(error.value) == 1
     said = capsys.readouterr().out
     assert "train/images/0.png: " in said and "\n1 problem\n" in said, said
@@ -458,9 +457,6 @@ def test_voc_and_pets(tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--ignore-index", "abc"], "--ignore-index is 'abc', but it must be a whole number from 0 to 255, or none"),
-        (["--ignore-index", "256"], "--ignore-index is '256', but it must be a whole number from 0 to 255, or none"),
-        (["--mask-name", "mask"], "mask_name is 'mask', but it must be a string that holds {name}"),
         (["--data", "cityscapes"], "there is no option --data; did you mean '--data-dir'"),
         (["nowhere"], "there is no folder nowhere: give one with SPLIT/images .* layout .*, cityscapes, .* --data-dir"),
         (["cityscapes"], "no data set is given: --data-dir FOLDER"),

@@ -51,7 +51,7 @@ def source(tmp_path):
 
 @pytest.fixture
 def scenes(tmp_path):
-    """A data set of two images of 40 x 56 pixels to score."""
+    """Draw a data set of two images of 40 x 56 pixels to score."""
     return draw(tmp_path / "scenes", test=2)
 
 
@@ -151,15 +151,9 @@ def test_models_run_once_for_each_image(source, scenes, tmp_path):
     [
         ({"extra": {}}, r"there is no scale in extra\. Export the model again"),
         ({"model": SPEC.to_dict()}, r"there is no img_size in model\. Export the model again"),
-        (
-            {"model": SPEC.to_dict() | {"classes": ["sky", "ground", "sea"], "img_size": 32}},
-            r"has 3 classes, but the graph returns outputs of shape \(1, 2, 32, 32\): they do not belong together",
-        ),
+        ({"model": SPEC.to_dict() | {"classes": [*"abc"], "img_size": 32}}, "has 3 classes, but the graph returns"),
         ({"extra": {"scale": 1, "multiple": [1, 0]}}, r"multiple in extra is \[1, 0\]; accepted is two whole numbers"),
-        (
-            {"model": SPEC.to_dict() | {"crop": [0, 32], "img_size": 32}},
-            "crop in the metadata is .0, 32.; accepted is a list of 2 whole numbers",
-        ),
+        ({"model": SPEC.to_dict() | {"crop": [0, 32], "img_size": 32}}, "crop in the metadata is .0, 32.; accepted"),
     ],
 )
 def test_damaged_file_is_refused(change, words, tmp_path):
@@ -178,16 +172,14 @@ def test_damaged_file_is_refused(change, words, tmp_path):
 
 @needs_engines
 def test_refusals(source, scenes, tmp_path):
-    with pytest.raises(ValueError, match="data is 'camvid', but it must be one of folder, ade20k, cityscapes"):
-        export(source, output=tmp_path / "out", data="camvid", data_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="img_size is 33 x 33: give even numbers of pixels"):
-        export(source, output=tmp_path / "out", img_size=33)
-    with pytest.raises(ValueError, match="give --data NAME or --data-dir DIR"):
-        export(source, output=tmp_path / "out", precision="int8")
-    with pytest.raises(ValueError, match="scenes has no training split, and int8 is not calibrated on the test"):
-        export(source, output=tmp_path / "out", precision="int8", data_dir=str(scenes))
-    with pytest.raises(ValueError, match=r"data is folder: give its folder, --data-dir DIR, to compare .* on it"):
-        export(source, output=tmp_path / "out", data="folder", seconds=0)
+    for options, words in (
+        (dict(data="camvid", data_dir=str(tmp_path)), "data is 'camvid', but it must be one of folder, ade20k"),
+        (dict(img_size=33), "img_size is 33 x 33: give even numbers of pixels"),
+        (dict(precision="int8", data_dir=str(scenes)), "scenes has no training split, and int8 is not calibrated on"),
+        (dict(data="folder", seconds=0), "data is folder: give its folder, --data-dir DIR, to compare .* on it"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            export(source, output=tmp_path / "out", **options)
 
 
 @needs_engines

@@ -1,4 +1,4 @@
-"""The zoo inside other libraries for segmentation: segmentation_models_pytorch and Hugging Face's UPerNet."""
+"""Test the zoo in segmentation_models_pytorch and in Hugging Face's UPerNet."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Losses against literal formulas, and their refusals."""
+"""Test losses against literal formulas, and refusals."""
 
 import math
 import sys
@@ -15,7 +15,7 @@ IGNORED = 255
 
 @pytest.fixture
 def batch():
-    """Logits (3, 4, 5, 6) and labels (3, 5, 6); a quarter of the pixels is ignored, all of the last image's."""
+    """Make logits (3, 4, 5, 6) and labels (3, 5, 6); a quarter of the pixels and the whole last image are ignored."""
     torch.manual_seed(0)
     target = torch.randint(0, 4, (3, 5, 6))
     target[torch.rand(target.shape) < 0.25] = IGNORED
@@ -44,9 +44,9 @@ def literal_ohem(logits, target, weights):
 
 
 def literal_focal(logits, target, weights):
-    total, known = 0.0, (target != IGNORED).nonzero().tolist()
+    total, labelled = 0.0, (target != IGNORED).nonzero().tolist()
     for k in range(len(logits)):
-        for y, x in known:
+        for y, x in labelled:
             p = 1 / (1 + math.exp(-float(logits[k, y, x])))
             p = p if int(target[y, x]) == k else 1 - p
             total += -((1 - p) ** 2) * math.log(p)
@@ -54,20 +54,20 @@ def literal_focal(logits, target, weights):
 
 
 def literal_dice(logits, target, weights):
-    found = list(pixels(logits, target))
+    scored = list(pixels(logits, target))
     terms = []
     for k in range(len(logits)):
-        shared = sum(shares[k] for shares, label in found if label == k)
-        size = sum(shares[k] for shares, _ in found) + sum(label == k for _, label in found)
-        terms.append(1 - 2 * shared / size if any(label == k for _, label in found) else 0.0)
+        shared = sum(shares[k] for shares, label in scored if label == k)
+        size = sum(shares[k] for shares, _ in scored) + sum(label == k for _, label in scored)
+        terms.append(1 - 2 * shared / size if any(label == k for _, label in scored) else 0.0)
     return sum(terms) / len(terms)
 
 
 def literal_lovasz(logits, target, weights):
     """Sum the errors in descending order, weighted by what each adds to the Jaccard loss."""
-    found, terms = list(pixels(logits, target)), []
-    for k in {label for _, label in found}:
-        errors = sorted(((abs((label == k) - shares[k]), label == k) for shares, label in found), reverse=True)
+    scored, terms = list(pixels(logits, target)), []
+    for k in {label for _, label in scored}:
+        errors = sorted(((abs((label == k) - shares[k]), label == k) for shares, label in scored), reverse=True)
         total, before, value = sum(real for _, real in errors), 0.0, 0.0
         for i in range(len(errors)):
             right = total - sum(real for _, real in errors[: i + 1])
@@ -98,8 +98,8 @@ def test_losses_equal_their_formulas(name, batch):
     weights = torch.tensor([0.5, 1.0, 2.0, 3.0]) if name in ("ce", "ohem") else None
     logits.requires_grad_()
     loss = LOSSES[name](logits, target, weights)
-    given = weights.tolist() if weights is not None else None
-    wanted = sum(LITERAL[name](one, mask, given) for one, mask in zip(logits.detach(), target)) / 3
+    factors = weights.tolist() if weights is not None else None
+    wanted = sum(LITERAL[name](one, mask, factors) for one, mask in zip(logits.detach(), target)) / 3
     assert loss.item() == pytest.approx(wanted, rel=1e-5)
     loss.backward()
     assert logits.grad.isfinite().all() and not logits.grad[2].any() and logits.grad[0].any()
@@ -169,26 +169,16 @@ def test_a_missing_library_is_named_with_its_command(monkeypatch):
         ({"scales": (0.5, 100.0)}, "two factors above 0 and below 16"),
         ({"tile": -1}, "tile is -1 and overlap 0: give 0 <= overlap < tile"),
         ({"crop_share": 0.0}, "crop_share is 0.0, but it must be a number above 0 and at most 1"),
-        ({"flip": 2.0}, "flip is 2.0, but it must be a number from 0 to 1"),
         ({"ignore_index": 256}, "ignore_index is 256, but it must be a whole number from 0 to 255, or none"),
         ({"min_size": 64, "max_size": 32}, "max_size is 32, less than min_size, which is 64"),
-        (
-            {"class_weights": (1.0, -1.0)},
-            "it must be a list .* of finite numbers of at least 0, or one of none, median, log",
-        ),
+        ({"class_weights": (1.0, -1.0)}, "a list .* of finite numbers of at least 0, or one of none, median, log"),
         ({"loss": "dice", "class_weights": "log"}, r"class_weights needs ce or ohem in the loss, such as ce\+dice"),
         ({"loss": "focal+lovasz", "class_weights": (1.0, 2.0)}, "class_weights needs ce or ohem"),
-        ({"aux_weight": -1.0}, "aux_weight is -1.0, but it must be a finite number of at least 0"),
         ({"test_scales": ()}, "test_scales is"),
         ({"mask_name": "mask"}, "mask_name is 'mask', but it must be a string that holds {name}"),
-        ({"train_on": ()}, "train_on is .*, but it must be splits, each once"),
-        ({"train_on": ("train", "train")}, "train_on is .*, but it must be splits, each once"),
         ({"class_weights": (0.0, 0.0)}, "but one weight must be above 0"),
         ({"model_args": {"in_chans": 1}}, "model_args has in_chans, which comes from the images"),
         ({"mean": (0.5,), "std": (0.5,)}, "a list of 3 numbers from 0 to 1"),
-        ({"pretrained": True, "checkpoint": "x"}, "both say where weights come from: give one"),
-        ({"workers": -1}, "workers is -1, but it must be a whole number of at least 0"),
-        ({"corrupt_limit": 2.0}, "corrupt_limit is 2.0, but it must be a number from 0 to 1"),
     ],
 )
 def test_options_out_of_range_are_refused(options, words):

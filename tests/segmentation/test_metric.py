@@ -1,4 +1,4 @@
-"""Scores against literal computations, and what the state holds."""
+"""Test scores against literal computations, and what the state holds."""
 
 import math
 
@@ -21,7 +21,7 @@ IGNORED, CLASSES = 255, 5
 
 
 def blobs(seed, size=(24, 30)):
-    """Make labels in patches; class 3 is never a label and class 4 never anything, and some pixels are ignored."""
+    """Make labels and predictions in patches: class 3 is only predicted, 4 never, and some pixels are ignored."""
     torch.manual_seed(seed)
     coarse = torch.randint(0, 3, (1, 1, 6, 6)).float()
     truth = nn.functional.interpolate(coarse, size)[0, 0].byte()
@@ -31,7 +31,7 @@ def blobs(seed, size=(24, 30)):
 
 
 class Fixed(nn.Module):
-    """Predicts labels that are given beforehand."""
+    """Predict fixed labels."""
 
     def __init__(self, labels):
         super().__init__()
@@ -43,7 +43,7 @@ class Fixed(nn.Module):
 
 def literal_scores(pairs):
     """Compute mean IoU, pixel accuracy, mean accuracy and boundary F with sets of pixels."""
-    real, found = [set() for _ in range(CLASSES)], [set() for _ in range(CLASSES)]
+    real, shown = [set() for _ in range(CLASSES)], [set() for _ in range(CLASSES)]
     edges = []  # of each image: (class, pixels of the prediction, pixels of the truth, distance)
     for i, (truth, predicted) in enumerate(pairs):
         truth, predicted = truth.int().numpy(), predicted.int().numpy()
@@ -51,12 +51,12 @@ def literal_scores(pairs):
         for (y, x), label in np.ndenumerate(truth):
             if label != IGNORED:
                 real[label].add((i, y, x))
-                found[predicted[y, x]].add((i, y, x))
+                shown[predicted[y, x]].add((i, y, x))
         for k in range(CLASSES):
             edges.append((k, edge(predicted, k), edge(truth, k), 0.0075 * math.hypot(*truth.shape)))
     ious, accuracies, fs = [], [], []
     for k in range(CLASSES):
-        both, either = real[k] & found[k], real[k] | found[k]
+        both, either = real[k] & shown[k], real[k] | shown[k]
         ious += [len(both) / len(either)] if either else []
         accuracies += [len(both) / len(real[k])] if real[k] else []
         counts = np.zeros(4)
@@ -66,7 +66,7 @@ def literal_scores(pairs):
         if counts[0] + counts[2]:
             p, r = counts[1] / max(1, counts[0]), counts[3] / max(1, counts[2])
             fs.append(2 * p * r / (p + r) if p + r else 0.0)
-    right = sum(len(a & b) for a, b in zip(real, found)) / sum(map(len, real))
+    right = sum(len(a & b) for a, b in zip(real, shown)) / sum(map(len, real))
     return [100 * x for x in (np.mean(ious), right, np.mean(accuracies), np.mean(fs))]
 
 
@@ -86,7 +86,7 @@ def near(pixels, others, distance):
 
 @pytest.fixture
 def scored():
-    """A metric of four images, and its states on two processes."""
+    """Score four images on two processes; return the metric and its states."""
     pairs = [blobs(i, (24, 30 + 150 * (i == 3))) for i in range(4)]  # the last is wide: pixels at a distance count
     metric = SegmentationMetric("abcde", lambda x: x.float(), {"": Predictor()})
     states = []
@@ -148,8 +148,8 @@ def test_perfect_labels_score_100():
     truth, _ = blobs(0)
     iou, accuracy = class_scores(confusion_matrix(truth, truth, CLASSES))
     assert iou[:3].tolist() == accuracy[:3].tolist() == [1, 1, 1] and iou[3:].isnan().all()
-    found, right, real, recalled = boundary_counts(truth, truth, CLASSES)
-    assert found.equal(right) and real.equal(recalled) and found.equal(real) and found.sum() > 0
+    predicted, right, real, recalled = boundary_counts(truth, truth, CLASSES)
+    assert predicted.equal(right) and real.equal(recalled) and predicted.equal(real) and predicted.sum() > 0
 
 
 @pytest.mark.parametrize("radius", [0.0, 1.0, 1.5, 3.2, 50.0])
@@ -189,14 +189,14 @@ def test_views_average_probabilities():
         seen.append(x)
         return x * torch.linspace(0, 3, x.shape[-1])
 
-    found = Predictor(flip=True, scales=(0.5, 1.0))(model, image, (12, 16))
+    averaged = Predictor(flip=True, scales=(0.5, 1.0))(model, image, (12, 16))
     small = nn.functional.interpolate(image, (6, 8), mode="bilinear", antialias=True)
     inputs = [small, small.flip(-1), image, image.flip(-1)]
     assert all(torch.allclose(x, wanted, atol=1e-6) for x, wanted in zip(seen, inputs, strict=True))
     logits = [nn.functional.interpolate(model(x), (12, 16), mode="bilinear") for x in inputs]
     logits[1::2] = [x.flip(-1) for x in logits[1::2]]
     wanted = torch.stack([x.softmax(1) for x in logits]).mean(0)[0].argmax(0).byte()
-    assert found.equal(wanted) and not found.equal(model(image)[0].argmax(0).byte())
+    assert averaged.equal(wanted) and not averaged.equal(model(image)[0].argmax(0).byte())
 
 
 def test_views_are_averaged_at_the_size_of_the_models_image():

@@ -1,4 +1,4 @@
-"""Segmenters with the weights of other code: WaveMix's authors, mmsegmentation."""
+"""Test segmenters with weights of WaveMix's authors and of mmsegmentation."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def random_state(shapes):
 
 
 def mmsegmentation_state(classes=5, dims=ARCH["embed_dims"], neck=16, channels=8):
-    """The tensors of an FPN of mmsegmentation on a small PoolFormer, by its names."""
+    """Return the tensors of mmsegmentation's FPN on a small PoolFormer, by its names."""
     shapes = {"backbone.patch_embed.proj.weight": (dims[0], 3, 7, 7), "backbone.patch_embed.proj.bias": (dims[0],)}
     for i, dim in enumerate(dims):
         block = f"backbone.network.{2 * i}.0."
@@ -88,7 +88,7 @@ def test_semantic_fpn_of_mmsegmentation(tmp_path):
 
 
 def cityscapes_state(model):
-    """The tensors of a WaveMix with transposed convolutions as its pool, by the authors' names."""
+    """Return the tensors of a WaveMix with transposed convolutions, by the authors' names."""
     names = {"backbone.body.model.stem.": "conv.", "backbone.body.model.stages.0.blocks.": "layers.", "head.": "pool."}
     names |= {".mixer.reduce.": ".reduction.", ".fc1.": ".0.", ".fc2.": ".3.", ".up.": ".4.", ".norm.": ".5."}
     names |= {f".mixer.levels.{i}.": f".feedforward{i + 1}." for i in range(3)}
@@ -115,12 +115,12 @@ def test_cityscapes_network_of_wavemix():
 
 
 def test_published_addresses():
-    known = {f"{head} {name}": entry for head, names in WEIGHTS.items() for name, entry in names.items()}
-    assert len(known) == 6
-    assert known["wavemix wavemix_192_16_l3.cityscapes"].url == (
+    entries = {f"{head} {name}": entry for head, names in WEIGHTS.items() for name, entry in names.items()}
+    assert len(entries) == 6
+    assert entries["wavemix wavemix_192_16_l3.cityscapes"].url == (
         "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/cityscapes_83.04.pth"
     )
-    assert known["semantic_fpn metaformer_pooling_m48.ade20k"].url == (
+    assert entries["semantic_fpn metaformer_pooling_m48.ade20k"].url == (
         "https://download.openmmlab.com/mmsegmentation/v0.5/poolformer/fpn_poolformer_m48_8x4_512x512_40k_ade20k/"
         "fpn_poolformer_m48_8x4_512x512_40k_ade20k_20220504_003923-64168d3b.pth"
     )
@@ -143,15 +143,8 @@ def test_download_of_a_whole_segmenter(tmp_path, monkeypatch):
     monkeypatch.setitem(WEIGHTS["semantic_fpn"], "metaformer_pooling_s12.ade20k", entry)
 
     def build(classes, neck=16):
-        return build_segmenter(
-            "semantic_fpn",
-            "metaformer_pooling_s12.ade20k",
-            classes,
-            pretrained=True,
-            backbone_args=WIDTHS,
-            neck_channels=neck,
-            head_channels=8,
-        )
+        widths = dict(backbone_args=WIDTHS, neck_channels=neck, head_channels=8)
+        return build_segmenter("semantic_fpn", "metaformer_pooling_s12.ade20k", classes, pretrained=True, **widths)
 
     for classes in (5, 3):
         model = build(classes)

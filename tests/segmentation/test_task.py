@@ -1,4 +1,4 @@
-"""Training, resuming, scoring and predicting from the command line, with a model that takes milliseconds."""
+"""Test training, resuming, scoring and predicting from the command line, with a tiny model."""
 
 import csv
 import json
@@ -45,10 +45,6 @@ def test_train_eval_and_predict(scenes, tmp_path, capsys):
     assert summary["scores"] == ["miou", "pixel_accuracy", "mean_accuracy", "boundary_f"]
     assert summary["miou"] > 35  # a constant prediction has at most a quarter
 
-    with pytest.raises(
-        SystemExit, match="run has weights of segmentation, not of a classifier: give --task segmentation"
-    ):
-        metamix.cli.evaluate.main(["--task", "classification", "--checkpoint", str(run), "--data", "digits"])
     evaluate("--checkpoint", run, "--data-dir", root, "--output", out, "--test-flip", "--test-scales", "0.75,1")
     said = capsys.readouterr().out
     result = json.loads((out / "result.json").read_text())
@@ -96,8 +92,8 @@ def test_scores_on_splits_of_training_are_noted(scenes, tmp_path):
     root, run = scenes(), tmp_path / "run"
     train(*SMALL_HEAD, "--data-dir", root, "--train-on", "train,val", "--output", run)
 
-    def open_task(**given):
-        return Segmentation.trained(SegmentationEvalOptions(checkpoint=str(run), data_dir=str(root), **given))[0]
+    def open_task(**changes):
+        return Segmentation.trained(SegmentationEvalOptions(checkpoint=str(run), data_dir=str(root), **changes))[0]
 
     for split in "train", "val":
         assert f"the segmenter was trained on the split {split}" in open_task(test_on=split).notes
@@ -107,7 +103,7 @@ def test_scores_on_splits_of_training_are_noted(scenes, tmp_path):
     assert list(open_task(test_on="test").data.parts) == ["test"]  # no split is opened that is not scored
 
 
-def test_an_interrupted_run_ends_as_one_in_a_piece(scenes, tmp_path):
+def test_an_interrupted_run_equals_an_uninterrupted_one(scenes, tmp_path):
     words = [*SMALL_HEAD, "--data-dir", scenes(), "--epochs", 3, "--ema", "--schedule", "poly"]
     train(*words, "--output", tmp_path / "whole")
     with stopped_at(3):
@@ -144,11 +140,9 @@ def test_fine_tuning_starts_from_a_segmenter_of_other_classes(scenes, tmp_path, 
     capsys.readouterr()
     train(*SMALL_HEAD, "--data-dir", root, "--checkpoint", tmp_path / "first", "--output", tmp_path / "second")
     assert "newly initialised: head.classifier.weight, head.classifier.bias" in capsys.readouterr().out
-    words = "first was trained with the head semantic_fpn, not wavemix: give --head semantic_fpn"
-    with pytest.raises(SystemExit, match=words):
-        train(
-            "--head", "wavemix", "--data-dir", root, "--checkpoint", tmp_path / "first", "--output", tmp_path / "third"
-        )
+    words = ["--head", "wavemix", "--data-dir", root, "--checkpoint", tmp_path / "first"]
+    with pytest.raises(SystemExit, match="was trained with the head semantic_fpn, not wavemix: give --head semantic_f"):
+        train(*words, "--output", tmp_path / "third")
 
 
 def test_batch_norms_of_a_loaded_segmenter_are_frozen(scenes, tmp_path):
@@ -189,12 +183,12 @@ def test_the_backbone_starts_from_a_classifier(words, note, scenes, tmp_path, ca
 def test_known_values_replace_those_of_training(scenes, tmp_path):
     root, run = scenes(train=2, val=1), tmp_path / "run"
     train(*SMALL_HEAD, "--data-dir", root, "--ignore-index", 255, "--reduce-zero-label", "--output", run)
-    given = SegmentationEvalOptions(checkpoint=str(run), data="voc", data_dir=str(root))
+    options = SegmentationEvalOptions(checkpoint=str(run), data="voc", data_dir=str(root))
     with pytest.raises(FileNotFoundError, match="not found or corrupted"):  # not that the options are refused
-        Segmentation.trained(given)
-    given.reduce_zero_label = True
+        Segmentation.trained(options)
+    options.reduce_zero_label = True
     with pytest.raises(ValueError, match="voc has known mask values"):
-        Segmentation.trained(given)
+        Segmentation.trained(options)
 
 
 def test_a_split_without_labelled_pixels_is_refused_before_training(scenes, tmp_path):
@@ -211,8 +205,7 @@ def test_a_backbone_of_one_size_is_scored_in_tiles(scenes, tmp_path):
     root, run = scenes(), tmp_path / "run"
     words = [*SMALL_HEAD, "--model", "mixer_s32_224", "--model-args", "{mlp_ratio: [0.1, 0.1]}"]
     train(*words, "--tile", 32, "--overlap", 4, "--data-dir", root, "--output", run)
-    words = "mixer_s32_224 takes 32 x 32 pixels at most: give --tile 32 --overlap 4"
-    with pytest.raises(SystemExit, match=words):
+    with pytest.raises(SystemExit, match="mixer_s32_224 takes 32 x 32 pixels at most: give --tile 32 --overlap 4"):
         evaluate("--checkpoint", run, "--data-dir", root)
     evaluate("--checkpoint", run, "--data-dir", root, "--tile", 32, "--overlap", 4, "--output", tmp_path / "out")
     words = [root / "train" / "images", "--checkpoint", run, "--output", tmp_path / "labelled", "--device", "cpu"]
@@ -221,8 +214,6 @@ def test_a_backbone_of_one_size_is_scored_in_tiles(scenes, tmp_path):
 
 
 MISTAKES = [
-    (["--head", "semantic_fpm"], "head is 'semantic_fpm'; did you mean 'semantic_fpn'"),
-    (["--head-args", "{neck_chanels: 8}"], "semantic_fpn has no option 'neck_chanels'; did you mean 'neck_channels'"),
     (["--head-args", "{num_classes: 8}"], "head_args has num_classes, which comes from the data set"),
     (["--loss", "lovas"], "loss is 'lovas'; did you mean 'lovasz'"),
     (["--loss", "ce+0*dice"], "the weight of dice must be a number above 0"),
@@ -232,7 +223,6 @@ MISTAKES = [
     (["--train-on", "train,test"], "test is among the splits to train on"),
     (["--data", "ade20k"], "there is no .*objectInfo150.txt: it comes with ADEChallengeData2016"),
     (["--data", "cityscapes", "--ignore-index", 7], "cityscapes has known mask values: leave out --ignore-index"),
-    (["--data", "oxford_pets", "--reduce-zero-label"], "oxford_pets has known mask values"),
     (["--data", "cityscapes"], "there is no .*scenes/leftImg8bit/train: give --data-dir a folder with leftImg8bit"),
     (["--head-args", "{auxiliary: maybe}"], "auxiliary is 'maybe', but it must be true or false"),
     (["--aux-weight", 0.2], "aux_weight is 0.2, but semantic_fpn has no auxiliary head here: .* '{auxiliary: true}'"),
@@ -248,8 +238,8 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("words, message", MISTAKES)
-def test_mistakes_are_refused_in_words(words, message, scenes, tmp_path):
-    given = [*SMALL_HEAD, "--data-dir", scenes(), "--output", tmp_path / "run", *words]
+def test_mistakes_are_refused(words, message, scenes, tmp_path):
+    command = [*SMALL_HEAD, "--data-dir", scenes(), "--output", tmp_path / "run", *words]
     with pytest.raises(SystemExit, match=message):
-        train(*given)
+        train(*command)
     assert not (tmp_path / "run" / "checkpoint.pt").exists()

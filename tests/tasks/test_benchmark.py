@@ -45,8 +45,7 @@ def time(folder, *words):
 
 
 @pytest.mark.parametrize(
-    ("make", "size", "words"),
-    [(detector, "64x96", []), (segmenter, 32, []), (restorer, 64, ["--img-size", 64])],
+    ("make", "size", "words"), [(detector, "64x96", []), (segmenter, 32, []), (restorer, 64, ["--img-size", 64])]
 )
 def test_trained_models_are_timed(make, size, words, tmp_path, capsys):
     pytest.importorskip("openvino", reason="openvino is not installed: pip install 'metamix[deploy]'")

@@ -1,4 +1,4 @@
-"""`metamix explain`: the maps are right, every kind of model is drawn, and what cannot be explained is refused."""
+"""Test `metamix explain`: the maps are right, every kind of model is drawn, and other models are refused."""
 
 import json
 import sys
@@ -66,7 +66,7 @@ def scaled(values):
 
 
 def detector(**arguments):
-    """A detector with random weights, whose scores are near a half."""
+    """Make a detector with random weights, whose scores are near a half."""
     torch.manual_seed(0)
     spec = DetectorSpec.from_dict(GOOD | arguments, "x")
     model = spec.build().eval()

@@ -1,4 +1,4 @@
-"""`metamix.load` finds the task of a model, and refuses arguments that would have no effect."""
+"""Test that `metamix.load` finds the task of a model, and refuses arguments that would have no effect."""
 
 import pytest
 

@@ -11,7 +11,7 @@ from metamix.utils.options import convert, option, options_of
 
 @dataclass
 class Options(BackboneOptions):
-    """A task with a default and an option of its own."""
+    """Describe a task with a default and an option of its own."""
 
     model: str = option("resnet18", "backbone", group="model")
     img_size: int = option(224, "side of the images", group="data")
@@ -35,17 +35,14 @@ def test_model_args_are_read_as_yaml():
 
 
 @pytest.mark.parametrize(
-    "given, words",
+    "options, words",
     [
         ({"pretrained": True, "checkpoint": "a.pt"}, r"pretrained and checkpoint \(a.pt\) both say where weights"),
-        (
-            {"model_args": {"features_only": True}},
-            "features_only, which is not an argument of the model itself; leave it out",
-        ),
+        ({"model_args": {"features_only": True}}, "features_only, which is not an argument of the model itself"),
         ({"model_args": {"img_size": 32}}, "model_args has img_size, which comes from --img-size; leave it out"),
         ({"model_args": {"mixer": "raft", "pretrained": True}}, "model_args has pretrained, which comes from --pre"),
     ],
 )
-def test_contradictions_are_refused(given, words):
+def test_contradictions_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
-        Options(**given)
+        Options(**options)

@@ -1,4 +1,4 @@
-"""The task of docs/extend.md, run from another folder as its page says."""
+"""Run the task of docs/extend.md from another folder, as its page says."""
 
 import re
 import shlex
@@ -25,7 +25,7 @@ SMALL = ["--epochs", "2", "--batch-size", "20", "--workers", "0", "--device", "c
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with my_task.py, a photo and 60 digits as a data set of numbers."""
+    """Make a folder with my_task.py, a photo and 60 digits as a data set of numbers."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "my_task.py").write_text(CODE)
     (folder / "numbers").mkdir()
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def run(folder, monkeypatch, capsys):
-    """A runner of command lines in the folder, which returns the exit code and what is printed."""
+    """Return a function that runs a command line in the folder and returns the exit code and what it prints."""
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, "my_task", raising=False)

@@ -1,4 +1,4 @@
-"""`metamix publish`: what it writes, who can load it, and what it refuses."""
+"""Test `metamix publish`: what it writes, who can load it, and what it refuses."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ ARGUMENTS = "{mixer: raft, mixer_args: {raft_size: 2}, depths: [1, 1, 1], dims: 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run of digits of 40 pixels, so that the mixer's weights depend on the size."""
+    """Finish a run on digits of 40 pixels, so that the mixer's weights depend on the size."""
     folder = tmp_path_factory.mktemp("run") / "run"
     train(*["--data", "digits", "--img-size", 40, "--epochs", 1, "--batch-size", 256, "--workers", 0],
           "--model-args", ARGUMENTS, "--crop-pct", 0.9, "--memory", "no", "--output", folder)  # fmt: skip
@@ -51,7 +51,7 @@ def test_the_folder_has_nothing_else(published):
     assert {path.name for path in published.iterdir()} == publish.FILES
 
 
-def test_weights_are_believed_before_a_summary_that_has_no_checksum(run, published, tmp_path):
+def test_weights_count_more_than_a_summary_without_checksum(run, published, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     summary = json.loads((run / "summary.json").read_text())
     (copy / "summary.json").write_text(json.dumps(summary | {"versions": 5, "parameters": 7}))
@@ -148,7 +148,7 @@ def test_weights_without_a_run_of_a_model_of_timm(tmp_path, capsys):
 
 @pytest.fixture
 def own_mixer(tmp_path, monkeypatch, forget_mixers):
-    """A module with a mixer in the working folder, and weights of a model with it."""
+    """Write a module with a mixer into the working folder, and weights of a model with it."""
     (tmp_path / "mixers_of_mine.py").write_text(
         "import metamix\nfrom torch import nn\n\n@metamix.register_mixer('mine')\nclass Mine(nn.Conv2d):\n"
         "    def __init__(self, dim, *, size):\n        super().__init__(dim, dim, 1)\n"

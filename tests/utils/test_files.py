@@ -1,4 +1,4 @@
-"""Files are read within limits."""
+"""Test the limits of files that are read."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Test that commands read their command lines into dataclasses, with the messages of `metamix train`."""
+"""Test that commands parse their words into dataclasses, with the messages of `metamix train`."""
 
 import re
 import shlex

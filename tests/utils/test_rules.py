@@ -46,10 +46,7 @@ def test_values_that_a_rule_accepts(values):
         ({"name": 3}, "name is 3, but it must be a string.$"),
         ({"size": None}, "size is None, but"),
         ({"count": 0}, "count is 0, but it must be a whole number of at least 1, or none.$"),
-        (
-            {"border": "atuo"},
-            "border is 'atuo', but it must be a whole number of at least 0, or auto; did you mean 'auto'",
-        ),
+        ({"border": "atuo"}, "border is 'atuo', .* a whole number of at least 0, or auto; did you mean 'auto'"),
         ({"share": 1.5}, "share is 1.5, but it must be a number from 0 to 1.$"),
         ({"share": math.nan}, "share is nan, but"),
         ({"weight": math.inf}, "weight is inf, but it must be a finite number of at least 0.$"),
@@ -67,12 +64,12 @@ OPTIONS = [EngineOptions, EvalOptions, *(c.Options for c in TASK_CLASSES), *(c.E
 
 @pytest.mark.parametrize("cls", OPTIONS, ids=lambda cls: cls.__name__)
 def test_every_class_of_options_checks_its_rules(cls):
-    given = {"data_dir": "images"}.items() & {(name, "images") for name in cls.__dataclass_fields__}
+    required = {"data_dir": "images"}.items() & {(name, "images") for name in cls.__dataclass_fields__}
     names = [name for name, limits in rules_of(cls).items() if not fits(-1, limits)]
     assert len(names) > 5
     for name in names:
         with pytest.raises(ValueError, match=f"^{name} is -1, but it must be "):
-            cls(**dict(given) | {name: -1})
+            cls(**dict(required) | {name: -1})
 
 
 def test_entries_of_a_file():
@@ -83,10 +80,7 @@ def test_entries_of_a_file():
     check_entries({"kind": "small", "sizes": [1], "more": 3}, rules, "a.json")
     with pytest.raises(ValueError, match=r"^a.json: there is no sizes in the metadata\. Give a file that metamix"):
         check_entries({"kind": "small"}, rules, "a.json")
-    words = (
-        r"^a.json: kind in the file is 'smal'; accepted is one of small, large; did you mean 'small'\? Export again$"
-    )
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=r"kind in the file is 'smal'; .*; did you mean 'small'\? Export again$"):
         check_entries({"kind": "smal"}, rules, "a.json", "the file", "Export again")
     with pytest.raises(ValueError, match=r"sizes in the metadata is \[1, 2, 3\]; accepted is one or two numbers\."):
         check_entries({"kind": "small", "sizes": [1, 2, 3]}, rules, "a.json")

@@ -1,4 +1,4 @@
-"""Test the texts of messages."""
+"""Test messages."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def test_dashes_do_not_make_flags_alike():
     assert did_you_mean("--worker", ["--mean", "--workers"]) == "; did you mean '--workers'?"
 
 
-def test_a_pipe_without_a_reader_is_no_error_in_words():
+def test_a_closed_pipe_is_not_reported():
     with pytest.raises(BrokenPipeError), exit_with_message(OSError):
         raise BrokenPipeError
     with pytest.raises(SystemExit, match="error: full"), exit_with_message(OSError):

@@ -1,4 +1,4 @@
-"""Checksums of files and digests of data sets."""
+"""Test checksums of files and digests of data sets."""
 
 import pytest
 import torch

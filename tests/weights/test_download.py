@@ -1,4 +1,4 @@
-"""Weights that others publish, without a network."""
+"""Test published weights without a network."""
 
 import socket
 import time
