@@ -73,9 +73,8 @@ def task_of(card: dict, data_dir: str | None, size: int | None = None) -> Classi
     """
     cfg = card["pretrained_cfg"]
     size = size or cfg["input_size"][1]
-    prepared = dict(interpolation=cfg["interpolation"], crop_pct=cfg["crop_pct"])
-    statistics = dict(mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
-    return _open(data=card["recipe"]["data"], data_dir=data_dir, img_size=size, **prepared, **statistics)
+    like_it = {key: cfg[key] for key in ("interpolation", "crop_pct")} | {k: tuple(cfg[k]) for k in ("mean", "std")}
+    return _open(data=card["recipe"]["data"], data_dir=data_dir, img_size=size, **like_it)
 
 
 @cache

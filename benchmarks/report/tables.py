@@ -33,6 +33,7 @@ SECTIONS = {
     "minattn": lambda: tasks.minattn_table(read_json(collect.MINATTN)),
     "deploy-batch-1": lambda: deploy.speed_table("s12", 1),
     "deploy-batch-8": lambda: deploy.speed_table("s12", 8),
+    "deploy-tiny": lambda: deploy.speed_table("tiny", 1),
     "deploy-nanos": lambda: deploy.speed_table("nano", 1),
     "deploy-accuracy": deploy.accuracy_table,
     "detection": lambda: tasks.detection_table(read_json(collect.DETECTION)),
