@@ -7,7 +7,7 @@ import io
 import math
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,25 @@ SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "w
 SPLITS = {"": "", "train": "train", "training": "train", "test": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
 MAX_ENTRIES = 2**30  # labels times images, in 4 GiB
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a CSV file.
+
+    Attributes:
+        names: of all columns. Only the labels' have upper case, blanks, dots, dashes and underscores.
+        file, label, split: columns for the image, its class or labels, and its split; "" if there is none.
+        box: the four columns of a box, if there are any.
+        others: the other columns. Without `label`, each is for a label and holds 0 or 1.
+    """
+
+    names: Sequence[str]
+    file: str
+    label: str
+    split: str
+    box: Sequence[str]
+    others: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -84,18 +103,13 @@ def read_table(source: Path) -> Table:
     images: dict[Path, list[Row]] = {}
     missing = []
     try:
-        titles = list(map(str.strip, next(reader, [])))
-        columns = choose_columns(list(map(plain, titles)), source)
-        header = [plain(title) if columns[1] or plain(title) in columns else title for title in titles]
-        others = Counter(name for name in header if name not in (*columns, ""))  # pandas writes an index without a name
-        if wrong := [name for name in others if not columns[1] and (others[name] > 1 or {*name} & {*"|;"})]:
-            raise ValueError(f"{source}:1 has the label {wrong[0]!r}: each needs a name of its own, without | and ;")
-        flags = set(others) if columns[1] in SEVERAL and len(columns) == 3 else set()
+        columns = choose_columns(list(map(str.strip, next(reader, []))), source)
+        flags = set(columns.others) if columns.label in SEVERAL and not columns.box else set()
         for cells in reader:
             if not any(map(str.strip, cells)):
                 continue
-            row = read_row(cells, header, columns, source.parent, f"{source}:{reader.line_num}")
-            flags.difference_update(name for name, cell in zip(header, cells) if cell.strip() not in FLAGS)
+            row = read_row(cells, columns, source.parent, f"{source}:{reader.line_num}")
+            flags.difference_update(name for name, cell in zip(columns.names, cells) if cell.strip() not in FLAGS)
             if row.file.is_file():
                 images.setdefault(row.file, []).append(row)
             else:
@@ -106,12 +120,12 @@ def read_table(source: Path) -> Table:
         raise ValueError(f"{source} lists no image that exists in {source.parent} or its images/")
     if flags:
         raise ValueError(
-            f"{source}:1 has a column {columns[1]} and columns of 0 and 1, {list_names(sorted(flags))}: remove these, "
-            f"or remove {columns[1]}, and each column beside file and split is for a label"
+            f"{source}:1 has a column {columns.label} and columns of 0 and 1, {list_names(sorted(flags))}: remove "
+            f"these, or remove {columns.label}, and each column beside file and split is for a label"
         )
     root = os.path.commonpath([file.parent for file in images])
     names = {file: file.relative_to(root).as_posix() for file in images}
-    return Table(images, names, missing, len(columns) > 3, set() if columns[1] else set(others))
+    return Table(images, names, missing, bool(columns.box), set() if columns.label else {*columns.others})
 
 
 def plain(name: str) -> str:
@@ -119,55 +133,56 @@ def plain(name: str) -> str:
     return re.sub(r"[\s._-]", "", name.lower())
 
 
-def choose_columns(header: Sequence[str], source: Path) -> list[str]:
-    """Return the header's names for file, class, split ("" if there is none) and, if there are any, for the box.
-
-    The name for the class is "" if each of the other columns, two at least, is for a label.
-    """
-    chosen = [next((name for name in names if name in header), "") for names in COLUMNS]
+def choose_columns(titles: Sequence[str], source: Path) -> Columns:
+    """Find out what each column is for. Without one for the class, two others at least must be for labels."""
+    header = list(map(plain, titles))
+    file, label, split = (next((name for name in names if name in header), "") for names in COLUMNS)
     box = next((names for names in (*CORNERS, *SIDES) if set(names) <= set(header)), ())
-    if chosen[0] and not chosen[1] and not box and sum(name not in (*chosen, "") for name in header) > 1:
-        return chosen
-    if not all(chosen[:2]):
+    if of_labels := bool(file and not label and not box):
+        header = [name if name in (file, split) else title for name, title in zip(header, titles)]
+    others = [name for name in header if name not in (file, label, split, *box, "")]  # pandas' index has no name
+    if not file or (not label and not (of_labels and len(others) > 1)):
         raise ValueError(
             f"{source}:1 has the columns {', '.join(header) or 'nothing'}: the first line must name the columns, such "
             f"as file,class for classes of images, file,labels or file,cat,dog for labels, or "
             f"file,class,xmin,ymin,xmax,ymax for boxes"
         )
+    if wrong := [name for name in others if of_labels and (others.count(name) > 1 or {*name} & {*"|;"})]:
+        raise ValueError(f"{source}:1 has the label {wrong[0]!r}: each needs a name of its own, without | and ;")
     if not box and (some := {name for names in CORNERS for name in names if name in header}):
         raise ValueError(
             f"{source}:1 has only {', '.join(sorted(some))} of a box, which needs four columns: "
             f"{'; '.join(','.join(names) for names in (*CORNERS, *SIDES))}"
         )
-    return [*chosen, *box]
+    return Columns(header, file, label, split, box, others)
 
 
-def read_row(cells: Sequence[str], header: Sequence[str], columns: Sequence[str], folder: Path, place: str) -> Row:
+def read_row(cells: Sequence[str], columns: Columns, folder: Path, place: str) -> Row:
     """Read a line, whose image lies in `folder` or in its images/."""
-    if len(cells) != len(header):
-        raise ValueError(f"{place} has {len(cells)} columns, but the first line has {len(header)}")
-    values = dict(zip(header, map(str.strip, cells))) | {"": ""}
-    name, label, split = (values[column] for column in columns[:3])
+    if len(cells) != len(columns.names):
+        raise ValueError(f"{place} has {len(cells)} columns, but the first line has {len(columns.names)}")
+    values = dict(zip(columns.names, map(str.strip, cells)))
+    name, label, split = (values[column] if column else "" for column in (columns.file, columns.label, columns.split))
     if not is_image(name):
         raise ValueError(f"{place} has the file {name!r}; needed is an image ({' '.join(IMG_EXTENSIONS)})")
-    labels = [] if columns[1] else [column for column in header if column not in (*columns, "")]
-    if wrong := [column for column in labels if values[column] not in FLAGS]:
-        raise ValueError(
-            f"{place} has {values[wrong[0]]!r} in the column {wrong[0]}; accepted are 0 and 1: without a column "
-            f"labels, each column beside file and split is for a label"
-        )
-    label = "|".join(column for column in labels if FLAGS[values[column]]) or label
+    if not columns.label:
+        if wrong := [column for column in columns.others if values[column] not in FLAGS]:
+            raise ValueError(
+                f"{place} has {values[wrong[0]]!r} in the column {wrong[0]}; accepted are 0 and 1: without a column "
+                f"labels, each column beside file and split is for a label"
+            )
+        label = "|".join(column for column in columns.others if FLAGS[values[column]])
     if split.lower() not in SPLITS:
         raise ValueError(f"{place} has the split {split!r}; accepted are train, val and test")
     paths = [Path(os.path.normpath(inside / name.replace("\\", "/"))) for inside in (folder, folder / "images")]
     file = next((path for path in paths if path.is_file()), paths[0])
-    texts = [values[column] for column in columns[3:]]
+    texts = [values[column] for column in columns.box]
     numbers = list(map(to_number, texts)) if label or any(texts) else []
     if numbers and not label:
         raise ValueError(f"{place} has a box, but no class")
-    if wrong := [column for column, value in zip(columns[3:], numbers) if not math.isfinite(value)]:
+    if wrong := [column for column, value in zip(columns.box, numbers) if not math.isfinite(value)]:
         raise ValueError(f"{place} has {values[wrong[0]]!r} in {wrong[0]}, where a number of pixels is needed")
-    if numbers and tuple(columns[3:]) not in CORNERS:
+    if numbers and columns.box not in CORNERS:
         numbers[2:] = numbers[0] + numbers[2], numbers[1] + numbers[3]
     return Row(place, file, label, SPLITS[split.lower()], tuple(numbers) or None)
 
@@ -221,12 +236,12 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Ta
 
 def lists_labels(file: Path) -> bool:
     """Return whether the first two lines of a CSV file show a column for several labels, or columns of 0 and 1."""
-    lines = [line.decode("utf-8-sig", "replace") for line in read_bytes(file).split(b"\n", 2)[:2]]
-    if not set(SEVERAL).isdisjoint(re.findall(r"\w+", lines[0].lower())):
+    first, second, *_ = *read_bytes(file).decode("utf-8-sig", "replace").lower().split("\n", 2), ""
+    if not set(SEVERAL).isdisjoint(re.findall(r"\w+", first)):
         return True
-    names, values = ([cell.strip(' "\r') for cell in re.split("[,;\t]", line.lower())] for line in [*lines, ""][:2])
-    kinds, (files, classes, _) = set(map(plain, names)), map(set, COLUMNS)
-    return len(names) > 2 and bool(files & kinds) and not classes & kinds and not {*FLAGS, *WORDS}.isdisjoint(values)
+    names, values = ([cell.strip(' "\r') for cell in re.split("[,;\t]", line)] for line in (first, second))
+    has_file, has_class = (any(plain(name) in accepted for name in names) for accepted in COLUMNS[:2])
+    return len(names) > 2 and has_file and not has_class and any(value in (*FLAGS, *WORDS) for value in values)
 
 
 def labels_of(row: Row) -> list[str]:
