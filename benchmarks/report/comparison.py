@@ -118,7 +118,7 @@ def sizes_table(tag: str) -> str:
 def made_for_sizes_table(tag: str) -> str:
     """Make the table of accuracy of models that are made for each image size."""
     made = {name.split("_")[1]: scores["made"] for name, scores in read_json(IMAGE_SIZES)[tag]["sizes"].items()}
-    rows = [[f"`{mixer}`", *(f"{top1:.1f}" for top1 in made[mixer].values())] for mixer in list_mixers() if mixer in made]
+    rows = [[f"`{m}`", *(f"{top1:.1f}" for top1 in made[m].values())] for m in list_mixers() if m in made]
     return table(["mixer", *(f"{side} px, %" for side in next(iter(made.values())))], rows)
 
 
