@@ -43,7 +43,7 @@ class Columns:
     """The columns of a CSV file.
 
     Attributes:
-        names: of all columns. Only the labels' have upper case, blanks, dots, dashes and underscores.
+        names: of all columns, as `plain` returns them; those for labels are as they stand in the file.
         file, label, split: columns for the image, its class or labels, and its split; "" if there is none.
         box: the four columns of a box, if there are any.
         others: the other columns. Without `label`, each is for a label and holds 0 or 1.
@@ -121,7 +121,7 @@ def read_table(source: Path) -> Table:
     if flags:
         raise ValueError(
             f"{source}:1 has a column {columns.label} and columns of 0 and 1, {list_names(sorted(flags))}: remove "
-            f"these, or remove {columns.label}, and each column beside file and split is for a label"
+            f"these, or remove {columns.label}: then each column beside file and split is for a label"
         )
     root = os.path.commonpath([file.parent for file in images])
     names = {file: file.relative_to(root).as_posix() for file in images}
@@ -134,7 +134,7 @@ def plain(name: str) -> str:
 
 
 def choose_columns(titles: Sequence[str], source: Path) -> Columns:
-    """Find out what each column is for. Without one for the class, two others at least must be for labels."""
+    """Find out what each column is for. If none has the class, the others, at least two, are for one label each."""
     header = list(map(plain, titles))
     file, label, split = (next((name for name in names if name in header), "") for names in COLUMNS)
     box = next((names for names in (*CORNERS, *SIDES) if set(names) <= set(header)), ())
@@ -149,7 +149,7 @@ def choose_columns(titles: Sequence[str], source: Path) -> Columns:
         )
     if wrong := [name for name in others if of_labels and (others.count(name) > 1 or {*name} & {*"|;"})]:
         raise ValueError(f"{source}:1 has the label {wrong[0]!r}: each needs a name of its own, without | and ;")
-    if not box and (some := {name for names in CORNERS for name in names if name in header}):
+    if not of_labels and not box and (some := {name for names in CORNERS for name in names if name in header}):
         raise ValueError(
             f"{source}:1 has only {', '.join(sorted(some))} of a box, which needs four columns: "
             f"{'; '.join(','.join(names) for names in (*CORNERS, *SIDES))}"

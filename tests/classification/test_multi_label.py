@@ -152,7 +152,7 @@ def test_each_label_has_its_own_threshold(run, shapes, tmp_path, capsys):
         return [{label["label"] for label in record["labels"]} for record in json.loads(out)], note
 
     one = "note: labels are predicted from a probability of 0.5 on\n"
-    each = "note: labels are predicted from a probability of 0 to 1 on, by label\n"
+    each = "note: labels are predicted from a probability of 0 to 1 on, which depends on the label\n"
     assert predict_from(0.5) == ([{*CLASSES}, set()], one)  # as runs stored it that chose one threshold, or none
     assert predict_from([1.0, 0.0, 0.5]) == ([{"green", "red"}, {"green"}], each)
     assert predict_from([1.0, 0.0, 0.5], "--threshold", 0.5) == ([{*CLASSES}, set()], "")
@@ -264,6 +264,11 @@ def test_a_column_of_0_and_1_for_each_label(shapes, table, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[:3] == ["all 3 images can be read", "label         train  val", "a b               1    0"]
     assert {"Cat               2    0", "cat               1    1", "name of none      0    0"} < {*said}
+
+
+def test_a_label_may_be_named_like_a_side_of_a_box(table):
+    rows = [f"{i}.png,{i % 2},1" for i in range(20)]
+    assert open_data("folder", root=table("file,left,right", *rows)).classes == ("left", "right")
 
 
 def test_the_index_of_pandas_is_not_the_split(table):
