@@ -107,7 +107,7 @@ class Resized(nn.Module):
 def score_sizes(measured: dict[str, dict], cards: Sequence[dict], data_dir: str | None) -> dict[str, dict]:
     """Return `measured` with the scores of the weights that it lacks: {name: {"weights", "made", "top1", "resized"}}.
 
-    The last three are {size: accuracy}, with sizes as text; `SMALL` says who has the last two.
+    The last three are {size: accuracy}, with sizes as text. Models that were trained above `SMALL` lack the last two.
 
     Raises:
         ValueError: the accuracy on the card is not reproduced, so the data or the weights are not those of the card.

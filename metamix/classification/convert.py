@@ -47,7 +47,8 @@ class SeveralLabels(Labels):
 def read_folders(source: Path) -> Labels:
     """Read a folder for each label, in folders of splits if there are any.
 
-    An image that lies in several of them under one name has all their labels. Images are divided by their rarest label.
+    An image that has the same name in several folders has all their labels. If there are no splits, the images of each
+    label are divided, and an image counts as one of its rarest label.
 
     Raises:
         ValueError: images of one name differ, or a label cannot be written to a CSV file.
@@ -64,7 +65,7 @@ def read_folders(source: Path) -> Labels:
         for path in FolderImages(root).paths:
             label, _, name = path.partition("/")
             if not {*"|;"}.isdisjoint(label) or label[0] in "=+-@":  # spreadsheets take such a text for a formula
-                raise ValueError(f"{root} has the label {label!r}; a label holds no | ; and begins with no = + - @")
+                raise ValueError(f"{root} has the label {label!r}; it must not contain | or ; or begin with = + - @")
             images[split, name][label] = root / path
     counts = Counter(label for files in images.values() for label in files)
     for (split, name), files in images.items():

@@ -41,7 +41,8 @@ class ClassificationData:
         trained: metadata of the weights to evaluate; labels are numbered as in training.
 
     Attributes:
-        threshold: least probability of a label, or of each, if images have several, 0.5 in training; else None.
+        threshold: probability from which on a label is predicted, for all labels or for each; 0.5 in training. None if
+            an image has one class.
         shares_images: whether the folder has no test split, so that a share of its images is scored.
         as_weights: a note that names the settings taken from the weights to start from; empty if there are none.
     """

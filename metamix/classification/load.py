@@ -102,7 +102,7 @@ class Classifier:
         threshold, count = self.metadata.threshold, self.metadata.num_classes or 0
         if isinstance(threshold, tuple) and len(threshold) != count:
             has = f"{self.name} has {plural(len(threshold), 'threshold')} for {plural(count, 'class')}"
-            raise ValueError(f"{has}: its weight file must have one for each, or a number for all")
+            raise ValueError(f"{has}: its weight file must have one for each class, or one number for all")
 
     @cached_property
     def transform(self) -> EvalTransform:
@@ -157,12 +157,12 @@ class Classifier:
 
 
 def describe_threshold(threshold: Threshold | None) -> str:
-    """Say from which probability on labels are predicted; return "" if an image has one class."""
+    """Say from which probability a label is predicted; return "" if an image has one class."""
     if threshold is None:
         return ""
     values = sorted({*threshold} if isinstance(threshold, tuple) else {threshold})
-    shown = f"{values[0]:g} to {values[-1]:g} on, by label" if len(values) > 1 else f"{values[0]:g} on"
-    return f"labels are predicted from a probability of {shown}"
+    least = f"labels are predicted from a probability of {values[0]:g}"
+    return f"{least} on" if len(values) == 1 else f"{least} to {values[-1]:g} on, which depends on the label"
 
 
 class EvalTransform:

@@ -70,8 +70,8 @@ class ClassificationMetric:
 class MultiLabelMetric:
     """Score a classifier of images with several labels from its probabilities: mAP, F1 and binary cross-entropy.
 
-    mAP and F1 are means over the labels that an image has, in percent. A label is predicted from its probability in
-    `threshold` on, which has one for each label or one for all.
+    mAP and F1 are means over the labels that an image has, in percent. A label is predicted if its probability
+    reaches `threshold`, a number for all labels or one for each.
     """
 
     lower_is_better = False
@@ -104,11 +104,12 @@ class MultiLabelMetric:
     def choose(self, states: list[State]) -> dict[str, Any]:
         """Choose the threshold of the best F1 of each label, and return them for the weight file.
 
-        Of equal ones, the nearest to 0.5 is chosen. A label without images keeps 0.5.
+        Of equally good thresholds, the one nearest to 0.5 is chosen. A label without images keeps 0.5.
         """
         scores, labels = scores_and_labels(states)
         choices = sorted((i / 100 for i in range(1, 100)), key=lambda threshold: abs(threshold - 0.5))
-        best = torch.stack([f1(scores, labels, threshold) for threshold in choices]).argmax(0)  # the first; NaN is best
+        best = torch.stack([f1(scores, labels, threshold) for threshold in choices]).argmax(0)
+        # argmax takes the first of equal values, and of NaN, which a label without images has.
         self.threshold = tuple(choices[i] for i in best.tolist())
         return {"threshold": self.threshold}
 

@@ -178,8 +178,8 @@ RAFTS = {"vertical": "b (h r) (w c) 1", "horizontal": "(b h) (w r) c 1"}
 class FixedRaftMlp(nn.Module):
     """A raft MLP for `length` tokens along the mixed side, (B, C, H, W) -> (B, C, H, W).
 
-    A raft has the order (length, raft_size), as memory has it if the channels are last. So engines copy no map for the
-    horizontal MLP, and runs of C / r values for the vertical one.
+    The values of a raft are in the order (length, raft_size), which they have in memory if the channels are last. So
+    engines copy no map for the horizontal MLP, and runs of C / r values for the vertical one.
     """
 
     def __init__(self, mlp: RaftMlp, length: int, rafts: str):

@@ -32,7 +32,7 @@ def to_sets(x: Tensor, set_size: Sequence[int], layout: str) -> Tensor:
         if layout == GRID:
             x = x[:, :, grid_order(nh, kh, x)][..., grid_order(nw, kw, x)]
         x, nh, nw, layout = F.pad(x, (0, kw, 0, kh)), nh + 1, nw + 1, BLOCK
-    # Channels go last first: the memory has them there, and engines then move runs of C values.
+    # Move the channels last before all else: memory has them there, so engines then copy runs of C values.
     return rearrange(x.movedim(1, -1), f"b {layout} c -> b (kh kw) (nh nw) c", kh=kh, kw=kw, nh=nh, nw=nw)
 
 

@@ -130,7 +130,7 @@ class ModelMetadata:
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = None
     crop_pct: CropPct | None = None  # share of the shorter side that the centre crop keeps
     classes: Classes | None = None  # names of the classes, in the order of the outputs
-    threshold: Threshold | None = None  # least probability of all labels, or of each; None if an image has one class
+    threshold: Threshold | None = None  # from which probability on a label is predicted; None if an image has one class
     data: Text | None = None  # name of the data set
     holdout: ShareBelowOne | None = None  # share of the training split that was held out
     memory: Literal["auto", "yes", "no"] | None = None  # whether the data set was decoded into memory

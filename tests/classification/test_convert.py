@@ -156,7 +156,7 @@ def test_label_folders_that_cannot_be_converted_are_refused(albums, tmp_path):
             metamix_command("convert", "folders", albums(names), tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
-    refused("a|b/1.png c/1.png", r"albums has the label 'a\|b'; a label holds no \| ; and begins with no = ")
+    refused("a|b/1.png c/1.png", r"albums has the label 'a\|b'; it must not contain \| or ; or begin with = ")
     refused("=a/1.png c/1.png", "has the label '=a'")
     refused("a/1.png 1.png", "1.png lies outside of them")
     with pytest.raises(SystemExit, match="1.png is a file: give the folder that holds a folder for each label"):
