@@ -98,8 +98,7 @@ class MinAttn(nn.Module):
         bias = None if self.bias is None else self.bias(x, context)
         dropout = self.attn_drop.p if self.training else 0.0
         y = attention(q, k, v, dropout, bias, fused=self.fused)  # (B, heads, H W, d)
-        y = rearrange(y, "b n l d -> b l (n d)").unflatten(1, x.shape[-2:]).movedim(-1, 1)
-        return self.drop(self.proj(y))
+        return self.drop(self.proj(rearrange(y, "b n (h w) d -> b (n d) h w", h=x.shape[-2])))
 
     def split_heads(self, x: Tensor) -> Tensor:
         """Split the channels of a map among the heads: (B, C, H, W) -> (B, heads, H W, d)."""
