@@ -2,8 +2,8 @@
 
     python -m benchmarks.report.figures
 
-Accuracy against cost and the learning curves of the mixers on CIFAR-10, accuracy against latency in each engine, and
-time and memory against image size.
+Accuracy against cost and the learning curves of the mixers on CIFAR-10, accuracy against latency in each engine and
+after fine-tuning, and time and memory against image size.
 `python -m benchmarks.report.mixer_views` draws what each mixer looks at, which needs the images.
 """
 
@@ -19,7 +19,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from benchmarks.paths import IMAGES
+from benchmarks.measure.collect import TRANSFER
+from benchmarks.paths import IMAGES, read_json
 from benchmarks.report import deploy
 from benchmarks.report.speed import scaling_curves
 from benchmarks.weight_cards import by_mixer, load_cards
@@ -30,12 +31,8 @@ from metamix.utils.figures import save_figure
 COLORS = dict(zip(list_mixers(), ("#777777", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7")))
 ENGINE_COLORS = {"eager": "#777777", "compile": "#cc79a7", "onnxruntime": "#d55e00", "openvino": "#0072b2"}
 LINES = {"fp32": "-", "bf16": "--", "int8": ":"}
-WIDTH = 8.8  # inches
-
-
-def save(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG with 200 pixels an inch."""
-    save_figure(path, figure, dpi=200)
+LATENCY = "latency of one image in OpenVINO int8, ms"
+WIDTH, DPI = 8.8, 200  # inches, and pixels an inch
 
 
 def draw_curves(path: Path, family: dict[str, dict]) -> None:
@@ -50,74 +47,65 @@ def draw_curves(path: Path, family: dict[str, dict]) -> None:
     axes.grid(alpha=0.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside upper center", ncols=len(family), frameon=False, handlelength=1.2, columnspacing=1.2)
-    save(path, figure)
+    save_figure(path, figure, DPI)
 
 
-def draw_front(path: Path, family: dict[str, dict], deployed: Mapping[str, tuple[float, float]]) -> None:
-    """Draw accuracy against parameters and against latency, with the Pareto fronts.
+def draw_fronts(path: Path, score: str, panels: Mapping[str, Mapping[str, tuple[float, float]]]) -> None:
+    """Draw a score against costs, a panel for each with its Pareto front.
 
     Args:
         path: picture to write.
-        family: cards by mixer.
-        deployed: latency in ms and accuracy in % of the int8 models, by mixer; empty if they are not measured.
+        score: label of the vertical axis.
+        panels: {label of the cost: {mixer or model: (cost, score)}}; empty panels are left out.
     """
-    trained = {mixer: (card["parameters"] / 1e6, card["top1"]) for mixer, card in family.items()}
-    panels = {"parameters, millions": trained}
-    if deployed:
-        panels["latency of one image in OpenVINO int8, ms"] = dict(deployed)
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     FigureCanvasAgg(figure)
+    panels = {cost: points for cost, points in panels.items() if points}
     drawn = list(zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.values()))
-    for (axes, points), title in zip(drawn, panels):
-        for mixer, point in points.items():
-            axes.plot(*point, "o", ms=7, color=COLORS[mixer])
-        axes.set_xlabel(title)
+    for (axes, points), cost in zip(drawn, panels):
+        for name, point in points.items():
+            axes.plot(*point, "o", ms=7, color=COLORS.get(name, "black"))
+        axes.set_xlabel(cost)
         axes.margins(0.16)
         axes.grid(alpha=0.3)
         corners = front(list(points.values()))
         axes.set_xlim(axes.get_xlim())
         axes.plot(*zip(*corners, (axes.get_xlim()[1], corners[-1][1])), color="0.5", lw=1, ls="--", zorder=1)
-    drawn[0][0].set_ylabel("test accuracy, %")
+    drawn[0][0].set_ylabel(score)
     figure.draw_without_rendering()  # so that names can be placed beside points
     for axes, points in drawn:
         name_points(axes, points)
-    save(path, figure)
+    save_figure(path, figure, DPI)
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the corners of the Pareto front of points (cost, accuracy), as a staircase."""
-    kept, steps = [], []
+    steps: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not kept or y > kept[-1][1]:
-            if kept:
-                steps.append((x, kept[-1][1]))
-            kept.append((x, y))
-            steps.append((x, y))
+        if not steps or y > steps[-1][1]:
+            steps += [*((x, best) for _, best in steps[-1:]), (x, y)]
     return steps
 
 
 def name_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
-    """Write names beside points, on the first side that covers no other name or point. Equal points share a label."""
-    together: dict[tuple[float, float], list[str]] = {}
-    for name, point in points.items():
-        together.setdefault(point, []).append(name)
-    spots = [axes.transData.transform(point) for point in together]
+    """Write names beside points, on the first side that covers no other name or point."""
+    spots = {name: axes.transData.transform(point) for name, point in points.items()}
     taken, frame = [], axes.get_window_extent()
     offsets = [(dx, dy) for dy in (4, -4, 16, -16, 28, -28) for dx in (5, -5)]  # points
     sides = [(dx, dy, "left" if dx > 0 else "right", "bottom" if dy > 0 else "top") for dx, dy in offsets]
-    for spot, (point, names) in zip(spots, together.items()):
+    for name, point in points.items():
         for dx, dy, ha, va in sides:
-            color = COLORS[names[0]] if len(names) == 1 else "black"
+            color = COLORS.get(name, "black")
             line = {"arrowstyle": "-", "color": color, "lw": 0.8, "shrinkA": 0, "shrinkB": 3}
             placed = {"xytext": (dx, dy), "textcoords": "offset points", "ha": ha, "va": va, "color": color}
-            text = axes.annotate(", ".join(names), point, **placed, arrowprops=line)
+            text = axes.annotate(name, point, **placed, arrowprops=line)
             text.set_path_effects([withStroke(linewidth=3, foreground="white")])
             text.get_window_extent()  # moves the text to its place; this extent includes the line
             box = Text.get_window_extent(text)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
             near = box.padded(7)  # pixels, a little more than the radius of a point
-            others = [s for s in spots if s is not spot]
-            if inside and not any(map(box.overlaps, taken)) and not any(near.contains(*s) for s in others):
+            covers = any(near.contains(*spot) for other, spot in spots.items() if other != name)
+            if inside and not covers and not any(map(box.overlaps, taken)):
                 break
             if (dx, dy, ha, va) != sides[-1]:
                 text.remove()
@@ -140,7 +128,7 @@ def draw_scaling(path: Path, curves: dict[str, dict]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
         axes.legend(title="mixer, exponent over pixels", frameon=False)
-    save(path, figure)
+    save_figure(path, figure, DPI)
 
 
 def draw_engines(path: Path, cells: Mapping[deploy.Cell, Mapping[str, tuple[float, float]]]) -> None:
@@ -165,7 +153,7 @@ def draw_engines(path: Path, cells: Mapping[deploy.Cell, Mapping[str, tuple[floa
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
-    save(path, figure)
+    save_figure(path, figure, DPI)
 
 
 def apart(heights: Mapping[str, float], limits: tuple[float, float]) -> dict[str, float]:
@@ -176,11 +164,21 @@ def apart(heights: Mapping[str, float], limits: tuple[float, float]) -> dict[str
     return moved
 
 
+def transfer_points(data: str) -> dict[str, tuple[float, float]]:
+    """Return {mixer or model: (latency in ms, score)} of the pretrained models that were fine-tuned on these data."""
+    cells = {(row["model"], *deploy.cell_of(row), row["batch"]): row["ms"] for row in deploy.load("speed")["rows"]}
+    tuned = [row for row in read_json(TRANSFER)["rows"] if row["data"] == data and row["start"] != "none"]
+    return {deploy.mixer_of(row["model"]): (cells[row["model"], "openvino", "int8", 1], row["score"]) for row in tuned}
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     family = by_mixer(load_cards("cifar10"))
     engines = deploy.points()
-    draw_front(IMAGES / "cifar10-front.png", family, engines.get(("openvino", "int8"), {}))
+    trained = {mixer: (card["parameters"] / 1e6, card["top1"]) for mixer, card in family.items()}
+    costs = {"parameters, millions": trained, LATENCY: engines.get(("openvino", "int8"), {})}
+    draw_fronts(IMAGES / "cifar10-front.png", "test accuracy, %", costs)
+    draw_fronts(IMAGES / "transfer.png", "CamVid: mean IoU, %", {LATENCY: transfer_points("camvid")})
     draw_curves(IMAGES / "cifar10-curves.png", family)
     draw_scaling(IMAGES / "scaling.png", scaling_curves())
     if engines:

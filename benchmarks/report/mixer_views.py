@@ -19,12 +19,13 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from benchmarks.paths import IMAGES
-from benchmarks.report.figures import WIDTH, save
+from benchmarks.report.figures import DPI, WIDTH
 from benchmarks.scoring import load, score, tag_parser, task_of
 from benchmarks.weight_cards import load_family
 from metamix.classification.pictures import draw_confusion
 from metamix.mixers import MinAttn
 from metamix.mixers.views import bands, gate, matrices, token_attention
+from metamix.utils.figures import save_figure
 from metamix.utils.text import exit_with_message
 
 FIELD_IMAGES = 256  # that a receptive field is averaged over
@@ -76,7 +77,7 @@ def draw_receptive_fields(path: Path, models: dict[str, nn.Module], images: dict
         axes.set_axis_off()
     bar = figure.colorbar(shown, ax=grid, label="gradient, relative to the largest", shrink=0.8, extend="min")
     bar.set_ticks((0.01, 0.1, 1), labels=("0.01", "0.1", "1"))
-    save(path, figure)
+    save_figure(path, figure, DPI)
 
 
 def captured(model: nn.Module, images: Tensor) -> list[Tensor]:
@@ -132,7 +133,7 @@ def draw_maps(
             for one in axes:
                 y, x = m.shape[1] // 2, m.shape[2] // 2
                 one.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, ec="black", lw=1.5))
-    save(path, figure)
+    save_figure(path, figure, DPI)
 
 
 def draw_bands(path: Path, model: nn.Module, images: Tensor, shown: Tensor) -> None:
@@ -144,12 +145,9 @@ def draw_bands(path: Path, model: nn.Module, images: Tensor, shown: Tensor) -> N
                 maps = bands(mixer, inputs[i])
                 largest = torch.stack(list(maps.values())).amax((0, 2, 3)).view(-1, 1, 1)
                 columns += [(f"{name} {band}", values / largest) for band, values in maps.items()]
-    save(
-        path,
-        draw_rows(
-            shown, columns, "RMS over channels, relative to the largest of the image", Normalize(0, 1), "viridis"
-        )[0],
-    )
+    label = "RMS over channels, relative to the largest of the image"
+    figure, *_ = draw_rows(shown, columns, label, Normalize(0, 1), "viridis")
+    save_figure(path, figure, DPI)
 
 
 def draw_rows(shown: Tensor, columns: Sequence[tuple[str, Tensor]], label: str, norm, cmap: str):
@@ -195,7 +193,7 @@ def draw_matrices(path: Path, model: nn.Module, *, axis: str) -> None:
     for axes, row in zip(grid[:, 0], rows):
         axes.set_ylabel(row, fontsize=9)
     add_bar(figure, grid, last, f"relative to the largest entry of the matrix (outputs down, inputs across: {axis})")
-    save(path, figure)
+    save_figure(path, figure, DPI)
 
 
 def draw_all(tag: str, family: dict[str, dict], data_dir: str | None) -> None:

@@ -16,8 +16,15 @@ def test_front():
 @pytest.mark.usefixtures("rendered_figures")
 def test_pictures_are_drawn(tmp_path):
     family = by_mixer(load_cards("cifar10"))
-    figures.draw_front(tmp_path / "front.png", family, {mixer: (i + 1.0, 88.0) for i, mixer in enumerate(family)})
+    costs = {"latency, ms": {mixer: (i + 1.0, 88.0) for i, mixer in enumerate(family)} | {"another": (3.5, 90.0)}}
+    figures.draw_fronts(tmp_path / "front.png", "accuracy, %", costs | {"left out": {}})
     figures.draw_curves(tmp_path / "curves.png", family)
     figures.draw_scaling(tmp_path / "scaling.png", scaling_curves())
     for name in ("front.png", "curves.png", "scaling.png"):
         assert min(Image.open(tmp_path / name).size) > 700
+
+
+def test_transfer_points():
+    points = figures.transfer_points("camvid")
+    assert {"pooling", "wavemix"} <= set(points)
+    assert all(1 < ms < 10 and 30 < score < 90 for ms, score in points.values())
