@@ -27,7 +27,7 @@ def mixers_table() -> str:
 
 
 def load_rows() -> list[Row]:
-    """Read the runs, those of a variant together."""
+    """Read the runs, grouped by variant."""
     rows = read_json(ablate.FILE)
     order = list(dict.fromkeys(row["variant"] for row in rows))
     return sorted(rows, key=lambda row: order.index(row["variant"]))

@@ -103,7 +103,7 @@ def losses(part: Mapping) -> str:
 def points(batch: int = 1) -> dict[Cell, dict[str, tuple[float, float]]]:
     """Return {engine and precision: {mixer: (ms, test accuracy)}} of the cells with both, by rising accuracy.
 
-    Accuracy is that on the machine of the speed where it was measured there, else that on another.
+    The accuracy comes from the machine of the speed if it was measured there, and else from another.
     """
     timed = load("speed")
     parts = sorted(scored_parts(load_cards()), key=lambda part: part["machine"] == timed.get("machine"))
