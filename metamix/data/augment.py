@@ -15,7 +15,7 @@ import torch
 from timm.data.mixup import cutmix_bbox_and_lam
 from torch import Tensor
 
-from .auto_augment import AutoAugment, parse
+from .auto_augment import apply_policy, make_policy
 from .counter_rng import MIX, SAMPLE, hash64, normal, randint, seeded, uniform
 from .loader import Batch
 from .options import DataOptions
@@ -71,7 +71,7 @@ class Augment:
                 raise ValueError(f"{name} is {value} pixels, but images have {size}: give at most {size}")
         self.options, self.seed, self.num_classes, self.cropped = options, seed, num_classes, cropped
         self.mean, self.std = mean, std
-        self.policy = AutoAugment(options.auto_augment, size) if parse(options.auto_augment) else None
+        self.policy = make_policy(options.auto_augment, size, mean)
 
     def __call__(self, batch: Batch, epoch: int, step: int) -> Batch:
         options = self.options
@@ -81,7 +81,7 @@ class Augment:
             image = image.permute(0, 2, 3, 1)  # (n, H, W, C)
             image = crop_flip(image, options.padding, options.flip, key)
             if self.policy:
-                image = self.policy(image, hash64(key, POLICY))
+                image = apply_policy(self.policy, image, hash64(key, POLICY))
             image = image.permute(0, 3, 1, 2)
         image = normalize(image, self.mean, self.std).permute(0, 2, 3, 1)
         if options.cutout:

@@ -24,7 +24,7 @@ from torchvision.transforms import Compose
 from metamix.utils.system import usable_workers
 from metamix.utils.text import package_logger
 
-from .auto_augment import pil_transform
+from .auto_augment import make_policy
 from .counter_rng import SAMPLE, seeded
 from .files import Broken, CorruptImage, first_readable, limit_pixels
 from .memory import channel_statistics, image_size, in_memory, pixels
@@ -307,7 +307,7 @@ def train_transform(source: Source, options: DataOptions) -> Transform:
         is_training=True,
         separate=True,
     )
-    policy = pil_transform(options.auto_augment, size, channel_statistics(source, options)[0])
+    policy = make_policy(options.auto_augment, size, channel_statistics(source, options)[0])
     return partial(transform_image, Compose([crop, policy, finish] if policy else [crop, finish]))
 
 
