@@ -8,6 +8,7 @@ from benchmarks.measure import memory
 from benchmarks.measure.collect import MINATTN_DATA, SCORES
 from benchmarks.measure.restoration import FILE, SIDE
 from benchmarks.paths import read_json
+from benchmarks.report.deploy import mixer_of
 from benchmarks.weight_cards import load_cards
 from metamix.models.minattn import ROWS, variant
 from metamix.utils.text import plural, short_count
@@ -90,10 +91,10 @@ def segmentation_table(rows: Sequence[dict]) -> str:
 def transfer_table(rows: Sequence[dict]) -> str:
     """Make the table of fine-tuned backbones: a line for each start, a column for each data set."""
     columns = {data: SCORES[task] for task, data in sorted({(row["task"], row["data"]) for row in rows})}
-    header = ["backbone", "starts from", *(f"{DATA[data]}: {score}, MMACs" for data, score in columns.items())]
+    header = ["tiny with", "starts from", *(f"{DATA[data]}: {score}, MMACs" for data, score in columns.items())]
     cells = []
     for model, start in dict.fromkeys((row["model"], row["start"]) for row in rows):
-        cells.append([f"`{model}`", start])
+        cells.append([f"`{mixer_of(model)}`", start])
         for data in columns:
             runs = [row for row in rows if (row["model"], row["start"], row["data"]) == (model, start, data)]
             scores = [row["score"] for row in runs]
