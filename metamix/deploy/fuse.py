@@ -158,7 +158,7 @@ def scale_outputs(layer: Any, scale: Tensor) -> bool:
 
 def fix_matrices(mixer: Raft, sizes: Sizes) -> None:
     """Fix the matrices of a raft mixer at the map size that it computes on, if that is known."""
-    size = sizes.get(mixer) if mixer.resample == "weights" else mixer.size
+    size = sizes.get(mixer) if mixer.resample == "weights" else mixer.grid
     if size is not None:
         for (name, rafts), length in zip(RAFTS.items(), size):
             setattr(mixer, name, FixedRaftMlp(getattr(mixer, name), length, rafts))

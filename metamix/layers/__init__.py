@@ -13,11 +13,11 @@ from .graph import fx_leaf, may_vary, rearrange
 from .mlp import Mlp
 from .norm import Float32LayerNorm2d, GroupNorm1
 from .partition import BLOCK, GRID, mix_sets
-from .spatial import average_to, crop_to, pad_to, resize_to, round_up
+from .spatial import average_to, crop_to, pad_to, reflect_to, resize_to, round_up
 
 __all__ = [
     "BLOCK", "GELU", "GRID", "CheckpointedSequential", "Conv2d", "ConvWeights", "Dropout", "Float32LayerNorm2d",
     "GlobalPool", "GradCheckpointing", "GroupNorm1", "Mlp", "attention", "average_to", "checkpointed", "crop_to",
-    "dropout", "fx_leaf", "is_channels_last", "may_vary", "mix_sets", "pad_to", "rearrange", "resize_to", "round_up",
-    "to_channels_last",
+    "dropout", "fx_leaf", "is_channels_last", "may_vary", "mix_sets", "pad_to", "rearrange", "reflect_to", "resize_to",
+    "round_up", "to_channels_last",
 ]  # fmt: skip

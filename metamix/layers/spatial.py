@@ -32,6 +32,21 @@ def pad_to(x: Tensor, multiple: Sequence[int]) -> Tensor:
 
 
 @fx_leaf
+def reflect_to(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Extend (..., H, W) below and to the right to `size` = (H', W') by reflection, as often as the size needs it.
+
+    Why not `F.pad`: it reflects a map once, and does not extend it beyond twice its size.
+    """
+    for dim, length in zip((-2, -1), size):
+        side = x.shape[dim]
+        if may_vary(side, length) or side != length:
+            period = max(2 * side - 2, 1)  # 0 1 2 3 2 1 | 0 1 2 3 ...
+            place = torch.arange(length, device=x.device) % period
+            x = x.index_select(dim, torch.minimum(place, period - place).clamp(max=side - 1))
+    return x
+
+
+@fx_leaf
 def crop_to(x: Tensor, size: Sequence[int], centre: bool = False) -> Tensor:
     """Crop (..., H', W') to `size` = (H, W): the top left corner, or the centre.
 

@@ -78,7 +78,13 @@ NANO = {
 TINY = {
     "identity": SmallOptions(4.0),
     "pooling": SmallOptions(4.0),
-    "raft": SmallOptions(2.0, [dict(raft_size=r, expansion=e) for r, e in ((1, 1), (2, 2), (10, 2), (48, 2))]),
+    "raft": SmallOptions(
+        2.0,
+        [
+            dict(raft_size=r, expansion=e, grid=g, resample="windows")
+            for r, e, g in ((1, 1, 32), (2, 2, 16), (10, 2, 8), (48, 2, 4))
+        ],
+    ),
     "maxim": SmallOptions(2.0, [dict(input_proj_factor=1, block_size=n, grid_size=n) for n in (8, 8, 4, 4)]),
     "wavemix": SmallOptions(2.5, [dict(mult=m, ff_channel=n) for m, n in ((4, 64), (4, 64), (3, 32), (1, 8))]),
     "nin": SmallOptions(
@@ -96,7 +102,7 @@ def default_mixer_args(stage: int, dim: int, *, size: str) -> dict[str, dict]:
 
     Windows, grids and contexts fit the maps of an image of the model's own size: 16, 8 and 4 tokens a side for 32
     pixels, 56, 28, 14 and 7 for 224. They keep their size on larger maps, so that time is linear in the number of
-    tokens, as for pooling. Only raft's time per token grows, with the sides of `img_size`.
+    tokens, as for pooling. Only raft's time per token grows with the sides of `img_size`, in all sizes but tiny.
     """
     if size in PAID:
         options = {mixer: each.stages[min(stage, len(each.stages) - 1)] for mixer, each in PAID[size].items()}

@@ -124,7 +124,7 @@ def test_tensors_made_for_another_image_size_are_evaluated_at_it(three_classes):
     ):
         Classification.trained(ClassificationEvalOptions(**options))
     of_48, model, _ = Classification.trained(ClassificationEvalOptions(**options, model_args={"img_size": 48}))
-    assert of_48.data.size == 48 and model.stages[0].blocks[0].mixer.size == (24, 24)
+    assert of_48.data.size == 48 and model.stages[0].blocks[0].mixer.grid == (24, 24)
 
 
 def test_published_weights_of_other_images_are_named():

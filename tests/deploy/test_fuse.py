@@ -89,6 +89,14 @@ def test_raft_weights_are_fixed_at_a_size_alone():
     assert count(fuse(model), RaftMlp) == 4 and count(fixed, RaftMlp) == 0
 
 
+def test_raft_in_windows_is_fixed_for_any_size():
+    options = dict(resample="windows", grid=4)
+    model = randomize(timm.create_model("metaformer_raft_nano", mixer_args=options, **SMALL))
+    fused = fuse(model)
+    assert_same(fused, model, images(2, 3, 48, 40))
+    assert count(fused, RaftMlp) == 0
+
+
 @pytest.mark.parametrize("context", [None, 4])
 def test_attention(context):
     options = dict(

@@ -36,6 +36,7 @@ CASES = {
     "raft": ("raft", {}),
     "raft-stream": ("raft", dict(resample="stream", raft_size=4)),
     "raft-weights": ("raft", dict(resample="weights")),
+    "raft-windows": ("raft", dict(resample="windows", grid=(3, 4))),
     "maxim": ("maxim", {}),
     "maxim-uneven": ("maxim", dict(block_size=(2, 4), grid_size=(3, 2))),
     "wavemix": ("wavemix", {}),
@@ -416,7 +417,7 @@ def test_options_of_a_mixer(forget_mixers):
     assert mixer_options("identity") == []
     assert mixer_options("mine") == [MixerOption("kernel", 3, "")]
     assert [(option.name, option.default) for option in mixer_options("raft")] == [
-        ("raft_size", 2), ("expansion", 2.0), ("resample", "branch"),
+        ("raft_size", 2), ("expansion", 2.0), ("resample", "branch"), ("grid", None),
     ]  # fmt: skip
     assert mixer_options("raft")[0].doc == "r, the groups of channels in a raft; must divide `dim`."
     context = {option.name: option.doc for option in mixer_options("minattn")}["context"]

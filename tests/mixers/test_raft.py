@@ -38,7 +38,7 @@ def formula(x, mixer, r, size=None):
     return u + vertical(u.transpose(2, 3), mixer.horizontal, r, size and size[1]).transpose(2, 3)
 
 
-@pytest.mark.parametrize("resample", ["branch", "stream", "weights"])
+@pytest.mark.parametrize("resample", ["branch", "stream", "weights", "windows"])
 @pytest.mark.parametrize("expansion", [1, 1.5, 2])
 @pytest.mark.parametrize("r", [1, 2, 4])
 def test_formula_at_the_trained_size(r, expansion, resample):
@@ -73,6 +73,27 @@ def test_weights_off_the_trained_size(r, size):
     mixer = random_mixer("raft", 8, SIZE, raft_size=r, resample="weights")
     x = random_map(2, 8, *size)
     assert_equal(mixer(x), formula(x, mixer, r, size) - x)
+
+
+@pytest.mark.parametrize("size", [*OTHER, (13, 3), (11, 8)])
+@pytest.mark.parametrize("r", [1, 2])
+def test_windows_off_the_trained_size(r, size):
+    """Each window of the reflected map gets the formula on its own."""
+    mixer = random_mixer("raft", 8, (20, 20), raft_size=r, resample="windows", grid=SIZE)
+    x = random_map(2, 8, *size)
+    rows, columns = ([min(i % p, p - i % p) for i in range(20)] for p in (max(2 * side - 2, 1) for side in size))
+    whole = x[:, :, [min(i, size[0] - 1) for i in rows]][..., [min(i, size[1] - 1) for i in columns]]
+    y = torch.zeros_like(whole)
+    for top in range(0, 16, SIZE[0]):
+        for left in range(0, 18, SIZE[1]):
+            window = whole[:, :, top : top + SIZE[0], left : left + SIZE[1]]
+            y[:, :, top : top + SIZE[0], left : left + SIZE[1]] = formula(window, mixer, r) - window
+    assert_equal(mixer(x), y[:, :, : size[0], : size[1]])
+
+
+def test_grid_is_at_most_the_size():
+    assert create_mixer("raft", 8, size=(4, 9), grid=6).vertical.length == 4
+    assert create_mixer("raft", 8, size=(4, 9), grid=6).horizontal.length == 6
 
 
 def test_branch_is_the_default():
@@ -136,6 +157,7 @@ def test_errors():
         (dict(expansion=math.inf), "expansion is inf: give a finite number of at least 0"),
         (dict(expansion=0.01), "expansion 0.01 leaves the MLPs no hidden values: give a larger one"),
         (dict(resample="weight"), "resample is 'weight'; did you mean 'weights'"),
+        (dict(grid=0), "grid is 0"),
     ):
         with pytest.raises(ValueError, match=words):
             create_mixer("raft", 8, size=SIZE, **options)

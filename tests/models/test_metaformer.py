@@ -133,7 +133,7 @@ def test_own_stems_and_downsamplings():
 
     model = small(stem=Halve, downsample=Halve, mixer="raft")
     assert model(images()).shape == (2, 5)
-    assert [b.mixer.size for b in blocks(model)] == [(16, 16), (8, 8), (8, 8)]
+    assert [b.mixer.grid for b in blocks(model)] == [(16, 16), (8, 8), (8, 8)]
     assert [f["reduction"] for f in model.feature_info] == [2, 4]
     different = small(depths=(1, 1, 1), dims=(8, 8, 8), downsample=[Halve, partial(ConvEmbed, kernel_size=1, stride=1)])
     assert [f["reduction"] for f in different.feature_info] == [4, 8, 8]
@@ -232,11 +232,11 @@ def test_rates_act_in_training_only():
 def test_mixers_and_their_options_of_each_stage():
     model = small(mixer=("raft", "minattn"), mixer_args=({"raft_size": 4}, {"num_heads": 2, "qk": "shared"}))
     first, second, third = (b.mixer for b in blocks(model))
-    assert (type(first).__name__, first.size, first.vertical.raft_size) == ("Raft", (8, 8), 4)
+    assert (type(first).__name__, first.grid, first.vertical.raft_size) == ("Raft", (8, 8), 4)
     for mixer in (second, third):
         assert (type(mixer).__name__, mixer.heads, mixer.symmetric) == ("MinAttn", 2, True)
     same = small(mixer="raft", mixer_args={"raft_size": 4})
-    assert [(b.mixer.size, b.mixer.vertical.raft_size) for b in blocks(same)] == [((8, 8), 4), ((4, 4), 4), ((4, 4), 4)]
+    assert [(b.mixer.grid, b.mixer.vertical.raft_size) for b in blocks(same)] == [((8, 8), 4), ((4, 4), 4), ((4, 4), 4)]
 
 
 # Any size, any format
@@ -269,7 +269,7 @@ def test_set_input_size(shape):
     before = copy.deepcopy(model)
     model.set_input_size((64, 48))
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in built.state_dict().items()}
-    assert model.pos_embed.shape[2:] == (16, 12) and blocks(model)[0].mixer.size == (16, 12)
+    assert model.pos_embed.shape[2:] == (16, 12) and blocks(model)[0].mixer.grid == (16, 12)
     assert {k for k, p in model.named_parameters() if not p.requires_grad} == {"stem.weight", "stem.bias", "pos_embed"}
     assert all(m.training for m in model.modules()) and all(p.dtype == torch.float64 for p in model.parameters())
     for old, new in zip(blocks(before), blocks(model)):

@@ -127,9 +127,9 @@ def test_options_of_the_pyramid():
 
 def test_spatial_weights_fit_the_padded_image():
     model = segmenter("semantic_fpn", "metaformer_raft_nano", img_size=(50, 70))
-    assert model.backbone.body.model.stages[0].blocks[0].mixer.size == (32, 48)  # of 64 x 96, at stride 2
+    assert model.backbone.body.model.stages[0].blocks[0].mixer.grid == (32, 48)  # of 64 x 96, at stride 2
     deconv = segmenter("wavemix", "metaformer_raft_nano", img_size=(50, 70))
-    assert deconv.backbone.body.model.stages[0].blocks[0].mixer.size == (28, 36)  # of 56 x 72
+    assert deconv.backbone.body.model.stages[0].blocks[0].mixer.grid == (28, 36)  # of 56 x 72
     with torch.device("meta"):
         build_segmenter("semantic_fpn", "resnet18", 3, img_size=(50, 70))  # which has no spatial weights
 
