@@ -12,14 +12,14 @@ from torch import Tensor
 
 from metamix.utils.timing import interleaved
 
-LARGEST_DIFFERENCE = 1e-4  # limit for fp32, relative to the standard deviation of the outputs
-SAME_TOP1 = 0.999  # smallest share of images for which fp32 must keep the most probable class
-BF16_DIFFERENCE = 0.05  # limit of the root mean square for bf16, relative to the standard deviation of the outputs
+MAX_DIFFERENCE = 1e-4  # limit for fp32, relative to the standard deviation of the outputs
+MIN_SAME_TOP1 = 0.999  # smallest share of images whose most probable class fp32 must keep
+MAX_BF16_RMS = 0.05  # limit of the root mean square for bf16, relative to the standard deviation of the outputs
 
 
 @dataclass
 class Difference:
-    """The difference between the outputs of two models over many batches."""
+    """Measure the difference between the outputs of two models over many batches."""
 
     ranked: bool = False  # whether the outputs are scores of classes, so that the most probable class is compared
     largest: float = 0.0
@@ -30,7 +30,7 @@ class Difference:
     _sums: list[float] = field(default_factory=lambda: [0.0] * 4)
 
     def update(self, expected: Tensor, actual: Tensor, *, images: int | None = None) -> None:
-        """Add the outputs (n, ...) of both models for the same images; pass `images` if there are not n images."""
+        """Add the outputs (n, ...) of both models for the same images; pass `images` if n is not their number."""
         expected, actual = expected.double(), actual.double()
         errors = (expected - actual).abs().nan_to_num(math.inf, math.inf)
         self.largest = max(self.largest, float(errors.max()))
@@ -55,24 +55,25 @@ class Difference:
 
 
 def missed_limits(figures: dict[str, Any], precision: str) -> list[str]:
-    """Describe each limit that the result of a `Difference` exceeds. For int8, the accuracy is limited instead."""
+    """Describe each limit that the result of a `Difference` exceeds. For int8, the accuracy has a limit instead."""
     if precision == "int8":
         return []
     if precision == "bf16":
-        if figures["rms_of_the_deviation"] <= BF16_DIFFERENCE:
+        if figures["rms_of_the_deviation"] <= MAX_BF16_RMS:
             return []
         return [
             f"the root mean square of the difference is {figures['rms_of_the_deviation']:.2g} of the outputs' standard "
-            f"deviation, the limit of bf16 is {BF16_DIFFERENCE:g}"
+            f"deviation, and the limit for bf16 is {MAX_BF16_RMS:g}"
         ]
     problems = []
-    if not figures["of_the_deviation"] <= LARGEST_DIFFERENCE:
+    if not figures["of_the_deviation"] <= MAX_DIFFERENCE:
         problems.append(
-            f"the outputs differ by up to {figures['of_the_deviation']:.2g} of their standard deviation, the limit is "
-            f"{LARGEST_DIFFERENCE:g}"
+            f"the outputs differ by up to {figures['of_the_deviation']:.2g} of their standard deviation, and the limit "
+            f"is {MAX_DIFFERENCE:g}"
         )
-    if figures.get("same_top1", 1) < SAME_TOP1:
-        problems.append(f"the most probable class is the same for {figures['same_top1']:.2%} (limit {SAME_TOP1:.1%})")
+    if figures.get("same_top1", 1) < MIN_SAME_TOP1:
+        share = f"{figures['same_top1']:.2%} of the images (limit {MIN_SAME_TOP1:.1%})"
+        problems.append(f"the most probable class is the same for {share}")
     return problems
 
 

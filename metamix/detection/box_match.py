@@ -1,4 +1,4 @@
-"""Compare the objects that two detectors find, and say which limits they miss."""
+"""Compare the objects that two detectors find, and say which limits their differences exceed."""
 
 from typing import Any
 
@@ -6,26 +6,27 @@ import torch
 
 from .objects import Objects
 
-MOST_PIXELS = 0.5  # limit for the difference between boxes that match
-MOST_UNMATCHED = 0.001  # share of the boxes
-SAME_SCORE = 1e-3  # largest difference between the scores of one object, relative to the score
-ALIKE_SCORE = 0.2  # as SAME_SCORE, for bf16 and int8
+MAX_PIXELS = 0.5  # largest difference between the coordinates of matched boxes
+MAX_UNMATCHED = 0.001  # largest share of objects without a match
+SCORE_TOLERANCE = 1e-3  # largest difference between the scores of an object, relative to the score, in fp32
+LOW_PRECISION_TOLERANCE = 0.2  # the same for bf16 and int8
 
 
 class BoxMatch:
     """Match the objects of one detector with the objects of another, over many images.
 
-    The other detector may miss an object whose score lies at the threshold, or which is the last of a full list.
+    The other detector may miss an object whose score is close to the threshold. If the list of objects is full, it may
+    also miss an object whose score is close to the last one.
 
     Args:
-        threshold: least score.
-        most: objects in a full list.
+        threshold: lowest score of an object.
+        most: largest number of objects that the detectors return for an image.
         precision: precision of the second detector.
     """
 
     def __init__(self, threshold: float, most: int, precision: str = "fp32"):
         self.threshold, self.most = threshold, most
-        self.tolerance = SAME_SCORE if precision == "fp32" else ALIKE_SCORE
+        self.tolerance = SCORE_TOLERANCE if precision == "fp32" else LOW_PRECISION_TOLERANCE
         self.images = self.objects = self.detected = self.unmatched = 0
         self.largest = 0.0
 
@@ -56,13 +57,13 @@ class BoxMatch:
         }
 
     def problems(self, precision: str) -> list[str]:
-        """Say in words which limits are missed. In bf16 boxes may differ, so only a model that finds nothing fails."""
+        """Describe each limit that is exceeded. In bf16 and int8, only a model that finds no object at all fails."""
         if precision != "fp32":
             blind = self.objects and not self.detected
-            return [f"it finds no object, and the eager model finds {self.objects}"] if blind else []
+            return [f"it finds no object, but the eager model finds {self.objects}"] if blind else []
         problems = []
-        if self.largest > MOST_PIXELS:
-            problems.append(f"boxes differ by up to {self.largest:.2f} pixels, the limit is {MOST_PIXELS}")
-        if self.unmatched > MOST_UNMATCHED * self.objects:
-            problems.append(f"{self.unmatched} of {self.objects} objects are not found (limit {MOST_UNMATCHED:.1%})")
+        if self.largest > MAX_PIXELS:
+            problems.append(f"boxes differ by up to {self.largest:.2f} pixels, the limit is {MAX_PIXELS}")
+        if self.unmatched > MAX_UNMATCHED * self.objects:
+            problems.append(f"{self.unmatched} of {self.objects} objects are not found (limit {MAX_UNMATCHED:.1%})")
         return problems

@@ -188,7 +188,7 @@ def test_images_without_objects_still_compare_boxes(with_data, tmp_path):
         boxes, scores, labels = exportable.model(images)
         return boxes, torch.where(scores < 0, scores, torch.nan), labels  # the last box is no object, and has -1
 
-    assert exportable.compare(blind, "bf16").problems == ["it finds no object, and the eager model finds 200"]
+    assert exportable.compare(blind, "bf16").problems == ["it finds no object, but the eager model finds 200"]
 
 
 def test_exported_models_run_once_for_each_image(tmp_path):
@@ -213,7 +213,7 @@ def test_bf16_that_finds_nothing_is_not_accepted(tmp_path):
         return boxes, torch.full_like(scores, torch.nan), labels
 
     comparison = exportable.compare(damaged, "bf16")
-    assert re.match(r"it finds no object, and the eager model finds \d+", comparison.problems[0])
+    assert re.match(r"it finds no object, but the eager model finds \d+", comparison.problems[0])
     graph = deepcopy(exportable.model).bfloat16()
     rounded = exportable.compare(lambda images: [x.float() for x in graph(images.bfloat16())], "bf16")
     assert rounded.parity["objects"] > 20 and not rounded.problems
