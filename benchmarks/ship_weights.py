@@ -6,7 +6,7 @@
 
 RUN is the folder of the run whose weights are shipped, of classification or of restoration. Its data must lie where
 they were. `--spread` names runs of one classification recipe with different seeds; they may be shorter than RUN, and
-the card says how they differ. The last form replaces the spread of weights that are shipped already.
+the card says how they differ. The last form replaces the spread of weights that are already shipped.
 
 The scores on the card are those of the stored tensors, computed in float32. A run whose scores change in float16 is
 refused. `benchmarks.measure.weights_speed` adds speed and memory to the card of a classifier,

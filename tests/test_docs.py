@@ -1,4 +1,4 @@
-"""Test README and docs: their Python prints what stands below it, and their commands parse."""
+"""Test that the Python snippets of README and docs print the text below them, and that the commands parse."""
 
 import json
 import re
@@ -24,7 +24,8 @@ SNIPPETS = [
     for page in PAGES
     for i, (code, printed) in enumerate(SNIPPET.findall(page.read_text()))
 ]
-EXTRAS = {"segmentation_models_pytorch": "segmentation"}  # packages that snippets import and `test` does not bring
+# Packages that snippets import and the extra `test` does not install.
+EXTRAS = {"segmentation_models_pytorch": "segmentation"}
 SHELL = re.compile(r"```bash\n(.*?)```", re.S)
 LINES = [
     pytest.param(line, page.stem if page.stem in TASKS else DEFAULT, id=f"{page.name}-{i}")
@@ -45,12 +46,12 @@ def test_python_prints_the_text_below_it(code, printed, capsys, monkeypatch, for
 
 
 class Parsed(Exception):
-    """Say that a command has parsed its words and would begin to work."""
+    """Raised when a command has parsed its arguments and would start to work."""
 
 
 @pytest.fixture
 def parse(monkeypatch):
-    """Return a function that parses a command line of a page's task, and raises Parsed before any work."""
+    """Return a function that parses a command line, with the task of its page, and then raises Parsed."""
 
     def run(line, task):
         words = shlex.split(line, comments=True)
@@ -63,12 +64,12 @@ def parse(monkeypatch):
         monkeypatch.setattr("metamix.tasks.predict.choose_task", lambda named, words: find_task(named or task))
         main(rest)
 
-    for place in ("classification.predict", "tasks.predict"):  # pages name images of the reader
+    for place in ("classification.predict", "tasks.predict"):  # pages name images that only the reader has
         monkeypatch.setattr(f"metamix.{place}.paths_inside", lambda places, without=(): {})
-    monkeypatch.setattr("metamix.utils.options.check_needs", Mock(side_effect=Parsed))  # what `parse_command` ends with
-    monkeypatch.setattr(ProcessGroup, "start", Mock(side_effect=Parsed))  # what train and eval begin with
+    monkeypatch.setattr("metamix.utils.options.check_needs", Mock(side_effect=Parsed))  # last in `parse_command`
+    monkeypatch.setattr(ProcessGroup, "start", Mock(side_effect=Parsed))  # first in train and eval
     for module in ("metamix.training.recipe", "metamix.utils.options"):
-        monkeypatch.setattr(f"{module}.import_modules", Mock())  # modules that pages tell to write
+        monkeypatch.setattr(f"{module}.import_modules", Mock())  # modules that readers write
     return run
 
 
@@ -120,20 +121,20 @@ def test_the_api_page_names_what_users_import():
 
 
 def imported(name):
-    """Import what a dotted name stands for: a name in a module, or a module."""
+    """Import the object or the module that a dotted name refers to."""
     place, _, attribute = name.rpartition(".")
     module = import_module(place)
     return getattr(module, attribute) if hasattr(module, attribute) else import_module(name)
 
 
-def test_links_lead_somewhere():
+def test_links_have_targets():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+            assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
 
 
-def test_lists_are_whole():
-    """Markdown joins a line that is not indented to the item above it, and an item to the paragraph above it."""
+def test_lists_are_not_joined_to_other_text():
+    """Markdown joins an unindented line to the list item above it, and a list item to the paragraph above it."""
     for page in PAGES:
         text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
         for above, line in pairwise(text.splitlines()):

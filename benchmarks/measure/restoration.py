@@ -5,8 +5,8 @@
     python -m benchmarks.measure.restoration data/photos --parts speed
 
 The folder holds bsd68, set12, set14 and set5/hr. Weights for noise are scored on bsd68 and set12, those for
-super-resolution on set5/hr and set14, in float32; `psnr_x8` is that of the mean over eight orientations. The other
-weights are only timed: one image of 256 x 256 output pixels, float32.
+super-resolution on set5/hr and set14, in float32; `psnr_x8` is the PSNR of the mean over eight orientations. Other
+weights are only timed. An image that is timed has 256 x 256 output pixels.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def measure(card: dict, photos: Path, seconds: float, parts: Sequence[str] = PAR
 
 
 def score_set(card: dict, folder: Path) -> dict:
-    """Score the weights of a card on the images of a folder, as they are and with the self-ensemble."""
+    """Score the weights of a card on the images of a folder, without and with the self-ensemble."""
     options = RestorationEvalOptions(model=card["name"], pretrained=True, test_dir=str(folder), workers=0)
     task, model, _ = Restoration.trained(options)
     row = {"name": card["name"], "images": len(task.data.parts["test"])}
@@ -56,7 +56,7 @@ def score_set(card: dict, folder: Path) -> dict:
 
 
 def time_model(card: dict, seconds: float) -> float:
-    """Return the median seconds of one image."""
+    """Return the median latency of one image in seconds."""
     model = create_image_model(card["name"], pretrained=True).eval().to(memory_format=torch.channels_last)
     side = SIDE // model.scale
     image = torch.rand(1, card["in_chans"], side, side).to(memory_format=torch.channels_last)
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path, help="folder with bsd68, set12, set14 and set5")
     parser.add_argument("--names", nargs="+", choices=[card["name"] for card in cards], help="weights (default: all)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: both")
-    parser.add_argument("--seconds", type=float, default=5.0, help="for timing each of them")
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long to time each of the models")
     options = parser.parse_args()
     keep_freed_memory()
     with exit_with_message(ValueError, OSError):

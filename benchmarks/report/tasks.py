@@ -26,7 +26,7 @@ REPRODUCTION = {
     ("collapsed", False, 1): (97.69, 56.19),
     ("minimal", False, 1): (94.45, 47.44),
 }
-# Data of transfer, by the names of their folders.
+# Data sets of the transfer table, by folder.
 DATA = {"grocery": "Grocery Store", "bccd": "blood cells", "cards_coco": "playing cards", "camvid": "CamVid"}
 NAMES = {"bsd68": "BSD68", "set12": "Set12", "set5/hr": "Set5", "set14": "Set14"}
 # Means over the images as the papers print them. Their PSNR may differ in rounding.
@@ -77,7 +77,7 @@ def detection_memory_table() -> str:
 
 
 def segmentation_table(rows: Sequence[dict]) -> str:
-    """Make a table of runs, in the order given."""
+    """Make the table of segmenters, in the order of `rows`."""
     measures = ("mean IoU", "pixel accuracy", "mean accuracy", "boundary F")
     header = ("backbone", "head", *measures, "params", "GMACs of a crop", "epochs")
     lines = []
@@ -116,7 +116,7 @@ def minattn_table(results: dict) -> str:
     columns = [
         f"{title}, {what}" for title in MINATTN_DATA.values() for what in ("parameters", "ours, %", "reproduction, %")
     ]
-    said = [
+    notes = [
         "Test accuracy after the last epoch, one seed. Full: query, key, value and projection. Collapsed: query and "
         "key are one matrix. Minimal: collapsed, without value and projection. Symmetric: query and key are one "
         "Cholesky factor. The reproduction is a third party's: post-norm, a class token, 100 epochs of Adam at 1e-3, "
@@ -126,11 +126,11 @@ def minattn_table(results: dict) -> str:
     for data, part in results.items():
         recipe = part["recipe"]
         copy = " (JPEG copy)" if recipe["data"] == "folder" else ""
-        said.append(
+        notes.append(
             f"{MINATTN_DATA[data]}{copy}: {recipe['epochs']} epochs of {recipe['optimizer']} at {recipe['lr']:g}, "
             f"batches of {recipe['batch_size']}, {augmentation(recipe)}."
         )
-    return f"{table(['similarity', 'MLP', 'heads', *columns], rows)}\n\n{wrap(' '.join(said))}"
+    return f"{table(['similarity', 'MLP', 'heads', *columns], rows)}\n\n{wrap(' '.join(notes))}"
 
 
 def augmentation(recipe: dict) -> str:
@@ -140,7 +140,7 @@ def augmentation(recipe: dict) -> str:
 
 
 def restoration_table() -> str:
-    """Make the table of scores by weights and set, with what was compared."""
+    """Make the table of scores by weights and set of images, with notes on what was measured."""
     scored = [row for row in read_json(FILE)["rows"] if row["set"] in NAMES]
     lines = [(row["name"], NAMES[row["set"]], REFERENCES[row["set"]], row) for row in scored]
     others = [card for card in load_cards(task="restoration") if card["name"] not in {row["name"] for row in scored}]
@@ -165,11 +165,11 @@ def restoration_cost_table() -> str:
     ms = {row["name"]: row["ms"] for row in result["rows"] if row["set"] == "speed"}
     cells = []
     for card in load_cards(task="restoration"):
-        spent = f"{ms[card['name']]:.0f}" if card["name"] in ms else "not measured"
+        latency = f"{ms[card['name']]:.0f}" if card["name"] in ms else "not measured"
         macs, minutes = f"{per_pixel(card) / 1000:.0f} k", f"{card['seconds'] / 60:.0f}"
-        cells.append([f"`{card['name']}`", short_count(card["parameters"]), macs, spent, minutes])
-    spent = f"ms for a result of {SIDE} x {SIDE}"
-    header = ["weights", "parameters", "multiply-adds per pixel of the result", spent, "minutes of training"]
+        cells.append([f"`{card['name']}`", short_count(card["parameters"]), macs, latency, minutes])
+    latency = f"ms for a result of {SIDE} x {SIDE}"
+    header = ["weights", "parameters", "multiply-adds per pixel of the result", latency, "minutes of training"]
     note = f"Inference in float32 on {cpu(result['machine'])}."
     return f"{table(header, cells)}\n\n{wrap(note)}"
 
@@ -189,7 +189,7 @@ def restoration_memory_table() -> str:
 
 
 def cpu(machine: dict) -> str:
-    """Name the processor and the number of threads."""
+    """Name the CPU and the number of its threads that were used."""
     return f"{plural(machine['threads'], 'thread')} of an {machine['cpu']}"
 
 

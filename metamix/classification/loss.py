@@ -28,7 +28,7 @@ class ClassificationLoss:
         self.class_weights = balanced_weights(labels, classes) if options.class_weights == "balanced" else None
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        logits, target = model(batch["image"]), batch["target"]  # (n, classes); (n,) labels or (n, classes) shares
+        logits, target = model(batch["image"]), batch["target"]  # (n, classes); (n,) or, for soft targets, (n, classes)
         loss = self.supervised(logits.float(), target)
         share = self.options.distill
         for teacher in self.model.frozen_helpers:
@@ -39,7 +39,7 @@ class ClassificationLoss:
         return loss, {"top1": 100 * (logits.argmax(1) == labels).float().mean()}
 
     def supervised(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss of (n, classes) logits against labels (n,) or shares (n, classes)."""
+        """Compute the loss of (n, classes) logits against labels (n,) or soft targets (n, classes)."""
         if self.several:
             return self.of_labels(logits, target)
         reduction = "mean" if self.class_weights is None else "none"
@@ -62,10 +62,10 @@ class ClassificationLoss:
         return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weights)
 
     def smooth(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Smooth labels (n,) or shares (n, classes), and return shares (n, classes)."""
+        """Smooth labels (n,) or soft targets (n, classes), and return soft targets (n, classes)."""
         smoothing, classes = self.options.smoothing, logits.shape[1]
-        shares = F.one_hot(target, classes).to(logits) if target.ndim == 1 else target
-        return shares * (1 - smoothing) + smoothing / classes
+        soft = F.one_hot(target, classes).to(logits) if target.ndim == 1 else target
+        return soft * (1 - smoothing) + smoothing / classes
 
     def distillation(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute T^2 * KL divergence of (n, classes) logits at temperature T (Hinton et al., arXiv 1503.02531)."""

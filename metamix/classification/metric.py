@@ -1,4 +1,4 @@
-"""Score classifiers: accuracy for one class an image, mean average precision and F1 for several labels."""
+"""Score classifiers: accuracy for images of one class, mean average precision and F1 for images with several labels."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class ClassificationMetric:
 
     def __init__(self, classes: tuple[str, ...], normalize: Callable[[Tensor], Tensor]):
         if (count := len(classes)) > MAX_SCORED_CLASSES:
-            most = f"{MAX_SCORED_CLASSES:,} at most"
-            raise ValueError(f"there are {count:,} classes, and {most} can be scored: join or drop some")
+            limit = f"at most {MAX_SCORED_CLASSES:,}"
+            raise ValueError(f"there are {count:,} classes, but {limit} can be scored: join or drop some")
         self.classes, self.normalize = classes, normalize
 
     def start(self) -> State:
@@ -33,7 +33,7 @@ class ClassificationMetric:
             "confusion": torch.zeros(classes, classes, dtype=torch.int64),  # [label, prediction]
             "in_top5": torch.zeros((), dtype=torch.int64),
             "loss": torch.zeros(()),
-            "unreadable": torch.zeros((), dtype=torch.int64),  # images that are left out of the scores
+            "unreadable": torch.zeros((), dtype=torch.int64),  # images that could not be read, and are not scored
         }
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -56,7 +56,7 @@ class ClassificationMetric:
         confusion = total_confusion(states)
         count = int(confusion.sum())
         scores = {"top1": 100 * int(confusion.trace()) / count}
-        if len(self.classes) > 5:  # with five classes or fewer it is always 100
+        if len(self.classes) > 5:  # with five classes or fewer, top-5 is always 100
             scores["top5"] = 100 * sum(int(state["in_top5"]) for state in states) / count
         return scores | {"loss": sum(float(state["loss"]) for state in states) / count}
 
@@ -70,8 +70,8 @@ class ClassificationMetric:
 class MultiLabelMetric:
     """Score a classifier of images with several labels from its probabilities: mAP, F1 and binary cross-entropy.
 
-    mAP and F1 are means over the labels that an image has, in percent. A label is predicted if its probability
-    reaches `threshold`, a number for all labels or one for each.
+    mAP and F1 are means over the labels that at least one image has, in percent. A label is predicted if its
+    probability reaches `threshold`, a number for all labels or one for each.
     """
 
     lower_is_better = False
@@ -80,8 +80,8 @@ class MultiLabelMetric:
         self.classes, self.normalize, self.threshold = classes, normalize, threshold
 
     def start(self) -> State:
-        none = torch.zeros(0, 2 * len(self.classes))
-        return {"scores_and_labels": [none], "unreadable": torch.zeros((), dtype=torch.int64)}
+        empty = torch.zeros(0, 2 * len(self.classes))
+        return {"scores_and_labels": [empty], "unreadable": torch.zeros((), dtype=torch.int64)}
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the probabilities (n, classes)."""
@@ -94,7 +94,7 @@ class MultiLabelMetric:
         state["unreadable"] += (~was_read).sum()
 
     def result(self, states: list[State]) -> dict[str, float]:
-        """Compute the scores, mAP first. F1 at 0.5 is one of them if the threshold differs."""
+        """Compute the scores, mAP first; if the threshold is not 0.5, also F1 at 0.5."""
         scores, labels = scores_and_labels(states)
         means = {"mAP": average_precision(scores, labels), "F1": f1(scores, labels, self.threshold)}
         means |= {} if self.threshold == 0.5 else {"F1_at_0.5": f1(scores, labels, 0.5)}
@@ -102,7 +102,7 @@ class MultiLabelMetric:
         return {name: float(values.nanmean()) for name, values in means.items()} | {"loss": loss}
 
     def choose(self, states: list[State]) -> dict[str, Any]:
-        """Choose the threshold of the best F1 of each label, and return them for the weight file.
+        """Choose for each label the threshold with the best F1, and return the thresholds for the weight file.
 
         Of equally good thresholds, the one nearest to 0.5 is chosen. A label without images keeps 0.5.
         """

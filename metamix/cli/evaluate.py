@@ -32,7 +32,7 @@ from metamix.utils.text import exit_with_message, plural, printable
 from metamix.weights.files import RECIPE
 
 RESULT = "result.json"  # in the output folder
-SCORED = (  # entries on what was scored
+SCORED = (  # entries that say what was scored
     "model", "checkpoint", "data", "test_split", "split", "samples", "img_size", "degradation", "measured",
 )  # fmt: skip
 
@@ -41,7 +41,7 @@ SCORED = (  # entries on what was scored
 class EvalOptions(Options):
     """Options of `metamix eval` that hold for every task."""
 
-    output: str = option("", "folder for result.json and pictures; if not given, one in runs/ named by data and model")
+    output: str = option("", "folder for result.json and pictures; default: one in runs/ named after data and model")
     split: Literal["test", "holdout"] = option(
         "test", "split to score; holdout is the share of train that --holdout keeps out"
     )
@@ -54,7 +54,7 @@ class EvalOptions(Options):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Score what the command line names. Exits with a message if the input is invalid."""
+    """Score the model that the command line names; exit with a message if the input is invalid."""
     recipe = parse(
         argv,
         TASKS,
@@ -78,7 +78,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
         task, model, metadata = find_task(task_name).part("task").trained(options)
     loaders = task.data.eval_loaders(settings.batch_size, group.rank, group.world_size)
     if settings.split not in loaders:
-        reason = "no share of train was held out in training. On other data, --holdout SHARE takes one"
+        reason = "no share of train was held out in training. On other data, --holdout SHARE holds one out"
         raise ValueError(
             f"split is {settings.split!r}, but the data have only {', '.join(loaders)}: "
             + (reason if hasattr(options, "holdout") else "leave --split out")
@@ -103,7 +103,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
         make_output_folder(folder)  # before scoring, so that a bad folder costs no time
         if earlier and any(earlier.get(key) != about.get(key) for key in SCORED):
             what = f"{earlier.get('checkpoint') or earlier.get('model')} on {earlier.get('data')}"
-            print(printable(f"note: the result of {what} in {folder} is replaced; --output keeps both"))
+            print(printable(f"note: the result of {what} in {folder} is replaced; to keep it, give another --output"))
     start = time.monotonic()
     scores, states = evaluate(
         task.metric, model, loaders[settings.split], group, autocast_dtype(settings.amp, group.device), layout
@@ -125,7 +125,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
 
 
 def result_line(scores: Mapping[str, float], described: Mapping[str, Any], split: str, speed: float) -> str:
-    """Return the scores in a line, with model, data and images per second."""
+    """Format the scores as one line, with model, data and images per second."""
     name = split if split == "holdout" else described.get("test_split", "test")
     size = f" of {described['img_size']} pixels" if "img_size" in described else ""
     images = f"{plural(described['samples'][split], 'image')}{size}"
@@ -135,7 +135,7 @@ def result_line(scores: Mapping[str, float], described: Mapping[str, Any], split
 
 def _read_result(folder: Path) -> dict[str, Any] | None:
     """Return the result in a folder, or None; raise ValueError if it holds files that could be overwritten."""
-    with suppress(OSError, ValueError):  # there is none, or it is not ours
+    with suppress(OSError, ValueError):  # no result, or a file of another program
         if "checkpoint" in (result := read_json(folder / RESULT, "")):
             return result
     names = sorted(path.name for path in (folder.iterdir() if folder.is_dir() else ()))

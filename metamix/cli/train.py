@@ -6,8 +6,8 @@
 
     torchrun --nproc_per_node=4 --max_restarts=3 train.py --config digits/demo
 
-A run has a folder in runs/, named by data, model and seed. The same command again resumes the run from its last
-checkpoint, or says that it is finished. The training loop is metamix/training/engine.py.
+A run has a folder in runs/, named after data, model and seed. Repeat the command to resume the run from its last
+checkpoint; it says if the run is finished. The training loop is metamix/training/engine.py.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def train_all(recipe: Recipe, group: ProcessGroup) -> None:
-    """Train every model that the recipe names, one after the other, and compare them if there are several."""
+    """Train the models that the recipe names, one after the other, and compare them if there are several."""
     models, folders = [name.strip() for name in recipe.options.model.split(",")], []
     if len(models) > 1 and (weights := recipe.engine.resume or recipe.options.checkpoint):
         raise ValueError(
             f"{weights} has the weights of one model, but --model names {len(models)}: train only that model, or leave "
             f"--resume and --checkpoint out"
         )
-    for model in models:  # a mistake in the last name shows before the first model is trained
+    for model in models:  # so that a mistake in the last name shows before the first model is trained
         if ":" in model:
             raise ValueError(
                 f"model is {model}. Models of a hub cannot be trained, since the weight file stores a registered name: "
@@ -64,7 +64,7 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
             )
         find_task(recipe.task).part("task").check_model(model, recipe.options.pretrained)
         if "." in model and not recipe.options.pretrained and group.is_main:
-            print(printable(f"note: {model} names weights, but they are only loaded with --pretrained"))
+            print(printable(f"note: {model} names weights, but they are loaded only with --pretrained"))
     for i, model in enumerate(models):
         of_model = recipe.replace(model=model)
         if len(models) > 1 and recipe.engine.output:

@@ -1,8 +1,8 @@
 """Make counter-based random numbers: hashes of integers (seed, purpose, epoch, index, ...).
 
-So every process, worker and device augments a sample in the same way, and a run can be resumed at any step. The hash
-chains the finaliser of SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
-int64 tensors wrap modulo 2^64 on every device.
+With them, every process, worker and device augments a sample in the same way, and a run can be resumed at any step.
+The hash chains the finaliser of SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators",
+OOPSLA 2014). int64 tensors wrap modulo 2^64 on every device.
 """
 
 import math
@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# What random numbers are drawn for. Each purpose has a stream of its own.
+# The purposes of random numbers. Each has its own stream.
 SPLIT, ORDER, SAMPLE, MIX = range(4)
 
 
 def _mix(z: Tensor) -> Tensor:
-    """Apply the finaliser of SplitMix64 to int64; `>>` keeps the sign, hence the masks."""
+    """Apply the finaliser of SplitMix64 to int64; the masks clear the sign bits that `>>` copies."""
     z = (z ^ (z >> 30 & 2**34 - 1)) * -0x40A7B892E31B1A47
     z = (z ^ (z >> 27 & 2**37 - 1)) * -0x6B2FB644ECCEEE15
     return z ^ (z >> 31 & 2**33 - 1)

@@ -9,11 +9,11 @@ from .formats.base import list_image_paths
 
 
 def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[Path, Path]:
-    """List the images in files and folders, each with its path inside the given folder, or its name for a file.
+    """List the images in files and folders, each with its path inside the given folder; for a file, its name.
 
     Args:
         places: files, with any name, and folders, which are searched at any depth.
-        without: folders of earlier results, which are skipped unless a place is one of them or lies in one.
+        without: folders of earlier results. They are skipped, unless a place is such a folder or lies inside one.
     """
     inside: dict[Path, Path] = {}
     for place in places:
@@ -46,7 +46,7 @@ def list_images(folder: Path) -> dict[str, Path]:
 
 
 def by_stem(images: Mapping[str, Path]) -> dict[str, Path]:
-    """Return the files of `list_images` by path without extension; raise ValueError if two paths are then equal."""
+    """Return the files of `list_images` by path without extension; raise ValueError if two are equal."""
     stems: dict[str, Path] = {}
     for name, path in images.items():
         stem = name.rpartition(".")[0]
@@ -56,7 +56,8 @@ def by_stem(images: Mapping[str, Path]) -> dict[str, Path]:
     return stems
 
 
-Pairs = dict[str, tuple[Path, Path]]  # by the first file's relative path without extension
+# An image and its partner, by the relative path of the image without extension.
+Pairs = dict[str, tuple[Path, Path]]
 
 
 class Unmatched(ValueError):
@@ -64,21 +65,21 @@ class Unmatched(ValueError):
 
     Attributes:
         problems: a sentence about each file without a partner.
-        pairs: the files that have a partner, as `match_partners` returns them.
+        pairs: the images that have a partner, as `match_partners` returns them.
     """
 
     def __init__(self, problems: list[str], pairs: Pairs, option: str, template: str):
         self.problems, self.pairs = problems, pairs
         others = f" {len(problems) - 1} more have no partner." if len(problems) > 1 else ""
-        super().__init__(f"{problems[0]}{others} The name of a partner is made with {option} {template!r}")
+        super().__init__(f"{problems[0]}{others} Partners are named by {option} {template!r}")
 
 
 def match_partners(folder: Path, partner_folder: Path, option: str, template: str = "{name}") -> Pairs:
     """Match the images of two folders by their relative paths without extensions.
 
     Args:
-        option: the command's option for `template`, for messages.
-        template: name of a partner without extension, in which {name} stands for the name of its image.
+        option: name of the option that sets `template`, for messages.
+        template: name of a partner without extension; {name} is replaced by the name of its image.
 
     Raises:
         Unmatched: an image of either folder has no partner.

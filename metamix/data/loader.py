@@ -1,6 +1,6 @@
 """Load batches of a source: from memory for small data sets, through worker processes for others.
 
-`metamix.data.order` says which samples a step has.
+`metamix.data.order` decides which samples belong to a step.
 
 An image that cannot be read is replaced, with its label, by the next readable image of its source (the first follows
 the last). In evaluation the index of such a sample is -1, so that scores leave it out.
@@ -47,8 +47,8 @@ class SampleReader(Protocol):
         """Read a sample.
 
         Raises:
-            CorruptImage: it cannot be read, and the next one replaces it.
-            ValueError: it must not be replaced: the run ends with this message.
+            CorruptImage: the sample cannot be read, and the next one replaces it.
+            ValueError: the sample cannot be read and must not be replaced, so the run ends with this message.
         """
 
     def path(self, index: int) -> str:
@@ -63,15 +63,15 @@ def train_loader(
     `len(loader)` is the number of steps in an epoch, and `loader.epoch(epoch, start=0)` yields their batches.
 
     A batch is {"image": (n, C, H, W) uint8, channels_last, "label": (n,) int64, "index": (n,) int64}, with n =
-    batch_size / world_size; several labels are (n, classes) float32. Images from memory are as the data set has them.
-    Streamed images have been cropped, flipped and put through `auto_augment` by the workers. `Augment` does the rest.
+    batch_size / world_size. With several labels per image, "label" is (n, classes) float32. Images from memory are
+    unchanged. Workers crop and flip streamed images and apply `auto_augment` to them. `Augment` does the rest.
 
     Args:
         seed: the run's seed. The order of samples and the workers' random numbers depend on it.
         batch_size: images in the global batch, a multiple of `world_size`. Images left over at the end of an epoch are
-            dropped. A source smaller than one batch is repeated to fill one; repeats have an "index" of at least
-            `len(source)`.
-        rank, world_size: this process takes the rank-th of `world_size` contiguous parts.
+            dropped. A source smaller than one batch is repeated to fill a batch; repeats have an "index" of
+            `len(source)` or more.
+        rank, world_size: this process gets the rank-th of `world_size` contiguous parts of the batch.
     """
     order = TrainOrder(len(source), batch_size, rank, world_size, seed)
     if options.sampling == "balanced":
@@ -91,7 +91,7 @@ def eval_loader(
 
     Args:
         batch_size: images in a forward pass, over all processes together.
-        rank, world_size: this process takes the rank-th of `world_size` contiguous parts.
+        rank, world_size: this process gets the rank-th of `world_size` contiguous parts of the samples.
     """
     order = EvalOrder(len(source), max(1, batch_size // world_size), rank, world_size)
     if in_memory(source, options):
@@ -126,7 +126,7 @@ class MemoryLoader:
                 self.corrupt.add(path, reason)
             rows.append(readable)
             index.append(-1 if broken and not isinstance(order, TrainOrder) else i)
-        self.rows, self.index = torch.tensor(rows), torch.tensor(index)  # of each sample: row in `images`, "index"
+        self.rows, self.index = torch.tensor(rows), torch.tensor(index)  # by sample: its row in `images`, its "index"
 
     def __len__(self) -> int:
         return len(self.order)
@@ -148,7 +148,7 @@ class StreamLoader:
 
     Args:
         transform: what the workers do to each sample.
-        collate: makes a batch of transformed samples; the loader adds their "index".
+        collate: makes a batch of transformed samples, to which the loader adds "index".
         verify: the command that lists all broken images, for a message.
     """
 
@@ -172,12 +172,12 @@ class StreamLoader:
             batch_sampler=self.sampler,
             num_workers=workers,
             worker_init_fn=partial(start_worker, Image.MAX_IMAGE_PIXELS),
-            persistent_workers=workers > 0 and isinstance(order, TrainOrder),  # others end with their evaluation
+            persistent_workers=workers > 0 and isinstance(order, TrainOrder),  # evaluation ends its workers
             collate_fn=partial(collate_read, collate or collate_images),
-            pin_memory=torch.cuda.is_initialized(),  # a GPU that is not used needs no pinned memory
+            pin_memory=torch.cuda.is_initialized(),  # useful only if this process uses a GPU
             generator=torch.Generator(),  # by default every epoch draws from the run's generator
         )
-        # At exit Python sends workers one SIGTERM and waits, but they survive the first: end them before that.
+        # At exit Python sends each worker one SIGTERM and waits, but workers survive the first: end them before that.
         weakref.finalize(self, setattr, self.loader, "_iterator", None)
 
     def __len__(self) -> int:
@@ -205,7 +205,7 @@ class StreamLoader:
                     raise
                 raise OSError(
                     f"a process that reads images died ({error}), perhaps for lack of memory: lower --workers, or give "
-                    f"the machine more memory and shared memory; the same command continues the run"
+                    f"the machine more memory and shared memory, and repeat the command to continue the run"
                 ) from error
             if "failure" in batch:
                 raise CorruptImage(batch["failure"])
@@ -217,7 +217,7 @@ class StreamLoader:
 def start_worker(max_pixels: int | None, worker: int) -> None:
     """Set the limit of pixels, and make a worker ignore SIGINT, SIGHUP and the first SIGTERM.
 
-    Terminals and clusters send them to all processes of a job, and training needs its workers until it has stopped.
+    Terminals and clusters send signals to all processes of a job, but training needs its workers until it has stopped.
     """
     limit_pixels(max_pixels)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -227,7 +227,7 @@ def start_worker(max_pixels: int | None, worker: int) -> None:
 
 
 class EpochSampler(Sampler):
-    """Batch one epoch. A sample is (epoch, index), since workers live on and need the number of the epoch."""
+    """Yield the batches of an epoch. A sample is (epoch, index), since workers outlive an epoch and need its number."""
 
     def __init__(self, order: Order):
         self.order, self.epoch, self.start = order, 0, 0
@@ -238,7 +238,7 @@ class EpochSampler(Sampler):
 
 
 class TransformedSamples:
-    """Read samples in workers. Random numbers are seeded anew for each sample."""
+    """Read samples in workers, and seed the random numbers for each sample."""
 
     def __init__(self, samples: SampleReader, transform: Transform, seed: int, order: Order):
         self.samples, self.transform, self.seed = samples, transform, seed
@@ -256,7 +256,7 @@ class TransformedSamples:
 
 
 def collate_read(collate: Callable[[list[Any]], Batch], read: list[Any]) -> Batch:
-    """Make a batch of what `TransformedSamples` returned, or of the message of the first error, as "failure"."""
+    """Make a batch of what `TransformedSamples` returned; if there are errors, return only the first, as "failure"."""
     failure = next((item for item in read if isinstance(item, Exception)), None)
     if failure is not None:
         return {"failure": str(failure)}
@@ -283,7 +283,7 @@ def collate_images(samples: list[tuple[Tensor, int | Tensor]]) -> Batch:
 
 
 def collate_pairs(samples: list[Any]) -> Batch:
-    """Make a batch of (name, image, target) samples, such as an image and its mask, with lists of both."""
+    """Make a batch of (name, image, target) samples, such as images and masks, with lists of images and targets."""
     names, images, targets = (list(column) for column in zip(*samples))
     return {"image": images, "target": targets, "name": names}
 
@@ -295,7 +295,7 @@ def collate_crops(samples: list[Any]) -> Batch:
 
 
 def train_transform(source: Source, options: DataOptions) -> Transform:
-    """Make timm's random transform of a PIL image into a (C, H, W) uint8 tensor."""
+    """Make timm's random transform of a PIL image to a (C, H, W) uint8 tensor."""
     size = image_size(source, options)
     crop, _, finish = create_transform(
         input_size=size,
@@ -303,7 +303,7 @@ def train_transform(source: Source, options: DataOptions) -> Transform:
         use_prefetcher=True,  # uint8, not normalised
         scale=(options.crop_scale, 1.0),
         hflip=options.flip,
-        color_jitter=None,  # type: ignore[arg-type]  # timm's annotation leaves None out
+        color_jitter=None,  # type: ignore[arg-type]  # timm accepts None, which its annotation omits
         is_training=True,
         separate=True,
     )
@@ -314,7 +314,7 @@ def train_transform(source: Source, options: DataOptions) -> Transform:
 class CorruptImages(dict[str, str]):
     """Collect the images that could not be read, path -> reason. Each is logged once, and too many of them end the run.
 
-    `limit` is the share of the `total` images that may be broken, and `command` lists all that are.
+    `limit` is the share of the `total` images that may be broken, and `command` lists all broken images.
     """
 
     def __init__(self, total: int, limit: float, command: str, order: Order):

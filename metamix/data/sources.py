@@ -5,8 +5,8 @@
     cifar10, mnist ...  torchvision's data sets (`TORCHVISION_SETS`), with their own test split
     tiny_imagenet       64x64 images of 200 classes of ImageNet, from the official archive
     folder              DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg, at any depth below CLASS; train.tar and val.tar
-                        also work. Names that begin with a dot are left out. DIR/labels.csv names several labels
-    hfds/NAME           a Hugging Face data set, or a local folder of one (extra: datasets)
+                        also work. Names that begin with a dot are ignored. DIR/labels.csv gives images several labels
+    hfds/NAME           a Hugging Face data set, or a local folder with one (extra: datasets)
     wds/NAME            WebDataset shards in DIR/NAME
 
 The modules in `formats/` open splits. A `Source` is a part of a split; loaders read sources.
@@ -39,16 +39,16 @@ from .formats.torchvision_sets import TORCHVISION_SETS, open_torchvision
 from .formats.webdataset_shards import open_webdataset
 from .tables import open_label_table
 
-MEMORY_LIMIT = 2**31  # with memory="auto", images of more bytes are streamed; counted before --img-size resizes them
-SMALL_SIDE = 96  # pixels; training crops larger images by area, so they are streamed
+MEMORY_LIMIT = 2**31  # bytes, before --img-size resizes images; with memory="auto", larger data sets are streamed
+SMALL_SIDE = 96  # pixels; larger images are streamed, since training crops a random area of them
 
 
 @dataclass(frozen=True)
 class Splits:
     """An open data set.
 
-    `holdout` is None if no share is held out. `train` is None if a data set for evaluation has no training split.
-    `size` is the side of the images in pixels, or None if sizes differ.
+    `holdout` is None if no share is held out. `train` is None if the data set has no training split, which only
+    evaluation accepts. `size` is the side of the images in pixels, or None if sizes differ.
     """
 
     train: Source | None
@@ -60,7 +60,7 @@ class Splits:
 
     @property
     def multi_label(self) -> bool:
-        """Return whether an image has any number of labels instead of one class."""
+        """Return whether an image may have any number of labels, instead of one class."""
         return self.test.images.labels.ndim == 2
 
     def sources(self) -> dict[str, Source]:
@@ -97,20 +97,20 @@ def open_data(
 
     Args:
         root: folder of the data set; digits needs none, and torchvision's data sets are in `data` by default.
-        holdout, download, test_on, test_share: see `SourceOptions`. Shares are stratified by class, and the
-            same for runs of all seeds. A `test_share` of 1 scores all images.
+        holdout, download, test_on, test_share: see `SourceOptions`. Shares are stratified by class and do
+            not depend on the seed of a run. A `test_share` of 1 scores all images.
         classes: class names of the trained model to evaluate, if there is one. Labels are numbered in their order.
-        fine_tune: command that fine-tunes the trained model on the data, for an error message.
+        fine_tune: command that fine-tunes the trained model on the data, for error messages.
         train_required: refuse a folder without a training split.
 
     Raises:
-        ValueError: an unknown name or value, a folder of another layout, or a class that is not in `classes`.
+        ValueError: the name or a value is unknown, the folder has another layout, or a class is not in `classes`.
         FileNotFoundError: the data set is not there.
         ImportError: an extra is missing.
     """
     train, test = _open_splits(name, root, download, test_on, train_required)
     images = train or test
-    # WebDataset shards number their classes and give no names; numbers are matched to the model's classes by order.
+    # WebDataset shards have numbers instead of class names. A number is the position in the model's classes.
     numbered = images.classes == tuple(map(str, range(len(images.classes))))
     if classes and (not numbered or set(images.classes) & set(classes)):
         problem = (
@@ -146,9 +146,9 @@ def open_data(
 
 
 def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
-    """Choose the images to score by their labels (N,); return the indices of the images to score and to train on.
+    """Split images into some to score and some to train on, stratified by labels (N,); return the indices of both.
 
-    At least one image of each class is left to train on, unless all images are scored.
+    Each class keeps at least one image to train on, unless all images are scored.
 
     Raises:
         ValueError: no image is left to score.
@@ -166,7 +166,7 @@ def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
 
 
 def strata(labels: Tensor) -> Tensor:
-    """Return one label for each image, (N,). Of several labels, (N, classes), take the rarest; -1 if there is none."""
+    """Return one label per image, (N,). Of several labels, (N, classes), take the rarest; -1 if an image has none."""
     if labels.ndim == 2:
         rarest_first = labels.sum(0).argsort(stable=True)
         labels = rarest_first[labels[:, rarest_first].argmax(1)].where(labels.any(1), -1)  # argmax: the first 1
@@ -174,7 +174,7 @@ def strata(labels: Tensor) -> Tensor:
 
 
 def common_size(images: ImageSplit) -> int | None:
-    """Open 16 images spread over the split; return their side in pixels if all are squares of one size, else None."""
+    """Return the side in pixels of 16 images spread over the split if all are squares of one size, else None."""
     sizes: set[int] = set()
     for i in torch.linspace(0, len(images.labels) - 1, 16).long().unique().tolist():
         try:
@@ -200,8 +200,8 @@ def scarce_classes(splits: Splits) -> list[str]:
     for split, source in splits.sources().items():
         labels, classes = source.labels, len(splits.classes)
         counts = (labels.sum(0) if splits.multi_label else torch.bincount(labels, minlength=classes)).tolist()
-        most, lack = (1, "no more than one image") if split == "train" or splits.train is None else (0, "no image")
-        scarce = [name for name, count in zip(splits.classes, counts) if count <= most]
+        limit, lack = (1, "no more than one image") if split == "train" or splits.train is None else (0, "no image")
+        scarce = [name for name, count in zip(splits.classes, counts) if count <= limit]
         if scarce:
             place = f" in {source.images.split if split == 'test' else split}" if splits.train else ""
             verb = "has" if len(scarce) == 1 else "have"
@@ -233,7 +233,7 @@ class Source:
         return len(self.indices)
 
     def subset(self, samples: slice | Tensor) -> Source:
-        """Return a source with some of the samples; `samples` is a slice or indices of them."""
+        """Return a source with some of the samples; `samples` is a slice or indices."""
         return Source(self.images, self.indices[samples], self.small, self.size)
 
     @cached_property
@@ -282,4 +282,4 @@ def _open_splits(
         return open_webdataset(Path(root or "data", rest), test_on)
     names = ["digits", *TORCHVISION_SETS, "tiny_imagenet", "folder", "hfds/NAME", "wds/NAME"]
     advice = f" For its images write {folder_flags(name)}." if os.path.isdir(name) else ""
-    raise ValueError(f"no data set is called {name!r}{did_you_mean(name, names)}{advice} Known are {', '.join(names)}")
+    raise ValueError(f"no data set is called {name!r}{did_you_mean(name, names)}{advice} Known: {', '.join(names)}")

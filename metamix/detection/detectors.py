@@ -34,14 +34,14 @@ from .objects import Objects, paste
 
 
 class Detector(BackboneMixin):
-    """Extend torchvision's detectors by a check of the labels and by the attributes that training needs.
+    """Add to torchvision's detectors a check of the labels and the attributes that training needs.
 
     Attributes:
         backbone: the model with its pyramid.
         transform: module that normalises and resizes images.
         classifier: names of the layers whose shape depends on the number of classes.
         num_classes: number of classes without the background.
-        heads: names of the layers that return float32 under autocast, since boxes in bfloat16 would be off by pixels.
+        heads: names of the layers that return float32 under autocast, since bfloat16 would shift boxes by pixels.
     """
 
     transform: GeneralizedRCNNTransform
@@ -95,7 +95,7 @@ class FCOS(Detector, detection.FCOS):
 
 
 class FasterRCNN(Detector, detection.FasterRCNN):
-    """Faster R-CNN (Ren et al., arXiv 1506.01497) on a pyramid: proposals from anchors of 8 strides, three shapes."""
+    """Faster R-CNN (Ren et al., arXiv 1506.01497) on a pyramid. Anchors have a size of 8 strides and three shapes."""
 
     classifier = ("roi_heads.box_predictor",)
     heads = ("rpn.head", "roi_heads.box_predictor")
@@ -116,10 +116,11 @@ class MaskRCNN(Detector, detection.MaskRCNN):
 
 
 DETECTORS = {"retinanet": RetinaNet, "fcos": FCOS, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
-SET_HERE = {"anchor_generator", "head"}  # arguments of torchvision's detectors
+SET_HERE = {"anchor_generator", "head"}  # arguments of torchvision's detectors that metamix sets
 ONE_STAGE: dict[str, Any] = dict(out_indices=(1, 2, 3), extra="p6p7")
 TWO_STAGES: dict[str, Any] = dict(out_indices=(0, 1, 2, 3), extra="pool")
-LEVELS = {"retinanet": ONE_STAGE, "fcos": ONE_STAGE, "faster_rcnn": TWO_STAGES, "mask_rcnn": TWO_STAGES}  # published
+# Pyramid levels of the published detectors.
+LEVELS = {"retinanet": ONE_STAGE, "fcos": ONE_STAGE, "faster_rcnn": TWO_STAGES, "mask_rcnn": TWO_STAGES}
 
 
 def build_detector(
@@ -146,7 +147,7 @@ def build_detector(
             anchor_scale, the size of its smallest anchor in strides (default 4).
 
     Raises:
-        ValueError: the detector, the model or an option is unknown, the backbone has no pyramid, or there is no class.
+        ValueError: the detector, the model or an option is unknown, the backbone has no pyramid, or num_classes is 0.
     """
     check_choice("detector", name, DETECTORS)
     if num_classes < 1:
@@ -156,11 +157,11 @@ def build_detector(
     if isinstance(backbone, str):
         backbone = build_backbone(backbone, **(LEVELS[name] | (backbone_args or {})))
     elif backbone_args:
-        raise ValueError("backbone_args are for a backbone given by name, and this one is built already: drop them.")
+        raise ValueError("backbone_args are for a backbone given by name, but this one is already built: drop them.")
     if not isinstance(backbone, Backbone):
         raise ValueError(f"backbone is a {type(backbone).__name__}; give a timm model's name, or build_backbone(name).")
     if name in ("retinanet", "fcos") and (backbone.out_channels % 32 or backbone.out_channels < 64):
-        raise ValueError(f"out_channels is {backbone.out_channels}, but {name} takes multiples of 32, from 64 on.")
+        raise ValueError(f"out_channels is {backbone.out_channels}, but {name} takes multiples of 32, at least 64.")
     defaults = dict(image_mean=backbone.mean, image_std=backbone.std, size_divisible=backbone.size_divisible)
     model = DETECTORS[name](backbone, num_classes, **(defaults | options))
     settings = ("min_size", "max_size", "image_mean", "image_std", "size_divisible")
@@ -212,7 +213,7 @@ class Transform(GeneralizedRCNNTransform):
 
 @contextmanager
 def masks_as_runs(model: nn.Module) -> Iterator[None]:
-    """Make a Mask R-CNN return masks as run lengths. Other models stay as they are."""
+    """Make a Mask R-CNN return masks as run lengths. Other models do not change."""
     transform: Any = getattr(model, "transform", None) or nn.Identity()
     transform.masks_as_runs = True
     try:

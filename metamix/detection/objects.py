@@ -1,6 +1,6 @@
-"""Define the objects of an image. Masks are kept as run lengths, since many arrays would not fit in memory.
+"""Define the objects of an image. Masks are stored as run lengths, since many arrays would not fit in memory.
 
-The run lengths are those of pycocotools: {"size": [H, W], "counts": bytes}.
+Run lengths have the format of pycocotools: {"size": [H, W], "counts": bytes}.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from torchvision import tv_tensors
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 RunLengths = dict[str, Any]
-# "boxes" (n, 4) as x1, y1, x2, y2, and "labels" (n,) from 1; detections also have "scores" (n,). Masks are "runs", a
-# list of n run lengths, or arrays: "masks" (n, H, W) in training, (n, 1, H, W) in detections.
+# "boxes" (n, 4) as x1, y1, x2, y2, and "labels" (n,) from 1; detections also have "scores" (n,). Masks are
+# "runs", a list of n run lengths, or "masks", an array: (n, H, W) in training, (n, 1, H, W) in detections.
 Objects = dict[str, Any]
 
 
@@ -27,7 +27,7 @@ def encode(mask: np.ndarray) -> RunLengths:
 
 
 def to_text(runs: RunLengths) -> RunLengths:
-    """Make run lengths that JSON can hold; `decode` reads them too."""
+    """Convert run lengths to a form that JSON can hold and `decode` can read."""
     return {"size": runs["size"], "counts": runs["counts"].decode()}
 
 

@@ -1,7 +1,7 @@
 """Find objects in images.
 
     OUTPUT/NAME.png            the image with its boxes and masks
-    OUTPUT/predictions.json    path, width, height and objects of each image, the object with the highest score first
+    OUTPUT/predictions.json    path, width, height and objects of each image, by descending score
 
 An object has a class, a score and a box (x1, y1, x2, y2 in pixels of the upright image). With Mask R-CNN it also has a
 mask: run lengths in COCO's text form, {"size": [height, width], "counts": text}, for `pycocotools.mask.decode`.
@@ -48,7 +48,7 @@ class FindObjects(PredictToFolder):
 
 
 def describe_objects(objects: Objects, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return class, score, box and, if there are masks, mask of each object, as plain values."""
+    """Return the class, score, box and, if there are masks, the mask of each object, as values that JSON can hold."""
     rows = zip(objects["labels"].tolist(), objects["scores"].tolist(), objects["boxes"].tolist(), strict=True)
     records: list[dict[str, Any]] = [
         {"class": classes[label - 1], "score": round(score, 4), "box": [round(value, 1) for value in box]}

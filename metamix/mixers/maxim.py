@@ -1,4 +1,4 @@
-"""Mix tokens by the multi-axis gated MLP of MAXIM.
+"""Mix tokens with the multi-axis gated MLP of MAXIM.
 
 "MAXIM: Multi-Axis MLP for Image Processing" (arXiv 2201.02973), section 3.2:
 

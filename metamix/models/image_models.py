@@ -56,7 +56,7 @@ def register_image_model(
 ) -> None:
     """Register a name that is not taken: `create_image_model(name)` builds `build(**preset)`."""
     if name in _MODELS:
-        raise ValueError(f"An image model named {name!r} is registered already: choose another name.")
+        raise ValueError(f"An image model named {name!r} is already registered: choose another name.")
     _MODELS[name] = Entry(build, preset, dict(tags or {}))
 
 

@@ -93,13 +93,13 @@ def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False)
     Raises:
         ValueError: a pattern matches no model.
     """
-    others = "metamix.list_models() lists all, and metamix.list_image_models() those that return images."
+    others = "metamix.list_models() lists all; metamix.list_image_models() lists models that return images."
     models = map(model_info, matching(pattern, list(default_cfgs), others))
     return [model for model in models if model.weights or not pretrained]
 
 
 def list_image_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False) -> list[ImageModelInfo]:
-    """List the image restoration models, and what you registered with `register_image_model`.
+    """List the image restoration models, also those registered with `register_image_model`.
 
     Arguments and errors are as for `list_models`.
     """
@@ -132,7 +132,7 @@ def model_info(name: str) -> ModelInfo:
     try:
         parameters, macs = known_sizes().get(name) or count_size(name)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is registered with arguments that make no model: {error}") from error
+        raise ValueError(f"{name} is registered with wrong arguments: {error}") from error
     weights = [
         WeightsInfo(
             tag=tag,

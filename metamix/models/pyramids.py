@@ -2,8 +2,8 @@
 
 `FeaturePyramid` takes the maps of several stages (Lin et al., arXiv 1612.03144). `SimplePyramid` makes all levels from
 the last map of an isotropic model (ViTDet, Li et al., arXiv 2203.16527, section 3). Both take the list of a backbone's
-maps, (B, C_i, H_i, W_i), and return an OrderedDict of (B, out_channels, H_s, W_s), the finest first. `StageMaps` and
-`LastMap` are for heads that need no pyramid.
+maps, (B, C_i, H_i, W_i), and return an OrderedDict of levels, (B, out_channels, H_s, W_s), from fine to coarse.
+`StageMaps` and `LastMap` are for heads that need no pyramid.
 """
 
 from collections import OrderedDict
@@ -19,14 +19,14 @@ from metamix.layers import GroupNorm1
 
 
 class StageMaps(nn.Module):
-    """The maps of a multi-stage model with a norm each, for heads with lateral convolutions of their own.
+    """Normalise the maps of a multi-stage model, for heads that have their own lateral convolutions.
 
-    The maps of a MetaFormer are a residual stream without a norm. So each map that is used gets a GroupNorm of one
-    group, as in PoolFormer's detectors. Each level has the channels of its map.
+    The maps of a MetaFormer are a residual stream without a norm. So each map gets a GroupNorm of one group, as in
+    PoolFormer's detectors. A level has as many channels as its map.
 
     Args:
         dims: channels of each map, C_i.
-        levels: (name, index of the map, halvings) of each level; the map is halved that often, by max pooling.
+        levels: (name, index of the map, halvings) of each level: how often max pooling halves the map.
     """
 
     def __init__(self, dims: Sequence[int], levels: Sequence[tuple[str, int, int]]):
@@ -40,12 +40,12 @@ class StageMaps(nn.Module):
 
 
 class FeaturePyramid(StageMaps):
-    """torchvision's feature pyramid over the maps of a multi-stage model, normed and halved as in `StageMaps`.
+    """Apply torchvision's feature pyramid to the maps of a multi-stage model, normalised and halved as in `StageMaps`.
 
     Args:
         dims, levels: as for `StageMaps`.
         out_channels: channels of all levels.
-        extra: adds coarser levels.
+        extra: module that adds coarser levels.
     """
 
     def __init__(
@@ -63,17 +63,17 @@ class FeaturePyramid(StageMaps):
 
 
 class LastMap(nn.Module):
-    """The last of the maps as it is, as the only level "last"."""
+    """Return the last map unchanged, as the only level, "last"."""
 
     def forward(self, maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
         return OrderedDict(last=maps[-1])
 
 
 class SimplePyramid(nn.Module):
-    """ViTDet's pyramid over the last of the maps.
+    """Make ViTDet's pyramid from the last map.
 
     Finer levels come from deconvolutions, coarser ones from max pooling. A 1x1 and a 3x3 convolution with LayerNorm
-    follow. It takes the arguments of `FeaturePyramid`; a negative number of halvings is a number of doublings.
+    follow. The arguments are as for `FeaturePyramid`, except that a negative number of halvings means doublings.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ def halve(x: Tensor, times: int) -> Tensor:
 def simple_level(dim: int, doublings: int, out_channels: int) -> nn.Sequential:
     """Build a level of `SimplePyramid`: (B, dim, H, W) -> (B, out_channels, 2^doublings H, 2^doublings W).
 
-    Each doubling halves the channels inside.
+    Each doubling of the size halves the number of channels.
     """
     layers: list[nn.Module] = []
     for i in range(doublings):

@@ -146,7 +146,7 @@ def register(
     caller = sys._getframe(1).f_globals["__name__"]
     taken = timm.model_entrypoint(name) if timm.is_model(name) else None
     if taken and getattr(taken, "registered_in", None) != caller:
-        raise ValueError(f"timm knows a model named {name!r} already ({taken.__module__}): choose another name.")
+        raise ValueError(f"timm already has a model named {name!r} ({taken.__module__}): choose another name.")
     default_cfgs[name] = tagged_cfgs(name, cfg, tags or {})
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:

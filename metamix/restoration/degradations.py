@@ -2,13 +2,13 @@
 
     noise:SIGMA         Gaussian noise, sigma on the scale of 0 to 255; noise:25:clip also clips to 0 to 255;
                         noise:25:grey adds the same noise to all channels
-    downscale:S         bicubic shrinking as MATLAB's imresize, rounded to 8 bits; S is a whole number
+    downscale:S         bicubic shrinking as in MATLAB's imresize, rounded to 8 bits; S is a whole number
     blur:SIGMA          Gaussian blur, sigma in pixels
     motion:LENGTH       blur along a line of a random direction, length in pixels
-    jpeg:QUALITY        JPEG compression, quality 1 to 100
+    jpeg:QUALITY        JPEG compression, quality from 1 to 100
     low_light:GAMMA     image ^ gamma, gamma of at least 1; low_light:3:10 then adds noise of sigma 10 and clips
-    haze:BETA           image * t + light * (1 - t) with t = exp(-beta * depth): a grey light from 0.7 to 1, and a
-                        smooth random depth from 0 to 1 over the image, or over the crop in training
+    haze:BETA           image * t + light * (1 - t) with t = exp(-beta * depth); the light is grey, from 0.7 to 1; the
+                        depth is smooth and random, from 0 to 1 over the image, or over the crop in training
     rain:AMOUNT         bright streaks of one random slope; AMOUNT is the number of drops per 1,000 pixels
 
 Every value may be a range LOW-HIGH, from which each image draws a value. Steps are applied from left to right.
@@ -34,7 +34,7 @@ from metamix.utils.text import plural
 
 from .pixels import resize_bicubic, to_levels
 
-PAIRS = "pairs"  # in place of a chain: the images are degraded already
+PAIRS = "pairs"  # in place of a chain: the images are already degraded
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Range:
     high: float
 
     def draw(self, rng: Generator) -> float:
-        """Draw a value. A single number takes no random number."""
+        """Draw a value. A single number consumes no random number."""
         return self.low if self.low == self.high else self.low + (self.high - self.low) * draw(rng)
 
 
 def value(low: float, high: float = math.inf, *, default: Range | None = None, whole: bool = False) -> Any:
-    """Declare a value of a degradation, with its limits."""
+    """Declare a parameter of a degradation, with its limits."""
     metadata = {"low": low, "high": high, "whole": whole}
     return field(metadata=metadata) if default is None else field(default=default, metadata=metadata)
 
@@ -71,7 +71,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Downscale:
-    """Shrink bicubically, with antialiasing, in 8 bits."""
+    """Shrink bicubically, with antialiasing, and round to 8 bits."""
 
     factor: Range = value(1, 16, whole=True)
 
@@ -89,7 +89,7 @@ class Downscale:
 
 @dataclass(frozen=True)
 class Blur:
-    """Blur with a Gaussian, cut at three sigma."""
+    """Blur with a Gaussian that is cut off at three sigma."""
 
     sigma: Range = value(0, 50)
 
@@ -153,7 +153,7 @@ class LowLight:
 
 @dataclass(frozen=True)
 class Haze:
-    """Mix each pixel with a grey light; distant pixels get more of it."""
+    """Mix each pixel with a grey light, distant pixels more than near ones."""
 
     beta: Range = value(0, 10)
 
@@ -199,9 +199,9 @@ class Chain:
 
     Attributes:
         steps: the degradations.
-        scale: how many times smaller the result is.
+        scale: factor by which the result is smaller.
         reach: how many pixels around a crop are degraded with it, a multiple of `scale`. The border of the crop is then
-            the same as if the whole image were degraded, except that random numbers, JPEG's blocks and the depth of
+            as if the whole image were degraded, except that random numbers, JPEG's blocks and the depth of
             haze start at the degraded part.
     """
 
@@ -237,34 +237,34 @@ def parse_degradations(text: str) -> Chain:
 
 def _parse_step(text: str) -> Any:
     name, *words = text.split(":")
-    check_choice("degradation", name, [*DEGRADATIONS] if name == PAIRS else [*DEGRADATIONS, PAIRS])  # no step
+    check_choice("degradation", name, [*DEGRADATIONS] if name == PAIRS else [*DEGRADATIONS, PAIRS])  # not a step
     cls = DEGRADATIONS[name]
     options = fields(cls)  # type: ignore[arg-type]
     switches = [f.name for f in options if "low" not in f.metadata]
     ranges = [f for f in options if "low" in f.metadata]
     numbers = [(word, _parse_range(word)) for word in words if word not in switches]
-    strange = [word for word, number in numbers if number is None]
-    if strange or not 1 <= len(numbers) <= len(ranges):
+    invalid = [word for word, number in numbers if number is None]
+    if invalid or not 1 <= len(numbers) <= len(ranges):
         kind = f"neither a value nor a switch of {name}" if switches else "not a value"
-        problem = f": {strange[0]!r} is {kind}" if strange else f" has {plural(len(numbers), 'value')}"
+        problem = f": {invalid[0]!r} is {kind}" if invalid else f" has {plural(len(numbers), 'value')}"
         labels = ((f.name.upper() if f in ranges else f.name, f.default is MISSING) for f in options)
         shape = name + "".join(f":{label}" if needed else f"[:{label}]" for label, needed in labels)
         example = f"{name}:2" if ranges[0].metadata["whole"] else f"{name}:2 or {name}:1-3"
         raise ValueError(f"degradation {text!r}{problem}; write it as {shape}, such as {example}")
     values: dict[str, Any] = {}
     for f, (word, number) in zip(ranges, numbers):
-        least, most, whole = (f.metadata[key] for key in ("low", "high", "whole"))
+        low, high, whole = (f.metadata[key] for key in ("low", "high", "whole"))
         fits = not whole or (number.low == number.high and number.low.is_integer())
-        if not (least <= number.low <= number.high <= most and fits):
-            accepted = f"a whole number from {least} to {most}" if whole else f"a number or LOW-HIGH, {least} to {most}"
-            raise ValueError(f"degradation {text!r}: {word} is out of range; accepted is {accepted}")
+        if not (low <= number.low <= number.high <= high and fits):
+            accepted = f"a {'whole ' * whole}number from {low} to {high}" + ", or a range LOW-HIGH" * (not whole)
+            raise ValueError(f"degradation {text!r} has the value {word}, but it must be {accepted}")
         values[f.name] = number
     return cls(**values | {switch: True for switch in switches if switch in words})
 
 
 def _parse_range(word: str) -> Range | None:
     """Read NUMBER or LOW-HIGH; None if it is neither."""
-    low, *rest = re.split(r"(?<=[\d.])-", word, maxsplit=1)  # not at the minus of 1e-3
+    low, *rest = re.split(r"(?<=[\d.])-", word, maxsplit=1)  # not at the minus sign in 1e-3
     try:
         return Range(float(low), float(rest[0] if rest else low))
     except ValueError:
@@ -277,13 +277,13 @@ def draw(rng: Generator) -> float:
 
 
 def line_kernel(length: float, angle: float) -> Tensor:
-    """Return the kernel (k, k), of sum 1, of a line through the centre; `angle` is to the horizontal, in radians."""
+    """Return the kernel (k, k) of a line through the centre, with sum 1; `angle` to the horizontal is in radians."""
     radius = math.ceil((length - 1) / 2)
     side = 2 * radius + 1
     along = (length - 1) * torch.linspace(-0.5, 0.5, 8 * side, dtype=torch.float64)  # points of the line
     x, y = radius + along * math.cos(angle), radius + along * math.sin(angle)
     places = torch.arange(side, dtype=torch.float64)
-    columns, rows = (1 - (points[:, None] - places).abs() for points in (x, y))  # each spread over its four pixels
+    columns, rows = (1 - (points[:, None] - places).abs() for points in (x, y))  # each point is spread over four pixels
     kernel = (rows.clamp(min=0).T @ columns.clamp(min=0)).float()
     return kernel / kernel.sum()
 

@@ -58,7 +58,7 @@ class TrainedRestorer:
     """A trained or exported image model, and how to prepare images for it.
 
     Attributes:
-        name: name of the model, with the tag if the weights are published ones.
+        name: name of the model; for published weights also their tag, such as maxim_s3.sidd.
         model: the model in evaluation mode. It takes images (n, C, H, W) with values from 0 to 1 and restores them.
         graph_size: (height, width) that an exported graph is fixed to; None for every other model.
     """
@@ -81,19 +81,19 @@ class TrainedRestorer:
             ensemble: average over eight orientations, which takes eight times as long.
 
         Returns:
-            PIL images of 8 bits a channel with the alpha channels and colour profiles of `images`. `metamix predict`
-            writes files, and keeps 16 bits.
+            PIL images of 8 bits per channel with the alpha channels and colour profiles of `images`. `metamix predict`
+            keeps 16 bits in the files that it writes.
 
         Raises:
             CorruptImage: an image cannot be read.
-            DoesNotFit: an image is in colour, and the model takes grey images.
+            DoesNotFit: an image is in colour, but the model takes grey images.
         """
         restorer = self.restorer(tile, overlap, ensemble)
         pictures = map(read_picture, images)
         return [to_image(restore_picture(self.model, each, self.spec.channels, restorer)) for each in pictures]
 
     def restorer(self, tile: int, overlap: int, ensemble: bool, pooling: int = 0) -> Restorer:
-        """Return the `Restorer` that applies the model, with its arguments. An exported graph fixes its own tiles."""
+        """Return a `Restorer` for the model. If it is exported, its graph determines `tile` and `overlap`."""
         check_local_pooling(self.model, self.name, pooling)
         if isinstance(self.model, PadAndCrop):
             tile, overlap = tiles(self.graph_size)
@@ -110,7 +110,7 @@ def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale
         The arguments, and the factor by which images are enlarged before the model.
 
     Raises:
-        ValueError: the name or an argument is unknown, or the model takes other channels or has another scale.
+        ValueError: the name or an argument is unknown, or the model does not fit the number of channels or the scale.
     """
     with torch.device("meta"):  # without weights, since only the attributes are needed
         model: Any = create_image_model(name, **model_args)
@@ -131,7 +131,7 @@ def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale
 
 
 def check_channels(name: str, of_model: int, of_data: int) -> None:
-    """Raise ValueError if a model or weights take another number of channels than the images have."""
+    """Raise ValueError if a model or its weights take a number of channels that the images do not have."""
     if of_model != of_data:
         advice = "--channels y (the luminance) or grey" if of_model == 1 else "--channels rgb"
         channels = plural(of_model, "channel")
@@ -151,9 +151,10 @@ def load_restorer(
         restorer.predict(["noisy.png"])[0].save("restored.png")
 
     Args:
-        checkpoint: a run folder of `metamix train --task restoration`, a weight file, or a file of the authors.
+        checkpoint: a run folder of `metamix train --task restoration`, a weight file, or a file that the
+            authors of the model published.
         model: name of the model; needed with `pretrained`, and for a file that does not name its model.
-        model_args: further arguments of the model, which the file does not have.
+        model_args: arguments of the model that the file does not record.
         pretrained: take the model's published weights.
 
     Raises:

@@ -17,11 +17,14 @@ from .options import RestorationOptions
 
 
 class RestorationModel:
-    """Build and describe the image model; `measured` says what the scores compare.
+    """Build the image model and describe it.
+
+    Args:
+        measured: sentence on what the scores compare, for the summary.
 
     Attributes:
         enlarge: factor by which images are enlarged before the model.
-        notes: where the weights come from, and how images go in.
+        notes: sentences on where the weights come from and whether images are enlarged.
     """
 
     frozen_helpers: tuple[nn.Module, ...] = ()
@@ -33,7 +36,7 @@ class RestorationModel:
             self.notes.append(f"images are enlarged {self.enlarge} times (bicubic) before {options.model}")
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
-        """Build the model, with weights that are published or of a checkpoint, and check that it fits the crops."""
+        """Build the model, with published weights or those of a checkpoint if asked for, and check the crop size."""
         options, weights = self.options, None
         if metadata is None and options.checkpoint:
             weights = find_weights(options.checkpoint)
@@ -52,7 +55,7 @@ class RestorationModel:
             of_scale = f" at a scale of {scale}" if scale > 1 else ""
             raise ValueError(
                 f"crop is {options.crop}, but {options.model} trains on multiples of {h} x {w} pixels{of_scale}: "
-                f"give such a --crop, such as {max(options.crop // side, 1) * side}"
+                f"give a --crop that fits, such as {max(options.crop // side, 1) * side}"
             )
         return model
 

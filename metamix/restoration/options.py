@@ -77,7 +77,7 @@ class RestorationOptions(BackboneOptions, RestorationDataOptions):
     degradation: str = _data(
         PAIRS,
         "how clean images are degraded, such as noise:25 or blur:0.5-3,noise:0-50,jpeg:30-90; pairs: the folder holds "
-        "both already. Degradations: noise, downscale, blur, motion, jpeg, low_light, haze, rain",
+        "both. Degradations: noise, downscale, blur, motion, jpeg, low_light, haze, rain",
     )
     channels: Literal["auto", "rgb", "grey", "y"] = _data(
         "auto",

@@ -34,18 +34,18 @@ class RestorationPictures(Pictures):
 
     def report(self, states: list[State]) -> str:
         """Say which images were scored, how many could not be read, and what to do about bad scores."""
-        before = "input_psnr and input_ssim are of the images before restoration"
+        before = "input_psnr and input_ssim are the scores of the images before restoration"
         unreadable = left_out(sum(state["unreadable"] for state in states))
         return "\n".join(filter(None, [before, unreadable, self.advice(states)]))
 
     def advice(self, states: list[State]) -> str:
-        """Return advice if the images score lower after restoration than before, else an empty text."""
+        """Return advice if the images score lower after restoration than before, else an empty string."""
         scores = mean_scores(states)
         if scores["psnr"] >= scores["input_psnr"]:
             return ""
         return (
-            f"note: the restored images score below the images before restoration, {scores['psnr']:.2f} and "
-            f"{scores['input_psnr']:.2f} dB: train longer (--epochs, --crops), or on images like these"
+            f"note: the images score lower after restoration than before ({scores['psnr']:.2f} and "
+            f"{scores['input_psnr']:.2f} dB): train longer (--epochs, --crops), or on images like these"
         )
 
 
@@ -53,7 +53,7 @@ def draw_sheet(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]]) -> None
     """Draw the input, output, target, error and two zoomed crops of each image in a row.
 
     The error is the mean over channels of |output - target|; the colour scale ends at 32 levels of 255. The zoomed
-    crops are the centres of the input and of the output. Each of `rows` has a title and three images, (C, H, W) uint8:
+    crops are the centres of the input and of the output. Each row has a title and three images, (C, H, W) uint8:
     input, output and target.
     """
     titles = ("input", "output", "target", "error, 0 to 32", "input, zoomed", "output, zoomed")

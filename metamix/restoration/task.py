@@ -29,7 +29,7 @@ class Restoration:
     """
 
     Options, EvalOptions = RestorationOptions, RestorationEvalOptions
-    same_image_shape = False  # images to score differ in size
+    same_image_shape = False  # scored images differ in size
 
     def __init__(self, options: RestorationOptions, seed: int = 0, trained: ModelMetadata | None = None):
         self.options = options
@@ -76,7 +76,7 @@ class Restoration:
     def trained(cls, options: RestorationEvalOptions) -> tuple["Restoration", nn.Module, dict[str, Any]]:
         """Return the task, the model and the metadata of its weights, for evaluation.
 
-        If `options` do not set the channels or the degradation, they are taken from training.
+        Channels and degradation are as in training unless `options` set them.
         """
         trained = load_restorer(
             options.checkpoint, model=options.model, model_args=options.model_args, pretrained=options.pretrained
@@ -87,8 +87,8 @@ class Restoration:
         # The authors' files have neither. Files of metamix 0.1 lack the crop, for which multiply-adds are counted.
         for entry, kind in {"test_share": float, "crop": int}.items():
             values |= {entry: value} if isinstance(value := metadata.extra.get(entry), kind) else {}
-        asked = [*(f.name for f in fields(RestorationDataOptions)), "channels", "degradation", "test_share"]
-        values |= {option: value for option in asked if (value := getattr(options, option)) is not None}
+        settable = [*(f.name for f in fields(RestorationDataOptions)), "channels", "degradation", "test_share"]
+        values |= {option: value for option in settable if (value := getattr(options, option)) is not None}
         values |= {"model": name, "model_args": metadata.model_args}
         task = cls(RestorationOptions(**values), trained=replace(metadata, in_chans=in_chans))
         check_channels(name, in_chans, task.data.in_chans)

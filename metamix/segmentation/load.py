@@ -1,4 +1,4 @@
-"""Load segmenters from files: the metadata of weights hold everything that is needed to build the model again."""
+"""Load segmenters from weight files, whose metadata hold everything that is needed to build the model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,16 +28,16 @@ Colours = Annotated[tuple[tuple[MaskValue, MaskValue, MaskValue], ...], Field(ma
 
 @dataclass(frozen=True)
 class SegmenterSpec(NetworkSpec):
-    """The arguments that build a segmenter again, and how images and masks are read for it.
+    """The arguments that build a trained segmenter, and how to read images and masks for it.
 
     Fields that are not listed here are options of training.
 
     Attributes:
         classes: names of the classes.
-        crop: height and width of the training crops, which spatial weights are made for.
+        crop: height and width of the training crops, which determine the size of spatial weights.
         frozen_norms: whether the backbone's batch norms are frozen.
-        mean, std: mean and deviation of each channel, for values from 0 to 1.
-        palette: colours of the classes, if the data set has some.
+        mean, std: mean and standard deviation of each channel, for pixel values from 0 to 1.
+        palette: colours of the classes; None if the data set has none.
     """
 
     task, network = "segmentation", "segmenter"
@@ -62,7 +62,7 @@ class SegmenterSpec(NetworkSpec):
     def from_dict(cls, raw: Mapping[str, Any], source: object) -> "SegmenterSpec":
         """Check the metadata of a file, as `NetworkSpec.from_dict` does, and the options of the head."""
         spec = super().from_dict(raw, source)
-        ModelMetadata.from_dict({"model_args": spec.head_args}, f"{source}, head_args")  # the same rules
+        ModelMetadata.from_dict({"model_args": spec.head_args}, f"{source}, head_args")  # apply the same rules
         return spec
 
     def build(self, **weights: Any) -> Segmenter:
@@ -91,7 +91,7 @@ class TrainedSegmenter:
         return getattr(self.model, "fixed_size", None)
 
     def predictor(self, tile: int, overlap: int, flip: bool = False) -> Predictor:
-        """Return how the model is applied to images; arguments as in `predict`. ValueError if the tiles do not fit."""
+        """Return a `Predictor` with the arguments of `predict`; raise ValueError if the tiles do not fit the model."""
         if isinstance(self.model, PadAndCrop):
             tile, overlap = tiles(self.graph_size)
         check_tile(self.fixed_size, self.spec.model, tile)
@@ -106,7 +106,7 @@ class TrainedSegmenter:
             images: files or PIL images.
             tile: side of the overlapping tiles that larger images are cut into, in pixels; 0 for whole images. The
                 tiles of an exported model follow from its graph.
-            overlap: least overlap of tiles in pixels.
+            overlap: smallest overlap of tiles in pixels.
             flip: average over each image and its mirror image.
 
         Returns:
@@ -114,7 +114,7 @@ class TrainedSegmenter:
 
         Raises:
             CorruptImage: an image cannot be read.
-            ValueError: the tiles do not fit.
+            ValueError: the tiles do not fit the model.
         """
         predictor = self.predictor(tile, overlap, flip)
         return [self.label(read_pixels(image), predictor) for image in images]
@@ -128,7 +128,7 @@ class TrainedSegmenter:
 
 
 def load_segmenter(checkpoint: str | Path) -> TrainedSegmenter:
-    """Load a segmenter that metamix trained; errors as in `metamix.load`.
+    """Load a segmenter that metamix trained. Errors are as in `metamix.load`.
 
     Args:
         checkpoint: a run folder, or a weight file or checkpoint in it.
@@ -137,7 +137,7 @@ def load_segmenter(checkpoint: str | Path) -> TrainedSegmenter:
 
 
 def check_tile(fixed_size: Size | None, name: str, tile: int) -> None:
-    """Raise ValueError if a backbone gets larger images than `fixed_size`; tile 0 means whole images of any size."""
+    """Raise ValueError if tiles are larger than the backbone's `fixed_size`; tile 0 means whole images of any size."""
     if fixed_size and not 0 < tile <= min(fixed_size):
         (height, width), side = fixed_size, min(fixed_size)
         raise ValueError(f"{name} takes {height} x {width} pixels at most: give --tile {side} --overlap {side // 8}")

@@ -1,11 +1,11 @@
-"""`metamix publish`: write a trained model with a model card as a repository of the Hugging Face Hub, and upload it.
+"""Write a trained model and a model card as a repository for the Hugging Face Hub, and upload it: `metamix publish`.
 
     model.safetensors   the weights, with the metadata of the run
-    README.md           the model card: how to use the model, its scores, how to train it again
+    README.md           the model card: how to use and train the model, and its scores
     recipe.yaml         the options of the run
-    config.json         the description that timm reads, if the model is one of timm's format
+    config.json         the description that timm reads, if timm has this kind of model
 
-metamix reads such a folder as it reads a run folder.
+metamix reads such a folder like a run folder.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from .spec import TaskSpec, Trained
 
 CARD, CONFIG = "README.md", "config.json"
 FILES = {CARD, CONFIG, RECIPE, WEIGHTS}
-LIBRARIES = {"metamix", "timm", "torch", "torchvision"}  # users of a model need not import their modules
+LIBRARIES = {"metamix", "timm", "torch", "torchvision"}  # the card does not tell users to import them
 ONE_MACHINE = ("output", "resume", "data_dir")  # options that mean nothing on another machine
-MOST_CLASSES = 100  # the card lists at most this many classes
+MAX_LISTED_CLASSES = 100  # on the card
 EXAMPLES = """examples:
   metamix publish runs/digits-metaformer_pooling_nano-seed0 USER/digits --dry-run folder
   metamix publish runs/digits-metaformer_pooling_nano-seed0 USER/digits --license apache-2.0
@@ -49,8 +49,8 @@ class PublishOptions(Options):
     """Upload a trained model to the Hugging Face Hub, in timm's format where timm has one."""
 
     source: str = positional("run folder, or a weight file that metamix wrote", metavar="RUN")
-    repo: str = positional("repository on the Hugging Face Hub, USER/NAME; a new one is made", metavar="REPO")
-    dry_run: Path | None = option(None, "write the repository to this folder, and upload nothing", metavar="FOLDER")
+    repo: str = positional("repository on the Hugging Face Hub, USER/NAME; created if it is missing", metavar="REPO")
+    dry_run: Path | None = option(None, "write the repository to this folder and upload nothing", metavar="FOLDER")
     private: bool = option(False, "make a new repository private")
     license: str | None = option(None, "license of the weights, as the hub names it, such as apache-2.0; default: none")
 
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
             names = ", ".join(sorted(path.name for path in folder.iterdir()))
             if options.dry_run:
                 make_output_folder(options.dry_run)
-                for name in FILES:  # of an earlier repository
+                for name in FILES:  # of an earlier call
                     (options.dry_run / name).unlink(missing_ok=True)
                 for path in folder.iterdir():
                     shutil.copyfile(path, options.dry_run / path.name)
@@ -133,7 +133,7 @@ def upload(folder: Path, options: PublishOptions) -> str:
 
 
 def shareable(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe without the folders of this machine. Other absolute paths are cut to their last name."""
+    """Return a recipe without folders of this machine, and with absolute paths cut to their last part."""
     return {
         name: PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
         for name, value in recipe.items()
@@ -162,8 +162,8 @@ def make_card(
     Args:
         about: metadata of the weights, and the entries of the run's summary.
         recipe: options of the run; None if they are unknown.
-        in_timm: code that loads the model with timm; "" if timm has no such models.
-        modules: names of modules to import first.
+        in_timm: code that loads the model with timm; "" if timm has no models of this kind.
+        modules: names of the modules that users must import first.
     """
     address = f"hf-hub:{options.repo}"
     imports = "".join(f" --import {name}" for name in modules)
@@ -186,8 +186,8 @@ def make_card(
         command = f"metamix train --config {RECIPE}{folder} --output run{imports}"
         parts += [f"## Train it again\n\n`{RECIPE}` has all options of the run:\n\n    {command}"]
     if classes := about.get("classes"):
-        more = f" and {len(classes) - MOST_CLASSES:,} more" if len(classes) > MOST_CLASSES else ""
-        parts += [f"## Classes\n\n{', '.join(classes[:MOST_CLASSES])}{more}"]
+        more = f" and {len(classes) - MAX_LISTED_CLASSES:,} more" if len(classes) > MAX_LISTED_CLASSES else ""
+        parts += [f"## Classes\n\n{', '.join(classes[:MAX_LISTED_CLASSES])}{more}"]
     return printable_lines("\n\n".join(parts)) + "\n"
 
 
@@ -216,7 +216,7 @@ def header(options: PublishOptions, spec: TaskSpec, about: Mapping[str, Any], li
 
 
 def figures(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the rows of the table of results, where they are known."""
+    """Yield the rows of the table of results, as far as the values are known."""
     for name in about.get("scores", ()):
         yield f"{name} on {about.get('test_split', 'test')}", f"{about[name]:.4g}"
     if "samples" in about:

@@ -32,7 +32,7 @@ official.MODULES.append("metamix.segmentation.official")
 def register_task(spec: TaskSpec) -> None:
     """Register a task for all commands; raise ValueError if another task has its name."""
     if spec.name in TASKS and find_task(spec.name) != spec:
-        raise ValueError(f"there is a task {spec.name!r} already: choose another name")
+        raise ValueError(f"there is already a task {spec.name!r}: choose another name")
     TASKS[spec.name] = spec
 
 

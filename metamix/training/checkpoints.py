@@ -98,9 +98,9 @@ def check_resumable(
     if ended and changes.keys() - {"score"}:
         more = "a larger --early-stopping" if stopped_early else "more --epochs or --iterations"
         raise ValueError(
-            f"{path} has trained {plural(state['step'] // state['steps_per_epoch'], 'epoch')} already, and none is "
-            f"left to train with another recipe: {'; '.join(changes.values())}. Take the old values, {more}, or start "
-            f"a new run with --output"
+            f"the run of {path} ended after {plural(state['step'] // state['steps_per_epoch'], 'epoch')}, so none "
+            f"would use the new recipe: {'; '.join(changes.values())}. Take the old values, {more}, or start a new "
+            f"run with --output"
         )
     if best and recipe.engine.early_stopping and "score" in changes:
         raise ValueError(

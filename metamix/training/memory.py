@@ -1,4 +1,4 @@
-"""Measure the memory that tensors take in a computation, and choose the part of a batch that fits."""
+"""Measure the memory of the tensors in a computation, and choose how much of a batch fits."""
 
 import weakref
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class TensorMemory(TorchDispatchMode):
-    """Count the bytes of all tensors that are made within this context, also in backward passes.
+    """Count the bytes of all tensors that are created within this context, also in backward passes.
 
     Attributes:
         peak: the largest number of bytes at one time. Scratch memory inside single operations is not included.

@@ -52,7 +52,7 @@ GradientNorm = Annotated[float, Field(gt=0, description="a finite number above 0
 class EngineOptions(Options):
     """Options of the training engine, which hold for every task."""
 
-    output: str = _run("", "run folder; if not given, a folder in runs/ named by data, model and seed")
+    output: str = _run("", "run folder; default: a folder in runs/ named after data, model and seed")
     resume: str = _run("", "checkpoint to continue from if the run folder has none")
     seed: Seed = _run(0, "seed of weights, sample order, augmentation and dropout", on_resume="refuse")
     device: str = _run("auto", "auto, cpu, cuda, cuda:1 or mps; auto uses a GPU if there is one")

@@ -180,7 +180,7 @@ def parse_flags(
     Args:
         argv: command-line arguments. Flags may be written with underscores, too.
         unknown_hint: returns a hint on an unknown option, given its name, or an empty string.
-        other_flags: flags that the parser has already.
+        other_flags: flags that the parser already has.
 
     Raises:
         ValueError: a flag is unknown, or a value has the wrong type.

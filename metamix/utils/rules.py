@@ -1,4 +1,4 @@
-"""Check values by their types, with pydantic, and say in words what a type accepts.
+"""Check values by their types with pydantic, and describe in words what a type accepts.
 
     size: Annotated[int, Field(ge=1, le=16)]
     head: Literal["small", "large"]
@@ -51,7 +51,7 @@ def rule(hint: Any) -> Rule:
 
 
 def rules_of(cls: Any, *without: str) -> dict[str, Rule]:
-    """Return the rules of a dataclass's fields by name, leaving out the fields in `without`."""
+    """Return the rules of a dataclass's fields by name, except for the fields in `without`."""
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: rule(hints[field.name]) for field in fields(cls) if field.name not in without}
 
@@ -76,7 +76,7 @@ def where(check: Callable[[Any], object], accepted: str) -> GetPydanticSchema:
 
 
 def members_of(hint: Any) -> list[Any]:
-    """Return the member types of a union without their constraints, or the type itself if it is no union."""
+    """Return the member types of a union without their constraints, or the type itself if it is not a union."""
     if get_origin(hint) is Annotated:
         return members_of(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
@@ -166,5 +166,5 @@ def check_entries(
 
 
 def refuse_entry(name: str, value: object, accepted: str, source: object, remedy: str = REMEDY) -> NoReturn:
-    """Raise the error of `check_entries` for an entry that contradicts another; `accepted` says what would fit."""
+    """Raise the error of `check_entries` for an entry that contradicts another; `accepted` says what it must be."""
     raise ValueError(f"{source}: {name} in the metadata is {shown(value)}; accepted is {accepted}. {remedy}")

@@ -1,4 +1,4 @@
-"""Facts about machine and software: devices, memory, versions, the commit."""
+"""Describe and prepare the machine and the software: devices, memory, versions, the commit."""
 
 import ctypes
 import os
@@ -19,7 +19,7 @@ def peak_memory(device: torch.device) -> float:
     """Return the peak memory in GiB: allocated on the GPU, or held by this process if it computes on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource  # Windows has none
+    import resource  # not on Windows
 
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used / (2**30 if sys.platform == "darwin" else 2**20)
@@ -28,8 +28,8 @@ def peak_memory(device: torch.device) -> float:
 def free_memory(device: torch.device) -> float | None:
     """Return the bytes that this process can still allocate on a device; None if the system does not say.
 
-    On the CPU, processes that torchrun started on this machine share what is free, and limits of the control groups
-    (of containers) count. Memory that the C library keeps is returned to the system first.
+    On the CPU, the limits of control groups, such as a container's, are respected, and the free memory is divided among
+    the processes that torchrun started here. Memory that the C library keeps is returned to the system first.
     """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -47,8 +47,8 @@ def free_memory(device: torch.device) -> float | None:
 def _free_in_control_groups(
     root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")
 ) -> list[float]:
-    """Return the bytes that are free below the limit of each control group of this process; empty without limits."""
-    files = {  # of version 2, and of version 1
+    """Return the free bytes of each control group of this process that has a limit."""
+    files = {  # in version 2 and in version 1 of control groups
         "": ("memory.max", "memory.current", "memory.stat"),
         "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat"),
     }
@@ -60,7 +60,7 @@ def _free_in_control_groups(
             paths = [place / name for name in files[controller]]
             if all(path.exists() for path in paths):
                 limit, used, statistics = (path.read_text().strip() for path in paths)
-                cache = dict(line.split() for line in statistics.splitlines()).get("inactive_file", 0)  # is given back
+                cache = dict(line.split() for line in statistics.splitlines()).get("inactive_file", 0)  # reclaimable
                 free += [float(limit) - float(used) + float(cache)] if limit != "max" else []
     return free
 
@@ -87,7 +87,7 @@ def prepare_device(name: str, local_rank: int = 0) -> torch.device:
 
     Args:
         name: auto, cpu, cuda, cuda:1 or mps; auto is a GPU if there is one.
-        local_rank: number of this process on its machine, for the GPU that `cuda` means.
+        local_rank: number of this process on its machine, also the number of the GPU that `cuda` means.
 
     Raises:
         ValueError: the name is wrong, or the machine has no such device.
@@ -128,20 +128,20 @@ def versions() -> dict[str, str]:
 
 
 def cpu_fields() -> dict[str, str]:
-    """Return the fields of /proc/cpuinfo for one CPU, such as "model name"; empty without Linux."""
+    """Return the fields of /proc/cpuinfo for one CPU, such as "model name"; empty on other systems than Linux."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def cpu_flags() -> set[str]:
-    """Return the names of the CPU's instruction sets, such as "avx2"; empty without Linux."""
+    """Return the names of the CPU's instruction sets, such as "avx2"; empty on other systems than Linux."""
     fields = cpu_fields()
     return set(fields.get("flags", fields.get("Features", "")).split())  # Features: on ARM
 
 
 def processor() -> dict[str, Any]:
-    """Return the CPU's name, the number of logical cores and its instructions for 8 and 16 bits, on Linux."""
+    """Return the CPU's name, its number of logical cores and, on Linux, its instruction sets for 8 and 16 bits."""
     flags = cpu_flags()
     fast = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
     return {
@@ -152,7 +152,7 @@ def processor() -> dict[str, Any]:
 
 
 def usable_workers(workers: int) -> int:
-    """Return how many of `workers` processes have a core of their own; for more, torch's DataLoader warns."""
+    """Return `workers`, but at most the number of usable cores, above which torch's DataLoader warns."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(workers, cores)
 
@@ -181,5 +181,5 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-        mallopt(m_mmap_threshold, 2**30) or mallopt(m_mmap_threshold, 2**25)  # bytes; the limit of older versions
+        mallopt(m_mmap_threshold, 2**30) or mallopt(m_mmap_threshold, 2**25)  # bytes; older versions accept only 2^25
         mallopt(m_trim_threshold, 2**31 - 1)

@@ -1,4 +1,4 @@
-"""Test the loss of classification."""
+"""Test the classification loss."""
 
 import pytest
 import torch
@@ -23,16 +23,16 @@ def fixed(logits):
     return lambda image: logits
 
 
-def test_cross_entropy_on_labels_and_on_shares():
+def test_cross_entropy_of_labels_and_of_soft_targets():
     torch.manual_seed(0)
     logits, labels = torch.randn(6, 10), torch.arange(6)
     for smoothing in (0.0, 0.1):
         smoothed = loss(smoothing=smoothing)
         by_label, seen = smoothed(fixed(logits), {"image": None, "target": labels})
-        by_share, _ = smoothed(fixed(logits), {"image": None, "target": F.one_hot(labels, 10).float()})
+        by_soft_target, _ = smoothed(fixed(logits), {"image": None, "target": F.one_hot(labels, 10).float()})
         target = F.one_hot(labels, 10) * (1 - smoothing) + smoothing / 10
         assert torch.allclose(by_label, -(target * logits.log_softmax(1)).sum(1).mean())
-        assert torch.allclose(by_share, by_label)
+        assert torch.allclose(by_soft_target, by_label)
         assert seen["top1"] == 100 * (logits.argmax(1) == labels).float().mean()
 
 
@@ -43,15 +43,15 @@ def test_binary_cross_entropy_is_timms():
     assert torch.allclose(value, BinaryCrossEntropy(smoothing=0.1)(logits, labels))
 
 
-def test_balanced_weights_are_inverse_to_the_numbers_of_images():
+def test_balanced_weights_are_inversely_proportional_to_the_number_of_images():
     labels = torch.tensor([0] * 8 + [1] * 2)
     weights = balanced_weights(labels, 3)
     assert weights[:2].tolist() == [0.625, 2.5] and weights[labels].mean() == 1
 
 
 @pytest.mark.parametrize("kind", ["ce", "bce"])
-def test_balanced_classes_count_alike(kind):
-    """The loss of a rare class counts as much as that of a frequent one, by label and by share."""
+def test_balanced_classes_have_equal_weight(kind):
+    """A rare class counts as much as a frequent one, with labels and with soft targets."""
     torch.manual_seed(0)
     logits, labels = torch.randn(10, 10), torch.tensor([0] * 8 + [1] * 2)
     balanced, plain = (loss(labels, loss=kind, class_weights=weights) for weights in ("balanced", "none"))
@@ -63,7 +63,7 @@ def test_balanced_classes_count_alike(kind):
 
 
 def test_the_weighted_loss_is_a_mean_over_samples():
-    """Gradients of micro-batches then add up."""
+    """So the gradients of micro-batches add up to the gradient of the batch."""
     logits, labels = torch.randn(10, 10), torch.tensor([0] * 8 + [1] * 2)
     balanced = loss(labels, class_weights="balanced", smoothing=0.1)
     halves = [balanced.supervised(logits[part], labels[part]) for part in (slice(0, 5), slice(5, 10))]

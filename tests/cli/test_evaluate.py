@@ -67,7 +67,7 @@ def test_a_replaced_result_is_noted(run, tmp_path, capsys):
     last = run / "checkpoint.pt"
     for checkpoint, size, replaced in ((run, 32, None), (run, 32, None), (last, 32, run), (last, 24, last)):
         evaluate("--checkpoint", checkpoint, "--output", tmp_path, "--img-size", size)
-        said = re.findall("note: the result of (.*) on digits in (.*) is replaced; --output", capsys.readouterr().out)
+        said = re.findall("note: the result of (.*) on digits in (.*) is replaced; to keep it", capsys.readouterr().out)
         assert said == ([(str(replaced), str(tmp_path))] if replaced else [])
 
 

@@ -74,7 +74,7 @@ def test_missing(tmp_path):
 
 def test_class_that_the_list_lacks(tiny):
     (tiny / "wnids.txt").write_text("n01443537\n")
-    with pytest.raises(ValueError, match=r"n02124075_0.JPEG is of the class n02124075, which wnids.txt lacks"):
+    with pytest.raises(ValueError, match=r"n02124075_0.JPEG has the class n02124075, which is not in wnids.txt"):
         open_data("tiny_imagenet", root=tiny)
 
 
@@ -82,7 +82,7 @@ def test_class_that_the_list_lacks(tiny):
 def test_a_line_that_is_cut_is_named(name, tiny):
     file = tiny / name
     file.write_text(file.read_text().partition("\t")[0])
-    with pytest.raises(ValueError, match=f"{file}:1 has less than two values separated by tabs: unpack the archive ag"):
+    with pytest.raises(ValueError, match=f"{file}:1 has fewer than two values separated by tabs: unpack the archive"):
         open_data("tiny_imagenet", root=tiny)
 
 

@@ -216,7 +216,7 @@ def test_wrong_arguments_are_refused(args, words):
 
 def test_backbone_args_of_a_built_backbone_are_refused():
     backbone = build_backbone("metaformer_pooling_nano", **TINY)
-    with pytest.raises(ValueError, match="is built already: drop them"):
+    with pytest.raises(ValueError, match="is already built: drop them"):
         build_detector("fcos", backbone=backbone, num_classes=1, backbone_args=dict(out_channels=8))
 
 

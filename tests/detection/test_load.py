@@ -1,4 +1,4 @@
-"""Test metadata of detector files, which may come from a stranger: what is built and what is refused."""
+"""Test the metadata of detector files, which cannot be trusted: what is built and what is refused."""
 
 import pytest
 
@@ -67,7 +67,7 @@ def test_metadata_are_kept():
         (dict(std=[0, 0, 0]), "std"),
     ],
 )
-def test_metadata_that_cannot_be_trusted_are_refused(tmp_path, tensors, change, words):
+def test_wrong_metadata_are_refused(tmp_path, tensors, change, words):
     file = tmp_path / "x.safetensors"
     save_weights(file, tensors, GOOD | change)
     with pytest.raises(ValueError, match=f"x.safetensors: .*{words}") as error:
@@ -87,7 +87,7 @@ def test_missing_metadata_are_named(key):
         DetectorSpec.from_dict({name: value for name, value in GOOD.items() if name != key}, "x")
 
 
-def test_eval_and_fine_tuning_check_metadata_too(few, tensors, tmp_path):
+def test_eval_and_fine_tuning_check_the_metadata(few, tensors, tmp_path):
     file = tmp_path / "x.safetensors"
     save_weights(file, tensors, GOOD | {"out_indices": "all"})
     for start in (

@@ -76,7 +76,7 @@ def test_a_pipe_in_the_folder_of_a_run_is_refused(tmp_path):
         train(*SHORT, "--output", tmp_path)
 
 
-def test_a_run_of_strangers_is_not_resumed_through_links(tmp_path):
+def test_an_untrusted_run_is_not_resumed_through_links(tmp_path):
     run, precious = tmp_path / "run", tmp_path / "precious"
     train(*SHORT, "--output", run)
     (run / "metrics.csv").rename(precious)

@@ -1,4 +1,4 @@
-"""Run train.py in tests, in this process and in others, with a model that takes milliseconds per step."""
+"""Run train.py in tests, in this process or in new ones, with a model that takes milliseconds per step."""
 
 import csv
 import multiprocessing
@@ -34,7 +34,7 @@ def train(*words):
 
 
 def metamix_command(*words):
-    """Run a subcommand of `metamix` in this process and return its exit code; a message ends it as SystemExit."""
+    """Run a subcommand of `metamix` in this process and return its exit code; raise SystemExit if it is a message."""
     try:
         metamix_cli.main(list(map(str, words)))
     except SystemExit as end:
@@ -49,7 +49,7 @@ _forkserver.set_forkserver_preload(["tests.helpers.running", "sklearn.datasets"]
 
 
 def in_a_process(function, *args):
-    """Call a function in a process of its own, forked from a server that has imported torch; return the exit code."""
+    """Call a function in a new process, forked from a server that has imported torch; return the exit code."""
     process = _forkserver.Process(target=function, args=args)
     process.start()
     process.join()
@@ -57,7 +57,7 @@ def in_a_process(function, *args):
 
 
 class Process:
-    """Run train.py in a process of its own, the leader of its process group, as a shell would start it.
+    """Run train.py in a new process that leads its process group, as if a shell had started it.
 
     It is forked from a server that has imported torch and timm, which saves seconds.
     """
@@ -69,11 +69,11 @@ class Process:
         self.pid = self.process.pid
 
     def text(self):
-        """Return what was printed so far."""
+        """Return what the process has printed so far."""
         return self.log.read_text() if self.log.exists() else ""
 
     def running(self):
-        """Return whether the process still runs."""
+        """Return whether the process is still running."""
         return self.process.is_alive()
 
     def kill(self, number=signal.SIGKILL):
@@ -81,15 +81,15 @@ class Process:
         os.killpg(self.pid, number)
 
     def wait(self, timeout=300):
-        """Wait for the end and return the exit code."""
+        """Wait until the process ends and return its exit code."""
         self.process.join(timeout)
         if self.process.is_alive():
             self.kill()
-            raise AssertionError(f"not ended after {timeout} s: {self.text()}")
+            raise AssertionError(f"still running after {timeout} s: {self.text()}")
         return self.process.exitcode
 
     def output(self):
-        """Wait for a successful end and return what was printed."""
+        """Wait until the process ends, assert that it succeeded, and return what it printed."""
         assert self.wait() == 0, self.text()
         return self.text()
 
@@ -137,7 +137,7 @@ def free_port():
 def _main(words, log, env):
     os.setsid()
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # pytest may run under nohup
-    descriptor = os.open(log, os.O_RDWR | os.O_CREAT | os.O_TRUNC)  # a terminal then becomes this process's own
+    descriptor = os.open(log, os.O_RDWR | os.O_CREAT | os.O_TRUNC)  # a terminal becomes its controlling terminal
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(env)
@@ -155,7 +155,7 @@ def metrics(folder):
 
 
 def assert_same_run(folder, other):
-    """Assert that checkpoints are equal bit for bit in weights, average, moments and history, and metrics files too."""
+    """Assert that two runs have the same metrics, weights, average, moments and history, to the bit."""
     assert metrics(folder) == metrics(other)
     a, b = load_checkpoint(folder / "checkpoint.pt"), load_checkpoint(other / "checkpoint.pt")
     for key in ("step", "sums", "best", "model", "ema", "optimizer", "scaler"):

@@ -1,9 +1,9 @@
-"""Copies and changes of layout in one block of each mixer, counted by op, so that a later edit adds none.
+"""Count copies and layout changes in one block of each mixer, so that no later edit adds one.
 
 Maps are in channels_last, where convolutions, norms and pooling are fast. A copy is a `clone`, `_to_copy` or `copy_` of
-a map. A change of layout is an op whose input and output maps do not all have the same innermost dimension, so it reads
-or writes one of them in strides. Views cost nothing and are not counted. Counts do not depend on the machine, as times
-would.
+a map. A layout change is an op whose input and output maps differ in the innermost dimension, so that it reads or
+writes one of them in strides. Views cost nothing and are not counted. Unlike times, counts do not depend on the
+machine.
 """
 
 from collections import Counter
@@ -22,30 +22,30 @@ from metamix.mixers import list_mixers
 BATCH, DIM, SIZE = 3, 64, 28
 COPIES = ("clone", "_to_copy", "copy_")
 
-# (op, times in the forward pass, times in the backward pass, why). Ops that are not listed may not occur. When an edit
+# (op, largest count in the forward pass, in the backward pass, reason). The count of other ops must be 0. When an edit
 # lowers a count, lower it here too.
 ALLOWED = {
     "identity": [],
     "pooling": [],
     "raft": [
         ("clone", 4, 4, "each of two token MLPs copies the map to rafts and back"),
-        ("convolution", 2, 0, "the rafts come with the groups' channels innermost"),
-        ("convolution_backward", 0, 4, "so do the gradients of both convolutions of an MLP"),
-        ("add", 2, 0, "the map comes back contiguous, and is added to the channels_last stream"),
+        ("convolution", 2, 0, "the innermost dimension of the rafts is the groups' channels"),
+        ("convolution_backward", 0, 4, "the same for the gradients of both convolutions of an MLP"),
+        ("add", 2, 0, "the map is contiguous after the mixer, and is added to the channels_last stream"),
         ("mul", 0, 1, "the gradient of the layer scale reads that map"),
-        ("native_layer_norm_backward", 0, 2, "the gradient of the rafts comes back contiguous"),
+        ("native_layer_norm_backward", 0, 2, "the gradient of the rafts is contiguous"),
     ],
     "maxim": [
         ("clone", 4, 4, "each of two gated MLPs copies the map to sets of tokens and back"),
-        ("convolution", 2, 0, "the sets come with their channels innermost"),
-        ("convolution_backward", 0, 2, "so do their gradients"),
-        ("native_layer_norm_backward", 0, 2, "the gradient of the sets comes back contiguous"),
+        ("convolution", 2, 0, "the innermost dimension of the sets is their channels"),
+        ("convolution_backward", 0, 2, "the same for their gradients"),
+        ("native_layer_norm_backward", 0, 2, "the gradient of the sets is contiguous"),
     ],
     "wavemix": [],
     "nin": [
         ("clone", 2, 0, "the token MLP copies the map to rows of tokens and back"),
         ("convolution_backward", 0, 1, "the gradient of the map is not copied to channels_last for it"),
-        ("native_layer_norm_backward", 0, 1, "the gradient of the tokens comes back contiguous"),
+        ("native_layer_norm_backward", 0, 1, "the gradient of the tokens is contiguous"),
     ],
     "minattn": [],
 }
@@ -70,16 +70,16 @@ class LayoutCounter(TorchDispatchMode):
 
 
 def maps(values) -> list[torch.Tensor]:
-    """Return the tensors as large as a map: no parameters, statistics, or expanded numbers."""
+    """Return the tensors that are as large as a map, without parameters, statistics and expanded numbers."""
     tensors = [t for t in tree_leaves(values) if isinstance(t, torch.Tensor) and t.ndim >= 4]
-    least = BATCH * DIM * SIZE**2 / 32  # a band of a wavelet transform still counts, the means of a norm do not
-    return [t for t in tensors if t.shape[0] == BATCH and t.numel() >= least and 0 not in t.stride()]
+    smallest = BATCH * DIM * SIZE**2 / 32  # includes a band of a wavelet transform, but not the means of a norm
+    return [t for t in tensors if t.shape[0] == BATCH and t.numel() >= smallest and 0 not in t.stride()]
 
 
 def innermost(t: torch.Tensor) -> int:
     """Return the dimension with the smallest stride: -3 in channels_last, -1 in a contiguous map.
 
-    Counted from the end, so that a map cut into rows or cells compares with the whole map.
+    It is counted from the end, so that maps can be compared with maps that are cut into rows or cells.
     """
     return min((d for d in range(-t.ndim, 0) if t.shape[d] > 1), key=t.stride)
 
@@ -91,7 +91,7 @@ def block_of(mixer: str) -> nn.Module:
 
 
 def count(block: nn.Module) -> tuple[Counter, Counter]:
-    """Return the counts of a forward and of a backward pass."""
+    """Count the copies and layout changes of a forward and of a backward pass."""
     x = torch.randn(BATCH, DIM, SIZE, SIZE).contiguous(memory_format=torch.channels_last).requires_grad_()
     with LayoutCounter() as forward:
         y = block(x)
@@ -102,16 +102,16 @@ def count(block: nn.Module) -> tuple[Counter, Counter]:
 
 
 def problems(block: nn.Module, mixer: str) -> list[str]:
-    """Return a sentence for each count above that in ALLOWED."""
+    """Return a sentence for each count that exceeds ALLOWED."""
     allowed = {op: times for op, *times, _ in ALLOWED[mixer]}
     counts_by_pass = dict(zip(("forward", "backward"), count(block)))
     lines = []
     for i, (which, counts) in enumerate(counts_by_pass.items()):
         for op, times in sorted(counts.items()):
-            most = allowed.get(op, (0, 0))[i]
-            if times > most:
+            limit = allowed.get(op, (0, 0))[i]
+            if times > limit:
                 lines.append(
-                    f"{mixer}, {which}: {op} copies a map or changes its layout, {times} where {most} are allowed"
+                    f"{mixer}, {which}: {op} copies a map or changes its layout, {times} where {limit} are allowed"
                 )
     return lines
 
@@ -147,7 +147,7 @@ def test_added_copy_is_named(mixer):
     "name", ("metaformer_pooling_nano", "raftmlp_s", "wavemixlite_32_7", "ninformer_cifar", "minattn_full_mlp_h1_cifar")
 )
 def test_gradients_reach_every_block_in_channels_last(name):
-    """A contiguous gradient would pass from block to block along the residuals."""
+    """A contiguous gradient would reach all blocks through the residuals."""
     assert gradient_layouts(timm.create_model(name, img_size=32)) == {-3}
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from metamix.mixers import create_mixer, views
 
 
-def test_attention_is_that_of_the_mixer():
+def test_attention_equals_that_in_the_mixer():
     for options in (
         dict(qk="shared", num_heads=2, context=(4, 4)),
         dict(qk="separate", num_heads=1),
@@ -24,18 +24,18 @@ def test_attention_is_that_of_the_mixer():
         value = rearrange(mixer.value(context), "b (n d) h w -> b n (h w) d", n=mixer.heads)
         y = mixer.proj(rearrange(share @ value, "b n (h w) d -> b (n d) h w", h=8))
         torch.testing.assert_close(y, mixer(x), atol=1e-5, rtol=1e-4)
-        of_one = views.token_attention(mixer, x, (0.3, 0.9))  # row 2, column 7
-        torch.testing.assert_close(of_one.flatten(1), share.mean(1)[:, 2 * 8 + 7])
+        one = views.token_attention(mixer, x, (0.3, 0.9))  # row 2, column 7
+        torch.testing.assert_close(one.flatten(1), share.mean(1)[:, 2 * 8 + 7])
 
 
-def test_the_gate_is_that_of_the_mixer():
+def test_gate_equals_that_in_the_mixer():
     mixer = create_mixer("nin", 8, size=(8, 8), grid=(4, 4)).eval()
     nn.init.zeros_(mixer.value.weight), nn.init.ones_(mixer.value.bias)  # then the output is the gate
     x = torch.randn(2, 8, 4, 4)
     torch.testing.assert_close(views.gate(mixer, x), mixer(x).square().mean(1).sqrt())
 
 
-def test_bands_hold_what_the_map_holds():
+def test_bands_keep_the_energy_and_the_directions_of_the_map():
     """The Haar transform keeps the sum of squares; a map that is constant along its rows has no HL and no HH."""
     mixer = create_mixer("wavemix", 8, size=(8, 8)).eval()
     x = torch.randn(2, 8, 8, 1).expand(2, 8, 8, 8)
@@ -45,7 +45,7 @@ def test_bands_hold_what_the_map_holds():
     assert shown["HL"].max() < 1e-6 < shown["LH"].max() and shown["HH"].max() < 1e-6 < shown["LL"].max()
 
 
-def test_matrices_are_those_of_the_mixer():
+def test_matrices_equal_those_in_the_mixer():
     """Without GELU and biases, the vertical raft MLP multiplies each column by its matrix."""
     mixer = create_mixer("raft", 4, size=(4, 6), raft_size=2)
     vertical = mixer.vertical

@@ -17,13 +17,13 @@ def pywt_dwt2(x, wavelet):
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1), (1, 6), (12, 9)])
 @pytest.mark.parametrize("wavelet", WAVELETS)
-def test_transform_is_that_of_pywavelets(wavelet, size):
+def test_transform_equals_pywavelets(wavelet, size):
     x = random_map(2, 3, *size)
     assert_equal(dwt2(x, pywt.Wavelet(wavelet).filter_bank[:2]), pywt_dwt2(x, wavelet), 1e-12)
 
 
 @pytest.mark.parametrize("wavelet", ["haar", "db2", "sym4", "bior2.2"])
-def test_levels_are_those_of_pywavelets(wavelet):
+def test_levels_equal_pywavelets(wavelet):
     x = random_map(2, 3, 63, 71)
     deepest, *details = pywt.wavedec2(x.numpy(), wavelet, mode="zero", level=3)
     low = x
@@ -40,7 +40,7 @@ def test_transform_keeps_the_energy():
 
 
 def transposed_convolution(x, up):
-    """Add a 4 x 4 patch for each value, two steps apart, and cut off a frame of one."""
+    """Add a 4 x 4 patch for each value, with a stride of 2, and crop one pixel on each side."""
     h, w = x.shape[2:]
     y = torch.zeros(x.shape[0], up.out_channels, 2 * h + 2, 2 * w + 2, dtype=x.dtype)
     for i in range(h):
@@ -116,7 +116,7 @@ def test_widths():
 
 
 def test_cropping_keeps_the_centre():
-    """With bands larger than half of the map (eight taps), the output lies where the input was."""
+    """The output lies where the input was, although filters of eight taps make bands larger than half of the map."""
     mixer = random_mixer("wavemix", 8, (16, 16), wavelet="sym4", norm="group")
     x = torch.zeros(1, 8, 16, 16, dtype=torch.float64)
     empty = mixer(x)

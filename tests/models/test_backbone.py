@@ -29,10 +29,10 @@ def without_gradient(module):
     "name, args, strides",
     [
         ("metaformer_pooling_s12", dict(depths=(1, 1, 1, 1)), (4, 8, 16, 32)),
-        ("metaformer_raft_nano", TINY, (4, 8, 16, 32)),  # its own strides are 2, 4, 8
+        ("metaformer_raft_nano", TINY, (4, 8, 16, 32)),  # its strides as a classifier are 2, 4, 8
         ("ninformer_cifar", dict(num_layers=1), (4, 8, 16, 32)),
-        ("minattn_minimal_mlp_h1_cifar", MINATTN, (4, 8, 16, 32)),  # its own stride is 8
-        ("minattn_symmetric_nomlp_h4_mnist", MINATTN, (3.5, 7, 14, 28)),  # its own stride is 7
+        ("minattn_minimal_mlp_h1_cifar", MINATTN, (4, 8, 16, 32)),  # stride 8 as a classifier
+        ("minattn_symmetric_nomlp_h4_mnist", MINATTN, (3.5, 7, 14, 28)),  # stride 7
         ("wavemix_192_16", dict(depth=1, dim=32), (4, 8, 16, 32)),
         ("raftmlp_s", dict(depths=(1, 1, 1, 1)), (4, 8, 16, 32)),
         ("resnet18", {}, (4, 8, 16, 32)),
@@ -81,7 +81,7 @@ def test_only_what_the_levels_need_is_built():
     assert len(backbone.body.model.stages) == 2
 
 
-def test_a_new_model_has_no_batch_norm_and_trains_on_one_image():
+def test_a_model_without_weights_has_no_batch_norm_and_trains_on_one_image():
     backbone = build_backbone("wavemix_192_16", out_channels=8, dim=32, depth=1, proj_drop_rate=0.0)
     assert isinstance(timm.create_model("wavemix_192_16", dim=32, depth=1).stem[4], nn.BatchNorm2d)
     assert not [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -111,8 +111,8 @@ def test_weights_are_loaded_and_their_batch_norms_frozen(tmp_path):
 
     x = torch.rand(1, 3, 48, 64)
     expected = model.eval().forward_intermediates(x, intermediates_only=True)[1:]  # strides 4 and 8
-    got = backbone.train().body(x)
-    for a, b in zip(expected, got, strict=True):
+    actual = backbone.train().body(x)
+    for a, b in zip(expected, actual, strict=True):
         torch.testing.assert_close(a, b)
     frozen = {n: b.clone() for n, b in backbone.named_buffers()}
     sum(f.square().mean() for f in backbone(x).values()).backward()
@@ -128,12 +128,12 @@ def test_layers_above_frozen_ones_train_in_channels_last(frozen):
     backbone.body.model.get_submodule(frozen).requires_grad_(False)
     x = torch.rand(2, 3, 64, 64).to(memory_format=torch.channels_last)
     sum(f.square().mean() for f in backbone(x).values()).backward()
-    still = {"stem", frozen}
-    assert [n for n in without_gradient(backbone) if not any(f"model.{part}." in n for part in still)] == []
+    frozen_parts = {"stem", frozen}
+    assert [n for n in without_gradient(backbone) if not any(f"model.{part}." in n for part in frozen_parts)] == []
     assert all(p.grad is None for p in backbone.body.model.get_submodule(frozen).parameters())
 
 
-def test_weights_made_for_grey_images_take_colour_ones(tmp_path):
+def test_weights_trained_on_grey_images_work_on_colour_images(tmp_path):
     torch.manual_seed(0)
     model = timm.create_model("metaformer_pooling_nano", in_chans=1, **TINY).eval()
     about = dict(in_chans=1, img_size=32, mean=[0.3], std=[0.2])
@@ -154,7 +154,7 @@ def test_weights_made_for_grey_images_take_colour_ones(tmp_path):
         ("wavemixlite_8_5", 3, (0.1307,) * 3),
     ],
 )
-def test_mean_and_std_follow_the_channels(name, in_chans, mean):
+def test_mean_and_std_fit_the_number_of_channels(name, in_chans, mean):
     args = TINY if name.startswith("metaformer") else {}
     if name.startswith("wavemix"):
         args = dict(stride=2, depth=1)
@@ -164,7 +164,7 @@ def test_mean_and_std_follow_the_channels(name, in_chans, mean):
 
 
 def test_pretrained_weights_for_grey_images():
-    """One channel gives the output of three equal ones, up to rounding of the 16-bit weights."""
+    """One channel gives the same output as three equal channels, up to rounding of the 16-bit weights."""
     colour, grey = (build_backbone("metaformer_pooling_nano", pretrained=True, in_chans=n) for n in (3, 1))
     x = torch.rand(1, 1, 32, 32)
     stems = (backbone.body.model.stem for backbone in (grey, colour))
@@ -217,7 +217,7 @@ def test_weights_that_timm_would_ignore_are_refused(name, tensors, words, tmp_pa
 
 
 @pytest.mark.parametrize("name", ("resnet18", "vit_tiny_patch16_224", "metaformer_raft_nano"))
-def test_weights_of_a_file_are_loaded_and_kept_once(name, tmp_path):
+def test_weights_of_a_file_are_loaded_and_not_kept_a_second_time(name, tmp_path):
     arguments = dict(dynamic_img_size=True) if name.startswith("vit") else {}
     model = timm.create_model(name, num_classes=7, **arguments)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
@@ -243,7 +243,7 @@ def test_weights_of_a_file_are_loaded_and_kept_once(name, tmp_path):
         ("resnet18", dict(pretrained=True, checkpoint="x.pt"), "both say where weights come from: give one"),
         ("levit_128", {}, r"maps of strides 16, 32, 64, none as fine as 4 \(level 0\): take out_indices from \(2, 3\)"),
         ("wavemix_144_7", {}, "at stride 1, which may take tens of GiB for one image of 800 x 1216. Take a model of"),
-        ("wavemixlite_8_5", {}, "at stride 1, which may take"),  # made for grey images
+        ("wavemixlite_8_5", {}, "at stride 1, which may take"),  # for grey images
         ("wavemixlite_8_5", dict(in_chans=1), "at stride 1, which may take"),
         ("metaformer_pooling_nano", dict(depth=1), r"metaformer_pooling_nano does not take .*unexpected .*'depth'"),
         ("metaformer_raft_s12", dict(pretrained=True), "No weights are published for metaformer_raft_s12: leave pre"),
@@ -254,6 +254,6 @@ def test_errors(name, args, words):
         build_backbone(name, **args)
 
 
-def test_a_fine_model_works_with_a_coarser_stem():
+def test_a_model_of_stride_1_works_with_a_coarser_stem():
     backbone = build_backbone("wavemix_144_7", stride=2, out_channels=8, dim=16, depth=1)
     assert sizes(backbone(torch.rand(1, 3, 64, 64)))["0"] == (8, 16, 16)

@@ -118,7 +118,7 @@ def test_files_of_other_programs(load, wrap, trained, tmp_path):
     assert torch.equal(load(tmp_path / "weights.pth").forward_features(x), model.forward_features(x))
 
 
-def test_an_overlay_with_a_file_makes_the_model_for_the_images_of_the_file(trained):
+def test_an_overlay_with_a_file_builds_the_model_for_the_images_of_the_file(trained):
     model, file = trained
     overlay = {"file": str(file)}
     loaded = timm.create_model("metaformer_raft_nano", pretrained=True, pretrained_cfg_overlay=overlay, **TINY).eval()
@@ -152,7 +152,7 @@ def test_another_image_size_equals_set_input_size(name, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values()))
 
 
-def test_what_does_not_fit_is_named(trained):
+def test_tensors_that_do_not_fit_are_named(trained):
     _, file = trained
     with pytest.raises(ValueError, match=r"does not fit metaformer_raft_nano: it has head.bias of shape \(3,\)"):
         create(checkpoint_path=file, num_classes=7)
@@ -186,8 +186,8 @@ def test_timm_s_own_models_are_left_to_timm(tmp_path):
         timm.create_model("test_resnet", num_classes=3, checkpoint_path=tmp_path / "weights.pt")
 
 
-def test_timm_hands_over_tensors_alone(trained, monkeypatch):
-    """The reproducer of `metamix.utils.timm_checkpoint_path`: with timm's own loader the metadata are lost."""
+def test_timm_alone_ignores_the_metadata(trained, monkeypatch):
+    """The reproducer for `metamix.utils.timm_checkpoint_path`: with timm's own loader the metadata are lost."""
     _, file = trained
     factory = timm_checkpoint_path.factory
     monkeypatch.setattr(factory, "load_checkpoint", factory.load_checkpoint.timms)

@@ -88,7 +88,7 @@ def test_a_users_model(monkeypatch):
     monkeypatch.setattr(image_models, "_MODELS", dict(image_models._MODELS))
     image_models.register_image_model("mine", torch.nn.Conv2d, in_channels=3, out_channels=3, kernel_size=1)
     assert create_image_model("mine", kernel_size=3).kernel_size == (3, 3)
-    with pytest.raises(ValueError, match="'mine' is registered already"):
+    with pytest.raises(ValueError, match="'mine' is already registered"):
         image_models.register_image_model("mine", torch.nn.Conv2d)
 
 

@@ -36,17 +36,17 @@ def test_a_part_of_a_name_needs_wildcards(pattern, meant):
         metamix.list_models(pattern)
 
 
-def test_models_that_return_images_have_a_list_of_their_own():
-    with pytest.raises(ValueError, match=r"matches 'maxim_s3'.* metamix.list_image_models\(\) those that return"):
+def test_models_that_return_images_are_not_listed_with_classifiers():
+    with pytest.raises(ValueError, match=r"matches 'maxim_s3'.* metamix.list_image_models\(\) lists models that ret"):
         metamix.list_models("maxim_s3")
 
 
 @pytest.mark.parametrize("name", ["maxim_nano", "wavemixsr_nano", "wavemix_restore_nano"])
-def test_sizes_of_image_models_are_those_of_the_models(name):
+def test_recorded_sizes_match_the_image_models(name):
     assert listing.count_size(name) == listing.known_sizes()[name], "run listing.write_sizes()"
 
 
-def test_every_name_has_a_size():
+def test_every_name_has_a_recorded_size():
     ours = {name for name in default_cfgs if timm.model_entrypoint(name).registered_in.startswith("metamix.")}
     assert listing.known_sizes().keys() == {*ours, *image_model_names()}
 
@@ -92,26 +92,26 @@ def test_only_models_with_weights():
     assert metamix.list_models("raftmlp_*", pretrained=True) == []
 
 
-def test_a_users_model_is_counted(monkeypatch):
+def test_parameters_and_macs_of_a_users_model_are_counted(monkeypatch):
     monkeypatch.setattr(listing, "default_cfgs", dict(default_cfgs))
     register("listed_here", cfg=CIFAR10, depths=(1,), dims=(8,), mixer="identity")
     listing.default_cfgs["listed_here"] = default_cfgs.pop("listed_here")
     (model,) = metamix.list_models("listed_here")
-    with_names = timm.create_model("listed_here")
-    assert model.parameters == sum(p.numel() for p in with_names.parameters())
-    assert model.macs == count_macs(with_names, (3, 32, 32))
+    built = timm.create_model("listed_here")
+    assert model.parameters == sum(p.numel() for p in built.parameters())
+    assert model.macs == count_macs(built, (3, 32, 32))
     assert model.weights == ()
 
 
-def test_a_name_whose_arguments_make_no_model_is_named(monkeypatch):
+def test_a_model_with_wrong_arguments_is_named(monkeypatch):
     monkeypatch.setattr(listing, "default_cfgs", dict(default_cfgs))
     register("broken_here", cfg=CIFAR10, mixer="raft", dims=32, depths=2)
     listing.default_cfgs["broken_here"] = default_cfgs.pop("broken_here")
-    with pytest.raises(ValueError, match="broken_here is registered with arguments that make no model: depths is 2"):
+    with pytest.raises(ValueError, match="broken_here is registered with wrong arguments: depths is 2"):
         metamix.list_models("broken_here")
 
 
-def test_a_users_model_has_the_depths_of_the_skeleton(monkeypatch):
+def test_a_users_model_has_the_default_depths_of_the_skeleton(monkeypatch):
     register("deep_as_usual", cfg=CIFAR10, dims=(8, 8, 8, 8), mixer="identity")
     default_cfgs.pop("deep_as_usual")
     assert [len(stage.blocks) for stage in timm.create_model("deep_as_usual").stages] == [2, 2, 6, 2]
@@ -127,7 +127,7 @@ def test_registered_names_have_the_docstring_of_their_family():
 
 
 def test_a_name_of_another_module_is_not_replaced():
-    words = r"timm knows a model named 'raftmlp_s' already \(metamix.models.registry\): choose another name"
+    words = r"timm already has a model named 'raftmlp_s' \(metamix.models.registry\): choose another name"
     with pytest.raises(ValueError, match=words):
         register("raftmlp_s", cfg=CIFAR10)
 
@@ -145,7 +145,7 @@ def import_again():
     assert len(again.list_models()) == len(set(timm.list_models(module="metamix")))
 
 
-def test_importing_again_is_no_conflict():
+def test_importing_again_does_not_conflict():
     assert in_a_process(import_again) == 0
 
 

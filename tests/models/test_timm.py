@@ -556,7 +556,7 @@ def test_safetensors(name, model, tmp_path):
 def test_names():
     assert len(NAMES) == 88 and len(FAMILIES) == 15
     assert set(NAMES) <= set(timm.list_models())
-    with pytest.raises(ValueError, match="timm knows a model named 'poolformer_s12' already"):
+    with pytest.raises(ValueError, match="timm already has a model named 'poolformer_s12'"):
         register("poolformer_s12", cfg={})
     assert timm.model_entrypoint("poolformer_s12").__module__.startswith("timm.")
 

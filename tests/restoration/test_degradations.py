@@ -113,12 +113,12 @@ def test_chains_go_from_left_to_right():
         ("blur:loud", "'loud' is not a value; write it as blur:SIGMA, such as blur:2 or blur:1-3$"),
         ("low_light", r"has 0 values; write it as low_light:GAMMA\[:SIGMA\], such as low_light:2 or low_light:1-3$"),
         ("downscale:", "'' is not a value; write it as downscale:FACTOR, such as downscale:2$"),
-        ("noise:50-10", "50-10 is out of range"),
-        ("noise:nan", "nan is out of range"),
-        ("downscale:1.5", "accepted is a whole number from 1 to 16"),
-        ("downscale:2-4", "accepted is a whole number from 1 to 16"),
-        ("downscale:inf", "inf is out of range; accepted is a whole number from 1 to 16"),
-        ("jpeg:200", "200 is out of range; accepted is a number or LOW-HIGH, 1 to 100"),
+        ("noise:50-10", "the value 50-10, but it must be a number from 0 to 255, or a range LOW-HIGH"),
+        ("noise:nan", "the value nan, but it must be"),
+        ("downscale:1.5", "has the value 1.5, but it must be a whole number from 1 to 16"),
+        ("downscale:2-4", "has the value 2-4, but it must be a whole number from 1 to 16"),
+        ("downscale:inf", "the value inf, but it must be a whole number from 1 to 16"),
+        ("jpeg:200", "the value 200, but it must be a number from 1 to 100, or a range LOW-HIGH"),
     ],
 )
 def test_mistakes_are_refused(text, words):

@@ -110,7 +110,7 @@ def test_file_that_does_not_name_its_model(tmp_path):
     assert metadata.task == "restoration" and metadata.model == "wavemixsr_nano"
 
 
-def test_image_that_fits_a_graph_that_is_no_square_is_not_tiled():
+def test_an_image_that_fits_a_rectangular_graph_is_not_tiled():
     sizes = []
 
     def graph(images):

@@ -319,7 +319,7 @@ def test_missing_weights_are_refused():
         ({"degradation": "explode:1"}, "degradation in the metadata is 'explode:1'; accepted is pairs, or a chain"),
     ],
 )
-def test_metadata_of_strangers_are_checked(entries, words):
+def test_untrusted_metadata_are_checked(entries, words):
     from metamix.weights.metadata import ModelMetadata
 
     valid = {"task": "restoration", "channels": "rgb", "enlarge": 1, "degradation": "noise:25"}

@@ -70,7 +70,7 @@ def test_train_eval_and_predict(clean, tmp_path, capsys):
     assert result["psnr"] == summary["psnr"] and result["input_psnr"] == summary["input_psnr"]  # the same noise
     assert result["macs"] == summary["macs"]  # of a crop of training
     assert "PSNR (peak 255) and SSIM (Gaussian 11 x 11, sigma 1.5) on RGB" in said
-    assert "input_psnr and input_ssim are of the images before restoration" in said
+    assert "input_psnr and input_ssim are the scores of the images before restoration" in said
     rows = read_csv(out / "test_scores.csv")
     assert len(rows) == 1 and float(rows[0]["psnr"]) == pytest.approx(result["psnr"], abs=1e-3)
     assert Image.open(out / "test_images.png").size[0] > 500
@@ -187,7 +187,7 @@ def test_unreadable_images_are_left_out(clean, break_image, tmp_path, capsys):
 def test_scores_below_the_input_are_pointed_out(clean, tmp_path, capsys):
     photos, run = clean(), tmp_path / "run"
     words = [*MAXIM, "--data-dir", photos, "--degradation", "noise:5", "--schedule", "constant"]
-    advice = "the restored images score below the images before restoration, .* dB: train longer"
+    advice = r"the images score lower after restoration than before \(.* dB\): train longer"
     train(*words, "--output", tmp_path / "good", "--lr", 0)
     assert not re.search(advice, capsys.readouterr().out)
     train(*words, "--output", run, "--lr", 0.05)
@@ -285,7 +285,7 @@ MISTAKES = [
     (["--degradation", "nois:25"], "degradation is 'nois'; did you mean 'noise'"),
     (["--loss", "ssin"], "loss is 'ssin'; did you mean 'ssim'"),
     (["--crop", 64], "48 x 40 pixels, less than the crop of 64: give a smaller --crop, or take the image out"),
-    (["--crop", 18], "crop is 18, but maxim_nano trains on multiples of 8 x 8 pixels: give such a --crop"),
+    (["--crop", 18], "crop is 18, but maxim_nano trains on multiples of 8 x 8 pixels: give a --crop that fits"),
     (["--channels", "grey"], "is in colour: give --channels rgb, or y for its luminance"),
     (["--degradation", "pairs"], "Pairs need .*input and .*target; for clean images .* give --degradation, such as"),
     (["--degradation", "downscale:3"], "crop is 16, but .* multiples of 24 x 24 pixels at a scale of 3: .*such as 24"),

@@ -56,7 +56,7 @@ def scenes(tmp_path):
 
 
 def draw(root, **counts):
-    """Draw images of 40 x 56 pixels: noise, bright to train on; a fifth of the pixels is ground."""
+    """Draw images of 40 x 56 pixels of noise, bright in the split "train". A fifth of the pixels is ground."""
     random = np.random.default_rng(0)
     for split, count in counts.items():
         for folder in ("images", "masks"):
@@ -88,13 +88,13 @@ def test_scores_and_masks(format, dynamic, source, scenes, tmp_path):
     expected = load_segmenter(source).model(images).detach()
     torch.testing.assert_close(load_exported(folder, trust=True)(images), expected, rtol=1e-4, atol=1e-4)
     pictures = scenes / "test" / "images"
-    words = [pictures, "--model", folder, "--output", tmp_path / "found", "--trust"]
+    words = [pictures, "--model", folder, "--output", tmp_path / "predicted", "--trust"]
     assert exit_code(metamix.tasks.predict.main, *words, "--flip") == 0
     trained, size = load_segmenter(source), None if dynamic else (32, 32)
     eager = PadAndCrop(trained.model, {"scale": 1, "multiple": [1, 1]}, size)
     predictor = Predictor(*tiles(size), flip=True, whole=size)
     expected = replace(trained, model=eager).label(read_pixels(pictures / "0.png"), predictor)
-    with Image.open(tmp_path / "found" / "masks" / "0.png") as mask:
+    with Image.open(tmp_path / "predicted" / "masks" / "0.png") as mask:
         assert (torch.from_numpy(np.array(mask)) == expected).float().mean() > 0.999
     loaded = metamix.load(folder, trust=True)
     assert loaded.spec == trained.spec and loaded.graph_size == size
@@ -102,7 +102,7 @@ def test_scores_and_masks(format, dynamic, source, scenes, tmp_path):
     assert "--tile has no effect on" in exit_code(metamix.tasks.predict.main, *words, "--tile", 256)
 
 
-def test_image_that_fits_a_graph_that_is_no_square_is_not_cut():
+def test_an_image_that_fits_a_rectangular_graph_is_not_cut():
     sizes = []
 
     def graph(images):
@@ -116,7 +116,7 @@ def test_image_that_fits_a_graph_that_is_no_square_is_not_cut():
     assert sizes == [(32, 64)] * (1 + 1 + 6)  # six square tiles of 32 pixels, padded to the graph's size
 
 
-def mixer(folder):
+def fixed_size_segmenter(folder):
     """Write a segmenter whose backbone takes images of 32 x 32 pixels at most."""
     torch.manual_seed(0)
     spec = replace(SPEC, model="mixer_s32_224", model_args=dict(mlp_ratio=[0.1, 0.1]))
@@ -124,16 +124,16 @@ def mixer(folder):
     return str(folder / "mixer.safetensors")
 
 
-def test_backbone_of_one_size_gets_tiles(scenes, tmp_path):
+def test_backbone_of_fixed_size_gets_tiles(scenes, tmp_path):
     folder = tmp_path / "out"
-    report = export(mixer(tmp_path), output=folder, format="torch", data_dir=str(scenes), seconds=0)
+    report = export(fixed_size_segmenter(tmp_path), output=folder, format="torch", data_dir=str(scenes), seconds=0)
     assert any("scores of tiles of 32 pixels" in note for note in report["notes"])
     assert report["parity"]["same_top1"] > 0.999
     with pytest.raises(ValueError, match="mixer_s32_224 takes images of 32 x 32 pixels at most: leave --dynamic out"):
-        open_segmenter(ExportOptions(mixer(tmp_path), tmp_path / "new", dynamic=True))
+        open_segmenter(ExportOptions(fixed_size_segmenter(tmp_path), tmp_path / "new", dynamic=True))
 
 
-def test_models_run_once_for_each_image(source, scenes, tmp_path):
+def test_models_run_once_for_each_tile(source, scenes, tmp_path):
     exportable = open_segmenter(ExportOptions(source, tmp_path / "out", data_dir=str(scenes)))
     calls = []
 
@@ -211,5 +211,5 @@ def test_int8_sees_tiles_of_training_images_only(source, tmp_path):
         return torch.tensor([1.0, 0.0])[:, None, None].expand(len(images), 2, 32, 32)
 
     scores = exportable.held_out_scores(sky, 10)
-    assert scores == pytest.approx([40, 40], abs=2)  # the IoU of sky is 80 %, that of ground is 0
+    assert scores == pytest.approx([40, 40], abs=2)  # the IoU of sky is 80 %, the IoU of ground 0 %
     assert not any(np.array_equal(a, images[0]) for a in seen for images in inputs)

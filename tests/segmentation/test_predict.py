@@ -1,4 +1,4 @@
-"""Test labelling files: any size, tiles, what is left out, and weight files from strangers."""
+"""Test `metamix predict` with segmenters: image sizes, tiles, images that are left out, and untrusted weight files."""
 
 import json
 
@@ -32,7 +32,7 @@ SPEC = SegmenterSpec(
 
 
 class Colours(nn.Module):
-    """Find the strongest channel, and record the sizes of the images."""
+    """Segment images by their strongest channel, and record their sizes."""
 
     fixed_size = None
 
@@ -47,7 +47,7 @@ class Colours(nn.Module):
 
 @pytest.fixture
 def run(monkeypatch):
-    """Return a function that runs `metamix predict` with a model that finds the strongest channel."""
+    """Return a function that runs `metamix predict` with `Colours` as the model."""
 
     def call(*words, **spec):
         trained = TrainedSegmenter(Colours().eval(), SegmenterSpec(**vars(SPEC) | spec), {})
@@ -62,7 +62,7 @@ def run(monkeypatch):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Make three images of different sizes, one in a subfolder; the strongest channel of each is known."""
+    """Make three images of different sizes, one in a subfolder: green in the upper half, mostly blue in the lower."""
     sizes = {"a.jpg": (9, 7), "b.png": (64, 48), "inside/c.png": (3, 40)}
     for name, (width, height) in sizes.items():
         path = tmp_path / "photos" / name
@@ -86,13 +86,13 @@ def test_masks_and_overlays(photos, tmp_path, run):
     assert np.array(mask.convert("RGB"))[-1, 0].tolist() == [0, 0, 255]
     assert max(max(size) for size in model.sizes) == 32 and (7, 9) in model.sizes
     codes = [run(photos, "--output", photos / "out")[0] for _ in range(2)]
-    assert codes == [0, 0]  # what an earlier run wrote is no image to label
+    assert codes == [0, 0]  # the output of the first run is not labelled in the second
     assert not (photos / "out" / "masks" / "out").exists()
 
 
 def test_the_output_may_hold_the_images(photos, run):
     for output in (photos.parent, photos):
-        for _ in range(2):  # the second finds what the first wrote
+        for _ in range(2):  # the second run finds the output of the first
             code, model = run(photos, "--output", output)
             assert code == 0 and len(model.sizes) == 3
     with pytest.raises(SystemExit, match="masks/.*png is an image and would be overwritten: give another"):
@@ -148,7 +148,7 @@ def test_large_images_are_predicted_in_blocks(photos, tmp_path, run, monkeypatch
 
 
 def test_weights_of_nan_are_refused():
-    """They would label every pixel as class 0."""
+    """Such weights would label every pixel as class 0."""
     model = Colours().eval()
     model.weight.data.fill_(torch.nan)
     for predictor in (Predictor(), Predictor(8, 2), Predictor(flip=True)):
@@ -171,7 +171,7 @@ def test_images_that_an_exported_model_does_not_take_are_left_out(photos, tmp_pa
     assert "written: masks and overlays of 1 image to" in said.out
 
 
-def test_mistakes_are_refused(photos, tmp_path, run, capsys):
+def test_clashing_names_and_broken_images(photos, tmp_path, run, capsys):
     Image.new("RGB", (4, 4)).save(photos / "a.png")
     assert run(photos, "--output", tmp_path / "same")[0] == 0
     assert {path.name for path in (tmp_path / "same" / "masks").glob("*")} == {
@@ -206,14 +206,14 @@ def test_mistakes_are_refused(photos, tmp_path, run, capsys):
         ({"train_on": 5}, "train_on in the metadata is 5; accepted is a list of 0 to 1,000 strings"),
     ],
 )
-def test_metadata_of_strangers_are_checked(entry, words):
+def test_untrusted_metadata_are_checked(entry, words):
     good = SPEC.to_dict()
     assert SegmenterSpec.from_dict(good, "x") == SPEC
     with pytest.raises(ValueError, match=words):
         SegmenterSpec.from_dict(good | entry, "x")
 
 
-def test_every_entry_of_the_metadata_is_needed():
+def test_a_missing_entry_of_the_metadata_is_named():
     good = SPEC.to_dict()
     for name in rules_of(SegmenterSpec):
         with pytest.raises(ValueError, match=f"there is no {name} in the metadata"):

@@ -1,4 +1,4 @@
-"""Test segmentation networks on models of the zoo: sizes, gradients, exports and wrong arguments."""
+"""Test segmentation networks with backbones of the zoo: sizes, gradients, exports and wrong arguments."""
 
 import copy
 
@@ -74,7 +74,7 @@ def test_transformers_take_any_size(backbone):
 
 @torch.no_grad()
 def test_maps_may_be_smaller_than_their_stride_says():
-    """The convolutions of Inception-v3's stem are not padded: the last map of 96 x 128 pixels is 1 x 2, not 3 x 4."""
+    """The convolutions of Inception-v3's stem have no padding: the last map of 96 x 128 pixels is 1 x 2, not 3 x 4."""
     model = build_segmenter("wavemix", "inception_v3", 5, head_channels=[8] * 5).eval()
     maps = list(model.backbone(torch.rand(1, 3, 96, 128)).values())
     assert maps[0].shape[-2:] == (1, 2)
@@ -82,7 +82,7 @@ def test_maps_may_be_smaller_than_their_stride_says():
 
 
 @torch.no_grad()
-def test_backbones_of_one_size_take_images_up_to_it():
+def test_backbones_of_fixed_size_take_images_up_to_this_size():
     model = segmenter(backbone="mixer_s32_224", backbone_args={}, img_size=(60, 90)).eval()
     assert model.fixed_size == (64, 96) and segmenter().fixed_size is None
     for size in ((64, 96), (30, 40)):
@@ -131,19 +131,20 @@ def test_spatial_weights_fit_the_padded_image():
     deconv = segmenter("wavemix", "metaformer_raft_nano", img_size=(50, 70))
     assert deconv.backbone.body.model.stages[0].blocks[0].mixer.grid == (28, 36)  # of 56 x 72
     with torch.device("meta"):
-        build_segmenter("semantic_fpn", "resnet18", 3, img_size=(50, 70))  # which has no spatial weights
+        build_segmenter("semantic_fpn", "resnet18", 3, img_size=(50, 70))  # resnet18 has no spatial weights
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_batch_norms_train_unless_weights_are_loaded(head, tmp_path):
-    def kept(**options):
+    def count_batch_norms(**options):
         body = segmenter(head, "metaformer_wavemix_nano", **options).backbone.body
         return sum(isinstance(module, nn.BatchNorm2d) for module in body.modules())
 
     file = tmp_path / "weights.pt"
     torch.save(timm.create_model("metaformer_wavemix_nano", **TINY).state_dict(), file)
-    assert kept() == 13 and kept(frozen_norms=True) == 0
-    assert kept(checkpoint=file) == 0 and kept(checkpoint=file, frozen_norms=False) == 13
+    assert count_batch_norms() == 13 and count_batch_norms(frozen_norms=True) == 0
+    assert count_batch_norms(checkpoint=file) == 0
+    assert count_batch_norms(checkpoint=file, frozen_norms=False) == 13
 
 
 def test_layers_of_the_backbone_have_lower_learning_rates():
@@ -188,7 +189,7 @@ SLOW = [
 )
 @torch.no_grad()
 def test_export_for_any_size(head, backbone, options):
-    """Of images whose coarsest map has more than one pixel: torch fixes sides of 1."""
+    """The coarsest map has more than one pixel, since torch would fix a side of 1."""
     model = segmenter(head, backbone, **options).eval()
     shapes = ({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)
     program = torch.export.export(model, (torch.rand(2, 3, 64, 96),), dynamic_shapes=shapes).module()

@@ -72,7 +72,7 @@ def test_a_name_is_taken_once(monkeypatch):
     monkeypatch.setattr(registry, "TASKS", dict(TASKS))
     spec = find_task("detection")
     register_task(spec)
-    with pytest.raises(ValueError, match="there is a task 'segmentation' already: choose another name"):
+    with pytest.raises(ValueError, match="there is already a task 'segmentation': choose another name"):
         register_task(type(spec)(**vars(spec) | {"name": "segmentation"}))
 
 

@@ -1,4 +1,4 @@
-"""Test that options come from defaults, YAML and the command line in this order, and that errors help."""
+"""Test that YAML overrides the defaults of options, that the command line overrides YAML, and that errors help."""
 
 import re
 import shlex
@@ -18,7 +18,7 @@ from tests.helpers.running import ROOT
 
 @dataclass
 class Options:
-    """Toys."""
+    """Options of a task named toys."""
 
     model: str = option("small", "which model")
     size: int | None = option(None, "pixels")
@@ -51,7 +51,7 @@ def test_defaults_then_config_then_command_line(config):
     assert (recipe.options.size, recipe.options.model_args, recipe.options.model) == (32, {"a": [1, "x"]}, "small")
 
 
-def test_a_config_may_have_values_that_flags_make_useless(config):
+def test_flags_may_make_values_of_a_config_useless(config):
     path = config("schedule: poly\npower: 2\nema: true\nema_decay: 0.9\n")
     assert read("--config", path, "--no-ema", "--schedule", "linear").engine.ema_decay == 0.9
     assert read("--config", path, "--power", "3").engine.power == 3
@@ -65,7 +65,7 @@ def test_the_flag_epochs_replaces_the_iterations_of_a_config(config):
         read("--config", config("epochs: 2\niterations: 50\n"))
 
 
-def test_a_task_may_have_defaults_of_engine_options(config, capsys):
+def test_a_task_may_have_its_own_defaults_of_engine_options(config, capsys):
     class Task(Options):
         engine_defaults: ClassVar = {"batch_size": 16, "ema": True}
 
@@ -83,7 +83,7 @@ def test_a_task_may_have_defaults_of_engine_options(config, capsys):
     assert "fewer if few are there to train on (default: 16)" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_saved_recipe_with_another_average(config):
+def test_ema_flags_change_the_score_of_a_saved_recipe(config):
     saved = read().to_yaml()
     assert "score: last" in saved and read("--config", config(saved), "--ema").engine.score == "ema"
     saved = read("--ema").to_yaml()
@@ -91,7 +91,7 @@ def test_a_saved_recipe_with_another_average(config):
     assert read("--config", config(saved)).engine.score == "ema"
 
 
-def test_a_home_folder_is_expanded_where_no_shell_does_it(config, monkeypatch):
+def test_a_tilde_is_expanded_where_the_shell_does_not(config, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert read("--config", config("output: ~/runs/a\n")).engine.output == "/home/me/runs/a"
     assert read("--output=~/runs/a").engine.output == "/home/me/runs/a"
@@ -112,13 +112,13 @@ def test_every_way_to_write_an_option():
 
 
 @pytest.mark.parametrize("word", ["none", "None", "null", "''"])
-def test_none_is_nothing_wherever_it_is_written(word, config):
+def test_spellings_of_none(word, config):
     assert (
         read("--config", config(f"size: {word}\nlayer_decay: {word}\nteacher: {word}\n")).flat().items()
         >= {"size": None, "layer_decay": None, "teacher": None}.items()
     )
     assert read("--teacher", word.strip("'")).options.teacher is None
-    assert read("--config", config("model: none")).options.model == "none"  # an option that needs a word
+    assert read("--config", config("model: none")).options.model == "none"  # an option that does not accept None
 
 
 def test_a_saved_recipe_reads_back_the_same(tmp_path):
@@ -142,7 +142,7 @@ def test_options_of_another_task_are_named(config):
     ):
         with pytest.raises(SystemExit, match=words.format(name)):
             parse_toys(arguments)
-        with pytest.raises(SystemExit, match="of toys; it is one of restoration$"):  # whoever names a task means it
+        with pytest.raises(SystemExit, match="of toys; it is one of restoration$"):  # the user chose it
             parse_toys([*arguments, "--task", "toys"])
 
 
@@ -224,7 +224,7 @@ def test_wrong_config_values_are_refused_by_file_and_key(text, said, config):
         (b"lr: 1\n# caf\xe9", ":2 is not UTF-8 text; save the file as UTF-8"),
     ],
 )
-def test_files_that_are_no_recipe_are_refused(text, said, config):
+def test_files_that_are_not_recipes_are_refused(text, said, config):
     path = config(text)
     with pytest.raises(SystemExit, match=re.escape(f"error: {path}{said}")):
         read("--config", path)
@@ -236,7 +236,7 @@ def test_the_nearest_config_file_is_named(config, tmp_path):
         read("--config", str(tmp_path / "recpe.yaml"))
 
 
-def test_a_folder_is_no_config(tmp_path):
+def test_a_folder_is_not_a_config(tmp_path):
     folder = tmp_path / "dir.yaml"
     folder.mkdir()
     with pytest.raises(SystemExit, match=f"^error: {folder} is a folder: give --config a YAML file$"):
@@ -310,11 +310,11 @@ def test_a_shipped_config_is_found_by_its_name(tmp_path, monkeypatch):
         find_config("digits/dmo")
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "demo.yaml").write_text("epochs: 1")
-    assert read_yaml(find_config("digits/demo.yaml")) == {"epochs": 1}, "a file of the working folder wins"
+    assert read_yaml(find_config("digits/demo.yaml")) == {"epochs": 1}, "a file in the working folder comes first"
 
 
 @pytest.mark.parametrize("text", ["rates: 0.5", "rates: [0.5]"])
-def test_a_list_of_one_needs_no_brackets(text, config):
+def test_a_list_of_one_value_needs_no_brackets(text, config):
     assert read("--config", config(text)).options.rates == (0.5,)
     assert read("--config", config("freeze: stem,stages.0")).engine.freeze == ("stem", "stages.0")
 

@@ -29,7 +29,7 @@ def test_a_finished_run_is_not_given_another_recipe(tmp_path, capsys):
         (["--epochs", 1], "epochs was 2 and is now 1"),
         (["--smoothing", 0.1], "smoothing was 0.0 and is now 0.1"),
     ):
-        with pytest.raises(SystemExit, match=f"has trained 2 epochs already, and none is left .*: {said}. Take the"):
+        with pytest.raises(SystemExit, match=f"ended after 2 epochs, so none would use the new recipe: {said}. Take"):
             train(*words, *change)
         assert (tmp_path / "summary.json").read_text() == before
     train(*words, "--score", "last")
@@ -64,12 +64,12 @@ def run_of_one_epoch(tmp_path_factory):
         (["--opt-args", "{eps: 0.1}"], r"opt_args was \{\} and is now \{'eps': 0.1\}"),
     ],
 )
-def test_another_model_or_other_data_are_refused(change, said, run_of_one_epoch):
+def test_another_model_batch_size_or_optimizer_is_refused(change, said, run_of_one_epoch):
     with pytest.raises(SystemExit, match=f"cannot be continued with another recipe: {said}. Use the old values, or"):
         train(*run_of_one_epoch, "--epochs", 2, *change)
 
 
-def test_another_set_of_the_same_name_is_refused(tmp_path):
+def test_another_data_set_of_the_same_name_is_refused(tmp_path):
     """The options are the same, but the images differ."""
     for place, shade in (("a", 50), ("b", 90)):
         for split in ("train", "val"):
@@ -89,7 +89,7 @@ def test_another_set_of_the_same_name_is_refused(tmp_path):
 
 
 def test_resume_from_another_folder(tmp_path, capsys):
-    """--resume counts only until the run folder has a checkpoint of its own."""
+    """Use --resume only until the run folder has its own checkpoint."""
     words = ["--batch-size", 256, "--warmup-epochs", 0]
     train(*words, "--epochs", 1, "--output", tmp_path / "a")
     train(*words, "--epochs", 2, "--output", tmp_path / "b", "--resume", tmp_path / "a")

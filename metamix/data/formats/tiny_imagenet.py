@@ -1,6 +1,6 @@
 """Open Tiny-ImageNet: 100,000 training and 10,000 validation images of 64x64 pixels, 200 classes of ImageNet.
 
-    wnids.txt, words.txt                          the 200 classes by WordNet's numbers, and the names of all synsets
+    wnids.txt, words.txt                          WordNet's numbers of the 200 classes, and the names of all synsets
     train/n01443537/images/n01443537_0.JPEG       500 images for each class
     val/images/val_0.JPEG, val/val_annotations.txt
 
@@ -28,7 +28,7 @@ def open_tiny_imagenet(root: Path, download: bool, test_on: str) -> tuple[Folder
     """Open the training and the validation split.
 
     Args:
-        root: the folder of the data set, or the one that holds or gets it.
+        root: the folder of the data set, or the folder that it is in or is downloaded to.
         download: fetch and unpack the official archive into `root` if there is no data set.
     """
     choose_test_split(["val"], test_on, "tiny_imagenet")
@@ -45,7 +45,7 @@ def open_tiny_imagenet(root: Path, download: bool, test_on: str) -> tuple[Folder
     if folder is None:
         raise FileNotFoundError(
             f"tiny_imagenet was not found in {root.absolute()}, which has no {CLASS_LIST}: give its folder with "
-            f"--data-dir, or fetch it with --download of metamix train or eval"
+            f"--data-dir, or download it with metamix train or eval --download"
         )
     numbers = sorted(read_text(folder / CLASS_LIST).split())
     return TinyImagenet(folder, "train", numbers), TinyImagenet(folder, "val", numbers)
@@ -55,7 +55,7 @@ def read_pairs(path: Path) -> list[list[str]]:
     """Read the first two values, separated by tabs, of each line; raise ValueError if a line has fewer."""
     rows = [line.split("\t")[:2] for line in read_text(path).splitlines()]
     if short := next((number for number, row in enumerate(rows, 1) if len(row) < 2), 0):
-        raise ValueError(f"{path}:{short} has less than two values separated by tabs: unpack the archive again")
+        raise ValueError(f"{path}:{short} has fewer than two values separated by tabs: unpack the archive again")
     return rows
 
 
@@ -65,8 +65,8 @@ class TinyImagenet(FolderImages):
     Args:
         root: the folder of the data set.
         split: "train" or "val".
-        numbers: WordNet's numbers of the classes, in order. A class has the first name of its synset in
-            words.txt, or its number if it is not listed there.
+        numbers: WordNet's numbers of the classes, in order. A class is called by the first name of its synset in
+            words.txt, or by its number if words.txt does not list it.
     """
 
     def __init__(self, root: Path, split: str, numbers: list[str]):
@@ -82,5 +82,5 @@ class TinyImagenet(FolderImages):
         self.paths = list(class_of)
         position = {number: k for k, number in enumerate(numbers)}
         if unknown := next((path for path, number in class_of.items() if number not in position), None):
-            raise ValueError(f"{self.root / unknown} is of the class {class_of[unknown]}, which {CLASS_LIST} lacks")
+            raise ValueError(f"{self.root / unknown} has the class {class_of[unknown]}, which is not in {CLASS_LIST}")
         self.labels = torch.tensor([position[number] for number in class_of.values()])

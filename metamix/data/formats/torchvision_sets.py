@@ -48,7 +48,7 @@ class Torchvision:
             if (Path(root) / "train").is_dir():
                 advice = "for folders of classes in train/ and val/ give --data folder"
             elif not download:
-                advice += ", or fetch it with --download of metamix train or eval"
+                advice += ", or download it with metamix train or eval --download"
             what = "could not be downloaded to" if download else "was not found in"
             raise FileNotFoundError(f"{name} {what} {place} ({error}): {advice}") from error
         self.parts: torch.utils.data.ConcatDataset = torch.utils.data.ConcatDataset(parts)
