@@ -164,16 +164,16 @@ def read_row(cells: Sequence[str], columns: Columns, folder: Path, place: str) -
     values = dict(zip(columns.names, map(str.strip, cells)))
     name, label, split = (values[column] if column else "" for column in (columns.file, columns.label, columns.split))
     if not is_image(name):
-        raise ValueError(f"{place} has the file {name!r}; needed is an image ({' '.join(IMG_EXTENSIONS)})")
+        raise ValueError(f"{place} has the file {name!r}, which is not an image ({' '.join(IMG_EXTENSIONS)})")
     if not columns.label:
         if wrong := [column for column in columns.others if values[column] not in FLAGS]:
             raise ValueError(
-                f"{place} has {values[wrong[0]]!r} in the column {wrong[0]}; accepted are 0 and 1: without a column "
+                f"{place} has {values[wrong[0]]!r} in the column {wrong[0]}, but it must be 0 or 1: without a column "
                 f"labels, each column beside file and split is for a label"
             )
         label = "|".join(column for column in columns.others if FLAGS[values[column]])
     if split.lower() not in SPLITS:
-        raise ValueError(f"{place} has the split {split!r}; accepted are train, val and test")
+        raise ValueError(f"{place} has the split {split!r}, but it must be train, val or test")
     paths = [Path(os.path.normpath(inside / name.replace("\\", "/"))) for inside in (folder, folder / "images")]
     file = next((path for path in paths if path.is_file()), paths[0])
     texts = [values[column] for column in columns.box]

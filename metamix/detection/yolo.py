@@ -57,7 +57,7 @@ def class_names(file: Path, config: dict[str, Any]) -> list[str]:
     if isinstance(names, dict) and set(map(str, names)) == set(map(str, range(len(names)))):
         names = [names[key] for key in sorted(names, key=int)]
     if not isinstance(names, list) or not names or any(type(name) not in (str, int) for name in names):
-        raise ValueError(f"{file} has the names {names!r}; needed are the names of the classes, such as [cat, dog]")
+        raise ValueError(f"{file} has the names {names!r}: give the names of the classes, such as [cat, dog]")
     if config.get("nc", len(names)) != len(names):
         raise ValueError(f"{file} has {len(names)} names, but nc is {config['nc']}")
     name, count = Counter(map(str, names)).most_common(1)[0]
@@ -114,7 +114,7 @@ def read_boxes(path: Path, classes: Sequence[str], description: Path) -> list[Bo
                 f"{place} has the class {words[0]}, but {description} names the classes 0 to {len(classes) - 1}"
             )
         if not all(-SLACK <= value <= 1 + SLACK for value in (x, y, width, height)):  # also true for NaN
-            raise ValueError(f"{place} has {' '.join(words[1:])}; needed are shares of the image, from 0 to 1")
+            raise ValueError(f"{place} has the values {' '.join(words[1:])}, but they must be shares, from 0 to 1")
         corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
         boxes.append(Box(classes[int(number)], corners, place))
     return boxes

@@ -286,7 +286,7 @@ class MetaFormer(TimmInterface):
         check_counts(0, num_classes=num_classes)
         if global_pool is not None:
             if global_pool not in POOLS:
-                raise ValueError(f"global_pool is {global_pool!r}; accepted are {', '.join(map(repr, POOLS))}.")
+                raise ValueError(f"global_pool is {global_pool!r}: give one of {', '.join(map(repr, POOLS))}.")
             self.global_pool = GlobalPool(global_pool)
         self.num_classes = num_classes
         self.head: nn.Module = nn.Identity()

@@ -140,7 +140,7 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
         shown = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
         raise BadMask(
             f"{path} has the label {shown} at {int(refused.sum()):,} pixels, but there are {len(labels.classes)} "
-            f"classes and accepted are {labels.accepted()}: {labels.advice}"
+            f"classes, and masks may have the values {labels.accepted()}: {labels.advice}"
         )
     return torch.from_numpy(mapped.astype(np.uint8))
 

@@ -268,7 +268,7 @@ def build_segmenter(
             raise ValueError(f"backbone_args has {name}, which is an argument of build_segmenter itself.")
     model_args = for_any_size(backbone, model_args)
     if frozen_norms not in (True, False, None):
-        raise ValueError(f"frozen_norms is {frozen_norms!r}; accepted are True, False and None.")
+        raise ValueError(f"frozen_norms is {frozen_norms!r}, but it must be True, False or None.")
     freeze = pretrained or bool(checkpoint) if frozen_norms is None else frozen_norms
     # Batch norms of a whole segmenter are frozen after its weights are loaded.
     batch_norms = "freeze" if freeze and not (whole and pretrained) else "train"

@@ -160,11 +160,11 @@ def check_entries(
             raise ValueError(f"{source}: there is no {name} in {place}. {remedy}")
         if not fits(values[name], rule):
             raise ValueError(
-                f"{source}: {name} in {place} is {shown(values[name])}; accepted is {accepted(rule, values[name])} "
+                f"{source}: {name} in {place} is {shown(values[name])}, but it must be {accepted(rule, values[name])} "
                 f"{remedy}"
             )
 
 
 def refuse_entry(name: str, value: object, accepted: str, source: object, remedy: str = REMEDY) -> NoReturn:
     """Raise the error of `check_entries` for an entry that contradicts another; `accepted` says what it must be."""
-    raise ValueError(f"{source}: {name} in the metadata is {shown(value)}; accepted is {accepted}. {remedy}")
+    raise ValueError(f"{source}: {name} in the metadata is {shown(value)}, but it must be {accepted}. {remedy}")

@@ -99,7 +99,7 @@ def prepare_device(name: str, local_rank: int = 0) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device is {name!r}; accepted are auto, cpu, cuda, cuda:<number> and mps")
+        raise ValueError(f"device is {name!r}, but it must be auto, cpu, cuda, cuda:<number> or mps")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device is {name!r}, but this PyTorch sees no Apple GPU; use --device cpu or auto")
     if device.type == "cuda":

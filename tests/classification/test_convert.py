@@ -77,7 +77,7 @@ def test_the_splits_of_the_file_are_kept(source, tmp_path, capsys):
         ),
         (["file,label", "photos/cats/0.png,"], "labels.csv:2 has the class ''; the name of a folder holds no /"),
         (["file,label", "photos/cats/0.png,../cat"], "labels.csv:2 has the class '../cat'; the name of a folder holds"),
-        (["file,label,split", f"{LINES[0]},dev"], "labels.csv:2 has the split 'dev'; accepted are train, val and test"),
+        (["file,label,split", f"{LINES[0]},dev"], "labels.csv:2 has the split 'dev', but it must be train, val or"),
         (
             ["file,xmin,ymin,xmax,ymax", "photos/cats/0.png,0,0,1,1"],
             "csv:1 has .* ymax: the first line must name the columns",

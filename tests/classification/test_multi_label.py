@@ -164,7 +164,7 @@ def test_each_label_has_its_own_threshold(run, shapes, tmp_path, capsys):
     assert each.removeprefix("note: ") in capsys.readouterr().out
     with pytest.raises(SystemExit, match="nano has 2 thresholds for 3 classes: its weight file must have one for each"):
         predict_from([0.5, 0.5])
-    with pytest.raises(SystemExit, match="threshold in the metadata is .* accepted is a number from 0 to 1, or a list"):
+    with pytest.raises(SystemExit, match="threshold in the metadata is .* it must be a number from 0 to 1, or a list"):
         predict_from([0.5, 0.5, 2])
 
 
@@ -317,15 +317,15 @@ LINE = "1.png,red|green"
         (["file,labels", "1.png,red", "2.png,"], "must have two different labels at least; found red"),
         (["file,labels,split", f"{LINE},train", "2.png,red,"], "csv:3 has no split, but other lines do: write train"),
         (["file,labels,split", f"{LINE},val"], "labels.csv has no image to train on: write train into the column"),
-        (["file,labels,split", f"{LINE},dev"], "labels.csv:2 has the split 'dev'; accepted are train, val and test"),
+        (["file,labels,split", f"{LINE},dev"], "labels.csv:2 has the split 'dev', but it must be train, val or test"),
         (["id,labels", LINE], "labels.csv:1 has the columns id, labels: the first line must name the columns"),
         (["file,labels,split", f"{LINE},train", "0.png,,val"], "no image of test has a label: give other data"),
         (
             ["file,red,green", "1.png,1,0", "2.png,1,2"],
-            "labels.csv:3 has '2' in the column green; accepted are 0 and 1",
+            "labels.csv:3 has '2' in the column green, but it must be 0 or 1",
         ),
         (["file,red,green", "1.png,1,"], "csv:2 has '' in the column green; .*: without a column labels, each column"),
-        (["file,red,green", "1.png,True,False"], "csv:2 has 'True' in the column red; accepted are 0 and 1"),
+        (["file,red,green", "1.png,True,False"], "csv:2 has 'True' in the column red, but it must be 0 or 1"),
         (["file,red,red", "1.png,1,0"], "labels.csv:1 has the label 'red': each needs a name of its own"),
         (["file,red|green,blue", "1.png,1,0"], r"labels.csv:1 has the label 'red\|green': .* without \| and ;"),
         (

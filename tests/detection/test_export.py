@@ -131,8 +131,8 @@ def test_refusals_of_data():
 @pytest.mark.parametrize(
     ("extra", "model", "words"),
     [
-        ({"nms_thresh": 7}, {}, "nms_thresh in extra is 7; accepted is a number from 0 to 1. Export the model again"),
-        ({"multiple": [32]}, {}, r"multiple in extra is \[32\]; accepted is a whole number from 1 to 65,536"),
+        ({"nms_thresh": 7}, {}, "nms_thresh in extra is 7, but it must be a number from 0 to 1. Export the model"),
+        ({"multiple": [32]}, {}, r"multiple in extra is \[32\], but it must be a whole number from 1 to 65,536"),
         ({}, {"std": None}, "there is no std in model. Export the model again"),
         ({}, {"classes": None}, "there is no classes in model"),
         ({}, {"num_classes": None}, "there is no num_classes in model"),

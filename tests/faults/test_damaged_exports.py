@@ -200,7 +200,7 @@ def test_classes_that_do_not_match_the_graph_are_refused(classes, exported):
     with pytest.raises(ValueError, match=words):
         metamix.load(exported, trust=True)
     edit(exported, model=model | {"classes": classes})
-    with pytest.raises(ValueError, match=r"classes in the metadata is .*; accepted is 3 names, as many as num_classes"):
+    with pytest.raises(ValueError, match=r"classes in the metadata is .*, but it must be 3 names, as many as num"):
         metamix.load(exported, trust=True)
 
 
@@ -222,7 +222,7 @@ def test_a_class_that_a_detector_has_no_name_for_is_refused():
 
 def test_a_graph_for_huge_images_is_refused_before_it_is_probed(exported):
     edit(exported, input_shape=[None, 1, 10**5, 10**5])
-    with pytest.raises(ValueError, match="input_shape in the file is .*; accepted is a list of 4 whole numbers from 1"):
+    with pytest.raises(ValueError, match="input_shape in the file is .*, but it must be a list of 4 whole numbers"):
         metamix.load(exported, trust=True)
 
 

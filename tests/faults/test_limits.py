@@ -168,8 +168,8 @@ METADATA |= {"img_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation
         ({"model": "resnet18", "model_args": {"layers": [65536] * 4}}, r"model_args\['layers'\] in the metadata is"),
         ({"model_args": {"dims": [65536] * 3}}, "describe a model of more than 1,000,000,000 parameters"),
         ({"model": "vit_tiny_patch16_224", "model_args": {"embed_dim": 49152, "num_heads": 3}}, "1,000,000,000 para"),
-        ({"task": "x" * 10**6}, "task in the metadata is .*; accepted is a string of at most 1,000 characters"),
-        ({"model": "y" * 10**6}, "accepted is the name of a registered model"),
+        ({"task": "x" * 10**6}, "task in the metadata is .*, but it must be a string of at most 1,000 characters"),
+        ({"model": "y" * 10**6}, "it must be the name of a registered model"),
     ],
     ids=range(6),
 )

@@ -539,7 +539,7 @@ def test_device_and_dtype():
         (dict(mixer=("raft",) * 3), "mixer has 3 entries, but 2 are needed: give one for all or one for each"),
         (dict(downsample=[ConvEmbed] * 2), "downsample has 2 entries, but 1 are needed"),
         (dict(mixer_args=[{}, dict(size=8)]), "mixer_args has size: use mixer, dims and img_size"),
-        (dict(global_pool="mean"), "global_pool is 'mean'; accepted are 'avg', 'max', 'avgmax', ''"),
+        (dict(global_pool="mean"), "global_pool is 'mean': give one of 'avg', 'max', 'avgmax', ''"),
         (dict(num_classes=-1), "num_classes is -1: give a whole number of at least 0"),
         (dict(num_classes=True), "num_classes is True: give a whole number"),
         (dict(in_chans=0), "in_chans is 0: give a whole number of at least 1"),

@@ -185,10 +185,10 @@ def test_int8_sees_no_scored_image(tmp_path):
     ("change", "words"),
     [
         ({}, ""),
-        ({"channels": "u"}, r"channels in extra is 'u'; accepted is one of rgb, grey, y.* Export the model again"),
-        ({"multiple": [8]}, r"multiple in extra is \[8\]; accepted is two whole numbers"),
-        ({"scale": 0}, "scale in extra is 0; accepted is a whole number"),
-        ({"enlarge": None}, "enlarge in extra is None; accepted is a whole number"),
+        ({"channels": "u"}, r"channels in extra is 'u', but it must be one of rgb, grey, y.* Export the model again"),
+        ({"multiple": [8]}, r"multiple in extra is \[8\], but it must be two whole numbers"),
+        ({"scale": 0}, "scale in extra is 0, but it must be a whole number"),
+        ({"enlarge": None}, "enlarge in extra is None, but it must be a whole number"),
     ],
 )
 def test_damaged_exports_are_refused(change, words):

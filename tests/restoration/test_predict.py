@@ -312,11 +312,11 @@ def test_missing_weights_are_refused():
 @pytest.mark.parametrize(
     "entries, words",
     [
-        ({"channels": "cmyk"}, "channels in the metadata is 'cmyk'; accepted is one of rgb, grey, y"),
-        ({"enlarge": 99}, "enlarge in the metadata is 99; accepted is a whole number from 1 to 16"),
-        ({"degradation": 25}, "degradation in the metadata is 25; accepted is pairs, or a chain of degradations"),
-        ({"degradation": "noise:25," * 200}, "degradation in .*; accepted is .* of at most 1,000 characters"),
-        ({"degradation": "explode:1"}, "degradation in the metadata is 'explode:1'; accepted is pairs, or a chain"),
+        ({"channels": "cmyk"}, "channels in the metadata is 'cmyk', but it must be one of rgb, grey, y"),
+        ({"enlarge": 99}, "enlarge in the metadata is 99, but it must be a whole number from 1 to 16"),
+        ({"degradation": 25}, "degradation in the metadata is 25, but it must be pairs, or a chain of degradations"),
+        ({"degradation": "noise:25," * 200}, "degradation in .*, but it must be .* of at most 1,000 characters"),
+        ({"degradation": "explode:1"}, "degradation in the metadata is 'explode:1', but it must be pairs, or a chain"),
     ],
 )
 def test_untrusted_metadata_are_checked(entries, words):

@@ -420,7 +420,7 @@ def test_cityscapes(tmp_path):
     assert mask[0, ::12].tolist() == [0, 1, 255, 18] and data.labels.palette[0] == (128, 64, 128)
     assert data.labels.accepted() == "0 to 33"
     write_mask(data.parts["train"][0].mask, np.full((40, 48), 99))
-    with pytest.raises(BadMask, match="label 99 at 1,920 pixels.* accepted are 0 to 33: correct the mask, or take"):
+    with pytest.raises(BadMask, match="label 99 at 1,920 pixels.* have the values 0 to 33: correct the mask, or"):
         SegmentationData(options(tmp_path, data="cityscapes")).label_counts()
 
 

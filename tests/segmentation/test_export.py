@@ -152,8 +152,8 @@ def test_models_run_once_for_each_tile(source, scenes, tmp_path):
         ({"extra": {}}, r"there is no scale in extra\. Export the model again"),
         ({"model": SPEC.to_dict()}, r"there is no img_size in model\. Export the model again"),
         ({"model": SPEC.to_dict() | {"classes": [*"abc"], "img_size": 32}}, "has 3 classes, but the graph returns"),
-        ({"extra": {"scale": 1, "multiple": [1, 0]}}, r"multiple in extra is \[1, 0\]; accepted is two whole numbers"),
-        ({"model": SPEC.to_dict() | {"crop": [0, 32], "img_size": 32}}, "crop in the metadata is .0, 32.; accepted"),
+        ({"extra": {"scale": 1, "multiple": [1, 0]}}, r"multiple in extra is \[1, 0\], but it must be two"),
+        ({"model": SPEC.to_dict() | {"crop": [0, 32], "img_size": 32}}, "crop in the metadata is .0, 32., but it must"),
     ],
 )
 def test_damaged_file_is_refused(change, words, tmp_path):

@@ -482,8 +482,8 @@ def test_what_does_not_fit_is_refused(options, said):
 @pytest.mark.parametrize(
     "device, said",
     [
-        ("gpu", "device is 'gpu'; accepted are auto, cpu, cuda, cuda:<number> and mps"),
-        ("meta", "device is 'meta'; accepted are auto, cpu, cuda, cuda:<number> and mps"),
+        ("gpu", "device is 'gpu', but it must be auto, cpu, cuda, cuda:<number> or mps"),
+        ("meta", "device is 'meta', but it must be auto, cpu, cuda, cuda:<number> or mps"),
         pytest.param(
             "mps",
             "device is 'mps', but this PyTorch sees no Apple GPU; use --device cpu or auto",
