@@ -69,7 +69,7 @@ def task_of(card: dict, data_dir: str | None, size: int | None = None) -> Classi
     Args:
         card: a card of weights/.
         data_dir: folder of the data; not needed for the digits.
-        size: side of the images in pixels, that of the card by default.
+        size: side of the images in pixels; by default as on the card.
     """
     cfg = card["pretrained_cfg"]
     size = size or cfg["input_size"][1]
@@ -83,6 +83,6 @@ def _open(**options: Any) -> Classification:
 
 
 def load(card: dict, **arguments: Any) -> nn.Module:
-    """Load the shipped weights of a card in evaluation mode; `arguments` are more of those of the model."""
+    """Load the shipped weights of a card in evaluation mode; `arguments` are further arguments of the model."""
     model = timm.create_model(card["name"], pretrained=True, **arguments)
     return model.eval().to(memory_format=torch.channels_last)

@@ -8,7 +8,7 @@ RUN is the folder of the run whose weights are shipped, of classification or of 
 they were. `--spread` names runs of one classification recipe with different seeds; they may be shorter than RUN, and
 the card says how they differ. The last form replaces the spread of weights that are already shipped.
 
-The scores on the card are those of the stored tensors, computed in float32. A run whose scores change in float16 is
+The scores on the card are computed in float32, with the stored tensors. A run whose scores change in float16 is
 refused. `benchmarks.measure.weights_speed` adds speed and memory to the card of a classifier,
 `benchmarks.measure.restoration` scores restoration weights on more images, and `benchmarks.report.cards` makes the
 pages. The card keeps the learning curve, so the run folder is not needed afterwards.

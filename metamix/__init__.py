@@ -48,7 +48,7 @@ _PACKAGES = ("deploy", *TASKS)
 
 
 def __dir__() -> list[str]:
-    """List the public names, with those that are imported on first use."""
+    """List the public names, including the names that are imported on first use."""
     return sorted({*globals(), *__all__, *_PARTS, *_PACKAGES})
 
 

@@ -74,7 +74,7 @@ def score_pairs(cards: dict[str, dict], data_dir: str | None, known: dict) -> di
     """Score the models of the cards, {mixer: card}; `known` is the last result, with weights that need no new score.
 
     Raises:
-        ValueError: the accuracy on a card is not reproduced, so the data or the weights are not those of the card.
+        ValueError: the accuracy on a card is not reproduced, so the card is about other data or weights.
     """
     scored = {}
     for mixer, card in cards.items():
@@ -110,7 +110,7 @@ def score_sizes(measured: dict[str, dict], cards: Sequence[dict], data_dir: str 
     The last three are {size: accuracy}, with sizes as text. Models that were trained above `SMALL` lack the last two.
 
     Raises:
-        ValueError: the accuracy on the card is not reproduced, so the data or the weights are not those of the card.
+        ValueError: the accuracy on the card is not reproduced, so the card is about other data or weights.
     """
     measured = dict(measured)
     for card in cards:

@@ -6,7 +6,7 @@
     python -m benchmarks.measure.collect minattn runs/minattn-*
 
 Detection also gets the picture of the best run, and its runs must follow one recipe: a run that differs in more than
-its model, its seed and `--pretrained` is refused. The runs of minattn, the minimal attention variants, are those of
+its model, its seed and `--pretrained` is refused. The runs of minattn, the minimal attention variants, follow
 configs/mnist/minattn.yaml and configs/cifar10/minattn.yaml: one recipe for each data set.
 """
 

@@ -5,11 +5,11 @@
     python -m benchmarks.measure.deploy accuracy --tag cifar10 --data-dir cifar10
     python -m benchmarks.measure.deploy profile --models metaformer_raft_s12 --threads 1
 
-`speed` times models in each engine, those of one size in turns, in several runs: the s12 beside timm's poolformer_s12,
-the tiny beside timm's tf_efficientnet_lite0, and the nano beside identity. `convert` writes the files for that, on a
-machine that need not be quiet. `accuracy` exports the shipped models of a tag in lower precision and compares accuracy
-on the test split and sizes of files with fp32. `profile` says which operators OpenVINO spends its time in. New results
-replace earlier ones of the same models.
+`speed` times models in each engine in several runs, in which models of one size take turns: the s12 beside timm's
+poolformer_s12, the tiny beside timm's tf_efficientnet_lite0, and the nano beside identity. `convert` writes the files
+for that, on a machine that need not be quiet. `accuracy` exports the shipped models of a tag in lower precision and
+compares accuracy on the test split and sizes of files with fp32. `profile` says which operators OpenVINO spends its
+time in. New results replace earlier ones of the same models.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from metamix.utils.system import processor, versions
 from metamix.utils.text import exit_with_message
 
 FILE = RESULTS / "deploy.json"
-# The model that those of a size are compared with.
+# The model that the models of a size are compared with.
 REFERENCES = {"s12": "poolformer_s12", "tiny": "tf_efficientnet_lite0", "nano": "metaformer_identity_nano"}
 SIDE = 224  # of the images of s12 and tiny in pixels
 FAMILY = [f"metaformer_{mixer}_{size}" for size in REFERENCES for mixer in list_mixers()]
@@ -84,7 +84,7 @@ def reference_of(name: str) -> str:
 
 
 def side_of(name: str) -> int | None:
-    """Return the side of the images in pixels; None for that of the model."""
+    """Return the side of the images in pixels; None for the model's own size."""
     return None if name.endswith("_nano") else SIDE
 
 
@@ -145,7 +145,7 @@ def operator_shares(
 ) -> dict[str, float]:
     """Return the share of each type of operator in the time of a model in OpenVINO, the largest first.
 
-    The types are those of OpenVINO's counters after fusing: a `Reorder` changes the memory layout, a `Subgraph` holds
+    The types come from OpenVINO's counters after fusing: a `Reorder` changes the memory layout, a `Subgraph` holds
     several operators, such as a gate or a norm, in one kernel. The shortest time of each operator counts, since other
     programs only add to it.
     """
@@ -194,7 +194,7 @@ def accuracy(options: argparse.Namespace) -> None:
 
 
 def add_accuracy(earlier: dict, about: dict, rows: list[dict]) -> dict:
-    """Replace the rows of a model on this machine; those of another tag are dropped.
+    """Replace the rows of a model on this machine; drop rows of another tag.
 
     Args:
         earlier: earlier result, empty if there is none.

@@ -1,7 +1,7 @@
-"""Build models by name: timm's, ours, those of packages (`PEERS`) and the authors' own code (`AUTHORS`).
+"""Build models of timm, metamix, other packages (`PEERS`) and the authors' own code (`AUTHORS`) by name.
 
 The authors' code is read from clones: folders under the path given as --authors, named like their repositories. The
-constructor arguments are those that the golden tensors in tests/goldens were made with.
+constructor arguments are the same as for the golden tensors in tests/goldens.
 """
 
 import ast

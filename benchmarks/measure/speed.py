@@ -12,8 +12,8 @@ cost. Results are merged into results/speed.json, with the machine, the commit a
 results/authors_speed.json. CLONES holds the authors' repositories, each in a folder of its name. timm's PoolFormer and
 the package `wavemix` need no clone. A model whose authors' code is missing is left out.
 
-Our models run in channels_last, the others in the memory format that a short trial finds faster. Peak memory is that of
-three training steps in a new process, above what it held after its imports.
+Our models run in channels_last, the others in the memory format that a short trial finds faster. Peak memory is what
+three training steps in a new process add to its memory after the imports.
 """
 
 import argparse

@@ -147,7 +147,7 @@ def machine(device: str = "cpu") -> dict:
 def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...]) -> list[dict]:
     """Merge `rows` into a result file and return all rows.
 
-    Rows of earlier runs on the same machine are kept unless their `key` fields equal those of a new row, so a long
+    Rows of earlier runs on the same machine are kept unless a new row has the same `key` fields, so a long
     measurement can be made in parts. Rows of another machine or other versions are dropped, with a note. Each row
     gets commit and date.
     """

@@ -2,8 +2,8 @@
 
     python -m benchmarks.measure.weights_speed --tag cifar10
 
-All models of the tag take turns, so run this on a quiet machine. The precision is that of training on this machine:
-bf16 if the processor has instructions for it.
+All models of the tag take turns, so run this on a quiet machine. The precision is as in training on this machine: bf16
+if the processor has instructions for it.
 """
 
 import argparse

@@ -84,7 +84,7 @@ def cost(row: Row) -> list[str]:
 
 
 def gain(row: Row, rows: Sequence[Row]) -> float | None:
-    """Return the accuracy of a run minus that of its parent variant with the same mixer and seed, in points.
+    """Return the accuracy of a run minus its parent variant's accuracy with the same mixer and seed, in points.
 
     It is None if the parent was not run.
     """

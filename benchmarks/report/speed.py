@@ -164,7 +164,7 @@ def milliseconds(ms: float) -> str:
 
 
 def step(row: dict) -> str:
-    """Format the time of a step, its ratio to that of the reference, and its time with torch.compile."""
+    """Format the time of a step, its ratio to the time of the reference, and its time with torch.compile."""
     ratio = f", {row['ratio']:.2f}" if "ratio" in row else ""
     compiled = f"; compiled {milliseconds(row['compiled_ms'])}" if "compiled_ms" in row else ""
     return f"{milliseconds(row['ms'])}{ratio}{compiled}"

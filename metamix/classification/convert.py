@@ -36,7 +36,7 @@ def read_classes(source: Path) -> Labels | None:
 
 
 class SeveralLabels(Labels):
-    """Images with several labels. `Sample.label` lists those of an image."""
+    """Images with several labels. `Sample.label` lists the labels of an image."""
 
     def write(self, folder: Path, splits: Mapping[str, Sequence[Sample]]) -> str:
         rows = [(f"{split}/{s.name}", "|".join(s.label), split) for split, samples in splits.items() for s in samples]
@@ -59,7 +59,7 @@ def read_folders(source: Path) -> Labels:
     folders = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     splits = {path: SPLITS[path.name.lower()] for path in folders if path.name.lower() in SPLITS} or {source: ""}
     left_out = [str(path) for path in folders if splits.keys().isdisjoint((path, source))]
-    labels.notes["folders beside those of the splits were left out"] += left_out
+    labels.notes["folders beside the splits were left out"] += left_out
     images: dict[tuple[str, str], dict[str, Path]] = defaultdict(dict)  # the file of each label, by split and name
     for root, split in splits.items():
         for path in FolderImages(root).paths:

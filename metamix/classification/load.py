@@ -57,7 +57,7 @@ def load_classifier(
         checkpoint: a run folder, a weight file, or a model with weights of metamix, such as
             "metaformer_pooling_nano.digits"; None with `pretrained`.
         model: name of the model; needed with `pretrained`, and for a file that does not name its model.
-        model_args: arguments of the model that replace those of the file.
+        model_args: arguments of the model that replace the arguments in the file.
         pretrained: take the model's published weights instead of a checkpoint.
 
     Raises:
@@ -89,7 +89,7 @@ class Classifier:
     Attributes:
         name: name of the model, as given or as the weight file has it.
         model: the model in evaluation mode. It takes images (n, C, H, W) float32 and returns logits (n, classes).
-        metadata: entries of the weight file; timm's configuration fills in those that the file lacks.
+        metadata: entries of the weight file; timm's configuration fills in what the file lacks.
         has_sigmoid: whether the model returns probabilities, as exported models for several labels do.
     """
 

@@ -80,12 +80,12 @@ class SourceOptions(LocationOptions):
         "auto", "decode all images at the start; auto: only if they are small and all of one size"
     )
     img_size: Side | None = _source(
-        None, "side in pixels; by default that of the weights to start from, else the data set's, 224 if sizes differ"
+        None, "side in pixels; by default as in the weights to start from, else the data set's, 224 if sizes differ"
     )
     interpolation: Literal["bicubic", "bilinear", "nearest"] = _source("bicubic", "how images are resized")
     mean: tuple[float, ...] | None = _source(
         None,
-        "mean of each channel, for pixel values from 0 to 1; by default that of the weights to start from, else the "
+        "mean of each channel, for pixel values from 0 to 1; by default as in the weights to start from, else the "
         "data set's or ImageNet's",
     )
     std: tuple[float, ...] | None = _source(None, "standard deviation of each channel; the default is as for mean")

@@ -4,9 +4,9 @@
     print(table(result))
 
 All models and engines take turns in one process, with the same images and number of threads. ONNX Runtime and OpenVINO
-run what `metamix export` writes, OpenVINO compiled for the batch. Images are random, also those that int8 is calibrated
-on, and models that are named have random weights, since the speed does not depend on them. A `BenchmarkedModel` is any
-other model, such as a trained detector.
+run what `metamix export` writes, OpenVINO compiled for the batch. Images are random, also the images that int8 is
+calibrated on, and models that are named have random weights, since the speed does not depend on them. A
+`BenchmarkedModel` is any other model, such as a trained detector.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 Dropout and drop path do nothing in evaluation and are removed. Weights that a forward pass derives from parameters
 become parameters: the matrices of raft, the token MLP of nin, the triangular matrices of symmetric attention. With
-`images`, so do those that depend on the map size: resized raft matrices, position embeddings and biases.
+`images`, so do the weights that depend on the map size: resized raft matrices, position embeddings and biases.
 
 Raft keeps its LayerScale: its matrices are shared by all channels and cannot scale each by its own factor. BatchNorm
 stays too: ONNX Runtime and OpenVINO fold it where it follows a convolution.

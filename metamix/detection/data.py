@@ -133,7 +133,7 @@ class DetectionData:
         return self._loader(samples, order, v2.Identity(), 0, collate)
 
     def training_images(self) -> "JoinedSplits":
-        """Open the images to train on, without those of the split that is scored as "test"."""
+        """Open the images to train on, without the images of the split that is scored as "test"."""
         options, splits = self.options, find_splits(self.options.data_dir)
         names = [name for name in options.train_on if name in splits and name != self.test_split]
         opened, test = [open_split(splits, name, use="train on") for name in names], self.scored["test"]

@@ -3,7 +3,7 @@
     data.yaml, images/train/, images/val/, labels/train/, labels/val/
     data.yaml, train/images/, train/labels/, valid/images/, valid/labels/
 
-data.yaml names the classes and the folders of images. The path of a label file is that of its image, with `labels` in
+data.yaml names the classes and the folders of images. A label file has the path of its image, with `labels` in
 place of `images`. A box is given by its centre and size, as shares of the image. Images without a label file are
 background.
 """

@@ -173,7 +173,7 @@ class RestorationData:
         return StreamLoader(samples, options, order, transform, 0, collate=collate_pairs, verify=verify)
 
     def training_images(self) -> "RestorationSplit":
-        """Open the images to train on, without those that are scored."""
+        """Open the images to train on, without the images that are scored."""
         samples = self._find(True, "")["train"]
         self._choose_channels(samples, self.in_chans)
         for sample in samples if self.paired else []:

@@ -31,7 +31,7 @@ class RestoreImages(PredictToFolder):
     output: Path = option(Path("restored"), "folder of the restored images")
     ensemble: bool = option(False, "average over eight orientations; takes eight times as long")
     format: Literal["keep", "png", "jpg", "webp", "tif"] = option(
-        "keep", "format of the restored files; keep: that of the image if it can be written, else png"
+        "keep", "format of the restored files; keep: the format of the image if it can be written, else png"
     )
     tile: int = option(512, "side of the tiles in pixels; 0: whole images at once")
     overlap: int = option(32, "least overlap of tiles in pixels")

@@ -174,7 +174,7 @@ class SegmentationData:
         return self._loader(images, order, partial(resize_pair, options=self.options), 0, collate_pairs)
 
     def training_images(self) -> "MaskedImages":
-        """Open the images to train on, without those of the split that is scored as "test"."""
+        """Open the images to train on, without the images of the split that is scored as "test"."""
         names = [name for name in self.options.train_on if name in self.set.splits and name != self.test_split]
         samples = [sample for name in names for sample in self.set.find(name)]
         check_sizes(samples)

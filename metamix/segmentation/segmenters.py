@@ -147,7 +147,7 @@ def on_pyramid(
 ) -> Segmenter:
     """Build a segmenter with a head for maps of several strides, whose published width is `published`.
 
-    The other arguments are those of `build_segmenter`. The auxiliary head is on stride 16, or on the finest level if
+    The other arguments are as in `build_segmenter`. The auxiliary head is on stride 16, or on the finest level if
     that is coarser.
     """
     levels = tuple(range(FINEST[finest_stride], 4))

@@ -43,7 +43,7 @@ class BenchmarkOptions(Options):
         metavar="MODEL",
     )
     engines: tuple[str, ...] = option(tuple(ENGINES), "engines to time")
-    precisions: tuple[str, ...] = option(PRECISIONS, "precisions to time; an engine skips those that it lacks")
+    precisions: tuple[str, ...] = option(PRECISIONS, "precisions to time; an engine skips precisions that it lacks")
     batch_sizes: tuple[Count, ...] = option((1, 8), "images in a call")
     img_size: Side | None = option(None, "side of the images in pixels; by default the model's")
     threads: Count | None = option(None, "number of threads; by default torch's")

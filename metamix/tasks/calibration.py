@@ -30,8 +30,8 @@ RANDOM_IMAGES = 4  # to compare on without data
 class CalibratedExport:
     """Quantize a model with the training images of its task; see `Quantizable`.
 
-    `task.data` opens the images to train on, without those that are scored, by `training_images`, and loads them one
-    by one, as for the scores, by `scoring_loader`. `extra` has the scale of the graph.
+    `task.data` opens the images to train on, without the images that are scored, by `training_images`, and loads them
+    one by one, as for the scores, by `scoring_loader`. `extra` has the scale of the graph.
     """
 
     max_drop, unit = 0.5, "points"

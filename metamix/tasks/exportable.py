@@ -143,5 +143,5 @@ class Quantizable(Exportable, Protocol):
 
 
 def readable_images(loader: Iterable[Batch], count: int | None) -> Iterator[Batch]:
-    """Yield the batches of one image, at most `count`, without those of images that cannot be read."""
+    """Yield the batches of one image, at most `count`, leaving out images that cannot be read."""
     return islice((batch for batch in loader if int(batch["index"][0]) >= 0), count)

@@ -70,7 +70,7 @@ def load_exported_model(folder: str | Path, threads: int | None = None, trust: b
 def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
     """Return the task of weights, and their file; None for weights of a name that are published elsewhere.
 
-    Arguments and errors are those of `load`.
+    Arguments and errors are as in `load`.
     """
     if task := task_of_model(source):
         return task, None

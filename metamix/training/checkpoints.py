@@ -117,7 +117,7 @@ def check_resumable(
 
 
 def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source: Path) -> None:
-    """Check that the data are those of an earlier run; warn if that run did not record all digests of its data.
+    """Check that the data are the same as in an earlier run; warn if that run did not record all digests of its data.
 
     `saved` is what the run recorded about its data. Older runs recorded fewer entries; only these are compared.
 

@@ -1,4 +1,4 @@
-"""Join and combine the processes of a run, one or those that torchrun started, and stop them at a signal."""
+"""Join and combine the processes of a run, one or as many as torchrun started, and stop them at a signal."""
 
 from __future__ import annotations
 

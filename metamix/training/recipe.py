@@ -214,7 +214,7 @@ def parse(
         task = first.task or task or default_task(config | named_weights(argv))
         check_choice("task", task, tasks)
 
-        parser.description = f"{description}\n\nTasks: {', '.join(tasks)}. This help is that of {task}."
+        parser.description = f"{description}\n\nTasks: {', '.join(tasks)}. This help is for {task}."
         classes = engine, task_options(task)
         defaults = getattr(classes[1], "engine_defaults", {})
         options = options_of(*classes, defaults=defaults)

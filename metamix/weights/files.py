@@ -212,7 +212,7 @@ def newest_weights(folder: Path) -> Path:
     if weights.exists() and (final := load_metadata(weights).get("steps", 0)) >= step:
         return weights
     older = f", which is newer than {WEIGHTS} of step {final}" if weights.exists() else ""
-    _logger.warning(f"the run in {folder} is not finished: its weights are those of {CHECKPOINT}, step {step}{older}")
+    _logger.warning(f"the run in {folder} is not finished: weights are read from {CHECKPOINT}, step {step}{older}")
     return checkpoint
 
 

@@ -119,7 +119,7 @@ def test_the_command_on_the_page_is_the_recipe(name):
     assert CARDS[name]["recipe"].items() <= recipe.flat().items()
 
 
-def test_pages_are_those_of_the_cards():
+def test_pages_match_the_cards():
     assert stale() == [], "run: python -m benchmarks.report.cards"
 
 

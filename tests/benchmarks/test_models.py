@@ -25,6 +25,6 @@ def test_weights_are_listed_with_their_accuracy():
     assert models.tags("metaformer_raft_s12") == ""
 
 
-def test_papers_are_those_of_the_families():
+def test_models_have_the_papers_of_their_families():
     assert models.arxiv_of("wavemixlite_8_10") == "2205.14375" and models.arxiv_of("raftmlp_s") == "2108.04384"
     assert {pattern for pattern, *_ in models.FAMILIES if not timm.list_models(pattern)} == set()

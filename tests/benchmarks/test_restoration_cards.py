@@ -48,7 +48,7 @@ def test_weights_by_name_restore_a_picture_they_never_saw(name):
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_a_card_is_that_of_its_weights(name):
+def test_a_card_describes_its_weights(name):
     card, model = CARDS[name], create_image_model(name, pretrained=True)
     assert card["parameters"] == sum(p.numel() for p in model.parameters()) and card["psnr"] > card["input_psnr"]
     assert (weights_dir() / f"{name}.safetensors").stat().st_size < 8e6

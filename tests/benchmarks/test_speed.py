@@ -93,7 +93,7 @@ def test_ops_are_listed_by_what_they_lose():
 
 
 @pytest.mark.parametrize("mode", timing.MODES)
-def test_ops_are_those_of_a_step(mode):
+def test_ops_of_a_step_are_counted(mode):
     """All products are seen, and each in the part of the model that it belongs to, backward too."""
     model = timm.create_model("metaformer_nin_nano", depths=(1, 1, 1), dims=(8, 16, 24))
     macs = 2 * count_macs(model, (3, 32, 32))

@@ -139,7 +139,7 @@ def test_an_image_has_the_labels_of_all_its_folders(albums, tmp_path, capsys):
 
 def test_label_folders_of_splits_are_kept_apart(albums, tmp_path, capsys):
     source = albums("train/sea/1.png train/dune/1.png train/dune/2.png Valid/sea/3.png raw/sea/9.png")
-    Image.new("RGB", (8, 8), "red").save(source / "Valid/sea/1.png")  # another image than that of train/
+    Image.new("RGB", (8, 8), "red").save(source / "Valid/sea/1.png")  # not the same image as in train/
     assert metamix_command("convert", "folders", source, tmp_path / "out") == 0
     assert labels_in(tmp_path / "out") == {
         "train/1.png": ("dune|sea", "train"),
@@ -147,7 +147,7 @@ def test_label_folders_of_splits_are_kept_apart(albums, tmp_path, capsys):
         "val/1.png": ("sea", "val"),
         "val/3.png": ("sea", "val"),
     }
-    assert f"note: folders beside those of the splits were left out: {source / 'raw'}\n" in capsys.readouterr().out
+    assert f"note: folders beside the splits were left out: {source / 'raw'}\n" in capsys.readouterr().out
 
 
 def test_label_folders_that_cannot_be_converted_are_refused(albums, tmp_path):

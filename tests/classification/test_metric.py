@@ -34,7 +34,7 @@ def states_of(metric, logits, labels):
     return [state]
 
 
-def test_scores_are_those_of_all_samples():
+def test_scores_count_the_samples_of_all_ranks():
     digits = metric()
     torch.manual_seed(0)
     logits, labels = torch.randn(50, 10), torch.randint(10, (50,))

@@ -12,7 +12,7 @@ WORDS = ["--batch-size", 4, "--amp", "none", "--warmup-epochs", 0, "--data", "fo
 
 @pytest.fixture
 def run(folder, tmp_path):
-    """Make a finished run of one epoch; return its folder and that of its data."""
+    """Make a finished run of one epoch; return the folders of the run and of its data."""
     root = folder()
     train(*WORDS, "--data-dir", root, "--epochs", 1, "--output", tmp_path / "run")
     return tmp_path / "run", root

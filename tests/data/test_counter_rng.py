@@ -12,7 +12,7 @@ def test_hash_chains_splitmix64():
     assert int(hash64(1234567)) % 2**64 == 6457827717110365317
 
 
-def test_hash_of_tensors_is_that_of_their_elements():
+def test_tensors_are_hashed_by_element():
     index = torch.tensor([0, 1, 5, 2**40, -3])
     together = hash64(7, index[:, None], torch.arange(3))
     assert together.shape == (5, 3)

@@ -569,7 +569,7 @@ def test_a_set_that_cannot_be_fetched(tmp_path, monkeypatch):
         open_data("cifar10", root=tmp_path)
 
 
-def test_the_digest_is_that_of_names_sizes_and_labels(folder, tmp_path):
+def test_the_digest_depends_on_names_sizes_and_labels(folder, tmp_path):
     root = folder()
     before = open_data("folder", root=root).digest
     assert before.keys() == {"train", "test"} and before["train"] != before["test"]

@@ -120,7 +120,7 @@ def test_program_of_onnxruntime(size, weights, tmp_path, monkeypatch, capsys):
     exec(compile(snippet, "snippet", "exec"), names)
     assert capsys.readouterr().out == f"{label['label']}\n"
     probability = float(torch.tensor(names["logits"][0]).softmax(0).max())
-    assert probability == pytest.approx(label["probability"], abs=1e-5)  # the label may be that of any orientation
+    assert probability == pytest.approx(label["probability"], abs=1e-5)  # the label may come from any orientation
 
 
 @pytest.mark.slow

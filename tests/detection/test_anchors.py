@@ -43,7 +43,7 @@ def test_more_than_16_million_boxes():
     assert describe_sizes(sizes, None) == "boxes are 50 to 50 pixels large (5 % to 95 %, median 50)"
 
 
-def test_sizes_of_boxes_are_those_of_the_resized_image():
+def test_sizes_of_boxes_are_measured_in_the_resized_image():
     images = {1: {"width": 400, "height": 200}, 2: {"width": 100, "height": 100}, 3: {}}
 
     def annotation(image, *box, iscrowd=0):

@@ -103,7 +103,7 @@ def test_predict_and_load_return_masks(trained, data, tmp_path):
         assert np.array_equal(coco_mask.decode(entry["mask"]), mask[0])
 
 
-def test_masks_as_runs_are_those_of_torchvision():
+def test_masks_as_runs_equal_the_masks_of_torchvision():
     """With run lengths, one mask at a time is an array; torchvision makes all of them at the size of the image."""
     torch.manual_seed(0)
     args = dict(out_indices=(1, 2), extra="none", out_channels=32, depths=(1, 1, 1), dims=(8, 8, 16))

@@ -51,7 +51,7 @@ def test_predict_takes_a_lower_threshold_than_the_detector(few, tmp_path, detect
 
 
 def test_predict_takes_folders(weights, tmp_path):
-    """Pictures keep the paths of their images; those of an earlier run and other files are not taken for images."""
+    """Pictures keep the paths of their images; pictures of an earlier run and other files are not used as input."""
     folder = tmp_path / "photos"
     (folder / "trip").mkdir(parents=True)
     for name in ("1.png", "1.jpg", "2.png", "trip/1.png"):

@@ -25,7 +25,7 @@ def test_good_data_set_passes(coco, capsys):
     assert "train.json: at 64 x 120, boxes are 17" in out and "anchors 17 to" in out
 
 
-def test_anchors_are_those_of_train(coco, capsys):
+def test_anchors_are_chosen_for_the_boxes_of_train(coco, capsys):
     """Training chooses them once, for the boxes that it learns from."""
 
     def shrink(split, data):

@@ -154,7 +154,7 @@ def test_blocks_and_both_ends_of_a_large_file_are_hashed(tmp_path):
     assert all(changed(whole, place) for place in range(0, whole, 997)), "all bytes"
     assert all(changed(10 * whole, place) for place in (0, BLOCK - 1, 10 * whole - BLOCK, 10 * whole - 1))
     noticed = sum(changed(10 * whole, place) for place in range(0, 10 * whole, BLOCK))
-    assert noticed == pytest.approx(2 * BLOCKS, abs=BLOCKS), "the control: the cost is that of a few blocks"
+    assert noticed == pytest.approx(2 * BLOCKS, abs=BLOCKS), "the control: only a few blocks are read"
 
 
 def test_files_that_cannot_be_read_do_not_end_a_run(tmp_path):

@@ -148,7 +148,7 @@ def test_a_flipped_bit_in_the_word_checksums_is_refused(kind, bit, net, tmp_path
 
 
 def test_a_flipped_bit_in_the_format_of_a_checkpoint_is_refused(net, tmp_path):
-    """Otherwise its weights would be read as those of another program, without their average."""
+    """Otherwise it would be read as a file of another program, without the average of the weights."""
     save_checkpoint(tmp_path / "c.pt", checkpoint(net))
     flip(tmp_path / "c.pt", (tmp_path / "c.pt").read_bytes().index(b"metamix-checkpoint"))
     with pytest.raises(ValueError, match="c.pt is damaged: the checksum of its metadata is wrong"):

@@ -256,7 +256,7 @@ def test_gigabytes_in_the_header_of_a_tar_file_are_not_read(kind, type, tmp_path
 
 
 def test_labels_of_a_table_are_limited(tmp_path, monkeypatch):
-    """Their memory is that of a number for each label of each image, not that of Python's objects."""
+    """They need the memory of one number for each label of each image, not of a Python object."""
 
     def write(count):
         rows = [f"{i}.png,{'|'.join(map(str, range(i, count, 40)))}" for i in range(40)]

@@ -63,7 +63,7 @@ def test_self_ensemble(size, batches, scale):
 @pytest.mark.parametrize("scale", [1, 2])
 @torch.no_grad()
 def test_tiles(h, w, tile, overlap, scale):
-    """Where no tile ends, the result is that of the whole image; at the seams the blend stays close to it."""
+    """Away from the ends of tiles, the result equals that of the whole image; at the seams it is close."""
     torch.manual_seed(0)
     model, x = Blur(scale).eval(), image(h, w, batch=2)
     whole = model(x)

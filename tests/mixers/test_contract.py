@@ -143,7 +143,7 @@ def test_every_parameter_gets_a_gradient(case):
             assert p.grad.abs().max() > 1e-6, name
 
 
-def test_gradients_are_those_of_the_function(case):
+def test_gradients_are_correct(case):
     mixer = case(dim=4, size=(3, 2)).double()
     names, parameters = zip(*mixer.named_parameters()) if list(mixer.parameters()) else ((), ())
 

@@ -492,7 +492,7 @@ def test_dropout_of_a_mixer_can_differ_from_that_of_the_mlps():
 
 
 def test_dropout_is_no_option_of_a_mixer_without_it():
-    small(mixer="raft", proj_drop_rate=0.1)  # that of the MLPs
+    small(mixer="raft", proj_drop_rate=0.1)  # dropout of the MLPs
     with pytest.raises(ValueError, match="mixer 'raft' has no option 'proj_drop'"):
         small(mixer="raft", mixer_args=dict(proj_drop=0.5))
 

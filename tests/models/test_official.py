@@ -1,4 +1,4 @@
-"""Test `load_official`: outputs against those of the authors' code, and errors."""
+"""Test `load_official`: outputs against the outputs of the authors' code, and errors."""
 
 import json
 from pathlib import Path

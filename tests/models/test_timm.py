@@ -147,7 +147,7 @@ def test_shapes_at_the_trained_size(native):
 
 @NOT_LARGE
 def test_features_by_default(name, native):
-    """The default features are those of all stages, or of the last three blocks of an isotropic model."""
+    """The default features come from all stages, or from the last three blocks of an isotropic model."""
     info = timm.create_model(name, features_only=True, device="meta").feature_info
     expected = native.feature_info[-3:] if len(native.stages) == 1 else native.feature_info
     assert len(expected) >= 3

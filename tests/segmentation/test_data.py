@@ -126,7 +126,7 @@ def test_masks_in_colour_need_a_palette(tmp_path):
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("ignored", [255, 2])
 def test_masks_in_colour_equal_masks_of_indices(first, ignored, tmp_path):
-    colours = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9))  # the last is that of ignored pixels
+    colours = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9))  # the last is for ignored pixels
     labels = make_labels(ABC, ignore_index=ignored, reduce_zero_label=first == 1, palette=colours)
     values = np.array([[0, 1, 2]], dtype=np.uint8)
     Image.fromarray(np.array(colours, dtype=np.uint8)[values]).save(tmp_path / "colours.png")

@@ -47,7 +47,7 @@ def no_grad_cam(monkeypatch):
 
 
 @with_grad_cam
-def test_the_map_is_that_of_the_head(digit):
+def test_the_map_equals_channels_weighted_by_the_head(digit):
     """With a mean and a linear head, HiResCAM weights the channels of the last map by the label's weights."""
     trained = metamix.load(DIGITS)
     shown = explain_label(trained, digit, "8")

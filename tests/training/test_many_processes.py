@@ -1,4 +1,4 @@
-"""Train on several processes over gloo: the result is that of one process, and every sample is scored once."""
+"""Train on several processes over gloo: the result equals that of one process, and every sample is scored once."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def test_another_batch_gives_other_losses(alone, tmp_path):
 
 
 def test_every_sample_is_scored_once_and_a_signal_stops_all(tmp_path):
-    """360 test samples over 2 processes in batches of 65 are scored like those of one process."""
+    """360 test samples over 2 processes in batches of 65 are scored as in one process."""
     run = tmp_path / "run"
     words = ["--epochs", 2, "--batch-size", 150, "--amp", "none", "--holdout", 0.0995, "--log-every", 2]
     words += ["--output", run]

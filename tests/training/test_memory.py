@@ -12,7 +12,7 @@ from metamix.training.memory import TensorMemory, largest_part
 from metamix.utils.system import _free_in_control_groups, free_memory
 
 
-def test_the_peak_is_that_of_tensors_which_live_at_one_time():
+def test_the_peak_counts_tensors_that_live_at_the_same_time():
     x = torch.zeros(256)  # 1 KiB, made outside
     with TensorMemory() as memory:
         for _ in range(3):

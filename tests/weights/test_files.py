@@ -159,7 +159,7 @@ def test_a_run_folder_stands_for_its_newest_weights(net, tmp_path, caplog):
     checkpoint(step=12)
     assert weights() == 12
     assert [record.message for record in caplog.records] == [
-        f"the run in {tmp_path} is not finished: its weights are those of checkpoint.pt, step 12, which is newer than "
+        f"the run in {tmp_path} is not finished: weights are read from checkpoint.pt, step 12, which is newer than "
         f"model.safetensors of step 10"
     ]
 

@@ -171,7 +171,7 @@ def list_tar_images(
 def strip_common_folders(paths: list[str], split: str) -> list[str]:
     """Remove the folders above the class folders from paths.
 
-    These are the folders up to the one named like the split, or else those that all class folders share.
+    They are the folders up to the one that is named like the split; without it, the folders that all classes share.
     """
     parts = [PurePosixPath(path).parts for path in paths]
     above = shared_start([folders for *folders, _ in parts])
