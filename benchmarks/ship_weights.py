@@ -110,7 +110,7 @@ def describe_classifier(
     if not same_by_name(task, tensors):
         raise ValueError(
             f"{args.run} has model_args {recipe['model_args']}, but weights must load by the model's name alone: "
-            f"register the model under a name of its own"
+            f"register the model under its own name"
         )
     accuracy, stored = (accuracy_of(task, state) for state in (tensors, half(tensors)))
     check_half(args.run, "accuracy", accuracy, stored, standard_error(accuracy, about["samples"]["test"]))

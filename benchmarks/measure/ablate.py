@@ -122,7 +122,7 @@ def parse_run(text: str) -> tuple[str, str, int]:
     """Read VARIANT:MIXER or VARIANT:MIXER:SEED; the seed is 0 if it is not given."""
     words = text.split(":")
     if len(words) not in (2, 3):
-        raise argparse.ArgumentTypeError(f"{text!r} is no run: give VARIANT:MIXER or VARIANT:MIXER:SEED.")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a run: give VARIANT:MIXER or VARIANT:MIXER:SEED.")
     variant, mixer, seed = [*words, "0"][:3]
     for word, what, known in ((variant, "variant", list(VARIANTS)), (mixer, "mixer", list_mixers())):
         if word not in known:

@@ -165,7 +165,7 @@ def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...]) -> l
 
 
 def append_row(path: Path, row: dict) -> None:
-    """Add a row to a file that is a list of rows, on a line of its own.
+    """Add a row to a file that is a list of rows, on its own line.
 
     The file is read again, since another process may have added rows.
     """

@@ -12,7 +12,7 @@ crops by area, both flip.
     timm     a loop of timm's parts, in the order of its training script
     script   timm's training script, by the speeds that it prints; it runs alone, after the others
 
-Each loop runs in a process of its own, because process-wide settings are a part of its speed. The loops take turns of
+Each loop runs in a separate process, because process-wide settings are a part of its speed. The loops take turns of
 a few steps while the others wait. Speeds are medians over the turns. Memory is the peak of the process above its
 imports, and the private memory of its loader's workers.
 """

@@ -127,7 +127,7 @@ class Classifier:
         Args:
             images: files or PIL images.
             top: number of labels; by default 5, or all from `threshold` on if an image may have several.
-            threshold: least probability of a label if an image may have several; by default each label's own.
+            threshold: lowest probability of a label if an image may have several; by default each label's own.
 
         Raises:
             CorruptImage: an image cannot be read.

@@ -44,7 +44,7 @@ def save_classifier(
         model_args: what `timm.create_model` got, except num_classes.
         mean, std: what images were normalised with, per channel, for pixel values from 0 to 1; by default as in
             timm's configuration of the model.
-        threshold: least probability of a label, if an image may have several; None if it has one class.
+        threshold: lowest probability of a label, if an image may have several; None if it has one class.
 
     Raises:
         ValueError: the file has another extension, there are not as many classes as logits, or `model_args` makes

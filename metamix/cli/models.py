@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
 def table(models: Sequence[ModelInfo | ImageModelInfo]) -> str:
     """Return a line for each model and, indented below it, a line for each of its weights.
 
-    Image restoration models come last, below a header of their own.
+    Image restoration models come last, below their own header.
     """
     tables = []
     for kind, header in (

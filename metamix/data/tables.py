@@ -148,7 +148,7 @@ def choose_columns(titles: Sequence[str], source: Path) -> Columns:
             f"file,class,xmin,ymin,xmax,ymax for boxes"
         )
     if wrong := [name for name in others if of_labels and (others.count(name) > 1 or {*name} & {*"|;"})]:
-        raise ValueError(f"{source}:1 has the label {wrong[0]!r}: each needs a name of its own, without | and ;")
+        raise ValueError(f"{source}:1 has the label {wrong[0]!r}: each label needs its own name, without | and ;")
     if not of_labels and not box and (some := {name for names in CORNERS for name in names if name in header}):
         raise ValueError(
             f"{source}:1 has only {', '.join(sorted(some))} of a box, which needs four columns: "

@@ -2,11 +2,11 @@
 
     images (n, C, H, W) -> boxes (n, K, 4), scores (n, K), labels (n, K)
 
-K - 1 candidates are the best of each pyramid level, as torchvision takes them. The last one is no object: it has the
-score -1 and the last class, which shows how many classes the graph knows. The graph takes images that are normalised,
-resized and padded with zeros: to H x W, or, if it is dynamic, to multiples of the detector's coarsest stride. A
-dynamic program of torch.export takes no map of a single pixel, so its images are padded to two pixels at least of the
-coarsest map. `ExportedDetector` prepares images and suppresses boxes.
+K - 1 candidates are the best of each pyramid level, as torchvision takes them. The last one is not an object: it has
+the score -1 and the last class, which shows how many classes the graph knows. The graph takes images that are
+normalised, resized and padded with zeros: to H x W, or, if it is dynamic, to multiples of the detector's coarsest
+stride. A dynamic program of torch.export takes no map of a single pixel, so its images are padded until the coarsest
+map has at least two. `ExportedDetector` prepares images and suppresses boxes.
 """
 
 import math
@@ -278,7 +278,7 @@ class ExportableDetector(CalibratedExport):
 
 def best_candidates(outputs: Sequence[Tensor], count: int | None = CANDIDATES) -> Objects:
     """Return the candidates of one image with the highest scores; all if `count` is None."""
-    boxes, scores, labels = (output[0, :-1] for output in outputs)  # the last is no object
+    boxes, scores, labels = (output[0, :-1] for output in outputs)  # the last is not an object
     best = scores.argsort(descending=True)[:count]
     return {"boxes": boxes[best], "scores": scores[best], "labels": labels[best]}
 

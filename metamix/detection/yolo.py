@@ -62,7 +62,7 @@ def class_names(file: Path, config: dict[str, Any]) -> list[str]:
         raise ValueError(f"{file} has {len(names)} names, but nc is {config['nc']}")
     name, count = Counter(map(str, names)).most_common(1)[0]
     if count > 1:
-        raise ValueError(f"{file} has the class {name!r} twice: give each class a name of its own")
+        raise ValueError(f"{file} has the class {name!r} twice: give each class its own name")
     return list(map(str, names))
 
 

@@ -109,7 +109,7 @@ def apply_in_tiles(
         function: a model in evaluation, or any function of images, of scale s.
         images: (B, C, H, W) -> (B, C', s H, s W).
         tile: side of a tile in pixels; 0 takes images of any size at once.
-        overlap: least overlap of neighbours in pixels, less than `tile`.
+        overlap: smallest overlap of neighbours in pixels, less than `tile`.
         whole: (H, W) up to which images are taken at once, without tiles; by default the size of a tile.
     """
     check_evaluation(function)

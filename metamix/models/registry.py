@@ -138,7 +138,7 @@ def register(
         preset: arguments of the builder.
 
     Raises:
-        ValueError: the name is no identifier, or another module has registered it. timm itself would only warn and
+        ValueError: the name is not an identifier, or another module has registered it. timm itself would only warn and
             replace that model.
     """
     if not name.isidentifier():  # timm takes what follows a point for a tag

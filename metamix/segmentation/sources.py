@@ -54,7 +54,7 @@ class MaskedSet:
         classes: names of the classes.
         splits: names of the splits.
         samples: function that finds the samples of a split.
-        palette: colours of the classes, if the data set has some.
+        palette: colours of the classes; None if the data set has none.
         values: labels of all values in the mask files, for data sets whose values are known.
     """
 

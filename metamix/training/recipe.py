@@ -196,7 +196,7 @@ def parse(
     with exit_with_message(ValueError, OSError):
         parser = Parser(
             usage="%(prog)s [--config FILE] [--option value ...]",
-            epilog="Each task has options of its own: add --task NAME to --help.\n"
+            epilog="Each task has its own options: add --task NAME to --help.\n"
             "A config has the same options, with underscores. Flags override the config.",
         )
         config_help = "YAML file of options, or the name of a shipped one such as digits/demo"

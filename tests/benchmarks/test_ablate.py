@@ -155,7 +155,7 @@ def test_run_is_read_from_one_word():
         ("nano:raft:one", "the seed 'one': give a whole number"),
     ],
 )
-def test_what_is_no_run_is_refused(text, words):
+def test_what_is_not_a_run_is_refused(text, words):
     with pytest.raises(argparse.ArgumentTypeError, match=words):
         ablate.parse_run(text)
 

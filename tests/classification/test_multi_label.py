@@ -326,7 +326,7 @@ LINE = "1.png,red|green"
         ),
         (["file,red,green", "1.png,1,"], "csv:2 has '' in the column green; .*: without a column labels, each column"),
         (["file,red,green", "1.png,True,False"], "csv:2 has 'True' in the column red, but it must be 0 or 1"),
-        (["file,red,red", "1.png,1,0"], "labels.csv:1 has the label 'red': each needs a name of its own"),
+        (["file,red,red", "1.png,1,0"], "labels.csv:1 has the label 'red': each label needs its own name"),
         (["file,red|green,blue", "1.png,1,0"], r"labels.csv:1 has the label 'red\|green': .* without \| and ;"),
         (
             ["file,labels,red,green", "1.png,red,1,0", "2.png,green,0,1"],

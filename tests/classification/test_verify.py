@@ -59,7 +59,7 @@ def test_classes_with_few_images_are_named(folder, capsys):
     shutil.rmtree(root / "val" / "eel")
     shutil.rmtree(root / "val" / "cat")
     notes = ["1 class has no more than one image in train: dog", "2 classes have no image in val: cat, eel"]
-    assert main([root, "--workers", "0"]) == 0  # it is no problem of the files
+    assert main([root, "--workers", "0"]) == 0  # it is not a problem of the files
     assert capsys.readouterr().out.splitlines() == ["all 11 images can be read", *(f"note: {note}" for note in notes)]
     assert small_task(data="folder", data_dir=str(root)).notes == notes
     assert main([str(root / "train"), "--workers", "0"]) == 0

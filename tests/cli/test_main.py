@@ -63,7 +63,7 @@ def test_scripts_of_a_clone_are_the_commands(name, capsys, monkeypatch):
     assert capsys.readouterr().out.startswith(f"usage: metamix {name} ")
 
 
-def test_a_closed_pipe_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     """As in `python -m metamix models | head -1`."""
     words = [sys.executable, "-m", "metamix", "models"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

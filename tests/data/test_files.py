@@ -91,7 +91,7 @@ def test_the_split_itself_may_be_a_link(folder):
     assert len(open_data("folder", root=root).train) == 12
 
 
-def test_a_link_to_itself_is_no_folder(folder):
+def test_a_link_to_itself_is_not_a_folder(folder):
     root = folder()
     (root / "train" / "cat" / "self").symlink_to("self")
     assert "cat/self" in list_files(root / "train")

@@ -131,7 +131,7 @@ def test_a_share_of_a_folder_without_a_test_split_is_scored(folder, tmp_path, in
 @pytest.mark.parametrize(
     "folders", [("flowers/rose", "birds/jay"), ("train2017", "val2017"), ("train/cat", "train/dog", "Val/cat")]
 )
-def test_folders_of_data_sets_and_splits_of_other_names_are_no_classes(tmp_path, image, folders):
+def test_folders_of_data_sets_and_splits_of_other_names_are_not_classes(tmp_path, image, folders):
     for name in folders:
         (tmp_path / name).mkdir(parents=True)
         image().save(tmp_path / name / "0.png")

@@ -104,7 +104,7 @@ def test_what_to_give_instead(tmp_path):
             load_exported(path)
 
 
-def test_exported_model_is_no_checkpoint(tmp_path):
+def test_exported_model_is_not_a_checkpoint(tmp_path):
     ARTIFACT.save(tmp_path)
     words = rf"{tmp_path} is an exported model, without weights to load: run it with metamix predict --model {tmp_path}"
     for load in (load_classifier, load_detector, partial(export, output=tmp_path / "new", format="torch")):

@@ -297,7 +297,7 @@ def test_a_file_that_the_engine_refuses(weights, tmp_path):
         load_exported(tmp_path / "out")
 
 
-def test_folder_that_is_no_export():
+def test_folder_that_is_not_an_export():
     with pytest.raises(SystemExit, match="there is no folder raft-onx: --model is a folder that metamix export"):
         metamix.tasks.predict.main(["photo.jpg", "--model", "raft-onx"])
 

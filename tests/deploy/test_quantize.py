@@ -182,7 +182,7 @@ def test_a_drop_that_is_chance_is_accepted(search, wrong, kept):
     assert result.kept == kept
 
 
-def test_a_drop_of_graded_scores_is_no_chance():
+def test_a_drop_of_graded_scores_is_more_than_chance():
     """Nine images lose much and eleven gain little: McNemar's test, which only counts them, would accept that."""
     before = np.full(20, 50.0)
     assert not quantize.is_chance(before, before + np.repeat([-5.0, 0.1], [9, 11]))

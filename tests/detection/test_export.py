@@ -186,7 +186,7 @@ def test_images_without_objects_still_compare_boxes(with_data, tmp_path):
 
     def blind(images):
         boxes, scores, labels = exportable.model(images)
-        return boxes, torch.where(scores < 0, scores, torch.nan), labels  # the last box is no object, and has -1
+        return boxes, torch.where(scores < 0, scores, torch.nan), labels  # the last box is not an object, and has -1
 
     assert exportable.compare(blind, "bf16").problems == ["it finds no object, but the eager model finds 200"]
 

@@ -59,7 +59,7 @@ def trained(data, tmp_path_factory):
 
 
 def test_masks_of_all_forms_are_read_and_scored(data):
-    """The masks of the annotations themselves score 100; without the crowd, its detection is no false positive."""
+    """The masks of the annotations themselves score 100; without the crowd, its detection is not a false positive."""
     split = open_split(find_splits(data), "train", masks=True)
     detections = []
     for number, annotation in split.coco.anns.items():

@@ -166,7 +166,7 @@ def test_box_half_a_pixel_inside_the_image_is_scored(coco):
 
 
 def test_images_that_were_not_seen_are_not_scored(coco):
-    """One of four images cannot be read: its objects are no misses, and the pictures do not show it."""
+    """One of four images cannot be read: its objects are not missed ones, and the pictures do not show it."""
     folder = coco()
     task = Detection(DetectionOptions(data_dir=str(folder), corrupt_limit=0.5, **SMALL))
     split = task.data.scored["test"]

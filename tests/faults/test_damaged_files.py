@@ -268,7 +268,7 @@ def test_a_truncated_checkpoint_is_refused(share, net, tmp_path):
         load_checkpoint(path)
 
 
-def test_an_infinite_mask_is_no_damage(net):
+def test_an_infinite_mask_is_not_damage(net):
     net.register_buffer("mask", torch.full((2,), -torch.inf))
     load_into(net, net.state_dict(), "f")
 

@@ -30,7 +30,7 @@ def test_a_folder_without_a_run_is_refused(files, tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
 
 
-def test_what_a_failed_start_leaves_is_no_obstacle(tmp_path):
+def test_a_failed_start_does_not_block_the_folder(tmp_path):
     with pytest.raises(SystemExit, match="freeze names 'stage'"):
         train(*SHORT, "--freeze", "stage", "--output", tmp_path)
     (tmp_path / "log.txt").write_text("error: ...")

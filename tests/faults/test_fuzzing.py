@@ -425,7 +425,7 @@ def test_a_pipe_in_place_of_a_file_is_refused(kind, tmp_path):
 
 MISTAKES = {
     "damage is ignored": (lambda content: content, "round 0: a.txt, flip"),
-    "an error of Python": (lambda content: {}["a"], "KeyError.'a'. is no refusal"),
+    "an error of Python": (lambda content: {}["a"], "KeyError.'a'. is not a refusal"),
     "no file is named": (lambda content: int("a"), "no file is named in ValueError"),
     "a hang": (lambda content: time.sleep(10), "still waiting after 1 s"),
     "much memory": (lambda content: np.ones(2**22), r"it took 3\d MB"),

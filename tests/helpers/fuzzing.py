@@ -91,7 +91,7 @@ def read_within_limits(kind, folder, file, where):
         names = file.name, str(folder), *kind.names
         assert any(name in str(error) for name in names), f"{where}: no file is named in {error!r}"
     except Exception as error:
-        raise AssertionError(f"{where}: {error!r} is no refusal") from error
+        raise AssertionError(f"{where}: {error!r} is not a refusal") from error
     grown = peak_memory() - before
     assert grown < MEGABYTES, f"{where}: it took {grown:.0f} MB"
     return result

@@ -320,7 +320,7 @@ def test_class_that_is_defined_again(forget_mixers):
     "name, option", [("maxim", "block_size"), ("maxim", "grid_size"), ("nin", "grid"), ("minattn", "context")]
 )
 @pytest.mark.parametrize("value", [0, -1, (4,), (4, 0), (4, 4, 4), 2.5])
-def test_options_that_are_no_size(name, option, value):
+def test_options_that_are_not_sizes(name, option, value):
     words = f"{option} is {value!r}: give one number of at least 1, or two of them, (height, width)."
     with pytest.raises(ValueError, match=re.escape(words)):
         create_mixer(name, 8, size=(8, 8), **{option: value})
@@ -340,14 +340,14 @@ def test_options_that_are_no_size(name, option, value):
         ("minattn", "num_heads", 1),
     ],
 )
-def test_options_that_are_no_count(name, option, least):
+def test_options_that_are_not_counts(name, option, least):
     for value in (least - 1, 2.0, "2", [2]):
         words = f"{option} is {value!r}: give a whole number of at least {least}."
         with pytest.raises(ValueError, match=re.escape(words)):
             create_mixer(name, 8, size=(8, 8), **{option: value})
 
 
-def test_registering_what_is_no_module_class(forget_mixers):
+def test_only_module_classes_can_be_registered(forget_mixers):
     with pytest.raises(TypeError, match=r"register_mixer\('mine'\) takes a torch.nn.Module class, got <function"):
         register_mixer("mine")(lambda dim, *, size: None)
     with pytest.raises(TypeError, match=r"takes a torch.nn.Module class, got Identity\(\)"):

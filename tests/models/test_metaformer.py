@@ -491,7 +491,7 @@ def test_dropout_of_a_mixer_can_differ_from_that_of_the_mlps():
     assert {b.mlp.drop1.p for b in blocks(model)} == {0.1}
 
 
-def test_dropout_is_no_option_of_a_mixer_without_it():
+def test_dropout_is_not_an_option_of_a_mixer_without_it():
     small(mixer="raft", proj_drop_rate=0.1)  # dropout of the MLPs
     with pytest.raises(ValueError, match="mixer 'raft' has no option 'proj_drop'"):
         small(mixer="raft", mixer_args=dict(proj_drop=0.5))

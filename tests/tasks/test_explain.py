@@ -116,7 +116,7 @@ def test_nothing_found(digit, no_grad_cam):
 def test_pictures_of_a_folder(digit, no_grad_cam, rendered_figures, tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(b"no image")
     words = ["explain", tmp_path, "--checkpoint", DIGITS, "--label", "8", "--device", "cpu"]
-    for _ in range(2):  # the pictures of the first time are replaced, and are no images to explain
+    for _ in range(2):  # the second time replaces the pictures of the first, and does not explain them
         assert metamix_command(*words, "--output", tmp_path / "out") == 1
     said = capsys.readouterr()
     assert "written: " in said.out and "and 1 picture" in said.out

@@ -38,7 +38,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("average", [[], ["--ema", "--ema-decay", 0.5]], ids=["last", "ema"])
 def test_the_best_epoch_is_the_result(average, scores, tmp_path, capsys):
-    scores += [10.0, 30.0, 20.0, 30.0, 99.0]  # an equal score is no better
+    scores += [10.0, 30.0, 20.0, 30.0, 99.0]  # an equal score is not better
     words = [*WORDS, *average]
     train(*words, "--epochs", 5, "--early-stopping", 2, "--output", tmp_path / "early")
     said = capsys.readouterr().out

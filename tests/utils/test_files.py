@@ -22,6 +22,6 @@ def test_what_is_nested_as_deep_as_allowed_is_accepted():
         check_nesting(json.dumps([value]), "a.json")
 
 
-def test_text_that_is_no_json_takes_no_longer():
+def test_text_that_is_not_json_takes_no_longer():
     check_nesting('"' + '\\"' * 1_000_000, "a.json")
     check_nesting('"\\' * 1_000_000, "a.json")

@@ -98,7 +98,7 @@ def test_wrong_arguments_are_refused(line, said):
         read(line)
 
 
-def test_a_word_that_is_no_argument():
+def test_a_word_that_is_not_an_argument():
     with pytest.raises(ValueError, match="'b' is not an option; write --name value"):
         read("--flip b", Switch)
 

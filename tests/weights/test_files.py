@@ -35,7 +35,7 @@ def test_the_target_of_a_link_is_replaced(tmp_path):
     assert (tmp_path / "a").is_symlink() and (tmp_path / "disk" / "a").read_text() == "new"
 
 
-def test_a_lack_of_memory_is_no_damage(net, tmp_path, monkeypatch):
+def test_a_lack_of_memory_is_not_damage(net, tmp_path, monkeypatch):
     torch.save(net.state_dict(), tmp_path / "a.pt")
     error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8000000000 bytes")
     monkeypatch.setattr(torch, "load", Mock(side_effect=error))
@@ -102,7 +102,7 @@ def test_weights_carry_what_they_are(net, tmp_path):
         load_weights(tmp_path)
 
 
-def test_a_folder_of_runs_is_no_run(net, tmp_path):
+def test_a_folder_of_runs_is_not_a_run(net, tmp_path):
     for run in ("b", "a"):
         (tmp_path / run).mkdir()
         save_weights(tmp_path / run / "model.safetensors", net.state_dict(), {})
