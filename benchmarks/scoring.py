@@ -54,7 +54,7 @@ def check_reproduced(card: dict, top1: float) -> None:
 
 
 def six_views(images: Tensor) -> Iterator[tuple[float, Tensor]]:
-    """Yield weights and views of (N, C, H, W): as they are, moved by (-1, -1) and (1, 1), and all three flipped."""
+    """Yield weights and views of (N, C, H, W): unchanged, moved by (-1, -1) and (1, 1), and all three flipped."""
     height, width = images.shape[-2:]
     padded = F.pad(images, (1,) * 4, mode="reflect")
     moved = [padded[..., :height, :width], padded[..., 2:, 2:]]

@@ -8,7 +8,7 @@ pairs, results/paired.json: for each pair of mixers the numbers of images that o
 classifies correctly, and the p-value of McNemar's exact test. Models of small images are also scored on six views.
 
 sizes, results/image_sizes.json: each is scored made for the size by `img_size=` (`made`). Models of small images are
-also scored as they are (`top1`), and on images resized to the size of training (`resized`). `tuned` has the scores of
+also scored unchanged (`top1`), and on images resized to the size of training (`resized`). `tuned` has the scores of
 runs that fine-tuned weights at such a size.
 
 Only weights that changed since the last measurement are scored.

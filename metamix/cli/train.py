@@ -78,7 +78,7 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
             exit_code = 0 if group.restarts_on_failure else stopped.exit_code
         if exit_code is not None:  # raised outside of `except`, whose traceback would keep the loader's workers alive
             if group.is_main and models[i + 1 :]:
-                print(printable(f"not trained yet: {', '.join(models[i + 1 :])}; the same command continues with them"))
+                print(printable(f"not trained yet: {', '.join(models[i + 1 :])}; repeat the command to train them"))
             raise SystemExit(exit_code)
     if len(models) > 1 and group.is_main and not recipe.engine.dry_run:
         print(compare_runs(folders))

@@ -54,7 +54,7 @@ LAYER_NORMS = (LayerNorm2d, Float32LayerNorm2d)  # over the channels of (B, C, H
 def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     """Return a leaner copy of a model that computes the same in evaluation.
 
-    The given model stays as it is. The copy is only for inference: it is in evaluation mode and needs no gradients.
+    The given model is not changed. The copy is only for inference: it is in evaluation mode and needs no gradients.
     Of layers that are not metamix's, only dropout is removed.
 
     Args:

@@ -314,7 +314,7 @@ def load_body(
 
 
 def apply_batch_norms(body: nn.Module, batch_norms: str, *, loaded: bool) -> nn.Module:
-    """Freeze all batch norms of a model, replace them by group norms, or train them as they are.
+    """Freeze all batch norms of a model, replace them by group norms, or train them unchanged.
 
     "auto" freezes them if the backbone has `loaded` weights, and replaces them if its weights are random.
     """

@@ -38,8 +38,8 @@ def official(
 
     Args:
         source: name of the source.
-        same: arguments that the function gets as they are, since our model has them with the same names.
-        renamed: arguments that the function gets by the names of our model.
+        same: arguments that the function gets unchanged, since our model has them under the same names.
+        renamed: arguments that the function gets under the names of our model.
         defaults: the authors' defaults of arguments in `same` and `renamed`, where our model has other defaults.
         only: arguments for which our model supports only one value, with this value.
         ignored: arguments that the authors' code ignores too.

@@ -33,8 +33,8 @@ class Measure:
     """What the scores compare: channels, border and rounding.
 
     Attributes:
-        channel: "rgb" for all channels as they are, "y" for the luminance in studio range, or "grey" for the luma in
-            full range. Images of one channel are compared as they are: if the channels of the data are y, a grey file
+        channel: "rgb" for all channels, "y" for the luminance in studio range, or "grey" for the luma in
+            full range. Images of one channel are compared unchanged: if the channels of the data are y, a grey file
             is its own luminance. If they are rgb, it has three equal channels, whose luminance is in studio range.
         border: pixels that are left out at each side.
         rounding: clip and round the restored image to 8 bits first, as a file would hold it.

@@ -13,7 +13,7 @@ from metamix.layers.image_inference import Size, apply_in_tiles
 from metamix.utils.checks import check_finite
 
 AT_ONCE = 16  # classes whose scores are resized together
-MOST_BYTES = 2**31  # limit of logits that are held at once
+MAX_BYTES = 2**31  # of logits that are held at once
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def predict(model: nn.Module, image: Tensor, size: Size, classes: int, predictor
 
     `model`, `image` and `size` are as for `Predictor`.
     """
-    side = max(2 * predictor.tile, math.isqrt(MOST_BYTES // (4 * classes)))
+    side = max(2 * predictor.tile, math.isqrt(MAX_BYTES // (4 * classes)))
     if not predictor.tile or image.shape[-2:] != size or max(size) <= side:
         return predictor(model, image, size).cpu()
     labels, margin = torch.zeros(size, dtype=torch.uint8), predictor.tile

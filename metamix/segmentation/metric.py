@@ -147,7 +147,7 @@ class SegmentationMetric(Metric):
                 if not prefix:
                     iou = float(class_scores(confusion)[0].nanmean())
                     shown = iou, index, name, image.cpu(), truth.cpu(), predicted.cpu()
-                    if not math.isnan(iou):  # as it is if all pixels are ignored
+                    if not math.isnan(iou):  # NaN if all pixels are ignored
                         state["shown"] = best_and_worst([*state["shown"], shown])
 
     def result(self, states: list[State]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from .labels import IGNORED, Labels, colours_of
 from .metric import SegmentationMetric, Shown, best_and_worst, total
 
 OPACITY = 0.55  # of the colours over an image
-MOST_NAMED = 40  # classes in a legend
+MAX_LEGEND_CLASSES = 40
 
 
 class SegmentationPictures(Pictures):
@@ -64,7 +64,7 @@ def draw_images(path: Path, rows: Sequence[Shown], labels: Labels) -> None:
         present |= set(truth.unique().tolist()) | set(predicted.unique().tolist())
     handles = [
         Patch(facecolor=tuple(colours[k] / 255), edgecolor="grey", label=figure_text(labels.classes[k]))
-        for k in sorted(present - {IGNORED})[:MOST_NAMED]
+        for k in sorted(present - {IGNORED})[:MAX_LEGEND_CLASSES]
     ]
     if IGNORED in present:
         handles.append(Patch(facecolor=tuple(colours[IGNORED] / 255), edgecolor="grey", label="ignored"))

@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def open_model(source: str, img_size: int | None, threads: int | None, trust: bool) -> str | BenchmarkedModel:
-    """Open trained weights of any task, or an exported model; return other names as they are."""
+    """Open trained weights of any task, or an exported model; return other names unchanged."""
     if is_exported(source):
         exported = load_exported(source, threads=threads, trust=trust)
         artifact = exported.artifact

@@ -22,8 +22,8 @@ from metamix.weights.metadata import ModelMetadata
 
 from .exportable import HELD_OUT_IMAGES, Comparison, Model, readable_images
 
-MOST_SCORED = 500  # held-out images of tasks that take images one by one
-MOST_BYTES = 2**30  # calibration images are held in memory
+MAX_SCORED = 500  # held-out images of tasks that take images one by one
+MAX_BYTES = 2**30  # of calibration images, which are held in memory
 RANDOM_IMAGES = 4  # to compare on without data
 
 
@@ -70,7 +70,7 @@ class CalibratedExport:
 
     def calibration(self, count: int, batch_size: int) -> Iterator[np.ndarray]:
         """Yield one input of the graph for each image: the image or one of its tiles, up to 1 GiB together."""
-        left = MOST_BYTES
+        left = MAX_BYTES
         for number, batch in enumerate(self.load(slice(count))):
             inputs = self.inputs(batch)
             images = inputs[number % len(inputs)].numpy()
@@ -81,7 +81,7 @@ class CalibratedExport:
 
     @torch.inference_mode()
     def held_out_scores(self, model: Model, count: int) -> np.ndarray:
-        held_out = min(held_out_images(len(self.training_images)), MOST_SCORED)
+        held_out = min(held_out_images(len(self.training_images)), MAX_SCORED)
         scores = [self.image_score(model, batch) for batch in self.load(slice(count, count + held_out))]
         if not (scores := [score for score in scores if not math.isnan(score)]):
             raise ValueError(f"none of the {held_out} training images that int8 is checked on can be scored")

@@ -26,7 +26,7 @@ EPILOG = """formats:
   csv      boxes, with the columns file, class, xmin, ymin, xmax, ymax; or classes of images: file, class
   folders  a folder for each label; an image that lies in several under one name has all their labels
 
-The images are linked or copied, and the source stays as it is. What is left out is printed."""
+The images are linked or copied, and the source is not changed. What is left out is printed."""
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Checkpoints:
             save_checkpoint(self.path, state)
         except OSError as error:
             raise OSError(
-                f"{error}; stopped at step {state['step']}, and {self.good}. Make room, and give the same command again"
+                f"{error}; stopped at step {state['step']}, and {self.good}. Free some space, and repeat the command"
             ) from error
 
     def written(self, step: int, path: Path | None = None) -> None:

@@ -32,7 +32,7 @@ from .task import Batch, State, Task, TrainLoader
 # request to stop.
 SYNC_SECONDS = 10
 # A batch size that the recipe leaves open is halved, but not below 8 samples, until an epoch has at least 8 steps.
-LEAST_STEPS, LEAST_BATCH = 8, 8
+MIN_STEPS, MIN_BATCH = 8, 8
 MEMORY_MARGIN = 1.1  # factor on the memory that a step is estimated to need
 
 
@@ -314,8 +314,8 @@ class Engine:
         if self.stepper.dtype is not None:
             remedies.append(f"--amp {'bf16' if self.stepper.dtype == torch.float16 else 'none'}")
         return (
-            f"{problem}, learning rate {self.stepper.lr:.3g}; {self.checkpoints.good}. Try "
-            f"{', '.join(remedies[:-1])} or {remedies[-1]}; the same command with it continues from {start}"
+            f"{problem}, learning rate {self.stepper.lr:.3g}; {self.checkpoints.good}. "
+            f"Repeat the command with {', '.join(remedies[:-1])} or {remedies[-1]}; it continues from {start}"
         )
 
     def _place(self, module: nn.Module) -> nn.Module:
@@ -333,11 +333,11 @@ class Engine:
             return self.task.data.train_loader(options.batch_size, group.rank, group.world_size, options.seed)
 
         first, size = loader(), options.batch_size
-        if "batch_size" not in self._unset or len(first) >= LEAST_STEPS:
+        if "batch_size" not in self._unset or len(first) >= MIN_STEPS:
             return first
         samples = self.about["samples"]["train"]
-        even = 2 * LEAST_BATCH * group.world_size  # each rank gets an even number of samples, as mixup needs
-        while size % even == 0 and samples // size < LEAST_STEPS:
+        even = 2 * MIN_BATCH * group.world_size  # each rank gets an even number of samples, as mixup needs
+        while size % even == 0 and samples // size < MIN_STEPS:
             size //= 2
         if size == options.batch_size:
             return first

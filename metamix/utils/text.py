@@ -130,7 +130,7 @@ def to_number(text: str) -> float:
 
 @contextmanager
 def exit_with_message(*errors: type[Exception]) -> Iterator[None]:
-    """Exit with the message of these errors instead of a traceback. A broken pipe is raised as it is."""
+    """Exit with the message of these errors instead of a traceback. A broken pipe is raised unchanged."""
     try:
         yield
     except BrokenPipeError:

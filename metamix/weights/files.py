@@ -79,7 +79,7 @@ def require(state: Mapping[str, Any], keys: Iterable[str], path: str | Path) -> 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write a safetensors file atomically, with checksums.
 
-    The metadata are plain values. Each is kept as JSON; text is kept as it is unless it could be read as JSON.
+    The metadata are plain values. Each is stored as JSON; text is stored unchanged, unless it could be read as JSON.
     """
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     texts = {key: _text(value) for key, value in metadata.items()}
@@ -168,7 +168,7 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Tensor]:
 
 
 def flax_parameters(state: Mapping) -> Mapping:
-    """Return the parameters of a flax checkpoint, without the optimizer's state; other mappings as they are.
+    """Return the parameters of a flax checkpoint, without the optimizer's state; other mappings unchanged.
 
     MAXIM's files have names such as "opt/target/stage_0_input_conv_0/kernel"; a nested tree has opt, then target.
     """

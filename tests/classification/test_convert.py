@@ -134,7 +134,7 @@ def test_an_image_has_the_labels_of_all_its_folders(albums, tmp_path, capsys):
     splits = open_data("folder", root=out)
     assert splits.classes == ("dogs", "sea", "砂") and splits.multi_label and len(splits.test) == 5
     assert metamix_command("verify", out) == 0 and "dogs            1    1\n" in capsys.readouterr().out
-    assert len(listed(source)) == 26  # the source stays as it is
+    assert len(listed(source)) == 26  # the source is not changed
 
 
 def test_label_folders_of_splits_are_kept_apart(albums, tmp_path, capsys):

@@ -142,7 +142,7 @@ def test_a_sweep_that_is_stopped_says_what_is_left(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(Engine, "fit", lambda self: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit, match="143"):
         train("--epochs", 1, "--output", tmp_path, "--model", f"{MODEL},metaformer_raft_nano")
-    assert "not trained yet: metaformer_raft_nano; the same command continues with them" in capsys.readouterr().out
+    assert "not trained yet: metaformer_raft_nano; repeat the command to train them" in capsys.readouterr().out
 
 
 def test_several_models_are_compared_and_finished_ones_skipped(tmp_path, capsys, request):

@@ -133,7 +133,7 @@ def test_masks_are_drawn_in_the_colour_of_their_class(tmp_path):
     draw_image(tmp_path / "a.png", pixels, objects, ["a"])
     drawn = np.array(Image.open(tmp_path / "a.png").convert("RGB"))
     assert drawn[30, 45].tolist() == [15, 59, 90] and drawn[50, 45].tolist() == [0, 0, 0]
-    assert not pixels.any()  # the caller's image stays as it is
+    assert not pixels.any()  # the caller's image is not changed
 
 
 def test_png_masks_of_instance_numbers_become_a_data_set(tmp_path, capsys):

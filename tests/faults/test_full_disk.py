@@ -23,7 +23,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, limits[1]))
-        with pytest.raises(SystemExit, match=r"\(File too large\); stopped at step 10, .*, step 5\. Make room, and"):
+        with pytest.raises(SystemExit, match=r"\(File too large\); stopped at step 10, .*, step 5\. Free some"):
             train(*words, "--epochs", 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -103,7 +103,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     """The bad weights are never saved."""
     words = ["--batch-size", 256, "--output", tmp_path, "--warmup-epochs", 0, "--schedule", "constant", "--epochs", 1]
     train(*words)
-    with pytest.raises(SystemExit, match=r"the last good checkpoint is .*checkpoint.pt, step 5\. Try a lower --lr"):
+    with pytest.raises(SystemExit, match=r"the last good checkpoint is .*checkpoint.pt, step 5\. Repeat the"):
         train(*words, "--epochs", 2, "--lr", 1e30, "--log-every", 3)
     saved = load_checkpoint(tmp_path / "checkpoint.pt")
     assert saved["step"] == 5 and all(torch.isfinite(weight).all() for weight in saved["model"].values())

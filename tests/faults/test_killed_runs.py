@@ -103,7 +103,7 @@ def test_a_signal_stops_the_run_with_an_exit_code_and_no_other_model_starts(numb
     assert (run / "state.txt").read_text() == "running\n"
     process.kill(number)
     assert process.wait() == code
-    assert "not trained yet: metaformer_pooling_nano; the same command" in process.text()
+    assert "not trained yet: metaformer_pooling_nano; repeat the command" in process.text()
     assert (run / "state.txt").read_text() == "stopped\n" and not (tmp_path / "runs/metaformer_pooling_nano").exists()
 
 

@@ -140,7 +140,7 @@ def test_images_are_resized_as_in_training(photos, tmp_path, run):
 
 def test_large_images_are_predicted_in_blocks(photos, tmp_path, run, monkeypatch):
     whole = run(photos / "b.png", "--output", tmp_path / "whole", "--tile", 8, "--overlap", 2)[1]
-    monkeypatch.setattr(inference, "MOST_BYTES", 4 * 3 * 20**2)
+    monkeypatch.setattr(inference, "MAX_BYTES", 4 * 3 * 20**2)
     blocks = run(photos / "b.png", "--output", tmp_path / "blocks", "--tile", 8, "--overlap", 2)[1]
     assert len(blocks.sizes) > len(whole.sizes)  # tiles around blocks are predicted twice
     first, second = (np.array(Image.open(tmp_path / name / "masks" / "b.png")) for name in ("whole", "blocks"))

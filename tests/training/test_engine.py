@@ -552,7 +552,7 @@ def test_a_spoilt_weight_is_never_saved(tmp_path):
     whole = (tmp_path / "checkpoint.pt").read_bytes()
     with torch.no_grad():
         one.model[0].weight[0, 0] = math.inf
-    with pytest.raises(NotFinite, match="a weight is not finite after step 6, .*, step 6. Try a lower --lr"):
+    with pytest.raises(NotFinite, match="a weight is not finite after step 6, .*, step 6. Repeat the command with a lower --lr"):
         one.save()
     assert (tmp_path / "checkpoint.pt").read_bytes() == whole
 
@@ -566,7 +566,7 @@ def test_the_first_bad_step_is_named(tmp_path):
         return value * (math.nan if one.step == 3 else 1), seen
 
     one.task.loss = spoilt
-    with pytest.raises(NotFinite, match="the loss is nan at step 4, learning rate .*; there is no checkpoint yet. Try"):
+    with pytest.raises(NotFinite, match="the loss is nan at step 4, learning rate .*; there is no checkpoint yet. Rep"):
         one.fit()
     assert not (tmp_path / "checkpoint.pt").exists()
 

@@ -79,7 +79,7 @@ def to_openvino_form(model: nn.Module) -> nn.Module:
 
 
 def in_form(module: Any) -> nn.Module:
-    """Return a norm in the form for OpenVINO, and any other module as it is."""
+    """Return a norm in the form for OpenVINO, and any other module unchanged."""
     if type(module) in LAYER_NORMS and module.elementwise_affine:
         return ChannelNorm(module)
     if type(module) in GROUP_NORMS and module.affine:
@@ -88,7 +88,7 @@ def in_form(module: Any) -> nn.Module:
 
 
 def write(graph: Graph, file: Path) -> None:
-    """Write a graph as .xml and .bin, with its weights as they are."""
+    """Write a graph as .xml and .bin, with unchanged weights."""
     need("openvino").save_model(to_openvino(graph), str(file), compress_to_fp16=False)
 
 
