@@ -552,7 +552,7 @@ def test_a_spoilt_weight_is_never_saved(tmp_path):
     whole = (tmp_path / "checkpoint.pt").read_bytes()
     with torch.no_grad():
         one.model[0].weight[0, 0] = math.inf
-    with pytest.raises(NotFinite, match="a weight is not finite after step 6, .*, step 6. Repeat the command with a lower --lr"):
+    with pytest.raises(NotFinite, match="a weight is not finite after step 6, .*, step 6. Repeat the command"):
         one.save()
     assert (tmp_path / "checkpoint.pt").read_bytes() == whole
 
