@@ -39,7 +39,7 @@ from metamix.weights.files import save_weights
 
 FILE = RESULTS / "ceiling.json"
 WIDTHS = (64, 256, 256)  # channels of the blocks
-BIAS_EPOCHS = 3  # for which the bias of the whitening convolution is trained
+BIAS_EPOCHS = 3  # how long the bias of the whitening convolution is trained
 KERNEL = 2  # of the whitening convolution
 
 

@@ -32,7 +32,7 @@ def speed_table(size: str, batch: int) -> str:
 
 
 def images(rows: list[dict]) -> str:
-    """Say how many images of which size the rows are about."""
+    """Say how many images the rows are about, and their size."""
     count, side = rows[0]["batch"], rows[0]["img_size"]
     return f"{'one image' if count == 1 else f'{count} images'} of {side} x {side} pixels"
 

@@ -152,7 +152,7 @@ def by_precision(
 
 
 def where(machine: dict, rows: Iterable[dict] = ()) -> str:
-    """Say on which machine, with which torch and on which days a table was measured."""
+    """Name the machine, the torch version and the days of the measurements in a table."""
     cpu = machine["cpu"].replace("(R)", "").removesuffix(" Processor")
     dates = sorted({row["date"] for row in rows if "date" in row})
     days = f", {' to '.join(dict.fromkeys((dates[0], dates[-1])))}" if dates else ""

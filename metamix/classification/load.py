@@ -204,8 +204,8 @@ def _load_file(
         raise ValueError(f"{path} does not name its model; give --model NAME")
     if metadata.img_size and "img_size" in model_args:
         raise ValueError(
-            f"model_args has img_size, but {path} says for which images {name} was built: leave it out; --img-size "
-            f"scores images of another size"
+            f"model_args has img_size, but {path} records the image size that {name} was built for: leave it out; "
+            f"--img-size scores images of another size"
         )
     arguments = metadata.shape | metadata.model_args | dict(model_args)
     check_described_size(metadata, tensors, path)

@@ -67,7 +67,7 @@ def open_image(file: BinaryIO) -> Image.Image:
 
     Raises:
         CorruptImage: the file holds something else, an image of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or a
-            strip, one side of which is more than `LONGEST` times the other.
+            strip: one side is more than `LONGEST` times as long as the other.
     """
     limit = Image.MAX_IMAGE_PIXELS
     try:
@@ -163,7 +163,7 @@ def as_corrupt_image(path: str | Path) -> Iterator[None]:
 def to_eight_bits(image: Image.Image) -> Image.Image:
     """Keep the upper 8 bits of a 16-bit grey image. Pillow does so for colour, but clips grey images to white."""
     if image.mode == "F":
-        raise CorruptImage("its pixels are floating-point numbers; save it with 8 or 16 bits a channel")
+        raise CorruptImage("its pixels are floating-point numbers; save it with 8 or 16 bits per channel")
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return image
     pixels = np.asarray(image)

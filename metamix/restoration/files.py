@@ -1,4 +1,4 @@
-"""Read and write image files of 8 and 16 bits a channel, with their alpha channels and colour profiles.
+"""Read and write image files of 8 and 16 bits per channel, with their alpha channels and colour profiles.
 
 Pillow reads and writes files of 8 bits, and cannot hold colour images of 16 bits. OpenCV reads and writes PNG and TIFF
 files of 16 bits. OpenCV turns grey images with an alpha channel into colour images, and writes no colour profiles into
@@ -53,10 +53,10 @@ class Picture:
 
 
 def read_picture(source: str | Path | Image.Image) -> Picture:
-    """Read an image file, or convert a PIL image, which is taken as 8 bits a channel. Of several pages, keep the first.
+    """Read an image file, or convert a PIL image, which has 8 bits per channel. Of several pages, keep the first.
 
     Raises:
-        CorruptImage: the file cannot be read, or it has 16 bits a channel and OpenCV is missing.
+        CorruptImage: the file cannot be read, or it has 16 bits per channel and OpenCV is missing.
     """
     path = None if isinstance(source, Image.Image) else Path(source)
     name = str(path or "image")
@@ -86,7 +86,7 @@ def read_picture(source: str | Path | Image.Image) -> Picture:
 
 
 def to_image(picture: Picture) -> Image.Image:
-    """Convert a picture to a PIL image of 8 bits a channel with the colour profile; values are clipped and rounded."""
+    """Convert a picture to a PIL image of 8 bits per channel with its colour profile; clip and round the values."""
     pixels = _to_pixels(picture, 8).astype(np.uint8)
     image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
     image.info |= {"icc_profile": picture.profile} if picture.profile else {}
@@ -96,7 +96,7 @@ def to_image(picture: Picture) -> Image.Image:
 def write_picture(picture: Picture, path: Path) -> None:
     """Write a picture in the format of the path's extension; values are clipped and rounded.
 
-    JPEG and WebP get 8 bits a channel.
+    JPEG and WebP get 8 bits per channel.
 
     Raises:
         DoesNotFit: the image has an alpha channel, which JPEG cannot hold.
@@ -122,11 +122,11 @@ def _to_pixels(picture: Picture, bits: int) -> np.ndarray:
 
 
 def _read_16_bits(content: bytes, is_grey: bool, orientation: int, profile: bytes | None) -> Picture:
-    """Read an image of 16 bits a channel; `orientation` is EXIF's, or 1 if OpenCV already turns the image upright."""
+    """Read an image of 16 bits per channel; `orientation` is EXIF's, or 1 if OpenCV already turns the image upright."""
     cv2 = _opencv()
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
-        raise CorruptImage("OpenCV finds no 16 bits a channel in it; save it with 8 or 16 bits a channel")
+        raise CorruptImage("OpenCV finds no 16 bits per channel in it; save it with 8 or 16 bits per channel")
     values = torch.from_numpy(pixels.astype(np.float32) / 65535).view(*pixels.shape[:2], -1).permute(2, 0, 1)
     values = (values.mT if orientation > 4 else values).flip(FLIPPED.get(orientation, ()))
     colours = values[:1] if is_grey else values[:3].flip(0)  # OpenCV has blue first
@@ -157,6 +157,6 @@ def _opencv() -> Any:
         import cv2
     except ImportError:
         raise CorruptImage(
-            "it has 16 bits a channel, which need OpenCV: pip install 'metamix[restoration]', or save it with 8 bits"
+            "it has 16 bits per channel, which need OpenCV: pip install 'metamix[restoration]', or save it with 8 bits"
         ) from None
     return cv2

@@ -181,7 +181,7 @@ def _time_step(engine: Engine, run: Run) -> None:
         f"{name} {sum(t.numel() * t.element_size() for t in tensors) / 2**20:.1f} MiB"
         for name, tensors in parts.items()
     )
-    run.say(f"memory   {peak:.2f} GiB at the peak of a step, of which {sizes}")
+    run.say(f"memory   {peak:.2f} GiB at the peak of a step, including {sizes}")
     run.say(
         f"time     {seconds:.3f} s for one step, {engine.options.batch_size / seconds:,.0f} img/s, "
         f"{timedelta(seconds=round(seconds * engine.total_steps))} for all, if loading data "

@@ -64,7 +64,7 @@ def option(
         on_resume: what to do if the value changes when a run is resumed: "refuse" it, since it would be another run,
             allow and "report" it, or "ignore" it, since no result depends on it.
         needs: option that must be set for this one to have an effect. Give its name, its name and value ("schedule
-            poly"), or two names of which one is enough ("mixup or cutmix").
+            poly"), or two names, one of which is enough ("mixup or cutmix").
         metavar: word for the value in --help, such as FOLDER; by default it is derived from the type.
     """
     metadata = {"help": help, "group": group, "on_resume": on_resume, "needs": needs, "metavar": metavar}

@@ -107,12 +107,12 @@ def find_weights(checkpoint: str | Path) -> Path:
             )
         if "." not in str(checkpoint) and timm.is_model(str(checkpoint)):
             tags = timm.list_models(f"{checkpoint}.*", pretrained=True)
-            advice = "none are published: train it first"
+            advice = "train it first, since it has no published weights"
             if shipped_tags := [tag for tag in tags if tag in shipped]:
                 advice = f"give the weights of a tag: {', '.join(shipped_tags)}"
             elif tags:
                 advice = f"its tags are {', '.join(tags)}. {advice_for_published(tags[0])}"
-            raise FileNotFoundError(f"{checkpoint} is a model and not its weights; {advice}")
+            raise FileNotFoundError(f"{checkpoint} is a model, not a weight file: {advice}")
         beside = sorted(map(str, path.parent.glob("*"))) if len(path.parts) > 1 else shipped
         raise FileNotFoundError(f"there is no file {path}{did_you_mean(path, beside)}")
     return Path(shipped[str(checkpoint)])

@@ -94,9 +94,9 @@ def test_what_is_not_a_classifier_is_refused(tmp_path):
         metamix.load_classifier("maxim_nano.noise25")
     for name, words in (
         ("metaformer_pooling_nano.digit", "there is no file NAME; did you mean 'metaformer_pooling_nano.digits'"),
-        ("metaformer_pooling_nano", "NAME is a model and not its weights; give .* of a tag: NAME.cifar10, NAME.digits"),
-        ("metaformer_raft_s12", "NAME is a model and not its weights; none are published: train it first"),
-        ("resnet18", "NAME is a model and not its weights; its tags are NAME.*, give --model NAME.* --pretrained. To"),
+        ("metaformer_pooling_nano", "NAME is a model, not a weight file: give .* of a tag: NAME.cifar10, NAME.digits"),
+        ("metaformer_raft_s12", "NAME is a model, not a weight file: train it first, since it has no pub"),
+        ("resnet18", "NAME is a model, not a weight file: its tags are NAME.*, give --model NAME.* --pretrained. To"),
         ("metaformer_pooling_s12.sail_in1k", "NAME names published weights .* metamix export NAME --output NEW, then"),
     ):
         with pytest.raises(FileNotFoundError, match=words.replace("NAME", name)):

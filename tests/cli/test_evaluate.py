@@ -266,7 +266,7 @@ def test_a_model_of_timm_from_a_file_of_tensors(tmp_path, capsys):
     "words, said",
     [
         ("--epochs 3", "there is no option --epochs"),
-        ("--model-args '{img_size: 64}'", f"says for which images {MODEL} was built: leave it out; --img-size scores"),
+        ("--model-args '{img_size: 64}'", f"records the image size that {MODEL} was built for: leave it out"),
     ],
 )
 def test_mistakes_are_refused_in_one_sentence(words, said, run, tmp_path):

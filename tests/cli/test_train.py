@@ -116,7 +116,7 @@ def test_a_dry_run_says_all_and_writes_nothing(tmp_path, capsys, monkeypatch):
         r"data +digits: 1,437 train, 360 test",
         r"model +metaformer_identity_nano: [\d,]+ parameters, [\d.]+ M multiply",
         r"steps +2 epochs of 5 steps of 256 samples",
-        r"memory +[\d.]+ GiB at the peak of a step, of which weights "
+        r"memory +[\d.]+ GiB at the peak of a step, including weights "
         r"[\d.]+ MiB, optimizer [\d.]+ MiB, their average [\d.]+ MiB",
         r"time +[\d.]+ s for one step, [\d,]+ img/s, .* for all",
     ):

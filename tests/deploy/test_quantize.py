@@ -23,7 +23,7 @@ class Cube(nn.Module):
 
 
 def fragile() -> nn.Module:
-    """Return three convolutions, of which the second reads a channel 125 times as large as the others."""
+    """Return three convolutions; the second reads a channel 125 times as large as the others."""
     torch.manual_seed(0)
     first, second, third = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3), nn.Conv2d(32, 4, 1)
     with torch.no_grad():

@@ -212,7 +212,7 @@ def test_classes_whose_confusion_matrix_would_fill_the_memory(shard, tmp_path, i
     logits[:, 19_999] = 1
     metric.update(state, logits, {"label": torch.tensor([19_999, 7]), "index": torch.arange(2)})
     assert state["confusion"][19_999, 19_999] == state["confusion"][7, 19_999] == 1
-    assert peak_memory() - before < 200  # MB; the matrix has 3,200, of which two pages are used
+    assert peak_memory() - before < 200  # MB; the matrix has 3,200, but only two pages are used
 
 
 def test_the_largest_label_is_accepted(shard, tmp_path, image):

@@ -1,4 +1,4 @@
-"""Test names with line breaks and control sequences: none forges a line of the log or reaches the terminal."""
+"""Test that names with line breaks and control sequences do not forge lines of the log or reach the terminal."""
 
 import csv
 import io

@@ -82,7 +82,7 @@ def rewrite(file, content):
 
 
 def read_within_limits(kind, folder, file, where):
-    """Read a folder, of which `file` is damaged; return the result, or REFUSED if words that name a file end it."""
+    """Read a folder in which `file` is damaged; return the result, or REFUSED if words that name a file end it."""
     before, result = peak_memory(reset=True), REFUSED
     try:
         with seconds(SECONDS):

@@ -278,7 +278,7 @@ def test_16_bits_without_opencv_are_left_out(tmp_path, run, monkeypatch, capsys)
     monkeypatch.setitem(sys.modules, "cv2", None)
     write_png(tmp_path / "a.png", np.zeros((12, 14, 3), np.uint16))
     assert run(tmp_path / "a.png", "--output", tmp_path / "out")[0] == 1
-    assert "a.png: it has 16 bits a channel, which need OpenCV: pip install 'metamix[resto" in capsys.readouterr().err
+    assert "a.png: it has 16 bits per channel, which need OpenCV: pip install 'metamix[resto" in capsys.readouterr().err
 
 
 def test_nothing_is_overwritten(clean, tmp_path, run):
