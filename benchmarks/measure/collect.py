@@ -41,7 +41,7 @@ def add_detection(results: dict, run: Path) -> None:
     """Add a run to `results`, or replace the earlier run of its model and seed.
 
     Raises:
-        ValueError: the run is not finished, or it followed another recipe than the others.
+        ValueError: the run is not finished, or its recipe differs from the others.
     """
     summary, recipe = read_run(run)
     pretrained = recipe.get("pretrained", False)
@@ -96,7 +96,7 @@ def add_minattn(results: dict, run: Path) -> None:
     """Add a run to `results`, or replace the earlier run of its model.
 
     Raises:
-        ValueError: the run is not finished, trained another model, or followed another recipe than the others.
+        ValueError: the run is not finished, trained another model, or its recipe differs from the others.
     """
     summary, recipe = read_run(run)
     data = summary["model"].rpartition("_")[2]
@@ -122,7 +122,7 @@ def check_recipe(run: Path, recipe: dict, other: dict, file: Path) -> None:
     if changed := differences(recipe, other):
         options = ", ".join(f"{key} {value} and not {recipe.get(key)}" for key, value in changed.items())
         raise ValueError(
-            f"{run} followed another recipe than the runs in {file.name}: {options}; leave it out, or remove "
+            f"the recipe of {run} differs from the runs in {file.name}: {options}; leave it out, or remove "
             f"{file.name} to begin a new comparison"
         )
 

@@ -215,8 +215,8 @@ def _load_file(
         tensors = adapt_checkpoint(net, tensors, path)
         if other := next((key for key, tensor in tensors.items() if tensor.numel() not in sizes), None):
             raise ValueError(
-                f"{path} was made for images of another size than {name} ({other} has another shape); give that "
-                f"size, --model-args '{{img_size: N}}', in Python model_args={{'img_size': N}}"
+                f"{path} and {name} are for images of different sizes ({other} has another shape); give the size of "
+                f"the file, --model-args '{{img_size: N}}', in Python model_args={{'img_size': N}}"
             )
         head = timm.models.get_pretrained_cfg_value(name, "classifier")
         if f"{head}.weight" not in tensors:

@@ -73,8 +73,8 @@ def save_classifier(
         described = create_model(metadata.model or "", **metadata.shape | others)
     if _signature(described) != _signature(body):
         raise ValueError(
-            f"model_args is {dict(model_args or {})}, but {metadata.model} with these arguments is another model than "
-            f"this one: give the arguments that timm.create_model got"
+            f"model_args is {dict(model_args or {})}, but {metadata.model} with these arguments is not this model: "
+            f"give the arguments that timm.create_model got"
         )
     save_weights(path, body.state_dict(), metadata.to_dict())
 

@@ -77,7 +77,7 @@ def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
 def pixels(source: Source, options: SourceOptions) -> Pixels:
     """Decode all images of a source's split, and keep them for later calls.
 
-    An image of another size than `image_size` is resized so that its shorter side fits, and cropped at the centre.
+    An image that differs from `image_size` is resized so that its shorter side fits, and cropped at the centre.
 
     Raises:
         ValueError: no `img_size` is given and images differ in size, although a sample of them had the same size.

@@ -111,7 +111,7 @@ def find_image(folder: Path, name: str) -> Path:
 
 
 def read_annotated_image(folder: Path, entry: Entry) -> Image.Image:
-    """Read the image of an entry of `images`; CorruptImage if that fails, or if it has another size than annotated."""
+    """Read the image of an entry of `images`; CorruptImage if that fails, or if it does not have the annotated size."""
     path = find_image(folder, entry["file_name"])
     image = decode_file(path)
     width, height = image.size

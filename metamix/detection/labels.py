@@ -48,7 +48,7 @@ class Boxes(Labels):
             return
         if all(size) and size != (height, width):
             sizes = f"{height} x {width} instead of {size[0]} x {size[1]}"
-            self.notes["images of another size than their labels say were left out"].append(f"{file} ({sizes})")
+            self.notes["images whose size differs from their labels were left out"].append(f"{file} ({sizes})")
             return
         kept = []
         for box in boxes:

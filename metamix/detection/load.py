@@ -1,4 +1,4 @@
-"""Load detectors from files. The metadata of the weights hold everything that is needed to build the model again."""
+"""Load detectors from weight files, whose metadata hold everything that is needed to build the model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ Levels = Annotated[
 
 @dataclass(frozen=True)
 class DetectorSpec(NetworkSpec):
-    """The arguments from which a detector is built again. They are stored in the metadata of its weights.
+    """The arguments that rebuild a detector. They are stored in the metadata of its weights.
 
     Fields that are not listed here are options of training.
 

@@ -64,7 +64,7 @@ class DetectionModel:
         return model
 
     def describe(self, model: Detector) -> dict[str, Any]:
-        """Return what builds the detector again, and its size and cost, for the metadata of a weight file."""
+        """Return what rebuilds the detector, and its size and cost, for the metadata of a weight file."""
         size = self.options.min_size
         return self.spec().to_dict() | {
             "mean": list(model.transform.image_mean),
@@ -78,7 +78,7 @@ class DetectionModel:
         }
 
     def spec(self) -> DetectorSpec:
-        """Return what is needed to build the detector again."""
+        """Return what is needed to rebuild the detector."""
         options, names = self.options, [field.name for field in fields(DetectorSpec)]
         values = {name: getattr(options, name) for name in names if hasattr(options, name)}
         values |= dict(zip(("out_indices", "extra"), pyramid_levels(options)))

@@ -170,7 +170,7 @@ def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer, sou
 
 
 def check_own_mixer(mixer: Any, tensors: Mapping[str, Tensor], prefix: str, source: object) -> None:
-    """Raise ValueError if a user's mixer without `adapt_state` has parameters of other shapes than the file."""
+    """Raise ValueError if a user's mixer without `adapt_state` has parameters whose shapes differ from the file."""
     if type(mixer).__module__.startswith("metamix.") or depends_on_size(mixer):
         return
     for name, tensor in mixer.state_dict().items():

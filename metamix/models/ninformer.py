@@ -4,7 +4,7 @@ Isotropic, on a patch convolution without positions. As in the author's code, on
 block, and no norm precedes the mean over tokens.
 
 Departures: the author's token MLP takes exactly 64 tokens. Here the gate of another map is made on the trained grid and
-resampled. MLPs and head start with other random weights than the author's, which are torch's defaults.
+resampled. MLPs and head do not start with the author's random weights, which are torch's defaults.
 """
 
 from collections.abc import Mapping

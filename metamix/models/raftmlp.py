@@ -194,7 +194,7 @@ def arrange_raftmlp(key: str, tensor: Tensor, model: nn.Module, patch: str) -> T
     """Reorder the channels of norms, and split the weights of patch embeddings by kernel."""
     *path, name, kind = key.split(".")
     parent: Any = model.get_submodule(".".join(path))
-    if isinstance(parent, RaftMlp) and name == "norm":  # their norm sees the channels in another order than the stream
+    if isinstance(parent, RaftMlp) and name == "norm":  # in their norm, the channels have a different order
         return rearrange(tensor, "(c r) -> (r c)", r=parent.raft_size)
     if path[-1:] == ["convs"] and kind == "weight":  # one Linear has the patches of all kernels, side by side
         columns = tensor.split([conv.weight[0].numel() for conv in parent], dim=1)[int(name)]

@@ -113,7 +113,7 @@ def scale_of_pair(sample: ImagePair, expected: int | None) -> int:
         expected: scale of the other pairs, if it is known.
 
     Raises:
-        ValueError: no scale fits, or another one than the expected.
+        ValueError: no scale fits, or the scale is not the expected one.
     """
     assert sample.input is not None
     (h, w), (th, tw) = read_header(sample.input).size, sample.header.size

@@ -101,7 +101,7 @@ class SegmentationModel:
         }
 
     def spec(self) -> SegmenterSpec:
-        """Return what is needed to build the segmenter again."""
+        """Return what is needed to rebuild the segmenter."""
         data, names = self.data, [field.name for field in fields(SegmenterSpec)]
         values = {name: getattr(self.options, name) for name in names if hasattr(self.options, name)}
         values |= dict(classes=data.classes, palette=data.labels.palette, mean=data.mean, std=data.std)

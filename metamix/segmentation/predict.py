@@ -49,7 +49,7 @@ class LabelPixels(PredictToFolder):
         predictor, spec, output = trained.predictor(self.tile, self.overlap, self.flip), trained.spec, self.output
         make_output_folder(output)
         if (output / CLASSES).exists() and read_classes(output / CLASSES) != spec.classes:
-            raise ValueError(f"{output / CLASSES} names other classes than the model's: give another --output")
+            raise ValueError(f"{output / CLASSES} names classes that differ from the model's: give another --output")
         write_text(output / CLASSES, "\n".join(spec.classes) + "\n")
         colours = colours_of(len(spec.classes), spec.palette)
 

@@ -84,7 +84,7 @@ class Comparison:
     Attributes:
         parity: differences of the outputs.
         scores: scores of "eager" and "exported" on the data; empty without data.
-        problems: limits of the precision that are missed, in words.
+        problems: a sentence about each limit of the precision that is exceeded.
     """
 
     parity: dict[str, Any]

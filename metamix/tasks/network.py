@@ -24,7 +24,7 @@ Spec = TypeVar("Spec", bound="NetworkSpec")
 
 
 def check_task(metadata: ModelMetadata, source: object, task: str, network: str) -> None:
-    """Raise ValueError if weights belong to another task than `task`, whose `network` is, say, "a detector"."""
+    """Raise ValueError if weights do not belong to `task`, whose `network` is, say, "a detector"."""
     if metadata.task not in (None, task):
         raise ValueError(
             f"{source} has weights of {metadata.task}, not of {network}: give --task {metadata.task}, or take "
@@ -33,7 +33,7 @@ def check_task(metadata: ModelMetadata, source: object, task: str, network: str)
 
 
 def check_trained_with(option: str, trained: str, chosen: str, source: object) -> None:
-    """Raise ValueError if a file was trained with another detector or head than the run has chosen.
+    """Raise ValueError if a file was trained with a detector or head that differs from the run's.
 
     Without this check, loading would fail with a list of tensors that do not fit.
     """
@@ -54,7 +54,7 @@ def to_lists(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """The arguments from which a network is built again. They are stored in the metadata of its weights.
+    """The arguments that rebuild a network. They are stored in the metadata of its weights.
 
     Attributes:
         task: name of the task that trains such networks.

@@ -78,7 +78,7 @@ class Trained(Protocol):
 
     Attributes:
         model: the model in evaluation mode.
-        spec: arguments that build the model again, or settings that prepare images for it.
+        spec: arguments that rebuild the model, or settings that prepare images for it.
         metadata: entries of its weight file.
     """
 

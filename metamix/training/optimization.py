@@ -104,7 +104,7 @@ def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     """Load moments and step counts from a checkpoint; settings such as learning rates come from the recipe.
 
     Raises:
-        ValueError: the recipe divides the weights into other groups than the checkpoint.
+        ValueError: the recipe divides the weights into groups that differ from the checkpoint.
     """
     saved_count, count = len(saved["param_groups"]), len(optimizer.param_groups)
     if saved_count != count:

@@ -71,7 +71,7 @@ class TaskModel(Protocol):
         """Return plain values for the summary and for the metadata of a weight file.
 
         They are at least model, data, samples (a dict), parameters and macs, all entries of the data's identity, and
-        everything that is needed to build the model again. If the split "test" has another name in the data set, such
+        everything that is needed to rebuild the model. If the split "test" has another name in the data set, such
         as val, the entry "test_split" is that name.
         """
 

@@ -128,14 +128,14 @@ def versions() -> dict[str, str]:
 
 
 def cpu_fields() -> dict[str, str]:
-    """Return the fields of /proc/cpuinfo for one CPU, such as "model name"; empty on other systems than Linux."""
+    """Return the fields of /proc/cpuinfo for one CPU, such as "model name"; empty if the system is not Linux."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def cpu_flags() -> set[str]:
-    """Return the names of the CPU's instruction sets, such as "avx2"; empty on other systems than Linux."""
+    """Return the names of the CPU's instruction sets, such as "avx2"; empty if the system is not Linux."""
     fields = cpu_fields()
     return set(fields.get("flags", fields.get("Features", "")).split())  # Features: on ARM
 

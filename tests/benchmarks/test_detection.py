@@ -81,7 +81,7 @@ def test_a_run_made_again_replaces_its_row(run, tmp_path):
 def test_a_run_of_another_recipe_or_none_is_refused(run, tmp_path):
     results = {}
     collect.add_detection(results, run("raft", 60))
-    with pytest.raises(ValueError, match="nin-0 followed another recipe than the runs in detection.json: lr 0.2 and"):
+    with pytest.raises(ValueError, match="nin-0 differs from the runs in detection.json: lr 0.2 and"):
         collect.add_detection(results, run("nin", 90, lr=0.2))
     with pytest.raises(ValueError, match="pretrained True: name the weights by their tag"):
         collect.add_detection(results, run("nin", 90, seed=1, pretrained=True))

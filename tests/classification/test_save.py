@@ -45,7 +45,7 @@ def test_a_compiled_model_is_saved_without_its_wrapper(tmp_path):
     [
         ({}, dict(classes=["cat"]), "1 class name for 2 logits: give one for each"),
         ({}, dict(path="cats.pt"), "path is cats.pt: give a .safetensors file"),
-        (dict(mixer_args={"raft_size": 1}), dict(model_args={"img_size": 32}), "is another model than this one: give"),
+        (dict(mixer_args={"raft_size": 1}), dict(model_args={"img_size": 32}), "is not this model: give the arguments"),
         (dict(mixer_args={"resample": "stream"}), {}, r"model_args is \{\}, but metaformer_raft_nano with these"),
     ],
 )

@@ -120,7 +120,7 @@ def test_tensors_made_for_another_image_size_are_evaluated_at_it(three_classes):
     torch.save(create_model(name, img_size=48, num_classes=3).state_dict(), path)
     options = dict(model=name, checkpoint=str(path), data="folder", data_dir=str(three_classes), workers=0)
     with pytest.raises(
-        ValueError, match=r"made for images of another size .* --model-args '\{img_size: N\}', in Python"
+        ValueError, match=r"are for images of different sizes .* --model-args '\{img_size: N\}', in Python"
     ):
         Classification.trained(ClassificationEvalOptions(**options))
     of_48, model, _ = Classification.trained(ClassificationEvalOptions(**options, model_args={"img_size": 48}))

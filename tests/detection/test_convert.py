@@ -286,7 +286,7 @@ def test_what_is_left_out_or_odd_is_printed(original, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"note: annotations without an image were left out: {source / 'annotations/val_0.xml'}\n" in said
     assert f"note: images without an annotation were left out: {source / 'images/val_1.png'}\n" in said
-    assert re.search(r"images of another size than .* were left out: .* \(64 x 96 instead of 64 x 64\)", said)
+    assert re.search(r"images whose size differs from .* were left out: .* \(64 x 96 instead of 64 x 64\)", said)
     assert "boxes outside of their image were left out: " in said and "annotations/train_0.xml:" in said
 
     source = tmp_path / "csv"

@@ -127,7 +127,7 @@ def test_records_name_the_masks_and_their_classes(photos, tmp_path, run):
 
 def test_classes_of_a_data_set_are_kept(photos, tmp_path, run):
     (tmp_path / "classes.txt").write_text("road\nsky\n")
-    with pytest.raises(SystemExit, match="classes.txt names other classes than the model's: give another --output"):
+    with pytest.raises(SystemExit, match="classes.txt names classes that differ from the model's: give another"):
         run(photos, "--output", tmp_path)
     assert (tmp_path / "classes.txt").read_text() == "road\nsky\n" and not (tmp_path / "masks").exists()
 
