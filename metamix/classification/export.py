@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metamix.data import Source, eval_loader
-from metamix.deploy.report import Difference, missed_limits
+from metamix.deploy.report import Difference, exceeded_limits
 from metamix.deploy.runtime import ExportedModel
 from metamix.models.registry import check_model
 from metamix.tasks.calibration import calibration_count, held_out_images, no_training_split
@@ -76,7 +76,7 @@ class ExportableClassifier(SimpleExport):
                 metric.update(states[name], output, batch)
         figures: dict[str, Any] = {"on": f"{self.task.data.name}, test"} | difference.result()
         scores = {name: metric.result([state]) for name, state in states.items()}
-        problems = [*missed_limits(figures, precision), *self.problems_of_larger(exported, precision)]
+        problems = [*exceeded_limits(figures, precision), *self.problems_of_larger(exported, precision)]
         return Comparison(figures, scores, problems)
 
     def calibration(self, count: int, batch_size: int) -> Iterable[np.ndarray]:

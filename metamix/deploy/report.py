@@ -54,7 +54,7 @@ class Difference:
         return figures | ({"same_top1": self.same / self.count} if self.ranked else {})
 
 
-def missed_limits(figures: dict[str, Any], precision: str) -> list[str]:
+def exceeded_limits(figures: dict[str, Any], precision: str) -> list[str]:
     """Describe each limit that the result of a `Difference` exceeds. For int8, the accuracy has a limit instead."""
     if precision == "int8":
         return []

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from metamix.data.loader import SampleReader
 from metamix.data.order import ListedOrder
-from metamix.deploy.report import Difference, missed_limits
+from metamix.deploy.report import Difference, exceeded_limits
 from metamix.layers.image_inference import Size
 from metamix.training.task import Batch
 from metamix.weights.metadata import ModelMetadata
@@ -146,7 +146,7 @@ class MapExport(CalibratedExport):
                     metric.update(states[name], self.scored(output, batch), batch)
             scores = {name: metric.result([state]) for name, state in states.items()}
         figures: dict[str, Any] = {"on": on} | difference.result()
-        return Comparison(figures, scores, missed_limits(figures, precision))
+        return Comparison(figures, scores, exceeded_limits(figures, precision))
 
 
 def calibration_count(total: int, count: int) -> int:

@@ -49,7 +49,7 @@ class ParityError(ValueError):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Export a model. Exits with a message if the input is invalid or a limit is missed."""
+    """Export a model; exit with a message if the input is invalid or a limit is exceeded."""
     with exit_with_message(ValueError, OSError, ImportError):
         options, _ = parse_command(argv, ExportOptions, "metamix export", epilog=EXAMPLES)
         logging.basicConfig(format="%(message)s")
@@ -70,7 +70,7 @@ def export(source: str, *, output: str | Path, **options: Any) -> dict[str, Any]
         The content of report.json.
 
     Raises:
-        ValueError: something does not fit; a `ParityError` if the exported model misses a limit.
+        ValueError: something does not fit; a `ParityError` if the exported model exceeds a limit.
         ImportError: a package of the extra `deploy` is missing.
     """
     return run(ExportOptions(source, Path(output), **options))

@@ -16,7 +16,7 @@ from metamix.data.files import content_digest
 from metamix.data.loader import SampleReader, StreamLoader
 from metamix.data.options import ReadingOptions
 from metamix.data.order import EvalOrder, Order, TrainOrder
-from metamix.deploy.report import Difference, missed_limits
+from metamix.deploy.report import Difference, exceeded_limits
 from metamix.models import count_macs
 from metamix.models.registry import check_model
 from metamix.training.task import Batch, Loss, Metric, Pictures, State
@@ -221,7 +221,7 @@ class SimpleExport:
             difference.update(self.model(images), exported(images))
         figures: dict[str, Any] = {"on": "random images"} | difference.result()
         return Comparison(
-            figures, problems=[*missed_limits(figures, precision), *self.problems_of_larger(exported, precision)]
+            figures, problems=[*exceeded_limits(figures, precision), *self.problems_of_larger(exported, precision)]
         )
 
     def problems_of_larger(self, exported: Model, precision: str) -> Iterator[str]:
@@ -231,5 +231,5 @@ class SimpleExport:
             difference = Difference(self.ranked)
             difference.update(self.model(images), exported(images))
             size = " x ".join(map(str, images.shape[2:]))
-            for problem in missed_limits(difference.result(), precision):
+            for problem in exceeded_limits(difference.result(), precision):
                 yield f"on images of {size} pixels, {problem}"
