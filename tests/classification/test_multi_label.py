@@ -324,7 +324,7 @@ LINE = "1.png,red|green"
             ["file,red,green", "1.png,1,0", "2.png,1,2"],
             "labels.csv:3 has '2' in the column green, but it must be 0 or 1",
         ),
-        (["file,red,green", "1.png,1,"], "csv:2 has '' in the column green; .*: without a column labels, each column"),
+        (["file,red,green", "1.png,1,"], "csv:2 has '' in the column green, .*: without a column labels, each column"),
         (["file,red,green", "1.png,True,False"], "csv:2 has 'True' in the column red, but it must be 0 or 1"),
         (["file,red,red", "1.png,1,0"], "labels.csv:1 has the label 'red': each label needs its own name"),
         (["file,red|green,blue", "1.png,1,0"], r"labels.csv:1 has the label 'red\|green': .* without \| and ;"),
