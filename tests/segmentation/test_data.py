@@ -208,7 +208,7 @@ def test_partners_and_sizes_are_checked(scenes):
     with pytest.raises(ValueError, match="2.png has no partner 2 in .*masks; did you mean '2b'.* 1 more have no"):
         SegmentationData(options(root))
     (root / "train" / "images" / "2.png").unlink()
-    with pytest.raises(ValueError, match="2b.png has no partner in .*images. The name .* is made with --mask-name"):
+    with pytest.raises(ValueError, match="2b.png has no partner in .*images. Partners are named by --mask-name"):
         SegmentationData(options(root))
     (root / "train" / "masks" / "2b.png").unlink()
     Image.new("L", (47, 40)).save(root / "train" / "masks" / "3.png")
