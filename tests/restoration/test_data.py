@@ -229,7 +229,7 @@ def test_pairs_that_do_not_fit_are_refused_by_name(pairs, image):
         data(data_dir=root)
     (root / "train" / "input" / "two.png").rename(root / "train" / "input" / "2.png")
     image((40, 48)).save(root / "test" / "input" / "9.png")
-    with pytest.raises(ValueError, match="input/9.png has no partner in .*test/target. .* made with --input-name"):
+    with pytest.raises(ValueError, match="input/9.png has no partner in .*test/target. .* named by --input-name"):
         data(data_dir=root)
     (root / "test" / "input" / "9.png").unlink()
     image((39, 48)).save(root / "train" / "input" / "0.png")
