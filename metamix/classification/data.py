@@ -1,7 +1,5 @@
 """Open the splits of a data set of labelled images, make their loaders and augment batches."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

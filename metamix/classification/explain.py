@@ -1,7 +1,5 @@
 """Explain the label of an image: the map before the head, weighted by the gradient of the label's logit."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Export classifiers. The graph has one output: the logits, or probabilities if an image may have several labels."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Load trained classifiers, with their preprocessing, from a file, a run folder or a published name."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -41,7 +39,7 @@ def load_classifier(
     model: str | None = None,
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
-) -> Classifier:
+) -> "Classifier":
     """Load a trained classifier, built as it was trained, with its preprocessing and class names.
 
         classifier = metamix.load_classifier("runs/digits-metaformer_pooling_nano-seed0")
@@ -105,7 +103,7 @@ class Classifier:
             raise ValueError(f"{has}: its weight file must have one for each class, or one number for all")
 
     @cached_property
-    def transform(self) -> EvalTransform:
+    def transform(self) -> "EvalTransform":
         """Return the function that turns a PIL image of any size and mode into a tensor (C, H, W) float32."""
         return EvalTransform(self.metadata)
 

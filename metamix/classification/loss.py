@@ -1,7 +1,5 @@
 """Compute the loss of one class or of several labels, with label smoothing, class weights and distillation."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from timm.loss import AsymmetricLossMultiLabel
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Score classifiers: accuracy for images of one class, mean average precision and F1 for images with several labels."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Build a classifier from options, and describe it for the summary and its weight file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """Define the options of classification."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Draw the confusion matrix, and the scores of each class."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Label images with a trained classifier: print the labels and their probabilities as a table, CSV or JSON."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator, Sequence

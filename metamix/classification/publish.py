@@ -1,7 +1,5 @@
 """Describe a classifier in timm's hub format, so that `timm.create_model("hf-hub:...")` loads it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import timm

@@ -1,7 +1,5 @@
 """Save classifiers that were trained in a loop of your own."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Assemble the classification task: any timm model on any data set of labelled images."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -59,7 +57,7 @@ class Classification:
         check_model(name, pretrained)
 
     @classmethod
-    def trained(cls, options: ClassificationEvalOptions) -> tuple[Classification, nn.Module, dict[str, Any]]:
+    def trained(cls, options: ClassificationEvalOptions) -> tuple["Classification", nn.Module, dict[str, Any]]:
         """Make the task, the model and the metadata of its weights, for evaluation.
 
         The model is built as it was trained. Statistics, image size and holdout are as in training unless `options`

@@ -7,8 +7,6 @@ Every image is decoded. Notes name classes with a single image to train on, or w
 image may have several labels, the images of each are counted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial

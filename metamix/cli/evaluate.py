@@ -8,8 +8,6 @@ Class names, image size, mean and std come from the checkpoint. On the data set 
 same as in training. --img-size changes the size of the images; the model stays as it was built for training.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """`metamix models`: list models by glob with their sizes, costs and weights, as a table or as JSON."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

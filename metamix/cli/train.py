@@ -10,8 +10,6 @@ A run has a folder in runs/, named after data, model and seed. Repeat the comman
 checkpoint; it says if the run is finished. The training loop is metamix/training/engine.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Read CSV files that list images, with a class, several labels, or a class and a box on each line."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math
@@ -196,7 +194,7 @@ def same_in_all(rows: Sequence[Row], field: str) -> Any:
     return first[1]
 
 
-def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[TableImages | None, TableImages] | None:
+def open_label_table(root: Path, test_on: str, train_required: bool) -> "tuple[TableImages | None, TableImages] | None":
     """Open labels.csv as a training and a test split.
 
     Its columns are file, optionally split, and labels or a column of 0 and 1 for each label. Without splits, both are

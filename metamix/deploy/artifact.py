@@ -10,8 +10,6 @@ export.json holds the SHA-256 of each other file and of its own content. The che
 protect against an attacker, who can compute them again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

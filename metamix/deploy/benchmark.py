@@ -9,8 +9,6 @@ calibrated on, and models that are named have random weights, since the speed do
 `BenchmarkedModel` is any other model, such as a trained detector.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -46,7 +44,7 @@ Step = Callable[[], object]
 
 
 def benchmark(
-    models: Sequence[str | BenchmarkedModel],
+    models: "Sequence[str | BenchmarkedModel]",
     *,
     engines: Sequence[str] = tuple(ENGINES),
     precisions: Sequence[str] = PRECISIONS,
@@ -150,7 +148,7 @@ def packages(engine: str, precision: str) -> tuple[str, ...]:
     return FORMATS[FORMAT_OF[engine]].packages_for(precision) if engine in FORMAT_OF else ()
 
 
-def random_model(name: str, img_size: int | None) -> BenchmarkedModel:
+def random_model(name: str, img_size: int | None) -> "BenchmarkedModel":
     """Build a model of timm with random weights, for images of a side in pixels; None for the model's own."""
     arguments: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
     model: Any = create_model(name, **arguments)

@@ -1,7 +1,5 @@
 """Import packages of extras, and give the versions of the packages for deployment."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version

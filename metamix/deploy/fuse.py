@@ -12,8 +12,6 @@ Raft keeps its LayerScale: its matrices are shared by all channels and cannot sc
 stays too: ONNX Runtime and OpenVINO fold it where it follows a convolution.
 """
 
-from __future__ import annotations
-
 from copy import deepcopy
 from typing import Any
 

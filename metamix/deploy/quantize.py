@@ -9,8 +9,6 @@ errors stay in fp32, until the limit is met. A drop counts only if it is more th
 signs of the images' changes, p < 0.05. For images that are right or wrong, this is McNemar's test.
 """
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """Compare an exported model with the original model, and measure its speed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

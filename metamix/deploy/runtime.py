@@ -6,8 +6,6 @@
 An engine takes and returns numpy arrays.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

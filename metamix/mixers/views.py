@@ -3,8 +3,6 @@
 `view(mixer, x, point)` returns the pictures of a mixer. Add a mixer of your own with `@view.register`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any

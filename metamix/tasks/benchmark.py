@@ -1,7 +1,5 @@
 """`metamix benchmark`: measure how fast models are in each engine on this machine."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

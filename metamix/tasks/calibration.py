@@ -1,7 +1,5 @@
 """Compare exported models, and calibrate int8 on training images, for tasks that take images one by one."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import replace

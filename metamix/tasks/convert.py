@@ -1,7 +1,5 @@
 """`metamix convert`: turn labels of another program into a data set that a task trains on."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shlex

@@ -4,8 +4,6 @@ The page is made with Gradio. It shows what `metamix predict` and `metamix expla
 `metamix benchmark` measures.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -8,8 +8,6 @@ activations of the last maps times the gradient of the score. For a model that e
 equals Grad-CAM.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ The graph is made from the fused model, see `metamix.deploy.fuse`. The folder be
 export.json, only once the model in it has met its limits.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What `metamix export` needs to know about a model of a task: `Exportable`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, field
 from itertools import islice

@@ -1,7 +1,5 @@
 """Load trained models of every task: `metamix.load`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

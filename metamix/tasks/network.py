@@ -1,7 +1,5 @@
 """Check the metadata of weights, and build a whole network, such as a detector, from them: `NetworkSpec`."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path

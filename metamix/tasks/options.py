@@ -1,7 +1,5 @@
 """Options that the tasks share."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass

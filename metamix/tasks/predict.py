@@ -5,8 +5,6 @@ folder that was given; a.jpg and a.png become a.jpg.png and a.png.png. Images th
 does not take, are named and left out; the exit code is then 1.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections import Counter

@@ -8,8 +8,6 @@
 metamix reads such a folder like a run folder.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

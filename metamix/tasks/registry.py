@@ -3,8 +3,6 @@
 This file names the tasks of the package. No other file outside the folders of these tasks names them.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Provide parts for tasks with one output per image and images of one size; docs/extend.md makes a task of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Define `TaskSpec`, which is all that the commands know about a task, and the types of a task's parts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module

@@ -1,7 +1,5 @@
 """`metamix verify`: find broken images and bad annotations in a data set before training on it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The score is the first one of the task's metric. It is computed with the weights
 their average. The checkpoint holds the best epoch, so a resumed run stops at the same epoch with the same weights.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Join and combine the processes of a run, one or as many as torchrun started, and stop them at a signal."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
@@ -50,7 +48,7 @@ class ProcessGroup:
         return self.rank == 0
 
     @classmethod
-    def start(cls, device: str = "auto") -> ProcessGroup:
+    def start(cls, device: str = "auto") -> "ProcessGroup":
         """Join the group that torchrun's environment describes: NCCL between GPUs, gloo otherwise."""
         world_size, rank, local_rank = (
             int(os.environ.get(key, single)) for key, single in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
@@ -70,7 +68,7 @@ class ProcessGroup:
             )
         return cls(rank, world_size, chosen, agent=os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None)
 
-    def __enter__(self) -> ProcessGroup:
+    def __enter__(self) -> "ProcessGroup":
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -166,7 +164,7 @@ class StopSignal:
         self.number = signal.SIGTERM  # the signal that was received
         self._handlers: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> StopSignal:
+    def __enter__(self) -> "StopSignal":
         self.received = False
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -1,7 +1,5 @@
 """Read and compare recipes: the engine's options, the task's options, and what may change on resume."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -162,7 +160,7 @@ class Recipe:
         """Return the recipe as a YAML file that `--config` reads."""
         return dump_yaml(self.flat())
 
-    def replace(self, **changes: Any) -> Recipe:
+    def replace(self, **changes: Any) -> "Recipe":
         """Return the recipe with other values for some options, of the engine or of the task."""
         engine, options = (
             dataclasses.replace(part, **{name: changes[name] for name in vars(part).keys() & changes.keys()})

@@ -1,7 +1,5 @@
 """Detect damaged files and changed data sets."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import zlib

@@ -5,8 +5,6 @@ Files are replaced atomically: a path always names a complete file, the old one 
 Weights are safetensors files whose metadata describe the model. Both hold a checksum of each tensor.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -5,8 +5,6 @@ describe the images and classes. They may not name another file, a URL or a hub 
 within a range.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -137,7 +135,7 @@ class ModelMetadata:
     extra: dict[str, Any] = field(default_factory=dict)  # every other entry, unchecked; its task must check it
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], source: object = "the weight file") -> ModelMetadata:
+    def from_dict(cls, raw: Mapping[str, Any], source: object = "the weight file") -> "ModelMetadata":
         """Check the entries of a file that `to_dict` wrote; unknown keys go to `extra`.
 
         Raises:

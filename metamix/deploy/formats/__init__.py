@@ -3,8 +3,6 @@
 To add a format, write a file like onnx.py and add its `FORMAT` below.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from metamix.deploy.extras import need

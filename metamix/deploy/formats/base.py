@@ -1,7 +1,5 @@
 """Define a format of exported models (`Format`), and record a model with torch.export."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Write ONNX files with torch's exporter, and run and quantize them with ONNX Runtime."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import SimpleNamespace

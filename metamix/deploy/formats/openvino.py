@@ -3,8 +3,6 @@
 Norms are rewritten into the form that OpenVINO computes fastest. Their values stay the same up to rounding.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 from collections.abc import Collection, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Write and run programs of torch.export, which AOTInductor can compile for this CPU."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from pathlib import Path
