@@ -1,8 +1,5 @@
 """Find the images of a data set that cannot be read.
 
-    metamix verify images
-    metamix verify cifar10
-
 Every image is decoded. Notes name classes with a single image to train on, or with none in the split to score. Where an
 image may have several labels, the images of each are counted.
 """

@@ -1,12 +1,4 @@
-"""Score a trained model, on the data it was trained on or on other data.
-
-    metamix eval --checkpoint runs/digits-metaformer_pooling_nano-seed0 --data digits
-    metamix eval --checkpoint model.safetensors --data cifar10 --img-size 48
-    metamix eval --model resnet18 --pretrained --data folder --data-dir imagenet
-
-Class names, image size, mean and std come from the checkpoint. On the data set of training, the held-out split is the
-same as in training. --img-size changes the size of the images; the model stays as it was built for training.
-"""
+"""Score a trained model, on the data it was trained on or on other data."""
 
 import json
 import time

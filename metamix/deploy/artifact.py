@@ -1,10 +1,4 @@
-"""The folder that `metamix export` writes.
-
-export.json                 what the model is and how to feed it, see `Artifact`
-report.json                 how it compares with the model that it was made from
-model.onnx                  ONNX
-model.xml, model.bin        OpenVINO IR
-model.pt2                   torch.export; beside it, model.compiled.pt2, if AOTInductor compiled it for this CPU
+"""Describe the folder that `metamix export` writes, in its export.json.
 
 export.json holds the SHA-256 of each other file and of its own content. The checksums reveal damage. They do not
 protect against an attacker, who can compute them again.

@@ -1,7 +1,4 @@
-"""Find what is wrong with a data set in COCO's format.
-
-    metamix verify FOLDER                                          all splits, as metamix.detection.coco finds them
-    metamix verify --task detection FILE.json --images FOLDER      one annotation file
+"""Find what is wrong with a data set in COCO's format, or with one annotation file.
 
 Each problem is printed with its file, image and annotation. Training and scoring leave out what they cannot use.
 Training clips boxes at the edges of their image, and takes images without boxes as background.

@@ -3,13 +3,6 @@
 They have their own registry because timm's is for classifiers. timm's tools and this package's tests expect every name
 there to have a head of `num_classes` outputs, a global pooling, and weights for images normalized by a mean and std.
 
-    maxim_s1 ... maxim_s3, maxim_m1 ... maxim_m3     MAXIM as published: size S or M, one to three stages
-    maxim_nano                                       a small MAXIM that trains on two cores
-    wavemixsr_144_4                                  WaveMix super-resolution of the luminance, x2 or another scale
-    wavemix_sisr_144_4                               WaveMix super-resolution of RGB, x2
-    wavemixsr_nano                                   a small WaveMix super-resolution of the luminance, with a residual
-    wavemix_restore_nano                             a small WaveMix net that restores images at their size
-
 An image model has the attributes `in_chans`, `scale` (height of the output over height of the input) and `multiple`: in
 training, height and width must be multiples of it. In evaluation it turns images (B, in_chans, H, W) of any size, with
 values from 0 to 1, into images. In training it returns a list of images for the loss; the last one is the result.

@@ -1,10 +1,4 @@
-"""Export image models. The graph has one output, the restored images.
-
-A graph of a fixed size restores an image that fits it in one call. A larger image is split into square tiles, with the
-graph's shorter side as their side. Images and tiles are padded to the graph's size by reflection.
-
-A dynamic graph restores images of any size, padded to the multiples that the model needs.
-"""
+"""Export image models: one output, the restored images."""
 
 import math
 from dataclasses import replace

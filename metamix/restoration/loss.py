@@ -1,12 +1,5 @@
 """Compute losses of restoration and weighted sums of them: `RestorationLoss("charbonnier+0.1*fft")`.
 
-    charbonnier   mean of sqrt((x - y)^2 + 1e-6)
-    l1            mean of |x - y|
-    mse           mean of (x - y)^2
-    psnr          10 log10(MSE of an image + 1e-8): the negative PSNR in dB, mean over images
-    ssim          1 - SSIM, mean over images
-    fft           mean of |Re(FFT x - FFT y)| and |Im(FFT x - FFT y)|, with the orthonormal FFT of each channel
-
 If a model returns several images in training, one for each stage and scale, the loss is the sum over all of them.
 For an image of a smaller scale, the target is shrunk as MAXIM shrinks its inputs.
 """
@@ -27,7 +20,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # functions of output
     "charbonnier": lambda x, y: ((x - y).square() + 1e-6).sqrt().mean(),
     "l1": lambda x, y: (x - y).abs().mean(),
     "mse": lambda x, y: (x - y).square().mean(),
-    "psnr": lambda x, y: 10 * ((x - y).square().mean((1, 2, 3)) + 1e-8).log10().mean(),
+    "psnr": lambda x, y: 10 * ((x - y).square().mean((1, 2, 3)) + 1e-8).log10().mean(),  # -PSNR of each image in dB
     "ssim": lambda x, y: 1 - ssim(x, y).mean(),
     "fft": lambda x, y: torch.view_as_real(torch.fft.rfft2(x - y, norm="ortho")).abs().mean(),
 }

@@ -1,10 +1,4 @@
-"""Check the images of a restoration data set.
-
-    metamix verify DIR                               pairs: DIR/input and DIR/target, or in DIR/train and DIR/test
-    metamix verify DIR --task restoration --clean    clean images, which training degrades
-
-Every image is decoded, and names, sizes and the scale of pairs are checked.
-"""
+"""Check a restoration data set: decode each image, and compare names, sizes and the scale of pairs."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,4 @@
-"""Export segmenters: one output, the logits of each pixel, (n, classes, H, W).
-
-A graph of a fixed size sees images that fit it at once, and larger ones in square tiles of its shorter side; images and
-tiles are padded to its size by reflection.
-"""
+"""Export segmenters: one output, the logits of each pixel, (n, classes, H, W)."""
 
 from dataclasses import replace
 from typing import Any

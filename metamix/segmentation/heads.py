@@ -1,14 +1,9 @@
 """Compute one map of class scores from a backbone's maps of several strides, the finest first.
 
-    SemanticFPNHead     sum of branches that upsample each level to the finest stride (PoolFormer, Panoptic FPN)
-    UPerHead            pyramid pooling and a top-down path (UPerNet)
-    FCNHead             one convolution on one level; UPerNet's auxiliary head
-    DeconvHead          transposed convolutions up to the image's size (WaveMix)
-
-All take the list of a backbone's maps, (B, C_i, H_i, W_i). They return scores (B, num_classes, H_0, W_0), except
+All heads take the list of a backbone's maps, (B, C_i, H_i, W_i). They return scores (B, num_classes, H_0, W_0), except
 `FCNHead`, whose scores have the size of its level, and `DeconvHead`, whose scores are larger than the last map.
 
-All heads take these arguments:
+They take these arguments:
 
     in_channels     channels of each map
     num_classes     number of classes

@@ -1,15 +1,8 @@
 """Compute the losses of segmentation and weighted sums of them: `SegmentationLoss("ce+0.5*dice")`.
 
-    ce        cross-entropy, with class weights
-    ohem      cross-entropy over the hard pixels of an image, whose class has a probability below 0.7; over the hardest
-              sixteenth of all pixels if fewer are hard
-    focal     focal loss with gamma 2, one sigmoid for each class
-    dice      1 - Dice coefficient of the softmax, mean over the classes
-    lovasz    Lovasz softmax, mean over the classes that are present
-
-segmentation_models_pytorch computes the last three. Every loss is computed for each image and averaged over images, so
-that it does not depend on how a batch is divided. Cross-entropy and focal loss divide by the number of all pixels; the
-loss of an ignored pixel is 0.
+segmentation_models_pytorch computes focal, dice and lovasz. Every loss is computed for each image and averaged over
+images, so that it does not depend on how a batch is divided. Cross-entropy and focal loss divide by the number of all
+pixels; the loss of an ignored pixel is 0.
 """
 
 import math
@@ -41,7 +34,10 @@ def cross_entropy(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
 
 
 def ohem_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
-    """Compute the cross-entropy, mean over the hard pixels of each image and over images."""
+    """Compute the cross-entropy, mean over the hard pixels of each image and over images.
+
+    If fewer pixels than the share KEPT are hard, the hardest are taken up to that share.
+    """
     with torch.no_grad():
         losses = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none").flatten(1)  # (n, H W)
         kept = max(1, int(KEPT * losses.shape[1]))
@@ -52,7 +48,7 @@ def ohem_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
 
 
 def focal_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
-    """Compute the focal loss, mean over all pixels; `weights` are not used."""
+    """Compute the focal loss of one sigmoid for each class, mean over all pixels; `weights` are not used."""
     loss = smp_losses().FocalLoss("multiclass", ignore_index=IGNORED, reduction="sum")
     return loss(logits, target) / target.numel()
 

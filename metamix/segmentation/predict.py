@@ -1,11 +1,4 @@
-"""Predict the class of each pixel of images.
-
-    OUTPUT/masks/a.png       labels 0, 1, ... in the order of the classes, as a PNG with the colours of the classes
-    OUTPUT/overlays/a.png    these colours over the image
-    OUTPUT/classes.txt       the names of the labels
-
-Images may have any size. An image with a side above --tile is predicted in overlapping tiles.
-"""
+"""Predict the class of each pixel of images of any size, in overlapping tiles if a side is above --tile."""
 
 from dataclasses import dataclass
 from pathlib import Path

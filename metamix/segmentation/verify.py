@@ -1,8 +1,5 @@
 """Check the images and masks of a segmentation data set.
 
-    metamix verify DIR                                 DIR/train/images, DIR/train/masks, ...
-    metamix verify cityscapes --data-dir DIR
-
 Problems are images without a mask and masks without an image, pairs of different sizes, files that cannot be read,
 values in masks that are not labels, and classes without a pixel. At the end, a table shows the share of pixels of each
 class in each split.

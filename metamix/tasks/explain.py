@@ -1,8 +1,5 @@
 """`metamix explain`: draw which parts of an image a prediction rests on, and what the mixers see there.
 
-    OUTPUT/NAME.png            the image, its class activation map, the scores, and pictures of the mixers
-    OUTPUT/explanations.json   path, label and score of each image
-
 The class activation map is HiResCAM (Draelos and Carin, arXiv 2011.08891), computed by the package grad-cam: the
 activations of the last maps times the gradient of the score. For a model that ends in a mean and a linear head it
 equals Grad-CAM.

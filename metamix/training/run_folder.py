@@ -1,18 +1,4 @@
-"""Write the run folder and the terminal output of a run.
-
-    recipe.yaml         every option, as resolved
-    log.txt             the lines that were printed to the terminal
-    metrics.csv         one row per epoch; seconds, img_per_s and memory_gib depend on the machine
-    curves.png          curves of metrics.csv
-    checkpoint.pt       everything that is needed to resume
-    model.safetensors   the trained weights, described by their metadata
-    summary.json        the result
-    state.txt           one word: running, stopped, failed, scored (pictures are still to be drawn) or finished
-    test_*.png          the task's pictures of the test split
-    wandb/              what Weights & Biases writes, and the id of its record
-
-Only rank 0 writes.
-"""
+"""Write the run folder, whose files docs/train.md lists, and the terminal output of a run. Only rank 0 writes."""
 
 import errno
 import logging

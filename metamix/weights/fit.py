@@ -1,13 +1,4 @@
-"""Check that the weights of a file fit a model, before they are loaded.
-
-`check_fit` compares names and shapes, and looks for NaN.
-
-`function_mismatch` compares what two models compute. Weights can fit a model that computes another function: pooling
-has no parameters, and the number of attention heads changes no shape.
-
-`check_size` refuses a file that describes a much larger model than its tensors could fill. It runs before memory is
-allocated for that model. `limited_size` stops the construction of a model that is too large for any file.
-"""
+"""Check that the weights of a file fit a model, before they are loaded."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -133,6 +124,8 @@ def load_into(
 
 def function_mismatch(theirs: Mapping[str, str], ours: Mapping[str, str], weights: str) -> str | None:
     """Return an error message if the model of a file computes another function than this model, else None.
+
+    Weights can fit such a model: pooling has no parameters, and the number of attention heads changes no shape.
 
     Args:
         theirs, ours: description of each part of the file's model and of this model, by the name of the part.
