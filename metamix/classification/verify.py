@@ -6,49 +6,13 @@ image may have several labels, the images of each are counted.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
-from PIL import Image
-from torch.utils.data import DataLoader
-from tqdm import tqdm
-
-from metamix.data import CorruptImage, Source, Splits, open_data, scarce_classes
-from metamix.data.files import limit_pixels
+from metamix.data import Splits, open_data, scarce_classes
+from metamix.tasks.simple import broken_samples
 from metamix.tasks.verify import VerifyOptions
 from metamix.utils.options import option
 from metamix.utils.rules import Natural
-from metamix.utils.system import usable_workers
 from metamix.utils.text import aligned, printable
-
-
-class ImageProblems:
-    """What is wrong with each image of a source, by index; None for an image that can be read."""
-
-    def __init__(self, images: Source):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> str | None:
-        try:
-            self.images.read(i)
-        except CorruptImage as error:
-            return str(error)
-        return None
-
-
-def broken_images(images: Source, workers: int = 0, title: str = "") -> Iterator[str]:
-    """Describe what is wrong with each broken image of a source, in order; `title` goes to the progress bar."""
-    problems: DataLoader = DataLoader(
-        ImageProblems(images),  # type: ignore[arg-type]  # torch asks for a subclass of its Dataset
-        batch_size=64,
-        num_workers=usable_workers(workers),
-        worker_init_fn=partial(limit_pixels, Image.MAX_IMAGE_PIXELS),
-        collate_fn=list,
-    )
-    for batch in tqdm(problems, desc=title, unit="batch", disable=None):
-        yield from filter(None, batch)
 
 
 def label_table(splits: Splits) -> list[str]:
@@ -74,7 +38,7 @@ class VerifyImages(VerifyOptions):
         self.notes = label_table(splits) if splits.multi_label else []
         self.notes += [f"note: {note}" for note in scarce_classes(splits)]
         for title, source in splits.sources().items():
-            yield from broken_images(source, self.workers, title)
+            yield from broken_samples(source, self.workers, title)
 
     def summary(self, count: int) -> str:
         line = f"all {self.total:,} images can be read"

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from metamix.data import CorruptImage, decode_file
-from metamix.data.files import content_digest
+from metamix.data.files import content_digest, limit_pixels
 from metamix.data.loader import SampleReader, StreamLoader
 from metamix.data.options import ReadingOptions
 from metamix.data.order import EvalOrder, Order, TrainOrder
@@ -19,6 +22,7 @@ from metamix.models import count_macs
 from metamix.models.registry import check_model
 from metamix.training.task import Batch, Loss, Metric, Pictures, State
 from metamix.utils.checks import parse_size
+from metamix.utils.system import usable_workers
 from metamix.weights.checksums import digest
 from metamix.weights.metadata import ModelMetadata
 
@@ -174,13 +178,34 @@ class SimpleTrained:
         return [self.model(image / 255)[0].cpu() for image in prepared]
 
 
-def broken_samples(samples: SampleReader) -> Iterator[str]:
-    """Yield, in order, why samples cannot be read."""
-    for i in range(len(samples)):
+class _SampleProblems:
+    """Say why a sample cannot be read, by its number; None if it can be read."""
+
+    def __init__(self, samples: SampleReader):
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> str | None:
         try:
-            samples.read(i)
+            self.samples.read(i)
         except CorruptImage as error:
-            yield str(error)
+            return str(error)
+        return None
+
+
+def broken_samples(samples: SampleReader, workers: int = 0, title: str = "") -> Iterator[str]:
+    """Yield, in order, why samples cannot be read; `title` goes to the progress bar."""
+    problems: DataLoader = DataLoader(
+        _SampleProblems(samples),  # type: ignore[arg-type]  # torch asks for a subclass of its Dataset
+        batch_size=64,
+        num_workers=usable_workers(workers),
+        worker_init_fn=partial(limit_pixels, Image.MAX_IMAGE_PIXELS),
+        collate_fn=list,
+    )
+    for batch in tqdm(problems, desc=title, unit="batch", disable=None):
+        yield from filter(None, batch)
 
 
 class SimpleExport:
