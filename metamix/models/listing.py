@@ -1,9 +1,5 @@
 """List every registered model with its size, its weights and their scores.
 
-    list_models(pattern)          classifiers, which are registered with timm; `metamix.list_models`
-    list_image_models(pattern)    image restoration models; `metamix.list_image_models`
-    list_all_models(patterns)     both, as `metamix models` prints them
-
 Sizes are counted once and kept in `sizes.json`. After changing a model, write the file again:
 
     python -c "from metamix.models.listing import write_sizes; write_sizes()"

@@ -1,10 +1,4 @@
-"""Find images and pairs of images for restoration.
-
-    DIR/*.png                                      clean images, degraded on the fly; a share of them is scored
-    DIR/train/*.png, DIR/test/*.png                the same with a test set, which may also be called val; if both
-                                                   exist, val is held out
-    DIR/input/a.png, DIR/target/a.png              pairs
-    DIR/train/input, DIR/train/target, DIR/test/input, DIR/test/target
+"""Find images and pairs of images for restoration, in the layouts that docs/restoration.md shows.
 
 The images of a pair are matched by their names without extensions.
 """

@@ -1,15 +1,6 @@
-"""Find the images and masks of a data set.
+"""Find the images and masks of a data set, in the layouts that docs/segmentation.md shows.
 
-    folder        DIR/classes.txt, DIR/train/images/a.jpg, DIR/train/masks/a.png; likewise val and test.
-                  classes.txt has one name a line, label 0 first. palette.txt is optional: a line "red green blue" for
-                  each class, and perhaps one more for ignored pixels
-    ade20k        DIR/images/training, DIR/annotations/training, likewise validation; the 150 names are in
-                  DIR/objectInfo150.txt. 0 means "other" and is ignored
-    cityscapes    DIR/leftImg8bit and DIR/gtFine, with the 19 classes that are scored
-    voc           DIR/VOCdevkit/VOC2012, 20 classes and the background
-    oxford_pets   DIR/oxford-iiit-pet: pet, background and border
-
-torchvision's data sets read the last three. Splits are called train, val and test.
+torchvision's data sets read Cityscapes, VOC and Oxford-IIIT Pet. Splits are called train, val and test.
 """
 
 from collections.abc import Callable, Mapping, Sequence
