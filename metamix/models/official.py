@@ -72,7 +72,7 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
     Every model takes images or maps (B, C, H, W) of any size.
 
     Args:
-        source: name of the code that wrote the checkpoint, see the examples.
+        source: name of the code that wrote the checkpoint; docs/models.md has an example of each.
         state_dict: tensors by the authors' names, also wrapped as `{"state_dict": ...}` or `{"model": ...}`. For
             maxim_mab a flax tree, nested or with names joined by "/".
         constructor: arguments of the authors' constructor, by their names. The defaults are the authors', or else the
@@ -85,38 +85,6 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
     Raises:
         ValueError: an argument is unknown, missing or cannot be honoured; a tensor is missing, unknown or of a wrong
             shape. The message uses the authors' names.
-
-    The classifiers of PoolFormer, RaftMLP, WaveMix and NiNformer:
-
-        load_official("poolformer", state, layers=[2, 2, 6, 2], embed_dims=[64, 128, 320, 512])
-        load_official("raftmlp", state, shortcut=False, layers=[
-            dict(depth=2, dim=64, patch_size=4, raft_size=2, embedding_kernels=[4, 8]), ...])
-        load_official("wavemix", state, depth=16, final_dim=192, ff_channel=192, level=3, patch_size=4)
-        load_official("ninformer", state, image_size=32, patch_size=4, d_model=256, d_ffn=512, seq_len=64, num_layers=4)
-
-    A RaftMLP with `shortcut=True`, the authors' default, is a `ShortcutClassifier`.
-
-    timm's poolformer_*, with the arguments of timm's MetaFormer. The maps equal timm's. The logits differ: our head
-    applies the norm before the mean, as the authors' head does, and timm's applies it after the mean:
-
-        load_official("timm_poolformer", timm.create_model("poolformer_s12").state_dict())
-
-    One multi-axis layer of MAXIM with its norm and its residual. Its width is read from the shapes of the arrays:
-
-        load_official("maxim_mab", params, block_size=(16, 16), grid_size=(16, 16))
-
-    Networks for segmentation: mmsegmentation's PoolFormer with Semantic FPN, the WaveMix of the authors' `SemSegment`,
-    and the WaveMix that their Cityscapes weights fit:
-
-        load_official("poolformer_semantic_fpn", state, arch="s12", num_classes=150)
-        load_official("wavemix_segmentation", state, depth=16, final_dim=256, ff_channel=256, level=4)
-        load_official("wavemix_cityscapes", state)
-
-    Networks that return images: MAXIM from its flax tree or its .npz file, and WaveMix for super-resolution:
-
-        load_official("maxim", np.load("checkpoint.npz"), variant="S-3", num_supervision_scales=3)
-        load_official("wavemix_superresolution", state, depth=4, final_dim=144, ff_channel=144)
-        load_official("wavemixsr", state, scale_factor=2)
     """
     if source not in SOURCES:  # a task's module registers its sources when it is imported
         for module in MODULES:
