@@ -6,8 +6,6 @@ An image that cannot be read is replaced, with its label, by the next readable i
 the last). In evaluation the index of such a sample is -1, so that scores leave it out.
 """
 
-from __future__ import annotations
-
 import signal
 import weakref
 from collections.abc import Callable, Iterator
@@ -57,7 +55,7 @@ class SampleReader(Protocol):
 
 def train_loader(
     source: Source, options: DataOptions, *, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0
-) -> MemoryLoader | StreamLoader:
+) -> "MemoryLoader | StreamLoader":
     """Make the loader of training batches.
 
     `len(loader)` is the number of steps in an epoch, and `loader.epoch(epoch, start=0)` yields their batches.
@@ -83,7 +81,7 @@ def train_loader(
 
 def eval_loader(
     source: Source, options: SourceOptions, *, batch_size: int, rank: int = 0, world_size: int = 1
-) -> MemoryLoader | StreamLoader:
+) -> "MemoryLoader | StreamLoader":
     """Make the loader of evaluation batches, an iterable. Over all ranks it yields every sample once, in order.
 
     Batches are like those of `train_loader`, and the last one may be smaller. Replaced samples have the index -1: leave

@@ -12,8 +12,6 @@
 The modules in `formats/` open splits. A `Source` is a part of a split; loaders read sources.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 from dataclasses import dataclass
@@ -41,6 +39,46 @@ from .tables import open_label_table
 
 MEMORY_LIMIT = 2**31  # bytes, before --img-size resizes images; with memory="auto", larger data sets are streamed
 SMALL_SIDE = 96  # pixels; larger images are streamed, since training crops a random area of them
+
+
+def read_image(images: ImageSplit, i: int) -> Image.Image:
+    """Decode image `i` of a split; raise CorruptImage if that fails."""
+    return decode(lambda: images.open(i), images.path(i), images.mode)
+
+
+class Source:
+    """Some images of a split, in a fixed order.
+
+    Args:
+        indices: (n,) int64, images of the split.
+        small: whether the images of the data set are small, of one size and few enough to be held in memory.
+        size: side of the images in pixels if all are squares of one size, else None.
+    """
+
+    def __init__(self, images: ImageSplit, indices: Tensor, small: bool, size: int | None):
+        self.images, self.indices, self.small, self.size = images, indices, small, size
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def subset(self, samples: slice | Tensor) -> "Source":
+        """Return a source with some of the samples; `samples` is a slice or indices."""
+        return Source(self.images, self.indices[samples], self.small, self.size)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Return the labels, as `ImageSplit` has them."""
+        return self.images.labels[self.indices]
+
+    def path(self, index: int) -> str:
+        """Name a sample for messages."""
+        return self.images.path(int(self.indices[index]))
+
+    def read(self, index: int) -> tuple[Image.Image, int | Tensor]:
+        """Decode a sample: the image, in the mode of the split, and its label; raise CorruptImage if that fails."""
+        i = int(self.indices[index])
+        label = self.images.labels[i]
+        return read_image(self.images, i), label if label.ndim else int(label)
 
 
 @dataclass(frozen=True)
@@ -210,46 +248,6 @@ def scarce_classes(splits: Splits) -> list[str]:
     if splits.multi_label and not any((source.labels.sum(1) > 1).any() for source in splits.sources().values()):
         notes.append("no image has two labels, such as cat|dog; metamix convert csv makes folders of a column class")
     return notes
-
-
-def read_image(images: ImageSplit, i: int) -> Image.Image:
-    """Decode image `i` of a split; raise CorruptImage if that fails."""
-    return decode(lambda: images.open(i), images.path(i), images.mode)
-
-
-class Source:
-    """Some images of a split, in a fixed order.
-
-    Args:
-        indices: (n,) int64, images of the split.
-        small: whether the images of the data set are small, of one size and few enough to be held in memory.
-        size: side of the images in pixels if all are squares of one size, else None.
-    """
-
-    def __init__(self, images: ImageSplit, indices: Tensor, small: bool, size: int | None):
-        self.images, self.indices, self.small, self.size = images, indices, small, size
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def subset(self, samples: slice | Tensor) -> Source:
-        """Return a source with some of the samples; `samples` is a slice or indices."""
-        return Source(self.images, self.indices[samples], self.small, self.size)
-
-    @cached_property
-    def labels(self) -> Tensor:
-        """Return the labels, as `ImageSplit` has them."""
-        return self.images.labels[self.indices]
-
-    def path(self, index: int) -> str:
-        """Name a sample for messages."""
-        return self.images.path(int(self.indices[index]))
-
-    def read(self, index: int) -> tuple[Image.Image, int | Tensor]:
-        """Decode a sample: the image, in the mode of the split, and its label; raise CorruptImage if that fails."""
-        i = int(self.indices[index])
-        label = self.images.labels[i]
-        return read_image(self.images, i), label if label.ndim else int(label)
 
 
 def folder_flags(root: str | Path) -> str:

@@ -318,7 +318,6 @@ def apply_batch_norms(body: nn.Module, batch_norms: str, *, loaded: bool) -> nn.
 
     "auto" freezes them if the backbone has `loaded` weights, and replaces them if its weights are random.
     """
-    check_choice("batch_norms", batch_norms, BATCH_NORMS)
     if batch_norms == "auto":
         batch_norms = "freeze" if loaded else "replace"
     if batch_norms == "freeze":

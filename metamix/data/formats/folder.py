@@ -1,7 +1,5 @@
 """Folders of images named by class, or tar files of such folders."""
 
-from __future__ import annotations
-
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -93,7 +91,7 @@ def _holds_classes(root: Path) -> bool:
     return any(flat) and all(f or not d for f, d in zip(flat, deep)) and not named
 
 
-def _check_classes(train: FolderImages | TarImages, place: Path) -> None:
+def _check_classes(train: "FolderImages | TarImages", place: Path) -> None:
     """Raise ValueError if the training split, from `place`, is of another task or has a single class."""
     if len(train.classes) < 2:
         raise ValueError(
@@ -102,7 +100,7 @@ def _check_classes(train: FolderImages | TarImages, place: Path) -> None:
         )
 
 
-def open_split(place: Path) -> FolderImages | TarImages:
+def open_split(place: Path) -> "FolderImages | TarImages":
     """Open a folder of class folders, or a tar file of them."""
     return open_tar(place) if place.suffix == ".tar" else FolderImages(place)
 
