@@ -19,7 +19,7 @@ from metamix.data.sources import SMALL_SIDE
 from metamix.models.backbone import per_channel
 from metamix.models.checkpoint import adapt_checkpoint, check_described_size, check_same_function, layer_names
 from metamix.models.metaformer import MetaFormer
-from metamix.models.registry import check_model, create_model, published_name, timm_config
+from metamix.models.registry import check_model, create_model, known_name, published_name, timm_config
 from metamix.tasks.network import check_task
 from metamix.tasks.options import BackboneOptions
 from metamix.utils.checks import check_finite, check_one_source
@@ -197,7 +197,7 @@ def _load_file(
     tensors, metadata = read_classifier(path)
     if model and metadata.architecture and metadata.architecture != model.partition(".")[0]:
         raise ValueError(f"{path} holds the weights of {metadata.model}, not of {model}; name the model that it holds")
-    name = model or metadata.model
+    name = model or (metadata.model and known_name(metadata.model))
     if not name:
         raise ValueError(f"{path} does not name its model; give --model NAME")
     if metadata.img_size and "img_size" in model_args:

@@ -191,6 +191,14 @@ def check_model(name: str, pretrained: bool = False) -> None:
         raise nothing_published(name)
 
 
+def known_name(name: str) -> str:
+    """Return the name of the model of a weight file, without a tag that is not known on this machine.
+
+    The tag names the weights that training started from. They are not needed to load the result.
+    """
+    return name if name in timm.list_pretrained(name) else name.partition(".")[0]
+
+
 def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn.Module:
     """Create a timm model by name, which may have a tag. Models for any image size need no `img_size`.
 

@@ -174,7 +174,7 @@ def load_restorer(
     name = model or metadata.model
     if name is None:
         raise ValueError(f"{path} does not name its model; give --model NAME")
-    net = create_image_model(name, checkpoint=path, **arguments)
+    net = create_image_model(model or metadata.architecture or "", checkpoint=path, **arguments)
     if "channels" in metadata.extra:
         spec = RestorationSpec.from_metadata(metadata, path)
     else:

@@ -10,6 +10,7 @@ from torch import nn
 
 from metamix.data.options import train_command
 from metamix.models.checkpoint import check_described_size
+from metamix.models.registry import known_name
 from metamix.utils.rules import check_entries, rules_of, where
 from metamix.weights.files import load_weights
 from metamix.weights.find import find_weights
@@ -76,6 +77,7 @@ class NetworkSpec:
             )
         values = {**cls.added_later, **{field.name: raw[field.name] for field in fields(cls) if field.name in raw}}
         check_entries(values, rules_of(cls), source)
+        values["model"] = known_name(values["model"])
         return cls(**{name: to_tuples(value) for name, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:

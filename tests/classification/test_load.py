@@ -14,7 +14,7 @@ from metamix.classification.load import adapt_channels, load_initial_weights
 from metamix.data import open_data
 from metamix.data.formats.folder import FolderImages
 from metamix.models.registry import create_model
-from metamix.weights.files import save_weights
+from metamix.weights.files import load_weights, save_weights
 from tests.helpers.running import ROOT, train
 
 NAME = "metaformer_pooling_nano.digits"
@@ -81,6 +81,14 @@ def test_a_file_that_does_not_say_what_it_holds_needs_a_name(tmp_path):
     assert classifier.classes == ("0", "1", "2")
     size = timm.get_pretrained_cfg("test_resnet").input_size[-1]
     assert classifier.transform(Image.new("L", (50, 70))).shape == (3, size, size)
+
+
+@pytest.mark.parametrize("tag", ["digits", "elsewhere"])
+def test_the_weights_of_the_start_need_not_be_here(tag, tmp_path):
+    tensors, metadata = load_weights(FILE)
+    save_weights(tmp_path / "w.safetensors", tensors, metadata | {"model": f"metaformer_pooling_nano.{tag}"})
+    classifier = metamix.load_classifier(tmp_path / "w.safetensors")
+    assert classifier.name == ("metaformer_pooling_nano.digits" if tag == "digits" else "metaformer_pooling_nano")
 
 
 def test_only_pil_images_are_transformed():

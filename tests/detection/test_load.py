@@ -39,6 +39,11 @@ def test_metadata_are_kept():
     assert [level[0] for level in spec.build().anchor_generator.sizes] == [20, 40]
 
 
+def test_the_weights_of_the_start_need_not_be_here(tensors, tmp_path):
+    save_weights(tmp_path / "w.safetensors", tensors, GOOD | {"model": f"{GOOD['model']}.elsewhere"})
+    assert load_detector(tmp_path / "w.safetensors").spec.model == GOOD["model"]
+
+
 @pytest.mark.parametrize(
     "change, words",
     [

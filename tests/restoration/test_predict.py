@@ -21,6 +21,8 @@ from metamix.restoration.inference import Restorer, restore_colours, restore_pic
 from metamix.restoration.load import RestorationSpec, TrainedRestorer, load_restorer
 from metamix.tasks.predict import main as predict
 from metamix.utils.checks import DoesNotFit
+from metamix.weights.files import load_weights, save_weights
+from metamix.weights.find import find_weights
 from tests.helpers.advice import exit_code
 
 
@@ -151,6 +153,12 @@ def test_shipped_weights_by_name():
     assert restorer.name == "wavemixsr_nano.x2" and restorer.spec.channels == "y" and restorer.graph_size is None
     assert restorer.predict([small])[0].size == (32, 24)
     assert metamix.load_restorer(None, model="wavemixsr_nano.x2", pretrained=True).metadata == restorer.metadata
+
+
+def test_the_weights_of_the_start_need_not_be_here(tmp_path):
+    tensors, metadata = load_weights(find_weights("wavemixsr_nano.x2"))
+    save_weights(tmp_path / "w.safetensors", tensors, metadata | {"model": "wavemixsr_nano.elsewhere"})
+    assert metamix.load(tmp_path / "w.safetensors").spec.channels == "y"
 
 
 def test_tiles_bound_what_the_model_sees(clean, tmp_path, run):
