@@ -222,17 +222,19 @@ def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn
 
 
 def check_image_size(model: nn.Module, name: str, in_chans: int, size: int, advice: str) -> None:
-    """Check that a model takes square images of `size` pixels, by a forward pass of a black one.
+    """Check that a model turns square images of `size` pixels into logits, by a forward pass of a black one.
 
-    The error names the model and ends with `advice`.
+    The error names the model and, if it does not take such images, ends with `advice`.
     """
     training = model.training
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, in_chans, size, size))
+            shape = model.eval()(torch.zeros(1, in_chans, size, size)).shape
     except (AssertionError, RuntimeError) as error:
         why = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"{name} does not take images of {size} pixels: {why}. {advice}") from None
+    if len(shape) != 2:
+        raise ValueError(f"{name} returns maps {tuple(shape)}, not a number for each class: leave global_pool='' out")
     model.train(training)
 
 

@@ -105,8 +105,11 @@ def ignored_hint(counts: Tensor, labels: Labels) -> str:
     missing = [k for k in range(len(labels.classes)) if not counts[k]]
     if len(missing) < len(labels.classes) - 1 or not counts[IGNORED]:
         return ""
-    ignored, value = (int(np.flatnonzero(labels.table == label)[-1]) for label in (IGNORED, missing[-1]))
-    return f"; {ignored} is ignored: if it shows {labels.classes[missing[-1]]}, save {value} instead of {ignored}"
+    ignored, own = (np.flatnonzero(labels.table == label) for label in (IGNORED, missing[-1]))
+    name = labels.classes[missing[-1]]
+    if not len(own):
+        return f"; the value of {name} is ignored: give another --ignore-index"
+    return f"; {ignored[-1]} is ignored: if it shows {name}, save {own[-1]} instead of {ignored[-1]}"
 
 
 def read_mask(path: Path, labels: Labels) -> Tensor:

@@ -125,6 +125,7 @@ def test_a_linear_probe_trains_both_heads_of_a_distilled_model():
         ({"model_args": {"depth": 3}}, "model metaformer_identity_nano does not take"),
         ({"model": "vit_tiny_patch16_224", "model_args": {"num_heads": 5}}, "'num_heads': 5}: AssertionError dim"),
         ({"model": "resnet18", "model_args": {"act_layer": "foo"}}, "KeyError 'foo'"),
+        ({"model_args": {"global_pool": ""}}, "metaformer_identity_nano returns maps (1, 10, "),
         ({"model": "test_vit", "model_args": {}, "img_size": 5}, "test_vit does not take images of 5 pixels: Input"),
     ],
 )

@@ -385,6 +385,18 @@ def test_masks_of_0_and_255_are_refused(scenes, capsys):
         SegmentationData(options(root)).train_loader(1, 0, 1, 0)
 
 
+def test_an_ignored_value_of_a_class_is_named(scenes, capsys):
+    root = scenes(train=1, test=1)
+    (root / "classes.txt").write_text("background\nobject\n")
+    for path in root.glob("*/masks/*.png"):
+        write_mask(path, [[0, 1] * 24] * 40)
+    words = "; the value of background is ignored: give another --ignore-index"
+    with pytest.raises(ValueError, match=f"so there is nothing to tell apart{words}. For") as error:
+        SegmentationData(options(root, ignore_index=0)).train_loader(1, 0, 1, 0)
+    assert follow_verify(error.value) == 1
+    assert f"train: no pixel of 1 of 2 classes: background{words}\n" in capsys.readouterr().out
+
+
 def test_classes_without_a_pixel_are_noted(scenes):
     root = scenes(train=1, test=1)
     (root / "classes.txt").write_text("background\nobject\nbox\n")
