@@ -63,7 +63,7 @@ def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
         if not len(mean) == len(std) == channels:
             raise ValueError(f"mean {mean} and std {std} must have one value per channel: {channels}")
         if not all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std)):
-            raise ValueError(f"mean {mean} and std {std} must be of values 0 to 1: divide them by 255?")
+            raise ValueError(f"mean {mean} and std {std} must be of values 0 to 1, std above 0: divide them by 255?")
         return mean, std
     if in_memory(source, options):
         decoded = pixels(source, options)

@@ -232,9 +232,12 @@ def digest(images: ImageSplit) -> str:
 def scarce_classes(splits: Splits) -> list[str]:
     """Name the classes with a single image to train on, or without an image to score, in a sentence for each split.
 
-    Without a training split, these are the classes with a single image, which can be trained on or scored, not both.
+    Without a training split, these are the classes with a single image, which can be trained on or scored, not both. A
+    data set of one class is named too.
     """
     notes = []
+    if len(splits.classes) == 1:
+        notes.append(f"there is one class, {splits.classes[0]}, and training needs two")
     for split, source in splits.sources().items():
         labels, classes = source.labels, len(splits.classes)
         counts = (labels.sum(0) if splits.multi_label else torch.bincount(labels, minlength=classes)).tolist()

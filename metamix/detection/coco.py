@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -235,10 +236,8 @@ def index_annotations(annotations: Path, images: Path):
         for annotation in data["annotations"]:
             complete_annotation(annotation)
     except ValueError as error:
-        raise ValueError(
-            f"{annotations} is not in COCO's format: {error}. To list all problems: "
-            f"metamix verify --task detection {annotations} --images {images}"
-        ) from error
+        command = shlex.join(["metamix", "verify", "--task", "detection", str(annotations), "--images", str(images)])
+        raise ValueError(f"{annotations} is not in COCO's format: {error}. To list all problems: {command}") from error
     by_id = {image["id"]: image for image in data["images"]}
     classes = {category["id"] for category in data["categories"]}
     usable = [a for a in data["annotations"] if not is_unusable(a, by_id.get(a["image_id"]), classes)]

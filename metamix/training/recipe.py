@@ -209,7 +209,8 @@ def parse(
         imports = tuple(dict.fromkeys([*imports, *first.imports]))
         import_modules(imports)
         task = convert(config.pop("task"), str, f"{path}: task") if "task" in config else None
-        task = first.task or task or default_task(config | named_weights(argv))
+        chosen = first.task or task
+        task = chosen or default_task(config | named_weights(argv))
         check_choice("task", task, tasks)
 
         parser.description = f"{description}\n\nTasks: {', '.join(tasks)}. This help is for {task}."
@@ -221,7 +222,7 @@ def parse(
             having = [other for other in tasks if other != task and name in options_of(task_options(other))]
             if not having:
                 return ""
-            advice = "" if first.task else f": add --task {having[0]}"
+            advice = "" if chosen else f": add --task {having[0]}"
             return f" of {task}; it is one of {' and '.join(having)}{advice}"
 
         for name in config:

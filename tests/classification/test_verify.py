@@ -66,6 +66,14 @@ def test_classes_with_few_images_are_named(folder, capsys):
     assert "note: 1 class has no more than one image: dog" in capsys.readouterr().out
 
 
+def test_a_single_class_is_noted(folder, capsys):
+    root = folder() / "train"
+    for name in ("cat", "eel"):
+        shutil.rmtree(root / name)
+    assert main([root, "--workers", "0"]) == 0  # a model of several classes can be scored on it
+    assert "note: there is one class, dog, and training needs two" in capsys.readouterr().out
+
+
 def test_a_name_that_is_not_utf8(folder, capsys):
     root = folder(kind="jpg", size=(64, 64))
     (root / "train" / "dog" / "caf\udce9.jpg").write_bytes(b"")

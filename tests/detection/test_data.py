@@ -269,6 +269,14 @@ def test_training_and_verify_refuse_wrong_fields_in_the_same_words(coco, key, fi
     assert any(re.search(words, what) for what in find_problems(annotations, images))
 
 
+def test_the_command_of_the_message_can_be_pasted(coco):
+    folder = coco(train=1, val=1, test=1, change=change_first("images", id="10"))
+    folder = folder.rename(folder.with_name("two words"))
+    with pytest.raises(ValueError) as error:
+        open_split(find_splits(folder), "train")
+    assert follow_verify(error.value) == 1
+
+
 def test_missing_area_and_iscrowd_are_added(coco):
     split = open_split(find_splits(coco(change=change_first("annotations", area=None, iscrowd=None))), "train")
     first = split.coco.anns[1]

@@ -144,6 +144,8 @@ def test_options_of_another_task_are_named(config):
             parse_toys(arguments)
         with pytest.raises(SystemExit, match="of toys; it is one of restoration$"):  # the user chose it
             parse_toys([*arguments, "--task", "toys"])
+    with pytest.raises(SystemExit, match="of toys; it is one of restoration$"):
+        parse_toys(["--config", config("task: toys"), "--degradation", "noise:25"])
 
 
 @pytest.mark.parametrize("text", ["1e5", "12e3", "1.5", "yes", "null", "2026-01-01", "0x1f", "~", "a: b", ""])
