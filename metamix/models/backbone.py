@@ -21,7 +21,7 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from metamix.layers import GroupNorm1
+from metamix.layers import Conv2d, GroupNorm1
 from metamix.utils.checks import check_choice, check_counts, check_one_source
 from metamix.weights.download import require_reachable
 from metamix.weights.find import read_weights
@@ -32,10 +32,21 @@ from .pyramids import FeaturePyramid, SimplePyramid, StageMaps
 from .registry import check_model
 
 BATCH_NORMS = ("auto", "freeze", "replace", "train")
+
+
+class P6P7(LastLevelP6P7):
+    """torchvision's two levels after the coarsest, with convolutions that learn from maps one pixel wide too."""
+
+    def __init__(self, dim: int):
+        super().__init__(dim, dim)
+        for conv in self.children():
+            conv.__class__ = Conv2d  # keeps the weights as they were drawn
+
+
 EXTRA: dict[str, tuple[int, Callable[[int], ExtraFPNBlock | None]]] = {  # levels after the coarsest: number, builder
     "none": (0, lambda dim: None),
     "pool": (1, lambda dim: LastLevelMaxPool()),  # Faster and Mask R-CNN
-    "p6p7": (2, lambda dim: LastLevelP6P7(dim, dim)),  # RetinaNet and FCOS
+    "p6p7": (2, P6P7),  # RetinaNet and FCOS
 }
 
 

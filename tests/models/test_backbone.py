@@ -9,6 +9,7 @@ from torch import nn
 
 import metamix  # noqa: F401  registers the models
 from metamix.detection import build_backbone
+from metamix.models.backbone import EXTRA
 from metamix.segmentation import build_segmenter
 from metamix.weights.files import save_weights
 
@@ -58,6 +59,19 @@ def test_extra_levels_follow_the_coarsest(name, args, extra, names, strides):
     features = backbone(torch.rand(1, 3, 128, 64))
     assert list(features) == names and backbone.strides == strides and backbone.levels == ("1", "2")
     assert sizes(features) == {n: (8, 128 // s, 64 // s) for n, s in zip(names, strides)}
+
+
+def test_coarser_levels_of_maps_one_pixel_wide():
+    """In bf16, torch.nn.Conv2d would leave the gradient uninitialized; see `metamix.layers.Conv2d`."""
+    levels, x = EXTRA["p6p7"][1](16), torch.randn(4, 16, 1, 1)
+    for _ in range(3):
+        levels.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            maps, _ = levels([x], [x], ["2"])
+        memory = [torch.full((16 * 16 * 9 * n,), float("nan"), dtype=torch.bfloat16) for n in (1, 2, 4)]
+        del memory
+        sum(x.sum() for x in maps).backward()
+        assert not any(conv.weight.grad[..., [0, 2]].any() for conv in levels.children())
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
