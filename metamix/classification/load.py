@@ -15,6 +15,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from metamix.data import decode_file, normalize
+from metamix.data.files import check_several
 from metamix.data.sources import SMALL_SIDE
 from metamix.models.backbone import per_channel
 from metamix.models.checkpoint import adapt_checkpoint, check_described_size, check_same_function, layer_names
@@ -131,6 +132,7 @@ class Classifier:
             CorruptImage: an image cannot be read.
             ValueError: `threshold` is given, but an image has one class.
         """
+        check_several(images)
         tensors = [self.transform(decode_file(image, self.transform.mode)) for image in images]
         return self.label(torch.stack(tensors), top, threshold) if tensors else []
 

@@ -137,6 +137,12 @@ def decode(source: Callable[[], Image.Image], path: str | Path, mode: str = "RGB
         return (image.convert("RGB") if image.mode == "LAB" else image).convert(mode)  # Pillow cannot make LAB grey
 
 
+def check_several(images: object) -> None:
+    """Raise TypeError for a single image in place of a list: the letters of a path would be taken for files."""
+    if isinstance(images, (str, Path, Image.Image)):
+        raise TypeError(f"predict takes a list of images, got a single {type(images).__name__}: give [image]")
+
+
 def decode_file(image: str | Path | Image.Image, mode: str = "RGB") -> Image.Image:
     """Decode an image file or an image of Pillow; `decode` says how it is converted and which errors it raises."""
     if isinstance(image, Image.Image):

@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
-from metamix.data.files import read_pixels
+from metamix.data.files import check_several, read_pixels
 from metamix.models.backbone import EXTRA
 from metamix.tasks.network import NetworkSpec, SplitNames, arguments_without
 from metamix.utils.rules import one_of, refuse_entry, where
@@ -104,6 +104,7 @@ class TrainedDetector:
         Raises:
             CorruptImage: an image cannot be read.
         """
+        check_several(images)
         results = []
         for image in images:
             pixels = read_pixels(image)

@@ -183,7 +183,8 @@ def check_model(name: str, pretrained: bool = False) -> None:
         return
     if not timm.is_model(name):
         if os.path.isfile(os.path.join(name, ARTIFACT)):
-            raise ValueError(f"{name} is an exported model: metamix export --data scores it, metamix predict runs it")
+            advice = f"metamix predict --model {name} runs it, and metamix export --data scores a model that it writes"
+            raise ValueError(f"{name} is an exported model: {advice}")
         raise ValueError(f"There is no model {name!r}{did_you_mean(name, timm.list_models())} See timm.list_models().")
     model, _, tag = name.partition(".")
     check_tag(model, tag, [tagged.partition(".")[2] for tagged in timm.list_pretrained(f"{model}.*")])

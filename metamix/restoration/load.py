@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import Field
 from torch import nn
 
+from metamix.data.files import check_several
 from metamix.layers.image_inference import PadAndCrop, tiles
 from metamix.models.image_models import create_image_model, preset_arguments, published_weights
 from metamix.tasks.network import check_task
@@ -88,6 +89,7 @@ class TrainedRestorer:
             CorruptImage: an image cannot be read.
             DoesNotFit: an image is in colour, but the model takes grey images.
         """
+        check_several(images)
         restorer = self.restorer(tile, overlap, ensemble)
         pictures = map(read_picture, images)
         return [to_image(restore_picture(self.model, each, self.spec.channels, restorer)) for each in pictures]

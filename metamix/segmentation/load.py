@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from metamix.data import normalize
-from metamix.data.files import read_pixels
+from metamix.data.files import check_several, read_pixels
 from metamix.layers.image_inference import PadAndCrop, Size, tiles
 from metamix.tasks.network import NetworkSpec, SplitNames, arguments_without
 from metamix.utils.rules import one_of
@@ -116,6 +116,7 @@ class TrainedSegmenter:
             CorruptImage: an image cannot be read.
             ValueError: the tiles do not fit the model.
         """
+        check_several(images)
         predictor = self.predictor(tile, overlap, flip)
         return [self.label(read_pixels(image), predictor) for image in images]
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from metamix.data import CorruptImage, decode_file
-from metamix.data.files import content_digest, limit_pixels
+from metamix.data.files import check_several, content_digest, limit_pixels
 from metamix.data.loader import SampleReader, StreamLoader
 from metamix.data.options import ReadingOptions
 from metamix.data.order import EvalOrder, Order, TrainOrder
@@ -173,6 +173,7 @@ class SimpleTrained:
     @torch.inference_mode()
     def predict(self, images: Sequence[str | Path | Image.Image]) -> list[Tensor]:
         """Return the output of each image, on the CPU; images are files or PIL images."""
+        check_several(images)
         device = next(self.model.parameters()).device
         prepared = (self.prepare(decode_file(image))[None].to(device) for image in images)
         return [self.model(image / 255)[0].cpu() for image in prepared]

@@ -13,6 +13,7 @@ from metamix.deploy.artifact import Artifact, load_artifact
 from metamix.deploy.formats import check_format
 from metamix.deploy.runtime import ExportedModel
 from metamix.detection import load_detector
+from metamix.models.registry import check_model
 from metamix.tasks.registry import DEFAULT, find_task
 from metamix.weights.metadata import ModelMetadata
 from tests.helpers.exports import edit
@@ -112,6 +113,8 @@ def test_exported_model_is_not_a_checkpoint(tmp_path):
             load(str(tmp_path))
     with pytest.raises(SystemExit, match=f"^error: {words}"):
         metamix.cli.evaluate.main(["--checkpoint", str(tmp_path)])
+    with pytest.raises(ValueError, match=f"predict --model {tmp_path} runs it, and metamix export --data scores"):
+        check_model(str(tmp_path))
     with pytest.raises(SystemExit, match=rf"is net.pt and --model is {tmp_path}, an exported model: give one of"):
         metamix.tasks.predict.main(["photo.jpg", "--checkpoint", "net.pt", "--model", str(tmp_path)])
 

@@ -1,8 +1,17 @@
 """Test that `metamix.load` finds the task of a model, and refuses arguments that would have no effect."""
 
+from pathlib import Path
+
 import pytest
+from PIL import Image
 
 import metamix
+from metamix.classification.load import Classifier
+from metamix.detection.load import TrainedDetector
+from metamix.restoration.load import TrainedRestorer
+from metamix.segmentation.load import TrainedSegmenter
+from metamix.tasks.simple import SimpleTrained
+from metamix.weights.metadata import ModelMetadata
 
 NAME = "metaformer_pooling_nano.digits"
 
@@ -31,3 +40,20 @@ def test_load_refuses(source, arguments, error, message):
 def test_classifier_has_one_source():
     with pytest.raises(ValueError, match="pretrained and checkpoint .*digits.* both say where weights come from"):
         metamix.load_classifier(NAME, model="metaformer_pooling_nano", pretrained=True)
+
+
+@pytest.mark.parametrize("image", ["photo.jpg", Path("photo.jpg"), Image.new("L", (2, 2))])
+@pytest.mark.parametrize(
+    "trained",
+    [
+        Classifier("", None, ModelMetadata()),
+        TrainedDetector(None, None, {}),
+        TrainedSegmenter(None, None, {}),
+        TrainedRestorer("", None, None, None),
+        SimpleTrained(None, None, None),
+    ],
+    ids=lambda trained: type(trained).__name__,
+)
+def test_a_single_image_is_no_list(trained, image):
+    with pytest.raises(TypeError, match=r"predict takes a list of images, got a single .*: give \[image\]"):
+        trained.predict(image)
