@@ -105,11 +105,11 @@ def ignored_hint(counts: Tensor, labels: Labels) -> str:
     missing = [k for k in range(len(labels.classes)) if not counts[k]]
     if len(missing) < len(labels.classes) - 1 or not counts[IGNORED]:
         return ""
-    ignored, own = (np.flatnonzero(labels.table == label) for label in (IGNORED, missing[-1]))
+    ignored, values = (np.flatnonzero(labels.table == label) for label in (IGNORED, missing[-1]))
     name = labels.classes[missing[-1]]
-    if not len(own):
+    if not len(values):
         return f"; the value of {name} is ignored: give another --ignore-index"
-    return f"; {ignored[-1]} is ignored: if it shows {name}, save {own[-1]} instead of {ignored[-1]}"
+    return f"; {ignored[-1]} is ignored: if it shows {name}, save {values[-1]} instead of {ignored[-1]}"
 
 
 def read_mask(path: Path, labels: Labels) -> Tensor:

@@ -55,7 +55,7 @@ def check_one_source(pretrained: bool, checkpoint: object) -> None:
     if pretrained and checkpoint:
         raise ValueError(
             f"pretrained and checkpoint ({checkpoint}) both say where weights come from: give one. --no-pretrained "
-            f"undoes that of a config."
+            f"overrides a config."
         )
 
 
