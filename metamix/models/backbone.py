@@ -1,9 +1,9 @@
-"""A timm model with a feature pyramid, as a backbone for detection and segmentation.
+"""Build a timm model with a feature pyramid, as a backbone for detection and segmentation.
 
     build_backbone("metaformer_raft_s12")(images)     (B, 3, H, W) -> maps of 256 channels at strides 4, 8, 16, 32
 
-A model of several stages gets a feature pyramid, an isotropic one ViTDet's simple pyramid. Levels 0, 1, 2, 3 have the
-strides 4, 8, 16, 32. With patches of 7 pixels they are 3.5, 7, 14, 28.
+A multi-stage model gets a feature pyramid; an isotropic model gets ViTDet's simple pyramid. Levels 0, 1, 2, 3 have the
+strides 4, 8, 16, 32. With patches of 7 pixels, the strides are 3.5, 7, 14, 28.
 """
 
 import math
@@ -43,7 +43,7 @@ class P6P7(LastLevelP6P7):
             conv.__class__ = Conv2d  # keeps the weights as they were drawn
 
 
-EXTRA: dict[str, tuple[int, Callable[[int], ExtraFPNBlock | None]]] = {  # levels after the coarsest: number, builder
+EXTRA: dict[str, tuple[int, Callable[[int], ExtraFPNBlock | None]]] = {  # `extra`: number of levels, their builder
     "none": (0, lambda dim: None),
     "pool": (1, lambda dim: LastLevelMaxPool()),  # Faster and Mask R-CNN
     "p6p7": (2, P6P7),  # RetinaNet and FCOS
@@ -60,7 +60,7 @@ class Backbone(nn.Module):
         levels: names of the levels in `out_indices`; the extra levels have other names.
         strides: s of all levels, including the extra ones.
         size_divisible: images whose sides are multiples of this have maps of exactly these strides.
-        mean, std: per image channel, for images on a scale from 0 to 1.
+        mean, std: mean and standard deviation of each image channel, for pixel values from 0 to 1.
     """
 
     def __init__(
@@ -144,8 +144,8 @@ def build_backbone(
 
     Args:
         name: any name in timm, the zoo's included, that has features.
-        out_indices: levels, ascending: 0 to 3 for strides 4 to 32. A stride that a multi-stage model does not have is
-            pooled from the next finer one; an isotropic model has all strides.
+        out_indices: levels, ascending: 0 to 3 for strides 4 to 32. If a multi-stage model has no map of a level's
+            stride, the next finer map is pooled. An isotropic model has all levels.
         out_channels: channels of the levels. None leaves out the top-down path: maps have the channels of their stage,
             or of the isotropic model.
         extra: coarser levels: "none", "pool" (one, subsampled, as in Faster R-CNN) or "p6p7" (two, by convolutions, as
@@ -158,12 +158,12 @@ def build_backbone(
 
     Raises:
         ValueError: a name or option is unknown; a stride is finer than the model's finest; an isotropic model has maps
-            finer than stride 4; no weights are published; the checkpoint is of another model or lacks weights.
+            finer than stride 4; no weights are published; the checkpoint belongs to another model or lacks weights.
     """
     check_request(name, out_indices, extra, pretrained, checkpoint)
     check_choice("batch_norms", batch_norms, BATCH_NORMS)
     if out_channels is None and extra != "none":
-        raise ValueError(f"extra is {extra!r}, and levels of one width are needed for it: give out_channels.")
+        raise ValueError(f"extra is {extra!r}, which needs levels of one width: give out_channels.")
     if out_channels is not None:
         check_counts(1, out_channels=out_channels)
     model_args = dict(in_chans=3) | for_any_size(name, model_args)
@@ -193,13 +193,13 @@ def build_backbone(
 
 @dataclass(frozen=True)
 class Plan:
-    """How the levels of a pyramid follow from the maps of a model."""
+    """The levels of a pyramid, and the maps of a model that they are made from."""
 
     isotropic: bool  # whether all maps have one stride
     strides: tuple[float, ...]  # stride of each level
     body_indices: tuple[int, ...]  # the maps that are used, as `out_indices` of timm
     dims: tuple[int, ...]  # channels of these maps
-    sources: tuple[tuple[int, int], ...]  # for each level, which of these maps it is made from, and how often halved
+    sources: tuple[tuple[int, int], ...]  # for each level: index in `dims` of its map, and halvings of the map
     size_divisible: int  # images whose sides are multiples of this have maps of exactly these strides
     input_size: tuple[int, int]  # (H, W) of the images that the model is made for
 
@@ -210,8 +210,8 @@ def plan_levels(name: str, out_indices: Sequence[int], model_args: dict[str, Any
     probe = build_probe(name, model_args)
     info = probe.feature_info
     rows = zip(info.out_indices, info.reduction(), info.channels())
-    maps = {reduction: (i, dim) for i, reduction, dim in rows}  # the last one of each stride
-    unit = min(maps) * 2.0 ** -round(math.log2(min(maps) / 4))  # stride of level 0, next to 4
+    maps = {reduction: (i, dim) for i, reduction, dim in rows}  # the last map of each stride
+    unit = min(maps) * 2.0 ** -round(math.log2(min(maps) / 4))  # stride of level 0, the closest to 4
     strides = [unit * 2**i for i in out_indices]
     isotropic = len(maps) == 1
     if isotropic and min(maps) < 4:
@@ -238,7 +238,7 @@ def plan_levels(name: str, out_indices: Sequence[int], model_args: dict[str, Any
 def check_request(
     name: str, out_indices: Sequence[int], extra: str, pretrained: bool, checkpoint: str | Path | None
 ) -> None:
-    """Raise ValueError for an unknown model, or arguments of `build_backbone` that are wrong before it is built."""
+    """Raise ValueError for an unknown model, or for arguments of `build_backbone` that are wrong for every model."""
     check_model(name, pretrained)
     check_choice("extra", extra, EXTRA)
     if not out_indices or list(out_indices) != sorted(set(out_indices) & {0, 1, 2, 3}):
@@ -267,14 +267,14 @@ def takes_argument(name: str, model_args: dict[str, Any], argument: str, value: 
 
 
 def for_any_size(name: str, model_args: dict[str, Any]) -> dict[str, Any]:
-    """Add the arguments with which timm's ViT and Swin take images of any size, where they are not given."""
+    """Add the arguments with which timm's ViT and Swin take images of any size, unless they are given."""
     missing = {a: v for a, v in (("dynamic_img_size", True), ("strict_img_size", False)) if a not in model_args}
     return model_args | {a: value for a, value in missing.items() if takes_argument(name, model_args, a, value)}
 
 
 @torch.no_grad()
 def find_fixed_size(name: str, model_args: dict[str, Any]) -> tuple[int, int] | None:
-    """Return the only image size (H, W) that a model takes, or None if it takes others too, as most do."""
+    """Return the only image size (H, W) that a model takes, or None if it takes other sizes too, as most models do."""
     probe = build_probe(name, model_args).eval()
     if isinstance(getattr(probe, "model", None), MetaFormer):
         return None
@@ -352,9 +352,9 @@ def replace_batch_norms(module: nn.Module) -> nn.Module:
 
 
 def per_channel(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
-    """Return statistics for another number of channels, as timm adapts the first convolution to it.
+    """Convert statistics to another number of channels, as timm adapts the first convolution to that number.
 
-    One channel gets the mean of all, since timm sums the weights of all channels. More channels repeat the given ones.
+    One channel gets the mean of all channels, since timm sums their weights. More channels repeat the given ones.
     """
     if in_chans == 1:
         return (sum(values) / len(values),)

@@ -37,11 +37,11 @@ TRAINING_ONLY = (nn.Dropout, DropPath)  # they do nothing in evaluation mode
 def checkpoint_filter(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
     """Adapt a checkpoint to `model`: unwrap it, use our names, resample spatial weights to the model's image size.
 
-    The checkpoint may be metamix's or have a layout of `PUBLISHED`. The head may be missing or have other classes, and
+    The checkpoint may be metamix's or have a layout in `PUBLISHED`. The head may be missing or have other classes, and
     the first convolution may have another number of input channels: timm adapts both.
 
     Raises:
-        ValueError: another tensor is missing, unknown or of a wrong shape, the file is damaged, or the user named a
+        ValueError: any other tensor is missing, unknown or of a wrong shape, the file is damaged, or the user named a
             file whose model computes another function. If the weights are registered for the model's name, there is
             only a warning, since the user chose another mixer on purpose.
     """
@@ -112,7 +112,7 @@ def load_checkpoint_path(model: MetaFormer, path: str | Path) -> Any:
     check_fit(tensors, of_model, name, path, unknown=unknown, name_in_file=layout.name)
     check_same_function(model, metadata, path)
     if metadata.model is not None:
-        for key in ("tag", "hf_hub_id"):  # of the published weights
+        for key in ("tag", "hf_hub_id"):  # entries for the published weights
             model.pretrained_cfg.pop(key, None)
         model.pretrained_cfg |= metadata.pretrained_cfg() | cfg_of_file(path) | {"file": str(path)}
     return model.load_state_dict(tensors)
@@ -137,7 +137,7 @@ def translate(
         if isinstance(note, dict) and (problem := stage.mixer_mismatch(name, note)):
             raise ValueError(f"{source}: {problem}")
     layout = layout_of(state, model.state_dict())
-    short = (torch.float16, torch.bfloat16)  # shipped weights are stored so; they are adapted in float32
+    short = (torch.float16, torch.bfloat16)  # dtypes of shipped weights, which are adapted in float32
     state = {name: tensor.float() if tensor.dtype in short else tensor for name, tensor in state.items()}
     tensors, unknown = layout.translate(state, model)
     return resample_spatial_weights(tensors, model, source), unknown, layout
@@ -177,9 +177,9 @@ def check_own_mixer(mixer: Any, tensors: Mapping[str, Tensor], prefix: str, sour
         if tensors[name].shape != tensor.shape:
             raise ValueError(
                 f"{source} has {prefix}{name} of shape {tuple(tensors[name].shape)} where the model has "
-                f"{tuple(tensor.shape)}. If it depends on the size of the images, give {type(mixer).__name__} "
-                f"adapt_state(state), which brings parameters saved at another size to its own. Otherwise build the "
-                f"model with the options that it was saved with."
+                f"{tuple(tensor.shape)}. If the shape depends on the image size, define "
+                f"{type(mixer).__name__}.adapt_state(state), which resamples parameters saved at another size. "
+                f"Otherwise build the model with the options that it was saved with."
             )
 
 
@@ -215,7 +215,7 @@ def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: obje
 
 
 def check_described_size(metadata: ModelMetadata, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Raise ValueError if the metadata describe a model that is too large or, in the zoo, much larger than the file."""
+    """Raise ValueError if the metadata describe a model that is too large, or a zoo model much larger than the file."""
     name = metadata.architecture
     if name is not None and timm.is_model(name):
         described = build_described(metadata, source)
@@ -224,7 +224,7 @@ def check_described_size(metadata: ModelMetadata, tensors: Mapping[str, Tensor],
 
 
 def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -> nn.Module:
-    """Build the model that metadata describe, on the meta device; `arguments` replace the metadata's.
+    """Build the model that metadata describe, on the meta device; `arguments` override the metadata's.
 
     Raises:
         ValueError: the model is not registered, or does not take the arguments.
@@ -238,7 +238,7 @@ def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -
     except TooLarge:
         raise
     except Exception as error:  # timm's models check few of their arguments
-        if metadata.img_size is not None and "'img_size'" in str(error):  # a model for any size
+        if metadata.img_size is not None and "'img_size'" in str(error):  # it takes any size without img_size
             return build_described(replace(metadata, img_size=None), source, **arguments)
         raise ValueError(f"{source}: {name} cannot be built with the arguments in its metadata: {error}") from None
 

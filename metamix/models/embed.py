@@ -1,7 +1,7 @@
 """Stems and downsamplings: modules that turn an image or a map into a smaller map.
 
-Any module built as `embed(in_chans, dim)` is one if it has the attribute `reduction`, its stride as an int, and the
-method `out_size((H, W)) -> (H', W')`.
+A module with the constructor `embed(in_chans, dim)` will do if it has the attribute `reduction`, its stride as an int,
+and the method `out_size((H, W)) -> (H', W')`.
 """
 
 import math
@@ -37,7 +37,7 @@ class ConvEmbed(Conv2d):
 
 
 class SequentialEmbed(nn.Sequential):
-    """Layers in a row, some of them stems or downsamplings: (B, in, H, W) -> (B, out, H', W')."""
+    """A sequence of layers, some of them stems or downsamplings: (B, in, H, W) -> (B, out, H', W')."""
 
     @property
     def reduction(self) -> int:
@@ -57,24 +57,24 @@ DOWNSAMPLE = partial(ConvEmbed, kernel_size=3, stride=2, padding=1)
 
 
 def limit_stride(stem: Any, downsamples: Sequence[Any], output_stride: int) -> None:
-    """Set the stride of the last downsamplings, in place, to 1, so that the last maps have `output_stride`.
+    """Set the stride of the last downsamplings to 1, in place, so that the last maps have `output_stride`.
 
-    A convolution that sees a finer map than it was trained on is dilated to reach equally far.
+    A convolution that then sees a finer map than before is dilated, so that it reaches equally far in the image.
 
     Raises:
-        ValueError: the model has another number of stages, or downsamplings that are not convolutions of odd kernels.
+        ValueError: the model does not have four stages, or a downsampling is not a convolution of an odd kernel.
     """
     total = math.prod(embed.reduction for embed in (stem, *downsamples))
     if output_stride == total:
         return
-    dilatable = all(  # no padding makes a dilated even kernel keep the size of a map
+    dilatable = all(  # with an even kernel, no padding of a dilated convolution keeps the size of a map
         isinstance(conv, ConvEmbed) and conv.kernel_size[0] % 2 for conv in downsamples
     )
     if len(downsamples) != 3 or total != 32 or not dilatable:
         raise ValueError(
             f"output_stride is {output_stride!r}, but the last maps of this model have stride {total}. Only models of "
             f"four stages with convolutions of odd kernels between them take 8, 16 and 32, such as metaformer_*_s12 to "
-            f"m48: leave it out here."
+            f"m48: leave output_stride out."
         )
     if output_stride not in (8, 16):
         raise ValueError(f"output_stride is {output_stride!r}: give 8, 16 or 32, as a number.")

@@ -68,7 +68,7 @@ def create_image_model(
 
     Args:
         name: a registered name, or NAME.TAG for certain weights.
-        pretrained: load published or shipped weights: the tag's, or the first.
+        pretrained: load the published or shipped weights of the tag, or of the first tag if the name has none.
         checkpoint: load this file: a safetensors or PyTorch file, ours or the authors', or an .npz of MAXIM's authors.
             Model arguments in its metadata become the defaults.
         kwargs: arguments of the model's class; they override presets and metadata.
@@ -117,7 +117,7 @@ def warn_of_changes(arguments: Mapping[str, Any], trained: Mapping[str, Any], so
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Split NAME or NAME.TAG into the name and the tag, "" for none; refuse names and tags that do not exist."""
+    """Split NAME or NAME.TAG into name and tag, which is "" if there is none; refuse unknown names and tags."""
     base, _, tag = name.partition(".")
     if base not in _MODELS:
         raise ValueError(f"There is no image model {base!r}{did_you_mean(base, _MODELS)} See list_image_models().")
@@ -126,7 +126,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def preset_arguments(name: str) -> dict[str, Any]:
-    """Return the arguments that a registered name, with or without a tag, gives its class."""
+    """Return the preset arguments of a registered name, with or without a tag."""
     return dict(_MODELS[name.partition(".")[0]].preset)
 
 
@@ -151,7 +151,7 @@ def published_weights(name: str) -> tuple[str, Path]:
 
 
 def image_layout(model: nn.Module, state: Mapping[str, Tensor]) -> Layout:
-    """Return the layout of a file: the authors' if it has a tensor that only theirs has, or else ours."""
+    """Return the layout of a file: the authors' if the file has a tensor of a name that only they use, else ours."""
     if isinstance(model, MaximUNet) and "stage_0_input_conv_0/kernel" in state:
         return maxim_layout(model, state)
     if isinstance(model, WaveMixSR) and "path1.1.weight" in state:
@@ -193,8 +193,8 @@ for size, features in (("s", 32), ("m", 64)):
             tags={tag: MAXIM_URL.format(folder) for tag, folder in MAXIM_FOLDERS.get(name, {}).items()},
         )
 
-# It needs a seventh of maxim_s1's multiply-adds. With so few channels, linear maps over 16 x 16 tokens would cost more
-# than the convolutions. One scale is supervised, since no next stage takes coarse features.
+# maxim_nano needs a seventh of maxim_s1's multiply-adds. With so few channels, linear maps over 16 x 16 tokens would
+# cost more than the convolutions. One scale is supervised, since no next stage takes coarse features.
 register_image_model(
     "maxim_nano",
     MaximUNet,

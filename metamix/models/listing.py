@@ -34,8 +34,8 @@ class WeightsInfo:
     """Trained weights of a model."""
 
     tag: str  # `timm.create_model("NAME.TAG", pretrained=True)` loads the weights
-    data: str | None  # the data set that they were trained on, if known
-    top1: float | None  # accuracy on its test split in percent, if it was measured here
+    data: str | None  # training data set, if known
+    top1: float | None  # accuracy on its test split in percent, if we measured it
     input_size: tuple[int, int, int]  # (C, H, W) of the training images
     num_classes: int
     source: str  # path of the file, or name of the repository on the Hugging Face hub
@@ -58,8 +58,8 @@ class ImageWeightsInfo:
     """Trained weights of a model that returns images."""
 
     tag: str  # `metamix.create_image_model("NAME.TAG", pretrained=True)` loads the weights
-    data: str | None  # the images that they were trained on, if known
-    test_data: str | None  # the images that they were scored on, if they were scored here
+    data: str | None  # training images, if known
+    test_data: str | None  # test images, if we scored the weights
     psnr: float | None  # mean over these images in dB
     source: str  # path or address of the file
 

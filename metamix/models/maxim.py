@@ -13,16 +13,16 @@ Each of the finest `num_supervision_scales` levels also takes the image, shrunk 
     Blocks(x)   = c + G(... G(c)),  c = Conv1x1(x),  G(x) = Rcab(x + MultiAxisGmlp(norm(x)))     Rdcab in the bottleneck
 
 In every stage but the last, each output is a supervised attention module (SAM). The next stage gates its inputs with
-the SAM's features, and its encoder's maps with the sum e_i + y_i of the stage before.
+the SAM's features, and its encoder's maps with the sum e_i + y_i of the previous stage.
 
 Departures from the authors' code, which change no number of a published model:
-- A map is enlarged after its 1x1 convolution, not before: the same result with up to 16 times less work.
-- The coarser levels have grids of `block_size_lr`. The authors' code ignores `grid_size_lr` and uses it too.
+- A map is enlarged after its 1x1 convolution, not before. The result is the same, with up to 16 times less work.
+- There is no `grid_size_lr`. The authors' code ignores it: the grids of the coarser levels have `block_size_lr`.
 - use_bias, dropout_rate, use_global_mlp and use_cross_gating are left out: all published models have biases, gMLPs and
   gates, and no dropout.
-- Input and output have the same number of channels, any; the authors' num_outputs is 3.
+- Input and output have the same number of channels, which is free; the authors' num_outputs is 3.
 - The convolutions whose output is added to an image start at zero, so an untrained network returns its input. The
-  authors' start far from the identity, from which a short training does not return.
+  authors' network starts so far from the identity that a short training does not get back to it.
 
 Cost: linear in the number of pixels.
 """
@@ -70,7 +70,7 @@ class Level:
 
 
 def multiple_of(levels: Sequence[Level], axis: int) -> int:
-    """Return the least number of pixels that must divide an image's side along `axis` so that sets fit all maps."""
+    """Return the number that must divide an image's side along `axis`, so that all maps split into whole sets."""
     sizes = ((level.block_size[axis], level.grid_size[axis]) for level in levels)
     return math.lcm(*(2**i * math.lcm(block, grid) for i, (block, grid) in enumerate(sizes)))
 
@@ -87,22 +87,22 @@ class MaximUNet(GradCheckpointing):
     """Restore images: (B, in_chans, H, W) -> the same shape.
 
     Evaluation takes any H and W of at least 1: images are padded by reflection to multiples of `multiple`, and cropped
-    afterwards. Training and exported graphs take only such multiples. Training returns a list of images: the first
-    stage's from the coarsest scale to the finest, then the next stage's. The last one is the restored image.
+    afterwards. Training and exported graphs take only such multiples. Training returns a list of images: from the first
+    stage, the coarsest scale to the finest, then from the next stage. The last one is the restored image.
 
     Args:
         in_chans: image channels.
         features: f, channels of the finest level.
         depth: levels of each UNet.
-        num_stages: UNets.
+        num_stages: number of UNets.
         num_groups: pairs of multi-axis gMLP and channel attention in each block.
         num_bottleneck_blocks: blocks of the bottleneck.
-        num_supervision_scales: finest levels at which images enter and leave, 1 to `depth`.
-        high_res_stages: finest levels with the block and grid sizes `_hr`.
-        block_size_hr, grid_size_hr: of those levels, (height, width) or one number.
+        num_supervision_scales: number of finest levels that take and restore images, 1 to `depth`.
+        high_res_stages: number of finest levels with `block_size_hr` and `grid_size_hr`.
+        block_size_hr, grid_size_hr: block and grid size of these levels, (height, width) or one number.
         block_size_lr: block and grid size of the other levels and the bottleneck.
-        input_proj_factor, block_gmlp_factor, grid_gmlp_factor: of the mixer, see `metamix.mixers.Maxim`.
-        channels_reduction: channels over hidden channels of channel attention.
+        input_proj_factor, block_gmlp_factor, grid_gmlp_factor: options of the mixer, see `metamix.mixers.Maxim`.
+        channels_reduction: channels divided by the hidden channels of channel attention.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class MaximUNet(GradCheckpointing):
                 first=i == 0,
                 last=i == num_stages - 1,
                 encoder=partial(blocks, input_proj_factor=input_proj_factor),
-                decoder=blocks,  # the authors give it no input_proj_factor
+                decoder=blocks,  # the authors pass no input_proj_factor here
                 bottleneck=nn.Sequential(
                     *(
                         blocks(down, bottleneck, attention=Rdcab, input_proj_factor=input_proj_factor)
@@ -178,7 +178,7 @@ class MaximUNet(GradCheckpointing):
         return run_padded(lambda x: self.forward_stages(x)[-1][-1], images, self.multiple)
 
     def forward_stages(self, images: Tensor) -> list[list[Tensor]]:
-        """Return the restored images of each stage, from the coarsest scale to the finest, of sides that fit."""
+        """Restore images whose sides fit; return the images of each stage, from the coarsest scale to the finest."""
         check_multiples(images, self.multiple, self)
         scales = [shrink_image(images, 2**i) for i in range(self.num_scales)]  # (B, in_chans, H / 2^i, W / 2^i)
         outputs, carried = [], None
@@ -190,7 +190,7 @@ class MaximUNet(GradCheckpointing):
     def set_local_pooling(self, size: int | tuple[int, int] | None) -> None:
         """Let channel attention average over windows of the size of the training crops; None for the whole image.
 
-        Means over a whole image differ from the means over crops that it was trained on (arXiv 2112.04491).
+        Means over a whole image differ from the means over crops in training (arXiv 2112.04491).
         """
         window = parse_size("size", size) if size is not None else None
         stages: list[Any] = list(self.stages)
@@ -251,7 +251,7 @@ class Inputs(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Compute the map of each level, from the finest to the coarsest, and the last one shrunk once more."""
+    """Compute the map of each level, from the finest to the coarsest, and the coarsest map halved once more."""
 
     def __init__(self, levels: Sequence[Level], scales: int, blocks: Callable[..., nn.Module], *, gate: bool):
         super().__init__()
@@ -314,7 +314,7 @@ class Decoder(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Groups of multi-axis gMLP and channel attention with a residual around all: (B, C, H, W) -> (B, dim, H, W).
+    """Groups of multi-axis gMLP and channel attention, and a residual around them: (B, C, H, W) -> (B, dim, H, W).
 
     The input is one map or several, concatenated to `in_dim` channels.
     """
@@ -413,7 +413,7 @@ def local_mean(x: Tensor, window: tuple[int, int]) -> Tensor:
         sums = x.cumsum(dim, dtype=torch.promote_types(x.dtype, torch.float32))
         first = sums.narrow(dim, side - 1, 1)
         later = sums.narrow(dim, side, length - side) - sums.narrow(dim, 0, length - side)
-        means = torch.cat([first, later], dim) / side  # length - side + 1 of them
+        means = torch.cat([first, later], dim) / side  # length - side + 1 means
         place = torch.arange(length, device=x.device) - (side - 1) // 2
         x = means.index_select(dim, place.clamp(0, length - side)).to(x.dtype)
     return x
@@ -534,7 +534,7 @@ def resize_map(x: Tensor, ratio: float) -> Tensor:
 def init_weights(model: nn.Module) -> None:
     """Initialize as the authors do, except for zeros in the convolutions whose output is added to an image.
 
-    The authors': LeCun's normal; a normal of 0.02 in gMLPs, MLPs and spatial maps; biases 0 or 1.
+    The authors use LeCun's normal; a normal of deviation 0.02 in gMLPs, MLPs and spatial maps; biases of 0 or 1.
     """
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):

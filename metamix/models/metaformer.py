@@ -91,7 +91,7 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """A downsampling layer (the identity in the first stage), then blocks of one resolution.
 
-    `make_mixer` builds a mixer like the blocks' own, for maps of another `size`.
+    `make_mixer` builds a mixer like the mixers of the blocks, for maps of another `size`.
     """
 
     def __init__(self, downsample: nn.Module, blocks: Sequence[Block], make_mixer: "partial[nn.Module]"):
@@ -224,7 +224,7 @@ class MetaFormer(TimmInterface):
         self.output_stride = output_stride
         self.num_features = self.head_hidden_size = dims[-1]
 
-        # Mixers are built under the device and cast afterwards, so they need no factory arguments.
+        # Mixers are built in the device's context and cast afterwards, so they need no arguments device and dtype.
         with torch.device(device) if device is not None else nullcontext():
             self.stem = stem(in_chans, dims[0])
             embeds = per_stage("downsample", downsample, stages - 1)
@@ -282,7 +282,7 @@ class MetaFormer(TimmInterface):
         return self.head(x.movedim(1, -1)).movedim(-1, 1) if self.global_pool.is_identity() else self.head(x)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head; arguments as in the constructor, but `global_pool=None` keeps the present pooling."""
+        """Replace the head; arguments as in the constructor, but `global_pool=None` keeps the current pooling."""
         check_counts(0, num_classes=num_classes)
         if global_pool is not None:
             if global_pool not in POOLS:

@@ -56,7 +56,7 @@ class SmallOptions:
     """Options of a mixer in `nano` or `tiny`, and the width of the MLPs."""
 
     mlp_ratio: float  # hidden width of the MLPs as a multiple of the channels
-    stages: Sequence[dict[str, Any]] = ({},)  # options of the mixer in each stage; further stages take the last
+    stages: Sequence[dict[str, Any]] = ({},)  # options of the mixer in each stage; more stages repeat the last
 
 
 # All models cost 73.6 million multiply-adds an image of 32 pixels, within 3 %.

@@ -77,7 +77,7 @@ DATA = {
     "mnist": (MNIST | dict(pool_size=(4, 4)), 7),
     "cifar": (CIFAR10 | dict(pool_size=(4, 4)), 8),
 }
-ROWS = (  # of the paper's table: similarity, MLP, heads
+ROWS = (  # rows of the paper's table: similarity, MLP, heads
     ("full", True, 1),
     ("full", True, 4),
     ("collapsed", True, 1),

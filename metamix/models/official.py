@@ -95,7 +95,7 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
     state = flatten(flax_parameters(unwrap(state_dict)))
     model, layout = SOURCES[source](state, **constructor)
     load_into(model, state, "The checkpoint", name=f"the {source} of these arguments", layout=layout)
-    if isinstance(model, MetaFormer):  # the configuration is a registered model's, which has other weights
+    if isinstance(model, MetaFormer):  # the configuration comes from a registered model, which has other weights
         for key in ("tag", "url", "hf_hub_id", "file"):
             model.pretrained_cfg.pop(key, None)
         model.pretrained_cfg["num_classes"] = model.num_classes

@@ -1,7 +1,7 @@
 """PoolFormer, "MetaFormer Is Actually What You Need for Vision" (arXiv 2111.11418): checkpoints of other code.
 
-The models are `metaformer_pooling_s12` to `..._m48` of the comparison family, see `metaformer_family.py`. Here are the
-layouts of github.com/sail-sg/poolformer and of timm's port of it.
+The models are `metaformer_pooling_s12` to `..._m48` of the comparison family, see `metaformer_family.py`. This file has
+the layouts of github.com/sail-sg/poolformer and of timm's port of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +42,7 @@ PUBLISHED |= {"patch_embed.proj.weight": POOLFORMER, "stem.conv.weight": TIMM_PO
 @official(
     "poolformer",
     same=("act_layer", "num_classes", "drop_path_rate"),
-    renamed=dict(drop_rate="proj_drop_rate"),  # of the MLPs
+    renamed=dict(drop_rate="proj_drop_rate"),  # dropout in the MLPs
     only=dict(init_cfg=None, pretrained=None),
 )
 def poolformer(
@@ -106,5 +106,5 @@ def timm_poolformer(
     # Defaults are as in timm's poolformer_*: timm's MetaFormer class has other models too.
     accept("token_mixers", token_mixers, [TimmPooling], "timm's Pooling")
     accept("norm_layers", norm_layers, [GroupNorm1, TimmGroupNorm1], "GroupNorm1")
-    accept("output_norm", output_norm, [LayerNorm2d], "LayerNorm2d, whose weights our GroupNorm before the mean takes")
+    accept("output_norm", output_norm, [LayerNorm2d], "LayerNorm2d, whose weights become those of our GroupNorm")
     return metaformer("metaformer_pooling_s12", size="s12", mixer="pooling", **arguments), TIMM_POOLFORMER

@@ -100,7 +100,7 @@ class SimplePyramid(nn.Module):
 
 
 def halve(x: Tensor, times: int) -> Tensor:
-    """Max-pool a map to 1 / 2^times of its size, rounded up as a convolution k3 s2 p1 rounds."""
+    """Max-pool a map to 1 / 2^times of its size; sizes are rounded up, as by a convolution k3 s2 p1."""
     return F.max_pool2d(x, 2**times, ceil_mode=True) if times > 0 else x
 
 

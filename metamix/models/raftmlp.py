@@ -78,7 +78,7 @@ class MultiScaleEmbed(nn.Module):
 
 
 class ShortcutClassifier(nn.Module):
-    """A classifier that reads every level, the authors' `shortcut`: (B, C, H, W) -> (B, num_classes).
+    """A classifier that reads every level, as with the authors' `shortcut=True`: (B, C, H, W) -> (B, num_classes).
 
     v = mean(norm(x_4));  v <- a_i * v + b_i for levels i = 3, 2, 1 with a_i, b_i = split(Linear(mean(norm(x_i))));
     then the model's own head. No published model uses it.
@@ -178,7 +178,7 @@ def raftmlp_layout(*, last_head: int, cross: bool) -> Layout:
     """Return the layout of a RaftMLP.
 
     Args:
-        last_head: index of the authors' head that holds the final norm: the last level with shortcuts, else 0.
+        last_head: index of the authors' head that holds the final norm: with shortcuts the last level, else 0.
         cross: whether the embedding is "emb_cross_mlp", with patches of several sizes, or else "emb_mixer".
     """
     names = (

@@ -66,7 +66,7 @@ def build(
     Args:
         name: registered name, with which timm finds configurations and weights.
         pretrained: load published weights.
-        default_mixer_args: the family's arguments of its mixers. The caller's `mixer_args` override single entries.
+        default_mixer_args: the family's arguments for its mixers. The caller's `mixer_args` override single entries.
         kwargs: arguments of `MetaFormer` and of timm's builder.
     """
     if is_scriptable():
@@ -176,7 +176,7 @@ def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:
 
 
 def check_model(name: str, pretrained: bool = False) -> None:
-    """Raise ValueError unless timm knows a model, its tag if the name has one and, if `pretrained`, weights of it."""
+    """Raise ValueError unless timm knows a model, the tag in its name if any and, if `pretrained`, weights for it."""
     if not isinstance(name, str):
         raise ValueError(f"a {type(name).__name__} is given: give the name of a model.")
     if ":" in name:  # timm finds hf-hub:... and local-dir:...
@@ -204,7 +204,7 @@ def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn
     """Create a timm model by name, which may have a tag. Models for any image size need no `img_size`.
 
     Raises:
-        ValueError: an unknown name, with the nearest one; weights that are not published; unknown arguments.
+        ValueError: the name or an argument is unknown, or no weights are published.
     """
     check_model(name, pretrained)
     if pretrained or ":" in name:
@@ -223,7 +223,7 @@ def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn
 
 
 def check_image_size(model: nn.Module, name: str, in_chans: int, size: int, advice: str) -> None:
-    """Check that a model turns square images of `size` pixels into logits, by a forward pass of a black one.
+    """Check that a model turns square images of `size` pixels into logits, by a forward pass of a black image.
 
     The error names the model and, if it does not take such images, ends with `advice`.
     """

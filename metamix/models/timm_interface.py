@@ -40,8 +40,8 @@ class TimmInterface(GradCheckpointing):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Return the final map, unless `intermediates_only`, and the features that `feature_info` lists.
 
-        Arguments are timm's. With `norm`, features of the final norm's width are normed. With `stop_early`, the final
-        map is the last requested feature.
+        Arguments are timm's. With `norm`, the final norm is applied to features of its width. With `stop_early`,
+        the final map is the last requested feature.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}; features are maps: use output_fmt='NCHW'.")
@@ -81,11 +81,11 @@ class TimmInterface(GradCheckpointing):
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Resample spatial weights and position embeddings to images of another size.
 
-        Parameters whose shape does not change stay the same objects. An optimizer must be made anew for the others.
+        Parameters whose shape does not change stay the same objects. For the others, make a new optimizer.
 
         Raises:
-            ValueError: the size is too small, or a mixer has weights of that size but no `adapt_state`, or one that
-                fails. The model stays as it was.
+            ValueError: the size is too small, or a mixer's weights depend on it and its `adapt_state` is missing or
+                fails. The model is then unchanged.
         """
         sizes = self.map_sizes(img_size, [stage.downsample for stage in self.stages])
         mixers = []
@@ -99,15 +99,15 @@ class TimmInterface(GradCheckpointing):
                     # A missing name belongs to a layer that was replaced, such as a batch norm in a detector.
                     if any(made.get(name, shape) != shape for name, shape in shapes(old).items()):
                         raise ValueError(
-                            f"{type(old).__name__} has parameters or buffers of other shapes on maps of {size}: give "
-                            f"it adapt_state(state), which brings parameters saved at another size to its own."
+                            f"{type(old).__name__} has parameters or buffers of other shapes on maps of {size}: define "
+                            f"its adapt_state(state), which resamples parameters saved at another size."
                         )
                     continue
                 try:
                     new.load_state_dict(new.adapt_state(old.state_dict()))
                 except RuntimeError as error:
                     raise ValueError(
-                        f"adapt_state of {type(old).__name__} does not bring parameters to {size}: "
+                        f"adapt_state of {type(old).__name__} does not resample parameters to {size}: "
                         f"{' '.join(str(error).split())}"
                     ) from error
                 mixers.append((block, new))
@@ -152,7 +152,7 @@ def list_features(dims: Sequence[int], strides: Sequence[int], depths: Sequence[
 
 @torch.no_grad()
 def keep_parameters(old: nn.Module, new: nn.Module) -> None:
-    """Use the parameters of `old`, with the values of `new`, in `new` if the shapes are equal: optimizers know them."""
+    """Put the parameters of `old`, with the values of `new`, into `new` if shapes are equal: optimizers hold them."""
     for name, parameter in list(new.named_parameters(remove_duplicate=False)):
         kept = old.get_parameter(name)
         if kept.shape != parameter.shape:

@@ -1,11 +1,11 @@
 """WaveMix and WaveMix-Lite (arXiv 2203.03689 and 2205.14375): isotropic stacks of the wavelet mixer and its residual.
 
-`wavemix_<dim>_<depth>` has a wavelet transform of one level, `..._l2`, `..._l3` and `..._l4` of two to four.
+`wavemix_<dim>_<depth>` has a wavelet transform of one level; `..._l2`, `..._l3` and `..._l4` have two to four levels.
 `wavemixlite_<dim>_<depth>` are the small models with which the papers claim parameter efficiency.
 
-Departure: two of the small models upsample bilinearly, the others by a transposed convolution. Their published
-parameter counts say so; the authors' text says that four do. "Bilinear" is our guess: the authors' published code has
-no upsampling but the transposed convolution.
+Departure: two of the small models upsample bilinearly, the others by a transposed convolution. This
+follows from the published parameter counts; the authors' text names four such models. "Bilinear" is our guess: the
+authors' published code upsamples only by the transposed convolution.
 """
 
 from collections.abc import Mapping
@@ -67,10 +67,10 @@ def wavemix(
         depth: blocks.
         level: levels of the wavelet transform.
         mult: hidden width of the feed-forward layers as a multiple of `dim`.
-        ff_channel: their output channels; 0 for `dim`.
+        ff_channel: output channels of these layers; 0 for `dim`.
         upsample: how maps are brought back to full size: "transposed" or "bilinear".
-        stride: for a stem of strided convolutions; 0 for the other stem.
-        patch_size: for a stem with a patch convolution; 0 for the other stem.
+        stride: stride of each convolution in a strided stem; 0 for a patch stem.
+        patch_size: side of the patches in a patch stem; 0 for a strided stem.
         proj_drop_rate: dropout in the mixers.
         kwargs: further arguments of `MetaFormer`.
     """
@@ -150,7 +150,7 @@ for name, cfg, preset in (
 
 # Checkpoints of github.com/pranavphoenix/WaveMix, its classifier
 
-ONE_LEVEL = (r"\.levels\.0\.", ".feedforward.")  # without the level's number; goes before the other names
+ONE_LEVEL = (r"\.levels\.0\.", ".feedforward.")  # names without the number of the level; precedes the other patterns
 WAVEMIX_BLOCK_NAMES = (
     (r"\.reduce\.", ".reduction."),
     (r"\.levels\.(\d+)\.", lambda m: f".feedforward{int(m[1]) + 1}."),
@@ -173,7 +173,7 @@ def arrange_wavemix(key: str, tensor: Tensor, model: Any) -> Tensor:
         return tensor
     c = model.num_features // 4
     low, high, deeper = tensor.split([c, 3 * c, tensor.shape[1] - 4 * c], dim=1)
-    # Theirs: the three bands of a channel, then the three bands of the next channel.
+    # Their order: the three bands of a channel, then the three bands of the next channel.
     high = rearrange(high, "o (c band) h w -> o (band c) h w", band=3)
     return torch.cat([low, high, deeper], dim=1)
 

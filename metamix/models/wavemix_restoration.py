@@ -11,7 +11,7 @@ difference. `scale=1` lets wavemix_sisr restore images without enlarging them: i
 channels.
 
 Departures: the authors' WaveMixSR takes three channels of YCbCr; ours can also take only the luminance. One version of
-their code upsamples by bilinear interpolation, as their training script does, another by bicubic; ours has an option.
+their code upsamples by bilinear interpolation, as their training script does, another by bicubic; here `mode` chooses.
 """
 
 from collections.abc import Mapping
@@ -140,7 +140,7 @@ class WaveMixSisr(GradCheckpointing):
         if self.training:
             check_multiples(images, self.multiple, self)
             return [self.restore(images)]
-        if self.fold == 1 or torch.compiler.is_exporting():  # exported graphs take multiples of `multiple`, as MAXIM's
+        if self.fold == 1 or torch.compiler.is_exporting():  # exported graphs take only multiples, like MAXIM's
             return self.restore(images)
         return run_padded(self.restore, images, self.multiple)
 
@@ -190,6 +190,6 @@ def wavemix_superresolution(state: Mapping[str, Tensor], *, level: int = 1, **ar
 def wavemixsr(state: Mapping[str, Tensor], *, scale_factor: int = 2, **arguments: Any) -> ModelAndLayout:
     """Build our model for the arguments of the authors' `WaveMixSR`.
 
-    `scale_factor` and `mode` are arguments of its nn.Upsample, which the authors' constructor does not take.
+    `scale_factor` and `mode` are arguments of its nn.Upsample; the authors' constructor does not take them.
     """
     return WaveMixSR(scale_factor, **arguments), WAVEMIXSR

@@ -580,10 +580,10 @@ def test_own_mixer(forget_mixers):
     model = small(mixer=("mine", "raft"), img_size=(32, 16))
     assert blocks(model)[0].mixer.scale.shape == (8, 8, 4)
     assert_equal(model(images(32, 16)), formula(model, images(32, 16)))
-    with pytest.raises(ValueError, match="give it adapt_state"):
+    with pytest.raises(ValueError, match="define its adapt_state"):
         model.set_input_size(64)
     larger = small(mixer=("mine", "raft"), img_size=64)
-    with pytest.raises(ValueError, match=r"^FILE has .*mixer.scale of shape \(8, 8, 4\) .* give Mine adapt_state"):
+    with pytest.raises(ValueError, match=r"^FILE has .*mixer.scale of shape \(8, 8, 4\) .* define Mine.adapt_state"):
         resample_spatial_weights(model.state_dict(), larger, "FILE")
     assert_equal(model(images(32, 16)), formula(model, images(32, 16)))
 

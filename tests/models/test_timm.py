@@ -508,7 +508,7 @@ def test_a_mixer_that_cannot_change_its_size_leaves_the_model_as_it_was(monkeypa
     x = torch.randn(1, 3, 32, 32)
     before = model(x)
     monkeypatch.setattr(type(model.stages[2].blocks[0].mixer), "adapt_state", lambda self, state: {})
-    with pytest.raises(ValueError, match=r"adapt_state of Raft does not bring parameters to \(24, 24\): .*Missing key"):
+    with pytest.raises(ValueError, match=r"of Raft does not resample parameters to \(24, 24\): .*Missing key"):
         model.set_input_size(48)
     assert torch.equal(model(x), before)
 
