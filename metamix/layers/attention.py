@@ -39,5 +39,5 @@ def attention(
     if bias is not None:
         weights = weights + bias.to(weights.dtype)
     if weights.dtype.itemsize == 2 and weights.shape[-1] < SHORT_ROW:
-        weights = weights.float()  # in 16 bits slower than two casts
+        weights = weights.float()  # softmax in 16 bits is slower than two casts
     return torch.matmul(dropout(weights.softmax(-1).to(v.dtype), dropout_p), v)

@@ -52,7 +52,7 @@ def pad_by_reflection(x: Tensor, multiple: Size) -> tuple[Tensor, Size]:
 
 
 def reflected_places(n: int, padded: int, device: torch.device) -> tuple[Tensor, int]:
-    """Return the place in a row of n pixels for each of `padded` pixels, and the number of pixels before the row."""
+    """Return, for each of `padded` pixels, its source in a row of n pixels; and the number of pixels before the row."""
     even = min(n + n % 2, padded)
     first = (padded - even) // 2
     places = np.pad(np.arange(n), (0, even - n), mode="reflect")
@@ -108,9 +108,9 @@ def apply_in_tiles(
     Args:
         function: a model in evaluation, or any function of images, of scale s.
         images: (B, C, H, W) -> (B, C', s H, s W).
-        tile: side of a tile in pixels; 0 takes images of any size at once.
+        tile: side of a tile in pixels; 0 takes every image whole, whatever its size.
         overlap: smallest overlap of neighbours in pixels, less than `tile`.
-        whole: (H, W) up to which images are taken at once, without tiles; by default the size of a tile.
+        whole: (H, W) up to which images are taken whole, without tiles; by default the size of a tile.
     """
     check_evaluation(function)
     check_tiles(tile, overlap)
@@ -136,13 +136,13 @@ def apply_in_tiles(
 
 
 def check_tiles(tile: int, overlap: int) -> None:
-    """Raise ValueError unless tiles of `tile` pixels reach beyond their overlap; `tile` 0 means whole images."""
+    """Raise ValueError unless `overlap` is smaller than `tile` and not negative; `tile` 0 means whole images."""
     if tile < 0 or (tile and not 0 <= overlap < tile):
         raise ValueError(f"tile is {tile} and overlap {overlap}: give 0 <= overlap < tile, or tile 0 for whole images.")
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Return where tiles begin along a side of `length` pixels: at equal distances, the last one ending with it."""
+    """Return where tiles begin along a side of `length` pixels, at equal distances; the last tile ends with the side."""
     if length <= tile:
         return [0]
     gaps = math.ceil((length - tile) / (tile - overlap))
@@ -160,7 +160,7 @@ def tile_weights(starts: list[int], length: int, side: int, overlap: int, like: 
 
 
 def tiles(size: Size | None) -> Size:
-    """Return side and overlap of the tiles that larger images are cut into, for a graph of this size.
+    """Return side and overlap of the tiles into which images are cut that are larger than a graph of this size.
 
     The side of a tile is the graph's shorter side. A graph of any size needs no tiles: both are 0.
     """
@@ -175,7 +175,7 @@ def tiles(size: Size | None) -> Size:
 def self_ensemble(function: ImageFunction, images: Tensor) -> Tensor:
     """Restore images in their eight orientations (flips and quarter turns) and average the results.
 
-    The four orientations of one shape, or all eight of a square image, go through `function` as one batch.
+    The four orientations with the same shape, or all eight of a square image, go through `function` as one batch.
     """
     check_evaluation(function)
     flips = [images, images.flip(-1), images.flip(-2), images.flip(-2, -1)]

@@ -3,14 +3,14 @@
     y_i = proj(sum_j softmax_j(s(x_i, x_j) / sqrt(d)) value(x_j))        in each head of d = C / heads channels
 
     qk = "separate"     s = (Wq x_i) . (Wk x_j)         the usual similarity
-         "collapsed"    s = (W x_i) . x_j               W = Wk^T Wq as one matrix, section 3.2; for one head only, with
-                                                        more it costs parameters instead of saving them
+         "collapsed"    s = (W x_i) . x_j               W = Wk^T Wq as one matrix, section 3.2; for one head only: with
+                                                        more, it costs parameters instead of saving them
          "shared"       s = (Wq x_i) . (Wq x_j)         symmetric, section 3.4, as in the paper's experiments
          "cholesky"     s = (T^T x_i) . (T^T x_j)       symmetric; T is lower triangular with d (d + 1) / 2 entries
 
     value = False       value(x_j) = x_j and no proj: y is a convex combination of tokens, section 3.3
 
-Departures: `context` and `positions` are ours, and so is the start of T.
+Departures: `context` and `positions` are ours, and so is the initial value of T.
 
 - With `context` the cost is linear in the number of tokens; without it, quadratic. Keys and values come from the
   map averaged over that grid (or repeated, if the map is smaller); every token keeps its query.
@@ -19,7 +19,7 @@ Departures: `context` and `positions` are ours, and so is the start of T.
 - T starts with a standard deviation of 1 / sqrt(d). With a plain normal start every token attends only to itself, and
   training stays at chance level.
 
-Any size.
+The map may have any size.
 """
 
 import math
@@ -114,7 +114,7 @@ class MinAttn(nn.Module):
 
 
 class PositionBias(nn.Module):
-    """A learned number for each head, and each offset between a token and a token of the context.
+    """A learned bias for each head and each offset between a token and a token of the context.
 
     (B, C, H, W), (B, C, h, w) -> (heads, H W, h w). Queries between the context's grid points get interpolated biases.
 

@@ -9,7 +9,7 @@ The token MLP works on the H * W tokens of `grid`, by default the trained map. A
 grid (or repeated, if it is smaller), the gate is computed there, and it is resampled bilinearly to the map. So the
 token MLP costs 2 * token_dim multiply-adds per channel and token of the grid, at any size of the map.
 
-Departure: the author's token MLP takes one fixed number of tokens; `grid`, and separate widths for both MLPs, are ours.
+Departure: the author's token MLP takes one fixed number of tokens; `grid` and separate widths of the MLPs are ours.
 """
 
 import torch
@@ -84,7 +84,7 @@ class TokenMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = self.grid
-        # The linear maps are fastest as channels_last 1x1 convolutions over tokens, both copies included.
+        # The linear maps are fastest as channels_last 1x1 convolutions over tokens, in spite of both copies.
         x = to_channels_last(rearrange(x, "b c h w -> b (h w) c 1"))
         x = F.conv2d(x, rearrange(self.fc1.weight, "o 1 h w -> o (h w) 1 1"), self.fc1.bias)  # (B, hidden, C, 1)
         x = self.drop2(self.fc2(self.drop1(self.act(x))))  # (B, h w, C, 1)

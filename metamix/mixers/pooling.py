@@ -5,7 +5,7 @@
 The block adds x, so the mixer subtracts it. The mean does not count padding, so a constant map gives exactly zero.
 Therefore the bias of the norm before this mixer has no effect.
 
-Any size; K * K additions per value, linear in the number of tokens.
+The map may have any size. The cost is K * K additions per value, linear in the number of tokens.
 """
 
 from torch import Tensor, nn

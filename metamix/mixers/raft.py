@@ -19,10 +19,10 @@ map of another size:
     "windows"  the map is cut into windows of the grid's size; a reflection of the map fills up the last ones
 
 Only "windows" interpolates nothing. Trained MLPs can tell odd tokens from even ones, and interpolation mixes the two:
-metamix's `metaformer_raft_tiny` then loses four fifths of its accuracy, and little of it with windows.
+with it, metamix's `metaformer_raft_tiny` loses four fifths of its accuracy; with windows, it loses little.
 
-Cost: 2 e r (H + W) multiply-adds per value, so H * W * (H + W) in all. With "branch" and "stream" it does not grow
-beyond the grid, and with "windows" it is linear in the number of tokens.
+Cost: 2 e r (H + W) multiply-adds per value, so H * W * (H + W) in all. With "branch" and "stream",
+every map costs what the grid costs; with "windows", the cost is linear in the number of tokens.
 
 Departure from the authors' code: their norm sees the channels in the order (c r), ours in the stream's order (r c). The
 norm's weights in a checkpoint of the authors are permuted on loading.
@@ -49,7 +49,7 @@ class Raft(nn.Module):
 
     Args:
         raft_size: r, the groups of channels in a raft; must divide `dim`.
-        expansion: e, hidden width over outer width.
+        expansion: e, hidden width as a multiple of the outer width.
         resample: "branch", "stream", "weights" or "windows": what to do on maps of another size, see above.
         grid: side or (h, w) of the grid that the weights are made for, at most `size`; None for `size`.
     """
@@ -190,7 +190,7 @@ def window_counts(size: Sequence[int], window: Sequence[int]) -> tuple[int, int]
 def resize_inputs(weight: Tensor, length: int) -> Tensor:
     """Resize the weights that read a raft: (o, 1, r, old) -> (o, 1, r, length).
 
-    They are scaled to keep the response to a constant raft: exact at multiples of `old`, close at other larger lengths.
+    They are scaled to keep the response to a constant raft: exactly at multiples of `old`, nearly at other larger ones.
     """
     old = weight.shape[3]
     if not may_vary(length) and length == old:

@@ -15,8 +15,7 @@ The paper's block is this mixer and its residual, with no norm before it and no 
 
 The map may have any size: the transform pads an odd map with zeros (PyWavelets' mode "zero"), and the upsampled map is
 cropped. Filters with more taps than Haar's two make bands larger than half of the map, so the crop keeps the centre.
-The cost is linear in the number of tokens. Most of it is in the transposed convolution, which takes 4 C_ff
-multiply-adds per value.
+The cost is linear in the number of tokens. The transposed convolution takes most of it, 4 C_ff multiply-adds per value.
 
 Departures from the authors' code: they order the detail channels by channel (c0-LH, c0-HL, c0-HH, c1-LH ...), we order
 them by band. So loading an authors' checkpoint permutes the first convolution of each MLP. Their code does not run on

@@ -26,7 +26,7 @@ log = package_logger(__name__)
 
 @cache
 def fonts() -> list[str]:
-    """Return the families for texts of figures: the user's, then the installed ones of `CJK_FONTS`."""
+    """Return the font families for figures: the user's, then those in `CJK_FONTS` that are installed."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     return ["sans-serif", *(name for name in CJK_FONTS if name in installed)]
 
@@ -37,7 +37,7 @@ def figure_text(text: str) -> str:
 
 
 def image_grid(rows: int, columns: int, layout: Any = "constrained", **options: Any) -> tuple[Figure, Any]:
-    """Make a figure and its axes for images, (rows, columns), which have no ticks and frames."""
+    """Make a figure and its (rows, columns) axes for images, without ticks and frames."""
     figure = Figure(layout=layout, **options)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
@@ -46,7 +46,7 @@ def image_grid(rows: int, columns: int, layout: Any = "constrained", **options: 
 
 
 def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:
-    """Write a figure atomically, as PNG with `dpi` pixels an inch. Warn if no font has some of its letters."""
+    """Write a figure atomically, as PNG with `dpi` pixels per inch. Warn if no font has some of its letters."""
     for text in figure.findobj(Text):
         text.set_fontfamily(fonts())
     with atomic_write(path) as file, warnings.catch_warnings(record=True) as caught:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-TEMPORARY = ".tmp"  # end of the names of files that are not complete yet
+TEMPORARY = ".tmp"  # suffix of files that are not complete yet
 LOCK = ".lock"  # file in a folder that was locked; it stays there
 MAX_NESTING = 64  # levels of lists and mappings in JSON and YAML
 _PARTS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{\]}]', re.DOTALL)  # brackets, and strings, whose brackets do not count
@@ -36,7 +36,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             with open(path, "wb") as file:
                 yield file
             return
-        with open(temporary, "xb") as file:  # x refuses a link, too
+        with open(temporary, "xb") as file:  # mode x refuses a link, too
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -79,7 +79,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """Read UTF-8 text, with or without a byte order mark; raise ValueError, which names the line, for other text."""
+    """Read UTF-8 text, with or without a byte order mark; raise ValueError, with the line, for other text."""
     data = read_bytes(path)
     try:
         return data.decode("utf-8-sig")
@@ -138,7 +138,7 @@ def lock_folder(folder: Path) -> IO[str]:
     except OSError as error:
         raise OSError(f"{folder / LOCK} could not be written ({reason(error)}); give another --output") from error
     try:
-        # A POSIX record lock. Unlike flock's, the loader's workers do not inherit it; they may outlive this process.
+        # A POSIX record lock, not flock: the loader's workers, which may outlive this process, do not inherit it.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()

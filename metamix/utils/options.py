@@ -4,7 +4,7 @@ A field's name is its key in YAML and, with dashes, its flag. Its annotation is 
 int, float, str, Path, dict, tuple[X, ...], Literal[...], or a union such as `int | None`. Types with a rule, such as
 `Share`, also say which values are accepted; see `metamix.utils.rules`.
 
-`parse_command` reads command lines, except for train and eval, for which `metamix.training.recipe.parse` does it.
+`metamix.training.recipe.parse` reads the command lines of train and eval, `parse_command` reads all others.
 """
 
 import argparse
@@ -187,7 +187,7 @@ def parse_flags(
     """
     parser.add_argument("-h", "--help", action="help", help="show this help and exit")
     positionals = [f for f, _ in options.values() if _is_positional(f)]
-    if positionals:  # argparse does not read them: it accepts no flags between them
+    if positionals:  # argparse does not read them, since it accepts no flags between them
         lines = [f"  {f.metadata['metavar']:<20}  {f.metadata['help']}" for f in positionals]
         parser.description = "\n".join([parser.description or "", "", "arguments:", *lines])
     groups: dict[str, Any] = {"options": parser}
@@ -278,7 +278,7 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
         value = [value]  # in YAML, `crop: 64` is `crop: [64]`
     if tuple in kinds and isinstance(value, str) and value not in choices and ("," in value or int not in kinds):
         value = value.strip()
-        inside = value[1:-1] if (value[:1], value[-1:]) in (("[", "]"), ("(", ")")) else value  # not stages.[01]
+        inside = value[1:-1] if (value[:1], value[-1:]) in (("[", "]"), ("(", ")")) else value  # but keep stages.[01]
         value = [word.strip() for word in inside.split(",") if word.strip()]
     if tuple in kinds and isinstance(value, list):
         value = tuple(_expand_home(item) if isinstance(item, str) else item for item in value)
@@ -381,7 +381,7 @@ def _is_list(hint: Any) -> bool:
 
 
 def _title(field: Field) -> str:
-    """Return the name of an option of the command line, for messages."""
+    """Return the name of a command-line option, as messages show it."""
     return field.metadata["metavar"] if _is_positional(field) else _flag(field.name)
 
 
@@ -392,7 +392,7 @@ def _placeholder(field: Field, hint: Any) -> str:
 
 
 def _help(field: Field) -> str:
-    """Return an option's help with its default, unless that is none, empty or off."""
+    """Return an option's help with its default, unless the default is none, empty or off."""
     default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     hidden = default is False or default in (None, "", MISSING)
     return f"{field.metadata['help']}{'' if hidden else f' (default: {default})'}".replace("%", "%%")

@@ -108,7 +108,7 @@ def _describe(schema: Mapping[str, Any]) -> str:
         return schema["description"]
     if "anyOf" in schema:
         return ", or ".join(map(_describe, schema["anyOf"]))
-    if "const" in schema:  # before pydantic 2.10 beside an enum
+    if "const" in schema:  # before pydantic 2.10, there is an enum too
         return schema["const"]
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"

@@ -55,7 +55,7 @@ def _free_in_control_groups(
     free = []
     for line in groups.read_text().splitlines() if groups.exists() else ():
         _, controller, path = line.split(":", 2)
-        folder = root / controller / path.lstrip("/")  # in a container, only a parent of it may exist
+        folder = root / controller / path.lstrip("/")  # in a container, only a parent of the folder may exist
         for place in (folder, *folder.parents) if controller in files else ():
             paths = [place / name for name in files[controller]]
             if all(path.exists() for path in paths):

@@ -82,7 +82,7 @@ def _as_message(record: logging.LogRecord) -> bool:
 def short_count(count: float) -> str:
     """Write a count with three digits and a unit, such as "1.07 M"."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= 0.9995 * size:  # what rounds to 1,000 of the smaller unit
+        if count >= 0.9995 * size:  # also what rounds to 1,000 of the smaller unit
             return f"{count / size:.3g} {unit}"
     return str(count)
 

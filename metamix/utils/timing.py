@@ -19,8 +19,8 @@ TURN = 0.02  # seconds; a faster step is repeated within its turn, so that it ru
 def interleaved(steps: Mapping[Name, Callable[[], object]], seconds: float, least: int = 5) -> dict[Name, float]:
     """Run `steps` in turns and return the median seconds of each.
 
-    All steps together run for `seconds`, and each takes `least` turns or more, after one that is not timed. Warns if
-    other programs were busy meanwhile.
+    All steps together run for `seconds`, and each takes `least` turns or more, after a first turn that is not timed.
+    Warn if other programs were busy meanwhile.
     """
     times: dict[Name, list[float]] = {name: [] for name in steps}
     for step in steps.values():

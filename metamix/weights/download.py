@@ -65,7 +65,7 @@ def require_reachable(name: str, cfg: PretrainedCfg | None = None, cache_dir: st
     elif (cfg := cfg or timm.get_pretrained_cfg(name)) and not cfg.file:
         hub_id = cfg.hf_hub_id
         if isinstance(cfg.url, str) and cfg.url and not hub_id:
-            download(cfg.url, Path(cfg.url).stem, cache_dir)  # where timm looks for it
+            download(cfg.url, Path(cfg.url).stem, cache_dir)  # to the path where timm looks for the file
     if not hub_id:
         return
     repository, _, revision = hub_id.partition("@")

@@ -130,7 +130,7 @@ def _load_torch_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def unwrap(state: Mapping) -> Mapping:
     """Return the tensors of another program's file by name.
 
-    They may lie under a key, the average first, as timm takes it. The names may have the prefixes of
+    They may lie under a key; as in timm, an average is preferred. The names may have the prefixes of
     `DistributedDataParallel` and `torch.compile`, and in Lightning's files the prefix "model.".
     """
     prefixes = ["_orig_mod.", "module.", "_orig_mod."]  # either may be around the other
@@ -143,7 +143,7 @@ def unwrap(state: Mapping) -> Mapping:
         if all(str(name).startswith(prefix) for name in state):
             noted = getattr(state, "_metadata", None)
             state = OrderedDict((name.removeprefix(prefix), value) for name, value in state.items())
-            if isinstance(noted, dict):  # what torch and `Stage` note of each module
+            if isinstance(noted, dict):  # what torch and `Stage` record for each module
                 vars(state)["_metadata"] = {str(name).removeprefix(prefix): entry for name, entry in noted.items()}
     return state
 
@@ -191,7 +191,7 @@ def newest_weights(folder: Path) -> Path:
 
     Raises:
         FileNotFoundError: the folder holds no weights; the message names the runs in it.
-        ValueError: it is an exported model.
+        ValueError: the folder is an exported model.
     """
     weights, checkpoint = folder / WEIGHTS, folder / CHECKPOINT
     if not weights.exists() and not checkpoint.exists():
@@ -284,7 +284,7 @@ def _load_torch(path: str | Path) -> Any:
 
 
 def _check_expansion(path: str | Path) -> None:
-    """Raise ValueError for a zip archive whose content is far larger; other errors if the archive is damaged."""
+    """Raise ValueError if a zip archive expands to far more than its size; other errors if it is damaged."""
     with open(path, "rb") as file:
         if file.read(2) == b"PK":
             size = sum(info.file_size for info in zipfile.ZipFile(file).infolist())
@@ -293,10 +293,10 @@ def _check_expansion(path: str | Path) -> None:
 
 
 def _check_structure(path: str | Path, content: Any) -> None:
-    """Refuse lists and mappings that are nested too deeply, that hold themselves, or that repeat one another.
+    """Refuse lists and mappings that are nested too deeply, that contain themselves, or that repeat others.
 
-    Each value takes a byte of the file at least. If there are more values than bytes, some are visited many times. The
-    size of a tensor counts too, over `MAX_EXPANSION`: a single number may have been expanded to gigabytes.
+    Each value takes at least one byte of the file, so if there are more values than bytes, some repeat. A tensor counts
+    its bytes divided by `MAX_EXPANSION`, since a single number may have been expanded to gigabytes.
     """
     values, left = [(content, 0)], os.path.getsize(path)
     while values:
@@ -334,7 +334,7 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         return json.dumps(value)
     text = value.encode(errors="backslashreplace").decode()  # such as a file name in Latin-1
-    with suppress(ValueError):  # brackets, nested too deeply
+    with suppress(ValueError):  # the text has brackets that are nested too deeply
         if _value(text, "it") == text:
             return text
     return json.dumps(text)
@@ -344,7 +344,7 @@ def _value(text: str, source: object) -> Any:
     check_nesting(text, f"{source}: an entry of its metadata")
     try:
         return json.loads(text)
-    except ValueError:  # it is no JSON, or a number of thousands of digits
+    except ValueError:  # not JSON, or a number of thousands of digits
         return text
 
 

@@ -1,4 +1,4 @@
-"""Find the weights of the zoo by name, and say how to take weights that it does not ship.
+"""Find the weights of the zoo by name, and say how to use weights that metamix does not ship.
 
 `weights_dir()` holds trained weights as NAME.TAG.safetensors, each with a card NAME.TAG.json. The `pretrained_cfg` of
 a card becomes the entry of that tag in timm, so that `timm.create_model("NAME.TAG", pretrained=True)` finds the file.
@@ -24,14 +24,14 @@ from .metadata import ModelMetadata, to_tuples
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:
     """Read the tensors and the metadata of a weight file, a run folder, or shipped weights by name.
 
-    It raises the errors of `find_weights`, `load_weights` and `ModelMetadata.from_dict`.
+    The errors are as in `find_weights`, `load_weights` and `ModelMetadata.from_dict`.
     """
     tensors, metadata = load_weights(find_weights(path))
     return tensors, ModelMetadata.from_dict(metadata, path)
 
 
 def cfg_of_file(path: str | Path) -> dict[str, Any]:
-    """Return entries of timm's `PretrainedCfg` for a weight file: its card's, or else its metadata's."""
+    """Return entries of timm's `PretrainedCfg` for a weight file, from its card or else from its metadata."""
     path = Path(path)
     for tags in local_weights().values():
         for entries in tags.values():
@@ -76,7 +76,7 @@ def local_cards() -> dict[str, dict[str, dict]]:
 
 
 def local_weights() -> dict[str, dict[str, dict]]:
-    """Return the entries of timm's `PretrainedCfg` for each weight in `weights_dir()`, by model name and tag."""
+    """Return the entries of timm's `PretrainedCfg` for each weight file in `weights_dir()`, by model name and tag."""
     return {name: {tag: card["pretrained_cfg"] for tag, card in tags.items()} for name, tags in local_cards().items()}
 
 
@@ -84,9 +84,9 @@ def find_weights(checkpoint: str | Path) -> Path:
     """Find a checkpoint: an existing path, the name of shipped weights (NAME.digits), or hf-hub:USER/NAME.
 
     Raises:
-        FileNotFoundError: there are no such weights; the message suggests a close name, or how to take published ones.
+        FileNotFoundError: there are no such weights; the message suggests a close name or how to use published weights.
         OSError: the hub cannot be reached, or has no such weights.
-        ValueError: it is a file of an exported model.
+        ValueError: the file belongs to an exported model.
     """
     if str(checkpoint).startswith("hf-hub:"):
         return from_hub(str(checkpoint).removeprefix("hf-hub:"))
@@ -127,5 +127,5 @@ def advice_for_published(name: str) -> str:
 
 
 def nothing_published(name: str) -> ValueError:
-    """Return the error for weights of a model that has none."""
+    """Return the error for a model without published weights."""
     return ValueError(f"No weights are published for {name}: leave pretrained out, or give a checkpoint.")

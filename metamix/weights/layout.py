@@ -21,7 +21,7 @@ class Layout:
     arrange: Callable[[str, Tensor, nn.Module], Tensor] = lambda name, tensor, model: tensor
 
     def name(self, ours: str) -> str:
-        """Return the file's name of a tensor of ours."""
+        """Return the file's name for a tensor, given our name."""
         for pattern, replacement in self.names:
             ours = re.sub(pattern, replacement, ours)
         return ours
@@ -56,6 +56,6 @@ def layout_of(state: Collection[str], of_model: Collection[str] = ()) -> Layout:
 
     Args:
         state: the file's names of its tensors.
-        of_model: the model's names of its tensors; a stem of the user's may have the name of a published tensor.
+        of_model: the model's names of its tensors; a user's stem may have a tensor with a name in `PUBLISHED`.
     """
     return next((layout for name, layout in PUBLISHED.items() if name in state and name not in of_model), OURS)

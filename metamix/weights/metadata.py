@@ -119,7 +119,7 @@ class ModelMetadata:
 
     task: Text | None = None  # task that trained the weights, such as "classification" or "detection"
     model: ModelName | None = None  # registered name of the model or the backbone, with or without a tag
-    model_args: ModelArgs = field(default_factory=dict)  # its constructor's other arguments, not below
+    model_args: ModelArgs = field(default_factory=dict)  # more arguments of its constructor, not listed below
     num_classes: NumClasses | None = None  # outputs of the head
     in_chans: InChans | None = None  # image channels
     img_size: ImgSize | None = None  # side of the training images in pixels, or (height, width)
@@ -128,7 +128,7 @@ class ModelMetadata:
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = None
     crop_pct: CropPct | None = None  # share of the shorter side that the centre crop keeps
     classes: Classes | None = None  # names of the classes, in the order of the outputs
-    threshold: Threshold | None = None  # from which probability on a label is predicted; None if an image has one class
+    threshold: Threshold | None = None  # probability from which a label is predicted; None if an image has one class
     data: Text | None = None  # name of the data set
     holdout: ShareBelowOne | None = None  # share of the training split that was held out
     memory: Literal["auto", "yes", "no"] | None = None  # whether the data set was decoded into memory
