@@ -142,7 +142,7 @@ def check_tiles(tile: int, overlap: int) -> None:
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Return where tiles begin along a side of `length` pixels, at equal distances; the last tile ends with the side."""
+    """Return where tiles begin along a side of `length` pixels: at equal distances, up to the end of the side."""
     if length <= tile:
         return [0]
     gaps = math.ceil((length - tile) / (tile - overlap))

@@ -21,8 +21,8 @@ map of another size:
 Only "windows" interpolates nothing. Trained MLPs can tell odd tokens from even ones, and interpolation mixes the two:
 with it, metamix's `metaformer_raft_tiny` loses four fifths of its accuracy; with windows, it loses little.
 
-Cost: 2 e r (H + W) multiply-adds per value, so H * W * (H + W) in all. With "branch" and "stream",
-every map costs what the grid costs; with "windows", the cost is linear in the number of tokens.
+Cost: 2 e r (H + W) multiply-adds per value, so H * W * (H + W) in all. With "branch" and "stream", every map costs what
+the grid costs; with "windows", the cost is linear in the number of tokens.
 
 Departure from the authors' code: their norm sees the channels in the order (c r), ours in the stream's order (r c). The
 norm's weights in a checkpoint of the authors are permuted on loading.

@@ -32,8 +32,8 @@ EXAMPLES = """examples:
 class BenchmarkOptions(Options):
     """Time models in several engines, in turns.
 
-    Images are random, and so are the weights of models that are only named. Exported models are timed in their own
-    engine and precision.
+    Images are random, and so are the weights of models that are given by name only. Exported models are timed in
+    their own engine and precision.
     """
 
     models: tuple[str, ...] = positional(
@@ -42,7 +42,7 @@ class BenchmarkOptions(Options):
     )
     engines: tuple[str, ...] = option(tuple(ENGINES), "engines to time")
     precisions: tuple[str, ...] = option(PRECISIONS, "precisions to time; an engine skips precisions that it lacks")
-    batch_sizes: tuple[Count, ...] = option((1, 8), "images in a call")
+    batch_sizes: tuple[Count, ...] = option((1, 8), "numbers of images per call")
     img_size: Side | None = option(None, "side of the images in pixels; by default the model's")
     threads: Count | None = option(None, "number of threads; by default torch's")
     seconds: NotNegative = option(1.0, "seconds for each row of the table")

@@ -22,14 +22,14 @@ from .exportable import HELD_OUT_IMAGES, Comparison, Model, readable_images
 
 MAX_SCORED = 500  # held-out images of tasks that take images one by one
 MAX_BYTES = 2**30  # of calibration images, which are held in memory
-RANDOM_IMAGES = 4  # to compare on without data
+RANDOM_IMAGES = 4  # images to compare models on if there are no data
 
 
 class CalibratedExport:
     """Quantize a model with the training images of its task; see `Quantizable`.
 
-    `task.data` opens the images to train on, without the images that are scored, by `training_images`, and loads them
-    one by one, as for the scores, by `scoring_loader`. `extra` has the scale of the graph.
+    `task.data.training_images` opens the images to train on, without the images that are scored.
+    `task.data.scoring_loader` loads them one by one, as for the scores. `extra` has the scale of the graph.
     """
 
     max_drop, unit = 0.5, "points"
@@ -37,7 +37,7 @@ class CalibratedExport:
     extra: dict[str, Any]
 
     def apply(self, model: Model, batch: Batch) -> Any:
-        """Return what a graph makes of the image of a batch, with the task's own padding and tiles."""
+        """Run a graph on the image of a batch, with the task's own padding and tiles."""
         raise NotImplementedError
 
     def image_score(self, model: Model, batch: Batch) -> float:
@@ -45,7 +45,7 @@ class CalibratedExport:
         raise NotImplementedError
 
     def inputs(self, batch: Batch) -> list[Tensor]:
-        """Return what the graph gets for the image of a batch, (1, C, H, W) each: the padded image or its tiles."""
+        """Return the graph's inputs for the image of a batch, (1, C, H, W) each: the padded image or its tiles."""
         inputs: list[Tensor] = []
 
         def record(images: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class CalibratedExport:
 class MapExport(CalibratedExport):
     """A model that returns maps, restored images or logits, compared on its task's data, or else on random images.
 
-    A dynamic graph is also compared on a random image with `larger` of the graph's multiples more on each side.
+    A dynamic graph is also compared on a random image, whose sides are longer by `larger` of the graph's multiples.
 
     Args:
         size: (height, width) of the graph or, if it is dynamic, of an example image.

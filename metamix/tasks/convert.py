@@ -52,7 +52,7 @@ class Labels:
 
     Attributes:
         flags: arguments of `metamix train` for the data set, before `--data-dir`.
-        notes: where something is odd or was left out, by a clause that says what.
+        notes: files, folders or lines that are odd or were left out, by a clause that says what is wrong with them.
     """
 
     flags: tuple[str, ...]
@@ -134,7 +134,7 @@ def choose_splits(labels: Labels, share: float | None) -> dict[str, list[Sample]
     for samples in groups.values():
         ranked = sorted(samples, key=lambda s: hashlib.sha256(os.fsencode(s.name)).digest())
         count = round((1 - (share or TRAIN_SHARE)) * len(samples))
-        held_out = {sample.name for sample in ranked[: min(max(count, 1), len(samples) - 1)]}  # of two images, one
+        held_out = {sample.name for sample in ranked[: min(max(count, 1), len(samples) - 1)]}  # one of two images
         for sample in samples:
             splits["val" if sample.name in held_out else "train"].append(sample)
     return splits

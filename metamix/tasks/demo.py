@@ -125,7 +125,7 @@ class Models:
         return answer
 
     def predict(self, name: str, image: Path, answer: Answer) -> None:
-        """Add what `metamix predict` writes: pictures, lists in JSON, notes; without a file, what it prints."""
+        """Add what `metamix predict` writes: pictures, lists in JSON, notes; if it writes no file, what it prints."""
         trained, driver = self.load(name), self.specs[name].part("predict")
         with TemporaryDirectory() as temporary:
             folder = Path(temporary)
@@ -143,7 +143,7 @@ class Models:
         answer.notes += [line.removeprefix("left out: ") for line in lines.splitlines()]
 
     def latency(self, names: Sequence[str]) -> Answer:
-        """Time one image in each engine that is installed but torch.compile, which needs a minute to compile."""
+        """Time one image in each installed engine except torch.compile, which needs a minute to compile."""
         answer, models = Answer(), []
         for name in names:
             with in_words(answer.notes):
@@ -162,7 +162,7 @@ class Models:
 
 @contextmanager
 def in_words(notes: list[str]) -> Iterator[None]:
-    """Add the message of an error that a command would exit with to `notes`."""
+    """Catch errors with which a command would exit, and add their messages to `notes`."""
     try:
         with exit_with_message(ValueError, OSError, ImportError), exit_if_out_of_memory("give a smaller image"):
             yield
@@ -211,7 +211,7 @@ def show(gradio: Any, answer: Answer) -> None:
 
 
 def as_html(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write a table as HTML. Mappings in it are left out, such as masks, and a `colour` is shown as such."""
+    """Write a table as HTML. Mappings in it, such as masks, are left out, and a `colour` is shown as a colour."""
     keys = [key for key, value in rows[0].items() if not isinstance(value, dict)] if rows else ["none"]
     lines = ["".join(f"<th>{escape(key)}</th>" for key in keys)]
     for row in rows:

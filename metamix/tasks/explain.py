@@ -93,7 +93,7 @@ class Explanation:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Explain images. Exits with 1 if an image was left out, and with a message if the input is invalid."""
+    """Explain images; exit with 1 if an image was left out, and with a message if the input is invalid."""
     with exit_with_message(ValueError, OSError, ImportError):
         options, _ = parse_command(argv, ExplainOptions, "metamix explain", epilog=EXAMPLES)
         explain = find_explainer(options.checkpoint)
@@ -136,7 +136,7 @@ def activation_map(model: nn.Module, layers: list[nn.Module], image: Tensor, sco
     """Compute HiResCAM of a score, averaged over layers: (H, W), from 0 to 1.
 
     Args:
-        model: takes `image[None]`; for each image, `score` is called with its output.
+        model: takes `image[None]`; `score` gets its output for the image.
         layers: modules of the model that return maps (1, C, h, w).
         image: (C, H, W).
     """

@@ -146,7 +146,7 @@ def check_options(options: ExportOptions) -> None:
 
 
 def check_output(folder: Path) -> Path:
-    """Return the folder if it can be written to; raise ValueError if it holds something else than an export."""
+    """Return the folder if it can be written to; raise ValueError if it holds anything but an export."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder to export to")
     names = {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
@@ -180,7 +180,7 @@ def write_model(exportable: Exportable, examples: Tensor, folder: Path, options:
 
 @torch.inference_mode()
 def check_runs(model: nn.Module, images: Tensor) -> None:
-    """Raise ValueError if a model does not take these images, such as one that is only made for another size."""
+    """Raise ValueError if a model does not take these images, for example because it is made for another size only."""
     try:
         model(images)
     except (ValueError, RuntimeError, AssertionError, TypeError) as error:
@@ -238,7 +238,7 @@ def summary(report: dict[str, Any], folder: Path) -> str:
 
 
 def gains(report: dict[str, Any]) -> str:
-    """Say in one line how much smaller and faster the model became, and what it lost on training images held out."""
+    """Say in one line how much smaller and faster the model became, and what it lost on held-out training images."""
     size, quantized = sum(report["files"].values()), report["quantization"]
     text = f"{report['format']} {report['precision']}: {size / 1e6:.1f} MB"
     if quantized:

@@ -21,7 +21,7 @@ from metamix.weights.metadata import Side as ImgSide
 from .load import task_of
 
 Model = Callable[[Tensor], Any]
-HELD_OUT_IMAGES = 5_000  # most training images that decide on precision
+HELD_OUT_IMAGES = 5_000  # maximum number of training images that check the accuracy of int8
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 EXTRA = {  # entries of `Artifact.extra` for `PadAndCrop`
     "scale": rule(Side),
@@ -39,9 +39,9 @@ class ExportOptions(ImageOptions):
     source: str = positional("NAME.TAG of metamix or timm, a run folder or a weight file", metavar="MODEL")
     output: Path = option(MISSING, "folder to write: a new one, or one that was exported to before")
     model: str | None = option(None, "name of the model, for a file that does not name it")
-    format: Annotated[str, one_of(FORMATS)] = option("onnx", "what to write")
-    precision: Annotated[str, one_of(PRECISIONS)] = option("fp32", "of the exported model")
-    img_size: tuple[ImgSide, ...] | None = option(None, "images in pixels, N or H,W; default: as in training")
+    format: Annotated[str, one_of(FORMATS)] = option("onnx", "format to write")
+    precision: Annotated[str, one_of(PRECISIONS)] = option("fp32", "precision of the exported model")
+    img_size: tuple[ImgSide, ...] | None = option(None, "size of images in pixels, N or H,W; default: as in training")
     dynamic: bool = option(False, "accept any height and width; any batch size is always accepted")
     compile: bool = option(False, "torch: also compile the graph for this CPU, which takes minutes")
     data: str | None = option(
@@ -71,7 +71,7 @@ class ExportOptions(ImageOptions):
 
     @property
     def file(self) -> str | None:
-        """Return the source if it has a file; None for weights of a name that are published elsewhere."""
+        """Return the source if it has a file; None if it names weights that are published elsewhere."""
         return self.source if task_of(self.source, self.model)[1] else None
 
 
@@ -132,7 +132,7 @@ class Quantizable(Exportable, Protocol):
         """Yield prepared images of the training split, at most `count`, in batches (n, C, H, W)."""
 
     def held_out_scores(self, model: Model, count: int) -> np.ndarray:
-        """Score a model on training images that `calibration(count, ...)` does not yield: 5,000, at most half.
+        """Score a model on training images that `calibration(count, ...)` does not yield: 5,000 or half of all.
 
         Returns:
             The score of each image, (n,), higher is better. For a classifier it is 100 or 0, so that the mean is its

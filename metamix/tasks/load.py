@@ -66,7 +66,7 @@ def load_exported_model(folder: str | Path, threads: int | None = None, trust: b
 
 
 def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
-    """Return the task of weights, and their file; None for weights of a name that are published elsewhere.
+    """Return the task of weights, and their file, which is None if a name means weights that are published elsewhere.
 
     Arguments and errors are as in `load`.
     """
@@ -82,6 +82,6 @@ def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
 
 
 def refuse_name(model: str | None, source: object) -> None:
-    """Raise ValueError if a model is named for weights that say themselves what model they are of."""
+    """Raise ValueError if a model is named for weights that name their model themselves."""
     if model:
         raise ValueError(f"model is {model}, but {source} says what model it is: leave --model out")

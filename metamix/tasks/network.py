@@ -23,7 +23,7 @@ Spec = TypeVar("Spec", bound="NetworkSpec")
 
 
 def check_task(metadata: ModelMetadata, source: object, task: str, network: str) -> None:
-    """Raise ValueError if weights do not belong to `task`, whose `network` is, say, "a detector"."""
+    """Raise ValueError if weights do not belong to `task`; `network` is what it trains, such as "a detector"."""
     if metadata.task not in (None, task):
         raise ValueError(
             f"{source} has weights of {metadata.task}, not of {network}: give --task {metadata.task}, or take "
@@ -93,7 +93,7 @@ class NetworkSpec:
         """Build the network of a run folder or a weight file; return it with its spec and its metadata."""
         tensors, metadata = load_weights(find_weights(checkpoint))
         spec = cls.from_dict(metadata, checkpoint)
-        backbone = replace(ModelMetadata.from_dict(metadata, checkpoint), img_size=None)  # it is the network's
+        backbone = replace(ModelMetadata.from_dict(metadata, checkpoint), img_size=None)  # img_size is the network's
         check_described_size(backbone, tensors, checkpoint)
         with limited_size(checkpoint):
             model = spec.build()
@@ -111,7 +111,7 @@ def load_initial_weights(model: nn.Module, path: str | Path, classes: Sequence[s
         The names of the weights that were not loaded.
     """
     tensors, metadata = load_weights(find_weights(path))
-    if metadata.get("classes", [*classes]) != [*classes]:  # as many other classes would fit
+    if metadata.get("classes", [*classes]) != [*classes]:  # the same number of other classes would fit
         inside_head = tuple(f"{layer}." for layer in head)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(inside_head)}
     counters = {name: value for name, value in model.state_dict().items() if name.endswith(COUNTER)}
@@ -120,7 +120,7 @@ def load_initial_weights(model: nn.Module, path: str | Path, classes: Sequence[s
 
 
 def check_data(task: Any, spec: Any, options: Any, *flags: str) -> None:
-    """Check that the data have the classes of the network; add a note if it was trained on the split to score.
+    """Check that the data have the classes of the network; add a note if the network was trained on the split to score.
 
     Args:
         task: the task that scores the network. If the options choose a split, its name is added to the task's title.

@@ -18,7 +18,7 @@ _model = partial(option, group="model")
 
 @dataclass
 class BackboneOptions:
-    """Model, and the weights that training starts from.
+    """Options of the model, and of the weights that training starts from.
 
     A task derives its options from this class, may change the default of `model`, and calls `check_backbone` in its
     `__post_init__`.

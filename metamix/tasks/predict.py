@@ -94,7 +94,7 @@ class PredictToFolder(PredictOptions):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Predict images. Exits with 1 if an image was left out, and with a message if the input is invalid."""
+    """Predict images; exit with 1 if an image was left out, and with a message if the input is invalid."""
     with exit_with_message(ValueError, OSError, ImportError):
         task, words = take_task(argv)
         spec = choose_task(task, words)
@@ -168,7 +168,7 @@ def open_trained(options: Any, flags: set[str], spec: TaskSpec) -> Trained:
     if spec.takes_names:
         trained = spec.part("load")(options.checkpoint, model=options.model, pretrained=options.pretrained)
         if options.pretrained:
-            print(printable(f"weights: {trained.metadata.model}"), file=sys.stderr)  # the tag may be the default one
+            print(printable(f"weights: {trained.metadata.model}"), file=sys.stderr)  # shows a default tag
     else:
         refuse_name(options.model, options.checkpoint)
         trained = spec.part("load")(options.checkpoint)
@@ -182,7 +182,7 @@ def name_outputs(
     """Return, for each image, the path of its file inside each of the folders that a command writes to.
 
     It is the image's path inside the place that was given, with the extension that `extension(path)` returns. If two
-    would become one, the extension is appended instead: a.jpg.png and a.png.png.
+    files would have one path, the extension is appended instead: a.jpg.png and a.png.png.
 
     Args:
         places: image files, and folders of images.
@@ -225,7 +225,7 @@ def check_outputs(outputs: Mapping[Path, Path], marker: Path) -> None:
 def predict_images(
     images: Mapping[Path, Path], predict: Callable[[Path, Path], Mapping[str, Any]], records: Path
 ) -> int:
-    """Predict images one after the other; return their number.
+    """Predict images one after the other; return how many were predicted.
 
     Images that cannot be read or do not fit the model are named and left out.
 

@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
             names = ", ".join(sorted(path.name for path in folder.iterdir()))
             if options.dry_run:
                 make_output_folder(options.dry_run)
-                for name in FILES:  # of an earlier call
+                for name in FILES:  # files of an earlier call
                     (options.dry_run / name).unlink(missing_ok=True)
                 for path in folder.iterdir():
                     shutil.copyfile(path, options.dry_run / path.name)

@@ -36,7 +36,7 @@ def register_task(spec: TaskSpec) -> None:
 
 def find_task(name: str) -> TaskSpec:
     """Return the spec of the task `name`; raise ValueError if there is none."""
-    check_choice("task", name, TASKS, "A task of your own needs --import MODULE, in Python the import of its module.")
+    check_choice("task", name, TASKS, "For a task of your own, give --import MODULE, or import its module in Python.")
     spec = TASKS[name]
     return import_part(spec) if isinstance(spec, str) else spec
 

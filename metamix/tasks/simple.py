@@ -1,4 +1,4 @@
-"""Provide parts for tasks with one output per image and images of one size; docs/extend.md makes a task of them."""
+"""Provide parts for tasks with one output per image and images of one size; docs/extend.md builds a task of them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ class SimpleData:
 
     Args:
         splits: "train" and "test", and "holdout" if there is one.
-        options: options of reading files.
+        options: options for reading files.
         transform: function that turns a sample of `SampleReader.read` into an image (C, H, W) uint8 and a number, the
             label.
         verify: command that lists broken images, for messages.

@@ -98,7 +98,7 @@ def check_resumable(
     if ended and changes.keys() - {"score"}:
         more = "a larger --early-stopping" if stopped_early else "more --epochs or --iterations"
         raise ValueError(
-            f"the run of {path} ended after {plural(state['step'] // state['steps_per_epoch'], 'epoch')}, so none "
+            f"the run of {path} ended after {plural(state['step'] // state['steps_per_epoch'], 'epoch')}, so no epoch "
             f"would use the new recipe: {'; '.join(changes.values())}. Take the old values, {more}, or start a new "
             f"run with --output"
         )

@@ -43,8 +43,8 @@ class NotFinite(RuntimeError):
 class Engine:
     """Build model, optimizer and loaders from a task and a recipe; `fit` trains, `evaluate` scores.
 
-    Inside `with engine.stop_signal`, both save and raise Stopped on SIGTERM, on Ctrl-C and when the terminal is closed.
-    A second SIGTERM or Ctrl-C ends the process at once.
+    Inside `with engine.stop_signal`, both raise Stopped, with the state saved, on SIGTERM, on Ctrl-C and when the
+    terminal is closed. A second SIGTERM or Ctrl-C ends the process at once.
 
     Raises:
         ValueError: task, recipe and machine do not fit together. Nothing has been trained then.
@@ -63,7 +63,7 @@ class Engine:
             self._place(helper).eval().requires_grad_(False)
         freeze(self.model, options.freeze)
         self.about = task.model.describe(self.model)
-        self.notes: list[str] = []  # what was chosen because the recipe leaves it open
+        self.notes: list[str] = []  # what the engine chose because the recipe leaves it open
         recorded = self._unresumed[1]["recipe"] if self._unresumed else {}
         for name in recipe.unset & recorded.keys():
             setattr(options, name, recorded[name])
@@ -148,7 +148,7 @@ class Engine:
             Stopped: at a signal, if the run has a single process. A resumed run scores the split again.
         """
         model = self.stepper.weights(weights)
-        self.group.broadcast(model.buffers())  # batch statistics differ between ranks, which see other samples
+        self.group.broadcast(model.buffers())  # batch statistics differ between ranks, which see different samples
         batches = self._until_stopped(self.eval_loaders[split])
         return evaluate(self.task.metric, model, batches, self.group, self.stepper.dtype, self.memory_format)
 
@@ -356,7 +356,7 @@ class Engine:
         self._counted_at += time.monotonic() - start  # this is not training time
 
     def _fit_memory(self, batch: Batch) -> None:
-        """Lower the micro-batch until the memory of a step is free; if the recipe sets it, only warn.
+        """Lower the micro-batch until a step fits in the free memory; if the recipe sets it, only warn.
 
         Raises:
             ValueError: there is no memory for a single sample.

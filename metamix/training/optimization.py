@@ -26,7 +26,7 @@ FUSED = ("adamw", "adam", "sgd", "momentum")  # torch's own: one kernel for all 
 def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
     """Make the recipe's optimizer for the trainable weights; raise ValueError for an unknown name or argument."""
     name = options.optimizer.lower()
-    names = [each for each in list_optimizers() if each != "adahessian"]  # it needs second derivatives
+    names = [each for each in list_optimizers() if each != "adahessian"]  # adahessian needs second derivatives
     if name not in names:
         raise ValueError(
             f"optimizer is {options.optimizer!r}{did_you_mean(name, names)} "
@@ -104,7 +104,7 @@ def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     """Load moments and step counts from a checkpoint; settings such as learning rates come from the recipe.
 
     Raises:
-        ValueError: the recipe divides the weights into groups that differ from the checkpoint.
+        ValueError: the recipe divides the weights into other groups than the checkpoint.
     """
     saved_count, count = len(saved["param_groups"]), len(optimizer.param_groups)
     if saved_count != count:

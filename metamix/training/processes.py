@@ -93,7 +93,7 @@ class ProcessGroup:
 
     @contextmanager
     def local_main_first(self) -> Iterator[None]:
-        """Run the block on the first process of each machine, then on the others, which find its downloads.
+        """Run the block on the first process of each machine, then on the others, which use its downloads.
 
         Raises:
             SystemExit: on the other processes if the first one fails, so that its message is the only one.

@@ -64,7 +64,7 @@ class EngineOptions(Options):
     epochs: Epochs = _schedule(10, "passes over the training split, including warm-up")
     iterations: Iterations = _schedule(0, "training steps, rounded to whole epochs; 0: train for --epochs")
     batch_size: BatchSize = _schedule(
-        128, "samples per step of all processes; by default fewer if few are there to train on", on_resume="refuse"
+        128, "samples per step of all processes; by default fewer if the training split is small", on_resume="refuse"
     )
     micro_batch: Natural = _schedule(
         0, "samples per forward pass of a process, whose gradients add up; 0: its whole share; default: as many as fit"
@@ -82,7 +82,7 @@ class EngineOptions(Options):
     )
 
     optimizer: str = _optimizer("adamw", "adamw, sgd, lion, muon, lamb or another of timm's", on_resume="refuse")
-    weight_decay: NotNegative = _optimizer(0.05, "weight decay, not of vectors, such as biases, norms and scales")
+    weight_decay: NotNegative = _optimizer(0.05, "weight decay; vectors, such as biases, norms and scales, have none")
     momentum: NotNegative = _optimizer(0.9, "momentum, for optimizers that have one")
     layer_decay: PositiveShare | None = _optimizer(
         None, "factor on the learning rate for each layer below the head, such as 0.75", on_resume="refuse"

@@ -18,7 +18,7 @@ from metamix.weights.files import SUMMARY
 Row = Mapping[str, Any]  # one epoch
 
 NUMBER = rule(Annotated[Any, where(lambda value: type(value) in (int, float), "a number")])  # infinity too
-ENTRIES = {  # of a summary, as far as commands need them
+ENTRIES = {  # entries of a summary that commands need
     **dict.fromkeys(("model", "data", "weights"), rule(str)),
     **dict.fromkeys(("scores", "pictures"), rule(tuple[str, ...])),
     **dict.fromkeys(("epochs", "parameters"), rule(Natural)),

@@ -32,7 +32,7 @@ from metamix.weights.files import CHECKPOINT, RECIPE, WEIGHTS
 from .recipe import Recipe
 from .reports import Row, draw_curves, split_column, write_metrics
 
-PLAIN_SECONDS = 10  # between two lines of progress if there is no terminal
+PLAIN_SECONDS = 10  # time between two lines of progress if there is no terminal
 
 STATE = "state.txt"
 WANDB = "wandb"
@@ -110,7 +110,7 @@ class Run:
             write_text(self.folder / STATE, state + "\n")
 
     def start_tracker(self, config: Mapping[str, Any]) -> None:
-        """Start the record in Weights & Biases, or continue it, if it was asked for; `config` is the recipe."""
+        """Start the record in Weights & Biases, or continue it, if the recipe asks for it; `config` is the recipe."""
         if self._wandb is None:
             return
         assert self.folder is not None, "a dry run writes nothing"
@@ -126,7 +126,7 @@ class Run:
                 name=self.folder.resolve().name,
                 dir=self.folder,
                 config=dict(config),
-                allow_val_change=True,  # of the recipe, on resume
+                allow_val_change=True,  # the recipe may change on resume
             )
         except self._wandb.Error as error:
             raise ValueError(

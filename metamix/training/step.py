@@ -70,11 +70,11 @@ class TrainStep:
         """Measure how much memory a step allocates, on a few samples of a prepared batch. Changes nothing.
 
         Args:
-            free: bytes that are free. Four samples are only tried if they fit.
+            free: bytes that are free. Four samples are tried only if they fit.
 
         Returns:
-            A function of the number of samples in a forward pass, which returns bytes. On a CPU, the process grows by
-            these bytes within 5 %.
+            A function of the number of samples in a forward pass, which returns bytes. On a CPU, this
+            differs from the growth of the process by at most 5 %.
         """
         few, more = min(2, num_samples(batch)), min(4, num_samples(batch))
         bytes_of_few = self._measure(batch, few)

@@ -80,7 +80,7 @@ def test_a_task_may_have_its_own_defaults_of_engine_options(config, capsys):
     assert parse_toy([]).replace(lr=0.1).engine.batch_size == 16 and read().engine.batch_size == 128
     with pytest.raises(SystemExit):
         parse_toy(["--help"])
-    assert "fewer if few are there to train on (default: 16)" in " ".join(capsys.readouterr().out.split())
+    assert "fewer if the training split is small (default: 16)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_ema_flags_change_the_score_of_a_saved_recipe(config):

@@ -29,7 +29,7 @@ def test_a_finished_run_is_not_given_another_recipe(tmp_path, capsys):
         (["--epochs", 1], "epochs was 2 and is now 1"),
         (["--smoothing", 0.1], "smoothing was 0.0 and is now 0.1"),
     ):
-        with pytest.raises(SystemExit, match=f"ended after 2 epochs, so none would use the new recipe: {said}. Take"):
+        with pytest.raises(SystemExit, match=f"after 2 epochs, so no epoch would use the new recipe: {said}. Take"):
             train(*words, *change)
         assert (tmp_path / "summary.json").read_text() == before
     train(*words, "--score", "last")
