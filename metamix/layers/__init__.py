@@ -1,7 +1,7 @@
 """Building blocks that mixers, models and heads share.
 
 A workaround for a library's bug or slowness lives here. Its docstring says why it is there, which test reproduces the
-bug, and when it can go.
+bug, and when to remove it.
 """
 
 from .attention import attention

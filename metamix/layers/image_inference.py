@@ -52,7 +52,7 @@ def pad_by_reflection(x: Tensor, multiple: Size) -> tuple[Tensor, Size]:
 
 
 def reflected_places(n: int, padded: int, device: torch.device) -> tuple[Tensor, int]:
-    """Return, for each of `padded` pixels, its source in a row of n pixels; and the number of pixels before the row."""
+    """Return the source of each of `padded` pixels in a row of n pixels, and the number of pixels before the row."""
     even = min(n + n % 2, padded)
     first = (padded - even) // 2
     places = np.pad(np.arange(n), (0, even - n), mode="reflect")

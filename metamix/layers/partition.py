@@ -27,8 +27,8 @@ def to_sets(x: Tensor, set_size: Sequence[int], layout: str) -> Tensor:
     """
     (kh, kw), (nh, nw) = set_size, set_counts(x.shape[-2:], set_size)
     if may_vary(nh, nw):
-        # torch.export would fix whether there is one set along a side or several. One more row and column of sets makes
-        # it always several. Padding adds whole blocks only, so a grid is first sorted into blocks.
+        # torch.export would fix whether there is one set along a side or several. With one more row and column of
+        # sets, there are always several. Padding adds whole blocks only, so a grid is first sorted into blocks.
         if layout == GRID:
             x = x[:, :, grid_order(nh, kh, x)][..., grid_order(nw, kw, x)]
         x, nh, nw, layout = F.pad(x, (0, kw, 0, kh)), nh + 1, nw + 1, BLOCK

@@ -13,7 +13,7 @@
 Departures: `context` and `positions` are ours, and so is the initial value of T.
 
 - With `context` the cost is linear in the number of tokens; without it, quadratic. Keys and values come from the
-  map averaged over that grid (or repeated, if the map is smaller); every token keeps its query.
+  map averaged to the grid `context` (or repeated, if the map is smaller); every token keeps its query.
 - `positions` adds a learned bias for each head and each offset between two tokens to s / sqrt(d). At the start each
   head looks at one neighbour of the token, as a local filter does. On other maps the biases are resampled.
 - T starts with a standard deviation of 1 / sqrt(d). With a plain normal start every token attends only to itself, and

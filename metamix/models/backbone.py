@@ -299,7 +299,7 @@ def load_body(
     size: tuple[int, int],
     model_args: dict[str, Any],
 ) -> nn.Module:
-    """Build timm's feature extractor with its weights, for the maps `indices`, and images (H, W) of `size`."""
+    """Build timm's feature extractor with its weights, for the maps `indices` and images of `size` = (H, W)."""
     weights: dict[str, Any] = {"pretrained": pretrained}
     if pretrained:
         require_reachable(name)

@@ -3,9 +3,9 @@
 `wavemix_<dim>_<depth>` has a wavelet transform of one level; `..._l2`, `..._l3` and `..._l4` have two to four levels.
 `wavemixlite_<dim>_<depth>` are the small models with which the papers claim parameter efficiency.
 
-Departure: two of the small models upsample bilinearly, the others by a transposed convolution. This
-follows from the published parameter counts; the authors' text names four such models. "Bilinear" is our guess: the
-authors' published code upsamples only by the transposed convolution.
+Departure: two of the small models upsample bilinearly, the others by a transposed convolution. This follows from the
+published parameter counts; the authors' text names four such models. "Bilinear" is our guess: the authors' published
+code upsamples only by the transposed convolution.
 """
 
 from collections.abc import Mapping

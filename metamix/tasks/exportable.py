@@ -132,7 +132,7 @@ class Quantizable(Exportable, Protocol):
         """Yield prepared images of the training split, at most `count`, in batches (n, C, H, W)."""
 
     def held_out_scores(self, model: Model, count: int) -> np.ndarray:
-        """Score a model on training images that `calibration(count, ...)` does not yield: 5,000 or half of all.
+        """Score a model on training images that `calibration(count, ...)` does not yield, at most 5,000 or half.
 
         Returns:
             The score of each image, (n,), higher is better. For a classifier it is 100 or 0, so that the mean is its

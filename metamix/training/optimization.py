@@ -196,7 +196,7 @@ def find_weights_of(model: nn.Module, part: str, option: str) -> list[nn.Paramet
 
 
 def train_mode(model: nn.Module) -> None:
-    """Set training mode, except for modules that are frozen completely: dropout and batch statistics are off there."""
+    """Set training mode, except for modules that are frozen completely, where dropout and batch statistics stay off."""
     model.train()
     for module in model.modules():
         weights = list(module.parameters())
