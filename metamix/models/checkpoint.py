@@ -238,7 +238,7 @@ def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -
     except TooLarge:
         raise
     except Exception as error:  # timm's models check few of their arguments
-        if metadata.img_size is not None and "'img_size'" in str(error):  # it takes any size without img_size
+        if metadata.img_size is not None and "'img_size'" in str(error):  # the model has no such argument
             return build_described(replace(metadata, img_size=None), source, **arguments)
         raise ValueError(f"{source}: {name} cannot be built with the arguments in its metadata: {error}") from None
 
