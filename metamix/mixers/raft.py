@@ -13,7 +13,7 @@ Spatial weights are made for a `grid` of tokens, by default the trained map. `re
 map of another size:
 
     "branch"   y is computed on x resized to the grid, then resized back; the residual stream keeps its resolution
-    "stream"   y = resize(z) - x, with z computed on x resized to the grid; the authors do so, which blurs the residual
+    "stream"   y = resize(z) - x, with z computed on x resized to the grid; the authors do this; it blurs the residual
                stream in every block
     "weights"  the matrices are resized, and the map keeps its resolution
     "windows"  the map is cut into windows of the grid's size; a reflection of the map fills up the last ones

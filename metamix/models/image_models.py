@@ -134,7 +134,7 @@ def preset_arguments(name: str) -> dict[str, Any]:
 
 
 def weights_of(name: str) -> dict[str, str]:
-    """Return the paths or addresses of a model's weights, by tag: those shipped with the package first."""
+    """Return the paths or addresses of a model's weights, by tag; weights shipped with the package come first."""
     shipped = {tag: str(cfg["file"]) for tag, cfg in local_weights().get(name, {}).items()}
     return shipped | _MODELS[name].tags | shipped
 

@@ -95,7 +95,7 @@ def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False)
 
 
 def list_image_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False) -> list[ImageModelInfo]:
-    """List the image restoration models, also those registered with `register_image_model`.
+    """List the image restoration models, including your own, registered with `register_image_model`.
 
     Arguments and errors are as for `list_models`.
     """

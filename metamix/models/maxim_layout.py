@@ -76,7 +76,7 @@ CHILDREN: dict[type[nn.Module], dict[str, str]] = {
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
-Paths = Iterator[tuple[nn.Module, str]]  # our modules that have parameters of their own, with their paths in flax
+Paths = Iterator[tuple[nn.Module, str]]  # our modules that hold parameters, with their paths in flax
 
 
 def maxim_layout(model: MaximUNet, state: Mapping[str, Any]) -> Layout:

@@ -38,7 +38,7 @@ def ninformer(
         name, pretrained: as for `build`.
         patch_size: side of the patches in pixels.
         d_model: channels.
-        d_ffn: hidden width of all MLPs, those over tokens too.
+        d_ffn: hidden width of all MLPs, over tokens and over channels.
         num_layers: blocks.
         kwargs: further arguments of `MetaFormer`.
     """

@@ -106,5 +106,5 @@ def timm_poolformer(
     # Defaults are as in timm's poolformer_*: timm's MetaFormer class has other models too.
     accept("token_mixers", token_mixers, [TimmPooling], "timm's Pooling")
     accept("norm_layers", norm_layers, [GroupNorm1, TimmGroupNorm1], "GroupNorm1")
-    accept("output_norm", output_norm, [LayerNorm2d], "LayerNorm2d, whose weights become those of our GroupNorm")
+    accept("output_norm", output_norm, [LayerNorm2d], "LayerNorm2d, whose weights our GroupNorm takes")
     return metaformer("metaformer_pooling_s12", size="s12", mixer="pooling", **arguments), TIMM_POOLFORMER

@@ -176,7 +176,7 @@ def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:
 
 
 def check_model(name: str, pretrained: bool = False) -> None:
-    """Raise ValueError unless timm knows a model, the tag in its name if any and, if `pretrained`, weights for it."""
+    """Raise ValueError unless timm knows a model, the tag in its name and, if `pretrained`, weights for it."""
     if not isinstance(name, str):
         raise ValueError(f"a {type(name).__name__} is given: give the name of a model.")
     if ":" in name:  # timm finds hf-hub:... and local-dir:...

@@ -171,7 +171,7 @@ def watched_mixers(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, Tens
 
 
 def choose_label(label: str | None, classes: Sequence[str]) -> int | None:
-    """Return the number of a class; None if none is given. Raise ValueError if there is no such class."""
+    """Return the index of a label in `classes`; None if no label is given. Raise ValueError for an unknown label."""
     if label is None:
         return None
     check_choice("label", label, classes)

@@ -1,4 +1,4 @@
-"""Provide parts for tasks with one output per image and images of one size; docs/extend.md builds a task of them."""
+"""Provide parts for tasks with one output per image and images of one size; docs/extend.md builds a task from them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

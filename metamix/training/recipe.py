@@ -189,7 +189,7 @@ def parse(
         engine: options that every task has, a dataclass.
 
     Raises:
-        SystemExit: there is a mistake; a sentence says where it is, what was given and what is accepted.
+        SystemExit: the recipe has a mistake; the message says where, what was given and what is accepted.
     """
     with exit_with_message(ValueError, OSError):
         parser = Parser(
