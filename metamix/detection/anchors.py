@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-ANCHOR_SCALE = 4.0  # the RetinaNet paper's, in strides
+ANCHOR_SCALE = 4.0  # of the RetinaNet paper, in strides
 MAX_ANCHOR_SCALE = 1000
 OCTAVE = tuple(2 ** (i / 3) for i in range(3))  # the three sizes at each level
 QUANTILES = (0.05, 0.95)  # anchors should cover the box sizes between these
@@ -66,12 +66,12 @@ def choose_anchor_scale(sizes: Tensor, strides: Sequence[float]) -> float:
 
 
 def quantiles(values: Tensor, shares: Sequence[float]) -> list[float]:
-    """Return quantiles of values (n,), by NumPy: torch 2.13 refuses more than 16 million values."""
+    """Compute quantiles of values (n,) with NumPy: torch 2.13 refuses more than 16 million values."""
     return np.quantile(values.double().numpy(), shares).tolist()
 
 
 def describe_sizes(sizes: Tensor, anchors: tuple[float, float] | None) -> str:
-    """Say how large boxes are, beside the smallest and the largest anchor.
+    """Say how large boxes are, compared with the smallest and the largest anchor.
 
     Args:
         sizes: (n,) square roots of box areas, in pixels of the resized images; n is at least 1.

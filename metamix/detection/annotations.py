@@ -17,7 +17,7 @@ from metamix.weights.metadata import MAX_SCORED_CLASSES, MAX_SIDE
 Entry = dict[str, Any]  # an image, an annotation or a category
 Entries = dict[str, list[Entry]]  # all entries of a file, by the keys of FIELDS
 
-# `type(value) in types` refuses True as an integer. pycocotools would split a string id into its characters.
+# `type(value) in types` rejects True as an integer. pycocotools would split a string id into its characters.
 INTEGER = (int,), "an integer"
 TEXT = (str,), "a string"
 NUMBER = (int, float, type(None)), "a number, if it is given"
@@ -44,7 +44,7 @@ def read_annotations(path: Path) -> Entries:
     lists: dict[str, Any] = {key: data.get(key) if isinstance(data, dict) else None for key in FIELDS}
     for key, entries in lists.items():
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise ValueError(f"it has no list of objects as its {key}")
+            raise ValueError(f"its {key!r} must be a list of objects")
     return lists
 
 
@@ -64,9 +64,9 @@ def class_problem(path: Path, classes: Sequence[str], first: Path, expected: Seq
 
 
 def field_problems(data: Entries) -> Iterator[str]:
-    """Describe too many classes, and fields that are missing, have the wrong type, or name a file elsewhere."""
+    """Describe too many classes; fields that are missing or of the wrong type; and files outside the image folder."""
     if (count := len(data["categories"])) > MAX_SCORED_CLASSES:
-        yield f"it has {count:,} categories, and {MAX_SCORED_CLASSES:,} at most can be scored"
+        yield f"it has {count:,} categories, but at most {MAX_SCORED_CLASSES:,} can be scored"
     for key, fields in FIELDS.items():
         for place, entry in enumerate(data[key]):
             for field, (types, accepted) in fields.items():
@@ -98,10 +98,7 @@ def is_box(box: Any) -> bool:
 
 
 def is_unusable(annotation: Entry, image: Entry | None, classes: set[int]) -> bool:
-    """Return whether no detector could find the object.
-
-    This is so if its image or class is unknown, or if its box is empty, not finite or outside the image.
-    """
+    """Return whether the image or class of an object is unknown, or its box empty, not finite or outside the image."""
     if image is None or annotation["category_id"] not in classes:
         return True
     x, y, w, h = annotation["bbox"]
@@ -142,7 +139,7 @@ def drop_degenerate_polygons(segmentation: list | dict | None) -> list | dict | 
 def segmentation_problem(segmentation: Any, image: Entry) -> str | None:
     """Describe why a segmentation cannot be drawn as a mask, or return None.
 
-    pycocotools fails at such segmentations, or reads beyond their end.
+    pycocotools fails on such segmentations, or reads beyond their end.
     """
     if not segmentation:
         return "it has neither a polygon of three points or more nor run lengths"
@@ -156,7 +153,7 @@ def segmentation_problem(segmentation: Any, image: Entry) -> str | None:
         if not numbers or len(polygon) < 6 or len(polygon) % 2:
             return f"its segmentation has the polygon {polygon}; x and y of three points or more are needed"
         inside = -side <= min(polygon) and max(polygon) <= 2 * side and math.isfinite(sum(polygon))
-        if side and not inside:  # pycocotools crashes at huge numbers
+        if side and not inside:  # pycocotools crashes on huge numbers
             return "its segmentation has a polygon with a point far outside of the image"
         if side and sum(map(abs, map(sub, polygon[2:], polygon))) > 1000 * side:  # it takes 100 bytes for each pixel
             return "its segmentation has a polygon whose sides are together longer than 1,000 images"
@@ -164,10 +161,10 @@ def segmentation_problem(segmentation: Any, image: Entry) -> str | None:
 
 
 def run_length_problem(segmentation: dict[str, Any], height: int | None, width: int | None) -> str | None:
-    """Describe why run lengths do not fit an image, or return None. A size that is not known is not checked."""
+    """Describe why run lengths do not fit an image, or return None. An unknown size is not checked."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if height is not None and width is not None and size != [height, width]:
-        return f"its segmentation is of height and width {size}, but the image of {[height, width]}"
+        return f"its segmentation has the height and width {size}, but the image has {[height, width]}"
     if isinstance(counts, str):
         counts = decode_runs(counts)
         if counts is None or any(count < 0 for count in counts):

@@ -112,7 +112,7 @@ def find_image(folder: Path, name: str) -> Path:
 
 
 def read_annotated_image(folder: Path, entry: Entry) -> Image.Image:
-    """Read the image of an entry of `images`; CorruptImage if that fails, or if it does not have the annotated size."""
+    """Read the image of an entry of `images`; CorruptImage if that fails, or if its size is not as annotated."""
     path = find_image(folder, entry["file_name"])
     image = decode_file(path)
     width, height = image.size
@@ -130,7 +130,7 @@ class CocoSplit:
     Attributes:
         coco: pycocotools' index of the annotations, without unusable ones.
         ids: image ids, ascending.
-        classes: class names in the order of the category ids. Labels are positions in it, from 1.
+        classes: class names in the order of the category ids. Labels are positions in this list, from 1.
         category_ids: category ids, ascending.
         labels: label of each category id.
         unusable: number of annotations that training and scores leave out, because the image or class is unknown, or
@@ -163,7 +163,7 @@ class CocoSplit:
             number, problem = next(iter(problems.items()))
             raise ValueError(
                 f"{self.annotations} has {plural(len(problems), 'annotation')} without a mask, such as {number}: "
-                f"{problem}. mask_rcnn needs one for each: correct them, or take faster_rcnn"
+                f"{problem}. mask_rcnn needs a mask for each object: correct them, or take faster_rcnn"
             )
 
     def __len__(self) -> int:
@@ -180,9 +180,9 @@ class CocoSplit:
         return problems
 
     def digest(self) -> str:
-        """Hash the names and sizes of the image files and their objects, with nothing decoded.
+        """Hash the names and sizes of the image files and their objects, without decoding images.
 
-        It stays the same when the data set moves as a whole.
+        The hash does not change if the whole data set is moved.
         """
         return digest(row for i in self.ids for row in self.describe_sample(i))
 
@@ -224,14 +224,14 @@ class CocoSplit:
 
 
 def index_annotations(annotations: Path, images: Path):
-    """Index the usable annotations of a file with pycocotools, with all that scoring needs; also count the others."""
+    """Index the usable annotations of a file with pycocotools, completed for scoring; also count unusable ones."""
     try:
         from pycocotools.coco import COCO
     except ImportError as error:
         raise ImportError("COCO's format needs pycocotools: pip install 'metamix[detection]'") from error
     try:
         data = read_annotations(annotations)
-        for problem in chain(field_problems(data), duplicates(data)):  # lazily: the latter needs valid fields
+        for problem in chain(field_problems(data), duplicates(data)):  # lazily: `duplicates` needs valid fields
             raise ValueError(problem)
         for annotation in data["annotations"]:
             complete_annotation(annotation)
@@ -241,17 +241,17 @@ def index_annotations(annotations: Path, images: Path):
     by_id = {image["id"]: image for image in data["images"]}
     classes = {category["id"] for category in data["categories"]}
     usable = [a for a in data["annotations"] if not is_unusable(a, by_id.get(a["image_id"]), classes)]
-    for number, annotation in enumerate(usable, 1):  # pycocotools takes a match with annotation 0 for no match
+    for number, annotation in enumerate(usable, 1):  # pycocotools reads a match with annotation 0 as no match
         annotation["id"] = number
     coco = COCO()
     coco.dataset = data | {"annotations": usable}  # an unusable object would count as missed
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints how long it takes
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints how long indexing takes
         coco.createIndex()
     return coco, len(data["annotations"]) - len(usable)
 
 
 def complete_annotation(annotation: Entry) -> None:
-    """Convert the box to floats, and add iscrowd and area if missing; raise ValueError unless it is four numbers."""
+    """Convert the box to floats, and add missing iscrowd and area; raise ValueError if the box is not four numbers."""
     box: Any = annotation.get("bbox")
     if not is_box(box):
         raise ValueError(

@@ -1,8 +1,8 @@
 """Load splits and batches for detectors, with torchvision's transforms in worker processes.
 
 A batch is {"image": a list of (3, H, W) uint8 tensors of different sizes, "target": a list of their objects, "index":
-(n,) int64}. An evaluation batch also holds "split", a list of the name of the split, and its images have the size of
-their files. An image that cannot be read is replaced by the next one, and its index by -1: metrics leave it out. Every
+(n,) int64}. An evaluation batch also holds "split", a list with the name of the split, and its images have the size
+of their files. If an image cannot be read, the next one takes its place with index -1, which metrics leave out. Every
 random number is a function of (seed, epoch, index).
 """
 
@@ -35,7 +35,7 @@ class DetectionData:
     """Open the splits of a data set in COCO's format and make their loaders.
 
     Args:
-        train: whether to open the splits to train on; for an evaluation, their images may be gone.
+        train: whether to open the splits to train on; an evaluation does not need their images.
 
     Attributes:
         train: splits to train on; empty without the argument `train`.
@@ -102,8 +102,8 @@ class DetectionData:
             missing = split.missing_images()
             if len(missing) > options.corrupt_limit * len(split):
                 raise ValueError(
-                    f"{len(missing)} of the {len(split)} images of {split.annotations} are not there ({missing[0]}); "
-                    f"{verify_command(options)} names all"
+                    f"{len(missing)} of the {len(split)} images of {split.annotations} are missing ({missing[0]}); "
+                    f"{verify_command(options)} lists all"
                 )
         return first.classes
 

@@ -31,7 +31,7 @@ class TappedPyramid(nn.Module):
 
 
 def explain_object(detector: TrainedDetector, path: Path, label: str | None) -> Explanation:
-    """Explain the object with the highest score of all objects, or of those with a label.
+    """Explain the object with the highest score, of all objects or of the objects with a label.
 
     Raises:
         DoesNotFit: the detector finds no such object.

@@ -1,12 +1,12 @@
-"""Export RetinaNet and FCOS: boxes, scores and labels before suppression.
+"""Export RetinaNet and FCOS. The graph returns boxes, scores and labels before non-maximum suppression:
 
     images (n, C, H, W) -> boxes (n, K, 4), scores (n, K), labels (n, K)
 
-K - 1 candidates are the best of each pyramid level, as torchvision takes them. The last one is not an object: it has
+K - 1 candidates are the best of each pyramid level, chosen as in torchvision. The last one is not an object: it has
 the score -1 and the last class, which shows how many classes the graph knows. The graph takes images that are
-normalised, resized and padded with zeros: to H x W, or, if it is dynamic, to multiples of the detector's coarsest
-stride. A dynamic program of torch.export takes no map of a single pixel, so its images are padded until the coarsest
-map has at least two. `ExportedDetector` prepares images and suppresses boxes.
+normalised, resized and padded with zeros: to H x W or, in a dynamic graph, to multiples of the detector's coarsest
+stride. A dynamic program of torch.export fails on a map of a single pixel, so its images are padded until the coarsest
+map has at least two pixels. `ExportedDetector` prepares images and suppresses boxes.
 """
 
 import math
@@ -54,8 +54,8 @@ class DetectorGraph(nn.Module):
 
     Args:
         model: RetinaNet or FCOS, in evaluation mode.
-        dynamic: whether images of any size are given. K is then the same for all sizes: if a level has fewer
-            candidates, others with the score -1 follow.
+        dynamic: whether the graph takes images of any size. K is then the same for all sizes: a level with too few
+            candidates is filled up with candidates of score -1.
     """
 
     def __init__(self, model: Any, dynamic: bool):
@@ -82,7 +82,7 @@ class DetectorGraph(nn.Module):
             scores = (scores * outputs["bbox_ctrness"].sigmoid()).sqrt()
         classes = scores.shape[-1]
         scores = scores.flatten(1)
-        if self.dynamic:  # OpenVINO 2026.4 cannot convert a k that is the smaller of a number and a size
+        if self.dynamic:  # OpenVINO 2026.4 cannot convert a k that is the minimum of a number and a size
             scores, count = F.pad(scores, (0, self.candidates), value=-1.0), self.candidates
         else:
             count = min(self.candidates, scores.shape[1])
@@ -118,11 +118,11 @@ class ExportedDetector(nn.Module):
     Args:
         model: the graph.
         metadata: holds mean, std and classes.
-        size: (H, W) of the graph; None for a dynamic one.
+        size: (H, W) of the graph; None if it is dynamic.
         settings: `Artifact.extra`.
 
     Attributes:
-        score_thresh: objects need a higher score; at first the value in the settings.
+        score_thresh: score that an object must exceed; initially the value in the settings.
     """
 
     def __init__(self, model: Model, metadata: ModelMetadata, size: Size | None, settings: dict[str, Any]):
@@ -136,12 +136,12 @@ class ExportedDetector(nn.Module):
         return [self.find(image) for image in images]
 
     def find(self, image: Tensor) -> Objects:
-        """Find the objects of an image, in its own pixels."""
+        """Find the objects of an image; boxes are in pixels of this image."""
         prepared, size = self.prepare(image)
         return self.objects(self.run(prepared[None]), size, image)
 
     def objects(self, outputs: Sequence[Tensor], size: Size, image: Tensor) -> Objects:
-        """Return the objects of an image in its own pixels, from outputs of the graph and the size in `prepare`."""
+        """Return the objects of an image, from the graph's outputs and the size that `prepare` returned."""
         settings = self.settings | {"score_thresh": self.score_thresh}
         if (highest := int(outputs[2].max())) > self.classes:
             raise ValueError(
@@ -153,7 +153,7 @@ class ExportedDetector(nn.Module):
         return objects | {"boxes": objects["boxes"] * torch.tensor([width / size[1], height / size[0]] * 2)}
 
     def prepare(self, image: Tensor) -> tuple[Tensor, Size]:
-        """Normalise, resize and pad an image as in evaluation, but not beyond H x W; return its size too."""
+        """Normalise, resize and pad an image as in evaluation, at most to H x W; also return the unpadded size."""
         height, width = image.shape[-2:]
         shorter = self.settings["min_size"] / min(height, width)
         scale = min(shorter, self.settings["max_size"] / max(height, width))
@@ -168,7 +168,7 @@ class ExportedDetector(nn.Module):
 
 
 class ExportableDetector(CalibratedExport):
-    """A RetinaNet or FCOS, and the task on the data set that it is compared on; without a task, on random images.
+    """A RetinaNet or FCOS to export, and the task on the data set to compare it on; None to compare on random images.
 
     Args:
         entries: metadata of the weights.
@@ -286,7 +286,7 @@ def best_candidates(outputs: Sequence[Tensor], count: int | None = CANDIDATES) -
 def image_ap(predicted: Objects, truth: Objects) -> float:
     """Compute the average precision of one image in percent, the mean over IoU 0.5 to 0.95 as in COCO.
 
-    The detections of all classes are ranked together. NaN if the image has no objects.
+    The detections of all classes are ranked together. The result is NaN if the image has no objects.
     """
     ious = torch.linspace(0.5, 0.95, 10)
     overlaps = box_iou(predicted["boxes"], truth["boxes"]) * (predicted["labels"][:, None] == truth["labels"])

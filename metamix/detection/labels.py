@@ -35,11 +35,11 @@ class Boxes(Labels):
     def add(
         self, name: str, file: Path, boxes: Iterable[Box], split: str, size: tuple[int, int] = (0, 0), *, shares=False
     ) -> None:
-        """Add an image; note what is left out or odd.
+        """Add an image, and note what is left out or unusual.
 
         Args:
             size: height and width that the labels give; 0 if they give none.
-            shares: whether the boxes are in shares of width and height.
+            shares: whether boxes are given as shares of width and height, not in pixels.
         """
         try:
             height, width = read_header(file).size

@@ -144,7 +144,7 @@ def to_coco(prediction: Objects, image_id: int, split: CocoSplit) -> Detections:
 
 
 def from_coco(results: Detections, split: CocoSplit) -> Objects:
-    """Convert detections of one image, all with or all without a mask, into objects."""
+    """Convert detections of one image into objects. Either all detections have a mask or none has."""
     boxes = torch.tensor([result["bbox"] for result in results]).view(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     labels = torch.tensor([split.labels[result["category_id"]] for result in results], dtype=torch.int64)
@@ -160,8 +160,8 @@ def score(split: CocoSplit, results: Detections, kind: str = "bbox", image_ids: 
     truth = copy.copy(split.coco)  # the evaluation writes into it
     truth.anns = {i: dict(annotation) for i, annotation in split.coco.anns.items()}
     unused = {"segm": "bbox", "bbox": "segmentation"}[kind]
-    copies = [{key: value for key, value in result.items() if key != unused} for result in results]  # it adds to them
-    # It fails on an empty list. A detection of score 0 changes no score.
+    copies = [{key: value for key, value in result.items() if key != unused} for result in results]  # loadRes adds keys
+    # loadRes fails on an empty list. A detection of score 0 changes no score.
     none = {"image_id": split.ids[0], "category_id": split.category_ids[0], "bbox": [0, 0, 1, 1], "score": 0.0}
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(copies or [none]), kind)

@@ -119,7 +119,7 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
             if self.anchor_scale not in ("auto", old):
                 raise ValueError(f"anchor_scale is {self.anchor_scale}, but {old} in detector_args; give one of them")
             self.anchor_scale = old
-            super().__post_init__()  # checks it
+            super().__post_init__()  # checks the value
 
 
 def verify_command(options: DetectionDataOptions) -> str:

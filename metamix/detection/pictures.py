@@ -22,7 +22,7 @@ from .metric import DetectionMetric, Detections, Scores, from_coco, table
 from .objects import Objects, decode
 
 SHOWN = 4  # number of the best and of the worst images to draw
-SURE = 0.5  # least score of the detections that are drawn
+SURE = 0.5  # lowest score of the detections that are drawn
 
 
 class DetectionPictures(Pictures):
@@ -114,7 +114,7 @@ def draw_image(path: Path, image: Tensor, objects: Objects, classes: Sequence[st
 
 
 def draw_grid(path: Path, rows: Sequence[tuple[str, Tensor, Objects, Objects]], classes: Sequence[str]) -> None:
-    """Draw ground truth and detections side by side, two images a row; `rows` has title, image and both of each."""
+    """Draw ground truth and detections side by side, two images a row; `rows` has title, image, truth, detections."""
     lines = max(1, -(-len(rows) // 2))
     figure, grid = image_grid(lines, 4, figsize=(13, 2.6 * lines + 0.4))
     for i, (title, image, truth, detected) in enumerate(rows):

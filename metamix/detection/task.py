@@ -31,7 +31,7 @@ class Detection:
     def __init__(self, options: DetectionOptions, seed: int = 0, trained: DetectorSpec | None = None):
         self.options = options
         self.data = DetectionData(options, train=trained is None)
-        if options.anchor_scale == "auto" and options.detector == "retinanet":  # kept in the recipe as a number
+        if options.anchor_scale == "auto" and options.detector == "retinanet":  # the recipe gets the number
             options.anchor_scale = choose_anchor_scale(self.data.box_sizes(), pyramid_strides(options))
         self.title = f"{self.data.name}-{options.detector}-{options.model}"
         self.model = DetectionModel(options, self.data, trained)

@@ -64,7 +64,7 @@ def name(image: Entry) -> str:
 def annotation_problem(annotation: Entry, image: Entry | None, classes: set[int]) -> str | None:
     """Describe what is wrong with an annotation, or return None.
 
-    A box may reach over the edge of its image by half a pixel, as from rounding. Boxes need no segmentation.
+    A box may reach over the edge of its image by half a pixel, since labels are rounded. A segmentation is optional.
     """
     if image is None:
         return "its image is not in the file"
@@ -134,7 +134,7 @@ class VerifyAnnotations(VerifyOptions):
         self.files = list(self.splits.values()) or [(self.path, self.images or self.path.parent)]
         self.notes: list[str | None] = []
         first: tuple[Path, tuple[str, ...]] | None = None
-        train_first = sorted(self.files, key=lambda file: "train" not in file[0].stem)  # its classes are expected
+        train_first = sorted(self.files, key=lambda file: "train" not in file[0].stem)  # sets the expected classes
         for path, folder in train_first:
             if not folder:
                 yield no_images_message(path)

@@ -7,7 +7,7 @@ VOC counts pixels from 1, and both corners belong to the box: x = xmin - 1, widt
 which VOC's scores ignore, become crowds, which COCO's scores ignore. Classes are numbered in alphabetical order over
 all annotations of the folder, so that all splits agree.
 
-`metamix convert voc` makes a data set. This writes only the annotation file of a split:
+`metamix convert voc` makes a data set. This module writes only the annotation file of a split:
 
     python -m metamix.detection.voc VOC_DIR OUT.json [--split train]
 """
@@ -39,7 +39,7 @@ def read_voc(folder: Path, splits: Collection[str] | None = None) -> Boxes:
 
     Raises:
         FileNotFoundError: there are no annotations, there is no such split, or an image of a split has no annotation.
-        ValueError: an annotation is not VOC's.
+        ValueError: an annotation is not in VOC's format.
     """
     place = next((folder / name for name in ("Annotations", "annotations") if (folder / name).is_dir()), folder)
     trees = {path.stem: parse(path) for path in sorted(place.glob("*.xml"))}
@@ -77,7 +77,7 @@ def read_voc(folder: Path, splits: Collection[str] | None = None) -> Boxes:
 
 
 def read_box(element: Element) -> Box:
-    """Read an <object>."""
+    """Read the box of an <object>."""
     x1, y1, x2, y2 = (number(element, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax"))
     difficult = element.findtext("difficult", "0").strip() == "1"
     return Box(text(element, "name"), (x1 - 1, y1 - 1, x2, y2), element.attrib[PLACE], difficult)
@@ -103,7 +103,7 @@ def read_split(folder: Path, split: str, annotated: Collection[str]) -> list[str
 
 
 def parse(path: Path) -> Element:
-    """Parse an XML file, and note in each element where it is; raise ValueError, which names the file, on failure."""
+    """Parse an XML file, and record file and line in each element; raise ValueError if it is not XML."""
     builder, parser = TreeBuilder(), expat.ParserCreate()
     parser.StartElementHandler = lambda tag, _: builder.start(tag, {PLACE: f"{path}:{parser.CurrentLineNumber}"})
     parser.EndElementHandler = builder.end

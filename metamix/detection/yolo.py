@@ -20,15 +20,15 @@ from metamix.utils.text import to_number
 
 from .labels import Box, Boxes
 
-SLACK = 0.01  # by which rounding may bring a share below 0 or above 1
+SLACK = 0.01  # how far rounding may take a share below 0 or above 1
 
 
 def read_yolo(source: Path) -> Boxes:
     """Read the labels that a data.yaml, or the only YAML file in a folder, describes.
 
     Raises:
-        FileNotFoundError: there is no description, or a folder that it names is missing.
-        ValueError: the description or a label cannot be used.
+        FileNotFoundError: there is no YAML file, or a folder that it names is missing.
+        ValueError: the YAML file or a label cannot be used.
     """
     files = [source] if source.is_file() else [source / "data.yaml", *source.glob("*.yaml"), *source.glob("*.yml")]
     file = next((file for file in files if file.is_file()), None)

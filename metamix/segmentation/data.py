@@ -3,7 +3,7 @@
 A training batch is {"image": (n, 3, h, w) uint8, "target": (n, h, w) uint8, "index": (n,) int64, "name": a list}. The
 target holds labels, and 255 for ignored pixels. A batch to score holds lists: resized images, and targets of their
 original size. Images are resized bilinearly, masks to the nearest pixel. If an image cannot be read, the next one takes
-its place with index -1, and metrics leave it out. A mask with a value that is not a label stops the run. Every random
+its place with index -1, which metrics leave out. A mask with a value that is not a label stops the run. Every random
 number is a function of (seed, epoch, index).
 """
 

@@ -1,4 +1,4 @@
-"""Export segmenters: one output, the logits of each pixel, (n, classes, H, W)."""
+"""Export segmenters. The graph has one output: the logits of each pixel, (n, classes, H, W)."""
 
 from dataclasses import replace
 from typing import Any
@@ -23,7 +23,7 @@ from .task import Segmentation
 
 
 class ExportableSegmenter(MapExport):
-    """A segmenter, and the task on the data set that it is compared on; without a task, on random images."""
+    """A segmenter to export, and the task on the data set to compare it on; None to compare on random images."""
 
     outputs: tuple[str, ...] = ("logits",)
     ranked, larger, noise = True, 32, staticmethod(torch.randn)
@@ -83,7 +83,7 @@ def exported_segmenter(exported: ExportedModel) -> TrainedSegmenter:
     """Use an exported model as a segmenter; raise ValueError if export.json lacks an entry or does not fit."""
     artifact = exported.artifact
     metadata = artifact.model.to_dict()
-    artifact.check(extra=EXTRA, model={"img_size": rule(Any)})  # whose value is checked already
+    artifact.check(extra=EXTRA, model={"img_size": rule(Any)})  # img_size is already checked
     spec = SegmenterSpec.from_dict(metadata, ARTIFACT)
     exported.check_classes(len(spec.classes))
     return TrainedSegmenter(PadAndCrop(exported, artifact.extra, artifact.size), spec, metadata, artifact.size)

@@ -31,7 +31,7 @@ Palette = tuple[Colour, ...]
 
 
 class BadMask(ValueError):
-    """A mask holds a value that is not a label, or is not a mask. The message names the file."""
+    """A file is not a mask, or holds a value that is not a label. The message names the file."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Labels:
         classes: names of the labels 0, 1, ...
         values: label of each value that mask files may have, or IGNORED.
         palette: colours of the classes, for masks in colour and for pictures. The colour of ignored pixels may follow.
-        advice: end of the message for a value that is refused, which says what to do.
+        advice: what to do about a value that is refused, for the end of the message.
     """
 
     classes: tuple[str, ...]
@@ -82,7 +82,7 @@ def make_labels(
         palette: colours of the classes, see `Labels`.
 
     Raises:
-        ValueError: the palette has another number of colours.
+        ValueError: the palette has too few or too many colours.
     """
     if palette is not None and len(palette) not in (len(classes), len(classes) + 1):
         raise ValueError(

@@ -25,7 +25,7 @@ HARD, KEPT = 0.7, 1 / 16  # ohem: probability below which a pixel is hard, and s
 Weights = Tensor | None  # (classes,)
 
 
-# All take logits (n, classes, H, W) and labels (n, H, W).
+# All losses take logits (n, classes, H, W) and labels (n, H, W).
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
@@ -144,7 +144,7 @@ class SegmentationLoss:
         logged = {f"{name}_loss": value for name, value in terms.items()} if len(terms) > 1 or auxiliary else {}
         labelled = (target != IGNORED).flatten(1)
         right = (main.argmax(1) == target).flatten(1) & labelled
-        accuracy = (right.sum(1) / labelled.sum(1).clamp(min=1)).mean()  # of the images, each with its share of pixels
+        accuracy = (right.sum(1) / labelled.sum(1).clamp(min=1)).mean()  # mean over the images
         return total, logged | {"pixel_accuracy": 100 * accuracy}
 
     def compute(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:

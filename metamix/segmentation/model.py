@@ -80,12 +80,12 @@ class SegmentationModel:
         return model
 
     def _freezes(self, loaded: bool) -> bool:
-        """Return whether batch norms are frozen: if weights are loaded, unless the options say otherwise."""
+        """Return whether to freeze batch norms: as the options say, or by default if weights are loaded."""
         frozen = self.options.head_args.get("frozen_norms")
         return loaded if frozen is None else frozen
 
     def _normalize_as(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Normalise images as the weights were trained, unless the options say otherwise."""
+        """Normalise images as in the training of the weights, unless the options say otherwise."""
         if self.options.mean is None:
             self.data.mean, self.data.std = tuple(mean), tuple(std)
 

@@ -82,7 +82,7 @@ def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
     """Return the published weights of a segmenter: `head` on `backbone`, a name with a tag.
 
     Returns:
-        None if the tag is one of the backbone alone, without a head.
+        None if the tag names weights of the backbone alone.
 
     Raises:
         ValueError: the tag belongs to weights of another head.

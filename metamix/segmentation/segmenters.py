@@ -4,11 +4,11 @@
     model(images)      images (B, 3, H, W) of any size -> scores (B, 150, H, W) in eval mode
                        in training mode a list of such scores: the head's, then the auxiliary head's if there is one
 
-Normalise images by `model.mean` and `model.std` first. Sides that are not a multiple of the coarsest stride are padded
-with zeros inside, and the scores are cropped. Scores are float32 under autocast too.
+Normalise images with `model.mean` and `model.std` first. The model pads images with zeros to a multiple of the coarsest
+stride, and crops the scores. Scores are float32 under autocast too.
 
-`metamix.segmentation.heads` describes the heads. A model of several stages gives them a map for each stride, an
-isotropic one gets the simple pyramid.
+`metamix.segmentation.heads` describes the heads. A model of several stages has a map for each stride; an
+isotropic model gets the simple pyramid.
 """
 
 import inspect
@@ -222,12 +222,12 @@ def build_segmenter(
 
     Args:
         head: "semantic_fpn", "upernet" or "wavemix".
-        backbone: name of a timm model that has features, the zoo's included.
+        backbone: name of a model of metamix or timm that returns features.
         num_classes: classes, the background included if it is one.
         in_chans: image channels.
         img_size: image size, an int or (H, W), that spatial weights are made for. Images may have any size; for a few
-            of timm's models, any size up to this one. It does nothing for backbones without spatial weights, such as
-            resnet18.
+            of timm's models, any size up to this one. Backbones without spatial weights, such as resnet18,
+            ignore it.
         pretrained: load the published weights: of the whole segmenter for a name with a tag in
             `published.WEIGHTS`, such as "wavemix_192_16_l3.cityscapes", or else of the backbone. With another number of
             classes the classifier is newly initialised.
@@ -239,15 +239,15 @@ def build_segmenter(
 
             - neck_channels (semantic_fpn): width of the feature pyramid, 256.
             - head_channels: width of the head, 128 for semantic_fpn and 512 for upernet. For wavemix a list of the
-              widths after each doubling, by default a half, a quarter and so on of the backbone's.
+              widths after each doubling, by default a half, a quarter and so on of the backbone's width.
             - finest_stride (semantic_fpn, upernet): 4, 8, 16 or 32.
             - auxiliary (semantic_fpn, upernet): train a second head on stride 16; true only for upernet.
-            - auxiliary_channels (semantic_fpn, upernet): its width, 256.
+            - auxiliary_channels (semantic_fpn, upernet): width of the second head, 256.
             - dropout (semantic_fpn, upernet): share of channels dropped before the classifiers, 0.1.
 
     Returns:
         The segmenter, in training mode: images -> a list of logits (B, num_classes, H, W), the head's and, if there is
-        one, the auxiliary head's. After `eval()` it returns the head's.
+        one, the auxiliary head's. After `eval()` it returns only the logits of the head.
 
     Raises:
         ValueError: a name or an option is unknown; a number is out of range; the backbone has no map as fine as

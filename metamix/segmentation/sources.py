@@ -68,12 +68,12 @@ class MaskedSet:
         check_choice("split", split, self.splits)
         try:
             return self.samples(split)
-        except RuntimeError as error:  # torchvision's, about files that are missing
+        except RuntimeError as error:  # torchvision raises it if files are missing
             raise FileNotFoundError(str(error).replace("download=True", "--download with metamix train")) from None
 
 
 def open_set(options: SegmentationDataOptions) -> MaskedSet:
-    """Open the data set that the options name; raise ValueError or FileNotFoundError if it is not there."""
+    """Open the data set that the options name; raise ValueError or FileNotFoundError if it is missing."""
     if not options.data_dir:
         raise ValueError("no data set is given: --data-dir FOLDER")
     if not Path(options.data_dir).is_dir() and not options.download:
@@ -89,8 +89,8 @@ def open_folder(options: SegmentationDataOptions) -> MaskedSet:
         folders = sorted(path.name for path in root.iterdir() if path.is_dir())
         raise FileNotFoundError(
             f"there is no {root / 'train' / 'images'}, nor val or test; the folders in {root} are "
-            f"{', '.join(folders) or 'none'}. Expected are SPLIT/images and SPLIT/masks; for another layout give its "
-            f"name, such as cityscapes, as --data, or to metamix verify"
+            f"{', '.join(folders) or 'none'}. Expected: SPLIT/images and SPLIT/masks. For another layout, name "
+            f"it: --data cityscapes, or metamix verify cityscapes"
         )
 
     def find(split: str) -> Split:
@@ -185,7 +185,7 @@ def check_sizes(samples: Split) -> list[tuple[int, int]]:
     for sample in samples:
         size, mask_size = read_header(sample.image).size, read_header(sample.mask).size
         if size != mask_size:
-            raise ValueError(f"{sizes_differ(sample, size, mask_size)}: they must have one size")
+            raise ValueError(f"{sizes_differ(sample, size, mask_size)}: they must have the same size")
         sizes.append(size)
     return sizes
 

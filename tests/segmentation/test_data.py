@@ -525,5 +525,5 @@ def test_verify_finds_what_is_wrong(scenes, break_image, capsys):
         "8 problems",
     ):
         assert words in said, (words, said)
-    with pytest.raises(SystemExit, match="^error: .*Expected are SPLIT/images and SPLIT/masks"):
+    with pytest.raises(SystemExit, match="^error: .*Expected: SPLIT/images and SPLIT/masks"):
         main([str(root / "train")])
