@@ -1,4 +1,4 @@
-"""Convert a CSV file of images and classes into class folders, and a folder for each label into a labels.csv."""
+"""Convert a CSV file of images and classes into class folders, and folders named after labels into a labels.csv."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ def read_classes(source: Path) -> Labels | None:
     """Read a CSV file with a class for each image; return None if it has columns for boxes.
 
     Raises:
-        ValueError: an image has no class or several, or a class cannot name a folder.
+        ValueError: an image does not have exactly one class, or a class cannot be the name of a folder.
     """
     table = read_table(source)
     if table.has_boxes:
@@ -27,8 +27,8 @@ def read_classes(source: Path) -> Labels | None:
         label = same_in_all(rows, "label")
         if not label or label.startswith(".") or not {*"/|;"}.isdisjoint(label):
             raise ValueError(
-                f"{rows[0].place} has the class {label!r}; the name of a folder holds no / | ; and begins with no dot. "
-                f"Several labels of an image need no conversion: the folder of a file labels.csv is a data set"
+                f"{rows[0].place} has the class {label!r}; it must not contain / | ; or begin with a dot. "
+                f"If images have several labels, convert nothing: a folder with a labels.csv is a data set"
             )
         labels.samples.append(Sample(file, f"{label}/{table.names[file]}", same_in_all(rows, "split"), label))
         labels.notes["lines that repeat another"] += [row.place for row in rows[1:]]
@@ -45,13 +45,13 @@ class SeveralLabels(Labels):
 
 
 def read_folders(source: Path) -> Labels:
-    """Read a folder for each label, in folders of splits if there are any.
+    """Read images from a folder for each label; the label folders may lie in folders named after splits.
 
     An image that has the same name in several folders has all their labels. If there are no splits, the images of each
-    label are divided, and an image counts as one of its rarest label.
+    label are divided into splits; an image with several labels is divided with the images of its rarest label.
 
     Raises:
-        ValueError: images of one name differ, or a label cannot be written to a CSV file.
+        ValueError: images with the same name differ, or a label cannot be written to a CSV file.
     """
     if not source.is_dir():
         raise ValueError(f"{source} is a file: give the folder that holds a folder for each label")
@@ -64,7 +64,7 @@ def read_folders(source: Path) -> Labels:
     for root, split in splits.items():
         for path in FolderImages(root).paths:
             label, _, name = path.partition("/")
-            if not {*"|;"}.isdisjoint(label) or label[0] in "=+-@":  # spreadsheets take such a text for a formula
+            if not {*"|;"}.isdisjoint(label) or label[0] in "=+-@":  # spreadsheets read such text as a formula
                 raise ValueError(f"{root} has the label {label!r}; it must not contain | or ; or begin with = + - @")
             images[split, name][label] = root / path
     counts = Counter(label for files in images.values() for label in files)
@@ -72,8 +72,8 @@ def read_folders(source: Path) -> Labels:
         first, *others = files.values()
         if other := next((file for file in others if read_file(file) != read_file(first)), None):
             raise ValueError(
-                f"{first} and {other} are different images of one name, but an image of several labels is the same "
-                f"file in their folders: rename one; or, if each image has one label, train on {source} itself"
+                f"{first} and {other} are different images with the same name, but an image with several labels must "
+                f"be the same file in each folder: rename one; or, if each image has one label, train on {source}"
             )
         labels.samples.append(Sample(first, name, split, min(files, key=counts.__getitem__), list(files)))
     return labels

@@ -39,8 +39,8 @@ class ClassificationData:
         trained: metadata of the weights to evaluate; labels are numbered as in training.
 
     Attributes:
-        threshold: probability from which on a label is predicted, for all labels or for each; 0.5 in training. None if
-            an image has one class.
+        threshold: lowest probability of a predicted label, one for all labels or one for each; 0.5 in training. None if
+            each image has one class.
         shares_images: whether the folder has no test split, so that a share of its images is scored.
         as_weights: a note that names the settings taken from the weights to start from; empty if there are none.
     """
@@ -68,7 +68,7 @@ class ClassificationData:
             self.notes += scarce_classes(self.splits)
         for split, source in self.splits.sources().items() if self.splits.multi_label else ():
             if not source.labels.any():
-                raise ValueError(f"no image of {split} has a label: give other data, or other shares of them")
+                raise ValueError(f"no image of {split} has a label: give other data, or other shares for its splits")
         self.classes = self._classes_of(trained) if trained else self.splits.classes
         self.in_chans = self.splits.in_chans
         self.prepare_as(describe_initial_weights(options) if isinstance(options, ClassificationOptions) else None)
@@ -77,15 +77,15 @@ class ClassificationData:
             "classes": list(self.classes),
         }
         if not (isinstance(options, ClassificationOptions) and (options.pretrained or options.checkpoint)):
-            self.identity |= {"mean": list(self.mean), "std": list(self.std)}  # the data set's, not the weights'
+            self.identity |= {"mean": list(self.mean), "std": list(self.std)}  # from the data set, not from weights
         if isinstance(options, DataOptions):
             self.identity |= {"digest": self.splits.digest, "content": self.splits.content}
 
     def prepare_as(self, weights: ModelMetadata | None) -> None:
         """Choose the size and the statistics of the images.
 
-        They come from the options; else from `weights`, the metadata of the weights to start from or of the run to
-        continue; else from the data set.
+        What the options do not set comes from `weights`, the metadata of the weights to start from or of the run to
+        continue. What these lack comes from the data set.
         """
         options, images = self.options, self.splits.train or self.splits.test
         values: dict[str, Any] = {}
@@ -159,7 +159,7 @@ class ClassificationData:
             if train is None:
                 raise ValueError(f"{asked}, which leaves no image to train on: give a lower one")
             if not shared and options.test_share != type(options).test_share:
-                raise ValueError(f"{asked}, but the data have a test split: leave it out")
+                raise ValueError(f"{asked}, but the data have a test split: leave --test-share out")
         digests = trained.extra.get("digest") if trained and options.data == "folder" else None
         trained_on = digests.get("train") if isinstance(digests, dict) else None
         same = trained_on is not None and trained_on == digest(test.images)
@@ -196,5 +196,5 @@ class ClassificationData:
                     f"fine-tune first: {self._fine_tune(trained)}"
                 )
         if classes and of_data != classes:
-            self.notes.append("the classes of the data are numbers: they are matched to the model's by their order")
+            self.notes.append("the classes of the data are numbers: they are matched to the model's classes by order")
         return classes or of_data

@@ -24,7 +24,7 @@ from .options import ClassificationEvalOptions
 from .task import Classification
 
 METADATA = {  # entries that a classifier needs in export.json
-    **dict.fromkeys(("num_classes", "in_chans", "img_size", "mean", "std", "crop_pct"), rule(Any)),  # checked already
+    **dict.fromkeys(("num_classes", "in_chans", "img_size", "mean", "std", "crop_pct"), rule(Any)),  # already checked
     "interpolation": rule(Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]),
 }
 
@@ -33,8 +33,8 @@ class ExportableClassifier(SimpleExport):
     """A classifier to export, and the data set for its comparison and calibration.
 
     Args:
-        task: task on the data set; None compares on random images.
-        images: number of test images to compare on, at most; None takes all.
+        task: task on the data set; None to compare on random images.
+        images: largest number of test images to compare on; None for all.
     """
 
     max_drop, unit = 0.3, "points"
@@ -58,7 +58,7 @@ class ExportableClassifier(SimpleExport):
         if self.task is None:
             return self.random(count)
         images = next(iter(self.batches(self.task.data.splits.test, count)))[0]
-        return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]  # torch.export fixes a batch of one
+        return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]  # torch.export would fix a batch size of 1
 
     @torch.inference_mode()
     def compare(self, exported: Model, precision: str) -> Comparison:
@@ -128,10 +128,10 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
     file = options.file
     name = None if file else options.source
     if options.data_dir and not options.data:
-        raise ValueError(f"data_dir is {options.data_dir}: say what it holds too, --data NAME, such as --data folder")
+        raise ValueError(f"data_dir is {options.data_dir}: say what it holds too, with --data NAME or --data folder")
     size: Any = options.img_size
     if size and options.data and size[0] != size[1]:
-        raise ValueError(f"img_size is {size}: classifiers are compared on squares, give one side, or no --data")
+        raise ValueError(f"img_size is {size}: classifiers are compared on squares: give one side, or leave --data out")
     size = size[0] if size and size[0] == size[1] else size
     if name and "." not in name and ":" not in name:
         check_model(name)

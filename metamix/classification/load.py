@@ -86,7 +86,7 @@ class Classifier:
     """A trained classifier and its preprocessing.
 
     Attributes:
-        name: name of the model, as given or as the weight file has it.
+        name: name of the model, from the caller or else from the weight file.
         model: the model in evaluation mode. It takes images (n, C, H, W) float32 and returns logits (n, classes).
         metadata: entries of the weight file; timm's configuration fills in what the file lacks.
         has_sigmoid: whether the model returns probabilities, as exported models for several labels do.
@@ -121,16 +121,16 @@ class Classifier:
     def predict(
         self, images: Sequence[str | Path | Image.Image], top: int | None = None, threshold: float | None = None
     ) -> list[Labels]:
-        """Return the most probable labels of each image with their probabilities, the most probable first.
+        """Return the most probable labels of each image with their probabilities, in descending order.
 
         Args:
             images: files or PIL images.
-            top: number of labels; by default 5, or all from `threshold` on if an image may have several.
-            threshold: lowest probability of a label if an image may have several; by default each label's own.
+            top: number of labels; by default 5, or all that reach `threshold` if an image may have several.
+            threshold: lowest probability of a label if an image may have several; by default as in the weight file.
 
         Raises:
             CorruptImage: an image cannot be read.
-            ValueError: `threshold` is given, but an image has one class.
+            ValueError: `threshold` is given, but each image has one class.
         """
         check_several(images)
         tensors = [self.transform(decode_file(image, self.transform.mode)) for image in images]
@@ -157,12 +157,12 @@ class Classifier:
 
 
 def describe_threshold(threshold: Threshold | None) -> str:
-    """Say from which probability a label is predicted; return "" if an image has one class."""
+    """Say which probability a label must reach to be predicted; return "" if each image has one class."""
     if threshold is None:
         return ""
     values = sorted({*threshold} if isinstance(threshold, tuple) else {threshold})
-    least = f"labels are predicted from a probability of {values[0]:g}"
-    return f"{least} on" if len(values) == 1 else f"{least} to {values[-1]:g} on, which depends on the label"
+    least = f"labels are predicted if their probability is at least {values[0]:g}"
+    return least if len(values) == 1 else f"{least} to {values[-1]:g}, depending on the label"
 
 
 class EvalTransform:
@@ -210,7 +210,7 @@ def _load_file(
     arguments = metadata.shape | metadata.model_args | dict(model_args)
     check_described_size(metadata, tensors, path)
     net = create_model(name, **arguments)
-    if not metadata.shape:  # only tensors, perhaps under their authors' names
+    if not metadata.shape:  # a file with only tensors, perhaps with the names of the authors' code
         sizes = {tensor.numel() for tensor in tensors.values()}
         tensors = adapt_checkpoint(net, tensors, path)
         if other := next((key for key, tensor in tensors.items() if tensor.numel() not in sizes), None):
@@ -260,7 +260,7 @@ def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
 def describe_initial_weights(options: BackboneOptions) -> ModelMetadata | None:
     """Return size, mean and std of the images that the weights to start from were trained on; None without weights.
 
-    Weights that cannot be read are refused later, when they are loaded.
+    Weights that cannot be read are rejected later, when they are loaded.
     """
     if options.pretrained:
         cfg = timm.models.get_pretrained_cfg(options.model)
@@ -284,7 +284,7 @@ def load_initial_weights(model: nn.Module, source: str, classes: Sequence[str]) 
     tensors, metadata = read_classifier(source)
     tensors = adapt_checkpoint(model, tensors, source, metadata)
     head = layer_names(timm_config(model), "classifier")
-    if metadata.classes and metadata.classes != tuple(classes):  # as many other classes would fit
+    if metadata.classes and metadata.classes != tuple(classes):  # else the head of other classes would be kept
         tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in head}
     tensors, adapted = adapt_channels(model, tensors)
     new = load_into(model, tensors, source, head=head)
@@ -293,7 +293,7 @@ def load_initial_weights(model: nn.Module, source: str, classes: Sequence[str]) 
 
 
 def adapt_channels(model: nn.Module, tensors: Tensors) -> tuple[Tensors, list[str]]:
-    """Adapt the weights of the first convolutions to a model's image channels; return also which were adapted."""
+    """Adapt the weights of the first convolutions to a model's image channels, and describe each adapted weight."""
     of_model, adapted, notes = model.state_dict(), dict(tensors), []
     for key in (f"{layer}.weight" for layer in layer_names(timm_config(model), "first_conv")):
         if key not in of_model or key not in tensors:

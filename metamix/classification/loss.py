@@ -1,4 +1,4 @@
-"""Compute the loss of one class or of several labels, with label smoothing, class weights and distillation."""
+"""Compute the loss for one class or several labels an image, with smoothing, class weights and distillation."""
 
 import torch.nn.functional as F
 from timm.loss import AsymmetricLossMultiLabel
@@ -20,7 +20,7 @@ class ClassificationLoss:
     def __init__(self, options: ClassificationOptions, model: ClassificationModel, labels: Tensor, classes: int):
         self.options, self.model, self.several = options, model, labels.ndim == 2
         if self.several and options.loss == "ce":
-            options.loss = "bce"  # the recipe and the log have it too
+            options.loss = "bce"  # in the options, so that recipe and log name it too
         if not self.several and options.loss == "asymmetric":
             raise ValueError("loss is asymmetric, but each image has one class: leave --loss out, or give bce")
         self.class_weights = balanced_weights(labels, classes) if options.class_weights == "balanced" else None

@@ -16,7 +16,7 @@ from .data import ClassificationData
 from .load import load_classifier, load_initial_weights
 from .options import ClassificationOptions, ModelOptions
 
-STATISTICS = 0.02  # mean or deviation of a channel that differs by more is worth a note
+STATISTICS = 0.02  # largest difference of a channel's mean or deviation without a note
 
 
 class ClassificationModel:
@@ -31,7 +31,7 @@ class ClassificationModel:
         """Build the model and load the weights to start from.
 
         Args:
-            metadata: what `describe` returned for a checkpoint that is about to be loaded; no other weights are loaded.
+            metadata: what `describe` returned for the checkpoint that is loaded next; no other weights are loaded.
         """
         options, data = self.options, self.data
         assert isinstance(options, ClassificationOptions)
@@ -69,7 +69,7 @@ class ClassificationModel:
         return model
 
     def _differences_from_published(self, cfg: Mapping[str, Any]) -> list[str]:
-        """Name the layers of published weights that timm made new or adapted, from timm's configuration of them."""
+        """Name the layers that timm initialised or adapted when it loaded the published weights of `cfg`."""
         channels, differences = cfg["input_size"][0], []
         if cfg["num_classes"] != len(self.data.classes):
             differences.append(f"new: {', '.join(layer_names(cfg, 'classifier'))}")
@@ -150,8 +150,8 @@ def load_teacher(options: ClassificationOptions, data: ClassificationData) -> Te
     if its != ours:
         raise ValueError(
             f"{name} has {plural(its[0], 'class')} and takes {plural(its[1], 'channel')}, and {options.data} has "
-            f"{plural(ours[0], 'class')} and {plural(ours[1], 'channel')}; give --teacher-checkpoint of one that was "
-            f"trained on such data"
+            f"{plural(ours[0], 'class')} and {plural(ours[1], 'channel')}; give the --teacher-checkpoint of a model "
+            f"that was trained on such data"
         )
     if (metadata.threshold is None) != (data.threshold is None):
         which = "one class" if metadata.threshold is None else "several labels"
@@ -159,8 +159,8 @@ def load_teacher(options: ClassificationOptions, data: ClassificationData) -> Te
     for theirs, students in zip(metadata.classes or data.classes, data.classes):
         if theirs != students:
             raise ValueError(
-                f"{name} has the class {theirs!r} where {options.data} has {students!r}; give --teacher-checkpoint of "
-                f"one that was trained on such data"
+                f"{name} has the class {theirs!r} where {options.data} has {students!r}; give the "
+                f"--teacher-checkpoint of a model that was trained on such data"
             )
     teacher = Teacher(model, data.mean, data.std, metadata.mean, metadata.std).eval()
     check_image_size(teacher, name, data.in_chans, data.size, "Give another --teacher, or --img-size")

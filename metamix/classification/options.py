@@ -33,7 +33,7 @@ class ModelOptions(BackboneOptions, SourceOptions):
 
 @dataclass
 class ClassificationEvalOptions(LocationOptions):
-    """Options of `metamix eval` for classification. Options whose default is none are as in training."""
+    """Options of `metamix eval` for classification. Options that are None are as in training."""
 
     data: str | None = _data(  # type: ignore[assignment]
         None, "data set to score, as for metamix train; default: digits, for a checkpoint that was trained on them"

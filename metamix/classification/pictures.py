@@ -41,7 +41,7 @@ class ClassificationPictures(Pictures):
 
 
 def draw_classes(path: Path, by_class: Mapping[str, Mapping[str, float | None]], most: int = 40) -> None:
-    """Draw two scores of at most `most` classes that have images as bars, the lowest first score at the top."""
+    """Draw bars of two scores for up to `most` classes that have images, sorted by the first score, lowest on top."""
     first, second, *_ = next(iter(by_class.values()))
     tested = [name for name, scores in by_class.items() if scores["images"]]
     shown = sorted(tested, key=lambda name: by_class[name][first] or 0.0)[:most]
@@ -53,7 +53,7 @@ def draw_classes(path: Path, by_class: Mapping[str, Mapping[str, float | None]],
     axes.set_yticks(rows, [f"{figure_text(name)} ({by_class[name]['images']:,})" for name in shown])
     axes.invert_yaxis()
     title = (
-        "classes (images)" if len(shown) == len(tested) else f"the {most} of {len(tested)} classes of lowest {first}"
+        "classes (images)" if len(shown) == len(tested) else f"the {most} of {len(tested)} classes with lowest {first}"
     )
     axes.set(xlim=(0, 100), xlabel="%", title=title)
     axes.grid(axis="x", alpha=0.3)

@@ -23,7 +23,7 @@ from metamix.utils.text import aligned, csv_text, plural, printable
 
 from .load import Classifier, describe_threshold
 
-# An image and its labels with their probabilities, the most probable first; none if no label is probable enough
+# An image and its labels with their probabilities, the most probable first; no labels if none reaches the threshold
 Prediction = tuple[Path, list[tuple[str, float]]]
 
 
@@ -33,10 +33,10 @@ class LabelImages(PredictOptions):
 
     top: Count | None = option(None, "labels for each image; default: 5; multi-label: all that reach the threshold")
     threshold: Share | None = option(
-        None, "multi-label: probability that a label needs; default: the weights', which may have one for each label"
+        None, "multi-label: probability that a label needs; default: from the weights, perhaps one for each label"
     )
     format: Literal["table", "csv", "json"] | None = option(
-        None, "by default the extension of --output chooses it, or it is a table"
+        None, "format of the output; default: by the extension of --output, else a table"
     )
     output: str | None = option(None, "file to write to; by default the labels are printed")
     batch_size: Count = option(64, "images per forward pass")

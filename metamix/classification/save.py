@@ -40,13 +40,13 @@ def save_classifier(
         path: a .safetensors file.
         classes: names of the classes, in the order of the logits.
         model_args: what `timm.create_model` got, except num_classes.
-        mean, std: what images were normalised with, per channel, for pixel values from 0 to 1; by default as in
+        mean, std: statistics that normalised the images, per channel, for pixel values from 0 to 1; by default as in
             timm's configuration of the model.
         threshold: lowest probability of a label, if an image may have several; None if it has one class.
 
     Raises:
-        ValueError: the file has another extension, there are not as many classes as logits, or `model_args` makes
-            another model.
+        ValueError: the file has another extension, there are not as many classes as logits, or `model_args`
+            describe another model.
     """
     path, arguments = Path(path), dict(model_args or {})
     if path.suffix != ".safetensors":

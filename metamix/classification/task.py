@@ -58,7 +58,7 @@ class Classification:
 
     @classmethod
     def trained(cls, options: ClassificationEvalOptions) -> tuple["Classification", nn.Module, dict[str, Any]]:
-        """Make the task, the model and the metadata of its weights, for evaluation.
+        """Load weights for evaluation, and return the task, the model and the metadata.
 
         The model is built as it was trained. Statistics, image size and holdout are as in training unless `options`
         set them.
@@ -97,7 +97,7 @@ def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> d
     The holdout, the test share and the split to score are included only for the data set of training.
 
     Raises:
-        ValueError: another share is asked for on the data set of training, so trained images would be scored.
+        ValueError: the options ask for another share of the training data set, so images of training would be scored.
     """
     values = {name: getattr(metadata, name) for name in ("interpolation", "crop_pct", "mean", "std", "memory")}
     values |= {"img_size": options.img_size or _side(metadata.img_size), "test_share": 1.0}

@@ -1,7 +1,7 @@
 """Find the images of a data set that cannot be read.
 
-Every image is decoded. Notes name classes with a single image to train on, or with none in the split to score. Where an
-image may have several labels, the images of each are counted.
+Every image is decoded. Notes name classes that have a single image to train on, or no image to score. If images may
+have several labels, the images of each label are counted.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from metamix.utils.text import aligned, printable
 
 
 def label_table(splits: Splits) -> list[str]:
-    """Count the images of each split by label, and those without one, in the lines of a table."""
+    """Make the lines of a table that counts the images of each split by label, and the images without a label."""
     columns: list[list[object]] = [["label", *splits.classes, "(no label)"]]
     for source in splits.sources().values():
         without = int((source.labels.sum(1) == 0).sum())
@@ -28,7 +28,7 @@ def label_table(splits: Splits) -> list[str]:
 class VerifyImages(VerifyOptions):
     """Decode every image of a data set."""
 
-    test_on: str = option("", "split to verify beside train; empty: the one that is scored")
+    test_on: str = option("", "split to verify in addition to train; default: the split that is scored")
     workers: Natural = option(2, "processes that decode, at most one for each core; 0: this process")
 
     def problems(self) -> Iterator[str]:

@@ -163,6 +163,6 @@ def test_label_folders_that_cannot_be_converted_are_refused(albums, tmp_path):
         metamix_command("convert", "folders", albums("a/1.png") / "a/1.png", tmp_path / "out")
     source = albums("cat/1.png dog/2.png")
     Image.new("RGB", (8, 8), "red").save(source / "dog/1.png")
-    with pytest.raises(SystemExit, match="cat/1.png and .*dog/1.png are different images of one name, .*: rename one"):
+    with pytest.raises(SystemExit, match="cat/1.png and .*dog/1.png are different images with .*: rename one"):
         metamix_command("convert", "folders", source, tmp_path / "out")
     assert not (tmp_path / "out").exists()

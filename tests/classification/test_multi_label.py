@@ -79,7 +79,7 @@ def test_training_chooses_loss_scores_and_threshold(run):
     assert "loss: bce" in (run / "recipe.yaml").read_text()
     thresholds = load_metadata(run / "model.safetensors")["threshold"]
     assert len(thresholds) == 3 and all(0 < threshold < 1 for threshold in thresholds)
-    assert f"labels are predicted from a probability of {min(thresholds):g} " in log
+    assert f"labels are predicted if their probability is at least {min(thresholds):g} " in log
     assert summary["pictures"] == ["curves.png", "test_classes.png"] and (run / "test_classes.png").exists()
     assert "holdout mAP" in log and "holdout_mAP" in (run / "metrics.csv").read_text()
 
@@ -105,7 +105,7 @@ def test_eval_scores_the_same_images(run, shapes, tmp_path, capsys):
     assert [result["by_class"][name]["threshold"] for name in CLASSES] == summary["threshold"]
     said = capsys.readouterr().out
     assert f"mAP {summary['mAP']:.4g}, F1 {summary['F1']:.4g}, F1_at_0.5 {summary['F1_at_0.5']:.4g}" in said
-    assert f"labels are predicted from a probability of {min(summary['threshold']):g} " in said
+    assert f"labels are predicted if their probability is at least {min(summary['threshold']):g} " in said
 
 
 def test_predictions_are_all_labels_above_their_thresholds(run, shapes, capsys, tmp_path):
@@ -151,8 +151,8 @@ def test_each_label_has_its_own_threshold(run, shapes, tmp_path, capsys):
         out, note = capsys.readouterr()
         return [{label["label"] for label in record["labels"]} for record in json.loads(out)], note
 
-    one = "note: labels are predicted from a probability of 0.5 on\n"
-    each = "note: labels are predicted from a probability of 0 to 1 on, which depends on the label\n"
+    one = "note: labels are predicted if their probability is at least 0.5\n"
+    each = "note: labels are predicted if their probability is at least 0 to 1, depending on the label\n"
     assert predict_from(0.5) == ([{*CLASSES}, set()], one)  # as runs stored it that chose one threshold, or none
     assert predict_from([1.0, 0.0, 0.5]) == ([{"green", "red"}, {"green"}], each)
     assert predict_from([1.0, 0.0, 0.5], "--threshold", 0.5) == ([{*CLASSES}, set()], "")

@@ -130,12 +130,12 @@ def test_renamed_classes_are_an_error(folder_of_digits, tmp_path):
 def test_numbers_are_matched_to_names_by_their_order(folder_of_digits, capsys):
     evaluate(*folder_of_digits(["train", "val"], "0123456789", trained_for="abcdefghij"))
     said = capsys.readouterr().out.splitlines()[0]
-    assert said == "note: the classes of the data are numbers: they are matched to the model's by their order"
+    assert said == "note: the classes of the data are numbers: they are matched to the model's classes by order"
 
 
 def test_numbers_that_the_model_knows_are_matched_by_name(folder_of_digits, capsys):
     evaluate(*folder_of_digits(["val"], "0123456789", trained_for="1234567890"))
-    assert "by their order" not in capsys.readouterr().out
+    assert "classes by order" not in capsys.readouterr().out
 
 
 def test_a_number_that_the_model_does_not_know(folder_of_digits):
@@ -171,7 +171,7 @@ def test_a_folder_without_a_test_split_is_scored_as_in_training(tmp_path, capsys
     assert "other, test (21 images of 32 pixels)" in said and "result of" in said and "is replaced" in said
     with pytest.raises(SystemExit, match="test_share is 1, which leaves no image to train on: give a lower one"):
         train(*other, "--test-share", 1, "--output", tmp_path / "none")
-    with pytest.raises(SystemExit, match="test_share is 0.3, but the data have a test split: leave it out"):
+    with pytest.raises(SystemExit, match="test_share is 0.3, but the data have a test split: leave --test-share out"):
         train("--data", "digits", "--test-share", 0.3, "--output", tmp_path / "none")
 
 
