@@ -1,8 +1,8 @@
 """Load images and pairs of images for restoration: splits, loaders and batches.
 
 A training batch is {"image": (n, C, h, w), "target": (n, C, H, W)}, float32 with values from 0 to 1 (noise goes
-beyond), "index": (n,) int64 and "name": a list. A batch to score holds lists of images of different sizes. Its
-degradation depends only on the image's number, so every run is scored on the same images.
+beyond), "index": (n,) int64 and "name": a list. A batch to score holds lists of images of different sizes.
+Their degradation depends only on the number of the image, so every run is scored on the same images.
 
 With the channels y, an image in colour becomes its luminance in studio range, 16 to 235. A grey file to score or to
 restore is its own luminance and keeps its range, 0 to 255, as in MATLAB's scripts of the field. A grey file to train on
@@ -86,7 +86,7 @@ class RestorationData:
 
     @property
     def scored(self) -> "dict[str, RestorationSplit]":
-        """Return the splits to score: "test", and "holdout" if there are a folder val and another one to test on."""
+        """Return the splits to score: "test", and "holdout" if there is a folder val and the test is another folder."""
         return {split: samples for split, samples in self.parts.items() if split != "train"}
 
     def _find(self, train: bool, test_digest: str) -> dict[str, list[ImagePair]]:
@@ -126,7 +126,7 @@ class RestorationData:
             note += " and not trained on"
         elif test_digest:
             note += ", which may have been trained on"
-        self.notes.append(f"{note} (--test-dir FOLDER for others)")
+        self.notes.append(f"{note} (to score others: --test-dir FOLDER)")
         return parts if train else {"test": parts["test"]}
 
     def _choose_channels(self, samples: Sequence[ImagePair], model_channels: int | None) -> str:
@@ -160,14 +160,14 @@ class RestorationData:
         return StreamLoader(samples, options, order, transform, seed, collate=collate_crops, verify=verify)
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
-        """Make the loaders of the splits to score, whose images come whole, one by one."""
+        """Make the loaders of the splits to score, which yield whole images one by one."""
         return {
             split: self.scoring_loader(samples, EvalOrder(len(samples), 1, rank, world_size), split)
             for split, samples in self.scored.items()
         }
 
     def scoring_loader(self, samples: SampleReader, order: EvalOrder, split: str = "train") -> StreamLoader:
-        """Make a loader of whole images, one by one."""
+        """Make a loader that yields whole images one by one."""
         options, transform = self.options, partial(degrade_whole, chain=self.chain)
         verify = verify_command(options, (split == "test" and options.test_dir) or options.data_dir)
         return StreamLoader(samples, options, order, transform, 0, collate=collate_pairs, verify=verify)
@@ -191,7 +191,7 @@ class RestorationData:
 
 
 class RestorationSplit:
-    """Read the images of a split for `StreamLoader`. Numbers beyond the last image begin again with the first.
+    """Read the images of a split for `StreamLoader`. Indices beyond the last image start again at the first.
 
     Args:
         samples: the images of the split.
@@ -234,9 +234,9 @@ def read_tensor(path: Path, channels: str, studio_range: bool = False) -> Tensor
 
 
 class TrainCrop:
-    """Cut, degrade, flip and turn at random; the loader seeds torch's generator for each sample.
+    """Cut, degrade, flip and turn images at random; the loader seeds torch's generator for each sample.
 
-    A crop is degraded with the pixels around it that the degradation reaches for, if the image has them.
+    A crop is degraded together with the surrounding pixels that affect it, as far as the image has such pixels.
     """
 
     def __init__(self, crop: int, flip: bool, rotate: bool, chain: Chain, scale: int, enlarge: int):
@@ -280,5 +280,5 @@ def degrade_whole(pair: Pair, chain: Chain) -> tuple[str, Tensor, Tensor]:
 
 
 def shrink(part: slice, scale: int) -> slice:
-    """Return the part of a degraded image that a part of the clean one comes from."""
+    """Return the part of a degraded image that shows the given part of the clean image."""
     return slice(part.start // scale, part.stop // scale)

@@ -237,7 +237,7 @@ def parse_degradations(text: str) -> Chain:
 
 def _parse_step(text: str) -> Any:
     name, *words = text.split(":")
-    check_choice("degradation", name, [*DEGRADATIONS] if name == PAIRS else [*DEGRADATIONS, PAIRS])  # not a step
+    check_choice("degradation", name, [*DEGRADATIONS] if name == PAIRS else [*DEGRADATIONS, PAIRS])  # pairs is no step
     cls = DEGRADATIONS[name]
     options = fields(cls)  # type: ignore[arg-type]
     switches = [f.name for f in options if "low" not in f.metadata]

@@ -1,4 +1,4 @@
-"""Export image models: one output, the restored images."""
+"""Export image models. The graph has one output: the restored images."""
 
 import math
 from dataclasses import replace
@@ -21,11 +21,11 @@ from .metric import BEST_PSNR, psnr
 from .options import RestorationEvalOptions
 from .task import Restoration
 
-TILE = 256  # pixels of the model's input; rounded up to the multiples that it takes
+TILE = 256  # side of the model's input in pixels; rounded up to the multiples that the model takes
 
 
 class ExportableRestorer(MapExport):
-    """An image model to export, and the task whose images the comparison uses; without a task, they are random."""
+    """An image model to export, and the task on the images to compare it on; None to compare on random images."""
 
     outputs: tuple[str, ...] = ("restored",)
     max_drop, unit, larger = 0.1, "dB", 2
@@ -67,7 +67,7 @@ def open_restorer(options: ExportOptions) -> ExportableRestorer:
 
 
 def exported_restorer(exported: ExportedModel) -> TrainedRestorer:
-    """Use an exported model as a restorer; raise ValueError if an entry that restorers need is not in export.json."""
+    """Use an exported model as a restorer; raise ValueError if export.json lacks an entry that restorers need."""
     artifact, rules = exported.artifact, rules_of(RestorationSpec)
     artifact.check(rules | EXTRA, {})
     spec = RestorationSpec(**{name: artifact.extra[name] for name in rules})

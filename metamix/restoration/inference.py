@@ -1,4 +1,4 @@
-"""Apply an image model to whole images and to image files: enlarging before, tiles, self-ensemble."""
+"""Apply an image model to images and image files: with prior enlargement, in tiles, with self-ensemble."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,12 +62,12 @@ def pooled_locally(model: Any, side: int) -> Iterator[None]:
 
 
 def enlarge(images: Tensor, scale: int) -> Tensor:
-    """Enlarge images bicubically, as MATLAB does; values stay from 0 to 1 where they were."""
+    """Enlarge images bicubically, as MATLAB does, and clip the values to 0 to 1."""
     return images if scale == 1 else resize_bicubic(images, scale).clamp(0, 1)
 
 
 def restore_picture(model: nn.Module, picture: Picture, channels: str, restorer: Restorer) -> Picture:
-    """Restore a decoded image file; alpha channel, bits and colour profile stay.
+    """Restore a decoded image file; keep its alpha channel, bits and colour profile.
 
     Args:
         model: an image model in evaluation mode, on any device.
@@ -95,7 +95,7 @@ def restore_picture(model: nn.Module, picture: Picture, channels: str, restorer:
 
 
 def restore_colours(model: nn.Module, image: Tensor, channels: str, restorer: Restorer) -> Tensor:
-    """Restore an image (C, H, W) on the CPU; of an image in colour, only the luminance if channels is y."""
+    """Restore an image (C, H, W) on the CPU. With channels y, only the luminance of a colour image is restored."""
     device = next(model.parameters()).device
     if channels != "y" or len(image) == 1:
         return restorer(model, image[None].to(device))[0].float().cpu()

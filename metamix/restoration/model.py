@@ -36,7 +36,7 @@ class RestorationModel:
             self.notes.append(f"images are enlarged {self.enlarge} times (bicubic) before {options.model}")
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
-        """Build the model, with published weights or those of a checkpoint if asked for, and check the crop size."""
+        """Build the model, load published weights or a checkpoint if the options say so, and check the crop size."""
         options, weights = self.options, None
         if metadata is None and options.checkpoint:
             weights = find_weights(options.checkpoint)

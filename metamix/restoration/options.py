@@ -22,7 +22,7 @@ _score = partial(option, group="scoring", on_resume="report")
 
 @dataclass
 class RestorationDataOptions(ReadingOptions):
-    """Options of where the images are and how they are scored, for `metamix train` and `metamix eval`."""
+    """Options that say where images are and how they are scored, for `metamix train` and `metamix eval`."""
 
     data_dir: str = _data("", "folder of the images, or with train/ and test/; see --degradation", on_resume="ignore")
     test_dir: str = _data(
@@ -42,7 +42,7 @@ class RestorationDataOptions(ReadingOptions):
     )
     score_rounding: bool = _score(True, "clip and round restored images to 8 bits before they are compared")
     tile: int = _score(0, "restore images to score in tiles of this side, in pixels; 0: whole images")
-    overlap: int = _score(32, "least overlap of neighbouring tiles, in pixels", needs="tile")
+    overlap: int = _score(32, "smallest overlap of neighbouring tiles, in pixels", needs="tile")
     ensemble: bool = _score(False, "average over eight orientations of the images to score; takes eight times as long")
     local_pooling: Natural = _score(
         0,
@@ -61,7 +61,7 @@ class RestorationDataOptions(ReadingOptions):
 class RestorationOptions(BackboneOptions, RestorationDataOptions):
     """Options of `metamix train` for restoration."""
 
-    # The engine's defaults are for images in batches of 128, which leaves a few hundred photographs a few steps.
+    # The engine's defaults suit batches of 128 images; of a few hundred photographs, these would make only a few steps.
     engine_defaults: ClassVar[dict[str, Any]] = {
         "batch_size": 16,
         "optimizer": "muon",
@@ -108,7 +108,7 @@ class RestorationOptions(BackboneOptions, RestorationDataOptions):
 
 @dataclass
 class RestorationEvalOptions(RestorationDataOptions):
-    """Options of `metamix eval`. Options whose default is none are as in training."""
+    """Options of `metamix eval`. Options that are None are as in training."""
 
     checkpoint: str | None = _model(None, "evaluate the weights in this run folder or file")
     model: str | None = _model(None, "image model, for weights that do not name it")

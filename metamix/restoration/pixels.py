@@ -35,7 +35,7 @@ def resize_bicubic(images: Tensor, scale: float, *, rounding: bool = False) -> T
 
 
 def to_float64(images: Tensor) -> Tensor:
-    """Convert images to float64, on the CPU if their device, Apple's mps, has none."""
+    """Convert images to float64; on the CPU if they are on Apple's mps, which has no float64."""
     return (images.cpu() if images.device.type == "mps" else images).double()
 
 

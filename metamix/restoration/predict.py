@@ -34,7 +34,7 @@ class RestoreImages(PredictToFolder):
         "keep", "format of the restored files; keep: the format of the image if it can be written, else png"
     )
     tile: int = option(512, "side of the tiles in pixels; 0: whole images at once")
-    overlap: int = option(32, "least overlap of tiles in pixels")
+    overlap: int = option(32, "smallest overlap of tiles in pixels")
     local_pooling: Natural = option(0, "side of the windows of MAXIM's channel attention; 0: the whole tile")
 
     def __post_init__(self) -> None:

@@ -65,7 +65,7 @@ def find_roots(options: RestorationDataOptions) -> dict[str, Path]:
 
 
 def find_samples(root: Path, options: RestorationDataOptions, paired: bool) -> list[ImagePair]:
-    """Find the clean images of a folder and, if `paired`, their degraded ones; `Unmatched` if one has no partner."""
+    """Find the clean images of a folder and, if `paired`, their degraded partners; `Unmatched` if one is missing."""
     inputs, targets = root / options.input_folder, root / options.target_folder
     if not paired:
         if not root.is_dir():
@@ -83,7 +83,7 @@ def find_samples(root: Path, options: RestorationDataOptions, paired: bool) -> l
 
 
 def leave_out(samples: Sequence[ImagePair], root: Path, folders: Iterable[Path]) -> list[ImagePair]:
-    """Return the samples of `root` without those in the folders that are inside it."""
+    """Return the samples of `root` that are in none of `folders`, as far as these lie inside `root`."""
     inside = {folder for folder in map(Path.resolve, folders) if root.resolve() in folder.parents}
     return [sample for sample in samples if not inside or inside.isdisjoint(sample.target.resolve().parents)]
 

@@ -74,7 +74,7 @@ class Restoration:
 
     @classmethod
     def trained(cls, options: RestorationEvalOptions) -> tuple["Restoration", nn.Module, dict[str, Any]]:
-        """Return the task, the model and the metadata of its weights, for evaluation.
+        """Load weights for evaluation, and return the task, the model and the metadata.
 
         Channels and degradation are as in training unless `options` set them.
         """
@@ -84,7 +84,7 @@ class Restoration:
         metadata, name, in_chans = trained.metadata, trained.name, cast(int, trained.model.in_chans)
         check_local_pooling(trained.model, name, options.local_pooling)
         values: dict[str, Any] = {"channels": trained.spec.channels, "degradation": trained.spec.degradation}
-        # The authors' files have neither. Files of metamix 0.1 lack the crop, for which multiply-adds are counted.
+        # Authors' files have neither entry. Files of metamix 0.1 lack the crop, for which multiply-adds are counted.
         for entry, kind in {"test_share": float, "crop": int}.items():
             values |= {entry: value} if isinstance(value := metadata.extra.get(entry), kind) else {}
         settable = [*(f.name for f in fields(RestorationDataOptions)), "channels", "degradation", "test_share"]

@@ -94,7 +94,7 @@ def test_scored_images_that_may_have_been_trained_on_are_noted(clean, tmp_path, 
     assert "on others, test (2 images" in capsys.readouterr().out  # not on the folder that is not scored
     options = RestorationOptions(data_dir=str(photos), degradation="noise:25")
     assert RestorationData(options, trained=ModelMetadata()).notes == [
-        "1 of 6 images is scored (--test-dir FOLDER for others)"
+        "1 of 6 images is scored (to score others: --test-dir FOLDER)"
     ]
 
 
