@@ -41,7 +41,7 @@ def parse(text: str) -> str | tuple[int, int, float] | None:
 
 
 def make_policy(text: str, size: int, mean: tuple[float, ...]) -> Policy | None:
-    """Return the policy for images of `size` pixels; None for "none". It fills with the mean outside an image."""
+    """Return the policy for images of `size` pixels; None for "none". It fills areas outside an image with the mean."""
     policy = parse(text)
     if policy is None:
         return None

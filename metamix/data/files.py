@@ -23,7 +23,7 @@ from metamix.weights.checksums import digest
 
 log = package_logger(__name__)
 
-FORMATS = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "PPM", "GIF")  # Pillow starts Ghostscript for EPS, whatever its name
+FORMATS = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "PPM", "GIF")  # not EPS, for which Pillow starts Ghostscript
 MAX_FILE_BYTES = 2**28  # 256 MiB; larger files are not images to train on
 LONGEST = 1000  # times the shorter side; a longer image becomes huge if its shorter side is resized to 224 pixels
 BLOCK, BLOCKS = 2**12, 4  # files above 16 KiB: bytes of a block that is hashed, and number of blocks
@@ -84,7 +84,7 @@ def open_image(file: BinaryIO) -> Image.Image:
         )
     if max(image.size) > LONGEST * min(image.size):
         size = f"{image.height:,} x {image.width:,}"
-        raise CorruptImage(f"it has {size} pixels, and one side may be {LONGEST:,} times the other at most: cut it up")
+        raise CorruptImage(f"it has {size} pixels, but one side may be at most {LONGEST:,} times the other: cut it up")
     return image
 
 
@@ -174,7 +174,7 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
         return image
     pixels = np.asarray(image)
     low, high = pixels.min(), pixels.max()
-    if low < 0 or high > 65535 or 0 < high < 256:  # 8 bits in a larger file would become black
+    if low < 0 or high > 65535 or 0 < high < 256:  # 8-bit values in a larger type would become black
         raise CorruptImage(f"its pixels go from {low} to {high}, not 0 to 65535; save it with 8 bits, or scaled to 16")
     return Image.fromarray((pixels // 256).astype(np.uint8))
 

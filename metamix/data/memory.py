@@ -63,7 +63,8 @@ def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
         if not len(mean) == len(std) == channels:
             raise ValueError(f"mean {mean} and std {std} must have one value per channel: {channels}")
         if not all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std)):
-            raise ValueError(f"mean {mean} and std {std} must be of values 0 to 1, std above 0: divide them by 255?")
+            words = "must be for pixel values from 0 to 1, with std above 0: divide them by 255?"
+            raise ValueError(f"mean {mean} and std {std} {words}")
         return mean, std
     if in_memory(source, options):
         decoded = pixels(source, options)
@@ -105,8 +106,8 @@ def _decode(source: Source, size: int, options: SourceOptions) -> Pixels:
             content = np.asarray(image)
         elif options.img_size is None and source.size:
             raise ValueError(
-                f"{split.path(i)} is {image.width}x{image.height}, but the set seemed to be of {size}x{size} "
-                "throughout: give --img-size to resize all images, or --memory no"
+                f"{split.path(i)} is {image.width}x{image.height}, but the other images seemed to be "
+                f"{size}x{size}: give --img-size to resize all images, or --memory no"
             )
         else:
             content = resize(image).permute(1, 2, 0).numpy()

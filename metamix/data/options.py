@@ -36,9 +36,9 @@ _augment = partial(option, group="augmentation")
 
 @dataclass(kw_only=True)
 class ImageOptions(Options):
-    """Limit the size of the images that a command reads. The limit is Pillow's, so all readers of the process obey."""
+    """Limit the size of the images that a command reads. It is Pillow's limit, so it holds for all readers."""
 
-    max_pixels: Count | None = _reading(None, "most pixels of an image to read; default: Pillow's limit, 89,478,485")
+    max_pixels: Count | None = _reading(None, "largest number of pixels of an image; default: Pillow's, 89,478,485")
 
     def __post_init__(self) -> None:
         super().__post_init__()

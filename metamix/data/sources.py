@@ -143,7 +143,7 @@ def open_data(
 
     Raises:
         ValueError: the name or a value is unknown, the folder has another layout, or a class is not in `classes`.
-        FileNotFoundError: the data set is not there.
+        FileNotFoundError: the data set is missing.
         ImportError: an extra is missing.
     """
     train, test = _open_splits(name, root, download, test_on, train_required)

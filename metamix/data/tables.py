@@ -28,7 +28,7 @@ COLUMNS = (  # names of the columns for file, class and split, without blanks, d
     ("split", "subset"),
 )
 FLAGS = {"0": False, "0.0": False, "1": True, "1.0": True}  # values in the column of a label
-WORDS = ("true", "false", "yes", "no")  # refused there
+WORDS = ("true", "false", "yes", "no")  # refused in the column of a label
 CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
 SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
 SPLITS = {"": "", "train": "train", "training": "train", "test": "test"}
@@ -41,7 +41,7 @@ class Columns:
     """The columns of a CSV file.
 
     Attributes:
-        names: of all columns, as `plain` returns them; those for labels are as they stand in the file.
+        names: names of all columns, as `plain` returns them; names of labels are unchanged.
         file, label, split: columns for the image, its class or labels, and its split; "" if there is none.
         box: the four columns of a box, if there are any.
         others: the other columns. Without `label`, each is for a label and holds 0 or 1.
@@ -90,7 +90,7 @@ def read_table(source: Path) -> Table:
 
     Raises:
         ValueError: the header or a line, which the message names, cannot be used; or no image exists.
-        FileNotFoundError: the folder does not hold one CSV file.
+        FileNotFoundError: the folder does not hold exactly one CSV file.
     """
     files = sorted(source.glob("*.csv")) if source.is_dir() else [source]
     if len(files) != 1:
@@ -132,7 +132,7 @@ def plain(name: str) -> str:
 
 
 def choose_columns(titles: Sequence[str], source: Path) -> Columns:
-    """Find out what each column is for. If none has the class, the others, at least two, are for one label each."""
+    """Find out what each column is for. Without columns for classes or boxes, each other column is for a label."""
     header = list(map(plain, titles))
     file, label, split = (next((name for name in names if name in header), "") for names in COLUMNS)
     box = next((names for names in (*CORNERS, *SIDES) if set(names) <= set(header)), ())
@@ -197,8 +197,8 @@ def same_in_all(rows: Sequence[Row], field: str) -> Any:
 def open_label_table(root: Path, test_on: str, train_required: bool) -> "tuple[TableImages | None, TableImages] | None":
     """Open labels.csv as a training and a test split.
 
-    Its columns are file, optionally split, and labels or a column of 0 and 1 for each label. Without splits, both are
-    all images. Returns None if the folder has no such file.
+    Its columns are file, optionally split, and labels or a column of 0 and 1 for each label. Without splits, both
+    hold all images. Return None if the folder has no labels.csv.
     """
     file = root / LABELS
     if not file.exists() or not lists_labels(file):
@@ -216,7 +216,7 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> "tuple[T
         raise ValueError(f"{without[0].place} has no split, but other lines do: write train, val or test")
     names = table.labels | {name for rows in by_split.values() for row in rows for name in labels_of(row)}
     if len(names) < 2:
-        raise ValueError(f"{file} must have two different labels at least; found {', '.join(names) or 'none'}")
+        raise ValueError(f"{file} must have at least two different labels; found {', '.join(names) or 'none'}")
     if len(names) > (most := min(MAX_CLASSES, MAX_ENTRIES // len(table.images))):
         raise ValueError(f"{file} has {len(names):,} labels: {len(table.images):,} images may have {most:,} at most")
     classes = tuple(sorted(names, key=natural_order))

@@ -313,8 +313,8 @@ LINE = "1.png,red|green"
     [
         (["file,labels", LINE, "no.png,red"], "images are neither in .*set nor in its images/, see .*csv:3$"),
         (["file,labels", LINE, LINE], "csv:3 names the image of .*csv:2 again: write its labels into one line"),
-        (["file,labels", "1.png,", "2.png,"], "must have two different labels at least; found none"),
-        (["file,labels", "1.png,red", "2.png,"], "must have two different labels at least; found red"),
+        (["file,labels", "1.png,", "2.png,"], "must have at least two different labels; found none"),
+        (["file,labels", "1.png,red", "2.png,"], "must have at least two different labels; found red"),
         (["file,labels,split", f"{LINE},train", "2.png,red,"], "csv:3 has no split, but other lines do: write train"),
         (["file,labels,split", f"{LINE},val"], "labels.csv has no image to train on: write train into the column"),
         (["file,labels,split", f"{LINE},dev"], "labels.csv:2 has the split 'dev', but it must be train, val or test"),

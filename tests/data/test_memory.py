@@ -28,7 +28,7 @@ def test_a_stray_size_is_refused_unless_resizing_is_asked_for(folder):
     root = folder(train=20)
     splits = open_data("folder", root=root)
     Image.new("RGB", (40, 30), "red").save(root / "train" / "cat" / "1.png")
-    with pytest.raises(ValueError, match="1.png is 40x30, but the set seemed to be of 32x32 .*--img-size .*--memory"):
+    with pytest.raises(ValueError, match="1.png is 40x30, but .* seemed to be 32x32: .*--img-size .*--memory"):
         pixels(splits.train, DataOptions())
     decoded = pixels(splits.train, DataOptions(img_size=32))
     stray = splits.train.images.paths.index("cat/1.png")
@@ -69,7 +69,7 @@ def test_statistics_given_and_of_streamed_sets(folder):
     for statistics, words in (
         (dict(std=(0.5,)), "std is given, but mean is not: give both or neither"),
         (dict(mean=(0.5,), std=(0.1,)), "one value per channel: 3"),
-        (dict(mean=(125.0, 122.0, 113.0), std=(63.0, 62.0, 66.0)), "of values 0 to 1, .*: divide them by 255"),
+        (dict(mean=(125.0, 122.0, 113.0), std=(63.0, 62.0, 66.0)), "for pixel values from 0 to 1, .*: divide them by 255"),
         (dict(mean=(0.5, 0.5, 0.5), std=(0.1, 0.0, 0.1)), "std above 0"),
     ):
         with pytest.raises(ValueError, match=words):

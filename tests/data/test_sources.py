@@ -163,7 +163,7 @@ def test_one_class_can_be_tested_but_not_trained_on(folder):
     assert open_data("folder", root=root).test.labels.tolist() == [1, 1]
     for label in "cat", "eel":
         shutil.rmtree(root / "train" / label)
-    with pytest.raises(ValueError, match=f"{root}/train must hold one folder .* per class, two at least; found dog"):
+    with pytest.raises(ValueError, match=f"{root}/train must hold one folder .* per class, at least two; found dog"):
         open_data("folder", root=root)
 
 
@@ -208,7 +208,7 @@ def test_nothing_is_left_out_silently(folder, caplog):
     for name in ("1.gif", "2.gif", "3.tga", ".hidden.gif", "notes.txt"):
         (root / "train" / "dog" / name).touch()
     open_data("folder", root=root)
-    assert "train: left out are files of other types, 2 .gif, 1 .tga; save them as .png or .jpg" in caplog.text
+    assert "train: files of other types are left out, 2 .gif, 1 .tga; save them as .png or .jpg" in caplog.text
 
     (root / "train").rename(root / "kept")
     (root / "train").mkdir()

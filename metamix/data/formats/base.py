@@ -44,7 +44,7 @@ class ImageSplit(Protocol):
 
 
 def choose_test_split(available: Iterable[str], test_on: str, source: object) -> str:
-    """Choose the split to score of all but the training split: `test_on` or, if empty, the first of `TEST_SPLITS`."""
+    """Choose the split to score among all splits but train: `test_on` or, if empty, the first of `TEST_SPLITS`."""
     available = list(available)
     if test_on and not available:
         raise ValueError(f"test_on is {test_on!r}, but {source} has no splits to score: leave it out")
@@ -75,7 +75,7 @@ def list_image_paths(root: Path) -> list[str]:
     pictures = kinds.keys() & Image.registered_extensions().keys() - set(IMG_EXTENSIONS)
     if pictures:
         counts = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(pictures))
-        log.warning(f"{root}: left out are files of other types, {counts}; save them as .png or .jpg")
+        log.warning(f"{root}: files of other types are left out, {counts}; save them as .png or .jpg")
     return sorted(filter(is_image, files), key=natural_order)
 
 

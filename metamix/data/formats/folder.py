@@ -37,8 +37,8 @@ def open_folder(
 ) -> tuple[ImageSplit | None, ImageSplit]:
     """Open the training and the test split.
 
-    If there is no test split, both are the images of train/ or, without train/, of the class folders in `root`. If
-    there is no training split, it is None, or refused if `train_required`.
+    If there is no test split, both splits hold the images of train/ or, without train/, of the class folders in `root`.
+    If there is no training split, None takes its place; with `train_required`, this is an error.
     """
     if root is None:
         raise ValueError(f"a folder of images needs --data-dir; in it, {LAYOUT}")
@@ -80,7 +80,7 @@ def open_folder(
 
 
 def _holds_classes(root: Path) -> bool:
-    """Return whether a folder holds class folders: they have images right in them, and no name of a split.
+    """Return whether a folder holds class folders: they contain images directly and are not named like a split.
 
     A folder of data sets has images further down. An empty class folder is accepted: `FolderImages` reports it.
     """
@@ -95,7 +95,7 @@ def _check_classes(train: "FolderImages | TarImages", place: Path) -> None:
     """Raise ValueError if the training split, from `place`, is of another task or has a single class."""
     if len(train.classes) < 2:
         raise ValueError(
-            f"{place.absolute()} must hold one folder of images per class, two at least; found {train.classes[0]}"
+            f"{place.absolute()} must hold one folder of images per class, at least two; found {train.classes[0]}"
             + (f". To make these folders from {LABELS}: metamix convert csv" if (place / LABELS).is_file() else "")
         )
 

@@ -66,7 +66,7 @@ class HuggingFace:
             return ""
 
     def _read(self, i: int) -> bytes:
-        """Read the bytes of an image from the table, or from the file that it names, which may be of any kind."""
+        """Read the bytes of an image from the table, or from the file that the table names."""
         image = self.reader.dataset[i][self.reader.image_key] or {}
         if content := image.get("bytes"):
             check_size(len(content))
