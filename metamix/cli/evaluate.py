@@ -29,7 +29,7 @@ SCORED = (  # entries that say what was scored
 
 @dataclass
 class EvalOptions(Options):
-    """Options of `metamix eval` that hold for every task."""
+    """Options of `metamix eval` that all tasks share."""
 
     output: str = option("", "folder for result.json and pictures; default: one in runs/ named after data and model")
     split: Literal["test", "holdout"] = option(

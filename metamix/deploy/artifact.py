@@ -47,9 +47,9 @@ class Artifact:
     model: ModelMetadata  # task, name, class names, and how images are prepared
     # (batch, channels, height, width) of the input `images`, float32; None for a side that may vary
     input_shape: Annotated[tuple[Side | None, ...], Field(min_length=4, max_length=4)]
-    outputs: Annotated[tuple[str, ...], Field(max_length=1_000)]  # their names
-    extra: dict[str, Any] = field(default_factory=dict)  # what the task needs to run it, such as a scale
-    versions: dict[str, Any] = field(default_factory=dict)  # versions of the packages that made it
+    outputs: Annotated[tuple[str, ...], Field(max_length=1_000)]  # names of the outputs
+    extra: dict[str, Any] = field(default_factory=dict)  # what the task needs to run the model, such as a scale
+    versions: dict[str, Any] = field(default_factory=dict)  # versions of the packages that wrote the export
     files: Files = field(default_factory=dict)  # SHA-256 of each file beside export.json
 
     @property

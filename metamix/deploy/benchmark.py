@@ -59,16 +59,16 @@ def benchmark(
     """Time models in several engines.
 
     Args:
-        models: names that timm knows, ours among them, or `BenchmarkedModel`s.
+        models: names of models of metamix or timm, or `BenchmarkedModel`s.
         engines: keys of `ENGINES`.
         precisions: "fp32", "bf16" and "int8"; each engine is timed in the precisions that it has.
         batch_sizes: images in a call.
         img_size: side of the images of named models in pixels; None for each model's own.
         threads: number of threads to compute with; None for torch's number.
-        seconds: for each model, engine, precision and batch in each run; five calls at least.
+        seconds: time for each model, engine, precision and batch in each run; at least five calls are made.
         runs: number of repetitions; the medians over them are reported.
         reference: name of the model whose speed in eager fp32 the others are compared with; None for the first one.
-        folder: keeps the converted models; a model that is in it is not converted again. None keeps no models.
+        folder: where converted models are kept, so that they are not converted again. None keeps no models.
 
     Returns:
         {"machine", "threads", "versions", "measured", "runs", "reference", "rows", "failed"}. A row has "model",
@@ -92,7 +92,7 @@ def benchmark(
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     try:
-        with TemporaryDirectory() as temporary, torch._dynamo.config.patch(recompile_limit=64):  # one forward for all
+        with TemporaryDirectory() as temporary, torch._dynamo.config.patch(recompile_limit=64):  # forward is shared
             timed = ({reference: reference} | chosen).values()
             subjects = [random_model(model, img_size) if isinstance(model, str) else model for model in timed]
             place = Path(folder or temporary)
@@ -184,7 +184,7 @@ class BenchmarkedModel:
         return lambda: run(array)
 
     def file(self, engine: str, precision: str, folder: Path) -> Path:
-        """Write the model for ONNX Runtime or OpenVINO, if that is not done, and return the file."""
+        """Write the model for ONNX Runtime or OpenVINO, unless its file exists, and return the file."""
         format = FORMATS[FORMAT_OF[engine]]
         suffix = Path(format.file).suffix
         stem = f"{self.name.replace('/', '-')}-{self.size}"

@@ -8,7 +8,7 @@ Dropout and drop path do nothing in evaluation and are removed. Weights that a f
 become parameters: the matrices of raft, the token MLP of nin, the triangular matrices of symmetric attention. With
 `images`, so do the weights that depend on the map size: resized raft matrices, position embeddings and biases.
 
-Raft keeps its LayerScale: its matrices are shared by all channels and cannot scale each by its own factor. BatchNorm
+Raft keeps its LayerScale: its matrices are shared by all channels, and cannot scale each channel differently. BatchNorm
 stays too: ONNX Runtime and OpenVINO fold it where it follows a convolution.
 """
 
@@ -98,7 +98,7 @@ def record_sizes(model: nn.Module, images: Tensor) -> Sizes:
 
 
 def replace(module: Any) -> nn.Module:
-    """Replace the modules inside `module`, and itself, by leaner ones."""
+    """Replace `module` and the modules inside it by leaner ones."""
     for name, child in module.named_children():
         setattr(module, name, replace(child))
     kind = type(module)
@@ -177,7 +177,7 @@ class FixedRaftMlp(nn.Module):
     """A raft MLP for `length` tokens along the mixed side, (B, C, H, W) -> (B, C, H, W).
 
     The values of a raft are in the order (length, raft_size), which they have in memory if the channels are last. So
-    engines copy no map for the horizontal MLP, and runs of C / r values for the vertical one.
+    engines copy no map for the horizontal MLP, and copy runs of C / r values for the vertical one.
     """
 
     def __init__(self, mlp: RaftMlp, length: int, rafts: str):

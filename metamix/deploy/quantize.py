@@ -28,7 +28,7 @@ log = package_logger(__name__)
 Score = Callable[[Run], np.ndarray]  # the score of each image, (n,); higher is better
 CHANCE = 0.05  # drops of a larger p-value count as chance
 FLIPS = 10_000  # random choices of signs
-RANKED_IMAGES = 8  # to rank layers on
+RANKED_IMAGES = 8  # number of images to rank layers on
 
 
 class QuantizationError(ValueError):

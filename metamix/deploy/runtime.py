@@ -1,4 +1,4 @@
-"""Run exported models: only the engine, without the code that built the model.
+"""Run exported models with only an engine, without the code that built the models.
 
     model = load_exported("raft-onnx")
     logits = model(images)                  (n, C, H, W), prepared as in training
@@ -38,7 +38,7 @@ class ExportedModel(nn.Module):
             The output, a tensor or an array as `images` are; a tuple if there are several outputs.
 
         Raises:
-            DoesNotFit: the model does not take images of this shape; it is a ValueError.
+            DoesNotFit: a ValueError; the model does not take images of this shape.
         """
         self.check_shape(tuple(images.shape))
         as_tensor = isinstance(images, Tensor)
@@ -93,7 +93,7 @@ def load_exported(folder: str | Path, *, threads: int | None = None, trust: bool
     Args:
         folder: what `metamix export` wrote.
         threads: number of threads for the engine; None for its default, all cores. For a torch.export model the number
-            holds for all of torch in this process, since torch has no number for a single model.
+            holds for all of torch in this process, since torch cannot set it for a single model.
         trust: load an export of the format torch, whose files may hold code that then runs.
 
     Raises:

@@ -41,7 +41,7 @@ def open_file(file: Path, threads: int | None = None, precision: str = "fp32", c
 
     Args:
         threads: None for the engine's default, all cores.
-        compiled: whether to take the compiled program beside it, if this machine can load that.
+        compiled: whether to use the compiled program beside the file, if this machine can load it.
     """
     format = next(format for format in FORMATS.values() if Path(format.file).suffix == file.suffix)
     return format.open(file, threads, precision, **({"compiled": True} if compiled else {}))

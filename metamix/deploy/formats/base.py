@@ -57,10 +57,10 @@ class Format:
     write: Callable[[Graph, Path], None]  # writes the main file
     open: Callable[..., Run]  # (file, threads, precision); None: the engine chooses the threads
     more_files: tuple[str, ...] = ()  # names of files that `write` may add beside it
-    compiled: str = ""  # which of them `Graph.compile` adds; `open` has a switch of this name to take it
+    compiled: str = ""  # which of them `Graph.compile` adds; `open` uses it if its argument `compiled` is true
     runs_code: str = ""  # how opening a file can run code that it holds; "" if it cannot
     packages: tuple[str, ...] = ()  # packages that writing and running need besides torch
-    refused: Mapping[str, str] = field(default_factory=dict)  # unsupported precision -> advice what to do instead
+    refused: Mapping[str, str] = field(default_factory=dict)  # unsupported precision -> what to do instead
     quantizer: Callable[[Path, Path], Quantizer] | None = None  # (file, folder for temporary files)
     int8_packages: tuple[str, ...] = ()  # further packages that quantization needs
 

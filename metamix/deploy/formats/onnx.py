@@ -50,7 +50,7 @@ class OnnxFile:
 
     def __init__(self, file: Path, folder: Path):
         onnx, shapes = need("onnx"), need("onnxruntime.quantization.shape_inference")
-        # Constants are folded and shapes inferred; quantization refers to the names of its nodes.
+        # The prepared file has folded constants and inferred shapes; quantization names the nodes of this file.
         self.prepared = folder / "prepared.onnx"
         shapes.quant_pre_process(str(file), str(self.prepared), skip_symbolic_shape=True)
         graph = onnx.load(str(self.prepared)).graph
@@ -61,7 +61,7 @@ class OnnxFile:
         quantization = need("onnxruntime.quantization")
         feeds = ({self.input: images} for images in batches)
         reader = SimpleNamespace(get_next=lambda: next(feeds, None))
-        with quiet():  # it logs the layers that it skips
+        with quiet():  # ONNX Runtime logs the layers that it skips
             quantization.quantize_static(
                 str(self.prepared),
                 str(output),

@@ -24,7 +24,7 @@ from metamix.utils.system import processor
 from .base import INPUT, Format, Graph, Run, as_graph_error, quiet, sums_saturate, to_program
 
 LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")  # operations that are quantized
-HINT = "INFERENCE_PRECISION_HINT"  # OpenVINO's name
+HINT = "INFERENCE_PRECISION_HINT"  # name of OpenVINO's property
 # What OpenVINO computes in, by precision; in an int8 model this is the precision of norms, gates and sums.
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
 
@@ -32,9 +32,9 @@ HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
 class ChannelNorm(nn.Module):
     """Normalise (B, C, H, W) over C without moving the channels last, with the parameters of `norm`.
 
-    Why: OpenVINO 2026.4 computes timm's `LayerNorm2d` as transposes and several kernels of its own. As sums over
-    the channels they fuse: between 1x1 convolutions on 56 x 56 maps, a model of such norms is 1.5 times as fast in
-    fp32 and 2.2 times in int8.
+    Why: OpenVINO 2026.4 computes timm's `LayerNorm2d` as transposes and several kernels of its own. Written
+    as sums over the channels, the norms are fused: between 1x1 convolutions on 56 x 56 maps, a model with such norms is
+    1.5 times as fast in fp32 and 2.2 times as fast in int8.
     """
 
     def __init__(self, norm: LayerNorm2d):
@@ -123,7 +123,7 @@ def compile_openvino(
 
     Args:
         model: path of an .xml, or an `openvino.Model`.
-        threads: None for OpenVINO's own number.
+        threads: number of threads; None for OpenVINO's default.
         precision: precision of the model. If the CPU lacks instructions for it, the model runs in fp32.
         properties: more of OpenVINO's properties.
     """

@@ -50,7 +50,7 @@ def write(graph: Graph, file: Path) -> None:
 
 
 def open_program(file: Path, threads: int | None = None, precision: str = "fp32", compiled: bool = False) -> Run:
-    """Load a program; if `compiled` is true, the compiled package beside it if this machine can load that."""
+    """Load a program or, if `compiled` is true and this machine can load it, the compiled package beside it."""
     if threads:
         torch.set_num_threads(threads)
     package = load_compiled(file.with_name(COMPILED)) if compiled else None
