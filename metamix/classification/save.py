@@ -1,4 +1,4 @@
-"""Save classifiers that were trained in a loop of your own."""
+"""Save classifiers that were trained in your own loop."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

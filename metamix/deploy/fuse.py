@@ -155,7 +155,7 @@ def scale_outputs(layer: Any, scale: Tensor) -> bool:
 
 
 def fix_matrices(mixer: Raft, sizes: Sizes) -> None:
-    """Fix the matrices of a raft mixer at the map size that it computes on, if that is known."""
+    """Fix the matrices of a raft mixer for the size of its map, if this size is known."""
     size = sizes.get(mixer) if mixer.resample == "weights" else mixer.grid
     if size is not None:
         for (name, rafts), length in zip(RAFTS.items(), size):
@@ -163,7 +163,7 @@ def fix_matrices(mixer: Raft, sizes: Sizes) -> None:
 
 
 def fix_biases(mixer: MinAttn, size: tuple[int, int]) -> None:
-    """Fix the position biases of an attention mixer, if it has any, at the size of its map."""
+    """Fix the position biases of an attention mixer, if it has any, for the size of its map."""
     if mixer.bias is not None:
         x = torch.empty(1, 1, *size, device="meta")
         biases: Any = Constant(mixer.bias(x, x if mixer.context is None else average_to(x, mixer.context)))

@@ -1,4 +1,4 @@
-"""The loss of torchvision's detectors."""
+"""Compute the loss of torchvision's detectors."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""Draw boxes and masks on one image, ground truth beside detections for several, and precision over recall."""
+"""Draw the objects of one image, truth and detections of several images side by side, and precision over recall."""
 
 import json
 from collections.abc import Sequence

@@ -5,7 +5,7 @@
 
 SSIM is defined as by Wang et al. (2004): a Gaussian window of 11 x 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, only
 windows inside the image, no downsampling, and the mean over channels. The score of a set is the mean over its images.
-Scores of different channels, borders or rounding must not be compared, so `Measure.describe` is printed beside them.
+Scores of different channels, borders or rounding must not be compared, so `Measure.describe` is printed with them.
 """
 
 import math

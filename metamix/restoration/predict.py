@@ -1,6 +1,6 @@
 """Restore images that have no ground truth.
 
-Each image is written in its own format, PNG, JPEG, WebP or TIFF, or else as PNG. OUTPUT/restored.json lists the files
+PNG, JPEG, WebP and TIFF images keep their format; other images are written as PNG. OUTPUT/restored.json lists the files
 of the last run. Alpha channels, colour profiles and 16 bits per channel are kept if the format has them; 16 bits need
 the extra `restoration`. Values are rounded, not truncated. A model for the luminance restores a grey image directly. Of
 a colour image it restores Y, and Cb and Cr are enlarged.

@@ -1,4 +1,4 @@
-"""Segmentation networks of the papers' authors, as sources of `metamix.models.load_official`."""
+"""Build segmentation networks from the arguments of their authors' code, for `metamix.models.load_official`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

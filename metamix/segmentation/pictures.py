@@ -82,7 +82,7 @@ def error_map(truth: Tensor, predicted: Tensor) -> np.ndarray:
 
 
 def overlay(image: Tensor, predicted: Tensor, colours: np.ndarray) -> np.ndarray:
-    """Lay the colours of labels (H, W) over an image (3, H, W) uint8: (H, W, 3) uint8."""
+    """Blend the colours of labels (H, W) into an image (3, H, W) uint8: (H, W, 3) uint8."""
     below = image.permute(1, 2, 0).numpy().astype(np.float32)
     above = colours[predicted.numpy()].astype(np.float32)
     return ((1 - OPACITY) * below + OPACITY * above).round().astype(np.uint8)

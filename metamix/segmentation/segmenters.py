@@ -1,4 +1,4 @@
-"""Semantic segmentation on any backbone.
+"""Build networks for semantic segmentation on any backbone.
 
     model = build_segmenter("semantic_fpn", backbone="metaformer_raft_s12", num_classes=150)
     model(images)      images (B, 3, H, W) of any size -> scores (B, 150, H, W) in eval mode

@@ -1,4 +1,4 @@
-"""Folders of images named by class, or tar files of such folders."""
+"""Open folders of images named by class, or tar files of such folders."""
 
 import os
 import tarfile

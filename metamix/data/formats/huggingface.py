@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, or local copies of them, read by timm."""
+"""Open data sets of the Hugging Face hub, or local copies, with timm."""
 
 from io import BytesIO
 

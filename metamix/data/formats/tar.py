@@ -1,4 +1,4 @@
-"""Images in uncompressed tar files."""
+"""Read images in uncompressed tar files."""
 
 import tarfile
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
-"""WebDataset shards: tar files with an image KEY.EXT and a label KEY.cls for every sample.
+"""Open WebDataset shards: tar files with an image KEY.EXT and a label KEY.cls for every sample.
 
 The headers and labels of all shards are read once, so samples can be drawn in any order. timm's reader gives a stream
-of samples that depends on the number of workers and cannot be entered in the middle.
+of samples that depends on the number of workers and cannot start in the middle.
 """
 
 import re

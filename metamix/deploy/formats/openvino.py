@@ -1,4 +1,4 @@
-"""The format openvino: OpenVINO's intermediate representation, run by OpenVINO and quantized by NNCF.
+"""Write OpenVINO's intermediate representation, run it with OpenVINO, and quantize it with NNCF.
 
 Norms are rewritten into the form that OpenVINO computes fastest. Their values stay the same up to rounding.
 """
