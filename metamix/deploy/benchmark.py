@@ -168,7 +168,7 @@ class BenchmarkedModel:
         self.model = model.eval().to(memory_format=torch.channels_last)
 
     def step(self, engine: str, precision: str, batch: int, folder: Path) -> Step:
-        """Return a function that runs the model on `batch` images in a pair of `cells_of`; its files are in `folder`."""
+        """Return a function that runs the model on `batch` images in a pair of `cells_of`; files are in `folder`."""
         images = self.images[torch.arange(batch) % len(self.images)]
         if self.cell:
             return lambda: self.model(images)

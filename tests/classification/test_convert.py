@@ -75,8 +75,8 @@ def test_the_splits_of_the_file_are_kept(source, tmp_path, capsys):
             ["file,label", LINES[0], "photos/cats/0.png,dog"],
             "labels.csv:3 gives .*0.png the label 'dog', but .*csv:2 gives '猫'",
         ),
-        (["file,label", "photos/cats/0.png,"], "labels.csv:2 has the class ''; the name of a folder holds no /"),
-        (["file,label", "photos/cats/0.png,../cat"], "labels.csv:2 has the class '../cat'; the name of a folder holds"),
+        (["file,label", "photos/cats/0.png,"], "labels.csv:2 has the class ''; it must not contain /"),
+        (["file,label", "photos/cats/0.png,../cat"], "labels.csv:2 has the class '../cat'; it must not contain"),
         (["file,label,split", f"{LINES[0]},dev"], "labels.csv:2 has the split 'dev', but it must be train, val or"),
         (
             ["file,xmin,ymin,xmax,ymax", "photos/cats/0.png,0,0,1,1"],

@@ -45,14 +45,14 @@ def test_a_teacher_sees_images_normalised_its_own_way():
 def test_a_teacher_of_other_data_is_refused(weights, three_classes):
     path, _ = weights()
     options = dict(data="folder", data_dir=str(three_classes), teacher=SMALL["model"], teacher_checkpoint=path)
-    words = "has 10 classes and takes 1 channel, and folder has 3 classes and 3 channels; give --teacher-checkpoint of"
+    words = "has 10 classes and takes 1 channel, and folder has 3 classes and 3 channels; give the --teacher"
     with pytest.raises(ValueError, match=words):
         small_task(**options).model.build()
 
 
 def test_a_teacher_of_as_many_other_classes_is_refused(weights):
     path, _ = weights(classes=["one", *"123456789"])
-    with pytest.raises(ValueError, match="the teacher .* has the class 'one' where digits has '0'; give --teacher"):
+    with pytest.raises(ValueError, match="the teacher .* has the class 'one' where digits has '0'; give the --teacher"):
         small_task(teacher=SMALL["model"], teacher_checkpoint=path).model.build()
 
 

@@ -354,7 +354,7 @@ def test_options_that_do_not_fit_are_refused(shapes, folder, table, tmp_path):
         words = ["--checkpoint", "metaformer_pooling_nano.digits", "--threshold", 0.3]
         metamix_command("predict", shapes / "images/1.png", *words)
     with pytest.raises(
-        SystemExit, match=r"labels.csv:2 has the class 'red\|green'; .* Several labels of an image need no"
+        SystemExit, match=r"labels.csv:2 has the class 'red\|green'; .* If images have several labels, convert no"
     ):
         metamix_command("convert", "csv", table("file,labels", LINE), tmp_path / "out")
 
