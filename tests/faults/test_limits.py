@@ -283,7 +283,7 @@ def test_more_classes_of_boxes_than_can_be_scored(tmp_path):
         data["categories"] += [{"id": i, "name": str(i)} for i in range(100, 25_100)]
 
     shapes.write(tmp_path, change=change, train=2, val=1)
-    with pytest.raises(ValueError, match="instances_val.json is .*: it has 25,002 categories, and 25,000 at most"):
+    with pytest.raises(ValueError, match="instances_val.json is .*: it has 25,002 categories, but at most 25,000"):
         open_split(find_splits(tmp_path), "val")
 
 
