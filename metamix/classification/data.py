@@ -68,7 +68,7 @@ class ClassificationData:
             self.notes += scarce_classes(self.splits)
         for split, source in self.splits.sources().items() if self.splits.multi_label else ():
             if not source.labels.any():
-                raise ValueError(f"no image of {split} has a label: give other data, or other shares for its splits")
+                raise ValueError(f"no image of {split} has a label: give other data, or other shares for the splits")
         self.classes = self._classes_of(trained) if trained else self.splits.classes
         self.in_chans = self.splits.in_chans
         self.prepare_as(describe_initial_weights(options) if isinstance(options, ClassificationOptions) else None)

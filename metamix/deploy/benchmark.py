@@ -92,7 +92,7 @@ def benchmark(
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     try:
-        with TemporaryDirectory() as temporary, torch._dynamo.config.patch(recompile_limit=64):  # forward is shared
+        with TemporaryDirectory() as temporary, torch._dynamo.config.patch(recompile_limit=64):  # one shared forward
             timed = ({reference: reference} | chosen).values()
             subjects = [random_model(model, img_size) if isinstance(model, str) else model for model in timed]
             place = Path(folder or temporary)

@@ -45,7 +45,7 @@ SETTINGS = {  # what `ExportedDetector` reads from `extra` in export.json, which
     "nms_thresh": rule(Share),
     **dict.fromkeys(("detections_per_img", "min_size", "max_size", "multiple", "least"), rule(Side)),
 }
-NEEDED = ("classes", "num_classes", "mean", "std")  # of the metadata of the weights
+NEEDED = ("classes", "num_classes", "mean", "std")  # entries of the weights' metadata
 METADATA = {name: rule for name, rule in rules_of(ModelMetadata).items() if name in NEEDED}
 
 
