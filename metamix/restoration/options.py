@@ -61,7 +61,7 @@ class RestorationDataOptions(ReadingOptions):
 class RestorationOptions(BackboneOptions, RestorationDataOptions):
     """Options of `metamix train` for restoration."""
 
-    # The engine's defaults suit batches of 128 images, with which a few hundred photographs would make only a few steps.
+    # The engine's defaults suit batches of 128 images, with which a few hundred photographs make only a few steps.
     engine_defaults: ClassVar[dict[str, Any]] = {
         "batch_size": 16,
         "optimizer": "muon",

@@ -79,7 +79,7 @@ def test_training_chooses_loss_scores_and_threshold(run):
     assert "loss: bce" in (run / "recipe.yaml").read_text()
     thresholds = load_metadata(run / "model.safetensors")["threshold"]
     assert len(thresholds) == 3 and all(0 < threshold < 1 for threshold in thresholds)
-    assert f"labels are predicted if their probability is at least {min(thresholds):g} " in log
+    assert re.search(rf"labels are predicted if their probability is at least {min(thresholds):g}\s", log)
     assert summary["pictures"] == ["curves.png", "test_classes.png"] and (run / "test_classes.png").exists()
     assert "holdout mAP" in log and "holdout_mAP" in (run / "metrics.csv").read_text()
 
@@ -105,7 +105,7 @@ def test_eval_scores_the_same_images(run, shapes, tmp_path, capsys):
     assert [result["by_class"][name]["threshold"] for name in CLASSES] == summary["threshold"]
     said = capsys.readouterr().out
     assert f"mAP {summary['mAP']:.4g}, F1 {summary['F1']:.4g}, F1_at_0.5 {summary['F1_at_0.5']:.4g}" in said
-    assert f"labels are predicted if their probability is at least {min(summary['threshold']):g} " in said
+    assert re.search(rf"labels are predicted if their probability is at least {min(summary['threshold']):g}\s", said)
 
 
 def test_predictions_are_all_labels_above_their_thresholds(run, shapes, capsys, tmp_path):
