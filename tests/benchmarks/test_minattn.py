@@ -54,7 +54,7 @@ def test_the_table_has_ours_beside_theirs(tmp_path):
 def test_other_models_and_recipes_are_refused(tmp_path):
     results = {}
     collect.add_minattn(results, run(tmp_path / "a", "minattn_full_mlp_h1_cifar"))
-    with pytest.raises(ValueError, match="b followed another recipe .*: flip 0.5 and not 0, lr 0.1 and not 0.001"):
+    with pytest.raises(ValueError, match="the recipe of .*b differs .*: flip 0.5 and not 0, lr 0.1 and not 0.001"):
         collect.add_minattn(results, run(tmp_path / "b", "minattn_full_mlp_h4_cifar", lr=0.1, flip=0.5))
     with pytest.raises(ValueError, match="c trained metaformer_minattn_nano: give runs of configs"):
         collect.add_minattn(results, run(tmp_path / "c", "metaformer_minattn_nano"))

@@ -90,7 +90,7 @@ def test_thresholds_are_chosen_on_held_out_images(shapes, tmp_path, monkeypatch)
     train(*WORDS, *streamed, "--data-dir", shapes, "--epochs", 1, "--output", tmp_path / "without")
     assert load_metadata(tmp_path / "without/model.safetensors")["threshold"] == 0.5
     train(*WORDS, "--data-dir", shapes, "--epochs", 1, "--holdout", 0.2, "--output", tmp_path / "with")
-    assert "from a probability of 0.99 on" in (tmp_path / "with/log.txt").read_text()
+    assert "if their probability is at least 0.99" in (tmp_path / "with/log.txt").read_text()
 
 
 def test_eval_scores_the_same_images(run, shapes, tmp_path, capsys):

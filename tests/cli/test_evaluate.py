@@ -213,7 +213,7 @@ def test_the_number_of_images_that_were_scored(folder_of_digits, tmp_path, capsy
 
 
 def test_a_held_out_slice_can_be_scored(run, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="split is 'holdout', but the data have only test: no share .*SHARE takes"):
+    with pytest.raises(SystemExit, match="split is 'holdout', but the data have only test: no share .*SHARE holds"):
         evaluate("--model", MODEL, "--checkpoint", run, "--split", "holdout", "--output", tmp_path)
     with pytest.raises(SystemExit, match="holdout is 0.1, but .* was trained with holdout 0.0, so it has seen some"):
         evaluate("--model", MODEL, "--checkpoint", run, "--split", "holdout", "--holdout", 0.1, "--output", tmp_path)

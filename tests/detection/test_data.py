@@ -314,7 +314,7 @@ def test_masks_need_segmentations(coco):
         ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, 10**400]]), "has a polygon with a point far outside"),
         ("annotations", dict(segmentation="x"), "its segmentation is 'x'; polygons or run lengths are needed"),
         ("annotations", dict(segmentation=dict(size=[64, 96])), "no counts, a list of integers or text"),
-        ("annotations", dict(segmentation=dict(size=[9, 9], counts=[81])), r"\[9, 9\], but the image of \[64, 96"),
+        ("annotations", dict(segmentation=dict(size=[9, 9], counts=[81])), r"\[9, 9\], but the image has \[64, 96"),
         ("annotations", dict(segmentation=dict(size=[64, 96], counts=[9, 9])), "counts 18 pixels, .* has 6144"),
         ("annotations", dict(segmentation=dict(size=[64, 96], counts="")), "counts 0 pixels, .* has 6144"),
         ("annotations", dict(segmentation=dict(size=[64, 96], counts="000")), "counts 0 pixels, .* has 6144"),
