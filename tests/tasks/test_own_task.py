@@ -84,7 +84,7 @@ def test_every_command_of_the_page_works(folder, run):
 def test_a_task_that_is_not_imported_is_unknown(folder, run):
     run(COMMANDS[0].replace("--output run", "--output unknown"), *SMALL)
     registry.TASKS.pop("regression")
-    with pytest.raises(SystemExit, match="task is 'regression'. Accepted: .* needs --import MODULE"):
+    with pytest.raises(SystemExit, match="task is 'regression'. Accepted: .* give --import MODULE"):
         run("metamix predict photo.jpg --checkpoint unknown")
 
 
