@@ -12,11 +12,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .spatial import round_up
+from .spatial import reflect_places, round_up
 
 ImageFunction = Callable[[Tensor], Any]
 Size = tuple[int, int]
@@ -38,7 +37,7 @@ def pad_by_reflection(x: Tensor, multiple: Size) -> tuple[Tensor, Size]:
     """Pad images by reflection to multiples of `multiple`, as MAXIM's authors do for evaluation.
 
     An odd side first gets one more row or column below or to the right. The rest is added in equal parts on both sides.
-    If the padding is larger than the image, numpy's reflection repeats; torch's refuses this case.
+    If the padding is larger than the image, the reflection repeats.
 
     Returns:
         The padded images (B, C, H', W'), and (top, left), where the image begins in them.
@@ -55,9 +54,8 @@ def reflected_places(n: int, padded: int, device: torch.device) -> tuple[Tensor,
     """Return the source of each of `padded` pixels in a row of n pixels, and the number of pixels before the row."""
     even = min(n + n % 2, padded)
     first = (padded - even) // 2
-    places = np.pad(np.arange(n), (0, even - n), mode="reflect")
-    places = np.pad(places, (first, padded - even - first), mode="reflect")
-    return torch.from_numpy(places).to(device), first
+    places = reflect_places(torch.arange(-first, padded - first, device=device), even)
+    return reflect_places(places, n), first
 
 
 def run_padded(function: ImageFunction, images: Tensor, multiple: Size, scale: int = 1) -> Tensor:

@@ -33,17 +33,22 @@ def pad_to(x: Tensor, multiple: Sequence[int]) -> Tensor:
 
 @fx_leaf
 def reflect_to(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Extend (..., H, W) below and to the right to `size` = (H', W') by reflection, as often as the size needs it.
-
-    Why not `F.pad`: it reflects a map once, and does not extend it beyond twice its size.
-    """
+    """Extend (..., H, W) below and to the right to `size` = (H', W') by reflection, as often as the size needs it."""
     for dim, length in zip((-2, -1), size):
         side = x.shape[dim]
         if may_vary(side, length) or side != length:
-            period = max(2 * side - 2, 1)  # 0 1 2 3 2 1 | 0 1 2 3 ...
-            place = torch.arange(length, device=x.device) % period
-            x = x.index_select(dim, torch.minimum(place, period - place).clamp(max=side - 1))
+            x = x.index_select(dim, reflect_places(torch.arange(length, device=x.device), side))
     return x
+
+
+def reflect_places(places: Tensor, side: int) -> Tensor:
+    """Replace places outside a row of `side` values by the places in it that they reflect: 0 1 2 3 2 1 0 1 ...
+
+    Why not `F.pad`: it reflects a row once, and does not extend it beyond twice its length.
+    """
+    period = max(2 * side - 2, 1)
+    places = places % period
+    return torch.minimum(places, period - places).clamp(max=side - 1)
 
 
 @fx_leaf

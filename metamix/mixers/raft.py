@@ -18,8 +18,8 @@ map of another size:
     "weights"  the matrices are resized, and the map keeps its resolution
     "windows"  the map is cut into windows of the grid's size; a reflection of the map fills up the last ones
 
-Only "windows" interpolates nothing. Trained MLPs can tell odd tokens from even ones, and interpolation mixes the two:
-with it, metamix's `metaformer_raft_tiny` loses four fifths of its accuracy; with windows, it loses little.
+Only "windows" interpolates nothing. Trained MLPs can tell odd tokens from even ones, and interpolation mixes the two.
+On images of 160 pixels, `metaformer_raft_tiny` loses four fifths of its accuracy by interpolation, little in windows.
 
 Cost: 2 e r (H + W) multiply-adds per value, so H * W * (H + W) in all. With "branch" and "stream", every map costs what
 the grid costs; with "windows", the cost is linear in the number of tokens.
