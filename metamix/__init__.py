@@ -3,18 +3,18 @@
     import metamix, timm
 
     metamix.list_models("*raft*")                                   names, sizes, weights and their accuracy
-    timm.create_model("metaformer_raft_nano", pretrained=True)      a model, as any of timm's
+    timm.create_model("metaformer_raft_nano", pretrained=True)      a model with its weights
     timm.create_model("metaformer_raft_s12", features_only=True)    its maps at strides 4, 8, 16 and 32
     timm.create_model("metaformer_raft_s12", mixer="minattn")       the same model with another mixer
     metamix.load("RUN_OR_FILE").predict(["a.jpg"])                  a trained model of any task
     metamix.export("RUN_OR_FILE", output="FOLDER", format="onnx")   the same model for an inference engine
-    metamix.save_classifier(model, "my.safetensors", classes=...)   one from a training loop of your own
+    metamix.save_classifier(model, "my.safetensors", classes=...)   a model from your own training loop
 
     metamix.list_image_models()                                     image restoration models
-    metamix.create_image_model("maxim_s3.sidd", pretrained=True)    one of them
+    metamix.create_image_model("maxim_s3.sidd", pretrained=True)    a model with its weights
 
     metamix.list_mixers()                                           names of all mixers
-    metamix.mixer_options("raft")                                   options of one, for mixer_args
+    metamix.mixer_options("raft")                                   options of a mixer, for mixer_args
     @metamix.register_mixer("mine")                                 a mixer of your own, see metamix.mixers.registry
 
     metamix.models.load_official("poolformer", state_dict, ...)     weights of the papers' authors

@@ -157,7 +157,7 @@ class ClassificationData:
         if trained is None:
             asked = f"test_share is {options.test_share:g}"
             if train is None:
-                raise ValueError(f"{asked}, which leaves no image to train on: give a lower one")
+                raise ValueError(f"{asked}, which leaves no image to train on: give a lower share")
             if not shared and options.test_share != type(options).test_share:
                 raise ValueError(f"{asked}, but the data have a test split: leave --test-share out")
         digests = trained.extra.get("digest") if trained and options.data == "folder" else None

@@ -98,7 +98,7 @@ class ExportableClassifier(SimpleExport):
         return 100.0 * torch.cat(right).numpy()
 
     def image_scores(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Score each image, (n,): whether its class is right, or F1 of its several labels."""
+        """Score each image, (n,): 1 if its class is right, else 0; or, if it may have several labels, their F1."""
         if self.metadata.threshold is None:
             return outputs.argmax(1) == labels
         predicted = outputs >= torch.tensor(self.metadata.threshold)
@@ -131,7 +131,7 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
         raise ValueError(f"data_dir is {options.data_dir}: say what it holds too, with --data NAME or --data folder")
     size: Any = options.img_size
     if size and options.data and size[0] != size[1]:
-        raise ValueError(f"img_size is {size}: classifiers are compared on squares: give one side, or leave --data out")
+        raise ValueError(f"img_size is {size}: data sets are scored on squares: give one side, or leave --data out")
     size = size[0] if size and size[0] == size[1] else size
     if name and "." not in name and ":" not in name:
         check_model(name)

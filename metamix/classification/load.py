@@ -76,7 +76,7 @@ def load_classifier(
         metadata = ModelMetadata(model=published_name(net), classes=names if len(names) == net.num_classes else None)
     else:
         raise ValueError(
-            "there are no weights to evaluate: give --checkpoint FILE, or --model NAME --pretrained for published ones"
+            "there are no weights to evaluate: give --checkpoint FILE, or --model NAME --pretrained to download some"
         )
     return Classifier(name, net.eval(), complete_metadata(metadata, net, metadata.model_args | arguments))
 

@@ -61,7 +61,7 @@ class ClassificationModel:
             self.notes.append(data.as_weights)
         if options.linear_probe:
             model.requires_grad_(False)
-            heads = cast(Any, model).get_classifier()  # a distilled model has two
+            heads = cast(Any, model).get_classifier()  # two in timm's distilled models
             for head in heads if isinstance(heads, tuple) else (heads,):
                 head.requires_grad_(True)
         if options.teacher:

@@ -85,7 +85,7 @@ class ClassificationOptions(ModelOptions, DataOptions):
     )
     smoothing: ShareBelowOne = _loss(0.0, "label smoothing")
     teacher: str | None = _loss(None, "distil from this model of metamix or timm", on_resume="refuse")
-    teacher_checkpoint: str | None = _loss(None, "the teacher's weights; default: published ones", on_resume="refuse")
+    teacher_checkpoint: str | None = _loss(None, "weights of the teacher; default: published", on_resume="refuse")
     distill: Share = _loss(0.5, "share of the teacher in the loss, 0 to 1", needs="teacher")
     temperature: Positive = _loss(
         1.0, "softens the outputs of teacher and student before they are compared", needs="teacher"

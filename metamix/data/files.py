@@ -117,10 +117,10 @@ def read_header(path: Path) -> Header:
         with open_file(path) as file, open_image(file) as image:
             # For a turned TIFF, Pillow 13 returns the upright size; its tags hold the size before turning.
             width, height = (image.tag_v2[256], image.tag_v2[257]) if isinstance(image, TiffImageFile) else image.size
-            has_exif = image.format != "PNG" or "exif" in image.info  # else Pillow would decode the PNG to look for it
+            has_exif = image.format != "PNG" or "exif" in image.info  # else Pillow decodes a PNG to look for EXIF
             turned = has_exif and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF's orientation: a quarter turn
             return Header((width, height) if turned else (height, width), image.mode in GREY_MODES)
-    except Exception as error:  # decoders raise many types on bad bytes, and all mean the same
+    except Exception as error:  # decoders raise errors of many types on bad bytes
         raise ValueError(f"{path} cannot be read as an image ({error}): repair it or take it out") from None
 
 
@@ -132,7 +132,7 @@ def decode(source: Callable[[], Image.Image], path: str | Path, mode: str = "RGB
     """
     with as_corrupt_image(path):
         image = to_eight_bits(ImageOps.exif_transpose(source()))
-        if isinstance(image.info.get("transparency"), bytes):  # a palette's, which Pillow would drop with a warning
+        if isinstance(image.info.get("transparency"), bytes):  # of a palette; Pillow would warn and drop it
             del image.info["transparency"]
         return (image.convert("RGB") if image.mode == "LAB" else image).convert(mode)  # Pillow cannot make LAB grey
 
@@ -162,7 +162,7 @@ def as_corrupt_image(path: str | Path) -> Iterator[None]:
         yield
     except CorruptImage as error:
         raise CorruptImage(f"{path}: {error}") from error
-    except Exception as error:  # decoders raise many types on bad bytes, and all mean the same
+    except Exception as error:  # decoders raise errors of many types on bad bytes
         raise CorruptImage(f"{path}: {type(error).__name__}: {error}") from error
 
 

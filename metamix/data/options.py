@@ -97,7 +97,7 @@ class DataOptions(SourceOptions):
     """Options that choose, prepare and augment the images of a data set.
 
     Images in memory are padded by `padding` and cropped at random. Streamed images get timm's random resized crop, set
-    by `crop_scale`. All other options mean the same for both.
+    by `crop_scale`. All other options have the same effect on both.
     """
 
     sampling: Literal["shuffled", "balanced"] = _source(
@@ -146,7 +146,7 @@ def choose_splits(splits: Collection[str], test_on: str, train_on: Sequence[str]
         chose a split, only that split is scored.
 
     Raises:
-        ValueError: the split to score is among those to train on.
+        ValueError: the split to score is among the splits to train on.
     """
     test = test_on or next((name for name in ("test", "val") if name in splits), "test")
     if train and test in train_on:

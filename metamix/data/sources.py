@@ -249,7 +249,7 @@ def scarce_classes(splits: Splits) -> list[str]:
             what = plural(len(scarce), "label" if splits.multi_label else "class")
             notes.append(f"{what} {verb} {lack}{place}: {list_names(scarce)}")
     if splits.multi_label and not any((source.labels.sum(1) > 1).any() for source in splits.sources().values()):
-        notes.append("no image has two labels, such as cat|dog; metamix convert csv makes folders of a column class")
+        notes.append("no image has two labels, such as cat|dog: metamix convert csv can make class folders instead")
     return notes
 
 

@@ -205,7 +205,7 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> "tuple[T
         return None
     table = read_table(file)
     if table.missing:
-        raise ValueError(f"images are neither in {root} nor in its images/, see {list_names(table.missing)}")
+        raise ValueError(f"neither {root} nor its images/ has the image of {list_names(table.missing)}")
     by_split: dict[str, list[Row]] = defaultdict(list)
     for path in sorted(table.images, key=lambda path: natural_order(str(path))):
         row, *others = table.images[path]

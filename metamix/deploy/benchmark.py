@@ -129,7 +129,7 @@ def benchmark(
 
 
 def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
-    """Return the pairs of engine and precision to time; refuse unknown ones, and engines whose package is missing."""
+    """Return the pairs of engine and precision to time; refuse unknown names, and engines whose package is missing."""
     for what, words, accepted in (("engine", engines, ENGINES), ("precision", precisions, PRECISIONS)):
         for word in words:
             check_choice(what, word, accepted)

@@ -3,10 +3,10 @@
     result = quantize_file(Path("model.xml"), calibration_batches, score, max_drop=0.3, minutes=10)
 
 Weights get a scale for each output channel. Activations get one scale for each tensor, found with the calibration
-images. If the score drops by more than the limit, layers are ranked by the error of the model's outputs with only this
-layer in int8, in one graph that holds all layers in both precisions. Then the 1, 2, 4, ... layers with the largest
-errors stay in fp32, until the limit is met. A drop counts only if it is more than chance: by a test that flips the
-signs of the images' changes, p < 0.05. For images that are right or wrong, this is McNemar's test.
+images. If the score drops by more than the limit, the error of the outputs is measured with each layer alone in int8,
+in one graph that holds all layers in both precisions. Then the 1, 2, 4, ... layers with the largest errors stay in
+fp32, until the limit is met. A drop counts only if chance does not explain it: p < 0.05 in a test that gives the
+images' changes random signs. For images that are right or wrong, this is McNemar's test.
 """
 
 import shutil
@@ -111,9 +111,9 @@ def open_quantizer(file: Path, folder: Path) -> Quantizer:
 
 
 def is_chance(before: np.ndarray, after: np.ndarray) -> bool:
-    """Return whether a drop of scores (n,) may be chance: changes of either sign often have as low a sum.
+    """Return whether a drop of scores (n,) may be chance: with random signs, the changes often have as low a sum.
 
-    Fewer than five images cannot show that, so their drop always counts.
+    Fewer than five images cannot show that a drop is chance, so it always counts.
     """
     change, random = (after - before)[after != before], np.random.default_rng(0)
     signs = (2.0 * random.integers(0, 2, (100, len(change)), np.int8) - 1 for _ in range(FLIPS // 100))
@@ -122,7 +122,7 @@ def is_chance(before: np.ndarray, after: np.ndarray) -> bool:
 
 
 def rank(quantizer: Quantizer, file: Path, batches: Sequence[np.ndarray], end: float) -> list[str]:
-    """Sort the layers by the error of the outputs with only this layer in int8, the largest first.
+    """Sort the layers by the error of the outputs if only that layer is in int8, the largest first.
 
     Args:
         file: the int8 file of all layers.
@@ -142,7 +142,7 @@ def rank(quantizer: Quantizer, file: Path, batches: Sequence[np.ndarray], end: f
 
 
 def difference(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """Return the mean square of the difference of outputs, each relative to its variance.
+    """Return the mean squared error of each output relative to its variance, summed over the outputs.
 
     Several outputs describe candidates, (n, K, ...), whose order int8 changes: their sorted values are compared.
     """

@@ -12,7 +12,7 @@ from torchvision.models.detection.image_list import ImageList
 ANCHOR_SCALE = 4.0  # of the RetinaNet paper, in strides
 MAX_ANCHOR_SCALE = 1000
 OCTAVE = tuple(2 ** (i / 3) for i in range(3))  # the three sizes at each level
-QUANTILES = (0.05, 0.95)  # anchors should cover the box sizes between these
+QUANTILES = (0.05, 0.95)  # anchors should cover the box sizes between these quantiles
 
 
 class Anchors(AnchorGenerator):

@@ -9,7 +9,7 @@ from .objects import Objects
 MAX_PIXELS = 0.5  # largest difference between the coordinates of matched boxes
 MAX_UNMATCHED = 0.001  # largest share of objects without a match
 SCORE_TOLERANCE = 1e-3  # largest difference between the scores of an object, relative to the score, in fp32
-LOW_PRECISION_TOLERANCE = 0.2  # the same for bf16 and int8
+LOW_PRECISION_TOLERANCE = 0.2  # largest relative difference between the scores of an object in bf16 and int8
 
 
 class BoxMatch:
@@ -42,7 +42,7 @@ class BoxMatch:
             alike = (detected["labels"] == label) & ((detected["scores"] - score).abs() < self.tolerance * score)
             distances = (detected["boxes"][alike] - box).abs().amax(1) if alike.any() else torch.tensor([torch.inf])
             distance = float(distances.min())
-            if not distance <= 16:  # another object, or not a number
+            if not distance <= 16:  # the nearest box is of another object, or NaN
                 self.unmatched += 1
             else:
                 self.largest = max(self.largest, distance)

@@ -128,7 +128,7 @@ class CocoSplit:
     """The images and objects of one split, in the order of the image ids.
 
     Attributes:
-        coco: pycocotools' index of the annotations, without unusable ones.
+        coco: pycocotools' index of the usable annotations.
         ids: image ids, ascending.
         classes: class names in the order of the category ids. Labels are positions in this list, from 1.
         category_ids: category ids, ascending.
@@ -224,7 +224,7 @@ class CocoSplit:
 
 
 def index_annotations(annotations: Path, images: Path):
-    """Index the usable annotations of a file with pycocotools, completed for scoring; also count unusable ones."""
+    """Index the usable annotations of a file with pycocotools, completed for scoring; also count the others."""
     try:
         from pycocotools.coco import COCO
     except ImportError as error:

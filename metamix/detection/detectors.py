@@ -69,7 +69,7 @@ class RetinaNet(Detector, detection.RetinaNet):
     """RetinaNet (Lin et al., arXiv 1708.02002): nine anchors at each location, of three sizes and three aspect ratios.
 
     The smallest anchor of a level is `anchor_scale` times the level's stride. The others are 2^(1/3) and 2^(2/3) times
-    as large. The paper's scale is 4; small objects in small images need a smaller one.
+    as large. The paper's scale is 4; small objects in small images need a smaller scale.
 
     As in torchvision's second version, the head has group norms and the box loss is the generalised IoU. Without the
     norms, training from scratch is far slower.

@@ -62,7 +62,7 @@ class Boxes(Labels):
                 self.notes["boxes outside of their image were left out"].append(box.place)
                 continue
             if min(x1, y1) < -EDGE or x2 > width + EDGE or y2 > height + EDGE:
-                self.notes["boxes reach out of their image, and training clips them"].append(box.place)
+                self.notes["boxes extend beyond their image, and training clips them"].append(box.place)
             kept.append(Box(box.label, (x1, y1, x2, y2), box.place, box.difficult))
         self.samples.append(Sample(file, name, split, label=(height, width, tuple(kept))))
 

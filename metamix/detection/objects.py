@@ -39,7 +39,7 @@ def decode(runs: RunLengths) -> np.ndarray:
 
 
 def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[RunLengths]:
-    """Draw the masks (n, 1, h, w) of boxes (n, 4) into an image of size (H, W), one after the other."""
+    """Draw the masks (n, 1, h, w) of boxes (n, 4) into an image of size (H, W), one at a time; return run lengths."""
     runs = []
     for mask, box in zip(masks, boxes):
         soft = paste_masks_in_image(mask[None], box[None], size)[0, 0]
@@ -63,7 +63,7 @@ def pixel_maps(height: int, width: int) -> tuple[tv_tensors.Mask, tv_tensors.Mas
 
 
 def draw_masks(runs: Sequence[RunLengths], rows: Tensor, columns: Tensor) -> Tensor:
-    """Draw transformed masks, (n, H, W) uint8; transformed maps (H, W) give the original row and column of a pixel."""
+    """Draw masks at the places that a transform gave the `pixel_maps`, now `rows` and `columns`: (n, H, W) uint8."""
     masks = torch.zeros(len(runs), *rows.shape, dtype=torch.uint8)
     places = np.ix_(rows[:, 0].long().numpy(), columns[0].long().numpy())
     for mask, each in zip(masks, runs):

@@ -64,12 +64,12 @@ def name(image: Entry) -> str:
 def annotation_problem(annotation: Entry, image: Entry | None, classes: set[int]) -> str | None:
     """Describe what is wrong with an annotation, or return None.
 
-    A box may reach over the edge of its image by half a pixel, since labels are rounded. A segmentation is optional.
+    A box may extend beyond its image by half a pixel, since labels are rounded. A segmentation is optional.
     """
     if image is None:
         return "its image is not in the file"
     if annotation["category_id"] not in classes:
-        return f"class {annotation['category_id']} is unknown; known are {', '.join(map(str, sorted(classes)))}"
+        return f"class {annotation['category_id']} is unknown; the classes are {', '.join(map(str, sorted(classes)))}"
     box: Any = annotation.get("bbox")
     if not is_box(box):
         return f"its box is {box}; four numbers x, y, width, height are needed"
@@ -78,7 +78,7 @@ def annotation_problem(annotation: Entry, image: Entry | None, classes: set[int]
         return f"its box {box} has no area; finite x, y, width, height are needed, the last two above 0"
     width, height = image.get("width"), image.get("height")
     if width and height and (x < -0.5 or y < -0.5 or x + w > width + 0.5 or y + h > height + 0.5):
-        return f"its box {box} reaches out of the image of {height} x {width} pixels"
+        return f"its box {box} extends beyond the image of {height} x {width} pixels"
     segmentation = annotation.get("segmentation")
     return segmentation_problem(segmentation, image) if segmentation else None
 
@@ -97,15 +97,15 @@ def describe_background(path: Path, entries: Entries) -> str | None:
     empty = [image for image in entries["images"] if image["id"] not in with_boxes]
     if not empty:
         return None
-    return f"{path}: images without a box, background in training: {len(empty):,}, first {name(empty[0])}"
+    return f"{path}: {plural(len(empty), 'image')} without a box, background in training, such as {name(empty[0])}"
 
 
 def describe_masks(path: Path, entries: Entries) -> str | None:
-    """Say how many annotations of a file lack a segmentation; return None if none does, or all do."""
+    """Say how many annotations of a file lack a segmentation; return None unless some lack it and some do not."""
     without = [annotation["id"] for annotation in entries["annotations"] if not annotation.get("segmentation")]
     if not 0 < len(without) < len(entries["annotations"]):
         return None
-    return f"{path}: annotations without a segmentation, which mask_rcnn needs: {len(without):,}, first {without[0]}"
+    return f"{path}: {plural(len(without), 'annotation')} without a segmentation for mask_rcnn, such as {without[0]}"
 
 
 @dataclass
@@ -114,14 +114,14 @@ class VerifyAnnotations(VerifyOptions):
 
     images: Path | None = option(None, "folder of the images of an annotation file; by default the folder of the file")
     min_size: Count = option(800, "shorter side of the training images, in pixels")
-    max_size: Count = option(1333, "limit of their longer side, in pixels")
+    max_size: Count = option(1333, "limit of the longer side of the training images, in pixels")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.data_dir and self.data != "coco":
             raise ValueError(f"--data-dir is the folder of the data set coco, not of {self.data}: leave it out")
         self.path = Path(self.data_dir or self.data)
-        self.chosen: tuple[Path, float] | None = None  # anchor scale, and the file that it was chosen for
+        self.chosen: tuple[Path, float] | None = None  # the file that anchors are chosen for, and their scale
         if not self.path.exists():
             raise FileNotFoundError(f"there is no file or folder {self.path}")
         if self.min_size > self.max_size:

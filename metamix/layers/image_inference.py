@@ -84,7 +84,7 @@ class PadAndCrop(nn.Module):
 
 
 def shrink_image(images: Tensor, factor: int) -> Tensor:
-    """Take one pixel of each cell of `factor` x `factor` pixels, the one right below the cell's centre.
+    """Take the pixel at (factor // 2, factor // 2) of each cell of `factor` x `factor` pixels.
 
     MAXIM's authors make the images of the coarser scales like this, with jax's nearest-neighbour resizing.
     """
@@ -158,7 +158,7 @@ def tile_weights(starts: list[int], length: int, side: int, overlap: int, like: 
 
 
 def tiles(size: Size | None) -> Size:
-    """Return side and overlap of the tiles into which images are cut that are larger than a graph of this size.
+    """Return side and overlap of the tiles for images that are larger than a graph of this size.
 
     The side of a tile is the graph's shorter side. A graph of any size needs no tiles: both are 0.
     """

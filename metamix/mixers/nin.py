@@ -5,9 +5,9 @@
 
     gate(x) = v + MLP_channels(norm(v)),   v = x + MLP_tokens(norm(x))        one MLP-Mixer block
 
-The token MLP works on the H * W tokens of `grid`, by default the trained map. A map of another size is averaged to the
-grid (or repeated, if it is smaller), the gate is computed there, and it is resampled bilinearly to the map. So the
-token MLP costs 2 * token_dim multiply-adds per channel and token of the grid, at any size of the map.
+The token MLP works on the tokens of `grid`, by default as many as the map has in training. A map of another size is
+averaged to the grid (or repeated, if it is smaller), and the gate is resampled bilinearly to the size of the map. So
+the token MLP costs 2 * token_dim multiply-adds per channel and token of the grid, at any size of the map.
 
 Departure: the author's token MLP takes one fixed number of tokens; `grid` and separate widths of the MLPs are ours.
 """
@@ -76,7 +76,7 @@ class TokenMlp(nn.Module):
     def __init__(self, grid: tuple[int, int], hidden: int, drop: float):
         super().__init__()
         self.grid = grid
-        self.fc1 = ConvWeights(1, hidden, grid)  # a kernel as large as the grid, so that a checkpoint shows its shape
+        self.fc1 = ConvWeights(1, hidden, grid)  # a kernel as large as the grid: a checkpoint shows the grid's shape
         self.act = GELU()
         self.drop1 = Dropout(drop)
         self.fc2 = nn.Conv2d(hidden, grid[0] * grid[1], 1)
@@ -84,7 +84,7 @@ class TokenMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = self.grid
-        # The linear maps are fastest as channels_last 1x1 convolutions over tokens, in spite of both copies.
+        # The linear maps are fastest as channels_last 1x1 convolutions over tokens, although both copies take time.
         x = to_channels_last(rearrange(x, "b c h w -> b (h w) c 1"))
         x = F.conv2d(x, rearrange(self.fc1.weight, "o 1 h w -> o (h w) 1 1"), self.fc1.bias)  # (B, hidden, C, 1)
         x = self.drop2(self.fc2(self.drop1(self.act(x))))  # (B, h w, C, 1)
@@ -108,6 +108,6 @@ class TokenMlp(nn.Module):
 
     def resample(self, maps: Tensor) -> Tensor:
         """Resize (B, C, H, W) to the grid."""
-        wide = maps.to(torch.promote_types(maps.dtype, torch.float32))  # torch antialiases in 32 bits and more only
+        wide = maps.to(torch.promote_types(maps.dtype, torch.float32))  # torch antialiases only in 32 bits or more
         small = F.interpolate(wide, size=self.grid, mode="bicubic", align_corners=False, antialias=True)
         return small.to(maps.dtype)

@@ -57,7 +57,7 @@ def _(mixer: Any, x: Tensor, point: Point) -> list[View]:
 
 
 def attention(mixer: MinAttn, x: Tensor, token: int | None = None) -> Tensor:
-    """Return the attention of each token, or of one, over the context: (N, C, H, W) -> (N, heads, tokens, h * w)."""
+    """Return the attention of all tokens, or of one, over the context: (N, C, H, W) -> (N, heads, tokens, h * w)."""
     context = x if mixer.context is None else average_to(x, mixer.context)
     keys = mixer.query(context) if mixer.symmetric else mixer.key(context)
     q, k = (rearrange(t, "b (n d) h w -> b n (h w) d", n=mixer.heads) for t in (mixer.query(x), keys))

@@ -144,7 +144,7 @@ def _encode_16_bits(pixels: np.ndarray, path: Path, profile: bytes | None) -> by
     done, content = False, np.empty(0, np.uint8)
     if profile and FORMATS[path.suffix.lower()] == "PNG" and hasattr(cv2, "imencodeWithMetadata"):
         entries = [cv2.IMAGE_METADATA_ICCP], [np.frombuffer(profile, np.uint8)]
-        done, content = cv2.imencodeWithMetadata(path.suffix, pixels, *entries)  # not done: libpng refuses the profile
+        done, content = cv2.imencodeWithMetadata(path.suffix, pixels, *entries)  # false if libpng refuses the profile
     if not done:
         if profile:
             print(printable(f"note: {path} has no colour profile: OpenCV cannot write it"), file=sys.stderr)

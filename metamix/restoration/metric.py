@@ -23,7 +23,7 @@ from .inference import Restorer, enlarge
 from .pixels import to_8_bits, to_float64, to_grey, to_levels, to_y
 
 WINDOW, SIGMA = 11, 1.5
-BEST_PSNR = 100.0  # dB; stands in means for the infinite PSNR of an image that equals its target
+BEST_PSNR = 100.0  # dB; counted in means for an image that equals its target, whose PSNR is infinite
 SHOWN = 4  # images of each process that are kept for the contact sheet
 LABELS = {"rgb": "RGB", "y": "Y (BT.601, 16 to 235)", "grey": "grey"}  # names of the compared channels
 
@@ -131,7 +131,7 @@ class RestorationMetric(Metric):
                 state["unreadable"] += 1
                 continue
             restored = check_finite(output.float(), name)
-            before = enlarge(image, target.shape[-1] // image.shape[-1])  # as a viewer would without a model
+            before = enlarge(image, target.shape[-1] // image.shape[-1])  # as an image viewer enlarges it
             with torch.autocast(image.device.type, enabled=False):
                 row = dict(zip(("psnr", "ssim"), self.measure.score(restored, target)))
                 row |= dict(zip(("input_psnr", "input_ssim"), self.measure.score(before, target)))

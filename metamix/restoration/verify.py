@@ -21,7 +21,7 @@ from .sources import ImagePair, find_roots, find_samples, leave_out, samples_of,
 class VerifyPairs(VerifyOptions):
     """Check pairs of images, or clean images."""
 
-    clean: bool = option(False, "the images are clean ones, without partners")
+    clean: bool = option(False, "the images are clean, and have no partners")
     input_folder: str = option(RestorationOptions.input_folder, "folder of the degraded images of pairs")
     target_folder: str = option(RestorationOptions.target_folder, "folder of the clean images of pairs")
     input_name: str = option(RestorationOptions.input_name, "name of the degraded image of the clean image {name}")

@@ -13,7 +13,7 @@ from metamix.layers.image_inference import Size, apply_in_tiles
 from metamix.utils.checks import check_finite
 
 AT_ONCE = 16  # classes whose scores are resized together
-MAX_BYTES = 2**31  # of logits that are held at once
+MAX_BYTES = 2**31  # limit of the logits in memory
 
 
 @dataclass(frozen=True)

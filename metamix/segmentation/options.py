@@ -136,7 +136,7 @@ class SegmentationEvalOptions(SegmentationDataOptions):
     )
     reduce_zero_label: bool | None = _data(None, "ignore 0, and number the classes from 1; default: as in training")
     min_size: Side | None = _data(None, "shorter side that images are resized to, in pixels; by default as in training")
-    max_size: Side | None = _data(None, "limit of their longer side, in pixels; by default as in training")
+    max_size: Side | None = _data(None, "limit of the longer side, in pixels; by default as in training")
 
 
 def verify_command(options: SegmentationOptions) -> str:

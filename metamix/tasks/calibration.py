@@ -21,7 +21,7 @@ from metamix.weights.metadata import ModelMetadata
 from .exportable import HELD_OUT_IMAGES, Comparison, Model, readable_images
 
 MAX_SCORED = 500  # held-out images of tasks that take images one by one
-MAX_BYTES = 2**30  # of calibration images, which are held in memory
+MAX_BYTES = 2**30  # limit of the calibration images, which are held in memory
 RANDOM_IMAGES = 4  # images to compare models on if there are no data
 
 

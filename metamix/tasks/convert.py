@@ -22,7 +22,7 @@ EPILOG = """formats:
   voc      Pascal VOC or LabelImg: Annotations/*.xml and JPEGImages/, annotations/ and images/, or all in one folder
   yolo     data.yaml, images/train/ and labels/train/, or train/images/ and train/labels/
   csv      boxes, with the columns file, class, xmin, ymin, xmax, ymax; or classes of images: file, class
-  folders  a folder for each label; an image that lies in several under one name has all their labels
+  folders  a folder for each label; an image in several folders under one name has all their labels
 
 The images are linked or copied, and the source is not changed. What is left out is printed."""
 
@@ -134,7 +134,7 @@ def choose_splits(labels: Labels, share: float | None) -> dict[str, list[Sample]
     for samples in groups.values():
         ranked = sorted(samples, key=lambda s: hashlib.sha256(os.fsencode(s.name)).digest())
         count = round((1 - (share or TRAIN_SHARE)) * len(samples))
-        held_out = {sample.name for sample in ranked[: min(max(count, 1), len(samples) - 1)]}  # one of two images
+        held_out = {sample.name for sample in ranked[: min(max(count, 1), len(samples) - 1)]}  # at least one, never all
         for sample in samples:
             splits["val" if sample.name in held_out else "train"].append(sample)
     return splits

@@ -50,7 +50,7 @@ class DemoOptions(ImageOptions):
     """Serve a page on this machine on which models predict an image side by side."""
 
     runs: tuple[str, ...] = positional(
-        "run folders, weight files, exports or shipped names; default: all shipped ones", metavar="RUN", default=()
+        "run folders, weight files, exports or shipped names; default: all shipped weights", metavar="RUN", default=()
     )
     host: str = option("127.0.0.1", "address of the page; with 0.0.0.0 other machines can use it, without a password")
     port: Annotated[int, Field(ge=1, le=65535)] = option(7860, "port of the page")
@@ -87,7 +87,7 @@ def check_address(options: DemoOptions) -> None:
     try:
         socket.create_server((options.host, options.port)).close()
     except OSError as error:
-        why = reason(error).partition(" (while")[0]  # without what Python adds
+        why = reason(error).partition(" (while")[0]  # without the words that Python adds
         raise OSError(f"no page at {options.host}:{options.port} ({why}): give another --port or --host") from None
 
 

@@ -149,7 +149,7 @@ def activation_map(model: nn.Module, layers: list[nn.Module], image: Tensor, sco
 def watched_mixers(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, Tensor]]]:
     """Record block name, mixer and the mixer's input of some blocks, in each forward pass inside the context.
 
-    The blocks are the last one of each stage or, in an isotropic model, evenly spaced ones.
+    They are the last block of each stage or, in an isotropic model, evenly spaced blocks.
     """
     blocks = [(name, block) for name, block in model.named_modules() if isinstance(block, Block)]
     last = {name.rpartition(".blocks.")[0]: (name, block) for name, block in blocks}  # of each stage

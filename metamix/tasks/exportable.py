@@ -108,7 +108,7 @@ class Exportable(Protocol):
     notes: list[str]
 
     def examples(self, count: int) -> Tensor:
-        """Return prepared images (count, C, H, W): of the data, or random ones."""
+        """Return prepared images (count, C, H, W): of the data, or random images."""
 
     def compare(self, exported: Model, precision: str) -> Comparison:
         """Run both models on the same images."""

@@ -25,7 +25,7 @@ def load(
 
     Args:
         source: a run folder, a weight file, a folder that `metamix export` wrote, or NAME.TAG: shipped weights, or
-            published ones of timm or of an image model.
+            published weights of timm or of an image model.
         model: name of the model, for a file that does not name it.
         model_args: more arguments of the model, for such a file.
         threads: number of threads for the engine of an exported model; None for its default.

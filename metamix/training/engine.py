@@ -80,7 +80,7 @@ class Engine:
         self.history: list[dict[str, Any]] = []  # one row for each finished epoch
         self.best: Best = {}  # weights of the best epoch so far, for early stopping
         self._best_in_use = False  # whether the model has the weights of the best epoch instead of the last
-        self.seconds = 0.0  # training time of all finished epochs, including those before a resume
+        self.seconds = 0.0  # training time of all finished epochs, including the epochs before a resume
         self.losses = LossMeter()
         self.epoch_seconds = 0.0  # training time of this epoch, without evaluation and the time between two runs
         self._counted_at = 0.0  # when `epoch_seconds` was updated
@@ -121,7 +121,7 @@ class Engine:
             self._use_best()
 
     def steps(self, epoch: int) -> Iterator[int]:
-        """Train the remaining steps of an epoch; yield the number of steps done over all epochs after each."""
+        """Train the remaining steps of an epoch; after each, yield the number of steps done over all epochs."""
         steps, done = self.steps_per_epoch, self.step - epoch * self.steps_per_epoch
         train_mode(self.model)
         self.run.start_epoch(epoch, self.options.epochs, steps, done)

@@ -92,7 +92,7 @@ class EngineOptions(Options):
         "factors on the learning rate of parts of the model, such as '{backbone: 0.1}'; names as for --freeze",
         on_resume="refuse",
     )
-    clip_grad: GradientNorm | None = _optimizer(None, "largest norm of the whole gradient; larger ones are scaled down")
+    clip_grad: GradientNorm | None = _optimizer(None, "scale the whole gradient down to at most this norm")
     opt_args: dict[str, Any] = _optimizer({}, "more arguments, such as '{betas: [0.9, 0.99]}'", on_resume="refuse")
     freeze: tuple[str, ...] = _optimizer((), "parts that are not trained, such as stem,stages.0", on_resume="refuse")
 

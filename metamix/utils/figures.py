@@ -26,7 +26,7 @@ log = package_logger(__name__)
 
 @cache
 def fonts() -> list[str]:
-    """Return the font families for figures: the user's, then those in `CJK_FONTS` that are installed."""
+    """Return the font families for figures: the user's families, then the installed ones of `CJK_FONTS`."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     return ["sans-serif", *(name for name in CJK_FONTS if name in installed)]
 

@@ -43,7 +43,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, target)
         _sync_folder(target.parent)
     except BaseException as error:
-        with suppress(OSError):  # a disk that is read-only refuses this too, and its first error says more
+        with suppress(OSError):  # on a read-only disk this fails too, and the first error says more
             temporary.unlink()
         if isinstance(error, OSError):
             raise OSError(f"{path} could not be written ({reason(error)})") from error

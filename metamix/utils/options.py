@@ -224,7 +224,7 @@ def parse_flags(
 
 
 def import_modules(names: Sequence[str]) -> None:
-    """Import modules from the working folder, or installed ones; raise ValueError if one cannot be imported."""
+    """Import modules that are in the working folder or installed; raise ValueError if a module cannot be imported."""
     if names and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # an installed `metamix` command has its own folder there
     for name in names:

@@ -37,7 +37,7 @@ SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
 OURS = {"task", "versions"}  # entries of the metadata that only metamix writes
 ARTIFACT = "export.json"  # a file of each folder that metamix export wrote
-MAX_EXPANSION = 100  # times the size of a file that its content may have, compressed or with tensors that share memory
+MAX_EXPANSION = 100  # largest ratio of content to file size: files are compressed, and tensors share memory
 
 _logger = package_logger(__name__)
 
@@ -71,7 +71,7 @@ def require(state: Mapping[str, Any], keys: Iterable[str], path: str | Path) -> 
     """Raise ValueError if a checkpoint lacks an entry."""
     missing = [key for key in keys if key not in state]
     if missing:
-        raise ValueError(f"{path} is incomplete: it has no {', '.join(missing)}. Use another one")
+        raise ValueError(f"{path} is incomplete: it has no {', '.join(missing)}. Use another checkpoint")
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

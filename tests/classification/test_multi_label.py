@@ -247,7 +247,7 @@ def test_verify_counts_the_labels(table, capsys):
         "note: 1 label has no image in val: green",
     ]
     assert metamix_command("verify", table("file,labels", "1.png,red", "2.png,green", "4.png,'blue red'")) == 0
-    assert "note: no image has two labels, such as cat|dog; metamix convert csv makes" in capsys.readouterr().out
+    assert "note: no image has two labels, such as cat|dog: metamix convert csv can make" in capsys.readouterr().out
 
 
 def test_a_column_of_0_and_1_for_each_label(shapes, table, capsys):
@@ -311,7 +311,7 @@ LINE = "1.png,red|green"
 @pytest.mark.parametrize(
     "lines, said",
     [
-        (["file,labels", LINE, "no.png,red"], "images are neither in .*set nor in its images/, see .*csv:3$"),
+        (["file,labels", LINE, "no.png,red"], "neither .*set nor its images/ has the image of .*csv:3$"),
         (["file,labels", LINE, LINE], "csv:3 names the image of .*csv:2 again: write its labels into one line"),
         (["file,labels", "1.png,", "2.png,"], "must have at least two different labels; found none"),
         (["file,labels", "1.png,red", "2.png,"], "must have at least two different labels; found red"),

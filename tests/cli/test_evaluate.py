@@ -169,7 +169,7 @@ def test_a_folder_without_a_test_split_is_scored_as_in_training(tmp_path, capsys
     evaluate("--checkpoint", run, *other, "--output", tmp_path / "all")
     said = capsys.readouterr().out
     assert "other, test (21 images of 32 pixels)" in said and "result of" in said and "is replaced" in said
-    with pytest.raises(SystemExit, match="test_share is 1, which leaves no image to train on: give a lower one"):
+    with pytest.raises(SystemExit, match="test_share is 1, which leaves no image to train on: give a lower share"):
         train(*other, "--test-share", 1, "--output", tmp_path / "none")
     with pytest.raises(SystemExit, match="test_share is 0.3, but the data have a test split: leave --test-share out"):
         train("--data", "digits", "--test-share", 0.3, "--output", tmp_path / "none")

@@ -63,7 +63,7 @@ def test_stratified_takes_each_class_by_its_share():
         (dict(name="cifer10"), "no data set is called 'cifer10'; did you mean 'cifar10'"),
         (dict(name="digits", root="cls"), "data is digits, .* but data_dir is cls: .* --data folder --data-dir cls"),
         (dict(name="digits", holdout=0.0001), "holdout 0.0001 of 1437 images leaves 0 to tune on"),
-        (dict(name="folder"), "needs --data-dir; in it, expected train/ and val/"),
+        (dict(name="folder"), "needs --data-dir; expected train/ and val/"),
     ],
 )
 def test_wrong_names_are_refused(options, words):

@@ -271,7 +271,7 @@ def test_what_is_left_out_or_odd_is_printed(original, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"{tmp_path / 'out'}: 7 train, 3 val images, 2 classes, " in said
     assert f"note: boxes without an area were left out: {source / LABEL}:2\n" in said
-    assert f"note: boxes reach out of their image, and training clips them: {source / LABEL}:3\n" in said
+    assert f"note: boxes extend beyond their image, and training clips them: {source / LABEL}:3\n" in said
     assert f"note: images that cannot be read were left out: {source / 'images/train/train_1.png'}\n" in said
     if BOXES["val_0.png"]:
         assert f"note: label files without an image were left out: {source / 'labels/val/val_0.txt'}\n" in said

@@ -308,7 +308,7 @@ def test_masks_need_segmentations(coco):
         ("annotations", dict(segmentation=[[5, 5]]), "such as 1: it has neither a polygon of three points or more nor"),
         ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, 9, 1]]), r"has the polygon \[1, 1, 9, 1, 9, 9, 1\]"),
         ("annotations", dict(segmentation=[1, 1, 9, 1, 9, 9]), "has the polygon 1; x and y of three points or more"),
-        ("annotations", dict(segmentation=[[0, 0, 96, 64] * 500]), "together longer than 1,000 images"),
+        ("annotations", dict(segmentation=[[0, 0, 96, 64] * 500]), "whose outline is 1,000 times as long as the image"),
         ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, -97]]), "has a polygon with a point far outside"),
         ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, math.nan]]), "has a polygon with a point far outside"),
         ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, 10**400]]), "has a polygon with a point far outside"),

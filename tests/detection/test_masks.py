@@ -174,4 +174,4 @@ def test_verify_notes_annotations_without_a_mask(coco, capsys):
 
     assert exit_code(verify, coco(train=3, val=3, test=3, change=bare)) == 0  # boxes need none
     (note,) = [line for line in capsys.readouterr().out.splitlines() if "without a segmentation" in line]
-    assert note.endswith("instances_train.json: annotations without a segmentation, which mask_rcnn needs: 1, first 1")
+    assert note.endswith("instances_train.json: 1 annotation without a segmentation for mask_rcnn, such as 1")

@@ -46,11 +46,11 @@ def test_anchors_are_chosen_for_the_boxes_of_train(coco, capsys):
     [
         (dict(bbox=[5, 6, 0, 8]), "annotation 0: its box [5, 6, 0, 8] has no area; finite x, y, width, height are"),
         (dict(bbox=[5, 6, 7, -8]), "annotation 0: its box [5, 6, 7, -8] has no area"),
-        (dict(bbox=[90, 6, 10, 8]), "annotation 0: its box [90, 6, 10, 8] reaches out of the image of 64 x 96 pixels"),
-        (dict(bbox=[-3, 6, 10, 8]), "reaches out of the image"),
+        (dict(bbox=[90, 6, 10, 8]), "annotation 0: its box [90, 6, 10, 8] extends beyond the image of 64 x 96 pixels"),
+        (dict(bbox=[-3, 6, 10, 8]), "extends beyond the image"),
         (dict(bbox=[1, 2, 3]), "annotation 0: its box is [1, 2, 3]; four numbers"),
         (dict(bbox=[1, 2, 3, float("nan")]), "annotation 0: its box [1, 2, 3, nan] has no area"),
-        (dict(category_id=9), "annotation 0: class 9 is unknown; known are 3, 7"),
+        (dict(category_id=9), "annotation 0: class 9 is unknown; the classes are 3, 7"),
         (dict(image_id=99), "image 99, annotation 0: its image is not in the file"),
         (dict(segmentation=[[5, 5]]), "annotation 0: its segmentation has the polygon [5, 5]; x and y of three points"),
     ],
@@ -94,7 +94,7 @@ def test_bad_images_are_named(coco, capsys):
     assert lines[1] == f"{file}: image 10 (train_0.png): it cannot be used: there is no file {missing}"
     assert "image 11 (train_1.png)" in lines[2] and "has 64 x 96 pixels, but the annotations say 64 x 100" in lines[2]
     assert "image 12 (train_2.png)" in lines[3] and "cannot be used" in lines[3]
-    assert background == f"{file}: images without a box, background in training: 1, first image 13 (train_3.png)"
+    assert background == f"{file}: 1 image without a box, background in training, such as image 13 (train_3.png)"
 
 
 def test_images_without_usable_boxes_are_named(coco, capsys):
@@ -109,8 +109,8 @@ def test_images_without_usable_boxes_are_named(coco, capsys):
                 annotation["iscrowd"] = 1
 
     _, out = verify(capsys, coco(train=3, val=3, test=3, change=change))
-    assert "(train_0.png), annotation 0: its box [90, 6, 10, 8] reaches out" in out
-    assert "background in training: 1" in out and "first image 11 (train_1.png)" in out
+    assert "(train_0.png), annotation 0: its box [90, 6, 10, 8] extends beyond" in out
+    assert "1 image without a box, background in training, such as image 11 (train_1.png)" in out
 
 
 def test_splits_of_other_classes_are_named(coco, capsys):

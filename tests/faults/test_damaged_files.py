@@ -187,7 +187,7 @@ def test_damaged_weights_of_a_finished_run_are_named_and_can_be_written_again(tm
 
 def test_a_checkpoint_without_some_entries_is_refused(net, tmp_path):
     save_checkpoint(tmp_path / "checkpoint.pt", {"model": net.state_dict(), "recipe": {}})
-    with pytest.raises(ValueError, match=r"checkpoint.pt is incomplete: it has no about. Use another one"):
+    with pytest.raises(ValueError, match=r"checkpoint.pt is incomplete: it has no about. Use another checkpoint"):
         load_weights(tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"checkpoint.pt is incomplete: it has no about, step, steps_per"):
         Checkpoints(tmp_path, 10).find("", ProcessGroup(0, 1, torch.device("cpu")))

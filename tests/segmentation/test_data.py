@@ -378,7 +378,7 @@ def test_masks_of_0_and_255_are_refused(scenes, capsys):
     with pytest.raises(ValueError, match=f"pixel of object, so there is nothing to tell apart{words}. For") as error:
         SegmentationData(options(root)).train_loader(1, 0, 1, 0)
     assert follow_verify(error.value) == 1
-    assert f"train: no pixel of 1 of 2 classes: object{words}\n" in capsys.readouterr().out
+    assert f"train: 1 of 2 classes have no pixel: object{words}\n" in capsys.readouterr().out
     for path in root.glob("*/masks/*.png"):
         write_mask(path, [[0, 0] * 24] * 40)
     with pytest.raises(ValueError, match="has a pixel of object, so there is nothing to tell apart. For all problems"):
@@ -394,7 +394,7 @@ def test_an_ignored_value_of_a_class_is_named(scenes, capsys):
     with pytest.raises(ValueError, match=f"so there is nothing to tell apart{words}. For") as error:
         SegmentationData(options(root, ignore_index=0)).train_loader(1, 0, 1, 0)
     assert follow_verify(error.value) == 1
-    assert f"train: no pixel of 1 of 2 classes: background{words}\n" in capsys.readouterr().out
+    assert f"train: 1 of 2 classes have no pixel: background{words}\n" in capsys.readouterr().out
 
 
 def test_classes_without_a_pixel_are_noted(scenes):
@@ -496,7 +496,7 @@ def test_verify_draws_no_conclusion_from_masks_that_it_refuses(scenes, capsys):
     write_mask(root / "train" / "masks" / "0.png", np.full((40, 48), 7))
     assert exit_code(main, root) == 1
     said = capsys.readouterr().out
-    assert "masks/0.png has the label 7" in said and "\n1 problem\n" in said and "no pixel of" not in said
+    assert "masks/0.png has the label 7" in said and "\n1 problem\n" in said and "have no pixel" not in said
     assert "% of the pixels   test\n" in said
     write_mask(root / "test" / "masks" / "0.png", np.full((40, 48), 7))
     assert exit_code(main, root) == 1
@@ -519,7 +519,7 @@ def test_verify_finds_what_is_wrong(scenes, break_image, capsys):
         "train/images/0.png: ",
         "masks/1.png has the label 7 at 1,920 pixels",
         "val/images/0.png has 40 x 48 pixels and its mask",
-        "train: no pixel of 1 of 5 classes: box",
+        "train: 1 of 5 classes have no pixel: box",
         "0.png has no partner 0 in",
         "other.png has no partner in",
         "8 problems",

@@ -82,7 +82,7 @@ def list_image_paths(root: Path) -> list[str]:
 def natural_order(path: str) -> tuple[list[str | int], str]:
     """Return a sort key that puts 2.png before 10.png, the same on every machine."""
     parts = re.split(r"(\d+)", path.lower())
-    return [int(part[:4000]) if i % 2 else part for i, part in enumerate(parts)], path  # Python refuses 4,301 digits
+    return [int(part[:4000]) if i % 2 else part for i, part in enumerate(parts)], path  # int() takes 4,300 digits
 
 
 def label_by_folder(paths: Sequence[str], place: Path) -> tuple[Tensor, tuple[str, ...]]:

@@ -41,7 +41,7 @@ def open_folder(
     If there is no training split, None takes its place; with `train_required`, this is an error.
     """
     if root is None:
-        raise ValueError(f"a folder of images needs --data-dir; in it, {LAYOUT}")
+        raise ValueError(f"a folder of images needs --data-dir; {LAYOUT}")
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root.absolute()}; {LAYOUT}")

@@ -22,7 +22,7 @@ __all__ = ["FORMATS", "PRECISIONS", "Format", "Graph", "GraphError", "Run", "che
 
 
 def check_format(name: str, precision: str) -> Format:
-    """Return the format of a name; refuse unknown ones, and a precision that the format cannot be written in."""
+    """Return the format of a name; refuse an unknown name, or a precision that the format cannot be written in."""
     check_choice("format", name, FORMATS)
     check_choice("precision", precision, PRECISIONS)
     if precision in FORMATS[name].refused:
