@@ -145,7 +145,7 @@ def test_lists_are_not_joined_to_other_text():
 
 
 def test_dotted_names_exist_after_import_metamix():
-    """In a new process, where no test has imported the parts."""
+    """This runs in a new process, where no test has imported the parts."""
     names = sorted({name for page in PAGES for name in re.findall(r"`(metamix(?:\.\w+)+)", page.read_text())})
     assert "metamix.detection.load_detector" in names
     code = f"""

@@ -32,7 +32,7 @@ def run(*command, **kwargs):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    pytest.importorskip("hatchling", reason="a wheel is built with hatchling, of the test extra")
+    pytest.importorskip("hatchling", reason="building a wheel needs hatchling: pip install 'metamix[test]'")
     folder = tmp_path_factory.mktemp("wheel")
     run("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "-w", folder, CLONE)
     (path,) = folder.glob("*.whl")
@@ -48,8 +48,10 @@ def installed(wheel, tmp_path_factory):
 
 
 def away_from_the_clone(code, *folders, cwd):
-    """The JSON that `code` prints, in a Python that sees `folders`, then this environment's packages, and nothing else:
-    no .pth file is read (-S), neither the working directory nor PYTHONPATH counts (-I)."""
+    """Return the JSON that `code` prints in a Python that imports only from `folders` and this environment's packages.
+
+    -S skips .pth files; -I ignores the working directory and PYTHONPATH.
+    """
     paths = [str(folder) for folder in folders] + [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     return json.loads(run("-I", "-S", "-c", f"import sys; sys.path += {paths}\n{code}", cwd=cwd).stdout)
 
@@ -74,7 +76,7 @@ def test_wheel_has_the_package_its_configs_and_its_weights(wheel):
 
 
 def test_editable_install_exposes_the_package_alone(tmp_path):
-    pytest.importorskip("hatchling", reason="an editable wheel is built with hatchling, of the test extra")
+    pytest.importorskip("hatchling", reason="building an editable wheel needs hatchling: pip install 'metamix[test]'")
     code = f"from hatchling.build import build_editable; print(build_editable({str(tmp_path)!r}))"
     path = tmp_path / run("-c", code, cwd=CLONE).stdout.split()[-1]
     archive = zipfile.ZipFile(path)
@@ -118,7 +120,7 @@ print(json.dumps(dict(
     weights=str(weights_dir()),
     shape=list(model(torch.zeros(2, 3, 32, 32)).shape),
     names=len(timm.list_models("metaformer_*")),
-    clone=[p for p in sys.path if p == CLONE],  # its .venv may be where the dependencies are
+    clone=[p for p in sys.path if p == CLONE],  # not below it, where a .venv may hold the dependencies
 )))
 """.replace("CLONE", repr(str(CLONE))),
         installed,
@@ -131,8 +133,8 @@ print(json.dumps(dict(
     assert {p.name for p in Path(seen["weights"]).iterdir()} == {p.name for p in (CLONE / "weights").iterdir()}
 
 
-def test_that_python_finds_nothing_but_what_was_installed(tmp_path):
-    """The control: without the folder there is no metamix, although this environment may have the clone."""
+def test_without_the_installed_folder_there_is_no_metamix(tmp_path):
+    """This is the control: metamix cannot be imported, even if this environment has the clone installed."""
     code = "import json, importlib.util as u; m = u.find_spec('metamix'); print(json.dumps(m and m.origin))"
     assert away_from_the_clone(code, cwd=CLONE) is None
 
@@ -155,7 +157,7 @@ print(json.dumps(dict(
 )))
 """
     result = run("-c", code)
-    seen = json.loads(result.stdout)  # nothing is printed before it
+    seen = json.loads(result.stdout)  # fails if the import prints something
     assert result.stderr == ""
     assert seen["seconds"] < 1
     assert seen["theirs"] > 1000 and seen["changed"] == []
@@ -233,7 +235,7 @@ def chromium():
 def wait_for(condition, seconds=180):
     end = time.monotonic() + seconds
     while not (result := condition()):
-        assert time.monotonic() < end, "nothing came in time"
+        assert time.monotonic() < end, f"the condition did not hold within {seconds} s"
         time.sleep(0.5)
     return result
 

@@ -65,7 +65,7 @@ def test_a_card_says_all(name):
 
 @pytest.mark.parametrize("name", CIFAR10)
 def test_the_stored_16_bits_load_at_another_size(name):
-    """Through timm, and through the fine-tuning of train.py: the same tensors."""
+    """timm and the fine-tuning of train.py load the same tensors."""
     classes = CARDS[name]["pretrained_cfg"]["label_names"]
     model = timm.create_model(name, pretrained=True, img_size=(48, 40))
     other = timm.create_model(name, img_size=(48, 40))
@@ -77,7 +77,7 @@ def test_the_stored_16_bits_load_at_another_size(name):
 
 
 def data_of(card):
-    """The options that open the card's data; skips the test where they are not at hand."""
+    """Return the options that open the card's data; skip the test if the data are missing."""
     data, tag = card["recipe"]["data"], card["name"].partition(".")[2]
     if data == "digits":
         return DataOptions(data="digits")
@@ -125,7 +125,7 @@ def test_pages_match_the_cards():
 
 @pytest.mark.parametrize("name", CARDS)
 def test_the_header_is_what_hugging_face_reads(name):
-    """YAML, as any parser has it, and as Hugging Face's own library understands its entries."""
+    """A YAML parser reads the header, and Hugging Face's own library understands its entries."""
     text = (weights_dir() / f"{name}.md").read_text()
     _, header, _ = text.split("---\n", 2)
     parsed, card = yaml.safe_load(header), CARDS[name]

@@ -23,7 +23,7 @@ RUN = ["--model", MODEL, "--model-args", "{}", "--epochs", 1, "--batch-size", 25
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run, and two shorter ones of other seeds."""
+    """Make a run, and two shorter runs with other seeds."""
     folder = tmp_path_factory.mktemp("runs")
     train(*RUN, "--epochs", 2, "--warmup-epochs", 0, "--output", folder / "long")
     for seed in (1, 2):
@@ -94,7 +94,7 @@ def test_one_run_has_no_deviation(runs, weights):
 
 
 def test_a_card_gets_its_spread_later(runs, weights, capsys):
-    """The folder of the run that made it need not be at hand."""
+    """The folder of the run that made the card is not needed."""
     shorts = runs / "short1", runs / "short2"
     run(runs / "long", "--tag", "few", "--spread", *shorts)
     page = weights / f"{MODEL}.few.json"

@@ -80,7 +80,7 @@ def test_tables_say_where_and_when():
 
 
 def test_ops_are_listed_by_what_they_lose():
-    """At 1 GFLOP/s and 1 GB/s; of two shapes of an op the slower one is named."""
+    """The limits are 1 GFLOP/s and 1 GB/s; of two shapes of an op the slower shape is named."""
     op = dict(part="mixer", calls=1)
     ops = [
         dict(op, op="add", shapes="small", ms=2, flop=0, bytes=1e6),
@@ -94,7 +94,7 @@ def test_ops_are_listed_by_what_they_lose():
 
 @pytest.mark.parametrize("mode", timing.MODES)
 def test_ops_of_a_step_are_counted(mode):
-    """All products are seen, and each in the part of the model that it belongs to, backward too."""
+    """All products are counted, each in its part of the model, in the backward pass too."""
     model = timm.create_model("metaformer_nin_nano", depths=(1, 1, 1), dims=(8, 16, 24))
     macs = 2 * count_macs(model, (3, 32, 32))
     ops = roofline.time_ops(timing.Subject(model, 2, 32, "channels_last"), mode, "fp32")

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.measure import train_loop
 
-# As timm's script prints with --log-interval 1; the line of an evaluation has a time as well, and counts for nothing.
+# What timm's script prints with --log-interval 1. The line of an evaluation has a time too, which must not count.
 PRINTED = """\
 Training with a single process on 1 device (cpu).
 Scheduled epochs: 1 (epochs + cooldown_epochs). Warmup within epochs when warmup_prefix=False. LR stepped per epoch.
@@ -44,7 +44,7 @@ time.sleep(1000)
 
 
 def test_the_script_is_run_and_ended(tmp_path):
-    """Turns of 2 updates, after 2 that do not count: 150 images a second, the harmonic mean of 100 and 300, and 200."""
+    """2 updates do not count. Then turns of 2 give 150 images a second, the harmonic mean of 100 and 300, and 200."""
     (tmp_path / "train.py").write_text(SCRIPT)
     case = train_loop.Case("c", tmp_path, "metaformer_pooling_nano", 32, 128, (), settle=2, steps=2, turns=2)
     row = train_loop.run_script(tmp_path / "train.py", case)

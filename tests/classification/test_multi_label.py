@@ -1,4 +1,4 @@
-"""Images with several labels, as a user trains, scores, predicts and exports them."""
+"""Test images with several labels as a user trains on, scores, predicts and exports them."""
 
 import csv
 import io
@@ -41,7 +41,7 @@ def draw(path, colours, random):
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    """A folder of 96 images with any of three colours, and a labels.csv without splits."""
+    """Make a folder of 96 images with any of three colours, and a labels.csv without splits."""
     root, random, lines = tmp_path_factory.mktemp("shapes") / "shapes", np.random.default_rng(0), ["file,labels"]
     for i in range(96):
         colours = [name for k, name in enumerate(COLOURS) if i >> k & 1]
@@ -67,7 +67,7 @@ def table(shapes, tmp_path):
 
 @pytest.fixture(scope="module")
 def run(shapes, tmp_path_factory):
-    """A finished run on the shapes."""
+    """Train on the shapes and return the run folder."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     train(*WORDS, "--data-dir", shapes, "--holdout", 0.2, "--epochs", 12, "--lr", 1e-2, "--output", folder)
     return folder

@@ -1,4 +1,4 @@
-"""Test that models from other training loops become files of metamix."""
+"""Test `save_classifier`, for models that another training loop trained."""
 
 import pytest
 import timm

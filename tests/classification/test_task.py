@@ -45,7 +45,7 @@ def test_a_model_of_oblong_images_needs_a_side(weights):
 
 
 def test_options_that_are_given_win_over_those_of_training(weights):
-    """Also if they equal the defaults of training."""
+    """They win even if they equal the defaults of training."""
     path, _ = weights(interpolation="bilinear", crop_pct=0.95)
     ours = {"interpolation": "bicubic", "crop_pct": 0.875}
     for changes in ({}, ours, {"crop_pct": 0.5}):

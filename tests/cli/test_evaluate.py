@@ -177,7 +177,7 @@ def test_a_folder_without_a_test_split_is_scored_as_in_training(tmp_path, capsys
 
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_a_folder_needs_no_training_split(folder_of_digits, split, tmp_path, capsys):
-    """Nor does it need all classes of the model: they are matched by name."""
+    """It does not need all classes of the model either: they are matched by name."""
     evaluate(*folder_of_digits([split], ["a", "c"], trained_for="abcdefghij"))
     assert f"on set, {split} (2 images of 32 pixels)" in capsys.readouterr().out
     result = json.loads((tmp_path / "out" / "result.json").read_text())

@@ -64,7 +64,7 @@ def test_scripts_of_a_clone_are_the_commands(name, capsys, monkeypatch):
 
 
 def test_a_closed_pipe_is_not_an_error():
-    """As in `python -m metamix models | head -1`."""
+    """A pipe closes early in `python -m metamix models | head -1`."""
     words = [sys.executable, "-m", "metamix", "models"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
@@ -136,7 +136,7 @@ def test_predict_says_that_options_behind_two_dashes_are_images():
 
 
 def test_predict_and_export_find_the_same_task(tmp_path):
-    """A file of arrays (.npz) is one of MAXIM's authors, and the name of an image model says the task too."""
+    """An .npz file comes from MAXIM's authors, so it names the task, as the name of an image model does."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "x.npz").write_bytes(b"half a download")
     with pytest.raises(SystemExit, match=r"error: .*x.npz is not a complete .npz file of arrays"):

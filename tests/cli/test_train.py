@@ -84,8 +84,10 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
     ],
 )
 def test_a_faster_or_a_smaller_step_is_the_same_step(option, used, top1, model, tmp_path, monkeypatch):
-    """Dropout included. Compiled by dynamo alone: what inductor makes of it rounds otherwise. GELU does here already:
-    one sample of 1280, 0.08 %, may change sides, and batch norms before it would enlarge the difference."""
+    """Dropout draws the same masks too. Only dynamo compiles the model, since inductor's code rounds differently.
+
+    GELU rounds differently even so: one sample of 1280, 0.08 %, may get another label. Batch norms would enlarge this.
+    """
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     words = [*QUICK, *model, "--epochs", 1, "--drop-rate", 0.2, "--drop-path", 0.2, "--amp", "none"]
     spy = Mock(wraps=getattr(*used))

@@ -97,7 +97,7 @@ def test_two_processes_make_what_one_makes(batch, options):
 
 @pytest.mark.parametrize("options", [{}, {name: EVERYTHING[name] for name in ("auto_augment", "cutout", "erase")}])
 def test_a_sample_depends_on_seed_epoch_and_index(batch, options):
-    """It does not depend on the step or on its neighbours."""
+    """It does not depend on the step or on the other samples of the batch."""
     transform = augment(**options)
     image = transform(batch, epoch=3, step=5)["image"]
     order = torch.randperm(16)
@@ -108,7 +108,7 @@ def test_a_sample_depends_on_seed_epoch_and_index(batch, options):
         assert (changed["image"] != image).flatten(1).any(1).all()
 
 
-def test_the_batch_that_was_given_stays_as_it_is(batch):
+def test_augment_does_not_change_its_input(batch):
     before = {key: value.clone() for key, value in batch.items()}
     augment(**EVERYTHING)(batch, 0, 0)
     assert all(torch.equal(batch[key], before[key]) for key in batch)
@@ -151,7 +151,7 @@ def test_cutmix(batch):
         done = plain(cutmix=1.0)(batch, 0, step)
         unchanged = (done["image"] == before).all(1)
         assert torch.equal(torch.where(unchanged[:, None], before, before[partner]), done["image"])
-        assert (unchanged == unchanged[0]).float().mean() > 0.99, "one box for all; equal pixels of partners aside"
+        assert (unchanged == unchanged[0]).float().mean() > 0.99, "images share a box; few pixels are equal by chance"
         share = unchanged[0].float().mean()
         assert torch.allclose(done["target"], share * hard + (1 - share) * hard[partner], atol=1e-5)
 

@@ -92,7 +92,7 @@ def test_streamed_batches(source, workers):
 
 @pytest.mark.parametrize("memory", ["yes", "no"])
 def test_an_epoch_can_be_entered_at_any_step(source, memory):
-    """Also after another epoch was left halfway, and without decoding the images that are skipped."""
+    """This works after another epoch was left halfway, and does not decode the images that are skipped."""
     loader = train_loader(source, DataOptions(workers=2, **{**STREAMED, "memory": memory}), batch_size=4, seed=1)
     whole = list(loader.epoch(3))
     next(loader.epoch(3))
@@ -151,8 +151,7 @@ def test_streamed_evaluation_is_timms(source):
 
 @pytest.mark.parametrize("memory, workers", [("yes", 0), ("no", 0), ("no", 2)])
 def test_broken_images_are_replaced_counted_and_named(folder, break_image, caplog, memory, workers):
-    """By the next that can be read, label included, and marked where they would be scored; each is named once, however
-    often it is met."""
+    """The next readable image and its label take the place. In evaluation the index is -1. Each image is named once."""
     root = folder(kind="jpg", size=(64, 64))
     for name in "cat/2.jpg", "cat/3.jpg":
         break_image(root / "train" / name)
@@ -164,7 +163,7 @@ def test_broken_images_are_replaced_counted_and_named(folder, break_image, caplo
         (batch,) = loader.epoch(epoch)
     assert sorted(path[-9:] for path in loader.corrupt) == ["cat/2.jpg", "cat/3.jpg", "eel/3.jpg"]
     assert len(caplog.messages) == 3 and "cat/2.jpg: OSError: image file is truncated" in caplog.text
-    assert batch["index"].sort().values.tolist() == list(range(12)), "what is random in training hangs on it"
+    assert batch["index"].sort().values.tolist() == list(range(12)), "the index seeds the random numbers of training"
     label = batch["label"][batch["index"].argsort()]
     assert label.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 0]
 
@@ -200,7 +199,7 @@ def test_no_image_can_be_read(folder, break_image, memory, workers):
 
 
 def test_a_replacement_comes_from_the_same_source(folder, break_image):
-    """Never from the holdout, which is not trained on."""
+    """It never comes from the holdout, which is not trained on."""
     root = folder(kind="jpg", train=8)
     splits = open_data("folder", root=root, holdout=0.5)
     break_image(root / "train" / "cat" / splits.train.path(0).rsplit("/", 1)[1])

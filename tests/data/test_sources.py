@@ -168,7 +168,7 @@ def test_one_class_can_be_tested_but_not_trained_on(folder):
 
 
 def test_a_class_is_a_folder_at_the_top(folder):
-    """It includes all subfolders, also linked ones, but no hidden ones."""
+    """It includes all subfolders, also linked folders, but no hidden folders."""
     root = folder(train=2)
     train = root / "train"
     shutil.copytree(train / "dog", train / "cat" / "day")
@@ -478,7 +478,7 @@ def test_emnist(tmp_path):
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_cifar(tmp_path, name, monkeypatch):
-    """Small files replace the real ones, so their checksums are not checked."""
+    """Small files replace CIFAR's files, so checksums are not checked."""
     import pickle
 
     make = getattr(__import__("torchvision").datasets, name.upper())

@@ -20,7 +20,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture
 def weights(tmp_path):
-    """Return a function that writes weights of a shallow classifier of three classes, for 16 pixels."""
+    """Return a function that writes weights of a shallow classifier of three classes, for images of 16 pixels."""
 
     def make(mixer="pooling", **model_args):
         torch.manual_seed(0)

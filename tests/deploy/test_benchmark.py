@@ -57,7 +57,7 @@ def test_models_are_compared_with_the_reference(monkeypatch):
         module, "interleaved", lambda steps, seconds: {key: times[key[0].name.split("_")[1]] for key in steps}
     )
     names = ["metaformer_raft_s12", "metaformer_nin_s12"]
-    engines = ["eager", "onnxruntime"]  # the latter has no bf16, and need not be installed
+    engines = ["eager", "onnxruntime"]  # onnxruntime has no bf16, and is not needed here
     result = benchmark(names, engines=engines, precisions=["bf16"], batch_sizes=[1, 4], img_size=24)
     assert "torch" in result["versions"] and "onnxruntime" not in result["versions"]
     assert [(row["model"], row["batch"], row["speedup"]) for row in result["rows"]] == [

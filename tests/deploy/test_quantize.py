@@ -127,7 +127,7 @@ def test_a_mixed_graph_has_chosen_layers_in_int8(file, tmp_path):
 
 @pytest.fixture
 def search(monkeypatch, tmp_path):
-    """Search with ten layers, three of which cost one, two and three points and as much of their outputs."""
+    """Search with ten layers; int8 costs three of them one, two and three points, and changes their outputs as much."""
     costs = {"3": 1, "5": 2, "7": 3}
 
     class Fake:
@@ -177,7 +177,7 @@ def test_the_search_stops_after_its_minutes(search):
 
 @pytest.mark.parametrize("wrong, kept", [(1, ()), (4, ()), (5, ("7",))])
 def test_a_drop_that_is_chance_is_accepted(search, wrong, kept):
-    """Of 287 images, int8 gets some wrong: five without a better one have p = 1/32."""
+    """If int8 gets five of 287 images wrong, and none right that fp32 got wrong, p is 1/32."""
     result = search(0.3, score=lambda run: np.where(np.arange(287) < (wrong if run(None)[0][0] > 5 else 0), 0, 100))
     assert result.kept == kept
 

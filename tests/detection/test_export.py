@@ -171,7 +171,7 @@ def test_classes_that_do_not_match_the_graph_are_refused(detector, classes, tmp_
 
 @pytest.mark.parametrize("with_data", [False, True])
 def test_images_without_objects_still_compare_boxes(with_data, tmp_path):
-    """If a detector finds nothing, its candidates are compared, and wrong ones are refused."""
+    """If a detector finds nothing, its candidates are compared, and wrong candidates are refused."""
     source, task = weights(tmp_path, detector_args={"topk_candidates": 50, "score_thresh": 0.999}), None
     trained = load_detector(source)
     if with_data:

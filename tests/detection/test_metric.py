@@ -166,7 +166,7 @@ def test_box_half_a_pixel_inside_the_image_is_scored(coco):
 
 
 def test_images_that_were_not_seen_are_not_scored(coco):
-    """One of four images cannot be read: its objects are not missed ones, and the pictures do not show it."""
+    """One of four images cannot be read: its objects do not count as missed, and the pictures do not show it."""
     folder = coco()
     task = Detection(DetectionOptions(data_dir=str(folder), corrupt_limit=0.5, **SMALL))
     split = task.data.scored["test"]
@@ -202,7 +202,7 @@ SIZES = [(96, 64), (64, 96), (48, 48), (120, 40), (33, 71)]  # width, height
 
 @pytest.fixture
 def five_sizes(tmp_path):
-    """A detection task and its model, over images of five sizes."""
+    """Make a detection task and its model, for images of five sizes."""
     folder = tmp_path / "shapes"
 
     def resize(split, data):

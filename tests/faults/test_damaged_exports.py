@@ -1,4 +1,4 @@
-"""Damage exported models, edit them, plant files and code in them: they are refused, and no code runs unasked."""
+"""Damage exported models, edit them, plant files and code in them: all are refused, and no code runs without trust."""
 
 import json
 import random
@@ -87,7 +87,7 @@ def test_no_flipped_bit_changes_what_is_computed(name, exported):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_damage_is_found_before_the_engine_opens_a_file(format, tmp_path):
-    """So these tests need no engine."""
+    """Therefore these tests need no engine."""
     names = [FORMATS[format].file, *FORMATS[format].more_files, "report.json"]
     for name in names:
         (tmp_path / name).write_bytes(b"what metamix export wrote")

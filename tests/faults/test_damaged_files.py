@@ -136,7 +136,7 @@ def test_a_file_of_another_program_has_no_checksums_and_is_read_with_one_warning
 @pytest.mark.parametrize("bit", range(8))
 @pytest.mark.parametrize("kind", ["weights", "weights of a run", "checkpoint"])
 def test_a_flipped_bit_in_the_word_checksums_is_refused(kind, bit, net, tmp_path):
-    """Without checksums the file would be read as one of another program."""
+    """Without checksums the file would be read as a file of another program."""
     path = tmp_path / ("c.pt" if kind == "checkpoint" else "w.safetensors")
     if kind == "checkpoint":
         save_checkpoint(path, checkpoint(net))

@@ -1,7 +1,7 @@
 """Damage every kind of file that a command reads, at random.
 
-A file with checksums reads as it was, or is refused. Any other file is read, or refused with a message that names it,
-soon and in little memory. The damage is the same in each run; `-m slow` makes more of it.
+A damaged file with checksums must be refused, or read as if it were whole. Any other file must be read, or refused with
+a message that names it, within limits of time and memory. The damage is the same in each run; `-m slow` tries more.
 """
 
 import io
@@ -76,7 +76,7 @@ def make_weights(folder):
 
 def make_weights_of_others(folder):
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in METADATA.items()}
-    del texts["task"]  # which only metamix writes, with checksums
+    del texts["task"]  # only metamix writes it, and always with checksums
     save_file(tensors(), folder / "w.safetensors", texts)
     sort_header(folder / "w.safetensors")
 
@@ -376,7 +376,7 @@ KINDS = [
     Kind("export", make_export, "exported/*", run_export, has_checksums=True),
     Kind("weights of others", make_weights_of_others, "*", load_model, 30),
     Kind("PyTorch file", make_torch_file, "*", load_torch_file, 30),
-    Kind("PyTorch file of old", partial(make_torch_file, old=True), "*", load_torch_file, 30),
+    Kind("old PyTorch file", partial(make_torch_file, old=True), "*", load_torch_file, 30),
     Kind("arrays", make_arrays, "*", lambda folder: load_weights(folder / "w.npz")),
     Kind("images", make_images, "*", read_images),
     Kind("masks", make_masks, "*/masks/*", read_masks, 30),
@@ -425,7 +425,7 @@ def test_a_pipe_in_place_of_a_file_is_refused(kind, tmp_path):
 
 MISTAKES = {
     "damage is ignored": (lambda content: content, "round 0: a.txt, flip"),
-    "an error of Python": (lambda content: {}["a"], "KeyError.'a'. is not a refusal"),
+    "an error that is not a refusal": (lambda content: {}["a"], "KeyError.'a'. is not a refusal"),
     "no file is named": (lambda content: int("a"), "no file is named in ValueError"),
     "a hang": (lambda content: time.sleep(10), "still waiting after 1 s"),
     "much memory": (lambda content: np.ones(2**22), r"it took 3\d MB"),

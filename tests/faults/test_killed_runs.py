@@ -71,7 +71,7 @@ def test_killed_at_random_moments(memory, workers, kills, reference, tmp_path):
 
 
 def test_another_seed_is_another_run(reference, tmp_path):
-    """The control: runs do differ in what the test above compares."""
+    """This is the control: other seeds differ in what the test above compares."""
     train(*RECIPE, "--memory", "yes", "--seed", 1, "--output", tmp_path)
     with pytest.raises(AssertionError):
         assert_same_run(tmp_path, reference("yes"))
@@ -150,7 +150,7 @@ def test_a_closed_terminal_stops_the_run(tmp_path):
 
 
 def test_sighup_that_is_ignored_from_the_start_stays_ignored():
-    """As under nohup."""
+    """nohup ignores SIGHUP in this way."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with StopSignal() as stop:

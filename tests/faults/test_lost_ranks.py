@@ -17,7 +17,7 @@ EVERY_STEP = ["--log-every", 1, "--checkpoint-minutes", 0]
 
 @pytest.fixture
 def torchrun():
-    """Start train.py under torchrun with two processes; what is left of it in the end is killed."""
+    """Start train.py under torchrun with two processes; kill torchrun at the end if it still runs."""
     started = []
 
     def start(*words, **pipes):
@@ -62,7 +62,7 @@ def alive(pid):
 
 @pytest.mark.slow
 def test_torchrun_restarts_from_the_last_checkpoint(torchrun, tmp_path):
-    """One rank is killed; torchrun starts all again, and they resume."""
+    """After one rank is killed, torchrun starts all ranks again and they resume."""
     run = tmp_path / "run"
     words = ["--epochs", 10, "--batch-size", 256, "--output", run, *EVERY_STEP]
     process = torchrun(*words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -106,7 +106,7 @@ def test_a_signal_to_one_rank_stops_all_and_they_exit_with_0(tmp_path):
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_the_state_of_a_run_that_lost_a_rank_is_stopped(lost, tmp_path):
-    """Rank 0 writes all files, but if it is the one that is killed, another rank says so."""
+    """Rank 0 writes all files; if rank 0 is killed, another rank writes state.txt."""
     run = tmp_path / "run"
     ranks = start_all(2, "--epochs", 1000, "--batch-size", 150, *EVERY_STEP, "--output", run, logs=tmp_path)
     while not (run / "checkpoint.pt").exists():
@@ -121,7 +121,7 @@ def test_the_state_of_a_run_that_lost_a_rank_is_stopped(lost, tmp_path):
 
 
 def test_an_error_ends_every_rank_with_its_message(tmp_path):
-    """Even right after a collective operation, when a gloo group cannot be destroyed."""
+    """This holds even right after a collective operation, when a gloo group cannot be destroyed."""
     words = ["--epochs", 400, "--batch-size", 256, "--lr", 1e30, "--warmup-epochs", 0, "--log-every", 1]
     for number, rank in enumerate(start_all(2, *words, "--output", tmp_path / "run", logs=tmp_path)):
         assert rank.wait() == 1

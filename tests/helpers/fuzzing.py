@@ -22,8 +22,8 @@ class Kind:
     """Files of one kind.
 
     Attributes:
-        make: writes them into a folder.
-        files: pattern of those to damage.
+        make: writes the files into a folder.
+        files: pattern of the files to damage.
         read: reads the folder as a command does.
         rounds: how often a file is damaged.
         has_checksums: whether a damaged file must read as it was or be refused.

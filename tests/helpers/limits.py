@@ -8,7 +8,7 @@ import pytest
 
 @contextmanager
 def seconds(limit):
-    """Fail instead of waiting for ever."""
+    """Fail instead of waiting forever."""
 
     def fail(number, frame):
         pytest.fail(f"still waiting after {limit} s")  # no `except Exception` of the package catches it

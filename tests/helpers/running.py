@@ -1,4 +1,4 @@
-"""Run train.py in tests, in this process or in new ones, with a model that takes milliseconds per step."""
+"""Run train.py in tests, in this process or in new processes, with a model that takes milliseconds per step."""
 
 import csv
 import multiprocessing

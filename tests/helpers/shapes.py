@@ -45,8 +45,10 @@ def scatter(count, seed, size=(96, 64)):
 
 
 def write(folder, *, change=None, **counts):
-    """A set in COCO's format, two classes on images of 96 x 64 pixels, with so many images in each split;
-    `change(split, data)` alters what is written. Returns the folder."""
+    """Write a data set in COCO's format, of two classes on images of 96 x 64 pixels, and return the folder.
+
+    `counts` are the numbers of images in each split; `change(split, data)` alters what is written.
+    """
     (folder / "images").mkdir(parents=True)
     (folder / "annotations").mkdir()
     for seed, (split, count) in enumerate(counts.items()):

@@ -14,7 +14,7 @@ from tests.helpers.restorers import Blur, image
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 5), (9, 8), (15, 16), (33, 20)])
 def test_padding_as_the_authors(size):
-    """To even with one more row or column, then half of what is missing on each side; numpy repeats the reflection."""
+    """An odd side first gets one more row or column; then both ends get half of the rest. numpy repeats reflections."""
     x = image(*size)
     padded, _ = pad_by_reflection(x, (8, 16))
     expected = x.numpy()
@@ -63,7 +63,7 @@ def test_self_ensemble(size, batches, scale):
 @pytest.mark.parametrize("scale", [1, 2])
 @torch.no_grad()
 def test_tiles(h, w, tile, overlap, scale):
-    """Away from the ends of tiles, the result equals that of the whole image; at the seams it is close."""
+    """Away from the ends of tiles, the result equals the result for the whole image; at the seams it is close."""
     torch.manual_seed(0)
     model, x = Blur(scale).eval(), image(h, w, batch=2)
     whole = model(x)
@@ -83,7 +83,7 @@ def test_tiles(h, w, tile, overlap, scale):
 
 @torch.no_grad()
 def test_the_blend_is_smooth():
-    """A model that adds a different number to each tile: from tile to tile the result changes in small steps."""
+    """If a model adds a different number to each tile, the result changes in small steps from tile to tile."""
     numbers = iter(range(99))
     y = apply_in_tiles(lambda x: 0 * x + next(numbers), torch.zeros(1, 1, 8, 64), tile=16, overlap=8)[0, 0, 0]
     assert y[0] == 0 and y[-1] == 6

@@ -30,7 +30,7 @@ ALLOWED = {
     "raft": [
         ("clone", 4, 4, "each of two token MLPs copies the map to rafts and back"),
         ("convolution", 2, 0, "the innermost dimension of the rafts is the groups' channels"),
-        ("convolution_backward", 0, 4, "the same for the gradients of both convolutions of an MLP"),
+        ("convolution_backward", 0, 4, "the gradients of an MLP's convolutions have this innermost dimension too"),
         ("add", 2, 0, "the map is contiguous after the mixer, and is added to the channels_last stream"),
         ("mul", 0, 1, "the gradient of the layer scale reads that map"),
         ("native_layer_norm_backward", 0, 2, "the gradient of the rafts is contiguous"),
@@ -38,7 +38,7 @@ ALLOWED = {
     "maxim": [
         ("clone", 4, 4, "each of two gated MLPs copies the map to sets of tokens and back"),
         ("convolution", 2, 0, "the innermost dimension of the sets is their channels"),
-        ("convolution_backward", 0, 2, "the same for their gradients"),
+        ("convolution_backward", 0, 2, "their gradients have this innermost dimension too"),
         ("native_layer_norm_backward", 0, 2, "the gradient of the sets is contiguous"),
     ],
     "wavemix": [],

@@ -39,7 +39,7 @@ OPTIONS = {
 @pytest.mark.parametrize("mixer", list_mixers())
 @torch.no_grad()
 def test_compiled_mixer_takes_changing_sizes(mixer):
-    """Behind a strided convolution, where a map's side is (n - 1) // 2 + 1 for images of n pixels."""
+    """The mixer follows a strided convolution, whose map has the side (n - 1) // 2 + 1 for images of n pixels."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)

@@ -39,7 +39,7 @@ WAVEMIX = {
     "wavemixlite_64_6": (520_106, None),
 }
 NINFORMER = {"ninformer_cifar": (2_652_170, 218_892_800)}
-# Those of the third party's code, without a norm that it never uses. It has a class token with a position where
+# Parameters in the third party's code, without a norm that it never uses. It has a class token with a position where
 # these models have a final norm.
 MINATTN = {
     "minattn_full_mlp_h1_mnist": 156_298,

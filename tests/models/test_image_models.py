@@ -197,7 +197,7 @@ def test_failed_download(published, tmp_path):
 
 
 def test_file_of_ours_carries_its_arguments(tmp_path):
-    """The metadata of a run: the model's name, its arguments and channels."""
+    """The metadata of a run hold the model's name, its arguments and channels."""
     model = create_image_model("maxim_nano", in_chans=1, features=8, depth=2)
     about = dict(model="maxim_nano", model_args=dict(features=8, depth=2), in_chans=1)
     save_weights(tmp_path / "grey.safetensors", model.state_dict(), about)

@@ -81,7 +81,7 @@ def test_a_backbone(photo, mixer):
 
 @torch.no_grad()
 def test_a_mixer_that_counts_in_tokens_is_noticed(photo):
-    """The control: a shift by seven places is a quarter of one map and an eighth of the other."""
+    """This is the control: a shift by seven places is a quarter of one map and an eighth of the other."""
 
     class Shift(nn.Module):
         def forward(self, x):

@@ -294,7 +294,7 @@ def test_training_returns_the_images_of_all_stages_and_scales():
 @pytest.mark.parametrize("name", ["maxim_nano", "maxim_s2"])
 @torch.no_grad()
 def test_training_starts_from_the_identity(name):
-    """In every stage and at every scale; the control is a network whose outputs do not start at zero."""
+    """Every stage returns its input at every scale; the control is a network whose outputs do not start at zero."""
     small = dict(features=8, num_groups=1, num_bottleneck_blocks=1) if name == "maxim_s2" else {}
     model, x = create_image_model(name, **small), torch.rand(1, 3, 64, 64)
     images, count = model.train()(x), len(model.stages) * model.num_scales

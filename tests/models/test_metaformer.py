@@ -602,7 +602,7 @@ def test_a_gelu_is_ours_under_every_name(act_layer):
 
 @pytest.mark.parametrize("name", ["metaformer_pooling_nano", "metaformer_wavemix_nano", "raftmlp_s"])
 def test_low_rank_adapters_on_every_convolution(name):
-    """As peft's LoRA makes them: two more convolutions of the layer's class; the second starts at zero."""
+    """peft's LoRA makes such adapters: two more convolutions of the layer's class; the second starts at zero."""
 
     class Adapted(nn.Module):
         def __init__(self, layer):

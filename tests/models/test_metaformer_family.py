@@ -14,7 +14,7 @@ from metamix.models.metaformer_family import SIZES, conv_norm_act, fourfold_stem
 
 MIXERS = ["identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn"]
 
-# Of the models in arXiv 2111.11418, table 1: parameters and multiply-adds, counted in the authors' code.
+# Parameters and multiply-adds of the models in arXiv 2111.11418, table 1, counted in the authors' code.
 POOLFORMER = {
     "s12": (11_915_176, 1_812_267_008),
     "s24": (21_388_968, 3_392_208_896),
@@ -34,7 +34,7 @@ ONE_BLOCK = (1, 1, 1, 1)  # the blocks of a stage are alike
 
 @cache
 def shapes(mixer, size, depths=None):
-    """Build a model without memory."""
+    """Build a model on the meta device, which takes no memory."""
     return create(f"metaformer_{mixer}_{size}", device="meta", num_classes=10, depths=depths or SIZES[size]["depths"])
 
 
@@ -133,7 +133,7 @@ def test_raft_tiny_keeps_its_matrices_on_larger_images():
 
 @pytest.mark.parametrize("size", ["tiny", "s12"])
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_pyramids_run_on_images_of_224_and_on_those_of_detection(mixer, size):
+def test_pyramids_run_on_images_of_224_and_on_larger_images(mixer, size):
     model = create(f"metaformer_{mixer}_{size}", features_only=True, depths=ONE_BLOCK)
     with torch.no_grad():
         for h, w in ((224, 224), (800, 1216)):

@@ -30,7 +30,7 @@ def create(name, **kwargs):
 
 @pytest.fixture
 def saved(tmp_path):
-    """(name, model_args) -> a file of that model with its metadata."""
+    """Return a function (name, model_args) -> a file of that model with its metadata."""
 
     def save(name, **model_args):
         file = tmp_path / f"{name}.safetensors"

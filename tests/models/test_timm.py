@@ -1,7 +1,7 @@
 """Test that every registered name behaves in timm as timm's own models do.
 
-The first half runs timm's published model tests on every name: at the trained size on the meta device, and, but for the
-large sizes, with values on small images. The second half tests more, on one name for each mixer and family.
+The first half runs timm's published model tests on every name: at the trained size on the meta device and, except for
+the large sizes, with values on small images. The second half tests more, on one name for each mixer and family.
 `torch.compile`, `torch.export` and ONNX are in `test_timm_export.py`.
 """
 
@@ -318,7 +318,7 @@ def test_blocks_that_timms_other_classes_do_not_find(feature_cls):
 
 
 def test_names_of_weights_are_listed_once():
-    """As for timm's models: NAME.TAG, and NAME only if none of its weights is the default."""
+    """timm's own models are listed like this: as NAME.TAG, and as NAME only if none of its weights is the default."""
     listed = timm.list_pretrained("metaformer_*")
     assert "metaformer_pooling_s12.sail_in1k" in listed and "metaformer_pooling_nano.digits" in listed
     assert [name for name in listed if "." not in name] == []

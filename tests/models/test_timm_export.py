@@ -112,7 +112,7 @@ def test_fx(name):
 @pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW[name]) for name in MIXERS])
 @torch.no_grad()
 def test_openvino_reads_an_exported_program(name):
-    """For the example's size; a traced graph is warned of in tests/mixers/test_contract.py."""
+    """It reads a program for the example's size. tests/mixers/test_contract.py tests the warning for traced graphs."""
     openvino = pytest.importorskip("openvino")
     model = create(name)
     x = images(model)

@@ -44,7 +44,7 @@ def create(name, file=None, **kwargs):
 
 @pytest.fixture
 def saved(tmp_path):
-    """Return a function: name -> (model with random weights, norms and statistics; file of its weights)."""
+    """Return a function from a name to a model with random weights, norms and statistics, and its weight file."""
 
     def save(name):
         torch.manual_seed(0)
@@ -104,7 +104,7 @@ def test_features_only(name, saved):
 
 @EVERY_FAMILY
 def test_other_channels(name, saved):
-    """One channel gives the output of three equal ones; other numbers use timm's adapter in every first convolution."""
+    """One channel gives what three equal channels give; other numbers use timm's adapter in each first convolution."""
     model, file = saved(name)
     first = layer_names(model.default_cfg, "first_conv")
     if model.in_chans == 3:

@@ -99,7 +99,7 @@ def test_luminance_models_restore_y_and_enlarge_colours(tmp_path):
 
 
 def test_luminance_models_restore_grey_files_as_they_are(clean, tmp_path, run):
-    """As they are scored: by 0.6 of a grey level, not of 219 levels."""
+    """They change by 0.6 of a grey level, as when they are scored, not by 0.6 of 219 levels."""
     photos = clean(count=1, mode="L")
     assert run(photos, "--output", tmp_path / "out", channels="y")[0] == 0
     assert (pixels(tmp_path / "out" / "0.png") == np.minimum(pixels(photos / "0.png") + 1, 255)).all()

@@ -21,7 +21,7 @@ NAMES = re.compile(r"\b(classification|detection|segmentation|restoration)\b")
 
 
 def names_of_tasks(code):
-    """Return the lines of imports and of string literals, docstrings apart, that name a task."""
+    """Yield the imports and the string literals, except docstrings, that name a task."""
     tree = ast.parse(code)
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = {

@@ -22,5 +22,5 @@ def test_other_data_are_refused(saved, words):
 
 
 def test_the_same_data_on_another_processor_are_accepted():
-    """There, means of the same images differ in their last digits."""
+    """On another processor, means of the same images differ in their last digits."""
     check_identity(IDENTITY | {"mean": [0.250001, 0.5]}, IDENTITY, Path("run"))

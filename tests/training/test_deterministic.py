@@ -33,7 +33,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("size, exempt", [(32, {"raft", "nin", "minattn"}), (40, set())])
 def test_the_help_names_the_mixers_that_have_no_deterministic_algorithm(size, exempt):
-    """raft, nin and minattn lack one only at image sizes other than the one they are built for."""
+    """raft, nin and minattn lack one only at image sizes that they are not built for."""
     expected = {mixer for mixer in metamix.list_mixers() if re.search(rf"\b{mixer}\b", HELP)} - exempt
     lacking = set()
     for mixer in metamix.list_mixers():

@@ -15,7 +15,7 @@ from metamix.weights.files import load_checkpoint, load_weights
 from tests.helpers.running import assert_same_run, metrics, stopped_at, train
 
 WORDS = ["--batch-size", 256, "--warmup-epochs", 0, "--schedule", "constant", "--holdout", 0.2]
-STEPS = 4  # in an epoch
+STEPS = 4  # per epoch
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_the_result_does_not_depend_on_processes_or_micro_batches(world_size, mi
 
 @pytest.mark.slow
 def test_another_batch_gives_other_losses(alone, tmp_path):
-    """The control: other runs differ by more than 1e-5."""
+    """This is the control: other runs differ by more than 1e-5."""
     train(*TWENTY_STEPS, "--seed", 1, "--output", tmp_path)
     assert max(abs(a - b) for a, b in zip(losses(tmp_path), losses(alone))) > 1e-3
 
@@ -81,7 +81,7 @@ def test_every_sample_is_scored_once_and_a_signal_stops_all(tmp_path):
 
 
 def test_one_process_of_a_machine_opens_the_data_before_the_others(tmp_path):
-    """So only one downloads, and only one reports why it could not."""
+    """Therefore only one downloads, and only one reports why it could not."""
     words = ["--data", "folder", "--data-dir", tmp_path / "nowhere", "--output", tmp_path / "run"]
     first, second = start_all(2, *words, logs=tmp_path)
     assert first.wait() == second.wait() == 1

@@ -1,4 +1,4 @@
-"""Test the limits of files that are read."""
+"""Test the limit on nesting in JSON files."""
 
 import json
 
