@@ -38,9 +38,9 @@ def free_options(task: str) -> set[str]:
 
 
 def differences(recipe: dict, other: dict) -> dict:
-    """Return the options in which `other` differs from `recipe`, with its values. The seed is not compared.
+    """Return the options in which `other` differs from `recipe`, with the values of `other`. The seed is not compared.
 
-    A recipe of an earlier version may lack an option. It had the effect of the default.
+    If the recipe of an earlier version lacks an option, the option's default is compared.
     """
     task = recipe.get("task", "classification")
     recipe, other = ({field.name: field.default for field in options_of(task)} | each for each in (recipe, other))

@@ -20,7 +20,7 @@ FORMER = RESULTS / "former_weights.json"  # cards of weights that are no longer 
 
 
 def load_cards(tag: str = "*", task: str = "classification") -> list[dict]:
-    """Load the cards of a task, or those of one tag."""
+    """Load the cards of a task, or only the cards of one tag."""
     cards = [json.loads(path.read_text()) for path in sorted(weights_dir().glob(f"*.{tag}.json"))]
     return [card for card in cards if card["task"] == task]
 
@@ -54,7 +54,7 @@ def load_family(tag: str | None) -> dict[str, dict]:
 
 
 def half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert the floating-point tensors of a model to float16, except those with values that are too large for it."""
+    """Convert the floating-point tensors of a model to float16, except tensors with values too large for float16."""
     halves = {name: tensor.half() for name, tensor in tensors.items() if tensor.is_floating_point()}
     return {**tensors, **{name: tensor for name, tensor in halves.items() if tensor.isfinite().all()}}
 

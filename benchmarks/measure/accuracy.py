@@ -137,8 +137,8 @@ def read_tuned(runs: Sequence[Path], names: Sequence[str]) -> list[tuple[str, st
     """Read finished runs that fine-tuned shipped weights at another size.
 
     Args:
-        runs: their folders.
-        names: of the shipped weights.
+        runs: folders of the runs.
+        names: names of the shipped weights.
 
     Returns:
         For each run the name of the weights, the size as text, and its scores.

@@ -40,7 +40,7 @@ from metamix.weights.files import save_weights
 FILE = RESULTS / "ceiling.json"
 WIDTHS = (64, 256, 256)  # channels of the blocks
 BIAS_EPOCHS = 3  # how long the bias of the whitening convolution is trained
-KERNEL = 2  # of the whitening convolution
+KERNEL = 2  # kernel size of the whitening convolution
 
 
 def whitening_filters(images: Tensor, kernel: int = KERNEL, eps: float = 5e-4) -> Tensor:
@@ -186,13 +186,13 @@ def train(model: CeilingNet, images: Tensor, labels: Tensor, *, epochs: int, bat
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="folder", help="folder, cifar10 or another set of 32 x 32 images")
-    parser.add_argument("--data-dir", default="data/cifar10", help="for folder, with train/CLASS/* and val/CLASS/*")
+    parser.add_argument("--data-dir", default="data/cifar10", help="folder of the data: train/CLASS/*, val/CLASS/*")
     parser.add_argument("--split", choices=("holdout", "test"), default="holdout", help="what is scored")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=FILE, help="result file")
-    parser.add_argument("--weights", type=Path, help="file for the trained weights; none: they are not kept")
+    parser.add_argument("--weights", type=Path, help="file for the trained weights; by default they are not kept")
     args = parser.parse_args(argv)
     options = DataOptions(data=args.data, data_dir=args.data_dir)
     with exit_with_message(ValueError, OSError):

@@ -7,9 +7,9 @@
 
 `speed` times models in each engine in several runs, in which models of one size take turns: the s12 beside timm's
 poolformer_s12, the tiny beside timm's tf_efficientnet_lite0, and the nano beside identity. `convert` writes the files
-for that, on a machine that need not be quiet. `accuracy` exports the shipped models of a tag in lower precision and
+for that, on a machine that may be busy. `accuracy` exports the shipped models of a tag in lower precision and
 compares accuracy on the test split and sizes of files with fp32. `profile` says which operators OpenVINO spends its
-time in. New results replace earlier ones of the same models.
+time in. New results replace earlier results of the same models.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from metamix.utils.text import exit_with_message
 FILE = RESULTS / "deploy.json"
 # The model that the models of a size are compared with.
 REFERENCES = {"s12": "poolformer_s12", "tiny": "tf_efficientnet_lite0", "nano": "metaformer_identity_nano"}
-SIDE = 224  # of the images of s12 and tiny in pixels
+SIDE = 224  # side of the images of s12 and tiny in pixels
 FAMILY = [f"metaformer_{mixer}_{size}" for size in REFERENCES for mixer in list_mixers()]
 MODELS = (*FAMILY, REFERENCES["tiny"])
 LOWER = ("onnx int8", "openvino bf16", "openvino int8")
@@ -89,12 +89,12 @@ def side_of(name: str) -> int | None:
 
 
 def add_speeds(earlier: dict, names: Sequence[str], result: dict) -> dict:
-    """Replace the rows of models by new ones; rows of another machine, other engines or threads are dropped.
+    """Replace the rows of models by new rows; drop rows of another machine, other engines or threads.
 
     Args:
         earlier: earlier result, empty if there is none.
-        names: of the models.
-        result: of `benchmark` for these models.
+        names: names of the models.
+        result: what `benchmark` returned for these models.
     """
 
     def conditions(one: dict) -> list:
@@ -199,7 +199,7 @@ def add_accuracy(earlier: dict, about: dict, rows: list[dict]) -> dict:
     Args:
         earlier: earlier result, empty if there is none.
         about: tag, machine and date of the new rows.
-        rows: of one model.
+        rows: the new rows of one model.
     """
     fresh = {cell_of(row) for row in rows}
     parts = [part for part in earlier.get("parts", []) if part["tag"] == about["tag"]]
@@ -222,10 +222,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         part.add_argument("--models", type=list_of(MODELS), default=list(MODELS), help="names, comma list")
         part.add_argument("--engines", type=list_of(tuple(ENGINES)), default=["eager", "onnxruntime", "openvino"])
         part.add_argument("--precisions", type=list_of(PRECISIONS), default=list(PRECISIONS))
-        part.add_argument("--folder", type=Path, required=part is converted, help="for the converted models")
+        part.add_argument("--folder", type=Path, required=part is converted, help="folder of the converted models")
     timed.add_argument("--runs", type=int, default=3, help="repetitions, whose medians are reported")
-    timed.add_argument("--threads", type=int, help="to compute with (default: torch's number)")
-    timed.add_argument("--seconds", type=float, default=0.5, help="for each cell and run; five calls at least")
+    timed.add_argument("--threads", type=int, help="number of threads to compute with (default: torch's)")
+    timed.add_argument("--seconds", type=float, default=0.5, help="time for each cell and run; five calls at least")
     scored = parts.add_parser("accuracy", help="compare lower precision with fp32")
     scored.add_argument("--tag", default="cifar10", help="tag of the weights")
     scored.add_argument("--data-dir", help="folder of the data, as in training")
@@ -236,8 +236,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     profiled.add_argument("--models", type=list_of(MODELS), default=list(MODELS[:7]), help="names, comma list")
     profiled.add_argument("--precision", choices=PRECISIONS, default="fp32")
     profiled.add_argument("--batch-size", type=int, default=8, help="images in a call")
-    profiled.add_argument("--threads", type=int, help="to compute with (default: torch's number)")
-    profiled.add_argument("--folder", type=Path, help="for the converted models (default: they are not kept)")
+    profiled.add_argument("--threads", type=int, help="number of threads to compute with (default: torch's)")
+    profiled.add_argument("--folder", type=Path, help="folder of the converted models (default: they are not kept)")
     options = parser.parse_args(argv)
     with exit_with_message(ValueError, OSError, ImportError):
         {"convert": convert, "speed": speed, "accuracy": accuracy, "profile": profile}[options.part](options)

@@ -4,8 +4,8 @@
     python -m benchmarks.measure.restoration data/photos --names wavemix_restore_nano.noise25
     python -m benchmarks.measure.restoration data/photos --parts speed
 
-The folder holds bsd68, set12, set14 and set5/hr. Weights for noise are scored on bsd68 and set12, those for
-super-resolution on set5/hr and set14, in float32; `psnr_x8` is the PSNR of the mean over eight orientations. Other
+The folder holds bsd68, set12, set14 and set5/hr. Weights for noise are scored on bsd68 and set12, weights
+for super-resolution on set5/hr and set14, in float32; `psnr_x8` is the PSNR of the mean over eight orientations. Other
 weights are only timed. An image that is timed has 256 x 256 output pixels.
 """
 

@@ -43,7 +43,7 @@ FLOP = flop_registry | {
         sdpa_backward_flop_count(g.shape, q.shape, k.shape, v.shape)
     ),
 }
-PASSES = 3  # that the ops' times are averaged over
+PASSES = 3  # number of passes over which the times of ops are averaged
 # Names of the modules, ours and timm's, that make up each part of a model. Everything else is "rest".
 PARTS = {
     "mixer": ("mixer", "token_mixer", "attn", "mlp_tokens"),

@@ -50,7 +50,7 @@ def measure(mixers: list[str], seconds: float) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mixers", type=list_of(tuple(list_mixers())), default=list_mixers(), help="comma list")
-    parser.add_argument("--seconds", type=float, default=3.0, help="for all mixers at one size; 5 turns at least")
+    parser.add_argument("--seconds", type=float, default=3.0, help="time for all mixers at one size; 5 turns at least")
     parser.add_argument("--output", type=Path, default=RESULTS / "scaling.json", help="JSON file")
     options = parser.parse_args()
     keep_freed_memory()

@@ -133,7 +133,7 @@ def memory_mib(peak: bool = True, device: str = "cpu") -> float:
 
 
 def machine(device: str = "cpu") -> dict:
-    """Describe the machine and the versions. Only results of equal ones are comparable."""
+    """Describe the machine and the versions. Compare only results of the same machine and versions."""
     info = cpu_fields()
     facts = {"cpu": info.get("model name", platform.processor())}
     # Hosts may give several processor generations one name, and one may be twice as fast as another.

@@ -58,7 +58,7 @@ FILE = RESULTS / "train_loop.json"
 class Case:
     """A model, its images and the loops to compare.
 
-    A turn has `settle` untimed steps, in which the workers of the loop before fill their queue, and `steps` timed ones.
+    A turn has `settle` untimed steps, in which the workers of the last loop fill their queue, and `steps` timed steps.
     """
 
     name: str

@@ -21,8 +21,8 @@ from metamix.utils.text import exit_with_message
 from metamix.utils.timing import interleaved
 
 BATCH_SIZE = 128
-SECONDS = 60  # for all models together
-TURNS = 15  # at least, for each model
+SECONDS = 60  # time for all models together
+TURNS = 15  # least number of turns of each model
 
 
 def measure(names: Sequence[str], precision: str) -> dict[str, dict]:

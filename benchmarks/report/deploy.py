@@ -11,7 +11,7 @@ from metamix.utils.text import plural
 
 NOT_MEASURED = "Not measured yet."
 NAMES = {"eager": "torch eager", "compile": "torch.compile", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}  # that an engine runs
+FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}  # the format that an engine runs
 Cell = tuple[str, str]  # engine and precision
 FILES = {"onnx int8": ".onnx", "openvino int8": ".xml, .bin"}
 
@@ -62,8 +62,8 @@ def accuracy_table() -> str:
     tag, limit = parts[0]["tag"], max(row["limit"] for part in parts for row in part["rows"])
     gone = ", which are no longer shipped," if parts is former else ""
     note = (
-        f"Loses: points of test accuracy that the `{tag}` weights{gone} lose. Files: their size in int8, and its "
-        f"share of that in fp32. Not quantized: layers kept in fp32 in ONNX and in OpenVINO, with "
+        f"Loses: points of test accuracy that the `{tag}` weights{gone} lose. Files: their size in int8, also "
+        f"as a share of their size in fp32. Not quantized: layers kept in fp32 in ONNX and in OpenVINO, with "
         f"`--max-drop {limit:g}`."
     )
     tables = [f"Measured on {machine(part['machine'])}, {part['measured']}:\n\n{losses(part)}" for part in parts]
@@ -136,7 +136,7 @@ def machine(about: Mapping) -> str:
     """Name a processor, and its instructions for short numbers."""
     short = [name for name in about["instructions"] if name.endswith(("vnni", "bf16", "int8"))]
     cpu = about["cpu"].removesuffix(" Processor")
-    return f"{about['cores']} {cpu} cores ({', '.join(short) or 'none for 8 or 16 bits'})"
+    return f"{about['cores']} {cpu} cores ({', '.join(short) or 'no instructions for 8 or 16 bits'})"
 
 
 def cell_of(row: Mapping) -> Cell:

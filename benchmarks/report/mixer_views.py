@@ -28,7 +28,7 @@ from metamix.mixers.views import bands, gate, matrices, token_attention
 from metamix.utils.figures import save_figure
 from metamix.utils.text import exit_with_message
 
-FIELD_IMAGES = 256  # that a receptive field is averaged over
+FIELD_IMAGES = 256  # number of images over which a receptive field is averaged
 
 
 def receptive_field(model: nn.Module, images: Tensor) -> Tensor:

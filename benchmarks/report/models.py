@@ -54,7 +54,7 @@ def image_models() -> str:
         weights = ", ".join(f"`{w.tag}`{score}" for w, score in zip(model.weights, scores))
         factor = f"x{model.scale}" if model.scale > 1 else "same"
         rows.append([f"`{model.name}`", *size, factor, arxiv_link(image_arxiv_of(model.name)), weights])
-    return table(["name", "parameters", "MACs a pixel", "channels", "size", "paper", "weights"], rows)
+    return table(["name", "parameters", "MACs per pixel", "channels", "size", "paper", "weights"], rows)
 
 
 def weights() -> str:

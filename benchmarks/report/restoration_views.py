@@ -36,7 +36,7 @@ def restore(photograph: Tensor, degradation: str, tag: str) -> dict[str, Tensor]
     """Degrade a photograph (C, H, W), and restore it with each of `MODELS`.
 
     Returns:
-        The degraded image, enlarged to the size of the photograph, as "input", and the restored ones by model.
+        The degraded image, enlarged to the size of the photograph, as "input", and the restored images by model.
     """
     degraded = parse_degradations(degradation)(photograph, torch.Generator().manual_seed(0))
     images = {"input": enlarge(degraded, photograph.shape[-1] // degraded.shape[-1])}

@@ -11,7 +11,7 @@ from benchmarks.measure.speed import REFERENCE
 from benchmarks.paths import RESULTS, read_json
 from metamix.mixers import list_mixers
 
-BATCH, SIZE = 8, 224  # of the rows that the tables show
+BATCH, SIZE = 8, 224  # batch and image size of the rows that the tables show
 CELLS = {
     ("infer", "fp32"): "fp32 inference",
     ("train", "fp32"): "fp32 training",

@@ -183,7 +183,7 @@ def restoration_memory_table() -> str:
         seconds = f"{row['seconds']:,.2f}" if row["seconds"] < 10 else f"{row['seconds']:,.0f}"
         spent = seconds, f"{1e6 * row['seconds'] / pixels:.2f}", f"{row['adds_mib']:,}"
         cells.append([f"`{row['model']}`", f"{row['width']:,} x {row['height']:,}", tiles, *spent])
-    header = ["model", "pixels of the input", "tiles", "seconds", "microseconds a pixel", "memory, MiB"]
+    header = ["model", "pixels of the input", "tiles", "seconds", "microseconds per pixel", "memory, MiB"]
     note = f"One image in float32 on {cpu(result['machine'])}. Memory: what the pass adds to torch, weights and image."
     return f"{table(header, cells)}\n\n{wrap(note)}"
 

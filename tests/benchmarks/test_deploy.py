@@ -157,7 +157,7 @@ def test_table_of_accuracy(measured, monkeypatch):
     monkeypatch.setattr(report, "weights_digest", lambda card: "shipped")
     new, _, old = report.accuracy_table().partition("1 of 20 |\n\n")
     assert new.splitlines()[-1] == "| `nin` | 88.00 | 0.15 | -0.01 | 35 kB, 35% | "
-    assert "2 AMD EPYC cores (none for 8 or 16 bits), 2026-11-26" in old.replace("\n", " ")
+    assert "2 AMD EPYC cores (no instructions for 8 or 16 bits), 2026-11-26" in old.replace("\n", " ")
     assert old.splitlines()[-1] == "| `nin` | 88.00 | 0.50 | 35 kB, 35% | 0 of 20 |"
 
 
