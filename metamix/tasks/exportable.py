@@ -39,13 +39,13 @@ class ExportOptions(ImageOptions):
     source: str = positional("NAME.TAG of metamix or timm, a run folder or a weight file", metavar="MODEL")
     output: Path = option(MISSING, "folder to write: a new one, or one that was exported to before")
     model: str | None = option(None, "name of the model, for a file that does not name it")
-    format: Annotated[str, one_of(FORMATS)] = option("onnx", "format to write")
-    precision: Annotated[str, one_of(PRECISIONS)] = option("fp32", "precision of the exported model")
+    format: Annotated[str, one_of(FORMATS)] = option("onnx", "format to write: onnx, openvino or torch")
+    precision: Annotated[str, one_of(PRECISIONS)] = option("fp32", "fp32, bf16 or int8")
     img_size: tuple[ImgSide, ...] | None = option(None, "size of images in pixels, N or H,W; default: as in training")
     dynamic: bool = option(False, "accept any height and width; any batch size is always accepted")
     compile: bool = option(False, "torch: also compile the graph for this CPU, which takes minutes")
     data: str | None = option(
-        None, "data set to compare on (its test split), and to calibrate int8 on (its training split); default: noise"
+        None, "data set to compare on (test split) and to calibrate int8 on (training split); default: random images"
     )
     data_dir: str | None = option(None, "folder of the data set")
     images: Count | None = option(None, "compare on at most this many images; default: all")
@@ -57,7 +57,7 @@ class ExportOptions(ImageOptions):
     search_minutes: NotNegative = option(10.0, "minutes to search for layers to keep in fp32 if int8 loses too much")
     calibration_images: Count = option(500, "training images that int8 is calibrated on")
     threads: Count | None = option(None, "threads of the speed measurement; default: torch's number")
-    seconds: NotNegative = option(4.0, "seconds of the speed measurement; 0: none")
+    seconds: NotNegative = option(4.0, "seconds of the speed measurement; 0: do not measure")
 
     def __post_init__(self) -> None:
         if isinstance(self.img_size, int):

@@ -67,7 +67,7 @@ class EngineOptions(Options):
         128, "samples per step of all processes; by default fewer if the training split is small", on_resume="refuse"
     )
     micro_batch: Natural = _schedule(
-        0, "samples per forward pass of a process, whose gradients add up; 0: its whole share; default: as many as fit"
+        0, "samples per forward pass of a process, whose gradients add up; 0: its whole share; unset: as many as fit"
     )
     lr: NotNegative = _schedule(1e-3, "peak learning rate; not scaled by the batch size")
     min_lr: NotNegative = _schedule(
