@@ -7,7 +7,7 @@
 
 `speed` times models in each engine in several runs, in which models of one size take turns: the s12 beside timm's
 poolformer_s12, the tiny beside timm's tf_efficientnet_lite0, and the nano beside identity. `convert` writes the files
-for that, on a machine that may be busy. `accuracy` exports the shipped models of a tag in lower precision and
+for it, on a machine that may be busy. `accuracy` exports the shipped models of a tag in lower precision and
 compares accuracy on the test split and sizes of files with fp32. `profile` says which operators OpenVINO spends its
 time in. New results replace earlier results of the same models.
 """

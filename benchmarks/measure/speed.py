@@ -75,7 +75,7 @@ class Bench:
     def measure(
         self, models: list[tuple], mode: str, precision: str, seconds: float, compiled: Collection[str]
     ) -> dict[str, dict]:
-        """Time models in turns. A model of others that fails is reported and left out.
+        """Time models in turns. A model that is not ours is reported and left out if it fails.
 
         Args:
             models: (name, batch, size) of each.

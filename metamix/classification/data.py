@@ -84,8 +84,8 @@ class ClassificationData:
     def prepare_as(self, weights: ModelMetadata | None) -> None:
         """Choose the size and the statistics of the images.
 
-        What the options do not set comes from `weights`, the metadata of the weights to start from or of the run to
-        continue. What these lack comes from the data set.
+        Values that the options do not set come from `weights`, the metadata of the weights to start from or of the run
+        to continue. Values that the metadata lack come from the data set.
         """
         options, images = self.options, self.splits.train or self.splits.test
         values: dict[str, Any] = {}

@@ -94,7 +94,7 @@ def load_exported(folder: str | Path, *, threads: int | None = None, trust: bool
         folder: what `metamix export` wrote.
         threads: number of threads for the engine; None for its default, all cores. For a torch.export model the number
             holds for all of torch in this process, since torch cannot set it for a single model.
-        trust: load an export of the format torch, whose files may hold code that then runs.
+        trust: load a model that was exported in the format torch; its files can run code.
 
     Raises:
         FileNotFoundError: the folder holds no exported model.

@@ -54,7 +54,7 @@ class Backbone(nn.Module):
     """A model with a pyramid: (B, C, H, W) -> an OrderedDict of (B, out_channels, H / s, W / s), the finest first.
 
     Attributes:
-        out_channels: channels of every level, or of the widest one if they differ.
+        out_channels: channels of every level, or of the widest level if they differ.
         channels: channels of each level in `out_indices`.
         in_chans: image channels.
         levels: names of the levels in `out_indices`; the extra levels have other names.
@@ -354,7 +354,7 @@ def replace_batch_norms(module: nn.Module) -> nn.Module:
 def per_channel(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
     """Convert statistics to another number of channels, as timm adapts the first convolution to that number.
 
-    One channel gets the mean of all channels, since timm sums their weights. More channels repeat the given ones.
+    One channel gets the mean of all channels, since timm sums their weights. More channels repeat the given values.
     """
     if in_chans == 1:
         return (sum(values) / len(values),)

@@ -47,7 +47,7 @@ class BenchmarkOptions(Options):
     threads: Count | None = option(None, "number of threads; by default torch's")
     seconds: NotNegative = option(1.0, "seconds for each row of the table")
     reference: str | None = option(None, "model that speedups are relative to; by default the first", metavar="MODEL")
-    trust: bool = option(False, "load an exported model of the format torch, whose files may hold code that then runs")
+    trust: bool = option(False, "load a model that was exported with --format torch; its files can run code")
     json: Path | None = option(None, "file to which the result is also written, as JSON", metavar="FILE")
 
 

@@ -55,7 +55,7 @@ class DemoOptions(ImageOptions):
     host: str = option("127.0.0.1", "address of the page; with 0.0.0.0 other machines can use it, without a password")
     port: Annotated[int, Field(ge=1, le=65535)] = option(7860, "port of the page")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps; times are measured on the CPU")
-    trust: bool = option(False, "load an exported model of the format torch, whose files may hold code that then runs")
+    trust: bool = option(False, "load a model that was exported with --format torch; its files can run code")
 
 
 @dataclass

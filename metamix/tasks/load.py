@@ -29,7 +29,7 @@ def load(
         model: name of the model, for a file that does not name it.
         model_args: more arguments of the model, for such a file.
         threads: number of threads for the engine of an exported model; None for its default.
-        trust: load an exported model of the format torch, whose files may hold code that then runs.
+        trust: load a model that was exported in the format torch; its files can run code.
 
     Returns:
         What the task's own function returns, such as `load_classifier`: an object with `model`, `spec`, `metadata` and

@@ -17,7 +17,7 @@ from metamix.weights.find import find_weights
 from metamix.weights.fit import limited_size, load_into
 from metamix.weights.metadata import MAX_LENGTH, ModelMetadata, to_tuples
 
-COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
+COUNTER = "num_batches_tracked"  # of batch norms; frozen batch norms have no counter
 SplitNames = Annotated[tuple[str, ...], Field(max_length=MAX_LENGTH)]
 Spec = TypeVar("Spec", bound="NetworkSpec")
 

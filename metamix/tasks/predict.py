@@ -58,7 +58,7 @@ class PredictOptions(ImageOptions):
     pretrained: bool = option(False, "take the published weights of --model")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps")
     threads: Count | None = option(None, "threads of an exported model's engine; default: all cores")
-    trust: bool = option(False, "load an exported model of the format torch, whose files may hold code that then runs")
+    trust: bool = option(False, "load a model that was exported with --format torch; its files can run code")
 
     def run(self, trained: Any) -> int:
         """Predict all images with a `Trained` of the task, write the results, and return how many were left out."""

@@ -46,7 +46,7 @@ class Checkpoints:
         return time.monotonic() - self._written_at >= 60 * self.minutes
 
     def find(self, resume: str, group: ProcessGroup) -> tuple[Path, dict[str, Any]] | None:
-        """Read the run folder's checkpoint or, if the folder has none yet, the one that `--resume` names, if any."""
+        """Read the run folder's checkpoint; if there is none yet, read the checkpoint that `--resume` names, if any."""
         if self.path is None:
             return None
         path = self.path

@@ -271,7 +271,7 @@ def find_config(name: str) -> Path:
 def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     """Compare a recipe with the saved options of the run that it continues.
 
-    Options that are newer than the run are not among the saved ones, and may have any value. Unset options are not
+    Options that are newer than the run were not saved with it, and may have any value. Unset options are not
     compared: a resumed run takes the saved values.
 
     Returns:

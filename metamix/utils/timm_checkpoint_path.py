@@ -2,7 +2,7 @@
 
 Why: timm 1.0.31 reads the file and passes only its tensors to `load_state_dict`. Our models need
 the file's path to read its metadata, and must resample weights of another image size.
-Reproducer: tests/models/test_checkpoint_path.py::test_timm_hands_over_tensors_alone
+Reproducer: tests/models/test_checkpoint_path.py::test_timm_alone_ignores_the_metadata
 Remove when: that test fails because timm passes a filter or the path on; use that instead.
 """
 

@@ -235,7 +235,7 @@ def _load_safetensors(path: Path, header_only: bool = False) -> tuple[dict[str, 
 
 
 def _check_damage(path: str | Path, content: Mapping[str, Any], expected: Any) -> None:
-    """Compare checksums with the expected ones; refuse a file of metamix that has none."""
+    """Compare checksums with the expected checksums; refuse a file of metamix without checksums."""
     if not isinstance(expected, dict):
         raise ValueError(f"{path} is damaged: metamix wrote it, but it has no checksums. Use another copy of the file")
     names = damaged(content, expected)

@@ -102,7 +102,7 @@ PLAIN = where(
     _is_plain, f"a number up to {MAX_NUMBER:,}, a string, true, false, null, or short lists and mappings of these"
 )
 BLOCKS = Field(description=f"a number of blocks up to {MAX_BLOCKS}, or a list of 1 to 16 numbers with at most this sum")
-REFUSED = where(lambda value: False, "no such entry: arguments of the constructor only, never a source of weights")
+REFUSED = where(lambda value: False, "left out: model_args holds arguments of the model, never a source of weights")
 ANY_ARGUMENT = rule(Annotated[Any, PLAIN])
 ARGUMENTS = {
     "num_classes": rule(NumClasses | None),

@@ -102,7 +102,7 @@ def test_a_linear_probe_trains_the_head_alone(weights):
 @pytest.mark.parametrize(
     "std, noted", [([0.349], []), ([0.3], ["images are normalised with mean 0.309 and std 0.349"])]
 )
-def test_statistics_that_differ_from_those_of_the_weights_are_noted(weights, std, noted):
+def test_statistics_that_differ_from_the_weights_are_noted(weights, std, noted):
     task = small_task(checkpoint=weights(mean=[0.309], std=std)[0], mean=(0.309,), std=(0.349,), img_size=32)
     task.model.build()
     assert [note.partition(";")[0] for note in task.model.notes[1:]] == noted

@@ -44,7 +44,7 @@ def test_a_model_of_oblong_images_needs_a_side(weights):
     assert digits.data.size == 32 and digits.title.endswith("_nano")
 
 
-def test_options_that_are_given_win_over_those_of_training(weights):
+def test_given_options_win_over_options_of_training(weights):
     """They win even if they equal the defaults of training."""
     path, _ = weights(interpolation="bilinear", crop_pct=0.95)
     ours = {"interpolation": "bicubic", "crop_pct": 0.875}

@@ -104,7 +104,7 @@ def test_boxes_at_the_edge_are_kept(coco, options):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_masks_are_those_that_torchvision_makes_of_arrays(coco, options, seed):
+def test_masks_equal_the_masks_that_torchvision_makes_of_arrays(coco, options, seed):
     """Masks are drawn from run lengths at the final size alone, so the memory for them does not grow with the image."""
     split = open_split(find_splits(coco()), "train", masks=True)
     image, target = split.read(seed % 3)

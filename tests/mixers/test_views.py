@@ -45,7 +45,7 @@ def test_bands_keep_the_energy_and_the_directions_of_the_map():
     assert shown["HL"].max() < 1e-6 < shown["LH"].max() and shown["HH"].max() < 1e-6 < shown["LL"].max()
 
 
-def test_matrices_equal_those_in_the_mixer():
+def test_matrices_equal_the_matrices_in_the_mixer():
     """Without GELU and biases, the vertical raft MLP multiplies each column by its matrix."""
     mixer = create_mixer("raft", 4, size=(4, 6), raft_size=2)
     vertical = mixer.vertical

@@ -187,7 +187,7 @@ def test_timm_s_own_models_are_left_to_timm(tmp_path):
 
 
 def test_timm_alone_ignores_the_metadata(trained, monkeypatch):
-    """The reproducer for `metamix.utils.timm_checkpoint_path`: with timm's own loader the metadata are lost."""
+    """timm's own loader loses the metadata: the reproducer for `metamix.utils.timm_checkpoint_path`."""
     _, file = trained
     factory = timm_checkpoint_path.factory
     monkeypatch.setattr(factory, "load_checkpoint", factory.load_checkpoint.timms)

@@ -634,7 +634,7 @@ def test_pretrained_weights_are_adapted_in_float32():
     torch.testing.assert_close(grey(x), colour(x.expand(-1, 3, -1, -1)), rtol=0, atol=1e-5)
 
 
-def test_an_overlay_may_name_other_weights_than_those_that_ship(tmp_path):
+def test_an_overlay_may_name_weights_that_are_not_shipped(tmp_path):
     def create(**overlay):
         return timm.create_model(
             "metaformer_pooling_nano", pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=tmp_path / "cache"

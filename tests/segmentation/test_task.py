@@ -180,7 +180,7 @@ def test_the_backbone_starts_from_a_classifier(words, note, scenes, tmp_path, ca
     assert summary["mean"] == pytest.approx([0.49, 0.48, 0.45], abs=0.01)  # CIFAR-10's, not ImageNet's
 
 
-def test_known_values_replace_those_of_training(scenes, tmp_path):
+def test_known_values_replace_the_values_of_training(scenes, tmp_path):
     root, run = scenes(train=2, val=1), tmp_path / "run"
     train(*SMALL_HEAD, "--data-dir", root, "--ignore-index", 255, "--reduce-zero-label", "--output", run)
     options = SegmentationEvalOptions(checkpoint=str(run), data="voc", data_dir=str(root))

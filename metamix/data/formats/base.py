@@ -37,7 +37,7 @@ class ImageSplit(Protocol):
         """Name image `i` for messages."""
 
     def fingerprint(self, i: int) -> str:
-        """Identify image `i` without reading it, by its path in the data set and its size in bytes if it has these."""
+        """Identify image `i` without reading it, by its path in the data set and its size in bytes if it has them."""
 
     def content(self, i: int) -> str:
         """Hash the content of image `i`, see `file_content`."""

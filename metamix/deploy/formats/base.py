@@ -46,7 +46,7 @@ class Quantizer(Protocol):
         """
 
     def open_mixed(self, quantized: Path) -> Run:
-        """Open a graph (images, switches) -> outputs that takes the layers whose switch is on from an int8 file."""
+        """Open a graph (images, switches) -> outputs; the layers whose switch is on come from an int8 file."""
 
 
 @dataclass(frozen=True)
