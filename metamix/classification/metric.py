@@ -102,7 +102,7 @@ class MultiLabelMetric:
     def choose(self, states: list[State]) -> dict[str, Any]:
         """Choose for each label the threshold with the best F1, and return the thresholds for the weight file.
 
-        Of equally good thresholds, the one nearest to 0.5 is chosen. A label without images keeps 0.5.
+        If several thresholds are equally good, the nearest to 0.5 is chosen. A label without images keeps 0.5.
         """
         scores, labels = scores_and_labels(states)
         choices = sorted((i / 100 for i in range(1, 100)), key=lambda threshold: abs(threshold - 0.5))

@@ -204,7 +204,7 @@ def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
 
 
 def strata(labels: Tensor) -> Tensor:
-    """Return one label per image, (N,). Of several labels, (N, classes), take the rarest; -1 if an image has none."""
+    """Return one label per image, (N,): the rarest of several labels, (N, classes), or -1 if an image has none."""
     if labels.ndim == 2:
         rarest_first = labels.sum(0).argsort(stable=True)
         labels = rarest_first[labels[:, rarest_first].argmax(1)].where(labels.any(1), -1)  # argmax: the first 1

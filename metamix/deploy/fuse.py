@@ -53,7 +53,7 @@ def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     """Return a leaner copy of a model that computes the same in evaluation.
 
     The given model is not changed. The copy is only for inference: it is in evaluation mode and needs no gradients.
-    Of layers that are not metamix's, only dropout is removed.
+    Layers that are not metamix's stay, except for dropout, which is removed.
 
     Args:
         model: a MetaFormer, or any module with metamix's layers in it, such as a detector.

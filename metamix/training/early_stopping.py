@@ -27,7 +27,7 @@ def check_held_out(recipe: Recipe, splits: Collection[str]) -> None:
 
 
 def updated(best: Best, epoch: int, scores: Mapping[str, float], model: nn.Module, lower_is_better: bool) -> Best:
-    """Update the best epoch so far by the held-out scores of a new epoch. Of equal scores, the earlier counts."""
+    """Update the best epoch so far by the held-out scores of a new epoch. If scores are equal, the earlier stays."""
     name, score = next(iter(scores.items()), ("", math.nan))
     sign = -1 if lower_is_better else 1
     if math.isnan(score) or (best and sign * score <= sign * best["score"]):

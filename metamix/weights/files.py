@@ -179,7 +179,7 @@ def flax_parameters(state: Mapping) -> Mapping:
 
 
 def load_metadata(path: Path) -> dict[str, Any]:
-    """Read the metadata that `load_weights` returns. Of a safetensors file, only the header is read."""
+    """Read the metadata that `load_weights` returns; read only the header of a safetensors file."""
     return (_load_safetensors(path, header_only=True) if path.suffix == ".safetensors" else load_weights(path))[1]
 
 
