@@ -246,7 +246,7 @@ def list_files(root: Path) -> list[str]:
         place = root / folder
         identity = _identity(place)
         if identity in seen:
-            log.warning(f"{place}: left out, it is the same folder as {seen[identity]}")
+            log.warning(f"{place}: left out, since it is the same folder as {seen[identity]}")
             continue
         seen[identity] = place
         with os.scandir(place) as entries:

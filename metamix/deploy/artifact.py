@@ -75,7 +75,7 @@ class Artifact:
                 raise FileNotFoundError(f"{folder} lacks {name}: copy the whole folder, or export the model again")
             if sha256(folder / name) != self.files.get(name):
                 raise ValueError(
-                    f"{folder / name} is damaged, its SHA-256 is not the one in {ARTIFACT}: copy the whole folder "
+                    f"{folder / name} is damaged: its SHA-256 is not the one in {ARTIFACT}. Copy the whole folder "
                     f"again, or export the model again"
                 )
 
@@ -125,4 +125,4 @@ def _not_exported(path: Path) -> str:
         return f"{path} is a run: give it as --checkpoint, or export it with metamix export {path} --output NEW"
     if path.is_file():
         return f"{path} is a file: give a folder that metamix export wrote. For weights give --checkpoint"
-    return f"{path} is not an exported model, it has no {ARTIFACT}: make one with metamix export MODEL --output NEW"
+    return f"{path} is not an exported model: there is no {ARTIFACT}. Make one with metamix export MODEL --output NEW"

@@ -67,7 +67,7 @@ class ExportedModel(nn.Module):
         if len(shapes) != 1 or shapes[0][1:2] != (count,):
             raise ValueError(
                 f"{ARTIFACT} has {plural(count, 'class')}, but the graph returns outputs of shape "
-                f"{', '.join(map(str, shapes))}: they do not belong together, export the model again"
+                f"{', '.join(map(str, shapes))}: they do not belong together; export the model again"
             )
 
     def check_shape(self, shape: tuple[int, ...]) -> None:

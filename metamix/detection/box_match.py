@@ -63,7 +63,7 @@ class BoxMatch:
             return [f"it finds no object, but the eager model finds {self.objects}"] if blind else []
         problems = []
         if self.largest > MAX_PIXELS:
-            problems.append(f"boxes differ by up to {self.largest:.2f} pixels, the limit is {MAX_PIXELS}")
+            problems.append(f"boxes differ by up to {self.largest:.2f} pixels (limit {MAX_PIXELS})")
         if self.unmatched > MAX_UNMATCHED * self.objects:
             problems.append(f"{self.unmatched} of {self.objects} objects are not found (limit {MAX_UNMATCHED:.1%})")
         return problems

@@ -329,6 +329,6 @@ def exported_detector(exported: ExportedModel) -> TrainedDetector:
     if len(outputs) != 3 or int(outputs[2].max()) != model.classes:
         raise ValueError(
             f"{ARTIFACT} has {plural(model.classes, 'class')}, and the graph has more or fewer: they do not belong "
-            f"together, export the model again"
+            f"together; export the model again"
         )
     return TrainedDetector(model, spec, metadata)

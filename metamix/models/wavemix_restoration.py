@@ -125,7 +125,7 @@ class WaveMixSisr(GradCheckpointing):
     ):
         super().__init__()
         if scale not in (1, 2):
-            raise ValueError(f"scale is {scale!r}: WaveMixSisr enlarges images twice, or not at all: give 1 or 2.")
+            raise ValueError(f"scale is {scale!r}, but WaveMixSisr enlarges images twice, or not at all: give 1 or 2.")
         check_counts(1, in_chans=in_chans, dim=dim, depth=depth)
         self.in_chans, self.scale, self.residual, self.num_features = in_chans, scale, residual, dim
         self.fold = 2 // scale

@@ -259,7 +259,7 @@ def parity(figures: dict[str, Any]) -> str:
     on = f"on {plural(figures['images'], 'image')} ({figures['on']})"
     if "largest_difference_px" in figures:
         return (
-            f"{figures['objects'] - figures['unmatched']:,} of {figures['objects']:,} objects are found, their boxes "
+            f"{figures['objects'] - figures['unmatched']:,} of {figures['objects']:,} objects are found; their boxes "
             f"differ by up to {figures['largest_difference_px']:.2g} pixels, {on}"
         )
     same = f", same class for {figures['same_top1']:.2%}" if "same_top1" in figures else ""

@@ -68,7 +68,7 @@ def test_a_link_to_a_folder_above_adds_nothing(folder, target, caplog):
     (root / "train" / "dog" / "loop").symlink_to(target)
     train = open_data("folder", root=root).train
     assert train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert f"{root}/train/dog/loop: left out, it is the same folder as " in caplog.text
+    assert f"{root}/train/dog/loop: left out, since it is the same folder as " in caplog.text
 
 
 def test_each_folder_is_visited_once(tmp_path, caplog):

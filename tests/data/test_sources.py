@@ -426,8 +426,8 @@ PNG, LABEL = ("30", "png", b""), ("30", "cls", b"0")
     "files, words",
     [
         ([PNG], "sample 30 must have an image .* and a label"),
-        ([PNG, LABEL, ("30", "jpg", b"")], "sample 30 has two images, the second is 30.jpg: keep one"),
-        ([PNG, LABEL, ("30", "cls", b"1")], "sample 30 has two labels, the second is 30.cls: keep one"),
+        ([PNG, LABEL, ("30", "jpg", b"")], "sample 30 has two images; the second is 30.jpg: keep one"),
+        ([PNG, LABEL, ("30", "cls", b"1")], "sample 30 has two labels; the second is 30.cls: keep one"),
         ([PNG, ("30", "cls", b"cat")], "30.cls holds b'cat'; expected the number of a class"),
         ([PNG, ("30", "cls", b"-1")], "30.cls holds b'-1'; expected the number of a class"),
         ([PNG, ("30", "cls", b"")], "30.cls holds b''; expected the number of a class"),

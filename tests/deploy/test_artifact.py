@@ -86,7 +86,7 @@ def test_another_task_is_refused(tmp_path):
 
 
 def test_other_folders_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no export.json: make one with metamix export MODEL --output NEW$"):
+    with pytest.raises(FileNotFoundError, match=r"no export.json. Make one with metamix export MODEL --output NEW$"):
         load_exported(tmp_path)
 
 

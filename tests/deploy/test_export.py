@@ -134,7 +134,7 @@ def test_compiled_package(weights, tmp_path, caplog):
     package.write_bytes(b"of another machine")
     load_artifact(folder).save(folder)
     torch.testing.assert_close(load_exported(folder, trust=True)(images), compiled, rtol=1e-4, atol=1e-4)
-    assert "cannot be loaded here, the uncompiled program is used" in caplog.text
+    assert "cannot be loaded here; the uncompiled program is used" in caplog.text
 
 
 @pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])

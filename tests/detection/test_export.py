@@ -182,7 +182,7 @@ def test_images_without_objects_still_compare_boxes(with_data, tmp_path):
     assert same.parity["objects"] == 200 and same.parity["on"] == "random images" and not same.problems
     assert list(same.scores) == ["eager", "exported"] * with_data
     wrong = exportable.compare(lambda images: (exportable.model(images)[0] + 1, *exportable.model(images)[1:]), "fp32")
-    assert wrong.problems == ["boxes differ by up to 1.00 pixels, the limit is 0.5"]
+    assert wrong.problems == ["boxes differ by up to 1.00 pixels (limit 0.5)"]
 
     def blind(images):
         boxes, scores, labels = exportable.model(images)
@@ -317,7 +317,7 @@ def objects(shift=0.0, score=0.9, label=1):
     ("detections", "words"),
     [
         (objects(0.3), []),
-        (objects(0.7), ["boxes differ by up to 0.70 pixels, the limit is 0.5"]),
+        (objects(0.7), ["boxes differ by up to 0.70 pixels (limit 0.5)"]),
         (objects(label=2), ["1 of 1 objects are not found (limit 0.1%)"]),
         (objects(score=0.8), ["1 of 1 objects are not found (limit 0.1%)"]),
     ],

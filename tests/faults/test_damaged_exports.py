@@ -97,7 +97,7 @@ def test_damage_is_found_before_the_engine_opens_a_file(format, tmp_path):
     for name in names:
         whole = (tmp_path / name).read_bytes()
         flip(tmp_path / name, random.Random(0))
-        with pytest.raises(ValueError, match=rf"{name} is damaged, its SHA-256 is not .*: copy the whole folder again"):
+        with pytest.raises(ValueError, match=rf"{name} is damaged: its SHA-256 is not .*. Copy the whole folder again"):
             load_exported(tmp_path, trust=True)
         (tmp_path / name).unlink()
         with pytest.raises(FileNotFoundError, match=rf"lacks {name}: copy the whole folder, or export the model again"):

@@ -145,7 +145,7 @@ def test_every_parameter_gets_a_gradient(model):
         (WaveMixSR, dict(scale=1.5), "scale is 1.5"),
         (WaveMixSR, dict(dim="8"), "dim is '8': give a whole number"),
         (WaveMixSR, dict(mode="cubic"), "mode is 'cubic'; did you mean 'bicubic'"),
-        (WaveMixSisr, dict(scale=3), "scale is 3: WaveMixSisr enlarges images twice, or not at all: give 1 or 2"),
+        (WaveMixSisr, dict(scale=3), "scale is 3, but WaveMixSisr enlarges images twice, or not at all: give 1 or 2"),
         (WaveMixSisr, dict(depth=-1), "depth is -1: give a whole number of at least 1"),
     ],
 )

@@ -74,7 +74,7 @@ def index_shards(shards: list[Path]) -> tuple[list[Member], torch.Tensor]:
                 is_image = f".{kind.lower()}" in IMG_EXTENSIONS
                 if (is_image and sample in members) or (kind == "cls" and sample in labels):
                     what = "two images" if is_image else "two labels"
-                    raise ValueError(f"{shard}: sample {key} has {what}, the second is {info.name}: keep one")
+                    raise ValueError(f"{shard}: sample {key} has {what}; the second is {info.name}: keep one")
                 if is_image:
                     members[sample] = Member(shard, info.offset_data, info.size, info.name, f"{shard.name}/{info.name}")
                 elif kind == "cls":

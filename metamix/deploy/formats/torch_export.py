@@ -78,7 +78,7 @@ def load_compiled(file: Path) -> Callable[[Tensor], Any] | None:
     try:
         return aoti_load_package(str(file))
     except (RuntimeError, OSError) as error:
-        log.warning("%s cannot be loaded here, the uncompiled program is used: %s", file, str(error).partition("\n")[0])
+        log.warning("%s cannot be loaded here; the uncompiled program is used: %s", file, str(error).partition("\n")[0])
         return None
 
 
