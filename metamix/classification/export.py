@@ -98,7 +98,7 @@ class ExportableClassifier(SimpleExport):
         return 100.0 * torch.cat(right).numpy()
 
     def image_scores(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Score each image, (n,): 1 if its class is right, else 0; or, if it may have several labels, their F1."""
+        """Score each image, (n,): 1 if its class is right, else 0; for images with several labels, the F1."""
         if self.metadata.threshold is None:
             return outputs.argmax(1) == labels
         predicted = outputs >= torch.tensor(self.metadata.threshold)

@@ -75,9 +75,7 @@ def load_classifier(
         names = tuple(timm_config(net).get("label_names") or ())
         metadata = ModelMetadata(model=published_name(net), classes=names if len(names) == net.num_classes else None)
     else:
-        raise ValueError(
-            "there are no weights to evaluate: give --checkpoint FILE, or --model NAME --pretrained to download some"
-        )
+        raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or --model NAME --pretrained")
     return Classifier(name, net.eval(), complete_metadata(metadata, net, metadata.model_args | arguments))
 
 

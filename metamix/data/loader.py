@@ -84,8 +84,8 @@ def eval_loader(
 ) -> "MemoryLoader | StreamLoader":
     """Make the loader of evaluation batches, an iterable. Over all ranks it yields every sample once, in order.
 
-    Batches have the same form as from `train_loader`; the last one may be smaller. Replaced samples have the index -1:
-    leave them out of the scores.
+    Batches have the form that `train_loader` describes; the last one may be smaller. Replaced samples have the index
+    -1: leave them out of the scores.
 
     Args:
         batch_size: images in a forward pass, over all processes together.

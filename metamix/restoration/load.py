@@ -170,7 +170,7 @@ def load_restorer(
     elif pretrained and model:
         model, path = published_weights(model)
     else:
-        raise ValueError("there are no weights: give --checkpoint FILE, or --model NAME --pretrained to download some")
+        raise ValueError("there are no weights: give --checkpoint FILE or --model NAME --pretrained")
     metadata = read_weights(path)[1]
     check_task(metadata, path, "restoration", "an image model")
     name = model or metadata.model

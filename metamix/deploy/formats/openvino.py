@@ -155,7 +155,7 @@ class OpenVinoFile:
                 nncf.Dataset(batches),
                 subset_size=len(batches),
                 preset=nncf.QuantizationPreset.MIXED,
-                # Keeps norms, gates and residual sums of mixers in fp32: only a third of the accuracy is lost.
+                # Keeps norms, gates and residual sums of mixers in fp32, which cuts the loss of accuracy to a third.
                 model_type=nncf.ModelType.TRANSFORMER,
                 ignored_scope=nncf.IgnoredScope(names=list(keep)),
                 advanced_parameters=advanced,
