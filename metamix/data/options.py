@@ -67,7 +67,7 @@ class LocationOptions(ReadingOptions):
         on_resume="ignore",
     )
     download: bool = _source(False, "fetch a missing data set of torchvision, or tiny_imagenet", on_resume="ignore")
-    test_on: str = _source("", "split to score: val, valid, validation or test; empty: the first of these that exists")
+    test_on: str = _source("", "split that is the test: val, valid, validation or test; empty: the first that exists")
 
 
 @dataclass
