@@ -128,7 +128,7 @@ class CocoSplit:
     """The images and objects of one split, in the order of the image ids.
 
     Attributes:
-        coco: pycocotools' index of the usable annotations.
+        coco: pycocotools' index of the annotations, without unusable ones.
         ids: image ids, ascending.
         classes: class names in the order of the category ids. Labels are positions in this list, from 1.
         category_ids: category ids, ascending.
