@@ -38,21 +38,15 @@ MAX_ENTRIES = 2**30  # labels times images, in 4 GiB
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a CSV file.
+    """The columns of a CSV file."""
 
-    Attributes:
-        names: names of all columns, as `plain` returns them; names of labels are unchanged.
-        file, label, split: columns for the image, its class or labels, and its split; "" if there is none.
-        box: the four columns of a box, if there are any.
-        others: the other columns. Without `label`, each is for a label and holds 0 or 1.
-    """
-
-    names: Sequence[str]
+    names: Sequence[str]  # names of all columns, as `plain` returns them; names of labels are unchanged
+    # Columns for the image, its class or labels, and its split; "" if there is none.
     file: str
     label: str
     split: str
-    box: Sequence[str]
-    others: Sequence[str]
+    box: Sequence[str]  # the four columns of a box, if there are any
+    others: Sequence[str]  # the other columns. Without `label`, each is for a label and holds 0 or 1
 
 
 @dataclass(frozen=True)
@@ -68,20 +62,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The lines of a CSV file.
+    """The lines of a CSV file."""
 
-    Attributes:
-        images: the lines of each image, in their order.
-        names: path of each image, relative to the folder that holds all images.
-        missing: places of the lines whose image does not exist. They are left out.
-        has_boxes: whether there are columns for boxes.
-        labels: names of the columns of 0 and 1, one for each label; none if there is a column for the class or labels.
-    """
-
-    images: dict[Path, list[Row]]
-    names: dict[Path, str]
-    missing: list[str]
-    has_boxes: bool
+    images: dict[Path, list[Row]]  # the lines of each image, in their order
+    names: dict[Path, str]  # path of each image, relative to the folder that holds all images
+    missing: list[str]  # places of the lines whose image does not exist. They are left out
+    has_boxes: bool  # whether there are columns for boxes
+    # Names of the columns of 0 and 1, one for each label; none if there is a column for the class or labels.
     labels: set[str]
 
 

@@ -31,12 +31,7 @@ Levels = Annotated[
 class DetectorSpec(NetworkSpec):
     """The arguments that rebuild a detector. They are stored in the metadata of its weights.
 
-    Fields that are not listed here are options of training.
-
-    Attributes:
-        classes: names of the classes, without the background.
-        frozen_norms: whether the backbone's batch norms are frozen; else they are replaced.
-        anchor_scale: size of RetinaNet's smallest anchors in strides; None for the other detectors.
+    Fields without a comment are options of training.
     """
 
     task, network = "detection", "detector"
@@ -46,13 +41,14 @@ class DetectorSpec(NetworkSpec):
     detector_args: DetectorArgs
     model: ModelName
     model_args: Annotated[dict[str, Any], arguments_without(NOT_MODEL_ARGS)]
-    classes: Classes
+    classes: Classes  # names of the classes, without the background
     out_indices: Levels
     extra: Annotated[str, one_of(EXTRA)]
     out_channels: Channels
-    frozen_norms: bool
+    frozen_norms: bool  # whether the backbone's batch norms are frozen; else they are replaced
     min_size: Side
     max_size: Side
+    # Size of RetinaNet's smallest anchors in strides; None for the other detectors.
     anchor_scale: AnchorScale | None = None
     train_on: SplitNames = ()
 

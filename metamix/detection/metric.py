@@ -32,20 +32,14 @@ Detections = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Scores:
-    """COCO's scores of one split, in percent.
+    """COCO's scores of one split, in percent."""
 
-    Attributes:
-        summary: AP (the mean over IoU 0.50 to 0.95), AP50, AP75, AP by size of the objects (below 32 x 32 pixels, below
-            96 x 96, above), and AR, the recall with at most 1, 10 and 100 detections per image. A size without objects
-            is left out.
-        classes: AP and AP50 by class name.
-        precision: precision at recall 0, 0.01, ..., 1 and IoU 0.5, (101,), by class name.
-        images: F1 of the detections that score 0.5 or more, at IoU 0.5, by id of the images that were scored.
-    """
-
+    # AP (the mean over IoU 0.50 to 0.95), AP50, AP75, AP by size of the objects (below 32 x 32 pixels, below 96 x 96,
+    # above), and AR, the recall with at most 1, 10 and 100 detections per image. A size without objects is left out.
     summary: dict[str, float]
-    classes: dict[str, dict[str, float]]
-    precision: dict[str, np.ndarray]
+    classes: dict[str, dict[str, float]]  # AP and AP50 by class name
+    precision: dict[str, np.ndarray]  # precision at recall 0, 0.01, ..., 1 and IoU 0.5, (101,), by class name
+    # F1 of the detections that score 0.5 or more, at IoU 0.5, by id of the images that were scored.
     images: dict[int, float]
 
 

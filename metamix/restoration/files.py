@@ -33,23 +33,14 @@ FLIPPED = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}  # 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image file, upright, with values from 0 to 1.
+    """A decoded image file, upright, with values from 0 to 1."""
 
-    Attributes:
-        colours: (1 or 3, H, W) float32.
-        alpha: (1, H, W) float32, or None.
-        bits: 8 or 16, for each channel.
-        profile: colour profile of the file (ICC), or None.
-        lost: notes on what reading dropped, such as further pages of the file.
-        name: the file, for messages.
-    """
-
-    colours: Tensor
-    alpha: Tensor | None
-    bits: int = 8
-    profile: bytes | None = None
-    lost: tuple[str, ...] = ()
-    name: str = "image"
+    colours: Tensor  # (1 or 3, H, W) float32
+    alpha: Tensor | None  # (1, H, W) float32, or None
+    bits: int = 8  # 8 or 16, for each channel
+    profile: bytes | None = None  # colour profile of the file (ICC), or None
+    lost: tuple[str, ...] = ()  # notes on what reading dropped, such as further pages of the file
+    name: str = "image"  # the file, for messages
 
 
 def read_picture(source: str | Path | Image.Image) -> Picture:

@@ -18,20 +18,15 @@ from .pixels import resize_bicubic, to_rgb, to_ycbcr
 
 @dataclass(frozen=True)
 class Restorer:
-    """Restore images (B, C, H, W) of any size.
+    """Restore images (B, C, H, W) of any size."""
 
-    Attributes:
-        enlarge: factor of the bicubic enlargement before the model, for a model whose output has its input's size.
-        tile, overlap, whole: see `apply_in_tiles`; in pixels of the model's input.
-        ensemble: average over the eight orientations.
-        pooling: side in pixels of the windows that channel attention averages over; 0 for the whole image.
-    """
-
+    # Factor of the bicubic enlargement before the model, for a model whose output has its input's size.
     enlarge: int = 1
+    # tile, overlap and whole: see `apply_in_tiles`; in pixels of the model's input.
     tile: int = 0
     overlap: int = 32
-    ensemble: bool = False
-    pooling: int = 0
+    ensemble: bool = False  # average over the eight orientations
+    pooling: int = 0  # side in pixels of the windows that channel attention averages over; 0 for the whole image
     whole: tuple[int, int] | None = None
 
     @torch.no_grad()

@@ -30,16 +30,11 @@ CHANNELS = {"rgb": 3, "grey": 1, "y": 1}
 
 @dataclass(frozen=True)
 class RestorationSpec:
-    """How to prepare images for a model, as recorded in its weight file.
+    """How to prepare images for a model, as recorded in its weight file."""
 
-    Attributes:
-        channels: "rgb", "grey" or "y".
-        enlarge: factor by which images are enlarged (bicubic) before the model.
-        degradation: degradation of the training images; "pairs" if they were pairs or if it is not known.
-    """
-
-    channels: Annotated[str, one_of(CHANNELS)]
-    enlarge: Annotated[int, Field(ge=1, le=16)]
+    channels: Annotated[str, one_of(CHANNELS)]  # "rgb", "grey" or "y"
+    enlarge: Annotated[int, Field(ge=1, le=16)]  # factor by which images are enlarged (bicubic) before the model
+    # Degradation of the training images; "pairs" if they were pairs or if it is not known.
     degradation: Annotated[
         str,
         Field(max_length=1000),
@@ -56,18 +51,14 @@ class RestorationSpec:
 
 @dataclass(frozen=True)
 class TrainedRestorer:
-    """A trained or exported image model, and how to prepare images for it.
+    """A trained or exported image model, and how to prepare images for it."""
 
-    Attributes:
-        name: name of the model; for published weights also their tag, such as maxim_s3.sidd.
-        model: the model in evaluation mode. It takes images (n, C, H, W) with values from 0 to 1 and restores them.
-        graph_size: (height, width) that an exported graph is fixed to; None for every other model.
-    """
-
-    name: str
+    name: str  # name of the model; for published weights also their tag, such as maxim_s3.sidd
+    # The model in evaluation mode. It takes images (n, C, H, W) with values from 0 to 1 and restores them.
     model: nn.Module
     spec: RestorationSpec
     metadata: ModelMetadata
+    # (height, width) that an exported graph is fixed to; None for every other model.
     graph_size: tuple[int, int] | None = None
 
     def predict(

@@ -30,19 +30,14 @@ LABELS = {"rgb": "RGB", "y": "Y (BT.601, 16 to 235)", "grey": "grey"}  # names o
 
 @dataclass(frozen=True)
 class Measure:
-    """What the scores compare: channels, border and rounding.
+    """What the scores compare: channels, border and rounding."""
 
-    Attributes:
-        channel: "rgb" for all channels, "y" for the luminance in studio range, or "grey" for the luma in
-            full range. Images of one channel are compared unchanged: if the channels of the data are y, a grey file
-            is its own luminance. If they are rgb, it has three equal channels, whose luminance is in studio range.
-        border: pixels that are left out at each side.
-        rounding: clip and round the restored image to 8 bits first, as a file would hold it.
-    """
-
+    # "rgb" for all channels, "y" for the luminance in studio range, or "grey" for the luma in full range. Images of one
+    # channel are compared unchanged: if the channels of the data are y, a grey file is its own luminance. If they are
+    # rgb, it has three equal channels, whose luminance is in studio range.
     channel: str = "rgb"
-    border: int = 0
-    rounding: bool = True
+    border: int = 0  # pixels that are left out at each side
+    rounding: bool = True  # clip and round the restored image to 8 bits first, as a file would hold it
 
     def prepare(self, image: Tensor, round_it: bool | None = None) -> Tensor:
         """Return the part of an image (C, H, W) inside the border, with values from 0 to 1, in float64."""

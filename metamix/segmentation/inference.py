@@ -18,18 +18,14 @@ MAX_BYTES = 2**31  # limit of the logits in memory
 
 @dataclass(frozen=True)
 class Predictor:
-    """Predict the label of each pixel of normalised images (1, 3, H, W).
+    """Predict the label of each pixel of normalised images (1, 3, H, W)."""
 
-    Attributes:
-        tile, overlap, whole: see `apply_in_tiles`; in pixels of the image that the model gets.
-        flip: whether to predict the mirror image too.
-        scales: factors by which the image is resized; it is predicted at each size. The probabilities of all
-            predictions are averaged at the size of the image that the model gets.
-    """
-
+    # tile, overlap and whole: see `apply_in_tiles`; in pixels of the image that the model gets.
     tile: int = 0
     overlap: int = 0
-    flip: bool = False
+    flip: bool = False  # whether to predict the mirror image too
+    # Factors by which the image is resized; it is predicted at each size. The probabilities of all predictions are
+    # averaged at the size of the image that the model gets.
     scales: tuple[float, ...] = (1.0,)
     whole: Size | None = None
 

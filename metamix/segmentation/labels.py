@@ -36,18 +36,13 @@ class BadMask(ValueError):
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes of a data set, and the label of each value in its mask files.
+    """The classes of a data set, and the label of each value in its mask files."""
 
-    Attributes:
-        classes: names of the labels 0, 1, ...
-        values: label of each value that mask files may have, or IGNORED.
-        palette: colours of the classes, for masks in colour and for pictures. The colour of ignored pixels may follow.
-        advice: what to do about a value that is refused, for the end of the message.
-    """
-
-    classes: tuple[str, ...]
-    values: Mapping[int, int]
+    classes: tuple[str, ...]  # names of the labels 0, 1, ...
+    values: Mapping[int, int]  # label of each value that mask files may have, or IGNORED
+    # Colours of the classes, for masks in colour and for pictures. The colour of ignored pixels may follow.
     palette: Palette | None = None
+    # What to do about a value that is refused, for the end of the message.
     advice: str = (
         "correct the mask, add the class to classes.txt, give --ignore-index, or --reduce-zero-label for masks that "
         "number the classes from 1"

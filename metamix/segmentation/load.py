@@ -30,14 +30,7 @@ Colours = Annotated[tuple[tuple[MaskValue, MaskValue, MaskValue], ...], Field(ma
 class SegmenterSpec(NetworkSpec):
     """The arguments that build a trained segmenter, and how to read images and masks for it.
 
-    Fields that are not listed here are options of training.
-
-    Attributes:
-        classes: names of the classes.
-        crop: height and width of the training crops, which determine the size of spatial weights.
-        frozen_norms: whether the backbone's batch norms are frozen.
-        mean, std: mean and standard deviation of each channel, for pixel values from 0 to 1.
-        palette: colours of the classes; None if the data set has none.
+    Fields without a comment are options of training.
     """
 
     task, network = "segmentation", "segmenter"
@@ -47,15 +40,16 @@ class SegmenterSpec(NetworkSpec):
     model: ModelName
     model_args: Annotated[dict[str, Any], arguments_without(NOT_MODEL_ARGS)]
     classes: Classes
+    # Height and width of the training crops, which determine the size of spatial weights.
     crop: tuple[CropSide, CropSide]
-    frozen_norms: bool
-    mean: Mean
+    frozen_norms: bool  # whether the backbone's batch norms are frozen
+    mean: Mean  # of each channel, for pixel values from 0 to 1, and so is std
     std: Std
     min_size: Side = 0
     max_size: Side = 0
     ignore_index: MaskValue | None = 255
     reduce_zero_label: bool = False
-    palette: Colours | None = None
+    palette: Colours | None = None  # colours of the classes; None if the data set has none
     train_on: SplitNames = ("train",)
 
     @classmethod
@@ -73,17 +67,13 @@ class SegmenterSpec(NetworkSpec):
 
 @dataclass(frozen=True)
 class TrainedSegmenter:
-    """A trained segmenter.
+    """A trained segmenter."""
 
-    Attributes:
-        model: the model in evaluation mode. It takes (n, 3, H, W) float32 and returns logits (n, classes, H, W).
-        graph_size: (height, width) of the graph of an exported model; None for any size.
-    """
-
+    # The model in evaluation mode. It takes (n, 3, H, W) float32 and returns logits (n, classes, H, W).
     model: nn.Module
     spec: SegmenterSpec
     metadata: dict[str, Any]
-    graph_size: Size | None = None
+    graph_size: Size | None = None  # (height, width) of the graph of an exported model; None for any size
 
     @property
     def fixed_size(self) -> Size | None:

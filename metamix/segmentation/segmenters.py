@@ -111,18 +111,13 @@ def last_layer(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class BackboneRequest:
-    """What the function of a head needs to build the backbone, and the number of classes.
-
-    Attributes:
-        weights: `pretrained`, `checkpoint` and `batch_norms` of `build_backbone`.
-        model_args: arguments of the backbone without `img_size`.
-        img_size: image size that spatial weights are made for; None for the backbone's default.
-    """
+    """What the function of a head needs to build the backbone, and the number of classes."""
 
     name: str
     num_classes: int
-    weights: dict[str, Any]
-    model_args: dict[str, Any]
+    weights: dict[str, Any]  # `pretrained`, `checkpoint` and `batch_norms` of `build_backbone`
+    model_args: dict[str, Any]  # arguments of the backbone without `img_size`
+    # Image size that spatial weights are made for; None for the backbone's default.
     img_size: int | tuple[int, int] | None
 
     def padded_args(self, multiple: int) -> dict[str, Any]:

@@ -39,20 +39,13 @@ Split = list[MaskedImage]
 
 @dataclass(frozen=True)
 class MaskedSet:
-    """The splits, classes and colours of a data set.
-
-    Attributes:
-        classes: names of the classes.
-        splits: names of the splits.
-        samples: function that finds the samples of a split.
-        palette: colours of the classes; None if the data set has none.
-        values: labels of all values in the mask files, for data sets whose values are known.
-    """
+    """The splits, classes and colours of a data set."""
 
     classes: tuple[str, ...]
     splits: Sequence[str]
-    samples: Callable[[str], Split]
-    palette: Palette | None = None
+    samples: Callable[[str], Split]  # finds the samples of a split
+    palette: Palette | None = None  # colours of the classes; None if the data set has none
+    # Labels of all values in the mask files, for data sets whose values are known.
     values: Mapping[int, int] | None = None
 
     def labels(self, ignore_index: int | None, reduce_zero_label: bool) -> Labels:

@@ -29,34 +29,22 @@ The images are linked or copied, and the source is not changed. What is left out
 
 @dataclass(frozen=True)
 class Sample:
-    """An image to convert.
-
-    Attributes:
-        file: the image file.
-        name: its path in the folder of its split.
-        split: train, val or test; "" if the source does not say.
-        group: images of one group are divided by the same share, such as the images of a class.
-        label: the label in the form that `Labels.write` takes.
-    """
+    """An image to convert."""
 
     file: Path
-    name: str
-    split: str = ""
-    group: str = ""
-    label: Any = None
+    name: str  # its path in the folder of its split
+    split: str = ""  # train, val or test; "" if the source does not say
+    group: str = ""  # images of one group are divided by the same share, such as the images of a class
+    label: Any = None  # the label in the form that `Labels.write` takes
 
 
 @dataclass
 class Labels:
-    """Labels that were read and checked. A task derives a class from it if it needs more than folders of images.
+    """Labels that were read and checked. A task derives a class from it if it needs more than folders of images."""
 
-    Attributes:
-        flags: arguments of `metamix train` for the data set, before `--data-dir`.
-        notes: files, folders or lines that are odd or were left out, by a clause that says what is wrong with them.
-    """
-
-    flags: tuple[str, ...]
+    flags: tuple[str, ...]  # arguments of `metamix train` for the data set, before `--data-dir`
     samples: list[Sample] = field(default_factory=list)
+    # Files, folders or lines that are odd or were left out, by a clause that says what is wrong with them.
     notes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def write(self, folder: Path, splits: Mapping[str, Sequence[Sample]]) -> str:

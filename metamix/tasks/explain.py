@@ -59,24 +59,17 @@ class ExplainOptions(Options):
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the prediction of one image rests on.
+    """What the prediction of one image rests on."""
 
-    Attributes:
-        image: the image as the model sees it, (C, H, W) uint8.
-        activation: class activation map, (H, W), from 0 to 1.
-        scores: labels with their scores, the highest first.
-        explained: index in `scores` of the label that is explained.
-        blocks: name, mixer and the mixer's input (1, C, h, w) of each block to draw.
-        covers: height and width of the image, as shares of the padded image that the maps cover.
-        boxes: for a detector, (x1, y1, x2, y2) in pixels of the object that each score belongs to.
-    """
-
-    image: Tensor
-    activation: Tensor
-    scores: Sequence[tuple[str, float]]
-    explained: int
+    image: Tensor  # the image as the model sees it, (C, H, W) uint8
+    activation: Tensor  # class activation map, (H, W), from 0 to 1
+    scores: Sequence[tuple[str, float]]  # labels with their scores, the highest first
+    explained: int  # index in `scores` of the label that is explained
+    # Name, mixer and the mixer's input (1, C, h, w) of each block to draw.
     blocks: Sequence[tuple[str, nn.Module, Tensor]]
+    # Height and width of the image, as shares of the padded image that the maps cover.
     covers: tuple[float, ...] = (1.0, 1.0)
+    # For a detector, (x1, y1, x2, y2) in pixels of the object that each score belongs to.
     boxes: Sequence[Sequence[float]] = ()
 
     @property

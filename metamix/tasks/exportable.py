@@ -77,35 +77,22 @@ class ExportOptions(ImageOptions):
 
 @dataclass
 class Comparison:
-    """The differences between an exported model and the eager one.
+    """The differences between an exported model and the eager one."""
 
-    Attributes:
-        parity: differences of the outputs.
-        scores: scores of "eager" and "exported" on the data; empty without data.
-        problems: a sentence about each limit of the precision that is exceeded.
-    """
-
-    parity: dict[str, Any]
+    parity: dict[str, Any]  # differences of the outputs
+    # Scores of "eager" and "exported" on the data; empty without data.
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # a sentence about each limit of the precision that is exceeded
 
 
 class Exportable(Protocol):
-    """A trained model of a task.
+    """A trained model of a task."""
 
-    Attributes:
-        model: the fp32 model in evaluation mode, which takes prepared images (n, C, H, W).
-        metadata: metadata of the weights, with the image size of the export.
-        outputs: names of the outputs.
-        extra: see `Artifact.extra`.
-        notes: what the user should know.
-    """
-
-    model: nn.Module
-    metadata: ModelMetadata
-    outputs: tuple[str, ...]
-    extra: dict[str, Any]
-    notes: list[str]
+    model: nn.Module  # the fp32 model in evaluation mode, which takes prepared images (n, C, H, W)
+    metadata: ModelMetadata  # metadata of the weights, with the image size of the export
+    outputs: tuple[str, ...]  # names of the outputs
+    extra: dict[str, Any]  # see `Artifact.extra`
+    notes: list[str]  # what the user should know
 
     def examples(self, count: int) -> Tensor:
         """Return prepared images (count, C, H, W): of the data, or random images."""
@@ -115,15 +102,10 @@ class Exportable(Protocol):
 
 
 class Quantizable(Exportable, Protocol):
-    """A model that can be quantized to int8, with its calibration data.
+    """A model that can be quantized to int8, with its calibration data."""
 
-    Attributes:
-        max_drop: default of `--max-drop`.
-        unit: unit of the scores, "points" or "dB".
-    """
-
-    max_drop: float
-    unit: str
+    max_drop: float  # default of `--max-drop`
+    unit: str  # unit of the scores, "points" or "dB"
 
     def calibration_count(self, count: int) -> int:
         """Return how many of `count` images to calibrate on, so that enough are left for `held_out_scores`."""

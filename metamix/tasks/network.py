@@ -53,17 +53,11 @@ def to_lists(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """The arguments that rebuild a network. They are stored in the metadata of its weights.
+    """The arguments that rebuild a network. They are stored in the metadata of its weights."""
 
-    Attributes:
-        task: name of the task that trains such networks.
-        network: noun for such a network in messages, such as "detector".
-        added_later: default values of entries that older files lack.
-    """
-
-    task: ClassVar[str]
-    network: ClassVar[str]
-    added_later: ClassVar[Mapping[str, Any]] = {}
+    task: ClassVar[str]  # name of the task that trains such networks
+    network: ClassVar[str]  # noun for such a network in messages, such as "detector"
+    added_later: ClassVar[Mapping[str, Any]] = {}  # default values of entries that older files lack
 
     @classmethod
     def from_dict(cls: type[Spec], raw: Mapping[str, Any], source: object) -> Spec:
