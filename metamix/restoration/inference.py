@@ -1,7 +1,5 @@
 """Apply an image model to images and image files: with prior enlargement, in tiles, with self-ensemble."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -30,30 +28,23 @@ class Restorer:
     whole: tuple[int, int] | None = None
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
+    def __call__(self, model: Any, images: Tensor) -> Tensor:
         """Restore images; `model` is in evaluation mode."""
         restore = partial(self_ensemble, model) if self.ensemble else model
         images = enlarge(images, self.enlarge)
-        with pooled_locally(model, self.pooling):
+        if self.pooling:
+            model.set_local_pooling(self.pooling)
+        try:
             return apply_in_tiles(restore, images, tile=self.tile, overlap=self.overlap, whole=self.whole)
+        finally:
+            if self.pooling:
+                model.set_local_pooling(None)
 
 
 def check_local_pooling(model: nn.Module, name: str, side: int) -> None:
     """Raise ValueError if a model has no channel attention to pool in windows of `side` pixels; 0 asks for none."""
     if side and not hasattr(model, "set_local_pooling"):
         raise ValueError(f"local_pooling is {side}, but {name} has no channel attention to pool in: leave it out")
-
-
-@contextmanager
-def pooled_locally(model: Any, side: int) -> Iterator[None]:
-    """Let channel attention average over windows of `side` pixels inside the context; 0 changes nothing."""
-    if side:
-        model.set_local_pooling(side)
-    try:
-        yield
-    finally:
-        if side:
-            model.set_local_pooling(None)
 
 
 def enlarge(images: Tensor, scale: int) -> Tensor:
