@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
+from metamix.training.reports import by_name
 from metamix.training.task import Batch, State
 from metamix.utils.checks import check_finite
 from metamix.weights.metadata import MAX_SCORED_CLASSES, Threshold
@@ -117,15 +118,6 @@ class MultiLabelMetric:
         ap, images = average_precision(scores, labels), labels.sum(0).long()
         threshold = torch.tensor(self.threshold).expand(len(self.classes))
         return by_name(self.classes, AP=ap, F1=f1(scores, labels, self.threshold), images=images, threshold=threshold)
-
-
-def by_name(classes: tuple[str, ...], **columns: Tensor) -> dict[str, dict[str, float | None]]:
-    """Return the values (classes,) of each column by the name of the class; None for NaN."""
-    rows = zip(*(column.tolist() for column in columns.values()))
-    return {
-        name: {key: None if math.isnan(value) else round(value, 2) for key, value in zip(columns, row)}
-        for name, row in zip(classes, rows)
-    }
 
 
 def scores_and_labels(states: list[State]) -> Sequence[Tensor]:

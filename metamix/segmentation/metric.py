@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from metamix.training.reports import by_name
 from metamix.training.task import Batch, Metric, State
 
 from .inference import Predictor
@@ -167,16 +168,9 @@ class SegmentationMetric(Metric):
     def by_class(self, states: list[State]) -> dict[str, dict[str, float | None]]:
         """Compute IoU, accuracy, boundary F-score and share of the pixels of each class, in percent."""
         confusion = total(states, "confusion")
-        share = confusion.sum(1).double() / confusion.sum()
-        columns = (*class_scores(confusion), boundary_scores(total(states, "boundary")), share)
-        names = ("iou", "accuracy", "boundary_f", "share")
-        return {
-            name: {
-                key: None if math.isnan(column[k]) else round(100 * float(column[k]), 2)
-                for key, column in zip(names, columns)
-            }
-            for k, name in enumerate(self.classes)
-        }
+        iou, accuracy = class_scores(confusion)
+        edges, share = boundary_scores(total(states, "boundary")), confusion.sum(1).double() / confusion.sum()
+        return by_name(self.classes, iou=100 * iou, accuracy=100 * accuracy, boundary_f=100 * edges, share=100 * share)
 
 
 def total(states: Sequence[State], key: str) -> Tensor:

@@ -2,12 +2,14 @@
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 from metamix.utils.figures import save_figure
 from metamix.utils.files import read_json, read_text, write_text
@@ -66,6 +68,15 @@ def read_summary(folder: Path) -> dict[str, Any]:
 def left_out(unreadable: int) -> str:
     """Say how many images could not be read; return "" if there are none."""
     return f"left out: {plural(unreadable, 'image')} that could not be read" if unreadable else ""
+
+
+def by_name(names: Sequence[str], **columns: Tensor) -> dict[str, dict[str, float | None]]:
+    """Return the scores (classes,) of each column by the name of the class, with two decimals; None for NaN."""
+    rows = zip(*(column.tolist() for column in columns.values()))
+    return {
+        name: {key: None if math.isnan(value) else round(value, 2) for key, value in zip(columns, row)}
+        for name, row in zip(names, rows)
+    }
 
 
 def draw_curves(path: Path, history: Sequence[Row]) -> None:
