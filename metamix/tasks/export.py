@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from metamix.deploy.artifact import REPORT, Artifact, file_names
-from metamix.deploy.extras import installed
-from metamix.deploy.formats import FORMATS, Graph, Run, check_format, check_packages, open_file
+from metamix.deploy.extras import installed, need
+from metamix.deploy.formats import FORMATS, Graph, Run, check_format, open_file
 from metamix.deploy.fuse import fuse
 from metamix.deploy.quantize import quantize_file
 from metamix.deploy.report import speeds
@@ -135,7 +135,8 @@ def check_options(options: ExportOptions) -> None:
     written = check_format(options.format, options.precision)
     if options.compile and not written.compiled:
         raise ValueError(f"the format {options.format} is not compiled: leave --compile out")
-    check_packages(options.format, options.precision)
+    for package in written.packages_for(options.precision):
+        need(package)
     if options.precision == "int8":
         if not (options.data or options.data_dir):
             raise ValueError("int8 is calibrated on images of the training split: give --data NAME or --data-dir DIR")

@@ -72,7 +72,7 @@ def test_every_command_of_the_page_works(folder, run):
     assert "on 64 images (random images)" in run(export, "--seconds", "0")[1]
     assert run(predict_exported) == predicted
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("metamix.tasks.export.check_packages", lambda *names: None)
+        patch.setattr("metamix.tasks.export.need", lambda package: None)
         with pytest.raises(SystemExit, match="run is a model of regression and is not quantized: take --pre"):
             run(export.replace("torch", "onnx"), "--precision", "int8", "--data-dir", "numbers")
     assert "regression      predict a number from an image" in run("metamix predict --import my_task --help")[1]

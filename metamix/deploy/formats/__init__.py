@@ -5,7 +5,6 @@ To add a format, write a file like onnx.py and add its `FORMAT` below.
 
 from pathlib import Path
 
-from metamix.deploy.extras import need
 from metamix.utils.checks import check_choice
 
 from . import onnx, openvino, torch_export
@@ -28,12 +27,6 @@ def check_format(name: str, precision: str) -> Format:
     if precision in FORMATS[name].refused:
         raise ValueError(FORMATS[name].refused[precision])
     return FORMATS[name]
-
-
-def check_packages(name: str, precision: str) -> None:
-    """Raise ImportError if a package that a format needs is missing."""
-    for package in FORMATS[name].packages_for(precision):
-        need(package)
 
 
 def open_file(file: Path, threads: int | None = None, precision: str = "fp32", compiled: bool = False) -> Run:
