@@ -8,21 +8,7 @@ from .options import DataOptions, LocationOptions, ReadingOptions, SourceOptions
 from .sources import Source, Splits, open_data, scarce_classes
 
 __all__ = [
-    "Augment",
-    "CorruptImage",
-    "DataOptions",
-    "LocationOptions",
-    "ReadingOptions",
-    "Source",
-    "SourceOptions",
-    "Splits",
-    "channel_statistics",
-    "decode_file",
-    "eval_loader",
-    "image_size",
-    "normalize",
-    "open_data",
-    "read_image_file",
-    "scarce_classes",
-    "train_loader",
-]
+    "Augment", "CorruptImage", "DataOptions", "LocationOptions", "ReadingOptions", "Source", "SourceOptions", "Splits",
+    "channel_statistics", "decode_file", "eval_loader", "image_size", "normalize", "open_data", "read_image_file",
+    "scarce_classes", "train_loader",
+]  # fmt: skip
