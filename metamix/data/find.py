@@ -61,12 +61,7 @@ Pairs = dict[str, tuple[Path, Path]]
 
 
 class Unmatched(ValueError):
-    """Some files have no partner.
-
-    Attributes:
-        problems: a sentence about each file without a partner.
-        pairs: the images that have a partner, as `match_partners` returns them.
-    """
+    """Some files have no partner: `problems` has a sentence about each. `pairs` are the images that have one."""
 
     def __init__(self, problems: list[str], pairs: Pairs, option: str, template: str):
         self.problems, self.pairs = problems, pairs

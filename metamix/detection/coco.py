@@ -125,27 +125,18 @@ def read_annotated_image(folder: Path, entry: Entry) -> Image.Image:
 
 
 class CocoSplit:
-    """The images and objects of one split, in the order of the image ids.
-
-    Attributes:
-        coco: pycocotools' index of the annotations, without unusable ones.
-        ids: image ids, ascending.
-        classes: class names in the order of the category ids. Labels are positions in this list, from 1.
-        category_ids: category ids, ascending.
-        labels: label of each category id.
-        unusable: number of annotations that training and scores leave out, because the image or class is unknown, or
-            the box is empty, not finite or outside the image.
-        objects: number of annotations that are kept, without crowds.
-    """
+    """The images and objects of one split, in the order of the image ids."""
 
     def __init__(self, annotations: Path, images: Path, masks: bool = False):
         self.annotations, self.images, self.masks = annotations, images, masks
+        # The index of pycocotools, and the number of annotations that it, training and scores leave out because the
+        # image or class is unknown, or the box is empty, not finite or outside the image.
         self.coco, self.unusable = index_annotations(annotations, images)
         self.ids = sorted(self.coco.imgs)
         self.objects = sum(not annotation["iscrowd"] for annotation in self.coco.anns.values())
         self.category_ids = sorted(self.coco.cats)
         self.classes = tuple(self.coco.cats[i]["name"] for i in self.category_ids)
-        self.labels = {category: label for label, category in enumerate(self.category_ids, start=1)}
+        self.labels = {category: label for label, category in enumerate(self.category_ids, start=1)}  # by category id
         if masks:
             self.check_masks()
 

@@ -34,15 +34,7 @@ EVAL_BATCH = 8  # images that a process loads at a time in evaluation; each is s
 class DetectionData:
     """Open the splits of a data set in COCO's format and make their loaders.
 
-    Args:
-        train: whether to open the splits to train on; an evaluation does not need their images.
-
-    Attributes:
-        train: splits to train on; empty without the argument `train`.
-        scored: splits to score: "test", and "holdout" if val is not trained on.
-        test_split: the data set's name for the split that is scored as "test".
-        classes: class names, the same in all splits.
-        notes: sentences on annotations that were left out.
+    Without `train`, no split to train on is opened: an evaluation does not need their images.
     """
 
     def __init__(self, options: DetectionOptions, *, train: bool = True):
@@ -50,10 +42,10 @@ class DetectionData:
         splits = find_splits(options.data_dir)
         masks = options.detector == "mask_rcnn"
         test, held_out = choose_splits(splits, options.test_on, options.train_on, train=train)
-        self.test_split = test
+        self.test_split = test  # the data set's name for the split that is scored as "test"
         self.train = [open_split(splits, name, masks, use="train on") for name in options.train_on] if train else []
         self.scored = {"test": open_split(splits, test, masks)}
-        if held_out:
+        if held_out:  # val is not trained on
             self.scored["holdout"] = open_split(splits, "val", masks)
         self.name = Path(options.data_dir).resolve().name
         self.classes = self.check_splits()

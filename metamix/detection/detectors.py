@@ -34,23 +34,16 @@ from .objects import Objects, paste
 
 
 class Detector(BackboneMixin):
-    """Add to torchvision's detectors a check of the labels and the attributes that training needs.
+    """Add to torchvision's detectors a check of the labels and the attributes that training needs."""
 
-    Attributes:
-        backbone: the model with its pyramid.
-        transform: module that normalises and resizes images.
-        classifier: names of the layers whose shape depends on the number of classes.
-        num_classes: number of classes without the background.
-        heads: names of the layers that return float32 under autocast, since bfloat16 would shift boxes by pixels.
-    """
-
-    transform: GeneralizedRCNNTransform
-    classifier: tuple[str, ...]
+    transform: GeneralizedRCNNTransform  # normalises and resizes images
+    classifier: tuple[str, ...]  # names of the layers whose shape depends on the number of classes
+    # Names of the layers that return float32 under autocast, since bfloat16 would shift boxes by pixels.
     heads: tuple[str, ...] = ("head",)
 
     def __init__(self, backbone: Backbone, num_classes: int, **options: Any):
         super().__init__(backbone, num_classes + 1, **options)
-        self.num_classes = num_classes
+        self.num_classes = num_classes  # without the background
         for name in self.heads:
             self.get_submodule(name).register_forward_hook(to_float32)
 
@@ -180,13 +173,9 @@ def accepted_options(name: str) -> set[str]:
 
 
 class Transform(GeneralizedRCNNTransform):
-    """Normalise and resize images as torchvision does, but with antialiasing, as the training transforms do.
+    """Normalise and resize images as torchvision does, but with antialiasing, as the training transforms do."""
 
-    Attributes:
-        masks_as_runs: whether objects get "runs" instead of torchvision's "masks", (n, 1, H, W) float32.
-    """
-
-    masks_as_runs = False
+    masks_as_runs = False  # whether objects get "runs" instead of torchvision's "masks", (n, 1, H, W) float32
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None):
         if self.training and self._skip_resize:

@@ -21,19 +21,14 @@ from .options import DetectionOptions
 
 
 class DetectionModel:
-    """Build and describe the detector.
-
-    Attributes:
-        frozen_norms: whether the backbone's batch norms are frozen; known once the model is built.
-        notes: where the weights come from.
-    """
+    """Build and describe the detector."""
 
     frozen_helpers: tuple[nn.Module, ...] = ()
 
     def __init__(self, options: DetectionOptions, data: DetectionData, trained: DetectorSpec | None = None):
         self.options, self.data = options, data
-        self.notes: list[str] = []
-        self.frozen_norms = trained.frozen_norms if trained else False
+        self.notes: list[str] = []  # where the weights come from
+        self.frozen_norms = trained.frozen_norms if trained else False  # of the backbone; known once it is built
         self.train_on = trained.train_on if trained else options.train_on
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> Detector:

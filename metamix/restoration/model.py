@@ -17,20 +17,13 @@ from .options import RestorationOptions
 
 
 class RestorationModel:
-    """Build the image model and describe it.
-
-    Args:
-        measured: sentence on what the scores compare, for the summary.
-
-    Attributes:
-        enlarge: factor by which images are enlarged before the model.
-        notes: sentences on where the weights come from and whether images are enlarged.
-    """
+    """Build the image model and describe it; `measured` says what the scores compare, for the summary."""
 
     frozen_helpers: tuple[nn.Module, ...] = ()
 
     def __init__(self, options: RestorationOptions, data: RestorationData, measured: str):
-        self.options, self.data, self.measured, self.notes = options, data, measured, list[str]()
+        self.options, self.data, self.measured = options, data, measured
+        self.notes: list[str] = []  # where the weights come from, and whether images are enlarged before the model
         self.arguments, self.enlarge = fit_arguments(options.model, options.model_args, data.in_chans, data.scale)
         if self.enlarge > 1:
             self.notes.append(f"images are enlarged {self.enlarge} times (bicubic) before {options.model}")

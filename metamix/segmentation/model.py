@@ -22,19 +22,14 @@ from .segmenters import Segmenter
 
 
 class SegmentationModel:
-    """Build and describe the segmenter.
-
-    Attributes:
-        frozen_norms: whether the backbone's batch norms are frozen; known once the segmenter is built.
-        notes: where the weights come from.
-    """
+    """Build and describe the segmenter."""
 
     frozen_helpers: tuple[nn.Module, ...] = ()
 
     def __init__(self, options: SegmentationOptions, data: SegmentationData, trained: SegmenterSpec | None = None):
         self.options, self.data = options, data
-        self.notes: list[str] = []
-        self.frozen_norms = trained.frozen_norms if trained else False
+        self.notes: list[str] = []  # where the weights come from
+        self.frozen_norms = trained.frozen_norms if trained else False  # of the backbone; known once it is built
         self.crop = trained.crop if trained else options.crop_size
         self.train_on = trained.train_on if trained else options.train_on
 

@@ -10,15 +10,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class TensorMemory(TorchDispatchMode):
-    """Count the bytes of all tensors that are created within this context, also in backward passes.
-
-    Attributes:
-        peak: the largest number of bytes at one time. Scratch memory inside single operations is not included.
-    """
+    """Count the bytes of all tensors that are created within this context, also in backward passes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = 0
+        self.peak = 0  # the largest number of bytes at one time, without scratch memory inside single operations
         self._bytes: dict[int, int] = {}  # of each live storage, by its address
         self._now = 0
 
