@@ -43,15 +43,11 @@ class RestorationData:
     Args:
         options: options of training; for an evaluation, with degradation and channels of training filled in.
         trained: metadata of the weights to evaluate; the training split is then not opened.
-
-    Attributes:
-        scale: how many times larger the clean images are than the degraded ones.
-        enlarge: factor by which degraded crops are enlarged for the model; the task sets it once it knows the model.
-        scored_in_grey: number of grey images to score.
     """
 
     def __init__(self, options: RestorationOptions, seed: int = 0, trained: ModelMetadata | None = None):
-        self.options, self.seed, self.notes, self.enlarge = options, seed, list[str](), 1
+        self.options, self.seed, self.notes = options, seed, list[str]()
+        self.enlarge = 1  # factor by which crops are enlarged for the model; the task sets it once it knows the model
         self.chain = parse_degradations(options.degradation)
         self.paired = options.degradation == PAIRS
         digests, train = trained.extra.get("digest") if trained else None, trained is None
@@ -64,7 +60,7 @@ class RestorationData:
         scale = None
         for sample in everything if self.paired else []:
             scale = scale_of_pair(sample, scale)
-        self.scale = scale or self.chain.scale
+        self.scale = scale or self.chain.scale  # how many times larger the clean images are than the degraded ones
         if train and options.crop > 1:
             self._check_crops(parts["train"])
         self.parts = {

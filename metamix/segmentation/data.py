@@ -46,18 +46,12 @@ class SegmentationData:
     Args:
         options: options of training; for an evaluation, they must hold the values that training used.
         train: whether to open the training split.
-
-    Attributes:
-        labels: the classes, and the map from values in mask files to labels.
-        parts: samples by split: "train", "test", and "holdout" if val is used neither for training nor as the test.
-        test_split: the data set's name for the split that is scored as "test".
-        mean, std: mean and deviation of the channels, for values from 0 to 1. Loading weights may replace them.
     """
 
     def __init__(self, options: SegmentationOptions, *, train: bool = True):
         self.options, self.notes = options, list[str]()
         self.name = Path(options.data_dir).resolve().name
-        self.mean = options.mean or tuple(IMAGENET_DEFAULT_MEAN)
+        self.mean = options.mean or tuple(IMAGENET_DEFAULT_MEAN)  # loading weights may replace mean and std
         self.std = options.std or tuple(IMAGENET_DEFAULT_STD)
         self.set = open_set(options)
         self.labels = self.set.labels(options.ignore_index, options.reduce_zero_label)
@@ -93,7 +87,7 @@ class SegmentationData:
         """Find the samples of the splits to train on and to score."""
         options, splits = self.options, self.set.splits
         test, held_out = choose_splits(splits, options.test_on, options.train_on, train=train)
-        self.test_split = test
+        self.test_split = test  # the data set's name for the split that is scored as "test"
         parts = {"train": [s for name in options.train_on for s in self.set.find(name)]} if train else {}
         parts["test"] = self.set.find(test)
         if held_out:
