@@ -24,7 +24,7 @@ from metamix.utils.timm_checkpoint_path import load_checkpoint_path_with
 from metamix.weights.files import unwrap
 from metamix.weights.find import cfg_of_file, local_weights, read_weights
 from metamix.weights.fit import TooLarge, check_fit, check_size, function_mismatch, limited_size
-from metamix.weights.layout import Layout, layout_of
+from metamix.weights.layout import OURS, PUBLISHED, Layout
 from metamix.weights.metadata import ModelMetadata
 
 from .metaformer import Block, MetaFormer, Stage
@@ -136,7 +136,8 @@ def translate(
         note = notes.get(name) if isinstance(notes, dict) and isinstance(stage, Stage) else None
         if isinstance(note, dict) and (problem := stage.mixer_mismatch(name, note)):
             raise ValueError(f"{source}: {problem}")
-    layout = layout_of(state, model.state_dict())
+    theirs = state.keys() - model.state_dict().keys()  # a user's stem may have a tensor with a name in `PUBLISHED`
+    layout = next((layout for name, layout in PUBLISHED.items() if name in theirs), OURS)
     short = (torch.float16, torch.bfloat16)  # dtypes of shipped weights, which are adapted in float32
     state = {name: tensor.float() if tensor.dtype in short else tensor for name, tensor in state.items()}
     tensors, unknown = layout.translate(state, model)

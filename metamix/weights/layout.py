@@ -5,7 +5,7 @@ load directly.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -49,13 +49,3 @@ class Layout:
 
 OURS = Layout()
 PUBLISHED: dict[str, Layout] = {}  # by the name of a tensor that no other layout has
-
-
-def layout_of(state: Collection[str], of_model: Collection[str] = ()) -> Layout:
-    """Return the published layout of a file, or our own.
-
-    Args:
-        state: the file's names of its tensors.
-        of_model: the model's names of its tensors; a user's stem may have a tensor with a name in `PUBLISHED`.
-    """
-    return next((layout for name, layout in PUBLISHED.items() if name in state and name not in of_model), OURS)
