@@ -1,13 +1,9 @@
 """Find, write and check the checkpoint of a run."""
 
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 from metamix.utils.text import package_logger, plural
 from metamix.weights.files import CHECKPOINT, load_checkpoint, require, save_checkpoint
@@ -142,9 +138,3 @@ def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source
 def _round(value: Any) -> Any:
     """Round floats in a list, since processors differ in the last digits of the mean of the same images."""
     return [round(v, 5) if isinstance(v, float) else v for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def all_finite(model: nn.Module) -> bool:
-    """Return whether all parameters are finite."""
-    weights = [weight for weight in model.parameters() if weight.numel()]
-    return math.isfinite(torch.nn.utils.get_total_norm(weights).item())

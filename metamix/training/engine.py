@@ -17,7 +17,7 @@ from metamix.utils.system import free_memory, peak_memory
 from metamix.utils.text import plural
 from metamix.weights.fit import load_into
 
-from .checkpoints import Checkpoints, all_finite, check_resumable
+from .checkpoints import Checkpoints, check_resumable
 from .early_stopping import Best, check_held_out, is_exhausted, updated
 from .forward import evaluate, memory_format, num_samples
 from .memory import largest_part
@@ -156,7 +156,8 @@ class Engine:
         """Write the checkpoint, but never with a weight that is not finite."""
         if self._best_in_use:  # the checkpoint has the weights of the last epoch, for a resumed run
             return
-        if not all_finite(self.model):
+        weights = [weight for weight in self.model.parameters() if weight.numel()]
+        if not math.isfinite(nn.utils.get_total_norm(weights).item()):
             raise NotFinite(self._advice(f"a weight is not finite after step {self.step}"))
         if self.group.is_main:
             self.checkpoints.write(
