@@ -25,7 +25,6 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
-from metamix.models import count_macs
 from metamix.models.backbone import Backbone, BackboneMixin, build_backbone
 from metamix.utils.checks import check_choice, check_finite, check_known
 
@@ -255,11 +254,3 @@ class BackboneAndHead(nn.Module):
 
     def forward(self, x: Tensor):
         return self.head(list(self.backbone(x).values()))
-
-
-def count_dense_macs(model: Detector, size: tuple[int, int]) -> int:
-    """Count the multiply-adds of backbone and dense head for one image of size (H, W).
-
-    For the R-CNNs, the work for each proposal is not counted.
-    """
-    return count_macs(BackboneAndHead(model), (len(model.transform.image_mean), *size))

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from metamix.models import count_macs
 from metamix.models.backbone import EXTRA
 from metamix.models.registry import published_name
 from metamix.tasks.network import check_trained_with, load_initial_weights
@@ -15,7 +16,7 @@ from metamix.weights.metadata import ModelMetadata
 
 from .anchors import describe_sizes
 from .data import DetectionData
-from .detectors import LEVELS, Detector, anchor_range, count_dense_macs
+from .detectors import LEVELS, BackboneAndHead, Detector, anchor_range
 from .load import DetectorSpec, set_statistics
 from .options import DetectionOptions
 
@@ -69,7 +70,7 @@ class DetectionModel:
             "test_split": self.data.test_split,
             **self.data.identity,
             "parameters": sum(weight.numel() for weight in model.parameters()),
-            "macs": count_dense_macs(model, (size, size)),
+            "macs": count_macs(BackboneAndHead(model), (len(model.transform.image_mean), size, size)),
         }
 
     def spec(self) -> DetectorSpec:
