@@ -5,6 +5,7 @@ borders. Colour spaces are ITU-R BT.601's, as in `rgb2ycbcr`, for images (..., 3
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,9 +28,12 @@ def resize_bicubic(images: Tensor, scale: float, *, rounding: bool = False) -> T
     Returns:
         Images of the dtype and on the device of `images`.
     """
-    resized = to_float64(images)
+    resized: Any = to_float64(images)
     for dim in (-2, -1):
-        resized = _resize_side(resized, dim, scale)
+        places, weights = _taps(resized.shape[dim], scale)
+        taps = zip(places.to(resized.device), weights.to(resized.device))
+        shape = (-1, 1) if dim == -2 else (-1,)
+        resized = sum(resized.index_select(dim, place) * weight.view(shape) for place, weight in taps)
         resized = to_8_bits(resized) if rounding else resized
     return resized.to(images)
 
@@ -47,14 +51,6 @@ def to_8_bits(images: Tensor) -> Tensor:
 def to_levels(images: Tensor, highest: int = 255) -> Tensor:
     """Clip images with values from 0 to 1 and round them to whole numbers up to `highest`, halves upward as MATLAB."""
     return (highest * images.clamp(0, 1) + (0.5 + 1e-7)).floor()  # 1e-7: halves that are a little less in binary
-
-
-def _resize_side(images: Tensor, dim: int, scale: float) -> Tensor:
-    places, weights = _taps(images.shape[dim], scale)
-    shape = [1] * images.ndim
-    shape[dim] = -1
-    taps = zip(places.to(images.device), weights.to(images.device))
-    return sum(images.index_select(dim, place) * weight.view(shape) for place, weight in taps)  # type: ignore[return-value]
 
 
 def _taps(length: int, scale: float) -> tuple[Tensor, Tensor]:
