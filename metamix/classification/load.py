@@ -81,19 +81,13 @@ def load_classifier(
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained classifier and its preprocessing.
+    """A trained classifier and its preprocessing."""
 
-    Attributes:
-        name: name of the model, from the caller or else from the weight file.
-        model: the model in evaluation mode. It takes images (n, C, H, W) float32 and returns logits (n, classes).
-        metadata: entries of the weight file; timm's configuration fills in what the file lacks.
-        has_sigmoid: whether the model returns probabilities, as exported models for several labels do.
-    """
-
-    name: str
+    name: str  # name of the model, from the caller or else from the weight file
+    # The model in evaluation mode. It takes images (n, C, H, W) float32 and returns logits (n, classes).
     model: nn.Module
-    metadata: ModelMetadata
-    has_sigmoid: bool = False
+    metadata: ModelMetadata  # entries of the weight file; timm's configuration fills in what the file lacks
+    has_sigmoid: bool = False  # whether the model returns probabilities, as exported models for several labels do
 
     def __post_init__(self) -> None:
         threshold, count = self.metadata.threshold, self.metadata.num_classes or 0

@@ -120,15 +120,12 @@ class ExportedDetector(nn.Module):
         metadata: holds mean, std and classes.
         size: (H, W) of the graph; None if it is dynamic.
         settings: `Artifact.extra`.
-
-    Attributes:
-        score_thresh: score that an object must exceed; initially the value in the settings.
     """
 
     def __init__(self, model: Model, metadata: ModelMetadata, size: Size | None, settings: dict[str, Any]):
         super().__init__()
         self.run, self.size, self.settings = model, size, settings
-        self.score_thresh = settings["score_thresh"]
+        self.score_thresh = settings["score_thresh"]  # score that an object must exceed; callers may change it
         self.classes = len(metadata.classes or ())
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (metadata.mean, metadata.std))
 

@@ -195,24 +195,22 @@ DEGRADATIONS: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Chain:
-    """Apply degradations one after the other.
-
-    Attributes:
-        steps: the degradations.
-        scale: factor by which the result is smaller.
-        reach: how many pixels around a crop are degraded with it, a multiple of `scale`. The border of the crop is then
-            as if the whole image were degraded, except that random numbers, JPEG's blocks and the depth of
-            haze start at the degraded part.
-    """
+    """Apply degradations one after the other."""
 
     steps: Sequence[Any] = ()
 
     @property
     def scale(self) -> int:
+        """Return the factor by which the result is smaller."""
         return math.prod(getattr(step, "scale", 1) for step in self.steps)
 
     @property
     def reach(self) -> int:
+        """Return how many pixels around a crop are degraded with it, a multiple of `scale`.
+
+        The border of the crop is then as if the whole image were degraded, except that random numbers, JPEG's blocks
+        and the depth of haze start at the degraded part.
+        """
         pixels, scale = 0, 1
         for step in self.steps:
             pixels += scale * getattr(step, "reach", 0)

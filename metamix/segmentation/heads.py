@@ -93,11 +93,7 @@ class UPerHead(nn.Module):
 
 
 class FCNHead(nn.Module):
-    """A convolution and a classifier on one of the levels.
-
-    Args:
-        level: index of the level.
-    """
+    """A convolution and a classifier on one of the levels; `level` is its index."""
 
     def __init__(
         self, in_channels: Sequence[int], num_classes: int, *, level: int, channels: int = 256, dropout: float = 0.1

@@ -70,14 +70,10 @@ class PredictToFolder(PredictOptions):
     """Options of a task that writes a file for each image, at the image's path inside the folder that was given.
 
     A task derives a class from it that may change the default of `output`.
-
-    Attributes:
-        folders: folders inside `output` that get a file for each image.
-        records_name: JSON file in `output` with a record of each image, see `predict_images`; `records` is its path.
-        names: for each image, the path of its file inside each of the folders.
     """
 
-    folders: ClassVar[tuple[str, ...]] = ("",)
+    folders: ClassVar[tuple[str, ...]] = ("",)  # folders inside `output` that get a file for each image
+    # JSON file in `output` with a record of each image, see `predict_images`; `records` is its path.
     records_name: ClassVar[str] = "predictions.json"
 
     output: Path = option(Path("predictions"), "folder to write to", metavar="FOLDER")
@@ -86,6 +82,7 @@ class PredictToFolder(PredictOptions):
         super().__post_init__()
         self.records = self.output / self.records_name
         folders = [self.output / folder for folder in self.folders]
+        # For each image, the path of its file inside each of the folders.
         self.names = name_outputs(self.images, folders, self.extension, marker=self.records)
 
     def extension(self, path: Path) -> str:

@@ -23,16 +23,11 @@ WORDS = {"digest": "files, labels or boxes", CONTENT: "content of the files"}  #
 
 
 class Checkpoints:
-    """Find and write the checkpoint of a run folder, and remember the last good one.
-
-    Args:
-        folder: the run folder; None for a dry run.
-        minutes: time between two checkpoints within an epoch.
-    """
+    """Find and write the checkpoint of a run folder, and remember the last good one."""
 
     def __init__(self, folder: Path | None, minutes: float):
-        self.path = folder / CHECKPOINT if folder is not None else None
-        self.minutes = minutes
+        self.path = folder / CHECKPOINT if folder is not None else None  # None for a dry run
+        self.minutes = minutes  # time between two checkpoints within an epoch
         self.last: tuple[Path | None, int] | None = None  # the newest good checkpoint and its step
         self._written_at = time.monotonic()
 
