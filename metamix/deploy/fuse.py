@@ -20,16 +20,7 @@ import torch
 from timm.layers import DropPath, LayerNorm2d, LayerScale2d
 from torch import Tensor, nn
 
-from metamix.layers import (
-    Dropout,
-    Float32LayerNorm2d,
-    GroupNorm1,
-    Mlp,
-    average_to,
-    rearrange,
-    resize_to,
-    round_up,
-)
+from metamix.layers import Dropout, Float32LayerNorm2d, GroupNorm1, Mlp, average_to, rearrange, resize_to, round_up
 from metamix.mixers.identity import Identity
 from metamix.mixers.maxim import Maxim
 from metamix.mixers.minattn import Cholesky, MinAttn, triangular
