@@ -187,9 +187,6 @@ def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
     """Split images into some to score and some to train on, stratified by labels (N,); return the indices of both.
 
     Each class keeps at least one image to train on, unless all images are scored.
-
-    Raises:
-        ValueError: no image is left to score.
     """
     total = len(labels)
     if test_share == 1:

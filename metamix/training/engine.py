@@ -357,11 +357,7 @@ class Engine:
         self._counted_at += time.monotonic() - start  # this is not training time
 
     def _fit_memory(self, batch: Batch) -> None:
-        """Lower the micro-batch until a step fits in the free memory; if the recipe sets it, only warn.
-
-        Raises:
-            ValueError: there is no memory for a single sample.
-        """
+        """Lower the micro-batch until a step fits in the free memory; if the recipe sets it, only warn."""
         options, group, share = self.options, self.group, num_samples(batch)
         size = part = min(options.micro_batch or share, share)
         needed = 0.0
