@@ -6,7 +6,7 @@ from pathlib import Path
 
 from metamix.data.files import read_file
 from metamix.data.formats.folder import LABELS, FolderImages
-from metamix.data.tables import SPLITS, read_table, same_in_all
+from metamix.data.tables import SPLITS, check_two, read_table, same_in_all
 from metamix.tasks.convert import Labels, Sample
 from metamix.utils.files import write_text
 from metamix.utils.text import csv_text, plural
@@ -32,6 +32,7 @@ def read_classes(source: Path) -> Labels | None:
             )
         labels.samples.append(Sample(file, f"{label}/{table.names[file]}", same_in_all(rows, "split"), label))
         labels.notes["lines that repeat another"] += [row.place for row in rows[1:]]
+    check_two({sample.group for sample in labels.samples}, source)
     return labels
 
 
@@ -68,6 +69,7 @@ def read_folders(source: Path) -> Labels:
                 raise ValueError(f"{root} has the label {label!r}; it must not contain | or ; or begin with = + - @")
             images[split, name][label] = root / path
     counts = Counter(label for files in images.values() for label in files)
+    check_two(counts, source)
     for (split, name), files in images.items():
         first, *others = files.values()
         if other := next((file for file in others if read_file(file) != read_file(first)), None):

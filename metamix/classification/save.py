@@ -53,7 +53,7 @@ def save_classifier(
         raise ValueError(f"path is {path}: give a .safetensors file")
     body: Any = unwrap_model(model)
     body = getattr(body, "_orig_mod", body)
-    if len(classes) != body.num_classes:
+    if not 0 < len(classes) == body.num_classes:
         names, logits = plural(len(classes), "class name"), plural(body.num_classes, "logit")
         raise ValueError(f"{names} for {logits}: give one for each")
     metadata = ModelMetadata(
@@ -74,10 +74,13 @@ def save_classifier(
             f"model_args is {dict(model_args or {})}, but {metadata.model} with these arguments is not this model: "
             f"give the arguments that timm.create_model got"
         )
+    if arguments.get("global_pool") == "":
+        raise ValueError("global_pool is '', so the model returns maps, not a logit for each class: leave it out")
     save_weights(path, body.state_dict(), metadata.to_dict())
 
 
 def _signature(model: nn.Module) -> tuple[dict[str, torch.Size], list[str]]:
-    """Return the shapes of a model's tensors, and the mixer of each stage."""
+    """Return the shapes of a model's tensors, and its mixers and poolings."""
     mixers = [stage.mixer_text(defaults=True) for stage in model.modules() if isinstance(stage, Stage)]
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}, mixers
+    poolings = [str(layer.global_pool) for layer in model.modules() if hasattr(layer, "global_pool")]
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}, mixers + poolings

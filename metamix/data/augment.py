@@ -52,7 +52,7 @@ class Augment:
         cropped: skip the steps before normalisation; the workers that stream images have done them.
 
     Raises:
-        ValueError: `cutout` or `padding` is larger than the images.
+        ValueError: `cutout` is larger than the images, or `padding` is, and is used.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Augment:
         num_classes: int,
         cropped: bool = False,
     ):
-        for name, value in (("cutout", options.cutout), ("padding", options.padding)):
+        for name, value in (("cutout", options.cutout), ("padding", 0 if cropped else options.padding)):
             if value > size:
                 raise ValueError(f"{name} is {value} pixels, but images have {size}: give at most {size}")
         self.options, self.seed, self.num_classes, self.cropped = options, seed, num_classes, cropped

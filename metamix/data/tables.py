@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,8 +202,7 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> "tuple[T
     if len(by_split) > 1 and (without := by_split.get("")):
         raise ValueError(f"{without[0].place} has no split, but other lines do: write train, val or test")
     names = table.labels | {name for rows in by_split.values() for row in rows for name in labels_of(row)}
-    if len(names) < 2:
-        raise ValueError(f"{file} must have at least two different labels; found {', '.join(names) or 'none'}")
+    check_two(names, file)
     if len(names) > (most := min(MAX_CLASSES, MAX_ENTRIES // len(table.images))):
         raise ValueError(f"{file} has {len(names):,} labels: {len(table.images):,} images may have {most:,} at most")
     classes = tuple(sorted(names, key=natural_order))
@@ -217,6 +216,12 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> "tuple[T
     if train_required and "train" not in splits:
         raise ValueError(f"{file} has no image to train on: write train into the column split")
     return splits.get("train"), test
+
+
+def check_two(labels: Collection[str], source: Path) -> None:
+    """Raise ValueError unless there are two labels, which training needs; `source` is where they are."""
+    if len(labels) < 2:
+        raise ValueError(f"{source} must have at least two different labels; found {', '.join(labels) or 'none'}")
 
 
 def lists_labels(file: Path) -> bool:

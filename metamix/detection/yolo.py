@@ -77,9 +77,9 @@ def image_folders(file: Path, config: dict[str, Any]) -> dict[Path, str]:
             places = [root / name for root in roots for name in names]
             folder = next((place for place in places if place.is_dir()), None)
             if folder is None:
+                tried = " or ".join(dict.fromkeys(map(str, (places[0], places[-1]))))
                 raise FileNotFoundError(
-                    f"{file} has {split}: {entry}, but there is no folder {places[0]} or {places[-1]}; a file that "
-                    f"lists images is not read"
+                    f"{file} has {split}: {entry}, but there is no folder {tried}; a file that lists images is not read"
                 )
             if folder.resolve() in file.resolve().parent.parents:
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Convolution with a correct gradient on maps one pixel wide, and weights of a convolution that a mixer applies."""
+"""Convolution with a correct gradient on very narrow maps, and weights of a convolution that a mixer applies."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ from .graph import fx_leaf, may_vary
 
 @register_notrace_module
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d`, which pads maps one pixel wide with zeros before it calls torch.
+    """`nn.Conv2d`, which pads maps of one pixel, or narrower than the stride, with zeros before it calls torch.
 
     The constructor is torch's, since tools such as LoRA call `type(layer)` with any of its arguments.
 
-    Why: on a CPU in bf16, torch 2.13 leaves part of the weight's gradient uninitialized if the input is one pixel wide
-    and the convolution pads it.
-    Reproducer: tests/layers/test_workarounds.py::test_convolution_of_a_one_pixel_map
+    Why: on a CPU in bf16, torch 2.13 leaves part of the weight's gradient uninitialized if the input is narrower than
+    the stride and the convolution pads it.
+    Reproducer: tests/layers/test_workarounds.py::test_convolution_of_a_narrow_map
     Remove when: that test skips on the oldest supported torch; use `nn.Conv2d`.
     """
 
@@ -53,8 +53,8 @@ def conv2d(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """Convolve (B, C, H, W). Maps of width 1 are padded by hand; see `Conv2d`."""
-    if not may_vary(x.shape[-1]) and x.shape[-1] == 1:
+    """Convolve (B, C, H, W). Narrow maps are padded by hand; see `Conv2d`."""
+    if not may_vary(x.shape[-1]) and x.shape[-1] < max(stride[-1], 2):
         h, w = padding
         x, padding = F.pad(x, (w, w, h, h)), (0, 0)
     return F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)

@@ -18,6 +18,7 @@ from metamix.utils.options import (
     check_needs,
     convert,
     dump_yaml,
+    hint_at_tasks,
     import_modules,
     named_weights,
     option,
@@ -217,14 +218,7 @@ def parse(
         classes = engine, task_options(task)
         defaults = getattr(classes[1], "engine_defaults", {})
         options = options_of(*classes, defaults=defaults)
-
-        def unknown_hint(name: str) -> str:
-            having = [other for other in tasks if other != task and name in options_of(task_options(other))]
-            if not having:
-                return ""
-            advice = "" if chosen else f": add --task {having[0]}"
-            return f" of {task}; it is one of {' and '.join(having)}{advice}"
-
+        unknown_hint = partial(hint_at_tasks, task=task, tasks=tasks, task_options=task_options, advise=not chosen)
         for name in config:
             if name not in options:
                 raise ValueError(

@@ -139,7 +139,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_command(
-    argv: Sequence[str], cls: type[T], prog: str, *, description: str = "", epilog: str = ""
+    argv: Sequence[str],
+    cls: type[T],
+    prog: str,
+    *,
+    description: str = "",
+    epilog: str = "",
+    unknown_hint: Callable[[str], str] | None = None,
 ) -> tuple[T, set[str]]:
     """Read a command line into a dataclass. `--import MODULE` imports modules first; `--help` exits with 0.
 
@@ -148,6 +154,7 @@ def parse_command(
         cls: dataclass, whose fields are declared with `option` and `positional`.
         prog: the command, such as "metamix export".
         description: what the command does; by default the docstring of `cls`.
+        unknown_hint: as for `parse_flags`.
 
     Returns:
         The options, and the names of the options that the command line sets.
@@ -159,7 +166,7 @@ def parse_command(
     words = [_placeholder(f, hint) for f, hint in options.values() if _is_positional(f)]
     usage = " ".join([prog, *words, "[--option value ...]"])
     parser = Parser(prog=prog, usage=usage, description=description or getdoc(cls), epilog=epilog)
-    values = parse_flags(parser, argv, options)
+    values = parse_flags(parser, argv, options, unknown_hint)
     for name, (f, _) in options.items():
         if name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"{_title(f)} is missing: {f.metadata['help']}. {prog} --help lists all options")
@@ -221,6 +228,20 @@ def parse_flags(
     return {
         name: convert(value, options[name][1], _title(options[name][0]), text=True) for name, value in values.items()
     }
+
+
+def hint_at_tasks(
+    name: str, *, task: str, tasks: Iterable[str], task_options: Callable[[str], type], advise: bool = False
+) -> str:
+    """Return the hint that an option of this name belongs to other tasks than `task`; "" if no task has it.
+
+    Args:
+        tasks: names of all tasks; `task_options` returns the options of a task, a dataclass.
+        advise: whether to advise `--task`.
+    """
+    having = [other for other in tasks if other != task and name in options_of(task_options(other))]
+    advice = f": add --task {having[0]}" if having and advise else ""
+    return f" of {task}; it is one of {' and '.join(having)}{advice}" if having else ""
 
 
 def import_modules(names: Sequence[str]) -> None:

@@ -75,6 +75,7 @@ def test_the_splits_of_the_file_are_kept(source, tmp_path, capsys):
             ["file,label", LINES[0], "photos/cats/0.png,dog"],
             "labels.csv:3 gives .*0.png the label 'dog', but .*csv:2 gives '猫'",
         ),
+        (["file,label", *LINES[:2]], "labels.csv must have at least two different labels; found 猫"),
         (["file,label", "photos/cats/0.png,"], "labels.csv:2 has the class ''; it must not contain /"),
         (["file,label", "photos/cats/0.png,../cat"], "labels.csv:2 has the class '../cat'; it must not contain"),
         (["file,label,split", f"{LINES[0]},dev"], "labels.csv:2 has the split 'dev', but it must be train, val or"),
@@ -158,6 +159,7 @@ def test_label_folders_that_cannot_be_converted_are_refused(albums, tmp_path):
 
     refused("a|b/1.png c/1.png", r"albums has the label 'a\|b'; it must not contain \| or ; or begin with = ")
     refused("=a/1.png c/1.png", "has the label '=a'")
+    refused("train/a/1.png val/a/2.png", "albums must have at least two different labels; found a")  # as train says
     refused("a/1.png 1.png", "1.png lies outside of them")
     with pytest.raises(SystemExit, match="1.png is a file: give the folder that holds a folder for each label"):
         metamix_command("convert", "folders", albums("a/1.png") / "a/1.png", tmp_path / "out")

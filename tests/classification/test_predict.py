@@ -131,6 +131,7 @@ def test_mistakes_are_refused_in_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     for words, said in (
         ([tmp_path / "none.png", *WEIGHTS], "there is no image .*none.png"),
+        ([tmp_path, *WEIGHTS, "--tile", "8"], "there is no option --tile of classification; it is one of segmentation"),
         ([tmp_path / "empty", *WEIGHTS], "there is no image in .*empty; expected files such as .png and .jpg"),
     ):
         with pytest.raises(SystemExit, match=f"^error: {said}"):

@@ -46,6 +46,8 @@ def test_a_compiled_model_is_saved_without_its_wrapper(tmp_path):
         ({}, dict(classes=["cat"]), "1 class name for 2 logits: give one for each"),
         ({}, dict(path="cats.pt"), "path is cats.pt: give a .safetensors file"),
         (dict(mixer_args={"raft_size": 1}), dict(model_args={"img_size": 32}), "is not this model: give the arguments"),
+        (dict(global_pool="max"), {}, r"model_args is \{\}, but metaformer_raft_nano with these arguments is not this"),
+        (dict(global_pool=""), dict(model_args={"global_pool": ""}), "the model returns maps, not a logit for each"),
         (dict(mixer_args={"resample": "stream"}), {}, r"model_args is \{\}, but metaformer_raft_nano with these"),
     ],
 )

@@ -67,6 +67,7 @@ def test_cutout_clears_one_square_of_each_image():
     for name in "padding", "cutout":
         with pytest.raises(ValueError, match=f"{name} is 21 pixels, but images have 20: give at most 20"):
             augment(**{name: 21})
+    augment(cropped=True, padding=21)  # streamed images are not padded
 
 
 def test_erase_fills_rectangles_of_some_images_with_noise():

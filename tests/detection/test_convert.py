@@ -226,6 +226,11 @@ LABEL = "labels/train/train_0.txt"
         (yolo_by_kind, replace("data.yaml", "1: square", "2: square"), "data.yaml has the names .*: give the names"),
         (yolo_by_kind, append("data.yaml", "nc: 3\n"), "data.yaml has 2 names, but nc is 3"),
         (yolo_by_kind, replace("data.yaml", "images/val", "images/dev"), "has val: images/dev, but there is no fol"),
+        (
+            yolo_by_kind,
+            replace("data.yaml", "path: ../datasets/shapes\ntrain: images/train", "train: dev"),
+            "has train: dev, but there is no folder [^ ]*/dev; a file that lists images is not read",
+        ),
         (yolo_by_kind, lambda folder: (folder / "data.yaml").unlink(), "holds no data.yaml: write one with the names"),
         (yolo_by_kind, lambda folder: shutil.rmtree(folder / "labels"), "there is no image with a box; labels are"),
         (
