@@ -21,7 +21,7 @@ from metamix.data.memory import in_memory
 from metamix.data.options import train_command
 from metamix.data.sources import digest
 from metamix.models.backbone import per_channel
-from metamix.tasks.registry import task_of_data
+from metamix.tasks.registry import task_of_data, task_of_folder
 from metamix.training.task import Batch
 from metamix.utils.options import changed_flags
 from metamix.utils.text import plural
@@ -49,7 +49,8 @@ class ClassificationData:
         self.options, self.name, self.seed = options, data_name(options), seed
         self.notes: list[str] = []
         self.as_weights = ""
-        if other := task_of_data(options.data, options.data_dir):
+        other = task_of_data(options.data, options.data_dir)
+        if other := other or (task_of_folder(options.data_dir) if options.data == "digits" else None):
             raise ValueError(f"{options.data_dir or options.data} is a data set of {other}: add --task {other}")
         self.splits = open_data(
             options.data,

@@ -9,6 +9,8 @@ import torch
 from timm.utils import unwrap_model
 from torch import nn
 
+from metamix.data.memory import check_statistics
+from metamix.data.options import check_both
 from metamix.models.metaformer import Stage
 from metamix.models.registry import create_model
 from metamix.utils.text import plural
@@ -45,7 +47,7 @@ def save_classifier(
         threshold: lowest probability of a label, if an image may have several; None if it has one class.
 
     Raises:
-        ValueError: the file has another extension, there are not as many classes as logits, or `model_args`
+        ValueError: an argument cannot be used, the number of classes is not that of the logits, or `model_args`
             describe another model.
     """
     path, arguments = Path(path), dict(model_args or {})
@@ -53,9 +55,18 @@ def save_classifier(
         raise ValueError(f"path is {path}: give a .safetensors file")
     body: Any = unwrap_model(model)
     body = getattr(body, "_orig_mod", body)
+    if not hasattr(body, "pretrained_cfg"):
+        raise ValueError(
+            f"model is a {type(body).__name__}, which timm.create_model did not make: give the model in it"
+        )
     if not 0 < len(classes) == body.num_classes:
         names, logits = plural(len(classes), "class name"), plural(body.num_classes, "logit")
         raise ValueError(f"{names} for {logits}: give one for each")
+    if twice := [name for i, name in enumerate(classes) if name in classes[:i]]:
+        raise ValueError(f"classes has {twice[0]!r} twice: give each class its own name")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}, but it must be a number from 0 to 1, or None")
+    check_both(mean, std)
     metadata = ModelMetadata(
         task="classification",
         model=body.pretrained_cfg["architecture"],
@@ -65,6 +76,7 @@ def save_classifier(
         threshold=threshold,
     )
     metadata = complete_metadata(metadata, body, arguments)
+    check_statistics(metadata.mean or (), metadata.std or (), metadata.in_chans or 0)
     others = {name: value for name, value in arguments.items() if name not in metadata.shape}
     metadata = replace(metadata, model_args=others)
     with torch.device("meta"):

@@ -143,8 +143,16 @@ def check_several(images: object) -> None:
         raise TypeError(f"predict takes a list of images, got a single {type(images).__name__}: give [image]")
 
 
+def check_image(image: object) -> None:
+    """Raise TypeError unless `image` is a path or an image of Pillow."""
+    if not isinstance(image, (str, os.PathLike, Image.Image)):
+        advice = "give a file or a PIL image; PIL.Image.fromarray(array) makes one of an array (H, W, 3) uint8"
+        raise TypeError(f"an image is given as {type(image).__name__}: {advice}")
+
+
 def decode_file(image: str | Path | Image.Image, mode: str = "RGB") -> Image.Image:
     """Decode an image file or an image of Pillow; `decode` says how it is converted and which errors it raises."""
+    check_image(image)
     if isinstance(image, Image.Image):
         return decode(lambda: image, "image", mode)
     return decode(lambda: read_image_file(image), image, mode)

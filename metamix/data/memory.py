@@ -1,5 +1,6 @@
 """Decode splits into memory as one uint8 tensor; find the size and the statistics of images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -59,13 +60,7 @@ def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
     """
     check_both(options.mean, options.std)
     if options.mean is not None and options.std is not None:
-        mean, std, channels = tuple(options.mean), tuple(options.std), len(source.images.mode)
-        if not len(mean) == len(std) == channels:
-            raise ValueError(f"mean {mean} and std {std} must have one value per channel: {channels}")
-        if not all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std)):
-            words = "must be for pixel values from 0 to 1, with std above 0: divide them by 255?"
-            raise ValueError(f"mean {mean} and std {std} {words}")
-        return mean, std
+        return check_statistics(options.mean, options.std, len(source.images.mode))
     if in_memory(source, options):
         decoded = pixels(source, options)
         readable = [i for i in range(len(decoded.images)) if i not in decoded.broken]
@@ -73,6 +68,16 @@ def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
     if source.images.mode == "L":
         return (sum(IMAGENET_DEFAULT_MEAN) / 3,), (sum(IMAGENET_DEFAULT_STD) / 3,)
     return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+
+def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> Statistics:
+    """Return mean and std as tuples; raise ValueError unless they are for each channel and pixel values from 0 to 1."""
+    if not len(mean) == len(std) == channels:
+        raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} must have one value per channel: {channels}")
+    if not all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std)):
+        words = "must be for pixel values from 0 to 1, with std above 0: divide them by 255?"
+        raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} {words}")
+    return tuple(mean), tuple(std)
 
 
 def pixels(source: Source, options: SourceOptions) -> Pixels:

@@ -127,7 +127,7 @@ def train_command(checkpoint: object, *flags: str) -> str:
     return shlex.join(["metamix", "train", *flags, "--checkpoint", str(checkpoint or "FILE")])
 
 
-def check_both(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
+def check_both(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
     """Raise ValueError if only one of mean and std is given."""
     if (mean is None) != (std is None):
         present, missing = ("std", "mean") if mean is None else ("mean", "std")

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from metamix.data import CorruptImage
-from metamix.data.files import as_corrupt_image, open_image, read_file, to_eight_bits
+from metamix.data.files import as_corrupt_image, check_image, open_image, read_file, to_eight_bits
 from metamix.utils.checks import DoesNotFit
 from metamix.utils.files import atomic_write, make_output_folder
 from metamix.utils.text import printable
@@ -49,6 +49,7 @@ def read_picture(source: str | Path | Image.Image) -> Picture:
     Raises:
         CorruptImage: the file cannot be read, or it has 16 bits per channel and OpenCV is missing.
     """
+    check_image(source)
     path = None if isinstance(source, Image.Image) else Path(source)
     name = str(path or "image")
     with as_corrupt_image(name):

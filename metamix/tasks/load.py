@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import timm
+
+from metamix.utils.text import did_you_mean
 from metamix.weights.find import find_weights
 
 from .registry import DEFAULT, find_task, is_exported, task_of_model, task_of_weights
@@ -51,6 +54,8 @@ def load(
     spec = find_task(task)
     if not spec.takes_names:
         refuse_name(model, source)
+        if model_args:
+            raise ValueError(f"model_args is {dict(model_args)}, but {source} says what model it is: leave it out")
         return spec.part("load")(source)
     if path is None:
         return spec.part("load")(None, model=str(source), model_args=model_args, pretrained=True)
@@ -77,6 +82,9 @@ def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
     except FileNotFoundError:
         if "/" in source or Path(source).suffix in (".safetensors", ".pt", ".pth", ".npz"):
             raise
+        if not timm.is_model(source):
+            suggestion = did_you_mean(source, timm.list_models())
+            raise FileNotFoundError(f"there is no file, run folder or model {source}{suggestion}") from None
         return DEFAULT, None
     return task_of_weights(path, model), path
 

@@ -10,7 +10,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,14 +20,14 @@ from metamix.data.find import paths_inside
 from metamix.data.options import ImageOptions
 from metamix.utils.checks import DoesNotFit
 from metamix.utils.files import make_output_folder, write_text
-from metamix.utils.options import hint_at_tasks, named_weights, option, parse_command, positional, take_task
+from metamix.utils.options import named_weights, option, parse_command, positional, take_task
 from metamix.utils.rules import Count
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
 from metamix.utils.text import exit_with_message, printable
 from metamix.weights.find import find_weights
 
 from .load import load_exported_model, refuse_name, task_of
-from .registry import DEFAULT, TASKS, find_task, is_exported, list_tasks, task_of_model, task_of_weights
+from .registry import DEFAULT, find_task, hint_at_task, is_exported, list_tasks, task_of_model, task_of_weights
 from .spec import TaskSpec, Trained
 
 USAGE = """usage: metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE [options]
@@ -97,11 +96,12 @@ def main(argv: Sequence[str]) -> None:
         task, words = take_task(argv)
         spec = choose_task(task, words)
         about = f"{spec.about[0].upper()}{spec.about[1:]}."
-        hint = partial(
-            hint_at_tasks, task=spec.name, tasks=TASKS, task_options=lambda name: find_task(name).part("predict")
-        )
         options, flags = parse_command(
-            words, spec.part("predict"), "metamix predict", description=about, unknown_hint=hint
+            words,
+            spec.part("predict"),
+            "metamix predict",
+            description=about,
+            unknown_hint=hint_at_task(spec.name, "predict"),
         )
         advice = spec.less_memory
         if is_exported(options.model) and "batch" not in advice:

@@ -4,10 +4,13 @@ This file names the tasks of the package. No other file outside the folders of t
 """
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from metamix.models import official
 from metamix.utils.checks import check_choice
+from metamix.utils.options import hint_at_tasks
 from metamix.weights.files import ARTIFACT, WEIGHTS, load_metadata
 from metamix.weights.metadata import ModelMetadata
 
@@ -44,6 +47,18 @@ def find_task(name: str) -> TaskSpec:
 def list_tasks() -> str:
     """Return a line for each task: its name and what its models do."""
     return "\n".join(f"  {name:<16}{find_task(name).about}" for name in TASKS)
+
+
+def hint_at_task(task: str, part: str, *, advise: bool = False) -> Callable[[str], str]:
+    """Return a function that hints at the tasks that have an option, as `hint_at_tasks` does.
+
+    Args:
+        task: the chosen task.
+        part: the part of a `TaskSpec` that holds the options, such as "predict".
+    """
+    return partial(
+        hint_at_tasks, task=task, tasks=TASKS, task_options=lambda name: find_task(name).part(part), advise=advise
+    )
 
 
 def task_of_model(name: str | None) -> str | None:

@@ -201,9 +201,8 @@ def newest_weights(folder: Path) -> Path:
                 f"{folder}, or in Python with metamix.deploy.load_exported"
             )
         runs = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{WEIGHTS}")))
-        raise FileNotFoundError(
-            f"there is no file {weights}" + (f"; {folder} holds the runs {runs}: give one of them" if runs else "")
-        )
+        advice = f"{folder} holds the runs {runs}: give one of them" if runs else "give a run folder or a weight file"
+        raise FileNotFoundError(f"there is no file {weights}; {advice}")
     if not checkpoint.exists() or (weights.exists() and (folder / SUMMARY).exists()):
         return weights
     step = load_checkpoint(checkpoint)["step"]

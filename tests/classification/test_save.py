@@ -46,6 +46,10 @@ def test_a_compiled_model_is_saved_without_its_wrapper(tmp_path):
         ({}, dict(classes=["cat"]), "1 class name for 2 logits: give one for each"),
         ({}, dict(path="cats.pt"), "path is cats.pt: give a .safetensors file"),
         (dict(mixer_args={"raft_size": 1}), dict(model_args={"img_size": 32}), "is not this model: give the arguments"),
+        ({}, dict(classes=["cat", "cat"]), "classes has 'cat' twice: give each class its own name"),
+        ({}, dict(threshold=50), "threshold is 50, but it must be a number from 0 to 1"),
+        ({}, dict(mean=[0.5] * 3), "mean is given, but std is not: give both or neither"),
+        ({}, dict(mean=[125, 122, 113], std=[63, 62, 66]), r"std \(63, 62, 66\) must be for pixel values from 0 to 1"),
         (dict(global_pool="max"), {}, r"model_args is \{\}, but metaformer_raft_nano with these arguments is not this"),
         (dict(global_pool=""), dict(model_args={"global_pool": ""}), "the model returns maps, not a logit for each"),
         (dict(mixer_args={"resample": "stream"}), {}, r"model_args is \{\}, but metaformer_raft_nano with these"),
@@ -57,6 +61,11 @@ def test_what_does_not_fit_is_refused(made_with, options, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         metamix.save_classifier(model, **arguments)
     assert not (tmp_path / "cats.safetensors").exists()
+
+
+def test_other_modules_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="model is a Linear, which timm.create_model did not make: give the model in"):
+        metamix.save_classifier(torch.nn.Linear(2, 2), tmp_path / "cats.safetensors", classes=["cat", "dog"])
 
 
 def test_a_state_dict_is_loaded_with_its_arguments(tmp_path):

@@ -91,6 +91,9 @@ def test_the_data_of_another_task_point_to_it(task, folders, tmp_path):
             small_task(**options)
     with pytest.raises(ValueError, match="^coco is a data set of detection: add --task detection$"):
         small_task(data="coco")
+    (tmp_path / "images").mkdir()  # as in COCO; with --data folder, it might be a class
+    with pytest.raises(ValueError, match=f"{tmp_path} is a data set of {task}"):
+        small_task(data="digits", data_dir=str(tmp_path))
 
 
 def test_a_detector_needs_its_task(tmp_path):

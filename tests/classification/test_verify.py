@@ -84,6 +84,8 @@ def test_a_name_that_is_not_utf8(folder, capsys):
 def test_an_unknown_name_ends_in_a_sentence():
     with pytest.raises(SystemExit, match="^error: .*did you mean 'digits'"):
         main(["digitss"])
+    with pytest.raises(SystemExit, match="--clean of classification; it is one of restoration: add --task restoration"):
+        main(["digits", "--clean"])
 
 
 def test_a_folder_needs_no_name_of_a_data_set(folder, capsys):

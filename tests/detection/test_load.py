@@ -2,6 +2,7 @@
 
 import pytest
 
+import metamix
 from metamix.detection import load_detector
 from metamix.detection.load import DetectorSpec
 from metamix.detection.task import Detection, DetectionEvalOptions, DetectionOptions
@@ -42,6 +43,8 @@ def test_metadata_are_kept():
 def test_the_weights_of_the_start_need_not_be_here(tensors, tmp_path):
     save_weights(tmp_path / "w.safetensors", tensors, GOOD | {"model": f"{GOOD['model']}.elsewhere"})
     assert load_detector(tmp_path / "w.safetensors").spec.model == GOOD["model"]
+    with pytest.raises(ValueError, match="model_args is .*, but .* says what model it is: leave it out"):
+        metamix.load(tmp_path / "w.safetensors", model_args={"mixer": "raft"})
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import metamix
 from metamix.classification.load import Classifier
+from metamix.data.files import decode_file
 from metamix.detection.load import TrainedDetector
+from metamix.restoration.files import read_picture
 from metamix.restoration.load import TrainedRestorer
 from metamix.segmentation.load import TrainedSegmenter
 from metamix.tasks.simple import SimpleTrained
@@ -27,7 +31,7 @@ def test_load_by_name_gives_a_classifier():
     [
         (NAME, {"threads": 1}, ValueError, "threads is for exported models: call torch.set_num_threads instead"),
         (NAME, {"trust": True}, ValueError, "trust is for exported models, and no code in .*digits runs: leave it out"),
-        ("metamaeformer_rafft_s12", {}, ValueError, "did you mean 'metaformer_raft_s12'"),
+        ("metaformer_rafft_s12", {}, FileNotFoundError, "run folder or model .*; did you mean 'metaformer_raft_s12'"),
         ("metaformer_raft_nano.cifr10", {}, ValueError, "has no tag 'cifr10'; did you mean 'cifar10'"),
         ("no/such.safetensors", {}, FileNotFoundError, "there is no file no/such.safetensors"),
     ],
@@ -35,6 +39,14 @@ def test_load_by_name_gives_a_classifier():
 def test_load_refuses(source, arguments, error, message):
     with pytest.raises(error, match=message):
         metamix.load(source, **arguments)
+
+
+@pytest.mark.parametrize("image", [np.zeros((2, 2, 3)), torch.zeros(3, 2, 2), b"", None])
+def test_arrays_and_tensors_are_no_images(image):
+    words = f"an image is given as {type(image).__name__}: give a file or a PIL image; PIL.Image.fromarray"
+    for read in decode_file, read_picture:
+        with pytest.raises(TypeError, match=words):
+            read(image)
 
 
 def test_classifier_has_one_source():

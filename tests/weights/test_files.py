@@ -103,6 +103,8 @@ def test_weights_carry_what_they_are(net, tmp_path):
 
 
 def test_a_folder_of_runs_is_not_a_run(net, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file .*/model.safetensors; give a run folder or a weight file"):
+        load_weights(tmp_path)
     for run in ("b", "a"):
         (tmp_path / run).mkdir()
         save_weights(tmp_path / run / "model.safetensors", net.state_dict(), {})
