@@ -50,7 +50,9 @@ class ClassificationData:
         self.notes: list[str] = []
         self.as_weights = ""
         other = task_of_data(options.data, options.data_dir)
-        if other := other or (task_of_folder(options.data_dir) if options.data == "digits" else None):
+        if options.data == "digits":  # the default, which needs no folder
+            other = other or task_of_folder(options.data_dir)
+        if other:
             raise ValueError(f"{options.data_dir or options.data} is a data set of {other}: add --task {other}")
         self.splits = open_data(
             options.data,

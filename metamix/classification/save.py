@@ -47,8 +47,8 @@ def save_classifier(
         threshold: lowest probability of a label, if an image may have several; None if it has one class.
 
     Raises:
-        ValueError: an argument cannot be used, the number of classes is not that of the logits, or `model_args`
-            describe another model.
+        ValueError: an argument cannot be used, there are not as many classes as logits, or `model_args` describe
+            another model.
     """
     path, arguments = Path(path), dict(model_args or {})
     if path.suffix != ".safetensors":
