@@ -1,5 +1,6 @@
 """Save classifiers that were trained in your own loop."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +63,7 @@ def save_classifier(
     if not 0 < len(classes) == body.num_classes:
         names, logits = plural(len(classes), "class name"), plural(body.num_classes, "logit")
         raise ValueError(f"{names} for {logits}: give one for each")
-    if twice := [name for i, name in enumerate(classes) if name in classes[:i]]:
+    if twice := [name for name, count in Counter(classes).items() if count > 1]:
         raise ValueError(f"classes has {twice[0]!r} twice: give each class its own name")
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}, but it must be a number from 0 to 1, or None")
