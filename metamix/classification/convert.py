@@ -32,7 +32,7 @@ def read_classes(source: Path) -> Labels | None:
             )
         labels.samples.append(Sample(file, f"{label}/{table.names[file]}", same_in_all(rows, "split"), label))
         labels.notes["lines that repeat another"] += [row.place for row in rows[1:]]
-    check_two({sample.group for sample in labels.samples}, source)
+    check_two({sample.group for sample in labels.samples}, table.path)
     return labels
 
 

@@ -64,6 +64,7 @@ class Row:
 class Table:
     """The lines of a CSV file."""
 
+    path: Path
     images: dict[Path, list[Row]]  # the lines of each image, in their order
     names: dict[Path, str]  # path of each image, relative to the folder that holds all images
     missing: list[str]  # places of the lines whose image does not exist. They are left out
@@ -110,7 +111,7 @@ def read_table(source: Path) -> Table:
         )
     root = os.path.commonpath([file.parent for file in images])
     names = {file: file.relative_to(root).as_posix() for file in images}
-    return Table(images, names, missing, bool(columns.box), set() if columns.label else {*columns.others})
+    return Table(source, images, names, missing, bool(columns.box), set() if columns.label else {*columns.others})
 
 
 def plain(name: str) -> str:

@@ -259,7 +259,9 @@ def make_boxes(folder):
 
 
 def make_classes(folder):
-    make_table(folder, "file,label,split", "dog,train")
+    make_table(folder, "file,label,split", "{},train")
+    file = folder / "labels.csv"
+    file.write_text(file.read_text().replace("{}", "dog", 1).replace("{}", "cat"))
 
 
 def make_labels(folder):

@@ -469,7 +469,8 @@ def test_voc_and_pets(tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--data", "cityscapes"], "there is no option --data; did you mean '--data-dir'"),
+        (["--data", "cityscapes"], "there is no option --data of segmentation; it is one of "),
+        (["--data-folder", "cityscapes"], "there is no option --data-folder; did you mean '--data-dir'"),
         (["nowhere"], "there is no folder nowhere: give one with SPLIT/images .* layout .*, cityscapes, .* --data-dir"),
         (["cityscapes"], "no data set is given: --data-dir FOLDER"),
         (["cityscape", "--data-dir", "."], "data is 'cityscape', but it must be one of .*; did you mean 'cityscapes'"),
