@@ -74,7 +74,8 @@ NANO = {
 }
 
 # All models cost 128.3 million multiply-adds an image of 128 pixels, within 3 %. The maps have sides of 32, 16, 8 and 4
-# tokens. The last stages have small maps and many channels, so a wide raft of 48 channels costs little there.
+# tokens. Raft's windows fit the maps of 64 pixels, at most 8 tokens a side, so one set of matrices fits images of all
+# sizes from there on. Small windows with many channels cost as much as large ones with few.
 TINY = {
     "identity": SmallOptions(4.0),
     "pooling": SmallOptions(4.0),
@@ -82,7 +83,7 @@ TINY = {
         2.0,
         [
             dict(raft_size=r, expansion=e, grid=g, resample="windows")
-            for r, e, g in ((1, 1, 32), (2, 2, 16), (10, 2, 8), (48, 2, 4))
+            for r, e, g in ((4, 1, 8), (4, 2, 8), (20, 2, 4), (96, 2, 2))
         ],
     ),
     "maxim": SmallOptions(2.0, [dict(input_proj_factor=1, block_size=n, grid_size=n) for n in (8, 8, 4, 4)]),

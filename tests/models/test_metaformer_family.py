@@ -125,10 +125,10 @@ def test_tiny_trains_on_images_of_128(mixer):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_raft_tiny_keeps_its_matrices_on_larger_images():
-    at_128, at_160, at_64 = (create("metaformer_raft_tiny", img_size=side) for side in (128, 160, 64))
-    at_160.load_state_dict(at_128.state_dict())
-    assert at_64.stages[0].blocks[0].mixer.grid == (16, 16)
+def test_raft_tiny_has_the_same_matrices_for_all_sizes_of_images():
+    at_64, at_128, at_160 = (create("metaformer_raft_tiny", img_size=side) for side in (64, 128, 160))
+    at_128.load_state_dict(at_64.state_dict())
+    at_160.load_state_dict(at_64.state_dict())
 
 
 @pytest.mark.parametrize("size", ["tiny", "s12"])
