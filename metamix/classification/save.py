@@ -57,9 +57,7 @@ def save_classifier(
     body: Any = unwrap_model(model)
     body = getattr(body, "_orig_mod", body)
     if not hasattr(body, "pretrained_cfg"):
-        raise ValueError(
-            f"model is a {type(body).__name__}, which timm.create_model did not make: give the model in it"
-        )
+        raise ValueError(f"model is a {type(body).__name__}: give the model that timm.create_model returned")
     if not 0 < len(classes) == body.num_classes:
         names, logits = plural(len(classes), "class name"), plural(body.num_classes, "logit")
         raise ValueError(f"{names} for {logits}: give one for each")

@@ -146,8 +146,8 @@ def check_several(images: object) -> None:
 def check_image(image: object) -> None:
     """Raise TypeError unless `image` is a path or an image of Pillow."""
     if not isinstance(image, (str, os.PathLike, Image.Image)):
-        advice = "give a file or a PIL image; PIL.Image.fromarray(array) makes one of an array (H, W, 3) uint8"
-        raise TypeError(f"an image is given as {type(image).__name__}: {advice}")
+        advice = "give a path or a PIL image. PIL.Image.fromarray converts an array (H, W, 3) uint8"
+        raise TypeError(f"an image is of type {type(image).__name__}: {advice}")
 
 
 def decode_file(image: str | Path | Image.Image, mode: str = "RGB") -> Image.Image:

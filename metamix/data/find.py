@@ -61,7 +61,7 @@ Pairs = dict[str, tuple[Path, Path]]
 
 
 class Unmatched(ValueError):
-    """Some files have no partner: `problems` has a sentence about each. `pairs` are the images that have one."""
+    """Some files have no partner: `problems` has a sentence about each, `pairs` the images with a partner."""
 
     def __init__(self, problems: list[str], pairs: Pairs, option: str, template: str):
         self.problems, self.pairs = problems, pairs

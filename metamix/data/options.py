@@ -67,7 +67,7 @@ class LocationOptions(ReadingOptions):
         on_resume="ignore",
     )
     download: bool = _source(False, "fetch a missing data set of torchvision, or tiny_imagenet", on_resume="ignore")
-    test_on: str = _source("", "split that is the test: val, valid, validation or test; empty: the first that exists")
+    test_on: str = _source("", "split to use as the test: val, valid, validation or test; empty: the first found")
 
 
 @dataclass

@@ -15,8 +15,8 @@ class Conv2d(nn.Conv2d):
 
     The constructor is torch's, since tools such as LoRA call `type(layer)` with any of its arguments.
 
-    Why: on a CPU in bf16, torch 2.13 leaves part of the weight's gradient uninitialized if the input is narrower than
-    the stride and the convolution pads it.
+    Why: on a CPU in bf16, torch 2.13 leaves part of the weight's gradient uninitialized if the input is one pixel
+    wide, or narrower than the stride, and the convolution pads it.
     Reproducer: tests/layers/test_workarounds.py::test_convolution_of_a_narrow_map
     Remove when: that test skips on the oldest supported torch; use `nn.Conv2d`.
     """

@@ -75,7 +75,7 @@ NANO = {
 
 # All models cost 128.3 million multiply-adds an image of 128 pixels, within 3 %. The maps have sides of 32, 16, 8 and 4
 # tokens. Raft's windows fit the maps of 64 pixels, at most 8 tokens a side, so one set of matrices fits images of all
-# sizes from there on. Small windows with many channels cost as much as large ones with few.
+# sizes from there on. Small windows of many channels cost as much as large windows of few.
 TINY = {
     "identity": SmallOptions(4.0),
     "pooling": SmallOptions(4.0),

@@ -39,11 +39,12 @@ class SegmenterSpec(NetworkSpec):
     head_args: Annotated[dict[str, Any], arguments_without(NOT_HEAD_ARGS)]
     model: ModelName
     model_args: Annotated[dict[str, Any], arguments_without(NOT_MODEL_ARGS)]
-    classes: Classes
+    classes: Classes  # names of the classes
     # Height and width of the training crops, which determine the size of spatial weights.
     crop: tuple[CropSide, CropSide]
     frozen_norms: bool  # whether the backbone's batch norms are frozen
-    mean: Mean  # of each channel, for pixel values from 0 to 1, and so is std
+    # Mean and standard deviation of each channel, for pixel values from 0 to 1.
+    mean: Mean
     std: Std
     min_size: Side = 0
     max_size: Side = 0

@@ -49,7 +49,7 @@ def list_tasks() -> str:
     return "\n".join(f"  {name:<16}{find_task(name).about}" for name in TASKS)
 
 
-def hint_at_task(task: str, part: str, *, advise: bool = False) -> Callable[[str], str]:
+def option_hint(task: str, part: str, *, advise: bool = False) -> Callable[[str], str]:
     """Return a function that hints at the tasks that have an option, as `hint_at_tasks` does.
 
     Args:

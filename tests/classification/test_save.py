@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_refused(made_with, options, words, tmp_path):
 
 
 def test_other_modules_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="model is a Linear, which timm.create_model did not make: give the model in"):
+    with pytest.raises(ValueError, match="model is a Linear: give the model that timm.create_model returned"):
         metamix.save_classifier(torch.nn.Linear(2, 2), tmp_path / "cats.safetensors", classes=["cat", "dog"])
 
 

@@ -43,7 +43,7 @@ def test_load_refuses(source, arguments, error, message):
 
 @pytest.mark.parametrize("image", [np.zeros((2, 2, 3)), torch.zeros(3, 2, 2), b"", None])
 def test_arrays_and_tensors_are_no_images(image):
-    words = f"an image is given as {type(image).__name__}: give a file or a PIL image; PIL.Image.fromarray"
+    words = f"an image is of type {type(image).__name__}: give a path or a PIL image. PIL.Image.fromarray"
     for read in decode_file, read_picture:
         with pytest.raises(TypeError, match=words):
             read(image)
