@@ -23,7 +23,7 @@ from metamix.models.metaformer import MetaFormer
 from metamix.models.registry import check_model, create_model, known_name, published_name, timm_config
 from metamix.tasks.network import check_task
 from metamix.tasks.options import BackboneOptions
-from metamix.utils.checks import check_finite, check_one_source
+from metamix.utils.checks import check_counts, check_finite, check_one_source, check_rates
 from metamix.utils.text import plural
 from metamix.weights.files import load_metadata
 from metamix.weights.find import find_weights, read_weights
@@ -122,7 +122,7 @@ class Classifier:
 
         Raises:
             CorruptImage: an image cannot be read.
-            ValueError: `threshold` is given, but each image has one class.
+            ValueError: `top` or `threshold` is out of range, or `threshold` is given, but each image has one class.
         """
         check_several(images)
         tensors = [self.transform(decode_file(image, self.transform.mode)) for image in images]
@@ -132,12 +132,16 @@ class Classifier:
     def label(self, images: Tensor, top: int | None = None, threshold: float | None = None) -> list[Labels]:
         """Return the labels of prepared images (n, C, H, W) with their probabilities, as `predict` does."""
         several = self.metadata.threshold is not None
-        if threshold is not None and not several:
-            raise ValueError(f"threshold is {threshold:g}, but {self.name} gives an image one class: leave it out")
+        if threshold is not None:
+            check_rates(threshold=threshold)
+            if not several:
+                raise ValueError(f"threshold is {threshold:g}, but {self.name} gives an image one class: leave it out")
         least: Threshold | None = threshold
         if top is None:
             top = len(self.classes) if several else 5
             least = self.metadata.threshold if threshold is None else threshold
+        else:
+            check_counts(1, top=top)
         device = next(self.model.parameters()).device
         outputs = check_finite(self.model(images.to(device))).float().cpu()
         scores = (outputs if self.has_sigmoid else outputs.sigmoid()) if several else outputs.softmax(1)

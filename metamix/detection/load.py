@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metamix.data.files import check_several, read_pixels
 from metamix.models.backbone import EXTRA
 from metamix.tasks.network import NetworkSpec, SplitNames, arguments_without
+from metamix.utils.checks import check_rates
 from metamix.utils.rules import one_of, refuse_entry, where
 from metamix.weights.metadata import MAX_CLASSES, ModelMetadata, ModelName
 
@@ -99,8 +100,10 @@ class TrainedDetector:
 
         Raises:
             CorruptImage: an image cannot be read.
+            ValueError: `threshold` is not from 0 to 1.
         """
         check_several(images)
+        check_rates(threshold=threshold)
         results = []
         for image in images:
             pixels = read_pixels(image)

@@ -45,6 +45,20 @@ def test_images_of_another_size_and_mode_are_made_to_fit():
     assert accuracy(metamix.load_classifier(NAME), images, digits.target[:300]) > 99
 
 
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (dict(top=-1), "top is -1: give a whole number of at least 1"),
+        (dict(top=2.5), "top is 2.5: give a whole number"),
+        (dict(threshold=2), "threshold is 2: give a number from 0 to 1"),
+        (dict(threshold="0.5"), "threshold is '0.5': give a number"),
+    ],
+)
+def test_wrong_arguments_of_predict(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        metamix.load_classifier(NAME).predict([Image.new("L", (8, 8))], **arguments)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")

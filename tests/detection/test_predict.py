@@ -102,6 +102,8 @@ def test_load_returns_a_detector_of_upright_images(weights, few, tmp_path):
     detector = metamix.load(weights)
     assert detector.classes == detector.spec.classes == ("disc", "square") and not detector.model.training
     assert detector.metadata["task"] == "detection" and detector.predict([]) == []
+    with pytest.raises(ValueError, match="threshold is 50: give a number from 0 to 1"):
+        detector.predict([], threshold=50)
     image = Image.open(few / "images" / "test_0.png")
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6  # shown after a quarter turn to the right

@@ -45,7 +45,7 @@ def metamix_command(*words):
 
 
 _forkserver = multiprocessing.get_context("forkserver")
-_forkserver.set_forkserver_preload(["tests.helpers.running", "sklearn.datasets"])
+_forkserver.set_forkserver_preload(["tests.conftest", "tests.helpers.running", "sklearn.datasets"])
 
 
 def in_a_process(function, *args):
@@ -59,7 +59,8 @@ def in_a_process(function, *args):
 class Process:
     """Run train.py in a new process that leads its process group, as if a shell had started it.
 
-    It is forked from a server that has imported torch and timm, which saves seconds.
+    It is forked from a server that has imported torch and timm, which saves seconds, and `tests.conftest`: it renders
+    no figures.
     """
 
     def __init__(self, *words, log, env=None):

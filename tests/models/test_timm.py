@@ -131,7 +131,8 @@ def test_listed_size(name, native):
         assert listed.macs == count_macs(native, native.default_cfg["input_size"])
 
 
-def test_shapes_at_the_trained_size(native):
+@NOT_LARGE
+def test_shapes_at_the_trained_size(name, native):
     cfg, model = native.default_cfg, copy.deepcopy(native)
     h, w = cfg["input_size"][1:]
     maps, features = model.forward_intermediates(images(model, h, w))
