@@ -42,6 +42,7 @@ def test_processors_of_one_name_are_told_apart(monkeypatch, family):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read as Linux tells it")
+@pytest.mark.slow
 def test_peak_memory_of_a_fresh_process_is_its_own():
     torch.ones(2**27)  # 512 MiB here, and gone
     assert timing.in_fresh_process(timing.memory_mib) < timing.memory_mib() - 400

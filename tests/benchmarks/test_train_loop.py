@@ -43,6 +43,7 @@ time.sleep(1000)
 """
 
 
+@pytest.mark.slow
 def test_the_script_is_run_and_ended(tmp_path):
     """2 updates do not count. Then turns of 2 give 150 images a second, the harmonic mean of 100 and 300, and 200."""
     (tmp_path / "train.py").write_text(SCRIPT)
