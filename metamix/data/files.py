@@ -144,10 +144,12 @@ def check_several(images: object) -> None:
 
 
 def check_image(image: object) -> None:
-    """Raise TypeError unless `image` is a path or an image of Pillow."""
+    """Raise TypeError unless `image` is a path or an image of Pillow, and CorruptImage if it has no pixels."""
     if not isinstance(image, (str, os.PathLike, Image.Image)):
         advice = "give a path or a PIL image. PIL.Image.fromarray converts an array (H, W, 3) uint8"
         raise TypeError(f"an image is of type {type(image).__name__}: {advice}")
+    if isinstance(image, Image.Image) and not all(image.size):
+        raise CorruptImage(f"an image has {image.height} x {image.width} pixels: leave it out")
 
 
 def decode_file(image: str | Path | Image.Image, mode: str = "RGB") -> Image.Image:

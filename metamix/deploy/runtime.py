@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metamix.utils.checks import DoesNotFit, parse_size
+from metamix.utils.checks import DoesNotFit, check_counts, parse_size
 from metamix.utils.system import is_out_of_memory
 from metamix.utils.text import plural
 from metamix.weights.files import ARTIFACT
@@ -98,9 +98,11 @@ def load_exported(folder: str | Path, *, threads: int | None = None, trust: bool
 
     Raises:
         FileNotFoundError: the folder holds no exported model.
-        ValueError: its files are damaged, or they may hold code and `trust` is false.
+        ValueError: its files are damaged, or they may hold code and `trust` is false; or `threads` is below 1.
         ImportError: the engine is not installed.
     """
+    if threads is not None:
+        check_counts(1, threads=threads)
     artifact = load_artifact(folder)
     file, format = Path(folder) / artifact.file, FORMATS[artifact.format]
     if format.runs_code and not trust:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metamix.utils.checks import check_counts
+
 from .spatial import reflect_places, round_up
 
 ImageFunction = Callable[[Tensor], Any]
@@ -134,8 +136,9 @@ def apply_in_tiles(
 
 
 def check_tiles(tile: int, overlap: int) -> None:
-    """Raise ValueError unless `overlap` is smaller than `tile` and not negative; `tile` 0 means whole images."""
-    if tile < 0 or (tile and not 0 <= overlap < tile):
+    """Raise ValueError unless `overlap` is smaller than `tile`, in whole pixels; `tile` 0 means whole images."""
+    check_counts(0, tile=tile, overlap=overlap)
+    if tile and overlap >= tile:
         raise ValueError(f"tile is {tile} and overlap {overlap}: give 0 <= overlap < tile, or tile 0 for whole images.")
 
 

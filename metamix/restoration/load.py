@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from metamix.data.files import check_several
-from metamix.layers.image_inference import PadAndCrop, tiles
+from metamix.layers.image_inference import PadAndCrop, check_tiles, tiles
 from metamix.models.image_models import create_image_model, preset_arguments, published_weights
 from metamix.tasks.network import check_task
 from metamix.utils.checks import check_one_source
@@ -88,6 +88,7 @@ class TrainedRestorer:
     def restorer(self, tile: int, overlap: int, ensemble: bool, pooling: int = 0) -> Restorer:
         """Return a `Restorer` for the model. If it is exported, its graph determines `tile` and `overlap`."""
         check_local_pooling(self.model, self.name, pooling)
+        check_tiles(tile, overlap)
         if isinstance(self.model, PadAndCrop):
             tile, overlap = tiles(self.graph_size)
         return Restorer(self.spec.enlarge, tile, overlap, ensemble, pooling, self.graph_size)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metamix.data import normalize
 from metamix.data.files import check_several, read_pixels
-from metamix.layers.image_inference import PadAndCrop, Size, tiles
+from metamix.layers.image_inference import PadAndCrop, Size, check_tiles, tiles
 from metamix.tasks.network import NetworkSpec, SplitNames, arguments_without
 from metamix.utils.rules import one_of
 from metamix.weights.metadata import ModelMetadata, ModelName
@@ -83,6 +83,7 @@ class TrainedSegmenter:
 
     def predictor(self, tile: int, overlap: int, flip: bool = False) -> Predictor:
         """Return a `Predictor` with the arguments of `predict`; raise ValueError if the tiles do not fit the model."""
+        check_tiles(tile, overlap)
         if isinstance(self.model, PadAndCrop):
             tile, overlap = tiles(self.graph_size)
         check_tile(self.fixed_size, self.spec.model, tile)

@@ -36,6 +36,12 @@ def test_errors_of_an_engine_are_reported():
         exported(np.zeros((0, 3, 8, 8)))
 
 
+@pytest.mark.parametrize("threads", [0, "2"])
+def test_a_wrong_number_of_threads_is_not_blamed_on_the_file(threads, tmp_path):
+    with pytest.raises(ValueError, match=f"threads is {threads!r}: give a whole number of at least 1"):
+        runtime.load_exported(tmp_path, threads=threads)
+
+
 def test_a_lack_of_memory_is_not_blamed_on_the_image():
     def fail(images):
         raise MemoryError

@@ -117,7 +117,16 @@ def test_images_that_need_no_tiles(options):
     assert len(model.batches) > 3  # larger than `whole`, so in tiles
 
 
-@pytest.mark.parametrize("options", [dict(tile=-1), dict(tile=8, overlap=8), dict(overlap=-1)])
-def test_tiles_that_cannot_be(options):
-    with pytest.raises(ValueError, match="give 0 <= overlap < tile, or tile 0 for whole images"):
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(tile=8, overlap=8), "tile is 8 and overlap 8: give 0 <= overlap < tile, or tile 0 for whole images"),
+        (dict(tile=-1), "tile is -1: give a whole number of at least 0"),
+        (dict(tile=True, overlap=0), "tile is True: give a whole number"),
+        (dict(tile=32.0), "tile is 32.0: give a whole number"),
+        (dict(overlap=-1), "overlap is -1: give a whole number of at least 0"),
+    ],
+)
+def test_tiles_that_cannot_be(options, words):
+    with pytest.raises(ValueError, match=words):
         apply_in_tiles(nn.Identity().eval(), image(8, 8), **options)

@@ -167,7 +167,7 @@ def test_a_missing_library_is_named_with_its_command(monkeypatch):
         ({"crop": (0,)}, r"crop is \(0,\), but it must be a side in pixels, or height,width"),
         ({"scales": (2.0, 0.5)}, "two factors above 0 and below 16, the smaller first: 0.5,2"),
         ({"scales": (0.5, 100.0)}, "two factors above 0 and below 16"),
-        ({"tile": -1}, "tile is -1 and overlap 0: give 0 <= overlap < tile"),
+        ({"tile": -1}, "tile is -1: give a whole number of at least 0"),
         ({"crop_share": 0.0}, "crop_share is 0.0, but it must be a number above 0 and at most 1"),
         ({"ignore_index": 256}, "ignore_index is 256, but it must be a whole number from 0 to 255, or none"),
         ({"min_size": 64, "max_size": 32}, "max_size is 32, less than min_size, which is 64"),

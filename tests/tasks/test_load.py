@@ -9,7 +9,7 @@ from PIL import Image
 
 import metamix
 from metamix.classification.load import Classifier
-from metamix.data.files import decode_file
+from metamix.data.files import CorruptImage, decode_file
 from metamix.detection.load import TrainedDetector
 from metamix.restoration.files import read_picture
 from metamix.restoration.load import TrainedRestorer
@@ -47,6 +47,19 @@ def test_arrays_and_tensors_are_no_images(image):
     for read in decode_file, read_picture:
         with pytest.raises(TypeError, match=words):
             read(image)
+
+
+def test_an_image_without_pixels_is_refused():
+    """A crop of an empty box, which resizing would divide by."""
+    for read in decode_file, read_picture:
+        with pytest.raises(CorruptImage, match="an image has 4 x 0 pixels: leave it out"):
+            read(Image.new("L", (6, 4)).crop((2, 0, 2, 4)))
+
+
+@pytest.mark.parametrize("trained", [TrainedSegmenter(None, None, {}), TrainedRestorer("", None, None, None)])
+def test_tiles_are_checked_before_images_are_read(trained):
+    with pytest.raises(ValueError, match="tile is '32': give a whole number of at least 0"):
+        trained.predict(["nowhere.png"], tile="32")
 
 
 def test_classifier_has_one_source():
