@@ -53,7 +53,9 @@ class ClassificationData:
         if options.data == "digits":  # the default, which needs no folder
             other = other or task_of_folder(options.data_dir)
         if other:
-            raise ValueError(f"{options.data_dir or options.data} is a data set of {other}: add --task {other}")
+            trains = isinstance(options, ClassificationOptions)
+            advice = f"add --task {other}" if trains else "the weights are a classifier's, so give other data"
+            raise ValueError(f"{options.data_dir or options.data} is a data set of {other}: {advice}")
         self.splits = open_data(
             options.data,
             root=options.data_dir,

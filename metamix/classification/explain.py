@@ -21,7 +21,7 @@ class MapAndHead(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.model.forward_features(images)
-        if x.ndim != 4:
+        if getattr(x, "ndim", 0) != 4:  # CrossViT returns a list
             raise ValueError(
                 f"{type(self.model).__name__} has tokens and no map before its head: metamix explain takes models of "
                 f"metamix and convolutional networks"

@@ -73,6 +73,9 @@ def open_model(source: str, img_size: int | None, threads: int | None, trust: bo
     if is_exported(source):
         exported = load_exported(source, threads=threads, trust=trust)
         artifact = exported.artifact
+        if img_size and artifact.size and artifact.size != (img_size, img_size):
+            height, width = artifact.size
+            raise ValueError(f"img_size is {img_size}, but {source} takes {height} x {width} pixels: leave it out")
         engines = {format: engine for engine, format in FORMAT_OF.items()}
         cell = engines.get(artifact.format, artifact.format), artifact.precision
         size: Any = artifact.size or img_size or artifact.model.img_size

@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     print(summary(report, options.output))
 
 
-def export(source: str, *, output: str | Path, **options: Any) -> dict[str, Any]:
+def export(source: str | Path, *, output: str | Path, **options: Any) -> dict[str, Any]:
     """Export a model to a folder and check it.
 
     Args:
@@ -71,7 +71,7 @@ def export(source: str, *, output: str | Path, **options: Any) -> dict[str, Any]
         ValueError: something does not fit; a `ParityError` if the exported model exceeds a limit.
         ImportError: a package of the extra `deploy` is missing.
     """
-    return run(ExportOptions(source, Path(output), **options))
+    return run(ExportOptions(str(source), Path(output), **options))
 
 
 def run(options: ExportOptions) -> dict[str, Any]:
@@ -83,8 +83,11 @@ def run(options: ExportOptions) -> dict[str, Any]:
     check_options(options)
     folder = check_output(options.output)
     exportable = spec.part("export")(options)
-    if options.precision == "int8" and not hasattr(exportable, "calibration"):
-        raise ValueError(f"{options.source} is a model of {task} and is not quantized: take --precision fp32 or bf16")
+    if options.precision == "int8":
+        if not hasattr(exportable, "calibration"):
+            what = f"{options.source} is a model of {task} and is not quantized"
+            raise ValueError(f"{what}: take --precision fp32 or bf16")
+        exportable.calibration_count(options.calibration_images)  # before an earlier export is removed
     examples = exportable.examples(2)
     check_runs(exportable.model, examples)
     make_output_folder(folder)

@@ -73,7 +73,9 @@ class PublishOptions(Options):
 def main(argv: Sequence[str]) -> None:
     """Publish a model; exit with a message if the input is invalid or the upload fails."""
     with exit_with_message(ValueError, OSError, ImportError):
-        options, _ = parse_command(argv, PublishOptions, "metamix publish", epilog=EXAMPLES)
+        options, flags = parse_command(argv, PublishOptions, "metamix publish", epilog=EXAMPLES)
+        if "dry_run" in flags and options.dry_run is None:  # --dry-run "$UNSET" must not upload
+            raise ValueError("--dry-run is empty: give a folder to write to")
         with TemporaryDirectory() as temporary:
             folder = Path(temporary)
             for note in write(options, folder):

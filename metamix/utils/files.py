@@ -68,7 +68,7 @@ def make_output_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"the folder {folder} could not be made ({reason(error)}); give another --output") from error
+        raise OSError(f"the folder {folder} could not be made ({reason(error)}); give another folder") from error
 
 
 def read_bytes(path: Path) -> bytes:

@@ -81,7 +81,7 @@ def local_weights() -> dict[str, dict[str, dict]]:
 
 
 def find_weights(checkpoint: str | Path) -> Path:
-    """Find a checkpoint: an existing path, the name of shipped weights (NAME.digits), or hf-hub:USER/NAME.
+    """Find a checkpoint: a path, perhaps after "local-dir:", a name of shipped weights, or hf-hub:USER/NAME.
 
     Raises:
         FileNotFoundError: there are no such weights; the message suggests a close name or how to use published weights.
@@ -90,7 +90,7 @@ def find_weights(checkpoint: str | Path) -> Path:
     """
     if str(checkpoint).startswith("hf-hub:"):
         return from_hub(str(checkpoint).removeprefix("hf-hub:"))
-    path = Path(checkpoint)
+    path = Path(str(checkpoint).removeprefix("local-dir:"))  # timm's prefix of a folder
     if path.suffix in (".onnx", ".xml", ".bin", ".pt2") and path.with_name(ARTIFACT).is_file():
         raise ValueError(
             f"{path} is a file of an exported model: metamix predict --model {path.parent} runs it. To train or eval, "

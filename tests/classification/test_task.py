@@ -91,6 +91,9 @@ def test_the_data_of_another_task_point_to_it(task, folders, tmp_path):
             small_task(**options)
     with pytest.raises(ValueError, match="^coco is a data set of detection: add --task detection$"):
         small_task(data="coco")
+    scored = ClassificationEvalOptions(checkpoint="metaformer_pooling_nano.digits", data=str(tmp_path))
+    with pytest.raises(ValueError, match=f"data set of {task}: the weights are a classifier's, so give other data$"):
+        Classification.trained(scored)
     (tmp_path / "images").mkdir()  # as in COCO; with --data folder, it might be a class
     with pytest.raises(ValueError, match=f"{tmp_path} is a data set of {task}"):
         small_task(data="digits", data_dir=str(tmp_path))

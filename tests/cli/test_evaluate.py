@@ -242,9 +242,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(run, tmp_pat
     (tmp_path / "file").touch()
     monkeypatch.setattr("metamix.cli.evaluate.evaluate", lambda *_: pytest.fail("scored"))
     for folder, why in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "here", "Not a directory")):
-        with pytest.raises(
-            SystemExit, match=rf"the folder {folder} could not be made \({why}\); give another --output"
-        ):
+        with pytest.raises(SystemExit, match=rf"the folder {folder} could not be made \({why}\); give another folder"):
             evaluate("--model", MODEL, "--checkpoint", run, "--output", folder)
 
 

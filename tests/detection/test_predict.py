@@ -46,7 +46,7 @@ def test_predict_takes_a_lower_threshold_than_the_detector(few, tmp_path, detect
     assert record["objects"] and all(entry["score"] < 0.99 for entry in record["objects"])
     assert len(trained.predict([image], threshold=0.001)[0]["scores"]) == len(record["objects"])
     assert getattr(trained.model, "roi_heads", trained.model).score_thresh == 0.99
-    with pytest.raises(OSError, match=r"the folder .*_0.png could not be made \(File exists\); give another --output"):
+    with pytest.raises(OSError, match=r"the folder .*_0.png could not be made \(File exists\); give another folder"):
         FindObjects((image,), output=tmp_path / "test_0.png").run(trained)
 
 

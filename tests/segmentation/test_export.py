@@ -180,6 +180,7 @@ def test_refusals(source, scenes, tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             export(source, output=tmp_path / "out", **options)
+        assert not (tmp_path / "out").exists()
 
 
 @needs_engines

@@ -63,10 +63,12 @@ def test_an_export_is_timed_beside_the_model(tmp_path):
     model, about = segmenter()
     save_weights(tmp_path / "trained.safetensors", model.state_dict(), about)
     source, folder = tmp_path / "trained.safetensors", tmp_path / "street"
-    export(str(source), output=folder, format="torch", seconds=0)
+    export(source, output=folder, format="torch", seconds=0)
     words = ["--engines", "eager", "--precisions", "fp32", "--trust"]
     eager, exported = time(tmp_path, source, folder, *words)["rows"]
     assert (exported["model"], exported["engine"], exported["precision"]) == (str(folder), "torch", "fp32")
     assert exported["speedup"] == pytest.approx(eager["ms"] / exported["ms"], abs=0.02)
+    with pytest.raises(SystemExit, match="img_size is 64, but .*street takes 32 x 32 pixels: leave it out"):
+        time(tmp_path, folder, *words, "--img-size", 64)
     with pytest.raises(SystemExit, match="model.pt2 is not loaded: .* give --trust"):
         time(tmp_path, folder, "--engines", "eager")

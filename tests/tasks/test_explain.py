@@ -186,9 +186,15 @@ def test_what_cannot_be_explained(words, said, digit, no_grad_cam, tmp_path, mon
     assert said in str(ended.value.code)
 
 
-def test_a_model_of_tokens(digit, no_grad_cam, tmp_path):
-    arguments = dict(img_size=32, depth=1, patch_size=8)
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=2, **arguments)
+@pytest.mark.parametrize(
+    "name, kind, arguments",
+    [
+        ("vit_tiny_patch16_224", "VisionTransformer", dict(img_size=32, depth=1, patch_size=8)),
+        ("crossvit_tiny_240", "CrossVit", {}),  # tokens of two sizes, in a list
+    ],
+)
+def test_a_model_of_tokens(name, kind, arguments, digit, no_grad_cam, tmp_path):
+    model = timm.create_model(name, num_classes=2, **arguments)
     metamix.save_classifier(model, tmp_path / "w.safetensors", classes=["cat", "dog"], model_args=arguments)
-    with pytest.raises(ValueError, match="VisionTransformer has tokens and no map before its head: metamix explain"):
+    with pytest.raises(ValueError, match=f"{kind} has tokens and no map before its head: metamix explain"):
         explain_label(metamix.load(tmp_path / "w.safetensors"), digit, None)

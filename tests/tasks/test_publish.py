@@ -73,7 +73,8 @@ def test_timm_loads_it(source, run, published, monkeypatch):
 
 
 def test_metamix_loads_it(run, published, tmp_path, capsys):
-    assert metamix.load(published).predict([digit()]) == metamix.load(run).predict([digit()])
+    for place in published, f"local-dir:{published}":
+        assert metamix.load(place).predict([digit()]) == metamix.load(run).predict([digit()])
     digit().save(tmp_path / "digit.png")
     printed = []
     for checkpoint in (run, published):
@@ -234,6 +235,12 @@ def test_folders_of_others(run, tmp_path):
     for folder, file in ((tmp_path, "README.md"), (run, ".lock, checkpoint.pt")):
         with pytest.raises(SystemExit, match=rf"holds other files \({file}.*\): give a new folder"):
             metamix_command("publish", run, "me/x", "--dry-run", folder)
+
+
+def test_a_dry_run_into_no_folder_uploads_nothing(run, monkeypatch):
+    monkeypatch.setattr(publish, "HfApi", lambda **_: pytest.fail("uploads"))
+    with pytest.raises(SystemExit, match="--dry-run is empty: give a folder to write to"):
+        metamix_command("publish", run, "me/x", "--dry-run", "")
 
 
 def test_weights_without_a_description(tmp_path):
