@@ -27,7 +27,7 @@ REPRODUCTION = {
     ("minimal", False, 1): (94.45, 47.44),
 }
 # Data sets of the transfer table, by folder.
-DATA = {"grocery": "Grocery Store", "bccd": "blood cells", "cards_coco": "playing cards", "camvid": "CamVid"}
+DATA = dict(grocery="Grocery Store", caltech="Caltech101", bccd="blood cells", cards_coco="cards", camvid="CamVid")
 NAMES = {"bsd68": "BSD68", "set12": "Set12", "set5/hr": "Set5", "set14": "Set14"}
 # Means over the images as the papers print them. Their PSNR may differ in rounding.
 REFERENCES = {

@@ -74,8 +74,8 @@ NANO = {
 }
 
 # All models cost 128.3 million multiply-adds an image of 128 pixels, within 3 %. The maps have sides of 32, 16, 8 and 4
-# tokens. Raft's windows fit the maps of 64 pixels, at most 8 tokens a side, so one set of matrices fits images of all
-# sizes from there on. Small windows of many channels cost as much as large windows of few.
+# tokens. Raft's windows, of at most 8 tokens a side, and nin's grids fit the maps of 64 pixels, so one set of matrices
+# fits images of all sizes from there on. Small windows of many channels cost as much as large windows of few.
 TINY = {
     "identity": SmallOptions(4.0),
     "pooling": SmallOptions(4.0),
@@ -89,8 +89,8 @@ TINY = {
     "maxim": SmallOptions(2.0, [dict(input_proj_factor=1, block_size=n, grid_size=n) for n in (8, 8, 4, 4)]),
     "wavemix": SmallOptions(2.5, [dict(mult=m, ff_channel=n) for m, n in ((4, 64), (4, 64), (3, 32), (1, 8))]),
     "nin": SmallOptions(
-        1.75,
-        [dict(grid=g, token_dim=128, channel_dim=c) for g, c in ((16, 32), (16, 64), (8, 160), (4, 384))],
+        3.0,
+        [dict(grid=g, token_dim=128, channel_dim=c) for g, c in ((16, 32), (8, 32), (4, 80), (2, 192))],
     ),
     "minattn": SmallOptions(2.0, [dict(qk="shared", num_heads=h, context=8, positions=True) for h in (2, 4, 10, 24)]),
 }

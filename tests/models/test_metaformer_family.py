@@ -125,8 +125,9 @@ def test_tiny_trains_on_images_of_128(mixer):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_raft_tiny_has_the_same_matrices_for_all_sizes_of_images():
-    at_64, at_128, at_160 = (create("metaformer_raft_tiny", img_size=side) for side in (64, 128, 160))
+@pytest.mark.parametrize("mixer", ["raft", "nin"])
+def test_tiny_has_the_same_matrices_for_all_sizes_of_images(mixer):
+    at_64, at_128, at_160 = (create(f"metaformer_{mixer}_tiny", img_size=side) for side in (64, 128, 160))
     at_128.load_state_dict(at_64.state_dict())
     at_160.load_state_dict(at_64.state_dict())
 
