@@ -98,7 +98,7 @@ def load_exported(folder: str | Path, *, threads: int | None = None, trust: bool
 
     Raises:
         FileNotFoundError: the folder holds no exported model.
-        ValueError: its files are damaged, or they may hold code and `trust` is false; or `threads` is below 1.
+        ValueError: its files are damaged, they may hold code and `trust` is false, or `threads` is not at least 1.
         ImportError: the engine is not installed.
     """
     if threads is not None:

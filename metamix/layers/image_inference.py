@@ -136,7 +136,7 @@ def apply_in_tiles(
 
 
 def check_tiles(tile: int, overlap: int) -> None:
-    """Raise ValueError unless `overlap` is smaller than `tile`, in whole pixels; `tile` 0 means whole images."""
+    """Raise ValueError unless both are whole numbers and `overlap` is smaller than `tile`, or `tile` is 0."""
     check_counts(0, tile=tile, overlap=overlap)
     if tile and overlap >= tile:
         raise ValueError(f"tile is {tile} and overlap {overlap}: give 0 <= overlap < tile, or tile 0 for whole images.")

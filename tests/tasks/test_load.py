@@ -50,7 +50,7 @@ def test_arrays_and_tensors_are_no_images(image):
 
 
 def test_an_image_without_pixels_is_refused():
-    """A crop of an empty box, which resizing would divide by."""
+    """A crop of an empty box has a side of 0, and resizing would divide by it."""
     for read in decode_file, read_picture:
         with pytest.raises(CorruptImage, match="an image has 4 x 0 pixels: leave it out"):
             read(Image.new("L", (6, 4)).crop((2, 0, 2, 4)))
