@@ -26,6 +26,7 @@ from metamix.utils.text import did_you_mean, plural
 from metamix.weights.checksums import digest
 
 from .annotations import (
+    Entries,
     Entry,
     drop_degenerate_polygons,
     duplicates,
@@ -60,7 +61,7 @@ def find_splits(folder: str | Path) -> dict[str, tuple[Path, Path | None]]:
     if not splits:
         raise FileNotFoundError(
             f"{folder.absolute()} holds no data set: expected {folder / 'annotations/instances_train.json'} and the "
-            f"like, with images in {folder / 'images'}; give another folder"
+            f"like, with images in {folder / 'images'}; give another folder, or make one with `metamix convert`"
         )
     return splits
 
@@ -220,15 +221,7 @@ def index_annotations(annotations: Path, images: Path):
         from pycocotools.coco import COCO
     except ImportError as error:
         raise ImportError("COCO's format needs pycocotools: pip install 'metamix[detection]'") from error
-    try:
-        data = read_annotations(annotations)
-        for problem in chain(field_problems(data), duplicates(data)):  # lazily: `duplicates` needs valid fields
-            raise ValueError(problem)
-        for annotation in data["annotations"]:
-            complete_annotation(annotation)
-    except ValueError as error:
-        command = shlex.join(["metamix", "verify", "--task", "detection", str(annotations), "--images", str(images)])
-        raise ValueError(f"{annotations} is not in COCO's format: {error}. To list all problems: {command}") from error
+    data = read_complete(annotations, images)
     by_id = {image["id"]: image for image in data["images"]}
     classes = {category["id"] for category in data["categories"]}
     usable = [a for a in data["annotations"] if not is_unusable(a, by_id.get(a["image_id"]), classes)]
@@ -239,6 +232,20 @@ def index_annotations(annotations: Path, images: Path):
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints how long indexing takes
         coco.createIndex()
     return coco, len(data["annotations"]) - len(usable)
+
+
+def read_complete(annotations: Path, images: Path) -> Entries:
+    """Read an annotation file and complete its annotations; raise ValueError if it breaks a rule of the format."""
+    try:
+        data = read_annotations(annotations)
+        for problem in chain(field_problems(data), duplicates(data)):  # lazily: `duplicates` needs valid fields
+            raise ValueError(problem)
+        for annotation in data["annotations"]:
+            complete_annotation(annotation)
+    except ValueError as error:
+        command = shlex.join(["metamix", "verify", "--task", "detection", str(annotations), "--images", str(images)])
+        raise ValueError(f"{annotations} is not in COCO's format: {error}. To list all problems: {command}") from error
+    return data
 
 
 def complete_annotation(annotation: Entry) -> None:

@@ -1,10 +1,14 @@
 """Convert labels of other programs into a data set in COCO's format."""
 
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from metamix.data.tables import read_table, same_in_all
+from metamix.data import CorruptImage
+from metamix.data.tables import SPLITS, read_table, same_in_all
 
-from .labels import Box, Boxes
+from .coco import find_image, find_splits, read_complete
+from .labels import Box, Boxes, split_folders
 from .voc import read_voc
 from .yolo import read_yolo
 
@@ -29,4 +33,69 @@ def read_boxes(source: Path) -> Boxes | None:
     return labels.checked(source)
 
 
-FORMATS = {"voc": read_voc, "yolo": read_yolo, "csv": read_boxes}
+def read_coco(source: Path) -> Boxes:
+    """Read annotation files in COCO's format, as annotation programs write them, and find their images.
+
+    Classes without an object, such as the group of all classes that Roboflow adds, are left out.
+
+    Raises:
+        FileNotFoundError: there is no annotation file.
+        ValueError: an annotation file cannot be used, or no image has a box.
+    """
+    files, labels = annotation_files(source), Boxes([])
+    used: dict[str, bool] = {}  # whether a class has an object
+    for path, (split, images) in files.items():
+        data = read_complete(path, images)
+        classes = {category["id"]: category["name"] for category in data["categories"]}
+        used |= {classes[number]: used.get(classes[number], False) for number in sorted(classes)}
+        boxes: dict[int, list[Box]] = {image["id"]: [] for image in data["images"]}
+        for each in data["annotations"]:
+            place = f"{path}, annotation {each['id']}"
+            if each["image_id"] not in boxes or each["category_id"] not in classes:
+                labels.notes["annotations of an unknown image or class were left out"].append(place)
+                continue
+            label, (x, y, width, height) = classes[each["category_id"]], each["bbox"]
+            used[label] = True
+            more = {key: each[key] for key in ("area", "segmentation") if each.get(key)}
+            box = Box(label, (x, y, x + width, y + height), place, bool(each["iscrowd"]), more)
+            boxes[each["image_id"]].append(box)
+        folders = images, path.parent, path.parent / "images", path.parents[1] / "images"
+        for image in data["images"]:
+            name = image["file_name"].replace("\\", "/")
+            file = find_in(folders, name)
+            if file is None:
+                labels.notes["images that do not exist were left out"].append(f"{name} of {path}")
+            else:
+                size = image.get("height") or 0, image.get("width") or 0
+                labels.add(name, file, boxes[image["id"]], split, size)
+    labels.classes = [name for name, has_object in used.items() if has_object]
+    labels.notes["classes without an object were left out"] += [name for name in used if not used[name]]
+    return labels.checked(", ".join(map(str, files)))
+
+
+def find_in(folders: Iterable[Path], name: str) -> Path | None:
+    """Return the image of a name in the first folder that has it, or None."""
+    for folder in folders:
+        with suppress(CorruptImage):
+            return find_image(folder, name)
+    return None
+
+
+def annotation_files(source: Path) -> dict[Path, tuple[str, Path]]:
+    """Return the annotation files of a source, each with its split, "" if there is none, and a folder of images."""
+    if source.is_file():
+        return {source: ("", source.parent)}
+    files = {path: (split, folder) for split, folder in split_folders(source) for path in folder.glob("*.coco.json")}
+    if not files and any(source.glob("annotations/instances_*.json")):
+        splits = find_splits(source)
+        files = {path: (SPLITS.get(split, ""), images or source) for split, (path, images) in splits.items()}
+    files = files or {path: ("", source) for path in source.glob("*.json")}
+    if not files or (len(files) > 1 and not any(split for split, _ in files.values())):
+        raise FileNotFoundError(
+            f"{source} holds {'several .json files' if files else 'no .json file'}: give the annotation file, or a "
+            f"folder with annotations/instances_train.json or train/_annotations.coco.json"
+        )
+    return files
+
+
+FORMATS = {"voc": read_voc, "yolo": read_yolo, "csv": read_boxes, "coco": read_coco}

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from metamix.data.files import read_header
+from metamix.data.tables import SPLITS
 from metamix.tasks.convert import Labels, Sample
 from metamix.utils.files import write_text
 from metamix.utils.text import plural
@@ -23,6 +25,12 @@ class Box:
     corners: tuple[float, ...]
     place: str
     difficult: bool = False
+    more: Mapping[str, Any] = field(default_factory=dict)  # further fields of its annotation, such as its segmentation
+
+
+def split_folders(folder: Path) -> list[tuple[str, Path]]:
+    """List the folders train, valid and test inside a folder, each with the name of its split."""
+    return [(SPLITS[path.name], path) for path in sorted(folder.glob("*/")) if SPLITS.get(path.name)]
 
 
 class Boxes(Labels):
@@ -63,7 +71,7 @@ class Boxes(Labels):
                 continue
             if min(x1, y1) < -EDGE or x2 > width + EDGE or y2 > height + EDGE:
                 self.notes["boxes extend beyond their image, and training clips them"].append(box.place)
-            kept.append(Box(box.label, (x1, y1, x2, y2), box.place, box.difficult))
+            kept.append(replace(box, corners=(x1, y1, x2, y2)))
         self.samples.append(Sample(file, name, split, label=(height, width, tuple(kept))))
 
     def checked(self, where: object) -> "Boxes":
@@ -101,6 +109,7 @@ class Boxes(Labels):
                         "bbox": [x1, y1, x2 - x1, y2 - y1],
                         "area": (x2 - x1) * (y2 - y1),
                         "iscrowd": int(box.difficult),
+                        **box.more,
                     }
                 )
         categories = [{"id": number, "name": name} for name, number in numbers.items()]

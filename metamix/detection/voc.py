@@ -1,6 +1,7 @@
 """Read annotations of Pascal VOC and of LabelImg.
 
     Annotations/*.xml and JPEGImages/; or annotations/ and images/; or all files in one folder
+    train/, valid/ and test/, each with one of these layouts
     ImageSets/Main/train.txt, val.txt and test.txt, the images of each split, if there are any
 
 VOC counts pixels from 1, and both corners belong to the box: x = xmin - 1, width = xmax - xmin + 1. Difficult objects,
@@ -16,7 +17,8 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
@@ -25,7 +27,7 @@ from metamix.data.find import by_stem, list_images
 from metamix.utils.files import read_bytes, read_text, write_text
 from metamix.utils.text import exit_with_message, message, to_number
 
-from .labels import Box, Boxes
+from .labels import Box, Boxes, split_folders
 
 FLAG = re.compile(r"\s+(1|-1|0)$")
 PLACE = "place"  # attribute that `parse` gives to every element: file and line, for messages
@@ -43,6 +45,8 @@ def read_voc(folder: Path, splits: Collection[str] | None = None) -> Boxes:
     """
     place = next((folder / name for name in ("Annotations", "annotations") if (folder / name).is_dir()), folder)
     trees = {path.stem: parse(path) for path in sorted(place.glob("*.xml"))}
+    if not trees and splits is None and (folders := split_folders(folder)):
+        return merge((split, read_voc(each)) for split, each in folders)
     if not trees:
         raise FileNotFoundError(
             f"{place} holds no .xml file: give the folder of a VOC year, such as VOCdevkit/VOC2012, or a folder with "
@@ -74,6 +78,17 @@ def read_voc(folder: Path, splits: Collection[str] | None = None) -> Boxes:
     rest = set(files.values()) - annotated
     labels.notes["images without an annotation were left out"] += map(str, sorted(rest))
     return labels.checked(place)
+
+
+def merge(parts: Iterable[tuple[str, Boxes]]) -> Boxes:
+    """Merge the labels of several splits."""
+    parts = list(parts)
+    labels = Boxes(sorted({name for _, part in parts for name in part.classes}))
+    for split, part in parts:
+        labels.samples += [replace(sample, split=split) for sample in part.samples]
+        for clause, places in part.notes.items():
+            labels.notes[clause] += places
+    return labels
 
 
 def read_box(element: Element) -> Box:

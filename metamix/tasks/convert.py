@@ -19,8 +19,10 @@ from .registry import TASKS, find_task
 
 TRAIN_SHARE = 0.8  # share of the images to train on if the source has no splits
 EPILOG = """formats:
-  voc      Pascal VOC or LabelImg: Annotations/*.xml and JPEGImages/, annotations/ and images/, or all in one folder
+  voc      Pascal VOC or LabelImg: Annotations/*.xml and JPEGImages/, annotations/ and images/, or all in one folder;
+           or train/, valid/ and test/, each with one of these layouts
   yolo     data.yaml, images/train/ and labels/train/, or train/images/ and train/labels/
+  coco     an annotation file and its images; train/_annotations.coco.json of Roboflow; annotations/instances_*.json
   csv      boxes, with the columns file, class, xmin, ymin, xmax, ymax; or classes of images: file, class
   folders  a folder for each label; an image in several folders under one name has all their labels
 
@@ -59,8 +61,8 @@ Reader = Callable[[Path], Labels | None]  # reads a file or folder; returns None
 class ConvertOptions(Options):
     """Turn labels of another program into a data set to train on."""
 
-    format: str = positional("format of the labels: voc, yolo, csv or folders", metavar="FORMAT")
-    source: Path = positional("folder of images and labels, or the CSV or YAML file in it", metavar="SOURCE")
+    format: str = positional("format of the labels: voc, yolo, coco, csv or folders", metavar="FORMAT")
+    source: Path = positional("folder of images and labels, or the CSV, YAML or JSON file in it", metavar="SOURCE")
     out: Path = positional("folder to write, new or empty", metavar="OUT")
     split: ShareBetween | None = option(
         None,

@@ -50,10 +50,20 @@ def copy_images(original, place, split=""):
 
 def labelimg(original, folder):
     """Write annotations/ beside images/; the files have been renamed since they were labelled."""
-    (folder / "annotations").mkdir(parents=True)
-    for file in copy_images(original, folder / "images"):
+    write_xml(copy_images(original, folder / "images"), folder / "annotations")
+
+
+def write_xml(files, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
         objects = "".join(OBJECT.format(label, *xy(box)) for label, box in BOXES[file.name])
-        (folder / "annotations" / f"{file.stem}.xml").write_text(XML.format(name="old.png", objects=objects))
+        (folder / f"{file.stem}.xml").write_text(XML.format(name="old.png", objects=objects))
+
+
+def voc_by_split(original, folder):
+    """Write the layout of Roboflow: XML files beside the images of each split."""
+    for split, name in (("train", "train"), ("val", "valid")):
+        write_xml(copy_images(original, folder / name, split), folder / name)
 
 
 def xy(box):
@@ -93,6 +103,28 @@ def yolo_without_splits(original, folder):
     (folder / "classes.yml").write_text("names: [disc, square]\n")
 
 
+def coco_by_split(original, folder):
+    """Write the layout of Roboflow, with a class for the group of all classes."""
+    for split, name in (("train", "train"), ("val", "valid")):
+        copy_images(original, folder / name, split)
+        data = json.loads((original / f"annotations/instances_{split}.json").read_text())
+        data["categories"].insert(0, {"id": 0, "name": "shapes", "supercategory": "none"})
+        (folder / name / "_annotations.coco.json").write_text(json.dumps(data))
+
+
+def coco_of_one_file(original, folder):
+    """Write the layout of Label Studio on Windows: result.json and images/, without splits."""
+    copy_images(original, folder / "images")
+    train, val = (json.loads((original / f"annotations/instances_{x}.json").read_text()) for x in ("train", "val"))
+    for entries, key in ((val["images"], "id"), (val["annotations"], "id"), (val["annotations"], "image_id")):
+        for entry in entries:
+            entry[key] += 1000
+    data = {key: train[key] + val[key] for key in ("images", "annotations")} | {"categories": train["categories"]}
+    for image in data["images"]:
+        image["file_name"] = f"images\\{image['file_name']}"
+    (folder / "result.json").write_text(json.dumps(data))
+
+
 def csv_of_corners(original, folder):
     lines = ["filename,width,height,class,xmin,ymin,xmax,ymax"]
     for file in copy_images(original, folder / "images"):
@@ -125,9 +157,11 @@ def boxes(original):
     "write, format, own_splits",
     [
         (labelimg, "voc", False),
+        (voc_by_split, "voc", True),
         (yolo_by_kind, "yolo", True),
         (yolo_by_split, "yolo", True),
         (yolo_without_splits, "yolo", False),
+        (coco_of_one_file, "coco", False),
         (csv_of_corners, "csv", False),
         (csv_of_sizes, "csv", True),
     ],
@@ -150,6 +184,34 @@ def test_boxes_stay_the_same(write, format, own_splits, original, tmp_path, caps
     assert metamix_command("verify", out) == 0
 
     assert splits["train"].classes == ("disc", "square")
+
+
+def test_coco_of_roboflow_loses_only_the_group_of_its_classes(original, tmp_path, capsys):
+    coco_by_split(original, tmp_path / "source")
+    assert metamix_command("convert", "coco", tmp_path / "source", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "8 train, 4 val images, 2 classes, " in said
+    assert said.count("note:") == 1 and "note: classes without an object were left out: shapes\n" in said
+    assert boxes_of(tmp_path / "out") == BOXES
+
+
+def test_coco_keeps_masks_areas_and_crowds(original, tmp_path):
+    file = original / "annotations/instances_val.json"
+    data = json.loads(file.read_text())
+    x, y, width, height = data["annotations"][0]["bbox"]
+    polygon = [[x, y, x + width, y, x, y + height]]
+    data["annotations"][0] |= {"segmentation": polygon, "area": 7, "iscrowd": 1, "id": 0}
+    (tmp_path / "my.json").write_text(json.dumps(data))
+    shutil.copytree(original / "images", tmp_path / "images")
+    assert metamix_command("convert", "coco", tmp_path / "my.json", tmp_path / "out", "--split", 0.5) == 0
+    annotations = [
+        annotation
+        for split in ("train", "val")
+        for annotation in json.loads((tmp_path / f"out/annotations/instances_{split}.json").read_text())["annotations"]
+    ]
+    assert len(annotations) == len(data["annotations"])
+    (kept,) = (each for each in annotations if each.get("segmentation") == polygon)
+    assert (kept["bbox"], kept["area"], kept["iscrowd"]) == ([x, y, width, height], 7, 1)
 
 
 def test_a_split_is_the_same_again_and_of_the_given_share(original, tmp_path, monkeypatch):
@@ -194,7 +256,8 @@ def source(original, tmp_path):
     def make(write, change):
         write(original, tmp_path / "source")
         change(tmp_path / "source")
-        return {labelimg: "voc", yolo_by_kind: "yolo", csv_of_corners: "csv"}[write], tmp_path / "source"
+        formats = {labelimg: "voc", yolo_by_kind: "yolo", csv_of_corners: "csv", coco_of_one_file: "coco"}
+        return formats[write], tmp_path / "source"
 
     return make
 
@@ -241,6 +304,24 @@ LABEL = "labels/train/train_0.txt"
         (labelimg, append("annotations/train_0.xml", "<"), "train_0.xml is not XML"),
         (labelimg, replace("annotations/train_0.xml", "<xmin>", "<xmin>x"), r"_0.xml:4 has 'x\d+' in <bndbox><xmin>"),
         (labelimg, replace("annotations/train_0.xml", "<name>", "<name></name><name>"), r"_0.xml:4 has no <name>"),
+        (coco_of_one_file, append("result.json", "]"), "result.json is not in COCO's format: .* To list all problems"),
+        (coco_of_one_file, replace("result.json", '"category_id"', '"class"'), "annotations.* has no category_id"),
+        (coco_of_one_file, replace("result.json", '"bbox": [', '"bbox": ["1", '), "has the bbox .*; four numbers x, y"),
+        (
+            coco_of_one_file,
+            lambda folder: (folder / "a.json").touch(),
+            "holds several .json files: give the",
+        ),
+        (
+            coco_of_one_file,
+            lambda folder: (folder / "result.json").unlink(),
+            "holds no .json file: give the",
+        ),
+        (
+            coco_of_one_file,
+            lambda folder: shutil.rmtree(folder / "images"),
+            "images that do not exist were left out",
+        ),
         (csv_of_corners, append("boxes.csv", "train_0.png,96,64,disc,1,2,3\n"), r"boxes.csv:\d+ has 7 columns, but"),
         (csv_of_corners, append("boxes.csv", "train_0.png,96,64,disc,1,2,3,x\n"), r"boxes.csv:\d+ has 'x' in ymax"),
         (csv_of_corners, append("boxes.csv", "train_0.png,96,64,,1,2,3,4\n"), r"boxes.csv:\d+ has a box, but no class"),
@@ -306,7 +387,10 @@ def test_what_is_left_out_or_odd_is_printed(original, tmp_path, capsys):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["vok", "{source}", "{out}"], "format is 'vok'; did you mean 'voc'[?] Accepted: csv, folders, voc, yolo."),
+        (
+            ["vok", "{source}", "{out}"],
+            "did you mean 'voc'[?] Accepted: coco, csv, folders, voc, yolo.",
+        ),
         (["yolo", "{source}/nowhere", "{out}"], "there is no file or folder .*nowhere"),
         (["yolo", "{source}", "{source}"], "source is not empty: give OUT a new or empty folder"),
         (["yolo", "{source}", "{source}/data.yaml"], "data.yaml is a file: give OUT a new or empty folder"),
