@@ -27,7 +27,14 @@ REPRODUCTION = {
     ("minimal", False, 1): (94.45, 47.44),
 }
 # Data sets of the transfer table, by folder.
-DATA = dict(grocery="Grocery Store", caltech="Caltech101", bccd="blood cells", cards_coco="cards", camvid="CamVid")
+DATA = {
+    "grocery": "Grocery Store",
+    "grocery5": "five images a class",
+    "caltech": "Caltech101",
+    "bccd": "blood cells",
+    "cards_coco": "cards",
+    "camvid": "CamVid",
+}
 NAMES = {"bsd68": "BSD68", "set12": "Set12", "set5/hr": "Set5", "set14": "Set14"}
 # Means over the images as the papers print them. Their PSNR may differ in rounding.
 REFERENCES = {
@@ -90,15 +97,20 @@ def segmentation_table(rows: Sequence[dict]) -> str:
 
 def transfer_table(rows: Sequence[dict]) -> str:
     """Make the table of fine-tuned backbones: a line for each start, a column for each data set."""
-    columns = {data: SCORES[task] for task, data in sorted({(row["task"], row["data"]) for row in rows})}
-    header = ["tiny with", "starts from", *(f"{DATA[data]}: {score}, MMACs" for data, score in columns.items())]
+    columns = dict(sorted({(row["data"], row["task"]) for row in rows}, key=lambda item: list(DATA).index(item[0])))
+    header = ["tiny with", "starts from", *(f"{DATA[data]}, {SCORES[task]}" for data, task in columns.items())]
     cells = []
     for model, start in dict.fromkeys((row["model"], row["start"]) for row in rows):
-        cells.append([f"`{mixer_of(model)}`", start])
-        for data in columns:
-            runs = [row for row in rows if (row["model"], row["start"], row["data"]) == (model, start, data)]
-            scores = [row["score"] for row in runs]
-            cells[-1].append(f"{over_seeds(scores)}, {runs[0]['macs'] / 1e6:,.0f}" if runs else "")
+        runs = {
+            data: [row["score"] for row in rows if (row["model"], row["start"], row["data"]) == (model, start, data)]
+            for data in columns
+        }
+        cells.append(
+            [f"`{mixer_of(model)}`", start, *(over_seeds(runs[data]) if runs[data] else "" for data in columns)]
+        )
+    macs = [sorted(row["macs"] / 1e6 for row in rows if row["data"] == data) for data in columns]
+    ranges = (dict.fromkeys((f"{each[0]:.0f}", f"{each[-1]:.0f}")) for each in macs)
+    cells.append(["multiply-adds, millions", "", *map(" to ".join, ranges)])
     return table(header, cells)
 
 
