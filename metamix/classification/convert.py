@@ -21,7 +21,7 @@ def read_classes(source: Path) -> Labels | None:
     table = read_table(source)
     if table.has_boxes:
         return None
-    labels = Labels(("--data", "folder"))
+    labels = Labels(("--config", "finetune/tiny"))
     labels.notes["lines whose image does not exist were left out"] = table.missing
     for file, rows in table.images.items():
         label = same_in_all(rows, "label")
@@ -56,7 +56,7 @@ def read_folders(source: Path) -> Labels:
     """
     if not source.is_dir():
         raise ValueError(f"{source} is a file: give the folder that holds a folder for each label")
-    labels = SeveralLabels(("--data", "folder"))
+    labels = SeveralLabels(("--config", "finetune/tiny"))
     folders = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     splits = {path: SPLITS[path.name.lower()] for path in folders if path.name.lower() in SPLITS} or {source: ""}
     left_out = [str(path) for path in folders if splits.keys().isdisjoint((path, source))]

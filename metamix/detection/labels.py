@@ -37,7 +37,7 @@ class Boxes(Labels):
     """Images with boxes. The label of a sample is (height, width, boxes). Classes are numbered in order, from 1."""
 
     def __init__(self, classes: Sequence[str]):
-        super().__init__(("--task", "detection", "--batch-size", "4"))
+        super().__init__(("--config", "finetune/tiny_detection"))
         self.classes = classes
 
     def add(

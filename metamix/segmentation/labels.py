@@ -115,19 +115,12 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
         BadMask: a value or a colour is not a label, the mask is in colour but the data set has no palette, or the file
             is a JPEG.
     """
-    with as_corrupt_image(path):
-        file = read_image_file(path)
-        image = ImageOps.exif_transpose(file)  # images are turned upright too
-        image.load()
-    if file.format == "JPEG":
-        raise BadMask(f"{path} is a JPEG, and JPEG changes labels: save masks as PNGs, made from the original labels")
+    image = open_mask(path)
     if image.mode in ("RGB", "RGBA"):
         colours = np.array(image.convert("RGB"))
         if labels.palette is not None or (colours != colours[..., :1]).any():
             return torch.from_numpy(_from_colours(colours, labels, path))
         image = Image.fromarray(colours[..., 0])  # indices, saved as three equal channels
-    if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
-        raise BadMask(f"{path} has the mode {image.mode}, but masks are PNGs of indices: modes L, P, 1 and I")
     values = np.array(image, dtype=np.int32)
     if image.mode == "P" and labels.palette is not None:
         _check_own_palette(image, labels, labels.palette, path)
@@ -141,6 +134,19 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
             f"classes, and masks may have the values {labels.accepted()}: {labels.advice}"
         )
     return torch.from_numpy(mapped.astype(np.uint8))
+
+
+def open_mask(path: Path) -> Image.Image:
+    """Decode a mask, of one channel, with a palette, or in RGB; errors as in `read_mask`."""
+    with as_corrupt_image(path):
+        file = read_image_file(path)
+        image = ImageOps.exif_transpose(file)  # images are turned upright too
+        image.load()
+    if file.format == "JPEG":
+        raise BadMask(f"{path} is a JPEG, and JPEG changes labels: save masks as PNGs, made from the original labels")
+    if image.mode not in ("1", "L", "P", "RGB", "RGBA") and not image.mode.startswith("I"):
+        raise BadMask(f"{path} has the mode {image.mode}, but masks are PNGs of indices: modes L, P, 1 and I")
+    return image
 
 
 def _check_own_palette(image: Image.Image, labels: Labels, palette: Palette, path: Path) -> None:

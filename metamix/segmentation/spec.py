@@ -12,6 +12,7 @@ SPEC = TaskSpec(
     export="metamix.segmentation.export:open_segmenter",
     exported="metamix.segmentation.export:exported_segmenter",
     pipeline="image-segmentation",
+    convert="metamix.segmentation.convert:FORMATS",
     less_memory="give smaller tiles, such as --tile 256",
     folders=(frozenset({"images", "masks"}), frozenset({"leftImg8bit", "gtFine"})),
     data_sets=("ade20k", "cityscapes", "oxford_pets", "voc"),

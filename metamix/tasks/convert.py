@@ -25,6 +25,8 @@ EPILOG = """formats:
   coco     an annotation file and its images; train/_annotations.coco.json of Roboflow; annotations/instances_*.json
   csv      boxes, with the columns file, class, xmin, ymin, xmax, ymax; or classes of images: file, class
   folders  a folder for each label; an image in several folders under one name has all their labels
+  masks    images and masks of any values or colours, in images/ and masks/, or a.jpg and a_mask.png
+  labelme  polygons: a.json beside a.jpg
 
 The images are linked or copied, and the source is not changed. What is left out is printed."""
 
@@ -61,7 +63,7 @@ Reader = Callable[[Path], Labels | None]  # reads a file or folder; returns None
 class ConvertOptions(Options):
     """Turn labels of another program into a data set to train on."""
 
-    format: str = positional("format of the labels: voc, yolo, coco, csv or folders", metavar="FORMAT")
+    format: str = positional("format of the labels: voc, yolo, coco, csv, folders, masks or labelme", metavar="FORMAT")
     source: Path = positional("folder of images and labels, or the CSV, YAML or JSON file in it", metavar="SOURCE")
     out: Path = positional("folder to write, new or empty", metavar="OUT")
     split: ShareBetween | None = option(

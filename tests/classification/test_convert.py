@@ -39,7 +39,7 @@ def test_each_class_is_split_by_the_same_share(source, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"{out}: 13 train, 3 val images, 3 classes\n" in said
     assert f"note: lines that repeat another: {file}:18\n" in said
-    assert said.splitlines()[-1] == f"  metamix train --data folder --data-dir {out}"
+    assert said.splitlines()[-1] == f"  metamix train --config finetune/tiny --data-dir {out}"
     names = listed(out)
     assert [sum(name.startswith(place) for name in names) for place in ("train/猫", "val/猫")] == [8, 2]
     assert [sum(name.startswith(place) for name in names) for place in ("train/big dog", "val/big dog")] == [4, 1]
@@ -121,7 +121,7 @@ def test_an_image_has_the_labels_of_all_its_folders(albums, tmp_path, capsys):
     assert metamix_command("convert", "folders", source, out) == 0
     said = capsys.readouterr().out
     assert f"{out}: 16 train, 5 val images, 3 labels\n" in said
-    assert said.splitlines()[-1] == f"  metamix train --data folder --data-dir {out}"
+    assert said.splitlines()[-1] == f"  metamix train --config finetune/tiny --data-dir {out}"
     rows = labels_in(out)
     assert {file.partition("/")[2]: {*labels.split("|")} for file, (labels, _) in rows.items()} == {
         **{f"{i}.png": {"sea"} for i in range(20)},

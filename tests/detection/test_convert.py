@@ -229,7 +229,7 @@ def test_the_printed_command_trains(original, tmp_path, capsys):
     assert metamix_command("convert", "voc", tmp_path / "source", tmp_path / "out") == 0
     command = shlex.split(capsys.readouterr().out.splitlines()[-1])
     assert command[:2] == ["metamix", "train"]
-    train(*command[2:], "--min-size", 32, "--max-size", 48, "--workers", 0, "--dry-run")
+    train(*command[2:], "--no-pretrained", "--min-size", 32, "--max-size", 48, "--workers", 0, "--dry-run")
     assert "data     out: 10 train, 2 test" in capsys.readouterr().out
 
 
@@ -389,7 +389,7 @@ def test_what_is_left_out_or_odd_is_printed(original, tmp_path, capsys):
     [
         (
             ["vok", "{source}", "{out}"],
-            "did you mean 'voc'[?] Accepted: coco, csv, folders, voc, yolo.",
+            "did you mean 'voc'[?] Accepted: coco, csv, folders, lab",
         ),
         (["yolo", "{source}/nowhere", "{out}"], "there is no file or folder .*nowhere"),
         (["yolo", "{source}", "{source}"], "source is not empty: give OUT a new or empty folder"),

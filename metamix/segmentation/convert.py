@@ -1,0 +1,6 @@
+"""Name the formats of masks that `metamix convert` reads."""
+
+from .labelme import read_labelme
+from .masks import read_masks
+
+FORMATS = {"masks": read_masks, "labelme": read_labelme}

@@ -1,0 +1,89 @@
+"""Read the shapes of LabelMe, to make a data set for training."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from metamix.utils.files import read_bytes
+from metamix.weights.metadata import MAX_SIDE
+
+from .labels import IGNORED
+from .masks import Masks, find_files, split_of
+
+LEAST_POINTS = {"polygon": 3, "rectangle": 2}  # of the shapes that are drawn
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A shape of LabelMe; the points are x, y in pixels."""
+
+    label: str
+    kind: str
+    points: list[tuple[float, float]]
+
+
+def read_labelme(source: Path) -> Masks:
+    """Read the .json files of LabelMe, and draw their polygons and rectangles in the order of the file.
+
+    The rest of an image is background. Shapes with the label `__ignore__` mark pixels that are ignored.
+
+    Raises:
+        ValueError: a file is not in LabelMe's format, or no image has a shape.
+    """
+    images, _ = find_files(source)
+    files = {path: read_shapes(path) for path in sorted(source.rglob("*.json"))}
+    numbers = {"background": 0, "_background_": 0, "__ignore__": IGNORED}
+    drawn = (shape for _, shapes in files.values() for shape in shapes if shape.kind in LEAST_POINTS)
+    names = sorted({shape.label for shape in drawn} - numbers.keys())
+    numbers |= {name: number for number, name in enumerate(names, start=1)}
+    labels = Masks(["background", *names], lambda shapes: draw(shapes, numbers))
+    for path, (size, shapes) in files.items():
+        split = split_of(path.relative_to(source).parts[:-1])
+        image = images.get((split, path.stem)) or images.get(("", path.stem))
+        if image is None:
+            labels.notes["labels without an image were left out"].append(str(path))
+            continue
+        odd = sorted({shape.kind for shape in shapes} - LEAST_POINTS.keys())
+        labels.notes["lines, points and the like were left out"] += [f"{path} ({kind})" for kind in odd]
+        labels.add(path.stem, image, split, size, (size, [shape for shape in shapes if shape.kind in LEAST_POINTS]))
+    if not any(shapes for _, (_, shapes) in (sample.label for sample in labels.samples)):
+        raise ValueError(f"{source} has no image with a polygon: LabelMe's .json files have the names of their images")
+    return labels
+
+
+def read_shapes(path: Path) -> tuple[tuple[int, int], list[Shape]]:
+    """Read the height and width of the image, and the shapes, from a file of LabelMe."""
+    try:
+        data = json.loads(read_bytes(path))
+        size = int(data["imageHeight"]), int(data["imageWidth"])
+        shapes = []
+        for shape in data["shapes"]:
+            points = [(float(x), float(y)) for x, y in shape["points"]]
+            shapes.append(Shape(" ".join(str(shape["label"]).split()), str(shape.get("shape_type", "polygon")), points))
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not in LabelMe's format: {type(error).__name__}: {error}") from None
+    if not 1 <= min(size) <= max(size) <= MAX_SIDE:
+        raise ValueError(f"{path} has an image of {size[0]} x {size[1]} pixels, but sides are 1 to {MAX_SIDE}")
+    for shape in shapes:
+        if not shape.label:
+            raise ValueError(f"{path} has a {shape.kind} without a label")
+        if len(shape.points) < LEAST_POINTS.get(shape.kind, 0) or not np.isfinite(shape.points).all():
+            raise ValueError(f"{path} has a {shape.kind} of too few points or of infinite ones: {shape.points}")
+    return size, shapes
+
+
+def draw(mask: tuple[tuple[int, int], Sequence[Shape]], numbers: Mapping[str, int]) -> np.ndarray:
+    """Draw shapes as labels (H, W), uint8; a mask is its height and width, and its shapes."""
+    (height, width), shapes = mask
+    image = Image.new("L", (width, height))
+    for shape in shapes:
+        points = shape.points
+        if shape.kind == "rectangle":
+            (x1, y1), *_, (x2, y2) = points
+            points = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
+        ImageDraw.Draw(image).polygon(points, fill=numbers[shape.label])
+    return np.array(image)

@@ -1,0 +1,199 @@
+"""Test `metamix convert` of masks and of LabelMe's shapes: the classes of all pixels stay the same."""
+
+import json
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metamix.segmentation.labels import make_labels, read_classes, read_mask
+from tests.helpers.running import metamix_command, train
+
+RED, GREEN = (255, 0, 0), (0, 255, 0)
+
+
+def quarters(*values, size=(24, 32)):
+    """Return a mask (H, W), or (H, W, 3) of colours, whose four quarters have the given values."""
+    rows = np.arange(size[0])[:, None] * 2 // size[0]
+    columns = np.arange(size[1]) * 2 // size[1]
+    return np.array(values, dtype=np.uint8)[2 * rows + columns]
+
+
+def write(folder, masks, image="images/{}.png", mask="masks/{}.png"):
+    """Write an image of 24 x 32 pixels for each mask."""
+    for name, values in masks.items():
+        for path, pixels in ((image, np.full((24, 32, 3), 9, np.uint8)), (mask, values)):
+            file = folder / path.format(name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file)
+
+
+def convert(folder, format="masks", *options):
+    """Convert a folder; return the names of the classes and the labels of each mask by split and name."""
+    out = folder.parent / "out"
+    assert metamix_command("convert", format, folder, out, *options) == 0
+    classes = read_classes(out / "classes.txt")
+    paths = {path.relative_to(out).as_posix(): path for path in sorted(out.glob("*/masks/*"))}
+    return classes, {name: read_mask(path, make_labels(classes)).numpy() for name, path in paths.items()}
+
+
+@pytest.mark.parametrize(
+    "image, mask",
+    [
+        ("images/{}.png", "masks/{}.png"),
+        ("Training_Images/{}.png", "Ground_Truth/{}.png"),
+        ("imgs/{}_image.png", "annotations/{}_annotation.png"),
+        ("{}.png", "{}_mask.png"),
+    ],
+)
+def test_masks_of_0_and_255_show_an_object(image, mask, tmp_path, capsys):
+    masks = {f"{i:03}": quarters(0, 255, i % 2 * 255, 0) for i in range(10)}
+    write(tmp_path / "source", masks, image, mask)
+    classes, labels = convert(tmp_path / "source")
+    assert classes == ("background", "object") and len(labels) == 10
+    for name, values in labels.items():
+        assert np.array_equal(values, masks[name.split("/")[-1][:3]] // 255)
+    said = capsys.readouterr().out
+    assert "8 train, 2 val images, 2 classes: background, object\n" in said and "note:" not in said
+    assert metamix_command("verify", tmp_path / "out") == 0
+    command = shlex.split(said.splitlines()[-1])
+    train(*command[2:], "--no-pretrained", "--workers", 0, "--dry-run")
+
+
+@pytest.mark.parametrize(
+    "image, mask",
+    [("{}/images/a.png", "{}/masks/a.png"), ("{}/a.png", "{}_masks/a_mask.png"), ("i/{}/a.png", "gt/{}/a.png")],
+)
+def test_splits_of_the_source_stay(image, mask, tmp_path):
+    masks = {"train": quarters(0, 1, 2, 255), "valid": quarters(2, 1, 0, 0)}
+    write(tmp_path / "source", masks, image, mask)
+    classes, labels = convert(tmp_path / "source")
+    assert classes == ("background", "value 1", "value 2")
+    assert np.array_equal(labels["train/masks/a.png"], masks["train"])  # 255 stays ignored
+    assert np.array_equal(labels["val/masks/a.png"], masks["valid"])
+
+
+def test_colours_become_classes(tmp_path):
+    black = (0, 0, 0)
+    write(tmp_path / "source", {"a": quarters(black, RED, GREEN, RED), "b": quarters(black, black, black, black)})
+    classes, labels = convert(tmp_path / "source")
+    assert classes == ("background", "colour 0 255 0", "colour 255 0 0")
+    (of_a,) = (values for name, values in labels.items() if name.endswith("a.png"))
+    assert np.array_equal(of_a, quarters(0, 2, 1, 2))
+    assert (tmp_path / "out/palette.txt").read_text() == "0 0 0\n0 255 0\n255 0 0\n"
+
+
+@pytest.mark.parametrize(
+    "file, text, masks",
+    [
+        ("labelmap.txt", "# label:color_rgb:parts:actions\nsky:255,0,0::\nroad:0,255,0::\n", [RED, GREEN, RED, RED]),
+        ("train/_classes.csv", "Pixel Value, Class\n0, sky\n1, road\n", [0, 1, 0, 0]),
+        ("classes.txt", "sky\nroad\n", [0, 1, 0, 255]),
+    ],
+)
+def test_a_file_names_the_classes(file, text, masks, tmp_path):
+    write(tmp_path / "source", {"a": quarters(*masks), "b": quarters(*masks)})
+    (tmp_path / "source/train").mkdir()
+    (tmp_path / "source" / file).write_text(text)
+    classes, labels = convert(tmp_path / "source")
+    assert classes == ("sky", "road")
+    assert all(np.array_equal(values, quarters(0, 1, 0, 255 if 255 in masks else 0)) for values in labels.values())
+
+
+def test_what_is_left_out_or_resized_is_printed(tmp_path, capsys):
+    source = tmp_path / "source"
+    write(source, {name: quarters(0, 255, 0, 0) for name in "abcd"})
+    write(source, {"e": quarters(0, 255, 0, 0, size=(12, 16)), "f": quarters(0, 255, 0, 0, size=(12, 20))})
+    (source / "masks/c.png").unlink()
+    (source / "images/d.png").unlink()
+    _, labels = convert(source)
+    (resized,) = (values for name, values in labels.items() if name.endswith("e.png"))
+    assert np.array_equal(resized, quarters(0, 1, 0, 0))
+    said = capsys.readouterr().out
+    assert f"note: masks were resized to their images: {source}/images/e.png (24 x 32, mask 12 x 16)\n" in said
+    assert f"whose mask has another shape were left out: {source}/images/f.png (24 x 32, mask 12 x 20)\n" in said
+    assert f"note: images without a mask were left out: {source}/images/c.png\n" in said
+    assert f"note: masks without an image were left out: {source}/masks/d.png\n" in said
+
+
+def jpeg(source):
+    Image.open(source / "masks/a.png").save(source / "masks/a.jpg")
+    (source / "masks/a.png").unlink()
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (jpeg, "a.jpg is a JPEG, and JPEG changes labels"),
+        (lambda source: shutil.rmtree(source / "masks"), "2 images and 0 masks, none of the same name: masks lie in"),
+        (lambda source: shutil.copytree(source / "masks", source / "labels"), "both masks of the name a: move one"),
+        (
+            lambda source: write(source, {name: quarters(7, 7, 7, 7) for name in "ab"}),
+            "have 1 value, but each value",
+        ),
+        (
+            lambda source: write(source, {"a": np.arange(768, dtype=np.uint8).reshape(24, 32)}),
+            "have 255 values, .* save masks as PNGs without soft edges",
+        ),
+        (lambda source: (source / "classes.txt").write_text("a\nb\nc\n"), "have value 200, which is not in"),
+        (
+            lambda source: Image.fromarray(np.full((24, 32), 4000, np.uint16)).save(source / "masks/a.png"),
+            "from 4,000 to",
+        ),
+    ],
+)
+def test_odd_masks_are_refused(change, said, tmp_path):
+    source = tmp_path / "source"
+    write(source, {name: quarters(0, 1, 200, 0) for name in "ab"})
+    change(source)
+    with pytest.raises(SystemExit, match=said):
+        metamix_command("convert", "masks", source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def labelme(folder, shapes, height=24):
+    """Write two images, and LabelMe's files beside them."""
+    folder.mkdir()
+    for name in "ab":
+        Image.new("RGB", (32, 24)).save(folder / f"{name}.jpg")
+        data = {"imagePath": f"{name}.jpg", "imageHeight": height, "imageWidth": 32, "shapes": shapes}
+        (folder / f"{name}.json").write_text(json.dumps(data))
+    return folder
+
+
+def test_shapes_of_labelme_are_drawn_in_their_order(tmp_path, capsys):
+    shapes = [
+        {"label": "pond", "points": [[0, 0], [25, 0], [25, 23], [0, 23]], "shape_type": "polygon"},
+        {"label": "boat", "points": [[20, 10], [4, 2]], "shape_type": "rectangle"},
+        {"label": "__ignore__", "points": [[0, 20], [31, 20], [31, 23], [0, 23]], "shape_type": "polygon"},
+        {"label": "path", "points": [[0, 0], [1, 1]], "shape_type": "line"},
+    ]
+    classes, labels = convert(labelme(tmp_path / "source", shapes), "labelme")
+    assert classes == ("background", "boat", "pond")
+    for values in labels.values():
+        assert (values[20:] == 255).all() and (values[2:11, 4:21] == 1).all()
+        assert (values[:2, :26] == 2).all() and (values[:20, 26:] == 0).all()
+    assert (
+        f"note: lines, points and the like were left out: {tmp_path}/source/a.json (line), " in capsys.readouterr().out
+    )
+    assert metamix_command("verify", tmp_path / "out") == 0
+
+
+@pytest.mark.parametrize(
+    "shapes, height, said",
+    [
+        ([], 24, "source has no image with a polygon: LabelMe's .json files have the names of their images"),
+        ([{"label": "x", "points": [[1, "y"]]}], 24, "a.json is not in LabelMe's format: ValueError: could not"),
+        ([{"label": "x", "points": [[1, 1], [9, 9]]}], 24, "a.json has a polygon of too few points"),
+        ([{"label": " ", "points": [[1, 1], [9, 9], [1, 9]]}], 24, "a.json has a polygon without a label"),
+        ([{"points": []}], 24, "a.json is not in LabelMe's format: KeyError: 'label'"),
+        (None, 24, "a.json is not in LabelMe's format: TypeError"),
+        ([], None, "a.json is not in LabelMe's format: TypeError"),
+        ([], 0, "a.json has an image of 0 x 32 pixels"),
+    ],
+)
+def test_odd_files_of_labelme_are_refused(shapes, height, said, tmp_path):
+    with pytest.raises(SystemExit, match=said):
+        metamix_command("convert", "labelme", labelme(tmp_path / "source", shapes, height), tmp_path / "out")
