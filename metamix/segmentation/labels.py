@@ -104,7 +104,10 @@ def ignored_hint(counts: Tensor, labels: Labels) -> str:
     name = labels.classes[missing[-1]]
     if not len(values):
         return f"; the value of {name} is ignored: give another --ignore-index"
-    return f"; {ignored[-1]} is ignored: if it shows {name}, save {values[-1]} instead of {ignored[-1]}"
+    return (
+        f"; {ignored[-1]} is ignored: if it shows {name}, save {values[-1]} instead of {ignored[-1]}, or let "
+        f"`metamix convert masks` do so"
+    )
 
 
 def read_mask(path: Path, labels: Labels) -> Tensor:

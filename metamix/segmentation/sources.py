@@ -82,8 +82,8 @@ def open_folder(options: SegmentationDataOptions) -> MaskedSet:
         folders = sorted(path.name for path in root.iterdir() if path.is_dir())
         raise FileNotFoundError(
             f"there is no {root / 'train' / 'images'}, nor val or test; the folders in {root} are "
-            f"{', '.join(folders) or 'none'}. Expected: SPLIT/images and SPLIT/masks. For another layout, name "
-            f"it: --data cityscapes, or metamix verify cityscapes"
+            f"{', '.join(folders) or 'none'}. Expected: SPLIT/images and SPLIT/masks. For a published layout, name "
+            f"it: --data cityscapes, or metamix verify cityscapes. For others, see `metamix convert masks`"
         )
 
     def find(split: str) -> Split:
