@@ -15,7 +15,7 @@
 
     metamix.list_mixers()                                           names of all mixers
     metamix.mixer_options("raft")                                   options of a mixer, for mixer_args
-    @metamix.register_mixer("mine")                                 a mixer of your own, see metamix.mixers.registry
+    @metamix.register_mixer("mine")                                 a mixer of your own; see metamix.mixers.registry
 
     metamix.models.load_official("poolformer", state_dict, ...)     weights of the papers' authors
     from metamix.detection import build_detector                    torchvision's detectors on any of these models

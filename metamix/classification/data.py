@@ -55,7 +55,7 @@ class ClassificationData:
         if other:
             trains = isinstance(options, ClassificationOptions)
             advice = f"add --task {other}" if trains else "the weights are a classifier's, so give other data"
-            raise ValueError(f"{options.data_dir or options.data} is a data set of {other}: {advice}")
+            raise ValueError(f"{options.data_dir or options.data} is a data set for {other}: {advice}")
         self.splits = open_data(
             options.data,
             root=options.data_dir,

@@ -117,8 +117,8 @@ class Classifier:
 
         Args:
             images: files or PIL images.
-            top: number of labels; by default 5, or all that reach `threshold` if an image may have several.
-            threshold: lowest probability of a label if an image may have several; by default as in the weight file.
+            top: number of labels; by default 5, or all that reach `threshold` if images may have several labels.
+            threshold: lowest probability of a label if images may have several; by default as in the weight file.
 
         Raises:
             CorruptImage: an image cannot be read.
@@ -201,7 +201,7 @@ def _load_file(
     if metadata.img_size and "img_size" in model_args:
         raise ValueError(
             f"model_args has img_size, but {path} records the image size that {name} was built for: leave it out; "
-            f"--img-size scores images of another size"
+            f"--img-size scores images of a different size"
         )
     arguments = metadata.shape | metadata.model_args | dict(model_args)
     check_described_size(metadata, tensors, path)
@@ -211,8 +211,8 @@ def _load_file(
         tensors = adapt_checkpoint(net, tensors, path)
         if other := next((key for key, tensor in tensors.items() if tensor.numel() not in sizes), None):
             raise ValueError(
-                f"{path} and {name} are for images of different sizes ({other} has another shape); give the size of "
-                f"the file, --model-args '{{img_size: N}}', in Python model_args={{'img_size': N}}"
+                f"{path} and {name} are for images of different sizes ({other} has a different shape); give the size "
+                f"of the file, --model-args '{{img_size: N}}', in Python model_args={{'img_size': N}}"
             )
         head = timm.models.get_pretrained_cfg_value(name, "classifier")
         if f"{head}.weight" not in tensors:

@@ -1,4 +1,4 @@
-"""Compute the loss for one class or several labels an image, with smoothing, class weights and distillation."""
+"""Compute the loss for one class or several labels per image, with smoothing, class weights and distillation."""
 
 import torch.nn.functional as F
 from timm.loss import AsymmetricLossMultiLabel
@@ -14,7 +14,7 @@ class ClassificationLoss:
     """Compute the loss of a model on an augmented batch, and the values to log.
 
     The `frozen_helpers` of `model` hold the teacher of distillation. The labels of the training split are (N,) int64,
-    or (N, classes) float32 if images have several.
+    or (N, classes) float32 if images have several labels.
     """
 
     def __init__(self, options: ClassificationOptions, model: ClassificationModel, labels: Tensor, classes: int):

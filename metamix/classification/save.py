@@ -45,7 +45,7 @@ def save_classifier(
         model_args: what `timm.create_model` got, except num_classes.
         mean, std: statistics that normalised the images, per channel, for pixel values from 0 to 1; by default as in
             timm's configuration of the model.
-        threshold: lowest probability of a label, if an image may have several; None if it has one class.
+        threshold: lowest probability of a label, if images may have several labels; None if each has one class.
 
     Raises:
         ValueError: an argument cannot be used, there are not as many classes as logits, or `model_args` describe

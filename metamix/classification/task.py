@@ -53,7 +53,7 @@ class Classification:
     def check_model(name: str, pretrained: bool) -> None:
         """Raise ValueError unless a classifier of this name exists, with published weights if `pretrained`."""
         if other := task_of_model(name):
-            raise ValueError(f"{name} is a model of {other}, not a classifier: add --task {other}")
+            raise ValueError(f"{name} is a model for {other}, not a classifier: add --task {other}")
         check_model(name, pretrained)
 
     @classmethod
@@ -81,7 +81,7 @@ class Classification:
         size, advice = task.data.size, "Leave --img-size out: the model stays as it was trained"
         if (size, size) != parse_size("img_size", metadata.img_size):
             check_image_size(trained.model, trained.name, task.data.in_chans, size, advice)
-            task.title += f"-{size}px"  # the result at another size goes to another folder
+            task.title += f"-{size}px"  # a result at a different size gets a folder of its own
         if options.test_on:
             task.title += f"-{options.test_on}"
         if options.pretrained:

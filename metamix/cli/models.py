@@ -38,7 +38,7 @@ def table(models: Sequence[ModelInfo | ImageModelInfo]) -> str:
     tables = []
     for kind, header in (
         (ModelInfo, ("model", "parameters", "MACs", "images")),
-        (ImageModelInfo, ("model", "parameters", "MACs a pixel", "images")),
+        (ImageModelInfo, ("model", "parameters", "MACs per pixel", "images")),
     ):
         models_of_kind = [model for model in models if isinstance(model, kind)]
         if not models_of_kind:

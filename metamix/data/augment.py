@@ -49,10 +49,10 @@ class Augment:
         seed: the run's seed.
         mean, std: per channel, for pixel values from 0 to 1.
         size: side of the images in pixels.
-        cropped: skip the steps before normalisation; the workers that stream images have done them.
+        cropped: skip the steps before normalisation, since the workers that stream images did them.
 
     Raises:
-        ValueError: `cutout` is larger than the images, or `padding` is, and is used.
+        ValueError: `cutout` is larger than the images, or `padding` is and images are padded here.
     """
 
     def __init__(

@@ -144,7 +144,7 @@ def check_several(images: object) -> None:
 
 
 def check_image(image: object) -> None:
-    """Raise TypeError unless `image` is a path or an image of Pillow, and CorruptImage if it has no pixels."""
+    """Raise TypeError unless `image` is a path or a Pillow image, and CorruptImage if it has no pixels."""
     if not isinstance(image, (str, os.PathLike, Image.Image)):
         advice = "give a path or a PIL image. PIL.Image.fromarray converts an array (H, W, 3) uint8"
         raise TypeError(f"an image is of type {type(image).__name__}: {advice}")
@@ -153,7 +153,7 @@ def check_image(image: object) -> None:
 
 
 def decode_file(image: str | Path | Image.Image, mode: str = "RGB") -> Image.Image:
-    """Decode an image file or an image of Pillow; `decode` says how it is converted and which errors it raises."""
+    """Decode an image file or a Pillow image; `decode` says how it is converted and which errors it raises."""
     check_image(image)
     if isinstance(image, Image.Image):
         return decode(lambda: image, "image", mode)
@@ -161,7 +161,7 @@ def decode_file(image: str | Path | Image.Image, mode: str = "RGB") -> Image.Ima
 
 
 def read_pixels(image: str | Path | Image.Image) -> Tensor:
-    """Read an image file or an image of Pillow, upright and in colour: (3, H, W) uint8; errors as in `decode`."""
+    """Read an image file or a Pillow image, upright and in colour: (3, H, W) uint8; errors as in `decode`."""
     return pil_to_tensor(decode_file(image))
 
 

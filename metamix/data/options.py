@@ -59,14 +59,14 @@ class LocationOptions(ReadingOptions):
     """Options that choose a data set and its split to score."""
 
     data: str = _source(
-        "digits", "digits, cifar10 or another data set of torchvision, tiny_imagenet, folder, hfds/NAME, wds/NAME"
+        "digits", "digits, cifar10 or another torchvision data set, tiny_imagenet, folder, hfds/NAME, wds/NAME"
     )
     data_dir: str | None = _source(
         None,
         "folder of the data set; for --data folder, the one with train/ and val/, or labels.csv",
         on_resume="ignore",
     )
-    download: bool = _source(False, "fetch a missing data set of torchvision, or tiny_imagenet", on_resume="ignore")
+    download: bool = _source(False, "download a missing torchvision data set, or tiny_imagenet", on_resume="ignore")
     test_on: str = _source("", "split to use as the test: val, valid, validation or test; empty: the first found")
 
 

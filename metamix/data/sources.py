@@ -142,7 +142,7 @@ def open_data(
         train_required: refuse a folder without a training split.
 
     Raises:
-        ValueError: the name or a value is unknown, the folder has another layout, or a class is not in `classes`.
+        ValueError: the name or a value is unknown, the folder has a different layout, or a class is not in `classes`.
         FileNotFoundError: the data set is missing.
         ImportError: an extra is missing.
     """
@@ -238,7 +238,7 @@ def scarce_classes(splits: Splits) -> list[str]:
     for split, source in splits.sources().items():
         labels, classes = source.labels, len(splits.classes)
         counts = (labels.sum(0) if splits.multi_label else torch.bincount(labels, minlength=classes)).tolist()
-        limit, lack = (1, "no more than one image") if split == "train" or splits.train is None else (0, "no image")
+        limit, lack = (1, "at most one image") if split == "train" or splits.train is None else (0, "no image")
         scarce = [name for name, count in zip(splits.classes, counts) if count <= limit]
         if scarce:
             place = f" in {source.images.split if split == 'test' else split}" if splits.train else ""

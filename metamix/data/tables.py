@@ -107,7 +107,7 @@ def read_table(source: Path) -> Table:
     if flags:
         raise ValueError(
             f"{source}:1 has a column {columns.label} and columns of 0 and 1, {list_names(sorted(flags))}: remove "
-            f"these, or remove {columns.label}: then each column beside file and split is for a label"
+            f"these, or remove {columns.label}: then each column except file and split is for a label"
         )
     root = os.path.commonpath([file.parent for file in images])
     names = {file: file.relative_to(root).as_posix() for file in images}
@@ -155,7 +155,7 @@ def read_row(cells: Sequence[str], columns: Columns, folder: Path, place: str) -
         if wrong := [column for column in columns.others if values[column] not in FLAGS]:
             raise ValueError(
                 f"{place} has {values[wrong[0]]!r} in the column {wrong[0]}, but it must be 0 or 1: without a column "
-                f"labels, each column beside file and split is for a label"
+                f"labels, each column except file and split is for a label"
             )
         label = "|".join(column for column in columns.others if FLAGS[values[column]])
     if split.lower() not in SPLITS:

@@ -149,7 +149,7 @@ def packages(engine: str, precision: str) -> tuple[str, ...]:
 
 
 def random_model(name: str, img_size: int | None) -> "BenchmarkedModel":
-    """Build a model of timm with random weights, for images of a side in pixels; None for the model's own."""
+    """Build a timm model with random weights, for square images of `img_size`; None for its own size."""
     arguments: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
     model: Any = create_model(name, **arguments)
     channels, height, width = timm_config(model)["input_size"]

@@ -155,7 +155,7 @@ def segmentation_problem(segmentation: Any, image: Entry) -> str | None:
         inside = -side <= min(polygon) and max(polygon) <= 2 * side and math.isfinite(sum(polygon))
         if side and not inside:  # pycocotools crashes on huge numbers
             return "its segmentation has a polygon with a point far outside of the image"
-        if side and sum(map(abs, map(sub, polygon[2:], polygon))) > 1000 * side:  # 100 bytes a pixel in pycocotools
+        if side and sum(map(abs, map(sub, polygon[2:], polygon))) > 1000 * side:  # 100 bytes per pixel in pycocotools
             return "its segmentation has a polygon whose outline is 1,000 times as long as the image"
     return None
 

@@ -113,7 +113,7 @@ def find_image(folder: Path, name: str) -> Path:
 
 
 def read_annotated_image(folder: Path, entry: Entry) -> Image.Image:
-    """Read the image of an entry of `images`; CorruptImage if that fails, or if its size is not as annotated."""
+    """Read the image of an entry of `images`; raise CorruptImage if that fails or its size is not as annotated."""
     path = find_image(folder, entry["file_name"])
     image = decode_file(path)
     width, height = image.size

@@ -269,7 +269,7 @@ class ExportableDetector(CalibratedExport):
         return [self.detector_of(self.model).prepare(batch["image"][0] / 255)[0][None]]
 
     def image_score(self, model: Model, batch: Batch) -> float:
-        """Return the AP of the image, see `image_ap`."""
+        """Return the AP of the image; see `image_ap`."""
         return image_ap(self.detector_of(model).find(batch["image"][0] / 255), batch["target"][0])
 
 

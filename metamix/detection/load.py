@@ -76,7 +76,7 @@ class DetectorSpec(NetworkSpec):
 
 @dataclass(frozen=True)
 class TrainedDetector:
-    """A trained detector; `model` is called like a detector of torchvision, in evaluation mode."""
+    """A trained detector; `model` is called like torchvision's detectors, in evaluation mode."""
 
     model: nn.Module
     spec: DetectorSpec

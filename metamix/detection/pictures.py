@@ -114,7 +114,7 @@ def draw_image(path: Path, image: Tensor, objects: Objects, classes: Sequence[st
 
 
 def draw_grid(path: Path, rows: Sequence[tuple[str, Tensor, Objects, Objects]], classes: Sequence[str]) -> None:
-    """Draw ground truth and detections side by side, two images a row; `rows` has title, image, truth, detections."""
+    """Draw ground truth and detections side by side, two images per row; `rows` has title, image, truth, detections."""
     lines = max(1, -(-len(rows) // 2))
     figure, grid = image_grid(lines, 4, figsize=(13, 2.6 * lines + 0.4))
     for i, (title, image, truth, detected) in enumerate(rows):

@@ -73,7 +73,7 @@ def image_folders(file: Path, config: dict[str, Any]) -> dict[Path, str]:
     for split in ("train", "val", "test"):
         entries = config.get(split) or []
         for entry in map(str, entries if isinstance(entries, list) else [entries]):
-            names = entry, entry.removeprefix("../")  # Roboflow writes ../train/images beside train/images
+            names = entry, entry.removeprefix("../")  # Roboflow writes ../train/images for train/images
             places = [root / name for root in roots for name in names]
             folder = next((place for place in places if place.is_dir()), None)
             if folder is None:

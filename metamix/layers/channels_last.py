@@ -20,7 +20,7 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def to_channels_last(x: Tensor) -> Tensor:
-    """Return the map (B, C, H, W) in channels_last format; copy it if it has another format.
+    """Return the map (B, C, H, W) in channels_last format; copy it if it has a different format.
 
     Why not `x.contiguous(memory_format=torch.channels_last)`: for the same reason as in `is_channels_last`.
     """

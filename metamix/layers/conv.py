@@ -28,7 +28,7 @@ class Conv2d(nn.Conv2d):
 
 
 class ConvWeights(nn.Module):
-    """Hold weight and bias of a convolution that the owning module applies itself, in another shape.
+    """Hold weight and bias of a convolution that the owning module applies itself, in a different shape.
 
     Names, shapes and initial values are as in `nn.Conv2d`. It is not a subclass: the forward of a convolution would
     never be called, so tools that wrap convolutions, such as LoRA, would have no effect.

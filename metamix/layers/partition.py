@@ -1,4 +1,4 @@
-"""Cut maps into sets of tokens, blocks or grids, so that a linear map can mix the tokens of each set."""
+"""Cut maps into sets of tokens (blocks or grids), so that a linear map can mix the tokens of each set."""
 
 from collections.abc import Sequence
 
@@ -32,7 +32,7 @@ def to_sets(x: Tensor, set_size: Sequence[int], layout: str) -> Tensor:
         if layout == GRID:
             x = x[:, :, grid_order(nh, kh, x)][..., grid_order(nw, kw, x)]
         x, nh, nw, layout = F.pad(x, (0, kw, 0, kh)), nh + 1, nw + 1, BLOCK
-    # Move the channels last before all else: memory has them there, so engines then copy runs of C values.
+    # Begin by moving the channels to the last dimension: memory has them last, so engines copy runs of C values.
     return rearrange(x.movedim(1, -1), f"b {layout} c -> b (kh kw) (nh nw) c", kh=kh, kw=kw, nh=nh, nw=nw)
 
 

@@ -1,4 +1,4 @@
-"""Fit maps to another height and width: pad, crop, average, resize.
+"""Fit maps to a different height and width: pad, crop, average, resize.
 
 Each function returns its input if there is nothing to do. In a graph exported for any size it never skips its work,
 since a condition on the size would only hold for the example's size. torch itself still guards on sides of 1: a graph

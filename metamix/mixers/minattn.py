@@ -102,8 +102,8 @@ class MinAttn(nn.Module):
 
     def split_heads(self, x: Tensor) -> Tensor:
         """Split the channels of a map among the heads: (B, C, H, W) -> (B, heads, H W, d)."""
-        # Move the channels last before all else: engines keep them last in memory, so that costs nothing, and OpenVINO
-        # merges the second transpose into its attention.
+        # Begin by moving the channels to the last dimension: engines keep them last in memory, so this costs nothing,
+        # and OpenVINO merges the second transpose into its attention.
         return rearrange(x.movedim(1, -1).flatten(1, 2), "b l (n d) -> b n l d", n=self.heads)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@
 
     gate(x) = v + MLP_channels(norm(v)),   v = x + MLP_tokens(norm(x))        one MLP-Mixer block
 
-The token MLP works on the tokens of `grid`, by default as many as the map has in training. A map of another size is
+The token MLP works on the tokens of `grid`, by default as many as the map has in training. A map of a different size is
 averaged to the grid (or repeated, if it is smaller), and the gate is resampled bilinearly to the size of the map. So
 the token MLP costs 2 * token_dim multiply-adds per channel and token of the grid, at any size of the map.
 

@@ -10,7 +10,7 @@ positions in the groups and for all W columns. The horizontal MLP does the same 
 In the paper's notation y = z - x with u = x + V(norm(x)) and z = u + H(norm(u)); the skeleton's residual adds x.
 
 Spatial weights are made for a `grid` of tokens, by default the trained map. `resample` says what the mixer does on a
-map of another size:
+map of a different size:
 
     "branch"   y is computed on x resized to the grid, then resized back; the residual stream keeps its resolution
     "stream"   y = resize(z) - x, with z computed on x resized to the grid; the authors do this; it blurs the residual
@@ -50,7 +50,7 @@ class Raft(nn.Module):
     Args:
         raft_size: r, the groups of channels in a raft; must divide `dim`.
         expansion: e, hidden width as a multiple of the outer width.
-        resample: "branch", "stream", "weights" or "windows": what to do on maps of another size, see above.
+        resample: "branch", "stream", "weights" or "windows": what to do on maps of a different size; see above.
         grid: side or (h, w) of the grid that the weights are made for, at most `size`; None for `size`.
     """
 
@@ -137,7 +137,7 @@ class RaftMlp(nn.Module):
         return rearrange(x, self.back, r=self.raft_size)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Resample parameters saved for another length; return them unchanged if raft size or expansion differ.
+        """Resample parameters saved for a different length; return them unchanged if raft size or expansion differ.
 
         Hidden units have no place on the map, so they are repeated or thinned out. Copies share the output weight of
         the unit they repeat, so repeating changes nothing. After thinning, the output weights are scaled up.

@@ -100,9 +100,9 @@ def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn
     """Build the mixer registered as `name`, for maps of `dim` channels.
 
     Args:
-        name: name of the mixer, see `list_mixers()`.
+        name: name of the mixer; see `list_mixers()`.
         size: (H, W) of the maps that spatial weights are made for.
-        options: the mixer's own options, see `mixer_options(name)`.
+        options: the mixer's own options; see `mixer_options(name)`.
 
     Raises:
         ValueError: the name or an option is unknown; the message suggests the most similar one.
@@ -114,9 +114,9 @@ def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn
 
 @fx_leaf
 def check_shape(y: Tensor, x: Tensor, mixer: str) -> Tensor:
-    """Return `y`, the output of the class `mixer` for the map `x`; raise an error if it has another shape.
+    """Return `y`, the output of the class `mixer` for the map `x`; raise an error if it has a different shape.
 
-    Without this check, the residual would broadcast an output of another shape.
+    Without this check, the residual would broadcast an output of a different shape.
     """
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or getattr(y, "shape", None) == x.shape:
         return y

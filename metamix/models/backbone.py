@@ -307,14 +307,14 @@ def load_body(
         tensors, metadata = read_weights(checkpoint)
         theirs, ours = metadata.architecture or name, name.partition(".")[0]
         if metadata.task and any(key.startswith("backbone.") for key in tensors):
-            raise ValueError(f"{checkpoint} has weights of {metadata.task}: give a file of the classifier {ours}")
+            raise ValueError(f"{checkpoint} has weights for {metadata.task}: give a file of the classifier {ours}")
         if theirs.partition(".")[0] != ours:
             raise ValueError(f"{checkpoint} holds weights of {theirs}, not of {ours}: give --model {theirs}")
         with torch.device("meta"):
             model = timm.create_model(name, **model_args)
         adapt_checkpoint(model, tensors, checkpoint, metadata)  # only a check: timm would leave missing weights random
         cfg: dict[str, Any] = {key: value for key, value in metadata.pretrained_cfg().items() if key in ("mean", "std")}
-        if metadata.in_chans is not None:  # timm adapts the stem to another number of channels
+        if metadata.in_chans is not None:  # timm adapts the stem to a different number of channels
             cfg["input_size"] = (metadata.in_chans, *size)
         weights = {"pretrained": True, "pretrained_cfg_overlay": cfg | {"state_dict": tensors}}
     arguments: dict[str, Any] = {"features_only": True, "out_indices": indices} | model_args | weights
@@ -352,7 +352,7 @@ def replace_batch_norms(module: nn.Module) -> nn.Module:
 
 
 def per_channel(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
-    """Convert statistics to another number of channels, as timm adapts the first convolution to that number.
+    """Convert statistics to a different number of channels, as timm adapts the first convolution to that number.
 
     One channel gets the mean of all channels, since timm sums their weights. More channels repeat the given values.
     """

@@ -38,11 +38,11 @@ def checkpoint_filter(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
     """Adapt a checkpoint to `model`: unwrap it, use our names, resample spatial weights to the model's image size.
 
     The checkpoint may be metamix's or have a layout in `PUBLISHED`. The head may be missing or have other classes, and
-    the first convolution may have another number of input channels: timm adapts both.
+    the first convolution may have a different number of input channels: timm adapts both.
 
     Raises:
         ValueError: any other tensor is missing, unknown or of a wrong shape, the file is damaged, or the user named a
-            file whose model computes another function. If the weights are registered for the model's name, there is
+            file whose model computes a different function. If the weights are registered for the model's name, there is
             only a warning, since the user chose another mixer on purpose.
     """
     cfg, metadata = model.pretrained_cfg, ModelMetadata()
@@ -70,7 +70,7 @@ def adapt_checkpoint(
     metadata describe.
 
     Raises:
-        ValueError: tensors before the head do not fit, or the metadata describe another function.
+        ValueError: tensors before the head do not fit, or the metadata describe a different function.
     """
     unknown: set[str] = set()
     name_in_file: Callable[[str], str] = str
@@ -179,7 +179,7 @@ def check_own_mixer(mixer: Any, tensors: Mapping[str, Tensor], prefix: str, sour
             raise ValueError(
                 f"{source} has {prefix}{name} of shape {tuple(tensors[name].shape)} where the model has "
                 f"{tuple(tensor.shape)}. If the shape depends on the image size, define "
-                f"{type(mixer).__name__}.adapt_state(state), which resamples parameters saved at another size. "
+                f"{type(mixer).__name__}.adapt_state(state), which resamples parameters saved at a different size. "
                 f"Otherwise build the model with the options that it was saved with."
             )
 

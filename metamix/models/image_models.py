@@ -113,7 +113,7 @@ def warn_of_changes(arguments: Mapping[str, Any], trained: Mapping[str, Any], so
         if comparable(value) != comparable(trained[name]) and "drop" not in name  # dropout only changes the training
     ]
     if changed:
-        warnings.warn(message(f"{source}: the model computes another function: {', '.join(changed)}"), stacklevel=3)
+        warnings.warn(message(f"{source}: the model computes a different function: {', '.join(changed)}"), stacklevel=3)
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -47,7 +47,7 @@ class ModelInfo:
 
     name: str  # for `timm.create_model`
     parameters: int
-    macs: int  # multiply-adds for one image of `input_size`, see `count_macs`
+    macs: int  # multiply-adds for one image of `input_size`; see `count_macs`
     input_size: tuple[int, int, int]  # (C, H, W) of the images that the model takes by default
     num_classes: int  # outputs of the model by default
     weights: tuple[WeightsInfo, ...]  # the default first
@@ -70,7 +70,7 @@ class ImageModelInfo:
 
     name: str  # for `metamix.create_image_model`
     parameters: int
-    macs_per_pixel: int  # multiply-adds for each pixel of the result, see `count_macs`
+    macs_per_pixel: int  # multiply-adds for each pixel of the result; see `count_macs`
     in_chans: int  # channels of the images
     scale: int  # factor by which the model enlarges height and width
     weights: tuple[ImageWeightsInfo, ...]  # the default first

@@ -101,7 +101,7 @@ class MaximUNet(GradCheckpointing):
         high_res_stages: number of finest levels with `block_size_hr` and `grid_size_hr`.
         block_size_hr, grid_size_hr: block and grid size of these levels, (height, width) or one number.
         block_size_lr: block and grid size of the other levels and the bottleneck.
-        input_proj_factor, block_gmlp_factor, grid_gmlp_factor: options of the mixer, see `metamix.mixers.Maxim`.
+        input_proj_factor, block_gmlp_factor, grid_gmlp_factor: options of the mixer; see `metamix.mixers.Maxim`.
         channels_reduction: channels divided by the hidden channels of channel attention.
     """
 

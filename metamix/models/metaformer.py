@@ -125,7 +125,7 @@ class Stage(nn.Module):
 
         Args:
             name: the stage's name in the state dict.
-            metadata: entry of the stage in the state dict's `_metadata`, see `_save_to_state_dict`.
+            metadata: entry of the stage in the state dict's `_metadata`; see `_save_to_state_dict`.
         """
         mixer = self.mixer_text()
         theirs, ours = {"the mixer": metadata.get("mixer") or mixer}, {"the mixer": mixer}
@@ -149,7 +149,7 @@ class MetaFormer(TimmInterface):
         mixer: name of a registered mixer, or one for each stage.
         mixer_args: options of that mixer, a dict for all stages or one for each. `proj_drop` overrides
             `proj_drop_rate`.
-        stem: constructor `embed(in_chans, dim)`, see `models/embed.py`.
+        stem: constructor `embed(in_chans, dim)`; see `models/embed.py`.
         downsample: constructor `embed(in_chans, dim)`, or one for each transition between stages.
         mlp_ratio: hidden width of the channel MLP as a multiple of the block's channels, or one for each stage; 0
             leaves out the MLP and norm2.

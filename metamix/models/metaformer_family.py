@@ -59,7 +59,7 @@ class SmallOptions:
     stages: Sequence[dict[str, Any]] = ({},)  # options of the mixer in each stage; more stages repeat the last
 
 
-# All models cost 73.6 million multiply-adds an image of 32 pixels, within 3 %.
+# All models cost 73.6 million multiply-adds for an image of 32 pixels, within 3 %.
 NANO = {
     "identity": SmallOptions(4.0),
     "pooling": SmallOptions(4.0),
@@ -73,9 +73,10 @@ NANO = {
     "minattn": SmallOptions(2.0, [dict(qk="shared", num_heads=h, context=8, positions=True) for h in (4, 8, 12)]),
 }
 
-# All models cost 128.3 million multiply-adds an image of 128 pixels, within 3 %. The maps have sides of 32, 16, 8 and 4
-# tokens. Raft's windows, of at most 8 tokens a side, and nin's grids fit the maps of 64 pixels, so one set of matrices
-# fits images of all sizes from there on. Small windows of many channels cost as much as large windows of few.
+# All models cost 128.3 million multiply-adds for an image of 128 pixels, within 3 %. The maps have sides of 32, 16, 8
+# and 4 tokens. Raft's windows, of at most 8 tokens a side, and nin's grids fit the maps of images of 64 pixels, so one
+# set of matrices fits images of this and all larger sizes. Small windows of many channels cost as much as large windows
+# of few.
 TINY = {
     "identity": SmallOptions(4.0),
     "pooling": SmallOptions(4.0),

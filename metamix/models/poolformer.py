@@ -1,7 +1,7 @@
-"""PoolFormer, "MetaFormer Is Actually What You Need for Vision" (arXiv 2111.11418): checkpoints of other code.
+"""Load checkpoints of PoolFormer, "MetaFormer Is Actually What You Need for Vision" (arXiv 2111.11418).
 
-The models are `metaformer_pooling_s12` to `..._m48` of the comparison family, see `metaformer_family.py`. This file has
-the layouts of github.com/sail-sg/poolformer and of timm's port of it.
+The models are `metaformer_pooling_s12` to `..._m48` in `metaformer_family.py`. This file has the layouts of
+checkpoints of the authors (github.com/sail-sg/poolformer) and of timm.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -103,7 +103,7 @@ def timm_poolformer(
     **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the arguments of timm's `MetaFormer` with pooling."""
-    # Defaults are as in timm's poolformer_*: timm's MetaFormer class has other models too.
+    # The defaults are those of timm's poolformer_*, since timm's MetaFormer also builds other models.
     accept("token_mixers", token_mixers, [TimmPooling], "timm's Pooling")
     accept("norm_layers", norm_layers, [GroupNorm1, TimmGroupNorm1], "GroupNorm1")
     accept("output_norm", output_norm, [LayerNorm2d], "LayerNorm2d, whose weights our GroupNorm takes")

@@ -62,7 +62,7 @@ class TimmInterface(GradCheckpointing):
     ) -> list[int]:
         """Drop the layers that the features at `indices` do not need, and return these indices, counted from 0.
 
-        The norm and the head are dropped too if the last remaining feature has another number of channels.
+        The norm and the head are dropped too if the last remaining feature has a different number of channels.
         """
         take, last = feature_take_indices(len(self.feature_info), indices)
         if self.isotropic:
@@ -79,7 +79,7 @@ class TimmInterface(GradCheckpointing):
         return take
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Resample spatial weights and position embeddings to images of another size.
+        """Resample spatial weights and position embeddings to images of a different size.
 
         Parameters whose shape does not change stay the same objects. For the others, make a new optimizer.
 
@@ -100,7 +100,7 @@ class TimmInterface(GradCheckpointing):
                     if any(made.get(name, shape) != shape for name, shape in shapes(old).items()):
                         raise ValueError(
                             f"{type(old).__name__} has parameters or buffers of other shapes on maps of {size}: define "
-                            f"its adapt_state(state), which resamples parameters saved at another size."
+                            f"its adapt_state(state), which resamples parameters saved at a different size."
                         )
                     continue
                 try:

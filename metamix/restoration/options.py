@@ -24,7 +24,7 @@ _score = partial(option, group="scoring", on_resume="report")
 class RestorationDataOptions(ReadingOptions):
     """Options that say where images are and how they are scored, for `metamix train` and `metamix eval`."""
 
-    data_dir: str = _data("", "folder of the images, or with train/ and test/; see --degradation", on_resume="ignore")
+    data_dir: str = _data("", "folder of the images, or of train/ and test/; see --degradation", on_resume="ignore")
     test_dir: str = _data(
         "",
         "folder of the images to score; empty: test/ or val/ in data_dir, or a share of the images",
@@ -102,7 +102,7 @@ class RestorationOptions(BackboneOptions, RestorationDataOptions):
         self.check_backbone({"in_chans": "--channels"})
         parse_degradations(self.degradation)
         if self.degradation != PAIRS and (flags := changed_flags(self, "input_folder", "target_folder", "input_name")):
-            raise ValueError(f"{flags[0]} {flags[1]} is for pairs, but degradation is {self.degradation}: give one")
+            raise ValueError(f"{flags[0]} {flags[1]} is for pairs, but degradation is {self.degradation}: omit one")
         parse_loss(self.loss)
 
 

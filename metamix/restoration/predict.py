@@ -2,8 +2,8 @@
 
 PNG, JPEG, WebP and TIFF images keep their format; other images are written as PNG. OUTPUT/restored.json lists the files
 of the last run. Alpha channels, colour profiles and 16 bits per channel are kept if the format has them; 16 bits need
-the extra `restoration`. Values are rounded, not truncated. A model for the luminance restores a grey image directly. Of
-a colour image it restores Y, and Cb and Cr are enlarged.
+the extra `restoration`. Values are rounded, not truncated. A luminance model restores grey images directly. In colour
+images it restores Y, while Cb and Cr are only enlarged.
 """
 
 import sys

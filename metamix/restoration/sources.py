@@ -65,7 +65,7 @@ def find_roots(options: RestorationDataOptions) -> dict[str, Path]:
 
 
 def find_samples(root: Path, options: RestorationDataOptions, paired: bool) -> list[ImagePair]:
-    """Find the clean images of a folder and, if `paired`, their degraded partners; `Unmatched` if one is missing."""
+    """Find the clean images of a folder and, if `paired`, their degraded partners, or raise `Unmatched`."""
     inputs, targets = root / options.input_folder, root / options.target_folder
     if not paired:
         if not root.is_dir():

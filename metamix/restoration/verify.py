@@ -59,7 +59,7 @@ class VerifyPairs(VerifyOptions):
 
 
 def find_problems(samples: Sequence[ImagePair]) -> Iterator[str]:
-    """Decode clean and degraded images; describe each image that cannot be read and each pair of another scale."""
+    """Decode clean and degraded images; describe each image that cannot be read and each pair of a different scale."""
     scale = None
     for sample in tqdm(samples, unit="img", leave=False, disable=None):
         broken = False

@@ -23,7 +23,7 @@ from metamix.utils.text import plural, to_number
 
 IGNORED = 255  # label of pixels that are neither trained on nor scored
 MIN_CLASSES, MAX_CLASSES = 2, 255
-ADVICE = "write the names of the classes into it, one a line, label 0 first"
+ADVICE = "write the names of the classes into it, one per line, label 0 first"
 REFUSED = -1  # entry of `Labels.table` for values that no mask may have
 
 Colour = tuple[int, int, int]
@@ -74,7 +74,7 @@ def make_labels(
     Args:
         ignore_index: value of ignored pixels in the files; None if there is none.
         reduce_zero_label: ignore the value 0, and subtract 1 from the values of the classes.
-        palette: colours of the classes, see `Labels`.
+        palette: colours of the classes; see `Labels`.
 
     Raises:
         ValueError: the palette has too few or too many colours.
@@ -195,7 +195,7 @@ def _from_colours(colours: np.ndarray, labels: Labels, path: Path) -> np.ndarray
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Read the names of the classes, one a line.
+    """Read the names of the classes, one per line.
 
     Raises:
         FileNotFoundError: there is no such file.

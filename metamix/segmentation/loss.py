@@ -91,7 +91,7 @@ def smp_losses() -> Any:
 
 
 def parse_loss(text: str) -> dict[str, float]:
-    """Parse a weighted sum such as "ce+0.5*dice"; return the weights by name, see `parse_weighted_sum`."""
+    """Parse a weighted sum such as "ce+0.5*dice"; return the weights by name; see `parse_weighted_sum`."""
     weights = parse_weighted_sum(text, LOSSES)
     if weights.keys() & {"focal", "dice", "lovasz"}:
         smp_losses()
@@ -119,7 +119,7 @@ class SegmentationLoss:
     """Sum weighted losses of the main output and of the auxiliary outputs.
 
     Args:
-        text: the weighted sum, see `parse_loss`.
+        text: the weighted sum; see `parse_loss`.
         aux_weight: weight of each auxiliary output.
         weights: function that returns the weights of the classes, (classes,), or None for equal weights. It is called
             at the first batch, since it may read all masks.

@@ -96,7 +96,7 @@ def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
 def load_published(model: Any, published: PublishedSegmenter, name: str) -> None:
     """Load published weights into a segmenter; messages call it `name`.
 
-    If the weights are for another number of classes, the layers in its `classifier` keep their initial values.
+    If the weights are for a different number of classes, the layers in its `classifier` keep their initial values.
     """
     path = download(published.url, Path(published.url).stem)
     new = model.classifier if model.num_classes != published.num_classes else ()

@@ -224,8 +224,8 @@ def build_segmenter(
             of timm's models, any size up to this one. Backbones without spatial weights, such as resnet18,
             ignore it.
         pretrained: load the published weights: of the whole segmenter for a name with a tag in
-            `published.WEIGHTS`, such as "wavemix_192_16_l3.cityscapes", or else of the backbone. With another number of
-            classes the classifier is newly initialised.
+            `published.WEIGHTS`, such as "wavemix_192_16_l3.cityscapes", or else of the backbone. If the number of
+            classes differs, the classifier is newly initialised.
         checkpoint: load the backbone's weights from this file or run folder of a classifier.
         frozen_norms: whether to freeze the backbone's batch norms; None freezes them if weights are loaded.
         backbone_args: more arguments of the backbone, such as `dict(drop_path_rate=0.1)`.

@@ -57,7 +57,7 @@ class MaskedSet:
         )
 
     def find(self, split: str) -> Split:
-        """Find the samples of a split; `Unmatched` if images and masks do not match."""
+        """Find the samples of a split; raise `Unmatched` if an image or a mask has no partner."""
         check_choice("split", split, self.splits)
         try:
             return self.samples(split)
@@ -142,7 +142,7 @@ def open_voc(options: SegmentationDataOptions) -> MaskedSet:
 
 
 def open_oxford_pets(options: SegmentationDataOptions) -> MaskedSet:
-    """Open the trimaps of the Oxford-IIIT pets."""
+    """Open the trimaps of Oxford-IIIT Pet."""
 
     def find(split: str) -> Split:
         data = torchvision_sets.OxfordIIITPet(
@@ -173,7 +173,7 @@ def samples_of(pairs: Pairs) -> Split:
 
 
 def check_sizes(samples: Split) -> list[tuple[int, int]]:
-    """Return the sizes (height, width) of the images; raise ValueError if a mask has another size."""
+    """Return the sizes (height, width) of the images; raise ValueError if a mask has a different size."""
     sizes = []
     for sample in samples:
         size, mask_size = read_header(sample.image).size, read_header(sample.mask).size

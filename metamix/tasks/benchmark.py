@@ -30,7 +30,7 @@ EXAMPLES = """examples:
 
 @dataclass
 class BenchmarkOptions(Options):
-    """Time models in several engines, in turns.
+    """Time models in several engines, in interleaved runs.
 
     Images are random, and so are the weights of models that are given by name only. Exported models are timed in
     their own engine and precision.

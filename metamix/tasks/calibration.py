@@ -148,7 +148,7 @@ class MapExport(CalibratedExport):
 
 
 def calibration_count(total: int, count: int) -> int:
-    """Return how many of `total` training images to calibrate on, at most `count`; ValueError if there are too few."""
+    """Return how many of `total` training images to calibrate on, at most `count`; raise ValueError if `total` < 5."""
     if total < 5:
         raise ValueError(f"int8 is calibrated and checked on training images, but there are {total}: give at least 5")
     return min(count, total - held_out_images(total))
@@ -161,4 +161,4 @@ def held_out_images(total: int) -> int:
 
 def no_training_split(name: str) -> ValueError:
     """Make the error for data without images to calibrate on."""
-    return ValueError(f"{name} has no training split, and int8 is not calibrated on the test split: give data with one")
+    return ValueError(f"{name} has no training split, and int8 is not calibrated on the test split: give other data")

@@ -115,7 +115,7 @@ def find_explainer(checkpoint: str) -> Callable[[Any, Path, str | None], Explana
     task = task_of(checkpoint)[0]
     if not find_task(task).explain:
         others = " and ".join(name for name in TASKS if find_task(name).explain)
-        raise ValueError(f"{checkpoint} is a model of {task}, and only models of {others} can be explained")
+        raise ValueError(f"{checkpoint} is a model for {task}, and only models for {others} can be explained")
     grad_cam()
     return find_task(task).part("explain")
 

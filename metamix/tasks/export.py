@@ -2,7 +2,7 @@
 
     report = export("metaformer_raft_nano.cifar10", format="onnx", output="raft-onnx")
 
-The graph is made from the fused model, see `metamix.deploy.fuse`. The folder becomes a valid export, with its
+The graph is made from the fused model; see `metamix.deploy.fuse`. The folder becomes a valid export, with its
 export.json, only once the model in it has met its limits.
 """
 
@@ -85,7 +85,7 @@ def run(options: ExportOptions) -> dict[str, Any]:
     exportable = spec.part("export")(options)
     if options.precision == "int8":
         if not hasattr(exportable, "calibration"):
-            what = f"{options.source} is a model of {task} and is not quantized"
+            what = f"{options.source} is a model for {task} and is not quantized"
             raise ValueError(f"{what}: take --precision fp32 or bf16")
         exportable.calibration_count(options.calibration_images)  # before an earlier export is removed
     examples = exportable.examples(2)
@@ -184,7 +184,7 @@ def write_model(exportable: Exportable, examples: Tensor, folder: Path, options:
 
 @torch.inference_mode()
 def check_runs(model: nn.Module, images: Tensor) -> None:
-    """Raise ValueError if a model does not take these images, for example because it is made for another size only."""
+    """Raise ValueError if a model does not take these images, for example because it is made for one size."""
     try:
         model(images)
     except (ValueError, RuntimeError, AssertionError, TypeError) as error:
@@ -216,7 +216,7 @@ def file_sizes(folder: Path) -> dict[str, int]:
 
 @torch.inference_mode()
 def measure(exportable: Exportable, exported: ExportedModel, threads: int, seconds: float) -> dict[str, dict]:
-    """Measure the eager model, in channels_last, and the exported one, see `speeds`."""
+    """Measure the eager model, in channels_last, and the exported one; see `speeds`."""
     model = exportable.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.set_num_threads(threads)
 

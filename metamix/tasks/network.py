@@ -26,7 +26,7 @@ def check_task(metadata: ModelMetadata, source: object, task: str, network: str)
     """Raise ValueError if weights do not belong to `task`; `network` is what it trains, such as "a detector"."""
     if metadata.task not in (None, task):
         raise ValueError(
-            f"{source} has weights of {metadata.task}, not of {network}: give --task {metadata.task}, or take "
+            f"{source} has weights for {metadata.task}, not for {network}: give --task {metadata.task}, or take "
             f"metamix.load in Python"
         )
 

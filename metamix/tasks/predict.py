@@ -73,7 +73,7 @@ class PredictToFolder(PredictOptions):
     """
 
     folders: ClassVar[tuple[str, ...]] = ("",)  # folders inside `output` that get a file for each image
-    # JSON file in `output` with a record of each image, see `predict_images`; `records` is its path.
+    # JSON file in `output` with a record of each image; see `predict_images`; `records` is its path.
     records_name: ClassVar[str] = "predictions.json"
 
     output: Path = option(Path("predictions"), "folder to write to", metavar="FOLDER")
@@ -122,7 +122,7 @@ def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
 
         exported = load_artifact(model).model.task or DEFAULT
         if task not in (None, exported):
-            raise ValueError(f"task is {task}, but {model} is a model of {exported}: leave --task out")
+            raise ValueError(f"task is {task}, but {model} is a model for {exported}: leave --task out")
         return find_task(exported)
     if task is not None:
         return find_task(task)
@@ -236,7 +236,7 @@ def predict_images(
         images: for each image, the file that its prediction is written to.
         predict: reads an image, writes its file, and returns the entries of its record.
         records: JSON file with a record for each image. It is made at the start, since it marks the outputs beside it
-            as ours, see `check_outputs`. The records are written at the end, also after an error or Ctrl-C.
+            as ours; see `check_outputs`. The records are written at the end, also after an error or Ctrl-C.
     """
     make_output_folder(records.parent)
     if not records.exists():

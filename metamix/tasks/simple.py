@@ -58,7 +58,7 @@ class SimpleData:
         }
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
-        """Make the training loader, see `metamix.training.task.TaskData`."""
+        """Make the training loader; see `metamix.training.task.TaskData`."""
         samples = self.splits["train"]
         return self._loader(samples, TrainOrder(len(samples), batch_size, rank, world_size, seed), seed)
 
@@ -139,7 +139,7 @@ class NoPictures(Pictures):
 
 @dataclass
 class SimpleTask:
-    """Hold the parts of a task, see `metamix.training.task.Task`."""
+    """Hold the parts of a task; see `metamix.training.task.Task`."""
 
     title: str
     data: SimpleData

@@ -112,7 +112,7 @@ class EngineOptions(Options):
     deterministic: bool = _speed(
         False,
         "use deterministic algorithms on a GPU, so that a resumed run is exact there too; torch raises an error for "
-        "the cross-entropy of pixels, and for raft, nin and minattn on images of another size",
+        "the cross-entropy of pixels, and for raft, nin and minattn on images of a different size",
     )
 
     def __post_init__(self) -> None:

@@ -241,7 +241,7 @@ def hint_at_tasks(
     """
     having = [other for other in tasks if other != task and name in options_of(task_options(other))]
     advice = f": add --task {having[0]}" if having and advise else ""
-    return f" of {task}; it is one of {' and '.join(having)}{advice}" if having else ""
+    return f" for {task}; it is an option of {' and '.join(having)}{advice}" if having else ""
 
 
 def import_modules(names: Sequence[str]) -> None:

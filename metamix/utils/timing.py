@@ -1,4 +1,4 @@
-"""Time functions in turns.
+"""Time functions in interleaved runs.
 
 The speed of one machine drifts by 10 % and more from one minute to the next. So the functions to compare take turns in
 one process, and a comparison is the ratio of two medians over the same turns.
@@ -17,7 +17,7 @@ TURN = 0.02  # seconds; a faster step is repeated within its turn, so that it ru
 
 
 def interleaved(steps: Mapping[Name, Callable[[], object]], seconds: float, least: int = 5) -> dict[Name, float]:
-    """Run `steps` in turns and return the median seconds of each.
+    """Run `steps` interleaved, one after the other in each turn, and return the median seconds of each.
 
     All steps together run for `seconds`, and each takes `least` turns or more, after a first turn that is not timed.
     Warn if other programs were busy meanwhile.

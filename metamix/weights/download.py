@@ -55,7 +55,7 @@ def require_reachable(name: str, cfg: PretrainedCfg | None = None, cache_dir: st
     check and without a network, huggingface_hub 2.4 retries for 45 seconds, then fails without naming the weights.
 
     Args:
-        name: a model of timm, or hf-hub:REPOSITORY.
+        name: a timm model, or hf-hub:REPOSITORY.
         cfg: the model's configuration, if it is not the registered one.
         cache_dir: folder of timm's cache, if it is not the hub's.
     """

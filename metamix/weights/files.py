@@ -91,7 +91,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Args:
         path: a run folder, for its newest weights; a safetensors file; a run's checkpoint, under any name, for the
-            weights that its recipe scores; another PyTorch file of tensors, see `unwrap`; or an .npz file of flax.
+            weights that its recipe scores; another PyTorch file of tensors; see `unwrap`; or an .npz file of flax.
 
     Returns:
         The tensors by name, and the metadata, which are empty if the file has none. A state dict that torch.save wrote
@@ -114,7 +114,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _load_torch_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read weights and their metadata from a checkpoint of metamix or another PyTorch file."""
+    """Read weights and their metadata from a metamix checkpoint or another PyTorch file."""
     state, metadata = _load_torch(path), {}
     if isinstance(state, dict) and state.get("format") == FORMAT:
         require(state, ("recipe", "about", "model"), path)

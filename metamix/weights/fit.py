@@ -40,11 +40,11 @@ def check_fit(
         source: name of the file in messages.
         unknown: names, in the file, of tensors that the model does not have.
         name_in_file: function from a tensor's name in the model to its name in the file, for messages.
-        head: layers whose tensors may be missing or of another shape.
-        first_convs: convolutions whose weights may have another number of input channels.
+        head: layers whose tensors may be missing or of a different shape.
+        first_convs: convolutions whose weights may have a different number of input channels.
 
     Returns:
-        The names of the head's tensors that are missing in the file or have another shape there.
+        The names of the head's tensors that are missing in the file or have a different shape there.
 
     Raises:
         ValueError: a tensor outside the head is missing, unknown or of a wrong shape; or any tensor holds NaN, or a
@@ -123,7 +123,7 @@ def load_into(
 
 
 def function_mismatch(theirs: Mapping[str, str], ours: Mapping[str, str], weights: str) -> str | None:
-    """Return an error message if the model of a file computes another function than this model, else None.
+    """Return an error message if the model of a file computes a different function than this model, else None.
 
     Weights can fit such a model: pooling has no parameters, and the number of attention heads changes no shape.
 

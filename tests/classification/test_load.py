@@ -98,7 +98,7 @@ def test_a_file_that_does_not_say_what_it_holds_needs_a_name(tmp_path):
 
 
 @pytest.mark.parametrize("tag", ["digits", "elsewhere"])
-def test_the_weights_of_the_start_need_not_be_here(tag, tmp_path):
+def test_weights_load_without_the_weights_that_training_started_from(tag, tmp_path):
     tensors, metadata = load_weights(FILE)
     save_weights(tmp_path / "w.safetensors", tensors, metadata | {"model": f"metaformer_pooling_nano.{tag}"})
     classifier = metamix.load_classifier(tmp_path / "w.safetensors")
@@ -112,7 +112,7 @@ def test_only_pil_images_are_transformed():
 
 
 def test_what_is_not_a_classifier_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="noise25 has weights of restoration, not .* or take metamix.load in Python$"):
+    with pytest.raises(ValueError, match="noise25 has weights for restoration, not .* or take metamix.load in Python$"):
         metamix.load_classifier("maxim_nano.noise25")
     for name, words in (
         ("metaformer_pooling_nano.digit", "there is no file NAME; did you mean 'metaformer_pooling_nano.digits'"),

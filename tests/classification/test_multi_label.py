@@ -243,7 +243,7 @@ def test_verify_counts_the_labels(table, capsys):
         "green           1    0",
         "red             2    1",
         "(no label)      1    0",
-        "note: 2 labels have no more than one image in train: blue, green",
+        "note: 2 labels have at most one image in train: blue, green",
         "note: 1 label has no image in val: green",
     ]
     assert metamix_command("verify", table("file,labels", "1.png,red", "2.png,green", "4.png,'blue red'")) == 0

@@ -50,7 +50,7 @@ def test_csv_and_json_say_the_same(digits, capsys, tmp_path):
     records = json.loads(capsys.readouterr().out)
     assert [record["labels"][0]["label"] for record in records] == labels
     assert all(len(record["labels"]) == 5 and record["labels"][0]["probability"] > 0.5 for record in records)
-    assert main([str(folder), *WEIGHTS, "--output", str(tmp_path / "p.csv")]) == 0  # its extension says the format
+    assert main([str(folder), *WEIGHTS, "--output", str(tmp_path / "p.csv")]) == 0  # its extension chooses the format
     assert capsys.readouterr().out == f"written: {tmp_path / 'p.csv'}, 4 images\n"
     rows = list(csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text())))
     assert [(row["image"], row["label"]) for row in rows] == [
@@ -131,7 +131,7 @@ def test_mistakes_are_refused_in_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     for words, said in (
         ([tmp_path / "none.png", *WEIGHTS], "there is no image .*none.png"),
-        ([tmp_path, *WEIGHTS, "--tile", "8"], "there is no option --tile of classification; it is one of segmentation"),
+        ([tmp_path, *WEIGHTS, "--tile", "8"], "there is no option --tile for classification; it is an option of seg"),
         ([tmp_path / "empty", *WEIGHTS], "there is no image in .*empty; expected files such as .png and .jpg"),
     ):
         with pytest.raises(SystemExit, match=f"^error: {said}"):

@@ -87,15 +87,15 @@ def test_the_data_of_another_task_point_to_it(task, folders, tmp_path):
     for folder in folders:
         (tmp_path / "train" / folder).mkdir(parents=True)
     for options in ({"data": "folder", "data_dir": str(tmp_path)}, {"data": str(tmp_path)}):
-        with pytest.raises(ValueError, match=f"{tmp_path} is a data set of {task}: add --task {task}$"):
+        with pytest.raises(ValueError, match=f"{tmp_path} is a data set for {task}: add --task {task}$"):
             small_task(**options)
-    with pytest.raises(ValueError, match="^coco is a data set of detection: add --task detection$"):
+    with pytest.raises(ValueError, match="^coco is a data set for detection: add --task detection$"):
         small_task(data="coco")
     scored = ClassificationEvalOptions(checkpoint="metaformer_pooling_nano.digits", data=str(tmp_path))
-    with pytest.raises(ValueError, match=f"data set of {task}: the weights are a classifier's, so give other data$"):
+    with pytest.raises(ValueError, match=f"data set for {task}: the weights are a classifier's, so give other data$"):
         Classification.trained(scored)
     (tmp_path / "images").mkdir()  # as in COCO; with --data folder, it might be a class
-    with pytest.raises(ValueError, match=f"{tmp_path} is a data set of {task}"):
+    with pytest.raises(ValueError, match=f"{tmp_path} is a data set for {task}"):
         small_task(data="digits", data_dir=str(tmp_path))
 
 
@@ -106,7 +106,7 @@ def test_a_detector_needs_its_task(tmp_path):
         lambda: Classification.trained(ClassificationEvalOptions(checkpoint=path)),
         lambda: small_task(checkpoint=path).model.build(),
     ):
-        with pytest.raises(ValueError, match="has weights of detection, not of a classifier: give --task detection"):
+        with pytest.raises(ValueError, match="has weights for detection, not for a classifier: give --task detection"):
             start()
 
 

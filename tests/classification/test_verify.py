@@ -1,3 +1,5 @@
+"""Test that `metamix verify` names each image that cannot be read, and the classes with too few images."""
+
 import os
 import shutil
 
@@ -12,7 +14,7 @@ def main(words):
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_whole_set(folder, break_image, capsys, recwarn, workers):
+def test_images_that_cannot_be_read_are_named(folder, break_image, capsys, recwarn, workers):
     root = folder(kind="jpg", size=(64, 64))
     assert main(["folder", "--data-dir", str(root), "--workers", workers]) == 0
     assert capsys.readouterr().out == "all 18 images can be read\n"
@@ -58,12 +60,12 @@ def test_classes_with_few_images_are_named(folder, capsys):
         path.unlink()
     shutil.rmtree(root / "val" / "eel")
     shutil.rmtree(root / "val" / "cat")
-    notes = ["1 class has no more than one image in train: dog", "2 classes have no image in val: cat, eel"]
-    assert main([root, "--workers", "0"]) == 0  # it is not a problem of the files
+    notes = ["1 class has at most one image in train: dog", "2 classes have no image in val: cat, eel"]
+    assert main([root, "--workers", "0"]) == 0  # the files themselves can be read
     assert capsys.readouterr().out.splitlines() == ["all 11 images can be read", *(f"note: {note}" for note in notes)]
     assert small_task(data="folder", data_dir=str(root)).notes == notes
     assert main([str(root / "train"), "--workers", "0"]) == 0
-    assert "note: 1 class has no more than one image: dog" in capsys.readouterr().out
+    assert "note: 1 class has at most one image: dog" in capsys.readouterr().out
 
 
 def test_a_single_class_is_noted(folder, capsys):
@@ -81,10 +83,10 @@ def test_a_name_that_is_not_utf8(folder, capsys):
     assert capsys.readouterr().out.startswith(f"{root}/train/dog/caf\\udce9.jpg: not an image")
 
 
-def test_an_unknown_name_ends_in_a_sentence():
+def test_unknown_names_and_options_end_in_one_message():
     with pytest.raises(SystemExit, match="^error: .*did you mean 'digits'"):
         main(["digitss"])
-    with pytest.raises(SystemExit, match="--clean of classification; it is one of restoration: add --task restoration"):
+    with pytest.raises(SystemExit, match="for classification; it is an option of restoration: add --task restoration"):
         main(["digits", "--clean"])
 
 

@@ -247,7 +247,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(run, tmp_pat
 
 
 def test_a_model_of_timm_from_a_file_of_tensors(tmp_path, capsys):
-    """Without metadata, the head says the class count, and timm the statistics."""
+    """Without metadata, the head gives the number of classes, and timm the statistics."""
     for split in ("train", "val"):
         for label in ("ant", "bee", "cat"):
             (tmp_path / "set" / split / label).mkdir(parents=True)

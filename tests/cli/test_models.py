@@ -27,7 +27,7 @@ def test_image_models_have_a_table_of_their_own(capsys):
     main(["models", "raftmlp_s", "wavemixsr_*", "maxim_s3"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["model", "parameters", "MACs", "images"] and lines[1][0] == "raftmlp_s" and lines[2] == []
-    assert lines[3] == ["model", "parameters", "MACs", "a", "pixel", "images"]
+    assert lines[3] == ["model", "parameters", "MACs", "per", "pixel", "images"]
     assert lines[4] == ["maxim_s3", "22.2", "M", "2.28", "M", "3", "x", "H", "x", "W"] and lines[5][0] == ".sidd"
     assert " ".join(lines[-1]).endswith("180 x 180: PSNR 36.76 dB on Set5")
     main(["models", "maxim_nano", "--format", "json"])

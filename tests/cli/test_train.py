@@ -354,7 +354,7 @@ def test_a_missing_wandb_leaves_no_folder(folder, tmp_path, monkeypatch):
     "words, said",
     [
         (["--model", "maxim_nano"], "no images are given: --data-dir FOLDER"),  # restoration, as its model says
-        (["--model", "maxim_nano", "--task", "classification"], "maxim_nano is a model of restoration, not a clas"),
+        (["--model", "maxim_nano", "--task", "classification"], "maxim_nano is a model for restoration, not a clas"),
         (["--model", f"{MODEL},metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
         (["--model", "hf-hub:a/b"], "model is hf-hub:a/b. Models of a hub cannot be trained"),
         (["--model", f"{MODEL},metaformer_pooling_nano", "--resume", "w"], "w has the weights of one model, but"),

@@ -81,7 +81,7 @@ def test_what_a_task_reads_is_checked(tmp_path, change, words):
 
 def test_another_task_is_refused(tmp_path):
     ARTIFACT.save(tmp_path)
-    with pytest.raises(SystemExit, match=r"task is detection, but .* is a model of classification: leave --task out"):
+    with pytest.raises(SystemExit, match=r"task is detection, but .* is a model for classification: leave --task out"):
         metamix.tasks.predict.main(["photo.jpg", "--model", str(tmp_path), "--task", "detection"])
 
 

@@ -40,7 +40,7 @@ def test_metadata_are_kept():
     assert [level[0] for level in spec.build().anchor_generator.sizes] == [20, 40]
 
 
-def test_the_weights_of_the_start_need_not_be_here(tensors, tmp_path):
+def test_weights_load_without_the_weights_that_training_started_from(tensors, tmp_path):
     save_weights(tmp_path / "w.safetensors", tensors, GOOD | {"model": f"{GOOD['model']}.elsewhere"})
     assert load_detector(tmp_path / "w.safetensors").spec.model == GOOD["model"]
     with pytest.raises(ValueError, match="model_args is .*, but .* says what model it is: leave it out"):

@@ -402,7 +402,7 @@ def test_weights_of_other_models_are_refused(few, tmp_path):
     with pytest.raises(ValueError, match="holds resnet18, not a detector that metamix trained: give a run folder of"):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "c.safetensors")))
     save_weights(tmp_path / "c.safetensors", {"w": torch.zeros(1)}, {"model": "resnet18", "task": "classification"})
-    with pytest.raises(ValueError, match="has weights of classification, not of a detector: give --task classif"):
+    with pytest.raises(ValueError, match="has weights for classification, not for a detector: give --task classif"):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "c.safetensors")))
     with pytest.raises(ValueError, match="no weights to evaluate: give --checkpoint"):
         Detection.trained(DetectionEvalOptions(data_dir=str(few)))

@@ -135,7 +135,7 @@ def test_new_files_have_the_permissions_of_the_umask(tmp_path):
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
 
 
-def test_the_folder_of_a_run_is_taken_again(tmp_path):
+def test_a_run_folder_with_notes_is_accepted_again(tmp_path):
     train(*SHORT, "--output", tmp_path)
     (tmp_path / "notes.md").write_text("it went well")
     check_output(tmp_path)

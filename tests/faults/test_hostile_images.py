@@ -58,7 +58,7 @@ def own_limit(monkeypatch):
 
 
 def png(width, height):
-    """Return a black PNG of one bit a pixel, a few kB large."""
+    """Return a black PNG of one bit per pixel, a few kB large."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -136,7 +136,7 @@ def test_sighup_is_taken_as_sigterm_even_twice(tmp_path):
 
 
 def test_a_closed_terminal_stops_the_run(tmp_path):
-    """Nothing more can be printed, but the log has the line that says where everything is."""
+    """Nothing more can be printed, but the last line of the log says how to continue."""
     run = tmp_path / "run"
     screen, terminal = os.openpty()
     process = Process("--epochs", 100, *EVERY_STEP, "--output", run, log=os.ttyname(terminal))

@@ -1,4 +1,4 @@
-"""Make a classification task whose model takes milliseconds a step."""
+"""Make a classification task whose model takes milliseconds per step."""
 
 from metamix.classification.options import ClassificationOptions
 from metamix.classification.task import Classification

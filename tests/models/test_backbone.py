@@ -211,7 +211,7 @@ def test_weights_of_another_task_are_refused(build, tmp_path):
     state = timm.create_model("resnet18").state_dict()
     metadata = {"model": "resnet18", "task": "detection"}
     save_weights(tmp_path / "d.safetensors", {f"backbone.body.{key}": value for key, value in state.items()}, metadata)
-    with pytest.raises(ValueError, match="has weights of detection: give a file of the classifier resnet18$"):
+    with pytest.raises(ValueError, match="has weights for detection: give a file of the classifier resnet18$"):
         build("resnet18", checkpoint=tmp_path / "d.safetensors")
     save_weights(tmp_path / "c.safetensors", state, metadata | {"task": "classification"})
     build("resnet18", checkpoint=tmp_path / "c.safetensors")

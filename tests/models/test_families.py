@@ -117,7 +117,7 @@ def test_macs_of_minimal_attention_less_the_class_token(name, linear_maps, macs)
     assert count_macs(model, model.default_cfg["input_size"]) == macs - class_token
 
 
-# The builders: variants that the papers have beside their named models
+# The builders: variants that the papers have besides their named models
 
 
 def test_class_counts_follow():

@@ -1,7 +1,8 @@
 """Test that mixers give the same features of an enlarged image.
 
-A backbone made for 224 pixels gets a photograph of 224 pixels, and the same one enlarged to 448. Features of the second
-are averaged to the size of the first and compared place by place and channel by channel, without each channel's mean.
+A backbone made for 224 pixels gets a photograph of 224 pixels, and the photograph enlarged to 448. Features of the
+second are averaged to the size of the first and compared place by place and channel by channel, without each channel's
+mean.
 The control is the photograph with its tiles shuffled, enlarged.
 
 There are two measures:

@@ -172,7 +172,7 @@ ATTENTION_NAMES = {"qk": "query", "out": "proj", "trainable_params": "query.entr
 
 
 def encoder(image, state, constructor, eps=1e-5):
-    """Compute an encoder with a class token and norms after each half of a layer; classify the class token."""
+    """Run an encoder with a class token and a norm after each half of a layer, and classify the class token."""
     dim = constructor["embed_dim"]
     x = F.conv2d(
         image, state["embedding.patcher.0.weight"], state["embedding.patcher.0.bias"], constructor["patch_size"]
@@ -243,7 +243,7 @@ def test_state_may_be_wrapped():
 
 
 def test_the_configuration_names_no_weights():
-    """The builders use registered names, whose weights are others."""
+    """The builders use registered names, but a loaded model does not have the registered weights."""
     golden = Golden("wavemix_cls_level1_pachify_64x64")
     model = golden.model()
     assert model.pretrained_cfg["architecture"] == "wavemix_192_16"

@@ -99,7 +99,7 @@ def test_onnx(name, tmp_path):
 @pytest.mark.parametrize("name", MIXERS)
 @torch.no_grad()
 def test_fx(name):
-    """torch.fx, torchvision's feature extractor and per-sample functions, also at another size."""
+    """torch.fx, torchvision's feature extractor and per-sample functions, also at a different size."""
     model = create(name)
     traced, features = torch.fx.symbolic_trace(model), create_feature_extractor(model, ["stages.0"])
     for other in ({}, OTHERS[1]):

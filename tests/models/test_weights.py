@@ -123,7 +123,7 @@ def test_other_channels(name, saved):
 @EVERY_FAMILY
 @pytest.mark.parametrize("scale", [(2, 2), (1.5, 1)])
 def test_another_size(name, scale, saved):
-    """Loading at another size equals loading and then `set_input_size`."""
+    """Loading at a different size equals loading and then `set_input_size`."""
     model, file = saved(name)
     size = tuple(int(s * n) for s, n in zip(scale, image(model).shape[-2:]))
     loaded = create(name, file, img_size=size)

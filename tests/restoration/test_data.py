@@ -1,4 +1,4 @@
-"""Test pairs, crops and refusals."""
+"""Test how pairs and crops are made, and which data are refused."""
 
 import numpy as np
 import pytest
@@ -206,7 +206,7 @@ def test_inputs_in_colour_count_too(pairs, image):
         data(data_dir=root, channels="grey")
 
 
-def test_a_changed_data_set_is_another_identity(clean, image):
+def test_a_changed_data_set_has_another_identity(clean, image):
     photos = clean()
     before = data(data_dir=photos, degradation="noise:1").identity
     image((40, 48)).save(photos / "7.png")
@@ -214,7 +214,7 @@ def test_a_changed_data_set_is_another_identity(clean, image):
     assert before["samples"] == {"train": 5, "test": 1} and before["digest"] != after["digest"]
 
 
-def test_changed_inputs_of_pairs_are_another_identity(pairs, image):
+def test_pairs_with_changed_inputs_have_another_identity(pairs, image):
     root = pairs()
     before = data(data_dir=root).identity
     image((40, 48), "L").save(root / "train" / "input" / "0.png")

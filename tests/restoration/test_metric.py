@@ -22,7 +22,7 @@ DATA = os.environ.get("METAMIX_DATA")
 
 @pytest.fixture(scope="module")
 def photos():
-    """Find the folder with Set5 and Set14, whose licence does not allow to commit them."""
+    """Find the folder with Set5 and Set14, whose licence does not allow us to commit them."""
     if DATA is None:
         pytest.skip("needs photos/ with Set5 and Set14: set METAMIX_DATA to the folder that holds it")
     return Path(DATA, "photos")

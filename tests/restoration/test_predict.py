@@ -99,7 +99,7 @@ def test_luminance_models_restore_y_and_enlarge_colours(tmp_path):
 
 
 def test_luminance_models_restore_grey_files_as_they_are(clean, tmp_path, run):
-    """They change by 0.6 of a grey level, as when they are scored, not by 0.6 of 219 levels."""
+    """Grey files change by 0.6 of 255 levels, as when they are scored, not by 0.6 of 219."""
     photos = clean(count=1, mode="L")
     assert run(photos, "--output", tmp_path / "out", channels="y")[0] == 0
     assert (pixels(tmp_path / "out" / "0.png") == np.minimum(pixels(photos / "0.png") + 1, 255)).all()
@@ -114,7 +114,7 @@ def test_values_that_are_not_finite_are_refused(clean):
         restore_picture(model, read_picture(clean(count=1) / "0.png"), "rgb", Restorer())
 
 
-def test_the_name_of_an_image_model_says_the_task(clean, tmp_path):
+def test_the_task_follows_from_the_name_of_an_image_model(clean, tmp_path):
     words = ["--model", "wavemixsr_nano.x2", "--pretrained", "--output", tmp_path / "out"]
     assert exit_code(metamix_cli.main, "predict", clean(count=1, size=(16, 12)), *words) == 0
     assert Image.open(tmp_path / "out" / "0.png").size == (32, 24)
@@ -155,7 +155,7 @@ def test_shipped_weights_by_name():
     assert metamix.load_restorer(None, model="wavemixsr_nano.x2", pretrained=True).metadata == restorer.metadata
 
 
-def test_the_weights_of_the_start_need_not_be_here(tmp_path):
+def test_weights_load_without_the_weights_that_training_started_from(tmp_path):
     tensors, metadata = load_weights(find_weights("wavemixsr_nano.x2"))
     save_weights(tmp_path / "w.safetensors", tensors, metadata | {"model": "wavemixsr_nano.elsewhere"})
     assert metamix.load(tmp_path / "w.safetensors").spec.channels == "y"

@@ -293,7 +293,7 @@ MISTAKES = [
     (["--model", "wavemix_sisr_144_4", "--model-args", "{dim: 8}"], "enlarges images 2 times, and the targets have"),
     (["--model", "wavemixsr_144_4", "--model-args", "{dim: 8}"], "takes images of 1 channel, and the data have 3"),
     (["--model-args", "{in_chans: 1}"], "model_args has in_chans, which comes from --channels"),
-    (["--input-name", "{name}x2"], "--input-name {name}x2 is for pairs, but degradation is noise:25: give"),
+    (["--input-name", "{name}x2"], "--input-name {name}x2 is for pairs, but degradation is noise:25: omit one"),
     (["--test-dir", "nowhere"], "there is no folder nowhere"),
 ]
 

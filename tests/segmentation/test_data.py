@@ -247,7 +247,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(scenes):
 
 
 def test_image_and_mask_stay_together(scenes):
-    """The colour of a pixel says its label, so the two must change alike."""
+    """The colour of a pixel follows from its label, so image and mask must change alike."""
     data = SegmentationData(options(scenes(train=8, test=1), photometric=0.0, scales=(1.0, 1.0)))
     (batch,) = data.train_loader(8, 0, 1, 0).epoch(0)
     shown = torch.tensor(COLOURS).float()
@@ -469,7 +469,7 @@ def test_voc_and_pets(tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--data", "cityscapes"], "there is no option --data of segmentation; it is one of "),
+        (["--data", "cityscapes"], "there is no option --data for segmentation; it is an option of "),
         (["--data-folder", "cityscapes"], "there is no option --data-folder; did you mean '--data-dir'"),
         (["nowhere"], "there is no folder nowhere: give one with SPLIT/images .* layout .*, cityscapes, .* --data-dir"),
         (["cityscapes"], "no data set is given: --data-dir FOLDER"),

@@ -191,7 +191,7 @@ def test_clashing_names_and_broken_images(photos, tmp_path, run, capsys):
 @pytest.mark.parametrize(
     "entry, words",
     [
-        ({"task": "detection"}, "has weights of detection, not of a segmenter: give --task detection"),
+        ({"task": "detection"}, "has weights for detection, not for a segmenter: give --task detection"),
         ({"head": "deeplab"}, "head in the metadata is 'deeplab', but it must be one of semantic_fpn, upernet"),
         ({"head_args": {"checkpoint": "x"}}, "head_args in the metadata is"),
         ({"head_args": {"neck_channels": 1e9}}, "x, head_args: model_args.'neck_channels'. in the metadata is"),

@@ -102,7 +102,7 @@ def test_the_restored_image(models, photo):
     (expected,) = metamix.load(name).predict([photo])
     assert picture.tobytes() == expected.tobytes() and not answer.tables
     assert answer.notes == [
-        f"{name} is a model of restoration, and only models of classification and detection can be explained"
+        f"{name} is a model for restoration, and only models for classification and detection can be explained"
     ]
 
 

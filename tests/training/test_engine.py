@@ -227,7 +227,7 @@ def test_poly_follows_its_power():
 
 @pytest.mark.parametrize("iterations, epochs", [(1, 1), (20, 3), (60, 10)])
 def test_iterations_are_rounded_to_epochs(iterations, epochs):
-    made = engine(iterations=iterations, warmup_epochs=0.0)  # 6 steps an epoch
+    made = engine(iterations=iterations, warmup_epochs=0.0)  # 6 steps per epoch
     assert made.options.epochs == epochs and "epochs" not in made.recipe.flat()
     with pytest.raises(ValueError, match="warmup_epochs is 4.0, above epochs, which is 3"):
         engine(iterations=20, warmup_epochs=4.0)

@@ -135,16 +135,16 @@ def test_options_of_another_task_are_named(config):
 
     tasks = {"toys": Options, "restoration": Others}
     parse_toys = partial(parse, tasks=tasks, task_options=tasks.get, default_task=lambda values: "toys", description="")
-    words = "there is no option {} of toys; it is one of restoration: add --task restoration"
+    words = "there is no option {} for toys; it is an option of restoration: add --task restoration"
     for arguments, name in (
         (["--degradation", "noise:25"], "--degradation"),
         (["--config", config("degradation: noise:25")], "'degradation'"),
     ):
         with pytest.raises(SystemExit, match=words.format(name)):
             parse_toys(arguments)
-        with pytest.raises(SystemExit, match="of toys; it is one of restoration$"):  # the user chose it
+        with pytest.raises(SystemExit, match="for toys; it is an option of restoration$"):  # the user chose it
             parse_toys([*arguments, "--task", "toys"])
-    with pytest.raises(SystemExit, match="of toys; it is one of restoration$"):
+    with pytest.raises(SystemExit, match="for toys; it is an option of restoration$"):
         parse_toys(["--config", config("task: toys"), "--degradation", "noise:25"])
 
 

@@ -37,10 +37,10 @@ class ImageSplit(Protocol):
         """Name image `i` for messages."""
 
     def fingerprint(self, i: int) -> str:
-        """Identify image `i` without reading it, by its path in the data set and its size in bytes if it has them."""
+        """Identify image `i` without reading it, by its path in the data set and its size in bytes if it is a file."""
 
     def content(self, i: int) -> str:
-        """Hash the content of image `i`, see `file_content`."""
+        """Hash the content of image `i`; see `file_content`."""
 
 
 def choose_test_split(available: Iterable[str], test_on: str, source: object) -> str:
@@ -64,7 +64,7 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
 
 
 def is_image(path: str) -> bool:
-    """Return whether a path is an image by its extension. Hidden files and files in hidden folders do not count."""
+    """Return whether the extension of a path is that of an image. Hidden files and folders do not count."""
     return os.path.splitext(path)[1].lower() in IMG_EXTENSIONS and "/." not in f"/{path}"
 
 

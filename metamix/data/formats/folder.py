@@ -28,7 +28,7 @@ LABELS = "labels.csv"  # see `metamix.data.tables`
 LAYOUT = (
     "expected train/ and val/ (or valid/, validation/, test/), each with one folder of images per class, "
     "or a .tar file of such folders in place of either; or, without splits, one folder of images per class; "
-    f"or {LABELS} with the columns file and labels (or a column of 0 and 1 for each label), if an image has several"
+    f"or {LABELS} with the columns file and labels (or a column of 0 and 1 per label), if images have several labels"
 )
 
 
@@ -80,9 +80,9 @@ def open_folder(
 
 
 def _holds_classes(root: Path) -> bool:
-    """Return whether a folder holds class folders: they contain images directly and are not named like a split.
+    """Return whether a folder holds class folders: folders with images in them, and none is named like a split.
 
-    A folder of data sets has images further down. An empty class folder is accepted: `FolderImages` reports it.
+    In a folder of data sets, the images lie deeper. An empty class folder is accepted here: `FolderImages` refuses it.
     """
     folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
     flat = [any(is_image(file.name) for file in folder.iterdir()) for folder in folders]
@@ -92,7 +92,7 @@ def _holds_classes(root: Path) -> bool:
 
 
 def _check_classes(train: "FolderImages | TarImages", place: Path) -> None:
-    """Raise ValueError if the training split, from `place`, is of another task or has a single class."""
+    """Raise ValueError if the training split, opened from `place`, has a single class."""
     if len(train.classes) < 2:
         raise ValueError(
             f"{place.absolute()} must hold one folder of images per class, at least two; found {train.classes[0]}"

@@ -1,4 +1,4 @@
-"""Open data sets of torchvision."""
+"""Open torchvision's data sets."""
 
 import os
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def open_torchvision(name: str, root: str, download: bool, test_on: str) -> tupl
 
 
 class Torchvision:
-    """Read one split, which may join several splits of torchvision, such as train and val of flowers."""
+    """Read one split, which may join several of torchvision's splits, such as train and val of flowers."""
 
     def __init__(self, name: str, root: str, train: bool, download: bool):
         make, train_parts, test_parts = TORCHVISION_SETS[name]

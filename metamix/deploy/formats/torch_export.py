@@ -72,7 +72,7 @@ def open_program(file: Path, threads: int | None = None, precision: str = "fp32"
 
 
 def load_compiled(file: Path) -> Callable[[Tensor], Any] | None:
-    """Load a package of AOTInductor; warn and return None if it was compiled for another machine or torch version."""
+    """Load an AOTInductor package; warn and return None if it was compiled for another machine or torch version."""
     from torch._inductor import aoti_load_package  # takes seconds to import
 
     try:
