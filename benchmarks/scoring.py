@@ -41,7 +41,7 @@ def score_restoration(task: Restoration, model: nn.Module) -> dict[str, float]:
 
 
 def check_reproduced(card: dict, top1: float) -> None:
-    """Check a measured accuracy in percent against the one on a card.
+    """Check a measured accuracy in percent against the accuracy on a card.
 
     Raises:
         ValueError: they differ by more than one image of 10,000, which machines may classify differently.

@@ -197,7 +197,7 @@ def measure_spread(run: Path, spread: Sequence[Path]) -> dict:
         `run`.
 
     Raises:
-        ValueError: the runs differ in more than their seed, share a seed, or are of another model or data.
+        ValueError: the runs differ in more than their seed, share a seed, or used a different model or data set.
     """
     summaries, recipes = zip(*map(read_run, spread))
     main = read_run(run)[1]
@@ -214,7 +214,7 @@ def measure_spread(run: Path, spread: Sequence[Path]) -> dict:
         )
     seeds = [recipe["seed"] for recipe in recipes]
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"the runs of the spread have the seeds {seeds}: each needs another seed")
+        raise ValueError(f"the runs of the spread have the seeds {seeds}: each needs a different seed")
     top1 = [summary["top1"] for summary in summaries]
     return {
         "seeds": seeds,

@@ -7,9 +7,9 @@
 pairs, results/paired.json: for each pair of mixers the numbers of images that only the first and only the second
 classifies correctly, and the p-value of McNemar's exact test. Models of small images are also scored on six views.
 
-sizes, results/image_sizes.json: each is scored made for the size by `img_size=` (`made`). Models of small images are
-also scored unchanged (`top1`), and on images resized to the size of training (`resized`). `tuned` has the scores of
-runs that fine-tuned weights at such a size.
+sizes, results/image_sizes.json: each model is made for the size with `img_size=` and scored (`made`). Models of small
+images are also scored unchanged (`top1`), and on images resized to the size of training (`resized`). `tuned` has the
+scores of runs that fine-tuned weights at such a size.
 
 Only weights that changed since the last measurement are scored.
 """
@@ -134,7 +134,7 @@ def score_sizes(measured: dict[str, dict], cards: Sequence[dict], data_dir: str 
 
 
 def read_tuned(runs: Sequence[Path], names: Sequence[str]) -> list[tuple[str, str, dict]]:
-    """Read finished runs that fine-tuned shipped weights at another size.
+    """Read finished runs that fine-tuned shipped weights at a different image size.
 
     Args:
         runs: folders of the runs.

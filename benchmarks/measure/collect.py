@@ -41,7 +41,7 @@ def add_detection(results: dict, run: Path) -> None:
     """Add a run to `results`, or replace the earlier run of its model and seed.
 
     Raises:
-        ValueError: the run is not finished, or its recipe differs from the others.
+        ValueError: the run is not finished, or its recipe differs from the other runs.
     """
     summary, recipe = read_run(run)
     pretrained = recipe.get("pretrained", False)
@@ -74,7 +74,7 @@ def add_segmentation(results: dict, run: Path) -> None:
 
 
 def add_transfer(results: dict, run: Path) -> None:
-    """Add a run that trained a backbone on another data set, or replace the one of the same data, start and seed.
+    """Add a run of a backbone on another data set, or replace the earlier run of its model, weights, data and seed.
 
     Raises:
         ValueError: the run is not finished.
@@ -96,7 +96,8 @@ def add_minattn(results: dict, run: Path) -> None:
     """Add a run to `results`, or replace the earlier run of its model.
 
     Raises:
-        ValueError: the run is not finished, trained another model, or its recipe differs from the others.
+        ValueError: the run is not finished, did not train a minimal attention variant, or its recipe differs
+            from the other runs.
     """
     summary, recipe = read_run(run)
     data = summary["model"].rpartition("_")[2]
@@ -122,7 +123,7 @@ def check_recipe(run: Path, recipe: dict, other: dict, file: Path) -> None:
     if changed := differences(recipe, other):
         options = ", ".join(f"{key} {value} and not {recipe.get(key)}" for key, value in changed.items())
         raise ValueError(
-            f"the recipe of {run} differs from the runs in {file.name}: {options}; leave it out, or remove "
+            f"the recipe of {run} differs from the runs in {file.name}: {options}; leave this run out, or remove "
             f"{file.name} to begin a new comparison"
         )
 

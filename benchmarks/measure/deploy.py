@@ -5,8 +5,8 @@
     python -m benchmarks.measure.deploy accuracy --tag cifar10 --data-dir cifar10
     python -m benchmarks.measure.deploy profile --models metaformer_raft_s12 --threads 1
 
-`speed` times models in each engine in several runs, in which models of one size take turns: the s12 beside timm's
-poolformer_s12, the tiny beside timm's tf_efficientnet_lite0, and the nano beside identity. `convert` writes the files
+`speed` times models in each engine in several runs, in which models of one size take turns: the s12 with timm's
+poolformer_s12, the tiny with timm's tf_efficientnet_lite0, and the nano with identity. `convert` writes the files
 for it, on a machine that may be busy. `accuracy` exports the shipped models of a tag in lower precision and
 compares accuracy on the test split and sizes of files with fp32. `profile` says which operators OpenVINO spends its
 time in. New results replace earlier results of the same models.
@@ -55,7 +55,7 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Time the models of one reference in turns, print their lines and save them."""
+    """Time the models that share a reference, interleaved; print their lines and save them."""
     for reference in dict.fromkeys(map(reference_of, options.models)):
         names = [name for name in options.models if reference_of(name) == reference]
         result = benchmark(
@@ -89,7 +89,7 @@ def side_of(name: str) -> int | None:
 
 
 def add_speeds(earlier: dict, names: Sequence[str], result: dict) -> dict:
-    """Replace the rows of models by new rows; drop rows of another machine, other engines or threads.
+    """Replace the rows of models by new rows; drop rows of a different machine, engine or number of threads.
 
     Args:
         earlier: earlier result, empty if there is none.

@@ -3,7 +3,7 @@
     python -m benchmarks.measure.roofline          the s12 of each mixer, both modes and precisions
     python -m benchmarks.measure.roofline --models ninformer_cifar --batch 128 --size 32 --ops 20 --output nin.json
 
-The limits are measured in turns with the model: a matrix product, the same product as a 1x1 convolution, a 3x3
+The limits are measured interleaved with the model: a matrix product, the same product as a 1x1 convolution, a 3x3
 convolution (both in channels_last) and a copy of a map that fits in the cache. A model's GFLOP/s are 2 * MACs * images
 (3 times that in training) over its median step time; its share is relative to the faster convolution.
 

@@ -22,7 +22,7 @@ SIZES = (32, 64, 128, 224, 256, 512, 1024)
 
 
 def subject(mixer: str, size: int) -> Subject:
-    """Make a model for 224 pixels and images of another size."""
+    """Make a model for 224 pixels, and images whose side is `size`."""
     return Subject(reference_models.create(f"metaformer_{mixer}_s12", 224), 1, size, "channels_last")
 
 

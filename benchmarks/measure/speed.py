@@ -5,10 +5,10 @@
     python -m benchmarks.measure.speed --published --authors CLONES
 
 `--models` takes any name that timm knows, ours among them, and the packages and authors' code of
-benchmarks/measure/reference_models.py. The default is the s12 model of each mixer and models of timm of about the same
+benchmarks/measure/reference_models.py. The default is the s12 model of each mixer and timm models of about the same
 cost. Results are merged into results/speed.json, with the machine, the commit and the date.
 
-`--published` times the papers' models in our code and in the authors' code, in turns, at their own batch and size:
+`--published` times the papers' models in our code and in the authors' code, interleaved, at their own batch and size:
 results/authors_speed.json. CLONES holds the authors' repositories, each in a folder of its name. timm's PoolFormer and
 the package `wavemix` need no clone. A model whose authors' code is missing is left out.
 
@@ -46,7 +46,7 @@ PUBLISHED = {
 
 
 class Bench:
-    """Build each model once for each batch, size and memory format, and time models in turns."""
+    """Build each model once for each batch, size and memory format, and time models, interleaved."""
 
     def __init__(self, device: str, authors: Path | None):
         self.device, self.authors = device, authors
@@ -75,7 +75,7 @@ class Bench:
     def measure(
         self, models: list[tuple], mode: str, precision: str, seconds: float, compiled: Collection[str]
     ) -> dict[str, dict]:
-        """Time models in turns. A model that is not ours is reported and left out if it fails.
+        """Time models, interleaved. A model that is not ours is reported and left out if it fails.
 
         Args:
             models: (name, batch, size) of each.
@@ -124,7 +124,7 @@ def training_mib(name, batch, size, precision, memory_format, device, authors) -
 
 
 def compare_all(options: argparse.Namespace) -> list[dict]:
-    """Time all models in turns and return the rows."""
+    """Time all models, interleaved, and return the rows."""
     names = list(dict.fromkeys([options.reference, *(options.models or [*MODELS, *PEERS])]))
     reference_models.check_names(names, options.authors)
     bench, rows = Bench(options.device, options.authors), []
@@ -143,7 +143,7 @@ def compare_all(options: argparse.Namespace) -> list[dict]:
 
 
 def compare_published(options: argparse.Namespace) -> list[dict]:
-    """Time each published model and its authors' in turns and return the rows."""
+    """Time each published model interleaved with its authors' code, and return the rows."""
     rows = []
     for name in options.models or PUBLISHED:
         if need := reference_models.lacks(PUBLISHED[name][0], options.authors):
@@ -157,7 +157,7 @@ def compare_published(options: argparse.Namespace) -> list[dict]:
 
 
 def compare(bench: Bench, name: str, mode: str, precision: str, seconds: float, compile: bool) -> dict:
-    """Time a published model and its authors' in turns.
+    """Time a published model interleaved with its authors' code.
 
     Returns:
         A result row. `ratio` is the authors' time over ours; it is missing if their code fails.

@@ -148,15 +148,15 @@ def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...]) -> l
     """Merge `rows` into a result file and return all rows.
 
     Rows of earlier runs on the same machine are kept unless a new row has the same `key` fields, so a long
-    measurement can be made in parts. Rows of another machine or other versions are dropped, with a note. Each row
-    gets commit and date.
+    measurement can be made in parts. Rows of a different machine or of different versions are dropped, with a note.
+    Each row gets the commit and the date.
     """
     old = read_json(path, {})
     origin = {"commit": commit(), "date": today()}
     fresh = {tuple(row[k] for k in key): row | origin for row in rows}
     kept = old.get("rows", [])
     if kept and old["machine"] != machine:
-        print(f"note: {path} had {len(kept)} rows of another machine or other versions; they are dropped")
+        print(f"note: {path} had {len(kept)} rows of a different machine or of different versions; they are dropped")
         kept = []
     kept = {tuple(row[k] for k in key): row for row in kept}
     rows = list((kept | fresh).values())

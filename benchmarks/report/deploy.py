@@ -129,7 +129,7 @@ def where(result: Mapping) -> str:
     engines = ("torch", "onnxruntime", "openvino")
     numbers = ", ".join(f"{name} {result['versions'][name]}" for name in engines if name in result["versions"])
     threads = plural(result["threads"], "thread")
-    return f"medians of {result['runs']} runs in turns with {threads} on {machine(result['machine'])}, {numbers}"
+    return f"medians of {result['runs']} interleaved runs with {threads} on {machine(result['machine'])}, {numbers}"
 
 
 def machine(about: Mapping) -> str:
@@ -148,5 +148,5 @@ def title(engine: str, precision: str) -> str:
 
 
 def mixer_of(model: str) -> str:
-    """Return the mixer of a model of the comparison family; the name of another model."""
+    """Return the mixer of a model of the comparison family, or the name of any other model."""
     return model.split("_")[1] if model.startswith("metaformer_") else model

@@ -2,8 +2,8 @@
 
     python -m benchmarks.report.figures
 
-Accuracy against cost and the learning curves of the mixers on CIFAR-10, accuracy against latency in each engine and
-after fine-tuning, and time and memory against image size.
+They show accuracy against cost and the learning curves of the mixers on CIFAR-10, accuracy against latency in each
+engine and after fine-tuning, and time and memory against image size.
 `python -m benchmarks.report.mixer_views` draws what each mixer looks at, which needs the images.
 """
 

@@ -79,7 +79,7 @@ def tags(name: str) -> str:
 
 
 def published(tagged: str) -> str:
-    """Format the accuracy that the authors report for their weights; WaveMix's is in the names of its files."""
+    """Format the accuracy that the authors report for their weights. WaveMix's file names hold it."""
     named = re.search(r"(\d\d\.\d\d)\.pth$", timm.get_pretrained_cfg(tagged).url or "")
     accuracy = float(named[1]) if named else POOLFORMER.get(tagged)
     return "" if accuracy is None else f" {accuracy:.1f} % (published)"

@@ -123,7 +123,7 @@ BY_NAME = "weights must load by the model's name alone"
         (lambda long, *_: [changed(long, model_args={"norm1": "none"})], BY_NAME),
         (lambda long, *_: [changed(long, model_args={"global_pool": "max"})], BY_NAME),
         (lambda long, a, b: [long, "--spread", a, changed(b, lr=0.5)], "differ in more than their seed (lr)"),
-        (lambda long, a, _: [long, "--spread", a, changed(a)], "have the seeds [1, 1]: each needs another seed"),
+        (lambda long, a, _: [long, "--spread", a, changed(a)], "have the seeds [1, 1]: each needs a different seed"),
         (lambda long, a, _: [long, "--spread", changed(a, model="metaformer_raft_nano")], "in model: the spread needs"),
         (lambda long, *_: [changed(long, task="detection")], "is a run of --task detection: give one of"),
     ],

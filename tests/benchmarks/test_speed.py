@@ -29,7 +29,7 @@ def test_parts_of_a_run_lie_side_by_side(tmp_path, monkeypatch, capsys):
     assert timing.save(path, MACHINE, rows(b=3, c=4), ("model",)) == rows(a=1, b=3, c=4)
     assert capsys.readouterr().out == ""
     assert timing.save(path, {"cpu": "another"}, rows(c=5), ("model",)) == rows(c=5)
-    assert "had 3 rows of another machine or other versions; they are dropped" in capsys.readouterr().out
+    assert "had 3 rows of a different machine or of different versions; they are dropped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("family", ["25", "26"])
