@@ -174,7 +174,7 @@ The model accepts images of other sizes, with lower accuracy. `num_classes=N` gi
         ],
         "test": f"""
 
-The test split was scored once, after training. The accuracy above is that of the stored weights in float32:
+The test split was scored once, after training. The accuracy above was measured with the stored weights in float32:
 
 {command_block("python eval.py", *test, *data_dir(card), "--amp none")}""",
         "limits": limits(card),
@@ -220,8 +220,8 @@ model = metamix.create_image_model("{name}", pretrained=True).eval()
         "test": "",
         "limits": [
             *card["limits"],
-            *["It takes grey files only: `predict` leaves out those in colour."] * (card["channels"] == "grey"),
-            "It knows only this degradation. Other noise, blur or compression of real photographs is another job.",
+            *["It takes grey files only: `predict` leaves out files in colour."] * (card["channels"] == "grey"),
+            "It knows only this degradation, and does not remove other noise, blur or compression of photographs.",
             "One seed was trained.",
         ],
     }
@@ -273,13 +273,13 @@ def limits(card: dict) -> list[str]:
         *card.get("limits", ()),
         f"It has {len(classes)} classes: {', '.join(classes)}.",
         f"With {test:,} test images, two standard errors of the accuracy are "
-        f"{2 * standard_error(card['top1'], test):.2f} points; those of a difference between two models are larger.",
+        f"{2 * standard_error(card['top1'], test):.2f} points; the error of a difference between two models is larger.",
         "It was tested on images like those it was trained on, not on corrupted images or images from other sources.",
     ]
     if "mean" not in card["spread"]:
         lines.append("One seed was trained, so the spread over seeds is unknown.")
     elif card["spread"]["changed"]:
-        lines.append("The spread over seeds comes from other runs than the one that made these weights: see the table.")
+        lines.append("The spread over seeds does not come from the run that made these weights: see the table.")
     return lines
 
 

@@ -161,7 +161,7 @@ def test_downscaling_equals_matlab(set5, scale):
 
 
 def test_bicubic_has_the_published_psnr_on_set5(set5):
-    """Every table of the field has 33.66 dB on Y at x2 with a border of 2."""
+    """Every table of the field reports 33.66 dB on Y at x2 with a border of 2."""
     scores = []
     for kind, name in [key for key in set5 if key[0] == "hr"]:
         small, target = set5["x2", f"{name}x2"], set5[kind, name]
@@ -172,7 +172,7 @@ def test_bicubic_has_the_published_psnr_on_set5(set5):
 
 @pytest.mark.slow
 def test_bicubic_has_nearly_the_published_psnr_on_set14(photos):
-    """Papers have 30.24 dB on Y at x2. One image is a grey file and its own luminance; its Y would add 0.09 dB."""
+    """Papers report 30.24 dB on Y at x2. One image is a grey file and its own luminance; its Y would add 0.09 dB."""
     options = RestorationOptions(test_dir=str(photos / "set14"), channels="y", degradation="downscale:2", workers=0)
     data, scores = RestorationData(options, trained=ModelMetadata()), []
     assert "1 scored image in grey: compared as stored, 0 to 255" in data.notes
