@@ -60,7 +60,7 @@ class Masks(Labels):
         mask_height, mask_width = mask_size
         sizes = f"{file} ({height} x {width}, mask {mask_height} x {mask_width})"
         if abs(height / mask_height - width / mask_width) > SAME_SHAPE * height / mask_height:
-            self.notes["images whose mask has another shape were left out"].append(sizes)
+            self.notes["images whose mask has a different shape were left out"].append(sizes)
             return
         if size != mask_size:
             self.notes["masks were resized to their images"].append(sizes)

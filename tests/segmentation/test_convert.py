@@ -113,7 +113,7 @@ def test_what_is_left_out_or_resized_is_printed(tmp_path, capsys):
     assert np.array_equal(resized, quarters(0, 1, 0, 0))
     said = capsys.readouterr().out
     assert f"note: masks were resized to their images: {source}/images/e.png (24 x 32, mask 12 x 16)\n" in said
-    assert f"whose mask has another shape were left out: {source}/images/f.png (24 x 32, mask 12 x 20)\n" in said
+    assert f"whose mask has a different shape were left out: {source}/images/f.png (24 x 32, mask 12 x 20)\n" in said
     assert f"note: images without a mask were left out: {source}/images/c.png\n" in said
     assert f"note: masks without an image were left out: {source}/masks/d.png\n" in said
 
