@@ -52,7 +52,7 @@ class BenchmarkOptions(Options):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the table and write the JSON; exit with a message if the input is invalid."""
+    """Print the table and write the JSON; exit with a message if the input is invalid or no model could be timed."""
     with exit_with_message(ValueError, OSError, ImportError):
         options, _ = parse_command(argv, BenchmarkOptions, "metamix benchmark", epilog=EXAMPLES)
         settings = vars(options)
@@ -66,6 +66,8 @@ def main(argv: Sequence[str]) -> None:
         print(table(result))
         if file:
             write_text(file, json.dumps(result, indent=1) + "\n")
+        if not result["rows"]:
+            raise ValueError("no model could be timed: the lines above say why")
 
 
 def open_model(source: str, img_size: int | None, threads: int | None, trust: bool) -> str | BenchmarkedModel:

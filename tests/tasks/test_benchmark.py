@@ -72,3 +72,10 @@ def test_an_export_is_timed_beside_the_model(tmp_path):
         time(tmp_path, folder, *words, "--img-size", 64)
     with pytest.raises(SystemExit, match="model.pt2 is not loaded: .* give --trust"):
         time(tmp_path, folder, "--engines", "eager")
+
+
+def test_a_table_without_rows_is_an_error(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="no model could be timed: the lines above say why"):
+        time(tmp_path, "vit_tiny_patch16_224", "--img-size", 8, "--engines", "eager", "--precisions", "fp32")
+    assert "vit_tiny_patch16_224 eager fp32 failed: " in capsys.readouterr().out
+    assert json.loads((tmp_path / "s.json").read_text())["failed"]
