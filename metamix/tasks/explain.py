@@ -135,7 +135,8 @@ def activation_map(model: nn.Module, layers: list[nn.Module], image: Tensor, sco
     """
     with torch.enable_grad():
         cam = grad_cam().HiResCAM(model=model, target_layers=layers)
-        return torch.from_numpy(cam(input_tensor=image[None], targets=[score])[0])
+        images = image[None].requires_grad_()  # the maps get a gradient, even if all parameters are frozen
+        return torch.from_numpy(cam(input_tensor=images, targets=[score])[0])
 
 
 @contextmanager

@@ -60,6 +60,14 @@ def test_the_map_equals_channels_weighted_by_the_head(digit):
     torch.testing.assert_close(shown.activation, scaled(expected), atol=1e-4, rtol=0)
 
 
+@with_grad_cam
+def test_frozen_models_are_explained(digit):
+    for trained, explain_one in (metamix.load(DIGITS), explain_label), (detector(), explain_object):
+        expected = explain_one(trained, digit, None).activation
+        trained.model.requires_grad_(False)
+        assert torch.equal(explain_one(trained, digit, None).activation, expected)
+
+
 def scaled(values):
     values = values - values.min()
     return values / values.max()
