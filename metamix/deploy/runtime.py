@@ -6,6 +6,8 @@
 An engine takes and returns numpy arrays.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,20 @@ from .formats import FORMATS, Run, open_file
 
 
 class ExportedModel(nn.Module):
-    """An exported model, called like the model that it was made from; `run` is the engine."""
+    """An exported model, called like the model that it was made from.
 
-    def __init__(self, run: Run, artifact: Artifact):
+    `run` is the engine; `reopen` opens the folder again, which pickle and copy need.
+    """
+
+    def __init__(self, run: Run, artifact: Artifact, reopen: "Callable[[], ExportedModel] | None" = None):
         super().__init__()
-        self.run, self.artifact = run, artifact
+        self.run, self.artifact, self.reopen = run, artifact, reopen
         self.on_cpu = nn.Parameter(torch.empty(0), requires_grad=False)  # callers ask a parameter for the device
         self.eval()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle and copy an opened folder as its path, which is opened again: an engine belongs to its process."""
+        return (self.reopen, ()) if self.reopen else super().__reduce_ex__(protocol)
 
     def forward(self, images: Any) -> Any:
         """Run the model on images (n, C, H, W), a tensor or a numpy array in float32.
@@ -117,4 +126,4 @@ def load_exported(folder: str | Path, *, threads: int | None = None, trust: bool
         raise
     except Exception as error:  # each engine has its own types
         raise ValueError(f"{file} cannot be loaded ({reason(error)}): copy the folder again, or export it") from error
-    return ExportedModel(run, artifact)
+    return ExportedModel(run, artifact, partial(load_exported, Path(folder).absolute(), threads=threads, trust=trust))

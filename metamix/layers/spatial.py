@@ -46,7 +46,8 @@ def reflect_places(places: Tensor, side: int) -> Tensor:
 
     Why not `F.pad`: it reflects a row once, and does not extend it beyond twice its length.
     """
-    period = max(2 * side - 2, 1)
+    # A tensor, since the exporters to ONNX and OpenVINO know no maximum of a symbolic side, and no remainder by it.
+    period = torch.full_like(places, 2 * side - 2).clamp(min=1)
     places = places % period
     return torch.minimum(places, period - places).clamp(max=side - 1)
 

@@ -1,7 +1,9 @@
 """Test `export` of classifiers: files, parity, refusals, and what `metamix predict` does with them."""
 
+import copy
 import json
 import logging
+import pickle
 import re
 import sys
 from dataclasses import replace
@@ -69,6 +71,56 @@ def test_dynamic_size(mixer, format, weights, tmp_path):
     for shape in ((1, 3, 16, 16), (3, 3, 24, 18)):
         images = torch.randn(*shape)
         torch.testing.assert_close(model(images), eager(images).detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_dynamic_size_from_maps_of_one_pixel(format, weights, tmp_path):
+    """torch.export takes their size for a constant, with which OpenVINO is silently wrong for larger images."""
+    source = weights("wavemix", dims=(8,))
+    export(source, output=tmp_path / "out", format=format, img_size=2, dynamic=True, seconds=0)
+    model, eager = load_exported(tmp_path / "out"), metamix.load_classifier(source).model
+    for shape in ((1, 3, 2, 2), (3, 3, 24, 18), (1, 3, 1, 9)):
+        images = torch.randn(*shape)
+        torch.testing.assert_close(model(images), eager(images).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_dynamic_program_of_torch_needs_larger_maps(weights, tmp_path):
+    options = dict(output=tmp_path / "out", format="torch", dynamic=True, seconds=0)
+    source = weights("pooling", depths=(1, 1), dims=(8, 8))
+    words = r"no images of 4 x 4 together with larger ones \(.*\): give a larger --img-size, or --format onnx"
+    with pytest.raises(GraphError, match=words):
+        export(source, img_size=4, **options)
+    export(source, img_size=8, **options)
+    assert load_exported(tmp_path / "out", trust=True)(torch.randn(3, 3, 64, 90)).shape == (3, 3)
+
+
+def test_a_model_of_one_size_is_not_dynamic(tmp_path):
+    about = {"model": "vit_tiny_patch16_224", "model_args": {"depth": 1}, "num_classes": 2}
+    vit = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=2)
+    save_weights(tmp_path / "v.safetensors", vit.state_dict(), about)
+    with pytest.raises(GraphError, match=r"--dynamic needs a model that takes images of 448 x 448 too: Input height"):
+        export(str(tmp_path / "v.safetensors"), output=tmp_path / "out", format="torch", dynamic=True)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_exported_model_is_pickled_and_copied(format, weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    export(weights("identity"), output="out", format=format, seconds=0)
+    trained, images = metamix.load("out", threads=1, trust=True), torch.randn(2, 3, 16, 16)
+    pickled = pickle.dumps(trained)
+    monkeypatch.chdir("/")
+    for again in pickle.loads(pickled), copy.deepcopy(trained):
+        assert again.metadata == trained.metadata and torch.equal(again.model(images), trained.model(images))
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_dynamic_size_with_windows(format, weights, tmp_path):
+    """The windows reflect maps, at places whose remainder by a symbolic side the exporters do not know."""
+    source = weights("raft", mixer_args={"resample": "windows"})
+    export(source, output=tmp_path / "out", format=format, dynamic=True, seconds=0)
+    model, eager = load_exported(tmp_path / "out"), metamix.load_classifier(source).model
+    images = torch.randn(3, 3, 24, 18)
+    torch.testing.assert_close(model(images), eager(images).detach(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("format", ["openvino", "torch"])

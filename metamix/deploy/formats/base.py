@@ -11,9 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 
 INPUT = "images"  # name of the graph's input
+RECORDINGS = 5  # how often a graph is recorded at most, each time from an example of twice the sides
 
 Run = Callable[..., list[np.ndarray]]  # (images) -> outputs
 
@@ -71,9 +73,33 @@ class Format:
 
 @torch.no_grad()
 def to_program(model: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgram:
-    """Record a model with torch.export, arguments as in `Graph`; raise `GraphError` if torch.export fails."""
-    with quiet(), as_graph_error("torch.export cannot record the model"):
-        return torch.export.export(model, (images,), dynamic_shapes=(free_sides(dynamic),))
+    """Record a model with torch.export, arguments as in `Graph`; raise `GraphError` if that fails.
+
+    torch.export takes the size of a map of one pixel as a constant. A graph with such constants is wrong for larger
+    images, and ONNX Runtime and OpenVINO do not check the size. So if sides may vary, the images are repeated until
+    the graph takes images of any larger size.
+    """
+    problem = "torch.export cannot record the model"
+    for _ in range(RECORDINGS if dynamic else 1):
+        with quiet(), as_graph_error(problem):
+            program = torch.export.export(model, (images,), dynamic_shapes=(free_sides(dynamic),))
+        images = images.repeat(1, 1, 2, 2)
+        refused = refusal(program, images) if dynamic else None
+        if not refused:
+            return program
+        problem = f"--dynamic needs a model that takes images of {images.shape[2]} x {images.shape[3]} too"
+    raise GraphError(f"torch.export fixes the sides of the images ({refused}): give a larger --img-size")
+
+
+def refusal(program: ExportedProgram, images: Tensor) -> str | None:
+    """Return why a program does not take images of this size, None if it does; nothing is computed."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with mode:
+            program.module()(mode.from_tensor(images))
+    except (AssertionError, RuntimeError) as error:  # torch.export: "Guard failed: images.size()[2] <= 32"
+        return str(error).partition("\n")[0]
+    return None
 
 
 def free_sides(dynamic: bool) -> dict[int, Any]:

@@ -10,7 +10,7 @@ import torch
 from metamix.deploy.extras import need
 from metamix.utils.system import processor
 
-from .base import INPUT, Format, Graph, Run, as_graph_error, free_sides, quiet, sums_saturate
+from .base import INPUT, Format, Graph, Run, as_graph_error, quiet, sums_saturate, to_program
 
 LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # operations that are quantized
 
@@ -18,15 +18,10 @@ LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # operations that are quan
 def write(graph: Graph, file: Path) -> None:
     """Write a graph as ONNX with torch's exporter, which builds on torch.export."""
     need("onnx"), need("onnxscript")
+    recorded = to_program(graph.model, graph.images, graph.dynamic)
     with quiet(), torch.no_grad(), as_graph_error("torch cannot convert the model to ONNX"):
         program = torch.onnx.export(
-            graph.model,
-            (graph.images,),
-            input_names=[INPUT],
-            output_names=list(graph.outputs),
-            dynamic_shapes=(free_sides(graph.dynamic),),
-            dynamo=True,
-            verbose=False,
+            recorded, input_names=[INPUT], output_names=list(graph.outputs), dynamo=True, verbose=False
         )
     assert program is not None
     for node in program.model.graph.all_nodes():

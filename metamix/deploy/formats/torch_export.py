@@ -14,7 +14,7 @@ from metamix.utils.checks import DoesNotFit
 from metamix.utils.files import atomic_write
 from metamix.utils.text import package_logger
 
-from .base import Format, Graph, Run, as_graph_error, quiet, to_program
+from .base import Format, Graph, GraphError, Run, as_graph_error, quiet, refusal, to_program
 
 COMPILED = "model.compiled.pt2"
 
@@ -37,6 +37,12 @@ def write(graph: Graph, file: Path) -> None:
     """Write the program of a graph as .pt2 and, if the graph asks for it, a compiled package beside it."""
     model = Bfloat16(graph.model) if graph.precision == "bf16" else graph.model
     program = to_program(model, graph.images, graph.dynamic)
+    if graph.dynamic and (refused := refusal(program, graph.images)):  # it was recorded from larger images
+        height, width = graph.images.shape[2:]
+        raise GraphError(
+            f"torch.export takes no images of {height} x {width} together with larger ones ({refused}): give a larger "
+            f"--img-size, or --format onnx or openvino"
+        )
     content = io.BytesIO()  # torch 2.13 may crash if it writes to a full disk itself
     with quiet():
         torch.export.save(program, content)
