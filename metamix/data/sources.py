@@ -151,12 +151,13 @@ def open_data(
     # WebDataset shards have numbers instead of class names. A number is the position in the model's classes.
     numbered = images.classes == tuple(map(str, range(len(images.classes))))
     if classes and (not numbered or set(images.classes) & set(classes)):
-        problem = (
-            f"{root if name == 'folder' else name} has the classes {{unknown}}, which the model does not have; it has "
-            f"{{known}}. Name the classes as in training, or fine-tune first: {fine_tune}"
-        )
         for split in [test] if train is test else filter(None, (train, test)):
-            match_classes(split, classes, problem)
+            if unknown := match_classes(split, classes):
+                raise ValueError(
+                    f"{root if name == 'folder' else name} has the classes {list_names(unknown)}, which the model does "
+                    f"not have; it has {list_names(classes)}. Name the classes as in training, or fine-tune first: "
+                    f"{fine_tune}"
+                )
 
     to_score, to_train_on = torch.arange(len(test.labels)), torch.arange(len(train.labels) if train else 0)
     if train is test:  # a folder without a test split

@@ -101,20 +101,15 @@ def label_by_folder(paths: Sequence[str], place: Path) -> tuple[Tensor, tuple[st
     return torch.tensor([numbers[name] for name in names]), classes
 
 
-def match_classes(split: ImageSplit, classes: tuple[str, ...], problem: str) -> None:
-    """Number the classes of a split as in `classes`, by name.
-
-    Raises:
-        ValueError: the split has a class that is not in `classes`. The message is `problem`, in which {unknown} and
-            {known} stand for the names.
-    """
-    unknown = [name for name in split.classes if name not in classes]
-    if unknown:
-        raise ValueError(problem.replace("{unknown}", list_names(unknown)).replace("{known}", list_names(classes)))
+def match_classes(split: ImageSplit, classes: tuple[str, ...]) -> list[str]:
+    """Number the classes of a split as in `classes`, by name; if some are not in `classes`, only return their names."""
+    if unknown := [name for name in split.classes if name not in classes]:
+        return unknown
     numbers = torch.tensor([classes.index(name) for name in split.classes])
     one, labels = split.labels.ndim == 1, split.labels
     labels = numbers[labels] if one else torch.zeros(len(labels), len(classes)).index_copy_(1, numbers, labels)
     split.labels, split.classes = labels, classes
+    return []
 
 
 def list_names(names: Sequence[str], most: int = 5) -> str:

@@ -19,6 +19,7 @@ from .base import (
     is_image,
     label_by_folder,
     list_image_paths,
+    list_names,
     match_classes,
     natural_order,
 )
@@ -71,11 +72,11 @@ def open_folder(
         return None, test
     train = open_split(places["train"])
     _check_classes(train, places["train"])
-    problem = (
-        f"{chosen.absolute()} has the classes {{unknown}}, which {places['train'].absolute()} does not have: remove or "
-        f"rename these folders, or give another --test-on"
-    )
-    match_classes(test, train.classes, problem)
+    if unknown := match_classes(test, train.classes):
+        raise ValueError(
+            f"{chosen.absolute()} has the classes {list_names(unknown)}, which {places['train'].absolute()} does not "
+            f"have: remove or rename these folders, or give another --test-on"
+        )
     return train, test
 
 
