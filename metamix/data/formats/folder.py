@@ -48,15 +48,9 @@ def open_folder(
         raise FileNotFoundError(f"there is no folder {root.absolute()}; {LAYOUT}")
     if (root / "wnids.txt").is_file():
         raise ValueError(f"{root.absolute()} is Tiny-ImageNet: open it with --data tiny_imagenet --data-dir {root}")
-    splits = ("train", *TEST_SPLITS)
-    places = {  # a folder takes precedence over a tar file
-        split: place for split in splits for place in (root / f"{split}.tar", root / split) if place.exists()
-    }
+    places = _find_splits(root)
     tests = [split for split in places if split != "train"]
-    kept = [path for path in root.iterdir() if path.is_dir() or path.suffix == ".tar"]
-    names = [path.name for path in kept if not path.name.startswith(".")]
-    train_alone = names in (["train"], ["train.tar"])  # another folder may be a misnamed test split
-    if not tests and not test_on and (train_alone or _holds_classes(root)):
+    if not tests and not test_on and (_holds_train_alone(root) or _holds_classes(root)):
         place = places.get("train", root)
         images = open_split(place)
         images.split = "test"
@@ -78,6 +72,18 @@ def open_folder(
             f"have: remove or rename these folders, or give another --test-on"
         )
     return train, test
+
+
+def _find_splits(root: Path) -> dict[str, Path]:
+    """Return the folder or tar file of each split, by the split's name; a folder takes precedence over a tar file."""
+    splits = ("train", *TEST_SPLITS)
+    return {split: place for split in splits for place in (root / f"{split}.tar", root / split) if place.exists()}
+
+
+def _holds_train_alone(root: Path) -> bool:
+    """Return whether train is the only folder or tar file in a folder. Another one may be a misnamed test split."""
+    entries = [path.name for path in root.iterdir() if path.is_dir() or path.suffix == ".tar"]
+    return [name for name in entries if not name.startswith(".")] in (["train"], ["train.tar"])
 
 
 def _holds_classes(root: Path) -> bool:
