@@ -89,13 +89,18 @@ def _holds_train_alone(root: Path) -> bool:
 def _holds_classes(root: Path) -> bool:
     """Return whether a folder holds class folders: folders with images in them, and none is named like a split.
 
-    In a folder of data sets, the images lie deeper. An empty class folder is accepted here: `FolderImages` refuses it.
+    An empty class folder is accepted here: `FolderImages` refuses it.
     """
-    folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    flat = [any(is_image(file.name) for file in folder.iterdir()) for folder in folders]
-    deep = [any(file.is_dir() for file in folder.iterdir()) for folder in folders]
-    named = any(folder.name.lower().startswith(("train", *TEST_SPLITS)) for folder in folders)
-    return any(flat) and all(f or not d for f, d in zip(flat, deep)) and not named
+    found = False
+    for folder in (path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        files = list(folder.iterdir())
+        if folder.name.lower().startswith(("train", *TEST_SPLITS)):
+            return False
+        if any(is_image(file.name) for file in files):
+            found = True
+        elif any(file.is_dir() for file in files):
+            return False  # in a folder of data sets, the images lie deeper
+    return found
 
 
 def _check_classes(train: "FolderImages | TarImages", place: Path) -> None:
