@@ -130,9 +130,10 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
     if options.data_dir and not options.data:
         raise ValueError(f"data_dir is {options.data_dir}: say what it holds too, with --data NAME or --data folder")
     size: Any = options.img_size
-    if size and options.data and size[0] != size[1]:
+    if size and size[0] == size[1]:
+        size = size[0]
+    elif size and options.data:
         raise ValueError(f"img_size is {size}, but scores need square images: give one side, or leave --data out")
-    size = size[0] if size and size[0] == size[1] else size
     if name and "." not in name and ":" not in name:
         check_model(name)
         tags = timm.list_models(f"{name}.*", pretrained=True)
