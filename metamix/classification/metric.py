@@ -19,6 +19,7 @@ class ClassificationMetric:
     """Score a classifier from its confusion matrix; `normalize` turns images (n, C, H, W) uint8 into its input."""
 
     lower_is_better = False
+    threshold = None
 
     def __init__(self, classes: tuple[str, ...], normalize: Callable[[Tensor], Tensor]):
         if (count := len(classes)) > MAX_SCORED_CLASSES:

@@ -37,7 +37,7 @@ class ClassificationPictures(Pictures):
 
     def advice(self, states: list[State]) -> str:
         """Say which probability a label needs to be predicted, if an image may have several labels."""
-        return describe_threshold(getattr(self.metric, "threshold", None))
+        return describe_threshold(self.metric.threshold)
 
 
 def draw_classes(path: Path, by_class: Mapping[str, Mapping[str, float | None]], most: int = 40) -> None:
