@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,16 +24,20 @@ class Difference:
     images: int = 0
     count: int = 0
     same: int = 0
-    # Number of expected values, their sum, the sum of their squares, and the sum of squared differences.
-    _sums: list[float] = field(default_factory=lambda: [0.0] * 4)
+    values: int = 0  # number of expected values
+    total: float = 0.0  # their sum
+    total_squares: float = 0.0  # sum of their squares
+    squared_errors: float = 0.0  # sum of the squared differences
 
     def update(self, expected: Tensor, actual: Tensor, *, images: int | None = None) -> None:
         """Add the outputs (n, ...) of both models for the same images; pass `images` if n is not their number."""
         expected, actual = expected.double(), actual.double()
         errors = (expected - actual).abs().nan_to_num(math.inf, math.inf)
         self.largest = max(self.largest, float(errors.max()))
-        sums = expected.new_tensor(expected.numel()), expected.sum(), expected.square().sum(), errors.square().sum()
-        self._sums = [total + each.item() for total, each in zip(self._sums, sums)]
+        self.values += expected.numel()
+        self.total += float(expected.sum())
+        self.total_squares += float(expected.square().sum())
+        self.squared_errors += float(errors.square().sum())
         self.images += len(expected) if images is None else images
         self.count += len(expected)
         if self.ranked:
@@ -41,13 +45,13 @@ class Difference:
 
     def result(self) -> dict[str, float]:
         """Return the numbers for the report."""
-        count, total, squares, errors = self._sums
-        unit = max(squares / count - (total / count) ** 2, 0.0) ** 0.5 or 1.0  # deviation of the expected outputs
+        variance = self.total_squares / self.values - (self.total / self.values) ** 2
+        unit = max(variance, 0.0) ** 0.5 or 1.0  # deviation of the expected outputs
         figures = {
             "images": self.images,
             "largest_difference": self.largest,
             "of_the_deviation": self.largest / unit,
-            "rms_of_the_deviation": (errors / count) ** 0.5 / unit,
+            "rms_of_the_deviation": (self.squared_errors / self.values) ** 0.5 / unit,
         }
         return figures | ({"same_top1": self.same / self.count} if self.ranked else {})
 
