@@ -27,7 +27,7 @@ from metamix.utils.text import exit_with_message, printable
 from metamix.weights.find import find_weights
 
 from .load import load_exported_model, refuse_name, task_of
-from .registry import DEFAULT, find_task, is_exported, list_tasks, option_hint, task_of_model, task_of_weights
+from .registry import DEFAULT, find_task, is_exported, list_tasks, no_option_of, task_of_model, task_of_weights
 from .spec import TaskSpec, Trained
 
 USAGE = """usage: metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE [options]
@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> None:
             spec.part("predict"),
             "metamix predict",
             description=about,
-            unknown_hint=option_hint(spec.name, "predict"),
+            unknown=no_option_of(spec.name, "predict"),
         )
         advice = spec.less_memory
         if is_exported(options.model) and "batch" not in advice:

@@ -4,13 +4,13 @@ This file names the tasks of the package. No other file outside the folders of t
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 from metamix.models import official
 from metamix.utils.checks import check_choice
-from metamix.utils.options import hint_at_tasks
+from metamix.utils.options import no_option
 from metamix.weights.files import ARTIFACT, WEIGHTS, load_metadata
 from metamix.weights.metadata import ModelMetadata
 
@@ -49,15 +49,15 @@ def list_tasks() -> str:
     return "\n".join(f"  {name:<16}{find_task(name).about}" for name in TASKS)
 
 
-def option_hint(task: str, part: str, *, advise: bool = False) -> Callable[[str], str]:
-    """Return a function that hints at the tasks that have an option, as `hint_at_tasks` does.
+def no_option_of(task: str, part: str, *, advise: bool = False) -> Callable[[object, Iterable[str]], str]:
+    """Return the function `no_option` for a task.
 
     Args:
         task: the chosen task.
         part: the part of a `TaskSpec` that holds the options, such as "predict".
     """
     return partial(
-        hint_at_tasks, task=task, tasks=TASKS, task_options=lambda name: find_task(name).part(part), advise=advise
+        no_option, task=task, tasks=TASKS, task_options=lambda name: find_task(name).part(part), advise=advise
     )
 
 

@@ -18,9 +18,9 @@ from metamix.utils.options import (
     check_needs,
     convert,
     dump_yaml,
-    hint_at_tasks,
     import_modules,
     named_weights,
+    no_option,
     option,
     options_of,
     parse_flags,
@@ -218,14 +218,12 @@ def parse(
         classes = engine, task_options(task)
         defaults = getattr(classes[1], "engine_defaults", {})
         options = options_of(*classes, defaults=defaults)
-        unknown_hint = partial(hint_at_tasks, task=task, tasks=tasks, task_options=task_options, advise=not chosen)
+        unknown = partial(no_option, task=task, tasks=tasks, task_options=task_options, advise=not chosen)
         for name in config:
             if name not in options:
-                raise ValueError(
-                    f"{path}: there is no option {shown(name)}{unknown_hint(name) or did_you_mean(name, options)}"
-                )
+                raise ValueError(f"{path}: {unknown(name, options)}")
         configured = {name: convert(value, options[name][1], f"{path}: {name}") for name, value in config.items()}
-        flags = parse_flags(parser, argv, options, unknown_hint, ["--config", "--task"])
+        flags = parse_flags(parser, argv, options, unknown, ["--config", "--task"])
         for values, source in ((configured, f"{path}: epochs and iterations"), (flags, "--epochs and --iterations")):
             if "epochs" in values and values.get("iterations"):
                 raise ValueError(f"{source} both say how long the run is; give one")

@@ -138,6 +138,32 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
+def no_option(
+    word: object,
+    known: Iterable[str],
+    *,
+    task: str = "",
+    tasks: Iterable[str] = (),
+    task_options: Callable[[str], type] = lambda task: Options,
+    advise: bool = False,
+) -> str:
+    """Return the message that there is no option `word`, which is a flag or a key of a config.
+
+    It names the other tasks that have the option; if there is none, the most similar of the `known` options.
+
+    Args:
+        task: the chosen task.
+        tasks: names of all tasks; `task_options` returns the options of a task, a dataclass.
+        advise: whether to advise `--task`.
+    """
+    text = f"there is no option {word if str(word).startswith('-') else shown(word)}"
+    name = str(word).removeprefix("--").removeprefix("no-").replace("-", "_")
+    having = [other for other in tasks if other != task and name in options_of(task_options(other))]
+    if not having:
+        return f"{text}{did_you_mean(word, known)}"
+    return f"{text} for {task}; it is an option of {' and '.join(having)}" + advise * f": add --task {having[0]}"
+
+
 def parse_command(
     argv: Sequence[str],
     cls: type[T],
@@ -145,7 +171,7 @@ def parse_command(
     *,
     description: str = "",
     epilog: str = "",
-    unknown_hint: Callable[[str], str] | None = None,
+    unknown: Callable[[object, Iterable[str]], str] = no_option,
 ) -> tuple[T, set[str]]:
     """Read a command line into a dataclass. `--import MODULE` imports modules first; `--help` exits with 0.
 
@@ -154,7 +180,7 @@ def parse_command(
         cls: dataclass, whose fields are declared with `option` and `positional`.
         prog: the command, such as "metamix export".
         description: what the command does; by default the docstring of `cls`.
-        unknown_hint: as for `parse_flags`.
+        unknown: as for `parse_flags`.
 
     Returns:
         The options, and the names of the options that the command line sets.
@@ -166,7 +192,7 @@ def parse_command(
     words = [_placeholder(f, hint) for f, hint in options.values() if _is_positional(f)]
     usage = " ".join([prog, *words, "[--option value ...]"])
     parser = Parser(prog=prog, usage=usage, description=description or getdoc(cls), epilog=epilog)
-    values = parse_flags(parser, argv, options, unknown_hint)
+    values = parse_flags(parser, argv, options, unknown)
     for name, (f, _) in options.items():
         if name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"{_title(f)} is missing: {f.metadata['help']}. {prog} --help lists all options")
@@ -179,14 +205,14 @@ def parse_flags(
     parser: Parser,
     argv: Sequence[str],
     options: Mapping[str, tuple[Field, Any]],
-    unknown_hint: Callable[[str], str] | None = None,
+    unknown: Callable[[object, Iterable[str]], str],
     other_flags: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Add --help and a flag for each option to the parser, and return the values that the command line gives.
 
     Args:
         argv: command-line arguments. Flags may be written with underscores, too.
-        unknown_hint: returns a hint on an unknown option, given its name, or an empty string.
+        unknown: returns the message about an unknown flag, as `no_option` does.
         other_flags: flags that the parser already has.
 
     Raises:
@@ -214,10 +240,7 @@ def parse_flags(
     if wrong := next((word for word in words if word.startswith("-") and word != "-"), None):
         if positionals and not wrong.startswith("--"):
             raise ValueError(f"there is no option {wrong}; write -- before a name that begins with -")
-        wrong = wrong.partition("=")[0]
-        name = wrong.removeprefix("--").removeprefix("no-").replace("-", "_")
-        advice = unknown_hint(name) if unknown_hint else ""
-        raise ValueError(f"there is no option {wrong}{advice or did_you_mean(wrong, flags)}")
+        raise ValueError(unknown(wrong.partition("=")[0], flags))
     words += argv[end + 1 :]
     values: dict[str, Any] = {name: value for name, value in vars(namespace).items() if name in options}
     for f in positionals:
@@ -228,20 +251,6 @@ def parse_flags(
     return {
         name: convert(value, options[name][1], _title(options[name][0]), text=True) for name, value in values.items()
     }
-
-
-def hint_at_tasks(
-    name: str, *, task: str, tasks: Iterable[str], task_options: Callable[[str], type], advise: bool = False
-) -> str:
-    """Return the hint that an option of this name belongs to other tasks than `task`; "" if no task has it.
-
-    Args:
-        tasks: names of all tasks; `task_options` returns the options of a task, a dataclass.
-        advise: whether to advise `--task`.
-    """
-    having = [other for other in tasks if other != task and name in options_of(task_options(other))]
-    advice = f": add --task {having[0]}" if having and advise else ""
-    return f" for {task}; it is an option of {' and '.join(having)}{advice}" if having else ""
 
 
 def import_modules(names: Sequence[str]) -> None:
