@@ -110,7 +110,7 @@ def load_artifact(folder: str | Path) -> Artifact:
     if raw.get(CHECKSUM) != with_checksum(raw)[CHECKSUM]:
         raise ValueError(f"{path} is damaged or edited: its SHA-256 is wrong. Copy the folder again, or export again")
     rules = rules_of(Artifact, "model")
-    check_entries(raw, rules, path, "the file", AGAIN)
+    check_entries(raw, rules, path, None, AGAIN)
     check_format(raw["format"], raw["precision"])
     entries: dict[str, Any] = {name: raw[name] for name in rules}
     entries |= {name: tuple(raw[name]) for name in ("input_shape", "outputs")}

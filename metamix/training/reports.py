@@ -60,8 +60,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """Read the summary of a finished run; raise ValueError if it is damaged."""
     path = folder / SUMMARY
     summary = read_json(path, REMEDY)
-    check_entries(summary, ENTRIES, path, "it", REMEDY)
-    check_entries(summary, dict.fromkeys(summary["scores"], NUMBER), path, "it", REMEDY)
+    check_entries(summary, ENTRIES, path, None, REMEDY)
+    check_entries(summary, dict.fromkeys(summary["scores"], NUMBER), path, None, REMEDY)
     return summary
 
 

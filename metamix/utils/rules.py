@@ -142,27 +142,26 @@ def check_entries(
     values: Mapping[str, Any],
     rules: Mapping[str, Rule],
     source: object,
-    place: str = "the metadata",
+    place: str | None = "the metadata",
     remedy: str = REMEDY,
 ) -> None:
     """Check entries of a file.
 
     Args:
         source: name of the file in messages.
-        place: name of the part of the file that holds the entries, in messages.
+        place: name of the part of the file that holds the entries, in messages; None for the whole file.
         remedy: sentence at the end of messages that says what to do.
 
     Raises:
         ValueError: an entry is missing, or its rule does not accept it.
     """
+    inside = f" in {place}" if place else ""
     for name, rule in rules.items():
         if name not in values:
-            raise ValueError(f"{source}: there is no {name} in {place}. {remedy}")
+            raise ValueError(f"{source}: there is no {name}{inside}. {remedy}")
         if not fits(values[name], rule):
-            raise ValueError(
-                f"{source}: {name} in {place} is {shown(values[name])}, but it must be {accepted(rule, values[name])} "
-                f"{remedy}"
-            )
+            must = accepted(rule, values[name])
+            raise ValueError(f"{source}: {name}{inside} is {shown(values[name])}, but it must be {must} {remedy}")
 
 
 def refuse_entry(name: str, value: object, accepted: str, source: object, remedy: str = REMEDY) -> NoReturn:

@@ -407,8 +407,8 @@ def test_an_info_about_other_things_is_not_needed(shards):
     [
         ("{", "is not valid JSON .*. Repair it or take it out"),
         ("5", "holds a int, not an object"),
-        ('{"splits": 5}', "splits in it is 5, but it must be a mapping"),
-        ('{"splits": {"train": []}}', "splits in it is "),
+        ('{"splits": 5}', "splits is 5, but it must be a mapping"),
+        ('{"splits": {"train": []}}', "splits is "),
         ('{"splits": {"train": {}}}', "there is no filenames in the split 'train'"),
         ('{"splits": {"train": {"filenames": "a.tar"}}}', "filenames in the split 'train' is 'a.tar'"),
     ],

@@ -46,11 +46,11 @@ def test_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"files": {"../model.onnx": "0"}}, r"files in the file is .*, but it must be a mapping of names of exported"),
+        ({"files": {"../model.onnx": "0"}}, r"files is .*, but it must be a mapping of names of exported"),
         ({"format": "onx"}, r"format is 'onx'; did you mean 'onnx'"),
-        ({"format": ["onnx"]}, r"format in the file is \['onnx'\], but it must be a string"),
-        ({"outputs": "logits"}, r"outputs in the file is 'logits', but it must be a list"),
-        ({"outputs": None}, r"export.json: there is no outputs in the file. Export the model again"),
+        ({"format": ["onnx"]}, r"format is \['onnx'\], but it must be a string"),
+        ({"outputs": "logits"}, r"outputs is 'logits', but it must be a list"),
+        ({"outputs": None}, r"export.json: there is no outputs. Export the model again"),
         ({"model": {"mean": 3}}, r"mean in the metadata is 3, but it must be a list"),
     ],
 )

@@ -222,7 +222,7 @@ def test_a_class_that_a_detector_has_no_name_for_is_refused():
 
 def test_a_graph_for_huge_images_is_refused_before_it_is_probed(exported):
     edit(exported, input_shape=[None, 1, 10**5, 10**5])
-    with pytest.raises(ValueError, match="input_shape in the file is .*, but it must be a list of 4 whole numbers"):
+    with pytest.raises(ValueError, match="input_shape is .*, but it must be a list of 4 whole numbers"):
         metamix.load(exported, trust=True)
 
 

@@ -209,9 +209,9 @@ def test_entries_of_a_summary_and_rows_of_a_history_are_checked(tmp_path):
     for change, problem in (
         ({}, ""),
         ({"scores": ["psnr"]}, ""),
-        ({"scores": ["top5"]}, "there is no top5 in it. Delete it to score the run again"),
-        ({"top1": "9"}, "top1 in it is '9', but it must be a number"),
-        ({"epochs": None}, "epochs in it is None, but it must be a whole number of at least 0"),
+        ({"scores": ["top5"]}, "there is no top5. Delete it to score the run again"),
+        ({"top1": "9"}, "top1 is '9', but it must be a number"),
+        ({"epochs": None}, "epochs is None, but it must be a whole number of at least 0"),
     ):
         (tmp_path / "summary.json").write_text(json.dumps(entries | change))
         with pytest.raises(ValueError, match=f"summary.json: {problem}") if problem else nullcontext():

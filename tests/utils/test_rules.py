@@ -80,7 +80,7 @@ def test_entries_of_a_file():
     check_entries({"kind": "small", "sizes": [1], "more": 3}, rules, "a.json")
     with pytest.raises(ValueError, match=r"^a.json: there is no sizes in the metadata\. Give a file that metamix"):
         check_entries({"kind": "small"}, rules, "a.json")
-    with pytest.raises(ValueError, match=r"kind in the file is 'smal', .*; did you mean 'small'\? Export again$"):
-        check_entries({"kind": "smal"}, rules, "a.json", "the file", "Export again")
+    with pytest.raises(ValueError, match=r"^a.json: kind is 'smal', .*; did you mean 'small'\? Export again$"):
+        check_entries({"kind": "smal"}, rules, "a.json", None, "Export again")
     with pytest.raises(ValueError, match=r"sizes in the metadata is \[1, 2, 3\], but it must be one or two numbers\."):
         check_entries({"kind": "small", "sizes": [1, 2, 3]}, rules, "a.json")

@@ -48,7 +48,7 @@ def find_shards(root: Path) -> dict[str, list[str]]:
     file = next((root / name for name in ("_info.json", "info.json") if (root / name).exists()), None)
     info = read_json(file, REMEDY) if file else {}
     if file and "splits" in info:
-        check_entries(info, {"splits": rule(dict[str, dict[str, Any]])}, file, "it", REMEDY)
+        check_entries(info, {"splits": rule(dict[str, dict[str, Any]])}, file, None, REMEDY)
         for split, entry in info["splits"].items():
             check_entries(entry, {"filenames": rule(tuple[str, ...])}, file, f"the split {split!r}", REMEDY)
         return {split: entry["filenames"] for split, entry in info["splits"].items()}
