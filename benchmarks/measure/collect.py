@@ -12,8 +12,9 @@ configs/mnist/minattn.yaml and configs/cifar10/minattn.yaml: one recipe for each
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -54,8 +55,7 @@ def add_detection(results: dict, run: Path) -> None:
     check_recipe(run, results.setdefault("recipe", shared), shared, DETECTION)
     scores = json.loads((run / "test_scores.json").read_text())
     row = {key: summary[key] for key in DETECTION_KEYS} | {"classes": scores["classes"]}
-    others = [other for other in results.get("rows", ()) if any(other[key] != row[key] for key in ("model", "seed"))]
-    results["rows"] = sorted([*others, row], key=lambda row: -row["AP50"])
+    put(results, row, ("model", "seed"), order=lambda row: -row["AP50"])
     if results["rows"][0] is row:
         Image.open(run / "test_images.png").convert("RGB").save(PICTURE, quality=80, optimize=True)
 
@@ -69,8 +69,7 @@ def add_segmentation(results: dict, run: Path) -> None:
     summary, recipe = read_run(run)
     row = {key: summary[key] for key in SEGMENTATION_KEYS}
     row["recipe"] = without(recipe, free_options("segmentation"))
-    rows = [other for other in results.get("rows", ()) if other["recipe"] != row["recipe"]]
-    results["rows"] = sorted([*rows, row], key=lambda row: -row["miou"])
+    put(results, row, ("recipe",), order=lambda row: -row["miou"])
 
 
 def add_transfer(results: dict, run: Path) -> None:
@@ -87,9 +86,7 @@ def add_transfer(results: dict, run: Path) -> None:
     row = {"model": model, "start": start, "task": task, "score": summary[SCORES[task]]}
     row |= {key: summary.get(key) for key in TRANSFER_KEYS}
     row["recipe"] = without(recipe, free_options(task))
-    same = "model", "start", "data", "seed"
-    rows = [other for other in results.get("rows", ()) if any(other[key] != row[key] for key in same)]
-    results["rows"] = sorted([*rows, row], key=lambda row: (row["task"], row["data"], -row["score"]))
+    put(results, row, ("model", "start", "data", "seed"), order=lambda row: (row["task"], row["data"], -row["score"]))
 
 
 def add_minattn(results: dict, run: Path) -> None:
@@ -107,6 +104,12 @@ def add_minattn(results: dict, run: Path) -> None:
     part = results.setdefault(data, {"recipe": shared, "rows": {}})
     check_recipe(run, part["recipe"], shared, MINATTN)
     part["rows"][summary["model"]] = {key: summary[key] for key in MINATTN_KEYS}
+
+
+def put(results: dict, row: dict, identity: Sequence[str], order: Callable[[dict], Any]) -> None:
+    """Add a row to the sorted rows of `results`. It replaces the row with equal values of the `identity` keys."""
+    others = [other for other in results.get("rows", ()) if any(other[key] != row[key] for key in identity)]
+    results["rows"] = sorted([*others, row], key=order)
 
 
 def without(recipe: dict, ignored: set[str]) -> dict:
