@@ -23,12 +23,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metamix.utils.text import did_you_mean, plural
+from metamix.utils.text import did_you_mean, list_names, plural
 from metamix.weights import checksums
 
 from .counter_rng import stratified_choice
 from .files import content_digest, decode
-from .formats.base import ImageSplit, list_names, match_classes
+from .formats.base import ImageSplit, match_classes
 from .formats.digits import open_digits
 from .formats.folder import open_folder
 from .formats.huggingface import open_huggingface

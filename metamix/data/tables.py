@@ -15,10 +15,10 @@ import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from metamix.utils.files import read_bytes, read_text
-from metamix.utils.text import to_number
+from metamix.utils.text import list_names, to_number
 from metamix.weights.metadata import MAX_CLASSES
 
-from .formats.base import choose_test_split, is_image, list_names, natural_order
+from .formats.base import choose_test_split, is_image, natural_order
 from .formats.folder import LABELS, FolderImages
 
 SEVERAL = ("labels", "tags")  # names of a column for several labels, such as cat|dog

@@ -19,7 +19,7 @@ from torch import Tensor
 from metamix.data import read_image_file
 from metamix.data.files import as_corrupt_image
 from metamix.utils.files import read_text
-from metamix.utils.text import plural, to_number
+from metamix.utils.text import list_names, plural, to_number
 
 IGNORED = 255  # label of pixels that are neither trained on nor scored
 MIN_CLASSES, MAX_CLASSES = 2, 255
@@ -131,10 +131,9 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
     mapped = np.where(inside, labels.table[np.where(inside, values, 0)], REFUSED)
     if (refused := mapped == REFUSED).any():
         wrong = np.unique(values[refused]).tolist()
-        shown = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
         raise BadMask(
-            f"{path} has the label {shown} at {int(refused.sum()):,} pixels, but there are {len(labels.classes)} "
-            f"classes, and masks may have the values {labels.accepted()}: {labels.advice}"
+            f"{path} has the label {list_names(wrong)} at {int(refused.sum()):,} pixels, but there are "
+            f"{len(labels.classes)} classes, and masks may have the values {labels.accepted()}: {labels.advice}"
         )
     return torch.from_numpy(mapped.astype(np.uint8))
 

@@ -27,7 +27,7 @@ from metamix.deploy.runtime import ExportedModel
 from metamix.utils.files import LOCK, lock_folder, make_output_folder, write_text
 from metamix.utils.options import parse_command
 from metamix.utils.system import processor, versions
-from metamix.utils.text import exit_with_message, package_logger, plural, printable
+from metamix.utils.text import exit_with_message, list_names, package_logger, plural, printable
 from metamix.weights.files import ARTIFACT
 
 from .exportable import Exportable, ExportOptions, Quantizable
@@ -156,7 +156,7 @@ def check_output(folder: Path) -> Path:
     names = {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
     others = names if names.isdisjoint({ARTIFACT, REPORT}) else names - {ARTIFACT} - file_names()
     if others:
-        raise ValueError(f"{folder} holds other files ({', '.join(sorted(others)[:3])}): give a new folder")
+        raise ValueError(f"{folder} holds other files ({list_names(sorted(others), 3)}): give a new folder")
     return folder
 
 

@@ -22,7 +22,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from metamix.training.reports import read_summary
 from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.options import Options, dump_yaml, option, parse_command, positional, read_yaml
-from metamix.utils.text import exit_with_message, plural, printable, printable_lines, short_count
+from metamix.utils.text import exit_with_message, list_names, plural, printable, printable_lines, short_count
 from metamix.version import __version__
 from metamix.weights.files import RECIPE, SUMMARY, WEIGHTS, load_weights, newest_weights, save_weights
 from metamix.weights.find import find_weights
@@ -67,7 +67,7 @@ class PublishOptions(Options):
             names = {path.name for path in self.dry_run.iterdir()}
             others = sorted(names - FILES if {CARD, WEIGHTS} <= names else names)
             if others:
-                raise ValueError(f"{self.dry_run} holds other files ({', '.join(others[:3])}): give a new folder")
+                raise ValueError(f"{self.dry_run} holds other files ({list_names(others, 3)}): give a new folder")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -93,6 +93,12 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{ending}"
 
 
+def list_names(names: Iterable[object], most: int = 5) -> str:
+    """Join names to one string; if there are more than `most`, such as "a, b and 3 more"."""
+    names = list(names)
+    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
 def aligned(rows: Iterable[Sequence[object]], right: Collection[int] = ()) -> list[str]:
     """Return the lines of a table with aligned columns. Columns whose index is in `right` are aligned to the right."""
     cells = [[printable(cell) for cell in row] for row in rows]

@@ -26,7 +26,7 @@ from torch.serialization import safe_globals
 
 from metamix.utils.files import MAX_NESTING, atomic_write, check_nesting, reason
 from metamix.utils.system import is_out_of_memory
-from metamix.utils.text import package_logger
+from metamix.utils.text import list_names, package_logger
 
 from .checksums import VALUES, checksums, damaged
 
@@ -349,6 +349,5 @@ def _value(text: str, source: object) -> Any:
 
 def _kind(value: Any) -> str:
     if isinstance(value, dict):
-        names = ", ".join(map(str, list(value)[:3]))
-        return f"a dictionary of {len(value)} entries ({names}{', ...' if len(value) > 3 else ''})"
+        return f"a dictionary of {len(value)} entries ({list_names(value, 3)})"
     return f"a {type(value).__name__}"

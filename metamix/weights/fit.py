@@ -10,6 +10,8 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from metamix.utils.text import list_names
+
 from .layout import OURS, Layout
 
 MAX_PARAMETERS = 10**9
@@ -66,7 +68,7 @@ def check_fit(
         elif not fits:
             misshapen.add(f"has {name_in_file(name)} of shape {tuple(shape)} where the model has {tuple(wanted.shape)}")
     problems = [
-        f"{what} {', '.join(sorted(names)[:4])}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        f"{what} {list_names(sorted(names), 4)}"
         for what, names in (("lacks", missing), ("has tensors that the model lacks:", unknown))
         if names
     ]

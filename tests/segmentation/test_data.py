@@ -66,7 +66,7 @@ def test_values_become_labels(tmp_path):
     "values, words",
     [
         ([[0, 3, 3]], r"a.png has the label 3 at 2 pixels, but there are 3 classes.* values 0 to 2, 255: correct"),
-        ([[9, 8, 7, 6, 5, 4]], "has the label 4, 5, 6, 7, 8, ... at 6 pixels"),
+        ([[9, 8, 7, 6, 5, 4]], "has the label 4, 5, 6, 7, 8 and 1 more at 6 pixels"),
     ],
 )
 def test_values_out_of_range_are_refused_by_file_name(values, words, tmp_path):

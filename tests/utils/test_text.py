@@ -1,8 +1,10 @@
 """Test messages."""
 
+from pathlib import Path
+
 import pytest
 
-from metamix.utils.text import did_you_mean, exit_with_message, plural, short_count
+from metamix.utils.text import did_you_mean, exit_with_message, list_names, plural, short_count
 
 
 @pytest.mark.parametrize("count, noun, text", [
@@ -23,6 +25,11 @@ def test_plural(count, noun, text):
 ])  # fmt: skip
 def test_short_count(count, text):
     assert short_count(count) == text
+
+
+def test_lists_of_names_say_how_many_they_leave_out():
+    assert list_names(["a", Path("b")]) == "a, b" and list_names([]) == ""
+    assert list_names("abcdef") == "a, b, c, d, e and 1 more" and list_names({1: 0, 2: 0, 3: 0}, 1) == "1 and 2 more"
 
 
 def test_dashes_do_not_make_flags_alike():

@@ -110,8 +110,3 @@ def match_classes(split: ImageSplit, classes: tuple[str, ...]) -> list[str]:
     labels = numbers[labels] if one else torch.zeros(len(labels), len(classes)).index_copy_(1, numbers, labels)
     split.labels, split.classes = labels, classes
     return []
-
-
-def list_names(names: Sequence[str], most: int = 5) -> str:
-    """Join names to one string; only the first `most` if there are more."""
-    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])

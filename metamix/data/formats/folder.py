@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from metamix.utils.files import MAX_NESTING
+from metamix.utils.text import list_names
 
 from ..files import file_content, read_image_file
 from .base import (
@@ -19,7 +20,6 @@ from .base import (
     is_image,
     label_by_folder,
     list_image_paths,
-    list_names,
     match_classes,
     natural_order,
 )
@@ -58,7 +58,7 @@ def open_folder(
             _check_classes(images, place)
         return images, images
     if not tests or (train_required and "train" not in places):
-        contents = ", ".join(sorted(os.listdir(root))[:10]) or "nothing"
+        contents = list_names(sorted(os.listdir(root)), 10) or "nothing"
         raise FileNotFoundError(f"{root.absolute()} holds {contents}; {LAYOUT}")
     chosen = places[choose_test_split(tests, test_on, root)]
     test = open_split(chosen)
@@ -129,7 +129,7 @@ class FolderImages:
         folders = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
         if empty := sorted(folders - set(self.classes)):
             raise ValueError(
-                f"{', '.join(map(repr, empty[:5]))} in {root.absolute()} has no image ({' '.join(IMG_EXTENSIONS)}); "
+                f"{list_names(map(repr, empty))} in {root.absolute()} has no image ({' '.join(IMG_EXTENSIONS)}); "
                 f"remove the folder or add images"
             )
 

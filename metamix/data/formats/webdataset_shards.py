@@ -14,6 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from metamix.utils.files import read_json
 from metamix.utils.rules import check_entries, rule
+from metamix.utils.text import list_names
 
 from .base import TEST_SPLITS, choose_test_split
 from .tar import Member, TarImages, read_tar
@@ -85,7 +86,7 @@ def index_shards(shards: list[Path]) -> tuple[list[Member], torch.Tensor]:
                     others.append(info.name)
     if not members and not labels:
         raise ValueError(
-            f"{', '.join(map(str, shards[:3]))}: no sample found; expected a label KEY.cls and an image KEY.EXT, "
+            f"{list_names(shards, 3)}: no sample found; expected a label KEY.cls and an image KEY.EXT, "
             f"with EXT one of {kinds} and KEY without a dot; found {', '.join(others) or 'no files'}"
         )
     if members.keys() != labels.keys():
