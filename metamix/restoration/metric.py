@@ -133,7 +133,7 @@ class RestorationMetric(Metric):
             state["rows"].append({"index": index, "image": name, **row})
             if len(state["shown"]) < SHOWN:
                 trio = [to_levels(picture).byte().cpu() for picture in (before, restored, target)]
-                state["shown"].append((index, name, trio))
+                state["shown"].append((index, trio))
 
     def result(self, states: list[State]) -> dict[str, float]:
         """Compute the means over all images, PSNR first."""

@@ -27,7 +27,7 @@ class RestorationPictures(Pictures):
         rows = all_rows(states)
         scores = {row["index"]: row for row in rows}
         shown = sorted((item for state in states for item in state["shown"]), key=lambda item: item[0])[:SHOWN]
-        draw_sheet(sheet, [(TITLE.format_map(scores[index]), pictures) for index, _, pictures in shown])
+        draw_sheet(sheet, [(TITLE.format_map(scores[index]), pictures) for index, pictures in shown])
         lines = [[row["image"], *(f"{row[name]:.4f}" for name in COLUMNS[1:])] for row in rows]
         write_text(table, csv_text([COLUMNS, *lines]))
         return [sheet, table]

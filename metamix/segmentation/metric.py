@@ -16,6 +16,7 @@ the state holds only counts.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,17 @@ TOLERANCE = 0.0075  # of the diagonal
 SHOWN = 4  # best and worst images of each process that are kept for pictures
 SCORES = ("miou", "pixel_accuracy", "mean_accuracy", "boundary_f")
 
-Shown = tuple[float, int, str, Tensor, Tensor, Tensor]  # mean IoU, index, name, image, truth, prediction
+
+@dataclass(frozen=True)
+class Shown:
+    """An image to draw."""
+
+    iou: float  # mean over the classes
+    index: int
+    name: str
+    image: Tensor
+    truth: Tensor
+    predicted: Tensor
 
 
 def confusion_matrix(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
@@ -147,7 +158,7 @@ class SegmentationMetric(Metric):
                 state[f"{prefix}boundary"] += boundary_counts(truth, predicted, len(self.classes))
                 if not prefix:
                     iou = float(class_scores(confusion)[0].nanmean())
-                    shown = iou, index, name, image.cpu(), truth.cpu(), predicted.cpu()
+                    shown = Shown(iou, index, name, image.cpu(), truth.cpu(), predicted.cpu())
                     if not math.isnan(iou):  # NaN if all pixels are ignored
                         state["shown"] = best_and_worst([*state["shown"], shown])
 
@@ -180,7 +191,7 @@ def total(states: Sequence[State], key: str) -> Tensor:
 
 def best_and_worst(images: Iterable[Shown]) -> list[Shown]:
     """Return the images with the highest and the lowest mean IoU, the highest first."""
-    ranked = sorted(images, key=lambda image: (-image[0], image[1]))
+    ranked = sorted(images, key=lambda image: (-image.iou, image.index))
     return ranked if len(ranked) <= 2 * SHOWN else [*ranked[:SHOWN], *ranked[-SHOWN:]]
 
 

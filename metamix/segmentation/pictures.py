@@ -54,14 +54,14 @@ def draw_images(path: Path, rows: Sequence[Shown], labels: Labels) -> None:
     figure, grid = image_grid(lines, len(titles), figsize=(13, 2.6 * lines + 0.5))
     colours = colours_of(len(labels.classes), labels.palette)
     present: set[int] = set()
-    for (iou, _, name, image, truth, predicted), line in zip(rows, grid):
-        pictures = (image.permute(1, 2, 0).numpy(), colours[truth.numpy()], colours[predicted.numpy()])
-        for axes, picture in zip(line, (*pictures, error_map(truth, predicted))):
+    for row, line in zip(rows, grid):
+        pictures = (row.image.permute(1, 2, 0).numpy(), colours[row.truth.numpy()], colours[row.predicted.numpy()])
+        for axes, picture in zip(line, (*pictures, error_map(row.truth, row.predicted))):
             axes.imshow(picture)
-        line[0].set_title(figure_text(f"{name}, mean IoU {100 * iou:.1f} %"), fontsize="small", loc="left")
+        line[0].set_title(figure_text(f"{row.name}, mean IoU {100 * row.iou:.1f} %"), fontsize="small", loc="left")
         for axes, title in zip(line[1:], titles[1:]):
             axes.set_title(title, fontsize="small")
-        present |= set(truth.unique().tolist()) | set(predicted.unique().tolist())
+        present |= set(row.truth.unique().tolist()) | set(row.predicted.unique().tolist())
     handles = [
         Patch(facecolor=tuple(colours[k] / 255), edgecolor="grey", label=figure_text(labels.classes[k]))
         for k in sorted(present - {IGNORED})[:MAX_LEGEND_CLASSES]

@@ -120,7 +120,7 @@ def test_the_state_does_not_grow_with_the_images():
         batch = {"image": [image], "target": [truth], "index": torch.tensor([i]), "name": [str(i)]}
         metric.update(state, [{"": predicted}], batch)
         ious.append(float(class_scores(confusion_matrix(truth, predicted, 5))[0].nanmean()))
-    scores = [image[0] for image in state["shown"]]
+    scores = [image.iou for image in state["shown"]]
     ious.sort(reverse=True)
     assert scores == [*ious[:SHOWN], *ious[-SHOWN:]]
 
