@@ -9,7 +9,7 @@ from torch import nn
 from metamix.models import count_macs
 from metamix.models.backbone import EXTRA
 from metamix.models.registry import published_name
-from metamix.tasks.network import check_trained_with, load_initial_weights
+from metamix.tasks.network import check_trained_with, load_initial_weights, weights_note
 from metamix.weights.files import load_metadata
 from metamix.weights.find import find_weights
 from metamix.weights.metadata import ModelMetadata
@@ -47,7 +47,7 @@ class DetectionModel:
                 setattr(model.transform, key, options.detector_args[key])
             if options.checkpoint and metadata is None:
                 new = load_initial_weights(model, options.checkpoint, self.data.classes, model.classifier)
-                self.notes.append(f"weights from {source}" + (f"; new: {', '.join(new)}" if new else ""))
+                self.notes.append(weights_note(f"weights from {source}", new))
         else:
             self.frozen_norms = bool(options.pretrained or options.checkpoint)
             model = self.spec().build(pretrained=options.pretrained, checkpoint=options.checkpoint)

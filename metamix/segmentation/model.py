@@ -1,6 +1,6 @@
 """Build a segmenter from options, and describe it for the summary and its weight file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from metamix.models import count_macs
 from metamix.models.registry import published_name
-from metamix.tasks.network import check_trained_with, load_initial_weights
+from metamix.tasks.network import check_trained_with, load_initial_weights, weights_note
 from metamix.weights.files import load_metadata
 from metamix.weights.find import find_weights
 
@@ -58,7 +58,7 @@ class SegmentationModel:
             model = self.spec().build()
             if checkpoint and metadata is None:
                 new = load_initial_weights(model, checkpoint, self.data.classes, model.classifier)
-                self.notes.append(f"weights from {options.checkpoint}{describe_new(new)}")
+                self.notes.append(weights_note(f"weights from {options.checkpoint}", new))
             return model
         self.frozen_norms = self._freezes(loaded=bool(options.pretrained or checkpoint))
         model = self.spec().build(pretrained=options.pretrained, checkpoint=checkpoint)
@@ -67,7 +67,7 @@ class SegmentationModel:
         if whole:
             same = whole.num_classes == len(self.data.classes)
             new = [] if same else [f"{layer}.{name}" for layer in model.classifier for name in ("weight", "bias")]
-            self.notes.append(f"published weights of backbone and head: {options.model}{describe_new(new)}")
+            self.notes.append(weights_note(f"published weights of backbone and head: {options.model}", new))
         elif options.pretrained:
             self.notes.append(f"published weights of the backbone: {published_name(model.backbone.body)}")
         elif checkpoint:
@@ -109,8 +109,3 @@ def make_predictors(options: SegmentationOptions) -> dict[str, Predictor]:
     plain = Predictor(options.tile, options.overlap)
     augmented = replace(plain, flip=options.test_flip, scales=options.test_scales)
     return {"": plain, "augmented_": augmented} if augmented.averages else {"": plain}
-
-
-def describe_new(names: Sequence[str]) -> str:
-    """Name the weights that are not loaded, for the end of a note."""
-    return f"; newly initialised: {', '.join(names)}" if names else ""

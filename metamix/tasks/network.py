@@ -113,6 +113,11 @@ def load_initial_weights(model: nn.Module, path: str | Path, classes: Sequence[s
     return load_into(model, counters | tensors, str(path), head=head)
 
 
+def weights_note(source: str, new: Sequence[str]) -> str:
+    """Say which weights were loaded, and which `new` ones keep their initial values."""
+    return f"{source}; new: {', '.join(new)}" if new else source
+
+
 def check_data(task: Any, spec: Any, options: Any, *flags: str) -> None:
     """Check that the data have the classes of the network; add a note if the network was trained on the split to score.
 

@@ -180,5 +180,5 @@ def test_the_note_on_a_whole_segmenter(classes, tmp_path, monkeypatch):
     )
     model = Segmentation(options).model
     model.build()
-    new = "" if len(classes) == 5 else "; newly initialised: head.classifier.weight, head.classifier.bias"
+    new = "" if len(classes) == 5 else "; new: head.classifier.weight, head.classifier.bias"
     assert model.notes == [f"published weights of backbone and head: metaformer_pooling_s12.ade20k{new}"]

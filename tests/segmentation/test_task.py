@@ -139,7 +139,7 @@ def test_fine_tuning_starts_from_a_segmenter_of_other_classes(scenes, tmp_path, 
         evaluate("--checkpoint", tmp_path / "first", "--data-dir", root)
     capsys.readouterr()
     train(*SMALL_HEAD, "--data-dir", root, "--checkpoint", tmp_path / "first", "--output", tmp_path / "second")
-    assert "newly initialised: head.classifier.weight, head.classifier.bias" in capsys.readouterr().out
+    assert "new: head.classifier.weight, head.classifier.bias" in capsys.readouterr().out
     words = ["--head", "wavemix", "--data-dir", root, "--checkpoint", tmp_path / "first"]
     with pytest.raises(SystemExit, match="was trained with the head semantic_fpn, not wavemix: give --head semantic_f"):
         train(*words, "--output", tmp_path / "third")
