@@ -69,14 +69,15 @@ def seeded(*words: int) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def stratified_choice(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Choose `count` of N samples at random, stratified by class: labels (N,) int64 -> (N,) bool, true if chosen.
+def stratified_choice(labels: Tensor, count: int) -> Tensor:
+    """Choose `count` of N samples, stratified by class: labels (N,) int64 -> (N,) bool, true if chosen.
 
+    The choice looks random, but does not depend on a seed, so that runs of all seeds have the same splits.
     Samples are sorted by class, and by hash within a class. Then every (N / count)-th sample is taken, so the number
     from each class is proportional to its size, to within one sample.
     """
     total = len(labels)
-    by_hash = hash64(seed, SPLIT, torch.arange(total)).argsort()
+    by_hash = hash64(0, SPLIT, torch.arange(total)).argsort()
     by_class = by_hash[labels[by_hash].argsort(stable=True)]
     chosen = torch.zeros(total, dtype=torch.bool)
     chosen[by_class[(torch.arange(count) * 2 + 1) * total // (2 * count)]] = True

@@ -172,7 +172,7 @@ def open_data(
         count = round(holdout * total)
         if holdout and not 0 < count < total:
             raise ValueError(f"holdout {holdout} of {total} images leaves {count} to tune on: give another share")
-        held = stratified_choice(strata(train.labels[to_train_on]), count, seed=0)
+        held = stratified_choice(strata(train.labels[to_train_on]), count)
         parts["train"] = Source(train, to_train_on[~held], small, size)
         parts["holdout"] = Source(train, to_train_on[held], small, size) if holdout else None
     return Splits(
@@ -192,7 +192,7 @@ def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
     total = len(labels)
     if test_share == 1:
         return torch.arange(total), torch.arange(0)
-    scored = stratified_choice(labels, min(max(1, round(test_share * total)), total - 1), seed=0)
+    scored = stratified_choice(labels, min(max(1, round(test_share * total)), total - 1))
     for label in labels[scored].unique():
         if scored[labels == label].all():
             scored[(labels == label).nonzero()[0]] = False

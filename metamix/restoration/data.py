@@ -112,7 +112,7 @@ class RestorationData:
         if len(samples) < 2:
             raise ValueError(f"{roots['train']} has one image, and one more is needed to score: give --test-dir FOLDER")
         count = min(max(1, round(options.test_share * len(samples))), len(samples) - 1)
-        held = stratified_choice(torch.zeros(len(samples), dtype=torch.int64), count, seed=0).tolist()
+        held = stratified_choice(torch.zeros(len(samples), dtype=torch.int64), count).tolist()
         parts = {
             "train": [sample for sample, out in zip(samples, held) if not out],
             "test": [sample for sample, out in zip(samples, held) if out],

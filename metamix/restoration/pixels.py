@@ -69,13 +69,13 @@ def _taps(length: int, scale: float) -> tuple[Tensor, Tensor]:
 
 def to_ycbcr(images: Tensor) -> Tensor:
     """Convert RGB to Y, Cb and Cr in studio range, divided by 255."""
-    return (_mix(images, TO_YCBCR) + _column(images, OFFSETS)) / 255
+    return (_mix(images, TO_YCBCR) + _offsets(images)) / 255
 
 
 def to_rgb(images: Tensor) -> Tensor:
     """Convert Y, Cb and Cr in studio range, divided by 255, to RGB."""
     inverse = torch.tensor(TO_YCBCR, dtype=torch.float64).inverse()
-    return _mix(255 * images - _column(images, OFFSETS), inverse.tolist())
+    return _mix(255 * images - _offsets(images), inverse.tolist())
 
 
 def to_y(images: Tensor) -> Tensor:
@@ -92,5 +92,5 @@ def _mix(images: Tensor, rows: object) -> Tensor:
     return torch.einsum("rc,...chw->...rhw", images.new_tensor(rows), images)
 
 
-def _column(images: Tensor, values: tuple[float, ...]) -> Tensor:
-    return images.new_tensor(values)[:, None, None]
+def _offsets(images: Tensor) -> Tensor:
+    return images.new_tensor(OFFSETS)[:, None, None]

@@ -29,7 +29,7 @@ class Digits:
         self.split = "train" if train else "test"
         digits = load_digits()
         labels = torch.from_numpy(digits.target).long()
-        chosen = stratified_choice(labels, TEST_IMAGES, seed=0) != train
+        chosen = stratified_choice(labels, TEST_IMAGES) != train
         self.labels = labels[chosen]
         self.numbers = chosen.nonzero()[:, 0].tolist()
         self.pixels = (digits.images[chosen.numpy()] * (255 / 16)).round().astype(np.uint8)  # values are 0 to 16
