@@ -7,7 +7,7 @@ missing tensors, so the filter itself refuses an incomplete checkpoint. For `che
 
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,13 +72,11 @@ def adapt_checkpoint(
     Raises:
         ValueError: tensors before the head do not fit, or the metadata describe a different function.
     """
-    unknown: set[str] = set()
-    name_in_file: Callable[[str], str] = str
     if isinstance(model, MetaFormer):
         tensors, unknown, layout = translate(state, model, source)
         unknown -= {layout.name("head.weight"), layout.name("head.bias")}
-        name_in_file = layout.name
     else:
+        unknown, layout = set(), OURS
         adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", lambda state, model: state)
         try:
             tensors = adapt(state, model)
@@ -91,7 +89,7 @@ def adapt_checkpoint(
         cfg["architecture"],
         source,
         unknown=unknown,
-        name_in_file=name_in_file,
+        layout=layout,
         head=layer_names(cfg, "classifier"),  # timm adapts both
         first_convs=layer_names(cfg, "first_conv"),
     )
@@ -109,7 +107,7 @@ def load_checkpoint_path(model: MetaFormer, path: str | Path) -> Any:
     state, metadata = read_weights(path)
     tensors, unknown, layout = translate(state, model, path)
     name, of_model = model.pretrained_cfg["architecture"], model.state_dict(keep_vars=True)
-    check_fit(tensors, of_model, name, path, unknown=unknown, name_in_file=layout.name)
+    check_fit(tensors, of_model, name, path, unknown=unknown, layout=layout)
     check_same_function(model, metadata, path)
     if metadata.model is not None:
         for key in ("tag", "hf_hub_id"):  # entries for the published weights

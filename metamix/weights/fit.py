@@ -1,6 +1,6 @@
 """Check that the weights of a file fit a model, before they are loaded."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -28,8 +28,8 @@ def check_fit(
     model: str,
     source: object,
     *,
+    layout: Layout,
     unknown: Collection[str] = (),
-    name_in_file: Callable[[str], str] = str,
     head: Collection[str] = (),
     first_convs: Collection[str] = (),
 ) -> list[str]:
@@ -40,8 +40,8 @@ def check_fit(
         of_model: the model's `state_dict(keep_vars=True)`, which tells parameters from buffers.
         model: name of the model in messages.
         source: name of the file in messages.
+        layout: how the file names its tensors, for messages.
         unknown: names, in the file, of tensors that the model does not have.
-        name_in_file: function from a tensor's name in the model to its name in the file, for messages.
         head: layers whose tensors may be missing or of a different shape.
         first_convs: convolutions whose weights may have a different number of input channels.
 
@@ -64,9 +64,9 @@ def check_fit(
         if not fits and name.startswith(inside_head):
             new.append(name)
         elif shape is None:
-            missing.add(name_in_file(name))
+            missing.add(layout.name(name))
         elif not fits:
-            misshapen.add(f"has {name_in_file(name)} of shape {tuple(shape)} where the model has {tuple(wanted.shape)}")
+            misshapen.add(f"has {layout.name(name)} of shape {tuple(shape)} where the model has {tuple(wanted.shape)}")
     problems = [
         f"{what} {list_names(sorted(names), 4)}"
         for what, names in (("lacks", missing), ("has tensors that the model lacks:", unknown))
@@ -86,7 +86,7 @@ def check_fit(
         tensor = tensor.float() if tensor.itemsize == 1 else tensor  # torch 2.13 finds no infinity in 8 bits
         if tensor.isnan().any() or (isinstance(of_model[name], nn.Parameter) and not tensor.isfinite().all()):
             raise ValueError(
-                f"{source} cannot be used: its tensor {name_in_file(name)} holds NaN or infinity, as after a training "
+                f"{source} cannot be used: its tensor {layout.name(name)} holds NaN or infinity, as after a training "
                 f"that diverged. Take other weights, or train again with a lower --lr"
             )
     return new
@@ -117,7 +117,7 @@ def load_into(
     tensors, unknown = layout.translate(state, model)
     unknown = {key for key in unknown if not key.startswith(tuple(f"{layer}." for layer in head))}
     name = name or f"this {type(model).__name__}"
-    kept = check_fit(tensors, of_model, name, source, unknown=unknown, name_in_file=layout.name, head=head)
+    kept = check_fit(tensors, of_model, name, source, unknown=unknown, layout=layout, head=head)
     with torch.no_grad():
         for key in of_model.keys() - set(kept):
             of_model[key].copy_(tensors[key])
