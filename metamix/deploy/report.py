@@ -22,8 +22,8 @@ class Difference:
     ranked: bool = False  # whether the outputs are scores of classes, so that the most probable class is compared
     largest: float = 0.0
     images: int = 0
-    count: int = 0
-    same: int = 0
+    count: int = 0  # rows of the outputs
+    same: int = 0  # rows with the same most probable class
     values: int = 0  # number of expected values
     total: float = 0.0  # their sum
     total_squares: float = 0.0  # sum of their squares
