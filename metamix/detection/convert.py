@@ -1,5 +1,6 @@
 """Convert labels of other programs into a data set in COCO's format."""
 
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +37,7 @@ def read_boxes(source: Path) -> Boxes | None:
 def read_coco(source: Path) -> Boxes:
     """Read annotation files in COCO's format, as annotation programs write them, and find their images.
 
+    Images are in the folder of the file or in the one above, or there in images/ or in a folder of the split's name.
     Classes without an object, such as the group of all classes that Roboflow adds, are left out.
 
     Raises:
@@ -44,8 +46,8 @@ def read_coco(source: Path) -> Boxes:
     """
     files, labels = annotation_files(source), Boxes([])
     used: dict[str, bool] = {}  # whether a class has an object
-    for path, (split, images) in files.items():
-        data = read_complete(path, images)
+    for path, split in files.items():
+        data = read_complete(path, path.parent)
         classes = {category["id"]: category["name"] for category in data["categories"]}
         used |= {classes[number]: used.get(classes[number], False) for number in sorted(classes)}
         boxes: dict[int, list[Box]] = {image["id"]: [] for image in data["images"]}
@@ -59,9 +61,11 @@ def read_coco(source: Path) -> Boxes:
             more = {key: each[key] for key in ("area", "segmentation") if each.get(key)}
             box = Box(label, (x, y, x + width, y + height), place, bool(each["iscrowd"]), more)
             boxes[each["image_id"]].append(box)
-        folders = images, path.parent, path.parent / "images", path.parents[1] / "images"
+        roots, part = path.absolute().parents[:2], path.stem.removeprefix("instances_")
+        folders = [root / name for root in roots for name in (part, f"images/{part}", "images", "")]
+        folders = list(filter(Path.is_dir, folders))
         for image in data["images"]:
-            name = image["file_name"].replace("\\", "/")
+            name = os.path.normpath(image["file_name"].replace("\\", "/"))  # `..` must not lead out of OUT
             file = find_in(folders, name)
             if file is None:
                 labels.notes["images that do not exist were left out"].append(f"{name} of {path}")
@@ -81,16 +85,15 @@ def find_in(folders: Iterable[Path], name: str) -> Path | None:
     return None
 
 
-def annotation_files(source: Path) -> dict[Path, tuple[str, Path]]:
-    """Return the annotation files of a source, each with its split, "" if there is none, and a folder of images."""
+def annotation_files(source: Path) -> dict[Path, str]:
+    """Return the annotation files of a source, each with its split, "" if there is none."""
     if source.is_file():
-        return {source: ("", source.parent)}
-    files = {path: (split, folder) for split, folder in split_folders(source) for path in folder.glob("*.coco.json")}
+        return {source: ""}
+    files = {path: split for split, folder in split_folders(source) for path in folder.glob("*.coco.json")}
     if not files and any(source.glob("annotations/instances_*.json")):
-        splits = find_splits(source)
-        files = {path: (SPLITS.get(split, ""), images or source) for split, (path, images) in splits.items()}
-    files = files or {path: ("", source) for path in source.glob("*.json")}
-    if not files or (len(files) > 1 and not any(split for split, _ in files.values())):
+        files = {path: SPLITS.get(split.lower(), "") for split, (path, _) in find_splits(source).items()}
+    files = files or dict.fromkeys(source.glob("*.json"), "")
+    if not files or (len(files) > 1 and not any(files.values())):
         raise FileNotFoundError(
             f"{source} holds {'several .json files' if files else 'no .json file'}: give the annotation file, or a "
             f"folder with annotations/instances_train.json or train/_annotations.coco.json"

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ class Box:
 
 def split_folders(folder: Path) -> list[tuple[str, Path]]:
     """List the folders train, valid and test inside a folder, each with the name of its split."""
-    return [(SPLITS[path.name], path) for path in sorted(folder.glob("*/")) if SPLITS.get(path.name)]
+    found = ((SPLITS.get(path.name.lower()), path) for path in sorted(folder.glob("*/")))
+    return [(split, path) for split, path in found if split]
 
 
 class Boxes(Labels):
@@ -63,8 +65,8 @@ class Boxes(Labels):
             x1, y1, x2, y2 = box.corners
             if shares:
                 x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
-            if not (x1 < x2 and y1 < y2):
-                self.notes["boxes without an area were left out"].append(box.place)
+            if not (-inf < x1 < x2 < inf and -inf < y1 < y2 < inf):
+                self.notes["boxes without a finite area were left out"].append(box.place)
                 continue
             if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
                 self.notes["boxes outside of their image were left out"].append(box.place)

@@ -1,6 +1,6 @@
-"""Read annotations of Pascal VOC and of LabelImg.
+"""Read annotations of Pascal VOC, CVAT, LabelImg and Roboflow.
 
-    Annotations/*.xml and JPEGImages/; or annotations/ and images/; or all files in one folder
+    Annotations/**/*.xml and JPEGImages/; or annotations/ and images/; or all files in one folder
     train/, valid/ and test/, each with one of these layouts
     ImageSets/Main/train.txt, val.txt and test.txt, the images of each split, if there are any
 
@@ -24,6 +24,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from metamix.data.find import by_stem, list_images
+from metamix.data.tables import SPLITS
 from metamix.utils.files import read_bytes, read_text, write_text
 from metamix.utils.text import exit_with_message, message, to_number
 
@@ -37,14 +38,15 @@ def read_voc(folder: Path, splits: Collection[str] | None = None) -> Boxes:
     """Read the annotations of a folder.
 
     Args:
-        splits: lists in ImageSets/Main; by default train, val and test, as far as they exist.
+        splits: lists in ImageSets/Main; by default all that are named after a split, such as Train or validation.
 
     Raises:
         FileNotFoundError: there are no annotations, there is no such split, or an image of a split has no annotation.
         ValueError: an annotation is not in VOC's format.
     """
     place = next((folder / name for name in ("Annotations", "annotations") if (folder / name).is_dir()), folder)
-    trees = {path.stem: parse(path) for path in sorted(place.glob("*.xml"))}
+    paths = sorted(place.glob("*.xml" if place == folder else "**/*.xml"))  # CVAT keeps the folders of images
+    trees = {path.relative_to(place).with_suffix("").as_posix(): parse(path) for path in paths}
     if not trees and splits is None and (folders := split_folders(folder)):
         return merge((split, read_voc(each)) for split, each in folders)
     if not trees:
@@ -56,9 +58,12 @@ def read_voc(folder: Path, splits: Collection[str] | None = None) -> Boxes:
     files = by_stem(list_images(images))
     objects = [element for tree in trees.values() for element in tree.iter("object")]
     labels = Boxes(sorted({text(element, "name") for element in objects}))
-    if splits is None:
-        splits = [name for name in ("train", "val", "test") if list_of(folder, name).exists()]
-    stems = {(stem, split): trees.get(stem) for split in splits for stem in read_split(folder, split, trees)}
+    if splits is None:  # CVAT writes Train.txt and Validation.txt
+        lists = sorted(list_of(folder, "").parent.glob("*.txt"))
+        names = {path.stem: split for path in lists if (split := SPLITS.get(path.stem.lower()))}
+    else:
+        names = {name: name for name in splits}
+    stems = {(stem, names[name]): trees.get(stem) for name in names for stem in read_split(folder, name, trees)}
     in_splits = {stem for stem, _ in stems}
     stems |= {(stem, ""): tree for stem, tree in trees.items() if stem not in in_splits}
     annotated = set()
@@ -66,13 +71,14 @@ def read_voc(folder: Path, splits: Collection[str] | None = None) -> Boxes:
         path = place / f"{stem}.xml"
         if tree is None:
             raise FileNotFoundError(f"{split}.txt lists {stem}, but there is no {path}")
-        width, height = (round(number(tree, f"size/{side}")) for side in ("width", "height"))
+        has_size = tree.find("size") is not None or tree.find("filename") is None  # some programs write no size
+        width, height = (round(number(tree, f"size/{side}")) if has_size else 0 for side in ("width", "height"))
         named = images / Path(tree.findtext("filename", "").strip()).name
         file = files.get(stem, named)
         annotated.add(file)
         boxes = map(read_box, tree.iter("object"))
         if file.is_file():
-            labels.add(file.relative_to(images).as_posix(), file, boxes, split, size=(height, width))
+            labels.add(file.relative_to(images).as_posix(), file, boxes, split, (height, width))
         else:
             labels.notes["annotations without an image were left out"].append(str(path))
     rest = set(files.values()) - annotated

@@ -62,8 +62,20 @@ def write_xml(files, folder):
 
 def voc_by_split(original, folder):
     """Write the layout of Roboflow: XML files beside the images of each split."""
-    for split, name in (("train", "train"), ("val", "valid")):
+    for split, name in (("train", "Train"), ("val", "valid")):
         write_xml(copy_images(original, folder / name, split), folder / name)
+
+
+def voc_of_cvat(original, folder):
+    """Write the layout of CVAT: images in folders, names of splits with capitals, and XML files without sizes."""
+    for split, name in (("train", "Train"), ("val", "Validation")):
+        files = copy_images(original, folder / "JPEGImages" / f"{split} é", split)
+        write_xml(files, folder / "Annotations" / f"{split} é")
+        (folder / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
+        lines = "".join(f"{split} é/{file.stem}\n" for file in files)
+        (folder / f"ImageSets/Main/{name}.txt").write_text(lines, encoding="utf-8")
+    for path in folder.rglob("*.xml"):
+        path.write_text(re.sub("<size>.*</size>", "", path.read_text()))
 
 
 def xy(box):
@@ -105,11 +117,22 @@ def yolo_without_splits(original, folder):
 
 def coco_by_split(original, folder):
     """Write the layout of Roboflow, with a class for the group of all classes."""
-    for split, name in (("train", "train"), ("val", "valid")):
+    for split, name in (("train", "Train"), ("val", "valid")):
         copy_images(original, folder / name, split)
         data = json.loads((original / f"annotations/instances_{split}.json").read_text())
         data["categories"].insert(0, {"id": 0, "name": "shapes", "supercategory": "none"})
         (folder / name / "_annotations.coco.json").write_text(json.dumps(data))
+
+
+def coco_of_cvat(original, folder):
+    """Write the layout of CVAT: images in folders, names of splits with capitals, and a byte order mark."""
+    (folder / "annotations").mkdir(parents=True)
+    for split, name in (("train", "Train"), ("val", "Validation")):
+        copy_images(original, folder / "images" / name / "a b", split)
+        data = json.loads((original / f"annotations/instances_{split}.json").read_text())
+        for image in data["images"]:
+            image["file_name"] = f"a b/{image['file_name']}"
+        (folder / f"annotations/instances_{name}.json").write_text(json.dumps(data), encoding="utf-8-sig")
 
 
 def coco_of_one_file(original, folder):
@@ -158,10 +181,12 @@ def boxes(original):
     [
         (labelimg, "voc", False),
         (voc_by_split, "voc", True),
+        (voc_of_cvat, "voc", True),
         (yolo_by_kind, "yolo", True),
         (yolo_by_split, "yolo", True),
         (yolo_without_splits, "yolo", False),
         (coco_of_one_file, "coco", False),
+        (coco_of_cvat, "coco", True),
         (csv_of_corners, "csv", False),
         (csv_of_sizes, "csv", True),
     ],
@@ -193,6 +218,36 @@ def test_coco_of_roboflow_loses_only_the_group_of_its_classes(original, tmp_path
     assert "8 train, 4 val images, 2 classes, " in said
     assert said.count("note:") == 1 and "note: classes without an object were left out: shapes\n" in said
     assert boxes_of(tmp_path / "out") == BOXES
+
+
+def test_a_coco_file_is_found_by_a_relative_path_and_its_images_beside_its_folder(original, tmp_path, monkeypatch):
+    coco_of_one_file(original, tmp_path / "source")
+    monkeypatch.chdir(tmp_path / "source")
+    assert metamix_command("convert", "coco", "result.json", "out") == 0
+    assert boxes_of(tmp_path / "source/out") == BOXES
+
+    coco_of_cvat(original, tmp_path / "cvat")
+    assert metamix_command("convert", "coco", tmp_path / "cvat/annotations/instances_Train.json", tmp_path / "out") == 0
+    assert boxes_of(tmp_path / "out") == {name: boxes for name, boxes in BOXES.items() if "train" in name}
+
+
+def test_coco_writes_nothing_outside_of_the_new_folder(original, tmp_path, capsys):
+    coco_of_one_file(original, tmp_path / "source")
+    file = tmp_path / "source/result.json"
+    data = json.loads(file.read_text())
+    (tmp_path / "source/images/deep/er/dir").mkdir(parents=True)
+    (tmp_path / "source/images/link").symlink_to("deep/er/dir")
+    shutil.copy(
+        tmp_path / "source" / data["images"][0]["file_name"].replace("\\", "/"), tmp_path / "source/images/x.png"
+    )
+    data["images"][0]["file_name"] = "link\\..\\..\\..\\x.png"  # the link leads to images/x.png
+    data["annotations"][-1]["bbox"] = [0, 0, float("inf"), 1]
+    file.write_text(json.dumps(data))
+    assert metamix_command("convert", "coco", tmp_path / "source", tmp_path / "a/out") == 0
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["out"]
+    said = capsys.readouterr().out
+    assert "note: images that do not exist were left out: ../../x.png of " in said
+    assert "note: boxes without a finite area were left out: " in said
 
 
 def test_coco_keeps_masks_areas_and_crowds(original, tmp_path):
@@ -356,7 +411,7 @@ def test_what_is_left_out_or_odd_is_printed(original, tmp_path, capsys):
     assert metamix_command("convert", "yolo", source, tmp_path / "out") == 0
     said = capsys.readouterr().out
     assert f"{tmp_path / 'out'}: 7 train, 3 val images, 2 classes, " in said
-    assert f"note: boxes without an area were left out: {source / LABEL}:2\n" in said
+    assert f"note: boxes without a finite area were left out: {source / LABEL}:2\n" in said
     assert f"note: boxes extend beyond their image, and training clips them: {source / LABEL}:3\n" in said
     assert f"note: images that cannot be read were left out: {source / 'images/train/train_1.png'}\n" in said
     if BOXES["val_0.png"]:
