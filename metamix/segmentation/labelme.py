@@ -12,7 +12,8 @@ from metamix.utils.files import read_bytes
 from metamix.weights.metadata import MAX_SIDE
 
 from .labels import IGNORED
-from .masks import Masks, find_files, split_of
+from .masks import Masks
+from .pairs import Files, add_file, find_files, key_of, match
 
 LEAST_POINTS = {"polygon": 3, "rectangle": 2}  # of the shapes that are drawn
 
@@ -34,22 +35,24 @@ def read_labelme(source: Path) -> Masks:
     Raises:
         ValueError: a file is not in LabelMe's format, or no image has a shape.
     """
-    images, _ = find_files(source)
-    files = {path: read_shapes(path) for path in sorted(source.rglob("*.json"))}
+    images, masks = find_files(source)
+    images = masks | images  # a folder named labels may hold both
+    files: Files = {}
+    for path in sorted(source.rglob("*.json")):
+        add_file(files, key_of(path, source), path, "labels")
+    read = {path: read_shapes(path) for path in files.values()}
     numbers = {"background": 0, "_background_": 0, "__ignore__": IGNORED}
-    drawn = (shape for _, shapes in files.values() for shape in shapes if shape.kind in LEAST_POINTS)
+    drawn = (shape for _, shapes in read.values() for shape in shapes if shape.kind in LEAST_POINTS)
     names = sorted({shape.label for shape in drawn} - numbers.keys())
     numbers |= {name: number for number, name in enumerate(names, start=1)}
     labels = Masks(["background", *names], lambda shapes: draw(shapes, numbers))
-    for path, (size, shapes) in files.items():
-        split = split_of(path.relative_to(source).parts[:-1])
-        image = images.get((split, path.stem)) or images.get(("", path.stem))
-        if image is None:
-            labels.notes["labels without an image were left out"].append(str(path))
-            continue
+    pairs = match(images, files)
+    for path, (split, name, image) in pairs.items():
+        size, shapes = read[path]
         odd = sorted({shape.kind for shape in shapes} - LEAST_POINTS.keys())
         labels.notes["lines, points and the like were left out"] += [f"{path} ({kind})" for kind in odd]
-        labels.add(path.stem, image, split, size, (size, [shape for shape in shapes if shape.kind in LEAST_POINTS]))
+        labels.add(split, name, image, size, (size, [shape for shape in shapes if shape.kind in LEAST_POINTS]))
+    labels.note_rest("label", images, files, pairs)
     if not any(shapes for _, (_, shapes) in (sample.label for sample in labels.samples)):
         raise ValueError(f"{source} has no image with a polygon: LabelMe's .json files have the names of their images")
     return labels
@@ -83,7 +86,7 @@ def draw(mask: tuple[tuple[int, int], Sequence[Shape]], numbers: Mapping[str, in
     for shape in shapes:
         points = shape.points
         if shape.kind == "rectangle":
-            (x1, y1), *_, (x2, y2) = points
-            points = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
+            xs, ys = zip(*points)
+            points = [(min(xs), min(ys)), (max(xs), min(ys)), (max(xs), max(ys)), (min(xs), max(ys))]
         ImageDraw.Draw(image).polygon(points, fill=numbers[shape.label])
     return np.array(image)

@@ -146,6 +146,8 @@ def open_mask(path: Path) -> Image.Image:
         image.load()
     if file.format == "JPEG":
         raise BadMask(f"{path} is a JPEG, and JPEG changes labels: save masks as PNGs, made from the original labels")
+    if image.mode == "LA":
+        image = image.convert("L")
     if image.mode not in ("1", "L", "P", "RGB", "RGBA") and not image.mode.startswith("I"):
         raise BadMask(f"{path} has the mode {image.mode}, but masks are PNGs of indices: modes L, P, 1 and I")
     return image

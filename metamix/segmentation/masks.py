@@ -1,7 +1,7 @@
 """Read images and their masks, in which each value or colour is a class, to make a data set for training."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from metamix.data.files import read_header
-from metamix.data.find import list_images
-from metamix.data.tables import SPLITS
+from metamix.data.files import read_header, read_image_file
 from metamix.tasks.convert import Labels, Sample
 from metamix.utils.files import read_text, write_text
 from metamix.utils.text import plural
@@ -27,19 +25,11 @@ from .labels import (
     read_classes,
     read_palette,
 )
-
-GREY = 0x010101  # colours are numbers, red << 16 | green << 8 | blue; a grey value times this is its colour
-WHITE = 255 * GREY
-MASKS = r"(masks?|labels?|annotations?|(ground[-_. ]?)?truth|gt|seg\w*)"
-MASK_FOLDER = re.compile(rf"(^|[-_. ]){MASKS}([-_. ]|$)", re.IGNORECASE)
-MASK_ENDING = re.compile(rf"[-_. ]{MASKS}$", re.IGNORECASE)
-IMAGE_ENDING = re.compile(r"[-_. ](images?|img|photo|rgb|sat)$", re.IGNORECASE)
-EXPECTED = "masks lie in a folder named masks, labels, annotations or the like, or their names end in _mask"
+from .pairs import Files, Pairs, find_files, match
 
 SAME_SHAPE = 0.01  # relative difference of the aspect ratios up to which a mask is resized to its image
 MOST_VALUES = 64  # more values without names are hardly classes
-
-Files = dict[tuple[str, str], Path]  # by split and name, without extension and ending
+COLOUR = 1 << 24  # a pixel is a number: its grey value or index, or COLOUR | red << 16 | green << 8 | blue
 
 
 class Masks(Labels):
@@ -54,7 +44,7 @@ class Masks(Labels):
             raise ValueError(f"there are {len(classes)} classes, but a mask can show {MAX_CLASSES} at most")
         self.classes, self.draw, self.palette = classes, draw, palette
 
-    def add(self, stem: str, file: Path, split: str, mask_size: tuple[int, int], mask: Any) -> None:
+    def add(self, split: str, name: str, file: Path, mask_size: tuple[int, int], mask: Any) -> None:
         """Add an image, or note that its mask, of (height, width), has another shape."""
         size = height, width = read_header(file).size
         mask_height, mask_width = mask_size
@@ -64,7 +54,7 @@ class Masks(Labels):
             return
         if size != mask_size:
             self.notes["masks were resized to their images"].append(sizes)
-        self.samples.append(Sample(file, f"images/{stem}{file.suffix}", split, label=(size, mask)))
+        self.samples.append(Sample(file, f"images/{name}{file.suffix}", split, label=(size, mask)))
 
     def write(self, folder: Path, splits: Mapping[str, Sequence[Sample]]) -> str:
         """Write masks and the names of the classes, and return the number of classes and their names."""
@@ -73,116 +63,120 @@ class Masks(Labels):
             write_text(folder / "palette.txt", "".join(f"{r} {g} {b}\n" for r, g, b in self.palette))
         colours = colours_of(len(self.classes), self.palette)
         for split, samples in splits.items():
-            (folder / split / "masks").mkdir()
             for sample in samples:
                 (height, width), mask = sample.label
+                file = (folder / split / "masks" / Path(sample.name).relative_to("images")).with_suffix(".png")
+                if file.exists():
+                    raise ValueError(f"{sample.file} and another image would both have the mask {file}: rename one")
+                file.parent.mkdir(parents=True, exist_ok=True)
                 image = index_image(torch.from_numpy(self.draw(mask)), colours)
-                file = folder / split / "masks" / f"{Path(sample.name).stem}.png"
                 image.resize((width, height), Image.Resampling.NEAREST).save(file)
         return f"{len(self.classes)} classes: {', '.join(self.classes)}"
+
+    def note_rest(self, kind: str, images: Files, partners: Files, pairs: Pairs) -> None:
+        """Note the images without a partner, and the partners, of a kind such as mask, without an image."""
+        used = {image for _, _, image in pairs.values()}
+        self.notes[f"images without a {kind} were left out"] += [str(f) for f in images.values() if f not in used]
+        self.notes[f"{kind}s without an image were left out"] += [str(f) for f in partners.values() if f not in pairs]
 
 
 def read_masks(source: Path) -> Masks:
     """Read images and their masks, in which each value or colour is a class.
 
-    The names of folders and files tell masks from images, and name the splits. classes.txt with palette.txt, CVAT's
-    labelmap.txt or Roboflow's _classes.csv name the classes.
+    classes.txt with palette.txt, CVAT's labelmap.txt or Roboflow's _classes.csv name the classes.
 
     Raises:
-        ValueError: no image has a mask, an image has two masks, or a value is not a class.
+        ValueError: no image has a mask, it is not clear which mask belongs to which image, or a value is not a class.
     """
     images, masks = find_files(source)
-    pairs = {key: (file, masks.get(key) or masks.get(("", key[1]))) for key, file in images.items()}
-    used = {mask for _, mask in pairs.values() if mask}
-    if not used:
+    pairs = match(images, masks)
+    if not pairs:
         found = f"{plural(len(images), 'image')} and {plural(len(masks), 'mask')}, none of the same name"
-        raise ValueError(f"{source} has {found}: {EXPECTED}")
-    values = np.unique(np.concatenate([np.unique(read_values(mask)) for mask in sorted(used)]))
-    classes, palette, table = name_values(source, values.tolist())
+        raise ValueError(
+            f"{source} has {found}: masks lie in a folder named masks, labels, annotations or the like, or their names "
+            f"end in _mask"
+        )
+    values = np.unique(np.concatenate([np.unique(read_values(mask)) for mask in pairs]))
+    classes, palette, table = number_values(source, values.tolist())
+    if palette or not (source / "classes.txt").is_file():
+        check_palettes(pairs)
     lookup = np.array([table[value] for value in values.tolist()], dtype=np.uint8)
     labels = Masks(classes, lambda mask: lookup[np.searchsorted(values, read_values(mask))], palette)
-    for (split, stem), (file, mask) in pairs.items():
-        if mask:
-            labels.add(stem, file, split, read_header(mask).size, mask)
-    labels.notes["images without a mask were left out"] += [str(file) for file, mask in pairs.values() if not mask]
-    labels.notes["masks without an image were left out"] += [str(mask) for mask in masks.values() if mask not in used]
+    for mask, (split, name, image) in pairs.items():
+        labels.add(split, name, image, read_header(mask).size, mask)
+    labels.note_rest("mask", images, masks, pairs)
     return labels
 
 
-def find_files(source: Path) -> tuple[Files, Files]:
-    """Return the images and the masks below a folder; raise ValueError if two have the same name and split."""
-    images: Files = {}
-    masks: Files = {}
-    for name, path in list_images(source).items():
-        *folders, stem = name.rpartition(".")[0].split("/")
-        is_mask = any(map(MASK_FOLDER.search, folders)) or bool(MASK_ENDING.search(stem))
-        key = split_of(folders), IMAGE_ENDING.sub("", MASK_ENDING.sub("", stem))
-        other = (masks if is_mask else images).setdefault(key, path)
-        if other != path:
-            kind = "masks" if is_mask else "images"
-            raise ValueError(
-                f"{other} and {path} are both {kind} of the name {key[1]}: move one of them out of {source}"
-            )
-    return images, masks
-
-
-def split_of(folders: Sequence[str]) -> str:
-    """Return the split that the name of a folder, such as train_masks, tells; "" if there is none."""
-    words = (word for folder in folders for word in re.split("[-_. ]", folder.lower()))
-    return next((SPLITS[word] for word in words if SPLITS.get(word)), "")
-
-
 def read_values(path: Path) -> np.ndarray:
-    """Return the colour of each pixel of a mask as a number, (H, W) int32; the indices of a palette are grey values."""
+    """Return the grey value, index or colour of each pixel of a mask as a number, (H, W) int32; see `COLOUR`."""
     image = open_mask(path)
     if image.mode in ("RGB", "RGBA"):
-        red, green, blue = np.moveaxis(np.array(image.convert("RGB"), dtype=np.int32), -1, 0)
-        return red << 16 | green << 8 | blue
+        return number_colours(np.array(image.convert("RGB")))
     values = np.array(image, dtype=np.int32)
-    if values.min() < 0 or values.max() > 255:
-        raise ValueError(f"{path} has values from {values.min():,} to {values.max():,}, but masks have 0 to 255")
-    return values * GREY
+    if values.min() < 0 or values.max() > 65_535:
+        raise ValueError(f"{path} has values from {values.min():,} to {values.max():,}, but masks have 0 to 65,535")
+    return values
 
 
-def name_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palette | None, dict[int, int]]:
+def number_colours(colours: np.ndarray) -> np.ndarray:
+    """Return colours (..., 3) as numbers (...), int32; see `COLOUR`."""
+    red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
+    return np.where((red == green) & (green == blue), red, COLOUR | red << 16 | green << 8 | blue)
+
+
+def check_palettes(masks: Iterable[Path]) -> None:
+    """Raise ValueError if a value has different colours in the palettes of two masks."""
+    colours: dict[int, tuple[list[int], Path]] = {}
+    for mask in masks:
+        image = read_image_file(mask)
+        palette = image.getpalette("RGB") or []  # other masks have none, and are not decoded
+        for value in np.unique(np.array(image)).tolist() if palette else ():
+            colour = palette[3 * value : 3 * value + 3]
+            first, other = colours.setdefault(value, (colour, mask))
+            if colour != first:
+                raise ValueError(f"{other} and {mask} show the value {value} in different colours: save masks in RGB")
+
+
+def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palette | None, dict[int, int]]:
     """Return the names of the classes, their colours if masks are in colour, and the label of each value.
 
     Without a file that names them, all values are classes; but 255 is ignored if the others are 0, 1, ... or 1, 2, ...
     """
-    in_colour = any(value % GREY for value in values)
-    classes, palette = read_names(source)
-    if not classes:
-        others = [value for value in values if value != WHITE]
-        counted = len(others) > 1 and others[0] <= GREY and others[-1] - others[0] == (len(others) - 1) * GREY
-        values_of_classes = others if counted and not in_colour else list(values)
-        if not 2 <= len(values_of_classes) <= MOST_VALUES:
+    names, palette = read_names(source)
+    in_colour = values[-1] >= COLOUR
+    if names:
+        order = number_colours(np.array(palette)).tolist() if palette else []
+        if not in_colour and not set(values) <= set(order):  # the values are the labels
+            order, palette = list(range(len(names))), None
+    else:
+        order = [value for value in values if value != IGNORED]
+        if len(order) < 2 or order[-1] - order[0] != len(order) - 1 or order[0] > 1:
+            order = list(values)
+        if not 2 <= len(order) <= MOST_VALUES:
             raise ValueError(
-                f"the masks in {source} have {plural(len(values_of_classes), 'value')}, but each value is a class, and "
-                f"there must be 2 to {MOST_VALUES}: save masks as PNGs without soft edges, or name the classes in "
+                f"the masks in {source} have {plural(len(order), 'value')}, but each value is a class, and there must "
+                f"be 2 to {MOST_VALUES}: save masks as PNGs without soft edges, or name the classes in "
                 f"{source / 'classes.txt'}"
             )
-        names = [describe(value) if value else "background" for value in values_of_classes]
-        classes = ["background", "object"] if len(names) == 2 and not values_of_classes[0] else names
-        palette = tuple(map(colour_of, values_of_classes)) if in_colour else None
-    elif in_colour:
-        values_of_classes = [red << 16 | green << 8 | blue for red, green, blue in palette or ()]
-    else:
-        values_of_classes = [i * GREY for i in range(len(classes))]
-    table = {} if in_colour else {WHITE: IGNORED}
-    table |= {value: i if i < len(classes) else IGNORED for i, value in enumerate(values_of_classes)}
+        names = [describe(value) if value else "background" for value in order]
+        names = ["background", "object"] if len(names) == 2 and not order[0] else names
+        palette = tuple(map(colour_of, order)) if in_colour else None
+    table = {} if palette else {IGNORED: IGNORED}
+    table |= {value: label if label < len(names) else IGNORED for label, value in enumerate(order)}
     if unknown := [value for value in values if value not in table]:
         raise ValueError(f"the masks in {source} have {describe(unknown[0])}, which is not in its list of classes")
-    return classes, palette if in_colour else None, table
+    return names, palette, table
 
 
 def describe(value: int) -> str:
     """Name a value or a colour, as "value 7" or "colour 255 0 0"."""
-    return f"colour {' '.join(map(str, colour_of(value)))}" if value % GREY else f"value {value // GREY}"
+    return f"colour {' '.join(map(str, colour_of(value)))}" if value >= COLOUR else f"value {value}"
 
 
 def colour_of(value: int) -> Colour:
     """Return red, green and blue."""
-    return value >> 16, value >> 8 & 255, value & 255
+    return (value >> 16 & 255, value >> 8 & 255, value & 255) if value >= COLOUR else (value, value, value)
 
 
 def read_names(source: Path) -> tuple[list[str], Palette | None]:

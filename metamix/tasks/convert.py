@@ -23,10 +23,11 @@ EPILOG = """formats:
            or train/, valid/ and test/, each with one of these layouts
   yolo     data.yaml, images/train/ and labels/train/, or train/images/ and train/labels/
   coco     an annotation file and its images; train/_annotations.coco.json of Roboflow; annotations/instances_*.json
+           of COCO and CVAT
   csv      boxes, with the columns file, class, xmin, ymin, xmax, ymax; or classes of images: file, class
   folders  a folder for each label; an image in several folders under one name has all their labels
   masks    images and masks of any values or colours, in images/ and masks/, or a.jpg and a_mask.png
-  labelme  polygons: a.json beside a.jpg
+  labelme  polygons: a.json beside a.jpg, or in another folder
 
 The images are linked or copied, and the source is not changed. What is left out is printed."""
 
@@ -129,7 +130,7 @@ def choose_splits(labels: Labels, share: float | None) -> dict[str, list[Sample]
         held_out = {sample.name for sample in ranked[: min(max(count, 1), len(samples) - 1)]}  # at least one, never all
         for sample in samples:
             splits["val" if sample.name in held_out else "train"].append(sample)
-    return splits
+    return {split: samples for split, samples in splits.items() if samples}
 
 
 def link_images(out: Path, splits: Mapping[str, Sequence[Sample]]) -> None:

@@ -35,7 +35,7 @@ def convert(folder, format="masks", *options):
     out = folder.parent / "out"
     assert metamix_command("convert", format, folder, out, *options) == 0
     classes = read_classes(out / "classes.txt")
-    paths = {path.relative_to(out).as_posix(): path for path in sorted(out.glob("*/masks/*"))}
+    paths = {path.relative_to(out).as_posix(): path for path in sorted(out.glob("*/masks/**/*.png"))}
     return classes, {name: read_mask(path, make_labels(classes)).numpy() for name, path in paths.items()}
 
 
@@ -46,6 +46,7 @@ def convert(folder, format="masks", *options):
         ("Training_Images/{}.png", "Ground_Truth/{}.png"),
         ("imgs/{}_image.png", "annotations/{}_annotation.png"),
         ("{}.png", "{}_mask.png"),
+        ("Kvasir-SEG/images/{}_segovia.png", "Kvasir-SEG/masks/{}_segovia.png"),
     ],
 )
 def test_masks_of_0_and_255_show_an_object(image, mask, tmp_path, capsys):
@@ -73,6 +74,65 @@ def test_splits_of_the_source_stay(image, mask, tmp_path):
     assert classes == ("background", "value 1", "value 2")
     assert np.array_equal(labels["train/masks/a.png"], masks["train"])  # 255 stays ignored
     assert np.array_equal(labels["val/masks/a.png"], masks["valid"])
+
+
+def test_files_of_one_name_in_two_folders_stay_apart(tmp_path, capsys):
+    for folder, value in (("é 1", 255), ("2", 0), ("3", 0)):
+        masks = {"a": quarters(0, value, 0, 255)}
+        write(tmp_path / "source", masks, f"JPEGImages/{folder}/{{}}.png", f"SegmentationClass/{folder}/{{}}.png")
+    (tmp_path / "source/SegmentationClass/3/a.png").unlink()
+    _, labels = convert(tmp_path / "source")
+    names = {path.partition("masks/")[2]: values for path, values in labels.items()}
+    assert names.keys() == {"é 1/a.png", "2/a.png"}
+    assert np.array_equal(names["é 1/a.png"], quarters(0, 1, 0, 1))
+    assert np.array_equal(names["2/a.png"], quarters(0, 0, 0, 1))
+    assert (
+        f"note: images without a mask were left out: {tmp_path}/source/JPEGImages/3/a.png\n" in capsys.readouterr().out
+    )
+    assert metamix_command("verify", tmp_path / "out") == 0
+
+
+def test_masks_of_another_folder_are_not_taken(tmp_path):
+    for folder, values in (("cat", (0, 255, 0, 0)), ("dog", (0, 0, 255, 0))):
+        write(tmp_path / "source", {"1": quarters(*values)}, f"photos/{folder}/{{}}.png", f"gt/{folder}/{{}}.png")
+    (tmp_path / "source/photos/dog/1.png").rename(tmp_path / "source/photos/dog/2.png")
+    (tmp_path / "source/gt/cat/1.png").rename(tmp_path / "source/gt/cat/2.png")
+    with pytest.raises(SystemExit, match="2 images and 2 masks, none of the same name"):
+        convert(tmp_path / "source")
+
+
+def test_masks_of_cvat_have_splits_names_and_colours(tmp_path):
+    source, white, black = tmp_path / "source", (255, 255, 255), (0, 0, 0)
+    masks = {name: quarters(black, white, black, white) for name in "ab"}
+    write(source, masks, "JPEGImages/{}.png", "SegmentationClass/{}.png")
+    write(source, {"a": quarters(black, RED, black, GREEN)}, "JPEGImages/{}.png", "SegmentationObject/{}.png")
+    (source / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\nsnow:255,255,255::\n")
+    (source / "ImageSets/Segmentation").mkdir(parents=True)
+    (source / "ImageSets/Segmentation/Train.txt").write_text("b\n")
+    (source / "ImageSets/Segmentation/Validation.txt").write_text("a\n")
+    classes, labels = convert(source)
+    assert classes == ("background", "snow") and labels.keys() == {"train/masks/b.png", "val/masks/a.png"}
+    assert all(np.array_equal(values, quarters(0, 1, 0, 1)) for values in labels.values())
+
+
+@pytest.mark.parametrize("mode", ["I;16", "LA", "1"])
+def test_masks_of_16_bits_of_one_bit_and_with_alpha(mode, tmp_path):
+    write(tmp_path / "source", {name: quarters(0, 255, 0, 0) for name in "ab"})
+    for path in (tmp_path / "source/masks").iterdir():
+        image = Image.open(path)
+        wide = Image.fromarray(np.array(image).astype(np.uint16) * 257)
+        (wide if mode == "I;16" else image.convert(mode)).save(path)
+    classes, labels = convert(tmp_path / "source")
+    assert classes == ("background", "object")
+    assert all(np.array_equal(values, quarters(0, 1, 0, 0)) for values in labels.values())
+
+
+def test_images_whose_masks_would_have_one_name_are_refused(tmp_path):
+    masks = {name: quarters(0, 1, 0, 1) for name in "abcd"}
+    for split, suffix in (("train", "png"), ("valid", "jpg")):
+        write(tmp_path / "source", masks, f"{split}/images/{{}}.{suffix}", f"{split}/masks/{{}}.png")
+    with pytest.raises(SystemExit, match="and another image would both have the mask .*[.]png: rename one"):
+        metamix_command("convert", "masks", tmp_path / "source", tmp_path / "out", "--split", 0.9)
 
 
 def test_colours_become_classes(tmp_path):
@@ -118,6 +178,19 @@ def test_what_is_left_out_or_resized_is_printed(tmp_path, capsys):
     assert f"note: masks without an image were left out: {source}/masks/d.png\n" in said
 
 
+def tiff(source):
+    Image.fromarray(np.full((24, 32), 70_000, np.int32)).save(source / "masks/a.tif")
+    (source / "masks/a.png").unlink()
+
+
+def palettes(source):
+    """Save both masks with a palette in which the value 1 has another colour."""
+    for name, palette in (("a", [0, 0, 0, 255, 0, 0]), ("b", [0, 0, 0, 0, 255, 0])):
+        image = Image.fromarray(quarters(0, 1, 1, 0), mode="P")
+        image.putpalette(palette)
+        image.save(source / f"masks/{name}.png")
+
+
 def jpeg(source):
     Image.open(source / "masks/a.png").save(source / "masks/a.jpg")
     (source / "masks/a.png").unlink()
@@ -139,9 +212,11 @@ def jpeg(source):
         ),
         (lambda source: (source / "classes.txt").write_text("a\nb\nc\n"), "have value 200, which is not in"),
         (
-            lambda source: Image.fromarray(np.full((24, 32), 4000, np.uint16)).save(source / "masks/a.png"),
-            "from 4,000 to",
+            lambda source: write(source, {"a": quarters(0, 1, 2, 0)}, "train/{}.png"),
+            "images/a.png and .*train/a.png both fit .*masks/a.png by their names: rename one",
         ),
+        (tiff, "a.tif has values from 70,000 to 70,000, but masks have 0 to 65,535"),
+        (palettes, "masks/a.png and .*masks/b.png show the value 1 in different colours: save masks in RGB"),
     ],
 )
 def test_odd_masks_are_refused(change, said, tmp_path):
@@ -155,7 +230,7 @@ def test_odd_masks_are_refused(change, said, tmp_path):
 
 def labelme(folder, shapes, height=24):
     """Write two images, and LabelMe's files beside them."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name in "ab":
         Image.new("RGB", (32, 24)).save(folder / f"{name}.jpg")
         data = {"imagePath": f"{name}.jpg", "imageHeight": height, "imageWidth": 32, "shapes": shapes}
@@ -179,6 +254,32 @@ def test_shapes_of_labelme_are_drawn_in_their_order(tmp_path, capsys):
         f"note: lines, points and the like were left out: {tmp_path}/source/a.json (line), " in capsys.readouterr().out
     )
     assert metamix_command("verify", tmp_path / "out") == 0
+
+
+def test_labelme_in_several_folders(tmp_path, capsys):
+    corners = [[4, 2], [20, 2], [20, 10], [4, 10]]
+    for name in ("labels", "night"):
+        folder = labelme(tmp_path / "source" / name, [{"label": name, "points": corners, "shape_type": "rectangle"}])
+        (folder / "a.jpg").rename(folder / "a_img.jpg")
+        (folder / "a.json").rename(folder / "a_img.json")
+        (folder / "b.json").unlink()
+    classes, labels = convert(tmp_path / "source", "labelme")
+    names = {path.partition("masks/")[2]: values for path, values in labels.items()}
+    assert classes == ("background", "labels", "night") and names.keys() == {"a.png", "night/a.png"}
+    for name, label in (("a.png", 1), ("night/a.png", 2)):
+        assert (names[name][2:11, 4:21] == label).all() and (names[name] == label).sum() == 9 * 17
+    folder = tmp_path / "source/night"
+    shutil.copy(folder / "a_img.json", folder / "a.json")
+    with pytest.raises(SystemExit, match="a.json and .*a_img.json are both labels of the name night/a: move one"):
+        metamix_command("convert", "labelme", tmp_path / "source", tmp_path / "twice")
+    said = capsys.readouterr().out
+    assert f"without a label were left out: {tmp_path}/source/labels/b.jpg, {tmp_path}/source/night/b.jpg\n" in said
+
+
+def test_a_single_image_is_for_training(tmp_path):
+    write(tmp_path / "source", {"a": quarters(0, 1, 2, 0)})
+    assert convert(tmp_path / "source")[1].keys() == {"train/masks/a.png"}
+    assert not (tmp_path / "out/val").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""Match images with masks or other labels by the names of their files and folders."""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from metamix.data.find import list_images
+from metamix.data.tables import SPLITS
+from metamix.utils.files import read_text
+
+WORD = r"(^|[-_. ]){}([-_. ]|$)"  # a word in the name of a folder
+MASKS = r"(masks?|labels?|annotations?|(ground[-_. ]?)?truth|gt|seg(m|ments?|mented|mentation\w*|maps?|masks?)?)"
+MASK_FOLDER = re.compile(WORD.format(MASKS), re.IGNORECASE)
+MASK_ENDING = re.compile(rf"[-_. ]{MASKS}$", re.IGNORECASE)
+IMAGE_FOLDER = re.compile(WORD.format(r"(\w*images?|imgs?|photos?|rgb)"), re.IGNORECASE)
+IMAGE_ENDING = re.compile(r"[-_. ](images?|img|photo|rgb|sat)$", re.IGNORECASE)
+INSTANCES = "SegmentationObject"  # folder of CVAT and VOC: its masks number the objects, not the classes
+
+Key = tuple[str, str]  # split, and name: the folders that tell neither kind nor split, and the file without its ending
+Files = dict[Key, Path]
+Pairs = dict[Path, tuple[str, str, Path]]  # split, name and image, by the mask or label
+
+
+def find_files(source: Path) -> tuple[Files, Files]:
+    """Return the images and the masks below a folder; raise ValueError if two have the same split and name.
+
+    The name of a file tells that it is a mask, or the innermost of its folders that are named after images or masks.
+    """
+    lists = {path: SPLITS.get(path.stem.lower()) for path in source.glob("ImageSets/Segmentation/*.txt")}  # CVAT, VOC
+    splits = {line.strip(): split for path, split in lists.items() if split for line in read_text(path).splitlines()}
+    images: Files = {}
+    masks: Files = {}
+    for path in list_images(source).values():
+        folders = path.relative_to(source).parts[:-1]
+        if INSTANCES in folders:
+            continue
+        kinds = [folder for folder in folders if MASK_FOLDER.search(folder) or IMAGE_FOLDER.search(folder)]
+        is_mask = MASK_ENDING.search(path.stem) or MASK_FOLDER.search(kinds[-1] if kinds else "")
+        split, name = key_of(path, source)
+        key = split or splits.get(name, ""), name
+        files, kind = (masks, "masks") if is_mask else (images, "images")
+        add_file(files, key, path, kind)
+    return images, masks
+
+
+def add_file(files: Files, key: Key, path: Path, kind: str) -> None:
+    """Add a file to others of its kind; raise ValueError if one has the same split and name."""
+    if key in files:
+        raise ValueError(f"{files[key]} and {path} are both {kind} of the name {key[1]}: move one of them away")
+    files[key] = path
+
+
+def key_of(path: Path, source: Path) -> Key:
+    """Return the split that a folder of a file names, "" if none does, and the name of the file; see `Key`."""
+    folders = path.relative_to(source).parts[:-1]
+    words = (word for folder in folders for word in re.split("[-_. ]", folder.lower()))
+    split = next((SPLITS[word] for word in words if SPLITS.get(word)), "")
+    others = [f for f in folders if not (MASK_FOLDER.search(f) or IMAGE_FOLDER.search(f) or SPLITS.get(f.lower()))]
+    return split, "/".join([*others, IMAGE_ENDING.sub("", MASK_ENDING.sub("", path.stem))])
+
+
+def match(images: Files, partners: Files) -> Pairs:
+    """Match images with masks or other labels.
+
+    A partner without a split fits any split. Folders that only one of the two lies in are left out of account.
+
+    Raises:
+        ValueError: two partners fit an image, or a partner fits two images.
+    """
+    elsewhere: dict[str, list[Key]] = defaultdict(list)
+    for key in partners:
+        if key not in images:
+            elsewhere[Path(key[1]).name].append(key)
+    pairs: Pairs = {}
+    for (split, name), image in images.items():
+        fitting = [key for key in ((split, name), ("", name)) if key in partners][:1]
+        folders = set(name.split("/"))
+        for key in () if fitting else elsewhere[Path(name).name]:
+            others = set(key[1].split("/"))
+            if key[0] in (split, "") and (folders <= others or folders >= others):
+                fitting.append(key)
+        if len(fitting) > 1:
+            raise ambiguous(image, *(partners[key] for key in fitting[:2]))
+        for key in fitting:
+            *_, other = pairs.setdefault(partners[key], (split, key[1], image))
+            if other != image:
+                raise ambiguous(partners[key], other, image)
+    return pairs
+
+
+def ambiguous(path: Path, one: Path, another: Path) -> ValueError:
+    """Return the error of two files that could belong to another file."""
+    return ValueError(f"{one} and {another} both fit {path} by their names: rename one of them, or take it out")
