@@ -142,17 +142,19 @@ def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palet
     """Return the names of the classes, their colours if masks are in colour, and the label of each value.
 
     Without a file that names them, all values are classes; but 255 is ignored if the others are 0, 1, ... or 1, 2, ...
+    With such a file, the values are the labels or have the colours of the file; 0 and 255 can stand for two classes.
     """
     names, palette = read_names(source)
     in_colour = values[-1] >= COLOUR
+    order: Sequence[int]
     if names:
         order = number_colours(np.array(palette)).tolist() if palette else []
-        if not in_colour and not set(values) <= set(order):  # the values are the labels
-            order, palette = list(range(len(names))), None
+        if not in_colour and not set(values) <= set(order):  # the values are the labels, or 0 and 255
+            order, palette = values if len(names) == 2 and values == [0, 255] else range(len(names)), None
     else:
-        order = [value for value in values if value != IGNORED]
+        order = [value for value in values if value != 255]
         if len(order) < 2 or order[-1] - order[0] != len(order) - 1 or order[0] > 1:
-            order = list(values)
+            order = values
         if not 2 <= len(order) <= MOST_VALUES:
             raise ValueError(
                 f"the masks in {source} have {plural(len(order), 'value')}, but each value is a class, and there must "
@@ -162,7 +164,7 @@ def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palet
         names = [describe(value) if value else "background" for value in order]
         names = ["background", "object"] if len(names) == 2 and not order[0] else names
         palette = tuple(map(colour_of, order)) if in_colour else None
-    table = {} if palette else {IGNORED: IGNORED}
+    table = {} if palette else {255: IGNORED}
     table |= {value: label if label < len(names) else IGNORED for label, value in enumerate(order)}
     if unknown := [value for value in values if value not in table]:
         raise ValueError(f"the masks in {source} have {describe(unknown[0])}, which is not in its list of classes")

@@ -162,6 +162,16 @@ def test_a_file_names_the_classes(file, text, masks, tmp_path):
     assert all(np.array_equal(values, quarters(0, 1, 0, 255 if 255 in masks else 0)) for values in labels.values())
 
 
+def test_two_named_classes_may_be_0_and_255(tmp_path):
+    """`metamix verify` suggests to convert such masks, since 255 is ignored in training."""
+    masks = {name: quarters(0, 255, 0, 0) for name in "ab"}
+    write(tmp_path / "source", masks)
+    (tmp_path / "source/classes.txt").write_text("sea\nship\n")
+    classes, labels = convert(tmp_path / "source")
+    assert classes == ("sea", "ship")
+    assert all(np.array_equal(values, quarters(0, 1, 0, 0)) for values in labels.values())
+
+
 def test_what_is_left_out_or_resized_is_printed(tmp_path, capsys):
     source = tmp_path / "source"
     write(source, {name: quarters(0, 255, 0, 0) for name in "abcd"})

@@ -374,7 +374,7 @@ def test_masks_of_0_and_255_are_refused(scenes, capsys):
     (root / "classes.txt").write_text("background\nobject\n")
     for path in root.glob("*/masks/*.png"):
         write_mask(path, [[0, 255] * 24] * 40)
-    words = "; 255 is ignored: if it shows object, save 1 instead of 255"
+    words = "; 255 is ignored: if it shows object, save 1 instead of 255, or let `metamix convert masks` do so"
     with pytest.raises(ValueError, match=f"pixel of object, so there is nothing to tell apart{words}. For") as error:
         SegmentationData(options(root)).train_loader(1, 0, 1, 0)
     assert follow_verify(error.value) == 1
