@@ -60,31 +60,33 @@ def key_of(path: Path, source: Path) -> Key:
 
 
 def match(images: Files, partners: Files) -> Pairs:
-    """Match images with masks or other labels.
+    """Match images with masks or other labels of the same split and name.
 
-    A partner without a split fits any split. Folders that only one of the two lies in are left out of account.
+    A partner without a split fits any split. Folders that hold only images or only partners do not count.
 
     Raises:
         ValueError: two partners fit an image, or a partner fits two images.
     """
-    elsewhere: dict[str, list[Key]] = defaultdict(list)
-    for key in partners:
-        if key not in images:
-            elsewhere[Path(key[1]).name].append(key)
+    seen = ({folder for _, name in files for folder in name.split("/")[:-1]} for files in (images, partners))
+    shared = set.intersection(*seen)
+
+    def shorten(name: str) -> str:
+        *folders, file = name.split("/")
+        return "/".join([*filter(shared.__contains__, folders), file])
+
+    by_key: dict[Key, list[Path]] = defaultdict(list)
+    for (split, name), partner in partners.items():
+        by_key[split, shorten(name)].append(partner)
     pairs: Pairs = {}
     for (split, name), image in images.items():
-        fitting = [key for key in ((split, name), ("", name)) if key in partners][:1]
-        folders = set(name.split("/"))
-        for key in () if fitting else elsewhere[Path(name).name]:
-            others = set(key[1].split("/"))
-            if key[0] in (split, "") and (folders <= others or folders >= others):
-                fitting.append(key)
+        short = shorten(name)
+        fitting = by_key.get((split, short)) or by_key.get(("", short), [])
         if len(fitting) > 1:
-            raise ambiguous(image, *(partners[key] for key in fitting[:2]))
-        for key in fitting:
-            *_, other = pairs.setdefault(partners[key], (split, key[1], image))
+            raise ambiguous(image, *fitting[:2])
+        for partner in fitting:
+            *_, other = pairs.setdefault(partner, (split, short, image))
             if other != image:
-                raise ambiguous(partners[key], other, image)
+                raise ambiguous(partner, other, image)
     return pairs
 
 

@@ -286,6 +286,18 @@ def test_labelme_in_several_folders(tmp_path, capsys):
     assert f"without a label were left out: {tmp_path}/source/labels/b.jpg, {tmp_path}/source/night/b.jpg\n" in said
 
 
+def test_labelme_files_in_folders_of_any_names(tmp_path):
+    folder = labelme(tmp_path / "source", [{"label": "x", "points": [[4, 2], [20, 2], [20, 10]]}])
+    for name, suffix in (("pictures", "jpg"), ("drawn", "json")):
+        (folder / name).mkdir()
+        for path in folder.glob(f"*.{suffix}"):
+            path.rename(folder / name / path.name)
+    assert convert(folder, "labelme")[1].keys() in (
+        {"train/masks/a.png", "val/masks/b.png"},
+        {"train/masks/b.png", "val/masks/a.png"},
+    )
+
+
 def test_a_single_image_is_for_training(tmp_path):
     write(tmp_path / "source", {"a": quarters(0, 1, 2, 0)})
     assert convert(tmp_path / "source")[1].keys() == {"train/masks/a.png"}
