@@ -13,7 +13,7 @@ from metamix.weights.metadata import MAX_SIDE
 
 from .labels import IGNORED
 from .masks import Masks
-from .pairs import Files, add_file, find_files, key_of, match
+from .pairs import Files, add_file, find_files, key_of, match_files
 
 LEAST_POINTS = {"polygon": 3, "rectangle": 2}  # of the shapes that are drawn
 
@@ -46,7 +46,7 @@ def read_labelme(source: Path) -> Masks:
     names = sorted({shape.label for shape in drawn} - numbers.keys())
     numbers |= {name: number for number, name in enumerate(names, start=1)}
     labels = Masks(["background", *names], lambda shapes: draw(shapes, numbers))
-    pairs = match(images, files)
+    pairs = match_files(images, files)
     for path, (split, name, image) in pairs.items():
         size, shapes = read[path]
         odd = sorted({shape.kind for shape in shapes} - LEAST_POINTS.keys())

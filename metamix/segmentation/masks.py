@@ -25,7 +25,7 @@ from .labels import (
     read_classes,
     read_palette,
 )
-from .pairs import Files, Pairs, find_files, match
+from .pairs import Files, Pairs, find_files, match_files
 
 SAME_SHAPE = 0.01  # relative difference of the aspect ratios up to which a mask is resized to its image
 MOST_VALUES = 64  # more values without names are hardly classes
@@ -89,7 +89,7 @@ def read_masks(source: Path) -> Masks:
         ValueError: no image has a mask, it is not clear which mask belongs to which image, or a value is not a class.
     """
     images, masks = find_files(source)
-    pairs = match(images, masks)
+    pairs = match_files(images, masks)
     if not pairs:
         found = f"{plural(len(images), 'image')} and {plural(len(masks), 'mask')}, none of the same name"
         raise ValueError(

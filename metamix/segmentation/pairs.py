@@ -59,7 +59,7 @@ def key_of(path: Path, source: Path) -> Key:
     return split, "/".join([*others, IMAGE_ENDING.sub("", MASK_ENDING.sub("", path.stem))])
 
 
-def match(images: Files, partners: Files) -> Pairs:
+def match_files(images: Files, partners: Files) -> Pairs:
     """Match images with masks or other labels of the same split and name.
 
     A partner without a split fits any split. Folders that hold only images or only partners do not count.

@@ -13,7 +13,7 @@ from typing import Any
 from metamix.utils.checks import check_choice
 from metamix.utils.options import Options, option, parse_command, positional
 from metamix.utils.rules import ShareBetween
-from metamix.utils.text import exit_with_message, plural, printable
+from metamix.utils.text import exit_with_message, list_names, plural, printable
 
 from .registry import TASKS, find_task
 
@@ -86,9 +86,7 @@ def main(argv: Sequence[str]) -> None:
         written = labels.write(out, splits)
     counts = ", ".join(f"{len(samples):,} {split}" for split, samples in splits.items())
     lines = [f"{out}: {counts} images, {written}"]
-    for clause, places in labels.notes.items():
-        more = f" and {len(places) - 5:,} more" if len(places) > 5 else ""
-        lines += [f"note: {clause}: {', '.join(places[:5])}{more}"] if places else []
+    lines += [f"note: {clause}: {list_names(places)}" for clause, places in labels.notes.items() if places]
     commands = ["metamix", "verify", str(out)], ["metamix", "train", *labels.flags, "--data-dir", str(out)]
     print("\n".join(map(printable, [*lines, "next:", *(f"  {shlex.join(command)}" for command in commands)])))
 
