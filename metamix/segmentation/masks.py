@@ -167,7 +167,10 @@ def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palet
     table = {} if palette else {255: IGNORED}
     table |= {value: label if label < len(names) else IGNORED for label, value in enumerate(order)}
     if unknown := [value for value in values if value not in table]:
-        raise ValueError(f"the masks in {source} have {describe(unknown[0])}, which is not in its list of classes")
+        raise ValueError(
+            f"the masks in {source} have {describe(unknown[0])}, which is not in its list of classes: add it there, or "
+            f"remove the list, and each value becomes a class"
+        )
     return names, palette, table
 
 
