@@ -11,7 +11,6 @@ configs/mnist/minattn.yaml and configs/cifar10/minattn.yaml: one recipe for each
 """
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,10 @@ DETECTION, SEGMENTATION, TRANSFER, MINATTN = (
     RESULTS / f"{name}.json" for name in ("detection", "segmentation", "transfer", "minattn")
 )
 PICTURE = IMAGES / "detection.jpg"
-DETECTION_KEYS = ("model", "data", "AP", "AP50", "AP75", "parameters", "samples", "epochs", "steps", "seconds")
-DETECTION_KEYS += ("weights", "seed", "commit", "versions")
+RUN_KEYS = ("seconds", "weights", "seed", "commit", "versions")
+DETECTION_KEYS = ("model", "data", "AP", "AP50", "AP75", "parameters", "samples", "epochs", "steps", *RUN_KEYS)
 SEGMENTATION_KEYS = ("model", "head", "data", "test_split", "measured", "miou", "pixel_accuracy", "mean_accuracy")
-SEGMENTATION_KEYS += ("boundary_f", "parameters", "macs", "samples", "epochs", "steps", "seconds")
-SEGMENTATION_KEYS += ("weights", "seed", "commit", "versions")
+SEGMENTATION_KEYS += ("boundary_f", "parameters", "macs", "samples", "epochs", "steps", *RUN_KEYS)
 TRANSFER_KEYS = ("data", "parameters", "macs", "samples", "epochs", "seconds", "seed", "commit", "versions")
 SCORES = {"classification": "top1", "detection": "AP", "segmentation": "miou"}
 MINATTN_KEYS = ("top1", "parameters", "seconds", "seed", "commit")
@@ -53,8 +51,7 @@ def add_detection(results: dict, run: Path) -> None:
         )
     shared = without(recipe, free_options("detection") | {"model", "seed", "pretrained"})
     check_recipe(run, results.setdefault("recipe", shared), shared, DETECTION)
-    scores = json.loads((run / "test_scores.json").read_text())
-    row = {key: summary[key] for key in DETECTION_KEYS} | {"classes": scores["classes"]}
+    row = {key: summary[key] for key in DETECTION_KEYS} | {"classes": read_json(run / "test_scores.json")["classes"]}
     put(results, row, ("model", "seed"), order=lambda row: -row["AP50"])
     if results["rows"][0] is row:
         Image.open(run / "test_images.png").convert("RGB").save(PICTURE, quality=80, optimize=True)
@@ -84,8 +81,7 @@ def add_transfer(results: dict, run: Path) -> None:
     start = tag if recipe["pretrained"] else Path(recipe["checkpoint"] or "none").stem
     start += ", linear probe" if recipe.get("linear_probe") else ""
     row = {"model": model, "start": start, "task": task, "score": summary[SCORES[task]]}
-    row |= {key: summary.get(key) for key in TRANSFER_KEYS}
-    row["recipe"] = without(recipe, free_options(task))
+    row |= {key: summary.get(key) for key in TRANSFER_KEYS} | {"recipe": without(recipe, free_options(task))}
     put(results, row, ("model", "start", "data", "seed"), order=lambda row: (row["task"], row["data"], -row["score"]))
 
 
@@ -93,8 +89,7 @@ def add_minattn(results: dict, run: Path) -> None:
     """Add a run to `results`, or replace the earlier run of its model.
 
     Raises:
-        ValueError: the run is not finished, did not train a minimal attention variant, or its recipe differs
-            from the other runs.
+        ValueError: the run is not finished, trained another model, or its recipe differs from the other runs.
     """
     summary, recipe = read_run(run)
     data = summary["model"].rpartition("_")[2]
@@ -132,12 +127,8 @@ def check_recipe(run: Path, recipe: dict, other: dict, file: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    kinds = {
-        "detection": (DETECTION, add_detection),
-        "segmentation": (SEGMENTATION, add_segmentation),
-        "transfer": (TRANSFER, add_transfer),
-        "minattn": (MINATTN, add_minattn),
-    }
+    kinds = dict(detection=(DETECTION, add_detection), segmentation=(SEGMENTATION, add_segmentation))
+    kinds |= dict(transfer=(TRANSFER, add_transfer), minattn=(MINATTN, add_minattn))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=kinds, help="the comparison")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")

@@ -27,14 +27,8 @@ REPRODUCTION = {
     ("minimal", False, 1): (94.45, 47.44),
 }
 # Data sets of the transfer table, by folder.
-DATA = {
-    "grocery": "Grocery Store",
-    "grocery5": "five images a class",
-    "caltech": "Caltech101",
-    "bccd": "blood cells",
-    "cards_coco": "cards",
-    "camvid": "CamVid",
-}
+DATA = dict(grocery="Grocery Store", grocery5="five images a class", caltech="Caltech101")
+DATA |= dict(bccd="blood cells", cards_coco="cards", camvid="CamVid")
 NAMES = {"bsd68": "BSD68", "set12": "Set12", "set5/hr": "Set5", "set14": "Set14"}
 # Means over the images as the papers print them. Their PSNR may differ in rounding.
 REFERENCES = {
@@ -68,8 +62,8 @@ def detection_table(results: dict) -> str:
 
 
 def over_seeds(scores: Sequence[float]) -> str:
-    """Format the mean of scores, and their standard deviation if there are several."""
-    return f"{mean(scores):.1f}" + (f" ± {stdev(scores):.1f}" if len(scores) > 1 else "")
+    """Format the mean of scores, and their standard deviation if there are several; "" if there are none."""
+    return (f"{mean(scores):.1f}" if scores else "") + (f" ± {stdev(scores):.1f}" if len(scores) > 1 else "")
 
 
 def detection_memory_table() -> str:
@@ -97,21 +91,20 @@ def segmentation_table(rows: Sequence[dict]) -> str:
 
 def transfer_table(rows: Sequence[dict]) -> str:
     """Make the table of fine-tuned backbones: a line for each start, a column for each data set."""
-    columns = dict(sorted({(row["data"], row["task"]) for row in rows}, key=lambda item: list(DATA).index(item[0])))
-    header = ["tiny with", "starts from", *(f"{DATA[data]}, {SCORES[task]}" for data, task in columns.items())]
-    cells = []
-    for model, start in dict.fromkeys((row["model"], row["start"]) for row in rows):
-        runs = {
-            data: [row["score"] for row in rows if (row["model"], row["start"], row["data"]) == (model, start, data)]
-            for data in columns
-        }
-        cells.append(
-            [f"`{mixer_of(model)}`", start, *(over_seeds(runs[data]) if runs[data] else "" for data in columns)]
-        )
-    macs = [sorted(row["macs"] / 1e6 for row in rows if row["data"] == data) for data in columns]
-    ranges = (dict.fromkeys((f"{each[0]:.0f}", f"{each[-1]:.0f}")) for each in macs)
-    cells.append(["multiply-adds, millions", "", *map(" to ".join, ranges)])
-    return table(header, cells)
+    tasks = {row["data"]: row["task"] for row in rows}
+    columns = [data for data in DATA if data in tasks]
+    runs: dict[tuple[str, str, str], list[float]] = {}
+    for row in rows:
+        runs.setdefault((row["model"], row["start"], row["data"]), []).append(row["score"])
+    lines = [
+        [f"`{mixer_of(model)}`", start, *(over_seeds(runs.get((model, start, data), ())) for data in columns)]
+        for model, start in dict.fromkeys(key[:2] for key in runs)
+    ]
+    macs = [sorted({round(row["macs"] / 1e6) for row in rows if row["data"] == data}) for data in columns]
+    lines.append(
+        ["multiply-adds, millions", "", *(" to ".join(map(str, each[:: len(each) - 1 or 1])) for each in macs)]
+    )
+    return table(["tiny with", "starts from", *(f"{DATA[data]}, {SCORES[tasks[data]]}" for data in columns)], lines)
 
 
 def minattn_table(results: dict) -> str:
