@@ -37,7 +37,7 @@ def read_boxes(source: Path) -> Boxes | None:
 def read_coco(source: Path) -> Boxes:
     """Read annotation files in COCO's format, as annotation programs write them, and find their images.
 
-    Images are in the folder of the file or in the one above, or there in images/ or in a folder of the split's name.
+    An image is looked up beside the file and in the folder above; in both also in images/ and in a folder of the split.
     Classes without an object, such as the group of all classes that Roboflow adds, are left out.
 
     Raises:

@@ -17,7 +17,7 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -48,7 +48,7 @@ def read_voc(folder: Path, splits: Collection[str] | None = None) -> Boxes:
     paths = sorted(place.glob("*.xml" if place == folder else "**/*.xml"))  # CVAT keeps the folders of images
     trees = {path.relative_to(place).with_suffix("").as_posix(): parse(path) for path in paths}
     if not trees and splits is None and (folders := split_folders(folder)):
-        return merge((split, read_voc(each)) for split, each in folders)
+        return merge([(split, read_voc(each)) for split, each in folders])
     if not trees:
         raise FileNotFoundError(
             f"{place} holds no .xml file: give the folder of a VOC year, such as VOCdevkit/VOC2012, or a folder with "
@@ -86,9 +86,8 @@ def read_voc(folder: Path, splits: Collection[str] | None = None) -> Boxes:
     return labels.checked(place)
 
 
-def merge(parts: Iterable[tuple[str, Boxes]]) -> Boxes:
+def merge(parts: Sequence[tuple[str, Boxes]]) -> Boxes:
     """Merge the labels of several splits."""
-    parts = list(parts)
     labels = Boxes(sorted({name for _, part in parts for name in part.classes}))
     for split, part in parts:
         labels.samples += [replace(sample, split=split) for sample in part.samples]

@@ -75,7 +75,7 @@ def read_shapes(path: Path) -> tuple[tuple[int, int], list[Shape]]:
         if not shape.label:
             raise ValueError(f"{path} has a {shape.kind} without a label")
         if len(shape.points) < LEAST_POINTS.get(shape.kind, 0) or not np.isfinite(shape.points).all():
-            raise ValueError(f"{path} has a {shape.kind} of too few points or of infinite ones: {shape.points}")
+            raise ValueError(f"{path} has a {shape.kind} of too few points or with an infinite one: {shape.points}")
     return size, shapes
 
 

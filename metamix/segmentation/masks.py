@@ -28,7 +28,7 @@ from .labels import (
 from .pairs import Files, Pairs, find_files, match_files
 
 SAME_SHAPE = 0.01  # relative difference of the aspect ratios up to which a mask is resized to its image
-MOST_VALUES = 64  # more values without names are hardly classes
+MOST_VALUES = 64  # without names of the classes, more values are taken for soft edges and refused
 COLOUR = 1 << 24  # a pixel is a number: its grey value or index, or COLOUR | red << 16 | green << 8 | blue
 
 
@@ -45,7 +45,7 @@ class Masks(Labels):
         self.classes, self.draw, self.palette = classes, draw, palette
 
     def add(self, split: str, name: str, file: Path, mask_size: tuple[int, int], mask: Any) -> None:
-        """Add an image, or note that its mask, of (height, width), has another shape."""
+        """Add an image, or leave it out with a note if its mask, of (height, width), has a different shape."""
         size = height, width = read_header(file).size
         mask_height, mask_width = mask_size
         sizes = f"{file} ({height} x {width}, mask {mask_height} x {mask_width})"
@@ -74,7 +74,7 @@ class Masks(Labels):
         return f"{len(self.classes)} classes: {', '.join(self.classes)}"
 
     def note_rest(self, kind: str, images: Files, partners: Files, pairs: Pairs) -> None:
-        """Note the images without a partner, and the partners, of a kind such as mask, without an image."""
+        """Note images without a partner and partners without an image; `kind` names the partners, such as "mask"."""
         used = {image for _, _, image in pairs.values()}
         self.notes[f"images without a {kind} were left out"] += [str(f) for f in images.values() if f not in used]
         self.notes[f"{kind}s without an image were left out"] += [str(f) for f in partners.values() if f not in pairs]
