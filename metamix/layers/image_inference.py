@@ -21,6 +21,9 @@ from .spatial import reflect_places, round_up
 
 ImageFunction = Callable[[Tensor], Any]
 Size = tuple[int, int]
+# Tiles begin at multiples of this many pixels. JPEG's blocks of 8 or 16 pixels, and the grid of a network with strides,
+# then lie in each tile as in the whole image.
+GRID = 16
 
 # Padding
 
@@ -35,11 +38,11 @@ def check_multiples(x: Tensor, multiple: Size, model: object) -> None:
         )
 
 
-def pad_by_reflection(x: Tensor, multiple: Size) -> tuple[Tensor, Size]:
-    """Pad images by reflection to multiples of `multiple`, as MAXIM's authors do for evaluation.
+def pad_by_reflection(x: Tensor, multiple: Size, centered: bool = True) -> tuple[Tensor, Size]:
+    """Pad images by reflection to multiples of `multiple`, if `centered` as MAXIM's authors do for evaluation.
 
-    An odd side first gets one more row or column below or to the right. The rest is added in equal parts on both sides.
-    If the padding is larger than the image, the reflection repeats.
+    An odd side first gets one more row or column below or to the right. The rest is added in equal parts on both sides,
+    or below and to the right unless `centered`. If the padding is larger than the image, the reflection repeats.
 
     Returns:
         The padded images (B, C, H', W'), and (top, left), where the image begins in them.
@@ -48,27 +51,31 @@ def pad_by_reflection(x: Tensor, multiple: Size) -> tuple[Tensor, Size]:
     size = round_up((h, w), multiple)
     if size == (h, w):
         return x, (0, 0)
-    (rows, top), (columns, left) = (reflected_places(n, m, x.device) for n, m in zip((h, w), size))
+    (rows, top), (columns, left) = (reflected_places(n, m, centered, x.device) for n, m in zip((h, w), size))
     return x.index_select(-2, rows).index_select(-1, columns), (top, left)
 
 
-def reflected_places(n: int, padded: int, device: torch.device) -> tuple[Tensor, int]:
+def reflected_places(n: int, padded: int, centered: bool, device: torch.device) -> tuple[Tensor, int]:
     """Return the source of each of `padded` pixels in a row of n pixels, and the number of pixels before the row."""
     even = min(n + n % 2, padded)
-    first = (padded - even) // 2
+    first = (padded - even) // 2 if centered else 0
     places = reflect_places(torch.arange(-first, padded - first, device=device), even)
     return reflect_places(places, n), first
 
 
-def run_padded(function: ImageFunction, images: Tensor, multiple: Size, scale: int = 1) -> Tensor:
-    """Pad images to multiples of `multiple`, apply a function of scale `scale` to them, and crop its maps."""
+def run_padded(
+    function: ImageFunction, images: Tensor, multiple: Size, scale: int = 1, centered: bool = True
+) -> Tensor:
+    """Pad images as `pad_by_reflection` does, apply a function of scale `scale` to them, and crop its maps."""
     (h, w), s = images.shape[-2:], scale
-    x, (top, left) = pad_by_reflection(images, multiple)
+    x, (top, left) = pad_by_reflection(images, multiple, centered)
     return function(x)[..., s * top : s * (top + h), s * left : s * (left + w)]
 
 
 class PadAndCrop(nn.Module):
     """Make a graph take images of any size, or of any size up to its own, by `run_padded`.
+
+    Images for a graph of one size are padded below and to the right, so they begin at multiples of `GRID`.
 
     Args:
         graph: the graph.
@@ -79,10 +86,11 @@ class PadAndCrop(nn.Module):
     def __init__(self, graph: ImageFunction, extra: dict[str, Any], size: Size | None):
         super().__init__()
         self.run, self.scale, self.sides = graph, extra["scale"], tuple(size or extra["multiple"])
+        self.centered = size is None
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        return run_padded(self.run, images, self.sides, self.scale)
+        return run_padded(self.run, images, self.sides, self.scale, self.centered)
 
 
 def shrink_image(images: Tensor, factor: int) -> Tensor:
@@ -102,8 +110,8 @@ def apply_in_tiles(
 ) -> Tensor:
     """Apply a function to large images in overlapping tiles. Only the result takes memory in proportion to the image.
 
-    Tiles lie at equal distances and overlap by at least `overlap` pixels. Overlapping results are averaged with weights
-    that fall linearly towards the tile's edge, so no seam shows.
+    Tiles lie at about equal distances and overlap by at least `overlap` pixels; see `tile_starts`. Overlapping results
+    are averaged with weights that fall linearly towards the tile's edge, so no seam shows.
 
     Args:
         function: a model in evaluation, or any function of images, of scale s.
@@ -122,7 +130,7 @@ def apply_in_tiles(
     for i, r, c in itertools.product(range(b), range(len(rows)), range(len(columns))):
         part = images[i : i + 1, :, rows[r] : rows[r] + size[0], columns[c] : columns[c] + size[1]]
         y = function(part.contiguous())[0]  # (C', s h, s w)
-        scale = y.shape[-1] // size[1]
+        scale = y.shape[-1] // part.shape[-1]
         if not result.numel():
             precision = torch.promote_types(y.dtype, torch.float32)  # sums of several tiles
             result = y.new_zeros(b, y.shape[0], scale * h, scale * w, dtype=precision)
@@ -143,21 +151,26 @@ def check_tiles(tile: int, overlap: int) -> None:
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Return where tiles begin along a side of `length` pixels: at equal distances, up to the end of the side."""
+    """Return where tiles begin along a side of `length` pixels: at multiples of `GRID`, or of the gap if it is less.
+
+    The last tile ends where the side ends, and is up to `GRID - 1` pixels shorter than the others.
+    """
     if length <= tile:
         return [0]
-    gaps = math.ceil((length - tile) / (tile - overlap))
-    return [round(i * (length - tile) / gaps) for i in range(gaps + 1)]
+    grid = min(GRID, tile - overlap)
+    last = math.ceil((length - tile) / grid)  # place of the last tile in units of the grid
+    gaps = math.ceil(last / ((tile - overlap) // grid))
+    return [i * last // gaps * grid for i in range(gaps + 1)]
 
 
 def tile_weights(starts: list[int], length: int, side: int, overlap: int, like: Tensor) -> list[Tensor]:
-    """Return the weights (side,) of each tile along one side of the image; at each pixel they sum to 1."""
-    place = torch.arange(side, dtype=torch.float64)
-    ramp = torch.minimum(place + 1, side - place).clamp(max=overlap + 1)
-    total = torch.zeros(length, dtype=torch.float64)
+    """Return the weights of each tile along one side of the image, up to (side,); at each pixel they sum to 1."""
+    total, ramps = torch.zeros(length, dtype=torch.float64), []
     for start in starts:
-        total[start : start + side] += ramp
-    return [(ramp / total[start : start + side]).to(like) for start in starts]
+        place = torch.arange(min(side, length - start), dtype=torch.float64)
+        ramps.append(torch.minimum(place + 1, place.flip(0) + 1).clamp(max=overlap + 1))
+        total[start : start + side] += ramps[-1]
+    return [(ramp / total[start : start + side]).to(like) for start, ramp in zip(starts, ramps)]
 
 
 def tiles(size: Size | None) -> Size:

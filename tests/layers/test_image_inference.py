@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from metamix.layers.image_inference import apply_in_tiles, pad_by_reflection, run_padded, self_ensemble, tile_starts
+from metamix.layers.image_inference import (
+    GRID,
+    PadAndCrop,
+    apply_in_tiles,
+    pad_by_reflection,
+    run_padded,
+    self_ensemble,
+    tile_starts,
+)
 from tests.helpers.restorers import Blur, image
 
 
@@ -100,11 +108,31 @@ def test_tiles_of_few_bits_are_summed_in_float32():
 
 def test_tile_places():
     assert tile_starts(10, 16, 4) == tile_starts(16, 16, 4) == [0]
-    assert tile_starts(17, 16, 4) == [0, 1]
-    for length in range(17, 99):
-        starts = tile_starts(length, 16, 4)
-        assert starts[0] == 0 and starts[-1] == length - 16
-        assert all(0 < b - a <= 12 for a, b in pairwise(starts))
+    assert tile_starts(17, 16, 4) == [0, 12]
+    assert tile_starts(1000, 512, 32) == [0, 240, 496]
+    for tile, overlap, grid in ((16, 4, 12), (64, 8, 16)):
+        for length in range(tile + 1, 6 * tile):
+            starts = tile_starts(length, tile, overlap)
+            assert starts[0] == 0 and tile - grid < length - starts[-1] <= tile
+            assert all(0 < b - a <= tile - overlap for a, b in pairwise(starts))
+            assert not any(start % grid for start in starts)
+
+
+@torch.no_grad()
+def test_blocks_of_jpeg_lie_in_tiles_and_graphs_as_in_the_image():
+    """A network learns where JPEG's blocks begin, so every part and padded image begins at a multiple of 16 pixels."""
+    h, w = 150, 90
+    rows, columns = (torch.arange(n) % GRID for n in (h, w))
+    x = (GRID * rows[:, None] + columns)[None, None].float()
+    places = []
+
+    def model(part):
+        places.append(part[0, 0, 0, 0].item())
+        return part
+
+    torch.testing.assert_close(apply_in_tiles(model, x, tile=64, overlap=8), x)
+    torch.testing.assert_close(PadAndCrop(model, {"scale": 1}, (192, 128))(x), x)
+    assert places == [0] * (3 * 2 + 1)
 
 
 @pytest.mark.parametrize("options", [dict(tile=0), dict(tile=40), dict(tile=16, whole=(33, 40))])
