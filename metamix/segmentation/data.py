@@ -51,10 +51,12 @@ class SegmentationData:
     def __init__(self, options: SegmentationOptions, *, train: bool = True):
         self.options, self.notes = options, list[str]()
         self.name = Path(options.data_dir).resolve().name
+        self.verify = verify_command(options)
         self.mean = options.mean or tuple(IMAGENET_DEFAULT_MEAN)  # loading weights may replace mean and std
         self.std = options.std or tuple(IMAGENET_DEFAULT_STD)
         self.set = open_set(options)
         self.labels = self.set.labels(options.ignore_index, options.reduce_zero_label)
+        self.classes = self.labels.classes
         self.parts = self._find_splits(train)
         sizes = {split: check_sizes(samples) for split, samples in self.parts.items()}
         if train:
@@ -77,11 +79,6 @@ class SegmentationData:
                 split: content_digest([path for sample in samples for path in (sample.image, sample.mask)])
                 for split, samples in self.parts.items()
             }
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Return the names of the classes."""
-        return self.labels.classes
 
     def _find_splits(self, train: bool) -> dict[str, Split]:
         """Find the samples of the splits to train on and to score."""
@@ -148,12 +145,13 @@ class SegmentationData:
             if len(missing) >= len(self.classes) - 1:
                 raise ValueError(
                     f"{text}, so there is nothing to tell apart{ignored_hint(counts, self.labels)}. For all problems: "
-                    f"{verify_command(self.options)}"
+                    f"{self.verify}"
                 )
             if missing:
                 self.notes.append(f"{text}; see metamix verify")
         order = TrainOrder(len(images), batch_size, rank, world_size, seed)
-        return self._loader(images, order, train_transform(self.options, self.mean), seed, collate_crops)
+        transform = train_transform(self.options, self.mean)
+        return StreamLoader(images, self.options, order, transform, seed, collate=collate_crops, verify=self.verify)
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
         """Make the loaders of the splits to score, with one image in a batch."""
@@ -165,7 +163,8 @@ class SegmentationData:
 
     def scoring_loader(self, images: SampleReader, order: EvalOrder) -> StreamLoader:
         """Make a loader of images to score, with one image in a batch."""
-        return self._loader(images, order, partial(resize_pair, options=self.options), 0, collate_pairs)
+        transform = partial(resize_pair, options=self.options)
+        return StreamLoader(images, self.options, order, transform, collate=collate_pairs, verify=self.verify)
 
     def training_images(self) -> "MaskedImages":
         """Open the images to train on, without the images of the split that is scored as "test"."""
@@ -173,10 +172,6 @@ class SegmentationData:
         samples = [sample for name in names for sample in self.set.find(name)]
         check_sizes(samples)
         return MaskedImages(samples, self.labels)
-
-    def _loader(self, images: SampleReader, order: Any, transform: Any, seed: int, collate: Any) -> StreamLoader:
-        verify = verify_command(self.options)
-        return StreamLoader(images, self.options, order, transform, seed, collate=collate, verify=verify)
 
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
         """Normalise the images. The worker processes have augmented them."""
@@ -256,63 +251,36 @@ def resize_image(image: Tensor, min_size: int, max_size: int) -> Tensor:
     return image if resized == size else F.resize_image(image, list(resized), antialias=True)
 
 
-class RandomScale(v2.Transform):
+def random_scale(pair: Pair, options: SegmentationOptions) -> Pair:
     """Resize image and mask by a random factor."""
-
-    def __init__(self, min_size: int, max_size: int, scales: tuple[float, ...]):
-        super().__init__()
-        self.min_size, self.max_size, self.scales = min_size, max_size, scales
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        low, high = self.scales
-        scale = low + (high - low) * float(torch.rand(()))
-        height, width = find_mask(flat_inputs).shape[-2:]
-        return {"size": resized_size((height, width), self.min_size, self.max_size, scale)}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return self._call_kernel(F.resize, inpt, size=list(params["size"]), antialias=True)
+    name, image, mask = pair
+    low, high = options.scales
+    scale = low + (high - low) * float(torch.rand(()))
+    height, width = mask.shape[-2:]
+    size = list(resized_size((height, width), options.min_size, options.max_size, scale))
+    return name, F.resize(image, size, antialias=True), F.resize(mask, size)
 
 
-class LimitedCrop(v2.Transform):
+def limited_crop(pair: Pair, options: SegmentationOptions, fill: Sequence[int]) -> Pair:
     """Crop image and mask at random. If one class has too large a share of a crop, draw another, up to ten crops.
 
-    An image that is smaller than the crop is padded with `fill` on the right and at the bottom, and its mask with
-    ignored pixels.
-
-    Args:
-        size: (height, width) of the crop.
-        share: largest share of one class among the pixels that are not ignored.
-        fill: colour of the padding.
+    An image that is smaller than the crop is padded with the colour `fill` on the right and at the bottom, and its mask
+    with ignored pixels.
     """
-
-    def __init__(self, size: Size, share: float, fill: tuple[int, ...]):
-        super().__init__()
-        self.size, self.share, self.fill = size, share, fill
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        mask = find_mask(flat_inputs)
-        (height, width), (h, w) = self.size, mask.shape[-2:]
-        place = {"top": 0, "left": 0, "height": min(height, h), "width": min(width, w)}
-        for _ in range(TRIES if self.share < 1 else 1):
-            place["top"], place["left"] = (
-                int(torch.randint(free + 1, ())) for free in (h - place["height"], w - place["width"])
-            )
-            if self.share == 1 or largest_share(F.crop_mask(mask, **place)) <= self.share:
-                break
-        return place
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        cut = self._call_kernel(F.crop, inpt, **params)
-        bottom, right = self.size[0] - params["height"], self.size[1] - params["width"]
-        if not bottom and not right:
-            return cut
-        fill: Any = IGNORED if isinstance(inpt, tv_tensors.Mask) else list(self.fill)
-        return self._call_kernel(F.pad, cut, padding=[0, 0, right, bottom], fill=fill)
-
-
-def find_mask(inputs: list[Any]) -> tv_tensors.Mask:
-    """Return the mask among the inputs of a transform."""
-    return next(value for value in inputs if isinstance(value, tv_tensors.Mask))
+    name, image, mask = pair
+    (height, width), (h, w) = options.crop_size, mask.shape[-2:]
+    place = {"top": 0, "left": 0, "height": min(height, h), "width": min(width, w)}
+    for _ in range(TRIES):
+        place["top"], place["left"] = (
+            int(torch.randint(free + 1, ())) for free in (h - place["height"], w - place["width"])
+        )
+        if options.crop_share == 1 or largest_share(F.crop_mask(mask, **place)) <= options.crop_share:
+            break
+    image, mask = F.crop(image, **place), F.crop(mask, **place)
+    padding = [0, 0, width - place["width"], height - place["height"]]
+    if any(padding):
+        image, mask = F.pad(image, padding, fill=list(fill)), F.pad(mask, padding, fill=IGNORED)
+    return name, image, mask
 
 
 def largest_share(mask: Tensor) -> float:
@@ -324,10 +292,10 @@ def largest_share(mask: Tensor) -> float:
 
 def train_transform(options: SegmentationOptions, mean: tuple[float, ...]) -> v2.Compose:
     """Compose the random scale, crop, flip and colour jitter of training, for a sample (name, image, mask)."""
-    fill = tuple(round(255 * value) for value in mean)
-    steps: list[v2.Transform] = [
-        RandomScale(options.min_size, options.max_size, options.scales),
-        LimitedCrop(options.crop_size, options.crop_share, fill),
+    fill = [round(255 * value) for value in mean]
+    steps = [
+        partial(random_scale, options=options),
+        partial(limited_crop, options=options, fill=fill),
         v2.RandomHorizontalFlip(options.flip),
     ]
     if options.photometric:

@@ -9,11 +9,11 @@ from torchvision import tv_tensors
 from examples.train_segmenter import CLASSES, COLOURS
 from metamix.data import CorruptImage
 from metamix.segmentation.data import (
-    LimitedCrop,
     MaskedImages,
-    RandomScale,
     SegmentationData,
     largest_share,
+    limited_crop,
+    random_scale,
     resized_size,
     train_transform,
 )
@@ -264,7 +264,7 @@ def test_every_option_of_the_augmentation_does_something():
     def augment(**changes):
         plain = dict(flip=0.0, photometric=0.0, scales=(1.0, 1.0), crop_share=1.0)
         transform = train_transform(options("x", **plain | changes), (0.0, 0.0, 0.0))
-        return transform(image, mask)
+        return transform(("x", image, mask))[1:]
 
     same = augment()
     assert same[0].equal(image) and same[1].equal(mask)
@@ -278,23 +278,24 @@ def test_every_option_of_the_augmentation_does_something():
 
 
 def test_small_images_are_extended_with_ignored_pixels():
-    crop = LimitedCrop((8, 10), 1.0, (1, 2, 3))
-    image, mask = crop(
-        tv_tensors.Image(torch.full((3, 6, 7), 9, dtype=torch.uint8)), tv_tensors.Mask(torch.zeros(6, 7).byte())
+    image, mask = (
+        tv_tensors.Image(torch.full((3, 6, 7), 9, dtype=torch.uint8)),
+        tv_tensors.Mask(torch.zeros(6, 7).byte()),
     )
+    _, image, mask = limited_crop(("x", image, mask), options("x", crop=(8, 10)), (1, 2, 3))
     assert image.shape == (3, 8, 10) and mask.shape == (8, 10)
     assert image[:, 7, 9].tolist() == [1, 2, 3] and (mask[6:] == 255).all() and (mask[:, 7:] == 255).all()
     assert (mask[:6, :7] == 0).all() and (image[:, :6, :7] == 9).all()
 
 
 def test_crops_limit_the_share_of_a_class():
-    mask = torch.zeros(40, 40, dtype=torch.uint8)
+    mask = tv_tensors.Mask(torch.zeros(40, 40, dtype=torch.uint8))
     mask[:, :20] = 1  # most crops lie in one half
-    image = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    pair = "x", tv_tensors.Image(torch.zeros(3, 40, 40, dtype=torch.uint8)), mask
     torch.manual_seed(0)
     for share, few in ((0.8, True), (1.0, False)):
-        crop = LimitedCrop((10, 10), share, (0, 0, 0))
-        shares = [largest_share(crop(tv_tensors.Image(image), tv_tensors.Mask(mask))[1]) for _ in range(60)]
+        limits = options("x", crop=(10,), crop_share=share)
+        shares = [largest_share(limited_crop(pair, limits, (0, 0, 0))[2]) for _ in range(60)]
         above = sum(largest > 0.8 for largest in shares) / 60
         assert above < 0.25 if few else above > 0.6
     assert largest_share(torch.full((4, 4), 255, dtype=torch.uint8)) == 0
@@ -303,8 +304,9 @@ def test_crops_limit_the_share_of_a_class():
 def test_sizes():
     assert resized_size((360, 480), 0, 0) == (360, 480) and resized_size((360, 480), 180, 0) == (180, 240)
     assert resized_size((360, 480), 180, 200) == (150, 200) and resized_size((360, 480), 180, 0, 2.0) == (360, 480)
-    scale = RandomScale(20, 0, (0.5, 2.0))
-    sides = [scale(tv_tensors.Mask(torch.zeros(40, 80).byte())).shape for _ in range(50)]
+    pair = "x", tv_tensors.Image(torch.zeros(3, 40, 80).byte()), tv_tensors.Mask(torch.zeros(40, 80).byte())
+    scales = options("x", min_size=20, scales=(0.5, 2.0))
+    sides = [random_scale(pair, scales)[2].shape for _ in range(50)]
     assert all(10 <= h <= 40 and w == pytest.approx(2 * h, abs=1) for h, w in sides) and len(set(sides)) > 10
 
 
