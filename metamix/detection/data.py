@@ -38,7 +38,7 @@ class DetectionData:
     """
 
     def __init__(self, options: DetectionOptions, *, train: bool = True):
-        self.options = options
+        self.options, self.verify = options, verify_command(options)
         splits = find_splits(options.data_dir)
         masks = options.detector == "mask_rcnn"
         test, held_out = choose_splits(splits, options.test_on, options.train_on, train=train)
@@ -61,8 +61,7 @@ class DetectionData:
                 for name, splits in parts.items()
             }
         self.notes = [
-            f"left out: {plural(split.unusable, 'annotation')} of {split.annotations}; "
-            f"{verify_command(options)} names what is wrong"
+            f"left out: {plural(split.unusable, 'annotation')} of {split.annotations}; {self.verify} names what is wrong"
             for split in self.splits
             if split.unusable
         ]
@@ -74,7 +73,6 @@ class DetectionData:
 
     def check_splits(self) -> tuple[str, ...]:
         """Check that all splits have objects, images and the same classes; return the classes."""
-        options = self.options
         first, *others = self.splits
         for split in others:
             if problem := class_problem(split.annotations, split.classes, first.annotations, first.classes):
@@ -92,10 +90,10 @@ class DetectionData:
                 raise ValueError(f"{split.annotations} has no object to score: {advice}")
         for split in self.splits:
             missing = split.missing_images()
-            if len(missing) > options.corrupt_limit * len(split):
+            if len(missing) > self.options.corrupt_limit * len(split):
                 raise ValueError(
                     f"{len(missing)} of the {len(split)} images of {split.annotations} are missing ({missing[0]}); "
-                    f"{verify_command(options)} lists all"
+                    f"{self.verify} lists all"
                 )
         return first.classes
 
@@ -109,20 +107,21 @@ class DetectionData:
         """Make the loader of augmented images of all splits to train on."""
         samples = JoinedSplits(self.train)
         order = TrainOrder(len(samples), batch_size, rank, world_size, seed)
-        return self._loader(samples, order, TrainTransform(self.options), seed, collate)
+        transform = TrainTransform(self.options)
+        return StreamLoader(samples, self.options, order, transform, seed, collate=collate, verify=self.verify)
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
         """Make the loaders of the splits to score; the loaders of all ranks together yield every image once."""
         size = max(1, min(batch_size // world_size, EVAL_BATCH))
-        loaders = {}
-        for name, split in self.scored.items():
-            order = EvalOrder(len(split), size, rank, world_size)
-            loaders[name] = self._loader(JoinedSplits([split]), order, v2.Identity(), 0, partial(collate, split=name))
-        return loaders
+        return {
+            name: self.scoring_loader(split, EvalOrder(len(split), size, rank, world_size), name)
+            for name, split in self.scored.items()
+        }
 
-    def scoring_loader(self, samples: SampleReader, order: EvalOrder) -> StreamLoader:
-        """Make a loader for images that belong to no split."""
-        return self._loader(samples, order, v2.Identity(), 0, collate)
+    def scoring_loader(self, samples: SampleReader, order: EvalOrder, split: str | None = None) -> StreamLoader:
+        """Make a loader of images to score; `split` names the split that they belong to, if there is one."""
+        batch = partial(collate, split=split)
+        return StreamLoader(samples, self.options, order, v2.Identity(), collate=batch, verify=self.verify)
 
     def training_images(self) -> "JoinedSplits":
         """Open the images to train on, without the images of the split that is scored as "test"."""
@@ -133,10 +132,6 @@ class DetectionData:
             if problem := class_problem(split.annotations, split.classes, test.annotations, test.classes):
                 raise ValueError(problem)
         return JoinedSplits(opened)
-
-    def _loader(self, samples: SampleReader, order: Any, transform: Any, seed: int, collate: Any) -> StreamLoader:
-        verify = verify_command(self.options)
-        return StreamLoader(samples, self.options, order, transform, seed, collate=collate, verify=verify)
 
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
         """Scale the images to values from 0 to 1. The worker processes have augmented them."""
