@@ -30,6 +30,7 @@ from metamix.utils.text import exit_with_message, message, to_number
 
 from .labels import Box, Boxes, split_folders
 
+LISTS = "ImageSets/Main"  # folder of the lists of images, one for each split
 FLAG = re.compile(r"\s+(1|-1|0)$")
 PLACE = "place"  # attribute that `parse` gives to every element: file and line, for messages
 
@@ -59,7 +60,7 @@ def read_voc(folder: Path, splits: Collection[str] | None = None) -> Boxes:
     objects = [element for tree in trees.values() for element in tree.iter("object")]
     labels = Boxes(sorted({text(element, "name") for element in objects}))
     if splits is None:  # CVAT writes Train.txt and Validation.txt
-        lists = sorted(list_of(folder, "").parent.glob("*.txt"))
+        lists = sorted((folder / LISTS).glob("*.txt"))
         names = {path.stem: split for path in lists if (split := SPLITS.get(path.stem.lower()))}
     else:
         names = {name: name for name in splits}
@@ -103,18 +104,13 @@ def read_box(element: Element) -> Box:
     return Box(text(element, "name"), (x1 - 1, y1 - 1, x2, y2), element.attrib[PLACE], difficult)
 
 
-def list_of(folder: Path, split: str) -> Path:
-    """Return the path of the list of a split's images."""
-    return folder / "ImageSets" / "Main" / f"{split}.txt"
-
-
 def read_split(folder: Path, split: str, annotated: Collection[str]) -> list[str]:
     """Return the images, without suffix, that a list in ImageSets/Main names.
 
     In VOC's list of a single class, each name is followed by a flag: 1, -1, or 0 for difficult. Names may have spaces,
     so a whole line is taken as a name if it is in `annotated`, the names of the images with an annotation.
     """
-    path = list_of(folder, split)
+    path = folder / LISTS / f"{split}.txt"
     if not path.is_file():
         splits = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
         raise FileNotFoundError(f"there is no {path}; splits of {folder}: {', '.join(splits) or 'none'}")
