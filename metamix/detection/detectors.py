@@ -36,7 +36,8 @@ class Detector(BackboneMixin):
     """Add to torchvision's detectors a check of the labels and the attributes that training needs."""
 
     transform: GeneralizedRCNNTransform  # normalises and resizes images
-    classifier: tuple[str, ...]  # names of the layers whose shape depends on the number of classes
+    # Names of the layers whose shape depends on the number of classes.
+    classifier: tuple[str, ...] = ("head.classification_head.cls_logits",)
     # Names of the layers that return float32 under autocast, since bfloat16 would shift boxes by pixels.
     heads: tuple[str, ...] = ("head",)
 
@@ -67,8 +68,6 @@ class RetinaNet(Detector, detection.RetinaNet):
     norms, training from scratch is far slower.
     """
 
-    classifier = ("head.classification_head.cls_logits",)
-
     def __init__(self, backbone: Backbone, num_classes: int, *, anchor_scale: float = ANCHOR_SCALE, **options: Any):
         anchors = Anchors(backbone.strides, retinanet_sizes(backbone.strides, anchor_scale), (0.5, 1.0, 2.0))
         head = RetinaNetHead(backbone.out_channels, 9, num_classes + 1, norm_layer=partial(nn.GroupNorm, 32))
@@ -78,8 +77,6 @@ class RetinaNet(Detector, detection.RetinaNet):
 
 class FCOS(Detector, detection.FCOS):
     """FCOS (Tian et al., arXiv 1904.01355): one box at each location, in units of the stride."""
-
-    classifier = ("head.classification_head.cls_logits",)
 
     def __init__(self, backbone: Backbone, num_classes: int, **options: Any):
         anchors = Anchors(backbone.strides, [[stride] for stride in backbone.strides], (1.0,))
