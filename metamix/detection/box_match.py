@@ -25,7 +25,7 @@ class BoxMatch:
     """
 
     def __init__(self, threshold: float, most: int, precision: str = "fp32"):
-        self.threshold, self.most = threshold, most
+        self.threshold, self.most, self.precision = threshold, most, precision
         self.tolerance = SCORE_TOLERANCE if precision == "fp32" else LOW_PRECISION_TOLERANCE
         self.images = self.objects = self.detected = self.unmatched = 0
         self.largest = 0.0
@@ -56,9 +56,9 @@ class BoxMatch:
             "largest_difference_px": self.largest,
         }
 
-    def problems(self, precision: str) -> list[str]:
+    def problems(self) -> list[str]:
         """Describe each limit that is exceeded. In bf16 and int8, only a model that finds no object at all fails."""
-        if precision != "fp32":
+        if self.precision != "fp32":
             blind = self.objects and not self.detected
             return [f"it finds no object, but the eager model finds {self.objects}"] if blind else []
         problems = []

@@ -209,13 +209,11 @@ class ExportableDetector(CalibratedExport):
                 f"rest of {height} x {width} is padding, which costs time and changes scores"
             )
 
-    def examples(self, count: int) -> Tensor:
-        return self.random(count, self.size)
-
-    def random(self, count: int, size: Size) -> Tensor:
-        """Return normally distributed values in the shape of prepared images."""
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(count, self.metadata.in_chans or 3, *size, generator=generator)
+    def examples(self, count: int, larger: int = 0) -> Tensor:
+        """Return noise of the graph's size, or of a height and width that are `larger` and 2 `larger` pixels more."""
+        height, width = self.size
+        shape = count, self.metadata.in_chans or 3, height + larger, width + 2 * larger
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
     def eager(self, images: Tensor) -> list[Objects]:
         """Find the objects of prepared images (n, C, H, W) with torchvision's own code."""
@@ -236,9 +234,8 @@ class ExportableDetector(CalibratedExport):
         ours = self.detector_of(exported)
         states: dict[str, Any] = {}
         figures: dict[str, Any] = {"on": "random images"}
-        step = self.extra["multiple"]
-        larger = (self.size[0] + step, self.size[1] + 2 * step) if self.dynamic else self.size
-        noise = [self.random(2, size)[i : i + 1] for i, size in enumerate((self.size, larger))]
+        larger = self.extra["multiple"] if self.dynamic else 0
+        noise = [self.examples(2)[:1], self.examples(2, larger)[1:]]
         if self.task is None:
             for images in noise:
                 match.update(self.eager(images)[0], suppress(exported(images), images.shape[-2:], self.extra))
@@ -259,7 +256,7 @@ class ExportableDetector(CalibratedExport):
                 match.update(best_candidates(self.model(images)), best_candidates(exported(images), None))
         figures |= match.result()
         scores = {name: self.task.metric.result([state]) for name, state in states.items()} if self.task else {}
-        return Comparison(figures, scores, match.problems(precision))
+        return Comparison(figures, scores, match.problems())
 
     def detector_of(self, graph: Model) -> ExportedDetector:
         """Return a graph as a detector of images of any size."""

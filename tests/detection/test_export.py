@@ -325,7 +325,7 @@ def objects(shift=0.0, score=0.9, label=1):
 def test_limits_of_boxes(detections, words):
     match = BoxMatch(0.05, 100)
     match.update(objects(), detections)
-    assert match.problems("fp32") == words
+    assert match.problems() == words
 
 
 @pytest.mark.parametrize(("precision", "unmatched"), [("fp32", 1), ("int8", 0)])
