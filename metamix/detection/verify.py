@@ -83,8 +83,8 @@ def annotation_problem(annotation: Entry, image: Entry | None, classes: set[int]
     return segmentation_problem(segmentation, image) if segmentation else None
 
 
-def describe_background(path: Path, entries: Entries) -> str | None:
-    """Say how many images of an annotation file have no box that can be used; return None if each has a box."""
+def describe_gaps(path: Path, entries: Entries) -> Iterator[str]:
+    """Count images without a box that can be used, and annotations without a segmentation if others have one."""
     by_id = {image["id"]: image for image in entries["images"]}
     classes = {category["id"] for category in entries["categories"]}
     with_boxes = {
@@ -94,18 +94,11 @@ def describe_background(path: Path, entries: Entries) -> str | None:
         and not annotation.get("iscrowd")
         and not is_unusable(annotation, by_id.get(annotation["image_id"]), classes)
     }
-    empty = [image for image in entries["images"] if image["id"] not in with_boxes]
-    if not empty:
-        return None
-    return f"{path}: {plural(len(empty), 'image')} without a box, background in training, such as {name(empty[0])}"
-
-
-def describe_masks(path: Path, entries: Entries) -> str | None:
-    """Say how many annotations of a file lack a segmentation; return None unless some lack it and some do not."""
+    if empty := [image for image in entries["images"] if image["id"] not in with_boxes]:
+        yield f"{path}: {plural(len(empty), 'image')} without a box, background in training, such as {name(empty[0])}"
     without = [annotation["id"] for annotation in entries["annotations"] if not annotation.get("segmentation")]
-    if not 0 < len(without) < len(entries["annotations"]):
-        return None
-    return f"{path}: {plural(len(without), 'annotation')} without a segmentation for mask_rcnn, such as {without[0]}"
+    if 0 < len(without) < len(entries["annotations"]):
+        yield f"{path}: {plural(len(without), 'annotation')} without a segmentation for mask_rcnn, such as {without[0]}"
 
 
 @dataclass
@@ -132,7 +125,7 @@ class VerifyAnnotations(VerifyOptions):
     def problems(self) -> Iterator[str]:
         self.splits = find_splits(self.path) if self.path.is_dir() else {}
         self.files = list(self.splits.values()) or [(self.path, self.images or self.path.parent)]
-        self.notes: list[str | None] = []
+        self.notes: list[str] = []
         first: tuple[Path, tuple[str, ...]] | None = None
         train_first = sorted(self.files, key=lambda file: "train" not in file[0].stem)  # sets the expected classes
         for path, folder in train_first:
@@ -152,8 +145,7 @@ class VerifyAnnotations(VerifyOptions):
             first = first or (path, classes)
             if problem := class_problem(path, classes, *first):
                 yield problem
-            self.notes += describe_background(path, entries), describe_masks(path, entries)
-            self.notes.append(self.describe_boxes(path, entries))
+            self.notes += [*describe_gaps(path, entries), *self.describe_boxes(path, entries)]
 
     def summary(self, count: int) -> str:
         names = ", ".join(str(path) for path, _ in self.files)
@@ -162,21 +154,21 @@ class VerifyAnnotations(VerifyOptions):
             if self.splits and self.splits.keys().isdisjoint(wanted):
                 names = " or ".join(f"instances_{name}.json" for name in wanted)
                 lines.append(f"note: {self.path / 'annotations'} has no {names}, and metamix train needs one")
-        return "\n".join(map(printable, [*lines, *filter(None, self.notes)]))
+        return "\n".join(map(printable, [*lines, *self.notes]))
 
-    def describe_boxes(self, path: Path, entries: Entries) -> str | None:
+    def describe_boxes(self, path: Path, entries: Entries) -> Iterator[str]:
         """Compare the box sizes of an annotation file with the anchors that training RetinaNet would use.
 
-        The anchors are chosen for train, or else for the first file with boxes. Return None if no box has a known size.
+        The anchors are chosen for train, or else for the first file with boxes.
         """
         images = {image["id"]: image for image in entries["images"]}
         sizes = torch.tensor(box_sizes(entries["annotations"], images, self.min_size, self.max_size))
         if not len(sizes):
-            return None
+            return
         self.chosen = self.chosen or (path, choose_anchor_scale(sizes, RETINANET_STRIDES))
         source, scale = self.chosen
         anchors = retinanet_sizes(RETINANET_STRIDES, scale)
-        return (
+        yield (
             f"{path}: at {self.min_size} x {self.max_size}, {describe_sizes(sizes, (anchors[0][0], anchors[-1][-1]))} "
             f"(retinanet with anchor_scale {scale:g}{'' if source == path else f', as for {source.name}'})"
         )
