@@ -47,6 +47,7 @@ class DetectionData:
         self.scored = {"test": open_split(splits, test, masks)}
         if held_out:  # val is not trained on
             self.scored["holdout"] = open_split(splits, "val", masks)
+        self.splits = [*self.train, *self.scored.values()]
         self.name = Path(options.data_dir).resolve().name
         self.classes = self.check_splits()
         parts = {"train": self.train} | {name: [split] for name, split in self.scored.items()}
@@ -61,15 +62,11 @@ class DetectionData:
                 for name, splits in parts.items()
             }
         self.notes = [
-            f"left out: {plural(split.unusable, 'annotation')} of {split.annotations}; {self.verify} names what is wrong"
+            f"left out: {plural(split.unusable, 'annotation')} of {split.annotations}; "
+            f"{self.verify} names what is wrong"
             for split in self.splits
             if split.unusable
         ]
-
-    @property
-    def splits(self) -> list[CocoSplit]:
-        """Return all splits that are trained on or scored."""
-        return [*self.train, *self.scored.values()]
 
     def check_splits(self) -> tuple[str, ...]:
         """Check that all splits have objects, images and the same classes; return the classes."""

@@ -54,12 +54,8 @@ class Segmenter(BackboneMixin):
     """A backbone and a head: images (B, C, H, W) -> scores (B, num_classes, H, W), in training a list of them.
 
     Attributes:
-        backbone: the model with its pyramid.
-        head: takes the maps of the backbone.
         auxiliary: a second head, only for training; None if there is none.
-        num_classes: classes, the background included if it is one.
         classifier: names of the layers whose shape depends on the number of classes.
-        in_chans: number of image channels.
         mean, std: per image channel, for images on a scale from 0 to 1.
         fixed_size: (H, W) of the largest images for a backbone of one size, such as an MLP-Mixer; None for any size.
     """

@@ -87,7 +87,8 @@ def open_folder(options: SegmentationDataOptions) -> MaskedSet:
         )
 
     def find(split: str) -> Split:
-        return _find_pairs(root / split / "images", root / split / "masks", options.mask_name)
+        folder = root / split
+        return samples_of(match_partners(folder / "images", folder / "masks", "--mask-name", options.mask_name))
 
     return MaskedSet(read_classes(root / "classes.txt"), names, find, read_palette(root / "palette.txt"))
 
@@ -103,7 +104,8 @@ def open_ade20k(options: SegmentationDataOptions) -> MaskedSet:
     folders = {"train": "training", "val": "validation"}
 
     def find(split: str) -> Split:
-        return _find_pairs(root / "images" / folders[split], root / "annotations" / folders[split])
+        images, masks = (root / kind / folders[split] for kind in ("images", "annotations"))
+        return samples_of(match_partners(images, masks, "--mask-name"))
 
     return MaskedSet(classes, [*folders], find, values={0: IGNORED} | {i + 1: i for i in range(len(classes))})
 
@@ -160,11 +162,6 @@ OPENERS: dict[str, Callable[[SegmentationDataOptions], MaskedSet]] = {
     "voc": open_voc,
     "oxford_pets": open_oxford_pets,
 }
-
-
-def _find_pairs(images: Path, masks: Path, mask_name: str = "{name}") -> Split:
-    """Match the images and masks of two folders by their names without extensions."""
-    return samples_of(match_partners(images, masks, "--mask-name", mask_name))
 
 
 def samples_of(pairs: Pairs) -> Split:
