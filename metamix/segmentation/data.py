@@ -111,12 +111,8 @@ class SegmentationData:
         for split, samples in self.parts.items():
             if split == "train":
                 continue
-            labelled = read = False
-            for sample in tqdm(samples, desc="checking", unit="mask", leave=False, disable=None):
-                with suppress(CorruptImage):  # scoring reports it
-                    mask = read_mask(sample.mask, self.labels)
-                    read, labelled = True, labelled or bool((mask != IGNORED).any())
-            if read and not labelled:
+            counts = MaskedImages(samples, self.labels).label_counts("checking")
+            if counts.any() and not counts[:IGNORED].any():
                 raise ValueError(f"all pixels of the masks in {samples[0].mask.parent} are ignored: none can be scored")
 
     @cached_property
@@ -129,11 +125,7 @@ class SegmentationData:
 
     def label_counts(self) -> Tensor:
         """Count the pixels of each label in the masks to train on: (256,) int64."""
-        images = self.train_images
-        counts = torch.zeros(256, dtype=torch.int64)
-        for i in tqdm(range(len(images)), desc="counting", unit="mask", leave=False, disable=None):
-            counts += torch.bincount(images.mask(i).flatten(), minlength=256)
-        return counts
+        return self.train_images.label_counts("counting")
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
         """Make the loader of augmented crops; refuse masks in memory with a wrong value or only one class."""
@@ -198,19 +190,17 @@ class MaskedImages:
     def load(self) -> None:
         """Decode all images and masks into memory, except for files that cannot be read."""
         for i in tqdm(range(len(self)), desc="decoding", unit="img", leave=False, disable=None):
-            try:
+            with suppress(CorruptImage):  # the loader reports it when it reads the sample
                 self.loaded[i] = self.read(i)
-            except CorruptImage:  # the loader reports it when it reads the sample
-                continue
 
-    def mask(self, index: int) -> Tensor:
-        """Return a mask as labels (H, W) uint8; if it cannot be read, return a single ignored pixel."""
-        if index in self.loaded:
-            return self.loaded[index][2]
-        try:
-            return read_mask(self.samples[index].mask, self.labels)
-        except CorruptImage:
-            return torch.full((1, 1), IGNORED, dtype=torch.uint8)
+    def label_counts(self, doing: str) -> Tensor:
+        """Count the pixels of each label in the masks that can be read: (256,) int64. A progress bar says `doing`."""
+        counts = torch.zeros(256, dtype=torch.int64)
+        for i, sample in enumerate(tqdm(self.samples, desc=doing, unit="mask", leave=False, disable=None)):
+            with suppress(CorruptImage):  # the loader reports it when it reads the sample
+                mask = self.loaded[i][2] if i in self.loaded else read_mask(sample.mask, self.labels)
+                counts += torch.bincount(mask.flatten(), minlength=256)
+        return counts
 
     def path(self, index: int) -> str:
         return str(self.samples[index].image)
