@@ -58,9 +58,8 @@ def class_problem(path: Path, classes: Sequence[str], first: Path, expected: Seq
     """Describe how the classes of a file differ from the classes of the first file, or return None."""
     if tuple(classes) == tuple(expected):
         return None
-    return (
-        f"{path} has the classes {', '.join(classes)}, but {first} has {', '.join(expected)}; all splits need the same"
-    )
+    own, others = ", ".join(classes), ", ".join(expected)
+    return f"{path} has the classes {own}, but {first} has {others}; all splits need the same"
 
 
 def field_problems(data: Entries) -> Iterator[str]:
@@ -127,13 +126,6 @@ def box_sizes(annotations: Iterable[Entry], images: Mapping[int, Entry], min_siz
             scale = min(min_size / min(width, height), max_size / max(width, height))
             sizes.append(scale * math.sqrt(math.prod(inside)))
     return sizes
-
-
-def drop_degenerate_polygons(segmentation: list | dict | None) -> list | dict | None:
-    """Drop polygons of fewer than three points. pycocotools would read one at the start of the list as a box."""
-    if not isinstance(segmentation, list):
-        return segmentation
-    return [polygon for polygon in segmentation if not isinstance(polygon, list) or len(polygon) >= 6]
 
 
 def segmentation_problem(segmentation: Any, image: Entry) -> str | None:

@@ -28,7 +28,6 @@ from metamix.weights.checksums import digest
 from .annotations import (
     Entries,
     Entry,
-    drop_degenerate_polygons,
     duplicates,
     field_problems,
     is_box,
@@ -146,10 +145,13 @@ class CocoSplit:
         problems = {}
         for number, annotation in self.coco.anns.items():
             image = self.coco.imgs[annotation["image_id"]]
-            annotation["segmentation"] = drop_degenerate_polygons(annotation.get("segmentation"))
+            shape = annotation.get("segmentation")
+            if isinstance(shape, list):  # pycocotools would read a polygon of one or two points at the start as a box
+                shape = [polygon for polygon in shape if not isinstance(polygon, list) or len(polygon) >= 6]
+            annotation["segmentation"] = shape
             if not all(type(image.get(side)) is int and image[side] > 0 for side in ("width", "height")):
                 problems[number] = f"its image {image['id']} has no width and height in pixels"
-            elif problem := segmentation_problem(annotation["segmentation"], image):
+            elif problem := segmentation_problem(shape, image):
                 problems[number] = problem
         if problems:
             number, problem = next(iter(problems.items()))

@@ -52,9 +52,8 @@ class DetectionMetric(Metric):
 
     def __init__(self, options: DetectionOptions, data: DetectionData):
         self.options, self.data = options, data
-        self.kinds = {"": "bbox", "mask_": "segm"}  # what is scored, by the prefix of its scores
-        if options.detector != "mask_rcnn":
-            del self.kinds["mask_"]
+        masks = {"mask_": "segm"} if options.detector == "mask_rcnn" else {}
+        self.kinds = {"": "bbox"} | masks  # what is scored, by the prefix of its scores
         self._scored: tuple[Sequence[State] | None, dict[str, Scores]] = None, {}
 
     def start(self) -> State:

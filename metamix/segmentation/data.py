@@ -55,7 +55,7 @@ class SegmentationData:
         self.mean = options.mean or tuple(IMAGENET_DEFAULT_MEAN)  # loading weights may replace mean and std
         self.std = options.std or tuple(IMAGENET_DEFAULT_STD)
         self.set = open_set(options)
-        self.labels = self.set.labels(options.ignore_index, options.reduce_zero_label)
+        self.labels = self.set.labels
         self.classes = self.labels.classes
         self.parts = self._find_splits(train)
         sizes = {split: check_sizes(samples) for split, samples in self.parts.items()}

@@ -3,7 +3,7 @@
 torchvision's data sets read Cityscapes, VOC and Oxford-IIIT Pet. Splits are called train, val and test.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,15 @@ from metamix.data.find import Pairs, match_partners
 from metamix.utils.checks import check_choice
 from metamix.utils.files import read_text
 
-from .labels import IGNORED, Labels, Palette, make_labels, read_classes, read_palette, voc_colour
-from .options import SegmentationDataOptions
+from .labels import IGNORED, Labels, make_labels, read_classes, read_palette, voc_colour
+from .options import SegmentationOptions
 
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 PET_CLASSES = ("pet", "background", "border")
+AS_PUBLISHED = "correct the mask, or take the file as published"
 
 
 @dataclass(frozen=True)
@@ -39,22 +40,11 @@ Split = list[MaskedImage]
 
 @dataclass(frozen=True)
 class MaskedSet:
-    """The splits, classes and colours of a data set."""
+    """The splits and labels of a data set."""
 
-    classes: tuple[str, ...]
+    labels: Labels
     splits: Sequence[str]
     samples: Callable[[str], Split]  # finds the samples of a split
-    palette: Palette | None = None  # colours of the classes; None if the data set has none
-    # Labels of all values in the mask files, for data sets whose values are known.
-    values: Mapping[int, int] | None = None
-
-    def labels(self, ignore_index: int | None, reduce_zero_label: bool) -> Labels:
-        """Make the table of labels; see `make_labels`. Data sets with known values need no options."""
-        if self.values is not None:
-            return Labels(self.classes, self.values, self.palette, "correct the mask, or take the file as published")
-        return make_labels(
-            self.classes, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label, palette=self.palette
-        )
 
     def find(self, split: str) -> Split:
         """Find the samples of a split; raise `Unmatched` if an image or a mask has no partner."""
@@ -65,7 +55,7 @@ class MaskedSet:
             raise FileNotFoundError(str(error).replace("download=True", "--download with metamix train")) from None
 
 
-def open_set(options: SegmentationDataOptions) -> MaskedSet:
+def open_set(options: SegmentationOptions) -> MaskedSet:
     """Open the data set that the options name; raise ValueError or FileNotFoundError if it is missing."""
     if not options.data_dir:
         raise ValueError("no data set is given: --data-dir FOLDER")
@@ -74,7 +64,7 @@ def open_set(options: SegmentationDataOptions) -> MaskedSet:
     return OPENERS[options.data](options)
 
 
-def open_folder(options: SegmentationDataOptions) -> MaskedSet:
+def open_folder(options: SegmentationOptions) -> MaskedSet:
     """Open DIR/SPLIT/images and DIR/SPLIT/masks."""
     root = Path(options.data_dir)
     names = [name for name in ("train", "val", "test") if (root / name / "images").is_dir()]
@@ -90,10 +80,16 @@ def open_folder(options: SegmentationDataOptions) -> MaskedSet:
         folder = root / split
         return samples_of(match_partners(folder / "images", folder / "masks", "--mask-name", options.mask_name))
 
-    return MaskedSet(read_classes(root / "classes.txt"), names, find, read_palette(root / "palette.txt"))
+    labels = make_labels(
+        read_classes(root / "classes.txt"),
+        ignore_index=options.ignore_index,
+        reduce_zero_label=options.reduce_zero_label,
+        palette=read_palette(root / "palette.txt"),
+    )
+    return MaskedSet(labels, names, find)
 
 
-def open_ade20k(options: SegmentationDataOptions) -> MaskedSet:
+def open_ade20k(options: SegmentationOptions) -> MaskedSet:
     """Open ADEChallengeData2016."""
     root = Path(options.data_dir)
     table = root / "objectInfo150.txt"
@@ -107,10 +103,11 @@ def open_ade20k(options: SegmentationDataOptions) -> MaskedSet:
         images, masks = (root / kind / folders[split] for kind in ("images", "annotations"))
         return samples_of(match_partners(images, masks, "--mask-name"))
 
-    return MaskedSet(classes, [*folders], find, values={0: IGNORED} | {i + 1: i for i in range(len(classes))})
+    values = {0: IGNORED} | {i + 1: i for i in range(len(classes))}
+    return MaskedSet(Labels(classes, values, advice=AS_PUBLISHED), [*folders], find)
 
 
-def open_cityscapes(options: SegmentationDataOptions) -> MaskedSet:
+def open_cityscapes(options: SegmentationOptions) -> MaskedSet:
     """Open Cityscapes, with the numbers and colours of torchvision's table."""
     table = [row for row in torchvision_sets.Cityscapes.classes if not row.ignore_in_eval]
     table.sort(key=lambda row: row.train_id)
@@ -127,10 +124,10 @@ def open_cityscapes(options: SegmentationDataOptions) -> MaskedSet:
         return [MaskedImage(name, image, mask) for name, (image, mask) in zip(names, pairs)]
 
     classes, colours = tuple(row.name for row in table), tuple(row.color for row in table)
-    return MaskedSet(classes, ("train", "val"), find, colours, values)
+    return MaskedSet(Labels(classes, values, colours, AS_PUBLISHED), ("train", "val"), find)
 
 
-def open_voc(options: SegmentationDataOptions) -> MaskedSet:
+def open_voc(options: SegmentationOptions) -> MaskedSet:
     """Open PASCAL VOC 2012."""
 
     def find(split: str) -> Split:
@@ -140,10 +137,10 @@ def open_voc(options: SegmentationDataOptions) -> MaskedSet:
 
     colours = (*map(voc_colour, range(len(VOC_CLASSES))), voc_colour(255))
     values = {i: i for i in range(len(VOC_CLASSES))} | {255: IGNORED}
-    return MaskedSet(VOC_CLASSES, ("train", "val"), find, colours, values)
+    return MaskedSet(Labels(VOC_CLASSES, values, colours, AS_PUBLISHED), ("train", "val"), find)
 
 
-def open_oxford_pets(options: SegmentationDataOptions) -> MaskedSet:
+def open_oxford_pets(options: SegmentationOptions) -> MaskedSet:
     """Open the trimaps of Oxford-IIIT Pet."""
 
     def find(split: str) -> Split:
@@ -152,10 +149,10 @@ def open_oxford_pets(options: SegmentationDataOptions) -> MaskedSet:
         )
         return [MaskedImage(image.stem, image, mask) for image, mask in zip(data._images, data._segs)]
 
-    return MaskedSet(PET_CLASSES, ("train", "test"), find, values={1: 0, 2: 1, 3: 2})
+    return MaskedSet(Labels(PET_CLASSES, {1: 0, 2: 1, 3: 2}, advice=AS_PUBLISHED), ("train", "test"), find)
 
 
-OPENERS: dict[str, Callable[[SegmentationDataOptions], MaskedSet]] = {
+OPENERS: dict[str, Callable[[SegmentationOptions], MaskedSet]] = {
     "folder": open_folder,
     "ade20k": open_ade20k,
     "cityscapes": open_cityscapes,

@@ -43,7 +43,7 @@ class VerifyMasks(VerifyOptions):
         values: Any = {field: getattr(self, field) for field in ("mask_name", "ignore_index", "reduce_zero_label")}
         values |= {"data": name, "data_dir": folder or ""}
         masked = open_set(SegmentationOptions(**values))
-        self.labels = labels = masked.labels(self.ignore_index, self.reduce_zero_label)
+        self.labels = labels = masked.labels
         self.counts: dict[str, Tensor] = {}
         for split in masked.splits:
             try:

@@ -195,7 +195,7 @@ def make_ade20k(folder):
 
 def read_ade20k(folder):
     options = SegmentationOptions(data="ade20k", data_dir=str(folder), crop=(8,), workers=0)
-    return open_set(options).labels(None, False)
+    return open_set(options).labels
 
 
 # Boxes
