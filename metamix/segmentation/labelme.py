@@ -31,9 +31,6 @@ def read_labelme(source: Path) -> Masks:
     """Read the .json files of LabelMe, and draw their polygons and rectangles in the order of the file.
 
     The rest of an image is background. Shapes with the label `__ignore__` mark pixels that are ignored.
-
-    Raises:
-        ValueError: a file is not in LabelMe's format, or no image has a shape.
     """
     images, masks = find_files(source)
     images = masks | images  # a folder named labels may hold both
@@ -42,24 +39,22 @@ def read_labelme(source: Path) -> Masks:
         add_file(files, key_of(path, source), path, "labels")
     read = {path: read_shapes(path) for path in files.values()}
     numbers = {"background": 0, "_background_": 0, "__ignore__": IGNORED}
-    drawn = (shape for _, shapes in read.values() for shape in shapes if shape.kind in LEAST_POINTS)
-    names = sorted({shape.label for shape in drawn} - numbers.keys())
+    names = sorted({shape.label for _, shapes, _ in read.values() for shape in shapes} - numbers.keys())
     numbers |= {name: number for number, name in enumerate(names, start=1)}
     labels = Masks(["background", *names], lambda shapes: draw(shapes, numbers))
     pairs = match_files(images, files)
     for path, (split, name, image) in pairs.items():
-        size, shapes = read[path]
-        odd = sorted({shape.kind for shape in shapes} - LEAST_POINTS.keys())
-        labels.notes["lines, points and the like were left out"] += [f"{path} ({kind})" for kind in odd]
-        labels.add(split, name, image, size, (size, [shape for shape in shapes if shape.kind in LEAST_POINTS]))
+        size, shapes, others = read[path]
+        labels.notes["lines, points and the like were left out"] += [f"{path} ({kind})" for kind in others]
+        labels.add(split, name, image, size, (size, shapes))
     labels.note_rest("label", images, files, pairs)
     if not any(shapes for _, (_, shapes) in (sample.label for sample in labels.samples)):
         raise ValueError(f"{source} has no image with a polygon: LabelMe's .json files have the names of their images")
     return labels
 
 
-def read_shapes(path: Path) -> tuple[tuple[int, int], list[Shape]]:
-    """Read the height and width of the image, and the shapes, from a file of LabelMe."""
+def read_shapes(path: Path) -> tuple[tuple[int, int], list[Shape], list[str]]:
+    """Read the height and width of the image, its polygons and rectangles, and the kinds of its other shapes."""
     try:
         data = json.loads(read_bytes(path))
         size = int(data["imageHeight"]), int(data["imageWidth"])
@@ -76,7 +71,8 @@ def read_shapes(path: Path) -> tuple[tuple[int, int], list[Shape]]:
             raise ValueError(f"{path} has a {shape.kind} without a label")
         if len(shape.points) < LEAST_POINTS.get(shape.kind, 0) or not np.isfinite(shape.points).all():
             raise ValueError(f"{path} has a {shape.kind} of too few points or with an infinite one: {shape.points}")
-    return size, shapes
+    drawn = [shape for shape in shapes if shape.kind in LEAST_POINTS]
+    return size, drawn, sorted({shape.kind for shape in shapes} - LEAST_POINTS.keys())
 
 
 def draw(mask: tuple[tuple[int, int], Sequence[Shape]], numbers: Mapping[str, int]) -> np.ndarray:
