@@ -91,9 +91,7 @@ def no_images_message(annotations: Path) -> str:
 
 
 def find_image(folder: Path, name: str) -> Path:
-    """Return the path of an image that an annotation file names.
-
-    The folder itself may be a link. An image may be a link to another place inside the folder.
+    """Return the path of an image that an annotation file names; the folder, and images in it, may be links.
 
     Raises:
         CorruptImage: there is no such file, or it lies outside the folder once links are resolved.
@@ -174,10 +172,7 @@ class CocoSplit:
         return problems
 
     def digest(self) -> str:
-        """Hash the names and sizes of the image files and their objects, without decoding images.
-
-        The hash does not change if the whole data set is moved.
-        """
+        """Hash the names and sizes of the image files and their objects, without decoding images."""
         return digest(row for i in self.ids for row in self.describe_sample(i))
 
     def describe_sample(self, image_id: int) -> Iterator[tuple[str | int | float, ...]]:
@@ -198,10 +193,7 @@ class CocoSplit:
         return str(self.images / self.coco.imgs[self.ids[index]]["file_name"])
 
     def read(self, index: int) -> tuple[tv_tensors.Image, Objects]:
-        """Read an image, (3, H, W) uint8, and its objects, which have "runs" if masks were asked for.
-
-        Crowds are left out: only scoring needs them.
-        """
+        """Read an image, (3, H, W) uint8, and its objects without crowds, with "runs" if masks were asked for."""
         entry = self.coco.imgs[self.ids[index]]
         image = to_image(read_annotated_image(self.images, entry))
         size = tuple(image.shape[-2:])

@@ -15,11 +15,7 @@ from .yolo import read_yolo
 
 
 def read_boxes(source: Path) -> Boxes | None:
-    """Read a CSV file with a box on each line; return None if it has no columns for boxes.
-
-    Raises:
-        ValueError: a line cannot be used, or the boxes are not in pixels.
-    """
+    """Read a CSV file with a box, in pixels, on each line; return None if it has no columns for boxes."""
     table = read_table(source)
     if not table.has_boxes:
         return None
@@ -39,10 +35,6 @@ def read_coco(source: Path) -> Boxes:
 
     An image is looked up beside the file and in the folder above; in both also in images/ and in a folder of the split.
     Classes without an object, such as the group of all classes that Roboflow adds, are left out.
-
-    Raises:
-        FileNotFoundError: there is no annotation file.
-        ValueError: an annotation file cannot be used, or no image has a box.
     """
     files, labels = annotation_files(source), Boxes([])
     used: dict[str, bool] = {}  # whether a class has an object

@@ -32,10 +32,7 @@ EVAL_BATCH = 8  # images that a process loads at a time in evaluation; each is s
 
 
 class DetectionData:
-    """Open the splits of a data set in COCO's format and make their loaders.
-
-    Without `train`, no split to train on is opened: an evaluation does not need their images.
-    """
+    """Open the splits of a data set in COCO's format, to train on only with `train`, and make their loaders."""
 
     def __init__(self, options: DetectionOptions, *, train: bool = True):
         self.options, self.verify = options, verify_command(options)

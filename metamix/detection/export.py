@@ -101,9 +101,6 @@ def suppress(outputs: Sequence[Tensor], size: Sequence[int], settings: dict[str,
         outputs: outputs of the graph for the image: boxes (1, K, 4), scores (1, K) and labels (1, K).
         size: (height, width) of the image without padding; boxes are clipped to it.
         settings: score_thresh, nms_thresh and detections_per_img, as in torchvision.
-
-    Returns:
-        "boxes", "scores" and "labels", the highest score first.
     """
     boxes, scores, labels = (output[0] for output in outputs)
     sure = scores > settings["score_thresh"]
@@ -116,8 +113,6 @@ class ExportedDetector(nn.Module):
     """Run a graph as a detector: images (C, h, w) of any size with values from 0 to 1 -> their objects.
 
     Args:
-        model: the graph.
-        metadata: holds mean, std and classes.
         size: (H, W) of the graph; None if it is dynamic.
         settings: `Artifact.extra`.
     """
@@ -165,11 +160,7 @@ class ExportedDetector(nn.Module):
 
 
 class ExportableDetector(CalibratedExport):
-    """A RetinaNet or FCOS to export, and the task on the data set to compare it on; None to compare on random images.
-
-    Args:
-        entries: metadata of the weights.
-    """
+    """A RetinaNet or FCOS to export, and the task whose data it is compared on; None to compare on random images."""
 
     outputs: tuple[str, ...] = ("boxes", "scores", "labels")
 

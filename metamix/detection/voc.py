@@ -40,10 +40,6 @@ def read_voc(folder: Path, splits: Collection[str] | None = None) -> Boxes:
 
     Args:
         splits: lists in ImageSets/Main; by default all that are named after a split, such as Train or validation.
-
-    Raises:
-        FileNotFoundError: there are no annotations, there is no such split, or an image of a split has no annotation.
-        ValueError: an annotation is not in VOC's format.
     """
     place = next((folder / name for name in ("Annotations", "annotations") if (folder / name).is_dir()), folder)
     paths = sorted(place.glob("*.xml" if place == folder else "**/*.xml"))  # CVAT keeps the folders of images

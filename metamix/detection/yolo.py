@@ -24,12 +24,7 @@ SLACK = 0.01  # how far rounding may take a share below 0 or above 1
 
 
 def read_yolo(source: Path) -> Boxes:
-    """Read the labels that a data.yaml, or the only YAML file in a folder, describes.
-
-    Raises:
-        FileNotFoundError: there is no YAML file, or a folder that it names is missing.
-        ValueError: the YAML file or a label cannot be used.
-    """
+    """Read the labels that a data.yaml, or the only YAML file in a folder, describes."""
     files = [source] if source.is_file() else [source / "data.yaml", *source.glob("*.yaml"), *source.glob("*.yml")]
     file = next((file for file in files if file.is_file()), None)
     if file is None:

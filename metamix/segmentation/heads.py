@@ -109,11 +109,9 @@ class FCNHead(nn.Module):
 
 
 class DeconvHead(nn.Sequential):
-    """The head of WaveMix: transposed convolutions with nothing between them, then a 1x1 convolution.
+    """The head of WaveMix on the last map: transposed convolutions with nothing between them, then a 1x1 convolution.
 
-    Args:
-        in_channels: channels of the last map.
-        channels: width after each transposed convolution, which doubles height and width.
+    `channels` are the widths after each transposed convolution, which doubles height and width.
     """
 
     def __init__(self, in_channels: int, num_classes: int, *, channels: Sequence[int]):

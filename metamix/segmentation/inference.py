@@ -84,12 +84,10 @@ def best_labels(scores: Tensor, size: Size) -> Tensor:
 
 
 def predict(model: nn.Module, image: Tensor, size: Size, classes: int, predictor: Predictor) -> Tensor:
-    """Return labels (H', W') uint8 on the CPU.
+    """Return labels (H', W') uint8 on the CPU; `model`, `image` and `size` are as for `Predictor`.
 
     If the logits of an image in tiles would take more than 2 GiB, the image is predicted in blocks. Each block is
     extended on all sides by the width of a tile, then cropped.
-
-    `model`, `image` and `size` are as for `Predictor`.
     """
     side = max(2 * predictor.tile, math.isqrt(MAX_BYTES // (4 * classes)))
     if not predictor.tile or image.shape[-2:] != size or max(size) <= side:

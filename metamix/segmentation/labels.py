@@ -69,15 +69,11 @@ def make_labels(
     reduce_zero_label: bool = False,
     palette: Palette | None = None,
 ) -> Labels:
-    """Number classes in the order of their names.
+    """Number classes in the order of their names; raise ValueError if the palette has too few or too many colours.
 
     Args:
         ignore_index: value of ignored pixels in the files; None if there is none.
         reduce_zero_label: ignore the value 0, and subtract 1 from the values of the classes.
-        palette: colours of the classes; see `Labels`.
-
-    Raises:
-        ValueError: the palette has too few or too many colours.
     """
     if palette is not None and len(palette) not in (len(classes), len(classes) + 1):
         raise ValueError(
@@ -215,11 +211,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 
 def read_palette(path: Path) -> Palette | None:
-    """Read the colours of the classes, "red green blue" on each line, or return None if there is no file.
-
-    Raises:
-        ValueError: a line is not a colour.
-    """
+    """Read the colour of each class, "red green blue" on a line; return None without a file, refuse other lines."""
     if not path.exists():
         return None
     colours = []

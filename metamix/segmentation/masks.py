@@ -84,9 +84,6 @@ def read_masks(source: Path) -> Masks:
     """Read images and their masks, in which each value or colour is a class.
 
     classes.txt with palette.txt, CVAT's labelmap.txt or Roboflow's _classes.csv name the classes.
-
-    Raises:
-        ValueError: no image has a mask, it is not clear which mask belongs to which image, or a value is not a class.
     """
     images, masks = find_files(source)
     pairs = match_files(images, masks)

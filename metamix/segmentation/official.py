@@ -67,10 +67,7 @@ def wavemix_cityscapes(
     pool_channels: Sequence[int] = (128, 64),
     **arguments: Any,
 ) -> ModelAndLayout:
-    """Build our model for the authors' classifier with transposed convolutions as its `pool`.
-
-    It takes the classifier's arguments. `pool_channels` are the widths of the transposed convolutions.
-    """
+    """Build our model for the authors' classifier whose `pool` has transposed convolutions of these widths."""
     options: dict[str, Any] = dict(head_channels=list(pool_channels), backbone_args=arguments | {"level": level})
     model = build_segmenter("wavemix", "wavemix_192_16_l3", num_classes, **options)
     return model, wavemix_segmenter_layout("pool", level)

@@ -27,12 +27,7 @@ POOLFORMER_SEMANTIC_FPN = Layout((
 
 
 def wavemix_segmenter_layout(head: str, level: int) -> Layout:
-    """Return the layout of a WaveMix segmenter.
-
-    Args:
-        head: name of the head's layers in the authors' file.
-        level: number of levels of the wavelet transform.
-    """
+    """Return the layout of a WaveMix segmenter with `level` wavelet levels; `head` is the authors' name of the head."""
     names = ((r"^head\.", f"{head}."), (r"^backbone\.body\.model\.", ""), *WAVEMIX_NAMES)
     return Layout(
         (ONE_LEVEL, *names) if level == 1 else names,
@@ -79,10 +74,7 @@ WEIGHTS: dict[str, dict[str, PublishedSegmenter]] = {  # by head, then by backbo
 
 
 def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
-    """Return the published weights of a segmenter: `head` on `backbone`, a name with a tag.
-
-    Returns:
-        None if the tag names weights of the backbone alone.
+    """Return the weights of a whole segmenter on `backbone`, a name with a tag; None if they are of the backbone alone.
 
     Raises:
         ValueError: the tag belongs to weights of another head.

@@ -82,10 +82,7 @@ def check_samples(samples: Sequence[MaskedImage], labels: Labels, counts: Tensor
 
 
 def table_of_shares(counts: dict[str, Tensor], labels: Labels) -> str:
-    """Format the pixels of each split as a table.
-
-    Each class has its share of the labelled pixels; the last row has the share of ignored pixels among all pixels.
-    """
+    """Format the share of each class in the labelled pixels, and of the ignored pixels in all, as a table."""
     of_classes = [pixels[: len(labels.classes)] for pixels in counts.values()]
     rows = [("% of the pixels", *counts)]
     for k, name in [*enumerate(labels.classes), (IGNORED, "(ignored)")]:

@@ -57,7 +57,8 @@ class Labels:
         return plural(len({sample.group for sample in self.samples}), "class")
 
 
-Reader = Callable[[Path], Labels | None]  # reads a file or folder; returns None if the labels are for another task
+# Reads a file or folder; returns None if the labels are for another task. ValueError or OSError says what is wrong.
+Reader = Callable[[Path], Labels | None]
 
 
 @dataclass
