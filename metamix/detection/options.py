@@ -105,21 +105,17 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.take_anchor_scale()
-        self.check_backbone(NOT_MODEL_ARGS)
-        if self.anchor_scale != "auto" and self.detector != "retinanet":
-            raise ValueError(f"anchor_scale is {self.anchor_scale}, but only retinanet takes it, not {self.detector}")
-        if self.min_size > self.max_size:
-            raise ValueError(f"min_size is {self.min_size}, above max_size, which is {self.max_size}; lower min_size")
-
-    def take_anchor_scale(self) -> None:
-        """Move anchor_scale out of detector_args, where older recipes set it."""
-        old = self.detector_args.get("anchor_scale")
+        old = self.detector_args.get("anchor_scale")  # older recipes set it there
         if old is not None:
             if self.anchor_scale not in ("auto", old):
                 raise ValueError(f"anchor_scale is {self.anchor_scale}, but {old} in detector_args; give one of them")
             self.anchor_scale = old
             super().__post_init__()  # checks the value
+        self.check_backbone(NOT_MODEL_ARGS)
+        if self.anchor_scale != "auto" and self.detector != "retinanet":
+            raise ValueError(f"anchor_scale is {self.anchor_scale}, but only retinanet takes it, not {self.detector}")
+        if self.min_size > self.max_size:
+            raise ValueError(f"min_size is {self.min_size}, above max_size, which is {self.max_size}; lower min_size")
 
 
 def verify_command(options: DetectionDataOptions) -> str:

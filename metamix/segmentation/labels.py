@@ -177,18 +177,16 @@ def _from_colours(colours: np.ndarray, labels: Labels, path: Path) -> np.ndarray
             f"{path} is in colour, and palette.txt has {twice[0]} twice: give each class its own colour, or save masks "
             f"as PNGs of indices"
         )
-    result = np.full(colours.shape[:2], IGNORED, dtype=np.uint8)
-    unknown = np.ones(colours.shape[:2], dtype=bool)
+    result = np.full(colours.shape[:2], REFUSED, dtype=np.int16)
     for i, colour in enumerate(labels.palette):
-        of_class = (colours == colour).all(-1)
-        result[of_class] = i if i in labels.table else IGNORED  # --ignore-index may be the value of a class
-        unknown &= ~of_class
-    if unknown.any():
+        label = i if i in labels.table else IGNORED  # --ignore-index may be the value of a class
+        result[(colours == colour).all(-1)] = label
+    if (unknown := result == REFUSED).any():
         raise BadMask(
             f"{path} has the colour {tuple(colours[unknown][0].tolist())}, which is not in palette.txt: correct the "
             f"mask, or add a last line with the colour of ignored pixels"
         )
-    return result
+    return result.astype(np.uint8)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
