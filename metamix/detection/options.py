@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from metamix.data.options import Factors, ReadingOptions, Splits
-from metamix.tasks.options import BackboneOptions
+from metamix.tasks.options import SET_BY_TASK, BackboneOptions
 from metamix.utils.options import changed_flags, option
 from metamix.utils.rules import Share, where
 from metamix.weights.metadata import MAX_IMG_SIZE
@@ -20,16 +20,12 @@ _model = partial(option, group="model")
 _augment = partial(option, group="augmentation")
 
 # Arguments of build_backbone and of models that users may not set in model_args, and what sets them.
-NOT_MODEL_ARGS = {
+NOT_MODEL_ARGS = SET_BY_TASK | {
     "name": "--model",
-    "pretrained": "--pretrained",
-    "checkpoint": "--checkpoint",
     "batch_norms": "the task, which freezes or replaces batch norms",
     "out_channels": "--out-channels",
     "out_indices": "--out-indices",
     "extra": "--extra",
-    "num_classes": "the data set",
-    "in_chans": "the images, which are read in colour",
 }
 # Arguments of build_detector that users may not set in detector_args.
 NOT_DETECTOR_ARGS = {"name", "backbone", "backbone_args", "num_classes", "resize_in_training", "min_size", "max_size"}

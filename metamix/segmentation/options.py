@@ -9,7 +9,7 @@ from pydantic import Field
 
 from metamix.data.options import Factor, Factors, ReadingOptions, Splits, Template, check_both
 from metamix.layers.image_inference import check_tiles
-from metamix.tasks.options import BackboneOptions
+from metamix.tasks.options import SET_BY_TASK, BackboneOptions
 from metamix.utils.options import changed_flags, option
 from metamix.utils.rules import NotNegative, PositiveShare, Share
 from metamix.weights.metadata import MAX_IMG_SIZE
@@ -33,13 +33,7 @@ Mean = Annotated[tuple[Share, ...], Field(min_length=3, max_length=3)]
 Std = Annotated[tuple[Annotated[float, Field(ge=1e-6, le=1)], ...], Field(min_length=3, max_length=3)]
 
 # Arguments of the backbone that users may not set in model_args, and what sets them.
-NOT_MODEL_ARGS = {
-    "num_classes": "the data set",
-    "in_chans": "the images, which are read in colour",
-    "img_size": "--crop",
-    "pretrained": "--pretrained",
-    "checkpoint": "--checkpoint",
-}
+NOT_MODEL_ARGS = {"img_size": "--crop"} | SET_BY_TASK
 # Arguments of build_segmenter that users may not set in head_args, and what sets them.
 NOT_HEAD_ARGS = {"head": "--head", "backbone": "--model", "backbone_args": "--model-args"} | NOT_MODEL_ARGS
 

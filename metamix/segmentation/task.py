@@ -15,7 +15,7 @@ from .load import SegmenterSpec, TrainedSegmenter, check_tile, load_segmenter
 from .loss import SegmentationLoss, class_weights
 from .metric import SegmentationMetric, describe_scores
 from .model import SegmentationModel, make_predictors
-from .options import SegmentationDataOptions, SegmentationEvalOptions, SegmentationOptions
+from .options import SegmentationEvalOptions, SegmentationOptions
 from .pictures import SegmentationPictures
 from .published import WEIGHTS
 
@@ -77,12 +77,12 @@ class Segmentation:
         spec = trained.spec
         names = {field.name for field in fields(SegmentationOptions)}
         values = {name: value for name, value in vars(spec).items() if name in names}
-        values |= {field.name: getattr(options, field.name) for field in fields(SegmentationDataOptions)}
         if options.data != "folder":  # the values in the masks are known, whatever the masks of training held
             values |= dict(ignore_index=255, reduce_zero_label=False)
-        chosen = {name: getattr(options, name) for name in ("reduce_zero_label", "min_size", "max_size")}
+        chosen = {name: value for name, value in vars(options).items() if name not in ("checkpoint", "ignore_index")}
         values |= {name: value for name, value in chosen.items() if value is not None}
-        values |= {} if options.ignore_index == "trained" else {"ignore_index": options.ignore_index}
+        if options.ignore_index != "trained":
+            values["ignore_index"] = options.ignore_index
         task = cls(SegmentationOptions(**values), trained=spec)
         flags = changed_flags(options, "data", "data_dir", "mask_name")
         check_data(task, spec, options, *flags, "--model", spec.model, "--head", spec.head)
