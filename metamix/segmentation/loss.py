@@ -7,7 +7,7 @@ pixels; the loss of an ignored pixel is 0.
 
 import math
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import torch
@@ -126,11 +126,7 @@ class SegmentationLoss:
     """
 
     def __init__(self, text: str, aux_weight: float = 0.4, weights: Callable[[], Weights] = lambda: None):
-        self.terms, self.aux_weight, self.find_weights = parse_loss(text), aux_weight, weights
-
-    @cached_property
-    def class_weights(self) -> Weights:
-        return self.find_weights()
+        self.terms, self.aux_weight, self.class_weights = parse_loss(text), aux_weight, cache(weights)
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch in float32; also return the terms of the main output and the pixel accuracy."""
@@ -150,7 +146,8 @@ class SegmentationLoss:
     def compute(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Compute each term of the loss of logits (n, classes, h, w), which are resized to the target (n, H, W)."""
         logits = resize_to(logits, target.shape[-2:], "bilinear")
-        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
+        weights = self.class_weights()
+        weights = None if weights is None else weights.to(logits.device)
         return {name: LOSSES[name](logits, target, weights) for name in self.terms}
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
