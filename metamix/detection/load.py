@@ -30,10 +30,7 @@ Levels = Annotated[
 
 @dataclass(frozen=True)
 class DetectorSpec(NetworkSpec):
-    """The arguments that rebuild a detector. They are stored in the metadata of its weights.
-
-    Fields without a comment are options of training.
-    """
+    """The arguments that rebuild a detector. Fields without a comment are options of training."""
 
     task, network = "detection", "detector"
     added_later: ClassVar[Mapping[str, Any]] = {"train_on": (), "anchor_scale": None}

@@ -2,8 +2,6 @@
 
 Each problem is printed with its file, image and annotation. Training and scoring leave out what they cannot use.
 Training clips boxes at the edges of their image, and takes images without boxes as background.
-
-At the end, the sizes of the boxes are compared with RetinaNet's anchors, in pixels of the resized training images.
 """
 
 import math

@@ -40,8 +40,8 @@ def read_yolo(source: Path) -> Boxes:
             path = folder / f"{stem}.txt"
             boxes = read_boxes(path, labels.classes, file) if path.exists() else []
             labels.add(image.relative_to(images).as_posix(), image, boxes, split, shares=True)
-        texts = {str(path.relative_to(folder))[:-4]: path for path in sorted(folder.rglob("*.txt"))}
-        stray = (str(path) for stem, path in texts.items() if stem not in images_by_stem)
+        texts = sorted(folder.rglob("*.txt"))
+        stray = (str(path) for path in texts if str(path.relative_to(folder))[:-4] not in images_by_stem)
         labels.notes["label files without an image were left out"] += stray
     return labels.checked(", ".join(folders))
 

@@ -104,10 +104,7 @@ class SegmentationData:
                 )
 
     def _check_scored_masks(self) -> None:
-        """Read all masks to score, so that wrong or missing labels are found before hours of training.
-
-        Reading a mask of two megapixels takes a tenth of a second.
-        """
+        """Read all masks to score, so that wrong or missing labels are found before hours of training."""
         for split, samples in self.parts.items():
             if split == "train":
                 continue

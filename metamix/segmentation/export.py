@@ -23,11 +23,7 @@ from .task import Segmentation
 
 
 class ExportableSegmenter(MapExport):
-    """A segmenter to export.
-
-    Args:
-        task: task on the data set to compare the exported model on; None to compare on random images.
-    """
+    """A segmenter to export, and the task whose data it is compared on; None to compare on random images."""
 
     outputs: tuple[str, ...] = ("logits",)
     ranked, larger, noise = True, 32, staticmethod(torch.randn)

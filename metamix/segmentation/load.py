@@ -28,10 +28,7 @@ Colours = Annotated[tuple[tuple[MaskValue, MaskValue, MaskValue], ...], Field(ma
 
 @dataclass(frozen=True)
 class SegmenterSpec(NetworkSpec):
-    """The arguments that build a trained segmenter, and how to read images and masks for it.
-
-    Fields without a comment are options of training.
-    """
+    """The arguments that build a segmenter and prepare images. Fields without a comment are options of training."""
 
     task, network = "segmentation", "segmenter"
 

@@ -1,8 +1,7 @@
 """Check the images and masks of a segmentation data set.
 
 Problems are images without a mask and masks without an image, pairs of different sizes, files that cannot be read,
-values in masks that are not labels, and classes without a pixel. At the end, a table shows the share of pixels of each
-class in each split.
+values in masks that are not labels, and classes without a pixel.
 """
 
 from collections.abc import Iterator, Sequence
