@@ -9,7 +9,7 @@ from torch import nn
 from metamix.models import count_macs
 from metamix.models.backbone import EXTRA
 from metamix.models.registry import published_name
-from metamix.tasks.network import check_trained_with, load_initial_weights, weights_note
+from metamix.tasks.network import check_trained_with, load_initial_weights
 from metamix.weights.files import load_metadata
 from metamix.weights.find import find_weights
 from metamix.weights.metadata import ModelMetadata
@@ -46,8 +46,7 @@ class DetectionModel:
             for key in {"image_mean", "image_std"} & options.detector_args.keys():
                 setattr(model.transform, key, options.detector_args[key])
             if options.checkpoint and metadata is None:
-                new = load_initial_weights(model, options.checkpoint, self.data.classes, model.classifier)
-                self.notes.append(weights_note(f"weights from {source}", new))
+                self.notes.append(load_initial_weights(model, options.checkpoint, self.data.classes))
         else:
             self.frozen_norms = bool(options.pretrained or options.checkpoint)
             model = self.spec().build(pretrained=options.pretrained, checkpoint=options.checkpoint)

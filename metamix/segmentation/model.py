@@ -56,9 +56,8 @@ class SegmentationModel:
             self.frozen_norms = spec.frozen_norms if metadata else self._freezes(loaded=True)
             self._normalize_as(spec.mean, spec.std)
             model = self.spec().build()
-            if checkpoint and metadata is None:
-                new = load_initial_weights(model, checkpoint, self.data.classes, model.classifier)
-                self.notes.append(weights_note(f"weights from {options.checkpoint}", new))
+            if options.checkpoint and metadata is None:
+                self.notes.append(load_initial_weights(model, options.checkpoint, self.data.classes))
             return model
         self.frozen_norms = self._freezes(loaded=bool(options.pretrained or checkpoint))
         model = self.spec().build(pretrained=options.pretrained, checkpoint=checkpoint)

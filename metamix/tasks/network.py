@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field, GetPydanticSchema
-from torch import nn
 
 from metamix.data.options import train_command
 from metamix.models.checkpoint import check_described_size
@@ -95,22 +94,19 @@ class NetworkSpec:
         return model.eval(), spec, metadata
 
 
-def load_initial_weights(model: nn.Module, path: str | Path, classes: Sequence[str], head: Sequence[str]) -> list[str]:
-    """Load the weights of a network with the same architecture, to fine-tune it.
+def load_initial_weights(model: Any, path: str | Path, classes: Sequence[str]) -> str:
+    """Load the weights of a network with the same architecture, to fine-tune it; return a note for the user.
 
     A batch norm may be frozen in the file but not in the model, or the other way round; its counter is then not loaded.
-    The layers in `head` depend on the classes. If the file has other classes, they keep their initial values.
-
-    Returns:
-        The names of the weights that were not loaded.
+    If the file has other classes, the layers in `model.classifier` keep their initial values.
     """
     tensors, metadata = load_weights(find_weights(path))
     if metadata.get("classes", [*classes]) != [*classes]:  # the same number of other classes would fit
-        inside_head = tuple(f"{layer}." for layer in head)
+        inside_head = tuple(f"{layer}." for layer in model.classifier)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(inside_head)}
     counters = {name: value for name, value in model.state_dict().items() if name.endswith(COUNTER)}
     tensors = {name: tensor for name, tensor in tensors.items() if name in counters or not name.endswith(COUNTER)}
-    return load_into(model, counters | tensors, str(path), head=head)
+    return weights_note(f"weights from {path}", load_into(model, counters | tensors, str(path), head=model.classifier))
 
 
 def weights_note(source: str, new: Sequence[str]) -> str:
