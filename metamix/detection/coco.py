@@ -229,27 +229,21 @@ def index_annotations(annotations: Path, images: Path):
 
 
 def read_complete(annotations: Path, images: Path) -> Entries:
-    """Read an annotation file and complete its annotations; raise ValueError if it breaks a rule of the format."""
+    """Read an annotation file; add missing iscrowd and area; raise ValueError if it breaks a rule of the format."""
     try:
         data = read_annotations(annotations)
         for problem in chain(field_problems(data), duplicates(data)):  # lazily: `duplicates` needs valid fields
             raise ValueError(problem)
         for annotation in data["annotations"]:
-            complete_annotation(annotation)
+            box: Any = annotation.get("bbox")
+            if not is_box(box):
+                number = annotation["id"]
+                raise ValueError(f"annotation {number} has the bbox {box}; four numbers x, y, width, height are needed")
+            annotation["bbox"] = list(map(float, box))
+            annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)
+            if annotation.get("area") is None:
+                annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
     except ValueError as error:
         command = shlex.join(["metamix", "verify", "--task", "detection", str(annotations), "--images", str(images)])
         raise ValueError(f"{annotations} is not in COCO's format: {error}. To list all problems: {command}") from error
     return data
-
-
-def complete_annotation(annotation: Entry) -> None:
-    """Convert the box to floats, and add missing iscrowd and area; raise ValueError if the box is not four numbers."""
-    box: Any = annotation.get("bbox")
-    if not is_box(box):
-        raise ValueError(
-            f"annotation {annotation['id']} has the bbox {box}; four numbers x, y, width, height are needed"
-        )
-    annotation["bbox"] = list(map(float, box))
-    annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)
-    if annotation.get("area") is None:
-        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]

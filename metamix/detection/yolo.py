@@ -34,7 +34,10 @@ def read_yolo(source: Path) -> Boxes:
     config = read_yaml(file)
     labels, folders = Boxes(class_names(file, config)), []
     for images, split in image_folders(file, config).items():
-        folder, images_by_stem = label_folder(images), by_stem(list_images(images))
+        before, _, after = f"/{images.as_posix()}/".rpartition("/images/")
+        beside = Path(f"{before}/labels/{after}"[1:])
+        folder = beside if beside.is_dir() else images
+        images_by_stem = by_stem(list_images(images))
         folders.append(str(folder))
         for stem, image in images_by_stem.items():
             path = folder / f"{stem}.txt"
@@ -82,13 +85,6 @@ def image_folders(file: Path, config: dict[str, Any]) -> dict[Path, str]:
                 )
             folders[folder] = split
     return folders or {next((root / "images" for root in roots if root.is_dir()), file.parent): ""}
-
-
-def label_folder(images: Path) -> Path:
-    """Return the folder of the labels of a folder of images: beside it, or the folder itself."""
-    before, _, after = f"/{images.as_posix()}/".rpartition("/images/")
-    folder = Path(f"{before}/labels/{after}"[1:])
-    return folder if folder.is_dir() else images
 
 
 def read_boxes(path: Path, classes: Sequence[str], description: Path) -> list[Box]:

@@ -57,7 +57,12 @@ class SegmentationData:
         self.set = open_set(options)
         self.labels = self.set.labels
         self.classes = self.labels.classes
-        self.parts = self._find_splits(train)
+        test, held_out = choose_splits(self.set.splits, options.test_on, options.train_on, train=train)
+        self.test_split = test  # the data set's name for the split that is scored as "test"
+        self.parts = {"train": [s for name in options.train_on for s in self.set.find(name)]} if train else {}
+        self.parts["test"] = self.set.find(test)
+        if held_out:
+            self.parts["holdout"] = self.set.find("val")
         sizes = {split: check_sizes(samples) for split, samples in self.parts.items()}
         if train:
             self._check_crops(self.parts["train"], sizes["train"])
@@ -79,17 +84,6 @@ class SegmentationData:
                 split: content_digest([path for sample in samples for path in (sample.image, sample.mask)])
                 for split, samples in self.parts.items()
             }
-
-    def _find_splits(self, train: bool) -> dict[str, Split]:
-        """Find the samples of the splits to train on and to score."""
-        options, splits = self.options, self.set.splits
-        test, held_out = choose_splits(splits, options.test_on, options.train_on, train=train)
-        self.test_split = test  # the data set's name for the split that is scored as "test"
-        parts = {"train": [s for name in options.train_on for s in self.set.find(name)]} if train else {}
-        parts["test"] = self.set.find(test)
-        if held_out:
-            parts["holdout"] = self.set.find("val")
-        return parts
 
     def _check_crops(self, samples: Split, sizes: Sequence[tuple[int, int]]) -> None:
         options = self.options

@@ -47,17 +47,13 @@ class Predictor:
             return best_labels(self.logits(model, image), size)
         total = torch.zeros((), device=image.device)
         for scale, mirrored in product(self.scales, (False, True) if self.flip else (False,)):
-            total = total + self.view_logits(model, image, scale, mirrored).softmax(1)
+            view = image.flip(-1) if mirrored else image
+            if scale != 1:
+                sides = [max(1, round(side * scale)) for side in image.shape[-2:]]
+                view = F.interpolate(view, sides, mode="bilinear", antialias=True)
+            logits = resize_to(self.logits(model, view), image.shape[-2:], "bilinear")  # (1, classes, H, W)
+            total = total + (logits.flip(-1) if mirrored else logits).softmax(1)
         return best_labels(total, size)
-
-    def view_logits(self, model: nn.Module, image: Tensor, scale: float, mirrored: bool) -> Tensor:
-        """Return the logits (1, classes, H, W) of a view, resized to the image's size and mirrored back."""
-        view = image.flip(-1) if mirrored else image
-        if scale != 1:
-            sides = [max(1, round(side * scale)) for side in image.shape[-2:]]
-            view = F.interpolate(view, sides, mode="bilinear", antialias=True)
-        logits = resize_to(self.logits(model, view), image.shape[-2:], "bilinear")
-        return logits.flip(-1) if mirrored else logits
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
         """Return logits (1, classes, H, W) in float32; raise ValueError if one is not finite."""
