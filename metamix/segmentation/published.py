@@ -1,14 +1,10 @@
-"""List and load published weights of whole segmenters (backbone and head), by the tag of the backbone's name."""
+"""List published weights of whole segmenters (backbone and head), by the tag of the backbone's name."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from metamix.models.poolformer import POOLFORMER
 from metamix.models.wavemix import ONE_LEVEL, WAVEMIX_NAMES, arrange_wavemix
-from metamix.weights.download import download
-from metamix.weights.find import read_weights
-from metamix.weights.fit import load_into
 from metamix.weights.layout import Layout
 
 # PoolFormer with Semantic FPN: github.com/open-mmlab/mmsegmentation, configs/poolformer
@@ -83,13 +79,3 @@ def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
         if backbone in backbones and other != head:
             raise ValueError(f"{backbone} has weights for the head {other}, not for {head}: take that head.")
     return WEIGHTS[head].get(backbone)
-
-
-def load_published(model: Any, published: PublishedSegmenter, name: str) -> None:
-    """Load published weights into a segmenter; messages call it `name`.
-
-    If the weights are for a different number of classes, the layers in its `classifier` keep their initial values.
-    """
-    path = download(published.url, Path(published.url).stem)
-    new = model.classifier if model.num_classes != published.num_classes else ()
-    load_into(model, read_weights(path)[0], path, name=name, layout=published.layout, head=new)

@@ -40,9 +40,12 @@ from metamix.models.backbone import (
 from metamix.models.pyramids import LastMap
 from metamix.utils.checks import check_choice, check_counts, check_known, parse_size
 from metamix.utils.rules import Count, Share, accepted, fits, rule, shown, where
+from metamix.weights.download import download
+from metamix.weights.find import read_weights
+from metamix.weights.fit import load_into
 
 from .heads import DeconvHead, FCNHead, SemanticFPNHead, UPerHead
-from .published import load_published, published_segmenter
+from .published import published_segmenter
 
 FINEST = {4: 0, 8: 1, 16: 2, 32: 3}  # finest stride of a pyramid -> its level
 Stride = Annotated[int, where(FINEST.__contains__, "4, 8, 16 or 32")]
@@ -268,7 +271,10 @@ def build_segmenter(
     model = HEADS[head](request, **options)
     model.fixed_size = find_fixed_size(backbone, request.padded_args(model.backbone.size_divisible))
     if whole and pretrained:
-        load_published(model, whole, f"{head} on {backbone}")
+        path = download(whole.url, Path(whole.url).stem)
+        new = model.classifier if num_classes != whole.num_classes else ()  # these layers keep their initial values
+        name = f"{head} on {backbone}"
+        load_into(model, read_weights(path)[0], path, name=name, layout=whole.layout, head=new)
         if freeze:
             apply_batch_norms(model.backbone, "freeze", loaded=True)
     return model
