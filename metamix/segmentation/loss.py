@@ -99,14 +99,11 @@ def parse_loss(text: str) -> dict[str, float]:
 
 
 def class_weights(rule: str, counts: Tensor) -> Tensor:
-    """Compute class weights from the numbers of pixels; their mean over all pixels is 1.
+    """Compute class weights, (classes,) float32, from the numbers of pixels; their mean over all pixels is 1.
 
     Args:
         rule: "median" for (median of all frequencies) / frequency, or "log" for 1 / log(1.02 + frequency), as in ENet.
         counts: (classes,) int64. A class without pixels gets the weight 0.
-
-    Returns:
-        (classes,) float32.
     """
     share = counts.double() / counts.sum().clamp(min=1)
     seen = counts > 0
