@@ -1,15 +1,18 @@
 """Test the estimate of a step's memory, and of the memory that is free."""
 
 import os
-import subprocess
+import re
 import sys
+from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from metamix.training.memory import TensorMemory, largest_part
-from metamix.utils.system import _free_in_control_groups, free_memory
+from metamix.utils.system import _free_in_control_groups, free_memory, keep_freed_memory
+from tests.helpers.running import in_a_process
 
 
 def test_the_peak_counts_tensors_that_live_at_the_same_time():
@@ -32,33 +35,32 @@ def test_tensors_that_are_kept_for_the_backward_pass_count():
     assert held >= 10 * 1024 and memory.peak > held
 
 
-ESTIMATE = """
-import re, torch, timm, metamix
-from metamix.training.memory import TensorMemory
-from metamix.utils.system import keep_freed_memory
-keep_freed_memory()
-model = timm.create_model("metaformer_pooling_nano", num_classes=5, img_size=64).train()
-def step(n):
-    loss = model(torch.randn(n, 3, 64, 64)).logsumexp(1).mean()
-    torch.autograd.grad(loss, list(model.parameters()))
-def measure(n):
-    with TensorMemory() as memory:
-        step(n)
-    return memory.peak
-def peak():  # in KiB
-    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
-few, more = measure(2), measure(4)
-before = peak()
-step(32)
-print((few + 15 * (more - few)) / 2**10, peak() - before)
-"""
+def check_estimate():
+    keep_freed_memory()
+    model = timm.create_model("metaformer_pooling_nano", num_classes=5, img_size=64).train()
+
+    def step(n):
+        loss = model(torch.randn(n, 3, 64, 64)).logsumexp(1).mean()
+        torch.autograd.grad(loss, list(model.parameters()))
+
+    def measure(n):
+        with TensorMemory() as memory:
+            step(n)
+        return memory.peak
+
+    def peak():  # in KiB
+        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+    few, more = measure(2), measure(4)
+    before = peak()
+    step(32)
+    assert (few + 15 * (more - few)) / 2**10 == pytest.approx(peak() - before, rel=0.15)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
 def test_memory_of_32_samples_follows_from_four():
-    result = subprocess.run([sys.executable, "-c", ESTIMATE], capture_output=True, text=True, check=True)
-    estimate, grown = map(float, result.stdout.split())
-    assert estimate == pytest.approx(grown, rel=0.15)
+    """It is measured in a new process, whose peak is its own."""
+    assert in_a_process(check_estimate) == 0
 
 
 @pytest.mark.parametrize("free, part", [(1000, 32), (319, 16), (45, 4), (10, 1), (9, 0)])
