@@ -10,7 +10,7 @@ import time
 import pytest
 
 from metamix.weights.files import load_checkpoint
-from tests.helpers.running import ROOT, TINY, metrics, start_all
+from tests.helpers.running import ROOT, TINY, launch_two, metrics, start_all
 
 EVERY_STEP = ["--log-every", 1, "--checkpoint-minutes", 0]
 
@@ -34,21 +34,25 @@ def torchrun():
         process.kill()
 
 
-def wait_for(path, process):
+def wait_for(path, running):
     while not path.exists():
         time.sleep(0.01)
-        assert process.poll() is None
+        assert running()
     return path
+
+
+def children(pid):
+    """Return the process ids of a process's children."""
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
 
 
 def child_of(launcher, rank):
     """Find the process of a rank among the children of torchrun."""
-    with open(f"/proc/{launcher}/task/{launcher}/children") as file:
-        children = file.read().split()
-    for child in children:
+    for child in children(launcher):
         with open(f"/proc/{child}/environ", "rb") as file:
             if f"RANK={rank}".encode() in file.read().split(b"\0"):
-                return int(child)
+                return child
     raise AssertionError(f"no child of {launcher} is rank {rank}")
 
 
@@ -66,7 +70,7 @@ def test_torchrun_restarts_from_the_last_checkpoint(torchrun, tmp_path):
     run = tmp_path / "run"
     words = ["--epochs", 10, "--batch-size", 256, "--output", run, *EVERY_STEP]
     process = torchrun(*words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    wait_for(run / "checkpoint.pt", process)
+    wait_for(run / "checkpoint.pt", lambda: process.poll() is None)
     os.kill(child_of(process.pid, rank=1), signal.SIGKILL)
     text = process.communicate(timeout=200)[0]
     assert process.returncode == 0, text
@@ -74,20 +78,34 @@ def test_torchrun_restarts_from_the_last_checkpoint(torchrun, tmp_path):
     assert len(metrics(run)) == 10
 
 
-def test_workers_stop_when_torchrun_is_killed(torchrun, tmp_path):
-    run = tmp_path / "run"
-    with open(tmp_path / "log", "w") as log:
-        process = torchrun("--epochs", 1000, "--output", run, *EVERY_STEP, stdout=log, stderr=log)
-        wait_for(run / "checkpoint.pt", process)
-        workers = [child_of(process.pid, rank) for rank in (0, 1)]
-        process.kill()
-        end = time.monotonic() + 60
-        while any(map(alive, workers)):
-            assert time.monotonic() < end, (tmp_path / "log").read_text()
-            time.sleep(0.1)
+def check_that_ranks_stop(ranks, launcher, log, run):
+    """Kill the launcher of two ranks, and check that they stop after a step and write the state."""
+    assert len(ranks) == 2
+    os.kill(launcher, signal.SIGKILL)
+    end = time.monotonic() + 60
+    while any(map(alive, ranks)):
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.1)
     step = load_checkpoint(run / "checkpoint.pt")["step"]
-    assert f"stopped at step {step} of " in (tmp_path / "log").read_text()
+    assert f"stopped at step {step} of " in log.read_text()
     assert (run / "state.txt").read_text() == "stopped\n"
+
+
+@pytest.mark.slow
+def test_workers_stop_when_torchrun_is_killed(torchrun, tmp_path):
+    with open(tmp_path / "log", "w") as log:
+        process = torchrun("--epochs", 1000, "--output", tmp_path / "run", *EVERY_STEP, stdout=log, stderr=log)
+        wait_for(tmp_path / "run" / "checkpoint.pt", lambda: process.poll() is None)
+        ranks = [child_of(process.pid, rank) for rank in (0, 1)]
+        check_that_ranks_stop(ranks, process.pid, tmp_path / "log", tmp_path / "run")
+
+
+def test_ranks_stop_when_their_launcher_is_killed(tmp_path):
+    """This is the test above without the seconds in which torchrun and each of its ranks import torch."""
+    run = tmp_path / "run"
+    launcher = launch_two("--epochs", 1000, "--output", run, *EVERY_STEP, logs=tmp_path)
+    wait_for(run / "checkpoint.pt", launcher.is_alive)
+    check_that_ranks_stop(children(launcher.pid), launcher.pid, tmp_path / "rank0", run)
 
 
 def test_a_signal_to_one_rank_stops_all_and_they_exit_with_0(tmp_path):
