@@ -41,7 +41,7 @@ def test_a_model_of_oblong_images_needs_a_side(weights):
     assert digits.data.size == 48 and digits.title.endswith("-48px")
     path, _ = weights(img_size=[32, 32])
     digits, *_ = Classification.trained(ClassificationEvalOptions(checkpoint=path))
-    assert digits.data.size == 32 and digits.title.endswith("_nano")
+    assert digits.data.size == 32 and digits.title.endswith("_tiny")
 
 
 def test_given_options_win_over_options_of_training(weights):
@@ -75,7 +75,7 @@ def test_weights_of_another_mixer_are_refused(weights):
         lambda: small_task(checkpoint=path, model_args=SMALL["model_args"] | {"mixer": "pooling"}).model.build(),
         lambda: Classification.trained(ClassificationEvalOptions(checkpoint=path, model_args={"mixer": "pooling"})),
     ):
-        with pytest.raises(ValueError, match="w.safetensors holds weights of metaformer_identity_nano with .*mixer"):
+        with pytest.raises(ValueError, match="w.safetensors holds weights of metaformer_identity_tiny with .*mixer"):
             start()
 
 
@@ -156,7 +156,7 @@ def test_another_crop_than_the_middle_is_noted(monkeypatch):
 
 def test_another_models_weights_are_refused(weights):
     path, _ = weights()
-    with pytest.raises(ValueError, match="weights of metaformer_identity_nano, not of metaformer_raft_nano; name the"):
+    with pytest.raises(ValueError, match="weights of metaformer_identity_tiny, not of metaformer_raft_nano; name the"):
         Classification.trained(ClassificationEvalOptions(model="metaformer_raft_nano", checkpoint=path))
 
 

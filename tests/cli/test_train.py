@@ -116,7 +116,7 @@ def test_a_dry_run_says_all_and_writes_nothing(tmp_path, capsys, monkeypatch):
     text = capsys.readouterr().out
     for said in (
         r"data +digits: 1,437 train, 360 test",
-        r"model +metaformer_identity_nano: [\d,]+ parameters, [\d.]+ M multiply",
+        r"model +metaformer_identity_tiny: [\d,]+ parameters, [\d.]+ M multiply",
         r"steps +2 epochs of 5 steps of 256 samples",
         r"memory +[\d.]+ GiB at the peak of a step, including weights "
         r"[\d.]+ MiB, optimizer [\d.]+ MiB, their average [\d.]+ MiB",
@@ -143,20 +143,20 @@ def test_the_folder_is_named_after_data_model_and_seed(tmp_path, monkeypatch):
 def test_a_sweep_that_is_stopped_says_what_is_left(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Engine, "fit", lambda self: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit, match="143"):
-        train("--epochs", 1, "--output", tmp_path, "--model", f"{MODEL},metaformer_raft_nano")
-    assert "not trained yet: metaformer_raft_nano; repeat the command to train them" in capsys.readouterr().out
+        train("--epochs", 1, "--output", tmp_path, "--model", f"{MODEL},metaformer_raft_tiny")
+    assert "not trained yet: metaformer_raft_tiny; repeat the command to train them" in capsys.readouterr().out
 
 
 def test_several_models_are_compared_and_finished_ones_skipped(tmp_path, capsys, request):
     words = [*QUICK, "--output", tmp_path, "--model"]
-    train(*words, f"{MODEL},metaformer_pooling_nano")
+    train(*words, f"{MODEL},metaformer_pooling_tiny")
     capsys.readouterr()
     request.getfixturevalue("rendered_figures")  # for the picture of all models
-    train(*words, f"{MODEL}, metaformer_pooling_nano,metaformer_raft_nano")
+    train(*words, f"{MODEL}, metaformer_pooling_tiny,metaformer_minattn_tiny")
     text = capsys.readouterr().out
     assert text.count("is finished") == 2 and text.count("epoch 2/2 ") == 1
     table = text[text.index("model        ") :].splitlines()
-    assert [line.split()[0] for line in table[1:4]] == [MODEL, "metaformer_pooling_nano", "metaformer_raft_nano"]
+    assert [line.split()[0] for line in table[1:4]] == [MODEL, "metaformer_pooling_tiny", "metaformer_minattn_tiny"]
     assert table[-1] == f"written: {tmp_path / 'compared-digits.csv'} {tmp_path / 'compared-digits.png'}"
     with open(tmp_path / "compared-digits.csv", newline="") as file:
         rows = list(csv.DictReader(file))

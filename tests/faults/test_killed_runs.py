@@ -96,15 +96,15 @@ def test_a_signal_before_the_first_step_stops_the_run(number, code, tmp_path, mo
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_the_run_with_an_exit_code_and_no_other_model_starts(number, code, tmp_path):
     """`train.py ... && deploy` must not deploy a stopped run."""
-    models = ["--model", "metaformer_identity_nano,metaformer_pooling_nano"]
+    models = ["--model", "metaformer_identity_tiny,metaformer_pooling_tiny"]
     process = Process(*models, "--epochs", 50, *EVERY_STEP, "--output", tmp_path / "runs", log=tmp_path / "log")
-    run = tmp_path / "runs" / "metaformer_identity_nano"
+    run = tmp_path / "runs" / "metaformer_identity_tiny"
     wait_for_checkpoints(process, run, 2)
     assert (run / "state.txt").read_text() == "running\n"
     process.kill(number)
     assert process.wait() == code
-    assert "not trained yet: metaformer_pooling_nano; repeat the command" in process.text()
-    assert (run / "state.txt").read_text() == "stopped\n" and not (tmp_path / "runs/metaformer_pooling_nano").exists()
+    assert "not trained yet: metaformer_pooling_tiny; repeat the command" in process.text()
+    assert (run / "state.txt").read_text() == "stopped\n" and not (tmp_path / "runs/metaformer_pooling_tiny").exists()
 
 
 def test_sigterm_saves_and_the_same_command_continues(reference, tmp_path):

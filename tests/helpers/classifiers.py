@@ -3,7 +3,7 @@
 from metamix.classification.options import ClassificationOptions
 from metamix.classification.task import Classification
 
-SMALL = {"model": "metaformer_identity_nano", "model_args": {"depths": [1, 1, 1], "dims": [8, 8, 16]}}
+SMALL = {"model": "metaformer_identity_tiny", "model_args": {"depths": [1, 1, 1], "dims": [8, 8, 16]}}
 
 
 def small_task(**options):

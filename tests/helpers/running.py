@@ -21,7 +21,7 @@ from metamix.weights.files import load_checkpoint
 torch.set_num_threads(1)  # tests share the machine
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = "metaformer_identity_nano"
+MODEL = "metaformer_identity_tiny"
 TINY = ["--model", MODEL, "--model-args", "{depths: [1, 1, 1], dims: [8, 8, 16]}", "--device", "cpu"]
 # Batch statistics depend on how many samples a process sees at a time.
 WITHOUT_BATCH_NORM = ["--model", "metaformer_identity_s12", "--img-size", 32]

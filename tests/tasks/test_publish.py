@@ -112,7 +112,7 @@ def test_the_card_says_what_the_run_says(run, published):
     scores = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert scores == {name: summary[name] for name in summary["scores"]}
     for words in (
-        "A `metaformer_identity_nano` that metamix trained on digits to label images",
+        "A `metaformer_identity_tiny` that metamix trained on digits to label images",
         f"| top1 on test | {summary['top1']:.4g} |",
         "| images | 1,437 train, 360 test |",
         "metamix predict photo.jpg --checkpoint hf-hub:me/small-digits",
@@ -254,6 +254,6 @@ def test_a_model_that_timm_would_build_otherwise(run, tmp_path, monkeypatch):
     monkeypatch.setattr(
         timm, "create_model", lambda name, **options: build(name, **options | {"pretrained": False})
     )  # as if timm read other weights
-    with pytest.raises(SystemExit, match="timm would not load metaformer_identity_nano from its hub format"):
+    with pytest.raises(SystemExit, match="timm would not load metaformer_identity_tiny from its hub format"):
         metamix_command("publish", run, "me/x", "--dry-run", tmp_path / "x")
     assert not (tmp_path / "x").exists()

@@ -57,7 +57,7 @@ def test_another_batch_gives_other_losses(alone, tmp_path):
 def test_every_sample_is_scored_once_and_a_signal_stops_all(tmp_path):
     """360 test samples over 2 processes in batches of 65 are scored as in one process."""
     run = tmp_path / "run"
-    words = ["--epochs", 2, "--batch-size", 150, "--amp", "none", "--holdout", 0.0995, "--log-every", 2]
+    words = ["--epochs", 3, "--batch-size", 150, "--amp", "none", "--holdout", 0.0995, "--log-every", 2]
     words += ["--output", run]
     ranks = start_all(3, *words, logs=tmp_path)
     while not (run / "checkpoint.pt").exists():
@@ -67,7 +67,7 @@ def test_every_sample_is_scored_once_and_a_signal_stops_all(tmp_path):
     for rank in ranks:
         rank.output()
     step = load_checkpoint(run / "checkpoint.pt")["step"]
-    assert 8 < step < 16 and f"stopped at step {step} of 16" in ranks[0].text()
+    assert 8 < step < 24 and f"stopped at step {step} of 24" in ranks[0].text()
     assert not ranks[2].text()
     for rank in start_all(2, *words, logs=tmp_path):  # it continues on two processes
         rank.output()
@@ -76,7 +76,7 @@ def test_every_sample_is_scored_once_and_a_signal_stops_all(tmp_path):
     evaluate = [*TINY, "--checkpoint", run, "--output", scored, "--batch-size", 360, "--amp", "none"]
     metamix.cli.evaluate.main([str(word) for word in evaluate])
     scored = json.loads((scored / "result.json").read_text())
-    assert summary["steps"] == 16 and summary["top1"] == scored["top1"] and summary["top5"] == scored["top5"]
+    assert summary["steps"] == 24 and summary["top1"] == scored["top1"] and summary["top5"] == scored["top5"]
     assert summary["loss"] == pytest.approx(scored["loss"], abs=1e-4)
 
 
