@@ -1,12 +1,13 @@
 """Test that every registered name behaves in timm as timm's own models do.
 
 The first half runs timm's published model tests on every name: at the trained size on the meta device and, except for
-the large sizes, with values on small images. The second half tests more, on one name for each mixer and family.
-`torch.compile`, `torch.export` and ONNX are in `test_timm_export.py`.
+the large sizes, with values of a small model on small images. The second half tests more, on one name for each mixer
+and family. `torch.compile`, `torch.export` and ONNX are in `test_timm_export.py`.
 """
 
 import copy
 import pickle
+import re
 from functools import lru_cache
 
 import pytest
@@ -47,12 +48,26 @@ def side(name):
     return max(2, 16 // stride) * stride
 
 
+# Fewer and narrower blocks of the same kinds, by patterns of names.
+SMALL = {
+    r"metaformer_\w+_nano": dict(depths=(1, 2, 1)),
+    r"metaformer_\w+_tiny": dict(depths=(1, 1, 1, 1)),
+    r"metaformer_\w+_s12": dict(depths=(1, 1, 2, 1), dims=(32, 64, 96, 128)),
+    r"raftmlp_\w": dict(depths=(1, 1, 2, 1), dims=(16, 32, 48, 64)),
+    r"wavemix_\d+_\d+\w*": dict(depth=4),
+}
+
+
+def small(name):
+    """Return arguments that make a model small and its images too."""
+    sizes = [size for pattern, size in SMALL.items() if re.fullmatch(pattern, name)]
+    return {"img_size": side(name)} | (sizes[0] if sizes else {})
+
+
 def create(name, **kwargs):
-    """Build a model for small images with the same weights at each call; s12 is made narrow."""
-    if name.endswith("_s12"):
-        kwargs["dims"] = (32, 64, 96, 128)
+    """Build a small model with the same weights at each call."""
     torch.manual_seed(0)
-    return timm.create_model(name, **{"img_size": side(name), **kwargs}).eval()
+    return timm.create_model(name, **small(name) | kwargs).eval()
 
 
 def images(model, *size, batch=2):
@@ -543,7 +558,7 @@ def test_safetensors(name, model, tmp_path):
     save_file(model.state_dict(), tmp_path / "model.safetensors")  # refuses tensors that share memory
     torch.manual_seed(5)
     fresh, loaded = (
-        timm.create_model(name, img_size=side(name), checkpoint_path=path).eval()
+        timm.create_model(name, **small(name), checkpoint_path=path).eval()
         for path in (None, tmp_path / "model.safetensors")
     )
     x = images(model)
