@@ -10,6 +10,7 @@ from torch import nn
 
 import metamix
 from metamix.models import count_macs
+from metamix.models.listing import model_info
 from metamix.models.metaformer_family import SIZES, conv_norm_act, fourfold_stem, twofold_stem
 
 MIXERS = ["identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn"]
@@ -80,9 +81,10 @@ def test_mixers_have_at_most_half_as_many_parameters_as_the_mlps(mixer):
         assert spare >= 0, size
 
 
-@pytest.mark.parametrize("size, side, macs", [("nano", 32, 73_631_616), ("tiny", 128, 128_192_256)])
-def test_small_sizes_cost_the_same_with_every_mixer(size, side, macs):
-    costs = {mixer: count_macs(shapes(mixer, size), (3, side, side)) for mixer in MIXERS}
+@pytest.mark.parametrize("size, macs", [("nano", 73_631_616), ("tiny", 128_265_216)])
+def test_small_sizes_cost_the_same_with_every_mixer(size, macs):
+    """test_timm.py counts what is listed."""
+    costs = {mixer: model_info(f"metaformer_{mixer}_{size}").macs for mixer in MIXERS}
     assert costs["identity"] == costs["pooling"] == macs
     assert all(abs(cost / costs["identity"] - 1) <= 0.03 for cost in costs.values()), costs
 
@@ -137,7 +139,7 @@ def test_tiny_has_the_same_matrices_for_all_sizes_of_images(mixer):
 def test_pyramids_run_on_images_of_224_and_on_larger_images(mixer, size):
     model = create(f"metaformer_{mixer}_{size}", features_only=True, depths=ONE_BLOCK)
     with torch.no_grad():
-        for h, w in ((224, 224), (800, 1216)):
+        for h, w in ((224, 224), (320, 480)):
             features = model(torch.randn(1, 3, h, w))
             assert [f.shape[1:] for f in features] == [
                 (dim, -(-h // stride), -(-w // stride)) for dim, stride in zip(SIZES[size]["dims"], (4, 8, 16, 32))
