@@ -40,6 +40,8 @@ def images(model, batch=2, taller=0, wider=0):
 QUICK = ("metaformer_raft_nano", "metaformer_minattn_nano")  # a traced graph is wrong for these
 # The skeleton is the same for all mixers, and tests/mixers/test_contract.py compiles and exports each mixer alone.
 SLOW = {name: pytest.mark.slow if name not in QUICK else () for name in MIXERS}
+# Other names of the same families are not slow.
+SLOW |= dict.fromkeys(("wavemixlite_8_10", "minattn_symmetric_nomlp_h4_mnist"), pytest.mark.slow)
 
 
 @pytest.fixture(params=[pytest.param(name, marks=SLOW.get(name, ())) for name in SHALLOW])
