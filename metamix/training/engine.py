@@ -7,7 +7,7 @@ synchronize: they combine their losses, check that all are finite, and agree on 
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -81,7 +81,9 @@ class Engine:
         self.best: Best = {}  # weights of the best epoch so far, for early stopping
         self._best_in_use = False  # whether the model has the weights of the best epoch instead of the last
         self.seconds = 0.0  # training time of all finished epochs, including the epochs before a resume
-        self.losses = LossMeter()
+        self.sums: dict[str, float] = {}  # sum of each loss over the steps of this epoch
+        self.pending: list[Tensor] = []  # (losses,) of each step since the last synchronization, on the device
+        self._names: list[str] = []  # of these losses
         self.epoch_seconds = 0.0  # training time of this epoch, without evaluation and the time between two runs
         self._counted_at = 0.0  # when `epoch_seconds` was updated
         self.stop_signal = StopSignal()
@@ -139,7 +141,8 @@ class Engine:
 
     def train_step(self, batch: Batch) -> None:
         """Train on this rank's share of one global batch."""
-        self.losses.add(*self.stepper(batch))
+        self._names, losses = self.stepper(batch)
+        self.pending.append(losses)
 
     def evaluate(self, split: str, weights: str = "last") -> tuple[dict[str, float], list[State]]:
         """Score a split, "holdout" or "test", with the "last" weights or their average, "ema".
@@ -167,7 +170,7 @@ class Engine:
                     "steps_per_epoch": self.steps_per_epoch,
                     "history": self.history,
                     "best": self.best,
-                    "sums": self.losses.epoch_sums,
+                    "sums": self.sums,
                     "seconds": self.seconds,
                     "epoch_seconds": self.epoch_seconds,
                     **self.stepper.state_dict(),
@@ -183,7 +186,7 @@ class Engine:
         changes = check_resumable(path, state, self.recipe, self.task.data.identity, self.steps_per_epoch)
         self.stepper.load_state_dict(state, str(path))
         self.history, self.seconds = state["history"], state["seconds"]
-        self.losses.epoch_sums, self.epoch_seconds = state["sums"], state["epoch_seconds"]
+        self.sums, self.epoch_seconds = state["sums"], state["epoch_seconds"]
         self.best = state.get("best", {}) if self.options.early_stopping else {}
         self.checkpoints.written(self.step, path)
         if not self.ended and self.step < self.total_steps:
@@ -227,19 +230,24 @@ class Engine:
         self._counted_at = now
         step_in_epoch = self.step - len(self.history) * self.steps_per_epoch
         pace = self.epoch_seconds / step_in_epoch if group.is_main else 0.0  # seconds per step; only rank 0's counts
-        steps, (stop, save, pace) = self.losses.reduce(group, [self._stop_requested(), save_due, pace])
+        losses = torch.stack(self.pending)  # (steps, losses)
+        self.pending.clear()
+        flags = losses.new_tensor([self._stop_requested(), save_due, pace])
+        *totals, stop, save, pace = group.all_reduce(torch.cat([losses.flatten(), flags])).tolist()
         self._sync_every = max(1, min(options.log_every, int(SYNC_SECONDS / pace)))
-        for i, losses in enumerate(steps):
-            if not math.isfinite(losses["loss"]):
+        means, width = [total / group.world_size for total in totals], losses.shape[1]
+        steps = [dict(zip(self._names, means[i : i + width])) for i in range(0, len(means), width)]
+        for i, values in enumerate(steps):
+            if not math.isfinite(values["loss"]):
                 step = self.step - len(steps) + i + 1
-                raise NotFinite(self._advice(f"the loss is {losses['loss']} at step {step}"))
-            for name, value in losses.items():
-                self.losses.epoch_sums[name] = self.losses.epoch_sums.get(name, 0.0) + value
+                raise NotFinite(self._advice(f"the loss is {values['loss']} at step {step}"))
+            for name, value in values.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
         speed = step_in_epoch * options.batch_size / self.epoch_seconds
         self.run.progress(
             step_in_epoch,
             self.steps_per_epoch,
-            {name: sum(losses[name] for losses in steps) / len(steps) for name in steps[0]},
+            {name: sum(values[name] for values in steps) / len(steps) for name in steps[0]},
             lr=self.stepper.lr,
             speed=speed,
             left=(self.total_steps - self.step) * options.batch_size / speed,
@@ -254,7 +262,7 @@ class Engine:
         """Score the held-out slice if it is due, then save and record the epoch."""
         options = self.options
         row: dict[str, Any] = {"epoch": epoch, "step": self.step, "lr": self.stepper.lr}
-        row |= {f"train_{name}": total / self.steps_per_epoch for name, total in self.losses.epoch_sums.items()}
+        row |= {f"train_{name}": total / self.steps_per_epoch for name, total in self.sums.items()}
         if "holdout" in self.eval_loaders and (epoch % options.eval_every == 0 or epoch == options.epochs):
             self.save()  # a run that is killed while it scores then keeps the steps of this epoch
             for which in ("last", "ema")[: 1 + options.ema]:
@@ -270,7 +278,7 @@ class Engine:
             "img_per_s": self.steps_per_epoch * options.batch_size / self.epoch_seconds,
         }
         self.history.append(row)
-        self.losses.epoch_sums, self.epoch_seconds = {}, 0.0
+        self.sums, self.epoch_seconds = {}, 0.0
         self.save()
         self.run.record(self.history, last=self.ended)
         self.run.say_row(row, options.epochs)
@@ -395,39 +403,6 @@ class Engine:
                 f"instead of the whole batch of {self.options.batch_size}, so the result depends on the number of "
                 f"processes and on micro_batch"
             )
-
-
-class LossMeter:
-    """Average the losses of each step over all ranks.
-
-    The losses of a step stay on the device until the next `reduce`, so a step does not wait for the GPU.
-    """
-
-    def __init__(self) -> None:
-        self.epoch_sums: dict[str, float] = {}  # sum of each loss over the steps of this epoch
-        self.pending: list[Tensor] = []  # (losses,) for each step since the last `reduce`
-        self._names: list[str] = []
-
-    def add(self, names: list[str], losses: Tensor) -> None:
-        """Add the losses of one step; all steps have the same names."""
-        self._names = names
-        self.pending.append(losses)
-
-    def reduce(self, group: ProcessGroup, flags: Sequence[float]) -> tuple[list[dict[str, float]], list[float]]:
-        """Combine the ranks' losses since the last call and any flags, in a single all-reduce.
-
-        Returns:
-            The mean losses of each step, by name, and the sum of each flag over the ranks; the same on all ranks.
-        """
-        losses, width = torch.stack(self.pending), len(self._names)  # (steps, losses)
-        self.pending.clear()
-        values = group.all_reduce(torch.cat([losses.flatten(), losses.new_tensor(list(flags))])).tolist()
-        count = losses.numel()
-        steps = [
-            {name: total / group.world_size for name, total in zip(self._names, values[i : i + width])}
-            for i in range(0, count, width)
-        ]
-        return steps, values[count:]
 
 
 def _configure_torch(seed: int, device: torch.device, deterministic: bool, *, same_image_shape: bool) -> None:

@@ -134,7 +134,7 @@ def test_micro_batches_change_nothing(micro_batch):
         for batch in one.train_loader.epoch(0):
             one.train_step(batch)
     assert torch.allclose(weights(whole), weights(parts), atol=1e-6)
-    assert torch.allclose(torch.stack(whole.losses.pending), torch.stack(parts.losses.pending), atol=1e-6)
+    assert torch.allclose(torch.stack(whole.pending), torch.stack(parts.pending), atol=1e-6)
 
 
 @pytest.mark.parametrize("count, size, parts", [(129, 64, [43, 43, 43]), (10, 4, [3, 3, 4]), (3, 4, [3]), (3, 0, [3])])
