@@ -132,12 +132,12 @@ class Engine:
             for batch in self.train_loader.epoch(epoch, start=done) if done < steps else ():
                 self._before_first_step(batch)
                 self.train_step(batch)
-                self.run.advance()
+                self.run.bar.update()
                 if self.step % self._sync_every == 0 or self.step % steps == 0 or self._stop_at_once():
                     self._synchronize()
                 yield self.step
         finally:
-            self.run.end_epoch()
+            self.run.bar.close()
 
     def train_step(self, batch: Batch) -> None:
         """Train on this rank's share of one global batch."""
@@ -297,7 +297,7 @@ class Engine:
 
     def _stop(self) -> None:
         self.save()
-        self.run.end_epoch()
+        self.run.bar.close()
         self.run.say(
             f"stopped at step {self.step} of {self.total_steps}; everything is in {self.checkpoints.path}. "
             f"The same command continues from there"

@@ -51,13 +51,12 @@ class Run:
         """
         self.folder, self.main = folder, main
         self.state: str | None = None  # last word written to state.txt
-        self.bar: tqdm | None = None
+        self.bar = tqdm(disable=True)  # of the epoch; disabled, it ignores all calls
         self.events: Any = None
         self._writer: Any = None  # makes `events` once there is an epoch to show
         self._wandb: Any = None  # the package, which makes `tracker`
         self.tracker: Any = None  # the record in Weights & Biases
         self._shown = 0  # epochs in TensorBoard and Weights & Biases
-        self.terminal = sys.stderr.isatty()
         self._lock: IO[str] | None = None
         self._title = ""
         self._printed_at = self._drawn_at = time.monotonic()
@@ -143,21 +142,15 @@ class Run:
         """Show a progress bar of `steps` steps; `done` of them were trained before the run was resumed."""
         self._title = f"epoch {epoch + 1}/{epochs}"
         self._printed_at = time.monotonic()
-        if self.main and self.terminal:
-            self.bar = tqdm(
-                total=steps,
-                initial=done,
-                desc=self._title,
-                unit="step",
-                leave=False,
-                dynamic_ncols=True,
-                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
-            )
-
-    def advance(self) -> None:
-        """Advance the progress bar by one step."""
-        if self.bar is not None:
-            self.bar.update()
+        self.bar = tqdm(
+            total=steps,
+            initial=done,
+            desc=self._title,
+            leave=False,
+            disable=not (self.main and sys.stderr.isatty()),
+            dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+        )
 
     def progress(
         self,
@@ -176,17 +169,11 @@ class Run:
         losses = "".join(f"{name} {value:.4g}  " for name, value in values.items())
         time_left = timedelta(seconds=round(left))
         text = f"{losses}lr {lr:.2e}  {speed:.0f} img/s  {memory:.1f} GiB  {time_left} left"
-        if self.bar is not None:
+        if not self.bar.disable:
             self.bar.set_postfix_str(text, refresh=False)
         elif step_in_epoch < steps and time.monotonic() - self._printed_at >= PLAIN_SECONDS:
             self._printed_at = time.monotonic()
             self.say(f"{self._title}  step {step_in_epoch}/{steps}  {text}")
-
-    def end_epoch(self) -> None:
-        """Remove the progress bar."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
 
     def record(self, history: Sequence[Row], *, last: bool) -> None:
         """Write all epochs so far to metrics.csv, curves.png, TensorBoard and Weights & Biases."""
@@ -228,7 +215,7 @@ class Run:
 
     def close(self) -> None:
         """Release the folder."""
-        self.end_epoch()
+        self.bar.close()
         PACKAGE.removeHandler(self._warnings)
         if self.events is not None:
             self.events.close()
