@@ -367,14 +367,13 @@ class Engine:
     def _fit_memory(self, batch: Batch) -> None:
         """Lower the micro-batch until a step fits in the free memory; if the recipe sets it, only warn."""
         options, group, share = self.options, self.group, num_samples(batch)
-        size = part = min(options.micro_batch or share, share)
-        needed = 0.0
-        if (free := free_memory(group.device)) is not None:
-            memory = self.stepper.memory(batch, free)
-            needed = MEMORY_MARGIN * memory(size)
-            part = largest_part(size, lambda samples: MEMORY_MARGIN * memory(samples), free)
-        part = min(group.all_gather(part))
-        if part == size or free is None:
+        free = free_memory(group.device)
+        if free is None:
+            return
+        size, memory = min(options.micro_batch or share, share), self.stepper.memory(batch, free)
+        needed = MEMORY_MARGIN * memory(size)
+        part = min(group.all_gather(largest_part(size, memory, free / MEMORY_MARGIN)))
+        if part == size:
             return
         problem = (
             f"a step with {plural(size, 'sample')} at a time needs about {needed / 2**30:.2g} GiB of memory, and "
