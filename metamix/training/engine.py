@@ -58,9 +58,11 @@ class Engine:
         self.checkpoints = Checkpoints(run.folder, options.checkpoint_minutes)
         self._unresumed = self.checkpoints.find(options.resume, group)
         with group.local_main_first():  # it may download weights
-            self.model = self._place(task.model.build(self._unresumed and self._unresumed[1]["about"]))
+            self.model = task.model.build(self._unresumed and self._unresumed[1]["about"])
         for helper in task.model.frozen_helpers:
-            self._place(helper).eval().requires_grad_(False)
+            helper.eval().requires_grad_(False)
+        for module in (self.model, *task.model.frozen_helpers):
+            module.to(group.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         freeze(self.model, options.freeze)
         self.about = task.model.describe(self.model)
         self.notes: list[str] = []  # what the engine chose because the recipe leaves it open
@@ -212,7 +214,6 @@ class Engine:
         train_mode(self.model)
         first = next(self.train_loader.epoch(0))
         self._before_first_step(first)
-        start = 0.0
         for _ in range(2):
             self._wait_for_device()
             start = time.monotonic()
@@ -326,9 +327,6 @@ class Engine:
             f"{problem}, learning rate {self.stepper.lr:.3g}; {self.checkpoints.good}. "
             f"Repeat the command with {', '.join(remedies[:-1])} or {remedies[-1]}; it continues from {start}"
         )
-
-    def _place(self, module: nn.Module) -> nn.Module:
-        return module.to(self.group.device, memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def _wait_for_device(self) -> None:
         if self.group.device.type != "cpu":
