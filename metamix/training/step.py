@@ -1,7 +1,7 @@
 """Run a training step: augment, forward and backward in micro-batches, update the weights and their average."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -63,8 +63,10 @@ class TrainStep:
 
     def prepare(self, batch: Batch) -> Batch:
         """Move this rank's share of the next batch to the device and augment it."""
-        batch = self.task.data.augment(self._to_device(batch), self.done // self.steps_per_epoch, self.done)
-        return self._to_device(batch)  # augmenting may change the memory format
+        device, layout = self.group.device, self.memory_format
+        batch = to_device(batch, device, layout)
+        batch = self.task.data.augment(batch, self.done // self.steps_per_epoch, self.done)
+        return to_device(batch, device, layout)  # augmenting may change the memory format
 
     def memory(self, batch: Batch, free: float) -> Callable[[int], float]:
         """Measure how much memory a step allocates, on a few samples of a prepared batch. Changes nothing.
@@ -124,8 +126,7 @@ class TrainStep:
         part = {key: value[:samples] for key, value in batch.items()}
         eager = torch.compiler.set_stance("force_eager")  # compiling for this number of samples would take minutes
         with eager, keep_statistics(self.model), TensorMemory() as memory:
-            with autocast(self.group.device, self.dtype), explain_batch_norm():
-                loss, _ = self.task.loss(self.model, part)
+            loss, _ = self._loss(self.model, part)
             torch.autograd.grad(loss, self._trained(), allow_unused=True)
         return memory.peak
 
@@ -141,8 +142,7 @@ class TrainStep:
             wrapped: Any = self._wrapped
             local = done < share and isinstance(wrapped, DistributedDataParallel)
             with wrapped.no_sync() if local else nullcontext():
-                with autocast(self.group.device, self.dtype), explain_batch_norm():
-                    loss, values = self.task.loss(self._wrapped, part)
+                loss, values = self._loss(self._wrapped, part)
                 with keep_statistics(self.model) if self.options.grad_checkpointing else nullcontext():
                     self.scaler.scale(loss * weight).backward()  # repeats the forward pass of timm's blocks
             names = ["loss", *values]
@@ -169,19 +169,15 @@ class TrainStep:
         gpu = [device.index] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=gpu, gradient_as_bucket_view=True)
 
-    def _to_device(self, batch: Batch) -> Batch:
-        return to_device(batch, self.group.device, self.memory_format)
-
-
-@contextmanager
-def explain_batch_norm() -> Iterator[None]:
-    """Say what to do if a batch norm gets a single value for each channel."""
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise ValueError(
-            f"a batch norm cannot train on one sample whose map is a single pixel ({error}): give a larger "
-            f"--batch-size, --micro-batch if it is set, or larger images or crops"
-        ) from error
+    def _loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the task's loss; say what to do if a batch norm gets a single value for each channel."""
+        try:
+            with autocast(self.group.device, self.dtype):
+                return self.task.loss(model, batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"a batch norm cannot train on one sample whose map is a single pixel ({error}): give a larger "
+                f"--batch-size, --micro-batch if it is set, or larger images or crops"
+            ) from error
