@@ -92,19 +92,19 @@ def prepare_device(name: str, local_rank: int = 0) -> torch.device:
     Raises:
         ValueError: the name is wrong, or the machine has no such device.
     """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = next(kind for kind in available if available[kind])
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
+    if device is None or device.type not in available:
         raise ValueError(f"device is {name!r}, but it must be auto, cpu, cuda, cuda:<number> or mps")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device is {name!r}, but this PyTorch sees no Apple GPU; use --device cpu or auto")
+    if not available[device.type]:
+        maker = "CUDA" if device.type == "cuda" else "Apple"
+        raise ValueError(f"device is {name!r}, but this PyTorch sees no {maker} GPU; use --device cpu or auto")
     if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"device is {name!r}, but this PyTorch sees no CUDA GPU; use --device cpu or auto")
         count = torch.cuda.device_count()
         if device.index is not None and device.index >= count:
             raise ValueError(f"device is {name!r}, but this machine's GPUs are cuda:0 to cuda:{count - 1}")
