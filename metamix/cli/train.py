@@ -11,6 +11,7 @@ checkpoint; it says if the run is finished. The training loop is metamix/trainin
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import metamix  # noqa: F401 - registers the models with timm
@@ -64,9 +65,10 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
         if "." in model and not recipe.options.pretrained and group.is_main:
             print(printable(f"note: {model} names weights, but they are loaded only with --pretrained"))
     for i, model in enumerate(models):
-        of_model = recipe.replace(model=model)
+        # A copy of the engine's options, since the engine sets those that are left open.
+        of_model = replace(recipe, engine=replace(recipe.engine), options=replace(recipe.options, model=model))
         if len(models) > 1 and recipe.engine.output:
-            of_model = of_model.replace(output=str(Path(recipe.engine.output) / model))
+            of_model.engine.output = str(Path(recipe.engine.output) / model)
         exit_code = None
         try:
             with group.local_main_first():

@@ -161,14 +161,6 @@ class Recipe:
         """Return the recipe as a YAML file that `--config` reads."""
         return dump_yaml(self.flat())
 
-    def replace(self, **changes: Any) -> "Recipe":
-        """Return the recipe with other values for some options, of the engine or of the task."""
-        engine, options = (
-            dataclasses.replace(part, **{name: changes[name] for name in vars(part).keys() & changes.keys()})
-            for part in (self.engine, self.options)
-        )
-        return dataclasses.replace(self, engine=engine, options=options)
-
 
 def parse(
     argv: Sequence[str],
