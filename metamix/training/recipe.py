@@ -264,16 +264,16 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     Raises:
         ValueError: a changed option makes it another run.
     """
-    rules = {"task": "refuse", "import": "report"}
     options = options_of(type(recipe.engine), type(recipe.options))
-    rules |= {name: f.metadata.get("on_resume", "refuse") for name, (f, _) in options.items()}
-    changes: dict[str, dict[str, str]] = {"refuse": {}, "report": {}, "ignore": {}}
-    for key, value in recipe.flat().items():
-        if key in saved and key not in recipe.unset and saved[key] != value:
-            changes[rules[key]][key] = f"{key} was {shown(saved[key])} and is now {shown(value)}"
-    if changes["refuse"]:
+    rules = {name: f.metadata.get("on_resume", "refuse") for name, (f, _) in options.items()} | {"import": "report"}
+    changes = {
+        key: f"{key} was {shown(saved[key])} and is now {shown(value)}"
+        for key, value in recipe.flat().items()
+        if key in saved and key not in recipe.unset and saved[key] != value
+    }
+    if refused := [change for key, change in changes.items() if rules.get(key, "refuse") == "refuse"]:
         raise ValueError(
-            f"this run cannot be continued with another recipe: {'; '.join(changes['refuse'].values())}. Use the old "
-            f"values, or start a new run with --output (and --checkpoint to start from these weights)"
+            f"this run cannot be continued with another recipe: {'; '.join(refused)}. Use the old values, or start a "
+            f"new run with --output (and --checkpoint to start from these weights)"
         )
-    return changes["report"]
+    return {key: change for key, change in changes.items() if rules[key] == "report"}
