@@ -14,8 +14,7 @@ from metamix.utils.text import list_names
 
 from .layout import OURS, Layout
 
-MAX_PARAMETERS = 10**9
-MAX_MODULES = 10_000  # maxim_s3 has 2,375, more than timm's largest models
+LIMITS = {"parameters": 10**9, "modules": 10_000}  # maxim_s3 has 2,375 modules, more than timm's largest models
 
 
 class TooLarge(ValueError):
@@ -162,14 +161,13 @@ def check_size(described: nn.Module, tensors: Mapping[str, Tensor], name: str, s
 @contextmanager
 def limited_size(source: object) -> Iterator[None]:
     """Raise TooLarge as soon as the block makes too many modules or parameters; `source` names the model's file."""
-    counts = {"parameters": 0, "modules": 0}
-    limits = {"parameters": MAX_PARAMETERS, "modules": MAX_MODULES}
+    counts = dict.fromkeys(LIMITS, 0)
 
     def add(kind: str, count: int) -> None:
         counts[kind] += count
-        if counts[kind] > limits[kind]:
+        if counts[kind] > LIMITS[kind]:
             raise TooLarge(
-                f"{source}: its metadata describe a model of more than {limits[kind]:,} {kind}. Use a file that "
+                f"{source}: its metadata describe a model of more than {LIMITS[kind]:,} {kind}. Use a file that "
                 f"metamix wrote"
             )
 
