@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
+from timm.layers import to_2tuple
 
 from metamix.utils.rules import (
     Positive,
@@ -168,7 +169,7 @@ class ModelMetadata:
         """Return the entries of the file's metadata as plain values, without None."""
         entries = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         entries = {key: list(value) if isinstance(value, tuple) else value for key, value in entries.items()}
-        return {key: value for key, value in entries.items() if value is not None} | self.extra
+        return _without_none(entries) | self.extra
 
     @property
     def architecture(self) -> str | None:
@@ -180,15 +181,17 @@ class ModelMetadata:
         names = ("num_classes", "mean", "std", "interpolation", "crop_pct")
         cfg: dict[str, Any] = {key: getattr(self, key) for key in names} | {"label_names": self.classes}
         if self.in_chans is not None and self.img_size is not None:
-            size = self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
-            cfg["input_size"] = (self.in_chans, *size)
-        return {key: value for key, value in cfg.items() if value is not None}
+            cfg["input_size"] = (self.in_chans, *to_2tuple(self.img_size))
+        return _without_none(cfg)
 
     @property
     def shape(self) -> dict[str, Any]:
         """Return the entries `num_classes`, `in_chans` and `img_size` that the file has, as constructor arguments."""
-        arguments = {key: getattr(self, key) for key in ("num_classes", "in_chans", "img_size")}
-        return {key: value for key, value in arguments.items() if value is not None}
+        return _without_none({"num_classes": self.num_classes, "in_chans": self.in_chans, "img_size": self.img_size})
+
+
+def _without_none(entries: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entries.items() if value is not None}
 
 
 def to_tuples(value: Any) -> Any:
