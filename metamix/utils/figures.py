@@ -52,12 +52,11 @@ def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:
     with atomic_write(path) as file, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         figure.savefig(file, format="png", dpi=dpi)
-    missing = [each for each in caught if str(each.message).startswith("Glyph ")]
-    if missing:
+    others = [each for each in caught if not str(each.message).startswith("Glyph ")]
+    if len(others) < len(caught):
         log.warning("%s shows boxes for letters that no installed font has: install Noto Sans CJK", path)
-    for each in caught:
-        if each not in missing:
-            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    for each in others:
+        warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
 
 
 def draw_confusion(
