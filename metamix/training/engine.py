@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -245,15 +246,10 @@ class Engine:
             for name, value in values.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
         speed = step_in_epoch * options.batch_size / self.epoch_seconds
-        self.run.progress(
-            step_in_epoch,
-            self.steps_per_epoch,
-            {name: sum(values[name] for values in steps) / len(steps) for name in steps[0]},
-            lr=self.stepper.lr,
-            speed=speed,
-            left=(self.total_steps - self.step) * options.batch_size / speed,
-            memory=peak_memory(group.device),
-        )
+        text = "".join(f"{name} {sum(values[name] for values in steps) / len(steps):.4g}  " for name in self._names)
+        text += f"lr {self.stepper.lr:.2e}  {speed:.0f} img/s  {peak_memory(group.device):.1f} GiB  "
+        left = timedelta(seconds=round((self.total_steps - self.step) * options.batch_size / speed))
+        self.run.progress(step_in_epoch, self.steps_per_epoch, f"{text}{left} left")
         if stop:
             self._stop()
         if save:

@@ -152,28 +152,13 @@ class Run:
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
         )
 
-    def progress(
-        self,
-        step_in_epoch: int,
-        steps: int,
-        values: Mapping[str, float],  # mean losses since the last call
-        *,
-        lr: float,
-        speed: float,  # images per second
-        left: float,  # seconds to the end of the run
-        memory: float,  # peak, GiB
-    ) -> None:
-        """Show the progress within an epoch."""
-        if not self.main:
-            return
-        losses = "".join(f"{name} {value:.4g}  " for name, value in values.items())
-        time_left = timedelta(seconds=round(left))
-        text = f"{losses}lr {lr:.2e}  {speed:.0f} img/s  {memory:.1f} GiB  {time_left} left"
+    def progress(self, step: int, steps: int, text: str) -> None:
+        """Show a text about step `step` of the `steps` of an epoch: beside the bar, or in a line now and then."""
         if not self.bar.disable:
             self.bar.set_postfix_str(text, refresh=False)
-        elif step_in_epoch < steps and time.monotonic() - self._printed_at >= PLAIN_SECONDS:
+        elif step < steps and time.monotonic() - self._printed_at >= PLAIN_SECONDS:
             self._printed_at = time.monotonic()
-            self.say(f"{self._title}  step {step_in_epoch}/{steps}  {text}")
+            self.say(f"{self._title}  step {step}/{steps}  {text}")
 
     def record(self, history: Sequence[Row], *, last: bool) -> None:
         """Write all epochs so far to metrics.csv, curves.png, TensorBoard and Weights & Biases."""

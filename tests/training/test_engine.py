@@ -584,7 +584,7 @@ def test_ranks_synchronize_more_often_if_steps_are_slow(seconds, expected, monke
 
     one.task.loss = slow
     monkeypatch.setattr("metamix.training.engine.time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(one.run, "progress", lambda step, *others, **named: reported.append(step))
+    monkeypatch.setattr(one.run, "progress", lambda step, *others: reported.append(step))
     assert list(one.steps(0)) == [1, 2, 3, 4, 5, 6]
     assert reported == expected
 
