@@ -45,9 +45,8 @@ def to_device(value: Any, device: torch.device, memory_format: torch.memory_form
     """
 
     def move(tensor: Tensor) -> Tensor:
-        if memory_format is not None and tensor.ndim == 4:
-            return tensor.to(device, non_blocking=True, memory_format=memory_format)
-        return tensor.to(device, non_blocking=memory_format is not None)
+        layout = memory_format if tensor.ndim == 4 else None
+        return tensor.to(device, non_blocking=memory_format is not None, memory_format=layout or torch.preserve_format)
 
     return tree_map_only(Tensor, move, value)
 
