@@ -50,11 +50,7 @@ class Checkpoints:
         return path, state
 
     def write(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint; the previous one stays until the new one is complete.
-
-        Raises:
-            OSError: the checkpoint cannot be written; the message says which checkpoint is still good.
-        """
+        """Replace the checkpoint. If that fails, the old one stays, and OSError says which checkpoint is still good."""
         assert self.path is not None, "a dry run writes nothing"
         try:
             save_checkpoint(self.path, state)
@@ -108,12 +104,9 @@ def check_resumable(
 
 
 def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source: Path) -> None:
-    """Check that the data are the same as in an earlier run; warn if that run did not record all digests of its data.
+    """Raise ValueError if the data differ from those that a run has `saved`; warn if it saved no digest of the content.
 
-    `saved` is what the run recorded about its data. Older runs recorded fewer entries; only these are compared.
-
-    Raises:
-        ValueError: the data differ.
+    Older runs saved fewer entries; only these are compared.
     """
     differing = [
         WORDS.get(key, key) for key, value in identity.items() if key in saved and _round(saved[key]) != _round(value)

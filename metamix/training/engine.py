@@ -207,11 +207,7 @@ class Engine:
             raise Stopped(self.stop_signal.number)
 
     def time_step(self) -> tuple[float, float]:
-        """Time one training step after a warm-up step. Both change the weights, so do not use the model afterwards.
-
-        Returns:
-            Seconds, and the peak memory in GiB.
-        """
+        """Return the seconds of a training step after a warm-up step, and the peak memory in GiB. Weights change."""
         train_mode(self.model)
         first = next(self.train_loader.epoch(0))
         self._before_first_step(first)
@@ -223,7 +219,7 @@ class Engine:
         return time.monotonic() - start, peak_memory(self.group.device)
 
     def _synchronize(self) -> None:
-        """Combine the ranks' losses, check them, report them, and agree on saving and stopping."""
+        """Combine the ranks' losses, check and report them, and agree on saving and stopping."""
         options, group = self.options, self.group
         save_due = group.is_main and self.checkpoints.due
         self._wait_for_device()  # GPU steps run asynchronously; without this, only their launch is timed

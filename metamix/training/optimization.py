@@ -103,8 +103,7 @@ def scale_rates(optimizer: Optimizer, model: nn.Module, factors: Mapping[str, fl
 def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     """Load moments and step counts from a checkpoint; settings such as learning rates come from the recipe.
 
-    Raises:
-        ValueError: the recipe divides the weights into other groups than the checkpoint.
+    Raise ValueError if the recipe divides the weights into other groups than the checkpoint.
     """
     saved_count, count = len(saved["param_groups"]), len(optimizer.param_groups)
     if saved_count != count:
@@ -181,8 +180,7 @@ def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
 def find_weights_of(model: nn.Module, part: str, option: str) -> list[nn.Parameter]:
     """Return the weights of a part of a model: a module or a parameter, or a pattern such as stages.*.norm1.
 
-    Raises:
-        ValueError: the name matches nothing. The message names the option that gave it.
+    `option` gave the name; it begins the ValueError about a name that matches nothing.
     """
     # A dot after each name lets one pattern match both the parameter itself and all parameters of a module.
     weights = [weight for name, weight in model.named_parameters() if fnmatch.fnmatch(f"{name}.", f"{part}.*")]

@@ -173,6 +173,8 @@ def parse(
 ) -> Recipe:
     """Read a recipe from the config that `--config` names, and then from the other flags.
 
+    Exit with a message if the recipe has a mistake.
+
     Args:
         tasks: names of all tasks, read after the modules of `--import` have registered theirs.
         task_options: returns the options of a task, a dataclass. Its attribute `engine_defaults`, if it has one, holds
@@ -180,9 +182,6 @@ def parse(
         default_task: returns the task if neither `--task` nor the config names one, from the values of `checkpoint`
             and `model` that the command line or the config gives.
         engine: options that every task has, a dataclass.
-
-    Raises:
-        SystemExit: the recipe has a mistake; the message says where, what was given and what is accepted.
     """
     with exit_with_message(ValueError, OSError):
         parser = Parser(

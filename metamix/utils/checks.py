@@ -79,11 +79,7 @@ def check_finite(outputs: Tensor, name: object = "") -> Tensor:
 
 
 def parse_weighted_sum(text: str, names: Collection[str]) -> dict[str, float]:
-    """Parse a weighted sum of named losses, such as "charbonnier+0.1*fft"; return the weights by name.
-
-    Raises:
-        ValueError: a name is unknown or repeated, or a weight is not a number above 0.
-    """
+    """Return the weights by name in a sum of losses such as "charbonnier+0.1*fft"; raise ValueError for other text."""
     weights: dict[str, float] = {}
     for term in text.split("+"):
         first, star, second = term.strip().partition("*")

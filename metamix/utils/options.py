@@ -149,12 +149,8 @@ def no_option(
 ) -> str:
     """Return the message that there is no option `word`, which is a flag or a key of a config.
 
-    It names the other tasks that have the option; if there is none, the most similar of the `known` options.
-
-    Args:
-        task: the chosen task.
-        tasks: names of all tasks; `task_options` returns the options of a task, a dataclass.
-        advise: whether to advise `--task`.
+    It names the other `tasks` than `task` that have the option, and with `advise` says how to choose one; if there is
+    none, it names the most similar of the `known` options. `task_options` returns the options of a task, a dataclass.
     """
     text = f"there is no option {word if str(word).startswith('-') else shown(word)}"
     name = str(word).removeprefix("--").removeprefix("no-").replace("-", "_")
@@ -210,13 +206,11 @@ def parse_flags(
 ) -> dict[str, Any]:
     """Add --help and a flag for each option to the parser, and return the values that the command line gives.
 
+    Flags may be written with underscores, too. Raise ValueError for an unknown flag or a value of the wrong type.
+
     Args:
-        argv: command-line arguments. Flags may be written with underscores, too.
         unknown: returns the message about an unknown flag, as `no_option` does.
         other_flags: flags that the parser already has.
-
-    Raises:
-        ValueError: a flag is unknown, or a value has the wrong type.
     """
     parser.add_argument("-h", "--help", action="help", help="show this help and exit")
     positionals = [f for f, _ in options.values() if _is_positional(f)]
@@ -328,12 +322,7 @@ def _expand_home(path: str) -> str:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file of options.
-
-    Raises:
-        ValueError: the file is not UTF-8 or not YAML, repeats a key, or holds no mapping.
-        OSError: the file cannot be read.
-    """
+    """Read a YAML file of options; raise ValueError if it is not UTF-8 or YAML, repeats a key, or holds no mapping."""
     content = _parse_yaml(read_text(Path(path)), str(path))
     if content is None:
         raise ValueError(f"{path} is empty: give lines 'option: value'")

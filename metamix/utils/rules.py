@@ -145,15 +145,10 @@ def check_entries(
     place: str | None = "the metadata",
     remedy: str = REMEDY,
 ) -> None:
-    """Check entries of a file.
+    """Raise ValueError if an entry of a file is missing, or if its rule does not accept it.
 
-    Args:
-        source: name of the file in messages.
-        place: name of the part of the file that holds the entries, in messages; None for the whole file.
-        remedy: sentence at the end of messages that says what to do.
-
-    Raises:
-        ValueError: an entry is missing, or its rule does not accept it.
+    The message names the file, `source`, and the part of it that holds the entries, `place`, if it is not the whole
+    file. It ends with `remedy`, which says what to do.
     """
     inside = f" in {place}" if place else ""
     for name, rule in rules.items():

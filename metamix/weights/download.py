@@ -14,12 +14,9 @@ from .files import WEIGHTS
 
 
 def download(url: str, name: str, folder: str | Path | None = None) -> Path:
-    """Download published weights unless the folder already has them, and return their path.
+    """Download published weights to a folder, unless it has them, and return their path.
 
-    Args:
-        url: address of the file.
-        name: name of the file in the folder, without its suffix.
-        folder: folder for the file; by default torch's cache of checkpoints.
+    `name` is the file's name without its suffix. The default folder is torch's cache of checkpoints.
     """
     path = Path(folder or Path(torch.hub.get_dir()) / "checkpoints") / f"{name}{Path(url).suffix}"
     if not path.is_file():
@@ -54,10 +51,8 @@ def require_reachable(name: str, cfg: PretrainedCfg | None = None, cache_dir: st
     Weights on the Hugging Face Hub must be cached or reachable; weights at another address are downloaded. Without this
     check and without a network, huggingface_hub 2.4 retries for 45 seconds, then fails without naming the weights.
 
-    Args:
-        name: a timm model, or hf-hub:REPOSITORY.
-        cfg: the model's configuration, if it is not the registered one.
-        cache_dir: folder of timm's cache, if it is not the hub's.
+    `name` is a timm model or hf-hub:REPOSITORY. `cfg` is the model's configuration if it is not the registered one, and
+    `cache_dir` the folder of timm's cache if it is not the hub's.
     """
     hub_id: str | None = None
     if name.startswith(("hf-hub:", "hf_hub:")):

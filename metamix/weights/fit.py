@@ -37,9 +37,7 @@ def check_fit(
     Args:
         tensors: tensors of the file, by their names in the model.
         of_model: the model's `state_dict(keep_vars=True)`, which tells parameters from buffers.
-        model: name of the model in messages.
-        source: name of the file in messages.
-        layout: how the file names its tensors, for messages.
+        model, source, layout: names of the model and of the file, and the file's names of its tensors, for messages.
         unknown: names, in the file, of tensors that the model does not have.
         head: layers whose tensors may be missing or of a different shape.
         first_convs: convolutions whose weights may have a different number of input channels.
@@ -103,11 +101,9 @@ def load_into(
     """Load the tensors of a file into a model. All must fit, except for the tensors of the head.
 
     Args:
-        model: the model; its weights are overwritten.
-        state: tensors of the file, by their names in the file.
+        state: tensors of the file, by their names in the file, which `layout` describes.
         source, head: as for `check_fit`, which raises the errors.
         name: name of the model in messages; its class by default.
-        layout: how the file names and arranges the tensors.
 
     Returns:
         The names of the head's weights that were not loaded, since the file has none that fit.
@@ -128,9 +124,8 @@ def function_mismatch(theirs: Mapping[str, str], ours: Mapping[str, str], weight
 
     Weights can fit such a model: pooling has no parameters, and the number of attention heads changes no shape.
 
-    Args:
-        theirs, ours: description of each part of the file's model and of this model, by the name of the part.
-        weights: start of the message, which names the file, such as "FILE holds weights".
+    `theirs` and `ours` describe each part of the two models, by its name. `weights` begins the message: "FILE holds
+    weights".
     """
     parts = [part for part in theirs.keys() | ours.keys() if theirs.get(part) != ours.get(part)]
     if not parts:
@@ -145,10 +140,7 @@ def function_mismatch(theirs: Mapping[str, str], ours: Mapping[str, str], weight
 def check_size(described: nn.Module, tensors: Mapping[str, Tensor], name: str, source: object) -> None:
     """Raise ValueError if the metadata of a file describe a model with over twice as many values as the file holds.
 
-    Args:
-        described: the model that the metadata describe, on the meta device.
-        tensors: the tensors of the file.
-        name, source: names of the model and of the file in the message.
+    `described` is the model `name` that the metadata of the file `source` describe, on the meta device.
     """
     values, held = (sum(tensor.numel() for tensor in part.values()) for part in (described.state_dict(), tensors))
     if values > 2 * held + 1_000_000:
