@@ -220,6 +220,9 @@ def check_output(folder: Path) -> None:
     """Raise ValueError unless a run may write into a folder: it is new, empty, or holds a run."""
     if not folder.is_dir():
         return
+    with suppress(ValueError, OSError):
+        if {"task", "seed", "batch_size", "lr"} <= read_yaml(folder / RECIPE).keys():
+            return
     # Files of a run that failed before it wrote its recipe; older versions wrote the state first.
     left = {LOCK, "log.txt", STATE, WANDB}
     foreign = sorted(
@@ -227,18 +230,11 @@ def check_output(folder: Path) -> None:
         for name in os.listdir(folder)
         if name not in left and not name.startswith("events.out.tfevents") and not name.endswith(TEMPORARY)
     )
-    if foreign and not _is_recipe(folder / RECIPE):
+    if foreign:
         raise ValueError(
             f"{folder} is not empty and holds no run of metamix: there is {foreign[0]!r}, but no {RECIPE} that "
             f"metamix wrote. Give --output a new or empty folder"
         )
-
-
-def _is_recipe(path: Path) -> bool:
-    try:
-        return {"task", "seed", "batch_size", "lr"} <= read_yaml(path).keys()
-    except (ValueError, OSError):
-        return False
 
 
 def _import_tracker(extra: str, module: str, attribute: str) -> Any:
