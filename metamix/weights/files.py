@@ -43,11 +43,7 @@ _logger = package_logger(__name__)
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write tensors and plain values atomically, with their checksums.
-
-    Raises:
-        OSError: the file cannot be written, for example because the disk is full. The old file is then unchanged.
-    """
+    """Write tensors and plain values with their checksums, as `atomic_write` does."""
     content = {"format": FORMAT, **state}
     try:
         with atomic_write(path) as file:

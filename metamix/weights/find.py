@@ -49,11 +49,9 @@ def weights_dir() -> Path:
 
 @cache
 def local_cards() -> dict[str, dict[str, dict]]:
-    """Read the cards in `weights_dir()` that have weights beside them.
+    """Return the cards in `weights_dir()` that have weights beside them, by model name and tag.
 
-    Returns:
-        Cards by model name and tag. Their `pretrained_cfg` has entries of timm's `PretrainedCfg`; "file" is the path
-        of the weights.
+    The `pretrained_cfg` of each has entries of timm's `PretrainedCfg`; "file" is the path of the weights.
     """
     cards: dict[str, dict[str, dict]] = {}
     for card in sorted(weights_dir().glob("*.json")):
