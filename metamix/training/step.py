@@ -81,7 +81,7 @@ class TrainStep:
             slope = (self._measure(batch, more) - bytes_of_few) / (more - few)
         fixed = bytes_of_few - slope * few
         if not self.optimizer.state:  # two moments of each weight, as in AdamW
-            fixed += 2 * sum(w.numel() * w.element_size() for w in self._trained())
+            fixed += 2 * sum(weight.nbytes for weight in self._trained())
         return lambda samples: fixed + slope * samples
 
     @property

@@ -177,10 +177,7 @@ def _time_step(engine: Engine, run: Run) -> None:
     parts: dict[str, Iterable[Tensor]] = {"weights": engine.model.parameters(), "optimizer": moments}
     if engine.options.ema:
         parts["their average"] = engine.stepper.weights("ema").parameters()
-    sizes = ", ".join(
-        f"{name} {sum(t.numel() * t.element_size() for t in tensors) / 2**20:.1f} MiB"
-        for name, tensors in parts.items()
-    )
+    sizes = ", ".join(f"{name} {sum(t.nbytes for t in tensors) / 2**20:.1f} MiB" for name, tensors in parts.items())
     run.say(f"memory   {peak:.2f} GiB at the peak of a step, including {sizes}")
     run.say(
         f"time     {seconds:.3f} s for one step, {engine.options.batch_size / seconds:,.0f} img/s, "
@@ -200,7 +197,6 @@ def _finish(engine: Engine, run: Run, folder: Path) -> None:
     scores, states = engine.evaluate("test", which)
     if not run.main:
         return
-    speed = engine.step * options.batch_size / engine.seconds
     result = (
         engine.about
         | {name: round(value, 4) for name, value in scores.items()}
@@ -210,7 +206,7 @@ def _finish(engine: Engine, run: Run, folder: Path) -> None:
             "steps": engine.step,
             **({"best_epoch": engine.best["epoch"]} if engine.best else {}),
             "seconds": round(engine.seconds, 1),
-            "img_per_s": round(speed, 1),
+            "img_per_s": round(engine.step * options.batch_size / engine.seconds, 1),
             "seed": options.seed,
             "versions": versions(),
             "commit": commit(),
