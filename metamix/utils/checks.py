@@ -8,7 +8,7 @@ from typing import Any
 from timm.layers import to_2tuple
 from torch import Tensor
 
-from .text import did_you_mean
+from .text import did_you_mean, to_number
 
 
 class DoesNotFit(ValueError):
@@ -87,10 +87,7 @@ def parse_weighted_sum(text: str, names: Collection[str]) -> dict[str, float]:
         check_choice("loss", name, names)
         if name in weights:
             raise ValueError(f"loss is {text!r}, which has {name} twice; keep one of them")
-        try:
-            weights[name] = float(first) if star else 1.0
-        except ValueError:
-            weights[name] = 0.0
-        if not 0 < weights[name] < float("inf"):
+        weights[name] = to_number(first) if star else 1.0
+        if not 0 < weights[name] < math.inf:
             raise ValueError(f"loss is {text!r}, but the weight of {name} must be a number above 0: 0.1*{name}")
     return weights
