@@ -39,9 +39,8 @@ def free_memory(device: torch.device) -> float | None:
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    free = {words[0]: 1024.0 * int(words[1]) for words in lines}.get("MemAvailable:")
-    bounds = [*([free] if free is not None else []), *_free_in_control_groups()]
-    return min(bounds) / int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if bounds else None
+    free = {words[0]: 1024.0 * int(words[1]) for words in lines}["MemAvailable:"]
+    return min(free, *_free_in_control_groups()) / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def _free_in_control_groups(
