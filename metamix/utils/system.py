@@ -159,15 +159,12 @@ def usable_workers(workers: int) -> int:
 def commit() -> str | None:
     """Return the commit of the clone that this code runs from, with + if tracked files differ; None outside a clone."""
 
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # the package may be installed inside another project's clone
+        return None
+    git = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
     try:
-        if Path(git("rev-parse", "--show-toplevel")) != Path(__file__).resolve().parents[2]:
-            return None  # the package is installed inside another project's clone
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
