@@ -52,9 +52,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 def remove_temporary(path: Path) -> None:
     """Remove files that `atomic_write` left beside `path` when it was killed. No process may be writing `path`."""
-    for file in path.parent.iterdir():
-        if re.fullmatch(rf"{re.escape(path.name)}\.[0-9a-f]{{16}}{re.escape(TEMPORARY)}", file.name):
-            file.unlink()
+    for file in path.parent.glob(f"{path.name}.{'[0-9a-f]' * 16}{TEMPORARY}"):
+        file.unlink()
 
 
 def shipped_folder(name: str) -> Path:
