@@ -26,10 +26,7 @@ from .task import Task
 
 
 def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
-    """Train a model to the end of its recipe, from its last checkpoint if there is one.
-
-    Returns:
-        The run folder.
+    """Train a model to the end of its recipe, from its last checkpoint if there is one, and return the run folder.
 
     Raises:
         Stopped: at a signal, once the state is saved.
