@@ -147,7 +147,7 @@ class Run:
             initial=done,
             desc=self._title,
             leave=False,
-            disable=not (self.main and sys.stderr.isatty()),
+            disable=None if self.main else True,  # None: unless there is a terminal
             dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
         )
