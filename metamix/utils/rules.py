@@ -124,8 +124,6 @@ def _describe(schema: Mapping[str, Any]) -> str:
     words = WORDS[schema.get("format", schema["type"])]
     if {"minimum", "maximum"} <= schema.keys():
         return f"{words} from {schema['minimum']:,.10g} to {schema['maximum']:,.10g}"
-    if "maxLength" in schema:
-        return f"{words} of at most {schema['maxLength']:,} characters"
     limits = [f"{limit} {schema[key]:,.10g}" for key, limit in LIMITS.items() if key in schema]
     if words == "a number" and limits and not {"maximum", "exclusiveMaximum"} & schema.keys():
         words = "a finite number"
