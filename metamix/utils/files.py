@@ -1,6 +1,7 @@
 """Read and write files, lock folders, and find folders that come with metamix."""
 
 import errno
+import glob
 import json
 import os
 import re
@@ -52,7 +53,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 def remove_temporary(path: Path) -> None:
     """Remove files that `atomic_write` left beside `path` when it was killed. No process may be writing `path`."""
-    for file in path.parent.glob(f"{path.name}.{'[0-9a-f]' * 16}{TEMPORARY}"):
+    for file in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 16}{TEMPORARY}"):
         file.unlink()
 
 
