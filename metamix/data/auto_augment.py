@@ -24,35 +24,21 @@ from .counter_rng import seeded
 Policy = Callable[[Image.Image], Image.Image]
 
 
-def parse(text: str) -> str | tuple[int, int, float] | None:
-    """Parse the option `auto_augment`; raise ValueError if it names no policy.
-
-    Returns:
-        None for "none", "trivial" for "trivial", and (magnitude, number of operations, deviation) for RandAugment.
-    """
-    if text in ("none", "trivial"):
-        return None if text == "none" else text
-    match = re.fullmatch(
-        r"rand-m(\d+)(?:-mstd(\d+(?:\.\d+)?))?(?:-inc1)?(?:-n(\d+))?(?:-mstd(\d+(?:\.\d+)?))?(?:-inc1)?", text
-    )
-    if not match or int(match[1]) > 10 or int(match[3] or 2) < 1:
-        raise ValueError(f"auto_augment is {text!r}: give none, trivial, or rand-m9-n2 (m to 10; -mstd0.5 adds noise)")
-    return int(match[1]), int(match[3] or 2), float(match[2] or match[4] or 0)
-
-
 def make_policy(text: str, size: int, mean: tuple[float, ...]) -> Policy | None:
-    """Return the policy for images of `size` pixels; None for "none". It fills areas outside an image with the mean."""
-    policy = parse(text)
-    if policy is None:
+    """Return the policy for images of `size` pixels; None for "none". It fills areas outside an image with the mean.
+
+    Raises:
+        ValueError: `text`, the option `auto_augment`, names no policy.
+    """
+    if text == "none":
         return None
     fill = tuple(round(255 * value) for value in mean)
-    if isinstance(policy, str):
+    if text == "trivial":
         return TrivialAugmentWide(fill=list(fill))
-    magnitude, layers, deviation = policy
-    transform = rand_augment_transform(
-        f"rand-m{magnitude}-n{layers}-mstd{deviation}-inc1",
-        {"translate_const": int(0.45 * size), "img_mean": fill},
-    )
+    match = re.fullmatch(r"rand-m(\d+)(-n[1-9]\d*|-mstd\d+(\.\d+)?|-inc1)*", text)
+    if not match or int(match[1]) > 10:
+        raise ValueError(f"auto_augment is {text!r}: give none, trivial, or rand-m9-n2 (m to 10; -mstd0.5 adds noise)")
+    transform = rand_augment_transform(f"{text}-inc1", {"translate_const": int(0.45 * size), "img_mean": fill})
     for operation in transform.ops:
         if operation.name == "PosterizeIncreasing":
             operation.aug_fn = pil_posterize
