@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from metamix.data.files import read_file
-from metamix.data.formats.folder import LABELS, FolderImages
+from metamix.data.formats.folder import LABELS, open_class_folders
 from metamix.data.tables import SPLITS, check_two, read_table, same_in_all
 from metamix.tasks.convert import Labels, Sample
 from metamix.utils.files import write_text
@@ -63,7 +63,7 @@ def read_folders(source: Path) -> Labels:
     labels.notes["folders beside the splits were left out"] += left_out
     images: dict[tuple[str, str], dict[str, Path]] = defaultdict(dict)  # the file of each label, by split and name
     for root, split in splits.items():
-        for path in FolderImages(root).paths:
+        for path in open_class_folders(root).paths:
             label, _, name = path.partition("/")
             if not {*"|;"}.isdisjoint(label) or label[0] in "=+-@":  # spreadsheets read such text as a formula
                 raise ValueError(f"{root} has the label {label!r}; it must not contain | or ; or begin with = + - @")

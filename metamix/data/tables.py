@@ -182,7 +182,7 @@ def same_in_all(rows: Sequence[Row], field: str) -> Any:
     return first[1]
 
 
-def open_label_table(root: Path, test_on: str, train_required: bool) -> "tuple[TableImages | None, TableImages] | None":
+def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[FolderImages | None, FolderImages] | None:
     """Open labels.csv as a training and a test split.
 
     Its columns are file, optionally split, and labels or a column of 0 and 1 for each label. Without splits, both
@@ -207,7 +207,14 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> "tuple[T
     if len(names) > (most := min(MAX_CLASSES, MAX_ENTRIES // len(table.images))):
         raise ValueError(f"{file} has {len(names):,} labels: {len(table.images):,} images may have {most:,} at most")
     classes = tuple(sorted(names, key=natural_order))
-    splits = {split: TableImages(root, split, rows, classes) for split, rows in by_split.items()}
+    numbers = {name: number for number, name in enumerate(classes)}
+    splits: dict[str, FolderImages] = {}
+    for split, rows in by_split.items():
+        paths = [Path(os.path.relpath(row.file, root)).as_posix() for row in rows]
+        labels = torch.zeros(len(rows), len(classes))
+        for each, row in zip(labels, rows):
+            each[[numbers[name] for name in labels_of(row)]] = 1
+        splits[split] = FolderImages(root, split, paths, labels, classes)
     tests = [split for split in splits if split not in ("", "train")]
     if not tests and not test_on:
         (images,) = splits.values()
@@ -238,15 +245,3 @@ def lists_labels(file: Path) -> bool:
 def labels_of(row: Row) -> list[str]:
     """Return the labels of a line, which | or ; separates."""
     return [name.strip() for name in re.split(r"[|;]", row.label) if name.strip()]
-
-
-class TableImages(FolderImages):
-    """Read one split; `labels` are (N, classes) float32, 1 for each label that an image has."""
-
-    def __init__(self, root: Path, split: str, rows: list[Row], classes: tuple[str, ...]):
-        self.root, self.split, self.classes = root, split, classes
-        self.paths = [Path(os.path.relpath(row.file, root)).as_posix() for row in rows]
-        numbers = {name: number for number, name in enumerate(classes)}
-        self.labels = torch.zeros(len(rows), len(classes))
-        for labels, row in zip(self.labels, rows):
-            labels[[numbers[name] for name in labels_of(row)]] = 1

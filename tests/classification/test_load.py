@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 import metamix
 from metamix.classification.load import adapt_channels, load_initial_weights
 from metamix.data import open_data
-from metamix.data.formats.folder import FolderImages
+from metamix.data.formats.folder import open_class_folders
 from metamix.models.registry import create_model
 from metamix.weights.files import load_weights, save_weights
 from tests.helpers.running import ROOT, train
@@ -80,7 +80,7 @@ def test_streamed_images_are_resized_and_cropped_as_in_evaluation(folder, tmp_pa
     train(*words, "--epochs", 1, "--batch-size", 4, "--workers", 0, "--output", tmp_path / "run")
     classifier = metamix.load_classifier(tmp_path / "run")
     assert (classifier.classes, classifier.metadata.img_size) == (("cat", "dog", "eel"), 24)
-    image = FolderImages(root / "val").open(0)
+    image = open_class_folders(root / "val").open(0)
     resized = image.resize((42, 32), Image.Resampling.BICUBIC).crop((9, 4, 33, 28))  # 32 is 24 / 0.75
     pixels = torch.tensor(np.asarray(resized)).permute(2, 0, 1) / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (classifier.metadata.mean, classifier.metadata.std))

@@ -129,7 +129,7 @@ def test_a_pipe_that_a_table_of_hugging_face_names(tmp_path, image):
     os.mkfifo(pipe)
     cells = {"bytes": file.getvalue(), "path": None}, {"bytes": None, "path": pipe}, None
     images = object.__new__(HuggingFace)  # the extra `datasets` may be missing
-    images.reader = SimpleNamespace(dataset=[{"image": cell} for cell in cells], image_key="image")
+    images.images, images.column = [{"image": cell} for cell in cells], "image"
     assert images.open(0).size == (32, 32)
     with seconds(20), pytest.raises(CorruptImage, match="not a regular file"):
         images.open(1)

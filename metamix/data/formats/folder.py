@@ -7,6 +7,7 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
+from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from metamix.utils.files import MAX_NESTING
@@ -89,7 +90,7 @@ def _holds_train_alone(root: Path) -> bool:
 def _holds_classes(root: Path) -> bool:
     """Return whether a folder holds class folders: folders with images in them, and none is named like a split.
 
-    An empty class folder is accepted here: `FolderImages` refuses it.
+    An empty class folder is accepted here: `open_class_folders` refuses it.
     """
     found = False
     for folder in (path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
@@ -114,24 +115,29 @@ def _check_classes(train: "FolderImages | TarImages", place: Path) -> None:
 
 def open_split(place: Path) -> "FolderImages | TarImages":
     """Open a folder of class folders, or a tar file of them."""
-    return open_tar(place) if place.suffix == ".tar" else FolderImages(place)
+    return open_tar(place) if place.suffix == ".tar" else open_class_folders(place)
+
+
+def open_class_folders(root: Path) -> "FolderImages":
+    """Open a folder that holds a folder of images for each class, and no other folder."""
+    paths = list_image_paths(root)
+    labels, classes = label_by_folder(paths, root)
+    folders = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    if empty := sorted(folders - set(classes)):
+        raise ValueError(
+            f"{list_names(map(repr, empty))} in {root.absolute()} has no image ({' '.join(IMG_EXTENSIONS)}); "
+            f"remove the folder or add images"
+        )
+    return FolderImages(root, root.name, paths, labels, classes)
 
 
 class FolderImages:
-    """Read one split of image files in folders named by class."""
+    """Read one split of image files; their paths are relative to `root`."""
 
     mode = "RGB"
 
-    def __init__(self, root: Path):
-        self.root, self.split = root, root.name
-        self.paths = list_image_paths(root)
-        self.labels, self.classes = label_by_folder(self.paths, root)
-        folders = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
-        if empty := sorted(folders - set(self.classes)):
-            raise ValueError(
-                f"{list_names(map(repr, empty))} in {root.absolute()} has no image ({' '.join(IMG_EXTENSIONS)}); "
-                f"remove the folder or add images"
-            )
+    def __init__(self, root: Path, split: str, paths: list[str], labels: Tensor, classes: tuple[str, ...]):
+        self.root, self.split, self.paths, self.labels, self.classes = root, split, paths, labels, classes
 
     def open(self, i: int) -> Image.Image:
         return read_image_file(self.root / self.paths[i])

@@ -1,10 +1,9 @@
-"""Open data sets of the Hugging Face hub, or local copies, with timm."""
+"""Open data sets of the Hugging Face hub, or local copies."""
 
 from io import BytesIO
 
 import torch
 from PIL import Image
-from timm.data import create_reader
 
 from ..files import CorruptImage, check_size, hash_bytes, open_image, read_file
 from .base import TEST_SPLITS, ImageSplit, choose_test_split
@@ -36,17 +35,17 @@ class HuggingFace:
     def __init__(self, name: str, root: str | None, split: str):
         import datasets
 
-        features = datasets.load_dataset(name, split=split, cache_dir=root).features
+        table = datasets.load_dataset(name, split=split, cache_dir=root)
         columns = [
-            [key for key, feature in features.items() if isinstance(feature, kind)]
+            [key for key, feature in table.features.items() if isinstance(feature, kind)]
             for kind in (datasets.Image, datasets.ClassLabel)
         ]
         if [len(keys) for keys in columns] != [1, 1]:
-            raise ValueError(f"{name} has the columns {features}; expected one of images and one of class labels")
+            raise ValueError(f"{name} has the columns {table.features}; expected one of images and one of class labels")
         (image,), (label,) = columns
-        self.reader = create_reader(f"hfds/{name}", root=root, split=split, input_key=image, target_key=label)
-        self.name, self.split, self.labels = f"{name} {split}", split, torch.tensor(self.reader.dataset[label][:])
-        self.classes = tuple(self.reader.class_to_idx)
+        self.images = table.select_columns(image).cast_column(image, datasets.Image(decode=False))
+        self.name, self.split, self.column = f"{name} {split}", split, image
+        self.labels, self.classes = torch.tensor(table[label][:]), tuple(table.features[label].names)
         if self.labels.min() < 0:
             raise ValueError(f"the split {split} of {name} has images without a label")
 
@@ -67,7 +66,7 @@ class HuggingFace:
 
     def _read(self, i: int) -> bytes:
         """Read the bytes of an image from the table, or from the file that the table names."""
-        image = self.reader.dataset[i][self.reader.image_key] or {}
+        image = self.images[i][self.column] or {}
         if content := image.get("bytes"):
             check_size(len(content))
             return content

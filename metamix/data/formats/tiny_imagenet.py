@@ -48,7 +48,7 @@ def open_tiny_imagenet(root: Path, download: bool, test_on: str) -> tuple[Folder
             f"--data-dir, or download it with metamix train or eval --download"
         )
     numbers = sorted(read_text(folder / CLASS_LIST).split())
-    return TinyImagenet(folder, "train", numbers), TinyImagenet(folder, "val", numbers)
+    return open_split(folder, "train", numbers), open_split(folder, "val", numbers)
 
 
 def read_pairs(path: Path) -> list[list[str]]:
@@ -59,8 +59,8 @@ def read_pairs(path: Path) -> list[list[str]]:
     return rows
 
 
-class TinyImagenet(FolderImages):
-    """Read one split.
+def open_split(root: Path, split: str, numbers: list[str]) -> FolderImages:
+    """Open one split.
 
     Args:
         root: the folder of the data set.
@@ -68,19 +68,16 @@ class TinyImagenet(FolderImages):
         numbers: WordNet's numbers of the classes, in order. A class is called by the first name of its synset in
             words.txt, or by its number if words.txt does not list it.
     """
-
-    def __init__(self, root: Path, split: str, numbers: list[str]):
-        self.root, self.split = root / split, split
-        words = dict(read_pairs(root / "words.txt"))
-        self.classes = tuple(words.get(number, number).partition(",")[0] for number in numbers)
-        if split == "train":
-            paths = sorted(filter(is_image, list_files(self.root)), key=natural_order)
-            class_of = {path: path.partition("/")[0] for path in paths}
-        else:
-            pairs = read_pairs(self.root / "val_annotations.txt")
-            class_of = {f"images/{Path(file).name}": number for file, number in pairs}  # never outside of images/
-        self.paths = list(class_of)
-        position = {number: k for k, number in enumerate(numbers)}
-        if unknown := next((path for path, number in class_of.items() if number not in position), None):
-            raise ValueError(f"{self.root / unknown} has the class {class_of[unknown]}, which is not in {CLASS_LIST}")
-        self.labels = torch.tensor([position[number] for number in class_of.values()])
+    place, words = root / split, dict(read_pairs(root / "words.txt"))
+    classes = tuple(words.get(number, number).partition(",")[0] for number in numbers)
+    if split == "train":
+        paths = sorted(filter(is_image, list_files(place)), key=natural_order)
+        class_of = {path: path.partition("/")[0] for path in paths}
+    else:
+        pairs = read_pairs(place / "val_annotations.txt")
+        class_of = {f"images/{Path(file).name}": number for file, number in pairs}  # never outside of images/
+    position = {number: k for k, number in enumerate(numbers)}
+    if unknown := next((path for path, number in class_of.items() if number not in position), None):
+        raise ValueError(f"{place / unknown} has the class {class_of[unknown]}, which is not in {CLASS_LIST}")
+    labels = torch.tensor([position[number] for number in class_of.values()])
+    return FolderImages(place, split, list(class_of), labels, classes)

@@ -6,6 +6,7 @@ of samples that depends on the number of workers and cannot start in the middle.
 
 import re
 import tarfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -63,37 +64,36 @@ def index_shards(shards: list[Path]) -> tuple[list[Member], torch.Tensor]:
     As in WebDataset, a sample's key is the file name up to its first dot: img.1.png is "1.png" of the sample img.
     """
     kinds = ", ".join(kind[1:] for kind in IMG_EXTENSIONS)
-    members: dict[tuple[Path, str, str], Member] = {}
-    labels: dict[tuple[Path, str, str], int] = {}
+    samples: dict[tuple[Path, str, str], dict[str, Any]] = defaultdict(dict)  # image and label of each sample
     others: list[str] = []
     for shard in shards:
         with read_tar(shard) as tar:
             for info in filter(tarfile.TarInfo.isfile, tar):
                 folder, _, name = info.name.rpartition("/")
                 key, _, kind = name.partition(".")
-                sample = shard, folder, key
-                is_image = f".{kind.lower()}" in IMG_EXTENSIONS
-                if (is_image and sample in members) or (kind == "cls" and sample in labels):
-                    what = "two images" if is_image else "two labels"
-                    raise ValueError(f"{shard}: sample {key} has {what}; the second is {info.name}: keep one")
-                if is_image:
-                    members[sample] = Member(shard, info.offset_data, info.size, info.name, f"{shard.name}/{info.name}")
-                elif kind == "cls":
+                what = "image" if f".{kind.lower()}" in IMG_EXTENSIONS else "label" if kind == "cls" else None
+                if what is None:
+                    others = [*others[:2], info.name]
+                    continue
+                sample = samples[shard, folder, key]
+                if what in sample:
+                    raise ValueError(f"{shard}: sample {key} has two {what}s; the second is {info.name}: keep one")
+                if what == "image":
+                    sample[what] = Member(shard, info.offset_data, info.size, info.name, f"{shard.name}/{info.name}")
+                else:
                     content = tar.extractfile(info)
                     assert content is not None  # it is a regular file
-                    labels[sample] = parse_label(content.read(MAX_LABEL_BYTES + 1), f"{shard}: {info.name}")
-                elif len(others) < 3:
-                    others.append(info.name)
-    if not members and not labels:
+                    sample[what] = parse_label(content.read(MAX_LABEL_BYTES + 1), f"{shard}: {info.name}")
+    if not samples:
         raise ValueError(
             f"{list_names(shards, 3)}: no sample found; expected a label KEY.cls and an image KEY.EXT, "
             f"with EXT one of {kinds} and KEY without a dot; found {', '.join(others) or 'no files'}"
         )
-    if members.keys() != labels.keys():
-        shard, _, key = min(members.keys() ^ labels.keys())
-        raise ValueError(f"{shard}: sample {key} must have an image ({kinds}) and a label (cls)")
-    samples = sorted(members)
-    return [members[sample] for sample in samples], torch.tensor([labels[sample] for sample in samples])
+    ordered = sorted(samples.items())
+    for (shard, _, key), sample in ordered:
+        if len(sample) < 2:
+            raise ValueError(f"{shard}: sample {key} must have an image ({kinds}) and a label (cls)")
+    return [sample["image"] for _, sample in ordered], torch.tensor([sample["label"] for _, sample in ordered])
 
 
 def parse_label(content: bytes, name: str) -> int:
