@@ -25,8 +25,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Generator, Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from metamix.data.files import open_image
 from metamix.utils.checks import check_choice
@@ -49,10 +49,9 @@ class Range:
         return self.low if self.low == self.high else self.low + (self.high - self.low) * draw(rng)
 
 
-def value(low: float, high: float = math.inf, *, default: Range | None = None, whole: bool = False) -> Any:
+def value(low: float, high: float, *, default: Any = MISSING, whole: bool = False) -> Any:
     """Declare a parameter of a degradation, with its limits."""
-    metadata = {"low": low, "high": high, "whole": whole}
-    return field(metadata=metadata) if default is None else field(default=default, metadata=metadata)
+    return field(default=default, metadata={"low": low, "high": high, "whole": whole})
 
 
 @dataclass(frozen=True)
@@ -130,13 +129,9 @@ class Jpeg:
     reach: ClassVar[int] = 8
 
     def __call__(self, image: Tensor, rng: Generator) -> Tensor:
-        pixels = to_levels(image).byte().permute(1, 2, 0).numpy()
         file = io.BytesIO()
-        Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
-            file, "JPEG", quality=round(self.quality.draw(rng))
-        )
-        decoded = torch.from_numpy(np.array(open_image(file)))
-        return decoded.view(*pixels.shape).permute(2, 0, 1).float() / 255
+        to_pil_image(to_levels(image).byte()).save(file, "JPEG", quality=round(self.quality.draw(rng)))
+        return pil_to_tensor(open_image(file)).float() / 255
 
 
 @dataclass(frozen=True)
@@ -288,8 +283,6 @@ def line_kernel(length: float, angle: float) -> Tensor:
 
 def convolve(image: Tensor, kernel: Tensor) -> Tensor:
     """Convolve each channel of an image (C, H, W) with a kernel of odd sides, reflecting the image at its borders."""
-    for dim, size in ((-2, kernel.shape[0]), (-1, kernel.shape[1])):
-        length = image.shape[dim]
-        places = torch.arange(-(size // 2), length + size // 2).remainder(2 * length)
-        image = image.index_select(dim, torch.minimum(places, 2 * length - 1 - places))
-    return F.conv2d(image[:, None], kernel.flip(0, 1)[None, None].to(image.dtype))[:, 0]
+    rows, columns = (side // 2 for side in kernel.shape)
+    padded = torch.from_numpy(np.pad(image.numpy(), ((0, 0), (rows, rows), (columns, columns)), "symmetric"))
+    return F.conv2d(padded[:, None], kernel.flip(0, 1)[None, None].to(image.dtype))[:, 0]

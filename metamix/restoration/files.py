@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
 from metamix.data import CorruptImage
 from metamix.data.files import as_corrupt_image, check_image, open_image, read_file, to_eight_bits
@@ -79,8 +80,7 @@ def read_picture(source: str | Path | Image.Image) -> Picture:
 
 def to_image(picture: Picture) -> Image.Image:
     """Convert a picture to a PIL image of 8 bits per channel with its colour profile; clip and round the values."""
-    pixels = _to_pixels(picture, 8).astype(np.uint8)
-    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    image = to_pil_image(_to_pixels(picture, 8).astype(np.uint8))
     image.info |= {"icc_profile": picture.profile} if picture.profile else {}
     return image
 
