@@ -136,22 +136,17 @@ class RestorationMetric(Metric):
                 state["shown"].append((index, trio))
 
     def result(self, states: list[State]) -> dict[str, float]:
-        """Compute the means over all images, PSNR first."""
-        return mean_scores(states)
+        """Compute the means over all images, PSNR first.
+
+        SSIM is the mean over the images that are at least as large as its window. It is left out if there are none.
+        """
+        rows, means = all_rows(states), {}
+        for name in ("psnr", "ssim", "input_psnr", "input_ssim"):
+            if scores := [min(row[name], BEST_PSNR) for row in rows if not math.isnan(row[name])]:
+                means[name] = sum(scores) / len(scores)
+        return means
 
 
 def all_rows(states: Sequence[State]) -> list[dict[str, Any]]:
     """Return the scores of all images in their order."""
     return sorted((row for state in states for row in state["rows"]), key=lambda row: row["index"])
-
-
-def mean_scores(states: Sequence[State]) -> dict[str, float]:
-    """Return the means over all images, PSNR first.
-
-    SSIM is the mean over the images that are at least as large as its window. It is left out if there are none.
-    """
-    rows, means = all_rows(states), {}
-    for name in ("psnr", "ssim", "input_psnr", "input_ssim"):
-        if scores := [min(row[name], BEST_PSNR) for row in rows if not math.isnan(row[name])]:
-            means[name] = sum(scores) / len(scores)
-    return means

@@ -11,7 +11,7 @@ from metamix.utils.figures import figure_text, image_grid, save_figure
 from metamix.utils.files import write_text
 from metamix.utils.text import csv_text
 
-from .metric import SHOWN, all_rows, mean_scores
+from .metric import SHOWN, RestorationMetric, all_rows
 
 COLUMNS = ("image", "psnr", "ssim", "input_psnr", "input_ssim")
 TITLE = "{image}: {input_psnr:.2f} to {psnr:.2f} dB"
@@ -19,7 +19,10 @@ ZOOM = 64  # side of the zoomed crops in pixels
 
 
 class RestorationPictures(Pictures):
-    """Show the states of `RestorationMetric`."""
+    """Draw and report the states of a metric."""
+
+    def __init__(self, metric: RestorationMetric):
+        self.metric = metric
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:
         """Draw the contact sheet and write a CSV with a row for each image; return the files."""
@@ -40,7 +43,7 @@ class RestorationPictures(Pictures):
 
     def advice(self, states: list[State]) -> str:
         """Return advice if the images score lower after restoration than before, else an empty string."""
-        scores = mean_scores(states)
+        scores = self.metric.result(states)
         if scores["psnr"] >= scores["input_psnr"]:
             return ""
         return (

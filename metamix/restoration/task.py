@@ -52,7 +52,7 @@ class Restoration:
         restorer = Restorer(self.model.enlarge, options.tile, options.overlap, options.ensemble, options.local_pooling)
         self.loss = RestorationLoss(options.loss, options.crop)
         self.metric = RestorationMetric(self.measure, restorer)
-        self.pictures = RestorationPictures()
+        self.pictures = RestorationPictures(self.metric)
 
     @property
     def notes(self) -> list[str]:
