@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -53,7 +52,7 @@ class LabelImages(PredictOptions):
         if self.threshold is None and self.top is None and (note := describe_threshold(trained.metadata.threshold)):
             print(f"note: {note}", file=sys.stderr)
         broken: list[str] = []
-        labelled = predict(trained, self.paths, self.top, self.threshold, batch_size=self.batch_size, broken=broken)
+        labelled = self.predict(trained, broken)
         predictions = list(tqdm(labelled, total=len(self.paths), unit="img", leave=False, disable=None))
         text = FORMATS[self.format or "table"](predictions)
         if self.output:
@@ -65,6 +64,18 @@ class LabelImages(PredictOptions):
             print(printable(f"left out: {reason}"), file=sys.stderr)
         return len(broken)
 
+    def predict(self, trained: Classifier, broken: list[str]) -> Iterator[Prediction]:
+        """Yield the labels of the images, in order. Images that cannot be read are left out and named in `broken`."""
+        for start in range(0, len(self.paths), self.batch_size):
+            tensors: dict[Path, Tensor] = {}
+            for path in self.paths[start : start + self.batch_size]:
+                try:
+                    tensors[path] = trained.transform(decode_file(path, trained.transform.mode))
+                except CorruptImage as error:
+                    broken.append(str(error))
+            if tensors:
+                yield from zip(tensors, trained.label(torch.stack([*tensors.values()]), self.top, self.threshold))
+
 
 def choose_format(output: str, form: str | None, images: Sequence[Path]) -> Literal["table", "csv", "json"]:
     """Return the format of the output: `form`, else the format of its extension; refuse folders and images."""
@@ -75,38 +86,12 @@ def choose_format(output: str, form: str | None, images: Sequence[Path]) -> Lite
         raise ValueError(f"{output} is an image and would be overwritten: give another --output")
     if is_image(path.name):
         raise ValueError(
-            f"--output {output} is named like an image, but labels are text: give a .csv, .json or .txt file"
+            f"--output {path} is named like an image, but labels are text: give a .csv, .json or .txt file"
         )
     chosen = form or EXTENSIONS.get(path.suffix.lower())
     if chosen is None:
         raise ValueError(f"--output {output} has no known extension: give a .csv, .json or .txt file, or --format too")
     return chosen  # type: ignore[return-value]  # a key of FORMATS
-
-
-def predict(
-    classifier: Classifier,
-    images: Sequence[Path],
-    top: int | None = None,
-    threshold: float | None = None,
-    *,
-    batch_size: int = 64,
-    broken: list[str] | None = None,
-) -> Iterator[Prediction]:
-    """Yield the labels of images, in order. Images that cannot be read are left out and named in `broken`."""
-    prepared = _read(classifier, images, [] if broken is None else broken)
-    while batch := list(islice(prepared, batch_size)):
-        paths, tensors = zip(*batch)
-        yield from zip(paths, classifier.label(torch.stack(tensors), top, threshold))
-
-
-def _read(classifier: Classifier, images: Sequence[Path], broken: list[str]) -> Iterator[tuple[Path, Tensor]]:
-    for path in images:
-        try:
-            image = decode_file(path, classifier.transform.mode)
-        except CorruptImage as error:
-            broken.append(str(error))
-            continue
-        yield path, classifier.transform(image)
 
 
 def as_table(predictions: Sequence[Prediction]) -> str:
@@ -131,10 +116,7 @@ def as_csv(predictions: Sequence[Prediction]) -> str:
 def as_json(predictions: Sequence[Prediction]) -> str:
     """Format a list of images with their labels and probabilities."""
     records = [
-        {
-            "image": str(image),
-            "labels": [{"label": label, "probability": round(value, 6)} for label, value in labels],
-        }
+        {"image": str(image), "labels": [{"label": label, "probability": round(p, 6)} for label, p in labels]}
         for image, labels in predictions
     ]
     return json.dumps(records, indent=2) + "\n"

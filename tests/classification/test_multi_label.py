@@ -19,7 +19,7 @@ import metamix
 from metamix.classification.loss import ClassificationLoss
 from metamix.classification.metric import MultiLabelMetric
 from metamix.classification.options import ClassificationOptions
-from metamix.classification.predict import as_csv, as_table, predict
+from metamix.classification.predict import LabelImages, as_csv, as_table
 from metamix.data import open_data
 from metamix.data.sources import strata
 from metamix.weights.files import load_metadata, save_weights
@@ -464,7 +464,7 @@ def test_a_model_of_a_loop_of_your_own(tmp_path):
 
 
 def test_predictions_without_a_label_are_listed(run, shapes):
-    predictions = list(predict(metamix.load(run), [shapes / "images/0.png"]))
+    predictions = list(LabelImages((shapes / "images/0.png",)).predict(metamix.load(run), []))
     assert as_table(predictions) == f"{shapes}/images/0.png  -\n"
     assert as_csv(predictions).splitlines()[1:] == [f"{shapes}/images/0.png,1,,0.000000"]
 
