@@ -33,25 +33,20 @@ class ExportableClassifier(SimpleExport):
     """A classifier to export, and the data set for its comparison and calibration.
 
     Args:
+        options: `dynamic` and `images` are used.
         task: task on the data set; None to compare on random images.
-        images: largest number of test images to compare on; None for all.
     """
 
     max_drop, unit = 0.3, "points"
 
     def __init__(
-        self,
-        model: nn.Module,
-        metadata: ModelMetadata,
-        task: Classification | None = None,
-        images: int | None = None,
-        dynamic: bool = False,
+        self, model: nn.Module, metadata: ModelMetadata, options: ExportOptions, task: Classification | None = None
     ):
         several = metadata.threshold is not None
         model = nn.Sequential(model, nn.Sigmoid()) if several else model
-        super().__init__(model, metadata, dynamic, ranked=not several)
+        super().__init__(model, metadata, options.dynamic, ranked=not several)
         self.outputs = ("probabilities",) if several else ("logits",)
-        self.task, self.images = task, images
+        self.task, self.images = task, options.images
         self.notes = list(task.notes) if task else []
 
     def examples(self, count: int) -> Tensor:
@@ -142,21 +137,16 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
             + (f"give the weights of a tag, {', '.join(tags)}" if tags else "train it, and export the run folder")
             + ". metamix benchmark times it with random weights"
         )
+    weights: Any = {"checkpoint": file, "model": name or options.model, "pretrained": file is None}
     if not options.data:
-        trained = load_classifier(file, model=name or options.model, pretrained=file is None)
+        trained = load_classifier(**weights)
         metadata = replace(trained.metadata, img_size=size) if size else trained.metadata
-        return ExportableClassifier(trained.model, metadata, dynamic=options.dynamic)
-    eval_options = ClassificationEvalOptions(
-        model=name or options.model,
-        pretrained=file is None,
-        checkpoint=file,
-        data=options.data,
-        data_dir=options.data_dir,
-        img_size=size,
+        return ExportableClassifier(trained.model, metadata, options)
+    task, model, entries = Classification.trained(
+        ClassificationEvalOptions(**weights, data=options.data, data_dir=options.data_dir, img_size=size)
     )
-    task, model, entries = Classification.trained(eval_options)
     metadata = replace(ModelMetadata.from_dict(entries), img_size=task.data.size)
-    return ExportableClassifier(model, metadata, task, options.images, options.dynamic)
+    return ExportableClassifier(model, metadata, options, task)
 
 
 def exported_classifier(exported: ExportedModel) -> Classifier:

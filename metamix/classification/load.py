@@ -192,7 +192,8 @@ class EvalTransform:
 def _load_file(
     path: str | Path, model: str | None, model_args: Mapping[str, Any]
 ) -> tuple[str, nn.Module, ModelMetadata]:
-    tensors, metadata = read_classifier(path)
+    tensors, metadata = read_weights(path)
+    check_task(metadata, path, "classification", "a classifier")
     if model and metadata.architecture and metadata.architecture != model.partition(".")[0]:
         raise ValueError(f"{path} holds the weights of {metadata.model}, not of {model}; name the model that it holds")
     name = model or (metadata.model and known_name(metadata.model))
@@ -246,13 +247,6 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
     )
 
 
-def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
-    """Read the weights of a classifier and their metadata; raise ValueError if they belong to another task."""
-    tensors, metadata = read_weights(source)
-    check_task(metadata, source, "classification", "a classifier")
-    return tensors, metadata
-
-
 def describe_initial_weights(options: BackboneOptions) -> ModelMetadata | None:
     """Return size, mean and std of the images that the weights to start from were trained on; None without weights.
 
@@ -277,7 +271,8 @@ def load_initial_weights(model: nn.Module, source: str, classes: Sequence[str]) 
     Returns:
         Notes on weights that are new or were adapted, empty if all were loaded unchanged; and the file's metadata.
     """
-    tensors, metadata = read_classifier(source)
+    tensors, metadata = read_weights(source)
+    check_task(metadata, source, "classification", "a classifier")
     tensors = adapt_checkpoint(model, tensors, source, metadata)
     head = layer_names(timm_config(model), "classifier")
     if metadata.classes and metadata.classes != tuple(classes):  # else the head of other classes would be kept

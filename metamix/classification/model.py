@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from metamix.data.memory import Statistics
 from metamix.models import count_macs
 from metamix.models.checkpoint import layer_names
 from metamix.models.registry import check_image_size, create_model, published_name, timm_config
@@ -116,21 +117,14 @@ class ClassificationModel:
 
 
 class Teacher(nn.Module):
-    """Run a classifier, with its own mean and std, on images that were normalised with the student's."""
+    """Run a classifier on images that were normalised with `ours`, the student's mean and std, instead of its own."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(
-        self,
-        model: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
-        its_mean: Sequence[float],
-        its_std: Sequence[float],
-    ):
+    def __init__(self, model: nn.Module, ours: Statistics, its: Statistics):
         super().__init__()
-        student, teacher = (torch.tensor([m, s]).view(2, -1, 1, 1) for m, s in ((mean, std), (its_mean, its_std)))
+        student, teacher = (torch.tensor(statistics).view(2, -1, 1, 1) for statistics in (ours, its))
         self.model = model
         self.register_buffer("scale", student[1] / teacher[1])
         self.register_buffer("shift", (student[0] - teacher[0]) / teacher[1])
@@ -162,6 +156,6 @@ def load_teacher(options: ClassificationOptions, data: ClassificationData) -> Te
                 f"{name} has the class {theirs!r} where {options.data} has {students!r}; give the "
                 f"--teacher-checkpoint of a model that was trained on such data"
             )
-    teacher = Teacher(model, data.mean, data.std, metadata.mean, metadata.std).eval()
+    teacher = Teacher(model, (data.mean, data.std), (metadata.mean, metadata.std)).eval()
     check_image_size(teacher, name, data.in_chans, data.size, "Give another --teacher, or --img-size")
     return teacher

@@ -39,7 +39,7 @@ def test_a_teacher_sees_images_normalised_its_own_way():
     normal = [
         (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1) for mean, std in (ours, its)
     ]
-    assert torch.allclose(Teacher(torch.nn.Identity(), *ours, *its)(normal[0]), normal[1], atol=1e-5)
+    assert torch.allclose(Teacher(torch.nn.Identity(), ours, its)(normal[0]), normal[1], atol=1e-5)
 
 
 def test_a_teacher_of_other_data_is_refused(weights, three_classes):
