@@ -7,21 +7,12 @@ have several labels, the images of each label are counted.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from metamix.data import Splits, open_data, scarce_classes
+from metamix.data import open_data, scarce_classes
 from metamix.tasks.simple import broken_samples
 from metamix.tasks.verify import VerifyOptions
 from metamix.utils.options import option
 from metamix.utils.rules import Natural
 from metamix.utils.text import aligned, printable
-
-
-def label_table(splits: Splits) -> list[str]:
-    """Make the lines of a table that counts the images of each split by label, and the images without a label."""
-    columns: list[list[object]] = [["label", *splits.classes, "(no label)"]]
-    for source in splits.sources().values():
-        without = int((source.labels.sum(1) == 0).sum())
-        columns.append([source.images.split, *source.labels.sum(0).int().tolist(), without])
-    return aligned(zip(*columns), right=range(1, len(columns)))
 
 
 @dataclass
@@ -35,7 +26,13 @@ class VerifyImages(VerifyOptions):
         name, root = self.place
         splits = open_data(name, root=root, test_on=self.test_on, test_share=1, train_required=False)
         self.total = sum(map(len, splits.sources().values()))
-        self.notes = label_table(splits) if splits.multi_label else []
+        self.notes = []
+        if splits.multi_label:
+            columns: list[list[object]] = [["label", *splits.classes, "(no label)"]]
+            for source in splits.sources().values():
+                without = int((source.labels.sum(1) == 0).sum())
+                columns.append([source.images.split, *source.labels.sum(0).int().tolist(), without])
+            self.notes += aligned(zip(*columns), right=range(1, len(columns)))
         self.notes += [f"note: {note}" for note in scarce_classes(splits)]
         for title, source in splits.sources().items():
             yield from broken_samples(source, self.workers, title)

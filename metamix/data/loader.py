@@ -10,6 +10,7 @@ import signal
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -259,10 +260,7 @@ def collate_read(collate: Callable[[list[Any]], Batch], read: list[Any]) -> Batc
     if failure is not None:
         return {"failure": str(failure)}
     samples, indices, broken = zip(*read)
-    return collate(list(samples)) | {
-        "index": torch.tensor(indices),
-        "broken": [pair for pairs in broken for pair in pairs],
-    }
+    return collate(list(samples)) | {"index": torch.tensor(indices), "broken": [*chain(*broken)]}
 
 
 def transform_image(transform: Callable[[Image.Image], Tensor], sample: tuple[Image.Image, Any]) -> tuple[Tensor, Any]:

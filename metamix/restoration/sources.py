@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from metamix.data.files import Header, read_header
-from metamix.data.find import Pairs, list_images, match_partners
+from metamix.data.find import list_images, match_partners
 from metamix.utils.text import did_you_mean
 from metamix.weights.checksums import digest
 
@@ -68,8 +68,6 @@ def find_samples(root: Path, options: RestorationDataOptions, paired: bool) -> l
     """Find the clean images of a folder and, if `paired`, their degraded partners, or raise `Unmatched`."""
     inputs, targets = root / options.input_folder, root / options.target_folder
     if not paired:
-        if not root.is_dir():
-            raise FileNotFoundError(f"there is no folder {root}")
         images = list_images(targets if targets.is_dir() else root)
         return [ImagePair(name, path, None) for name, path in images.items()]
     if missing := next((place for place in (inputs, targets) if not place.is_dir()), None):
@@ -79,18 +77,14 @@ def find_samples(root: Path, options: RestorationDataOptions, paired: bool) -> l
             f"clean images that are to be degraded, give --degradation, such as noise:25 (metamix verify: --clean); "
             f"images without targets are restored by metamix predict"
         )
-    return samples_of(match_partners(targets, inputs, "--input-name", options.input_name))
+    pairs = match_partners(targets, inputs, "--input-name", options.input_name)
+    return [ImagePair(name, *files) for name, files in pairs.items()]
 
 
 def leave_out(samples: Sequence[ImagePair], root: Path, folders: Iterable[Path]) -> list[ImagePair]:
     """Return the samples of `root` that are in none of `folders`, as far as these lie inside `root`."""
     inside = {folder for folder in map(Path.resolve, folders) if root.resolve() in folder.parents}
     return [sample for sample in samples if not inside or inside.isdisjoint(sample.target.resolve().parents)]
-
-
-def samples_of(pairs: Pairs) -> list[ImagePair]:
-    """Return the samples of matched clean and degraded images."""
-    return [ImagePair(name, target, degraded) for name, (target, degraded) in pairs.items()]
 
 
 def digest_of(samples: Sequence[ImagePair]) -> str:

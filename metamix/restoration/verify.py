@@ -1,6 +1,6 @@
 """Check a restoration data set: decode each image, and compare names, sizes and the scale of pairs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -14,7 +14,7 @@ from metamix.utils.text import plural
 from .data import read_tensor
 from .degradations import PAIRS
 from .options import RestorationOptions
-from .sources import ImagePair, find_roots, find_samples, leave_out, samples_of, scale_of_pair
+from .sources import ImagePair, find_roots, find_samples, leave_out, scale_of_pair
 
 
 @dataclass
@@ -46,32 +46,26 @@ class VerifyPairs(VerifyOptions):
                 inside = find_samples(root, self.options, not self.clean)
             except Unmatched as error:
                 yield from error.problems
-                inside = samples_of(error.pairs)
+                inside = [ImagePair(name, *files) for name, files in error.pairs.items()]
             except (ValueError, OSError) as error:
                 yield str(error)
                 continue
             self.samples += leave_out(inside, root, roots)  # a folder inside is checked by itself
-        yield from find_problems(self.samples)
+        scale = None
+        for sample in tqdm(self.samples, unit="img", leave=False, disable=None):
+            broken = False
+            for path in sample.files:
+                try:
+                    read_tensor(path, "rgb")
+                except CorruptImage as error:
+                    broken = True
+                    yield str(error)
+            if sample.input and not broken:
+                try:
+                    scale = scale_of_pair(sample, scale)
+                except ValueError as error:
+                    yield str(error)
 
     def summary(self, count: int) -> str:
         checked = plural(len(self.samples), "image" if self.clean else "pair")
         return f"{plural(count, 'problem')}; {checked} checked" if count else f"all {checked} can be read"
-
-
-def find_problems(samples: Sequence[ImagePair]) -> Iterator[str]:
-    """Decode clean and degraded images; describe each image that cannot be read and each pair of a different scale."""
-    scale = None
-    for sample in tqdm(samples, unit="img", leave=False, disable=None):
-        broken = False
-        for path in sample.files:
-            try:
-                read_tensor(path, "rgb")
-            except CorruptImage as error:
-                broken = True
-                yield str(error)
-        if sample.input is None or broken:
-            continue
-        try:
-            scale = scale_of_pair(sample, scale)
-        except ValueError as error:
-            yield str(error)

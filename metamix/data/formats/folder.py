@@ -49,7 +49,8 @@ def open_folder(
         raise FileNotFoundError(f"there is no folder {root.absolute()}; {LAYOUT}")
     if (root / "wnids.txt").is_file():
         raise ValueError(f"{root.absolute()} is Tiny-ImageNet: open it with --data tiny_imagenet --data-dir {root}")
-    places = _find_splits(root)
+    splits = ("train", *TEST_SPLITS)  # for each, a folder takes precedence over a tar file
+    places = {split: place for split in splits for place in (root / f"{split}.tar", root / split) if place.exists()}
     tests = [split for split in places if split != "train"]
     if not tests and not test_on and (_holds_train_alone(root) or _holds_classes(root)):
         place = places.get("train", root)
@@ -73,12 +74,6 @@ def open_folder(
             f"have: remove or rename these folders, or give another --test-on"
         )
     return train, test
-
-
-def _find_splits(root: Path) -> dict[str, Path]:
-    """Return the folder or tar file of each split, by the split's name; a folder takes precedence over a tar file."""
-    splits = ("train", *TEST_SPLITS)
-    return {split: place for split in splits for place in (root / f"{split}.tar", root / split) if place.exists()}
 
 
 def _holds_train_alone(root: Path) -> bool:
