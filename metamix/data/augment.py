@@ -25,11 +25,7 @@ TOP, LEFT, FLIP, POLICY, CUT_Y, CUT_X, ERASE, ERASE_AREA, ERASE_RATIO, ERASE_TOP
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Turn (n, C, H, W) uint8 images into (x / 255 - mean) / std, float32 and channels_last.
-
-    Args:
-        mean, std: per channel, for pixel values from 0 to 1.
-    """
+    """Turn (n, C, H, W) uint8 images into (x / 255 - mean) / std, float32 and channels_last."""
     n, channels, height, width = images.shape
     means, stds = torch.tensor(mean), torch.tensor(std)
     scale, shift = (x.to(images.device).repeat(width) for x in (1 / (255 * stds), -means / stds))
@@ -42,11 +38,9 @@ class Augment:
     """Augment and normalise a batch of `train_loader`.
 
     `augment(batch, epoch, step)` returns the batch with "image" (n, C, H, W) float32, channels_last, and "target": the
-    labels, or with mixup or cutmix the shares of the classes (n, num_classes), float32. The result is the same
-    on any number of processes.
+    labels, or with mixup or cutmix the shares of the classes (n, num_classes), float32.
 
     Args:
-        seed: the run's seed.
         mean, std: per channel, for pixel values from 0 to 1.
         size: side of the images in pixels.
         cropped: skip the steps before normalisation, since the workers that stream images did them.
@@ -167,7 +161,6 @@ def mix(image: Tensor, target: Tensor, mixup: float, cutmix: float, probability:
         image: (n, H, W, C), n even.
         target: (n, classes).
         mixup, cutmix: alpha of each; 0 turns it off. If both are on, each batch gets one of them at random.
-        probability: probability that the batch is mixed.
     """
     if np.random.rand() >= probability:
         return image, target

@@ -66,11 +66,11 @@ def train_loader(
     unchanged. Workers crop and flip streamed images and apply `auto_augment` to them. `Augment` does the rest.
 
     Args:
-        seed: the run's seed. The order of samples and the workers' random numbers depend on it.
         batch_size: images in the global batch, a multiple of `world_size`. Images left over at the end of an epoch are
             dropped. A source smaller than one batch is repeated to fill a batch; repeats have an "index" of
             `len(source)` or more.
         rank, world_size: this process gets the rank-th of `world_size` contiguous parts of the batch.
+        seed: the order of samples and the workers' random numbers depend on it.
     """
     order = TrainOrder(len(source), batch_size, rank, world_size, seed)
     if options.sampling == "balanced":
@@ -85,12 +85,8 @@ def eval_loader(
 ) -> "MemoryLoader | StreamLoader":
     """Make the loader of evaluation batches, an iterable. Over all ranks it yields every sample once, in order.
 
-    Batches have the form that `train_loader` describes; the last one may be smaller. Replaced samples have the index
-    -1: leave them out of the scores.
-
-    Args:
-        batch_size: images in a forward pass, over all processes together.
-        rank, world_size: this process gets the rank-th of `world_size` contiguous parts of the samples.
+    Batches have the form that `train_loader` describes; the last one may be smaller. `batch_size` counts the images of
+    all processes together, and this process gets the rank-th of `world_size` contiguous parts of the samples.
     """
     order = EvalOrder(len(source), max(1, batch_size // world_size), rank, world_size)
     if in_memory(source, options):

@@ -88,16 +88,11 @@ def pixels(source: Source, options: SourceOptions) -> Pixels:
     Raises:
         ValueError: no `img_size` is given and images differ in size, although a sample of them had the same size.
     """
-    size = image_size(source, options)
-    done = _decoded.setdefault(source.images, {})
+    split, size = source.images, image_size(source, options)
+    done = _decoded.setdefault(split, {})
     key = size, options.interpolation
-    if key not in done:
-        done[key] = _decode(source, size, options)
-    return done[key]
-
-
-def _decode(source: Source, size: int, options: SourceOptions) -> Pixels:
-    split = source.images
+    if key in done:
+        return done[key]
     resize = transforms_imagenet_eval(size, crop_pct=1.0, interpolation=options.interpolation, normalize=False)
     images = torch.zeros(len(split.labels), size, size, len(split.mode), dtype=torch.uint8)
     array, broken = images.numpy(), {}
@@ -117,7 +112,8 @@ def _decode(source: Source, size: int, options: SourceOptions) -> Pixels:
         else:
             content = resize(image).permute(1, 2, 0).numpy()
         array[i] = content.reshape(array.shape[1:])
-    return Pixels(images, broken)
+    done[key] = Pixels(images, broken)
+    return done[key]
 
 
 def mean_std(images: Tensor) -> Statistics:

@@ -241,40 +241,32 @@ class TrainCrop:
 
     def __call__(self, pair: Pair) -> tuple[str, Tensor, Tensor]:
         name, target, degraded = pair
-        crop, scale, rng = self.crop, self.scale, torch.default_generator
-        top, left = (scale * self.randint((side - crop) // scale + 1) for side in target.shape[-2:])
+        crop, scale = self.crop, self.scale
+        top, left = (scale * int(torch.randint((side - crop) // scale + 1, ())) for side in target.shape[-2:])
         reach = self.chain.reach + (3 * scale if self.enlarge > 1 else 0)
         rows, columns = (
             slice(max(0, start - reach), min(side, start + crop + reach))
             for start, side in zip((top, left), target.shape[-2:])
         )
         if degraded is None:
-            degraded = self.chain(target[:, rows, columns], rng)
+            degraded = self.chain(target[:, rows, columns], torch.default_generator)
         else:
-            degraded = degraded[:, shrink(rows, scale), shrink(columns, scale)]
+            small = [slice(part.start // scale, part.stop // scale) for part in (rows, columns)]
+            degraded = degraded[:, small[0], small[1]]
         degraded = enlarge(degraded, self.enlarge)
         ratio = scale // self.enlarge
         y, x, side = (top - rows.start) // ratio, (left - columns.start) // ratio, crop // ratio
         images = [degraded[:, y : y + side, x : x + side], target[:, top : top + crop, left : left + crop]]
         if self.flip:
-            dims = [dim for dim in (-2, -1) if self.randint(2)]
+            dims = [dim for dim in (-2, -1) if torch.randint(2, ())]
             images = [image.flip(dims) for image in images]
         if self.rotate:
-            turns = self.randint(4)
+            turns = int(torch.randint(4, ()))
             images = [image.rot90(turns, (-2, -1)) for image in images]
         return name, images[0], images[1]
-
-    @staticmethod
-    def randint(high: int) -> int:
-        return int(torch.randint(high, (), generator=torch.default_generator))
 
 
 def degrade_whole(pair: Pair, chain: Chain) -> tuple[str, Tensor, Tensor]:
     """Degrade a whole image to score; the loader seeds torch's generator with the image's number."""
     name, target, degraded = pair
     return name, chain(target, torch.default_generator) if degraded is None else degraded, target
-
-
-def shrink(part: slice, scale: int) -> slice:
-    """Return the part of a degraded image that shows the given part of the clean image."""
-    return slice(part.start // scale, part.stop // scale)
