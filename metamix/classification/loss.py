@@ -38,32 +38,24 @@ class ClassificationLoss:
 
     def supervised(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compute the loss of (n, classes) logits against labels (n,) or soft targets (n, classes)."""
+        smoothing, classes = self.options.smoothing, logits.shape[1]
+        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
         if self.several:
-            return self.of_labels(logits, target)
-        reduction = "mean" if self.class_weights is None else "none"
+            target = target * (1 - smoothing) + smoothing / 2
+            if self.options.loss == "asymmetric":
+                return AsymmetricLossMultiLabel(pos_weight=weights, reduction="mean")(logits, target)
+            return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weights)
+        reduction = "mean" if weights is None else "none"
         if self.options.loss == "ce":
-            loss = F.cross_entropy(logits, target, label_smoothing=self.options.smoothing, reduction=reduction)
+            loss = F.cross_entropy(logits, target, label_smoothing=smoothing, reduction=reduction)
         else:
-            loss = F.binary_cross_entropy_with_logits(logits, self.smooth(logits, target), reduction=reduction)
-        if self.class_weights is None:
+            soft = F.one_hot(target, classes).to(logits) if target.ndim == 1 else target
+            soft = soft * (1 - smoothing) + smoothing / classes
+            loss = F.binary_cross_entropy_with_logits(logits, soft, reduction=reduction)
+        if weights is None:
             return loss
-        weights = self.class_weights.to(logits.device)
         weights = weights[target] if target.ndim == 1 else target @ weights  # (n,)
         return (weights * loss.view(len(logits), -1).mean(1)).mean()
-
-    def of_labels(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss of (n, classes) logits against several labels (n, classes), from 0 to 1."""
-        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
-        target = target * (1 - self.options.smoothing) + self.options.smoothing / 2
-        if self.options.loss == "asymmetric":
-            return AsymmetricLossMultiLabel(pos_weight=weights, reduction="mean")(logits, target)
-        return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weights)
-
-    def smooth(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Smooth labels (n,) or soft targets (n, classes), and return soft targets (n, classes)."""
-        smoothing, classes = self.options.smoothing, logits.shape[1]
-        soft = F.one_hot(target, classes).to(logits) if target.ndim == 1 else target
-        return soft * (1 - smoothing) + smoothing / classes
 
     def distillation(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute T^2 * KL divergence of (n, classes) logits at temperature T (Hinton et al., arXiv 1503.02531)."""
