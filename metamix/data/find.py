@@ -82,8 +82,8 @@ def match_partners(folder: Path, partner_folder: Path, option: str, template: st
     images, partners = (by_stem(list_images(place)) for place in (folder, partner_folder))
     wanted = {}
     for stem in images:
-        inside, _, name = stem.rpartition("/")
-        wanted[stem] = f"{inside}/" * bool(inside) + template.replace("{name}", name)
+        inside, slash, name = stem.rpartition("/")
+        wanted[stem] = inside + slash + template.replace("{name}", name)
     problems = [
         f"{images[stem]} has no partner {partner} in {partner_folder}{did_you_mean(partner, partners)}"
         for stem, partner in wanted.items()

@@ -189,24 +189,20 @@ class StreamLoader:
             OSError: a worker process died.
         """
         self.sampler.epoch, self.sampler.start = epoch, start
-        batches = iter(self.loader)
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise OSError(
-                    f"a process that reads images died ({error}), perhaps for lack of memory: lower --workers, or give "
-                    f"the machine more memory and shared memory, and repeat the command to continue the run"
-                ) from error
-            if "failure" in batch:
-                raise CorruptImage(batch["failure"])
-            for path, reason in batch.pop("broken"):
-                self.corrupt.add(path, reason)
-            yield batch
+        try:
+            for batch in self.loader:
+                if "failure" in batch:
+                    raise CorruptImage(batch["failure"])
+                for path, reason in batch.pop("broken"):
+                    self.corrupt.add(path, reason)
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise OSError(
+                f"a process that reads images died ({error}), perhaps for lack of memory: lower --workers, or give the "
+                f"machine more memory and shared memory, and repeat the command to continue the run"
+            ) from error
 
 
 def start_worker(max_pixels: int | None, worker: int) -> None:
