@@ -109,7 +109,7 @@ class MultiLabelMetric:
         scores, labels = scores_and_labels(states)
         choices = sorted((i / 100 for i in range(1, 100)), key=lambda threshold: abs(threshold - 0.5))
         best = torch.stack([f1(scores, labels, threshold) for threshold in choices]).argmax(0)
-        # argmax takes the first of equal values. A label without images has only NaN, so it keeps 0.5.
+        # argmax takes the first of equal values, and of the NaNs of a label without images.
         self.threshold = tuple(choices[i] for i in best.tolist())
         return {"threshold": self.threshold}
 

@@ -1,8 +1,4 @@
-"""Find the images of a data set that cannot be read.
-
-Every image is decoded. Notes name classes that have a single image to train on, or no image to score. If images may
-have several labels, the images of each label are counted.
-"""
+"""Find the images of a data set that cannot be read, and count the images of each of several labels."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

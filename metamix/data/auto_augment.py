@@ -25,10 +25,9 @@ Policy = Callable[[Image.Image], Image.Image]
 
 
 def make_policy(text: str, size: int, mean: tuple[float, ...]) -> Policy | None:
-    """Return the policy for images of `size` pixels; None for "none". It fills areas outside an image with the mean.
+    """Return the policy for images of `size` pixels; None for "none". Raise ValueError if `text` names no policy.
 
-    Raises:
-        ValueError: `text`, the option `auto_augment`, names no policy.
+    It fills areas outside an image with the mean.
     """
     if text == "none":
         return None

@@ -187,13 +187,9 @@ class RestorationData:
 
 
 class RestorationSplit:
-    """Read the images of a split for `StreamLoader`. Indices beyond the last image start again at the first.
+    """Read the images of a split for `StreamLoader`.
 
-    Args:
-        samples: the images of the split.
-        channels: rgb, grey or y.
-        scale: clean images are cut so that their sides are multiples of it.
-        studio_range: with the channels y, scale grey images to studio range too.
+    Clean images are cut so that their sides are multiples of `scale`. The other arguments are as in `read_tensor`.
     """
 
     def __init__(self, samples: Sequence[ImagePair], channels: str, scale: int, *, studio_range: bool):

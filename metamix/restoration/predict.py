@@ -1,10 +1,4 @@
-"""Restore images that have no ground truth.
-
-PNG, JPEG, WebP and TIFF images keep their format; other images are written as PNG. OUTPUT/restored.json lists the files
-of the last run. Alpha channels, colour profiles and 16 bits per channel are kept if the format has them; 16 bits need
-the extra `restoration`. Values are rounded, not truncated. A luminance model restores grey images directly. In colour
-images it restores Y, while Cb and Cr are only enlarged.
-"""
+"""Restore images that have no ground truth, and write each of them to a file."""
 
 import sys
 from dataclasses import dataclass

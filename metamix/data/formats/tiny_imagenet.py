@@ -60,13 +60,9 @@ def read_pairs(path: Path) -> list[list[str]]:
 
 
 def open_split(root: Path, split: str, numbers: list[str]) -> FolderImages:
-    """Open one split.
+    """Open one split; `numbers` are WordNet's numbers of the classes, in order.
 
-    Args:
-        root: the folder of the data set.
-        split: "train" or "val".
-        numbers: WordNet's numbers of the classes, in order. A class is called by the first name of its synset in
-            words.txt, or by its number if words.txt does not list it.
+    A class is called by the first name of its synset in words.txt, or by its number if words.txt does not list it.
     """
     place, words = root / split, dict(read_pairs(root / "words.txt"))
     classes = tuple(words.get(number, number).partition(",")[0] for number in numbers)
