@@ -22,7 +22,6 @@ from metamix.data.options import train_command
 from metamix.data.sources import digest
 from metamix.models.backbone import per_channel
 from metamix.tasks.registry import task_of_data, task_of_folder
-from metamix.training.task import Batch
 from metamix.utils.options import changed_flags
 from metamix.utils.text import plural
 from metamix.weights.metadata import ModelMetadata
@@ -109,7 +108,7 @@ class ClassificationData:
             what.append(f"mean {mean} and std {std} (--mean, --std)")
         self.as_weights = f"taken from the weights to start from: {', '.join(what)}" if what else ""
         if isinstance(options, DataOptions):
-            self.transform = Augment(
+            self.augment = Augment(
                 options,
                 seed=self.seed,
                 mean=self.mean,
@@ -146,10 +145,6 @@ class ClassificationData:
             for split, source in self.splits.sources().items()
             if split != "train"
         }
-
-    def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
-        """Augment and normalise a training batch."""
-        return self.transform(batch, epoch, step)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalise images (n, C, H, W) uint8 to float32."""

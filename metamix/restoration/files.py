@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from metamix.data import CorruptImage
 from metamix.data.files import as_corrupt_image, check_image, open_image, read_file, to_eight_bits
@@ -72,8 +72,7 @@ def read_picture(source: str | Path | Image.Image) -> Picture:
         image = to_eight_bits(ImageOps.exif_transpose(image))
         has_alpha = image.getbands()[-1] == "A" or "transparency" in image.info
         mode = ("L" if image.mode in ("1", "L", "LA") else "RGB") + "A" * has_alpha
-        pixels = np.array(image.convert(mode))
-    values = torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1).float() / 255
+        values = pil_to_tensor(image.convert(mode)).float() / 255
     colours, alpha = (values[:-1], values[-1:]) if has_alpha else (values, None)
     return Picture(colours.contiguous(), alpha, 8, profile, tuple(lost), name)
 
