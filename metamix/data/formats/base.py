@@ -28,7 +28,7 @@ class ImageSplit(Protocol):
     split: str  # its name in the data set: train, val, test
     labels: Tensor  # (N,) int64, indices into `classes`; or (N, classes) float32, 1 for each of several labels
     classes: tuple[str, ...]
-    mode: str  # mode of the decoded images: "RGB" or "L"
+    mode: str = "RGB"  # mode of the decoded images: "RGB" or "L"
 
     def open(self, i: int) -> Image.Image:
         """Open image `i`. Its pixels may not be decoded yet."""
@@ -38,6 +38,7 @@ class ImageSplit(Protocol):
 
     def fingerprint(self, i: int) -> str:
         """Identify image `i` without reading it, by its path in the data set and its size in bytes if it is a file."""
+        return self.path(i)
 
     def content(self, i: int) -> str:
         """Hash the content of image `i`; see `file_content`."""

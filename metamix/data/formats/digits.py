@@ -17,7 +17,7 @@ def open_digits(test_on: str) -> tuple[ImageSplit, ImageSplit]:
     return Digits(train=True), Digits(train=False)
 
 
-class Digits:
+class Digits(ImageSplit):
     """Read one split: 8x8 images of one channel, enlarged to 32x32."""
 
     mode = "L"
@@ -39,9 +39,6 @@ class Digits:
 
     def path(self, i: int) -> str:
         return f"digits {self.numbers[i]}"
-
-    def fingerprint(self, i: int) -> str:
-        return self.path(i)
 
     def content(self, i: int) -> str:
         return hash_bytes(self.pixels[i].tobytes())

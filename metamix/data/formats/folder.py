@@ -126,10 +126,8 @@ def open_class_folders(root: Path) -> "FolderImages":
     return FolderImages(root, root.name, paths, labels, classes)
 
 
-class FolderImages:
+class FolderImages(ImageSplit):
     """Read one split of image files; their paths are relative to `root`."""
-
-    mode = "RGB"
 
     def __init__(self, root: Path, split: str, paths: list[str], labels: Tensor, classes: tuple[str, ...]):
         self.root, self.split, self.paths, self.labels, self.classes = root, split, paths, labels, classes

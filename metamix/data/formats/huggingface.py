@@ -27,10 +27,8 @@ def open_huggingface(name: str, root: str | None, test_on: str) -> tuple[ImageSp
     return HuggingFace(name, root, "train"), HuggingFace(name, root, choose_test_split(others, test_on, name))
 
 
-class HuggingFace:
+class HuggingFace(ImageSplit):
     """Read one split, with one column of images and one of class labels."""
-
-    mode = "RGB"
 
     def __init__(self, name: str, root: str | None, split: str):
         import datasets

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..files import check_size, file_content, open_file, open_image
+from .base import ImageSplit
 
 
 class Member(NamedTuple):
@@ -23,13 +24,11 @@ class Member(NamedTuple):
     path: str  # in the split
 
 
-class TarImages:
+class TarImages(ImageSplit):
     """Read one split of images in tar files.
 
     Each image is read by its offset from a newly opened file, so processes and threads share no position.
     """
-
-    mode = "RGB"
 
     def __init__(self, split: str, members: list[Member], labels: Tensor, classes: tuple[str, ...]):
         self.split, self.members, self.labels, self.classes = split, members, labels, classes

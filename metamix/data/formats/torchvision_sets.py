@@ -36,7 +36,7 @@ def open_torchvision(name: str, root: str, download: bool, test_on: str) -> tupl
     return Torchvision(name, root, True, download), Torchvision(name, root, False, download)
 
 
-class Torchvision:
+class Torchvision(ImageSplit):
     """Read one split, which may join several of torchvision's splits, such as train and val of flowers."""
 
     def __init__(self, name: str, root: str, train: bool, download: bool):
@@ -68,7 +68,7 @@ class Torchvision:
 
     def fingerprint(self, i: int) -> str:
         if not self.files:
-            return self.path(i)
+            return super().fingerprint(i)
         return f"{os.path.relpath(self.files[i], self.root)} {self.files[i].stat().st_size}"
 
     def content(self, i: int) -> str:
