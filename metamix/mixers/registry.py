@@ -30,16 +30,6 @@ MixerClass = TypeVar("MixerClass", bound=type[nn.Module])
 _MIXERS: dict[str, type[nn.Module]] = {}
 
 
-def keep_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return `state` unchanged: the default `adapt_state`, for parameters that do not depend on the map size."""
-    return state
-
-
-def depends_on_size(mixer: nn.Module) -> bool:
-    """Return whether the mixer's parameters depend on the map size: whether it defines `adapt_state`."""
-    return type(mixer).adapt_state is not keep_state  # type: ignore[attr-defined]
-
-
 def register_mixer(name: str) -> Callable[[MixerClass], MixerClass]:
     """Register the decorated class as mixer `name`, for `timm.create_model(..., mixer=name)`.
 
@@ -72,8 +62,6 @@ def register_mixer(name: str) -> Callable[[MixerClass], MixerClass]:
                 f"a mixer is built as Mixer(dim, *, size=(H, W), ...): write "
                 f"`def __init__(self, dim, *, size, ...)`, each option by its name."
             )
-        if not hasattr(cls, "adapt_state"):
-            cls.adapt_state = keep_state  # type: ignore[attr-defined]
         _MIXERS[name] = cls
         return register_notrace_module(cls)
 

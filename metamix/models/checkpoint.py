@@ -18,7 +18,6 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from metamix.layers import resize_to
-from metamix.mixers.registry import depends_on_size
 from metamix.utils.text import message
 from metamix.utils.timm_checkpoint_path import load_checkpoint_path_with
 from metamix.weights.files import unwrap
@@ -153,6 +152,9 @@ def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer, sou
             of_mixer = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
             if of_mixer.keys() != block.mixer.state_dict().keys():
                 continue  # check_fit names what is missing
+            if not hasattr(block.mixer, "adapt_state"):
+                check_own_mixer(block.mixer, of_mixer, prefix, source)
+                continue
             try:
                 adapted = block.mixer.adapt_state(of_mixer)
             except (RuntimeError, IndexError, ValueError) as error:
@@ -160,7 +162,6 @@ def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer, sou
                 raise ValueError(
                     f"{source} does not fit: no image size explains the shapes in {prefix}: {shapes}."
                 ) from error
-            check_own_mixer(block.mixer, adapted, prefix, source)
             state |= {prefix + key: value for key, value in adapted.items()}
     return state
 
@@ -170,7 +171,7 @@ def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer, sou
 
 def check_own_mixer(mixer: Any, tensors: Mapping[str, Tensor], prefix: str, source: object) -> None:
     """Raise ValueError if a user's mixer without `adapt_state` has parameters whose shapes differ from the file."""
-    if type(mixer).__module__.startswith("metamix.") or depends_on_size(mixer):
+    if type(mixer).__module__.startswith("metamix."):
         return
     for name, tensor in mixer.state_dict().items():
         if tensors[name].shape != tensor.shape:

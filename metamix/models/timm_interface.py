@@ -10,7 +10,6 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from metamix.layers import GradCheckpointing, resize_to
-from metamix.mixers.registry import depends_on_size
 
 
 class TimmInterface(GradCheckpointing):
@@ -94,7 +93,7 @@ class TimmInterface(GradCheckpointing):
                 old = block.mixer
                 like = next(block.parameters(), torch.empty(0))  # gives device and dtype
                 new = stage.make_mixer(size=size).to(like).train(old.training)
-                if not depends_on_size(old):
+                if not hasattr(old, "adapt_state"):
                     made = shapes(new)
                     # A missing name belongs to a layer that was replaced, such as a batch norm in a detector.
                     if any(made.get(name, shape) != shape for name, shape in shapes(old).items()):
