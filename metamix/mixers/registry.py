@@ -79,25 +79,18 @@ def get_mixer(name: str) -> type[nn.Module]:
     return _MIXERS[name]
 
 
-def accepted_options(cls: type[nn.Module]) -> list[str]:
-    """Return the names of a mixer's options, in the order of its constructor."""
-    return [name for name in inspect.signature(cls).parameters if name not in ("dim", "size")]
-
-
 def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn.Module:
     """Build the mixer registered as `name`, for maps of `dim` channels.
 
     Args:
-        name: name of the mixer; see `list_mixers()`.
         size: (H, W) of the maps that spatial weights are made for.
         options: the mixer's own options; see `mixer_options(name)`.
 
     Raises:
         ValueError: the name or an option is unknown; the message suggests the most similar one.
     """
-    cls = get_mixer(name)
-    check_known(f"mixer {name!r}", options, accepted_options(cls))
-    return cls(dim, size=size, **options)
+    check_known(f"mixer {name!r}", options, [option.name for option in mixer_options(name)])
+    return get_mixer(name)(dim, size=size, **options)
 
 
 @fx_leaf
@@ -120,9 +113,8 @@ def describe_mixer(name: str, options: Mapping[str, Any], *, defaults: bool = Tr
     """
     default = {option.name: comparable(option.default) for option in mixer_options(name) if "drop" not in option.name}
     values = {option: comparable(value) for option, value in options.items() if option in default}
-    if not defaults:
-        values = {option: value for option, value in values.items() if value != default[option]}
-    shown = default | values if defaults else values
+    different = {option: value for option, value in values.items() if value != default[option]}
+    shown = default | values if defaults else different
     return f"{name}({', '.join(f'{option}={value!r}' for option, value in shown.items())})"
 
 
@@ -151,5 +143,5 @@ def mixer_options(name: str) -> list[MixerOption]:
     _, _, section = (inspect.getdoc(cls) or "").partition("Args:\n")
     entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE)
     docs = {option: " ".join(text.split()) for option, text in entries}
-    parameters = inspect.signature(cls).parameters
-    return [MixerOption(name, parameters[name].default, docs.get(name, "")) for name in accepted_options(cls)]
+    options = [p for p in inspect.signature(cls).parameters.values() if p.name not in ("dim", "size")]
+    return [MixerOption(option.name, option.default, docs.get(option.name, "")) for option in options]

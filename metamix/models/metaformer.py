@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from metamix.layers import GELU, GlobalPool, GroupNorm1, Mlp, checkpointed, resize_to
 from metamix.layers.graph import fx_leaf
-from metamix.mixers import create_mixer
-from metamix.mixers.registry import accepted_options, check_shape, describe_mixer, get_mixer
+from metamix.mixers import create_mixer, mixer_options
+from metamix.mixers.registry import check_shape, describe_mixer
 from metamix.utils.checks import check_counts, check_not_negative, check_rates, parse_size
 from metamix.weights.fit import function_mismatch
 
@@ -237,7 +237,8 @@ class MetaFormer(TimmInterface):
                 self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, dims[0], *sizes[0]), std=0.02))
             self.stages = nn.Sequential()
             for i, (dim, size) in enumerate(zip(dims, sizes)):
-                dropout = {"proj_drop": proj_drop_rate} if "proj_drop" in accepted_options(get_mixer(mixers[i])) else {}
+                has_dropout = "proj_drop" in [option.name for option in mixer_options(mixers[i])]
+                dropout = {"proj_drop": proj_drop_rate} if has_dropout else {}
                 make_mixer = partial(create_mixer, mixers[i], dim, **dropout | mixer_args[i])
                 blocks = [
                     make_block(dim, make_mixer(size=size), mlp_ratio=mlp_ratios[i], drop_path=rate)
