@@ -12,7 +12,8 @@ the token MLP costs 2 * token_dim multiply-adds per channel and token of the gri
 Departure: the author's token MLP takes one fixed number of tokens; `grid` and separate widths of the MLPs are ours.
 """
 
-import torch
+from functools import partial
+
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
@@ -65,9 +66,20 @@ class Nin(nn.Module):
         return x + self.channel_mlp(self.channel_norm(x))
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Resample the token MLP of a state saved for another grid."""
-        weights = {k: state[f"token_mlp.{k}"] for k in ("fc1.weight", "fc2.weight", "fc2.bias")}
-        return state | {f"token_mlp.{k}": v for k, v in self.token_mlp.adapt_state(weights).items()}
+        """Resample the token MLP of a state saved for another grid; keep the response of fc1 to a constant map."""
+        fc1, fc2, bias = (state[f"token_mlp.{key}"] for key in ("fc1.weight", "fc2.weight", "fc2.bias"))
+        h, w = fc1.shape[-2:]
+        if (h, w) == self.grid:
+            return state
+        resample = partial(resize_to, size=self.grid, antialias=True)
+        fc1 = resample(fc1) * (h * w / (self.grid[0] * self.grid[1]))
+        fc2 = resample(rearrange(fc2, "(h w) i 1 1 -> 1 i h w", h=h, w=w))
+        bias = resample(rearrange(bias, "(h w) -> 1 1 h w", h=h, w=w))
+        return state | {
+            "token_mlp.fc1.weight": fc1,
+            "token_mlp.fc2.weight": rearrange(fc2, "1 i h w -> (h w) i 1 1"),
+            "token_mlp.fc2.bias": rearrange(bias, "1 1 h w -> (h w)"),
+        }
 
 
 class TokenMlp(nn.Module):
@@ -89,25 +101,3 @@ class TokenMlp(nn.Module):
         x = F.conv2d(x, rearrange(self.fc1.weight, "o 1 h w -> o (h w) 1 1"), self.fc1.bias)  # (B, hidden, C, 1)
         x = self.drop2(self.fc2(self.drop1(self.act(x))))  # (B, h w, C, 1)
         return to_channels_last(rearrange(x, "b (h w) c 1 -> b c h w", h=h, w=w))
-
-    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Resample weights saved for another grid.
-
-        The weights of fc1 are scaled to keep the response to a constant map.
-        """
-        h, w = state["fc1.weight"].shape[-2:]
-        if (h, w) == self.grid:
-            return state
-        out = rearrange(state["fc2.weight"], "(h w) i 1 1 -> 1 i h w", h=h, w=w)
-        bias = rearrange(state["fc2.bias"], "(h w) -> 1 1 h w", h=h, w=w)
-        return {
-            "fc1.weight": self.resample(state["fc1.weight"]) * (h * w / (self.grid[0] * self.grid[1])),
-            "fc2.weight": rearrange(self.resample(out), "1 i h w -> (h w) i 1 1"),
-            "fc2.bias": rearrange(self.resample(bias), "1 1 h w -> (h w)"),
-        }
-
-    def resample(self, maps: Tensor) -> Tensor:
-        """Resize (B, C, H, W) to the grid."""
-        wide = maps.to(torch.promote_types(maps.dtype, torch.float32))  # torch antialiases only in 32 bits or more
-        small = F.interpolate(wide, size=self.grid, mode="bicubic", align_corners=False, antialias=True)
-        return small.to(maps.dtype)

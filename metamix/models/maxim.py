@@ -35,7 +35,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from timm.layers import GELUTanh
 from torch import Tensor, nn
 
@@ -48,6 +47,7 @@ from metamix.layers import (
     GradCheckpointing,
     Mlp,
     mix_sets,
+    resize_to,
 )
 from metamix.layers.image_inference import check_multiples, run_padded, shrink_image
 from metamix.mixers import Maxim
@@ -524,11 +524,8 @@ def resize_map(x: Tensor, ratio: float) -> Tensor:
     (h, w), times = x.shape[-2:], round(max(ratio, 1 / ratio))
     if ratio == 1:
         return x
-    if ratio > 1:
-        return F.interpolate(x, size=(h * times, w * times), mode="bilinear", align_corners=False)
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # torch 2.13 has no antialiasing in 16 bits on a CPU
-    small = F.interpolate(wide, size=(h // times, w // times), mode="bilinear", align_corners=False, antialias=True)
-    return small.to(x.dtype)
+    size = (h * times, w * times) if ratio > 1 else (h // times, w // times)
+    return resize_to(x, size, "bilinear", antialias=ratio < 1)
 
 
 def init_weights(model: nn.Module) -> None:
