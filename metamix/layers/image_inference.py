@@ -42,25 +42,21 @@ def pad_by_reflection(x: Tensor, multiple: Size, centered: bool = True) -> tuple
     """Pad images by reflection to multiples of `multiple`, if `centered` as MAXIM's authors do for evaluation.
 
     An odd side first gets one more row or column below or to the right. The rest is added in equal parts on both sides,
-    or below and to the right unless `centered`. If the padding is larger than the image, the reflection repeats.
-
-    Returns:
-        The padded images (B, C, H', W'), and (top, left), where the image begins in them.
+    or below and to the right unless `centered`. Return the padded images (B, C, H', W'), and (top, left), where the
+    image begins in them.
     """
-    h, w = x.shape[-2:]
-    size = round_up((h, w), multiple)
-    if size == (h, w):
+    size = round_up(x.shape[-2:], multiple)
+    if size == tuple(x.shape[-2:]):
         return x, (0, 0)
-    (rows, top), (columns, left) = (reflected_places(n, m, centered, x.device) for n, m in zip((h, w), size))
-    return x.index_select(-2, rows).index_select(-1, columns), (top, left)
-
-
-def reflected_places(n: int, padded: int, centered: bool, device: torch.device) -> tuple[Tensor, int]:
-    """Return the source of each of `padded` pixels in a row of n pixels, and the number of pixels before the row."""
-    even = min(n + n % 2, padded)
-    first = (padded - even) // 2 if centered else 0
-    places = reflect_places(torch.arange(-first, padded - first, device=device), even)
-    return reflect_places(places, n), first
+    begin = []  # pixels before the image
+    for dim, padded in zip((-2, -1), size):
+        n = x.shape[dim]
+        even = min(n + n % 2, padded)
+        first = (padded - even) // 2 if centered else 0
+        places = reflect_places(torch.arange(-first, padded - first, device=x.device), even)
+        x = x.index_select(dim, reflect_places(places, n))
+        begin.append(first)
+    return x, (begin[0], begin[1])
 
 
 def run_padded(
