@@ -138,36 +138,26 @@ class MaximUNet(GradCheckpointing):
         high = parse_size("block_size_hr", block_size_hr), parse_size("grid_size_hr", grid_size_hr)
         low = (parse_size("block_size_lr", block_size_lr),) * 2
         levels = [Level(2**i * features, *(high if i < high_res_stages else low)) for i in range(depth)]
-        bottleneck = Level(2 ** (depth - 1) * features, *low)
-        blocks = partial(
+        bottleneck = Level(levels[-1].dim, *low)
+        decoder = partial(  # the authors give it no input_proj_factor
             Blocks,
             num_groups=num_groups,
+            attention=Rcab,
             reduction=channels_reduction,
             block_gmlp_factor=block_gmlp_factor,
             grid_gmlp_factor=grid_gmlp_factor,
         )
+        encoder = partial(decoder, input_proj_factor=input_proj_factor)
         self.in_chans = in_chans
         self.scale = 1
         self.num_scales = num_supervision_scales
         self.multiple = multiple_of([*levels, bottleneck], 0), multiple_of([*levels, bottleneck], 1)
-        self.stages = nn.ModuleList(
-            UNet(
-                levels,
-                in_chans=in_chans,
-                scales=num_supervision_scales,
-                first=i == 0,
-                last=i == num_stages - 1,
-                encoder=partial(blocks, input_proj_factor=input_proj_factor),
-                decoder=blocks,  # the authors pass no input_proj_factor here
-                bottleneck=nn.Sequential(
-                    *(
-                        blocks(down, bottleneck, attention=Rdcab, input_proj_factor=input_proj_factor)
-                        for down in [levels[-1].dim] + [bottleneck.dim] * (num_bottleneck_blocks - 1)
-                    )
-                ),
-            )
-            for i in range(num_stages)
-        )
+        self.stages = nn.ModuleList()
+        for i in range(num_stages):
+            blocks = [encoder(bottleneck.dim, bottleneck, attention=Rdcab) for _ in range(num_bottleneck_blocks)]
+            first, last = i == 0, i == num_stages - 1
+            stage = UNet(levels, in_chans, num_supervision_scales, encoder, blocks, decoder, first=first, last=last)
+            self.stages.append(stage)
         init_weights(self)
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
@@ -195,8 +185,8 @@ class MaximUNet(GradCheckpointing):
         window = parse_size("size", size) if size is not None else None
         stages: list[Any] = list(self.stages)
         for stage in stages:
-            parts = [*enumerate(stage.encoder.blocks), *enumerate(stage.decoder.blocks)]
-            for i, part in [*parts, (len(stage.encoder.blocks), stage.bottleneck)]:
+            down = [*stage.encoder.blocks, stage.bottleneck]
+            for i, part in [*enumerate(down), *enumerate(stage.decoder.blocks)]:
                 for module in part.modules():
                     if isinstance(module, ChannelAttention):
                         module.window = window and (max(window[0] >> i, 1), max(window[1] >> i, 1))
@@ -208,109 +198,65 @@ class UNet(nn.Module):
     def __init__(
         self,
         levels: Sequence[Level],
-        *,
         in_chans: int,
         scales: int,
+        encoder: Callable[..., nn.Module],
+        bottleneck: Sequence[nn.Module],
+        decoder: Callable[..., nn.Module],
+        *,
         first: bool,
         last: bool,
-        encoder: Callable[..., nn.Module],
-        decoder: Callable[..., nn.Module],
-        bottleneck: nn.Module,
     ):
         super().__init__()
-        self.inputs = Inputs(levels[:scales], in_chans, fuse=not first)
-        self.encoder = Encoder(levels, scales, encoder, gate=not first)
-        self.bottleneck = bottleneck
-        self.skips = Skips(levels)
-        self.decoder = Decoder(levels, decoder)
+        dims = [level.dim for level in levels]
+        above, below = [dims[0], *dims[:-1]], [*dims[1:], dims[-1]]  # channels of the maps from the next levels
+        gated = [] if first else levels  # levels with maps from the stage before
+        self.inputs: Any = nn.ModuleDict()
+        self.inputs.convs = nn.ModuleList(Conv3x3(in_chans, dim) for dim in dims[:scales])
+        self.inputs.fuse = nn.ModuleList(CrossGating(level.dim, level.dim, level) for level in gated[:scales])
+        self.encoder: Any = nn.ModuleDict()
+        self.encoder.blocks = nn.ModuleList(
+            encoder(before + (level.dim if i < scales else 0), level)
+            for i, (before, level) in enumerate(zip(above, levels))
+        )
+        self.encoder.gates = nn.ModuleList(CrossGating(level.dim, level.dim, level) for level in gated)
+        self.encoder.downs = nn.ModuleList(Down(dim, dim) for dim in dims)
+        self.bottleneck = nn.Sequential(*bottleneck)
+        self.skips: Any = nn.ModuleDict()
+        self.skips.fuse = nn.ModuleList(FuseLevels(dims, i) for i in range(len(dims)))
+        self.skips.gates = nn.ModuleList(
+            CrossGating(len(dims) * level.dim, deeper, level, upsample_y=True) for level, deeper in zip(levels, below)
+        )
+        self.decoder: Any = nn.ModuleDict()
+        self.decoder.ups = nn.ModuleList(Up(deeper, dim) for deeper, dim in zip(below, dims))
+        self.decoder.fuse = nn.ModuleList(FuseLevels(dims, i, coarsest_first=True) for i in range(len(dims)))
+        self.decoder.blocks = nn.ModuleList(decoder((1 + len(dims)) * level.dim, level) for level in levels)
         output = OutputConv if last else Sam
-        self.outputs = nn.ModuleList(output(level.dim, in_chans) for level in levels[:scales])
+        self.outputs = nn.ModuleList(output(dim, in_chans) for dim in dims[:scales])
 
     def forward(self, images: list[Tensor], carried: Carried | None) -> tuple[list[Tensor], Carried]:
-        inputs = self.inputs(images, carried)
-        encoded, x = self.encoder(inputs, carried)
-        x = self.bottleneck(x)  # (B, 2^(depth-1) f, H / 2^depth, W / 2^depth)
-        decoded = self.decoder(x, self.skips(encoded, x))
-        sams, restored = zip(*(out(y, image) for out, y, image in zip(self.outputs, decoded, images)))
-        return list(restored), Carried(list(sams), encoded, decoded)
-
-
-class Inputs(nn.Module):
-    """Convolve the image of each scale; fuse it with the features from the stage before, if there is one."""
-
-    def __init__(self, levels: Sequence[Level], in_chans: int, *, fuse: bool):
-        super().__init__()
-        self.convs = nn.ModuleList(Conv3x3(in_chans, level.dim) for level in levels)
-        self.fuse = nn.ModuleList(CrossGating(level.dim, level.dim, level) for level in levels if fuse)
-
-    def forward(self, images: list[Tensor], carried: Carried | None) -> list[Tensor]:
-        inputs = [conv(image) for conv, image in zip(self.convs, images)]  # (B, 2^i f, H / 2^i, W / 2^i)
-        if carried is None:
-            return inputs
-        return [fuse(x, sam)[0] for fuse, x, sam in zip(self.fuse, inputs, carried.sams)]
-
-
-class Encoder(nn.Module):
-    """Compute the map of each level, from the finest to the coarsest, and the coarsest map halved once more."""
-
-    def __init__(self, levels: Sequence[Level], scales: int, blocks: Callable[..., nn.Module], *, gate: bool):
-        super().__init__()
-        dims = [level.dim for level in levels]
-        before = [dims[0], *dims[:-1]]  # channels that come from the level above
-        self.blocks = nn.ModuleList(
-            blocks(before[i] + (dims[i] if i < scales else 0), level) for i, level in enumerate(levels)
-        )
-        self.gates = nn.ModuleList(CrossGating(level.dim, level.dim, level) for level in levels if gate)
-        self.downs = nn.ModuleList(Down(dim, dim) for dim in dims)
-
-    def forward(self, inputs: list[Tensor], carried: Carried | None) -> tuple[list[Tensor], Tensor]:
+        inputs = [conv(image) for conv, image in zip(self.inputs.convs, images)]  # (B, 2^i f, H / 2^i, W / 2^i)
+        if carried is not None:
+            inputs = [fuse(x, sam)[0] for fuse, x, sam in zip(self.inputs.fuse, inputs, carried.sams)]
         x, encoded = inputs[0], []
-        for i, (blocks, down) in enumerate(zip(self.blocks, self.downs)):
+        for i, (blocks, down) in enumerate(zip(self.encoder.blocks, self.encoder.downs)):
             e = blocks(x, *inputs[i : i + 1])  # (B, 2^i f, H / 2^i, W / 2^i)
             if carried is not None:
-                e, _ = self.gates[i](e, carried.encoded[i] + carried.decoded[i])
+                e, _ = self.encoder.gates[i](e, carried.encoded[i] + carried.decoded[i])
             encoded.append(e)
             x = down(e)  # (B, 2^i f, H / 2^(i+1), W / 2^(i+1))
-        return encoded, x
-
-
-class Skips(nn.Module):
-    """Fuse the encoder's maps at each level, and gate them with the bottleneck's map, enlarged level by level."""
-
-    def __init__(self, levels: Sequence[Level]):
-        super().__init__()
-        dims = [level.dim for level in levels]
-        below = [*dims[1:], dims[-1]]
-        self.fuse = nn.ModuleList(FuseLevels(dims, i) for i in range(len(dims)))
-        self.gates = nn.ModuleList(
-            CrossGating(len(dims) * level.dim, below[i], level, upsample_y=True) for i, level in enumerate(levels)
-        )
-
-    def forward(self, encoded: list[Tensor], x: Tensor) -> list[Tensor]:
-        skips = []
-        for fuse, gate in zip(reversed(self.fuse), reversed(self.gates)):
-            skip, x = gate(fuse(encoded), x)  # (B, 2^i f, H / 2^i, W / 2^i) both
-            skips.append(skip)
-        return skips[::-1]
-
-
-class Decoder(nn.Module):
-    """Compute the map of each level, from the coarsest to the finest, from the level below and all skips."""
-
-    def __init__(self, levels: Sequence[Level], blocks: Callable[..., nn.Module]):
-        super().__init__()
-        dims = [level.dim for level in levels]
-        below = [*dims[1:], dims[-1]]
-        self.ups = nn.ModuleList(Up(a, b) for a, b in zip(below, dims))
-        self.fuse = nn.ModuleList(FuseLevels(dims, i, coarsest_first=True) for i in range(len(dims)))
-        self.blocks = nn.ModuleList(blocks((1 + len(dims)) * level.dim, level) for level in levels)
-
-    def forward(self, x: Tensor, skips: list[Tensor]) -> list[Tensor]:
-        decoded = []
-        for up, fuse, blocks in zip(reversed(self.ups), reversed(self.fuse), reversed(self.blocks)):
+        x = z = self.bottleneck(x)  # (B, 2^(depth-1) f, H / 2^depth, W / 2^depth)
+        skips: list[Tensor] = []
+        for fuse, gate in zip(reversed(self.skips.fuse), reversed(self.skips.gates)):
+            skip, z = gate(fuse(encoded), z)  # (B, 2^i f, H / 2^i, W / 2^i) both
+            skips.insert(0, skip)
+        decoded: list[Tensor] = []
+        ups, fuses, decoders = self.decoder.ups, self.decoder.fuse, self.decoder.blocks
+        for up, fuse, blocks in zip(reversed(ups), reversed(fuses), reversed(decoders)):
             x = blocks(up(x), fuse(skips))  # (B, 2^i f, H / 2^i, W / 2^i)
-            decoded.append(x)
-        return decoded[::-1]
+            decoded.insert(0, x)
+        sams, restored = zip(*(out(y, image) for out, y, image in zip(self.outputs, decoded, images)))
+        return list(restored), Carried(list(sams), encoded, decoded)
 
 
 class Blocks(nn.Module):
@@ -326,11 +272,10 @@ class Blocks(nn.Module):
         *,
         num_groups: int,
         reduction: int,
-        attention: Callable[[int, int], nn.Module] | None = None,
+        attention: Callable[[int, int], nn.Module],
         **factors: int,
     ):
         super().__init__()
-        attention = attention or Rcab
         self.proj = Conv1x1(in_dim, level.dim)
         self.groups = CheckpointedSequential()
         for _ in range(num_groups):

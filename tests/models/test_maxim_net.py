@@ -114,7 +114,7 @@ def other_eps(monkeypatch):
 
 def aliasing(monkeypatch):
     resize = nn.functional.interpolate
-    monkeypatch.setattr(maxim.F, "interpolate", lambda x, **options: resize(x, **options | dict(antialias=False)))
+    monkeypatch.setattr(nn.functional, "interpolate", lambda x, **options: resize(x, **options | dict(antialias=False)))
 
 
 def first_pixel(monkeypatch):
