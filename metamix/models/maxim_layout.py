@@ -1,82 +1,75 @@
-"""Map our tensors to the flax names and layouts in checkpoints of MAXIM's authors (github.com/google-research/maxim).
-
-The upper levels of their module tree differ from ours, so `unet_paths` walks both trees. At the lower levels, each of
-our classes has a counterpart, and `CHILDREN` maps our names of its children to their names.
-"""
+"""Map our tensors to the flax names and layouts of MAXIM's authors (github.com/google-research/maxim)."""
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from metamix.layers import Mlp
 from metamix.mixers import Maxim
-from metamix.mixers.maxim import GatedMlp
 from metamix.weights.layout import Layout
 
-from .maxim import (
-    Blocks,
-    ChannelAttention,
-    CrossGating,
-    MaximUNet,
-    MultiAxisGmlp,
-    OutputConv,
-    Rcab,
-    Rdcab,
-    Rescale,
-    Sam,
-    SpatialGate,
-)
+from .maxim import MaximUNet
 from .metaformer import Block
 from .official import ModelAndLayout, accept, official
 
-CHILDREN: dict[type[nn.Module], dict[str, str]] = {
-    Block: {"norm1": "LayerNorm_in", "mixer": ""},  # around a MAXIM mixer, without an MLP
-    MultiAxisGmlp: {"norm": "LayerNorm_in", "mixer": ""},
-    Maxim: {"fc1": "in_project", "grid": "GridGmlpLayer", "block": "BlockGmlpLayer", "fc2": "out_project"},
-    GatedMlp: {
-        "norm": "LayerNorm",
-        "fc1": "in_project",
-        "gate_norm": "*GatingUnit/intermediate_layernorm",  # * is Grid or Block, as in the parent's name
-        "spatial": "*GatingUnit/Dense_0",
-        "fc2": "out_project",
-    },
-    Rcab: {"norm": "LayerNorm", "conv1": "conv1", "conv2": "conv2", "attention": "channel_attention"},
-    Rdcab: {"norm": "LayerNorm", "mlp": "channel_mixing", "attention": "channel_attention"},
-    ChannelAttention: {"fc1": "Conv_0", "fc2": "Conv_1"},
-    Mlp: {"fc1": "Dense_0", "fc2": "Dense_1"},
-    CrossGating: {
-        "up_y": "ConvTranspose_0",
-        "proj_x": "Conv_0",
-        "proj_y": "Conv_1",
-        "norm_x": "LayerNorm_x",
-        "norm_y": "LayerNorm_y",
-        "fc1_x": "in_project_x",
-        "fc1_y": "in_project_y",
-        "gate_x": "SplitHeadMultiAxisGating_x",
-        "gate_y": "SplitHeadMultiAxisGating_y",
-        "fc2_x": "out_project_x",
-        "fc2_y": "out_project_y",
-    },
-    SpatialGate: {
-        "norm": "LayerNorm_in",
-        "fc1": "in_project",
-        "grid": "Dense_0",
-        "block": "Dense_1",
-        "fc2": "out_project",
-    },
-    Sam: {"features": "Conv_0", "residual": "Conv_1", "attention": "Conv_2"},
-    Rescale: {"conv": "Conv_0"},
-    OutputConv: {"conv": ""},
-}
-
-CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
-
-Paths = Iterator[tuple[nn.Module, str]]  # our modules that hold parameters, with their paths in flax
+NAMES = (
+    # The network
+    (r"^stages\.(\d+)\.inputs\.convs\.(\d+)\.", r"stage_\1_input_conv_\2/"),
+    (r"^stages\.(\d+)\.inputs\.fuse\.(\d+)\.", r"stage_\1_input_fuse_sam_\2/"),
+    (r"^stages\.(\d+)\.encoder\.blocks\.(\d+)\.", r"stage_\1_encoder_block_\2/"),
+    (r"^stages\.(\d+)\.encoder\.gates\.(\d+)\.", r"stage_\1_encoder_block_\2/cross_gating_block/"),
+    (r"^stages\.(\d+)\.encoder\.downs\.(\d+)\.", r"stage_\1_encoder_block_\2/Conv_1/"),
+    (r"^stages\.(\d+)\.bottleneck\.(\d+)\.", r"stage_\1_global_block_\2/"),
+    (r"^stages\.(\d+)\.skips\.gates\.(\d+)\.", r"stage_\1_cross_gating_block_\2/"),
+    (r"^stages\.(\d+)\.decoder\.ups\.(\d+)\.", r"stage_\1_decoder_block_\2/ConvTranspose_0/"),
+    (r"^stages\.(\d+)\.decoder\.blocks\.(\d+)\.", r"stage_\1_decoder_block_\2/UNetEncoderBlock_0/"),
+    (r"^stages\.(\d+)\.outputs\.(\d+)\.conv\.", r"stage_\1_output_conv_\2/"),
+    (r"^stages\.(\d+)\.outputs\.(\d+)\.", r"stage_\1_supervised_attention_module_\2/"),
+    # Blocks; those of the bottleneck have names of their own
+    (r"(global_block_\d+/)proj\.", r"\1input_proj/"),
+    (r"(global_block_\d+/)groups\.(\d+)\.attention\.", r"\1channel_attention_block_1_\2/"),
+    (r"/proj\.", "/Conv_0/"),
+    (r"groups\.(\d+)\.attention\.", r"channel_attention_block_1\1/"),
+    (r"groups\.(\d+)\.gmlp\.norm\.", r"SplitHeadMultiAxisGmlpLayer_\1/LayerNorm_in/"),
+    (r"groups\.(\d+)\.gmlp\.mixer\.", r"SplitHeadMultiAxisGmlpLayer_\1/"),
+    (r"^norm1\.", "LayerNorm_in/"),  # of our block around a single mixer
+    (r"^mixer\.", ""),
+    # Rcab, Rdcab
+    (r"attention\.fc([12])\.", lambda m: f"channel_attention/Conv_{int(m[1]) - 1}/"),
+    (r"mlp\.fc([12])\.", lambda m: f"channel_mixing/Dense_{int(m[1]) - 1}/"),
+    (r"conv([12])\.", r"conv\1/"),
+    # CrossGating with its SpatialGates
+    (r"up_y\.", "ConvTranspose_0/"),
+    (r"proj_x\.", "Conv_0/"),
+    (r"proj_y\.", "Conv_1/"),
+    (r"norm_([xy])\.", r"LayerNorm_\1/"),
+    (r"fc1_([xy])\.", r"in_project_\1/"),
+    (r"fc2_([xy])\.", r"out_project_\1/"),
+    (r"gate_([xy])\.", r"SplitHeadMultiAxisGating_\1/"),
+    (r"(Gating_[xy]/)norm\.", r"\1LayerNorm_in/"),
+    (r"(Gating_[xy]/)grid\.", r"\1Dense_0/"),
+    (r"(Gating_[xy]/)block\.", r"\1Dense_1/"),
+    # The mixer with its gated MLPs
+    (r"\b(grid|block)\.gate_norm\.", r"\1.\1GatingUnit/intermediate_layernorm/"),
+    (r"\b(grid|block)\.spatial\.", r"\1.\1GatingUnit/Dense_0/"),
+    (r"\bgrid", "Grid"),
+    (r"\bblock", "Block"),
+    (r"\b(Grid|Block)\.", r"\1GmlpLayer/"),
+    # Sam, and what is common to several modules
+    (r"features\.", "Conv_0/"),
+    (r"residual\.", "Conv_1/"),
+    (r"attention\.", "Conv_2/"),
+    (r"\bconv\.", "Conv_0/"),
+    (r"\bnorm\.", "LayerNorm/"),
+    (r"\bfc1\.", "in_project/"),
+    (r"\bfc2\.", "out_project/"),
+    (r"([Nn]orm\w*/)weight$", r"\1scale"),
+    (r"weight$", "kernel"),
+)
 
 
 def maxim_layout(model: MaximUNet, state: Mapping[str, Any]) -> Layout:
@@ -85,22 +78,21 @@ def maxim_layout(model: MaximUNet, state: Mapping[str, Any]) -> Layout:
     Flax numbers unnamed modules in the order of their creation. The numbers of the UpSampleRatio modules in a
     checkpoint are in that order, but they may have gaps.
     """
+    stages: list[Any] = list(model.stages)
+    depth = len(stages[0].encoder.blocks)
     numbers = sorted({int(m[1]) for key in state if (m := re.match(r"UpSampleRatio_(\d+)/", key))})
-    wanted = sum(isinstance(module, Rescale) for module in model.modules())
+    wanted = len(stages) * 2 * depth**2  # in a stage, those of the skips, then those of the decoder
     if len(numbers) != wanted:  # tensors are missing: errors then name them by these numbers
         numbers = list(range(wanted))
-    return flax_layout(model, unet_paths(model, numbers))
 
+    def upsample_ratio(match: re.Match) -> str:
+        stage, level, source = (int(match[group]) for group in ("stage", "level", "source"))
+        decoder = match["part"] == "decoder"
+        fused = 2 * depth * stage + depth * decoder + depth - 1 - level  # maps fused before, from the coarsest level
+        return f"UpSampleRatio_{numbers[depth * fused + (depth - 1 - source if decoder else source)]}/"
 
-def flax_layout(model: nn.Module, paths: Paths) -> Layout:
-    """Return the layout of a flax tree; `paths` has its modules."""
-    path_of = dict(paths)
-    table = {}
-    for prefix, module in model.named_modules():
-        for kind, _ in module.named_parameters(recurse=False):
-            leaf = "bias" if kind == "bias" else "kernel" if isinstance(module, CONVOLUTIONS) else "scale"
-            table[f"{prefix}.{kind}".lstrip(".")] = f"{path_of[module]}/{leaf}".lstrip("/")
-    return Layout(((r".+", lambda match: table[match[0]]),), arrange_flax)
+    rescales = r"^stages\.(?P<stage>\d+)\.(?P<part>skips|decoder)\.fuse\.(?P<level>\d+)\.rescales\.(?P<source>\d+)\."
+    return Layout(((rescales, upsample_ratio), *NAMES), arrange_flax)
 
 
 def arrange_flax(key: str, tensor: Tensor, model: nn.Module) -> Tensor:
@@ -117,60 +109,6 @@ def arrange_flax(key: str, tensor: Tensor, model: nn.Module) -> Tensor:
     if isinstance(model.get_submodule(name), nn.ConvTranspose2d):
         return tensor.permute(2, 3, 0, 1).flip(2, 3)
     return tensor.permute(3, 2, 0, 1)
-
-
-def unet_paths(model: MaximUNet, numbers: list[int]) -> Paths:
-    """Pair the modules with their paths; `numbers` count the UpSampleRatio modules, in order of creation."""
-    rescales = (f"UpSampleRatio_{n}" for n in numbers)
-    stages: list[Any] = list(model.stages)
-    for s, stage in enumerate(stages):
-        path, last = f"stage_{s}", s == len(stages) - 1
-        levels = range(len(stage.encoder.blocks))
-        for i, conv in enumerate(stage.inputs.convs):
-            yield conv, f"{path}_input_conv_{i}"
-        for i, fuse in enumerate(stage.inputs.fuse):
-            yield from module_paths(fuse, f"{path}_input_fuse_sam_{i}")
-        for i in levels:
-            block = f"{path}_encoder_block_{i}"
-            yield from blocks_paths(stage.encoder.blocks[i], block)
-            yield stage.encoder.downs[i], f"{block}/Conv_1"
-            if stage.encoder.gates:
-                yield from module_paths(stage.encoder.gates[i], f"{block}/cross_gating_block")
-        for i, blocks in enumerate(stage.bottleneck):
-            block = f"{path}_global_block_{i}"
-            yield from blocks_paths(blocks, block, proj="input_proj", attention="channel_attention_block_1_")
-        for i in reversed(levels):
-            for rescale in stage.skips.fuse[i].rescales:
-                yield from module_paths(rescale, next(rescales))
-            yield from module_paths(stage.skips.gates[i], f"{path}_cross_gating_block_{i}")
-        for i in reversed(levels):
-            for rescale in reversed(stage.decoder.fuse[i].rescales):
-                yield from module_paths(rescale, next(rescales))
-            yield stage.decoder.ups[i], f"{path}_decoder_block_{i}/ConvTranspose_0"
-            yield from blocks_paths(stage.decoder.blocks[i], f"{path}_decoder_block_{i}/UNetEncoderBlock_0")
-        for i, output in enumerate(stage.outputs):
-            yield from module_paths(output, f"{path}_{'output_conv' if last else 'supervised_attention_module'}_{i}")
-
-
-def blocks_paths(
-    blocks: Blocks, path: str, *, proj: str = "Conv_0", attention: str = "channel_attention_block_1"
-) -> Paths:
-    """Pair the modules of `Blocks` with their paths. The authors call `proj` and `attention` by two names each."""
-    yield blocks.proj, f"{path}/{proj}"
-    groups: list[Any] = list(blocks.groups)
-    for i, group in enumerate(groups):
-        yield from module_paths(group.gmlp, f"{path}/SplitHeadMultiAxisGmlpLayer_{i}")
-        yield from module_paths(group.attention, f"{path}/{attention}{i}")
-
-
-def module_paths(module: nn.Module, path: str) -> Paths:
-    """Pair the modules inside `module` with their paths under `path`."""
-    if type(module) not in CHILDREN:
-        yield module, path.strip("/")
-        return
-    for child, name in CHILDREN[type(module)].items():
-        kind = path.rpartition("/")[2].removesuffix("GmlpLayer")
-        yield from module_paths(getattr(module, child), f"{path}/{name.replace('*', kind)}".replace("//", "/"))
 
 
 # Defaults of the authors' class that differ from `MaximUNet`'s, and the arguments of their variants
@@ -201,7 +139,7 @@ def maxim_mab(
     mixer = Maxim(dim, size=block_size, block_size=block_size, grid_size=grid_size, **factors)
     # Their layer has a norm before and a residual around it: our block without the MLP half.
     model = Block(dim, mixer, norm1=partial(LayerNorm2d, eps=1e-6), mlp_ratio=0, layer_scale=0)
-    return model, flax_layout(model, module_paths(model, ""))
+    return model, Layout(NAMES, arrange_flax)
 
 
 @official(

@@ -14,6 +14,7 @@ from metamix.layers.image_inference import shrink_image
 from metamix.models import load_official, maxim, maxim_layout, official
 from metamix.models.image_models import create_image_model
 from metamix.models.maxim import CrossGating, Down, Level, MaximUNet, Norm, Rcab, Rdcab, Rescale, Sam, Up
+from metamix.weights.layout import Layout
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "restoration"
 
@@ -32,7 +33,7 @@ class Golden:
     def load(self, module, part=""):
         """Load the tensors of `part`, all for "", into a module of the same kind."""
         state = {k.removeprefix(part): v for k, v in self.state.items() if k.startswith(part)}
-        layout = maxim_layout.flax_layout(module, maxim_layout.module_paths(module, ""))
+        layout = Layout(maxim_layout.NAMES, maxim_layout.arrange_flax)
         tensors, unknown = layout.translate(state, module)
         assert not unknown
         module.load_state_dict(tensors)
@@ -85,9 +86,11 @@ def test_block(name, module):
 def test_operations():
     golden = Golden("maxim_ops_16x24")
     x = golden.inputs["input"]
+    norm = Norm(3).double()
+    norm.load_state_dict({"weight": golden.state["layernorm/scale"], "bias": golden.state["layernorm/bias"]})
     ours = {
         "gelu": maxim.GELUTanh()(2 * x),
-        "layernorm": golden.load(Norm(3), "layernorm/")(0.02 * x),
+        "layernorm": norm(0.02 * x),
         "conv_up": golden.load(Up(3, 5), "conv_up/")(x),
         "conv_down": golden.load(Down(3, 5), "conv_down/")(x),
         "upsample_ratio_x2": golden.load(Rescale(3, 4, 2.0), "up/")(x),
