@@ -28,7 +28,7 @@ from metamix.weights.find import read_weights
 
 from .checkpoint import adapt_checkpoint
 from .metaformer import MetaFormer
-from .pyramids import FeaturePyramid, SimplePyramid, StageMaps
+from .pyramids import FeaturePyramid, SimplePyramid
 from .registry import check_model
 
 BATCH_NORMS = ("auto", "freeze", "replace", "train")
@@ -177,10 +177,8 @@ def build_backbone(
     pyramid: nn.Module
     if plan.isotropic:
         pyramid = SimplePyramid(plan.dims, levels, out_channels or dims[0], make_extra(out_channels or dims[0]))
-    elif out_channels is None:
-        pyramid = StageMaps(plan.dims, levels)
     else:
-        pyramid = FeaturePyramid(plan.dims, levels, out_channels, make_extra(out_channels))
+        pyramid = FeaturePyramid(plan.dims, levels, out_channels, make_extra(out_channels or dims[0]))
     return Backbone(
         body,
         pyramid,

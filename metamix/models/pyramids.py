@@ -3,7 +3,7 @@
 `FeaturePyramid` takes the maps of several stages (Lin et al., arXiv 1612.03144). `SimplePyramid` makes all levels from
 the last map of an isotropic model (ViTDet, Li et al., arXiv 2203.16527, section 3). Both take the list of a backbone's
 maps, (B, C_i, H_i, W_i), and return an OrderedDict of levels, (B, out_channels, H_s, W_s), from fine to coarse.
-`StageMaps` and `LastMap` are for heads that need no pyramid.
+`LastMap` is for heads that need no pyramid.
 """
 
 from collections import OrderedDict
@@ -18,33 +18,17 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 from metamix.layers import GroupNorm1
 
 
-class StageMaps(nn.Module):
-    """Normalise the maps of a multi-stage model, for heads that have their own lateral convolutions.
+class FeaturePyramid(nn.Module):
+    """Apply torchvision's feature pyramid to the maps of a multi-stage model.
 
-    The maps of a MetaFormer are a residual stream without a norm. So each map gets a GroupNorm of one group, as in
-    PoolFormer's detectors. A level has as many channels as its map.
+    The maps of a MetaFormer are a residual stream without a norm. So each map first gets a GroupNorm of one group, as
+    in PoolFormer's detectors.
 
     Args:
         dims: channels of each map, C_i.
         levels: (name, index of the map, halvings) of each level: how often max pooling halves the map.
-    """
-
-    def __init__(self, dims: Sequence[int], levels: Sequence[tuple[str, int, int]]):
-        super().__init__()
-        self.levels = list(levels)
-        self.norms = nn.ModuleList(GroupNorm1(dim) for dim in dims)
-
-    def forward(self, maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
-        maps = [norm(x) for norm, x in zip(self.norms, maps)]
-        return OrderedDict((name, halve(maps[i], times)) for name, i, times in self.levels)
-
-
-class FeaturePyramid(StageMaps):
-    """Apply torchvision's feature pyramid to the maps of a multi-stage model, normalised and halved as in `StageMaps`.
-
-    Args:
-        dims, levels: as for `StageMaps`.
-        out_channels: channels of all levels.
+        out_channels: channels of all levels. None leaves out the top-down path, for heads that have their own lateral
+            convolutions: a level has as many channels as its map.
         extra: module that adds coarser levels.
     """
 
@@ -52,14 +36,18 @@ class FeaturePyramid(StageMaps):
         self,
         dims: Sequence[int],
         levels: Sequence[tuple[str, int, int]],
-        out_channels: int,
+        out_channels: int | None,
         extra: ExtraFPNBlock | None = None,
     ):
-        super().__init__(dims, levels)
-        self.fpn = FeaturePyramidNetwork([dims[i] for _, i, _ in levels], out_channels, extra)
+        super().__init__()
+        self.levels = list(levels)
+        self.norms = nn.ModuleList(GroupNorm1(dim) for dim in dims)
+        self.fpn = out_channels and FeaturePyramidNetwork([dims[i] for _, i, _ in levels], out_channels, extra)
 
     def forward(self, maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
-        return self.fpn(super().forward(maps))
+        maps = [norm(x) for norm, x in zip(self.norms, maps)]
+        of_levels = OrderedDict((name, halve(maps[i], times)) for name, i, times in self.levels)
+        return self.fpn(of_levels) if self.fpn else of_levels
 
 
 class LastMap(nn.Module):
