@@ -8,7 +8,6 @@ the MLPs are made narrower to pay for the mixer, so all models of a size cost th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -134,12 +133,13 @@ def metaformer(name: str, pretrained: bool = False, *, size: str, **kwargs: Any)
     """
     check_choice("size", size, SIZES)
     arguments = SIZES[size] | kwargs
+    check_stages(arguments["depths"], arguments["dims"])
     if size in PAID:
-        check_stages(arguments["depths"], arguments["dims"])
         mixers, _ = mixers_per_stage(arguments["mixer"], None, len(arguments["depths"]))
         ratios = tuple(PAID[size][mixer].mlp_ratio if mixer in PAID[size] else 4.0 for mixer in mixers)
         arguments = {"mlp_ratio": ratios} | arguments
-    return build(name, pretrained, default_mixer_args=partial(default_mixer_args, size=size), **arguments)
+    mixer_args = [default_mixer_args(stage, dim, size=size) for stage, dim in enumerate(arguments["dims"])]
+    return build(name, pretrained, default_mixer_args=mixer_args, **arguments)
 
 
 CONFIGS = {

@@ -60,7 +60,7 @@ def minattn(
     mixer_args = dict(num_heads=num_heads, attn_drop=proj_drop_rate) | SIMILARITY[similarity]
     preset: dict[str, Any] = dict(
         mixer="minattn",
-        default_mixer_args=lambda stage, dim: {"minattn": mixer_args},
+        default_mixer_args={"minattn": mixer_args},
         stem=partial(ConvEmbed, kernel_size=patch_size, stride=patch_size),
         norm1=norm,
         norm2=norm,

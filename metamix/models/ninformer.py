@@ -40,13 +40,11 @@ def ninformer(
         d_model: channels.
         d_ffn: hidden width of all MLPs, over tokens and over channels.
         num_layers: blocks.
-        kwargs: further arguments of `MetaFormer`.
     """
     check_counts(1, patch_size=patch_size, d_model=d_model, d_ffn=d_ffn, num_layers=num_layers)
-    mixer_args = dict(token_dim=d_ffn, channel_dim=d_ffn)
     preset: dict[str, Any] = dict(
         mixer="nin",
-        default_mixer_args=lambda stage, dim: {"nin": mixer_args},
+        default_mixer_args={"nin": dict(token_dim=d_ffn, channel_dim=d_ffn)},
         stem=partial(ConvEmbed, kernel_size=patch_size, stride=patch_size),
         norm1=partial(LayerNorm2d, eps=1e-5),
         tie_norms=True,

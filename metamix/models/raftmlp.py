@@ -133,10 +133,9 @@ def raftmlp(
     strides = per_stage("patch_sizes", patch_sizes, len(depths))
     stem, *downsamples = (partial(MultiScaleEmbed, kernels=k, stride=s) for k, s in zip(kernels, strides))
     norm = partial(LayerNorm2d, eps=1e-5)
-    mixer_args = dict(raft_size=raft_size, expansion=token_expansion, resample="stream")
     preset: dict[str, Any] = dict(
         mixer="raft",
-        default_mixer_args=lambda stage, dim: {"raft": mixer_args},
+        default_mixer_args={"raft": dict(raft_size=raft_size, expansion=token_expansion, resample="stream")},
         norm1="none",
         norm2=norm,
         norm=norm,

@@ -10,7 +10,7 @@ import re
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from metamix.weights.download import require_reachable
 from metamix.weights.files import ARTIFACT
 from metamix.weights.find import cfg_of_file, local_weights, nothing_published
 
-from .arguments import check_stages, check_tag, mixers_per_stage
+from .arguments import check_stages, check_tag, mixers_per_stage, per_stage
 from .checkpoint import checkpoint_filter
 from .metaformer import MetaFormer
 
@@ -49,14 +49,12 @@ CIFAR10 = IMAGENET | dict(
 )
 MNIST = CIFAR10 | dict(input_size=(1, 28, 28), mean=(0.1307,), std=(0.3081,))
 
-DefaultMixerArgs = Callable[[int, int], dict[str, dict]]  # stage, channels -> {mixer: its arguments}
-
 default_cfgs: dict[str, DefaultCfg] = {}  # timm reads it when a name is registered
 __all__: list[str] = []  # timm adds each name
 
 
 def build(
-    name: str, pretrained: bool = False, *, default_mixer_args: DefaultMixerArgs | None = None, **kwargs
+    name: str, pretrained: bool = False, *, default_mixer_args: dict | Sequence[dict] | None = None, **kwargs
 ) -> nn.Module:
     """Build `MetaFormer(**kwargs)` through timm, which adds configurations, weights and `features_only`.
 
@@ -65,8 +63,8 @@ def build(
 
     Args:
         name: registered name, with which timm finds configurations and weights.
-        pretrained: load published weights.
-        default_mixer_args: the family's arguments for its mixers. The caller's `mixer_args` override single entries.
+        default_mixer_args: the family's arguments of each mixer, by its name, for all stages or one dict for each. The
+            caller's `mixer_args` override single entries.
         kwargs: arguments of `MetaFormer` and of timm's builder.
     """
     if is_scriptable():
@@ -95,11 +93,9 @@ def build(
         check_stages(depths, kwargs["dims"])
     if default_mixer_args:
         mixers, mixer_args = mixers_per_stage(kwargs["mixer"], kwargs.get("mixer_args"), len(depths))
+        defaults = per_stage("default_mixer_args", default_mixer_args, len(depths))
         kwargs["mixer"] = mixers
-        kwargs["mixer_args"] = [
-            default_mixer_args(stage, dim).get(mixer, {}) | args
-            for stage, (dim, mixer, args) in enumerate(zip(kwargs["dims"], mixers, mixer_args))
-        ]
+        kwargs["mixer_args"] = [each.get(mixer, {}) | args for each, mixer, args in zip(defaults, mixers, mixer_args)]
     feature_cfg = dict(
         out_indices=tuple(range(len(depths))) if len(depths) > 1 else tuple(range(depths[0]))[-3:],
         feature_cls="getter",

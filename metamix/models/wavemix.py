@@ -78,10 +78,9 @@ def wavemix(
     if bool(stride) == bool(patch_size):
         raise ValueError(f"stride is {stride} and patch_size {patch_size}: each chooses a stem, give one of them.")
     stem = partial(strided_stem, stride=stride) if stride else partial(patch_stem, patch_size=patch_size)
-    mixer_args = dict(level=level, mult=mult, ff_channel=ff_channel, upsample=upsample)
     preset: dict[str, Any] = dict(
         mixer="wavemix",
-        default_mixer_args=lambda stage, dim: {"wavemix": mixer_args},
+        default_mixer_args={"wavemix": dict(level=level, mult=mult, ff_channel=ff_channel, upsample=upsample)},
         stem=stem,
         norm1="none",
         norm="none",
