@@ -77,14 +77,11 @@ class ImageModelInfo:
 
 
 def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False) -> list[ModelInfo]:
-    """List the models of the zoo, and the models that you registered with `metamix.models.registry.register`.
+    """List the models of the zoo, then the models that you registered with `metamix.models.registry.register`.
 
     Args:
         pattern: a name with wildcards such as `"*raft*"`, or several of them.
         pretrained: list only models with weights.
-
-    Returns:
-        The models in the order of their registration.
 
     Raises:
         ValueError: a pattern matches no model.
@@ -129,18 +126,11 @@ def model_info(name: str) -> ModelInfo:
         parameters, macs = known_sizes().get(name) or count_size(name)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} is registered with wrong arguments: {error}") from error
-    weights = [
-        WeightsInfo(
-            tag=tag,
-            data=cards.get(tag, {}).get("data"),
-            top1=cards.get(tag, {}).get("top1"),
-            input_size=cfgs[tag].input_size,
-            num_classes=cfgs[tag].num_classes,
-            source=str(cfgs[tag].file or cfgs[tag].hf_hub_id or cfgs[tag].url),
-        )
-        for tag in default_cfgs[name].tags
-        if tag
-    ]
+    weights = []
+    for tag in filter(None, default_cfgs[name].tags):
+        card, cfg = cards.get(tag, {}), cfgs[tag]
+        source = str(cfg.file or cfg.hf_hub_id or cfg.url)
+        weights.append(WeightsInfo(tag, card.get("data"), card.get("top1"), cfg.input_size, cfg.num_classes, source))
     return ModelInfo(name, parameters, macs, cfgs[""].input_size, cfgs[""].num_classes, tuple(weights))
 
 
@@ -148,23 +138,17 @@ def image_model_info(name: str) -> ImageModelInfo:
     """Describe the image model registered as `name`."""
     cards = local_cards().get(name, {})
     parameters, macs, in_chans, scale = known_sizes().get(name) or count_size(name)
-    weights = [
-        ImageWeightsInfo(
-            tag=tag,
-            data=cards.get(tag, {}).get("data"),
-            test_data=cards.get(tag, {}).get("test_data"),
-            psnr=cards.get(tag, {}).get("psnr"),
-            source=source,
-        )
-        for tag, source in weights_of(name).items()
-    ]
+    weights = []
+    for tag, source in weights_of(name).items():
+        card = cards.get(tag, {})
+        weights.append(ImageWeightsInfo(tag, card.get("data"), card.get("test_data"), card.get("psnr"), source))
     return ImageModelInfo(name, parameters, round(macs / IMAGE_SIDE**2), in_chans, scale, tuple(weights))
 
 
 @cache
 def known_sizes() -> dict[str, list[int]]:
     """Return the sizes in `sizes.json`."""
-    return json.loads(SIZES.read_text()) if SIZES.is_file() else {}
+    return json.loads(SIZES.read_text())
 
 
 @cache
