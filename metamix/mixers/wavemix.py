@@ -83,19 +83,11 @@ class WaveMix(nn.Module):
             raise ValueError(f"ff_channel is {ff_channel}, but upsample='bilinear' has no such width: give 0.")
         self.filters = pywt.Wavelet(wavelet).filter_bank[:2]
         self.reduce = nn.Conv2d(dim, dim // 4, 1)
-        # From the finest level to the deepest. All but the deepest also get the next level's output, dim / 2 channels.
-        self.levels = nn.ModuleList(
-            BandMlp(
-                dim if i == level - 1 else dim + dim // 2,
-                mult * dim,
-                ff_channel or dim,
-                dim if i == 0 else dim // 2,
-                upsample=upsample,
-                norm=norm,
-                drop=proj_drop,
-            )
-            for i in range(level)
-        )
+        self.levels = nn.ModuleList()  # from the finest to the deepest
+        for i in range(level):
+            dim_in = dim if i == level - 1 else dim + dim // 2  # all but the deepest also get the next level's output
+            dim_out = dim if i == 0 else dim // 2
+            self.levels.append(BandMlp(dim_in, mult * dim, ff_channel or dim, dim_out, upsample, norm, proj_drop))
 
     def forward(self, x: Tensor) -> Tensor:
         a = self.reduce(x)  # (B, C / 4, H, W)
@@ -114,7 +106,7 @@ class WaveMix(nn.Module):
 class BandMlp(nn.Module):
     """norm(up(MLP(bands))) of one level: (B, C_in, h, w) -> (B, C_out, 2h, 2w)."""
 
-    def __init__(self, dim_in: int, hidden: int, ff: int, dim_out: int, *, upsample: str, norm: str, drop: float):
+    def __init__(self, dim_in: int, hidden: int, ff: int, dim_out: int, upsample: str, norm: str, drop: float):
         super().__init__()
         transposed = upsample == "transposed"
         self.fc1 = nn.Conv2d(dim_in, hidden, 1)
