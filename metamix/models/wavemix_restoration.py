@@ -15,7 +15,6 @@ their code upsamples by bilinear interpolation, as their training script does, a
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,23 +27,17 @@ from metamix.mixers import WaveMix
 from metamix.utils.checks import check_choice, check_counts
 from metamix.weights.layout import Layout
 
-from .arguments import norm_layer
 from .metaformer import Block
 from .official import ModelAndLayout, official
-from .wavemix import ONE_LEVEL, WAVEMIX_BLOCK_NAMES, arrange_wavemix
+from .wavemix import ONE_LEVEL, WAVEMIX_BLOCK_NAMES, arrange_wavemix, strided_stem
 
 MODES = ("bilinear", "bicubic")
 
 
 def wave_blocks(dim: int, depth: int, **options) -> nn.Sequential:
     """Build `depth` blocks x + mixer(x); `options` go to the mixer."""
-    make_block = partial(Block, dim, norm1=norm_layer("norm1", "none"), mlp_ratio=0, layer_scale=0)
-    return nn.Sequential(*(make_block(WaveMix(dim, size=(1, 1), **options)) for _ in range(depth)))
-
-
-def stem(in_chans: int, dim: int) -> nn.Sequential:
-    """Build the stem, two 3x3 convolutions: (B, in_chans, H, W) -> (B, dim, H, W)."""
-    return nn.Sequential(Conv2d(in_chans, dim // 2, 3, padding=1), Conv2d(dim // 2, dim, 3, padding=1))
+    mixers = (WaveMix(dim, size=(1, 1), **options) for _ in range(depth))
+    return nn.Sequential(*(Block(dim, mixer, norm1=nn.Identity, mlp_ratio=0, layer_scale=0) for mixer in mixers))
 
 
 class WaveMixSR(GradCheckpointing):
@@ -82,7 +75,7 @@ class WaveMixSR(GradCheckpointing):
         check_counts(1, scale=scale, dim=dim, depth=depth)
         check_choice("mode", mode, MODES)
         self.scale, self.mode, self.residual, self.num_features = scale, mode, residual, dim
-        self.stem = stem(1, dim)
+        self.stem = strided_stem(1, dim, stride=1)
         self.blocks = wave_blocks(dim, depth, mult=mult, ff_channel=ff_channel, proj_drop=proj_drop)
         self.head = nn.Sequential(Conv2d(dim, dim // 2, 3, padding=1), nn.Conv2d(dim // 2, 1, 1))
 
@@ -130,7 +123,7 @@ class WaveMixSisr(GradCheckpointing):
         self.in_chans, self.scale, self.residual, self.num_features = in_chans, scale, residual, dim
         self.fold = 2 // scale
         self.multiple = self.fold, self.fold
-        self.stem = stem(in_chans * self.fold**2, dim)
+        self.stem = strided_stem(in_chans * self.fold**2, dim, stride=1)
         self.blocks = wave_blocks(dim, depth, level=level, mult=mult, ff_channel=ff_channel, proj_drop=proj_drop)
         self.head = nn.Sequential(
             nn.ConvTranspose2d(dim, dim // 2, 4, stride=2, padding=1), nn.Conv2d(dim // 2, in_chans, 1)
