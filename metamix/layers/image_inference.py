@@ -74,7 +74,6 @@ class PadAndCrop(nn.Module):
     Images for a graph of one size are padded below and to the right, so they begin at multiples of `GRID`.
 
     Args:
-        graph: the graph.
         extra: `Artifact.extra`, with the scale of the graph and the multiples of sides that a dynamic graph takes.
         size: (height, width) of the graph; None for a dynamic one.
     """

@@ -16,14 +16,9 @@ GRID = "(kh nh) (kw nw)"
 
 @fx_leaf
 def to_sets(x: Tensor, set_size: Sequence[int], layout: str) -> Tensor:
-    """Cut a map, whose sides are multiples of `set_size` = (kh, kw), into sets of tokens.
+    """Cut a map into sets of tokens: (B, C, H, W) -> (B, kh * kw, H / kh * W / kw, C).
 
-    Args:
-        x: (B, C, H, W).
-        layout: BLOCK or GRID.
-
-    Returns:
-        (B, kh * kw, H / kh * W / kw, C): a 1x1 convolution mixes the tokens of each set.
+    Then a 1x1 convolution mixes the tokens of each set. H and W are multiples of `set_size` = (kh, kw).
     """
     (kh, kw), (nh, nw) = set_size, set_counts(x.shape[-2:], set_size)
     if may_vary(nh, nw):

@@ -81,11 +81,7 @@ class Maxim(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """Compute G above: (B, C, H, W) -> (B, C, H, W), with H and W multiples of `set_size` = (kh, kw).
-
-    Args:
-        layout: GRID or BLOCK.
-    """
+    """Compute G above, with `layout` GRID or BLOCK: (B, C, H, W) -> (B, C, H, W); `set_size` divides (H, W)."""
 
     def __init__(self, dim: int, set_size: tuple[int, int], factor: int, layout: str):
         super().__init__()

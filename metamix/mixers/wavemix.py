@@ -128,13 +128,9 @@ class BandMlp(nn.Module):
 def dwt2(x: Tensor, filters: tuple[list[float], list[float]]) -> Tensor:
     """Compute one level of the 2-D discrete wavelet transform, as `pywt.dwt2` in mode "zero".
 
-    Args:
-        x: (B, C, H, W).
-        filters: low and high pass of the wavelet, `pywt.Wavelet(name).filter_bank[:2]`.
-
-    Returns:
-        (B, 4 C, h, w) with h = floor((H + L - 1) / 2) for L taps: all channels of the approximation, then of the
-        details LH (low along the width, high along the height; PyWavelets' cH), HL (cV) and HH (cD).
+    (B, C, H, W) -> (B, 4 C, h, w) with h = floor((H + L - 1) / 2) for L taps: all channels of the approximation, then
+    of the details LH (low along the width, high along the height; PyWavelets' cH), HL (cV) and HH (cD). `filters` are
+    the wavelet's low and high pass, `pywt.Wavelet(name).filter_bank[:2]`.
     """
     if len(filters[0]) == 2:  # Haar, under any of its names
         return haar2(x)

@@ -190,14 +190,9 @@ def layer_names(cfg: Mapping, key: str) -> tuple[str, ...]:
 
 
 def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: object, *, refuse: bool = True) -> None:
-    """Check that a model computes what the model of a weight file computes.
+    """Raise ValueError unless a model computes what the model of a weight file computes, if its metadata name one.
 
-    Args:
-        model: the model that gets the weights.
-        metadata: metadata of the file; nothing is checked if they name no model.
-        source: name of the file in messages.
-        refuse: whether to raise ValueError if the models differ; if false, the user chose another mixer on purpose, and
-            there is only a warning.
+    Without `refuse` there is only a warning: the user chose another mixer on purpose.
     """
     if metadata.model is None:
         return

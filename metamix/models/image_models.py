@@ -11,7 +11,7 @@ values from 0 to 1, into images. In training it returns a list of images for the
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Entry:
 
     build: Callable[..., nn.Module]
     preset: dict[str, Any]
-    tags: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str]
 
 
 _MODELS: dict[str, Entry] = {}
@@ -61,10 +61,9 @@ def image_model_names() -> list[str]:
 def create_image_model(
     name: str, pretrained: bool = False, *, checkpoint: str | Path | None = None, **kwargs: Any
 ) -> nn.Module:
-    """Build an image model. Like every new module of torch, it is in training mode.
+    """Build an image model in training mode, in which it returns a list of images, one of each stage and scale.
 
-    In training mode it returns a list of images, one of each stage and scale; the last one is the result. After
-    `eval()` it returns the result.
+    The last one is the result. After `eval()` the model returns only the result.
 
     Args:
         name: a registered name, or NAME.TAG for certain weights.

@@ -121,11 +121,9 @@ class Stage(nn.Module):
             errors.append(problem)
 
     def mixer_mismatch(self, name: str, metadata: Mapping[str, Any]) -> str | None:
-        """Return an error message if the tensors of this stage belong to another mixer, else None.
+        """Return an error message if the tensors of this stage, `name`, belong to another mixer, else None.
 
-        Args:
-            name: the stage's name in the state dict.
-            metadata: entry of the stage in the state dict's `_metadata`; see `_save_to_state_dict`.
+        `metadata` is what `_save_to_state_dict` has recorded for the stage.
         """
         mixer = self.mixer_text()
         theirs, ours = {"the mixer": metadata.get("mixer") or mixer}, {"the mixer": mixer}
@@ -164,7 +162,6 @@ class MetaFormer(TimmInterface):
         drop_rate: dropout before the head.
         proj_drop_rate: dropout in the MLPs, and in the mixers that have dropout.
         drop_path_rate: share of branches dropped in the last block, growing linearly from 0 in the first.
-        device, dtype: device and dtype of the parameters.
 
     Raises:
         ValueError: lists have different lengths, a number is out of range, the image is too small for the stages, or

@@ -127,7 +127,6 @@ def metaformer(name: str, pretrained: bool = False, *, size: str, **kwargs: Any)
     """Build a model of the comparison family.
 
     Args:
-        name, pretrained: as for `build`.
         size: a key of `SIZES`.
         kwargs: arguments of `MetaFormer`; `mixer_args` override single options of `default_mixer_args`.
     """

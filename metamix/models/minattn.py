@@ -41,10 +41,9 @@ def minattn(
     proj_drop_rate: float = 0.1,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a minimal transformer.
+    """Build a minimal transformer; other arguments are those of `MetaFormer`.
 
     Args:
-        name, pretrained: as for `build`.
         similarity: a key of `SIMILARITY`.
         num_heads: heads of the attention.
         mlp: whether layers have the channel MLP, whose hidden width is `dim`.
@@ -52,7 +51,6 @@ def minattn(
         dim: channels.
         depth: layers.
         proj_drop_rate: dropout in MLPs and attention.
-        kwargs: further arguments of `MetaFormer`.
     """
     check_choice("similarity", similarity, SIMILARITY)
     check_counts(1, patch_size=patch_size)

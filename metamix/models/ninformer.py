@@ -32,10 +32,9 @@ def ninformer(
     num_layers: int = 4,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a NiNformer, with the paper's names of its arguments.
+    """Build a NiNformer, with the paper's names of its arguments; other arguments are those of `MetaFormer`.
 
     Args:
-        name, pretrained: as for `build`.
         patch_size: side of the patches in pixels.
         d_model: channels.
         d_ffn: hidden width of all MLPs, over tokens and over channels.

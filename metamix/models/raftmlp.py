@@ -40,8 +40,6 @@ class MultiScaleEmbed(nn.Module):
     the largest. `forward` computes this convolution; the state dict holds the separate kernels.
 
     Args:
-        in_chans: channels of the input.
-        dim: channels of the output.
         kernels: sides of the patches; each is the stride plus an even number.
         stride: s.
     """
@@ -114,10 +112,9 @@ def raftmlp(
     channel_expansion: int = 4,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a RaftMLP, with the paper's names of its arguments.
+    """Build a RaftMLP, with the paper's names of its arguments; other arguments are those of `MetaFormer`.
 
     Args:
-        name, pretrained: as for `build`.
         dims: channels of each level.
         depths: blocks of each level.
         patch_sizes: stride of each level's patch embedding.
@@ -126,7 +123,6 @@ def raftmlp(
         raft_size: groups of channels in a raft.
         token_expansion: hidden width of the raft MLPs as a multiple of their outer width.
         channel_expansion: hidden width of the channel MLPs as a multiple of their outer width.
-        kwargs: further arguments of `MetaFormer`.
     """
     check_stages(depths, dims)
     kernels = per_stage("embedding_kernels", embedding_kernels, len(depths))
@@ -174,11 +170,9 @@ RAFTMLP_NAMES = (
 
 
 def raftmlp_layout(*, last_head: int, cross: bool) -> Layout:
-    """Return the layout of a RaftMLP.
+    """Return the layout of a RaftMLP whose final norm is in the authors' head of index `last_head`.
 
-    Args:
-        last_head: index of the authors' head that holds the final norm: with shortcuts the last level, else 0.
-        cross: whether the embedding is "emb_cross_mlp", with patches of several sizes, or else "emb_mixer".
+    The embedding is "emb_cross_mlp", with patches of several sizes, if `cross`, or else "emb_mixer".
     """
     names = (
         *RAFTMLP_NAMES,

@@ -127,7 +127,6 @@ def register(
     twice, the names that it registered are replaced.
 
     Args:
-        name: the model's name.
         builder: `build`, or the family's own builder, which takes the paper's arguments.
         cfg: entries of timm's `PretrainedCfg` for the model without weights.
         tags: entries of `PretrainedCfg` for weights that are published elsewhere, by tag.
@@ -166,9 +165,8 @@ def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:
     cfgs = {tag: cfg | tags.get(tag, {}) | local.get(tag, {}) for tag in (*local, *tags)}
     default = [tag for tag, c in cfgs.items() if all(c[k] == cfg[k] for k in ("input_size", "num_classes"))][:1]
     order = [*(default or [""]), *(tag for tag in cfgs if tag not in default)]  # timm lists NAME too if "" is a tag
-    published = bool(cfgs)
     cfgs[""] = cfg
-    return DefaultCfg(deque(order), {tag: PretrainedCfg(**cfgs[tag]) for tag in cfgs}, is_pretrained=published)
+    return DefaultCfg(deque(order), {tag: PretrainedCfg(**cfgs[tag]) for tag in cfgs}, is_pretrained=len(cfgs) > 1)
 
 
 def check_model(name: str, pretrained: bool = False) -> None:

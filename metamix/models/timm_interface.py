@@ -19,9 +19,7 @@ class TimmInterface(GradCheckpointing):
     pos_embed: nn.Parameter | None
     stages: Any
     norm: nn.Module
-    isotropic: bool
     num_features: int
-    head_hidden_size: int
     feature_info: list[dict]
 
     if TYPE_CHECKING:  # torch types every attribute of a module as Tensor | Module

@@ -59,10 +59,9 @@ def wavemix(
     proj_drop_rate: float = 0.5,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a WaveMix, with the authors' names of its arguments.
+    """Build a WaveMix, with the authors' names of its arguments; other arguments are those of `MetaFormer`.
 
     Args:
-        name, pretrained: as for `build`.
         dim: channels.
         depth: blocks.
         level: levels of the wavelet transform.
@@ -72,7 +71,6 @@ def wavemix(
         stride: stride of each convolution in a strided stem; 0 for a patch stem.
         patch_size: side of the patches in a patch stem; 0 for a strided stem.
         proj_drop_rate: dropout in the mixers.
-        kwargs: further arguments of `MetaFormer`.
     """
     check_counts(0, stride=stride, patch_size=patch_size)
     if bool(stride) == bool(patch_size):

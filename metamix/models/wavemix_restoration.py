@@ -47,8 +47,7 @@ class WaveMixSR(GradCheckpointing):
 
     Args:
         scale: factor by which height and width are enlarged, a whole number.
-        dim: channels.
-        depth: blocks.
+        dim, depth: channels and blocks.
         mult: hidden width of a block's MLP as a multiple of `dim`.
         ff_channel: width after the MLP; 0 for `dim`.
         proj_drop: dropout in the blocks.
@@ -96,7 +95,6 @@ class WaveMixSisr(GradCheckpointing):
     In training the result is a list with that one image. With `scale=1`, training takes even H and W.
 
     Args:
-        in_chans: image channels.
         scale: 2, or 1 to fold 2 x 2 pixels into channels before the stem.
         level: levels of the wavelet transform, 1 to 4.
         dim, depth, mult, ff_channel, proj_drop: as in `WaveMixSR`.
