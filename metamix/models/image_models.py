@@ -28,7 +28,7 @@ from metamix.weights.layout import OURS, Layout
 
 from .arguments import check_tag
 from .maxim import MaximUNet
-from .maxim_layout import maxim_layout
+from .maxim_layout import MAXIM_VARIANTS, maxim_layout
 from .wavemix_restoration import SISR, SISR_ONE_LEVEL, WAVEMIXSR, WaveMixSisr, WaveMixSR
 
 
@@ -181,16 +181,10 @@ MAXIM_FOLDERS = {
     },
 }
 
-for size, features in (("s", 32), ("m", 64)):
-    for stages in (1, 2, 3):
-        name = f"maxim_{size}{stages}"
-        register_image_model(
-            name,
-            MaximUNet,
-            features=features,
-            num_stages=stages,
-            tags={tag: MAXIM_URL.format(folder) for tag, folder in MAXIM_FOLDERS.get(name, {}).items()},
-        )
+for variant, arguments in MAXIM_VARIANTS.items():
+    name = f"maxim_{variant.replace('-', '').lower()}"
+    tags = {tag: MAXIM_URL.format(folder) for tag, folder in MAXIM_FOLDERS.get(name, {}).items()}
+    register_image_model(name, MaximUNet, tags=tags, **arguments)
 
 # maxim_nano needs a seventh of maxim_s1's multiply-adds. With so few channels, linear maps over 16 x 16 tokens would
 # cost more than the convolutions. One scale is supervised, since no next stage takes coarse features.
