@@ -20,7 +20,8 @@ def to_sets(x: Tensor, set_size: Sequence[int], layout: str) -> Tensor:
 
     Then a 1x1 convolution mixes the tokens of each set. H and W are multiples of `set_size` = (kh, kw).
     """
-    (kh, kw), (nh, nw) = set_size, set_counts(x.shape[-2:], set_size)
+    (h, w), (kh, kw) = x.shape[-2:], set_size
+    nh, nw = h // kh, w // kw
     if may_vary(nh, nw):
         # torch.export would fix whether there is one set along a side or several. With one more row and column of
         # sets, there are always several. Padding adds whole blocks only, so a grid is first sorted into blocks.
@@ -34,7 +35,8 @@ def to_sets(x: Tensor, set_size: Sequence[int], layout: str) -> Tensor:
 @fx_leaf
 def from_sets(x: Tensor, size: Sequence[int], set_size: Sequence[int], layout: str) -> Tensor:
     """Put the sets of `to_sets` back on the map of `size` = (H, W): (B, kh * kw, sets, C) -> (B, C, H, W)."""
-    (kh, kw), (nh, nw) = set_size, set_counts(size, set_size)
+    (h, w), (kh, kw) = size, set_size
+    nh, nw = h // kh, w // kw
     if may_vary(nh, nw):
         x = crop_to(from_layout(x, BLOCK, kh=kh, kw=kw, nh=nh + 1, nw=nw + 1), size)
         if layout == GRID:
@@ -52,11 +54,6 @@ def mix_sets(x: Tensor, linear: nn.Module, set_size: Sequence[int], layout: str)
     """Apply a 1x1 convolution over tokens to each set: (B, C, H, W) -> (B, C, H, W)."""
     sets = linear(to_sets(x, set_size, layout))  # (B, kh * kw, sets, C)
     return from_sets(sets, x.shape[-2:], set_size, layout)
-
-
-def set_counts(size: Sequence[int], set_size: Sequence[int]) -> tuple[int, int]:
-    """Return the numbers of sets down and across a map of `size` = (H, W)."""
-    return size[0] // set_size[0], size[1] // set_size[1]
 
 
 def grid_order(n: int, k: int, like: Tensor) -> Tensor:
