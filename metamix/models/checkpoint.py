@@ -82,16 +82,9 @@ def adapt_checkpoint(
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
     cfg: Any = model.pretrained_cfg
-    check_fit(
-        tensors,
-        model.state_dict(keep_vars=True),
-        cfg["architecture"],
-        source,
-        unknown=unknown,
-        layout=layout,
-        head=layer_names(cfg, "classifier"),  # timm adapts both
-        first_convs=layer_names(cfg, "first_conv"),
-    )
+    name, of_model = cfg["architecture"], model.state_dict(keep_vars=True)
+    head, first_convs = layer_names(cfg, "classifier"), layer_names(cfg, "first_conv")  # timm adapts both
+    check_fit(tensors, of_model, name, source, unknown=unknown, layout=layout, head=head, first_convs=first_convs)
     if isinstance(model, MetaFormer):
         check_same_function(model, metadata or ModelMetadata(), source)
     return tensors

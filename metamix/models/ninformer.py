@@ -3,8 +3,7 @@
 The model is isotropic; its stem is a patch convolution without positions. As in the author's code, one LayerNorm serves
 both halves of a block, and no norm precedes the mean over tokens.
 
-Departures: the author's token MLP takes exactly 64 tokens. Here the gate of another map is computed on the trained grid
-and resampled. The author's MLPs and head start with torch's default random weights; ours do not.
+Departure: the author's MLPs and head start with torch's default random weights; ours do not.
 """
 
 from collections.abc import Mapping
