@@ -193,7 +193,10 @@ class MaximUNet(GradCheckpointing):
 
 
 class UNet(nn.Module):
-    """One stage. `encoder` and `decoder` build `Blocks`. Lists of images and maps are by level, the finest first."""
+    """One stage. `encoder` and `decoder` build `Blocks`. Lists of images and maps are by level, the finest first.
+
+    The modules `inputs`, `encoder`, `skips` and `decoder` only hold layers, and give them their names.
+    """
 
     def __init__(
         self,
