@@ -58,25 +58,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def answer(words: Sequence[str]) -> None:
-    """Print the usage or the version, or run the subcommand that the words name."""
-    if not words or words[0] in ("-h", "--help", "help"):
+    """Print the usage or the version, or run a subcommand; exit with 2 if there is no such command."""
+    command, *rest = words or ["help"]
+    if command in ("-h", "--help", "help"):
         print(USAGE)
-    elif words[0] in ("-V", "--version"):
+    elif command in ("-V", "--version"):
         print(f"metamix {version()}")
-    else:
-        run(*words)
-
-
-def run(command: str, *rest: str) -> None:
-    """Run a subcommand with its arguments; exit with 2 if there is no such command."""
-    if command not in COMMANDS:
+    elif command not in COMMANDS:
         from metamix.utils.text import did_you_mean
 
         print(f"metamix: there is no command {command!r}{did_you_mean(command, COMMANDS)}\n\n{USAGE}", file=sys.stderr)
         raise SystemExit(2)
-    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; readers refuse the image in words
-    sys.argv[0] = f"metamix {command}"  # the program's name in the subcommand's --help
-    import_module(COMMANDS[command][0]).main(list(rest))
+    else:
+        warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; readers refuse the image in words
+        sys.argv[0] = f"metamix {command}"  # the program's name in the subcommand's --help
+        import_module(COMMANDS[command][0]).main(rest)
 
 
 def version() -> str:
