@@ -36,28 +36,23 @@ def table(models: Sequence[ModelInfo | ImageModelInfo]) -> str:
     Image restoration models come last, below their own header.
     """
     tables = []
-    for kind, header in (
-        (ModelInfo, ("model", "parameters", "MACs", "images")),
-        (ImageModelInfo, ("model", "parameters", "MACs per pixel", "images")),
-    ):
+    for kind, cost in (ModelInfo, "MACs"), (ImageModelInfo, "MACs per pixel"):
         models_of_kind = [model for model in models if isinstance(model, kind)]
-        if not models_of_kind:
-            continue
-        first, *rows = aligned([header, *map(cells, models_of_kind)], right=(1, 2, 3))
-        lines = [first]
+        header, *rows = aligned([("model", "parameters", cost, "images"), *map(cells, models_of_kind)], right=(1, 2, 3))
+        lines = [header]
         for model, row in zip(models_of_kind, rows):
             lines += [row, *map(weights_line, model.weights)]
-        tables.append("\n".join(lines))
+        tables += ["\n".join(lines)] if rows else []
     return "\n\n".join(tables)
 
 
 def cells(model: ModelInfo | ImageModelInfo) -> tuple[str, str, str, str]:
     """Return the name, the parameters, the multiply-adds and the images of a model."""
     if isinstance(model, ImageModelInfo):
-        images = f"{model.in_chans} x H x W" + f", x{model.scale}" * (model.scale > 1)
-        return model.name, short_count(model.parameters), short_count(model.macs_per_pixel), images
-    images = " x ".join(map(str, model.input_size))
-    return model.name, short_count(model.parameters), short_count(model.macs), images
+        images, cost = f"{model.in_chans} x H x W" + f", x{model.scale}" * (model.scale > 1), model.macs_per_pixel
+    else:
+        images, cost = " x ".join(map(str, model.input_size)), model.macs
+    return model.name, short_count(model.parameters), short_count(cost), images
 
 
 def weights_line(weights: WeightsInfo | ImageWeightsInfo) -> str:
