@@ -179,34 +179,27 @@ class SimpleTrained:
         return [self.model(image / 255)[0].cpu() for image in prepared]
 
 
-class _SampleProblems:
-    """Say why a sample cannot be read, by its number; None if it can be read."""
-
-    def __init__(self, samples: SampleReader):
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, i: int) -> str | None:
-        try:
-            self.samples.read(i)
-        except CorruptImage as error:
-            return str(error)
-        return None
-
-
 def broken_samples(samples: SampleReader, workers: int = 0, title: str = "") -> Iterator[str]:
     """Yield, in order, why samples cannot be read; `title` goes to the progress bar."""
     problems: DataLoader = DataLoader(
-        _SampleProblems(samples),  # type: ignore[arg-type]  # torch asks for a subclass of its Dataset
+        range(len(samples)),  # type: ignore[arg-type]  # torch asks for a subclass of its Dataset
         batch_size=64,
         num_workers=usable_workers(workers),
         worker_init_fn=partial(limit_pixels, Image.MAX_IMAGE_PIXELS),
-        collate_fn=list,
+        collate_fn=partial(_problems, samples),
     )
     for batch in tqdm(problems, desc=title, unit="batch", disable=None):
-        yield from filter(None, batch)
+        yield from batch
+
+
+def _problems(samples: SampleReader, numbers: Sequence[int]) -> list[str]:
+    problems = []
+    for number in numbers:
+        try:
+            samples.read(number)
+        except CorruptImage as error:
+            problems.append(str(error))
+    return problems
 
 
 class SimpleExport:
