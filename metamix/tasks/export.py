@@ -8,8 +8,9 @@ export.json, only once the model in it has met its limits.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,12 +23,12 @@ from metamix.deploy.extras import installed, need
 from metamix.deploy.formats import FORMATS, Graph, Run, check_format, open_file
 from metamix.deploy.fuse import fuse
 from metamix.deploy.quantize import quantize_file
-from metamix.deploy.report import speeds
 from metamix.deploy.runtime import ExportedModel
 from metamix.utils.files import LOCK, lock_folder, make_output_folder, write_text
 from metamix.utils.options import parse_command
 from metamix.utils.system import processor, versions
 from metamix.utils.text import exit_with_message, list_names, package_logger, plural, printable
+from metamix.utils.timing import interleaved
 from metamix.weights.files import ARTIFACT
 
 from .exportable import Exportable, ExportOptions, Quantizable
@@ -167,8 +168,7 @@ def write_model(exportable: Exportable, examples: Tensor, folder: Path, options:
         (folder / name).unlink(missing_ok=True)
     written = FORMATS[options.format]
     model = fuse(exportable.model, None if options.dynamic else examples)
-    precision = "bf16" if options.precision == "bf16" else "fp32"  # int8 is made from fp32
-    graph = Graph(model, examples, exportable.outputs, options.dynamic, precision, options.compile)
+    graph = Graph(model, examples, exportable.outputs, options.dynamic, options.precision, options.compile)
     written.write(graph, folder / written.file)
     shape = (None, examples.shape[1], *((None, None) if options.dynamic else examples.shape[2:]))
     return Artifact(
@@ -216,14 +216,28 @@ def file_sizes(folder: Path) -> dict[str, int]:
 
 @torch.inference_mode()
 def measure(exportable: Exportable, exported: ExportedModel, threads: int, seconds: float) -> dict[str, dict]:
-    """Measure the eager model, in channels_last, and the exported one; see `speeds`."""
+    """Measure the latency of the eager model, in channels_last, and of the exported one for batches of 1 and 8.
+
+    The models take turns. All measurements together take `seconds`.
+    """
     model = exportable.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.set_num_threads(threads)
 
     def eager(images: Tensor) -> Any:
         return model(images.to(memory_format=torch.channels_last))
 
-    return speeds({"eager": eager, "exported": exported}, exportable.examples(1), seconds)
+    models: dict[str, Callable[[Tensor], Any]] = {"eager": eager, "exported": exported}
+    batches = {n: exportable.examples(1).repeat(n, 1, 1, 1) for n in (1, 8)}
+    steps = {(name, n): partial(run, batch) for name, run in models.items() for n, batch in batches.items()}
+    medians = interleaved(steps, seconds)
+    return {
+        name: {
+            "batch_1_ms": round(1000 * medians[name, 1], 3),
+            "batch_8_ms": round(1000 * medians[name, 8], 3),
+            "img_per_s": round(8 / medians[name, 8], 1),
+        }
+        for name in models
+    }
 
 
 def summary(report: dict[str, Any], folder: Path) -> str:
