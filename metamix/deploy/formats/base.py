@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class Graph:
     images: Tensor  # an example, (2 or more, C, H, W); the batch may always vary
     outputs: Sequence[str]  # names of the outputs
     dynamic: bool = False  # whether height and width may vary
-    precision: str = "fp32"  # "fp32" or "bf16"
+    precision: str = "fp32"  # precision of the export; int8 is made from a graph in fp32
     compile: bool = False  # whether the graph is also compiled for this CPU, if the format can
 
 
@@ -80,9 +80,10 @@ def to_program(model: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgr
     the graph takes images of any larger size.
     """
     problem = "torch.export cannot record the model"
+    free = {0: Dim.DYNAMIC, 2: Dim.AUTO, 3: Dim.AUTO} if dynamic else {0: Dim.DYNAMIC}
     for _ in range(RECORDINGS if dynamic else 1):
         with quiet(), as_graph_error(problem):
-            program = torch.export.export(model, (images,), dynamic_shapes=(free_sides(dynamic),))
+            program = torch.export.export(model, (images,), dynamic_shapes=(free,))
         images = images.repeat(1, 1, 2, 2)
         refused = refusal(program, images) if dynamic else None
         if not refused:
@@ -100,11 +101,6 @@ def refusal(program: ExportedProgram, images: Tensor) -> str | None:
     except (AssertionError, RuntimeError) as error:  # torch.export: "Guard failed: images.size()[2] <= 32"
         return str(error).partition("\n")[0]
     return None
-
-
-def free_sides(dynamic: bool) -> dict[int, Any]:
-    """Return the dimensions of the images that may vary, in the form of torch.export's `dynamic_shapes`."""
-    return {0: Dim.DYNAMIC, 2: Dim.AUTO, 3: Dim.AUTO} if dynamic else {0: Dim.DYNAMIC}
 
 
 @contextmanager

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
 from metamix.deploy.extras import need
 from metamix.deploy.fuse import GROUP_NORMS, LAYER_NORMS
@@ -68,16 +67,10 @@ class GroupNorm(nn.Module):
         return x * self.weight[None, :, None, None] + self.bias[None, :, None, None]
 
 
-def to_openvino_form(model: nn.Module) -> nn.Module:
-    """Replace the norms of a model, in place, and return it."""
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            setattr(parent, name, in_form(child))
-    return in_form(model)
-
-
-def in_form(module: Any) -> nn.Module:
-    """Return a norm in the form for OpenVINO, and any other module unchanged."""
+def to_openvino_form(module: Any) -> nn.Module:
+    """Replace the norms inside a module, in place, and return it; return a norm in the form for OpenVINO."""
+    for name, child in module.named_children():
+        setattr(module, name, to_openvino_form(child))
     if type(module) in LAYER_NORMS and module.elementwise_affine:
         return ChannelNorm(module)
     if type(module) in GROUP_NORMS and module.affine:
@@ -96,18 +89,14 @@ def to_openvino(graph: Graph) -> Any:
     program = to_program(to_openvino_form(graph.model), graph.images, graph.dynamic)
     with quiet(), as_graph_error("OpenVINO cannot convert the model"):
         model = openvino.convert_model(program)
+    name = program.graph_signature.user_inputs[0]
+    shape = next(node.meta["val"].shape for node in program.graph.nodes if node.name == name)
     # convert_model leaves height and width free, which costs a tenth of the speed.
-    model.reshape([side if isinstance(side, int) else -1 for side in input_shape(program)])
+    model.reshape([side if isinstance(side, int) else -1 for side in shape])  # a side that may vary is a symbol
     model.inputs[0].get_tensor().set_names({INPUT})
     for output, name in zip(model.outputs, graph.outputs):
         output.get_tensor().set_names({name})
     return model
-
-
-def input_shape(program: ExportedProgram) -> Sequence[Any]:
-    """Return the shape of a program's images: an int, or a symbol if a side may vary."""
-    name = program.graph_signature.user_inputs[0]
-    return next(node.meta["val"].shape for node in program.graph.nodes if node.name == name)
 
 
 def open_openvino(model: Any, threads: int | None = None, precision: str = "fp32") -> Run:
