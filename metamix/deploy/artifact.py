@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from metamix.utils.files import check_nesting, write_text
+from metamix.utils.files import read_json, write_text
 from metamix.utils.rules import Rule, check_entries, rules_of, shown, where
 from metamix.weights.checksums import sha256
 from metamix.weights.files import ARTIFACT, CHECKPOINT, WEIGHTS
@@ -98,15 +98,10 @@ def load_artifact(folder: str | Path) -> Artifact:
     path = Path(folder) / ARTIFACT
     if not path.is_file():
         raise FileNotFoundError(_not_exported(Path(folder)))
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")  # bytes that are not UTF-8 fail the checksum
-    check_nesting(text, str(path))
-    try:
-        raw = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): export the model again") from None
-    if not isinstance(raw, dict) or raw.get("version") != VERSION:
-        version = raw.get("version") if isinstance(raw, dict) else type(raw).__name__
-        raise ValueError(f"{path} is of version {shown(version)}, not {VERSION}, which has checksums: export again")
+    raw = read_json(path, AGAIN)
+    if raw.get("version") != VERSION:
+        version = shown(raw.get("version"))
+        raise ValueError(f"{path} is of version {version}, not {VERSION}, which has checksums: export again")
     if raw.get(CHECKSUM) != with_checksum(raw)[CHECKSUM]:
         raise ValueError(f"{path} is damaged or edited: its SHA-256 is wrong. Copy the folder again, or export again")
     rules = rules_of(Artifact, "model")
