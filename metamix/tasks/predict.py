@@ -189,40 +189,28 @@ def name_outputs(
 
     Args:
         places: image files, and folders of images.
-        marker: see `check_outputs`.
-    """
-    inside = paths_inside(places, without=folders)
-    names = {path: name.with_suffix(extension(path)) for path, name in inside.items()}
-    times = Counter(names.values())
-    names |= {path: Path(f"{inside[path]}{extension(path)}") for path, name in names.items() if times[name] > 1}
-    for folder in folders:
-        check_outputs({path: folder / name for path, name in names.items()}, marker)
-    return names
-
-
-def check_outputs(outputs: Mapping[Path, Path], marker: Path) -> None:
-    """Check that writing the outputs of images destroys no file.
-
-    Args:
-        outputs: for each image, the file that it is written to.
         marker: file that each run writes first. If it is missing, existing files belong to the user.
 
     Raises:
         ValueError: two images have one output, or an output would overwrite one of the images or a file of the user.
     """
-    images: dict[Path, Path] = {}
-    for path, file in outputs.items():
-        if file in images:
-            raise ValueError(f"{path} and {images[file]} would both be written to {file}: give each its own --output")
-        images[file] = path
-    read = {path.resolve() for path in outputs}
-    for file in images:
+    inside = paths_inside(places, without=folders)
+    names = {path: name.with_suffix(extension(path)) for path, name in inside.items()}
+    times = Counter(names.values())
+    names |= {path: Path(f"{inside[path]}{extension(path)}") for path, name in names.items() if times[name] > 1}
+    read = {path.resolve() for path in names}
+    written: dict[Path, Path] = {}
+    for file, path in ((folder / name, path) for folder in folders for path, name in names.items()):
+        if file in written:
+            raise ValueError(f"{path} and {written[file]} would both be written to {file}: give each its own --output")
+        written[file] = path
         if file.resolve() in read:
             raise ValueError(f"{file} is an image and would be overwritten: give another --output")
         if file.exists() and not marker.exists():
             raise ValueError(f"{file} exists, and no earlier run wrote it: there is no {marker}. Give another --output")
         if link := next((path for path in (marker, file) if path.is_symlink()), None):
             raise ValueError(f"{link} is a link to a file that would be replaced: give another --output")
+    return names
 
 
 def predict_images(
@@ -236,7 +224,7 @@ def predict_images(
         images: for each image, the file that its prediction is written to.
         predict: reads an image, writes its file, and returns the entries of its record.
         records: JSON file with a record for each image. It is made at the start, since it marks the outputs beside it
-            as ours; see `check_outputs`. The records are written at the end, also after an error or Ctrl-C.
+            as ours; see `name_outputs`. The records are written at the end, also after an error or Ctrl-C.
     """
     make_output_folder(records.parent)
     if not records.exists():
