@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metamix.models.registry import create_model, timm_config
 from metamix.utils.checks import check_choice
@@ -173,7 +173,15 @@ class BenchmarkedModel:
         if self.cell:
             return lambda: self.model(images)
         if engine in ("eager", "compile"):
-            return torch_step(self.model, images, engine == "compile", precision)
+            images = images.to(memory_format=torch.channels_last)
+            call: Any = torch.compile(self.model, dynamic=False) if engine == "compile" else self.model
+
+            @torch.inference_mode()
+            def step() -> object:
+                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                    return call(images)
+
+            return step
         file, array, threads = self.file(engine, precision, folder), images.numpy(), torch.get_num_threads()
         if engine == "onnxruntime":
             run = FORMATS["onnx"].open(file, threads, precision)
@@ -221,19 +229,6 @@ class BenchmarkedModel:
             "from": min(speedups, default=None),
             "to": max(speedups, default=None),
         }
-
-
-def torch_step(model: nn.Module, images: Tensor, compiled: bool, precision: str) -> Step:
-    """Return a function that runs a model in torch, in channels_last, bf16 by autocast."""
-    images = images.to(memory_format=torch.channels_last)
-    call: Any = torch.compile(model, dynamic=False) if compiled else model
-
-    @torch.inference_mode()
-    def step() -> object:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            return call(images)
-
-    return step
 
 
 def table(result: Mapping[str, Any]) -> str:
