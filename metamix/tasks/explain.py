@@ -32,6 +32,7 @@ from .load import load, task_of
 from .predict import name_outputs, predict_images
 from .registry import TASKS, find_task, is_exported
 
+GRAD_CAM = "pytorch_grad_cam", "explain", "grad-cam"  # module, extra and package
 SHOWN_SCORES = 6
 SHOWN_BLOCKS = 4  # the mixers of at most this many blocks are drawn
 EXAMPLES = """examples:
@@ -116,13 +117,8 @@ def find_explainer(checkpoint: str) -> Callable[[Any, Path, str | None], Explana
     if not find_task(task).explain:
         others = " and ".join(name for name in TASKS if find_task(name).explain)
         raise ValueError(f"{checkpoint} is a model for {task}, and only models for {others} can be explained")
-    grad_cam()
+    need(*GRAD_CAM)
     return find_task(task).part("explain")
-
-
-def grad_cam() -> Any:
-    """Import the package grad-cam, or say how to install it."""
-    return need("pytorch_grad_cam", "explain", "grad-cam")
 
 
 def activation_map(model: nn.Module, layers: list[nn.Module], image: Tensor, score: Callable[[Any], Tensor]) -> Tensor:
@@ -134,7 +130,7 @@ def activation_map(model: nn.Module, layers: list[nn.Module], image: Tensor, sco
         image: (C, H, W).
     """
     with torch.enable_grad():
-        cam = grad_cam().HiResCAM(model=model, target_layers=layers)
+        cam = need(*GRAD_CAM).HiResCAM(model=model, target_layers=layers)
         images = image[None].requires_grad_()  # the maps get a gradient, even if all parameters are frozen
         return torch.from_numpy(cam(input_tensor=images, targets=[score])[0])
 
