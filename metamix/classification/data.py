@@ -8,6 +8,7 @@ from torch import Tensor
 from metamix.data import (
     Augment,
     DataOptions,
+    Source,
     channel_statistics,
     eval_loader,
     image_size,
@@ -145,6 +146,10 @@ class ClassificationData:
             for split, source in self.splits.sources().items()
             if split != "train"
         }
+
+    def training_images(self) -> Source | tuple[()]:
+        """Return the images to train on; they are empty if the data set has none."""
+        return self.splits.train or ()
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalise images (n, C, H, W) uint8 to float32."""

@@ -1,6 +1,6 @@
 """Export classifiers. The graph has one output: the logits, or probabilities if an image may have several labels."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from metamix.data import Source, eval_loader
 from metamix.deploy.report import Difference, exceeded_limits
 from metamix.deploy.runtime import ExportedModel
 from metamix.models.registry import check_model
-from metamix.tasks.calibration import calibration_count, held_out_images, no_training_split
+from metamix.tasks.calibration import CalibratedExport
 from metamix.tasks.exportable import Comparison, ExportOptions, Model
 from metamix.tasks.simple import BATCH_SIZE, SimpleExport
 from metamix.utils.rules import rule
@@ -29,7 +29,7 @@ METADATA = {  # entries that a classifier needs in export.json
 }
 
 
-class ExportableClassifier(SimpleExport):
+class ExportableClassifier(SimpleExport, CalibratedExport):
     """A classifier to export, and the data set for its comparison and calibration.
 
     Args:
@@ -37,7 +37,7 @@ class ExportableClassifier(SimpleExport):
         task: task on the data set; None to compare on random images.
     """
 
-    max_drop, unit = 0.3, "points"
+    max_drop = 0.3
 
     def __init__(
         self, model: nn.Module, metadata: ModelMetadata, options: ExportOptions, task: Classification | None = None
@@ -72,24 +72,19 @@ class ExportableClassifier(SimpleExport):
         problems = [*exceeded_limits(figures, precision), *self.problems_of_larger(exported, precision)]
         return Comparison(figures, scores, problems)
 
-    def calibration(self, count: int, batch_size: int) -> Iterable[np.ndarray]:
-        for images, _ in self.batches(self.training_images(), batch_size, count):
+    def calibration(self, count: int, batch_size: int) -> Iterator[np.ndarray]:
+        for images, _ in self.batches(self.training_images.subset(self.order[:count]), batch_size):
             yield images.numpy()
-
-    def calibration_count(self, count: int) -> int:
-        return calibration_count(len(self.training_images()), count)
 
     @torch.inference_mode()
     def held_out_scores(self, model: Model, count: int) -> np.ndarray:
-        source = self.training_images()
-        held_out = held_out_images(len(source))
-        source = source.subset(slice(count, None))
+        held_out = self.training_images.subset(self.order[count : count + self.held_out])
         right = [
             self.image_scores(model(images), batch["label"])[batch["index"] >= 0]
-            for images, batch in self.batches(source, 64, held_out)
+            for images, batch in self.batches(held_out, 64)
         ]
         if not sum(map(len, right)):
-            raise ValueError(f"none of the {held_out} training images that int8 is checked on can be read")
+            raise ValueError(f"none of the {len(held_out)} training images that int8 is checked on can be read")
         return 100.0 * torch.cat(right).numpy()
 
     def image_scores(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -99,15 +94,6 @@ class ExportableClassifier(SimpleExport):
         predicted = outputs >= torch.tensor(self.metadata.threshold)
         total = predicted.sum(1) + labels.sum(1)
         return (2 * (predicted * labels).sum(1) / total).where(total > 0, 1.0)
-
-    def training_images(self) -> Source:
-        """Return the training split in random order; raise ValueError if the data set has none."""
-        assert self.task is not None
-        train = self.task.data.splits.train
-        if train is None:
-            raise no_training_split(self.task.data.name)
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-        return train.subset(order)
 
     def batches(self, source: Source, batch_size: int, count: int | None = None) -> Iterator[tuple[Tensor, Any]]:
         """Yield prepared images (n, C, H, W) and the loader's batch, for the first `count` images or for all."""

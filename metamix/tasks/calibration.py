@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamix.data.loader import SampleReader
 from metamix.data.order import ListedOrder
 from metamix.deploy.report import Difference, exceeded_limits
 from metamix.layers.image_inference import Size
@@ -56,15 +55,31 @@ class CalibratedExport:
         return inputs
 
     @cached_property
-    def training_images(self) -> SampleReader:
-        """Return the training images; raise ValueError if there are none."""
-        samples = self.task.data.training_images()
+    def training_images(self) -> Any:
+        """Return the training images, a `SampleReader`; raise ValueError if there are none."""
+        samples, name = self.task.data.training_images(), self.task.data.name
         if not len(samples):
-            raise no_training_split(self.task.data.name)
+            raise ValueError(
+                f"{name} has no training split, and int8 is not calibrated on the test split: give other data"
+            )
         return samples
 
+    @cached_property
+    def order(self) -> Tensor:
+        """Return the indices of the training images in random order: the first ones are for calibration."""
+        return torch.randperm(len(self.training_images), generator=torch.Generator().manual_seed(0))
+
+    @property
+    def held_out(self) -> int:
+        """Return how many training images check the accuracy of int8: at most half."""
+        return min(HELD_OUT_IMAGES, len(self.training_images) // 2)
+
     def calibration_count(self, count: int) -> int:
-        return calibration_count(len(self.training_images), count)
+        if (total := len(self.training_images)) < 5:
+            raise ValueError(
+                f"int8 is calibrated and checked on training images, but there are {total}: give at least 5"
+            )
+        return min(count, total - self.held_out)
 
     def calibration(self, count: int, batch_size: int) -> Iterator[np.ndarray]:
         """Yield one input of the graph for each image: the image or one of its tiles, up to 1 GiB together."""
@@ -79,7 +94,7 @@ class CalibratedExport:
 
     @torch.inference_mode()
     def held_out_scores(self, model: Model, count: int) -> np.ndarray:
-        held_out = min(held_out_images(len(self.training_images)), MAX_SCORED)
+        held_out = min(self.held_out, MAX_SCORED)
         scores = [self.image_score(model, batch) for batch in self.load(slice(count, count + held_out))]
         if not (scores := [score for score in scores if not math.isnan(score)]):
             raise ValueError(f"none of the {held_out} training images that int8 is checked on can be scored")
@@ -87,8 +102,7 @@ class CalibratedExport:
 
     def load(self, part: slice) -> Iterator[Batch]:
         """Yield the batches of a part of the training images, which are in random order."""
-        order = torch.randperm(len(self.training_images), generator=torch.Generator().manual_seed(0))
-        return readable_images(self.task.data.scoring_loader(self.training_images, ListedOrder(order[part])), None)
+        return readable_images(self.task.data.scoring_loader(self.training_images, ListedOrder(self.order[part])), None)
 
 
 class MapExport(CalibratedExport):
@@ -145,20 +159,3 @@ class MapExport(CalibratedExport):
             scores = {name: metric.result([state]) for name, state in states.items()}
         figures: dict[str, Any] = {"on": on} | difference.result()
         return Comparison(figures, scores, exceeded_limits(figures, precision))
-
-
-def calibration_count(total: int, count: int) -> int:
-    """Return how many of `total` training images to calibrate on, at most `count`; raise ValueError if `total` < 5."""
-    if total < 5:
-        raise ValueError(f"int8 is calibrated and checked on training images, but there are {total}: give at least 5")
-    return min(count, total - held_out_images(total))
-
-
-def held_out_images(total: int) -> int:
-    """Return how many of `total` training images check the accuracy of int8: at most half."""
-    return min(HELD_OUT_IMAGES, total // 2)
-
-
-def no_training_split(name: str) -> ValueError:
-    """Make the error for data without images to calibrate on."""
-    return ValueError(f"{name} has no training split, and int8 is not calibrated on the test split: give other data")

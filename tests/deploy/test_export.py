@@ -224,7 +224,7 @@ def test_the_last_line_says_what_int8_gained_and_lost(drop, said):
 
 def test_small_training_splits_keep_half_for_the_score():
     classifier = open_classifier(ExportOptions("metaformer_pooling_nano.digits", Path("out"), data="digits"))
-    total = len(classifier.training_images())
+    total = len(classifier.training_images)
     assert classifier.calibration_count(32) == 32
     assert classifier.calibration_count(10_000) == total - total // 2
 
