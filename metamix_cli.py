@@ -13,7 +13,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 COMMANDS = {  # name: (module with a `main`, what it does)
@@ -63,7 +62,8 @@ def answer(words: Sequence[str]) -> None:
     if command in ("-h", "--help", "help"):
         print(USAGE)
     elif command in ("-V", "--version"):
-        print(f"metamix {version()}")
+        file = Path(__file__).with_name("metamix") / "version.py"  # importing the package would take seconds
+        print(f"metamix {runpy.run_path(str(file))['__version__']}")
     elif command not in COMMANDS:
         from metamix.utils.text import did_you_mean
 
@@ -73,10 +73,3 @@ def answer(words: Sequence[str]) -> None:
         warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; readers refuse the image in words
         sys.argv[0] = f"metamix {command}"  # the program's name in the subcommand's --help
         import_module(COMMANDS[command][0]).main(rest)
-
-
-def version() -> str:
-    """Return the version of the package without importing it."""
-    spec = find_spec("metamix")
-    assert spec is not None and spec.origin is not None, "the package is installed beside this module"
-    return runpy.run_path(str(Path(spec.origin).with_name("version.py")))["__version__"]
