@@ -17,21 +17,22 @@ from metamix.layers.image_inference import Size
 from metamix.training.task import Batch
 from metamix.weights.metadata import ModelMetadata
 
-from .exportable import HELD_OUT_IMAGES, Comparison, Model, readable_images
+from .exportable import Comparison, Model, readable_images
 
+HELD_OUT_IMAGES = 5_000  # maximum number of training images that check the accuracy of int8
 MAX_SCORED = 500  # held-out images of tasks that take images one by one
 MAX_BYTES = 2**30  # limit of the calibration images, which are held in memory
 RANDOM_IMAGES = 4  # images to compare models on if there are no data
 
 
 class CalibratedExport:
-    """Quantize a model with the training images of its task; see `Quantizable`.
+    """A model that can be quantized to int8, with the training images of its task; part of an `Exportable`.
 
     `task.data.training_images` opens the images to train on, without the images that are scored.
     `task.data.scoring_loader` loads them one by one, as for the scores. `extra` has the scale of the graph.
     """
 
-    max_drop, unit = 0.5, "points"
+    max_drop, unit = 0.5, "points"  # default of `--max-drop`, and the unit of the scores, "points" or "dB"
     task: Any
     extra: dict[str, Any]
 
@@ -75,6 +76,7 @@ class CalibratedExport:
         return min(HELD_OUT_IMAGES, len(self.training_images) // 2)
 
     def calibration_count(self, count: int) -> int:
+        """Return how many of `count` images to calibrate on, so that enough are left for `held_out_scores`."""
         if (total := len(self.training_images)) < 5:
             raise ValueError(
                 f"int8 is calibrated and checked on training images, but there are {total}: give at least 5"
@@ -82,7 +84,10 @@ class CalibratedExport:
         return min(count, total - self.held_out)
 
     def calibration(self, count: int, batch_size: int) -> Iterator[np.ndarray]:
-        """Yield one input of the graph for each image: the image or one of its tiles, up to 1 GiB together."""
+        """Yield inputs of the graph for `count` training images, in batches (n, C, H, W).
+
+        Here a batch is one image, or one of its tiles, whatever `batch_size` is. Together they have up to 1 GiB.
+        """
         left = MAX_BYTES
         for number, batch in enumerate(self.load(slice(count))):
             inputs = self.inputs(batch)
@@ -94,6 +99,12 @@ class CalibratedExport:
 
     @torch.inference_mode()
     def held_out_scores(self, model: Model, count: int) -> np.ndarray:
+        """Score a model on training images that `calibration(count, ...)` does not yield, at most half of all.
+
+        Returns:
+            The score of each image, (n,), higher is better. For a classifier it is 100 or 0, so that the mean is its
+            top-1 accuracy in percent.
+        """
         held_out = min(self.held_out, MAX_SCORED)
         scores = [self.image_score(model, batch) for batch in self.load(slice(count, count + held_out))]
         if not (scores := [score for score in scores if not math.isnan(score)]):

@@ -31,7 +31,8 @@ from metamix.utils.text import exit_with_message, list_names, package_logger, pl
 from metamix.utils.timing import interleaved
 from metamix.weights.files import ARTIFACT
 
-from .exportable import Exportable, ExportOptions, Quantizable
+from .calibration import CalibratedExport
+from .exportable import Exportable, ExportOptions
 from .load import refuse_name, task_of
 from .registry import find_task
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
         options, _ = parse_command(argv, ExportOptions, "metamix export", epilog=EXAMPLES)
         logging.basicConfig(format="%(message)s")
         package_logger("metamix.deploy").setLevel(logging.INFO)  # shows the search for layers to keep in fp32
-        report = run(options)
+        report = export(**vars(options))
     print(summary(report, options.output))
 
 
@@ -72,30 +73,26 @@ def export(source: str | Path, *, output: str | Path, **options: Any) -> dict[st
         ValueError: something does not fit; a `ParityError` if the exported model exceeds a limit.
         ImportError: a package of the extra `deploy` is missing.
     """
-    return run(ExportOptions(str(source), Path(output), **options))
-
-
-def run(options: ExportOptions) -> dict[str, Any]:
-    """Export a model as `export` does."""
-    task, file = task_of(options.source, options.model)
+    settings = ExportOptions(str(source), Path(output), **options)
+    task, file = task_of(settings.source, settings.model)
     spec = find_task(task)
     if file is None or not spec.takes_names:
-        refuse_name(options.model, options.source)
-    check_options(options)
-    folder = check_output(options.output)
-    exportable = spec.part("export")(options)
-    if options.precision == "int8":
-        if not hasattr(exportable, "calibration"):
-            what = f"{options.source} is a model for {task} and is not quantized"
+        refuse_name(settings.model, source)
+    check_options(settings)
+    folder = check_output(settings.output)
+    exportable = spec.part("export")(settings)
+    if settings.precision == "int8":
+        if not isinstance(exportable, CalibratedExport):
+            what = f"{source} is a model for {task} and is not quantized"
             raise ValueError(f"{what}: take --precision fp32 or bf16")
-        exportable.calibration_count(options.calibration_images)  # before an earlier export is removed
+        exportable.calibration_count(settings.calibration_images)  # before an earlier export is removed
     examples = exportable.examples(2)
     check_runs(exportable.model, examples)
     make_output_folder(folder)
     before = torch.get_num_threads()
     try:
         with lock_folder(folder):
-            return write_export(exportable, examples, folder, options)
+            return write_export(exportable, examples, folder, settings)
     finally:
         torch.set_num_threads(before)  # engines and the measurement of speed change it for the whole process
 
@@ -107,7 +104,7 @@ def write_export(exportable: Exportable, examples: Tensor, folder: Path, options
     file = folder / artifact.file
     quantized = None
     if options.precision == "int8":
-        quantized = quantize(cast(Quantizable, exportable), file, artifact, options)
+        quantized = quantize(cast(CalibratedExport, exportable), file, artifact, options)
     exported = ExportedModel(open_file(file, threads, options.precision, options.compile), artifact)
     comparison = exportable.compare(exported, options.precision)
     report = {
@@ -192,7 +189,7 @@ def check_runs(model: nn.Module, images: Tensor) -> None:
         raise ValueError(f"{type(model).__name__} does not take images of {shape}: {error}") from None
 
 
-def quantize(exportable: Quantizable, file: Path, artifact: Artifact, options: ExportOptions) -> dict[str, Any]:
+def quantize(exportable: CalibratedExport, file: Path, artifact: Artifact, options: ExportOptions) -> dict[str, Any]:
     """Quantize a file in fp32 in place, and return what the report says of it."""
     count = exportable.calibration_count(options.calibration_images)
     max_drop = exportable.max_drop if options.max_drop is None else options.max_drop

@@ -6,7 +6,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -21,7 +20,6 @@ from metamix.weights.metadata import Side as ImgSide
 from .load import task_of
 
 Model = Callable[[Tensor], Any]
-HELD_OUT_IMAGES = 5_000  # maximum number of training images that check the accuracy of int8
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 EXTRA = {  # entries of `Artifact.extra` for `PadAndCrop`
     "scale": rule(Side),
@@ -99,27 +97,6 @@ class Exportable(Protocol):
 
     def compare(self, exported: Model, precision: str) -> Comparison:
         """Run both models on the same images."""
-
-
-class Quantizable(Exportable, Protocol):
-    """A model that can be quantized to int8, with its calibration data."""
-
-    max_drop: float  # default of `--max-drop`
-    unit: str  # unit of the scores, "points" or "dB"
-
-    def calibration_count(self, count: int) -> int:
-        """Return how many of `count` images to calibrate on, so that enough are left for `held_out_scores`."""
-
-    def calibration(self, count: int, batch_size: int) -> Iterable[np.ndarray]:
-        """Yield prepared images of the training split, at most `count`, in batches (n, C, H, W)."""
-
-    def held_out_scores(self, model: Model, count: int) -> np.ndarray:
-        """Score a model on training images that `calibration(count, ...)` does not yield, at most 5,000 or half.
-
-        Returns:
-            The score of each image, (n,), higher is better. For a classifier it is 100 or 0, so that the mean is its
-            top-1 accuracy in percent.
-        """
 
 
 def readable_images(loader: Iterable[Batch], count: int | None) -> Iterator[Batch]:
