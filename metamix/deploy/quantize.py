@@ -124,9 +124,7 @@ def is_chance(before: np.ndarray, after: np.ndarray) -> bool:
 def rank(quantizer: Quantizer, file: Path, batches: Sequence[np.ndarray], end: float) -> list[str]:
     """Sort the layers by the error of the outputs if only that layer is in int8, the largest first.
 
-    Args:
-        file: the int8 file of all layers.
-        end: time after which no further batch begins.
+    `file` has all layers in int8. No further batch begins after the time `end`.
     """
     run, count = quantizer.open_mixed(file), len(quantizer.layers)
     none, *alone = np.eye(count + 1, count, -1, bool)

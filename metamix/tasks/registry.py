@@ -50,12 +50,7 @@ def list_tasks() -> str:
 
 
 def no_option_of(task: str, part: str, *, advise: bool = False) -> Callable[[object, Iterable[str]], str]:
-    """Return the function `no_option` for a task.
-
-    Args:
-        task: the chosen task.
-        part: the part of a `TaskSpec` that holds the options, such as "predict".
-    """
+    """Return the function `no_option` for a task and the part of its spec that has the options, such as "predict"."""
     return partial(
         no_option, task=task, tasks=TASKS, task_options=lambda name: find_task(name).part(part), advise=advise
     )
@@ -86,9 +81,7 @@ def is_exported(place: str | Path | None) -> bool:
 def task_of_folder(folder: str | os.PathLike[str] | None, *, alone: bool = False) -> str | None:
     """Return the task whose data sets have the layout of a folder; None if there is none.
 
-    Args:
-        folder: folder of a data set.
-        alone: whether the folder, or one of its splits, must hold only the names by which the task is recognised.
+    If `alone` is true, the folder or one of its splits must hold only the names by which the task is recognised.
     """
     if not folder or not os.path.isdir(folder):
         return None
