@@ -30,20 +30,20 @@ from typing import TYPE_CHECKING, Any
 from . import models
 from .mixers import list_mixers, mixer_options, register_mixer
 from .models import create_image_model, list_image_models, list_models
+from .tasks.load import load
 from .tasks.registry import PUBLIC, TASKS, register_task
 from .tasks.spec import TaskSpec, import_part
 from .version import __version__
 
 if TYPE_CHECKING:
     from .tasks.export import export
-    from .tasks.load import load
 
 __all__ = [
     "TaskSpec", "__version__", "create_image_model", "export", "list_image_models", "list_mixers", "list_models",
     "load", "mixer_options", "models", "register_mixer", "register_task",
 ]  # fmt: skip
 # Imported on first use, so that `import metamix` imports only models.
-_PARTS = PUBLIC | {"export": "metamix.tasks.export:export", "load": "metamix.tasks.load:load"}
+_PARTS = PUBLIC | {"export": "metamix.tasks.export:export"}
 _PACKAGES = ("deploy", *TASKS)
 
 
