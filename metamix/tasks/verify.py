@@ -44,15 +44,6 @@ class VerifyOptions(ImageOptions):
         """Return the text to print after the problems; `count` is their number."""
         return plural(count, "problem") if count else "nothing is wrong"
 
-    def run(self) -> int:
-        """Print every problem of the data set and a summary, and return the number of problems."""
-        count = 0
-        for problem in self.problems():
-            print(printable(problem))
-            count += 1
-        print(printable_lines(self.summary(count)))
-        return count
-
 
 def main(argv: Sequence[str]) -> None:
     """Check a data set; exit with 1 if it has a problem."""
@@ -66,5 +57,9 @@ def main(argv: Sequence[str]) -> None:
         about = "Find what is wrong with a data set."
         unknown = no_option_of(spec.name, "verify", advise=task is None)
         options, _ = parse_command(words, spec.part("verify"), "metamix verify", description=about, unknown=unknown)
-        problems = options.run()
-    raise SystemExit(1 if problems else 0)
+        count = 0
+        for problem in options.problems():
+            print(printable(problem))
+            count += 1
+        print(printable_lines(options.summary(count)))
+    raise SystemExit(1 if count else 0)
