@@ -1,6 +1,7 @@
 """Import packages of extras, and give the versions of the packages for deployment."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -24,8 +25,6 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
     """Return the versions of packages. A package under another name, such as onnxruntime-gpu, is left out."""
     versions = {}
     for package in packages:
-        try:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return versions
