@@ -106,10 +106,9 @@ def benchmark(
                         try:
                             step = subject.step(*cell, batch, place)
                             step()
+                            steps[subject, cell] = step
                         except Exception as error:  # each engine has its own types
                             failed[" ".join((subject.name, *cell))] = str(error).partition("\n")[0]
-                        else:
-                            steps[subject, cell] = step
                 timings = [interleaved(steps, seconds * len(steps)) for _ in range(runs)]
                 compared = [run.get((subjects[0], ("eager", "fp32"))) for run in timings]
                 for subject, cell in steps:
