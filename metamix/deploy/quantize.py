@@ -31,10 +31,6 @@ FLIPS = 10_000  # random choices of signs
 RANKED_IMAGES = 8  # number of images to rank layers on
 
 
-class QuantizationError(ValueError):
-    """A model cannot be quantized within the limit."""
-
-
 @dataclass(frozen=True)
 class Quantized:
     """The result of quantizing a file."""
@@ -65,8 +61,8 @@ def quantize_file(
         unit: unit of the scores, for messages.
 
     Raises:
-        QuantizationError: the model has nothing to quantize, or loses more than `max_drop`. The file is unchanged.
-        ValueError: there are no calibration images.
+        ValueError: the model has nothing to quantize, or loses more than `max_drop`, or there are no calibration
+            images. The file is unchanged.
         ImportError: nncf or onnxruntime is missing.
     """
     batches = list(batches)
@@ -75,7 +71,7 @@ def quantize_file(
     with TemporaryDirectory() as folder:
         quantizer = open_quantizer(file, Path(folder))
         if not quantizer.layers:
-            raise QuantizationError(f"{file} has no convolution and no matrix product: int8 would change nothing")
+            raise ValueError(f"{file} has no convolution and no matrix product: int8 would change nothing")
         output = Path(folder) / f"int8{file.suffix}"
         layers = len(quantizer.layers)
         log.info(f"calibrating int8 for {plural(layers, 'layer')} on {plural(sum(map(len, batches)), 'image')}")
@@ -95,7 +91,7 @@ def quantize_file(
             count, late = max(1, 2 * count), time.monotonic() >= end
             if late or count > layers // 2:
                 advice = f"give more --search-minutes than {minutes:g}" if late else "accept a larger --max-drop"
-                raise QuantizationError(f"{loss}; the limit is {max_drop:g}: {advice}, or take fp32 or bf16")
+                raise ValueError(f"{loss}; the limit is {max_drop:g}: {advice}, or take fp32 or bf16")
             ranked = ranked or rank(quantizer, output, batches, end)
         for part in output.parent.glob("int8.*"):  # .xml has a .bin
             file.with_suffix(part.suffix).unlink()  # a reader may have mapped it into memory

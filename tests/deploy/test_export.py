@@ -24,7 +24,7 @@ from metamix.classification.export import open_classifier
 from metamix.data import open_data
 from metamix.deploy import export, load_exported
 from metamix.deploy.artifact import load_artifact
-from metamix.deploy.formats.base import GraphError, as_graph_error, quiet
+from metamix.deploy.formats.base import as_value_error, quiet
 from metamix.mixers import list_mixers
 from metamix.tasks.export import ParityError
 from metamix.tasks.exportable import ExportOptions
@@ -88,7 +88,7 @@ def test_a_dynamic_program_of_torch_needs_larger_maps(weights, tmp_path):
     options = dict(output=tmp_path / "out", format="torch", dynamic=True, seconds=0)
     source = weights("pooling", depths=(1, 1), dims=(8, 8))
     words = r"no images of 4 x 4 together with larger ones \(.*\): give a larger --img-size, or --format onnx"
-    with pytest.raises(GraphError, match=words):
+    with pytest.raises(ValueError, match=words):
         export(source, img_size=4, **options)
     export(source, img_size=8, **options)
     assert load_exported(tmp_path / "out", trust=True)(torch.randn(3, 3, 64, 90)).shape == (3, 3)
@@ -98,7 +98,7 @@ def test_a_model_of_one_size_is_not_dynamic(tmp_path):
     about = {"model": "vit_tiny_patch16_224", "model_args": {"depth": 1}, "num_classes": 2}
     vit = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=2)
     save_weights(tmp_path / "v.safetensors", vit.state_dict(), about)
-    with pytest.raises(GraphError, match=r"--dynamic needs a model that takes images of 448 x 448 too: Input height"):
+    with pytest.raises(ValueError, match=r"--dynamic needs a model that takes images of 448 x 448 too: Input height"):
         export(str(tmp_path / "v.safetensors"), output=tmp_path / "out", format="torch", dynamic=True)
 
 
@@ -313,7 +313,7 @@ def test_graph_that_cannot_be_recorded(weights, tmp_path, monkeypatch):
             return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
 
     monkeypatch.setattr(sys.modules["metamix.tasks.export"], "fuse", lambda model, images=None: Reads())
-    with pytest.raises(GraphError, match=r"^torch.export cannot record the model: \S+"):
+    with pytest.raises(ValueError, match=r"^torch.export cannot record the model: \S+"):
         export(weights("identity"), output=tmp_path / "out", format="torch", seconds=0)
 
 
@@ -326,7 +326,7 @@ def test_graph_that_cannot_be_recorded(weights, tmp_path, monkeypatch):
     ],
 )
 def test_reason_of_an_exporter(message, words):
-    with pytest.raises(GraphError) as error, as_graph_error("it fails"):
+    with pytest.raises(ValueError) as error, as_value_error("it fails"):
         raise RuntimeError(message)
     assert str(error.value) == f"it fails: {words}"
 

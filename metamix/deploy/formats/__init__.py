@@ -8,7 +8,7 @@ from pathlib import Path
 from metamix.utils.checks import check_choice
 
 from . import onnx, openvino, torch_export
-from .base import Format, Graph, GraphError, Run
+from .base import Format, Graph, Run
 
 FORMATS: dict[str, Format] = {
     "onnx": onnx.FORMAT,
@@ -17,7 +17,7 @@ FORMATS: dict[str, Format] = {
 }
 PRECISIONS = ("fp32", "bf16", "int8")
 
-__all__ = ["FORMATS", "PRECISIONS", "Format", "Graph", "GraphError", "Run", "check_format", "open_file"]
+__all__ = ["FORMATS", "PRECISIONS", "Format", "Graph", "Run", "check_format", "open_file"]
 
 
 def check_format(name: str, precision: str) -> Format:

@@ -20,10 +20,6 @@ RECORDINGS = 5  # how often a graph is recorded at most, each time from an examp
 Run = Callable[..., list[np.ndarray]]  # (images) -> outputs
 
 
-class GraphError(ValueError):
-    """A model cannot be written as a graph."""
-
-
 @dataclass(frozen=True)
 class Graph:
     """A model to export, and how to record its graph."""
@@ -73,7 +69,7 @@ class Format:
 
 @torch.no_grad()
 def to_program(model: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgram:
-    """Record a model with torch.export, arguments as in `Graph`; raise `GraphError` if that fails.
+    """Record a model with torch.export, arguments as in `Graph`; raise ValueError if that fails.
 
     torch.export takes the size of a map of one pixel as a constant. A graph with such constants is wrong for larger
     images, and ONNX Runtime and OpenVINO do not check the size. So if sides may vary, the images are repeated until
@@ -82,14 +78,14 @@ def to_program(model: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgr
     problem = "torch.export cannot record the model"
     free = {0: Dim.DYNAMIC, 2: Dim.AUTO, 3: Dim.AUTO} if dynamic else {0: Dim.DYNAMIC}
     for _ in range(RECORDINGS if dynamic else 1):
-        with quiet(), as_graph_error(problem):
+        with quiet(), as_value_error(problem):
             program = torch.export.export(model, (images,), dynamic_shapes=(free,))
         images = images.repeat(1, 1, 2, 2)
         refused = refusal(program, images) if dynamic else None
         if not refused:
             return program
         problem = f"--dynamic needs a model that takes images of {images.shape[2]} x {images.shape[3]} too"
-    raise GraphError(f"torch.export fixes the sides of the images ({refused}): give a larger --img-size")
+    raise ValueError(f"torch.export fixes the sides of the images ({refused}): give a larger --img-size")
 
 
 def refusal(program: ExportedProgram, images: Tensor) -> str | None:
@@ -104,14 +100,14 @@ def refusal(program: ExportedProgram, images: Tensor) -> str | None:
 
 
 @contextmanager
-def as_graph_error(problem: str) -> Iterator[None]:
-    """Turn an exporter's error, of whatever type, into a `GraphError` whose message begins with `problem`."""
+def as_value_error(problem: str) -> Iterator[None]:
+    """Turn an exporter's error, of whatever type, into a ValueError whose message begins with `problem`."""
     try:
         yield
     except Exception as error:
         lines = [*filter(None, map(str.strip, str(error).splitlines())), type(error).__name__]
         reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])  # a first line may only announce the reason
-        raise GraphError(f"{problem}: {reason}") from error
+        raise ValueError(f"{problem}: {reason}") from error
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from metamix.deploy.extras import need
 from metamix.utils.system import processor
 
-from .base import INPUT, Format, Graph, Run, as_graph_error, quiet, sums_saturate, to_program
+from .base import INPUT, Format, Graph, Run, as_value_error, quiet, sums_saturate, to_program
 
 LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # operations that are quantized
 
@@ -19,7 +19,7 @@ def write(graph: Graph, file: Path) -> None:
     """Write a graph as ONNX with torch's exporter, which builds on torch.export."""
     need("onnx"), need("onnxscript")
     recorded = to_program(graph.model, graph.images, graph.dynamic)
-    with quiet(), torch.no_grad(), as_graph_error("torch cannot convert the model to ONNX"):
+    with quiet(), torch.no_grad(), as_value_error("torch cannot convert the model to ONNX"):
         program = torch.onnx.export(
             recorded, input_names=[INPUT], output_names=list(graph.outputs), dynamo=True, verbose=False
         )

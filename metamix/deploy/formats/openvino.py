@@ -20,7 +20,7 @@ from metamix.deploy.extras import need
 from metamix.deploy.fuse import GROUP_NORMS, LAYER_NORMS
 from metamix.utils.system import processor
 
-from .base import INPUT, Format, Graph, Run, as_graph_error, quiet, sums_saturate, to_program
+from .base import INPUT, Format, Graph, Run, as_value_error, quiet, sums_saturate, to_program
 
 LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")  # operations that are quantized
 HINT = "INFERENCE_PRECISION_HINT"  # name of OpenVINO's property
@@ -87,7 +87,7 @@ def to_openvino(graph: Graph) -> Any:
     """Convert a graph to an `openvino.Model`."""
     openvino = need("openvino")
     program = to_program(to_openvino_form(graph.model), graph.images, graph.dynamic)
-    with quiet(), as_graph_error("OpenVINO cannot convert the model"):
+    with quiet(), as_value_error("OpenVINO cannot convert the model"):
         model = openvino.convert_model(program)
     name = program.graph_signature.user_inputs[0]
     shape = next(node.meta["val"].shape for node in program.graph.nodes if node.name == name)

@@ -14,7 +14,7 @@ from metamix.utils.checks import DoesNotFit
 from metamix.utils.files import atomic_write
 from metamix.utils.text import package_logger
 
-from .base import Format, Graph, GraphError, Run, as_graph_error, quiet, refusal, to_program
+from .base import Format, Graph, Run, as_value_error, quiet, refusal, to_program
 
 COMPILED = "model.compiled.pt2"
 
@@ -39,7 +39,7 @@ def write(graph: Graph, file: Path) -> None:
     program = to_program(model, graph.images, graph.dynamic)
     if graph.dynamic and (refused := refusal(program, graph.images)):  # it was recorded from larger images
         height, width = graph.images.shape[2:]
-        raise GraphError(
+        raise ValueError(
             f"torch.export takes no images of {height} x {width} together with larger ones ({refused}): give a larger "
             f"--img-size, or --format onnx or openvino"
         )
@@ -51,7 +51,7 @@ def write(graph: Graph, file: Path) -> None:
     if graph.compile:
         from torch._inductor import aoti_compile_and_package  # takes seconds to import
 
-        with quiet(), as_graph_error("AOTInductor cannot compile the model"):  # there may be no C++ compiler
+        with quiet(), as_value_error("AOTInductor cannot compile the model"):  # there may be no C++ compiler
             aoti_compile_and_package(program, package_path=str(file.with_name(COMPILED)))
 
 
