@@ -7,7 +7,7 @@ equals Grad-CAM.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,13 @@ class ExplainOptions(Options):
     """Draw which parts of images a prediction rests on, and what the mixers of the model see there."""
 
     images: tuple[Path, ...] = positional("image files, and folders, which are searched at any depth", metavar="IMAGE")
-    checkpoint: str = option("", "run folder, weight file, or name of a model with its weights, NAME.TAG")
+    checkpoint: str = option(MISSING, "run folder, weight file, or name of a model with its weights, NAME.TAG")
     label: str | None = option(None, "class to explain; default: the one with the highest score")
     output: Path = option(Path("explanations"), "folder to write to", metavar="FOLDER")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.checkpoint:
-            raise ValueError("there are no weights to explain: give --checkpoint RUN_OR_FILE")
         self.records = self.output / "explanations.json"
         self.names = name_outputs(self.images, [self.output], lambda path: ".png", marker=self.records)
 

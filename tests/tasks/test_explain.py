@@ -179,7 +179,7 @@ def test_without_grad_cam(digit, monkeypatch):
 @pytest.mark.parametrize(
     "words, said",
     [
-        ([], "there are no weights to explain: give --checkpoint RUN_OR_FILE"),
+        ([], "--checkpoint is missing: run folder, weight file, or name of a model"),
         (["--checkpoint", "exported"], "exported is an exported model, which has no gradients: give its run"),
         (["--checkpoint", "maxim_nano.noise25"], "for restoration, and only models for classification and detect"),
         (["--checkpoint", DIGITS, "--label", "ate"], "label is 'ate'. Accepted: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"),
