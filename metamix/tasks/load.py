@@ -45,7 +45,10 @@ def load(
     if is_exported(source):
         if model or model_args:
             raise ValueError(f"{source} is an exported model, which is fixed: leave model and model_args out")
-        return load_exported_model(source, threads, trust)
+        from metamix.deploy.runtime import load_exported  # needs an engine
+
+        exported = load_exported(source, threads=threads, trust=trust)
+        return find_task(exported.artifact.model.task or DEFAULT).part("exported")(exported)
     if threads is not None:
         raise ValueError("threads is for exported models: call torch.set_num_threads instead")
     if trust:
@@ -60,14 +63,6 @@ def load(
     if path is None:
         return spec.part("load")(None, model=str(source), model_args=model_args, pretrained=True)
     return spec.part("load")(source, model=model, model_args=model_args)
-
-
-def load_exported_model(folder: str | Path, threads: int | None = None, trust: bool = False) -> Trained:
-    """Load an exported model as its task uses it; arguments as in `load`."""
-    from metamix.deploy.runtime import load_exported  # needs an engine
-
-    exported = load_exported(folder, threads=threads, trust=trust)
-    return find_task(exported.artifact.model.task or DEFAULT).part("exported")(exported)
 
 
 def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:

@@ -26,7 +26,7 @@ from metamix.utils.system import exit_if_out_of_memory, prepare_device
 from metamix.utils.text import exit_with_message, printable
 from metamix.weights.find import find_weights
 
-from .load import load_exported_model, refuse_name, task_of
+from .load import load, refuse_name, task_of
 from .registry import DEFAULT, find_task, is_exported, list_tasks, no_option_of, task_of_model, task_of_weights
 from .spec import TaskSpec, Trained
 
@@ -157,7 +157,7 @@ def open_trained(options: Any, flags: set[str], spec: TaskSpec) -> Trained:
                 f"--{fixed[0].replace('_', '-')} has no effect on {options.model}, an exported model: leave it out, or "
                 f"export the model again"
             )
-        return load_exported_model(options.model, options.threads, options.trust)
+        return load(options.model, threads=options.threads, trust=options.trust)
     if options.threads:
         raise ValueError("--threads is for exported models: set the environment variable OMP_NUM_THREADS instead")
     if options.trust:
