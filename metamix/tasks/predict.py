@@ -20,14 +20,14 @@ from metamix.data.find import paths_inside
 from metamix.data.options import ImageOptions
 from metamix.utils.checks import DoesNotFit
 from metamix.utils.files import make_output_folder, write_text
-from metamix.utils.options import named_weights, option, parse_command, positional, take_task
+from metamix.utils.options import named_weights, option, positional, take_task
 from metamix.utils.rules import Count
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
 from metamix.utils.text import exit_with_message, printable
 from metamix.weights.find import find_weights
 
 from .load import load, refuse_name, task_of
-from .registry import DEFAULT, find_task, is_exported, list_tasks, no_option_of, task_of_model, task_of_weights
+from .registry import DEFAULT, find_task, is_exported, list_tasks, parse_task_command, task_of_model, task_of_weights
 from .spec import TaskSpec, Trained
 
 USAGE = """usage: metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE [options]
@@ -95,14 +95,7 @@ def main(argv: Sequence[str]) -> None:
     with exit_with_message(ValueError, OSError, ImportError):
         task, words = take_task(argv)
         spec = choose_task(task, words)
-        about = f"{spec.about[0].upper()}{spec.about[1:]}."
-        options, flags = parse_command(
-            words,
-            spec.part("predict"),
-            "metamix predict",
-            description=about,
-            unknown=no_option_of(spec.name, "predict"),
-        )
+        options, flags = parse_task_command(spec, "predict", words, f"{spec.about[0].upper()}{spec.about[1:]}.")
         advice = spec.less_memory
         if is_exported(options.model) and "batch" not in advice:
             advice = "give a model that is exported for smaller images"

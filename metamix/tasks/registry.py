@@ -4,13 +4,14 @@ This file names the tasks of the package. No other file outside the folders of t
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from metamix.models import official
 from metamix.utils.checks import check_choice
-from metamix.utils.options import no_option
+from metamix.utils.options import no_option, parse_command
 from metamix.weights.files import ARTIFACT, WEIGHTS, load_metadata
 from metamix.weights.metadata import ModelMetadata
 
@@ -49,11 +50,14 @@ def list_tasks() -> str:
     return "\n".join(f"  {name:<16}{find_task(name).about}" for name in TASKS)
 
 
-def no_option_of(task: str, part: str, *, advise: bool = False) -> Callable[[object, Iterable[str]], str]:
-    """Return the function `no_option` for a task and the part of its spec that has the options, such as "predict"."""
-    return partial(
-        no_option, task=task, tasks=TASKS, task_options=lambda name: find_task(name).part(part), advise=advise
+def parse_task_command(
+    spec: TaskSpec, part: str, words: Sequence[str], about: str, *, advise: bool = False
+) -> tuple[Any, set[str]]:
+    """Read a command line into the options of a task's part, such as "predict"; `advise` as for `no_option`."""
+    unknown = partial(
+        no_option, task=spec.name, tasks=TASKS, task_options=lambda name: find_task(name).part(part), advise=advise
     )
+    return parse_command(words, spec.part(part), f"metamix {part}", description=about, unknown=unknown)
 
 
 def task_of_model(name: str | None) -> str | None:

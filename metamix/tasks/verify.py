@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from metamix.data.options import ImageOptions
-from metamix.utils.options import option, parse_command, positional, take_task
+from metamix.utils.options import option, positional, take_task
 from metamix.utils.text import exit_with_message, plural, printable, printable_lines
 
-from .registry import DEFAULT, find_task, list_tasks, no_option_of, task_of_data
+from .registry import DEFAULT, find_task, list_tasks, parse_task_command, task_of_data
 
 USAGE = """usage: metamix verify DATA [--task NAME] [options]
 
@@ -55,8 +55,7 @@ def main(argv: Sequence[str]) -> None:
         named = (task_of_data(word) for word in words if not word.startswith("-"))
         spec = find_task(task or next(filter(None, named), DEFAULT))
         about = "Find what is wrong with a data set."
-        unknown = no_option_of(spec.name, "verify", advise=task is None)
-        options, _ = parse_command(words, spec.part("verify"), "metamix verify", description=about, unknown=unknown)
+        options, _ = parse_task_command(spec, "verify", words, about, advise=task is None)
         count = 0
         for problem in options.problems():
             print(printable(problem))
