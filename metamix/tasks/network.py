@@ -117,14 +117,10 @@ def weights_note(source: str, new: Sequence[str]) -> str:
 def check_data(task: Any, spec: Any, options: Any, *flags: str) -> None:
     """Check that the data have the classes of the network; add a note if the network was trained on the split to score.
 
-    Args:
-        task: the task that scores the network. If the options choose a split, its name is added to the task's title.
-        spec: the `NetworkSpec` of the weights.
-        options: options of `metamix eval`.
-        flags: flags of the command that fine-tunes the weights on these data, for the error message.
+    If the options of `metamix eval` choose a split, its name is added to the task's title.
 
     Raises:
-        ValueError: the classes differ.
+        ValueError: the classes differ. The message has the command that fine-tunes the weights, with `flags`.
     """
     data = task.data
     if data.test_split in spec.train_on:
