@@ -72,8 +72,8 @@ class ExportableClassifier(SimpleExport, CalibratedExport):
         problems = [*exceeded_limits(figures, precision), *self.problems_of_larger(exported, precision)]
         return Comparison(figures, scores, problems)
 
-    def calibration(self, count: int, batch_size: int) -> Iterator[np.ndarray]:
-        for images, _ in self.batches(self.training_images.subset(self.order[:count]), batch_size):
+    def calibration(self, count: int) -> Iterator[np.ndarray]:
+        for images, _ in self.batches(self.training_images.subset(self.order[:count]), 50):
             yield images.numpy()
 
     @torch.inference_mode()

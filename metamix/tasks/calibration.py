@@ -83,11 +83,8 @@ class CalibratedExport:
             )
         return min(count, total - self.held_out)
 
-    def calibration(self, count: int, batch_size: int) -> Iterator[np.ndarray]:
-        """Yield inputs of the graph for `count` training images, in batches (n, C, H, W).
-
-        Here a batch is one image, or one of its tiles, whatever `batch_size` is. Together they have up to 1 GiB.
-        """
+    def calibration(self, count: int) -> Iterator[np.ndarray]:
+        """Yield batches (n, C, H, W) of `count` training images; here each is an image or a tile, up to 1 GiB."""
         left = MAX_BYTES
         for number, batch in enumerate(self.load(slice(count))):
             inputs = self.inputs(batch)
@@ -99,7 +96,7 @@ class CalibratedExport:
 
     @torch.inference_mode()
     def held_out_scores(self, model: Model, count: int) -> np.ndarray:
-        """Score a model on training images that `calibration(count, ...)` does not yield, at most half of all.
+        """Score a model on training images that `calibration(count)` does not yield, at most half of all.
 
         Returns:
             The score of each image, (n,), higher is better. For a classifier it is 100 or 0, so that the mean is its

@@ -36,7 +36,6 @@ from .exportable import Exportable, ExportOptions
 from .load import refuse_name, task_of
 from .registry import find_task
 
-CALIBRATION_BATCH = 50
 EXAMPLES = """examples:
   metamix export metaformer_raft_nano.cifar10 --format onnx --output raft-onnx
   metamix export metaformer_raft_nano.cifar10 --format openvino --precision int8 --data cifar10 --output raft-int8
@@ -198,7 +197,7 @@ def quantize(exportable: CalibratedExport, file: Path, artifact: Artifact, optio
     def score(run: Run) -> np.ndarray:
         return exportable.held_out_scores(ExportedModel(run, artifact), count)
 
-    batches = list(exportable.calibration(count, CALIBRATION_BATCH))
+    batches = list(exportable.calibration(count))
     figures = {"calibration_images": sum(map(len, batches)), "max_drop": max_drop, "unit": exportable.unit}
     result = quantize_file(
         file, batches, score, max_drop=max_drop, minutes=options.search_minutes, unit=exportable.unit

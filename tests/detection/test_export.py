@@ -275,7 +275,7 @@ def test_int8_is_scored_on_training_images_that_calibration_does_not_see(tmp_pat
     data = shapes.write(tmp_path / "shapes", train=10, test=1)
     exportable = open_detector(options(weights(tmp_path), data_dir=str(data)))
     assert (exportable.max_drop, exportable.calibration_count(500)) == (0.5, 5)
-    images, seen = list(exportable.calibration(8, 50)), []
+    images, seen = list(exportable.calibration(8)), []
 
     def graph(images):
         seen.append(images)

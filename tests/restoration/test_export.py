@@ -174,7 +174,7 @@ def test_int8_sees_no_scored_image(tmp_path):
     scored = {sample.name for sample in exportable.task.data.parts["test"].samples}
     names = [exportable.training_images.read(i)[0] for i in range(len(exportable.training_images))]
     assert len(names) == 12 and scored.isdisjoint(names) and exportable.max_drop == 0.1
-    assert {images.shape for images in exportable.calibration(10, 50)} == {(1, 3, 32, 32)}
+    assert {images.shape for images in exportable.calibration(10)} == {(1, 3, 32, 32)}
     psnr = exportable.held_out_scores(lambda images: images, 10)
     assert psnr == pytest.approx(
         [20.5, 20.5], abs=1

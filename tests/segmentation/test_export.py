@@ -202,7 +202,7 @@ def test_int8_sees_tiles_of_training_images_only(source, tmp_path):
     data = draw(tmp_path / "scenes", train=12, test=1)
     exportable = open_segmenter(ExportOptions(source, tmp_path / "out", data_dir=str(data)))
     assert exportable.calibration_count(500) == 6
-    inputs = list(exportable.calibration(10, 50))
+    inputs = list(exportable.calibration(10))
     assert {images.shape for images in inputs} == {(1, 3, 32, 32)} and len(inputs) == 10
     assert min(images.min() for images in inputs) >= (200 / 255 - 0.5) / 0.25
     seen = []
