@@ -25,6 +25,7 @@ On the command line, `metamix --help` says how to train, evaluate and predict.
 """
 
 from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from . import models
@@ -32,7 +33,7 @@ from .mixers import list_mixers, mixer_options, register_mixer
 from .models import create_image_model, list_image_models, list_models
 from .tasks.load import load
 from .tasks.registry import PUBLIC, TASKS, register_task
-from .tasks.spec import TaskSpec, import_part
+from .tasks.spec import TaskSpec
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     """Import tasks and deployment on first use."""
     if name in _PARTS:
-        return import_part(_PARTS[name])
+        return resolve_name(_PARTS[name])
     if name in _PACKAGES:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from metamix.models import official
@@ -15,7 +16,7 @@ from metamix.utils.options import no_option, parse_command
 from metamix.weights.files import ARTIFACT, WEIGHTS, load_metadata
 from metamix.weights.metadata import ModelMetadata
 
-from .spec import TaskSpec, import_part
+from .spec import TaskSpec
 
 DEFAULT = "classification"
 TASKS: dict[str, TaskSpec | str] = {  # a spec, or "module:name" of a spec
@@ -42,7 +43,7 @@ def find_task(name: str) -> TaskSpec:
     """Return the spec of the task `name`; raise ValueError if there is none."""
     check_choice("task", name, TASKS, "For a task of your own, give --import MODULE, or import its module in Python.")
     spec = TASKS[name]
-    return import_part(spec) if isinstance(spec, str) else spec
+    return resolve_name(spec) if isinstance(spec, str) else spec
 
 
 def list_tasks() -> str:
