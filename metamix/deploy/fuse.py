@@ -59,9 +59,12 @@ def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
         if kind is Block:
             fold_layer_scales(module)
         elif kind is Raft:
-            fix_matrices(module, sizes)
-        elif kind is MinAttn and module in sizes:
-            fix_biases(module, sizes[module])
+            size = sizes.get(module) if module.resample == "weights" else module.grid
+            for (name, rafts), length in zip(RAFTS.items(), size or ()):
+                setattr(module, name, FixedRaftMlp(getattr(module, name), length, rafts))
+        elif kind is MinAttn and module.bias is not None and module in sizes:
+            x = torch.empty(1, 1, *sizes[module], device="meta")
+            module.bias = Constant(module.bias(x, x if module.context is None else average_to(x, module.context)))
         elif kind is MetaFormer and module.pos_embed is not None and module in sizes:
             module.pos_embed = nn.Parameter(resize_to(module.pos_embed, sizes[module]))
     return replace(fused).requires_grad_(False)
@@ -143,22 +146,6 @@ def scale_outputs(layer: Any, scale: Tensor) -> bool:
 
 
 # Weights that are derived in each forward pass
-
-
-def fix_matrices(mixer: Raft, sizes: Sizes) -> None:
-    """Fix the matrices of a raft mixer for the size of its map, if this size is known."""
-    size = sizes.get(mixer) if mixer.resample == "weights" else mixer.grid
-    if size is not None:
-        for (name, rafts), length in zip(RAFTS.items(), size):
-            setattr(mixer, name, FixedRaftMlp(getattr(mixer, name), length, rafts))
-
-
-def fix_biases(mixer: MinAttn, size: tuple[int, int]) -> None:
-    """Fix the position biases of an attention mixer, if it has any, for the size of its map."""
-    if mixer.bias is not None:
-        x = torch.empty(1, 1, *size, device="meta")
-        biases: Any = Constant(mixer.bias(x, x if mixer.context is None else average_to(x, mixer.context)))
-        mixer.bias = biases
 
 
 RAFTS = {"vertical": "b (h r) (w c) 1", "horizontal": "(b h) (w r) c 1"}
