@@ -24,10 +24,10 @@ from metamix.deploy.formats import FORMATS, Graph, Run, check_format, open_file
 from metamix.deploy.fuse import fuse
 from metamix.deploy.quantize import quantize_file
 from metamix.deploy.runtime import ExportedModel
-from metamix.utils.files import LOCK, lock_folder, make_output_folder, write_text
+from metamix.utils.files import LOCK, check_output_folder, lock_folder, make_output_folder, write_text
 from metamix.utils.options import parse_command
 from metamix.utils.system import processor, versions
-from metamix.utils.text import exit_with_message, list_names, package_logger, plural, printable
+from metamix.utils.text import exit_with_message, package_logger, plural, printable
 from metamix.utils.timing import interleaved
 from metamix.weights.files import ARTIFACT
 
@@ -78,7 +78,9 @@ def export(source: str | Path, *, output: str | Path, **options: Any) -> dict[st
     if file is None or not spec.takes_names:
         refuse_name(settings.model, source)
     check_options(settings)
-    folder = check_output(settings.output)
+    folder = settings.output
+    is_export = (folder / ARTIFACT).exists() or (folder / REPORT).exists()
+    check_output_folder(folder, {LOCK, ARTIFACT, *file_names()} if is_export else {LOCK})
     exportable = spec.part("export")(settings)
     if settings.precision == "int8":
         if not isinstance(exportable, CalibratedExport):
@@ -144,17 +146,6 @@ def check_options(options: ExportOptions) -> None:
         raise ValueError(f"max_drop is {options.max_drop}, but only limits int8: leave it out or give --precision int8")
     if options.images and not (options.data or options.data_dir):
         raise ValueError(f"images is {options.images}, but there are none to compare on: give --data and --data-dir")
-
-
-def check_output(folder: Path) -> Path:
-    """Return the folder if it can be written to; raise ValueError if it holds anything but an export."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: give a folder to export to")
-    names = {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
-    others = names if names.isdisjoint({ARTIFACT, REPORT}) else names - {ARTIFACT} - file_names()
-    if others:
-        raise ValueError(f"{folder} holds other files ({list_names(sorted(others), 3)}): give a new folder")
-    return folder
 
 
 def write_model(exportable: Exportable, examples: Tensor, folder: Path, options: ExportOptions) -> Artifact:

@@ -20,9 +20,9 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData  # installed with t
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from metamix.training.reports import read_summary
-from metamix.utils.files import make_output_folder, write_text
+from metamix.utils.files import check_output_folder, make_output_folder, write_text
 from metamix.utils.options import Options, dump_yaml, option, parse_command, positional, read_yaml
-from metamix.utils.text import exit_with_message, list_names, plural, printable, printable_lines, short_count
+from metamix.utils.text import exit_with_message, plural, printable, printable_lines, short_count
 from metamix.version import __version__
 from metamix.weights.files import RECIPE, SUMMARY, WEIGHTS, load_weights, newest_weights, save_weights
 from metamix.weights.find import find_weights
@@ -61,13 +61,9 @@ class PublishOptions(Options):
             raise ValueError(
                 f"the repository is {self.repo!r}, but it must be USER/NAME, with letters, digits and -, _ or . in NAME"
             ) from None
-        if self.dry_run and self.dry_run.exists():
-            if not self.dry_run.is_dir():
-                raise ValueError(f"{self.dry_run} is a file: give a folder to write to")
-            names = {path.name for path in self.dry_run.iterdir()}
-            others = sorted(names - FILES if {CARD, WEIGHTS} <= names else names)
-            if others:
-                raise ValueError(f"{self.dry_run} holds other files ({list_names(others, 3)}): give a new folder")
+        if self.dry_run:
+            is_repository = (self.dry_run / CARD).exists() and (self.dry_run / WEIGHTS).exists()
+            check_output_folder(self.dry_run, FILES if is_repository else ())
 
 
 def main(argv: Sequence[str]) -> None:

@@ -6,10 +6,12 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from .text import list_names
 
 TEMPORARY = ".tmp"  # suffix of files that are not complete yet
 LOCK = ".lock"  # file in a folder that was locked; it stays there
@@ -69,6 +71,14 @@ def make_output_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"the folder {folder} could not be made ({reason(error)}); give another folder") from error
+
+
+def check_output_folder(folder: Path, ours: Collection[str]) -> None:
+    """Raise ValueError if the path is a file, or the folder holds files of other names than `ours`."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give a folder to write to")
+    if others := sorted(path.name for path in folder.glob("*") if path.name not in ours):
+        raise ValueError(f"{folder} holds other files ({list_names(others, 3)}): give a new folder")
 
 
 def read_bytes(path: Path) -> bytes:
