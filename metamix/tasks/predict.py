@@ -178,11 +178,8 @@ def name_outputs(
     """Return, for each image, the path of its file inside each of the folders that a command writes to.
 
     It is the image's path inside the place that was given, with the extension that `extension(path)` returns. If two
-    files would have one path, the extension is appended instead: a.jpg.png and a.png.png.
-
-    Args:
-        places: image files, and folders of images.
-        marker: file that each run writes first. If it is missing, existing files belong to the user.
+    files would have one path, the extension is appended instead: a.jpg.png and a.png.png. Each run writes the file
+    `marker` first: if it is missing, existing files belong to the user.
 
     Raises:
         ValueError: two images have one output, or an output would overwrite one of the images or a file of the user.
