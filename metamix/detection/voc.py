@@ -7,14 +7,8 @@
 VOC counts pixels from 1, and both corners belong to the box: x = xmin - 1, width = xmax - xmin + 1. Difficult objects,
 which VOC's scores ignore, become crowds, which COCO's scores ignore. Classes are numbered in alphabetical order over
 all annotations of the folder, so that all splits agree.
-
-`metamix convert voc` makes a data set. This module writes only the annotation file of a split:
-
-    python -m metamix.detection.voc VOC_DIR OUT.json [--split train]
 """
 
-import argparse
-import json
 import math
 import re
 from collections.abc import Collection, Sequence
@@ -25,8 +19,8 @@ from xml.parsers import expat
 
 from metamix.data.find import by_stem, list_images
 from metamix.data.tables import SPLITS
-from metamix.utils.files import read_bytes, read_text, write_text
-from metamix.utils.text import exit_with_message, message, to_number
+from metamix.utils.files import read_bytes, read_text
+from metamix.utils.text import to_number
 
 from .labels import Box, Boxes, split_folders
 
@@ -35,16 +29,12 @@ FLAG = re.compile(r"\s+(1|-1|0)$")
 PLACE = "place"  # attribute that `parse` gives to every element: file and line, for messages
 
 
-def read_voc(folder: Path, splits: Collection[str] | None = None) -> Boxes:
-    """Read the annotations of a folder.
-
-    Args:
-        splits: lists in ImageSets/Main; by default all that are named after a split, such as Train or validation.
-    """
+def read_voc(folder: Path) -> Boxes:
+    """Read the annotations of a folder."""
     place = next((folder / name for name in ("Annotations", "annotations") if (folder / name).is_dir()), folder)
     paths = sorted(place.glob("*.xml" if place == folder else "**/*.xml"))  # CVAT keeps the folders of images
     trees = {path.relative_to(place).with_suffix("").as_posix(): parse(path) for path in paths}
-    if not trees and splits is None and (folders := split_folders(folder)):
+    if not trees and (folders := split_folders(folder)):
         return merge([(split, read_voc(each)) for split, each in folders])
     if not trees:
         raise FileNotFoundError(
@@ -55,12 +45,9 @@ def read_voc(folder: Path, splits: Collection[str] | None = None) -> Boxes:
     files = by_stem(list_images(images))
     objects = [element for tree in trees.values() for element in tree.iter("object")]
     labels = Boxes(sorted({text(element, "name") for element in objects}))
-    if splits is None:  # CVAT writes Train.txt and Validation.txt
-        lists = sorted((folder / LISTS).glob("*.txt"))
-        names = {path.stem: split for path in lists if (split := SPLITS.get(path.stem.lower()))}
-    else:
-        names = {name: name for name in splits}
-    stems = {(stem, names[name]): trees.get(stem) for name in names for stem in read_split(folder, name, trees)}
+    lists = sorted((folder / LISTS).glob("*.txt"))
+    splits = {path: split for path in lists if (split := SPLITS.get(path.stem.lower()))}  # CVAT writes Validation.txt
+    stems = {(stem, split): trees.get(stem) for path, split in splits.items() for stem in read_list(path, trees)}
     in_splits = {stem for stem, _ in stems}
     stems |= {(stem, ""): tree for stem, tree in trees.items() if stem not in in_splits}
     annotated = set()
@@ -100,16 +87,12 @@ def read_box(element: Element) -> Box:
     return Box(text(element, "name"), (x1 - 1, y1 - 1, x2, y2), element.attrib[PLACE], difficult)
 
 
-def read_split(folder: Path, split: str, annotated: Collection[str]) -> list[str]:
+def read_list(path: Path, annotated: Collection[str]) -> list[str]:
     """Return the images, without suffix, that a list in ImageSets/Main names.
 
     In VOC's list of a single class, each name is followed by a flag: 1, -1, or 0 for difficult. Names may have spaces,
     so a whole line is taken as a name if it is in `annotated`, the names of the images with an annotation.
     """
-    path = folder / LISTS / f"{split}.txt"
-    if not path.is_file():
-        splits = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
-        raise FileNotFoundError(f"there is no {path}; splits of {folder}: {', '.join(splits) or 'none'}")
     lines = filter(None, map(str.strip, read_text(path).splitlines()))
     return [line if line in annotated else FLAG.sub("", line) for line in lines]
 
@@ -143,23 +126,3 @@ def number(element: Element, name: str) -> float:
         where = f"{element.attrib[PLACE]} has {digits!r} in <{name.replace('/', '><')}>"
         raise ValueError(f"{where}, where a number of pixels is needed")
     return value
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write the annotation file of a split, or of all images."""
-    parser = argparse.ArgumentParser(prog="python -m metamix.detection.voc", description=__doc__.splitlines()[0])
-    parser.add_argument("voc_dir", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--split", default="")
-    options = parser.parse_args(argv)
-    with exit_with_message(ValueError, OSError):
-        labels = read_voc(options.voc_dir, [options.split] if options.split else [])
-        data = labels.entries(sample for sample in labels.samples if sample.split == options.split)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(options.out, json.dumps(data))
-    counts = ", ".join(f"{len(data[key])} {key}" for key in ("images", "annotations", "categories"))
-    print(message(f"{options.out}: {counts}"))
-
-
-if __name__ == "__main__":
-    main()
