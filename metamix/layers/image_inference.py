@@ -21,9 +21,8 @@ from .spatial import reflect_places, round_up
 
 ImageFunction = Callable[[Tensor], Any]
 Size = tuple[int, int]
-# Tiles begin at multiples of this many pixels. JPEG's blocks of 8 or 16 pixels, and the grid of a network with strides,
-# then lie in each tile as in the whole image.
-GRID = 16
+# Tiles begin at multiples of this many pixels, so JPEG's blocks lie in each tile as in the whole image.
+GRID = 8
 
 # Padding
 
