@@ -5,7 +5,6 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from metamix.training.reports import left_out
 from metamix.training.task import Pictures, State
 from metamix.utils.figures import draw_confusion, figure_text, save_figure
 
@@ -29,11 +28,6 @@ class ClassificationPictures(Pictures):
         title = f"{int(confusion.sum()):,} samples, top-1 {accuracy:.2f} %"
         draw_confusion(matrix, confusion, self.metric.classes, title)
         return [matrix, bars]
-
-    def report(self, states: list[State]) -> str:
-        """Say how many images could not be read, if there are any, and what `advice` says."""
-        unreadable = left_out(sum(int(state["unreadable"]) for state in states))
-        return "\n".join(filter(None, (unreadable, self.advice(states))))
 
     def advice(self, states: list[State]) -> str:
         """Say which probability a label needs to be predicted, if an image may have several labels."""

@@ -57,8 +57,8 @@ class DetectionMetric(Metric):
         self._scored: tuple[Sequence[State] | None, dict[str, Scores]] = None, {}
 
     def start(self) -> State:
-        """Return an empty state: the split, and the ids and detections of its images."""
-        return {"split": None, "seen": [], "results": []}
+        """Return an empty state: the split, the ids and detections of its images, and how many were unreadable."""
+        return {"split": None, "seen": [], "results": [], "unreadable": 0}
 
     def predict(self, model: nn.Module, batch: Batch) -> Iterator[Objects | None]:
         """Yield the objects of each image, as torchvision's detectors return them, with masks as run lengths."""
@@ -74,9 +74,11 @@ class DetectionMetric(Metric):
         state["split"] = batch["split"][0]
         split = self.data.scored[state["split"]]
         for index, objects in zip(batch["index"].tolist(), outputs, strict=True):
-            if index >= 0 and objects is not None:  # an image that cannot be read is not scored
-                state["seen"].append(split.ids[index])
-                state["results"] += to_coco(objects, split.ids[index], split)
+            if index < 0 or objects is None:
+                state["unreadable"] += 1
+                continue
+            state["seen"].append(split.ids[index])
+            state["results"] += to_coco(objects, split.ids[index], split)
 
     def result(self, states: list[State]) -> dict[str, float]:
         """Return COCO's AP, AP50, AP75 and AP by size, of boxes and, for Mask R-CNN, of masks."""

@@ -12,7 +12,6 @@ from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
 from metamix.data import CorruptImage
-from metamix.training.reports import left_out
 from metamix.training.task import Pictures, State
 from metamix.utils.figures import figure_text, image_grid, save_figure
 from metamix.utils.files import write_text
@@ -63,13 +62,10 @@ class DetectionPictures(Pictures):
             rows.append((title, image, truth, from_coco(detections[image_id], split)))
         return rows
 
-    def report(self, states: list[State]) -> str:
-        """Return a table of the scores of boxes, a second one for masks, and the number of unreadable images."""
-        unreadable = len(self.data.scored_split(states)) - sum(len(state["seen"]) for state in states)
-        lines = [table(self.metric.scores(states))]
-        if self.with_masks:
-            lines = ["boxes", *lines, "masks", table(self.metric.scores(states, "segm"))]
-        return "\n".join(filter(None, [*lines, left_out(unreadable)]))
+    def details(self, states: list[State]) -> list[str]:
+        """Return a table of the scores of boxes, and a second one for masks."""
+        boxes = table(self.metric.scores(states))
+        return ["boxes", boxes, "masks", table(self.metric.scores(states, "segm"))] if self.with_masks else [boxes]
 
 
 def colour_of(label: int, classes: Sequence[str]) -> tuple[float, float, float, float]:

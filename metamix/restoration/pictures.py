@@ -5,7 +5,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from metamix.training.reports import left_out
 from metamix.training.task import Pictures, State
 from metamix.utils.figures import figure_text, image_grid, save_figure
 from metamix.utils.files import write_text
@@ -35,11 +34,8 @@ class RestorationPictures(Pictures):
         write_text(table, csv_text([COLUMNS, *lines]))
         return [sheet, table]
 
-    def report(self, states: list[State]) -> str:
-        """Say which images were scored, how many could not be read, and what to do about bad scores."""
-        before = "input_psnr and input_ssim are the scores of the images before restoration"
-        unreadable = left_out(sum(state["unreadable"] for state in states))
-        return "\n".join(filter(None, [before, unreadable, self.advice(states)]))
+    def details(self, states: list[State]) -> list[str]:
+        return ["input_psnr and input_ssim are the scores of the images before restoration"]
 
     def advice(self, states: list[State]) -> str:
         """Return advice if the images score lower after restoration than before, else an empty string."""

@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from metamix.training.reports import left_out
 from metamix.training.task import Pictures, State
 from metamix.utils.figures import draw_confusion, figure_text, image_grid, save_figure
 from metamix.utils.files import write_text
@@ -37,15 +36,14 @@ class SegmentationPictures(Pictures):
         write_text(table, csv_text([["label", *self.labels.classes], *rows]))
         return [images, matrix, table]
 
-    def report(self, states: list[State]) -> str:
-        """Return a table of the scores of each class, and say how many images could not be read."""
+    def details(self, states: list[State]) -> list[str]:
+        """Return a table of the scores of each class."""
         names = {"iou": "IoU", "accuracy": "accuracy", "boundary_f": "boundary F", "share": "% of pixels"}
         rows = [
             [label, *("-" if row[key] is None else f"{row[key]:.2f}" for key in names)]
             for label, row in self.metric.by_class(states).items()
         ]
-        lines = aligned([["class", *names.values()], *rows], right=range(1, 1 + len(names)))
-        return "\n".join(filter(None, [*lines, left_out(sum(state["unreadable"] for state in states))]))
+        return aligned([["class", *names.values()], *rows], right=range(1, 1 + len(names)))
 
 
 def draw_images(path: Path, rows: Sequence[Shown], labels: Labels) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from metamix.utils.figures import save_figure
 from metamix.utils.files import read_json, read_text, write_text
 from metamix.utils.rules import Natural, NotNegative, check_entries, rule, where
-from metamix.utils.text import aligned, csv_text, plural, printable
+from metamix.utils.text import aligned, csv_text, printable
 from metamix.weights.files import SUMMARY
 
 Row = Mapping[str, Any]  # one epoch
@@ -63,11 +63,6 @@ def read_summary(folder: Path) -> dict[str, Any]:
     check_entries(summary, ENTRIES, path, None, REMEDY)
     check_entries(summary, dict.fromkeys(summary["scores"], NUMBER), path, None, REMEDY)
     return summary
-
-
-def left_out(unreadable: int) -> str:
-    """Say how many images could not be read; return "" if there are none."""
-    return f"left out: {plural(unreadable, 'image')} that could not be read" if unreadable else ""
 
 
 def by_name(names: Sequence[str], **columns: Tensor) -> dict[str, dict[str, float | None]]:

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from metamix.utils.text import plural
+
 Batch = dict[str, Any]
 State = dict[str, Any]
 
@@ -126,13 +128,22 @@ class Pictures(Protocol):
         """Draw the states of all ranks into the folder and return the files; by default there are none."""
         return []
 
-    def report(self, states: list[State]) -> str:
-        """Return what `metamix eval` prints in addition to the scores; nothing by default."""
-        return ""
+    def details(self, states: list[State]) -> list[str]:
+        """Return lines that explain the scores or add to them; by default there are none."""
+        return []
 
     def advice(self, states: list[State]) -> str:
         """Say what to do about bad scores; `metamix train` prints it. By default there is nothing to say."""
         return ""
+
+    def report(self, states: list[State]) -> str:
+        """Return what `metamix eval` prints in addition to the scores: details, what was left out, and advice.
+
+        A state may count the images that could not be read, as its entry "unreadable".
+        """
+        unreadable = sum(int(state.get("unreadable", 0)) for state in states)
+        left_out = f"left out: {plural(unreadable, 'image')} that could not be read" if unreadable else ""
+        return "\n".join(filter(None, [*self.details(states), left_out, self.advice(states)]))
 
 
 class Task(Protocol):
