@@ -16,8 +16,8 @@ from metamix.detection.data import DetectionData
 from metamix.detection.metric import score
 from metamix.detection.pictures import draw_grid, draw_image
 from metamix.detection.task import Detection, DetectionEvalOptions, DetectionOptions
-from metamix.detection.verify import VerifyAnnotations
 from metamix.tasks.predict import main as predict
+from metamix.tasks.verify import main as verify
 from metamix.training.engine import Engine
 from metamix.training.processes import Stopped
 from metamix.weights.files import load_weights, save_weights
@@ -353,7 +353,7 @@ def test_missing_split_says_which_file_to_add(tmp_path, gone, wanted, use, optio
     )
     with pytest.raises(ValueError, match=f"^{words}$"):
         Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
-    VerifyAnnotations(str(folder)).run()
+    exit_code(verify, folder)
     files = {"val": "instances_val.json or instances_test.json", "train": "instances_train.json"}[gone]
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert notes == [f"note: {annotations} has no {files}, and metamix train needs one"]
