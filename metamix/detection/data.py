@@ -6,6 +6,7 @@ of their files. If an image cannot be read, the next one takes its place with in
 random number is a function of (seed, epoch, index).
 """
 
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from operator import itemgetter
@@ -21,12 +22,13 @@ from metamix.data.loader import SampleReader, StreamLoader
 from metamix.data.options import choose_splits
 from metamix.data.order import EvalOrder, TrainOrder
 from metamix.training.task import Batch, State
+from metamix.utils.options import changed_flags
 from metamix.utils.text import plural
 
 from .annotations import box_sizes, class_problem
 from .coco import CocoSplit, find_splits, open_split
 from .objects import Objects, draw_masks, pixel_maps
-from .options import DetectionOptions, verify_command
+from .options import DetectionOptions
 
 EVAL_BATCH = 8  # images that a process loads at a time in evaluation; each is scored alone
 
@@ -35,7 +37,8 @@ class DetectionData:
     """Open the splits of a data set in COCO's format, to train on only with `train`, and make their loaders."""
 
     def __init__(self, options: DetectionOptions, *, train: bool = True):
-        self.options, self.verify = options, verify_command(options)
+        self.options = options
+        self.verify = shlex.join(["metamix", "verify", options.data_dir, *changed_flags(options, "max_pixels")])
         splits = find_splits(options.data_dir)
         masks = options.detector == "mask_rcnn"
         test, held_out = choose_splits(splits, options.test_on, options.train_on, train=train)

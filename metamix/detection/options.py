@@ -1,6 +1,5 @@
 """Define the options of detection."""
 
-import shlex
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -9,7 +8,7 @@ from pydantic import Field
 
 from metamix.data.options import Factors, ReadingOptions, Splits
 from metamix.tasks.options import SET_BY_TASK, BackboneOptions
-from metamix.utils.options import changed_flags, option
+from metamix.utils.options import option
 from metamix.utils.rules import Share, where
 from metamix.weights.metadata import MAX_IMG_SIZE
 
@@ -112,8 +111,3 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
             raise ValueError(f"anchor_scale is {self.anchor_scale}, but only retinanet takes it, not {self.detector}")
         if self.min_size > self.max_size:
             raise ValueError(f"min_size is {self.min_size}, above max_size, which is {self.max_size}; lower min_size")
-
-
-def verify_command(options: DetectionDataOptions) -> str:
-    """Return the command that lists what is wrong with a data set."""
-    return shlex.join(["metamix", "verify", options.data_dir, *changed_flags(options, "max_pixels")])
