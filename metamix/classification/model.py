@@ -10,6 +10,7 @@ from metamix.data.memory import Statistics
 from metamix.models import count_macs
 from metamix.models.checkpoint import layer_names
 from metamix.models.registry import check_image_size, create_model, published_name, timm_config
+from metamix.training.task import TaskModel
 from metamix.utils.text import plural
 from metamix.weights.metadata import ModelMetadata
 
@@ -20,12 +21,11 @@ from .options import ClassificationOptions, ModelOptions
 STATISTICS = 0.02  # largest difference of a channel's mean or deviation without a note
 
 
-class ClassificationModel:
+class ClassificationModel(TaskModel):
     """Build the classifier and, for distillation, its teacher."""
 
     def __init__(self, options: ModelOptions, data: ClassificationData):
         self.options, self.data = options, data
-        self.frozen_helpers: tuple[nn.Module, ...] = ()
         self.notes: list[str] = []
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:

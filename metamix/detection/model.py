@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from torch import nn
-
 from metamix.models import count_macs
 from metamix.models.backbone import EXTRA
 from metamix.models.registry import published_name
 from metamix.tasks.network import check_trained_with, load_initial_weights
+from metamix.training.task import TaskModel
 from metamix.weights.files import load_metadata
 from metamix.weights.find import find_weights
 from metamix.weights.metadata import ModelMetadata
@@ -21,10 +20,8 @@ from .load import DetectorSpec, set_statistics
 from .options import DetectionOptions
 
 
-class DetectionModel:
+class DetectionModel(TaskModel):
     """Build and describe the detector."""
-
-    frozen_helpers: tuple[nn.Module, ...] = ()
 
     def __init__(self, options: DetectionOptions, data: DetectionData, trained: DetectorSpec | None = None):
         self.options, self.data = options, data
@@ -58,7 +55,7 @@ class DetectionModel:
             self.notes.append(describe_sizes(sizes, anchor_range(model)))
         return model
 
-    def describe(self, model: Detector) -> dict[str, Any]:
+    def describe(self, model: Any) -> dict[str, Any]:
         """Return what rebuilds the detector, and its size and cost, for the metadata of a weight file."""
         size = self.options.min_size
         return self.spec().to_dict() | {

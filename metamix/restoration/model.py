@@ -8,6 +8,7 @@ from torch import nn
 
 from metamix.models import count_macs
 from metamix.models.image_models import create_image_model, published_weights
+from metamix.training.task import TaskModel
 from metamix.weights.find import find_weights, read_weights
 
 from .data import RestorationData
@@ -16,10 +17,8 @@ from .load import RestorationSpec, check_channels, fit_arguments
 from .options import RestorationOptions
 
 
-class RestorationModel:
+class RestorationModel(TaskModel):
     """Build the image model and describe it; `measured` says what the scores compare, for the summary."""
-
-    frozen_helpers: tuple[nn.Module, ...] = ()
 
     def __init__(self, options: RestorationOptions, data: RestorationData, measured: str):
         self.options, self.data, self.measured = options, data, measured

@@ -9,6 +9,7 @@ from torch import nn
 from metamix.models import count_macs
 from metamix.models.registry import published_name
 from metamix.tasks.network import check_trained_with, load_initial_weights, weights_note
+from metamix.training.task import TaskModel
 from metamix.weights.files import load_metadata
 from metamix.weights.find import find_weights
 
@@ -21,10 +22,8 @@ from .published import published_segmenter
 from .segmenters import Segmenter
 
 
-class SegmentationModel:
+class SegmentationModel(TaskModel):
     """Build and describe the segmenter."""
-
-    frozen_helpers: tuple[nn.Module, ...] = ()
 
     def __init__(self, options: SegmentationOptions, data: SegmentationData, trained: SegmenterSpec | None = None):
         self.options, self.data = options, data

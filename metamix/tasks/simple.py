@@ -20,7 +20,7 @@ from metamix.data.order import EvalOrder, Order, TrainOrder
 from metamix.deploy.report import Difference, exceeded_limits
 from metamix.models import count_macs
 from metamix.models.registry import check_model
-from metamix.training.task import Batch, Loss, Metric, Pictures, State
+from metamix.training.task import Batch, Loss, Metric, Pictures, State, TaskModel
 from metamix.utils.checks import parse_size
 from metamix.utils.system import usable_workers
 from metamix.weights.checksums import digest
@@ -80,7 +80,7 @@ class SimpleData:
 
 
 @dataclass
-class SimpleModel:
+class SimpleModel(TaskModel):
     """Build a model and describe it.
 
     Attributes:
@@ -92,7 +92,7 @@ class SimpleModel:
     make: Callable[[], nn.Module]
     about: dict[str, Any]
     identity: Mapping[str, Any]
-    frozen_helpers: tuple[nn.Module, ...] = ()
+    frozen_helpers: Sequence[nn.Module] = ()
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
         """Build the model. To resume a run, the engine loads the weights of the checkpoint."""

@@ -57,9 +57,7 @@ class TaskData(Protocol):
 class TaskModel(Protocol):
     """Build and describe the model."""
 
-    @property
-    def frozen_helpers(self) -> Sequence[nn.Module]:
-        """Return modules that the loss uses but that are not trained, such as a teacher."""
+    frozen_helpers: Sequence[nn.Module] = ()  # modules that the loss uses but that are not trained, such as a teacher
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
         """Build the model and load the weights to start from; called once, before any other method.
