@@ -10,6 +10,7 @@ the logits of a segmenter.
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,13 +59,13 @@ def pad_by_reflection(x: Tensor, multiple: Size, centered: bool = True) -> tuple
     return x, (begin[0], begin[1])
 
 
-def run_padded(
-    function: ImageFunction, images: Tensor, multiple: Size, scale: int = 1, centered: bool = True
-) -> Tensor:
-    """Pad images as `pad_by_reflection` does, apply a function of scale `scale` to them, and crop its maps."""
-    (h, w), s = images.shape[-2:], scale
+def run_padded(function: ImageFunction, images: Tensor, multiple: Size, centered: bool = True) -> Tensor:
+    """Pad images as `pad_by_reflection` does, apply a function of some scale s to them, and crop its maps."""
+    h, w = images.shape[-2:]
     x, (top, left) = pad_by_reflection(images, multiple, centered)
-    return function(x)[..., s * top : s * (top + h), s * left : s * (left + w)]
+    y = function(x)
+    s = y.shape[-1] // x.shape[-1]
+    return y[..., s * top : s * (top + h), s * left : s * (left + w)]
 
 
 class PadAndCrop(nn.Module):
@@ -73,18 +74,18 @@ class PadAndCrop(nn.Module):
     Images for a graph of one size are padded below and to the right, so they begin at multiples of `GRID`.
 
     Args:
-        extra: `Artifact.extra`, with the scale of the graph and the multiples of sides that a dynamic graph takes.
+        extra: `Artifact.extra`, with the multiples of sides that a dynamic graph takes.
         size: (height, width) of the graph; None for a dynamic one.
     """
 
     def __init__(self, graph: ImageFunction, extra: dict[str, Any], size: Size | None):
         super().__init__()
-        self.run, self.scale, self.sides = graph, extra["scale"], tuple(size or extra["multiple"])
+        self.run, self.sides = graph, tuple(size or extra["multiple"])
         self.centered = size is None
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        return run_padded(self.run, images, self.sides, self.scale, self.centered)
+        return run_padded(self.run, images, self.sides, self.centered)
 
 
 def shrink_image(images: Tensor, factor: int) -> Tensor:
@@ -183,9 +184,14 @@ def tiles(size: Size | None) -> Size:
 def self_ensemble(function: ImageFunction, images: Tensor) -> Tensor:
     """Restore images in their eight orientations (flips and quarter turns) and average the results.
 
-    The four orientations with the same shape, or all eight of a square image, go through `function` as one batch.
+    Images are first padded to multiples of `GRID`, so JPEG's blocks stay in place when they are flipped. The four
+    orientations with the same shape, or all eight of a square image, go through `function` as one batch.
     """
     check_evaluation(function)
+    return run_padded(partial(mean_of_orientations, function), images, (GRID, GRID), centered=False)
+
+
+def mean_of_orientations(function: ImageFunction, images: Tensor) -> Tensor:
     flips = [images, images.flip(-1), images.flip(-2), images.flip(-2, -1)]
     upright, turned = torch.cat(flips), torch.cat([x.mT for x in flips])
     if images.shape[-2] == images.shape[-1]:
