@@ -37,7 +37,10 @@ class ClassificationLoss:
         return loss, {"top1": 100 * (logits.argmax(1) == labels).float().mean()}
 
     def supervised(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss of (n, classes) logits against labels (n,) or soft targets (n, classes)."""
+        """Compute the loss of (n, classes) logits against labels (n,) or soft targets (n, classes).
+
+        If images have several labels, the target is (n, classes), from 0 to 1.
+        """
         smoothing, classes = self.options.smoothing, logits.shape[1]
         weights = None if self.class_weights is None else self.class_weights.to(logits.device)
         if self.several:

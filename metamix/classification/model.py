@@ -117,7 +117,7 @@ class ClassificationModel(TaskModel):
 
 
 class Teacher(nn.Module):
-    """Run a classifier on images that were normalised with `ours`, the student's mean and std, instead of its own."""
+    """Run a classifier on images that were normalised with the student's mean and std, `ours`; its own are `its`."""
 
     scale: Tensor
     shift: Tensor

@@ -1,4 +1,7 @@
-"""Find the images of a data set that cannot be read, and count the images of each of several labels."""
+"""Find the images of a data set that cannot be read; name scarce classes.
+
+If images may have several labels, the images of each label are counted.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

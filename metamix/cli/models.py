@@ -42,16 +42,19 @@ def table(models: Sequence[ModelInfo | ImageModelInfo]) -> str:
         lines = [header]
         for model, row in zip(models_of_kind, rows):
             lines += [row, *map(weights_line, model.weights)]
-        tables += ["\n".join(lines)] if rows else []
+        if rows:
+            tables.append("\n".join(lines))
     return "\n\n".join(tables)
 
 
 def cells(model: ModelInfo | ImageModelInfo) -> tuple[str, str, str, str]:
     """Return the name, the parameters, the multiply-adds and the images of a model."""
     if isinstance(model, ImageModelInfo):
-        images, cost = f"{model.in_chans} x H x W" + f", x{model.scale}" * (model.scale > 1), model.macs_per_pixel
+        images = f"{model.in_chans} x H x W" + f", x{model.scale}" * (model.scale > 1)
+        cost = model.macs_per_pixel
     else:
-        images, cost = " x ".join(map(str, model.input_size)), model.macs
+        images = " x ".join(map(str, model.input_size))
+        cost = model.macs
     return model.name, short_count(model.parameters), short_count(cost), images
 
 

@@ -38,7 +38,8 @@ class Augment:
     """Augment and normalise a batch of `train_loader`.
 
     `augment(batch, epoch, step)` returns the batch with "image" (n, C, H, W) float32, channels_last, and "target": the
-    labels, or with mixup or cutmix the shares of the classes (n, num_classes), float32.
+    labels, or with mixup or cutmix the shares of the classes (n, num_classes), float32. The result is the same on any
+    number of processes.
 
     Args:
         mean, std: per channel, for pixel values from 0 to 1.

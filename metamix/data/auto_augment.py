@@ -34,7 +34,7 @@ def make_policy(text: str, size: int, mean: tuple[float, ...]) -> Policy | None:
     fill = tuple(round(255 * value) for value in mean)
     if text == "trivial":
         return TrivialAugmentWide(fill=list(fill))
-    match = re.fullmatch(r"rand-m(\d+)(-n[1-9]\d*|-mstd\d+(\.\d+)?|-inc1)*", text)
+    match = re.fullmatch(r"rand-m(\d+)(?!.*-n.*-n)(?!.*-mstd.*-mstd)(-n[1-9]\d*|-mstd\d+(\.\d+)?|-inc1)*", text)
     if not match or int(match[1]) > 10:
         raise ValueError(f"auto_augment is {text!r}: give none, trivial, or rand-m9-n2 (m to 10; -mstd0.5 adds noise)")
     transform = rand_augment_transform(f"{text}-inc1", {"translate_const": int(0.45 * size), "img_mean": fill})

@@ -32,7 +32,11 @@ def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[P
 
 
 def list_images(folder: Path) -> dict[str, Path]:
-    """List the images below a folder by their relative paths, in natural order; raise an error if there are none."""
+    """List the images below a folder by their relative paths, in natural order.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     names = list_image_paths(folder)

@@ -59,6 +59,7 @@ def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
         if kind is Block:
             fold_layer_scales(module)
         elif kind is Raft:
+            # a raft whose map has an unknown size keeps its matrices
             size = sizes.get(module) if module.resample == "weights" else module.grid
             for (name, rafts), length in zip(RAFTS.items(), size or ()):
                 setattr(module, name, FixedRaftMlp(getattr(module, name), length, rafts))

@@ -172,7 +172,10 @@ class CocoSplit:
         return problems
 
     def digest(self) -> str:
-        """Hash the names and sizes of the image files and their objects, without decoding images."""
+        """Hash the names and sizes of the image files and their objects, without decoding images.
+
+        The hash does not change if the whole data set is moved.
+        """
         return digest(row for i in self.ids for row in self.describe_sample(i))
 
     def describe_sample(self, image_id: int) -> Iterator[tuple[str | int | float, ...]]:

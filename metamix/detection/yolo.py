@@ -34,6 +34,7 @@ def read_yolo(source: Path) -> Boxes:
     config = read_yaml(file)
     labels, folders = Boxes(class_names(file, config)), []
     for images, split in image_folders(file, config).items():
+        # The labels are in the folder labels/ beside images/, at the same path, or else beside the images.
         before, _, after = f"/{images.as_posix()}/".rpartition("/images/")
         beside = Path(f"{before}/labels/{after}"[1:])
         folder = beside if beside.is_dir() else images

@@ -22,8 +22,7 @@ from .spatial import reflect_places, round_up
 
 ImageFunction = Callable[[Tensor], Any]
 Size = tuple[int, int]
-# Tiles begin at multiples of this many pixels, so JPEG's blocks lie in each tile as in the whole image.
-GRID = 8
+JPEG_BLOCK = 8  # side of JPEG's blocks in pixels; tiles begin at multiples of it, as blocks do in the whole image
 
 # Padding
 
@@ -71,7 +70,7 @@ def run_padded(function: ImageFunction, images: Tensor, multiple: Size, centered
 class PadAndCrop(nn.Module):
     """Make a graph take images of any size, or of any size up to its own, by `run_padded`.
 
-    Images for a graph of one size are padded below and to the right, so they begin at multiples of `GRID`.
+    Images for a graph of one size are padded below and to the right, so they begin at multiples of `JPEG_BLOCK`.
 
     Args:
         extra: `Artifact.extra`, with the multiples of sides that a dynamic graph takes.
@@ -146,13 +145,13 @@ def check_tiles(tile: int, overlap: int) -> None:
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Return where tiles begin along a side of `length` pixels: at multiples of `GRID`, or of the gap if it is less.
+    """Return where tiles begin along a side of `length` pixels: at multiples of `JPEG_BLOCK`, or of `tile - overlap`.
 
-    The last tile ends where the side ends, and is up to `GRID - 1` pixels shorter than the others.
+    The last tile ends where the side ends, and is up to `JPEG_BLOCK - 1` pixels shorter than the others.
     """
     if length <= tile:
         return [0]
-    grid = min(GRID, tile - overlap)
+    grid = min(JPEG_BLOCK, tile - overlap)
     last = math.ceil((length - tile) / grid)  # place of the last tile in units of the grid
     gaps = math.ceil(last / ((tile - overlap) // grid))
     return [i * last // gaps * grid for i in range(gaps + 1)]
@@ -184,14 +183,15 @@ def tiles(size: Size | None) -> Size:
 def self_ensemble(function: ImageFunction, images: Tensor) -> Tensor:
     """Restore images in their eight orientations (flips and quarter turns) and average the results.
 
-    Images are first padded to multiples of `GRID`, so JPEG's blocks stay in place when they are flipped. The four
+    Images are first padded to multiples of `JPEG_BLOCK`, so JPEG's blocks stay in place when they are flipped. The four
     orientations with the same shape, or all eight of a square image, go through `function` as one batch.
     """
     check_evaluation(function)
-    return run_padded(partial(mean_of_orientations, function), images, (GRID, GRID), centered=False)
+    return run_padded(partial(mean_of_orientations, function), images, (JPEG_BLOCK, JPEG_BLOCK), centered=False)
 
 
 def mean_of_orientations(function: ImageFunction, images: Tensor) -> Tensor:
+    """Average the results of a function over the eight orientations of the images."""
     flips = [images, images.flip(-1), images.flip(-2), images.flip(-2, -1)]
     upright, turned = torch.cat(flips), torch.cat([x.mT for x in flips])
     if images.shape[-2] == images.shape[-1]:

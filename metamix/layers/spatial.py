@@ -70,13 +70,16 @@ def crop_to(x: Tensor, size: Sequence[int], centre: bool = False) -> Tensor:
 
 @fx_leaf
 def resize_to(x: Tensor, size: Sequence[int], mode: str = "bicubic", *, antialias: bool = False) -> Tensor:
-    """Resample (B, C, H', W') to `size` = (H, W); `mode` is "bicubic" or "bilinear"."""
+    """Resample (B, C, H', W') to `size` = (H, W); `mode` is "bicubic" or "bilinear".
+
+    With `antialias`, a map that shrinks is smoothed first.
+    """
     warn_if_traced()
     size = tuple(size)
     if not may_vary(*x.shape[-2:], *size) and tuple(x.shape[-2:]) == size:
         return x
     if antialias:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # torch 2.13 cannot do it in 16 bits on a CPU
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # torch 2.13 cannot antialias in 16 bits on a CPU
         return F.interpolate(wide, size=size, mode=mode, align_corners=False, antialias=True).to(x.dtype)
     return F.interpolate(x, size=size, mode=mode, align_corners=False)
 

@@ -81,7 +81,10 @@ class Maxim(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """Compute G above, with `layout` GRID or BLOCK: (B, C, H, W) -> (B, C, H, W); `set_size` divides (H, W)."""
+    """Compute G above: (B, C, H, W) -> (B, C, H, W), with H and W multiples of `set_size` = (kh, kw).
+
+    `layout` is GRID or BLOCK.
+    """
 
     def __init__(self, dim: int, set_size: tuple[int, int], factor: int, layout: str):
         super().__init__()

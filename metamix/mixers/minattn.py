@@ -120,6 +120,8 @@ class PositionBias(nn.Module):
 
     The biases start as -2 log(1 + d^2), where d is the distance from the point that the head looks at. These points lie
     on a circle of one token around the query. The biases fall slowly, so that a head can also learn to look far.
+
+    The table of offsets is made for a context of `size`. Other sizes get a resampled table.
     """
 
     def __init__(self, heads: int, size: tuple[int, int]):

@@ -87,7 +87,8 @@ class WaveMix(nn.Module):
         for i in range(level):
             dim_in = dim if i == level - 1 else dim + dim // 2  # all but the deepest also get the next level's output
             dim_out = dim if i == 0 else dim // 2
-            self.levels.append(BandMlp(dim_in, mult * dim, ff_channel or dim, dim_out, upsample, norm, proj_drop))
+            widths = dim_in, mult * dim, ff_channel or dim, dim_out
+            self.levels.append(BandMlp(*widths, upsample=upsample, norm=norm, drop=proj_drop))
 
     def forward(self, x: Tensor) -> Tensor:
         a = self.reduce(x)  # (B, C / 4, H, W)
@@ -106,7 +107,7 @@ class WaveMix(nn.Module):
 class BandMlp(nn.Module):
     """norm(up(MLP(bands))) of one level: (B, C_in, h, w) -> (B, C_out, 2h, 2w)."""
 
-    def __init__(self, dim_in: int, hidden: int, ff: int, dim_out: int, upsample: str, norm: str, drop: float):
+    def __init__(self, dim_in: int, hidden: int, ff: int, dim_out: int, *, upsample: str, norm: str, drop: float):
         super().__init__()
         transposed = upsample == "transposed"
         self.fc1 = nn.Conv2d(dim_in, hidden, 1)

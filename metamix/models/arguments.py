@@ -62,7 +62,10 @@ def check_tag(name: str, tag: str, tags: Collection[str]) -> None:
 
 
 def norm_layer(option: str, norm: Norm) -> Callable[[int], nn.Module]:
-    """Return the constructor of a norm of (B, C, H, W). GroupNorm1 is the one in `metamix.layers`, not timm's."""
+    """Return the constructor of a norm of (B, C, H, W); None and "none" give the identity.
+
+    timm's GroupNorm1 is replaced by the one in `metamix.layers`.
+    """
     if norm is None or norm == "none":
         return nn.Identity
     layer = layer_by_name(option, norm, get_norm_layer, [*MAP_NORMS, "none"])

@@ -253,6 +253,7 @@ class UNet(nn.Module):
         for fuse, gate in zip(reversed(self.skips.fuse), reversed(self.skips.gates)):
             skip, z = gate(fuse(encoded), z)  # (B, 2^i f, H / 2^i, W / 2^i) both
             skips.insert(0, skip)
+        del z  # a map of the image's size, which the decoder does not need
         decoded: list[Tensor] = []
         ups, fuses, decoders = self.decoder.ups, self.decoder.fuse, self.decoder.blocks
         for up, fuse, blocks in zip(reversed(ups), reversed(fuses), reversed(decoders)):

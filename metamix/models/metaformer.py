@@ -162,6 +162,7 @@ class MetaFormer(TimmInterface):
         drop_rate: dropout before the head.
         proj_drop_rate: dropout in the MLPs, and in the mixers that have dropout.
         drop_path_rate: share of branches dropped in the last block, growing linearly from 0 in the first.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
         ValueError: lists have different lengths, a number is out of range, the image is too small for the stages, or

@@ -42,12 +42,14 @@ class FeaturePyramid(nn.Module):
         super().__init__()
         self.levels = list(levels)
         self.norms = nn.ModuleList(GroupNorm1(dim) for dim in dims)
-        self.fpn = out_channels and FeaturePyramidNetwork([dims[i] for _, i, _ in levels], out_channels, extra)
+        self.fpn = None
+        if out_channels is not None:
+            self.fpn = FeaturePyramidNetwork([dims[i] for _, i, _ in levels], out_channels, extra)
 
     def forward(self, maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
         maps = [norm(x) for norm, x in zip(self.norms, maps)]
-        of_levels = OrderedDict((name, halve(maps[i], times)) for name, i, times in self.levels)
-        return self.fpn(of_levels) if self.fpn else of_levels
+        levels = OrderedDict((name, halve(maps[i], times)) for name, i, times in self.levels)
+        return levels if self.fpn is None else self.fpn(levels)
 
 
 class LastMap(nn.Module):

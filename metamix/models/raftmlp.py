@@ -172,7 +172,8 @@ RAFTMLP_NAMES = (
 def raftmlp_layout(*, last_head: int, cross: bool) -> Layout:
     """Return the layout of a RaftMLP whose final norm is in the authors' head of index `last_head`.
 
-    The embedding is "emb_cross_mlp", with patches of several sizes, if `cross`, or else "emb_mixer".
+    It is the last level with shortcuts, else 0. The embedding is "emb_cross_mlp", with patches of several sizes, if
+    `cross`, or else "emb_mixer".
     """
     names = (
         *RAFTMLP_NAMES,

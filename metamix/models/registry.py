@@ -165,8 +165,9 @@ def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:
     cfgs = {tag: cfg | tags.get(tag, {}) | local.get(tag, {}) for tag in (*local, *tags)}
     default = [tag for tag, c in cfgs.items() if all(c[k] == cfg[k] for k in ("input_size", "num_classes"))][:1]
     order = [*(default or [""]), *(tag for tag in cfgs if tag not in default)]  # timm lists NAME too if "" is a tag
+    published = bool(cfgs)
     cfgs[""] = cfg
-    return DefaultCfg(deque(order), {tag: PretrainedCfg(**cfgs[tag]) for tag in cfgs}, is_pretrained=len(cfgs) > 1)
+    return DefaultCfg(deque(order), {tag: PretrainedCfg(**cfgs[tag]) for tag in cfgs}, is_pretrained=published)
 
 
 def check_model(name: str, pretrained: bool = False) -> None:

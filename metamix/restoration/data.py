@@ -189,7 +189,8 @@ class RestorationData:
 class RestorationSplit:
     """Read the images of a split for `StreamLoader`.
 
-    Clean images are cut so that their sides are multiples of `scale`. The other arguments are as in `read_tensor`.
+    Clean images are cut so that their sides are multiples of `scale`. `channels` and `studio_range` are as in
+    `read_tensor`.
     """
 
     def __init__(self, samples: Sequence[ImagePair], channels: str, scale: int, *, studio_range: bool):

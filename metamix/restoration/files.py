@@ -96,9 +96,11 @@ def write_picture(picture: Picture, path: Path) -> None:
     if kind == "JPEG" and picture.alpha is not None:
         raise DoesNotFit(f"{path}: the image has an alpha channel, which JPEG cannot hold: give --format png")
     make_output_folder(path.parent)
+    wide = picture.bits == 16 and kind in HAVE_16_BITS
+    content = _encode_16_bits(_to_pixels(picture, 16).astype(np.uint16), path, picture.profile) if wide else b""
     with atomic_write(path) as file:
-        if picture.bits == 16 and kind in HAVE_16_BITS:
-            file.write(_encode_16_bits(_to_pixels(picture, 16).astype(np.uint16), path, picture.profile))
+        if wide:
+            file.write(content)
         else:
             to_image(picture).save(file, kind, **SAVING[kind], icc_profile=picture.profile)
 

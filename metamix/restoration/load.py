@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from metamix.data.files import check_several
-from metamix.layers.image_inference import PadAndCrop, check_tiles, tiles
+from metamix.layers.image_inference import JPEG_BLOCK, PadAndCrop, check_tiles, tiles
 from metamix.models.image_models import create_image_model, preset_arguments, published_weights
 from metamix.tasks.network import check_task
 from metamix.utils.checks import check_one_source
@@ -89,9 +89,12 @@ class TrainedRestorer:
         """Return a `Restorer` for the model. If it is exported, its graph determines `tile` and `overlap`."""
         check_local_pooling(self.model, self.name, pooling)
         check_tiles(tile, overlap)
+        whole = self.graph_size
         if isinstance(self.model, PadAndCrop):
-            tile, overlap = tiles(self.graph_size)
-        return Restorer(self.spec.enlarge, tile, overlap, ensemble, pooling, self.graph_size)
+            tile, overlap = tiles(whole)
+            if ensemble and whole:  # turned tiles, padded to multiples of JPEG_BLOCK, must fit the graph too
+                tile, whole = tile // JPEG_BLOCK * JPEG_BLOCK or tile, None
+        return Restorer(self.spec.enlarge, tile, overlap, ensemble, pooling, whole)
 
 
 def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale: int) -> tuple[dict[str, Any], int]:

@@ -209,7 +209,11 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 
 def read_palette(path: Path) -> Palette | None:
-    """Read the colour of each class, "red green blue" on a line; return None without a file, refuse other lines."""
+    """Read the colours of the classes, "red green blue" on each line; return None if there is no file.
+
+    Raises:
+        ValueError: a line is not a colour.
+    """
     if not path.exists():
         return None
     colours = []

@@ -81,7 +81,7 @@ def check_samples(samples: Sequence[MaskedImage], labels: Labels, counts: Tensor
 
 
 def table_of_shares(counts: dict[str, Tensor], labels: Labels) -> str:
-    """Format the share of each class in the labelled pixels, and of the ignored pixels in all, as a table."""
+    """Format a table: each class's share of the labelled pixels, and the share of ignored pixels among all pixels."""
     of_classes = [pixels[: len(labels.classes)] for pixels in counts.values()]
     rows = [("% of the pixels", *counts)]
     for k, name in [*enumerate(labels.classes), (IGNORED, "(ignored)")]:

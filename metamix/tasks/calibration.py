@@ -26,7 +26,7 @@ RANDOM_IMAGES = 4  # images to compare models on if there are no data
 
 
 class CalibratedExport:
-    """A model that can be quantized to int8, with the training images of its task; part of an `Exportable`.
+    """Base class of an `Exportable` that can be quantized to int8 with the training images of its task.
 
     `task.data.training_images` opens the images to train on, without the images that are scored.
     `task.data.scoring_loader` loads them one by one, as for the scores. `extra` has the scale of the graph.
@@ -84,7 +84,10 @@ class CalibratedExport:
         return min(count, total - self.held_out)
 
     def calibration(self, count: int) -> Iterator[np.ndarray]:
-        """Yield batches (n, C, H, W) of `count` training images; here each is an image or a tile, up to 1 GiB."""
+        """Yield batches (n, C, H, W) of the first `count` training images.
+
+        Here each batch is one image or one of its tiles, up to 1 GiB together.
+        """
         left = MAX_BYTES
         for number, batch in enumerate(self.load(slice(count))):
             inputs = self.inputs(batch)

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from metamix.deploy.extras import need
 from metamix.mixers.views import Point, View, view
@@ -51,6 +52,8 @@ class ExplainOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.checkpoint:
+            raise ValueError("there are no weights to explain: give --checkpoint RUN_OR_FILE")
         self.records = self.output / "explanations.json"
         self.names = name_outputs(self.images, [self.output], lambda path: ".png", marker=self.records)
 
@@ -144,11 +147,12 @@ def watched_mixers(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, Tens
     spaced = [blocks[(i + 1) * len(blocks) // count - 1] for i in range(count)]
     inputs: list[tuple[str, nn.Module, Tensor]] = []
 
-    hooks = []
-    for name, block in spaced if len(last) == 1 else last.values():
-        stage, number = name.rpartition("stages.")[2].split(".blocks.")
-        title = f"block {int(stage) + 1}.{int(number) + 1}"
-        hooks.append(block.mixer.register_forward_pre_hook(lambda m, x, t=title: inputs.append((t, m, x[0].detach()))))
+    def watch(name: str, mixer: nn.Module) -> RemovableHandle:
+        stage, block = name.rpartition("stages.")[2].split(".blocks.")
+        title = f"block {int(stage) + 1}.{int(block) + 1}"
+        return mixer.register_forward_pre_hook(lambda mixer, args: inputs.append((title, mixer, args[0].detach())))
+
+    hooks = [watch(name, block.mixer) for name, block in (spaced if len(last) == 1 else last.values())]
     try:
         yield inputs
     finally:

@@ -203,9 +203,9 @@ def file_sizes(folder: Path) -> dict[str, int]:
 
 @torch.inference_mode()
 def measure(exportable: Exportable, exported: ExportedModel, threads: int, seconds: float) -> dict[str, dict]:
-    """Measure the latency of the eager model, in channels_last, and of the exported one for batches of 1 and 8.
+    """Measure latency for batches of 1 and 8, and throughput for batches of 8, of the eager and the exported model.
 
-    The models take turns. All measurements together take `seconds`.
+    The eager model runs in channels_last. The models take turns. All measurements together take `seconds`.
     """
     model = exportable.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.set_num_threads(threads)

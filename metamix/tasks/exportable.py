@@ -21,7 +21,7 @@ from .load import task_of
 
 Model = Callable[[Tensor], Any]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
-EXTRA = {  # entries of `Artifact.extra` for `PadAndCrop`
+EXTRA = {  # entries of `Artifact.extra` for `PadAndCrop` and `CalibratedExport`
     "scale": rule(Side),
     "multiple": rule(Annotated[tuple[Side, Side], Field(description="two whole numbers from 1 to 65,536")]),
 }

@@ -117,7 +117,8 @@ def weights_note(source: str, new: Sequence[str]) -> str:
 def check_data(task: Any, spec: Any, options: Any, *flags: str) -> None:
     """Check that the data have the classes of the network; add a note if the network was trained on the split to score.
 
-    If the options of `metamix eval` choose a split, its name is added to the task's title.
+    `spec` is the `NetworkSpec` of the weights, `options` are those of `metamix eval`. If they choose a split, its name
+    is added to the task's title.
 
     Raises:
         ValueError: the classes differ. The message has the command that fine-tunes the weights, with `flags`.

@@ -15,7 +15,7 @@ from .registry import DEFAULT, task_of_model
 
 _model = partial(option, group="model")
 
-# Arguments of models that tasks with a detector or a head on the model set themselves, and what sets them.
+# Arguments of the model that users of detection and segmentation may not set in model_args, and what sets them
 SET_BY_TASK = {
     "num_classes": "the data set",
     "in_chans": "the images, which are read in colour",

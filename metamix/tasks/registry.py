@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 from metamix.models import official
@@ -16,7 +15,7 @@ from metamix.utils.options import no_option, parse_command
 from metamix.weights.files import ARTIFACT, WEIGHTS, load_metadata
 from metamix.weights.metadata import ModelMetadata
 
-from .spec import TaskSpec
+from .spec import TaskSpec, import_part
 
 DEFAULT = "classification"
 TASKS: dict[str, TaskSpec | str] = {  # a spec, or "module:name" of a spec
@@ -43,7 +42,7 @@ def find_task(name: str) -> TaskSpec:
     """Return the spec of the task `name`; raise ValueError if there is none."""
     check_choice("task", name, TASKS, "For a task of your own, give --import MODULE, or import its module in Python.")
     spec = TASKS[name]
-    return resolve_name(spec) if isinstance(spec, str) else spec
+    return import_part(spec) if isinstance(spec, str) else spec
 
 
 def list_tasks() -> str:
@@ -54,7 +53,10 @@ def list_tasks() -> str:
 def parse_task_command(
     spec: TaskSpec, part: str, words: Sequence[str], about: str, *, advise: bool = False
 ) -> tuple[Any, set[str]]:
-    """Read a command line into the options of a task's part, such as "predict"; `advise` as for `no_option`."""
+    """Read a command line into the options of a task's part, such as "predict"; return them and the flags given.
+
+    `about` is the text of --help; `advise` is as for `no_option`.
+    """
     unknown = partial(
         no_option, task=spec.name, tasks=TASKS, task_options=lambda name: find_task(name).part(part), advise=advise
     )

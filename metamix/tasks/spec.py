@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, Protocol
 
 from PIL import Image
@@ -62,7 +62,13 @@ class TaskSpec:
 
     def part(self, role: str) -> Any:
         """Import the part of a role, such as "load"."""
-        return resolve_name(getattr(self, role))
+        return import_part(getattr(self, role))
+
+
+def import_part(place: str) -> Any:
+    """Import what "module:name" names. `pkgutil.resolve_name` takes no module such as my-task."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
 
 
 class Trained(Protocol):

@@ -85,7 +85,8 @@ class Engine:
         self._best_in_use = False  # whether the model has the weights of the best epoch instead of the last
         self.seconds = 0.0  # training time of all finished epochs, including the epochs before a resume
         self.sums: dict[str, float] = {}  # sum of each loss over the steps of this epoch
-        self.pending: list[Tensor] = []  # (losses,) of each step since the last synchronization, on the device
+        # (losses,) of each step since the last synchronization; on the device, so that a step does not wait for the GPU
+        self.pending: list[Tensor] = []
         self._names: list[str] = []  # of these losses
         self.epoch_seconds = 0.0  # training time of this epoch, without evaluation and the time between two runs
         self._counted_at = 0.0  # when `epoch_seconds` was updated
@@ -207,7 +208,10 @@ class Engine:
             raise Stopped(self.stop_signal.number)
 
     def time_step(self) -> tuple[float, float]:
-        """Return the seconds of a training step after a warm-up step, and the peak memory in GiB. Weights change."""
+        """Time a training step after a warm-up step: return seconds, and the peak memory in GiB.
+
+        Both steps change the weights, so do not use the model afterwards.
+        """
         train_mode(self.model)
         first = next(self.train_loader.epoch(0))
         self._before_first_step(first)
@@ -231,6 +235,7 @@ class Engine:
         losses = torch.stack(self.pending)  # (steps, losses)
         self.pending.clear()
         flags = losses.new_tensor([self._stop_requested(), save_due, pace])
+        # Sums over the ranks, the same on all of them
         *totals, stop, save, pace = group.all_reduce(torch.cat([losses.flatten(), flags])).tolist()
         self._sync_every = max(1, min(options.log_every, int(SYNC_SECONDS / pace)))
         means, width = [total / group.world_size for total in totals], losses.shape[1]
@@ -242,7 +247,8 @@ class Engine:
             for name, value in values.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
         speed = step_in_epoch * options.batch_size / self.epoch_seconds
-        text = "".join(f"{name} {sum(values[name] for values in steps) / len(steps):.4g}  " for name in self._names)
+        averages = {name: sum(values[name] for values in steps) / len(steps) for name in self._names}
+        text = "".join(f"{name} {value:.4g}  " for name, value in averages.items())
         text += f"lr {self.stepper.lr:.2e}  {speed:.0f} img/s  {peak_memory(group.device):.1f} GiB  "
         left = timedelta(seconds=round((self.total_steps - self.step) * options.batch_size / speed))
         self.run.progress(step_in_epoch, self.steps_per_epoch, f"{text}{left} left")

@@ -180,7 +180,7 @@ def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
 def find_weights_of(model: nn.Module, part: str, option: str) -> list[nn.Parameter]:
     """Return the weights of a part of a model: a module or a parameter, or a pattern such as stages.*.norm1.
 
-    `option` gave the name; it begins the ValueError about a name that matches nothing.
+    Raise ValueError if the name matches nothing; the message begins with `option`, the option that gave the name.
     """
     # A dot after each name lets one pattern match both the parameter itself and all parameters of a module.
     weights = [weight for name, weight in model.named_parameters() if fnmatch.fnmatch(f"{name}.", f"{part}.*")]

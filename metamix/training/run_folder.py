@@ -153,7 +153,7 @@ class Run:
         )
 
     def progress(self, step: int, steps: int, text: str) -> None:
-        """Show a text about step `step` of the `steps` of an epoch: beside the bar, or in a line now and then."""
+        """Show `text` about a step of the epoch: beside the bar or, without a terminal, in a line every ten seconds."""
         if not self.bar.disable:
             self.bar.set_postfix_str(text, refresh=False)
         elif step < steps and time.monotonic() - self._printed_at >= PLAIN_SECONDS:

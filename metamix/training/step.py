@@ -69,10 +69,11 @@ class TrainStep:
         return to_device(batch, device, layout)  # augmenting may change the memory format
 
     def memory(self, batch: Batch, free: float) -> Callable[[int], float]:
-        """Return a function that estimates the bytes that a step allocates, from the samples in a forward pass.
+        """Return a function that estimates the bytes that a step allocates.
 
-        It measures two samples of a prepared batch, and four if they fit in the `free` bytes. Nothing is changed. On a
-        CPU, the estimate differs from the growth of the process by at most 5 %.
+        It takes the number of samples in a forward pass. Two samples of a prepared batch are measured, and four if they
+        fit in the `free` bytes. Nothing is changed. On a CPU, the estimate differs from the growth of the process by at
+        most 5 %.
         """
         few, more = min(2, num_samples(batch)), min(4, num_samples(batch))
         bytes_of_few = self._measure(batch, few)

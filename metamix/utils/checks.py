@@ -79,7 +79,11 @@ def check_finite(outputs: Tensor, name: object = "") -> Tensor:
 
 
 def parse_weighted_sum(text: str, names: Collection[str]) -> dict[str, float]:
-    """Return the weights by name in a sum of losses such as "charbonnier+0.1*fft"; raise ValueError for other text."""
+    """Parse a weighted sum of losses such as "charbonnier+0.1*fft"; return the weights by name.
+
+    Raises:
+        ValueError: a name is unknown or repeated, or a weight is not a number above 0.
+    """
     weights: dict[str, float] = {}
     for term in text.split("+"):
         first, star, second = term.strip().partition("*")

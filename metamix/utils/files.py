@@ -77,7 +77,7 @@ def check_output_folder(folder: Path, ours: Collection[str]) -> None:
     """Raise ValueError if the path is a file, or the folder holds files of other names than `ours`."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder to write to")
-    if others := sorted(path.name for path in folder.glob("*") if path.name not in ours):
+    if others := sorted(set(os.listdir(folder) if folder.is_dir() else ()) - set(ours)):
         raise ValueError(f"{folder} holds other files ({list_names(others, 3)}): give a new folder")
 
 
@@ -100,8 +100,8 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """Read a JSON object; raise ValueError if the file holds something else. `remedy` ends the message."""
-    text = read_text(path)
     try:
+        text = read_text(path)
         check_nesting(text, "it")
         content = json.loads(text)
     except ValueError as error:

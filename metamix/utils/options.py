@@ -149,7 +149,7 @@ def no_option(
 ) -> str:
     """Return the message that there is no option `word`, which is a flag or a key of a config.
 
-    It names the other `tasks` than `task` that have the option, and with `advise` says how to choose one; if there is
+    It names the `tasks` other than `task` that have the option; with `advise`, it says how to choose one. If there is
     none, it names the most similar of the `known` options. `task_options` returns the options of a task, a dataclass.
     """
     text = f"there is no option {word if str(word).startswith('-') else shown(word)}"

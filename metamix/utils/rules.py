@@ -145,8 +145,8 @@ def check_entries(
 ) -> None:
     """Raise ValueError if an entry of a file is missing, or if its rule does not accept it.
 
-    The message names the file, `source`, and the part of it that holds the entries, `place`, if it is not the whole
-    file. It ends with `remedy`, which says what to do.
+    The message names the file, `source`, and the part that holds the entries, `place`, or None for the whole file. It
+    ends with `remedy`, which says what to do.
     """
     inside = f" in {place}" if place else ""
     for name, rule in rules.items():

@@ -40,7 +40,7 @@ def free_memory(device: torch.device) -> float | None:
         trim(0)
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     free = {words[0]: 1024.0 * int(words[1]) for words in lines}["MemAvailable:"]
-    return min(free, *_free_in_control_groups()) / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min([free, *_free_in_control_groups()]) / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def _free_in_control_groups(

@@ -36,7 +36,7 @@ def did_you_mean(word: object, words: Iterable[object]) -> str:
 def matching(pattern: str | Iterable[str], names: list[str], advice: str) -> list[str]:
     """Return the names that match a pattern, which is a name with wildcards, or one of several patterns.
 
-    Raise ValueError, which ends with `advice`, if a pattern matches no name.
+    Raise ValueError if a pattern matches no name; its message ends with `advice`, which says how to list all names.
     """
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
     for pattern in patterns:

@@ -43,7 +43,7 @@ _logger = package_logger(__name__)
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write tensors and plain values with their checksums, as `atomic_write` does."""
+    """Write tensors and plain values with their checksums, by `atomic_write`; raise OSError if that fails."""
     content = {"format": FORMAT, **state}
     try:
         with atomic_write(path) as file:

@@ -100,14 +100,10 @@ def find_weights(checkpoint: str | Path) -> Path:
     shipped = {f"{model}.{tag}": cfg["file"] for model, tags in local_weights().items() for tag, cfg in tags.items()}
     if name in shipped:
         return Path(shipped[name])
-    advice_for = (
-        "To train or eval, give --model {0} --pretrained. To predict, write metamix export {0} --output NEW, then give "
-        "--model NEW"
-    )
     if "." in name and is_model_pretrained(name):
         raise FileNotFoundError(
             f"{name} names published weights that metamix does not ship, and there is no such file. "
-            f"{advice_for.format(name)}"
+            f"{advice_for_published(name)}"
         )
     if "." not in name and timm.is_model(name):
         tags = timm.list_models(f"{name}.*", pretrained=True)
@@ -115,10 +111,18 @@ def find_weights(checkpoint: str | Path) -> Path:
         if shipped_tags := [tag for tag in tags if tag in shipped]:
             advice = f"give the weights of a tag: {', '.join(shipped_tags)}"
         elif tags:
-            advice = f"its tags are {', '.join(tags)}. {advice_for.format(tags[0])}"
+            advice = f"its tags are {', '.join(tags)}. {advice_for_published(tags[0])}"
         raise FileNotFoundError(f"{name} is a model, not a weight file: {advice}")
     beside = sorted(map(str, path.parent.glob("*"))) if len(path.parts) > 1 else shipped
     raise FileNotFoundError(f"there is no file {path}{did_you_mean(path, beside)}")
+
+
+def advice_for_published(name: str) -> str:
+    """Say how to use weights NAME.TAG that metamix does not ship."""
+    return (
+        f"To train or eval, give --model {name} --pretrained. To predict, write metamix export {name} --output NEW, "
+        f"then give --model NEW"
+    )
 
 
 def nothing_published(name: str) -> ValueError:

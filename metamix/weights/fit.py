@@ -37,7 +37,8 @@ def check_fit(
     Args:
         tensors: tensors of the file, by their names in the model.
         of_model: the model's `state_dict(keep_vars=True)`, which tells parameters from buffers.
-        model, source, layout: names of the model and of the file, and the file's names of its tensors, for messages.
+        model, source: names of the model and of the file, for messages.
+        layout: how the file names its tensors, for messages.
         unknown: names, in the file, of tensors that the model does not have.
         head: layers whose tensors may be missing or of a different shape.
         first_convs: convolutions whose weights may have a different number of input channels.

@@ -195,9 +195,11 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
 
 
 def test_a_bar_on_a_terminal(tmp_path):
+    """The bar is drawn ten times a second, so the model is one whose steps are slow enough to be seen."""
     terminal, log = pty.openpty()
     fcntl.ioctl(log, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
-    process = Process(*QUICK, "--log-every", 1, "--output", tmp_path, log=os.ttyname(log))
+    words = [*QUICK, "--model", "metaformer_identity_nano", "--log-every", 1, "--output", tmp_path]
+    process = Process(*words, log=os.ttyname(log))
     shown = b""
     while process.running() or select.select([terminal], [], [], 0)[0]:
         if select.select([terminal], [], [], 0.05)[0]:

@@ -104,8 +104,11 @@ def test_ranks_stop_when_their_launcher_is_killed(tmp_path):
     """This is the test above without the seconds in which torchrun and each of its ranks import torch."""
     run = tmp_path / "run"
     launcher = launch_two("--epochs", 1000, "--output", run, *EVERY_STEP, logs=tmp_path)
-    wait_for(run / "checkpoint.pt", launcher.is_alive)
-    check_that_ranks_stop(children(launcher.pid), launcher.pid, tmp_path / "rank0", run)
+    try:
+        wait_for(run / "checkpoint.pt", launcher.is_alive)
+        check_that_ranks_stop(children(launcher.pid), launcher.pid, tmp_path / "rank0", run)
+    finally:
+        launcher.kill()
 
 
 def test_a_signal_to_one_rank_stops_all_and_they_exit_with_0(tmp_path):

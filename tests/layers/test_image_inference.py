@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from metamix.layers.image_inference import (
-    GRID,
+    JPEG_BLOCK,
     PadAndCrop,
     apply_in_tiles,
     pad_by_reflection,
@@ -120,10 +120,10 @@ def test_tile_places():
 
 @torch.no_grad()
 def test_blocks_of_jpeg_lie_in_tiles_and_graphs_as_in_the_image():
-    """A network learns where JPEG's blocks begin, so every tile and padded image begins at a multiple of GRID."""
+    """A network learns where JPEG's blocks begin, so every tile and padded image begins at a multiple of JPEG_BLOCK."""
     h, w = 150, 90
-    rows, columns = (torch.arange(n) % GRID for n in (h, w))
-    x = (GRID * rows[:, None] + columns)[None, None].float()
+    rows, columns = (torch.arange(n) % JPEG_BLOCK for n in (h, w))
+    x = (JPEG_BLOCK * rows[:, None] + columns)[None, None].float()
     places, sides = [], set()
 
     def model(part):

@@ -14,6 +14,7 @@ from metamix.deploy.runtime import ExportedModel, load_exported
 from metamix.layers.image_inference import PadAndCrop, apply_in_tiles, tiles
 from metamix.restoration.export import exported_restorer, open_restorer
 from metamix.restoration.inference import Restorer
+from metamix.restoration.load import RestorationSpec, TrainedRestorer
 from metamix.tasks.export import export
 from metamix.tasks.exportable import ExportOptions
 from metamix.weights.files import save_weights
@@ -123,6 +124,20 @@ def test_an_image_that_fits_a_rectangular_graph_is_not_tiled():
         image = torch.rand(1, 3, *size)
         assert restorer(model, image).allclose(image, atol=1e-6)
     assert sizes == [(32, 64)] * (1 + 1 + 6)  # six square tiles of 32 pixels, padded to the graph's size
+
+
+@pytest.mark.parametrize("size", [(100, 100), (64, 96)])
+def test_the_ensemble_of_a_graph_turns_only_tiles_that_fit(size):
+    sizes = set()
+
+    def graph(images):
+        sizes.add(tuple(images.shape[-2:]))
+        return images
+
+    spec, model = RestorationSpec("rgb", 1, ""), PadAndCrop(graph, {}, size)
+    restorer = TrainedRestorer("graph", model, spec, None, size).restorer(0, 0, ensemble=True)
+    image = torch.rand(1, 3, 100, 150)
+    assert restorer(model, image).allclose(image, atol=1e-6) and sizes == {size}
 
 
 def test_default_size_is_one_that_the_model_takes(tmp_path):

@@ -35,6 +35,12 @@ def test_tensors_that_are_kept_for_the_backward_pass_count():
     assert held >= 10 * 1024 and memory.peak > held
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what is free")
+def test_memory_is_free_without_the_limit_of_a_container(monkeypatch):
+    monkeypatch.setattr("metamix.utils.system._free_in_control_groups", lambda: [])
+    assert free_memory(torch.device("cpu")) > 0
+
+
 def check_estimate():
     keep_freed_memory()
     model = timm.create_model("metaformer_pooling_nano", num_classes=5, img_size=64).train()

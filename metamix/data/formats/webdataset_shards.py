@@ -71,14 +71,14 @@ def index_shards(shards: list[Path]) -> tuple[list[Member], torch.Tensor]:
             for info in filter(tarfile.TarInfo.isfile, tar):
                 folder, _, name = info.name.rpartition("/")
                 key, _, kind = name.partition(".")
-                what = "image" if f".{kind.lower()}" in IMG_EXTENSIONS else "label" if kind == "cls" else None
-                if what is None:
-                    others = [*others[:2], info.name]
+                is_image = f".{kind.lower()}" in IMG_EXTENSIONS
+                if not is_image and kind != "cls":
+                    others.append(info.name)
                     continue
-                sample = samples[shard, folder, key]
+                what, sample = "image" if is_image else "label", samples[shard, folder, key]
                 if what in sample:
                     raise ValueError(f"{shard}: sample {key} has two {what}s; the second is {info.name}: keep one")
-                if what == "image":
+                if is_image:
                     sample[what] = Member(shard, info.offset_data, info.size, info.name, f"{shard.name}/{info.name}")
                 else:
                     content = tar.extractfile(info)
@@ -87,7 +87,7 @@ def index_shards(shards: list[Path]) -> tuple[list[Member], torch.Tensor]:
     if not samples:
         raise ValueError(
             f"{list_names(shards, 3)}: no sample found; expected a label KEY.cls and an image KEY.EXT, "
-            f"with EXT one of {kinds} and KEY without a dot; found {', '.join(others) or 'no files'}"
+            f"with EXT one of {kinds} and KEY without a dot; found {', '.join(others[:3]) or 'no files'}"
         )
     ordered = sorted(samples.items())
     for (shard, _, key), sample in ordered:

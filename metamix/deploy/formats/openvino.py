@@ -68,7 +68,10 @@ class GroupNorm(nn.Module):
 
 
 def to_openvino_form(module: Any) -> nn.Module:
-    """Replace the norms inside a module, in place, and return it; return a norm in the form for OpenVINO."""
+    """Replace the norms inside a module, in place, by the forms for OpenVINO.
+
+    Return the module or, for a norm, its replacement.
+    """
     for name, child in module.named_children():
         setattr(module, name, to_openvino_form(child))
     if type(module) in LAYER_NORMS and module.elementwise_affine:
