@@ -82,7 +82,7 @@ def annotation_problem(annotation: Entry, image: Entry | None, classes: set[int]
 
 
 def describe_gaps(path: Path, entries: Entries) -> Iterator[str]:
-    """Count images without a box that can be used, and annotations without a segmentation if others have one."""
+    """Count images that have no usable box and, if some annotations have a segmentation, those that have none."""
     by_id = {image["id"]: image for image in entries["images"]}
     classes = {category["id"] for category in entries["categories"]}
     with_boxes = {

@@ -145,8 +145,9 @@ def check_tiles(tile: int, overlap: int) -> None:
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Return where tiles begin along a side of `length` pixels: at multiples of `JPEG_BLOCK`, or of `tile - overlap`.
+    """Return where tiles begin along a side of `length` pixels.
 
+    They begin at multiples of `JPEG_BLOCK`, or of `tile - overlap` if that is less.
     The last tile ends where the side ends, and is up to `JPEG_BLOCK - 1` pixels shorter than the others.
     """
     if length <= tile:
