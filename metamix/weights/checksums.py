@@ -3,7 +3,7 @@
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ def checksums(content: Mapping[str, Any]) -> dict[str, str]:
 
     Each has eight hexadecimal digits and a name, such as "optimizer.state.0.exp_avg".
     """
-    tensors: dict[str, Tensor] = {}
-    plain = json.dumps(_without_tensors(content, "", tensors), sort_keys=True, default=str)
-    return {name[1:]: _crc(tensor) for name, tensor in tensors.items()} | {VALUES: f"{zlib.crc32(plain.encode()):08x}"}
+    tensors = dict(_tensors(content))
+    plain = json.dumps(_plain(content), sort_keys=True, default=str)
+    return {name: _crc(tensor) for name, tensor in tensors.items()} | {VALUES: f"{zlib.crc32(plain.encode()):08x}"}
 
 
 def damaged(content: Mapping[str, Any], expected: Mapping[str, str]) -> list[str]:
@@ -45,16 +45,24 @@ def digest(rows: Iterable[Iterable[str | int | float]]) -> str:
     return hash.hexdigest()
 
 
-def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """Replace tensors by None, and put them into `tensors` under names such as ".optimizer.state.0.exp_avg"."""
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
-        tensors[name] = value
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from _tensors(item, f"{name}.{i}" if name else str(i))
+
+
+def _plain(value: Any) -> Any:
+    """Replace tensors by None."""
+    if isinstance(value, Tensor):
         return None
     if isinstance(value, Mapping):
-        return {str(key): _without_tensors(item, f"{name}.{key}", tensors) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_tensors(item, f"{name}.{i}", tensors) for i, item in enumerate(value)]
-    return value
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _crc(tensor: Tensor) -> str:
