@@ -77,14 +77,10 @@ def write_weights(card: dict, tensors: Mapping[str, Tensor], about: dict) -> str
 
 def list_sha256(path: Path) -> None:
     """Write the hash of a file into SHA256SUMS in its folder."""
-    sums = _read_sums(path.parent) | {path.name: sha256(path)}
+    listed = (path.parent / SUMS).read_text() if (path.parent / SUMS).is_file() else ""
+    sums = {name: value for value, name in re.findall(r"^([0-9a-f]{64}) [ *](.+)$", listed, re.MULTILINE)}
+    sums[path.name] = sha256(path)
     write_text(path.parent / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
-
-
-def _read_sums(folder: Path) -> dict[str, str]:
-    """Return the hash of each file that SHA256SUMS of a folder lists."""
-    text = (folder / SUMS).read_text() if (folder / SUMS).is_file() else ""
-    return {name: value for value, name in re.findall(r"^([0-9a-f]{64}) [ *](.+)$", text, re.MULTILINE)}
 
 
 def write_card(card: dict) -> None:

@@ -73,7 +73,7 @@ def add_transfer(results: dict, run: Path) -> None:
     """Add a run of a backbone on another data set, or replace the earlier run of its model, weights, data and seed.
 
     Raises:
-        ValueError: the run is not finished.
+        ValueError: the run is not finished, or other images were trained on or scored than in the other runs.
     """
     summary, recipe = read_run(run)
     task = recipe.get("task", "classification")
@@ -83,6 +83,9 @@ def add_transfer(results: dict, run: Path) -> None:
     row = {"model": model, "start": start, "task": task, "score": summary[SCORES[task]]}
     row |= {key: summary.get(key) for key in TRANSFER_KEYS} | {"recipe": without(recipe, free_options(task))}
     put(results, row, ("model", "start", "data", "seed"), order=lambda row: (row["task"], row["data"], -row["score"]))
+    samples = {str(other["samples"]) for other in results["rows"] if other["data"] == row["data"]}
+    if len(samples) > 1:
+        raise ValueError(f"{run}: runs on {row['data']} train or score different images: {sorted(samples)}")
 
 
 def add_minattn(results: dict, run: Path) -> None:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.measure import collect
 from benchmarks.report import tasks
 
@@ -33,3 +35,13 @@ def test_each_start_has_a_line_with_the_mean_of_its_seeds(monkeypatch):
         "| `nin` | tag, linear probe | 50.0 |",
         "| multiply-adds, millions |  | 128 |",
     ]
+
+
+def test_runs_that_score_other_images_do_not_share_a_column(monkeypatch):
+    runs = [run(58.0), run(60.0, model="metaformer_raft_tiny")]
+    runs[0][0]["samples"], runs[1][0]["samples"] = {"test": 2485}, {"test": 296}
+    monkeypatch.setattr(collect, "read_run", lambda path: runs[int(path.name)])
+    results = {}
+    collect.add_transfer(results, Path("0"))
+    with pytest.raises(ValueError, match="1: runs on grocery train or score different images: .*2485.*296"):
+        collect.add_transfer(results, Path("1"))
