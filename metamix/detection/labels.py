@@ -3,9 +3,12 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from math import inf
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from metamix.data.files import read_header
 from metamix.data.tables import SPLITS
@@ -20,13 +23,17 @@ EDGE = 1  # pixels that a box may reach over the edge of its image, since labels
 
 @dataclass(frozen=True)
 class Box:
-    """An object: class, x1, y1, x2, y2 in pixels from 0, file and line of the label, and whether scores ignore it."""
+    """An object: class, x1, y1, x2, y2 in pixels from 0, file and line of the label, and whether scores ignore it.
+
+    `outline` has x and y of the points of its polygon, if it has one.
+    """
 
     label: str
     corners: tuple[float, ...]
     place: str
     difficult: bool = False
     more: Mapping[str, Any] = field(default_factory=dict)  # further fields of its annotation, such as its segmentation
+    outline: Sequence[float] = ()
 
 
 def split_folders(folder: Path) -> list[tuple[str, Path]]:
@@ -49,7 +56,7 @@ class Boxes(Labels):
 
         Args:
             size: height and width that the labels give; 0 if they give none.
-            shares: whether boxes are given as shares of width and height, not in pixels.
+            shares: whether boxes and outlines are given as shares of width and height, not in pixels.
         """
         try:
             height, width = read_header(file).size
@@ -60,11 +67,11 @@ class Boxes(Labels):
             sizes = f"{height} x {width} instead of {size[0]} x {size[1]}"
             self.notes["images whose size differs from their labels were left out"].append(f"{file} ({sizes})")
             return
+        sides = (width, height) if shares else (1, 1)
         kept = []
         for box in boxes:
-            x1, y1, x2, y2 = box.corners
-            if shares:
-                x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
+            corners, outline = (scaled(points, sides) for points in (box.corners, box.outline))
+            x1, y1, x2, y2 = corners
             if not (-inf < x1 < x2 < inf and -inf < y1 < y2 < inf):
                 self.notes["boxes without a finite area were left out"].append(box.place)
                 continue
@@ -73,7 +80,7 @@ class Boxes(Labels):
                 continue
             if min(x1, y1) < -EDGE or x2 > width + EDGE or y2 > height + EDGE:
                 self.notes["boxes extend beyond their image, and training clips them"].append(box.place)
-            kept.append(replace(box, corners=(x1, y1, x2, y2)))
+            kept.append(replace(box, corners=corners, outline=outline))
         self.samples.append(Sample(file, name, split, label=(height, width, tuple(kept))))
 
     def checked(self, where: object) -> "Boxes":
@@ -114,5 +121,18 @@ class Boxes(Labels):
                         **box.more,
                     }
                 )
+                if box.outline:
+                    annotations[-1] |= {"segmentation": [list(box.outline)], "area": area(box.outline)}
         categories = [{"id": number, "name": name} for name, number in numbers.items()]
         return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def scaled(points: Sequence[float], sides: tuple[int, int]) -> tuple[float, ...]:
+    """Multiply the coordinates x, y, x, y, ... of points by width and height."""
+    return tuple(value * side for value, side in zip(points, cycle(sides)))
+
+
+def area(outline: Sequence[float]) -> float:
+    """Return the area of a polygon x, y, x, y, ... (the shoelace formula)."""
+    xs, ys = np.reshape(outline, (-1, 2)).T
+    return float(abs(xs @ np.roll(ys, 1) - ys @ np.roll(xs, 1)) / 2)

@@ -1,13 +1,15 @@
-"""Read YOLO's labels: a text file for each image, with a line "class x y width height" for each box.
+"""Read YOLO's labels: a text file for each image, with a line for each object.
 
     data.yaml, images/train/, images/val/, labels/train/, labels/val/
     data.yaml, train/images/, train/labels/, valid/images/, valid/labels/
+    data.yaml, train.txt, images/train/, labels/train/, as CVAT writes them: train.txt lists images
 
-data.yaml names the classes and the folders of images. A label file has the path of its image, with `labels` in
-place of `images`. A box is given by its centre and size, as shares of the image. Images without a label file are
-background.
+data.yaml names the classes and the folders or lists of images. A label file has the path of its image, with `labels`
+in place of `images`. Its lines are `class x y width height` for a box, given by its centre, or `class x y x y x y ...`
+for a polygon. All are shares of the width and height of the image. Images without a label file are background.
 """
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,22 +34,19 @@ def read_yolo(source: Path) -> Boxes:
             f"{source} holds no data.yaml: write one with the names of the classes, such as names: [cat, dog]"
         )
     config = read_yaml(file)
-    labels, folders = Boxes(class_names(file, config)), []
-    for images, split in image_folders(file, config).items():
-        # The labels are in the folder labels/ beside images/, at the same path, or else beside the images.
-        before, _, after = f"/{images.as_posix()}/".rpartition("/images/")
-        beside = Path(f"{before}/labels/{after}"[1:])
-        folder = beside if beside.is_dir() else images
-        images_by_stem = by_stem(list_images(images))
-        folders.append(str(folder))
-        for stem, image in images_by_stem.items():
-            path = folder / f"{stem}.txt"
-            boxes = read_boxes(path, labels.classes, file) if path.exists() else []
-            labels.add(image.relative_to(images).as_posix(), image, boxes, split, shares=True)
-        texts = sorted(folder.rglob("*.txt"))
-        stray = (str(path) for path in texts if str(path.relative_to(folder))[:-4] not in images_by_stem)
-        labels.notes["label files without an image were left out"] += stray
-    return labels.checked(", ".join(folders))
+    labels, label_files = Boxes(class_names(file, config)), set()
+    has_keypoints = "kpt_shape" in config
+    labels.notes["keypoints were left out"] += [str(file)] * has_keypoints
+    for split, images in image_sets(file, config).values():
+        for stem, image in by_stem(images).items():
+            path = label_file(image)
+            boxes = read_boxes(path, labels.classes, file, has_keypoints) if path.exists() else []
+            labels.add(stem + image.suffix, image, boxes, split, shares=True)
+            label_files.add(path)
+    folders = sorted({path.parent for path in label_files})
+    stray = {path for folder in folders for path in folder.glob("*.txt")} - label_files
+    labels.notes["label files without an image were left out"] += map(str, sorted(stray))
+    return labels.checked(", ".join(map(str, folders)))
 
 
 def class_names(file: Path, config: dict[str, Any]) -> list[str]:
@@ -65,48 +64,85 @@ def class_names(file: Path, config: dict[str, Any]) -> list[str]:
     return list(map(str, names))
 
 
-def image_folders(file: Path, config: dict[str, Any]) -> dict[Path, str]:
-    """Return the split of each folder of images. Without splits, the only folder is images/, and its split is ""."""
+def image_sets(file: Path, config: dict[str, Any]) -> dict[Path, tuple[str, dict[str, Path]]]:
+    """Return the split and the images of each folder and each file that lists images; the images by relative path.
+
+    Without splits, the only folder is images/, and its split is "".
+    """
     roots = [file.parent / str(config.get("path") or "."), file.parent]
-    folders = {}
+    sets = {}
     for split in ("train", "val", "test"):
         entries = config.get(split) or []
         for entry in map(str, entries if isinstance(entries, list) else [entries]):
             names = entry, entry.removeprefix("../")  # Roboflow writes ../train/images for train/images
             places = [root / name for root in roots for name in names]
-            folder = next((place for place in places if place.is_dir()), None)
-            if folder is None:
+            place = next(filter(Path.exists, places), None)
+            if place is None:
                 tried = " or ".join(dict.fromkeys(map(str, (places[0], places[-1]))))
-                raise FileNotFoundError(
-                    f"{file} has {split}: {entry}, but there is no folder {tried}; a file that lists images is not read"
-                )
-            if folder.resolve() in file.resolve().parent.parents:
+                raise FileNotFoundError(f"{file} has {split}: {entry}, but there is no {tried}")
+            if place.resolve() in file.resolve().parent.parents:
                 raise ValueError(
-                    f"{file} has {split}: {entry}, but {folder} contains {file.name}: name the folder of images"
+                    f"{file} has {split}: {entry}, but {place} contains {file.name}: name the folder of images"
                 )
-            folders[folder] = split
-    return folders or {next((root / "images" for root in roots if root.is_dir()), file.parent): ""}
+            sets[place] = split, list_images(place) if place.is_dir() else read_list(place, roots)
+    if not sets:
+        folder = next((root / "images" for root in roots if root.is_dir()), file.parent)
+        sets[folder] = "", list_images(folder)
+    return sets
 
 
-def read_boxes(path: Path, classes: Sequence[str], description: Path) -> list[Box]:
-    """Read a label file; the corners are shares of the image's width and height."""
+def read_list(path: Path, roots: Sequence[Path]) -> dict[str, Path]:
+    """Return the images that a file lists, by their paths inside the deepest folder that holds all.
+
+    Raises:
+        ValueError: the file lists no image.
+        FileNotFoundError: an image does not exist.
+    """
+    images = []
+    for line in filter(None, map(str.strip, read_text(path).splitlines())):
+        names = line, line.partition("/")[2]  # some versions of CVAT write data/ before the path
+        image = next(filter(Path.is_file, (root / name for name in names for root in roots)), None)
+        if image is None:
+            raise FileNotFoundError(f"{path} lists {line}, but there is no {roots[-1] / line}: add the images")
+        images.append(image.absolute())
+    if not images:
+        raise ValueError(f"{path} lists no image")
+    folder = os.path.commonpath([image.parent for image in images])
+    return {image.relative_to(folder).as_posix(): image for image in images}
+
+
+def label_file(image: Path) -> Path:
+    """Return the label file of an image: at its path with labels/ for images/, or beside it without such a folder."""
+    before, _, after = f"/{image.as_posix()}".rpartition("/images/")
+    other = Path(f"{before}/labels/{after}"[1:])
+    return (other if other.parent.is_dir() else image).with_suffix(".txt")
+
+
+def read_boxes(path: Path, classes: Sequence[str], description: Path, has_keypoints: bool) -> list[Box]:
+    """Read the objects in a label file, in shares of the image's width and height; skip keypoints after a box."""
     boxes = []
     for line, words in enumerate(map(str.split, read_text(path).splitlines()), start=1):
         if not words:
             continue
         place = f"{path}:{line}"
-        if len(words) != 5:
+        number, *values = map(to_number, words[:5] if has_keypoints else words)
+        if len(values) < 4 or len(values) % 2:
             raise ValueError(
-                f"{place} has {len(words)} values, but a box has five: class, x, y, width, height. Polygons and "
-                f"keypoints are not read"
+                f"{place} has {len(words)} values, but a line has a class, and then x, y, width and height of a box, "
+                f"or x and y of each point of a polygon"
             )
-        number, x, y, width, height = map(to_number, words)
         if number not in range(len(classes)):
             raise ValueError(
                 f"{place} has the class {words[0]}, but {description} names the classes 0 to {len(classes) - 1}"
             )
-        if not all(-SLACK <= value <= 1 + SLACK for value in (x, y, width, height)):  # also true for NaN
+        if not all(-SLACK <= value <= 1 + SLACK for value in values):  # also true for NaN
             raise ValueError(f"{place} has the values {' '.join(words[1:])}, but they must be shares, from 0 to 1")
-        corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-        boxes.append(Box(classes[int(number)], corners, place))
+        if len(values) == 4:
+            x, y, width, height = values
+            corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+            boxes.append(Box(classes[int(number)], corners, place))
+        else:
+            xs, ys = values[::2], values[1::2]
+            corners = (min(xs), min(ys), max(xs), max(ys))
+            boxes.append(Box(classes[int(number)], corners, place, outline=values))
     return boxes

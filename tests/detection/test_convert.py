@@ -115,6 +115,23 @@ def yolo_without_splits(original, folder):
     (folder / "classes.yml").write_text("names: [disc, square]\n")
 
 
+def yolo_of_cvat(original, folder):
+    """Write the layout of CVAT: files that list the images, and polygons, here rectangles."""
+    lines = ["path: ./", "names:", "  0: disc", "  1: square"]
+    for split in ("train", "val"):
+        (folder / f"labels/{split}").mkdir(parents=True)
+        files = copy_images(original, folder / f"images/{split}", split)
+        for file in files:
+            outlines = []
+            for label, (x1, y1, x2, y2) in BOXES[file.name]:
+                left, top, right, bottom = x1 / 96, y1 / 64, x2 / 96, y2 / 64
+                outlines.append(f"{CLASSES.index(label)} {left} {top} {right} {top} {right} {bottom} {left} {bottom}\n")
+            (folder / f"labels/{split}/{file.stem}.txt").write_text("".join(outlines))
+        (folder / f"{split}.txt").write_text("".join(f"data/images/{split}/{file.name}\n" for file in files))
+        lines.append(f"{split}: {split}.txt")
+    (folder / "data.yaml").write_text("\n".join(lines) + "\n")
+
+
 def coco_by_split(original, folder):
     """Write the layout of Roboflow, with a class for the group of all classes."""
     for split, name in (("train", "Train"), ("val", "valid")):
@@ -185,6 +202,7 @@ def boxes(original):
         (yolo_by_kind, "yolo", True),
         (yolo_by_split, "yolo", True),
         (yolo_without_splits, "yolo", False),
+        (yolo_of_cvat, "yolo", True),
         (coco_of_one_file, "coco", False),
         (coco_of_cvat, "coco", True),
         (csv_of_corners, "csv", False),
@@ -269,6 +287,32 @@ def test_coco_keeps_masks_areas_and_crowds(original, tmp_path):
     assert (kept["bbox"], kept["area"], kept["iscrowd"]) == ([x, y, width, height], 7, 1)
 
 
+def test_yolo_keeps_polygons_and_leaves_out_keypoints(original, tmp_path, capsys):
+    source = tmp_path / "source"
+    yolo_by_kind(original, source)
+    (source / LABEL).write_text("0 0.5 0.5 0.25 0.5\n1 0.25 0.25 0.75 0.25 0.5 0.75\n")
+    assert metamix_command("convert", "yolo", source, tmp_path / "out") == 0
+    box, triangle = read_annotations_of(tmp_path / "out", "train_0.png")
+    assert (triangle["bbox"], triangle["area"]) == ([24, 16, 48, 32], 48 * 32 / 2)
+    assert triangle["segmentation"] == [[24, 16, 72, 16, 48, 48]]
+    assert "segmentation" not in box and box["area"] == 24 * 32
+    assert metamix_command("verify", tmp_path / "out") == 0
+
+    append("data.yaml", "kpt_shape: [2, 2]\n")(source)
+    (source / LABEL).write_text("0 0.5 0.5 0.25 0.5 0.5 0.4 0.5 0.6\n")
+    assert metamix_command("convert", "yolo", source, tmp_path / "points") == 0
+    assert f"note: keypoints were left out: {source / 'data.yaml'}\n" in capsys.readouterr().out
+    (box,) = read_annotations_of(tmp_path / "points", "train_0.png")
+    assert box["bbox"] == [36, 16, 24, 32] and "segmentation" not in box
+
+
+def read_annotations_of(folder, image):
+    """Return the annotations of an image of the split train."""
+    data = json.loads((folder / "annotations/instances_train.json").read_text())
+    (number,) = (each["id"] for each in data["images"] if each["file_name"] == image)
+    return [annotation for annotation in data["annotations"] if annotation["image_id"] == number]
+
+
 def test_a_split_is_the_same_again_and_of_the_given_share(original, tmp_path, monkeypatch):
     yolo_by_kind(original, tmp_path / "source")
     monkeypatch.chdir(tmp_path)
@@ -311,8 +355,8 @@ def source(original, tmp_path):
     def make(write, change):
         write(original, tmp_path / "source")
         change(tmp_path / "source")
-        formats = {labelimg: "voc", yolo_by_kind: "yolo", csv_of_corners: "csv", coco_of_one_file: "coco"}
-        return formats[write], tmp_path / "source"
+        formats = {labelimg: "voc", csv_of_corners: "csv", coco_of_one_file: "coco"}
+        return formats.get(write, "yolo"), tmp_path / "source"
 
     return make
 
@@ -335,7 +379,7 @@ LABEL = "labels/train/train_0.txt"
         (yolo_by_kind, append(LABEL, "0.5 0.5 0.5 0.1 0.1\n"), r"train_0.txt:\d has the class 0.5"),
         (yolo_by_kind, append(LABEL, "0 50 60 10 10\n"), r"train_0.txt:\d has the values 50 60 10 10, but they"),
         (yolo_by_kind, append(LABEL, "0 nan 0.5 0.1 0.1\n"), r"train_0.txt:\d has the values nan 0.5 0.1 0.1, but"),
-        (yolo_by_kind, append(LABEL, "0 0 0 1 0 1 1\n"), r"train_0.txt:\d has 7 values, but a box has five: class, x"),
+        (yolo_by_kind, append(LABEL, "0 0 0 1 0 1\n"), r"train_0.txt:\d has 6 values, but a line has a class, and"),
         (yolo_by_kind, lambda folder: (folder / LABEL).write_bytes(b"\xff\xfe\n"), "train_0.txt:1 is not UTF-8 text"),
         (yolo_by_kind, replace("data.yaml", "square", "disc"), "data.yaml has the class 'disc' twice"),
         (yolo_by_kind, replace("data.yaml", "disc, 1: square", "1, 1: '1'"), "data.yaml has the class '1' twice"),
@@ -343,12 +387,18 @@ LABEL = "labels/train/train_0.txt"
         (yolo_by_kind, replace("data.yaml", "images/train", ".."), FOLDER_ABOVE),
         (yolo_by_kind, replace("data.yaml", "1: square", "2: square"), "data.yaml has the names .*: give the names"),
         (yolo_by_kind, append("data.yaml", "nc: 3\n"), "data.yaml has 2 names, but nc is 3"),
-        (yolo_by_kind, replace("data.yaml", "images/val", "images/dev"), "has val: images/dev, but there is no fol"),
+        (yolo_by_kind, replace("data.yaml", "images/val", "images/dev"), "has val: images/dev, but there is no /"),
         (
             yolo_by_kind,
             replace("data.yaml", "path: ../datasets/shapes\ntrain: images/train", "train: dev"),
-            "has train: dev, but there is no folder [^ ]*/dev; a file that lists images is not read",
+            "has train: dev, but there is no [^ ]*/dev$",
         ),
+        (
+            yolo_of_cvat,
+            append("val.txt", "images/val/away.png\n"),
+            "val.txt lists images/val/away.png, but there is no",
+        ),
+        (yolo_of_cvat, lambda folder: (folder / "val.txt").write_text("\n"), "val.txt lists no image"),
         (yolo_by_kind, lambda folder: (folder / "data.yaml").unlink(), "holds no data.yaml: write one with the names"),
         (yolo_by_kind, lambda folder: shutil.rmtree(folder / "labels"), "there is no image with a box; labels are"),
         (
