@@ -140,9 +140,7 @@ def describe_restorer(
 ) -> dict[str, Any]:
     """Return what only the card of an image restoration model says."""
     if not (args.data_name and args.test_name):
-        raise ValueError(
-            f"{args.run} was trained on folders: give --data-name and --test-name, the names of the images"
-        )
+        raise ValueError(f"{args.run} was trained on folders: give --data-name and --test-name, names of the images")
     if (kind := summary["degradation"].partition(":")[0]) not in JOBS:
         raise ValueError(f"{args.run} has the degradation {kind}: add its words to JOBS in benchmarks/report/cards.py")
     options = {name: recipe[name] for name in RestorationEvalOptions.__dataclass_fields__ if name in recipe}

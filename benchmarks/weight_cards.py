@@ -9,25 +9,18 @@ from pathlib import Path
 from torch import Tensor
 
 import metamix
-from benchmarks.paths import RESULTS
 from metamix.utils.files import write_text
 from metamix.weights.checksums import sha256
 from metamix.weights.files import save_weights
 from metamix.weights.find import weights_dir
 
 SUMS = "SHA256SUMS"  # lists files of its folder, as `sha256sum` writes it and `sha256sum -c` checks it
-FORMER = RESULTS / "former_weights.json"  # cards of weights that are no longer shipped, with the SHA-256 of their files
 
 
 def load_cards(tag: str = "*", task: str = "classification") -> list[dict]:
     """Load the cards of a task, or only the cards of one tag."""
     cards = [json.loads(path.read_text()) for path in sorted(weights_dir().glob(f"*.{tag}.json"))]
     return [card for card in cards if card["task"] == task]
-
-
-def load_former() -> list[dict]:
-    """Load the cards of weights that are no longer shipped."""
-    return json.loads(FORMER.read_text())
 
 
 def load_tag(tag: str | None) -> list[dict]:
@@ -100,7 +93,7 @@ def by_mixer(cards: Sequence[dict]) -> dict[str, dict]:
 
 def weights_digest(card: dict) -> str:
     """Return a hash of the card's weight file, by which results know whether the weights have changed."""
-    return (card.get("sha256") or sha256(weights_dir() / f"{card['name']}.safetensors"))[:16]
+    return sha256(weights_dir() / f"{card['name']}.safetensors")[:16]
 
 
 def model_of(card: dict) -> str:

@@ -34,13 +34,15 @@ TRANSFER_KEYS = ("data", "parameters", "macs", "samples", "epochs", "seconds", "
 SCORES = {"classification": "top1", "detection": "AP", "segmentation": "miou"}
 MINATTN_KEYS = ("top1", "parameters", "seconds", "seed", "commit")
 MINATTN_DATA = {"mnist": "MNIST", "cifar": "CIFAR-10"}
+# Options in which starts differ. `epochs` and `samples` of a row say what `iterations` and `test_on` mean.
+STARTS = {"model", "pretrained", "checkpoint", "linear_probe", "mean", "std", "head_args", "iterations", "test_on"}
 
 
 def add_detection(results: dict, run: Path) -> None:
     """Add a run to `results`, or replace the earlier run of its model and seed.
 
     Raises:
-        ValueError: the run is not finished, or its recipe differs from the other runs.
+        ValueError: the run is not finished, or its recipe or images differ from the other runs.
     """
     summary, recipe = read_run(run)
     pretrained = recipe.get("pretrained", False)
@@ -53,6 +55,7 @@ def add_detection(results: dict, run: Path) -> None:
     check_recipe(run, results.setdefault("recipe", shared), shared, DETECTION)
     row = {key: summary[key] for key in DETECTION_KEYS} | {"classes": read_json(run / "test_scores.json")["classes"]}
     put(results, row, ("model", "seed"), order=lambda row: -row["AP50"])
+    check_images(run, results["rows"])
     if results["rows"][0] is row:
         Image.open(run / "test_images.png").convert("RGB").save(PICTURE, quality=80, optimize=True)
 
@@ -61,19 +64,20 @@ def add_segmentation(results: dict, run: Path) -> None:
     """Add the scores, cost and recipe of a run to `results`, or replace the earlier run of the same recipe and seed.
 
     Raises:
-        ValueError: the run is not finished.
+        ValueError: the run is not finished, or its images differ from the other runs.
     """
     summary, recipe = read_run(run)
     row = {key: summary[key] for key in SEGMENTATION_KEYS}
     row["recipe"] = without(recipe, free_options("segmentation"))
     put(results, row, ("recipe",), order=lambda row: -row["miou"])
+    check_images(run, results["rows"])
 
 
 def add_transfer(results: dict, run: Path) -> None:
     """Add a run of a backbone on another data set, or replace the earlier run of its model, weights, data and seed.
 
     Raises:
-        ValueError: the run is not finished, or other images were trained on or scored than in the other runs.
+        ValueError: the run is not finished, or its recipe or images differ from the other runs on these data.
     """
     summary, recipe = read_run(run)
     task = recipe.get("task", "classification")
@@ -83,9 +87,10 @@ def add_transfer(results: dict, run: Path) -> None:
     row = {"model": model, "start": start, "task": task, "score": summary[SCORES[task]]}
     row |= {key: summary.get(key) for key in TRANSFER_KEYS} | {"recipe": without(recipe, free_options(task))}
     put(results, row, ("model", "start", "data", "seed"), order=lambda row: (row["task"], row["data"], -row["score"]))
-    samples = {str(other["samples"]) for other in results["rows"] if other["data"] == row["data"]}
-    if len(samples) > 1:
-        raise ValueError(f"{run}: runs on {row['data']} train or score different images: {sorted(samples)}")
+    others = [other for other in results["rows"] if other["data"] == row["data"]]
+    check_images(run, others)
+    for other in others:
+        check_recipe(run, *(without(r["recipe"] | {"epochs": r["epochs"]}, STARTS) for r in (other, row)), TRANSFER)
 
 
 def add_minattn(results: dict, run: Path) -> None:
@@ -108,6 +113,16 @@ def put(results: dict, row: dict, identity: Sequence[str], order: Callable[[dict
     """Add a row to the sorted rows of `results`. It replaces the row with equal values of the `identity` keys."""
     others = [other for other in results.get("rows", ()) if any(other[key] != row[key] for key in identity)]
     results["rows"] = sorted([*others, row], key=order)
+
+
+def check_images(run: Path, rows: Sequence[dict]) -> None:
+    """Check that all rows are about the same data set, and as many images of each split.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if len(images := {f"{row['data']} {row['samples']}" for row in rows}) > 1:
+        raise ValueError(f"{run}: runs train or score different images: {', '.join(sorted(images))}")
 
 
 def without(recipe: dict, ignored: set[str]) -> dict:

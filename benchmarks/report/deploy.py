@@ -5,7 +5,7 @@ from math import floor, log10
 
 from benchmarks.markdown import table, wrap
 from benchmarks.measure.deploy import LOWER, REFERENCES, load, reference_of
-from benchmarks.weight_cards import load_cards, load_former, weights_digest
+from benchmarks.weight_cards import load_cards, weights_digest
 from metamix.mixers import list_mixers
 from metamix.utils.text import plural
 
@@ -56,13 +56,11 @@ def digits(ms: float) -> str:
 
 def accuracy_table() -> str:
     """Make a table of accuracy and sizes in lower precision for each machine."""
-    parts, former = scored_parts(load_cards()), scored_parts(load_former())
-    if not (parts := parts or former):
+    if not (parts := scored_parts(load_cards())):
         return NOT_MEASURED
     tag, limit = parts[0]["tag"], max(row["limit"] for part in parts for row in part["rows"])
-    gone = ", which are no longer shipped," if parts is former else ""
     note = (
-        f"Loses: points of test accuracy that the `{tag}` weights{gone} lose. Files: their size in int8, also "
+        f"Loses: points of test accuracy that the `{tag}` weights lose. Files: their size in int8, also "
         f"as a share of their size in fp32. Not quantized: layers kept in fp32 in ONNX and in OpenVINO, with "
         f"`--max-drop {limit:g}`."
     )
@@ -128,8 +126,8 @@ def where(result: Mapping) -> str:
     """Say on which machine the speed was measured, and with what."""
     engines = ("torch", "onnxruntime", "openvino")
     numbers = ", ".join(f"{name} {result['versions'][name]}" for name in engines if name in result["versions"])
-    threads = plural(result["threads"], "thread")
-    return f"medians of {result['runs']} interleaved runs with {threads} on {machine(result['machine'])}, {numbers}"
+    runs = f"medians, also of the relative speed, of {result['runs']} interleaved runs"
+    return f"{runs} with {plural(result['threads'], 'thread')} on {machine(result['machine'])}, {numbers}"
 
 
 def machine(about: Mapping) -> str:

@@ -169,7 +169,7 @@ def transfer_points(data: str) -> dict[str, tuple[float, float]]:
     cells = {(row["model"], *deploy.cell_of(row), row["batch"]): row["ms"] for row in deploy.load("speed")["rows"]}
     scores: dict[str, list[float]] = {}  # of all seeds
     for row in read_json(TRANSFER)["rows"]:
-        if row["data"] == data and row["start"] != "none":
+        if row["data"] == data and row["start"] in ("imagenet", "tiny_in200"):
             scores.setdefault(row["model"], []).append(row["score"])
     return {deploy.mixer_of(model): (cells[model, "openvino", "int8", 1], mean(own)) for model, own in scores.items()}
 

@@ -15,12 +15,12 @@ def run(tmp_path, monkeypatch):
     """Return a function that makes finished run folders."""
     monkeypatch.setattr(collect, "PICTURE", tmp_path / "best.jpg")
 
-    def make(mixer, ap50, seed=0, **recipe):
+    def make(mixer, ap50, seed=0, data="bccd", **recipe):
         folder = tmp_path / f"{mixer}-{seed}"
         folder.mkdir()
         summary = dict.fromkeys(collect.DETECTION_KEYS, 0) | dict(
             model=f"metaformer_{mixer}_nano",
-            data="bccd",
+            data=data,
             AP=ap50 / 2,
             AP50=ap50,
             AP75=ap50 / 3,
@@ -83,6 +83,8 @@ def test_a_run_of_another_recipe_or_none_is_refused(run, tmp_path):
     collect.add_detection(results, run("raft", 60))
     with pytest.raises(ValueError, match="nin-0 differs from the runs in detection.json: lr 0.2 and"):
         collect.add_detection(results, run("nin", 90, lr=0.2))
+    with pytest.raises(ValueError, match="pool-0: runs train or score different images: bccd .*, cards "):
+        collect.add_detection(dict(results), run("pool", 90, data="cards"))
     with pytest.raises(ValueError, match="pretrained True: name the weights by their tag"):
         collect.add_detection(results, run("nin", 90, seed=1, pretrained=True))
     with pytest.raises(ValueError, match="has no summary.json: give the folder of a finished run"):

@@ -30,6 +30,13 @@ def test_runs_are_sorted_and_replaced(tmp_path, monkeypatch):
     assert line == "| `resnet18` | semantic_fpn | 55.0 | 1.0 | 1.0 | 1.0 | 0.00 M | 0.0 | 1 |"
 
 
+def test_runs_that_score_other_images_are_refused(tmp_path):
+    results = {}
+    collect.add_segmentation(results, write_run(tmp_path / "a", 50.0))
+    with pytest.raises(ValueError, match="b: runs train or score different images"):
+        collect.add_segmentation(results, write_run(tmp_path / "b", 60.0, samples={"test": 2}, epochs=2))
+
+
 def test_unfinished_runs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="give the folder of a finished run"):
         collect.add_segmentation({}, tmp_path)

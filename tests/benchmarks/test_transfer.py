@@ -43,5 +43,30 @@ def test_runs_that_score_other_images_do_not_share_a_column(monkeypatch):
     monkeypatch.setattr(collect, "read_run", lambda path: runs[int(path.name)])
     results = {}
     collect.add_transfer(results, Path("0"))
-    with pytest.raises(ValueError, match="1: runs on grocery train or score different images: .*2485.*296"):
+    with pytest.raises(ValueError, match="1: runs train or score different images: grocery .*2485.*, grocery .*296"):
         collect.add_transfer(results, Path("1"))
+
+
+def test_runs_of_another_recipe_do_not_share_a_column(monkeypatch):
+    runs = [run(58.0, iterations=800), run(60.0, model="metaformer_raft_tiny"), run(75.0, seed=1, img_size=224)]
+    monkeypatch.setattr(collect, "read_run", lambda path: runs[int(path.name)])
+    results = {}
+    collect.add_transfer(results, Path("0"))
+    collect.add_transfer(results, Path("1"))  # as many epochs, given in another way
+    with pytest.raises(ValueError, match="2 differs from the runs in transfer.json: img_size 224 and not None"):
+        collect.add_transfer(results, Path("2"))
+    runs[2] = run(75.0, seed=1)
+    runs[2][0]["epochs"] = 40
+    with pytest.raises(ValueError, match="epochs 40 and not None"):
+        collect.add_transfer(results, Path("2"))
+
+
+def test_the_runs_in_the_file_are_comparable():
+    rows = collect.read_json(collect.TRANSFER)["rows"]
+    for data in {row["data"] for row in rows}:
+        first, *others = (row for row in rows if row["data"] == data)
+        for other in others:
+            recipes = [
+                collect.without(row["recipe"] | {"epochs": row["epochs"]}, collect.STARTS) for row in (first, other)
+            ]
+            assert not collect.differences(*recipes) and first["samples"] == other["samples"], other["model"]
