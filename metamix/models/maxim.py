@@ -15,7 +15,8 @@ Each of the finest `num_supervision_scales` levels also takes the image, shrunk 
 In every stage but the last, each output is a supervised attention module (SAM). The next stage gates its inputs with
 the SAM's features, and its encoder's maps with the sum e_i + y_i of the previous stage.
 
-Departures from the authors' code, which change no number of a published model:
+Departures from the authors' code. Only the first changes results of a published model:
+- Images are padded below and to the right, not on all sides; see `run_padded`.
 - A map is enlarged after its 1x1 convolution, not before. The result is the same, with up to 16 times less work.
 - There is no `grid_size_lr`. The authors' code ignores it: the grids of the coarser levels have `block_size_lr`.
 - use_bias, dropout_rate, use_global_mlp and use_cross_gating are left out: all published models have biases, gMLPs and

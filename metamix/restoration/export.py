@@ -1,6 +1,5 @@
 """Export image models. The graph has one output: the restored images."""
 
-import math
 from dataclasses import replace
 from typing import Any, cast
 
@@ -32,7 +31,7 @@ class ExportableRestorer(MapExport):
 
     def __init__(self, trained: TrainedRestorer, options: ExportOptions, task: Restoration | None = None):
         model, spec = cast(Any, trained.model), trained.spec
-        rows, columns = (math.lcm(step, 2) for step in model.multiple)  # padding by reflection makes sides even
+        rows, columns = model.multiple
         height, width = options.img_size or (-(-TILE // rows) * rows, -(-TILE // columns) * columns)
         if height % rows or width % columns:
             raise ValueError(f"img_size is {height} x {width}: {options.source} takes multiples of {rows} x {columns}")

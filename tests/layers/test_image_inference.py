@@ -12,7 +12,6 @@ from metamix.layers.image_inference import (
     JPEG_BLOCK,
     PadAndCrop,
     apply_in_tiles,
-    pad_by_reflection,
     run_padded,
     self_ensemble,
     tile_starts,
@@ -21,26 +20,24 @@ from tests.helpers.restorers import Blur, image
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 5), (9, 8), (15, 16), (33, 20)])
-def test_padding_as_the_authors(size):
-    """An odd side first gets one more row or column; then both ends get half of the rest. numpy repeats reflections."""
-    x = image(*size)
-    padded, _ = pad_by_reflection(x, (8, 16))
-    expected = x.numpy()
-    expected = np.pad(expected, [(0, 0), (0, 0), (0, size[0] % 2), (0, size[1] % 2)], mode="reflect")
-    missing = [-expected.shape[-2] % 8, -expected.shape[-1] % 16]
-    expected = np.pad(expected, [(0, 0), (0, 0), *((n // 2, n // 2) for n in missing)], mode="reflect")
-    assert np.array_equal(padded, expected)
-    assert torch.equal(run_padded(lambda padded: padded, x, (8, 16)), x)
+@pytest.mark.parametrize("scale", [1, 2])
+def test_padding_is_below_and_to_the_right(size, scale):
+    """numpy repeats reflections."""
+    x, seen = image(*size), []
 
+    def enlarge(padded):
+        seen.append(padded)
+        return padded.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
 
-def test_an_odd_side_may_fit_where_the_other_side_does_not():
-    x = image(9, 5)
-    assert torch.equal(run_padded(lambda padded: padded, x, (9, 16)), x)
+    result = run_padded(enlarge, x, (8, 16))
+    missing = -size[0] % 8, -size[1] % 16
+    assert np.array_equal(seen[0], np.pad(x, [(0, 0), (0, 0), (0, missing[0]), (0, missing[1])], mode="reflect"))
+    assert torch.equal(result[..., ::scale, ::scale], x)
 
 
 def test_an_image_that_fits_is_not_copied():
     x = image(8, 16)
-    assert pad_by_reflection(x, (8, 16))[0] is x
+    assert run_padded(lambda padded: padded is x and padded, x, (8, 16)).equal(x)
 
 
 def test_a_model_in_training_is_refused():
