@@ -30,44 +30,58 @@ PLACE = "place"  # attribute that `parse` gives to every element: file and line,
 
 
 def read_voc(folder: Path) -> Boxes:
-    """Read the annotations of a folder."""
-    place = next((folder / name for name in ("Annotations", "annotations") if (folder / name).is_dir()), folder)
+    """Read the annotations of a folder, which has one of the layouts above."""
+    place = subfolder(folder, "Annotations", "annotations")
     paths = sorted(place.glob("*.xml" if place == folder else "**/*.xml"))  # CVAT keeps the folders of images
-    trees = {path.relative_to(place).with_suffix("").as_posix(): parse(path) for path in paths}
-    if not trees and (folders := split_folders(folder)):
+    if paths:
+        return read_files(folder, place, paths)
+    if folders := split_folders(folder):
         return merge([(split, read_voc(each)) for split, each in folders])
-    if not trees:
-        raise FileNotFoundError(
-            f"{place} holds no .xml file: give the folder of a VOC year, such as VOCdevkit/VOC2012, or a folder with "
-            f"annotations/ and images/"
-        )
-    images = next((folder / name for name in ("JPEGImages", "images") if (folder / name).is_dir()), folder)
+    raise FileNotFoundError(
+        f"{place} holds no .xml file: give the folder of a VOC year, such as VOCdevkit/VOC2012, or a folder with "
+        f"annotations/ and images/"
+    )
+
+
+def subfolder(folder: Path, *names: str) -> Path:
+    """Return the first of the named subfolders that exists, or the folder itself."""
+    return next((folder / name for name in names if (folder / name).is_dir()), folder)
+
+
+def read_files(folder: Path, place: Path, paths: Sequence[Path]) -> Boxes:
+    """Read annotation files, which lie in `place`; their images and the lists of splits are in `folder`."""
+    trees = {path.relative_to(place).with_suffix("").as_posix(): parse(path) for path in paths}
+    images = subfolder(folder, "JPEGImages", "images")
     files = by_stem(list_images(images))
     objects = [element for tree in trees.values() for element in tree.iter("object")]
     labels = Boxes(sorted({text(element, "name") for element in objects}))
-    lists = sorted((folder / LISTS).glob("*.txt"))
-    splits = {path: split for path in lists if (split := SPLITS.get(path.stem.lower()))}  # CVAT writes Validation.txt
-    stems = {(stem, split): trees.get(stem) for path, split in splits.items() for stem in read_list(path, trees)}
-    in_splits = {stem for stem, _ in stems}
-    stems |= {(stem, ""): tree for stem, tree in trees.items() if stem not in in_splits}
     annotated = set()
-    for (stem, split), tree in stems.items():
-        path = place / f"{stem}.xml"
-        if tree is None:
-            raise FileNotFoundError(f"{split}.txt lists {stem}, but there is no {path}")
-        has_size = tree.find("size") is not None or tree.find("filename") is None  # some programs write no size
-        width, height = (round(number(tree, f"size/{side}")) if has_size else 0 for side in ("width", "height"))
-        named = images / Path(tree.findtext("filename", "").strip()).name
-        file = files.get(stem, named)
+    for stem, split in list_samples(folder, place, trees):
+        tree, size = trees[stem], read_size(trees[stem])
+        file = files.get(stem, images / Path(tree.findtext("filename", "").strip()).name)
         annotated.add(file)
-        boxes = map(read_box, tree.iter("object"))
         if file.is_file():
-            labels.add(file.relative_to(images).as_posix(), file, boxes, split, (height, width))
+            name, boxes = file.relative_to(images).as_posix(), map(read_box, tree.iter("object"))
+            labels.add(name, file, boxes, split, size)
         else:
-            labels.notes["annotations without an image were left out"].append(str(path))
+            labels.notes["annotations without an image were left out"].append(str(place / f"{stem}.xml"))
     rest = set(files.values()) - annotated
     labels.notes["images without an annotation were left out"] += map(str, sorted(rest))
     return labels.checked(place)
+
+
+def list_samples(folder: Path, place: Path, stems: Collection[str]) -> list[tuple[str, str]]:
+    """Return each annotation with its split in `LISTS`, then the annotations that no list names, with the split ""."""
+    samples: dict[tuple[str, str], None] = {}
+    for path in sorted((folder / LISTS).glob("*.txt")):
+        if not (split := SPLITS.get(path.stem.lower())):  # CVAT writes Validation.txt
+            continue
+        for stem in read_list(path, stems):
+            if stem not in stems:
+                raise FileNotFoundError(f"{path} lists {stem}, but there is no {place / stem}.xml")
+            samples[stem, split] = None
+    listed = {stem for stem, _ in samples}
+    return [*samples, *((stem, "") for stem in stems if stem not in listed)]
 
 
 def merge(parts: Sequence[tuple[str, Boxes]]) -> Boxes:
@@ -78,6 +92,14 @@ def merge(parts: Sequence[tuple[str, Boxes]]) -> Boxes:
         for clause, places in part.notes.items():
             labels.notes[clause] += places
     return labels
+
+
+def read_size(tree: Element) -> tuple[int, int]:
+    """Return the height and width of the image of an annotation; (0, 0) if it has a file name but no size."""
+    if tree.find("size") is None and tree.find("filename") is not None:
+        return 0, 0
+    width, height = (round(number(tree, f"size/{side}")) for side in ("width", "height"))
+    return height, width
 
 
 def read_box(element: Element) -> Box:

@@ -83,7 +83,7 @@ def write_b(text):
 @pytest.mark.parametrize(
     "spoil, words",
     [
-        (lambda folder: (folder / "ImageSets/Main/train.txt").write_text("z\n"), "train.txt lists z, but .*z.xml"),
+        (lambda folder: (folder / "ImageSets/Main/Valid.txt").write_text("z\n"), "Main/Valid.txt lists z, but .*z.xml"),
         (write_b("<annotation>"), "b.xml is not XML"),
         (write_b('<?xml version="1.0" encoding="gbk"?><a/>'), "b.xml is not XML: multi-byte encodings"),
         (write_b("<annotation/>"), "b.xml:1 has no <size><width>"),
