@@ -54,7 +54,8 @@ class Masks(Labels):
             return
         if size != mask_size:
             self.notes["masks were resized to their images"].append(sizes)
-        self.samples.append(Sample(file, f"images/{name}{file.suffix}", split, label=(size, mask)))
+        label_file = f"masks/{name}.png"
+        self.samples.append(Sample(file, f"images/{name}{file.suffix}", split, "", (size, mask), label_file))
 
     def write(self, folder: Path, splits: Mapping[str, Sequence[Sample]]) -> str:
         """Write masks and the names of the classes, and return the number of classes and their names."""
@@ -65,9 +66,7 @@ class Masks(Labels):
         for split, samples in splits.items():
             for sample in samples:
                 (height, width), mask = sample.label
-                file = (folder / split / "masks" / Path(sample.name).relative_to("images")).with_suffix(".png")
-                if file.exists():
-                    raise ValueError(f"{sample.file} and another image would both have the mask {file}: rename one")
+                file = folder / split / sample.label_file
                 file.parent.mkdir(parents=True, exist_ok=True)
                 image = index_image(torch.from_numpy(self.draw(mask)), colours)
                 image.resize((width, height), Image.Resampling.NEAREST).save(file)

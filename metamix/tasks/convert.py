@@ -41,6 +41,7 @@ class Sample:
     split: str = ""  # train, val or test; "" if the source does not say
     group: str = ""  # images of one group are divided by the same share, such as the images of a class
     label: Any = None  # the label in the form that `Labels.write` takes
+    label_file: str = ""  # path of the label in the folder of its split, if it gets a file of its own
 
 
 @dataclass
@@ -83,6 +84,7 @@ def main(argv: Sequence[str]) -> None:
             raise ValueError(f"{out} is {'not empty' if out.is_dir() else 'a file'}: give OUT a new or empty folder")
         labels = read_labels(options.format, options.source)
         splits = choose_splits(labels, options.split)
+        check_names(out, splits)
         link_images(out, splits)
         written = labels.write(out, splits)
     counts = ", ".join(f"{len(samples):,} {split}" for split, samples in splits.items())
@@ -132,18 +134,25 @@ def choose_splits(labels: Labels, share: float | None) -> dict[str, list[Sample]
     return {split: samples for split, samples in splits.items() if samples}
 
 
-def link_images(out: Path, splits: Mapping[str, Sequence[Sample]]) -> None:
-    """Link the images into the folders of their splits, or copy them to another file system."""
+def check_names(out: Path, splits: Mapping[str, Sequence[Sample]]) -> None:
+    """Raise ValueError if two images, or their labels, would become one file."""
     files: dict[Path, Path] = {}
     for split, samples in splits.items():
         for sample in samples:
+            for name in filter(None, (sample.name, sample.label_file)):
+                place = out / split / name
+                if place in files:
+                    raise ValueError(f"{files[place]} and {sample.file} would both become {place}: rename one of them")
+                files[place] = sample.file
+
+
+def link_images(out: Path, splits: Mapping[str, Sequence[Sample]]) -> None:
+    """Link the images into the folders of their splits, or copy them to another file system."""
+    for split, samples in splits.items():
+        for sample in samples:
             place = out / split / sample.name
-            if place in files:
-                raise ValueError(f"{files[place]} and {sample.file} would both become {place}: rename one of them")
-            files[place] = sample.file
-    for place, file in files.items():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(file.resolve(), place)
-        except OSError:
-            shutil.copy2(file, place)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(sample.file.resolve(), place)
+            except OSError:
+                shutil.copy2(sample.file, place)

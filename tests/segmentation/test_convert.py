@@ -131,8 +131,9 @@ def test_images_whose_masks_would_have_one_name_are_refused(tmp_path):
     masks = {name: quarters(0, 1, 0, 1) for name in "abcd"}
     for split, suffix in (("train", "png"), ("valid", "jpg")):
         write(tmp_path / "source", masks, f"{split}/images/{{}}.{suffix}", f"{split}/masks/{{}}.png")
-    with pytest.raises(SystemExit, match="and another image would both have the mask .*[.]png: rename one"):
+    with pytest.raises(SystemExit, match="jpg would both become .*/masks/.[.]png: rename one of them"):
         metamix_command("convert", "masks", tmp_path / "source", tmp_path / "out", "--split", 0.9)
+    assert not (tmp_path / "out").exists(), "it is refused before anything is written"
 
 
 def test_colours_become_classes(tmp_path):
