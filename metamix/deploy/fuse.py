@@ -55,19 +55,17 @@ def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     sizes = {} if images is None else record_sizes(fused, images)
     module: Any
     for module in list(fused.modules()):
-        kind = type(module)
+        kind, size = type(module), sizes.get(module)
         if kind is Block:
             fold_layer_scales(module)
-        elif kind is Raft:
-            # a raft whose map has an unknown size keeps its matrices
-            size = sizes.get(module) if module.resample == "weights" else module.grid
-            for (name, rafts), length in zip(RAFTS.items(), size or ()):
-                setattr(module, name, FixedRaftMlp(getattr(module, name), length, rafts))
-        elif kind is MinAttn and module.bias is not None and module in sizes:
-            x = torch.empty(1, 1, *sizes[module], device="meta")
-            module.bias = Constant(module.bias(x, x if module.context is None else average_to(x, module.context)))
-        elif kind is MetaFormer and module.pos_embed is not None and module in sizes:
-            module.pos_embed = nn.Parameter(resize_to(module.pos_embed, sizes[module]))
+        elif kind is Raft and module.resample != "weights":
+            fix_rafts(module, module.grid)
+        elif kind is Raft and size:  # else the matrices are resized to each map
+            fix_rafts(module, size)
+        elif kind is MinAttn and module.bias is not None and size:
+            fix_bias(module, size)
+        elif kind is MetaFormer and module.pos_embed is not None and size:
+            module.pos_embed = nn.Parameter(resize_to(module.pos_embed, size))
     return replace(fused).requires_grad_(False)
 
 
@@ -149,7 +147,17 @@ def scale_outputs(layer: Any, scale: Tensor) -> bool:
 # Weights that are derived in each forward pass
 
 
-RAFTS = {"vertical": "b (h r) (w c) 1", "horizontal": "(b h) (w r) c 1"}
+def fix_rafts(raft: Any, size: tuple[int, int]) -> None:
+    """Compute the matrices of a `Raft` for maps of one size, (height, width)."""
+    raft.vertical = FixedRaftMlp(raft.vertical, size[0], "b (h r) (w c) 1")
+    raft.horizontal = FixedRaftMlp(raft.horizontal, size[1], "(b h) (w r) c 1")
+
+
+def fix_bias(attention: Any, size: tuple[int, int]) -> None:
+    """Compute the position bias of a `MinAttn` for maps of one size, (height, width)."""
+    x = torch.empty(1, 1, *size, device="meta")
+    context = x if attention.context is None else average_to(x, attention.context)
+    attention.bias = Constant(attention.bias(x, context))
 
 
 class FixedRaftMlp(nn.Module):
