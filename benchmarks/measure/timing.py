@@ -50,6 +50,10 @@ def add_cells(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", type=list_of(PRECISIONS), default=list(PRECISIONS), help="comma list")
     parser.add_argument("--batch", type=int, default=8, help="images in a step")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images in pixels")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="time for each model, mode and precision; five turns at least"
+    )
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
 
 
 class Subject:

@@ -9,8 +9,9 @@ import timm
 import torch
 
 from benchmarks.measure import reference_models, roofline, timing
-from benchmarks.measure.speed import PUBLISHED, Bench, compare
+from benchmarks.measure.speed import PUBLISHED, Bench, compare, main
 from benchmarks.measure.timing import list_of
+from benchmarks.paths import read_json
 from benchmarks.report import speed
 from metamix.models import count_macs
 
@@ -58,6 +59,15 @@ def test_the_ratio_is_the_authors_time_over_ours(monkeypatch):
     del times[authors]  # their code fails
     for mode in ("infer", "train"):
         assert "ratio" not in compare(bench, "raftmlp_s", mode, "fp32", 1.0, False)
+
+
+def test_a_model_is_timed(monkeypatch, tmp_path):
+    words = ["--models", "test_resnet", "--reference", "test_resnet", "--mode", "infer", "--precision", "fp32"]
+    words += ["--batch", "1", "--size", "32", "--seconds", "0", "--output", str(tmp_path / "speed.json")]
+    monkeypatch.setattr(sys, "argv", ["speed", *words])
+    main()
+    (row,) = read_json(tmp_path / "speed.json")["rows"]
+    assert (row["model"], row["ratio"]) == ("test_resnet", 1) and row["ms"] > 0
 
 
 def test_peers_are_of_equal_cost():
