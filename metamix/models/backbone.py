@@ -168,8 +168,8 @@ def build_backbone(
         check_counts(1, out_channels=out_channels)
     model_args = dict(in_chans=3) | for_any_size(name, model_args)
     plan = plan_levels(name, out_indices, model_args)
-    body = load_body(name, plan.body_indices, pretrained, checkpoint, plan.input_size, model_args)
-    body = apply_batch_norms(body, batch_norms, loaded=pretrained or bool(checkpoint))
+    weights: dict[str, Any] = dict(pretrained=pretrained, checkpoint=checkpoint, batch_norms=batch_norms)
+    body = load_body(name, plan.body_indices, plan.input_size, model_args, **weights)
 
     levels = [(str(i), source, times) for i, (source, times) in zip(out_indices, plan.sources)]
     dims = [plan.dims[source] for source, _ in plan.sources]
@@ -292,12 +292,14 @@ def find_fixed_size(name: str, model_args: dict[str, Any]) -> tuple[int, int] | 
 def load_body(
     name: str,
     indices: tuple[int, ...],
-    pretrained: bool,
-    checkpoint: str | Path | None,
     size: tuple[int, int],
     model_args: dict[str, Any],
+    *,
+    pretrained: bool,
+    checkpoint: str | Path | None,
+    batch_norms: str,
 ) -> nn.Module:
-    """Build timm's feature extractor with its weights, for the maps `indices` and images of `size` = (H, W)."""
+    """Build timm's extractor of the maps `indices` for images of `size`; other arguments are as in `build_backbone`."""
     weights: dict[str, Any] = {"pretrained": pretrained}
     if pretrained:
         require_reachable(name)
@@ -319,7 +321,7 @@ def load_body(
     body = timm.create_model(name, **arguments)
     for module in body.modules():  # timm keeps a copy of the tensors that it loaded
         getattr(module, "pretrained_cfg", {}).pop("state_dict", None)
-    return body
+    return apply_batch_norms(body, batch_norms, loaded=bool(pretrained or checkpoint))
 
 
 def apply_batch_norms(body: nn.Module, batch_norms: str, *, loaded: bool) -> nn.Module:

@@ -242,5 +242,5 @@ def timm_config(model: nn.Module) -> Mapping[str, Any]:
 
 def published_name(model: nn.Module) -> str:
     """Return the name and the tag of the published weights that timm loaded into a model or a feature extractor."""
-    cfg: Any = model.pretrained_cfg
+    cfg = timm_config(model)
     return ".".join(filter(None, (cfg["architecture"], cfg.get("tag"))))

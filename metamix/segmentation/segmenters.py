@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
+from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from metamix.layers import crop_to, pad_to, resize_to, round_up
 from metamix.models.backbone import (
     Backbone,
     BackboneMixin,
-    apply_batch_norms,
     build_backbone,
     build_probe,
     check_request,
@@ -184,10 +184,8 @@ def wavemix(request: BackboneRequest, *, head_channels: Widths | None = None) ->
             f"head_channels is {channels}, but the last maps of {name} have stride {stride}: give {doublings} widths, "
             f"one after each doubling, such as {halves}."
         )
-    pretrained, checkpoint, batch_norms = (request.weights[key] for key in ("pretrained", "checkpoint", "batch_norms"))
     size = probe.pretrained_cfg["input_size"][1:]
-    body = load_body(name, (index,), pretrained, checkpoint, size, request.padded_args(stride))
-    body = apply_batch_norms(body, batch_norms, loaded=pretrained or bool(checkpoint))
+    body = load_body(name, (index,), size, request.padded_args(stride), **request.weights)
     backbone = Backbone(body, LastMap(), levels=["last"], strides=[stride], channels=[dim], size_divisible=stride)
     return Segmenter(backbone, DeconvHead(dim, request.num_classes, channels=channels), request.num_classes)
 
@@ -276,7 +274,7 @@ def build_segmenter(
         name = f"{head} on {backbone}"
         load_into(model, read_weights(path)[0], path, name=name, layout=whole.layout, head=new)
         if freeze:
-            apply_batch_norms(model.backbone, "freeze", loaded=True)
+            freeze_batch_norm_2d(model.backbone)
     return model
 
 
