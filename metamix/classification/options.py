@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metamix.data import DataOptions, LocationOptions, SourceOptions
-from metamix.data.options import CropShare
-from metamix.tasks.options import BackboneOptions
+from metamix.data.options import CropShare, Interpolation, Memory
+from metamix.tasks.options import BackboneOptions, WeightOptions, as_trained
 from metamix.utils.options import option
 from metamix.utils.rules import Positive, PositiveShare, Share, ShareBelowOne
 from metamix.weights.metadata import Side
@@ -32,33 +32,22 @@ class ModelOptions(BackboneOptions, SourceOptions):
 
 
 @dataclass
-class ClassificationEvalOptions(LocationOptions):
-    """Options of `metamix eval` for classification. Options that are None are as in training."""
+class ClassificationEvalOptions(WeightOptions, LocationOptions):
+    """Options of `metamix eval` for classification."""
 
     data: str | None = _data(  # type: ignore[assignment]
         None, "data set to score, as for metamix train; default: digits, for a checkpoint that was trained on them"
     )
-    model: str | None = _model(None, "a model of metamix or timm; default: the one that the checkpoint names")
-    model_args: dict[str, Any] = option({}, "more arguments of the model, such as '{mixer: raft}'", group="model")
-    pretrained: bool = _model(False, "evaluate the model's published weights")
-    checkpoint: str | None = _model(None, "evaluate the weights in this run folder or file")
-
     test_share: PositiveShare | None = _data(
         None, "share that is scored in a folder without a test split; default: as in training, or all of another folder"
     )
-    holdout: ShareBelowOne | None = _data(None, "share of train that is held out; default: as in training")
-    memory: Literal["auto", "yes", "no"] | None = _data(None, "decode all images at the start; default: as in training")
-    img_size: Side | None = _data(None, "side of the images in pixels; default: as in training")
-    interpolation: Literal["bicubic", "bilinear", "nearest"] | None = _data(
-        None, "how images are resized; default: as in training"
-    )
-    mean: tuple[float, ...] | None = _data(
-        None, "mean of each channel, of pixel values from 0 to 1; default: as in training"
-    )
-    std: tuple[float, ...] | None = _data(None, "standard deviation of each channel; default: as in training")
-    crop_pct: CropShare | None = _data(
-        None, "streamed images: share of the shorter side that the centre crop keeps; default: as in training"
-    )
+    holdout: ShareBelowOne | None = as_trained("share of train that is held out")
+    memory: Memory | None = as_trained("decode all images at the start")
+    img_size: Side | None = as_trained("side of the images in pixels")
+    interpolation: Interpolation | None = as_trained("how images are resized")
+    mean: tuple[float, ...] | None = as_trained("mean of each channel, for pixel values from 0 to 1")
+    std: tuple[float, ...] | None = as_trained("standard deviation of each channel")
+    crop_pct: CropShare | None = as_trained("streamed images: share of the shorter side that the centre crop keeps")
 
     def __post_init__(self) -> None:
         super().__post_init__()

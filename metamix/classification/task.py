@@ -63,9 +63,7 @@ class Classification:
         The model is built as it was trained. Statistics, image size and holdout are as in training unless `options`
         set them.
         """
-        trained = load_classifier(
-            options.checkpoint, model=options.model, model_args=options.model_args, pretrained=options.pretrained
-        )
+        trained = load_classifier(**options.weights())
         metadata = trained.metadata
         if options.data is None and metadata.data == "digits":
             options = replace(options, data=metadata.data)

@@ -19,6 +19,8 @@ Splits = Annotated[
     where(lambda splits: 0 < len(splits) == len(set(splits)), "splits, each once, such as train or train,val"),
 ]
 Template = Annotated[str, where(lambda name: "{name}" in name, "a string that holds {name}, such as {name}x2")]
+Memory = Literal["auto", "yes", "no"]
+Interpolation = Literal["bicubic", "bilinear", "nearest"]
 CropShare = Annotated[float, Field(ge=MIN_CROP_PCT, le=1)]
 Factor = Annotated[float, Field(gt=0, lt=16)]
 Factors = Annotated[
@@ -76,13 +78,11 @@ class SourceOptions(LocationOptions):
 
     test_share: PositiveShare = _source(0.1, "share of the images to score if a folder has no test split")
     holdout: ShareBelowOne = _source(0.0, "share of train to keep for tuning; the same samples for every seed")
-    memory: Literal["auto", "yes", "no"] = _source(
-        "auto", "decode all images at the start; auto: only if they are small and all of one size"
-    )
+    memory: Memory = _source("auto", "decode all images at the start; auto: only if they are small and of one size")
     img_size: Side | None = _source(
         None, "side in pixels; by default as in the weights to start from, else the data set's, 224 if sizes differ"
     )
-    interpolation: Literal["bicubic", "bilinear", "nearest"] = _source("bicubic", "how images are resized")
+    interpolation: Interpolation = _source("bicubic", "how images are resized")
     mean: tuple[float, ...] | None = _source(
         None,
         "mean of each channel, for pixel values from 0 to 1; by default as in the weights to start from, else the "

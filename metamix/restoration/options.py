@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from metamix.data.options import ReadingOptions, Template
 from metamix.layers.image_inference import check_tiles
-from metamix.tasks.options import BackboneOptions
+from metamix.tasks.options import BackboneOptions, WeightOptions, as_trained
 from metamix.utils.options import changed_flags, option
 from metamix.utils.rules import Count, Natural, NotNegative, ShareBetween
 
@@ -107,16 +107,12 @@ class RestorationOptions(BackboneOptions, RestorationDataOptions):
 
 
 @dataclass
-class RestorationEvalOptions(RestorationDataOptions):
-    """Options of `metamix eval`. Options that are None are as in training."""
+class RestorationEvalOptions(WeightOptions, RestorationDataOptions):
+    """Options of `metamix eval` for restoration."""
 
-    checkpoint: str | None = _model(None, "evaluate the weights in this run folder or file")
-    model: str | None = _model(None, "image model, for weights that do not name it")
-    model_args: dict[str, Any] = _model({}, "more arguments of the model, as YAML")
-    pretrained: bool = _model(False, "evaluate the model's published weights")
-    degradation: str | None = _data(None, "how clean images are degraded, or pairs; default: as in training")
-    channels: Literal["auto", "rgb", "grey", "y"] | None = _data(None, "rgb, grey or y; default: as in training")
-    test_share: ShareBetween | None = _data(None, "share of the images that is scored; default: as in training")
+    degradation: str | None = as_trained("how clean images are degraded, or pairs")
+    channels: Literal["auto", "rgb", "grey", "y"] | None = as_trained("rgb, grey or y")
+    test_share: ShareBetween | None = as_trained("share of the images that is scored")
 
 
 def verify_command(options: RestorationOptions, folder: str) -> str:

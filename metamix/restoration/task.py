@@ -78,9 +78,7 @@ class Restoration:
 
         Channels and degradation are as in training unless `options` set them.
         """
-        trained = load_restorer(
-            options.checkpoint, model=options.model, model_args=options.model_args, pretrained=options.pretrained
-        )
+        trained = load_restorer(**options.weights())
         metadata, name, in_chans = trained.metadata, trained.name, cast(int, trained.model.in_chans)
         check_local_pooling(trained.model, name, options.local_pooling)
         values: dict[str, Any] = {"channels": trained.spec.channels, "degradation": trained.spec.degradation}

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from metamix.data.options import Factor, Factors, ReadingOptions, Splits, Template, check_both
+from metamix.data.options import Factor, Factors, Memory, ReadingOptions, Splits, Template, check_both
 from metamix.layers.image_inference import check_tiles
-from metamix.tasks.options import SET_BY_TASK, BackboneOptions
+from metamix.tasks.options import SET_BY_TASK, BackboneOptions, as_trained
 from metamix.utils.options import changed_flags, option
 from metamix.utils.rules import NotNegative, PositiveShare, Share
 from metamix.weights.metadata import MAX_IMG_SIZE
@@ -72,7 +72,7 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     max_size: Side = _data(0, "limit of the longer side of resized images, in pixels; 0 sets no limit")
 
     train_on: Splits = _data(("train",), "splits to train on; val is held out unless it is trained on or scored")
-    memory: Literal["auto", "yes", "no"] = _data(
+    memory: Memory = _data(
         "auto", "decode the images to train on at the start; auto: if they take at most 1 GiB", on_resume="ignore"
     )
     mean: Mean | None = _data(None, "mean of each channel, for pixel values from 0 to 1; by default the backbone's")
@@ -122,15 +122,15 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
 
 @dataclass
 class SegmentationEvalOptions(SegmentationDataOptions):
-    """Options of `metamix eval` for segmentation. An option whose default is None takes the value of training."""
+    """Options of `metamix eval` for segmentation."""
 
     checkpoint: str | None = _model(None, "weights of a segmenter: a run folder, or a file in it")
     ignore_index: MaskValue | Literal["trained"] | None = _data(
         "trained", "value of ignored pixels in the mask files; none if all pixels count; trained: as in training"
     )
-    reduce_zero_label: bool | None = _data(None, "ignore 0, and number the classes from 1; default: as in training")
-    min_size: Side | None = _data(None, "shorter side that images are resized to, in pixels; by default as in training")
-    max_size: Side | None = _data(None, "limit of the longer side, in pixels; by default as in training")
+    reduce_zero_label: bool | None = as_trained("ignore the value 0, and number the classes from 1 in masks")
+    min_size: Side | None = as_trained("shorter side that images are resized to, in pixels")
+    max_size: Side | None = as_trained("limit of the longer side, in pixels")
 
 
 def verify_command(options: SegmentationOptions) -> str:

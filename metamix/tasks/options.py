@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,25 @@ SET_BY_TASK = {
     "pretrained": "--pretrained",
     "checkpoint": "--checkpoint",
 }
+
+
+def as_trained(help: str, *, group: str = "data") -> Any:
+    """Declare an option of `metamix eval` that is None unless it is given: its value is then as in training."""
+    return option(None, f"{help}; default: as in training", group=group)
+
+
+@dataclass
+class WeightOptions:
+    """Options of the weights that `metamix eval` scores, for a task whose weights are files or published."""
+
+    model: str | None = _model(None, "name of the model; default: the one that the checkpoint names")
+    model_args: dict[str, Any] = _model({}, "more arguments of the model, as YAML: '{mixer: raft}'")
+    pretrained: bool = _model(False, "evaluate the model's published weights")
+    checkpoint: str | None = _model(None, "evaluate the weights in this run folder or file")
+
+    def weights(self) -> dict[str, Any]:
+        """Return the arguments of the task's `load` function."""
+        return {field.name: getattr(self, field.name) for field in fields(WeightOptions)}
 
 
 @dataclass
