@@ -86,7 +86,7 @@ class Splits:
     """An open data set.
 
     `holdout` is None if no share is held out. `train` is None if the data set has no training split, which only
-    evaluation accepts. `size` is the side of the images in pixels, or None if sizes differ.
+    evaluation accepts.
     """
 
     train: Source | None
@@ -94,7 +94,6 @@ class Splits:
     test: Source
     classes: tuple[str, ...]
     in_chans: int
-    size: int | None
 
     @property
     def multi_label(self) -> bool:
@@ -163,15 +162,15 @@ def open_data(
     if train is test:  # a folder without a test split
         to_score, to_train_on = _share_images(strata(test.labels), test_share)
     size = common_size(images)
-    count = len(to_score) + len(to_train_on)
-    small = size is not None and size <= SMALL_SIDE and count * size**2 * len(images.mode) <= MEMORY_LIMIT
+    total = len(to_score) + len(to_train_on)
+    small = size is not None and size <= SMALL_SIDE and total * size**2 * len(images.mode) <= MEMORY_LIMIT
 
     parts: dict[str, Source | None] = {"train": None, "holdout": None}
     if train and len(to_train_on):
-        total = len(to_train_on)
-        count = round(holdout * total)
-        if holdout and not 0 < count < total:
-            raise ValueError(f"holdout {holdout} of {total} images leaves {count} to tune on: give another share")
+        images_left = len(to_train_on)
+        count = round(holdout * images_left)
+        if holdout and not 0 < count < images_left:
+            raise ValueError(f"holdout {holdout} of {images_left} images leaves {count} to tune on: give another share")
         held = stratified_choice(strata(train.labels[to_train_on]), count)
         parts["train"] = Source(train, to_train_on[~held], small, size)
         parts["holdout"] = Source(train, to_train_on[held], small, size) if holdout else None
@@ -180,7 +179,6 @@ def open_data(
         test=Source(test, to_score, small, size),
         classes=images.classes,
         in_chans=len(images.mode),
-        size=size,
     )
 
 

@@ -21,7 +21,7 @@ from metamix.data.formats.torchvision_sets import TORCHVISION_SETS
 def test_digits_are_split_once_and_for_all():
     splits = open_data("digits")
     assert (len(splits.train), len(splits.test), splits.holdout) == (1437, 360, None)
-    assert (splits.in_chans, splits.size, splits.classes, splits.train.small) == (1, 32, tuple("0123456789"), True)
+    assert (splits.in_chans, splits.test.size, splits.classes, splits.train.small) == (1, 32, tuple("0123456789"), True)
     paths = {source.path(i) for source in (splits.train, splits.test) for i in range(len(source))}
     assert len(paths) == 1797
     assert splits.test.labels.bincount().tolist() == [36, 36, 36, 36, 37, 36, 36, 36, 35, 36]
@@ -80,7 +80,7 @@ def test_a_path_for_a_name_is_understood(tmp_path):
 def test_folder(folder):
     splits = open_data("folder", root=folder(train=5, val=2))
     assert (len(splits.train), len(splits.test)) == (15, 6)
-    assert (splits.classes, splits.in_chans, splits.size) == (("cat", "dog", "eel"), 3, 32)
+    assert (splits.classes, splits.in_chans, splits.test.size) == (("cat", "dog", "eel"), 3, 32)
     assert splits.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert splits.train.path(7).endswith("train/dog/2.png")
     image, label = splits.train.read(7)
@@ -466,7 +466,7 @@ def test_mnist_and_similar_sets(tmp_path, name, place):
     write_mnist(tmp_path / place / "raw")
     splits = open_data(name, root=tmp_path)
     assert (len(splits.train), len(splits.test), len(splits.classes)) == (30, 20, 10)
-    assert (splits.in_chans, splits.size, splits.train.small) == (1, 28, True)
+    assert (splits.in_chans, splits.test.size, splits.train.small) == (1, 28, True)
     assert splits.train.read(3)[1] == 3 and splits.test.path(7) == f"{name} test 7"
 
 
@@ -494,7 +494,7 @@ def test_cifar(tmp_path, name, monkeypatch):
     (place / make.meta["filename"]).write_bytes(pickle.dumps({make.meta["key"]: names}))
     splits = open_data(name, root=tmp_path)
     assert (len(splits.train), len(splits.test)) == (10 * len(make.train_list), 10)
-    assert (splits.classes, splits.in_chans, splits.size) == (tuple(names), 3, 32)
+    assert (splits.classes, splits.in_chans, splits.test.size) == (tuple(names), 3, 32)
 
 
 def test_svhn(tmp_path, monkeypatch):
@@ -518,7 +518,7 @@ def test_flowers_trains_on_its_train_and_val(tmp_path, image, monkeypatch):
     scipy_io.savemat(place / "imagelabels.mat", {"labels": [list(range(1, 13))]})
     scipy_io.savemat(place / "setid.mat", {"trnid": [[1, 2]], "valid": [[3, 4]], "tstid": [list(range(5, 13))]})
     splits = open_data("flowers", root=tmp_path)
-    assert (len(splits.train), len(splits.test), splits.in_chans, splits.size) == (4, 8, 3, None)
+    assert (len(splits.train), len(splits.test), splits.in_chans, splits.test.size) == (4, 8, 3, None)
     assert splits.train.labels.tolist() == [0, 1, 2, 3] and splits.train.read(3)[0].size == (60, 50)
 
 

@@ -42,7 +42,7 @@ def tiny(tmp_path, image):
 def test_splits_and_classes(tiny, of):
     splits = open_data("tiny_imagenet", root=tiny if of == "the folder" else tiny.parent)
     assert splits.classes == ("goldfish", "Egyptian cat")  # in the order of WordNet's numbers
-    assert (splits.size, splits.in_chans, splits.train.labels.tolist()) == (64, 3, [0, 0, 0, 1, 1, 1])
+    assert (splits.test.size, splits.in_chans, splits.train.labels.tolist()) == (64, 3, [0, 0, 0, 1, 1, 1])
     assert [splits.test.path(i).rpartition("/")[2] for i in range(2)] == ["val_0.JPEG", "val_1.JPEG"]
     assert splits.test.labels.tolist() == [1, 0]
     image, label = splits.train.read(4)
