@@ -7,12 +7,12 @@ from pathlib import Path
 from metamix.data.files import read_file
 from metamix.data.formats.folder import LABELS, open_class_folders
 from metamix.data.tables import SPLITS, check_two, read_table, same_in_all
-from metamix.tasks.convert import Labels, Sample
+from metamix.tasks.convert import LabelledImages, Sample
 from metamix.utils.files import write_text
 from metamix.utils.text import csv_text, plural
 
 
-def read_classes(source: Path) -> Labels | None:
+def read_classes(source: Path) -> LabelledImages | None:
     """Read a CSV file with a class for each image; return None if it has columns for boxes.
 
     Raises:
@@ -21,7 +21,7 @@ def read_classes(source: Path) -> Labels | None:
     table = read_table(source)
     if table.has_boxes:
         return None
-    labels = Labels(("--config", "finetune/tiny"))
+    labels = LabelledImages(("--config", "finetune/tiny"))
     labels.notes["lines whose image does not exist were left out"] = table.missing
     for file, rows in table.images.items():
         label = same_in_all(rows, "label")
@@ -36,7 +36,7 @@ def read_classes(source: Path) -> Labels | None:
     return labels
 
 
-class SeveralLabels(Labels):
+class SeveralLabels(LabelledImages):
     """Images with several labels. `Sample.label` lists the labels of an image."""
 
     def write(self, folder: Path, splits: Mapping[str, Sequence[Sample]]) -> str:
@@ -45,7 +45,7 @@ class SeveralLabels(Labels):
         return plural(len({label for sample in self.samples for label in sample.label}), "label")
 
 
-def read_folders(source: Path) -> Labels:
+def read_folders(source: Path) -> LabelledImages:
     """Read images from a folder for each label; the label folders may lie in folders named after splits.
 
     An image that has the same name in several folders has all their labels. If there are no splits, the images of each

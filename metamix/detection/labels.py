@@ -12,7 +12,7 @@ import numpy as np
 
 from metamix.data.files import read_header
 from metamix.data.tables import SPLITS
-from metamix.tasks.convert import Labels, Sample
+from metamix.tasks.convert import LabelledImages, Sample
 from metamix.utils.files import write_text
 from metamix.utils.text import plural
 
@@ -42,7 +42,7 @@ def split_folders(folder: Path) -> list[tuple[str, Path]]:
     return [(split, path) for split, path in found if split]
 
 
-class Boxes(Labels):
+class Boxes(LabelledImages):
     """Images with boxes. The label of a sample is (height, width, boxes). Classes are numbered in order, from 1."""
 
     def __init__(self, classes: Sequence[str]):

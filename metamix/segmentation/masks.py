@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from metamix.data.files import read_header, read_image_file
-from metamix.tasks.convert import Labels, Sample
+from metamix.tasks.convert import LabelledImages, Sample
 from metamix.utils.files import read_text, write_text
 from metamix.utils.text import plural
 
@@ -32,7 +32,7 @@ MOST_VALUES = 64  # without names of the classes, more values are taken for soft
 COLOUR = 1 << 24  # a pixel is a number: its grey value or index, or COLOUR | red << 16 | green << 8 | blue
 
 
-class Masks(Labels):
+class Masks(LabelledImages):
     """Images with masks. The label of a sample is the size of the image, (height, width), and what `draw` takes.
 
     `draw` returns labels (H, W), uint8.

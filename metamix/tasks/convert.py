@@ -40,13 +40,13 @@ class Sample:
     name: str  # its path in the folder of its split
     split: str = ""  # train, val or test; "" if the source does not say
     group: str = ""  # images of one group are divided by the same share, such as the images of a class
-    label: Any = None  # the label in the form that `Labels.write` takes
+    label: Any = None  # the label in the form that `LabelledImages.write` takes
     label_file: str = ""  # path of the label in the folder of its split, if it gets a file of its own
 
 
 @dataclass
-class Labels:
-    """Labels that were read and checked. A task derives a class from it if it needs more than folders of images."""
+class LabelledImages:
+    """Images with labels, read and checked. A task derives a class from it unless the labels are names of folders."""
 
     flags: tuple[str, ...]  # arguments of `metamix train` for the data set, before `--data-dir`
     samples: list[Sample] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Labels:
 
 
 # Reads a file or folder; returns None if the labels are for another task. ValueError or OSError says what is wrong.
-Reader = Callable[[Path], Labels | None]
+Reader = Callable[[Path], LabelledImages | None]
 
 
 @dataclass
@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
     print("\n".join(map(printable, [*lines, "next:", *(f"  {shlex.join(command)}" for command in commands)])))
 
 
-def read_labels(format: str, source: Path) -> Labels:
+def read_labels(format: str, source: Path) -> LabelledImages:
     """Read a source with the first reader of its format that takes it."""
     specs = [spec for spec in map(find_task, TASKS) if spec.convert]
     readers: list[tuple[str, Reader]] = [item for spec in specs for item in spec.part("convert").items()]
@@ -108,7 +108,7 @@ def read_labels(format: str, source: Path) -> Labels:
     return labels
 
 
-def choose_splits(labels: Labels, share: float | None) -> dict[str, list[Sample]]:
+def choose_splits(labels: LabelledImages, share: float | None) -> dict[str, list[Sample]]:
     """Return the images of each split, in their order.
 
     Without a share, the source's splits are kept if one is for training and another can be scored. Otherwise the images
