@@ -11,6 +11,8 @@ from metamix.utils.figures import draw_confusion, figure_text, save_figure
 from .load import describe_threshold
 from .metric import ClassificationMetric, MultiLabelMetric, total_confusion
 
+BARS = 40  # most classes in a picture of bars
+
 
 class ClassificationPictures(Pictures):
     """Draw and report the states of a metric."""
@@ -34,11 +36,11 @@ class ClassificationPictures(Pictures):
         return describe_threshold(self.metric.threshold)
 
 
-def draw_classes(path: Path, by_class: Mapping[str, Mapping[str, float | None]], most: int = 40) -> None:
-    """Draw bars of two scores for up to `most` classes that have images, sorted by the first score, lowest on top."""
+def draw_classes(path: Path, by_class: Mapping[str, Mapping[str, float | None]]) -> None:
+    """Draw bars of two scores for up to `BARS` classes that have images, sorted by the first score, lowest on top."""
     first, second, *_ = next(iter(by_class.values()))
     tested = [name for name, scores in by_class.items() if scores["images"]]
-    shown = sorted(tested, key=lambda name: by_class[name][first] or 0.0)[:most]
+    shown = sorted(tested, key=lambda name: by_class[name][first] or 0.0)[:BARS]
     figure = Figure(figsize=(6.0, 1.6 + 0.3 * len(shown)), layout="constrained")
     axes = figure.subplots()
     rows = range(len(shown))
@@ -47,7 +49,7 @@ def draw_classes(path: Path, by_class: Mapping[str, Mapping[str, float | None]],
     axes.set_yticks(rows, [f"{figure_text(name)} ({by_class[name]['images']:,})" for name in shown])
     axes.invert_yaxis()
     title = (
-        "classes (images)" if len(shown) == len(tested) else f"the {most} of {len(tested)} classes with lowest {first}"
+        "classes (images)" if len(shown) == len(tested) else f"the {BARS} of {len(tested)} classes with lowest {first}"
     )
     axes.set(xlim=(0, 100), xlabel="%", title=title)
     axes.grid(axis="x", alpha=0.3)

@@ -22,7 +22,7 @@ from torch import Tensor
 from metamix.models.registry import create_model, timm_config
 from metamix.utils.checks import check_choice
 from metamix.utils.system import keep_freed_memory, processor, versions
-from metamix.utils.text import aligned, message
+from metamix.utils.text import aligned, message, plural
 from metamix.utils.timing import interleaved
 
 from .extras import installed, need
@@ -234,9 +234,8 @@ def table(result: Mapping[str, Any]) -> str:
     """Write a result of `benchmark` as text: where it was measured, a line for each row, and what failed."""
     machine = result["machine"]
     software = ", ".join(f"{name} {number}" for name, number in result["versions"].items() if name != "metamix")
-    threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
     lines = [
-        f"{machine['cpu']}, {threads}, {result['measured']}; {software}",
+        f"{machine['cpu']}, {plural(result['threads'], 'thread')}, {result['measured']}; {software}",
         message(f"speedup: times as fast as {result['reference']} in eager fp32 at the same batch"),
         "",
     ]

@@ -72,9 +72,9 @@ def norm_layer(option: str, norm: Norm) -> Callable[[int], nn.Module]:
     return GroupNorm1 if layer is TimmGroupNorm1 else layer
 
 
-def activation(option: str, act: Activation) -> type[nn.Module]:
+def activation(act: Activation) -> type[nn.Module]:
     """Return the class of an activation. GELU of torch or timm is replaced by the one in `metamix.layers`."""
-    layer = layer_by_name(option, act, get_act_layer, _ACT_LAYER_DEFAULT)
+    layer = layer_by_name("act_layer", act, get_act_layer, _ACT_LAYER_DEFAULT)
     return GELU if layer in (nn.GELU, TimmGELU) else layer
 
 

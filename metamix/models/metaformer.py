@@ -213,7 +213,7 @@ class MetaFormer(TimmInterface):
             norm1=norm_layer("norm1", norm1),
             norm2=norm_layer("norm2", norm2),
             tie_norms=tie_norms,
-            act_layer=activation("act_layer", act_layer),
+            act_layer=activation(act_layer),
             layer_scale=layer_scale,
             proj_drop=proj_drop_rate,
         )

@@ -231,15 +231,14 @@ def colours_of(count: int, palette: Palette | None = None) -> np.ndarray:
     Without a palette, up to 20 classes get matplotlib's colours, and more get PASCAL VOC's.
     """
     colours = np.zeros((256, 3), dtype=np.uint8)
-    if palette is None:
+    if palette is not None:
+        colours[: min(count, len(palette))] = palette[:count]
+        colours[IGNORED] = palette[count] if len(palette) > count else 0
+    elif count > 20:
+        colours[:count] = [voc_colour(i + 1) for i in range(count)]
+    else:
         named = matplotlib.colormaps["tab10" if count <= 10 else "tab20"]
-        colours[:count] = [
-            voc_colour(i + 1) if count > 20 else np.round(255 * np.array(named(i)[:3])) for i in range(count)
-        ]
-        return colours
-    colours[: min(count, len(palette))] = palette[:count]
-    if len(palette) > count:
-        colours[IGNORED] = palette[count]
+        colours[:count] = np.round(255 * named(np.arange(count))[:, :3])
     return colours
 
 

@@ -249,8 +249,8 @@ def gains(report: dict[str, Any]) -> str:
     if quantized:
         text += f", {quantized['fp32_bytes'] / size:.1f} times smaller than fp32"
     if speed := report["speed"]:
-        text += f"; one image {speed['eager']['batch_1_ms'] / speed['exported']['batch_1_ms']:.1f} times as fast as "
-        text += "in torch"
+        times = speed["eager"]["batch_1_ms"] / speed["exported"]["batch_1_ms"]
+        text += f"; one image {times:.1f} times as fast as in torch"
     if quantized:
         chance = ", a loss within their noise" if quantized["drop"] > quantized["max_drop"] else ""
         text += f"; lost {round(quantized['drop'], 2) + 0:.2f} {quantized['unit']} on "

@@ -57,7 +57,7 @@ class Engine:
         _configure_torch(options.seed, group.device, options.deterministic, same_image_shape=task.same_image_shape)
         self.memory_format = memory_format(options.channels_last)
         self.checkpoints = Checkpoints(run.folder, options.checkpoint_minutes)
-        self._unresumed = self.checkpoints.find(options.resume, group)
+        self._unresumed = self.checkpoints.find(options.resume, group)  # path and content, until `resume` loads it
         with group.local_main_first():  # it may download weights
             self.model = task.model.build(self._unresumed and self._unresumed[1]["about"])
         for helper in task.model.frozen_helpers:
@@ -68,7 +68,7 @@ class Engine:
         self.about = task.model.describe(self.model)
         self.notes: list[str] = []  # what the engine chose because the recipe leaves it open
         recorded = self._unresumed[1]["recipe"] if self._unresumed else {}
-        for name in recipe.unset & recorded.keys():
+        for name in recipe.unset & recorded.keys():  # a resumed run keeps the values that its engine chose
             setattr(options, name, recorded[name])
         self._unset = recipe.unset - recorded.keys()
         self.train_loader = self._make_train_loader()
@@ -87,7 +87,7 @@ class Engine:
         self.sums: dict[str, float] = {}  # sum of each loss over the steps of this epoch
         # (losses,) of each step since the last synchronization; on the device, so that a step does not wait for the GPU
         self.pending: list[Tensor] = []
-        self._names: list[str] = []  # of these losses
+        self._names: list[str] = []  # names of these losses
         self.epoch_seconds = 0.0  # training time of this epoch, without evaluation and the time between two runs
         self._counted_at = 0.0  # when `epoch_seconds` was updated
         self.stop_signal = StopSignal()

@@ -75,11 +75,11 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
     The metadata are plain values. Each is stored as JSON; text is stored unchanged, unless it could be read as JSON.
     """
-    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     texts = {key: _text(value) for key, value in metadata.items()}
-    texts["checksums"] = json.dumps(checksums(whole | {"metadata": texts}))
+    texts["checksums"] = json.dumps(checksums(copies | {"metadata": texts}))
     with atomic_write(path) as file:
-        file.write(safetensors_bytes(whole, metadata=texts))
+        file.write(safetensors_bytes(copies, metadata=texts))
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
