@@ -221,33 +221,33 @@ class ExportableDetector(CalibratedExport):
 
     @torch.no_grad()
     def compare(self, exported: Model, precision: str) -> Comparison:
-        match = BoxMatch(self.extra["score_thresh"], self.extra["detections_per_img"], precision)
-        ours = self.detector_of(exported)
-        states: dict[str, Any] = {}
-        figures: dict[str, Any] = {"on": "random images"}
+        match, on = BoxMatch(self.extra["score_thresh"], self.extra["detections_per_img"], precision), "random images"
         larger = self.extra["multiple"] if self.dynamic else 0
         noise = [self.examples(2)[:1], self.examples(2, larger)[1:]]
+        scores = {}
         if self.task is None:
             for images in noise:
                 match.update(self.eager(images)[0], suppress(exported(images), images.shape[-2:], self.extra))
         else:
-            figures["on"] = f"{self.task.data.name}, test"
-            states = {"eager": self.task.metric.start(), "exported": self.task.metric.start()}
-            for batch in readable_images(self.task.data.eval_loaders(1, 0, 1)["test"], self.images):
-                image = batch["image"][0] / 255
-                prepared, size = ours.prepare(image)
-                images, outputs = prepared[None], exported(prepared[None])
-                match.update(self.eager(images)[0], suppress(outputs, images.shape[-2:], self.extra))
-                metric = self.task.metric
-                metric.update(states["eager"], metric.predict(self.detector, batch), batch)
-                metric.update(states["exported"], [ours.objects(outputs, size, image)], batch)
+            on, scores = f"{self.task.data.name}, test", self.compare_on_data(self.task, exported, match)
         if not match.objects:  # nothing looks like an object: compare the best candidates of noise instead
-            match, figures["on"] = BoxMatch(0.0, CANDIDATES + 1, precision), "random images"
+            match, on = BoxMatch(0.0, CANDIDATES + 1, precision), "random images"
             for images in noise:
                 match.update(best_candidates(self.model(images)), best_candidates(exported(images), None))
-        figures |= match.result()
-        scores = {name: self.task.metric.result([state]) for name, state in states.items()} if self.task else {}
-        return Comparison(figures, scores, match.problems())
+        return Comparison({"on": on} | match.result(), scores, match.problems())
+
+    def compare_on_data(self, task: Detection, exported: Model, match: BoxMatch) -> dict[str, dict[str, float]]:
+        """Match the objects that both models find in the test images; return the scores of both."""
+        metric, ours = task.metric, self.detector_of(exported)
+        states = {"eager": metric.start(), "exported": metric.start()}
+        for batch in readable_images(task.data.eval_loaders(1, 0, 1)["test"], self.images):
+            image = batch["image"][0] / 255
+            prepared, size = ours.prepare(image)
+            images, outputs = prepared[None], exported(prepared[None])
+            match.update(self.eager(images)[0], suppress(outputs, images.shape[-2:], self.extra))
+            metric.update(states["eager"], metric.predict(self.detector, batch), batch)
+            metric.update(states["exported"], [ours.objects(outputs, size, image)], batch)
+        return {name: metric.result([state]) for name, state in states.items()}
 
     def detector_of(self, graph: Model) -> ExportedDetector:
         """Return a graph as a detector of images of any size."""
