@@ -50,7 +50,7 @@ def table(models: Sequence[ModelInfo | ImageModelInfo]) -> str:
 def cells(model: ModelInfo | ImageModelInfo) -> tuple[str, str, str, str]:
     """Return the name, the parameters, the multiply-adds and the images of a model."""
     if isinstance(model, ImageModelInfo):
-        images = f"{model.in_chans} x H x W" + f", x{model.scale}" * (model.scale > 1)
+        images = f"{model.in_chans} x H x W" + (f", x{model.scale}" if model.scale > 1 else "")
         cost = model.macs_per_pixel
     else:
         images = " x ".join(map(str, model.input_size))

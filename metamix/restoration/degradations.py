@@ -49,7 +49,7 @@ class Range:
         return self.low if self.low == self.high else self.low + (self.high - self.low) * draw(rng)
 
 
-def value(low: float, high: float, *, default: Any = MISSING, whole: bool = False) -> Any:
+def parameter(low: float, high: float, *, default: Any = MISSING, whole: bool = False) -> Any:
     """Declare a parameter of a degradation, with its limits."""
     return field(default=default, metadata={"low": low, "high": high, "whole": whole})
 
@@ -58,7 +58,7 @@ def value(low: float, high: float, *, default: Any = MISSING, whole: bool = Fals
 class Noise:
     """Add Gaussian noise."""
 
-    sigma: Range = value(0, 255)
+    sigma: Range = parameter(0, 255)
     clip: bool = False
     grey: bool = False
 
@@ -72,7 +72,7 @@ class Noise:
 class Downscale:
     """Shrink bicubically, with antialiasing, and round to 8 bits."""
 
-    factor: Range = value(1, 16, whole=True)
+    factor: Range = parameter(1, 16, whole=True)
 
     @property
     def scale(self) -> int:
@@ -90,7 +90,7 @@ class Downscale:
 class Blur:
     """Blur with a Gaussian that is cut off at three sigma."""
 
-    sigma: Range = value(0, 50)
+    sigma: Range = parameter(0, 50)
 
     @property
     def reach(self) -> int:
@@ -111,7 +111,7 @@ class Blur:
 class Motion:
     """Blur along a line of a random direction."""
 
-    length: Range = value(1, 200)
+    length: Range = parameter(1, 200)
 
     @property
     def reach(self) -> int:
@@ -125,7 +125,7 @@ class Motion:
 class Jpeg:
     """Compress with JPEG, as Pillow does at its default chroma subsampling."""
 
-    quality: Range = value(1, 100)
+    quality: Range = parameter(1, 100)
     reach: ClassVar[int] = 8
 
     def __call__(self, image: Tensor, rng: Generator) -> Tensor:
@@ -138,8 +138,8 @@ class Jpeg:
 class LowLight:
     """Darken with a gamma curve, then add clipped noise."""
 
-    gamma: Range = value(1, 10)
-    sigma: Range = value(0, 255, default=Range(0, 0))
+    gamma: Range = parameter(1, 10)
+    sigma: Range = parameter(0, 255, default=Range(0, 0))
 
     def __call__(self, image: Tensor, rng: Generator) -> Tensor:
         dark = image.clamp(0, 1) ** self.gamma.draw(rng)
@@ -150,7 +150,7 @@ class LowLight:
 class Haze:
     """Mix each pixel with a grey light, distant pixels more than near ones."""
 
-    beta: Range = value(0, 10)
+    beta: Range = parameter(0, 10)
 
     def __call__(self, image: Tensor, rng: Generator) -> Tensor:
         beta, light = self.beta.draw(rng), 0.7 + 0.3 * draw(rng)
@@ -165,7 +165,7 @@ class Haze:
 class Rain:
     """Add bright streaks: single drops, blurred along a line near the vertical."""
 
-    amount: Range = value(0, 1000)
+    amount: Range = parameter(0, 1000)
     reach: ClassVar[int] = 10
 
     def __call__(self, image: Tensor, rng: Generator) -> Tensor:
@@ -249,7 +249,8 @@ def _parse_step(text: str) -> Any:
         low, high, whole = (f.metadata[key] for key in ("low", "high", "whole"))
         fits = not whole or (number.low == number.high and number.low.is_integer())
         if not (low <= number.low <= number.high <= high and fits):
-            accepted = f"a {'whole ' * whole}number from {low} to {high}" + ", or a range LOW-HIGH" * (not whole)
+            limits = f"number from {low} to {high}"
+            accepted = f"a whole {limits}" if whole else f"a {limits}, or a range LOW-HIGH"
             raise ValueError(f"degradation {text!r} has the value {word}, but it must be {accepted}")
         values[f.name] = number
     return cls(**values | {switch: True for switch in switches if switch in words})

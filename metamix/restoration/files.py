@@ -71,7 +71,7 @@ def read_picture(source: str | Path | Image.Image) -> Picture:
             return replace(picture, lost=tuple(lost), name=name)
         image = to_eight_bits(ImageOps.exif_transpose(image))
         has_alpha = image.getbands()[-1] == "A" or "transparency" in image.info
-        mode = ("L" if image.mode in ("1", "L", "LA") else "RGB") + "A" * has_alpha
+        mode = ("L" if image.mode in ("1", "L", "LA") else "RGB") + ("A" if has_alpha else "")
         values = pil_to_tensor(image.convert(mode)).float() / 255
     colours, alpha = (values[:-1], values[-1:]) if has_alpha else (values, None)
     return Picture(colours.contiguous(), alpha, 8, profile, tuple(lost), name)

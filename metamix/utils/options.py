@@ -157,7 +157,8 @@ def no_option(
     having = [other for other in tasks if other != task and name in options_of(task_options(other))]
     if not having:
         return f"{text}{did_you_mean(word, known)}"
-    return f"{text} for {task}; it is an option of {' and '.join(having)}" + advise * f": add --task {having[0]}"
+    advice = f": add --task {having[0]}" if advise else ""
+    return f"{text} for {task}; it is an option of {' and '.join(having)}{advice}"
 
 
 def parse_command(
@@ -406,7 +407,7 @@ def _title(field: Field) -> str:
 
 def _placeholder(field: Field, hint: Any) -> str:
     """Return a positional argument as the usage shows it, such as MODEL... or [PATTERN...]."""
-    word = field.metadata["metavar"] + "..." * _is_list(hint)
+    word = field.metadata["metavar"] + ("..." if _is_list(hint) else "")
     return word if field.default is MISSING else f"[{word}]"
 
 
