@@ -22,7 +22,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from metamix.training.reports import read_summary
 from metamix.utils.files import check_output_folder, make_output_folder, write_text
 from metamix.utils.options import Options, dump_yaml, option, parse_command, positional, read_yaml
-from metamix.utils.text import exit_with_message, plural, printable, printable_lines, short_count
+from metamix.utils.text import exit_with_message, list_names, plural, printable, printable_lines, short_count
 from metamix.version import __version__
 from metamix.weights.files import RECIPE, SUMMARY, WEIGHTS, load_weights, newest_weights, save_weights
 from metamix.weights.find import find_weights
@@ -182,8 +182,7 @@ def make_card(
         command = f"metamix train --config {RECIPE}{folder} --output run{imports}"
         parts += [f"## Train it again\n\n`{RECIPE}` has all options of the run:\n\n    {command}"]
     if classes := about.get("classes"):
-        more = f" and {len(classes) - MAX_LISTED_CLASSES:,} more" if len(classes) > MAX_LISTED_CLASSES else ""
-        parts += [f"## Classes\n\n{', '.join(classes[:MAX_LISTED_CLASSES])}{more}"]
+        parts += [f"## Classes\n\n{list_names(classes, MAX_LISTED_CLASSES)}"]
     return printable_lines("\n\n".join(parts)) + "\n"
 
 
@@ -205,7 +204,7 @@ def header(options: PublishOptions, spec: TaskSpec, about: Mapping[str, Any], li
         license=options.license,
         library_name=library,
         pipeline_tag=spec.pipeline or None,
-        tags=["metamix"] + ["timm"] * (library == "timm"),
+        tags=["metamix", "timm"] if library == "timm" else ["metamix"],
         model_name=options.repo.partition("/")[2],
         eval_results=results or None,
     ).to_yaml()
