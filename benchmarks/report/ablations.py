@@ -7,7 +7,7 @@ from benchmarks.markdown import table
 from benchmarks.measure import ablate, ceiling
 from benchmarks.paths import read_json
 from metamix import list_models
-from metamix.models.metaformer_family import PAID
+from metamix.models.metaformer_family import EQUAL_COST
 
 Row = Mapping[str, Any]
 
@@ -67,7 +67,7 @@ def seed_of(row: Row) -> str:
 def shares_table(size: str) -> str:
     """Make the table of what each mixer gets in the models of a size, from the registered models."""
     lines = []
-    for mixer, share in PAID[size].items():
+    for mixer, share in EQUAL_COST[size].items():
         (model,) = list_models(f"metaformer_{mixer}_{size}")
         options = []
         for name in share.stages[0]:

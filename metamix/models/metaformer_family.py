@@ -95,7 +95,7 @@ TINY = {
     "minattn": SmallOptions(2.0, [dict(qk="shared", num_heads=h, context=8, positions=True) for h in (2, 4, 10, 24)]),
 }
 
-PAID = {"nano": NANO, "tiny": TINY}  # sizes whose MLPs are narrower to pay for the mixers
+EQUAL_COST = {"nano": NANO, "tiny": TINY}  # sizes in which narrower MLPs make all mixers cost the same
 
 
 def default_mixer_args(stage: int, dim: int, *, size: str) -> dict[str, dict]:
@@ -105,8 +105,8 @@ def default_mixer_args(stage: int, dim: int, *, size: str) -> dict[str, dict]:
     pixels, 56, 28, 14 and 7 for 224. They keep their size on larger maps, so that time is linear in the number of
     tokens, as for pooling. Only raft's time per token grows with the sides of `img_size`, in all sizes but tiny.
     """
-    if size in PAID:
-        options = {mixer: each.stages[min(stage, len(each.stages) - 1)] for mixer, each in PAID[size].items()}
+    if size in EQUAL_COST:
+        options = {mixer: each.stages[min(stage, len(each.stages) - 1)] for mixer, each in EQUAL_COST[size].items()}
         heads = largest_divisor(dim, options["minattn"]["num_heads"])
         return options | {"minattn": options["minattn"] | {"num_heads": heads}}
     # The mixers of a model have at most half as many parameters as its MLPs.
@@ -133,9 +133,9 @@ def metaformer(name: str, pretrained: bool = False, *, size: str, **kwargs: Any)
     check_choice("size", size, SIZES)
     arguments = SIZES[size] | kwargs
     check_stages(arguments["depths"], arguments["dims"])
-    if size in PAID:
+    if size in EQUAL_COST:
         mixers, _ = mixers_per_stage(arguments["mixer"], None, len(arguments["depths"]))
-        ratios = tuple(PAID[size][mixer].mlp_ratio if mixer in PAID[size] else 4.0 for mixer in mixers)
+        ratios = tuple(EQUAL_COST[size][mixer].mlp_ratio if mixer in EQUAL_COST[size] else 4.0 for mixer in mixers)
         arguments = {"mlp_ratio": ratios} | arguments
     mixer_args = [default_mixer_args(stage, dim, size=size) for stage, dim in enumerate(arguments["dims"])]
     return build(name, pretrained, default_mixer_args=mixer_args, **arguments)
@@ -154,7 +154,7 @@ for size in SIZES:
             f"metaformer_{mixer}_{size}",
             metaformer,
             cfg=CONFIGS.get(size, IMAGENET),
-            tags={"sail_in1k": published} if mixer == "pooling" and size not in PAID else None,
+            tags={"sail_in1k": published} if mixer == "pooling" and size not in EQUAL_COST else None,
             size=size,
             mixer=mixer,
         )

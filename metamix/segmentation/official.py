@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from metamix.models.metaformer_family import PAID, SIZES
+from metamix.models.metaformer_family import EQUAL_COST, SIZES
 from metamix.models.official import ModelAndLayout, accept, official, refuse
 
 from .published import POOLFORMER_SEMANTIC_FPN, wavemix_segmenter_layout
@@ -26,7 +26,7 @@ def poolformer_semantic_fpn(
     **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the arguments of mmsegmentation's backbone (`arch`), neck (`out_channels`) and head."""
-    sizes = [size for size in SIZES if size not in PAID]
+    sizes = [size for size in SIZES if size not in EQUAL_COST]
     backbone_args: dict[str, Any] = dict(drop_path_rate=drop_path_rate)
     if isinstance(arch, Mapping):
         wanted = {"layers", "embed_dims", "mlp_ratios", "layer_scale_init_value"}
