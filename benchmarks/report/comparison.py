@@ -17,7 +17,7 @@ PUBLISHED = {"wavemixlite_8_10": 99, "wavemixlite_32_7": 80}
 
 
 def family_table(tag: str) -> str:
-    """Make the full table of the mixers on one data set, with a note on its numbers. What no card has is left out."""
+    """Make the full table of the mixers on one data set, and a note on it. Columns without a number are left out."""
     family = by_mixer(load_cards(tag))
     baseline = family.get("identity", {}).get("cost")
     rows = [

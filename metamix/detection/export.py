@@ -2,8 +2,8 @@
 
     images (n, C, H, W) -> boxes (n, K, 4), scores (n, K), labels (n, K)
 
-K - 1 candidates are the best of each pyramid level, chosen as in torchvision. The last one is not an object: it has
-the score -1 and the last class, which shows how many classes the graph knows. The graph takes images that are
+The first K - 1 candidates are the best of each pyramid level, chosen as in torchvision. The last one is not an object:
+it has the score -1 and the label of the last class, which tells the number of classes. The graph takes images that are
 normalised, resized and padded with zeros: to H x W or, in a dynamic graph, to multiples of the detector's coarsest
 stride. A dynamic program of torch.export fails on a map of a single pixel, so its images are padded until the coarsest
 map has at least two pixels. `ExportedDetector` prepares images and suppresses boxes.

@@ -4,9 +4,9 @@ A training batch is {"image": (n, C, h, w), "target": (n, C, H, W)}, float32 wit
 beyond), "index": (n,) int64 and "name": a list. A batch to score holds lists of images of different sizes.
 Their degradation depends only on the number of the image, so every run is scored on the same images.
 
-With the channels y, an image in colour becomes its luminance in studio range, 16 to 235. A grey file to score or to
-restore is its own luminance and keeps its range, 0 to 255, as in MATLAB's scripts of the field. A grey file to train on
-is scaled to studio range: it stands for the luminance of photographs in colour.
+With the channels y, an image in colour becomes its luminance in studio range, 16 to 235. A grey file that is scored or
+restored is taken unchanged, from 0 to 255, as the MATLAB scripts of the field do. A grey file to train on is scaled to
+studio range, since the model will see the luminance of photographs in colour.
 """
 
 from collections.abc import Sequence

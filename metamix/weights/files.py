@@ -291,7 +291,7 @@ def _check_structure(path: str | Path, content: Any) -> None:
     """Refuse lists and mappings that are nested too deeply, that contain themselves, or that repeat others.
 
     Each value takes at least one byte of the file, so if there are more values than bytes, some repeat. A tensor counts
-    its bytes divided by `MAX_EXPANSION`, since a single number may have been expanded to gigabytes.
+    as its bytes divided by `MAX_EXPANSION`: the elements of an expanded tensor share one number in the file.
     """
     values, left = [(content, 0)], os.path.getsize(path)
     while values:
