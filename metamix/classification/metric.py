@@ -68,7 +68,7 @@ class ClassificationMetric:
 
 
 class MultiLabelMetric:
-    """Score a classifier of images with several labels from its probabilities: mAP, F1 and binary cross-entropy.
+    """Score a classifier of images with several labels from its logits: mAP, F1 and binary cross-entropy.
 
     mAP and F1 are means over the labels that at least one image has, in percent. A label is predicted if its
     probability reaches `threshold`, a number for all labels or one for each.
@@ -81,24 +81,25 @@ class MultiLabelMetric:
 
     def start(self) -> State:
         empty = torch.zeros(0, 2 * len(self.classes))
-        return {"scores_and_labels": [empty], "unreadable": torch.zeros((), dtype=torch.int64)}
+        return {"logits_and_labels": [empty], "unreadable": torch.zeros((), dtype=torch.int64)}
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the probabilities (n, classes)."""
-        return model(self.normalize(batch["image"])).float().sigmoid()
+        """Return the logits (n, classes)."""
+        return model(self.normalize(batch["image"])).float()
 
     def update(self, state: State, outputs: Tensor, batch: Batch) -> None:
-        """Add the probabilities (n, classes) of a batch to the state; raise ValueError if one is not finite."""
+        """Add the logits (n, classes) of a batch to the state; raise ValueError if one is not finite."""
         was_read = batch["index"] >= 0
-        state["scores_and_labels"].append(torch.cat([check_finite(outputs), batch["label"]], 1)[was_read])
+        state["logits_and_labels"].append(torch.cat([check_finite(outputs), batch["label"]], 1)[was_read])
         state["unreadable"] += (~was_read).sum()
 
     def result(self, states: list[State]) -> dict[str, float]:
         """Compute the scores, mAP first; if the threshold is not 0.5, also F1 at 0.5."""
-        scores, labels = scores_and_labels(states)
-        means = {"mAP": average_precision(scores, labels), "F1": f1(scores, labels, self.threshold)}
+        logits, labels = logits_and_labels(states)
+        scores = logits.sigmoid()
+        means = {"mAP": average_precision(logits, labels), "F1": f1(scores, labels, self.threshold)}
         means |= {} if self.threshold == 0.5 else {"F1_at_0.5": f1(scores, labels, 0.5)}
-        loss = float(F.binary_cross_entropy(scores, labels))
+        loss = float(F.binary_cross_entropy_with_logits(logits, labels))
         return {name: float(values.nanmean()) for name, values in means.items()} | {"loss": loss}
 
     def choose(self, states: list[State]) -> dict[str, Any]:
@@ -106,7 +107,8 @@ class MultiLabelMetric:
 
         If several thresholds are equally good, the nearest to 0.5 is chosen. A label without images keeps 0.5.
         """
-        scores, labels = scores_and_labels(states)
+        logits, labels = logits_and_labels(states)
+        scores = logits.sigmoid()
         choices = sorted((i / 100 for i in range(1, 100)), key=lambda threshold: abs(threshold - 0.5))
         best = torch.stack([f1(scores, labels, threshold) for threshold in choices]).argmax(0)
         # argmax takes the first of equal values, and of the NaNs of a label without images.
@@ -115,20 +117,25 @@ class MultiLabelMetric:
 
     def by_class(self, states: list[State]) -> dict[str, dict[str, float | None]]:
         """Compute average precision, F1, number of images and threshold of each label, by name."""
-        scores, labels = scores_and_labels(states)
-        ap, images = average_precision(scores, labels), labels.sum(0).long()
+        logits, labels = logits_and_labels(states)
+        ap, images = average_precision(logits, labels), labels.sum(0).long()
         threshold = torch.tensor(self.threshold).expand(len(self.classes))
-        return by_name(self.classes, AP=ap, F1=f1(scores, labels, self.threshold), images=images, threshold=threshold)
+        return by_name(
+            self.classes, AP=ap, F1=f1(logits.sigmoid(), labels, self.threshold), images=images, threshold=threshold
+        )
 
 
-def scores_and_labels(states: list[State]) -> Sequence[Tensor]:
-    """Return the probabilities and the labels of all images, (N, classes) float32 each."""
-    return torch.cat([part for state in states for part in state["scores_and_labels"]]).chunk(2, 1)
+def logits_and_labels(states: list[State]) -> Sequence[Tensor]:
+    """Return the logits and the labels of all images, (N, classes) float32 each."""
+    return torch.cat([part for state in states for part in state["logits_and_labels"]]).chunk(2, 1)
 
 
-def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
-    """Compute the average precision of each label in percent, (classes,); NaN for a label without images."""
-    columns = zip(labels.T.numpy(), scores.T.numpy())
+def average_precision(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute the average precision of each label in percent, (classes,); NaN for a label without images.
+
+    Logits rank the images, since in float32 all logits above 17 have the probability 1.
+    """
+    columns = zip(labels.T.numpy(), logits.T.numpy())
     return torch.tensor([100 * average_precision_score(*each) if each[0].any() else math.nan for each in columns])
 
 

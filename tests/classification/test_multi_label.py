@@ -411,14 +411,14 @@ def test_scores_are_means_over_the_labels_that_have_images():
     torch.manual_seed(0)
     metric = MultiLabelMetric((*CLASSES, "none"), lambda images: images, 0.4)
     labels = torch.cat([(torch.rand(40, 3) < 0.4).float(), torch.zeros(40, 1)], 1)
-    scores = (0.3 * labels + torch.rand(40, 4)).clamp(0, 1)
+    scores = (0.3 * labels + torch.rand(40, 4)).clamp(0.001, 0.999)
     states = []
     for part in (slice(0, 25), slice(25, 40), slice(40, 40)):  # three ranks, one without images
         states.append(metric.start())
         if part.start < 40:
             index = torch.arange(40)[part]
             index[0] = -1  # an image that could not be read
-            metric.update(states[-1], scores[part], {"label": labels[part], "index": index})
+            metric.update(states[-1], scores[part].logit(), {"label": labels[part], "index": index})
     kept = [i for i in range(40) if i not in (0, 25)]
     truth, values = labels[kept, :3].numpy(), scores[kept, :3].numpy()
     result = metric.result(states)
@@ -437,11 +437,21 @@ def test_scores_are_means_over_the_labels_that_have_images():
         metric.update(metric.start(), scores * torch.nan, {"label": labels, "index": torch.arange(40)})
 
 
+def test_labels_with_the_probability_1_are_ranked_and_cost_their_logit():
+    metric = MultiLabelMetric(("a", "b"), lambda images: images, 0.5)
+    state, labels = metric.start(), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    logits = torch.tensor([[30.0, 20.0], [25.0, 40.0]])
+    outputs = metric.predict(lambda images: logits, {"image": logits})
+    metric.update(state, outputs, {"label": labels, "index": torch.arange(2)})
+    result = metric.result([state])
+    assert result["mAP"] == 100 and result["loss"] == pytest.approx((25 + 20) / 4)
+
+
 def test_of_equal_thresholds_the_one_nearest_to_a_half_is_chosen():
     metric = MultiLabelMetric(("a", "b"), lambda images: images, 0.5)
     for high, low, threshold in ((0.3125, 0.125, 0.31), (0.875, 0.625, 0.63), (0.75, 0.25, 0.5)):
         state, labels = metric.start(), torch.eye(2)
-        metric.update(state, labels * (high - low) + low, {"label": labels, "index": torch.arange(2)})
+        metric.update(state, (labels * (high - low) + low).logit(), {"label": labels, "index": torch.arange(2)})
         assert metric.choose([state]) == {"threshold": (threshold, threshold)}
 
 
