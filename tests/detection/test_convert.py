@@ -255,16 +255,17 @@ def test_coco_writes_nothing_outside_of_the_new_folder(original, tmp_path, capsy
     data = json.loads(file.read_text())
     (tmp_path / "source/images/deep/er/dir").mkdir(parents=True)
     (tmp_path / "source/images/link").symlink_to("deep/er/dir")
-    shutil.copy(
-        tmp_path / "source" / data["images"][0]["file_name"].replace("\\", "/"), tmp_path / "source/images/x.png"
-    )
+    for image, name in zip(data["images"], ("x.png", "y.png", "z.png")):
+        shutil.copy(tmp_path / "source" / image["file_name"].replace("\\", "/"), tmp_path / "source/images" / name)
     data["images"][0]["file_name"] = "link\\..\\..\\..\\x.png"  # the link leads to images/x.png
+    data["images"][1]["file_name"] = "..\\..\\source\\images\\y.png"
+    data["images"][2]["file_name"] = str(tmp_path / "source/images/z.png").replace("/", "\\")
     data["annotations"][-1]["bbox"] = [0, 0, float("inf"), 1]
     file.write_text(json.dumps(data))
     assert metamix_command("convert", "coco", tmp_path / "source", tmp_path / "a/out") == 0
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["out"]
     said = capsys.readouterr().out
-    assert "note: images that do not exist were left out: ../../x.png of " in said
+    assert "note: images that do not exist were left out: ../../x.png of " in said and "/z.png of " in said
     assert "note: boxes without a finite area were left out: " in said
 
 
