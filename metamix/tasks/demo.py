@@ -39,6 +39,7 @@ from .predict import PredictToFolder, choose_task
 from .registry import is_exported
 
 MOST = 4  # models side by side
+UPLOADS = "GRADIO_TEMP_DIR"  # environment variable with the folder that Gradio uploads to
 STYLE = ".prose th, .prose td { padding: 2px 8px !important; text-align: left }"
 EXAMPLES = """examples:
   metamix demo
@@ -74,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
         check_address(options)
         models, gradio = Models(options), need("gradio", "demo")
         with TemporaryDirectory() as uploads:
-            os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_RUN_HISTORY": "False"}
+            os.environ |= {UPLOADS: uploads, "GRADIO_RUN_HISTORY": "False"}
             page = make_page(gradio, models, list(options.runs[:MOST]))
             where = {"server_name": options.host, "server_port": options.port, "share": False, "quiet": True}
             page.launch(**where, css=STYLE, footer_links=[], max_file_size=MAX_FILE_BYTES, prevent_thread_lock=True)
@@ -176,7 +177,7 @@ def make_page(gradio: Any, models: Models, chosen: Sequence[str]) -> Any:
     with gradio.Blocks(title="metamix", analytics_enabled=False) as page:
         with gradio.Sidebar():
             image = gradio.Image(type="filepath", sources=["upload", "clipboard"], label="Image")
-            image.preprocess = lambda file: file and file.path  # Gradio's opens the image; our readers say more
+            image.preprocess = uploaded_file  # Gradio's opens the image; our readers say more
             names = gradio.Dropdown([*models.specs], value=chosen, multiselect=True, max_choices=MOST, label="Models")
             explain = gradio.Checkbox(label="Explain the predictions")
             run = gradio.Button("Run", variant="primary")
@@ -198,6 +199,17 @@ def make_page(gradio: Any, models: Models, chosen: Sequence[str]) -> Any:
             show(gradio, models.latency(names) if names else Answer(notes=["Choose a model."]))
 
     return page
+
+
+def uploaded_file(file: Any) -> str | None:
+    """Return the path of an uploaded file; raise ValueError for any other path.
+
+    Gradio 6.31 accepts every path on the machine from a request that leaves "meta" out.
+    """
+    path = file and file.path
+    if path and not (Path(path).is_file() and Path(path).resolve().is_relative_to(Path(os.environ[UPLOADS]).resolve())):
+        raise ValueError(f"{path} was not uploaded: upload the image")
+    return path
 
 
 def show(gradio: Any, answer: Answer) -> None:

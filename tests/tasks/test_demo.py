@@ -210,6 +210,20 @@ def test_an_odd_image(content, said, name, tmp_path, monkeypatch):
     assert note.startswith(said)
 
 
+def test_only_uploads_are_read(photo, tmp_path, monkeypatch):
+    uploads = tmp_path / "uploads"
+    (uploads / "of_another").mkdir(parents=True)
+    monkeypatch.setenv(demo.UPLOADS, str(uploads))
+    (uploads / "link.png").symlink_to(photo)
+    upload = photo.rename(uploads / "of_another/photo.png")
+    Image.new("RGB", (8, 8)).save(photo)
+    assert demo.uploaded_file(SimpleNamespace(path=str(upload))) == str(upload)
+    assert demo.uploaded_file(None) is None
+    for path in (photo, uploads / "link.png", uploads / "../photo.png", upload.parent, uploads / "none.png"):
+        with pytest.raises(ValueError, match="was not uploaded"):
+            demo.uploaded_file(SimpleNamespace(path=str(path)))
+
+
 def test_an_image_that_the_model_does_not_take(photo):
     (note,) = Models(DemoOptions(device="cpu")).answer("maxim_nano.noise25", photo, False).notes
     assert note.startswith("photo.png is in colour, and the model was trained on grey images")
