@@ -8,6 +8,7 @@
 metamix reads such a folder like a run folder.
 """
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ def make_card(
     address = f"hf-hub:{options.repo}"
     imports = "".join(f" --import {name}" for name in modules)
     import_lines = "".join(f"import {name}\n" for name in modules)
-    on = f" on {about['data']}" if about.get("data") else ""
+    on = f" on {as_text(about['data'])}" if about.get("data") else ""
     load = f'```python\n{import_lines}import metamix\n\ntrained = metamix.load("{address}")\n'
     parts = [
         f"---\n{header(options, spec, about, 'timm' if in_timm else 'metamix')}\n---",
@@ -182,8 +183,13 @@ def make_card(
         command = f"metamix train --config {RECIPE}{folder} --output run{imports}"
         parts += [f"## Train it again\n\n`{RECIPE}` has all options of the run:\n\n    {command}"]
     if classes := about.get("classes"):
-        parts += [f"## Classes\n\n{list_names(classes, MAX_LISTED_CLASSES)}"]
+        parts += [f"## Classes\n\n{list_names(list(map(as_text, classes)), MAX_LISTED_CLASSES)}"]
     return printable_lines("\n\n".join(parts)) + "\n"
+
+
+def as_text(name: object) -> str:
+    """Escape a name, such as __background__, so that Markdown shows it and takes nothing in it for a format."""
+    return re.sub(r"[\\`*_{}\[\]()<>#|~&!+-]", r"\\\g<0>", printable(name))
 
 
 def header(options: PublishOptions, spec: TaskSpec, about: Mapping[str, Any], library: str) -> str:
@@ -213,7 +219,7 @@ def header(options: PublishOptions, spec: TaskSpec, about: Mapping[str, Any], li
 def figures(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the rows of the table of results, as far as the values are known."""
     for name in about.get("scores", ()):
-        yield f"{name} on {about.get('test_split', 'test')}", f"{about[name]:.4g}"
+        yield f"{name} on {as_text(about.get('test_split', 'test'))}", f"{about[name]:.4g}"
     if "samples" in about:
         yield "images", ", ".join(f"{count:,} {split}" for split, count in about["samples"].items())
     if "parameters" in about:

@@ -123,6 +123,15 @@ def test_the_card_says_what_the_run_says(run, published):
         assert words in card.text
 
 
+def test_names_are_text_on_the_card(tmp_path):
+    model = timm.create_model("resnet10t.c3_in1k", num_classes=2)
+    classes = ["__background__", "<b>\n\n# [x](http://y) `z` | \\"]
+    metamix.save_classifier(model, tmp_path / "w.safetensors", classes=classes)
+    assert metamix_command("publish", tmp_path / "w.safetensors", "me/x", "--dry-run", tmp_path / "x") == 0
+    card = (tmp_path / "x/README.md").read_text()
+    assert card.endswith(r"\_\_background\_\_, \<b\>\\n\\n\# \[x\]\(http://y\) \`z\` \| \\" + "\n")
+
+
 def test_the_recipe_trains_the_same_weights(run, published, tmp_path):
     metamix.cli.train.main(["--config", str(published / "recipe.yaml"), "--output", str(tmp_path / "again")])
     again, first = (metamix.load(folder).model.state_dict() for folder in (tmp_path / "again", run))
