@@ -62,7 +62,7 @@ def read_shapes(path: Path) -> tuple[tuple[int, int], list[Shape], list[str]]:
         for shape in data["shapes"]:
             points = [(float(x), float(y)) for x, y in shape["points"]]
             shapes.append(Shape(" ".join(str(shape["label"]).split()), str(shape.get("shape_type", "polygon")), points))
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not in LabelMe's format: {type(error).__name__}: {error}") from None
     if not 1 <= min(size) <= max(size) <= MAX_SIDE:
         raise ValueError(f"{path} has an image of {size[0]} x {size[1]} pixels, but sides are 1 to {MAX_SIDE}")

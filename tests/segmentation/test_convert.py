@@ -316,6 +316,7 @@ def test_a_single_image_is_for_training(tmp_path):
         (None, 24, "a.json is not in LabelMe's format: TypeError"),
         ([], None, "a.json is not in LabelMe's format: TypeError"),
         ([], 0, "a.json has an image of 0 x 32 pixels"),
+        ([], float("inf"), "a.json is not in LabelMe's format: OverflowError"),
     ],
 )
 def test_odd_files_of_labelme_are_refused(shapes, height, said, tmp_path):
