@@ -139,5 +139,6 @@ def draw_precision_recall(path: Path, scores: Scores) -> None:
         axes.plot(recall, mean, color="black", label=f"all classes, AP50 {scores.summary['AP50']:.1f}")
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.01), title="IoU 0.5")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left", fontsize="small")
+    # Without handles, the legend leaves out names that begin with an underscore.
+    axes.legend(handles=axes.get_lines(), loc="lower left", fontsize="small")
     save_figure(path, figure)

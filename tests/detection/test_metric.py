@@ -1,12 +1,15 @@
 """Test COCO's scores against known values, and the conversion of detections to COCO's format and back."""
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from metamix.detection.coco import find_splits, open_split
 from metamix.detection.load import TrainedDetector
-from metamix.detection.metric import from_coco, score, table, to_coco
+from metamix.detection.metric import Scores, from_coco, score, table, to_coco
 from metamix.detection.objects import decode, encode
+from metamix.detection.pictures import draw_precision_recall
 from metamix.detection.task import Detection, DetectionOptions
 from tests.helpers.detectors import SMALL
 from tests.helpers.shapes import SQUARE, draw, write
@@ -251,3 +254,13 @@ def test_scores_do_not_depend_on_batch_or_processes(five_sizes):
     images = [split.read(i)[0].as_subclass(torch.Tensor) / 255 for i in range(5)]
     padded = [to_coco(prediction, i, split) for prediction, i in zip(model(images), split.ids, strict=True)]
     assert [result for results in padded for result in results] != alone
+
+
+def test_the_legend_has_a_class_whose_name_begins_with_an_underscore(tmp_path, monkeypatch):
+    legends = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: legends.append(figure.axes[0].get_legend()))
+    names = ("__background__", "$disc$")
+    scores = Scores({"AP50": 50.0}, {name: {"AP50": 50.0} for name in names}, dict.fromkeys(names, np.ones(101)), {})
+    draw_precision_recall(tmp_path / "curves.png", scores)
+    texts = [text.get_text() for text in legends[0].get_texts()]
+    assert texts == ["__background__, AP50 50.0", r"\$disc\$, AP50 50.0", "all classes, AP50 50.0"]
