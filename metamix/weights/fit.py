@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
@@ -14,7 +15,8 @@ from metamix.utils.text import list_names
 
 from .layout import OURS, Layout
 
-LIMITS = {"parameters": 10**9, "modules": 10_000}  # maxim_s3 has 2,375 modules, more than timm's largest models
+# maxim_s3 has 2,375 modules, more than timm's largest models. Tables of relative positions are buffers.
+LIMITS = {"parameters": 10**9, "values in buffers": 10**9, "modules": 10_000}
 
 
 class TooLarge(ValueError):
@@ -153,7 +155,7 @@ def check_size(described: nn.Module, tensors: Mapping[str, Tensor], name: str, s
 
 @contextmanager
 def limited_size(source: object) -> Iterator[None]:
-    """Raise TooLarge as soon as the block makes too many modules or parameters; `source` names the model's file."""
+    """Raise TooLarge as soon as the block makes more than `LIMITS`; `source` names the model's file."""
     counts = dict.fromkeys(LIMITS, 0)
 
     def add(kind: str, count: int) -> None:
@@ -166,6 +168,9 @@ def limited_size(source: object) -> Iterator[None]:
 
     hooks = [
         register_module_parameter_registration_hook(lambda _, name, parameter: add("parameters", parameter.numel())),
+        register_module_buffer_registration_hook(
+            lambda _, name, buffer: add("values in buffers", 0 if buffer is None else buffer.numel())
+        ),
         register_module_module_registration_hook(lambda _, name, module: add("modules", 1)),
     ]
     try:

@@ -168,10 +168,14 @@ METADATA |= {"img_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation
         ({"model": "resnet18", "model_args": {"layers": [65536] * 4}}, r"model_args\['layers'\] in the metadata is"),
         ({"model_args": {"dims": [65536] * 3}}, "describe a model of more than 1,000,000,000 parameters"),
         ({"model": "vit_tiny_patch16_224", "model_args": {"embed_dim": 49152, "num_heads": 3}}, "1,000,000,000 para"),
+        (
+            {"model": "swin_tiny_patch4_window7_224", "img_size": 2048, "model_args": {"window_size": 128}},
+            "describe a model of more than 1,000,000,000 values in buffers",
+        ),
         ({"task": "x" * 10**6}, "task in the metadata is .*, but it must be a string of at most 1,000 characters"),
         ({"model": "y" * 10**6}, "it must be the name of a registered model"),
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_metadata_of_weights(entries, problem, tmp_path):
     path = tmp_path / "w.safetensors"
