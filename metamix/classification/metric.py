@@ -131,10 +131,8 @@ def logits_and_labels(states: list[State]) -> Sequence[Tensor]:
 
 
 def average_precision(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute the average precision of each label in percent, (classes,); NaN for a label without images.
-
-    Logits rank the images, since in float32 all logits above 17 have the probability 1.
-    """
+    """Compute the average precision of each label in percent, (classes,); NaN for a label without images."""
+    # Logits rank the images: in float32, all logits above 17 have the probability 1.
     columns = zip(labels.T.numpy(), logits.T.numpy())
     return torch.tensor([100 * average_precision_score(*each) if each[0].any() else math.nan for each in columns])
 
