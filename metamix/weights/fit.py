@@ -49,8 +49,8 @@ def check_fit(
         The names of the head's tensors that are missing in the file or have a different shape there.
 
     Raises:
-        ValueError: a tensor outside the head is missing, unknown or of a wrong shape; or any tensor holds NaN, or a
-            parameter holds infinity. Buffers may hold infinity, since some are masks.
+        ValueError: a tensor outside the head is missing, unknown or of a wrong shape; a parameter is not of a
+            floating-point type; or any tensor holds NaN, or a parameter infinity. Buffers may, since some are masks.
     """
     new: list[str] = []
     missing, misshapen = set(), set()  # sets: one tensor of the file may become several
@@ -67,6 +67,8 @@ def check_fit(
             missing.add(layout.name(name))
         elif not fits:
             misshapen.add(f"has {layout.name(name)} of shape {tuple(shape)} where the model has {tuple(wanted.shape)}")
+        elif isinstance(wanted, nn.Parameter) and not tensors[name].is_floating_point():  # such as int8 without a scale
+            misshapen.add(f"has {layout.name(name)} of {tensors[name].dtype} where the model has {wanted.dtype}")
     problems = [
         f"{what} {list_names(sorted(names), 4)}"
         for what, names in (("lacks", missing), ("has tensors that the model lacks:", unknown))
@@ -82,8 +84,7 @@ def check_fit(
             f"reset_classifier(N) then gives it a new head."
         )
     for name in (name for name in of_model if name in tensors and name not in new):
-        tensor = tensors[name]
-        tensor = tensor.float() if tensor.itemsize == 1 else tensor  # torch 2.13 finds no infinity in 8 bits
+        tensor = tensors[name].to(of_model[name].dtype)  # 1e300 becomes infinite in float32
         if tensor.isnan().any() or (isinstance(of_model[name], nn.Parameter) and not tensor.isfinite().all()):
             raise ValueError(
                 f"{source} cannot be used: its tensor {layout.name(name)} holds NaN or infinity, as after a training "

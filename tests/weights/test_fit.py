@@ -29,6 +29,9 @@ def test_weights_that_do_not_fit_are_refused(net):
         (fewer, f"{lacks} 1 more. Build the model that it was saved from, with the same arguments"),
         (tensors | {"3.weight": torch.ones(1)}, "it has tensors that the model lacks: 3.weight."),
         (tensors | {"2.bias": torch.ones(7)}, "it has 2.bias of shape (7,) where the model has (2,)."),
+        (tensors | {"2.bias": torch.ones(2).char()}, "it has 2.bias of torch.int8 where the model has torch.float32."),
+        (tensors | {"2.bias": torch.ones(2) * 1j}, "it has 2.bias of torch.complex64 where the model has"),
+        (tensors | {"2.bias": torch.ones(2).double() * 1e300}, "its tensor 2.bias holds NaN or infinity"),
     ):
         with pytest.raises(ValueError, match=re.escape(words)):
             load_into(net, state, "f")
