@@ -73,13 +73,10 @@ def field_problems(data: Entries) -> Iterator[str]:
                 if type(value) not in types:
                     wrong = f"no {field}" if value is None else f"the {field} {value!r}"
                     yield f"{key}[{place}] has {wrong}; it must be {accepted}"
-                elif field == "file_name" and leads_out(value):
+                elif field == "file_name" and (
+                    os.path.isabs(value) or os.path.normpath(value).split(os.sep)[0] == os.pardir
+                ):
                     yield f"{key}[{place}] has the file_name {value!r}; it must be a path inside the image folder"
-
-
-def leads_out(name: str) -> bool:
-    """Return whether a file name leads out of the folder that it is meant for."""
-    return os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir
 
 
 def duplicates(data: Entries) -> Iterator[str]:

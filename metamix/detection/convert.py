@@ -8,7 +8,6 @@ from pathlib import Path
 from metamix.data import CorruptImage
 from metamix.data.tables import SPLITS, read_table, same_in_all
 
-from .annotations import leads_out
 from .coco import find_image, find_splits, read_complete
 from .labels import Box, Boxes, split_folders
 from .voc import read_voc
@@ -59,7 +58,7 @@ def read_coco(source: Path) -> Boxes:
         folders = list(filter(Path.is_dir, folders))
         for image in data["images"]:
             name = os.path.normpath(image["file_name"].replace("\\", "/"))
-            file = None if leads_out(name) else find_in(folders, name)  # `..\..` must not lead out of OUT
+            file = find_in(folders, name)
             if file is None:
                 labels.notes["images that do not exist were left out"].append(f"{name} of {path}")
             else:

@@ -104,7 +104,7 @@ def read_list(path: Path, roots: Sequence[Path]) -> dict[str, Path]:
         image = next(filter(Path.is_file, (root / name for name in names for root in roots)), None)
         if image is None:
             raise FileNotFoundError(f"{path} lists {line}, but there is no {roots[-1] / line}: add the images")
-        images.append(image.absolute())
+        images.append(Path(os.path.normpath(image.absolute())))
     if not images:
         raise ValueError(f"{path} lists no image")
     folder = os.path.commonpath([image.parent for image in images])

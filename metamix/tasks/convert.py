@@ -135,12 +135,14 @@ def choose_splits(labels: LabelledImages, share: float | None) -> dict[str, list
 
 
 def check_names(out: Path, splits: Mapping[str, Sequence[Sample]]) -> None:
-    """Raise ValueError if two images, or their labels, would become one file."""
+    """Raise ValueError if two images, or their labels, would become one file, or a file outside of `out`."""
     files: dict[Path, Path] = {}
     for split, samples in splits.items():
         for sample in samples:
             for name in filter(None, (sample.name, sample.label_file)):
                 place = out / split / name
+                if not Path(os.path.normpath(place)).is_relative_to(os.path.normpath(out / split)):
+                    raise ValueError(f"{sample.file} would become {place}, which is not in {out}: correct its path")
                 if place in files:
                     raise ValueError(f"{files[place]} and {sample.file} would both become {place}: rename one of them")
                 files[place] = sample.file

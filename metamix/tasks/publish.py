@@ -183,7 +183,7 @@ def make_card(
         command = f"metamix train --config {RECIPE}{folder} --output run{imports}"
         parts += [f"## Train it again\n\n`{RECIPE}` has all options of the run:\n\n    {command}"]
     if classes := about.get("classes"):
-        parts += [f"## Classes\n\n{list_names(list(map(as_text, classes)), MAX_LISTED_CLASSES)}"]
+        parts += [f"## Classes\n\n{list_names(map(as_text, classes), MAX_LISTED_CLASSES)}"]
     return printable_lines("\n\n".join(parts)) + "\n"
 
 

@@ -255,18 +255,40 @@ def test_coco_writes_nothing_outside_of_the_new_folder(original, tmp_path, capsy
     data = json.loads(file.read_text())
     (tmp_path / "source/images/deep/er/dir").mkdir(parents=True)
     (tmp_path / "source/images/link").symlink_to("deep/er/dir")
-    for image, name in zip(data["images"], ("x.png", "y.png", "z.png")):
-        shutil.copy(tmp_path / "source" / image["file_name"].replace("\\", "/"), tmp_path / "source/images" / name)
+    shutil.copy(
+        tmp_path / "source" / data["images"][0]["file_name"].replace("\\", "/"), tmp_path / "source/images/x.png"
+    )
     data["images"][0]["file_name"] = "link\\..\\..\\..\\x.png"  # the link leads to images/x.png
-    data["images"][1]["file_name"] = "..\\..\\source\\images\\y.png"
-    data["images"][2]["file_name"] = str(tmp_path / "source/images/z.png").replace("/", "\\")
     data["annotations"][-1]["bbox"] = [0, 0, float("inf"), 1]
     file.write_text(json.dumps(data))
     assert metamix_command("convert", "coco", tmp_path / "source", tmp_path / "a/out") == 0
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["out"]
     said = capsys.readouterr().out
-    assert "note: images that do not exist were left out: ../../x.png of " in said and "/z.png of " in said
+    assert "note: images that do not exist were left out: ../../x.png of " in said
     assert "note: boxes without a finite area were left out: " in said
+
+
+@pytest.mark.parametrize("name", [r"..\..\source\images\x.png", r"{}\source\images\x.png"])
+def test_coco_with_a_path_out_of_the_new_folder_is_refused(name, original, tmp_path):
+    coco_of_one_file(original, tmp_path / "source")
+    file = tmp_path / "source/result.json"
+    data = json.loads(file.read_text())
+    shutil.copy(original / "images/val_0.png", tmp_path / "source/images/x.png")
+    data["images"][0]["file_name"] = name.format(str(tmp_path).replace("/", "\\"))
+    file.write_text(json.dumps(data))
+    with pytest.raises(SystemExit, match=r"x.png would become .*source/images/x.png, which is not in .*out: correct"):
+        metamix_command("convert", "coco", tmp_path / "source", tmp_path / "a/b/out", "--split", 0.5)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_list_of_yolo_writes_nothing_outside_of_the_new_folder(original, tmp_path):
+    yolo_of_cvat(original, tmp_path / "source")
+    (tmp_path / "source/other").mkdir()
+    shutil.copy(original / "images/train_0.png", tmp_path / "source/other/x.png")
+    append("train.txt", "images/train/../../other/x.png\n")(tmp_path / "source")
+    assert metamix_command("convert", "yolo", tmp_path / "source", tmp_path / "a/out") == 0
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["out"]
+    assert [*(tmp_path / "a/out").rglob("x.png")] == [tmp_path / "a/out/train/other/x.png"]
 
 
 def test_coco_keeps_masks_areas_and_crowds(original, tmp_path):
