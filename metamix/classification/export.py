@@ -23,6 +23,8 @@ from .load import Classifier, load_classifier
 from .options import ClassificationEvalOptions
 from .task import Classification
 
+PROBABILITY_GAP = 1e-7  # probabilities closer to 0 or 1 get a finite logit
+
 METADATA = {  # entries that a classifier needs in export.json
     **dict.fromkeys(("num_classes", "in_chans", "img_size", "mean", "std", "crop_pct"), rule(Any)),  # already checked
     "interpolation": rule(Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]),
@@ -66,7 +68,8 @@ class ExportableClassifier(SimpleExport, CalibratedExport):
             outputs = {"eager": self.model(images), "exported": exported(images)}
             difference.update(outputs["eager"], outputs["exported"])
             for name, output in outputs.items():
-                metric.update(states[name], output, batch)
+                logits = output if self.metadata.threshold is None else output.logit(PROBABILITY_GAP)
+                metric.update(states[name], logits, batch)
         figures: dict[str, Any] = {"on": f"{self.task.data.name}, test"} | difference.result()
         scores = {name: metric.result([state]) for name, state in states.items()}
         problems = [*exceeded_limits(figures, precision), *self.problems_of_larger(exported, precision)]

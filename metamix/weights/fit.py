@@ -50,7 +50,7 @@ def check_fit(
 
     Raises:
         ValueError: a tensor outside the head is missing, unknown or of a wrong shape; a parameter is not of a
-            floating-point type; or any tensor holds NaN, or a parameter infinity. Buffers may, since some are masks.
+            floating-point type; a tensor holds NaN; or a parameter holds infinity, which masks among buffers may hold.
     """
     new: list[str] = []
     missing, misshapen = set(), set()  # sets: one tensor of the file may become several

@@ -206,6 +206,9 @@ def test_an_export_returns_probabilities(run, shapes, tmp_path, capsys):
     assert metamix_command("export", run, *words) == 0
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["scores"]["eager"]["mAP"] == report["scores"]["exported"]["mAP"] > 95
+    assert report["scores"]["exported"]["loss"] == pytest.approx(
+        json.loads((run / "summary.json").read_text())["loss"], rel=1e-3
+    )
     assert "same_top1" not in report["parity"]
     trained, exported = metamix.load(run), metamix.load(tmp_path / "out", trust=True)
     artifact = exported.model.artifact
