@@ -1,6 +1,7 @@
 """Build a detector from options, and describe it for the summary and its weight file."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -92,3 +93,12 @@ def pyramid_strides(options: DetectionOptions) -> list[float]:
     out_indices, extra = pyramid_levels(options)
     levels = [*out_indices, *(out_indices[-1] + 1 + i for i in range(EXTRA[extra][0]))]
     return [4.0 * 2**level for level in levels]
+
+
+def trained_anchor_scale(options: DetectionOptions) -> float | None:
+    """Return the anchor scale of the RetinaNet to start from, or None: its boxes are relative to its anchors."""
+    with suppress(OSError, ValueError):  # a run that is resumed does not need the file
+        if options.checkpoint:
+            start = DetectorSpec.from_dict(load_metadata(find_weights(options.checkpoint)), options.checkpoint)
+            return start.anchor_scale or start.detector_args.get("anchor_scale")
+    return None

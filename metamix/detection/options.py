@@ -86,7 +86,9 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
     )
     detector_args: DetectorArgs = _model({}, "more arguments of torchvision's detector, as YAML: '{score_thresh: 0.1}'")
     anchor_scale: AnchorScale | Literal["auto"] = _model(
-        "auto", "size of RetinaNet's smallest anchors in strides; auto: 4, or the nearest value that suits the boxes"
+        "auto",
+        "size of RetinaNet's smallest anchors in strides; auto: as in the RetinaNet to start from, otherwise 4, or the "
+        "nearest value that suits the boxes",
     )
     out_channels: Channels = _model(256, "channels of the pyramid and the head")
     out_indices: tuple[int, ...] = _model((), "levels, 0 to 3 for strides 4 to 32; default: the published detector's")

@@ -13,7 +13,7 @@ from .data import DetectionData
 from .load import DetectorSpec, load_detector
 from .loss import detection_loss
 from .metric import DetectionMetric
-from .model import DetectionModel, pyramid_strides
+from .model import DetectionModel, pyramid_strides, trained_anchor_scale
 from .options import DetectionEvalOptions, DetectionOptions
 from .pictures import DetectionPictures
 
@@ -32,7 +32,9 @@ class Detection:
         self.options = options
         self.data = DetectionData(options, train=trained is None)
         if options.anchor_scale == "auto" and options.detector == "retinanet":  # the recipe gets the number
-            options.anchor_scale = choose_anchor_scale(self.data.box_sizes(), pyramid_strides(options))
+            options.anchor_scale = trained_anchor_scale(options) or choose_anchor_scale(
+                self.data.box_sizes(), pyramid_strides(options)
+            )
         self.title = f"{self.data.name}-{options.detector}-{options.model}"
         self.model = DetectionModel(options, self.data, trained)
         self.loss = detection_loss

@@ -10,7 +10,7 @@ from metamix.detection import build_detector
 from metamix.detection.anchors import choose_anchor_scale, describe_sizes
 from metamix.detection.annotations import box_sizes
 from metamix.detection.task import Detection, DetectionEvalOptions, DetectionOptions
-from metamix.weights.files import load_weights
+from metamix.weights.files import load_weights, save_weights
 from tests.helpers.detectors import DETECTION, SMALL
 from tests.helpers.running import train
 
@@ -85,6 +85,19 @@ def test_anchor_scale_is_kept_in_recipe_and_weights(few, tmp_path, capsys):
     task, model, _ = Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path)))
     assert anchors(model) == [8 * scale, 16 * scale]
     assert task.model.describe(model)["anchor_scale"] == scale
+
+
+def test_fine_tuning_keeps_the_anchors_of_the_detector(few, tmp_path):
+    options, weights = dict(SMALL, data_dir=str(few)), tmp_path / "w.safetensors"
+    start = Detection(DetectionOptions(**options, anchor_scale=3.5)).model
+    save_weights(weights, (model := start.build()).state_dict(), start.describe(model))
+    tuned = Detection(DetectionOptions(**options, checkpoint=str(weights)))
+    assert tuned.options.anchor_scale == 3.5 and anchors(tuned.model.build()) == [28, 56]
+    chosen = Detection(DetectionOptions(**options, checkpoint=str(weights), anchor_scale=2.0))
+    assert chosen.options.anchor_scale == 2.0
+    weights.unlink()  # a run that is resumed does not need it
+    resumed = Detection(DetectionOptions(**options, checkpoint=str(weights)))
+    assert resumed.options.anchor_scale == pytest.approx(2.15, abs=0.02)
 
 
 def test_build_detector_keeps_the_papers_anchors():
