@@ -57,8 +57,9 @@ class PublishOptions(Options):
         super().__post_init__()
         try:
             validate_repo_id(self.repo)
-            assert self.repo.count("/") == 1
-        except (HFValidationError, AssertionError):
+            if self.repo.count("/") != 1:  # no assert: python -O drops it
+                raise HFValidationError
+        except HFValidationError:
             raise ValueError(
                 f"the repository is {self.repo!r}, but it must be USER/NAME, with letters, digits and -, _ or . in NAME"
             ) from None
@@ -181,7 +182,9 @@ def make_card(
     if recipe:
         folder = " --data-dir FOLDER" if recipe.get("data_dir") else ""
         command = f"metamix train --config {RECIPE}{folder} --output run{imports}"
-        parts += [f"## Train it again\n\n`{RECIPE}` has all options of the run:\n\n    {command}"]
+        start = shareable(recipe).get("checkpoint")
+        needs = f", which started from the weights `{start}`. They are not in this repository" if start else ""
+        parts += [f"## Train it again\n\n`{RECIPE}` has all options of the run{needs}:\n\n    {command}"]
     if classes := about.get("classes"):
         parts += [f"## Classes\n\n{list_names(map(as_text, classes), MAX_LISTED_CLASSES)}"]
     return printable_lines("\n\n".join(parts)) + "\n"

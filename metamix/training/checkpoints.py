@@ -114,7 +114,7 @@ def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source
     if differing:
         raise ValueError(
             f"{source} was made with other data; these differ: {', '.join(differing)}. Give the data of the run, or "
-            f"start a new run with --output"
+            f"start a new run with --output (and --checkpoint to start from these weights)"
         )
     if CONTENT in identity and CONTENT not in saved:  # metamix 0.2
         _logger.warning(

@@ -16,6 +16,7 @@ from PIL import Image
 import metamix
 from metamix.detection.load import DetectorSpec
 from metamix.tasks import publish
+from metamix.tasks.registry import find_task
 from metamix.weights.files import save_weights
 from tests.detection.test_load import GOOD
 from tests.helpers.running import metamix_command, train
@@ -141,6 +142,16 @@ def test_the_recipe_trains_the_same_weights(run, published, tmp_path):
 def test_the_recipe_names_no_folder_of_this_machine():
     recipe = {"output": "/home/me/run", "data_dir": "/data/x", "checkpoint": "/home/me/a.pt", "lr": 1}
     assert publish.shareable(recipe) == {"checkpoint": "a.pt", "lr": 1}
+    options = publish.PublishOptions(source="run", repo="me/x")
+    card = publish.make_card(options, find_task("classification"), {"model": "m"}, recipe, "", ())
+    assert "started from the weights `a.pt`. They are not in this repository:" in card and "/home/me" not in card
+
+
+def test_the_repository_is_checked_by_python_without_asserts():
+    names = {"__name__": publish.__name__, "__package__": publish.__package__}
+    exec(compile(Path(publish.__file__).read_text(), publish.__file__, "exec", optimize=1), names)
+    with pytest.raises(ValueError, match="the repository is 'digits', but it must be USER/NAME"):
+        names["PublishOptions"](source="run", repo="digits")
 
 
 def test_weights_without_a_run_of_a_model_of_timm(tmp_path, capsys):
