@@ -14,7 +14,7 @@ from metamix.weights.files import load_metadata
 from metamix.weights.find import find_weights
 from metamix.weights.metadata import ModelMetadata
 
-from .anchors import describe_sizes
+from .anchors import ANCHOR_SCALE, describe_sizes
 from .data import DetectionData
 from .detectors import LEVELS, BackboneAndHead, Detector, anchor_range
 from .load import DetectorSpec, set_statistics
@@ -100,5 +100,5 @@ def trained_anchor_scale(options: DetectionOptions) -> float | None:
     with suppress(OSError, ValueError):  # a run that is resumed does not need the file
         if options.checkpoint:
             start = DetectorSpec.from_dict(load_metadata(find_weights(options.checkpoint)), options.checkpoint)
-            return start.anchor_scale or start.detector_args.get("anchor_scale")
+            return start.anchor_scale or start.detector_args.get("anchor_scale", ANCHOR_SCALE)
     return None

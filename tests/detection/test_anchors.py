@@ -95,6 +95,8 @@ def test_fine_tuning_keeps_the_anchors_of_the_detector(few, tmp_path):
     assert tuned.options.anchor_scale == 3.5 and anchors(tuned.model.build()) == [28, 56]
     chosen = Detection(DetectionOptions(**options, checkpoint=str(weights), anchor_scale=2.0))
     assert chosen.options.anchor_scale == 2.0
+    save_weights(weights, model.state_dict(), start.describe(model) | {"anchor_scale": None})  # as metamix 0.2 did
+    assert Detection(DetectionOptions(**options, checkpoint=str(weights))).options.anchor_scale == 4.0
     weights.unlink()  # a run that is resumed does not need it
     resumed = Detection(DetectionOptions(**options, checkpoint=str(weights)))
     assert resumed.options.anchor_scale == pytest.approx(2.15, abs=0.02)
