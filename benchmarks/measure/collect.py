@@ -116,11 +116,7 @@ def put(results: dict, row: dict, identity: Sequence[str], order: Callable[[dict
 
 
 def check_images(run: Path, rows: Sequence[dict]) -> None:
-    """Check that all rows are about the same data set, and as many images of each split.
-
-    Raises:
-        ValueError: they are not.
-    """
+    """Raise ValueError unless all rows have the same data set, with as many images in each split."""
     if len(images := {f"{row['data']} {row['samples']}" for row in rows}) > 1:
         raise ValueError(f"{run}: runs train or score different images: {', '.join(sorted(images))}")
 

@@ -254,7 +254,7 @@ def print_row(row: dict, ops: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=lambda s: s.split(","), default=list(MODELS), help="names, comma list")
+    parser.add_argument("--models", type=lambda s: s.split(","), default=list(MODELS), help="comma list of names")
     add_cells(parser)
     parser.add_argument("--ops", type=int, default=6, help="ops to print for each row; the file has all")
     parser.add_argument("--output", type=Path, default=RESULTS / "roofline.json")

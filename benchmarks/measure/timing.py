@@ -47,7 +47,7 @@ def list_of(accepted: Sequence[str]) -> Callable[[str], list[str]]:
 def add_cells(parser: argparse.ArgumentParser) -> None:
     """Add --mode, --precision, --batch, --size, --seconds and --device."""
     parser.add_argument("--mode", type=list_of(MODES), default=list(MODES), help="comma list of infer, train")
-    parser.add_argument("--precision", type=list_of(PRECISIONS), default=list(PRECISIONS), help="comma list")
+    parser.add_argument("--precision", type=list_of(PRECISIONS), default=list(PRECISIONS), help="fp32,bf16 or one")
     parser.add_argument("--batch", type=int, default=8, help="images in a step")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images in pixels")
     parser.add_argument(
