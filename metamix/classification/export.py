@@ -111,12 +111,10 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
     """Load a classifier of metamix or timm, and its data set if one is given."""
     file = options.file
     name = None if file else options.source
-    if options.data_dir and not options.data:
-        raise ValueError(f"data_dir is {options.data_dir}: say what it holds too, with --data NAME or --data folder")
     size: Any = options.img_size
     if size and size[0] == size[1]:
         size = size[0]
-    elif size and options.data:
+    elif size and (options.data or options.data_dir):
         raise ValueError(f"img_size is {size}, but scores need square images: give one side, or leave --data out")
     if name and "." not in name and ":" not in name:
         check_model(name)
@@ -127,7 +125,7 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
             + ". metamix benchmark times it with random weights"
         )
     weights: Any = {"checkpoint": file, "model": name or options.model, "pretrained": file is None}
-    if not options.data:
+    if not (options.data or options.data_dir):
         trained = load_classifier(**weights)
         metadata = replace(trained.metadata, img_size=size) if size else trained.metadata
         return ExportableClassifier(trained.model, metadata, options)

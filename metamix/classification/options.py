@@ -36,7 +36,7 @@ class ClassificationEvalOptions(WeightOptions, LocationOptions):
     """Options of `metamix eval` for classification."""
 
     data: str | None = _data(  # type: ignore[assignment]
-        None, "data set to score, as for metamix train; default: digits, for a checkpoint that was trained on them"
+        None, "data set to score, as for metamix train; default: the one of training if that has a name, or else folder"
     )
     test_share: PositiveShare | None = _data(
         None, "share that is scored in a folder without a test split; default: as in training, or all of another folder"

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from metamix.data.sources import IN_A_FOLDER
 from metamix.models.registry import check_image_size, check_model, timm_config
 from metamix.tasks.registry import task_of_model
 from metamix.utils.checks import parse_size
@@ -65,14 +66,7 @@ class Classification:
         """
         trained = load_classifier(**options.weights())
         metadata = trained.metadata
-        if options.data is None and metadata.data == "digits":
-            options = replace(options, data=metadata.data)
-        elif options.data is None:
-            trained_on = f"; the weights were trained on {metadata.data}" if metadata.data else ""
-            raise ValueError(
-                f"no data set is given{trained_on}: give --data NAME with its --data-dir, or --data folder --data-dir "
-                f"FOLDER"
-            )
+        options = replace(options, data=options.data or data_to_score(metadata.data, options.data_dir))
         values = as_trained(metadata, options) | options.given() | {"model": trained.name}
         task = cls(ModelOptions(**values | {"model_args": metadata.model_args}), trained=metadata)
         assert metadata.img_size is not None  # the metadata are complete
@@ -87,6 +81,19 @@ class Classification:
             if (mode := timm_config(trained.model).get("crop_mode", "center")) != "center":
                 task.model.notes.append(f"images are cropped to the middle; timm has crop_mode {mode!r} here")
         return task, trained.model, metadata.to_dict()
+
+
+def data_to_score(trained_on: str | None, data_dir: str | None) -> str:
+    """Return the name of the data set to score if none is given.
+
+    It is the data set of training if that is in `data_dir` or needs no folder, otherwise the folder `data_dir`.
+    """
+    if data_dir:
+        return trained_on if trained_on in IN_A_FOLDER else "folder"
+    if trained_on == "digits":
+        return trained_on
+    weights = f"; the weights were trained on {trained_on}" if trained_on else ""
+    raise ValueError(f"no data set is given{weights}: give --data-dir FOLDER, or --data NAME with its --data-dir")
 
 
 def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> dict[str, Any]:

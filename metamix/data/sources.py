@@ -38,6 +38,7 @@ from .formats.webdataset_shards import open_webdataset
 from .tables import open_label_table
 
 MEMORY_LIMIT = 2**31  # bytes, before --img-size resizes images; with memory="auto", larger data sets are streamed
+IN_A_FOLDER = (*TORCHVISION_SETS, "tiny_imagenet")  # names of data sets whose files are in `data_dir`
 SMALL_SIDE = 96  # pixels; larger images are streamed, since training crops a random area of them
 
 
@@ -277,6 +278,6 @@ def _open_splits(
         return open_huggingface(rest, str(root) if root else None, test_on)
     if kind == "wds":
         return open_webdataset(Path(root or "data", rest), test_on)
-    names = ["digits", *TORCHVISION_SETS, "tiny_imagenet", "folder", "hfds/NAME", "wds/NAME"]
+    names = ["digits", *IN_A_FOLDER, "folder", "hfds/NAME", "wds/NAME"]
     advice = f" For its images write {folder_flags(name)}." if os.path.isdir(name) else ""
     raise ValueError(f"no data set is called {name!r}{did_you_mean(name, names)}{advice} Known: {', '.join(names)}")

@@ -95,7 +95,7 @@ def test_thresholds_are_chosen_on_held_out_images(shapes, tmp_path, monkeypatch)
 
 
 def test_eval_scores_the_same_images(run, shapes, tmp_path, capsys):
-    words = ["eval", "--checkpoint", run, "--data", "folder", "--data-dir", shapes, "--output", tmp_path / "out"]
+    words = ["eval", "--checkpoint", run, "--data-dir", shapes, "--output", tmp_path / "out"]
     assert metamix_command(*words, "--device", "cpu") == 0
     summary, result = (json.loads(path.read_text()) for path in (run / "summary.json", tmp_path / "out/result.json"))
     assert result["samples"] == summary["samples"]

@@ -5,7 +5,7 @@ import timm
 import torch
 
 from metamix.classification.options import ClassificationEvalOptions, ClassificationOptions
-from metamix.classification.task import Classification
+from metamix.classification.task import Classification, data_to_score
 from metamix.models.poolformer import TIMM_POOLFORMER
 from metamix.models.registry import create_model
 from metamix.weights.files import save_weights
@@ -163,8 +163,21 @@ def test_another_models_weights_are_refused(weights):
 def test_evaluation_needs_data_unless_they_are_the_digits():
     task, *_ = Classification.trained(ClassificationEvalOptions(checkpoint="metaformer_pooling_nano.digits"))
     assert task.data.name == "digits"
-    with pytest.raises(ValueError, match="no data set is given; the weights were trained on .*: give --data NAME"):
+    with pytest.raises(ValueError, match="no data set is given; the weights were trained on .*: give --data-dir"):
         Classification.trained(ClassificationEvalOptions(checkpoint="metaformer_pooling_nano.cifar10"))
+
+
+@pytest.mark.parametrize(
+    "trained_on, data_dir, data",
+    [
+        ("cifar10", "data", "cifar10"),
+        ("my-cats", "my-cats", "folder"),
+        ("digits", "mine", "folder"),
+        (None, "mine", "folder"),
+    ],
+)
+def test_the_folder_is_scored_if_the_data_set_of_training_has_no_name(trained_on, data_dir, data):
+    assert data_to_score(trained_on, data_dir) == data
 
 
 @pytest.mark.parametrize("option", ("mixup", "cutmix"))

@@ -288,7 +288,7 @@ def test_missed_parity_is_reported(weights, tmp_path, monkeypatch):
         (dict(max_drop=0.5), r"max_drop is 0.5, but only limits int8: leave it out or give --precision int8"),
         (dict(source="resnet18", model="resnet18"), r"model is resnet18, but resnet18 says what model it is: leave"),
         (dict(model="resnet18"), r"holds the weights of metaformer_pooling_nano, not of resnet18"),
-        (dict(data_dir="photos"), r"data_dir is photos: say what it holds too, with --data NAME"),
+        (dict(data_dir="photos"), r"there is no folder .*photos"),
         (dict(source="runs/none"), r"runs/none"),
         (dict(compile=True), r"the format onnx is not compiled: leave --compile out"),
     ],
