@@ -205,7 +205,7 @@ def newest_weights(folder: Path) -> Path:
     if weights.exists() and (final := load_metadata(weights).get("steps", 0)) >= step:
         return weights
     older = f", which is newer than {WEIGHTS} of step {final}" if weights.exists() else ""
-    _logger.warning(f"the run in {folder} is not finished: weights are read from {CHECKPOINT}, step {step}{older}")
+    _warn_once(f"the run in {folder} is not finished: weights are read from {CHECKPOINT}, step {step}{older}")
     return checkpoint
 
 
@@ -225,7 +225,7 @@ def _load_safetensors(path: Path, header_only: bool = False) -> tuple[dict[str, 
     if expected is not None or OURS & texts.keys():
         _check_damage(path, tensors | {"metadata": texts}, expected)
     elif not header_only:
-        _warn_of_missing_checksums(str(path))
+        _warn_once(f"{path} has no checksums, so damage to it would go unnoticed")
     return tensors, {key: _value(text, path) for key, text in texts.items()}
 
 
@@ -242,8 +242,8 @@ def _check_damage(path: str | Path, content: Mapping[str, Any], expected: Any) -
 
 
 @cache
-def _warn_of_missing_checksums(path: str) -> None:
-    _logger.warning(f"{path} has no checksums, so damage to it would go unnoticed")
+def _warn_once(text: str) -> None:
+    _logger.warning(text)
 
 
 def _load_torch(path: str | Path) -> Any:
