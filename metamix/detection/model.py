@@ -24,8 +24,15 @@ from .options import DetectionOptions
 class DetectionModel(TaskModel):
     """Build and describe the detector."""
 
-    def __init__(self, options: DetectionOptions, data: DetectionData, trained: DetectorSpec | None = None):
-        self.options, self.data = options, data
+    def __init__(
+        self,
+        options: DetectionOptions,
+        data: DetectionData,
+        trained: DetectorSpec | None = None,
+        *,
+        auto_anchors: bool = False,
+    ):
+        self.options, self.data, self.auto_anchors = options, data, auto_anchors
         self.notes: list[str] = []  # where the weights come from
         self.frozen_norms = trained.frozen_norms if trained else False  # of the backbone; known once it is built
         self.train_on = trained.train_on if trained else options.train_on
@@ -39,6 +46,10 @@ class DetectionModel(TaskModel):
             spec = DetectorSpec.from_dict(start, source)
             check_trained_with("detector", spec.detector, options.detector, source)
             self.frozen_norms = spec.frozen_norms
+            if (
+                metadata and self.auto_anchors and options.checkpoint
+            ):  # a run goes on without the weights it started from
+                options.anchor_scale = spec.anchor_scale or options.anchor_scale
             model = self.spec().build()
             set_statistics(model, ModelMetadata.from_dict(start, source), source)
             for key in {"image_mean", "image_std"} & options.detector_args.keys():

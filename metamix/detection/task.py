@@ -31,12 +31,13 @@ class Detection:
     def __init__(self, options: DetectionOptions, seed: int = 0, trained: DetectorSpec | None = None):
         self.options = options
         self.data = DetectionData(options, train=trained is None)
-        if options.anchor_scale == "auto" and options.detector == "retinanet":  # the recipe gets the number
+        auto = options.anchor_scale == "auto" and options.detector == "retinanet"
+        if auto:  # the recipe gets the number
             options.anchor_scale = trained_anchor_scale(options) or choose_anchor_scale(
                 self.data.box_sizes(), pyramid_strides(options)
             )
         self.title = f"{self.data.name}-{options.detector}-{options.model}"
-        self.model = DetectionModel(options, self.data, trained)
+        self.model = DetectionModel(options, self.data, trained, auto_anchors=auto)
         self.loss = detection_loss
         self.metric = DetectionMetric(options, self.data)
         self.pictures = DetectionPictures(self.metric, self.data)
