@@ -49,8 +49,9 @@ def check_fit(
         The names of the head's tensors that are missing in the file or have a different shape there.
 
     Raises:
-        ValueError: a tensor outside the head is missing, unknown or of a wrong shape; a parameter is not of a
-            floating-point type; a tensor holds NaN; or a parameter holds infinity, which masks among buffers may hold.
+        ValueError: a tensor outside the head is missing, unknown or of a wrong shape; a parameter is not of
+            floating-point numbers where the model's is, or vice versa; a tensor holds NaN; or a parameter holds
+            infinity, which masks among buffers may hold.
     """
     new: list[str] = []
     missing, misshapen = set(), set()  # sets: one tensor of the file may become several
@@ -67,7 +68,8 @@ def check_fit(
             missing.add(layout.name(name))
         elif not fits:
             misshapen.add(f"has {layout.name(name)} of shape {tuple(shape)} where the model has {tuple(wanted.shape)}")
-        elif isinstance(wanted, nn.Parameter) and not tensors[name].is_floating_point():  # such as int8 without a scale
+        elif isinstance(wanted, nn.Parameter) and tensors[name].is_floating_point() != wanted.is_floating_point():
+            # such as int8 without a scale
             misshapen.add(f"has {layout.name(name)} of {tensors[name].dtype} where the model has {wanted.dtype}")
     problems = [
         f"{what} {list_names(sorted(names), 4)}"
@@ -84,7 +86,9 @@ def check_fit(
             f"reset_classifier(N) then gives it a new head."
         )
     for name in (name for name in of_model if name in tensors and name not in new):
-        tensor = tensors[name].to(of_model[name].dtype)  # 1e300 becomes infinite in float32
+        tensor = tensors[name]
+        if of_model[name].is_floating_point():  # a count that is NaN would become a number
+            tensor = tensor.to(of_model[name].dtype)  # 1e300 becomes infinite in float32
         if tensor.isnan().any() or (isinstance(of_model[name], nn.Parameter) and not tensor.isfinite().all()):
             raise ValueError(
                 f"{source} cannot be used: its tensor {layout.name(name)} holds NaN or infinity, as after a training "

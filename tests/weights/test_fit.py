@@ -21,6 +21,14 @@ def net():
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
+def test_parameters_of_other_types_load_from_the_same_type(dtype):
+    net = nn.Module()
+    net.weight = nn.Parameter(torch.zeros(2, dtype=dtype), requires_grad=False)
+    load_into(net, {"weight": torch.ones(2, dtype=dtype)}, "f")
+    assert net.weight.tolist() == [1, 1]
+
+
 def test_weights_that_do_not_fit_are_refused(net):
     tensors = net.state_dict()
     fewer = {name: tensor for name, tensor in tensors.items() if not name.startswith("1.")}
@@ -31,6 +39,7 @@ def test_weights_that_do_not_fit_are_refused(net):
         (tensors | {"2.bias": torch.ones(7)}, "it has 2.bias of shape (7,) where the model has (2,)."),
         (tensors | {"2.bias": torch.ones(2).char()}, "it has 2.bias of torch.int8 where the model has torch.float32."),
         (tensors | {"2.bias": torch.ones(2) * 1j}, "it has 2.bias of torch.complex64 where the model has"),
+        (tensors | {"1.num_batches_tracked": torch.tensor(torch.nan)}, "1.num_batches_tracked holds NaN or infinity"),
         (tensors | {"2.bias": torch.ones(2).double() * 1e300}, "its tensor 2.bias holds NaN or infinity"),
     ):
         with pytest.raises(ValueError, match=re.escape(words)):
