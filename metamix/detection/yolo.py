@@ -18,7 +18,7 @@ from typing import Any
 from metamix.data.find import by_stem, list_images
 from metamix.utils.files import read_text
 from metamix.utils.options import read_yaml
-from metamix.utils.text import to_number
+from metamix.utils.text import list_names, to_number
 
 from .labels import Box, Boxes
 
@@ -34,19 +34,19 @@ def read_yolo(source: Path) -> Boxes:
             f"{source} holds no data.yaml: write one with the names of the classes, such as names: [cat, dog]"
         )
     config = read_yaml(file)
-    labels, label_files = Boxes(class_names(file, config)), set()
+    labels, label_files, folders = Boxes(class_names(file, config)), set[Path](), set[Path]()
     has_keypoints = "kpt_shape" in config
     labels.notes["keypoints were left out"] += [str(file)] * has_keypoints
-    for split, images in image_sets(file, config).values():
+    for place, (split, images) in image_sets(file, config).items():
         for stem, image in by_stem(images).items():
             path = label_file(image)
             boxes = read_boxes(path, labels.classes, file, has_keypoints) if path.exists() else []
             labels.add(stem + image.suffix, image, boxes, split, shares=True)
             label_files.add(path)
-    folders = sorted({path.parent for path in label_files})
-    stray = {path for folder in folders for path in folder.glob("*.txt")} - label_files
+            folders.add(label_file(place / image.name).parent if place.is_dir() else path.parent)
+    stray = {path for folder in folders for path in folder.rglob("*.txt")} - label_files
     labels.notes["label files without an image were left out"] += map(str, sorted(stray))
-    return labels.checked(", ".join(map(str, folders)))
+    return labels.checked(", ".join(map(str, sorted(folders))))
 
 
 def class_names(file: Path, config: dict[str, Any]) -> list[str]:
@@ -99,7 +99,7 @@ def read_list(path: Path, roots: Sequence[Path]) -> dict[str, Path]:
         FileNotFoundError: an image does not exist.
     """
     images = []
-    for line in filter(None, map(str.strip, read_text(path).splitlines())):
+    for line in filter(None, map(str.strip, read_text(path).replace("\\", "/").splitlines())):
         names = line, line.partition("/")[2]  # some versions of CVAT write data/ before the path
         image = next(filter(Path.is_file, (root / name for name in names for root in roots)), None)
         if image is None:
@@ -135,8 +135,8 @@ def read_boxes(path: Path, classes: Sequence[str], description: Path, has_keypoi
             raise ValueError(
                 f"{place} has the class {words[0]}, but {description} names the classes 0 to {len(classes) - 1}"
             )
-        if not all(-SLACK <= value <= 1 + SLACK for value in values):  # also true for NaN
-            raise ValueError(f"{place} has the values {' '.join(words[1:])}, but they must be shares, from 0 to 1")
+        if wrong := [word for word, value in zip(words[1:], values) if not -SLACK <= value <= 1 + SLACK]:  # or NaN
+            raise ValueError(f"{place} has the values {list_names(wrong)}, but they must be shares, from 0 to 1")
         if len(values) == 4:
             x, y, width, height = values
             corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)

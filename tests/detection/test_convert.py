@@ -129,6 +129,8 @@ def yolo_of_cvat(original, folder):
             (folder / f"labels/{split}/{file.stem}.txt").write_text("".join(outlines))
         (folder / f"{split}.txt").write_text("".join(f"data/images/{split}/{file.name}\n" for file in files))
         lines.append(f"{split}: {split}.txt")
+    text = (folder / "val.txt").read_text()
+    (folder / "val.txt").write_text(text.replace("/", "\\"))  # as on Windows
     (folder / "data.yaml").write_text("\n".join(lines) + "\n")
 
 
@@ -400,8 +402,8 @@ LABEL = "labels/train/train_0.txt"
     [
         (yolo_by_kind, append(LABEL, "2 0.5 0.5 0.1 0.1\n"), r"train_0.txt:\d has the class 2, but .*data.yaml names"),
         (yolo_by_kind, append(LABEL, "0.5 0.5 0.5 0.1 0.1\n"), r"train_0.txt:\d has the class 0.5"),
-        (yolo_by_kind, append(LABEL, "0 50 60 10 10\n"), r"train_0.txt:\d has the values 50 60 10 10, but they"),
-        (yolo_by_kind, append(LABEL, "0 nan 0.5 0.1 0.1\n"), r"train_0.txt:\d has the values nan 0.5 0.1 0.1, but"),
+        (yolo_by_kind, append(LABEL, "0 50 60 10 10\n"), r"train_0.txt:\d has the values 50, 60, 10, 10, but they"),
+        (yolo_by_kind, append(LABEL, "0 nan 0.5 0.1 0.1\n"), r"train_0.txt:\d has the values nan, but they"),
         (yolo_by_kind, append(LABEL, "0 0 0 1 0 1\n"), r"train_0.txt:\d has 6 values, but a line has a class, and"),
         (yolo_by_kind, lambda folder: (folder / LABEL).write_bytes(b"\xff\xfe\n"), "train_0.txt:1 is not UTF-8 text"),
         (yolo_by_kind, replace("data.yaml", "square", "disc"), "data.yaml has the class 'disc' twice"),
@@ -481,14 +483,16 @@ def test_what_is_left_out_or_odd_is_printed(original, tmp_path, capsys):
     (source / LABEL).write_text("0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0 0.1\n0 0.9 0.5 0.8 0.2\n")
     (source / "images/train/train_1.png").write_text("no image")
     (source / "images/val/val_0.png").unlink()
+    (source / "labels/val/more").mkdir()
+    (source / "labels/val/more/a.txt").touch()
     assert metamix_command("convert", "yolo", source, tmp_path / "out") == 0
     said = capsys.readouterr().out
     assert f"{tmp_path / 'out'}: 7 train, 3 val images, 2 classes, " in said
     assert f"note: boxes without a finite area were left out: {source / LABEL}:2\n" in said
     assert f"note: boxes extend beyond their image, and training clips them: {source / LABEL}:3\n" in said
     assert f"note: images that cannot be read were left out: {source / 'images/train/train_1.png'}\n" in said
-    if BOXES["val_0.png"]:
-        assert f"note: label files without an image were left out: {source / 'labels/val/val_0.txt'}\n" in said
+    stray = [source / "labels/val/more/a.txt"] + ([source / "labels/val/val_0.txt"] if BOXES["val_0.png"] else [])
+    assert f"note: label files without an image were left out: {', '.join(map(str, stray))}\n" in said
 
     source = tmp_path / "labelimg"
     labelimg(original, source)
