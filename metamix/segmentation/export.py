@@ -67,8 +67,6 @@ def open_segmenter(options: ExportOptions) -> ExportableSegmenter:
             f"images are cut into tiles"
         )
     height, width = options.img_size or trained.spec.crop
-    if height % 2 or width % 2:  # padding by reflection makes sides even
-        raise ValueError(f"img_size is {height} x {width}: give even numbers of pixels")
     if options.data_dir:
         data: Any = options.data or "folder"
         tile, overlap = tiles(None if options.dynamic else (height, width))  # for the note on how scores are made

@@ -102,6 +102,14 @@ def test_scores_and_masks(format, dynamic, source, scenes, tmp_path):
     assert "--tile has no effect on" in exit_code(metamix.tasks.predict.main, *words, "--tile", 256)
 
 
+def test_a_graph_of_an_odd_size(source, tmp_path):
+    export(source, output=tmp_path / "out", format="torch", img_size=33, seconds=0)
+    images = torch.randn(1, 3, 33, 33)
+    expected = load_segmenter(source).model(images).detach()
+    torch.testing.assert_close(load_exported(tmp_path / "out", trust=True)(images), expected, rtol=1e-4, atol=1e-4)
+    assert len(metamix.load(tmp_path / "out", trust=True).predict([Image.new("RGB", (50, 41))])) == 1
+
+
 def test_an_image_that_fits_a_rectangular_graph_is_not_cut():
     sizes = []
 
@@ -174,7 +182,6 @@ def test_damaged_file_is_refused(change, words, tmp_path):
 def test_refusals(source, scenes, tmp_path):
     for options, words in (
         (dict(data="camvid", data_dir=str(tmp_path)), "data is 'camvid', but it must be one of folder, ade20k"),
-        (dict(img_size=33), "img_size is 33 x 33: give even numbers of pixels"),
         (dict(precision="int8", data_dir=str(scenes)), "scenes has no training split, and int8 is not calibrated on"),
         (dict(data="folder", seconds=0), "data is folder: give its folder, --data-dir DIR, to compare .* on it"),
     ):
