@@ -183,8 +183,8 @@ def make_card(
         folder = " --data-dir FOLDER" if recipe.get("data_dir") else ""
         command = f"metamix train --config {RECIPE}{folder} --output run{imports}"
         start = shareable(recipe).get("checkpoint")
-        needs = f", which started from the weights `{start}`. They are not in this repository" if start else ""
-        parts += [f"## Train it again\n\n`{RECIPE}` has all options of the run{needs}:\n\n    {command}"]
+        needs = f" It starts from the weights `{start}`, which are not in this repository." if start else ""
+        parts += [f"## Train it again\n\n`{RECIPE}` has all options of the run.{needs}\n\n    {command}"]
     if classes := about.get("classes"):
         parts += [f"## Classes\n\n{list_names(map(as_text, classes), MAX_LISTED_CLASSES)}"]
     return printable_lines("\n\n".join(parts)) + "\n"

@@ -144,7 +144,10 @@ def test_the_recipe_names_no_folder_of_this_machine():
     assert publish.shareable(recipe) == {"checkpoint": "a.pt", "lr": 1}
     options = publish.PublishOptions(source="run", repo="me/x")
     card = publish.make_card(options, find_task("classification"), {"model": "m"}, recipe, "", ())
-    assert "started from the weights `a.pt`. They are not in this repository:" in card and "/home/me" not in card
+    assert (
+        "the run. It starts from the weights `a.pt`, which are not in this repository.\n" in card
+        and "/home/me" not in card
+    )
 
 
 def test_the_repository_is_checked_by_python_without_asserts():
