@@ -115,7 +115,7 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
     if size and size[0] == size[1]:
         size = size[0]
     elif size and (options.data or options.data_dir):
-        raise ValueError(f"img_size is {size}, but scores need square images: give one side, or leave --data out")
+        raise ValueError(f"img_size is {size}, but scores need square images: give one side, or no data")
     if name and "." not in name and ":" not in name:
         check_model(name)
         tags = timm.list_models(f"{name}.*", pretrained=True)

@@ -25,12 +25,7 @@ class DetectionModel(TaskModel):
     """Build and describe the detector."""
 
     def __init__(
-        self,
-        options: DetectionOptions,
-        data: DetectionData,
-        trained: DetectorSpec | None = None,
-        *,
-        auto_anchors: bool = False,
+        self, options: DetectionOptions, data: DetectionData, trained: DetectorSpec | None, auto_anchors: bool
     ):
         self.options, self.data, self.auto_anchors = options, data, auto_anchors
         self.notes: list[str] = []  # where the weights come from
@@ -46,9 +41,8 @@ class DetectionModel(TaskModel):
             spec = DetectorSpec.from_dict(start, source)
             check_trained_with("detector", spec.detector, options.detector, source)
             self.frozen_norms = spec.frozen_norms
-            if (
-                metadata and self.auto_anchors and options.checkpoint
-            ):  # a run goes on without the weights it started from
+            # A resumed run keeps its anchors, also if the weights that it started from are gone.
+            if self.auto_anchors and metadata and options.checkpoint:
                 options.anchor_scale = spec.anchor_scale or options.anchor_scale
             model = self.spec().build()
             set_statistics(model, ModelMetadata.from_dict(start, source), source)

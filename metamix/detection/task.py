@@ -37,7 +37,7 @@ class Detection:
                 self.data.box_sizes(), pyramid_strides(options)
             )
         self.title = f"{self.data.name}-{options.detector}-{options.model}"
-        self.model = DetectionModel(options, self.data, trained, auto_anchors=auto)
+        self.model = DetectionModel(options, self.data, trained, auto)
         self.loss = detection_loss
         self.metric = DetectionMetric(options, self.data)
         self.pictures = DetectionPictures(self.metric, self.data)

@@ -69,7 +69,7 @@ def check_fit(
         elif not fits:
             misshapen.add(f"has {layout.name(name)} of shape {tuple(shape)} where the model has {tuple(wanted.shape)}")
         elif isinstance(wanted, nn.Parameter) and tensors[name].is_floating_point() != wanted.is_floating_point():
-            # such as int8 without a scale
+            # such as int8, whose scale is missing
             misshapen.add(f"has {layout.name(name)} of {tensors[name].dtype} where the model has {wanted.dtype}")
     problems = [
         f"{what} {list_names(sorted(names), 4)}"
