@@ -322,6 +322,10 @@ def test_graph_that_cannot_be_recorded(weights, tmp_path, monkeypatch):
     [
         ("Violated (batch)!:\n\n  batch was fixed to 1\nUse", "Violated (batch)!: batch was fixed to 1"),
         ("\nno kernel\nframe 1", "no kernel"),
+        (
+            "a.cpp:1:\nIt failed:\nNot all.\nSummary:\n-- No rule: aten.x\n",
+            "a.cpp:1: It failed: Not all. -- No rule: aten.x",
+        ),
         ("", "RuntimeError"),
     ],
 )

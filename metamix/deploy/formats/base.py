@@ -106,8 +106,10 @@ def as_value_error(problem: str) -> Iterator[None]:
         yield
     except Exception as error:
         lines = [*filter(None, map(str.strip, str(error).splitlines())), type(error).__name__]
-        reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])  # a first line may only announce the reason
-        raise ValueError(f"{problem}: {reason}") from error
+        # Lines that end with a colon only announce the reason, and OpenVINO lists operators after "-- ".
+        first = next(i for i, line in enumerate(lines) if not line.endswith(":"))
+        reasons = lines[: first + 1] + [line for line in lines if line.startswith("-- ")][:1]
+        raise ValueError(f"{problem}: {' '.join(reasons)}") from error
 
 
 @contextmanager
