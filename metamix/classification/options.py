@@ -36,7 +36,8 @@ class ClassificationEvalOptions(WeightOptions, LocationOptions):
     """Options of `metamix eval` for classification."""
 
     data: str | None = _data(  # type: ignore[assignment]
-        None, "data set to score, as for metamix train; default: the one of training if that has a name, or else folder"
+        None,
+        "data set to score, as for metamix train; default: as in training if metamix knows it by name, else folder",
     )
     test_share: PositiveShare | None = _data(
         None, "share that is scored in a folder without a test split; default: as in training, or all of another folder"

@@ -67,7 +67,7 @@ class Classification:
         trained = load_classifier(**options.weights())
         metadata = trained.metadata
         options = replace(options, data=options.data or data_to_score(metadata.data, options.data_dir))
-        values = as_trained(metadata, options) | options.given() | {"model": trained.name}
+        values = values_of_training(metadata, options) | options.given() | {"model": trained.name}
         task = cls(ModelOptions(**values | {"model_args": metadata.model_args}), trained=metadata)
         assert metadata.img_size is not None  # the metadata are complete
         size, advice = task.data.size, "Leave --img-size out: the model stays as it was trained"
@@ -96,7 +96,7 @@ def data_to_score(trained_on: str | None, data_dir: str | None) -> str:
     raise ValueError(f"no data set is given{weights}: give --data-dir FOLDER, or --data NAME with its --data-dir")
 
 
-def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> dict[str, Any]:
+def values_of_training(metadata: ModelMetadata, options: ClassificationEvalOptions) -> dict[str, Any]:
     """Return the options of the data as they were in training.
 
     The holdout, the test share and the split to score are included only for the data set of training.

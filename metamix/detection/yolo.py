@@ -106,13 +106,13 @@ def read_list(path: Path, roots: Sequence[Path]) -> dict[str, Path]:
             raise FileNotFoundError(f"{path} lists {line}, but there is no {roots[-1] / line}: add the images")
         images.append(Path(os.path.normpath(image.absolute())))
     if not images:
-        raise ValueError(f"{path} lists no image")
+        raise ValueError(f"{path} lists no image: write the path of an image on each line")
     folder = os.path.commonpath([image.parent for image in images])
     return {image.relative_to(folder).as_posix(): image for image in images}
 
 
 def label_file(image: Path) -> Path:
-    """Return the label file of an image: at its path with labels/ for images/, or beside it without such a folder."""
+    """Return the label file of an image: its path with labels/ in place of images/, or else a file beside it."""
     before, _, after = f"/{image.as_posix()}".rpartition("/images/")
     other = Path(f"{before}/labels/{after}"[1:])
     return (other if other.parent.is_dir() else image).with_suffix(".txt")

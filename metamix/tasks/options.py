@@ -24,9 +24,9 @@ SET_BY_TASK = {
 }
 
 
-def as_trained(help: str, *, group: str = "data") -> Any:
+def as_trained(help: str) -> Any:
     """Declare an option of `metamix eval` that is None unless it is given: its value is then as in training."""
-    return option(None, f"{help}; default: as in training", group=group)
+    return option(None, f"{help}; default: as in training", group="data")
 
 
 @dataclass

@@ -51,7 +51,7 @@ def check_fit(
     Raises:
         ValueError: a tensor outside the head is missing, unknown or of a wrong shape; a parameter is not of
             floating-point numbers where the model's is, or vice versa; a tensor holds NaN; or a parameter holds
-            infinity, which masks among buffers may hold.
+            infinity. Buffers may hold infinity, since some are masks.
     """
     new: list[str] = []
     missing, misshapen = set(), set()  # sets: one tensor of the file may become several
@@ -69,7 +69,7 @@ def check_fit(
         elif not fits:
             misshapen.add(f"has {layout.name(name)} of shape {tuple(shape)} where the model has {tuple(wanted.shape)}")
         elif isinstance(wanted, nn.Parameter) and tensors[name].is_floating_point() != wanted.is_floating_point():
-            # such as int8, whose scale is missing
+            # The scale of int8 weights, for example, is unknown.
             misshapen.add(f"has {layout.name(name)} of {tensors[name].dtype} where the model has {wanted.dtype}")
     problems = [
         f"{what} {list_names(sorted(names), 4)}"
@@ -160,7 +160,7 @@ def check_size(described: nn.Module, tensors: Mapping[str, Tensor], name: str, s
 
 @contextmanager
 def limited_size(source: object) -> Iterator[None]:
-    """Raise TooLarge as soon as the block makes more than `LIMITS`; `source` names the model's file."""
+    """Raise TooLarge as soon as the block exceeds one of `LIMITS`; `source` names the model's file."""
     counts = dict.fromkeys(LIMITS, 0)
 
     def add(kind: str, count: int) -> None:
