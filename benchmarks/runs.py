@@ -13,15 +13,9 @@ from metamix.training.recipe import EngineOptions
 def read_run(run: Path) -> tuple[dict, dict]:
     """Read the summary and the recipe of a run.
 
-    Args:
-        run: folder of a finished run, or the card of a shipped weight file.
-
     Raises:
         ValueError: the run is not finished.
     """
-    if run.suffix == ".json":
-        card = json.loads(run.read_text())
-        return card, card["recipe"]
     if not (run / "summary.json").is_file():
         raise ValueError(f"{run} has no summary.json: give the folder of a finished run of train.py")
     return json.loads((run / "summary.json").read_text()), yaml.safe_load((run / "recipe.yaml").read_text())

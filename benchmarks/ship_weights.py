@@ -1,12 +1,11 @@
 """Add a trained model to weights/: its tensors in float16, and a card that says how they were made.
 
-    python -m benchmarks.ship_weights RUN --tag digits --spread RUN RUN RUN
+    python -m benchmarks.ship_weights RUN --tag digits
     python -m benchmarks.ship_weights RUN --tag noise25 --data-name "400 photographs of BSD500" --test-name BSD68
-    python -m benchmarks.ship_weights weights/NAME.TAG.json --spread SHORT SHORT SHORT
 
 RUN is the folder of the run whose weights are shipped, of classification or of restoration. Its data must lie where
-they were. `--spread` names runs of one classification recipe with different seeds; they may be shorter than RUN, and
-the card says how they differ. The last form replaces the spread of weights that are already shipped.
+they were. `seeds` on the card of a classifier has the accuracy of the run by its seed: add other seeds of the same
+recipe by hand.
 
 The scores on the card are computed in float32, with the stored tensors. A run whose scores change in float16 is
 refused. `benchmarks.measure.weights_speed` adds speed and memory to the card of a classifier,
@@ -16,7 +15,6 @@ pages. The card keeps the learning curve, so the run folder is not needed afterw
 
 import argparse
 import json
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +24,9 @@ from torch import nn
 
 import metamix  # noqa: F401 - registers the models with timm
 from benchmarks.report.cards import JOBS
-from benchmarks.runs import differences, free_options, read_run
+from benchmarks.runs import free_options, read_run
 from benchmarks.scoring import score, score_restoration
-from benchmarks.weight_cards import half, standard_error, write_card, write_weights
+from benchmarks.weight_cards import half, standard_error, write_weights
 from metamix.classification.task import Classification, ClassificationOptions
 from metamix.models.registry import create_model
 from metamix.models.timm_interface import shapes
@@ -45,22 +43,14 @@ COPIED = ("in_chans", "channels", "enlarge", "degradation", "scale", "samples", 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a finished run; or a card, to replace its spread")
-    parser.add_argument("--tag", help="short name of the data or of the job, such as digits or noise25")
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--tag", required=True, help="short name of the data or of the job, such as digits or noise25")
     parser.add_argument("--data-name", help="name of the training data on the card; needed for folders")
     parser.add_argument("--test-name", help="restoration: name of the scored images on the card, such as BSD68")
     parser.add_argument("--limit", help="sentence on what the weights cannot do, for the card")
-    parser.add_argument(
-        "--spread", nargs="+", type=Path, default=[], metavar="RUN", help="runs of one recipe with different seeds"
-    )
     args = parser.parse_args(argv)
-    of_card = args.run.suffix == ".json"
-    if of_card and (args.tag or args.data_name or not args.spread):
-        parser.error(f"{args.run} is a card, which already has a tag and data: give only --spread RUN RUN ...")
-    if not of_card and not args.tag:
-        parser.error("give --tag, the short name of the data or of the job, such as digits or noise25")
     with exit_with_message(ValueError, OSError):
-        print(add_spread(args.run, args.spread) if of_card else ship(args))
+        print(ship(args))
 
 
 def ship(args: argparse.Namespace) -> str:
@@ -103,7 +93,6 @@ def describe_classifier(
             f"{args.run} was trained on a folder, {summary['data']!r}: give --data-name with the name of the data, "
             f"such as 'CIFAR-10, JPEG copy'"
         )
-    spread = measure_spread(args.run, args.spread or [args.run])
     options = {key: value for key, value in recipe.items() if key in ClassificationOptions.__dataclass_fields__}
     options |= {"mean": about["mean"], "std": about["std"]}  # otherwise computed again, over all of train
     task = Classification(ClassificationOptions(**options))
@@ -121,7 +110,7 @@ def describe_classifier(
         "samples": about["samples"],
         "top1": round(stored, 2),
         "limits": [args.limit] if args.limit else [],
-        "spread": spread,
+        "seeds": {str(recipe["seed"]): summary["top1"]},
         "curve": {
             "train_loss": [row["train_loss"] for row in rows],
             "holdout_top1": [row.get(column) for row in rows],  # not in every epoch
@@ -173,54 +162,6 @@ def check_half(run: Path, metric: str, trained: float, stored: float, allowed: f
             f"{run} has the {metric} {trained:.3f}, and {stored:.3f} in float16: weights/ takes only models that "
             f"keep their {metric} within {allowed:.3f}"
         )
-
-
-def add_spread(card_path: Path, spread: Sequence[Path]) -> str:
-    """Write the spread of these runs into a card, and return what was written in one line."""
-    card = json.loads(card_path.read_text())
-    card["spread"] = measure_spread(card_path, spread)
-    write_card(card)
-    return f"{card_path.name}: top1 {', '.join(f'{top1:.2f}' for top1 in card['spread']['top1'])} over seeds"
-
-
-def measure_spread(run: Path, spread: Sequence[Path]) -> dict:
-    """Compute the spread of accuracy over seeds.
-
-    Args:
-        run: run folder or card that the spread belongs to.
-        spread: runs of one recipe with different seeds.
-
-    Returns:
-        Seeds, accuracies, mean, standard deviation, epochs, and `changed`: the options in which those runs differ from
-        `run`.
-
-    Raises:
-        ValueError: the runs differ in more than their seed, share a seed, or used a different model or data set.
-    """
-    summaries, recipes = zip(*map(read_run, spread))
-    main = read_run(run)[1]
-    for folder, recipe in zip(spread, recipes):
-        if more := sorted(differences(recipes[0], recipe)):
-            raise ValueError(
-                f"{spread[0]} and {folder} differ in more than their seed ({', '.join(more)}): the spread needs runs "
-                f"of one recipe"
-            )
-    changed = differences(main, recipes[0])
-    if other := sorted(changed.keys() & {"task", "model", "model_args", "data"}):
-        raise ValueError(
-            f"{spread[0]} differs from {run} in {', '.join(other)}: the spread needs the same model and data"
-        )
-    seeds = [recipe["seed"] for recipe in recipes]
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"the runs of the spread have the seeds {seeds}: each needs a different seed")
-    top1 = [summary["top1"] for summary in summaries]
-    return {
-        "seeds": seeds,
-        "top1": top1,
-        **({"mean": round(statistics.mean(top1), 2), "std": round(statistics.stdev(top1), 2)} if len(top1) > 1 else {}),
-        "epochs": recipes[0]["epochs"],
-        "changed": changed,
-    }
 
 
 def accuracy_of(task: Classification, tensors: dict[str, torch.Tensor]) -> float:

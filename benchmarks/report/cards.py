@@ -9,6 +9,7 @@ Edit a card and run this again; edits of a page are lost.
 import argparse
 import re
 import shlex
+import statistics
 import textwrap
 from collections.abc import Sequence
 from functools import cache
@@ -20,7 +21,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData  # installed with timm
 
 from benchmarks.markdown import wrap
-from benchmarks.paths import ROOT
+from benchmarks.measure.accuracy import IMAGE_SIZES
+from benchmarks.paths import ROOT, read_json
 from benchmarks.report.models import arxiv_link, arxiv_of, image_arxiv_of
 from benchmarks.report.tasks import per_pixel
 from benchmarks.weight_cards import commit_in_words, image_size, load_cards, model_of, standard_error
@@ -114,7 +116,7 @@ def header(card: dict, parts: dict) -> str:
             task_type=parts["kind"],
             dataset_type=card["name"].partition(".")[2],
             dataset_name=parts["scored_on"],
-            dataset_split="test",
+            dataset_split=split_of(card),
             metric_type=metric,
             metric_name=name,
             metric_value=value,
@@ -138,6 +140,9 @@ def classifier(card: dict) -> dict[str, Any]:
     mode, colour = ("L", "grey") if cfg["input_size"][0] == 1 else ("RGB", "colour")
     what, arxiv = describe(model)
     test = [f"--model {model}", f"--checkpoint weights/{name}.safetensors", f"--data {card['recipe']['data']}"]
+    split = split_of(card)
+    first = card["recipe"]["checkpoint"]
+    start = f"\n\ndocs/transfer.md has the command of `{first}`, the first part of the training." if first else ""
     return {
         "kind": "image-classification",
         "library": "timm",
@@ -146,8 +151,8 @@ def classifier(card: dict) -> dict[str, Any]:
         "scored_on": card["data"],
         "scores": [("accuracy", "top-1 accuracy, %", card["top1"])],
         "owned": "data",
-        "intro": f"An image classifier: {what} (arXiv {arxiv_link(arxiv)}), trained on {card['data']}: "
-        f"{card['samples']['train']:,} {colour} images of {image_size(card)} pixels in {cfg['num_classes']} classes.",
+        "intro": f"An image classifier: {what} (arXiv {arxiv_link(arxiv)}), trained at {image_size(card)} pixels on "
+        f"{card['data']}: {card['samples']['train']:,} {colour} images in {cfg['num_classes']} classes.",
         "use": f"""```python
 import metamix, timm
 
@@ -160,23 +165,23 @@ def classify(image):  # a PIL image
     return model.pretrained_cfg["label_names"][scores.argmax()]
 ```
 
-The model accepts images of other sizes, with lower accuracy. `num_classes=N` gives a new head for fine-tuning,
-`features_only=True` gives the feature maps.""",
+`num_classes=N` gives a new head for fine-tuning, `features_only=True` gives the feature maps.""",
         "rows": [
             (
-                "test accuracy",
+                f"{split} accuracy",
                 f"{card['top1']:.2f} % of {card['samples']['test']:,} images, with {kind_of_weights(card)}",
             ),
-            ("over seeds", spread_in_words(card["spread"])),
+            *size_rows(card),
+            ("over seeds", seeds_in_words(card["seeds"])),
             ("parameters", f"{card['parameters']:,}, stored as {card['stored_as']}"),
             ("multiply-adds", f"{short_count(card['macs'])} for one image of {image_size(card)}"),
             *cost_rows(card),
         ],
         "test": f"""
 
-The test split was scored once, after training. The accuracy above was measured with the stored weights in float32:
+The {split} split was scored once, after training. The accuracy above was measured with the stored weights, in float32:
 
-{command_block("python eval.py", *test, *data_dir(card), "--amp none")}""",
+{command_block("python eval.py", *test, *data_dir(card), "--amp none")}{start}""",
         "limits": limits(card),
     }
 
@@ -227,6 +232,20 @@ model = metamix.create_image_model("{name}", pretrained=True).eval()
     }
 
 
+def split_of(card: dict) -> str:
+    """Name the split that was scored: Tiny-ImageNet's test images have no public labels."""
+    return "validation" if card["recipe"].get("data") == "tiny_imagenet" else "test"
+
+
+def size_rows(card: dict) -> list[tuple[str, str]]:
+    """Return the row with the accuracy of models made for images of other sizes, if that was measured."""
+    name, tag = card["name"], card["name"].partition(".")[2]
+    sizes = read_json(IMAGE_SIZES).get(tag, {"sizes": {}})["sizes"].get(name, {"made": {}})["made"]
+    side = str(card["pretrained_cfg"]["input_size"][1])
+    others = ", ".join(f"{top1:.1f} % at {size} pixels" for size, top1 in sizes.items() if size != side)
+    return [("with another `img_size`", others)] if others else []
+
+
 def kind_of_weights(card: dict) -> str:
     """Say which weights of the run these are."""
     return {"ema": "the moving average of the weights", "last": "the weights of the last step"}[card["weights"]]
@@ -241,14 +260,12 @@ def describe(model: str) -> tuple[str, str]:
     return f"`{model}`", arxiv_of(model)
 
 
-def spread_in_words(spread: dict) -> str:
-    """Say mean, standard deviation and seeds, and in which options those runs differ from the recipe."""
-    if "mean" not in spread:
+def seeds_in_words(seeds: dict[str, float]) -> str:
+    """Say the mean accuracy and its standard deviation over the seeds."""
+    if len(seeds) == 1:
         return "unknown; one seed was trained"
-    numbers = ", ".join(map(str, spread["seeds"]))
-    seeds = f"{spread['mean']:.2f} ± {spread['std']:.2f} %, mean and standard deviation of seeds {numbers}"
-    changed = ", ".join(f"{key} {value}" for key, value in spread["changed"].items())
-    return f"{seeds}, of runs with {changed}" if changed else seeds
+    mean, deviation = statistics.mean(seeds.values()), statistics.stdev(seeds.values())
+    return f"{mean:.2f} ± {deviation:.2f} %, mean and standard deviation of seeds {', '.join(seeds)}"
 
 
 def cost_rows(card: dict) -> list[tuple[str, str]]:
@@ -268,18 +285,16 @@ def cost_rows(card: dict) -> list[tuple[str, str]]:
 
 def limits(card: dict) -> list[str]:
     """List what the model cannot do and what its accuracy does not show."""
-    classes, test = card["pretrained_cfg"]["label_names"], card["samples"]["test"]
+    classes, n = card["pretrained_cfg"]["label_names"], card["samples"]["test"]
     lines = [
         *card.get("limits", ()),
         f"It has {len(classes)} classes: {', '.join(classes)}.",
-        f"With {test:,} test images, two standard errors of the accuracy are "
-        f"{2 * standard_error(card['top1'], test):.2f} points; the error of a difference between two models is larger.",
+        f"With {n:,} {split_of(card)} images, two standard errors of the accuracy are "
+        f"{2 * standard_error(card['top1'], n):.2f} points. The error of a difference between two models is larger.",
         "It was tested on images like those it was trained on, not on corrupted images or images from other sources.",
     ]
-    if "mean" not in card["spread"]:
+    if len(card["seeds"]) == 1:
         lines.append("One seed was trained, so the spread over seeds is unknown.")
-    elif card["spread"]["changed"]:
-        lines.append("The spread over seeds does not come from the run that made these weights: see the table.")
     return lines
 
 

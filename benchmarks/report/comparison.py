@@ -10,7 +10,7 @@ from benchmarks.weight_cards import by_mixer, image_size, load_cards, model_of, 
 from metamix import list_mixers
 from metamix.utils.text import short_count
 
-COLUMNS = ["test accuracy, %", "over seeds, %", "parameters", "MACs", "training, img/s", "inference, img/s"]
+COLUMNS = ["test accuracy, %", "parameters", "MACs", "training, img/s", "inference, img/s"]
 COLUMNS += ["memory, MiB"]
 # Accuracy in % that a paper reports for its model, on the data of the shipped weights.
 PUBLISHED = {"wavemixlite_8_10": 99, "wavemixlite_32_7": 80}
@@ -32,8 +32,7 @@ def family_table(tag: str) -> str:
 
 def model_row(name: str, card: dict, baseline: dict | None) -> list[str]:
     """Make a row: `name`, then `COLUMNS`. Speeds are also given relative to `baseline`, the cost of identity."""
-    cells = [name, f"{card['top1']:.2f}", over_seeds(card)]
-    cells += [short_count(card["parameters"]), short_count(card["macs"])]
+    cells = [name, f"{card['top1']:.2f}", short_count(card["parameters"]), short_count(card["macs"])]
     if "cost" not in card:
         return [*cells, "", "", ""]
     cost = card["cost"]
@@ -42,20 +41,8 @@ def model_row(name: str, card: dict, baseline: dict | None) -> list[str]:
     return [*cells, f"{cost['train_mib']:,} / {cost['infer_mib']:,}"]
 
 
-def over_seeds(card: dict) -> str:
-    """Format mean and standard deviation over seeds, the number of runs, and their epochs where they were shorter.
-
-    Empty if one seed was trained.
-    """
-    spread = card["spread"]
-    if "mean" not in spread:
-        return ""
-    shorter = f", {spread['epochs']} epochs" if "epochs" in spread["changed"] else ""
-    return f"{spread['mean']:.2f} ± {spread['std']:.2f} ({len(spread['seeds'])} runs{shorter})"
-
-
 def notes(cards: Sequence[dict], relative: bool) -> str:
-    """Explain the numbers of a table: data, uncertainty, recipe, seeds and how speed was measured.
+    """Explain the numbers of a table: data, uncertainty, recipe and how speed was measured.
 
     Args:
         cards: the cards in the table.
@@ -72,18 +59,7 @@ def notes(cards: Sequence[dict], relative: bool) -> str:
         said.append(f"The recipes differ in {', '.join(f'`{key}`' for key in differing)}; see the cards.")
     elif len(cards) > 1:
         said.append(f"All models follow one recipe of {card['recipe']['epochs']} epochs; the cards have the commands.")
-    if spreads := [c for c in cards if "mean" in c["spread"]]:
-        changed = spreads[0]["spread"]["changed"]
-        if any(c["spread"]["changed"] != changed for c in spreads):
-            other = varying([c["recipe"] | c["spread"]["changed"] for c in spreads])
-            runs = "other recipes" if other else f"one recipe of {spreads[0]['spread']['epochs']} epochs"
-        elif changed:
-            runs = f"the same recipe with {', '.join(f'`{key}` {value}' for key, value in changed.items())}"
-        else:
-            runs = "the same recipe"
-        said.append(f"Over seeds: mean and standard deviation of runs of {runs}.")
-    else:
-        said.append("One seed each.")
+    said.append("One seed each.")
     if cost := card.get("cost"):
         said.append(
             f"Speed: median of interleaved steps{', in brackets relative to identity' if relative else ''}, on "

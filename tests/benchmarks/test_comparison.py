@@ -34,31 +34,6 @@ def test_unequal_recipes_are_noted():
     assert "All models follow one recipe of 48 epochs" in said.replace("\n", " ")
 
 
-@pytest.mark.parametrize(
-    "changed, said", [({"epochs": 3}, "71.00 ± 0.20 (2 runs, 3 epochs)"), ({}, "71.00 ± 0.20 (2 runs)"), (None, "")]
-)
-def test_a_spread_of_shorter_runs_says_so(changed, said):
-    spread = {"seeds": [1, 2], "epochs": 3, "changed": changed}
-    spread |= {} if changed is None else {"mean": 71.0, "std": 0.2}
-    assert comparison.over_seeds({"spread": spread}) == said
-
-
-@pytest.mark.parametrize(
-    "changed, said",
-    [
-        ([{"epochs": 3}, {"epochs": 3}], "of runs of the same recipe with `epochs` 3."),
-        ([{}, {}], "of runs of the same recipe."),
-        ([{"epochs": 3}, {"epochs": 3, "lr": CARDS["identity"]["recipe"]["lr"]}], "of runs of one recipe of 3 epochs."),
-        ([{"epochs": 3}, {"epochs": 3, "lr": 0.5}], "of runs of other recipes."),
-    ],
-)
-def test_what_the_runs_of_a_spread_were(changed, said):
-    cards = [
-        CARDS["identity"] | {"spread": {"epochs": 3, "mean": 71.0, "std": 0.2, "changed": each}} for each in changed
-    ]
-    assert said in comparison.notes(cards, relative=True).replace("\n", " ")
-
-
 def test_a_card_whose_accuracy_is_not_reproduced_is_refused(monkeypatch):
     (card,) = load_cards("digits")
     card["top1"] = 12.34
