@@ -52,7 +52,8 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
             _time_step(engine, run)
             return folder
         if not engine.resume():
-            for line in yaml.safe_dump(recipe.flat(), default_flow_style=True, sort_keys=False, width=118).splitlines():
+            style = dict(default_flow_style=True, sort_keys=False, allow_unicode=True, width=118)
+            for line in yaml.safe_dump(recipe.flat(), **style).splitlines():
                 run.say(line)
         _describe(engine, run)
         if group.is_main:

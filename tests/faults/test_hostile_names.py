@@ -102,12 +102,13 @@ def images(folder):
 
 
 def test_nothing_that_training_prints_or_logs_holds_a_control_sequence(tmp_path, capfd):
-    data, run = images(tmp_path / f"data {EVIL.replace('/', ':')}"), tmp_path / "run"
+    data, run = images(tmp_path / f"Bär {EVIL.replace('/', ':')}"), tmp_path / "run"
     words = ["--data", "folder", "--data-dir", data, "--batch-size", 4, "--warmup-epochs", 0, "--epochs", 1]
     train(*words, "--memory", "no", "--corrupt-limit", 1, "--workers", 0, "--output", run)
     said = capfd.readouterr()
     text = (run / "log.txt").read_text()
     assert "warning: unreadable image 1 of 9" in text and r"\x1b[2J" in text
+    assert "/Bär" in text.partition("download:")[0]  # in the recipe
     for part in (text, said.out, said.err):
         assert not CONTROL.search(part) and not re.search("^epoch 9", part, re.MULTILINE)
 
