@@ -26,8 +26,7 @@ class Classification:
     To evaluate weights, `trained` is their metadata, and the options are only `ModelOptions`.
     """
 
-    Options: type = ClassificationOptions
-    EvalOptions: type = ClassificationEvalOptions
+    Options, EvalOptions = ClassificationOptions, ClassificationEvalOptions
     same_image_shape = True
 
     def __init__(self, options: ModelOptions, seed: int = 0, trained: ModelMetadata | None = None):

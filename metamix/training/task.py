@@ -108,7 +108,7 @@ class Metric(Protocol):
         `update`, so that no more than one large output is held.
         """
 
-    def update(self, state: State, outputs: Iterable[Any], batch: Batch) -> None:
+    def update(self, state: State, outputs: Any, batch: Batch) -> None:
         """Add the outputs for a batch to the state. They come from `predict`, or from an exported model."""
 
     def result(self, states: list[State]) -> dict[str, float]:
@@ -152,11 +152,18 @@ class Task(Protocol):
 
     title: str  # data and model, such as "digits-metaformer_pooling_nano"; names the run folder
     same_image_shape: bool  # whether all batches have images of one shape; cuDNN then searches for fast convolutions
-    data: TaskData
-    model: TaskModel
-    loss: Loss
-    metric: Metric
-    pictures: Pictures
+
+    # Properties, so that a task may declare its own classes for them.
+    @property
+    def data(self) -> TaskData: ...
+    @property
+    def model(self) -> TaskModel: ...
+    @property
+    def loss(self) -> Loss: ...
+    @property
+    def metric(self) -> Metric: ...
+    @property
+    def pictures(self) -> Pictures: ...
 
     @property
     def notes(self) -> Sequence[str]:
@@ -172,8 +179,10 @@ class TaskClass(Protocol):
         EvalOptions: dataclass of the options of `metamix eval`. It has the field `checkpoint`.
     """
 
-    Options: type
-    EvalOptions: type
+    @property
+    def Options(self) -> type: ...
+    @property
+    def EvalOptions(self) -> type: ...
 
     def __call__(self, options: Any, seed: int = 0) -> Task:
         """Open the data and assemble the task; raise ValueError if the options do not fit together."""
