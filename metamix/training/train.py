@@ -135,7 +135,8 @@ def _describe(engine: Engine, run: Run) -> None:
     """Print the data, the model, the number of steps and the machine."""
     about, options, group = engine.about, engine.options, engine.group
     share = options.batch_size // group.world_size
-    samples = ", ".join(f"{count:,} {split}" for split, count in about["samples"].items())
+    names = {"test": about.get("test_split", "test")}  # by the data set's own name
+    samples = ", ".join(f"{count:,} {names.get(split, split)}" for split, count in about["samples"].items())
     run.say(f"data     {about['data']}: {samples}")
     run.say(
         f"model    {about['model']}: {about['parameters']:,} parameters, {about['macs'] / 1e6:,.1f} M multiply-adds"

@@ -354,7 +354,7 @@ def test_the_printed_command_trains(original, tmp_path, capsys):
     command = shlex.split(capsys.readouterr().out.splitlines()[-1])
     assert command[:2] == ["metamix", "train"]
     train(*command[2:], "--no-pretrained", "--min-size", 32, "--max-size", 48, "--workers", 0, "--dry-run")
-    assert "data     out: 10 train, 2 test" in capsys.readouterr().out
+    assert "data     out: 10 train, 2 val" in capsys.readouterr().out
 
 
 def test_images_are_links_where_they_can_be(original, tmp_path, monkeypatch):
