@@ -62,7 +62,7 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
                 f"give --model NAME, and the hub's weights as --checkpoint FILE"
             )
         find_task(recipe.task).part("task").check_model(model, recipe.options.pretrained)
-        if "." in model and not recipe.options.pretrained and group.is_main:
+        if "." in model and not (recipe.options.pretrained or recipe.options.checkpoint) and group.is_main:
             print(printable(f"note: {model} names weights, but they are loaded only with --pretrained"))
     for i, model in enumerate(models):
         # A copy of the engine's options, since the engine sets those that are left open.

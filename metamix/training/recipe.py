@@ -38,6 +38,8 @@ _speed = partial(option, group="precision and speed", on_resume="report")
 
 # Options that the engine chooses if neither the config nor a flag gives them.
 CHOSEN = frozenset({"batch_size", "micro_batch"})
+# A flag, and the option of the config that says the same in another way, which the flag replaces.
+INSTEAD = (("epochs", "iterations"), ("checkpoint", "pretrained"), ("pretrained", "checkpoint"))
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1, description="a whole number of at least 0 and below 2^63")]
 Epochs = Annotated[int, Field(ge=1, le=10**6)]
@@ -218,8 +220,9 @@ def parse(
         for values, source in ((configured, f"{path}: epochs and iterations"), (flags, "--epochs and --iterations")):
             if "epochs" in values and values.get("iterations"):
                 raise ValueError(f"{source} both say how long the run is; give one")
-        if "epochs" in flags:
-            configured.pop("iterations", None)
+        for flag, other in INSTEAD:
+            if flags.get(flag):
+                configured.pop(other, None)
         if flags.get("ema", configured.get("ema")) != configured.get("ema"):  # a saved recipe names what it scored
             configured.pop("score", None)
         values = {**defaults, **configured, **flags}

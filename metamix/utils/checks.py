@@ -53,10 +53,7 @@ def check_known(owner: str, options: Iterable[str], accepted: Collection[str], a
 def check_one_source(pretrained: bool, checkpoint: object) -> None:
     """Raise ValueError if both published weights and a file are asked for."""
     if pretrained and checkpoint:
-        raise ValueError(
-            f"pretrained and checkpoint ({checkpoint}) both say where weights come from: give one. --no-pretrained "
-            f"overrides a config."
-        )
+        raise ValueError(f"pretrained and checkpoint ({checkpoint}) both say where weights come from: give one.")
 
 
 def parse_size(name: str, value: int | tuple[int, int]) -> tuple[int, int]:

@@ -39,7 +39,7 @@ def test_model_args_are_read_as_yaml():
     [
         (
             {"pretrained": True, "checkpoint": "a.pt"},
-            r"pretrained and checkpoint \(a.pt\) both say where weights .*: give one. --no-pretrained overrides",
+            r"pretrained and checkpoint \(a.pt\) both say where weights .*: give one",
         ),
         ({"model_args": {"features_only": True}}, "features_only, which is not an argument of the model itself"),
         ({"model_args": {"img_size": 32}}, "model_args has img_size, which comes from --img-size; leave it out"),

@@ -25,6 +25,8 @@ class Options:
     rates: tuple[float, ...] = option((), "several numbers")
     model_args: dict = option({}, "more")
     teacher: str | None = option(None, "model to learn from")
+    pretrained: bool = option(False, "published weights")
+    checkpoint: str | None = option(None, "weights of a file")
     anchors: float | Literal["auto"] = option("auto", "a number, or a word")
     memory: Literal["auto", "yes", "no"] = option("auto", "words that YAML 1.1 reads as booleans")
     shuffle: bool = option(True, "draw samples in random order")
@@ -63,6 +65,16 @@ def test_the_flag_epochs_replaces_the_iterations_of_a_config(config):
     assert read("--config", config("epochs: 2\n"), "--iterations", "50").engine.iterations == 50
     with pytest.raises(SystemExit, match="recipe.yaml: epochs and iterations both say how long the run is; give one"):
         read("--config", config("epochs: 2\niterations: 50\n"))
+
+
+def test_a_flag_replaces_the_weights_of_a_config(config):
+    for text, words, wanted in (
+        ("pretrained: true\n", ["--checkpoint", "a.pt"], (False, "a.pt")),
+        ("checkpoint: a.pt\n", ["--pretrained"], (True, None)),
+        ("checkpoint: a.pt\n", ["--no-pretrained"], (False, "a.pt")),
+    ):
+        options = read("--config", config(text), *words).options
+        assert (options.pretrained, options.checkpoint) == wanted
 
 
 def test_a_task_may_have_its_own_defaults_of_engine_options(config, capsys):
