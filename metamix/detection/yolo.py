@@ -3,10 +3,12 @@
     data.yaml, images/train/, images/val/, labels/train/, labels/val/
     data.yaml, train/images/, train/labels/, valid/images/, valid/labels/
     data.yaml, train.txt, images/train/, labels/train/, as CVAT writes them: train.txt lists images
+    obj.data, obj.names, train.txt, obj_train_data/, of Darknet and of CVAT's YOLO 1.1
 
-data.yaml names the classes and the folders or lists of images. A label file has the path of its image, with `labels`
-in place of `images`. Its lines are `class x y width height` for a box, given by its centre, or `class x y x y x y ...`
-for a polygon. All are shares of the width and height of the image. Images without a label file are background.
+data.yaml or obj.data names the classes and the folders or lists of images. A label file has the path of its image, with
+`labels` in place of `images`, or lies beside it. Its lines are `class x y width height` for a box, given by its centre,
+or `class x y x y x y ...` for a polygon. All are shares of the width and height of the image. Images without a label
+file are background.
 """
 
 import os
@@ -26,14 +28,14 @@ SLACK = 0.01  # how far rounding may take a share below 0 or above 1
 
 
 def read_yolo(source: Path) -> Boxes:
-    """Read the labels that a data.yaml, or the only YAML file in a folder, describes."""
-    files = [source] if source.is_file() else [source / "data.yaml", *source.glob("*.yaml"), *source.glob("*.yml")]
+    """Read the labels that a data.yaml, the only YAML file in a folder, or an obj.data describes."""
+    files = [source] if source.is_file() else [source / "data.yaml", *source.glob("*.y*ml"), *source.glob("*.data")]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         raise FileNotFoundError(
             f"{source} holds no data.yaml: write one with the names of the classes, such as names: [cat, dog]"
         )
-    config = read_yaml(file)
+    config = read_darknet(file) if file.suffix == ".data" else read_yaml(file)
     labels, label_files, folders = Boxes(class_names(file, config)), set[Path](), set[Path]()
     has_keypoints = "kpt_shape" in config
     labels.notes["keypoints were left out"] += [str(file)] * has_keypoints
@@ -47,6 +49,20 @@ def read_yolo(source: Path) -> Boxes:
     stray = {path for folder in folders for path in folder.rglob("*.txt")} - label_files
     labels.notes["label files without an image were left out"] += map(str, sorted(stray))
     return labels.checked(", ".join(map(str, sorted(folders))))
+
+
+def read_darknet(file: Path) -> dict[str, Any]:
+    """Read an obj.data, with lines `key = value`, as the content of a data.yaml.
+
+    Its paths are those of another machine, such as data/train.txt, so the files are looked up beside obj.data.
+    """
+    lines = (line.partition("=") for line in read_text(file).splitlines())
+    values = {key.strip(): value.strip() for key, _, value in lines}
+    if not values.get("names"):
+        raise ValueError(f"{file} has no line 'names = obj.names', which gives the file with the names of the classes")
+    here = {key: str(file.parent / Path(value).name) for key, value in values.items()}
+    names = [line.strip() for line in read_text(Path(here["names"])).splitlines() if line.strip()]
+    return {"names": names, "train": here.get("train"), "val": here.get("valid")}
 
 
 def class_names(file: Path, config: dict[str, Any]) -> list[str]:

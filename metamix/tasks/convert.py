@@ -21,7 +21,8 @@ TRAIN_SHARE = 0.8  # share of the images to train on if the source has no splits
 EPILOG = """formats:
   voc      Pascal VOC or LabelImg: Annotations/*.xml and JPEGImages/, annotations/ and images/, or all in one folder;
            or train/, valid/ and test/, each with one of these layouts
-  yolo     boxes or polygons: data.yaml, images/train/ and labels/train/, or train/images/ and train/labels/
+  yolo     boxes or polygons: data.yaml, images/train/ and labels/train/, or train/images/ and train/labels/;
+           obj.data of Darknet and of CVAT's YOLO 1.1
   coco     an annotation file and its images; train/_annotations.coco.json of Roboflow; annotations/instances_*.json
            of COCO and CVAT
   csv      boxes, with the columns file, class, xmin, ymin, xmax, ymax; or classes of images: file, class

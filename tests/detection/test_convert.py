@@ -134,6 +134,22 @@ def yolo_of_cvat(original, folder):
     (folder / "data.yaml").write_text("\n".join(lines) + "\n")
 
 
+def yolo_of_darknet(original, folder):
+    """Write the layout of Darknet and of CVAT's YOLO 1.1: labels beside the images, paths of another machine."""
+    for split, name in (("train", "train"), ("val", "valid")):
+        place = folder / f"obj_{name}_data"
+        write_yolo(original, place, folder / "labels", split)
+        for label in folder.glob("labels/*"):
+            label.rename(place / label.name)
+        (folder / "labels").rmdir()
+        images = sorted(place.glob("*.png"))
+        (folder / f"{name}.txt").write_text("".join(f"data/{place.name}/{image.name}\n" for image in images))
+    (folder / "obj.names").write_text("disc\nsquare\n")
+    (folder / "obj.data").write_text(
+        "classes = 2\ntrain = data/train.txt\nvalid = data/valid.txt\nnames = data/obj.names\nbackup = backup/\n"
+    )
+
+
 def coco_by_split(original, folder):
     """Write the layout of Roboflow, with a class for the group of all classes."""
     for split, name in (("train", "Train"), ("val", "valid")):
@@ -205,6 +221,7 @@ def boxes(original):
         (yolo_by_split, "yolo", True),
         (yolo_without_splits, "yolo", False),
         (yolo_of_cvat, "yolo", True),
+        (yolo_of_darknet, "yolo", True),
         (coco_of_one_file, "coco", False),
         (coco_of_cvat, "coco", True),
         (csv_of_corners, "csv", False),
@@ -310,6 +327,13 @@ def test_coco_keeps_masks_areas_and_crowds(original, tmp_path):
     assert len(annotations) == len(data["annotations"])
     (kept,) = (each for each in annotations if each.get("segmentation") == polygon)
     assert (kept["bbox"], kept["area"], kept["iscrowd"]) == ([x, y, width, height], 7, 1)
+
+
+def test_an_obj_data_without_names_is_refused(original, tmp_path):
+    yolo_of_darknet(original, tmp_path / "source")
+    (tmp_path / "source/obj.data").write_text("train = data/train.txt\n")
+    with pytest.raises(SystemExit, match="obj.data has no line 'names = obj.names', which gives the file with"):
+        metamix_command("convert", "yolo", tmp_path / "source", tmp_path / "out")
 
 
 def test_yolo_keeps_polygons_and_leaves_out_keypoints(original, tmp_path, capsys):
