@@ -13,7 +13,7 @@ file are background.
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,14 @@ def read_yolo(source: Path) -> Boxes:
             f"{source} holds no data.yaml: write one with the names of the classes, such as names: [cat, dog]"
         )
     config = read_darknet(file) if file.suffix == ".data" else read_yaml(file)
-    labels, label_files, folders = Boxes(class_names(file, config)), set[Path](), set[Path]()
+    classes = class_names(file, config)
+    labels, label_files, folders = Boxes(list(classes.values())), set[Path](), set[Path]()
     has_keypoints = "kpt_shape" in config
     labels.notes["keypoints were left out"] += [str(file)] * has_keypoints
     for place, (split, images) in image_sets(file, config).items():
         for stem, image in by_stem(images).items():
             path = label_file(image)
-            boxes = read_boxes(path, labels.classes, file, has_keypoints) if path.exists() else []
+            boxes = read_boxes(path, classes, file, has_keypoints) if path.exists() else []
             labels.add(stem + image.suffix, image, boxes, split, shares=True)
             label_files.add(path)
             folders.add(label_file(place / image.name).parent if place.is_dir() else path.parent)
@@ -65,19 +66,19 @@ def read_darknet(file: Path) -> dict[str, Any]:
     return {"names": names, "train": here.get("train"), "val": here.get("valid")}
 
 
-def class_names(file: Path, config: dict[str, Any]) -> list[str]:
-    """Return the names of the classes in the order of their numbers, which begin at 0."""
+def class_names(file: Path, config: dict[str, Any]) -> dict[int, str]:
+    """Return the names of the classes by their numbers. Names without numbers are numbered from 0."""
     names = config.get("names")
-    if isinstance(names, dict) and set(map(str, names)) == set(map(str, range(len(names)))):
-        names = [names[key] for key in sorted(names, key=int)]
-    if not isinstance(names, list) or not names or any(type(name) not in (str, int) for name in names):
+    numbered = names if isinstance(names, dict) else dict(enumerate(names if isinstance(names, list) else ()))
+    if not numbered or any(type(name) not in (str, int) or not str(key).isdecimal() for key, name in numbered.items()):
         raise ValueError(f"{file} has the names {names!r}: give the names of the classes, such as [cat, dog]")
-    if config.get("nc", len(names)) != len(names):
-        raise ValueError(f"{file} has {len(names)} names, but nc is {config['nc']}")
-    name, count = Counter(map(str, names)).most_common(1)[0]
+    if config.get("nc", len(numbered)) != len(numbered):
+        raise ValueError(f"{file} has {len(numbered)} names, but nc is {config['nc']}")
+    classes = {int(key): str(name) for key, name in numbered.items()}
+    name, count = Counter(classes.values()).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{file} has the class {name!r} twice: give each class its own name")
-    return list(map(str, names))
+    return dict(sorted(classes.items()))
 
 
 def image_sets(file: Path, config: dict[str, Any]) -> dict[Path, tuple[str, dict[str, Path]]]:
@@ -134,7 +135,7 @@ def label_file(image: Path) -> Path:
     return (other if other.parent.is_dir() else image).with_suffix(".txt")
 
 
-def read_boxes(path: Path, classes: Sequence[str], description: Path, has_keypoints: bool) -> list[Box]:
+def read_boxes(path: Path, classes: Mapping[int, str], description: Path, has_keypoints: bool) -> list[Box]:
     """Read the objects in a label file, in shares of the image's width and height; skip keypoints after a box."""
     boxes = []
     for line, words in enumerate(map(str.split, read_text(path).splitlines()), start=1):
@@ -147,10 +148,9 @@ def read_boxes(path: Path, classes: Sequence[str], description: Path, has_keypoi
                 f"{place} has {len(words)} values, but a line has a class, and then x, y, width and height of a box, "
                 f"or x and y of each point of a polygon"
             )
-        if number not in range(len(classes)):
-            raise ValueError(
-                f"{place} has the class {words[0]}, but {description} names the classes 0 to {len(classes) - 1}"
-            )
+        if number not in classes:
+            numbers = list_names(map(str, classes))
+            raise ValueError(f"{place} has the class {words[0]}, but {description} names the classes {numbers}")
         if wrong := [word for word, value in zip(words[1:], values) if not -SLACK <= value <= 1 + SLACK]:  # or NaN
             raise ValueError(f"{place} has the values {list_names(wrong)}, but they must be shares, from 0 to 1")
         if len(values) == 4:

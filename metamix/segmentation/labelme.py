@@ -1,7 +1,7 @@
 """Read the shapes of LabelMe, to make a data set for training."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +15,13 @@ from .labels import IGNORED
 from .masks import Masks
 from .pairs import Files, add_file, find_files, key_of, match_files
 
+IGNORE = "__ignore__"  # label of shapes whose pixels are ignored
 LEAST_POINTS = {"polygon": 3, "rectangle": 2}  # of the shapes that are drawn
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape of LabelMe; the points are x, y in pixels."""
+    """A shape of LabelMe, or an object's outline in COCO's format; the points are x, y in pixels."""
 
     label: str
     kind: str
@@ -30,7 +31,7 @@ class Shape:
 def read_labelme(source: Path) -> Masks:
     """Read the .json files of LabelMe, and draw their polygons and rectangles in the order of the file.
 
-    The rest of an image is background. Shapes with the label `__ignore__` mark pixels that are ignored.
+    The rest of an image is background. Pixels of shapes with the label `__ignore__` are ignored.
     """
     images, masks = find_files(source)
     images = masks | images  # a folder named labels may hold both
@@ -38,10 +39,7 @@ def read_labelme(source: Path) -> Masks:
     for path in sorted(source.rglob("*.json")):
         add_file(files, key_of(path, source), path, "labels")
     read = {path: read_shapes(path) for path in files.values()}
-    numbers = {"background": 0, "_background_": 0, "__ignore__": IGNORED}
-    names = sorted({shape.label for _, shapes, _ in read.values() for shape in shapes} - numbers.keys())
-    numbers |= {name: number for number, name in enumerate(names, start=1)}
-    labels = Masks(["background", *names], lambda shapes: draw(shapes, numbers))
+    labels = masks_of(shape for _, shapes, _ in read.values() for shape in shapes)
     pairs = match_files(images, files)
     for path, (split, name, image) in pairs.items():
         size, shapes, others = read[path]
@@ -64,6 +62,13 @@ def read_shapes(path: Path) -> tuple[tuple[int, int], list[Shape], list[str]]:
             shapes.append(Shape(" ".join(str(shape["label"]).split()), str(shape.get("shape_type", "polygon")), points))
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not in LabelMe's format: {type(error).__name__}: {error}") from None
+    check_shapes(path, size, shapes)
+    drawn = [shape for shape in shapes if shape.kind in LEAST_POINTS]
+    return size, drawn, sorted({shape.kind for shape in shapes} - LEAST_POINTS.keys())
+
+
+def check_shapes(path: Path, size: tuple[int, int], shapes: Sequence[Shape]) -> None:
+    """Raise ValueError if an image of (height, width) or one of its shapes, read from `path`, cannot be drawn."""
     if not 1 <= min(size) <= max(size) <= MAX_SIDE:
         raise ValueError(f"{path} has an image of {size[0]} x {size[1]} pixels, but sides are 1 to {MAX_SIDE}")
     for shape in shapes:
@@ -71,8 +76,14 @@ def read_shapes(path: Path) -> tuple[tuple[int, int], list[Shape], list[str]]:
             raise ValueError(f"{path} has a {shape.kind} without a label")
         if len(shape.points) < LEAST_POINTS.get(shape.kind, 0) or not np.isfinite(shape.points).all():
             raise ValueError(f"{path} has a {shape.kind} of too few points or with an infinite one: {shape.points}")
-    drawn = [shape for shape in shapes if shape.kind in LEAST_POINTS]
-    return size, drawn, sorted({shape.kind for shape in shapes} - LEAST_POINTS.keys())
+
+
+def masks_of(shapes: Iterable[Shape]) -> Masks:
+    """Make a collection of masks, without images yet, whose classes are the labels of these shapes."""
+    numbers = {"background": 0, "_background_": 0, IGNORE: IGNORED}
+    names = sorted({shape.label for shape in shapes} - numbers.keys())
+    numbers |= {name: number for number, name in enumerate(names, start=1)}
+    return Masks(["background", *names], lambda mask: draw(mask, numbers))
 
 
 def draw(mask: tuple[tuple[int, int], Sequence[Shape]], numbers: Mapping[str, int]) -> np.ndarray:

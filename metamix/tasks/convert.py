@@ -29,6 +29,7 @@ EPILOG = """formats:
   folders  a folder for each label; an image in several folders under one name has all their labels
   masks    images and masks of any values or colours, in images/ and masks/, or a.jpg and a_mask.png
   labelme  polygons: a.json beside a.jpg, or in another folder
+  polygons of a data set in COCO's format, which `coco` and `yolo` write, as masks for segmentation
 
 The images are linked or copied, and the source is not changed. What is left out is printed."""
 
@@ -67,7 +68,9 @@ Reader = Callable[[Path], LabelledImages | None]
 class ConvertOptions(Options):
     """Turn labels of another program into a data set to train on."""
 
-    format: str = positional("format of the labels: voc, yolo, coco, csv, folders, masks or labelme", metavar="FORMAT")
+    format: str = positional(
+        "format of the labels: voc, yolo, coco, csv, folders, masks, labelme or polygons", metavar="FORMAT"
+    )
     source: Path = positional("folder of images and labels, or the CSV, YAML or JSON file in it", metavar="SOURCE")
     out: Path = positional("folder to write, new or empty", metavar="OUT")
     split: ShareBetween | None = option(

@@ -103,6 +103,14 @@ def yolo_by_kind(original, folder):
     )
 
 
+def yolo_of_other_numbers(original, folder):
+    """Write numbers of classes that do not begin at 0, as in labels made from COCO's."""
+    yolo_by_kind(original, folder)
+    for label in folder.glob("labels/*/*.txt"):
+        label.write_text(re.sub("^1 ", "17 ", label.read_text(), flags=re.MULTILINE))
+    replace("data.yaml", "1: square", "17: square")(folder)
+
+
 def yolo_by_split(original, folder):
     """Write the layout of Roboflow, whose paths lead nowhere."""
     for split, name in (("train", "train"), ("val", "valid")):
@@ -219,6 +227,7 @@ def boxes(original):
         (voc_of_cvat, "voc", True),
         (yolo_by_kind, "yolo", True),
         (yolo_by_split, "yolo", True),
+        (yolo_of_other_numbers, "yolo", True),
         (yolo_without_splits, "yolo", False),
         (yolo_of_cvat, "yolo", True),
         (yolo_of_darknet, "yolo", True),
@@ -434,7 +443,8 @@ LABEL = "labels/train/train_0.txt"
         (yolo_by_kind, replace("data.yaml", "disc, 1: square", "1, 1: '1'"), "data.yaml has the class '1' twice"),
         (yolo_by_kind, replace("data.yaml", "../datasets/shapes\ntrain: images/train", "/\ntrain: ."), FOLDER_ABOVE),
         (yolo_by_kind, replace("data.yaml", "images/train", ".."), FOLDER_ABOVE),
-        (yolo_by_kind, replace("data.yaml", "1: square", "2: square"), "data.yaml has the names .*: give the names"),
+        (yolo_by_kind, replace("data.yaml", "1: square", "2: square"), "has the class 1, but .*names the classes 0, 2"),
+        (yolo_by_kind, replace("data.yaml", "1: square", "x: square"), "data.yaml has the names .*: give the names"),
         (yolo_by_kind, append("data.yaml", "nc: 3\n"), "data.yaml has 2 names, but nc is 3"),
         (yolo_by_kind, replace("data.yaml", "images/val", "images/dev"), "has val: images/dev, but there is no /"),
         (

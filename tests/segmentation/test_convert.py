@@ -1,4 +1,4 @@
-"""Test `metamix convert` of masks and of LabelMe's shapes: the classes of all pixels stay the same."""
+"""Test `metamix convert` of masks, LabelMe's shapes and COCO's polygons: the classes of all pixels stay the same."""
 
 import json
 import shlex
@@ -297,6 +297,76 @@ def test_labelme_files_in_folders_of_any_names(tmp_path):
         {"train/masks/a.png", "val/masks/b.png"},
         {"train/masks/b.png", "val/masks/a.png"},
     )
+
+
+SQUARE = [2, 1, 20, 1, 20, 10, 2, 10]
+
+
+def coco(folder, annotations, **image):
+    """Write a data set in COCO's format with an image of 24 x 32 pixels in train and in val."""
+    for split in ("train", "val"):
+        place = folder / split / "night/a.jpg"
+        place.parent.mkdir(parents=True)
+        Image.new("RGB", (32, 24)).save(place)
+        images = [{"id": 7, "file_name": "night/a.jpg", "height": 24, "width": 32} | image]
+        objects = [{"id": i, "image_id": 7, "category_id": 1, "area": 9} | a for i, a in enumerate(annotations)]
+        data = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "pond"}]}
+        data["categories"].append({"id": 2, "name": "boat"})
+        (folder / "annotations").mkdir(exist_ok=True)
+        (folder / f"annotations/instances_{split}.json").write_text(json.dumps(data))
+    return folder
+
+
+def test_polygons_of_coco_are_drawn_the_largest_first(tmp_path, capsys):
+    source = coco(
+        tmp_path / "source",
+        [
+            {"segmentation": [[4, 2, 6, 2, 6, 5, 4, 5], [9, 2, 11, 2, 11, 5, 9, 5]], "category_id": 2, "area": 6},
+            {"segmentation": [SQUARE], "area": 162},
+            {"segmentation": [[0, 20, 31, 20, 31, 23, 0, 23]], "iscrowd": 1},
+            {"bbox": [0, 0, 9, 9]},
+            {"segmentation": {"size": [24, 32], "counts": "abc"}},
+        ],
+    )
+    classes, labels = convert(source, "polygons")
+    assert classes == ("background", "boat", "pond")
+    assert labels.keys() == {"train/masks/night/a.png", "val/masks/night/a.png"}
+    for values in labels.values():
+        assert (values[20:] == 255).all() and (values[2:6, 4:7] == 1).all() and (values[2:6, 9:12] == 1).all()
+        assert (values[1:11, 2:21] == 2).sum() == 190 - 24 and (values[:20] == 0).sum() == 640 - 190
+    said = capsys.readouterr().out
+    assert "1 train, 1 val images, 3 classes: background, boat, pond" in said
+    assert f"without a polygon were left out: {source}/annotations/instances_train.json, annotation 3, " in said
+    assert metamix_command("verify", tmp_path / "out") == 0
+
+
+def test_images_of_polygons_lie_inside_of_the_folder(tmp_path, capsys):
+    Image.new("RGB", (32, 24)).save(tmp_path / "x.jpg")
+    source = coco(tmp_path / "source", [{"segmentation": [SQUARE]}], file_name="..\\..\\x.jpg")
+    with pytest.raises(SystemExit, match="source has no image with a polygon: give a data set whose objects have"):
+        metamix_command("convert", "polygons", source, tmp_path / "out")
+    (source / "train/x.jpg").symlink_to(source / "train/night/a.jpg")
+    assert convert(source, "polygons")[1].keys() == {"train/masks/x.png"}
+    assert f"do not exist were left out: x.jpg of {source}/annotations/instances_val.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "annotation, image, said",
+    [
+        ({"segmentation": [[1, 1, 9]]}, {}, "instances_train.json is not in COCO's format: ValueError: cannot reshape"),
+        ({"segmentation": [[1, 1, 9, 9]]}, {}, "instances_train.json has a polygon of too few points"),
+        ({"segmentation": [SQUARE], "category_id": 3}, {}, "instances_train.json is not in COCO's format: KeyError: 3"),
+        ({"segmentation": [SQUARE], "image_id": 8}, {}, "instances_train.json is not in COCO's format: KeyError: 8"),
+        ({"segmentation": [SQUARE]}, {"height": 0}, "instances_train.json has an image of 0 x 32 pixels"),
+        ({}, {}, "source has no image with a polygon"),
+    ],
+)
+def test_odd_polygons_are_refused(annotation, image, said, tmp_path):
+    with pytest.raises(SystemExit, match=said):
+        metamix_command("convert", "polygons", coco(tmp_path / "source", [annotation], **image), tmp_path / "out")
+    with pytest.raises(SystemExit, match="out has no annotations/instances_train.json: make it with metamix convert"):
+        (tmp_path / "out").mkdir()
+        metamix_command("convert", "polygons", tmp_path / "out", tmp_path / "other")
 
 
 def test_a_single_image_is_for_training(tmp_path):
