@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from metamix.data import DataOptions, LocationOptions, SourceOptions
 from metamix.data.options import CropShare, Interpolation, Memory
 from metamix.tasks.options import BackboneOptions, WeightOptions, as_trained
-from metamix.utils.options import option
+from metamix.utils.options import changed, option
 from metamix.utils.rules import Positive, PositiveShare, Share, ShareBelowOne
 from metamix.weights.metadata import Side
 
@@ -52,11 +52,7 @@ class ClassificationEvalOptions(WeightOptions, LocationOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ModelOptions(**self.given())  # checks the options together
-
-    def given(self) -> dict[str, Any]:
-        """Return the options that have a value."""
-        return {name: value for name, value in vars(self).items() if value not in (None, "")}
+        ModelOptions(**changed(self))  # checks the options together
 
 
 @dataclass

@@ -7,6 +7,7 @@ from torch import nn
 
 from metamix.data.sources import IN_A_FOLDER
 from metamix.models.registry import check_image_size, check_model, timm_config
+from metamix.tasks.options import options_as_trained
 from metamix.tasks.registry import task_of_model
 from metamix.utils.checks import parse_size
 from metamix.weights.metadata import ModelMetadata
@@ -66,8 +67,9 @@ class Classification:
         trained = load_classifier(**options.weights())
         metadata = trained.metadata
         options = replace(options, data=options.data or data_to_score(metadata.data, options.data_dir))
-        values = values_of_training(metadata, options) | options.given() | {"model": trained.name}
-        task = cls(ModelOptions(**values | {"model_args": metadata.model_args}), trained=metadata)
+        values = values_of_training(metadata, options) | {"checkpoint": options.checkpoint}
+        values |= {"model": trained.name, "model_args": metadata.model_args}
+        task = cls(options_as_trained(ModelOptions, values, options), trained=metadata)
         assert metadata.img_size is not None  # the metadata are complete
         size, advice = task.data.size, "Leave --img-size out: the model stays as it was trained"
         if (size, size) != parse_size("img_size", metadata.img_size):
@@ -116,8 +118,7 @@ def values_of_training(metadata: ModelMetadata, options: ClassificationEvalOptio
                     f"of these images: leave --{name.replace('_', '-')} out"
                 )
         values |= {name: value for name, value in trained.items() if value is not None}
-        if not options.test_on:
-            values["test_on"] = metadata.extra.get("test_on")
+        values["test_on"] = metadata.extra.get("test_on")
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from metamix.models.registry import check_model
 from metamix.tasks.network import check_data
+from metamix.tasks.options import options_as_trained
 from metamix.utils.options import changed_flags
 
 from .anchors import choose_anchor_scale
@@ -54,10 +55,8 @@ class Detection:
             raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")
         detector = load_detector(options.checkpoint)
         spec = detector.spec
-        values = {name: value for name, value in vars(spec).items() if name not in ("classes", "frozen_norms")}
-        values |= {"anchor_scale": spec.anchor_scale or "auto", "train_on": spec.train_on or ("train",)}
-        values |= {name: value for name, value in vars(options).items() if name != "checkpoint"}
-        task = cls(DetectionOptions(**values), trained=spec)
+        known = {"anchor_scale": spec.anchor_scale or "auto", "train_on": spec.train_on or ("train",)}
+        task = cls(options_as_trained(DetectionOptions, vars(spec) | known, options), trained=spec)
         flags = changed_flags(options, "data_dir")
         flags += ["--model", spec.model, "--detector", spec.detector, "--out-channels", str(spec.out_channels)]
         check_data(task, spec, options, *flags)

@@ -1,6 +1,6 @@
 """Define the restoration task, which trains image models on pairs of images or on clean images that it degrades."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import timm
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from metamix.models.image_models import create_image_model, image_model_names, weights_of
+from metamix.tasks.options import options_as_trained
 from metamix.utils.text import plural
 from metamix.weights.find import nothing_published
 from metamix.weights.metadata import ModelMetadata
@@ -18,7 +19,7 @@ from .load import check_channels, load_restorer
 from .loss import RestorationLoss
 from .metric import Measure, RestorationMetric
 from .model import RestorationModel
-from .options import RestorationDataOptions, RestorationEvalOptions, RestorationOptions
+from .options import RestorationEvalOptions, RestorationOptions
 from .pictures import RestorationPictures
 
 
@@ -81,14 +82,12 @@ class Restoration:
         trained = load_restorer(**options.weights())
         metadata, name, in_chans = trained.metadata, trained.name, cast(int, trained.model.in_chans)
         check_local_pooling(trained.model, name, options.local_pooling)
-        values: dict[str, Any] = {"channels": trained.spec.channels, "degradation": trained.spec.degradation}
+        values = vars(trained.spec) | {"model": name, "model_args": metadata.model_args}
         # Authors' files have neither entry. Files of metamix 0.1 lack the crop, for which multiply-adds are counted.
         for entry, kind in {"test_share": float, "crop": int}.items():
             values |= {entry: value} if isinstance(value := metadata.extra.get(entry), kind) else {}
-        settable = [*(f.name for f in fields(RestorationDataOptions)), "channels", "degradation", "test_share"]
-        values |= {option: value for option in settable if (value := getattr(options, option)) is not None}
-        values |= {"model": name, "model_args": metadata.model_args}
-        task = cls(RestorationOptions(**values), trained=replace(metadata, in_chans=in_chans))
+        made = options_as_trained(RestorationOptions, values, options)
+        task = cls(made, trained=replace(metadata, in_chans=in_chans))
         check_channels(name, in_chans, task.data.in_chans)
         if options.pretrained:
             task.model.notes.append(f"published weights {name}")

@@ -1,6 +1,5 @@
 """Define the segmentation task, which trains a head on any backbone on images with masks."""
 
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 
 from metamix.models.registry import check_model
 from metamix.tasks.network import check_data
+from metamix.tasks.options import options_as_trained
 from metamix.utils.options import changed_flags
 
 from .data import SegmentationData
@@ -74,16 +74,10 @@ class Segmentation:
     @classmethod
     def for_trained(cls, trained: TrainedSegmenter, options: SegmentationEvalOptions) -> "Segmentation":
         """Make the task of a segmenter with the options of its training; raise ValueError if the classes differ."""
-        spec = trained.spec
-        names = {field.name for field in fields(SegmentationOptions)}
-        values = {name: value for name, value in vars(spec).items() if name in names}
+        spec, values = trained.spec, vars(trained.spec)
         if options.data != "folder":  # the values in the masks are known, whatever the masks of training held
-            values |= dict(ignore_index=255, reduce_zero_label=False)
-        chosen = {name: value for name, value in vars(options).items() if name not in ("checkpoint", "ignore_index")}
-        values |= {name: value for name, value in chosen.items() if value is not None}
-        if options.ignore_index != "trained":
-            values["ignore_index"] = options.ignore_index
-        task = cls(SegmentationOptions(**values), trained=spec)
+            values = values | dict(ignore_index=255, reduce_zero_label=False)
+        task = cls(options_as_trained(SegmentationOptions, values, options), trained=spec)
         flags = changed_flags(options, "data", "data_dir", "mask_name")
         check_data(task, spec, options, *flags, "--model", spec.model, "--head", spec.head)
         return task

@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from metamix.utils.checks import check_one_source
-from metamix.utils.options import option
+from metamix.utils.options import changed, option, options_of
 from metamix.weights.metadata import TIMM_ARGS
 
 from .load import task_of
 from .registry import DEFAULT, task_of_model
 
+T = TypeVar("T")
 _model = partial(option, group="model")
 
 # Arguments of the model that users of detection and segmentation may not set in model_args, and what sets them
@@ -41,6 +42,16 @@ class WeightOptions:
     def weights(self) -> dict[str, Any]:
         """Return the arguments of the task's `load` function."""
         return {field.name: getattr(self, field.name) for field in fields(WeightOptions)}
+
+
+def options_as_trained(cls: type[T], trained: Mapping[str, Any], options: Any) -> T:
+    """Make training options from the options of `metamix eval`; what these do not set is as in `trained`.
+
+    Entries of `trained` that are no options are ignored, and so are the options that choose the weights to score.
+    """
+    weights = options_of(WeightOptions)
+    values = {**trained, **{name: value for name, value in changed(options).items() if name not in weights}}
+    return cls(**{name: value for name, value in values.items() if name in options_of(cls)})
 
 
 @dataclass

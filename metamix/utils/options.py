@@ -109,13 +109,17 @@ def check_needs(flags: Iterable[str], values: Mapping[str, Any], options: Mappin
             raise ValueError(f"{_flag(name)} has no effect without {needed}; give both or neither")
 
 
+def changed(options: Any) -> dict[str, Any]:
+    """Return the options whose values differ from their defaults."""
+    return {f.name: value for f in fields(options) if (value := getattr(options, f.name)) != f.default}
+
+
 def changed_flags(options: Any, *names: str) -> list[str]:
     """Return command-line arguments for the options in `names` whose values differ from their defaults."""
     words: list[str] = []
-    for f in fields(options):
-        value = getattr(options, f.name)
-        if f.name in names and value != f.default:
-            words += [_flag(f.name)] if value is True else [_flag(f.name), "none" if value is None else str(value)]
+    for name, value in changed(options).items():
+        if name in names:
+            words += [_flag(name)] if value is True else [_flag(name), "none" if value is None else str(value)]
     return words
 
 
