@@ -46,8 +46,7 @@ class SegmentationModel(TaskModel):
 
     def _load(self, metadata: Mapping[str, Any] | None) -> Segmenter:
         options = self.options
-        checkpoint = find_weights(options.checkpoint) if options.checkpoint else None
-        start = metadata or (load_metadata(checkpoint) if checkpoint else {})
+        start = metadata or (load_metadata(find_weights(options.checkpoint)) if options.checkpoint else {})
         if start.get("task") == "segmentation":
             source = options.checkpoint or "the checkpoint"
             spec = SegmenterSpec.from_dict(start, source)
@@ -58,8 +57,8 @@ class SegmentationModel(TaskModel):
             if options.checkpoint and metadata is None:
                 self.notes.append(load_initial_weights(model, options.checkpoint, self.data.classes))
             return model
-        self.frozen_norms = self._freezes(loaded=bool(options.pretrained or checkpoint))
-        model = self.spec().build(pretrained=options.pretrained, checkpoint=checkpoint)
+        self.frozen_norms = self._freezes(loaded=bool(options.pretrained or options.checkpoint))
+        model = self.spec().build(pretrained=options.pretrained, checkpoint=options.checkpoint)
         self._normalize_as(model.mean, model.std)
         whole = published_segmenter(options.head, options.model) if options.pretrained else None
         if whole:
@@ -68,7 +67,7 @@ class SegmentationModel(TaskModel):
             self.notes.append(weights_note(f"published weights of backbone and head: {options.model}", new))
         elif options.pretrained:
             self.notes.append(f"published weights of the backbone: {published_name(model.backbone.body)}")
-        elif checkpoint:
+        elif options.checkpoint:
             self.notes.append(f"weights of the backbone from {options.checkpoint}")
         return model
 

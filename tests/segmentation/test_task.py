@@ -145,6 +145,16 @@ def test_fine_tuning_starts_from_a_segmenter_of_other_classes(scenes, tmp_path, 
         train(*words, "--output", tmp_path / "third")
 
 
+def test_a_run_continues_without_the_weights_that_it_started_from(scenes, tmp_path):
+    words = [*SMALL_HEAD, "--data-dir", scenes()]
+    train(*words, "--output", tmp_path / "first")
+    words += ["--checkpoint", tmp_path / "first", "--output", tmp_path / "second"]
+    train(*words)
+    (tmp_path / "first").rename(tmp_path / "elsewhere")
+    train(*words, "--epochs", 2)
+    assert len(metrics(tmp_path / "second")) == 2
+
+
 def test_batch_norms_of_a_loaded_segmenter_are_frozen(scenes, tmp_path):
     root, first = scenes(), tmp_path / "first"
     words = ["--model", "metaformer_identity_nano", "--data-dir", root]
