@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from metamix.data import Source, eval_loader
-from metamix.deploy.report import Difference, exceeded_limits
 from metamix.deploy.runtime import ExportedModel
 from metamix.models.registry import check_model
 from metamix.tasks.calibration import CalibratedExport
-from metamix.tasks.exportable import Comparison, ExportOptions, Model
+from metamix.tasks.exportable import ExportOptions, Model, Pair
 from metamix.tasks.simple import BATCH_SIZE, SimpleExport
+from metamix.training.task import Batch
 from metamix.utils.rules import rule
 from metamix.weights.metadata import ModelMetadata
 
@@ -46,10 +46,8 @@ class ExportableClassifier(SimpleExport, CalibratedExport):
     ):
         several = metadata.threshold is not None
         model = nn.Sequential(model, nn.Sigmoid()) if several else model
-        super().__init__(model, metadata, options.dynamic, ranked=not several)
+        super().__init__(model, metadata, options.dynamic, ranked=not several, task=task, images=options.images)
         self.outputs = ("probabilities",) if several else ("logits",)
-        self.task, self.images = task, options.images
-        self.notes = list(task.notes) if task else []
 
     def examples(self, count: int) -> Tensor:
         if self.task is None:
@@ -57,23 +55,10 @@ class ExportableClassifier(SimpleExport, CalibratedExport):
         images = next(iter(self.batches(self.task.data.splits.test, count)))[0]
         return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]  # torch.export would fix a batch size of 1
 
-    @torch.inference_mode()
-    def compare(self, exported: Model, precision: str) -> Comparison:
-        if self.task is None:
-            return super().compare(exported, precision)
-        metric, source = self.task.metric, self.task.data.splits.test
-        states = {"eager": metric.start(), "exported": metric.start()}
-        difference = Difference(self.ranked)
-        for images, batch in self.batches(source, BATCH_SIZE, self.images):
-            outputs = {"eager": self.model(images), "exported": exported(images)}
-            difference.update(outputs["eager"], outputs["exported"])
-            for name, output in outputs.items():
-                logits = output if self.metadata.threshold is None else output.logit(PROBABILITY_GAP)
-                metric.update(states[name], logits, batch)
-        figures: dict[str, Any] = {"on": f"{self.task.data.name}, test"} | difference.result()
-        scores = {name: metric.result([state]) for name, state in states.items()}
-        problems = [*exceeded_limits(figures, precision), *self.problems_of_larger(exported, precision)]
-        return Comparison(figures, scores, problems)
+    def test_outputs(self, exported: Model) -> Iterator[tuple[Batch, Pair, Pair]]:
+        for images, batch in self.batches(self.task.data.splits.test, BATCH_SIZE, self.images):
+            outputs = self.pair(images, exported(images))
+            yield batch, outputs, outputs if self.ranked else [output.logit(PROBABILITY_GAP) for output in outputs]
 
     def calibration(self, count: int) -> Iterator[np.ndarray]:
         for images, _ in self.batches(self.training_images.subset(self.order[:count]), 50):
@@ -100,7 +85,6 @@ class ExportableClassifier(SimpleExport, CalibratedExport):
 
     def batches(self, source: Source, batch_size: int, count: int | None = None) -> Iterator[tuple[Tensor, Any]]:
         """Yield prepared images (n, C, H, W) and the loader's batch, for the first `count` images or for all."""
-        assert self.task is not None
         if count is not None:
             source = source.subset(slice(count))
         for batch in eval_loader(source, self.task.options, batch_size=batch_size):

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -15,18 +14,22 @@ MAX_BF16_RMS = 0.05  # limit of the root mean square for bf16, relative to the s
 class Difference:
     """Measure the difference between the outputs of two models over many batches."""
 
+    precision: str  # of the second model; its limits are checked
     ranked: bool = False  # whether the outputs are scores of classes, so that the most probable class is compared
     largest: float = 0.0
     images: int = 0
-    count: int = 0  # rows of the outputs
-    same: int = 0  # rows with the same most probable class
+    count: int = 0  # images or pixels that are ranked
+    same: int = 0  # how many of them have the same most probable class
     values: int = 0  # number of expected values
     total: float = 0.0  # their sum
     total_squares: float = 0.0  # sum of their squares
     squared_errors: float = 0.0  # sum of the squared differences
 
-    def update(self, expected: Tensor, actual: Tensor, *, images: int | None = None) -> None:
-        """Add the outputs (n, ...) of both models for the same images; pass `images` if n is not their number."""
+    def update(self, expected: Tensor, actual: Tensor) -> None:
+        """Add the outputs of both models for n images: (n, ...), or if they are ranked, (n, classes, ...)."""
+        self.images += len(expected)
+        if self.ranked:  # one row of scores for each image or pixel
+            expected, actual = (outputs.movedim(1, -1).flatten(0, -2) for outputs in (expected, actual))
         expected, actual = expected.double(), actual.double()
         errors = (expected - actual).abs().nan_to_num(math.inf, math.inf)
         self.largest = max(self.largest, float(errors.max()))
@@ -34,9 +37,8 @@ class Difference:
         self.total += float(expected.sum())
         self.total_squares += float(expected.square().sum())
         self.squared_errors += float(errors.square().sum())
-        self.images += len(expected) if images is None else images
-        self.count += len(expected)
         if self.ranked:
+            self.count += len(expected)
             self.same += int((expected.argmax(1) == actual.argmax(1)).sum())
 
     def result(self) -> dict[str, float]:
@@ -51,21 +53,21 @@ class Difference:
         }
         return figures | ({"same_top1": self.same / self.count} if self.ranked else {})
 
-
-def exceeded_limits(figures: dict[str, Any], precision: str) -> list[str]:
-    """Describe each limit that the result of a `Difference` exceeds. For int8, the accuracy has a limit instead."""
-    problems = []
-    if precision == "bf16" and not figures["rms_of_the_deviation"] <= MAX_BF16_RMS:
-        problems.append(
-            f"the root mean square of the difference is {figures['rms_of_the_deviation']:.2g} of the outputs' standard "
-            f"deviation, and the limit for bf16 is {MAX_BF16_RMS:g}"
-        )
-    if precision == "fp32" and not figures["of_the_deviation"] <= MAX_DIFFERENCE:
-        problems.append(
-            f"the outputs differ by up to {figures['of_the_deviation']:.2g} of their standard deviation, and the limit "
-            f"is {MAX_DIFFERENCE:g}"
-        )
-    if precision == "fp32" and figures.get("same_top1", 1) < MIN_SAME_TOP1:
-        share = f"{figures['same_top1']:.2%} of the images (limit {MIN_SAME_TOP1:.1%})"
-        problems.append(f"the most probable class is the same for {share}")
-    return problems
+    def problems(self) -> list[str]:
+        """Describe each limit that is exceeded. For int8, the accuracy has a limit instead."""
+        figures, problems = self.result(), []
+        rms, largest = figures["rms_of_the_deviation"], figures["of_the_deviation"]
+        if self.precision == "bf16" and not rms <= MAX_BF16_RMS:
+            problems.append(
+                f"the root mean square of the difference is {rms:.2g} of the outputs' standard deviation, and the "
+                f"limit for bf16 is {MAX_BF16_RMS:g}"
+            )
+        if self.precision == "fp32" and not largest <= MAX_DIFFERENCE:
+            problems.append(
+                f"the outputs differ by up to {largest:.2g} of their standard deviation, and the limit is "
+                f"{MAX_DIFFERENCE:g}"
+            )
+        if self.precision == "fp32" and figures.get("same_top1", 1) < MIN_SAME_TOP1:
+            share = f"{figures['same_top1']:.2%} of the images (limit {MIN_SAME_TOP1:.1%})"
+            problems.append(f"the most probable class is the same for {share}")
+        return problems

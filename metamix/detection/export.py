@@ -10,7 +10,7 @@ map has at least two pixels. `ExportedDetector` prepares images and suppresses b
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from metamix.deploy.runtime import ExportedModel
 from metamix.layers import round_up
 from metamix.layers.image_inference import Size
 from metamix.tasks.calibration import CalibratedExport
-from metamix.tasks.exportable import Comparison, ExportOptions, Model, Side, readable_images
+from metamix.tasks.exportable import Comparison, ExportOptions, Model, Pair, Side
 from metamix.training.task import Batch
 from metamix.utils.rules import Share, rule, rules_of
 from metamix.utils.text import plural
@@ -167,7 +167,7 @@ class ExportableDetector(CalibratedExport):
     def __init__(
         self, detector: Any, entries: Mapping[str, Any], options: ExportOptions, task: Detection | None = None
     ):
-        self.detector, self.task, self.images, self.dynamic = detector.eval(), task, options.images, options.dynamic
+        self.detector = detector.eval()
         step, coarsest = detector.backbone.size_divisible, max(detector.backbone.strides)
         shorter, longer = detector.transform.min_size[-1], detector.transform.max_size
         size: Any = options.img_size
@@ -180,11 +180,10 @@ class ExportableDetector(CalibratedExport):
             height, width = round_up((max(height, smallest), max(width, smallest)), (step, step))
             if options.format == "torch":  # the smallest side at which no map is a single pixel
                 least = (int(coarsest) // step + 1) * step
-        self.size, channels = (height, width), len(detector.transform.image_mean)
+        self.fixed, channels = None if options.dynamic else (height, width), len(detector.transform.image_mean)
         metadata = ModelMetadata.from_dict(entries, options.source)
-        self.metadata = replace(metadata, img_size=self.size, in_chans=channels, num_classes=detector.num_classes)
-        self.model = DetectorGraph(detector, options.dynamic).eval()
-        self.extra: dict[str, Any] = {
+        metadata = replace(metadata, img_size=(height, width), in_chans=channels, num_classes=detector.num_classes)
+        extra = {
             "score_thresh": detector.score_thresh,
             "nms_thresh": detector.nms_thresh,
             "detections_per_img": detector.detections_per_img,
@@ -193,18 +192,12 @@ class ExportableDetector(CalibratedExport):
             "multiple": detector.transform.size_divisible,
             "least": least,
         }
-        self.notes = list(task.notes) if task else []
+        super().__init__(DetectorGraph(detector, options.dynamic), metadata, extra, task, options.images)
         if not options.dynamic and max(height, width) > round_up((longer, longer), (step, step))[0]:
             self.notes.append(
                 f"images are resized as in training, to a shorter side of {shorter} but at most {longer} pixels: the "
                 f"rest of {height} x {width} is padding, which costs time and changes scores"
             )
-
-    def examples(self, count: int, larger: int = 0) -> Tensor:
-        """Return noise of the graph's size, or of a height and width that are `larger` and 2 `larger` pixels more."""
-        height, width = self.size
-        shape = count, self.metadata.in_chans or 3, height + larger, width + 2 * larger
-        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
     def eager(self, images: Tensor) -> list[Objects]:
         """Find the objects of prepared images (n, C, H, W) with torchvision's own code."""
@@ -219,39 +212,39 @@ class ExportableDetector(CalibratedExport):
         levels = [list(each.split(counts)) for each in anchors]
         return self.detector.postprocess_detections(split, levels, shapes)
 
-    @torch.no_grad()
-    def compare(self, exported: Model, precision: str) -> Comparison:
-        match, on = BoxMatch(self.extra["score_thresh"], self.extra["detections_per_img"], precision), "random images"
-        larger = self.extra["multiple"] if self.dynamic else 0
-        noise = [self.examples(2)[:1], self.examples(2, larger)[1:]]
-        scores = {}
-        if self.task is None:
-            for images in noise:
-                match.update(self.eager(images)[0], suppress(exported(images), images.shape[-2:], self.extra))
-        else:
-            on, scores = f"{self.task.data.name}, test", self.compare_on_data(self.task, exported, match)
-        if not match.objects:  # nothing looks like an object: compare the best candidates of noise instead
-            match, on = BoxMatch(0.0, CANDIDATES + 1, precision), "random images"
-            for images in noise:
-                match.update(best_candidates(self.model(images)), best_candidates(exported(images), None))
-        return Comparison({"on": on} | match.result(), scores, match.problems())
+    def parity(self, precision: str) -> BoxMatch:
+        return BoxMatch(self.extra["score_thresh"], self.extra["detections_per_img"], precision)
 
-    def compare_on_data(self, task: Detection, exported: Model, match: BoxMatch) -> dict[str, dict[str, float]]:
-        """Match the objects that both models find in the test images; return the scores of both."""
-        metric, ours = task.metric, self.detector_of(exported)
-        states = {"eager": metric.start(), "exported": metric.start()}
-        for batch in readable_images(task.data.eval_loaders(1, 0, 1)["test"], self.images):
+    def random_images(self) -> list[Tensor]:
+        larger = 0 if self.fixed else self.extra["multiple"]
+        return [self.random(2)[:1], self.random(2, larger, 2 * larger)[1:]]
+
+    def pair(self, images: Tensor, outputs: Any) -> Pair:
+        return self.eager(images)[0], suppress(outputs, images.shape[-2:], self.extra)
+
+    def test_outputs(self, exported: Model) -> Iterator[tuple[Batch, Pair, Pair]]:
+        ours = self.detector_of(exported)
+        for batch in self.test_images():
             image = batch["image"][0] / 255
             prepared, size = ours.prepare(image)
-            images, outputs = prepared[None], exported(prepared[None])
-            match.update(self.eager(images)[0], suppress(outputs, images.shape[-2:], self.extra))
-            metric.update(states["eager"], metric.predict(self.detector, batch), batch)
-            metric.update(states["exported"], [ours.objects(outputs, size, image)], batch)
-        return {name: metric.result([state]) for name, state in states.items()}
+            outputs = exported(prepared[None])
+            scored = self.task.metric.predict(self.detector, batch), [ours.objects(outputs, size, image)]
+            yield batch, self.pair(prepared[None], outputs), scored
+
+    @torch.no_grad()
+    def compare(self, exported: Model, precision: str) -> Comparison:
+        """Compare the objects that both models find; if there are none, compare the best candidates of noise."""
+        comparison = super().compare(exported, precision)
+        if not comparison.parity["objects"]:
+            match = BoxMatch(0.0, CANDIDATES + 1, precision)
+            for images in self.random_images():
+                match.update(best_candidates(self.model(images)), best_candidates(exported(images), None))
+            comparison.parity, comparison.problems = {"on": "random images"} | match.result(), match.problems()
+        return comparison
 
     def detector_of(self, graph: Model) -> ExportedDetector:
         """Return a graph as a detector of images of any size."""
-        return ExportedDetector(graph, self.metadata, None if self.dynamic else self.size, self.extra)
+        return ExportedDetector(graph, self.metadata, self.fixed, self.extra)
 
     def inputs(self, batch: Batch) -> list[Tensor]:
         return [self.detector_of(self.model).prepare(batch["image"][0] / 255)[0][None]]

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from metamix.deploy.runtime import ExportedModel
@@ -28,6 +29,7 @@ class ExportableRestorer(MapExport):
 
     outputs: tuple[str, ...] = ("restored",)
     max_drop, unit, larger = 0.1, "dB", 2
+    noise = staticmethod(torch.rand)
 
     def __init__(self, trained: TrainedRestorer, options: ExportOptions, task: Restoration | None = None):
         model, spec = cast(Any, trained.model), trained.spec

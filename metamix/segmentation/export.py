@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from metamix.deploy.runtime import ExportedModel
@@ -26,7 +25,7 @@ class ExportableSegmenter(MapExport):
     """A segmenter to export, and the task whose data it is compared on; None to compare on random images."""
 
     outputs: tuple[str, ...] = ("logits",)
-    ranked, larger, noise = True, 32, staticmethod(torch.randn)
+    ranked, larger = True, 32
 
     def __init__(self, trained: TrainedSegmenter, options: ExportOptions, task: Segmentation | None):
         height, width = options.img_size or trained.spec.crop
@@ -34,10 +33,6 @@ class ExportableSegmenter(MapExport):
         extra = {"scale": 1, "multiple": [1, 1]}
         super().__init__(trained.model, metadata, (height, width), options, task, extra)
         self.predictor = Predictor(*tiles(self.fixed), whole=self.fixed)
-
-    def compared(self, output: Tensor) -> Tensor:
-        """Turn logits (n, classes, H, W) into rows, one for each pixel: (n H W, classes)."""
-        return output.movedim(1, -1).flatten(0, 2)
 
     def scored(self, output: Tensor, batch: Batch) -> Any:
         return [{"": best_labels(output, batch["target"][0].shape)}]

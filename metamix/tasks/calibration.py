@@ -1,9 +1,10 @@
 """Compare exported models, and calibrate int8 on training images, for tasks that take images one by one."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamix.data.order import ListedOrder
-from metamix.deploy.report import Difference, exceeded_limits
 from metamix.layers.image_inference import Size
 from metamix.training.task import Batch
 from metamix.weights.metadata import ModelMetadata
 
-from .exportable import Comparison, Model, readable_images
+from .exportable import Exportable, Model, Pair
 
 HELD_OUT_IMAGES = 5_000  # maximum number of training images that check the accuracy of int8
 MAX_SCORED = 500  # held-out images of tasks that take images one by one
@@ -25,16 +25,14 @@ MAX_BYTES = 2**30  # limit of the calibration images, which are held in memory
 RANDOM_IMAGES = 4  # images to compare models on if there are no data
 
 
-class CalibratedExport:
-    """Base class of an `Exportable` that can be quantized to int8 with the training images of its task.
+class CalibratedExport(Exportable):
+    """An `Exportable` that can be quantized to int8 with the training images of its task.
 
     `task.data.training_images` opens the images to train on, without the images that are scored.
     `task.data.scoring_loader` loads them one by one, as for the scores. `extra` has the scale of the graph.
     """
 
     max_drop, unit = 0.5, "points"  # default of `--max-drop`, and the unit of the scores, "points" or "dB"
-    task: Any
-    extra: dict[str, Any]
 
     def apply(self, model: Model, batch: Batch) -> Any:
         """Run a graph on the image of a batch, with the task's own padding and tiles."""
@@ -113,7 +111,16 @@ class CalibratedExport:
 
     def load(self, part: slice) -> Iterator[Batch]:
         """Yield the batches of a part of the training images, which are in random order."""
-        return readable_images(self.task.data.scoring_loader(self.training_images, ListedOrder(self.order[part])), None)
+        return readable(self.task.data.scoring_loader(self.training_images, ListedOrder(self.order[part])))
+
+    def test_images(self) -> Iterator[Batch]:
+        """Yield the batches of the test images to compare on."""
+        return islice(readable(self.task.data.eval_loaders(1, 0, 1)["test"]), self.images)
+
+
+def readable(loader: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield the batches of one image, without images that cannot be read."""
+    return (batch for batch in loader if int(batch["index"][0]) >= 0)
 
 
 class MapExport(CalibratedExport):
@@ -128,45 +135,20 @@ class MapExport(CalibratedExport):
     """
 
     larger = 1
-    ranked = False  # whether outputs are scores of classes
-    noise = staticmethod(torch.rand)
 
     def __init__(self, model: nn.Module, metadata: ModelMetadata, size: Size, options: Any, task: Any, extra: Any):
-        self.model: Any = model
-        self.task, self.size, self.images, self.extra = task, size, options.images, extra
-        self.metadata = replace(metadata, img_size=size)
+        super().__init__(model, replace(metadata, img_size=size), extra, task, options.images)
         self.fixed = None if options.dynamic else size
-        self.notes = list(task.notes) if task else []
-
-    def compared(self, output: Tensor) -> Tensor:
-        """Return an output in the form in which outputs are compared, (n, ...)."""
-        return output
 
     def scored(self, output: Tensor, batch: Batch) -> Any:
         """Return an output of `apply` as the task's metric takes it."""
         return output
 
-    def examples(self, count: int, larger: int = 0) -> Tensor:
-        """Return random images of the graph's size, with `larger` of its multiples added to each side."""
-        sides = (side + larger * step for side, step in zip(self.size, self.extra["multiple"]))
-        return self.noise((count, self.metadata.in_chans or 3, *sides), generator=torch.Generator().manual_seed(0))
+    def random_images(self) -> Iterable[Tensor]:
+        larger = (self.larger * step for step in self.extra["multiple"])
+        return [*self.random(RANDOM_IMAGES).split(1), *([] if self.fixed else [self.random(1, *larger)])]
 
-    @torch.inference_mode()
-    def compare(self, exported: Model, precision: str) -> Comparison:
-        difference, scores, on = Difference(self.ranked), {}, "random images"
-        models: dict[str, Model] = {"eager": self.model, "exported": exported}
-        if self.task is None:
-            others = [] if self.fixed else [self.examples(1, self.larger)]
-            for images in [*self.examples(RANDOM_IMAGES).split(1), *others]:
-                difference.update(*(self.compared(model(images)) for model in models.values()), images=1)
-        else:
-            metric, on = self.task.metric, f"{self.task.data.name}, test"
-            states = {name: metric.start() for name in models}
-            for batch in readable_images(self.task.data.eval_loaders(1, 0, 1)["test"], self.images):
-                outputs = {name: self.apply(model, batch) for name, model in models.items()}
-                difference.update(*map(self.compared, outputs.values()), images=1)
-                for name, output in outputs.items():
-                    metric.update(states[name], self.scored(output, batch), batch)
-            scores = {name: metric.result([state]) for name, state in states.items()}
-        figures: dict[str, Any] = {"on": on} | difference.result()
-        return Comparison(figures, scores, exceeded_limits(figures, precision))
+    def test_outputs(self, exported: Model) -> Iterator[tuple[Batch, Pair, Pair]]:
+        for batch in self.test_images():
+            outputs = [self.apply(model, batch) for model in (self.model, exported)]
+            yield batch, outputs, [self.scored(output, batch) for output in outputs]

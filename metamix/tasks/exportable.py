@@ -1,17 +1,19 @@
 """What `metamix export` needs to know about a model of a task: `Exportable`."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import MISSING, dataclass, field
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from metamix.data.options import ImageOptions
 from metamix.deploy.formats import FORMATS, PRECISIONS
+from metamix.deploy.report import Difference
 from metamix.training.task import Batch
+from metamix.utils.checks import parse_size
 from metamix.utils.options import option, positional
 from metamix.utils.rules import Count, NotNegative, one_of, rule
 from metamix.weights.metadata import MAX_SIDE, ModelMetadata
@@ -20,6 +22,7 @@ from metamix.weights.metadata import Side as ImgSide
 from .load import task_of
 
 Model = Callable[[Tensor], Any]
+Pair = Sequence[Any]  # outputs of the eager and the exported model
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 EXTRA = {  # entries of `Artifact.extra` for `PadAndCrop` and `CalibratedExport`
     "scale": rule(Side),
@@ -78,27 +81,73 @@ class Comparison:
     """The differences between an exported model and the eager one."""
 
     parity: dict[str, Any]  # differences of the outputs
-    # Scores of "eager" and "exported" on the data; empty without data.
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)  # a sentence about each limit of the precision that is exceeded
+    scores: dict[str, dict[str, float]]  # of "eager" and "exported" on the data; empty without data
+    problems: list[str]  # a sentence about each limit of the precision that is exceeded
 
 
-class Exportable(Protocol):
-    """A trained model of a task."""
+class Exportable:
+    """A trained model to export. It is compared on the test images of its task, or else on random images.
 
-    model: nn.Module  # the fp32 model in evaluation mode, which takes prepared images (n, C, H, W)
-    metadata: ModelMetadata  # metadata of the weights, with the image size of the export
-    outputs: tuple[str, ...]  # names of the outputs
-    extra: dict[str, Any]  # see `Artifact.extra`
-    notes: list[str]  # what the user should know
+    Args:
+        model: the fp32 model, which takes prepared images (n, C, H, W).
+        metadata: metadata of the weights, with `in_chans` and the image size of the export.
+        extra: see `Artifact.extra`.
+        task: the task on the data to compare on; None for random images.
+        images: largest number of test images; None for all.
+    """
+
+    outputs: tuple[str, ...] = ("output",)  # names of the outputs
+    ranked = False  # whether the outputs are scores of classes
+    noise = staticmethod(torch.randn)  # draws the pixels of random images
+
+    def __init__(
+        self, model: nn.Module, metadata: ModelMetadata, extra: Any = None, task: Any = None, images: int | None = None
+    ):
+        self.model: Any = model.eval()
+        self.metadata, self.task, self.images = metadata, task, images
+        self.extra: dict[str, Any] = extra or {}
+        self.notes: list[str] = list(task.notes) if task else []  # what the user should know
 
     def examples(self, count: int) -> Tensor:
         """Return prepared images (count, C, H, W): of the data, or random images."""
+        return self.random(count)
 
+    def random(self, count: int, taller: int = 0, wider: int = 0) -> Tensor:
+        """Return random images (count, C, H, W) of the size of the export, or of a larger one."""
+        size: Any = self.metadata.img_size
+        height, width = parse_size("img_size", size)
+        shape = count, self.metadata.in_chans or 3, height + taller, width + wider
+        return self.noise(shape, generator=torch.Generator().manual_seed(0))
+
+    def random_images(self) -> Iterable[Tensor]:
+        """Return the batches of random images to compare on."""
+        raise NotImplementedError
+
+    def test_outputs(self, exported: Model) -> Iterator[tuple[Batch, Pair, Pair]]:
+        """Yield each batch of test images, and both models' outputs for it as `parity` and as the metric takes them."""
+        raise NotImplementedError
+
+    def parity(self, precision: str) -> Any:
+        """Return what measures how close the outputs of the models are."""
+        return Difference(precision, self.ranked)
+
+    def pair(self, images: Tensor, outputs: Any) -> Pair:
+        """Return the eager and the given exported outputs for prepared images, as `parity` takes them."""
+        return self.model(images), outputs
+
+    @torch.no_grad()
     def compare(self, exported: Model, precision: str) -> Comparison:
         """Run both models on the same images."""
-
-
-def readable_images(loader: Iterable[Batch], count: int | None) -> Iterator[Batch]:
-    """Yield the batches of one image, at most `count`, leaving out images that cannot be read."""
-    return islice((batch for batch in loader if int(batch["index"][0]) >= 0), count)
+        parity, scores, on = self.parity(precision), {}, "random images"
+        if self.task is None:
+            for images in self.random_images():
+                parity.update(*self.pair(images, exported(images)))
+        else:
+            metric, on = self.task.metric, f"{self.task.data.name}, test"
+            states = {"eager": metric.start(), "exported": metric.start()}
+            for batch, compared, scored in self.test_outputs(exported):
+                parity.update(*compared)
+                for state, outputs in zip(states.values(), scored):
+                    metric.update(state, outputs, batch)
+            scores = {name: metric.result([state]) for name, state in states.items()}
+        return Comparison({"on": on} | parity.result(), scores, parity.problems())

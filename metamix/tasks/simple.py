@@ -17,16 +17,14 @@ from metamix.data.files import check_several, content_digest, limit_pixels
 from metamix.data.loader import SampleReader, StreamLoader
 from metamix.data.options import ReadingOptions
 from metamix.data.order import EvalOrder, Order, TrainOrder
-from metamix.deploy.report import Difference, exceeded_limits
 from metamix.models import count_macs
 from metamix.models.registry import check_model
 from metamix.training.task import Batch, Loss, Metric, Pictures, State, TaskModel
-from metamix.utils.checks import parse_size
 from metamix.utils.system import usable_workers
 from metamix.weights.checksums import digest
 from metamix.weights.metadata import ModelMetadata
 
-from .exportable import Comparison, Model
+from .exportable import Comparison, Exportable, Model
 
 RANDOM_IMAGES, BATCH_SIZE = 64, 32  # for comparing an exported model with the original
 
@@ -202,7 +200,7 @@ def _problems(samples: SampleReader, numbers: Sequence[int]) -> list[str]:
     return problems
 
 
-class SimpleExport:
+class SimpleExport(Exportable):
     """A model with one output for each image, compared on random images.
 
     Args:
@@ -210,43 +208,25 @@ class SimpleExport:
         metadata: metadata of its weights, with `in_chans` and `img_size`.
         dynamic: whether the graph takes images of any size.
         ranked: whether the outputs are scores of classes.
+        data: `task` and `images` of `Exportable`.
     """
 
-    outputs: tuple[str, ...] = ("output",)
+    def __init__(
+        self, model: nn.Module, metadata: ModelMetadata, dynamic: bool = False, *, ranked: bool = False, **data: Any
+    ):
+        super().__init__(model, metadata, **data)
+        self.dynamic, self.ranked = dynamic, ranked
 
-    def __init__(self, model: nn.Module, metadata: ModelMetadata, dynamic: bool = False, *, ranked: bool = False):
-        self.model, self.metadata, self.dynamic, self.ranked = model.eval(), metadata, dynamic, ranked
-        self.extra: dict[str, Any] = {}
-        self.notes: list[str] = []
+    def random_images(self) -> Iterable[Tensor]:
+        return self.random(RANDOM_IMAGES).split(BATCH_SIZE)
 
-    def examples(self, count: int) -> Tensor:
-        """Return random images."""
-        return self.random(count)
-
-    def random(self, count: int, taller: int = 0, wider: int = 0) -> Tensor:
-        """Return normally distributed values in the shape of prepared images."""
-        size: Any = self.metadata.img_size
-        height, width = parse_size("img_size", size)
-        shape = count, self.metadata.in_chans or 3, height + taller, width + wider
-        return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-
-    @torch.inference_mode()
+    @torch.no_grad()
     def compare(self, exported: Model, precision: str) -> Comparison:
-        """Compare the models on random images; for a dynamic graph, also on larger images."""
-        difference = Difference(self.ranked)
-        for images in self.random(RANDOM_IMAGES).split(BATCH_SIZE):
-            difference.update(self.model(images), exported(images))
-        figures: dict[str, Any] = {"on": "random images"} | difference.result()
-        return Comparison(
-            figures, problems=[*exceeded_limits(figures, precision), *self.problems_of_larger(exported, precision)]
-        )
-
-    def problems_of_larger(self, exported: Model, precision: str) -> Iterator[str]:
-        """Compare the models of a dynamic graph on images that are larger than the example of the export."""
+        """Compare the models; for a dynamic graph, also on images that are larger than the example of the export."""
+        comparison = super().compare(exported, precision)
         if self.dynamic:
-            images = self.random(2, taller=32, wider=16)
-            difference = Difference(self.ranked)
-            difference.update(self.model(images), exported(images))
+            images, larger = self.random(2, taller=32, wider=16), self.parity(precision)
+            larger.update(*self.pair(images, exported(images)))
             size = " x ".join(map(str, images.shape[2:]))
-            for problem in exceeded_limits(difference.result(), precision):
-                yield f"on images of {size} pixels, {problem}"
+            comparison.problems += [f"on images of {size} pixels, {problem}" for problem in larger.problems()]
+        return comparison
