@@ -141,25 +141,16 @@ def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palet
     With such a file, the values are the labels or have the colours of the file; 0 and 255 can stand for two classes.
     """
     names, palette = read_names(source)
+    colours = number_colours(np.array(palette)).tolist() if palette else []
     in_colour = values[-1] >= COLOUR
-    order: Sequence[int]
-    if names:
-        order = number_colours(np.array(palette)).tolist() if palette else []
-        if not in_colour and not set(values) <= set(order):  # the values are the labels, or 0 and 255
-            order, palette = values if len(names) == 2 and values == [0, 255] else range(len(names)), None
-    else:
-        order = [value for value in values if value != 255]
-        if len(order) < 2 or order[-1] - order[0] != len(order) - 1 or order[0] > 1:
-            order = values
-        if not 2 <= len(order) <= MOST_VALUES:
-            raise ValueError(
-                f"the masks in {source} have {plural(len(order), 'value')}, but each value is a class, and there must "
-                f"be 2 to {MOST_VALUES}: save masks as PNGs without soft edges, or name the classes in "
-                f"{source / 'classes.txt'}"
-            )
-        names = [describe(value) if value else "background" for value in order]
-        names = ["background", "object"] if len(names) == 2 and not order[0] else names
+    order: Sequence[int]  # the value of each label
+    if not names:
+        names, order = name_values(source, values)
         palette = tuple(map(colour_of, order)) if in_colour else None
+    elif in_colour or set(values) <= set(colours):
+        order = colours
+    else:  # the values are the labels, or 0 and 255
+        order, palette = values if len(names) == 2 and values == [0, 255] else range(len(names)), None
     table = {} if palette else {255: IGNORED}
     table |= {value: label if label < len(names) else IGNORED for label, value in enumerate(order)}
     if unknown := [value for value in values if value not in table]:
@@ -168,6 +159,21 @@ def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palet
             f"remove the list, and each value becomes a class"
         )
     return names, palette, table
+
+
+def name_values(source: Path, values: Sequence[int]) -> tuple[list[str], Sequence[int]]:
+    """Return a name for each value that is a class, and these values."""
+    order = [value for value in values if value != 255]
+    if len(order) < 2 or order[-1] - order[0] != len(order) - 1 or order[0] > 1:
+        order = [*values]
+    if not 2 <= len(order) <= MOST_VALUES:
+        raise ValueError(
+            f"the masks in {source} have {plural(len(order), 'value')}, but each value is a class, and there must "
+            f"be 2 to {MOST_VALUES}: save masks as PNGs without soft edges, or name the classes in "
+            f"{source / 'classes.txt'}"
+        )
+    names = [describe(value) if value else "background" for value in order]
+    return ["background", "object"] if len(names) == 2 and not order[0] else names, order
 
 
 def describe(value: int) -> str:

@@ -12,7 +12,7 @@ import copy
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
 from importlib import import_module
@@ -297,20 +297,13 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
     choices = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
     if NoneType in kinds and str(value).lower() in ("", "none", "null"):
         return None
-    if isinstance(value, str):
-        value = _expand_home(value)
+    value = _expand_home(value)
     if Path in kinds and isinstance(value, str):
         value = Path(value)
     if text and dict in kinds:
         value = _parse_yaml(value, f"{where} {shown(value)}", "; write '{key: value}'")
-    if tuple in kinds and not {int, float} & kinds and isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = [value]  # in YAML, `crop: 64` is `crop: [64]`
-    if tuple in kinds and isinstance(value, str) and value not in choices and ("," in value or int not in kinds):
-        value = value.strip()
-        inside = value[1:-1] if (value[:1], value[-1:]) in (("[", "]"), ("(", ")")) else value  # but keep stages.[01]
-        value = [word.strip() for word in inside.split(",") if word.strip()]
-    if tuple in kinds and isinstance(value, list):
-        value = tuple(_expand_home(item) if isinstance(item, str) else item for item in value)
+    if tuple in kinds and value not in choices:
+        value = _as_tuple(value, kinds)
     if "yes" in choices and isinstance(value, bool):  # YAML 1.1 reads yes and no as booleans
         value = "yes" if value else "no"
     limits = rule(hint)
@@ -321,9 +314,20 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
         raise ValueError(f"{where} is {words}, but it must be {accepted(limits, original)}") from None
 
 
-def _expand_home(path: str) -> str:
-    """Expand ~/ in a path, since no shell expands it in YAML and after "="."""
-    return os.path.expanduser(path) if path.startswith("~/") else path
+def _as_tuple(value: Any, kinds: Set[type]) -> Any:
+    """Turn a list, a word `a,b`, or one item into a tuple; leave a value that another type of `kinds` may take."""
+    if isinstance(value, str) and ("," in value or int not in kinds):
+        value = value.strip()
+        inside = value[1:-1] if (value[:1], value[-1:]) in (("[", "]"), ("(", ")")) else value  # but keep stages.[01]
+        value = [word.strip() for word in inside.split(",") if word.strip()]
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and not {int, float} & kinds:
+        value = [value]  # in YAML, `crop: 64` is `crop: [64]`
+    return tuple(map(_expand_home, value)) if isinstance(value, list) else value
+
+
+def _expand_home(value: Any) -> Any:
+    """Expand a path that begins with ~/, since no shell expands it in YAML and after "="; leave other values."""
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -254,28 +254,32 @@ def _load_torch(path: str | Path) -> Any:
         with safe_globals([Namespace]):  # timm's checkpoints hold their arguments
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise errors of any type
-        if is_out_of_memory(error):
-            size = f"{os.path.getsize(path):,} bytes"
-            raise OSError(f"{path} ({size}) needs more memory than is free, or it is damaged") from error
-        text = " ".join(str(error).split())
-        advice = "save only the tensors, torch.save(model.state_dict(), FILE), and give that file"
-        if code := re.search(r"GLOBAL ([\w.]+)", text):
-            raise ValueError(
-                f"{path} holds code, not only tensors: reading it would run {code[1][:80]}, and metamix never does. "
-                f"Delete it if you do not trust its source; otherwise {advice}"
-            ) from None
-        later = "Unsupported operand" in text and zipfile.is_zipfile(path)  # protocol 3 to 5
-        if "legacy .tar" in text or later or _is_plain_pickle(path):
-            kind = "in PyTorch's oldest format" if "legacy" in text else "a Python pickle that torch cannot read safely"
-            raise ValueError(f"{path} is {kind}: reading it could run code, and metamix never does; {advice}") from None
-        why = f"; {text[:120]}" if "PytorchStreamReader" in text or "it expands" in text else ""  # others say little
-        raise ValueError(f"{path} is truncated or not a PyTorch file ({os.path.getsize(path):,} bytes{why})") from None
+        raise _why_unreadable(path, error) from None  # torch says how to run the code in a file
     if isinstance(state, dict):
         _check_structure(path, state)
         expected = state.get("checksums")  # they identify a checkpoint of ours even if its entry "format" is damaged
         if state.get("format") == FORMAT or (isinstance(expected, dict) and VALUES in expected):
             _check_damage(path, state, state.pop("checksums", None))
     return state
+
+
+def _why_unreadable(path: str | Path, error: Exception) -> Exception:
+    """Return the error for a file that torch could not read: it says why, and what to do."""
+    text, size = " ".join(str(error).split()), f"{os.path.getsize(path):,} bytes"
+    if is_out_of_memory(error):
+        return OSError(f"{path} ({size}) needs more memory than is free, or it is damaged")
+    advice = "save only the tensors, torch.save(model.state_dict(), FILE), and give that file"
+    if code := re.search(r"GLOBAL ([\w.]+)", text):
+        return ValueError(
+            f"{path} holds code, not only tensors: reading it would run {code[1][:80]}, and metamix never does. "
+            f"Delete it if you do not trust its source; otherwise {advice}"
+        )
+    later = "Unsupported operand" in text and zipfile.is_zipfile(path)  # protocol 3 to 5
+    if "legacy .tar" in text or later or _is_plain_pickle(path):
+        kind = "in PyTorch's oldest format" if "legacy" in text else "a Python pickle that torch cannot read safely"
+        return ValueError(f"{path} is {kind}: reading it could run code, and metamix never does; {advice}")
+    why = f"; {text[:120]}" if "PytorchStreamReader" in text or "it expands" in text else ""  # others say little
+    return ValueError(f"{path} is truncated or not a PyTorch file ({size}{why})")
 
 
 def _check_expansion(path: str | Path) -> None:
