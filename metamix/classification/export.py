@@ -49,12 +49,6 @@ class ExportableClassifier(SimpleExport, CalibratedExport):
         super().__init__(model, metadata, options.dynamic, ranked=not several, task=task, images=options.images)
         self.outputs = ("probabilities",) if several else ("logits",)
 
-    def examples(self, count: int) -> Tensor:
-        if self.task is None:
-            return self.random(count)
-        images = next(iter(self.batches(self.task.data.splits.test, count)))[0]
-        return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]  # torch.export would fix a batch size of 1
-
     def test_outputs(self, exported: Model) -> Iterator[tuple[Batch, Pair, Pair]]:
         for images, batch in self.batches(self.task.data.splits.test, BATCH_SIZE, self.images):
             outputs = self.pair(images, exported(images))

@@ -217,7 +217,7 @@ class ExportableDetector(CalibratedExport):
 
     def random_images(self) -> list[Tensor]:
         larger = 0 if self.fixed else self.extra["multiple"]
-        return [self.random(2)[:1], self.random(2, larger, 2 * larger)[1:]]
+        return [self.examples(2)[:1], self.examples(2, larger, 2 * larger)[1:]]
 
     def pair(self, images: Tensor, outputs: Any) -> Pair:
         return self.eager(images)[0], suppress(outputs, images.shape[-2:], self.extra)

@@ -146,7 +146,7 @@ class MapExport(CalibratedExport):
 
     def random_images(self) -> Iterable[Tensor]:
         larger = (self.larger * step for step in self.extra["multiple"])
-        return [*self.random(RANDOM_IMAGES).split(1), *([] if self.fixed else [self.random(1, *larger)])]
+        return [*self.examples(RANDOM_IMAGES).split(1), *([] if self.fixed else [self.examples(1, *larger)])]
 
     def test_outputs(self, exported: Model) -> Iterator[tuple[Batch, Pair, Pair]]:
         for batch in self.test_images():

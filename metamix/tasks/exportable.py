@@ -108,11 +108,7 @@ class Exportable:
         self.extra: dict[str, Any] = extra or {}
         self.notes: list[str] = list(task.notes) if task else []  # what the user should know
 
-    def examples(self, count: int) -> Tensor:
-        """Return prepared images (count, C, H, W): of the data, or random images."""
-        return self.random(count)
-
-    def random(self, count: int, taller: int = 0, wider: int = 0) -> Tensor:
+    def examples(self, count: int, taller: int = 0, wider: int = 0) -> Tensor:
         """Return random images (count, C, H, W) of the size of the export, or of a larger one."""
         size: Any = self.metadata.img_size
         height, width = parse_size("img_size", size)

@@ -218,14 +218,14 @@ class SimpleExport(Exportable):
         self.dynamic, self.ranked = dynamic, ranked
 
     def random_images(self) -> Iterable[Tensor]:
-        return self.random(RANDOM_IMAGES).split(BATCH_SIZE)
+        return self.examples(RANDOM_IMAGES).split(BATCH_SIZE)
 
     @torch.no_grad()
     def compare(self, exported: Model, precision: str) -> Comparison:
         """Compare the models; for a dynamic graph, also on images that are larger than the example of the export."""
         comparison = super().compare(exported, precision)
         if self.dynamic:
-            images, larger = self.random(2, taller=32, wider=16), self.parity(precision)
+            images, larger = self.examples(2, taller=32, wider=16), self.parity(precision)
             larger.update(*self.pair(images, exported(images)))
             size = " x ".join(map(str, images.shape[2:]))
             comparison.problems += [f"on images of {size} pixels, {problem}" for problem in larger.problems()]
