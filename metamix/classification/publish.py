@@ -1,5 +1,6 @@
 """Describe a classifier in timm's hub format, so that `timm.create_model("hf-hub:...")` loads it."""
 
+import json
 from pathlib import Path
 
 import timm
@@ -9,6 +10,7 @@ from timm.models._hub import save_config_for_hf
 from metamix.models.metaformer import MetaFormer
 from metamix.tasks.publish import CONFIG, PublishOptions
 from metamix.utils.checks import parse_size
+from metamix.utils.files import write_text
 
 from .load import Classifier
 
@@ -49,6 +51,10 @@ def write_config(classifier: Classifier, folder: Path, options: PublishOptions) 
             "crop_mode": "center",
         },
     )
+    # timm 1.0.31 writes the number of classes twice, and transformers 5.24 then passes it twice: a TypeError.
+    config = json.loads((folder / CONFIG).read_text())
+    config["model_args"].pop("num_classes", None)
+    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     images = torch.rand(2, metadata.in_chans or 3, *size, generator=torch.Generator().manual_seed(0))
     try:
         loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

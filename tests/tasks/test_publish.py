@@ -73,6 +73,14 @@ def test_timm_loads_it(source, run, published, monkeypatch):
     assert scores[[int(label) for label, _ in expected]].tolist() == pytest.approx([score for _, score in expected])
 
 
+def test_transformers_loads_it(published):
+    transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'metamix[transformers]'")
+    images = torch.rand(2, 1, 40, 40)
+    model = transformers.AutoModelForImageClassification.from_pretrained(published).eval()
+    assert [*model.config.id2label.values()] == [*"0123456789"]
+    assert torch.equal(model(images).logits, metamix.load(published).model(images))
+
+
 def test_metamix_loads_it(run, published, tmp_path, capsys):
     for place in published, f"local-dir:{published}":
         assert metamix.load(place).predict([digit()]) == metamix.load(run).predict([digit()])
