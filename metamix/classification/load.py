@@ -32,6 +32,7 @@ from metamix.weights.metadata import ModelMetadata, Threshold
 
 Tensors = dict[str, Tensor]
 Labels = list[tuple[str, float]]  # labels of an image with their probabilities
+BATCH_SIZE = 64  # images per forward pass
 
 
 def load_classifier(
@@ -125,8 +126,12 @@ class Classifier:
             ValueError: `top` or `threshold` is out of range, or `threshold` is given, but each image has one class.
         """
         check_several(images)
-        tensors = [self.transform(decode_file(image, self.transform.mode)) for image in images]
-        return self.label(torch.stack(tensors), top, threshold) if tensors else []
+        images = list(images)
+        labels: list[Labels] = []
+        for start in range(0, len(images), BATCH_SIZE):  # in parts, since thousands of images fill the memory
+            part = [self.transform(decode_file(image, self.transform.mode)) for image in images[start:][:BATCH_SIZE]]
+            labels += self.label(torch.stack(part), top, threshold)
+        return labels
 
     @torch.inference_mode()
     def label(self, images: Tensor, top: int | None = None, threshold: float | None = None) -> list[Labels]:

@@ -20,7 +20,7 @@ from metamix.utils.options import option
 from metamix.utils.rules import Count, Share
 from metamix.utils.text import aligned, csv_text, plural, printable
 
-from .load import Classifier, describe_threshold
+from .load import BATCH_SIZE, Classifier, describe_threshold
 
 # An image and its labels with their probabilities, the most probable first; no labels if none reaches the threshold
 Prediction = tuple[Path, list[tuple[str, float]]]
@@ -38,7 +38,7 @@ class LabelImages(PredictOptions):
         None, "format of the output; default: by the extension of --output, else a table"
     )
     output: str | None = option(None, "file to write to; by default the labels are printed")
-    batch_size: Count = option(64, "images per forward pass")
+    batch_size: Count = option(BATCH_SIZE, "images per forward pass")
 
     def __post_init__(self) -> None:
         super().__post_init__()

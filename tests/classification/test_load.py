@@ -59,6 +59,15 @@ def test_wrong_arguments_of_predict(arguments, words):
         metamix.load_classifier(NAME).predict([Image.new("L", (8, 8))], **arguments)
 
 
+def test_many_images_are_labelled_in_parts():
+    classifier, parts = metamix.load_classifier(NAME), []
+    classifier.model.register_forward_pre_hook(lambda _, inputs: parts.append(len(inputs[0])))
+    labels = classifier.predict([Image.new("L", (8, 8), i) for i in range(70)], top=1)
+    assert parts == [64, 6]
+    assert labels[69][0] == pytest.approx(classifier.predict([Image.new("L", (8, 8), 69)], top=1)[0][0])
+    assert classifier.predict([]) == []
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
