@@ -24,7 +24,7 @@ def to_channels_last(x: Tensor) -> Tensor:
 
     Why not `x.contiguous(memory_format=torch.channels_last)`: for the same reason as in `is_channels_last`.
     """
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    return x.movedim(1, -1).contiguous().movedim(3, 1)
 
 
 @register_notrace_module
@@ -46,7 +46,7 @@ def gelu(x: Tensor, approximate: str) -> Tensor:
     """Apply GELU to (B, C, H, W); view a channels_last map as contiguous rows."""
     # Not in compiled graphs: inductor makes its own kernel, and fails on such views if map sizes change.
     if is_channels_last(x) and not torch.compiler.is_compiling():
-        return F.gelu(x.movedim(1, -1), approximate=approximate).movedim(-1, 1)
+        return F.gelu(x.movedim(1, -1), approximate=approximate).movedim(3, 1)
     return F.gelu(x, approximate=approximate)
 
 

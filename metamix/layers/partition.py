@@ -47,7 +47,7 @@ def from_sets(x: Tensor, size: Sequence[int], set_size: Sequence[int], layout: s
 
 def from_layout(x: Tensor, layout: str, **sides: int) -> Tensor:
     """Put sets back on a map whose memory has the channels last: (B, kh * kw, nh * nw, C) -> (B, C, H, W)."""
-    return rearrange(x, f"b (kh kw) (nh nw) c -> b {layout} c", **sides).movedim(-1, 1)
+    return rearrange(x, f"b (kh kw) (nh nw) c -> b {layout} c", **sides).movedim(3, 1)
 
 
 def mix_sets(x: Tensor, linear: nn.Module, set_size: Sequence[int], layout: str) -> Tensor:

@@ -132,7 +132,7 @@ class RaftMlp(nn.Module):
         w2 = resize_outputs(self.fc2.weight, self.raft_size, length)
         b2 = resize_outputs(self.fc2.bias, self.raft_size, length)  # type: ignore[arg-type]
         # The convolution keeps the memory format of its weights, so they get the strides of channels_last.
-        w1 = w1.flatten(1)[:, None, None].movedim(-1, 1)
+        w1 = w1.flatten(1)[:, None, None].movedim(3, 1)
         x = F.conv2d(self.act(F.conv2d(x, w1, b1)), w2, b2)  # the same shape
         return rearrange(x, self.back, r=self.raft_size)
 
@@ -165,7 +165,7 @@ def to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
         return x
     (h, w), (m, n) = window, window_counts(x.shape[-2:], window)
     x = reflect_to(x, (m * h, n * w)).movedim(1, -1)  # memory has the channels last, so runs of C values are copied
-    return rearrange(x, "b (m h) (n w) c -> (b m n) h w c", m=m, n=n).movedim(-1, 1)
+    return rearrange(x, "b (m h) (n w) c -> (b m n) h w c", m=m, n=n).movedim(3, 1)
 
 
 @fx_leaf
@@ -174,7 +174,7 @@ def from_windows(x: Tensor, size: Sequence[int]) -> Tensor:
     if not may_vary(*size) and tuple(size) == tuple(x.shape[-2:]):
         return x
     m, n = window_counts(size, x.shape[-2:])
-    x = rearrange(x.movedim(1, -1), "(b m n) h w c -> b (m h) (n w) c", m=m, n=n).movedim(-1, 1)
+    x = rearrange(x.movedim(1, -1), "(b m n) h w c -> b (m h) (n w) c", m=m, n=n).movedim(3, 1)
     return crop_to(x, size)
 
 

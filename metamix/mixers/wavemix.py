@@ -151,4 +151,4 @@ def haar2(x: Tensor) -> Tensor:
     top, bottom = x.unflatten(1, (-1, 2)).unbind(2)  # (B, H / 2, W, C) each
     s, d = top + bottom, top - bottom  # low and high along the height
     (a, b), (c, e) = (rows.unflatten(2, (-1, 2)).unbind(3) for rows in (s, d))
-    return torch.cat([band.movedim(-1, 1) for band in (a + b, c + e, a - b, c - e)], dim=1)
+    return torch.cat([band.movedim(3, 1) for band in (a + b, c + e, a - b, c - e)], dim=1)

@@ -98,6 +98,19 @@ def test_onnx(name, tmp_path):
         assert_close(torch.from_numpy(y), model(x))
 
 
+@pytest.mark.parametrize("name", ["metaformer_raft_nano", "metaformer_maxim_nano", "metaformer_wavemix_nano"])
+@pytest.mark.filterwarnings("ignore")  # the exporter is deprecated, and says that the image size is fixed
+@torch.no_grad()
+def test_onnx_of_torchscript(name, tmp_path):
+    """The exporter, torch's default before 2.9, writes an invalid file if a module calls `movedim(-1, 1)`."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install metamix[deploy]")
+    model, file = create(name), tmp_path / "model.onnx"
+    torch.onnx.export(model, (images(model),), file, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "batch"}})
+    x = images(model, batch=3)
+    (y,) = onnxruntime.InferenceSession(file).run(None, {"x": x.numpy()})
+    assert_close(torch.from_numpy(y), model(x))
+
+
 @pytest.mark.parametrize("name", MIXERS)
 @torch.no_grad()
 def test_fx(name):
