@@ -203,7 +203,7 @@ def _load_file(
         raise ValueError(f"{path} holds the weights of {metadata.model}, not of {model}; name the model that it holds")
     name = model or (metadata.model and known_name(metadata.model))
     if not name:
-        raise ValueError(f"{path} does not name its model; give --model NAME")
+        raise ValueError(f"{path} does not name its model; give model=NAME, on a command line --model NAME")
     if metadata.img_size and "img_size" in model_args:
         raise ValueError(
             f"model_args has img_size, but {path} records the image size that {name} was built for: leave it out; "

@@ -1,7 +1,7 @@
 """Save classifiers that were trained in your own loop."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ def save_classifier(
     body = getattr(body, "_orig_mod", body)
     if not hasattr(body, "pretrained_cfg"):
         raise ValueError(f"model is a {type(body).__name__}: give the model that timm.create_model returned")
+    if isinstance(classes, str) or not isinstance(classes, Collection):
+        raise ValueError(f"classes is {classes!r}: give a list of names, one for each logit")
     if not 0 < len(classes) == body.num_classes:
         names, logits = plural(len(classes), "class name"), plural(body.num_classes, "logit")
         raise ValueError(f"{names} for {logits}: give one for each")

@@ -46,6 +46,8 @@ def test_a_compiled_model_is_saved_without_its_wrapper(tmp_path):
         ({}, dict(classes=["cat"]), "1 class name for 2 logits: give one for each"),
         ({}, dict(path="cats.pt"), "path is cats.pt: give a .safetensors file"),
         (dict(mixer_args={"raft_size": 1}), dict(model_args={"img_size": 32}), "is not this model: give the arguments"),
+        ({}, dict(classes="no"), "classes is 'no': give a list of names, one for each logit"),
+        ({}, dict(classes=2), "classes is 2: give a list of names"),
         ({}, dict(classes=["cat", "cat"]), "classes has 'cat' twice: give each class its own name"),
         ({}, dict(threshold=50), "threshold is 50, but it must be a number from 0 to 1"),
         ({}, dict(mean=[0.5] * 3), "mean is given, but std is not: give both or neither"),

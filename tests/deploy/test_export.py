@@ -242,7 +242,7 @@ def test_file_that_does_not_name_its_model(tmp_path):
     file, folder = str(tmp_path / "plain.pt"), str(tmp_path / "out")
     torch.save(timm.create_model(name, num_classes=3).state_dict(), file)
     words = [file, "--format", "torch", "--output", folder, "--seconds", "0"]
-    with pytest.raises(SystemExit, match=r"plain.pt does not name its model; give --model NAME"):
+    with pytest.raises(SystemExit, match=r"plain.pt does not name its model; give model=NAME, on a command"):
         metamix.tasks.export.main(words)
     metamix.tasks.export.main([*words, "--model", name])
     model = load_exported(folder, trust=True)
