@@ -80,7 +80,7 @@ class SourceOptions(LocationOptions):
     holdout: ShareBelowOne = _source(0.0, "share of train to keep for tuning; the same samples for every seed")
     memory: Memory = _source("auto", "decode all images at the start; auto: only if they are small and of one size")
     img_size: Side | None = _source(
-        None, "side in pixels; by default as in the weights to start from, else the data set's, 224 if sizes differ"
+        None, "side in pixels; default: that of the weights to start from, else of square images of one size, else 224"
     )
     interpolation: Interpolation = _source("bicubic", "how images are resized")
     mean: tuple[float, ...] | None = _source(
