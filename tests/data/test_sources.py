@@ -205,10 +205,10 @@ def test_nothing_is_left_out_silently(folder, caplog):
     (root / "train" / "gnu" / "0.tga").unlink()
     (root / "train" / "gnu").rmdir()
 
-    for name in ("1.gif", "2.gif", "3.tga", ".hidden.gif", "notes.txt"):
+    for name in ("1.gif", "2.gif", "3.tga", "4.HEIC", ".hidden.gif", "notes.txt"):
         (root / "train" / "dog" / name).touch()
     open_data("folder", root=root)
-    assert "train: files of other types are left out, 2 .gif, 1 .tga; save them as .png or .jpg" in caplog.text
+    assert "train: files of other types are left out, 2 .gif, 1 .heic, 1 .tga; save them as .png or .jpg" in caplog.text
 
     (root / "train").rename(root / "kept")
     (root / "train").mkdir()

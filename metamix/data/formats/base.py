@@ -73,7 +73,8 @@ def list_image_paths(root: Path) -> list[str]:
     """List the images below a folder by their relative paths, in natural order; warn of formats that are not read."""
     files = list_files(root)
     kinds = Counter(os.path.splitext(path)[1].lower() for path in files)
-    pictures = kinds.keys() & Image.registered_extensions().keys() - set(IMG_EXTENSIONS)
+    known = Image.registered_extensions().keys() | {".heic", ".heif"}  # photographs of phones, which Pillow cannot read
+    pictures = kinds.keys() & known - set(IMG_EXTENSIONS)
     if pictures:
         counts = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(pictures))
         log.warning(f"{root}: files of other types are left out, {counts}; save them as .png or .jpg")
