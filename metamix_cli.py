@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import os
 import runpy
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -41,19 +43,32 @@ USAGE = "\n".join(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Answer --help and --version, or run a subcommand. Ctrl-C and a closed pipe end it without a traceback."""
+    """Answer --help and --version, or run a subcommand.
+
+    Ctrl-C, SIGTERM, and an output that is closed or full end it without a traceback.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):  # file and class names may have letters that it cannot show
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by >&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file and class names may have letters that it cannot show
+    # Processes of torchrun must end at once, even while they wait for each other.
+    if "RANK" not in os.environ and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)
     try:
         answer(words)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None  # as a shell reports a program that Ctrl-C ended
-    except BrokenPipeError:  # as in `metamix models | head`
+    except KeyboardInterrupt as error:
+        raise SystemExit(143 if error.args else 130) from None  # as a shell reports a program that a signal ended
+    except OSError as error:  # a closed pipe, as in `metamix models | head`, or a full disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        raise SystemExit(141) from None
+        raise SystemExit(141 if isinstance(error, BrokenPipeError) else f"error: {error}") from None
+
+
+def terminate(number: int, frame: object) -> None:
+    """End a command at SIGTERM as at Ctrl-C, so that it removes temporary files and writes what it has done."""
+    raise KeyboardInterrupt("SIGTERM")
 
 
 def answer(words: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from metamix.data import CorruptImage, decode_file
 from metamix.data.find import paths_inside
 from metamix.data.formats.base import is_image
 from metamix.tasks.predict import PredictOptions
-from metamix.utils.files import make_output_folder, write_text
+from metamix.utils.files import atomic_write, make_output_folder
 from metamix.utils.options import option
 from metamix.utils.rules import Count, Share
 from metamix.utils.text import aligned, csv_text, plural, printable
@@ -47,16 +48,19 @@ class LabelImages(PredictOptions):
             self.format = choose_format(self.output, self.format, self.paths)
 
     def run(self, trained: Classifier) -> int:
-        if self.output:  # before labelling, which may take long
+        if self.output:
             make_output_folder(Path(self.output).parent)
         if self.threshold is None and self.top is None and (note := describe_threshold(trained.metadata.threshold)):
             print(f"note: {note}", file=sys.stderr)
         broken: list[str] = []
-        labelled = self.predict(trained, broken)
-        predictions = list(tqdm(labelled, total=len(self.paths), unit="img", leave=False, disable=None))
-        text = FORMATS[self.format or "table"](predictions)
+        # The file is opened before labelling, which may take long.
+        with atomic_write(Path(self.output)) if self.output else nullcontext() as file:
+            labelled = self.predict(trained, broken)
+            predictions = list(tqdm(labelled, total=len(self.paths), unit="img", leave=False, disable=None))
+            text = FORMATS[self.format or "table"](predictions)
+            if file:
+                file.write(text.encode(errors="backslashreplace"))  # such as a file name in Latin-1
         if self.output:
-            write_text(Path(self.output), text)
             print(printable(f"written: {self.output}, {plural(len(predictions), 'image')}"))
         else:
             sys.stdout.write(text)

@@ -21,7 +21,7 @@ import numpy as np
 from metamix.utils.text import package_logger, plural
 
 from .formats import FORMATS, Run, open_file
-from .formats.base import Quantizer
+from .formats.base import Quantizer, writing
 
 log = package_logger(__name__)
 
@@ -95,7 +95,8 @@ def quantize_file(
             ranked = ranked or rank(quantizer, output, batches, end)
         for part in output.parent.glob("int8.*"):  # .xml has a .bin
             file.with_suffix(part.suffix).unlink()  # a reader may have mapped it into memory
-            shutil.move(part, file.with_suffix(part.suffix))
+            with writing(file.with_suffix(part.suffix)):
+                shutil.move(part, file.with_suffix(part.suffix))
     return result
 
 

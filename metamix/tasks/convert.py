@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metamix.utils.checks import check_choice
+from metamix.utils.files import check_output_folder, filled_at_once
 from metamix.utils.options import Options, option, parse_command, positional
 from metamix.utils.rules import ShareBetween
 from metamix.utils.text import exit_with_message, list_names, plural, printable
@@ -84,13 +85,13 @@ def main(argv: Sequence[str]) -> None:
     with exit_with_message(ValueError, OSError):
         options, _ = parse_command(argv, ConvertOptions, "metamix convert", epilog=EPILOG)
         out = options.out
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ValueError(f"{out} is {'not empty' if out.is_dir() else 'a file'}: give OUT a new or empty folder")
+        check_output_folder(out, ())
         labels = read_labels(options.format, options.source)
         splits = choose_splits(labels, options.split)
         check_names(out, splits)
-        link_images(out, splits)
-        written = labels.write(out, splits)
+        with filled_at_once(out) as folder:
+            link_images(folder, splits)
+            written = labels.write(folder, splits)
     counts = ", ".join(f"{len(samples):,} {split}" for split, samples in splits.items())
     lines = [f"{out}: {counts} images, {written}"]
     lines += [f"note: {clause}: {list_names(places)}" for clause, places in labels.notes.items() if places]

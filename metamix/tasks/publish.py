@@ -9,7 +9,6 @@ metamix reads such a folder like a run folder.
 """
 
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -21,7 +20,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData  # installed with t
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from metamix.training.reports import read_summary
-from metamix.utils.files import check_output_folder, make_output_folder, write_text
+from metamix.utils.files import atomic_write, check_output_folder, make_output_folder, write_text
 from metamix.utils.options import Options, dump_yaml, option, parse_command, positional, read_yaml
 from metamix.utils.text import exit_with_message, list_names, plural, printable, printable_lines, short_count
 from metamix.version import __version__
@@ -84,7 +83,8 @@ def main(argv: Sequence[str]) -> None:
                 for name in FILES:  # files of an earlier call
                     (options.dry_run / name).unlink(missing_ok=True)
                 for path in folder.iterdir():
-                    shutil.copyfile(path, options.dry_run / path.name)
+                    with atomic_write(options.dry_run / path.name) as file:
+                        file.write(path.read_bytes())
                 print(printable(f"written: {options.dry_run}, {names}; nothing was uploaded"))
             else:
                 print(printable(f"uploaded: {upload(folder, options)}, {names}"))

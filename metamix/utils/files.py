@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 from .text import list_names
@@ -71,6 +72,19 @@ def make_output_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"the folder {folder} could not be made ({reason(error)}); give another folder") from error
+
+
+@contextmanager
+def filled_at_once(folder: Path) -> Iterator[Path]:
+    """Make a hidden folder inside `folder`, whose content moves into `folder` once the block ends without an error.
+
+    So a command that fails or is stopped leaves no files that could be taken for a complete result.
+    """
+    make_output_folder(folder)
+    with TemporaryDirectory(TEMPORARY, ".", folder) as temporary:
+        yield Path(temporary)
+        for path in Path(temporary).iterdir():
+            path.rename(folder / path.name)
 
 
 def check_output_folder(folder: Path, ours: Collection[str]) -> None:

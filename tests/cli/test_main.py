@@ -71,6 +71,31 @@ def test_a_closed_pipe_is_not_an_error():
         assert (process.wait(60), process.stderr.read()) == (141, "")
 
 
+@pytest.mark.parametrize("output, said", [(">&-", ""), ("> /dev/full", "error: [Errno 28] No space left on device\n")])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_is_closed_or_full_leaves_no_traceback(output, said, unbuffered):
+    command = f"PYTHONUNBUFFERED={unbuffered} exec {shlex.quote(sys.executable)} -m metamix --version {output}"
+    done = subprocess.run(command, shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1 if said else 0, said)
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does():
+    command = """
+import os, signal, metamix_cli
+
+def answer(words):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        print("temporary files are removed")
+
+metamix_cli.answer = answer
+metamix_cli.main([])
+"""
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "temporary files are removed\n", "")
+
+
 def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch):
     def interrupted(_):
         raise KeyboardInterrupt

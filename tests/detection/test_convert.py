@@ -558,8 +558,8 @@ def test_what_is_left_out_or_odd_is_printed(original, tmp_path, capsys):
             "did you mean 'voc'[?] Accepted: coco, csv, folders, lab",
         ),
         (["yolo", "{source}/nowhere", "{out}"], "there is no file or folder .*nowhere"),
-        (["yolo", "{source}", "{source}"], "source is not empty: give OUT a new or empty folder"),
-        (["yolo", "{source}", "{source}/data.yaml"], "data.yaml is a file: give OUT a new or empty folder"),
+        (["yolo", "{source}", "{source}"], "source holds other files .*: give a new folder"),
+        (["yolo", "{source}", "{source}/data.yaml"], "data.yaml is a file: give a folder to write to"),
         (["yolo", "{source}", "{out}", "--split", "1"], "--split is '1', but it must be a number above 0 and below 1"),
     ],
 )

@@ -4,9 +4,11 @@ import errno
 import os
 import resource
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from PIL import Image
 
 from metamix.data import open_data
 from metamix.utils import files
@@ -60,6 +62,69 @@ def test_a_full_disk_ends_an_export(tmp_path, monkeypatch):
         metamix_command("export", "metaformer_pooling_nano.digits", *words)
 
 
+@pytest.mark.parametrize(
+    "format, file, package", [("onnx", "model.onnx", "onnxscript"), ("openvino", "model.xml", "openvino")]
+)
+def test_an_engine_that_cannot_write_its_file(format, file, package, tmp_path):
+    """The engines write their files themselves, and OpenVINO raises a RuntimeError of its own."""
+    pytest.importorskip(package, reason="needs the extra deploy")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    words = ["metaformer_pooling_nano.digits", "--format", format, "--seconds", 0, "--output", tmp_path / "out"]
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, limits[1]))
+        with pytest.raises(
+            SystemExit, match=rf"^error: \S+{file} could not be written \(.*; [\d,.]+ MB of the disk are"
+        ):
+            metamix_command("export", *words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "out" / "export.json").exists()
+
+
+def test_a_repository_gets_no_truncated_file(tmp_path, monkeypatch):
+    def open_full(path, mode, opener=None):
+        full = path.parent == tmp_path / "out" and path.name.startswith("model.safetensors")
+        return open("/dev/full", "wb") if full else open(path, mode, opener=opener)
+
+    monkeypatch.setattr(files, "open", open_full, raising=False)
+    with pytest.raises(SystemExit, match=r"out/model.safetensors could not be written \(the disk is full\)$"):
+        metamix_command("publish", "metaformer_pooling_nano.digits", "me/digits", "--dry-run", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("model*"))
+
+
+@pytest.fixture
+def albums(tmp_path):
+    """A folder for each of two labels."""
+    for label, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        (tmp_path / "albums" / label).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (8, 8), colour).save(tmp_path / "albums" / label / f"{label}{i}.png")
+    return tmp_path / "albums"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()], ids=repr)
+def test_a_conversion_that_ends_early_leaves_nothing_that_looks_complete(error, albums, tmp_path, monkeypatch):
+    def link_some(source, place, links=[]):  # noqa: B006
+        links.append(place)
+        if len(links) == 6:
+            raise error
+        link(source, place)
+
+    link = os.link
+    words = ["folders", albums, tmp_path / "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr("metamix.tasks.convert.os.link", link_some)
+        patch.setattr("metamix.tasks.convert.shutil.copy2", Mock(side_effect=error))
+        if isinstance(error, OSError):
+            with pytest.raises(SystemExit, match="^error: .*No space left on device"):
+                metamix_command("convert", *words)
+        else:
+            assert metamix_command("convert", *words) == 130
+    assert not list((tmp_path / "out").iterdir())
+    metamix_command("convert", *words)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["labels.csv", "train", "val"]
+
+
 @pytest.mark.parametrize("output", ["labels.csv", "restored"])
 def test_predict_names_a_read_only_disk(output, tmp_path, monkeypatch):
     """Such a disk also refuses to delete files that do not exist."""
@@ -77,6 +142,15 @@ def test_predict_names_a_read_only_disk(output, tmp_path, monkeypatch):
         weights = ["--model", "wavemixsr_nano.x2", "--pretrained"]
     with pytest.raises(SystemExit, match=rf"^error: {tmp_path}/\S+ could not be written \(Read-only file system\)$"):
         metamix_command("predict", tmp_path / "digit.png", *weights, "--output", tmp_path / output)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    open_data("digits").test.read(0)[0].save(tmp_path / "digit.png")
+    monkeypatch.setattr(files, "open", Mock(side_effect=PermissionError(errno.EACCES, "no")), raising=False)
+    monkeypatch.setattr("metamix.classification.predict.LabelImages.predict", Mock(side_effect=AssertionError("work")))
+    words = ["--checkpoint", "metaformer_pooling_nano.digits", "--output", tmp_path / "labels.csv"]
+    with pytest.raises(SystemExit, match=r"labels.csv could not be written"):
+        metamix_command("predict", tmp_path / "digit.png", *words)
 
 
 def test_a_folder_for_predictions_on_a_full_disk(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Define a format of exported models (`Format`), and record a model with torch.export."""
 
 import logging
+import shutil
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.export import Dim, ExportedProgram
+
+from metamix.utils.files import reason
 
 INPUT = "images"  # name of the graph's input
 RECORDINGS = 5  # how often a graph is recorded at most, each time from an example of twice the sides
@@ -110,6 +113,16 @@ def as_value_error(problem: str) -> Iterator[None]:
         first = next(i for i, line in enumerate(lines) if not line.endswith(":"))
         reasons = lines[: first + 1] + [line for line in lines if line.startswith("-- ")][:1]
         raise ValueError(f"{problem}: {' '.join(reasons)}") from error
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """Turn an engine's error while it writes a file, of whatever type, into an OSError that names the file."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        free = shutil.disk_usage(file.parent).free / 1e6
+        raise OSError(f"{file} could not be written ({reason(error)}; {free:,.1f} MB of the disk are free)") from error
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from metamix.deploy.extras import need
 from metamix.utils.system import processor
 
-from .base import INPUT, Format, Graph, Run, as_value_error, quiet, sums_saturate, to_program
+from .base import INPUT, Format, Graph, Run, as_value_error, quiet, sums_saturate, to_program, writing
 
 LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # operations that are quantized
 
@@ -26,7 +26,8 @@ def write(graph: Graph, file: Path) -> None:
     assert program is not None
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # removed: stack traces, which hold paths of this machine
-    program.save(str(file), external_data=False)
+    with writing(file):
+        program.save(str(file), external_data=False)
 
 
 def open_onnx(file: Path, threads: int | None = None, precision: str = "fp32") -> Run:

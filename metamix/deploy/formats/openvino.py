@@ -20,7 +20,7 @@ from metamix.deploy.extras import need
 from metamix.deploy.fuse import GROUP_NORMS, LAYER_NORMS
 from metamix.utils.system import processor
 
-from .base import INPUT, Format, Graph, Run, as_value_error, quiet, sums_saturate, to_program
+from .base import INPUT, Format, Graph, Run, as_value_error, quiet, sums_saturate, to_program, writing
 
 LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")  # operations that are quantized
 HINT = "INFERENCE_PRECISION_HINT"  # name of OpenVINO's property
@@ -83,7 +83,9 @@ def to_openvino_form(module: Any) -> nn.Module:
 
 def write(graph: Graph, file: Path) -> None:
     """Write a graph as .xml and .bin, with unchanged weights."""
-    need("openvino").save_model(to_openvino(graph), str(file), compress_to_fp16=False)
+    model = to_openvino(graph)
+    with writing(file):
+        need("openvino").save_model(model, str(file), compress_to_fp16=False)
 
 
 def to_openvino(graph: Graph) -> Any:
@@ -153,7 +155,8 @@ class OpenVinoFile:
                 advanced_parameters=advanced,
             )
         output.with_suffix(".bin").unlink(missing_ok=True)  # a model that is still open has mapped it into memory
-        openvino.save_model(model, str(output), compress_to_fp16=False)
+        with writing(output):
+            openvino.save_model(model, str(output), compress_to_fp16=False)
 
     def open_mixed(self, quantized: Path) -> Run:
         openvino = need("openvino")
