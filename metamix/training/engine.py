@@ -172,6 +172,7 @@ class Engine:
                     "recipe": self.recipe.flat(),
                     "about": self.about,
                     "steps_per_epoch": self.steps_per_epoch,
+                    "processes": self.group.world_size,
                     "history": self.history,
                     "best": self.best,
                     "sums": self.sums,
@@ -188,6 +189,9 @@ class Engine:
             return False
         (path, state), self._unresumed = self._unresumed, None
         changes = check_resumable(path, state, self.recipe, self.task.data.identity, self.steps_per_epoch)
+        before, now = state.get("processes"), self.group.world_size  # batch norms, and rounding, depend on them
+        if before not in (None, now):
+            changes.append(f"processes was {before} and is now {now}")
         self.stepper.load_state_dict(state, str(path))
         self.history, self.seconds = state["history"], state["seconds"]
         self.sums, self.epoch_seconds = state["sums"], state["epoch_seconds"]

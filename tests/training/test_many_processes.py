@@ -71,6 +71,7 @@ def test_every_sample_is_scored_once_and_a_signal_stops_all(tmp_path):
     assert not ranks[2].text()
     for rank in start_all(2, *words, logs=tmp_path):  # it continues on two processes
         rank.output()
+    assert "changed on resume: processes was 3 and is now 2\n" in (run / "log.txt").read_text()
     summary = json.loads((run / "summary.json").read_text())
     scored = tmp_path / "eval"
     evaluate = [*TINY, "--checkpoint", run, "--output", scored, "--batch-size", 360, "--amp", "none"]
