@@ -36,7 +36,7 @@ class SimpleData:
         splits: "train" and "test", and "holdout" if there is one.
         options: options for reading files.
         transform: function that turns a sample of `SampleReader.read` into an image (C, H, W) uint8 and a number, the
-            label.
+            label; unset: `read` returns both. Processes that read images import it, so it must not be a lambda.
         verify: command that lists broken images, for messages.
     """
 
@@ -44,7 +44,7 @@ class SimpleData:
         self,
         splits: Mapping[str, SampleReader],
         options: ReadingOptions,
-        transform: Callable[[Any], tuple[Tensor, float]],
+        transform: Callable[[Any], tuple[Tensor, float]] = tuple,
         verify: str = "metamix verify",
     ):
         self.splits, self.options, self.transform, self.verify = splits, options, transform, verify

@@ -1,5 +1,6 @@
 """Run the task of docs/extend.md from another folder, as its page says."""
 
+import pickle
 import re
 import shlex
 import sys
@@ -56,6 +57,16 @@ def run(folder, monkeypatch, capsys):
 
 def test_the_page_shows_at_most_80_lines():
     assert len(CODE.splitlines()) <= 80
+
+
+def test_workers_need_not_be_forked(folder, run):
+    """macOS starts new processes, and so does Linux from Python 3.14 on: what they need is pickled."""
+    run(COMMANDS[3])  # imports the task
+    import my_task
+
+    options = my_task.Options(model="metaformer_identity_tiny", data_dir="numbers", workers=1)
+    loader = my_task.Task(options).data.train_loader(20, 0, 1, 0).loader
+    pickle.dumps((loader.dataset, loader.collate_fn, loader.worker_init_fn))
 
 
 def test_every_command_of_the_page_works(folder, run):
