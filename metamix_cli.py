@@ -57,8 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "RANK" not in os.environ and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)
     try:
-        answer(words)
-        sys.stdout.flush()
+        try:
+            answer(words)
+        finally:  # after sys.exit too
+            sys.stdout.flush()
     except KeyboardInterrupt as error:
         raise SystemExit(143 if error.args else 130) from None  # as a shell reports a program that a signal ended
     except OSError as error:  # a closed pipe, as in `metamix models | head`, or a full disk

@@ -72,9 +72,19 @@ def test_a_closed_pipe_is_not_an_error():
 
 
 @pytest.mark.parametrize("output, said", [(">&-", ""), ("> /dev/full", "error: [Errno 28] No space left on device\n")])
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_an_output_that_is_closed_or_full_leaves_no_traceback(output, said, unbuffered):
-    command = f"PYTHONUNBUFFERED={unbuffered} exec {shlex.quote(sys.executable)} -m metamix --version {output}"
+@pytest.mark.parametrize("unbuffered, end", [("", "return"), ("1", "return"), ("", "raise SystemExit(0)")])
+def test_an_output_that_is_closed_or_full_leaves_no_traceback(output, said, unbuffered, end):
+    code = f"""
+import metamix_cli
+
+def answer(words):
+    print("text")
+    {end}
+
+metamix_cli.answer = answer
+metamix_cli.main([])
+"""
+    command = f"PYTHONUNBUFFERED={unbuffered} exec {shlex.join([sys.executable, '-c', code])} {output}"
     done = subprocess.run(command, shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (1 if said else 0, said)
 
