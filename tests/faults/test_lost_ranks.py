@@ -136,7 +136,7 @@ def test_the_state_of_a_run_that_lost_a_rank_is_stopped(lost, tmp_path):
     ranks[lost].kill()
     other = ranks[1 - lost]
     assert other.wait() == 1
-    said = r"error: another process of this run ended \(.*\); the last good checkpoint is .*checkpoint.pt, step \d+\."
+    said = r"error: another process of this run ended \(.*\); the same command continues from the last checkpoint\n"
     assert re.search(said, other.text()), other.text()
     assert (run / "state.txt").read_text() == "stopped\n"
 
