@@ -81,6 +81,8 @@ class ProcessGroup:
             return
         if isinstance(error, SystemExit):
             message = str(error.code or "")
+        elif isinstance(error, KeyboardInterrupt) or (error is not None and is_lost_rank(error)):
+            message = f"stopped: {str(error)[:200] or 'Ctrl-C'}"  # no traceback: nothing is wrong here
         else:
             message = "".join(traceback.format_exception(error)) if error else ""
         if message:

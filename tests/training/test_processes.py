@@ -1,9 +1,11 @@
-"""Test the settings that a process makes at its start."""
+"""Test the settings that a process makes at its start, and what it prints when it is stopped."""
 
 import platform
 import resource
+import sys
 
 import pytest
+import torch
 
 from metamix.training.processes import ProcessGroup
 from tests.helpers.running import in_a_process
@@ -28,3 +30,21 @@ def check_faults():
 def test_memory_that_was_freed_is_used_again():
     """It causes no page faults; the control allocates before the setting is made."""
     assert in_a_process(check_faults) == 0
+
+
+def leave_group(error, log):
+    sys.stderr = open(log, "w")  # noqa: SIM115
+    with ProcessGroup(1, 2, torch.device("cpu")):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (KeyboardInterrupt(), "stopped: Ctrl-C"),
+        (RuntimeError("[gloo/pair.cc] Connection reset by peer"), "stopped: [gloo/pair.cc] Connection reset by peer"),
+    ],
+)
+def test_a_rank_that_is_stopped_prints_no_traceback(error, said, tmp_path):
+    assert in_a_process(leave_group, error, tmp_path / "log") == 1
+    assert (tmp_path / "log").read_text() == f"[rank 1] {said}\n"
