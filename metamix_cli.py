@@ -14,6 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as error:
         raise SystemExit(143 if error.args else 130) from None  # as a shell reports a program that a signal ended
     except OSError as error:  # a closed pipe, as in `metamix models | head`, or a full disk
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        with suppress(io.UnsupportedOperation):  # such as in a notebook
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         raise SystemExit(141 if isinstance(error, BrokenPipeError) else f"error: {error}") from None
 
 

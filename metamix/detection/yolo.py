@@ -57,13 +57,13 @@ def read_darknet(file: Path) -> dict[str, Any]:
 
     Its paths are those of another machine, such as data/train.txt, so the files are looked up beside obj.data.
     """
-    lines = (line.partition("=") for line in read_text(file).splitlines())
-    values = {key.strip(): value.strip() for key, _, value in lines}
-    if not values.get("names"):
+    lines = (line.partition("=") for line in read_text(file).replace("\\", "/").splitlines())
+    here = {key.strip(): Path(value.strip()).name for key, _, value in lines if value.strip()}
+    if "names" not in here:
         raise ValueError(f"{file} has no line 'names = obj.names', which gives the file with the names of the classes")
-    here = {key: str(file.parent / Path(value).name) for key, value in values.items()}
-    names = [line.strip() for line in read_text(Path(here["names"])).splitlines() if line.strip()]
-    return {"names": names, "train": here.get("train"), "val": here.get("valid")}
+    names = map(str.strip, read_text(file.parent / here["names"]).splitlines())
+    numbered = {number: name for number, name in enumerate(names) if name}
+    return {"names": numbered, "train": here.get("train"), "val": here.get("valid")}
 
 
 def class_names(file: Path, config: dict[str, Any]) -> dict[int, str]:
@@ -72,7 +72,7 @@ def class_names(file: Path, config: dict[str, Any]) -> dict[int, str]:
     numbered = names if isinstance(names, dict) else dict(enumerate(names if isinstance(names, list) else ()))
     if not numbered or any(type(name) not in (str, int) or not str(key).isdecimal() for key, name in numbered.items()):
         raise ValueError(f"{file} has the names {names!r}: give the names of the classes, such as [cat, dog]")
-    if config.get("nc", len(numbered)) != len(numbered):
+    if config.get("nc", len(numbered)) not in (len(numbered), max(map(int, numbered)) + 1):
         raise ValueError(f"{file} has {len(numbered)} names, but nc is {config['nc']}")
     classes = {int(key): str(name) for key, name in numbered.items()}
     name, count = Counter(classes.values()).most_common(1)[0]

@@ -4,6 +4,7 @@ import json
 import os
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,8 @@ Entries = list[tuple[str, tuple[int, int], list[Shape]]]  # name, (height, width
 def read_polygons(source: Path) -> Masks:
     """Read annotations/instances_*.json, as `metamix convert coco` and `yolo` write them, and draw the polygons.
 
-    A small object is drawn over a larger one. The rest of an image is background. The pixels of crowds are ignored.
+    A small object is drawn over a larger one. The rest of an image is background. The pixels of crowds are ignored,
+    and of objects without a polygon the pixels of their boxes.
     """
     files = {path.stem.removeprefix("instances_"): path for path in sorted(source.glob("annotations/instances_*.json"))}
     if not files:
@@ -28,7 +30,8 @@ def read_polygons(source: Path) -> Masks:
         )
     notes: dict[str, list[str]] = defaultdict(list)
     read = {
-        split: read_outlines(path, notes["objects without a polygon were left out"]) for split, path in files.items()
+        split: read_outlines(path, notes["objects have no polygon, and the pixels of their boxes are ignored"])
+        for split, path in files.items()
     }
     labels = masks_of(outline for entries in read.values() for _, _, outlines in entries for outline in outlines)
     labels.notes = notes
@@ -41,7 +44,7 @@ def read_polygons(source: Path) -> Masks:
                 labels.add(SPLITS.get(split.lower(), ""), stem, file, size, (size, outlines))
             else:
                 labels.notes["images that do not exist were left out"].append(f"{name} of {files[split]}")
-    if not any(outlines for _, (_, outlines) in (sample.label for sample in labels.samples)):
+    if not any(shape.label != IGNORE for sample in labels.samples for shape in sample.label[1][1]):
         raise ValueError(f"{source} has no image with a polygon: give a data set whose objects have polygons")
     return labels
 
@@ -52,14 +55,17 @@ def read_outlines(path: Path, without: list[str]) -> Entries:
         data = json.loads(read_bytes(path))
         classes = {each["id"]: " ".join(str(each["name"]).split()) for each in data["categories"]}
         objects: dict[object, list[Shape]] = {each["id"]: [] for each in data["images"]}
-        for each in sorted(data["annotations"], key=lambda each: -float(each["area"])):
+        for each in sorted(data["annotations"], key=area, reverse=True):
             label = IGNORE if each.get("iscrowd") else classes[each["category_id"]]
-            polygons = each.get("segmentation")
-            if not polygons or not isinstance(polygons, list):  # a box alone, or run lengths
+            shape = each.get("segmentation")
+            # Run lengths are not drawn. Annotation programs also write parts of one or two points.
+            polygons = [part for part in shape if len(part) >= 6] if isinstance(shape, list) else []
+            if not polygons:
+                x, y, width, height = each["bbox"]
+                label, polygons = IGNORE, [[x, y, x + width, y, x + width, y + height, x, y + height]]
                 without.append(f"{path}, annotation {each['id']}")
-                continue
-            for values in polygons:
-                points = [(float(x), float(y)) for x, y in np.reshape(values, (-1, 2))]
+            for part in polygons:
+                points = [(float(x), float(y)) for x, y in np.reshape(part, (-1, 2))]
                 objects[each["image_id"]].append(Shape(label, "polygon", points))
         entries = []
         for each in data["images"]:
@@ -70,3 +76,8 @@ def read_outlines(path: Path, without: list[str]) -> Entries:
     for _, size, shapes in entries:
         check_shapes(path, size, shapes)
     return entries
+
+
+def area(annotation: dict[str, Any]) -> float:
+    """Return the area of an object, or of its box if the file does not say it."""
+    return float(annotation.get("area") or annotation["bbox"][2] * annotation["bbox"][3])

@@ -338,6 +338,19 @@ def test_coco_keeps_masks_areas_and_crowds(original, tmp_path):
     assert (kept["bbox"], kept["area"], kept["iscrowd"]) == ([x, y, width, height], 7, 1)
 
 
+def test_an_obj_data_is_found_by_a_relative_path(original, tmp_path, monkeypatch):
+    """An empty line of obj.names has a number too, and `valid =` names nothing."""
+    yolo_of_darknet(original, tmp_path / "source")
+    (tmp_path / "source/obj.names").write_text("disc\n\nsquare\n\n")
+    for label in tmp_path.glob("source/*/*.txt"):
+        label.write_text(re.sub("^1 ", "2 ", label.read_text(), flags=re.MULTILINE))
+    replace("obj.data", "data/valid.txt", "")(tmp_path / "source")
+    replace("obj.data", "data/train.txt", "data\\train.txt")(tmp_path / "source")
+    monkeypatch.chdir(tmp_path)
+    assert metamix_command("convert", "yolo", "source", "out") == 0
+    assert boxes_of(tmp_path / "out") == {name: boxes for name, boxes in BOXES.items() if "train" in name}
+
+
 def test_an_obj_data_without_names_is_refused(original, tmp_path):
     yolo_of_darknet(original, tmp_path / "source")
     (tmp_path / "source/obj.data").write_text("train = data/train.txt\n")

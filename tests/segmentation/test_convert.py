@@ -324,8 +324,9 @@ def test_polygons_of_coco_are_drawn_the_largest_first(tmp_path, capsys):
             {"segmentation": [[4, 2, 6, 2, 6, 5, 4, 5], [9, 2, 11, 2, 11, 5, 9, 5]], "category_id": 2, "area": 6},
             {"segmentation": [SQUARE], "area": 162},
             {"segmentation": [[0, 20, 31, 20, 31, 23, 0, 23]], "iscrowd": 1},
-            {"bbox": [0, 0, 9, 9]},
-            {"segmentation": {"size": [24, 32], "counts": "abc"}},
+            {"bbox": [28, 0, 3, 3]},
+            {"segmentation": {"size": [24, 32], "counts": "abc"}, "bbox": [28, 10, 3, 3], "area": None},
+            {"segmentation": [[25, 0, 27, 0, 27, 2, 25, 2], [1, 1, 2, 2]]},
         ],
     )
     classes, labels = convert(source, "polygons")
@@ -333,10 +334,12 @@ def test_polygons_of_coco_are_drawn_the_largest_first(tmp_path, capsys):
     assert labels.keys() == {"train/masks/night/a.png", "val/masks/night/a.png"}
     for values in labels.values():
         assert (values[20:] == 255).all() and (values[2:6, 4:7] == 1).all() and (values[2:6, 9:12] == 1).all()
-        assert (values[1:11, 2:21] == 2).sum() == 190 - 24 and (values[:20] == 0).sum() == 640 - 190
+        assert (values[1:11, 2:21] == 2).sum() == 190 - 24 and (values[:3, 25:28] == 2).all()
+        assert (values[:4, 28:] == 255).all() and (values[10:14, 28:] == 255).all()
+        assert (values[:20] == 0).sum() == 640 - 190 - 9 - 32
     said = capsys.readouterr().out
     assert "1 train, 1 val images, 3 classes: background, boat, pond" in said
-    assert f"without a polygon were left out: {source}/annotations/instances_train.json, annotation 3, " in said
+    assert f"pixels of their boxes are ignored: {source}/annotations/instances_train.json, annotation 3, " in said
     assert metamix_command("verify", tmp_path / "out") == 0
 
 
@@ -353,12 +356,17 @@ def test_images_of_polygons_lie_inside_of_the_folder(tmp_path, capsys):
 @pytest.mark.parametrize(
     "annotation, image, said",
     [
-        ({"segmentation": [[1, 1, 9]]}, {}, "instances_train.json is not in COCO's format: ValueError: cannot reshape"),
-        ({"segmentation": [[1, 1, 9, 9]]}, {}, "instances_train.json has a polygon of too few points"),
+        (
+            {"segmentation": [SQUARE[:7]]},
+            {},
+            "instances_train.json is not in COCO's format: ValueError: cannot reshape",
+        ),
+        ({"segmentation": [[1, 1, 9, 9]], "bbox": [1, 1, 8, 8]}, {}, "source has no image with a polygon"),
+        ({"segmentation": [[1, 1, 9, 9]]}, {}, "instances_train.json is not in COCO's format: KeyError: 'bbox'"),
+        ({"segmentation": [[1, 1, 9, 9, 1, float("nan")]]}, {}, "instances_train.json has a polygon of too few points"),
         ({"segmentation": [SQUARE], "category_id": 3}, {}, "instances_train.json is not in COCO's format: KeyError: 3"),
         ({"segmentation": [SQUARE], "image_id": 8}, {}, "instances_train.json is not in COCO's format: KeyError: 8"),
         ({"segmentation": [SQUARE]}, {"height": 0}, "instances_train.json has an image of 0 x 32 pixels"),
-        ({}, {}, "source has no image with a polygon"),
     ],
 )
 def test_odd_polygons_are_refused(annotation, image, said, tmp_path):
