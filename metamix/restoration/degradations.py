@@ -19,8 +19,9 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from inspect import signature
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,155 +50,113 @@ class Range:
         return self.low if self.low == self.high else self.low + (self.high - self.low) * draw(rng)
 
 
-def parameter(low: float, high: float, *, default: Any = MISSING, whole: bool = False) -> Any:
-    """Declare a parameter of a degradation, with its limits."""
-    return field(default=default, metadata={"low": low, "high": high, "whole": whole})
-
-
-@dataclass(frozen=True)
-class Noise:
+def noise(image: Tensor, rng: Generator, sigma: float, *, clip: bool = False, grey: bool = False) -> Tensor:
     """Add Gaussian noise."""
+    shape = 1 if grey else image.shape[0], *image.shape[1:]
+    noisy = image + sigma / 255 * torch.randn(shape, generator=rng)
+    return noisy.clamp(0, 1) if clip else noisy
 
-    sigma: Range = parameter(0, 255)
-    clip: bool = False
-    grey: bool = False
 
-    def __call__(self, image: Tensor, rng: Generator) -> Tensor:
-        sigma, shape = self.sigma.draw(rng) / 255, (1 if self.grey else image.shape[0], *image.shape[1:])
-        noisy = image + sigma * torch.randn(shape, generator=rng)
-        return noisy.clamp(0, 1) if self.clip else noisy
+def downscale(image: Tensor, rng: Generator, factor: float) -> Tensor:
+    """Shrink bicubically, with antialiasing, and round to 8 bits."""
+    return resize_bicubic(image, 1 / factor, rounding=True)
+
+
+def blur(image: Tensor, rng: Generator, sigma: float) -> Tensor:
+    """Blur with a Gaussian that is cut off at three sigma."""
+    radius = math.ceil(3 * sigma)
+    if not radius:
+        return image
+    place = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    line = torch.exp(-place.square() / (2 * sigma**2))
+    line = line / line.sum()
+    return convolve(convolve(image, line[:, None]), line[None])
+
+
+def motion(image: Tensor, rng: Generator, length: float) -> Tensor:
+    """Blur along a line of a random direction."""
+    return convolve(image, line_kernel(length, math.pi * draw(rng)))
+
+
+def jpeg(image: Tensor, rng: Generator, quality: float) -> Tensor:
+    """Compress with JPEG, as Pillow does at its default chroma subsampling."""
+    file = io.BytesIO()
+    to_pil_image(to_levels(image).byte()).save(file, "JPEG", quality=round(quality))
+    return pil_to_tensor(open_image(file)).float() / 255
+
+
+def low_light(image: Tensor, rng: Generator, gamma: float, sigma: float = 0) -> Tensor:
+    """Darken with a gamma curve, then add clipped noise."""
+    dark = image.clamp(0, 1) ** gamma
+    return noise(dark, rng, sigma, clip=True) if sigma else dark
+
+
+def haze(image: Tensor, rng: Generator, beta: float) -> Tensor:
+    """Mix each pixel with a grey light, distant pixels more than near ones."""
+    light = 0.7 + 0.3 * draw(rng)
+    depth = F.interpolate(
+        torch.rand(1, 1, 4, 4, generator=rng), size=image.shape[-2:], mode="bilinear", align_corners=True
+    )
+    transmission = torch.exp(-beta * depth[0])  # (1, H, W)
+    return image * transmission + light * (1 - transmission)
+
+
+def rain(image: Tensor, rng: Generator, amount: float) -> Tensor:
+    """Add bright streaks: single drops, blurred along a line near the vertical."""
+    angle, length = math.pi * (0.4 + 0.2 * draw(rng)), 9 + 10 * draw(rng)
+    drops = (torch.rand(1, *image.shape[1:], generator=rng) < amount / 1000).float()
+    streaks = convolve(drops, line_kernel(length, angle)) * length * (0.3 + 0.4 * draw(rng))
+    return (image + streaks).clamp(0, 1)
+
+
+class Degradation(NamedTuple):
+    """A function of an image, a generator, and numbers; its keyword arguments are switches."""
+
+    function: Callable[..., Tensor]
+    limits: Sequence[tuple[int, int]]  # of each number
+    reach: Callable[[float], float] = lambda number: 0  # first number -> pixels around a crop that change its border
+
+
+DEGRADATIONS = {
+    "noise": Degradation(noise, [(0, 255)]),
+    "downscale": Degradation(downscale, [(1, 16)], lambda factor: 2 * factor),
+    "blur": Degradation(blur, [(0, 50)], lambda sigma: math.ceil(3 * sigma)),
+    "motion": Degradation(motion, [(1, 200)], lambda length: math.ceil(length / 2)),
+    "jpeg": Degradation(jpeg, [(1, 100)], lambda quality: 8),
+    "low_light": Degradation(low_light, [(1, 10), (0, 255)]),
+    "haze": Degradation(haze, [(0, 10)]),
+    "rain": Degradation(rain, [(0, 1000)], lambda amount: 10),
+}
 
 
 @dataclass(frozen=True)
-class Downscale:
-    """Shrink bicubically, with antialiasing, and round to 8 bits."""
+class Step:
+    """A degradation with its numbers and switches."""
 
-    factor: Range = parameter(1, 16, whole=True)
+    name: str
+    numbers: Sequence[Range]
+    switches: dict[str, bool]
 
     @property
     def scale(self) -> int:
-        return int(self.factor.low)
-
-    @property
-    def reach(self) -> int:
-        return 2 * self.scale
+        """Return the factor by which the result is smaller."""
+        return int(self.numbers[0].low) if self.name == "downscale" else 1
 
     def __call__(self, image: Tensor, rng: Generator) -> Tensor:
-        return resize_bicubic(image, 1 / self.scale, rounding=True)
-
-
-@dataclass(frozen=True)
-class Blur:
-    """Blur with a Gaussian that is cut off at three sigma."""
-
-    sigma: Range = parameter(0, 50)
-
-    @property
-    def reach(self) -> int:
-        return math.ceil(3 * self.sigma.high)
-
-    def __call__(self, image: Tensor, rng: Generator) -> Tensor:
-        sigma = self.sigma.draw(rng)
-        radius = math.ceil(3 * sigma)
-        if not radius:
-            return image
-        place = torch.arange(-radius, radius + 1, dtype=torch.float32)
-        line = torch.exp(-place.square() / (2 * sigma**2))
-        line = line / line.sum()
-        return convolve(convolve(image, line[:, None]), line[None])
-
-
-@dataclass(frozen=True)
-class Motion:
-    """Blur along a line of a random direction."""
-
-    length: Range = parameter(1, 200)
-
-    @property
-    def reach(self) -> int:
-        return math.ceil(self.length.high / 2)
-
-    def __call__(self, image: Tensor, rng: Generator) -> Tensor:
-        return convolve(image, line_kernel(self.length.draw(rng), math.pi * draw(rng)))
-
-
-@dataclass(frozen=True)
-class Jpeg:
-    """Compress with JPEG, as Pillow does at its default chroma subsampling."""
-
-    quality: Range = parameter(1, 100)
-    reach: ClassVar[int] = 8
-
-    def __call__(self, image: Tensor, rng: Generator) -> Tensor:
-        file = io.BytesIO()
-        to_pil_image(to_levels(image).byte()).save(file, "JPEG", quality=round(self.quality.draw(rng)))
-        return pil_to_tensor(open_image(file)).float() / 255
-
-
-@dataclass(frozen=True)
-class LowLight:
-    """Darken with a gamma curve, then add clipped noise."""
-
-    gamma: Range = parameter(1, 10)
-    sigma: Range = parameter(0, 255, default=Range(0, 0))
-
-    def __call__(self, image: Tensor, rng: Generator) -> Tensor:
-        dark = image.clamp(0, 1) ** self.gamma.draw(rng)
-        return Noise(self.sigma, clip=True)(dark, rng) if self.sigma.high else dark
-
-
-@dataclass(frozen=True)
-class Haze:
-    """Mix each pixel with a grey light, distant pixels more than near ones."""
-
-    beta: Range = parameter(0, 10)
-
-    def __call__(self, image: Tensor, rng: Generator) -> Tensor:
-        beta, light = self.beta.draw(rng), 0.7 + 0.3 * draw(rng)
-        depth = F.interpolate(
-            torch.rand(1, 1, 4, 4, generator=rng), size=image.shape[-2:], mode="bilinear", align_corners=True
-        )
-        transmission = torch.exp(-beta * depth[0])  # (1, H, W)
-        return image * transmission + light * (1 - transmission)
-
-
-@dataclass(frozen=True)
-class Rain:
-    """Add bright streaks: single drops, blurred along a line near the vertical."""
-
-    amount: Range = parameter(0, 1000)
-    reach: ClassVar[int] = 10
-
-    def __call__(self, image: Tensor, rng: Generator) -> Tensor:
-        share = self.amount.draw(rng) / 1000
-        angle, length = math.pi * (0.4 + 0.2 * draw(rng)), 9 + 10 * draw(rng)
-        drops = (torch.rand(1, *image.shape[1:], generator=rng) < share).float()
-        streaks = convolve(drops, line_kernel(length, angle)) * length * (0.3 + 0.4 * draw(rng))
-        return (image + streaks).clamp(0, 1)
-
-
-DEGRADATIONS: dict[str, Callable[..., Any]] = {
-    "noise": Noise,
-    "downscale": Downscale,
-    "blur": Blur,
-    "motion": Motion,
-    "jpeg": Jpeg,
-    "low_light": LowLight,
-    "haze": Haze,
-    "rain": Rain,
-}
+        numbers = [number.draw(rng) for number in self.numbers]
+        return DEGRADATIONS[self.name].function(image, rng, *numbers, **self.switches)
 
 
 @dataclass(frozen=True)
 class Chain:
     """Apply degradations one after the other."""
 
-    steps: Sequence[Any] = ()
+    steps: Sequence[Step] = ()
 
     @property
     def scale(self) -> int:
         """Return the factor by which the result is smaller."""
-        return math.prod(getattr(step, "scale", 1) for step in self.steps)
+        return math.prod(step.scale for step in self.steps)
 
     @property
     def reach(self) -> int:
@@ -206,10 +165,10 @@ class Chain:
         The border of the crop is then as if the whole image were degraded, except that random numbers, JPEG's blocks
         and the depth of haze start at the degraded part.
         """
-        pixels, scale = 0, 1
+        pixels, scale = 0.0, 1
         for step in self.steps:
-            pixels += scale * getattr(step, "reach", 0)
-            scale *= getattr(step, "scale", 1)
+            pixels += scale * DEGRADATIONS[step.name].reach(step.numbers[0].high)
+            scale *= step.scale
         return math.ceil(pixels / scale) * scale
 
     def __call__(self, image: Tensor, rng: Generator) -> Tensor:
@@ -228,32 +187,29 @@ def parse_degradations(text: str) -> Chain:
     return Chain() if text == PAIRS else Chain(tuple(_parse_step(step.strip()) for step in text.split(",")))
 
 
-def _parse_step(text: str) -> Any:
+def _parse_step(text: str) -> Step:
     name, *words = text.split(":")
     check_choice("degradation", name, [*DEGRADATIONS] if name == PAIRS else [*DEGRADATIONS, PAIRS])  # pairs is no step
-    cls = DEGRADATIONS[name]
-    options = fields(cls)  # type: ignore[arg-type]
-    switches = [f.name for f in options if "low" not in f.metadata]
-    ranges = [f for f in options if "low" in f.metadata]
+    function, limits, _ = DEGRADATIONS[name]
+    parameters = list(signature(function).parameters.values())[2:]
+    switches = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     numbers = [(word, _parse_range(word)) for word in words if word not in switches]
     invalid = [word for word, number in numbers if number is None]
-    if invalid or not 1 <= len(numbers) <= len(ranges):
+    if invalid or not 1 <= len(numbers) <= len(limits):
         kind = f"neither a value nor a switch of {name}" if switches else "not a value"
         problem = f": {invalid[0]!r} is {kind}" if invalid else f" has {plural(len(numbers), 'value')}"
-        labels = ((f.name.upper() if f in ranges else f.name, f.default is MISSING) for f in options)
+        labels = ((p.name if p.name in switches else p.name.upper(), p.default is p.empty) for p in parameters)
         shape = name + "".join(f":{label}" if needed else f"[:{label}]" for label, needed in labels)
-        example = f"{name}:2" if ranges[0].metadata["whole"] else f"{name}:2 or {name}:1-3"
+        example = f"{name}:2" if name == "downscale" else f"{name}:2 or {name}:1-3"
         raise ValueError(f"degradation {text!r}{problem}; write it as {shape}, such as {example}")
-    values: dict[str, Any] = {}
-    for f, (word, number) in zip(ranges, numbers):
-        low, high, whole = (f.metadata[key] for key in ("low", "high", "whole"))
-        fits = not whole or (number.low == number.high and number.low.is_integer())
+    for (low, high), (word, number) in zip(limits, numbers):
+        fits = name != "downscale" or (number.low == number.high and number.low.is_integer())
         if not (low <= number.low <= number.high <= high and fits):
-            limits = f"number from {low} to {high}"
-            accepted = f"a whole {limits}" if whole else f"a {limits}, or a range LOW-HIGH"
+            accepted = f"number from {low} to {high}"
+            accepted = f"a whole {accepted}" if name == "downscale" else f"a {accepted}, or a range LOW-HIGH"
             raise ValueError(f"degradation {text!r} has the value {word}, but it must be {accepted}")
-        values[f.name] = number
-    return cls(**values | {switch: True for switch in switches if switch in words})
+    values = [number for _, number in numbers if number]
+    return Step(name, values, {switch: True for switch in switches if switch in words})
 
 
 def _parse_range(word: str) -> Range | None:

@@ -45,7 +45,7 @@ def test_ranges_are_drawn_from():
 
 def test_numbers_may_have_exponents():
     for text, low, high in (("noise:1e-3", 1e-3, 1e-3), ("noise:1e-3-2.5e1", 1e-3, 25), ("noise:.5-2.", 0.5, 2)):
-        assert parse_degradations(text).steps[0].sigma == Range(low, high)
+        assert parse_degradations(text).steps[0].numbers == [Range(low, high)]
 
 
 def test_blurs_keep_the_mean_of_a_constant_and_spread_a_point():
