@@ -151,7 +151,7 @@ class RestorationData:
             raise ValueError(f"mixup pairs crops: give a batch_size that {2 * world_size} divides, not {batch_size}")
         options, samples = self.options, self.parts["train"]
         order = TrainOrder(len(samples) * options.crops, batch_size, rank, world_size, seed)
-        transform = TrainCrop(options.crop, options.flip, options.rotate, self.chain, self.scale, self.enlarge)
+        transform = partial(train_crop, options=options, chain=self.chain, scale=self.scale, times=self.enlarge)
         verify = verify_command(options, options.data_dir)
         return StreamLoader(samples, options, order, transform, seed, collate=collate_crops, verify=verify)
 
@@ -226,41 +226,37 @@ def read_tensor(path: Path, channels: str, studio_range: bool = False) -> Tensor
     return to_y(colours) if channels == "y" else colours
 
 
-class TrainCrop:
-    """Cut, degrade, flip and turn images at random; the loader seeds torch's generator for each sample.
+def train_crop(
+    pair: Pair, options: RestorationOptions, chain: Chain, scale: int, times: int
+) -> tuple[str, Tensor, Tensor]:
+    """Cut, degrade, flip and turn an image at random; the loader seeds torch's generator for each sample.
 
-    A crop is degraded together with the surrounding pixels that affect it, as far as the image has such pixels.
+    A crop is degraded together with the surrounding pixels that affect it, as far as the image has such pixels. Then
+    it is enlarged `times` times.
     """
-
-    def __init__(self, crop: int, flip: bool, rotate: bool, chain: Chain, scale: int, enlarge: int):
-        self.crop, self.flip, self.rotate = crop, flip, rotate
-        self.chain, self.scale, self.enlarge = chain, scale, enlarge
-
-    def __call__(self, pair: Pair) -> tuple[str, Tensor, Tensor]:
-        name, target, degraded = pair
-        crop, scale = self.crop, self.scale
-        top, left = (scale * int(torch.randint((side - crop) // scale + 1, ())) for side in target.shape[-2:])
-        reach = self.chain.reach + (3 * scale if self.enlarge > 1 else 0)
-        rows, columns = (
-            slice(max(0, start - reach), min(side, start + crop + reach))
-            for start, side in zip((top, left), target.shape[-2:])
-        )
-        if degraded is None:
-            degraded = self.chain(target[:, rows, columns], torch.default_generator)
-        else:
-            small = [slice(part.start // scale, part.stop // scale) for part in (rows, columns)]
-            degraded = degraded[:, small[0], small[1]]
-        degraded = enlarge(degraded, self.enlarge)
-        ratio = scale // self.enlarge
-        y, x, side = (top - rows.start) // ratio, (left - columns.start) // ratio, crop // ratio
-        images = [degraded[:, y : y + side, x : x + side], target[:, top : top + crop, left : left + crop]]
-        if self.flip:
-            dims = [dim for dim in (-2, -1) if torch.randint(2, ())]
-            images = [image.flip(dims) for image in images]
-        if self.rotate:
-            turns = int(torch.randint(4, ()))
-            images = [image.rot90(turns, (-2, -1)) for image in images]
-        return name, images[0], images[1]
+    (name, target, degraded), crop = pair, options.crop
+    top, left = (scale * int(torch.randint((side - crop) // scale + 1, ())) for side in target.shape[-2:])
+    reach = chain.reach + (3 * scale if times > 1 else 0)
+    rows, columns = (
+        slice(max(0, start - reach), min(side, start + crop + reach))
+        for start, side in zip((top, left), target.shape[-2:])
+    )
+    if degraded is None:
+        degraded = chain(target[:, rows, columns], torch.default_generator)
+    else:
+        small = [slice(part.start // scale, part.stop // scale) for part in (rows, columns)]
+        degraded = degraded[:, small[0], small[1]]
+    degraded = enlarge(degraded, times)
+    ratio = scale // times
+    y, x, side = (top - rows.start) // ratio, (left - columns.start) // ratio, crop // ratio
+    images = [degraded[:, y : y + side, x : x + side], target[:, top : top + crop, left : left + crop]]
+    if options.flip:
+        dims = [dim for dim in (-2, -1) if torch.randint(2, ())]
+        images = [image.flip(dims) for image in images]
+    if options.rotate:
+        turns = int(torch.randint(4, ()))
+        images = [image.rot90(turns, (-2, -1)) for image in images]
+    return name, images[0], images[1]
 
 
 def degrade_whole(pair: Pair, chain: Chain) -> tuple[str, Tensor, Tensor]:

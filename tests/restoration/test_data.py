@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from metamix.data import CorruptImage
-from metamix.restoration.data import RestorationData, TrainCrop, read_tensor
+from metamix.restoration.data import RestorationData, read_tensor, train_crop
 from metamix.restoration.degradations import parse_degradations
 from metamix.restoration.inference import enlarge
 from metamix.restoration.options import RestorationOptions
@@ -119,13 +119,15 @@ def test_crops_of_an_image_differ(clean):
 
 def test_crops_of_pairs_lie_in_the_same_place():
     target = torch.rand(3, 24, 32)
-    pair = "a", target, target[:, ::2, ::2]  # the image at half the size
+    pair, chain = ("a", target, target[:, ::2, ::2]), parse_degradations("pairs")  # the image at half the size
+    turned_too = RestorationOptions(data_dir="x", crop=8)
+    upright = RestorationOptions(data_dir="x", crop=8, flip=False, rotate=False)
     for seed in range(8):
         torch.manual_seed(seed)
-        _, image, crop = TrainCrop(8, False, False, parse_degradations("pairs"), 2, 1)(pair)
+        _, image, crop = train_crop(pair, upright, chain, 2, 1)
         assert torch.equal(image, crop[:, ::2, ::2])
         torch.manual_seed(seed)
-        _, turned_image, turned = TrainCrop(8, True, True, parse_degradations("pairs"), 1, 1)(("a", target, 1 - target))
+        _, turned_image, turned = train_crop(("a", target, 1 - target), turned_too, chain, 1, 1)
         assert torch.equal(turned_image, 1 - turned) and turned.shape == (3, 8, 8)
 
 
@@ -134,10 +136,11 @@ def test_crops_are_enlarged_as_the_whole_image_is(paired):
     target, chain = to_8_bits(torch.rand(1, 60, 48)), parse_degradations("downscale:2")
     small = chain(target, torch.default_generator)
     whole = enlarge(small, 2)
-    crop = TrainCrop(16, False, False, parse_degradations("pairs") if paired else chain, 2, 2)
+    options = RestorationOptions(data_dir="x", crop=16, flip=False, rotate=False)
+    used = parse_degradations("pairs") if paired else chain
     for seed in range(6):
         torch.manual_seed(seed)
-        _, image, clean = crop(("a", target, small if paired else None))
+        _, image, clean = train_crop(("a", target, small if paired else None), options, used, 2, 2)
         top, left = next(
             (y, x) for y in range(45) for x in range(33) if torch.equal(target[:, y : y + 16, x : x + 16], clean)
         )
