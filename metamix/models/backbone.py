@@ -321,19 +321,9 @@ def load_body(
     body = timm.create_model(name, **arguments)
     for module in body.modules():  # timm keeps a copy of the tensors that it loaded
         getattr(module, "pretrained_cfg", {}).pop("state_dict", None)
-    return apply_batch_norms(body, batch_norms, loaded=bool(pretrained or checkpoint))
-
-
-def apply_batch_norms(body: nn.Module, batch_norms: str, *, loaded: bool) -> nn.Module:
-    """Freeze all batch norms of a model, replace them by group norms, or train them unchanged.
-
-    "auto" freezes them if the backbone has `loaded` weights, and replaces them if its weights are random.
-    """
-    if batch_norms == "auto":
-        batch_norms = "freeze" if loaded else "replace"
-    if batch_norms == "freeze":
+    if batch_norms == "freeze" or (batch_norms == "auto" and (pretrained or checkpoint)):
         return freeze_batch_norm_2d(body)
-    return replace_batch_norms(body) if batch_norms == "replace" else body
+    return body if batch_norms == "train" else replace_batch_norms(body)
 
 
 def replace_batch_norms(module: nn.Module) -> nn.Module:
