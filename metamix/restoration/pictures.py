@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from metamix.layers import crop_to
 from metamix.training.task import Pictures, State
 from metamix.utils.figures import figure_text, image_grid, save_figure
 from metamix.utils.files import write_text
@@ -70,6 +71,4 @@ def draw_sheet(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]]) -> None
 
 def zoom(image: Tensor) -> Tensor:
     """Crop the centre of an image (C, H, W)."""
-    (h, w), side = image.shape[-2:], ZOOM
-    top, left = max(0, (h - side) // 2), max(0, (w - side) // 2)
-    return image[:, top : top + side, left : left + side]
+    return crop_to(image, [min(side, ZOOM) for side in image.shape[-2:]], centre=True)
