@@ -6,7 +6,7 @@ bug, and when to remove it.
 
 from .attention import attention
 from .channels_last import GELU, GlobalPool, is_channels_last, to_channels_last
-from .checkpointing import CheckpointedSequential, GradCheckpointing, checkpointed
+from .checkpointing import GradCheckpointing, checkpointed
 from .conv import Conv2d, ConvWeights
 from .dropout import Dropout, dropout
 from .graph import fx_leaf, may_vary, rearrange
@@ -16,7 +16,7 @@ from .partition import BLOCK, GRID, mix_sets
 from .spatial import average_to, crop_to, pad_to, reflect_to, resize_to, round_up
 
 __all__ = [
-    "BLOCK", "GELU", "GRID", "CheckpointedSequential", "Conv2d", "ConvWeights", "Dropout", "Float32LayerNorm2d",
+    "BLOCK", "GELU", "GRID", "Conv2d", "ConvWeights", "Dropout", "Float32LayerNorm2d",
     "GlobalPool", "GradCheckpointing", "GroupNorm1", "Mlp", "attention", "average_to", "checkpointed", "crop_to",
     "dropout", "fx_leaf", "is_channels_last", "may_vary", "mix_sets", "pad_to", "rearrange", "reflect_to", "resize_to",
     "round_up", "to_channels_last",

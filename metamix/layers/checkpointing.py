@@ -19,17 +19,6 @@ def checkpointed(layer: nn.Module, function: Callable[[Tensor], Tensor], x: Tens
     return checkpoint(function, x, use_reentrant=False, context_fn=lambda: (nullcontext(), keep_statistics(layer)))
 
 
-class CheckpointedSequential(nn.Sequential):
-    """A sequence of layers; `grad_checkpointing` turns gradient checkpointing on for each layer."""
-
-    grad_checkpointing = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self:
-            x = checkpointed(layer, layer, x) if self.grad_checkpointing else layer(x)
-        return x
-
-
 class GradCheckpointing(nn.Module):
     """Add the method of timm's models that turns gradient checkpointing on."""
 

@@ -42,11 +42,11 @@ from torch import Tensor, nn
 from metamix.layers import (
     BLOCK,
     GRID,
-    CheckpointedSequential,
     Conv2d,
     Float32LayerNorm2d,
     GradCheckpointing,
     Mlp,
+    checkpointed,
     mix_sets,
     resize_to,
 )
@@ -282,14 +282,17 @@ class Blocks(nn.Module):
     ):
         super().__init__()
         self.proj = Conv1x1(in_dim, level.dim)
-        self.groups = CheckpointedSequential()
+        self.grad_checkpointing = False
+        self.groups = nn.Sequential()
         for _ in range(num_groups):
             parts = OrderedDict(gmlp=MultiAxisGmlp(level, **factors), attention=attention(level.dim, reduction))
             self.groups.append(nn.Sequential(parts))
 
     def forward(self, *maps: Tensor) -> Tensor:
-        x = self.proj(torch.cat(maps, dim=1))
-        return x + self.groups(x)
+        x = y = self.proj(torch.cat(maps, dim=1))
+        for group in self.groups:
+            y = checkpointed(group, group, y) if self.grad_checkpointing else group(y)
+        return x + y
 
 
 class MultiAxisGmlp(nn.Module):
