@@ -9,17 +9,18 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import timm
+import timm.models._factory as factory
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 from metamix.layers import resize_to
 from metamix.utils.text import message
-from metamix.utils.timm_checkpoint_path import load_checkpoint_path_with
 from metamix.weights.files import unwrap
 from metamix.weights.find import cfg_of_file, local_weights, read_weights
 from metamix.weights.fit import TooLarge, check_fit, check_size, function_mismatch, limited_size
@@ -108,7 +109,27 @@ def load_checkpoint_path(model: MetaFormer, path: str | Path) -> Any:
     return model.load_state_dict(tensors)
 
 
-load_checkpoint_path_with(load_checkpoint_path, MetaFormer)
+timms_load_checkpoint = getattr(factory.load_checkpoint, "timms", factory.load_checkpoint)
+
+
+# Why: timm 1.0.31 reads the file and passes only its tensors to `load_state_dict`. Our models need the file's path to
+# read its metadata, and must resample weights of another image size.
+# Reproducer: tests/models/test_checkpoint_path.py::test_timm_alone_ignores_the_metadata
+# Remove when: that test fails because timm passes a filter or the path on; use that instead.
+@wraps(timms_load_checkpoint)
+def load_checkpoint(model: nn.Module, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+    if isinstance(model, MetaFormer):
+        return load_checkpoint_path(model, checkpoint_path)
+    if isinstance(getattr(model, "model", None), MetaFormer):
+        raise ValueError(
+            f"features_only=True takes no checkpoint_path: give pretrained=True and "
+            f"pretrained_cfg_overlay=dict(file={str(checkpoint_path)!r})."
+        )
+    return timms_load_checkpoint(model, str(checkpoint_path), *args, **kwargs)
+
+
+load_checkpoint.timms = timms_load_checkpoint  # type: ignore[attr-defined]  # kept if this module is loaded again
+factory.load_checkpoint = load_checkpoint
 
 
 def translate(

@@ -9,8 +9,8 @@ import torch
 from timm.data import resolve_model_data_config
 
 import metamix  # noqa: F401  registers the models
+from metamix.models import checkpoint
 from metamix.models.embed import ConvEmbed, SequentialEmbed
-from metamix.utils import timm_checkpoint_path
 from metamix.weights.files import save_checkpoint, save_weights
 from metamix.weights.find import cfg_of_file, weights_dir
 
@@ -187,9 +187,9 @@ def test_timm_s_own_models_are_left_to_timm(tmp_path):
 
 
 def test_timm_alone_ignores_the_metadata(trained, monkeypatch):
-    """timm's own loader loses the metadata: the reproducer for `metamix.utils.timm_checkpoint_path`."""
+    """timm's own loader loses the metadata: the reproducer for `metamix.models.checkpoint.load_checkpoint`."""
     _, file = trained
-    factory = timm_checkpoint_path.factory
+    factory = checkpoint.factory
     monkeypatch.setattr(factory, "load_checkpoint", factory.load_checkpoint.timms)
     assert create(checkpoint_path=file).pretrained_cfg["mean"] != (0.3,)
     with pytest.raises(RuntimeError, match="size mismatch"):
