@@ -32,7 +32,7 @@ from metamix.weights.fit import function_mismatch
 
 from .arguments import Activation, Norm, activation, check_stages, mixers_per_stage, norm_layer, per_stage
 from .embed import DOWNSAMPLE, STEM, Embed, limit_stride
-from .timm_interface import TimmInterface, list_features
+from .timm_interface import TimmInterface
 
 POOLS = ("avg", "max", "avgmax", "")
 
@@ -250,7 +250,11 @@ class MetaFormer(TimmInterface):
 
         self.isotropic = stages == 1
         strides = accumulate((embed.reduction for embed in (self.stem, *downsamples[1:])), operator.mul)
-        self.feature_info = list_features(dims, list(strides), depths)
+        rows = enumerate(zip(dims, strides))
+        self.feature_info = [dict(num_chs=dim, reduction=s, module=f"stages.{i}") for i, (dim, s) in rows]
+        if self.isotropic:  # a feature after each block
+            names = [f"stages.0.blocks.{i}" for i in range(depths[0])]
+            self.feature_info = [dict(self.feature_info[0], module=name) for name in names]
 
     def map_sizes(self, img_size: int | tuple[int, int], downsamples: Sequence[Any]) -> list[tuple[int, int]]:
         """Return (H, W) of the maps in each stage; refuse images that are too small for the stages."""

@@ -1,6 +1,5 @@
 """Methods that timm needs beyond `forward`: features, pruning, another input size, groups of parameters."""
 
-from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -135,16 +134,6 @@ class TimmInterface(GradCheckpointing):
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters without weight decay, in addition to all vectors."""
         return {"pos_embed"}
-
-
-def list_features(dims: Sequence[int], strides: Sequence[int], depths: Sequence[int]) -> list[dict]:
-    """Return timm's `feature_info`: a pyramid has a feature after each stage, an isotropic model after each block."""
-    stages = [
-        dict(num_chs=dim, reduction=stride, module=f"stages.{i}") for i, (dim, stride) in enumerate(zip(dims, strides))
-    ]
-    if len(stages) > 1:
-        return stages
-    return [dict(stages[0], module=f"stages.0.blocks.{j}") for j in range(depths[0])]
 
 
 @torch.no_grad()
