@@ -11,7 +11,7 @@ values from 0 to 1, into images. In training it returns a list of images for the
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,8 @@ from .maxim import MaximUNet
 from .maxim_layout import MAXIM_VARIANTS, maxim_layout
 from .wavemix_restoration import SISR, SISR_ONE_LEVEL, WAVEMIXSR, WaveMixSisr, WaveMixSR
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A registered image model: its class, the arguments that the name presets, and addresses of weights by tag."""
-
-    build: Callable[..., nn.Module]
-    preset: dict[str, Any]
-    tags: dict[str, str]
-
-
-_MODELS: dict[str, Entry] = {}
+_MODELS: dict[str, "partial[nn.Module]"] = {}  # the class with the arguments that the name presets
+_TAGS: dict[str, dict[str, str]] = {}  # by name, addresses of weights by tag
 
 
 def register_image_model(
@@ -50,7 +41,7 @@ def register_image_model(
     """Register a name that is not taken: `create_image_model(name)` builds `build(**preset)`."""
     if name in _MODELS:
         raise ValueError(f"An image model named {name!r} is already registered: choose another name.")
-    _MODELS[name] = Entry(build, preset, dict(tags or {}))
+    _MODELS[name], _TAGS[name] = partial(build, **preset), dict(tags or {})
 
 
 def image_model_names() -> list[str]:
@@ -78,27 +69,27 @@ def create_image_model(
         OSError: the weights cannot be downloaded or read.
     """
     base, _ = split_name(name)
-    entry = _MODELS[base]
-    parameters = inspect.signature(entry.build).parameters
+    build = _MODELS[base]
+    parameters = inspect.signature(build.func).parameters
     check_known(base, kwargs, parameters)
     check_one_source(pretrained, checkpoint)
     if pretrained:
         _, checkpoint = published_weights(name)
     if checkpoint is None:
-        return entry.build(**entry.preset | kwargs)
+        return build(**kwargs)
     tensors, metadata = read_weights(checkpoint)
     if metadata.architecture not in (None, base):
         raise ValueError(f"{checkpoint} has weights of {metadata.model}, not of {base}: create that model.")
     saved = metadata.model_args | ({} if metadata.in_chans is None else {"in_chans": metadata.in_chans})
-    trained = entry.preset | {k: v for k, v in saved.items() if k in parameters}
+    trained = build.keywords | {k: v for k, v in saved.items() if k in parameters}
     if pretrained or metadata.architecture:
         defaults = {name: parameter.default for name, parameter in parameters.items()}
         warn_of_changes(kwargs, defaults | trained, checkpoint)
     arguments = trained | kwargs
     if metadata.model_args:
         with torch.device("meta"), limited_size(checkpoint):
-            check_size(entry.build(**arguments), tensors, base, checkpoint)
-    model = entry.build(**arguments)
+            check_size(build(**arguments), tensors, base, checkpoint)
+    model = build(**arguments)
     name, layout = f"the {base} of these arguments", image_layout(model, tensors)
     load_into(model, tensors, checkpoint, name=name, layout=layout)
     return model
@@ -126,7 +117,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 def preset_arguments(name: str) -> dict[str, Any]:
     """Return the preset arguments of a registered name, with or without a tag."""
-    return dict(_MODELS[name.partition(".")[0]].preset)
+    return dict(_MODELS[name.partition(".")[0]].keywords)
 
 
 # Weights
@@ -135,7 +126,7 @@ def preset_arguments(name: str) -> dict[str, Any]:
 def weights_of(name: str) -> dict[str, str]:
     """Return the paths or addresses of a model's weights, by tag; weights shipped with the package come first."""
     shipped = {tag: str(cfg["file"]) for tag, cfg in local_weights().get(name, {}).items()}
-    return shipped | _MODELS[name].tags | shipped
+    return shipped | _TAGS[name] | shipped
 
 
 def published_weights(name: str) -> tuple[str, Path]:

@@ -4,6 +4,7 @@ import copy
 import io
 import re
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -81,12 +82,13 @@ def test_lists():
         *(f"maxim_s3.{tag}" for tag in ("sidd", "gopro", "reds", "realblur_r", "realblur_j")),
     ]
     folder = "https://storage.googleapis.com/gresearch/maxim/ckpt/Dehazing/SOTS-Indoor/checkpoint.npz"
-    assert image_models._MODELS["maxim_s2"].tags["sots_indoor"] == folder
+    assert image_models._TAGS["maxim_s2"]["sots_indoor"] == folder
     assert MAXIM_URL.format("Denoising/SIDD") == folder.replace("Dehazing/SOTS-Indoor", "Denoising/SIDD")
 
 
 def test_a_users_model(monkeypatch):
-    monkeypatch.setattr(image_models, "_MODELS", dict(image_models._MODELS))
+    for registry in ("_MODELS", "_TAGS"):
+        monkeypatch.setattr(image_models, registry, dict(getattr(image_models, registry)))
     image_models.register_image_model("mine", torch.nn.Conv2d, in_channels=3, out_channels=3, kernel_size=1)
     assert create_image_model("mine", kernel_size=3).kernel_size == (3, 3)
     with pytest.raises(ValueError, match="'mine' is already registered"):
@@ -155,9 +157,8 @@ def published(tmp_path, monkeypatch):
     def publish(content):
         path = tmp_path / "checkpoint.npz"
         path.write_bytes(content)
-        tags = {"sidd": path.as_uri()}
-        entry = image_models.Entry(image_models.MaximUNet, TINY, tags)
-        monkeypatch.setitem(image_models._MODELS, "maxim_s3", entry)
+        monkeypatch.setitem(image_models._TAGS, "maxim_s3", {"sidd": path.as_uri()})
+        monkeypatch.setitem(image_models._MODELS, "maxim_s3", partial(image_models.MaximUNet, **TINY))
         return path
 
     return publish
