@@ -136,13 +136,13 @@ def header(card: dict, parts: dict) -> str:
 
 def classifier(card: dict) -> dict[str, Any]:
     """Return what the page of a classifier says."""
-    name, model, cfg = card["name"], card["recipe"]["model"], card["pretrained_cfg"]
+    name, model, cfg = card["name"], model_of(card), card["pretrained_cfg"]
     mode, colour = ("L", "grey") if cfg["input_size"][0] == 1 else ("RGB", "colour")
     what, arxiv = describe(model)
     test = [f"--model {model}", f"--checkpoint weights/{name}.safetensors", f"--data {card['recipe']['data']}"]
     split = split_of(card)
-    first = card["recipe"]["checkpoint"]
-    start = f"\n\ndocs/transfer.md has the command of `{first}`, the first part of the training." if first else ""
+    first = card["recipe"]["checkpoint"] or card["recipe"]["teacher_checkpoint"]
+    start = f"\n\ndocs/transfer.md has the command of `{first}`." if first else ""
     return {
         "kind": "image-classification",
         "library": "timm",
