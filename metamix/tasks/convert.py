@@ -30,7 +30,7 @@ EPILOG = """formats:
   folders  a folder for each label; an image in several folders under one name has all their labels
   masks    images and masks of any values or colours, in images/ and masks/, or a.jpg and a_mask.png
   labelme  polygons: a.json beside a.jpg, or in another folder
-  polygons of a data set in COCO's format, which `coco` and `yolo` write, as masks for segmentation
+  polygons of a data set in COCO's format, which `coco` and `yolo` write, drawn as masks
 
 The images are linked or copied, and the source is not changed. What is left out is printed."""
 
