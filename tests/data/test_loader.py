@@ -234,7 +234,7 @@ def test_workers_of_an_evaluation_end_with_it(source):
     next(batches)
     assert len(set(multiprocessing.active_children()) - before) == 1
     assert len(list(batches)) == 1
-    assert set(multiprocessing.active_children()) == before
+    assert set(multiprocessing.active_children()) <= before  # workers of other tests may have ended since
 
 
 @pytest.fixture
