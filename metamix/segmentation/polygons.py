@@ -45,12 +45,14 @@ def read_polygons(source: Path) -> Masks:
             else:
                 labels.notes["images that do not exist were left out"].append(f"{name} of {files[split]}")
     if not any(shape.label != IGNORE for sample in labels.samples for shape in sample.label[1][1]):
-        raise ValueError(f"{source} has no image with a polygon: give a data set whose objects have polygons")
+        raise ValueError(
+            f"{source} has no image with a polygon: give a data set with its images, whose objects have polygons"
+        )
     return labels
 
 
 def read_outlines(path: Path, without: list[str]) -> Entries:
-    """Read the images of a file and their outlines, the largest first; list the objects `without` a polygon."""
+    """Read the images of a file and their outlines, the largest first; add objects without a polygon to `without`."""
     try:
         data = json.loads(read_bytes(path))
         classes = {each["id"]: " ".join(str(each["name"]).split()) for each in data["categories"]}

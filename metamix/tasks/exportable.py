@@ -120,7 +120,7 @@ class Exportable:
         raise NotImplementedError
 
     def test_outputs(self, exported: Model) -> Iterator[tuple[Batch, Pair, Pair]]:
-        """Yield each batch of test images, and both models' outputs for it as `parity` and as the metric takes them."""
+        """Yield each batch of test images with the outputs of both models, for `parity` and for the metric."""
         raise NotImplementedError
 
     def parity(self, precision: str) -> Any:
@@ -128,7 +128,7 @@ class Exportable:
         return Difference(precision, self.ranked)
 
     def pair(self, images: Tensor, outputs: Any) -> Pair:
-        """Return the eager and the given exported outputs for prepared images, as `parity` takes them."""
+        """Run the fp32 model on prepared images; return its outputs and the given exported ones, for `parity`."""
         return self.model(images), outputs
 
     @torch.no_grad()

@@ -38,7 +38,7 @@ _speed = partial(option, group="precision and speed", on_resume="report")
 
 # Options that the engine chooses if neither the config nor a flag gives them.
 CHOSEN = frozenset({"batch_size", "micro_batch"})
-# A flag, and the option of the config that says the same in another way, which the flag replaces.
+# A flag, and the option of a config that it replaces.
 INSTEAD = (("epochs", "iterations"), ("checkpoint", "pretrained"), ("pretrained", "checkpoint"))
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1, description="a whole number of at least 0 and below 2^63")]

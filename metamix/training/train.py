@@ -73,8 +73,9 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
         lost = run.state == "running" and is_lost_rank(error)
         problem = str(error) or type(error).__name__
         if lost:
-            problem = f"another process of this run ended ({problem[:200]}); the same command continues from the last"
-            problem += " checkpoint"  # whether there is a newer one, only rank 0 knows
+            # Only rank 0 knows which checkpoint that is.
+            command = "the same command continues from the last checkpoint"
+            problem = f"another process of this run ended ({problem[:200]}); {command}"
         with suppress(OSError):  # the disk may be full
             if run.state is not None:
                 run.log(f"error: {problem}")

@@ -346,7 +346,7 @@ def test_polygons_of_coco_are_drawn_the_largest_first(tmp_path, capsys):
 def test_images_of_polygons_lie_inside_of_the_folder(tmp_path, capsys):
     Image.new("RGB", (32, 24)).save(tmp_path / "x.jpg")
     source = coco(tmp_path / "source", [{"segmentation": [SQUARE]}], file_name="..\\..\\x.jpg")
-    with pytest.raises(SystemExit, match="source has no image with a polygon: give a data set whose objects have"):
+    with pytest.raises(SystemExit, match="source has no image with a polygon: give a data set with its"):
         metamix_command("convert", "polygons", source, tmp_path / "out")
     (source / "train/x.jpg").symlink_to(source / "train/night/a.jpg")
     assert convert(source, "polygons")[1].keys() == {"train/masks/x.png"}
