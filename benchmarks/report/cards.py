@@ -114,7 +114,7 @@ def header(card: dict, parts: dict) -> str:
     results = [
         EvalResult(
             task_type=parts["kind"],
-            dataset_type=card["name"].partition(".")[2],
+            dataset_type=slug(parts["scored_on"]),
             dataset_name=parts["scored_on"],
             dataset_split=split_of(card),
             metric_type=metric,
@@ -134,6 +134,11 @@ def header(card: dict, parts: dict) -> str:
     ).to_yaml()
 
 
+def slug(data: str) -> str:
+    """Return the name of a data set as Hugging Face writes names: "CIFAR-10, JPEG copy" as "cifar-10"."""
+    return data.partition(",")[0].replace(" ", "-").lower()
+
+
 def classifier(card: dict) -> dict[str, Any]:
     """Return what the page of a classifier says."""
     name, model, cfg = card["name"], model_of(card), card["pretrained_cfg"]
@@ -147,7 +152,7 @@ def classifier(card: dict) -> dict[str, Any]:
         "kind": "image-classification",
         "library": "timm",
         "arxiv": arxiv,
-        "datasets": [name.partition(".")[2]],
+        "datasets": [slug(card["data"])],
         "scored_on": card["data"],
         "scores": [("accuracy", "top-1 accuracy, %", card["top1"])],
         "owned": "data",

@@ -134,6 +134,8 @@ def test_the_header_is_what_hugging_face_reads(name):
     (result,) = huggingface_hub.ModelCard(text).data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_name) == ("accuracy", card["top1"], card["data"])
     assert result.task_type == "image-classification"
+    assert parsed["datasets"] == [result.dataset_type]
+    assert result.dataset_type in ("cifar-10", "digits", "mnist", "tiny-imagenet")
 
 
 def test_the_page_says_what_a_card_lacks_or_has():
