@@ -28,8 +28,8 @@ from benchmarks.runs import free_options, read_run
 from benchmarks.scoring import score, score_restoration
 from benchmarks.weight_cards import half, standard_error, write_weights
 from metamix.classification.task import Classification, ClassificationOptions
+from metamix.models.metaformer import shapes
 from metamix.models.registry import create_model
-from metamix.models.timm_interface import shapes
 from metamix.restoration.options import RestorationEvalOptions
 from metamix.restoration.task import Restoration
 from metamix.training.reports import read_metrics

@@ -8,23 +8,23 @@ A model is a stem, stages of such blocks with a downsampling between them, a nor
     images (B, 3, H, W) -> stem -> stage -> downsample, stage -> ... -> norm -> mean over H and W -> head
 
 Several stages make a pyramid, one stage makes an isotropic model. Maps are (B, C, H, W) in any memory format. The
-differences between papers are options; no code here depends on which mixer a block has. The other methods that timm
-needs are in `timm_interface.py`.
+differences between papers are options; no code here depends on which mixer a block has.
 """
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import torch
 from timm.layers import DropPath, LayerScale2d, calculate_drop_path_rates, trunc_normal_
+from timm.models._features import feature_take_indices
+from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
-from metamix.layers import GELU, GlobalPool, GroupNorm1, Mlp, checkpointed, resize_to
-from metamix.layers.graph import fx_leaf
+from metamix.layers import GELU, GlobalPool, GradCheckpointing, GroupNorm1, Mlp, checkpointed, fx_leaf, resize_to
 from metamix.mixers import create_mixer, mixer_options
 from metamix.mixers.registry import check_shape, describe_mixer
 from metamix.utils.checks import check_counts, check_not_negative, check_rates, parse_size
@@ -32,7 +32,6 @@ from metamix.weights.fit import function_mismatch
 
 from .arguments import Activation, Norm, activation, check_stages, mixers_per_stage, norm_layer, per_stage
 from .embed import DOWNSAMPLE, STEM, Embed, limit_stride
-from .timm_interface import TimmInterface
 
 POOLS = ("avg", "max", "avgmax", "")
 
@@ -98,10 +97,37 @@ class Stage(nn.Module):
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)
-        self.make_mixer = make_mixer
+        self.make_mixer: Any = make_mixer
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(self.downsample(x))
+
+    def mixers_for(self, size: tuple[int, int]) -> list[tuple[Block, nn.Module]]:
+        """Build the mixer of each block for maps of another size, unless its weights do not depend on the size."""
+        mixers = []
+        blocks: list[Any] = list(self.blocks)
+        for block in blocks:
+            old = block.mixer
+            like = next(block.parameters(), torch.empty(0))  # gives device and dtype
+            new = self.make_mixer(size=size).to(like).train(old.training)
+            if hasattr(old, "adapt_state"):
+                try:
+                    new.load_state_dict(new.adapt_state(old.state_dict()))
+                except RuntimeError as error:
+                    raise ValueError(
+                        f"adapt_state of {type(old).__name__} does not resample parameters to {size}: "
+                        f"{' '.join(str(error).split())}"
+                    ) from error
+                mixers.append((block, new))
+                continue
+            made = shapes(new)
+            # A missing name belongs to a layer that was replaced, such as a batch norm in a detector.
+            if any(made.get(name, shape) != shape for name, shape in shapes(old).items()):
+                raise ValueError(
+                    f"{type(old).__name__} has parameters or buffers of other shapes on maps of {size}: define "
+                    f"its adapt_state(state), which resamples parameters saved at a different size."
+                )
+        return mixers
 
     def mixer_text(self, *, defaults: bool = False) -> str:
         """Return the mixer's name and the options that differ from their defaults; with `defaults`, all options."""
@@ -134,7 +160,7 @@ class Stage(nn.Module):
         )
 
 
-class MetaFormer(TimmInterface):
+class MetaFormer(GradCheckpointing):
     """A MetaFormer as a timm model: (B, in_chans, H, W) -> (B, num_classes), for any H and W that the stem takes.
 
     Args:
@@ -168,6 +194,9 @@ class MetaFormer(TimmInterface):
         ValueError: lists have different lengths, a number is out of range, the image is too small for the stages, or
             a mixer, a mixer's option, a norm or an activation is unknown.
     """
+
+    pretrained_cfg: Any  # timm sets both
+    pretrained_model_args: Any
 
     def __init__(
         self,
@@ -224,7 +253,7 @@ class MetaFormer(TimmInterface):
 
         # Mixers are built in the device's context and cast afterwards, so they need no arguments device and dtype.
         with torch.device(device) if device is not None else nullcontext():
-            self.stem = stem(in_chans, dims[0])
+            self.stem: Any = stem(in_chans, dims[0])
             embeds = per_stage("downsample", downsample, stages - 1)
             downsamples: list[Any] = [nn.Identity(), *(embed(a, b) for embed, (a, b) in zip(embeds, pairwise(dims)))]
             if output_stride is not None:
@@ -233,7 +262,7 @@ class MetaFormer(TimmInterface):
             self.pos_embed = None
             if pos_embed:
                 self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, dims[0], *sizes[0]), std=0.02))
-            self.stages = nn.Sequential()
+            self.stages: Any = nn.Sequential()
             for i, (dim, size) in enumerate(zip(dims, sizes)):
                 has_dropout = "proj_drop" in [option.name for option in mixer_options(mixers[i])]
                 dropout = {"proj_drop": proj_drop_rate} if has_dropout else {}
@@ -298,6 +327,96 @@ class MetaFormer(TimmInterface):
             self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
             reset_linear(self.head)
 
+    # Methods that timm's feature extractors, optimizers and scripts call
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return the final map, unless `intermediates_only`, and the features that `feature_info` lists.
+
+        Arguments are timm's. With `norm`, the final norm is applied to features of its width. With `stop_early`,
+        the final map is the last requested feature.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt is {output_fmt!r}; features are maps: use output_fmt='NCHW'.")
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        units: Any = self.stages[0].blocks if self.isotropic else self.stages  # whose outputs are the features
+        features = []
+        x = self.embed(x)
+        for i, unit in enumerate(units[: last + 1] if stop_early else units):
+            x = unit(x)
+            if i in take:
+                features.append(self.norm(x) if norm and x.shape[1] == self.num_features else x)
+        if intermediates_only:
+            return features
+        return (x if stop_early and last + 1 < len(units) else self.norm(x)), features
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the layers that the features at `indices` do not need, and return these indices, counted from 0.
+
+        The norm and the head are dropped too if the last remaining feature has a different number of channels.
+        """
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        if self.isotropic:
+            self.stages[0].blocks = self.stages[0].blocks[: last + 1]
+        else:
+            self.stages = self.stages[: last + 1]
+        self.feature_info = self.feature_info[: last + 1]
+        width = self.feature_info[-1]["num_chs"]
+        if prune_norm or width != self.num_features:
+            self.norm = nn.Identity()
+        if prune_head or width != self.num_features:
+            self.reset_classifier(0, "")
+        self.num_features = self.head_hidden_size = width
+        return take
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Resample spatial weights and position embeddings to images of a different size.
+
+        Parameters whose shape does not change stay the same objects. For the others, make a new optimizer.
+
+        Raises:
+            ValueError: the size is too small, or a mixer's weights depend on it and its `adapt_state` is missing or
+                fails. The model is then unchanged.
+        """
+        sizes = self.map_sizes(img_size, [stage.downsample for stage in self.stages])
+        mixers = [pair for stage, size in zip(self.stages, sizes) for pair in stage.mixers_for(size)]
+        for block, mixer in mixers:  # only now, so that a failure changes nothing
+            keep_parameters(block.mixer, mixer)
+            block.mixer = mixer
+        if self.pos_embed is not None and self.pos_embed.shape[-2:] != sizes[0]:
+            self.pos_embed = nn.Parameter(resize_to(self.pos_embed.detach(), sizes[0]), self.pos_embed.requires_grad)
+        update_model_input_size(self, img_size)
+
+    def get_classifier(self) -> nn.Module:
+        """Return the head."""
+        return self.head
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Return patterns that group parameters by depth, for layer-wise learning rates."""
+        if coarse:
+            return dict(stem=r"^stem|^pos_embed", blocks=r"^stages\.(\d+)")
+        return dict(
+            stem=r"^stem|^pos_embed",
+            blocks=[
+                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^norm", (99999,)),
+            ],
+        )
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters without weight decay, in addition to all vectors."""
+        return {"pos_embed"}
+
 
 @fx_leaf
 def check_batch(images: Tensor) -> Tensor:
@@ -311,3 +430,23 @@ def reset_linear(layer: Any) -> None:
     """Initialize a linear map with small random weights and no bias."""
     trunc_normal_(layer.weight, std=0.02)
     nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def keep_parameters(old: nn.Module, new: nn.Module) -> None:
+    """Put the parameters of `old`, with the values of `new`, into `new` if shapes are equal: optimizers hold them."""
+    for name, parameter in list(new.named_parameters(remove_duplicate=False)):
+        kept = old.get_parameter(name)
+        if kept.shape != parameter.shape:
+            parameter.requires_grad_(kept.requires_grad)
+            continue
+        if not kept.is_meta and not torch.equal(kept, parameter):
+            kept.copy_(parameter)
+        module, _, leaf = name.rpartition(".")
+        setattr(new.get_submodule(module), leaf, kept)
+
+
+def shapes(module: nn.Module) -> dict[str, torch.Size]:
+    """Return the shapes of the module's parameters and buffers, by name."""
+    tensors = chain(module.state_dict().items(), module.named_buffers())  # also buffers that the state leaves out
+    return {name: tensor.shape for name, tensor in tensors}
