@@ -14,7 +14,7 @@ from metamix.weights.layout import Layout
 
 from .maxim import MaximUNet
 from .metaformer import Block
-from .official import ModelAndLayout, accept, official
+from .official import ModelAndLayout, check_value, official
 
 NAMES = (
     # The network
@@ -150,6 +150,6 @@ def maxim_mab(
 )
 def maxim(state: Mapping[str, Tensor], *, variant: str | None = None, **arguments: Any) -> ModelAndLayout:
     """Build our model for the arguments of the authors' `MAXIM`, or of one of their variants."""
-    accept("variant", variant, [None, *MAXIM_VARIANTS], ", ".join(MAXIM_VARIANTS))
+    check_value("variant", variant, [None, *MAXIM_VARIANTS], ", ".join(MAXIM_VARIANTS))
     model = MaximUNet(**(MAXIM_CLASS | (MAXIM_VARIANTS[variant] if variant else {}) | arguments))
     return model, maxim_layout(model, state)

@@ -17,7 +17,7 @@ from metamix.utils.checks import check_counts
 from metamix.weights.layout import Layout
 
 from .embed import ConvEmbed
-from .official import ModelAndLayout, accept, official
+from .official import ModelAndLayout, check_value, official
 from .registry import CIFAR10, build, register
 
 
@@ -90,5 +90,5 @@ def official_ninformer(
 ) -> ModelAndLayout:
     """Build our model for the arguments of the author's `NiNformer`."""
     tokens = (image_size // patch_size) ** 2
-    accept("seq_len", seq_len, [tokens], f"{tokens}, the patches of an image of {image_size} pixels")
+    check_value("seq_len", seq_len, [tokens], f"{tokens}, the patches of an image of {image_size} pixels")
     return ninformer("ninformer_cifar", img_size=image_size, patch_size=patch_size, **arguments), NINFORMER

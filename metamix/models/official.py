@@ -54,8 +54,8 @@ def official(
             missing = [name for name, p in parameters.items() if p.default is p.empty and name not in constructor]
             if missing:
                 raise ValueError(f"{source} needs {', '.join(missing)}: give the values that it was trained with.")
-            for argument, value in fixed.items():
-                accept(argument, constructor.get(argument, value), [value], f"{value!r}, as in all published models")
+            for name, value in fixed.items():
+                check_value(name, constructor.get(name, value), [value], f"{value!r}, as in all published models")
             arguments = {**(defaults or {}), **constructor}
             kept = arguments.keys() - {*fixed, *ignored}
             return build(state, **{ours.get(name, name): arguments[name] for name in kept})
@@ -102,9 +102,9 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
     return model.eval()
 
 
-def accept(argument: str, value: Any, accepted: Sequence, words: str) -> None:
-    """Raise an error if the value of an argument is not in `accepted`; `words` describe these in the message."""
-    if value not in accepted:
+def check_value(argument: str, value: Any, supported: Sequence, words: str) -> None:
+    """Raise ValueError unless the value of an argument is in `supported`, which `words` describe in the message."""
+    if value not in supported:
         refuse(argument, value, words)
 
 

@@ -19,7 +19,7 @@ from metamix.weights.layout import PUBLISHED, Layout
 
 from .embed import ConvEmbed
 from .metaformer_family import metaformer
-from .official import ModelAndLayout, accept, official, refuse
+from .official import ModelAndLayout, check_value, official, refuse
 
 POOLFORMER = Layout((
     (r"^stem\.", "patch_embed.proj."),
@@ -68,7 +68,7 @@ def poolformer(
     """Build our model for the arguments of the authors' `PoolFormer`."""
     if any(not down and a == b for down, (a, b) in zip(downsamples, pairwise(embed_dims))):
         refuse("downsamples", downsamples, "True for every stage but the last, or wherever the width changes")
-    accept("fork_feat", fork_feat, [False], "False; `features_only` of timm.create_model gives the stages' maps")
+    check_value("fork_feat", fork_feat, [False], "False; `features_only` of timm.create_model gives the stages' maps")
     model = metaformer(
         "metaformer_pooling_s12",
         size="s12",
@@ -104,7 +104,7 @@ def timm_poolformer(
 ) -> ModelAndLayout:
     """Build our model for the arguments of timm's `MetaFormer` with pooling."""
     # The defaults are those of timm's poolformer_*, since timm's MetaFormer also builds other models.
-    accept("token_mixers", token_mixers, [TimmPooling], "timm's Pooling")
-    accept("norm_layers", norm_layers, [GroupNorm1, TimmGroupNorm1], "GroupNorm1")
-    accept("output_norm", output_norm, [LayerNorm2d], "LayerNorm2d, whose weights our GroupNorm takes")
+    check_value("token_mixers", token_mixers, [TimmPooling], "timm's Pooling")
+    check_value("norm_layers", norm_layers, [GroupNorm1, TimmGroupNorm1], "GroupNorm1")
+    check_value("output_norm", output_norm, [LayerNorm2d], "LayerNorm2d, whose weights our GroupNorm takes")
     return metaformer("metaformer_pooling_s12", size="s12", mixer="pooling", **arguments), TIMM_POOLFORMER

@@ -25,7 +25,7 @@ from metamix.weights.layout import Layout
 
 from .arguments import check_stages, per_stage
 from .metaformer import MetaFormer
-from .official import ModelAndLayout, accept, official, refuse
+from .official import ModelAndLayout, check_value, official, refuse
 from .registry import IMAGENET, build, register
 
 
@@ -215,7 +215,7 @@ def official_raftmlp(
     **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the arguments of the authors' `RaftMLP`."""
-    accept("embedding_type", embedding_type, ["emb_cross_mlp", "emb_mixer"], "'emb_cross_mlp' or 'emb_mixer'")
+    check_value("embedding_type", embedding_type, ["emb_cross_mlp", "emb_mixer"], "'emb_cross_mlp' or 'emb_mixer'")
     cross = embedding_type == "emb_cross_mlp"
     wanted = {"depth", "dim", "patch_size", "raft_size", "embedding_kernels"}
     for i, layer in enumerate(layers):
@@ -223,7 +223,7 @@ def official_raftmlp(
             refuse(f"layers[{i}]", dict(layer), f"a dict of {', '.join(sorted(wanted))}")
         if cross:
             smallest = min(layer["embedding_kernels"])
-            accept(f"layers[{i}]['patch_size']", layer["patch_size"], [smallest], "the smallest kernel")
+            check_value(f"layers[{i}]['patch_size']", layer["patch_size"], [smallest], "the smallest kernel")
     last = len(layers) - 1
     raft = dict(expansion=token_expansion_factor, resample="stream")
     model: Any = raftmlp(

@@ -22,7 +22,7 @@ from metamix.weights.layout import PUBLISHED as PUBLISHED_LAYOUTS
 from metamix.weights.layout import Layout
 
 from .embed import ConvEmbed, SequentialEmbed
-from .official import ModelAndLayout, accept, official
+from .official import ModelAndLayout, check_value, official
 from .registry import CIFAR10, IMAGENET, MNIST, build, register
 
 
@@ -196,7 +196,7 @@ def official_wavemix(
     **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the arguments of the authors' `WaveMix` classifier."""
-    accept("initial_conv", initial_conv, ["pachify", "strided"], "'pachify' or 'strided'")
+    check_value("initial_conv", initial_conv, ["pachify", "strided"], "'pachify' or 'strided'")
     model = wavemix(
         "wavemix_192_16",
         level=level,

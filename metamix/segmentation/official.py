@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from metamix.models.metaformer_family import EQUAL_COST, SIZES
-from metamix.models.official import ModelAndLayout, accept, official, refuse
+from metamix.models.official import ModelAndLayout, check_value, official, refuse
 
 from .published import POOLFORMER_SEMANTIC_FPN, wavemix_segmenter_layout
 from .segmenters import build_segmenter
@@ -39,7 +39,7 @@ def poolformer_semantic_fpn(
             layer_scale=arch["layer_scale_init_value"],
         )
         arch = "s12"
-    accept("arch", arch, sizes, f"{', '.join(sizes)}, or a dict of their numbers")
+    check_value("arch", arch, sizes, f"{', '.join(sizes)}, or a dict of their numbers")
     model = build_segmenter("semantic_fpn", f"metaformer_pooling_{arch}", backbone_args=backbone_args, **arguments)
     return model, POOLFORMER_SEMANTIC_FPN
 
@@ -53,7 +53,7 @@ def wavemix_segmentation(
     state: Mapping[str, Tensor], *, num_classes: int = 20, level: int = 4, stride: int = 2, **arguments: Any
 ) -> ModelAndLayout:
     """Build our model for the arguments of the authors' segmentation `WaveMix`."""
-    accept("stride", stride, [2], "2, so that the output has the size of the image")
+    check_value("stride", stride, [2], "2, so that the output has the size of the image")
     model = build_segmenter("wavemix", "wavemix_256_16_l4", num_classes, backbone_args=arguments | {"level": level})
     return model, wavemix_segmenter_layout("expand", level)
 
