@@ -160,7 +160,11 @@ def build_backbone(
         ValueError: a name or option is unknown; a stride is finer than the model's finest; an isotropic model has maps
             finer than stride 4; no weights are published; the checkpoint belongs to another model or lacks weights.
     """
-    check_request(name, out_indices, extra, pretrained, checkpoint)
+    check_model(name, pretrained)
+    check_choice("extra", extra, EXTRA)
+    if not out_indices or list(out_indices) != sorted(set(out_indices) & {0, 1, 2, 3}):
+        raise ValueError(f"out_indices is {tuple(out_indices)}; give ascending levels from 0 to 3, such as (1, 2, 3).")
+    check_one_source(pretrained, checkpoint)
     check_choice("batch_norms", batch_norms, BATCH_NORMS)
     if out_channels is None and extra != "none":
         raise ValueError(f"extra is {extra!r}, which needs levels of one width: give out_channels.")
@@ -173,12 +177,13 @@ def build_backbone(
 
     levels = [(str(i), source, times) for i, (source, times) in zip(out_indices, plan.sources)]
     dims = [plan.dims[source] for source, _ in plan.sources]
+    width = out_channels or dims[0]
     count, make_extra = EXTRA[extra]
     pyramid: nn.Module
     if plan.isotropic:
-        pyramid = SimplePyramid(plan.dims, levels, out_channels or dims[0], make_extra(out_channels or dims[0]))
+        pyramid = SimplePyramid(plan.dims, levels, width, make_extra(width))
     else:
-        pyramid = FeaturePyramid(plan.dims, levels, out_channels, make_extra(out_channels or dims[0]))
+        pyramid = FeaturePyramid(plan.dims, levels, out_channels, make_extra(width))
     return Backbone(
         body,
         pyramid,
@@ -231,17 +236,6 @@ def plan_levels(name: str, out_indices: Sequence[int], model_args: dict[str, Any
         size_divisible=math.ceil(max(strides[-1], used[-1])),
         input_size=tuple(probe.pretrained_cfg["input_size"][1:]),
     )
-
-
-def check_request(
-    name: str, out_indices: Sequence[int], extra: str, pretrained: bool, checkpoint: str | Path | None
-) -> None:
-    """Raise ValueError for an unknown model, or for arguments of `build_backbone` that are wrong for every model."""
-    check_model(name, pretrained)
-    check_choice("extra", extra, EXTRA)
-    if not out_indices or list(out_indices) != sorted(set(out_indices) & {0, 1, 2, 3}):
-        raise ValueError(f"out_indices is {tuple(out_indices)}; give ascending levels from 0 to 3, such as (1, 2, 3).")
-    check_one_source(pretrained, checkpoint)
 
 
 def build_probe(name: str, model_args: dict[str, Any]) -> Any:

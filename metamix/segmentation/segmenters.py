@@ -29,7 +29,6 @@ from metamix.models.backbone import (
     BackboneMixin,
     build_backbone,
     build_probe,
-    check_request,
     find_fixed_size,
     for_any_size,
     load_body,
@@ -38,7 +37,8 @@ from metamix.models.backbone import (
     takes_argument,
 )
 from metamix.models.pyramids import LastMap
-from metamix.utils.checks import check_choice, check_counts, check_known, parse_size
+from metamix.models.registry import check_model
+from metamix.utils.checks import check_choice, check_counts, check_known, check_one_source, parse_size
 from metamix.utils.rules import Count, Share, accepted, fits, rule, shown, where
 from metamix.weights.download import download
 from metamix.weights.find import read_weights
@@ -253,7 +253,8 @@ def build_segmenter(
     whole = published_segmenter(head, backbone)
     if whole:
         backbone, options = backbone.partition(".")[0], whole.options | options
-    check_request(backbone, (0,), "none", pretrained, checkpoint)
+    check_model(backbone, pretrained)
+    check_one_source(pretrained, checkpoint)
     model_args = dict(backbone_args or {})
     for name in ("in_chans", "img_size", "num_classes"):
         if name in model_args:
