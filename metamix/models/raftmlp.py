@@ -169,21 +169,6 @@ RAFTMLP_NAMES = (
 )
 
 
-def raftmlp_layout(*, last_head: int, cross: bool) -> Layout:
-    """Return the layout of a RaftMLP whose final norm is in the authors' head of index `last_head`.
-
-    It is the last level with shortcuts, else 0. The embedding is "emb_cross_mlp", with patches of several sizes, if
-    `cross`, or else "emb_mixer".
-    """
-    names = (
-        *RAFTMLP_NAMES,
-        (r"^norm\.", f"heads.{last_head}.1."),
-        (r"\.downsample\.convs\.\d+\.", ".fn.0.fc." if cross else ".fn.1."),
-    )
-    patch = "o (c h w) -> o c h w" if cross else "o (h w c) -> o c h w"
-    return Layout(names, partial(arrange_raftmlp, patch=patch))
-
-
 def arrange_raftmlp(key: str, tensor: Tensor, model: nn.Module, patch: str) -> Tensor:
     """Reorder the channels of norms, and split the weights of patch embeddings by kernel."""
     *path, name, kind = key.split(".")
@@ -239,4 +224,10 @@ def official_raftmlp(
     )
     if shortcut and last > 0:
         model = ShortcutClassifier(model)
-    return model, raftmlp_layout(last_head=last if shortcut else 0, cross=cross)
+    names = (
+        *RAFTMLP_NAMES,
+        (r"^norm\.", f"heads.{last if shortcut else 0}.1."),  # the head of the last level, or the only head
+        (r"\.downsample\.convs\.\d+\.", ".fn.0.fc." if cross else ".fn.1."),
+    )
+    patch = "o (c h w) -> o c h w" if cross else "o (h w c) -> o c h w"
+    return model, Layout(names, partial(arrange_raftmlp, patch=patch))
