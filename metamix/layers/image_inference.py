@@ -9,7 +9,7 @@ the logits of a segmenter.
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -51,20 +51,18 @@ def run_padded(function: ImageFunction, images: Tensor, multiple: Size) -> Tenso
 
 
 class PadAndCrop(nn.Module):
-    """Make a graph take images of any size, or of any size up to its own, by `run_padded`.
+    """Pad images to the sizes that a graph takes, by `run_padded`.
 
-    Args:
-        extra: `Artifact.extra`, with the multiples of sides that a dynamic graph takes.
-        size: (height, width) of the graph; None for a dynamic one.
+    `multiple` is what the sides of a dynamic graph must be multiples of, or the size of a graph that takes one size.
     """
 
-    def __init__(self, graph: ImageFunction, extra: dict[str, Any], size: Size | None):
+    def __init__(self, graph: ImageFunction, multiple: Sequence[int]):
         super().__init__()
-        self.run, self.sides = graph, tuple(size or extra["multiple"])
+        self.run, self.multiple = graph, (multiple[0], multiple[1])
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        return run_padded(self.run, images, self.sides)
+        return run_padded(self.run, images, self.multiple)
 
 
 def shrink_image(images: Tensor, factor: int) -> Tensor:

@@ -44,7 +44,7 @@ class ExportableRestorer(MapExport):
 
     def apply(self, model: Model, batch: Batch) -> Tensor:
         """Return the restored image (1, C, H, W) of a batch."""
-        return self.restorer(PadAndCrop(model, self.extra, self.fixed), batch["image"][0][None])
+        return self.restorer(PadAndCrop(model, self.fixed or self.extra["multiple"]), batch["image"][0][None])
 
     def image_score(self, model: Model, batch: Batch) -> float:
         """Return the PSNR of the image in dB, measured as in the task's scores."""
@@ -72,5 +72,5 @@ def exported_restorer(exported: ExportedModel) -> TrainedRestorer:
     artifact, rules = exported.artifact, rules_of(RestorationSpec)
     artifact.check(rules | EXTRA, {})
     spec = RestorationSpec(**{name: artifact.extra[name] for name in rules})
-    model = PadAndCrop(exported, artifact.extra, artifact.size)
+    model = PadAndCrop(exported, artifact.size or artifact.extra["multiple"])
     return TrainedRestorer(artifact.model.model or "", model, spec, artifact.model, artifact.size)

@@ -40,7 +40,7 @@ class ExportableSegmenter(MapExport):
     def apply(self, model: Model, batch: Batch) -> Tensor:
         """Return the logits (1, classes, H, W) of the image of a batch."""
         images = self.task.metric.normalize(batch["image"][0][None])
-        return self.predictor.logits(PadAndCrop(model, self.extra, self.fixed), images)
+        return self.predictor.logits(PadAndCrop(model, self.fixed or self.extra["multiple"]), images)
 
     def image_score(self, model: Model, batch: Batch) -> float:
         """Return the mean IoU of the classes that the image has, in percent."""
@@ -79,4 +79,5 @@ def exported_segmenter(exported: ExportedModel) -> TrainedSegmenter:
     artifact.check(extra=EXTRA, model={"img_size": rule(Any)})  # img_size is already checked
     spec = SegmenterSpec.from_dict(metadata, ARTIFACT)
     exported.check_classes(len(spec.classes))
-    return TrainedSegmenter(PadAndCrop(exported, artifact.extra, artifact.size), spec, metadata, artifact.size)
+    model = PadAndCrop(exported, artifact.size or artifact.extra["multiple"])
+    return TrainedSegmenter(model, spec, metadata, artifact.size)

@@ -129,7 +129,7 @@ def test_blocks_of_jpeg_lie_in_tiles_and_graphs_as_in_the_image():
         return part
 
     torch.testing.assert_close(apply_in_tiles(model, x, tile=64, overlap=8), x)
-    torch.testing.assert_close(PadAndCrop(model, {"scale": 1}, (192, 128))(x), x)
+    torch.testing.assert_close(PadAndCrop(model, (192, 128))(x), x)
     assert places == [0] * (3 * 2 + 1)
     sides.clear()
     torch.testing.assert_close(self_ensemble(model, x), x)

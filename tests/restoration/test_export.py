@@ -78,20 +78,20 @@ def test_scores_tiles_and_pictures(model, degradation, format, dynamic, photos, 
     exported = load_exported(folder, trust=True)
     restorer = Restorer(1, *tiles(None if dynamic else (32, 32)))
     image = torch.rand(1, 3, 40, 27)
-    restored = restorer(PadAndCrop(exported, exported.artifact.extra, None if dynamic else (32, 32)), image)
+    restored = restorer(PadAndCrop(exported, exported.artifact.extra["multiple"] if dynamic else (32, 32)), image)
     scale = exported.artifact.extra["scale"]
     assert restored.shape == (1, 3, 40 * scale, 27 * scale)
     if dynamic:
         torch.testing.assert_close(restored, eager(image).detach(), rtol=0, atol=1e-4)
     else:
-        pad = PadAndCrop(eager, exported.artifact.extra, (32, 32))
+        pad = PadAndCrop(eager, (32, 32))
         torch.testing.assert_close(restored, apply_in_tiles(pad, image, tile=32, overlap=4), rtol=0, atol=1e-4)
     words = ["--model", folder, "--output", tmp_path / "restored", "--ensemble", "--format", "tif", "--trust"]
     assert exit_code(metamix_cli.main, "predict", photos / "0.png", *words) == 0
     photo = torch.from_numpy(np.array(Image.open(photos / "0.png"))).permute(2, 0, 1)[None] / 255
     size = None if dynamic else (32, 32)
     expected = Restorer(1, *tiles(size), ensemble=True, whole=size)(
-        PadAndCrop(eager, exported.artifact.extra, size), photo
+        PadAndCrop(eager, size or exported.artifact.extra["multiple"]), photo
     )
     with Image.open(tmp_path / "restored" / "0.tif") as picture:
         written = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
@@ -119,7 +119,7 @@ def test_an_image_that_fits_a_rectangular_graph_is_not_tiled():
         return images
 
     restorer = Restorer(1, *tiles((32, 64)), whole=(32, 64))
-    model = PadAndCrop(graph, {"scale": 1}, (32, 64))
+    model = PadAndCrop(graph, (32, 64))
     for size in ((32, 64), (20, 50), (33, 64)):
         image = torch.rand(1, 3, *size)
         assert restorer(model, image).allclose(image, atol=1e-6)
@@ -134,7 +134,7 @@ def test_the_ensemble_of_a_graph_turns_only_tiles_that_fit(size):
         sizes.add(tuple(images.shape[-2:]))
         return images
 
-    spec, model = RestorationSpec("rgb", 1, ""), PadAndCrop(graph, {}, size)
+    spec, model = RestorationSpec("rgb", 1, ""), PadAndCrop(graph, size)
     restorer = TrainedRestorer("graph", model, spec, None, size).restorer(0, 0, ensemble=True)
     image = torch.rand(1, 3, 100, 150)
     assert restorer(model, image).allclose(image, atol=1e-6) and sizes == {size}

@@ -91,7 +91,7 @@ def test_scores_and_masks(format, dynamic, source, scenes, tmp_path):
     words = [pictures, "--model", folder, "--output", tmp_path / "predicted", "--trust"]
     assert exit_code(metamix.tasks.predict.main, *words, "--flip") == 0
     trained, size = load_segmenter(source), None if dynamic else (32, 32)
-    eager = PadAndCrop(trained.model, {"scale": 1, "multiple": [1, 1]}, size)
+    eager = PadAndCrop(trained.model, size or (1, 1))
     predictor = Predictor(*tiles(size), flip=True, whole=size)
     expected = replace(trained, model=eager).label(read_pixels(pictures / "0.png"), predictor)
     with Image.open(tmp_path / "predicted" / "masks" / "0.png") as mask:
@@ -117,7 +117,7 @@ def test_an_image_that_fits_a_rectangular_graph_is_not_cut():
         sizes.append(tuple(images.shape[-2:]))
         return images
 
-    predictor, model = Predictor(*tiles((32, 64)), whole=(32, 64)), PadAndCrop(graph, {"scale": 1}, (32, 64))
+    predictor, model = Predictor(*tiles((32, 64)), whole=(32, 64)), PadAndCrop(graph, (32, 64))
     for size in ((32, 64), (20, 50), (33, 64)):
         image = torch.rand(1, 3, *size)
         assert predictor.logits(model, image).allclose(image, atol=1e-6)
