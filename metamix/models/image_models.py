@@ -29,7 +29,8 @@ from metamix.weights.layout import OURS, Layout
 from .arguments import check_tag
 from .maxim import MaximUNet
 from .maxim_layout import MAXIM_VARIANTS, maxim_layout
-from .wavemix_restoration import SISR, SISR_ONE_LEVEL, WAVEMIXSR, WaveMixSisr, WaveMixSR
+from .wavemix import wavemix_layout
+from .wavemix_restoration import SISR_NAMES, WAVEMIXSR, WaveMixSisr, WaveMixSR
 
 _MODELS: dict[str, "partial[nn.Module]"] = {}  # the class with the arguments that the name presets
 _TAGS: dict[str, dict[str, str]] = {}  # by name, addresses of weights by tag
@@ -147,7 +148,7 @@ def image_layout(model: nn.Module, state: Mapping[str, Tensor]) -> Layout:
     if isinstance(model, WaveMixSR) and "path1.1.weight" in state:
         return WAVEMIXSR
     if isinstance(model, WaveMixSisr) and "expand.0.weight" in state:
-        return SISR_ONE_LEVEL if "layers.0.feedforward.0.weight" in state else SISR
+        return wavemix_layout(*SISR_NAMES, level=1 if "layers.0.feedforward.0.weight" in state else 2)
     return OURS
 
 

@@ -145,10 +145,9 @@ for name, cfg, preset in (
     register(name, wavemix, cfg=cfg, tags=tags, dim=int(dim), depth=int(depth), **preset)
 
 
-# Checkpoints of github.com/pranavphoenix/WaveMix, its classifier
+# Checkpoints of github.com/pranavphoenix/WaveMix
 
-ONE_LEVEL = (r"\.levels\.0\.", ".feedforward.")  # names without the number of the level; precedes the other patterns
-WAVEMIX_BLOCK_NAMES = (
+MIXER_NAMES = (
     (r"\.reduce\.", ".reduction."),
     (r"\.levels\.(\d+)\.", lambda m: f".feedforward{int(m[1]) + 1}."),
     (r"\.fc1\.", ".0."),
@@ -156,28 +155,35 @@ WAVEMIX_BLOCK_NAMES = (
     (r"\.up\.", ".4."),
     (r"\.norm\.", ".5."),
 )
-WAVEMIX_NAMES = (
+CLASSIFIER_NAMES = (
     (r"^head\.", "pool.2."),
     (r"^stem\.", "conv."),
     (r"^stages\.0\.blocks\.(\d+)\.mixer\.", r"layers.\1."),
-    *WAVEMIX_BLOCK_NAMES,
 )
 
 
-def arrange_wavemix(key: str, tensor: Tensor, model: Any) -> Tensor:
+def wavemix_layout(*names: tuple[str, str], level: int) -> Layout:
+    """Return the authors' layout of a model with `level` wavelet levels; `names` rename all but the parts of mixers."""
+    only_level = [(r"\.levels\.0\.", ".feedforward.")] if level == 1 else []  # without a number
+    return Layout((*names, *only_level, *MIXER_NAMES), arrange_wavemix)
+
+
+def arrange_wavemix(key: str, tensor: Tensor, model: nn.Module) -> Tensor:
     """Reorder the detail channels that the first convolution of each MLP reads."""
     if not key.endswith(".fc1.weight"):
         return tensor
-    c = model.num_features // 4
+    mixer: Any = model.get_submodule(key.partition(".levels.")[0])
+    c = mixer.reduce.out_channels
     low, high, deeper = tensor.split([c, 3 * c, tensor.shape[1] - 4 * c], dim=1)
     # Their order: the three bands of a channel, then the three bands of the next channel.
     high = rearrange(high, "o (c band) h w -> o (band c) h w", band=3)
     return torch.cat([low, high, deeper], dim=1)
 
 
-WAVEMIX = Layout(WAVEMIX_NAMES, arrange_wavemix)
-WAVEMIX_ONE_LEVEL = Layout((ONE_LEVEL, *WAVEMIX_NAMES), arrange_wavemix)
-PUBLISHED_LAYOUTS |= {"layers.0.feedforward.0.weight": WAVEMIX_ONE_LEVEL, "layers.0.feedforward1.0.weight": WAVEMIX}
+PUBLISHED_LAYOUTS |= {
+    "layers.0.feedforward.0.weight": wavemix_layout(*CLASSIFIER_NAMES, level=1),
+    "layers.0.feedforward1.0.weight": wavemix_layout(*CLASSIFIER_NAMES, level=2),
+}
 
 
 @official(
@@ -204,4 +210,4 @@ def official_wavemix(
         stride=0 if initial_conv == "pachify" else stride,
         **arguments,
     )
-    return model, WAVEMIX_ONE_LEVEL if level == 1 else WAVEMIX
+    return model, wavemix_layout(*CLASSIFIER_NAMES, level=level)

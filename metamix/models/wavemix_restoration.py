@@ -25,11 +25,10 @@ from metamix.layers import Conv2d, GradCheckpointing
 from metamix.layers.image_inference import check_multiples, run_padded
 from metamix.mixers import WaveMix
 from metamix.utils.checks import check_choice, check_counts
-from metamix.weights.layout import Layout
 
 from .metaformer import Block
 from .official import ModelAndLayout, official
-from .wavemix import ONE_LEVEL, WAVEMIX_BLOCK_NAMES, arrange_wavemix, strided_stem
+from .wavemix import strided_stem, wavemix_layout
 
 MODES = ("bilinear", "bicubic")
 
@@ -150,22 +149,14 @@ SISR_NAMES = (
     (r"^head\.", "expand."),
     (r"^stem\.", "conv."),
     (r"^blocks\.(\d+)\.mixer\.", r"layers.\1."),
-    *WAVEMIX_BLOCK_NAMES,
 )
-SISR = Layout(SISR_NAMES, arrange_wavemix)
-SISR_ONE_LEVEL = Layout((ONE_LEVEL, *SISR_NAMES), arrange_wavemix)
-WAVEMIXSR = Layout(
-    (
-        ONE_LEVEL,
-        (r"^head\.", "final."),
-        (r"^stem\.0\.", "path1.1."),
-        (r"^stem\.1\.", "path1.2."),
-        (r"^blocks\.(\d+)\.mixer\.", r"layers.\1."),
-        *WAVEMIX_BLOCK_NAMES,
-    ),
-    arrange_wavemix,
+WAVEMIXSR = wavemix_layout(
+    (r"^head\.", "final."),
+    (r"^stem\.0\.", "path1.1."),
+    (r"^stem\.1\.", "path1.2."),
+    (r"^blocks\.(\d+)\.mixer\.", r"layers.\1."),
+    level=1,
 )
-
 
 RENAMED = dict(final_dim="dim", dropout="proj_drop")
 FF_CHANNEL = dict(ff_channel=144)  # the authors' default for every `final_dim`
@@ -174,7 +165,7 @@ FF_CHANNEL = dict(ff_channel=144)  # the authors' default for every `final_dim`
 @official("wavemix_superresolution", same=("depth", "mult", "ff_channel"), renamed=RENAMED, defaults=FF_CHANNEL)
 def wavemix_superresolution(state: Mapping[str, Tensor], *, level: int = 1, **arguments: Any) -> ModelAndLayout:
     """Build our model for the arguments of the authors' super-resolution `WaveMix`."""
-    return WaveMixSisr(level=level, **arguments), SISR_ONE_LEVEL if level == 1 else SISR
+    return WaveMixSisr(level=level, **arguments), wavemix_layout(*SISR_NAMES, level=level)
 
 
 @official("wavemixsr", same=("depth", "mult", "ff_channel", "mode"), renamed=RENAMED, defaults=FF_CHANNEL)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metamix.models.poolformer import POOLFORMER
-from metamix.models.wavemix import ONE_LEVEL, WAVEMIX_NAMES, arrange_wavemix
+from metamix.models.wavemix import CLASSIFIER_NAMES, wavemix_layout
 from metamix.weights.layout import Layout
 
 # PoolFormer with Semantic FPN: github.com/open-mmlab/mmsegmentation, configs/poolformer
@@ -24,11 +24,7 @@ POOLFORMER_SEMANTIC_FPN = Layout((
 
 def wavemix_segmenter_layout(head: str, level: int) -> Layout:
     """Return the layout of a WaveMix segmenter with `level` wavelet levels; `head` is the authors' name of the head."""
-    names = ((r"^head\.", f"{head}."), (r"^backbone\.body\.model\.", ""), *WAVEMIX_NAMES)
-    return Layout(
-        (ONE_LEVEL, *names) if level == 1 else names,
-        lambda key, tensor, model: arrange_wavemix(key, tensor, model.backbone.body.model),
-    )
+    return wavemix_layout((r"^head\.", f"{head}."), (r"^backbone\.body\.model\.", ""), *CLASSIFIER_NAMES, level=level)
 
 
 @dataclass(frozen=True)
