@@ -60,7 +60,7 @@ def attention(mixer: MinAttn, x: Tensor, token: int | None = None) -> Tensor:
     """Return the attention of all tokens, or of one, over the context: (N, C, H, W) -> (N, heads, tokens, h * w)."""
     context = x if mixer.context is None else average_to(x, mixer.context)
     keys = mixer.query(context) if mixer.symmetric else mixer.key(context)
-    q, k = (rearrange(t, "b (n d) h w -> b n (h w) d", n=mixer.heads) for t in (mixer.query(x), keys))
+    q, k = mixer.split_heads(mixer.query(x)), mixer.split_heads(keys)
     tokens = slice(None) if token is None else slice(token, token + 1)
     bias = 0.0 if mixer.bias is None else mixer.bias(x, context)[:, tokens]
     return (q[:, :, tokens] @ k.mT * q.shape[-1] ** -0.5 + bias).softmax(-1)
