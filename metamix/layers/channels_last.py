@@ -44,7 +44,7 @@ class GELU(nn.GELU):
 @fx_leaf
 def gelu(x: Tensor, approximate: str) -> Tensor:
     """Apply GELU to (B, C, H, W); view a channels_last map as contiguous rows."""
-    # Not in compiled graphs: inductor makes its own kernel, and fails on such views if map sizes change.
+    # A compiled graph does without the view: inductor makes its own kernel, and fails on views if map sizes change.
     if is_channels_last(x) and not torch.compiler.is_compiling():
         return F.gelu(x.movedim(1, -1), approximate=approximate).movedim(3, 1)
     return F.gelu(x, approximate=approximate)

@@ -1,4 +1,4 @@
-"""Convolution with a correct gradient on very narrow maps, and weights of a convolution that a mixer applies."""
+"""A convolution with a correct gradient on narrow maps; the weights of a convolution that a mixer applies itself."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from .graph import fx_leaf, may_vary
 
 @register_notrace_module
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d`, which pads maps of one pixel, or narrower than the stride, with zeros before it calls torch.
+    """`nn.Conv2d` with a correct gradient on narrow maps, which it pads with zeros before it calls torch.
 
     The constructor is torch's, since tools such as LoRA call `type(layer)` with any of its arguments.
 
@@ -28,7 +28,7 @@ class Conv2d(nn.Conv2d):
 
 
 class ConvWeights(nn.Module):
-    """Hold weight and bias of a convolution that the owning module applies itself, in a different shape.
+    """Hold the weight and the bias of a convolution that the owning module applies itself, after reshaping the weight.
 
     Names, shapes and initial values are as in `nn.Conv2d`. It is not a subclass: the forward of a convolution would
     never be called, so tools that wrap convolutions, such as LoRA, would have no effect.

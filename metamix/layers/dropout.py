@@ -12,7 +12,7 @@ from .graph import fx_leaf
 
 @register_notrace_module
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, which uses the function `dropout` below on a CPU."""
+    """`nn.Dropout` that calls the function `dropout` below."""
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p, self.training)

@@ -34,7 +34,8 @@ rearrange.__module__ = __name__  # a saved graph finds the function by its modul
 def may_vary(*sizes: int) -> bool:
     """Return whether `torch.export` records a graph in which these sizes can differ from the example's.
 
-    A condition on such a size would become a guard: the graph would only accept sizes with the example's outcome.
+    A condition on such a size would become a guard: the graph would only accept sizes for which the condition has the
+    same outcome as for the example.
     """
     return torch.compiler.is_exporting() and any(isinstance(n, torch.SymInt) for n in sizes)
 

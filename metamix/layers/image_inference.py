@@ -40,8 +40,8 @@ def check_multiples(x: Tensor, multiple: Size, model: object) -> None:
 def run_padded(function: ImageFunction, images: Tensor, multiple: Size) -> Tensor:
     """Apply a function of some scale s to images that are padded to multiples of `multiple`, and crop its maps.
 
-    Images are padded by reflection, below and to the right. MAXIM's authors pad all four sides, which moves the blocks
-    of JPEG and the phase of an enlargement, and a network learns both: `maxim_nano.x2` then loses 0.5 dB on Set14.
+    Images are padded by reflection, below and to the right. MAXIM's authors pad all four sides, which costs
+    `maxim_nano.x2` 0.5 dB on Set14: it moves JPEG's blocks and the phase of an enlargement, which a network learns.
     """
     h, w = images.shape[-2:]
     x = reflect_to(images, round_up((h, w), multiple))
@@ -87,7 +87,7 @@ def apply_in_tiles(
 
     Args:
         function: a model in evaluation, or any function of images, of scale s.
-        images: (B, C, H, W) -> (B, C', s H, s W).
+        images: (B, C, H, W); the result is (B, C', s H, s W).
         tile: side of a tile in pixels; 0 takes every image whole, whatever its size.
         overlap: smallest overlap of neighbours in pixels, less than `tile`.
         whole: (H, W) up to which images are taken whole, without tiles; by default the size of a tile.
@@ -137,7 +137,7 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def tile_weights(starts: list[int], length: int, side: int, overlap: int, like: Tensor) -> list[Tensor]:
-    """Return the weights of each tile along one side of the image, up to (side,); at each pixel they sum to 1."""
+    """Return each tile's weights along one side of the image, at most `side` numbers; at each pixel they sum to 1."""
     total, ramps = torch.zeros(length, dtype=torch.float64), []
     for start in starts:
         place = torch.arange(min(side, length - start), dtype=torch.float64)

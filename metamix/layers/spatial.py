@@ -2,7 +2,7 @@
 
 Each function returns its input if there is nothing to do. In a graph exported for any size it never skips its work,
 since a condition on the size would only hold for the example's size. torch itself still guards on sides of 1: a graph
-exported from a map without such a side may refuse maps with one, and vice versa.
+that was exported from a larger map may refuse a map with such a side, and the other way round.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def pad_to(x: Tensor, multiple: Sequence[int]) -> Tensor:
 
 @fx_leaf
 def reflect_to(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Extend (..., H, W) below and to the right to `size` = (H', W') by reflection, as often as the size needs it."""
+    """Extend (..., H, W) below and to the right to `size` = (H', W') by reflection, repeated for a small map."""
     for dim, length in zip((-2, -1), size):
         side = x.shape[dim]
         if may_vary(side, length) or side != length:
@@ -46,7 +46,8 @@ def reflect_places(places: Tensor, side: int) -> Tensor:
 
     Why not `F.pad`: it reflects a row once, and does not extend it beyond twice its length.
     """
-    # A tensor, since the exporters to ONNX and OpenVINO know no maximum of a symbolic side, and no remainder by it.
+    # The period is a tensor, since the exporters to ONNX and OpenVINO cannot take the maximum of a symbolic side, nor
+    # the remainder by it.
     period = torch.full_like(places, 2 * side - 2).clamp(min=1)
     places = places % period
     return torch.minimum(places, period - places).clamp(max=side - 1)

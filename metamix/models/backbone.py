@@ -43,7 +43,7 @@ class P6P7(LastLevelP6P7):
             conv.__class__ = Conv2d  # keeps the weights as they were drawn
 
 
-EXTRA: dict[str, tuple[int, Callable[[int], ExtraFPNBlock | None]]] = {  # `extra`: number of levels, their builder
+EXTRA: dict[str, tuple[int, Callable[[int], ExtraFPNBlock | None]]] = {  # `extra`: how many levels, and their builder
     "none": (0, lambda dim: None),
     "pool": (1, lambda dim: LastLevelMaxPool()),  # Faster and Mask R-CNN
     "p6p7": (2, P6P7),  # RetinaNet and FCOS

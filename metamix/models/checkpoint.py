@@ -204,7 +204,7 @@ def layer_names(cfg: Mapping, key: str) -> tuple[str, ...]:
 
 
 def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: object, *, refuse: bool = True) -> None:
-    """Raise ValueError unless a model computes what the model of a weight file computes, if its metadata name one.
+    """Raise ValueError if the metadata of a weight file describe a model that computes a different function.
 
     Without `refuse` there is only a warning: the user chose another mixer on purpose.
     """

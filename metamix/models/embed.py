@@ -1,7 +1,7 @@
 """Stems and downsamplings: modules that turn an image or a map into a smaller map.
 
-A module with the constructor `embed(in_chans, dim)` will do if it has the attribute `reduction`, its stride as an int,
-and the method `out_size((H, W)) -> (H', W')`.
+Any module can be one if its constructor is `embed(in_chans, dim)` and it has the attribute `reduction`, its stride as
+an int, and the method `out_size((H, W)) -> (H', W')`.
 """
 
 import math

@@ -53,7 +53,7 @@ def image_model_names() -> list[str]:
 def create_image_model(
     name: str, pretrained: bool = False, *, checkpoint: str | Path | None = None, **kwargs: Any
 ) -> nn.Module:
-    """Build an image model in training mode, in which it returns a list of images, one of each stage and scale.
+    """Build an image model in training mode, in which it returns a list of images, one for each stage and scale.
 
     The last one is the result. After `eval()` the model returns only the result.
 

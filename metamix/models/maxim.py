@@ -21,7 +21,7 @@ Departures from the authors' code. Only the first changes results of a published
 - There is no `grid_size_lr`. The authors' code ignores it: the grids of the coarser levels have `block_size_lr`.
 - use_bias, dropout_rate, use_global_mlp and use_cross_gating are left out: all published models have biases, gMLPs and
   gates, and no dropout.
-- Input and output have the same number of channels, which is free; the authors' num_outputs is 3.
+- Input and output both have `in_chans` channels. The authors' num_outputs is 3 in all published models.
 - The convolutions whose output is added to an image start at zero, so an untrained network returns its input. The
   authors' network starts so far from the identity that a short training does not get back to it.
 
@@ -88,8 +88,8 @@ class MaximUNet(GradCheckpointing):
     """Restore images: (B, in_chans, H, W) -> the same shape.
 
     Evaluation takes any H and W of at least 1: images are padded by reflection to multiples of `multiple`, and cropped
-    afterwards. Training and exported graphs take only such multiples. Training returns a list of images: from the first
-    stage, the coarsest scale to the finest, then from the next stage. The last one is the restored image.
+    afterwards. Training and exported graphs take only such multiples. Training returns a list of images, stage by stage
+    and within a stage from the coarsest scale to the finest. The last one is the restored image.
 
     Args:
         in_chans: image channels.
@@ -179,7 +179,7 @@ class MaximUNet(GradCheckpointing):
         return outputs
 
     def set_local_pooling(self, size: int | tuple[int, int] | None) -> None:
-        """Let channel attention average over windows of the size of the training crops; None for the whole image.
+        """Let channel attention average over windows as large as the training crops; with None, over the whole image.
 
         Means over a whole image differ from the means over crops in training (arXiv 2112.04491).
         """

@@ -29,7 +29,7 @@ NAMES = (
     (r"^stages\.(\d+)\.decoder\.blocks\.(\d+)\.", r"stage_\1_decoder_block_\2/UNetEncoderBlock_0/"),
     (r"^stages\.(\d+)\.outputs\.(\d+)\.conv\.", r"stage_\1_output_conv_\2/"),
     (r"^stages\.(\d+)\.outputs\.(\d+)\.", r"stage_\1_supervised_attention_module_\2/"),
-    # Blocks; those of the bottleneck have names of their own
+    # Blocks. The blocks of the bottleneck have their own names.
     (r"(global_block_\d+/)proj\.", r"\1input_proj/"),
     (r"(global_block_\d+/)groups\.(\d+)\.attention\.", r"\1channel_attention_block_1_\2/"),
     (r"/proj\.", "/Conv_0/"),
@@ -81,7 +81,7 @@ def maxim_layout(model: MaximUNet, state: Mapping[str, Any]) -> Layout:
     stages: list[Any] = list(model.stages)
     depth = len(stages[0].encoder.blocks)
     numbers = sorted({int(m[1]) for key in state if (m := re.match(r"UpSampleRatio_(\d+)/", key))})
-    wanted = len(stages) * 2 * depth**2  # in a stage, those of the skips, then those of the decoder
+    wanted = len(stages) * 2 * depth**2  # in each stage, first the skips' modules, then the decoder's
     if len(numbers) != wanted:  # tensors are missing: errors then name them by these numbers
         numbers = list(range(wanted))
 

@@ -307,7 +307,7 @@ class MetaFormer(GradCheckpointing):
         return x if self.pos_embed is None else x + resize_to(self.pos_embed, x.shape[-2:])
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the logits of a map, or its pooled features if `pre_logits`; as maps if global_pool is ""."""
+        """Return the logits of a map, or its pooled features if `pre_logits`. With global_pool "", both are maps."""
         x = self.head_drop(self.global_pool(x))
         if pre_logits:
             return x

@@ -41,7 +41,7 @@ def minattn(
     proj_drop_rate: float = 0.1,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a minimal transformer; other arguments are those of `MetaFormer`.
+    """Build a minimal transformer; `kwargs` are arguments of `MetaFormer`.
 
     Args:
         similarity: a key of `SIMILARITY`.

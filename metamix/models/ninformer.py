@@ -31,7 +31,7 @@ def ninformer(
     num_layers: int = 4,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a NiNformer, with the paper's names of its arguments; other arguments are those of `MetaFormer`.
+    """Build a NiNformer. Its own arguments have the paper's names; `kwargs` are arguments of `MetaFormer`.
 
     Args:
         patch_size: side of the patches in pixels.

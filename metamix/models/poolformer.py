@@ -103,7 +103,7 @@ def timm_poolformer(
     **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the arguments of timm's `MetaFormer` with pooling."""
-    # The defaults are those of timm's poolformer_*, since timm's MetaFormer also builds other models.
+    # The defaults are the values of timm's poolformer_*; the defaults of timm's class build another model.
     check_value("token_mixers", token_mixers, [TimmPooling], "timm's Pooling")
     check_value("norm_layers", norm_layers, [GroupNorm1, TimmGroupNorm1], "GroupNorm1")
     check_value("output_norm", output_norm, [LayerNorm2d], "LayerNorm2d, whose weights our GroupNorm takes")

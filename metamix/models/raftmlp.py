@@ -112,7 +112,7 @@ def raftmlp(
     channel_expansion: int = 4,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a RaftMLP, with the paper's names of its arguments; other arguments are those of `MetaFormer`.
+    """Build a RaftMLP. Its own arguments have the paper's names; `kwargs` are arguments of `MetaFormer`.
 
     Args:
         dims: channels of each level.

@@ -63,8 +63,8 @@ def build(
 
     Args:
         name: registered name, with which timm finds configurations and weights.
-        default_mixer_args: the family's arguments of each mixer, by its name, for all stages or one dict for each. The
-            caller's `mixer_args` override single entries.
+        default_mixer_args: the family's options of each mixer, by the mixer's name: one dict for all stages, or one for
+            each stage. The caller's `mixer_args` override single options.
         kwargs: arguments of `MetaFormer` and of timm's builder.
     """
     if is_scriptable():

@@ -59,7 +59,7 @@ def wavemix(
     proj_drop_rate: float = 0.5,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a WaveMix, with the authors' names of its arguments; other arguments are those of `MetaFormer`.
+    """Build a WaveMix. Its own arguments have the authors' names; `kwargs` are arguments of `MetaFormer`.
 
     Args:
         dim: channels.

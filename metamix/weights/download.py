@@ -51,8 +51,10 @@ def require_reachable(name: str, cfg: PretrainedCfg | None = None, cache_dir: st
     Weights on the Hugging Face Hub must be cached or reachable; weights at another address are downloaded. Without this
     check and without a network, huggingface_hub 2.4 retries for 45 seconds, then fails without naming the weights.
 
-    `name` is a timm model or hf-hub:REPOSITORY. `cfg` is the model's configuration if it is not the registered one, and
-    `cache_dir` the folder of timm's cache if it is not the hub's.
+    Args:
+        name: a timm model, or hf-hub:REPOSITORY.
+        cfg: the model's configuration; the registered one by default.
+        cache_dir: folder in which timm keeps weights; the hub's cache by default.
     """
     hub_id: str | None = None
     if name.startswith(("hf-hub:", "hf_hub:")):

@@ -53,7 +53,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of `save_checkpoint` to the CPU; refuse damaged and other files."""
+    """Read a checkpoint of `save_checkpoint` to the CPU; refuse damaged files and files of other programs."""
     state = _load_torch(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(
@@ -86,8 +86,11 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read weights and their metadata from any file that a user may have.
 
     Args:
-        path: a run folder, for its newest weights; a safetensors file; a run's checkpoint, under any name, for the
-            weights that its recipe scores; another PyTorch file of tensors; see `unwrap`; or an .npz file of flax.
+        path: one of
+            - a run folder, to read its newest weights;
+            - a run's checkpoint under any name, to read the weights that its recipe scores;
+            - another PyTorch file of tensors; see `unwrap`;
+            - a safetensors file, or an .npz file of flax.
 
     Returns:
         The tensors by name, and the metadata, which are empty if the file has none. A state dict that torch.save wrote
@@ -126,8 +129,8 @@ def _load_torch_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def unwrap(state: Mapping) -> Mapping:
     """Return the tensors of another program's file by name.
 
-    They may lie under a key; as in timm, an average is preferred. The names may have the prefixes of
-    `DistributedDataParallel` and `torch.compile`, and in Lightning's files the prefix "model.".
+    The tensors may lie under a key such as "state_dict". As in timm, averaged weights are preferred. The names may have
+    the prefixes of `DistributedDataParallel` and `torch.compile`, and in Lightning's files the prefix "model.".
     """
     prefixes = ["_orig_mod.", "module.", "_orig_mod."]  # either may be around the other
     if "pytorch-lightning_version" in state:
@@ -145,7 +148,7 @@ def unwrap(state: Mapping) -> Mapping:
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Tensor]:
-    """Return the arrays or tensors in a tree by name, levels joined by "/"; refuse a leaf that is neither."""
+    """Return the arrays and tensors of a nested mapping as tensors, with levels joined by "/"; refuse other values."""
     flat: dict[str, Tensor] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -278,7 +281,7 @@ def _why_unreadable(path: str | Path, error: Exception) -> Exception:
     if "legacy .tar" in text or later or _is_plain_pickle(path):
         kind = "in PyTorch's oldest format" if "legacy" in text else "a Python pickle that torch cannot read safely"
         return ValueError(f"{path} is {kind}: reading it could run code, and metamix never does; {advice}")
-    why = f"; {text[:120]}" if "PytorchStreamReader" in text or "it expands" in text else ""  # others say little
+    why = f"; {text[:120]}" if "PytorchStreamReader" in text or "it expands" in text else ""  # other texts say little
     return ValueError(f"{path} is truncated or not a PyTorch file ({size}{why})")
 
 

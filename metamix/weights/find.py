@@ -51,7 +51,7 @@ def weights_dir() -> Path:
 def local_cards() -> dict[str, dict[str, dict]]:
     """Return the cards in `weights_dir()` that have weights beside them, by model name and tag.
 
-    The `pretrained_cfg` of each has entries of timm's `PretrainedCfg`; "file" is the path of the weights.
+    The `pretrained_cfg` of a card holds entries of timm's `PretrainedCfg`. Its entry "file" is the path of the weights.
     """
     cards: dict[str, dict[str, dict]] = {}
     for card in sorted(weights_dir().glob("*.json")):

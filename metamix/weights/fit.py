@@ -49,9 +49,9 @@ def check_fit(
         The names of the head's tensors that are missing in the file or have a different shape there.
 
     Raises:
-        ValueError: a tensor outside the head is missing, unknown or of a wrong shape; a parameter is not of
-            floating-point numbers where the model's is, or vice versa; a tensor holds NaN; or a parameter holds
-            infinity. Buffers may hold infinity, since some are masks.
+        ValueError: a tensor outside the head is missing, unknown or of a wrong shape; a parameter has floating-point
+            numbers only in the file or only in the model; a tensor holds NaN; or a parameter holds infinity. Buffers
+            may hold infinity, since some are masks.
     """
     new: list[str] = []
     missing, misshapen = set(), set()  # sets: one tensor of the file may become several

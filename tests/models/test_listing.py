@@ -123,7 +123,7 @@ def test_timm_lists_the_zoo_by_its_module():
 
 
 def test_registered_names_have_the_docstring_of_their_family():
-    assert timm.model_entrypoint("raftmlp_s").__doc__.startswith("Build a RaftMLP, with the paper's names")
+    assert timm.model_entrypoint("raftmlp_s").__doc__.startswith("Build a RaftMLP. Its own arguments have the paper")
 
 
 def test_a_name_of_another_module_is_not_replaced():
