@@ -72,7 +72,7 @@ class WaveMixSR(GradCheckpointing):
         super().__init__()
         check_counts(1, scale=scale, dim=dim, depth=depth)
         check_choice("mode", mode, MODES)
-        self.scale, self.mode, self.residual, self.num_features = scale, mode, residual, dim
+        self.scale, self.mode, self.residual = scale, mode, residual
         self.stem = strided_stem(1, dim, stride=1)
         self.blocks = wave_blocks(dim, depth, mult=mult, ff_channel=ff_channel, proj_drop=proj_drop)
         self.head = nn.Sequential(Conv2d(dim, dim // 2, 3, padding=1), nn.Conv2d(dim // 2, 1, 1))
@@ -117,7 +117,7 @@ class WaveMixSisr(GradCheckpointing):
         if scale not in (1, 2):
             raise ValueError(f"scale is {scale!r}, but WaveMixSisr enlarges images twice, or not at all: give 1 or 2.")
         check_counts(1, in_chans=in_chans, dim=dim, depth=depth)
-        self.in_chans, self.scale, self.residual, self.num_features = in_chans, scale, residual, dim
+        self.in_chans, self.scale, self.residual = in_chans, scale, residual
         self.fold = 2 // scale
         self.multiple = self.fold, self.fold
         self.stem = strided_stem(in_chans * self.fold**2, dim, stride=1)
