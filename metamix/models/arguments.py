@@ -14,7 +14,6 @@ from torch import nn
 
 from metamix.layers import GELU, GroupNorm1
 from metamix.utils.checks import check_choice
-from metamix.utils.text import did_you_mean
 
 Norm = str | Callable[[int], nn.Module] | None  # a name in timm, a constructor, or None for no norm
 Activation = str | type[nn.Module]
@@ -53,12 +52,6 @@ def check_stages(depths: Any, dims: Any) -> None:
             raise ValueError(f"{name} is {values!r}: give a whole number of at least 1 for each stage.")
     if len(dims) != len(depths):
         raise ValueError(f"depths {tuple(depths)} and dims {tuple(dims)} differ in length: give one of each per stage.")
-
-
-def check_tag(name: str, tag: str, tags: Collection[str]) -> None:
-    """Raise ValueError for a tag that the model does not have."""
-    if tag and tag not in tags:
-        raise ValueError(f"{name} has no tag {tag!r}{did_you_mean(tag, tags)} It has {', '.join(tags) or 'none'}.")
 
 
 def norm_layer(option: str, norm: Norm) -> Callable[[int], nn.Module]:

@@ -22,11 +22,10 @@ from metamix.mixers.registry import comparable
 from metamix.utils.checks import check_known, check_one_source
 from metamix.utils.text import did_you_mean, message
 from metamix.weights.download import download
-from metamix.weights.find import local_weights, nothing_published, read_weights
+from metamix.weights.find import check_tag, local_weights, nothing_published, read_weights
 from metamix.weights.fit import check_size, limited_size, load_into
 from metamix.weights.layout import OURS, Layout
 
-from .arguments import check_tag
 from .maxim import MaximUNet
 from .maxim_layout import MAXIM_VARIANTS, maxim_layout
 from .wavemix import wavemix_layout

@@ -25,9 +25,9 @@ from torch import nn
 from metamix.utils.text import did_you_mean
 from metamix.weights.download import require_reachable
 from metamix.weights.files import ARTIFACT
-from metamix.weights.find import cfg_of_file, local_weights, nothing_published
+from metamix.weights.find import cfg_of_file, check_tag, local_weights, nothing_published
 
-from .arguments import check_stages, check_tag, mixers_per_stage, per_stage
+from .arguments import check_stages, mixers_per_stage, per_stage
 from .checkpoint import checkpoint_filter
 from .metaformer import MetaFormer
 

@@ -5,6 +5,7 @@ a card becomes the entry of that tag in timm, so that `timm.create_model("NAME.T
 """
 
 import json
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,9 @@ def advice_for_published(name: str) -> str:
 def nothing_published(name: str) -> ValueError:
     """Return the error for a model without published weights."""
     return ValueError(f"No weights are published for {name}: leave pretrained out, or give a checkpoint.")
+
+
+def check_tag(name: str, tag: str, tags: Collection[str]) -> None:
+    """Raise ValueError for a tag that is not one of the `tags` of a model; "" stands for no tag."""
+    if tag and tag not in tags:
+        raise ValueError(f"{name} has no tag {tag!r}{did_you_mean(tag, tags)} It has {', '.join(tags) or 'none'}.")
