@@ -181,7 +181,7 @@ def build_backbone(
     count, make_extra = EXTRA[extra]
     pyramid: nn.Module
     if plan.isotropic:
-        pyramid = SimplePyramid(plan.dims, levels, width, make_extra(width))
+        pyramid = SimplePyramid(plan.dims[-1], {name: times for name, _, times in levels}, width, make_extra(width))
     else:
         pyramid = FeaturePyramid(plan.dims, levels, out_channels, make_extra(width))
     return Backbone(

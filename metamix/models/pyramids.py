@@ -37,7 +37,7 @@ class FeaturePyramid(nn.Module):
         dims: Sequence[int],
         levels: Sequence[tuple[str, int, int]],
         out_channels: int | None,
-        extra: ExtraFPNBlock | None = None,
+        extra: ExtraFPNBlock | None,
     ):
         super().__init__()
         self.levels = list(levels)
@@ -63,20 +63,19 @@ class SimplePyramid(nn.Module):
     """Make ViTDet's pyramid from the last map.
 
     Finer levels come from deconvolutions, coarser ones from max pooling. A 1x1 and a 3x3 convolution with LayerNorm
-    follow. The arguments are as for `FeaturePyramid`, except that a negative number of halvings means doublings.
+    follow.
+
+    Args:
+        dim: channels of the last map.
+        halvings: by the name of each level, how often max pooling halves the map; a negative number means doublings.
+        out_channels, extra: as for `FeaturePyramid`.
     """
 
-    def __init__(
-        self,
-        dims: Sequence[int],
-        levels: Sequence[tuple[str, int, int]],
-        out_channels: int,
-        extra: ExtraFPNBlock | None = None,
-    ):
+    def __init__(self, dim: int, halvings: dict[str, int], out_channels: int, extra: ExtraFPNBlock | None):
         super().__init__()
-        self.halvings = {name: times for name, _, times in levels}
+        self.halvings = halvings
         self.levels = nn.ModuleDict(
-            {name: simple_level(dims[-1], max(0, -times), out_channels) for name, times in self.halvings.items()}
+            {name: simple_level(dim, max(0, -times), out_channels) for name, times in halvings.items()}
         )
         self.extra = extra
 
