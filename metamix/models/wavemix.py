@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from metamix.layers import GELU
 from metamix.utils.checks import check_counts
-from metamix.weights.layout import PUBLISHED as PUBLISHED_LAYOUTS
-from metamix.weights.layout import Layout
+from metamix.weights.layout import PUBLISHED, Layout
 
 from .embed import ConvEmbed, SequentialEmbed
 from .official import ModelAndLayout, check_value, official
@@ -100,7 +99,7 @@ DIGITS = MNIST | CONV | dict(pool_size=(28, 28))
 WEIGHTS = "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/"
 GALAXY10 = dict(input_size=(3, 256, 256), num_classes=10, mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0)
 TINY = dict(num_classes=200, mean=(0.4803, 0.4481, 0.3975), std=(0.2764, 0.2689, 0.2816), crop_pct=1.0)
-PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
+TAGS: dict[str, dict[str, dict[str, Any]]] = {
     "wavemix_192_16": {
         "in1k": dict(url="ImageNet/wavemixlite_71.18.pth", crop_pct=1.0),
         "galaxy10": dict(url="galaxy10/galaxy_90.23.pth", **GALAXY10),
@@ -139,8 +138,7 @@ for name, cfg, preset in (
 ):
     dim, depth = name.split("_")[1:3]
     tags = {
-        tag: entries | dict(url=WEIGHTS + entries["url"], license="mit")
-        for tag, entries in PUBLISHED.get(name, {}).items()
+        tag: entries | dict(url=WEIGHTS + entries["url"], license="mit") for tag, entries in TAGS.get(name, {}).items()
     }
     register(name, wavemix, cfg=cfg, tags=tags, dim=int(dim), depth=int(depth), **preset)
 
@@ -180,7 +178,7 @@ def arrange_wavemix(key: str, tensor: Tensor, model: nn.Module) -> Tensor:
     return torch.cat([low, high, deeper], dim=1)
 
 
-PUBLISHED_LAYOUTS |= {
+PUBLISHED |= {
     "layers.0.feedforward.0.weight": wavemix_layout(*CLASSIFIER_NAMES, level=1),
     "layers.0.feedforward1.0.weight": wavemix_layout(*CLASSIFIER_NAMES, level=2),
 }
