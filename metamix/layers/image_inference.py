@@ -51,9 +51,10 @@ def run_padded(function: ImageFunction, images: Tensor, multiple: Size) -> Tenso
 
 
 class PadAndCrop(nn.Module):
-    """Pad images to the sizes that a graph takes, by `run_padded`.
+    """Let a graph take images of other sizes, by `run_padded`.
 
-    `multiple` is what the sides of a dynamic graph must be multiples of, or the size of a graph that takes one size.
+    Args:
+        multiple: (height, width). A dynamic graph takes multiples of it, and a static graph takes only this size.
     """
 
     def __init__(self, graph: ImageFunction, multiple: Sequence[int]):

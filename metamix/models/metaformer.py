@@ -103,7 +103,13 @@ class Stage(nn.Module):
         return self.blocks(self.downsample(x))
 
     def mixers_for(self, size: tuple[int, int]) -> list[tuple[Block, nn.Module]]:
-        """Build the mixer of each block for maps of another size, unless its weights do not depend on the size."""
+        """Build mixers with the weights of this stage for maps of another size; return each with its block.
+
+        Mixers whose weights do not depend on the size are left out.
+
+        Raises:
+            ValueError: a mixer's weights depend on the size, and its `adapt_state` is missing or fails.
+        """
         mixers = []
         blocks: list[Any] = list(self.blocks)
         for block in blocks:
