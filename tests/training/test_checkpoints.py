@@ -1,10 +1,11 @@
-"""Test the check of a run's data when it is continued."""
+"""Test when a checkpoint is due, and the check of a run's data when it is continued."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from metamix.training.checkpoints import check_identity
+from metamix.training.checkpoints import Checkpoints, check_identity
 
 IDENTITY = {"classes": ["ant", "bee"], "mean": [0.25, 0.5], "digest": "0123"}
 
@@ -13,7 +14,7 @@ IDENTITY = {"classes": ["ant", "bee"], "mean": [0.25, 0.5], "digest": "0123"}
     "saved, words",
     [
         ({"classes": ["bee", "ant"]}, "classes"),
-        ({"mean": [0.25, 0.51], "digest": "4567"}, "mean, files, labels or boxes"),
+        ({"mean": [0.25, 0.5001], "digest": "4567"}, "mean, files, labels or boxes"),
     ],
 )
 def test_other_data_are_refused(saved, words):
@@ -25,3 +26,16 @@ def test_other_data_are_refused(saved, words):
 def test_the_same_data_on_another_processor_are_accepted():
     """On another processor, means of the same images differ in their last digits."""
     check_identity(IDENTITY | {"mean": [0.250001, 0.5]}, IDENTITY, Path("run"))
+
+
+def test_a_checkpoint_is_due_some_minutes_after_the_last(monkeypatch):
+    clock = SimpleNamespace(monotonic=lambda: seconds)
+    monkeypatch.setattr("metamix.training.checkpoints.time", clock)
+    seconds = 1000
+    checkpoints = Checkpoints(Path("run"), minutes=2)
+    seconds = 1119
+    assert not checkpoints.due
+    seconds = 1120
+    assert checkpoints.due
+    checkpoints.written(5)
+    assert not checkpoints.due

@@ -42,6 +42,7 @@ class Detect:
 
     def __init__(self):
         self.data = self.model = self.metric = self.pictures = self
+        self.augmented = set()  # epoch and step of each batch
 
     def build(self, metadata=None):
         return nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.GELU(), nn.Linear(8, 1))
@@ -53,6 +54,7 @@ class Detect:
         return {"test": [make_batch(0, 5), make_batch(1, 2)], "holdout": [make_batch(2, 3)]}
 
     def augment(self, batch, epoch, step):
+        self.augmented.add((epoch, step))
         return {"image": batch["image"], "target": [{"sum": image.sum() * 0.1} for image in batch["image"]]}
 
     def loss(self, model, batch):
@@ -116,13 +118,28 @@ def weights(engine):
 
 
 def test_a_task_of_lists_and_dicts_trains(tmp_path):
-    trained = engine(tmp_path, epochs=3, ema=True)
+    trained = engine(tmp_path, epochs=3, ema=True, eval_every=2)
     trained.fit()
     assert [row["epoch"] for row in trained.history] == [1, 2, 3] and trained.step == 18
+    assert ["holdout_mean" in row for row in trained.history] == [False, True, True]  # the last epoch is always scored
     row = trained.history[-1]
     assert {"train_loss", "train_near", "train_size", "holdout_mean", "holdout_ema_mean"} <= row.keys()
     assert row["holdout_count"] == 3 and trained.evaluate("test")[0]["count"] == 7
     assert row["train_near"] < trained.history[0]["train_near"]
+    assert trained.task.augmented == {(step // 6, step) for step in range(18)}
+
+
+@pytest.mark.parametrize("lower_is_better, best", [(False, 2), (True, 1)])
+def test_the_metric_says_which_score_is_better(lower_is_better, best, tmp_path, monkeypatch):
+    scores = iter([1.0, 3.0, 2.0])
+    monkeypatch.setattr(Detect, "lower_is_better", lower_is_better, raising=False)
+    monkeypatch.setattr(Engine, "evaluate", lambda *_: ({"score": next(scores)}, []))
+    one = engine(tmp_path, epochs=3, early_stopping=3)
+    one.fit()
+    assert one.best["epoch"] == best
+    one.run.close()
+    without = engine(tmp_path, epochs=4)
+    assert without.resume() and not without.best  # its result has the last weights
 
 
 @pytest.mark.parametrize("micro_batch", [1, 5, 12, 99])
@@ -177,6 +194,26 @@ def test_a_batch_norm_that_gets_one_value_says_what_to_do():
     batch = {"image": [torch.ones(1, 3)], "name": ["x"]}
     with pytest.raises(ValueError, match="train on one sample whose map is a single pixel .*larger --batch-size"):
         trained.train_step(batch)
+
+
+@pytest.mark.parametrize("amp", ["none", "fp16"])
+def test_gradients_are_clipped(amp):
+    """Without momentum so far, the length of the step is the limit; the scale of fp16 does not count."""
+    one = engine(optimizer="momentum", weight_decay=0.0, lr=1.0, clip_grad=1e-3, amp=amp)
+    one.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=16.0, enabled=amp == "fp16")
+    before = weights(one)
+    one.train_step(make_batch(0, 12))
+    assert (weights(one) - before).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_step_needs_a_tenth_more_memory_than_estimated(monkeypatch, capsys):
+    one, batch = engine(), make_batch(0, 12)
+    batch = one.stepper.prepare(batch)
+    needed = one.stepper.memory(batch, math.inf)(12)
+    for free, noted in ((1.05 * needed, True), (1.15 * needed, False)):
+        monkeypatch.setattr("metamix.training.engine.free_memory", lambda device, free=free: free)
+        one._fit_memory(batch)
+        assert ("if the run is killed, lower --micro-batch" in capsys.readouterr().out) == noted
 
 
 def test_random_numbers_follow_from_seed_and_step():
@@ -243,6 +280,9 @@ def test_factors_scale_the_rates_of_parts():
     assert rates == pytest.approx({"0.weight": 0.1, "0.bias": 0.05, "1.weight": 1.0, "1.bias": 0.5})
     with pytest.raises(ValueError, match="lr_factors names 'backbone'"):
         make_optimizer(model, EngineOptions(lr_factors={"backbone": 0.1}))
+    one = engine(lr_factors={"0": 0.1})
+    one.train_step(make_batch(0, 12))
+    assert one.stepper.lr == 0.01  # the rate of the log is that of the whole model
 
 
 def test_layer_decay_scales_the_rates():
@@ -263,17 +303,19 @@ def test_layer_decay_scales_the_rates():
 def test_muon_takes_dense_convolutions_of_one_channel():
     model = nn.ModuleDict(
         {
-            "token": ConvWeights(1, 8, (4, 4)),
+            "token": ConvWeights(1, 4, (4, 4)),
             "grey": nn.Conv2d(1, 8, (4, 4)),
+            "frozen": nn.Conv2d(1, 8, (4, 4)).requires_grad_(False),
             "depthwise": nn.Conv2d(8, 8, 3, groups=8),
             "narrow": nn.Conv2d(1, 2, (4, 4)),  # no matrix worth orthogonalizing
             "head": nn.Conv2d(1, 8, (4, 4)),
         }
     )
     optimizer = make_optimizer(model, EngineOptions(optimizer="muon", opt_args={"fallback_list": ["head.*"]}))
+    optimizer.state_dict()  # fails if a weight that is not trained has a state
     sum(weight.sum() for weight in model.parameters()).backward()
     optimizer.step()
-    takes = {name: bool(optimizer.state[module.weight]["use_muon"]) for name, module in model.items()}
+    takes = {name: bool(optimizer.state[model[name].weight]["use_muon"]) for name in model.keys() - {"frozen"}}
     assert takes == {"token": True, "grey": True, "depthwise": False, "narrow": False, "head": False}
     assert "momentum_buffer" in optimizer.state[model["token"].weight]
 
@@ -313,7 +355,7 @@ def test_every_optimizer_resumes_to_the_bit(name, tmp_path):
     assert after.resume() and after.step == 4
     after.fit()
     assert torch.equal(weights(straight), weights(after))
-    assert straight.history[-1]["train_loss"] == after.history[-1]["train_loss"]
+    assert [row["train_loss"] for row in straight.history] == [row["train_loss"] for row in after.history]
     averages = [
         torch.cat([weight.flatten() for weight in one.stepper.ema.module.parameters()]) for one in (straight, after)
     ]
@@ -349,6 +391,14 @@ def test_a_signal_ends_an_evaluation_at_its_next_batch(split, steps, tmp_path, c
         [row[name] for name in same] for row in after.history
     ]
     assert straight.evaluate("test") == after.evaluate("test")
+
+
+def test_scores_are_computed_in_the_precision_of_training(monkeypatch):
+    seen = []
+    monkeypatch.setattr(Detect, "predict", lambda *_: seen.append(torch.is_autocast_enabled("cpu")) or [0.0])
+    for amp in ("none", "bf16"):
+        engine(amp=amp).evaluate("holdout")
+    assert seen == [False, True]
 
 
 def test_the_last_checkpoint_may_be_that_of_another_run(tmp_path):
@@ -390,6 +440,9 @@ def test_weight_decay_spares_biases_and_the_new_recipe_counts_on_resume(tmp_path
     second.run.close()
     with pytest.raises(ValueError, match="has its weights in 2 groups, but this recipe makes 1: weight_decay"):
         engine(tmp_path, epochs=2, weight_decay=0.0).resume()
+    old, new = (make_optimizer(nn.Linear(1, 1), EngineOptions(optimizer="sgd", momentum=m)) for m in (0.9, 0.5))
+    restore_optimizer(new, old.state_dict())
+    assert {group["momentum"] for group in new.param_groups} == {0.5}
 
 
 def test_the_average_warms_up_and_counts_shared_weights_once():
@@ -406,10 +459,19 @@ def test_the_average_warms_up_and_counts_shared_weights_once():
             expected = decay * expected + (1 - decay) * model["a"].weight
     assert torch.allclose(ema.module["a"].weight, expected, rtol=1e-5)
     assert ema.module["a"] is ema.module["b"] and ema.module["norm"].num_batches_tracked == 199
+    one, steps = engine(ema=True), []
+    for seed in range(2):
+        one.train_step(make_batch(seed, 12))
+        steps.append(one.model[0].weight.detach().clone())
+    decay = 1 - 2 ** (-2 / 3)
+    assert torch.allclose(one.stepper.ema.module[0].weight, decay * steps[0] + (1 - decay) * steps[1])
 
 
-def test_frozen_parts_do_not_change():
+def test_frozen_parts_do_not_change(monkeypatch):
+    helper = nn.Sequential(nn.Linear(3, 3), nn.Dropout())
+    monkeypatch.setattr(Detect, "frozen_helpers", (helper,))
     one = engine(freeze=("0",))
+    assert not helper[1].training and not helper[0].weight.requires_grad
     before = one.model[0].weight.clone()
     one.train_step(make_batch(0, 12))
     assert torch.equal(one.model[0].weight, before) and one.model[0].weight.grad is None
