@@ -102,12 +102,13 @@ def class_weights(rule: str, counts: Tensor) -> Tensor:
     """Compute class weights, (classes,) float32, from the numbers of pixels; their mean over all pixels is 1.
 
     Args:
-        rule: "median" for (median of all frequencies) / frequency, or "log" for 1 / log(1.02 + frequency), as in ENet.
+        rule: "median" for 1 / frequency, as in median frequency balancing, whose median the mean of 1 cancels; or "log"
+            for 1 / log(1.02 + frequency), as in ENet.
         counts: (classes,) int64. A class without pixels gets the weight 0.
     """
     share = counts.double() / counts.sum().clamp(min=1)
     seen = counts > 0
-    weights = share[seen].median() / share if rule == "median" else 1 / (1.02 + share).log()
+    weights = 1 / share if rule == "median" else 1 / (1.02 + share).log()
     weights = torch.where(seen, weights, 0.0)
     return (weights / (weights * share).sum()).float()
 
@@ -136,7 +137,7 @@ class SegmentationLoss:
                 total = total + self.aux_weight * self.total(self.compute(output.float(), target))
         logged = {f"{name}_loss": value for name, value in terms.items()} if len(terms) > 1 or auxiliary else {}
         labelled = (target != IGNORED).flatten(1)
-        right = (main.argmax(1) == target).flatten(1) & labelled
+        right = (main.argmax(1) == target).flatten(1)  # no class is IGNORED
         accuracy = (right.sum(1) / labelled.sum(1).clamp(min=1)).mean()  # mean over the images
         return total, logged | {"pixel_accuracy": 100 * accuracy}
 

@@ -14,6 +14,7 @@ from metamix.segmentation.data import (
     largest_share,
     limited_crop,
     random_scale,
+    resize_image,
     resized_size,
     train_transform,
 )
@@ -26,8 +27,10 @@ from metamix.segmentation.labels import (
     read_mask,
     read_palette,
 )
+from metamix.segmentation.loss import class_weights
 from metamix.segmentation.options import SegmentationOptions, verify_command
 from metamix.segmentation.sources import open_set
+from metamix.segmentation.task import Segmentation
 from metamix.tasks.verify import main
 from tests.helpers.advice import exit_code, follow_verify
 
@@ -263,7 +266,7 @@ def test_every_option_of_the_augmentation_does_something():
 
     def augment(**changes):
         plain = dict(flip=0.0, photometric=0.0, scales=(1.0, 1.0), crop_share=1.0)
-        transform = train_transform(options("x", **plain | changes), (0.0, 0.0, 0.0))
+        transform = train_transform(options("x", **plain | changes), (0.2, 0.4, 0.6))
         return transform(("x", image, mask))[1:]
 
     same = augment()
@@ -272,7 +275,8 @@ def test_every_option_of_the_augmentation_does_something():
     assert mirrored[0].equal(image.flip(-1)) and mirrored[1].equal(mask.flip(-1))
     small = augment(scales=(0.5, 0.5))
     assert (small[1][16:] == 255).all() and (small[1][:, 16:] == 255).all() and (small[1][:16, :16] < 5).all()
-    assert not small[0][:, 16:].any() and not small[0][:, :16, :16].equal(image[:, :16, :16])
+    assert (small[0][:, 16:] == torch.tensor([51, 102, 153])[:, None, None]).all()  # the mean
+    assert small[0][:, :16, :16].equal(resize_image(image, 16, 0))  # smoothed, as images to score
     coloured = augment(photometric=1.0)
     assert not coloured[0].equal(image) and coloured[1].equal(mask)
 
@@ -299,15 +303,21 @@ def test_crops_limit_the_share_of_a_class():
         above = sum(largest > 0.8 for largest in shares) / 60
         assert above < 0.25 if few else above > 0.6
     assert largest_share(torch.full((4, 4), 255, dtype=torch.uint8)) == 0
+    columns = "x", torch.zeros(3, 9, 9).byte(), torch.arange(9).byte().expand(9, 9)
+    lefts = {int(limited_crop(columns, options("x", crop=(8,)), (0, 0, 0))[2][0, 0]) for _ in range(20)}
+    assert lefts == {0, 1}  # up to the last column
 
 
 def test_sizes():
     assert resized_size((360, 480), 0, 0) == (360, 480) and resized_size((360, 480), 180, 0) == (180, 240)
-    assert resized_size((360, 480), 180, 200) == (150, 200) and resized_size((360, 480), 180, 0, 2.0) == (360, 480)
+    assert resized_size((360, 480), 180, 200) == (150, 200) and resized_size((480, 360), 180, 200) == (200, 150)
+    assert resized_size((360, 480), 180, 0, 2.0) == (360, 480)
     pair = "x", tv_tensors.Image(torch.zeros(3, 40, 80).byte()), tv_tensors.Mask(torch.zeros(40, 80).byte())
     scales = options("x", min_size=20, scales=(0.5, 2.0))
-    sides = [random_scale(pair, scales)[2].shape for _ in range(50)]
+    torch.manual_seed(0)
+    sides = [random_scale(pair, scales)[2].shape for _ in range(200)]
     assert all(10 <= h <= 40 and w == pytest.approx(2 * h, abs=1) for h, w in sides) and len(set(sides)) > 10
+    assert sum(h for h, _ in sides) / 200 == pytest.approx(25, abs=2)
 
 
 def test_a_broken_image_is_replaced_and_a_bad_label_ends_the_run(scenes, break_image):
@@ -364,6 +374,8 @@ def test_pixels_are_counted(scenes):
     counts = data.label_counts()[: len(data.classes)]
     masks = [np.array(Image.open(path)) for path in (root / "train" / "masks").iterdir()]
     assert counts.tolist() == [sum(int((mask == k).sum()) for mask in masks) for k in range(4)]
+    for given, wanted in (((0.0, 1.0, 2.0, 3.0), torch.arange(4.0)), ("log", class_weights("log", counts))):
+        assert torch.equal(Segmentation(options(root, class_weights=given)).loss.class_weights(), wanted)
     images = MaskedImages(SegmentationData(options(root)).parts["train"], make_labels(CLASSES))
     assert not images.loaded
     images.load()

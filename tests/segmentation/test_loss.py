@@ -143,6 +143,16 @@ def test_sums_and_auxiliary_outputs(batch):
     torch.testing.assert_close(logged["pixel_accuracy"], 100 * (right[0] + right[1]) / 3)
 
 
+def test_class_weights_count_in_every_output(batch):
+    logits, target = batch
+    small, weights = torch.randn(3, 4, 3, 3), torch.tensor([0.5, 1.0, 2.0, 3.0])
+    loss = SegmentationLoss("ce", aux_weight=0.2, weights=lambda: weights)
+    total, _ = loss(Outputs(logits, small), {"image": logits, "target": target})
+    large = nn.functional.interpolate(small, (5, 6), mode="bilinear")
+    main, auxiliary = (LOSSES["ce"](each, target, weights) for each in (logits, large))
+    torch.testing.assert_close(total, main + 0.2 * auxiliary)
+
+
 def test_class_weights_have_a_mean_of_1_over_pixels():
     counts = torch.tensor([700, 200, 0, 100])
     median, log = class_weights("median", counts), class_weights("log", counts)

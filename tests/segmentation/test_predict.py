@@ -133,8 +133,8 @@ def test_classes_of_a_data_set_are_kept(photos, tmp_path, run):
 
 
 def test_images_are_resized_as_in_training(photos, tmp_path, run):
-    code, model = run(photos / "b.png", "--output", tmp_path / "out", "--flip", min_size=24)
-    assert code == 0 and model.sizes == [(24, 32)] * 2
+    code, model = run(photos / "b.png", "--output", tmp_path / "out", "--flip", min_size=24, max_size=28)
+    assert code == 0 and model.sizes == [(21, 28)] * 2
     assert Image.open(tmp_path / "out" / "masks" / "b.png").size == (64, 48)
 
 
@@ -145,6 +145,20 @@ def test_large_images_are_predicted_in_blocks(photos, tmp_path, run, monkeypatch
     assert len(blocks.sizes) > len(whole.sizes)  # tiles around blocks are predicted twice
     first, second = (np.array(Image.open(tmp_path / name / "masks" / "b.png")) for name in ("whole", "blocks"))
     assert (first == second).all()
+
+
+def test_blocks_are_predicted_with_the_pixels_around_them(monkeypatch):
+    monkeypatch.setattr(inference, "MAX_BYTES", 4 * 3 * 20**2)  # blocks of 20 pixels
+    places, seen = torch.cartesian_prod(torch.arange(50), torch.arange(40)).T.reshape(1, 2, 50, 40), []
+
+    def predictor(model, block, size):
+        seen.append(block[0, :, 0, 0].tolist() + block[0, :, -1, -1].tolist())
+        return block[0].sum(0).byte()
+
+    predictor.tile = 8
+    assert inference.predict(None, places, (50, 40), 3, predictor).equal(places[0].sum(0).byte())
+    rows, columns = ((0, 27), (12, 47), (32, 49)), ((0, 27), (12, 39))
+    assert seen == [[top, left, bottom, right] for top, bottom in rows for left, right in columns]
 
 
 def test_weights_of_nan_are_refused():

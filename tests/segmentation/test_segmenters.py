@@ -13,6 +13,8 @@ from torch.export import Dim
 import metamix  # noqa: F401  registers the models
 from metamix.segmentation import build_segmenter
 from metamix.segmentation.heads import SemanticFPNHead
+from metamix.segmentation.published import WEIGHTS, PublishedSegmenter
+from metamix.weights.layout import OURS
 
 HEADS = ("semantic_fpn", "upernet", "wavemix")
 TINY = dict(depths=(1, 1, 1), dims=(8, 16, 16))  # a nano model that runs in milliseconds
@@ -135,9 +137,9 @@ def test_spatial_weights_fit_the_padded_image():
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_batch_norms_train_unless_weights_are_loaded(head, tmp_path):
-    def count_batch_norms(**options):
-        body = segmenter(head, "metaformer_wavemix_nano", **options).backbone.body
+def test_batch_norms_train_unless_weights_are_loaded(head, tmp_path, monkeypatch):
+    def count_batch_norms(name="metaformer_wavemix_nano", **options):
+        body = segmenter(head, name, **options).backbone.body
         return sum(isinstance(module, nn.BatchNorm2d) for module in body.modules())
 
     file = tmp_path / "weights.pt"
@@ -145,6 +147,13 @@ def test_batch_norms_train_unless_weights_are_loaded(head, tmp_path):
     assert count_batch_norms() == 13 and count_batch_norms(frozen_norms=True) == 0
     assert count_batch_norms(checkpoint=file) == 0
     assert count_batch_norms(checkpoint=file, frozen_norms=False) == 13
+    whole = tmp_path / "whole.pth"
+    torch.save(segmenter(head, "metaformer_wavemix_nano").state_dict(), whole)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    name = "metaformer_wavemix_nano.whole"
+    monkeypatch.setitem(WEIGHTS[head], name, PublishedSegmenter(whole.as_uri(), 5, OURS))
+    assert count_batch_norms(name, pretrained=True) == 0
+    assert count_batch_norms(name, pretrained=True, frozen_norms=False) == 13
 
 
 def test_layers_of_the_backbone_have_lower_learning_rates():
