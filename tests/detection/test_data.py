@@ -93,6 +93,31 @@ def test_training_transforms_move_boxes_with_the_pixels(coco, options):
     assert seen > 20
 
 
+def test_every_option_of_the_augmentation_does_something(coco, options):
+    split = open_split(find_splits(coco()), "train")
+    image, target = split.read(0)
+    x1, y1, x2, y2 = target["boxes"].as_subclass(torch.Tensor).T
+    plain = dict(scales=(1.0, 1.0), flip=0.0, flip_vertical=0.0, photometric=0.0, iou_crop=0.0)
+
+    def augment(seed=0, **changes):
+        torch.manual_seed(seed)
+        made, objects = TrainTransform(replace(options, **plain | changes))(split.read(0))
+        return made, objects["boxes"].as_subclass(torch.Tensor)
+
+    def assert_is(made, image, *sides):
+        assert torch.equal(made[0], image) and torch.equal(made[1], torch.stack(sides, 1))
+
+    for seed in range(8):
+        assert_is(augment(seed), image, x1, y1, x2, y2)
+    assert_is(augment(flip=1.0), image.flip(-1), 96 - x2, y1, 96 - x1, y2)
+    assert_is(augment(flip_vertical=1.0), image.flip(-2), x1, 64 - y2, x2, 64 - y1)
+    larger = augment(scales=(2.0, 2.0))  # the limit of the longer side is doubled too
+    assert larger[0].shape == (3, 128, 192) and torch.equal(larger[1], 2 * target["boxes"])
+    coloured = augment(photometric=1.0)
+    assert not torch.equal(coloured[0], image) and torch.equal(coloured[1], target["boxes"])
+    assert any(augment(seed, iou_crop=1.0)[0].shape != image.shape for seed in range(8))
+
+
 def test_boxes_at_the_edge_are_kept(coco, options):
     """Resized to 57 rows, a box that ends at the 56th would end at 57.000004."""
     coco()

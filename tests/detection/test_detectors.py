@@ -138,6 +138,18 @@ def test_retinanet_anchor_sizes():
     assert sizes(anchor_scale=2)[0] == [16, 20, 25]
 
 
+def test_boxes_of_fcos_are_in_units_of_the_stride():
+    assert detector("fcos").anchor_generator.sizes == ((8,), (16,), (32,), (64,), (128,))
+
+
+@pytest.mark.parametrize("size, resized", [((40, 60), (64, 96)), ((40, 80), (48, 96)), ((200, 50), (96, 24))])
+def test_images_are_resized_to_the_shorter_side_unless_the_longer_is_too_long(size, resized):
+    target = {"boxes": torch.tensor([[0.0, 0, 10, 10]])}
+    image, target = detector().eval().transform.resize(torch.rand(3, *size), target)
+    assert image.shape == (3, *resized)
+    assert target["boxes"][0, 2:].tolist() == pytest.approx([10 * resized[1] / size[1], 10 * resized[0] / size[0]])
+
+
 def image_list(h, w):
     return ImageList(torch.zeros(1, 3, h, w), [(h, w)])
 
@@ -166,6 +178,9 @@ def test_roi_align_takes_a_stride_of_seven():
         maps[name] = x.expand(1, 1, len(x), -1).contiguous()
     box = torch.tensor([[40.0, 60, 96, 130]])  # with its centre at 68
     assert align(maps, [box], [(224, 224)]).item() == pytest.approx(68, abs=0.1)
+    coarse = roi_align(build_backbone("minattn_minimal_mlp_h1_mnist", depth=1, out_channels=1, out_indices=(1, 2)), 1)
+    assert (align.map_levels.k_min, align.map_levels.k_max) == (2, 5)
+    assert (coarse.map_levels.k_min, coarse.map_levels.k_max) == (3, 4)
     align.scales = None  # torchvision's guess
     assert abs(align(maps, [box], [(224, 224)]).item() - 68) > 5
 

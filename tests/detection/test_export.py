@@ -326,6 +326,9 @@ def test_limits_of_boxes(detections, words):
     match = BoxMatch(0.05, 100)
     match.update(objects(), detections)
     assert match.problems() == words
+    full = BoxMatch(0.05, 1)  # the last object of a full list may be another one
+    full.update(objects(), detections)
+    assert not full.objects
 
 
 @pytest.mark.parametrize(("precision", "unmatched"), [("fp32", 1), ("int8", 0)])

@@ -89,6 +89,7 @@ def test_false_positives_of_higher_score_halve_ap50(split):
     unsure = [dict(result, score=0.4) for result in wrong]
     assert score(split, hits + unsure).summary["AP50"] == pytest.approx(100)
     assert set(score(split, hits + unsure).images.values()) == {1.0}
+    assert set(score(split, [dict(result, score=0.5) for result in hits]).images.values()) == {1.0}
 
 
 def test_annotation_id_0_is_renumbered(split):
@@ -127,7 +128,8 @@ def test_detections_in_a_crowd_are_not_false_positives(coco):
         {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
         for a in split.coco.anns.values()
     ]
-    assert score(split, hits).summary["AP50"] == pytest.approx(100)
+    scores = score(split, hits)
+    assert scores.summary["AP50"] == pytest.approx(100) and set(scores.images.values()) == {1.0}
     outside = [dict(result, bbox=[0, 0, 5, 5]) if result["image_id"] == 10 else result for result in hits]
     assert score(split, outside).summary["AP50"] < 99
 
