@@ -104,13 +104,13 @@ def test_a_border_that_leaves_nothing_is_refused(pair):
 
 
 def test_small_images_have_no_ssim():
-    x = torch.rand(1, 8, 30)
+    x = torch.randint(256, (1, 8, 30)) / 255
     assert math.isnan(Measure().score(x, x)[1])
     metric = RestorationMetric(Measure(), Restorer())
     state = metric.start()
     batch = {"image": [x], "target": [x], "index": torch.tensor([0]), "name": ["a"]}
     metric.update(state, metric.predict(nn.Identity().eval(), batch), batch)
-    assert list(metric.result([state])) == ["psnr", "input_psnr"]
+    assert metric.result([state]) == {"psnr": 100, "input_psnr": 100}  # for images that are equal
 
 
 def test_ycbcr_and_back(pair):
@@ -135,6 +135,23 @@ def test_bicubic_halving_equals_the_kernel():
     taps = np.array([-0.0117, -0.0352, 0.1133, 0.4336])  # cubic(x / 2) / 2 at 1.75, 1.25, 0.75, 0.25, of 4 digits
     halved = resize_bicubic(row, 0.5)[0, 0].numpy()
     assert halved[5:10] == pytest.approx([0, taps[1], taps[3], taps[2], taps[0]], abs=1e-4)
+
+
+def test_images_are_reflected_at_their_borders():
+    x = torch.rand(1, 4, 8, dtype=torch.float64)
+    wide = torch.cat([x.flip(-1), x, x.flip(-1)], -1)
+    for scale in (1 / 2, 2):
+        inside = slice(int(8 * scale), int(16 * scale))
+        assert torch.allclose(resize_bicubic(x, scale), resize_bicubic(wide, scale)[..., inside])
+
+
+def test_halves_are_rounded_up():
+    """Rounding errors leave a third of the halves a little too small."""
+    row = torch.randint(256, (20_000,), generator=torch.Generator().manual_seed(0))
+    halved = 255 * resize_bicubic(row.double().expand(1, 4, -1) / 255, 0.5, rounding=True)[0, 0]
+    exact = (row[1:].unfold(0, 8, 2) * torch.tensor([-12, -36, 116, 444, 444, 116, -36, -12])).sum(1)  # / 1024
+    assert (exact % 1024 == 512).sum() > 20
+    assert torch.equal(halved[2:-2].round().long(), ((exact + 512) // 1024).clamp(0, 255))
 
 
 @pytest.fixture(scope="module")
