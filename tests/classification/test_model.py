@@ -94,6 +94,11 @@ def test_position_embeddings_are_resampled_for_another_size(tmp_path):
     assert digits.model.build().pos_embed.shape[1] < vit.pos_embed.shape[1]
 
 
+def test_dropout_and_drop_path_have_their_own_rates():
+    model = small_task(drop_rate=0.25, drop_path=0.5).model.build()
+    assert (model.head_drop.p, model.stages[-1].blocks[-1].drop_path1.drop_prob) == (0.25, 0.5)
+
+
 def test_a_linear_probe_trains_the_head_alone(weights):
     task = small_task(checkpoint=weights()[0], linear_probe=True)
     model = task.model.build()

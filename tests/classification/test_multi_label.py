@@ -408,6 +408,9 @@ def test_losses():
     )
     asymmetric = loss_of(logits, labels, loss="asymmetric")
     torch.testing.assert_close(asymmetric, AsymmetricLossMultiLabel(reduction="sum")(logits, labels) / 36)
+    teacher, options = torch.randn(12, 3), ClassificationOptions(temperature=2.0)
+    distilled = ClassificationLoss(options, NoTeacher(), labels, 3).distillation(logits, teacher)
+    torch.testing.assert_close(distilled, 4 * bce(logits / 2, (teacher / 2).sigmoid()))
 
 
 def test_scores_are_means_over_the_labels_that_have_images():
@@ -436,6 +439,7 @@ def test_scores_are_means_over_the_labels_that_have_images():
     assert result["F1"] == pytest.approx(100 * np.mean(best), abs=1e-3)
     assert result["F1_at_0.5"] == pytest.approx(100 * f1_score(truth, values >= 0.5, average="macro"), abs=1e-3)
     assert list(result) == ["mAP", "F1", "F1_at_0.5", "loss"]
+    assert np.mean([metric.by_class(states)[name]["F1"] for name in CLASSES]) == pytest.approx(result["F1"], abs=0.01)
     with pytest.raises(ValueError, match="the model returns NaN or infinity"):
         metric.update(metric.start(), scores * torch.nan, {"label": labels, "index": torch.arange(40)})
 
@@ -448,6 +452,9 @@ def test_labels_with_the_probability_1_are_ranked_and_cost_their_logit():
     metric.update(state, outputs, {"label": labels, "index": torch.arange(2)})
     result = metric.result([state])
     assert result["mAP"] == 100 and result["loss"] == pytest.approx((25 + 20) / 4)
+    state = metric.start()
+    metric.update(state, torch.zeros(2, 2), {"label": labels, "index": torch.arange(2)})
+    assert metric.result([state])["F1"] == pytest.approx(200 / 3)  # a probability of 0.5 reaches the threshold
 
 
 def test_of_equal_thresholds_the_one_nearest_to_a_half_is_chosen():

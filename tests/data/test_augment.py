@@ -84,6 +84,10 @@ def test_erase_fills_rectangles_of_some_images_with_noise():
     noise = done[erased]
     assert noise.mean().abs() < 0.02 and (noise.std() - 1).abs() < 0.02
     assert len(noise.unique()) > 0.99 * len(noise)
+    lower, right = erased[chosen][rows < 20], erased[chosen][columns < 24]
+    assert lower[:, -1].any() and right[:, :, -1].any()  # the last row and column are reached
+    colours = erase(torch.full((9, 20, 24, 3), 7.0), 1.0, hash64(torch.arange(9)))
+    assert (colours[..., 0] != colours[..., 1]).flatten(1).any(1).all()
 
 
 @pytest.mark.parametrize("options", [{}, *({name: value} for name, value in EVERYTHING.items()), EVERYTHING])
@@ -129,6 +133,15 @@ def test_streamed_images_were_cropped_by_the_workers(batch):
 
 def plain(**options):
     return augment(padding=0, flip=0.0, **options)
+
+
+@pytest.mark.parametrize("policy", ["trivial", "rand-m9-n1"])
+def test_areas_outside_of_a_moved_image_get_the_mean(policy):
+    """An image of the mean's colour therefore stays of one colour."""
+    mean = torch.tensor([128, 102, 76], dtype=torch.uint8).view(1, 3, 1, 1)
+    batch = {"image": mean.expand(64, 3, 20, 20), "label": torch.zeros(64).long(), "index": torch.arange(64)}
+    image = plain(auto_augment=policy)(batch, 0, 0)["image"]
+    assert (image == image[:, :, :1, :1]).all()
 
 
 def test_mixup(batch):

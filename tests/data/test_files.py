@@ -31,7 +31,7 @@ def test_a_file_above_the_limit_is_refused(tmp_path, image, monkeypatch):
         read_image_file(tmp_path / "0.png")
 
 
-@pytest.mark.parametrize("orientation, size", [(1, (5, 7)), (3, (5, 7)), (6, (7, 5)), (8, (7, 5))])
+@pytest.mark.parametrize("orientation, size", [(1, (5, 7)), (4, (5, 7)), *((i, (7, 5)) for i in (5, 6, 7, 8))])
 @pytest.mark.parametrize("kind", ["jpg", "png", "tif"])
 def test_headers_have_the_upright_size(kind, orientation, size, tmp_path):
     exif = Image.Exif()

@@ -8,8 +8,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from metamix.data import Augment, CorruptImage, DataOptions, eval_loader, open_data, train_loader
+from metamix.data.loader import train_transform
 from tests.helpers.advice import follow_verify
 
 STREAMED = dict(memory="no", img_size=24, auto_augment="rand-m9-n2-mstd0.5")
@@ -88,6 +90,16 @@ def test_streamed_batches(source, workers):
     where = {int(i): n for n, i in enumerate(joined(second)["index"])}
     moved = [joined(second)["image"][where[int(i)]] for i in first[0]["index"]]
     assert not any(torch.equal(a, b) for a, b in zip(image, moved, strict=True)), "another epoch, another augmentation"
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "nearest"])
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_streamed_images_are_cropped_and_flipped_by_the_options(source, interpolation, flip):
+    options = dict(memory="no", img_size=24, crop_scale=1.0, flip=flip, interpolation=interpolation)
+    picture = source.read(3)[0]
+    made, _ = train_transform(source, DataOptions(**options))((picture, 0))
+    whole = picture.resize((24, 24), Image.Resampling[interpolation.upper()])
+    assert np.array_equal(made.permute(1, 2, 0), np.asarray(whole)[:, :: -1 if flip else 1])
 
 
 @pytest.mark.parametrize("memory", ["yes", "no"])

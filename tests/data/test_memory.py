@@ -22,6 +22,8 @@ def test_resized_when_asked(folder):
     decoded = pixels(splits.train, DataOptions(img_size=40))
     expected = splits.train.read(5)[0].resize((40, 40), Image.Resampling.BICUBIC)
     assert np.array_equal(decoded.images[5].numpy(), np.asarray(expected))
+    nearest = pixels(splits.train, DataOptions(img_size=40, interpolation="nearest"))
+    assert not torch.equal(nearest.images, decoded.images)
 
 
 def test_a_stray_size_is_refused_unless_resizing_is_asked_for(folder):
@@ -91,5 +93,5 @@ def test_small_images_enlarged_to_large_ones_are_streamed(folder):
 
 def test_size_where_images_differ(folder):
     root = folder()
-    Image.new("RGB", (40, 30)).save(root / "train" / "cat" / "0.png")
+    Image.new("RGB", (40, 30)).save(root / "train" / "eel" / "3.png")  # the last
     assert image_size(open_data("folder", root=root).train, DataOptions()) == 224

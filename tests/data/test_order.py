@@ -35,6 +35,7 @@ def test_balanced_epochs_have_as_many_of_each_class():
     assert torch.equal(epochs[0], epochs[2]) and not torch.equal(epochs[0], epochs[1])
     for epoch in epochs:
         assert len(epoch.unique()) == 100  # repeats are told apart
+        assert len(labels[epoch[:30] % 100].unique()) == 3  # classes are mixed
         assert sorted(labels[epoch % 100].bincount().tolist()) == [33, 33, 34]
         counts = (epoch % 100).bincount(minlength=100)
         assert counts[:70].max() == 1, "a frequent class is not repeated"

@@ -5,6 +5,7 @@ import os
 import shutil
 import struct
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 from metamix.data import CorruptImage, open_data
 from metamix.data.counter_rng import stratified_choice
 from metamix.data.files import decode
-from metamix.data.formats.base import choose_test_split, natural_order
+from metamix.data.formats.base import choose_test_split, match_classes, natural_order
 from metamix.data.formats.torchvision_sets import TORCHVISION_SETS
 
 
@@ -226,6 +227,9 @@ def test_classes_of_the_test_split_are_numbered_as_in_train(folder):
     root = folder()
     shutil.rmtree(root / "val" / "cat")
     assert open_data("folder", root=root).test.labels.tolist() == [1, 1, 2, 2]
+    several = SimpleNamespace(labels=torch.tensor([[1.0, 0.0], [1.0, 1.0]]), classes=("eel", "cat"))
+    assert match_classes(several, ("cat", "dog", "eel")) == []
+    assert several.labels.tolist() == [[0, 0, 1], [1, 0, 1]]
 
 
 @pytest.mark.parametrize("names", [("①", "②", "③"), ("m²", "m3", "m٣a")])
