@@ -10,6 +10,7 @@ from torch import nn
 import metamix  # noqa: F401  registers the models
 from metamix.detection import build_backbone
 from metamix.models.backbone import EXTRA
+from metamix.models.pyramids import halve
 from metamix.segmentation import build_segmenter
 from metamix.weights.files import save_weights
 
@@ -61,6 +62,10 @@ def test_extra_levels_follow_the_coarsest(name, args, extra, names, strides):
     assert sizes(features) == {n: (8, 128 // s, 64 // s) for n, s in zip(names, strides)}
 
 
+def test_the_last_pixel_of_an_odd_map_is_kept():
+    assert halve(torch.tensor([[[[1.0, 3, 4, 2, 5]]]]), 1).tolist() == [[[[3, 4, 5]]]]
+
+
 def test_coarser_levels_of_maps_one_pixel_wide():
     """In bf16, torch.nn.Conv2d would leave the gradient uninitialized; see `metamix.layers.Conv2d`."""
     levels, x = EXTRA["p6p7"][1](16), torch.randn(4, 16, 1, 1)
@@ -109,6 +114,7 @@ def test_timms_batch_norms_keep_their_activation():
     backbone = build_backbone("regnetx_002", out_channels=8)
     norm = backbone.body.stem.bn
     assert norm.num_groups == 1 and norm(torch.randn(1, norm.num_channels, 4, 4)).min() == 0  # a ReLU follows
+    assert not backbone.body.s1.b1.conv3.bn.weight.any()  # as timm initialises the last norm of a branch
     sum(x.square().mean() for x in backbone(torch.rand(1, 3, 64, 64)).values()).backward()
     assert without_gradient(backbone) == []
 

@@ -151,12 +151,12 @@ def test_a_run_folder_stands_for_its_newest_weights(net, tmp_path, caplog):
 
     checkpoint(step=5)  # stopped before it was finished
     assert weights() == 5
-    save_weights(tmp_path / "model.safetensors", {"w": torch.full((2,), 10.0)}, {"steps": 10})
+    save_weights(tmp_path / "model.safetensors", {"w": torch.full((2,), 9.0)}, {"steps": 10})  # of the best epoch
     write_text(tmp_path / "summary.json", "{}")
     checkpoint(step=10)
-    assert weights() == 10
+    assert weights() == 9
     (tmp_path / "summary.json").unlink()  # continued
-    assert weights() == 10
+    assert weights() == 9
     caplog.clear()
     checkpoint(step=12)
     assert weights() == 12

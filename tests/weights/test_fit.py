@@ -12,7 +12,8 @@ from metamix.models.backbone import build_backbone
 from metamix.models.checkpoint import adapt_checkpoint
 from metamix.models.official import SOURCES, load_official
 from metamix.weights.files import save_weights
-from metamix.weights.fit import function_mismatch, load_into
+from metamix.weights.fit import check_fit, function_mismatch, load_into
+from metamix.weights.layout import OURS
 
 
 @pytest.fixture
@@ -54,6 +55,13 @@ def test_only_the_head_may_be_missing(net):
     del tensors["1.running_mean"]
     with pytest.raises(ValueError, match="f does not fit this Sequential: it lacks 1.running_mean"):
         load_into(net, tensors, "f", head=("2",))
+
+
+def test_only_the_channels_of_the_first_convolution_may_differ():
+    of_model, options = {"c.weight": nn.Parameter(torch.zeros(4, 1, 3, 3))}, dict(layout=OURS, first_convs=("c",))
+    assert check_fit({"c.weight": torch.zeros(4, 3, 3, 3)}, of_model, "net", "f", **options) == []
+    with pytest.raises(ValueError, match=r"it has c.weight of shape \(4, 3, 5, 5\) where the model has \(4, 1, 3, 3\)"):
+        check_fit({"c.weight": torch.zeros(4, 3, 5, 5)}, of_model, "net", "f", **options)
 
 
 NAME, TINY = "metaformer_identity_nano", {"depths": (1, 1, 1), "dims": (8, 8, 16), "num_classes": 10}
