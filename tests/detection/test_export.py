@@ -13,7 +13,14 @@ from metamix.deploy import export, load_exported
 from metamix.deploy.artifact import Artifact
 from metamix.deploy.runtime import ExportedModel
 from metamix.detection.box_match import BoxMatch
-from metamix.detection.export import ExportableDetector, ExportedDetector, exported_detector, image_ap, open_detector
+from metamix.detection.export import (
+    DetectorGraph,
+    ExportableDetector,
+    ExportedDetector,
+    exported_detector,
+    image_ap,
+    open_detector,
+)
 from metamix.detection.load import DetectorSpec, TrainedDetector, load_detector
 from metamix.detection.options import DetectionEvalOptions
 from metamix.detection.predict import FindObjects
@@ -253,6 +260,20 @@ def test_dynamic_program_of_torch_gets_thin_images_padded(tmp_path):
     for extra, padded in ((exportable.extra, (80, 96)), (open_detector(options(source, dynamic=True)).extra, (16, 96))):
         exported = ExportedDetector(exportable.model, exportable.metadata, None, extra)
         assert exported.prepare(torch.rand(3, 20, 300))[0].shape[1:] == padded
+    outputs = torch.tensor([[[0.0, 0, 96, 6]]]), torch.tensor([[0.9]]), torch.tensor([[1]])
+    (box,) = exported.objects(outputs, (6, 96), torch.rand(3, 20, 300))["boxes"]  # 20 / 6 is more than 300 / 96
+    assert box.tolist() == pytest.approx([0, 0, 300, 20])
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "fcos"])
+@torch.no_grad()
+def test_levels_of_a_dynamic_graph_are_filled_up_with_no_objects(detector, tmp_path):
+    changes = dict(detector=detector, anchor_scale=4.0 if detector == "retinanet" else None)
+    source = weights(tmp_path, detector_args={"topk_candidates": 500}, **changes)
+    model, images = load_detector(source).model, torch.rand(1, 3, 64, 96)
+    fixed, filled = (DetectorGraph(model, dynamic)(images) for dynamic in (False, True))
+    assert filled[1].shape[1] == 500 * 4 + 1 > fixed[1].shape[1]
+    assert all(torch.equal(a[fixed[1] >= 0], b[filled[1] >= 0]) for a, b in zip(fixed, filled))
 
 
 @needs_engines

@@ -205,13 +205,21 @@ def test_int8(format, source, tmp_path, capsys):
     assert load_exported(tmp_path / "out")(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 32, 32)
 
 
-def test_int8_sees_tiles_of_training_images_only(source, tmp_path):
+def test_int8_sees_tiles_of_training_images_only(source, tmp_path, monkeypatch):
     data = draw(tmp_path / "scenes", train=12, test=1)
     exportable = open_segmenter(ExportOptions(source, tmp_path / "out", data_dir=str(data)))
     assert exportable.calibration_count(500) == 6
     inputs = list(exportable.calibration(10))
     assert {images.shape for images in inputs} == {(1, 3, 32, 32)} and len(inputs) == 10
     assert min(images.min() for images in inputs) >= (200 / 255 - 0.5) / 0.25
+    for number, batch in enumerate(exportable.load(slice(10))):
+        tiles = exportable.inputs(batch)
+        assert len(tiles) > 1 and np.array_equal(inputs[number], tiles[number % len(tiles)])
+    with monkeypatch.context() as patch:
+        patch.setattr("metamix.tasks.calibration.MAX_BYTES", 2 * inputs[0].nbytes)
+        assert len(list(exportable.calibration(10))) == 2
+        patch.setattr("metamix.tasks.calibration.MAX_BYTES", 1)
+        assert len(list(exportable.calibration(10))) == 1
     seen = []
 
     def sky(images):
