@@ -10,7 +10,7 @@ import metamix  # noqa: F401 - registers the models
 from metamix.weights.files import save_weights
 
 MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf") if find_spec(name) is None]
-WITHOUT_EXTRA = ("test_artifact.py", "test_fuse.py")
+WITHOUT_EXTRA = ("test_artifact.py", "test_fuse.py", "test_report.py")
 
 
 def pytest_runtest_setup(item):

@@ -190,6 +190,12 @@ def test_a_drop_of_graded_scores_is_more_than_chance():
     assert not quantize.is_chance(before[:4], before[:4] - [9, 0, 0, 0])  # four images cannot show that it is chance
 
 
+def test_errors_are_relative_to_each_output_and_do_not_depend_on_the_order_of_candidates():
+    boxes, scores = np.array([[0.0, 200.0]]), np.array([[0.2, 0.4]])  # variances of 10,000 and 0.01
+    assert quantize.difference([boxes[:, ::-1] + 10, scores], [boxes, scores]) == pytest.approx(0.01)
+    assert quantize.difference([boxes, scores + 0.01], [boxes, scores]) == pytest.approx(0.01)
+
+
 def test_a_model_that_loses_too_much_is_refused_and_unchanged(file):
     score, before = score_of(file), file.read_bytes()
     with pytest.raises(ValueError, match=r"1 of 3 layers in fp32 loses \d\.\d\d points .*; the limit is 0"):
