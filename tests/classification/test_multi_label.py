@@ -223,13 +223,21 @@ def test_an_export_returns_probabilities(run, shapes, tmp_path, capsys):
     assert capsys.readouterr().out.count("%") == 3
 
 
-def test_int8_is_scored_by_the_labels_of_each_image(run, shapes):
+def test_int8_is_scored_by_the_labels_of_each_image(run, shapes, monkeypatch):
     from metamix.classification.export import open_classifier
     from metamix.tasks.exportable import ExportOptions
 
     words = {"data": "folder", "data_dir": str(shapes), "format": "torch"}
     exportable = open_classifier(ExportOptions(str(run), shapes.parent / "out", **words))
+    batches, seen = exportable.batches, []
+
+    def record(source, size):
+        seen.append(set(source.indices.tolist()))
+        return batches(source, size)
+
+    monkeypatch.setattr(exportable, "batches", record)
     assert exportable.held_out_scores(exportable.model, 40).mean() > 90
+    assert sum(map(len, exportable.calibration(40))) == 40 and seen[0].isdisjoint(seen[1])
     scores = torch.tensor([[0.9, 0.9, 0.1], [0.1, 0.1, 0.1], [0.9, 0.1, 0.1], [0.1, 0.9, 0.1]])
     labels = torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 0, 0], [1, 0, 0]])
     assert exportable.image_scores(scores, labels).tolist() == [0.5, 1.0, 1.0, 0.0]
