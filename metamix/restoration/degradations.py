@@ -239,7 +239,7 @@ def line_kernel(length: float, angle: float) -> Tensor:
 
 
 def convolve(image: Tensor, kernel: Tensor) -> Tensor:
-    """Convolve each channel of an image (C, H, W) with a kernel of odd sides, reflecting the image at its borders."""
+    """Convolve each channel of an image (C, H, W) with a point-symmetric kernel of odd sides; reflect the borders."""
     rows, columns = (side // 2 for side in kernel.shape)
     padded = torch.from_numpy(np.pad(image.numpy(), ((0, 0), (rows, rows), (columns, columns)), "symmetric"))
-    return F.conv2d(padded[:, None], kernel.flip(0, 1)[None, None].to(image.dtype))[:, 0]
+    return F.conv2d(padded[:, None], kernel[None, None].to(image.dtype))[:, 0]

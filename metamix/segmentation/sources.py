@@ -109,8 +109,7 @@ def open_ade20k(options: SegmentationOptions) -> MaskedSet:
 
 def open_cityscapes(options: SegmentationOptions) -> MaskedSet:
     """Open Cityscapes, with the numbers and colours of torchvision's table."""
-    table = [row for row in torchvision_sets.Cityscapes.classes if not row.ignore_in_eval]
-    table.sort(key=lambda row: row.train_id)
+    table = [row for row in torchvision_sets.Cityscapes.classes if not row.ignore_in_eval]  # in order of train_id
     values = {row.id: IGNORED for row in torchvision_sets.Cityscapes.classes if row.id >= 0}  # -1 is not drawn
     values |= {row.id: row.train_id for row in table}
 

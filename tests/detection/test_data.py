@@ -176,6 +176,12 @@ def test_eval_loader_yields_every_image_once_and_unchanged(coco, options):
     assert seen == [0, 1, 2, 3, 4]
 
 
+def test_pixels_to_train_on_have_the_range_of_pixels_to_score(coco, options):
+    coco()
+    batch = {"image": [torch.tensor([0, 255], dtype=torch.uint8)]}
+    assert DetectionData(options).augment(batch, 0, 0)["image"][0].tolist() == [0, 1]
+
+
 def test_find_splits_takes_the_layout_and_years_of_coco(tmp_path):
     (tmp_path / "annotations").mkdir()
     for split in "train2017", "val2017":

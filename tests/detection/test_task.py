@@ -337,6 +337,8 @@ def test_options_choose_the_splits(few):
     assert splits() == ([train], {"test": test, "holdout": val})
     assert splits(train_on=("train", "val")) == ([train, val], {"test": test})
     assert splits(test_on="val") == ([train], {"test": val})
+    alone = DetectionOptions(**SMALL, data_dir=str(few), test_on="train")
+    assert list(DetectionData(alone, train=False).scored) == ["test"]  # nothing else is scored
 
 
 @pytest.mark.parametrize("gone, wanted, use, option", [

@@ -71,8 +71,12 @@ def test_line_kernels():
 def test_low_light_haze_and_rain():
     dark = parse_degradations("low_light:2")(IMAGE, generator(0))
     assert torch.allclose(dark, IMAGE**2)
+    grey = torch.full((1, 100, 100), 0.5)
+    noisy = parse_degradations("low_light:2:10")(grey, generator(0))
+    assert noisy.mean() == pytest.approx(0.25, abs=0.01) and 255 * noisy.std() == pytest.approx(10, rel=0.05)
     clear, hazy = (parse_degradations(f"haze:{beta}")(IMAGE, generator(0)) for beta in (0, 2))
     assert torch.allclose(clear, IMAGE) and hazy.std() < IMAGE.std()
+    assert parse_degradations("haze:2")(grey, generator(0)).std() > 0.02  # more of it where the image is deep
     wet = parse_degradations("rain:5")(IMAGE, generator(0))
     assert (wet >= IMAGE - 1e-6).all() and (wet > IMAGE).any()
 
@@ -86,6 +90,7 @@ def test_jpeg_of_high_quality_is_near_and_of_low_quality_is_not():
 def test_a_crop_with_its_reach_is_degraded_as_in_the_whole_image():
     chain = parse_degradations("blur:1,downscale:2")
     assert chain.scale == 2 and chain.reach % 2 == 0
+    assert parse_degradations("blur:0.5-3").reach == 9 and parse_degradations("downscale:2,blur:1").reach == 4 + 2 * 3
     whole, r = chain(IMAGE, generator(0)), chain.reach
     part = chain(IMAGE[:, 16 - r : 32 + r, 16 - r : 24 + r], generator(0))
     inner = part[:, r // 2 : r // 2 + 8, r // 2 : r // 2 + 4]

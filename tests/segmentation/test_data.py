@@ -441,7 +441,8 @@ def test_cityscapes(tmp_path):
         (tmp_path / "leftImg8bit" / split / "ulm").mkdir(parents=True)
         Image.new("RGB", (48, 40)).save(tmp_path / "leftImg8bit" / split / "ulm" / "ulm_0_1_leftImg8bit.png")
     data = SegmentationData(options(tmp_path, data="cityscapes"))
-    assert len(data.classes) == 19 and data.parts["train"][0].name == "ulm/ulm_0_1_leftImg8bit"
+    assert (len(data.classes), *data.classes[:2], data.classes[18]) == (19, "road", "sidewalk", "bicycle")
+    assert data.parts["train"][0].name == "ulm/ulm_0_1_leftImg8bit"
     _, _, mask = data.train_images.read(0)
     assert mask[0, ::12].tolist() == [0, 1, 255, 18] and data.labels.palette[0] == (128, 64, 128)
     assert data.labels.accepted() == "0 to 33"

@@ -133,13 +133,15 @@ def test_two_processes_equal_one(scenes, tmp_path):
 
 def test_fine_tuning_starts_from_a_segmenter_of_other_classes(scenes, tmp_path, capsys):
     root = scenes()
-    train(*SMALL_HEAD, "--data-dir", root, "--output", tmp_path / "first")
+    statistics = ["--mean", "0.3,0.4,0.5", "--std", "0.2,0.2,0.2"]
+    train(*SMALL_HEAD, "--data-dir", root, *statistics, "--output", tmp_path / "first")
     (root / "classes.txt").write_text("sky\nground\nhouse\ntree\nbox\n")
     with pytest.raises(SystemExit, match="has 4 classes .sky, ground, house, tree., and .* has 5 .sky, .*, box"):
         evaluate("--checkpoint", tmp_path / "first", "--data-dir", root)
     capsys.readouterr()
     train(*SMALL_HEAD, "--data-dir", root, "--checkpoint", tmp_path / "first", "--output", tmp_path / "second")
     assert "new: head.classifier.weight, head.classifier.bias" in capsys.readouterr().out
+    assert load_segmenter(tmp_path / "second").spec.mean == (0.3, 0.4, 0.5)  # images are as in the first training
     words = ["--head", "wavemix", "--data-dir", root, "--checkpoint", tmp_path / "first"]
     with pytest.raises(SystemExit, match="was trained with the head semantic_fpn, not wavemix: give --head semantic_f"):
         train(*words, "--output", tmp_path / "third")

@@ -214,6 +214,9 @@ def test_a_step_needs_a_tenth_more_memory_than_estimated(monkeypatch, capsys):
         monkeypatch.setattr("metamix.training.engine.free_memory", lambda device, free=free: free)
         one._fit_memory(batch)
         assert ("if the run is killed, lower --micro-batch" in capsys.readouterr().out) == noted
+    one.group = SimpleNamespace(device=one.group.device, all_gather=lambda part: [part, 3])
+    one._fit_memory(batch)
+    assert "lower --micro-batch" in capsys.readouterr().out  # another process has less memory
 
 
 def test_random_numbers_follow_from_seed_and_step():
