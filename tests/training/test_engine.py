@@ -5,7 +5,7 @@ import math
 import os
 import re
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -220,13 +220,27 @@ def test_a_step_needs_a_tenth_more_memory_than_estimated(monkeypatch, capsys):
 
 
 def test_random_numbers_follow_from_seed_and_step():
-    first, second, other = engine(), engine(), engine(seed=1)
-    for one in (second, other):
+    first, second, other, other_rank = engine(), engine(), engine(seed=1), engine()
+    other_rank.stepper.group = replace(other_rank.group, rank=1)
+    for one in (second, other, other_rank):
         one.model.load_state_dict(first.model.state_dict())
-    for one in (first, second, other):
+    for one in (first, second, other, other_rank):
         torch.rand(1 + (one is second))  # the state of the generator must not matter
         one.train_step(make_batch(0, 12))
     assert torch.equal(weights(first), weights(second)) and not torch.equal(weights(first), weights(other))
+    assert not torch.equal(weights(first), weights(other_rank))  # ranks drop different activations
+
+
+def test_losses_are_means_over_the_ranks():
+    sums = []
+    for ranks in (1, 2):
+        one = engine()
+        one.train_step(make_batch(0, 12))
+        group = {"world_size": ranks, "all_reduce": lambda values, ranks=ranks: ranks * values}
+        one.group = SimpleNamespace(**group, device=one.group.device, is_main=True, orphaned=False)
+        one._synchronize()
+        sums.append(one.sums)
+    assert sums[0] == pytest.approx(sums[1]) and sums[0]["loss"] > 0
 
 
 def rates(**options):
@@ -402,6 +416,15 @@ def test_scores_are_computed_in_the_precision_of_training(monkeypatch):
     for amp in ("none", "bf16"):
         engine(amp=amp).evaluate("holdout")
     assert seen == [False, True]
+
+
+def test_all_ranks_score_with_the_statistics_of_rank_0():
+    one, sent = engine(), []
+    one.model.append(nn.BatchNorm1d(1))
+    group = {"device": one.group.device, "world_size": 2, "all_gather": lambda value: [value]}
+    one.group = SimpleNamespace(**group, broadcast=sent.extend, orphaned=False)
+    one.evaluate("test")
+    assert list(map(id, sent)) == list(map(id, one.model.buffers())) and len(sent) == 3
 
 
 def test_the_last_checkpoint_may_be_that_of_another_run(tmp_path):
