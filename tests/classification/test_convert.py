@@ -2,11 +2,13 @@
 
 import csv
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from metamix.data import open_data
+from metamix.tasks.convert import LabelledImages, Sample, choose_splits
 from tests.helpers.running import metamix_command
 
 
@@ -31,6 +33,13 @@ LINES = [*(f"photos/cats/{i}.png,猫" for i in range(10)), *(f"photos/dogs/{i}.p
 
 def listed(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+
+
+@pytest.mark.parametrize("count, train, val", [(1, 1, 0), (2, 1, 1), (12, 10, 2), (13, 10, 3)])
+def test_a_fifth_of_a_class_is_held_out_but_at_least_one_image_and_never_all(count, train, val):
+    samples = [Sample(Path(str(i)), str(i)) for i in range(count)]
+    splits = choose_splits(LabelledImages((), samples), None)
+    assert (len(splits["train"]), len(splits.get("val", ()))) == (train, val)
 
 
 def test_each_class_is_split_by_the_same_share(source, tmp_path, capsys):

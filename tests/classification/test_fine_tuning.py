@@ -30,6 +30,7 @@ def test_images_are_as_in_the_training_of_the_weights(photos):
     model = task.model.build()
     assert task.data.size == 32 and task.data.mean == tuple(model.pretrained_cfg["mean"]) != (0.485, 0.456, 0.406)
     assert next(iter(task.data.train_loader(8, 0, 1, 0).epoch(0)))["image"].shape == (8, 3, 32, 32)
+    assert next(iter(task.data.eval_loaders(6, 0, 1)["test"]))["image"].shape == (6, 3, 32, 32)
     assert task.notes[-1].startswith(
         "taken from the weights to start from: images of 32 pixels (--img-size), mean 0.491,"
     )
@@ -42,6 +43,8 @@ def test_flags_win_over_the_weights(photos):
     options = dict(img_size=48, mean=(0.5,) * 3, std=(0.25,) * 3, data="folder", data_dir=str(photos))
     task = small_task(**NANO, pretrained=True, **options)
     assert (task.data.size, task.data.mean, task.data.as_weights) == (48, (0.5,) * 3, "")
+    with pytest.raises(ValueError, match="mean is given, but std is not: give both or neither"):
+        small_task(**NANO, pretrained=True, **options | {"std": None})
 
 
 def test_grey_images_take_the_mean_of_the_channels(weights):

@@ -86,12 +86,21 @@ def test_training_chooses_loss_scores_and_threshold(run):
 
 
 def test_thresholds_are_chosen_on_held_out_images(shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr(MultiLabelMetric, "choose", lambda metric, states: vars(metric).update(threshold=0.99) or {})
+    counts = []
+
+    def choose(metric, states):
+        counts.append(sum(len(part) for state in states for part in state["logits_and_labels"]))
+        metric.threshold = 0.99
+        return {}
+
+    monkeypatch.setattr(MultiLabelMetric, "choose", choose)
     streamed = ["--memory", "no", "--cutmix", 1, "--class-weights", "balanced", "--loss", "asymmetric"]
     train(*WORDS, *streamed, "--data-dir", shapes, "--epochs", 1, "--output", tmp_path / "without")
     assert load_metadata(tmp_path / "without/model.safetensors")["threshold"] == 0.5
     train(*WORDS, "--data-dir", shapes, "--epochs", 1, "--holdout", 0.2, "--output", tmp_path / "with")
     assert "if their probability is at least 0.99" in (tmp_path / "with/log.txt").read_text()
+    samples = load_metadata(tmp_path / "with/model.safetensors")["samples"]
+    assert counts == [samples["holdout"]] != [samples["test"]]
 
 
 def test_eval_scores_the_same_images(run, shapes, tmp_path, capsys):

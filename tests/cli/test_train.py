@@ -69,8 +69,9 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
 
     tensors, about = load_weights(tmp_path / "model.safetensors")
     assert about["top1"] == summary["top1"] and about["weights"] == "ema" and about["classes"] == list("0123456789")
-    average = load_checkpoint(tmp_path / "checkpoint.pt")["ema"]
-    assert all(torch.equal(tensor, average[name]) for name, tensor in tensors.items())
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert all(torch.equal(tensor, state["ema"][name]) for name, tensor in tensors.items())
+    assert summary["img_per_s"] == pytest.approx(60 * 64 / state["seconds"], abs=0.1)
 
     metamix.cli.train.main(["--config", str(tmp_path / "recipe.yaml")])  # the saved recipe is a config
     assert "is finished (another --output or --seed makes a new run)" in capsys.readouterr().out

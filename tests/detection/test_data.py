@@ -242,10 +242,12 @@ def test_exif_orientation_is_applied_before_boxes(coco):
     assert image[..., 60:].float().mean() > 250 and image[..., :36].float().mean() < 5
 
 
-def test_image_of_another_size_than_annotated_is_refused(coco):
+@pytest.mark.parametrize("height, width", [(64, 48), (32, 96)])
+def test_image_of_another_size_than_annotated_is_refused(coco, height, width):
     folder = coco()
-    Image.new("RGB", (48, 32)).save(folder / "images" / "train_0.png")
-    with pytest.raises(CorruptImage, match="train_0.png has 32 x 48 pixels, but the annotations say 64 x 96"):
+    Image.new("RGB", (width, height)).save(folder / "images" / "train_0.png")
+    words = f"train_0.png has {height} x {width} pixels, but the annotations say 64 x 96"
+    with pytest.raises(CorruptImage, match=words):
         open_split(find_splits(folder), "train").read(0)
 
 

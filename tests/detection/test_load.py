@@ -83,6 +83,11 @@ def test_wrong_metadata_are_refused(tmp_path, tensors, change, words):
     assert "\n" not in str(error.value)
 
 
+def test_one_number_counts_for_all_channels(tmp_path, tensors):
+    save_weights(tmp_path / "x.safetensors", tensors, GOOD | dict(mean=[0.5], std=[0.25]))
+    assert load_detector(tmp_path / "x.safetensors").model.transform.image_mean == [0.5] * 3
+
+
 def test_unknown_option_in_the_metadata_is_refused(tmp_path, tensors):
     save_weights(tmp_path / "x.safetensors", tensors, GOOD | {"detector_args": {"nms_tresh": 0.5}})
     with pytest.raises(ValueError, match="retinanet has no option 'nms_tresh'; did you mean 'nms_thresh'"):

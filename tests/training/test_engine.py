@@ -126,6 +126,7 @@ def test_a_task_of_lists_and_dicts_trains(tmp_path):
     assert {"train_loss", "train_near", "train_size", "holdout_mean", "holdout_ema_mean"} <= row.keys()
     assert row["holdout_count"] == 3 and trained.evaluate("test")[0]["count"] == 7
     assert row["train_near"] < trained.history[0]["train_near"]
+    assert row["img_per_s"] * (row["seconds"] - trained.history[-2]["seconds"]) == pytest.approx(6 * 12)
     assert trained.task.augmented == {(step // 6, step) for step in range(18)}
 
 
