@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -26,6 +27,8 @@ Levels = Annotated[
     tuple[int, ...],
     where(lambda levels: levels and [*levels] == sorted({*levels} & {0, 1, 2, 3}), "an ascending list of 0 to 3"),
 ]
+
+FINDING = Lock()  # threads that share a detector take turns, since `find` changes its settings
 
 
 @dataclass(frozen=True)
@@ -116,13 +119,13 @@ class TrainedDetector:
     def find(self, pixels: Tensor, threshold: float) -> Objects:
         """Find the objects of one image, (3, H, W) uint8, as `predict` does, but with "runs" in place of "masks"."""
         head: Any = getattr(self.model, "roi_heads", self.model)  # R-CNNs hold the threshold there
-        trained_threshold = head.score_thresh
-        head.score_thresh = min(trained_threshold, threshold)
-        try:
-            with masks_as_runs(self.model):
+        with FINDING, masks_as_runs(self.model):
+            trained_threshold = head.score_thresh
+            head.score_thresh = min(trained_threshold, threshold)
+            try:
                 (objects,) = self.model([pixels.to(next(self.model.parameters()).device) / 255])
-        finally:
-            head.score_thresh = trained_threshold
+            finally:
+                head.score_thresh = trained_threshold
         objects = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in objects.items()}
         return select(objects, (objects["scores"] >= threshold) & (objects["labels"] > 0))
 

@@ -87,7 +87,9 @@ class BackboneOptions:
 
 def task_of_options(options: Mapping[str, Any]) -> str:
     """Return the task of the `checkpoint` or of the `model` that a recipe or a command line names."""
-    checkpoint, model = options.get("checkpoint"), options.get("model")
+    # A value that is not text, such as a list of models in a recipe, is refused when the options are read.
+    texts = {name: value for name, value in options.items() if isinstance(value, str)}
+    checkpoint, model = texts.get("checkpoint"), texts.get("model")
     if task := task_of_model(model):
         return task
     with suppress(OSError, ValueError):  # the task's own functions say what is wrong with the weights

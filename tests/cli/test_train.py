@@ -372,3 +372,10 @@ def test_mistakes_are_refused_in_one_sentence(words, said, tmp_path):
         train("--output", tmp_path, *words)
     assert str(error.value).startswith("error: ") and said in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.rglob("checkpoint.pt"))
+
+
+@pytest.mark.parametrize("line", ["model: [metaformer_pooling_nano, metaformer_raft_nano]", "checkpoint: [a, b]"])
+def test_a_recipe_with_a_list_in_place_of_a_name_is_refused(line, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(line)
+    with pytest.raises(SystemExit, match=r"recipe\.yaml: (model|checkpoint) is \[.*, but it must be a string"):
+        metamix.cli.train.main(["--config", str(tmp_path / "recipe.yaml")])

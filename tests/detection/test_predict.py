@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from threading import Event, Thread, current_thread
 from types import SimpleNamespace
 
 import pytest
@@ -48,6 +49,28 @@ def test_predict_takes_a_lower_threshold_than_the_detector(few, tmp_path, detect
     assert getattr(trained.model, "roi_heads", trained.model).score_thresh == 0.99
     with pytest.raises(OSError, match=r"the folder .*_0.png could not be made \(File exists\); give another folder"):
         FindObjects((image,), output=tmp_path / "test_0.png").run(trained)
+
+
+def test_threads_share_a_detector(few):
+    """The threshold of one thread must not become the detector's, as it did when another thread restored it later."""
+    model = Detection(DetectionOptions(**SMALL, data_dir=str(few))).model.build().eval()
+    trained, image = TrainedDetector(model, None, {}), few / "images" / "test_0.png"
+    second = Thread(target=trained.predict, args=([image],))
+    inside, first_ended = Event(), Event()
+
+    def meet(*_):
+        if current_thread() is second:
+            inside.set()
+            assert first_ended.wait(10)
+        else:
+            second.start()
+            inside.wait(0.5)
+
+    model.register_forward_pre_hook(meet)
+    trained.predict([image], threshold=0)
+    first_ended.set()
+    second.join()
+    assert inside.is_set() and model.score_thresh == 0.05
 
 
 def test_predict_takes_folders(weights, tmp_path):
