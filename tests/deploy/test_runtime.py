@@ -1,5 +1,8 @@
 """Test the settings of engines, and their errors."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+from time import sleep
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +26,22 @@ def test_openvino_computes_in_bf16_where_the_processor_can(monkeypatch, capabili
     monkeypatch.setattr(openvino, "need", lambda package: SimpleNamespace(Core=lambda: core))
     openvino.open_openvino(object(), 1, precision)
     assert settings == {"INFERENCE_PRECISION_HINT": asked, "INFERENCE_NUM_THREADS": 1}
+
+
+def test_threads_take_turns_in_openvino(monkeypatch):
+    """OpenVINO's compiled model keeps one request; threads that call it at once get each other's outputs."""
+    busy = Lock()
+
+    def compiled(inputs):
+        assert busy.acquire(blocking=False), "two threads are in the model"
+        sleep(0.05)
+        busy.release()
+        return {"logits": inputs[0]}
+
+    monkeypatch.setattr(openvino, "compile_openvino", lambda *settings: compiled)
+    run = openvino.open_openvino(object())
+    with ThreadPoolExecutor(3) as pool:
+        assert [output.item() for (output,) in pool.map(run, map(np.asarray, range(3)))] == [0, 1, 2]
 
 
 def test_errors_of_an_engine_are_reported():

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -106,8 +107,13 @@ def to_openvino(graph: Graph) -> Any:
 
 def open_openvino(model: Any, threads: int | None = None, precision: str = "fp32") -> Run:
     """Open a model in OpenVINO, on the CPU; arguments as in `compile_openvino`."""
-    compiled = compile_openvino(model, threads, precision)
-    return lambda *inputs: [np.array(output) for output in compiled(inputs).values()]
+    compiled, turn = compile_openvino(model, threads, precision), Lock()
+
+    def run(*inputs: np.ndarray) -> list[np.ndarray]:
+        with turn:  # a compiled model has one request, in which threads would overwrite each other's images
+            return [np.array(output) for output in compiled(inputs).values()]
+
+    return run
 
 
 def compile_openvino(
