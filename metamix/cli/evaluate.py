@@ -18,7 +18,7 @@ from metamix.utils.files import make_output_folder, read_json, write_text
 from metamix.utils.options import Options, option
 from metamix.utils.rules import Count
 from metamix.utils.system import exit_if_out_of_memory, versions
-from metamix.utils.text import exit_with_message, plural, printable
+from metamix.utils.text import exit_with_message, plural, printable, speed_text
 from metamix.weights.files import RECIPE
 
 RESULT = "result.json"  # in the output folder
@@ -120,7 +120,7 @@ def result_line(scores: Mapping[str, float], described: Mapping[str, Any], split
     size = f" of {described['img_size']} pixels" if "img_size" in described else ""
     images = f"{plural(described['samples'][split], 'image')}{size}"
     shown = ", ".join(f"{score} {value:.4g}" for score, value in scores.items())
-    return f"{described['model']} on {described['data']}, {name} ({images}): {shown}; {speed:.0f} img/s"
+    return f"{described['model']} on {described['data']}, {name} ({images}): {shown}; {speed_text(speed)}"
 
 
 def _read_result(folder: Path) -> dict[str, Any] | None:

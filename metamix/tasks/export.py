@@ -27,7 +27,7 @@ from metamix.deploy.runtime import ExportedModel
 from metamix.utils.files import LOCK, check_output_folder, lock_folder, make_output_folder, write_text
 from metamix.utils.options import parse_command
 from metamix.utils.system import processor, versions
-from metamix.utils.text import exit_with_message, package_logger, plural, printable
+from metamix.utils.text import exit_with_message, package_logger, plural, printable, speed_text
 from metamix.utils.timing import interleaved
 from metamix.weights.files import ARTIFACT
 
@@ -237,7 +237,7 @@ def summary(report: dict[str, Any], folder: Path) -> str:
     for name, figures in report["speed"].items():
         lines.append(
             f"{name}: {figures['batch_1_ms']:.3g} ms for 1 image, {figures['batch_8_ms']:.3g} ms for 8 "
-            f"({figures['img_per_s']:.0f} img/s)"
+            f"({speed_text(figures['img_per_s'])})"
         )
     return "\n".join(map(printable, [*lines, gains(report), f"written: {folder}"]))
 

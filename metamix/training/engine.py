@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from metamix.utils.system import free_memory, peak_memory
-from metamix.utils.text import plural
+from metamix.utils.text import plural, speed_text
 from metamix.weights.fit import load_into
 
 from .checkpoints import Checkpoints, check_resumable
@@ -253,7 +253,7 @@ class Engine:
         speed = step_in_epoch * options.batch_size / self.epoch_seconds
         averages = {name: sum(values[name] for values in steps) / len(steps) for name in self._names}
         text = "".join(f"{name} {value:.4g}  " for name, value in averages.items())
-        text += f"lr {self.stepper.lr:.2e}  {speed:.0f} img/s  {peak_memory(group.device):.1f} GiB  "
+        text += f"lr {self.stepper.lr:.2e}  {speed_text(speed)}  {peak_memory(group.device):.1f} GiB  "
         left = timedelta(seconds=round((self.total_steps - self.step) * options.batch_size / speed))
         self.run.progress(step_in_epoch, self.steps_per_epoch, f"{text}{left} left")
         if stop:

@@ -26,7 +26,7 @@ from metamix.utils.files import (
     write_text,
 )
 from metamix.utils.options import read_yaml
-from metamix.utils.text import message
+from metamix.utils.text import message, speed_text
 from metamix.weights.files import CHECKPOINT, RECIPE, WEIGHTS
 
 from .recipe import Recipe
@@ -195,7 +195,7 @@ class Run:
                 text += f" {score.replace('_', ' ')} {value:.4g}"
                 previous = group
         self.say(
-            f"{text}  lr {row['lr']:.2e}  {row['img_per_s']:.0f} img/s  {timedelta(seconds=round(row['seconds']))}"
+            f"{text}  lr {row['lr']:.2e}  {speed_text(row['img_per_s'])}  {timedelta(seconds=round(row['seconds']))}"
         )
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from metamix.utils.files import write_text
 from metamix.utils.options import read_yaml
 from metamix.utils.system import commit, versions
-from metamix.utils.text import plural, printable
+from metamix.utils.text import plural, printable, speed_text
 from metamix.weights.files import CHECKPOINT, SUMMARY, WEIGHTS, load_weights, save_weights
 
 from .checkpoints import check_identity
@@ -125,7 +125,7 @@ def result_lines(folder: Path) -> tuple[str, str]:
     epoch = f" of epoch {summary['best_epoch']}" if "best_epoch" in summary else ""
     return (
         f"{summary['model']} on {summary['data']}, {split}: {scores} ({summary['weights']} weights{epoch}); "
-        f"{plural(summary['epochs'], 'epoch')} in {summary['seconds']:.0f} s, {summary['img_per_s']:.0f} img/s",
+        f"{plural(summary['epochs'], 'epoch')} in {summary['seconds']:.0f} s, {speed_text(summary['img_per_s'])}",
         f"pictures: {' '.join(str(folder / picture) for picture in summary['pictures'])}",
     )
 
@@ -178,7 +178,7 @@ def _time_step(engine: Engine, run: Run) -> None:
     sizes = ", ".join(f"{name} {sum(t.nbytes for t in tensors) / 2**20:.1f} MiB" for name, tensors in parts.items())
     run.say(f"memory   {peak:.2f} GiB at the peak of a step, including {sizes}")
     run.say(
-        f"time     {seconds:.3f} s for one step, {engine.options.batch_size / seconds:,.0f} img/s, "
+        f"time     {seconds:.3f} s for one step, {speed_text(engine.options.batch_size / seconds)}, "
         f"{timedelta(seconds=round(seconds * engine.total_steps))} for all, if loading data "
         f"keeps up. Nothing was trained or written"
     )

@@ -86,6 +86,11 @@ def short_count(count: float) -> str:
     return str(count)
 
 
+def speed_text(speed: float) -> str:
+    """Write a speed: "1234 img/s", or "0.4 img/s" for less than one image in a second."""
+    return f"{speed:.0f} img/s" if speed >= 1 else f"{speed:.1g} img/s"
+
+
 def plural(count: int, noun: str) -> str:
     """Write a count with its noun: "1 image", "1,797 images", "2 batches"."""
     ending = "" if count == 1 else "es" if noun.endswith(("ss", "tch", "x")) else "s"

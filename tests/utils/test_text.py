@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from metamix.utils.text import did_you_mean, exit_with_message, list_names, plural, short_count
+from metamix.utils.text import did_you_mean, exit_with_message, list_names, plural, short_count, speed_text
 
 
 @pytest.mark.parametrize("count, noun, text", [
@@ -25,6 +25,11 @@ def test_plural(count, noun, text):
 ])  # fmt: skip
 def test_short_count(count, text):
     assert short_count(count) == text
+
+
+@pytest.mark.parametrize("speed, text", [(1234.4, "1234 img/s"), (1.4, "1 img/s"), (0.42, "0.4 img/s")])
+def test_a_slow_model_has_a_speed_above_zero(speed, text):
+    assert speed_text(speed) == text
 
 
 def test_lists_of_names_say_how_many_they_leave_out():
