@@ -40,7 +40,8 @@ def test_every_mixer_has_weights():
 def test_weights_are_small():
     """Numbers have 16 bits, except in tensors with values that float16 cannot hold."""
     paths = list(weights_dir().glob("*.safetensors"))
-    assert sum(path.stat().st_size for path in paths) < 95e6
+    # A wheel, which compresses them to 93 %, must stay below 95 MB.
+    assert sum(path.stat().st_size for path in paths) < 100e6
     for path in paths:
         for name, tensor in load_weights(path)[0].items():
             too_large = tensor.dtype == torch.float32 and tensor.half().isinf().any()

@@ -242,7 +242,7 @@ def test_code_in_an_npz_file_is_not_run(tmp_path):
     evil = tmp_path / "evil"
     np.savez(tmp_path / "a.npz", a=np.array([Attack(evil)], dtype=object))
     (tmp_path / "b.npz").write_bytes(pickle.dumps(Attack(evil)))
-    for name, problem in (("a", "Object arrays cannot be .*"), ("b", r"This file contains pickled \(object\) data")):
+    for name, problem in (("a", "Object arrays cannot be .*"), ("b", ".* pickled .*")):
         with pytest.raises(ValueError, match=rf"{name}.npz is not a complete .npz file of arrays \({problem}\): dow"):
             load_weights(tmp_path / f"{name}.npz")
     assert not evil.exists()

@@ -42,7 +42,7 @@ def test_values_that_a_rule_accepts(values):
         ({"size": 17}, "size is 17, but it must be a whole number from 1 to 16.$"),
         ({"size": 4.0}, "size is 4.0, but it must be a whole number"),
         ({"size": True}, "size is True, but"),
-        ({"size": np.int64(4)}, "size is np.int64.4., but"),
+        ({"size": np.int64(4)}, "size is (4|np.int64.4.), but"),
         ({"name": 3}, "name is 3, but it must be a string.$"),
         ({"size": None}, "size is None, but"),
         ({"count": 0}, "count is 0, but it must be a whole number of at least 1, or none.$"),
