@@ -135,7 +135,7 @@ def header(card: dict, parts: dict) -> str:
 
 
 def slug(data: str) -> str:
-    """Return the name of a data set as Hugging Face writes names: "CIFAR-10, JPEG copy" as "cifar-10"."""
+    """Return the name of a data set in lower case, with hyphens: "CIFAR-10, JPEG copy" as "cifar-10"."""
     return data.partition(",")[0].replace(" ", "-").lower()
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Annotated, Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from PIL import Image
@@ -28,7 +29,8 @@ Levels = Annotated[
     where(lambda levels: levels and [*levels] == sorted({*levels} & {0, 1, 2, 3}), "an ascending list of 0 to 3"),
 ]
 
-FINDING = Lock()  # threads that share a detector take turns, since `find` changes its settings
+# `find` changes settings of a model for the time of a call, so threads that share the model take turns.
+TURNS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class TrainedDetector:
     def find(self, pixels: Tensor, threshold: float) -> Objects:
         """Find the objects of one image, (3, H, W) uint8, as `predict` does, but with "runs" in place of "masks"."""
         head: Any = getattr(self.model, "roi_heads", self.model)  # R-CNNs hold the threshold there
-        with FINDING, masks_as_runs(self.model):
+        with TURNS.setdefault(self.model, RLock()), masks_as_runs(self.model):
             trained_threshold = head.score_thresh
             head.score_thresh = min(trained_threshold, threshold)
             try:

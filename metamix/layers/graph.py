@@ -31,13 +31,23 @@ rearrange = fx_leaf(einops.rearrange)
 rearrange.__module__ = __name__  # a saved graph finds the function by its module and name
 
 
+def is_exporting() -> bool:
+    """Return whether torch.export records the model.
+
+    Why: torch 2.9 compiles `torch.compiler.is_exporting()` as True in torch.compile too, so compiled models took the
+    branches for exports. Reproducer: `test_exporting_is_not_compiling`, with torch's function. Remove when: torch 2.13,
+    in which the two are equal, is the oldest supported.
+    """
+    return torch.compiler._is_exporting_flag
+
+
 def may_vary(*sizes: int) -> bool:
     """Return whether `torch.export` records a graph in which these sizes can differ from the example's.
 
     A condition on such a size would become a guard: the graph would only accept sizes for which the condition has the
     same outcome as for the example.
     """
-    return torch.compiler.is_exporting() and any(isinstance(n, torch.SymInt) for n in sizes)
+    return is_exporting() and any(isinstance(n, torch.SymInt) for n in sizes)
 
 
 def warn_if_traced() -> None:

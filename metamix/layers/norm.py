@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import Tensor
 
-from .graph import fx_leaf
+from .graph import fx_leaf, is_exporting
 
 
 @register_notrace_module
@@ -53,7 +53,7 @@ def layer_norm_2d(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor
     Remove when: that test skips on the oldest supported torch.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if torch.compiler.is_compiling() and not is_exporting():
         var, mean = torch.var_mean(x.to(wide), dim=1, correction=0, keepdim=True)
         y = (x - mean) * (var + eps).rsqrt() * weight[:, None, None].to(wide) + bias[:, None, None].to(wide)
         return y.to(x.dtype)

@@ -22,7 +22,7 @@ import torch
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from metamix.layers import fx_leaf
+from metamix.layers import fx_leaf, is_exporting
 from metamix.utils.checks import check_choice, check_known
 
 MixerClass = TypeVar("MixerClass", bound=type[nn.Module])
@@ -99,7 +99,7 @@ def check_shape(y: Tensor, x: Tensor, mixer: str) -> Tensor:
 
     Without this check, the residual would broadcast an output of a different shape.
     """
-    if torch.compiler.is_exporting() or torch.jit.is_tracing() or getattr(y, "shape", None) == x.shape:
+    if is_exporting() or torch.jit.is_tracing() or getattr(y, "shape", None) == x.shape:
         return y
     output = tuple(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
     raise ValueError(f"{mixer} returned {output} for a map of shape {tuple(x.shape)}: a mixer must keep the shape.")

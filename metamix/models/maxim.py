@@ -47,6 +47,7 @@ from metamix.layers import (
     GradCheckpointing,
     Mlp,
     checkpointed,
+    is_exporting,
     mix_sets,
     resize_to,
 )
@@ -164,7 +165,7 @@ class MaximUNet(GradCheckpointing):
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         if self.training:
             return [restored for stage in self.forward_stages(images) for restored in stage]
-        if torch.compiler.is_exporting():  # torch.export cannot prove that a padded size fits the levels
+        if is_exporting():  # torch.export cannot prove that a padded size fits the levels
             return self.forward_stages(images)[-1][-1]
         return run_padded(lambda x: self.forward_stages(x)[-1][-1], images, self.multiple)
 

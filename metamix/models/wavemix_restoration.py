@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamix.layers import Conv2d, GradCheckpointing
+from metamix.layers import Conv2d, GradCheckpointing, is_exporting
 from metamix.layers.image_inference import check_multiples, run_padded
 from metamix.mixers import WaveMix
 from metamix.utils.checks import check_choice, check_counts
@@ -130,7 +130,7 @@ class WaveMixSisr(GradCheckpointing):
         if self.training:
             check_multiples(images, self.multiple, self)
             return [self.restore(images)]
-        if self.fold == 1 or torch.compiler.is_exporting():  # exported graphs take only multiples, like MAXIM's
+        if self.fold == 1 or is_exporting():  # exported graphs take only multiples, like MAXIM's
             return self.restore(images)
         return run_padded(self.restore, images, self.multiple)
 

@@ -28,6 +28,7 @@ from metamix.layers import (
     attention,
     average_to,
     is_channels_last,
+    is_exporting,
     to_channels_last,
 )
 from tests.helpers.running import in_a_process
@@ -224,3 +225,22 @@ def test_gradient_of_timms_global_mean_is_contiguous():
     if gradient.stride() == x.stride():
         skip_fixed("GlobalPool")
     assert gradient.is_contiguous()
+
+
+class MoreInExports(nn.Module):
+    """Add 1 in an export."""
+
+    def __init__(self, exporting: Callable[[], bool]):
+        super().__init__()
+        self.exporting = exporting
+
+    def forward(self, x):
+        return x + 1 if self.exporting() else x * 1
+
+
+def test_exporting_is_not_compiling():
+    zero = torch.zeros(1)
+    assert torch.export.export(MoreInExports(is_exporting), (zero,)).module()(zero) == 1
+    assert torch.compile(MoreInExports(is_exporting), backend="eager")(zero) == 0
+    if torch.compile(MoreInExports(torch.compiler.is_exporting), backend="eager")(zero) == 0:
+        skip_fixed("is_exporting")

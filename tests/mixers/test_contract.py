@@ -449,7 +449,6 @@ def test_mixer_that_changes_the_shape(cls, returned, forget_mixers):
         model(torch.randn(2, 3, 16, 16))
 
 
-@pytest.mark.skipif(torch.__version__ < "2.13", reason="torch 2.9 says while it compiles that it exports")
 def test_mixer_that_changes_the_shape_in_a_compiled_model(forget_mixers):
     register_mixer("wrong")(OneChannel)
     model = MetaFormer(img_size=16, depths=(1,), dims=(8,), mixer="wrong")
