@@ -102,8 +102,8 @@ def class_weights(rule: str, counts: Tensor) -> Tensor:
     """Compute class weights, (classes,) float32, from the numbers of pixels; their mean over all pixels is 1.
 
     Args:
-        rule: "median" for 1 / frequency: median frequency balancing, whose median the scaling to a mean of 1 would cancel;
-            "log" for 1 / log(1.02 + frequency), as in ENet.
+        rule: "median" for 1 / frequency: median frequency balancing, without the median, which the scaling to a mean of
+            1 would cancel; "log" for 1 / log(1.02 + frequency), as in ENet.
         counts: (classes,) int64. A class without pixels gets the weight 0.
     """
     share = counts.double() / counts.sum().clamp(min=1)
