@@ -16,8 +16,8 @@ def attention(
 ) -> Tensor:
     """Compute dropout(softmax(q k^T / sqrt(d) + bias)) v.
 
-    Why not always `F.scaled_dot_product_attention`: on a CPU, torch 2.13 takes several times longer for it than for two
-    matrix products, in the backward pass in 16 bits and with dropout in any type.
+    Why not always `F.scaled_dot_product_attention`: on a CPU, torch 2.13's is several times slower than two matrix
+    products, in the backward pass in 16 bits, and with dropout in any type.
     Reproducer: tests/layers/test_workarounds.py::test_attention_at_16_bits
     Remove when: that test skips on the oldest supported torch.
 

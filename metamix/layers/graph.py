@@ -34,9 +34,10 @@ rearrange.__module__ = __name__  # a saved graph finds the function by its modul
 def is_exporting() -> bool:
     """Return whether torch.export records the model.
 
-    Why: torch 2.9 compiles `torch.compiler.is_exporting()` as True in torch.compile too, so compiled models took the
-    branches for exports. Reproducer: `test_exporting_is_not_compiling`, with torch's function. Remove when: torch 2.13,
-    in which the two are equal, is the oldest supported.
+    Why not `torch.compiler.is_exporting`: in torch 2.9 it is also True in torch.compile, and compiled models would take
+    the branches for exports.
+    Reproducer: tests/layers/test_workarounds.py::test_exporting_is_not_compiling
+    Remove when: that test skips on the oldest supported torch.
     """
     return torch.compiler._is_exporting_flag
 

@@ -54,7 +54,7 @@ class PadAndCrop(nn.Module):
     """Let a graph take images of other sizes, by `run_padded`.
 
     Args:
-        multiple: (height, width). A dynamic graph takes multiples of it, and a static graph takes only this size.
+        multiple: (height, width); sides are padded to multiples of it. For a static graph, it is the graph's size.
     """
 
     def __init__(self, graph: ImageFunction, multiple: Sequence[int]):

@@ -11,7 +11,7 @@ from .graph import fx_leaf, is_exporting
 
 @register_notrace_module
 class GroupNorm1(timm.layers.GroupNorm1):
-    """timm's group norm of one group for (B, C, H, W), which also trains after frozen layers.
+    """timm's group norm of one group for (B, C, H, W), that also trains if the layers before it are frozen.
 
     Why: on a CPU, the backward pass of torch 2.13 crashes the process if a channels_last input needs no gradient but
     the norm's parameters do. Such an input is made contiguous.

@@ -161,7 +161,7 @@ CLASSIFIER_NAMES = (
 
 
 def wavemix_layout(*names: tuple[str, str], level: int) -> Layout:
-    """Return the authors' layout of a model with `level` wavelet levels; `names` rename what is outside the mixers."""
+    """Return the authors' layout of a model with `level` wavelet levels; `names` are for tensors outside the mixers."""
     only_level = [(r"\.levels\.0\.", ".feedforward.")] if level == 1 else []  # without a number
     return Layout((*names, *only_level, *MIXER_NAMES), arrange_wavemix)
 

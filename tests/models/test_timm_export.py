@@ -102,7 +102,7 @@ def test_onnx(name, tmp_path):
 @pytest.mark.filterwarnings("ignore")  # the exporter is deprecated, and says that the image size is fixed
 @torch.no_grad()
 def test_onnx_of_torchscript(name, tmp_path):
-    """The exporter, torch's default before 2.9, writes an invalid file if a module calls `movedim(-1, 1)`."""
+    """The exporter of torch.jit writes an invalid file if a module calls `movedim(-1, 1)`."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install metamix[deploy]")
     model, file = create(name), tmp_path / "model.onnx"
     torch.onnx.export(model, (images(model),), file, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "batch"}})
