@@ -1,18 +1,21 @@
 """Measure the memory of models in evaluation and training, each measurement in a new process.
 
     python -m benchmarks.measure.memory inference      each mixer's s12 model: results/inference_memory.json
-    python -m benchmarks.measure.memory detection      RetinaNet on each of them: results/detection_memory.json
+    python -m benchmarks.measure.memory detection      RetinaNet on each s12 model: results/detection_memory.json
     python -m benchmarks.measure.memory restoration    image models, 256 to 2048 pixels: results/restoration_memory.json
     python -m benchmarks.measure.memory photograph     image models, 12 megapixels, into the same file
 
 All measurements are in float32 and channels_last. `adds_mib` is what a pass adds to the peak of a process that holds
 torch, the weights and the image; `peak_mib` and the GiB of detection are peaks of the whole process.
 
-inference: one image of each of `SIZES`. detection: RetinaNet has 256 channels at strides 8 to 128; evaluation takes one
-image of 800x1216 pixels, a training step with AdamW takes two of 480x640. restoration: one RGB image (luminance for
-models that take it), of `SIDES` at the input; the process keeps freed memory, as `metamix predict` does, and `seconds`
-is a second pass, since in the first the system has to provide the memory. photograph: 4000 x 3000 pixels go through
-maxim_s1 in tiles of 256, and through maxim_nano in tiles of 512, with an overlap of 32.
+inference     One image of each size in `SIZES`.
+detection     RetinaNet has 256 channels at strides 8 to 128. Evaluation takes one image of 800x1216 pixels, a training
+              step with AdamW takes two images of 480x640.
+restoration   One RGB image, or its luminance for models that take one channel, of each side in `SIDES`. The process
+              keeps freed memory, as `metamix predict` does. `seconds` is the time of a second pass: in the first, the
+              system has to provide the memory.
+photograph    4000 x 3000 pixels go through maxim_s1 in tiles of 256 and through maxim_nano in tiles of 512, with an
+              overlap of 32.
 """
 
 import argparse

@@ -55,7 +55,7 @@ def half_side(field: Tensor, centre: tuple[int, int]) -> int:
 
 
 def draw_receptive_fields(path: Path, models: dict[str, nn.Module], images: dict[str, Tensor]) -> None:
-    """Draw the receptive field of each mixer, averaged over the images that are given for it."""
+    """Draw the receptive field of each mixer, averaged over the mixer's images."""
     columns = 4
     rows = -(-len(models) // columns)
     figure = Figure(figsize=(WIDTH, 2.2 * rows), layout="compressed")
@@ -117,7 +117,7 @@ def draw_maps(
         shown: the same images with values from 0 to 1.
         what: function (mixer, its input) -> maps (N, h, w).
         label: what the maps show.
-        most: the colours end at `most` times the mean and at its inverse.
+        most: colours range from 1 / `most` to `most` times the mean.
     """
     with torch.no_grad():
         maps = [what(mixer, x) for (_, mixer), x in zip(blocks_of(model), captured(model, images))]

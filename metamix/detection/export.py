@@ -50,7 +50,7 @@ METADATA = {name: rule for name, rule in rules_of(ModelMetadata).items() if name
 
 
 class DetectorGraph(nn.Module):
-    """Backbone, head, the best candidates of each level and their boxes, which may extend beyond the image.
+    """Compute the best candidates of each pyramid level; their boxes may extend beyond the image.
 
     Args:
         model: RetinaNet or FCOS, in evaluation mode.
@@ -160,7 +160,7 @@ class ExportedDetector(nn.Module):
 
 
 class ExportableDetector(CalibratedExport):
-    """A RetinaNet or FCOS to export, and the task whose data it is compared on; None to compare on random images."""
+    """Export a RetinaNet or FCOS, compared on the data of a task or, without a task, on random images."""
 
     outputs: tuple[str, ...] = ("boxes", "scores", "labels")
 
@@ -271,7 +271,7 @@ def image_ap(predicted: Objects, truth: Objects) -> float:
     free, hits = torch.ones(len(ious), len(truth["boxes"])), torch.zeros(len(ious), len(overlaps))
     if not free.numel():
         return math.nan
-    for i, overlap in enumerate(overlaps):  # the highest score first; each takes the free object that it fits best
+    for i, overlap in enumerate(overlaps):  # in order of the scores; each box takes the free object that it fits best
         best, place = (overlap * free).max(1)
         hits[:, i] = best >= ious
         free[hits[:, i] > 0, place[hits[:, i] > 0]] = 0

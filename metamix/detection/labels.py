@@ -18,32 +18,29 @@ from metamix.utils.text import plural
 
 from .annotations import Entries, Entry
 
-EDGE = 1  # pixels that a box may reach over the edge of its image, since labels are rounded or count from 0
+EDGE = 1  # pixels by which a box may extend beyond its image without a note: labels are rounded or count from 0
 
 
 @dataclass(frozen=True)
 class Box:
-    """An object: class, x1, y1, x2, y2 in pixels from 0, file and line of the label, and whether scores ignore it.
+    """Hold an object that was read from labels."""
 
-    `outline` has x and y of the points of its polygon, if it has one.
-    """
-
-    label: str
-    corners: tuple[float, ...]
-    place: str
-    difficult: bool = False
-    more: Mapping[str, Any] = field(default_factory=dict)  # further fields of its annotation, such as its segmentation
-    outline: Sequence[float] = ()
+    label: str  # name of its class
+    corners: tuple[float, ...]  # x1, y1, x2, y2 in pixels from 0
+    place: str  # file and line of the label, for messages
+    difficult: bool = False  # whether scores ignore the object
+    more: Mapping[str, Any] = field(default_factory=dict)  # further fields of the annotation, such as `segmentation`
+    outline: Sequence[float] = ()  # x, y, x, y, ... of its polygon; empty if it has none
 
 
 def split_folders(folder: Path) -> list[tuple[str, Path]]:
     """List the folders train, valid and test inside a folder, each with the name of its split."""
-    found = ((SPLITS.get(path.name.lower()), path) for path in sorted(folder.glob("*/")))
-    return [(split, path) for split, path in found if split]
+    folders = ((SPLITS.get(path.name.lower()), path) for path in sorted(folder.glob("*/")))
+    return [(split, path) for split, path in folders if split]
 
 
 class Boxes(LabelledImages):
-    """Images with boxes. The label of a sample is (height, width, boxes). Classes are numbered in order, from 1."""
+    """Collect images with boxes. The label of a sample is (height, width, boxes). Class numbers begin at 1."""
 
     def __init__(self, classes: Sequence[str]):
         super().__init__(("--config", "finetune/tiny_detection"))

@@ -126,9 +126,9 @@ class Stage(nn.Module):
                     ) from error
                 mixers.append((block, new))
                 continue
-            made = shapes(new)
+            new_shapes = shapes(new)
             # A missing name belongs to a layer that was replaced, such as a batch norm in a detector.
-            if any(made.get(name, shape) != shape for name, shape in shapes(old).items()):
+            if any(new_shapes.get(name, shape) != shape for name, shape in shapes(old).items()):
                 raise ValueError(
                     f"{type(old).__name__} has parameters or buffers of other shapes on maps of {size}: define "
                     f"its adapt_state(state), which resamples parameters saved at a different size."
@@ -426,7 +426,7 @@ class MetaFormer(GradCheckpointing):
 
 @fx_leaf
 def check_batch(images: Tensor) -> Tensor:
-    """Return the images; raise ValueError unless they are a batch, before a layer complains about its own input."""
+    """Return the images; raise ValueError unless they are a batch. A layer's own error would be less clear."""
     if images.ndim != 4:
         raise ValueError(f"images have the shape {tuple(images.shape)}, not (B, C, H, W): give one as image[None].")
     return images
@@ -440,7 +440,10 @@ def reset_linear(layer: Any) -> None:
 
 @torch.no_grad()
 def keep_parameters(old: nn.Module, new: nn.Module) -> None:
-    """Put the parameters of `old`, with the values of `new`, into `new` if shapes are equal: optimizers hold them."""
+    """Put the parameter objects of `old` into `new` where shapes are equal, because optimizers hold these objects.
+
+    They take the values that `new` has.
+    """
     for name, parameter in list(new.named_parameters(remove_duplicate=False)):
         kept = old.get_parameter(name)
         if kept.shape != parameter.shape:

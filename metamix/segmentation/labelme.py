@@ -16,7 +16,7 @@ from .masks import Masks
 from .pairs import Files, add_file, find_files, key_of, match_files
 
 IGNORE = "__ignore__"  # label of shapes whose pixels are ignored
-LEAST_POINTS = {"polygon": 3, "rectangle": 2}  # of the shapes that are drawn
+LEAST_POINTS = {"polygon": 3, "rectangle": 2}  # the kinds that are drawn, and the points that they need
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def check_shapes(path: Path, size: tuple[int, int], shapes: Sequence[Shape]) -> 
 
 
 def masks_of(shapes: Iterable[Shape]) -> Masks:
-    """Make a collection of masks, without images yet, whose classes are the labels of these shapes."""
+    """Make an empty collection of masks whose classes are the labels of these shapes."""
     numbers = {"background": 0, "_background_": 0, IGNORE: IGNORED}
     names = sorted({shape.label for shape in shapes} - numbers.keys())
     numbers |= {name: number for number, name in enumerate(names, start=1)}
@@ -87,7 +87,7 @@ def masks_of(shapes: Iterable[Shape]) -> Masks:
 
 
 def draw(mask: tuple[tuple[int, int], Sequence[Shape]], numbers: Mapping[str, int]) -> np.ndarray:
-    """Draw shapes as labels (H, W), uint8; a mask is its height and width, and its shapes."""
+    """Draw a mask as labels, (H, W) uint8; the mask is given as ((height, width), shapes)."""
     (height, width), shapes = mask
     image = Image.new("L", (width, height))
     for shape in shapes:

@@ -30,13 +30,13 @@ def load(
         source: a run folder, a weight file, a folder that `metamix export` wrote, or NAME.TAG: shipped weights, or
             published weights of timm or of an image model.
         model: name of the model, for a file that does not name it.
-        model_args: more arguments of the model, for such a file.
+        model_args: arguments of the model, for a file that does not name it.
         threads: number of threads for the engine of an exported model; None for its default.
         trust: load a model that was exported in the format torch; its files can run code.
 
     Returns:
-        What the task's own function returns, such as `load_classifier`: an object with `model`, `spec`, `metadata` and
-        `predict(images)`.
+        An object with `model`, `spec`, `metadata` and `predict(images)`, as `load_classifier` and the other functions
+        for a single task return it.
 
     Raises:
         FileNotFoundError: there are no such weights.
@@ -66,7 +66,7 @@ def load(
 
 
 def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
-    """Return the task of weights, and their file, which is None if a name means weights that are published elsewhere.
+    """Return the task of weights and the path of their file; the path is None for weights that are published elsewhere.
 
     Arguments and errors are as in `load`.
     """
@@ -85,6 +85,6 @@ def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
 
 
 def refuse_name(model: str | None, source: object) -> None:
-    """Raise ValueError if a model is named for weights that name their model themselves."""
+    """Raise ValueError if `model` is given for weights whose file names the model."""
     if model:
         raise ValueError(f"model is {model}, but {source} says what model it is: leave --model out")

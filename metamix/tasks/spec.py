@@ -1,4 +1,4 @@
-"""Define `TaskSpec`, which is all that the commands know about a task, and the types of a task's parts."""
+"""Define `TaskSpec`, by which the commands find the parts of a task, and `Trained`, a loaded model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,8 +33,8 @@ class TaskSpec:
         pipeline: name of the task on the Hugging Face Hub, such as "image-segmentation".
         convert: dict of `metamix.tasks.convert.Reader` by the name of its format; "" if there is none.
         less_memory: advice for the error message when scoring or prediction runs out of memory.
-        takes_names: whether a model's name may choose the weights, if they are published, or may describe a file that
-            does not name its model.
+        takes_names: whether `load` takes the name of a model: to choose published weights, or for a file that does not
+            name its model.
         models: function that returns the names of models that only this task trains; "" if there are none.
         suffixes: suffixes of weight files that only this task reads.
         folders: groups of names. A data set belongs to the task if its folder has all the names of a group.
@@ -66,7 +66,7 @@ class TaskSpec:
 
 
 def import_part(place: str) -> Any:
-    """Import what "module:name" names. `pkgutil.resolve_name` takes no module such as my-task."""
+    """Import the object at "module:name". `pkgutil.resolve_name` refuses modules with a hyphen, such as my-task."""
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)
 

@@ -12,7 +12,7 @@ from .text import did_you_mean, to_number
 
 
 class DoesNotFit(ValueError):
-    """An image that the model cannot take or the file format cannot hold."""
+    """Raised for an image that the model cannot take or the file format cannot hold."""
 
 
 def check_counts(least: int, **values: Any) -> None:
@@ -60,7 +60,7 @@ def parse_size(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     """Turn one number or (height, width) into (height, width); raise ValueError unless sides are positive integers."""
     size = to_2tuple(value)
     if len(size) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in size):
-        raise ValueError(f"{name} is {value!r}: give one number of at least 1, or two of them, (height, width).")
+        raise ValueError(f"{name} is {value!r}: give one number of at least 1, or (height, width).")
     return size
 
 

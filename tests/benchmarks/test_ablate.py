@@ -64,7 +64,7 @@ def test_budget_buys_fewer_steps_of_a_larger_model():
 
 def build(name, mixer):
     variant = variants.resolve(name)
-    json.dumps(variant.model)  # as the result file holds it
+    json.dumps(variant.model)  # the result file stores it as JSON
     return timm.create_model(f"metaformer_{mixer}_nano", **variants.with_embeds(variant.model))
 
 
@@ -129,7 +129,7 @@ def test_tiny_run_is_scored_on_the_holdout_and_written_once(dark_and_light, tmp_
     assert 0 <= row["holdout_top1"] <= 100 and row["model_args"]["stem"] == "conv-bn-act-conv stem"
 
 
-def test_finished_runs_are_known(tmp_path):
+def test_finished_runs_are_recognised(tmp_path):
     path = tmp_path / "results" / "ablations.json"
     assert read_json(path, []) == []
     timing.append_row(path, row("v0.1", None, 80.0))

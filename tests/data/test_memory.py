@@ -1,3 +1,5 @@
+"""Test the images that are decoded once and kept in memory, and the statistics of their pixels."""
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ def test_pixels_equal_the_images(folder):
     splits = open_data("folder", root=folder(size=(20, 20)), holdout=0.25)
     decoded = pixels(splits.train, DataOptions())
     assert (decoded.images.shape, decoded.images.dtype) == ((12, 20, 20, 3), torch.uint8)
-    assert decoded is pixels(splits.holdout, DataOptions()), "train and holdout share what was decoded"
+    assert decoded is pixels(splits.holdout, DataOptions()), "train and holdout share the decoded images"
     for source in splits.train, splits.holdout:
         for i, row in enumerate(source.indices.tolist()):
             assert np.array_equal(decoded.images[row].numpy(), np.asarray(source.read(i)[0]))

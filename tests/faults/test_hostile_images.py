@@ -52,8 +52,8 @@ def ghostscript(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def own_limit(monkeypatch):
-    """Restore the limit of pixels, which an option sets for the process."""
+def restore_limit(monkeypatch):
+    """Restore the limit of pixels after the test; an option sets it for the whole process."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
 
 
@@ -93,7 +93,7 @@ def test_all_formats_of_the_list_are_read(kind, tmp_path, image):
 
 
 def test_one_function_opens_images():
-    """Every other call of Pillow's `open` would lack its list of formats and the limit of pixels."""
+    """A second call of Pillow's `open` might lack the list of formats or the limit of pixels."""
     package = Path(metamix.__file__).parent
     calls = [
         str(path.relative_to(package))
@@ -169,7 +169,7 @@ def test_a_strip_is_refused_since_resizing_it_would_fill_the_memory(width, heigh
         read(tmp_path / "a.png")
 
 
-def test_an_option_moves_the_limit(folder, own_limit, capsys):
+def test_an_option_moves_the_limit(folder, restore_limit, capsys):
     root = folder()
     assert metamix_command("verify", root, "--max-pixels", 32 * 32 - 1) == 1
     assert "18 of 18 images" in (said := capsys.readouterr().out) and "it has more than 1,023 pixels" in said
@@ -177,7 +177,7 @@ def test_an_option_moves_the_limit(folder, own_limit, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:Image size")
-def test_workers_that_are_not_forked_have_the_limit_too(folder, own_limit):
+def test_workers_that_are_not_forked_have_the_limit_too(folder, restore_limit):
     root = folder()
     options = DataOptions(
         data="folder", data_dir=str(root), memory="no", workers=1, corrupt_limit=1.0, max_pixels=1000, img_size=32

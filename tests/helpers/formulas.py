@@ -44,7 +44,7 @@ def gelu_tanh(x):
 
 
 def resize(x, size, matrix):
-    """Resample a map along both sides; `matrix(new, old)` holds the weights of the old places in each new one."""
+    """Resample a map along both sides; `matrix(new, old)` holds the weight of each old row for each new row."""
     return torch.einsum("yh,xw,bchw->bcyx", matrix(size[0], x.shape[2]), matrix(size[1], x.shape[3]), x)
 
 
@@ -74,7 +74,7 @@ def bicubic(new, old, a=-0.75):
 
 
 def area(new, old):
-    """Return means over the old places that each new one touches."""
+    """Return the matrix (new, old) that averages the old rows which a new row overlaps."""
     m = torch.zeros(new, old, dtype=torch.float64)
     for i in range(new):
         first, end = math.floor(i * old / new), math.ceil((i + 1) * old / new)

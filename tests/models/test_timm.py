@@ -610,7 +610,7 @@ def test_mixer_in_place_of_the_names_own():
     "img_size, words",
     [
         (2, "img_size 2 is too small: the maps would be .*; give a larger one"),
-        ((32, 32, 3), r"img_size is \(32, 32, 3\): give one number of at least 1, or two of them, \(height, width\)"),
+        ((32, 32, 3), r"img_size is \(32, 32, 3\): give one number of at least 1, or \(height, width\)"),
         ("large", "img_size is 'large': give one number"),
         (True, "img_size is True: give one number"),
         (-32, "img_size is -32: give one number"),

@@ -195,7 +195,7 @@ def tiff(source):
 
 
 def palettes(source):
-    """Save both masks with a palette in which the value 1 has another colour."""
+    """Save the masks with two palettes, in which the value 1 has different colours."""
     for name, palette in (("a", [0, 0, 0, 255, 0, 0]), ("b", [0, 0, 0, 0, 255, 0])):
         image = Image.fromarray(quarters(0, 1, 1, 0), mode="P")
         image.putpalette(palette)

@@ -35,7 +35,7 @@ def no_run_stays_open():
 
 
 class Detect:
-    """Take batches as a detector does: lists of tensors of any size, named losses, one score of all samples."""
+    """A task like detection: lists of tensors of any size as batches, named losses, one score for all samples."""
 
     notes, title, same_image_shape = [], "boxes-net", True
     frozen_helpers, identity = (), {}
@@ -105,12 +105,12 @@ def engine(folder=None, **options):
         "lr": 0.01,
     } | options
     run = Run(folder)
-    return Engine(Detect(), Recipe("boxes", EngineOptions(**options), Nothing()), ProcessGroup.start("cpu"), run)
+    return Engine(Detect(), Recipe("boxes", EngineOptions(**options), NoOptions()), ProcessGroup.start("cpu"), run)
 
 
 @dataclass
-class Nothing:
-    """Have no options."""
+class NoOptions:
+    """The options of a task that has none."""
 
 
 def weights(engine):
@@ -140,7 +140,7 @@ def test_the_metric_says_which_score_is_better(lower_is_better, best, tmp_path, 
     assert one.best["epoch"] == best
     one.run.close()
     without = engine(tmp_path, epochs=4)
-    assert without.resume() and not without.best  # its result has the last weights
+    assert without.resume() and not without.best  # the result has the last weights
 
 
 @pytest.mark.parametrize("micro_batch", [1, 5, 12, 99])
@@ -199,7 +199,7 @@ def test_a_batch_norm_that_gets_one_value_says_what_to_do():
 
 @pytest.mark.parametrize("amp", ["none", "fp16"])
 def test_gradients_are_clipped(amp):
-    """Without momentum so far, the length of the step is the limit; the scale of fp16 does not count."""
+    """The first step has no momentum, so its length equals the limit. The loss scale of fp16 has no effect."""
     one = engine(optimizer="momentum", weight_decay=0.0, lr=1.0, clip_grad=1e-3, amp=amp)
     one.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=16.0, enabled=amp == "fp16")
     before = weights(one)
@@ -300,7 +300,7 @@ def test_factors_scale_the_rates_of_parts():
         make_optimizer(model, EngineOptions(lr_factors={"backbone": 0.1}))
     one = engine(lr_factors={"0": 0.1})
     one.train_step(make_batch(0, 12))
-    assert one.stepper.lr == 0.01  # the rate of the log is that of the whole model
+    assert one.stepper.lr == 0.01  # the log has the rate of the whole model
 
 
 def test_layer_decay_scales_the_rates():
@@ -325,7 +325,7 @@ def test_muon_takes_dense_convolutions_of_one_channel():
             "grey": nn.Conv2d(1, 8, (4, 4)),
             "frozen": nn.Conv2d(1, 8, (4, 4)).requires_grad_(False),
             "depthwise": nn.Conv2d(8, 8, 3, groups=8),
-            "narrow": nn.Conv2d(1, 2, (4, 4)),  # no matrix worth orthogonalizing
+            "narrow": nn.Conv2d(1, 2, (4, 4)),  # a matrix of two rows, too small to orthogonalize
             "head": nn.Conv2d(1, 8, (4, 4)),
         }
     )
@@ -348,7 +348,7 @@ def test_muon_does_not_emulate_bf16(has_bf16, dtype, monkeypatch):
 
     monkeypatch.setattr(optimization, "cpu_has_bf16", lambda: has_bf16)
     monkeypatch.setattr(optimization, "NEWTON_SCHULZ", orthogonalize)
-    monkeypatch.setattr("timm.optim.muon.zeropower_via_newtonschulz", None)  # put back afterwards
+    monkeypatch.setattr("timm.optim.muon.zeropower_via_newtonschulz", None)  # so that it is restored
     model = nn.Sequential(nn.Linear(8, 6))
     optimizer = make_optimizer(model, EngineOptions(optimizer="muon"))
     model(torch.ones(1, 8)).sum().backward()
@@ -525,7 +525,7 @@ def test_a_wrong_freeze_is_refused(parts, said):
 @pytest.mark.parametrize("name", ["kron", "kronw", "kronc"])
 def test_kron_resumes_exactly(name, monkeypatch):
     """By default timm's kron draws random numbers that no checkpoint holds."""
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)  # of eight seconds
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)  # compiling takes eight seconds
     options = EngineOptions(optimizer=name, lr=1e-2)
     torch.manual_seed(0)
     x, start = torch.randn(8, 5), nn.Linear(5, 3)
@@ -543,7 +543,7 @@ def test_kron_resumes_exactly(name, monkeypatch):
     (whole, optimizer), (first, half) = make(), make()
     steps(whole, optimizer, 6)
     steps(first, half, 3)
-    torch.rand(7)  # the global generator is elsewhere
+    torch.rand(7)  # change the state of the global generator
     second, rest = make()
     second.load_state_dict(first.state_dict())
     restore_optimizer(rest, copy.deepcopy(half.state_dict()))
@@ -616,7 +616,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
 
 
 def test_losses_and_scores_of_several_words(tmp_path, capsys, monkeypatch):
-    """A detector's names keep their group, and losses are drawn with the losses."""
+    """They are printed with the others of their group. All losses are drawn in one plot, all scores in another."""
     row = {"epoch": 1, "lr": 0.1, "train_loss": 3.0, "train_box_reg_loss": 2.0, "holdout_AP": 4.0}
     row |= {"holdout_AP_small": 5.0, "holdout_ema_AP_small": 6.0, "img_per_s": 7.0, "seconds": 8.0}
     Run(None).say_row(row, 2)

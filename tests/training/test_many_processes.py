@@ -14,7 +14,7 @@ import metamix.cli.evaluate
 from metamix.weights.files import load_checkpoint
 from tests.helpers.running import ROOT, TINY, WITHOUT_BATCH_NORM, free_port, metrics, start_all, train
 
-# An epoch is one step, so metrics.csv has the loss of each.
+# An epoch is one step, so metrics.csv has the loss of each step.
 TWENTY_STEPS = ["--epochs", 20, "--batch-size", 400, "--lr", 3e-3, "--warmup-epochs", 2, "--amp", "none"]
 TWENTY_STEPS += ["--holdout", 0.7, "--eval-every", 20, "--mixup", 0.5, "--ema", "--clip-grad", 1]
 TWENTY_STEPS += WITHOUT_BATCH_NORM
@@ -82,7 +82,7 @@ def test_every_sample_is_scored_once_and_a_signal_stops_all(tmp_path):
 
 
 def test_one_process_of_a_machine_opens_the_data_before_the_others(tmp_path):
-    """Therefore only one downloads, and only one reports why it could not."""
+    """So only one process downloads, and only one reports why the download failed."""
     words = ["--data", "folder", "--data-dir", tmp_path / "nowhere", "--output", tmp_path / "run"]
     first, second = start_all(2, *words, logs=tmp_path)
     assert first.wait() == second.wait() == 1
