@@ -28,6 +28,7 @@ SECTIONS = {
     "cifar10-e24": lambda: comparison.pairs_table("cifar10_e24"),
     "cifar10-sizes": lambda: comparison.sizes_table("cifar10_e24"),
     "tiny-sizes": lambda: comparison.made_for_sizes_table("tiny_in200"),
+    "tiny-pairs": lambda: comparison.pairs_table("tiny_in200"),
     "published": comparison.published_table,
     "minattn": lambda: tasks.minattn_table(read_json(collect.MINATTN)),
     "deploy-batch-1": lambda: deploy.speed_table("s12", 1),
