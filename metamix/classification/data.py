@@ -5,22 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from metamix.data import (
-    Augment,
-    DataOptions,
-    Source,
-    channel_statistics,
-    eval_loader,
-    image_size,
-    normalize,
-    open_data,
-    scarce_classes,
-    train_loader,
-)
-from metamix.data.loader import MemoryLoader, StreamLoader
-from metamix.data.memory import in_memory
-from metamix.data.options import train_command
-from metamix.data.sources import digest
+from metamix.data.augment import Augment, normalize
+from metamix.data.loader import MemoryLoader, StreamLoader, eval_loader, train_loader
+from metamix.data.memory import channel_statistics, image_size, in_memory
+from metamix.data.options import DataOptions, train_command
+from metamix.data.sources import Source, digest, open_data, scarce_classes
 from metamix.models.backbone import per_channel
 from metamix.tasks.registry import task_of_data, task_of_folder
 from metamix.utils.options import changed_flags

@@ -5,8 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from metamix.data import DataOptions, LocationOptions, SourceOptions
-from metamix.data.options import CropShare, Interpolation, Memory
+from metamix.data.options import CropShare, DataOptions, Interpolation, LocationOptions, Memory, SourceOptions
 from metamix.tasks.options import BackboneOptions, WeightOptions, as_trained
 from metamix.utils.options import changed, option
 from metamix.utils.rules import Positive, PositiveShare, Share, ShareBelowOne

@@ -25,8 +25,7 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from metamix.layers import GELU, GlobalPool, GradCheckpointing, GroupNorm1, Mlp, checkpointed, fx_leaf, resize_to
-from metamix.mixers import create_mixer, mixer_options
-from metamix.mixers.registry import check_shape, describe_mixer
+from metamix.mixers.registry import check_shape, create_mixer, describe_mixer, mixer_options
 from metamix.utils.checks import check_counts, check_not_negative, check_rates, parse_size
 from metamix.weights.fit import function_mismatch
 

@@ -17,8 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from metamix.data import CorruptImage
-from metamix.data.files import as_corrupt_image, check_image, open_image, read_file, to_eight_bits
+from metamix.data.files import CorruptImage, as_corrupt_image, check_image, open_image, read_file, to_eight_bits
 from metamix.utils.checks import DoesNotFit
 from metamix.utils.files import atomic_write, make_output_folder
 from metamix.utils.text import printable

@@ -16,8 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from metamix.data import read_image_file
-from metamix.data.files import as_corrupt_image
+from metamix.data.files import as_corrupt_image, read_image_file
 from metamix.utils.files import read_text
 from metamix.utils.text import list_names, plural, to_number
 

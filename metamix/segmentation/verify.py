@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from metamix.data import CorruptImage
-from metamix.data.files import read_pixels
+from metamix.data.files import CorruptImage, read_pixels
 from metamix.data.find import Unmatched
 from metamix.tasks.verify import VerifyOptions
 from metamix.utils.options import option

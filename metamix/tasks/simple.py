@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from metamix.data import CorruptImage, decode_file
-from metamix.data.files import check_several, content_digest, limit_pixels
+from metamix.data.files import CorruptImage, check_several, content_digest, decode_file, limit_pixels
 from metamix.data.loader import SampleReader, StreamLoader
 from metamix.data.options import ReadingOptions
 from metamix.data.order import EvalOrder, Order, TrainOrder
