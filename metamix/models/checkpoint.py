@@ -2,7 +2,7 @@
 
 timm calls `checkpoint_filter` on every pretrained checkpoint. If the number of classes differs, timm ignores all
 missing tensors, so the filter itself refuses an incomplete checkpoint. For `checkpoint_path`, timm calls
-`load_checkpoint_path`, which also sets the model's `pretrained_cfg` from the file's metadata.
+`load_checkpoint`, which also sets the model's `pretrained_cfg` from the file's metadata.
 """
 
 import sys
@@ -91,24 +91,6 @@ def adapt_checkpoint(
     return tensors
 
 
-def load_checkpoint_path(model: MetaFormer, path: str | Path) -> Any:
-    """Load a file into a model with its head, for timm's `checkpoint_path`.
-
-    Spatial weights are resampled to the model's image size. A file that metamix wrote also sets the model's
-    `pretrained_cfg`, which says how to prepare images. The errors are as for `adapt_checkpoint`.
-    """
-    state, metadata = read_weights(path)
-    tensors, unknown, layout = translate(state, model, path)
-    name, of_model = model.pretrained_cfg["architecture"], model.state_dict(keep_vars=True)
-    check_fit(tensors, of_model, name, path, unknown=unknown, layout=layout)
-    check_same_function(model, metadata, path)
-    if metadata.model is not None:
-        for key in ("tag", "hf_hub_id"):  # entries for the published weights
-            model.pretrained_cfg.pop(key, None)
-        model.pretrained_cfg |= metadata.pretrained_cfg() | cfg_of_file(path) | {"file": str(path)}
-    return model.load_state_dict(tensors)
-
-
 timms_load_checkpoint = getattr(factory.load_checkpoint, "timms", factory.load_checkpoint)
 
 
@@ -118,14 +100,24 @@ timms_load_checkpoint = getattr(factory.load_checkpoint, "timms", factory.load_c
 # Remove when: that test fails because timm passes a filter or the path on; use that instead.
 @wraps(timms_load_checkpoint)
 def load_checkpoint(model: nn.Module, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Any:
-    if isinstance(model, MetaFormer):
-        return load_checkpoint_path(model, checkpoint_path)
     if isinstance(getattr(model, "model", None), MetaFormer):
         raise ValueError(
             f"features_only=True takes no checkpoint_path: give pretrained=True and "
             f"pretrained_cfg_overlay=dict(file={str(checkpoint_path)!r})."
         )
-    return timms_load_checkpoint(model, str(checkpoint_path), *args, **kwargs)
+    if not isinstance(model, MetaFormer):
+        return timms_load_checkpoint(model, str(checkpoint_path), *args, **kwargs)
+    state, metadata = read_weights(checkpoint_path)
+    tensors, unknown, layout = translate(state, model, checkpoint_path)
+    name, of_model = model.pretrained_cfg["architecture"], model.state_dict(keep_vars=True)
+    check_fit(tensors, of_model, name, checkpoint_path, unknown=unknown, layout=layout)
+    check_same_function(model, metadata, checkpoint_path)
+    if metadata.model is not None:  # metamix wrote the file, which says how to prepare images
+        for key in ("tag", "hf_hub_id"):  # entries for the published weights
+            model.pretrained_cfg.pop(key, None)
+        model.pretrained_cfg |= metadata.pretrained_cfg() | cfg_of_file(checkpoint_path)
+        model.pretrained_cfg["file"] = str(checkpoint_path)
+    return model.load_state_dict(tensors)
 
 
 load_checkpoint.timms = timms_load_checkpoint  # type: ignore[attr-defined]  # kept if this module is loaded again
