@@ -115,11 +115,12 @@ class Degradation(NamedTuple):
     function: Callable[..., Tensor]
     limits: Sequence[tuple[int, int]]  # of each number
     reach: Callable[[float], float] = lambda number: 0  # first number -> pixels around a crop that change its border
+    shrinks: bool = False  # whether the number is a whole factor by which the result is smaller, not a range
 
 
 DEGRADATIONS = {
     "noise": Degradation(noise, [(0, 255)]),
-    "downscale": Degradation(downscale, [(1, 16)], lambda factor: 2 * factor),
+    "downscale": Degradation(downscale, [(1, 16)], lambda factor: 2 * factor, shrinks=True),
     "blur": Degradation(blur, [(0, 50)], lambda sigma: math.ceil(3 * sigma)),
     "motion": Degradation(motion, [(1, 200)], lambda length: math.ceil(length / 2)),
     "jpeg": Degradation(jpeg, [(1, 100)], lambda quality: 8),
@@ -140,7 +141,7 @@ class Step:
     @property
     def scale(self) -> int:
         """Return the factor by which the result is smaller."""
-        return int(self.numbers[0].low) if self.name == "downscale" else 1
+        return int(self.numbers[0].low) if DEGRADATIONS[self.name].shrinks else 1
 
     def __call__(self, image: Tensor, rng: Generator) -> Tensor:
         numbers = [number.draw(rng) for number in self.numbers]
@@ -190,7 +191,7 @@ def parse_degradations(text: str) -> Chain:
 def _parse_step(text: str) -> Step:
     name, *words = text.split(":")
     check_choice("degradation", name, [*DEGRADATIONS] if name == PAIRS else [*DEGRADATIONS, PAIRS])  # pairs is no step
-    function, limits, _ = DEGRADATIONS[name]
+    function, limits, _, shrinks = DEGRADATIONS[name]
     parameters = list(signature(function).parameters.values())[2:]
     switches = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     numbers = [(word, _parse_range(word)) for word in words if word not in switches]
@@ -200,13 +201,13 @@ def _parse_step(text: str) -> Step:
         problem = f": {invalid[0]!r} is {kind}" if invalid else f" has {plural(len(numbers), 'value')}"
         labels = ((p.name if p.name in switches else p.name.upper(), p.default is p.empty) for p in parameters)
         shape = name + "".join(f":{label}" if needed else f"[:{label}]" for label, needed in labels)
-        example = f"{name}:2" if name == "downscale" else f"{name}:2 or {name}:1-3"
+        example = f"{name}:2" if shrinks else f"{name}:2 or {name}:1-3"
         raise ValueError(f"degradation {text!r}{problem}; write it as {shape}, such as {example}")
     for (low, high), (word, number) in zip(limits, numbers):
-        fits = name != "downscale" or (number.low == number.high and number.low.is_integer())
+        fits = not shrinks or (number.low == number.high and number.low.is_integer())
         if not (low <= number.low <= number.high <= high and fits):
             accepted = f"number from {low} to {high}"
-            accepted = f"a whole {accepted}" if name == "downscale" else f"a {accepted}, or a range LOW-HIGH"
+            accepted = f"a whole {accepted}" if shrinks else f"a {accepted}, or a range LOW-HIGH"
             raise ValueError(f"degradation {text!r} has the value {word}, but it must be {accepted}")
     values = [number for _, number in numbers if number]
     return Step(name, values, {switch: True for switch in switches if switch in words})

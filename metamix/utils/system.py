@@ -158,7 +158,6 @@ def usable_workers(workers: int) -> int:
 
 def commit() -> str | None:
     """Return the commit of the clone that this code runs from, with + if tracked files differ; None outside a clone."""
-
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # the package may be installed inside another project's clone
         return None
