@@ -9,16 +9,15 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
-from metamix.training.reports import by_name
-from metamix.training.task import Batch, State
+from metamix.training.reports import by_name, total
+from metamix.training.task import Batch, Metric, State
 from metamix.utils.checks import check_finite
 from metamix.weights.metadata import MAX_SCORED_CLASSES, Threshold
 
 
-class ClassificationMetric:
+class ClassificationMetric(Metric):
     """Score a classifier from its confusion matrix; `normalize` turns images (n, C, H, W) uint8 into its input."""
 
-    lower_is_better = False
     threshold = None
 
     def __init__(self, classes: tuple[str, ...], normalize: Callable[[Tensor], Tensor]):
@@ -53,7 +52,7 @@ class ClassificationMetric:
 
     def result(self, states: list[State]) -> dict[str, float]:
         """Compute the scores, top-1 first."""
-        confusion = total_confusion(states)
+        confusion = total(states, "confusion")
         count = int(confusion.sum())
         scores = {"top1": 100 * int(confusion.trace()) / count}
         if len(self.classes) > 5:  # with five classes or fewer, top-5 is always 100
@@ -62,19 +61,17 @@ class ClassificationMetric:
 
     def by_class(self, states: list[State]) -> dict[str, dict[str, float | None]]:
         """Compute recall, precision and number of images of each class, by name."""
-        confusion = total_confusion(states)
+        confusion = total(states, "confusion")
         right, images = 100 * confusion.diagonal().double(), confusion.sum(1)
         return by_name(self.classes, recall=right / images, precision=right / confusion.sum(0), images=images)
 
 
-class MultiLabelMetric:
+class MultiLabelMetric(Metric):
     """Score a classifier of images with several labels from its logits: mAP, F1 and binary cross-entropy.
 
     mAP and F1 are means over the labels that at least one image has, in percent. A label is predicted if its
     probability reaches `threshold`, a number for all labels or one for each.
     """
-
-    lower_is_better = False
 
     def __init__(self, classes: tuple[str, ...], normalize: Callable[[Tensor], Tensor], threshold: Threshold):
         self.classes, self.normalize, self.threshold = classes, normalize, threshold
@@ -142,8 +139,3 @@ def f1(scores: Tensor, labels: Tensor, threshold: Threshold) -> Tensor:
     predicted = scores >= torch.tensor(threshold)
     shares = 200 * (predicted * labels).sum(0) / (predicted.sum(0) + labels.sum(0))
     return shares.where(labels.any(0), math.nan)
-
-
-def total_confusion(states: list[State]) -> Tensor:
-    """Sum the confusion matrices of all states: (classes, classes) int64, rows are labels, columns predictions."""
-    return torch.stack([state["confusion"] for state in states]).sum(0)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from metamix.training.reports import total
 from metamix.training.task import Pictures, State
 from metamix.utils.figures import draw_confusion, figure_text, save_figure
 
 from .load import describe_threshold
-from .metric import ClassificationMetric, MultiLabelMetric, total_confusion
+from .metric import ClassificationMetric, MultiLabelMetric
 
 BARS = 40  # most classes in a picture of bars
 
@@ -25,9 +26,8 @@ class ClassificationPictures(Pictures):
         draw_classes(bars, self.metric.by_class(states))
         if isinstance(self.metric, MultiLabelMetric):
             return [bars]
-        confusion = total_confusion(states)
-        accuracy = 100 * int(confusion.trace()) / max(1, int(confusion.sum()))
-        title = f"{int(confusion.sum()):,} samples, top-1 {accuracy:.2f} %"
+        confusion = total(states, "confusion")
+        title = f"{int(confusion.sum()):,} samples, top-1 {self.metric.result(states)['top1']:.2f} %"
         draw_confusion(matrix, confusion, self.metric.classes, title)
         return [matrix, bars]
 

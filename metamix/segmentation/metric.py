@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from metamix.training.reports import by_name
+from metamix.training.reports import by_name, total
 from metamix.training.task import Batch, Metric, State
 
 from .inference import Predictor
@@ -182,11 +182,6 @@ class SegmentationMetric(Metric):
         iou, accuracy = class_scores(confusion)
         edges, share = boundary_scores(total(states, "boundary")), confusion.sum(1).double() / confusion.sum()
         return by_name(self.classes, iou=100 * iou, accuracy=100 * accuracy, boundary_f=100 * edges, share=100 * share)
-
-
-def total(states: Sequence[State], key: str) -> Tensor:
-    """Sum the counts of all processes."""
-    return torch.stack([state[key] for state in states]).sum(0)
 
 
 def best_and_worst(images: Iterable[Shown]) -> list[Shown]:

@@ -7,13 +7,14 @@ import numpy as np
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from metamix.training.reports import total
 from metamix.training.task import Pictures, State
 from metamix.utils.figures import draw_confusion, figure_text, image_grid, save_figure
 from metamix.utils.files import write_text
 from metamix.utils.text import aligned, csv_text
 
 from .labels import IGNORED, Labels, colours_of
-from .metric import SegmentationMetric, Shown, best_and_worst, total
+from .metric import SegmentationMetric, Shown, best_and_worst
 
 OPACITY = 0.55  # of the colours over an image
 MAX_LEGEND_CLASSES = 40

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -63,6 +64,11 @@ def read_summary(folder: Path) -> dict[str, Any]:
     check_entries(summary, ENTRIES, path, None, REMEDY)
     check_entries(summary, dict.fromkeys(summary["scores"], NUMBER), path, None, REMEDY)
     return summary
+
+
+def total(states: Sequence[Mapping[str, Any]], key: str) -> Tensor:
+    """Sum the counts of all processes."""
+    return torch.stack([state[key] for state in states]).sum(0)
 
 
 def by_name(names: Sequence[str], **columns: Tensor) -> dict[str, dict[str, float | None]]:
