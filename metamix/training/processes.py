@@ -33,11 +33,6 @@ class ProcessGroup:
     agent: int | None = None  # process id of the torchrun agent that started this process
 
     @property
-    def restarts_on_failure(self) -> bool:
-        """Return whether a launcher restarts the processes unless all of them exit with 0."""
-        return self.agent is not None or self.world_size > 1
-
-    @property
     def orphaned(self) -> bool:
         """Return whether the torchrun agent is gone, so that nobody stops or restarts this process."""
         return self.agent is not None and os.getppid() != self.agent
