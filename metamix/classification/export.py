@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import timm
@@ -16,7 +16,6 @@ from metamix.tasks.calibration import CalibratedExport
 from metamix.tasks.exportable import ExportOptions, Model, Pair
 from metamix.tasks.simple import BATCH_SIZE, SimpleExport
 from metamix.training.task import Batch
-from metamix.utils.rules import rule
 from metamix.weights.metadata import ModelMetadata
 
 from .load import Classifier, load_classifier
@@ -24,11 +23,6 @@ from .options import ClassificationEvalOptions
 from .task import Classification
 
 PROBABILITY_GAP = 1e-7  # probabilities closer to 0 or 1 get a finite logit
-
-METADATA = {  # entries that a classifier needs in export.json
-    **dict.fromkeys(("num_classes", "in_chans", "img_size", "mean", "std", "crop_pct"), rule(Any)),  # already checked
-    "interpolation": rule(Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]),
-}
 
 
 class ExportableClassifier(SimpleExport, CalibratedExport):
@@ -50,7 +44,7 @@ class ExportableClassifier(SimpleExport, CalibratedExport):
         self.outputs = ("probabilities",) if several else ("logits",)
 
     def test_outputs(self, exported: Model) -> Iterator[tuple[Batch, Pair, Pair]]:
-        for images, batch in self.batches(self.task.data.splits.test, BATCH_SIZE, self.images):
+        for images, batch in self.batches(self.task.data.splits.test.subset(slice(self.images)), BATCH_SIZE):
             outputs = self.pair(images, exported(images))
             yield batch, outputs, outputs if self.ranked else [output.logit(PROBABILITY_GAP) for output in outputs]
 
@@ -77,10 +71,8 @@ class ExportableClassifier(SimpleExport, CalibratedExport):
         total = predicted.sum(1) + labels.sum(1)
         return (2 * (predicted * labels).sum(1) / total).where(total > 0, 1.0)
 
-    def batches(self, source: Source, batch_size: int, count: int | None = None) -> Iterator[tuple[Tensor, Any]]:
-        """Yield prepared images (n, C, H, W) and the loader's batch, for the first `count` images or for all."""
-        if count is not None:
-            source = source.subset(slice(count))
+    def batches(self, source: Source, batch_size: int) -> Iterator[tuple[Tensor, Any]]:
+        """Yield prepared images (n, C, H, W) and the loader's batch."""
         for batch in eval_loader(source, self.task.options, batch_size=batch_size):
             yield self.task.data.normalize(batch["image"]), batch
 
@@ -117,6 +109,6 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
 def exported_classifier(exported: ExportedModel) -> Classifier:
     """Use an exported model as a classifier; raise ValueError if export.json lacks an entry or does not fit."""
     metadata = exported.artifact.model
-    exported.artifact.check({}, METADATA)
+    exported.artifact.check({}, "num_classes", "in_chans", "img_size", "mean", "std", "interpolation", "crop_pct")
     exported.check_classes(metadata.num_classes or 0)
     return Classifier(metadata.model or "", exported, metadata, has_sigmoid=metadata.threshold is not None)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from metamix.utils.files import read_json, write_text
-from metamix.utils.rules import Rule, check_entries, rules_of, shown, where
+from metamix.utils.rules import Rule, check_entries, rule, rules_of, shown, where
 from metamix.weights.checksums import sha256
 from metamix.weights.files import ARTIFACT, CHECKPOINT, WEIGHTS
 from metamix.weights.metadata import ModelMetadata, Side
@@ -63,9 +63,9 @@ class Artifact:
         height, width = self.input_shape[2:]
         return None if height is None or width is None else (height, width)
 
-    def check(self, extra: Mapping[str, Rule], model: Mapping[str, Rule]) -> None:
-        """Raise ValueError if what a task reads from `extra` or from the weights' metadata is missing or wrong."""
-        check_entries(self.model.to_dict(), model, ARTIFACT, "model", AGAIN)
+    def check(self, extra: Mapping[str, Rule], *of_model: str) -> None:
+        """Raise ValueError if `extra` has a missing or wrong entry, or the weights' metadata lack one of `of_model`."""
+        check_entries(self.model.to_dict(), dict.fromkeys(of_model, rule(Any)), ARTIFACT, "model", AGAIN)
         check_entries(self.extra, extra, ARTIFACT, "extra", AGAIN)
 
     def check_files(self, folder: Path) -> None:

@@ -26,7 +26,7 @@ from metamix.layers.image_inference import Size
 from metamix.tasks.calibration import CalibratedExport
 from metamix.tasks.exportable import Comparison, ExportOptions, Model, Pair, Side
 from metamix.training.task import Batch
-from metamix.utils.rules import Share, rule, rules_of
+from metamix.utils.rules import Share, rule
 from metamix.utils.text import plural
 from metamix.weights.files import ARTIFACT
 from metamix.weights.metadata import ModelMetadata
@@ -45,8 +45,6 @@ SETTINGS = {  # what `ExportedDetector` reads from `extra` in export.json, which
     "nms_thresh": rule(Share),
     **dict.fromkeys(("detections_per_img", "min_size", "max_size", "multiple", "least"), rule(Side)),
 }
-NEEDED = ("classes", "num_classes", "mean", "std")  # entries of the weights' metadata
-METADATA = {name: rule for name, rule in rules_of(ModelMetadata).items() if name in NEEDED}
 
 
 class DetectorGraph(nn.Module):
@@ -300,7 +298,7 @@ def open_detector(options: ExportOptions) -> ExportableDetector:
 def exported_detector(exported: ExportedModel) -> TrainedDetector:
     """Use an exported model as a detector; raise ValueError if export.json lacks an entry or does not fit."""
     artifact = exported.artifact
-    artifact.check(SETTINGS, METADATA)
+    artifact.check(SETTINGS, "num_classes", "mean", "std", "classes")
     model = ExportedDetector(exported, artifact.model, artifact.size, artifact.extra).eval()
     metadata = artifact.model.to_dict()
     spec, outputs = DetectorSpec.from_dict(metadata, ARTIFACT), exported.probe()

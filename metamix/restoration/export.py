@@ -70,7 +70,7 @@ def open_restorer(options: ExportOptions) -> ExportableRestorer:
 def exported_restorer(exported: ExportedModel) -> TrainedRestorer:
     """Use an exported model as a restorer; raise ValueError if export.json lacks an entry that restorers need."""
     artifact, rules = exported.artifact, rules_of(RestorationSpec)
-    artifact.check(rules | EXTRA, {})
+    artifact.check(rules | EXTRA)
     spec = RestorationSpec(**{name: artifact.extra[name] for name in rules})
     model = PadAndCrop(exported, artifact.size or artifact.extra["multiple"])
     return TrainedRestorer(artifact.model.model or "", model, spec, artifact.model, artifact.size)

@@ -10,7 +10,6 @@ from metamix.layers.image_inference import PadAndCrop, tiles
 from metamix.tasks.calibration import MapExport
 from metamix.tasks.exportable import EXTRA, ExportOptions, Model
 from metamix.training.task import Batch
-from metamix.utils.rules import rule
 from metamix.weights.files import ARTIFACT
 from metamix.weights.metadata import ModelMetadata
 
@@ -76,7 +75,7 @@ def exported_segmenter(exported: ExportedModel) -> TrainedSegmenter:
     """Use an exported model as a segmenter; raise ValueError if export.json lacks an entry or does not fit."""
     artifact = exported.artifact
     metadata = artifact.model.to_dict()
-    artifact.check(extra=EXTRA, model={"img_size": rule(Any)})  # img_size is already checked
+    artifact.check(EXTRA, "img_size")
     spec = SegmenterSpec.from_dict(metadata, ARTIFACT)
     exported.check_classes(len(spec.classes))
     model = PadAndCrop(exported, artifact.size or artifact.extra["multiple"])
