@@ -24,7 +24,7 @@ from metamix.deploy.runtime import ExportedModel
 from metamix.layers import round_up
 from metamix.layers.image_inference import Size
 from metamix.tasks.calibration import CalibratedExport
-from metamix.tasks.exportable import Comparison, ExportOptions, Model, Pair, Side
+from metamix.tasks.exportable import AnySide, Comparison, ExportOptions, Model, Pair
 from metamix.training.task import Batch
 from metamix.utils.rules import Share, rule
 from metamix.utils.text import plural
@@ -43,7 +43,7 @@ CANDIDATES = 100  # boxes to compare on a random image without objects
 SETTINGS = {  # what `ExportedDetector` reads from `extra` in export.json, which is untrusted
     "score_thresh": rule(Share),
     "nms_thresh": rule(Share),
-    **dict.fromkeys(("detections_per_img", "min_size", "max_size", "multiple", "least"), rule(Side)),
+    **dict.fromkeys(("detections_per_img", "min_size", "max_size", "multiple", "least"), rule(AnySide)),
 }
 
 

@@ -17,11 +17,11 @@ from metamix.models.backbone import EXTRA
 from metamix.tasks.network import NetworkSpec, SplitNames, arguments_without
 from metamix.utils.checks import check_rates
 from metamix.utils.rules import one_of, refuse_entry, where
-from metamix.weights.metadata import MAX_CLASSES, ModelMetadata, ModelName
+from metamix.weights.metadata import MAX_CLASSES, ModelMetadata, ModelName, Side
 
 from .detectors import DETECTORS, Detector, build_detector, masks_as_runs
 from .objects import Objects, decode, select
-from .options import NOT_MODEL_ARGS, AnchorScale, Channels, DetectorArgs, Side
+from .options import NOT_MODEL_ARGS, AnchorScale, Channels, DetectorArgs
 
 Classes = Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_CLASSES)]
 Levels = Annotated[

@@ -10,7 +10,7 @@ from metamix.data.options import Factors, ReadingOptions, Splits
 from metamix.tasks.options import SET_BY_TASK, BackboneOptions
 from metamix.utils.options import option
 from metamix.utils.rules import Share, where
-from metamix.weights.metadata import MAX_IMG_SIZE
+from metamix.weights.metadata import Side
 
 from .anchors import MAX_ANCHOR_SCALE
 
@@ -30,7 +30,6 @@ NOT_MODEL_ARGS = SET_BY_TASK | {
 NOT_DETECTOR_ARGS = {"name", "backbone", "backbone_args", "num_classes", "resize_in_training", "min_size", "max_size"}
 
 MAX_SETTING = 65_536  # largest number in detector_args
-Side = Annotated[int, Field(ge=1, le=MAX_IMG_SIZE)]  # of resized images, in pixels
 Channels = Annotated[int, Field(ge=1, le=4096)]
 AnchorScale = Annotated[float, Field(gt=0, le=MAX_ANCHOR_SCALE)]
 

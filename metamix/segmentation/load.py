@@ -14,12 +14,12 @@ from metamix.data.files import check_several, read_pixels
 from metamix.layers.image_inference import PadAndCrop, Size, check_tiles, tiles
 from metamix.tasks.network import NetworkSpec, SplitNames, arguments_without
 from metamix.utils.rules import one_of
-from metamix.weights.metadata import ModelMetadata, ModelName
+from metamix.weights.metadata import ModelMetadata, ModelName, Side
 
 from .data import resize_image
 from .inference import Predictor, predict
 from .labels import MAX_CLASSES, MIN_CLASSES
-from .options import NOT_HEAD_ARGS, NOT_MODEL_ARGS, CropSide, MaskValue, Mean, Side, Std
+from .options import NOT_HEAD_ARGS, NOT_MODEL_ARGS, MaskValue, Mean, ResizedSide, Std
 from .segmenters import HEADS, Segmenter, build_segmenter
 
 Classes = Annotated[tuple[str, ...], Field(min_length=MIN_CLASSES, max_length=MAX_CLASSES)]
@@ -38,13 +38,13 @@ class SegmenterSpec(NetworkSpec):
     model_args: Annotated[dict[str, Any], arguments_without(NOT_MODEL_ARGS)]
     classes: Classes  # names of the classes
     # Height and width of the training crops, which determine the size of spatial weights.
-    crop: tuple[CropSide, CropSide]
+    crop: tuple[Side, Side]
     frozen_norms: bool  # whether the backbone's batch norms are frozen
     # Mean and standard deviation of each channel, for pixel values from 0 to 1.
     mean: Mean
     std: Std
-    min_size: Side = 0
-    max_size: Side = 0
+    min_size: ResizedSide = 0
+    max_size: ResizedSide = 0
     ignore_index: MaskValue | None = 255
     reduce_zero_label: bool = False
     palette: Colours | None = None  # colours of the classes; None if the data set has none

@@ -12,7 +12,7 @@ from metamix.layers.image_inference import check_tiles
 from metamix.tasks.options import SET_BY_TASK, BackboneOptions, as_trained
 from metamix.utils.options import changed_flags, option
 from metamix.utils.rules import NotNegative, PositiveShare, Share
-from metamix.weights.metadata import MAX_IMG_SIZE
+from metamix.weights.metadata import MAX_IMG_SIZE, Side
 
 from .loss import WEIGHTED, parse_loss
 
@@ -23,10 +23,9 @@ _loss = partial(option, group="loss", on_resume="report")
 _score = partial(option, group="scoring", on_resume="report")
 
 MaskValue = Annotated[int, Field(ge=0, le=255)]
-Side = Annotated[int, Field(ge=0, le=MAX_IMG_SIZE)]
-CropSide = Annotated[int, Field(ge=1, le=MAX_IMG_SIZE)]
+ResizedSide = Annotated[int, Field(ge=0, le=MAX_IMG_SIZE)]
 Crop = Annotated[
-    tuple[CropSide, ...],
+    tuple[Side, ...],
     Field(min_length=1, max_length=2, description=f"a side in pixels, or height,width, of at most {MAX_IMG_SIZE:,}"),
 ]
 Mean = Annotated[tuple[Share, ...], Field(min_length=3, max_length=3)]
@@ -68,8 +67,8 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
 
     ignore_index: MaskValue | None = _data(255, "folder: value of ignored pixels in masks; none if all pixels count")
     reduce_zero_label: bool = _data(False, "folder: ignore the value 0, and number the classes from 1 in masks")
-    min_size: Side = _data(0, "shorter side that images are resized to, in pixels; 0 keeps their size")
-    max_size: Side = _data(0, "limit of the longer side of resized images, in pixels; 0 sets no limit")
+    min_size: ResizedSide = _data(0, "shorter side that images are resized to, in pixels; 0 keeps their size")
+    max_size: ResizedSide = _data(0, "limit of the longer side of resized images, in pixels; 0 sets no limit")
 
     train_on: Splits = _data(("train",), "splits to train on; val is held out unless it is trained on or scored")
     memory: Memory = _data(
@@ -129,8 +128,8 @@ class SegmentationEvalOptions(SegmentationDataOptions):
         "trained", "value of ignored pixels in the mask files; none if all pixels count; trained: as in training"
     )
     reduce_zero_label: bool | None = as_trained("ignore the value 0, and number the classes from 1 in masks")
-    min_size: Side | None = as_trained("shorter side that images are resized to, in pixels")
-    max_size: Side | None = as_trained("limit of the longer side, in pixels")
+    min_size: ResizedSide | None = as_trained("shorter side that images are resized to, in pixels")
+    max_size: ResizedSide | None = as_trained("limit of the longer side, in pixels")
 
 
 def verify_command(options: SegmentationOptions) -> str:

@@ -16,17 +16,16 @@ from metamix.training.task import Batch
 from metamix.utils.checks import parse_size
 from metamix.utils.options import option, positional
 from metamix.utils.rules import Count, NotNegative, one_of, rule
-from metamix.weights.metadata import MAX_SIDE, ModelMetadata
-from metamix.weights.metadata import Side as ImgSide
+from metamix.weights.metadata import MAX_SIDE, ModelMetadata, Side
 
 from .load import task_of
 
 Model = Callable[[Tensor], Any]
 Pair = Sequence[Any]  # outputs of the eager and the exported model
-Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+AnySide = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 EXTRA = {  # entries of `Artifact.extra` for `PadAndCrop` and `CalibratedExport`
-    "scale": rule(Side),
-    "multiple": rule(Annotated[tuple[Side, Side], Field(description="two whole numbers from 1 to 65,536")]),
+    "scale": rule(AnySide),
+    "multiple": rule(Annotated[tuple[AnySide, AnySide], Field(description="two whole numbers from 1 to 65,536")]),
 }
 
 
@@ -42,7 +41,7 @@ class ExportOptions(ImageOptions):
     model: str | None = option(None, "name of the model, for a file that does not name it")
     format: Annotated[str, one_of(FORMATS)] = option("onnx", "format to write: onnx, openvino or torch")
     precision: Annotated[str, one_of(PRECISIONS)] = option("fp32", "fp32, bf16 or int8")
-    img_size: tuple[ImgSide, ...] | None = option(None, "size of images in pixels, N or H,W; default: as in training")
+    img_size: tuple[Side, ...] | None = option(None, "size of images in pixels, N or H,W; default: as in training")
     dynamic: bool = option(False, "accept any height and width; any batch size is always accepted")
     compile: bool = option(False, "torch: also compile the graph for this CPU, which takes minutes")
     data: str | None = option(
