@@ -46,7 +46,7 @@ def arguments_without(names: Collection[str]) -> GetPydanticSchema:
 
 
 def to_lists(value: Any) -> Any:
-    """Convert a tuple, and all tuples in it, into lists, as weight files store them."""
+    """Convert a tuple, and all tuples in it, into lists, as weight files store them; checkpoints would keep tuples."""
     return [to_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
