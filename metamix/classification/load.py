@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,9 @@ class Classifier:
 
     name: str  # name of the model, from the caller or else from the weight file
     # The model in evaluation mode. It takes images (n, C, H, W) float32 and returns logits (n, classes).
-    model: nn.Module
-    metadata: ModelMetadata  # entries of the weight file; timm's configuration fills in what the file lacks
+    model: nn.Module = field(repr=False)
+    # Entries of the weight file; timm's configuration fills in what the file lacks.
+    metadata: ModelMetadata = field(repr=False)
     has_sigmoid: bool = False  # whether the model returns probabilities, as exported models for several labels do
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from metamix.models.backbone import EXTRA
 from metamix.tasks.network import NetworkSpec, SplitNames, arguments_without
 from metamix.utils.checks import check_rates
 from metamix.utils.rules import one_of, refuse_entry, where
+from metamix.utils.text import plural
 from metamix.weights.metadata import MAX_CLASSES, ModelMetadata, ModelName, Side
 
 from .detectors import DETECTORS, Detector, build_detector, masks_as_runs
@@ -83,6 +84,9 @@ class TrainedDetector:
     model: nn.Module
     spec: DetectorSpec
     metadata: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"TrainedDetector({self.spec.detector}, {self.spec.model}, {plural(len(self.classes), 'class')})"
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,9 +55,9 @@ class TrainedRestorer:
 
     name: str  # name of the model; for published weights also their tag, such as maxim_s3.sidd
     # The model in evaluation mode. It takes images (n, C, H, W) with values from 0 to 1 and restores them.
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     spec: RestorationSpec
-    metadata: ModelMetadata
+    metadata: ModelMetadata = field(repr=False)
     # (height, width) that an exported graph is fixed to; None for every other model.
     graph_size: tuple[int, int] | None = None
 

@@ -14,6 +14,7 @@ from metamix.data.files import check_several, read_pixels
 from metamix.layers.image_inference import PadAndCrop, Size, check_tiles, tiles
 from metamix.tasks.network import NetworkSpec, SplitNames, arguments_without
 from metamix.utils.rules import one_of
+from metamix.utils.text import plural
 from metamix.weights.metadata import ModelMetadata, ModelName, Side
 
 from .data import resize_image
@@ -72,6 +73,14 @@ class TrainedSegmenter:
     spec: SegmenterSpec
     metadata: dict[str, Any]
     graph_size: Size | None = None  # (height, width) of the graph of an exported model; None for any size
+
+    def __repr__(self) -> str:
+        return f"TrainedSegmenter({self.spec.head}, {self.spec.model}, {plural(len(self.classes), 'class')})"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the labels 0, 1, ..."""
+        return self.spec.classes
 
     @property
     def fixed_size(self) -> Size | None:

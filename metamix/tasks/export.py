@@ -253,7 +253,8 @@ def gains(report: dict[str, Any]) -> str:
         text += f"; one image {times:.1f} times as fast as in torch"
     if quantized:
         chance = ", a loss within their noise" if quantized["drop"] > quantized["max_drop"] else ""
-        text += f"; lost {round(quantized['drop'], 2) + 0:.2f} {quantized['unit']} on "
+        drop = round(quantized["drop"], 2)
+        text += f"; {'gained' if drop < 0 else 'lost'} {abs(drop):.2f} {quantized['unit']} on "
         text += f"{plural(quantized['images'], 'training image')} (limit {quantized['max_drop']:g}{chance}), "
         text += f"{len(quantized['kept'])} of {quantized['layers']} layers kept in fp32"
     return text

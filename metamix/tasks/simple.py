@@ -159,9 +159,9 @@ class SimpleTrained:
         prepare: function that prepares an image as the transform of `SimpleData` does, (C, H, W) uint8.
     """
 
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     metadata: ModelMetadata
-    prepare: Callable[[Image.Image], Tensor]
+    prepare: Callable[[Image.Image], Tensor] = field(repr=False)
 
     @property
     def spec(self) -> ModelMetadata:

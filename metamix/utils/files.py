@@ -31,6 +31,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full. The old file is then unchanged.
+            An error of another file, raised inside the block, keeps its message.
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
@@ -49,7 +50,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     except BaseException as error:
         with suppress(OSError):  # on a read-only disk this fails too, and the first error says more
             temporary.unlink()
-        if isinstance(error, OSError):
+        ours = {"None", *map(str, (path, target, temporary, target.parent))}  # errors of other files pass unchanged
+        if isinstance(error, OSError) and str(error.filename) in ours:
             raise OSError(f"{path} could not be written ({reason(error)})") from error
         raise
 
@@ -83,6 +85,8 @@ def filled_at_once(folder: Path) -> Iterator[Path]:
     make_output_folder(folder)
     with TemporaryDirectory(TEMPORARY, ".", folder) as temporary:
         yield Path(temporary)
+        running = {name for name in os.listdir(folder) if name.endswith(TEMPORARY)}  # this command, and others
+        check_output_folder(folder, running)  # another command may have filled it meanwhile
         for path in Path(temporary).iterdir():
             path.rename(folder / path.name)
 

@@ -160,7 +160,8 @@ def no_option(
     name = str(word).removeprefix("--").removeprefix("no-").replace("-", "_")
     having = [other for other in tasks if other != task and name in options_of(task_options(other))]
     if not having:
-        return f"{text}{did_you_mean(word, known)}"
+        known = [*map(str, known)]
+        return text + did_you_mean(word, known, dict(zip(["learning-rate"], {"lr", "--lr"}.intersection(known))))
     advice = f": add --task {having[0]}" if advise else ""
     return f"{text} for {task}; it is an option of {' and '.join(having)}{advice}"
 

@@ -1,6 +1,7 @@
 """Test that `metamix.load` finds the task of a model, and refuses arguments that would have no effect."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,3 +83,14 @@ def test_classifier_has_one_source():
 def test_a_single_image_is_no_list(trained, image):
     with pytest.raises(TypeError, match=r"predict takes a list of images, got a single .*: give \[image\]"):
         trained.predict(image)
+
+
+def test_a_trained_model_is_shown_in_one_short_line():
+    parts = dict(model="metaformer_raft_nano", classes=("cat",) * 80, detector="fcos", head="upernet")
+    net, spec = torch.nn.Linear(2, 2), SimpleNamespace(**parts)
+    assert repr(Classifier("resnet18", net, ModelMetadata())) == "Classifier(name='resnet18', has_sigmoid=False)"
+    assert repr(TrainedDetector(net, spec, {})) == "TrainedDetector(fcos, metaformer_raft_nano, 80 classes)"
+    assert repr(TrainedSegmenter(net, spec, {})) == "TrainedSegmenter(upernet, metaformer_raft_nano, 80 classes)"
+    assert TrainedSegmenter(net, spec, {}).classes == TrainedDetector(net, spec, {}).classes == spec.classes
+    for other in TrainedRestorer("", net, None, None), SimpleTrained(net, None, None):
+        assert "Linear" not in repr(other)

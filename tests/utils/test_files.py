@@ -1,10 +1,10 @@
-"""Test the limit on nesting in JSON files."""
+"""Test the limit on nesting in JSON files, and folders that two commands fill."""
 
 import json
 
 import pytest
 
-from metamix.utils.files import check_nesting
+from metamix.utils.files import check_nesting, filled_at_once
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":', '[{"a\\"b":'])
@@ -25,3 +25,12 @@ def test_what_is_nested_as_deep_as_allowed_is_accepted():
 def test_text_that_is_not_json_takes_no_longer():
     check_nesting('"' + '\\"' * 1_000_000, "a.json")
     check_nesting('"\\' * 1_000_000, "a.json")
+
+
+def test_of_two_commands_that_fill_a_folder_the_later_one_is_refused(tmp_path):
+    refused = pytest.raises(ValueError, match=r"out holds other files \(a\): give a new folder")
+    with refused, filled_at_once(tmp_path / "out") as later, filled_at_once(tmp_path / "out") as earlier:
+        (earlier / "a").write_text("earlier")
+        (later / "a").write_text("later")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
+    assert (tmp_path / "out" / "a").read_text() == "earlier"

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -49,6 +50,14 @@ def test_a_failure_while_writing_keeps_the_old_file(tmp_path):
         file.write(b"half of the n")
         raise KeyError
     assert (tmp_path / "a").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_error_of_another_file_keeps_its_message(tmp_path):
+    """Or a model that cannot be read would be reported as an output that cannot be written."""
+    refused = pytest.raises(FileNotFoundError, match="No such file or directory: 'no such image'")
+    with refused, atomic_write(tmp_path / "a"):
+        Path("no such image").read_bytes()
+    assert not list(tmp_path.iterdir())
 
 
 def test_names_that_are_not_utf8_are_escaped(net, tmp_path):
