@@ -53,7 +53,7 @@ def benchmark(
     threads: int | None = None,
     seconds: float = 1.0,
     runs: int = 1,
-    reference: str | None = None,
+    reference: "str | BenchmarkedModel | None" = None,
     folder: str | Path | None = None,
 ) -> dict[str, Any]:
     """Time models in several engines.
@@ -67,7 +67,8 @@ def benchmark(
         threads: number of threads to compute with; None for torch's number.
         seconds: time for each model, engine, precision and batch in each run; at least five calls are made.
         runs: number of repetitions; the medians over them are reported.
-        reference: name of the model whose speed in eager fp32 the others are compared with; None for the first one.
+        reference: model whose speed in eager fp32 the others are compared with; None for the first one that is not
+            exported. If all are exported, "reference" and the speedups are None.
         folder: where converted models are kept, so that they are not converted again. None keeps no models.
 
     Returns:
@@ -81,10 +82,11 @@ def benchmark(
         ImportError: a package of the extra `deploy` is missing.
     """
     cells = cells_of(engines, precisions)
-    chosen = {model if isinstance(model, str) else model.name: model for model in models}
+    chosen = {name_of(model): model for model in models}
     if not models or not batch_sizes or min(batch_sizes) < 1 or runs < 1:
         raise ValueError(f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give one of each")
-    reference = reference or next(iter(chosen))
+    reference = reference or next((m for m in chosen.values() if isinstance(m, str) or not m.cell), None)
+    base_name = reference and name_of(reference)
     software = versions() | installed(package for cell in cells for package in packages(*cell))
     keep_freed_memory()
     before = torch.get_num_threads()
@@ -93,14 +95,14 @@ def benchmark(
     failed: dict[str, str] = {}
     try:
         with TemporaryDirectory() as temporary, torch._dynamo.config.patch(recompile_limit=64):  # one shared forward
-            timed = ({reference: reference} | chosen).values()
-            subjects = [random_model(model, img_size) if isinstance(model, str) else model for model in timed]
+            timed = ({base_name: reference} if reference else {}) | chosen
+            subjects = [random_model(model, img_size) if isinstance(model, str) else model for model in timed.values()]
             place = Path(folder or temporary)
             place.mkdir(parents=True, exist_ok=True)
             for batch in batch_sizes:
                 steps: dict[tuple[BenchmarkedModel, Cell], Step] = {}
                 for subject in subjects:
-                    base = [("eager", "fp32")] if subject.name == reference else []
+                    base = [("eager", "fp32")] if subject.name == base_name else []
                     wanted = [*base, *(cells if subject.name in chosen else [])]
                     for cell in [subject.cell] if subject.cell else dict.fromkeys(wanted):
                         try:
@@ -121,7 +123,7 @@ def benchmark(
         "versions": software,
         "measured": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "runs": runs,
-        "reference": reference,
+        "reference": base_name,
         "rows": rows,
         "failed": failed,
     }
@@ -145,6 +147,11 @@ def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
 def packages(engine: str, precision: str) -> tuple[str, ...]:
     """Return the packages that an engine needs beyond torch."""
     return FORMATS[FORMAT_OF[engine]].packages_for(precision) if engine in FORMAT_OF else ()
+
+
+def name_of(model: "str | BenchmarkedModel") -> str:
+    """Return the name of a model that is to be timed."""
+    return model if isinstance(model, str) else model.name
 
 
 def random_model(name: str, img_size: int | None) -> "BenchmarkedModel":
@@ -236,9 +243,10 @@ def table(result: Mapping[str, Any]) -> str:
     software = ", ".join(f"{name} {number}" for name, number in result["versions"].items() if name != "metamix")
     lines = [
         f"{machine['cpu']}, {plural(result['threads'], 'thread')}, {result['measured']}; {software}",
-        message(f"speedup: times as fast as {result['reference']} in eager fp32 at the same batch"),
-        "",
     ]
+    if result["reference"]:
+        lines.append(message(f"speedup: times as fast as {result['reference']} in eager fp32 at the same batch"))
+    lines.append("")
     header = ("model", "engine", "precision", "pixels", "batch", "ms", "images/s", "speedup")
     keys = ("model", "engine", "precision", "img_size", "batch", "ms", "img_per_s", "speedup")
     rows = [["-" if row[key] is None else f"{row[key]}" for key in keys] for row in result["rows"]]

@@ -46,7 +46,9 @@ class BenchmarkOptions(Options):
     img_size: Side | None = option(None, "side of the images in pixels; by default the model's")
     threads: Count | None = option(None, "number of threads; by default torch's")
     seconds: NotNegative = option(1.0, "seconds for each row of the table")
-    reference: str | None = option(None, "model that speedups are relative to; by default the first", metavar="MODEL")
+    reference: str | None = option(
+        None, "model that speedups are relative to; by default the first that is not an export", metavar="MODEL"
+    )
     trust: bool = option(False, "load a model that was exported with --format torch; its files can run code")
     json: Path | None = option(None, "file to which the result is also written, as JSON", metavar="FILE")
 
@@ -61,7 +63,10 @@ def main(argv: Sequence[str]) -> None:
             if file.is_dir():
                 raise ValueError(f"--json {file} is a folder: give a file")
             file.parent.mkdir(parents=True, exist_ok=True)
-        settings["models"] = [open_model(model, options.img_size, options.threads, trust) for model in options.models]
+        names = dict.fromkeys([*options.models, *filter(None, [options.reference])])
+        opened = {name: open_model(name, options.img_size, options.threads, trust) for name in names}
+        settings["models"] = [opened[name] for name in options.models]
+        settings["reference"] = opened.get(options.reference or "")
         result = benchmark(**settings)
         print(table(result))
         if file:

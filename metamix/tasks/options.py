@@ -86,12 +86,16 @@ class BackboneOptions:
 
 
 def task_of_options(options: Mapping[str, Any]) -> str:
-    """Return the task of the `checkpoint` or of the `model` that a recipe or a command line names."""
+    """Return the task of the `checkpoint` or of the `model` that a recipe or a command line names.
+
+    Raises:
+        ValueError: the checkpoint is damaged or an exported model, so another task would be taken for it.
+    """
     # A value that is not text, such as a list of models in a recipe, is refused when the options are read.
     texts = {name: value for name, value in options.items() if isinstance(value, str)}
     checkpoint, model = texts.get("checkpoint"), texts.get("model")
     if task := task_of_model(model):
         return task
-    with suppress(OSError, ValueError):  # the task's own functions say what is wrong with the weights
+    with suppress(OSError):  # a run that is resumed does not need the file
         return task_of(checkpoint, model)[0] if checkpoint else DEFAULT
     return DEFAULT

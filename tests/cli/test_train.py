@@ -374,6 +374,12 @@ def test_mistakes_are_refused_in_one_sentence(words, said, tmp_path):
     assert not list(tmp_path.rglob("checkpoint.pt"))
 
 
+def test_an_export_is_refused_before_the_options_of_another_task(tmp_path):
+    (tmp_path / "export.json").write_text("{}")
+    with pytest.raises(SystemExit, match="is an exported model, without weights to load"):  # not that data is digits
+        metamix.cli.train.main(["--checkpoint", str(tmp_path), "--data-dir", str(tmp_path)])
+
+
 @pytest.mark.parametrize("line", ["model: [metaformer_pooling_nano, metaformer_raft_nano]", "checkpoint: [a, b]"])
 def test_a_recipe_with_a_list_in_place_of_a_name_is_refused(line, tmp_path):
     (tmp_path / "recipe.yaml").write_text(line)

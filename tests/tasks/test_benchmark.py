@@ -59,7 +59,7 @@ def test_trained_models_are_timed(make, size, words, tmp_path, capsys):
     assert result["machine"]["cpu"] in capsys.readouterr().out
 
 
-def test_an_export_is_timed_beside_the_model(tmp_path):
+def test_an_export_is_timed_beside_the_model(tmp_path, capsys):
     model, about = segmenter()
     save_weights(tmp_path / "trained.safetensors", model.state_dict(), about)
     source, folder = tmp_path / "trained.safetensors", tmp_path / "street"
@@ -68,6 +68,11 @@ def test_an_export_is_timed_beside_the_model(tmp_path):
     eager, exported = time(tmp_path, source, folder, *words)["rows"]
     assert (exported["model"], exported["engine"], exported["precision"]) == (str(folder), "torch", "fp32")
     assert exported["speedup"] == pytest.approx(eager["ms"] / exported["ms"], abs=0.02)
+    eager, _ = time(tmp_path, folder, *words, "--reference", source)["rows"]
+    assert (eager["model"], eager["speedup"]) == (str(source), 1)
+    assert time(tmp_path, folder, source, *words)["reference"] == str(source)  # an export has no speed in eager fp32
+    capsys.readouterr()
+    assert time(tmp_path, folder, *words)["reference"] is None and "speedup:" not in capsys.readouterr().out
     with pytest.raises(SystemExit, match="img_size is 64, but .*street takes 32 x 32 pixels: leave it out"):
         time(tmp_path, folder, *words, "--img-size", 64)
     with pytest.raises(SystemExit, match="model.pt2 is not loaded: .* give --trust"):
