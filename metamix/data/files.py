@@ -173,7 +173,8 @@ def as_corrupt_image(path: str | Path) -> Iterator[None]:
     except CorruptImage as error:
         raise CorruptImage(f"{path}: {error}") from error
     except Exception as error:  # decoders raise errors of many types on bad bytes
-        raise CorruptImage(f"{path}: {type(error).__name__}: {error}") from error
+        words = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"  # "No such file or directory"
+        raise CorruptImage(f"{path}: {words}") from error
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:

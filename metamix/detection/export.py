@@ -291,7 +291,7 @@ def open_detector(options: ExportOptions) -> ExportableDetector:
         trained = load_detector(source)
         model, entries = trained.model, trained.metadata
     if not isinstance(model, (RetinaNet, FCOS)):
-        raise ValueError(f"{source} is a {type(model).__name__}; only RetinaNet and FCOS can be exported")
+        raise ValueError(f"{source} is a {type(model).__name__}; only RetinaNet and FCOS can be exported or timed")
     return ExportableDetector(model, entries, options, task)
 
 
