@@ -160,8 +160,7 @@ def no_option(
     name = str(word).removeprefix("--").removeprefix("no-").replace("-", "_")
     having = [other for other in tasks if other != task and name in options_of(task_options(other))]
     if not having:
-        known = [*map(str, known)]
-        return text + did_you_mean(word, known, dict(zip(["learning-rate"], {"lr", "--lr"}.intersection(known))))
+        return text + did_you_mean({"learning_rate": "lr"}.get(name, word), known)
     advice = f": add --task {having[0]}" if advise else ""
     return f"{text} for {task}; it is an option of {' and '.join(having)}{advice}"
 

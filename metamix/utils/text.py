@@ -10,7 +10,7 @@ import io
 import logging
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
@@ -21,15 +21,14 @@ LONGEST_MESSAGE = 2000  # characters
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def did_you_mean(word: object, words: Iterable[object], also: Mapping[str, str] | None = None) -> str:
+def did_you_mean(word: object, words: Iterable[object]) -> str:
     """End a sentence of an error message: "; did you mean 'x'?" if one of `words` is close to `word`, otherwise ".".
 
-    Dashes at the start of flags are not compared: they make short flags alike. `also` has more names that people use,
-    each with the word to suggest for it.
+    Dashes at the start of flags are not compared: they make short flags alike.
     """
     if len(str(word)) > LONGEST_NAME:
         return "."
-    by_name = {str(each).lstrip("-"): str(each) for each in words} | dict(also or {})
+    by_name = {str(each).lstrip("-"): str(each) for each in words}
     close = difflib.get_close_matches(str(word).lstrip("-"), by_name, n=1)
     return f"; did you mean {by_name[close[0]]!r}?" if close else "."
 

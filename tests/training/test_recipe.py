@@ -169,7 +169,7 @@ def test_text_that_looks_like_another_value_is_read_back(config, text):
     "words, said",
     [
         (["--bach-size", "3"], "there is no option --bach-size; did you mean '--batch-size'?"),
-        (["--lerning-rate", "3"], "there is no option --lerning-rate; did you mean '--lr'?"),
+        (["--learning-rate", "3"], "there is no option --learning-rate; did you mean '--lr'?"),
         (["--no-emma"], "there is no option --no-emma; did you mean '--no-ema'?"),
         (["--zzzzzz", "3"], "there is no option --zzzzzz"),
         (["--ema", "true"], "'true' is not an option; write --name value, or --name or --no-name for a switch"),
