@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import metamix
-from metamix.classification.load import adapt_channels, load_initial_weights
+from metamix.classification.load import load_initial_weights
 from metamix.data import open_data
 from metamix.data.formats.folder import open_class_folders
 from metamix.models.registry import create_model
@@ -165,9 +165,3 @@ def test_a_first_convolution_is_adapted_to_the_channels(there, here, tmp_path):
         torch.testing.assert_close(
             new.eval()(grey.expand(-1, here, -1, -1)), old.eval()(grey.expand(-1, there, -1, -1)), atol=1e-4, rtol=1e-4
         )
-
-
-def test_weights_of_the_same_channels_are_left_alone():
-    model = create_model("metaformer_identity_nano", in_chans=3)
-    tensors, notes = adapt_channels(model, model.state_dict())
-    assert notes == [] and torch.equal(tensors["stem.0.weight"], model.stem[0].weight)

@@ -7,15 +7,12 @@ from torch.nn import functional as F
 
 from metamix.classification.loss import ClassificationLoss, balanced_weights
 from metamix.classification.options import ClassificationOptions
-
-
-class NoTeacher:
-    frozen_helpers = ()
+from tests.helpers.classifiers import NO_TEACHER
 
 
 def loss(labels=None, **options):
     labels = torch.arange(10) if labels is None else labels
-    return ClassificationLoss(ClassificationOptions(**options), NoTeacher(), labels, 10)
+    return ClassificationLoss(ClassificationOptions(**options), NO_TEACHER, labels, 10)
 
 
 def fixed(logits):

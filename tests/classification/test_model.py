@@ -10,7 +10,6 @@ from PIL import Image
 from metamix.classification.load import load_initial_weights
 from metamix.classification.options import ClassificationOptions
 from metamix.classification.task import Classification
-from metamix.models.registry import create_model
 from metamix.weights.files import save_weights
 from tests.helpers.classifiers import SMALL, small_task
 
@@ -138,8 +137,3 @@ def test_a_linear_probe_trains_both_heads_of_a_distilled_model():
 def test_what_cannot_be_built_is_refused(options, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         small_task(**options).model.build()
-
-
-def test_models_for_any_size_and_of_one_size():
-    assert create_model("test_resnet", img_size=32, num_classes=3).num_classes == 3
-    assert create_model("test_vit", img_size=32, num_classes=3).patch_embed.img_size == (32, 32)

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +20,10 @@ import metamix
 from metamix.classification.loss import ClassificationLoss
 from metamix.classification.metric import MultiLabelMetric
 from metamix.classification.options import ClassificationOptions
-from metamix.classification.predict import LabelImages, as_csv, as_table
 from metamix.data import open_data
 from metamix.data.sources import strata
 from metamix.weights.files import load_metadata, save_weights
+from tests.helpers.classifiers import NO_TEACHER
 from tests.helpers.running import assert_same_run, metamix_command, stopped_at, train
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -142,11 +143,8 @@ def test_predictions_are_all_labels_above_their_thresholds(run, shapes, capsys, 
     assert [len(record["labels"]) for record in json.loads(capsys.readouterr().out)] == [3, 0, 2]
     assert metamix_command(*words, "csv") == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert [(row["image"], bool(row["label"])) for row in rows] == [
-        *[(str(images[0]), True)] * 3,
-        (str(images[1]), False),
-        *[(str(images[2]), True)] * 2,
-    ]
+    found = [(images[0], True)] * 3 + [(images[1], False)] + [(images[2], True)] * 2
+    assert [(Path(row["image"]), bool(row["label"])) for row in rows] == found
     assert metamix_command(*words, "json", "--threshold", 0) == 0
     assert [len(record["labels"]) for record in json.loads(capsys.readouterr().out)] == [3, 3, 3]
 
@@ -200,19 +198,8 @@ def test_a_changed_label_is_noticed(shapes, table, tmp_path):
 
 
 def test_an_export_returns_probabilities(run, shapes, tmp_path, capsys):
-    words = [
-        "--format",
-        "torch",
-        "--data",
-        "folder",
-        "--data-dir",
-        shapes,
-        "--seconds",
-        0,
-        "--output",
-        tmp_path / "out",
-    ]
-    assert metamix_command("export", run, *words) == 0
+    words = ["--format", "torch", "--data", "folder", "--data-dir", shapes, "--seconds", 0]
+    assert metamix_command("export", run, *words, "--output", tmp_path / "out") == 0
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["scores"]["eager"]["mAP"] == report["scores"]["exported"]["mAP"] > 95
     assert report["scores"]["exported"]["loss"] == pytest.approx(
@@ -341,18 +328,12 @@ LINE = "1.png,red|green"
         (["file,labels,split", f"{LINE},dev"], "labels.csv:2 has the split 'dev', but it must be train, val or test"),
         (["id,labels", LINE], "labels.csv:1 has the columns id, labels: the first line must name the columns"),
         (["file,labels,split", f"{LINE},train", "0.png,,val"], "no image of test has a label: give other data"),
-        (
-            ["file,red,green", "1.png,1,0", "2.png,1,2"],
-            "labels.csv:3 has '2' in the column green, but it must be 0 or 1",
-        ),
+        (["file,red,green", "1.png,1,0", "2.png,1,2"], "csv:3 has '2' in the column green, but it must be 0 or 1"),
         (["file,red,green", "1.png,1,"], "csv:2 has '' in the column green, .*: without a column labels, each column"),
         (["file,red,green", "1.png,True,False"], "csv:2 has 'True' in the column red, but it must be 0 or 1"),
         (["file,red,red", "1.png,1,0"], "labels.csv:1 has the label 'red': each label needs its own name"),
         (["file,red|green,blue", "1.png,1,0"], r"labels.csv:1 has the label 'red\|green': .* without \| and ;"),
-        (
-            ["file,labels,red,green", "1.png,red,1,0", "2.png,green,0,1"],
-            "csv:1 has a column labels and columns of 0 and 1, green, red: remove these, or remove labels",
-        ),
+        (["file,labels,red,green", "1.png,red,1,0"], "csv:1 has a column labels and columns of 0 and 1, .*: remove"),
         (["file,label", "1.png,red"], "found images. To make these folders from labels.csv: metamix convert csv"),
     ],
 )
@@ -369,14 +350,10 @@ def test_options_that_do_not_fit_are_refused(shapes, folder, table, tmp_path):
         train(*classes, "--loss", "asymmetric")
     with pytest.raises(SystemExit, match="test_on is 'val', but .*labels.csv has no splits to score: leave it out"):
         train(*labelled, "--test-on", "val")
-    with pytest.raises(
-        SystemExit, match="threshold is 0.3, but metaformer_pooling_nano gives an image one class: leave it"
-    ):
+    with pytest.raises(SystemExit, match="threshold is 0.3, but metaformer_pooling_nano gives .* one class: leave it"):
         words = ["--checkpoint", "metaformer_pooling_nano.digits", "--threshold", 0.3]
         metamix_command("predict", shapes / "images/1.png", *words)
-    with pytest.raises(
-        SystemExit, match=r"labels.csv:2 has the class 'red\|green'; .* If images have several labels, convert no"
-    ):
+    with pytest.raises(SystemExit, match=r"csv:2 has the class 'red\|green'; .* If images have several labels, conv"):
         metamix_command("convert", "csv", table("file,labels", LINE), tmp_path / "out")
 
 
@@ -393,20 +370,14 @@ def test_a_teacher_and_data_of_the_other_kind(run, shapes, tmp_path, capsys):
     with pytest.raises(SystemExit, match="the teacher .* gives an image one class, unlike folder; give another"):
         train(*words, tmp_path / "of-classes", "--output", tmp_path / "other")
     one, several = "one class for each image", "several labels for an image"
-    for trained, data, wanted, has in (
-        (run, tmp_path / "classes", several, one),
-        (tmp_path / "of-classes", shapes, one, several),
-    ):
+    cases = (run, tmp_path / "classes", several, one), (tmp_path / "of-classes", shapes, one, several)
+    for trained, data, wanted, has in cases:
         with pytest.raises(SystemExit, match=f"was trained for {wanted} and folder has {has}; give other --data, or"):
             metamix_command("eval", "--checkpoint", trained, "--data", "folder", "--data-dir", data)
 
 
-class NoTeacher:
-    frozen_helpers = ()
-
-
 def loss_of(logits, labels, **options):
-    loss = ClassificationLoss(ClassificationOptions(**options), NoTeacher(), labels, labels.shape[1])
+    loss = ClassificationLoss(ClassificationOptions(**options), NO_TEACHER, labels, labels.shape[1])
     value, logged = loss(lambda images: logits, {"image": None, "target": labels})
     assert not logged
     return value
@@ -429,7 +400,7 @@ def test_losses():
     weighted = AsymmetricLossMultiLabel(pos_weight=weights, reduction="sum")
     torch.testing.assert_close(both, weighted(logits, labels) / 36)
     teacher, options = torch.randn(12, 3), ClassificationOptions(temperature=2.0)
-    distilled = ClassificationLoss(options, NoTeacher(), labels, 3).distillation(logits, teacher)
+    distilled = ClassificationLoss(options, NO_TEACHER, labels, 3).distillation(logits, teacher)
     torch.testing.assert_close(distilled, 4 * bce(logits / 2, (teacher / 2).sigmoid()))
 
 
@@ -501,12 +472,6 @@ def test_a_model_of_a_loop_of_your_own(tmp_path):
     )
     (labels,) = metamix.load(tmp_path / "m.safetensors").predict([Image.new("RGB", (32, 32))])
     assert {name for name, _ in labels} == {"cat", "dog"} and sum(p for _, p in labels) != pytest.approx(1, abs=1e-6)
-
-
-def test_predictions_without_a_label_are_listed(run, shapes):
-    predictions = list(LabelImages((shapes / "images/0.png",)).predict(metamix.load(run), []))
-    assert as_table(predictions) == f"{shapes}/images/0.png  -\n"
-    assert as_csv(predictions).splitlines()[1:] == [f"{shapes}/images/0.png,1,,0.000000"]
 
 
 def test_the_explained_label_is_the_most_probable_one(run, shapes, tmp_path):

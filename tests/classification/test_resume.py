@@ -18,16 +18,6 @@ def run(folder, tmp_path):
     return tmp_path / "run", root
 
 
-def test_swapped_folders_are_noticed(run):
-    output, root = run
-    (root / "train" / "cat").rename(root / "train" / "tmp")
-    (root / "train" / "dog").rename(root / "train" / "cat")
-    (root / "train" / "tmp").rename(root / "train" / "dog")
-    for epochs in (1, 2):  # finished, resumed
-        with pytest.raises(SystemExit, match="was made with other data; these differ: files, labels or boxes"):
-            train(*WORDS, "--data-dir", root, "--epochs", epochs, "--output", output)
-
-
 def test_data_that_moved_are_the_same(run, tmp_path, capsys):
     output, root = run
     shutil.move(root, tmp_path / "moved")

@@ -68,12 +68,3 @@ def test_what_does_not_fit_is_refused(made_with, options, words, tmp_path):
 def test_other_modules_are_refused(tmp_path):
     with pytest.raises(ValueError, match="model is a Linear: give the model that timm.create_model returned"):
         metamix.save_classifier(torch.nn.Linear(2, 2), tmp_path / "cats.safetensors", classes=["cat", "dog"])
-
-
-def test_a_state_dict_is_loaded_with_its_arguments(tmp_path):
-    model = timm.create_model("metaformer_raft_nano", num_classes=2, img_size=48).eval()
-    torch.save(model.state_dict(), tmp_path / "cats.pth")
-    arguments = dict(model="metaformer_raft_nano", model_args={"img_size": 48})
-    classifier = metamix.load_classifier(tmp_path / "cats.pth", **arguments)
-    images = torch.rand(1, 3, 48, 48)
-    torch.testing.assert_close(classifier.model(images), model(images), rtol=0, atol=0)

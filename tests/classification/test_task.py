@@ -125,9 +125,7 @@ def test_tensors_made_for_another_image_size_are_evaluated_at_it(three_classes):
     name, path = "metaformer_raft_nano", three_classes / "r.pth"
     torch.save(create_model(name, img_size=48, num_classes=3).state_dict(), path)
     options = dict(model=name, checkpoint=str(path), data="folder", data_dir=str(three_classes), workers=0)
-    with pytest.raises(
-        ValueError, match=r"are for images of different sizes .* --model-args '\{img_size: N\}', in Python"
-    ):
+    with pytest.raises(ValueError, match=r"are for images of different sizes .* --model-args '\{img_size: N\}', in"):
         Classification.trained(ClassificationEvalOptions(**options))
     of_48, model, _ = Classification.trained(ClassificationEvalOptions(**options, model_args={"img_size": 48}))
     assert of_48.data.size == 48 and model.stages[0].blocks[0].mixer.grid == (24, 24)
@@ -169,12 +167,7 @@ def test_evaluation_needs_data_unless_they_are_the_digits():
 
 @pytest.mark.parametrize(
     "trained_on, data_dir, data",
-    [
-        ("cifar10", "data", "cifar10"),
-        ("my-cats", "my-cats", "folder"),
-        ("digits", "mine", "folder"),
-        (None, "mine", "folder"),
-    ],
+    [("cifar10", "data", "cifar10"), ("cats", "cats", "folder"), ("digits", "a", "folder"), (None, "a", "folder")],
 )
 def test_the_folder_is_scored_if_the_data_set_of_training_has_no_name(trained_on, data_dir, data):
     assert data_to_score(trained_on, data_dir) == data

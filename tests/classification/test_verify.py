@@ -88,8 +88,3 @@ def test_unknown_names_and_options_end_in_one_message():
         main(["digitss"])
     with pytest.raises(SystemExit, match="for classification; it is an option of restoration: add --task restoration"):
         main(["digits", "--clean"])
-
-
-def test_a_folder_needs_no_name_of_a_data_set(folder, capsys):
-    assert main([folder(name="my set")]) == 0
-    assert "all 18 images can be read" in capsys.readouterr().out

@@ -11,10 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-import metamix
-import metamix.cli.evaluate
-import metamix.cli.models
-import metamix.cli.train
 from metamix.tasks.load import task_of
 from metamix_cli import COMMANDS, main
 from tests.helpers.advice import exit_code
@@ -27,11 +23,6 @@ def test_usage_lists_every_command(capsys):
     text = capsys.readouterr().out
     assert text.startswith("usage: metamix COMMAND")
     assert all(f"  {name} " in text for name in COMMANDS)
-
-
-def test_version(capsys):
-    main(["--version"])
-    assert capsys.readouterr().out == f"metamix {metamix.__version__}\n"
 
 
 @pytest.mark.parametrize("word", ["--help", "--version"])

@@ -73,10 +73,7 @@ def test_statistics_given_and_of_streamed_sets(folder):
     for statistics, words in (
         (dict(std=(0.5,)), "std is given, but mean is not: give both or neither"),
         (dict(mean=(0.5,), std=(0.1,)), "one value per channel: 3"),
-        (
-            dict(mean=(125.0, 122.0, 113.0), std=(63.0, 62.0, 66.0)),
-            "for pixel values from 0 to 1, .*: divide",
-        ),
+        (dict(mean=(125.0, 122.0, 113.0), std=(63.0, 62.0, 66.0)), "for pixel values from 0 to 1, .*: divide"),
         (dict(mean=(0.5, 0.5, 0.5), std=(0.1, 0.0, 0.1)), "std above 0"),
     ):
         with pytest.raises(ValueError, match=words):

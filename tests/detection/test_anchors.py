@@ -6,7 +6,6 @@ import pytest
 import torch
 import yaml
 
-from metamix.detection import build_detector
 from metamix.detection.anchors import choose_anchor_scale, describe_sizes
 from metamix.detection.annotations import box_sizes
 from metamix.detection.task import Detection, DetectionEvalOptions, DetectionOptions
@@ -100,11 +99,6 @@ def test_fine_tuning_keeps_the_anchors_of_the_detector(few, tmp_path):
     weights.unlink()  # a run that is resumed does not need it
     resumed = Detection(DetectionOptions(**options, checkpoint=str(weights)))
     assert anchors(resumed.model.build(start.describe(model))) == [28, 56] and resumed.options.anchor_scale == 3.5
-
-
-def test_build_detector_keeps_the_papers_anchors():
-    model = build_detector("retinanet", backbone="metaformer_pooling_nano", num_classes=1)
-    assert anchors(model)[0] == 32
 
 
 def test_anchor_scale_in_detector_args_still_counts(few):

@@ -3,7 +3,6 @@
 import json
 import re
 from copy import deepcopy
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -32,28 +31,12 @@ from metamix.weights.files import save_weights
 from metamix.weights.metadata import ModelMetadata
 from tests.helpers import shapes
 from tests.helpers.advice import exit_code
+from tests.helpers.detectors import GOOD
+from tests.helpers.exports import needs_engines
 from tests.helpers.running import ROOT
 
-MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf") if find_spec(name) is None]
-needs_engines = pytest.mark.skipif(
-    bool(MISSING), reason=f"{', '.join(MISSING)} not installed: pip install 'metamix[deploy]'"
-)
-
-SPEC = DetectorSpec(
-    detector="retinanet",
-    detector_args={"topk_candidates": 50, "score_thresh": 0.3},
-    model="metaformer_pooling_nano",
-    model_args=dict(depths=[1, 1, 1], dims=[8, 8, 16]),
-    classes=("disc", "square"),
-    out_indices=(1, 2),
-    extra="p6p7",
-    out_channels=64,
-    frozen_norms=False,
-    min_size=64,
-    max_size=96,
-    anchor_scale=4.0,
-    train_on=("train",),
-)
+CHANGES = dict(detector_args={"topk_candidates": 50, "score_thresh": 0.3}, extra="p6p7", max_size=96, anchor_scale=4.0)
+SPEC = DetectorSpec.from_dict(GOOD | CHANGES, "x")
 
 
 def weights(folder, **changes):

@@ -7,26 +7,7 @@ from metamix.detection import load_detector
 from metamix.detection.load import DetectorSpec
 from metamix.detection.task import Detection, DetectionEvalOptions, DetectionOptions
 from metamix.weights.files import save_weights
-from tests.helpers.detectors import SMALL
-
-GOOD = dict(
-    task="detection",
-    detector="retinanet",
-    detector_args={},
-    model="metaformer_pooling_nano",
-    model_args=SMALL["model_args"],
-    classes=["disc", "square"],
-    out_indices=[1, 2],
-    extra="none",
-    out_channels=64,
-    frozen_norms=False,
-    min_size=64,
-    max_size=120,
-    anchor_scale=2.5,
-    train_on=["train"],
-    mean=[0.5, 0.5, 0.5],
-    std=[0.2, 0.2, 0.2],
-)
+from tests.helpers.detectors import GOOD, SMALL
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,9 @@
 import json
 import logging
 import pickle
-import random
 import zipfile
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +27,7 @@ from metamix.weights.checksums import sha256
 from metamix.weights.files import load_checkpoint, load_metadata, load_weights, save_checkpoint, save_weights
 from metamix.weights.find import weights_dir
 from metamix.weights.fit import load_into
+from tests.helpers.attack import Attack
 from tests.helpers.running import train
 
 
@@ -68,25 +67,6 @@ def test_a_flipped_bit_in_a_checkpoint_is_refused_and_the_tensor_named(net, tmp_
     flip(tmp_path / "c.pt", find(tmp_path / "c.pt", moment) + 7, bit=4)
     with pytest.raises(ValueError, match="the checksum of its tensor optimizer.state.0.exp_avg is wrong"):
         load_checkpoint(tmp_path / "c.pt")
-
-
-def test_no_flipped_bit_changes_what_is_resumed(net, tmp_path):
-    """A bit in padding changes nothing, so a file may also load as it was."""
-    state = checkpoint(net)
-    save_checkpoint(tmp_path / "whole.pt", state)
-    whole, chance = load_checkpoint(tmp_path / "whole.pt"), random.Random(0)
-    size, refused = (tmp_path / "whole.pt").stat().st_size, 0
-    for _ in range(60):
-        (tmp_path / "c.pt").write_bytes((tmp_path / "whole.pt").read_bytes())
-        flip(tmp_path / "c.pt", chance.randrange(size), chance.randrange(8))
-        try:
-            resumed = load_checkpoint(tmp_path / "c.pt")
-        except ValueError:
-            refused += 1
-            continue
-        assert resumed["step"] == 3 and resumed["history"] == whole["history"]
-        assert all(torch.equal(resumed["model"][name], tensor) for name, tensor in whole["model"].items())
-    assert refused > 30
 
 
 def test_a_flipped_bit_in_weights_is_refused(net, tmp_path):
@@ -278,16 +258,6 @@ class NoOptions:
     """A task without options."""
 
 
-class Attack:
-    """Write a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
 def attacks(net, evil):
     """Yield writers of PyTorch files that run code in a plain unpickler, in protocols that torch reads."""
     yield lambda path: torch.save(Attack(evil), path)
@@ -345,13 +315,7 @@ def test_a_cut_file_of_tensors_is_not_said_to_hold_code(net, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "!!python/object/apply:os.system ['touch evil']",
-        "seed: !!python/name:os.system",
-        "seed: !!python/object/new:os.system [x]",
-        "a: &a [*a]\nb: c: d",
-        "\x00",
-    ],
+    ["!!python/object/apply:os.system ['touch evil']", "seed: !!python/name:os.system", "a: &a [*a]\nb: c: d", "\x00"],
 )
 def test_hostile_yaml_is_refused(text, tmp_path):
     (tmp_path / "recipe.yaml").write_text(text)

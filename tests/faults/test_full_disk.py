@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -17,18 +18,24 @@ from metamix.weights.files import load_checkpoint, save_checkpoint, save_weights
 from tests.helpers.running import metamix_command, metrics, train
 
 
+@contextmanager
+def files_of_at_most(size):
+    """Act like a full disk: writing fails in the middle of a larger file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
-    """A limit on file sizes acts like a full disk: writing fails in the middle of the file."""
     words = ["--epochs", 1, "--batch-size", 256, "--output", tmp_path]
     train(*words)
     whole = (tmp_path / "checkpoint.pt").read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, limits[1]))
-        with pytest.raises(SystemExit, match=r"\(File too large\); stopped at step 10, .*, step 5\. Free some"):
-            train(*words, "--epochs", 2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    stopped = pytest.raises(SystemExit, match=r"\(File too large\); stopped at step 10, .*, step 5\. Free some")
+    with files_of_at_most(len(whole) // 2), stopped:
+        train(*words, "--epochs", 2)
     assert (tmp_path / "checkpoint.pt").read_bytes() == whole
     assert not list(tmp_path.glob("*.tmp")) and (tmp_path / "state.txt").read_text() == "failed\n"
     train(*words, "--epochs", 2)
@@ -68,16 +75,10 @@ def test_a_full_disk_ends_an_export(tmp_path, monkeypatch):
 def test_an_engine_that_cannot_write_its_file(format, file, package, tmp_path):
     """The engines write their files themselves, and OpenVINO raises a RuntimeError of its own."""
     pytest.importorskip(package, reason="needs the extra deploy")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     words = ["metaformer_pooling_nano.digits", "--format", format, "--seconds", 0, "--output", tmp_path / "out"]
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, limits[1]))
-        with pytest.raises(
-            SystemExit, match=rf"^error: \S+{file} could not be written \(.*; [\d,.]+ MB of the disk are"
-        ):
-            metamix_command("export", *words)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    refused = pytest.raises(SystemExit, match=rf"^error: \S+{file} could not be written \(.*; [\d,.]+ MB of the disk")
+    with files_of_at_most(10**5), refused:
+        metamix_command("export", *words)
     assert not (tmp_path / "out" / "export.json").exists()
 
 

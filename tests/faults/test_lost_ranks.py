@@ -115,9 +115,7 @@ def test_a_signal_to_one_rank_stops_all_and_they_exit_with_0(tmp_path):
     """Any other code would make torchrun restart them; state.txt tells a stopped run from a finished one."""
     run = tmp_path / "run"
     ranks = start_all(2, "--epochs", 100, "--batch-size", 150, *EVERY_STEP, "--output", run, logs=tmp_path)
-    while not (run / "checkpoint.pt").exists():
-        time.sleep(0.01)
-        assert ranks[0].running(), ranks[0].text()
+    wait_for(run / "checkpoint.pt", ranks[0].running)
     ranks[1].kill(signal.SIGTERM)
     assert [rank.wait() for rank in ranks] == [0, 0]
     step = load_checkpoint(run / "checkpoint.pt")["step"]
@@ -130,9 +128,7 @@ def test_the_state_of_a_run_that_lost_a_rank_is_stopped(lost, tmp_path):
     """Rank 0 writes all files; if rank 0 is killed, another rank writes state.txt."""
     run = tmp_path / "run"
     ranks = start_all(2, "--epochs", 1000, "--batch-size", 150, *EVERY_STEP, "--output", run, logs=tmp_path)
-    while not (run / "checkpoint.pt").exists():
-        time.sleep(0.01)
-        assert ranks[0].running(), ranks[0].text()
+    wait_for(run / "checkpoint.pt", ranks[0].running)
     ranks[lost].kill()
     other = ranks[1 - lost]
     assert other.wait() == 1

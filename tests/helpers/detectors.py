@@ -1,4 +1,4 @@
-"""Describe a detector that trains in seconds: as words of train.py, and as options."""
+"""Describe a detector that trains in seconds: as words of train.py, as options, and as metadata of weights."""
 
 import shlex
 
@@ -15,4 +15,22 @@ SMALL = dict(
     min_size=64,
     max_size=120,
     workers=0,
+)
+GOOD = dict(
+    task="detection",
+    detector="retinanet",
+    detector_args={},
+    model="metaformer_pooling_nano",
+    model_args=SMALL["model_args"],
+    classes=["disc", "square"],
+    out_indices=[1, 2],
+    extra="none",
+    out_channels=64,
+    frozen_norms=False,
+    min_size=64,
+    max_size=120,
+    anchor_scale=2.5,
+    train_on=["train"],
+    mean=[0.5, 0.5, 0.5],
+    std=[0.2, 0.2, 0.2],
 )

@@ -71,13 +71,11 @@ def test_every_paper_model_is_here():
     assert set(timm.list_models(patterns)) == {*RAFTMLP, *WAVEMIX, *NINFORMER, *MINATTN}
 
 
-@pytest.mark.parametrize("name, count", [(name, count) for name, (count, _) in (SAME_WORK | RAFTMLP).items()])
+COUNTS = MINATTN | {name: count for name, (count, _) in (SAME_WORK | RAFTMLP).items()}
+
+
+@pytest.mark.parametrize("name, count", COUNTS.items())
 def test_parameters(name, count):
-    assert parameters(create(name)) == count
-
-
-@pytest.mark.parametrize("name, count", MINATTN.items())
-def test_parameters_of_minimal_attention(name, count):
     assert parameters(create(name)) == count
 
 

@@ -140,15 +140,8 @@ def test_timm_poolformer():
     """timm's state dict gives timm's maps and the authors' logits."""
     golden = Golden("poolformer_tiny_40x72")
     arguments = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), num_classes=10)
-    version_1 = dict(
-        downsample_norm=None,
-        mlp_act=nn.GELU,
-        mlp_bias=True,
-        norm_layers=GroupNorm1,
-        layer_scale_init_values=1e-5,
-        res_scale_init_values=None,
-        use_mlp_head=False,
-    )
+    version_1 = dict(downsample_norm=None, mlp_act=nn.GELU, mlp_bias=True, norm_layers=GroupNorm1, use_mlp_head=False)
+    version_1 |= dict(layer_scale_init_values=1e-5, res_scale_init_values=None)
     theirs = TimmMetaFormer(**arguments, **version_1).eval()
     theirs.load_state_dict(timm_names(golden.state, theirs))
     ours = load_official("timm_poolformer", theirs.state_dict(), **arguments, **version_1)
@@ -316,34 +309,28 @@ def first(model):
     return model.stages[0].blocks[0]
 
 
+def last(model):
+    return model.stages[-1].blocks[0]
+
+
+def reduction(model):
+    return model.feature_info[1]["reduction"]
+
+
 HONOURED = [
     ("poolformer", POOL | dict(pool_size=5), lambda m: first(m).mixer.pool.kernel_size, 5),
-    (
-        "poolformer",
-        POOL | dict(mlp_ratios=[2, 3]),
-        lambda m: [s.blocks[0].mlp.fc1.out_channels for s in m.stages],
-        [16, 48],
-    ),
+    ("poolformer", POOL | dict(mlp_ratios=[2, 3]), lambda m: first(m).mlp.fc1.out_channels, 16),
+    ("poolformer", POOL | dict(mlp_ratios=[2, 3]), lambda m: last(m).mlp.fc1.out_channels, 48),
     ("poolformer", POOL | dict(norm_layer=nn.BatchNorm2d), lambda m: type(m.norm), nn.BatchNorm2d),
     ("poolformer", POOL | dict(act_layer=nn.ReLU), lambda m: type(first(m).mlp.act), nn.ReLU),
     ("poolformer", POOL | dict(num_classes=0), lambda m: type(m.head), nn.Identity),
     ("poolformer", POOL | dict(in_patch_size=5, in_stride=3, in_pad=1), lambda m: m.stem.out_size((9, 9)), (3, 3)),
-    (
-        "poolformer",
-        POOL | dict(down_patch_size=5, down_stride=3, down_pad=1),
-        lambda m: m.feature_info[1]["reduction"],
-        12,
-    ),
+    ("poolformer", POOL | dict(down_patch_size=5, down_stride=3, down_pad=1), reduction, 12),
     ("poolformer", POOL | dict(drop_rate=0.3), lambda m: (first(m).mlp.drop1.p, m.head_drop.p), (0.3, 0)),
-    (
-        "poolformer",
-        POOL | dict(drop_path_rate=0.3),
-        lambda m: m.stages[1].blocks[0].drop_path1.drop_prob,
-        pytest.approx(0.3),
-    ),
+    ("poolformer", POOL | dict(drop_path_rate=0.3), lambda m: last(m).drop_path1.drop_prob, pytest.approx(0.3)),
     ("poolformer", POOL | dict(use_layer_scale=False), lambda m: type(first(m).layer_scale1), nn.Identity),
     ("poolformer", POOL | dict(layer_scale_init_value=0.5), lambda m: first(m).layer_scale1.gamma[0].item(), 0.5),
-    ("poolformer", POOL | dict(downsamples=[False, False]), lambda m: m.feature_info[1]["reduction"], 8),
+    ("poolformer", POOL | dict(downsamples=[False, False]), reduction, 8),
     ("timm_poolformer", TIMM | dict(in_chans=1), lambda m: m.stem.in_channels, 1),
     ("timm_poolformer", TIMM | dict(global_pool="max"), lambda m: m.global_pool.pool_type, "max"),
     ("timm_poolformer", TIMM | dict(drop_rate=0.2), lambda m: m.head_drop.p, 0.2),
@@ -360,12 +347,7 @@ HONOURED = [
     ("wavemix", WAVE | dict(mult=3), lambda m: first(m).mixer.levels[0].fc1.out_channels, 48),
     ("wavemix", WAVE | dict(ff_channel=24), lambda m: first(m).mixer.levels[0].up.in_channels, 24),
     ("wavemix", WAVE | dict(dropout=0.1), lambda m: first(m).mixer.levels[0].drop.p, 0.1),
-    (
-        "ninformer",
-        NIN | dict(dropout=0.1),
-        lambda m: (first(m).mlp.drop1.p, first(m).mixer.token_mlp.drop2.p),
-        (0.1, 0.1),
-    ),
+    ("ninformer", NIN | dict(dropout=0.1), lambda m: {first(m).mlp.drop1.p, first(m).mixer.token_mlp.drop2.p}, {0.1}),
     ("ninformer", NIN | dict(in_channels=1), lambda m: m.stem.in_channels, 1),
     ("maxim_mab", MAXIM | dict(input_proj_factor=4), lambda m: m.mixer.fc1.out_channels, 32),
     ("maxim_mab", MAXIM | dict(block_gmlp_factor=4), lambda m: m.mixer.block.fc1.out_channels, 32),

@@ -40,16 +40,8 @@ def test_a_backbone_comes_back_as_it_was_saved(transformers, tmp_path, name, out
 
 
 def test_a_detr_trains_a_step_and_comes_back(transformers, tmp_path):
-    small = dict(
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        num_queries=5,
-    )
+    small = dict(d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32, num_queries=5)
+    small |= dict(encoder_attention_heads=2, decoder_attention_heads=2)
     torch.manual_seed(0)
     small |= dict(backbone_config=config(transformers, "metaformer_minattn_nano", (2,)), num_labels=3)
     model = transformers.DetrForObjectDetection(transformers.DetrConfig(**small))

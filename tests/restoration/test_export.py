@@ -1,7 +1,5 @@
 """Test exported image models: sizes, tiles, PSNR before and after, `metamix predict`."""
 
-from importlib.util import find_spec
-
 import numpy as np
 import pytest
 import torch
@@ -20,13 +18,10 @@ from metamix.tasks.exportable import ExportOptions
 from metamix.weights.files import save_weights
 from metamix.weights.metadata import ModelMetadata
 from tests.helpers.advice import exit_code
+from tests.helpers.exports import needs_engines
 
 MAXIM = ("maxim_nano", dict(features=4, depth=1, block_size_hr=4, grid_size_hr=4, block_size_lr=4))
 WAVEMIX = ("wavemix_sisr_144_4", dict(dim=8, depth=1))
-MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf") if find_spec(name) is None]
-needs_engines = pytest.mark.skipif(
-    bool(MISSING), reason=f"{', '.join(MISSING)} not installed: pip install 'metamix[deploy]'"
-)
 
 
 @pytest.fixture

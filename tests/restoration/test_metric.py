@@ -64,19 +64,6 @@ def test_scores_equal_the_formulas(pair):
     assert psnr(x, x) == math.inf and float(ssim(x[None], x[None])) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_scores_equal_scikit_image(pair, channels):
-    metrics = pytest.importorskip("skimage.metrics")
-    x, y = (image[:channels].numpy() for image in pair)
-    assert psnr(*(torch.from_numpy(i) for i in (x, y))) == pytest.approx(
-        metrics.peak_signal_noise_ratio(x, y, data_range=1), abs=1e-9
-    )
-    theirs = metrics.structural_similarity(
-        x, y, data_range=1, channel_axis=0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
-    )
-    assert float(ssim(*(torch.from_numpy(i)[None] for i in (x, y)))) == pytest.approx(theirs, abs=1e-9)
-
-
 def test_channel_border_and_rounding(pair):
     x, y = pair
     inside = np.s_[:, 2:-2, 2:-2]

@@ -213,10 +213,7 @@ def jpeg(source):
         (jpeg, "a.jpg is a JPEG, and JPEG changes labels"),
         (lambda source: shutil.rmtree(source / "masks"), "2 images and 0 masks, none of the same name: masks lie in"),
         (lambda source: shutil.copytree(source / "masks", source / "labels"), "both masks of the name a: move one"),
-        (
-            lambda source: write(source, {name: quarters(7, 7, 7, 7) for name in "ab"}),
-            "have 1 value, but each value",
-        ),
+        (lambda source: write(source, {name: quarters(7, 7, 7, 7) for name in "ab"}), "have 1 value, but each value"),
         (
             lambda source: write(source, {"a": np.arange(768, dtype=np.uint8).reshape(24, 32)}),
             "have 255 values, .* save masks as PNGs without soft edges",
@@ -356,11 +353,7 @@ def test_images_of_polygons_lie_inside_of_the_folder(tmp_path, capsys):
 @pytest.mark.parametrize(
     "annotation, image, said",
     [
-        (
-            {"segmentation": [SQUARE[:7]]},
-            {},
-            "instances_train.json is not in COCO's format: ValueError: cannot reshape",
-        ),
+        ({"segmentation": [SQUARE[:7]]}, {}, "train.json is not in COCO's format: ValueError: cannot reshape"),
         ({"segmentation": [[1, 1, 9, 9]], "bbox": [1, 1, 8, 8]}, {}, "source has no image with a polygon"),
         ({"segmentation": [[1, 1, 9, 9]]}, {}, "instances_train.json is not in COCO's format: KeyError: 'bbox'"),
         ({"segmentation": [[1, 1, 9, 9, 1, float("nan")]]}, {}, "instances_train.json has a polygon of too few points"),

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -19,27 +18,13 @@ from metamix.deploy.runtime import ExportedModel
 from metamix.layers.image_inference import PadAndCrop, tiles
 from metamix.segmentation.export import exported_segmenter, open_segmenter
 from metamix.segmentation.inference import Predictor
-from metamix.segmentation.load import SegmenterSpec, load_segmenter
+from metamix.segmentation.load import load_segmenter
 from metamix.tasks.exportable import ExportOptions
 from metamix.weights.files import save_weights
 from metamix.weights.metadata import ModelMetadata
 from tests.helpers.advice import exit_code
-from tests.helpers.exports import edit
-
-MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf") if find_spec(name) is None]
-needs_engines = pytest.mark.skipif(bool(MISSING), reason=f"{MISSING} not installed: pip install 'metamix[deploy]'")
-
-SPEC = SegmenterSpec(
-    head="semantic_fpn",
-    head_args=dict(neck_channels=32, head_channels=32),
-    model="metaformer_pooling_nano",
-    model_args=dict(depths=[1, 1, 1], dims=[8, 8, 16]),
-    classes=("sky", "ground"),
-    crop=(32, 32),
-    frozen_norms=False,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.25, 0.25, 0.25),
-)
+from tests.helpers.exports import edit, needs_engines
+from tests.helpers.segmenters import SPEC
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Test `metamix predict` with segmenters: image sizes, tiles, images that are left out, and untrusted weight files."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,20 +16,11 @@ from metamix.segmentation.predict import LabelPixels
 from metamix.tasks.predict import main
 from metamix.utils.checks import DoesNotFit
 from metamix.utils.rules import rules_of
+from tests.helpers import segmenters
 from tests.helpers.advice import exit_code
 
-SPEC = SegmenterSpec(
-    head="semantic_fpn",
-    head_args={},
-    model="metaformer_pooling_nano",
-    model_args={},
-    classes=("red", "green", "blue"),
-    crop=(32, 32),
-    frozen_norms=False,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    palette=((255, 0, 0), (0, 255, 0), (0, 0, 255)),
-)
+COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+SPEC = replace(segmenters.SPEC, classes=("red", "green", "blue"), palette=COLOURS)
 
 
 class Colours(nn.Module):

@@ -7,28 +7,20 @@ import pytest
 from metamix.deploy import export
 from metamix.detection.load import DetectorSpec
 from metamix.models.image_models import create_image_model
-from metamix.segmentation.load import SegmenterSpec
 from metamix.tasks.benchmark import main
 from metamix.weights.files import save_weights
-
-BACKBONE = dict(model="metaformer_pooling_nano", model_args=dict(depths=[1, 1, 1], dims=[8, 8, 16]))
-COLOURS = dict(mean=[0.5] * 3, std=[0.25] * 3)
+from tests.helpers.detectors import GOOD
+from tests.helpers.segmenters import SPEC
 
 
 def detector():
-    spec = DetectorSpec(
-        **BACKBONE, detector="fcos", detector_args={}, classes=("disc",), out_indices=(1, 2), extra="none",
-        out_channels=64, frozen_norms=False, min_size=64, max_size=96,
-    )  # fmt: skip
-    return spec.build(), spec.to_dict() | COLOURS | {"img_size": 64}
+    changes = dict(detector="fcos", classes=["disc"], max_size=96, anchor_scale=None, train_on=[])
+    spec = DetectorSpec.from_dict(GOOD | changes, "x")
+    return spec.build(), spec.to_dict() | dict(mean=[0.5] * 3, std=[0.25] * 3, img_size=64)
 
 
 def segmenter():
-    spec = SegmenterSpec(
-        **BACKBONE, head="semantic_fpn", head_args=dict(neck_channels=32, head_channels=32), crop=(32, 32),
-        classes=("sky", "ground"), frozen_norms=False, **{name: tuple(value) for name, value in COLOURS.items()},
-    )  # fmt: skip
-    return spec.build(), spec.to_dict()
+    return SPEC.build(), SPEC.to_dict()
 
 
 def restorer():

@@ -17,7 +17,7 @@ from metamix.detection.load import DetectorSpec, TrainedDetector
 from metamix.tasks import explain
 from metamix.tasks.explain import watched_mixers
 from metamix.utils.checks import DoesNotFit
-from tests.detection.test_load import GOOD
+from tests.helpers.detectors import GOOD
 from tests.helpers.running import metamix_command
 
 DIGITS = "metaformer_pooling_nano.digits"

@@ -21,12 +21,6 @@ from metamix.weights.metadata import ModelMetadata
 NAME = "metaformer_pooling_nano.digits"
 
 
-def test_load_by_name_gives_a_classifier():
-    trained = metamix.load(NAME)
-    assert trained.metadata.classes == tuple("0123456789")
-    assert not trained.model.training
-
-
 @pytest.mark.parametrize(
     ("source", "arguments", "error", "message"),
     [

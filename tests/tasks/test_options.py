@@ -37,10 +37,7 @@ def test_model_args_are_read_as_yaml():
 @pytest.mark.parametrize(
     "options, words",
     [
-        (
-            {"pretrained": True, "checkpoint": "a.pt"},
-            r"pretrained and checkpoint \(a.pt\) both say where weights .*: give one",
-        ),
+        ({"pretrained": True, "checkpoint": "a.pt"}, r"pretrained and checkpoint \(a.pt\) both say where .*: give one"),
         ({"model_args": {"features_only": True}}, "features_only, which is not an argument of the model itself"),
         ({"model_args": {"img_size": 32}}, "model_args has img_size, which comes from --img-size; leave it out"),
         ({"model_args": {"mixer": "raft", "pretrained": True}}, "model_args has pretrained, which comes from --pre"),

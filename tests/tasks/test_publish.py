@@ -18,7 +18,7 @@ from metamix.detection.load import DetectorSpec
 from metamix.tasks import publish
 from metamix.tasks.registry import find_task
 from metamix.weights.files import save_weights
-from tests.detection.test_load import GOOD
+from tests.helpers.detectors import GOOD
 from tests.helpers.running import metamix_command, train
 
 ARGUMENTS = "{mixer: raft, mixer_args: {raft_size: 2}, depths: [1, 1, 1], dims: [8, 8, 16]}"

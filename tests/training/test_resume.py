@@ -1,7 +1,6 @@
 """Continue runs with the same command, a longer schedule, another recipe or other data."""
 
 import pytest
-from PIL import Image
 
 from tests.helpers.running import assert_same_run, train
 
@@ -67,25 +66,6 @@ def run_of_one_epoch(tmp_path_factory):
 def test_another_model_batch_size_or_optimizer_is_refused(change, said, run_of_one_epoch):
     with pytest.raises(SystemExit, match=f"cannot be continued with another recipe: {said}. Use the old values, or"):
         train(*run_of_one_epoch, "--epochs", 2, *change)
-
-
-def test_another_data_set_of_the_same_name_is_refused(tmp_path):
-    """The options are the same, but the images differ."""
-    for place, shade in (("a", 50), ("b", 90)):
-        for split in ("train", "val"):
-            for label in ("ant", "bee"):
-                path = tmp_path / place / "images" / split / label
-                path.mkdir(parents=True)
-                for i in range(4):
-                    Image.new("RGB", (16, 16), (shade, 20 * i, 9)).save(path / f"{i}.png")
-    words = ["--data", "folder", "--batch-size", 4, "--output", tmp_path / "run", "--warmup-epochs", 0]
-    train(*words, "--epochs", 1, "--data-dir", tmp_path / "a" / "images")
-    (tmp_path / "a").rename(tmp_path / "moved")
-    train(*words, "--epochs", 2, "--data-dir", tmp_path / "moved" / "images")
-    other = ["--data-dir", tmp_path / "b" / "images"]
-    for epochs in (2, 3):  # finished, or to be continued
-        with pytest.raises(SystemExit, match="was made with other data; these differ: mean, content of the files"):
-            train(*words, "--epochs", epochs, *other)
 
 
 def test_resume_from_another_folder(tmp_path, capsys):
