@@ -8,7 +8,6 @@ import io
 import json
 import mmap
 import os
-import tarfile
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,6 +41,7 @@ from metamix.training.train import is_finished, result_lines
 from metamix.weights.files import load_checkpoint, load_weights, save_checkpoint, save_weights
 from tests.helpers import fuzzing, shapes
 from tests.helpers.fuzzing import REFUSED, Kind, fuzz, read_within_limits
+from tests.helpers.image_fixtures import write_tar
 
 MODEL = dict(model="metaformer_identity_nano", model_args=dict(depths=[1], dims=[8]))
 METADATA = MODEL | dict(
@@ -278,27 +278,20 @@ def make_flags(folder):
 # Data sets of classes
 
 
-def tar(path, members):
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size, info.pax_headers = len(content), {"comment": "a"}
-            archive.addfile(info, io.BytesIO(content))
-
-
 def make_shards(folder):
     for split in "train", "val":
-        images = {f"{i}.png": encoded() for i in range(2)}
-        tar(folder / f"{split}-0.tar", images | {f"{i}.cls": b"%d\n" % i for i in range(2)})
+        images = [(f"{i}.png", encoded()) for i in range(2)]
+        labels = [(f"{i}.cls", b"%d\n" % i) for i in range(2)]
+        write_tar(folder / f"{split}-0.tar", images + labels, comment="a")
     splits = {split: {"name": split, "num_samples": 2, "filenames": [f"{split}-0.tar"]} for split in ("train", "val")}
     (folder / "info.json").write_text(json.dumps({"splits": splits}))
 
 
 def make_tars(folder):
     for split in "train", "val":
-        tar(folder / "inner.tar", {f"{i}.png": encoded() for i in range(2)})
+        write_tar(folder / "inner.tar", [(f"{i}.png", encoded()) for i in range(2)], comment="a")
         inner = (folder / "inner.tar").read_bytes()
-        tar(folder / f"{split}.tar", {"cat.tar": inner, "dog/0.png": encoded("JPEG")})
+        write_tar(folder / f"{split}.tar", [("cat.tar", inner), ("dog/0.png", encoded("JPEG"))], comment="a")
     (folder / "inner.tar").unlink()
 
 

@@ -8,6 +8,15 @@ import pytest
 from PIL import Image
 
 
+def write_tar(path, members, **headers):
+    """Write a tar file of (name, content); `headers` are the PAX headers of each member."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = len(content), headers
+            tar.addfile(info, io.BytesIO(content))
+
+
 @pytest.fixture
 def image():
     """Return a function that makes different smooth images, which JPEG keeps recognisable."""
@@ -72,10 +81,6 @@ def break_image():
 def shard():
     def write(path, samples):
         """Write a WebDataset shard of (key, extension, bytes)."""
-        with tarfile.open(path, "w") as tar:
-            for key, extension, content in samples:
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+        write_tar(path, [(f"{key}.{extension}", content) for key, extension, content in samples])
 
     return write

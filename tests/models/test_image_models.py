@@ -15,6 +15,7 @@ import metamix
 from metamix.models import image_models, maxim_layout
 from metamix.models.image_models import MAXIM_URL, create_image_model, image_model_names, published_weights, weights_of
 from metamix.weights.files import save_weights
+from tests.helpers.goldens import wavemix_state
 
 TINY = dict(
     features=8, depth=2, num_stages=2, num_supervision_scales=2, num_groups=1, num_bottleneck_blocks=1,
@@ -238,19 +239,7 @@ def test_shipped_weights_come_first(tmp_path, monkeypatch):
 def test_state_dicts_of_wavemix(tmp_path, name, options, renames):
     small = dict(dim=8, depth=2) | options
     model = create_image_model(name, **small)
-    state = {}
-    for key, value in model.state_dict().items():
-        for ours, theirs in renames.items():
-            key = re.sub(rf"^{ours}\.", f"{theirs}.", key)
-        key = key.replace("blocks.", "layers.").replace(".mixer.reduce.", ".reduction.")
-        number = (lambda m: f".feedforward{int(m[1]) + 1}.") if "level" in options else ".feedforward."
-        key = re.sub(r"\.mixer\.levels\.(\d)\.", number, key)
-        for ours, theirs in dict(fc1=0, fc2=3, up=4, norm=5).items():
-            key = key.replace(f".{ours}.", f".{theirs}.")
-        if re.search(r"feedforward\d?\.0\.weight", key):
-            high = value[:, 2:8].unflatten(1, (3, 2)).transpose(1, 2).flatten(1, 2)
-            value = torch.cat([value[:, :2], high, value[:, 8:]], dim=1)
-        state[key] = value
+    state = wavemix_state(model, renames)
     torch.save(state, tmp_path / "weights.pth")
     assert same_weights(create_image_model(name, checkpoint=tmp_path / "weights.pth", **small), model)
     key = next(key for key in state if key.endswith("reduction.bias"))

@@ -1,13 +1,10 @@
 """Test every block of MAXIM and the whole network against outputs of the authors' code."""
 
-import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from metamix.layers.image_inference import shrink_image
@@ -15,20 +12,16 @@ from metamix.models import load_official, maxim, maxim_layout, official
 from metamix.models.image_models import create_image_model
 from metamix.models.maxim import CrossGating, Down, Level, MaximUNet, Norm, Rcab, Rdcab, Rescale, Sam, Up
 from metamix.weights.layout import Layout
-
-GOLDENS = Path(__file__).parents[1] / "goldens" / "restoration"
+from tests.helpers.goldens import read_exact, read_golden
 
 
 class Golden:
     """Read the authors' arguments, weights, inputs and outputs from a file; maps become (B, C, H, W) in float64."""
 
     def __init__(self, name):
-        tensors = load_file(GOLDENS / f"{name}.safetensors")
-        self.constructor = json.loads((GOLDENS / f"{name}.json").read_text())["constructor"]
-        self.state = {k.removeprefix("param/"): v for k, v in tensors.items() if k.startswith("param/")}
+        self.constructor, self.state, tensors = read_golden(f"restoration/{name}")
         self.inputs = {k: v.movedim(-1, 1).double() for k, v in tensors.items() if k.startswith("input")}
-        exact = load_file(GOLDENS / "f64" / f"{name}.safetensors")
-        self.outputs = {k: v.movedim(-1, 1) for k, v in exact.items()}
+        self.outputs = {k: v.movedim(-1, 1) for k, v in read_exact(f"restoration/{name}").items()}
 
     def load(self, module, part=""):
         """Load the tensors of `part`, all for "", into a module of the same kind."""

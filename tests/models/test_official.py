@@ -1,14 +1,10 @@
 """Test `load_official`: outputs against the outputs of the authors' code, and errors."""
 
-import json
-from pathlib import Path
-
 import einops
 import pytest
 import pywt
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from timm.layers import GroupNorm1
 from timm.models.metaformer import MetaFormer as TimmMetaFormer
 from timm.models.metaformer import checkpoint_filter_fn as timm_names
@@ -17,20 +13,17 @@ from torch import nn
 from metamix.mixers import MinAttn
 from metamix.mixers.wavemix import dwt2
 from metamix.models import ShortcutClassifier, load_official, official, raftmlp, wavemix
-
-GOLDENS = Path(__file__).parents[1] / "goldens"
+from tests.helpers.goldens import GOLDENS, read_exact, read_golden
 
 
 class Golden:
     """Read the authors' arguments, weights, input and float64 output; MAXIM's maps become (B, C, H, W)."""
 
     def __init__(self, name: str):
-        tensors = load_file(GOLDENS / f"{name}.safetensors")
-        self.constructor = json.loads((GOLDENS / f"{name}.json").read_text())["constructor"]
-        self.state = {k.removeprefix("param/"): v for k, v in tensors.items() if k.startswith("param/")}
+        self.constructor, self.state, tensors = read_golden(name)
         self.features = {k: v for k, v in tensors.items() if k.startswith(("features/", "extra/"))}
         self.source = next((s for s in official.SOURCES if name.startswith(s)), None)
-        self.input, self.output = tensors["input"], load_file(GOLDENS / "f64" / f"{name}.safetensors")["output"]
+        self.input, self.output = tensors["input"], read_exact(name)["output"]
         if self.source == "maxim_mab":
             self.input, self.output = self.input.movedim(-1, 1), self.output.movedim(-1, 1)
 
@@ -213,8 +206,7 @@ def test_minimal_attention(name):
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in GOLDENS.glob("wavemix_dwt_*.json")))
 def test_wavelet_transform(name):
-    constructor = json.loads((GOLDENS / f"{name}.json").read_text())["constructor"]
-    tensors = load_file(GOLDENS / f"{name}.safetensors")
+    constructor, _, tensors = read_golden(name)
     low = tensors["input"].double()
     for level in range(constructor["J"]):
         bands = dwt2(low, pywt.Wavelet(constructor["wave"]).filter_bank[:2]).unflatten(1, (4, -1))

@@ -1,31 +1,21 @@
 """Test WaveMix's super-resolution nets: weights of the authors' code, sizes, dtypes and gradients."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
 from metamix.models import load_official
 from metamix.models.wavemix_restoration import WaveMixSisr, WaveMixSR
+from tests.helpers.goldens import read_exact, read_golden, wavemix_state
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "restoration"
-SISR = "wavemix_sisr_level1_24x32"
-
-
-def golden_state():
-    tensors = load_file(GOLDENS / f"{SISR}.safetensors")
-    state = {k.removeprefix("param/"): v for k, v in tensors.items() if k.startswith("param/")}
-    return state, json.loads((GOLDENS / f"{SISR}.json").read_text())["constructor"], tensors["input"].double()
+SISR = "restoration/wavemix_sisr_level1_24x32"
 
 
 @torch.no_grad()
 def test_super_resolution_of_the_authors():
-    state, constructor, x = golden_state()
-    model = load_official("wavemix_superresolution", state, **constructor).double()
-    theirs = load_file(GOLDENS / "f64" / f"{SISR}.safetensors")["output"]
+    constructor, state, tensors = read_golden(SISR)
+    model, x = load_official("wavemix_superresolution", state, **constructor).double(), tensors["input"].double()
+    theirs = read_exact(SISR)["output"]
     assert (model(x) - theirs).abs().max() < 1e-9 * theirs.std()
     for block in model.blocks:
         weight = block.mixer.levels[0].fc1.weight
@@ -33,26 +23,11 @@ def test_super_resolution_of_the_authors():
     assert (model(x) - theirs).abs().max() > 1e-3 * theirs.std()
 
 
-def wavemixsr_state(model):
-    """Return the state dict as the authors' class has it: their names and order of detail channels."""
-    state = {}
-    for key, value in model.state_dict().items():
-        key = key.replace("head.", "final.").replace("stem.1.", "path1.2.").replace("stem.0.", "path1.1.")
-        key = key.replace("blocks.", "layers.").replace(".mixer.reduce.", ".reduction.")
-        for ours, theirs in dict(fc1=0, fc2=3, up=4, norm=5).items():
-            key = key.replace(f".mixer.levels.0.{ours}.", f".feedforward.{theirs}.")
-        if key.endswith("feedforward.0.weight"):
-            low, *high = value.chunk(4, dim=1)
-            value = torch.cat([low, torch.stack(high, dim=2).flatten(1, 2)], dim=1)  # c0-LH, c0-HL, c0-HH, c1-LH ...
-        state[key] = value
-    return state
-
-
 @torch.no_grad()
 def test_luminance_net_from_the_authors_names():
     torch.manual_seed(0)
     model = WaveMixSR(3, dim=16, depth=2).eval()
-    state = wavemixsr_state(model)
+    state = wavemix_state(model, {"stem.0": "path1.1", "stem.1": "path1.2", "head": "final"})
     assert {"path1.1.weight", "path1.2.bias", "final.1.bias", "layers.1.feedforward.5.running_mean"} <= state.keys()
     loaded = load_official("wavemixsr", state, final_dim=16, ff_channel=16, depth=2, scale_factor=3)
     x = torch.rand(2, 3, 8, 6)

@@ -1,16 +1,12 @@
 """Test tags of the authors' classifiers: addresses, images, and a download."""
 
-import json
-from pathlib import Path
-
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
 
 import metamix  # noqa: F401 - registers the models
+from tests.helpers.goldens import read_golden
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
 BASE = "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/"
 TAGS = {
     "wavemix_192_16.in1k": ("ImageNet/wavemixlite_71.18.pth", (3, 224, 224), 1000),
@@ -41,11 +37,9 @@ def test_addresses(name):
 @torch.no_grad()
 def test_download(level, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    golden = f"wavemix_cls_level{level}_pachify_64x64"
-    tensors = load_file(GOLDENS / f"{golden}.safetensors")
-    theirs = json.loads((GOLDENS / f"{golden}.json").read_text())["constructor"]
+    theirs, state, tensors = read_golden(f"wavemix_cls_level{level}_pachify_64x64")
     file = tmp_path / "weights.pth"
-    torch.save({k.removeprefix("param/"): v for k, v in tensors.items() if k.startswith("param/")}, file)
+    torch.save(state, file)
     arguments = dict(
         dim=theirs["final_dim"], depth=theirs["depth"], mult=theirs["mult"], ff_channel=theirs["ff_channel"],
         patch_size=theirs["patch_size"], level=level, num_classes=theirs["num_classes"],

@@ -10,15 +10,15 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from timm.models import adapt_input_conv, save_for_hf
 
 import metamix
 from metamix.models import registry
 from metamix.models.checkpoint import layer_names
 from metamix.weights import find
+from tests.helpers.goldens import read_golden
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
 NANO = dict(depths=(1, 1, 1), dims=(24, 48, 96))
 SMALL = {
     "metaformer_pooling_s12": dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32)),
@@ -227,15 +227,6 @@ def test_only_the_head_may_be_missing(saved):
 # Files of the authors and of timm
 
 
-def golden(name):
-    tensors = load_file(GOLDENS / f"{name}.safetensors")
-    return (
-        {k.removeprefix("param/"): v for k, v in tensors.items() if k.startswith("param/")},
-        tensors["input"],
-        tensors["output"],
-    )
-
-
 @pytest.fixture(scope="module")
 def timm_s12(tmp_path_factory):
     """Return timm's poolformer_s12 with random weights, and the file of its weights."""
@@ -287,12 +278,13 @@ def test_timm_poolformer_without_a_stage(timm_s12, tmp_path):
     ("wavemix_256_16_l4", "wavemix_cls_level4_strided_s2_64x64", dict(dim=16, depth=2)),
 ])  # fmt: skip
 def test_files_of_the_authors(name, file, kwargs, tmp_path):
-    state, x, output = golden(file)
+    _, state, tensors = read_golden(file)
     path = tmp_path / "checkpoint.pth"
     torch.save({"state_dict": state, "epoch": 300}, path)
     source = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(path), num_classes=10), **kwargs)
     model = timm.create_model(name, **source).eval()
-    torch.testing.assert_close(model(x), output, atol=1e-4, rtol=1e-4)
+    x = tensors["input"]
+    torch.testing.assert_close(model(x), tensors["output"], atol=1e-4, rtol=1e-4)
     for classes in (0, 7):
         other = timm.create_model(name, num_classes=classes, **source).eval()
         torch.testing.assert_close(other.forward_features(x), model.forward_features(x))

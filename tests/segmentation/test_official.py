@@ -1,32 +1,26 @@
 """Test segmenters with weights of WaveMix's authors and of mmsegmentation."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from metamix.models import load_official
 from metamix.segmentation import build_segmenter
 from metamix.segmentation.options import SegmentationOptions
 from metamix.segmentation.published import POOLFORMER_SEMANTIC_FPN, WEIGHTS, PublishedSegmenter
 from metamix.segmentation.task import Segmentation
+from tests.helpers.goldens import read_exact, read_golden
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "segmentation"
-SEMSEG = "wavemix_semseg_level1_48x32"
+SEMSEG = "segmentation/wavemix_semseg_level1_48x32"
 ARCH = dict(layers=(1, 1, 1, 1), embed_dims=(8, 8, 16, 16), mlp_ratios=(4, 4, 4, 4), layer_scale_init_value=1e-5)
 WIDTHS = dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))
 
 
 @torch.no_grad()
 def test_wavemix_of_the_authors():
-    tensors = load_file(GOLDENS / f"{SEMSEG}.safetensors")
-    state = {k.removeprefix("param/"): v for k, v in tensors.items() if k.startswith("param/")}
-    constructor = json.loads((GOLDENS / f"{SEMSEG}.json").read_text())["constructor"]
+    constructor, state, tensors = read_golden(SEMSEG)
     model = load_official("wavemix_segmentation", state, **constructor).double()
-    images, theirs = tensors["input"].double(), load_file(GOLDENS / "f64" / f"{SEMSEG}.safetensors")["output"]
+    images, theirs = tensors["input"].double(), read_exact(SEMSEG)["output"]
     assert (model(images) - theirs).abs().max() < 1e-9
     model.head[0].weight.copy_(model.head[0].weight.flip(2))
     assert (model(images) - theirs).abs().max() > 1e-3
