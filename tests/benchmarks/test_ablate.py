@@ -17,19 +17,10 @@ from metamix.models import count_macs
 
 def row(variant, parent, top1, **changes):
     return {
-        "variant": variant,
-        "parent": parent,
-        "about": "a change",
-        "mixer": "pooling",
-        "seed": 0,
-        "parameters": 1_234_567,
-        "macs": 58_700_000,
-        "epochs": 3.5,
-        "minutes": 9.96,
-        "cpu_minutes": 8.0,
-        "holdout_top1": top1,
-        "model_args": {},
-    } | changes
+        "variant": variant, "parent": parent, "about": "a change", "mixer": "pooling", "seed": 0,
+        "parameters": 1_234_567, "macs": 58_700_000, "epochs": 3.5, "minutes": 9.96, "cpu_minutes": 8.0,
+        "holdout_top1": top1, "model_args": {},
+    } | changes  # fmt: skip
 
 
 def test_variant_overrides_its_ancestors():

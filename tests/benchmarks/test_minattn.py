@@ -11,20 +11,9 @@ from benchmarks.report import tasks
 from metamix.models.minattn import ROWS, variant
 
 RECIPE = dict(
-    erase=0,
-    auto_augment="none",
-    data="folder",
-    seed=0,
-    epochs=3,
-    optimizer="adamw",
-    lr=1e-3,
-    batch_size=128,
-    flip=0,
-    padding=0,
-    cutmix=0,
-    mixup=0,
-    cutout=0,
-)
+    erase=0, auto_augment="none", data="folder", seed=0, epochs=3, optimizer="adamw", lr=1e-3, batch_size=128, flip=0,
+    padding=0, cutmix=0, mixup=0, cutout=0,
+)  # fmt: skip
 
 
 def run(folder, model, **recipe):

@@ -28,16 +28,9 @@ from tests.helpers.shapes import DISC, SQUARE
 @pytest.fixture
 def options(tmp_path):
     return DetectionOptions(
-        data_dir=str(tmp_path / "shapes"),
-        min_size=64,
-        max_size=120,
-        scales=(0.8, 1.25),
-        flip=0.5,
-        flip_vertical=0.5,
-        photometric=0.5,
-        iou_crop=0.5,
-        workers=0,
-    )
+        data_dir=str(tmp_path / "shapes"), min_size=64, max_size=120, scales=(0.8, 1.25), flip=0.5, flip_vertical=0.5,
+        photometric=0.5, iou_crop=0.5, workers=0,
+    )  # fmt: skip
 
 
 def find_problems(annotations, images):

@@ -165,13 +165,9 @@ def test_the_note_on_a_whole_segmenter(classes, tmp_path, monkeypatch):
             Image.new("RGB" if kind == "images" else "L", (40, 40)).save(tmp_path / split / kind / "a.png")
     (tmp_path / "classes.txt").write_text("\n".join(classes))
     options = SegmentationOptions(
-        data_dir=str(tmp_path),
-        model="metaformer_pooling_s12.ade20k",
-        pretrained=True,
-        model_args=WIDTHS,
-        head_args=dict(neck_channels=16, head_channels=8),
-        crop=(32,),
-    )
+        data_dir=str(tmp_path), model="metaformer_pooling_s12.ade20k", pretrained=True, model_args=WIDTHS,
+        head_args=dict(neck_channels=16, head_channels=8), crop=(32,),
+    )  # fmt: skip
     model = Segmentation(options).model
     model.build()
     new = "" if len(classes) == 5 else "; new: head.classifier.weight, head.classifier.bias"

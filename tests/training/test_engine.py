@@ -97,13 +97,8 @@ def make_batch(seed, count):
 
 def engine(folder=None, **options):
     options = {
-        "epochs": 2,
-        "batch_size": 12,
-        "warmup_epochs": 0.0,
-        "amp": "none",
-        "device": "cpu",
-        "lr": 0.01,
-    } | options
+        "epochs": 2, "batch_size": 12, "warmup_epochs": 0.0, "amp": "none", "device": "cpu", "lr": 0.01,
+    } | options  # fmt: skip
     run = Run(folder)
     return Engine(Detect(), Recipe("boxes", EngineOptions(**options), NoOptions()), ProcessGroup.start("cpu"), run)
 

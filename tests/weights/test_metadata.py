@@ -10,23 +10,11 @@ from metamix.weights.metadata import ModelMetadata
 
 SHIPPED = sorted(weights_dir().glob("*.safetensors"))
 WHOLE = dict(
-    task="classification",
-    model="metaformer_raft_nano",
-    model_args={"mixer_args": {"raft_size": 2}, "depths": [1, 1, 1]},
-    num_classes=2,
-    in_chans=1,
-    img_size=32,
-    mean=[0.5],
-    std=[0.25],
-    interpolation="bicubic",
-    crop_pct=0.9,
-    classes=["cat", "dog"],
-    data="pets",
-    holdout=0.1,
-    memory="auto",
-    top1=97.5,
-    weights="ema",
-)
+    task="classification", model="metaformer_raft_nano",
+    model_args={"mixer_args": {"raft_size": 2}, "depths": [1, 1, 1]}, num_classes=2, in_chans=1, img_size=32,
+    mean=[0.5], std=[0.25], interpolation="bicubic", crop_pct=0.9, classes=["cat", "dog"], data="pets", holdout=0.1,
+    memory="auto", top1=97.5, weights="ema",
+)  # fmt: skip
 
 
 def test_all_entries_survive_a_round_trip():
