@@ -48,12 +48,6 @@ def test_a_set_for_evaluation_needs_no_training_split(folder, capsys):
     assert capsys.readouterr().out == "all 6 images can be read\n"
 
 
-def test_a_folder_of_classes_alone(folder, capsys):
-    root = folder()
-    assert main([str(root / "train"), "--workers", "0"]) == 0
-    assert capsys.readouterr().out == "all 12 images can be read\n"
-
-
 def test_classes_with_few_images_are_named(folder, capsys):
     root = folder()
     for path in [*(root / "train" / "dog").iterdir()][1:]:

@@ -9,7 +9,6 @@ import pty
 import re
 import select
 import shlex
-import signal
 import struct
 import sys
 import termios
@@ -23,7 +22,6 @@ import metamix.cli.evaluate
 import metamix.cli.train
 from metamix.models import metaformer
 from metamix.training import run_folder
-from metamix.training.engine import Engine
 from metamix.weights.files import load_checkpoint, load_weights
 from tests.helpers.running import MODEL, TINY, WITHOUT_BATCH_NORM, Process, metrics, train
 
@@ -139,13 +137,6 @@ def test_the_folder_is_named_after_data_model_and_seed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train(*QUICK, "--seed", 3)
     assert (tmp_path / "runs" / f"digits-{MODEL}-seed3" / "summary.json").exists()
-
-
-def test_a_sweep_that_is_stopped_says_what_is_left(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(Engine, "fit", lambda self: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit, match="143"):
-        train("--epochs", 1, "--output", tmp_path, "--model", f"{MODEL},metaformer_raft_tiny")
-    assert "not trained yet: metaformer_raft_tiny; repeat the command to train them" in capsys.readouterr().out
 
 
 def test_several_models_are_compared_and_finished_ones_skipped(tmp_path, capsys, request):

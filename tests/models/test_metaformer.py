@@ -1,4 +1,4 @@
-"""Test the skeleton alone, small and with every option. What timm expects of registered names is in test_timm.py."""
+"""Test the skeleton alone, small and with every option. test_timm.py tests what timm calls: features, head, formats."""
 
 import copy
 import math
@@ -239,15 +239,7 @@ def test_mixers_and_their_options_of_each_stage():
     assert [(b.mixer.grid, b.mixer.vertical.raft_size) for b in blocks(same)] == [((8, 8), 4), ((4, 4), 4), ((4, 4), 4)]
 
 
-# Any size, any format
-
-
-@pytest.mark.parametrize("mixer", ["identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn"])
-def test_memory_formats_give_the_same(mixer):
-    model, x = small(mixer=mixer, pos_embed=True), images(45, 36)
-    y = model(x)
-    assert_equal(model(x.contiguous(memory_format=torch.channels_last)), y)
-    assert_equal(copy.deepcopy(model).to(memory_format=torch.channels_last)(x), y)
+# Any size
 
 
 def test_positions_are_resampled():
@@ -372,85 +364,12 @@ def test_buffers_of_another_size_need_adapt_state(forget_mixers, persistent):
 # Features
 
 
-def literal_features(model, x):
-    x = model.stem(x)
-    x = x if model.pos_embed is None else x + model.pos_embed
-    maps = []
-    for stage in model.stages:
-        x = stage.downsample(x)
-        for block in stage.blocks:
-            x = block(x)
-            maps.append((x, block is stage.blocks[-1]))
-    return [f for f, last in maps if last or len(model.stages) == 1], x
-
-
-@pytest.mark.parametrize("shape", [{}, ISOTROPIC], ids=["pyramid", "isotropic"])
-def test_forward_intermediates(shape):
-    model, x = small(pos_embed=True, **shape), images()
-    expected, last = literal_features(model, x)
-    final, features = model.forward_intermediates(x)
-    assert len(features) == len(model.feature_info) == 2
-    for feature, e, info in zip(features, expected, model.feature_info):
-        assert_equal(feature, e)
-        assert feature.shape == (2, info["num_chs"], 32 // info["reduction"], 32 // info["reduction"])
-        assert_equal(dict(model.named_modules())[info["module"]](literal_input(model, x, info["module"])), e)
-    assert_equal(final, group_norm(last, model.norm))
-    assert_equal(final, model.forward_features(x))
-
-    only = model.forward_intermediates(x, indices=[0], intermediates_only=True)
-    assert len(only) == 1 and torch.equal(only[0], features[0])
-    assert torch.equal(model.forward_intermediates(x, indices=1, intermediates_only=True)[0], features[1])
-    assert torch.equal(model.forward_intermediates(x, indices=[-2], intermediates_only=True)[0], features[0])
-    normed = model.forward_intermediates(x, norm=True, intermediates_only=True)
-    wide = [f.shape[1] == model.num_features for f in features]
-    assert wide == ([True, True] if shape else [False, True])
-    for f, n, w in zip(features, normed, wide):
-        assert_equal(n, group_norm(f, model.norm) if w else f)
-    early, _ = model.forward_intermediates(x, indices=[0], stop_early=True)
-    assert torch.equal(early, features[0])
-
-
-def literal_input(model, x, module):
-    """Return the input of `module`, seen by a hook."""
-    seen = []
-    handle = dict(model.named_modules())[module].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    model(x)
-    handle.remove()
-    return seen[0]
-
-
 def test_features_of_another_format_are_refused():
     with pytest.raises(ValueError, match="output_fmt is 'NLC'; features are maps: use output_fmt='NCHW'"):
         small().forward_intermediates(images(), output_fmt="NLC")
 
 
-@pytest.mark.parametrize("shape", [{}, ISOTROPIC], ids=["pyramid", "isotropic"])
-def test_pruned_models_give_the_same_features(shape):
-    model, x = small(**shape), images()
-    expected = model.forward_intermediates(x, indices=[0], intermediates_only=True)[0]
-    assert model.prune_intermediate_layers([0]) == [0]
-    assert len(model.feature_info) == 1 and len(blocks(model)) == 1
-    assert isinstance(model.head, nn.Identity)
-    assert torch.equal(model.forward_intermediates(x, intermediates_only=True)[0], expected)
-
-
 # Head
-
-
-def test_reset_classifier():
-    model, x = small(), images()
-    norm = model.forward_features(x)
-    model.reset_classifier(7, "max")
-    assert_equal(model(x), norm.amax((2, 3)) @ model.head.weight.T + model.head.bias)
-    assert model.head.weight.dtype == torch.float64 and model.get_classifier() is model.head and model.num_classes == 7
-    model.reset_classifier(3)
-    assert_equal(model.forward_head(norm, pre_logits=True), norm.amax((2, 3)))
-    model.reset_classifier(0)
-    assert_equal(model(x), norm.amax((2, 3)))
-    model.reset_classifier(3, "")
-    assert_equal(model(x), linear(norm, model.head))
-    model.reset_classifier(0, "avg")
-    assert_equal(model(x), norm.mean((2, 3)))
 
 
 def test_a_model_without_any_parameter_in_its_blocks_has_a_head():
@@ -463,28 +382,6 @@ def test_a_model_without_any_parameter_in_its_blocks_has_a_head():
 # Training
 
 
-@pytest.mark.parametrize("mixer", ["pooling", "raft", "wavemix", "minattn"])
-def test_checkpointing_changes_no_number(mixer):
-    plain = small(mixer=mixer, drop_path_rate=0.3, proj_drop_rate=0.1).train()
-    saving = copy.deepcopy(plain)
-    saving.set_grad_checkpointing()
-    runs = []
-    blocks(saving)[1].mixer.register_forward_hook(lambda *_: runs.append(1))
-    results = []
-    for model in (plain, saving):
-        x = images().requires_grad_()
-        torch.manual_seed(2)
-        y = model(x)
-        y.square().sum().backward()
-        results.append([y, x.grad, *(p.grad for p in model.parameters())])
-    for a, b in zip(*results):
-        assert torch.equal(a, b)
-    assert len(runs) == 2  # once forward, once more for the backward pass
-    saving.set_grad_checkpointing(False)
-    saving(images()).sum().backward()
-    assert len(runs) == 3
-
-
 def test_dropout_of_a_mixer_can_differ_from_that_of_the_mlps():
     model = small(mixer="nin", mixer_args=({}, dict(proj_drop=0.3)), proj_drop_rate=0.1)
     assert [b.mixer.channel_mlp.drop1.p for b in blocks(model)] == [0.1, 0.3, 0.3]
@@ -495,30 +392,6 @@ def test_dropout_is_not_an_option_of_a_mixer_without_it():
     small(mixer="raft", proj_drop_rate=0.1)  # dropout of the MLPs
     with pytest.raises(ValueError, match="mixer 'raft' has no option 'proj_drop'"):
         small(mixer="raft", mixer_args=dict(proj_drop=0.5))
-
-
-def test_every_parameter_gets_a_gradient():
-    model = small(mixer=("pooling", "raft"), pos_embed=True).train()
-    (model(images()) * torch.arange(5)).sum().backward()
-    # Pooling minus the identity removes a constant.
-    without = {"stages.0.blocks.0.norm1.bias"}
-    for name, p in model.named_parameters():
-        assert (p.grad.abs().max() < 1e-12) == (name in without), name
-
-
-def test_device_and_dtype():
-    shape = dict(img_size=32, depths=(1, 1), dims=(8, 16), num_classes=5)
-    model = MetaFormer(**shape, mixer="raft", pos_embed=True, device="meta", dtype=torch.bfloat16)
-    assert all(p.is_meta and p.dtype == torch.bfloat16 for p in model.parameters())
-    assert model(torch.empty(2, 3, 40, 33, device="meta", dtype=torch.bfloat16)).shape == (2, 5)
-    x = images(dtype=torch.float32)
-    torch.manual_seed(0)
-    half = MetaFormer(**shape, dtype=torch.bfloat16).eval()
-    torch.manual_seed(0)
-    full = MetaFormer(**shape).eval()
-    y = half(x.bfloat16())
-    assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y.float(), full(x), rtol=0, atol=0.05)
 
 
 # Errors

@@ -243,13 +243,6 @@ def test_pairs_that_do_not_fit_are_refused_by_name(pairs, image):
         data(data_dir=root)
 
 
-def test_broken_images(clean, break_image):
-    photos = clean()
-    (photos / "1.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="1.png cannot be read as an image"):
-        data(data_dir=photos, degradation="noise:1")
-
-
 def test_verify_lists_every_problem(pairs, clean, image, break_image, capsys):
     root = pairs()
     assert verify(root) == 0 and "all 6 pairs can be read" in capsys.readouterr().out

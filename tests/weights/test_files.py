@@ -182,9 +182,3 @@ def test_a_foreign_pickle_is_named(protocol, tmp_path):
     for load in load_weights, load_checkpoint:
         with pytest.raises(ValueError, match="w.pkl is a Python pickle that torch cannot read safely"):
             load(path)
-
-
-def test_torchs_old_format_is_read(tmp_path):
-    path = tmp_path / "w.pth"
-    torch.save({"weight": torch.ones(100)}, path, _use_new_zipfile_serialization=False)
-    assert torch.equal(load_weights(path)[0]["weight"], torch.ones(100))
