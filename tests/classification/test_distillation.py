@@ -36,10 +36,8 @@ def test_distillation_draws_towards_the_teacher(weights):
 def test_a_teacher_sees_images_normalised_its_own_way():
     pixels = torch.rand(2, 3, 4, 4)
     ours, its = ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)), ((0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
-    normal = [
-        (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1) for mean, std in (ours, its)
-    ]
-    assert torch.allclose(Teacher(torch.nn.Identity(), ours, its)(normal[0]), normal[1], atol=1e-5)
+    both = [(pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1) for mean, std in (ours, its)]
+    assert torch.allclose(Teacher(torch.nn.Identity(), ours, its)(both[0]), both[1], atol=1e-5)
 
 
 def test_a_teacher_of_other_data_is_refused(weights, three_classes):

@@ -465,11 +465,9 @@ def test_a_published_model_prints_its_labels(run, tmp_path, monkeypatch):
 
 
 def test_a_model_of_a_loop_of_your_own(tmp_path):
-    arguments = {"img_size": 32, "depths": (1,), "dims": (8,)}
-    model = timm.create_model("metaformer_identity_nano", num_classes=2, **arguments)
-    metamix.save_classifier(
-        model, tmp_path / "m.safetensors", classes=["cat", "dog"], model_args=arguments, threshold=0.0
-    )
+    options = {"img_size": 32, "depths": (1,), "dims": (8,)}
+    model = timm.create_model("metaformer_identity_nano", num_classes=2, **options)
+    metamix.save_classifier(model, tmp_path / "m.safetensors", classes=["cat", "dog"], model_args=options, threshold=0)
     (labels,) = metamix.load(tmp_path / "m.safetensors").predict([Image.new("RGB", (32, 32))])
     assert {name for name, _ in labels} == {"cat", "dog"} and sum(p for _, p in labels) != pytest.approx(1, abs=1e-6)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from metamix.data import Augment, DataOptions, normalize, open_data, train_loader
+from metamix.data import Augment, DataOptions, normalize
 from metamix.data.augment import CUT_X, CUT_Y, FLIP, LEFT, TOP, crop_flip, cutout, erase
 from metamix.data.counter_rng import hash64, randint, uniform
 
@@ -199,22 +199,3 @@ def test_mixing_draws_nothing_from_the_run(batch):
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     augment(**EVERYTHING)(batch, 0, 0)
     assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
-
-
-@pytest.mark.parametrize("memory", ["yes", "no"])
-def test_from_loader_to_target_on_any_number_of_processes(folder, memory):
-    splits = open_data("folder", root=folder())
-    options = DataOptions(memory=memory, workers=0, img_size=24, mean=MEAN, std=STD, **EVERYTHING)
-    transform = Augment(options, seed=1, mean=MEAN, std=STD, size=24, num_classes=3, cropped=memory == "no")
-
-    def epoch(ranks):
-        loaders = [
-            train_loader(splits.train, options, batch_size=4, rank=r, world_size=ranks, seed=1) for r in range(ranks)
-        ]
-        for step, shares in enumerate(zip(*(loader.epoch(2) for loader in loaders))):
-            done = [transform(share, 2, step) for share in shares]
-            yield {key: torch.cat([share[key] for share in done]) for key in ("image", "target", "index")}
-
-    one, two = list(epoch(1)), list(epoch(2))
-    assert len(one) == len(two) == 3
-    assert all(torch.equal(a[key], b[key]) for a, b in zip(one, two) for key in a)

@@ -54,9 +54,7 @@ def test_balanced_sampling_augments_each_repeat_anew(folder, memory):
 def test_evaluation_on_more_processes_than_samples(folder, memory):
     source = open_data("folder", root=folder(val=1)).test
     options = DataOptions(memory=memory, workers=0, img_size=32)
-    batches = [
-        batch for rank in range(5) for batch in eval_loader(source, options, batch_size=5, rank=rank, world_size=5)
-    ]
+    batches = [batch for r in range(5) for batch in eval_loader(source, options, batch_size=5, rank=r, world_size=5)]
     assert joined(batches)["index"].tolist() == [0, 1, 2]
 
 

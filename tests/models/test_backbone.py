@@ -185,13 +185,11 @@ def test_mean_and_std_fit_the_number_of_channels(name, in_chans, mean):
 
 def test_weights_of_another_mixer_are_refused(tmp_path):
     model = timm.create_model("metaformer_pooling_nano", mixer="identity", **TINY)
-    args = dict(mixer="identity", depths=[1, 1, 1], dims=[24, 24, 48])
-    save_weights(
-        tmp_path / "w.safetensors", model.state_dict(), {"model": "metaformer_pooling_nano", "model_args": args}
-    )
+    args, file = dict(mixer="identity", depths=[1, 1, 1], dims=[24, 24, 48]), tmp_path / "w.safetensors"
+    save_weights(file, model.state_dict(), {"model": "metaformer_pooling_nano", "model_args": args})
     with pytest.raises(ValueError, match=r"w.safetensors holds weights of .*identity\(\), but this model .*pooling\("):
-        build_backbone("metaformer_pooling_nano", checkpoint=tmp_path / "w.safetensors", **TINY)
-    build_backbone("metaformer_pooling_nano", checkpoint=tmp_path / "w.safetensors", mixer="identity", **TINY)
+        build_backbone("metaformer_pooling_nano", checkpoint=file, **TINY)
+    build_backbone("metaformer_pooling_nano", checkpoint=file, mixer="identity", **TINY)
 
 
 def test_weights_of_another_model_are_refused(tmp_path):

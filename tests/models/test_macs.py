@@ -8,6 +8,7 @@ import metamix
 from metamix.models import count_macs
 
 SIZE = (3, 32, 32)
+QUIET = dict(as_strings=False, print_per_layer_stat=False)
 
 
 @pytest.fixture(params=metamix.list_mixers())
@@ -18,17 +19,13 @@ def model(request):
 def test_ptflops_on_operators_agrees(model):
     ptflops = pytest.importorskip("ptflops")
     expected = count_macs(model, SIZE)
-    macs, _ = ptflops.get_model_complexity_info(
-        model, SIZE, as_strings=False, print_per_layer_stat=False, backend="aten"
-    )
+    macs, _ = ptflops.get_model_complexity_info(model, SIZE, **QUIET, backend="aten")
     assert expected < macs < 1.03 * expected  # it counts norms too
 
 
 def test_counters_of_module_types_see_less(model):
     ptflops, thop = pytest.importorskip("ptflops"), pytest.importorskip("thop")
     expected = count_macs(model, SIZE)
-    by_ptflops, _ = ptflops.get_model_complexity_info(
-        model, SIZE, as_strings=False, print_per_layer_stat=False, backend="pytorch"
-    )
+    by_ptflops, _ = ptflops.get_model_complexity_info(model, SIZE, **QUIET, backend="pytorch")
     by_thop, _ = thop.profile(model, (torch.zeros(1, *SIZE),), verbose=False)
     assert by_ptflops < 0.98 * expected and by_thop < 0.98 * expected

@@ -36,9 +36,8 @@ def train(*words):
 
 
 def evaluate(*words):
-    metamix.cli.evaluate.main(
-        list(map(str, ["--task", "restoration", "--device", "cpu", "--workers", 0, "--amp", "none", *words]))
-    )
+    words = ["--task", "restoration", "--device", "cpu", "--workers", 0, "--amp", "none", *words]
+    metamix.cli.evaluate.main(list(map(str, words)))
 
 
 def predict(*words):
