@@ -33,15 +33,14 @@ from metamix.segmentation.options import SegmentationOptions
 from metamix.segmentation.sources import open_set
 from metamix.segmentation.verify import VerifyMasks
 from metamix.tasks.convert import read_labels
-from metamix.tasks.options import task_of_options
-from metamix.tasks.registry import TASKS, find_task
-from metamix.training.recipe import EngineOptions, Recipe, parse
+from metamix.training.recipe import EngineOptions, Recipe
 from metamix.training.reports import compare_runs, write_metrics
 from metamix.training.train import is_finished, result_lines
 from metamix.weights.files import load_checkpoint, load_weights, save_checkpoint, save_weights
 from tests.helpers import fuzzing, shapes
 from tests.helpers.fuzzing import REFUSED, Kind, fuzz, read_within_limits
 from tests.helpers.image_fixtures import write_tar
+from tests.helpers.recipes import parse_recipe
 
 MODEL = dict(model="metaformer_identity_nano", model_args=dict(depths=[1], dims=[8]))
 METADATA = MODEL | dict(
@@ -353,16 +352,6 @@ def make_recipe(folder):
 
 def read_recipe(folder):
     return parse_recipe("--config", folder / "recipe.yaml")
-
-
-def parse_recipe(*words):
-    return parse(
-        [*map(str, words)],
-        TASKS,
-        lambda task: find_task(task).part("task").Options,
-        default_task=task_of_options,
-        description="",
-    )
 
 
 KINDS = [

@@ -21,6 +21,7 @@ from metamix.weights.files import load_checkpoint, load_metadata, load_weights, 
 from metamix.weights.fit import TooLarge, limited_size, load_into
 from tests.helpers import shapes
 from tests.helpers.fuzzing import peak_memory
+from tests.helpers.image_fixtures import write_tar
 from tests.helpers.limits import seconds
 from tests.helpers.running import train
 
@@ -201,11 +202,7 @@ def test_restorers_of_too_many_layers(tmp_path):
 
 
 def tar(path, members):
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
+    write_tar(path, members.items())
     return path.read_bytes()
 
 

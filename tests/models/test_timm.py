@@ -27,16 +27,10 @@ from metamix.models.registry import default_cfgs, register
 
 NAMES = list(default_cfgs)
 FAMILIES = [
-    *timm.list_models("metaformer_*_nano"),
-    "raftmlp_s",
-    "wavemix_144_7",
-    "wavemix_192_16",
-    "wavemixlite_8_10",
-    "ninformer_cifar",
-    "minattn_full_mlp_h4_cifar",
-    "minattn_symmetric_nomlp_h4_mnist",
+    *timm.list_models("metaformer_*_nano"), "raftmlp_s", "wavemix_144_7", "wavemix_192_16", "wavemixlite_8_10",
+    "ninformer_cifar", "minattn_full_mlp_h4_cifar", "minattn_symmetric_nomlp_h4_mnist",
     "minattn_minimal_nomlp_h1_mnist",
-]
+]  # fmt: skip
 ONE_OF_EACH = pytest.mark.parametrize("name", FAMILIES, scope="module")
 
 

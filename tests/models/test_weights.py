@@ -151,13 +151,9 @@ def test_spatial_weights_are_interpolated(name, key, grid, saved):
 # Incomplete files
 
 WAYS = (
-    dict(),
-    dict(num_classes=0),
-    dict(num_classes=10),
-    dict(features_only=True),
-    dict(in_chans=1),
+    dict(), dict(num_classes=0), dict(num_classes=10), dict(features_only=True), dict(in_chans=1),
     dict(num_classes=7, in_chans=4),
-)
+)  # fmt: skip
 
 
 @EVERY_FAMILY

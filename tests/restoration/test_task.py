@@ -18,9 +18,9 @@ from metamix.restoration.inference import Restorer
 from metamix.restoration.metric import Measure
 from metamix.restoration.options import RestorationEvalOptions, RestorationOptions
 from metamix.restoration.task import Restoration
-from metamix.training.recipe import parse
 from metamix.weights.metadata import ModelMetadata
 from tests.helpers.advice import exit_code
+from tests.helpers.recipes import parse_recipe
 from tests.helpers.running import assert_same_run, start_all, stopped_at
 
 TINY = "{features: 4, depth: 1, channels_reduction: 2, high_res_stages: 0, block_size_lr: 4}"
@@ -196,13 +196,7 @@ def test_scores_below_the_input_are_pointed_out(clean, tmp_path, capsys):
 
 
 def test_a_recipe_without_numbers_is_one_for_photographs(clean):
-    recipe = parse(
-        ["--data-dir", "photos"],
-        ["restoration"],
-        lambda task: RestorationOptions,
-        default_task=lambda options: "restoration",
-        description="",
-    )
+    recipe = parse_recipe("--task", "restoration", "--data-dir", "photos")
     engine = recipe.engine
     assert (engine.batch_size, engine.optimizer, engine.lr, engine.ema, recipe.options.crops) == (
         16, "muon", 3e-3, True, 8

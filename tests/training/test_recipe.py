@@ -13,6 +13,7 @@ import pytest
 from metamix.tasks.registry import TASKS, find_task
 from metamix.training.recipe import EngineOptions, find_config, parse, resume_changes
 from metamix.utils.options import convert, option, read_yaml
+from tests.helpers.recipes import parse_recipe
 from tests.helpers.running import ROOT
 
 
@@ -361,10 +362,4 @@ def test_every_shipped_config_is_read():
         text = path.read_text()
         opening = text.splitlines()[:5]
         assert all(line.startswith("# ") for line in opening) and str(path.relative_to(ROOT)) in opening[1], path
-        parse(
-            ["--config", str(path)],
-            TASKS,
-            lambda task: find_task(task).part("task").Options,
-            default_task=lambda values: "classification",
-            description="",
-        )
+        parse_recipe("--config", path)
