@@ -125,9 +125,8 @@ def test_names_of_classes_are_drawn_as_they_are(name, tmp_path):
 def test_missing_fonts_give_one_message_and_no_warnings(tmp_path, monkeypatch, caplog, recwarn):
     monkeypatch.setattr("metamix.utils.figures.fonts", lambda: ["DejaVu Sans"])
     draw_confusion(tmp_path / "c.png", torch.eye(2, dtype=torch.int64), ("猫", "犬"), "title")
-    assert caplog.messages == [
-        f"{tmp_path}/c.png shows boxes for letters that no installed font has: install Noto Sans CJK"
-    ]
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path}/c.png shows boxes for letters") and message.endswith("install Noto Sans CJK")
     assert not recwarn.list
 
 

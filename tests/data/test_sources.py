@@ -458,10 +458,8 @@ def write_idx(path, array):
 
 def write_mnist(place, train="train", test="t10k"):
     for split, count in (train, 30), (test, 20):
-        labels = np.arange(count, dtype=np.uint8) % 10
-        write_idx(
-            place / f"{split}-images-idx3-ubyte", np.arange(count * 28 * 28, dtype=np.uint8).reshape(count, 28, 28)
-        )
+        labels, pixels = np.arange(count, dtype=np.uint8) % 10, np.arange(count * 28 * 28, dtype=np.uint8)
+        write_idx(place / f"{split}-images-idx3-ubyte", pixels.reshape(count, 28, 28))
         write_idx(place / f"{split}-labels-idx1-ubyte", labels)
 
 

@@ -9,9 +9,7 @@ from torch import nn
 from metamix.mixers import create_mixer, list_mixers
 from metamix.models import MetaFormer
 
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler"
-)
+pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 
 
 @pytest.mark.slow

@@ -94,10 +94,8 @@ def test_the_checkpoint_of_a_run_may_have_any_name(load, name, tmp_path):
 
 
 def lightning(state, prefix):
-    return {
-        "pytorch-lightning_version": "2.5",
-        "state_dict": {f"{prefix}{name}": value for name, value in state.items()},
-    }
+    state = {f"{prefix}{name}": value for name, value in state.items()}
+    return {"pytorch-lightning_version": "2.5", "state_dict": state}
 
 
 @EITHER_WAY

@@ -462,11 +462,8 @@ def test_voc_and_pets(tmp_path):
     data = SegmentationData(options(tmp_path, data="voc"))
     assert data.labels.accepted() == "0 to 20, 255"
     assert len(data.classes) == 21 and data.label_counts()[20] == 40 * 48
-    assert data.labels.palette[:3] == ((0, 0, 0), (128, 0, 0), (0, 128, 0)) and data.labels.palette[21] == (
-        224,
-        224,
-        192,
-    )
+    palette = data.labels.palette
+    assert palette[:3] == ((0, 0, 0), (128, 0, 0), (0, 128, 0)) and palette[21] == (224, 224, 192)
 
     pets = tmp_path / "oxford-iiit-pet"
     (pets / "images").mkdir(parents=True)
