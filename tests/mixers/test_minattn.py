@@ -68,33 +68,6 @@ def pair(qk, other, heads=1):
     return first, second
 
 
-def test_collapsed_is_separate_with_both_matrices_multiplied():
-    """(Wq x + bq) . (Wk y + bk) = (Wk^T Wq x + Wk^T bq) . y + a term without y, which softmax ignores."""
-    separate, collapsed = pair("separate", "collapsed")
-    wq, wk = separate.query.weight[:, :, 0, 0], separate.key.weight[:, :, 0, 0]
-    copy(collapsed.query, wk.T @ wq, wk.T @ separate.query.bias)
-    x = random_map(2, 8, *SIZE)
-    assert_equal(collapsed(x), separate(x))
-    copy(collapsed.query, wq.T @ wk, wk.T @ separate.query.bias)
-    assert (collapsed(x) - separate(x)).abs().max() > 0.1
-
-
-@pytest.mark.parametrize("heads", [1, 2])
-def test_shared_is_separate_with_the_same_matrix_twice(heads):
-    separate, shared = pair("separate", "shared", heads)
-    for layer in (separate.query, separate.key):
-        copy(layer, shared.query.weight[:, :, 0, 0], shared.query.bias)
-    x = random_map(2, 8, *SIZE)
-    assert_equal(shared(x), separate(x))
-
-
-def test_cholesky_is_shared_with_a_triangular_matrix():
-    shared, cholesky = pair("shared", "cholesky")
-    copy(shared.query, factor(cholesky, 0, 8).T, torch.zeros(8, dtype=torch.float64))
-    x = random_map(2, 8, *SIZE)
-    assert_equal(cholesky(x), shared(x))
-
-
 def test_cholesky_reaches_every_symmetric_similarity():
     """Any positive definite S is some T T^T, with d (d + 1) / 2 parameters instead of d^2."""
     collapsed, cholesky = pair("collapsed", "cholesky")
