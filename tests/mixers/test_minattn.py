@@ -61,16 +61,10 @@ def copy(layer, weight, bias):
     layer.weight.data, layer.bias.data = weight[:, :, None, None].clone(), bias.clone()
 
 
-def pair(qk, other, heads=1):
-    """Return two mixers that share everything but the matrices of the similarity."""
-    first, second = (random_mixer("minattn", 8, SIZE, qk=how, num_heads=heads) for how in (qk, other))
-    second.value, second.proj = first.value, first.proj
-    return first, second
-
-
 def test_cholesky_reaches_every_symmetric_similarity():
     """Any positive definite S is some T T^T, with d (d + 1) / 2 parameters instead of d^2."""
-    collapsed, cholesky = pair("collapsed", "cholesky")
+    collapsed, cholesky = (random_mixer("minattn", 8, SIZE, qk=how, num_heads=1) for how in ("collapsed", "cholesky"))
+    cholesky.value, cholesky.proj = collapsed.value, collapsed.proj
     root = random_map(1, 1, 8, 8)[0, 0]
     s = root @ root.T
     copy(collapsed.query, s, torch.zeros(8, dtype=torch.float64))

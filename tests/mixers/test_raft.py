@@ -113,18 +113,6 @@ def test_grown_mixer_is_the_mixer_with_stretched_weights(r, size):
     assert_equal(new(x), old(x))
 
 
-@pytest.mark.parametrize("axis", ["vertical", "horizontal"])
-def test_mixer_of_twice_the_size_acts_alike_on_maps_constant_along_its_axis(axis):
-    old = random_mixer("raft", 8, SIZE)
-    other = {"vertical": old.horizontal, "horizontal": old.vertical}[axis]
-    nn.init.zeros_(other.fc2.weight), nn.init.zeros_(other.fc2.bias)
-    constant = random_map(2, 8, *((1, SIZE[1]) if axis == "vertical" else (SIZE[0], 1)))
-    grown = (2 * SIZE[0], SIZE[1]) if axis == "vertical" else (SIZE[0], 2 * SIZE[1])
-    new = random_mixer("raft", 8, grown)
-    new.load_state_dict(new.adapt_state(old.state_dict()))
-    assert_equal(new(constant.expand(-1, -1, *grown)), resize(old(constant.expand(-1, -1, *SIZE)), grown, bilinear))
-
-
 def test_shrunk_mixer_scales_the_units_that_are_left():
     """On a map constant along the axis, with equal hidden units, half of the units give the same result."""
     mlp = random_mixer("raft", 8, (10, 6)).vertical
@@ -134,13 +122,6 @@ def test_shrunk_mixer_scales_the_units_that_are_left():
     half.load_state_dict(half.adapt_state(mlp.state_dict()))
     x = random_map(1, 8, 1, 3)
     assert_equal(half(x.expand(-1, -1, 5, -1)), mlp(x.expand(-1, -1, 10, -1))[:, :, :5])
-
-
-def test_response_to_a_constant_raft_at_a_multiple_of_the_length():
-    mlp = random_mixer("raft", 8, SIZE, resample="weights").vertical
-    nn.init.zeros_(mlp.norm.weight)  # the norm then gives its bias everywhere, so rafts are constant along the column
-    small, large = mlp(random_map(1, 8, 5, 3)), mlp(random_map(1, 8, 15, 3))
-    assert_equal(large, resize(small, (15, 3), bilinear))
 
 
 def test_multiply_adds_are_counted():
