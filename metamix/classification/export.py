@@ -109,6 +109,7 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
 def exported_classifier(exported: ExportedModel) -> Classifier:
     """Use an exported model as a classifier; raise ValueError if export.json lacks an entry or does not fit."""
     metadata = exported.artifact.model
-    exported.artifact.check({}, "num_classes", "in_chans", "img_size", "mean", "std", "interpolation", "crop_pct")
+    needs = ["num_classes", "in_chans", "img_size", "mean", "std", "interpolation", "crop_pct"]
+    exported.artifact.check({}, needs)
     exported.check_classes(metadata.num_classes or 0)
     return Classifier(metadata.model or "", exported, metadata, has_sigmoid=metadata.threshold is not None)

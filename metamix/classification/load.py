@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,8 @@ class Classifier:
 
     name: str  # name of the model, from the caller or else from the weight file
     # The model in evaluation mode. It takes images (n, C, H, W) float32 and returns logits (n, classes).
-    model: nn.Module = field(repr=False)
-    # Entries of the weight file; timm's configuration fills in what the file lacks.
-    metadata: ModelMetadata = field(repr=False)
+    model: nn.Module
+    metadata: ModelMetadata  # entries of the weight file; timm's configuration fills in what the file lacks
     has_sigmoid: bool = False  # whether the model returns probabilities, as exported models for several labels do
 
     def __post_init__(self) -> None:
@@ -96,6 +95,9 @@ class Classifier:
         if isinstance(threshold, tuple) and len(threshold) != count:
             has = f"{self.name} has {plural(len(threshold), 'threshold')} for {plural(count, 'class')}"
             raise ValueError(f"{has}: its weight file must have one for each class, or one number for all")
+
+    def __repr__(self) -> str:
+        return f"Classifier({self.name}, {plural(len(self.classes), 'class')})"
 
     @cached_property
     def transform(self) -> "EvalTransform":

@@ -6,7 +6,7 @@ protect against an attacker, who can compute them again.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,9 +63,9 @@ class Artifact:
         height, width = self.input_shape[2:]
         return None if height is None or width is None else (height, width)
 
-    def check(self, extra: Mapping[str, Rule], *of_model: str) -> None:
-        """Raise ValueError if `extra` has a missing or wrong entry, or the weights' metadata lack one of `of_model`."""
-        check_entries(self.model.to_dict(), dict.fromkeys(of_model, rule(Any)), ARTIFACT, "model", AGAIN)
+    def check(self, extra: Mapping[str, Rule], needs: Collection[str] = ()) -> None:
+        """Raise ValueError if `self.extra` breaks the rules, or if the weights' metadata lack an entry of `needs`."""
+        check_entries(self.model.to_dict(), dict.fromkeys(needs, rule(Any)), ARTIFACT, "model", AGAIN)
         check_entries(self.extra, extra, ARTIFACT, "extra", AGAIN)
 
     def check_files(self, folder: Path) -> None:

@@ -78,13 +78,18 @@ def benchmark(
         "to". `failed` says which cells could not be built and why.
 
     Raises:
-        ValueError: an unknown model, engine or precision, or nothing to time.
+        ValueError: an unknown model, engine or precision, nothing to time, or a reference that is an export.
         ImportError: a package of the extra `deploy` is missing.
     """
     cells = cells_of(engines, precisions)
     chosen = {name_of(model): model for model in models}
     if not models or not batch_sizes or min(batch_sizes) < 1 or runs < 1:
         raise ValueError(f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give one of each")
+    if isinstance(reference, BenchmarkedModel) and reference.cell:
+        raise ValueError(
+            f"reference is {reference.name}, an export, which has no speed in eager fp32: give a model's name, a run "
+            f"folder or a weight file"
+        )
     reference = reference or next((m for m in chosen.values() if isinstance(m, str) or not m.cell), None)
     base_name = reference and name_of(reference)
     software = versions() | installed(package for cell in cells for package in packages(*cell))
@@ -241,9 +246,7 @@ def table(result: Mapping[str, Any]) -> str:
     """Write a result of `benchmark` as text: where it was measured, a line for each row, and what failed."""
     machine = result["machine"]
     software = ", ".join(f"{name} {number}" for name, number in result["versions"].items() if name != "metamix")
-    lines = [
-        f"{machine['cpu']}, {plural(result['threads'], 'thread')}, {result['measured']}; {software}",
-    ]
+    lines = [f"{machine['cpu']}, {plural(result['threads'], 'thread')}, {result['measured']}; {software}"]
     if result["reference"]:
         lines.append(message(f"speedup: times as fast as {result['reference']} in eager fp32 at the same batch"))
     lines.append("")

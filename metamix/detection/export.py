@@ -298,7 +298,7 @@ def open_detector(options: ExportOptions) -> ExportableDetector:
 def exported_detector(exported: ExportedModel) -> TrainedDetector:
     """Use an exported model as a detector; raise ValueError if export.json lacks an entry or does not fit."""
     artifact = exported.artifact
-    artifact.check(SETTINGS, "num_classes", "mean", "std", "classes")
+    artifact.check(SETTINGS, needs=["num_classes", "mean", "std", "classes"])
     model = ExportedDetector(exported, artifact.model, artifact.size, artifact.extra).eval()
     metadata = artifact.model.to_dict()
     spec, outputs = DetectorSpec.from_dict(metadata, ARTIFACT), exported.probe()

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,11 +55,14 @@ class TrainedRestorer:
 
     name: str  # name of the model; for published weights also their tag, such as maxim_s3.sidd
     # The model in evaluation mode. It takes images (n, C, H, W) with values from 0 to 1 and restores them.
-    model: nn.Module = field(repr=False)
+    model: nn.Module
     spec: RestorationSpec
-    metadata: ModelMetadata = field(repr=False)
+    metadata: ModelMetadata
     # (height, width) that an exported graph is fixed to; None for every other model.
     graph_size: tuple[int, int] | None = None
+
+    def __repr__(self) -> str:
+        return f"TrainedRestorer({self.name})"
 
     def predict(
         self, images: Sequence[str | Path | Image.Image], *, tile: int = 512, overlap: int = 32, ensemble: bool = False

@@ -75,7 +75,7 @@ def exported_segmenter(exported: ExportedModel) -> TrainedSegmenter:
     """Use an exported model as a segmenter; raise ValueError if export.json lacks an entry or does not fit."""
     artifact = exported.artifact
     metadata = artifact.model.to_dict()
-    artifact.check(EXTRA, "img_size")
+    artifact.check(EXTRA, needs=["img_size"])
     spec = SegmenterSpec.from_dict(metadata, ARTIFACT)
     exported.check_classes(len(spec.classes))
     model = PadAndCrop(exported, artifact.size or artifact.extra["multiple"])

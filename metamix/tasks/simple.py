@@ -159,9 +159,12 @@ class SimpleTrained:
         prepare: function that prepares an image as the transform of `SimpleData` does, (C, H, W) uint8.
     """
 
-    model: nn.Module = field(repr=False)
+    model: nn.Module
     metadata: ModelMetadata
-    prepare: Callable[[Image.Image], Tensor] = field(repr=False)
+    prepare: Callable[[Image.Image], Tensor]
+
+    def __repr__(self) -> str:
+        return f"SimpleTrained({self.metadata.model})"
 
     @property
     def spec(self) -> ModelMetadata:

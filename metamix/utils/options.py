@@ -160,7 +160,8 @@ def no_option(
     name = str(word).removeprefix("--").removeprefix("no-").replace("-", "_")
     having = [other for other in tasks if other != task and name in options_of(task_options(other))]
     if not having:
-        return text + did_you_mean({"learning_rate": "lr"}.get(name, word), known)
+        name = "lr" if name == "learning_rate" else str(word)  # the two names are not alike
+        return text + did_you_mean(name, known)
     advice = f": add --task {having[0]}" if advise else ""
     return f"{text} for {task}; it is an option of {' and '.join(having)}{advice}"
 

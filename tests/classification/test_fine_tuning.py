@@ -70,10 +70,12 @@ def test_a_run_continues_without_the_file_that_it_started_from(weights, tmp_path
     path, _ = weights(img_size=24, mean=[0.5], std=[0.5])
     words = ["--checkpoint", path, "--batch-size", 256, "--warmup-epochs", 0, "--output", tmp_path / "run"]
     train(*words, "--epochs", 1)
-    (tmp_path / "w.safetensors").unlink()
+    (tmp_path / "w.safetensors").write_bytes(b"damaged")
     train(*words, "--epochs", 2)
+    (tmp_path / "w.safetensors").unlink()
+    train(*words, "--epochs", 3)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (summary["epochs"], summary["img_size"], summary["mean"]) == (2, 24, [0.5])
+    assert (summary["epochs"], summary["img_size"], summary["mean"]) == (3, 24, [0.5])
 
 
 def test_the_batch_fits_the_number_of_images(photos, tmp_path, capsys):

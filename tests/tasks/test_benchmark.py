@@ -65,6 +65,8 @@ def test_an_export_is_timed_beside_the_model(tmp_path, capsys):
     assert time(tmp_path, folder, source, *words)["reference"] == str(source)  # an export has no speed in eager fp32
     capsys.readouterr()
     assert time(tmp_path, folder, *words)["reference"] is None and "speedup:" not in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="reference is .*street, an export, which has no speed in eager fp32: give a"):
+        time(tmp_path, folder, *words, "--reference", folder)
     with pytest.raises(SystemExit, match="img_size is 64, but .*street takes 32 x 32 pixels: leave it out"):
         time(tmp_path, folder, *words, "--img-size", 64)
     with pytest.raises(SystemExit, match="model.pt2 is not loaded: .* give --trust"):
