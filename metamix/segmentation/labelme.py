@@ -74,8 +74,9 @@ def check_shapes(path: Path, size: tuple[int, int], shapes: Sequence[Shape]) -> 
     for shape in shapes:
         if not shape.label:
             raise ValueError(f"{path} has a {shape.kind} without a label")
-        if len(shape.points) < LEAST_POINTS.get(shape.kind, 0) or not np.isfinite(shape.points).all():
-            raise ValueError(f"{path} has a {shape.kind} of too few points or with an infinite one: {shape.points}")
+        least = LEAST_POINTS.get(shape.kind, 0)
+        if len(shape.points) < least or not np.isfinite(shape.points).all():
+            raise ValueError(f"{path} has a {shape.kind} of points {shape.points}: give {least} or more finite points")
 
 
 def masks_of(shapes: Iterable[Shape]) -> Masks:
