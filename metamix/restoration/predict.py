@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from metamix.layers.image_inference import check_tiles
 from metamix.tasks.predict import PredictToFolder, predict_images
 from metamix.utils.options import option
 from metamix.utils.rules import Natural
@@ -30,10 +29,6 @@ class RestoreImages(PredictToFolder):
     tile: int = option(512, "side of the tiles in pixels; 0: whole images at once")
     overlap: int = option(32, "smallest overlap of tiles in pixels")
     local_pooling: Natural = option(0, "side of the windows of MAXIM's channel attention; 0: the whole tile")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_tiles(self.tile, self.overlap)
 
     def extension(self, path: Path) -> str:
         if self.format != "keep":

@@ -34,9 +34,9 @@ from metamix.weights.find import local_weights
 
 from .benchmark import open_model
 from .explain import draw_explanation, find_explainer
-from .load import load
-from .predict import PredictToFolder, choose_task
-from .registry import is_exported
+from .load import load, task_of
+from .predict import PredictToFolder
+from .registry import find_task, is_exported
 
 MOST = 4  # models side by side
 UPLOADS = "GRADIO_TEMP_DIR"  # environment variable with the folder that Gradio uploads to
@@ -98,10 +98,7 @@ class Models:
     def __init__(self, options: DemoOptions):
         self.device, self.trust = prepare_device(options.device), options.trust
         shipped = [f"{name}.{tag}" for name, tags in local_weights().items() for tag in tags]
-        self.specs = {
-            name: choose_task(None, ["--model" if is_exported(name) else "--checkpoint", name])
-            for name in options.runs or shipped
-        }
+        self.specs = {name: find_task(task_of(name)[0]) for name in options.runs or shipped}
         self.load = lru_cache(maxsize=8)(self.open)
 
     def open(self, name: str) -> Any:

@@ -111,14 +111,14 @@ def main(argv: Sequence[str]) -> None:
 
 def find_explainer(checkpoint: str) -> Callable[[Any, Path, str | None], Explanation]:
     """Return the task's function that explains the model of a checkpoint; raise ValueError if there is none."""
+    spec = find_task(task_of(checkpoint)[0])
+    if not spec.explain:
+        others = " and ".join(name for name in TASKS if find_task(name).explain)
+        raise ValueError(f"{checkpoint} is a model for {spec.name}, and only models for {others} can be explained")
     if is_exported(checkpoint):
         raise ValueError(f"{checkpoint} is an exported model, which has no gradients: give its run or weights")
-    task = task_of(checkpoint)[0]
-    if not find_task(task).explain:
-        others = " and ".join(name for name in TASKS if find_task(name).explain)
-        raise ValueError(f"{checkpoint} is a model for {task}, and only models for {others} can be explained")
     need(*GRAD_CAM)
-    return find_task(task).part("explain")
+    return spec.part("explain")
 
 
 def activation_map(model: nn.Module, layers: list[nn.Module], image: Tensor, score: Callable[[Any], Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 
+from metamix.models.registry import check_model
 from metamix.utils.text import did_you_mean
 from metamix.weights.find import find_weights
 
@@ -68,8 +69,12 @@ def load(
 def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
     """Return the task of weights and the path of their file; the path is None for weights that are published elsewhere.
 
-    Arguments and errors are as in `load`.
+    For an exported model, the path is its folder. Arguments and errors are as in `load`.
     """
+    if is_exported(source):
+        from metamix.deploy.artifact import load_artifact
+
+        return load_artifact(source).model.task or DEFAULT, Path(source)
     if task := task_of_model(source):
         return task, None
     try:
@@ -80,6 +85,7 @@ def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
         if not timm.is_model(source):
             suggestion = did_you_mean(source, timm.list_models())
             raise FileNotFoundError(f"there is no file, run folder or model {source}{suggestion}") from None
+        check_model(source)  # its tag
         return DEFAULT, None
     return task_of_weights(path, model), path
 

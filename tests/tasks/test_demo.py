@@ -126,7 +126,7 @@ def test_an_export_beside_the_model(models, photo, tmp_path):
     street = str(tmp_path / "street")
     exported = Models(DemoOptions((street,), device="cpu", trust=True)).answer(street, photo, True)
     assert exported.tables == all_models.answer(name, photo, False).tables
-    assert exported.notes[0].startswith(f"{street} is an exported model, which has no gradients: ")
+    assert exported.notes[0].startswith(f"{street} is a model for segmentation, and only models for ")
     (note,) = Models(DemoOptions((street,), device="cpu")).answer(street, photo, False).notes
     assert "model.pt2 is not loaded: " in note and "give --trust" in note
 
@@ -244,7 +244,7 @@ def test_out_of_memory_is_reported_and_a_bug_is_raised():
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["metaformer_pooling_nano.digit"], "did you mean 'metaformer_pooling_nano.digits'?"),
+        (["metaformer_pooling_nano.digit"], "metaformer_pooling_nano has no tag 'digit'; did you mean 'digits'?"),
         (["--port", "70000"], "--port is '70000', but it must be a whole number from 1 to 65,535"),
         (["--host", "192.0.2.1"], "give another --port or --host"),
     ],
