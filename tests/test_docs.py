@@ -24,7 +24,7 @@ SNIPPETS = [
     for page in PAGES
     for i, (code, printed) in enumerate(SNIPPET.findall(page.read_text()))
 ]
-# Packages that snippets import and the extra `test` does not install.
+# Packages of snippets that the extra `test` does not install, and the extra that does.
 EXTRAS = {"segmentation_models_pytorch": "segmentation"}
 SHELL = re.compile(r"```bash\n(.*?)```", re.S)
 LINES = [

@@ -1,7 +1,7 @@
-"""Test the cards in weights/: the weights reproduce the accuracy, the command is the recipe, the pages are fresh.
+"""Test the cards in weights/: their accuracy, their training command, and the pages that are made from them.
 
-Weights of data that do not come with scikit-learn are scored if METAMIX_DATA names a folder with the data: MNIST/ as
-torchvision lays it out, and a folder of images for each other tag, such as cifar10/.
+To score weights of other data than the digits of scikit-learn, set METAMIX_DATA to a folder that has the data: MNIST/
+as torchvision lays it out, and a folder of images for each other tag, such as cifar10/.
 """
 
 import os
@@ -40,7 +40,7 @@ def test_every_mixer_has_weights():
 def test_weights_are_small():
     """Numbers have 16 bits, except in tensors with values that float16 cannot hold."""
     paths = list(weights_dir().glob("*.safetensors"))
-    # A wheel, which compresses them to 93 %, must stay below 95 MB.
+    # A wheel compresses the files to 93 % and must stay below 95 MB.
     assert sum(path.stat().st_size for path in paths) < 100e6
     for path in paths:
         for name, tensor in load_weights(path)[0].items():
@@ -49,7 +49,7 @@ def test_weights_are_small():
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_a_card_says_all(name):
+def test_a_card_describes_its_weights(name):
     card = CARDS[name]
     model = timm.create_model(name, pretrained=True)
     assert card["name"] == name
@@ -60,12 +60,12 @@ def test_a_card_says_all(name):
     assert card["top1"] == pytest.approx(card["seeds"]["0"], abs=0.3)
     assert {"python", "metamix", "torch", "torchvision", "timm"} <= card["versions"].keys()
     assert card["commit"] and card["license"] == "apache-2.0"
-    if "cost" in card:  # measured on a quiet machine, later than the weight ships
+    if "cost" in card:  # it is measured on a quiet machine, after the weights are shipped
         assert card["cost"]["train_img_per_s"] > 0 and card["cost"]["infer_img_per_s"] > 0
 
 
 @pytest.mark.parametrize("name", CIFAR10)
-def test_the_stored_16_bits_load_at_another_size(name):
+def test_float16_weights_load_at_another_image_size(name):
     """timm and the fine-tuning of train.py load the same tensors."""
     classes = CARDS[name]["pretrained_cfg"]["label_names"]
     model = timm.create_model(name, pretrained=True, img_size=(48, 40))
@@ -95,7 +95,7 @@ def data_of(card):
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_accuracy(name):
+def test_the_weights_reproduce_the_accuracy_on_the_card(name):
     card = CARDS[name]
     options = data_of(card)
     model = timm.create_model(name, pretrained=True).eval().to(memory_format=torch.channels_last)
@@ -111,7 +111,7 @@ def test_accuracy(name):
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_the_command_on_the_page_is_the_recipe(name):
+def test_the_command_on_the_page_parses_to_the_recipe(name):
     words = shlex.split(command(CARDS[name]).replace("\\\n", " "))
     assert words[:2] == ["python", "train.py"]
     words = [str(ROOT / word) if word.endswith(".yaml") else word for word in words[2:]]
@@ -139,7 +139,7 @@ def test_the_header_is_what_hugging_face_reads(name):
     assert result.dataset_type in ("cifar-10", "digits", "mnist", "tiny-imagenet")
 
 
-def test_the_page_says_what_a_card_lacks_or_has():
+def test_the_page_shows_speed_commit_data_and_seeds():
     card = CARDS[DIGITS] | {"data": "CIFAR-10, JPEG copy", "commit": "0123456789ab+"}
     card = {key: value for key, value in card.items() if key != "cost"}
     card["seeds"] = {"0": 90.0, "1": 91.0, "2": 92.0}
@@ -151,7 +151,7 @@ def test_the_page_says_what_a_card_lacks_or_has():
     assert "| over seeds | unknown; one seed was trained |" in page(card)
 
 
-def test_a_page_names_the_split_that_was_scored_and_other_sizes():
+def test_a_page_names_the_scored_split_and_the_accuracy_at_other_sizes():
     text = page(CARDS["metaformer_pooling_tiny.tiny_in200"])
     assert "split: validation" in text and "| validation accuracy | 54.27 % of 10,000 images" in text
     assert "| with another `img_size` | 29.1 % at 64 pixels, 47.1 % at 96 pixels, 56.1 % at 160 pixels" in text
@@ -159,7 +159,7 @@ def test_a_page_names_the_split_that_was_scored_and_other_sizes():
     assert "| test accuracy |" in page(CARDS[DIGITS])
 
 
-def test_the_snippet_on_a_page_classifies():
+def test_the_snippet_on_a_page_classifies_digits():
     name = DIGITS
     code = (weights_dir() / f"{name}.md").read_text().split("```python\n")[1].split("```")[0]
     names: dict = {}

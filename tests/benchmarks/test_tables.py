@@ -1,4 +1,4 @@
-"""Test that the pages show what results/ and the cards say, and the markers of generated sections."""
+"""Test that generated sections of pages are up to date, and that their markers are checked."""
 
 import re
 
@@ -53,7 +53,7 @@ def test_every_section_is_used():
     assert used == set(tables.SECTIONS)
 
 
-def test_every_picture_that_a_page_shows_exists_and_no_other():
+def test_docs_images_holds_exactly_the_pictures_that_pages_show():
     shown = {
         (page.parent / name).resolve()
         for page in PAGES

@@ -38,7 +38,7 @@ def test_shipped_weights_come_with_their_preprocessing(source):
 
 
 def test_images_of_another_size_and_mode_are_made_to_fit():
-    """Images are scikit-learn's digits, in colour and at their own size."""
+    """The images are scikit-learn's digits, in colour and at their original size of 8 x 8 pixels."""
     digits = load_digits()
     pixels = (digits.images[:300] * (255 / 16)).round().astype(np.uint8)
     images = [Image.fromarray(image).convert("RGB") for image in pixels]
@@ -54,16 +54,16 @@ def test_images_of_another_size_and_mode_are_made_to_fit():
         (dict(threshold="0.5"), "threshold is '0.5': give a number"),
     ],
 )
-def test_wrong_arguments_of_predict(arguments, words):
+def test_predict_refuses_wrong_arguments(arguments, words):
     with pytest.raises(ValueError, match=words):
         metamix.load_classifier(NAME).predict([Image.new("L", (8, 8))], **arguments)
 
 
-def test_many_images_are_labelled_in_parts():
-    classifier, parts = metamix.load_classifier(NAME), []
-    classifier.model.register_forward_pre_hook(lambda _, inputs: parts.append(len(inputs[0])))
+def test_many_images_are_labelled_in_batches():
+    classifier, batches = metamix.load_classifier(NAME), []
+    classifier.model.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
     labels = classifier.predict([Image.new("L", (8, 8), i) for i in range(70)], top=1)
-    assert parts == [64, 6]
+    assert batches == [64, 6]
     assert labels[69][0] == pytest.approx(classifier.predict([Image.new("L", (8, 8), 69)], top=1)[0][0])
     assert classifier.predict([]) == []
 
@@ -76,7 +76,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.parametrize("file", ["", "model.safetensors", "checkpoint.pt"])
-def test_a_run_is_loaded(run, file):
+def test_a_run_folder_and_its_files_are_loaded(run, file):
     classifier = metamix.load_classifier(run / file)
     test = open_data("digits").test
     score = accuracy(classifier, [test.read(i)[0] for i in range(len(test))], test.labels)
@@ -96,7 +96,7 @@ def test_streamed_images_are_resized_and_cropped_as_in_evaluation(folder, tmp_pa
     assert torch.allclose(classifier.transform(image), (pixels - mean) / std, atol=1e-5)
 
 
-def test_a_file_that_does_not_say_what_it_holds_needs_a_name(tmp_path):
+def test_a_file_that_does_not_name_its_model_needs_the_name(tmp_path):
     torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "r.pth")
     with pytest.raises(ValueError, match=r"r.pth does not name its model; give model=NAME, on a command line"):
         metamix.load_classifier(tmp_path / "r.pth")
@@ -115,7 +115,7 @@ def test_weights_load_without_the_weights_that_training_started_from(tag, tmp_pa
 
 
 def test_small_images_of_the_oldest_runs_are_not_cropped(tmp_path):
-    """They were held in memory, which metamix 0.1 did not record."""
+    """metamix 0.1 kept them in memory and did not crop them, but wrote a crop_pct of 0.875 and no `memory`."""
     tensors, metadata = load_weights(FILE)
     for memory, crop in ((None, 1.0), ("no", 0.875)):
         save_weights(tmp_path / "w.safetensors", tensors, metadata | {"crop_pct": 0.875, "memory": memory})
@@ -145,23 +145,23 @@ def test_what_is_not_a_classifier_is_refused(tmp_path):
         metamix.load_classifier(tmp_path / "digits-raft-seed1")
 
 
-def test_metadata_cannot_fetch_other_weights(tmp_path):
+def test_metadata_cannot_make_timm_download_weights(tmp_path):
     about = {"model": "test_resnet", "model_args": {"pretrained": True, "pretrained_cfg": {"url": "http://localhost"}}}
     save_weights(tmp_path / "w.safetensors", {"w": torch.zeros(1)}, about)
     with pytest.raises(ValueError, match=r"w.safetensors: model_args\['pretrained'\] in the metadata is True"):
         metamix.load_classifier(tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize("there, here", [(3, 1), (1, 3)])
-def test_a_first_convolution_is_adapted_to_the_channels(there, here, tmp_path):
-    """If all channels are equal, the outputs stay the same."""
+@pytest.mark.parametrize("saved, built", [(3, 1), (1, 3)])
+def test_a_first_convolution_is_adapted_to_the_channels(saved, built, tmp_path):
+    """The outputs stay the same for images whose channels are equal."""
     options = {"depths": [1, 1, 1], "dims": [8, 8, 16]}
-    old, new = (create_model("metaformer_identity_nano", in_chans=n, num_classes=10, **options) for n in (there, here))
+    old, new = (create_model("metaformer_identity_nano", in_chans=n, num_classes=10, **options) for n in (saved, built))
     save_weights(tmp_path / "w.safetensors", old.state_dict(), {})
     notes, _ = load_initial_weights(new, str(tmp_path / "w.safetensors"), list("0123456789"))
-    assert notes == [f"adapted: stem.0.weight from {there} to {here} channels"]
+    assert notes == [f"adapted: stem.0.weight from {saved} to {built} channels"]
     grey = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(
-            new.eval()(grey.expand(-1, here, -1, -1)), old.eval()(grey.expand(-1, there, -1, -1)), atol=1e-4, rtol=1e-4
+            new.eval()(grey.expand(-1, built, -1, -1)), old.eval()(grey.expand(-1, saved, -1, -1)), atol=1e-4, rtol=1e-4
         )

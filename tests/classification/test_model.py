@@ -39,7 +39,7 @@ def test_fine_tuning_makes_a_new_head_for_other_classes(weights, three_classes):
     assert torch.equal(next(tuned.stem.parameters()), next(net.stem.parameters()))
 
 
-def test_fine_tuning_begins_from_weights_that_ship():
+def test_fine_tuning_starts_from_shipped_weights():
     net = small_task(model="metaformer_pooling_nano.digits", model_args={}, pretrained=True).model.build()
     shipped = timm.create_model("metaformer_pooling_nano.digits", pretrained=True)
     assert all(torch.equal(*pair) for pair in zip(net.parameters(), shipped.parameters()))
@@ -53,7 +53,7 @@ def test_fine_tuning_begins_from_weights_that_ship():
     ],
 )
 def test_the_note_says_which_published_weights_were_taken(name, taken):
-    """A name without a tag stands for the weights of some data set."""
+    """A name without a tag stands for the weights of its default tag."""
     digits = small_task(model=name, model_args={}, pretrained=True)
     digits.model.build()
     assert digits.notes[0] == f"published weights metaformer_pooling_nano.{taken}"
@@ -69,7 +69,7 @@ def test_the_note_says_that_published_weights_get_a_new_head(tmp_path):
     assert f"published weights {name}; new: head" in task.notes
 
 
-def test_as_many_classes_of_other_names_get_a_new_head(weights):
+def test_other_class_names_get_a_new_head_even_if_their_number_is_equal(weights):
     path, _ = weights(classes=list("abcdefghij"))
     assert load_initial_weights(small_task().model.build(), path, list("0123456789"))[0] == [
         "new: head.weight, head.bias"
@@ -98,7 +98,7 @@ def test_dropout_and_drop_path_have_their_own_rates():
     assert (model.head_drop.p, model.stages[-1].blocks[-1].drop_path1.drop_prob) == (0.25, 0.5)
 
 
-def test_a_linear_probe_trains_the_head_alone(weights):
+def test_a_linear_probe_trains_only_the_head(weights):
     task = small_task(checkpoint=weights()[0], linear_probe=True)
     model = task.model.build()
     assert {name for name, weight in model.named_parameters() if weight.requires_grad} == {"head.weight", "head.bias"}
@@ -107,7 +107,7 @@ def test_a_linear_probe_trains_the_head_alone(weights):
 @pytest.mark.parametrize(
     "std, noted", [([0.349], []), ([0.3], ["images are normalised with mean 0.309 and std 0.349"])]
 )
-def test_statistics_that_differ_from_the_weights_are_noted(weights, std, noted):
+def test_another_mean_or_std_than_in_the_training_of_the_weights_is_noted(weights, std, noted):
     task = small_task(checkpoint=weights(mean=[0.309], std=std)[0], mean=(0.309,), std=(0.349,), img_size=32)
     task.model.build()
     assert [note.partition(";")[0] for note in task.model.notes[1:]] == noted
@@ -134,6 +134,6 @@ def test_a_linear_probe_trains_both_heads_of_a_distilled_model():
         ({"model": "test_vit", "model_args": {}, "img_size": 5}, "test_vit does not take images of 5 pixels: Input"),
     ],
 )
-def test_what_cannot_be_built_is_refused(options, said):
+def test_a_model_that_cannot_be_built_is_refused(options, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         small_task(**options).model.build()

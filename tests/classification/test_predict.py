@@ -21,7 +21,7 @@ def main(words):
 
 @pytest.fixture
 def digits(tmp_path):
-    """Make a folder of four digits, one of them in a subfolder, a broken image and a text file."""
+    """Make a folder of four digits, a broken image and a text file; return it with the labels of the digits."""
     test = open_data("digits").test
     (tmp_path / "digits" / "deep").mkdir(parents=True)
     for i, name in enumerate(("0.png", "1.png", "10.png", "deep/2.png")):
@@ -31,7 +31,7 @@ def digits(tmp_path):
     return tmp_path / "digits", [str(int(test.labels[i])) for i in range(4)]
 
 
-def test_a_folder_as_a_table(digits, capsys):
+def test_labels_of_a_folder_are_printed_as_a_table(digits, capsys):
     folder, labels = digits
     assert main([str(folder), *WEIGHTS, "--top", "2"]) == 1
     said = capsys.readouterr()
@@ -43,7 +43,7 @@ def test_a_folder_as_a_table(digits, capsys):
     assert f"left out: {folder}/3.png: not an image of a known format (" in said.err
 
 
-def test_csv_and_json_say_the_same(digits, capsys, tmp_path):
+def test_csv_and_json_hold_the_same_labels(digits, capsys, tmp_path):
     folder, labels = digits
     (folder / "3.png").unlink()
     assert main([str(folder), *WEIGHTS, "--format", "json", "--batch-size", "3"]) == 0
@@ -87,7 +87,7 @@ def test_an_image_is_never_overwritten(digits, tmp_path):
     assert not (tmp_path / "new.PNG").exists() and (folder / "1.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_name_of_the_output_says_its_format(digits, tmp_path):
+def test_the_extension_of_the_output_chooses_its_format(digits, tmp_path):
     image = str(digits[0] / "0.png")
     with pytest.raises(SystemExit, match="x.xlsx has no known extension: give a .csv, .*or --format"):
         main([image, *WEIGHTS, "--output", str(tmp_path / "x.xlsx")])
@@ -99,7 +99,7 @@ def test_the_name_of_the_output_says_its_format(digits, tmp_path):
         assert (tmp_path / name).read_text().startswith(first)
 
 
-def test_each_image_comes_once(digits):
+def test_an_image_that_is_given_twice_is_read_once(digits):
     folder, _ = digits
     assert len(paths_inside([folder, folder / "0.png", folder])) == 5
 
@@ -127,7 +127,7 @@ def test_images_of_other_types_are_named(digits, caplog):
     assert f"{folder}: files of other types are left out, 1 .gif; save them as .png or .jpg" in caplog.text
 
 
-def test_mistakes_are_refused_in_one_sentence(tmp_path):
+def test_wrong_images_and_options_are_refused_in_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     for words, said in (
         ([tmp_path / "none.png", *WEIGHTS], "there is no image .*none.png"),

@@ -41,7 +41,7 @@ def test_files_that_are_not_images_are_named(folder, capsys):
     ]
 
 
-def test_a_set_for_evaluation_needs_no_training_split(folder, capsys):
+def test_a_data_set_without_a_training_split_can_be_verified(folder, capsys):
     root = folder()
     shutil.rmtree(root / "train")
     assert main([root, "--workers", "0"]) == 0
@@ -70,14 +70,14 @@ def test_a_single_class_is_noted(folder, capsys):
     assert "note: there is one class, dog, and training needs two" in capsys.readouterr().out
 
 
-def test_a_name_that_is_not_utf8(folder, capsys):
+def test_a_file_name_that_is_not_utf8_is_printed_escaped(folder, capsys):
     root = folder(kind="jpg", size=(64, 64))
     (root / "train" / "dog" / "caf\udce9.jpg").write_bytes(b"")
     assert main([root, "--workers", "0"]) == 1
     assert capsys.readouterr().out.startswith(f"{root}/train/dog/caf\\udce9.jpg: not an image")
 
 
-def test_unknown_names_and_options_end_in_one_message():
+def test_unknown_names_and_options_are_refused():
     with pytest.raises(SystemExit, match="^error: .*did you mean 'digits'"):
         main(["digitss"])
     with pytest.raises(SystemExit, match="for classification; it is an option of restoration: add --task restoration"):

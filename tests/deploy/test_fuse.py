@@ -1,4 +1,4 @@
-"""Test that `fuse` keeps the outputs, in float64, and which layers are left."""
+"""Test that `fuse` keeps the outputs in float64, and which layers it removes."""
 
 from functools import partial
 
@@ -48,7 +48,7 @@ def count(model, *kinds):
 
 
 @pytest.mark.parametrize("mixer", list_mixers())
-def test_layer_scale_of_each_mixer(mixer):
+def test_layer_scale_and_dropout_are_removed_for_each_mixer(mixer):
     model = randomize(
         timm.create_model("metaformer_pooling_nano", mixer=mixer, proj_drop_rate=0.1, drop_path_rate=0.1, **SMALL)
     )
@@ -72,16 +72,16 @@ def test_layer_scale_of_wavemix_goes_into_its_norm(mixer_args):
     assert count(fused, LayerScale2d) == 0
 
 
-def test_parallel_kernels_of_raftmlp():
+def test_parallel_kernels_of_raftmlp_become_one():
     args = dict(depths=(1, 1), dims=(8, 16), patch_sizes=(4, 2), embedding_kernels=((4, 8), (2, 4)), img_size=32)
     model = randomize(timm.create_model("raftmlp_s", **args))
     fused = fuse(model)
-    for side in (32, 37):  # an image that the stride does not divide is resized
+    for side in (32, 37):  # the stride does not divide 37, so that image is resized
         assert_same(fused, model, images(2, 3, side, 32))
     assert count(fused, MultiScaleEmbed, RaftMlp) == 0
 
 
-def test_raft_weights_are_fixed_at_a_size_alone():
+def test_raft_weights_are_fixed_only_for_a_known_size():
     model = randomize(timm.create_model("metaformer_raft_nano", mixer_args=dict(resample="weights"), **SMALL))
     assert_same(fuse(model), model, images(1, 3, 48, 40))
     fixed = fuse(model, images(1, 3, 48, 40))
@@ -98,7 +98,7 @@ def test_raft_in_windows_is_fixed_for_any_size():
 
 
 @pytest.mark.parametrize("context", [None, 4])
-def test_attention(context):
+def test_attention_weights_and_positions_are_fixed_for_a_known_size(context):
     options = dict(
         mixer="minattn", mixer_args=dict(qk="cholesky", num_heads=2, positions=True, context=context), pos_embed=True
     )
@@ -109,14 +109,14 @@ def test_attention(context):
     assert_same(fuse(model), model, images(2, 3, 48, 40))
 
 
-def test_scale_of_a_norm_that_serves_twice_stays():
+def test_layer_scale_stays_if_two_branches_share_a_norm():
     model = randomize(timm.create_model("metaformer_pooling_nano", tie_norms=True, **SMALL))
     fused = fuse(model)
     assert_same(fused, model, images(1, 3, 32, 32))
     assert count(fused, LayerScale2d) == 2
 
 
-def test_inside_another_model_and_without_our_layers():
+def test_backbones_inside_other_models_and_models_without_our_layers_are_fused():
     body = randomize(timm.create_model("metaformer_wavemix_s12", features_only=True, **SMALL | {"num_classes": 0}))
     fused, x = fuse(nn.Sequential(body)), images(1, 3, 32, 32)
     for features, expected in zip(fused(x), body(x), strict=True):
@@ -140,6 +140,6 @@ class Squared(Identity):
     ],
     ids=["mixer", "norm1 with activation"],
 )
-def test_subclasses_that_compute_something_else_stay(model):
+def test_subclasses_that_compute_something_else_are_not_fused(model):
     randomize(model)
     assert_same(fuse(model), model, images(2, 3, 8, 8))

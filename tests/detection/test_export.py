@@ -1,4 +1,4 @@
-"""Test exported detectors: boxes against torchvision's, COCO's scores, `metamix predict`."""
+"""Test that exported detectors give the boxes and scores of the original, also in `metamix predict`."""
 
 import json
 import re
@@ -40,11 +40,11 @@ SPEC = DetectorSpec.from_dict(GOOD | CHANGES, "x")
 
 
 def weights(folder, **changes):
-    """Write a detector that finds many objects of very different scores."""
+    """Write a detector that finds many objects with very different scores; return its file."""
     spec = DetectorSpec(**vars(SPEC) | changes)
     torch.manual_seed(0)
     model = spec.build()
-    torch.nn.init.normal_(model.head.classification_head.cls_logits.weight, std=0.1)  # no scores that round to 1
+    torch.nn.init.normal_(model.head.classification_head.cls_logits.weight, std=0.1)  # so that no score rounds to 1
     torch.nn.init.zeros_(model.head.classification_head.cls_logits.bias)
     metadata = spec.to_dict() | dict(mean=[0.5] * 3, std=[0.25] * 3, img_size=64)
     save_weights(folder / "detector.safetensors", model.state_dict(), metadata)
@@ -52,7 +52,6 @@ def weights(folder, **changes):
 
 
 def options(source="detector", **changes):
-    """Return options of an export."""
     return ExportOptions(source, "out", **changes)
 
 
@@ -65,10 +64,10 @@ QUICK = [("retinanet", "openvino", 1), ("fcos", "onnx", 0)]
     [cell if cell in QUICK else pytest.param(*cell, marks=pytest.mark.slow) for cell in CELLS],
 )
 @needs_engines
-def test_boxes_and_scores(detector, format, dynamic, tmp_path):
+def test_an_exported_detector_finds_the_same_objects(detector, format, dynamic, tmp_path):
     data = shapes.write(tmp_path / "shapes", train=1, val=1, test=2)
     changes = dict(detector=detector, anchor_scale=4.0 if detector == "retinanet" else None)
-    if format == "torch":  # whose dynamic programs take no map of a single pixel
+    if format == "torch":  # its dynamic programs do not take maps of one pixel
         changes |= dict(min_size=128, max_size=192)
     source, folder = weights(tmp_path, **changes), tmp_path / "out"
     report = export(source, output=folder, format=format, dynamic=bool(dynamic), data_dir=str(data), seconds=0)
@@ -105,7 +104,7 @@ def test_boxes_and_scores(detector, format, dynamic, tmp_path):
         (dict(detector="faster_rcnn", detector_args={}, anchor_scale=None), {}, r"FasterRCNN; only RetinaNet and FCOS"),
     ],
 )
-def test_refusals(changes, arguments, words, tmp_path):
+def test_detectors_and_sizes_that_cannot_be_exported_are_refused(changes, arguments, words, tmp_path):
     spec = DetectorSpec(**vars(SPEC) | changes)
     metadata = spec.to_dict() | dict(mean=[0.5] * 3, std=[0.25] * 3, img_size=64)
     save_weights(tmp_path / "d.safetensors", spec.build().state_dict(), metadata)
@@ -113,7 +112,7 @@ def test_refusals(changes, arguments, words, tmp_path):
         open_detector(options(str(tmp_path / "d.safetensors"), **arguments))
 
 
-def test_refusals_of_data():
+def test_the_option_data_is_refused():
     with pytest.raises(ValueError, match="^data is voc, but detection reads one layout of folders: give only --data-d"):
         open_detector(options("run", data="voc", data_dir="cells"))
 
@@ -156,12 +155,12 @@ def test_classes_that_do_not_match_the_graph_are_refused(detector, classes, tmp_
     with pytest.raises(ValueError, match=rf"export.json has {len(classes)} class(es)?, and the graph has more or "):
         exported_detector(ExportedModel(run, artifact))
     with pytest.raises(ValueError, match="the graph has more or fewer"):
-        exported_detector(ExportedModel(lambda images: run(images)[:1], artifact))  # of another task
+        exported_detector(ExportedModel(lambda images: run(images)[:1], artifact))  # a graph of another task
 
 
 @pytest.mark.parametrize("with_data", [False, True])
-def test_images_without_objects_still_compare_boxes(with_data, tmp_path):
-    """If a detector finds nothing, its candidates are compared, and wrong candidates are refused."""
+def test_candidates_are_compared_if_no_object_is_found(with_data, tmp_path):
+    """Wrong candidates are refused although the detector finds no object."""
     source, task = weights(tmp_path, detector_args={"topk_candidates": 50, "score_thresh": 0.999}), None
     trained = load_detector(source)
     if with_data:
@@ -176,12 +175,12 @@ def test_images_without_objects_still_compare_boxes(with_data, tmp_path):
 
     def blind(images):
         boxes, scores, labels = exportable.model(images)
-        return boxes, torch.where(scores < 0, scores, torch.nan), labels  # the last box is not an object, and has -1
+        return boxes, torch.where(scores < 0, scores, torch.nan), labels  # the last one is no object: its score is -1
 
     assert exportable.compare(blind, "bf16").problems == ["it finds no object, but the eager model finds 200"]
 
 
-def test_exported_models_run_once_for_each_image(tmp_path):
+def test_comparing_runs_the_exported_model_once_for_each_image(tmp_path):
     data = shapes.write(tmp_path / "shapes", train=1, val=1, test=2)
     exportable = open_detector(options(weights(tmp_path), data_dir=str(data)))
     calls = []
@@ -210,8 +209,7 @@ def test_bf16_that_finds_nothing_is_not_accepted(tmp_path):
 
 
 @needs_engines
-def test_the_snippet_for_detectors(tmp_path, monkeypatch):
-    """The snippet of docs/deploy.md finds what the detector finds."""
+def test_the_snippet_in_the_docs_finds_the_same_objects(tmp_path, monkeypatch):
     source = weights(tmp_path)
     export(source, output=tmp_path / "cells", format="openvino", dynamic=True, seconds=0)
     snippet = re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.S)[1]
@@ -236,7 +234,7 @@ def test_predict_takes_a_lower_threshold_than_the_detector(tmp_path):
     assert record["objects"] and all(0.3 <= entry["score"] <= 0.999 for entry in record["objects"])
 
 
-def test_dynamic_program_of_torch_gets_thin_images_padded(tmp_path):
+def test_thin_images_are_padded_for_a_dynamic_program_of_torch(tmp_path):
     source = weights(tmp_path)
     exportable = open_detector(options(source, dynamic=True, format="torch"))
     assert exportable.extra["least"] == 80  # the first multiple of 16 above the coarsest stride, 64
@@ -244,13 +242,13 @@ def test_dynamic_program_of_torch_gets_thin_images_padded(tmp_path):
         exported = ExportedDetector(exportable.model, exportable.metadata, None, extra)
         assert exported.prepare(torch.rand(3, 20, 300))[0].shape[1:] == padded
     outputs = torch.tensor([[[0.0, 0, 96, 6]]]), torch.tensor([[0.9]]), torch.tensor([[1]])
-    (box,) = exported.objects(outputs, (6, 96), torch.rand(3, 20, 300))["boxes"]  # 20 / 6 is more than 300 / 96
+    (box,) = exported.objects(outputs, (6, 96), torch.rand(3, 20, 300))["boxes"]  # x grows by 300 / 96 and y by 20 / 6
     assert box.tolist() == pytest.approx([0, 0, 300, 20])
 
 
 @pytest.mark.parametrize("detector", ["retinanet", "fcos"])
 @torch.no_grad()
-def test_levels_of_a_dynamic_graph_are_filled_up_with_no_objects(detector, tmp_path):
+def test_a_dynamic_graph_pads_each_level_with_candidates_that_are_no_objects(detector, tmp_path):
     changes = dict(detector=detector, anchor_scale=4.0 if detector == "retinanet" else None)
     source = weights(tmp_path, detector_args={"topk_candidates": 500}, **changes)
     model, images = load_detector(source).model, torch.rand(1, 3, 64, 96)
@@ -263,7 +261,7 @@ def test_levels_of_a_dynamic_graph_are_filled_up_with_no_objects(detector, tmp_p
 @pytest.mark.parametrize(
     ("detector", "format"), [("fcos", "openvino"), pytest.param("retinanet", "onnx", marks=pytest.mark.slow)]
 )
-def test_int8(detector, format, tmp_path):
+def test_an_int8_detector_is_smaller_and_finds_objects(detector, format, tmp_path):
     data = shapes.write(tmp_path / "shapes", train=10, test=1)
     source = weights(tmp_path, detector=detector, anchor_scale=4.0 if detector == "retinanet" else None)
     options = dict(format=format, precision="int8", data_dir=str(data), seconds=0)
@@ -285,7 +283,7 @@ def test_int8_is_scored_on_training_images_that_calibration_does_not_see(tmp_pat
         seen.append(images)
         return exportable.model(images)
 
-    assert 0 <= exportable.held_out_scores(graph, 8).mean() < 30  # it is not trained
+    assert 0 <= exportable.held_out_scores(graph, 8).mean() < 30  # the detector is not trained
     assert {image.shape for image in images} == {(1, 3, 64, 96)} and len(images) == 8 and len(seen) == 2
     assert not any(torch.equal(torch.from_numpy(image), other) for image in images for other in seen)
     with pytest.raises(ValueError, match="shapes has no training split, and int8 is not calibrated on the test spli"):
@@ -305,7 +303,7 @@ def test_int8_is_scored_on_training_images_that_calibration_does_not_see(tmp_pat
     ],
 )
 def test_ap_of_an_image(boxes, labels, ap):
-    """Two objects; a box of IoU 0.72 is right at 0.5 to 0.7, half of the ten."""
+    """The image has two objects. A box of IoU 0.72 is right at five of the ten thresholds, 0.5 to 0.7."""
     truth = {"boxes": torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]]), "labels": torch.tensor([1, 2])}
     detections = {"boxes": torch.tensor(boxes).view(-1, 4).float(), "labels": torch.tensor(labels)}
     assert image_ap(detections, truth) == pytest.approx(ap, abs=1e-3)
@@ -326,17 +324,17 @@ def objects(shift=0.0, score=0.9, label=1):
         (objects(score=0.8), ["1 of 1 objects are not found (limit 0.1%)"]),
     ],
 )
-def test_limits_of_boxes(detections, words):
+def test_differences_above_the_limits_are_reported(detections, words):
     match = BoxMatch(0.05, 100)
     match.update(objects(), detections)
     assert match.problems() == words
-    full = BoxMatch(0.05, 1)  # the last object of a full list may be another one
+    full = BoxMatch(0.05, 1)  # the last object of a full list may differ, so it is not compared
     full.update(objects(), detections)
     assert not full.objects
 
 
 @pytest.mark.parametrize(("precision", "unmatched"), [("fp32", 1), ("int8", 0)])
-def test_scores_may_differ_in_lower_precision(precision, unmatched):
+def test_boxes_and_scores_may_differ_more_in_int8(precision, unmatched):
     match = BoxMatch(0.05, 100, precision)
     match.update(objects(), objects(shift=3, score=0.8))
     assert match.unmatched == unmatched
@@ -350,4 +348,4 @@ def test_a_dynamic_program_of_torch_refuses_smaller_images(tmp_path):
     assert len(program(torch.zeros(1, 3, 80, 96))) == 3
     with pytest.raises(DoesNotFit, match=r"model.pt2 takes no images of 64 x 96 \(Guard .*: resize them, or export to"):
         program(torch.zeros(1, 3, 64, 96))
-    assert len(metamix.load(folder, trust=True).model([torch.rand(3, 20, 300)])) == 1  # is padded
+    assert len(metamix.load(folder, trust=True).model([torch.rand(3, 20, 300)])) == 1  # the image is padded

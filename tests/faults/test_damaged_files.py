@@ -1,4 +1,4 @@
-"""Flip bits in files, cut them short and fill them with NaN or code: what is damaged is refused by name."""
+"""Test that damaged files are refused by name: with flipped bits, truncated, of another format or with code in them."""
 
 import json
 import logging
@@ -128,7 +128,7 @@ def test_a_flipped_bit_in_the_word_checksums_is_refused(kind, bit, net, tmp_path
 
 
 def test_a_flipped_bit_in_the_format_of_a_checkpoint_is_refused(net, tmp_path):
-    """Otherwise it would be read as a file of another program, without the average of the weights."""
+    """Otherwise it would be read as a file of another program, and its EMA weights would be ignored."""
     save_checkpoint(tmp_path / "c.pt", checkpoint(net))
     flip(tmp_path / "c.pt", (tmp_path / "c.pt").read_bytes().index(b"metamix-checkpoint"))
     with pytest.raises(ValueError, match="c.pt is damaged: the checksum of its metadata is wrong"):
@@ -148,7 +148,7 @@ def test_damaged_weights_of_a_finished_run_are_named_and_can_be_written_again(tm
     words = ["--batch-size", 512, "--warmup-epochs", 0, "--output", tmp_path, "--epochs", 1]
     train(*words)
     weights = tmp_path / "model.safetensors"
-    tensors = {name: tensor.clone() for name, tensor in load_weights(weights)[0].items()}  # they are mapped to the file
+    tensors = {name: tensor.clone() for name, tensor in load_weights(weights)[0].items()}  # not the mapped file
     flip(weights, find(weights, tensors["head.weight"]) + 2)
     with pytest.raises(SystemExit, match="is finished, but .*safetensors is damaged: .*Or delete .*summary.json and"):
         train(*words)
@@ -211,7 +211,7 @@ def test_entries_of_a_summary_and_rows_of_a_history_are_checked(tmp_path):
     assert "compared-b.png" in compare_runs([tmp_path])
 
 
-def test_arrays_of_another_format_are_refused(tmp_path):
+def test_an_npy_file_that_is_named_npz_is_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.ones(3))
     (tmp_path / "a.npy").rename(tmp_path / "a.npz")
     with pytest.raises(ValueError, match="a.npz is not a complete .npz file of arrays"):
@@ -229,7 +229,7 @@ def test_code_in_an_npz_file_is_not_run(tmp_path):
 
 
 def test_a_zip_file_in_several_parts_is_refused(net, tmp_path):
-    """Python's zipfile raises an error for it, where it returns False for other files."""
+    """Python's `zipfile.is_zipfile` raises an error for it instead of returning False."""
     torch.save(net.state_dict(), tmp_path / "w.pt")
     content = bytearray((tmp_path / "w.pt").read_bytes())
     content[content.rindex(b"PK\x06\x07") + 16] = 9  # number of parts in zip64's locator
@@ -255,11 +255,11 @@ def test_an_infinite_mask_is_not_damage(net):
 
 @dataclass
 class NoOptions:
-    """A task without options."""
+    """The options of a task that has none."""
 
 
 def attacks(net, evil):
-    """Yield writers of PyTorch files that run code in a plain unpickler, in protocols that torch reads."""
+    """Yield functions that write files with code that a plain unpickler would run, in protocols that torch reads."""
     yield lambda path: torch.save(Attack(evil), path)
     yield lambda path: torch.save({"format": tensor_files.FORMAT, "model": Attack(evil)}, path)
     yield lambda path: torch.save({"state_dict": net.state_dict() | {"x": Attack(evil)}}, path)
@@ -269,7 +269,7 @@ def attacks(net, evil):
 
 
 def attacks_in_other_protocols(evil):
-    """Yield writers of files in protocols that torch does not read, so it refuses them unread."""
+    """Yield functions that write such files in protocols that torch does not read."""
     yield lambda path: path.write_bytes(pickle.dumps(Attack(evil)))
     yield lambda path: path.write_bytes(pickle.dumps(Attack(evil), protocol=0))
     yield lambda path: torch.save({"w": Attack(evil)}, path, pickle_protocol=0)
@@ -305,7 +305,7 @@ def test_no_code_in_a_file_of_another_protocol_runs(number, tmp_path):
     assert not evil.exists()
 
 
-def test_a_cut_file_of_tensors_is_not_said_to_hold_code(net, tmp_path):
+def test_a_truncated_file_of_tensors_is_not_reported_as_code(net, tmp_path):
     for old in (True, False):
         torch.save(net.state_dict(), tmp_path / "w.pt", _use_new_zipfile_serialization=not old)
         (tmp_path / "w.pt").write_bytes((tmp_path / "w.pt").read_bytes()[:-400])

@@ -1,4 +1,4 @@
-"""Write into folders that hold something else, such as planted links: nothing in them is replaced."""
+"""Test that foreign files in an output folder are not replaced, nor files that planted links lead to."""
 
 import os
 
@@ -41,7 +41,7 @@ def test_a_failed_start_does_not_block_the_folder(tmp_path):
 
 
 def test_a_planted_link_is_not_written_through(tmp_path, monkeypatch):
-    """The name of the temporary file is random; if a link has that name, it is refused."""
+    """The temporary file has a random name. If a link has this name, nothing is written."""
     precious = tmp_path / "precious"
     precious.write_text("mine")
     (tmp_path / "state.txt.tmp").symlink_to(precious)
@@ -57,7 +57,7 @@ def test_a_planted_link_is_not_written_through(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["state.txt", "log.txt", ".lock", "wandb"])
 def test_links_in_the_folder_of_a_run_are_refused(name, tmp_path):
-    """A line of the log in ~/.bashrc would run as a command."""
+    """If log.txt led to ~/.bashrc, a line of the log would run as a command."""
     run, precious = tmp_path / "run", tmp_path / "precious"
     run.mkdir()
     precious.write_text("mine")
@@ -76,7 +76,7 @@ def test_a_pipe_in_the_folder_of_a_run_is_refused(tmp_path):
         train(*SHORT, "--output", tmp_path)
 
 
-def test_an_untrusted_run_is_not_resumed_through_links(tmp_path):
+def test_a_run_with_a_link_among_its_files_is_not_resumed(tmp_path):
     run, precious = tmp_path / "run", tmp_path / "precious"
     train(*SHORT, "--output", run)
     (run / "metrics.csv").rename(precious)
@@ -135,7 +135,7 @@ def test_new_files_have_the_permissions_of_the_umask(tmp_path):
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
 
 
-def test_a_run_folder_with_notes_is_accepted_again(tmp_path):
+def test_a_run_folder_with_a_file_of_the_user_is_accepted_again(tmp_path):
     train(*SHORT, "--output", tmp_path)
     (tmp_path / "notes.md").write_text("it went well")
     check_output(tmp_path)

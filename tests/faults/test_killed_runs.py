@@ -1,4 +1,4 @@
-"""Kill or stop runs at any moment; they continue to the same result, bit for bit."""
+"""Test that runs which are killed or stopped at any moment resume to the same result, bit for bit."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from metamix.training.run_folder import Run
 from metamix.weights.files import load_checkpoint
 from tests.helpers.running import Process, assert_same_run, train
 
-# Everything that a checkpoint could forget: dropout, stochastic depth, average, clipping, held-out scores.
+# Options whose state a checkpoint could forget, such as the random numbers of dropout and the held-out scores.
 RECIPE = ["--epochs", 3, "--batch-size", 128, "--holdout", 0.1, "--ema", "--clip-grad", 1, "--lr", 3e-3]
 RECIPE += ["--drop-rate", 0.1, "--drop-path", 0.2, "--mixup", 0.2]
 EVERY_STEP = ["--log-every", 1, "--checkpoint-minutes", 0]
@@ -23,7 +23,7 @@ EVERY_STEP = ["--log-every", 1, "--checkpoint-minutes", 0]
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """Run folders of undisturbed runs, by the way the data are read."""
+    """Return a function that trains without a stop, once for each value of `--memory`, and returns the run folder."""
     done = {}
 
     def run(memory):
@@ -52,7 +52,7 @@ def wait_for_checkpoints(process, folder, count):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("memory, workers, kills", [("yes", 0, 2), ("no", 0, 1), ("no", 2, 2)])
-def test_killed_at_random_moments(memory, workers, kills, reference, tmp_path):
+def test_a_run_that_is_killed_at_random_moments_resumes_exactly(memory, workers, kills, reference, tmp_path):
     chance = random.Random(os.getpid())
     print(f"random.Random({os.getpid()})")  # pytest shows it if the test fails
     run = tmp_path / "run"
@@ -70,8 +70,8 @@ def test_killed_at_random_moments(memory, workers, kills, reference, tmp_path):
     assert_same_run(run, reference(memory))
 
 
-def test_another_seed_is_another_run(reference, tmp_path):
-    """This is the control: other seeds differ in what the test above compares."""
+def test_another_seed_gives_another_run(reference, tmp_path):
+    """This is the control: `assert_same_run` sees that another seed gives another run."""
     train(*RECIPE, "--memory", "yes", "--seed", 1, "--output", tmp_path)
     with pytest.raises(AssertionError):
         assert_same_run(tmp_path, reference("yes"))
@@ -107,7 +107,7 @@ def test_a_signal_stops_the_run_with_an_exit_code_and_no_other_model_starts(numb
     assert (run / "state.txt").read_text() == "stopped\n" and not (tmp_path / "runs/metaformer_pooling_tiny").exists()
 
 
-def test_sigterm_saves_and_the_same_command_continues(reference, tmp_path):
+def test_sigterm_saves_a_checkpoint_and_the_same_command_resumes(reference, tmp_path):
     run = tmp_path / "run"
     words = [*RECIPE, "--memory", "no", "--workers", 2, "--output", run]
     process = Process(*words, *EVERY_STEP, log=tmp_path / "log")
@@ -122,7 +122,7 @@ def test_sigterm_saves_and_the_same_command_continues(reference, tmp_path):
     assert (run / "state.txt").read_text() == "finished\n"
 
 
-def test_sighup_is_taken_as_sigterm_even_twice(tmp_path):
+def test_sighup_stops_the_run_even_if_it_comes_twice(tmp_path):
     """The kernel and the shell each send one; the loader's workers get them too."""
     run = tmp_path / "run"
     words = ["--epochs", 100, "--memory", "no", "--workers", 2, "--output", run]
@@ -171,7 +171,7 @@ def test_pictures_that_were_not_drawn_are_drawn_the_next_time(tmp_path, monkeypa
     def die_once_scored(self, state):
         set_state(self, state)
         if state == "scored":
-            raise KeyboardInterrupt  # like a kill, it is not handled
+            raise KeyboardInterrupt  # as in a kill, nothing handles it
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "set_state", die_once_scored)
@@ -188,7 +188,7 @@ def test_pictures_that_were_not_drawn_are_drawn_the_next_time(tmp_path, monkeypa
     assert "is finished" in capsys.readouterr().out
 
 
-def test_a_run_that_is_killed_before_it_wrote_its_recipe_begins_again(tmp_path, monkeypatch):
+def test_a_run_that_was_killed_before_it_wrote_its_recipe_starts_again(tmp_path, monkeypatch):
     words = ["--batch-size", 512, "--epochs", 1, "--output", tmp_path]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("metamix.training.run_folder.write_text", Mock(side_effect=KeyboardInterrupt))

@@ -1,4 +1,4 @@
-"""Test files that describe something huge or endless: a short message refuses them before anything is built."""
+"""Test that files which describe something huge or endless are refused with a short message, before it is built."""
 
 import io
 import tarfile
@@ -30,27 +30,27 @@ MODEL = "metaformer_pooling_nano"
 
 
 @pytest.mark.parametrize("read", [load_weights, load_metadata, load])
-def test_nested_metadata_of_weights(read, tmp_path):
+def test_deeply_nested_metadata_of_weights_is_refused(read, tmp_path):
     path = tmp_path / "w.safetensors"
     save_file({"w": torch.zeros(1)}, path, {"model": MODEL, "model_args": DEEP})
     with pytest.raises(ValueError, match="w.safetensors: an entry of its metadata is nested deeper than 64 levels"):
         read(path)
 
 
-def test_a_text_of_brackets_is_kept_in_metadata(tmp_path):
+def test_a_string_of_brackets_is_kept_in_metadata(tmp_path):
     save_weights(tmp_path / "w.safetensors", {"w": torch.zeros(1)}, {"data": DEEP})
     assert load_weights(tmp_path / "w.safetensors")[1] == {"data": DEEP}
 
 
 def nested(shared):
     value = []
-    for _ in range(65 if not shared else 40):
+    for _ in range(40 if shared else 65):
         value = [value, value] if shared else [value]
     return value
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_nested_values_of_a_checkpoint(shared, tmp_path):
+def test_deeply_nested_values_of_a_checkpoint_are_refused(shared, tmp_path):
     """A list that holds the same list twice has a billion entries after 30 levels, in a file of a few hundred bytes."""
     state = {"format": "metamix-checkpoint-1", "model": {"w": torch.zeros(1)}, "about": nested(shared), "checksums": {}}
     torch.save(state, tmp_path / "c.pt")
@@ -67,12 +67,12 @@ def test_a_list_that_holds_itself_is_refused(tmp_path):
 
 
 def expanded(count):
-    """Return a tensor of many numbers that share one number of the file."""
+    """Return a tensor of many numbers, of which a file stores only one."""
     return torch.zeros(1).expand(count)
 
 
 @pytest.mark.parametrize("values", [[expanded(10**11)], [torch.zeros(10**4)] * 10**3], ids=["expanded", "shared"])
-def test_tensors_of_a_checkpoint_that_are_larger_than_its_file(values, tmp_path):
+def test_a_checkpoint_with_larger_tensors_than_its_file_is_refused(values, tmp_path):
     torch.save({"format": "metamix-checkpoint-1", "model": values, "checksums": {}}, tmp_path / "c.pt")
     assert (tmp_path / "c.pt").stat().st_size < 10**5
     with pytest.raises(ValueError, match="c.pt is nested deeper than 64 levels, or repeats its values without end"):
@@ -80,7 +80,7 @@ def test_tensors_of_a_checkpoint_that_are_larger_than_its_file(values, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["w.npz", "w.pt"])
-def test_a_zip_file_that_expands_to_gigabytes(name, tmp_path):
+def test_a_zip_file_that_expands_to_over_100_times_its_size_is_refused(name, tmp_path):
     file = tmp_path / name
     np.savez(file, a=np.ones(3)) if name == "w.npz" else torch.save({"a": torch.ones(3)}, file)
     load_weights(file)
@@ -95,7 +95,7 @@ def test_a_zip_file_that_expands_to_gigabytes(name, tmp_path):
         load_weights(file)
 
 
-def test_an_impossible_size_is_reported(tmp_path):
+def test_a_tensor_of_an_impossible_size_is_reported(tmp_path):
     torch.save({"w": torch.zeros(7)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
     content = (tmp_path / "w.pt").read_bytes().replace(b"K\7Nt", b"\x8a\7" + (10**15).to_bytes(7, "little") + b"Nt")
     (tmp_path / "w.pt").write_bytes(content)
@@ -133,7 +133,7 @@ def test_weights_of_8_bits_are_read():
     ],
     ids=range(9),
 )
-def test_recipes(text, problem, tmp_path):
+def test_malformed_and_huge_recipes_are_refused_briefly(text, problem, tmp_path):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(ValueError, match=problem) as refused:
         read_yaml(tmp_path / "recipe.yaml")
@@ -152,7 +152,7 @@ def test_recipes(text, problem, tmp_path):
         (["--model", "x" * 10**6], "There is no model"),
     ],
 )
-def test_flags(words, problem):
+def test_huge_values_of_flags_are_refused_briefly(words, problem):
     with pytest.raises(SystemExit, match=problem) as refused:
         train(*words)
     assert len(str(refused.value)) <= 2100
@@ -178,7 +178,7 @@ METADATA |= {"img_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation
     ],
     ids=range(7),
 )
-def test_metadata_of_weights(entries, problem, tmp_path):
+def test_metadata_that_describe_a_huge_model_are_refused(entries, problem, tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(path, {"w": torch.zeros(1)}, METADATA | entries)
     start = time.monotonic()
@@ -190,10 +190,10 @@ def test_metadata_of_weights(entries, problem, tmp_path):
 def test_more_modules_than_any_model_has_are_refused():
     with pytest.raises(TooLarge, match="f: .* a model of more than 10,000 modules"), limited_size("f"):
         torch.nn.Sequential(*(torch.nn.Identity() for _ in range(10_001)))
-    torch.nn.Sequential(*(torch.nn.Identity() for _ in range(10_001)))  # the limit has ended
+    torch.nn.Sequential(*(torch.nn.Identity() for _ in range(10_001)))  # outside the block there is no limit
 
 
-def test_restorers_of_too_many_layers(tmp_path):
+def test_a_restorer_of_too_many_modules_is_refused(tmp_path):
     path = tmp_path / "w.safetensors"
     arguments = {"num_stages": 200, "num_groups": 200}
     save_weights(path, {"w": torch.zeros(1)}, {"task": "restoration", "model": "maxim_nano", "model_args": arguments})
@@ -213,7 +213,7 @@ def picture():
 
 
 def chained_headers(content):
-    """Put 2,000 headers of long names, each for the next one, before a tar file's own."""
+    """Put 2,000 long-name headers, each for the next header, in front of a tar file."""
     header = tarfile.TarInfo("././@LongLink")
     header.type, header.size = tarfile.GNUTYPE_LONGNAME, 1
     return (header.tobuf(tarfile.GNU_FORMAT) + b"a".ljust(512, b"\0")) * 2000 + content
@@ -228,7 +228,7 @@ def nested_tars(content, tmp_path):
 
 @pytest.mark.parametrize("attack", ["headers", "tars"])
 @pytest.mark.parametrize("kind", ["folder", "wds"])
-def test_nested_entries_of_tar_files(kind, attack, tmp_path):
+def test_chained_headers_and_nested_files_in_tar_files_are_refused(kind, attack, tmp_path):
     members = {"cat/0.png": picture(), "dog/0.png": picture(), "0.cls": b"0", "0.png": picture()}
     for split in ("train", "val"):
         content = tar(tmp_path / f"{split}.tar", members)
@@ -255,7 +255,7 @@ def test_gigabytes_in_the_header_of_a_tar_file_are_not_read(kind, type, tmp_path
 
 
 def test_labels_of_a_table_are_limited(tmp_path, monkeypatch):
-    """They need the memory of one number for each label of each image, not of a Python object."""
+    """Each pair of an image and a label takes the memory of one number, not of a Python object."""
 
     def write(count):
         rows = [f"{i}.png,{'|'.join(map(str, range(i, count, 40)))}" for i in range(40)]
@@ -277,7 +277,7 @@ def test_labels_of_a_table_are_limited(tmp_path, monkeypatch):
         open_data("folder", root=tmp_path)
 
 
-def test_more_classes_of_boxes_than_can_be_scored(tmp_path):
+def test_more_categories_than_can_be_scored_are_refused(tmp_path):
     def change(split, data):
         data["categories"] += [{"id": i, "name": str(i)} for i in range(100, 25_100)]
 
@@ -286,13 +286,13 @@ def test_more_classes_of_boxes_than_can_be_scored(tmp_path):
         open_split(find_splits(tmp_path), "val")
 
 
-def test_many_names_in_a_data_yaml_take_no_time():
+def test_many_names_in_a_data_yaml_are_read_fast():
     names = [str(i) for i in range(50_000)]
     with seconds(10):
         assert class_names("data.yaml", {"names": names}) == dict(enumerate(names))
 
 
-def test_a_nested_info_json_of_shards(tmp_path):
+def test_a_deeply_nested_info_json_of_shards_is_refused(tmp_path):
     (tmp_path / "info.json").write_text('{"splits": ' + DEEP + "}")
     with pytest.raises(ValueError, match="info.json is not valid JSON .it is nested deeper than 64 levels"):
         open_data(f"wds/{tmp_path.name}", root=str(tmp_path.parent))

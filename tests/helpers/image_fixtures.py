@@ -1,4 +1,4 @@
-"""Make data sets of small images, as fixtures."""
+"""Define fixtures that make data sets of small images."""
 
 import io
 import tarfile
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def write_tar(path, members, **headers):
-    """Write a tar file of (name, content); `headers` are the PAX headers of each member."""
+    """Write a tar file of (name, content) pairs; each member gets the PAX headers `headers`."""
     with tarfile.open(path, "w") as tar:
         for name, content in members:
             info = tarfile.TarInfo(name)
@@ -19,7 +19,7 @@ def write_tar(path, members, **headers):
 
 @pytest.fixture
 def image():
-    """Return a function that makes different smooth images, which JPEG keeps recognisable."""
+    """Return a function that makes random smooth images, which stay recognisable as JPEG."""
     random = np.random.default_rng(0)
 
     def make(size=(32, 32), mode="RGB"):
@@ -32,7 +32,7 @@ def image():
 
 @pytest.fixture
 def folder(tmp_path, image):
-    """Return a function that makes folders of 3 classes, with `train` and `val` images of each."""
+    """Return a function that makes a folder of 3 classes, with `train` and `val` images of each class."""
 
     def make(train=4, val=2, size=(32, 32), kind="png", name="set"):
         for split, count in ("train", train), ("val", val):
@@ -48,7 +48,7 @@ def folder(tmp_path, image):
 
 @pytest.fixture
 def dark_and_light(tmp_path):
-    """Return a function that makes two classes of noise that a tiny model tells apart, as `folder` does."""
+    """Return a function that makes a folder of dark and light noise, two classes that a tiny model can tell apart."""
 
     def make(train, val):
         random = np.random.default_rng(0)
@@ -67,7 +67,7 @@ def dark_and_light(tmp_path):
 @pytest.fixture
 def break_image():
     def damage(path):
-        """Truncate a file so that its header can be read and its pixels cannot, which timm's retry misses."""
+        """Truncate an image so that its header can still be read, but its pixels cannot."""
         content = path.read_bytes()
         path.write_bytes(content[: int(len(content) * 0.9)])
         if path.suffix == ".jpg":
@@ -80,7 +80,7 @@ def break_image():
 @pytest.fixture
 def shard():
     def write(path, samples):
-        """Write a WebDataset shard of (key, extension, bytes)."""
+        """Write a WebDataset shard of (key, extension, content) samples."""
         write_tar(path, [(f"{key}.{extension}", content) for key, extension, content in samples])
 
     return write

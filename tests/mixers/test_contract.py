@@ -1,4 +1,4 @@
-"""Test the contract of mixers, metamix's and users', as `metamix/mixers/registry.py` states it."""
+"""Test that all mixers, also those of users, fulfil the contract in `metamix/mixers/registry.py`."""
 
 import copy
 import inspect
@@ -20,7 +20,7 @@ SIZES = [(1, 1), (1, 5), (7, 5), SIZE, (31, 33)]
 
 
 class Mine(nn.Module):
-    """Stand for a user's mixer without the optional parts of the contract."""
+    """A user's mixer, without the optional parts of the contract."""
 
     def __init__(self, dim, *, size, kernel=3):
         super().__init__()
@@ -56,7 +56,7 @@ CASES = {
 
 @pytest.fixture(params=CASES)
 def case(request, forget_mixers):
-    """Return a function that builds one mixer of the list, in evaluation mode."""
+    """Return a function that builds one mixer of `CASES` in evaluation mode."""
     register_mixer("mine")(Mine)
     name, options = CASES[request.param]
 
@@ -89,11 +89,11 @@ def test_any_size_in_any_memory_format(case, size):
     assert y.shape == x.shape and y.isfinite().all()
     assert_close(mixer(x.contiguous(memory_format=torch.channels_last)), y)
     assert_close(mixer.to(memory_format=torch.channels_last)(x), y)
-    assert_close(mixer(x[:1]), y[:1])  # images do not mix
+    assert_close(mixer(x[:1]), y[:1])  # images of a batch do not influence each other
 
 
 def test_every_convolution_is_called(case):
-    """A tool that wraps convolutions, such as LoRA, has no effect on one whose weights are used elsewhere."""
+    """A tool that wraps convolutions, such as LoRA, has no effect on a convolution that is not called."""
     mixer, called = case(), set()
     layers = {m: name for name, m in mixer.named_modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))}
     for layer in layers:
@@ -103,14 +103,14 @@ def test_every_convolution_is_called(case):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_dtype(case, dtype):
+def test_outputs_have_the_dtype_of_the_input(case, dtype):
     mixer, x = case(), images(7, 5)
     y = case().to(dtype)(x.to(dtype))
     assert y.dtype == dtype
     assert_close(y.float(), mixer(x), 1e-4 if dtype == torch.float64 else 0.1)
 
 
-def test_autocast(case):
+def test_gradients_under_autocast_are_float32(case):
     mixer, x = case().train(), images(7, 5).requires_grad_()
     expected = copy.deepcopy(mixer)(x.detach())
     with torch.autocast("cpu", torch.bfloat16):
@@ -124,7 +124,7 @@ def test_autocast(case):
 # Parameters whose gradient is zero by mathematics.
 NO_EFFECT = {
     "minattn": {"key.bias"},  # adds a constant to all similarities of a query, which softmax ignores
-    "minattn-positions": {"key.bias"},  # adds such a constant too
+    "minattn-positions": {"key.bias"},  # as above
     "minattn-positions-context": {"key.bias"},
     "wavemix": {"levels.0.up.bias"},  # the batch norm after it subtracts it in training
     "wavemix-sym4": {"levels.0.fc2.bias", "levels.1.fc2.bias"},  # upsampling keeps these, and a norm follows
@@ -162,7 +162,7 @@ def assert_compiles(mixer, sizes, **options):
         assert_close(compiled(x), mixer(x))
 
 
-# Exports trace the variants of each mixer for any size too, in less time.
+# The variants are slow tests, since `test_exports_for_any_size` traces them too, in less time.
 @pytest.mark.parametrize(
     "case", [pytest.param(id, marks=pytest.mark.slow if "-" in id else ()) for id in CASES], indirect=True
 )
@@ -175,7 +175,7 @@ def test_compiles_in_one_graph_at_its_size(case):
     assert_compiles(case(), [SIZE])
 
 
-# torch makes a graph either for maps with a side of 1 or for maps without. WaveMix halves its maps.
+# torch.export makes a graph for maps with a side of 1 or for larger maps, not for both. WaveMix halves its maps.
 SMALLEST = {"wavemix": 3, "wavemix-levels": 5}
 
 
@@ -190,7 +190,7 @@ def test_exports_for_any_size(case):
                 assert_close(exported(x), mixer(x))
 
 
-def test_is_built_and_runs_on_meta(case):
+def test_is_built_and_runs_on_the_meta_device(case):
     with torch.device("meta"):
         mixer = case()
     assert all(p.is_meta for p in (*mixer.parameters(), *mixer.buffers()))
@@ -261,7 +261,7 @@ def test_runs_in_onnx_runtime_at_any_size(case, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # no batched attention in torch 2.13
 def test_per_sample_gradients(case):
-    """`torch.func` on channels_last maps gives the gradients of one image after the other."""
+    """`torch.func.vmap` on channels_last maps gives the same gradients as a loop over the images."""
     mixer, x = case(), images(7, 5, batch=3).contiguous(memory_format=torch.channels_last)
     state = {k: v.detach() for k, v in mixer.state_dict().items()}
 
@@ -281,7 +281,7 @@ def test_is_traced_by_fx(case):
         assert_close(traced(images(*size)), mixer(images(*size)), 0)
 
 
-def test_is_one_node_for_timms_extractor(case):
+def test_is_one_node_for_timms_feature_extractor(case):
     extractor = create_feature_extractor(nn.Sequential(nn.Conv2d(3, DIM, 1), case()).eval(), ["1"])
     for size in SIZES:
         assert extractor(images(*size, dim=3))["1"].shape == (2, DIM, *size)
@@ -299,13 +299,13 @@ def test_proj_drop_is_an_option_of_mixers_that_have_dropout(case):
     assert not torch.equal(mixer(x), mixer(x))
 
 
-def test_name_that_is_taken(forget_mixers):
+def test_name_that_is_taken_is_refused(forget_mixers):
     with pytest.raises(ValueError, match=r"'raft' is registered already \(metamix.mixers.raft\): choose another name"):
         register_mixer("raft")(Mine)
     assert registry._MIXERS["raft"] is Raft
 
 
-def test_class_that_is_defined_again(forget_mixers):
+def test_class_that_is_defined_again_is_listed_once(forget_mixers):
     def define():
         class Again(Mine):
             pass
@@ -320,7 +320,7 @@ def test_class_that_is_defined_again(forget_mixers):
     "name, option", [("maxim", "block_size"), ("maxim", "grid_size"), ("nin", "grid"), ("minattn", "context")]
 )
 @pytest.mark.parametrize("value", [0, -1, (4,), (4, 0), (4, 4, 4), 2.5])
-def test_options_that_are_not_sizes(name, option, value):
+def test_options_that_are_not_sizes_are_refused(name, option, value):
     words = f"{option} is {value!r}: give one number of at least 1, or (height, width)."
     with pytest.raises(ValueError, match=re.escape(words)):
         create_mixer(name, 8, size=(8, 8), **{option: value})
@@ -340,7 +340,7 @@ def test_options_that_are_not_sizes(name, option, value):
         ("minattn", "num_heads", 1),
     ],
 )
-def test_options_that_are_not_counts(name, option, least):
+def test_options_that_are_not_counts_are_refused(name, option, least):
     for value in (least - 1, 2.0, "2", [2]):
         words = f"{option} is {value!r}: give a whole number of at least {least}."
         with pytest.raises(ValueError, match=re.escape(words)):
@@ -355,7 +355,7 @@ def test_only_module_classes_can_be_registered(forget_mixers):
     assert "mine" not in list_mixers()
 
 
-def test_registering_without_a_name():
+def test_registering_without_a_name_is_refused():
     with pytest.raises(TypeError, match=r"takes the mixer's name, got Mine: write @register_mixer\("):
         register_mixer(Mine)
 
@@ -368,7 +368,7 @@ def constructors():
         """Take size by position."""
 
     def other(self, channels, *, size):
-        """Name dim otherwise."""
+        """Give `dim` another name."""
 
     def more(self, dim, heads, *, size):
         """Take an option by position."""
@@ -380,7 +380,7 @@ def constructors():
 
 
 @pytest.mark.parametrize("init", constructors(), ids=lambda f: f.__name__)
-def test_constructor_that_breaks_the_contract(init, forget_mixers):
+def test_constructor_that_breaks_the_contract_is_refused(init, forget_mixers):
     cls = type("Wrong", (nn.Module,), {"__init__": init})
     with pytest.raises(ValueError, match=r"has the constructor Wrong\(.*write `def __init__\(self, dim, \*, size"):
         register_mixer("mine")(cls)
@@ -396,7 +396,7 @@ def test_constructor_that_breaks_the_contract(init, forget_mixers):
         ("identity", {"kernel": 3}, r"mixer 'identity' has no option 'kernel'\. Its options: none"),
     ],
 )
-def test_unknown_names(name, options, words):
+def test_unknown_mixers_and_options_are_refused(name, options, words):
     with pytest.raises(ValueError, match=words):
         create_mixer(name, DIM, size=SIZE, **options)
 
@@ -434,14 +434,14 @@ class OneChannel(Mine):
 
 
 class Flat(Mine):
-    """Return no tensor."""
+    """Return a tuple instead of a tensor."""
 
     def forward(self, x):
         return (x,)
 
 
 @pytest.mark.parametrize("cls, returned", [(OneChannel, "(2, 1, 4, 4)"), (Flat, "a tuple")])
-def test_mixer_that_changes_the_shape(cls, returned, forget_mixers):
+def test_mixer_that_changes_the_shape_is_refused(cls, returned, forget_mixers):
     register_mixer("wrong")(cls)
     model = MetaFormer(img_size=16, depths=(1,), dims=(8,), mixer="wrong")
     words = f"{cls.__name__} returned {returned} for a map of shape (2, 8, 4, 4): a mixer must keep the shape"
@@ -449,7 +449,7 @@ def test_mixer_that_changes_the_shape(cls, returned, forget_mixers):
         model(torch.randn(2, 3, 16, 16))
 
 
-def test_mixer_that_changes_the_shape_in_a_compiled_model(forget_mixers):
+def test_mixer_that_changes_the_shape_is_refused_in_a_compiled_model(forget_mixers):
     register_mixer("wrong")(OneChannel)
     model = MetaFormer(img_size=16, depths=(1,), dims=(8,), mixer="wrong")
     with pytest.raises(Exception, match="a mixer must keep the shape"):
@@ -458,7 +458,7 @@ def test_mixer_that_changes_the_shape_in_a_compiled_model(forget_mixers):
 
 @pytest.mark.parametrize("mixer", ["raft", "maxim", "wavemix", "nin-grid", "minattn-shared", "minattn-positions"])
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_tracing_warns_of_other_sizes(mixer):
+def test_tracing_warns_that_the_graph_is_for_one_size(mixer):
     name, options = CASES[mixer]
     with pytest.warns(UserWarning, match="holds for the example's image size only"):
         traced = torch.jit.trace(create_mixer(name, DIM, size=SIZE, **options).eval(), images(16, 12))

@@ -8,7 +8,7 @@ from torch import nn
 from metamix.mixers import create_mixer, views
 
 
-def test_attention_equals_that_in_the_mixer():
+def test_attention_equals_the_attention_in_the_mixer():
     for options in (
         dict(qk="shared", num_heads=2, context=(4, 4)),
         dict(qk="separate", num_heads=1),
@@ -28,9 +28,9 @@ def test_attention_equals_that_in_the_mixer():
         torch.testing.assert_close(one.flatten(1), share.mean(1)[:, 2 * 8 + 7])
 
 
-def test_gate_equals_that_in_the_mixer():
+def test_gate_equals_the_gate_in_the_mixer():
     mixer = create_mixer("nin", 8, size=(8, 8), grid=(4, 4)).eval()
-    nn.init.zeros_(mixer.value.weight), nn.init.ones_(mixer.value.bias)  # then the output is the gate
+    nn.init.zeros_(mixer.value.weight), nn.init.ones_(mixer.value.bias)  # so that the output is the gate
     x = torch.randn(2, 8, 4, 4)
     torch.testing.assert_close(views.gate(mixer, x), mixer(x).square().mean(1).sqrt())
 

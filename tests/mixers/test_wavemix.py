@@ -65,7 +65,7 @@ def formula(x, mixer, wavelet, upsample):
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1), (1, 6), (17, 10)])
 @pytest.mark.parametrize("upsample", ["transposed", "bilinear"])
 @pytest.mark.parametrize("level", [1, 2, 3, 4])
-def test_levels_and_upsampling(level, upsample, size):
+def test_levels_and_upsampling_equal_the_formula(level, upsample, size):
     mixer = random_mixer("wavemix", 8, (8, 8), level=level, upsample=upsample)
     assert len(mixer.levels) == level
     x = random_map(2, 8, *size)
@@ -75,7 +75,7 @@ def test_levels_and_upsampling(level, upsample, size):
 @pytest.mark.parametrize("size", [(8, 8), (9, 5)])
 @pytest.mark.parametrize("level", [1, 2])
 @pytest.mark.parametrize("wavelet", ["db2", "sym4", "bior2.2", "rbio1.3"])
-def test_wavelets(wavelet, level, size):
+def test_other_wavelets_equal_the_formula(wavelet, level, size):
     mixer = random_mixer("wavemix", 8, (8, 8), level=level, wavelet=wavelet)
     x = random_map(2, 8, *size)
     assert_equal(mixer(x), formula(x, mixer, wavelet, "transposed"))
@@ -83,13 +83,13 @@ def test_wavelets(wavelet, level, size):
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("training", [True, False])
-def test_norms(training, norm):
+def test_norms_equal_the_formula(training, norm):
     mixer = random_mixer("wavemix", 8, (8, 8), level=2, norm=norm).train(training)
     x = random_map(3, 8, 7, 5)
     assert_equal(mixer(x), formula(x, mixer, "haar", "transposed"))
 
 
-def test_widths():
+def test_mult_and_ff_channel_set_the_widths():
     mixer = random_mixer("wavemix", 8, (8, 8), level=2, mult=3, ff_channel=5)
     finest, deepest = mixer.levels
     assert [finest.fc1.weight.shape[:2], deepest.fc1.weight.shape[:2]] == [(24, 12), (24, 8)]
@@ -121,11 +121,11 @@ def test_cropping_keeps_the_centre():
         (dict(upsample="bilinear", ff_channel=4), "ff_channel is 4, but upsample='bilinear' has no such width: give 0"),
     ],
 )
-def test_errors(options, words):
+def test_wrong_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         create_mixer("wavemix", 8, size=(8, 8), **options)
 
 
-def test_width_is_a_multiple_of_four():
+def test_a_width_that_is_no_multiple_of_four_is_refused():
     with pytest.raises(ValueError, match="wavemix splits its channels in four: 6 is not a multiple of 4"):
         create_mixer("wavemix", 6, size=(8, 8))

@@ -1,4 +1,4 @@
-"""Test `load_official`: outputs against the outputs of the authors' code, and errors."""
+"""Test that models of `load_official` compute what the authors' code computes, and its errors."""
 
 import einops
 import pytest
@@ -48,7 +48,7 @@ def test_all_goldens_are_here():
 
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_output(name):
+def test_outputs_equal_the_authors(name):
     golden = Golden(name)
     model = golden.model()
     assert golden.deviation(model(golden.input)) < 1e-4
@@ -57,8 +57,8 @@ def test_output(name):
 
 @pytest.mark.parametrize("name", [n for n in MODELS if Golden(n).features])
 @torch.no_grad()
-def test_features(name):
-    """Features inside the model are known in float32 only."""
+def test_features_equal_the_authors(name):
+    """The authors' features are stored in float32."""
     golden = Golden(name)
     model = golden.model()
     trunk = model.model if isinstance(model, ShortcutClassifier) else model
@@ -74,19 +74,19 @@ def test_features(name):
         assert (feature - theirs).abs().max() < 1e-4 * theirs.std(), key
 
 
-def other_gelu(model):
+def swap_gelu(model):
     for module in model.modules():
         if isinstance(module, nn.GELU):
             module.approximate = "none" if module.approximate == "tanh" else "tanh"
 
 
-def other_eps(model):
+def swap_eps(model):
     for module in model.modules():
         if hasattr(module, "eps"):
             module.eps = 1e-5 if module.eps == 1e-6 else 1e-6
 
 
-def padding_counts(model):
+def count_padding(model):
     for module in model.modules():
         if isinstance(module, nn.AvgPool2d):
             module.count_include_pad = True
@@ -99,8 +99,8 @@ def resample_branch(model):
 
 
 MISTAKES = [
-    *((name, mistake) for name in ONE_OF_EACH for mistake in (other_gelu, other_eps)),
-    ("poolformer_tiny_40x72", padding_counts),
+    *((name, mistake) for name in ONE_OF_EACH for mistake in (swap_gelu, swap_eps)),
+    ("poolformer_tiny_40x72", count_padding),
     ("raftmlp_r2_crossmlp_96x80", resample_branch),
 ]
 
@@ -124,7 +124,7 @@ def test_the_tolerance_catches_another_order_of_channels(name, monkeypatch):
 
 
 @torch.no_grad()
-def test_timm_poolformer():
+def test_checkpoints_of_timms_poolformer_are_loaded():
     """timm's state dict gives timm's maps and the authors' logits."""
     golden = Golden("poolformer_tiny_40x72")
     arguments = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), num_classes=10)
@@ -138,7 +138,7 @@ def test_timm_poolformer():
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     ours.double(), theirs.double()
     assert golden.deviation(ours(golden.input.double())) < 1e-9
-    assert golden.deviation(theirs(golden.input.double())) > 0.1  # timm pools before its norm
+    assert golden.deviation(theirs(golden.input.double())) > 0.1  # timm pools before it normalises
 
 
 # Minimal attention: our mixer in a third party's encoder
@@ -207,14 +207,14 @@ def test_wavelet_transform(name):
         bands = dwt2(low, pywt.Wavelet(constructor["wave"]).filter_bank[:2]).unflatten(1, (4, -1))
         low, high = bands[:, 0], bands[:, 1:].transpose(1, 2)  # theirs: (B, C, 3, h, w)
         assert (high - tensors[f"yh/{level}"]).abs().max() < 1e-6
-        assert (high.flip(2) - tensors[f"yh/{level}"]).abs().max() > 1e-6  # bands in another order
+        assert (high.flip(2) - tensors[f"yh/{level}"]).abs().max() > 1e-6  # the control: bands in another order
     assert (low - tensors["yl"]).abs().max() < 1e-6
 
 
 # State dicts and trees
 
 
-def test_state_may_be_wrapped():
+def test_state_dict_may_lie_under_a_key():
     golden = Golden("ninformer_tiny_16x16")
     arguments = golden.constructor
     plain = golden.model()(golden.input)
@@ -222,7 +222,7 @@ def test_state_may_be_wrapped():
         assert torch.equal(load_official("ninformer", wrapped, **arguments)(golden.input), plain)
 
 
-def test_the_configuration_names_no_weights():
+def test_a_loaded_model_names_no_published_weights():
     """The builders use registered names, but a loaded model does not have the registered weights."""
     golden = Golden("wavemix_cls_level1_pachify_64x64")
     model = golden.model()
@@ -257,7 +257,7 @@ def test_tensors_that_do_not_fit_are_named(name):
                 load_official(golden.source, state, **golden.constructor)
 
 
-def test_our_names_are_not_the_authors():
+def test_tensors_with_our_names_are_refused():
     golden = Golden("poolformer_tiny_32x32")
     with pytest.raises(ValueError, match="lacks network.0.0.layer_scale_1"):
         load_official("poolformer", golden.model().state_dict(), **golden.constructor)
@@ -271,7 +271,7 @@ def test_our_names_are_not_the_authors():
         ({"model": nn.Identity()}, "model is not a tensor, but of type Identity"),
     ],
 )
-def test_wrong_state_dicts(state, words):
+def test_state_dicts_with_other_values_than_tensors_are_refused(state, words):
     with pytest.raises(ValueError, match=words):
         load_official("wavemix", state)
 

@@ -1,4 +1,4 @@
-"""Test exported image models: sizes, tiles, PSNR before and after, `metamix predict`."""
+"""Test that exported restorers give the images and scores of the original, at any size and in `metamix predict`."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def weights(folder, name, model_args, degradation):
     torch.manual_seed(0)
     model = metamix.create_image_model(name, **model_args)
     for parameter in model.parameters():
-        if parameter.ndim > 1 and not parameter.any():  # an output that starts at zero would hide all other layers
+        if parameter.ndim > 1 and not parameter.any():  # an output layer of zeros would hide the other layers
             torch.nn.init.normal_(parameter, std=0.1)
     metadata = dict(
         task="restoration", model=name, model_args=model_args, in_chans=3, channels="rgb", enlarge=1,
@@ -64,7 +64,7 @@ def weights(folder, name, model_args, degradation):
         pytest.param(WAVEMIX, "downscale:2", "onnx", False, marks=pytest.mark.slow),
     ],
 )
-def test_scores_tiles_and_pictures(model, degradation, format, dynamic, photos, tmp_path):
+def test_an_exported_restorer_gives_the_same_images_and_scores(model, degradation, format, dynamic, photos, tmp_path):
     source, eager = weights(tmp_path, *model, degradation)
     folder = tmp_path / "out"
     report = export(source, output=folder, format=format, data_dir=str(photos), img_size=32, dynamic=dynamic, seconds=0)
@@ -99,7 +99,7 @@ def test_scores_tiles_and_pictures(model, degradation, format, dynamic, photos, 
         metamix.load(folder, model="wavemixsr_nano")
 
 
-def test_file_that_does_not_name_its_model(tmp_path):
+def test_the_option_model_completes_a_file_that_does_not_name_its_model(tmp_path):
     file = str(tmp_path / "plain.pt")
     torch.save(metamix.create_image_model("wavemixsr_nano").state_dict(), file)
     metadata = open_restorer(ExportOptions(file, tmp_path / "out", model="wavemixsr_nano")).metadata
@@ -147,13 +147,13 @@ def test_default_size_is_one_that_the_model_takes(tmp_path):
         (dict(data="folder", data_dir="."), "data is folder, but restoration reads one layout: give only"),
     ],
 )
-def test_options_that_do_not_fit(options, words, tmp_path):
+def test_options_that_do_not_fit_are_refused(options, words, tmp_path):
     source, _ = weights(tmp_path, *MAXIM, "noise:25")
     with pytest.raises(ValueError, match=words):
         open_restorer(ExportOptions(source, tmp_path / "out", **options))
 
 
-def test_names_of_weights_say_the_model(tmp_path):
+def test_a_name_of_published_weights_names_the_model(tmp_path):
     options = ExportOptions("wavemixsr_nano.x2", tmp_path / "out")
     extra = dict(channels="y", enlarge=1, degradation="downscale:2", scale=2, multiple=[1, 1])
     assert open_restorer(options).extra == extra
@@ -166,13 +166,13 @@ def test_names_of_weights_say_the_model(tmp_path):
     ("model", "degradation", "format"),
     [(WAVEMIX, "downscale:2", "openvino"), pytest.param(MAXIM, "noise:25", "onnx", marks=pytest.mark.slow)],
 )
-def test_int8(model, degradation, format, tmp_path):
+def test_int8_is_calibrated_and_reported_in_db(model, degradation, format, tmp_path):
     source, _ = weights(tmp_path, *model, degradation)
     data = str(draw(tmp_path / "photos", 20))
     options = dict(format=format, precision="int8", data_dir=data, img_size=32, seconds=0, images=2)
     report = export(source, output=tmp_path / "out", max_drop=50, **options)
     quantized = report["quantization"]
-    assert quantized["unit"] == "dB" and quantized["calibration_images"] == 6 and not quantized["kept"]  # 12 to train
+    assert quantized["unit"] == "dB" and not quantized["kept"] and quantized["calibration_images"] == 6  # half of 12
     assert abs(quantized["fp32"] - report["scores"]["eager"]["psnr"]) < 3  # the same degradation, other images
     assert load_exported(tmp_path / "out")(torch.zeros(1, 3, 32, 32)).shape[:2] == (1, 3)
 
@@ -186,9 +186,8 @@ def test_int8_sees_no_scored_image(tmp_path):
     assert len(names) == 12 and scored.isdisjoint(names) and exportable.max_drop == 0.1
     assert {images.shape for images in exportable.calibration(10)} == {(1, 3, 32, 32)}
     psnr = exportable.held_out_scores(lambda images: images, 10)
-    assert psnr == pytest.approx(
-        [20.5, 20.5], abs=1
-    )  # noise of sigma 25, clipped: 20 log10(255 / 25) and a little more
+    # Noise of sigma 25 leaves 20 log10(255 / 25) dB, and clipping adds a little.
+    assert psnr == pytest.approx([20.5, 20.5], abs=1)
 
 
 @pytest.mark.parametrize(

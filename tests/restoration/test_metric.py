@@ -64,7 +64,7 @@ def test_scores_equal_the_formulas(pair):
     assert psnr(x, x) == math.inf and float(ssim(x[None], x[None])) == pytest.approx(1)
 
 
-def test_channel_border_and_rounding(pair):
+def test_scores_heed_channel_border_and_rounding(pair):
     x, y = pair
     inside = np.s_[:, 2:-2, 2:-2]
     rounded = (255 * x).round() / 255
@@ -78,7 +78,7 @@ def test_channel_border_and_rounding(pair):
     assert Measure("grey", 0, False).score(x[:1], y[:1])[0] == pytest.approx(psnr(x[:1], y[:1]))
 
 
-def test_scores_are_described():
+def test_the_description_names_channel_border_and_rounding():
     text = Measure("y", 2).describe()
     assert "Y (BT.601, 16 to 235), border 2, clipped and rounded to 8 bits" in text
     assert "on grey, border 0, not clipped, not rounded" in Measure("y", 0, False).describe("grey")
@@ -97,10 +97,10 @@ def test_small_images_have_no_ssim():
     state = metric.start()
     batch = {"image": [x], "target": [x], "index": torch.tensor([0]), "name": ["a"]}
     metric.update(state, metric.predict(nn.Identity().eval(), batch), batch)
-    assert metric.result([state]) == {"psnr": 100, "input_psnr": 100}  # for images that are equal
+    assert metric.result([state]) == {"psnr": 100, "input_psnr": 100}  # the PSNR that is counted for equal images
 
 
-def test_ycbcr_and_back(pair):
+def test_ycbcr_is_converted_back_to_rgb(pair):
     x = pair[0]
     assert torch.allclose(to_rgb(to_ycbcr(x)), x, atol=1e-10)
     white = 255 * to_ycbcr(torch.ones(3, 1, 1, dtype=torch.float64)).flatten()
@@ -111,13 +111,13 @@ def test_bicubic_halving_equals_the_kernel():
     """At scale 1/2 the taps of an inner pixel are the cubic kernel at odd quarters."""
     row = torch.zeros(1, 1, 32, dtype=torch.float64)
     row[..., 15] = 1
-    taps = np.array([-0.0117, -0.0352, 0.1133, 0.4336])  # cubic(x / 2) / 2 at 1.75, 1.25, 0.75, 0.25, of 4 digits
+    taps = np.array([-0.0117, -0.0352, 0.1133, 0.4336])  # cubic(t) / 2 at t = 1.75, 1.25, 0.75, 0.25
     halved = resize_bicubic(row, 0.5)[0, 0].numpy()
     assert halved[5:10] == pytest.approx([0, taps[1], taps[3], taps[2], taps[0]], abs=1e-4)
 
 
-def test_halves_are_rounded_up():
-    """Rounding errors leave a third of the halves a little too small."""
+def test_pixels_that_end_in_one_half_are_rounded_up():
+    """Because of rounding errors, a third of these pixels are computed a little too small."""
     row = torch.randint(256, (20_000,), generator=torch.Generator().manual_seed(0))
     halved = 255 * resize_bicubic(row.double().expand(1, 4, -1) / 255, 0.5, rounding=True)[0, 0]
     exact = (row[1:].unfold(0, 8, 2) * torch.tensor([-12, -36, 116, 444, 444, 116, -36, -12])).sum(1)  # / 1024
@@ -160,7 +160,7 @@ def test_bicubic_has_the_published_psnr_on_set5(set5):
 
 @pytest.mark.slow
 def test_bicubic_has_nearly_the_published_psnr_on_set14(photos):
-    """Papers report 30.24 dB on Y at x2. One image is a grey file and its own luminance; its Y would add 0.09 dB."""
+    """Papers report 30.24 dB on Y at x2. One file is grey and compared unchanged; converting it would add 0.09 dB."""
     options = RestorationOptions(test_dir=str(photos / "set14"), channels="y", degradation="downscale:2", workers=0)
     data, scores = RestorationData(options, trained=ModelMetadata()), []
     assert "1 scored image in grey: compared as stored, 0 to 255" in data.notes

@@ -1,4 +1,4 @@
-"""Test exported segmenters: tiles, mean IoU before and after, `metamix predict`."""
+"""Test that exported segmenters give the masks and scores of the original, also in tiles and in `metamix predict`."""
 
 import re
 from dataclasses import replace
@@ -41,7 +41,7 @@ def scenes(tmp_path):
 
 
 def draw(root, **counts):
-    """Draw images of 40 x 56 pixels of noise, bright in the split "train". A fifth of the pixels is ground."""
+    """Draw noise of 40 x 56 pixels, bright in the split "train", and masks in which a fifth of the pixels is ground."""
     random = np.random.default_rng(0)
     for split, count in counts.items():
         for folder in ("images", "masks"):
@@ -64,7 +64,7 @@ def draw(root, **counts):
         pytest.param("torch", False, marks=pytest.mark.slow),
     ],
 )
-def test_scores_and_masks(format, dynamic, source, scenes, tmp_path):
+def test_an_exported_segmenter_gives_the_same_masks_and_scores(format, dynamic, source, scenes, tmp_path):
     folder = tmp_path / "out"
     report = export(source, output=folder, format=format, dynamic=dynamic, data_dir=str(scenes), seconds=0)
     assert report["parity"]["images"] == 2 and report["parity"]["same_top1"] > 0.999
@@ -87,7 +87,7 @@ def test_scores_and_masks(format, dynamic, source, scenes, tmp_path):
     assert "--tile has no effect on" in exit_code(metamix.tasks.predict.main, *words, "--tile", 256)
 
 
-def test_a_graph_of_an_odd_size(source, tmp_path):
+def test_a_graph_of_an_odd_size_equals_the_model(source, tmp_path):
     export(source, output=tmp_path / "out", format="torch", img_size=33, seconds=0)
     images = torch.randn(1, 3, 33, 33)
     expected = load_segmenter(source).model(images).detach()
@@ -126,7 +126,7 @@ def test_backbone_of_fixed_size_gets_tiles(scenes, tmp_path):
         open_segmenter(ExportOptions(fixed_size_segmenter(tmp_path), tmp_path / "new", dynamic=True))
 
 
-def test_models_run_once_for_each_tile(source, scenes, tmp_path):
+def test_comparing_runs_the_exported_model_once_for_each_tile(source, scenes, tmp_path):
     exportable = open_segmenter(ExportOptions(source, tmp_path / "out", data_dir=str(scenes)))
     calls = []
 
@@ -149,7 +149,7 @@ def test_models_run_once_for_each_tile(source, scenes, tmp_path):
         ({"model": SPEC.to_dict() | {"crop": [0, 32], "img_size": 32}}, "crop in the metadata is .0, 32., but it must"),
     ],
 )
-def test_damaged_file_is_refused(change, words, tmp_path):
+def test_damaged_exports_are_refused(change, words, tmp_path):
     shape, extra = (None, 3, None, None), {"scale": 1, "multiple": [1, 1]}
     metadata = ModelMetadata.from_dict(SPEC.to_dict() | {"img_size": 32})
     Artifact("onnx", "fp32", metadata, shape, ("logits",), extra).save(tmp_path)
@@ -164,7 +164,7 @@ def test_damaged_file_is_refused(change, words, tmp_path):
 
 
 @needs_engines
-def test_refusals(source, scenes, tmp_path):
+def test_options_that_do_not_fit_are_refused(source, scenes, tmp_path):
     for options, words in (
         (dict(data="camvid", data_dir=str(tmp_path)), "data is 'camvid', but it must be one of folder, ade20k"),
         (dict(precision="int8", data_dir=str(scenes)), "scenes has no training split, and int8 is not calibrated on"),
@@ -177,7 +177,7 @@ def test_refusals(source, scenes, tmp_path):
 
 @needs_engines
 @pytest.mark.parametrize("format", ["openvino", pytest.param("onnx", marks=pytest.mark.slow)])
-def test_int8(format, source, tmp_path, capsys):
+def test_int8_is_reported_with_size_speed_and_loss(format, source, tmp_path, capsys):
     data = draw(tmp_path / "scenes", train=12, test=1)
     words = [source, "--output", tmp_path / "out", "--format", format, "--precision", "int8", "--data-dir", data]
     metamix.tasks.export.main([*map(str, words), "--max-drop", "90", "--seconds", "0.01"])

@@ -1,4 +1,4 @@
-"""Test the zoo in segmentation_models_pytorch and in Hugging Face's UPerNet."""
+"""Test our backbones in segmentation_models_pytorch and in Hugging Face's UPerNet."""
 
 import pytest
 import torch
@@ -18,10 +18,10 @@ NARROW = dict(
 
 @pytest.mark.parametrize("encoder", [S12, NANO], ids=["s12", "nano"])
 @pytest.mark.parametrize("head", NARROW)
-def test_heads_of_segmentation_models_pytorch(head, encoder):
+def test_heads_of_segmentation_models_pytorch_train_our_backbones(head, encoder):
     smp = pytest.importorskip("segmentation_models_pytorch", reason="pip install 'metamix[segmentation]'")
     options = dict(NARROW[head])
-    if encoder is NANO:  # whose maps have strides 2, 4 and 8
+    if encoder is NANO:  # its maps have strides 2, 4 and 8
         options |= dict(Unet=dict(decoder_channels=(16, 8, 8)), FPN=dict(upsampling=1)).get(head, {})
     model = getattr(smp, head)(**encoder, **options, encoder_weights=None, classes=4)
     images = torch.rand(2, 3, 64, 96)
@@ -40,7 +40,7 @@ def upernet(channels, **options):
     return transformers.UperNetForSemanticSegmentation(config)
 
 
-def test_upernet_of_hugging_face():
+def test_hugging_faces_upernet_trains_our_backbone():
     model = upernet(16, auxiliary_channels=8, auxiliary_in_channels=192)
     result = model(torch.rand(2, 3, 48, 64), labels=torch.randint(0, 4, (2, 48, 64)))
     assert result.logits.shape == (2, 4, 48, 64)
@@ -49,15 +49,15 @@ def test_upernet_of_hugging_face():
 
 
 @torch.no_grad()
-def test_our_upernet_equals_that_of_hugging_face():
+def test_our_upernet_equals_hugging_faces():
     theirs = upernet(16, use_auxiliary_head=False).decode_head.eval().double()
     ours = UPerHead(theirs.in_channels, 4, channels=16).eval().double()
     pooled = [block.layers[1] for block in theirs.psp_modules.blocks]
     pairs = [(ours.bottleneck, theirs.bottleneck), (ours.fuse, theirs.fpn_bottleneck), *zip(ours.pools, pooled)]
     pairs += [*zip(ours.laterals, theirs.lateral_convs), *zip(ours.outputs, theirs.fpn_convs)]
-    for mine, their in pairs:
-        mine[0].load_state_dict(their.conv.state_dict())
-        mine[1].load_state_dict(their.batch_norm.state_dict())
+    for (conv, norm, *_), block in pairs:
+        conv.load_state_dict(block.conv.state_dict())
+        norm.load_state_dict(block.batch_norm.state_dict())
     ours.classifier.load_state_dict(theirs.classifier.state_dict())
     maps = [torch.rand(1, dim, 24 // 2**i, 16 // 2**i).double() for i, dim in enumerate(theirs.in_channels)]
     assert len(pairs) == 2 + 4 + 2 + 2 and count(ours) == count(theirs)

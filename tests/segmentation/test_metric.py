@@ -1,4 +1,4 @@
-"""Test scores against literal computations, and what the state holds."""
+"""Test the scores of segmentation against literal computations, and the predictions in tiles and views."""
 
 import math
 
@@ -20,7 +20,7 @@ IGNORED, CLASSES = 255, 5
 
 
 def blobs(seed, size=(24, 30)):
-    """Make labels and predictions in patches: class 3 is only predicted, 4 never, and some pixels are ignored."""
+    """Make patches of labels, and predictions: class 3 is only predicted, class 4 is absent, and some are ignored."""
     torch.manual_seed(seed)
     coarse = torch.randint(0, 3, (1, 1, 6, 6)).float()
     truth = nn.functional.interpolate(coarse, size)[0, 0].byte()
@@ -43,7 +43,7 @@ class Fixed(nn.Module):
 def literal_scores(pairs):
     """Compute mean IoU, pixel accuracy, mean accuracy and boundary F with sets of pixels."""
     real, shown = [set() for _ in range(CLASSES)], [set() for _ in range(CLASSES)]
-    edges = []  # of each image: (class, pixels of the prediction, pixels of the truth, distance)
+    edges = []  # (class, edge in the prediction, edge in the truth, distance) of each image
     for i, (truth, predicted) in enumerate(pairs):
         truth, predicted = truth.int().numpy(), predicted.int().numpy()
         predicted = np.where(truth == IGNORED, IGNORED, predicted)
@@ -86,7 +86,7 @@ def near(pixels, others, distance):
 @pytest.fixture
 def scored():
     """Score four images on two processes; return the metric and its states."""
-    pairs = [blobs(i, (24, 30 + 150 * (i == 3))) for i in range(4)]  # the last is wide: pixels at a distance count
+    pairs = [blobs(i, (24, 30 + 150 * (i == 3))) for i in range(4)]  # the last is wide, so edges one pixel apart match
     metric = SegmentationMetric("abcde", lambda x: x.float(), {"": Predictor()})
     states = []
     for part in (pairs[:1], pairs[1:]):
@@ -158,7 +158,7 @@ def identity(x):
     return x
 
 
-def test_tiles_and_views():
+def test_tiles_and_many_classes_give_the_same_labels():
     torch.manual_seed(0)
     image = torch.randn(1, 3, 20, 33)
     whole = Predictor()(identity, image, (20, 33))

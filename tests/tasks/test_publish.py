@@ -26,7 +26,7 @@ ARGUMENTS = "{mixer: raft, mixer_args: {raft_size: 2}, depths: [1, 1, 1], dims: 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Finish a run on digits of 40 pixels, so that the mixer's weights depend on the size."""
+    """Train on digits of 40 pixels, a size on which the mixer's weights depend."""
     folder = tmp_path_factory.mktemp("run") / "run"
     train(*["--data", "digits", "--img-size", 40, "--epochs", 1, "--batch-size", 256, "--workers", 0],
           "--model-args", ARGUMENTS, "--crop-pct", 0.9, "--memory", "no", "--output", folder)  # fmt: skip
@@ -38,7 +38,7 @@ def published(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("published") / "folder"
     words = ["publish", run, "me/small-digits", "--license", "mit", "--dry-run", folder]
     assert metamix_command(*words) == 0
-    assert metamix_command(*words) == 0  # again, into the folder of the first time
+    assert metamix_command(*words) == 0  # into the same folder again
     return folder
 
 
@@ -48,11 +48,11 @@ def digit():
     return image
 
 
-def test_the_folder_has_nothing_else(published):
+def test_the_folder_holds_only_the_published_files(published):
     assert {path.name for path in published.iterdir()} == publish.FILES
 
 
-def test_weights_count_more_than_a_summary_without_checksum(run, published, tmp_path):
+def test_the_card_ignores_entries_of_the_summary_that_contradict_the_weights(run, published, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     summary = json.loads((run / "summary.json").read_text())
     (copy / "summary.json").write_text(json.dumps(summary | {"versions": 5, "parameters": 7}))
@@ -105,7 +105,7 @@ def test_metamix_loads_it_from_the_hub(run, published, monkeypatch):
     assert set(asked) == {("me/small-digits", "model.safetensors", "v2")}
 
 
-def test_the_hub_has_no_such_weights(monkeypatch):
+def test_weights_that_the_hub_lacks_are_reported(monkeypatch):
     def download(*_, **__):
         raise RuntimeError("404")
 
@@ -132,7 +132,7 @@ def test_the_card_says_what_the_run_says(run, published):
         assert words in card.text
 
 
-def test_names_are_text_on_the_card(tmp_path):
+def test_class_names_are_escaped_on_the_card(tmp_path):
     model = timm.create_model("resnet10t.c3_in1k", num_classes=2)
     classes = ["__background__", "<b>\n\n# [x](http://y) `z` | \\"]
     metamix.save_classifier(model, tmp_path / "w.safetensors", classes=classes)
@@ -158,14 +158,14 @@ def test_the_recipe_names_no_folder_of_this_machine():
     )
 
 
-def test_the_repository_is_checked_by_python_without_asserts():
+def test_the_name_of_the_repository_is_checked_without_asserts():
     names = {"__name__": publish.__name__, "__package__": publish.__package__}
     exec(compile(Path(publish.__file__).read_text(), publish.__file__, "exec", optimize=1), names)
     with pytest.raises(ValueError, match="the repository is 'digits', but it must be USER/NAME"):
         names["PublishOptions"](source="run", repo="digits")
 
 
-def test_weights_without_a_run_of_a_model_of_timm(tmp_path, capsys):
+def test_weights_of_a_timm_model_without_a_run_are_published(tmp_path, capsys):
     model = timm.create_model("resnet10t.c3_in1k", num_classes=2, in_chans=1)
     metamix.save_classifier(model, tmp_path / "w.safetensors", classes=["cat", "dog"], model_args={"in_chans": 1})
     assert metamix_command("publish", tmp_path / "w.safetensors", "me/x", "--dry-run", tmp_path / "x") == 0
@@ -180,7 +180,7 @@ def test_weights_without_a_run_of_a_model_of_timm(tmp_path, capsys):
 
 @pytest.fixture
 def own_mixer(tmp_path, monkeypatch, forget_mixers):
-    """Write a module with a mixer into the working folder, and weights of a model with it."""
+    """Write a module with a mixer, and weights of a model that uses it, into the working folder."""
     (tmp_path / "mixers_of_mine.py").write_text(
         "import metamix\nfrom torch import nn\n\n@metamix.register_mixer('mine')\nclass Mine(nn.Conv2d):\n"
         "    def __init__(self, dim, *, size):\n        super().__init__(dim, dim, 1)\n"
@@ -195,7 +195,7 @@ def own_mixer(tmp_path, monkeypatch, forget_mixers):
     del sys.modules["mixers_of_mine"]
 
 
-def test_an_own_mixer_must_be_imported(own_mixer, capsys):
+def test_the_card_says_to_import_a_users_mixer(own_mixer, capsys):
     words = ["w.safetensors", "me/x", "--dry-run", "x", "--import", "mixers_of_mine"]
     assert metamix_command("publish", *words) == 0
     said = "users of the model must import mixers_of_mine first; its source is not in the repository"
@@ -234,7 +234,7 @@ class Hub:
         self.calls.append((repo_id, {path.name for path in folder_path.iterdir()}))
 
 
-def test_upload(run, monkeypatch, capsys):
+def test_publish_creates_a_repository_and_uploads_the_files(run, monkeypatch, capsys):
     hub = Hub()
     monkeypatch.setattr(publish, "HfApi", lambda **_: hub)
     assert metamix_command("publish", run, "me/digits", "--private") == 0
@@ -242,7 +242,7 @@ def test_upload(run, monkeypatch, capsys):
     assert "uploaded: " in capsys.readouterr().out
 
 
-def test_upload_without_a_login(run, monkeypatch):
+def test_an_upload_without_a_login_is_refused(run, monkeypatch):
     class Refusing(Hub):
         def create_repo(self, repo, **_):
             raise RuntimeError("401 unauthorized")
@@ -256,12 +256,12 @@ def test_upload_without_a_login(run, monkeypatch):
 
 
 @pytest.mark.parametrize("repo", ["digits", "a/b/c", "me/bad name"])
-def test_names_of_repositories(repo):
+def test_wrong_names_of_repositories_are_refused(repo):
     with pytest.raises(SystemExit, match=f"the repository is '{repo}', but it must be USER/NAME"):
         metamix_command("publish", "metaformer_pooling_nano.digits", repo)
 
 
-def test_folders_of_others(run, tmp_path):
+def test_folders_with_other_files_are_refused(run, tmp_path):
     (tmp_path / "README.md").touch()
     for folder, file in ((tmp_path, "README.md"), (run, ".lock, checkpoint.pt")):
         with pytest.raises(SystemExit, match=rf"holds other files \({file}.*\): give a new folder"):
@@ -274,13 +274,13 @@ def test_a_dry_run_into_no_folder_uploads_nothing(run, monkeypatch):
         metamix_command("publish", run, "me/x", "--dry-run", "")
 
 
-def test_weights_without_a_description(tmp_path):
+def test_weights_that_do_not_name_their_model_are_refused(tmp_path):
     save_weights(tmp_path / "w.safetensors", {"x": torch.zeros(1)}, {})
     with pytest.raises(SystemExit, match=r"does not name its model: write it with"):
         metamix_command("publish", tmp_path / "w.safetensors", "me/x")
 
 
-def test_a_model_that_timm_would_build_otherwise(run, tmp_path, monkeypatch):
+def test_a_model_that_timm_would_load_differently_is_refused(run, tmp_path, monkeypatch):
     build = timm.create_model
     monkeypatch.setattr(
         timm, "create_model", lambda name, **options: build(name, **options | {"pretrained": False})

@@ -50,7 +50,7 @@ def test_no_other_file_names_a_task():
 @pytest.mark.parametrize(
     "code", ["from metamix.detection import load", "import metamix.restoration", "task = 'segmentation'"]
 )
-def test_a_name_would_be_seen(code):
+def test_imports_and_strings_that_name_a_task_are_found(code):
     assert list(names_of_tasks(f'"""Documentation may say segmentation."""\n{code}'))
 
 
@@ -60,7 +60,7 @@ def test_every_part_exists(name, role):
     assert callable(find_task(name).part(role))
 
 
-def test_public_names_are_the_parts():
+def test_public_names_are_attributes_of_metamix():
     for name in (*registry.PUBLIC, "load", "export"):
         assert callable(getattr(metamix, name)) and name in dir(metamix)
     assert metamix.detection.load_detector is metamix.load_detector
@@ -68,7 +68,7 @@ def test_public_names_are_the_parts():
         metamix.load_nothing  # noqa: B018
 
 
-def test_a_name_is_taken_once(monkeypatch):
+def test_a_second_task_of_the_same_name_is_refused(monkeypatch):
     monkeypatch.setattr(registry, "TASKS", dict(TASKS))
     spec = find_task("detection")
     register_task(spec)

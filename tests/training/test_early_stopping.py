@@ -55,8 +55,8 @@ def test_the_best_epoch_is_the_result(average, scores, tmp_path, capsys):
     assert not same(tensors, load_weights(tmp_path / "four/model.safetensors")[0])
     train(*words, "--epochs", 5, "--early-stopping", 2, "--output", tmp_path / "early")
     assert "is finished" in capsys.readouterr().out
-    two, early = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("four", "early"))
-    assert same(two["model"], early["model"])  # a run that goes on continues from its last epoch, not from its best
+    four, early = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("four", "early"))
+    assert same(four["model"], early["model"])  # a longer run would resume from the last epoch, not from the best
 
 
 def test_without_an_early_stop_the_best_epoch_is_the_result_too(scores, tmp_path, capsys):
@@ -79,7 +79,7 @@ def test_a_resumed_run_is_exact(step, scores, tmp_path):
     assert same(a, b)
 
 
-def test_a_stop_while_the_best_epoch_is_scored_keeps_the_weights_of_the_last(scores, tmp_path, monkeypatch):
+def test_a_stop_during_the_final_scoring_keeps_the_checkpoint_of_the_last_epoch(scores, tmp_path, monkeypatch):
     scores += [30.0, 10.0]
     words = [*WORDS, "--epochs", 2, "--early-stopping", 1]
     train(*words, "--output", tmp_path / "straight")
@@ -120,7 +120,7 @@ def test_a_run_without_a_held_out_split_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "values, lower_is_better, best", [([2, 3, 1], False, 2), ([2, 3, 1], True, 3), ([math.nan, 1, math.nan], False, 2)]
 )
-def test_the_better_score(values, lower_is_better, best):
+def test_the_epoch_with_the_best_score_is_kept(values, lower_is_better, best):
     kept = {}
     for epoch, value in enumerate(values, start=1):
         kept = updated(kept, epoch, {"score": float(value), "loss": 0.0}, nn.Linear(1, 1), lower_is_better)
@@ -128,7 +128,7 @@ def test_the_better_score(values, lower_is_better, best):
 
 
 def test_only_scored_epochs_end_a_run():
-    """With --eval-every 5, the epochs after the best one are not known to be worse."""
+    """With --eval-every 5, epochs without a score do not count as worse than the best."""
     best = updated({}, 5, {"score": 1.0}, nn.Linear(1, 1), lower_is_better=False)
     assert not is_exhausted(best, 3)
     assert is_exhausted(updated(best, 10, {"score": 0.5}, nn.Linear(1, 1), lower_is_better=False), 3)

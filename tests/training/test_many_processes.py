@@ -1,4 +1,4 @@
-"""Train on several processes over gloo: the result equals that of one process, and every sample is scored once."""
+"""Test training on several processes over gloo: the result is as on one process, and each sample is scored once."""
 
 import json
 import os
@@ -48,14 +48,14 @@ def test_the_result_does_not_depend_on_processes_or_micro_batches(world_size, mi
 
 
 @pytest.mark.slow
-def test_another_batch_gives_other_losses(alone, tmp_path):
+def test_another_seed_gives_other_losses(alone, tmp_path):
     """This is the control: other runs differ by more than 1e-5."""
     train(*TWENTY_STEPS, "--seed", 1, "--output", tmp_path)
     assert max(abs(a - b) for a, b in zip(losses(tmp_path), losses(alone))) > 1e-3
 
 
 def test_every_sample_is_scored_once_and_a_signal_stops_all(tmp_path):
-    """360 test samples over 2 processes in batches of 65 are scored as in one process."""
+    """Two processes in batches of 75 score the 360 test samples as one process does."""
     run = tmp_path / "run"
     words = ["--epochs", 3, "--batch-size", 150, "--amp", "none", "--holdout", 0.0995, "--log-every", 2]
     words += ["--output", run]
@@ -69,7 +69,7 @@ def test_every_sample_is_scored_once_and_a_signal_stops_all(tmp_path):
     step = load_checkpoint(run / "checkpoint.pt")["step"]
     assert 8 < step < 24 and f"stopped at step {step} of 24" in ranks[0].text()
     assert not ranks[2].text()
-    for rank in start_all(2, *words, logs=tmp_path):  # it continues on two processes
+    for rank in start_all(2, *words, logs=tmp_path):  # the run resumes on two processes
         rank.output()
     assert "changed on resume: processes was 3 and is now 2\n" in (run / "log.txt").read_text()
     summary = json.loads((run / "summary.json").read_text())
@@ -82,7 +82,7 @@ def test_every_sample_is_scored_once_and_a_signal_stops_all(tmp_path):
 
 
 def test_one_process_of_a_machine_opens_the_data_before_the_others(tmp_path):
-    """So only one process downloads, and only one reports why the download failed."""
+    """This way only one process downloads the data, or reports why the download failed."""
     words = ["--data", "folder", "--data-dir", tmp_path / "nowhere", "--output", tmp_path / "run"]
     first, second = start_all(2, *words, logs=tmp_path)
     assert first.wait() == second.wait() == 1
@@ -102,7 +102,7 @@ def test_batch_norm_is_warned_about(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_nodes_share_a_run_by_the_command_of_the_docs(alone, tmp_path):
+def test_the_command_in_the_docs_trains_on_two_nodes(alone, tmp_path):
     """Both nodes are this machine, with one process each."""
     command = re.search(
         r"    (\w+)=(\w) torchrun (--nnodes=2[^$]*?) train\.py", (ROOT / "docs" / "train.md").read_text()

@@ -72,7 +72,7 @@ def test_every_class_of_options_checks_its_rules(cls):
             cls(**dict(required) | {name: -1})
 
 
-def test_entries_of_a_file():
+def test_entries_of_a_file_are_checked():
     rules = {
         "kind": rule(Annotated[str, one_of({"small": 1, "large": 2})]),
         "sizes": rule(Annotated[tuple[int, ...], where(lambda sizes: len(sizes) < 3, "one or two numbers")]),
