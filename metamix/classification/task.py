@@ -24,7 +24,7 @@ from .pictures import ClassificationPictures
 class Classification:
     """Assemble data, model, loss, metric and pictures of classification; see `metamix.training.task.Task`.
 
-    To evaluate weights, `trained` is their metadata, and the options are only `ModelOptions`.
+    For evaluation, `trained` is the metadata of the weights, and `options` are only `ModelOptions`.
     """
 
     Options, EvalOptions = ClassificationOptions, ClassificationEvalOptions
@@ -70,7 +70,7 @@ class Classification:
         values = values_of_training(metadata, options) | {"checkpoint": options.checkpoint}
         values |= {"model": trained.name, "model_args": metadata.model_args}
         task = cls(options_as_trained(ModelOptions, values, options), trained=metadata)
-        assert metadata.img_size is not None  # the metadata are complete
+        assert metadata.img_size is not None  # `load_classifier` fills it in
         size, advice = task.data.size, "Leave --img-size out: the model stays as it was trained"
         if (size, size) != parse_size("img_size", metadata.img_size):
             check_image_size(trained.model, trained.name, task.data.in_chans, size, advice)
@@ -87,7 +87,8 @@ class Classification:
 def data_to_score(trained_on: str | None, data_dir: str | None) -> str:
     """Return the name of the data set to score if none is given.
 
-    It is the data set of training if that is in `data_dir` or needs no folder, otherwise the folder `data_dir`.
+    With `data_dir`, return the training data set if it is one of `IN_A_FOLDER`, otherwise "folder". Without `data_dir`,
+    only "digits" can be scored.
     """
     if data_dir:
         return trained_on if trained_on in IN_A_FOLDER else "folder"

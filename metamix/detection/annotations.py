@@ -17,7 +17,7 @@ from metamix.weights.metadata import MAX_SCORED_CLASSES, MAX_SIDE
 Entry = dict[str, Any]  # an image, an annotation or a category
 Entries = dict[str, list[Entry]]  # all entries of a file, by the keys of FIELDS
 
-# `type(value) in types` rejects True as an integer. pycocotools would split a string id into its characters.
+# Types are compared exactly, so True is not an integer. pycocotools would split a string id into its characters.
 INTEGER = (int,), "an integer"
 TEXT = (str,), "a string"
 NUMBER = (int, float, type(None)), "a number, if it is given"
@@ -169,7 +169,7 @@ def run_length_problem(segmentation: dict[str, Any], height: int | None, width: 
 
 
 def decode_runs(text: str) -> list[int] | None:
-    """Decode compressed `counts`, COCO's text form of run lengths; None if it is damaged or cut off.
+    """Decode compressed `counts`, COCO's text form of run lengths; return None if it is damaged or cut off.
 
     A character is 48 + five bits of a run, + 32 if more bits of the run follow; low bits come first. The highest of the
     five bits of a run's last character is the sign. From the fourth run on, the difference to the run two places before

@@ -34,7 +34,7 @@ EVAL_BATCH = 8  # images that a process loads at a time in evaluation; each is s
 
 
 class DetectionData:
-    """Open the splits of a data set in COCO's format, to train on only with `train`, and make their loaders."""
+    """Open splits of a data set in COCO's format and make their loaders; without `train`, only the splits to score."""
 
     def __init__(self, options: DetectionOptions, *, train: bool = True):
         self.options = options
@@ -42,7 +42,7 @@ class DetectionData:
         splits = find_splits(options.data_dir)
         masks = options.detector == "mask_rcnn"
         test, held_out = choose_splits(splits, options.test_on, options.train_on, train=train)
-        self.test_split = test  # the data set's name for the split that is scored as "test"
+        self.test_split = test  # name in the data set of the split that is scored as "test"
         self.train = [open_split(splits, name, masks, use="train on") for name in options.train_on] if train else []
         self.scored = {"test": open_split(splits, test, masks)}
         if held_out:  # val is not trained on
@@ -156,7 +156,7 @@ class TrainTransform:
                         for size in range(low, high + 1)
                     ]
                 ),
-                v2.ClampBoundingBoxes(),  # resizing rounds, and boxes 1e-6 outside would be dropped as invalid
+                v2.ClampBoundingBoxes(),  # resizing can move boxes 1e-6 outside, which would make them invalid
                 v2.RandomPhotometricDistort(p=options.photometric),
             ]
         )

@@ -55,7 +55,7 @@ class SmallOptions:
     """Options of a mixer in `nano` or `tiny`, and the width of the MLPs."""
 
     mlp_ratio: float  # hidden width of the MLPs as a multiple of the channels
-    stages: Sequence[dict[str, Any]] = ({},)  # options of the mixer in each stage; more stages repeat the last
+    stages: Sequence[dict[str, Any]] = ({},)  # options of the mixer in each stage; further stages use the last
 
 
 # All models cost 73.6 million multiply-adds for an image of 32 pixels, within 3 %.
@@ -74,8 +74,8 @@ NANO = {
 
 # All models cost 128.3 million multiply-adds for an image of 128 pixels, within 3 %. The maps have sides of 32, 16, 8
 # and 4 tokens. Raft's windows, of at most 8 tokens a side, and nin's grids fit the maps of images of 64 pixels, so one
-# set of matrices fits images of this and all larger sizes. Small windows of many channels cost as much as large windows
-# of few.
+# set of matrices fits images of 64 pixels and of all larger sizes. Small windows of many channels cost as much as large
+# windows of few channels.
 TINY = {
     "identity": SmallOptions(4.0),
     "pooling": SmallOptions(4.0),
@@ -103,7 +103,7 @@ def default_mixer_args(stage: int, dim: int, *, size: str) -> dict[str, dict]:
 
     Windows, grids and contexts fit the maps of an image of the model's own size: 16, 8 and 4 tokens a side for 32
     pixels, 56, 28, 14 and 7 for 224. They keep their size on larger maps, so that time is linear in the number of
-    tokens, as for pooling. Only raft's time per token grows with the sides of `img_size`, in all sizes but tiny.
+    tokens, as for pooling. Only raft is different: except in tiny, its time per token grows with `img_size`.
     """
     if size in EQUAL_COST:
         options = {mixer: each.stages[min(stage, len(each.stages) - 1)] for mixer, each in EQUAL_COST[size].items()}

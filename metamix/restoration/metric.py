@@ -23,7 +23,7 @@ from .inference import Restorer, enlarge
 from .pixels import to_8_bits, to_float64, to_grey, to_levels, to_y
 
 WINDOW, SIGMA = 11, 1.5
-BEST_PSNR = 100.0  # dB; counted in means for an image that equals its target, whose PSNR is infinite
+BEST_PSNR = 100.0  # dB; stands in means for the infinite PSNR of an image that equals its target
 SHOWN = 4  # images of each process that are kept for the contact sheet
 LABELS = {"rgb": "RGB", "y": "Y (BT.601, 16 to 235)", "grey": "grey"}  # names of the compared channels
 
@@ -33,8 +33,8 @@ class Measure:
     """What the scores compare: channels, border and rounding."""
 
     # "rgb" for all channels, "y" for the luminance in studio range, or "grey" for the luma in full range. Images of one
-    # channel are compared unchanged: if the channels of the data are y, a grey file is its own luminance. If they are
-    # rgb, it has three equal channels, whose luminance is in studio range.
+    # channel are compared unchanged. A grey file has one channel if the channels of the data are y. If they are rgb, it
+    # has three equal channels, and "y" converts them to studio range.
     channel: str = "rgb"
     border: int = 0  # pixels that are left out at each side
     rounding: bool = True  # clip and round the restored image to 8 bits first, as a file would hold it
@@ -87,7 +87,7 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     weights = (line / line.sum()).tolist()
 
     def blur(images: Tensor) -> Tensor:
-        for dim in (-2, -1):  # shifted images are added: three times as fast as a float64 convolution of torch 2.13
+        for dim in (-2, -1):  # adding shifted images is three times as fast as torch 2.13's float64 convolution
             length = images.shape[dim] - WINDOW + 1
             total = images.narrow(dim, 0, length) * weights[0]
             for i, weight in enumerate(weights[1:], 1):

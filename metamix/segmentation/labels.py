@@ -87,7 +87,7 @@ def make_labels(
 
 
 def ignored_hint(counts: Tensor, labels: Labels) -> str:
-    """Suggest not to ignore a value if only one class has pixels, since the ignored value may stand for another class.
+    """Suggest that the ignored value stands for a class, if only one class has pixels.
 
     `counts` (256,) has the number of pixels of each label. Return the end of a message, "; 255 is ignored: ...", or ""
     if several classes have pixels or nothing is ignored.
@@ -137,7 +137,7 @@ def open_mask(path: Path) -> Image.Image:
     """Decode a mask, of one channel, with a palette, or in RGB; errors as in `read_mask`."""
     with as_corrupt_image(path):
         file = read_image_file(path)
-        image = ImageOps.exif_transpose(file)  # images are turned upright too
+        image = ImageOps.exif_transpose(file)  # the images are turned upright too
         image.load()
     if file.format == "JPEG":
         raise BadMask(f"{path} is a JPEG, and JPEG changes labels: save masks as PNGs, made from the original labels")

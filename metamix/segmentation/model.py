@@ -28,7 +28,7 @@ class SegmentationModel(TaskModel):
     def __init__(self, options: SegmentationOptions, data: SegmentationData, trained: SegmenterSpec | None = None):
         self.options, self.data = options, data
         self.notes: list[str] = []  # where the weights come from
-        self.frozen_norms = trained.frozen_norms if trained else False  # of the backbone; known once it is built
+        self.frozen_norms = trained.frozen_norms if trained else False  # of the backbone; set by `build`
         self.crop = trained.crop if trained else options.crop_size
         self.train_on = trained.train_on if trained else options.train_on
 
@@ -102,7 +102,7 @@ class SegmentationModel(TaskModel):
 
 
 def make_predictors(options: SegmentationOptions) -> dict[str, Predictor]:
-    """Make the predictors by the prefix of their scores: "", and "augmented_" if flips or scales are asked for."""
+    """Map the prefix of scores to their predictor: "", and "augmented_" if the options have flips or scales."""
     plain = Predictor(options.tile, options.overlap)
     augmented = replace(plain, flip=options.test_flip, scales=options.test_scales)
     return {"": plain, "augmented_": augmented} if augmented.averages else {"": plain}

@@ -35,7 +35,7 @@ class SimpleData:
         splits: "train" and "test", and "holdout" if there is one.
         options: options for reading files.
         transform: function that turns a sample of `SampleReader.read` into an image (C, H, W) uint8 and a number, the
-            label; unset: `read` returns both. Processes that read images import it, so it must not be a lambda.
+            label; leave it out if `read` returns both. Worker processes import it, so it must not be a lambda.
         verify: command that lists broken images, for messages.
     """
 
@@ -210,7 +210,7 @@ class SimpleExport(Exportable):
         metadata: metadata of its weights, with `in_chans` and `img_size`.
         dynamic: whether the graph takes images of any size.
         ranked: whether the outputs are scores of classes.
-        data: `task` and `images` of `Exportable`.
+        data: the arguments `task` and `images` of `Exportable`.
     """
 
     def __init__(

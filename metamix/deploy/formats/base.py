@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from metamix.utils.files import reason
 
 INPUT = "images"  # name of the graph's input
-RECORDINGS = 5  # how often a graph is recorded at most, each time from an example of twice the sides
+RECORDINGS = 5  # most recordings of a graph; each one doubles the sides of the example
 
 Run = Callable[..., list[np.ndarray]]  # (images) -> outputs
 
@@ -32,7 +32,7 @@ class Graph:
     outputs: Sequence[str]  # names of the outputs
     dynamic: bool = False  # whether height and width may vary
     precision: str = "fp32"  # precision of the export; int8 is made from a graph in fp32
-    compile: bool = False  # whether the graph is also compiled for this CPU, if the format can
+    compile: bool = False  # whether the graph is also compiled for this CPU, if the format supports it
 
 
 class Quantizer(Protocol):
@@ -58,7 +58,7 @@ class Format:
     write: Callable[[Graph, Path], None]  # writes the main file
     open: Callable[..., Run]  # (file, threads, precision); None: the engine chooses the threads
     more_files: tuple[str, ...] = ()  # names of files that `write` may add beside it
-    compiled: str = ""  # which of them `Graph.compile` adds; `open` uses it if its argument `compiled` is true
+    compiled: str = ""  # name of the file that `Graph.compile` adds; `open` reads it if called with compiled=True
     runs_code: str = ""  # how opening a file can run code that it holds; "" if it cannot
     packages: tuple[str, ...] = ()  # packages that writing and running need besides torch
     refused: Mapping[str, str] = field(default_factory=dict)  # unsupported precision -> what to do instead
@@ -72,7 +72,7 @@ class Format:
 
 @torch.no_grad()
 def to_program(model: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgram:
-    """Record a model with torch.export, arguments as in `Graph`; raise ValueError if that fails.
+    """Record a model with torch.export; the arguments are those of `Graph`. Raise ValueError if this fails.
 
     torch.export takes the size of a map of one pixel as a constant. A graph with such constants is wrong for larger
     images, and ONNX Runtime and OpenVINO do not check the size. So if sides may vary, the images are repeated until
@@ -92,7 +92,7 @@ def to_program(model: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgr
 
 
 def refusal(program: ExportedProgram, images: Tensor) -> str | None:
-    """Return why a program does not take images of this size, None if it does; nothing is computed."""
+    """Return why a program does not take images of this size, or None if it does; no output is computed."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with mode:
