@@ -1,4 +1,4 @@
-"""Register classification."""
+"""Describe classification for the registry of tasks."""
 
 from metamix.tasks.spec import TaskSpec
 

@@ -1,4 +1,4 @@
-"""Register detection."""
+"""Describe detection for the registry of tasks."""
 
 from metamix.tasks.spec import TaskSpec
 

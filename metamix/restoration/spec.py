@@ -1,4 +1,4 @@
-"""Register image restoration."""
+"""Describe image restoration for the registry of tasks."""
 
 from metamix.tasks.spec import TaskSpec
 

@@ -1,4 +1,4 @@
-"""Register semantic segmentation."""
+"""Describe semantic segmentation for the registry of tasks."""
 
 from metamix.tasks.spec import TaskSpec
 

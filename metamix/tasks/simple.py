@@ -89,7 +89,6 @@ class SimpleModel(TaskModel):
     make: Callable[[], nn.Module]
     about: dict[str, Any]
     identity: Mapping[str, Any]
-    frozen_helpers: Sequence[nn.Module] = ()
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
         """Build the model. To resume a run, the engine loads the weights of the checkpoint."""
