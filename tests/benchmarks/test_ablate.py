@@ -36,7 +36,7 @@ def test_variant_overrides_its_ancestors():
     assert (variant.about, variant.parent) == ("third", "b")
 
 
-def test_variant_is_of_the_size_of_its_parent():
+def test_variant_inherits_the_size_of_its_parent():
     table = {"a": variants.Variant("first", size="s12"), "b": variants.Variant("second", "a")}
     assert variants.resolve("b", table).size == "s12"
     recipe = ablate.make_recipe(variants.resolve("b", table), "raft", 0, "data")
@@ -71,7 +71,7 @@ def test_variant_builds_the_model_that_was_measured(row):
 
 
 @pytest.mark.parametrize("name", variants.VARIANTS)
-def test_every_recipe_is_accepted(name):
+def test_every_variant_makes_a_valid_recipe(name):
     variant = variants.resolve(name)
     options = ablate.make_recipe(variant, "raft", 0, "data", teacher="teacher.safetensors").options
     assert options.smoothing == 0.1 and all(getattr(options, key) == value for key, value in variant.data.items())
@@ -82,14 +82,14 @@ def test_hybrids_cost_as_much_as_the_other_models(name):
     assert abs(count_macs(build(name, "identity"), (3, 32, 32)) / 73.6e6 - 1) < 0.03
 
 
-def test_variant_has_wider_mlps_than_its_parent():
+def test_nano_mlps_has_wider_mlps_than_nano():
     assert build("nano-mlps", "raft").stages[0].blocks[0].mlp.fc1.out_channels == 4 * 64
     assert build("nano", "raft").stages[0].blocks[0].mlp.fc1.out_channels == 2 * 64
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1)])
 @pytest.mark.parametrize("embed", variants.EMBEDS.values())
-def test_embedding_tells_its_size(embed, size):
+def test_out_size_predicts_the_output_size_of_an_embedding(embed, size):
     down = embed(3, 4).eval()
     assert down(torch.randn(2, 3, *size)).shape == (2, 4, *down.out_size(size))
 
@@ -132,7 +132,7 @@ def test_finished_runs_are_recognised(tmp_path):
     assert not ablate.is_done(rows, "wide", "raft", 0)
 
 
-def test_run_is_read_from_one_word():
+def test_run_is_given_as_variant_mixer_and_seed():
     assert ablate.parse_run("nano:raft:2") == ("nano", "raft", 2)
     assert ablate.parse_run("nano:raft") == ("nano", "raft", 0)
 
@@ -146,7 +146,7 @@ def test_run_is_read_from_one_word():
         ("nano:raft:one", "the seed 'one': give a whole number"),
     ],
 )
-def test_what_is_not_a_run_is_refused(text, words):
+def test_malformed_and_unknown_runs_are_refused(text, words):
     with pytest.raises(argparse.ArgumentTypeError, match=words):
         ablate.parse_run(text)
 
@@ -172,7 +172,7 @@ def test_table_of_choices_has_a_line_for_each_run():
     assert "| pooling, raft, raft | 83.0 | +1.0 on `nano` with raft |" in last
 
 
-def test_mixers_are_compared_with_identity_with_the_same_seed():
+def test_mixers_are_compared_with_identity_of_the_same_seed():
     rows = [
         row("nano", None, 77.0, mixer="identity"),
         row("nano", None, 82.25, mixer="raft"),
@@ -184,6 +184,6 @@ def test_mixers_are_compared_with_identity_with_the_same_seed():
     assert other_seed.startswith("| `raft` seed 1 | 83.0 |  |")
 
 
-def test_runs_of_a_variant_are_together():
+def test_loaded_runs_are_grouped_by_variant():
     names = [row["variant"] for row in ablations.load_rows()]
     assert len([name for name, _ in groupby(names)]) == len(set(names))

@@ -1,4 +1,4 @@
-"""Test the net of dense convolutions: whitening, augmentation, views, and a tiny run."""
+"""Test the dense convolutional net: whitening, augmentation, views, a tiny run, and its use as a teacher."""
 
 import json
 
@@ -24,7 +24,7 @@ def test_whitened_patches_are_uncorrelated_with_unit_variance():
     assert not torch.allclose(torch.cov(raw.T), torch.eye(12), atol=0.2)
 
 
-def test_flip_alternates():
+def test_every_image_is_flipped_in_every_second_epoch():
     images = torch.randn(64, 3, 6, 6)
     epochs = [ceiling.augment(images, epoch, seed=0, margin=0) for epoch in range(3)]
     assert torch.equal(epochs[0].flip(-1), epochs[1])
@@ -33,7 +33,7 @@ def test_flip_alternates():
     assert 10 < int(same.sum()) < 54
 
 
-def test_moved_images_are_crops_of_reflected_ones():
+def test_moved_images_are_crops_of_images_with_reflected_borders():
     images = torch.arange(2 * 3 * 5 * 5.0).view(2, 3, 5, 5)
     padded = F.pad(torch.cat([images, images.flip(-1)]), (2,) * 4, mode="reflect")
     crops = padded.unfold(2, 5, 1).unfold(3, 5, 1)  # (4, 3, 5, 5, 5, 5)
@@ -49,7 +49,7 @@ def test_six_views_have_weights_that_sum_to_one():
     assert len({view.sum(0).flatten()[0].item() for _, view in views}) > 2
 
 
-def test_net_has_the_cost_that_is_told():
+def test_net_has_about_2_million_parameters_and_118_million_macs():
     model = ceiling.CeilingNet()
     assert 1.9e6 < sum(weight.numel() for weight in model.parameters()) < 2.1e6
     assert 115e6 < ceiling.count_macs(model, (3, 32, 32)) < 121e6
@@ -65,7 +65,7 @@ def test_tiny_run_learns_and_is_written(dark_and_light, tmp_path, monkeypatch):
     assert first["split"] == "test" and first["top1"] == first["top1_six_views"] == second["top1"] == 100
 
 
-def test_trained_net_teaches(dark_and_light, tmp_path, monkeypatch):
+def test_trained_net_is_loaded_as_a_teacher(dark_and_light, tmp_path, monkeypatch):
     monkeypatch.setattr(ceiling, "WIDTHS", (8, 8, 8))
     folder, weights = dark_and_light(train=40, val=10), tmp_path / "teacher.safetensors"
     words = f"--data-dir {folder} --results {tmp_path / 'results.json'} --epochs 2 --batch-size 20 --weights {weights}"

@@ -13,7 +13,7 @@ CARDS = by_mixer(load_cards("cifar10"))
 
 
 @pytest.mark.parametrize("tag", tags())
-def test_speeds_of_a_tag_are_of_one_measurement(tag):
+def test_speeds_of_a_tag_were_measured_under_equal_conditions(tag):
     where = ("cpu", "threads", "precision", "batch_size", "commit")
     costs = [card["cost"] for card in load_cards(tag) if "cost" in card]
     assert len({tuple(cost.get(key) for key in where) for cost in costs}) <= 1
@@ -55,7 +55,7 @@ def finished_run(folder, **recipe):
     return folder
 
 
-def test_what_helps_at_other_sizes(tmp_path, monkeypatch):
+def test_the_sizes_table_shows_each_way_to_use_another_size(tmp_path, monkeypatch):
     sizes = {"24": 60.54, "32": 87.0, "40": 70.0}
     scores = {"top1": sizes, "made": sizes, "resized": {"24": 80.0, "40": 85.0}, "tuned": {"24": {"top1": 85.94}}}
     monkeypatch.setattr(comparison, "IMAGE_SIZES", tmp_path / "sizes.json")
@@ -64,7 +64,7 @@ def test_what_helps_at_other_sizes(tmp_path, monkeypatch):
     assert line == "| `raft` | 60.5 | 60.5 | 80.0 | 85.9 | 70.0 | 70.0 | 85.0 |"
 
 
-def test_accuracy_at_each_size(tmp_path, monkeypatch):
+def test_the_table_of_models_made_for_sizes_has_a_column_for_each_size(tmp_path, monkeypatch):
     sizes = {f"metaformer_{mixer}_tiny.tag": {"made": {"64": 40.5, "128": 50.0}} for mixer in ("raft", "pooling")}
     monkeypatch.setattr(comparison, "IMAGE_SIZES", tmp_path / "sizes.json")
     comparison.IMAGE_SIZES.write_text(json.dumps({"tag": {"sizes": sizes}}))
@@ -90,7 +90,7 @@ def test_an_unknown_tag_is_refused(words, tag):
         accuracy.main(["sizes", *words])
 
 
-def test_pairs_name_this_mixer_first(tmp_path, monkeypatch):
+def test_the_pairs_in_a_line_count_its_own_mixer_first(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "PAIRS", tmp_path / "paired.json")
     pairs = [
         {"first": "identity", "second": "pooling", "only_first": 30, "only_second": 50, "p": 0.034},

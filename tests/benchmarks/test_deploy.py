@@ -19,7 +19,7 @@ def result(rows, machine="here", **more):
     return about | dict(rows=rows) | more
 
 
-def test_results_of_models_are_put_together():
+def test_speeds_are_merged_if_machine_and_versions_are_equal():
     reference = row("eager", "fp32", 120.0, 1.0, model="poolformer_s12")
     nin, raft = row("openvino", "int8", 40.0, 3.0), row("eager", "fp32", 60.0, 2.0, model="metaformer_raft_s12")
     failed = {"metaformer_nin_s12 eager bf16": "no"}
@@ -36,7 +36,7 @@ def test_results_of_models_are_put_together():
         assert len(deploy.add_speeds(both, [nin["model"]], result([reference, nin], versions=versions))["rows"]) == kept
 
 
-def test_models_are_compared_with_one_of_their_size():
+def test_the_reference_of_a_model_has_the_same_size():
     assert deploy.reference_of("metaformer_nin_nano") == "metaformer_identity_nano"
     assert deploy.reference_of("metaformer_nin_s12") == "poolformer_s12"
     assert deploy.reference_of("tf_efficientnet_lite0") == deploy.reference_of("metaformer_nin_tiny")
@@ -96,7 +96,7 @@ ROWS = [
 OLD_ROWS = [exported("onnx", "int8", 87.5, quantization={"kept": [], "layers": 20})]
 
 
-def test_results_of_other_machines_are_kept():
+def test_accuracy_measured_on_other_machines_is_kept():
     new, old = (dict(tag="cifar10", machine=machine, measured="today") for machine in ("new", "old"))
     accuracy = deploy.add_accuracy({}, old, OLD_ROWS)
     accuracy = deploy.add_accuracy(accuracy, new, ROWS)
@@ -135,7 +135,7 @@ def measured(tmp_path, monkeypatch):
     deploy.FILE.write_text(json.dumps(results))
 
 
-def test_tables_of_engines(measured):
+def test_speed_tables_show_machine_times_and_relative_speeds(measured):
     text = report.speed_table("s12", 8).replace("\n", " ")
     assert (
         "8 images of 224 x 224 pixels and the speed relative to timm's `poolformer_s12` in eager fp32 (127 to 131 ms)"
@@ -153,7 +153,7 @@ def test_tables_of_engines(measured):
     assert report.speed_table("nano", 1).splitlines()[-1] == "| `nin` | 4.00, 1.00 | 1.23, 3.24 | 1.00, 4.00 |"
 
 
-def test_table_of_accuracy(measured, monkeypatch):
+def test_the_accuracy_table_shows_only_the_shipped_weights(measured, monkeypatch):
     assert report.accuracy_table() == "Not measured yet."  # the weights have been replaced
     monkeypatch.setattr(report, "weights_digest", lambda card: "shipped")
     new, _, old = report.accuracy_table().partition("1 of 20 |\n\n")
@@ -163,7 +163,7 @@ def test_table_of_accuracy(measured, monkeypatch):
 
 
 @pytest.mark.usefixtures("rendered_figures")
-def test_picture_of_engines(measured, tmp_path, monkeypatch):
+def test_the_picture_of_engines_shows_only_the_shipped_weights(measured, tmp_path, monkeypatch):
     assert report.points() == {}  # the weights have been replaced
     monkeypatch.setattr(report, "weights_digest", lambda card: "shipped")
     points = report.points()
@@ -173,7 +173,7 @@ def test_picture_of_engines(measured, tmp_path, monkeypatch):
     assert figures.apart({"a": 90.0, "b": 89.99, "c": 80.0}, (80.0, 90.0)) == {"c": 80, "b": 89.99, "a": 90.44}
 
 
-def test_without_results_nothing_is_shown(tmp_path, monkeypatch):
+def test_tables_without_results_say_not_measured_yet(tmp_path, monkeypatch):
     monkeypatch.setattr(deploy, "FILE", tmp_path / "none.json")
     pages = report.speed_table("s12", 8), report.speed_table("nano", 1), report.accuracy_table()
     assert set(pages) == {"Not measured yet."} and report.points() == {}

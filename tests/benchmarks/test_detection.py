@@ -69,7 +69,7 @@ def test_seeds_of_a_model_share_a_line(run):
     assert line == "| `metaformer_raft_nano` | 31.5 ± 1.5 | 63.0 ± 3.0 | 21.0 ± 1.0 | 12.3 ± 0.0 | 1.23 M | 3 |"
 
 
-def test_a_run_made_again_replaces_its_row(run, tmp_path):
+def test_a_repeated_run_replaces_its_row(run, tmp_path):
     results = {}
     folder = run("raft", 60)
     collect.add_detection(results, folder)
@@ -78,7 +78,7 @@ def test_a_run_made_again_replaces_its_row(run, tmp_path):
     assert [row["AP50"] for row in results["rows"]] == [50]
 
 
-def test_a_run_of_another_recipe_or_none_is_refused(run, tmp_path):
+def test_runs_of_another_recipe_and_unfinished_runs_are_refused(run, tmp_path):
     results = {}
     collect.add_detection(results, run("raft", 60))
     with pytest.raises(ValueError, match="nin-0 differs from the runs in detection.json: lr 0.2 and"):

@@ -8,7 +8,7 @@ from benchmarks.report.speed import scaling_curves
 from benchmarks.weight_cards import by_mixer, load_cards
 
 
-def test_front():
+def test_the_front_is_a_staircase_of_the_best_score_up_to_each_cost():
     points = [(3, 90), (1, 80), (2, 85), (2, 70), (4, 88)]
     assert figures.front(points) == [(1, 80), (2, 80), (2, 85), (3, 85), (3, 90)]
 
@@ -24,7 +24,7 @@ def test_pictures_are_drawn(tmp_path):
         assert min(Image.open(tmp_path / name).size) > 700
 
 
-def test_transfer_points():
+def test_transfer_points_have_plausible_times_and_scores():
     points = figures.transfer_points("camvid")
     assert {"pooling", "wavemix"} <= set(points)
     assert all(1 < ms < 10 and 30 < score < 90 for ms, score in points.values())

@@ -30,7 +30,7 @@ def test_every_variant_has_a_model_and_a_row_of_the_reproduction():
     assert names == set(timm.list_models("minattn_*"))
 
 
-def test_the_table_has_ours_beside_theirs(tmp_path):
+def test_the_table_shows_our_accuracy_beside_the_reproduction(tmp_path):
     results = {}
     collect.add_minattn(results, run(tmp_path / "a", "minattn_symmetric_nomlp_h1_cifar"))
     text = tasks.minattn_table(results)

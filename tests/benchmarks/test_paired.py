@@ -19,7 +19,7 @@ def test_mcnemar_counts_images_that_one_model_alone_classifies():
     assert pair["p"] == pytest.approx(2 * (1 + 8) / 2**8, rel=0.01)  # two tails of 8 tosses of a coin
 
 
-def test_models_that_agree_do_not_differ():
+def test_p_is_1_for_models_that_are_right_on_the_same_images():
     right = torch.tensor([True, False])
     assert accuracy.compare({"a": right, "b": right})[0]["p"] == 1.0
 
@@ -35,7 +35,7 @@ def test_shipped_weights_reproduce_their_cards(monkeypatch, tmp_path):
     assert json.loads(accuracy.PAIRS.read_text()) == pairs
 
 
-def test_other_data_are_refused(monkeypatch):
+def test_data_that_do_not_give_the_accuracy_on_the_card_are_refused(monkeypatch):
     card = load_family("digits")["pooling"]
     monkeypatch.setattr(accuracy, "is_right", lambda *_, **__: {"one_view": torch.ones(360, dtype=torch.bool)})
     with pytest.raises(ValueError, match="on these data, but its card says 50"):

@@ -1,4 +1,4 @@
-"""Test the shipped restoration weights: by name they restore pictures of scikit-image, and pages are fresh."""
+"""Test the shipped restoration weights on pictures of scikit-image, their cards, and how a run is shipped."""
 
 import json
 import shlex
@@ -62,12 +62,12 @@ def test_a_card_describes_its_weights(name):
     assert f"      name: {card['test_data']}\n" in text  # the data set of the score, for Hugging Face
 
 
-def test_other_runs_are_refused(tmp_path):
+def test_a_folder_without_a_finished_run_is_refused(tmp_path):
     with pytest.raises(SystemExit, match=r"has no summary.json: give the folder of a finished run"):
         ship_weights.main([str(tmp_path), "--tag", "noise25", "--data-name", "photographs", "--test-name", "BSD68"])
 
 
-def test_a_run_becomes_a_weight_and_a_card(tmp_path, monkeypatch, capsys):
+def test_a_run_becomes_a_weight_file_and_a_card(tmp_path, monkeypatch, capsys):
     folder, run = tmp_path / "photos", tmp_path / "run"
     folder.mkdir()
     for i in range(4):

@@ -18,7 +18,7 @@ def write_run(folder, miou, **recipe):
     return folder
 
 
-def test_runs_are_sorted_and_replaced(tmp_path, monkeypatch):
+def test_runs_are_sorted_and_repeated_runs_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(collect, "SEGMENTATION", tmp_path / "segmentation.json")
     first, second = write_run(tmp_path / "a", 50.0), write_run(tmp_path / "b", 60.0, epochs=2)
     again = write_run(tmp_path / "c", 55.0, output="elsewhere")  # the recipe of the first

@@ -23,7 +23,7 @@ RUN = ["--model", MODEL, "--model-args", "{}", "--epochs", 1, "--batch-size", 25
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Make a run, and a shorter one with another seed."""
+    """Make a run of two epochs, and a run of one epoch with another seed."""
     folder = tmp_path_factory.mktemp("runs")
     train(*RUN, "--epochs", 2, "--warmup-epochs", 0, "--output", folder / "long")
     train(*RUN, "--seed", 1, "--warmup-epochs", 0, "--output", folder / "short")
@@ -49,7 +49,7 @@ def changed(source: Path, **recipe) -> Path:
     return target
 
 
-def test_weight_and_card(runs, weights, capsys):
+def test_a_run_becomes_a_weight_file_and_a_card(runs, weights, capsys):
     names = ["--tag", "few", "--data-name", "scikit-learn's digits"]
     run(runs / "long", *names)
     card = json.loads((weights / f"{MODEL}.few.json").read_text())
@@ -65,14 +65,14 @@ def test_weight_and_card(runs, weights, capsys):
         losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
     assert card["curve"] == {"train_loss": losses, "holdout_top1": [None, None]} and len(losses) == 2
     cfg = timm.models.PretrainedCfg(**card["pretrained_cfg"])
-    assert cfg.crop_pct == 1.0  # as the run scored: from memory, uncropped
+    assert cfg.crop_pct == 1.0  # the run scored uncropped images from memory
     with safe_open(weights / f"{MODEL}.few.safetensors", "pt") as file:
         assert float(file.metadata()["top1"]) == card["top1"]
         types = {str(file.get_tensor(name).dtype) for name in file.keys()}  # noqa: SIM118 - not a dict
         assert types == {f"torch.{card['stored_as']}"}
 
 
-def test_speed_stays_when_a_weight_ships_again(runs, weights):
+def test_the_measured_speed_is_kept_when_weights_are_shipped_again(runs, weights):
     words = (runs / "short", "--tag", "few", "--data-name", "scikit-learn's digits")
     run(*words)
     page = weights / f"{MODEL}.few.json"
@@ -97,7 +97,7 @@ BY_NAME = "weights must load by the model's name alone"
         (lambda long: [changed(long, task="detection")], "is a run of --task detection: give one of"),
     ],
 )
-def test_refused(make, said, runs, weights):
+def test_runs_that_cannot_be_shipped_are_refused(make, said, runs, weights):
     with pytest.raises(SystemExit, match=f".*{re.escape(said)}.*$"):
         run(*make(runs / "long"), "--tag", "few")
     assert not list(weights.glob("*.json"))

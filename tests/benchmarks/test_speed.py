@@ -22,7 +22,7 @@ def rows(**times):
     return [dict(model=model, ms=ms, commit="now", date="2026-11-26") for model, ms in times.items()]
 
 
-def test_parts_of_a_run_lie_side_by_side(tmp_path, monkeypatch, capsys):
+def test_new_rows_replace_old_ones_and_rows_of_another_machine_are_dropped(tmp_path, monkeypatch, capsys):
     path = tmp_path / "speed.json"
     monkeypatch.setattr(timing, "commit", lambda: "now")
     monkeypatch.setattr(timing, "today", lambda: "2026-11-26")
@@ -34,7 +34,7 @@ def test_parts_of_a_run_lie_side_by_side(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("family", ["25", "26"])
-def test_processors_of_one_name_are_told_apart(monkeypatch, family):
+def test_processors_of_equal_name_are_told_apart_by_family(monkeypatch, family):
     told = f"processor\t: 0\nmodel name\t: AMD EPYC\ncpu family\t: {family}\nmodel\t\t: 17\npower management:\n"
     monkeypatch.setattr(timing.Path, "exists", lambda path: True)
     monkeypatch.setattr(timing.Path, "read_text", lambda path: told)
@@ -42,10 +42,10 @@ def test_processors_of_one_name_are_told_apart(monkeypatch, family):
     assert [machine[key] for key in ("cpu", "cpu_family", "cpu_model")] == ["AMD EPYC", family, "17"]
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read as Linux tells it")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc/self/status")
 @pytest.mark.slow
 def test_peak_memory_of_a_fresh_process_is_its_own():
-    torch.ones(2**27)  # 512 MiB here, and gone
+    torch.ones(2**27)  # raises the peak of this process by 512 MiB
     assert timing.in_fresh_process(timing.memory_mib) < timing.memory_mib() - 400
 
 
@@ -70,19 +70,19 @@ def test_a_model_is_timed(monkeypatch, tmp_path):
     assert (row["model"], row["ratio"]) == ("test_resnet", 1) and row["ms"] > 0
 
 
-def test_peers_are_of_equal_cost():
+def test_reference_models_of_a_size_have_equal_macs():
     names = "vit_xsmall_patch16_clip_224", "poolformer_s12"
     macs = [count_macs(reference_models.create(name, 224), (3, 224, 224)) for name in names]
     assert macs[0] == pytest.approx(macs[1], rel=0.03)
 
 
-def test_the_exponent_is_over_pixels():
+def test_the_exponent_relates_time_to_pixels_without_the_smallest_size():
     sizes = [32, 224, 512, 1024]
     assert speed.exponent(sizes, [9e9, *(n**2 for n in sizes[1:])]) == pytest.approx(1)
     assert speed.exponent(sizes, [9e9, *(n**4 for n in sizes[1:])]) == pytest.approx(2)
 
 
-def test_tables_say_where_and_when():
+def test_tables_name_machine_torch_and_dates():
     machine = dict(cpu="AMD EPYC Processor", cores=2, torch="2.13.0+cpu")
     rows = [dict(date="2026-11-26"), {}, dict(date="2026-11-28")]
     assert speed.where(machine) == "on 2 AMD EPYC cores with torch 2.13.0"
@@ -90,7 +90,7 @@ def test_tables_say_where_and_when():
     assert speed.where(machine, rows[:2]).endswith(", 2026-11-26")
 
 
-def test_ops_are_listed_by_what_they_lose():
+def test_ops_are_sorted_by_the_time_they_lose_against_the_limits():
     """The limits are 1 GFLOP/s and 1 GB/s; of two shapes of an op the slower shape is named."""
     op = dict(part="mixer", calls=1)
     ops = [
@@ -124,7 +124,7 @@ def test_unknown_names_are_refused():
         list_of(timing.PRECISIONS)("fp32,fp16")
 
 
-def test_what_is_missing_is_refused(tmp_path, monkeypatch):
+def test_missing_packages_and_checkouts_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(reference_models.importlib.util, "find_spec", lambda name: None)
     for name, authors, words in (
         ("authors_wavemix_144_7", None, "needs the package wavemix: pip install wavemix"),

@@ -17,7 +17,7 @@ Train: 1 [ 389/390 (100%)]  Loss: 1.20 (1.31)  Time: 0.160s,  800.00/s  (0.150s,
 """
 
 
-def test_speeds_that_timms_script_prints():
+def test_speeds_are_read_from_the_output_of_timms_script():
     lines = PRINTED.splitlines(keepends=True)
     assert train_loop.updates(lines, 3) == [102.4, 1000.0, 800.0]
     assert train_loop.updates(lines, 1) == [102.4]
@@ -44,8 +44,8 @@ time.sleep(1000)
 
 
 @pytest.mark.slow
-def test_the_script_is_run_and_ended(tmp_path):
-    """2 updates do not count. Then turns of 2 give 150 images a second, the harmonic mean of 100 and 300, and 200."""
+def test_speed_is_measured_in_turns_and_the_script_is_stopped(tmp_path):
+    """Two updates do not count. The turns give the harmonic means of 100 and 300, which is 150, and of 200 and 200."""
     (tmp_path / "train.py").write_text(SCRIPT)
     case = train_loop.Case("c", tmp_path, "metaformer_pooling_nano", 32, 128, (), settle=2, steps=2, turns=2)
     row = train_loop.run_script(tmp_path / "train.py", case)
@@ -59,7 +59,7 @@ def test_the_script_is_run_and_ended(tmp_path):
         ("--data-dir . --timm-script gone.py", "there is no gone.py: give CIFAR-10 as class folders"),
     ],
 )
-def test_what_is_not_there_is_refused(words, said, tmp_path, monkeypatch, capsys):
+def test_missing_data_and_a_missing_script_are_refused(words, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
