@@ -43,7 +43,7 @@ DRAW = (
 
 @pytest.fixture(scope="session", autouse=True)
 def drawn():
-    """Replace what draws the figures of a run, which takes a third of a short run; return the functions by name."""
+    """Replace the functions that draw figures, which take a third of a short run; return the functions by name."""
     functions = {name: pkgutil.resolve_name(name) for name in DRAW}
     with pytest.MonkeyPatch.context() as patch:
         for name in DRAW:
@@ -69,7 +69,7 @@ def digits_are_decoded_once():
 
 @pytest.fixture
 def forget_mixers(monkeypatch):
-    """Forget after the test which mixers it registered."""
+    """Remove the mixers that a test registered, after the test."""
     from metamix.mixers import registry
 
     monkeypatch.setattr(registry, "_MIXERS", dict(registry._MIXERS))

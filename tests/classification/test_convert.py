@@ -1,4 +1,4 @@
-"""Test `metamix convert`: a CSV of images and classes becomes class folders; folders of labels, a labels.csv."""
+"""Test `metamix convert`: a CSV file of classes becomes class folders, and label folders become a labels.csv."""
 
 import csv
 import shutil
@@ -89,7 +89,7 @@ def test_the_splits_of_the_file_are_kept(source, tmp_path, capsys):
         ([], "labels.csv:1 has the columns nothing: the first line must name"),
     ],
 )
-def test_odd_lines_are_refused_with_their_place(lines, said, source, tmp_path):
+def test_wrong_lines_of_a_csv_file_are_refused(lines, said, source, tmp_path):
     with pytest.raises(SystemExit, match=said):
         metamix_command("convert", "csv", source(*lines), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -161,7 +161,7 @@ def test_label_folders_that_cannot_be_converted_are_refused(albums, tmp_path):
 
     refused("a|b/1.png c/1.png", r"albums has the label 'a\|b'; it must not contain \| or ; or begin with = ")
     refused("=a/1.png c/1.png", "has the label '=a'")
-    refused("train/a/1.png val/a/2.png", "albums must have at least two different labels; found a")  # as train says
+    refused("train/a/1.png val/a/2.png", "albums must have at least two different labels; found a")  # as in training
     refused("a/1.png 1.png", "1.png lies outside of them")
     with pytest.raises(SystemExit, match="1.png is a file: give the folder that holds a folder for each label"):
         metamix_command("convert", "folders", albums("a/1.png") / "a/1.png", tmp_path / "out")

@@ -12,7 +12,7 @@ from metamix.weights.files import save_weights
 from tests.helpers.classifiers import SMALL, small_task
 
 
-def test_distillation_draws_towards_the_teacher(weights):
+def test_the_distillation_loss_is_the_divergence_from_the_teacher(weights):
     torch.manual_seed(0)
     path, teacher = weights()
     digits = small_task(teacher=SMALL["model"], teacher_checkpoint=path, distill=1.0, temperature=2.0)
@@ -48,13 +48,13 @@ def test_a_teacher_of_other_data_is_refused(weights, three_classes):
         small_task(**options).model.build()
 
 
-def test_a_teacher_of_as_many_other_classes_is_refused(weights):
+def test_a_teacher_of_other_class_names_is_refused(weights):
     path, _ = weights(classes=["one", *"123456789"])
     with pytest.raises(ValueError, match="the teacher .* has the class 'one' where digits has '0'; give the --teacher"):
         small_task(teacher=SMALL["model"], teacher_checkpoint=path).model.build()
 
 
-def test_a_teacher_of_another_size_is_refused(tmp_path):
+def test_a_teacher_of_another_image_size_is_refused(tmp_path):
     name, arguments = "vit_tiny_patch16_224", {"depth": 1, "embed_dim": 48, "num_heads": 3}
     small = timm.create_model(name, img_size=16, num_classes=10, in_chans=1, **arguments)
     about = {"num_classes": 10, "in_chans": 1, "img_size": 16, "model_args": arguments}
@@ -70,8 +70,8 @@ def test_a_published_teacher_of_other_classes_is_refused(three_classes):
         named.model.build()
 
 
-def test_a_teacher_of_another_function_is_refused():
-    """The tensors of pooling fit identity."""
+def test_a_teacher_with_weights_of_another_model_is_refused():
+    """The weights of pooling would fit into identity."""
     teacher = dict(teacher="metaformer_identity_nano", teacher_checkpoint="metaformer_pooling_nano.digits")
     with pytest.raises(ValueError, match="weights of metaformer_pooling_nano.*, not of metaformer_identity_nano; name"):
         small_task(**teacher).model.build()

@@ -25,7 +25,7 @@ def photos(folder, image):
     return root
 
 
-def test_images_are_as_in_the_training_of_the_weights(photos):
+def test_image_size_and_statistics_are_taken_from_the_weights(photos):
     task = small_task(**NANO, pretrained=True, data="folder", data_dir=str(photos))
     model = task.model.build()
     assert task.data.size == 32 and task.data.mean == tuple(model.pretrained_cfg["mean"]) != (0.485, 0.456, 0.406)
@@ -34,7 +34,7 @@ def test_images_are_as_in_the_training_of_the_weights(photos):
     assert task.notes[-1].startswith("taken from the weights to start from: images of 32 pixels (--img-size), mean")
     about = task.model.describe(model)
     assert about["img_size"] == 32 and tuple(about["mean"]) == task.data.mean
-    assert small_task(data="folder", data_dir=str(photos)).data.size == 224  # without weights, as before
+    assert small_task(data="folder", data_dir=str(photos)).data.size == 224  # the default without weights
 
 
 def test_flags_win_over_the_weights(photos):
@@ -45,13 +45,13 @@ def test_flags_win_over_the_weights(photos):
         small_task(**NANO, pretrained=True, **options | {"std": None})
 
 
-def test_grey_images_take_the_mean_of_the_channels(weights):
+def test_statistics_for_grey_images_are_means_over_the_channels(weights):
     path, _ = weights(in_chans=3, mean=[0.3, 0.4, 0.5], std=[0.2, 0.2, 0.2], img_size=28)
     digits = small_task(checkpoint=path).data
     assert digits.size == 28 and digits.mean == pytest.approx((0.4,)) and digits.std == pytest.approx((0.2,))
 
 
-def test_a_run_of_an_older_version_keeps_its_images(weights, tmp_path, monkeypatch, capsys):
+def test_a_run_of_an_older_version_keeps_its_image_size_and_batch(weights, tmp_path, monkeypatch, capsys):
     """Older versions took size and statistics from the data set, and a batch of 128, if no option said so."""
     words = ["--checkpoint", weights(img_size=24, mean=[0.5], std=[0.5])[0], "--amp", "none", "--warmup-epochs", 0]
     constant = [*words, "--schedule", "constant"]
@@ -78,7 +78,7 @@ def test_a_run_continues_without_the_file_that_it_started_from(weights, tmp_path
     assert (summary["epochs"], summary["img_size"], summary["mean"]) == (3, 24, [0.5])
 
 
-def test_the_batch_fits_the_number_of_images(photos, tmp_path, capsys):
+def test_the_default_batch_is_small_for_few_images(photos, tmp_path, capsys):
     words = [*WORDS, "--data-dir", photos, "--img-size", 32]
     train(*words, "--epochs", 1, "--output", tmp_path / "run")
     text = capsys.readouterr().out

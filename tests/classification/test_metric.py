@@ -59,7 +59,7 @@ def test_scores_count_the_samples_of_all_ranks():
 
 @pytest.mark.parametrize("unreadable", [[1], [0, 1, 2, 3]])
 def test_an_image_that_could_not_be_read_is_not_scored(unreadable):
-    """The loader puts its neighbour in its place and marks it by its index."""
+    """The loader puts a neighbour in its place and sets the index to -1."""
     digits, alone = metric(), metric()
     torch.manual_seed(0)
     logits, labels = torch.randn(8, 10), torch.arange(8)
@@ -91,7 +91,7 @@ def test_recall_and_precision_of_each_class():
 
 
 @pytest.mark.usefixtures("rendered_figures")
-def test_the_pictures(tmp_path):
+def test_a_confusion_matrix_and_the_scores_of_classes_are_drawn(tmp_path):
     few = metric(("ant", "bee", "cat", "dog"))
     states = states_of(few, torch.randn(6, 4), torch.tensor([0, 0, 0, 1, 1, 2]))
     drawn = ClassificationPictures(few).draw(states, tmp_path)
@@ -100,8 +100,8 @@ def test_the_pictures(tmp_path):
 
 
 @pytest.mark.usefixtures("rendered_figures")
-def test_pictures_of_many_classes(tmp_path):
-    """Cells have no numbers, and only the classes of lowest recall are shown."""
+def test_the_picture_of_the_classes_stops_growing_at_many_classes(tmp_path):
+    """Only the classes of lowest recall are shown."""
     names = tuple(map(str, range(100)))
     draw_confusion(tmp_path / "c.png", torch.eye(100, dtype=torch.int64) * 7, names, "title")
     assert min(Image.open(tmp_path / "c.png").size) > 500
@@ -114,7 +114,7 @@ def test_pictures_of_many_classes(tmp_path):
 
 @pytest.mark.usefixtures("rendered_figures")
 @pytest.mark.parametrize("name", ["a$x_$b", b"\xe9".decode(errors="surrogateescape")])
-def test_names_of_classes_are_drawn_as_they_are(name, tmp_path):
+def test_class_names_with_dollars_and_undecodable_bytes_are_drawn(name, tmp_path):
     """A $ starts no formula, and bytes that are not UTF-8 are escaped."""
     draw_confusion(tmp_path / "c.png", torch.eye(2, dtype=torch.int64), ("ant", name), "title")
     draw_classes(tmp_path / "b.png", {"ant": PERFECT, name: PERFECT})
@@ -130,7 +130,7 @@ def test_missing_fonts_give_one_message_and_no_warnings(tmp_path, monkeypatch, c
     assert not recwarn.list
 
 
-def test_installed_fonts_of_other_letters_are_used(monkeypatch):
+def test_installed_fonts_for_other_scripts_are_used(monkeypatch):
     figures.fonts.cache_clear()
     font = SimpleNamespace(name="Noto Sans CJK JP")
     monkeypatch.setattr(figures.font_manager, "fontManager", SimpleNamespace(ttflist=[font]))

@@ -1,4 +1,4 @@
-"""Test images with several labels as a user trains on, scores, predicts and exports them."""
+"""Test images with several labels in training, evaluation, prediction, export and conversion."""
 
 import csv
 import io
@@ -29,7 +29,7 @@ from tests.helpers.running import assert_same_run, metamix_command, stopped_at, 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 CLASSES = ("blue", "green", "red")
 WORDS = ["--data", "folder", "--batch-size", 16, "--workers", 0, "--warmup-epochs", 0, "--amp", "none", "--padding", 0]
-WORDS += ["--model", "metaformer_identity_nano"]  # whose maps are fine enough for the squares
+WORDS += ["--model", "metaformer_identity_nano"]  # its maps are fine enough to show the squares
 
 
 def draw(path, colours, random):
@@ -161,7 +161,7 @@ def test_each_label_has_its_own_threshold(run, shapes, tmp_path, capsys):
 
     one = "note: labels are predicted if their probability is at least 0.5\n"
     each = "note: labels are predicted if their probability is at least 0 to 1, depending on the label\n"
-    assert predict_from(0.5) == ([{*CLASSES}, set()], one)  # as runs stored it that chose one threshold, or none
+    assert predict_from(0.5) == ([{*CLASSES}, set()], one)  # one threshold for all labels, as without held-out images
     assert predict_from([1.0, 0.0, 0.5]) == ([{"green", "red"}, {"green"}], each)
     assert predict_from([1.0, 0.0, 0.5], "--threshold", 0.5) == ([{*CLASSES}, set()], "")
     assert predict_from([1.0, 0.0, 0.5], "--top", 3) == ([{*CLASSES}, {*CLASSES}], "")
@@ -219,7 +219,7 @@ def test_an_export_returns_probabilities(run, shapes, tmp_path, capsys):
     assert capsys.readouterr().out.count("%") == 3
 
 
-def test_int8_is_scored_by_the_labels_of_each_image(run, shapes, monkeypatch):
+def test_the_score_of_an_image_for_int8_is_its_f1(run, shapes, monkeypatch):
     from metamix.classification.export import open_classifier
     from metamix.tasks.exportable import ExportOptions
 
@@ -258,7 +258,7 @@ def test_verify_counts_the_labels(table, capsys):
     assert "note: no image has two labels, such as cat|dog: metamix convert csv can make" in capsys.readouterr().out
 
 
-def test_a_column_of_0_and_1_for_each_label(shapes, table, capsys):
+def test_columns_of_0_and_1_are_read_as_labels(shapes, table, capsys):
     lines = [line.split(",") for line in (shapes / "labels.csv").read_text().splitlines()[1:]]
     expected = open_data("folder", root=table("file,labels", *map(",".join, lines)))
     for header, zero, one in (("file,red,green,blue", "0", "1"), ('"Image Name";red; green ;blue', "0.0", " 1.0")):
@@ -266,7 +266,7 @@ def test_a_column_of_0_and_1_for_each_label(shapes, table, capsys):
         rows = [[file, *(one if name in labels.split("|") else zero for name in COLOURS)] for file, labels in lines]
         splits = open_data("folder", root=table(header, *map(delimiter.join, rows)))
         assert splits.classes == CLASSES and splits.digest == expected.digest
-    pandas = [",file,Split,Cat,cat,a b,name of none"]  # an index without a name, and one that no image has
+    pandas = [",file,Split,Cat,cat,a b,name of none"]  # an index without a name, and a label that no image has
     root = table(*pandas, "0,1.png,train,1,0,1,0", "1,2.png,train,1,1,0,0", "2,3.png,val,0,1,0,0")
     assert metamix_command("verify", root) == 0
     said = capsys.readouterr().out.splitlines()
@@ -279,19 +279,19 @@ def test_a_label_may_be_named_like_a_side_of_a_box(table):
     assert open_data("folder", root=table("file,left,right", *rows)).classes == ("left", "right")
 
 
-def test_the_index_of_pandas_is_not_the_split(table):
+def test_the_index_column_of_pandas_is_ignored(table):
     splits = open_data("folder", root=table(",file,labels", *(f"{i},{i}.png,red|green" for i in range(20))))
     assert len(splits.train) == 18 and splits.classes == ("green", "red")
 
 
-def test_a_file_beside_class_folders_without_labels_is_ignored(folder):
+def test_a_csv_file_without_labels_beside_class_folders_is_ignored(folder):
     root = folder()
     for lines in ("file,width,height\n1.png,8,9", "file,label,fold\n1.png,cat,1", "file,fold\n1.png,1", "file,cat,dog"):
         (root / "labels.csv").write_text(lines)
         assert not open_data("folder", root=root).multi_label
 
 
-def test_the_splits_of_the_file(table):
+def test_the_splits_in_labels_csv_are_used(table):
     lines = ["file,labels,split", "1.png,red,train", "3.png,red|green,train", "2.png,green,val", "6.png,blue,test"]
     splits = open_data("folder", root=table(*lines))
     assert splits.classes == CLASSES and splits.multi_label
@@ -302,7 +302,7 @@ def test_the_splits_of_the_file(table):
     assert only.train is None and only.test.labels.tolist() == [[0, 0, 1]]  # numbered as in the weights
 
 
-def test_images_are_divided_by_their_rarest_label(table):
+def test_splits_are_stratified_by_the_rarest_label_of_each_image(table):
     labels = torch.tensor([[1.0, 0, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1], [0, 0, 1]])
     assert strata(labels).tolist() == [0, 0, -1, 1, 2]
     lines = [f"{i}.png,{'often' if i % 2 else ''}|{'rare' if i < 8 else ''}" for i in range(96)]
@@ -337,12 +337,12 @@ LINE = "1.png,red|green"
         (["file,label", "1.png,red"], "found images. To make these folders from labels.csv: metamix convert csv"),
     ],
 )
-def test_wrong_tables_are_refused_in_words(lines, said, table):
+def test_wrong_label_files_are_refused(lines, said, table):
     with pytest.raises(SystemExit, match=said):
         train(*WORDS, "--data-dir", table(*lines), "--dry-run")
 
 
-def test_options_that_do_not_fit_are_refused(shapes, folder, table, tmp_path):
+def test_options_for_one_class_or_several_labels_are_not_mixed_up(shapes, folder, table, tmp_path):
     labelled, classes = [*WORDS, "--data-dir", shapes, "--dry-run"], [*WORDS, "--data-dir", folder(), "--dry-run"]
     with pytest.raises(SystemExit, match="sampling is balanced, but images have several labels: give --class-weights"):
         train(*labelled, "--sampling", "balanced")
@@ -357,7 +357,7 @@ def test_options_that_do_not_fit_are_refused(shapes, folder, table, tmp_path):
         metamix_command("convert", "csv", table("file,labels", LINE), tmp_path / "out")
 
 
-def test_a_teacher_and_data_of_the_other_kind(run, shapes, tmp_path, capsys):
+def test_models_of_one_class_and_of_several_labels_do_not_mix(run, shapes, tmp_path, capsys):
     words = [*WORDS, "--data-dir", shapes, "--teacher", "metaformer_identity_nano", "--teacher-checkpoint"]
     train(*words, run, "--distill", 1.0, "--epochs", 6, "--lr", 1e-2, "--output", tmp_path / "student")
     assert json.loads((tmp_path / "student/summary.json").read_text())["mAP"] > 80  # it saw no label
@@ -383,7 +383,7 @@ def loss_of(logits, labels, **options):
     return value
 
 
-def test_losses():
+def test_losses_equal_those_of_torch_and_timm():
     torch.manual_seed(0)
     logits, labels = torch.randn(12, 3), (torch.rand(12, 3) < 0.3).float()
     bce = F.binary_cross_entropy_with_logits
@@ -435,7 +435,7 @@ def test_scores_are_means_over_the_labels_that_have_images():
         metric.update(metric.start(), scores * torch.nan, {"label": labels, "index": torch.arange(40)})
 
 
-def test_labels_with_the_probability_1_are_ranked_and_cost_their_logit():
+def test_logits_that_round_to_probability_1_keep_their_rank_and_loss():
     metric = MultiLabelMetric(("a", "b"), lambda images: images, 0.5)
     state, labels = metric.start(), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     logits = torch.tensor([[30.0, 20.0], [25.0, 40.0]])
@@ -448,7 +448,7 @@ def test_labels_with_the_probability_1_are_ranked_and_cost_their_logit():
     assert metric.result([state])["F1"] == pytest.approx(200 / 3)  # a probability of 0.5 reaches the threshold
 
 
-def test_of_equal_thresholds_the_one_nearest_to_a_half_is_chosen():
+def test_of_equally_good_thresholds_the_nearest_to_a_half_is_chosen():
     metric = MultiLabelMetric(("a", "b"), lambda images: images, 0.5)
     for high, low, threshold in ((0.3125, 0.125, 0.31), (0.875, 0.625, 0.63), (0.75, 0.25, 0.5)):
         state, labels = metric.start(), torch.eye(2)
@@ -456,7 +456,7 @@ def test_of_equal_thresholds_the_one_nearest_to_a_half_is_chosen():
         assert metric.choose([state]) == {"threshold": (threshold, threshold)}
 
 
-def test_a_published_model_prints_its_labels(run, tmp_path, monkeypatch):
+def test_the_snippet_on_a_published_card_prints_the_labels(run, tmp_path, monkeypatch):
     assert metamix_command("publish", run, "me/colours", "--license", "mit", "--dry-run", tmp_path / "folder") == 0
     card = (tmp_path / "folder/README.md").read_text()
     (shown,) = re.findall(r"^print\((\[name for name.*)\)$", card, re.M)
@@ -464,7 +464,7 @@ def test_a_published_model_prints_its_labels(run, tmp_path, monkeypatch):
     assert eval(shown, {"names": CLASSES, "scores": logits}) == ["blue"] * (thresholds[0] <= 0.5) + ["green"]
 
 
-def test_a_model_of_a_loop_of_your_own(tmp_path):
+def test_save_classifier_with_a_threshold_saves_a_multi_label_model(tmp_path):
     options = {"img_size": 32, "depths": (1,), "dims": (8,)}
     model = timm.create_model("metaformer_identity_nano", num_classes=2, **options)
     metamix.save_classifier(model, tmp_path / "m.safetensors", classes=["cat", "dog"], model_args=options, threshold=0)

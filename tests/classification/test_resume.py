@@ -1,4 +1,4 @@
-"""Test resuming runs after their data have changed."""
+"""Test that a run finds its data again when it is resumed or evaluated."""
 
 import json
 import shutil
@@ -18,14 +18,14 @@ def run(folder, tmp_path):
     return tmp_path / "run", root
 
 
-def test_data_that_moved_are_the_same(run, tmp_path, capsys):
+def test_a_run_resumes_after_its_data_moved(run, tmp_path, capsys):
     output, root = run
     shutil.move(root, tmp_path / "moved")
     train(*WORDS, "--data-dir", tmp_path / "moved", "--epochs", 2, "--output", output)
     assert "resumed" in capsys.readouterr().out
 
 
-def test_the_split_that_was_scored_is_scored_again(folder, image, tmp_path, capsys):
+def test_evaluation_scores_the_split_that_training_scored(folder, image, tmp_path, capsys):
     import metamix.cli.evaluate
 
     root = folder()

@@ -57,7 +57,7 @@ def test_a_compiled_model_is_saved_without_its_wrapper(tmp_path):
         (dict(mixer_args={"resample": "stream"}), {}, r"model_args is \{\}, but metaformer_raft_nano with these"),
     ],
 )
-def test_what_does_not_fit_is_refused(made_with, options, words, tmp_path):
+def test_arguments_that_do_not_fit_the_model_are_refused(made_with, options, words, tmp_path):
     model = timm.create_model("metaformer_raft_nano", num_classes=2, **made_with)
     arguments = dict(path=tmp_path / "cats.safetensors", classes=["cat", "dog"]) | options
     with pytest.raises(ValueError, match=words):
@@ -65,6 +65,6 @@ def test_what_does_not_fit_is_refused(made_with, options, words, tmp_path):
     assert not (tmp_path / "cats.safetensors").exists()
 
 
-def test_other_modules_are_refused(tmp_path):
+def test_a_model_that_timm_did_not_create_is_refused(tmp_path):
     with pytest.raises(ValueError, match="model is a Linear: give the model that timm.create_model returned"):
         metamix.save_classifier(torch.nn.Linear(2, 2), tmp_path / "cats.safetensors", classes=["cat", "dog"])

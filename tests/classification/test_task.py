@@ -52,10 +52,10 @@ def test_given_options_win_over_options_of_training(weights):
         digits, *_ = Classification.trained(ClassificationEvalOptions(model=SMALL["model"], checkpoint=path, **changes))
         seen = {key: getattr(digits.options, key) for key in ours}
         assert seen == {"interpolation": "bilinear", "crop_pct": 0.95} | changes
-    assert {key: getattr(ClassificationOptions(), key) for key in ours} == ours  # what recipe.yaml holds
+    assert {key: getattr(ClassificationOptions(), key) for key in ours} == ours  # the defaults of training
 
 
-def test_a_file_in_its_authors_names_is_evaluated(three_classes):
+def test_a_file_with_the_tensor_names_of_its_authors_is_evaluated(three_classes):
     """The file is timm's PoolFormer; the class count is read from its head."""
     name, arguments = "metaformer_pooling_s12", {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
     ours = create_model(name, num_classes=3, **arguments)
@@ -83,7 +83,7 @@ def test_weights_of_another_mixer_are_refused(weights):
     "task, folders",
     [("detection", ["annotations"]), ("segmentation", ["images", "masks"]), ("restoration", ["input", "target"])],
 )
-def test_the_data_of_another_task_point_to_it(task, folders, tmp_path):
+def test_data_of_another_task_are_refused_with_the_name_of_the_task(task, folders, tmp_path):
     for folder in folders:
         (tmp_path / "train" / folder).mkdir(parents=True)
     for options in ({"data": "folder", "data_dir": str(tmp_path)}, {"data": str(tmp_path)}):
@@ -99,7 +99,7 @@ def test_the_data_of_another_task_point_to_it(task, folders, tmp_path):
         small_task(data="digits", data_dir=str(tmp_path))
 
 
-def test_a_detector_needs_its_task(tmp_path):
+def test_weights_of_a_detector_are_refused(tmp_path):
     save_weights(tmp_path / "d.safetensors", {"w": torch.zeros(1)}, {"task": "detection", "model": SMALL["model"]})
     path = str(tmp_path / "d.safetensors")
     for start in (
@@ -110,7 +110,7 @@ def test_a_detector_needs_its_task(tmp_path):
             start()
 
 
-def test_the_class_count_is_read_from_a_file_of_tensors_alone(tmp_path):
+def test_channels_and_classes_are_read_from_a_file_without_metadata(tmp_path):
     resnet = timm.create_model("test_resnet", num_classes=10, in_chans=3)
     torch.save(resnet.state_dict(), tmp_path / "r.pth")
     options = ClassificationEvalOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth"), data="digits")
@@ -121,7 +121,7 @@ def test_the_class_count_is_read_from_a_file_of_tensors_alone(tmp_path):
         Classification.trained(options)
 
 
-def test_tensors_made_for_another_image_size_are_evaluated_at_it(three_classes):
+def test_weights_without_metadata_need_the_image_size_they_were_made_for(three_classes):
     name, path = "metaformer_raft_nano", three_classes / "r.pth"
     torch.save(create_model(name, img_size=48, num_classes=3).state_dict(), path)
     options = dict(model=name, checkpoint=str(path), data="folder", data_dir=str(three_classes), workers=0)
@@ -131,7 +131,7 @@ def test_tensors_made_for_another_image_size_are_evaluated_at_it(three_classes):
     assert of_48.data.size == 48 and model.stages[0].blocks[0].mixer.grid == (24, 24)
 
 
-def test_published_weights_of_other_images_are_named():
+def test_an_error_names_published_weights_with_their_tag():
     """A name without a tag stands for weights that the user may not expect."""
     options = ClassificationEvalOptions(model="metaformer_pooling_nano", pretrained=True, data="digits")
     with pytest.raises(ValueError, match="^metaformer_pooling_nano.cifar10 was trained for 3 channels"):
@@ -169,12 +169,12 @@ def test_evaluation_needs_data_unless_they_are_the_digits():
     "trained_on, data_dir, data",
     [("cifar10", "data", "cifar10"), ("cats", "cats", "folder"), ("digits", "a", "folder"), (None, "a", "folder")],
 )
-def test_the_folder_is_scored_if_the_data_set_of_training_has_no_name(trained_on, data_dir, data):
+def test_data_dir_is_read_as_the_training_data_set_or_as_a_folder(trained_on, data_dir, data):
     assert data_to_score(trained_on, data_dir) == data
 
 
 @pytest.mark.parametrize("option", ("mixup", "cutmix"))
-def test_mixing_needs_pairs_on_every_process(option):
+def test_mixing_needs_an_even_batch_on_every_process(option):
     digits = small_task(**{option: 0.2})
     digits.data.train_loader(6, 0, 1, 0)
     with pytest.raises(ValueError, match="batch_size 6 leaves each of 2 processes an odd number of samples, 3: take a"):

@@ -48,14 +48,14 @@ def test_the_score_equals_that_of_the_run(file, run, tmp_path, capsys):
     assert result["weights"] == "ema" and min(Image.open(tmp_path / "test_confusion.png").size) > 300
 
 
-def test_another_size_is_fed_to_the_model_as_it_was_trained(run, tmp_path, capsys):
+def test_another_image_size_is_scored_and_both_sizes_are_recorded(run, tmp_path, capsys):
     evaluate("--model", MODEL, "--checkpoint", run, "--img-size", 48, "--output", tmp_path)
     assert "360 images of 48 pixels" in capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["img_size"], result["trained_img_size"]) == (48, 32)
 
 
-def test_each_size_and_split_has_its_own_folder(run, tmp_path, monkeypatch):
+def test_each_image_size_has_its_own_folder(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for words in ([], ["--img-size", 32], ["--img-size", 48]):
         evaluate("--checkpoint", run, *words)
@@ -71,7 +71,7 @@ def test_a_replaced_result_is_noted(run, tmp_path, capsys):
         assert said == ([(str(replaced), str(tmp_path))] if replaced else [])
 
 
-def test_the_pictures_of_a_run_are_kept(run):
+def test_a_run_folder_is_refused_as_output(run):
     with pytest.raises(SystemExit, match="is a run folder, and its pictures would be replaced: give another --output"):
         evaluate("--checkpoint", run, "--output", run)
 
@@ -80,7 +80,7 @@ def test_the_pictures_of_a_run_are_kept(run):
     "name, content",
     [*(("result.json", text) for text in ('{"mine": 1}', "[1]", "{", '"checkpoint"')), ("test_a.png", "")],
 )
-def test_files_of_others_are_kept(name, content, run, tmp_path, monkeypatch):
+def test_files_that_eval_did_not_write_are_not_replaced(name, content, run, tmp_path, monkeypatch):
     (tmp_path / name).write_text(content)
     (tmp_path / "notes.txt").touch()
     monkeypatch.setattr("metamix.cli.evaluate.evaluate", lambda *_: pytest.fail("scored"))
@@ -89,7 +89,7 @@ def test_files_of_others_are_kept(name, content, run, tmp_path, monkeypatch):
     assert (tmp_path / name).read_text() == content
 
 
-def test_weights_that_ship_score_as_their_card_says(tmp_path, capsys):
+def test_shipped_weights_score_as_their_card_says(tmp_path, capsys):
     name = "metaformer_pooling_nano.digits"
     card = json.loads((ROOT / "weights" / f"{name}.json").read_text())
     evaluate("--model", name, "--pretrained", "--data", "digits", "--output", tmp_path)
@@ -127,18 +127,18 @@ def test_renamed_classes_are_an_error(folder_of_digits, tmp_path):
         evaluate(*words)
 
 
-def test_numbers_are_matched_to_names_by_their_order(folder_of_digits, capsys):
+def test_numbered_classes_are_matched_to_names_by_order(folder_of_digits, capsys):
     evaluate(*folder_of_digits(["train", "val"], "0123456789", trained_for="abcdefghij"))
     said = capsys.readouterr().out.splitlines()[0]
     assert said == "note: the classes of the data are numbers: they are matched to the model's classes by order"
 
 
-def test_numbers_that_the_model_knows_are_matched_by_name(folder_of_digits, capsys):
+def test_numbered_classes_that_the_model_knows_are_matched_by_name(folder_of_digits, capsys):
     evaluate(*folder_of_digits(["val"], "0123456789", trained_for="1234567890"))
     assert "classes by order" not in capsys.readouterr().out
 
 
-def test_a_number_that_the_model_does_not_know(folder_of_digits):
+def test_a_numbered_class_that_the_model_does_not_know_is_refused(folder_of_digits):
     words = folder_of_digits(["val"], "0123456789", trained_for="123456789x")
     with pytest.raises(SystemExit, match="set has the classes 0, which"):
         evaluate(*words)
@@ -205,21 +205,21 @@ def test_a_split_that_was_chosen_has_its_own_folder(folder_of_digits, tmp_path, 
     assert names == [f"eval-set-{MODEL}", f"eval-set-{MODEL}-test"]
 
 
-def test_the_number_of_images_that_were_scored(folder_of_digits, tmp_path, capsys):
+def test_unreadable_images_are_reported(folder_of_digits, tmp_path, capsys):
     words = folder_of_digits(["train", "val"], "0123456789")
     (tmp_path / "set" / "val" / "3" / "0.png").write_bytes(b"no image")
     evaluate(*words, "--corrupt-limit", 0.5)
     assert "left out: 1 image that could not be read\n" in capsys.readouterr().out
 
 
-def test_a_held_out_slice_can_be_scored(run, tmp_path, capsys):
+def test_a_holdout_that_training_did_not_hold_out_is_refused(run, tmp_path, capsys):
     with pytest.raises(SystemExit, match="split is 'holdout', but the data have only test: no share .*SHARE holds"):
         evaluate("--model", MODEL, "--checkpoint", run, "--split", "holdout", "--output", tmp_path)
     with pytest.raises(SystemExit, match="holdout is 0.1, but .* was trained with holdout 0.0, so it has seen some"):
         evaluate("--model", MODEL, "--checkpoint", run, "--split", "holdout", "--holdout", 0.1, "--output", tmp_path)
 
 
-def test_no_holdout_scores_the_same_test_images(tmp_path, capsys):
+def test_holdout_0_does_not_change_the_test_images(tmp_path, capsys):
     train(*RUN, "--holdout", 0.1, "--output", tmp_path)
     evaluate("--checkpoint", tmp_path, "--holdout", 0, "--output", tmp_path / "eval")
     assert f"{MODEL} on digits, test (360 images" in capsys.readouterr().out
@@ -238,7 +238,7 @@ def test_holdout_and_memory_of_training_are_kept(tmp_path, capsys, monkeypatch):
     assert all(result[name] == pytest.approx(summary[name], abs=1e-3) for name in ("top1", "loss"))
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_the_work(run, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_refused_before_scoring(run, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr("metamix.cli.evaluate.evaluate", lambda *_: pytest.fail("scored"))
     for folder, why in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "here", "Not a directory")):
@@ -246,7 +246,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(run, tmp_pat
             evaluate("--model", MODEL, "--checkpoint", run, "--output", folder)
 
 
-def test_a_model_of_timm_from_a_file_of_tensors(tmp_path, capsys):
+def test_a_timm_model_is_scored_from_a_file_without_metadata(tmp_path, capsys):
     """Without metadata, the head gives the number of classes, and timm the statistics."""
     for split in ("train", "val"):
         for label in ("ant", "bee", "cat"):
@@ -267,6 +267,6 @@ def test_a_model_of_timm_from_a_file_of_tensors(tmp_path, capsys):
         ("--model-args '{img_size: 64}'", f"records the image size that {MODEL} was built for: leave it out"),
     ],
 )
-def test_mistakes_are_refused_in_one_sentence(words, said, run, tmp_path):
+def test_wrong_options_are_refused_in_one_sentence(words, said, run, tmp_path):
     with pytest.raises(SystemExit, match=f"^error: .*{said}.*$"):
         evaluate("--model", MODEL, "--checkpoint", run, "--output", tmp_path, *shlex.split(words))

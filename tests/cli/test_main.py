@@ -149,12 +149,12 @@ def test_other_errors_keep_their_traceback(monkeypatch):
         main(["train", "--data", "digits"])
 
 
-def test_predict_without_a_checkpoint_says_how(capsys):
+def test_predict_without_a_checkpoint_asks_for_one(capsys):
     assert exit_code(main, "predict", "photo.jpg") == 2
     assert "error: give the weights to predict with, --checkpoint RUN_OR_FILE" in capsys.readouterr().err
 
 
-def test_predict_says_that_options_behind_two_dashes_are_images():
+def test_options_of_predict_after_two_dashes_are_read_as_images():
     with pytest.raises(SystemExit, match="^error: --checkpoint comes after --, so it would be read as an image"):
         main(["predict", "--", "-photo.jpg", "--checkpoint", "run"])
     with pytest.raises(SystemExit, match="^error: there is no file nowhere"):
@@ -162,7 +162,7 @@ def test_predict_says_that_options_behind_two_dashes_are_images():
 
 
 def test_predict_and_export_find_the_same_task(tmp_path):
-    """An .npz file comes from MAXIM's authors, so it names the task, as the name of an image model does."""
+    """Weights in an .npz file are MAXIM's, so they tell the task. The name of a restoration model tells it too."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "x.npz").write_bytes(b"half a download")
     with pytest.raises(SystemExit, match=r"error: .*x.npz is not a complete .npz file of arrays"):

@@ -16,7 +16,7 @@ def test_table_has_a_line_for_each_model_and_its_weights(capsys):
     assert any(line.startswith("  .digits  digits: top1 99.72 %") for line in lines[pooling:])
 
 
-def test_json(capsys):
+def test_the_json_lists_the_same_models(capsys):
     main(["models", "*raft*", "--format", "json"])
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == [model.name for model in metamix.list_models("*raft*")]

@@ -82,10 +82,10 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
         ("--grad-checkpointing", (metaformer, "checkpointed"), 0, []),
     ],
 )
-def test_a_faster_or_a_smaller_step_is_the_same_step(option, used, top1, model, tmp_path, monkeypatch):
+def test_compile_and_grad_checkpointing_do_not_change_training(option, used, top1, model, tmp_path, monkeypatch):
     """Dropout draws the same masks too. Only dynamo compiles the model, since inductor's code rounds differently.
 
-    GELU rounds differently even so: one sample of 1280, 0.08 %, may get another label. Batch norms would enlarge this.
+    Even so, GELU rounds differently: one sample of 1280, 0.08 %, may get another label. Batch norms would enlarge it.
     """
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     words = [*QUICK, *model, "--epochs", 1, "--drop-rate", 0.2, "--drop-path", 0.2, "--amp", "none"]
@@ -102,14 +102,14 @@ def test_a_faster_or_a_smaller_step_is_the_same_step(option, used, top1, model, 
     assert plain.keys() == other.keys() and all(torch.allclose(plain[name], other[name]) for name in plain)
 
 
-def test_the_last_weights_can_be_asked_for(tmp_path):
+def test_score_last_keeps_the_last_weights_instead_of_the_average(tmp_path):
     train(*QUICK, "--ema", "--score", "last", "--output", tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["weights"] == "last"
     tensors, last = load_weights(tmp_path)[0], load_checkpoint(tmp_path / "checkpoint.pt")["model"]
     assert all(torch.equal(tensor, last[name]) for name, tensor in tensors.items())
 
 
-def test_a_dry_run_says_all_and_writes_nothing(tmp_path, capsys, monkeypatch):
+def test_a_dry_run_prints_data_model_memory_and_time_and_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train(*QUICK, "--dry-run", "--ema")
     text = capsys.readouterr().out
@@ -157,17 +157,17 @@ def test_several_models_are_compared_and_finished_ones_skipped(tmp_path, capsys,
     assert min(Image.open(tmp_path / "compared-digits.png").size) > 300
 
 
-def test_fine_tuning_from_a_run(tmp_path, capsys):
+def test_a_linear_probe_from_a_run_changes_only_the_head(tmp_path, capsys):
     train(*QUICK, "--micro-batch", 64, "--output", tmp_path / "a")
     assert "batch norms. Each sees 64 samples at a time" in capsys.readouterr().out
     train(*QUICK, "--micro-batch", 64, "--checkpoint", tmp_path / "a", "--linear-probe", "--output", tmp_path / "b")
     said = capsys.readouterr().out
-    assert f"weights from {tmp_path / 'a'}" in said and "batch norm" not in said  # which are frozen
+    assert f"weights from {tmp_path / 'a'}" in said and "batch norm" not in said  # batch norms are frozen
     before, after = (load_weights(tmp_path / name)[0] for name in "ab")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"head.weight", "head.bias"}
 
-    # The run's own checkpoint holds the initial weights now.
+    # A run resumes from its own checkpoint, without the weights that it started from.
     (tmp_path / "a").rename(tmp_path / "gone")
     words = ["--checkpoint", tmp_path / "a", "--linear-probe", "--output", tmp_path / "b"]
     train(*QUICK, *words, "--epochs", 3)
@@ -176,7 +176,7 @@ def test_fine_tuning_from_a_run(tmp_path, capsys):
         train(*QUICK, *words[:-1], tmp_path / "c")
 
 
-def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
+def test_progress_is_printed_as_lines_without_a_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run_folder, "PLAIN_SECONDS", 0)
     train(*QUICK, "--log-every", 2, "--output", tmp_path)
     progress = r"epoch 1/2  step 4/5  loss [\d.]+  top1 [\d.]+  lr [\d.e-]+  \d+ img/s  [\d.]+ GiB  [\d:]+ left\n"
@@ -186,8 +186,8 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
     assert "\r" not in out + err
 
 
-def test_a_bar_on_a_terminal(tmp_path):
-    """The bar is drawn ten times a second, so the model is one whose steps are slow enough to be seen."""
+def test_a_progress_bar_is_shown_on_a_terminal(tmp_path):
+    """The bar is drawn at most ten times a second, so the steps of the model must be slow enough to be seen."""
     terminal, log = pty.openpty()
     fcntl.ioctl(log, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
     words = [*QUICK, "--model", "metaformer_identity_nano", "--log-every", 1, "--output", tmp_path]
@@ -223,7 +223,7 @@ def test_unreadable_images_are_counted_and_named_in_the_log(memory, tmp_path, ca
 
 
 @pytest.mark.usefixtures("rendered_figures")
-def test_names_of_every_kind(tmp_path, capsys):
+def test_odd_names_of_classes_and_files_do_not_end_training_or_evaluation(tmp_path, capsys):
     """A class looks like a formula; names of the set, a class and an unreadable image are not UTF-8."""
     data = tmp_path / os.fsdecode(b"\xe8")
     for split in ("train", "val"):
@@ -244,14 +244,14 @@ def test_names_of_every_kind(tmp_path, capsys):
     assert rf"{MODEL} on \udce8, val (8 images" in capsys.readouterr().out
 
 
-def test_a_picture_that_cannot_be_drawn_loses_no_result(tmp_path, monkeypatch):
+def test_results_are_kept_if_a_picture_cannot_be_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr("metamix.classification.pictures.draw_confusion", Mock(side_effect=RuntimeError("no colour")))
     with pytest.raises(RuntimeError, match="no colour"):
         train(*QUICK, "--output", tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["top1"] == load_weights(tmp_path)[1]["top1"]
 
 
-def test_tensorboard(tmp_path):
+def test_tensorboard_gets_the_scalars_of_each_epoch_once(tmp_path):
     reader = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="needs the extra tensorboard"
     )
@@ -282,8 +282,8 @@ class FakeWandb:
     class Error(Exception):
         pass
 
-    def __init__(self, steps_of_earlier=0):
-        self.settings, self.scalars, self.step = {}, {}, steps_of_earlier
+    def __init__(self, earlier_steps=0):
+        self.settings, self.scalars, self.step = {}, {}, earlier_steps
 
     def init(self, **settings):
         self.settings = settings
@@ -306,13 +306,13 @@ def test_wandb_gets_the_scalars_of_each_epoch(tmp_path, monkeypatch):
     assert first.scalars[10]["train/loss"] == pytest.approx(float(rows[1]["train_loss"]))
     assert first.scalars[10].keys() >= {"epoch", "lr", "seconds", "train/top1"}
 
-    monkeypatch.setitem(sys.modules, "wandb", second := FakeWandb(steps_of_earlier=11))
+    monkeypatch.setitem(sys.modules, "wandb", second := FakeWandb(earlier_steps=11))
     train(*words, "--epochs", 3)
     assert second.settings["id"] == first.settings["id"] and second.settings["resume"] == "allow"
     assert [*second.scalars] == [15]  # a record that is continued has the first two epochs already
 
 
-def test_wandb_offline(tmp_path, monkeypatch):
+def test_an_offline_wandb_record_has_the_id_and_the_loss_of_the_run(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb", reason="needs the extra wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     summaries, finish = {}, wandb.Run.finish
@@ -347,7 +347,7 @@ def test_a_missing_wandb_leaves_no_folder(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--model", "maxim_nano"], "no images are given: --data-dir FOLDER"),  # restoration, as its model says
+        (["--model", "maxim_nano"], "no images are given: --data-dir FOLDER"),  # the model implies restoration
         (["--model", "maxim_nano", "--task", "classification"], "maxim_nano is a model for restoration, not a clas"),
         (["--model", f"{MODEL},metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
         (["--model", "hf-hub:a/b"], "model is hf-hub:a/b. Models of a hub cannot be trained"),
@@ -358,16 +358,16 @@ def test_a_missing_wandb_leaves_no_folder(folder, tmp_path, monkeypatch):
         (["--output", "/dev/null/run"], "the folder /dev/null/run could not be made (Not a directory); give"),
     ],
 )
-def test_mistakes_are_refused_in_one_sentence(words, said, tmp_path):
+def test_wrong_options_are_refused_in_one_sentence(words, said, tmp_path):
     with pytest.raises(SystemExit) as error:
         train("--output", tmp_path, *words)
     assert str(error.value).startswith("error: ") and said in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.rglob("checkpoint.pt"))
 
 
-def test_an_export_is_refused_before_the_options_of_another_task(tmp_path):
+def test_an_exported_model_is_refused_before_other_options_are_checked(tmp_path):
     (tmp_path / "export.json").write_text("{}")
-    with pytest.raises(SystemExit, match="is an exported model, without weights to load"):  # not that data is digits
+    with pytest.raises(SystemExit, match="is an exported model, without weights to load"):  # not: data is digits
         metamix.cli.train.main(["--checkpoint", str(tmp_path), "--data-dir", str(tmp_path)])
 
 
