@@ -27,12 +27,12 @@ def part(batch, where):
 
 
 @pytest.mark.parametrize("name, value", [("flip", 1.5), ("crop_scale", 0)])
-def test_options_out_of_range(name, value):
+def test_options_out_of_range_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}, but it must be"):
         DataOptions(**{name: value})
 
 
-def test_normalize(batch):
+def test_normalize_subtracts_the_mean_and_divides_by_the_std(batch):
     done = normalize(batch["image"], MEAN, STD)
     expected = (batch["image"].double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     assert done.dtype == torch.float32 and torch.allclose(done.double(), expected, atol=1e-6)
@@ -45,7 +45,7 @@ def test_without_augmentation_it_normalises(batch):
     assert torch.equal(done["target"], batch["label"]) and torch.equal(done["index"], batch["index"])
 
 
-def test_crop_and_flip_as_numpy_does_them():
+def test_crop_and_flip_equal_those_of_numpy():
     image = torch.randint(0, 256, (64, 7, 9, 2), dtype=torch.uint8)
     key = hash64(torch.arange(64))
     tops, lefts = randint(hash64(key, TOP), 7), randint(hash64(key, LEFT), 7)
@@ -91,7 +91,7 @@ def test_erase_fills_rectangles_of_some_images_with_noise():
 
 
 @pytest.mark.parametrize("options", [{}, *({name: value} for name, value in EVERYTHING.items()), EVERYTHING])
-def test_two_processes_make_what_one_makes(batch, options):
+def test_two_processes_augment_a_batch_as_one_does(batch, options):
     """Images and targets are equal to the bit if the halves of a batch are augmented separately."""
     transform = augment(**options)
     whole = transform(batch, epoch=3, step=5)
@@ -125,7 +125,7 @@ def test_images_stay_channels_last(batch):
     assert image.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_streamed_images_were_cropped_by_the_workers(batch):
+def test_crop_and_auto_augment_are_not_repeated_on_streamed_images(batch):
     normalised = normalize(batch["image"], MEAN, STD)
     assert torch.equal(augment(cropped=True, auto_augment="trivial")(batch, 0, 0)["image"], normalised)
     assert not torch.equal(augment(cropped=True, cutout=9)(batch, 0, 0)["image"], normalised)
@@ -136,7 +136,7 @@ def plain(**options):
 
 
 @pytest.mark.parametrize("policy", ["trivial", "rand-m9-n1"])
-def test_areas_outside_of_a_moved_image_get_the_mean(policy):
+def test_areas_outside_of_a_moved_image_are_filled_with_the_mean(policy):
     """An image of the mean's colour therefore stays of one colour."""
     mean = torch.tensor([128, 102, 76], dtype=torch.uint8).view(1, 3, 1, 1)
     batch = {"image": mean.expand(64, 3, 20, 20), "label": torch.zeros(64).long(), "index": torch.arange(64)}
@@ -144,7 +144,7 @@ def test_areas_outside_of_a_moved_image_get_the_mean(policy):
     assert (image == image[:, :, :1, :1]).all()
 
 
-def test_mixup(batch):
+def test_mixup_blends_pairs_of_images_and_their_targets_by_one_share(batch):
     before = plain()(batch, 0, 0)["image"]
     done = plain(mixup=0.8)(batch, 0, 0)
     partner = torch.arange(16) ^ 1
@@ -157,7 +157,7 @@ def test_mixup(batch):
     assert torch.allclose(target, share * hard + (1 - share) * hard[partner], atol=1e-5)
 
 
-def test_cutmix(batch):
+def test_cutmix_takes_a_box_from_the_partner_and_blends_targets_by_its_area(batch):
     before = plain()(batch, 0, 0)["image"]
     hard = torch.nn.functional.one_hot(batch["label"], 5).float()
     partner = torch.arange(16) ^ 1
@@ -195,7 +195,7 @@ def test_mixing_stops_after_some_epochs(batch):
     assert torch.equal(done["target"], torch.nn.functional.one_hot(batch["label"], 5).float())
 
 
-def test_mixing_draws_nothing_from_the_run(batch):
+def test_augmentation_leaves_the_global_random_state_unchanged(batch):
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     augment(**EVERYTHING)(batch, 0, 0)
     assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()

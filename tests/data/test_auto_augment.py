@@ -17,21 +17,21 @@ from metamix.data.counter_rng import hash64
         ("rand-m10-n3-mstd0.5", (10, 3, 0.5)),
     ],
 )
-def test_words(text, policy):
+def test_a_policy_is_read_from_its_text(text, policy):
     made = make_policy(text, 32, (0.5,) * 3)
     assert {operation.name for operation in made.ops} >= {"PosterizeIncreasing", "ColorIncreasing"}
     assert {(each.magnitude, made.num_layers, each.magnitude_std) for each in made.ops} == {policy}
 
 
 @pytest.mark.parametrize("text", ["rand", "rand-m11-n2", "rand-m9-n0", "rand-m9-x3", "rand-m9-mstd0.5.5", "augmix", ""])
-def test_other_words_are_refused(text):
+def test_unknown_and_malformed_policies_are_refused(text):
     with pytest.raises(ValueError, match=f"auto_augment is '{text}': give none, trivial, or rand-m9-n2"):
         make_policy(text, 32, (0.5,) * 3)
 
 
 @pytest.mark.parametrize("text", ["trivial", "rand-m9-n2-mstd0.5"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_other_images_of_the_batch_change_nothing(text, channels):
+def test_the_result_for_an_image_does_not_depend_on_its_batch(text, channels):
     images, key = torch.randint(0, 256, (64, 20, 24, channels), dtype=torch.uint8), hash64(torch.arange(64))
     original, states = images.clone(), (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
     policy = make_policy(text, 20, (0.5,) * channels)
@@ -45,7 +45,7 @@ def test_other_images_of_the_batch_change_nothing(text, channels):
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
-def test_policies(image):
+def test_policies_change_images_and_keep_their_size_and_mode(image):
     assert make_policy("none", 32, (0.5,) * 3) is None
     for text in "trivial", "rand-m10-n3":
         for mode in "RGB", "L":

@@ -6,7 +6,7 @@ import torch
 from metamix.data.counter_rng import generator, hash64, normal, randint, seeded, uniform
 
 
-def test_hash_chains_splitmix64():
+def test_hash_equals_splitmix64():
     """The first outputs of SplitMix64, as published, for the seeds 0 and 1234567."""
     assert int(hash64(0)) % 2**64 == 0xE220A8397B1DCDAF
     assert int(hash64(1234567)) % 2**64 == 6457827717110365317
@@ -48,7 +48,7 @@ def test_neighbouring_samples_and_draws_are_uncorrelated():
     assert off_diagonal.abs().max() < 0.04
 
 
-def test_seeded_repeats_and_leaves_no_trace():
+def test_seeded_draws_repeat_and_restore_the_global_state():
     def draw():
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 

@@ -1,4 +1,4 @@
-"""Test folders that hold links, pipes and devices beside images."""
+"""Test image files and folders: limits, EXIF rotation, links, pipes and devices."""
 
 import os
 
@@ -33,7 +33,7 @@ def test_a_file_above_the_limit_is_refused(tmp_path, image, monkeypatch):
 
 @pytest.mark.parametrize("orientation, size", [(1, (5, 7)), (4, (5, 7)), *((i, (7, 5)) for i in (5, 6, 7, 8))])
 @pytest.mark.parametrize("kind", ["jpg", "png", "tif"])
-def test_headers_have_the_upright_size(kind, orientation, size, tmp_path):
+def test_headers_give_the_size_after_the_exif_rotation(kind, orientation, size, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"tiffinfo": {0x0112: orientation}, "compression": "tiff_lzw"} if kind == "tif" else {"exif": exif}

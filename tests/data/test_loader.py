@@ -51,20 +51,20 @@ def test_balanced_sampling_augments_each_repeat_anew(folder, memory):
 
 
 @pytest.mark.parametrize("memory", ["yes", "no"])
-def test_evaluation_on_more_processes_than_samples(folder, memory):
+def test_more_processes_than_samples_score_each_sample_once(folder, memory):
     source = open_data("folder", root=folder(val=1)).test
     options = DataOptions(memory=memory, workers=0, img_size=32)
     batches = [batch for r in range(5) for batch in eval_loader(source, options, batch_size=5, rank=r, world_size=5)]
     assert joined(batches)["index"].tolist() == [0, 1, 2]
 
 
-def test_batch_size_and_processes():
+def test_the_batch_size_must_be_a_multiple_of_the_processes():
     source = open_data("digits").train
     with pytest.raises(ValueError, match="is 64: give a multiple of 3, the number of processes"):
         train_loader(source, DataOptions(), batch_size=64, rank=0, world_size=3)
 
 
-def test_batches_from_memory(source):
+def test_batches_from_memory_hold_the_unchanged_pixels(source):
     loader = train_loader(source, DataOptions(), batch_size=4)
     batches = list(loader.epoch(0))
     assert len(loader) == len(batches) == 3
@@ -77,7 +77,7 @@ def test_batches_from_memory(source):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_streamed_batches(source, workers):
+def test_streamed_batches_repeat_in_an_epoch_and_differ_between_epochs(source, workers):
     options = DataOptions(workers=workers, **STREAMED)
     loader = train_loader(source, options, batch_size=4, seed=1)
     first, again, second = list(loader.epoch(0)), list(loader.epoch(0)), list(loader.epoch(1))
@@ -101,8 +101,8 @@ def test_streamed_images_are_cropped_and_flipped_by_the_options(source, interpol
 
 
 @pytest.mark.parametrize("memory", ["yes", "no"])
-def test_an_epoch_can_be_entered_at_any_step(source, memory):
-    """This works after another epoch was left halfway, and does not decode the images that are skipped."""
+def test_an_epoch_can_start_at_any_step(source, memory):
+    """This also works after the same epoch was left halfway."""
     loader = train_loader(source, DataOptions(workers=2, **{**STREAMED, "memory": memory}), batch_size=4, seed=1)
     whole = list(loader.epoch(3))
     next(loader.epoch(3))
@@ -110,7 +110,7 @@ def test_an_epoch_can_be_entered_at_any_step(source, memory):
     assert list(loader.epoch(3, start=3)) == []
 
 
-def test_what_is_skipped_is_not_decoded(source, monkeypatch):
+def test_skipped_images_are_not_decoded(source, monkeypatch):
     read, opened = source.read, []
     monkeypatch.setattr(source, "read", lambda index: opened.append(index) or read(index))
     loader = train_loader(source, DataOptions(workers=0, **STREAMED), batch_size=4)
@@ -141,7 +141,7 @@ def test_a_machine_of_one_core_has_one_worker_and_no_warning(source, monkeypatch
     assert not [str(warning.message) for warning in recwarn if "worker" in str(warning.message)]
 
 
-def test_loading_draws_nothing_from_the_run(source):
+def test_loading_leaves_the_global_random_state_unchanged(source):
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     for workers in 0, 1:
         for memory in "yes", "no":
@@ -151,7 +151,7 @@ def test_loading_draws_nothing_from_the_run(source):
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 
 
-def test_streamed_evaluation_is_timms(source):
+def test_streamed_evaluation_crops_the_middle_as_timm_does(source):
     options = DataOptions(memory="no", workers=0, img_size=24, crop_pct=0.75)
     batch = next(iter(eval_loader(source, options, batch_size=12)))
     assert batch["index"].tolist() == list(range(12))
@@ -161,7 +161,7 @@ def test_streamed_evaluation_is_timms(source):
 
 @pytest.mark.parametrize("memory, workers", [("yes", 0), ("no", 0), ("no", 2)])
 def test_broken_images_are_replaced_counted_and_named(folder, break_image, caplog, memory, workers):
-    """The next readable image and its label take the place. In evaluation the index is -1. Each image is named once."""
+    """The next readable image and its label are used. In evaluation the index is -1. Each file is named once."""
     root = folder(kind="jpg", size=(64, 64))
     for name in "cat/2.jpg", "cat/3.jpg":
         break_image(root / "train" / name)
@@ -199,7 +199,7 @@ def test_too_many_broken_images_end_the_run(folder, break_image, memory, workers
 
 
 @pytest.mark.parametrize("memory, workers", [("yes", 0), ("no", 0), ("no", 1)])
-def test_no_image_can_be_read(folder, break_image, memory, workers):
+def test_data_without_a_readable_image_are_refused(folder, break_image, memory, workers):
     root = folder(kind="jpg", size=(64, 64), train=1)
     for path in (root / "train").glob("*/*.jpg"):
         break_image(path)
@@ -256,8 +256,8 @@ def spawn():
 
 
 @pytest.mark.usefixtures("spawn")
-def test_workers_outlive_ctrl_c_however_they_were_started(folder):
-    """Training saves on Ctrl-C, which a terminal sends to its workers too, in its own time."""
+def test_spawned_workers_survive_ctrl_c(folder):
+    """A terminal sends Ctrl-C to workers too, but training still needs them until it has saved."""
     before = set(multiprocessing.active_children())
     source = open_data("folder", root=folder()).test
     batches = iter(eval_loader(source, DataOptions(memory="no", workers=1), batch_size=1))

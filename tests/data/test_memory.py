@@ -19,7 +19,7 @@ def test_pixels_equal_the_images(folder):
             assert np.array_equal(decoded.images[row].numpy(), np.asarray(source.read(i)[0]))
 
 
-def test_resized_when_asked(folder):
+def test_img_size_resizes_the_images_in_memory(folder):
     splits = open_data("folder", root=folder(size=(20, 20)))
     decoded = pixels(splits.train, DataOptions(img_size=40))
     expected = splits.train.read(5)[0].resize((40, 40), Image.Resampling.BICUBIC)
@@ -28,7 +28,7 @@ def test_resized_when_asked(folder):
     assert not torch.equal(nearest.images, decoded.images)
 
 
-def test_a_stray_size_is_refused_unless_resizing_is_asked_for(folder):
+def test_an_image_of_another_size_is_refused_without_img_size(folder):
     root = folder(train=20)
     splits = open_data("folder", root=root)
     Image.new("RGB", (40, 30), "red").save(root / "train" / "cat" / "1.png")
@@ -39,7 +39,7 @@ def test_a_stray_size_is_refused_unless_resizing_is_asked_for(folder):
     assert (decoded.images[stray] == torch.tensor([255, 0, 0], dtype=torch.uint8)).all()
 
 
-def test_statistics_are_counted_over_the_split(folder):
+def test_statistics_are_computed_over_the_training_split(folder):
     splits = open_data("folder", root=folder(), holdout=0.5)
     images = pixels(splits.train, DataOptions()).images.double() / 255
     mean, std = channel_statistics(splits.train, DataOptions())
@@ -65,7 +65,7 @@ def test_a_channel_that_never_changes_can_be_normalised():
     assert mean_std(images) == (pytest.approx((0.2, 0.0)), (1.0, 1.0))
 
 
-def test_statistics_given_and_of_streamed_sets(folder):
+def test_given_statistics_are_checked_and_streamed_sets_use_imagenets(folder):
     train = open_data("folder", root=folder()).train
     assert channel_statistics(train, DataOptions(memory="no")) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     options = DataOptions(mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))
@@ -90,7 +90,7 @@ def test_small_images_enlarged_to_large_ones_are_streamed(folder):
     assert in_memory(splits.train, DataOptions(img_size=224, memory="yes"))
 
 
-def test_size_where_images_differ(folder):
+def test_images_of_different_sizes_get_the_size_224(folder):
     root = folder()
     Image.new("RGB", (40, 30)).save(root / "train" / "eel" / "3.png")  # the last
     assert image_size(open_data("folder", root=root).train, DataOptions()) == 224

@@ -19,7 +19,7 @@ from metamix.data.formats.base import choose_test_split, match_classes, natural_
 from metamix.data.formats.torchvision_sets import TORCHVISION_SETS
 
 
-def test_digits_are_split_once_and_for_all():
+def test_digits_have_a_fixed_split():
     splits = open_data("digits")
     assert (len(splits.train), len(splits.test), splits.holdout) == (1437, 360, None)
     assert (splits.in_chans, splits.test.size, splits.classes, splits.train.small) == (1, 32, tuple("0123456789"), True)
@@ -39,7 +39,7 @@ def test_a_subset_keeps_its_order():
         assert torch.equal(some.labels, test.labels[samples])
 
 
-def test_holdout_is_stratified_disjoint_and_its_own():
+def test_holdout_is_stratified_disjoint_and_repeatable():
     splits = open_data("digits", holdout=0.1)
     assert (len(splits.train), len(splits.holdout)) == (1293, 144)
     held = {splits.holdout.path(i) for i in range(144)}
@@ -67,18 +67,18 @@ def test_stratified_takes_each_class_by_its_share():
         (dict(name="folder"), "needs --data-dir; expected train/ and val/"),
     ],
 )
-def test_wrong_names_are_refused(options, words):
+def test_wrong_names_and_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         open_data(**options)
 
 
-def test_a_path_for_a_name_is_understood(tmp_path):
+def test_a_path_given_as_a_name_is_answered_with_the_right_options(tmp_path):
     (tmp_path / "my images").mkdir()
     with pytest.raises(ValueError, match=f"For its images write --data folder --data-dir '{tmp_path}/my images'"):
         open_data(str(tmp_path / "my images"))
 
 
-def test_folder(folder):
+def test_class_folders_are_read_in_order(folder):
     splits = open_data("folder", root=folder(train=5, val=2))
     assert (len(splits.train), len(splits.test)) == (15, 6)
     assert (splits.classes, splits.in_chans, splits.test.size) == (("cat", "dog", "eel"), 3, 32)
@@ -97,12 +97,12 @@ def test_memory_is_for_small_images_of_one_size(folder):
     assert {name: source.size for name, source in sources.items()} == {"small": 32, "large": 100, "mixed": None}
 
 
-def test_folder_that_is_not_there(tmp_path):
+def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"there is no folder {tmp_path}/none; expected train/ and val/"):
         open_data("folder", root=tmp_path / "none")
 
 
-def test_folder_of_another_layout(tmp_path):
+def test_a_folder_of_another_layout_is_refused(tmp_path):
     (tmp_path / "training").mkdir()
     with pytest.raises(FileNotFoundError, match="holds training; expected train/ and val/ .*or a .tar file"):
         open_data("folder", root=tmp_path)
@@ -150,7 +150,7 @@ def test_each_class_keeps_an_image_to_train_on(folder):
         open_data("folder", root=root, test_share=0.5)
 
 
-def test_folder_without_classes(folder, image):
+def test_an_image_outside_of_the_class_folders_is_refused(folder, image):
     root = folder()
     image().save(root / "train" / "stray.png")
     with pytest.raises(ValueError, match="train must hold one folder of images per class; stray.png lies outside of"):
@@ -233,7 +233,7 @@ def test_classes_of_the_test_split_are_numbered_as_in_train(folder):
 
 
 @pytest.mark.parametrize("names", [("①", "②", "③"), ("m²", "m3", "m٣a")])
-def test_classes_named_with_digits_of_any_script(folder, names):
+def test_class_names_with_digits_of_any_script_are_read(folder, names):
     """`int` does not read all that `str.isdigit` calls digits."""
     root = folder()
     for split in ("train", "val"):
@@ -287,7 +287,7 @@ def test_tar_files_in_a_tar_file_are_classes(folder, tmp_path):
     assert [train.read(i)[0].tobytes() for i in range(12)] == images
 
 
-def test_broken_tar_file(tars):
+def test_a_truncated_tar_file_is_refused(tars):
     root = tars()
     shutil.rmtree(root / "train")
     content = (root / "train.tar").read_bytes()
@@ -297,7 +297,7 @@ def test_broken_tar_file(tars):
 
 
 @pytest.mark.parametrize("kind, dtype", [("png", "uint16"), ("tif", ">u2"), ("tif", "int32"), ("pgm", "uint16")])
-def test_the_upper_half_of_16_bits_is_read(tmp_path, kind, dtype):
+def test_images_of_16_bits_keep_their_upper_8_bits(tmp_path, kind, dtype):
     path = tmp_path / f"0.{kind}"
     Image.fromarray(np.array([[0, 255, 256], [25700, 65280, 65535]], dtype)).save(path)
     image = decode(lambda: Image.open(path), path)
@@ -343,7 +343,7 @@ def test_pixels_of_unknown_range_are_refused(tmp_path, pixels, words):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("datasets"), reason="the extra `datasets` is not installed")
-def test_hugging_face(folder, tmp_path):
+def test_a_hugging_face_data_set_is_read(folder, tmp_path):
     root = folder()
     splits = open_data(f"hfds/{root}", root=str(tmp_path / "cache"))
     assert (len(splits.train), len(splits.test), splits.classes) == (12, 6, ("cat", "dog", "eel"))
@@ -380,14 +380,14 @@ def check_shards(splits):
     assert splits.train.read(3)[0].size == (32, 32)
 
 
-def test_shards_found_by_name(shards):
+def test_shards_are_found_by_their_names(shards):
     check_shards(open_data("wds/", root=shards))
     check_shards(open_data(f"wds/{shards.name}", root=shards.parent))
     with pytest.raises(FileNotFoundError, match="nowhere has no shards of train"):
         open_data("wds/nowhere", root=shards)
 
 
-def test_shards_listed(shards):
+def test_shards_that_info_json_lists_are_read(shards):
     names = {"train": ["x-train-0000.tar", "x-train-0001.tar"], "validation": ["x-val-0000.tar"]}
     splits = {
         split: dict(name=split, filenames=files, shard_lengths=[2] * len(files), num_samples=2 * len(files))
@@ -397,11 +397,11 @@ def test_shards_listed(shards):
     check_shards(open_data("wds/", root=shards))
 
 
-def test_names_of_many_digits_have_an_order():
+def test_file_names_of_many_digits_can_be_sorted():
     assert natural_order("9" * 5000) > natural_order("10") > natural_order("9")
 
 
-def test_an_info_about_other_things_is_not_needed(shards):
+def test_an_info_json_without_splits_is_ignored(shards):
     (shards / "info.json").write_text(json.dumps({"license": "CC0"}))
     check_shards(open_data("wds/", root=shards))
 
@@ -417,7 +417,7 @@ def test_an_info_about_other_things_is_not_needed(shards):
         ('{"splits": {"train": {"filenames": "a.tar"}}}', "filenames in the split 'train' is 'a.tar'"),
     ],
 )
-def test_an_info_that_is_damaged_is_named(text, problem, shards):
+def test_a_damaged_info_json_is_refused(text, problem, shards):
     (shards / "info.json").write_text(text)
     with pytest.raises(ValueError, match=f"{shards}/info.json:? {problem}"):
         open_data("wds/", root=shards)
@@ -439,7 +439,7 @@ PNG, LABEL = ("30", "png", b""), ("30", "cls", b"0")
         ([PNG, ("30", "cls", b"100001")], "30.cls holds the label 100001; labels may be 100,000 at most"),
     ],
 )
-def test_samples_that_are_refused(files, words, shards, shard):
+def test_wrong_samples_in_shards_are_refused(files, words, shards, shard):
     shard(shards / "x-train-0002.tar", files)
     with pytest.raises(ValueError, match=f"x-train-0002.tar: {words}"):
         open_data("wds/", root=shards)
@@ -464,7 +464,7 @@ def write_mnist(place, train="train", test="t10k"):
 
 
 @pytest.mark.parametrize("name, place", [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")])
-def test_mnist_and_similar_sets(tmp_path, name, place):
+def test_mnist_and_similar_sets_are_read(tmp_path, name, place):
     write_mnist(tmp_path / place / "raw")
     splits = open_data(name, root=tmp_path)
     assert (len(splits.train), len(splits.test), len(splits.classes)) == (30, 20, 10)
@@ -472,14 +472,14 @@ def test_mnist_and_similar_sets(tmp_path, name, place):
     assert splits.train.read(3)[1] == 3 and splits.test.path(7) == f"{name} test 7"
 
 
-def test_emnist(tmp_path):
+def test_emnist_is_read_with_its_47_classes(tmp_path):
     write_mnist(tmp_path / "EMNIST" / "raw", "emnist-balanced-train", "emnist-balanced-test")
     splits = open_data("emnist", root=tmp_path)
     assert (len(splits.train), len(splits.test), len(splits.classes), splits.in_chans) == (30, 20, 47, 1)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar(tmp_path, name, monkeypatch):
+def test_cifar_is_read_with_its_class_names(tmp_path, name, monkeypatch):
     """Small files replace CIFAR's files, so checksums are not checked."""
     import pickle
 
@@ -499,7 +499,7 @@ def test_cifar(tmp_path, name, monkeypatch):
     assert (splits.classes, splits.in_chans, splits.test.size) == (tuple(names), 3, 32)
 
 
-def test_svhn(tmp_path, monkeypatch):
+def test_svhn_is_read_with_the_label_10_as_digit_0(tmp_path, monkeypatch):
     scipy_io = pytest.importorskip("scipy.io")
     monkeypatch.setattr("torchvision.datasets.SVHN._check_integrity", lambda self: True)
     for split, count in ("train", 20), ("test", 10):
@@ -524,7 +524,7 @@ def test_flowers_trains_on_its_train_and_val(tmp_path, image, monkeypatch):
     assert splits.train.labels.tolist() == [0, 1, 2, 3] and splits.train.read(3)[0].size == (60, 50)
 
 
-def test_pets(tmp_path, image):
+def test_pets_are_read_from_their_lists(tmp_path, image):
     place = tmp_path / "oxford-iiit-pet"
     (place / "images").mkdir(parents=True)
     (place / "annotations").mkdir()
@@ -540,7 +540,7 @@ def test_pets(tmp_path, image):
     assert splits.train.labels.tolist() == [0, 1, 0, 1] and not splits.train.small
 
 
-def test_food(tmp_path, image):
+def test_food_is_read_from_its_lists(tmp_path, image):
     place = tmp_path / "food-101"
     (place / "meta").mkdir(parents=True)
     for split in "train", "test":
@@ -554,12 +554,12 @@ def test_food(tmp_path, image):
 
 
 @pytest.mark.parametrize("name", TORCHVISION_SETS)
-def test_a_set_that_is_not_there(name, tmp_path):
+def test_a_missing_data_set_is_refused(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{name} was not found in {tmp_path}.*--data-dir.*--download"):
         open_data(name, root=tmp_path)
 
 
-def test_a_set_that_cannot_be_fetched(tmp_path, monkeypatch):
+def test_a_failed_download_is_reported(tmp_path, monkeypatch):
     def unreachable(root, **_):
         raise OSError("no route to host")
 
@@ -588,7 +588,7 @@ def test_the_digest_depends_on_names_sizes_and_labels(folder, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["size", "name", "class"])
-def test_the_digest_notices(folder, change):
+def test_the_digest_changes_with_size_name_and_class(folder, change):
     root = folder()
     before = open_data("folder", root=root).digest["train"]
     path = root / "train" / "cat" / "0.png"
@@ -609,7 +609,7 @@ def test_folders_and_their_tar_files_have_one_digest(tars):
     assert open_data("folder", root=root).digest == before
 
 
-def test_a_split_that_is_not_there_cannot_be_scored(folder):
+def test_a_missing_split_cannot_be_scored(folder):
     root = folder()
     with pytest.raises(ValueError, match="test_on is 'test'. Accepted: val. These are the splits of .*set to score"):
         open_data("folder", root=root, test_on="test")

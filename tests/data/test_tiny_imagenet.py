@@ -39,7 +39,7 @@ def tiny(tmp_path, image):
 
 
 @pytest.mark.parametrize("of", ["the folder", "its parent"])
-def test_splits_and_classes(tiny, of):
+def test_the_data_set_is_read_in_the_order_of_its_class_numbers(tiny, of):
     splits = open_data("tiny_imagenet", root=tiny if of == "the folder" else tiny.parent)
     assert splits.classes == ("goldfish", "Egyptian cat")  # in the order of WordNet's numbers
     assert (splits.test.size, splits.in_chans, splits.train.labels.tolist()) == (64, 3, [0, 0, 0, 1, 1, 1])
@@ -61,25 +61,25 @@ def test_download_unpacks_the_official_archive(tiny, tmp_path, monkeypatch):
     assert len(splits.train) == 6 and (tmp_path / "new" / tiny.name / "wnids.txt").is_file()
 
 
-def test_failed_download(tmp_path, monkeypatch):
+def test_a_failed_download_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(tiny_imagenet, "URL", f"file://{tmp_path}/nothing.zip")
     with pytest.raises(FileNotFoundError, match=r"could not be downloaded to .*: fetch file://.*nothing.zip yourself"):
         open_data("tiny_imagenet", root=tmp_path / "new", download=True)
 
 
-def test_missing(tmp_path):
+def test_a_missing_data_set_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"was not found in .*, which has no wnids.txt: give .*--data-dir"):
         open_data("tiny_imagenet", root=tmp_path)
 
 
-def test_class_that_the_list_lacks(tiny):
+def test_a_class_that_wnids_txt_lacks_is_refused(tiny):
     (tiny / "wnids.txt").write_text("n01443537\n")
     with pytest.raises(ValueError, match=r"n02124075_0.JPEG has the class n02124075, which is not in wnids.txt"):
         open_data("tiny_imagenet", root=tiny)
 
 
 @pytest.mark.parametrize("name", ["words.txt", "val/val_annotations.txt"])
-def test_a_line_that_is_cut_is_named(name, tiny):
+def test_a_truncated_line_is_refused(name, tiny):
     file = tiny / name
     file.write_text(file.read_text().partition("\t")[0])
     with pytest.raises(ValueError, match=f"{file}:1 has fewer than two values separated by tabs: unpack the archive"):
@@ -104,7 +104,7 @@ def test_no_image_outside_of_the_data_set_is_read(tiny, image):
         test.read(0)
 
 
-def test_opened_as_a_folder(tiny):
+def test_opening_it_as_a_folder_names_the_right_option(tiny):
     with pytest.raises(ValueError, match=re.escape(f"open it with --data tiny_imagenet --data-dir {tiny}")):
         open_data("folder", root=tiny)
 
