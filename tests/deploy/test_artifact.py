@@ -38,7 +38,7 @@ ARTIFACT = Artifact(
 KNOWN = ARTIFACT.model.to_dict()
 
 
-def test_is_read_as_it_was_written(tmp_path):
+def test_an_artifact_is_read_as_it_was_written(tmp_path):
     ARTIFACT.save(tmp_path)
     assert load_artifact(tmp_path) == ARTIFACT
 
@@ -71,7 +71,7 @@ def test_damaged_file_is_refused(tmp_path, change, words):
         ({"model": KNOWN | {"interpolation": None}}, r"there is no interpolation in model"),
     ],
 )
-def test_what_a_task_reads_is_checked(tmp_path, change, words):
+def test_each_task_checks_the_entries_that_it_needs(tmp_path, change, words):
     ARTIFACT.save(tmp_path)
     edit(tmp_path, **change)
     artifact = load_artifact(tmp_path)
@@ -85,12 +85,12 @@ def test_another_task_is_refused(tmp_path):
         metamix.tasks.predict.main(["photo.jpg", "--model", str(tmp_path), "--task", "detection"])
 
 
-def test_other_folders_are_refused(tmp_path):
+def test_a_folder_without_export_json_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no export.json. Make one with metamix export MODEL --output NEW$"):
         load_exported(tmp_path)
 
 
-def test_what_to_give_instead(tmp_path):
+def test_errors_say_what_to_give_instead_of_a_run_or_a_file(tmp_path):
     run, exported = tmp_path / "run", tmp_path / "exported"
     for file in (run / "model.safetensors", exported / "model.onnx"):
         file.parent.mkdir()
@@ -127,6 +127,6 @@ def test_exported_model_is_not_a_checkpoint(tmp_path):
         ("openvino", "int4", "precision is 'int4'; did you mean 'int8'"),
     ],
 )
-def test_cells_that_do_not_exist(format, precision, words):
+def test_precisions_that_a_format_lacks_are_refused(format, precision, words):
     with pytest.raises(ValueError, match=words):
         check_format(format, precision)

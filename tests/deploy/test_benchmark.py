@@ -82,7 +82,7 @@ def test_runs_are_merged_by_their_medians(monkeypatch):
     assert result["runs"] == 3
 
 
-def test_converted_models_are_used_again(monkeypatch, tmp_path):
+def test_converted_models_are_reused(monkeypatch, tmp_path):
     pytest.importorskip("openvino", reason="openvino is not installed: pip install 'metamix[deploy]'")
     options = dict(engines=["openvino"], precisions=["fp32"], batch_sizes=[1], seconds=0, folder=tmp_path)
     assert benchmark(["metaformer_nin_s12"], **options)["failed"] == {}
@@ -110,7 +110,7 @@ def test_a_model_that_an_engine_cannot_run_is_named(monkeypatch):
     assert table(result).endswith("openvino fp32 failed: OpenVINO cannot convert the model: no such op")
 
 
-def test_what_does_not_fit_is_refused(monkeypatch):
+def test_wrong_options_and_missing_packages_are_refused(monkeypatch):
     for models, options, words in (
         (["metaformer_nin_s12"], dict(engines=["openvin"]), "engine is 'openvin'; did you mean 'openvino'"),
         (["metaformer_nin_s12"], dict(precisions=["int4"]), "precision is 'int4'; did you mean 'int8'"),

@@ -48,7 +48,7 @@ def check_cell(source, folder, format):
 
 
 @pytest.mark.parametrize(("mixer", "format"), CELLS)
-def test_mixer(mixer, format, weights, tmp_path):
+def test_every_mixer_is_exported_with_equal_outputs(mixer, format, weights, tmp_path):
     model = check_cell(weights(mixer), tmp_path / "out", format)
     with pytest.raises(ValueError, match=r"\(1, 3, 16, 20\) are given, but the exported model takes \(n, 3, 16, 16\)"):
         model(torch.randn(1, 3, 16, 20))
@@ -56,14 +56,14 @@ def test_mixer(mixer, format, weights, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("mixer", "format"), OTHERS)
-def test_mixer_in_the_other_formats(mixer, format, weights, tmp_path):
+def test_every_mixer_is_exported_in_the_other_formats(mixer, format, weights, tmp_path):
     check_cell(weights(mixer), tmp_path / "out", format)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("mixer", list_mixers())
-def test_dynamic_size(mixer, format, weights, tmp_path):
+def test_dynamic_exports_compute_images_of_other_sizes(mixer, format, weights, tmp_path):
     source = weights(mixer)
     export(source, output=tmp_path / "out", format=format, dynamic=True, seconds=0)
     model, eager = load_exported(tmp_path / "out", trust=True), metamix.load_classifier(source).model
@@ -73,8 +73,8 @@ def test_dynamic_size(mixer, format, weights, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_dynamic_size_from_maps_of_one_pixel(format, weights, tmp_path):
-    """torch.export takes their size for a constant, with which OpenVINO is silently wrong for larger images."""
+def test_dynamic_exports_from_maps_of_one_pixel_compute_other_sizes(format, weights, tmp_path):
+    """torch.export treats their size as a constant. OpenVINO would compute larger images wrongly, without an error."""
     source = weights("wavemix", dims=(8,))
     export(source, output=tmp_path / "out", format=format, img_size=2, dynamic=True, seconds=0)
     model, eager = load_exported(tmp_path / "out"), metamix.load_classifier(source).model
@@ -93,7 +93,7 @@ def test_a_dynamic_program_of_torch_needs_larger_maps(weights, tmp_path):
     assert load_exported(tmp_path / "out", trust=True)(torch.randn(3, 3, 64, 90)).shape == (3, 3)
 
 
-def test_a_model_of_one_size_is_not_dynamic(tmp_path):
+def test_a_model_of_a_fixed_size_cannot_be_exported_as_dynamic(tmp_path):
     about = {"model": "vit_tiny_patch16_224", "model_args": {"depth": 1}, "num_classes": 2}
     vit = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=2)
     save_weights(tmp_path / "v.safetensors", vit.state_dict(), about)
@@ -102,7 +102,7 @@ def test_a_model_of_one_size_is_not_dynamic(tmp_path):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_an_exported_model_is_pickled_and_copied(format, weights, tmp_path, monkeypatch):
+def test_an_exported_model_can_be_pickled_and_copied(format, weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     export(weights("identity"), output="out", format=format, seconds=0)
     trained, images = metamix.load("out", threads=1, trust=True), torch.randn(2, 3, 16, 16)
@@ -113,8 +113,8 @@ def test_an_exported_model_is_pickled_and_copied(format, weights, tmp_path, monk
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_dynamic_size_with_windows(format, weights, tmp_path):
-    """The windows reflect maps, at places whose remainder by a symbolic side the exporters do not know."""
+def test_dynamic_exports_of_windows_compute_other_sizes(format, weights, tmp_path):
+    """Windows are filled up by reflection, by an amount that the exporters do not know for a symbolic side."""
     source = weights("raft", mixer_args={"resample": "windows"})
     export(source, output=tmp_path / "out", format=format, dynamic=True, seconds=0)
     model, eager = load_exported(tmp_path / "out"), metamix.load_classifier(source).model
@@ -123,7 +123,7 @@ def test_dynamic_size_with_windows(format, weights, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["openvino", "torch"])
-def test_bf16(format, weights, tmp_path):
+def test_bf16_exports_return_float32_close_to_fp32(format, weights, tmp_path):
     source = weights("identity")
     report = export(source, output=tmp_path / "out", format=format, precision="bf16", seconds=0.01)
     model, images = load_exported(tmp_path / "out", trust=True), torch.randn(4, 3, 16, 16)
@@ -133,7 +133,7 @@ def test_bf16(format, weights, tmp_path):
     assert report["speed"]["eager"].keys() == report["speed"]["exported"].keys()
 
 
-def test_on_the_command_line(tmp_path, capsys):
+def test_export_on_the_command_line_reports_scores_and_predicts(tmp_path, capsys):
     """Export shipped weights, compare them on their data set, and label images with the result."""
     folder, name = tmp_path / "out", "metaformer_pooling_nano.digits"
     words = ["--data", "digits", "--images", "50", "--seconds", "0.1"]
@@ -154,7 +154,7 @@ def test_on_the_command_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("size", [(16, 16), (75, 52), (40, 61)])
-def test_program_of_onnxruntime(size, weights, tmp_path, monkeypatch, capsys):
+def test_the_onnxruntime_snippet_in_the_docs_gives_the_predicted_label(size, weights, tmp_path, monkeypatch, capsys):
     """The snippet of docs/deploy.md gives the label of `metamix predict`, also if the photo lies on its side."""
     folder = tmp_path / "raft-onnx"
     export(weights("identity"), output=folder, format="onnx", seconds=0)
@@ -171,11 +171,11 @@ def test_program_of_onnxruntime(size, weights, tmp_path, monkeypatch, capsys):
     exec(compile(snippet, "snippet", "exec"), names)
     assert capsys.readouterr().out == f"{label['label']}\n"
     probability = float(torch.tensor(names["logits"][0]).softmax(0).max())
-    assert probability == pytest.approx(label["probability"], abs=1e-5)  # the label may come from any orientation
+    assert probability == pytest.approx(label["probability"], abs=1e-5)  # the label may be right by chance
 
 
 @pytest.mark.slow
-def test_compiled_package(weights, tmp_path, caplog):
+def test_the_program_replaces_a_compiled_package_that_cannot_be_loaded(weights, tmp_path, caplog):
     source, folder = weights("pooling"), tmp_path / "out"
     export(source, output=folder, format="torch", compile=True, seconds=0)
     package = folder / "model.compiled.pt2"
@@ -189,7 +189,7 @@ def test_compiled_package(weights, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
-def test_int8(format, tmp_path):
+def test_int8_loses_no_more_than_the_limit(format, tmp_path):
     """The limit is decided on training images that calibration does not see; the test split is only reported."""
     folder, name = tmp_path / "out", "metaformer_pooling_nano.digits"
     options = dict(format=format, precision="int8", data="digits", images=100, calibration_images=32, seconds=0)
@@ -236,7 +236,7 @@ def test_the_program_holds_no_image_of_the_data(tmp_path):
     assert example.shape == images.shape and not torch.equal(example, images)
 
 
-def test_file_that_does_not_name_its_model(tmp_path):
+def test_a_file_that_does_not_name_its_model_needs_the_name(tmp_path):
     name = "metaformer_pooling_nano"
     file, folder = str(tmp_path / "plain.pt"), str(tmp_path / "out")
     torch.save(timm.create_model(name, num_classes=3).state_dict(), file)
@@ -290,13 +290,13 @@ def test_missed_parity_is_reported(weights, tmp_path, monkeypatch):
         (dict(compile=True), r"the format onnx is not compiled: leave --compile out"),
     ],
 )
-def test_refusals(options, words, tmp_path):
+def test_exports_with_wrong_options_are_refused(options, words, tmp_path):
     arguments = dict(source="metaformer_pooling_nano.digits", output=tmp_path / "out") | options
     with pytest.raises((ValueError, OSError), match=words):
         export(**arguments)
 
 
-def test_a_size_that_the_model_does_not_take(tmp_path):
+def test_a_size_that_the_model_does_not_take_is_refused(tmp_path):
     about = {"model": "vit_tiny_patch16_224", "model_args": {"depth": 1}, "num_classes": 2}
     vit = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=2)
     save_weights(tmp_path / "v.safetensors", vit.state_dict(), about)
@@ -304,7 +304,7 @@ def test_a_size_that_the_model_does_not_take(tmp_path):
         export(str(tmp_path / "v.safetensors"), output=tmp_path / "out", img_size=64)
 
 
-def test_graph_that_cannot_be_recorded(weights, tmp_path, monkeypatch):
+def test_a_model_that_torch_export_cannot_record_is_refused(weights, tmp_path, monkeypatch):
     class Reads(nn.Module):
         def forward(self, x):
             return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
@@ -326,7 +326,7 @@ def test_graph_that_cannot_be_recorded(weights, tmp_path, monkeypatch):
         ("", "RuntimeError"),
     ],
 )
-def test_reason_of_an_exporter(message, words):
+def test_errors_of_exporters_are_shortened_to_one_line(message, words):
     with pytest.raises(ValueError) as error, as_value_error("it fails"):
         raise RuntimeError(message)
     assert str(error.value) == f"it fails: {words}"
@@ -342,7 +342,7 @@ def test_number_of_threads_is_restored(weights, tmp_path):
         torch.set_num_threads(before)
 
 
-def test_a_file_that_the_engine_refuses(weights, tmp_path):
+def test_a_file_that_the_engine_cannot_load_is_reported(weights, tmp_path):
     export(weights("identity"), output=tmp_path / "out", format="onnx", seconds=0)
     (tmp_path / "out" / "model.onnx").write_bytes(b"of a later version")
     load_artifact(tmp_path / "out").save(tmp_path / "out")
@@ -350,13 +350,13 @@ def test_a_file_that_the_engine_refuses(weights, tmp_path):
         load_exported(tmp_path / "out")
 
 
-def test_folder_that_is_not_an_export():
+def test_predict_refuses_a_missing_folder_of_an_export():
     with pytest.raises(SystemExit, match="there is no folder raft-onx: --model is a folder that metamix export"):
         metamix.tasks.predict.main(["photo.jpg", "--model", "raft-onx"])
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "model.onnx"])
-def test_output_that_holds_other_files(name, tmp_path):
+def test_an_output_with_other_files_is_refused(name, tmp_path):
     (tmp_path / name).write_text("years of work")
     with pytest.raises(ValueError, match=rf"holds other files \({name}\): give a new folder"):
         export("metaformer_pooling_nano.digits", output=tmp_path)
@@ -369,7 +369,7 @@ def test_options_without_data_are_refused(tmp_path):
         export("metaformer_pooling_nano.digits", output=tmp_path / "out", images=5)
 
 
-def test_missing_extra(tmp_path, monkeypatch):
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"OpenVINO is missing: pip install 'metamix\[deploy\]', or only openvino"):
         export("metaformer_pooling_nano.digits", output=tmp_path / "out", format="openvino")

@@ -1,4 +1,4 @@
-"""Test that layers in the form for OpenVINO compute the same."""
+"""Test that norms in the form for OpenVINO compute the same as the original norms."""
 
 import torch
 from timm.layers import GroupNorm1, GroupNorm1Act, LayerNorm2d

@@ -17,7 +17,7 @@ from metamix.utils.checks import DoesNotFit
     ("capabilities", "precision", "asked"),
     [(["FP32", "BF16"], "int8", "bf16"), (["FP32", "BF16"], "fp32", "f32"), (["FP32"], "int8", "f32")],
 )
-def test_openvino_computes_in_bf16_where_the_processor_can(monkeypatch, capabilities, precision, asked):
+def test_openvino_computes_int8_graphs_in_bf16_if_the_processor_can(monkeypatch, capabilities, precision, asked):
     settings = {}
     core = SimpleNamespace(
         get_property=lambda device, name: capabilities,
@@ -28,7 +28,7 @@ def test_openvino_computes_in_bf16_where_the_processor_can(monkeypatch, capabili
     assert settings == {"INFERENCE_PRECISION_HINT": asked, "INFERENCE_NUM_THREADS": 1}
 
 
-def test_threads_take_turns_in_openvino(monkeypatch):
+def test_threads_take_turns_in_an_openvino_model(monkeypatch):
     """OpenVINO's compiled model keeps one request; threads that call it at once get each other's outputs."""
     busy = Lock()
 

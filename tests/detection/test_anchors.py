@@ -30,13 +30,13 @@ STRIDES = (8, 16, 32, 64, 128)  # at the paper's scale, anchors from 32 to 813 p
 )
 def test_anchor_scale_covers_the_boxes(sizes, strides, scale):
     many = torch.linspace(*sizes, 1001) if sizes else torch.zeros(0)
-    if sizes:  # the quantiles of 5 % and 95 % at the ends
+    if sizes:  # so that the quantiles of 5 % and 95 % are `sizes`
         margin = (sizes[1] - sizes[0]) / 18
         many = torch.linspace(sizes[0] - margin, sizes[1] + margin, 1001)
     assert choose_anchor_scale(many, strides) == pytest.approx(scale, abs=0.011)
 
 
-def test_more_than_16_million_boxes():
+def test_more_than_16_million_boxes_can_be_measured():
     sizes = torch.tensor([50.0]).expand(2**24 + 1)
     assert choose_anchor_scale(sizes, STRIDES) == 4.0
     assert describe_sizes(sizes, None) == "boxes are 50 to 50 pixels large (5 % to 95 %, median 50)"
@@ -101,7 +101,7 @@ def test_fine_tuning_keeps_the_anchors_of_the_detector(few, tmp_path):
     assert anchors(resumed.model.build(start.describe(model))) == [28, 56] and resumed.options.anchor_scale == 3.5
 
 
-def test_anchor_scale_in_detector_args_still_counts(few):
+def test_anchor_scale_in_detector_args_is_still_accepted(few):
     options = dict(SMALL, data_dir=str(few), detector_args={"anchor_scale": 3})
     task = Detection(DetectionOptions(**options))
     assert task.options.anchor_scale == 3 and anchors(task.model.build()) == [24, 48]

@@ -339,7 +339,7 @@ def test_coco_keeps_masks_areas_and_crowds(original, tmp_path):
 
 
 def test_an_obj_data_is_found_by_a_relative_path(original, tmp_path, monkeypatch):
-    """An empty line of obj.names has a number too, and `valid =` names nothing."""
+    """Empty lines of obj.names count as classes, and `valid =` names no list."""
     yolo_of_darknet(original, tmp_path / "source")
     (tmp_path / "source/obj.names").write_text("disc\n\nsquare\n\n")
     for label in tmp_path.glob("source/*/*.txt"):
@@ -361,7 +361,7 @@ def test_an_obj_data_without_names_is_refused(original, tmp_path):
 def test_yolo_keeps_polygons_and_leaves_out_keypoints(original, tmp_path, capsys):
     source = tmp_path / "source"
     yolo_by_kind(original, source)
-    wide = "1 -0.005 0.25 1.005 0.25 0.5 0.75\n"  # programs round, and shares may be a little less than 0
+    wide = "1 -0.005 0.25 1.005 0.25 0.5 0.75\n"  # rounding puts points a little outside of the image
     (source / LABEL).write_text("0 0.5 0.5 0.25 0.5\n1 0.25 0.25 0.75 0.25 0.5 0.75\n" + wide)
     assert metamix_command("convert", "yolo", source, tmp_path / "out") == 0
     box, triangle, _ = read_annotations_of(tmp_path / "out", "train_0.png")
@@ -385,7 +385,7 @@ def read_annotations_of(folder, image):
     return [annotation for annotation in data["annotations"] if annotation["image_id"] == number]
 
 
-def test_a_split_is_the_same_again_and_of_the_given_share(original, tmp_path, monkeypatch):
+def test_a_new_split_is_repeatable_and_has_the_given_share(original, tmp_path, monkeypatch):
     yolo_by_kind(original, tmp_path / "source")
     monkeypatch.chdir(tmp_path)
     for name, source in (("a", "source"), ("b", tmp_path / "source/data.yaml")):
@@ -404,7 +404,7 @@ def test_the_printed_command_trains(original, tmp_path, capsys):
     assert "data     out: 10 train, 2 val" in capsys.readouterr().out
 
 
-def test_images_are_links_where_they_can_be(original, tmp_path, monkeypatch):
+def test_images_are_hard_links_if_possible_and_copies_otherwise(original, tmp_path, monkeypatch):
     labelimg(original, tmp_path / "source")
     assert metamix_command("convert", "voc", tmp_path / "source", tmp_path / "out") == 0
     image = next((tmp_path / "out/train").iterdir())
@@ -441,7 +441,7 @@ def replace(name, old, new):
     return lambda folder: (folder / name).write_text((folder / name).read_text().replace(old, new, 1))
 
 
-def shares(folder):
+def relative_boxes(folder):
     (folder / "boxes.csv").write_text("file,class,x1,y1,x2,y2\ntrain_0.png,disc,0.1,0.2,0.3,0.4\n")
 
 
@@ -492,18 +492,18 @@ LABEL = "labels/train/train_0.txt"
         (csv_of_corners, replace("boxes.csv", "xmin", "left"), "boxes.csv:1 has only left, xmax, ymax, ymin of a box"),
         (csv_of_corners, replace("boxes.csv", "filename,", "a,"), "boxes.csv:1 has the columns a, .* line must name"),
         (csv_of_corners, lambda folder: shutil.rmtree(folder / "images"), "boxes.csv lists no image that exists"),
-        (csv_of_corners, shares, "at most 1: boxes must be in pixels"),
+        (csv_of_corners, relative_boxes, "at most 1: boxes must be in pixels"),
         (csv_of_corners, lambda folder: (folder / "a.csv").touch(), "holds 2 .csv files: give the path of one"),
     ],
 )
-def test_odd_labels_are_refused_with_their_place(write, change, said, source, tmp_path):
+def test_wrong_labels_are_refused_with_their_file_and_line(write, change, said, source, tmp_path):
     format, folder = source(write, change)
     with pytest.raises(SystemExit, match=said):
         metamix_command("convert", format, folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_left_out_or_odd_is_printed(original, tmp_path, capsys):
+def test_entries_that_are_left_out_or_clipped_are_printed(original, tmp_path, capsys):
     source = tmp_path / "source"
     yolo_by_kind(original, source)
     (source / LABEL).write_text("0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0 0.1\n0 0.9 0.5 0.8 0.2\n")

@@ -86,7 +86,7 @@ def test_training_transforms_move_boxes_with_the_pixels(coco, options):
     assert seen > 20
 
 
-def test_every_option_of_the_augmentation_does_something(coco, options):
+def test_every_augmentation_option_has_its_effect(coco, options):
     split = open_split(find_splits(coco()), "train")
     image, target = split.read(0)
     x1, y1, x2, y2 = target["boxes"].as_subclass(torch.Tensor).T
@@ -112,7 +112,7 @@ def test_every_option_of_the_augmentation_does_something(coco, options):
 
 
 def test_boxes_at_the_edge_are_kept(coco, options):
-    """Resized to 57 rows, a box that ends at the 56th would end at 57.000004."""
+    """Resizing to 57 rows would move the lower side of a box to 57.000004, outside of the image."""
     coco()
     split = open_split(find_splits(options.data_dir), "train")
     transform = TrainTransform(replace(options, iou_crop=1.0))
@@ -123,7 +123,7 @@ def test_boxes_at_the_edge_are_kept(coco, options):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_masks_equal_the_masks_that_torchvision_makes_of_arrays(coco, options, seed):
-    """Masks are drawn from run lengths at the final size alone, so the memory for them does not grow with the image."""
+    """Masks are drawn from run lengths only at the final size, so large images need no more memory for them."""
     split = open_split(find_splits(coco()), "train", masks=True)
     image, target = split.read(seed % 3)
     arrays = torch.stack([torch.from_numpy(decode(runs)).byte() for runs in target["runs"]])
@@ -169,7 +169,7 @@ def test_eval_loader_yields_every_image_once_and_unchanged(coco, options):
     assert seen == [0, 1, 2, 3, 4]
 
 
-def test_pixels_to_train_on_have_the_range_of_pixels_to_score(coco, options):
+def test_training_images_are_scaled_to_the_range_0_to_1(coco, options):
     coco()
     batch = {"image": [torch.tensor([0, 255], dtype=torch.uint8)]}
     assert DetectionData(options).augment(batch, 0, 0)["image"][0].tolist() == [0, 1]
@@ -295,7 +295,7 @@ def test_training_and_verify_refuse_wrong_fields_in_the_same_words(coco, key, fi
     assert any(re.search(words, what) for what in find_problems(annotations, images))
 
 
-def test_the_command_of_the_message_can_be_pasted(coco):
+def test_the_verify_command_in_an_error_can_be_pasted(coco):
     folder = coco(train=1, val=1, test=1, change=change_first("images", id="10"))
     folder = folder.rename(folder.with_name("two words"))
     with pytest.raises(ValueError) as error:
@@ -358,7 +358,7 @@ def test_segmentations_that_cannot_be_drawn_are_refused(coco, key, fields, words
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 1.0])
-def test_compressed_run_lengths(share):
+def test_compressed_run_lengths_are_decoded_and_damage_is_noticed(share):
     shape = np.random.default_rng(0).random((64, 96)) < share
     shape[:, 40:70] = False  # a long run, and one that is much shorter than the run two before
     segmentation = coco_mask.encode(np.asfortranarray(shape.astype(np.uint8)))
@@ -460,10 +460,6 @@ def edit(folder, key, change):
     data = json.loads(file.read_text())
     change(data[key])
     file.write_text(json.dumps(data))
-
-
-def swap_class(annotations):
-    annotations[0]["category_id"] = {SQUARE: DISC, DISC: SQUARE}[annotations[0]["category_id"]]
 
 
 @pytest.mark.parametrize(

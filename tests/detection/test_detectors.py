@@ -118,7 +118,7 @@ def test_copies_predict_the_same():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_autocast_computes_boxes_in_float32(name):
+def test_losses_under_autocast_are_float32_and_close_to_fp32(name):
     model = detector(name)
     data = batch(2, 1, masks=name == "mask_rcnn")
     torch.manual_seed(1)
@@ -130,7 +130,7 @@ def test_autocast_computes_boxes_in_float32(name):
     torch.testing.assert_close(half, exact, rtol=0.1, atol=0.05)
 
 
-def test_retinanet_anchor_sizes():
+def test_retinanet_has_the_anchor_sizes_of_the_paper():
     def sizes(**options):
         return [[round(size) for size in level] for level in detector(**options).anchor_generator.sizes]
 
@@ -182,7 +182,7 @@ def test_roi_align_takes_a_stride_of_seven():
     coarse = roi_align(build_backbone("minattn_minimal_mlp_h1_mnist", depth=1, out_channels=1, out_indices=(1, 2)), 1)
     assert (align.map_levels.k_min, align.map_levels.k_max) == (2, 5)
     assert (coarse.map_levels.k_min, coarse.map_levels.k_max) == (3, 4)
-    align.scales = None  # torchvision's guess
+    align.scales = None  # torchvision then guesses the scales
     assert abs(align(maps, [box], [(224, 224)]).item() - 68) > 5
 
 
@@ -206,7 +206,7 @@ def test_mean_and_std_come_from_the_backbone():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_wrong_labels_are_named(name):
+def test_labels_out_of_range_are_refused(name):
     images, targets = batch(2, masks=name == "mask_rcnn")
     targets[0]["labels"] = torch.tensor([0, 4])
     with pytest.raises(ValueError, match="labels range from 0 to 4, but this detector has 3 classes: .* from 1"):
@@ -237,13 +237,13 @@ def test_backbone_args_of_a_built_backbone_are_refused():
 
 
 @pytest.mark.parametrize("option", ["pretrained", "in_chans", "mixer", "dynamic_img_size", "img_size"])
-def test_arguments_of_the_backbone_are_named(option):
+def test_backbone_arguments_given_to_the_detector_are_refused(option):
     with pytest.raises(ValueError, match=f"no option '{option}'.*Arguments of the backbone go into backbone_args"):
         build_detector("fcos", backbone="metaformer_pooling_nano", num_classes=1, **{option: 1})
 
 
 @pytest.mark.parametrize("in_chans", [1, 4])
-def test_grey_and_four_channel_images(in_chans):
+def test_detectors_take_grey_and_four_channel_images(in_chans):
     torch.manual_seed(0)
     model = build_detector(
         "fcos",

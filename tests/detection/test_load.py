@@ -64,7 +64,7 @@ def test_wrong_metadata_are_refused(tmp_path, tensors, change, words):
     assert "\n" not in str(error.value)
 
 
-def test_one_number_counts_for_all_channels(tmp_path, tensors):
+def test_one_mean_or_std_counts_for_all_channels(tmp_path, tensors):
     save_weights(tmp_path / "x.safetensors", tensors, GOOD | dict(mean=[0.5], std=[0.25]))
     assert load_detector(tmp_path / "x.safetensors").model.transform.image_mean == [0.5] * 3
 

@@ -59,7 +59,7 @@ def trained(data, tmp_path_factory):
 
 
 def test_masks_of_all_forms_are_read_and_scored(data):
-    """The masks of the annotations themselves score 100; without the crowd, its detection is not a false positive."""
+    """If the annotated masks are the detections, they score 100. The detection of the crowd is ignored."""
     split = open_split(find_splits(data), "train", masks=True)
     detections = []
     for number, annotation in split.coco.anns.items():
@@ -104,7 +104,7 @@ def test_predict_and_load_return_masks(trained, data, tmp_path):
 
 
 def test_masks_as_runs_equal_the_masks_of_torchvision():
-    """With run lengths, one mask at a time is an array; torchvision makes all of them at the size of the image."""
+    """Run lengths need the array of one mask at a time; torchvision makes the arrays of all masks at once."""
     torch.manual_seed(0)
     args = dict(out_indices=(1, 2), extra="none", out_channels=32, depths=(1, 1, 1), dims=(8, 8, 16))
     model = build_detector(
