@@ -51,7 +51,7 @@ def test_predict_takes_a_lower_threshold_than_the_detector(few, tmp_path, detect
         FindObjects((image,), output=tmp_path / "test_0.png").run(trained)
 
 
-def test_threads_share_a_detector(few):
+def test_threads_that_share_a_detector_keep_its_threshold(few):
     """The threshold of one thread must not become the detector's, as it did when another thread restored it later."""
     model = Detection(DetectionOptions(**SMALL, data_dir=str(few))).model.build().eval()
     trained, image = TrainedDetector(model, None, {}), few / "images" / "test_0.png"
@@ -120,7 +120,7 @@ def test_predict_leaves_out_images_that_the_model_does_not_take(tmp_path, capsys
         assert [record["image"] for record in records] == [str(paths[0]), str(paths[2])]
 
 
-def test_load_returns_a_detector_of_upright_images(weights, few, tmp_path):
+def test_load_returns_a_detector_that_turns_images_upright(weights, few, tmp_path):
     """Boxes are in pixels of the upright image, for files and PIL images, whatever their EXIF data and mode say."""
     detector = metamix.load(weights)
     assert detector.classes == detector.spec.classes == ("disc", "square") and not detector.model.training

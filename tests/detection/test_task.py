@@ -231,7 +231,7 @@ def test_fine_tuning_starts_from_a_detector_of_other_classes(few, tmp_path):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "e.safetensors")))
 
 
-def test_another_detector_is_named(few, tmp_path):
+def test_weights_of_another_detector_are_refused(few, tmp_path):
     task, model = build(few)
     save_weights(tmp_path / "d.safetensors", model.state_dict(), task.model.describe(model))
     with pytest.raises(ValueError, match="was trained with the detector retinanet, not fcos: give --detector retina"):
@@ -305,7 +305,7 @@ def test_pictures_leave_out_unreadable_images(tmp_path):
     assert (tmp_path / "test_images.png").exists()
 
 
-def test_detectors_that_do_not_say_what_they_were_trained_on_are_scored(few, tmp_path):
+def test_detectors_without_train_on_are_scored_on_test_and_holdout(few, tmp_path):
     options = DetectionOptions(**SMALL, data_dir=str(few))
     task = Detection(options)
     model = task.model.build()
@@ -317,7 +317,7 @@ def test_detectors_that_do_not_say_what_they_were_trained_on_are_scored(few, tmp
         assert list(Detection.trained(evaluation)[0].data.scored) == ["test", "holdout"]
 
 
-def test_eval_of_a_split_that_was_not_held_out(few, tmp_path):
+def test_eval_of_a_split_that_was_not_held_out_is_refused(few, tmp_path):
     task = Detection(DetectionOptions(**SMALL, data_dir=str(few), train_on=("train", "val")))
     model = task.model.build()
     save_weights(tmp_path / "d.safetensors", model.state_dict(), task.model.describe(model))
@@ -411,7 +411,7 @@ def test_weights_of_other_models_are_refused(few, tmp_path):
 
 
 @pytest.mark.usefixtures("rendered_figures")
-def test_pictures_show_any_name(tmp_path):
+def test_class_names_with_dollars_and_undecodable_bytes_are_drawn(tmp_path):
     """A $ starts no formula, and bytes that are not UTF-8 are escaped."""
     objects = {"boxes": torch.tensor([[5.0, 5, 30, 30]]), "labels": torch.tensor([1])}
     pixels = torch.zeros(3, 60, 60, dtype=torch.uint8)

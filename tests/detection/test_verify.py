@@ -165,7 +165,7 @@ def test_other_formats_are_refused(tmp_path, capsys, content):
     assert code == 1 and "x.json: not an annotation file in COCO's format" in out
 
 
-def test_folder_without_a_data_set_is_refused(tmp_path):
+def test_missing_data_and_wrong_options_are_refused(tmp_path):
     for words, said in (
         ([tmp_path], ".* holds no data set: expected"),
         ([tmp_path, "--images", tmp_path], "--images is for one annotation file"),

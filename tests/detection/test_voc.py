@@ -91,7 +91,7 @@ def write_b(text):
         (lambda folder: [path.unlink() for path in (folder / "Annotations").iterdir()], "holds no .xml file"),
     ],
 )
-def test_other_formats_are_refused(voc, spoil, words):
+def test_damaged_lists_and_xml_files_are_refused(voc, spoil, words):
     spoil(voc)
     with pytest.raises((ValueError, OSError), match=words):
         read_voc(voc)

@@ -1,4 +1,4 @@
-"""Change data before a run is resumed, but keep the names and sizes of their files."""
+"""Test that changed data are noticed on resume, even if names and sizes of the files are kept."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ WORDS = ["--batch-size", 4, "--amp", "none", "--warmup-epochs", 0, "--data", "fo
 
 @pytest.fixture
 def run(folder, tmp_path):
-    """Train for one epoch on bitmaps, whose files have one size; return the run folder and the data."""
+    """Train for one epoch on bitmaps, whose files have equal sizes; return the run folder and the data."""
     root = folder(kind="bmp")
     train(*WORDS, "--data-dir", root, "--epochs", 1, "--output", tmp_path / "run")
     return tmp_path / "run", root

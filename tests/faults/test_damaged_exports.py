@@ -1,4 +1,4 @@
-"""Damage exported models, edit them, plant files and code in them: all are refused, and no code runs without trust."""
+"""Test that damaged, edited and hostile exported models are refused, and that no code runs without trust."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Fill the disk, or let the training diverge: the last good checkpoint stays and the message says what to do."""
+"""Test that the last good checkpoint survives a full disk or diverging training, and that errors say what to do."""
 
 import errno
 import os
@@ -72,7 +72,7 @@ def test_a_full_disk_ends_an_export(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "format, file, package", [("onnx", "model.onnx", "onnxscript"), ("openvino", "model.xml", "openvino")]
 )
-def test_an_engine_that_cannot_write_its_file(format, file, package, tmp_path):
+def test_an_engine_that_cannot_write_its_file_is_reported(format, file, package, tmp_path):
     """The engines write their files themselves, and OpenVINO raises a RuntimeError of its own."""
     pytest.importorskip(package, reason="needs the extra deploy")
     words = ["metaformer_pooling_nano.digits", "--format", format, "--seconds", 0, "--output", tmp_path / "out"]
@@ -82,7 +82,7 @@ def test_an_engine_that_cannot_write_its_file(format, file, package, tmp_path):
     assert not (tmp_path / "out" / "export.json").exists()
 
 
-def test_a_repository_gets_no_truncated_file(tmp_path, monkeypatch):
+def test_publish_on_a_full_disk_leaves_no_truncated_file(tmp_path, monkeypatch):
     def open_full(path, mode, opener=None):
         full = path.parent == tmp_path / "out" and path.name.startswith("model.safetensors")
         return open("/dev/full", "wb") if full else open(path, mode, opener=opener)
@@ -95,7 +95,7 @@ def test_a_repository_gets_no_truncated_file(tmp_path, monkeypatch):
 
 @pytest.fixture
 def albums(tmp_path):
-    """A folder for each of two labels."""
+    """Make a folder of images for each of two labels."""
     for label, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
         (tmp_path / "albums" / label).mkdir(parents=True)
         for i in range(4):
@@ -127,7 +127,7 @@ def test_a_conversion_that_ends_early_leaves_nothing_that_looks_complete(error, 
 
 
 @pytest.mark.parametrize("output", ["labels.csv", "restored"])
-def test_predict_names_a_read_only_disk(output, tmp_path, monkeypatch):
+def test_predict_reports_a_read_only_disk(output, tmp_path, monkeypatch):
     """Such a disk also refuses to delete files that do not exist."""
 
     def refuse(path, *options, **more):
@@ -145,7 +145,7 @@ def test_predict_names_a_read_only_disk(output, tmp_path, monkeypatch):
         metamix_command("predict", tmp_path / "digit.png", *weights, "--output", tmp_path / output)
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+def test_an_output_that_cannot_be_written_is_refused_before_prediction(tmp_path, monkeypatch):
     open_data("digits").test.read(0)[0].save(tmp_path / "digit.png")
     monkeypatch.setattr(files, "open", Mock(side_effect=PermissionError(errno.EACCES, "no")), raising=False)
     monkeypatch.setattr("metamix.classification.predict.LabelImages.predict", Mock(side_effect=AssertionError("work")))
@@ -154,7 +154,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, m
         metamix_command("predict", tmp_path / "digit.png", *words)
 
 
-def test_a_folder_for_predictions_on_a_full_disk(tmp_path, monkeypatch):
+def test_a_folder_that_a_full_disk_refuses_is_reported(tmp_path, monkeypatch):
     def refuse(path, *options, **more):
         if path == tmp_path / "out" / "deep":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

@@ -387,13 +387,13 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_damage_is_reported(kind, tmp_path):
+def test_damaged_files_are_refused_or_read_within_limits(kind, tmp_path):
     assert fuzz(kind, tmp_path, kind.rounds) > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_more_damage_is_reported(kind, tmp_path):
+def test_more_damaged_files_are_refused_or_read_within_limits(kind, tmp_path):
     assert fuzz(replace(kind, name=f"{kind.name}, more"), tmp_path, 20 * kind.rounds) > 0
 
 
@@ -413,13 +413,13 @@ MISTAKES = {
     "an error that is not a refusal": (lambda content: {}["a"], "KeyError.'a'. is not a refusal"),
     "no file is named": (lambda content: int("a"), "no file is named in ValueError"),
     "a hang": (lambda content: time.sleep(10), "still waiting after 1 s"),
-    # Not memory that numpy or torch has freed before, which the process may have kept.
+    # New memory: numpy or torch may reuse memory that the process has kept.
     "much memory": (lambda content: mmap.mmap(-1, 2**25).write(bytes(2**25)), r"it took [3-6]\d MB"),
 }
 
 
 @pytest.mark.parametrize("mistake, words", MISTAKES.values(), ids=MISTAKES)
-def test_mistakes_are_found(mistake, words, tmp_path, monkeypatch):
+def test_the_fuzzer_finds_readers_with_mistakes(mistake, words, tmp_path, monkeypatch):
     whole = b"whole " * 9
 
     def read(folder):

@@ -87,7 +87,7 @@ def test_postscript_in_a_training_folder_is_an_image_that_cannot_be_read(ghostsc
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_all_formats_of_the_list_are_read(kind, tmp_path, image):
+def test_every_accepted_image_format_is_read(kind, tmp_path, image):
     image().save(tmp_path / "a", kind)
     assert decode_file(tmp_path / "a").size == (32, 32)
 
@@ -105,7 +105,7 @@ def test_one_function_opens_images():
 
 
 @pytest.mark.parametrize("place", ["images", "masks"])
-def test_a_pipe_among_images_and_masks(place, tmp_path):
+def test_a_pipe_among_images_and_masks_is_refused(place, tmp_path):
     draw_set(tmp_path / "scenes", (48, 40), train=4, val=2, test=2)
     pipe = min((tmp_path / "scenes" / "train" / place).iterdir())
     pipe.unlink()
@@ -114,7 +114,7 @@ def test_a_pipe_among_images_and_masks(place, tmp_path):
         SegmentationData(SegmentationOptions(data_dir=str(tmp_path / "scenes"), workers=0))
 
 
-def test_a_pipe_among_images_to_restore(tmp_path, image):
+def test_a_pipe_among_images_to_restore_is_refused(tmp_path, image):
     for i in range(4):
         image().save(tmp_path / f"{i}.png")
     os.mkfifo(tmp_path / "a.png")
@@ -123,7 +123,7 @@ def test_a_pipe_among_images_to_restore(tmp_path, image):
         RestorationData(options)
 
 
-def test_a_pipe_that_a_table_of_hugging_face_names(tmp_path, image):
+def test_a_pipe_in_a_table_of_hugging_face_is_refused(tmp_path, image):
     file, pipe = io.BytesIO(), tmp_path / "a.png"
     image().save(file, "PNG")
     os.mkfifo(pipe)
@@ -139,7 +139,7 @@ def test_a_pipe_that_a_table_of_hugging_face_names(tmp_path, image):
         assert images.content(0) and images.content(1) == images.content(2) == ""
 
 
-def test_a_pipe_in_a_data_set_of_torchvision(tmp_path):
+def test_a_pipe_in_a_data_set_of_torchvision_is_refused(tmp_path):
     os.mkfifo(tmp_path / "a.jpg")
     images = object.__new__(Torchvision)
     images.files, images.parts = [tmp_path / "a.jpg"], [(SimpleNamespace(), 0)]
@@ -169,7 +169,7 @@ def test_a_strip_is_refused_since_resizing_it_would_fill_the_memory(width, heigh
         read(tmp_path / "a.png")
 
 
-def test_an_option_moves_the_limit(folder, restore_limit, capsys):
+def test_max_pixels_sets_the_limit_of_verify(folder, restore_limit, capsys):
     root = folder()
     assert metamix_command("verify", root, "--max-pixels", 32 * 32 - 1) == 1
     assert "18 of 18 images" in (said := capsys.readouterr().out) and "it has more than 1,023 pixels" in said
@@ -199,7 +199,7 @@ def test_the_bytes_of_a_long_label_are_not_read(shard, tmp_path):
         open_data("wds/", root=tmp_path)
 
 
-def test_classes_whose_confusion_matrix_would_fill_the_memory(shard, tmp_path, image):
+def test_classes_whose_confusion_matrix_would_fill_the_memory_are_refused(shard, tmp_path, image):
     content = io.BytesIO()
     image().save(content, "PNG")
     for split in "train", "val":

@@ -21,10 +21,10 @@ from tests.helpers.running import metamix_command, train
 
 EVIL = "\x1b[2J\x1b]0;owned\x07cat\r\nepoch 9/9  test top1 100\u2028\x9b31m\u202e"
 SAFE = r"\x1b[2J\x1b]0;owned\x07cat\r\nepoch 9/9  test top1 100\u2028\x9b31m\u202e"
-CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]")  # but the newline, which ends lines
+CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]")  # all but the newline
 
 
-def test_what_is_escaped():
+def test_control_characters_are_escaped_and_other_letters_are_kept():
     assert printable(EVIL) == SAFE
     for name in ("naïve café.png", "猫 1.jpg", "👩\u200d💻.png", "C:\\new\\table.png"):
         assert printable(name) == name
@@ -78,7 +78,7 @@ def test_tables_are_one_line_a_row():
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+cmd|'/c calc'!A1", "-2+3", "@SUM(1)", "-"])
-def test_a_spreadsheet_takes_no_text_of_a_csv_for_a_formula(name):
+def test_csv_text_that_a_spreadsheet_would_take_for_a_formula_is_quoted(name):
     rows = list(csv.reader(io.StringIO(csv_text([(name, "a=b"), ("x", name)]))))
     assert rows == [[f"'{name}", "a=b"], ["x", f"'{name}"]]
 

@@ -1,4 +1,4 @@
-"""Kill a rank, send a signal to one rank, or kill torchrun itself."""
+"""Test runs of several processes in which a rank is killed, gets a signal or fails, or torchrun is killed."""
 
 import os
 import re
@@ -124,7 +124,7 @@ def test_a_signal_to_one_rank_stops_all_and_they_exit_with_0(tmp_path):
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_the_state_of_a_run_that_lost_a_rank_is_stopped(lost, tmp_path):
+def test_a_run_that_lost_a_rank_ends_with_an_error_and_the_state_stopped(lost, tmp_path):
     """Rank 0 writes all files; if rank 0 is killed, another rank writes state.txt."""
     run = tmp_path / "run"
     ranks = start_all(2, "--epochs", 1000, "--batch-size", 150, *EVERY_STEP, "--output", run, logs=tmp_path)

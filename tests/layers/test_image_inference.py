@@ -22,7 +22,7 @@ from tests.helpers.restorers import Blur, image
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 5), (9, 8), (15, 16), (33, 20)])
 @pytest.mark.parametrize("scale", [1, 2])
 def test_padding_is_below_and_to_the_right(size, scale):
-    """numpy repeats reflections."""
+    """Small images are reflected repeatedly, as by np.pad."""
     x, seen = image(*size), []
 
     def enlarge(padded):
@@ -49,7 +49,7 @@ def test_a_model_in_training_is_refused():
 @pytest.mark.parametrize("size, batches", [((8, 16), [8, 8]), ((16, 16), [16])])
 @pytest.mark.parametrize("scale", [1, 2])
 @torch.no_grad()
-def test_self_ensemble(size, batches, scale):
+def test_self_ensemble_is_the_mean_over_eight_turns_and_flips(size, batches, scale):
     torch.manual_seed(0)
     model, x = Blur(scale).eval(), image(*size, batch=2)
     expected = 0
@@ -69,7 +69,7 @@ def test_self_ensemble(size, batches, scale):
 )
 @pytest.mark.parametrize("scale", [1, 2])
 @torch.no_grad()
-def test_tiles(h, w, tile, overlap, scale):
+def test_tiles_equal_the_whole_image_except_at_their_ends(h, w, tile, overlap, scale):
     """Away from the ends of tiles, the result equals the result for the whole image; at the seams it is close."""
     torch.manual_seed(0)
     model, x = Blur(scale).eval(), image(h, w, batch=2)
@@ -90,7 +90,7 @@ def test_tiles(h, w, tile, overlap, scale):
 
 @pytest.mark.parametrize("scale", [1, 2])
 @torch.no_grad()
-def test_the_blend_is_smooth(scale):
+def test_tiles_are_blended_smoothly(scale):
     """If a model adds a different number to each tile, the result changes in small steps from tile to tile."""
     numbers = iter(range(99))
 
@@ -103,14 +103,14 @@ def test_the_blend_is_smooth(scale):
 
 
 @torch.no_grad()
-def test_tiles_of_few_bits_are_summed_in_float32():
+def test_bf16_tiles_are_summed_in_float32():
     x = image(40, 33).float()
     y = apply_in_tiles(lambda part: part.bfloat16(), x, tile=16, overlap=6)
     assert y.dtype == torch.float32
     torch.testing.assert_close(y, x, rtol=0, atol=2**-8)
 
 
-def test_tile_places():
+def test_tiles_cover_the_image_and_start_on_a_grid():
     assert tile_starts(10, 16, 4) == tile_starts(16, 16, 4) == [0]
     assert tile_starts(17, 16, 4) == [0, 8]
     assert tile_starts(1000, 512, 32) == [0, 240, 488]
@@ -123,7 +123,7 @@ def test_tile_places():
 
 
 @torch.no_grad()
-def test_blocks_of_jpeg_lie_in_tiles_and_graphs_as_in_the_image():
+def test_jpeg_blocks_stay_aligned_in_tiles_and_padded_images():
     """A network learns where JPEG's blocks begin, so every tile and padded image begins at a multiple of JPEG_BLOCK."""
     h, w = 150, 90
     rows, columns = (torch.arange(n) % JPEG_BLOCK for n in (h, w))
@@ -145,7 +145,7 @@ def test_blocks_of_jpeg_lie_in_tiles_and_graphs_as_in_the_image():
 
 @pytest.mark.parametrize("options", [dict(tile=0), dict(tile=40), dict(tile=16, whole=(33, 40))])
 @torch.no_grad()
-def test_images_that_need_no_tiles(options):
+def test_small_images_are_not_cut_into_tiles(options):
     model, x = Blur().eval(), image(33, 40, batch=2)
     torch.testing.assert_close(apply_in_tiles(model, x, overlap=4, **options), model(x), rtol=0, atol=0)
     assert model.batches == [2, 2]
@@ -163,6 +163,6 @@ def test_images_that_need_no_tiles(options):
         (dict(overlap=-1), "overlap is -1: give a whole number of at least 0"),
     ],
 )
-def test_tiles_that_cannot_be(options, words):
+def test_wrong_sizes_of_tiles_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         apply_in_tiles(nn.Identity().eval(), image(8, 8), **options)

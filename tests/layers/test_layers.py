@@ -12,7 +12,7 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
 @pytest.mark.parametrize("frozen, trained", (("", "weight"), ("weight", "bias"), ("bias", "weight")))
-def test_group_norm_on_frozen_layers(frozen, trained):
+def test_group_norm_has_the_same_gradients_behind_frozen_layers(frozen, trained):
     """Without GroupNorm1's copy, the backward pass ends in a segmentation fault."""
     x = torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
     grads = []
@@ -30,21 +30,21 @@ OPTIONS = [dict(groups=2), dict(padding_mode="reflect", padding=1), dict(padding
 
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("cls", [Conv2d, ConvEmbed])
-def test_convolution_takes_every_argument_of_torchs(cls, option):
+def test_convolutions_equal_torchs_for_all_arguments(cls, option):
     ours, theirs = cls(4, 6, 3, **option).double(), torch.nn.Conv2d(4, 6, 3, **option).double()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 4, 8, 7, dtype=torch.float64)
     assert torch.equal(ours(x), theirs(x)) and cls(4, 6, 3, 1, 0, 1, 2, False, device="meta").weight.is_meta
 
 
-def test_group_norm_without_weights():
+def test_group_norm_without_weights_equals_torchs():
     x = torch.randn(2, 8, 6, 6, requires_grad=True)
     torch.testing.assert_close(GroupNorm1(8, affine=False)(x), F.group_norm(x, 1, eps=1e-5))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", ((2, 5, 3, 7), (2, 5, 7), (1, 1, 1, 1)))
-def test_gelu_is_torchs_and_keeps_the_layout(shape, layout):
+def test_gelu_equals_torchs_and_keeps_the_layout(shape, layout):
     x = torch.randn(shape)
     x = (x.contiguous(memory_format=layout) if x.ndim == 4 else x).requires_grad_()
     y = GELU()(x)
@@ -104,7 +104,7 @@ def test_dropout_at_its_ends_and_in_evaluation(p, mode, share):
     assert y.tolist() == [1.0 - share] * 1000
 
 
-def test_recorded_dropout_draws_anew_each_time():
+def test_traced_dropout_draws_new_masks_each_time():
     traced = torch.jit.trace(Dropout(0.5), torch.ones(100), check_trace=False)
     assert not torch.equal(traced(torch.ones(100)), traced(torch.ones(100)))
     with FakeTensorMode():
@@ -121,7 +121,7 @@ def test_mlp_is_two_linear_maps_and_an_activation():
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
-def test_attention_at_16_bits_is_the_fused_one(dtype):
+def test_attention_at_16_bits_is_close_to_torchs_fused_attention(dtype):
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 3, 40, 16), torch.randn(2, 3, 9, 16), torch.randn(2, 3, 9, 16)
     want = F.scaled_dot_product_attention(q, k, v)

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from metamix.mixers import list_mixers
 
-# No parameter has a first dimension of 3, and the family's grids of 14 x 14 are smaller than the map.
+# `maps` tells maps by BATCH: no parameter has it as first dimension. The family's grids (14) are smaller than SIZE.
 BATCH, DIM, SIZE = 3, 64, 28
 COPIES = ("clone", "_to_copy", "copy_")
 
@@ -137,7 +137,7 @@ class Contiguous(nn.Module):
 
 
 @pytest.mark.parametrize("mixer", list_mixers())
-def test_added_copy_is_named(mixer):
+def test_an_added_copy_is_detected(mixer):
     block = block_of(mixer)
     block.mixer = Contiguous(block.mixer)
     assert any("forward: clone copies a map or changes its layout" in line for line in problems(block, mixer))
@@ -151,7 +151,7 @@ def test_gradients_reach_every_block_in_channels_last(name):
     assert gradient_layouts(timm.create_model(name, img_size=32)) == {-3}
 
 
-def test_contiguous_gradient_is_detected():
+def test_a_contiguous_gradient_is_detected():
     model = timm.create_model("wavemixlite_32_7", img_size=32)
     model.global_pool = SelectAdaptivePool2d(pool_type="avg", flatten=True)
     assert gradient_layouts(model) == {-1}
@@ -175,7 +175,7 @@ class Ones(nn.Module):
         return torch.ones(x.shape)
 
 
-def test_sum_of_two_layouts_is_named():
+def test_a_sum_of_two_layouts_is_detected():
     block = block_of("identity")
     block.mixer = Ones()
     message = "identity, forward: add copies a map or changes its layout, 1 where 0 are allowed"

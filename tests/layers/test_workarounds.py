@@ -70,7 +70,7 @@ def test_group_norm_on_a_frozen_input():
 
 
 def padding_gradient(conv: nn.Conv2d, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return the gradient of weights that meet padding only, beside the image, written where memory held NaN."""
+    """Return the gradient of weights that only meet padding, computed in memory that held NaN."""
     memory = torch.full((100_000,), float("nan"))
     del memory
     x = channels_last(*shape)
@@ -219,7 +219,7 @@ def test_layer_norm_at_16_bits():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradient_of_a_global_mean(layout):
+def test_gradient_of_a_global_mean_keeps_the_layout(layout):
     x = torch.randn(2, 5, 3, 7).contiguous(memory_format=layout).requires_grad_()
     y = GlobalPool("avg")(x)
     torch.testing.assert_close(y, x.mean((2, 3)))
