@@ -14,7 +14,7 @@ def test_the_front_is_a_staircase_of_the_best_score_up_to_each_cost():
 
 
 @pytest.mark.usefixtures("rendered_figures")
-def test_pictures_are_drawn(tmp_path):
+def test_fronts_curves_and_scaling_are_drawn(tmp_path):
     family = by_mixer(load_cards("cifar10"))
     costs = {"latency, ms": {mixer: (i + 1.0, 88.0) for i, mixer in enumerate(family)} | {"another": (3.5, 90.0)}}
     figures.draw_fronts(tmp_path / "front.png", "accuracy, %", costs | {"left out": {}})

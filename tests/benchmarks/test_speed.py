@@ -104,7 +104,7 @@ def test_ops_are_sorted_by_the_time_they_lose_against_the_limits():
 
 
 @pytest.mark.parametrize("mode", timing.MODES)
-def test_ops_of_a_step_are_counted(mode):
+def test_ops_of_a_step_are_counted_by_part_of_the_model(mode):
     """All products are counted, each in its part of the model, in the backward pass too."""
     model = timm.create_model("metaformer_nin_nano", depths=(1, 1, 1), dims=(8, 16, 24))
     macs = 2 * count_macs(model, (3, 32, 32))
@@ -146,7 +146,7 @@ raise SystemExit("this trains")
 """
 
 
-def test_a_checkout_is_imported_without_its_training(tmp_path, monkeypatch):
+def test_a_checkout_is_imported_without_running_its_training(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     name, path = "authors_ninformer_cifar", tmp_path / "NiNformer" / "train.py"
     path.parent.mkdir()

@@ -20,7 +20,7 @@ def fixed(logits):
     return lambda image: logits
 
 
-def test_cross_entropy_of_labels_and_of_soft_targets():
+def test_cross_entropy_is_equal_for_labels_and_for_soft_targets():
     torch.manual_seed(0)
     logits, labels = torch.randn(6, 10), torch.arange(6)
     for smoothing in (0.0, 0.1):
@@ -33,7 +33,7 @@ def test_cross_entropy_of_labels_and_of_soft_targets():
         assert seen["top1"] == 100 * (logits.argmax(1) == labels).float().mean()
 
 
-def test_binary_cross_entropy_is_timms():
+def test_binary_cross_entropy_equals_timms():
     torch.manual_seed(0)
     logits, labels = torch.randn(6, 10), torch.arange(6)
     value, _ = loss(loss="bce", smoothing=0.1)(fixed(logits), {"image": None, "target": labels})

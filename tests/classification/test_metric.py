@@ -79,7 +79,7 @@ def test_top5_needs_six_classes(classes, names):
     assert list(few.result(states_of(few, torch.randn(4, classes), torch.arange(4)))) == names
 
 
-def test_recall_and_precision_of_each_class():
+def test_recall_and_precision_of_each_class_are_computed():
     few = metric(("ant", "bee", "cat", "dog"))
     labels, predictions = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 1, 1, 0, 0])
     assert few.by_class(states_of(few, F.one_hot(predictions, 4).float(), labels)) == {

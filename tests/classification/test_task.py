@@ -110,7 +110,7 @@ def test_weights_of_a_detector_are_refused(tmp_path):
             start()
 
 
-def test_channels_and_classes_are_read_from_a_file_without_metadata(tmp_path):
+def test_a_file_without_metadata_must_fit_the_data_and_the_model(tmp_path):
     resnet = timm.create_model("test_resnet", num_classes=10, in_chans=3)
     torch.save(resnet.state_dict(), tmp_path / "r.pth")
     options = ClassificationEvalOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth"), data="digits")
@@ -144,7 +144,7 @@ def test_an_error_names_published_weights_with_their_tag():
     assert task.data.classes == tuple("0123456789")
 
 
-def test_another_crop_than_the_middle_is_noted(monkeypatch):
+def test_another_crop_mode_in_timm_is_noted(monkeypatch):
     monkeypatch.setattr("metamix.classification.task.timm_config", lambda model: {"crop_mode": "squash"})
     options = ClassificationEvalOptions(model="metaformer_pooling_nano.digits", pretrained=True, data="digits")
     assert (

@@ -39,7 +39,7 @@ def test_normalize_subtracts_the_mean_and_divides_by_the_std(batch):
     assert done.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_without_augmentation_it_normalises(batch):
+def test_without_augmentation_images_are_only_normalised(batch):
     done = augment(padding=0, flip=0.0)(batch, 0, 0)
     assert torch.equal(done["image"], normalize(batch["image"], MEAN, STD))
     assert torch.equal(done["target"], batch["label"]) and torch.equal(done["index"], batch["index"])
@@ -186,7 +186,7 @@ def test_mixing_is_drawn_anew_for_each_step(batch):
     assert not all(torch.equal(transform(batch, 1, step)["target"], targets[step]) for step in range(5))
 
 
-def test_mixing_stops_after_some_epochs(batch):
+def test_mixing_stops_at_mix_off_epoch(batch):
     always, stopped, before = plain(cutmix=1.0), plain(cutmix=1.0, mix_off_epoch=2), plain()(batch, 0, 0)["image"]
     for epoch in (0, 1):
         assert torch.equal(stopped(batch, epoch, 0)["image"], always(batch, epoch, 0)["image"])

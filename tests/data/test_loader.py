@@ -208,7 +208,7 @@ def test_data_without_a_readable_image_are_refused(folder, break_image, memory, 
         list(train_loader(source, DataOptions(workers=workers, memory=memory), batch_size=2).epoch(0))
 
 
-def test_a_replacement_comes_from_the_same_source(folder, break_image):
+def test_a_replacement_comes_from_the_same_split(folder, break_image):
     """It never comes from the holdout, which is not trained on."""
     root = folder(kind="jpg", train=8)
     splits = open_data("folder", root=root, holdout=0.5)
@@ -257,7 +257,7 @@ def spawn():
 
 @pytest.mark.usefixtures("spawn")
 def test_spawned_workers_survive_ctrl_c(folder):
-    """A terminal sends Ctrl-C to workers too, but training still needs them until it has saved."""
+    """A terminal sends Ctrl-C to workers too, but training needs them until it has stopped."""
     before = set(multiprocessing.active_children())
     source = open_data("folder", root=folder()).test
     batches = iter(eval_loader(source, DataOptions(memory="no", workers=1), batch_size=1))

@@ -9,7 +9,7 @@ from metamix.data import DataOptions, channel_statistics, eval_loader, image_siz
 from metamix.data.memory import in_memory, mean_std, pixels
 
 
-def test_pixels_equal_the_images(folder):
+def test_pixels_in_memory_equal_the_images(folder):
     splits = open_data("folder", root=folder(size=(20, 20)), holdout=0.25)
     decoded = pixels(splits.train, DataOptions())
     assert (decoded.images.shape, decoded.images.dtype) == ((12, 20, 20, 3), torch.uint8)

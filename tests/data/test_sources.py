@@ -50,7 +50,7 @@ def test_holdout_is_stratified_disjoint_and_repeatable():
     assert held == {again.holdout.path(i) for i in range(144)}
 
 
-def test_stratified_takes_each_class_by_its_share():
+def test_stratified_choice_takes_each_class_by_its_share():
     labels = torch.arange(1000).sqrt().long() % 7
     chosen = stratified_choice(labels, 123)
     assert chosen.sum() == 123
@@ -183,7 +183,7 @@ def test_a_class_is_a_folder_at_the_top(folder):
     assert splits.train.path(2).endswith("train/cat/day/0.png")
 
 
-def test_images_of_every_kind_are_found(folder, image):
+def test_images_of_every_format_are_found(folder, image):
     root = folder(train=1)
     for kind in "JPG", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "pgm":
         image().save(root / "train" / "cat" / f"1.{kind}")

@@ -54,7 +54,7 @@ def test_an_artifact_is_read_as_it_was_written(tmp_path):
         ({"model": {"mean": 3}}, r"mean in the metadata is 3, but it must be a list"),
     ],
 )
-def test_damaged_file_is_refused(tmp_path, change, words):
+def test_a_damaged_export_json_is_refused(tmp_path, change, words):
     ARTIFACT.save(tmp_path)
     edit(tmp_path, **change)
     with pytest.raises(ValueError, match=words):

@@ -262,7 +262,7 @@ def test_a_refused_export_keeps_the_earlier_one(weights, tmp_path, monkeypatch):
     assert load_exported(tmp_path / "out", trust=True)(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
 
 
-def test_missed_parity_is_reported(weights, tmp_path, monkeypatch):
+def test_an_export_with_other_outputs_is_refused(weights, tmp_path, monkeypatch):
     def fuse(model, images=None):  # a rewrite that is wrong
         return nn.Sequential(model.eval(), nn.Linear(3, 3))
 

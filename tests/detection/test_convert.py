@@ -237,7 +237,7 @@ def boxes(original):
         (csv_of_sizes, "csv", True),
     ],
 )
-def test_boxes_stay_the_same(write, format, own_splits, original, tmp_path, capsys):
+def test_conversion_keeps_boxes_classes_and_splits(write, format, own_splits, original, tmp_path, capsys):
     source, out = tmp_path / "source", tmp_path / "out"
     write(original, source)
     before = {path: path.stat().st_mtime_ns for path in source.rglob("*")}
@@ -266,7 +266,7 @@ def test_coco_of_roboflow_loses_only_the_group_of_its_classes(original, tmp_path
     assert boxes_of(tmp_path / "out") == BOXES
 
 
-def test_a_coco_file_is_found_by_a_relative_path_and_its_images_beside_its_folder(original, tmp_path, monkeypatch):
+def test_a_coco_file_is_converted_with_the_images_beside_its_folder(original, tmp_path, monkeypatch):
     coco_of_one_file(original, tmp_path / "source")
     monkeypatch.chdir(tmp_path / "source")
     assert metamix_command("convert", "coco", "result.json", "out") == 0

@@ -192,7 +192,7 @@ def test_images_that_were_not_seen_are_not_scored(coco):
     assert missed.summary["AP"] < 99 and missed.images[11] == 0  # control: all images count
 
 
-def test_conversion_to_coco_and_back(split):
+def test_conversion_to_coco_and_back_changes_nothing(split):
     prediction = truth(split)[10]
     again = from_coco(to_coco(prediction, 10, split), split)
     for key in ("boxes", "labels", "scores"):

@@ -73,7 +73,7 @@ def test_threads_that_share_a_detector_keep_its_threshold(few):
     assert inside.is_set() and model.score_thresh == 0.05
 
 
-def test_predict_takes_folders(weights, tmp_path):
+def test_predict_finds_the_images_in_folders(weights, tmp_path):
     """Pictures keep the paths of their images; pictures of an earlier run and other files are not used as input."""
     folder = tmp_path / "photos"
     (folder / "trip").mkdir(parents=True)

@@ -92,7 +92,7 @@ def test_every_accepted_image_format_is_read(kind, tmp_path, image):
     assert decode_file(tmp_path / "a").size == (32, 32)
 
 
-def test_one_function_opens_images():
+def test_only_one_function_opens_image_files():
     """A second call of Pillow's `open` might lack the list of formats or the limit of pixels."""
     package = Path(metamix.__file__).parent
     calls = [

@@ -30,7 +30,7 @@ OPTIONS = [dict(groups=2), dict(padding_mode="reflect", padding=1), dict(padding
 
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("cls", [Conv2d, ConvEmbed])
-def test_convolutions_equal_torchs_for_all_arguments(cls, option):
+def test_convolutions_take_torchs_arguments_and_return_the_same(cls, option):
     ours, theirs = cls(4, 6, 3, **option).double(), torch.nn.Conv2d(4, 6, 3, **option).double()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 4, 8, 7, dtype=torch.float64)
