@@ -89,7 +89,7 @@ def test_the_default_batch_is_small_for_few_images(photos, tmp_path, capsys):
     assert "is finished" in capsys.readouterr().out
     train(*words, "--epochs", 1, "--batch-size", 32, "--output", tmp_path / "other")
     text = capsys.readouterr().out
-    assert "1 step of 32 samples" in text and "as there are" not in text
+    assert "1 step of 32 samples" in text and "since there are only" not in text
 
 
 def test_the_same_command_continues_with_the_batch_of_the_run(photos, tmp_path, capsys):

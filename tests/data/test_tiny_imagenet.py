@@ -96,12 +96,14 @@ def test_an_impossible_name_is_a_broken_image(tiny):
 
 
 def test_no_image_outside_of_the_data_set_is_read(tiny, image):
-    image((64, 64)).save(tiny.parent / "secret.JPEG")
-    lines = f"../../../secret.JPEG\tn02124075\n{tiny.parent}/secret.JPEG\tn01443537\nval_1.JPEG\tn01443537\n"
+    for name in ("beside", "secret"):
+        image((64, 64)).save(tiny.parent / f"{name}.JPEG")
+    lines = f"../../../beside.JPEG\tn02124075\n{tiny.parent}/secret.JPEG\tn01443537\nval_1.JPEG\tn01443537\n"
     (tiny / "val" / "val_annotations.txt").write_text(lines)
     test = open_data("tiny_imagenet", root=tiny).test
-    with pytest.raises(CorruptImage, match=r"val/images/secret.JPEG: No such file"):
-        test.read(0)
+    for i, name in enumerate(("beside", "secret")):
+        with pytest.raises(CorruptImage, match=rf"val/images/{name}.JPEG: No such file"):
+            test.read(i)
 
 
 def test_opening_it_as_a_folder_names_the_right_option(tiny):
