@@ -1,4 +1,4 @@
-"""Test inductor's code for one block of each mixer; more would take long to compile."""
+"""Test torch.compile with inductor on one block of each mixer; larger models would take long to compile."""
 
 import shutil
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mixer", list_mixers())
-def test_compiled_block_is_the_block(mixer):
+def test_a_compiled_block_gives_the_outputs_of_the_block(mixer):
     torch._dynamo.reset()
     torch.manual_seed(0)
     model = MetaFormer(img_size=16, depths=(1,), dims=(8,), mixer=mixer, layer_scale=0, mlp_ratio=0).eval()

@@ -42,14 +42,14 @@ def formula(x, mixer, block, grid):
 
 @pytest.mark.parametrize("size", [(12, 8), (1, 1), (1, 5), (7, 9), (13, 4)])
 @pytest.mark.parametrize("block, grid", [((2, 4), (3, 2)), ((3, 3), (3, 3)), ((2, 2), (4, 1))])
-def test_formula(block, grid, size):
+def test_outputs_equal_the_formula(block, grid, size):
     mixer = random_mixer("maxim", 4, (12, 8), block_size=block, grid_size=grid)
     x = random_map(2, 4, *size)
     assert_equal(mixer(x), formula(x, mixer, block, grid))
 
 
 @pytest.mark.parametrize("f, block_factor, grid_factor", [(1, 2, 2), (2, 1, 3), (3, 2, 1)])
-def test_factors(f, block_factor, grid_factor):
+def test_factors_set_the_widths(f, block_factor, grid_factor):
     factors = dict(input_proj_factor=f, block_gmlp_factor=block_factor, grid_gmlp_factor=grid_factor)
     mixer = random_mixer("maxim", 8, (4, 4), block_size=(2, 2), grid_size=(2, 2), **factors)
     assert mixer.fc1.weight.shape == (8 * f, 8, 1, 1)
@@ -59,7 +59,7 @@ def test_factors(f, block_factor, grid_factor):
     assert_equal(mixer(x), formula(x, mixer, (2, 2), (2, 2)))
 
 
-def test_reach_of_both_branches():
+def test_a_token_sees_its_block_and_one_token_of_each_grid_cell():
     """The gradient of one token covers its block and one token from each cell of the grid."""
     mixer = random_mixer("maxim", 4, (8, 8), block_size=(2, 2), grid_size=(2, 2))
     x = random_map(1, 4, 8, 8).requires_grad_()
@@ -74,6 +74,6 @@ def test_initial_spatial_weights_are_the_authors():
     assert spatial.weight.std().item() == pytest.approx(0.02, rel=0.05)
 
 
-def test_width_that_cannot_be_halved_twice():
+def test_a_width_that_cannot_be_halved_twice_is_refused():
     with pytest.raises(ValueError, match="6 channels times input_proj_factor 1 and gmlp factor 1 cannot be halved"):
         create_mixer("maxim", 6, size=(8, 8), input_proj_factor=1, block_gmlp_factor=1)

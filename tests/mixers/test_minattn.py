@@ -13,7 +13,7 @@ SIZE = (5, 4)
 
 
 def factor(mixer, head, d):
-    """Return T of one head, filled row by row."""
+    """Return the triangular factor T of one head, filled row by row."""
     t, entries = torch.zeros(d, d, dtype=torch.float64), iter(mixer.query.entries[head])
     for row in range(d):
         for column in range(row + 1):
@@ -51,7 +51,7 @@ def formula(x, mixer, qk, heads, context):
 @pytest.mark.parametrize("context", [None, (2, 3), (9, 9)])
 @pytest.mark.parametrize("value", [True, False])
 @pytest.mark.parametrize("qk, heads", [*product(("separate", "shared", "cholesky"), (1, 4)), ("collapsed", 1)])
-def test_formula(qk, heads, value, context, size):
+def test_outputs_equal_the_formula(qk, heads, value, context, size):
     mixer = random_mixer("minattn", 8, SIZE, qk=qk, num_heads=heads, value=value, context=context)
     x = random_map(2, 8, *size)
     assert_equal(mixer(x), formula(x, mixer, qk, heads, {(9, 9): SIZE}.get(context, context)))
@@ -61,8 +61,8 @@ def copy(layer, weight, bias):
     layer.weight.data, layer.bias.data = weight[:, :, None, None].clone(), bias.clone()
 
 
-def test_cholesky_reaches_every_symmetric_similarity():
-    """Any positive definite S is some T T^T, with d (d + 1) / 2 parameters instead of d^2."""
+def test_cholesky_reaches_every_positive_definite_similarity():
+    """Any positive definite S equals T T^T for some T, with d (d + 1) / 2 parameters instead of d^2."""
     collapsed, cholesky = (random_mixer("minattn", 8, SIZE, qk=how, num_heads=1) for how in ("collapsed", "cholesky"))
     cholesky.value, cholesky.proj = collapsed.value, collapsed.proj
     root = random_map(1, 1, 8, 8)[0, 0]
@@ -75,8 +75,8 @@ def test_cholesky_reaches_every_symmetric_similarity():
     assert cholesky.query.entries.numel() == 36
 
 
-def test_without_value_tokens_are_averaged():
-    """Each channel stays between its smallest and largest value, as with the identity for the value map."""
+def test_without_a_value_map_tokens_are_averaged():
+    """Outputs stay in the range of each channel, and equal those with the identity as value map."""
     mixer = random_mixer("minattn", 8, SIZE, value=False, num_heads=2)
     x = random_map(2, 8, *SIZE)
     y = mixer(x)
@@ -89,7 +89,7 @@ def test_without_value_tokens_are_averaged():
     assert not any(key.startswith(("value", "proj")) for key in mixer.state_dict())
 
 
-def test_parameters():
+def test_variants_have_the_expected_number_of_parameters():
     def count(**options):
         return sum(p.numel() for p in create_mixer("minattn", 8, size=SIZE, **options).parameters())
 
@@ -102,18 +102,18 @@ def test_parameters():
 
 
 def test_initial_triangular_similarities_are_of_order_one():
-    """With a plain normal start, similarities are of the order of d^2 and every token attends to itself alone."""
+    """With standard normal entries, similarities are of the order of d^2, so each token attends only to itself."""
     torch.manual_seed(0)
     query = create_mixer("minattn", 64, size=SIZE, qk="cholesky").query
     x = torch.randn(1, 64, 8, 8)
 
-    def weight_of_oneself():
+    def weight_on_itself():
         q = query(x).flatten(2)[0]
         return (q.T @ q / 8).softmax(-1).diagonal().mean()
 
-    assert weight_of_oneself() < 0.9
+    assert weight_on_itself() < 0.9
     torch.nn.init.normal_(query.entries)
-    assert weight_of_oneself() > 0.99
+    assert weight_on_itself() > 0.99
 
 
 def test_attention_dropout_acts_in_training_only():
@@ -125,7 +125,7 @@ def test_attention_dropout_acts_in_training_only():
     assert (mixer(x) - mixer(x)).abs().max() > 0.01
 
 
-def test_errors():
+def test_wrong_options_are_refused():
     for options, words in (
         (dict(qk="colapsed"), "qk is 'colapsed'; did you mean 'collapsed'"),
         (dict(num_heads=3), "num_heads 3 does not divide the 8 channels: choose a divisor of 8"),
@@ -151,7 +151,7 @@ def test_positions_add_a_bias_for_each_offset(qk):
 
 
 def test_positions_start_as_local_filters():
-    """Each of four heads looks at the neighbour left, above, right or below, most of all."""
+    """Each of the four heads attends most to one neighbour: left, above, right or below."""
     mixer = create_mixer("minattn", 8, size=(5, 5), num_heads=4, positions=True)
     x = torch.zeros(1, 8, 5, 5)
     weights = mixer.bias(x, x).softmax(-1).view(4, 5, 5, 5, 5)[:, 2, 2]  # of the token in the middle
@@ -170,7 +170,7 @@ def test_positions_are_resampled_for_other_sizes():
     torch.testing.assert_close(larger(x), mixer(x))
 
 
-def test_positions_with_a_context_interpolate_between_its_points():
+def test_positions_with_a_context_take_the_biases_of_its_points():
     mixer = random_mixer("minattn", 4, (2, 2), context=2, positions=True)  # float64
     torch.nn.init.normal_(mixer.bias.table)
     torch.nn.init.zeros_(mixer.query.weight)
@@ -189,7 +189,7 @@ def test_positions_with_a_context_interpolate_between_its_points():
     assert_equal(got, (mixer.proj.weight[:, :, 0, 0] @ want) + mixer.proj.bias)
 
 
-def test_bias_acts_alike_with_and_without_the_fused_attention():
+def test_attention_with_a_bias_equals_the_formula_in_float32_and_bfloat16():
     torch.manual_seed(0)
     q, k, v, bias = torch.randn(2, 3, 6, 4), torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4), torch.randn(3, 6, 5)
     want = (q @ k.mT / 2 + bias).softmax(-1) @ v
@@ -199,7 +199,7 @@ def test_bias_acts_alike_with_and_without_the_fused_attention():
 
 
 @torch.no_grad()
-def test_dropout_in_training_mode_without_gradients():
+def test_attention_dropout_acts_in_training_mode_without_gradients():
     torch.manual_seed(0)
     mixer = create_mixer("minattn", 16, size=(4, 4), context=2, attn_drop=0.5).train()
     x = torch.randn(2, 16, 4, 4)
@@ -208,7 +208,7 @@ def test_dropout_in_training_mode_without_gradients():
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_fused_attention_is_timms_switch(fused, monkeypatch):
+def test_timms_set_fused_attn_switches_the_fused_attention(fused, monkeypatch):
     calls = []
     attention = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(

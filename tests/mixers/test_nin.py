@@ -31,14 +31,14 @@ def gate(x, mixer):
 
 
 def formula(x, mixer, grid):
-    made = gate(resize(x, grid, area), mixer)
-    return linear(x, mixer.value) * resize(made, x.shape[2:], bilinear)
+    gates = gate(resize(x, grid, area), mixer)
+    return linear(x, mixer.value) * resize(gates, x.shape[2:], bilinear)
 
 
 @pytest.mark.parametrize("grid", [None, (3, 2), (5, 4), (9, 9)])
 @pytest.mark.parametrize("size", [SIZE, (1, 1), (1, 6), (7, 5), (10, 8)])
-def test_formula(size, grid):
-    """The grid is smaller than the map, equal to it (also by default), or limited to it."""
+def test_outputs_equal_the_formula(size, grid):
+    """The grid is smaller than the trained map, equal to it (also by default), or cut to it."""
     mixer = random_mixer("nin", 6, SIZE, grid=grid)
     x = random_map(2, 6, *size)
     assert_equal(mixer(x), formula(x, mixer, (3, 2) if grid == (3, 2) else SIZE))
@@ -50,7 +50,7 @@ def test_at_the_trained_size_nothing_is_resampled():
     assert_equal(mixer(x), linear(x, mixer.value) * gate(x, mixer))
 
 
-def test_widths():
+def test_token_dim_and_channel_dim_set_the_widths():
     mixer = random_mixer("nin", 6, SIZE, token_dim=7, channel_dim=9)
     assert mixer.token_mlp.fc1.weight.shape == (7, 1, 5, 4)
     assert mixer.channel_mlp.fc1.weight.shape == (9, 6, 1, 1)
@@ -60,7 +60,7 @@ def test_widths():
     assert len(default.token_mlp.fc1.weight) == default.channel_mlp.fc1.out_channels == 12
 
 
-def test_same_grid_keeps_its_weights():
+def test_weights_stay_the_same_at_another_size_with_the_same_grid():
     old, new = (random_mixer("nin", 6, size, grid=(3, 2)) for size in (SIZE, (20, 16)))
     new.load_state_dict(new.adapt_state(old.state_dict()))
     x = random_map(1, 6, 9, 9)

@@ -20,18 +20,18 @@ def formula(x, k, subtract):
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (7, 4), (9, 11)])
 @pytest.mark.parametrize("subtract", [True, False])
 @pytest.mark.parametrize("k", [1, 3, 5, 7])
-def test_formula(k, subtract, size):
+def test_outputs_equal_the_formula(k, subtract, size):
     x = random_map(2, 3, *size)
     mixer = random_mixer("pooling", 3, (7, 4), pool_size=k, subtract=subtract)
     assert_equal(mixer(x), formula(x, k, subtract))
 
 
-def test_default_is_the_papers():
+def test_default_options_are_the_papers():
     x = random_map(2, 3, 7, 4)
     assert_equal(random_mixer("pooling", 3, (7, 4))(x), formula(x, 3, True))
 
 
 @pytest.mark.parametrize("k", [0, 2, -1, 3.0, "3", [3, 3]])
-def test_pool_size_is_an_odd_number(k):
+def test_a_pool_size_that_is_no_odd_number_is_refused(k):
     with pytest.raises(ValueError, match=rf"pool_size is {re.escape(repr(k))}; an odd number .* try 3 or 5"):
         create_mixer("pooling", 8, size=(4, 4), pool_size=k)

@@ -41,43 +41,43 @@ def formula(x, mixer, r, size=None):
 @pytest.mark.parametrize("resample", ["branch", "stream", "weights", "windows"])
 @pytest.mark.parametrize("expansion", [1, 1.5, 2])
 @pytest.mark.parametrize("r", [1, 2, 4])
-def test_formula_at_the_trained_size(r, expansion, resample):
+def test_outputs_at_the_trained_size_equal_the_formula(r, expansion, resample):
     mixer = random_mixer("raft", 8, SIZE, raft_size=r, expansion=expansion, resample=resample)
     x = random_map(2, 8, *SIZE)
     assert mixer.vertical.fc1.weight.shape == (int(expansion * r * 5), 1, r, 5)
     assert_equal(mixer(x), formula(x, mixer, r) - x)
 
 
-OTHER = [(1, 1), (1, 6), (3, 5), (7, 4), (10, 6)]
+OTHER_SIZES = [(1, 1), (1, 6), (3, 5), (7, 4), (10, 6)]
 
 
-@pytest.mark.parametrize("size", OTHER)
+@pytest.mark.parametrize("size", OTHER_SIZES)
 @pytest.mark.parametrize("r", [1, 2])
-def test_branch_off_the_trained_size(r, size):
+def test_resampling_the_branch_equals_the_formula_at_other_sizes(r, size):
     mixer = random_mixer("raft", 8, SIZE, raft_size=r, resample="branch")
     x = random_map(2, 8, *size)
     trained = resize(x, SIZE, bicubic)
     assert_equal(mixer(x), resize(formula(trained, mixer, r) - trained, size, bicubic))
 
 
-@pytest.mark.parametrize("size", OTHER)
-def test_stream_off_the_trained_size(size):
+@pytest.mark.parametrize("size", OTHER_SIZES)
+def test_resampling_the_stream_equals_the_formula_at_other_sizes(size):
     mixer = random_mixer("raft", 8, SIZE, resample="stream")
     x = random_map(2, 8, *size)
     assert_equal(mixer(x), resize(formula(resize(x, SIZE, bicubic), mixer, 2), size, bicubic) - x)
 
 
-@pytest.mark.parametrize("size", OTHER)
+@pytest.mark.parametrize("size", OTHER_SIZES)
 @pytest.mark.parametrize("r", [1, 2])
-def test_weights_off_the_trained_size(r, size):
+def test_resampling_the_weights_equals_the_formula_at_other_sizes(r, size):
     mixer = random_mixer("raft", 8, SIZE, raft_size=r, resample="weights")
     x = random_map(2, 8, *size)
     assert_equal(mixer(x), formula(x, mixer, r, size) - x)
 
 
-@pytest.mark.parametrize("size", [*OTHER, (13, 3), (11, 8)])
+@pytest.mark.parametrize("size", [*OTHER_SIZES, (13, 3), (11, 8)])
 @pytest.mark.parametrize("r", [1, 2])
-def test_windows_off_the_trained_size(r, size):
+def test_mixing_in_windows_equals_the_formula_at_other_sizes(r, size):
     """Each window of the reflected map gets the formula on its own."""
     mixer = random_mixer("raft", 8, (20, 20), raft_size=r, resample="windows", grid=SIZE)
     x = random_map(2, 8, *size)
@@ -96,7 +96,7 @@ def test_grid_is_at_most_the_size():
     assert create_mixer("raft", 8, size=(4, 9), grid=6).horizontal.length == 6
 
 
-def test_branch_is_the_default():
+def test_resampling_the_branch_is_the_default():
     x = random_map(1, 8, 7, 4)
     branch, default = random_mixer("raft", 8, SIZE, resample="branch"), random_mixer("raft", 8, SIZE)
     assert_equal(default(x), branch(x), 0)
@@ -104,7 +104,7 @@ def test_branch_is_the_default():
 
 @pytest.mark.parametrize("size", [(10, 6), (7, 4), (15, 3)])
 @pytest.mark.parametrize("r", [1, 2])
-def test_grown_mixer_is_the_mixer_with_stretched_weights(r, size):
+def test_a_mixer_adapted_to_larger_maps_equals_one_that_resamples_weights(r, size):
     """Repeated hidden units share their output, so only the stretched matrices make a difference."""
     old = random_mixer("raft", 8, SIZE, raft_size=r, resample="weights")
     new = random_mixer("raft", 8, size, raft_size=r)
@@ -113,7 +113,7 @@ def test_grown_mixer_is_the_mixer_with_stretched_weights(r, size):
     assert_equal(new(x), old(x))
 
 
-def test_shrunk_mixer_scales_the_units_that_are_left():
+def test_adapting_to_smaller_maps_scales_the_remaining_units():
     """On a map constant along the axis, with equal hidden units, half of the units give the same result."""
     mlp = random_mixer("raft", 8, (10, 6)).vertical
     nn.init.constant_(mlp.fc1.weight, 0.3), nn.init.constant_(mlp.fc1.bias, 0.2)
@@ -132,7 +132,7 @@ def test_multiply_adds_are_counted():
     assert counter.get_total_flops() == 2 * (2 * e * r * (h + w)) * (b * c * h * w)
 
 
-def test_errors():
+def test_wrong_options_are_refused():
     for options, words in (
         (dict(raft_size=3), "raft_size 3 does not divide the 8 channels: choose a divisor of 8"),
         (dict(expansion=math.inf), "expansion is inf: give a finite number of at least 0"),

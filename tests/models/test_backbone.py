@@ -34,7 +34,7 @@ def without_gradient(module):
         ("metaformer_raft_nano", TINY, (4, 8, 16, 32)),  # its strides as a classifier are 2, 4, 8
         ("ninformer_cifar", dict(num_layers=1), (4, 8, 16, 32)),
         ("minattn_minimal_mlp_h1_cifar", MINATTN, (4, 8, 16, 32)),  # stride 8 as a classifier
-        ("minattn_symmetric_nomlp_h4_mnist", MINATTN, (3.5, 7, 14, 28)),  # stride 7
+        ("minattn_symmetric_nomlp_h4_mnist", MINATTN, (3.5, 7, 14, 28)),  # stride 7 as a classifier
         ("wavemix_192_16", dict(depth=1, dim=32), (4, 8, 16, 32)),
         ("raftmlp_s", dict(depths=(1, 1, 1, 1)), (4, 8, 16, 32)),
         ("resnet18", {}, (4, 8, 16, 32)),
@@ -66,7 +66,7 @@ def test_the_last_pixel_of_an_odd_map_is_kept():
     assert halve(torch.tensor([[[[1.0, 3, 4, 2, 5]]]]), 1).tolist() == [[[[3, 4, 5]]]]
 
 
-def test_coarser_levels_of_maps_one_pixel_wide():
+def test_extra_levels_of_one_pixel_have_no_uninitialized_gradients():
     """In bf16, torch.nn.Conv2d would leave the gradient uninitialized; see `metamix.layers.Conv2d`."""
     levels, x = EXTRA["p6p7"][1](16), torch.randn(4, 16, 1, 1)
     for _ in range(3):
@@ -74,7 +74,7 @@ def test_coarser_levels_of_maps_one_pixel_wide():
         with torch.autocast("cpu", torch.bfloat16):
             maps, _ = levels([x], [x], ["2"])
         memory = [torch.full((16 * 16 * 9 * n,), float("nan"), dtype=torch.bfloat16) for n in (1, 2, 4)]
-        del memory
+        del memory  # so that an uninitialized gradient holds NaN
         sum(x.sum() for x in maps).backward()
         assert not any(conv.weight.grad[..., [0, 2]].any() for conv in levels.children())
 
@@ -94,7 +94,7 @@ def test_a_part_without_a_gradient_is_noticed():
     assert without_gradient(backbone) == ["pyramid.fpn.layer_blocks.1.0.weight", "pyramid.fpn.layer_blocks.1.0.bias"]
 
 
-def test_only_what_the_levels_need_is_built():
+def test_only_stages_that_the_levels_need_are_built():
     backbone = build_backbone("metaformer_identity_s12", out_indices=(0, 1), out_channels=8, depths=(1, 1, 1, 1))
     assert [norm.num_channels for norm in backbone.pyramid.norms] == [64, 128]
     assert len(backbone.body.model.stages) == 2
@@ -110,7 +110,7 @@ def test_a_model_without_weights_has_no_batch_norm_and_trains_on_one_image():
     torch.testing.assert_close(alone, backbone.eval()(x[:1])["0"])
 
 
-def test_timms_batch_norms_keep_their_activation():
+def test_norms_that_replace_timms_batch_norms_keep_their_activation():
     backbone = build_backbone("regnetx_002", out_channels=8)
     norm = backbone.body.stem.bn
     assert norm.num_groups == 1 and norm(torch.randn(1, norm.num_channels, 4, 4)).min() == 0  # a ReLU follows
@@ -226,7 +226,7 @@ def test_weights_that_timm_would_ignore_are_refused(name, tensors, words, tmp_pa
 
 
 @pytest.mark.parametrize("name", ("resnet18", "vit_tiny_patch16_224", "metaformer_raft_nano"))
-def test_weights_of_a_file_are_loaded_and_not_kept_a_second_time(name, tmp_path):
+def test_weights_of_a_file_are_loaded_and_kept_only_once(name, tmp_path):
     arguments = dict(dynamic_img_size=True) if name.startswith("vit") else {}
     model = timm.create_model(name, num_classes=7, **arguments)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
@@ -252,13 +252,13 @@ def test_weights_of_a_file_are_loaded_and_not_kept_a_second_time(name, tmp_path)
         ("resnet18", dict(pretrained=True, checkpoint="x.pt"), "both say where weights come from: give one"),
         ("levit_128", {}, r"maps of strides 16, 32, 64, none as fine as 4 \(level 0\): take out_indices from \(2, 3\)"),
         ("wavemix_144_7", {}, "at stride 1, which may take tens of GiB for one image of 800 x 1216. Take a model of"),
-        ("wavemixlite_8_5", {}, "at stride 1, which may take"),  # for grey images
+        ("wavemixlite_8_5", {}, "at stride 1, which may take"),  # made for grey images
         ("wavemixlite_8_5", dict(in_chans=1), "at stride 1, which may take"),
         ("metaformer_pooling_nano", dict(depth=1), r"metaformer_pooling_nano does not take .*unexpected .*'depth'"),
         ("metaformer_raft_s12", dict(pretrained=True), "No weights are published for metaformer_raft_s12: leave pre"),
     ],
 )
-def test_errors(name, args, words):
+def test_wrong_options_are_refused(name, args, words):
     with pytest.raises(ValueError, match=words):
         build_backbone(name, **args)
 

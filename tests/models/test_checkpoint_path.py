@@ -57,7 +57,7 @@ def test_images_are_prepared_as_in_training(trained):
     assert loaded.pretrained_cfg["file"] == str(file)
     x = torch.randn(1, 1, 32, 32)
     assert torch.equal(loaded(x), model(x))
-    assert create().pretrained_cfg["mean"] != (0.3,)  # other models have not changed
+    assert create().pretrained_cfg["mean"] != (0.3,)  # the settings of other models stay
 
 
 def test_a_run_folder_is_a_checkpoint_too(trained, tmp_path):
@@ -109,7 +109,7 @@ def lightning(state, prefix):
     lambda state: lightning(state, "_orig_mod.model."),
     lambda state: {"state_dict": {"head.bias": torch.zeros(9)}, "state_dict_ema": state, "args": Namespace(lr=0.1)},
 ])  # fmt: skip
-def test_files_of_other_programs(load, wrap, trained, tmp_path):
+def test_state_dicts_of_other_programs_are_loaded(load, wrap, trained, tmp_path):
     model, _ = trained
     torch.save(wrap(model.state_dict()), tmp_path / "weights.pth")
     x = torch.randn(1, 1, 32, 32)
@@ -129,7 +129,7 @@ def test_an_overlay_with_a_file_builds_the_model_for_the_images_of_the_file(trai
     assert shifted.pretrained_cfg["mean"] == (0.7,) and shifted.pretrained_cfg["std"] == (0.2,)
 
 
-def test_shipped_weights_are_prepared_as_their_card_says():
+def test_images_for_shipped_weights_are_prepared_as_the_card_says():
     """The metadata of the first shipped files say crop_pct 0.875, but small images are not cropped."""
     file = weights_dir() / "metaformer_pooling_nano.digits.safetensors"
     model = timm.create_model("metaformer_pooling_nano", checkpoint_path=str(file), in_chans=1, num_classes=10)
@@ -140,7 +140,7 @@ def test_shipped_weights_are_prepared_as_their_card_says():
 
 
 @pytest.mark.parametrize("name", ["metaformer_raft_nano", "metaformer_nin_nano", "minattn_full_mlp_h4_cifar"])
-def test_another_image_size_equals_set_input_size(name, tmp_path):
+def test_loading_at_another_image_size_equals_set_input_size(name, tmp_path):
     args = {"depth": 1} if name.startswith("minattn") else TINY
     model = timm.create_model(name, **args)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
@@ -167,7 +167,7 @@ def test_features_of_a_file_are_loaded_through_an_overlay(trained):
     assert torch.equal(features(x)[-1], model.forward_intermediates(x, intermediates_only=True)[-1])
 
 
-def test_a_stem_may_have_the_name_of_a_published_tensor(tmp_path):
+def test_a_users_stem_may_use_names_of_published_tensors(tmp_path):
     def stem(in_chans, dim):
         return SequentialEmbed(OrderedDict(conv=ConvEmbed(in_chans, dim, kernel_size=3, stride=2, padding=1)))
 
@@ -177,7 +177,7 @@ def test_a_stem_may_have_the_name_of_a_published_tensor(tmp_path):
     assert torch.equal(loaded.stem.conv.weight, model.stem.conv.weight)
 
 
-def test_timm_s_own_models_are_left_to_timm(tmp_path):
+def test_timm_loads_the_checkpoints_of_its_own_models(tmp_path):
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.pt")
     timm.create_model("test_resnet", checkpoint_path=tmp_path / "weights.pt")
     with pytest.raises(RuntimeError, match="size mismatch"):
@@ -185,7 +185,7 @@ def test_timm_s_own_models_are_left_to_timm(tmp_path):
 
 
 def test_timm_alone_ignores_the_metadata(trained, monkeypatch):
-    """timm's own loader loses the metadata: the reproducer for `metamix.models.checkpoint.load_checkpoint`."""
+    """timm's loader ignores the metadata; this is the reproducer for `metamix.models.checkpoint.load_checkpoint`."""
     _, file = trained
     factory = checkpoint.factory
     monkeypatch.setattr(factory, "load_checkpoint", factory.load_checkpoint.timms)

@@ -1,4 +1,4 @@
-"""Test that the papers' models have the authors' number of parameters, and of multiply-adds for equal work."""
+"""Test that the papers' models have as many parameters and multiply-adds as the authors' code."""
 
 import pytest
 import timm
@@ -22,7 +22,7 @@ RAFTMLP = {
     "raftmlp_l": (36_184_672, 6_543_974_400),
 }
 WAVEMIX = {
-    "wavemix_192_16": (12_494_536, 12_781_825_536),  # without the transform: additions here, a convolution there
+    "wavemix_192_16": (12_494_536, 12_781_825_536),  # without the DWT: additions here, a convolution there
     "wavemix_192_16_l3": (27_857_608, 15_093_935_616),
     "wavemix_256_16_l3": (49_416_808, 26_804_676_608),
     "wavemix_256_12_l2": (28_449_261, None),
@@ -39,8 +39,8 @@ WAVEMIX = {
     "wavemixlite_64_6": (520_106, None),
 }
 NINFORMER = {"ninformer_cifar": (2_652_170, 218_892_800)}
-# Parameters in the third party's code, without a norm that it never uses. It has a class token with a position where
-# these models have a final norm.
+# Parameters in the code of a third party, without a norm that it never uses. Its class token, with a position, has as
+# many parameters as the final norm of these models.
 MINATTN = {
     "minattn_full_mlp_h1_mnist": 156_298,
     "minattn_full_mlp_h4_mnist": 156_298,
@@ -66,7 +66,7 @@ MINATTN = {
 SAME_WORK = WAVEMIX | NINFORMER
 
 
-def test_every_paper_model_is_here():
+def test_the_tables_hold_every_model_of_the_papers():
     patterns = ["raftmlp_*", "wavemix*", "ninformer_*", "minattn_*"]
     assert set(timm.list_models(patterns)) == {*RAFTMLP, *WAVEMIX, *NINFORMER, *MINATTN}
 
@@ -75,18 +75,18 @@ COUNTS = MINATTN | {name: count for name, (count, _) in (SAME_WORK | RAFTMLP).it
 
 
 @pytest.mark.parametrize("name, count", COUNTS.items())
-def test_parameters(name, count):
+def test_parameters_are_as_many_as_the_authors(name, count):
     assert parameters(create(name)) == count
 
 
 @pytest.mark.parametrize("name, macs", [(name, macs) for name, (_, macs) in SAME_WORK.items() if macs])
-def test_macs(name, macs):
+def test_multiply_adds_equal_the_authors(name, macs):
     model = create(name)
     assert count_macs(model, model.default_cfg["input_size"]) == macs
 
 
 @pytest.mark.parametrize("name, macs", [(name, macs) for name, (_, macs) in RAFTMLP.items()])
-def test_macs_of_raftmlp_less_what_summed_kernels_save(name, macs):
+def test_raftmlp_saves_the_multiply_adds_of_summed_kernels(name, macs):
     """The authors convolve with both kernels of a pair; here the smaller one costs nothing."""
     model = create(name)
     saved, side, in_chans = 0, 224, 3
@@ -108,8 +108,8 @@ def test_macs_of_raftmlp_less_what_summed_kernels_save(name, macs):
         ("minattn_full_mlp_h1_mnist", 6, 2_779_520),
     ],
 )
-def test_macs_of_minimal_attention_less_the_class_token(name, linear_maps, macs):
-    """Six layers of 64 channels have 16 tokens instead of 17. Symmetric rows differ more: theirs multiply T by T^T."""
+def test_minimal_attention_saves_the_multiply_adds_of_a_class_token(name, linear_maps, macs):
+    """Six layers of 64 channels have 16 tokens, not 17. Symmetric models are left out: theirs multiply T by T^T."""
     class_token = 6 * (linear_maps * 64 * 64 + 2 * (17**2 - 16**2) * 64)
     model = create(name)
     assert count_macs(model, model.default_cfg["input_size"]) == macs - class_token
@@ -118,25 +118,25 @@ def test_macs_of_minimal_attention_less_the_class_token(name, linear_maps, macs)
 # The builders: variants that the papers have besides their named models
 
 
-def test_class_counts_follow():
+def test_ninformer_of_100_classes_has_the_parameters_of_the_authors():
     assert parameters(create("ninformer_cifar", num_classes=100)) == 2_675_300
 
 
 @pytest.mark.parametrize(
     "name, count", [("raftmlp_s", 10_331_488), ("raftmlp_m", 22_451_776), ("raftmlp_l", 37_896_416)]
 )
-def test_level_heads(name, count):
+def test_raftmlp_with_heads_on_all_levels_has_the_authors_parameters(name, count):
     assert parameters(ShortcutClassifier(create(name))) == count
 
 
-def test_plain_patch_embedding():
+def test_raftmlp_with_plain_patch_embedding_has_the_authors_costs():
     model = create("raftmlp_m", embedding_kernels=((4,), (2,), (2,), (2,)))
     assert parameters(model) == 19_920_640
     assert count_macs(model, (3, 224, 224)) == 3_747_108_864
 
 
 @pytest.mark.parametrize("raft_size", [1, 4])
-def test_raft_size(raft_size):
+def test_raft_size_sets_the_widths_of_the_token_mlps(raft_size):
     """A raft of r groups on a map of side n has MLPs of widths r n, 2 r n and r n, vertically and horizontally."""
 
     def token_mlps(r):
@@ -147,7 +147,7 @@ def test_raft_size(raft_size):
     assert parameters(create("raftmlp_s", raft_size=raft_size)) == RAFTMLP["raftmlp_s"][0] + change
 
 
-def test_wavemix_of_another_width():
+def test_wavemix_192_of_width_256_costs_as_much_as_wavemix_256():
     model = create("wavemix_192_16_l3", dim=256)
     assert parameters(model) == 49_416_808
     assert count_macs(model, (3, 224, 224)) == 26_804_676_608
@@ -165,7 +165,7 @@ def test_wavemix_of_another_width():
         ("minattn_minimal_nomlp_h1_cifar", 65_610),
     ],
 )
-def test_twelve_layers_of_minimal_attention(name, count):
+def test_minimal_attention_of_12_layers_has_the_authors_parameters(name, count):
     assert parameters(create(name, depth=12)) == count
 
 
@@ -173,7 +173,7 @@ def test_twelve_layers_of_minimal_attention(name, count):
     "name, changed",
     [("wavemix_192_16_l3", dict(norm="group")), ("minattn_symmetric_nomlp_h4_cifar", dict(attn_drop=0.0))],
 )
-def test_one_option_of_the_mixer_leaves_the_others_as_they_are(name, changed):
+def test_changing_one_option_of_the_mixer_keeps_the_others(name, changed):
     assert parameters(create(name, mixer_args=changed)) == parameters(create(name))
 
 
@@ -198,7 +198,7 @@ def test_another_mixer_does_not_get_the_family_s_options(name):
         ("ninformer_cifar", dict(num_layers=0), "num_layers is 0: give a whole number of at least 1"),
     ],
 )
-def test_wrong_options(name, options, words):
+def test_wrong_options_are_refused(name, options, words):
     with pytest.raises(ValueError, match=words):
         timm.create_model(name, **options)
 
@@ -211,7 +211,7 @@ WRONG = [dict(mixer={}), dict(mixer_args="num_heads=2"), dict(num_classes="10"),
 
 
 @pytest.mark.parametrize("kwargs", WRONG)
-def test_wrong_values_through_timm(kwargs):
-    """tests/models/test_metaformer.py has the words."""
+def test_wrong_values_are_refused_through_timm(kwargs):
+    """tests/models/test_metaformer.py checks the messages."""
     with pytest.raises(ValueError, match=next(iter(kwargs))):
         timm.create_model("metaformer_minattn_nano", **kwargs)

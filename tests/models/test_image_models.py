@@ -37,7 +37,7 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters(name):
+def test_models_have_the_known_parameters_scale_and_channels(name):
     with torch.device("meta"):
         model = create_image_model(name)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
@@ -47,15 +47,15 @@ def test_parameters(name):
 @pytest.mark.parametrize("name, options", [
     ("maxim_nano", TINY), ("wavemixsr_nano", dict(dim=16, depth=2)), ("wavemix_restore_nano", dict(dim=16, depth=2)),
 ])  # fmt: skip
-def test_gradient_checkpointing_changes_no_number(name, options):
+def test_gradient_checkpointing_keeps_gradients_and_buffers(name, options):
     plain = create_image_model(name, **options).train()
-    for parameter in plain.parameters():  # some start at zero and would stop gradients
+    for parameter in plain.parameters():  # some start at zero, which would stop the gradients
         torch.nn.init.normal_(parameter, std=0.1) if parameter.ndim > 1 else None
     saving = copy.deepcopy(plain)
     saving.set_grad_checkpointing()
     runs = []
     layer = next(m for m in saving.modules() if hasattr(m, "grad_checkpointing"))
-    repeated = getattr(layer, "groups", layer)  # MAXIM's blocks keep their first convolution
+    repeated = getattr(layer, "groups", layer)  # MAXIM's blocks do not repeat their first convolution
     next(repeated.children()).register_forward_pre_hook(lambda *_: runs.append(1))
     images = torch.rand(2, plain.in_chans, 16, 16)
     for model in (plain, saving):
@@ -71,7 +71,7 @@ def test_gradient_checkpointing_changes_no_number(name, options):
     assert len(runs) == 3
 
 
-def test_lists():
+def test_models_and_weights_are_listed():
     assert image_model_names() == list(PARAMETERS)
     assert [model.name for model in metamix.list_image_models()] == list(PARAMETERS)
     assert [model.name for model in metamix.list_image_models("maxim_s*")] == ["maxim_s1", "maxim_s2", "maxim_s3"]
@@ -87,7 +87,7 @@ def test_lists():
     assert MAXIM_URL.format("Denoising/SIDD") == folder.replace("Dehazing/SOTS-Indoor", "Denoising/SIDD")
 
 
-def test_a_users_model(monkeypatch):
+def test_a_user_can_register_an_image_model(monkeypatch):
     for registry in ("_MODELS", "_TAGS"):
         monkeypatch.setattr(image_models, registry, dict(getattr(image_models, registry)))
     image_models.register_image_model("mine", torch.nn.Conv2d, in_channels=3, out_channels=3, kernel_size=1)
@@ -107,7 +107,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("arguments, options, words", REFUSED)
-def test_refusals(arguments, options, words):
+def test_wrong_names_and_options_are_refused(arguments, options, words):
     with pytest.raises(ValueError, match=words):
         create_image_model(*arguments, **options)
 
@@ -152,7 +152,7 @@ def same_weights(a, b):
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
-    """Publish a file at a file:// address, as maxim_s3.sidd of a tiny MAXIM, with torch's cache in tmp_path."""
+    """Return a function that publishes a file at a file:// address, as maxim_s3.sidd of a tiny MAXIM."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
 
     def publish(content):
@@ -171,12 +171,12 @@ def npz(arrays):
     return file.getvalue()
 
 
-def test_download_of_the_authors_weights(published):
+def test_the_authors_weights_are_downloaded_and_then_read_from_the_cache(published):
     model = create_image_model("maxim_s3", **TINY)
     content = npz(flax_arrays(model))
     path = published(content)
     assert same_weights(create_image_model("maxim_s3.sidd", pretrained=True), model)
-    path.unlink()  # from the cache
+    path.unlink()  # from here on, the cache has the file
     assert same_weights(create_image_model("maxim_s3", pretrained=True), model)
     assert same_weights(create_image_model("maxim_s3", pretrained=True, num_groups=1), model)
     words = r"maxim_s3.sidd.npz does not fit the maxim_s3 of these"
@@ -193,13 +193,13 @@ def test_arguments_that_change_trained_weights_are_named():
         create_image_model("maxim_nano.noise25", pretrained=True, block_size_hr=(8, 8), grid_size_hr=[8, 8])
 
 
-def test_failed_download(published, tmp_path):
+def test_a_failed_download_says_what_to_do(published, tmp_path):
     published(npz({"a": np.zeros(3)})).unlink()
     with pytest.raises(OSError, match="could not be downloaded .*fetch the file yourself and give it as checkpoint"):
         create_image_model("maxim_s3", pretrained=True)
 
 
-def test_file_of_ours_carries_its_arguments(tmp_path):
+def test_files_saved_here_carry_the_arguments_of_their_model(tmp_path):
     """The metadata of a run hold the model's name, its arguments and channels."""
     model = create_image_model("maxim_nano", in_chans=1, features=8, depth=2)
     about = dict(model="maxim_nano", model_args=dict(features=8, depth=2), in_chans=1)
@@ -217,7 +217,7 @@ def test_file_of_ours_carries_its_arguments(tmp_path):
         create_image_model("maxim_nano", checkpoint=tmp_path / "plain.safetensors")
 
 
-def test_shipped_weights_come_first(tmp_path, monkeypatch):
+def test_shipped_weights_come_before_published_weights(tmp_path, monkeypatch):
     model = create_image_model("maxim_nano", in_chans=1, features=8, depth=2)
     about = dict(model="maxim_nano", model_args=dict(features=8, depth=2), in_chans=1)
     save_weights(tmp_path / "maxim_nano.noise25.safetensors", model.state_dict(), about)
@@ -236,7 +236,7 @@ def test_shipped_weights_come_first(tmp_path, monkeypatch):
         ("wavemix_sisr_144_4", dict(level=2), {"stem": "conv", "head": "expand"}),
     ],
 )
-def test_state_dicts_of_wavemix(tmp_path, name, options, renames):
+def test_state_dicts_of_the_authors_wavemix_are_loaded(tmp_path, name, options, renames):
     small = dict(dim=8, depth=2) | options
     model = create_image_model(name, **small)
     state = wavemix_state(model, renames)

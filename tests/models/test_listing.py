@@ -19,7 +19,7 @@ def test_all_models_are_listed_in_the_order_of_registration():
     assert {model.name for model in metamix.list_models()} >= {"raftmlp_s", "wavemix_144_7", "ninformer_cifar"}
 
 
-def test_patterns():
+def test_patterns_choose_models_by_name():
     names = [model.name for model in metamix.list_models("*raft*")]
     assert names == [f"metaformer_raft_{size}" for size in ("nano", "tiny", "s12", "s24", "s36", "m36", "m48")] + [
         "raftmlp_s", "raftmlp_m", "raftmlp_l",
@@ -69,7 +69,7 @@ def test_shipped_weights_of_image_models_have_their_score():
     assert weights.source.endswith("wavemixsr_nano.x2.safetensors") and model.macs_per_pixel == 64_752
 
 
-def test_one_model_with_its_weights():
+def test_a_model_is_listed_with_its_weights():
     (model,) = metamix.list_models("wavemixlite_8_10")
     assert (model.parameters, model.input_size, model.num_classes) == (3_566, (1, 28, 28), 10)
     assert model.macs == 881_296
@@ -79,13 +79,13 @@ def test_one_model_with_its_weights():
     assert timm.create_model(f"{model.name}.{weights.tag}", pretrained=True).num_classes == 10
 
 
-def test_weights_that_are_published_elsewhere():
+def test_weights_on_the_hub_are_listed_with_their_repository():
     (model,) = metamix.list_models("metaformer_pooling_s12")
     (weights,) = model.weights
     assert (weights.tag, weights.top1, weights.source) == ("sail_in1k", None, "timm/poolformer_s12.sail_in1k")
 
 
-def test_only_models_with_weights():
+def test_pretrained_lists_only_models_with_weights():
     assert {model.name for model in metamix.list_models("*_nano", pretrained=True)} == {
         f"metaformer_{mixer}_nano" for mixer in metamix.list_mixers()
     }
@@ -117,7 +117,7 @@ def test_a_users_model_has_the_default_depths_of_the_skeleton(monkeypatch):
     assert [len(stage.blocks) for stage in timm.create_model("deep_as_usual").stages] == [2, 2, 6, 2]
 
 
-def test_timm_lists_the_zoo_by_its_module():
+def test_timm_lists_our_models_by_module():
     assert set(timm.list_models(module="metamix")) >= set(default_cfgs)
     assert timm.models.is_model_in_modules("raftmlp_s", ["metamix"])
 

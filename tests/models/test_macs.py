@@ -16,14 +16,14 @@ def model(request):
     return timm.create_model(f"metaformer_{request.param}_nano", depths=(1, 1), dims=(32, 64)).eval()
 
 
-def test_ptflops_on_operators_agrees(model):
+def test_ptflops_with_the_aten_backend_agrees(model):
     ptflops = pytest.importorskip("ptflops")
     expected = count_macs(model, SIZE)
     macs, _ = ptflops.get_model_complexity_info(model, SIZE, **QUIET, backend="aten")
     assert expected < macs < 1.03 * expected  # it counts norms too
 
 
-def test_counters_of_module_types_see_less(model):
+def test_counters_that_hook_modules_miss_operations(model):
     ptflops, thop = pytest.importorskip("ptflops"), pytest.importorskip("thop")
     expected = count_macs(model, SIZE)
     by_ptflops, _ = ptflops.get_model_complexity_info(model, SIZE, **QUIET, backend="pytorch")

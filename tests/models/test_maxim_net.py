@@ -24,7 +24,7 @@ class Golden:
         self.outputs = {k: v.movedim(-1, 1) for k, v in read_exact(f"restoration/{name}").items()}
 
     def load(self, module, part=""):
-        """Load the tensors of `part`, all for "", into a module of the same kind."""
+        """Load the tensors of `part`, or all if it is "", into a module of the same kind."""
         state = {k.removeprefix(part): v for k, v in self.state.items() if k.startswith(part)}
         layout = Layout(maxim_layout.NAMES, maxim_layout.arrange_flax)
         tensors, unknown = layout.translate(state, module)
@@ -48,7 +48,7 @@ def restored(golden):
 
 
 @torch.no_grad()
-def test_network():
+def test_outputs_of_the_network_equal_the_authors():
     golden = Golden(FULL)
     images = restored(golden)
     assert images.keys() == golden.outputs.keys()
@@ -66,7 +66,7 @@ def test_network():
     ],
 )
 @torch.no_grad()
-def test_block(name, module):
+def test_outputs_of_each_block_equal_the_authors(name, module):
     golden = Golden(name)
     outputs = golden.load(module())(*golden.inputs.values())
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -76,7 +76,7 @@ def test_block(name, module):
 
 
 @torch.no_grad()
-def test_operations():
+def test_operations_equal_the_authors():
     golden = Golden("maxim_ops_16x24")
     x = golden.inputs["input"]
     norm = Norm(3).double()
@@ -100,30 +100,33 @@ def test_operations():
         assert golden.deviation(output, f"output/{name}") < 1e-9, name
 
 
-def erf_gelu(monkeypatch):
+def use_erf_gelu(monkeypatch):
     monkeypatch.setattr(maxim.GELUTanh, "forward", lambda self, x: nn.functional.gelu(x))
 
 
-def other_eps(monkeypatch):
+def use_other_eps(monkeypatch):
     monkeypatch.setattr(maxim, "Norm", lambda dim: maxim.Float32LayerNorm2d(dim, eps=1e-5))
 
 
-def aliasing(monkeypatch):
+def resize_without_antialias(monkeypatch):
     resize = nn.functional.interpolate
     monkeypatch.setattr(nn.functional, "interpolate", lambda x, **options: resize(x, **options | dict(antialias=False)))
 
 
-def first_pixel(monkeypatch):
+def shrink_to_first_pixels(monkeypatch):
     monkeypatch.setattr(maxim, "shrink_image", lambda images, factor: images[..., ::factor, ::factor])
 
 
-def kernels_as_they_are(monkeypatch):
+def keep_kernels_unflipped(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "flip", lambda x, *dims: x)
 
 
-@pytest.mark.parametrize("mistake", [erf_gelu, other_eps, aliasing, first_pixel, kernels_as_they_are])
+MISTAKES = use_erf_gelu, use_other_eps, resize_without_antialias, shrink_to_first_pixels, keep_kernels_unflipped
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
 @torch.no_grad()
-def test_the_bound_sees_mistakes(mistake, monkeypatch):
+def test_mistakes_exceed_the_tolerance(mistake, monkeypatch):
     golden = Golden(FULL)
     mistake(monkeypatch)
     assert max(golden.deviation(image, name) for name, image in restored(golden).items()) > 1e-6
@@ -132,8 +135,8 @@ def test_the_bound_sees_mistakes(mistake, monkeypatch):
 # The authors' checkpoints
 
 
-def test_checkpoint_with_optimizer_state(tmp_path):
-    """The published .npz files: parameters below opt/target, and three times their bytes of optimizer state."""
+def test_checkpoints_with_optimizer_state_are_loaded(tmp_path):
+    """Published .npz files have the parameters under opt/target, and three times as many bytes of optimizer state."""
     golden = Golden(FULL)
     arrays = {f"opt/target/{key}": value.numpy() for key, value in golden.state.items()}
     arrays |= {"opt/state/step": np.int32(3), "opt/state/param_states/a/kernel": np.zeros(4)}
@@ -157,7 +160,7 @@ def nest(state):
     return tree
 
 
-def test_gaps_in_the_numbers_of_rescales():
+def test_rescales_are_ordered_by_number_even_with_gaps():
     """UpSampleRatio_9 comes before UpSampleRatio_10, whatever numbers are left out between them."""
     golden = Golden(FULL)
     model = load_official("maxim", golden.state, **golden.constructor)
@@ -240,7 +243,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("constructor, words", REFUSED)
-def test_arguments_are_refused_by_name(constructor, words):
+def test_wrong_arguments_are_refused_by_name(constructor, words):
     with torch.device("meta"), pytest.raises(ValueError, match=words):
         load_official("maxim", {}, **constructor)
 
@@ -269,7 +272,7 @@ def random_images(*shape):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 30), (16, 8)])
 @torch.no_grad()
-def test_any_size_in_any_memory_format(size):
+def test_images_of_any_size_and_memory_format_are_restored(size):
     model, x = tiny().eval(), random_images(2, 3, *size)
     y = model(x)
     assert y.shape == x.shape and y.isfinite().all()
@@ -306,12 +309,12 @@ def test_every_parameter_gets_a_gradient(options):
     model = tiny(**options)
     for module in model.modules():
         if isinstance(module, maxim.ChannelAttention):
-            nn.init.ones_(module.fc1.bias)  # else its few ReLUs may all be off
+            nn.init.ones_(module.fc1.bias)  # otherwise its few ReLUs may all be off
     sum(image.sin().mean() for image in model(random_images(2, 3, 16, 16))).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_autocast():
+def test_autocast_to_bfloat16_stays_close_and_trains():
     model, x = tiny(features=16, num_stages=1).float(), random_images(2, 3, 16, 16).float()
     exact = model(x)
     with torch.autocast("cpu", torch.bfloat16):
@@ -336,7 +339,7 @@ def test_compiles_as_one_graph(depth):
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2])
 @torch.no_grad()
-def test_exports_for_any_multiple(depth):
+def test_an_exported_program_takes_any_multiple_of_the_step(depth):
     model = tiny(depth=depth, **ONE_STAGE).eval()
     step = model.multiple[0]
     h, w = step * torch.export.Dim("h", min=1), step * torch.export.Dim("w", min=1)
@@ -347,7 +350,7 @@ def test_exports_for_any_multiple(depth):
 
 
 @pytest.mark.parametrize("window", [(1, 1), (3, 3), (4, 5), (2, 99), (99, 99)])
-def test_local_mean(window):
+def test_local_mean_equals_padded_average_pooling(window):
     x = random_images(1, 2, 7, 9)
     kh, kw = min(window[0], 7), min(window[1], 9)
     means = nn.functional.avg_pool2d(x, (kh, kw), stride=1)
@@ -358,7 +361,7 @@ def test_local_mean(window):
 
 
 @torch.no_grad()
-def test_local_pooling():
+def test_local_pooling_makes_far_pixels_independent():
     """A window as large as the map changes nothing; a smaller one makes far pixels independent of each other."""
     model = tiny(num_stages=1).eval()
     for module in model.modules():  # gMLPs and gates reach across the map

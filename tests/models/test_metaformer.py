@@ -109,13 +109,13 @@ OPTIONS = {
 
 @pytest.mark.parametrize("shape", [{}, ISOTROPIC], ids=["pyramid", "isotropic"])
 @pytest.mark.parametrize("option", OPTIONS)
-def test_formula(option, shape):
-    kwargs, words = OPTIONS[option]
+def test_outputs_with_every_option_equal_the_formula(option, shape):
+    kwargs, changes = OPTIONS[option]
     model, x = small(**shape, **kwargs), images()
-    assert_equal(model(x), formula(model, x, **words))
+    assert_equal(model(x), formula(model, x, **changes))
 
 
-def test_own_stems_and_downsamplings():
+def test_a_users_stem_and_downsampling_are_built():
     class Halve(nn.Module):
         """Halve the map; a stem with only what the skeleton needs."""
 
@@ -140,7 +140,7 @@ def test_own_stems_and_downsamplings():
 
 
 @pytest.mark.parametrize("k, s, p", [(7, 4, 2), (3, 2, 1), (4, 4, 0), (3, 1, 1)])
-def test_size_of_maps(k, s, p):
+def test_out_size_is_the_size_of_the_map(k, s, p):
     embed = ConvEmbed(1, 1, kernel_size=k, stride=s, padding=p)
     for size in ((8, 9), (13, 7), (32, 224)):
         assert embed(torch.zeros(1, 1, *size)).shape[2:] == embed.out_size(size)
@@ -186,7 +186,7 @@ def test_timm_s_group_norm_is_replaced_by_ours():
         assert type(model.stages[0].blocks[0].norm1) is GroupNorm1
 
 
-def test_start():
+def test_layer_scale_weights_and_biases_have_their_initial_values():
     torch.manual_seed(0)
     model = MetaFormer(img_size=32, depths=(1,), dims=(64,), layer_scale=1e-5)
     block = blocks(model)[0]
@@ -197,17 +197,17 @@ def test_start():
 
 
 @pytest.mark.parametrize("ratio, hidden", [(4, [32, 64]), (1.5, [12, 24]), (0.25, [2, 4]), ((4, 2), [32, 32])])
-def test_mlp_ratio(ratio, hidden):
+def test_mlp_ratio_sets_the_hidden_widths(ratio, hidden):
     model = small(mlp_ratio=ratio)
     assert [stage.blocks[0].mlp.fc1.out_channels for stage in model.stages] == hidden
 
 
-def test_a_stage_without_an_mlp():
+def test_a_stage_of_mlp_ratio_0_has_no_mlp():
     model = small(mlp_ratio=(0, 2))
     assert model.stages[0].blocks[0].mlp is None and model.stages[1].blocks[0].mlp is not None
 
 
-def test_rates():
+def test_rates_of_dropout_and_drop_path_reach_their_layers():
     model = small(depths=(2, 3), drop_rate=0.1, proj_drop_rate=0.2, drop_path_rate=0.4, mixer="nin")
     assert model.head_drop.p == 0.1
     for block in blocks(model):
@@ -229,7 +229,7 @@ def test_rates_act_in_training_only():
         assert (model(x) - model(x)).abs().max() > 1e-3, rate
 
 
-def test_mixers_and_their_options_of_each_stage():
+def test_each_stage_may_have_its_own_mixer_and_options():
     model = small(mixer=("raft", "minattn"), mixer_args=({"raft_size": 4}, {"num_heads": 2, "qk": "shared"}))
     first, second, third = (b.mixer for b in blocks(model))
     assert (type(first).__name__, first.grid, first.vertical.raft_size) == ("Raft", (8, 8), 4)
@@ -252,8 +252,7 @@ def test_positions_are_resampled():
 
 
 @pytest.mark.parametrize("shape", [{}, ISOTROPIC], ids=["pyramid", "isotropic"])
-def test_set_input_size(shape):
-    """It equals loading the adapted parameters into a model built for that size."""
+def test_set_input_size_equals_building_and_loading_adapted_parameters(shape):
     kwargs = dict(mixer="raft", pos_embed=True, **shape)
     model, built = small(**kwargs).train(), small(img_size=(64, 48), **kwargs)
     model.stem.requires_grad_(False)
@@ -272,7 +271,7 @@ def test_set_input_size(shape):
 
 
 @pytest.mark.parametrize("mixer", ["raft", "nin"])
-def test_set_input_size_at_16_bits(mixer):
+def test_set_input_size_keeps_bfloat16(mixer):
     model = timm.create_model(f"metaformer_{mixer}_nano", dtype=torch.bfloat16)
     model.set_input_size(48)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -298,7 +297,7 @@ def test_set_input_size_updates_the_context():
     )
 
 
-def test_set_input_size_to_its_own_changes_nothing():
+def test_set_input_size_to_the_same_size_changes_nothing():
     model, x = small(mixer="nin", pos_embed=True), images()
     y = model(x)
     parameters = dict(model.named_parameters())
@@ -309,7 +308,7 @@ def test_set_input_size_to_its_own_changes_nothing():
 
 
 @pytest.mark.parametrize("mixer", ["raft", "nin", "minattn"])
-def test_an_optimizer_goes_on_training_what_keeps_its_shape(mixer):
+def test_an_optimizer_keeps_training_parameters_whose_shape_stays(mixer):
     model = small(mixer=mixer, mixer_args={"positions": True} if mixer == "minattn" else None).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     shapes = {name: p.shape for name, p in model.named_parameters()}
@@ -319,7 +318,7 @@ def test_an_optimizer_goes_on_training_what_keeps_its_shape(mixer):
         each(images(64, 64)).square().sum().backward()
         step.step()
     kept = {name for name, p in model.named_parameters() if p.shape == shapes[name]}
-    assert kept < shapes.keys()  # the shapes of some depend on the size
+    assert kept < shapes.keys()  # some shapes depend on the size
     expected = dict(fresh.named_parameters())
     assert all(torch.equal(p, expected[name]) == (name in kept) for name, p in model.named_parameters())
 
@@ -427,7 +426,7 @@ def test_dropout_is_not_an_option_of_a_mixer_without_it():
         (dict(act_layer=""), "act_layer is ''. Accepted: silu"),
     ],
 )
-def test_errors(kwargs, words):
+def test_wrong_options_are_refused(kwargs, words):
     with pytest.raises(ValueError, match=words):
         small(**kwargs)
 
@@ -440,7 +439,7 @@ def test_a_refused_size_leaves_the_model_unchanged():
     assert_equal(model(x), y, 0)
 
 
-def test_own_mixer(forget_mixers):
+def test_a_users_mixer_is_built_and_must_define_adapt_state(forget_mixers):
     @register_mixer("mine")
     class Mine(nn.Module):
         def __init__(self, dim, *, size):
@@ -461,7 +460,7 @@ def test_own_mixer(forget_mixers):
     assert_equal(model(images(32, 16)), formula(model, images(32, 16)))
 
 
-def test_a_hidden_width_that_is_not_a_multiple():
+def test_a_fractional_mlp_ratio_gives_the_exact_hidden_width():
     assert Block(
         176, nn.Identity(), mlp_ratio=960 / 176, act_layer=nn.GELU, norm1=nn.Identity, norm2=nn.Identity,
         tie_norms=False, layer_scale=0, proj_drop=0, drop_path=0,
@@ -469,12 +468,12 @@ def test_a_hidden_width_that_is_not_a_multiple():
 
 
 @pytest.mark.parametrize("act_layer", ("gelu", nn.GELU))
-def test_a_gelu_is_ours_under_every_name(act_layer):
+def test_every_name_of_gelu_builds_our_gelu(act_layer):
     assert type(small(act_layer=act_layer).stages[0].blocks[0].mlp.act) is GELU
 
 
 @pytest.mark.parametrize("name", ["metaformer_pooling_nano", "metaformer_wavemix_nano", "raftmlp_s"])
-def test_low_rank_adapters_on_every_convolution(name):
+def test_low_rank_adapters_train_on_every_convolution(name):
     """peft's LoRA makes such adapters: two more convolutions of the layer's class; the second starts at zero."""
 
     class Adapted(nn.Module):

@@ -43,14 +43,14 @@ def parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def test_names():
+def test_the_family_has_every_mixer_in_every_size():
     assert list(SIZES) == ["nano", "tiny", *POOLFORMER]
     assert set(timm.list_models("metaformer_*")) == {f"metaformer_{mixer}_{size}" for mixer in MIXERS for size in SIZES}
     assert metamix.list_mixers() == MIXERS
 
 
 @pytest.mark.parametrize("size", POOLFORMER)
-def test_pooling_is_poolformer(size):
+def test_pooling_has_the_shapes_and_costs_of_poolformer(size):
     model = create(f"metaformer_pooling_{size}", device="meta")
     assert (parameters(model), count_macs(model, (3, 224, 224))) == POOLFORMER[size]
     theirs = timm.create_model(f"poolformer_{size}", device="meta")
@@ -83,7 +83,7 @@ def test_mixers_have_at_most_half_as_many_parameters_as_the_mlps(mixer):
 
 @pytest.mark.parametrize("size, macs", [("nano", 73_631_616), ("tiny", 128_265_216)])
 def test_small_sizes_cost_the_same_with_every_mixer(size, macs):
-    """test_timm.py counts what is listed."""
+    """The costs are those of the listing, which test_timm.py compares with the models."""
     costs = {mixer: model_info(f"metaformer_{mixer}_{size}").macs for mixer in MIXERS}
     assert costs["identity"] == costs["pooling"] == macs
     assert all(abs(cost / costs["identity"] - 1) <= 0.03 for cost in costs.values()), costs
@@ -98,7 +98,7 @@ def test_mixers_of_small_sizes_have_at_most_the_parameters_of_full_mlps(mixer, s
     assert total("mixer", mixer) <= total("mlp", "identity")
 
 
-def test_mixers_of_stages_bring_their_share_of_the_mlps():
+def test_each_stage_has_the_mlp_ratio_of_its_mixer():
     model = create("metaformer_pooling_nano", mixer=("pooling", "raft", "minattn"))
     assert [stage.blocks[0].mlp.fc1.out_channels for stage in model.stages] == [4 * 64, 2 * 128, 2 * 192]
     assert model.stages[1].blocks[0].mixer.vertical.fc1.weight.shape[0] == 2 * 8 * 8  # expansion, raft size, map side
@@ -145,7 +145,7 @@ def test_work_is_linear_in_the_number_of_tokens(mixer):
     assert at[1] < 4.01 * at[0]
 
 
-def test_options_of_the_table_can_be_overridden():
+def test_default_options_of_a_mixer_can_be_overridden():
     table = create("metaformer_minattn_nano").stages[0].blocks[0].mixer
     changed = create("metaformer_minattn_nano", mixer_args=dict(num_heads=1, context=None)).stages[0].blocks[0].mixer
     assert (table.heads, table.context, table.symmetric) == (4, (8, 8), True)
@@ -171,7 +171,7 @@ def mine(forget_mixers):
     return Mine
 
 
-def test_own_mixer_under_a_name_of_the_family(mine):
+def test_a_users_mixer_works_under_a_name_of_the_family(mine):
     model = create("metaformer_pooling_s12", mixer="mine", num_classes=10)
     assert [type(b.mixer) for stage in model.stages for b in stage.blocks] == [mine] * 12
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 10)
@@ -179,7 +179,7 @@ def test_own_mixer_under_a_name_of_the_family(mine):
 
 
 @pytest.mark.parametrize("feature_cls", [None, "fx", "hook"])
-def test_own_mixer_with_features_only(mine, feature_cls):
+def test_a_users_mixer_works_with_features_only(mine, feature_cls):
     kwargs = {} if feature_cls is None else dict(feature_cls=feature_cls)
     model = create("metaformer_pooling_s12", mixer="mine", features_only=True, **kwargs)
     assert [f.shape for f in model(torch.randn(1, 3, 64, 96))] == [
@@ -187,18 +187,18 @@ def test_own_mixer_with_features_only(mine, feature_cls):
     ]  # fmt: skip
 
 
-def test_own_mixer_in_some_stages_with_options(mine):
+def test_a_users_mixer_in_some_stages_gets_its_options(mine):
     mixers = ("mine", "pooling", "minattn", "mine")
     model = create("metaformer_pooling_s12", mixer=mixers, mixer_args=({}, {}, {}, {"kernel_size": 5}))
     names = [type(stage.blocks[0].mixer).__name__ for stage in model.stages]
     assert names == ["Mine", "Pooling", "MinAttn", "Mine"]
     assert [model.stages[i].blocks[0].mixer.kernel_size for i in (0, 3)] == [(3, 3), (5, 5)]
-    assert model.stages[2].blocks[0].mixer.heads == 10  # the family's table still applies
+    assert model.stages[2].blocks[0].mixer.heads == 10  # the family's default options still apply
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1)])
 @pytest.mark.parametrize("embed", [conv_norm_act, twofold_stem, fourfold_stem])
-def test_embedding_tells_its_size(embed, size):
+def test_out_size_of_an_embedding_is_the_size_of_its_map(embed, size):
     down = embed(3, 4).eval()
     assert down(torch.randn(2, 3, *size)).shape == (2, 4, *down.out_size(size))

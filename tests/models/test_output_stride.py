@@ -23,7 +23,7 @@ def create(name="metaformer_pooling_s12", **kwargs):
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("output_stride, strides", [(8, [4, 8, 8, 8]), (16, [4, 8, 16, 16]), (32, [4, 8, 16, 32])])
 @torch.no_grad()
-def test_strides_of_the_maps(mixer, output_stride, strides):
+def test_output_stride_sets_the_strides_of_the_maps(mixer, output_stride, strides):
     model = create(f"metaformer_{mixer}_s12", features_only=True, output_stride=output_stride)
     assert model.feature_info.reduction() == strides
     for h, w in ((64, 64), (96, 32)):
@@ -33,7 +33,7 @@ def test_strides_of_the_maps(mixer, output_stride, strides):
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_the_same_weights_load(mixer, tmp_path):
+def test_weights_of_the_default_stride_are_loaded(mixer, tmp_path):
     model = create(f"metaformer_{mixer}_s12")
     torch.save(model.state_dict(), tmp_path / "w.pt")
     finer = create(f"metaformer_{mixer}_s12", output_stride=8, checkpoint_path=tmp_path / "w.pt")
@@ -72,7 +72,7 @@ def test_a_file_loads_without_a_warning(tmp_path):
 
 
 @torch.no_grad()
-def test_a_map_one_pixel_wide():
+def test_a_dilated_convolution_takes_a_map_one_pixel_wide():
     model = create(output_stride=8, img_size=32)
     down = model.stages[3].downsample
     assert (down.dilation, down.padding) == ((2, 2), (2, 2))
@@ -86,7 +86,7 @@ def test_a_map_one_pixel_wide():
     ("wavemix_192_16", 8, 4),
     ("ninformer_cifar", 8, 4),
 ])  # fmt: skip
-def test_other_models_refuse_it(name, output_stride, stride):
+def test_output_stride_is_refused_by_models_that_lack_it(name, output_stride, stride):
     words = f"output_stride is {output_stride!r}, but the last maps of this model have stride {stride}. Only models of"
     with pytest.raises(ValueError, match=words):
         timm.create_model(name, output_stride=output_stride, device="meta")
@@ -98,7 +98,7 @@ def test_other_strides_are_refused(output_stride):
         timm.create_model("metaformer_pooling_s12", output_stride=output_stride, device="meta")
 
 
-def test_even_kernels_refuse_it():
+def test_output_stride_is_refused_with_even_kernels():
     downsample = partial(ConvEmbed, kernel_size=2, stride=2)
     with pytest.raises(ValueError, match="output_stride is 16, but .* stages with convolutions of odd kernels between"):
         create(downsample=downsample, output_stride=16)
@@ -111,7 +111,7 @@ def test_a_model_s_own_stride_is_accepted():
 
 @pytest.mark.parametrize("head, stride", [("DeepLabV3", 8), ("DeepLabV3Plus", 16), ("PAN", 16)])
 @torch.no_grad()
-def test_heads_of_segmentation_models_pytorch(head, stride):
+def test_heads_of_segmentation_models_pytorch_take_the_output_stride(head, stride):
     smp = pytest.importorskip("segmentation_models_pytorch")
     args = dict(encoder_name="tu-metaformer_raft_s12", encoder_weights=None, encoder_output_stride=stride)
     model = getattr(smp, head)(**args, classes=5, **SHALLOW).eval()

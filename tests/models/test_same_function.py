@@ -131,7 +131,7 @@ def test_options_that_are_functions_are_compared_by_name():
     assert first.endswith("halve')") and " at 0x" not in first + second and first != second
 
 
-def test_a_mixer_may_get_options_later():
+def test_a_description_without_defaults_leaves_out_default_options():
     assert describe_mixer("pooling", {"pool_size": [3, 3], "proj_drop": 0.1}, defaults=False) == "pooling()"
     assert describe_mixer("pooling", {}).startswith("pooling(pool_size=3")
 
@@ -153,7 +153,7 @@ def test_another_mixer_with_weights_of_the_hub_is_warned_about(tmp_path, monkeyp
         timm.create_model("metaformer_pooling_s12", pretrained=True, mixer_args={"pool_size": 5})
 
 
-def test_a_model_that_is_not_registered_here():
+def test_metadata_of_a_model_that_cannot_be_built_are_refused():
     model = create("metaformer_pooling_nano")
     with pytest.raises(ValueError, match=r"a.pt holds weights of mine, which is not registered: import its module"):
         check_same_function(model, ModelMetadata(model="mine.v1"), "a.pt")
@@ -193,7 +193,7 @@ def test_metadata_of_a_much_larger_model_are_refused_before_it_is_built():
     tensors = create("metaformer_raft_nano").state_dict()
     args = {key: list(value) for key, value in TINY.items()}
     check_described_size(ModelMetadata(model="metaformer_raft_nano", model_args=args), tensors, "a.safetensors")
-    check_described_size(ModelMetadata(model="vit_huge_patch14_224"), tensors, "a.safetensors")  # heads of timm vary
+    check_described_size(ModelMetadata(model="vit_huge_patch14_224"), tensors, "a.safetensors")  # timm's are skipped
     large = ModelMetadata(model="metaformer_raft_nano", model_args=args, img_size=2048)
     with pytest.raises(ValueError, match=r"a.safetensors: its metadata describe a metaformer_raft_nano of [0-9,]{9,}"):
         check_described_size(large, tensors, "a.safetensors")

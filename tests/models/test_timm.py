@@ -1,7 +1,7 @@
 """Test that every registered name behaves in timm as timm's own models do.
 
 The first half runs timm's published model tests on every name: at the trained size on the meta device and, except for
-the large sizes, with values of a small model on small images. The second half tests more, on one name for each mixer
+the large sizes, as small models on small images. The second half tests more, on one name for each mixer
 and family. `torch.compile`, `torch.export` and ONNX are in `test_timm_export.py`.
 """
 
@@ -52,7 +52,7 @@ SMALL = {
 
 
 def small(name):
-    """Return arguments that make a model small and its images too."""
+    """Return the arguments of a small model for small images."""
     sizes = [size for pattern, size in SMALL.items() if re.fullmatch(pattern, name)]
     return {"img_size": side(name)} | (sizes[0] if sizes else {})
 
@@ -97,7 +97,7 @@ def model(name):
     return small_model(name)
 
 
-# Not fixtures of the module: pytest 9 hands on the model of another name where pytest-xdist splits a name's tests.
+# Not module fixtures: pytest 9 passes the model of another name where pytest-xdist splits the tests of a name.
 @lru_cache(maxsize=1)
 def native_model(name):
     return timm.create_model(name, device="meta").eval()
@@ -114,7 +114,7 @@ NOT_LARGE = pytest.mark.parametrize(
 )
 
 
-def test_default_cfg(name, native):
+def test_default_cfg_describes_the_model(name, native):
     cfg, tensors = native.default_cfg, native.state_dict()
     assert all(t.is_meta for t in tensors.values())
     assert cfg["architecture"] == name
@@ -131,8 +131,8 @@ def test_default_cfg(name, native):
         assert entry == "crop_mode" or value == cfg[entry]
 
 
-def test_listed_size(name, native):
-    """`sizes.json` is up to date. Multiply-adds of the large sizes take long to count and are left out."""
+def test_listed_parameters_and_multiply_adds_are_up_to_date(name, native):
+    """They are read from `sizes.json`. Multiply-adds of the large sizes take long to count and are left out."""
     listed = model_info(name)
     assert listed.parameters == sum(p.numel() for p in native.parameters()), "run listing.write_sizes()"
     if not name.endswith(("_s24", "_s36", "_m36", "_m48")):
@@ -140,7 +140,7 @@ def test_listed_size(name, native):
 
 
 @NOT_LARGE
-def test_shapes_at_the_trained_size(name, native):
+def test_features_and_heads_have_the_expected_shapes_at_the_trained_size(name, native):
     cfg, model = native.default_cfg, copy.deepcopy(native)
     h, w = cfg["input_size"][1:]
     maps, features = model.forward_intermediates(images(model, h, w))
@@ -155,7 +155,7 @@ def test_shapes_at_the_trained_size(name, native):
 
 
 @NOT_LARGE
-def test_features_by_default(name, native):
+def test_default_features_come_from_all_stages_or_the_last_three_blocks(name, native):
     """The default features come from all stages, or from the last three blocks of an isotropic model."""
     info = timm.create_model(name, features_only=True, device="meta").feature_info
     expected = native.feature_info[-3:] if len(native.stages) == 1 else native.feature_info
@@ -164,7 +164,7 @@ def test_features_by_default(name, native):
 
 
 @pytest.mark.parametrize("coarse", [False, True])
-def test_groups_by_depth(native, coarse):
+def test_parameters_are_grouped_by_depth(native, coarse):
     """The groups are the stem, each block (or stage) with the downsampling before it, and the head."""
     group, first = {}, 0  # by prefix; the first block of a stage
     for i, stage in enumerate(native.stages):
@@ -180,14 +180,14 @@ def test_groups_by_depth(native, coarse):
 
 @NOT_LARGE
 @torch.no_grad()
-def test_forward(name, model):
+def test_outputs_are_finite_at_square_and_odd_sizes(name, model):
     for size in ((side(name), side(name)), (side(name) + 5, side(name) - 1)):
         y = model(images(model, *size))
         assert y.shape == (2, model.num_classes) and y.isfinite().all()
 
 
 @NOT_LARGE
-def test_backward(name, model):
+def test_every_parameter_gets_a_finite_gradient(name, model):
     model = copy.deepcopy(model).train()
     model.reset_classifier(42)
     y = model(images(model))
@@ -201,7 +201,7 @@ def test_backward(name, model):
 
 @ONE_OF_EACH
 @torch.no_grad()
-def test_reset_classifier(name, model):
+def test_reset_classifier_changes_classes_and_pooling(name, model):
     model, x = copy.deepcopy(model), images(model)
     maps = model.forward_features(x)
     pooled = model.forward_head(maps, pre_logits=True)
@@ -224,7 +224,7 @@ def test_reset_classifier(name, model):
 @ONE_OF_EACH
 @pytest.mark.parametrize("num_classes, pool", [(0, "avg"), (0, ""), (7, "max"), (7, "avgmax"), (7, "")])
 @torch.no_grad()
-def test_classifier_and_pool_when_created(name, num_classes, pool):
+def test_num_classes_and_global_pool_are_set_when_created(name, num_classes, pool):
     model = create(name, num_classes=num_classes, global_pool=pool)
     x = images(model)
     maps = model.forward_features(x)
@@ -239,7 +239,7 @@ def test_classifier_and_pool_when_created(name, num_classes, pool):
 
 @ONE_OF_EACH
 @torch.no_grad()
-def test_indices_of_intermediates(name, model):
+def test_indices_choose_the_intermediate_features(name, model):
     x = images(model)
     final, features = model.forward_intermediates(x)
     assert_close(final, model.forward_features(x))
@@ -258,7 +258,7 @@ def test_indices_of_intermediates(name, model):
 
 
 @ONE_OF_EACH
-def test_stop_early(name, model):
+def test_stop_early_runs_only_the_needed_blocks(name, model):
     ran = []
     units = model.stages[0].blocks if model.isotropic else model.stages
     hooks = [unit.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, unit in enumerate(units)]
@@ -270,7 +270,7 @@ def test_stop_early(name, model):
 
 @ONE_OF_EACH
 @pytest.mark.parametrize("indices, last", [(1, -1), ([0, -2], -2), ([1], 1)])
-def test_prune_intermediate_layers(name, model, indices, last):
+def test_pruning_keeps_the_features_and_only_needed_parameters(name, model, indices, last):
     x, pruned = images(model), copy.deepcopy(model)
     _, expected = model.forward_intermediates(x, indices)
     taken = pruned.prune_intermediate_layers(indices, prune_norm=True)
@@ -287,7 +287,7 @@ def test_prune_intermediate_layers(name, model, indices, last):
 
 @ONE_OF_EACH
 @torch.no_grad()
-def test_pruning_keeps_what_still_fits(name, model):
+def test_pruning_without_norm_and_head_keeps_them_if_they_fit(name, model):
     x, pruned = images(model), copy.deepcopy(model)
     _, (feature,) = model.forward_intermediates(x, [-2])
     pruned.prune_intermediate_layers([-2], prune_norm=False, prune_head=False)
@@ -300,7 +300,7 @@ def test_pruning_keeps_what_still_fits(name, model):
 @ONE_OF_EACH
 @pytest.mark.parametrize("feature_cls, out_indices", [(None, None), (None, (0, 2)), ("hook", (1, -1)), ("fx", (1, -1))])
 @torch.no_grad()
-def test_features_only(name, model, feature_cls, out_indices):
+def test_features_only_equals_forward_intermediates(name, model, feature_cls, out_indices):
     x = images(model)
     default = len(model.stages) if len(model.stages) > 1 else 3
     expected = model.forward_intermediates(x, out_indices or default, intermediates_only=True)
@@ -313,7 +313,7 @@ def test_features_only(name, model, feature_cls, out_indices):
 @pytest.mark.parametrize("feature_cls", ["list", "dict"])
 @pytest.mark.parametrize("name", ["metaformer_raft_nano", "metaformer_wavemix_nano", "raftmlp_s"])
 @torch.no_grad()
-def test_features_of_a_pyramid_by_timms_other_classes(name, feature_cls):
+def test_timms_list_and_dict_features_equal_forward_intermediates(name, feature_cls):
     x = images(create(name))
     features = create(name, features_only=True, feature_cls=feature_cls)(x)
     expected = create(name).forward_intermediates(x, intermediates_only=True)
@@ -322,7 +322,7 @@ def test_features_of_a_pyramid_by_timms_other_classes(name, feature_cls):
 
 
 @pytest.mark.parametrize("feature_cls", ["list", "dict"])
-def test_blocks_that_timms_other_classes_do_not_find(feature_cls):
+def test_timms_list_and_dict_features_are_refused_for_isotropic_models(feature_cls):
     with pytest.raises(ValueError, match=f"feature_cls='{feature_cls}' does not find the blocks of ninformer_cifar"):
         create("ninformer_cifar", features_only=True, feature_cls=feature_cls)
 
@@ -347,8 +347,7 @@ def test_features_without_the_position_embedding_are_refused():
 
 
 @ONE_OF_EACH
-def test_fx(name, model):
-    """A mixer is one node in the graph of timm's feature extractor."""
+def test_a_mixer_is_one_node_of_the_graph_of_timms_feature_extractor(name, model):
     model = copy.deepcopy(model)
     _, nodes = get_graph_node_names(model)
     mixer = "stages.0.blocks.0.mixer"
@@ -381,7 +380,7 @@ def test_every_parameter_has_an_effect(name):
 
 
 @ONE_OF_EACH
-def test_grad_checkpointing(name, model):
+def test_grad_checkpointing_keeps_gradients_and_statistics(name, model):
     """Gradients and the statistics of batch norms are the same, with dropout too, and blocks run twice."""
 
     def run(enable):
@@ -414,7 +413,7 @@ def test_every_layer_is_called(name, model):
     assert not [key for layer, key in layers.items() if layer not in called]
 
 
-def test_grad_checkpointing_with_synchronized_batch_norms():
+def test_grad_checkpointing_keeps_statistics_of_synchronized_norms():
     plain = convert_sync_batchnorm(create("metaformer_wavemix_nano")).train()
     saving = copy.deepcopy(plain)
     saving.set_grad_checkpointing()
@@ -424,7 +423,7 @@ def test_grad_checkpointing_with_synchronized_batch_norms():
 
 
 @ONE_OF_EACH
-def test_layer_decay(name, native):
+def test_layer_decay_scales_the_learning_rate_by_depth(name, native):
     groups = param_groups_layer_decay(native, layer_decay=0.5, no_weight_decay_list=native.no_weight_decay())
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(scale) == len(list(native.parameters()))
@@ -436,7 +435,7 @@ def test_layer_decay(name, native):
 
 
 @ONE_OF_EACH
-def test_weight_decay(name, native):
+def test_weight_decay_leaves_out_norms_biases_and_positions(name, native):
     optimizer = create_optimizer_v2(native, opt="adamw", lr=1e-3, weight_decay=0.1)
     decayed = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for key, p in native.named_parameters():
@@ -445,7 +444,7 @@ def test_weight_decay(name, native):
 
 @ONE_OF_EACH
 @torch.no_grad()
-def test_image_size_that_is_not_square(name):
+def test_a_model_for_images_that_are_not_square_takes_any_size(name):
     s = side(name)
     model = create(name, img_size=(s, 2 * s))
     assert get_model_input_config(model)["input_size"][1:] == (s, 2 * s)
@@ -457,7 +456,7 @@ def test_image_size_that_is_not_square(name):
 
 
 @ONE_OF_EACH
-def test_channels_of_another_number(name, native):
+def test_in_chans_changes_only_the_first_convolutions(name, native):
     """Only the tensors that `first_conv` names change with the number of channels."""
     other = timm.create_model(name, device="meta", in_chans=5)
     a, b = native.state_dict(), other.state_dict()
@@ -467,7 +466,7 @@ def test_channels_of_another_number(name, native):
 
 
 @ONE_OF_EACH
-def test_dtype(name, model):
+def test_models_are_built_in_bfloat16(name, model):
     half = create(name, dtype=torch.bfloat16)
     assert {t.dtype for t in half.state_dict().values() if t.is_floating_point()} == {torch.bfloat16}
     y = half(images(half))
@@ -481,14 +480,14 @@ def test_dtype(name, model):
 
 @ONE_OF_EACH
 @torch.no_grad()
-def test_channels_last(name, model):
+def test_channels_last_gives_the_same_outputs(name, model):
     x = images(model)
     other = copy.deepcopy(model).to(memory_format=torch.channels_last)
     assert_close(other(x.to(memory_format=torch.channels_last)), model(x), 1e-4)
 
 
 @ONE_OF_EACH
-def test_set_input_size(name, native):
+def test_set_input_size_equals_building_for_the_size(name, native):
     size = (2 * side(name), side(name))
     model, made = copy.deepcopy(native), timm.create_model(name, device="meta", img_size=size)
     model.set_input_size(size)
@@ -500,7 +499,7 @@ def test_set_input_size(name, native):
 
 @ONE_OF_EACH
 @torch.no_grad()
-def test_the_function_at_another_input_size(name, model):
+def test_set_input_size_keeps_outputs_unless_weights_are_resampled(name, model):
     model, h, w = copy.deepcopy(model), 2 * side(name), side(name)
     x = images(model, h, w)
     before = model(x)
@@ -514,7 +513,7 @@ def test_the_function_at_another_input_size(name, model):
 
 
 @torch.no_grad()
-def test_a_mixer_that_cannot_change_its_size_leaves_the_model_as_it_was(monkeypatch):
+def test_a_failed_set_input_size_leaves_the_model_unchanged(monkeypatch):
     model = timm.create_model("metaformer_raft_nano").eval()
     x = torch.randn(1, 3, 32, 32)
     before = model(x)
@@ -525,7 +524,7 @@ def test_a_mixer_that_cannot_change_its_size_leaves_the_model_as_it_was(monkeypa
 
 
 @ONE_OF_EACH
-def test_frozen_stays_frozen_at_another_size(name, model):
+def test_frozen_parameters_stay_frozen_at_another_size(name, model):
     model = copy.deepcopy(model).requires_grad_(False)
     model.set_input_size(2 * side(name))
     assert not any(p.requires_grad for p in model.parameters())
@@ -534,7 +533,7 @@ def test_frozen_stays_frozen_at_another_size(name, model):
 @ONE_OF_EACH
 @pytest.mark.parametrize("by", ["deepcopy", "pickle"])
 @torch.no_grad()
-def test_duplicates(name, model, by):
+def test_copied_and_pickled_models_share_no_tensors(name, model, by):
     other = copy.deepcopy(model) if by == "deepcopy" else pickle.loads(pickle.dumps(model))
     x = images(model)
     y = model(x)
@@ -550,7 +549,7 @@ def test_duplicates(name, model, by):
 # The registry
 
 
-def test_names():
+def test_all_names_are_registered_and_none_replaces_timms():
     assert len(NAMES) == 88 and len(FAMILIES) == 15
     assert set(NAMES) <= set(timm.list_models())
     with pytest.raises(ValueError, match="timm already has a model named 'poolformer_s12'"):
@@ -575,7 +574,7 @@ def test_a_single_image_is_refused(name):
         timm.create_model(name)(torch.zeros(3, 32, 32))
 
 
-def test_mixer_in_place_of_the_names_own():
+def test_the_mixer_of_a_name_can_be_replaced():
     def tensors(name, **kwargs):
         return {k: t.shape for k, t in timm.create_model(name, device="meta", **kwargs).state_dict().items()}
 
@@ -597,7 +596,7 @@ def test_mixer_in_place_of_the_names_own():
         (-32, "img_size is -32: give one number"),
     ],
 )
-def test_wrong_image_sizes(name, img_size, words):
+def test_wrong_image_sizes_are_refused(name, img_size, words):
     model = timm.create_model(name, device="meta")
     for resize in (lambda size: timm.create_model(name, img_size=size, device="meta"), model.set_input_size):
         with pytest.raises(ValueError, match=words):

@@ -57,13 +57,13 @@ def assert_close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_compile(model):
+def test_a_model_compiles_as_one_graph(model):
     x = images(model)
     assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
 
 
 @pytest.mark.parametrize("name", ["raftmlp_s", "minattn_full_mlp_h4_cifar"])
-def test_compile_for_another_size(name):
+def test_a_compiled_model_takes_another_size(name):
     """Patch and position embeddings depend on the size too; mixers have tests of their own."""
     torch.compiler.reset()
     model = create(name, mixer="pooling")
@@ -74,7 +74,7 @@ def test_compile_for_another_size(name):
 
 
 @torch.no_grad()
-def test_export(model):
+def test_an_exported_program_takes_any_batch_and_image_size(model):
     program = torch.export.export(model, (images(model),), dynamic_shapes=(ANY_SIZE,)).module()
     for other in ({}, *OTHERS):
         x = images(model, **other)
@@ -83,8 +83,7 @@ def test_export(model):
 
 @pytest.mark.parametrize("name", MIXERS)
 @torch.no_grad()
-def test_onnx(name, tmp_path):
-    """The program takes any batch and image size."""
+def test_an_onnx_file_takes_any_batch_and_image_size(name, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} is not installed: pip install metamix[deploy]")
     import onnxruntime
@@ -101,7 +100,7 @@ def test_onnx(name, tmp_path):
 @pytest.mark.parametrize("name", ["metaformer_raft_nano", "metaformer_maxim_nano", "metaformer_wavemix_nano"])
 @pytest.mark.filterwarnings("ignore")  # the exporter is deprecated, and says that the image size is fixed
 @torch.no_grad()
-def test_onnx_of_torchscript(name, tmp_path):
+def test_the_torchscript_exporter_writes_valid_onnx(name, tmp_path):
     """The exporter of torch.jit writes an invalid file if a module calls `movedim(-1, 1)`."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install metamix[deploy]")
     model, file = create(name), tmp_path / "model.onnx"
@@ -113,8 +112,8 @@ def test_onnx_of_torchscript(name, tmp_path):
 
 @pytest.mark.parametrize("name", MIXERS)
 @torch.no_grad()
-def test_fx(name):
-    """torch.fx, torchvision's feature extractor and per-sample functions, also at a different size."""
+def test_fx_tracing_and_vmap_give_the_same_outputs(name):
+    """Test torch.fx, torchvision's feature extractor and per-sample functions, also at a different size."""
     model = create(name)
     traced, features = torch.fx.symbolic_trace(model), create_feature_extractor(model, ["stages.0"])
     for other in ({}, OTHERS[1]):
@@ -127,7 +126,7 @@ def test_fx(name):
 @pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW[name]) for name in MIXERS])
 @torch.no_grad()
 def test_openvino_reads_an_exported_program(name):
-    """It reads a program for the example's size. tests/mixers/test_contract.py tests the warning for traced graphs."""
+    """The program is made for one size. tests/mixers/test_contract.py tests the warning for traced graphs."""
     openvino = pytest.importorskip("openvino")
     model = create(name)
     x = images(model)

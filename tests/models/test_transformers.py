@@ -1,4 +1,4 @@
-"""Test the zoo in Hugging Face transformers: a backbone and a DETR, built, trained for a step, saved and loaded."""
+"""Test our models in Hugging Face transformers: a backbone and a DETR, built, trained for a step, saved and loaded."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def config(transformers, name, out_indices, **kwargs):
         ("ninformer_cifar", (3,), [256]),
     ],
 )
-def test_a_backbone_comes_back_as_it_was_saved(transformers, tmp_path, name, out_indices, channels):
+def test_a_saved_backbone_gives_the_same_features_when_loaded(transformers, tmp_path, name, out_indices, channels):
     backbone = transformers.TimmBackbone(config(transformers, name, out_indices, freeze_batch_norm_2d=True)).eval()
     backbone.save_pretrained(tmp_path)
     again = transformers.TimmBackbone(transformers.TimmBackboneConfig.from_pretrained(tmp_path)).eval()
@@ -39,7 +39,7 @@ def test_a_backbone_comes_back_as_it_was_saved(transformers, tmp_path, name, out
         assert torch.equal(a, b)
 
 
-def test_a_detr_trains_a_step_and_comes_back(transformers, tmp_path):
+def test_a_detr_trains_a_step_and_is_saved_and_loaded(transformers, tmp_path):
     small = dict(d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32, num_queries=5)
     small |= dict(encoder_attention_heads=2, decoder_attention_heads=2)
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ SISR = "restoration/wavemix_sisr_level1_24x32"
 
 
 @torch.no_grad()
-def test_super_resolution_of_the_authors():
+def test_outputs_of_wavemix_sisr_equal_the_authors():
     constructor, state, tensors = read_golden(SISR)
     model, x = load_official("wavemix_superresolution", state, **constructor).double(), tensors["input"].double()
     theirs = read_exact(SISR)["output"]
@@ -24,7 +24,7 @@ def test_super_resolution_of_the_authors():
 
 
 @torch.no_grad()
-def test_luminance_net_from_the_authors_names():
+def test_wavemixsr_loads_tensors_with_the_authors_names():
     torch.manual_seed(0)
     model = WaveMixSR(3, dim=16, depth=2).eval()
     state = wavemix_state(model, {"stem.0": "path1.1", "stem.1": "path1.2", "head": "final"})
@@ -52,7 +52,7 @@ def test_a_residual_adds_the_upsampled_image(scale):
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (7, 9)])
-def test_images_restored_at_their_size_may_be_odd(size):
+def test_images_of_odd_sides_are_padded_and_restored(size):
     torch.manual_seed(0)
     model, x = WaveMixSisr(1, scale=1, dim=8, depth=1).eval(), torch.rand(2, 1, *size)
     y = model(x)
@@ -87,7 +87,7 @@ def test_other_channels_are_refused():
     "model", [lambda: WaveMixSR(2, dim=8, depth=1), lambda: WaveMixSisr(1, dim=8, depth=1, level=2)]
 )
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (7, 9), (8, 8)])
-def test_any_size_memory_format_and_dtype(model, size):
+def test_images_of_any_size_memory_format_and_dtype_are_enlarged(model, size):
     torch.manual_seed(0)
     model, x = model().eval(), torch.rand(2, 1, *size)
     y = model(x)
@@ -111,7 +111,7 @@ def test_every_parameter_gets_a_gradient(model):
     (image,) = model(torch.rand(2, 1, 8, 8, dtype=torch.float64))
     image.sin().sum().backward()
     zero = {name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-12}
-    assert all(name.endswith("up.bias") for name in zero)  # batch statistics take it away again
+    assert all(name.endswith("up.bias") for name in zero)  # batch norm removes this bias again
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_every_parameter_gets_a_gradient(model):
         (WaveMixSisr, dict(depth=-1), "depth is -1: give a whole number of at least 1"),
     ],
 )
-def test_refusals(network, options, words):
+def test_wrong_options_are_refused(network, options, words):
     with pytest.raises(ValueError, match=words):
         network(**options)
 

@@ -26,16 +26,16 @@ TAGS = {
 
 
 @pytest.mark.parametrize("name", TAGS)
-def test_addresses(name):
+def test_tags_have_the_authors_addresses_and_image_sizes(name):
     cfg = timm.get_pretrained_cfg(name)
     assert (cfg.url.removeprefix(BASE), cfg.input_size, cfg.num_classes) == TAGS[name]
     assert name in timm.list_pretrained("wavemix_*")
 
 
-@pytest.mark.filterwarnings("ignore:The checkpoint of wavemix")  # a tiny model is not what the tag stands for
+@pytest.mark.filterwarnings("ignore:The checkpoint of wavemix")  # a tiny model is not the one that the tag names
 @pytest.mark.parametrize("level", [1, 2])
 @torch.no_grad()
-def test_download(level, tmp_path, monkeypatch):
+def test_weights_of_the_authors_are_downloaded_and_checked(level, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     theirs, state, tensors = read_golden(f"wavemix_cls_level{level}_pachify_64x64")
     file = tmp_path / "weights.pth"

@@ -84,7 +84,7 @@ def test_a_file_loads_as_it_was_saved(name, saved):
 
 @EVERY_FAMILY
 @pytest.mark.parametrize("num_classes", [0, 7])
-def test_another_number_of_classes(name, num_classes, saved):
+def test_another_number_of_classes_keeps_the_features(name, num_classes, saved):
     model, file = saved(name)
     loaded = create(name, file, num_classes=num_classes)
     x = image(model)
@@ -93,7 +93,7 @@ def test_another_number_of_classes(name, num_classes, saved):
 
 
 @EVERY_FAMILY
-def test_features_only(name, saved):
+def test_features_only_loads_the_weights_of_a_file(name, saved):
     model, file = saved(name)
     features = create(name, file, features_only=True)
     x = image(model)
@@ -103,7 +103,7 @@ def test_features_only(name, saved):
 
 
 @EVERY_FAMILY
-def test_other_channels(name, saved):
+def test_first_convolutions_are_adapted_to_other_channels(name, saved):
     """One channel gives what three equal channels give; other numbers use timm's adapter in each first convolution."""
     model, file = saved(name)
     first = layer_names(model.default_cfg, "first_conv")
@@ -122,8 +122,7 @@ def test_other_channels(name, saved):
 
 @EVERY_FAMILY
 @pytest.mark.parametrize("scale", [(2, 2), (1.5, 1)])
-def test_another_size(name, scale, saved):
-    """Loading at a different size equals loading and then `set_input_size`."""
+def test_loading_at_another_size_equals_set_input_size(name, scale, saved):
     model, file = saved(name)
     size = tuple(int(s * n) for s, n in zip(scale, image(model).shape[-2:]))
     loaded = create(name, file, img_size=size)
@@ -157,7 +156,7 @@ WAYS = (
 
 
 @EVERY_FAMILY
-def test_a_stage_is_missing(name, saved):
+def test_a_missing_stage_is_named(name, saved):
     model, file = saved(name)
     stage = "stages.0.blocks.1." if model.isotropic else "stages.1."
     save_file({k: v for k, v in model.state_dict().items() if not k.startswith(stage)}, file)
@@ -167,10 +166,10 @@ def test_a_stage_is_missing(name, saved):
 
 
 @EVERY_FAMILY
-def test_unknown_and_misshapen_tensors(name, saved):
+def test_unknown_and_misshapen_tensors_are_named(name, saved):
     model, file = saved(name)
     state = model.state_dict()
-    key = [k for k in state if "mixer" not in k][-4]  # mixers are in the next test
+    key = [k for k in state if "mixer" not in k][-4]  # the next test has the mixers
     for wrong, words in (
         ({**state, "stages.9.weight": torch.ones(1)}, "it has tensors that the model lacks: stages.9.weight"),
         ({**state, key: torch.ones(3, 5, 7)}, f"it has {key} of shape \\(3, 5, 7\\) where the model has"),
@@ -183,7 +182,7 @@ def test_unknown_and_misshapen_tensors(name, saved):
 
 
 @pytest.mark.parametrize("name", ["metaformer_raft_nano", "metaformer_nin_nano", "minattn_full_mlp_h4_cifar"])
-def test_misshapen_spatial_weights(name, saved):
+def test_misshapen_spatial_weights_are_named(name, saved):
     """Each spatial tensor in turn gets a wrong shape: the error names it."""
     model, file = saved(name)
     for key, tensor in model.state_dict().items():
@@ -216,7 +215,7 @@ def test_only_the_head_may_be_missing(saved):
     model, file = saved("metaformer_pooling_s12")
     save_file({k: v for k, v in model.state_dict().items() if not k.startswith("head.")}, file)
     assert same(create("metaformer_pooling_s12", file, num_classes=7), model, without=["head."])
-    with pytest.raises(RuntimeError, match="head.weight"):  # it has the classes of the file
+    with pytest.raises(RuntimeError, match="head.weight"):  # it has as many classes as the file
         create("metaformer_pooling_s12", file)
 
 
@@ -238,7 +237,7 @@ def timm_s12(tmp_path_factory):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kwargs", [{}, dict(num_classes=10), dict(features_only=True), dict(in_chans=1)])
-def test_timm_poolformer(timm_s12, kwargs):
+def test_weights_of_timms_poolformer_give_its_features(timm_s12, kwargs):
     theirs, file = timm_s12
     ours = timm.create_model(
         "metaformer_pooling_s12", pretrained=True, pretrained_cfg_overlay=dict(file=str(file)), **kwargs
@@ -255,7 +254,7 @@ def test_timm_poolformer(timm_s12, kwargs):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_timm_poolformer_without_a_stage(timm_s12, tmp_path):
+def test_a_stage_that_timms_poolformer_lacks_is_named(timm_s12, tmp_path):
     theirs, _ = timm_s12
     file = tmp_path / "model.safetensors"
     save_file({k: v for k, v in theirs.state_dict().items() if not k.startswith("stages.2.")}, file)
@@ -273,7 +272,7 @@ def test_timm_poolformer_without_a_stage(timm_s12, tmp_path):
     ("wavemix_256_8", "wavemix_cls_level3_strided_s1_64x64", dict(dim=16, depth=2, level=3)),
     ("wavemix_256_16_l4", "wavemix_cls_level4_strided_s2_64x64", dict(dim=16, depth=2)),
 ])  # fmt: skip
-def test_files_of_the_authors(name, file, kwargs, tmp_path):
+def test_files_of_the_authors_give_their_outputs(name, file, kwargs, tmp_path):
     _, state, tensors = read_golden(file)
     path = tmp_path / "checkpoint.pth"
     torch.save({"state_dict": state, "epoch": 300}, path)
@@ -293,7 +292,7 @@ def test_files_of_the_authors(name, file, kwargs, tmp_path):
 # Tags
 
 
-def test_published_tags():
+def test_poolformer_sizes_have_timms_published_tags():
     for size, crop in (("s12", 0.9), ("s24", 0.9), ("s36", 0.9), ("m36", 0.95), ("m48", 0.95)):
         cfg = timm.get_pretrained_cfg(f"metaformer_pooling_{size}")  # the default
         assert (cfg.tag, cfg.hf_hub_id, cfg.crop_pct) == ("sail_in1k", f"timm/poolformer_{size}.sail_in1k", crop)
@@ -304,7 +303,7 @@ def test_published_tags():
 
 
 @torch.no_grad()
-def test_the_hub_is_asked_by_timms_name(timm_s12, monkeypatch):
+def test_weights_are_downloaded_from_timms_repository(timm_s12, monkeypatch):
     theirs, file = timm_s12
     asked = []
 
@@ -341,7 +340,7 @@ def weights(tmp_path, monkeypatch):
 HUB = {"hub": dict(hf_hub_id="timm/some"), "hub_224": dict(hf_hub_id="timm/other", input_size=(3, 224, 224))}
 
 
-def test_tags_and_their_default(weights):
+def test_the_first_tag_is_the_default_and_local_files_come_first(weights):
     def order(tags):
         find.local_cards.cache_clear()
         return list(registry.tagged_cfgs("metaformer_pooling_nano", registry.CIFAR10, tags).tags)
@@ -359,7 +358,7 @@ def test_tags_and_their_default(weights):
     assert order(HUB) == ["cifar10", "a_cifar100", "hub", "hub_224"]
 
 
-def test_a_local_file_for_a_tag_of_the_hub(weights):
+def test_a_local_file_is_used_for_a_tag_of_the_hub(weights):
     put(weights, "metaformer_pooling_nano", "hub", {"stem.weight": torch.ones(1)}, crop_pct=0.8)
     cfg = registry.tagged_cfgs("metaformer_pooling_nano", registry.CIFAR10, HUB).cfgs["hub"]
     assert cfg.file == str(weights / "metaformer_pooling_nano.hub.safetensors")  # timm prefers the file
@@ -430,7 +429,7 @@ except RuntimeError as error:
     ("raftmlp_s", dict(embedding_kernels=[[4], [2], [2], [2]], num_classes=0)),
     ("wavemix_192_16", dict(level=2, global_pool="max")),
 ])  # fmt: skip
-def test_saved_for_the_hub_and_back(name, kwargs, tmp_path, monkeypatch):
+def test_a_model_saved_for_the_hub_loads_with_its_weights(name, kwargs, tmp_path, monkeypatch):
     model = create(name, **kwargs)
     save_for_hf(model, tmp_path, safe_serialization=True)
     monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda repo_id, filename, **_: str(tmp_path / filename))
@@ -444,7 +443,7 @@ def test_saved_for_the_hub_and_back(name, kwargs, tmp_path, monkeypatch):
         assert torch.equal(features(x)[-1], model.forward_intermediates(x, intermediates_only=True)[-1])
 
 
-def test_saved_after_changes(tmp_path):
+def test_changed_classes_and_size_are_saved_for_the_hub(tmp_path):
     model = create("metaformer_raft_nano")
     model.reset_classifier(5)
     model.set_input_size((40, 48))

@@ -97,7 +97,7 @@ def test_the_advised_command_names_the_folders_of_pairs(pairs, break_image, caps
     assert "train/low/1 low.png: " in said and "\n1 problem; " in said
 
 
-def test_batches_depend_on_seed_and_epoch_alone(clean):
+def test_batches_depend_only_on_seed_and_epoch(clean):
     options = {"data_dir": clean(), "degradation": "noise:25", "crops": 3}
     first, again = batches(data(**options)), batches(data(**options))
     assert len(first) == 5 * 3 // 2
@@ -148,7 +148,7 @@ def test_crops_are_enlarged_as_the_whole_image_is(paired):
 
 
 @pytest.mark.parametrize("ending", ["x2", "{x}"])
-def test_pairs_of_a_scale_and_names(tmp_path, image, ending):
+def test_the_scale_of_pairs_with_named_inputs_is_found(tmp_path, image, ending):
     for i, size in enumerate([(41, 50), (44, 48)]):  # targets have up to scale - 1 pixels more
         for folder, name, shape in ("hr", f"{i}", size), ("lr", f"{i}{ending}", (size[0] // 2, size[1] // 2)):
             (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
@@ -161,13 +161,13 @@ def test_pairs_of_a_scale_and_names(tmp_path, image, ending):
 
 
 def test_scored_images_do_not_depend_on_the_run(clean):
-    options = {"data_dir": clean(), "degradation": "noise:25", "test_share": 0.45}  # of six
+    options = {"data_dir": clean(), "degradation": "noise:25", "test_share": 0.45}  # of six images
     first, again = ([batch["image"][0] for batch in data(**options).eval_loaders(4, 0, 1)["test"]] for _ in range(2))
     assert len(first) == 3 and all(torch.equal(a, b) for a, b in zip(first, again))
     assert not torch.equal(first[0], first[1])
 
 
-def test_channels(clean):
+def test_channels_follow_from_the_images_or_the_option(clean):
     grey, colour = clean("grey", mode="L"), clean("colour")
     assert data(data_dir=grey, degradation="noise:1").in_chans == 1
     assert data(data_dir=colour, degradation="noise:1").channels == "rgb"
@@ -178,19 +178,19 @@ def test_channels(clean):
     assert np.allclose(255 * y[0].numpy(), 16 + (65.481 * red + 128.553 * green + 24.966 * blue) / 255, atol=1e-3)
 
 
-def test_a_grey_file_is_its_own_luminance_where_it_is_scored(clean):
+def test_grey_files_are_scored_as_stored_but_trained_on_as_luminance(clean):
     grey, colour = clean("grey", mode="L"), clean("colour")
     stored = torch.from_numpy(np.array(Image.open(grey / "0.png")))[None] / 255
     assert torch.equal(read_tensor(grey / "0.png", "y"), stored)
     restored = data(data_dir=grey, test_dir=grey, degradation="noise:0", channels="y")
     assert torch.equal(next(iter(restored.eval_loaders(1, 0, 1)["test"]))["target"][0], stored)
     assert "6 scored images in grey: compared as stored, 0 to 255" in restored.notes
-    trained_on = restored.parts["train"].read(0)[1]  # it stands for the luminance of a photograph in colour
+    trained_on = restored.parts["train"].read(0)[1]  # scaled like the luminance of a photograph in colour
     assert torch.allclose(255 * trained_on, 16 + 219 * stored, atol=1e-3)
     assert not any("grey" in note for note in data(data_dir=colour, degradation="noise:0", channels="y").notes)
 
 
-def test_the_images_of_a_pair_have_one_range(pairs, image):
+def test_both_images_of_a_pair_have_the_range_of_luminance(pairs, image):
     root = pairs()
     for split in "train", "test":
         image((40, 48), "L").save(root / split / "target" / "0.png")
@@ -200,7 +200,7 @@ def test_the_images_of_a_pair_have_one_range(pairs, image):
         assert target.min() >= 15.9 / 255 and target.max() <= 235.1 / 255
 
 
-def test_inputs_in_colour_count_too(pairs, image):
+def test_one_input_in_colour_makes_the_channels_rgb(pairs, image):
     root = pairs(mode="L")
     assert data(data_dir=root).channels == "grey"
     image((40, 48)).save(root / "train" / "input" / "2.png")
@@ -266,7 +266,7 @@ def test_verify_lists_every_problem(pairs, clean, image, break_image, capsys):
         assert words in said
 
 
-def test_verify_of_clean_images(clean, capsys):
+def test_verify_checks_clean_images(clean, capsys):
     photos = clean()
     assert verify_clean(photos) == 0 and "all 6 images can be read" in capsys.readouterr().out
     (photos / "test").mkdir()
@@ -280,7 +280,7 @@ def test_verify_of_clean_images(clean, capsys):
     assert verify(photos, "--task", "restoration") == 1 and "there is no folder" in capsys.readouterr().out
 
 
-def test_verify_of_options_that_do_not_fit(pairs, clean):
+def test_verify_refuses_options_that_do_not_fit(pairs, clean):
     root, words = pairs(), ["--task", "restoration"]
     assert verify(root / "train", "--target-folder", "input", "--input-folder", "target", *words) == 0
     with pytest.raises(SystemExit, match="--input-folder target is for pairs, but degradation is noise:0"):

@@ -12,7 +12,7 @@ EXAMPLES = ["noise:25", "downscale:2", "blur:0.5-3", "motion:9", "jpeg:30-90", "
 
 @pytest.mark.parametrize("text", EXAMPLES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_random_numbers_depend_on_the_generator_alone(text, channels):
+def test_random_numbers_depend_only_on_the_generator(text, channels):
     chain, image = parse_degradations(text), IMAGE[:channels]
     before = image.clone()
     first, again, other = (chain(image, generator(0, 1, n)) for n in (2, 2, 3))
@@ -26,7 +26,7 @@ def test_every_degradation_has_an_example():
     assert {text.partition(":")[0] for text in EXAMPLES} == set(DEGRADATIONS)
 
 
-def test_noise():
+def test_noise_has_its_sigma_and_heeds_grey_and_clip():
     grey = torch.full((3, 200, 200), 0.5)
     noise = 255 * (parse_degradations("noise:25")(grey, generator(0)) - grey)
     assert noise.std() == pytest.approx(25, rel=0.02) and noise.mean().abs() < 0.5
@@ -37,7 +37,7 @@ def test_noise():
     assert parse_degradations("noise:25:clip")(white, generator(0)).max() == 1
 
 
-def test_ranges_are_drawn_from():
+def test_values_are_drawn_from_the_whole_range():
     grey = torch.full((1, 64, 64), 0.5)
     sigmas = [255 * float(parse_degradations("noise:10-50")(grey, generator(i)).std()) for i in range(40)]
     assert 9 < min(sigmas) < 20 and 40 < max(sigmas) < 52
@@ -61,14 +61,14 @@ def test_blurs_keep_the_mean_of_a_constant_and_spread_a_point():
     assert float((spread[0].sum(0) * place.square()).sum()) == pytest.approx(4, rel=0.05)  # the variance
 
 
-def test_line_kernels():
+def test_line_kernels_turn_with_the_angle_and_sum_to_one():
     kernel = line_kernel(5, 0.0)
     assert kernel.shape == (5, 5) and kernel[2].sum() == pytest.approx(1) and kernel[0].sum() == 0
     assert torch.allclose(line_kernel(5, torch.pi / 2), kernel.T, atol=1e-6)
     assert line_kernel(1, 0.3).tolist() == [[1.0]]
 
 
-def test_low_light_haze_and_rain():
+def test_low_light_haze_and_rain_follow_their_definitions():
     dark = parse_degradations("low_light:2")(IMAGE, generator(0))
     assert torch.allclose(dark, IMAGE**2)
     grey = torch.full((1, 100, 100), 0.5)
@@ -76,12 +76,12 @@ def test_low_light_haze_and_rain():
     assert noisy.mean() == pytest.approx(0.25, abs=0.01) and 255 * noisy.std() == pytest.approx(10, rel=0.05)
     clear, hazy = (parse_degradations(f"haze:{beta}")(IMAGE, generator(0)) for beta in (0, 2))
     assert torch.allclose(clear, IMAGE) and hazy.std() < IMAGE.std()
-    assert parse_degradations("haze:2")(grey, generator(0)).std() > 0.02  # more of it where the image is deep
+    assert parse_degradations("haze:2")(grey, generator(0)).std() > 0.02  # denser where the scene is deep
     wet = parse_degradations("rain:5")(IMAGE, generator(0))
     assert (wet >= IMAGE - 1e-6).all() and (wet > IMAGE).any()
 
 
-def test_jpeg_of_high_quality_is_near_and_of_low_quality_is_not():
+def test_jpeg_of_high_quality_is_closer_than_of_low_quality():
     smooth = torch.nn.functional.interpolate(IMAGE[None, :, :6, :5], size=(48, 40), mode="bilinear")[0]
     good, bad = (parse_degradations(f"jpeg:{q}")(smooth, generator(0)) for q in (100, 5))
     assert (good - smooth).abs().mean() < 0.02 < (bad - smooth).abs().mean()
@@ -99,7 +99,7 @@ def test_a_crop_with_its_reach_is_degraded_as_in_the_whole_image():
     assert not torch.allclose(short, whole[:, 8:16, 8:12], atol=1e-3)
 
 
-def test_chains_go_from_left_to_right():
+def test_chains_are_applied_from_left_to_right():
     rng = generator(0)
     expected = parse_degradations("noise:5")(parse_degradations("downscale:2")(IMAGE, rng), rng)
     assert torch.equal(parse_degradations("downscale:2, noise:5")(IMAGE, generator(0)), expected)
@@ -126,6 +126,6 @@ def test_chains_go_from_left_to_right():
         ("jpeg:200", "the value 200, but it must be a number from 1 to 100, or a range LOW-HIGH"),
     ],
 )
-def test_mistakes_are_refused(text, words):
+def test_wrong_degradations_are_refused(text, words):
     with pytest.raises(ValueError, match=words):
         parse_degradations(text)

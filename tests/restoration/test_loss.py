@@ -18,7 +18,7 @@ class Stages(nn.Module):
         return [0.5 * shrink_image(x, 2), 0.9 * x]
 
 
-def test_formulas():
+def test_losses_equal_their_formulas():
     assert LOSSES["charbonnier"](X, Y) == pytest.approx(float(((X - Y) ** 2 + 1e-6).sqrt().mean()))
     assert LOSSES["l1"](X, Y) == pytest.approx(float((X - Y).abs().mean()))
     assert LOSSES["mse"](X, Y) == pytest.approx(float(((X - Y) ** 2).mean()))
@@ -40,7 +40,7 @@ def test_losses_fall_towards_the_target_and_have_finite_gradients(name):
     assert y.grad.isfinite().all()
 
 
-def test_the_sum_is_over_all_stages_and_scales():
+def test_the_loss_is_summed_over_all_stages_and_scales():
     loss, logged = RestorationLoss("l1+0.1*fft", crop=16)(Stages(), {"image": X, "target": Y})
     small, whole = (0.5 * shrink_image(X, 2), shrink_image(Y, 2)), (0.9 * X, Y)
     expected = sum(LOSSES["l1"](*pair) + 0.1 * LOSSES["fft"](*pair) for pair in (small, whole))
@@ -58,7 +58,7 @@ def test_the_sum_is_over_all_stages_and_scales():
         ("l1+", "loss is ''"),
     ],
 )
-def test_mistakes_are_refused(text, words):
+def test_wrong_losses_are_refused(text, words):
     with pytest.raises(ValueError, match=words):
         parse_loss(text)
 

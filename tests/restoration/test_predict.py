@@ -134,7 +134,7 @@ def test_restorers_take_files_and_images_of_pillow(mode, tmp_path):
         assert restored.info.get("icc_profile") == (None if source is image else b"profile")
 
 
-def test_restorers_take_tiles_and_refuse_what_does_not_fit(clean, tmp_path):
+def test_restorers_take_tiles_and_refuse_images_that_do_not_fit(clean, tmp_path):
     photos, restorer = clean(count=1, size=(100, 70)), shifter()
     restorer.predict([photos / "0.png"], tile=32, overlap=8)
     assert len(restorer.model.seen) == 12
@@ -147,7 +147,7 @@ def test_restorers_take_tiles_and_refuse_what_does_not_fit(clean, tmp_path):
         restorer.predict([tmp_path / "a.png"])
 
 
-def test_shipped_weights_by_name():
+def test_shipped_weights_are_loaded_by_name():
     small = Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8))
     restorer = metamix.load("wavemixsr_nano.x2")
     assert restorer.name == "wavemixsr_nano.x2" and restorer.spec.channels == "y" and restorer.graph_size is None
@@ -161,7 +161,7 @@ def test_weights_load_without_the_weights_that_training_started_from(tmp_path):
     assert metamix.load(tmp_path / "w.safetensors").spec.channels == "y"
 
 
-def test_tiles_bound_what_the_model_sees(clean, tmp_path, run):
+def test_tiles_limit_the_inputs_of_the_model_and_keep_the_output(clean, tmp_path, run):
     photos = clean(count=1, size=(100, 70))
     code, model = run(photos, "--output", tmp_path / "out", "--tile", 32, "--overlap", 8)
     assert code == 0 and len(model.seen) == 12 and max(max(shape[2:]) for shape in model.seen) == 32
@@ -171,7 +171,7 @@ def test_tiles_bound_what_the_model_sees(clean, tmp_path, run):
     assert max(shape[0] for shape in run(photos, "--output", tmp_path / "e", "--ensemble")[1].seen) == 4
 
 
-def test_records_name_what_was_written(clean, tmp_path, run):
+def test_restored_json_names_the_written_files(clean, tmp_path, run):
     photos = clean(count=2)
     (photos / "0.png").write_bytes(b"")
     assert run(photos, "--output", tmp_path / "out")[0] == 1
@@ -190,7 +190,7 @@ def test_folders_keep_their_layout_and_colour_profiles(tmp_path, run):
     assert Image.open(tmp_path / "photos" / "out" / "deep" / "a.png").info["icc_profile"] == b"profile"
 
 
-def test_what_does_not_fit_is_left_out_by_name(clean, tmp_path, run, capsys):
+def test_images_that_do_not_fit_are_left_out_and_named(clean, tmp_path, run, capsys):
     photos = clean(count=2)
     (photos / "broken.png").write_bytes(b"no image")
     assert run(photos, "--output", tmp_path / "out")[0] == 1
@@ -213,7 +213,7 @@ def test_other_colours_become_rgb_without_their_profile(mode, tmp_path, run, cap
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_the_first_of_several_images_is_restored(dtype, tmp_path, run, capsys):
+def test_the_first_of_several_images_in_a_file_is_restored(dtype, tmp_path, run, capsys):
     if dtype == "uint16":
         pytest.importorskip("cv2", reason="16 bits need the extra `restoration`")
     pages = [Image.fromarray(np.full((6, 8), value, dtype)) for value in (20, 40)]
@@ -253,7 +253,7 @@ def test_16_bits_are_kept(kind, channels, tmp_path, run):
     assert Image.open(tmp_path / "webp" / "a.webp").size == (14, 12)
 
 
-def test_16_bits_upright_with_profile_and_grey_with_alpha(tmp_path, capsys):
+def test_images_of_16_bits_are_turned_upright_and_keep_profile_and_alpha(tmp_path, capsys):
     cv2 = pytest.importorskip("cv2")
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)

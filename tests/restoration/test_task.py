@@ -51,7 +51,7 @@ def read_csv(path):
 
 
 @pytest.mark.usefixtures("rendered_figures")
-def test_train_eval_and_predict(clean, tmp_path, capsys):
+def test_training_scoring_and_restoring_agree(clean, tmp_path, capsys):
     photos, run, out = clean(), tmp_path / "run", tmp_path / "out"
     train(*MAXIM, "--data-dir", photos, "--degradation", "noise:25", "--loss", "charbonnier+0.1*fft", "--output", run)
     said = capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_train_eval_and_predict(clean, tmp_path, capsys):
     assert "1 of 6 images is scored and not trained on" in said
     result = json.loads((out / "result.json").read_text())
     assert result["psnr"] == summary["psnr"] and result["input_psnr"] == summary["input_psnr"]  # the same noise
-    assert result["macs"] == summary["macs"]  # of a crop of training
+    assert result["macs"] == summary["macs"]  # counted for a training crop
     assert "PSNR (peak 255) and SSIM (Gaussian 11 x 11, sigma 1.5) on RGB" in said
     assert "input_psnr and input_ssim are the scores of the images before restoration" in said
     rows = read_csv(out / "test_scores.csv")
@@ -90,7 +90,7 @@ def test_scored_images_that_may_have_been_trained_on_are_noted(clean, tmp_path, 
     said = capsys.readouterr().out
     assert "1 of 6 images is scored, which may have been trained on" in said and "not trained on" not in said
     evaluate("--checkpoint", run, "--data-dir", photos, "--test-dir", photos.parent / "others", "--output", tmp_path)
-    assert "on others, test (2 images" in capsys.readouterr().out  # not on the folder that is not scored
+    assert "on others, test (2 images" in capsys.readouterr().out  # the folder that is not scored is not named
     options = RestorationOptions(data_dir=str(photos), degradation="noise:25")
     assert RestorationData(options, trained=ModelMetadata()).notes == [
         "1 of 6 images is scored (to score others: --test-dir FOLDER)"
@@ -158,7 +158,7 @@ def test_mixup_mixes_neighbours_and_their_targets_alike(clean):
         data.train_loader(6, 0, 2, seed=3)
 
 
-def test_scores_of_eight_orientations(clean, tmp_path, capsys):
+def test_ensemble_scores_images_in_eight_orientations(clean, tmp_path, capsys):
     photos, run, results = clean(), tmp_path / "run", []
     train(*MAXIM, "--data-dir", photos, "--degradation", "noise:25", "--output", run)
     for words in [], ["--ensemble"]:
@@ -194,7 +194,7 @@ def test_scores_below_the_input_are_pointed_out(clean, tmp_path, capsys):
     assert re.search(advice, capsys.readouterr().out)
 
 
-def test_a_recipe_without_numbers_is_one_for_photographs(clean):
+def test_the_default_options_suit_photographs(clean):
     recipe = parse_recipe("--task", "restoration", "--data-dir", "photos")
     engine = recipe.engine
     assert (engine.batch_size, engine.optimizer, engine.lr, engine.ema, recipe.options.crops) == (
@@ -202,7 +202,7 @@ def test_a_recipe_without_numbers_is_one_for_photographs(clean):
     )  # fmt: skip
 
 
-def test_local_pooling_of_scores_alone(clean, tmp_path):
+def test_local_pooling_applies_only_where_the_option_is_given(clean, tmp_path):
     photos, run = clean(size=(70, 60)), tmp_path / "run"
     train(*MAXIM, "--data-dir", photos, "--degradation", "noise:25", "--output", run)
     results = {}
@@ -223,7 +223,7 @@ def test_local_pooling_of_scores_alone(clean, tmp_path):
         train(*WAVEMIX, "--data-dir", photos, "--degradation", "downscale:2", "--channels", "y", "--local-pooling", 16)
 
 
-def test_pairs(pairs, tmp_path, capsys):
+def test_pairs_are_trained_on_and_scored(pairs, tmp_path, capsys):
     root, run = pairs(), tmp_path / "run"
     train(*MAXIM, "--data-dir", root, "--output", run)
     assert "pairs: 4 train, 2 test" in capsys.readouterr().out
@@ -236,8 +236,8 @@ def test_pairs(pairs, tmp_path, capsys):
     assert float(rows[0]["input_psnr"]) == pytest.approx(Measure().score(dark, clean)[0], abs=1e-3)
 
 
-@pytest.mark.parametrize("model", [MAXIM, WAVEMIX], ids=["enlarged before", "enlarges"])
-def test_super_resolution_of_the_luminance(model, clean, tmp_path, capsys):
+@pytest.mark.parametrize("model", [MAXIM, WAVEMIX], ids=["enlarged before the model", "enlarged by the model"])
+def test_super_resolution_is_trained_and_run_on_the_luminance(model, clean, tmp_path, capsys):
     photos, run = clean(size=(42, 45)), tmp_path / "run"
     words = ["--degradation", "downscale:2", "--channels", "y", "--output", run]
     train(*model, "--data-dir", photos, *words)
@@ -265,7 +265,7 @@ def test_grey_images_of_colour_models_are_noted_where_y_is_scored(clean):
     assert notes(model="maxim_nano", channels="y") == ["2 scored images in grey: compared as stored, 0 to 255"]
 
 
-def test_two_models_are_compared(clean, tmp_path, capsys):
+def test_a_dry_run_describes_both_models_of_a_comparison(clean, tmp_path, capsys):
     words = ["--data-dir", clean(size=(64, 64)), "--degradation", "downscale:2", "--channels", "y", "--crop", 64]
     train("--model", "maxim_nano,wavemixsr_144_4", *words, "--output", tmp_path / "runs", "--dry-run")
     said = capsys.readouterr().out
@@ -291,14 +291,14 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("words, message", MISTAKES)
-def test_mistakes_are_refused(words, message, clean, tmp_path):
+def test_wrong_options_are_refused(words, message, clean, tmp_path):
     command = [*MAXIM, "--data-dir", clean(), "--degradation", "noise:25", "--output", tmp_path / "run", *words]
     with pytest.raises(SystemExit, match=message):
         train(*command)
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
-def test_channels_that_the_weights_do_not_take(clean, tmp_path):
+def test_channels_that_the_weights_do_not_take_are_refused(clean, tmp_path):
     photos, model = clean(), ["--model", "wavemix_restore_nano.noise25", "--pretrained"]
     message = r"takes images of 1 channel, and the data have 3: give --channels y \(the luminance\) or grey"
     with pytest.raises(SystemExit, match=message):

@@ -49,7 +49,7 @@ def convert(folder, format="masks", *options):
         ("Kvasir-SEG/images/{}_segovia.png", "Kvasir-SEG/masks/{}_segovia.png"),
     ],
 )
-def test_masks_of_0_and_255_show_an_object(image, mask, tmp_path, capsys):
+def test_masks_of_0_and_255_become_background_and_object(image, mask, tmp_path, capsys):
     masks = {f"{i:03}": quarters(0, 255, i % 2 * 255, 0) for i in range(10)}
     write(tmp_path / "source", masks, image, mask)
     classes, labels = convert(tmp_path / "source")
@@ -67,7 +67,7 @@ def test_masks_of_0_and_255_show_an_object(image, mask, tmp_path, capsys):
     "image, mask",
     [("{}/images/a.png", "{}/masks/a.png"), ("{}/a.png", "{}_masks/a_mask.png"), ("i/{}/a.png", "gt/{}/a.png")],
 )
-def test_splits_of_the_source_stay(image, mask, tmp_path):
+def test_splits_of_the_source_are_kept(image, mask, tmp_path):
     masks = {"train": quarters(0, 1, 2, 255), "valid": quarters(2, 1, 0, 0)}
     write(tmp_path / "source", masks, image, mask)
     classes, labels = convert(tmp_path / "source")
@@ -100,7 +100,7 @@ def test_masks_of_another_folder_are_not_taken(tmp_path):
         convert(tmp_path / "source")
 
 
-def test_masks_of_cvat_have_splits_names_and_colours(tmp_path):
+def test_splits_class_names_and_colours_of_cvat_are_read(tmp_path):
     source, white, black = tmp_path / "source", (255, 255, 255), (0, 0, 0)
     masks = {name: quarters(black, white, black, white) for name in "ab"}
     write(source, masks, "JPEGImages/{}.png", "SegmentationClass/{}.png")
@@ -115,7 +115,7 @@ def test_masks_of_cvat_have_splits_names_and_colours(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["I;16", "LA", "1"])
-def test_masks_of_16_bits_of_one_bit_and_with_alpha(mode, tmp_path):
+def test_masks_of_16_bits_or_one_bit_or_with_alpha_are_read(mode, tmp_path):
     write(tmp_path / "source", {name: quarters(0, 255, 0, 0) for name in "ab"})
     for path in (tmp_path / "source/masks").iterdir():
         image = Image.open(path)
@@ -172,7 +172,7 @@ def test_two_named_classes_may_be_0_and_255(tmp_path):
     assert all(np.array_equal(values, quarters(0, 1, 0, 0)) for values in labels.values())
 
 
-def test_what_is_left_out_or_resized_is_printed(tmp_path, capsys):
+def test_files_left_out_and_resized_masks_are_printed(tmp_path, capsys):
     source = tmp_path / "source"
     write(source, {name: quarters(0, 255, 0, 0) for name in "abcd"})
     write(source, {"e": quarters(0, 255, 0, 0, size=(12, 16)), "f": quarters(0, 255, 0, 0, size=(12, 20))})
@@ -188,12 +188,12 @@ def test_what_is_left_out_or_resized_is_printed(tmp_path, capsys):
     assert f"note: masks without an image were left out: {source}/masks/d.png\n" in said
 
 
-def tiff(source):
+def write_tiff(source):
     Image.fromarray(np.full((24, 32), 70_000, np.int32)).save(source / "masks/a.tif")
     (source / "masks/a.png").unlink()
 
 
-def palettes(source):
+def write_palettes(source):
     """Save the masks with two palettes, in which the value 1 has different colours."""
     for name, palette in (("a", [0, 0, 0, 255, 0, 0]), ("b", [0, 0, 0, 0, 255, 0])):
         image = Image.fromarray(quarters(0, 1, 1, 0), mode="P")
@@ -201,7 +201,7 @@ def palettes(source):
         image.save(source / f"masks/{name}.png")
 
 
-def jpeg(source):
+def write_jpeg(source):
     Image.open(source / "masks/a.png").save(source / "masks/a.jpg")
     (source / "masks/a.png").unlink()
 
@@ -209,7 +209,7 @@ def jpeg(source):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (jpeg, "a.jpg is a JPEG, and JPEG changes labels"),
+        (write_jpeg, "a.jpg is a JPEG, and JPEG changes labels"),
         (lambda source: shutil.rmtree(source / "masks"), "2 images and 0 masks, none of the same name: masks lie in"),
         (lambda source: shutil.copytree(source / "masks", source / "labels"), "both masks of the name a: move one"),
         (lambda source: write(source, {name: quarters(7, 7, 7, 7) for name in "ab"}), "have 1 value, but each value"),
@@ -222,8 +222,8 @@ def jpeg(source):
             lambda source: write(source, {"a": quarters(0, 1, 2, 0)}, "train/{}.png"),
             "images/a.png and .*train/a.png both fit .*masks/a.png by their names: rename one",
         ),
-        (tiff, "a.tif has values from 70,000 to 70,000, but masks have 0 to 65,535"),
-        (palettes, "masks/a.png and .*masks/b.png show the value 1 in different colours: save masks in RGB"),
+        (write_tiff, "a.tif has values from 70,000 to 70,000, but masks have 0 to 65,535"),
+        (write_palettes, "masks/a.png and .*masks/b.png show the value 1 in different colours: save masks in RGB"),
     ],
 )
 def test_odd_masks_are_refused(change, said, tmp_path):
@@ -262,7 +262,7 @@ def test_shapes_of_labelme_are_drawn_in_their_order(tmp_path, capsys):
     assert metamix_command("verify", tmp_path / "out") == 0
 
 
-def test_labelme_in_several_folders(tmp_path, capsys):
+def test_labelme_files_in_several_folders_are_converted(tmp_path, capsys):
     corners = [[4, 2], [20, 2], [20, 10], [4, 10]]
     for name in ("labels", "night"):
         folder = labelme(tmp_path / "source" / name, [{"label": name, "points": corners, "shape_type": "rectangle"}])
@@ -282,7 +282,7 @@ def test_labelme_in_several_folders(tmp_path, capsys):
     assert f"without a label were left out: {tmp_path}/source/labels/b.jpg, {tmp_path}/source/night/b.jpg\n" in said
 
 
-def test_labelme_files_in_folders_of_any_names(tmp_path):
+def test_labelme_files_may_lie_in_another_folder_than_images(tmp_path):
     folder = labelme(tmp_path / "source", [{"label": "x", "points": [[4, 2], [20, 2], [20, 10]]}])
     for name, suffix in (("pictures", "jpg"), ("drawn", "json")):
         (folder / name).mkdir()
@@ -312,7 +312,7 @@ def coco(folder, annotations, **image):
     return folder
 
 
-def test_polygons_of_coco_are_drawn_the_largest_first(tmp_path, capsys):
+def test_the_largest_polygons_of_coco_are_drawn_first(tmp_path, capsys):
     source = coco(
         tmp_path / "source",
         [
@@ -338,7 +338,7 @@ def test_polygons_of_coco_are_drawn_the_largest_first(tmp_path, capsys):
     assert metamix_command("verify", tmp_path / "out") == 0
 
 
-def test_images_of_polygons_lie_inside_of_the_folder(tmp_path, capsys):
+def test_images_outside_of_the_folder_are_not_read(tmp_path, capsys):
     Image.new("RGB", (32, 24)).save(tmp_path / "x.jpg")
     source = coco(tmp_path / "source", [{"segmentation": [SQUARE]}], file_name="..\\..\\x.jpg")
     with pytest.raises(SystemExit, match="source has no image with a polygon: give a data set with its"):
