@@ -75,7 +75,7 @@ def test_wheel_has_the_package_its_configs_and_its_weights(wheel):
     assert "metamix/py.typed" in sources and wheel.stat().st_size < 95e6
 
 
-def test_editable_install_exposes_the_package_alone(tmp_path):
+def test_an_editable_install_exposes_only_the_package(tmp_path):
     pytest.importorskip("hatchling", reason="building an editable wheel needs hatchling: pip install 'metamix[test]'")
     code = f"from hatchling.build import build_editable; print(build_editable({str(tmp_path)!r}))"
     path = tmp_path / run("-c", code, cwd=CLONE).stdout.split()[-1]
@@ -88,7 +88,7 @@ def test_editable_install_exposes_the_package_alone(tmp_path):
     assert str(CLONE) not in pth  # a folder in a .pth file makes train, tests and docs importable everywhere
 
 
-def test_metadata(wheel):
+def test_the_metadata_of_the_wheel_name_version_and_dependencies(wheel):
     archive = zipfile.ZipFile(wheel)
     data = message_from_bytes(archive.read(f"{DIST_INFO}/METADATA"))
     assert (data["Name"], data["Version"], data["Requires-Python"]) == ("metamix", metamix.__version__, ">=3.10")
@@ -109,7 +109,7 @@ def test_the_installed_command_says_its_version(installed, tmp_path):
 
 
 def test_installed_package_runs_away_from_its_clone(installed, tmp_path):
-    """It also publishes. One process does both, since it takes seconds to start."""
+    """The process publishes too, since a second one would take seconds to start."""
     seen = away_from_the_clone(
         """
 import contextlib, io, json, timm, torch

@@ -50,7 +50,7 @@ def write_mask(path, values, mode="L"):
     return path
 
 
-def test_values_become_labels(tmp_path):
+def test_mask_values_become_labels(tmp_path):
     values = [[0, 1, 2, 255], [0, 1, 2, 3]]
     path = write_mask(tmp_path / "a.png", values)
     labels = make_labels(ABC, reduce_zero_label=True)
@@ -77,7 +77,7 @@ def test_values_out_of_range_are_refused_by_file_name(values, words, tmp_path):
         read_mask(write_mask(tmp_path / "a.png", values), make_labels(ABC))
 
 
-def test_masks_that_cannot_be_read_say_why(tmp_path):
+def test_the_error_says_why_a_mask_cannot_be_read(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(CorruptImage, match="a.png: not an image of a known format"):
         read_mask(tmp_path / "a.png", make_labels(ABC))
@@ -140,7 +140,7 @@ def test_masks_in_colour_equal_masks_of_indices(first, ignored, tmp_path):
     assert read_mask(tmp_path / "colours.png", labels).tolist() == [[255]]
 
 
-def test_a_palette_of_the_file_must_agree_with_that_of_the_data(tmp_path):
+def test_the_palette_of_a_mask_must_agree_with_palette_txt(tmp_path):
     colours = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
     mask = Image.fromarray(np.array([[1, 0, 2, 255]], dtype=np.uint8), mode="P")
 
@@ -151,9 +151,9 @@ def test_a_palette_of_the_file_must_agree_with_that_of_the_data(tmp_path):
 
     same = [[1, 0, 2, 255]]
     assert read(*colours, *[(9, 9, 9)] * 253) == same
-    assert read(*colours, *[colours[0]] * 253) == same  # the colour of ignored pixels says nothing
-    assert read(*[(i, i, i) for i in range(256)]) == same  # nor do colours of no class
-    assert read(*colours, *[(9, 9, 9)] * 253, palette=(colours[0],) * 3) == same  # nor one colour for all classes
+    assert read(*colours, *[colours[0]] * 253) == same  # the colour of ignored pixels is not checked
+    assert read(*[(i, i, i) for i in range(256)]) == same  # nor are colours of no class
+    assert read(*colours, *[(9, 9, 9)] * 253, palette=(colours[0],) * 3) == same  # nor is one colour for all classes
     shifted = ((9, 9, 9), *colours[:2], *[(9, 9, 9)] * 253)
     assert read(*shifted, reduce_zero_label=True) == [[0, 255, 1, 255]]
     with pytest.raises(BadMask, match=r"a.png shows the value 1, b, in \(255, 0, 0\), .* colour of a in palette.txt"):
@@ -190,7 +190,7 @@ def test_index_images_keep_the_labels(tmp_path):
         assert len({tuple(colour) for colour in colours[:count].tolist()}) == count and not colours[count:].any()
 
 
-def test_folders(scenes):
+def test_folders_become_splits(scenes):
     data = SegmentationData(options(scenes()))
     assert {split: len(samples) for split, samples in data.parts.items()} == {"train": 4, "test": 2, "holdout": 2}
     assert data.classes == ("sky", "ground", "house", "tree") and data.name == "scenes"
@@ -222,7 +222,7 @@ def test_partners_and_sizes_are_checked(scenes):
         SegmentationData(options(root))
 
 
-def test_names_of_masks_are_made(scenes):
+def test_mask_name_names_the_masks(scenes):
     root = scenes()
     for path in root.glob("*/masks/*.png"):
         path.rename(path.with_name(f"{path.stem}_mask.png"))
@@ -249,7 +249,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(scenes):
     assert first[0].shape == (4, 3, 32, 32) and first[1].shape == (4, 32, 32) and first[1].dtype == torch.uint8
 
 
-def test_image_and_mask_stay_together(scenes):
+def test_image_and_mask_are_augmented_alike(scenes):
     """The colour of a pixel follows from its label, so image and mask must change alike."""
     data = SegmentationData(options(scenes(train=8, test=1), photometric=0.0, scales=(1.0, 1.0)))
     (batch,) = data.train_loader(8, 0, 1, 0).epoch(0)
@@ -259,7 +259,7 @@ def test_image_and_mask_stay_together(scenes):
     assert (distance.argmin(-1)[labelled] == batch["target"][labelled]).float().mean() > 0.97
 
 
-def test_every_option_of_the_augmentation_does_something():
+def test_every_option_of_the_augmentation_has_an_effect():
     torch.manual_seed(0)
     image = tv_tensors.Image(torch.randint(60, 200, (3, 32, 32), dtype=torch.uint8))
     mask = tv_tensors.Mask(torch.arange(32 * 32).view(32, 32).remainder(5).byte())
@@ -276,7 +276,7 @@ def test_every_option_of_the_augmentation_does_something():
     small = augment(scales=(0.5, 0.5))
     assert (small[1][16:] == 255).all() and (small[1][:, 16:] == 255).all() and (small[1][:16, :16] < 5).all()
     assert (small[0][:, 16:] == torch.tensor([51, 102, 153])[:, None, None]).all()  # the mean
-    assert small[0][:, :16, :16].equal(resize_image(image, 16, 0))  # smoothed, as images to score
+    assert small[0][:, :16, :16].equal(resize_image(image, 16, 0))  # smoothed, as images are for scoring
     coloured = augment(photometric=1.0)
     assert not coloured[0].equal(image) and coloured[1].equal(mask)
 
@@ -308,7 +308,7 @@ def test_crops_limit_the_share_of_a_class():
     assert lefts == {0, 1}  # up to the last column
 
 
-def test_sizes():
+def test_min_size_max_size_and_scales_set_the_size():
     assert resized_size((360, 480), 0, 0) == (360, 480) and resized_size((360, 480), 180, 0) == (180, 240)
     assert resized_size((360, 480), 180, 200) == (150, 200) and resized_size((480, 360), 180, 200) == (200, 150)
     assert resized_size((360, 480), 180, 0, 2.0) == (360, 480)
@@ -356,7 +356,7 @@ def test_masks_to_score_are_read_before_training(scenes, break_image):
     write_mask(root / "test" / "masks" / "1.png", np.full((40, 48), 7))
     with pytest.raises(BadMask, match="test/masks/1.png has the label 7 at 1,920 pixels"):
         SegmentationData(options(root))
-    SegmentationData(options(root), train=False)  # to score alone: the mask is read in its turn
+    SegmentationData(options(root), train=False)  # only to score: the mask is read when it is scored
     write_mask(root / "test" / "masks" / "1.png", np.full((40, 48), 1))
     write_mask(root / "val" / "masks" / "0.png", np.full((40, 48), 7))
     with pytest.raises(BadMask, match="val/masks/0.png has the label 7"):
@@ -368,7 +368,7 @@ def test_masks_to_score_are_read_before_training(scenes, break_image):
     assert len(SegmentationData(options(root)).parts["holdout"]) == 2  # scoring reports it
 
 
-def test_pixels_are_counted(scenes):
+def test_pixels_of_each_class_are_counted_for_class_weights(scenes):
     root = scenes()
     data = SegmentationData(options(root))
     counts = data.label_counts()[: len(data.classes)]
@@ -421,7 +421,7 @@ def test_classes_without_a_pixel_are_noted(scenes):
     assert data.notes == ["no mask to train on has a pixel of box; see metamix verify"]
 
 
-def test_ade20k(tmp_path):
+def test_ade20k_is_read_with_its_classes_and_labels(tmp_path):
     for split in "training", "validation":
         write_mask(tmp_path / "annotations" / split / "a.png", np.full((40, 48), 2))
         (tmp_path / "images" / split).mkdir(parents=True)
@@ -434,7 +434,7 @@ def test_ade20k(tmp_path):
     assert data.labels.table[:4].tolist() == [255, 0, 1, 2]
 
 
-def test_cityscapes(tmp_path):
+def test_cityscapes_is_read_with_its_classes_and_labels(tmp_path):
     values = np.array([[7, 8, 0, 33]] * 40).repeat(12, 1)
     for split in "train", "val":
         write_mask(tmp_path / "gtFine" / split / "ulm" / "ulm_0_1_gtFine_labelIds.png", values)
@@ -451,7 +451,7 @@ def test_cityscapes(tmp_path):
         SegmentationData(options(tmp_path, data="cityscapes")).label_counts()
 
 
-def test_voc_and_pets(tmp_path):
+def test_voc_and_oxford_pets_are_read_with_their_classes_and_labels(tmp_path):
     root = tmp_path / "VOCdevkit" / "VOC2012"
     (root / "ImageSets" / "Segmentation").mkdir(parents=True)
     (root / "JPEGImages").mkdir()
@@ -489,7 +489,7 @@ def test_voc_and_pets(tmp_path):
         (["voc", "--data-dir", "nowhere"], "there is no folder nowhere"),
     ],
 )
-def test_verify_refuses_mistakes(words, message, scenes):
+def test_verify_refuses_wrong_options(words, message, scenes):
     place = [str(scenes())] if words[0].startswith("--") else []
     with pytest.raises(SystemExit, match=message):
         main(["--task", "segmentation", *place, *words])
@@ -515,7 +515,7 @@ def test_verify_draws_no_conclusion_from_masks_that_it_refuses(scenes, capsys):
     assert capsys.readouterr().out.endswith("\n2 problems\n")
 
 
-def test_verify_finds_what_is_wrong(scenes, break_image, capsys):
+def test_verify_lists_every_problem(scenes, break_image, capsys):
     root = scenes()
     assert exit_code(main, root) == 0
     said = capsys.readouterr().out

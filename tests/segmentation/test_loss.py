@@ -113,7 +113,7 @@ def test_ohem_keeps_a_sixteenth_of_easy_pixels():
     torch.testing.assert_close(LOSSES["ohem"](logits, target, None), wanted)
 
 
-def test_a_batch_has_the_mean_of_its_parts(name, batch):
+def test_the_loss_of_a_batch_is_the_mean_over_its_images(name, batch):
     logits, target = batch
     parts = [LOSSES[name](logits[i : i + 1], target[i : i + 1], None) for i in range(3)]
     torch.testing.assert_close(LOSSES[name](logits, target, None), torch.stack(parts).mean())
@@ -128,7 +128,7 @@ class Outputs(nn.Module):
         return self.outputs
 
 
-def test_sums_and_auxiliary_outputs(batch):
+def test_losses_and_auxiliary_outputs_are_summed_with_their_weights(batch):
     pytest.importorskip("segmentation_models_pytorch")
     logits, target = batch
     small = torch.randn(3, 4, 3, 3)
@@ -143,7 +143,7 @@ def test_sums_and_auxiliary_outputs(batch):
     torch.testing.assert_close(logged["pixel_accuracy"], 100 * (right[0] + right[1]) / 3)
 
 
-def test_class_weights_count_in_every_output(batch):
+def test_class_weights_apply_to_every_output(batch):
     logits, target = batch
     small, weights = torch.randn(3, 4, 3, 3), torch.tensor([0.5, 1.0, 2.0, 3.0])
     loss = SegmentationLoss("ce", aux_weight=0.2, weights=lambda: weights)

@@ -17,7 +17,7 @@ WIDTHS = dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))
 
 
 @torch.no_grad()
-def test_wavemix_of_the_authors():
+def test_outputs_of_the_wavemix_segmenter_equal_the_authors():
     constructor, state, tensors = read_golden(SEMSEG)
     model = load_official("wavemix_segmentation", state, **constructor).double()
     images, theirs = tensors["input"].double(), read_exact(SEMSEG)["output"]
@@ -60,7 +60,7 @@ def mmsegmentation_state(classes=5, dims=ARCH["embed_dims"], neck=16, channels=8
     return random_state(shapes)
 
 
-def test_semantic_fpn_of_mmsegmentation(tmp_path):
+def test_weights_of_mmsegmentations_semantic_fpn_are_loaded(tmp_path):
     state = mmsegmentation_state()
     torch.save({"meta": {"CLASSES": ("a", "b")}, "state_dict": state}, tmp_path / "fpn_poolformer.pth")
     file = torch.load(tmp_path / "fpn_poolformer.pth", weights_only=True)
@@ -94,7 +94,7 @@ def cityscapes_state(model):
     return state
 
 
-def test_cityscapes_network_of_wavemix():
+def test_weights_of_wavemixs_cityscapes_network_are_loaded():
     with torch.device("meta"):
         whole = build_segmenter("wavemix", "wavemix_192_16_l3.cityscapes", 20)
     assert [tuple(layer.weight.shape) for layer in whole.head] == [(192, 128, 4, 4), (128, 64, 4, 4), (20, 64, 1, 1)]
@@ -108,7 +108,7 @@ def test_cityscapes_network_of_wavemix():
     assert model(torch.rand(1, 3, 30, 41)).shape == (1, 4, 30, 41)
 
 
-def test_published_addresses():
+def test_published_weights_have_the_authors_addresses():
     entries = {f"{head} {name}": entry for head, names in WEIGHTS.items() for name, entry in names.items()}
     assert len(entries) == 6
     assert entries["wavemix wavemix_192_16_l3.cityscapes"].url == (
@@ -120,7 +120,7 @@ def test_published_addresses():
     )
 
 
-def test_names_with_a_tag():
+def test_tags_of_models_are_checked():
     Segmentation.check_model("wavemix_192_16_l3.cityscapes", True)
     Segmentation.check_model("wavemix_192_16_l3.galaxy10", True)
     with pytest.raises(ValueError, match="wavemix_192_16_l3 has no tag 'cityscape'"):
@@ -129,7 +129,7 @@ def test_names_with_a_tag():
         Segmentation.check_model("ninformer_cifar", True)
 
 
-def test_download_of_a_whole_segmenter(tmp_path, monkeypatch):
+def test_a_whole_segmenter_is_downloaded_with_its_head_if_the_classes_fit(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     state = mmsegmentation_state()
     torch.save({"state_dict": state}, tmp_path / "fpn.pth")
@@ -153,7 +153,7 @@ def test_download_of_a_whole_segmenter(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("classes", ["abcde", "abc"])
-def test_the_note_on_a_whole_segmenter(classes, tmp_path, monkeypatch):
+def test_a_note_names_the_new_tensors_of_a_downloaded_segmenter(classes, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     torch.save({"state_dict": mmsegmentation_state()}, tmp_path / "fpn.pth")
     published = (tmp_path / "fpn.pth").as_uri()

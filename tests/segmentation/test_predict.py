@@ -66,7 +66,7 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def test_masks_and_overlays(photos, tmp_path, run):
+def test_masks_and_overlays_are_written_in_the_size_of_the_images(photos, tmp_path, run):
     out = tmp_path / "out"
     code, model = run(photos, "--output", out, "--tile", 32, "--overlap", 8)
     assert code == 0 and (out / "classes.txt").read_text() == "red\ngreen\nblue\n"
@@ -91,7 +91,7 @@ def test_the_output_may_hold_the_images(photos, run):
         run(photos / "masks", "--output", photos)
 
 
-def test_masks_of_a_data_set_are_kept(photos, tmp_path, run):
+def test_masks_of_a_data_set_are_not_overwritten(photos, tmp_path, run):
     root = tmp_path / "set"
     root.mkdir()
     photos.rename(root / "images")
@@ -117,7 +117,7 @@ def test_records_name_the_masks_and_their_classes(photos, tmp_path, run):
             assert rows == ([{"class": name, "share": share, "colour": colour}] if (labels == i).any() else [])
 
 
-def test_classes_of_a_data_set_are_kept(photos, tmp_path, run):
+def test_classes_of_a_data_set_are_not_overwritten(photos, tmp_path, run):
     (tmp_path / "classes.txt").write_text("road\nsky\n")
     with pytest.raises(SystemExit, match="classes.txt names classes that differ from the model's: give another"):
         run(photos, "--output", tmp_path)
@@ -177,7 +177,7 @@ def test_images_that_an_exported_model_does_not_take_are_left_out(photos, tmp_pa
     assert "written: masks and overlays of 1 image to" in said.out
 
 
-def test_clashing_names_and_broken_images(photos, tmp_path, run, capsys):
+def test_clashing_names_are_kept_apart_and_broken_images_left_out(photos, tmp_path, run, capsys):
     Image.new("RGB", (4, 4)).save(photos / "a.png")
     assert run(photos, "--output", tmp_path / "same")[0] == 0
     assert {path.name for path in (tmp_path / "same" / "masks").glob("*")} == {

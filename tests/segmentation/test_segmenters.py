@@ -1,4 +1,4 @@
-"""Test segmentation networks with backbones of the zoo: sizes, gradients, exports and wrong arguments."""
+"""Test segmentation networks with our backbones: sizes, gradients, exports and wrong arguments."""
 
 import copy
 
@@ -31,7 +31,7 @@ def count(*modules):
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
-def test_published_sizes():
+def test_segmenters_have_the_published_numbers_of_parameters():
     with torch.device("meta"):
         fpn = build_segmenter("semantic_fpn", "metaformer_pooling_s12", 150)
         uper = build_segmenter("upernet", "metaformer_pooling_s12", 150)
@@ -116,7 +116,7 @@ def test_semantic_fpn_is_a_sum_of_upsampled_branches():
     torch.testing.assert_close(head(maps), head.classifier(total), rtol=1e-12, atol=1e-12)
 
 
-def test_options_of_the_pyramid():
+def test_options_set_levels_auxiliary_head_and_widths():
     coarse = segmenter(finest_stride=8, auxiliary=True, auxiliary_channels=12)
     assert coarse.backbone.strides == (8, 16, 32) and coarse.auxiliary.level == 1
     assert coarse.auxiliary.conv[0].weight.shape == (12, 8, 3, 3)
@@ -168,19 +168,19 @@ def test_layers_of_the_backbone_have_lower_learning_rates():
 
 @pytest.mark.parametrize("head", HEADS)
 @torch.no_grad()
-def test_memory_format_and_bfloat16(head):
+def test_channels_last_and_bfloat16_give_close_scores(head):
     model, images = segmenter(head).eval(), torch.rand(1, 3, 40, 64)
     expected = model(images)
     nhwc = copy.deepcopy(model).to(memory_format=torch.channels_last)
     actual = nhwc(images.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(model(images), expected, rtol=0.1, atol=0.05)  # in float32
+        torch.testing.assert_close(model(images), expected, rtol=0.1, atol=0.05)  # the scores are float32
 
 
 @pytest.mark.parametrize("head", ["upernet", *(pytest.param(h, marks=pytest.mark.slow) for h in HEADS[::2])])
 @torch.no_grad()
-def test_compile(head):
+def test_a_segmenter_compiles_as_one_graph(head):
     model, images = segmenter(head, "metaformer_identity_nano").eval(), torch.rand(1, 3, 40, 64)
     torch.compiler.reset()
     torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(images), model(images))
@@ -197,7 +197,7 @@ SLOW = [
     "head, backbone, options", [("semantic_fpn", "metaformer_identity_nano", dict(finest_stride=16)), *SLOW]
 )
 @torch.no_grad()
-def test_export_for_any_size(head, backbone, options):
+def test_an_exported_segmenter_takes_any_size(head, backbone, options):
     """The coarsest map has more than one pixel, since torch would fix a side of 1."""
     model = segmenter(head, backbone, **options).eval()
     shapes = ({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)

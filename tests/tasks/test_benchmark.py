@@ -31,7 +31,7 @@ def restorer():
     )
 
 
-def time(folder, *words):
+def measure(folder, *words):
     main([*map(str, words), "--seconds", "0", "--batch-sizes", "1", "--json", f"{folder}/s.json"])
     return json.loads((folder / "s.json").read_text())
 
@@ -44,7 +44,7 @@ def test_trained_models_are_timed(make, size, words, tmp_path, capsys):
     pytest.importorskip("nncf", reason="nncf is not installed: pip install 'metamix[deploy]'")
     model, about = make()
     save_weights(tmp_path / "trained.safetensors", model.state_dict(), about)
-    result = time(tmp_path, tmp_path / "trained.safetensors", *words, "--engines", "eager,openvino")
+    result = measure(tmp_path, tmp_path / "trained.safetensors", *words, "--engines", "eager,openvino")
     assert not result["failed"] and {row["img_size"] for row in result["rows"]} == {size}
     cells = [(row["engine"], row["precision"]) for row in result["rows"]]
     assert cells == [("eager", "fp32"), ("eager", "bf16"), *(("openvino", p) for p in ("fp32", "bf16", "int8"))]
@@ -57,24 +57,24 @@ def test_an_export_is_timed_beside_the_model(tmp_path, capsys):
     source, folder = tmp_path / "trained.safetensors", tmp_path / "street"
     export(source, output=folder, format="torch", seconds=0)
     words = ["--engines", "eager", "--precisions", "fp32", "--trust"]
-    eager, exported = time(tmp_path, source, folder, *words)["rows"]
+    eager, exported = measure(tmp_path, source, folder, *words)["rows"]
     assert (exported["model"], exported["engine"], exported["precision"]) == (str(folder), "torch", "fp32")
     assert exported["speedup"] == pytest.approx(eager["ms"] / exported["ms"], abs=0.02)
-    eager, _ = time(tmp_path, folder, *words, "--reference", source)["rows"]
+    eager, _ = measure(tmp_path, folder, *words, "--reference", source)["rows"]
     assert (eager["model"], eager["speedup"]) == (str(source), 1)
-    assert time(tmp_path, folder, source, *words)["reference"] == str(source)  # an export has no speed in eager fp32
+    assert measure(tmp_path, folder, source, *words)["reference"] == str(source)  # an export has no speed in eager fp32
     capsys.readouterr()
-    assert time(tmp_path, folder, *words)["reference"] is None and "speedup:" not in capsys.readouterr().out
+    assert measure(tmp_path, folder, *words)["reference"] is None and "speedup:" not in capsys.readouterr().out
     with pytest.raises(SystemExit, match="reference is .*street, an export, which has no speed in eager fp32: give a"):
-        time(tmp_path, folder, *words, "--reference", folder)
+        measure(tmp_path, folder, *words, "--reference", folder)
     with pytest.raises(SystemExit, match="img_size is 64, but .*street takes 32 x 32 pixels: leave it out"):
-        time(tmp_path, folder, *words, "--img-size", 64)
+        measure(tmp_path, folder, *words, "--img-size", 64)
     with pytest.raises(SystemExit, match="model.pt2 is not loaded: .* give --trust"):
-        time(tmp_path, folder, "--engines", "eager")
+        measure(tmp_path, folder, "--engines", "eager")
 
 
 def test_a_table_without_rows_is_an_error(tmp_path, capsys):
     with pytest.raises(SystemExit, match="no model could be timed: the lines above say why"):
-        time(tmp_path, "vit_tiny_patch16_224", "--img-size", 8, "--engines", "eager", "--precisions", "fp32")
+        measure(tmp_path, "vit_tiny_patch16_224", "--img-size", 8, "--engines", "eager", "--precisions", "fp32")
     assert "vit_tiny_patch16_224 eager fp32 failed: " in capsys.readouterr().out
     assert json.loads((tmp_path / "s.json").read_text())["failed"]

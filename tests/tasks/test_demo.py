@@ -70,7 +70,7 @@ def sure_detector():
     return model, about
 
 
-def test_objects_and_the_image_with_their_boxes(models, photo, rendered_figures):
+def test_a_detector_shows_the_objects_and_the_image_with_their_boxes(models, photo, rendered_figures):
     all_models, name = models(sure_detector)
     answer = all_models.answer(name, photo, False)
     assert [picture.size for picture in answer.pictures] == [(48, 40)]
@@ -78,13 +78,13 @@ def test_objects_and_the_image_with_their_boxes(models, photo, rendered_figures)
     assert answer.tables["objects"][0].keys() == {"class", "score", "box"} and not answer.notes
 
 
-def test_a_detector_that_finds_nothing(models, photo):
+def test_a_detector_that_finds_nothing_shows_an_empty_table(models, photo):
     all_models, name = models(detector)
     answer = all_models.answer(name, photo, False)
     assert (len(answer.pictures), answer.tables, answer.notes) == (1, {"objects": []}, [])
 
 
-def test_mask_overlay_and_classes(models, photo):
+def test_a_segmenter_shows_mask_overlay_and_shares_of_classes(models, photo):
     all_models, name = models(segmenter)
     answer = all_models.answer(name, photo, False)
     mask, overlay = answer.pictures
@@ -95,7 +95,7 @@ def test_mask_overlay_and_classes(models, photo):
     assert {row["colour"]: row["share"] for row in rows} == pytest.approx(shares, abs=1e-4)
 
 
-def test_the_restored_image(models, photo):
+def test_a_restorer_shows_the_restored_image(models, photo):
     all_models, name = models(restorer)
     answer = all_models.answer(name, photo, True)
     (picture,) = answer.pictures
@@ -106,7 +106,7 @@ def test_the_restored_image(models, photo):
     ]
 
 
-def test_a_task_that_only_prints(photo):
+def test_the_output_of_a_task_that_only_prints_becomes_a_note(photo):
     @dataclass
     class Predict(PredictOptions):
         def run(self, trained):
@@ -119,7 +119,7 @@ def test_a_task_that_only_prints(photo):
     assert models.answer("own", photo, False) == Answer(notes=["photo.png: 7"])
 
 
-def test_an_export_beside_the_model(models, photo, tmp_path):
+def test_an_export_shows_the_same_tables_as_its_model(models, photo, tmp_path):
     all_models, name = models(segmenter)
     Image.open(photo).resize((32, 32)).save(photo)  # the size of the graph
     export(name, output=tmp_path / "street", format="torch", seconds=0)
@@ -131,13 +131,13 @@ def test_an_export_beside_the_model(models, photo, tmp_path):
     assert "model.pt2 is not loaded: " in note and "give --trust" in note
 
 
-def test_an_explanation(digit, no_grad_cam, rendered_figures):
+def test_an_explanation_is_shown_as_a_picture(digit, no_grad_cam, rendered_figures):
     answer = Models(DemoOptions((DIGITS,), device="cpu")).answer(DIGITS, digit, True)
     (picture,) = answer.pictures
     assert picture.width > 800 and answer.tables["labels"] and not answer.notes
 
 
-def test_tables_are_html_without_markup_from_files():
+def test_markup_in_names_of_classes_is_escaped_in_tables():
     rows = [{"class": "<b>", "score": 0.12345, "box": [1.5, 2], "mask": {"counts": "x"}, "colour": "#ff0000"}]
     text = as_html("objects", rows)
     cells = "<td>&lt;b&gt;</td><td>0.123</td><td>[1.5, 2]</td><td style='background: #ff0000'>#ff0000</td>"
@@ -148,7 +148,7 @@ def test_tables_are_html_without_markup_from_files():
 # Latency
 
 
-def test_latency_of_models_side_by_side(models):
+def test_latencies_of_models_are_shown_in_one_table(models):
     all_models, name = models(segmenter)
     answer = all_models.latency([DIGITS, name])
     ((title, rows),) = answer.tables.items()
@@ -199,7 +199,7 @@ def test_engines_that_are_installed_are_timed(installed, monkeypatch):
     ids=["text", "empty", "huge", "truncated"],
 )
 @pytest.mark.parametrize("name", [DIGITS, "wavemixsr_nano.x2"])
-def test_an_odd_image(content, said, name, tmp_path, monkeypatch):
+def test_a_note_says_why_an_image_cannot_be_read(content, said, name, tmp_path, monkeypatch):
     odd = tmp_path / "odd.png"
     Image.effect_noise((64, 64), 50).save(odd)
     if content is None:
@@ -224,7 +224,7 @@ def test_only_uploads_are_read(photo, tmp_path, monkeypatch):
             demo.uploaded_file(SimpleNamespace(path=str(path)))
 
 
-def test_an_image_that_the_model_does_not_take(photo):
+def test_an_image_that_the_model_does_not_take_is_noted(photo):
     (note,) = Models(DemoOptions(device="cpu")).answer("maxim_nano.noise25", photo, False).notes
     assert note.startswith("photo.png is in colour, and the model was trained on grey images")
 
@@ -249,21 +249,21 @@ def test_out_of_memory_is_reported_and_a_bug_is_raised():
         (["--host", "192.0.2.1"], "give another --port or --host"),
     ],
 )
-def test_what_is_refused(words, said, tmp_path, monkeypatch):
+def test_wrong_arguments_are_refused(words, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         metamix_command("demo", *words, *(() if "--port" in words else ("--port", free_port())))
     assert said in str(ended.value.code)
 
 
-def test_a_port_in_use():
+def test_a_port_in_use_is_refused():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SystemExit, match=rf"no page at 127.0.0.1:{port} \(.* in use\): give another --port"):
             metamix_command("demo", "--port", port)
 
 
-def test_without_gradio(monkeypatch):
+def test_a_missing_gradio_is_named_with_its_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit, match=r"gradio is missing: pip install 'metamix\[demo\]', or only gradio"):
         metamix_command("demo", DIGITS, "--port", free_port())

@@ -98,7 +98,7 @@ def detector(**arguments):
     ],
     ids=lambda arguments: " ".join(map(str, arguments.values())) or "retinanet",
 )
-def test_detectors(arguments, digit):
+def test_every_kind_of_detector_is_explained(arguments, digit):
     trained = detector(**arguments)
     pyramid = trained.model.backbone.pyramid
     shown = explain_object(trained, digit, "square")
@@ -115,14 +115,14 @@ def test_padding_is_cut_off():
     assert without_padding(ramp, (1.0, 0.5))[:, [0, -1]].unique().tolist() == [0.0, 3.0]
 
 
-def test_nothing_found(digit, no_grad_cam):
+def test_an_image_without_objects_is_refused(digit, no_grad_cam):
     trained = detector()
     torch.nn.init.constant_(trained.model.head.classification_head.cls_logits.bias, -20)
     with pytest.raises(DoesNotFit, match=r"digit.png: the detector finds no square, so there is nothing to explain"):
         explain_object(trained, digit, "square")
 
 
-def test_pictures_of_a_folder(digit, no_grad_cam, rendered_figures, tmp_path, capsys):
+def test_images_of_a_folder_are_explained_in_pictures(digit, no_grad_cam, rendered_figures, tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(b"no image")
     words = ["explain", tmp_path, "--checkpoint", DIGITS, "--label", "8", "--device", "cpu"]
     for _ in range(2):  # the second time replaces the pictures of the first, and does not explain them
@@ -137,7 +137,7 @@ def test_pictures_of_a_folder(digit, no_grad_cam, rendered_figures, tmp_path, ca
 
 
 @pytest.mark.parametrize("mixer", metamix.list_mixers()[:7])
-def test_what_is_drawn(mixer, digit, no_grad_cam, tmp_path, monkeypatch):
+def test_the_picture_shows_activation_scores_and_blocks(mixer, digit, no_grad_cam, tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(explain, "save_figure", lambda path, figure, dpi: figures.append(figure))
     trained = metamix.load(f"metaformer_{mixer}_nano.cifar10")
@@ -149,17 +149,17 @@ def test_what_is_drawn(mixer, digit, no_grad_cam, tmp_path, monkeypatch):
     assert {title.partition("\n")[0].removeprefix("block ") for title in titles[3:]} == blocks
 
 
-def test_blocks_of_an_isotropic_model():
+def test_four_blocks_of_an_isotropic_model_are_watched():
     model = timm.create_model("wavemixlite_32_7").eval()
     with watched_mixers(model) as inputs:
         model(torch.randn(1, 3, 32, 32))
-    model(torch.randn(1, 3, 32, 32))  # is not recorded
+    model(torch.randn(1, 3, 32, 32))  # this pass is not recorded
     assert [name for name, _, _ in inputs] == ["block 1.1", "block 1.3", "block 1.5", "block 1.7"]
     assert all(x.shape == (1, 32, 32, 32) for _, _, x in inputs)
 
 
 @pytest.mark.parametrize("name, arguments", [("resnet10t", {}), ("swin_tiny_patch4_window7_224", dict(depths=(1, 1)))])
-def test_models_of_timm(name, arguments, digit, no_grad_cam, tmp_path):
+def test_timms_models_are_explained_without_blocks(name, arguments, digit, no_grad_cam, tmp_path):
     arguments |= {"img_size": 32, "window_size": 2} if "swin" in name else {}
     model = timm.create_model(name, num_classes=2, **arguments)
     metamix.save_classifier(model, tmp_path / "w.safetensors", classes=["cat", "dog"], model_args=arguments)
@@ -171,7 +171,7 @@ def test_models_of_timm(name, arguments, digit, no_grad_cam, tmp_path):
 # What is refused
 
 
-def test_without_grad_cam(digit, monkeypatch):
+def test_a_missing_grad_cam_is_named_with_its_command(digit, monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     with pytest.raises(SystemExit, match=r"grad-cam is missing: pip install 'metamix\[explain\]', or only grad-cam"):
         metamix_command("explain", digit, "--checkpoint", DIGITS)
@@ -186,7 +186,7 @@ def test_without_grad_cam(digit, monkeypatch):
         (["--checkpoint", DIGITS, "--label", "ate"], "label is 'ate'. Accepted: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"),
     ],
 )
-def test_what_cannot_be_explained(words, said, digit, no_grad_cam, tmp_path, monkeypatch):
+def test_models_and_labels_that_cannot_be_explained_are_refused(words, said, digit, no_grad_cam, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if "exported" in words:
         export(DIGITS, output="exported", format="torch", seconds=0)
@@ -202,7 +202,7 @@ def test_what_cannot_be_explained(words, said, digit, no_grad_cam, tmp_path, mon
         ("crossvit_tiny_240", "CrossVit", {}),  # tokens of two sizes, in a list
     ],
 )
-def test_a_model_of_tokens(name, kind, arguments, digit, no_grad_cam, tmp_path):
+def test_models_of_tokens_are_refused(name, kind, arguments, digit, no_grad_cam, tmp_path):
     model = timm.create_model(name, num_classes=2, **arguments)
     metamix.save_classifier(model, tmp_path / "w.safetensors", classes=["cat", "dog"], model_args=arguments)
     with pytest.raises(ValueError, match=f"{kind} has tokens and no map before its head: metamix explain"):

@@ -31,13 +31,13 @@ NAME = "metaformer_pooling_nano.digits"
         ("no/such.safetensors", {}, FileNotFoundError, "there is no file no/such.safetensors"),
     ],
 )
-def test_load_refuses(source, arguments, error, message):
+def test_wrong_sources_and_arguments_are_refused(source, arguments, error, message):
     with pytest.raises(error, match=message):
         metamix.load(source, **arguments)
 
 
 @pytest.mark.parametrize("image", [np.zeros((2, 2, 3)), torch.zeros(3, 2, 2), b"", None])
-def test_arrays_and_tensors_are_no_images(image):
+def test_arrays_and_tensors_are_refused_as_images(image):
     words = f"an image is of type {type(image).__name__}: give a path or a PIL image. PIL.Image.fromarray"
     for read in decode_file, read_picture:
         with pytest.raises(TypeError, match=words):
@@ -57,7 +57,7 @@ def test_tiles_are_checked_before_images_are_read(trained):
         trained.predict(["nowhere.png"], tile="32")
 
 
-def test_classifier_has_one_source():
+def test_two_sources_of_weights_are_refused():
     with pytest.raises(ValueError, match="pretrained and checkpoint .*digits.* both say where weights come from"):
         metamix.load_classifier(NAME, model="metaformer_pooling_nano", pretrained=True)
 
@@ -74,7 +74,7 @@ def test_classifier_has_one_source():
     ],
     ids=lambda trained: type(trained).__name__,
 )
-def test_a_single_image_is_no_list(trained, image):
+def test_a_single_image_instead_of_a_list_is_refused(trained, image):
     with pytest.raises(TypeError, match=r"predict takes a list of images, got a single .*: give \[image\]"):
         trained.predict(image)
 

@@ -55,11 +55,11 @@ def run(folder, monkeypatch, capsys):
         yield run
 
 
-def test_the_page_shows_at_most_80_lines():
+def test_the_task_on_the_page_has_at_most_80_lines():
     assert len(CODE.splitlines()) <= 80
 
 
-def test_workers_need_not_be_forked(folder, run):
+def test_workers_can_be_started_without_forking(folder, run):
     """macOS starts new processes, and so does Linux from Python 3.14 on: what they need is pickled."""
     run(COMMANDS[3])  # imports the task
     import my_task

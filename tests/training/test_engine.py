@@ -126,7 +126,7 @@ def test_a_task_of_lists_and_dicts_trains(tmp_path):
 
 
 @pytest.mark.parametrize("lower_is_better, best", [(False, 2), (True, 1)])
-def test_the_metric_says_which_score_is_better(lower_is_better, best, tmp_path, monkeypatch):
+def test_lower_is_better_of_the_metric_chooses_the_best_epoch(lower_is_better, best, tmp_path, monkeypatch):
     scores = iter([1.0, 3.0, 2.0])
     monkeypatch.setattr(Detect, "lower_is_better", lower_is_better, raising=False)
     monkeypatch.setattr(Engine, "evaluate", lambda *_: ({"score": next(scores)}, []))
@@ -139,8 +139,8 @@ def test_the_metric_says_which_score_is_better(lower_is_better, best, tmp_path, 
 
 
 @pytest.mark.parametrize("micro_batch", [1, 5, 12, 99])
-def test_micro_batches_change_nothing(micro_batch):
-    """12 samples in parts of 5, 5 and 2 are weighted by their number."""
+def test_micro_batches_keep_weights_and_losses(micro_batch):
+    """12 samples are split into 12 parts of 1, 3 parts of 4, or not at all."""
     whole, parts = engine(optimizer="sgd"), engine(optimizer="sgd", micro_batch=micro_batch)
     for one in (whole, parts):
         one.model[1].p = 0.0
@@ -202,7 +202,7 @@ def test_gradients_are_clipped(amp):
     assert (weights(one) - before).norm().item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_a_step_needs_a_tenth_more_memory_than_estimated(monkeypatch, capsys):
+def test_less_free_memory_than_the_estimate_plus_a_tenth_is_noted(monkeypatch, capsys):
     one, batch = engine(), make_batch(0, 12)
     batch = one.stepper.prepare(batch)
     needed = one.stepper.memory(batch, math.inf)(12)
@@ -253,7 +253,7 @@ def rates(**options):
     return rate
 
 
-def test_the_rate_is_a_function_of_the_step():
+def test_the_cosine_rate_depends_only_on_the_step():
     rate = rates()
     forward = [rate(step) for step in range(50)]
     assert forward == [rate(step) for step in reversed(range(50))][::-1]  # in reverse order
@@ -262,7 +262,7 @@ def test_the_rate_is_a_function_of_the_step():
         assert forward[step] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * (step - 10) / 40)))
 
 
-def test_linear_and_constant_rates():
+def test_linear_and_constant_rates_follow_their_formulas():
     line, constant = rates(schedule="linear"), rates(schedule="constant", warmup_epochs=0.0)
     assert [line(step) for step in (5, 10, 30, 49)] == pytest.approx([0.5, 1.0, 0.55, 0.1 + 0.9 / 40])
     assert {constant(step) for step in (0, 20, 49)} == {1.0}
@@ -308,7 +308,7 @@ def test_layer_decay_scales_the_rates():
     assert rates[id(model.head.weight)] == 1.0 and rates[id(model.patch_embed.proj.weight)] <= 0.5**5
 
 
-def test_muon_takes_dense_convolutions_of_one_channel():
+def test_muon_trains_dense_convolutions_of_one_channel():
     model = nn.ModuleDict(
         {
             "token": ConvWeights(1, 4, (4, 4)),
@@ -338,7 +338,7 @@ def test_muon_does_not_emulate_bf16(has_bf16, dtype, monkeypatch):
 
     monkeypatch.setattr(optimization, "cpu_has_bf16", lambda: has_bf16)
     monkeypatch.setattr(optimization, "NEWTON_SCHULZ", orthogonalize)
-    monkeypatch.setattr("timm.optim.muon.zeropower_via_newtonschulz", None)  # so that it is restored
+    monkeypatch.setattr("timm.optim.muon.zeropower_via_newtonschulz", None)  # so that pytest restores it
     model = nn.Sequential(nn.Linear(8, 6))
     optimizer = make_optimizer(model, EngineOptions(optimizer="muon"))
     model(torch.ones(1, 8)).sum().backward()
@@ -418,7 +418,7 @@ def test_all_ranks_score_with_the_statistics_of_rank_0():
     assert list(map(id, sent)) == list(map(id, one.model.buffers())) and len(sent) == 3
 
 
-def test_the_last_checkpoint_may_be_that_of_another_run(tmp_path):
+def test_the_last_good_checkpoint_may_be_of_another_run(tmp_path):
     first = engine(tmp_path / "a", epochs=1)
     first.fit()
     first.run.close()
@@ -430,7 +430,7 @@ def test_the_last_checkpoint_may_be_that_of_another_run(tmp_path):
     assert second.checkpoints.good == f"the last good checkpoint is {tmp_path}/b/checkpoint.pt, step 6"
 
 
-def test_fp16_and_its_scale_are_saved(tmp_path):
+def test_the_loss_scale_of_fp16_is_saved_and_restored(tmp_path):
     first = engine(tmp_path, amp="fp16", epochs=1)
     first.fit()
     first.run.close()
@@ -442,7 +442,7 @@ def test_fp16_and_its_scale_are_saved(tmp_path):
     assert second.stepper.scaler.state_dict() == first.stepper.scaler.state_dict() == saved
 
 
-def test_weight_decay_spares_biases_and_the_new_recipe_counts_on_resume(tmp_path):
+def test_weight_decay_spares_biases_and_may_change_on_resume(tmp_path):
     first = engine(tmp_path, epochs=1, weight_decay=0.5)
     assert sorted((group["weight_decay"], len(group["params"])) for group in first.stepper.optimizer.param_groups) == [
         (0, 2),
@@ -553,7 +553,7 @@ def test_kron_resumes_exactly(name, monkeypatch):
         ({"grad_checkpointing": True}, "Sequential has no gradient checkpointing; leave --grad-checkpointing out"),
     ],
 )
-def test_what_does_not_fit_is_refused(options, said):
+def test_options_that_do_not_fit_are_refused(options, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         engine(**options)
 
@@ -575,7 +575,7 @@ def test_what_does_not_fit_is_refused(options, said):
         ),
     ],
 )
-def test_a_device_that_is_not_there_is_refused(device, said):
+def test_unknown_and_missing_devices_are_refused(device, said):
     with pytest.raises(ValueError) as error:
         ProcessGroup.start(device)
     assert str(error.value) == said
@@ -605,8 +605,8 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
         ProcessGroup.start("cuda")
 
 
-def test_losses_and_scores_of_several_words(tmp_path, capsys, monkeypatch):
-    """They are printed with the others of their group. All losses are drawn in one plot, all scores in another."""
+def test_losses_and_scores_are_printed_and_drawn_in_groups(tmp_path, capsys, monkeypatch):
+    """Names of several words go with their group. All losses are drawn in one plot, all scores in another."""
     row = {"epoch": 1, "lr": 0.1, "train_loss": 3.0, "train_box_reg_loss": 2.0, "holdout_AP": 4.0}
     row |= {"holdout_AP_small": 5.0, "holdout_ema_AP_small": 6.0, "img_per_s": 7.0, "seconds": 8.0}
     Run(None).say_row(row, 2)
@@ -624,7 +624,7 @@ def test_losses_and_scores_of_several_words(tmp_path, capsys, monkeypatch):
     ]
 
 
-def test_a_spoilt_weight_is_never_saved(tmp_path):
+def test_a_weight_that_is_not_finite_is_never_saved(tmp_path):
     """An infinite gradient can spoil a weight although the loss was finite."""
     one = engine(tmp_path, epochs=1)
     one.fit()
@@ -636,7 +636,7 @@ def test_a_spoilt_weight_is_never_saved(tmp_path):
     assert (tmp_path / "checkpoint.pt").read_bytes() == whole
 
 
-def test_the_first_bad_step_is_named(tmp_path):
+def test_the_first_step_without_a_finite_loss_is_named(tmp_path):
     one = engine(tmp_path, epochs=1, log_every=6)
     loss = one.task.loss
 
@@ -668,7 +668,7 @@ def test_ranks_synchronize_more_often_if_steps_are_slow(seconds, expected, monke
     assert reported == expected
 
 
-def test_a_signal_after_the_last_step_is_heeded(tmp_path):
+def test_raise_if_stopped_heeds_a_signal(tmp_path):
     one = engine(tmp_path)
     one.raise_if_stopped()
     one.stop_signal.received = True
@@ -710,7 +710,7 @@ def test_fp16_on_a_cpu_warns(caplog):
     assert caplog.messages == ["fp16 on a CPU is some ten times slower than float32; use --amp none or --amp bf16"]
 
 
-def test_autocast_follows_the_device(monkeypatch):
+def test_amp_auto_is_bf16_only_if_the_cpu_has_it(monkeypatch):
     cpu = torch.device("cpu")
     assert autocast_dtype("none", cpu) is None and autocast_dtype("fp16", cpu) is torch.float16
     for has, expected in ((True, torch.bfloat16), (False, None)):

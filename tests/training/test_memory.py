@@ -36,7 +36,7 @@ def test_tensors_that_are_kept_for_the_backward_pass_count():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what is free")
-def test_memory_is_free_without_the_limit_of_a_container(monkeypatch):
+def test_free_memory_is_known_outside_of_a_container(monkeypatch):
     monkeypatch.setattr("metamix.utils.system._free_in_control_groups", lambda: [])
     assert free_memory(torch.device("cpu")) > 0
 
@@ -70,7 +70,7 @@ def test_memory_of_32_samples_follows_from_four():
 
 
 @pytest.mark.parametrize("free, part", [(1000, 32), (319, 16), (45, 4), (10, 1), (9, 0)])
-def test_the_largest_part_that_fits(free, part):
+def test_the_largest_part_that_fits_is_chosen(free, part):
     assert largest_part(32, lambda samples: 10 * samples, free) == part
 
 
@@ -89,7 +89,7 @@ def test_processes_of_a_machine_share_its_free_memory(monkeypatch):
         (2, "0::/docker/abc", "memory.max", "memory.current"),
     ],
 )
-def test_the_limit_of_a_container_counts(version, line, limit, used, tmp_path):
+def test_the_limit_of_a_container_bounds_the_free_memory(version, line, limit, used, tmp_path):
     """Inside a container, its group is the root of the cgroup file system."""
     (tmp_path / "cgroup").write_text(f"7:cpu:/\n{line}\n")
     assert _free_in_control_groups(tmp_path, tmp_path / "cgroup") == []

@@ -48,13 +48,13 @@ def config(tmp_path):
     return write
 
 
-def test_defaults_then_config_then_command_line(config):
+def test_the_config_overrides_defaults_and_the_command_line_overrides_both(config):
     recipe = read("--config", config("epochs: 7\nlr: 1e-3\nsize: 32\nmodel_args: {a: [1, x]}\n"), "--epochs", "9")
     assert (recipe.engine.epochs, recipe.engine.lr, recipe.engine.batch_size) == (9, 1e-3, 128)
     assert (recipe.options.size, recipe.options.model_args, recipe.options.model) == (32, {"a": [1, "x"]}, "small")
 
 
-def test_flags_may_make_values_of_a_config_useless(config):
+def test_flags_may_leave_values_of_a_config_without_effect(config):
     path = config("schedule: poly\npower: 2\nema: true\nema_decay: 0.9\n")
     assert read("--config", path, "--no-ema", "--schedule", "linear").engine.ema_decay == 0.9
     assert read("--config", path, "--power", "3").engine.power == 3
@@ -114,7 +114,7 @@ def test_a_tilde_is_expanded_where_the_shell_does_not(config, monkeypatch):
     assert read("--config=~/recipe.yaml").engine.epochs == 3
 
 
-def test_every_way_to_write_an_option():
+def test_every_way_to_write_an_option_is_read():
     words = "--batch-size 64 --micro_batch=8 --ema --no-channels-last --rates 0.1,2 --freeze stem,stages.0 --size none "
     recipe = read(*shlex.split(words + "--layer-decay 0.7 --opt-args '{betas: [0.9, 0.99], eps: 1e-6}'"))
     engine, options = recipe.engine, recipe.options
@@ -125,7 +125,7 @@ def test_every_way_to_write_an_option():
 
 
 @pytest.mark.parametrize("word", ["none", "None", "null", "''"])
-def test_spellings_of_none(word, config):
+def test_every_spelling_of_none_is_read(word, config):
     assert (
         read("--config", config(f"size: {word}\nlayer_decay: {word}\nteacher: {word}\n")).flat().items()
         >= {"size": None, "layer_decay": None, "teacher": None}.items()
@@ -251,7 +251,7 @@ def test_the_nearest_config_file_is_named(config, tmp_path):
         read("--config", str(tmp_path / "recpe.yaml"))
 
 
-def test_a_folder_is_not_a_config(tmp_path):
+def test_a_folder_as_config_is_refused(tmp_path):
     folder = tmp_path / "dir.yaml"
     folder.mkdir()
     with pytest.raises(SystemExit, match=f"^error: {folder} is a folder: give --config a YAML file$"):
@@ -268,7 +268,7 @@ def test_a_saved_recipe_and_the_command_line_may_both_name_the_task(tmp_path):
     assert read("--config", str(tmp_path / "saved.yaml"), "--task", "toys") == read()
 
 
-def test_what_may_change_on_resume():
+def test_only_some_options_may_change_on_resume():
     old = read().flat()
     assert resume_changes(old, read()) == {}
     assert resume_changes(old, read("--output", "x", "--workers", "0", "--log-every", "1")) == {}
@@ -311,7 +311,7 @@ def test_a_value_is_checked_by_its_type():
     assert [convert(value, Literal["auto", "yes", "no"], "x") for value in (True, False, "yes")] == ["yes", "no", "yes"]
 
 
-def test_unions_of_a_number_and_a_word(config):
+def test_an_option_may_be_a_number_or_a_word(config):
     assert read("--anchors", "2").options.anchors == 2.0
     assert read("--config", config("anchors: 4")).options.anchors == 4.0
     assert read("--config", config("anchors: auto")).options.anchors == "auto"

@@ -18,8 +18,8 @@ def test_a_longer_schedule_continues_the_run_and_says_so(tmp_path, capsys):
     assert_same_run(tmp_path, straight)  # with a constant rate a longer schedule changes nothing
 
 
-def test_a_finished_run_is_not_given_another_recipe(tmp_path, capsys):
-    """Its summary would name a recipe that did not train it. Only `score` may change."""
+def test_another_recipe_is_refused_for_a_finished_run(tmp_path, capsys):
+    """The summary would name a recipe that did not train the run. Only `score` may change."""
     words = ["--batch-size", 256, "--epochs", 2, "--warmup-epochs", 0, "--ema", "--output", tmp_path]
     train(*words)
     before = (tmp_path / "summary.json").read_text()
@@ -68,8 +68,7 @@ def test_another_model_batch_size_or_optimizer_is_refused(change, said, run_of_o
         train(*run_of_one_epoch, "--epochs", 2, *change)
 
 
-def test_resume_from_another_folder(tmp_path, capsys):
-    """Use --resume only until the run folder has its own checkpoint."""
+def test_resume_reads_another_folder_until_the_run_has_a_checkpoint(tmp_path, capsys):
     words = ["--batch-size", 256, "--warmup-epochs", 0]
     train(*words, "--epochs", 1, "--output", tmp_path / "a")
     train(*words, "--epochs", 2, "--output", tmp_path / "b", "--resume", tmp_path / "a")

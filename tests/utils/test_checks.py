@@ -15,7 +15,7 @@ def test_outputs_that_are_not_finite_are_refused(value):
         check_finite(outputs, "a.png")
 
 
-def test_a_word_that_is_not_accepted_gets_the_nearest():
+def test_the_error_suggests_the_nearest_accepted_word():
     check_choice("norm", "batch", ("batch", "group"))
     with pytest.raises(ValueError, match=r"^norm is 'bach'; did you mean 'batch'\? Accepted: batch, group\.$"):
         check_choice("norm", "bach", ("batch", "group"))

@@ -13,7 +13,7 @@ def test_text_that_is_nested_too_deeply_is_refused(opening):
         check_nesting(opening * 100_000, "a.json")
 
 
-def test_what_is_nested_as_deep_as_allowed_is_accepted():
+def test_text_that_is_nested_as_deep_as_allowed_is_accepted():
     value = 0
     for _ in range(32):
         value = {"key": [value]}
@@ -22,7 +22,7 @@ def test_what_is_nested_as_deep_as_allowed_is_accepted():
         check_nesting(json.dumps([value]), "a.json")
 
 
-def test_text_that_is_not_json_takes_no_longer():
+def test_long_text_that_is_not_json_is_checked_in_linear_time():
     check_nesting('"' + '\\"' * 1_000_000, "a.json")
     check_nesting('"\\' * 1_000_000, "a.json")
 

@@ -47,7 +47,7 @@ def read(line, cls=Command, **settings):
     return parse_command(shlex.split(line), cls, "metamix toys", **settings)
 
 
-def test_every_way_to_write_an_argument(monkeypatch):
+def test_every_way_to_write_an_argument_is_read(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     options, names = read("a.png --output=~/out --img_size=480,640 b.png --sizes 1 --flip -- -c.png --flip")
     assert options.places == (Path("a.png"), Path("b.png"), Path("-c.png"), Path("--flip"))
@@ -57,7 +57,7 @@ def test_every_way_to_write_an_argument(monkeypatch):
     assert (options.top, options.sizes, options.img_size, options.flip) == (5, (1, 8), 48, False) and "top" not in names
 
 
-def test_arguments_that_may_be_left_out():
+def test_optional_arguments_may_be_left_out():
     assert read("", Maybe) == (Maybe(None, ("*",)), set())
     assert read("folder a 'b*'", Maybe)[0] == Maybe(Path("folder"), ("a", "b*"))
     assert read("'~/a'", Maybe)[0].data == Path.home() / "a"
@@ -98,7 +98,7 @@ def test_wrong_arguments_are_refused(line, said):
         read(line)
 
 
-def test_a_word_that_is_not_an_argument():
+def test_a_word_that_is_no_argument_is_refused():
     with pytest.raises(ValueError, match="'b' is not an option; write --name value"):
         read("--flip b", Switch)
 

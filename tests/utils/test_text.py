@@ -1,4 +1,4 @@
-"""Test messages."""
+"""Test the parts of messages: counts, speeds, lists of names and suggestions."""
 
 from pathlib import Path
 
@@ -16,14 +16,14 @@ from metamix.utils.text import did_you_mean, exit_with_message, list_names, plur
     (10, "epoch", "10 epochs"),
     (3, "batch norm", "3 batch norms"),
 ])  # fmt: skip
-def test_plural(count, noun, text):
+def test_nouns_agree_with_their_count(count, noun, text):
     assert plural(count, noun) == text
 
 
 @pytest.mark.parametrize("count, text", [
     (999, "999"), (1_070_000, "1.07 M"), (999_499, "999 k"), (999_600, "1 M"), (2.5e9, "2.5 G"),
 ])  # fmt: skip
-def test_short_count(count, text):
+def test_large_counts_are_shortened(count, text):
     assert short_count(count) == text
 
 

@@ -8,7 +8,7 @@ from metamix.weights.checksums import VALUES, checksums, damaged, digest
 CONTENT = {"step": 3, "model": {"w": torch.arange(4.0)}, "moments": {0: (torch.zeros(2, dtype=torch.bfloat16), 1e-3)}}
 
 
-def test_every_tensor_has_a_name():
+def test_every_tensor_has_a_checksum_under_its_name():
     assert checksums(CONTENT).keys() == {"model.w", "moments.0.0", VALUES}
     assert damaged(CONTENT, checksums(CONTENT)) == []
 

@@ -17,7 +17,7 @@ from metamix.weights.download import require_reachable
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
-    """Resolve no name, and cache nothing yet."""
+    """Let no host name resolve, and make the caches empty."""
 
     def fail(*_, **__):
         raise socket.gaierror(-2, "Name or service not known")
@@ -63,7 +63,7 @@ def test_cached_weights_need_no_network(no_network, tmp_path):
 
 
 @pytest.mark.parametrize("cache_dir", [None, "other"])
-def test_weights_with_an_address_lie_where_timm_looks(cache_dir, no_network, tmp_path, monkeypatch):
+def test_weights_with_an_address_are_cached_where_timm_looks(cache_dir, no_network, tmp_path, monkeypatch):
     weights = timm.create_model("wavemix_144_7").state_dict()
     urls = []
 

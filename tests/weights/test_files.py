@@ -20,7 +20,7 @@ def net():
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
 
 
-def test_a_checkpoint_comes_back(net, tmp_path):
+def test_a_checkpoint_is_read_as_it_was_saved(net, tmp_path):
     state = {"model": net.state_dict(), "history": [{"epoch": 1, "loss": 0.5}], "step": 3, "flag": None}
     save_checkpoint(tmp_path / "c.pt", state)
     loaded = load_checkpoint(tmp_path / "c.pt")
@@ -36,7 +36,7 @@ def test_the_target_of_a_link_is_replaced(tmp_path):
     assert (tmp_path / "a").is_symlink() and (tmp_path / "disk" / "a").read_text() == "new"
 
 
-def test_a_lack_of_memory_is_not_damage(net, tmp_path, monkeypatch):
+def test_a_lack_of_memory_is_not_only_reported_as_damage(net, tmp_path, monkeypatch):
     torch.save(net.state_dict(), tmp_path / "a.pt")
     error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8000000000 bytes")
     monkeypatch.setattr(torch, "load", Mock(side_effect=error))
@@ -53,7 +53,7 @@ def test_a_failure_while_writing_keeps_the_old_file(tmp_path):
 
 
 def test_an_error_of_another_file_keeps_its_message(tmp_path):
-    """Or a model that cannot be read would be reported as an output that cannot be written."""
+    """Otherwise, a model that cannot be read would be reported as an output that cannot be written."""
     refused = pytest.raises(FileNotFoundError, match="No such file or directory: 'no such image'")
     with refused, atomic_write(tmp_path / "a"):
         Path("no such image").read_bytes()
@@ -78,7 +78,7 @@ def test_a_pipe_or_device_is_written_to_and_stays(tmp_path):
 
 
 @pytest.mark.parametrize("data", ["2012", "true", "1e5", '"quoted"', "digits", "ünïcode"])
-def test_text_stays_text(data, net, tmp_path):
+def test_text_that_looks_like_another_value_stays_text(data, net, tmp_path):
     save_weights(tmp_path / "w.safetensors", net.state_dict(), {"data": data, "epochs": 3})
     assert load_weights(tmp_path / "w.safetensors")[1] == {"data": data, "epochs": 3}
 
@@ -96,7 +96,7 @@ def test_a_foreign_file_is_refused(net, tmp_path):
         load_checkpoint(tmp_path / "nothing.pt")
 
 
-def test_weights_carry_what_they_are(net, tmp_path):
+def test_weights_are_saved_with_their_metadata(net, tmp_path):
     about = {"model": "net", "classes": ["a", "b"], "mean": [0.5], "img_size": 32, "top1": 97.25, "commit": None}
     save_weights(tmp_path / "model.safetensors", net.state_dict(), about)
     tensors, metadata = load_weights(tmp_path / "model.safetensors")
@@ -120,14 +120,14 @@ def test_a_folder_of_runs_is_not_a_run(net, tmp_path):
         load_weights(tmp_path)
 
 
-def test_metadata_alone(net, tmp_path):
+def test_load_metadata_equals_the_metadata_of_load_weights(net, tmp_path):
     save_weights(tmp_path / "w.safetensors", net.state_dict(), {"model": "mine", "mean": [0.5], "note": "1"})
     assert load_metadata(tmp_path / "w.safetensors") == load_weights(tmp_path / "w.safetensors")[1]
     torch.save(net.state_dict(), tmp_path / "w.pth")
     assert load_metadata(tmp_path / "w.pth") == {}
 
 
-def test_weights_from_every_kind_of_file(net, tmp_path):
+def test_weights_are_read_from_every_kind_of_file(net, tmp_path):
     average = {name: tensor + 1 for name, tensor in net.state_dict().items()}
     about = {"model": "net"}
     for score, expected in (("last", net.state_dict()), ("ema", average)):

@@ -25,13 +25,13 @@ def test_all_entries_survive_a_round_trip():
     assert ModelMetadata.from_dict(json.loads(json.dumps(metadata.to_dict()))) == metadata
 
 
-def test_what_a_file_does_not_say_is_left_out():
+def test_entries_that_a_file_lacks_are_left_out():
     metadata = ModelMetadata.from_dict({"format": "pt"})
     assert (metadata.model, metadata.shape, metadata.architecture) == (None, {}, None)
     assert metadata.to_dict() == {"model_args": {}, "format": "pt"}
 
 
-def test_the_model_without_its_tag_and_the_shape():
+def test_the_architecture_has_no_tag_and_the_shape_has_the_sizes():
     metadata = ModelMetadata.from_dict({"model": "resnet18.a1_in1k", "in_chans": 3, "img_size": [224, 192]})
     assert metadata.architecture == "resnet18"
     assert metadata.shape == {"in_chans": 3, "img_size": (224, 192)}
@@ -73,8 +73,8 @@ REFUSED = {
     "no size": (dict(img_size=0), "from 1 to 4,096"),
     "sizes": (dict(img_size=[32, 0]), r"img_size in the metadata is \[32, 0\]"),
     "channels": (dict(in_chans=65), "from 1 to 64"),
-    "truth": (dict(in_chans=True), "a whole number from 1 to 64"),
-    "count": (dict(num_classes="10"), "num_classes in the metadata is '10'"),
+    "boolean": (dict(in_chans=True), "a whole number from 1 to 64"),
+    "number as text": (dict(num_classes="10"), "num_classes in the metadata is '10'"),
     "mean": (dict(mean=0.5), "a list of 1 to 64 numbers"),
     "mean of texts": (dict(mean=["a"]), "a list of 1 to 64 numbers"),
     "mean too large": (dict(mean=[10**400]), "a list of 1 to 64 numbers"),
