@@ -88,7 +88,7 @@ def test_an_editable_install_exposes_only_the_package(tmp_path):
     assert str(CLONE) not in pth  # a folder in a .pth file makes train, tests and docs importable everywhere
 
 
-def test_the_metadata_of_the_wheel_name_version_and_dependencies(wheel):
+def test_the_wheel_states_its_version_license_and_dependencies(wheel):
     archive = zipfile.ZipFile(wheel)
     data = message_from_bytes(archive.read(f"{DIST_INFO}/METADATA"))
     assert (data["Name"], data["Version"], data["Requires-Python"]) == ("metamix", metamix.__version__, ">=3.10")

@@ -36,7 +36,7 @@ OPTIONS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("mixer", list_mixers())
 @torch.no_grad()
-def test_compiled_mixer_takes_changing_sizes(mixer):
+def test_a_compiled_mixer_takes_changing_sizes(mixer):
     """The mixer follows a strided convolution, whose map has the side (n - 1) // 2 + 1 for images of n pixels."""
     torch._dynamo.reset()
     torch.manual_seed(0)

@@ -101,7 +101,7 @@ def test_variants_have_the_expected_number_of_parameters():
     assert count(qk="collapsed", value=False) == matrix
 
 
-def test_initial_triangular_similarities_are_of_order_one():
+def test_initial_cholesky_similarities_are_of_order_one():
     """With standard normal entries, similarities are of the order of d^2, so each token attends only to itself."""
     torch.manual_seed(0)
     query = create_mixer("minattn", 64, size=SIZE, qk="cholesky").query

@@ -1,4 +1,4 @@
-"""Test `metamix.list_models`, timm's listing of the zoo, docstrings of registered names, and `help(metamix)`."""
+"""Test `metamix.list_models`, timm's listing of our models, docstrings of registered names, and `help(metamix)`."""
 
 import importlib
 import sys

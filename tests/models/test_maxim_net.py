@@ -329,7 +329,7 @@ ONE_STAGE = dict(num_stages=1, num_supervision_scales=1)
 
 
 @pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_compiles_as_one_graph(depth):
+def test_the_network_compiles_as_one_graph(depth):
     model, x = tiny(depth=depth, **ONE_STAGE), random_images(2, 3, 16, 16)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     for image, expected in zip(compiled(x), model(x)):

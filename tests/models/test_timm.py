@@ -132,7 +132,7 @@ def test_default_cfg_describes_the_model(name, native):
 
 
 def test_listed_parameters_and_multiply_adds_are_up_to_date(name, native):
-    """They are read from `sizes.json`. Multiply-adds of the large sizes take long to count and are left out."""
+    """The listing reads `sizes.json`. Multiply-adds of the large sizes take long to count and are left out."""
     listed = model_info(name)
     assert listed.parameters == sum(p.numel() for p in native.parameters()), "run listing.write_sizes()"
     if not name.endswith(("_s24", "_s36", "_m36", "_m48")):

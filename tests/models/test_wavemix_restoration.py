@@ -1,4 +1,4 @@
-"""Test WaveMix's super-resolution nets: weights of the authors' code, sizes, dtypes and gradients."""
+"""Test WaveMix's nets for images: weights of the authors' code, sizes, dtypes and gradients."""
 
 import pytest
 import torch

@@ -215,7 +215,7 @@ def test_only_the_head_may_be_missing(saved):
     model, file = saved("metaformer_pooling_s12")
     save_file({k: v for k, v in model.state_dict().items() if not k.startswith("head.")}, file)
     assert same(create("metaformer_pooling_s12", file, num_classes=7), model, without=["head."])
-    with pytest.raises(RuntimeError, match="head.weight"):  # it has as many classes as the file
+    with pytest.raises(RuntimeError, match="head.weight"):  # the head for the classes of the file is needed
         create("metaformer_pooling_s12", file)
 
 

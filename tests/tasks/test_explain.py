@@ -49,7 +49,7 @@ def no_grad_cam(monkeypatch):
 
 @with_grad_cam
 def test_the_map_equals_channels_weighted_by_the_head(digit):
-    """With a mean and a linear head, HiResCAM weights the channels of the last map by the label's weights."""
+    """With mean pooling and a linear head, HiResCAM weights the channels of the last map by the label's weights."""
     trained = metamix.load(DIGITS)
     shown = explain_label(trained, digit, "8")
     assert shown.scores[shown.explained][0] == "8"

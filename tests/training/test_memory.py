@@ -65,7 +65,7 @@ def check_estimate():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
 def test_memory_of_32_samples_follows_from_four():
-    """It is measured in a new process, whose peak is its own."""
+    """The memory is measured in a new process, whose peak is its own."""
     assert in_a_process(check_estimate) == 0
 
 

@@ -28,7 +28,7 @@ def check_faults():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
 def test_memory_that_was_freed_is_used_again():
-    """It causes no page faults; the control allocates before the setting is made."""
+    """Using it causes no page faults; the control allocates before the setting is made."""
     assert in_a_process(check_faults) == 0
 
 
