@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from metamix.classification import pictures
 from metamix.classification.metric import ClassificationMetric
 from metamix.classification.pictures import ClassificationPictures, draw_classes, draw_confusion
 from metamix.data import normalize
@@ -101,7 +102,6 @@ def test_a_confusion_matrix_and_the_scores_of_classes_are_drawn(tmp_path):
 
 @pytest.mark.usefixtures("rendered_figures")
 def test_the_picture_of_the_classes_stops_growing_at_many_classes(tmp_path):
-    """Only the classes of lowest recall are shown."""
     names = tuple(map(str, range(100)))
     draw_confusion(tmp_path / "c.png", torch.eye(100, dtype=torch.int64) * 7, names, "title")
     assert min(Image.open(tmp_path / "c.png").size) > 500
@@ -110,6 +110,15 @@ def test_the_picture_of_the_classes_stops_growing_at_many_classes(tmp_path):
         draw_classes(tmp_path / "b.png", dict.fromkeys(names[:count], PERFECT))
         heights.append(Image.open(tmp_path / "b.png").height)
     assert heights[0] < heights[1] == heights[2]
+
+
+def test_the_picture_of_many_classes_shows_the_classes_of_lowest_recall(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(pictures, "save_figure", lambda path, figure: figures.append(figure))
+    draw_classes(tmp_path / "b.png", {f"{n}": PERFECT | {"recall": 100.0 - n} for n in range(100)})
+    (axes,) = figures[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [f"{n} (1)" for n in range(99, 59, -1)]
+    assert axes.get_title() == "the 40 of 100 classes with lowest recall"
 
 
 @pytest.mark.usefixtures("rendered_figures")

@@ -138,10 +138,10 @@ def test_lower_is_better_of_the_metric_chooses_the_best_epoch(lower_is_better, b
     assert without.resume() and not without.best  # the result has the last weights
 
 
-@pytest.mark.parametrize("micro_batch", [1, 5, 12, 99])
+@pytest.mark.parametrize("micro_batch", [1, 4, 10, 99])
 def test_micro_batches_keep_weights_and_losses(micro_batch):
-    """12 samples are split into 12 parts of 1, 3 parts of 4, or not at all."""
-    whole, parts = engine(optimizer="sgd"), engine(optimizer="sgd", micro_batch=micro_batch)
+    """10 samples are split into 10 parts of 1, into parts of 3, 3 and 4, or not at all."""
+    whole, parts = (engine(optimizer="sgd", batch_size=10, micro_batch=size) for size in (0, micro_batch))
     for one in (whole, parts):
         one.model[1].p = 0.0
         for batch in one.train_loader.epoch(0):
