@@ -114,7 +114,10 @@ class Stage(nn.Module):
         for block in blocks:
             old = block.mixer
             like = next(block.parameters(), torch.empty(0))  # gives device and dtype
-            new = self.make_mixer(size=size).to(like).train(old.training)
+            new = self.make_mixer(size=size).to(like.device).train(old.training)
+            for tensor in chain(new.parameters(), new.buffers()):
+                if tensor.is_floating_point():  # `to(dtype)` would also make complex weights real
+                    tensor.data = tensor.data.to(like.dtype)
             if hasattr(old, "adapt_state"):
                 try:
                     new.load_state_dict(new.adapt_state(old.state_dict()))

@@ -32,7 +32,14 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
             f"optimizer is {options.optimizer!r}{did_you_mean(name, names)} "
             f"Accepted: adamw, sgd, lion, muon, lamb and all others of timm.optim.list_optimizers() except adahessian."
         )
-    fused = name in FUSED and not {"foreach", "differentiable"} & options.opt_args.keys()  # torch allows only one
+    complex_weights = [key for key, weight in model.named_parameters() if weight.is_complex()]
+    if complex_weights and name not in FUSED:  # muon drops imaginary parts
+        raise ValueError(
+            f"optimizer is {name}, but {complex_weights[0]} is complex: take one of {', '.join(FUSED)}, or store "
+            f"real numbers and call torch.view_as_complex in forward"
+        )
+    others = {"foreach", "differentiable"} & options.opt_args.keys()  # torch allows only one
+    fused = name in FUSED and not others and not complex_weights
     arguments: dict[str, Any] = {"fused": True} if fused else {}
     if name in ("kron", "kronw", "kronc"):
         arguments = {"deterministic": True}  # else a resumed run differs
@@ -156,9 +163,10 @@ class Ema(ModelEmaV3):
         super().__init__(model, decay=decay, use_warmup=True)
         states = zip(self.module.state_dict().values(), model.state_dict().values())
         pairs = list({average.data_ptr(): (average, value) for average, value in states}.values())  # no duplicates
-        self._averages = [average for average, _ in pairs if average.is_floating_point()]
-        self._values = [value for average, value in pairs if average.is_floating_point()]
-        self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+        counts = [not (average.is_floating_point() or average.is_complex()) for average, _ in pairs]
+        self._averages = [average for (average, _), is_count in zip(pairs, counts) if not is_count]
+        self._values = [value for (_, value), is_count in zip(pairs, counts) if not is_count]
+        self._counters = [pair for pair, is_count in zip(pairs, counts) if is_count]
 
     @torch.no_grad()
     def update(self, step: int) -> None:  # type: ignore[override] # the model is known

@@ -345,6 +345,24 @@ def test_tied_parameters_stay_tied_at_another_input_size(forget_mixers):
     assert mixer.a.weight is mixer.b.weight is before
 
 
+def test_complex_parameters_keep_imaginary_parts_at_another_input_size(forget_mixers):
+    @register_mixer("filter")
+    class Filter(nn.Module):
+        def __init__(self, dim, *, size):
+            super().__init__()
+            self.weight = nn.Parameter(torch.full(size, 1j, dtype=torch.complex64))
+
+        def forward(self, x):
+            return torch.fft.ifft2(torch.fft.fft2(x) * resize_to(self.weight.imag[None, None], x.shape[-2:])).real
+
+        def adapt_state(self, state):
+            return {"weight": state["weight"].mean().expand_as(self.weight)}
+
+    model = small(mixer="filter")
+    model.set_input_size(64)
+    assert all((block.mixer.weight == 1j).all() for block in blocks(model))
+
+
 @pytest.mark.parametrize("persistent", [True, False])
 def test_buffers_of_another_size_need_adapt_state(forget_mixers, persistent):
     @register_mixer("masked")

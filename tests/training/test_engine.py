@@ -682,6 +682,28 @@ def test_the_optimizer_is_fused_unless_its_arguments_say_otherwise(arguments):
     assert bool(optimizer.defaults["fused"]) is not bool(arguments)
 
 
+class Filters(nn.Module):
+    """A weight of complex numbers, as a global filter has."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 4, dtype=torch.complex64))
+
+
+def test_complex_weights_are_trained_and_averaged():
+    """Fused kernels take no complex weights, and muon would drop the imaginary parts."""
+    model = Filters()
+    ema = Ema(model, decay=0.9)
+    optimizer = make_optimizer(model, EngineOptions(optimizer="adamw", lr=0.1, weight_decay=0.0))
+    (model.weight.real + model.weight.imag).sum().backward()
+    optimizer.step()
+    assert torch.allclose(model.weight.detach(), torch.full((4, 4), 0.9 - 0.1j))
+    ema.update(100)
+    assert torch.allclose(ema.module.weight.detach(), torch.full((4, 4), 0.99 - 0.01j))
+    with pytest.raises(ValueError, match="optimizer is muon, but weight is complex: take one of adamw, "):
+        make_optimizer(model, EngineOptions(optimizer="muon"))
+
+
 @pytest.mark.parametrize("formats", [(torch.contiguous_format, torch.channels_last), (torch.channels_last,) * 2])
 def test_moments_follow_the_memory_format_of_their_weights(formats):
     """Otherwise a fused kernel would pair each weight with the moment of another."""
