@@ -16,14 +16,17 @@ from metamix.data.files import CorruptImage, check_several, content_digest, deco
 from metamix.data.loader import SampleReader, StreamLoader
 from metamix.data.options import ReadingOptions
 from metamix.data.order import EvalOrder, Order, TrainOrder
-from metamix.models import count_macs
-from metamix.models.registry import check_model
+from metamix.models import count_macs, registry
+from metamix.models.checkpoint import adapt_checkpoint, layer_names
 from metamix.training.task import Batch, Loss, Metric, Pictures, State, TaskModel
 from metamix.utils.system import usable_workers
 from metamix.weights.checksums import digest
+from metamix.weights.find import read_weights
+from metamix.weights.fit import load_into
 from metamix.weights.metadata import ModelMetadata
 
 from .exportable import Comparison, Exportable, Model
+from .options import BackboneOptions
 
 RANDOM_IMAGES, BATCH_SIZE = 64, 32  # for comparing an exported model with the original
 
@@ -74,6 +77,20 @@ class SimpleData:
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
         """Scale pixels to values from 0 to 1."""
         return batch | {"image": batch["image"] / 255}
+
+
+def create_model(options: BackboneOptions, **arguments: Any) -> nn.Module:
+    """Create the model of the options with the weights that they name; `arguments`, such as num_classes, are timm's.
+
+    A head that the file lacks, or has for another number of outputs, keeps its initial weights.
+    """
+    options.check_backbone(dict.fromkeys(arguments, "the task"))
+    model = registry.create_model(options.model, options.pretrained, **arguments, **options.model_args)
+    if file := options.checkpoint:
+        tensors, metadata = read_weights(file)
+        tensors = adapt_checkpoint(model, tensors, file, metadata)
+        load_into(model, tensors, file, head=layer_names(registry.timm_config(model), "classifier"))
+    return model
 
 
 @dataclass
@@ -145,7 +162,7 @@ class SimpleTask:
     pictures: Any = field(default_factory=NoPictures)
     notes: list[str] = field(default_factory=list)
     same_image_shape = True
-    check_model = staticmethod(check_model)
+    check_model = staticmethod(registry.check_model)
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,7 @@ def parse(
         task = convert(config.pop("task"), str, f"{path}: task") if "task" in config else None
         chosen = first.task or task
         task = chosen or default_task(config | named_weights(argv))
-        check_choice("task", task, tasks)
+        check_choice("task", task, tasks, "For a task of your own, give --import MODULE.")
 
         parser.description = f"{description}\n\nTasks: {', '.join(tasks)}. This help is for {task}."
         classes = engine, task_options(task)

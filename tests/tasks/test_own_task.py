@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "extend.md").read_text().partition("## A task")[2]
 CODE = re.search(r"```py\n(.*?)```", PAGE, re.S)[1]
 COMMANDS = re.search(r"```bash\n(.*?)```", PAGE, re.S)[1].splitlines()
+SHIPPED = ROOT / "weights" / "metaformer_pooling_nano.cifar10.safetensors"
 SMALL = ["--epochs", "2", "--batch-size", "20", "--workers", "0", "--device", "cpu"]
 
 
@@ -97,6 +98,24 @@ def test_a_task_that_is_not_imported_is_unknown(folder, run):
     registry.TASKS.pop("regression")
     with pytest.raises(SystemExit, match="task is 'regression'. Accepted: .* give --import MODULE"):
         run("metamix predict photo.jpg --checkpoint unknown")
+    with pytest.raises(SystemExit, match="task is 'regression'. Accepted: .* give --import MODULE"):
+        run("metamix eval --checkpoint unknown --data-dir numbers")
+
+
+def test_training_starts_from_the_weights_and_arguments_of_its_options(folder, run):
+    frozen = COMMANDS[0].replace("--output run", "--lr 0 --min-lr 0 --warmup-lr 0 --output")
+    small, heads = ["--model-args", "{dims: [8, 16, 24]}"], {}
+    starts = {"first": [], "second": ["--seed", "1", "--checkpoint", "first"], "random": ["--seed", "1"]}
+    for name, start in starts.items():
+        run(f"{frozen} {name}", *SMALL, *small, *start)
+        heads[name] = load_weights(folder / name)[0]["head.weight"]
+    assert torch.equal(heads["first"], heads["second"]) and not torch.equal(heads["first"], heads["random"])
+    assert run("metamix predict --import my_task photo.jpg --checkpoint second")[0] == 0
+    run(f"{frozen} tuned", *SMALL, "--pretrained", "--model", "metaformer_pooling_nano.cifar10")
+    tuned, published = (load_weights(source)[0] for source in (folder / "tuned", SHIPPED))
+    assert torch.equal(tuned["stem.0.weight"], published["stem.0.weight"].float())
+    with pytest.raises(SystemExit, match="pretrained and checkpoint"):
+        run(f"{frozen} both", *SMALL, *small, "--pretrained", "--checkpoint", "first")
 
 
 def test_a_run_resumes_exactly(folder, run):
