@@ -255,7 +255,9 @@ def test_verify_counts_the_labels(table, capsys):
         "note: 1 label has no image in val: green",
     ]
     assert metamix_command("verify", table("file,labels", "1.png,red", "2.png,green", "4.png,'blue red'")) == 0
-    assert "note: no image has two labels, such as cat|dog: metamix convert csv can make" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "note: no image has two labels, such as cat|dog: metamix convert csv can make" in said
+    assert "label       images\n" in said  # not "test": a share of the images is scored
 
 
 def test_columns_of_0_and_1_are_read_as_labels(shapes, table, capsys):
