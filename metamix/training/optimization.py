@@ -163,10 +163,9 @@ class Ema(ModelEmaV3):
         super().__init__(model, decay=decay, use_warmup=True)
         states = zip(self.module.state_dict().values(), model.state_dict().values())
         pairs = list({average.data_ptr(): (average, value) for average, value in states}.values())  # no duplicates
-        counts = [not (average.is_floating_point() or average.is_complex()) for average, _ in pairs]
-        self._averages = [average for (average, _), is_count in zip(pairs, counts) if not is_count]
-        self._values = [value for (_, value), is_count in zip(pairs, counts) if not is_count]
-        self._counters = [pair for pair, is_count in zip(pairs, counts) if is_count]
+        averaged = [pair for pair in pairs if pair[0].is_floating_point() or pair[0].is_complex()]
+        self._averages, self._values = ([pair[i] for pair in averaged] for i in (0, 1))
+        self._counters = [pair for pair in pairs if not (pair[0].is_floating_point() or pair[0].is_complex())]
 
     @torch.no_grad()
     def update(self, step: int) -> None:  # type: ignore[override] # the model is known
