@@ -102,7 +102,7 @@ def write(options: PublishOptions, folder: Path) -> list[str]:
     run = path if path.is_dir() and file.name == WEIGHTS and (path / SUMMARY).is_file() else None
     summary = read_summary(run) if run else {"scores": []}
     recipe = read_yaml(run / RECIPE) if run and (run / RECIPE).is_file() else None
-    save_weights(folder / WEIGHTS, tensors, metadata)
+    save_weights(folder / WEIGHTS, tensors, metadata | {"format": "pt"})  # transformers 4 asks for it
     if recipe:
         write_text(folder / RECIPE, dump_yaml(shareable(recipe)))
     in_timm = spec.part("publish")(trained, folder, options) if spec.publish else ""

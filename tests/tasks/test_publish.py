@@ -12,6 +12,7 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors import safe_open
 
 import metamix
 from metamix.detection.load import DetectorSpec
@@ -50,6 +51,11 @@ def digit():
 
 def test_the_folder_holds_only_the_published_files(published):
     assert {path.name for path in published.iterdir()} == publish.FILES
+
+
+def test_the_weights_name_their_format_for_transformers(published):
+    with safe_open(published / "model.safetensors", "pt") as file:
+        assert file.metadata()["format"] == "pt"  # without it, transformers 4 refuses the file
 
 
 def test_the_card_ignores_entries_of_the_summary_that_contradict_the_weights(run, published, tmp_path):
