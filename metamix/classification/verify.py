@@ -30,7 +30,8 @@ class VerifyImages(VerifyOptions):
             columns: list[list[object]] = [["label", *splits.classes, "(no label)"]]
             for source in splits.sources().values():
                 without = int((source.labels.sum(1) == 0).sum())
-                title = source.images.split if splits.train else "images"  # a folder without splits
+                split = source.images.split  # images without splits are called test
+                title = split if splits.train or split != "test" else "images"
                 columns.append([title, *source.labels.sum(0).int().tolist(), without])
             self.notes += aligned(zip(*columns), right=range(1, len(columns)))
         self.notes += [f"note: {note}" for note in scarce_classes(splits)]

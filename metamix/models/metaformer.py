@@ -113,7 +113,7 @@ class Stage(nn.Module):
         blocks: list[Any] = list(self.blocks)
         for block in blocks:
             old = block.mixer
-            like = next(block.parameters(), torch.empty(0))  # gives device and dtype
+            like = next(filter(Tensor.is_floating_point, block.parameters()), torch.empty(0))  # gives device and dtype
             new = self.make_mixer(size=size).to(like.device).train(old.training)
             for tensor in chain(new.parameters(), new.buffers()):
                 if tensor.is_floating_point():  # `to(dtype)` would also make complex weights real

@@ -91,12 +91,12 @@ class TrainedRestorer:
     def restorer(self, tile: int, overlap: int, ensemble: bool, pooling: int = 0) -> Restorer:
         """Return a `Restorer` for the model. If it is exported, its graph determines `tile` and `overlap`."""
         check_local_pooling(self.model, self.name, pooling)
+        check_tiles(tile, overlap)
         whole = self.graph_size
         if isinstance(self.model, PadAndCrop):
             tile, overlap = tiles(whole)
             if ensemble and whole:  # turned tiles, padded to multiples of JPEG_BLOCK, must fit the graph too
                 tile, whole = tile // JPEG_BLOCK * JPEG_BLOCK or tile, None
-        check_tiles(tile, overlap)
         return Restorer(self.spec.enlarge, tile, overlap, ensemble, pooling, whole)
 
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from metamix.layers.image_inference import check_tiles
 from metamix.tasks.predict import PredictToFolder, predict_images
+from metamix.tasks.registry import is_exported
 from metamix.utils.options import option
 from metamix.utils.rules import Natural
 from metamix.utils.text import plural, printable
@@ -29,6 +31,11 @@ class RestoreImages(PredictToFolder):
     tile: int = option(512, "side of the tiles in pixels; 0: whole images at once")
     overlap: int = option(32, "smallest overlap of tiles in pixels")
     local_pooling: Natural = option(0, "side of the windows of MAXIM's channel attention; 0: the whole tile")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_exported(self.model):  # its graph fixes both
+            check_tiles(self.tile, self.overlap)
 
     def extension(self, path: Path) -> str:
         if self.format != "keep":

@@ -74,7 +74,7 @@ def check_shapes(path: Path, size: tuple[int, int], shapes: Sequence[Shape]) -> 
     for shape in shapes:
         if not shape.label:
             raise ValueError(f"{path} has a {shape.kind} without a label")
-        least = LEAST_POINTS.get(shape.kind, 0)
+        least = LEAST_POINTS.get(shape.kind, 1)
         if len(shape.points) < least or not np.isfinite(shape.points).all():
             raise ValueError(f"{path} has a {shape.kind} of points {shape.points}: give {least} or more finite points")
 

@@ -30,7 +30,7 @@ from metamix.utils.files import reason
 from metamix.utils.options import option, parse_command, positional
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
 from metamix.utils.text import exit_with_message, message, printable
-from metamix.weights.find import local_weights
+from metamix.weights.find import find_weights, local_weights
 
 from .benchmark import open_model
 from .explain import draw_explanation, find_explainer
@@ -98,7 +98,7 @@ class Models:
     def __init__(self, options: DemoOptions):
         self.device, self.trust = prepare_device(options.device), options.trust
         shipped = [f"{name}.{tag}" for name, tags in local_weights().items() for tag in tags]
-        self.specs = {name: find_task(task_of(name)[0]) for name in options.runs or shipped}
+        self.specs = {name: find_task(task_of(str(find_weights(name)))[0]) for name in options.runs or shipped}
         self.load = lru_cache(maxsize=8)(self.open)
 
     def open(self, name: str) -> Any:

@@ -6,7 +6,6 @@ from typing import Any
 
 import timm
 
-from metamix.models.registry import check_model
 from metamix.utils.text import did_you_mean
 from metamix.weights.find import find_weights
 
@@ -72,9 +71,7 @@ def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
     For an exported model, the path is its folder. Arguments and errors are as in `load`.
     """
     if is_exported(source):
-        from metamix.deploy.artifact import load_artifact
-
-        return load_artifact(source).model.task or DEFAULT, Path(source)
+        return task_of_export(source), Path(source)
     if task := task_of_model(source):
         return task, None
     try:
@@ -85,9 +82,15 @@ def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
         if not timm.is_model(source):
             suggestion = did_you_mean(source, timm.list_models())
             raise FileNotFoundError(f"there is no file, run folder or model {source}{suggestion}") from None
-        check_model(source)  # its tag
         return DEFAULT, None
     return task_of_weights(path, model), path
+
+
+def task_of_export(folder: str) -> str:
+    """Return the task of an exported model; raise ValueError if the folder is damaged or holds none."""
+    from metamix.deploy.artifact import load_artifact
+
+    return load_artifact(folder).model.task or DEFAULT
 
 
 def refuse_name(model: str | None, source: object) -> None:

@@ -26,8 +26,8 @@ from metamix.utils.system import exit_if_out_of_memory, prepare_device
 from metamix.utils.text import exit_with_message, printable
 from metamix.weights.find import find_weights
 
-from .load import load, refuse_name, task_of
-from .registry import DEFAULT, find_task, is_exported, list_tasks, parse_task_command, task_of_model, task_of_weights
+from .load import load, refuse_name, task_of, task_of_export
+from .registry import find_task, is_exported, list_tasks, parse_task_command, task_of_model, task_of_weights
 from .spec import TaskSpec, Trained
 
 USAGE = """usage: metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE [options]
@@ -111,9 +111,7 @@ def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
     if checkpoint and is_exported(model):
         raise ValueError(f"--checkpoint is {checkpoint} and --model is {model}, an exported model: give one of the two")
     if model and not checkpoint and Path(model).exists():
-        from metamix.deploy.artifact import load_artifact
-
-        exported = load_artifact(model).model.task or DEFAULT
+        exported = task_of_export(model)
         if task not in (None, exported):
             raise ValueError(f"task is {task}, but {model} is a model for {exported}: leave --task out")
         return find_task(exported)

@@ -1,10 +1,10 @@
 """Provide parts for tasks with one output per image and images of one size; docs/extend.md builds a task from them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -19,14 +19,19 @@ from metamix.data.order import EvalOrder, Order, TrainOrder
 from metamix.models import count_macs, registry
 from metamix.models.checkpoint import adapt_checkpoint, layer_names
 from metamix.training.task import Batch, Loss, Metric, Pictures, State, TaskModel
+from metamix.utils.options import option
 from metamix.utils.system import usable_workers
+from metamix.utils.text import package_logger
 from metamix.weights.checksums import digest
 from metamix.weights.find import read_weights
 from metamix.weights.fit import load_into
 from metamix.weights.metadata import ModelMetadata
 
 from .exportable import Comparison, Exportable, Model
+from .network import weights_note
 from .options import BackboneOptions
+
+log = package_logger(__name__)
 
 RANDOM_IMAGES, BATCH_SIZE = 64, 32  # for comparing an exported model with the original
 
@@ -79,17 +84,37 @@ class SimpleData:
         return batch | {"image": batch["image"] / 255}
 
 
-def create_model(options: BackboneOptions, **arguments: Any) -> nn.Module:
-    """Create the model of the options with the weights that they name; `arguments`, such as num_classes, are timm's.
+@dataclass(kw_only=True)
+class EvalOptions(ReadingOptions):
+    """Options of `metamix eval`."""
 
-    A head that the file lacks, or has for another number of outputs, keeps its initial weights.
+    data_dir: str = option("", "folder of the data set")
+    checkpoint: str | None = option(MISSING, "run folder or weight file to score")
+
+
+@dataclass(kw_only=True)
+class Options(BackboneOptions, EvalOptions):
+    """Options of `metamix train`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_backbone(dict.fromkeys(("in_chans", "num_classes"), "the task"))
+
+
+def create_model(options: Options, start: bool, **arguments: Any) -> nn.Module:
+    """Create the model of the options.
+
+    Args:
+        start: load the weights that the options name. A head that a file lacks, or has for another number of outputs,
+            keeps its initial weights.
+        arguments: arguments of timm, such as num_classes.
     """
-    options.check_backbone(dict.fromkeys(arguments, "the task"))
-    model = registry.create_model(options.model, options.pretrained, **arguments, **options.model_args)
-    if file := options.checkpoint:
+    model = registry.create_model(options.model, options.pretrained and start, **arguments, **options.model_args)
+    if (file := options.checkpoint) and start:
         tensors, metadata = read_weights(file)
         tensors = adapt_checkpoint(model, tensors, file, metadata)
-        load_into(model, tensors, file, head=layer_names(registry.timm_config(model), "classifier"))
+        new = load_into(model, tensors, file, head=layer_names(registry.timm_config(model), "classifier"))
+        log.info(weights_note(f"weights from {file}", new))
     return model
 
 
@@ -98,18 +123,19 @@ class SimpleModel(TaskModel):
     """Build a model and describe it.
 
     Attributes:
-        make: function that builds the model with its initial weights.
+        make: function that builds the model. Its argument is whether to load the weights that training starts from; it
+            is False to resume a run.
         about: plain values for the metadata of its weights; at least task, model, data, in_chans and img_size.
         identity: identity of the data, as recorded in checkpoints.
     """
 
-    make: Callable[[], nn.Module]
+    make: Callable[[bool], nn.Module]
     about: dict[str, Any]
     identity: Mapping[str, Any]
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
         """Build the model. To resume a run, the engine loads the weights of the checkpoint."""
-        return self.make()
+        return self.make(metadata is None)
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """Describe the model for the summary and for the metadata of its weights."""
@@ -153,6 +179,9 @@ class NoPictures(Pictures):
 @dataclass
 class SimpleTask:
     """Hold the parts of a task; see `metamix.training.task.Task`."""
+
+    Options: ClassVar[type] = Options
+    EvalOptions: ClassVar[type] = EvalOptions
 
     title: str
     data: SimpleData

@@ -32,12 +32,7 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
             f"optimizer is {options.optimizer!r}{did_you_mean(name, names)} "
             f"Accepted: adamw, sgd, lion, muon, lamb and all others of timm.optim.list_optimizers() except adahessian."
         )
-    complex_weights = [key for key, weight in model.named_parameters() if weight.is_complex()]
-    if complex_weights and name not in FUSED:  # muon drops imaginary parts
-        raise ValueError(
-            f"optimizer is {name}, but {complex_weights[0]} is complex: take one of {', '.join(FUSED)}, or store "
-            f"real numbers and call torch.view_as_complex in forward"
-        )
+    complex_weights = [key for key, weight in model.named_parameters() if weight.requires_grad and weight.is_complex()]
     others = {"foreach", "differentiable"} & options.opt_args.keys()  # torch allows only one
     fused = name in FUSED and not others and not complex_weights
     arguments: dict[str, Any] = {"fused": True} if fused else {}
@@ -56,6 +51,12 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
         )
     except (TypeError, ValueError, IndexError, RuntimeError, AssertionError) as error:  # raised by timm and torch
         raise ValueError(f"optimizer {name} cannot be made with opt_args {options.opt_args}: {error}") from None
+    of_torch = type(optimizer).__module__.startswith("torch.optim.")  # muon, for one, drops imaginary parts
+    if complex_weights and (not of_torch or optimizer.defaults.get("fused")):
+        raise ValueError(
+            f"optimizer is {name}, but {complex_weights[0]} is complex: take adamw or another optimizer of torch, not "
+            f"fused, or store real numbers and call torch.view_as_complex in forward"
+        )
     if ignored := {"betas", "eps"} & options.opt_args.keys() - optimizer.defaults.keys():  # timm drops them silently
         raise ValueError(
             f"opt_args is {options.opt_args}, but {name} has no {' and no '.join(sorted(ignored))}; leave it out"
@@ -163,9 +164,9 @@ class Ema(ModelEmaV3):
         super().__init__(model, decay=decay, use_warmup=True)
         states = zip(self.module.state_dict().values(), model.state_dict().values())
         pairs = list({average.data_ptr(): (average, value) for average, value in states}.values())  # no duplicates
-        averaged = [pair for pair in pairs if pair[0].is_floating_point() or pair[0].is_complex()]
-        self._averages, self._values = ([pair[i] for pair in averaged] for i in (0, 1))
-        self._counters = [pair for pair in pairs if not (pair[0].is_floating_point() or pair[0].is_complex())]
+        self._averages = [average for average, _ in pairs if not is_count(average)]
+        self._values = [value for average, value in pairs if not is_count(average)]
+        self._counters = [pair for pair in pairs if is_count(pair[0])]
 
     @torch.no_grad()
     def update(self, step: int) -> None:  # type: ignore[override] # the model is known
@@ -173,6 +174,11 @@ class Ema(ModelEmaV3):
         torch._foreach_lerp_(self._averages, self._values, weight=1.0 - self.get_decay(step))
         for average, value in self._counters:
             average.copy_(value)
+
+
+def is_count(tensor: Tensor) -> bool:
+    """Return whether a tensor holds whole numbers or flags, which have no average."""
+    return not (tensor.is_floating_point() or tensor.is_complex())
 
 
 def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:

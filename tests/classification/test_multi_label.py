@@ -258,6 +258,8 @@ def test_verify_counts_the_labels(table, capsys):
     said = capsys.readouterr().out
     assert "note: no image has two labels, such as cat|dog: metamix convert csv can make" in said
     assert "label       images\n" in said  # not "test": a share of the images is scored
+    assert metamix_command("verify", table("file,split,labels", "1.png,val,red", "2.png,val,green")) == 0
+    assert "label       val\n" in capsys.readouterr().out
 
 
 def test_columns_of_0_and_1_are_read_as_labels(shapes, table, capsys):

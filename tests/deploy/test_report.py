@@ -1,14 +1,9 @@
-"""Test the figures and the limits of a comparison of outputs, and how long speeds are measured."""
-
-import time
-from types import SimpleNamespace
+"""Test the figures and the limits of a comparison of outputs."""
 
 import pytest
 import torch
-from torch import nn
 
 from metamix.deploy.report import Difference
-from metamix.tasks.export import measure
 
 EXPECTED = torch.tensor([[1.0, 3.0], [5.0, 3.0]])  # with a mean of 3 and a variance of 2
 
@@ -50,14 +45,3 @@ def test_fp32_keeps_the_most_probable_class():
     difference = Difference("fp32", ranked=True)
     difference.update(torch.tensor([[1.0, 1 + 1e-6], [5.0, 3.0]]), torch.tensor([[1 + 1e-6, 1.0], [5.0, 3.0]]))
     assert difference.problems() == ["the most probable class is the same for 50.00% of the images (limit 99.9%)"]
-
-
-def test_a_slow_model_is_measured_once():
-    def run(images):
-        calls.append(len(images))
-        time.sleep(0.02)
-
-    calls = []
-    exportable = SimpleNamespace(model=nn.Identity(), examples=lambda count: torch.zeros(count, 3, 8, 8))
-    speed = measure(exportable, run, torch.get_num_threads(), seconds=0.01)
-    assert calls == [1, 8] * 2 and speed["exported"]["batch_1_ms"] >= 20  # the first time to warm up

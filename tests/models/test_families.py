@@ -75,12 +75,12 @@ COUNTS = MINATTN | {name: count for name, (count, _) in (SAME_WORK | RAFTMLP).it
 
 
 @pytest.mark.parametrize("name, count", COUNTS.items())
-def test_parameters_are_as_many_as_the_authors(name, count):
+def test_numbers_of_parameters_equal_those_of_the_authors(name, count):
     assert parameters(create(name)) == count
 
 
 @pytest.mark.parametrize("name, macs", [(name, macs) for name, (_, macs) in SAME_WORK.items() if macs])
-def test_multiply_adds_equal_the_authors(name, macs):
+def test_multiply_adds_equal_those_of_the_authors(name, macs):
     model = create(name)
     assert count_macs(model, model.default_cfg["input_size"]) == macs
 

@@ -48,7 +48,7 @@ def restored(golden):
 
 
 @torch.no_grad()
-def test_outputs_of_the_network_equal_the_authors():
+def test_outputs_of_the_network_equal_those_of_the_authors():
     golden = Golden(FULL)
     images = restored(golden)
     assert images.keys() == golden.outputs.keys()
@@ -66,7 +66,7 @@ def test_outputs_of_the_network_equal_the_authors():
     ],
 )
 @torch.no_grad()
-def test_outputs_of_each_block_equal_the_authors(name, module):
+def test_outputs_of_each_block_equal_those_of_the_authors(name, module):
     golden = Golden(name)
     outputs = golden.load(module())(*golden.inputs.values())
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -76,7 +76,7 @@ def test_outputs_of_each_block_equal_the_authors(name, module):
 
 
 @torch.no_grad()
-def test_operations_equal_the_authors():
+def test_operations_equal_those_of_the_authors():
     golden = Golden("maxim_ops_16x24")
     x = golden.inputs["input"]
     norm = Norm(3).double()

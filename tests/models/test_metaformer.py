@@ -345,22 +345,25 @@ def test_tied_parameters_stay_tied_at_another_input_size(forget_mixers):
     assert mixer.a.weight is mixer.b.weight is before
 
 
-def test_complex_parameters_keep_imaginary_parts_at_another_input_size(forget_mixers):
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, None])
+def test_complex_and_real_parameters_keep_their_types_at_another_input_size(forget_mixers, norm):
     @register_mixer("filter")
     class Filter(nn.Module):
         def __init__(self, dim, *, size):
             super().__init__()
             self.weight = nn.Parameter(torch.full(size, 1j, dtype=torch.complex64))
+            self.scale = nn.Parameter(torch.ones(size))
 
         def forward(self, x):
             return torch.fft.ifft2(torch.fft.fft2(x) * resize_to(self.weight.imag[None, None], x.shape[-2:])).real
 
         def adapt_state(self, state):
-            return {"weight": state["weight"].mean().expand_as(self.weight)}
+            return {name: value.mean().expand_as(getattr(self, name)) for name, value in state.items()}
 
-    model = small(mixer="filter")
+    model = small(mixer="filter", norm1=norm)  # without a norm, the first parameter of a block is complex
     model.set_input_size(64)
     assert all((block.mixer.weight == 1j).all() for block in blocks(model))
+    assert all(block.mixer.scale.dtype == torch.float64 for block in blocks(model))
 
 
 @pytest.mark.parametrize("persistent", [True, False])

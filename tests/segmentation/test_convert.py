@@ -388,6 +388,11 @@ def test_a_single_image_is_for_training(tmp_path):
             24,
             "a.json has a polygon of points .*: give 3 or more",
         ),
+        (
+            [{"label": "x", "points": [[1, float("nan")]], "shape_type": "point"}],
+            24,
+            "a.json has a point .* give 1 or",
+        ),
         ([{"label": " ", "points": [[1, 1], [9, 9], [1, 9]]}], 24, "a.json has a polygon without a label"),
         ([{"points": []}], 24, "a.json is not in LabelMe's format: KeyError: 'label'"),
         (None, 24, "a.json is not in LabelMe's format: TypeError"),

@@ -84,7 +84,7 @@ def test_an_exported_segmenter_gives_the_same_masks_and_scores(format, dynamic, 
     loaded = metamix.load(folder, trust=True)
     assert loaded.spec == trained.spec and loaded.graph_size == size
     assert (loaded.predict([pictures / "0.png"], flip=True)[0] == expected).float().mean() > 0.999
-    assert "--tile has no effect on" in exit_code(metamix.tasks.predict.main, *words, "--tile", 256)
+    assert "--tile has no effect on" in exit_code(metamix.tasks.predict.main, *words, "--tile", 16)
 
 
 def test_a_graph_of_an_odd_size_equals_the_model(source, tmp_path):

@@ -17,7 +17,7 @@ WIDTHS = dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))
 
 
 @torch.no_grad()
-def test_outputs_of_the_wavemix_segmenter_equal_the_authors():
+def test_outputs_of_the_wavemix_segmenter_equal_those_of_the_authors():
     constructor, state, tensors = read_golden(SEMSEG)
     model = load_official("wavemix_segmentation", state, **constructor).double()
     images, theirs = tensors["input"].double(), read_exact(SEMSEG)["output"]

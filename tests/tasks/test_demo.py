@@ -244,7 +244,9 @@ def test_out_of_memory_is_reported_and_a_bug_is_raised():
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["metaformer_pooling_nano.digit"], "metaformer_pooling_nano has no tag 'digit'; did you mean 'digits'?"),
+        (["metaformer_pooling_nano.digit"], "did you mean 'metaformer_pooling_nano.digits'?"),
+        (["metaformer_raft_s12"], "metaformer_raft_s12 is a model, not a weight file: train it first"),
+        (["maxim_nano.wrong"], "there is no file maxim_nano.wrong"),
         (["--port", "70000"], "--port is '70000', but it must be a whole number from 1 to 65,535"),
         (["--host", "192.0.2.1"], "give another --port or --host"),
     ],

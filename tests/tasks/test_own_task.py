@@ -65,7 +65,7 @@ def test_workers_can_be_started_without_forking(folder, run):
     run(COMMANDS[3])  # imports the task
     import my_task
 
-    options = my_task.Options(model="metaformer_identity_tiny", data_dir="numbers", workers=1)
+    options = my_task.Task.Options(model="metaformer_identity_tiny", data_dir="numbers", workers=1)
     loader = my_task.Task(options).data.train_loader(20, 0, 1, 0).loader
     pickle.dumps((loader.dataset, loader.collate_fn, loader.worker_init_fn))
 
@@ -116,6 +116,12 @@ def test_training_starts_from_the_weights_and_arguments_of_its_options(folder, r
     assert torch.equal(tuned["stem.0.weight"], published["stem.0.weight"].float())
     with pytest.raises(SystemExit, match="pretrained and checkpoint"):
         run(f"{frozen} both", *SMALL, *small, "--pretrained", "--checkpoint", "first")
+    with pytest.raises(SystemExit, match="model_args has in_chans, which comes from the task"):
+        run(f"{frozen} grey", *SMALL, "--model-args", "{in_chans: 1}")
+    with pytest.raises(SystemExit, match="there is no option --pretrained for regression"):
+        run(COMMANDS[1], "--pretrained")
+    (folder / "first").rename(folder / "moved")
+    assert run(f"{frozen} second", *SMALL, *small, *starts["second"], "--epochs", "3")[0] == 0  # resumes without it
 
 
 def test_a_run_resumes_exactly(folder, run):

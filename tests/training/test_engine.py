@@ -690,18 +690,29 @@ class Filters(nn.Module):
         self.weight = nn.Parameter(torch.ones(4, 4, dtype=torch.complex64))
 
 
-def test_complex_weights_are_trained_and_averaged():
-    """Fused kernels take no complex weights, and muon would drop the imaginary parts."""
+@pytest.mark.parametrize("name", ["adamw", "momentum", "adamax"])
+def test_complex_weights_are_trained_and_averaged(name):
     model = Filters()
     ema = Ema(model, decay=0.9)
-    optimizer = make_optimizer(model, EngineOptions(optimizer="adamw", lr=0.1, weight_decay=0.0))
+    optimizer = make_optimizer(model, EngineOptions(optimizer=name, lr=0.1, weight_decay=0.0))
     (model.weight.real + model.weight.imag).sum().backward()
     optimizer.step()
     assert torch.allclose(model.weight.detach(), torch.full((4, 4), 0.9 - 0.1j))
     ema.update(100)
     assert torch.allclose(ema.module.weight.detach(), torch.full((4, 4), 0.99 - 0.01j))
-    with pytest.raises(ValueError, match="optimizer is muon, but weight is complex: take one of adamw, "):
-        make_optimizer(model, EngineOptions(optimizer="muon"))
+
+
+def test_frozen_complex_weights_fit_every_optimizer():
+    model = nn.Sequential(nn.Linear(4, 4), Filters().requires_grad_(False))
+    assert make_optimizer(model, EngineOptions(optimizer="muon"))
+
+
+@pytest.mark.parametrize("name, arguments", [("muon", {}), ("lamb", {}), ("adamw", {"fused": True})])
+def test_optimizers_without_complex_weights_are_refused(name, arguments):
+    """Fused kernels raise an error, and muon and lamb drop the imaginary parts."""
+    model, options = Filters(), EngineOptions(optimizer=name, opt_args=arguments)
+    with pytest.raises(ValueError, match=f"optimizer is {name}, but weight is complex: take adamw or another"):
+        make_optimizer(model, options)
 
 
 @pytest.mark.parametrize("formats", [(torch.contiguous_format, torch.channels_last), (torch.channels_last,) * 2])

@@ -1,0 +1,20 @@
+"""Test how long `metamix export` measures speeds."""
+
+import time
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from metamix.tasks.export import measure
+
+
+def test_a_slow_model_is_measured_once():
+    def run(images):
+        calls.append(len(images))
+        time.sleep(0.02)
+
+    calls = []
+    exportable = SimpleNamespace(model=nn.Identity(), examples=lambda count: torch.zeros(count, 3, 8, 8))
+    speed = measure(exportable, run, torch.get_num_threads(), seconds=0.01)
+    assert calls == [1, 8] * 2 and speed["exported"]["batch_1_ms"] >= 20  # the first time to warm up
