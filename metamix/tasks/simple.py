@@ -1,7 +1,7 @@
 """Provide parts for tasks with one output per image and images of one size; docs/extend.md builds a task from them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -84,16 +84,27 @@ class SimpleData:
         return batch | {"image": batch["image"] / 255}
 
 
-@dataclass(kw_only=True)
-class EvalOptions(ReadingOptions):
-    """Options of `metamix eval`."""
+@dataclass
+class DataOptions(ReadingOptions):
+    """Options of training and evaluation."""
 
     data_dir: str = option("", "folder of the data set")
-    checkpoint: str | None = option(MISSING, "run folder or weight file to score")
 
 
-@dataclass(kw_only=True)
-class Options(BackboneOptions, EvalOptions):
+@dataclass
+class EvalOptions(DataOptions):
+    """Options of `metamix eval`."""
+
+    checkpoint: str = option("", "run folder or weight file to score")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.checkpoint:
+            raise ValueError("there are no weights to evaluate: give --checkpoint RUN_OR_FILE")
+
+
+@dataclass
+class Options(BackboneOptions, DataOptions):
     """Options of `metamix train`."""
 
     def __post_init__(self) -> None:

@@ -120,6 +120,8 @@ def test_training_starts_from_the_weights_and_arguments_of_its_options(folder, r
         run(f"{frozen} grey", *SMALL, "--model-args", "{in_chans: 1}")
     with pytest.raises(SystemExit, match="there is no option --pretrained for regression"):
         run(COMMANDS[1], "--pretrained")
+    with pytest.raises(SystemExit, match="there are no weights to evaluate: give --checkpoint RUN_OR_FILE"):
+        run("metamix eval --import my_task --task regression --data-dir numbers")
     (folder / "first").rename(folder / "moved")
     assert run(f"{frozen} second", *SMALL, *small, *starts["second"], "--epochs", "3")[0] == 0  # resumes without it
 
