@@ -21,7 +21,6 @@ from metamix.models.checkpoint import adapt_checkpoint, layer_names
 from metamix.training.task import Batch, Loss, Metric, Pictures, State, TaskModel
 from metamix.utils.options import option
 from metamix.utils.system import usable_workers
-from metamix.utils.text import package_logger
 from metamix.weights.checksums import digest
 from metamix.weights.find import read_weights
 from metamix.weights.fit import load_into
@@ -30,8 +29,6 @@ from metamix.weights.metadata import ModelMetadata
 from .exportable import Comparison, Exportable, Model
 from .network import weights_note
 from .options import BackboneOptions
-
-log = package_logger(__name__)
 
 RANDOM_IMAGES, BATCH_SIZE = 64, 32  # for comparing an exported model with the original
 
@@ -85,14 +82,14 @@ class SimpleData:
 
 
 @dataclass
-class DataOptions(ReadingOptions):
+class SimpleDataOptions(ReadingOptions):
     """Options of training and evaluation."""
 
     data_dir: str = option("", "folder of the data set")
 
 
 @dataclass
-class EvalOptions(DataOptions):
+class SimpleEvalOptions(SimpleDataOptions):
     """Options of `metamix eval`."""
 
     checkpoint: str = option("", "run folder or weight file to score")
@@ -104,29 +101,12 @@ class EvalOptions(DataOptions):
 
 
 @dataclass
-class Options(BackboneOptions, DataOptions):
+class SimpleOptions(BackboneOptions, SimpleDataOptions):
     """Options of `metamix train`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_backbone(dict.fromkeys(("in_chans", "num_classes"), "the task"))
-
-
-def create_model(options: Options, start: bool, **arguments: Any) -> nn.Module:
-    """Create the model of the options.
-
-    Args:
-        start: load the weights that the options name. A head that a file lacks, or has for another number of outputs,
-            keeps its initial weights.
-        arguments: arguments of timm, such as num_classes.
-    """
-    model = registry.create_model(options.model, options.pretrained and start, **arguments, **options.model_args)
-    if (file := options.checkpoint) and start:
-        tensors, metadata = read_weights(file)
-        tensors = adapt_checkpoint(model, tensors, file, metadata)
-        new = load_into(model, tensors, file, head=layer_names(registry.timm_config(model), "classifier"))
-        log.info(weights_note(f"weights from {file}", new))
-    return model
 
 
 @dataclass
@@ -191,8 +171,8 @@ class NoPictures(Pictures):
 class SimpleTask:
     """Hold the parts of a task; see `metamix.training.task.Task`."""
 
-    Options: ClassVar[type] = Options
-    EvalOptions: ClassVar[type] = EvalOptions
+    Options: ClassVar[type] = SimpleOptions
+    EvalOptions: ClassVar[type] = SimpleEvalOptions
 
     title: str
     data: SimpleData
@@ -203,6 +183,22 @@ class SimpleTask:
     notes: list[str] = field(default_factory=list)
     same_image_shape = True
     check_model = staticmethod(registry.check_model)
+
+    def create_model(self, options: SimpleOptions, start: bool, **arguments: Any) -> nn.Module:
+        """Create the model of the options; a note says from which weights it starts.
+
+        Args:
+            start: load the weights that the options name. A head that a file lacks, or has for another number of
+                outputs, keeps its initial weights.
+            arguments: arguments of timm, such as num_classes.
+        """
+        model = registry.create_model(options.model, options.pretrained and start, **arguments, **options.model_args)
+        if (file := options.checkpoint) and start:
+            tensors, metadata = read_weights(file)
+            tensors = adapt_checkpoint(model, tensors, file, metadata)
+            new = load_into(model, tensors, file, head=layer_names(registry.timm_config(model), "classifier"))
+            self.notes.append(weights_note(f"weights from {file}", new))
+        return model
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def test_training_starts_from_the_weights_and_arguments_of_its_options(folder, r
     small, heads = ["--model-args", "{dims: [8, 16, 24]}"], {}
     starts = {"first": [], "second": ["--seed", "1", "--checkpoint", "first"], "random": ["--seed", "1"]}
     for name, start in starts.items():
-        run(f"{frozen} {name}", *SMALL, *small, *start)
+        assert ("weights from first" in run(f"{frozen} {name}", *SMALL, *small, *start)[1]) == (name == "second")
         heads[name] = load_weights(folder / name)[0]["head.weight"]
     assert torch.equal(heads["first"], heads["second"]) and not torch.equal(heads["first"], heads["random"])
     assert run("metamix predict --import my_task photo.jpg --checkpoint second")[0] == 0
