@@ -91,11 +91,14 @@ def read_table(source: Path) -> Table:
     try:
         columns = choose_columns(list(map(str.strip, next(reader, []))), source)
         flags = set(columns.others) if columns.label in SEVERAL and not columns.box else set()
+        splits = set() if columns.split else set(columns.others)
         for cells in reader:
             if not any(map(str.strip, cells)):
                 continue
             row = read_row(cells, columns, source.parent, f"{source}:{reader.line_num}")
-            flags.difference_update(name for name, cell in zip(columns.names, cells) if cell.strip() not in FLAGS)
+            values = [(name, cell.strip().lower()) for name, cell in zip(columns.names, cells)]
+            flags.difference_update(name for name, value in values if value not in FLAGS)
+            splits.difference_update(name for name, value in values if not SPLITS.get(value))
             if row.file.is_file():
                 images.setdefault(row.file, []).append(row)
             else:
@@ -109,6 +112,8 @@ def read_table(source: Path) -> Table:
             f"{source}:1 has a column {columns.label} and columns of 0 and 1, {list_names(sorted(flags))}: remove "
             f"these, or remove {columns.label}: then each column except file and split is for a label"
         )
+    if splits:
+        raise ValueError(f"{source}:1 has no column split, but {splits.pop()} holds train, val or test: call it split")
     root = os.path.commonpath([file.parent for file in images])
     names = {file: file.relative_to(root).as_posix() for file in images}
     return Table(source, images, names, missing, bool(columns.box), set() if columns.label else {*columns.others})

@@ -338,6 +338,10 @@ LINE = "1.png,red|green"
         (["file,red,red", "1.png,1,0"], "labels.csv:1 has the label 'red': each label needs its own name"),
         (["file,red|green,blue", "1.png,1,0"], r"labels.csv:1 has the label 'red\|green': .* without \| and ;"),
         (["file,labels,red,green", "1.png,red,1,0"], "csv:1 has a column labels and columns of 0 and 1, .*: remove"),
+        (
+            ["file,labels,set", f"{LINE},Train"],
+            "csv:1 has no column split, but set holds train, val or test: call it",
+        ),
         (["file,label", "1.png,red"], "found images. To make these folders from labels.csv: metamix convert csv"),
     ],
 )
