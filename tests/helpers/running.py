@@ -71,8 +71,9 @@ class Process:
         self.pid = self.process.pid
 
     def text(self):
-        """Return what the process has printed so far."""
-        return self.log.read_text() if self.log.exists() else ""
+        """Return what the process has printed so far, without the lines that torch 2.9 adds."""
+        lines = self.log.read_text().splitlines(keepends=True) if self.log.exists() else []
+        return "".join(line for line in lines if not line.startswith("[Gloo]"))
 
     def running(self):
         """Return whether the process is still running."""

@@ -68,7 +68,7 @@ def test_every_sample_is_scored_once_and_a_signal_stops_all(tmp_path):
         rank.output()
     step = load_checkpoint(run / "checkpoint.pt")["step"]
     assert 8 < step < 24 and f"stopped at step {step} of 24" in ranks[0].text()
-    assert not [line for line in ranks[2].text().splitlines() if not line.startswith("[Gloo]")]  # torch 2.9 prints
+    assert not ranks[2].text()
     for rank in start_all(2, *words, logs=tmp_path):  # the run resumes on two processes
         rank.output()
     assert "changed on resume: processes was 3 and is now 2\n" in (run / "log.txt").read_text()
