@@ -113,7 +113,7 @@ def read_table(source: Path) -> Table:
             f"these, or remove {columns.label}: then each column except file and split is for a label"
         )
     if splits:
-        raise ValueError(f"{source}:1 has no column split, but {splits.pop()} holds train, val or test: call it split")
+        raise ValueError(f"{source}:1 has no column split, but {min(splits)} holds train, val or test: call it split")
     root = os.path.commonpath([file.parent for file in images])
     names = {file: file.relative_to(root).as_posix() for file in images}
     return Table(source, images, names, missing, bool(columns.box), set() if columns.label else {*columns.others})

@@ -185,7 +185,7 @@ class SimpleTask:
     check_model = staticmethod(registry.check_model)
 
     def create_model(self, options: SimpleOptions, start: bool, **arguments: Any) -> nn.Module:
-        """Create the model of the options; a note says from which weights it starts.
+        """Create the model of the options; a note names the checkpoint that it starts from.
 
         Args:
             start: load the weights that the options name. A head that a file lacks, or has for another number of

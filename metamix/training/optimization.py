@@ -34,7 +34,7 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
         )
     complex_weights = [key for key, weight in model.named_parameters() if weight.requires_grad and weight.is_complex()]
     others = {"foreach", "differentiable"} & options.opt_args.keys()  # torch allows only one
-    fused = name in FUSED and not others and not complex_weights
+    fused = name in FUSED and not others and not complex_weights  # fused kernels take no complex weights
     arguments: dict[str, Any] = {"fused": True} if fused else {}
     if name in ("kron", "kronw", "kronc"):
         arguments = {"deterministic": True}  # else a resumed run differs
@@ -54,8 +54,8 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
     of_torch = type(optimizer).__module__.startswith("torch.optim.")  # muon, for one, drops imaginary parts
     if complex_weights and (not of_torch or optimizer.defaults.get("fused")):
         raise ValueError(
-            f"optimizer is {name}, but {complex_weights[0]} is complex: take adamw or another optimizer of torch, not "
-            f"fused, or store real numbers and call torch.view_as_complex in forward"
+            f"optimizer is {name}, but {complex_weights[0]} is complex: take adamw or another optimizer of torch "
+            f"without the argument fused, or store real numbers and call torch.view_as_complex in forward"
         )
     if ignored := {"betas", "eps"} & options.opt_args.keys() - optimizer.defaults.keys():  # timm drops them silently
         raise ValueError(
