@@ -73,3 +73,14 @@ def forget_mixers(monkeypatch):
     from metamix.mixers import registry
 
     monkeypatch.setattr(registry, "_MIXERS", dict(registry._MIXERS))
+
+
+@pytest.fixture
+def forget_models():
+    """Remove the models that a test registered from the zoo's list, after the test."""
+    from metamix.models.registry import default_cfgs
+
+    before = dict(default_cfgs)
+    yield
+    default_cfgs.clear()
+    default_cfgs.update(before)

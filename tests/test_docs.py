@@ -36,7 +36,7 @@ LINES = [
 
 
 @pytest.mark.parametrize("code, printed", SNIPPETS)
-def test_python_prints_the_text_below_it(code, printed, capsys, monkeypatch, forget_mixers):
+def test_python_prints_the_text_below_it(code, printed, capsys, monkeypatch, forget_mixers, forget_models):
     for package, extra in EXTRAS.items():
         if package in code:
             pytest.importorskip(package, reason=f"pip install 'metamix[{extra}]'")

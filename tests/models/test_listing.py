@@ -92,10 +92,8 @@ def test_pretrained_lists_only_models_with_weights():
     assert metamix.list_models("raftmlp_*", pretrained=True) == []
 
 
-def test_parameters_and_macs_of_a_users_model_are_counted(monkeypatch):
-    monkeypatch.setattr(listing, "default_cfgs", dict(default_cfgs))
+def test_parameters_and_macs_of_a_users_model_are_counted(forget_models):
     register("listed_here", cfg=CIFAR10, depths=(1,), dims=(8,), mixer="identity")
-    listing.default_cfgs["listed_here"] = default_cfgs.pop("listed_here")
     (model,) = metamix.list_models("listed_here")
     built = timm.create_model("listed_here")
     assert model.parameters == sum(p.numel() for p in built.parameters())
@@ -103,17 +101,14 @@ def test_parameters_and_macs_of_a_users_model_are_counted(monkeypatch):
     assert model.weights == ()
 
 
-def test_a_model_with_wrong_arguments_is_named(monkeypatch):
-    monkeypatch.setattr(listing, "default_cfgs", dict(default_cfgs))
+def test_a_model_with_wrong_arguments_is_named(forget_models):
     register("broken_here", cfg=CIFAR10, mixer="raft", dims=32, depths=2)
-    listing.default_cfgs["broken_here"] = default_cfgs.pop("broken_here")
     with pytest.raises(ValueError, match="broken_here is registered with wrong arguments: depths is 2"):
         metamix.list_models("broken_here")
 
 
-def test_a_users_model_has_the_default_depths_of_the_skeleton(monkeypatch):
+def test_a_users_model_has_the_default_depths_of_the_skeleton(forget_models):
     register("deep_as_usual", cfg=CIFAR10, dims=(8, 8, 8, 8), mixer="identity")
-    default_cfgs.pop("deep_as_usual")
     assert [len(stage.blocks) for stage in timm.create_model("deep_as_usual").stages] == [2, 2, 6, 2]
 
 
