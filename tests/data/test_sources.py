@@ -192,6 +192,15 @@ def test_images_of_every_format_are_found(folder, image):
     assert {splits.train.read(i)[0].mode for i in range(11)} == {"RGB"}
 
 
+def test_class_folders_of_photographs_that_pillow_cannot_read_are_named(tmp_path, caplog):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "IMG_1.HEIC").touch()
+    with pytest.raises(ValueError, match=rf"{tmp_path} has no image \(\.jpg"):
+        open_data("folder", root=tmp_path)
+    assert "files of other types are left out, 2 .heic; save them as .png or .jpg" in caplog.text
+
+
 def test_nothing_is_left_out_silently(folder, caplog):
     root = folder()
     (root / "val" / "dog").rename(root / "val" / "fox")

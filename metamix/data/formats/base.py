@@ -69,14 +69,18 @@ def is_image(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in IMG_EXTENSIONS and "/." not in f"/{path}"
 
 
+def is_picture(path: str) -> bool:
+    """Return whether the extension of a path is that of an image, in a format that is read here or in another one."""
+    known = Image.registered_extensions().keys() | {".heic", ".heif"}  # photographs of phones, which Pillow cannot read
+    return os.path.splitext(path)[1].lower() in known
+
+
 def list_image_paths(root: Path) -> list[str]:
     """List the images below a folder by their relative paths, in natural order; warn of formats that are not read."""
     files = list_files(root)
-    kinds = Counter(os.path.splitext(path)[1].lower() for path in files)
-    known = Image.registered_extensions().keys() | {".heic", ".heif"}  # photographs of phones, which Pillow cannot read
-    pictures = kinds.keys() & known - set(IMG_EXTENSIONS)
-    if pictures:
-        counts = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(pictures))
+    kinds = Counter(os.path.splitext(path)[1].lower() for path in files if is_picture(path))
+    if others := sorted(kinds.keys() - set(IMG_EXTENSIONS)):
+        counts = ", ".join(f"{kinds[kind]} {kind}" for kind in others)
         log.warning(f"{root}: files of other types are left out, {counts}; save them as .png or .jpg")
     return sorted(filter(is_image, files), key=natural_order)
 

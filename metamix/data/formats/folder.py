@@ -19,6 +19,7 @@ from .base import (
     ImageSplit,
     choose_test_split,
     is_image,
+    is_picture,
     label_by_folder,
     list_image_paths,
     match_classes,
@@ -85,14 +86,14 @@ def _holds_train_alone(root: Path) -> bool:
 def _holds_classes(root: Path) -> bool:
     """Return whether a folder holds class folders: folders with images in them, and none is named like a split.
 
-    An empty class folder is accepted here: `open_class_folders` refuses it.
+    Class folders without an image that can be read are accepted here: `open_class_folders` refuses them.
     """
     found = False
     for folder in (path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         files = list(folder.iterdir())
         if folder.name.lower().startswith(("train", *TEST_SPLITS)):
             return False
-        if any(is_image(file.name) for file in files):
+        if any(is_picture(file.name) for file in files):
             found = True
         elif any(file.is_dir() for file in files):
             return False  # in a folder of data sets, the images lie deeper
