@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from metamix.data import decode_file, normalize
 from metamix.data.files import check_several
-from metamix.data.sources import SMALL_SIDE
 from metamix.models.backbone import per_channel
 from metamix.models.checkpoint import adapt_checkpoint, check_described_size, check_same_function, layer_names
 from metamix.models.metaformer import MetaFormer
@@ -239,9 +238,6 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
     num_classes: Any = model.num_classes
     size = metadata.img_size or model_args.get("img_size", config["input_size"][-1])
     channels = metadata.in_chans or model_args.get("in_chans", config["input_size"][0])
-    crop_pct = metadata.crop_pct or config["crop_pct"]
-    if metadata.data and metadata.memory is None and isinstance(size, int) and size <= SMALL_SIDE:
-        crop_pct = 1.0  # runs of metamix 0.1 wrote 0.875 for small images, which they held in memory and never cropped
     return replace(
         metadata,
         model_args=dict(model_args),
@@ -251,7 +247,7 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
         mean=per_channel(metadata.mean or config["mean"], channels),
         std=per_channel(metadata.std or config["std"], channels),
         interpolation=metadata.interpolation or config["interpolation"],
-        crop_pct=crop_pct,
+        crop_pct=metadata.crop_pct or config["crop_pct"],
     )
 
 

@@ -83,7 +83,7 @@ class Restoration:
         metadata, name, in_chans = trained.metadata, trained.name, cast(int, trained.model.in_chans)
         check_local_pooling(trained.model, name, options.local_pooling)
         values = vars(trained.spec) | {"model": name, "model_args": metadata.model_args}
-        # Authors' files have neither entry. Files of metamix 0.1 lack the crop, for which multiply-adds are counted.
+        # Files of authors have neither entry, and older files have no crop.
         for entry, kind in {"test_share": float, "crop": int}.items():
             values |= {entry: value} if isinstance(value := metadata.extra.get(entry), kind) else {}
         made = options_as_trained(RestorationOptions, values, options)

@@ -114,14 +114,6 @@ def test_weights_load_without_the_weights_that_training_started_from(tag, tmp_pa
     assert classifier.name == ("metaformer_pooling_nano.digits" if tag == "digits" else "metaformer_pooling_nano")
 
 
-def test_small_images_of_the_oldest_runs_are_not_cropped(tmp_path):
-    """metamix 0.1 kept them in memory and did not crop them, but wrote a crop_pct of 0.875 and no `memory`."""
-    tensors, metadata = load_weights(FILE)
-    for memory, crop in ((None, 1.0), ("no", 0.875)):
-        save_weights(tmp_path / "w.safetensors", tensors, metadata | {"crop_pct": 0.875, "memory": memory})
-        assert metamix.load_classifier(tmp_path / "w.safetensors").metadata.crop_pct == crop
-
-
 def test_only_pil_images_are_transformed():
     transform = metamix.load_classifier("wavemixlite_8_10.mnist").transform
     with pytest.raises(TypeError, match=r"transform takes a PIL image, got a str: see PIL.Image.open\(path\)"):
