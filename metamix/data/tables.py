@@ -40,7 +40,7 @@ MAX_ENTRIES = 2**30  # labels times images, in 4 GiB
 class Columns:
     """The columns of a CSV file."""
 
-    names: Sequence[str]  # names of all columns, as `plain` returns them; names of labels are unchanged
+    names: Sequence[str]  # names of all columns, as `column_name` returns them; names of labels are unchanged
     # Columns for the image, its class or labels, and its split; "" if there is none.
     file: str
     label: str
@@ -119,14 +119,14 @@ def read_table(source: Path) -> Table:
     return Table(source, images, names, missing, bool(columns.box), set() if columns.label else {*columns.others})
 
 
-def plain(name: str) -> str:
-    """Return the name of a column in lower case, without blanks, dots, dashes and underscores."""
-    return re.sub(r"[\s._-]", "", name.lower())
+def column_name(title: str) -> str:
+    """Return the title of a column in lower case, without blanks, dots, dashes and underscores."""
+    return re.sub(r"[\s._-]", "", title.lower())
 
 
 def choose_columns(titles: Sequence[str], source: Path) -> Columns:
     """Find out what each column is for. Without columns for classes or boxes, each other column is for a label."""
-    header = list(map(plain, titles))
+    header = list(map(column_name, titles))
     file, label, split = (next((name for name in names if name in header), "") for names in COLUMNS)
     box = next((names for names in (*CORNERS, *SIDES) if set(names) <= set(header)), ())
     if of_labels := bool(file and not label and not box):
@@ -243,7 +243,7 @@ def lists_labels(file: Path) -> bool:
     if not set(SEVERAL).isdisjoint(re.findall(r"\w+", first)):
         return True
     names, values = ([cell.strip(' "\r') for cell in re.split("[,;\t]", line)] for line in (first, second))
-    has_file, has_class = (any(plain(name) in accepted for name in names) for accepted in COLUMNS[:2])
+    has_file, has_class = (any(column_name(name) in accepted for name in names) for accepted in COLUMNS[:2])
     return len(names) > 2 and has_file and not has_class and any(value in (*FLAGS, *WORDS) for value in values)
 
 

@@ -58,8 +58,8 @@ def class_problem(path: Path, classes: Sequence[str], first: Path, expected: Seq
     """Describe how the classes of a file differ from the classes of the first file, or return None."""
     if tuple(classes) == tuple(expected):
         return None
-    own, others = ", ".join(classes), ", ".join(expected)
-    return f"{path} has the classes {own}, but {first} has {others}; all splits need the same"
+    names, first_names = ", ".join(classes), ", ".join(expected)
+    return f"{path} has the classes {names}, but {first} has {first_names}; all splits need the same"
 
 
 def field_problems(data: Entries) -> Iterator[str]:

@@ -37,8 +37,8 @@ AnchorScale = Annotated[float, Field(gt=0, le=MAX_ANCHOR_SCALE)]
 def is_setting(value: object) -> bool:
     """Return whether a value is true, false, null, a number of ordinary size, or a short list of these."""
     values = value if isinstance(value, (list, tuple)) else [value]
-    plain = (each is None or (isinstance(each, (bool, int, float)) and abs(each) <= MAX_SETTING) for each in values)
-    return len(values) <= 64 and all(plain)
+    accepted = (each is None or (isinstance(each, (bool, int, float)) and abs(each) <= MAX_SETTING) for each in values)
+    return len(values) <= 64 and all(accepted)
 
 
 DetectorArgs = Annotated[

@@ -55,8 +55,8 @@ class Detection:
             raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")
         detector = load_detector(options.checkpoint)
         spec = detector.spec
-        known = {"anchor_scale": spec.anchor_scale or "auto", "train_on": spec.train_on or ("train",)}
-        task = cls(options_as_trained(DetectionOptions, vars(spec) | known, options), trained=spec)
+        defaults = {"anchor_scale": spec.anchor_scale or "auto", "train_on": spec.train_on or ("train",)}
+        task = cls(options_as_trained(DetectionOptions, vars(spec) | defaults, options), trained=spec)
         flags = changed_flags(options, "data_dir")
         flags += ["--model", spec.model, "--detector", spec.detector, "--out-channels", str(spec.out_channels)]
         check_data(task, spec, options, *flags)

@@ -87,10 +87,10 @@ def read_masks(source: Path) -> Masks:
     images, masks = find_files(source)
     pairs = match_files(images, masks)
     if not pairs:
-        found = f"{plural(len(images), 'image')} and {plural(len(masks), 'mask')}, none of the same name"
+        counts = f"{plural(len(images), 'image')} and {plural(len(masks), 'mask')}, none of the same name"
         raise ValueError(
-            f"{source} has {found}: masks lie in a folder named masks, labels, annotations or the like, or their names "
-            f"end in _mask"
+            f"{source} has {counts}: masks lie in a folder named masks, labels, annotations or the like, or their "
+            f"names end in _mask"
         )
     values = np.unique(np.concatenate([np.unique(read_values(mask)) for mask in pairs]))
     classes, palette, table = number_values(source, values.tolist())

@@ -103,6 +103,6 @@ class SegmentationModel(TaskModel):
 
 def make_predictors(options: SegmentationOptions) -> dict[str, Predictor]:
     """Map the prefix of scores to their predictor: "", and "augmented_" if the options have flips or scales."""
-    plain = Predictor(options.tile, options.overlap)
-    augmented = replace(plain, flip=options.test_flip, scales=options.test_scales)
-    return {"": plain, "augmented_": augmented} if augmented.averages else {"": plain}
+    single = Predictor(options.tile, options.overlap)
+    augmented = replace(single, flip=options.test_flip, scales=options.test_scales)
+    return {"": single, "augmented_": augmented} if augmented.averages else {"": single}

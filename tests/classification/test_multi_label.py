@@ -143,8 +143,8 @@ def test_predictions_are_all_labels_above_their_thresholds(run, shapes, capsys, 
     assert [len(record["labels"]) for record in json.loads(capsys.readouterr().out)] == [3, 0, 2]
     assert metamix_command(*words, "csv") == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    found = [(images[0], True)] * 3 + [(images[1], False)] + [(images[2], True)] * 2
-    assert [(Path(row["image"]), bool(row["label"])) for row in rows] == found
+    expected = [(images[0], True)] * 3 + [(images[1], False)] + [(images[2], True)] * 2
+    assert [(Path(row["image"]), bool(row["label"])) for row in rows] == expected
     assert metamix_command(*words, "json", "--threshold", 0) == 0
     assert [len(record["labels"]) for record in json.loads(capsys.readouterr().out)] == [3, 3, 3]
 

@@ -71,8 +71,8 @@ def is_image(path: str) -> bool:
 
 def is_picture(path: str) -> bool:
     """Return whether the extension of a path is that of an image, in a format that is read here or in another one."""
-    known = Image.registered_extensions().keys() | {".heic", ".heif"}  # photographs of phones, which Pillow cannot read
-    return os.path.splitext(path)[1].lower() in known
+    formats = Image.registered_extensions().keys() | {".heic", ".heif"}  # of phones; Pillow cannot read them
+    return os.path.splitext(path)[1].lower() in formats
 
 
 def list_image_paths(root: Path) -> list[str]:

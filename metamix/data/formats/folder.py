@@ -88,16 +88,16 @@ def _holds_classes(root: Path) -> bool:
 
     Class folders without an image that can be read are accepted here: `open_class_folders` refuses them.
     """
-    found = False
+    has_images = False
     for folder in (path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         files = list(folder.iterdir())
         if folder.name.lower().startswith(("train", *TEST_SPLITS)):
             return False
         if any(is_picture(file.name) for file in files):
-            found = True
+            has_images = True
         elif any(file.is_dir() for file in files):
             return False  # in a folder of data sets, the images lie deeper
-    return found
+    return has_images
 
 
 def _check_classes(train: "FolderImages | TarImages", place: Path) -> None:
