@@ -62,6 +62,7 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
         run.start_tracker(recipe.flat())
         with engine.stop_signal:
             run.set_state("running")
+            engine.about["commit"] = commit()  # now, since the clone may change while the model trains
             engine.fit()
             _finish(engine, run, folder)
             engine.raise_if_stopped()
@@ -207,7 +208,6 @@ def _finish(engine: Engine, run: Run, folder: Path) -> None:
             "img_per_s": round(engine.step * options.batch_size / engine.seconds, 1),
             "seed": options.seed,
             "versions": versions(),
-            "commit": commit(),
         }
     )
     save_weights(folder / WEIGHTS, engine.stepper.weights(which).state_dict(), result)

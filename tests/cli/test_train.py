@@ -22,11 +22,25 @@ import metamix.cli.evaluate
 import metamix.cli.train
 from metamix.models import metaformer
 from metamix.training import run_folder
+from metamix.training.engine import Engine
 from metamix.weights.files import load_checkpoint, load_weights
 from tests.helpers.running import MODEL, TINY, WITHOUT_BATCH_NORM, Process, metrics, train
 
 QUICK = ["--epochs", 2, "--batch-size", 256]
 SMALL = "{depths: [1, 1, 1], dims: [16, 32, 64]}"
+
+
+def test_the_commit_is_that_of_the_start(tmp_path, monkeypatch):
+    head, fit = ["start"], Engine.fit
+
+    def fit_and_commit(engine):
+        fit(engine)
+        head[0] = "end"
+
+    monkeypatch.setattr(Engine, "fit", fit_and_commit)
+    monkeypatch.setattr("metamix.training.train.commit", lambda: head[0])
+    train(*QUICK, "--output", tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["commit"] == "start" != head[0]
 
 
 @pytest.mark.usefixtures("rendered_figures")
