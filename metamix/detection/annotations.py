@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import sub
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from metamix.utils.files import read_bytes
 from metamix.weights.metadata import MAX_SCORED_CLASSES, MAX_SIDE
@@ -48,12 +48,6 @@ def read_annotations(path: Path) -> Entries:
     return lists
 
 
-def class_names(data: Entries) -> tuple[str, ...]:
-    """Return the names of the classes in the order of their ids."""
-    names = {category["id"]: category["name"] for category in data["categories"]}
-    return tuple(names[i] for i in sorted(names))
-
-
 def class_problem(path: Path, classes: Sequence[str], first: Path, expected: Sequence[str]) -> str | None:
     """Describe how the classes of a file differ from the classes of the first file, or return None."""
     if tuple(classes) == tuple(expected):
@@ -63,7 +57,7 @@ def class_problem(path: Path, classes: Sequence[str], first: Path, expected: Seq
 
 
 def field_problems(data: Entries) -> Iterator[str]:
-    """Describe too many classes; fields that are missing or of the wrong type; and files outside the image folder."""
+    """Describe fields that are missing or wrong, files outside the image folder, and too many classes."""
     if (count := len(data["categories"])) > MAX_SCORED_CLASSES:
         yield f"it has {count:,} categories, but at most {MAX_SCORED_CLASSES:,} can be scored"
     for key, fields in FIELDS.items():
@@ -77,6 +71,8 @@ def field_problems(data: Entries) -> Iterator[str]:
                     os.path.isabs(value) or os.path.normpath(value).split(os.sep)[0] == os.pardir
                 ):
                     yield f"{key}[{place}] has the file_name {value!r}; it must be a path inside the image folder"
+                elif field in ("width", "height") and value is not None and not 0 <= value < 2**31:  # as in PNG
+                    yield f"{key}[{place}] has the {field} {value}; it must be a number of pixels, if it is given"
 
 
 def duplicates(data: Entries) -> Iterator[str]:
@@ -89,42 +85,46 @@ def duplicates(data: Entries) -> Iterator[str]:
             seen.add(entry[field])
 
 
-def is_box(box: Any) -> bool:
+def is_box(box: object) -> TypeGuard[list[float]]:
     """Return whether a value is a list of four numbers, finite or not."""
     if not isinstance(box, list) or len(box) != 4:
         return False
     return all(type(x) is float or (type(x) is int and abs(x) < 2**53) for x in box)  # float() fails at huge integers
 
 
-def is_unusable(annotation: Entry, image: Entry | None, classes: set[int]) -> bool:
-    """Return whether the image or class of an object is unknown, or its box empty, not finite or outside the image."""
-    if image is None or annotation["category_id"] not in classes:
-        return True
-    x, y, w, h = annotation["bbox"]
-    width, height = (image.get(side) or math.inf for side in ("width", "height"))
-    return not (0 < w < math.inf and 0 < h < math.inf and -w < x < width and -h < y < height)  # also true for NaN
+def usable_annotations(data: Entries) -> list[Entry]:
+    """Return the annotations of known images and classes, whose boxes are finite and have an area inside the image."""
+    images = {image["id"]: image for image in data["images"]}
+    classes = {category["id"] for category in data["categories"]}
+
+    def is_usable(annotation: Entry) -> bool:
+        image, box = images.get(annotation["image_id"]), annotation.get("bbox")
+        if image is None or annotation["category_id"] not in classes or not is_box(box):
+            return False
+        x, y, w, h = box
+        width, height = (image.get(side) or math.inf for side in ("width", "height"))
+        return 0 < w < math.inf and 0 < h < math.inf and -w < x < width and -h < y < height
+
+    return list(filter(is_usable, data["annotations"]))
 
 
-def box_sizes(annotations: Iterable[Entry], images: Mapping[int, Entry], min_size: int, max_size: int) -> list[float]:
+def box_sizes(usable: Iterable[Entry], images: Mapping[int, Entry], min_size: int, max_size: int) -> list[float]:
     """Return the square root of each box's area, in pixels of the image resized as for training.
 
-    Crowds, unusable boxes, and the boxes of images without width and height are left out.
+    Crowds, and the boxes of images without width and height, are left out.
 
     Args:
+        usable: annotations; see `usable_annotations`.
         images: entries of `images`, by id.
         min_size, max_size: shorter side of the resized image, and limit of its longer side, in pixels.
     """
     sizes = []
-    for annotation in annotations:
-        image = images.get(annotation["image_id"])
-        width, height = (image.get("width"), image.get("height")) if image else (None, None)
-        if not (width and height and is_box(annotation.get("bbox"))) or annotation.get("iscrowd"):
-            continue
-        x, y, w, h = annotation["bbox"]
-        inside = (min(x + w, width) - max(x, 0)), (min(y + h, height) - max(y, 0))
-        if min(inside) > 0 and math.isfinite(math.prod(inside)):
-            scale = min(min_size / min(width, height), max_size / max(width, height))
-            sizes.append(scale * math.sqrt(math.prod(inside)))
+    for annotation in usable:
+        width, height = (images[annotation["image_id"]].get(side) for side in ("width", "height"))
+        if width and height and not annotation.get("iscrowd"):
+            x, y, w, h = annotation["bbox"]
+            area = (min(x + w, width) - max(x, 0)) * (min(y + h, height) - max(y, 0))
+            sizes.append(min(min_size / min(width, height), max_size / max(width, height)) * math.sqrt(area))
     return sizes
 
 

@@ -14,7 +14,6 @@ import shlex
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -31,9 +30,9 @@ from .annotations import (
     duplicates,
     field_problems,
     is_box,
-    is_unusable,
     read_annotations,
     segmentation_problem,
+    usable_annotations,
 )
 from .objects import Objects
 
@@ -219,9 +218,7 @@ def index_annotations(annotations: Path, images: Path):
     except ImportError as error:
         raise ImportError("COCO's format needs pycocotools: pip install 'metamix[detection]'") from error
     data = read_complete(annotations, images)
-    by_id = {image["id"]: image for image in data["images"]}
-    classes = {category["id"] for category in data["categories"]}
-    usable = [a for a in data["annotations"] if not is_unusable(a, by_id.get(a["image_id"]), classes)]
+    usable = usable_annotations(data)
     for number, annotation in enumerate(usable, 1):  # pycocotools reads a match with annotation 0 as no match
         annotation["id"] = number
     coco = COCO()
@@ -238,7 +235,7 @@ def read_complete(annotations: Path, images: Path) -> Entries:
         for problem in chain(field_problems(data), duplicates(data)):  # lazily: `duplicates` needs valid fields
             raise ValueError(problem)
         for annotation in data["annotations"]:
-            box: Any = annotation.get("bbox")
+            box = annotation.get("bbox")
             if not is_box(box):
                 number = annotation["id"]
                 raise ValueError(f"annotation {number} has the bbox {box}; four numbers x, y, width, height are needed")

@@ -152,7 +152,7 @@ class TrainTransform:
                 v2.RandomVerticalFlip(options.flip_vertical),
                 v2.RandomChoice(
                     [
-                        v2.RandomShortestSize(size, max_size=round(options.max_size * size / options.min_size))
+                        ShorterSide(size, max_size=round(options.max_size * size / options.min_size))
                         for size in range(low, high + 1)
                     ]
                 ),
@@ -173,6 +173,13 @@ class TrainTransform:
         if runs is not None:
             target["masks"] = draw_masks([runs[number] for number in left], *maps)
         return image, target
+
+
+class ShorterSide(v2.RandomShortestSize):
+    """Resize images as torchvision does. Strips keep at least one pixel; torchvision would fail at 0 pixels."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {"size": tuple(max(1, side) for side in super().make_params(flat_inputs)["size"])}
 
 
 class JoinedSplits:

@@ -82,12 +82,15 @@ class DetectionMetric(Metric):
 
     def result(self, states: list[State]) -> dict[str, float]:
         """Return COCO's AP, AP50, AP75 and AP by size, of boxes and, for Mask R-CNN, of masks."""
-        return {
+        scores = {
             prefix + name: value
             for prefix, kind in self.kinds.items()
             for name, value in self.scores(states, kind).summary.items()
             if name.startswith("AP")
         }
+        if not scores:
+            raise ValueError("no object is left to score: the images that could be read show none")
+        return scores
 
     def by_class(self, states: list[State]) -> dict[str, dict[str, float]]:
         """Return AP and AP50 of each class, of boxes and, for Mask R-CNN, of masks."""
@@ -113,8 +116,6 @@ class DetectionMetric(Metric):
 
 def table(scores: Scores) -> str:
     """Format COCO's nine numbers, then AP and AP50 of each class."""
-    if "AP" not in scores.summary:
-        return "no scores: the images that were read show no object"
     numbers = "  ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in scores.summary.items())
     rows = [
         (name, f"{row['AP']:.1f}", f"{row['AP50']:.1f}")

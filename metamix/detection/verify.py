@@ -5,10 +5,9 @@ Training clips boxes at the edges of their image, and takes images without boxes
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,14 +22,13 @@ from .annotations import (
     Entries,
     Entry,
     box_sizes,
-    class_names,
     class_problem,
     duplicates,
     field_problems,
     is_box,
-    is_unusable,
     read_annotations,
     segmentation_problem,
+    usable_annotations,
 )
 from .coco import find_splits, no_images_message, read_annotated_image
 
@@ -68,7 +66,7 @@ def annotation_problem(annotation: Entry, image: Entry | None, classes: set[int]
         return "its image is not in the file"
     if annotation["category_id"] not in classes:
         return f"class {annotation['category_id']} is unknown; the classes are {', '.join(map(str, sorted(classes)))}"
-    box: Any = annotation.get("bbox")
+    box = annotation.get("bbox")
     if not is_box(box):
         return f"its box is {box}; four numbers x, y, width, height are needed"
     x, y, w, h = box
@@ -81,17 +79,9 @@ def annotation_problem(annotation: Entry, image: Entry | None, classes: set[int]
     return segmentation_problem(segmentation, image) if segmentation else None
 
 
-def describe_gaps(path: Path, entries: Entries) -> Iterator[str]:
+def describe_gaps(path: Path, entries: Entries, usable: Sequence[Entry]) -> Iterator[str]:
     """Count images that have no usable box and, if some annotations have a segmentation, those that have none."""
-    by_id = {image["id"]: image for image in entries["images"]}
-    classes = {category["id"] for category in entries["categories"]}
-    with_boxes = {
-        annotation["image_id"]
-        for annotation in entries["annotations"]
-        if is_box(annotation.get("bbox"))
-        and not annotation.get("iscrowd")
-        and not is_unusable(annotation, by_id.get(annotation["image_id"]), classes)
-    }
+    with_boxes = {annotation["image_id"] for annotation in usable if not annotation.get("iscrowd")}
     if empty := [image for image in entries["images"] if image["id"] not in with_boxes]:
         yield f"{path}: {plural(len(empty), 'image')} without a box, background in training, such as {name(empty[0])}"
     without = [annotation["id"] for annotation in entries["annotations"] if not annotation.get("segmentation")]
@@ -139,11 +129,13 @@ class VerifyAnnotations(VerifyOptions):
                 continue
             if folder:
                 yield from find_problems(path, entries, folder)
-            classes = class_names(entries)
+            names = {category["id"]: category["name"] for category in entries["categories"]}
+            classes = tuple(names[number] for number in sorted(names))
             first = first or (path, classes)
             if problem := class_problem(path, classes, *first):
                 yield problem
-            self.notes += [*describe_gaps(path, entries), *self.describe_boxes(path, entries)]
+            usable = usable_annotations(entries)
+            self.notes += [*describe_gaps(path, entries, usable), *self.describe_boxes(path, entries, usable)]
 
     def summary(self, count: int) -> str:
         names = ", ".join(str(path) for path, _ in self.files)
@@ -154,13 +146,13 @@ class VerifyAnnotations(VerifyOptions):
                 lines.append(f"note: {self.path / 'annotations'} has no {names}, and metamix train needs one")
         return "\n".join(map(printable, [*lines, *self.notes]))
 
-    def describe_boxes(self, path: Path, entries: Entries) -> Iterator[str]:
+    def describe_boxes(self, path: Path, entries: Entries, usable: Sequence[Entry]) -> Iterator[str]:
         """Compare the box sizes of an annotation file with the anchors that training RetinaNet would use.
 
         The anchors are chosen for train, or else for the first file with boxes.
         """
         images = {image["id"]: image for image in entries["images"]}
-        sizes = torch.tensor(box_sizes(entries["annotations"], images, self.min_size, self.max_size))
+        sizes = torch.tensor(box_sizes(usable, images, self.min_size, self.max_size))
         if not len(sizes):
             return
         self.chosen = self.chosen or (path, choose_anchor_scale(sizes, RETINANET_STRIDES))

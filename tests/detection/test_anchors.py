@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from metamix.detection.anchors import choose_anchor_scale, describe_sizes
-from metamix.detection.annotations import box_sizes
+from metamix.detection.annotations import box_sizes, usable_annotations
 from metamix.detection.task import Detection, DetectionEvalOptions, DetectionOptions
 from metamix.weights.files import load_weights, save_weights
 from tests.helpers.detectors import DETECTION, SMALL
@@ -43,10 +43,10 @@ def test_more_than_16_million_boxes_can_be_measured():
 
 
 def test_sizes_of_boxes_are_measured_in_the_resized_image():
-    images = {1: {"width": 400, "height": 200}, 2: {"width": 100, "height": 100}, 3: {}}
+    images = {1: {"id": 1, "width": 400, "height": 200}, 2: {"id": 2, "width": 100, "height": 100}, 3: {"id": 3}}
 
     def annotation(image, *box, iscrowd=0):
-        return {"image_id": image, "bbox": list(box), "iscrowd": iscrowd}
+        return {"image_id": image, "category_id": 1, "bbox": list(box), "iscrowd": iscrowd}
 
     annotations = [
         annotation(1, 10, 10, 40, 90),  # 60 pixels, and the image is doubled
@@ -57,8 +57,10 @@ def test_sizes_of_boxes_are_measured_in_the_resized_image():
         annotation(3, 0, 0, 10, 10),
         annotation(9, 0, 0, 10, 10),
     ]
-    assert box_sizes(annotations, images, 400, 800) == pytest.approx([120, 200])
-    assert box_sizes(annotations, images, 400, 600) == pytest.approx([90, 200])  # the longer side is the limit
+    data = {"images": [*images.values()], "annotations": annotations, "categories": [{"id": 1, "name": "disc"}]}
+    usable = usable_annotations(data)
+    assert box_sizes(usable, images, 400, 800) == pytest.approx([120, 200])
+    assert box_sizes(usable, images, 400, 600) == pytest.approx([90, 200])  # the longer side is the limit
     assert describe_sizes(torch.tensor([120.0, 200]), (32, 813)) == (
         "boxes are 124 to 196 pixels large (5 % to 95 %, median 160), anchors 32 to 813"
     )

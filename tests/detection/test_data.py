@@ -277,6 +277,9 @@ def change_first(key, **fields):
         ("images", dict(id=True), r"images\[0\] has the id True; it must be an integer"),
         ("images", dict(file_name=None), r"images\[0\] has no file_name; it must be a string"),
         ("images", dict(width="96"), r"images\[0\] has the width '96'; it must be a number, if it is given"),
+        ("images", dict(width=math.nan), r"images\[0\] has the width nan; it must be a number of pixels"),
+        ("images", dict(height=-64), r"images\[0\] has the height -64; it must be a number of pixels"),
+        ("images", dict(height=10**400), r"images\[0\] has the height 10+; it must be a number of pixels"),
         ("annotations", dict(image_id="10"), r"annotations\[0\] has the image_id '10'; it must be an integer"),
         ("annotations", dict(id=1), "the id 1 appears twice in annotations"),
         ("annotations", dict(area="big"), r"annotations\[0\] has the area 'big'; it must be a number"),
@@ -314,6 +317,16 @@ def test_images_are_at_least_one_pixel(coco, options):
     coco()
     (batch,) = DetectionData(tiny).train_loader(8, 0, 1, 0).epoch(0)
     assert {image.shape[1] for image in batch["image"]} == {1}
+
+
+@pytest.mark.parametrize("height, width", [(1, 800), (800, 1)])
+def test_strips_are_at_least_one_pixel(options, height, width):
+    image = tv_tensors.Image(torch.zeros(3, height, width, dtype=torch.uint8))
+    boxes = tv_tensors.BoundingBoxes([[0.0, 0, width, height]], format="XYXY", canvas_size=(height, width))
+    made, target = TrainTransform(replace(options, iou_crop=0.0))(
+        (image, {"boxes": boxes, "labels": torch.tensor([1])})
+    )
+    assert min(made.shape[-2:]) == 1 and len(target["boxes"]) == 1
 
 
 def test_masks_need_segmentations(coco):
