@@ -59,7 +59,8 @@ def read_shapes(path: Path) -> tuple[tuple[int, int], list[Shape], list[str]]:
         shapes = []
         for shape in data["shapes"]:
             points = [(float(x), float(y)) for x, y in shape["points"]]
-            shapes.append(Shape(" ".join(str(shape["label"]).split()), str(shape.get("shape_type", "polygon")), points))
+            kind = str(shape.get("shape_type") or "polygon")
+            shapes.append(Shape(" ".join(str(shape["label"]).split()), kind, points))
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not in LabelMe's format: {type(error).__name__}: {error}") from None
     check_shapes(path, size, shapes)

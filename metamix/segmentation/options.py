@@ -77,7 +77,7 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     mean: Mean | None = _data(None, "mean of each channel, for pixel values from 0 to 1; by default the backbone's")
     std: Std | None = _data(None, "standard deviation of each channel; by default the backbone's")
 
-    head: str = _model("semantic_fpn", "semantic_fpn, upernet or wavemix")
+    head: Literal["semantic_fpn", "upernet", "wavemix"] = _model("semantic_fpn", "head on top of the backbone")
     head_args: dict[str, Any] = _model({}, "more arguments of the segmenter, such as '{neck_channels: 64}'")
 
     scales: Factors = _augment((0.5, 2.0), "smallest and largest factor of the random resizing of each image")

@@ -283,7 +283,7 @@ def test_labelme_files_in_several_folders_are_converted(tmp_path, capsys):
 
 
 def test_labelme_files_may_lie_in_another_folder_than_images(tmp_path):
-    folder = labelme(tmp_path / "source", [{"label": "x", "points": [[4, 2], [20, 2], [20, 10]]}])
+    folder = labelme(tmp_path / "source", [{"label": "x", "points": [[4, 2], [20, 2], [20, 10]], "shape_type": None}])
     for name, suffix in (("pictures", "jpg"), ("drawn", "json")):
         (folder / name).mkdir()
         for path in folder.glob(f"*.{suffix}"):

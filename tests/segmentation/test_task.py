@@ -228,6 +228,10 @@ def test_a_backbone_of_one_size_is_scored_in_tiles(scenes, tmp_path):
 MISTAKES = [
     (["--head-args", "{num_classes: 8}"], "head_args has num_classes, which comes from the data set"),
     (["--loss", "lovas"], "loss is 'lovas'; did you mean 'lovasz'"),
+    (
+        ["--head", "uperne", "--data-dir", "nowhere"],
+        "head is 'uperne', but it must be one of .*; did you mean 'upernet",
+    ),
     (["--loss", "ce+0*dice"], "the weight of dice must be a number above 0"),
     (["--class-weights", "1,2"], "class_weights has 2 numbers, and there are 4 classes"),
     (["--crop", 64, "--no-pad", "--scales", "1,1"], "has 40 x 48 pixels at the smallest scale, less than the crop of"),
