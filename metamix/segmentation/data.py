@@ -131,7 +131,9 @@ class SegmentationData:
                     f"{self.verify}"
                 )
             if missing:
-                self.notes.append(f"{text}; see metamix verify")
+                self.notes = [
+                    f"{text}; to see the shares of all classes: {self.verify}"
+                ]  # one note for several loaders
         order = TrainOrder(len(images), batch_size, rank, world_size, seed)
         transform = train_transform(self.options, self.mean)
         return StreamLoader(images, self.options, order, transform, seed, collate=collate_crops, verify=self.verify)
