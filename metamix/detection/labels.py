@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle
 from math import inf
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class Box:
     """Hold an object that was read from labels."""
 
     label: str  # name of its class
-    corners: tuple[float, ...]  # x1, y1, x2, y2 in pixels from 0
+    corners: tuple[float, ...]  # x1, y1, x2, y2 in pixels from 0; or as shares of width and height
     place: str  # file and line of the label, for messages
     difficult: bool = False  # whether scores ignore the object
     more: Mapping[str, Any] = field(default_factory=dict)  # further fields of the annotation, such as `segmentation`
@@ -67,7 +68,7 @@ class Boxes(LabelledImages):
         sides = (width, height) if shares else (1, 1)
         kept = []
         for box in boxes:
-            corners, outline = (scaled(points, sides) for points in (box.corners, box.outline))
+            corners, outline = (tuple(map(mul, points, cycle(sides))) for points in (box.corners, box.outline))
             x1, y1, x2, y2 = corners
             if not (-inf < x1 < x2 < inf and -inf < y1 < y2 < inf):
                 self.notes["boxes without a finite area were left out"].append(box.place)
@@ -122,11 +123,6 @@ class Boxes(LabelledImages):
                     annotations[-1] |= {"segmentation": [list(box.outline)], "area": area(box.outline)}
         categories = [{"id": number, "name": name} for name, number in numbers.items()]
         return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def scaled(points: Sequence[float], sides: tuple[int, int]) -> tuple[float, ...]:
-    """Multiply the coordinates x, y, x, y, ... of points by width and height."""
-    return tuple(value * side for value, side in zip(points, cycle(sides)))
 
 
 def area(outline: Sequence[float]) -> float:

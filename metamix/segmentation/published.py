@@ -29,8 +29,9 @@ def wavemix_segmenter_layout(head: str, level: int) -> Layout:
 
 @dataclass(frozen=True)
 class PublishedSegmenter:
-    """Weights of a segmenter to download, the options of its head, and the names of the tensors in the file."""
+    """Weights of a segmenter to download, its head and the head's options, and the names of the tensors in the file."""
 
+    head: str
     url: str
     num_classes: int
     layout: Layout
@@ -38,8 +39,9 @@ class PublishedSegmenter:
 
 
 MMSEGMENTATION = "https://download.openmmlab.com/mmsegmentation/v0.5/poolformer/{0}/{0}_{1}.pth"
-ADE20K = {
-    size: PublishedSegmenter(
+WEIGHTS = {  # by backbone and tag
+    f"metaformer_pooling_{size}.ade20k": PublishedSegmenter(
+        "semantic_fpn",
         MMSEGMENTATION.format(f"fpn_poolformer_{size}_8x4_512x512_40k_ade20k", stamp),
         num_classes=150,
         layout=POOLFORMER_SEMANTIC_FPN,
@@ -52,17 +54,13 @@ ADE20K = {
         "m48": "20220504_003923-64168d3b",
     }.items()
 }
-CITYSCAPES = PublishedSegmenter(  # 19 classes, after "unlabelled" as class 0
+WEIGHTS["wavemix_192_16_l3.cityscapes"] = PublishedSegmenter(  # 19 classes, after "unlabelled" as class 0
+    "wavemix",
     "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/cityscapes_83.04.pth",
     num_classes=20,
     layout=wavemix_segmenter_layout("pool", level=3),
     options=dict(head_channels=(128, 64)),
 )
-WEIGHTS: dict[str, dict[str, PublishedSegmenter]] = {  # by head, then by backbone and tag
-    "semantic_fpn": {f"metaformer_pooling_{size}.ade20k": weights for size, weights in ADE20K.items()},
-    "upernet": {},
-    "wavemix": {"wavemix_192_16_l3.cityscapes": CITYSCAPES},
-}
 
 
 def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
@@ -71,7 +69,7 @@ def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
     Raises:
         ValueError: the tag belongs to weights of another head.
     """
-    for other, backbones in WEIGHTS.items():
-        if backbone in backbones and other != head:
-            raise ValueError(f"{backbone} has weights for the head {other}, not for {head}: take that head.")
-    return WEIGHTS[head].get(backbone)
+    published = WEIGHTS.get(backbone)
+    if published and published.head != head:
+        raise ValueError(f"{backbone} has weights for the head {published.head}, not for {head}: take that head.")
+    return published

@@ -59,7 +59,7 @@ class Segmentation:
     @staticmethod
     def check_model(name: str, pretrained: bool) -> None:
         """Raise ValueError unless a model of this name exists, with published weights if `pretrained`."""
-        if not any(name in names for names in WEIGHTS.values()):  # tags of whole segmenters, which timm does not know
+        if name not in WEIGHTS:  # tags of whole segmenters, which timm does not know
             check_model(name, pretrained)
 
     @classmethod

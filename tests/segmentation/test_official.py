@@ -109,12 +109,11 @@ def test_weights_of_wavemixs_cityscapes_network_are_loaded():
 
 
 def test_published_weights_have_the_authors_addresses():
-    entries = {f"{head} {name}": entry for head, names in WEIGHTS.items() for name, entry in names.items()}
-    assert len(entries) == 6
-    assert entries["wavemix wavemix_192_16_l3.cityscapes"].url == (
+    assert len(WEIGHTS) == 6
+    assert WEIGHTS["wavemix_192_16_l3.cityscapes"].url == (
         "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/cityscapes_83.04.pth"
     )
-    assert entries["semantic_fpn metaformer_pooling_m48.ade20k"].url == (
+    assert WEIGHTS["metaformer_pooling_m48.ade20k"].url == (
         "https://download.openmmlab.com/mmsegmentation/v0.5/poolformer/fpn_poolformer_m48_8x4_512x512_40k_ade20k/"
         "fpn_poolformer_m48_8x4_512x512_40k_ade20k_20220504_003923-64168d3b.pth"
     )
@@ -133,8 +132,8 @@ def test_a_whole_segmenter_is_downloaded_with_its_head_if_the_classes_fit(tmp_pa
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     state = mmsegmentation_state()
     torch.save({"state_dict": state}, tmp_path / "fpn.pth")
-    entry = PublishedSegmenter((tmp_path / "fpn.pth").as_uri(), 5, POOLFORMER_SEMANTIC_FPN)
-    monkeypatch.setitem(WEIGHTS["semantic_fpn"], "metaformer_pooling_s12.ade20k", entry)
+    entry = PublishedSegmenter("semantic_fpn", (tmp_path / "fpn.pth").as_uri(), 5, POOLFORMER_SEMANTIC_FPN)
+    monkeypatch.setitem(WEIGHTS, "metaformer_pooling_s12.ade20k", entry)
 
     def build(classes, neck=16):
         widths = dict(backbone_args=WIDTHS, neck_channels=neck, head_channels=8)
@@ -157,8 +156,8 @@ def test_a_note_names_the_new_tensors_of_a_downloaded_segmenter(classes, tmp_pat
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     torch.save({"state_dict": mmsegmentation_state()}, tmp_path / "fpn.pth")
     published = (tmp_path / "fpn.pth").as_uri()
-    entry = PublishedSegmenter(published, 5, POOLFORMER_SEMANTIC_FPN)
-    monkeypatch.setitem(WEIGHTS["semantic_fpn"], "metaformer_pooling_s12.ade20k", entry)
+    entry = PublishedSegmenter("semantic_fpn", published, 5, POOLFORMER_SEMANTIC_FPN)
+    monkeypatch.setitem(WEIGHTS, "metaformer_pooling_s12.ade20k", entry)
     for split in ("train", "val"):
         for kind in ("images", "masks"):
             (tmp_path / split / kind).mkdir(parents=True)
