@@ -152,8 +152,10 @@ def build_detector(
     if name in ("retinanet", "fcos") and (backbone.out_channels % 32 or backbone.out_channels < 64):
         raise ValueError(f"out_channels is {backbone.out_channels}, but {name} takes multiples of 32, at least 64.")
     defaults = dict(image_mean=backbone.mean, image_std=backbone.std, size_divisible=backbone.size_divisible)
-    model = DETECTORS[name](backbone, num_classes, **(defaults | options), _skip_resize=not resize_in_training)
-    model.transform.__class__ = Transform  # keeps the settings
+    model = DETECTORS[name](backbone, num_classes, **(defaults | options))
+    settings = ("min_size", "max_size", "image_mean", "image_std", "size_divisible")
+    theirs = [getattr(model.transform, name) for name in settings]
+    model.transform = Transform(*theirs, _skip_resize=not resize_in_training)
     return model
 
 

@@ -131,9 +131,8 @@ class SegmentationData:
                     f"{self.verify}"
                 )
             if missing:
-                self.notes = [
-                    f"{text}; to see the shares of all classes: {self.verify}"
-                ]  # one note for several loaders
+                # Replaced, not added, since the engine may make the loader twice.
+                self.notes = [f"{text}; to see the shares of all classes: {self.verify}"]
         order = TrainOrder(len(images), batch_size, rank, world_size, seed)
         transform = train_transform(self.options, self.mean)
         return StreamLoader(images, self.options, order, transform, seed, collate=collate_crops, verify=self.verify)

@@ -99,6 +99,8 @@ class Segmenter(BackboneMixin):
                 f"images have {height} x {width} pixels, and this backbone takes {h} x {w} at most: give tiles of "
                 f"{min(h, w)} pixels, or build it with another img_size."
             )
+        if self.training and isinstance(self.head, UPerHead) and images.shape[0] < 2:
+            raise ValueError("upernet trains on batches of 2 or more: after 1 x 1 pooling, BatchNorm sees one value.")
 
 
 def last_layer(module: nn.Module) -> str:

@@ -240,4 +240,6 @@ def test_wrong_images_are_refused():
     model = segmenter("upernet", in_chans=1)
     with pytest.raises(ValueError, match=r"images have shape \(2, 3, 32, 32\); this model takes \(B, 1, H, W\)"):
         model(torch.rand(2, 3, 32, 32))
+    with pytest.raises(ValueError, match="upernet trains on batches of 2 or more"):
+        model(torch.rand(1, 1, 32, 32))
     assert model.eval()(torch.rand(1, 1, 32, 32)).shape == (1, 5, 32, 32)
