@@ -288,6 +288,14 @@ def test_the_index_column_of_pandas_is_ignored(table):
     assert len(splits.train) == 18 and splits.classes == ("green", "red")
 
 
+@pytest.mark.parametrize("header", ["file,labels", "file,red,green"])
+def test_lines_may_end_as_in_csv_files_for_the_macintosh(table, header):
+    """Excel writes such files; Python's universal newlines hide it from tests that write text."""
+    root = table(header, *(f"{i}.png,{'red|green' if 'labels' in header else '1,0'}" for i in range(20)))
+    (root / "labels.csv").write_bytes((root / "labels.csv").read_bytes().replace(b"\n", b"\r"))
+    assert open_data("folder", root=root).multi_label
+
+
 def test_a_csv_file_without_labels_beside_class_folders_is_ignored(folder):
     root = folder()
     for lines in ("file,width,height\n1.png,8,9", "file,label,fold\n1.png,cat,1", "file,fold\n1.png,1", "file,cat,dog"):

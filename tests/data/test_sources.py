@@ -130,14 +130,27 @@ def test_a_share_of_a_folder_without_a_test_split_is_scored(folder, tmp_path, in
 
 
 @pytest.mark.parametrize(
-    "folders", [("flowers/rose", "birds/jay"), ("train2017", "val2017"), ("train/cat", "train/dog", "Val/cat")]
-)
+    "folders",
+    [
+        ("flowers/rose", "birds/jay"), ("train2017", "val2017"), ("train/cat", "train/dog", "Val/cat"),
+        ("cat", "TestSet"), ("cat", "valid_images"), ("cat", "trainval"),
+    ],
+)  # fmt: skip
 def test_folders_of_data_sets_and_splits_of_other_names_are_not_classes(tmp_path, image, folders):
     for name in folders:
         (tmp_path / name).mkdir(parents=True)
         image().save(tmp_path / name / "0.png")
     with pytest.raises(FileNotFoundError, match="expected train/ and val/"):
         open_data("folder", root=tmp_path)
+
+
+def test_classes_may_begin_like_a_split(tmp_path, image):
+    names = ("trainers", "valve", "testudo")
+    for name in names:
+        for i in range(2):
+            (tmp_path / name).mkdir(exist_ok=True)
+            image().save(tmp_path / name / f"{i}.png")
+    assert set(open_data("folder", root=tmp_path, test_share=0.5).classes) == set(names)
 
 
 def test_each_class_keeps_an_image_to_train_on(folder):
@@ -294,6 +307,18 @@ def test_tar_files_in_a_tar_file_are_classes(folder, tmp_path):
     train = open_data("folder", root=root).train
     assert train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert [train.read(i)[0].tobytes() for i in range(12)] == images
+
+
+@pytest.mark.parametrize("kind", ["hard", "symbolic"])
+def test_links_to_images_in_a_tar_file_are_refused(tars, kind):
+    """tar makes them of links in a folder; leaving them out would change the data set silently."""
+    root = tars()
+    (os.link if kind == "hard" else os.symlink)(root / "train/cat/0.png", root / "train/cat/9.png")
+    with tarfile.open(root / "train.tar", "w") as tar:
+        tar.add(root / "train", ".")
+    shutil.rmtree(root / "train")
+    with pytest.raises(ValueError, match=r"train.tar holds cat/.\.png as a link to .*tar --dereference --hard-d"):
+        open_data("folder", root=root)
 
 
 def test_a_truncated_tar_file_is_refused(tars):

@@ -1,6 +1,7 @@
 """Open folders of images named by class, or tar files of such folders."""
 
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
@@ -28,6 +29,8 @@ from .base import (
 from .tar import Member, ShortInfo, TarImages, read_tar
 
 LABELS = "labels.csv"  # see `metamix.data.tables`
+# Names like those of splits, such as train2017, testset and Validation_images; valve is the name of a class.
+SPLIT_NAME = re.compile("(train|val|test)(ing|id|idation)?(val|set|data)?(?![a-z])")
 LAYOUT = (
     "expected train/ and val/ (or valid/, validation/, test/), each with one folder of images per class, "
     "or a .tar file of such folders in place of either; or, without splits, one folder of images per class; "
@@ -91,7 +94,7 @@ def _holds_classes(root: Path) -> bool:
     has_images = False
     for folder in (path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         files = list(folder.iterdir())
-        if folder.name.lower().startswith(("train", *TEST_SPLITS)):
+        if SPLIT_NAME.match(folder.name.lower()):
             return False
         if any(is_picture(file.name) for file in files):
             has_images = True
@@ -167,8 +170,13 @@ def list_tar_images(
 
     A tar file inside the tar file counts as a folder of its name, as in ImageNet's archive, down to `levels` levels.
     """
-    for info in filter(tarfile.TarInfo.isfile, tar):
+    for info in tar:
         name, offset = str(PurePosixPath(folder, info.name.lstrip("/"))), start + info.offset_data
+        if is_image(name) and (info.islnk() or info.issym()):
+            advice = "make the archive with tar --dereference --hard-dereference"
+            raise ValueError(f"{tar.name!s} holds {name} as a link to {info.linkname}: {advice}")
+        if not info.isfile():
+            continue
         if name.endswith(".tar"):
             if not levels:
                 raise ValueError(f"{tar.name!s} holds tar files nested deeper than {MAX_NESTING} levels")
