@@ -268,12 +268,12 @@ class Engine:
         row |= {f"train_{name}": total / self.steps_per_epoch for name, total in self.sums.items()}
         if "holdout" in self.eval_loaders and (epoch % options.eval_every == 0 or epoch == options.epochs):
             self.save()  # a run that is killed while it scores then keeps the steps of this epoch
-            for which in ("last", "ema")[: 1 + options.ema]:
-                scores = self.evaluate("holdout", which)[0]
+            scored = {which: self.evaluate("holdout", which)[0] for which in ("last", "ema")[: 1 + options.ema]}
+            for which, scores in scored.items():
                 row |= {f"holdout_{'ema_' if which == 'ema' else ''}{name}": value for name, value in scores.items()}
-                if options.early_stopping and which == options.score:
-                    lower = self.task.metric.lower_is_better
-                    self.best = updated(self.best, epoch, scores, self.stepper.weights(which), lower)
+            if options.early_stopping:  # not before all is scored: a run that stops above scores the epoch again
+                weights, lower = self.stepper.weights(options.score), self.task.metric.lower_is_better
+                self.best = updated(self.best, epoch, scored[options.score], weights, lower)
         self.seconds += self.epoch_seconds
         row |= {
             "seconds": self.seconds,

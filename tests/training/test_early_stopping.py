@@ -99,6 +99,25 @@ def test_a_stop_during_the_final_scoring_keeps_the_checkpoint_of_the_last_epoch(
     assert same(a, b)
 
 
+def test_a_stop_between_the_scores_of_an_epoch_does_not_end_the_run(scores, tmp_path, monkeypatch):
+    """The last weights are scored first. Their score, which ends the run, counts once the average is scored too."""
+    scores += [30.0, 10.0]
+    words = [*WORDS, "--epochs", 3, "--early-stopping", 1, "--ema", "--score", "last"]
+    train(*words, "--output", tmp_path / "straight")
+    scored = Engine.evaluate
+
+    def interrupted(engine, split, weights="last"):
+        if weights == "ema" and len(engine.history) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return scored(engine, split, weights)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Engine, "evaluate", interrupted)
+        train(*words, "--output", tmp_path / "stopped")
+    train(*words, "--output", tmp_path / "stopped")
+    assert_same_run(tmp_path / "stopped", tmp_path / "straight")
+
+
 def test_what_may_change_on_resume(scores, tmp_path, capsys):
     scores += [30.0, 10.0, 20.0, 40.0]
     words = [*WORDS, "--epochs", 4, "--ema", "--output", tmp_path]
