@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
@@ -246,11 +247,11 @@ def _import_tracker(extra: str, module: str, attribute: str) -> Any:
 
 
 class _WarningHandler(logging.Handler):
-    """Write the package's warnings, such as unreadable images, to the run's log."""
+    """Write the package's warnings, such as unreadable images, to the run's log, each of them once."""
 
     def __init__(self, run: Run):
         super().__init__(logging.WARNING)
-        self.run = run
+        self.run, self.say = run, cache(run.say)  # a loader that is made again, for smaller batches, warns again
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.run.say(f"{record.levelname.lower()}: {record.getMessage()}")
+        self.say(f"{record.levelname.lower()}: {record.getMessage()}")

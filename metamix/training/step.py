@@ -81,7 +81,7 @@ class TrainStep:
         if more > few and slope * more < free:  # gradients and copies of the weights do not grow with the samples
             slope = (self._measure(batch, more) - bytes_of_few) / (more - few)
         fixed = bytes_of_few - slope * few
-        if not self.optimizer.state:  # two moments of each weight, as in AdamW
+        if not self.done:  # two moments of each weight, as in AdamW
             fixed += 2 * sum(weight.nbytes for weight in self._trained())
         return lambda samples: fixed + slope * samples
 

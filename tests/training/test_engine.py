@@ -215,6 +215,23 @@ def test_less_free_memory_than_the_estimate_plus_a_tenth_is_noted(monkeypatch, c
     assert "lower --micro-batch" in capsys.readouterr().out  # another process has less memory
 
 
+def test_a_warning_is_logged_once(tmp_path, capsys):
+    """The loader warns of broken images when it is made, and is made again for a smaller batch."""
+    Run(tmp_path)
+    for _ in range(2):
+        PACKAGE.warning("unreadable image 1 of 9")
+    assert capsys.readouterr().out == (tmp_path / "log.txt").read_text() == "warning: unreadable image 1 of 9\n"
+
+
+def test_moments_count_before_the_first_step_of_every_optimizer():
+    """Muon keeps an entry for some weights from the start, but no moments yet."""
+    one = engine()
+    batch, moments = one.stepper.prepare(make_batch(0, 12)), 2 * weights(one).nbytes
+    before = one.stepper.memory(batch, 0.0)(0)
+    one.stepper.optimizer.state[next(one.model.parameters())]["use_muon"] = True
+    assert one.stepper.memory(batch, 0.0)(0) == before == moments
+
+
 def test_random_numbers_follow_from_seed_and_step():
     first, second, other, other_rank = engine(), engine(), engine(seed=1), engine()
     other_rank.stepper.group = replace(other_rank.group, rank=1)
