@@ -248,5 +248,5 @@ def lists_labels(file: Path) -> bool:
 
 
 def labels_of(row: Row) -> list[str]:
-    """Return the labels of a line, which | or ; separates."""
+    """Return the labels of a line, where | or ; stands between them."""
     return [name.strip() for name in re.split(r"[|;]", row.label) if name.strip()]

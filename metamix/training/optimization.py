@@ -156,8 +156,8 @@ def make_schedule(optimizer: Optimizer, options: EngineOptions, steps_per_epoch:
 class Ema(ModelEmaV3):
     """Keep timm's exponential moving average with warm-up: the decay is min(ema_decay, 1 - step^(-2/3)).
 
-    timm collects both state dicts at every update. Listing the tensors once saves a third of the time, and averages a
-    weight that two modules share only once.
+    timm collects both state dicts at every update. Collecting them once saves a third of the time. A weight that two
+    modules share is averaged once, not twice.
     """
 
     def __init__(self, model: nn.Module, decay: float):

@@ -239,7 +239,7 @@ def check_output(folder: Path) -> None:
 
 
 def _import_tracker(extra: str, module: str, attribute: str) -> Any:
-    """Import a module that has an attribute. A folder `wandb` of records in the working folder can be imported too."""
+    """Import a module and check that it has an attribute, which a folder of records called `wandb` does not have."""
     with suppress(ImportError):
         if hasattr(tracker := import_module(module), attribute):
             return tracker

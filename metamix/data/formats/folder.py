@@ -30,7 +30,7 @@ from .tar import Member, ShortInfo, TarImages, read_tar
 
 LABELS = "labels.csv"  # see `metamix.data.tables`
 # Names like those of splits, such as train2017, testset and Validation_images; valve is the name of a class.
-SPLIT_NAME = re.compile("(train|val|test)(ing|id|idation)?(val|set|data)?(?![a-z])")
+SPLIT_NAME = re.compile(r"(train|val|test)(ing|id|idation)?(val|set|data|images?)?(?![^\W\d_])")
 LAYOUT = (
     "expected train/ and val/ (or valid/, validation/, test/), each with one folder of images per class, "
     "or a .tar file of such folders in place of either; or, without splits, one folder of images per class; "

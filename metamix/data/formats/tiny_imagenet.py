@@ -14,8 +14,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 
 from metamix.utils.files import read_text
 
-from ..files import list_files
-from .base import choose_test_split, is_image, natural_order
+from .base import choose_test_split, list_image_paths
 from .folder import FolderImages
 
 NAME = "tiny-imagenet-200"
@@ -67,8 +66,7 @@ def open_split(root: Path, split: str, numbers: list[str]) -> FolderImages:
     place, words = root / split, dict(read_pairs(root / "words.txt"))
     classes = tuple(words.get(number, number).partition(",")[0] for number in numbers)
     if split == "train":
-        paths = sorted(filter(is_image, list_files(place)), key=natural_order)
-        class_of = {path: path.partition("/")[0] for path in paths}
+        class_of = {path: path.partition("/")[0] for path in list_image_paths(place)}
     else:
         pairs = read_pairs(place / "val_annotations.txt")
         class_of = {f"images/{Path(file).name}": number for file, number in pairs}  # never outside of images/
