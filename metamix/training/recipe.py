@@ -26,7 +26,7 @@ from metamix.utils.options import (
     parse_flags,
     read_yaml,
 )
-from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, ShareBelowOne, shown
+from metamix.utils.rules import Count, Natural, NotNegative, Positive, PositiveShare, ShareBelowOne, shown
 from metamix.utils.text import did_you_mean, exit_with_message
 from metamix.weights.files import RECIPE
 
@@ -46,7 +46,6 @@ Epochs = Annotated[int, Field(ge=1, le=10**6)]
 Iterations = Annotated[int, Field(ge=0, le=10**9)]
 BatchSize = Annotated[int, Field(ge=1, le=10**6)]
 Minutes = Annotated[float, Field(ge=0, allow_inf_nan=True, description="a number of at least 0")]
-GradientNorm = Annotated[float, Field(gt=0, description="a finite number above 0; leave it out to clip nothing")]
 
 
 @dataclass
@@ -95,7 +94,7 @@ class EngineOptions(Options):
         "factors on the learning rate of parts of the model, such as '{backbone: 0.1}'; names as for --freeze",
         on_resume="refuse",
     )
-    clip_grad: GradientNorm | None = _optimizer(None, "scale the whole gradient down to at most this norm")
+    clip_grad: Positive | None = _optimizer(None, "scale the whole gradient down to at most this norm; none: never")
     opt_args: dict[str, Any] = _optimizer({}, "more arguments, such as '{betas: [0.9, 0.99]}'", on_resume="refuse")
     freeze: tuple[str, ...] = _optimizer((), "parts that are not trained, such as stem,stages.0", on_resume="refuse")
 

@@ -187,7 +187,7 @@ def test_text_that_looks_like_another_value_is_read_back(config, text):
         (["--lr", "5e-6"], "min_lr is 1e-05, above lr, which is 5e-06; lower min_lr"),
         (["--warmup-lr", "0.1"], "warmup_lr is 0.1, above lr, which is 0.001; lower warmup_lr"),
         (["--schedule", "constant", "--min-lr", "0"], "--min-lr has no effect without --schedule cosine or --schedule"),
-        (["--clip-grad", "0"], "--clip-grad is '0', but it must be a finite number above 0; leave it out to clip no"),
+        (["--clip-grad", "0"], "--clip-grad is '0', but it must be a finite number above 0, or none"),
         (["--anchors", "x"], "--anchors is 'x', but it must be a number, or auto."),
         (["--epochs"], "argument --epochs: expected one argument"),
         (["--config", "a.yaml", "--config", "b.yaml"], "--config is given twice, a.yaml and b.yaml; give one"),
