@@ -32,8 +32,12 @@ class ConvEmbed(Conv2d):
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the size (H, W) of the map for images, or a map, of `size`."""
-        k, s, p, d = self.kernel_size[0], self.stride[0], int(self.padding[0]), self.dilation[0]
-        return (size[0] + 2 * p - d * (k - 1) - 1) // s + 1, (size[1] + 2 * p - d * (k - 1) - 1) // s + 1
+        if self.padding == "same":
+            return size
+        padding: Any = (0, 0) if self.padding == "valid" else self.padding
+        axes = zip(size, self.kernel_size, self.stride, padding, self.dilation)
+        height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
+        return height, width
 
 
 class SequentialEmbed(nn.Sequential):

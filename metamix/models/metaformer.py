@@ -115,9 +115,7 @@ class Stage(nn.Module):
             old = block.mixer
             like = next(filter(Tensor.is_floating_point, block.parameters()), torch.empty(0))  # gives device and dtype
             new = self.make_mixer(size=size).to(like.device).train(old.training)
-            for tensor in chain(new.parameters(), new.buffers()):
-                if tensor.is_floating_point():  # `to(dtype)` would also make complex weights real
-                    tensor.data = tensor.data.to(like.dtype)
+            cast_floats(new, like.dtype)
             if hasattr(old, "adapt_state"):
                 try:
                     new.load_state_dict(new.adapt_state(old.state_dict()))
@@ -283,7 +281,8 @@ class MetaFormer(GradCheckpointing):
             self.norm = norm_layer("norm", norm)(dims[-1])
             self.head_drop = nn.Dropout(drop_rate)
             self.reset_classifier(num_classes, global_pool)
-        self.to(dtype=dtype)
+        if dtype is not None:
+            cast_floats(self, dtype)
 
         self.isotropic = stages == 1
         strides = accumulate((embed.reduction for embed in (self.stem, *downsamples[1:])), operator.mul)
@@ -438,6 +437,11 @@ def reset_linear(layer: Any) -> None:
     """Initialize a linear map with small random weights and no bias."""
     trunc_normal_(layer.weight, std=0.02)
     nn.init.zeros_(layer.bias)
+
+
+def cast_floats(module: nn.Module, dtype: torch.dtype) -> None:
+    """Convert the floating-point tensors of a module in place; its `to(dtype)` would also make complex weights real."""
+    module._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 
 @torch.no_grad()

@@ -139,7 +139,10 @@ def test_a_users_stem_and_downsampling_are_built():
     assert [f["reduction"] for f in different.feature_info] == [4, 8, 8]
 
 
-@pytest.mark.parametrize("k, s, p", [(7, 4, 2), (3, 2, 1), (4, 4, 0), (3, 1, 1)])
+@pytest.mark.parametrize(
+    "k, s, p",
+    [(7, 4, 2), (3, 2, 1), (4, 4, 0), (3, 1, 1), ((3, 5), (2, 1), (1, 0)), ((4, 3), 1, "same"), (3, 2, "valid")],
+)
 def test_out_size_is_the_size_of_the_map(k, s, p):
     embed = ConvEmbed(1, 1, kernel_size=k, stride=s, padding=p)
     for size in ((8, 9), (13, 7), (32, 224)):
@@ -364,6 +367,8 @@ def test_complex_and_real_parameters_keep_their_types_at_another_input_size(forg
     model.set_input_size(64)
     assert all((block.mixer.weight == 1j).all() for block in blocks(model))
     assert all(block.mixer.scale.dtype == torch.float64 for block in blocks(model))
+    (block,) = blocks(MetaFormer(mixer="filter", depths=(1,), dims=(8,), dtype=torch.bfloat16))
+    assert block.mixer.weight.dtype == torch.complex64 and block.mixer.scale.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("persistent", [True, False])
