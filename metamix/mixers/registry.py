@@ -115,7 +115,8 @@ def describe_mixer(name: str, options: Mapping[str, Any], *, defaults: bool = Tr
     values = {option: comparable(value) for option, value in options.items() if option in default}
     different = {option: value for option, value in values.items() if value != default[option]}
     shown = default | values if defaults else different
-    return f"{name}({', '.join(f'{option}={value!r}' for option, value in shown.items())})"
+    text = f"{name}({', '.join(f'{option}={value!r}' for option, value in shown.items())})"
+    return re.sub(r" at 0x[0-9a-f]+", "", text)  # addresses, such as torch.relu's, differ between processes
 
 
 def comparable(value: Any) -> Any:
