@@ -58,25 +58,23 @@ def save_classifier(
     body = getattr(body, "_orig_mod", body)
     if not hasattr(body, "pretrained_cfg"):
         raise ValueError(f"model is a {type(body).__name__}: give the model that timm.create_model returned")
-    if isinstance(classes, str) or not isinstance(classes, Collection):
+    if isinstance(classes, (str, set)) or not isinstance(classes, Collection):
         raise ValueError(f"classes is {classes!r}: give a list of names, one for each logit")
     if not 0 < len(classes) == body.num_classes:
         names, logits = plural(len(classes), "class name"), plural(body.num_classes, "logit")
         raise ValueError(f"{names} for {logits}: give one for each")
     if twice := [name for name, count in Counter(classes).items() if count > 1]:
         raise ValueError(f"classes has {twice[0]!r} twice: give each class its own name")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}, but it must be a number from 0 to 1, or None")
     check_both(mean, std)
     metadata = ModelMetadata(
         task="classification",
         model=body.pretrained_cfg["architecture"],
-        mean=tuple(mean) if mean else None,
-        std=tuple(std) if std else None,
+        mean=None if mean is None else tuple(map(float, mean)),
+        std=None if std is None else tuple(map(float, std)),
         classes=tuple(classes),
         threshold=threshold,
     )
-    metadata = complete_metadata(metadata, body, arguments)
+    metadata = ModelMetadata.from_dict(complete_metadata(metadata, body, arguments).to_dict(), path)
     check_statistics(metadata.mean or (), metadata.std or (), metadata.in_chans or 0)
     others = {name: value for name, value in arguments.items() if name not in metadata.shape}
     metadata = replace(metadata, model_args=others)

@@ -1,5 +1,6 @@
 """Test `save_classifier`, for models that another training loop trained."""
 
+import numpy
 import pytest
 import timm
 import torch
@@ -33,6 +34,15 @@ def test_a_saved_classifier_is_loaded_as_it_was(name, arguments, tmp_path):
     torch.testing.assert_close(classifier.model(images), model(images), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("array", [torch.tensor, lambda values: numpy.array(values, numpy.float32)])
+def test_mean_and_std_may_be_arrays(array, tmp_path):
+    model = timm.create_model("metaformer_pooling_nano", num_classes=2)
+    statistics = dict(mean=array([0.25, 0.5, 0.75]), std=array([0.5] * 3))
+    metamix.save_classifier(model, tmp_path / "cats.safetensors", classes=["cat", "dog"], **statistics)
+    metadata = metamix.load_classifier(tmp_path / "cats.safetensors").metadata
+    assert (metadata.mean, metadata.std) == ((0.25, 0.5, 0.75), (0.5, 0.5, 0.5))
+
+
 def test_a_compiled_model_is_saved_without_its_wrapper(tmp_path):
     model = timm.create_model("metaformer_pooling_nano", num_classes=2)
     metamix.save_classifier(torch.compile(model), tmp_path / "cats.safetensors", classes=["cat", "dog"])
@@ -49,9 +59,16 @@ def test_a_compiled_model_is_saved_without_its_wrapper(tmp_path):
         ({}, dict(classes="no"), "classes is 'no': give a list of names, one for each logit"),
         ({}, dict(classes=2), "classes is 2: give a list of names"),
         ({}, dict(classes=["cat", "cat"]), "classes has 'cat' twice: give each class its own name"),
-        ({}, dict(threshold=50), "threshold is 50, but it must be a number from 0 to 1"),
+        ({}, dict(classes={"cat", "dog"}), "give a list of names, one for each logit"),  # a set has no order
+        ({}, dict(classes=[0, 1]), r"classes in the metadata is \[0, 1\], but it must be a list of .* strings"),
+        ({}, dict(threshold=50), "threshold in the metadata is 50, but it must be a number from 0 to 1"),
+        ({}, dict(threshold="high"), "threshold in the metadata is 'high', but it must be a number from 0 to 1"),
         ({}, dict(mean=[0.5] * 3), "mean is given, but std is not: give both or neither"),
-        ({}, dict(mean=[125, 122, 113], std=[63, 62, 66]), r"std \(63, 62, 66\) must be for pixel values from 0 to 1"),
+        (
+            {},
+            dict(mean=[125, 122, 113], std=[63, 62, 66]),
+            r"std \(63.0, 62.0, 66.0\) must be for pixel values from 0",
+        ),
         (dict(global_pool="max"), {}, r"model_args is \{\}, but metaformer_raft_nano with these arguments is not this"),
         (dict(global_pool=""), dict(model_args={"global_pool": ""}), "the model returns maps, not a logit for each"),
         (dict(mixer_args={"resample": "stream"}), {}, r"model_args is \{\}, but metaformer_raft_nano with these"),
