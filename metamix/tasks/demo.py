@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 from typing import Annotated, Any
 
 from PIL import Image
@@ -74,13 +75,16 @@ def main(argv: Sequence[str]) -> None:
         options, _ = parse_command(argv, DemoOptions, "metamix demo", epilog=EXAMPLES)
         check_address(options)
         models, gradio = Models(options), need("gradio", "demo")
-        with TemporaryDirectory() as uploads:
-            os.environ |= {UPLOADS: uploads, "GRADIO_RUN_HISTORY": "False"}
-            page = make_page(gradio, models, list(options.runs[:MOST]))
-            where = {"server_name": options.host, "server_port": options.port, "share": False, "quiet": True}
-            page.launch(**where, css=STYLE, footer_links=[], max_file_size=MAX_FILE_BYTES, prevent_thread_lock=True)
-            print(printable(f"the page is at http://{options.host}:{options.port}; Ctrl-C ends it"), flush=True)
-            page.block_thread()
+        try:
+            with TemporaryDirectory() as uploads:
+                os.environ |= {UPLOADS: uploads, "GRADIO_RUN_HISTORY": "False"}
+                page = make_page(gradio, models, list(options.runs[:MOST]))
+                where = {"server_name": options.host, "server_port": options.port, "share": False, "quiet": True}
+                page.launch(**where, css=STYLE, footer_links=[], max_file_size=MAX_FILE_BYTES, prevent_thread_lock=True)
+                print(printable(f"the page is at http://{options.host}:{options.port}; Ctrl-C ends it"), flush=True)
+                Event().wait()
+        except KeyboardInterrupt as error:  # Python would crash at its end if a thread still computes
+            os._exit(143 if error.args else 130)  # as `metamix_cli.main`
 
 
 def check_address(options: DemoOptions) -> None:

@@ -1,6 +1,8 @@
 """Test `metamix demo`: what the page shows for a model of each task, and for images that cannot be predicted."""
 
+import os
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -256,6 +258,30 @@ def test_wrong_arguments_are_refused(words, said, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         metamix_command("demo", *words, *(() if "--port" in words else ("--port", free_port())))
     assert said in str(ended.value.code)
+
+
+def test_a_signal_ends_the_page_while_a_model_computes(tmp_path):
+    """Without `os._exit`, the thread aborts the process: "terminate called without an active exception"."""
+    code = f"""
+import threading, torch
+from types import SimpleNamespace
+from metamix_cli import main
+from metamix.tasks import demo
+def compute():
+    while True:
+        torch.randn(300, 300) @ torch.randn(300, 300)
+start = threading.Thread(target=compute, daemon=True).start
+demo.need, demo.make_page = lambda *names: None, lambda *parts: SimpleNamespace(launch=lambda **where: start())
+main(["demo", "{DIGITS}", "--device", "cpu", "--port", "{free_port()}"])
+"""
+    settings = dict(
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"TMPDIR": str(tmp_path)}
+    )
+    with subprocess.Popen([sys.executable, "-c", code], **settings) as process:
+        assert "the page is at" in process.stdout.readline()
+        process.terminate()
+        assert (process.wait(60), process.stderr.read()) == (143, "")
+    assert not list(tmp_path.iterdir())  # the folder of uploads
 
 
 def test_a_port_in_use_is_refused():
