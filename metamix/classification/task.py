@@ -107,7 +107,10 @@ def values_of_training(metadata: ModelMetadata, options: ClassificationEvalOptio
         ValueError: the options ask for another share of the training data set, so images of training would be scored.
     """
     values = {name: getattr(metadata, name) for name in ("interpolation", "crop_pct", "mean", "std", "memory")}
-    values |= {"img_size": options.img_size or _side(metadata.img_size), "test_share": 1.0}
+    height, width = parse_size("img_size", options.img_size or metadata.img_size)  # type: ignore[arg-type]
+    if height != width:
+        raise ValueError(f"the model takes images of {height}x{width} pixels; give the side of a square, --img-size")
+    values |= {"img_size": height, "test_share": 1.0}
     if metadata.data == data_name(options):
         share = metadata.extra.get("test_share")
         trained = {"holdout": metadata.holdout, "test_share": share if isinstance(share, float) else None}
@@ -121,11 +124,3 @@ def values_of_training(metadata: ModelMetadata, options: ClassificationEvalOptio
         values |= {name: value for name, value in trained.items() if value is not None}
         values["test_on"] = metadata.extra.get("test_on")
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _side(size: Any) -> int:
-    """Return the side of square images; raise ValueError if they are not square."""
-    height, width = parse_size("img_size", size)
-    if height != width:
-        raise ValueError(f"the model takes images of {height}x{width} pixels; give the side of a square, --img-size")
-    return height

@@ -274,10 +274,9 @@ start = threading.Thread(target=compute, daemon=True).start
 demo.need, demo.make_page = lambda *names: None, lambda *parts: SimpleNamespace(launch=lambda **where: start())
 main(["demo", "{DIGITS}", "--device", "cpu", "--port", "{free_port()}"])
 """
-    settings = dict(
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"TMPDIR": str(tmp_path)}
-    )
-    with subprocess.Popen([sys.executable, "-c", code], **settings) as process:
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, **streams) as process:
         assert "the page is at" in process.stdout.readline()
         process.terminate()
         assert (process.wait(60), process.stderr.read()) == (143, "")
