@@ -6,6 +6,8 @@ from typing import Any
 
 import timm
 
+from metamix.deploy.artifact import load_artifact
+from metamix.deploy.runtime import load_exported
 from metamix.utils.text import did_you_mean
 from metamix.weights.find import find_weights
 
@@ -45,8 +47,6 @@ def load(
     if is_exported(source):
         if model or model_args:
             raise ValueError(f"{source} is an exported model, which is fixed: leave model and model_args out")
-        from metamix.deploy.runtime import load_exported  # needs an engine
-
         exported = load_exported(source, threads=threads, trust=trust)
         return find_task(exported.artifact.model.task or DEFAULT).part("exported")(exported)
     if threads is not None:
@@ -88,8 +88,6 @@ def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
 
 def task_of_export(folder: str) -> str:
     """Return the task of an exported model; raise ValueError if the folder is damaged or holds none."""
-    from metamix.deploy.artifact import load_artifact
-
     return load_artifact(folder).model.task or DEFAULT
 
 
