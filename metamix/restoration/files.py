@@ -67,6 +67,8 @@ def read_picture(source: str | Path | Image.Image) -> Picture:
             is_grey = image.mode.startswith("I") or "LA;16" in layout  # Pillow calls grey with alpha RGBA
             orientation = 1 if image.format == "TIFF" else image.getexif().get(0x0112, 1)  # OpenCV turns TIFFs itself
             picture = _read_16_bits(content, is_grey, orientation, profile)
+            if picture.alpha is None and "transparency" in image.info:
+                lost.append("the transparency of one grey level is dropped")
             return replace(picture, lost=tuple(lost), name=name)
         image = to_eight_bits(ImageOps.exif_transpose(image))
         has_alpha = image.getbands()[-1] == "A" or "transparency" in image.info

@@ -32,7 +32,7 @@ def load(
         source: a run folder, a weight file, a folder that `metamix export` wrote, or NAME.TAG: shipped weights, or
             published weights of timm or of an image model.
         model: name of the model, for a file that does not name it.
-        model_args: arguments of the model, for a file that does not name it.
+        model_args: arguments of a classifier or an image model, which replace the arguments in the file.
         threads: number of threads for the engine of an exported model; None for its default.
         trust: load a model that was exported in the format torch; its files can run code.
 

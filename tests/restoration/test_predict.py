@@ -266,6 +266,8 @@ def test_images_of_16_bits_are_turned_upright_and_keep_profile_and_alpha(tmp_pat
         assert torch.equal(read_picture(tmp_path / "16.png").colours, upright)
         Image.fromarray(coarse[..., 0].astype(np.uint16) * 257).save(tmp_path / "16.tif", exif=exif)
         assert torch.equal(read_picture(tmp_path / "16.tif").colours, upright[:1])
+    Image.fromarray(coarse[..., 0].astype(np.uint16)).save(tmp_path / "level.png", transparency=5)
+    assert read_picture(tmp_path / "level.png").lost == ("the transparency of one grey level is dropped",)
     write_png(tmp_path / "la.png", rng.integers(0, 65536, (5, 7, 2), dtype=np.uint16), kind=4)
     grey = read_picture(tmp_path / "la.png")
     assert (len(grey.colours), len(grey.alpha), grey.bits) == (1, 1, 16)
