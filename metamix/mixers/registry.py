@@ -73,12 +73,6 @@ def list_mixers() -> list[str]:
     return list(_MIXERS)
 
 
-def get_mixer(name: str) -> type[nn.Module]:
-    """Return the mixer class registered as `name`. The error for an unknown name suggests the most similar one."""
-    check_choice("mixer", name, _MIXERS, "Import the module that registers yours; on a command line, --import MODULE.")
-    return _MIXERS[name]
-
-
 def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn.Module:
     """Build the mixer registered as `name`, for maps of `dim` channels.
 
@@ -90,7 +84,7 @@ def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn
         ValueError: the name or an option is unknown; the message suggests the most similar one.
     """
     check_known(f"mixer {name!r}", options, [option.name for option in mixer_options(name)])
-    return get_mixer(name)(dim, size=size, **options)
+    return _MIXERS[name](dim, size=size, **options)
 
 
 @fx_leaf
@@ -140,7 +134,8 @@ class MixerOption:
 
 def mixer_options(name: str) -> list[MixerOption]:
     """Return the options of the mixer registered as `name`, in the order of its constructor."""
-    cls = get_mixer(name)
+    check_choice("mixer", name, _MIXERS, "Import the module that registers yours; on a command line, --import MODULE.")
+    cls = _MIXERS[name]
     _, _, section = (inspect.getdoc(cls) or "").partition("Args:\n")
     entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE)
     docs = {option: " ".join(text.split()) for option, text in entries}
