@@ -206,7 +206,7 @@ class BenchmarkedModel:
         """Write the model for ONNX Runtime or OpenVINO, unless its file exists, and return the file."""
         format = FORMATS[FORMAT_OF[engine]]
         suffix = Path(format.file).suffix
-        stem = f"{self.name.replace('/', '-')}-{self.size}"
+        stem = f"{self.name.replace('/', '%2F')}-{self.size}"  # runs/a and runs-a are different models
         file = folder / f"{stem}-fp32{suffix}"
         if not file.exists():
             example = self.images[:2]

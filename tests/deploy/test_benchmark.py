@@ -51,6 +51,15 @@ def test_every_engine_is_timed_in_each_of_its_precisions(capsys, tmp_path):
     assert torch.initial_seed() == seed
 
 
+def test_runs_of_similar_names_are_not_taken_for_each_other(tmp_path):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'metamix[deploy]'")
+    images = torch.rand(2, 3, 16, 16)
+    for name, classes in (("runs/a", 3), ("runs-a", 5)):
+        net = timm.create_model("metaformer_pooling_nano", depths=(1,), dims=(16,), num_classes=classes)
+        (outputs,) = module.BenchmarkedModel(name, net, images).step("openvino", "fp32", 1, tmp_path)()
+        assert outputs.shape == (1, classes)
+
+
 def test_models_are_compared_with_the_reference(monkeypatch):
     times = {"pooling": 0.004, "raft": 0.002, "nin": 0.001}
     monkeypatch.setattr(
