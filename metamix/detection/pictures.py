@@ -104,7 +104,8 @@ def draw_objects(axes: Axes, image: Tensor, objects: Objects, classes: Sequence[
 
 def draw_image(path: Path, image: Tensor, objects: Objects, classes: Sequence[str]) -> None:
     """Draw one image with its boxes and masks, at the size of the image."""
-    figure = Figure(figsize=(image.shape[2] / 110, image.shape[1] / 110))
+    height, width = ((side + 0.1) / 110 for side in image.shape[1:])  # in inches; matplotlib 3.10.0 rounds pixels down
+    figure = Figure(figsize=(width, height))
     draw_objects(figure.add_axes((0, 0, 1, 1)), image, objects, classes)
     save_figure(path, figure)
 
