@@ -108,6 +108,7 @@ def test_the_installed_command_says_its_version(installed, tmp_path):
     assert away_from_the_clone(code, installed, cwd=tmp_path) == [f"metamix {metamix.__version__}\n", False]
 
 
+@pytest.mark.slow
 def test_installed_package_runs_away_from_its_clone(installed, tmp_path):
     """The process publishes too, since a second one would take seconds to start."""
     seen = away_from_the_clone(

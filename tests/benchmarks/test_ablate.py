@@ -62,6 +62,7 @@ def build(name, mixer):
 ROWS = [row for row in json.loads(ablate.FILE.read_text()) if row["variant"] in variants.VARIANTS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["variant"])
 def test_variant_builds_the_model_that_was_measured(row):
     model = build(row["variant"], row["mixer"])

@@ -64,6 +64,7 @@ def test_a_card_describes_its_weights(name):
         assert card["cost"]["train_img_per_s"] > 0 and card["cost"]["infer_img_per_s"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CIFAR10)
 def test_float16_weights_load_at_another_image_size(name):
     """timm and the fine-tuning of train.py load the same tensors."""

@@ -24,6 +24,7 @@ def test_p_is_1_for_models_that_are_right_on_the_same_images():
     assert accuracy.compare({"a": right, "b": right})[0]["p"] == 1.0
 
 
+@pytest.mark.slow
 def test_shipped_weights_reproduce_their_cards(monkeypatch, tmp_path):
     monkeypatch.setattr(accuracy, "PAIRS", tmp_path / "paired.json")
     monkeypatch.setattr(accuracy, "load_family", lambda tag: {"pooling": load_family(tag)["pooling"]})

@@ -200,6 +200,7 @@ def test_progress_is_printed_as_lines_without_a_terminal(tmp_path, capsys, monke
     assert "\r" not in out + err
 
 
+@pytest.mark.slow
 def test_a_progress_bar_is_shown_on_a_terminal(tmp_path):
     """The bar is drawn at most ten times a second, so the steps of the model must be slow enough to be seen."""
     terminal, log = pty.openpty()

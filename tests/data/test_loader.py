@@ -225,6 +225,7 @@ def test_a_worker_that_dies_is_reported(source, monkeypatch):
         next(loader.epoch(0))
 
 
+@pytest.mark.slow
 def test_a_program_ends_though_its_workers_outlive_a_sigterm(folder):
     """Python sends its children SIGTERM once and then waits for them, so the loader must end them before."""
     program = f"""
@@ -255,6 +256,7 @@ def spawn():
     multiprocessing.set_start_method(before, force=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("spawn")
 def test_spawned_workers_survive_ctrl_c(folder):
     """A terminal sends Ctrl-C to workers too, but training needs them until it has stopped."""

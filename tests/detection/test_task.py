@@ -134,7 +134,7 @@ def test_predict_finds_the_objects(trained, data, tmp_path, capsys):
     assert [r["image"] for r in json.loads((tmp_path / "predictions.json").read_text())] == [str(path)]
 
 
-@pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn"])
+@pytest.mark.parametrize("detector", ["retinanet", pytest.param("mask_rcnn", marks=pytest.mark.slow)])
 def test_resumed_run_equals_an_uninterrupted_one(few, tmp_path, monkeypatch, detector):
     words = f"--data-dir {few} --detector {detector} --epochs 2 --batch-size 2 --eval-every 2 --photometric 0.5 --ema "
     words += "--iou-crop 0.5 --layer-decay 0.9 --freeze backbone.body.model.stem"

@@ -107,6 +107,7 @@ def test_a_signal_stops_the_run_with_an_exit_code_and_no_other_model_starts(numb
     assert (run / "state.txt").read_text() == "stopped\n" and not (tmp_path / "runs/metaformer_pooling_tiny").exists()
 
 
+@pytest.mark.slow
 def test_sigterm_saves_a_checkpoint_and_the_same_command_resumes(reference, tmp_path):
     run = tmp_path / "run"
     words = [*RECIPE, "--memory", "no", "--workers", 2, "--output", run]

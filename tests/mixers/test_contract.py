@@ -162,10 +162,7 @@ def assert_compiles(mixer, sizes, **options):
         assert_close(compiled(x), mixer(x))
 
 
-# The variants are slow tests, since `test_exports_for_any_size` traces them too, in less time.
-@pytest.mark.parametrize(
-    "case", [pytest.param(id, marks=pytest.mark.slow if "-" in id else ()) for id in CASES], indirect=True
-)
+@pytest.mark.slow  # `test_exports_for_any_size` traces the mixers too, in less time
 def test_compiles_in_one_graph_for_any_size(case):
     assert_compiles(case(), [(31, 33), (15, 20)], dynamic=True)
 
@@ -179,6 +176,9 @@ def test_compiles_in_one_graph_at_its_size(case):
 SMALLEST = {"wavemix": 3, "wavemix-levels": 5}
 
 
+@pytest.mark.parametrize(
+    "case", [pytest.param(id, marks=pytest.mark.slow if "-" in id else ()) for id in CASES], indirect=True
+)
 def test_exports_for_any_size(case):
     mixer = case()
     for example in [(20, 17)] if "-" in case.id else [(20, 17), SIZE]:

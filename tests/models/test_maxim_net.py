@@ -328,7 +328,8 @@ def test_autocast_to_bfloat16_stays_close_and_trains():
 ONE_STAGE = dict(num_stages=1, num_supervision_scales=1)
 
 
-@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [1, 2])
 def test_the_network_compiles_as_one_graph(depth):
     model, x = tiny(depth=depth, **ONE_STAGE), random_images(2, 3, 16, 16)
     compiled = torch.compile(model, fullgraph=True, backend="eager")

@@ -40,8 +40,10 @@ def images(model, batch=2, taller=0, wider=0):
 QUICK = ("metaformer_raft_nano", "metaformer_minattn_nano")  # a traced graph is wrong for these
 # The skeleton is the same for all mixers, and tests/mixers/test_contract.py compiles and exports each mixer alone.
 SLOW = {name: pytest.mark.slow if name not in QUICK else () for name in MIXERS}
-# Other names of the same families are not slow.
-SLOW |= dict.fromkeys(("wavemixlite_8_10", "minattn_symmetric_nomlp_h4_mnist"), pytest.mark.slow)
+# These take longest, or the skeleton differs little from another name's.
+SLOW |= dict.fromkeys(
+    ("wavemixlite_8_10", "minattn_symmetric_nomlp_h4_mnist", "wavemix_192_16_l3", "raftmlp_s"), pytest.mark.slow
+)
 
 
 @pytest.fixture(params=[pytest.param(name, marks=SLOW.get(name, ())) for name in SHALLOW])
@@ -57,11 +59,13 @@ def assert_close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_compiles_as_one_graph(model):
     x = images(model)
     assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["raftmlp_s", "minattn_full_mlp_h4_cifar"])
 def test_a_compiled_model_takes_another_size(name):
     """Patch and position embeddings depend on the size too; mixers have tests of their own."""

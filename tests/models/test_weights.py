@@ -380,6 +380,7 @@ def test_a_broken_card_is_named(card, words, weights):
         find.local_weights()
 
 
+@pytest.mark.slow
 def test_a_clone_loads_its_weights_without_network(saved, tmp_path):
     """A copy of the package beside a weights folder, in a process without network."""
     name = "minattn_minimal_nomlp_h1_mnist"

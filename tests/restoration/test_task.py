@@ -202,6 +202,7 @@ def test_the_default_options_suit_photographs(clean):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_local_pooling_applies_only_where_the_option_is_given(clean, tmp_path):
     photos, run = clean(size=(70, 60)), tmp_path / "run"
     train(*MAXIM, "--data-dir", photos, "--degradation", "noise:25", "--output", run)

@@ -43,10 +43,10 @@ def convert(folder, format="masks", *options):
     "image, mask",
     [
         ("images/{}.png", "masks/{}.png"),
-        ("Training_Images/{}.png", "Ground_Truth/{}.png"),
-        ("imgs/{}_image.png", "annotations/{}_annotation.png"),
+        pytest.param("Training_Images/{}.png", "Ground_Truth/{}.png", marks=pytest.mark.slow),
+        pytest.param("imgs/{}_image.png", "annotations/{}_annotation.png", marks=pytest.mark.slow),
         ("{}.png", "{}_mask.png"),
-        ("Kvasir-SEG/images/{}_segovia.png", "Kvasir-SEG/masks/{}_segovia.png"),
+        pytest.param("Kvasir-SEG/images/{}_segovia.png", "Kvasir-SEG/masks/{}_segovia.png", marks=pytest.mark.slow),
     ],
 )
 def test_masks_of_0_and_255_become_background_and_object(image, mask, tmp_path, capsys):

@@ -87,6 +87,7 @@ def test_an_exported_segmenter_gives_the_same_masks_and_scores(format, dynamic, 
     assert "--tile has no effect on" in exit_code(metamix.tasks.predict.main, *words, "--tile", 16)
 
 
+@pytest.mark.slow
 def test_a_graph_of_an_odd_size_equals_the_model(source, tmp_path):
     export(source, output=tmp_path / "out", format="torch", img_size=33, seconds=0)
     images = torch.randn(1, 3, 33, 33)
@@ -117,6 +118,7 @@ def fixed_size_segmenter(folder):
     return str(folder / "mixer.safetensors")
 
 
+@pytest.mark.slow
 def test_backbone_of_fixed_size_gets_tiles(scenes, tmp_path):
     folder = tmp_path / "out"
     report = export(fixed_size_segmenter(tmp_path), output=folder, format="torch", data_dir=str(scenes), seconds=0)

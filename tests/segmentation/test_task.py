@@ -157,6 +157,7 @@ def test_a_run_continues_without_the_weights_that_it_started_from(scenes, tmp_pa
     assert len(metrics(tmp_path / "second")) == 2
 
 
+@pytest.mark.slow
 def test_batch_norms_of_a_loaded_segmenter_are_frozen(scenes, tmp_path):
     root, first = scenes(), tmp_path / "first"
     words = ["--model", "metaformer_identity_nano", "--data-dir", root]
@@ -213,6 +214,7 @@ def test_a_split_without_labelled_pixels_is_refused_before_training(scenes, tmp_
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_backbone_of_one_size_is_scored_in_tiles(scenes, tmp_path):
     root, run = scenes(), tmp_path / "run"
     words = [*SMALL_HEAD, "--model", "mixer_s32_224", "--model-args", "{mlp_ratio: [0.1, 0.1]}"]

@@ -51,6 +51,7 @@ def test_trained_models_are_timed(make, size, words, tmp_path, capsys):
     assert result["machine"]["cpu"] in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_export_is_timed_beside_the_model(tmp_path, capsys):
     model, about = segmenter()
     save_weights(tmp_path / "trained.safetensors", model.state_dict(), about)

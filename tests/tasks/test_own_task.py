@@ -102,6 +102,7 @@ def test_a_task_that_is_not_imported_is_unknown(folder, run):
         run("metamix eval --checkpoint unknown --data-dir numbers")
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_weights_and_arguments_of_its_options(folder, run):
     frozen = COMMANDS[0].replace("--output run", "--lr 0 --min-lr 0 --warmup-lr 0 --output")
     small, heads = ["--model-args", "{dims: [8, 16, 24]}"], {}

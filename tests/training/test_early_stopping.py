@@ -66,7 +66,10 @@ def test_without_an_early_stop_the_best_epoch_is_the_result_too(scores, tmp_path
     assert "stopped early" not in said and "epoch 2 has the best held-out top1" in said
 
 
-@pytest.mark.parametrize("step", [2 * STEPS, 3 * STEPS + 1, 4 * STEPS])
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(2 * STEPS, marks=pytest.mark.slow), 3 * STEPS + 1, pytest.param(4 * STEPS, marks=pytest.mark.slow)],
+)
 def test_a_resumed_run_is_exact(step, scores, tmp_path):
     scores += [10.0, 30.0, 20.0, 25.0, 99.0]
     words = [*WORDS, "--epochs", 5, "--early-stopping", 2]
