@@ -43,7 +43,7 @@ __all__ = [
     "TaskSpec", "__version__", "create_image_model", "export", "list_image_models", "list_mixers", "list_models",
     "load", "mixer_options", "models", "register_mixer", "register_task",
 ]  # fmt: skip
-# Imported on first use, so that `import metamix` imports no task.
+# Imported on first use, so that `import metamix` takes less time.
 _PARTS = PUBLIC | {"export": "metamix.tasks.export:export"}
 _PACKAGES = tuple(TASKS)
 
@@ -54,7 +54,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import tasks on first use."""
+    """Import tasks and `export` on first use."""
     if name in _PARTS:
         return resolve_name(_PARTS[name])
     if name in _PACKAGES:

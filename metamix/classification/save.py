@@ -14,11 +14,14 @@ from metamix.data.memory import check_statistics
 from metamix.data.options import check_both
 from metamix.models.metaformer import Stage
 from metamix.models.registry import create_model
+from metamix.utils.rules import accepted, fits, rule
 from metamix.utils.text import plural
 from metamix.weights.files import save_weights
-from metamix.weights.metadata import ModelMetadata
+from metamix.weights.metadata import ModelMetadata, Threshold
 
 from .load import complete_metadata
+
+THRESHOLD = rule(Threshold | None)
 
 
 def save_classifier(
@@ -58,13 +61,17 @@ def save_classifier(
     body = getattr(body, "_orig_mod", body)
     if not hasattr(body, "pretrained_cfg"):
         raise ValueError(f"model is a {type(body).__name__}: give the model that timm.create_model returned")
-    if isinstance(classes, (str, set)) or not isinstance(classes, Collection):
+    if isinstance(classes, (str, set, frozenset)) or not isinstance(classes, Collection):
         raise ValueError(f"classes is {classes!r}: give a list of names, one for each logit")
     if not 0 < len(classes) == body.num_classes:
         names, logits = plural(len(classes), "class name"), plural(body.num_classes, "logit")
         raise ValueError(f"{names} for {logits}: give one for each")
+    if not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"classes is {classes!r}, but names are strings")
     if twice := [name for name, count in Counter(classes).items() if count > 1]:
         raise ValueError(f"classes has {twice[0]!r} twice: give each class its own name")
+    if not fits(threshold, THRESHOLD):
+        raise ValueError(f"threshold is {threshold!r}, but it must be {accepted(THRESHOLD, threshold)}")
     check_both(mean, std)
     metadata = ModelMetadata(
         task="classification",
@@ -74,7 +81,7 @@ def save_classifier(
         classes=tuple(classes),
         threshold=threshold,
     )
-    metadata = ModelMetadata.from_dict(complete_metadata(metadata, body, arguments).to_dict(), path)
+    metadata = complete_metadata(metadata, body, arguments)
     check_statistics(metadata.mean or (), metadata.std or (), metadata.in_chans or 0)
     others = {name: value for name, value in arguments.items() if name not in metadata.shape}
     metadata = replace(metadata, model_args=others)

@@ -239,7 +239,8 @@ def check_two(labels: Collection[str], source: Path) -> None:
 
 def lists_labels(file: Path) -> bool:
     """Return whether the first two lines of a CSV file show a column for several labels, or columns of 0 and 1."""
-    first, second, *_ = *read_bytes(file).decode("utf-8-sig", "replace").lower().splitlines(), "", ""
+    text = read_bytes(file).decode("utf-8-sig", "replace").lower()
+    first, second, *_ = *re.split(r"\r\n?|\n", text, maxsplit=2), ""
     if not set(SEVERAL).isdisjoint(re.findall(r"\w+", first)):
         return True
     names, values = ([cell.strip(' "\r') for cell in re.split("[,;\t]", line)] for line in (first, second))

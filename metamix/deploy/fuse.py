@@ -20,7 +20,7 @@ import torch
 from timm.layers import DropPath, LayerNorm2d, LayerScale2d
 from torch import Tensor, nn
 
-from metamix.layers import Dropout, Float32LayerNorm2d, GroupNorm1, Mlp, average_to, rearrange, resize_to
+from metamix.layers import Dropout, Float32LayerNorm2d, GroupNorm1, Mlp, average_to, rearrange, resize_to, round_up
 from metamix.mixers.identity import Identity
 from metamix.mixers.maxim import Maxim
 from metamix.mixers.minattn import Cholesky, MinAttn, triangular
@@ -98,8 +98,7 @@ def replace(module: Any) -> nn.Module:
     if kind in DROPOUTS:
         return nn.Identity()
     if kind is MultiScaleEmbed:
-        kernel, bias, _ = module.summed()
-        module.convs = nn.ModuleList([convolution(kernel, bias)])
+        return SummedEmbed(module)
     if kind is TokenMlp:
         return FixedTokenMlp(module)
     if kind is Cholesky:
@@ -198,6 +197,20 @@ class FixedTokenMlp(nn.Module):
         x = rearrange(x.movedim(1, -1), "b h w c -> b c 1 (h w)").movedim(-1, 1)  # (B, h w, C, 1)
         x = self.fc2(self.act(self.fc1(x)))
         return rearrange(x.movedim(1, -1), "b c 1 (h w) -> b h w c", h=h, w=w).movedim(-1, 1)
+
+
+class SummedEmbed(nn.Module):
+    """A multi-scale patch embedding as one convolution, (B, in, H, W) -> (B, dim, ceil(H / s), ceil(W / s))."""
+
+    def __init__(self, embed: MultiScaleEmbed):
+        super().__init__()
+        kernel, bias, padding = embed.summed()
+        self.reduction, self.out_size = embed.reduction, embed.out_size
+        self.conv = convolution(kernel, bias, stride=embed.reduction, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = self.reduction
+        return self.conv(resize_to(x, round_up(x.shape[-2:], (s, s))))
 
 
 class Constant(nn.Module):

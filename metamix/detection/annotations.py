@@ -101,11 +101,18 @@ def usable_annotations(data: Entries) -> list[Entry]:
         image, box = images.get(annotation["image_id"]), annotation.get("bbox")
         if image is None or annotation["category_id"] not in classes or not is_box(box):
             return False
-        x, y, w, h = box
-        width, height = (image.get(side) or math.inf for side in ("width", "height"))
-        return 0 < w < math.inf and 0 < h < math.inf and -w < x < width and -h < y < height
+        if not all(map(math.isfinite, box)):
+            return False
+        sides = clipped(box, *(image.get(side) or math.inf for side in ("width", "height")))
+        return min(*box[2:], *sides) > 0
 
     return list(filter(is_usable, data["annotations"]))
+
+
+def clipped(box: Sequence[float], width: float, height: float) -> tuple[float, float]:
+    """Return width and height of the part of a box x, y, w, h that lies inside the image."""
+    x, y, w, h = box
+    return min(x + w, width) - max(x, 0), min(y + h, height) - max(y, 0)
 
 
 def box_sizes(usable: Iterable[Entry], images: Mapping[int, Entry], min_size: int, max_size: int) -> list[float]:
@@ -122,9 +129,8 @@ def box_sizes(usable: Iterable[Entry], images: Mapping[int, Entry], min_size: in
     for annotation in usable:
         width, height = (images[annotation["image_id"]].get(side) for side in ("width", "height"))
         if width and height and not annotation.get("iscrowd"):
-            x, y, w, h = annotation["bbox"]
-            area = (min(x + w, width) - max(x, 0)) * (min(y + h, height) - max(y, 0))
-            sizes.append(min(min_size / min(width, height), max_size / max(width, height)) * math.sqrt(area))
+            scale = min(min_size / min(width, height), max_size / max(width, height))
+            sizes.append(scale * math.sqrt(math.prod(clipped(annotation["bbox"], width, height))))
     return sizes
 
 

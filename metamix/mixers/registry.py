@@ -15,7 +15,8 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import FunctionType
+from functools import partial
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -109,14 +110,15 @@ def describe_mixer(name: str, options: Mapping[str, Any], *, defaults: bool = Tr
     values = {option: comparable(value) for option, value in options.items() if option in default}
     different = {option: value for option, value in values.items() if value != default[option]}
     shown = default | values if defaults else different
-    text = f"{name}({', '.join(f'{option}={value!r}' for option, value in shown.items())})"
-    return re.sub(r" at 0x[0-9a-f]+", "", text)  # addresses, such as torch.relu's, differ between processes
+    return f"{name}({', '.join(f'{option}={value!r}' for option, value in shown.items())})"
 
 
 def comparable(value: Any) -> Any:
     """Normalise an option's value for comparison: lists to tuples, equal sides to one number, functions to names."""
-    if isinstance(value, FunctionType):
+    if isinstance(value, (FunctionType, BuiltinFunctionType)):
         return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, partial):
+        return "partial", comparable([value.func, value.args, *value.keywords.items()])
     if isinstance(value, (list, tuple)):
         value = tuple(map(comparable, value))
         return value[0] if len(value) == 2 and value[0] == value[1] else value

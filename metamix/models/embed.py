@@ -27,8 +27,11 @@ class ConvEmbed(Conv2d):
 
     @property
     def reduction(self) -> int:
-        """Return the stride."""
-        return self.stride[0]
+        """Return the stride; raise ValueError if height and width have different ones."""
+        height, width = self.stride
+        if height != width:
+            raise ValueError(f"stride is {self.stride}: give a stem or a downsampling one number for both sides.")
+        return height
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the size (H, W) of the map for images, or a map, of `size`."""
@@ -72,7 +75,7 @@ def limit_stride(stem: Any, downsamples: Sequence[Any], output_stride: int) -> N
     if output_stride == total:
         return
     dilatable = all(  # with an even kernel, no padding of a dilated convolution keeps the size of a map
-        isinstance(conv, ConvEmbed) and conv.kernel_size[0] % 2 for conv in downsamples
+        isinstance(conv, ConvEmbed) and all(k % 2 for k in conv.kernel_size) for conv in downsamples
     )
     if len(downsamples) != 3 or total != 32 or not dilatable:
         raise ValueError(
@@ -87,6 +90,6 @@ def limit_stride(stem: Any, downsamples: Sequence[Any], output_stride: int) -> N
         if reached < output_stride:
             reached *= conv.reduction
         else:
-            padding, reduction = dilation * (conv.kernel_size[0] // 2), conv.reduction
-            conv.stride, conv.dilation, conv.padding = (1, 1), (dilation, dilation), (padding, padding)
+            reduction, conv.stride, conv.dilation = conv.reduction, (1, 1), (dilation, dilation)
+            conv.padding = tuple(dilation * (k // 2) for k in conv.kernel_size)
             dilation *= reduction

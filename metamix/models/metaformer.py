@@ -282,6 +282,8 @@ class MetaFormer(GradCheckpointing):
             self.head_drop = nn.Dropout(drop_rate)
             self.reset_classifier(num_classes, global_pool)
         if dtype is not None:
+            if not dtype.is_floating_point:
+                raise ValueError(f"dtype is {dtype}: give a type of floating-point numbers, such as torch.bfloat16.")
             cast_floats(self, dtype)
 
         self.isotropic = stages == 1
@@ -435,7 +437,7 @@ def check_batch(images: Tensor) -> Tensor:
 
 def reset_linear(layer: Any) -> None:
     """Initialize a linear map with small random weights and no bias."""
-    if not layer.weight.is_meta:  # there, timm takes 7 ms for each layer, and sets nothing
+    if not layer.weight.is_meta:  # on the meta device, timm takes 7 ms for each layer and sets nothing
         trunc_normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
 

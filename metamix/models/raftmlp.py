@@ -71,9 +71,7 @@ class MultiScaleEmbed(nn.Module):
         """Return kernel, bias and padding of the convolution that sums all kernels."""
         convs: list[Any] = list(self.convs)
         largest = max(conv.kernel_size[0] for conv in convs)
-        kernel: Any = convs[0].weight  # alone in a fused model
-        if len(convs) > 1:
-            kernel = sum(F.pad(conv.weight, [(largest - conv.kernel_size[0]) // 2] * 4) for conv in convs)
+        kernel: Any = sum(F.pad(conv.weight, [(largest - conv.kernel_size[0]) // 2] * 4) for conv in convs)
         return kernel, convs[0].bias, (largest - self.reduction) // 2
 
 

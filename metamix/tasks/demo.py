@@ -7,6 +7,7 @@ The page is made with Gradio. It shows what `metamix predict` and `metamix expla
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, fields
@@ -16,7 +17,6 @@ from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event
 from typing import Annotated, Any
 
 from PIL import Image
@@ -76,13 +76,14 @@ def main(argv: Sequence[str]) -> None:
         check_address(options)
         models, gradio = Models(options), need("gradio", "demo")
         try:
-            with TemporaryDirectory() as uploads:
+            with TemporaryDirectory(ignore_cleanup_errors=True) as uploads:
                 os.environ |= {UPLOADS: uploads, "GRADIO_RUN_HISTORY": "False"}
                 page = make_page(gradio, models, list(options.runs[:MOST]))
                 where = {"server_name": options.host, "server_port": options.port, "share": False, "quiet": True}
                 page.launch(**where, css=STYLE, footer_links=[], max_file_size=MAX_FILE_BYTES, prevent_thread_lock=True)
                 print(printable(f"the page is at http://{options.host}:{options.port}; Ctrl-C ends it"), flush=True)
-                Event().wait()
+                while True:  # until a signal; on Windows, none ends a longer wait
+                    time.sleep(1)
         except KeyboardInterrupt as error:  # Python would crash at its end if a thread still computes
             os._exit(143 if error.args else 130)  # as `metamix_cli.main`
 

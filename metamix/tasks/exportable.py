@@ -62,6 +62,7 @@ class ExportOptions(ImageOptions):
     def __post_init__(self) -> None:
         if isinstance(self.img_size, int):
             self.img_size = (self.img_size,)
+        self.output = Path(self.output)
         super().__post_init__()
         if self.img_size is not None:
             if len(self.img_size) > 2:

@@ -94,7 +94,7 @@ class EngineOptions(Options):
         "factors on the learning rate of parts of the model, such as '{backbone: 0.1}'; names as for --freeze",
         on_resume="refuse",
     )
-    clip_grad: Positive | None = _optimizer(None, "scale the whole gradient down to at most this norm; none: never")
+    clip_grad: Positive | None = _optimizer(None, "scale the gradient down to at most this norm; none does not clip")
     opt_args: dict[str, Any] = _optimizer({}, "more arguments, such as '{betas: [0.9, 0.99]}'", on_resume="refuse")
     freeze: tuple[str, ...] = _optimizer((), "parts that are not trained, such as stem,stages.0", on_resume="refuse")
 

@@ -251,7 +251,7 @@ class _WarningHandler(logging.Handler):
 
     def __init__(self, run: Run):
         super().__init__(logging.WARNING)
-        self.run, self.say = run, cache(run.say)  # a loader that is made again, for smaller batches, warns again
+        self.run, self.say = run, cache(run.say)  # the engine may make a loader twice
 
     def emit(self, record: logging.LogRecord) -> None:
         self.say(f"{record.levelname.lower()}: {record.getMessage()}")

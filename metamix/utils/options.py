@@ -311,9 +311,8 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
     try:
         return limits.validate_python(value, strict=not text)
     except ValidationError:
-        words, must = "empty" if original is None else shown(original), accepted(limits, original)
-        must = must.replace("[a, b]", "a,b", 1) if text else must
-        raise ValueError(f"{where} is {words}, but it must be {must}") from None
+        words = "empty" if original is None else shown(original)
+        raise ValueError(f"{where} is {words}, but it must be {accepted(limits, original)}") from None
 
 
 def _as_tuple(value: Any, kinds: Set[type]) -> Any:

@@ -139,6 +139,11 @@ def test_a_users_stem_and_downsampling_are_built():
     assert [f["reduction"] for f in different.feature_info] == [4, 8, 8]
 
 
+def test_a_stem_of_two_strides_is_refused():
+    with pytest.raises(ValueError, match=r"stride is \(4, 2\): give a stem or a downsampling one number"):
+        MetaFormer(mixer="identity", depths=(1,), dims=(8,), stem=lambda i, o: ConvEmbed(i, o, 4, stride=(4, 2)))
+
+
 @pytest.mark.parametrize(
     "k, s, p",
     [(7, 4, 2), (3, 2, 1), (4, 4, 0), (3, 1, 1), ((3, 5), (2, 1), (1, 0)), ((4, 3), 1, "same"), (3, 2, "valid")],
@@ -369,6 +374,8 @@ def test_complex_and_real_parameters_keep_their_types_at_another_input_size(forg
     assert all(block.mixer.scale.dtype == torch.float64 for block in blocks(model))
     (block,) = blocks(MetaFormer(mixer="filter", depths=(1,), dims=(8,), dtype=torch.bfloat16))
     assert block.mixer.weight.dtype == torch.complex64 and block.mixer.scale.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="dtype is torch.complex64: give a type of floating-point numbers"):
+        MetaFormer(dtype=torch.complex64)
 
 
 @pytest.mark.parametrize("persistent", [True, False])

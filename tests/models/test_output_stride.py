@@ -64,6 +64,12 @@ def test_a_downsampling_may_be_any_constructor_of_convolutions():
     assert torch.equal(model(x), create(output_stride=8)(x))
 
 
+@torch.no_grad()
+def test_both_sides_of_a_kernel_are_padded():
+    model = create(output_stride=8, downsample=lambda i, o: ConvEmbed(i, o, (3, 5), stride=2, padding=(1, 2)))
+    assert model.forward_features(torch.randn(1, 3, 64, 64)).shape[2:] == (8, 8)
+
+
 def test_a_file_loads_without_a_warning(tmp_path):
     torch.save(timm.create_model("metaformer_pooling_s12", **SHALLOW).state_dict(), tmp_path / "w.pt")
     with warnings.catch_warnings():

@@ -1,6 +1,7 @@
 """Test segmentation networks with our backbones: sizes, gradients, exports and wrong arguments."""
 
 import copy
+from typing import get_args, get_type_hints
 
 import pytest
 import timm
@@ -13,10 +14,11 @@ from torch.export import Dim
 import metamix  # noqa: F401  registers the models
 from metamix.segmentation import build_segmenter
 from metamix.segmentation.heads import SemanticFPNHead
+from metamix.segmentation.options import SegmentationOptions
 from metamix.segmentation.published import WEIGHTS, PublishedSegmenter
+from metamix.segmentation.segmenters import HEADS
 from metamix.weights.layout import OURS
 
-HEADS = ("semantic_fpn", "upernet", "wavemix")
 TINY = dict(depths=(1, 1, 1), dims=(8, 16, 16))  # a nano model that runs in milliseconds
 NARROW = dict(semantic_fpn=dict(neck_channels=8, head_channels=8), upernet=dict(head_channels=8), wavemix={})
 
@@ -29,6 +31,10 @@ def segmenter(head="semantic_fpn", backbone="metaformer_pooling_nano", classes=5
 
 def count(*modules):
     return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def test_the_option_accepts_every_head():
+    assert get_args(get_type_hints(SegmentationOptions)["head"]) == tuple(HEADS)
 
 
 def test_segmenters_have_the_published_numbers_of_parameters():
@@ -178,7 +184,9 @@ def test_channels_last_and_bfloat16_give_close_scores(head):
         torch.testing.assert_close(model(images), expected, rtol=0.1, atol=0.05)  # the scores are float32
 
 
-@pytest.mark.parametrize("head", ["upernet", *(pytest.param(h, marks=pytest.mark.slow) for h in HEADS[::2])])
+@pytest.mark.parametrize(
+    "head", [head if head == "upernet" else pytest.param(head, marks=pytest.mark.slow) for head in HEADS]
+)
 @torch.no_grad()
 def test_a_segmenter_compiles_as_one_graph(head):
     model, images = segmenter(head, "metaformer_identity_nano").eval(), torch.rand(1, 3, 40, 64)
@@ -193,6 +201,7 @@ SLOW = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "head, backbone, options", [("semantic_fpn", "metaformer_identity_nano", dict(finest_stride=16)), *SLOW]
 )

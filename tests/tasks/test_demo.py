@@ -121,6 +121,7 @@ def test_the_output_of_a_task_that_only_prints_becomes_a_note(photo):
     assert models.answer("own", photo, False) == Answer(notes=["photo.png: 7"])
 
 
+@pytest.mark.slow
 def test_an_export_shows_the_same_tables_as_its_model(models, photo, tmp_path):
     all_models, name = models(segmenter)
     Image.open(photo).resize((32, 32)).save(photo)  # the size of the graph

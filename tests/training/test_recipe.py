@@ -179,7 +179,7 @@ def test_text_that_looks_like_another_value_is_read_back(config, text):
         (["--schedule", "cosin"], "--schedule is 'cosin', but it must be one of cosine, linear, poly, constant; did"),
         (["--model-args", "3"], "--model-args is '3', but it must be a mapping {key: value}."),
         (["--model-args", "{a: [}"], "--model-args '{a: [}' is not valid YAML; write '{key: value}': while parsing"),
-        (["--rates", "1,x"], "--rates is '1,x', but it must be a list a,b of numbers."),
+        (["--rates", "1,x"], "--rates is '1,x', but it must be a list [a, b] of numbers."),
         (["--size", "big"], "--size is 'big', but it must be a whole number, or none."),
         (["--task", "toy"], "task is 'toy'; did you mean 'toys'? Accepted: toys."),
         (["--epochs", "3", "--warmup-epochs", "4"], "warmup_epochs is 4.0, above epochs, which is 3; lower it"),

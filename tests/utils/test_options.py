@@ -88,7 +88,7 @@ def test_help_shows_arguments_options_and_defaults(capsys):
         ("-a.png --output b", "there is no option -a.png; write -- before a name that begins with -"),
         ("a.png --output b --top 0", "--top is '0', but it must be a whole number of at least 1"),
         ("a.png --output b --format cvs", "--format is 'cvs', but it must be one of table, csv; did you mean 'csv'?"),
-        ("a.png --output b --sizes 1,x", "--sizes is '1,x', but it must be a list a,b of whole numbers."),
+        ("a.png --output b --sizes 1,x", "--sizes is '1,x', but it must be a list [a, b] of whole numbers."),
         ("a.png --output b --weight 2", "--weight has no effect without --flip; give both or neither"),
         ("a.png --output b --import no_such_module", "--import no_such_module failed: No module named"),
     ],

@@ -64,22 +64,20 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
     return chosen
 
 
+# Photographs of phones: Pillow may lack the decoder, and training reads none of them.
+PHOTOGRAPHS = {".heic", ".heif", ".avif"}
+
+
 def is_image(path: str) -> bool:
     """Return whether the extension of a path is that of an image. Hidden files and folders do not count."""
     return os.path.splitext(path)[1].lower() in IMG_EXTENSIONS and "/." not in f"/{path}"
 
 
-def is_picture(path: str) -> bool:
-    """Return whether the extension of a path is that of an image, in a format that is read here or in another one."""
-    formats = Image.registered_extensions().keys() | {".heic", ".heif"}  # of phones; Pillow cannot read them
-    return os.path.splitext(path)[1].lower() in formats
-
-
 def list_image_paths(root: Path) -> list[str]:
     """List the images below a folder by their relative paths, in natural order; warn of formats that are not read."""
     files = list_files(root)
-    kinds = Counter(os.path.splitext(path)[1].lower() for path in files if is_picture(path))
-    if others := sorted(kinds.keys() - set(IMG_EXTENSIONS)):
+    kinds = Counter(os.path.splitext(path)[1].lower() for path in files)
+    if others := sorted(kinds.keys() & (Image.registered_extensions().keys() | PHOTOGRAPHS) - set(IMG_EXTENSIONS)):
         counts = ", ".join(f"{kinds[kind]} {kind}" for kind in others)
         log.warning(f"{root}: files of other types are left out, {counts}; save them as .png or .jpg")
     return sorted(filter(is_image, files), key=natural_order)

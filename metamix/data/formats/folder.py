@@ -1,7 +1,6 @@
 """Open folders of images named by class, or tar files of such folders."""
 
 import os
-import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
@@ -16,11 +15,11 @@ from metamix.utils.text import list_names
 
 from ..files import file_content, read_image_file
 from .base import (
+    PHOTOGRAPHS,
     TEST_SPLITS,
     ImageSplit,
     choose_test_split,
     is_image,
-    is_picture,
     label_by_folder,
     list_image_paths,
     match_classes,
@@ -29,8 +28,6 @@ from .base import (
 from .tar import Member, ShortInfo, TarImages, read_tar
 
 LABELS = "labels.csv"  # see `metamix.data.tables`
-# Names like those of splits, such as train2017, testset and Validation_images; valve is the name of a class.
-SPLIT_NAME = re.compile(r"(train|val|test)(ing|id|idation)?(val|set|data|images?)?(?![^\W\d_])")
 LAYOUT = (
     "expected train/ and val/ (or valid/, validation/, test/), each with one folder of images per class, "
     "or a .tar file of such folders in place of either; or, without splits, one folder of images per class; "
@@ -65,7 +62,9 @@ def open_folder(
         return images, images
     if not tests or (train_required and "train" not in places):
         contents = list_names(sorted(os.listdir(root)), 10) or "nothing"
-        raise FileNotFoundError(f"{root.absolute()} holds {contents}; {LAYOUT}")
+        like = list_names(sorted(name for name in os.listdir(root) if _is_like_a_split(name) and name not in splits))
+        advice = f". If {like} is a class, rename it, since its name begins like that of a split" if like else ""
+        raise FileNotFoundError(f"{root.absolute()} holds {contents}; {LAYOUT}{advice}")
     chosen = places[choose_test_split(tests, test_on, root)]
     test = open_split(chosen)
     if "train" not in places:
@@ -94,13 +93,18 @@ def _holds_classes(root: Path) -> bool:
     has_images = False
     for folder in (path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         files = list(folder.iterdir())
-        if SPLIT_NAME.match(folder.name.lower()):
+        if _is_like_a_split(folder.name):
             return False
-        if any(is_picture(file.name) for file in files):
+        if any(is_image(file.name) or file.suffix.lower() in PHOTOGRAPHS for file in files):
             has_images = True
         elif any(file.is_dir() for file in files):
             return False  # in a folder of data sets, the images lie deeper
     return has_images
+
+
+def _is_like_a_split(name: str) -> bool:
+    """Return whether the name of a folder begins like that of a split, such as train2017, testA or Validation."""
+    return name.lower().startswith(("train", *TEST_SPLITS))
 
 
 def _check_classes(train: "FolderImages | TarImages", place: Path) -> None:
@@ -172,8 +176,8 @@ def list_tar_images(
     """
     for info in tar:
         name, offset = str(PurePosixPath(folder, info.name.lstrip("/"))), start + info.offset_data
-        if is_image(name) and (info.islnk() or info.issym()):
-            advice = "make the archive with tar --dereference --hard-dereference"
+        if (info.islnk() or info.issym()) and "/." not in f"/{name}":
+            advice = "make the archive with GNU tar --dereference --hard-dereference"
             raise ValueError(f"{tar.name!s} holds {name} as a link to {info.linkname}: {advice}")
         if not info.isfile():
             continue
