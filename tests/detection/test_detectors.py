@@ -18,6 +18,7 @@ from metamix.detection.detectors import roi_align
 
 TINY = dict(depths=(1, 1, 1), dims=(24, 24, 48), out_channels=64)
 NAMES = ("retinanet", "fcos", "faster_rcnn", "mask_rcnn")
+SLOW_MASKS = [*NAMES[:3], pytest.param("mask_rcnn", marks=pytest.mark.slow)]
 
 
 def detector(name="retinanet", backbone="metaformer_pooling_nano", num_classes=3, **options):
@@ -64,7 +65,7 @@ def test_every_parameter_gets_a_gradient(name, backbone, counts):
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SLOW_MASKS)
 def test_predictions_lie_inside_the_images(name):
     model = detector(name).eval()
     threshold = model.roi_heads if "rcnn" in name else model
@@ -117,7 +118,7 @@ def test_copies_predict_the_same():
             assert len(boxes) and boxes.dtype == torch.float32  # copied hooks cast the outputs
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SLOW_MASKS)
 def test_losses_under_autocast_are_float32_and_close_to_fp32(name):
     model = detector(name)
     data = batch(2, 1, masks=name == "mask_rcnn")

@@ -70,6 +70,7 @@ def test_a_run_that_is_killed_at_random_moments_resumes_exactly(memory, workers,
     assert_same_run(run, reference(memory))
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_run(reference, tmp_path):
     """This is the control: `assert_same_run` sees that another seed gives another run."""
     train(*RECIPE, "--memory", "yes", "--seed", 1, "--output", tmp_path)

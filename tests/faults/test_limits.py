@@ -193,6 +193,7 @@ def test_more_modules_than_any_model_has_are_refused():
     torch.nn.Sequential(*(torch.nn.Identity() for _ in range(10_001)))  # outside the block there is no limit
 
 
+@pytest.mark.slow
 def test_a_restorer_of_too_many_modules_is_refused(tmp_path):
     path = tmp_path / "w.safetensors"
     arguments = {"num_stages": 200, "num_groups": 200}

@@ -158,6 +158,7 @@ def test_mixup_mixes_neighbours_and_their_targets_alike(clean):
         data.train_loader(6, 0, 2, seed=3)
 
 
+@pytest.mark.slow
 def test_ensemble_scores_images_in_eight_orientations(clean, tmp_path, capsys):
     photos, run, results = clean(), tmp_path / "run", []
     train(*MAXIM, "--data-dir", photos, "--degradation", "noise:25", "--output", run)
@@ -266,6 +267,7 @@ def test_grey_images_of_colour_models_are_noted_where_y_is_scored(clean):
     assert notes(model="maxim_nano", channels="y") == ["2 scored images in grey: compared as stored, 0 to 255"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_describes_both_models_of_a_comparison(clean, tmp_path, capsys):
     words = ["--data-dir", clean(size=(64, 64)), "--degradation", "downscale:2", "--channels", "y", "--crop", 64]
     train("--model", "maxim_nano,wavemixsr_144_4", *words, "--output", tmp_path / "runs", "--dry-run")

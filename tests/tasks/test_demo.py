@@ -261,6 +261,7 @@ def test_wrong_arguments_are_refused(words, said, tmp_path, monkeypatch):
     assert said in str(ended.value.code)
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_page_while_a_model_computes(tmp_path):
     """Without `os._exit`, the thread aborts the process: "terminate called without an active exception"."""
     code = f"""

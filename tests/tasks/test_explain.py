@@ -136,7 +136,13 @@ def test_images_of_a_folder_are_explained_in_pictures(digit, no_grad_cam, render
     assert Image.open(tmp_path / "out" / "digit.png").size[0] > 800
 
 
-@pytest.mark.parametrize("mixer", metamix.list_mixers()[:7])
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        pytest.param(name, marks=() if name in ("pooling", "raft") else pytest.mark.slow)
+        for name in metamix.list_mixers()[:7]
+    ],
+)
 def test_the_picture_shows_activation_scores_and_blocks(mixer, digit, no_grad_cam, tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(explain, "save_figure", lambda path, figure, dpi: figures.append(figure))

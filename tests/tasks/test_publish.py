@@ -147,6 +147,7 @@ def test_class_names_are_escaped_on_the_card(tmp_path):
     assert card.endswith(r"\_\_background\_\_, \<b\>\\n\\n\# \[x\]\(http://y\) \`z\` \| \\" + "\n")
 
 
+@pytest.mark.slow
 def test_the_recipe_trains_the_same_weights(run, published, tmp_path):
     metamix.cli.train.main(["--config", str(published / "recipe.yaml"), "--output", str(tmp_path / "again")])
     again, first = (metamix.load(folder).model.state_dict() for folder in (tmp_path / "again", run))

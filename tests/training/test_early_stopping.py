@@ -36,7 +36,10 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("average", [[], ["--ema", "--ema-decay", 0.5]], ids=["last", "ema"])
+@pytest.mark.parametrize(
+    "average",
+    [pytest.param([], id="last", marks=pytest.mark.slow), pytest.param(["--ema", "--ema-decay", 0.5], id="ema")],
+)
 def test_the_best_epoch_is_the_result(average, scores, tmp_path, capsys):
     scores += [10.0, 30.0, 20.0, 30.0, 99.0]  # an equal score is not better
     words = [*WORDS, *average]
