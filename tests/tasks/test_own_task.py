@@ -120,7 +120,7 @@ def test_training_starts_from_the_weights_and_arguments_of_its_options(folder, r
     with pytest.raises(SystemExit, match="model_args has in_chans, which comes from the task"):
         run(f"{frozen} grey", *SMALL, "--model-args", "{in_chans: 1}")
     with pytest.raises(SystemExit, match="there is no option --pretrained for regression"):
-        run(COMMANDS[1], "--pretrained")
+        run(COMMANDS[1].replace("--checkpoint run", "--checkpoint second"), "--pretrained")
     with pytest.raises(SystemExit, match="there are no weights to evaluate: give --checkpoint RUN_OR_FILE"):
         run("metamix eval --import my_task --task regression --data-dir numbers")
     (folder / "first").rename(folder / "moved")
