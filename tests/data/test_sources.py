@@ -148,7 +148,7 @@ def test_a_class_whose_name_begins_like_a_split_is_named(tmp_path, image):
     for name in ("pump", "valve"):
         (tmp_path / name).mkdir()
         image().save(tmp_path / name / "0.png")
-    with pytest.raises(FileNotFoundError, match="If valve is a class, rename it, since its name begins like that of a"):
+    with pytest.raises(FileNotFoundError, match="Rename class folders whose names begin like those of splits: valve$"):
         open_data("folder", root=tmp_path)
 
 

@@ -63,7 +63,7 @@ def open_folder(
     if not tests or (train_required and "train" not in places):
         contents = list_names(sorted(os.listdir(root)), 10) or "nothing"
         like = list_names(sorted(name for name in os.listdir(root) if _is_like_a_split(name) and name not in splits))
-        advice = f". If {like} is a class, rename it, since its name begins like that of a split" if like else ""
+        advice = f". Rename class folders whose names begin like those of splits: {like}" if like else ""
         raise FileNotFoundError(f"{root.absolute()} holds {contents}; {LAYOUT}{advice}")
     chosen = places[choose_test_split(tests, test_on, root)]
     test = open_split(chosen)
