@@ -1,5 +1,6 @@
 """Import packages of extras, and give the versions of the packages for deployment."""
 
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib import import_module
@@ -10,8 +11,13 @@ NAMES = {"onnx": "ONNX", "onnxscript": "ONNX", "onnxruntime": "ONNX Runtime", "o
 
 
 def need(package: str, extra: str = "deploy", install: str = "") -> Any:
-    """Import a package of an extra, such as "onnxruntime.quantization", or say that pip must `install` it."""
+    """Import a package of an extra, such as "onnxruntime.quantization", or say that pip must `install` it.
+
+    OpenVINO and NNCF then do not send statistics to Google Analytics, unless their telemetry is imported already.
+    """
     top = package.partition(".")[0]
+    if top in ("openvino", "nncf"):
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # makes its import fail
     try:
         return import_module(package)
     except ModuleNotFoundError as error:  # another ImportError is a broken installation: its own message says more

@@ -1,6 +1,7 @@
 """Test `metamix benchmark`: what it times, prints and refuses."""
 
 import json
+import subprocess
 import sys
 from importlib import import_module
 
@@ -89,6 +90,21 @@ def test_runs_are_merged_by_their_medians(monkeypatch):
     assert (fp32["ms"], fp32["speedup"], fp32["from"], fp32["to"], fp32["img_per_s"]) == (200, 1, 1, 1, 40)
     assert (bf16["ms"], bf16["speedup"], bf16["from"], bf16["to"], bf16["img_per_s"]) == (100, 3, 1, 4, 80)
     assert result["runs"] == 3
+
+
+def test_openvino_and_nncf_send_no_statistics():
+    """Both report their use to Google Analytics if they can import openvino_telemetry."""
+    pytest.importorskip("nncf", reason="nncf is not installed: pip install 'metamix[deploy]'")
+    code = """
+import sys
+sys.addaudithook(lambda event, args: event == "socket.getaddrinfo" and print("reaches for", args[0], flush=True))
+from metamix_cli import main
+words = "benchmark metaformer_pooling_nano.digits --engines openvino --precisions int8 --batch-sizes 1 --seconds 0"
+main(words.split())
+"""
+    process = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
+    assert process.returncode == 0 and "int8" in process.stdout, process.stderr
+    assert "reaches for" not in process.stdout
 
 
 def test_converted_models_are_reused(monkeypatch, tmp_path):
