@@ -252,7 +252,7 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
 
 
 def describe_initial_weights(options: BackboneOptions) -> ModelMetadata | None:
-    """Return size, mean and std of the images that the weights to start from were trained on; None without weights.
+    """Return the image size, mean and std that the initial weights were trained with; None without weights.
 
     Weights that cannot be read are rejected later, when they are loaded.
     """
@@ -279,7 +279,7 @@ def load_initial_weights(model: nn.Module, source: str, classes: Sequence[str]) 
     check_task(metadata, source, "classification", "a classifier")
     tensors = adapt_checkpoint(model, tensors, source, metadata)
     head = layer_names(timm_config(model), "classifier")
-    if metadata.classes and metadata.classes != tuple(classes):  # else the head of other classes would be kept
+    if metadata.classes and metadata.classes != tuple(classes):  # else a head for other classes would be kept
         tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in head}
     tensors, adapted = adapt_channels(model, tensors)
     new = load_into(model, tensors, source, head=head)

@@ -20,7 +20,7 @@ class ClassificationLoss:
     def __init__(self, options: ClassificationOptions, model: ClassificationModel, labels: Tensor, classes: int):
         self.options, self.model, self.several = options, model, labels.ndim == 2
         if self.several and options.loss == "ce":
-            options.loss = "bce"  # in the options, so that recipe and log name it too
+            options.loss = "bce"  # set in the options, so that the recipe and the log show it
         if not self.several and options.loss == "asymmetric":
             raise ValueError("loss is asymmetric, but each image has one class: leave --loss out, or give bce")
         self.class_weights = balanced_weights(labels, classes) if options.class_weights == "balanced" else None

@@ -75,9 +75,9 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
                 task = find_task(of_model.task).part("task")(of_model.options, seed=of_model.engine.seed)
             folders.append(train(task, of_model, group))
         except Stopped as stopped:
-            launched = group.agent is not None or group.world_size > 1  # restarted unless all processes exit with 0
+            launched = group.agent is not None or group.world_size > 1  # torchrun restarts it unless all exit with 0
             exit_code = 0 if launched else stopped.exit_code
-        if exit_code is not None:  # raised outside of `except`, whose traceback would keep the loader's workers alive
+        if exit_code is not None:  # raised after `except`, since its traceback would keep the loader's workers alive
             if group.is_main and models[i + 1 :]:
                 print(printable(f"not trained yet: {', '.join(models[i + 1 :])}; repeat the command to train them"))
             raise SystemExit(exit_code)

@@ -9,7 +9,7 @@ from .formats.base import list_image_paths
 
 
 def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[Path, Path]:
-    """List the images in files and folders, each with its path inside the given folder; for a file, its name.
+    """List the images in files and folders, each with its path inside the given folder. A file is listed by its name.
 
     Args:
         places: files, with any name, and folders, which are searched at any depth.
@@ -61,7 +61,7 @@ Pairs = dict[str, tuple[Path, Path]]
 
 
 class Unmatched(ValueError):
-    """Some files have no partner: `problems` has a sentence about each, `pairs` the images with a partner."""
+    """Some files have no partner: `problems` describes each, and `pairs` holds the images that have one."""
 
     def __init__(self, problems: list[str], pairs: Pairs, option: str, template: str):
         self.problems, self.pairs = problems, pairs

@@ -71,7 +71,7 @@ def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
 
 
 def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> Statistics:
-    """Return mean and std as tuples; raise ValueError unless they are for each channel and pixel values from 0 to 1."""
+    """Return mean and std as tuples; raise ValueError unless each channel has one, for pixel values from 0 to 1."""
     if not len(mean) == len(std) == channels:
         raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} must have one value per channel: {channels}")
     if not all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std)):

@@ -33,7 +33,7 @@ CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", 
 SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
 SPLITS = {"": "", "train": "train", "training": "train", "test": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
-MAX_ENTRIES = 2**30  # labels times images, in 4 GiB
+MAX_ENTRIES = 2**30  # labels times images; 4 bytes each make 4 GiB
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Columns:
     label: str
     split: str
     box: Sequence[str]  # the four columns of a box, if there are any
-    others: Sequence[str]  # the other columns. Without `label`, each is for a label and holds 0 or 1
+    others: Sequence[str]  # the other columns. If there is no `label`, each is a label's column of 0 and 1
 
 
 @dataclass(frozen=True)
@@ -249,5 +249,5 @@ def lists_labels(file: Path) -> bool:
 
 
 def labels_of(row: Row) -> list[str]:
-    """Return the labels of a line, where | or ; stands between them."""
+    """Split the labels of a line at | and ;."""
     return [name.strip() for name in re.split(r"[|;]", row.label) if name.strip()]

@@ -87,7 +87,7 @@ class Artifact:
 
 
 def with_checksum(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Return entries of export.json as a reader gets them, with the SHA-256 of their canonical JSON."""
+    """Convert entries of export.json to plain JSON values, and add the SHA-256 of their canonical JSON."""
     plain = json.loads(json.dumps({key: value for key, value in entries.items() if key != CHECKSUM}))
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return plain | {CHECKSUM: hashlib.sha256(canonical.encode()).hexdigest()}

@@ -4,9 +4,9 @@
     print(table(result))
 
 All models and engines take turns in one process, with the same images and number of threads. ONNX Runtime and OpenVINO
-run what `metamix export` writes, OpenVINO compiled for the batch. Images are random, also the images that int8 is
-calibrated on, and models that are named have random weights, since the speed does not depend on them. A
-`BenchmarkedModel` is any other model, such as a trained detector.
+run what `metamix export` writes; OpenVINO compiles it for the batch. All images are random, including those for int8's
+calibration. Models given by name have random weights, since the speed does not depend on them. A `BenchmarkedModel` is
+any other model, such as a trained detector.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -99,7 +99,7 @@ def benchmark(
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     try:
-        with TemporaryDirectory() as temporary, torch._dynamo.config.patch(recompile_limit=64):  # one shared forward
+        with TemporaryDirectory() as temporary, torch._dynamo.config.patch(recompile_limit=64):  # they share a forward
             timed = ({base_name: reference} if reference else {}) | chosen
             subjects = [random_model(model, img_size) if isinstance(model, str) else model for model in timed.values()]
             place = Path(folder or temporary)
@@ -170,7 +170,7 @@ def random_model(name: str, img_size: int | None) -> "BenchmarkedModel":
 
 
 class BenchmarkedModel:
-    """A model to time, with `CALIBRATION_IMAGES`, the names of its outputs and, if it was exported, its cell."""
+    """A model to time, with `CALIBRATION_IMAGES`, its outputs' names and, for an export, its engine and precision."""
 
     def __init__(
         self, name: str, model: Any, images: Tensor, outputs: Sequence[str] = ("logits",), cell: Cell | None = None
@@ -179,7 +179,7 @@ class BenchmarkedModel:
         self.model = model.eval().to(memory_format=torch.channels_last)
 
     def step(self, engine: str, precision: str, batch: int, folder: Path) -> Step:
-        """Return a function that runs the model on `batch` images in a pair of `cells_of`; files are in `folder`."""
+        """Return a function that runs the model on `batch` images in an engine and precision; it writes to `folder`."""
         images = self.images[torch.arange(batch) % len(self.images)]
         if self.cell:
             return lambda: self.model(images)

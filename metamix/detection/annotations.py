@@ -35,7 +35,7 @@ def read_annotations(path: Path) -> Entries:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not JSON, or its three lists are not lists of objects.
+        ValueError: it is not JSON, or one of its three keys does not hold a list of objects.
     """
     try:
         data = json.loads(read_bytes(path))  # from bytes, json detects UTF-8, UTF-16 and byte order marks
@@ -71,7 +71,7 @@ def field_problems(data: Entries) -> Iterator[str]:
                     os.path.isabs(value) or os.path.normpath(value).split(os.sep)[0] == os.pardir
                 ):
                     yield f"{key}[{place}] has the file_name {value!r}; it must be a path inside the image folder"
-                elif field in ("width", "height") and value is not None and not 0 <= value < 2**31:  # as in PNG
+                elif field in ("width", "height") and value is not None and not 0 <= value < 2**31:  # PNG's limit
                     yield f"{key}[{place}] has the {field} {value}; it must be a number of pixels, if it is given"
 
 
@@ -93,7 +93,7 @@ def is_box(box: object) -> TypeGuard[list[float]]:
 
 
 def usable_annotations(data: Entries) -> list[Entry]:
-    """Return the annotations of known images and classes, whose boxes are finite and have an area inside the image."""
+    """Return the annotations that have a known image, a known class, and a finite box with an area inside the image."""
     images = {image["id"]: image for image in data["images"]}
     classes = {category["id"] for category in data["categories"]}
 
@@ -153,7 +153,7 @@ def segmentation_problem(segmentation: Any, image: Entry) -> str | None:
         inside = -side <= min(polygon) and max(polygon) <= 2 * side and math.isfinite(sum(polygon))
         if side and not inside:  # pycocotools crashes on huge numbers
             return "its segmentation has a polygon with a point far outside of the image"
-        if side and sum(map(abs, map(sub, polygon[2:], polygon))) > 1000 * side:  # 100 bytes per pixel in pycocotools
+        if side and sum(map(abs, map(sub, polygon[2:], polygon))) > 1000 * side:  # pycocotools takes 100 bytes a pixel
             return "its segmentation has a polygon whose outline is 1,000 times as long as the image"
     return None
 

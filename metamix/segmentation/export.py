@@ -63,7 +63,7 @@ def open_segmenter(options: ExportOptions) -> ExportableSegmenter:
     height, width = options.img_size or trained.spec.crop
     if options.data_dir:
         data: Any = options.data or "folder"
-        tile, overlap = tiles(None if options.dynamic else (height, width))  # for the note on how scores are made
+        tile, overlap = tiles(None if options.dynamic else (height, width))  # named in the note on how scores are made
         eval_options = SegmentationEvalOptions(
             data=data, data_dir=options.data_dir, workers=0, checkpoint=options.source, tile=tile, overlap=overlap
         )

@@ -15,7 +15,7 @@ from metamix.utils.text import list_names
 
 from .layout import OURS, Layout
 
-# maxim_s3 has 2,375 modules, more than timm's largest models. Tables of relative positions are buffers.
+# maxim_s3 has 2,375 modules, more than timm's largest models. Buffers hold tables of relative positions.
 LIMITS = {"parameters": 10**9, "values in buffers": 10**9, "modules": 10_000}
 
 
@@ -54,7 +54,7 @@ def check_fit(
             may hold infinity, since some are masks.
     """
     new: list[str] = []
-    missing, misshapen = set(), set()  # sets: one tensor of the file may become several
+    missing, misshapen = set(), set()  # sets, since one tensor of the file may fill several of the model
     inside_head = tuple(f"{layer}." for layer in head)
     any_channels = {f"{conv}.weight" for conv in first_convs}
     for name, wanted in of_model.items():
@@ -69,7 +69,7 @@ def check_fit(
         elif not fits:
             misshapen.add(f"has {layout.name(name)} of shape {tuple(shape)} where the model has {tuple(wanted.shape)}")
         elif isinstance(wanted, nn.Parameter) and tensors[name].is_floating_point() != wanted.is_floating_point():
-            # The scale of int8 weights, for example, is unknown.
+            # Integers cannot be converted: the scale of int8 weights, for example, is unknown.
             misshapen.add(f"has {layout.name(name)} of {tensors[name].dtype} where the model has {wanted.dtype}")
     problems = [
         f"{what} {list_names(sorted(names), 4)}"
@@ -87,7 +87,7 @@ def check_fit(
         )
     for name in (name for name in of_model if name in tensors and name not in new):
         tensor = tensors[name]
-        if of_model[name].is_floating_point():  # a count that is NaN would become a number
+        if of_model[name].is_floating_point():  # a conversion to integers would hide NaN
             tensor = tensor.to(of_model[name].dtype)  # 1e300 becomes infinite in float32
         if tensor.isnan().any() or (isinstance(of_model[name], nn.Parameter) and not tensor.isfinite().all()):
             raise ValueError(

@@ -20,7 +20,7 @@ from metamix.utils.text import list_names
 from .base import TEST_SPLITS, choose_test_split
 from .tar import Member, TarImages, read_tar
 
-MAX_LABEL = 100_000  # a larger number would make a model of gigabytes
+MAX_LABEL = 100_000  # a larger class number would need a head of gigabytes
 MAX_LABEL_BYTES = 32
 REMEDY = "Repair it or take it out"
 
