@@ -67,7 +67,7 @@ def save_classifier(
         names, logits = plural(len(classes), "class name"), plural(body.num_classes, "logit")
         raise ValueError(f"{names} for {logits}: give one for each")
     if not all(isinstance(name, str) for name in classes):
-        raise ValueError(f"classes is {classes!r}, but names are strings")
+        raise ValueError(f"classes is {classes!r}: give the names as strings")
     if twice := [name for name, count in Counter(classes).items() if count > 1]:
         raise ValueError(f"classes has {twice[0]!r} twice: give each class its own name")
     if not fits(threshold, THRESHOLD):

@@ -99,7 +99,7 @@ def benchmark(
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     try:
-        with TemporaryDirectory() as temporary, torch._dynamo.config.patch(recompile_limit=64):  # they share a forward
+        with TemporaryDirectory() as temporary, torch._dynamo.config.patch(recompile_limit=64):  # one forward for all
             timed = ({base_name: reference} if reference else {}) | chosen
             subjects = [random_model(model, img_size) if isinstance(model, str) else model for model in timed.values()]
             place = Path(folder or temporary)

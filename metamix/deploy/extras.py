@@ -13,7 +13,7 @@ NAMES = {"onnx": "ONNX", "onnxscript": "ONNX", "onnxruntime": "ONNX Runtime", "o
 def need(package: str, extra: str = "deploy", install: str = "") -> Any:
     """Import a package of an extra, such as "onnxruntime.quantization", or say that pip must `install` it.
 
-    OpenVINO and NNCF then do not send statistics to Google Analytics, unless their telemetry is imported already.
+    Importing OpenVINO or NNCF with it stops their reports to Google Analytics, unless openvino_telemetry is imported.
     """
     top = package.partition(".")[0]
     if top in ("openvino", "nncf"):

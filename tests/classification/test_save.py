@@ -60,7 +60,7 @@ def test_a_compiled_model_is_saved_without_its_wrapper(tmp_path):
         ({}, dict(classes=2), "classes is 2: give a list of names"),
         ({}, dict(classes=["cat", "cat"]), "classes has 'cat' twice: give each class its own name"),
         ({}, dict(classes=frozenset({"cat", "dog"})), "give a list of names, one for each logit"),  # a set has no order
-        ({}, dict(classes=[0, 1]), r"classes is \[0, 1\], but names are strings"),
+        ({}, dict(classes=[0, 1]), r"classes is \[0, 1\]: give the names as strings"),
         ({}, dict(threshold=50), "threshold is 50, but it must be a number from 0 to 1"),
         ({}, dict(threshold="high"), "threshold is 'high', but it must be a number from 0 to 1"),
         ({}, dict(mean=[0.5] * 3), "mean is given, but std is not: give both or neither"),
