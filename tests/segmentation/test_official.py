@@ -1,4 +1,4 @@
-"""Test segmenters with weights of WaveMix's authors and of mmsegmentation."""
+"""Test that segmenters load the weights of WaveMix's authors and of mmsegmentation."""
 
 import pytest
 import torch
@@ -17,12 +17,12 @@ WIDTHS = dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))
 
 
 @torch.no_grad()
-def test_outputs_of_the_wavemix_segmenter_equal_those_of_the_authors():
+def test_the_wavemix_segmenter_gives_the_same_output_as_the_authors_code():
     constructor, state, tensors = read_golden(SEMSEG)
     model = load_official("wavemix_segmentation", state, **constructor).double()
     images, theirs = tensors["input"].double(), read_exact(SEMSEG)["output"]
     assert (model(images) - theirs).abs().max() < 1e-9
-    model.head[0].weight.copy_(model.head[0].weight.flip(2))
+    model.head[0].weight.copy_(model.head[0].weight.flip(2))  # control: other weights give another output
     assert (model(images) - theirs).abs().max() > 1e-3
     with pytest.raises(ValueError, match="stride is 1, which our model cannot honour. Accepted: 2, so that the output"):
         load_official("wavemix_segmentation", state, **constructor | dict(stride=1))
@@ -37,7 +37,7 @@ def random_state(shapes):
 
 
 def mmsegmentation_state(classes=5, dims=ARCH["embed_dims"], neck=16, channels=8):
-    """Return the tensors of mmsegmentation's FPN on a small PoolFormer, by its names."""
+    """Return a random state dict of a small PoolFormer with Semantic FPN, with mmsegmentation's names."""
     shapes = {"backbone.patch_embed.proj.weight": (dims[0], 3, 7, 7), "backbone.patch_embed.proj.bias": (dims[0],)}
     for i, dim in enumerate(dims):
         block = f"backbone.network.{2 * i}.0."
@@ -82,7 +82,7 @@ def test_weights_of_mmsegmentations_semantic_fpn_are_loaded(tmp_path):
 
 
 def cityscapes_state(model):
-    """Return the tensors of a WaveMix with transposed convolutions, by the authors' names."""
+    """Return the state dict of a WaveMix segmenter with the names of the authors' code."""
     names = {"backbone.body.model.stem.": "conv.", "backbone.body.model.stages.0.blocks.": "layers.", "head.": "pool."}
     names |= {".mixer.reduce.": ".reduction.", ".fc1.": ".0.", ".fc2.": ".3.", ".up.": ".4.", ".norm.": ".5."}
     names |= {f".mixer.levels.{i}.": f".feedforward{i + 1}." for i in range(3)}
@@ -108,7 +108,7 @@ def test_weights_of_wavemixs_cityscapes_network_are_loaded():
     assert model(torch.rand(1, 3, 30, 41)).shape == (1, 4, 30, 41)
 
 
-def test_published_weights_have_the_authors_addresses():
+def test_published_weights_have_the_expected_download_addresses():
     assert len(WEIGHTS) == 6
     assert WEIGHTS["wavemix_192_16_l3.cityscapes"].url == (
         "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/cityscapes_83.04.pth"
@@ -119,7 +119,7 @@ def test_published_weights_have_the_authors_addresses():
     )
 
 
-def test_tags_of_models_are_checked():
+def test_an_unknown_tag_or_a_model_without_published_weights_is_refused():
     Segmentation.check_model("wavemix_192_16_l3.cityscapes", True)
     Segmentation.check_model("wavemix_192_16_l3.galaxy10", True)
     with pytest.raises(ValueError, match="wavemix_192_16_l3 has no tag 'cityscape'"):
@@ -128,7 +128,7 @@ def test_tags_of_models_are_checked():
         Segmentation.check_model("ninformer_cifar", True)
 
 
-def test_a_whole_segmenter_is_downloaded_with_its_head_if_the_classes_fit(tmp_path, monkeypatch):
+def test_a_downloaded_segmenter_keeps_its_classifier_only_if_the_number_of_classes_fits(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     state = mmsegmentation_state()
     torch.save({"state_dict": state}, tmp_path / "fpn.pth")

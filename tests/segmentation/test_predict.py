@@ -24,7 +24,7 @@ SPEC = replace(segmenters.SPEC, classes=("red", "green", "blue"), palette=COLOUR
 
 
 class Colours(nn.Module):
-    """Segment images by their strongest channel, and record their sizes."""
+    """Label each pixel with its strongest channel, and record the sizes of the images."""
 
     fixed_size = None
 
@@ -54,7 +54,7 @@ def run(monkeypatch):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Make three images of different sizes, one in a subfolder: green in the upper half, mostly blue in the lower."""
+    """Make three images of different sizes, one in a subfolder. The upper half is green, the lower half mostly blue."""
     sizes = {"a.jpg": (9, 7), "b.png": (64, 48), "inside/c.png": (3, 40)}
     for name, (width, height) in sizes.items():
         path = tmp_path / "photos" / name
@@ -66,7 +66,7 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def test_masks_and_overlays_are_written_in_the_size_of_the_images(photos, tmp_path, run):
+def test_masks_and_overlays_have_the_size_of_the_images(photos, tmp_path, run):
     out = tmp_path / "out"
     code, model = run(photos, "--output", out, "--tile", 32, "--overlap", 8)
     assert code == 0 and (out / "classes.txt").read_text() == "red\ngreen\nblue\n"
@@ -78,11 +78,11 @@ def test_masks_and_overlays_are_written_in_the_size_of_the_images(photos, tmp_pa
     assert np.array(mask.convert("RGB"))[-1, 0].tolist() == [0, 0, 255]
     assert max(max(size) for size in model.sizes) == 32 and (7, 9) in model.sizes
     codes = [run(photos, "--output", photos / "out")[0] for _ in range(2)]
-    assert codes == [0, 0]  # the output of the first run is not labelled in the second
+    assert codes == [0, 0]  # the second run does not label the output of the first
     assert not (photos / "out" / "masks" / "out").exists()
 
 
-def test_the_output_may_hold_the_images(photos, run):
+def test_the_output_folder_may_contain_the_input_images(photos, run):
     for output in (photos.parent, photos):
         for _ in range(2):  # the second run finds the output of the first
             code, model = run(photos, "--output", output)
@@ -134,13 +134,13 @@ def test_large_images_are_predicted_in_blocks(photos, tmp_path, run, monkeypatch
     whole = run(photos / "b.png", "--output", tmp_path / "whole", "--tile", 8, "--overlap", 2)[1]
     monkeypatch.setattr(inference, "MAX_BYTES", 4 * 3 * 20**2)
     blocks = run(photos / "b.png", "--output", tmp_path / "blocks", "--tile", 8, "--overlap", 2)[1]
-    assert len(blocks.sizes) > len(whole.sizes)  # tiles around blocks are predicted twice
+    assert len(blocks.sizes) > len(whole.sizes)  # where extended blocks overlap, tiles are predicted twice
     first, second = (np.array(Image.open(tmp_path / name / "masks" / "b.png")) for name in ("whole", "blocks"))
     assert (first == second).all()
 
 
 def test_blocks_are_predicted_with_the_pixels_around_them(monkeypatch):
-    monkeypatch.setattr(inference, "MAX_BYTES", 4 * 3 * 20**2)  # blocks of 20 pixels
+    monkeypatch.setattr(inference, "MAX_BYTES", 4 * 3 * 20**2)  # blocks of 20 x 20 pixels
     places, seen = torch.cartesian_prod(torch.arange(50), torch.arange(40)).T.reshape(1, 2, 50, 40), []
 
     def predictor(model, block, size):
@@ -153,7 +153,7 @@ def test_blocks_are_predicted_with_the_pixels_around_them(monkeypatch):
     assert seen == [[top, left, bottom, right] for top, bottom in rows for left, right in columns]
 
 
-def test_weights_of_nan_are_refused():
+def test_weights_that_are_nan_are_refused():
     """Such weights would label every pixel as class 0."""
     model = Colours().eval()
     model.weight.data.fill_(torch.nan)
@@ -177,7 +177,7 @@ def test_images_that_an_exported_model_does_not_take_are_left_out(photos, tmp_pa
     assert "written: masks and overlays of 1 image to" in said.out
 
 
-def test_clashing_names_are_kept_apart_and_broken_images_left_out(photos, tmp_path, run, capsys):
+def test_images_of_the_same_name_get_separate_masks_and_broken_images_are_left_out(photos, tmp_path, run, capsys):
     Image.new("RGB", (4, 4)).save(photos / "a.png")
     assert run(photos, "--output", tmp_path / "same")[0] == 0
     assert {path.name for path in (tmp_path / "same" / "masks").glob("*")} == {
@@ -212,14 +212,14 @@ def test_clashing_names_are_kept_apart_and_broken_images_left_out(photos, tmp_pa
         ({"train_on": 5}, "train_on in the metadata is 5, but it must be a list of 0 to 1,000 strings"),
     ],
 )
-def test_untrusted_metadata_are_checked(entry, words):
+def test_wrong_metadata_are_refused(entry, words):
     good = SPEC.to_dict()
     assert SegmenterSpec.from_dict(good, "x") == SPEC
     with pytest.raises(ValueError, match=words):
         SegmenterSpec.from_dict(good | entry, "x")
 
 
-def test_a_missing_entry_of_the_metadata_is_named():
+def test_the_error_names_a_missing_metadata_entry():
     good = SPEC.to_dict()
     for name in rules_of(SegmenterSpec):
         with pytest.raises(ValueError, match=f"there is no {name} in the metadata"):

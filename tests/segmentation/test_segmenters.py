@@ -33,7 +33,7 @@ def count(*modules):
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
-def test_the_option_accepts_every_head():
+def test_the_option_head_accepts_every_head():
     assert get_args(get_type_hints(SegmentationOptions)["head"]) == tuple(HEADS)
 
 
@@ -50,7 +50,7 @@ def test_segmenters_have_the_published_numbers_of_parameters():
 
 
 @pytest.mark.parametrize("backbone", ["metaformer_pooling_nano", "metaformer_raft_nano", "vit_tiny_patch16_224"])
-def test_few_channels_get_a_narrow_neck(backbone):
+def test_a_backbone_with_few_channels_gets_a_narrow_neck(backbone):
     with torch.device("meta"):
         model = build_segmenter("semantic_fpn", backbone, 11)
     assert model.backbone.channels == (64,) * 4 and model.backbone.strides == (4, 8, 16, 32)
@@ -59,7 +59,7 @@ def test_few_channels_get_a_narrow_neck(backbone):
 
 @pytest.mark.parametrize("backbone", ["metaformer_raft_nano", "minattn_minimal_mlp_h1_cifar", "wavemix_192_16"])
 @pytest.mark.parametrize("head", HEADS)
-def test_scores_have_the_size_of_any_image(head, backbone):
+def test_images_of_any_size_get_scores_of_the_same_size(head, backbone):
     model = segmenter(head, backbone)
     images = torch.rand(2, 3, 45, 70)
     scores = model(images)
@@ -74,15 +74,15 @@ def test_scores_have_the_size_of_any_image(head, backbone):
 
 @pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 @torch.no_grad()
-def test_transformers_take_any_size(backbone):
+def test_transformers_take_images_of_any_size(backbone):
     depth = dict(depth=3) if backbone.startswith("vit") else dict(depths=(1, 1, 1, 1), embed_dim=24)
     model = segmenter(backbone=backbone, backbone_args=depth, img_size=64).eval()
     assert model(torch.rand(1, 3, 100, 70)).shape == (1, 5, 100, 70)
 
 
 @torch.no_grad()
-def test_maps_may_be_smaller_than_their_stride_says():
-    """The convolutions of Inception-v3's stem have no padding: the last map of 96 x 128 pixels is 1 x 2, not 3 x 4."""
+def test_feature_maps_may_be_smaller_than_their_stride_implies():
+    """Inception-v3's stem does not pad, so 96 x 128 pixels give a last feature map of 1 x 2 instead of 3 x 4."""
     model = build_segmenter("wavemix", "inception_v3", 5, head_channels=[8] * 5).eval()
     maps = list(model.backbone(torch.rand(1, 3, 96, 128)).values())
     assert maps[0].shape[-2:] == (1, 2)
@@ -90,7 +90,7 @@ def test_maps_may_be_smaller_than_their_stride_says():
 
 
 @torch.no_grad()
-def test_backbones_of_fixed_size_take_images_up_to_this_size():
+def test_a_backbone_of_fixed_size_takes_images_up_to_that_size():
     model = segmenter(backbone="mixer_s32_224", backbone_args={}, img_size=(60, 90)).eval()
     assert model.fixed_size == (64, 96) and segmenter().fixed_size is None
     for size in ((64, 96), (30, 40)):
@@ -100,7 +100,7 @@ def test_backbones_of_fixed_size_take_images_up_to_this_size():
 
 
 @torch.no_grad()
-def test_images_are_padded_below_and_to_the_right():
+def test_images_are_padded_at_the_bottom_and_on_the_right():
     model, images = segmenter().eval(), torch.rand(1, 3, 40, 50)
     padded = model(F.pad(images, (0, 14, 0, 24)))
     torch.testing.assert_close(model(images), padded[..., :40, :50], rtol=0, atol=0)
@@ -122,7 +122,7 @@ def test_semantic_fpn_is_a_sum_of_upsampled_branches():
     torch.testing.assert_close(head(maps), head.classifier(total), rtol=1e-12, atol=1e-12)
 
 
-def test_options_set_levels_auxiliary_head_and_widths():
+def test_options_change_the_levels_the_auxiliary_head_and_the_widths():
     coarse = segmenter(finest_stride=8, auxiliary=True, auxiliary_channels=12)
     assert coarse.backbone.strides == (8, 16, 32) and coarse.auxiliary.level == 1
     assert coarse.auxiliary.conv[0].weight.shape == (12, 8, 3, 3)
@@ -135,9 +135,9 @@ def test_options_set_levels_auxiliary_head_and_widths():
 
 def test_spatial_weights_fit_the_padded_image():
     model = segmenter("semantic_fpn", "metaformer_raft_nano", img_size=(50, 70))
-    assert model.backbone.body.model.stages[0].blocks[0].mixer.grid == (32, 48)  # of 64 x 96, at stride 2
+    assert model.backbone.body.model.stages[0].blocks[0].mixer.grid == (32, 48)  # padded to 64 x 96; stride 2
     deconv = segmenter("wavemix", "metaformer_raft_nano", img_size=(50, 70))
-    assert deconv.backbone.body.model.stages[0].blocks[0].mixer.grid == (28, 36)  # of 56 x 72
+    assert deconv.backbone.body.model.stages[0].blocks[0].mixer.grid == (28, 36)  # padded to 56 x 72; stride 2
     with torch.device("meta"):
         build_segmenter("semantic_fpn", "resnet18", 3, img_size=(50, 70))  # resnet18 has no spatial weights
 
@@ -162,7 +162,7 @@ def test_batch_norms_train_unless_weights_are_loaded(head, tmp_path, monkeypatch
     assert count_batch_norms(name, pretrained=True, frozen_norms=False) == 13
 
 
-def test_layers_of_the_backbone_have_lower_learning_rates():
+def test_layer_decay_and_gradient_checkpointing_reach_the_backbone():
     model = segmenter("upernet", "metaformer_raft_nano")
     layers = group_parameters(model, model.group_matcher(), reverse=True)
     assert layers.keys() == {n for n, _ in model.named_parameters()}
@@ -174,7 +174,7 @@ def test_layers_of_the_backbone_have_lower_learning_rates():
 
 @pytest.mark.parametrize("head", HEADS)
 @torch.no_grad()
-def test_channels_last_and_bfloat16_give_close_scores(head):
+def test_channels_last_and_bfloat16_hardly_change_the_scores(head):
     model, images = segmenter(head).eval(), torch.rand(1, 3, 40, 64)
     expected = model(images)
     nhwc = copy.deepcopy(model).to(memory_format=torch.channels_last)
@@ -206,8 +206,8 @@ SLOW = [
     "head, backbone, options", [("semantic_fpn", "metaformer_identity_nano", dict(finest_stride=16)), *SLOW]
 )
 @torch.no_grad()
-def test_an_exported_segmenter_takes_any_size(head, backbone, options):
-    """The coarsest map has more than one pixel, since torch would fix a side of 1."""
+def test_an_exported_segmenter_takes_images_of_any_size(head, backbone, options):
+    """The coarsest feature map has more than one pixel, because torch.export would fix a side of length 1."""
     model = segmenter(head, backbone, **options).eval()
     shapes = ({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)
     program = torch.export.export(model, (torch.rand(2, 3, 64, 96),), dynamic_shapes=shapes).module()

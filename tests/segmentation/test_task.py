@@ -30,7 +30,7 @@ def train(*words):
 
 
 def evaluate(*words):
-    words = ["--device", "cpu", "--workers", 0, "--amp", "none", *words]  # the weights name the task
+    words = ["--device", "cpu", "--workers", 0, "--amp", "none", *words]  # no --task: the weights name it
     metamix.cli.evaluate.main(list(map(str, words)))
 
 
@@ -43,7 +43,7 @@ def test_training_scoring_and_predicting_agree(scenes, tmp_path, capsys):
     assert "scenes: 32 train, 2 test" in said and "scores of whole images, at the size of the masks" in said
     summary = json.loads((run / "summary.json").read_text())
     assert summary["scores"] == ["miou", "pixel_accuracy", "mean_accuracy", "boundary_f"]
-    assert summary["miou"] > 35  # a constant prediction has at most 25
+    assert summary["miou"] > 35  # a constant prediction scores at most 25
 
     evaluate("--checkpoint", run, "--data-dir", root, "--output", out, "--test-flip", "--test-scales", "0.75,1")
     said = capsys.readouterr().out
@@ -56,7 +56,7 @@ def test_training_scoring_and_predicting_agree(scenes, tmp_path, capsys):
     with open(out / "test_confusion.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["label", "sky", "ground", "house", "tree"]
-    assert sum(int(n) for row in rows[1:] for n in row[1:]) == 2 * 48 * 39  # without the line of ignored pixels
+    assert sum(int(n) for row in rows[1:] for n in row[1:]) == 2 * 48 * 39  # one row of each mask is ignored
     assert Image.open(out / "test_images.png").size[0] > 500 and Image.open(out / "test_confusion.png").size[0] > 200
 
     images = [root / "test" / "images" / f"{i}.png" for i in range(2)]
@@ -78,7 +78,7 @@ def test_training_scoring_and_predicting_agree(scenes, tmp_path, capsys):
 
 @pytest.mark.usefixtures("rendered_figures")
 def test_scores_name_their_split(scenes, tmp_path, capsys):
-    root, run, out = scenes(train=2, val=1), tmp_path / "run", tmp_path / "out"  # without test, val is scored
+    root, run, out = scenes(train=2, val=1), tmp_path / "run", tmp_path / "out"  # no test split: val is scored
     train(*SMALL_HEAD, "--data-dir", root, "--output", run)
     said = capsys.readouterr().out
     assert "on scenes, val: " in said and "on scenes, test" not in said
@@ -88,7 +88,7 @@ def test_scores_name_their_split(scenes, tmp_path, capsys):
     assert json.loads((out / "result.json").read_text())["test_split"] == "train"
 
 
-def test_scores_on_splits_of_training_are_noted(scenes, tmp_path):
+def test_a_note_says_that_a_scored_split_was_trained_on(scenes, tmp_path):
     root, run = scenes(), tmp_path / "run"
     train(*SMALL_HEAD, "--data-dir", root, "--train-on", "train,val", "--output", run)
 
@@ -99,8 +99,8 @@ def test_scores_on_splits_of_training_are_noted(scenes, tmp_path):
         assert f"the segmenter was trained on the split {split}" in open_task(test_on=split).notes
     task = open_task()
     assert list(task.data.parts) == ["test"] and not any("trained on" in note for note in task.notes)
-    assert open_task(test_on="test").title.endswith("-test")  # the result of a chosen split has its own folder
-    assert list(open_task(test_on="test").data.parts) == ["test"]  # no split is opened that is not scored
+    assert open_task(test_on="test").title.endswith("-test")  # the title names the folder of the results
+    assert list(open_task(test_on="test").data.parts) == ["test"]  # only the scored split is opened
 
 
 def test_an_interrupted_run_equals_an_uninterrupted_one(scenes, tmp_path):
@@ -114,7 +114,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(scenes, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(scenes, tmp_path):
+def test_two_processes_train_the_same_weights_as_one(scenes, tmp_path):
     words = ["--head", "wavemix", "--head-args", "{head_channels: [8, 8, 8, 8]}", "--data-dir", scenes(), "--seed", 1]
     words = list(map(str, [*WORDS, *words, "--model", "metaformer_identity_s12", "--batch-size", 4]))
     train(*words, "--output", tmp_path / "one")
@@ -131,7 +131,7 @@ def test_two_processes_equal_one(scenes, tmp_path):
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
 
 
-def test_fine_tuning_starts_from_a_segmenter_of_other_classes(scenes, tmp_path, capsys):
+def test_fine_tuning_starts_from_a_segmenter_with_other_classes(scenes, tmp_path, capsys):
     root = scenes()
     statistics = ["--mean", "0.3,0.4,0.5", "--std", "0.2,0.2,0.2"]
     train(*SMALL_HEAD, "--data-dir", root, *statistics, "--output", tmp_path / "first")
@@ -141,7 +141,7 @@ def test_fine_tuning_starts_from_a_segmenter_of_other_classes(scenes, tmp_path, 
     capsys.readouterr()
     train(*SMALL_HEAD, "--data-dir", root, "--checkpoint", tmp_path / "first", "--output", tmp_path / "second")
     assert "new: head.classifier.weight, head.classifier.bias" in capsys.readouterr().out
-    assert load_segmenter(tmp_path / "second").spec.mean == (0.3, 0.4, 0.5)  # images are as in the first training
+    assert load_segmenter(tmp_path / "second").spec.mean == (0.3, 0.4, 0.5)  # the mean of the first run is kept
     words = ["--head", "wavemix", "--data-dir", root, "--checkpoint", tmp_path / "first"]
     with pytest.raises(SystemExit, match="was trained with the head semantic_fpn, not wavemix: give --head semantic_f"):
         train(*words, "--output", tmp_path / "third")
@@ -193,11 +193,11 @@ def test_the_backbone_starts_from_a_classifier(words, note, scenes, tmp_path, ca
     assert summary["mean"] == pytest.approx([0.49, 0.48, 0.45], abs=0.01)  # CIFAR-10's, not ImageNet's
 
 
-def test_a_data_set_with_known_mask_values_ignores_those_of_training(scenes, tmp_path):
+def test_mask_options_of_training_are_ignored_for_a_data_set_with_known_mask_values(scenes, tmp_path):
     root, run = scenes(train=2, val=1), tmp_path / "run"
     train(*SMALL_HEAD, "--data-dir", root, "--ignore-index", 255, "--reduce-zero-label", "--output", run)
     options = SegmentationEvalOptions(checkpoint=str(run), data="voc", data_dir=str(root))
-    with pytest.raises(FileNotFoundError, match="not found or corrupted"):  # the options of training are not refused
+    with pytest.raises(FileNotFoundError, match="not found or corrupted"):  # no error about mask options
         Segmentation.trained(options)
     options.reduce_zero_label = True
     with pytest.raises(ValueError, match="voc has known mask values"):
@@ -215,7 +215,7 @@ def test_a_split_without_labelled_pixels_is_refused_before_training(scenes, tmp_
 
 
 @pytest.mark.slow
-def test_a_backbone_of_one_size_is_scored_in_tiles(scenes, tmp_path):
+def test_a_backbone_of_fixed_size_is_scored_in_tiles(scenes, tmp_path):
     root, run = scenes(), tmp_path / "run"
     words = [*SMALL_HEAD, "--model", "mixer_s32_224", "--model-args", "{mlp_ratio: [0.1, 0.1]}"]
     train(*words, "--tile", 32, "--overlap", 4, "--data-dir", root, "--output", run)
