@@ -1,4 +1,4 @@
-"""Test `metamix benchmark` on trained models of every task and on exports."""
+"""Test `metamix benchmark` on a trained detector, segmenter and restorer, and on an exported model."""
 
 import json
 
@@ -52,7 +52,7 @@ def test_trained_models_are_timed(make, size, words, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_an_export_is_timed_beside_the_model(tmp_path, capsys):
+def test_an_exported_model_is_timed_together_with_its_original(tmp_path, capsys):
     model, about = segmenter()
     save_weights(tmp_path / "trained.safetensors", model.state_dict(), about)
     source, folder = tmp_path / "trained.safetensors", tmp_path / "street"
@@ -63,7 +63,7 @@ def test_an_export_is_timed_beside_the_model(tmp_path, capsys):
     assert exported["speedup"] == pytest.approx(eager["ms"] / exported["ms"], abs=0.02)
     eager, _ = measure(tmp_path, folder, *words, "--reference", source)["rows"]
     assert (eager["model"], eager["speedup"]) == (str(source), 1)
-    assert measure(tmp_path, folder, source, *words)["reference"] == str(source)  # an export has no speed in eager fp32
+    assert measure(tmp_path, folder, source, *words)["reference"] == str(source)  # an export cannot run in eager mode
     capsys.readouterr()
     assert measure(tmp_path, folder, *words)["reference"] is None and "speedup:" not in capsys.readouterr().out
     with pytest.raises(SystemExit, match="reference is .*street, an export, which has no speed in eager fp32: give a"):
@@ -74,7 +74,7 @@ def test_an_export_is_timed_beside_the_model(tmp_path, capsys):
         measure(tmp_path, folder, "--engines", "eager")
 
 
-def test_a_table_without_rows_is_an_error(tmp_path, capsys):
+def test_the_command_fails_if_no_model_can_be_timed(tmp_path, capsys):
     with pytest.raises(SystemExit, match="no model could be timed: the lines above say why"):
         measure(tmp_path, "vit_tiny_patch16_224", "--img-size", 8, "--engines", "eager", "--precisions", "fp32")
     assert "vit_tiny_patch16_224 eager fp32 failed: " in capsys.readouterr().out

@@ -35,7 +35,7 @@ def photo(tmp_path):
 
 @pytest.fixture
 def models(tmp_path):
-    """Return a function that makes `Models` of a model of test_benchmark.py, and the name of its weight file."""
+    """Return a function that saves a model of test_benchmark.py, and returns `Models` and the weight file's name."""
 
     def make(build):
         torch.manual_seed(0)
@@ -46,10 +46,10 @@ def models(tmp_path):
     return make
 
 
-# An answer of each task
+# The answer for each task
 
 
-def test_shipped_weights_are_offered_and_loaded_on_use(digit, monkeypatch):
+def test_shipped_weights_are_listed_and_are_loaded_when_first_used(digit, monkeypatch):
     loaded = []
     monkeypatch.setattr(demo, "load", lambda name, trust: loaded.append(name) or metamix.load(name))
     models = Models(DemoOptions(device="cpu"))
@@ -72,7 +72,7 @@ def sure_detector():
     return model, about
 
 
-def test_a_detector_shows_the_objects_and_the_image_with_their_boxes(models, photo, rendered_figures):
+def test_a_detector_shows_a_table_of_objects_and_the_image_with_boxes(models, photo, rendered_figures):
     all_models, name = models(sure_detector)
     answer = all_models.answer(name, photo, False)
     assert [picture.size for picture in answer.pictures] == [(48, 40)]
@@ -86,7 +86,7 @@ def test_a_detector_that_finds_nothing_shows_an_empty_table(models, photo):
     assert (len(answer.pictures), answer.tables, answer.notes) == (1, {"objects": []}, [])
 
 
-def test_a_segmenter_shows_mask_overlay_and_shares_of_classes(models, photo):
+def test_a_segmenter_shows_a_mask_an_overlay_and_the_share_of_each_class(models, photo):
     all_models, name = models(segmenter)
     answer = all_models.answer(name, photo, False)
     mask, overlay = answer.pictures
@@ -124,7 +124,7 @@ def test_the_output_of_a_task_that_only_prints_becomes_a_note(photo):
 @pytest.mark.slow
 def test_an_export_shows_the_same_tables_as_its_model(models, photo, tmp_path):
     all_models, name = models(segmenter)
-    Image.open(photo).resize((32, 32)).save(photo)  # the size of the graph
+    Image.open(photo).resize((32, 32)).save(photo)  # the only size that the exported model takes
     export(name, output=tmp_path / "street", format="torch", seconds=0)
     street = str(tmp_path / "street")
     exported = Models(DemoOptions((street,), device="cpu", trust=True)).answer(street, photo, True)
@@ -140,7 +140,7 @@ def test_an_explanation_is_shown_as_a_picture(digit, no_grad_cam, rendered_figur
     assert picture.width > 800 and answer.tables["labels"] and not answer.notes
 
 
-def test_markup_in_names_of_classes_is_escaped_in_tables():
+def test_markup_in_class_names_is_escaped_in_tables():
     rows = [{"class": "<b>", "score": 0.12345, "box": [1.5, 2], "mask": {"counts": "x"}, "colour": "#ff0000"}]
     text = as_html("objects", rows)
     cells = "<td>&lt;b&gt;</td><td>0.123</td><td>[1.5, 2]</td><td style='background: #ff0000'>#ff0000</td>"
@@ -161,7 +161,7 @@ def test_latencies_of_models_are_shown_in_one_table(models):
     assert all(row["ms"] > 0 and row["precision"] == "fp32" for row in rows)
 
 
-def test_a_model_that_cannot_be_timed_is_named(models):
+def test_a_note_names_a_model_that_cannot_be_timed(models):
     def two_stages():
         _, about = detector()
         spec = DetectorSpec.from_dict(about | {"detector": "faster_rcnn", "extra": "pool"}, "x")
@@ -173,7 +173,7 @@ def test_a_model_that_cannot_be_timed_is_named(models):
 
 
 @pytest.mark.parametrize("installed", [set(), {"onnxruntime", "onnx", "onnxscript"}, None])
-def test_engines_that_are_installed_are_timed(installed, monkeypatch):
+def test_only_installed_engines_are_timed(installed, monkeypatch):
     def benchmark(models, engines, **settings):
         print("measure again", file=sys.stderr)
         timed.append(engines)
@@ -188,7 +188,7 @@ def test_engines_that_are_installed_are_timed(installed, monkeypatch):
     assert answer.notes == ["digits openvino fp32 failed: no kernel", "measure again"]
 
 
-# Odd images and their messages
+# Images that cannot be predicted
 
 
 @pytest.mark.parametrize(
@@ -227,12 +227,12 @@ def test_only_uploads_are_read(photo, tmp_path, monkeypatch):
             demo.uploaded_file(SimpleNamespace(path=str(path)))
 
 
-def test_an_image_that_the_model_does_not_take_is_noted(photo):
+def test_a_note_says_why_the_model_does_not_take_an_image(photo):
     (note,) = Models(DemoOptions(device="cpu")).answer("maxim_nano.noise25", photo, False).notes
     assert note.startswith("photo.png is in colour, and the model was trained on grey images")
 
 
-def test_out_of_memory_is_reported_and_a_bug_is_raised():
+def test_out_of_memory_becomes_a_note_and_a_bug_is_raised():
     notes = []
     with in_words(notes):
         raise MemoryError
@@ -241,7 +241,7 @@ def test_out_of_memory_is_reported_and_a_bug_is_raised():
         raise RuntimeError("a bug")
 
 
-# What is refused before the page starts
+# Errors before the page starts
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_wrong_arguments_are_refused(words, said, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_signal_ends_the_page_while_a_model_computes(tmp_path):
-    """Without `os._exit`, the thread aborts the process: "terminate called without an active exception"."""
+    """Without `os._exit`, the thread would abort the process: "terminate called without an active exception"."""
     code = f"""
 import threading, torch
 from types import SimpleNamespace
@@ -282,7 +282,7 @@ main(["demo", "{DIGITS}", "--device", "cpu", "--port", "{free_port()}"])
         assert "the page is at" in process.stdout.readline()
         process.terminate()
         assert (process.wait(60), process.stderr.read()) == (143, "")
-    # The folder of uploads is gone; wandb, if it is installed, leaves folders of its own.
+    # The upload folder must be gone. wandb, if it is installed, leaves its own folders.
     assert not [path for path in tmp_path.iterdir() if "wandb" not in path.name]
 
 
@@ -293,7 +293,7 @@ def test_a_port_in_use_is_refused():
             metamix_command("demo", "--port", port)
 
 
-def test_a_missing_gradio_is_named_with_its_command(monkeypatch):
+def test_the_error_says_how_to_install_a_missing_gradio(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit, match=r"gradio is missing: pip install 'metamix\[demo\]', or only gradio"):
         metamix_command("demo", DIGITS, "--port", free_port())

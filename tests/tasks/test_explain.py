@@ -1,4 +1,4 @@
-"""Test `metamix explain`: the maps are right, every kind of model is drawn, and other models are refused."""
+"""Test `metamix explain`: its maps are right, it draws every kind of model, and it refuses unsupported models."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ from tests.helpers.detectors import GOOD
 from tests.helpers.running import metamix_command
 
 DIGITS = "metaformer_pooling_nano.digits"
-with_grad_cam = pytest.mark.skipif(not find_spec("pytorch_grad_cam"), reason="pip install 'metamix[explain]'")
+with_grad_cam = pytest.mark.skipif(not find_spec("pytorch_grad_cam"), reason="needs grad-cam: metamix[explain]")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def digit(tmp_path):
 
 @pytest.fixture
 def no_grad_cam(monkeypatch):
-    """Replace class activation maps, which grad-cam computes, by a ramp."""
+    """Replace the class activation maps that grad-cam computes with a ramp, so that it need not be installed."""
     for task in ("classification", "detection"):
         monkeypatch.setattr(
             f"metamix.{task}.explain.activation_map",
@@ -48,8 +48,8 @@ def no_grad_cam(monkeypatch):
 
 
 @with_grad_cam
-def test_the_map_equals_channels_weighted_by_the_head(digit):
-    """With mean pooling and a linear head, HiResCAM weights the channels of the last map by the label's weights."""
+def test_the_activation_map_is_the_sum_of_channels_weighted_by_the_head(digit):
+    """With mean pooling and a linear head, HiResCAM weights the last feature map's channels by the label's weights."""
     trained = metamix.load(DIGITS)
     shown = explain_label(trained, digit, "8")
     assert shown.scores[shown.explained][0] == "8"
@@ -62,7 +62,7 @@ def test_the_map_equals_channels_weighted_by_the_head(digit):
 
 
 @with_grad_cam
-def test_frozen_models_are_explained(digit):
+def test_frozen_models_get_the_same_activation_maps(digit):
     for trained, explain_one in (metamix.load(DIGITS), explain_label), (detector(), explain_object):
         expected = explain_one(trained, digit, None).activation
         trained.model.requires_grad_(False)
@@ -75,7 +75,7 @@ def scaled(values):
 
 
 def detector(**arguments):
-    """Make a detector with random weights, whose scores are near a half."""
+    """Make a detector with random weights, whose scores are near 0.5."""
     torch.manual_seed(0)
     spec = DetectorSpec.from_dict(GOOD | arguments, "x")
     model = spec.build().eval()
@@ -110,7 +110,7 @@ def test_every_kind_of_detector_is_explained(arguments, digit):
     assert len(shown.boxes) == len(shown.scores)
 
 
-def test_padding_is_cut_off():
+def test_the_activation_map_is_cropped_to_the_image_without_padding():
     ramp = torch.arange(8.0).expand(8, 8)
     assert without_padding(ramp, (1.0, 0.5))[:, [0, -1]].unique().tolist() == [0.0, 3.0]
 
@@ -122,10 +122,10 @@ def test_an_image_without_objects_is_refused(digit, no_grad_cam):
         explain_object(trained, digit, "square")
 
 
-def test_images_of_a_folder_are_explained_in_pictures(digit, no_grad_cam, rendered_figures, tmp_path, capsys):
+def test_each_image_of_a_folder_gets_a_picture(digit, no_grad_cam, rendered_figures, tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(b"no image")
     words = ["explain", tmp_path, "--checkpoint", DIGITS, "--label", "8", "--device", "cpu"]
-    for _ in range(2):  # the second time replaces the pictures of the first, and does not explain them
+    for _ in range(2):  # the second run replaces the pictures of the first, and does not explain them
         assert metamix_command(*words, "--output", tmp_path / "out") == 1
     said = capsys.readouterr()
     assert "written: " in said.out and "and 1 picture" in said.out
@@ -155,7 +155,7 @@ def test_the_picture_shows_activation_scores_and_blocks(mixer, digit, no_grad_ca
     assert {title.partition("\n")[0].removeprefix("block ") for title in titles[3:]} == blocks
 
 
-def test_four_blocks_of_an_isotropic_model_are_watched():
+def test_the_inputs_of_four_blocks_of_an_isotropic_model_are_recorded():
     model = timm.create_model("wavemixlite_32_7").eval()
     with watched_mixers(model) as inputs:
         model(torch.randn(1, 3, 32, 32))
@@ -165,7 +165,7 @@ def test_four_blocks_of_an_isotropic_model_are_watched():
 
 
 @pytest.mark.parametrize("name, arguments", [("resnet10t", {}), ("swin_tiny_patch4_window7_224", dict(depths=(1, 1)))])
-def test_timms_models_are_explained_without_blocks(name, arguments, digit, no_grad_cam, tmp_path):
+def test_timm_models_are_explained_without_blocks(name, arguments, digit, no_grad_cam, tmp_path):
     arguments |= {"img_size": 32, "window_size": 2} if "swin" in name else {}
     model = timm.create_model(name, num_classes=2, **arguments)
     metamix.save_classifier(model, tmp_path / "w.safetensors", classes=["cat", "dog"], model_args=arguments)
@@ -174,10 +174,10 @@ def test_timms_models_are_explained_without_blocks(name, arguments, digit, no_gr
     assert (shown.explained, shown.blocks) == (0, []) and shown.scores == trained.predict([digit])[0]
 
 
-# What is refused
+# Errors
 
 
-def test_a_missing_grad_cam_is_named_with_its_command(digit, monkeypatch):
+def test_the_error_says_how_to_install_a_missing_grad_cam(digit, monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     with pytest.raises(SystemExit, match=r"grad-cam is missing: pip install 'metamix\[explain\]', or only grad-cam"):
         metamix_command("explain", digit, "--checkpoint", DIGITS)
@@ -208,7 +208,7 @@ def test_models_and_labels_that_cannot_be_explained_are_refused(words, said, dig
         ("crossvit_tiny_240", "CrossVit", {}),  # tokens of two sizes, in a list
     ],
 )
-def test_models_of_tokens_are_refused(name, kind, arguments, digit, no_grad_cam, tmp_path):
+def test_models_with_tokens_before_the_head_are_refused(name, kind, arguments, digit, no_grad_cam, tmp_path):
     model = timm.create_model(name, num_classes=2, **arguments)
     metamix.save_classifier(model, tmp_path / "w.safetensors", classes=["cat", "dog"], model_args=arguments)
     with pytest.raises(ValueError, match=f"{kind} has tokens and no map before its head: metamix explain"):

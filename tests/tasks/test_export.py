@@ -1,4 +1,4 @@
-"""Test how long `metamix export` measures speeds."""
+"""Test how often `metamix export` runs a model to measure its speed."""
 
 import time
 from types import SimpleNamespace
@@ -17,4 +17,4 @@ def test_a_slow_model_is_measured_once():
     calls = []
     exportable = SimpleNamespace(model=nn.Identity(), examples=lambda count: torch.zeros(count, 3, 8, 8))
     speed = measure(exportable, run, torch.get_num_threads(), seconds=0.01)
-    assert calls == [1, 8] * 2 and speed["exported"]["batch_1_ms"] >= 20  # the first time to warm up
+    assert calls == [1, 8] * 2 and speed["exported"]["batch_1_ms"] >= 20  # the first run is a warm-up

@@ -52,7 +52,7 @@ def test_an_image_without_pixels_is_refused():
 
 
 @pytest.mark.parametrize("trained", [TrainedSegmenter(None, None, {}), TrainedRestorer("", None, None, None)])
-def test_tiles_are_checked_before_images_are_read(trained):
+def test_the_tile_size_is_checked_before_images_are_read(trained):
     with pytest.raises(ValueError, match="tile is '32': give a whole number of at least 0"):
         trained.predict(["nowhere.png"], tile="32")
 
@@ -79,7 +79,7 @@ def test_a_single_image_instead_of_a_list_is_refused(trained, image):
         trained.predict(image)
 
 
-def test_a_trained_model_is_shown_in_one_short_line():
+def test_the_repr_of_a_trained_model_is_one_short_line():
     parts = dict(model="metaformer_raft_nano", classes=("cat",) * 80, detector="fcos", head="upernet")
     net, spec = torch.nn.Linear(2, 2), SimpleNamespace(**parts)
     about = ModelMetadata(model="resnet18", classes=("cat",) * 80, num_classes=80)

@@ -1,4 +1,4 @@
-"""Test the options about the model: defaults, types, contradictions."""
+"""Test the options of the model: their defaults, types and contradictions."""
 
 from dataclasses import dataclass
 from typing import get_type_hints
@@ -11,7 +11,7 @@ from metamix.utils.options import convert, option, options_of
 
 @dataclass
 class Options(BackboneOptions):
-    """Describe a task with a default and an option of its own."""
+    """Options of a task that changes a default and adds an option."""
 
     model: str = option("resnet18", "backbone", group="model")
     img_size: int = option(224, "side of the images", group="data")
@@ -20,7 +20,7 @@ class Options(BackboneOptions):
         self.check_backbone({"img_size": "--img-size", "pretrained": "--pretrained"})
 
 
-def test_a_task_overrides_a_default_and_keeps_the_order():
+def test_a_task_may_change_a_default_and_options_keep_their_order():
     assert list(options_of(Options)) == ["model", "model_args", "pretrained", "checkpoint", "img_size"]
     assert Options().model == "resnet18"
     assert Options().model_args == {} and Options().model_args is not Options().model_args
@@ -43,6 +43,6 @@ def test_model_args_are_read_as_yaml():
         ({"model_args": {"mixer": "raft", "pretrained": True}}, "model_args has pretrained, which comes from --pre"),
     ],
 )
-def test_contradictions_are_refused(options, words):
+def test_contradictory_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         Options(**options)

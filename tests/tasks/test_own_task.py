@@ -1,4 +1,4 @@
-"""Run the task of docs/extend.md from another folder, as its page says."""
+"""Test the task that docs/extend.md shows, by running the page's commands in another folder."""
 
 import pickle
 import re
@@ -27,7 +27,7 @@ SMALL = ["--epochs", "2", "--batch-size", "20", "--workers", "0", "--device", "c
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Make a folder with my_task.py, a photo and 60 digits as a data set of numbers."""
+    """Make a folder with my_task.py, a photo, and a regression data set of 60 digits."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "my_task.py").write_text(CODE)
     (folder / "numbers").mkdir()
@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def run(folder, monkeypatch, capsys):
-    """Return a function that runs a command line in the folder and returns the exit code and what it prints."""
+    """Return a function that runs a command line in the folder, and returns its exit code and output."""
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, "my_task", raising=False)
@@ -52,7 +52,7 @@ def run(folder, monkeypatch, capsys):
         code = metamix_command(*shlex.split(line)[1:], *more)
         return code, capsys.readouterr().out
 
-    with patch.dict(registry.TASKS):  # forgets the task after the test
+    with patch.dict(registry.TASKS):  # unregisters the task after the test
         yield run
 
 
@@ -60,9 +60,9 @@ def test_the_task_on_the_page_has_at_most_80_lines():
     assert len(CODE.splitlines()) <= 80
 
 
-def test_workers_can_be_started_without_forking(folder, run):
-    """macOS starts new processes, and so does Linux from Python 3.14 on: what they need is pickled."""
-    run(COMMANDS[3])  # imports the task
+def test_the_arguments_of_loader_workers_can_be_pickled(folder, run):
+    """Where workers are not forked (macOS, and Linux from Python 3.14 on), their arguments are pickled."""
+    run(COMMANDS[3])  # imports my_task
     import my_task
 
     options = my_task.Task.Options(model="metaformer_identity_tiny", data_dir="numbers", workers=1)
@@ -70,7 +70,7 @@ def test_workers_can_be_started_without_forking(folder, run):
     pickle.dumps((loader.dataset, loader.collate_fn, loader.worker_init_fn))
 
 
-def test_every_command_of_the_page_works(folder, run):
+def test_every_command_on_the_page_works(folder, run):
     train, evaluate, predict, verify, export, predict_exported = COMMANDS
     assert "test: error " in run(train, *SMALL)[1]
     assert "test (20 images of 32 pixels): error " in run(evaluate, "--workers", "0")[1]
@@ -103,7 +103,7 @@ def test_a_task_that_is_not_imported_is_unknown(folder, run):
 
 
 @pytest.mark.slow
-def test_training_starts_from_the_weights_and_arguments_of_its_options(folder, run):
+def test_training_uses_the_given_weights_and_model_arguments(folder, run):
     frozen = COMMANDS[0].replace("--output run", "--lr 0 --min-lr 0 --warmup-lr 0 --output")
     small, heads = ["--model-args", "{dims: [8, 16, 24]}"], {}
     starts = {"first": [], "second": ["--seed", "1", "--checkpoint", "first"], "random": ["--seed", "1"]}
@@ -124,7 +124,7 @@ def test_training_starts_from_the_weights_and_arguments_of_its_options(folder, r
     with pytest.raises(SystemExit, match="there are no weights to evaluate: give --checkpoint RUN_OR_FILE"):
         run("metamix eval --import my_task --task regression --data-dir numbers")
     (folder / "first").rename(folder / "moved")
-    assert run(f"{frozen} second", *SMALL, *small, *starts["second"], "--epochs", "3")[0] == 0  # resumes without it
+    assert run(f"{frozen} second", *SMALL, *small, *starts["second"], "--epochs", "3")[0] == 0  # "first" is not needed
 
 
 def test_a_run_resumes_exactly(folder, run):

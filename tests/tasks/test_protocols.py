@@ -1,4 +1,4 @@
-"""Test that the classes of the tasks fit the protocols of the engine; mypy checks their types, see pyproject.toml."""
+"""List the task classes, so that mypy checks them against the engine's protocols (see pyproject.toml)."""
 
 from metamix.classification.task import Classification
 from metamix.detection.task import Detection
@@ -10,5 +10,5 @@ from metamix.training.task import TaskClass
 CLASSES: list[TaskClass] = [Classification, Detection, Segmentation, Restoration]
 
 
-def test_these_are_the_classes_of_all_tasks():
+def test_the_list_has_the_class_of_every_task():
     assert {find_task(name).part("task") for name in TASKS} == set(CLASSES)

@@ -1,4 +1,4 @@
-"""Test `metamix publish`: what it writes, who can load it, and what it refuses."""
+"""Test `metamix publish`: what it writes, which libraries can load the result, and what it refuses."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ ARGUMENTS = "{mixer: raft, mixer_args: {raft_size: 2}, depths: [1, 1, 1], dims: 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Train on digits of 40 pixels, a size on which the mixer's weights depend."""
+    """Train on digits of 40 x 40 pixels. The shapes of the mixer's weights depend on this size."""
     folder = tmp_path_factory.mktemp("run") / "run"
     train(*["--data", "digits", "--img-size", 40, "--epochs", 1, "--batch-size", 256, "--workers", 0],
           "--model-args", ARGUMENTS, "--crop-pct", 0.9, "--memory", "no", "--output", folder)  # fmt: skip
@@ -68,7 +68,7 @@ def test_the_card_ignores_entries_of_the_summary_that_contradict_the_weights(run
 
 
 @pytest.mark.parametrize("source", ["local-dir", "hf-hub"])
-def test_timm_loads_it(source, run, published, monkeypatch):
+def test_timm_loads_the_published_folder(source, run, published, monkeypatch):
     monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda repo_id, filename, **_: str(published / filename))
     monkeypatch.setattr("metamix.models.registry.require_reachable", lambda *_: None)
     model = timm.create_model(f"{source}:{published}", pretrained=True).eval()
@@ -79,7 +79,7 @@ def test_timm_loads_it(source, run, published, monkeypatch):
     assert scores[[int(label) for label, _ in expected]].tolist() == pytest.approx([score for _, score in expected])
 
 
-def test_transformers_loads_it(published):
+def test_transformers_loads_the_published_folder(published):
     transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'metamix[transformers]'")
     images = torch.rand(2, 1, 40, 40)
     model = transformers.AutoModelForImageClassification.from_pretrained(published).eval()
@@ -87,7 +87,7 @@ def test_transformers_loads_it(published):
     assert torch.equal(model(images).logits, metamix.load(published).model(images))
 
 
-def test_metamix_loads_it(run, published, tmp_path, capsys):
+def test_metamix_loads_the_published_folder(run, published, tmp_path, capsys):
     for place in published, f"local-dir:{published}":
         assert metamix.load(place).predict([digit()]) == metamix.load(run).predict([digit()])
     digit().save(tmp_path / "digit.png")
@@ -98,7 +98,7 @@ def test_metamix_loads_it(run, published, tmp_path, capsys):
     assert printed[0] == printed[1]
 
 
-def test_metamix_loads_it_from_the_hub(run, published, monkeypatch):
+def test_metamix_loads_the_published_files_from_the_hub(run, published, monkeypatch):
     asked = []
 
     def download(name, file, revision):
@@ -111,7 +111,7 @@ def test_metamix_loads_it_from_the_hub(run, published, monkeypatch):
     assert set(asked) == {("me/small-digits", "model.safetensors", "v2")}
 
 
-def test_weights_that_the_hub_lacks_are_reported(monkeypatch):
+def test_a_failed_download_from_the_hub_is_reported(monkeypatch):
     def download(*_, **__):
         raise RuntimeError("404")
 
@@ -121,7 +121,7 @@ def test_weights_that_the_hub_lacks_are_reported(monkeypatch):
         metamix.load("hf-hub:me/x")
 
 
-def test_the_card_says_what_the_run_says(run, published):
+def test_the_card_shows_the_scores_data_and_classes_of_the_run(run, published):
     card, summary = ModelCard.load(published / "README.md"), json.loads((run / "summary.json").read_text())
     assert (card.data.license, card.data.library_name) == ("mit", "timm")
     scores = {result.metric_type: result.metric_value for result in card.data.eval_results}
@@ -148,13 +148,13 @@ def test_class_names_are_escaped_on_the_card(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_recipe_trains_the_same_weights(run, published, tmp_path):
+def test_training_with_the_published_recipe_gives_the_same_weights(run, published, tmp_path):
     metamix.cli.train.main(["--config", str(published / "recipe.yaml"), "--output", str(tmp_path / "again")])
     again, first = (metamix.load(folder).model.state_dict() for folder in (tmp_path / "again", run))
     assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
 
 
-def test_the_recipe_names_no_folder_of_this_machine():
+def test_the_recipe_and_the_card_name_no_folder_of_this_machine():
     recipe = {"output": "/home/me/run", "data_dir": "/data/x", "checkpoint": "/home/me/a.pt", "lr": 1}
     assert publish.shareable(recipe) == {"checkpoint": "a.pt", "lr": 1}
     options = publish.PublishOptions(source="run", repo="me/x")
@@ -165,7 +165,7 @@ def test_the_recipe_names_no_folder_of_this_machine():
     )
 
 
-def test_the_name_of_the_repository_is_checked_without_asserts():
+def test_the_repository_name_is_checked_even_if_python_skips_asserts():
     names = {"__name__": publish.__name__, "__package__": publish.__package__}
     exec(compile(Path(publish.__file__).read_text(), publish.__file__, "exec", optimize=1), names)
     with pytest.raises(ValueError, match="the repository is 'digits', but it must be USER/NAME"):
@@ -202,7 +202,7 @@ def own_mixer(tmp_path, monkeypatch, forget_mixers):
     del sys.modules["mixers_of_mine"]
 
 
-def test_the_card_says_to_import_a_users_mixer(own_mixer, capsys):
+def test_the_card_tells_readers_to_import_a_users_mixer(own_mixer, capsys):
     words = ["w.safetensors", "me/x", "--dry-run", "x", "--import", "mixers_of_mine"]
     assert metamix_command("publish", *words) == 0
     said = "users of the model must import mixers_of_mine first; its source is not in the repository"
@@ -212,7 +212,7 @@ def test_the_card_says_to_import_a_users_mixer(own_mixer, capsys):
     assert timm.create_model("local-dir:x", pretrained=True).stages[0].blocks[0].mixer.__module__ == "mixers_of_mine"
 
 
-def test_a_detector_is_published_for_metamix(tmp_path):
+def test_metamix_loads_a_published_detector(tmp_path):
     model = DetectorSpec.from_dict(GOOD, "x").build()
     save_weights(tmp_path / "w.safetensors", model.state_dict(), GOOD)
     assert metamix_command("publish", tmp_path / "w.safetensors", "me/discs", "--dry-run", tmp_path / "x") == 0
@@ -228,7 +228,7 @@ def test_a_detector_is_published_for_metamix(tmp_path):
 
 
 class Hub:
-    """Record what the hub is asked for."""
+    """Record the calls that would go to the Hugging Face Hub."""
 
     def __init__(self):
         self.calls = []
@@ -259,11 +259,11 @@ def test_an_upload_without_a_login_is_refused(run, monkeypatch):
         metamix_command("publish", run, "me/x")
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize("repo", ["digits", "a/b/c", "me/bad name"])
-def test_wrong_names_of_repositories_are_refused(repo):
+def test_wrong_repository_names_are_refused(repo):
     with pytest.raises(SystemExit, match=f"the repository is '{repo}', but it must be USER/NAME"):
         metamix_command("publish", "metaformer_pooling_nano.digits", repo)
 
@@ -275,8 +275,8 @@ def test_folders_with_other_files_are_refused(run, tmp_path):
             metamix_command("publish", run, "me/x", "--dry-run", folder)
 
 
-def test_a_dry_run_into_no_folder_uploads_nothing(run, monkeypatch):
-    monkeypatch.setattr(publish, "HfApi", lambda **_: pytest.fail("uploads"))
+def test_a_dry_run_without_a_folder_is_refused_and_uploads_nothing(run, monkeypatch):
+    monkeypatch.setattr(publish, "HfApi", lambda **_: pytest.fail("a dry run starts an upload"))
     with pytest.raises(SystemExit, match="--dry-run is empty: give a folder to write to"):
         metamix_command("publish", run, "me/x", "--dry-run", "")
 

@@ -1,4 +1,4 @@
-"""Test that the registry is the only place outside a task's folder that names the task."""
+"""Test that only the registry and a task's own folder name the task, and that the registry finds its parts."""
 
 import ast
 import re
@@ -42,7 +42,7 @@ def names_of_tasks(code):
             yield f"line {node.lineno}: {words}"
 
 
-def test_no_other_file_names_a_task():
+def test_only_the_registry_and_the_tasks_folders_name_a_task():
     lines = [f"{path.relative_to(PACKAGE)} {line}" for path in SOURCES for line in names_of_tasks(path.read_text())]
     assert not lines, "\n".join(lines)
 
@@ -56,7 +56,7 @@ def test_imports_and_strings_that_name_a_task_are_found(code):
 
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("role", ["task", "load", "predict", "verify", "export", "exported"])
-def test_every_part_exists(name, role):
+def test_every_task_has_every_part(name, role):
     assert callable(find_task(name).part(role))
 
 
@@ -68,7 +68,7 @@ def test_public_names_are_attributes_of_metamix():
         metamix.load_nothing  # noqa: B018
 
 
-def test_a_second_task_of_the_same_name_is_refused(monkeypatch):
+def test_a_second_task_with_the_same_name_is_refused(monkeypatch):
     monkeypatch.setattr(registry, "TASKS", dict(TASKS))
     spec = find_task("detection")
     register_task(spec)
@@ -87,7 +87,7 @@ def test_a_second_task_of_the_same_name_is_refused(monkeypatch):
         (None, []),
     ],
 )
-def test_a_folder_tells_its_task(task, folders, tmp_path):
+def test_the_task_of_a_data_folder_is_recognized(task, folders, tmp_path):
     for folder in folders:
         (tmp_path / folder).mkdir(parents=True)
     assert task_of_folder(tmp_path) == task
