@@ -24,7 +24,7 @@ SNIPPETS = [
     for page in PAGES
     for i, (code, printed) in enumerate(SNIPPET.findall(page.read_text()))
 ]
-# Packages of snippets that the extra `test` does not install, and the extra that does.
+# Packages that snippets import but the extra `test` does not install, each with the extra that installs it.
 EXTRAS = {"segmentation_models_pytorch": "segmentation"}
 SHELL = re.compile(r"```bash\n(.*?)```", re.S)
 LINES = [
@@ -51,7 +51,7 @@ class Parsed(Exception):
 
 @pytest.fixture
 def parse(monkeypatch):
-    """Return a function that parses a command line, with the task of its page, and then raises Parsed."""
+    """Return a function that parses a command line for the task of its page, and then raises Parsed."""
 
     def run(line, task):
         words = shlex.split(line, comments=True)
@@ -64,17 +64,17 @@ def parse(monkeypatch):
         monkeypatch.setattr("metamix.tasks.predict.choose_task", lambda named, words: find_task(named or task))
         main(rest)
 
-    for place in ("classification.predict", "tasks.predict"):  # pages name images that only the reader has
+    for place in ("classification.predict", "tasks.predict"):  # the images that pages name do not exist here
         monkeypatch.setattr(f"metamix.{place}.paths_inside", lambda places, without=(): {})
-    monkeypatch.setattr("metamix.utils.options.check_needs", Mock(side_effect=Parsed))  # last in `parse_command`
-    monkeypatch.setattr(ProcessGroup, "start", Mock(side_effect=Parsed))  # first in train and eval
+    monkeypatch.setattr("metamix.utils.options.check_needs", Mock(side_effect=Parsed))  # `parse_command` ends with this
+    monkeypatch.setattr(ProcessGroup, "start", Mock(side_effect=Parsed))  # train and eval start with this
     for module in ("metamix.training.recipe", "metamix.utils.options"):
-        monkeypatch.setattr(f"{module}.import_modules", Mock())  # modules that readers write
+        monkeypatch.setattr(f"{module}.import_modules", Mock())  # these modules exist only in the docs
     return run
 
 
 @pytest.mark.parametrize("line, task", LINES)
-def test_command_is_accepted(line, task, parse):
+def test_every_command_is_accepted(line, task, parse):
     with pytest.raises(SystemExit if "--help" in line else Parsed) as ended:
         parse(line, task)
     assert ended.type is Parsed or not ended.value.code
@@ -92,13 +92,13 @@ def test_command_is_accepted(line, task, parse):
         ("metamix verify folder --worker 2", "there is no option --worker; did you mean '--workers'"),
     ],
 )
-def test_wrong_command_is_refused(line, said, parse):
+def test_a_wrong_command_is_refused(line, said, parse):
     with pytest.raises(SystemExit) as ended:
         parse(line, DEFAULT)
     assert said in str(ended.value.code)
 
 
-def test_readme_is_short_and_opens_with_its_two_commands():
+def test_readme_is_short_and_has_two_commands_to_paste():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 150
     commands = [line for line in lines if line.startswith("    python3 -m venv")]
@@ -112,7 +112,7 @@ def test_code_does_not_scroll_sideways():
         assert not [line for line in code.splitlines() if len(line) > 88], page.name
 
 
-def test_the_api_page_names_what_users_import():
+def test_each_heading_of_the_api_page_imports_what_it_documents():
     page = (ROOT / "docs" / "api.md").read_text()
     for path, options in re.findall(r"^::: (\S+)\n(?:    options: \{ (.*) \})?", page, re.M):
         name = dict(re.findall(r"(\w+): ([\w.]+)", options)).get("heading", path)
@@ -145,7 +145,7 @@ def test_lists_are_not_joined_to_other_text():
 
 
 def test_dotted_names_exist_after_import_metamix():
-    """This runs in a new process, where no test has imported the parts."""
+    """Use a new process, in which no test has imported submodules of metamix yet."""
     names = sorted({name for page in PAGES for name in re.findall(r"`(metamix(?:\.\w+)+)", page.read_text())})
     assert "metamix.deploy.benchmark" in names
     code = f"""

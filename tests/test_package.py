@@ -40,7 +40,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """Install the wheel into a folder."""
+    """Install the wheel into a new folder, and return the folder."""
     folder = tmp_path_factory.mktemp("site")
     run("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", folder, wheel)
     return folder
@@ -99,7 +99,7 @@ def test_the_wheel_states_its_version_license_and_dependencies(wheel):
     }  # fmt: skip
 
 
-def test_the_installed_command_says_its_version(installed, tmp_path):
+def test_the_installed_command_prints_its_version(installed, tmp_path):
     (script,) = (installed / "bin").iterdir()
     assert "from metamix_cli import main" in script.read_text()
     code = "import io, json, sys, metamix_cli; sys.stdout = out = io.StringIO(); metamix_cli.main(['--version'])"
@@ -108,8 +108,8 @@ def test_the_installed_command_says_its_version(installed, tmp_path):
 
 
 @pytest.mark.slow
-def test_installed_package_runs_away_from_its_clone(installed, tmp_path):
-    """The process publishes too, since a second one would take seconds to start."""
+def test_the_installed_package_works_outside_its_clone(installed, tmp_path):
+    """The same process also publishes a model, because a second process would take seconds to start."""
     seen = away_from_the_clone(
         """
 import contextlib, io, json, timm, torch
@@ -124,7 +124,7 @@ print(json.dumps(dict(
     weights=str(weights_dir()),
     shape=list(model(torch.zeros(2, 3, 32, 32)).shape),
     names=len(timm.list_models("metaformer_*")),
-    clone=[p for p in sys.path if p == CLONE],  # not below it, where a .venv may hold the dependencies
+    clone=[p for p in sys.path if p == CLONE],  # only the clone itself: a .venv below it is allowed
     said=said.getvalue(),
     published=timm.create_model("local-dir:folder", pretrained=True).pretrained_cfg,
 )))
@@ -141,13 +141,13 @@ print(json.dumps(dict(
     assert seen["published"]["label_names"] == [*"0123456789"] and seen["published"]["input_size"] == [1, 32, 32]
 
 
-def test_without_the_installed_folder_there_is_no_metamix(tmp_path):
-    """This is the control: metamix cannot be imported, even if this environment has the clone installed."""
+def test_metamix_cannot_be_imported_without_the_installed_folder(tmp_path):
+    """This is the control: the tests above cannot import the clone, even if this environment has it installed."""
     code = "import json, importlib.util as u; m = u.find_spec('metamix'); print(json.dumps(m and m.origin))"
     assert away_from_the_clone(code, cwd=CLONE) is None
 
 
-def test_import_is_silent_quick_and_takes_no_name_from_timm():
+def test_import_is_silent_and_quick_and_replaces_no_timm_model():
     code = """
 import json, time, warnings, pywt, timm
 before = {name: timm.model_entrypoint(name) for name in timm.list_models()}
@@ -177,7 +177,7 @@ import sys
 
 def report(event, args):
     host = args[1][0] if event == "socket.connect" else args[0] if event == "socket.getaddrinfo" else None
-    if host not in (None, "127.0.0.1", "localhost", "::1", "/"):  # "/" begins a path to a socket
+    if host not in (None, "127.0.0.1", "localhost", "::1", "/"):  # "/" is the start of a Unix socket's path
         print("reaches for", event, args, flush=True)
 
 sys.addaudithook(report)
@@ -190,8 +190,8 @@ main(["demo", "metaformer_pooling_nano.digits", "wavemixsr_nano.x2", "--device",
 
 @pytest.fixture
 def page(installed, tmp_path):
-    """Start the page of an installed metamix and yield its address; the server must contact no other machine."""
-    pytest.importorskip("gradio", reason="pip install 'metamix[demo]'")
+    """Start the page of an installed metamix, and yield its address. Fail if the server contacts other machines."""
+    pytest.importorskip("gradio", reason="needs gradio: pip install 'metamix[demo]'")
     port = str(free_port())
     paths = [str(installed), *(path for path in sys.path if not Path(path).resolve().is_relative_to(CLONE))]
     code = f"import sys; sys.path += {paths}\n" + SERVE.replace("PORT", repr(port))
@@ -210,7 +210,7 @@ def page(installed, tmp_path):
 
 @pytest.fixture
 def chromium():
-    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("Chromium and chromedriver are not installed")
     options = webdriver.ChromeOptions()
