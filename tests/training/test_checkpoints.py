@@ -1,4 +1,4 @@
-"""Test when a checkpoint is due, and the check of a run's data when it is continued."""
+"""Test when a checkpoint is due, and that a run is only continued with the same data."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,18 +17,18 @@ IDENTITY = {"classes": ["ant", "bee"], "mean": [0.25, 0.5], "digest": "0123"}
         ({"mean": [0.25, 0.5001], "digest": "4567"}, "mean, files, labels or boxes"),
     ],
 )
-def test_other_data_are_refused(saved, words):
+def test_continuing_with_other_data_is_refused(saved, words):
     start = f"^run was made with other data; these differ: {words}. Give the data of .*--checkpoint to start from these"
     with pytest.raises(ValueError, match=start):
         check_identity(IDENTITY | saved, IDENTITY, Path("run"))
 
 
-def test_the_same_data_on_another_processor_are_accepted():
-    """On another processor, means of the same images differ in their last digits."""
+def test_the_same_data_on_another_processor_is_accepted():
+    """On another processor, the mean of the same images differs in its last digits."""
     check_identity(IDENTITY | {"mean": [0.250001, 0.5]}, IDENTITY, Path("run"))
 
 
-def test_a_checkpoint_is_due_some_minutes_after_the_last(monkeypatch):
+def test_a_checkpoint_is_due_when_the_set_minutes_have_passed(monkeypatch):
     clock = SimpleNamespace(monotonic=lambda: seconds)
     monkeypatch.setattr("metamix.training.checkpoints.time", clock)
     seconds = 1000

@@ -1,4 +1,4 @@
-"""Test that the help of `--deterministic` names everything that raises an error with it on a GPU."""
+"""Test that the help of `--deterministic` names the mixers and losses for which it raises an error on a GPU."""
 
 import re
 
@@ -11,7 +11,7 @@ import metamix
 from metamix.segmentation.loss import LOSSES
 from metamix.training.recipe import EngineOptions
 
-# Operations without a deterministic algorithm, from the documentation of torch.use_deterministic_algorithms.
+# Operations without a deterministic GPU algorithm, from the documentation of torch.use_deterministic_algorithms.
 LACKING = {
     "_adaptive_avg_pool2d_backward",
     "upsample_linear1d_backward",
@@ -33,7 +33,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("size, exempt", [(32, {"raft", "nin", "minattn"}), (40, set())])
 def test_the_help_names_the_mixers_that_have_no_deterministic_algorithm(size, exempt):
-    """raft, nin and minattn lack one only at image sizes that they are not built for."""
+    """raft, nin and minattn use a nondeterministic operation only at image sizes that they were not built for."""
     expected = {mixer for mixer in metamix.list_mixers() if re.search(rf"\b{mixer}\b", HELP)} - exempt
     lacking = set()
     for mixer in metamix.list_mixers():

@@ -1,4 +1,4 @@
-"""Test early stopping: when a run ends, which weights are its result, and how it is resumed."""
+"""Test early stopping: when a run ends, which weights it saves as its result, and how it is resumed."""
 
 import json
 import math
@@ -20,7 +20,7 @@ STEPS = 4  # per epoch
 
 @pytest.fixture
 def scores(monkeypatch):
-    """Return a list; the held-out top-1 of epoch N becomes its entry N - 1."""
+    """Return a list to fill with held-out top-1 scores: entry N - 1 replaces the score of epoch N."""
     values = []
     evaluate = Engine.evaluate
 
@@ -40,7 +40,7 @@ def same(a, b):
     "average",
     [pytest.param([], id="last", marks=pytest.mark.slow), pytest.param(["--ema", "--ema-decay", 0.5], id="ema")],
 )
-def test_the_best_epoch_is_the_result(average, scores, tmp_path, capsys):
+def test_the_result_has_the_weights_of_the_best_epoch(average, scores, tmp_path, capsys):
     scores += [10.0, 30.0, 20.0, 30.0, 99.0]  # an equal score is not better
     words = [*WORDS, *average]
     train(*words, "--epochs", 5, "--early-stopping", 2, "--output", tmp_path / "early")
@@ -62,7 +62,7 @@ def test_the_best_epoch_is_the_result(average, scores, tmp_path, capsys):
     assert same(four["model"], early["model"])  # a longer run would resume from the last epoch, not from the best
 
 
-def test_without_an_early_stop_the_best_epoch_is_the_result_too(scores, tmp_path, capsys):
+def test_a_run_that_does_not_stop_early_also_keeps_the_best_epoch(scores, tmp_path, capsys):
     scores += [10.0, 30.0, 20.0]
     train(*WORDS, "--epochs", 3, "--early-stopping", 2, "--output", tmp_path)
     said = capsys.readouterr().out
@@ -73,7 +73,7 @@ def test_without_an_early_stop_the_best_epoch_is_the_result_too(scores, tmp_path
     "step",
     [pytest.param(2 * STEPS, marks=pytest.mark.slow), 3 * STEPS + 1, pytest.param(4 * STEPS, marks=pytest.mark.slow)],
 )
-def test_a_resumed_run_is_exact(step, scores, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(step, scores, tmp_path):
     scores += [10.0, 30.0, 20.0, 25.0, 99.0]
     words = [*WORDS, "--epochs", 5, "--early-stopping", 2]
     train(*words, "--output", tmp_path / "straight")
@@ -106,7 +106,7 @@ def test_a_stop_during_the_final_scoring_keeps_the_checkpoint_of_the_last_epoch(
 
 
 def test_a_stop_between_the_scores_of_an_epoch_does_not_end_the_run(scores, tmp_path, monkeypatch):
-    """The last weights are scored first. Their score, which ends the run, counts once the average is scored too."""
+    """An epoch scores the last weights, then their average. A score may end the run only after both are computed."""
     scores += [30.0, 10.0]
     words = [*WORDS, "--epochs", 3, "--early-stopping", 1, "--ema", "--score", "last"]
     train(*words, "--output", tmp_path / "straight")
@@ -124,7 +124,7 @@ def test_a_stop_between_the_scores_of_an_epoch_does_not_end_the_run(scores, tmp_
     assert_same_run(tmp_path / "stopped", tmp_path / "straight")
 
 
-def test_what_may_change_on_resume(scores, tmp_path, capsys):
+def test_a_run_resumes_with_more_patience_but_not_with_other_changes(scores, tmp_path, capsys):
     scores += [30.0, 10.0, 20.0, 40.0]
     words = [*WORDS, "--epochs", 4, "--ema", "--output", tmp_path]
     train(*words, "--early-stopping", 2)
@@ -152,7 +152,7 @@ def test_the_epoch_with_the_best_score_is_kept(values, lower_is_better, best):
     assert (kept["epoch"], kept["scored"]) == (best, 3)
 
 
-def test_only_scored_epochs_end_a_run():
+def test_epochs_without_a_score_do_not_end_a_run():
     """With --eval-every 5, epochs without a score do not count as worse than the best."""
     best = updated({}, 5, {"score": 1.0}, nn.Linear(1, 1), lower_is_better=False)
     assert not is_exhausted(best, 3)

@@ -28,21 +28,21 @@ from metamix.weights.files import load_checkpoint
 
 @pytest.fixture(autouse=True)
 def no_run_stays_open():
-    """Close runs after each test; an open run would print the warnings of later tests."""
+    """Close all runs after each test, because an open run would print the warnings of later tests."""
     yield
     for handler in list(PACKAGE.handlers):
         handler.run.close()
 
 
 class Detect:
-    """A task like detection: lists of tensors of any size as batches, named losses, one score for all samples."""
+    """A task like detection: batches are lists of tensors of any size, and a step has several named losses."""
 
     notes, title, same_image_shape = [], "boxes-net", True
     frozen_helpers, identity = (), {}
 
     def __init__(self):
         self.data = self.model = self.metric = self.pictures = self
-        self.augmented = set()  # epoch and step of each batch
+        self.augmented = set()  # (epoch, step) of each batch
 
     def build(self, metadata=None):
         return nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.GELU(), nn.Linear(8, 1))
@@ -105,14 +105,14 @@ def engine(folder=None, **options):
 
 @dataclass
 class NoOptions:
-    """The options of a task that has none."""
+    """Task options without any fields."""
 
 
 def weights(engine):
     return torch.cat([weight.detach().flatten() for weight in engine.model.parameters()])
 
 
-def test_a_task_of_lists_and_dicts_trains(tmp_path):
+def test_a_task_whose_batches_are_lists_and_dicts_trains(tmp_path):
     trained = engine(tmp_path, epochs=3, ema=True, eval_every=2)
     trained.fit()
     assert [row["epoch"] for row in trained.history] == [1, 2, 3] and trained.step == 18
@@ -126,7 +126,7 @@ def test_a_task_of_lists_and_dicts_trains(tmp_path):
 
 
 @pytest.mark.parametrize("lower_is_better, best", [(False, 2), (True, 1)])
-def test_lower_is_better_of_the_metric_chooses_the_best_epoch(lower_is_better, best, tmp_path, monkeypatch):
+def test_lower_is_better_decides_which_epoch_is_the_best(lower_is_better, best, tmp_path, monkeypatch):
     scores = iter([1.0, 3.0, 2.0])
     monkeypatch.setattr(Detect, "lower_is_better", lower_is_better, raising=False)
     monkeypatch.setattr(Engine, "evaluate", lambda *_: ({"score": next(scores)}, []))
@@ -135,11 +135,11 @@ def test_lower_is_better_of_the_metric_chooses_the_best_epoch(lower_is_better, b
     assert one.best["epoch"] == best
     one.run.close()
     without = engine(tmp_path, epochs=4)
-    assert without.resume() and not without.best  # the result has the last weights
+    assert without.resume() and not without.best  # without early stopping, the last weights are kept
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4, 10, 99])
-def test_micro_batches_keep_weights_and_losses(micro_batch):
+def test_micro_batches_do_not_change_weights_and_losses(micro_batch):
     """10 samples are split into 10 parts of 1, into parts of 3, 3 and 4, or not at all."""
     whole, parts = (engine(optimizer="sgd", batch_size=10, micro_batch=size) for size in (0, micro_batch))
     for one in (whole, parts):
@@ -151,7 +151,7 @@ def test_micro_batches_keep_weights_and_losses(micro_batch):
 
 
 @pytest.mark.parametrize("count, size, parts", [(129, 64, [43, 43, 43]), (10, 4, [3, 3, 4]), (3, 4, [3]), (3, 0, [3])])
-def test_micro_batches_are_of_nearly_equal_size(count, size, parts):
+def test_micro_batches_have_nearly_equal_sizes(count, size, parts):
     batch = {"image": torch.arange(count), "name": [*range(count)]}
     split = list(micro_batches(batch, size))
     assert [len(part["name"]) for part in split] == parts
@@ -159,7 +159,7 @@ def test_micro_batches_are_of_nearly_equal_size(count, size, parts):
 
 
 class Saving(nn.Module):
-    """Save activations as timm's models do."""
+    """Use gradient checkpointing as timm's models do."""
 
     def __init__(self):
         super().__init__()
@@ -184,7 +184,7 @@ def test_gradient_checkpointing_updates_batch_norms_once(monkeypatch):
     assert norms[1].momentum == 0.1
 
 
-def test_a_batch_norm_that_gets_one_value_says_what_to_do():
+def test_the_error_of_a_batch_norm_that_gets_one_value_says_what_to_do():
     trained = engine(micro_batch=1)
     trained.model[0] = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8))
     batch = {"image": [torch.ones(1, 3)], "name": ["x"]}
@@ -194,7 +194,7 @@ def test_a_batch_norm_that_gets_one_value_says_what_to_do():
 
 @pytest.mark.parametrize("amp", ["none", "fp16"])
 def test_gradients_are_clipped(amp):
-    """The first step has no momentum, so its length equals the limit. The loss scale of fp16 has no effect."""
+    """The first step has no momentum yet, so its norm equals the limit. The loss scale of fp16 must not change it."""
     one = engine(optimizer="momentum", weight_decay=0.0, lr=1.0, clip_grad=1e-3, amp=amp)
     one.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=16.0, enabled=amp == "fp16")
     before = weights(one)
@@ -202,7 +202,7 @@ def test_gradients_are_clipped(amp):
     assert (weights(one) - before).norm().item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_less_free_memory_than_the_estimate_plus_a_tenth_is_noted(monkeypatch, capsys):
+def test_a_note_warns_if_free_memory_is_below_110_percent_of_the_estimate(monkeypatch, capsys):
     one, batch = engine(), make_batch(0, 12)
     batch = one.stepper.prepare(batch)
     needed = one.stepper.memory(batch, math.inf)(12)
@@ -216,15 +216,15 @@ def test_less_free_memory_than_the_estimate_plus_a_tenth_is_noted(monkeypatch, c
 
 
 def test_a_warning_is_logged_once(tmp_path, capsys):
-    """The loader warns of broken images when it is made, and is made again for a smaller batch."""
+    """A loader warns about broken images whenever it is made, and a smaller batch size needs a new loader."""
     Run(tmp_path)
     for _ in range(2):
         PACKAGE.warning("unreadable image 1 of 9")
     assert capsys.readouterr().out == (tmp_path / "log.txt").read_text() == "warning: unreadable image 1 of 9\n"
 
 
-def test_moments_count_before_the_first_step_of_every_optimizer():
-    """Muon keeps an entry for some weights from the start, but no moments yet."""
+def test_the_memory_estimate_includes_moments_before_the_first_step():
+    """Muon's state has an entry for some weights from the start, but it does not hold their moments yet."""
     one = engine()
     batch, moments = one.stepper.prepare(make_batch(0, 12)), 2 * weights(one).nbytes
     before = one.stepper.memory(batch, 0.0)(0)
@@ -232,7 +232,7 @@ def test_moments_count_before_the_first_step_of_every_optimizer():
     assert one.stepper.memory(batch, 0.0)(0) == before == moments
 
 
-def test_random_numbers_follow_from_seed_and_step():
+def test_random_numbers_depend_only_on_seed_step_and_rank():
     first, second, other, other_rank = engine(), engine(), engine(seed=1), engine()
     other_rank.stepper.group = replace(other_rank.group, rank=1)
     for one in (second, other, other_rank):
@@ -244,7 +244,7 @@ def test_random_numbers_follow_from_seed_and_step():
     assert not torch.equal(weights(first), weights(other_rank))  # ranks drop different activations
 
 
-def test_losses_are_means_over_the_ranks():
+def test_losses_are_averaged_over_the_ranks():
     sums = []
     for ranks in (1, 2):
         one = engine()
@@ -270,16 +270,16 @@ def rates(**options):
     return rate
 
 
-def test_the_cosine_rate_depends_only_on_the_step():
+def test_the_cosine_learning_rate_depends_only_on_the_step():
     rate = rates()
     forward = [rate(step) for step in range(50)]
-    assert forward == [rate(step) for step in reversed(range(50))][::-1]  # in reverse order
+    assert forward == [rate(step) for step in reversed(range(50))][::-1]  # the order of calls is irrelevant
     assert forward[:10] == pytest.approx([step / 10 for step in range(10)]) and forward[10] == pytest.approx(1.0)
     for step in range(10, 50):
         assert forward[step] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * (step - 10) / 40)))
 
 
-def test_linear_and_constant_rates_follow_their_formulas():
+def test_linear_and_constant_learning_rates_follow_their_formulas():
     line, constant = rates(schedule="linear"), rates(schedule="constant", warmup_epochs=0.0)
     assert [line(step) for step in (5, 10, 30, 49)] == pytest.approx([0.5, 1.0, 0.55, 0.1 + 0.9 / 40])
     assert {constant(step) for step in (0, 20, 49)} == {1.0}
@@ -287,20 +287,20 @@ def test_linear_and_constant_rates_follow_their_formulas():
     assert [whole(step) for step in (0, 5, 9)] == pytest.approx([0.0, 0.5, 0.9])
 
 
-def test_poly_follows_its_power():
+def test_the_poly_schedule_follows_its_formula():
     rate = rates(schedule="poly", power=0.9, warmup_epochs=0.0, min_lr=0.0)
     assert [rate(step) for step in (0, 10, 49)] == pytest.approx([(1 - step / 50) ** 0.9 for step in (0, 10, 49)])
 
 
 @pytest.mark.parametrize("iterations, epochs", [(1, 1), (20, 3), (60, 10)])
-def test_iterations_are_rounded_to_epochs(iterations, epochs):
+def test_iterations_are_rounded_to_whole_epochs(iterations, epochs):
     made = engine(iterations=iterations, warmup_epochs=0.0)  # 6 steps per epoch
     assert made.options.epochs == epochs and "epochs" not in made.recipe.flat()
     with pytest.raises(ValueError, match="warmup_epochs is 4.0, above epochs, which is 3"):
         engine(iterations=20, warmup_epochs=4.0)
 
 
-def test_factors_scale_the_rates_of_parts():
+def test_lr_factors_scale_the_learning_rates_of_parts_of_the_model():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     options = EngineOptions(warmup_epochs=0.0, lr=1.0, lr_factors={"0": 0.1, "*.bias": 0.5})
     optimizer = make_optimizer(model, options)
@@ -312,10 +312,10 @@ def test_factors_scale_the_rates_of_parts():
         make_optimizer(model, EngineOptions(lr_factors={"backbone": 0.1}))
     one = engine(lr_factors={"0": 0.1})
     one.train_step(make_batch(0, 12))
-    assert one.stepper.lr == 0.01  # the log has the rate of the whole model
+    assert one.stepper.lr == 0.01  # the log shows the rate without a factor
 
 
-def test_layer_decay_scales_the_rates():
+def test_layer_decay_scales_the_learning_rates():
     import timm
 
     model = timm.create_model("test_vit", num_classes=3)
@@ -325,7 +325,7 @@ def test_layer_decay_scales_the_rates():
     assert rates[id(model.head.weight)] == 1.0 and rates[id(model.patch_embed.proj.weight)] <= 0.5**5
 
 
-def test_muon_trains_dense_convolutions_of_one_channel():
+def test_muon_orthogonalizes_dense_convolutions_of_one_input_channel():
     model = nn.ModuleDict(
         {
             "token": ConvWeights(1, 4, (4, 4)),
@@ -346,10 +346,10 @@ def test_muon_trains_dense_convolutions_of_one_channel():
 
 
 @pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_muon_does_not_emulate_bf16(has_bf16, dtype, monkeypatch):
+def test_muon_uses_float32_if_the_cpu_lacks_bf16(has_bf16, dtype, monkeypatch):
     used = []
 
-    def orthogonalize(matrix, *others, dtype=torch.bfloat16, **named):  # as timm's
+    def orthogonalize(matrix, *others, dtype=torch.bfloat16, **named):  # with the arguments of timm's function
         used.append(dtype)
         return matrix
 
@@ -364,7 +364,7 @@ def test_muon_does_not_emulate_bf16(has_bf16, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lion", "muon", "lamb"])
-def test_every_optimizer_resumes_to_the_bit(name, tmp_path):
+def test_optimizers_resume_bit_for_bit(name, tmp_path):
     options = {"optimizer": name, "epochs": 2, "lr": 3e-3, "ema": True, "clip_grad": 0.1}
     straight = engine(tmp_path / "a", **options)
     straight.fit()
@@ -389,7 +389,7 @@ def test_every_optimizer_resumes_to_the_bit(name, tmp_path):
 
 @pytest.mark.parametrize("split, steps", [("holdout", 6), ("test", 12)])
 def test_a_signal_ends_an_evaluation_at_its_next_batch(split, steps, tmp_path, capsys):
-    """The resumed run scores again and equals an undisturbed one bit for bit."""
+    """The resumed run scores the split again, and equals an uninterrupted run bit for bit."""
     straight, before = engine(tmp_path / "a", ema=True), engine(tmp_path / "b", ema=True)
     straight.fit()
     scored = []
@@ -426,7 +426,7 @@ def test_scores_are_computed_in_the_precision_of_training(monkeypatch):
     assert seen == [False, True]
 
 
-def test_all_ranks_score_with_the_statistics_of_rank_0():
+def test_all_ranks_score_with_the_batch_norm_statistics_of_rank_0():
     one, sent = engine(), []
     one.model.append(nn.BatchNorm1d(1))
     group = {"device": one.group.device, "world_size": 2, "all_gather": lambda value: [value]}
@@ -435,7 +435,7 @@ def test_all_ranks_score_with_the_statistics_of_rank_0():
     assert list(map(id, sent)) == list(map(id, one.model.buffers())) and len(sent) == 3
 
 
-def test_the_last_good_checkpoint_may_be_of_another_run(tmp_path):
+def test_the_last_good_checkpoint_may_belong_to_another_run(tmp_path):
     first = engine(tmp_path / "a", epochs=1)
     first.fit()
     first.run.close()
@@ -459,7 +459,7 @@ def test_the_loss_scale_of_fp16_is_saved_and_restored(tmp_path):
     assert second.stepper.scaler.state_dict() == first.stepper.scaler.state_dict() == saved
 
 
-def test_weight_decay_spares_biases_and_may_change_on_resume(tmp_path):
+def test_weight_decay_skips_biases_and_may_change_on_resume(tmp_path):
     first = engine(tmp_path, epochs=1, weight_decay=0.5)
     assert sorted((group["weight_decay"], len(group["params"])) for group in first.stepper.optimizer.param_groups) == [
         (0, 2),
@@ -479,7 +479,7 @@ def test_weight_decay_spares_biases_and_may_change_on_resume(tmp_path):
     assert {group["momentum"] for group in new.param_groups} == {0.5}
 
 
-def test_the_average_warms_up_and_counts_shared_weights_once():
+def test_the_ema_warms_up_and_averages_shared_weights_once():
     model = nn.ModuleDict({"a": nn.Linear(2, 2), "norm": nn.BatchNorm1d(2)})
     model["b"] = model["a"]
     ema = Ema(model, decay=0.9)
@@ -522,7 +522,7 @@ def test_frozen_parts_do_not_change(monkeypatch):
         (("stem", "stages.*"), "nothing is left to train: freeze is stem,stages"),
     ],
 )
-def test_a_wrong_freeze_is_refused(parts, said):
+def test_freezing_unknown_parts_or_everything_is_refused(parts, said):
     model = nn.ModuleDict({"stem": nn.Linear(1, 1), "stages": nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))})
     with pytest.raises(ValueError, match=said):
         freeze(model, parts)
@@ -531,7 +531,7 @@ def test_a_wrong_freeze_is_refused(parts, said):
 @pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
 @pytest.mark.parametrize("name", ["kron", "kronw", "kronc"])
 def test_kron_resumes_exactly(name, monkeypatch):
-    """By default timm's kron draws random numbers that no checkpoint holds."""
+    """By default, timm's kron draws random numbers from torch's global generator, which no checkpoint restores."""
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)  # compiling takes eight seconds
     options = EngineOptions(optimizer=name, lr=1e-2)
     torch.manual_seed(0)
@@ -608,7 +608,7 @@ def test_ranks_that_do_not_see_the_same_files_are_refused(monkeypatch):
         group.exists_for_all(False, "run")
 
 
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+def test_a_gpu_that_does_not_exist_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="device is 'cuda:5', but this machine's GPUs are cuda:0 to cuda:1"):
@@ -623,7 +623,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
 
 
 def test_losses_and_scores_are_printed_and_drawn_in_groups(tmp_path, capsys, monkeypatch):
-    """Names of several words go with their group. All losses are drawn in one plot, all scores in another."""
+    """train_box_reg_loss is printed as box reg loss after train. Losses share one plot, and scores share another."""
     row = {"epoch": 1, "lr": 0.1, "train_loss": 3.0, "train_box_reg_loss": 2.0, "holdout_AP": 4.0}
     row |= {"holdout_AP_small": 5.0, "holdout_ema_AP_small": 6.0, "img_per_s": 7.0, "seconds": 8.0}
     Run(None).say_row(row, 2)
@@ -653,7 +653,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(tmp_path):
     assert (tmp_path / "checkpoint.pt").read_bytes() == whole
 
 
-def test_the_first_step_without_a_finite_loss_is_named(tmp_path):
+def test_the_error_names_the_first_step_whose_loss_is_not_finite(tmp_path):
     one = engine(tmp_path, epochs=1, log_every=6)
     loss = one.task.loss
 
@@ -669,7 +669,7 @@ def test_the_first_step_without_a_finite_loss_is_named(tmp_path):
 
 @pytest.mark.parametrize(("seconds", "expected"), [(1e-3, [1, 6]), (4, [1, 2, 4, 6]), (60, [1, 2, 3, 4, 5, 6])])
 def test_ranks_synchronize_more_often_if_steps_are_slow(seconds, expected, monkeypatch):
-    """torchrun kills ranks 30 s after its signal, which is less than 20 steps of 4 s."""
+    """torchrun kills ranks 30 s after its signal, and 20 steps of 4 s take longer than that."""
     one, now, reported = engine(log_every=20), 0.0, []
     loss = one.task.loss
 
@@ -685,7 +685,7 @@ def test_ranks_synchronize_more_often_if_steps_are_slow(seconds, expected, monke
     assert reported == expected
 
 
-def test_raise_if_stopped_heeds_a_signal(tmp_path):
+def test_raise_if_stopped_raises_after_a_signal(tmp_path):
     one = engine(tmp_path)
     one.raise_if_stopped()
     one.stop_signal.received = True
@@ -700,7 +700,7 @@ def test_the_optimizer_is_fused_unless_its_arguments_say_otherwise(arguments):
 
 
 class Filters(nn.Module):
-    """A weight of complex numbers, as a global filter has."""
+    """A module with a complex weight, such as a global filter."""
 
     def __init__(self):
         super().__init__()
@@ -725,7 +725,7 @@ def test_frozen_complex_weights_fit_every_optimizer():
 
 
 @pytest.mark.parametrize("name, arguments", [("muon", {}), ("lamb", {}), ("adamw", {"fused": True})])
-def test_optimizers_without_complex_weights_are_refused(name, arguments):
+def test_optimizers_that_do_not_support_complex_weights_are_refused(name, arguments):
     """Fused kernels raise an error, and muon and lamb drop the imaginary parts."""
     model, options = Filters(), EngineOptions(optimizer=name, opt_args=arguments)
     with pytest.raises(ValueError, match=f"optimizer is {name}, but weight is complex: take adamw or another"):
@@ -734,7 +734,7 @@ def test_optimizers_without_complex_weights_are_refused(name, arguments):
 
 @pytest.mark.parametrize("formats", [(torch.contiguous_format, torch.channels_last), (torch.channels_last,) * 2])
 def test_moments_follow_the_memory_format_of_their_weights(formats):
-    """Otherwise a fused kernel would pair each weight with the moment of another."""
+    """Otherwise, a fused kernel would update each weight with another weight's moments."""
     weights, steps = torch.randn(8, 4, 3, 3), torch.randn(2, 8, 4, 3, 3)
     ends = []
     for layouts in (formats, formats[:1] * 2):

@@ -1,4 +1,4 @@
-"""Test training on several processes over gloo: the result is as on one process, and each sample is scored once."""
+"""Test that several processes over gloo train the same model as one process, and score each sample once."""
 
 import json
 import os
@@ -54,8 +54,8 @@ def test_another_seed_gives_other_losses(alone, tmp_path):
     assert max(abs(a - b) for a, b in zip(losses(tmp_path), losses(alone))) > 1e-3
 
 
-def test_every_sample_is_scored_once_and_a_signal_stops_all(tmp_path):
-    """Two processes in batches of 75 score the 360 test samples as one process does."""
+def test_every_sample_is_scored_once_and_a_signal_stops_all_ranks(tmp_path):
+    """Two processes with batches of 75 samples must score the 360 test samples as one process does."""
     run = tmp_path / "run"
     words = ["--epochs", 3, "--batch-size", 150, "--amp", "none", "--holdout", 0.0995, "--log-every", 2]
     words += ["--output", run]
@@ -63,7 +63,7 @@ def test_every_sample_is_scored_once_and_a_signal_stops_all(tmp_path):
     while not (run / "checkpoint.pt").exists():
         time.sleep(0.01)
         assert ranks[0].running(), ranks[0].text()
-    ranks[1].kill(signal.SIGTERM)  # one rank receives it; at the next synchronization all stop
+    ranks[1].kill(signal.SIGTERM)  # one rank gets the signal; all stop at the next synchronization
     for rank in ranks:
         rank.output()
     step = load_checkpoint(run / "checkpoint.pt")["step"]
@@ -90,7 +90,7 @@ def test_one_process_of_a_machine_opens_the_data_before_the_others(tmp_path):
     assert "[rank 1] stopped: the first process of a machine failed at this; its message says why" in second.text()
 
 
-def test_batch_norm_is_warned_about(tmp_path):
+def test_a_warning_says_that_batch_norms_see_only_part_of_the_batch(tmp_path):
     words = ["--model", "test_resnet", "--model-args", "{}", "--epochs", 1, "--batch-size", 512]
     words += ["--output", tmp_path / "run"]
     for rank in start_all(2, *words, logs=tmp_path):

@@ -1,4 +1,4 @@
-"""Test the estimate of a step's memory, and of the memory that is free."""
+"""Test the estimate of the memory that a training step needs, and the amount of free memory."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from tests.helpers.running import in_a_process
 
 
 def test_the_peak_counts_tensors_that_live_at_the_same_time():
-    x = torch.zeros(256)  # 1 KiB, made outside
+    x = torch.zeros(256)  # 1 KiB, made before counting starts
     with TensorMemory() as memory:
         for _ in range(3):
             y = x + 1  # the old y lives until the new one is made
@@ -25,7 +25,7 @@ def test_the_peak_counts_tensors_that_live_at_the_same_time():
     del y
 
 
-def test_tensors_that_are_kept_for_the_backward_pass_count():
+def test_tensors_kept_for_the_backward_pass_are_counted():
     layers = nn.Sequential(*[nn.Tanh() for _ in range(10)])
     x = torch.zeros(256, requires_grad=True)
     with TensorMemory() as memory:
@@ -35,8 +35,8 @@ def test_tensors_that_are_kept_for_the_backward_pass_count():
     assert held >= 10 * 1024 and memory.peak > held
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what is free")
-def test_free_memory_is_known_outside_of_a_container(monkeypatch):
+@pytest.mark.skipif(sys.platform != "linux", reason="free memory is only read on Linux")
+def test_free_memory_is_known_outside_a_container(monkeypatch):
     monkeypatch.setattr("metamix.utils.system._free_in_control_groups", lambda: [])
     assert free_memory(torch.device("cpu")) > 0
 
@@ -64,17 +64,17 @@ def check_estimate():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
-def test_memory_of_32_samples_follows_from_four():
-    """The memory is measured in a new process, whose peak is its own."""
+def test_the_memory_of_32_samples_is_extrapolated_from_two_and_four():
+    """Measure in a new process, because other tests have raised the peak of this one."""
     assert in_a_process(check_estimate) == 0
 
 
 @pytest.mark.parametrize("free, part", [(1000, 32), (319, 16), (45, 4), (10, 1), (9, 0)])
-def test_the_largest_part_that_fits_is_chosen(free, part):
+def test_the_largest_micro_batch_that_fits_is_chosen(free, part):
     assert largest_part(32, lambda samples: 10 * samples, free) == part
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what is free")
+@pytest.mark.skipif(sys.platform != "linux", reason="free memory is only read on Linux")
 def test_processes_of_a_machine_share_its_free_memory(monkeypatch):
     free = free_memory(torch.device("cpu"))
     assert 0 < free < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -90,7 +90,7 @@ def test_processes_of_a_machine_share_its_free_memory(monkeypatch):
     ],
 )
 def test_the_limit_of_a_container_bounds_the_free_memory(version, line, limit, used, tmp_path):
-    """Inside a container, its group is the root of the cgroup file system."""
+    """Inside a container, the container's own control group is the root of the cgroup file system."""
     (tmp_path / "cgroup").write_text(f"7:cpu:/\n{line}\n")
     assert _free_in_control_groups(tmp_path, tmp_path / "cgroup") == []
     (tmp_path / limit).parent.mkdir(exist_ok=True)

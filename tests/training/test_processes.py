@@ -1,4 +1,4 @@
-"""Test the settings that a process makes at its start, and what it prints when it is stopped."""
+"""Test that a process keeps freed memory for reuse, and what it prints when it is stopped."""
 
 import platform
 import resource
@@ -26,9 +26,9 @@ def check_faults():
     assert default > 1000 and kept < default / 100
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
-def test_memory_that_was_freed_is_used_again():
-    """Using it causes no page faults; the control allocates before the setting is made."""
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this setting")
+def test_freed_memory_is_used_again():
+    """Memory that is used again causes no page faults. The control allocates before the setting is made."""
     assert in_a_process(check_faults) == 0
 
 

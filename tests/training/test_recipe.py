@@ -1,4 +1,4 @@
-"""Test that YAML overrides the defaults of options, that the command line overrides YAML, and that errors help."""
+"""Test that YAML overrides defaults, that the command line overrides YAML, and that errors say what to change."""
 
 import re
 import shlex
@@ -54,7 +54,7 @@ def test_the_config_overrides_defaults_and_the_command_line_overrides_both(confi
     assert (recipe.options.size, recipe.options.model_args, recipe.options.model) == (32, {"a": [1, "x"]}, "small")
 
 
-def test_flags_may_leave_values_of_a_config_without_effect(config):
+def test_a_flag_may_leave_a_config_value_without_effect(config):
     path = config("schedule: poly\npower: 2\nema: true\nema_decay: 0.9\n")
     assert read("--config", path, "--no-ema", "--schedule", "linear").engine.ema_decay == 0.9
     assert read("--config", path, "--power", "3").engine.power == 3
@@ -78,7 +78,7 @@ def test_a_flag_replaces_the_weights_of_a_config(config):
         assert (options.pretrained, options.checkpoint) == wanted
 
 
-def test_a_task_may_have_its_own_defaults_of_engine_options(config, capsys):
+def test_a_task_may_change_the_defaults_of_engine_options(config, capsys):
     class Task(Options):
         engine_defaults: ClassVar = {"batch_size": 16, "ema": True}
 
@@ -134,13 +134,13 @@ def test_every_spelling_of_none_is_read(word, config):
     assert read("--config", config("model: none")).options.model == "none"  # an option that does not accept None
 
 
-def test_a_saved_recipe_reads_back_the_same(tmp_path):
+def test_a_saved_recipe_is_read_back_unchanged(tmp_path):
     recipe = read("--rates", "0.1,2", "--lr", "1e-5", "--freeze", "stem", "--model-args", "{a: 1}")
     (tmp_path / "saved.yaml").write_text(recipe.to_yaml())
     assert read("--config", str(tmp_path / "saved.yaml")) == recipe
 
 
-def test_options_of_another_task_are_named(config):
+def test_the_error_says_which_task_has_the_option(config):
     @dataclass
     class Others:
         degradation: str = option("", "noise")
@@ -154,14 +154,14 @@ def test_options_of_another_task_are_named(config):
     ):
         with pytest.raises(SystemExit, match=words.format(name)):
             parse_toys(arguments)
-        with pytest.raises(SystemExit, match="for toys; it is an option of restoration$"):  # the user chose it
+        with pytest.raises(SystemExit, match="for toys; it is an option of restoration$"):  # the user chose toys
             parse_toys([*arguments, "--task", "toys"])
     with pytest.raises(SystemExit, match="for toys; it is an option of restoration$"):
         parse_toys(["--config", config("task: toys"), "--degradation", "noise:25"])
 
 
 @pytest.mark.parametrize("text", ["1e5", "12e3", "1.5", "yes", "null", "2026-01-01", "0x1f", "~", "a: b", ""])
-def test_text_that_looks_like_another_value_is_read_back(config, text):
+def test_text_that_looks_like_a_number_or_date_stays_text(config, text):
     path = config(read("--model", text).to_yaml())
     assert read("--config", path).options.model == text
 
@@ -223,7 +223,7 @@ def test_wrong_arguments_are_refused(words, said):
         ("task: [a]", "task is ['a'], but it must be a string."),
     ],
 )
-def test_wrong_config_values_are_refused_by_file_and_key(text, said, config):
+def test_the_error_for_a_wrong_config_value_names_file_and_key(text, said, config):
     path = config(text)
     with pytest.raises(SystemExit, match=re.escape(f"error: {path}: {said}")):
         read("--config", path)
@@ -245,7 +245,7 @@ def test_files_that_are_not_recipes_are_refused(text, said, config):
         read("--config", path)
 
 
-def test_the_nearest_config_file_is_named(config, tmp_path):
+def test_the_error_suggests_the_nearest_config_file(config, tmp_path):
     path = config("epochs: 1")
     with pytest.raises(SystemExit, match=f"there is no config .*recpe.yaml; did you mean '{path}'?"):
         read("--config", str(tmp_path / "recpe.yaml"))
@@ -280,7 +280,7 @@ def test_only_some_options_may_change_on_resume():
         resume_changes(old, read("--model", "big", "--size", "8"))
 
 
-def test_two_options_of_one_name_are_refused():
+def test_two_options_with_the_same_name_are_refused():
     @dataclass
     class Clash:
         lr: float = option(1.0, "mine")
@@ -355,7 +355,7 @@ def test_modules_are_imported_before_the_task(tmp_path, monkeypatch, config):
     assert "import" not in read().flat()
 
 
-def test_every_shipped_config_is_read():
+def test_every_shipped_config_is_valid_and_opens_with_comments():
     paths = sorted((ROOT / "configs").rglob("*.yaml"))
     assert paths
     for path in paths:

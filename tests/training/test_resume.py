@@ -1,4 +1,4 @@
-"""Continue runs with the same command, a longer schedule, another recipe or other data."""
+"""Test continuing runs with the same command, a longer schedule, another recipe or another run's checkpoint."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def test_a_longer_schedule_continues_the_run_and_says_so(tmp_path, capsys):
     assert "is finished" in capsys.readouterr().out
     straight = tmp_path / "straight"
     train(*words[:2], "--output", straight, *words[4:], "--epochs", 3)
-    assert_same_run(tmp_path, straight)  # with a constant rate a longer schedule changes nothing
+    assert_same_run(tmp_path, straight)  # at a constant rate, a longer schedule changes no step
 
 
 def test_another_recipe_is_refused_for_a_finished_run(tmp_path, capsys):
