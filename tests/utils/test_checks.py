@@ -1,4 +1,4 @@
-"""Test checks whose messages are not tested where they are used."""
+"""Test the checks whose error messages no other test covers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Test the limit on nesting in JSON files, and folders that two commands fill."""
+"""Test the limit on nesting in JSON files, and that two commands cannot fill the same folder."""
 
 import json
 
@@ -27,7 +27,7 @@ def test_long_text_that_is_not_json_is_checked_in_linear_time():
     check_nesting('"\\' * 1_000_000, "a.json")
 
 
-def test_of_two_commands_that_fill_a_folder_the_later_one_is_refused(tmp_path):
+def test_the_second_of_two_commands_that_fill_a_folder_is_refused(tmp_path):
     refused = pytest.raises(ValueError, match=r"out holds other files \(a\): give a new folder")
     with refused, filled_at_once(tmp_path / "out") as later, filled_at_once(tmp_path / "out") as earlier:
         (earlier / "a").write_text("earlier")

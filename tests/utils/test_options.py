@@ -1,4 +1,4 @@
-"""Test that commands parse their words into dataclasses, with the messages of `metamix train`."""
+"""Test that commands parse their arguments into dataclasses, with the error messages of `metamix train`."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ from metamix.utils.rules import Count, Share
 
 @dataclass
 class Command(Options):
-    """Makes toys."""
+    """Make toys."""
 
     places: tuple[Path, ...] = positional("images, or folders with images", metavar="IMAGE_OR_FOLDER")
     output: Path = option(MISSING, "folder to write", metavar="FOLDER")
@@ -67,7 +67,7 @@ def test_help_shows_arguments_options_and_defaults(capsys):
     with pytest.raises(SystemExit, match="0"):
         read("--help --bogus", epilog="examples:\n  metamix toys a.png")
     text = capsys.readouterr().out
-    assert text.startswith("usage: metamix toys IMAGE_OR_FOLDER... [--option value ...]\n\nMakes toys.\n\narguments:\n")
+    assert text.startswith("usage: metamix toys IMAGE_OR_FOLDER... [--option value ...]\n\nMake toys.\n\narguments:\n")
     for words in ("IMAGE_OR_FOLDER  ", "images, or folders with images", "--output FOLDER", "--format {table,csv}",
                   "(default: 5)", "(default: 1,8)", "--flip, --no-flip", "--import MODULE", "speed:",
                   "examples:\n  metamix toys a.png\n"):  # fmt: skip
@@ -98,12 +98,12 @@ def test_wrong_arguments_are_refused(line, said):
         read(line)
 
 
-def test_a_word_that_is_no_argument_is_refused():
+def test_an_unexpected_argument_is_refused():
     with pytest.raises(ValueError, match="'b' is not an option; write --name value"):
         read("--flip b", Switch)
 
 
-def test_modules_are_imported_first(tmp_path, monkeypatch):
+def test_modules_are_imported_before_options_are_checked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "module_of_toys.py").write_text("")

@@ -1,4 +1,4 @@
-"""Test the rules of options and of entries in files."""
+"""Test the rules that options and entries of files must follow."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from metamix.utils.rules import Count, Natural, NotNegative, Share, check_entrie
 
 @dataclass
 class Toys(Options):
-    """Options of toys."""
+    """Options with one rule of each kind."""
 
     size: Annotated[int, Field(ge=1, le=16)] = 4
     count: Count | None = None
@@ -32,7 +32,7 @@ class Toys(Options):
     "values",
     [{"size": 16}, {"count": 3}, {"border": 0}, {"share": 1}, {"weight": 1e300}, {"name": ""}, {"name": Path("a")}],
 )
-def test_values_that_a_rule_accepts(values):
+def test_values_that_follow_the_rules_are_accepted(values):
     assert vars(Toys(**values)).items() >= values.items()
 
 
@@ -53,7 +53,7 @@ def test_values_that_a_rule_accepts(values):
         ({"weight": 10**400}, r"weight is 1000.*\.\.\., but it must be a finite number of at least 0.$"),
     ],
 )
-def test_values_that_a_rule_refuses(values, words):
+def test_values_that_break_a_rule_are_refused(values, words):
     with pytest.raises(ValueError, match=f"^{words}"):
         Toys(**values)
 

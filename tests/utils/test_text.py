@@ -28,7 +28,7 @@ def test_large_counts_are_shortened(count, text):
 
 
 @pytest.mark.parametrize("speed, text", [(1234.4, "1234 img/s"), (1.4, "1 img/s"), (0.42, "0.4 img/s")])
-def test_a_slow_model_has_a_speed_above_zero(speed, text):
+def test_the_speed_of_a_slow_model_is_not_rounded_to_zero(speed, text):
     assert speed_text(speed) == text
 
 
@@ -37,7 +37,7 @@ def test_lists_of_names_say_how_many_they_leave_out():
     assert list_names("abcdef") == "a, b, c, d, e and 1 more" and list_names({1: 0, 2: 0, 3: 0}, 1) == "1 and 2 more"
 
 
-def test_dashes_do_not_make_flags_alike():
+def test_leading_dashes_do_not_make_flags_similar():
     assert did_you_mean("--wandb", ["--mean", "--std"]) == "."
     assert did_you_mean("--worker", ["--mean", "--workers"]) == "; did you mean '--workers'?"
 
