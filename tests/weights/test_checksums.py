@@ -23,7 +23,7 @@ def test_every_tensor_has_a_checksum_under_its_name():
         ({"model": {}}, [VALUES, "model.w"]),
     ],
 )
-def test_a_change_is_found(change, names):
+def test_a_changed_tensor_or_value_is_found(change, names):
     assert damaged(CONTENT | change, checksums(CONTENT)) == names
 
 

@@ -1,4 +1,4 @@
-"""Test published weights without a network."""
+"""Test loading published weights without a network."""
 
 import socket
 import time
@@ -17,7 +17,7 @@ from metamix.weights.download import require_reachable
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
-    """Let no host name resolve, and make the caches empty."""
+    """Make the lookup of every host name fail, and use empty caches."""
 
     def fail(*_, **__):
         raise socket.gaierror(-2, "Name or service not known")
@@ -63,7 +63,7 @@ def test_cached_weights_need_no_network(no_network, tmp_path):
 
 
 @pytest.mark.parametrize("cache_dir", [None, "other"])
-def test_weights_with_an_address_are_cached_where_timm_looks(cache_dir, no_network, tmp_path, monkeypatch):
+def test_weights_from_a_url_are_cached_where_timm_looks(cache_dir, no_network, tmp_path, monkeypatch):
     weights = timm.create_model("wavemix_144_7").state_dict()
     urls = []
 
@@ -80,6 +80,6 @@ def test_weights_with_an_address_are_cached_where_timm_looks(cache_dir, no_netwo
     assert (tmp_path / (cache_dir or "checkpoints") / "cifar10_94.58.pth").is_file()
 
 
-def test_weights_of_files_need_no_hub(no_network):
+def test_weights_in_local_files_need_no_network(no_network):
     require_reachable("metaformer_pooling_nano.digits")
     require_reachable("local-dir:weights")

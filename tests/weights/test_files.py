@@ -1,4 +1,4 @@
-"""Test that files are written atomically, and checkpoints and weights of every kind are read."""
+"""Test that files are written atomically, and that checkpoints and weights of every kind are read."""
 
 import os
 import pickle
@@ -36,7 +36,7 @@ def test_the_target_of_a_link_is_replaced(tmp_path):
     assert (tmp_path / "a").is_symlink() and (tmp_path / "disk" / "a").read_text() == "new"
 
 
-def test_too_little_memory_is_named_beside_damage(net, tmp_path, monkeypatch):
+def test_the_error_names_too_little_memory_or_damage(net, tmp_path, monkeypatch):
     torch.save(net.state_dict(), tmp_path / "a.pt")
     error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8000000000 bytes")
     monkeypatch.setattr(torch, "load", Mock(side_effect=error))
@@ -52,7 +52,7 @@ def test_a_failure_while_writing_keeps_the_old_file(tmp_path):
     assert (tmp_path / "a").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_an_error_of_another_file_keeps_its_message(tmp_path):
+def test_an_error_about_another_file_keeps_its_message(tmp_path):
     """Otherwise, a model that cannot be read would be reported as an output that cannot be written."""
     refused = pytest.raises(FileNotFoundError, match="No such file or directory: 'no such image'")
     with refused, atomic_write(tmp_path / "a"):
@@ -61,15 +61,15 @@ def test_an_error_of_another_file_keeps_its_message(tmp_path):
 
 
 def test_names_that_are_not_utf8_are_escaped(net, tmp_path):
-    """Python reads a file name in Latin-1 as a surrogate, which UTF-8 cannot encode."""
+    """Python decodes a Latin-1 file name to surrogates, which UTF-8 cannot encode."""
     write_text(tmp_path / "a", os.fsdecode(b"\xe9.png \xc3\xa9"))
     assert (tmp_path / "a").read_text(encoding="utf-8") == r"\udce9.png é"
     save_weights(tmp_path / "w.safetensors", net.state_dict(), {"data": "\udce9", "classes": ["\udce9"]})
     assert load_weights(tmp_path / "w.safetensors")[1] == {"data": r"\udce9", "classes": ["\udce9"]}
 
 
-def test_a_pipe_or_device_is_written_to_and_stays(tmp_path):
-    """A replaced /dev/stdout or /dev/null would break other programs."""
+def test_a_pipe_or_device_is_written_to_and_not_replaced(tmp_path):
+    """Replacing /dev/stdout or /dev/null would break other programs."""
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     write_text(tmp_path / "pipe", "text")
@@ -78,14 +78,14 @@ def test_a_pipe_or_device_is_written_to_and_stays(tmp_path):
 
 
 @pytest.mark.parametrize("data", ["2012", "true", "1e5", '"quoted"', "digits", "ünïcode"])
-def test_text_that_looks_like_another_value_stays_text(data, net, tmp_path):
+def test_text_that_looks_like_a_number_or_json_stays_text(data, net, tmp_path):
     save_weights(tmp_path / "w.safetensors", net.state_dict(), {"data": data, "epochs": 3})
     assert load_weights(tmp_path / "w.safetensors")[1] == {"data": data, "epochs": 3}
 
 
-def test_a_foreign_file_is_refused(net, tmp_path):
+def test_a_file_that_is_not_a_checkpoint_is_refused(net, tmp_path):
     path = tmp_path / "c.pt"
-    for text, size in (("not a checkpoint at all", 23), ("{task: detection}", 17)):  # without torch's own words
+    for text, size in (("not a checkpoint at all", 23), ("{task: detection}", 17)):  # torch's message is left out
         path.write_text(text)
         with pytest.raises(ValueError, match=rf"is truncated or not a PyTorch file \({size} bytes\)$"):
             load_checkpoint(path)
@@ -146,8 +146,8 @@ def test_weights_are_read_from_every_kind_of_file(net, tmp_path):
         load_weights(tmp_path / "w.pth")
 
 
-def test_a_run_folder_stands_for_its_newest_weights(net, tmp_path, caplog):
-    """A finished run that was continued and then stopped must not be scored by its old weights."""
+def test_a_run_folder_loads_its_newest_weights(net, tmp_path, caplog):
+    """A finished run that was continued and then stopped must not be scored with its old weights."""
 
     def checkpoint(step):
         state = {"recipe": {"score": "last"}, "about": {"model": "net"}, "step": step}
@@ -158,11 +158,11 @@ def test_a_run_folder_stands_for_its_newest_weights(net, tmp_path, caplog):
 
     checkpoint(step=5)  # stopped before it was finished
     assert weights() == 5
-    save_weights(tmp_path / "model.safetensors", {"w": torch.full((2,), 9.0)}, {"steps": 10})  # of the best epoch
+    save_weights(tmp_path / "model.safetensors", {"w": torch.full((2,), 9.0)}, {"steps": 10})  # the best epoch
     write_text(tmp_path / "summary.json", "{}")
     checkpoint(step=10)
     assert weights() == 9
-    (tmp_path / "summary.json").unlink()  # continued
+    (tmp_path / "summary.json").unlink()  # the run was continued
     assert weights() == 9
     caplog.clear()
     checkpoint(step=12)
@@ -174,7 +174,7 @@ def test_a_run_folder_stands_for_its_newest_weights(net, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_a_foreign_pickle_is_named(protocol, tmp_path):
+def test_a_pickle_that_torch_cannot_read_safely_is_refused(protocol, tmp_path):
     path = tmp_path / "w.pkl"
     path.write_bytes(pickle.dumps({"weight": [1.0, 2.0]}, protocol=protocol))
     for load in load_weights, load_checkpoint:

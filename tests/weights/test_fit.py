@@ -1,4 +1,4 @@
-"""Test that every way to load weights checks names, shapes and finite values."""
+"""Test that every way to load weights checks names and shapes, and refuses NaN and infinity."""
 
 import re
 
@@ -23,7 +23,7 @@ def net():
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
-def test_parameters_of_other_types_load_from_the_same_type(dtype):
+def test_complex_and_integer_parameters_load_from_tensors_of_the_same_type(dtype):
     net = nn.Module()
     net.weight = nn.Parameter(torch.zeros(2, dtype=dtype), requires_grad=False)
     load_into(net, {"weight": torch.ones(2, dtype=dtype)}, "f")
@@ -47,7 +47,7 @@ def test_weights_that_do_not_fit_are_refused(net):
             load_into(net, state, "f")
 
 
-def test_only_the_head_may_be_missing(net):
+def test_only_the_head_may_be_missing_or_differ(net):
     tensors = {name: tensor + 1 for name, tensor in net.state_dict().items() if not name.startswith("2.")}
     head = net[2].weight.clone()
     assert load_into(net, tensors | {"2.weight": torch.ones(9, 4)}, "f", head=("2",)) == ["2.weight", "2.bias"]
@@ -84,7 +84,7 @@ def test_every_way_to_load_a_file_refuses_infinity(load, tmp_path):
         load(tmp_path / "w.safetensors")
 
 
-def test_files_of_other_models_and_authors_refuse_nan_too(tmp_path):
+def test_nan_is_refused_for_timm_models_image_models_and_official_weights(tmp_path):
     resnet = timm.create_model("test_resnet")
     state = resnet.state_dict()
     state["conv1.0.weight"][0] = torch.nan
@@ -103,7 +103,7 @@ def test_files_of_other_models_and_authors_refuse_nan_too(tmp_path):
         load_official("ninformer", state)
 
 
-def test_parts_that_differ_are_named():
+def test_the_message_names_parts_that_compute_something_else():
     assert function_mismatch({"norm": "a"}, {"norm": "a"}, "f holds weights") is None
     text = function_mismatch({"norm": "a", "act": "b"}, {"norm": "a"}, "f holds weights")
     assert text == (

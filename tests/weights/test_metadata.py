@@ -25,13 +25,13 @@ def test_all_entries_survive_a_round_trip():
     assert ModelMetadata.from_dict(json.loads(json.dumps(metadata.to_dict()))) == metadata
 
 
-def test_entries_that_a_file_lacks_are_left_out():
+def test_missing_entries_stay_missing():
     metadata = ModelMetadata.from_dict({"format": "pt"})
     assert (metadata.model, metadata.shape, metadata.architecture) == (None, {}, None)
     assert metadata.to_dict() == {"model_args": {}, "format": "pt"}
 
 
-def test_the_architecture_has_no_tag_and_the_shape_has_the_sizes():
+def test_the_architecture_omits_the_tag_and_the_shape_holds_channels_and_size():
     metadata = ModelMetadata.from_dict({"model": "resnet18.a1_in1k", "in_chans": 3, "img_size": [224, 192]})
     assert metadata.architecture == "resnet18"
     assert metadata.shape == {"in_chans": 3, "img_size": (224, 192)}
