@@ -1,4 +1,4 @@
-"""Settings of all tests: one thread for each process, since pytest-xdist runs one process per core; no rendering."""
+"""Run each test process with one thread, since pytest-xdist runs one process per core, and render no figures."""
 
 import functools
 import gc
@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; threads that wait for each other starve
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it on import; more threads than cores slow tests down
 os.environ.setdefault("MPLBACKEND", "agg")
 
 
@@ -61,7 +61,7 @@ def rendered_figures(monkeypatch, drawn):
 
 @pytest.fixture(scope="session", autouse=True)
 def digits_are_decoded_once():
-    """Keep the digits, and with them their decoded pixels, which take a quarter of a short run."""
+    """Decode the digits once for all tests, since decoding takes a quarter of a short run."""
     from metamix.data.formats import digits
 
     digits.Digits = functools.cache(digits.Digits)

@@ -114,7 +114,7 @@ def test_tiny_run_is_scored_on_the_holdout_and_written_once(dark_and_light, tmp_
     folder = dark_and_light(train=20, val=1)
     words = f"--runs nano-conv:pooling --data-dir {folder} --results {file} --budget 3.7e9".split()
     ablate.main(words)
-    ablate.main(words)  # finished already
+    ablate.main(words)  # finds the finished run and adds no row
     (row,) = json.loads(file.read_text())
     assert (row["variant"], row["size"], row["images"]) == ("nano-conv", "nano", 50)
     assert row["epochs"] == pytest.approx(50 / 30, abs=0.01)  # 36 images make three full batches

@@ -1,7 +1,7 @@
 """Test the cards in weights/: their accuracy, their training command, and the pages that are made from them.
 
-To score weights of other data than the digits of scikit-learn, set METAMIX_DATA to a folder that has the data: MNIST/
-as torchvision lays it out, and a folder of images for each other tag, such as cifar10/.
+To score weights that were trained on other data than scikit-learn's digits, set METAMIX_DATA to a folder that holds
+MNIST/ in torchvision's layout and a folder of images for each other tag, such as cifar10/.
 """
 
 import os
@@ -38,7 +38,7 @@ def test_every_mixer_has_weights():
 
 
 def test_weights_are_small():
-    """Numbers have 16 bits, except in tensors with values that float16 cannot hold."""
+    """Weights are stored in float16, except for tensors with values that are too large for it."""
     paths = list(weights_dir().glob("*.safetensors"))
     # A wheel compresses the files to 93 % and must stay below 95 MB.
     assert sum(path.stat().st_size for path in paths) < 100e6
@@ -60,7 +60,7 @@ def test_a_card_describes_its_weights(name):
     assert card["top1"] == pytest.approx(card["seeds"]["0"], abs=0.3)
     assert {"python", "metamix", "torch", "torchvision", "timm"} <= card["versions"].keys()
     assert card["commit"] and card["license"] == "apache-2.0"
-    if "cost" in card:  # it is measured on a quiet machine, after the weights are shipped
+    if "cost" in card:  # the cost is measured later, on a machine that runs nothing else
         assert card["cost"]["train_img_per_s"] > 0 and card["cost"]["infer_img_per_s"] > 0
 
 
@@ -126,7 +126,7 @@ def test_pages_match_the_cards():
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_the_header_is_what_hugging_face_reads(name):
+def test_hugging_face_can_read_the_header_of_a_card(name):
     """A YAML parser reads the header, and Hugging Face's own library understands its entries."""
     text = (weights_dir() / f"{name}.md").read_text()
     _, header, _ = text.split("---\n", 2)

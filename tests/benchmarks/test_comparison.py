@@ -64,7 +64,7 @@ def test_the_sizes_table_shows_each_way_to_use_another_size(tmp_path, monkeypatc
     assert line == "| `raft` | 60.5 | 60.5 | 80.0 | 85.9 | 70.0 | 70.0 | 85.0 |"
 
 
-def test_the_table_of_models_made_for_sizes_has_a_column_for_each_size(tmp_path, monkeypatch):
+def test_the_table_of_models_built_for_several_sizes_has_a_column_for_each_size(tmp_path, monkeypatch):
     sizes = {f"metaformer_{mixer}_tiny.tag": {"made": {"64": 40.5, "128": 50.0}} for mixer in ("raft", "pooling")}
     monkeypatch.setattr(comparison, "IMAGE_SIZES", tmp_path / "sizes.json")
     comparison.IMAGE_SIZES.write_text(json.dumps({"tag": {"sizes": sizes}}))
@@ -90,7 +90,7 @@ def test_an_unknown_tag_is_refused(words, tag):
         accuracy.main(["sizes", *words])
 
 
-def test_the_pairs_in_a_line_count_its_own_mixer_first(tmp_path, monkeypatch):
+def test_each_row_of_pairs_starts_with_the_count_of_its_mixer(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "PAIRS", tmp_path / "paired.json")
     pairs = [
         {"first": "identity", "second": "pooling", "only_first": 30, "only_second": 50, "p": 0.034},

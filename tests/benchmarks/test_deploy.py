@@ -75,7 +75,7 @@ def test_models_are_converted_and_profiled(tmp_path, monkeypatch, capsys):
     deploy.main(convert.split())
     assert sorted(file.name for file in folder.iterdir()) == [f"{model}-32-fp32.bin", f"{model}-32-fp32.xml"]
     assert capsys.readouterr().out.startswith(f"{model}: ")
-    for _ in range(2):  # the second replaces the first
+    for _ in range(2):  # the second profile replaces the first one
         deploy.main(f"profile --models {model} --batch-size 4 --threads 1 --folder {folder}".split())
     (row,) = deploy.load("profile")["rows"]
     assert (row["model"], row["batch"]) == (model, 4)
@@ -123,7 +123,7 @@ def measured(tmp_path, monkeypatch):
     rows = [
         line("metaformer_nin_nano", "eager", "fp32", 4.0, 1.0),
         line("metaformer_nin_nano", "onnxruntime", "int8", 1.234, 3.24),
-        line("metaformer_nin_nano", "openvino", "int8", 1.0, 4.0),  # accuracy not measured
+        line("metaformer_nin_nano", "openvino", "int8", 1.0, 4.0),  # its accuracy has not been measured
         s12("nin", "eager", "fp32", 1127.0, 1.0, reference=131.0),
         s12("pooling", "eager", "fp32", 126.4, 1.0),
         s12("pooling", "openvino", "int8", 34.56, 3.7),

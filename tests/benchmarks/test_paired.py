@@ -9,14 +9,14 @@ from benchmarks.measure import accuracy
 from benchmarks.weight_cards import load_family
 
 
-def test_mcnemar_counts_images_that_one_model_alone_classifies():
+def test_mcnemar_counts_images_that_only_one_model_gets_right():
     right = {
         "a": torch.tensor([True] * 9 + [False] * 3),
         "b": torch.tensor([True] * 2 + [False] * 7 + [True] * 1 + [False] * 2),
     }
     (pair,) = accuracy.compare(right)
     assert (pair["only_first"], pair["only_second"]) == (7, 1)
-    assert pair["p"] == pytest.approx(2 * (1 + 8) / 2**8, rel=0.01)  # two tails of 8 tosses of a coin
+    assert pair["p"] == pytest.approx(2 * (1 + 8) / 2**8, rel=0.01)  # the two-sided probability in 8 tosses of a coin
 
 
 def test_p_is_1_for_models_that_are_right_on_the_same_images():

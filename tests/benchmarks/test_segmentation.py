@@ -21,7 +21,7 @@ def write_run(folder, miou, **recipe):
 def test_runs_are_sorted_and_repeated_runs_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(collect, "SEGMENTATION", tmp_path / "segmentation.json")
     first, second = write_run(tmp_path / "a", 50.0), write_run(tmp_path / "b", 60.0, epochs=2)
-    again = write_run(tmp_path / "c", 55.0, output="elsewhere")  # the recipe of the first
+    again = write_run(tmp_path / "c", 55.0, output="elsewhere")  # same recipe as the first run
     collect.main(["segmentation", str(first), str(second), str(again)])
     rows = json.loads(collect.SEGMENTATION.read_text())["rows"]
     assert [row["miou"] for row in rows] == [60.0, 55.0]

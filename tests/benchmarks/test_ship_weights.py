@@ -17,7 +17,7 @@ from benchmarks.weight_cards import SUMS
 from metamix.weights.checksums import sha256
 from tests.helpers.running import train
 
-MODEL = "minattn_minimal_nomlp_h1_mnist"  # a step takes milliseconds, and it needs no arguments to be small
+MODEL = "minattn_minimal_nomlp_h1_mnist"  # it is small without any arguments, so a step takes milliseconds
 RUN = ["--model", MODEL, "--model-args", "{}", "--epochs", 1, "--batch-size", 256, "--amp", "none", "--lr", "1e-2"]
 
 

@@ -1,4 +1,4 @@
-"""Test what the speed benchmarks compute besides times, and what they refuse."""
+"""Test what the speed benchmarks refuse, and what they compute in addition to times."""
 
 import argparse
 import sys
@@ -44,19 +44,19 @@ def test_processors_of_equal_name_are_told_apart_by_family(monkeypatch, family):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc/self/status")
 @pytest.mark.slow
-def test_peak_memory_of_a_fresh_process_is_its_own():
+def test_peak_memory_of_a_fresh_process_excludes_its_parent():
     torch.ones(2**27)  # raises the peak of this process by 512 MiB
     assert timing.in_fresh_process(timing.memory_mib) < timing.memory_mib() - 400
 
 
-def test_the_ratio_is_the_authors_time_over_ours(monkeypatch):
+def test_the_ratio_is_the_authors_time_divided_by_our_time(monkeypatch):
     authors, *_ = PUBLISHED["raftmlp_s"]
     times = {"raftmlp_s": {"format": "channels_last", "ms": 50.0}, authors: {"format": "contiguous", "ms": 75.0}}
     monkeypatch.setattr(Bench, "measure", lambda self, models, *_: {n: times[n] for n, _, _ in models if n in times})
     bench = Bench("cpu", None)
     row = compare(bench, "raftmlp_s", "infer", "fp32", 1.0, False)
     assert (row["ms"], row["authors_ms"], row["ratio"]) == (50.0, 75.0, 1.5)
-    del times[authors]  # their code fails
+    del times[authors]  # as if the authors' code had failed
     for mode in ("infer", "train"):
         assert "ratio" not in compare(bench, "raftmlp_s", mode, "fp32", 1.0, False)
 
@@ -91,7 +91,7 @@ def test_tables_name_machine_torch_and_dates():
 
 
 def test_ops_are_sorted_by_the_time_they_lose_against_the_limits():
-    """The limits are 1 GFLOP/s and 1 GB/s; of two shapes of an op the slower shape is named."""
+    """The limits are 1 GFLOP/s and 1 GB/s. If an op has two shapes, the slower shape is named."""
     op = dict(part="mixer", calls=1)
     ops = [
         dict(op, op="add", shapes="small", ms=2, flop=0, bytes=1e6),
@@ -105,13 +105,13 @@ def test_ops_are_sorted_by_the_time_they_lose_against_the_limits():
 
 @pytest.mark.parametrize("mode", timing.MODES)
 def test_ops_of_a_step_are_counted_by_part_of_the_model(mode):
-    """All products are counted, each in its part of the model, in the backward pass too."""
+    """All multiplications of the forward and backward pass are counted, each in its part of the model."""
     model = timm.create_model("metaformer_nin_nano", depths=(1, 1, 1), dims=(8, 16, 24))
     macs = 2 * count_macs(model, (3, 32, 32))
     ops = roofline.time_ops(timing.Subject(model, 2, 32, "channels_last"), mode, "fp32")
     assert {op["part"] for op in ops} == {*roofline.PARTS, "rest"} | ({"optimizer"} if mode == "train" else set())
     flop = sum(op["flop"] for op in ops)
-    first = 2 * 2 * 32 * 32 * 3 * 4 * 9  # the first convolution, 3x3 of 3 channels to 4, has no gradient for images
+    first = 2 * 2 * 32 * 32 * 3 * 4 * 9  # the first convolution, 3x3 from 3 channels to 4, needs no gradient of images
     assert flop == (2 * macs if mode == "infer" else 6 * macs - first)
     backward = [op for op in ops if op["op"].startswith("convolution_backward 1x1") and " 12x8x" in op["shapes"]]
     assert {op["part"] for op in backward} == ({"channel MLP"} if mode == "train" else set())

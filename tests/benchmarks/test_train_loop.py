@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.measure import train_loop
 
-# What timm's script prints with --log-interval 1. The line of an evaluation has a time too, which must not count.
+# The output of timm's script with --log-interval 1. The line of the evaluation has a time too, which must not count.
 PRINTED = """\
 Training with a single process on 1 device (cpu).
 Scheduled epochs: 1 (epochs + cooldown_epochs). Warmup within epochs when warmup_prefix=False. LR stepped per epoch.
@@ -36,7 +36,7 @@ for name in "amp", "channels-last":
     parser.add_argument("--" + name, action="store_true", required=True)
 given = parser.parse_args()
 assert timm.is_model(given.model), "metamix was not imported"
-logging.basicConfig(format="%(message)s", level=logging.INFO)  # to standard error, as timm's
+logging.basicConfig(format="%(message)s", level=logging.INFO)  # to standard error, as timm's script does
 for i, speed in enumerate([50, 60, 100, 300, 200, 200]):
     logging.info(f"Train: 0 [{i:>4d}/390 (  0%)]  Loss: 2.3 (2.3)  Time: 0.1s, {speed:>7.2f}/s  (0.1s, 1.00/s)  LR: 1")
 time.sleep(1000)
@@ -45,7 +45,7 @@ time.sleep(1000)
 
 @pytest.mark.slow
 def test_speed_is_measured_in_turns_and_the_script_is_stopped(tmp_path):
-    """Two updates do not count. The turns give the harmonic means of 100 and 300, which is 150, and of 200 and 200."""
+    """The first two updates do not count. The harmonic mean is 150 in the first turn (100 and 300), then 200."""
     (tmp_path / "train.py").write_text(SCRIPT)
     case = train_loop.Case("c", tmp_path, "metaformer_pooling_nano", 32, 128, (), settle=2, steps=2, turns=2)
     row = train_loop.run_script(tmp_path / "train.py", case)

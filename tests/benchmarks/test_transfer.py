@@ -19,7 +19,7 @@ def test_each_start_has_a_line_with_the_mean_of_its_seeds(monkeypatch):
     runs = [
         run(58.0),
         run(60.0, **tagged),
-        run(70.0, **tagged),  # replaces the run above
+        run(70.0, **tagged),  # replaces the row of the run above
         run(72.0, seed=1, **tagged),
         run(50.0, linear_probe=True, **tagged),
         run(66.0, checkpoint="lite0/imagenet.pth"),
@@ -52,7 +52,7 @@ def test_runs_of_another_recipe_do_not_share_a_column(monkeypatch):
     monkeypatch.setattr(collect, "read_run", lambda path: runs[int(path.name)])
     results = {}
     collect.add_transfer(results, Path("0"))
-    collect.add_transfer(results, Path("1"))  # without iterations; the number of epochs is equal
+    collect.add_transfer(results, Path("1"))  # its recipe has no iterations, but equally many epochs
     with pytest.raises(ValueError, match="2 differs from the runs in transfer.json: img_size 224 and not None"):
         collect.add_transfer(results, Path("2"))
     runs[2] = run(75.0, seed=1)

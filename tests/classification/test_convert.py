@@ -97,7 +97,7 @@ def test_wrong_lines_of_a_csv_file_are_refused(lines, said, source, tmp_path):
 
 @pytest.fixture
 def albums(tmp_path):
-    """Return a function that puts distinct images into label folders, by a text such as "sea/1.png dune/1.png"."""
+    """Return a function that fills label folders with images, from a text such as "sea/1.png dune/1.png"."""
 
     def make(names):
         shutil.rmtree(tmp_path / "albums", ignore_errors=True)
@@ -142,7 +142,7 @@ def test_an_image_has_the_labels_of_all_its_folders(albums, tmp_path, capsys):
 
 def test_label_folders_of_splits_are_kept_apart(albums, tmp_path, capsys):
     source = albums("train/sea/1.png train/dune/1.png train/dune/2.png Valid/sea/3.png raw/sea/9.png")
-    Image.new("RGB", (8, 8), "red").save(source / "Valid/sea/1.png")  # not the same image as in train/
+    Image.new("RGB", (8, 8), "red").save(source / "Valid/sea/1.png")  # differs from the image in train/
     assert metamix_command("convert", "folders", source, tmp_path / "out") == 0
     assert labels_in(tmp_path / "out") == {
         "train/1.png": ("dune|sea", "train"),

@@ -33,7 +33,7 @@ def test_the_distillation_loss_is_the_divergence_from_the_teacher(weights):
     assert all(weight.grad is None for weight in digits.model.frozen_helpers[0].parameters())
 
 
-def test_a_teacher_sees_images_normalised_its_own_way():
+def test_a_teacher_sees_images_normalised_with_its_mean_and_std():
     pixels = torch.rand(2, 3, 4, 4)
     ours, its = ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)), ((0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
     both = [(pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1) for mean, std in (ours, its)]

@@ -90,7 +90,7 @@ def test_streamed_images_are_resized_and_cropped_as_in_evaluation(folder, tmp_pa
     classifier = metamix.load_classifier(tmp_path / "run")
     assert (classifier.classes, classifier.metadata.img_size) == (("cat", "dog", "eel"), 24)
     image = open_class_folders(root / "val").open(0)
-    resized = image.resize((42, 32), Image.Resampling.BICUBIC).crop((9, 4, 33, 28))  # 32 is 24 / 0.75
+    resized = image.resize((42, 32), Image.Resampling.BICUBIC).crop((9, 4, 33, 28))  # crop_pct is 0.75: 24 / 0.75 is 32
     pixels = torch.tensor(np.asarray(resized)).permute(2, 0, 1) / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (classifier.metadata.mean, classifier.metadata.std))
     assert torch.allclose(classifier.transform(image), (pixels - mean) / std, atol=1e-5)

@@ -40,7 +40,7 @@ def test_scores_count_the_samples_of_all_ranks():
     torch.manual_seed(0)
     logits, labels = torch.randn(50, 10), torch.randint(10, (50,))
     states = []
-    for part in (slice(0, 20), slice(20, 47), slice(47, 50)):  # two ranks, one of them in two batches
+    for part in (slice(0, 20), slice(20, 47), slice(47, 50)):  # the first rank has one batch, the second has two
         if part.start != 47:
             states.append(digits.start())
         digits.update(states[-1], logits[part], batch(labels[part]))

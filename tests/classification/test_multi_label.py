@@ -161,7 +161,7 @@ def test_each_label_has_its_own_threshold(run, shapes, tmp_path, capsys):
 
     one = "note: labels are predicted if their probability is at least 0.5\n"
     each = "note: labels are predicted if their probability is at least 0 to 1, depending on the label\n"
-    assert predict_from(0.5) == ([{*CLASSES}, set()], one)  # one threshold for all labels, as without held-out images
+    assert predict_from(0.5) == ([{*CLASSES}, set()], one)  # as training without held-out images saves it
     assert predict_from([1.0, 0.0, 0.5]) == ([{"green", "red"}, {"green"}], each)
     assert predict_from([1.0, 0.0, 0.5], "--threshold", 0.5) == ([{*CLASSES}, set()], "")
     assert predict_from([1.0, 0.0, 0.5], "--top", 3) == ([{*CLASSES}, {*CLASSES}], "")
@@ -257,7 +257,7 @@ def test_verify_counts_the_labels(table, capsys):
     assert metamix_command("verify", table("file,labels", "1.png,red", "2.png,green", "4.png,'blue red'")) == 0
     said = capsys.readouterr().out
     assert "note: no image has two labels, such as cat|dog: metamix convert csv can make" in said
-    assert "label       images\n" in said  # not "test": a share of the images is scored
+    assert "label       images\n" in said  # not "test": training scores a share of these images
     assert metamix_command("verify", table("file,split,labels", "1.png,val,red", "2.png,val,green")) == 0
     assert "label       val\n" in capsys.readouterr().out
 
@@ -278,7 +278,7 @@ def test_columns_of_0_and_1_are_read_as_labels(shapes, table, capsys):
     assert {"Cat               2    0", "cat               1    1", "name of none      0    0"} < {*said}
 
 
-def test_a_label_may_be_named_like_a_side_of_a_box(table):
+def test_a_label_may_be_called_left_or_right(table):
     rows = [f"{i}.png,{i % 2},1" for i in range(20)]
     assert open_data("folder", root=table("file,left,right", *rows)).classes == ("left", "right")
 
@@ -289,8 +289,8 @@ def test_the_index_column_of_pandas_is_ignored(table):
 
 
 @pytest.mark.parametrize("header", ["file,labels", "file,red,green"])
-def test_lines_may_end_as_in_csv_files_for_the_macintosh(table, header):
-    """Excel writes such files; Python's universal newlines hide it from tests that write text."""
+def test_lines_may_end_in_a_carriage_return(table, header):
+    """Excel writes such files. This test writes bytes, since Python would translate the line ends of text."""
     root = table(header, *(f"{i}.png,{'red|green' if 'labels' in header else '1,0'}" for i in range(20)))
     (root / "labels.csv").write_bytes((root / "labels.csv").read_bytes().replace(b"\n", b"\r"))
     assert open_data("folder", root=root).multi_label
@@ -311,7 +311,7 @@ def test_the_splits_in_labels_csv_are_used(table):
     test = open_data("folder", root=table(*lines), test_on="test").test
     assert test.path(0).endswith("6.png") and test.read(0)[1].tolist() == [1, 0, 0]
     only = open_data("folder", root=table(*lines[:1], *lines[3:]), train_required=False, classes=("red", *CLASSES[:2]))
-    assert only.train is None and only.test.labels.tolist() == [[0, 0, 1]]  # numbered as in the weights
+    assert only.train is None and only.test.labels.tolist() == [[0, 0, 1]]  # in the order of the weights' classes
 
 
 def test_splits_are_stratified_by_the_rarest_label_of_each_image(table):
@@ -358,7 +358,7 @@ def test_wrong_label_files_are_refused(lines, said, table):
         train(*WORDS, "--data-dir", table(*lines), "--dry-run")
 
 
-def test_options_for_one_class_or_several_labels_are_not_mixed_up(shapes, folder, table, tmp_path):
+def test_options_for_the_other_kind_of_labels_are_refused(shapes, folder, table, tmp_path):
     labelled, classes = [*WORDS, "--data-dir", shapes, "--dry-run"], [*WORDS, "--data-dir", folder(), "--dry-run"]
     with pytest.raises(SystemExit, match="sampling is balanced, but images have several labels: give --class-weights"):
         train(*labelled, "--sampling", "balanced")
@@ -373,10 +373,10 @@ def test_options_for_one_class_or_several_labels_are_not_mixed_up(shapes, folder
         metamix_command("convert", "csv", table("file,labels", LINE), tmp_path / "out")
 
 
-def test_models_of_one_class_and_of_several_labels_do_not_mix(run, shapes, tmp_path, capsys):
+def test_single_label_and_multi_label_models_do_not_mix(run, shapes, tmp_path, capsys):
     words = [*WORDS, "--data-dir", shapes, "--teacher", "metaformer_identity_nano", "--teacher-checkpoint"]
     train(*words, run, "--distill", 1.0, "--epochs", 6, "--lr", 1e-2, "--output", tmp_path / "student")
-    assert json.loads((tmp_path / "student/summary.json").read_text())["mAP"] > 80  # it saw no label
+    assert json.loads((tmp_path / "student/summary.json").read_text())["mAP"] > 80  # the student saw no labels
     lines = ["file,label", *(f"{i}.png,{CLASSES[i % 3]}" for i in range(12))]
     (tmp_path / "one").mkdir()
     shutil.copytree(shapes / "images", tmp_path / "one/images")
@@ -399,7 +399,7 @@ def loss_of(logits, labels, **options):
     return value
 
 
-def test_losses_equal_those_of_torch_and_timm():
+def test_losses_equal_the_losses_of_torch_and_timm():
     torch.manual_seed(0)
     logits, labels = torch.randn(12, 3), (torch.rand(12, 3) < 0.3).float()
     bce = F.binary_cross_entropy_with_logits
@@ -464,7 +464,7 @@ def test_logits_that_round_to_probability_1_keep_their_rank_and_loss():
     assert metric.result([state])["F1"] == pytest.approx(200 / 3)  # a probability of 0.5 reaches the threshold
 
 
-def test_of_equally_good_thresholds_the_nearest_to_a_half_is_chosen():
+def test_the_threshold_nearest_to_a_half_is_chosen_among_equally_good_ones():
     metric = MultiLabelMetric(("a", "b"), lambda images: images, 0.5)
     for high, low, threshold in ((0.3125, 0.125, 0.31), (0.875, 0.625, 0.63), (0.75, 0.25, 0.5)):
         state, labels = metric.start(), torch.eye(2)

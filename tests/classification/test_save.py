@@ -18,7 +18,7 @@ import metamix
         ("metaformer_identity_s12", dict(img_size=64, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))),
     ],
 )
-def test_a_saved_classifier_is_loaded_as_it_was(name, arguments, tmp_path):
+def test_a_loaded_classifier_equals_the_saved_one(name, arguments, tmp_path):
     model = timm.create_model(name, num_classes=2, **arguments).eval()
     statistics = dict(mean=[0.1], std=[0.2]) if "in_chans" in arguments else {}
     metamix.save_classifier(

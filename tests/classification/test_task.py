@@ -12,7 +12,7 @@ from metamix.weights.files import save_weights
 from tests.helpers.classifiers import SMALL, small_task
 
 
-def test_a_trained_model_is_built_as_it_was(weights):
+def test_a_trained_model_is_built_with_its_options(weights):
     path, model = weights(mean=[0.25], std=[0.5], weights="ema")
     digits, loaded, about = Classification.trained(
         ClassificationEvalOptions(model=SMALL["model"], checkpoint=path, img_size=48)
@@ -33,7 +33,7 @@ def test_a_size_that_the_model_does_not_take_is_refused(tmp_path):
         Classification.trained(ClassificationEvalOptions(checkpoint=path, img_size=48))
 
 
-def test_a_model_of_oblong_images_needs_a_side(weights):
+def test_a_model_for_oblong_images_needs_an_image_size(weights):
     path, _ = weights(img_size=[32, 48])
     with pytest.raises(ValueError, match="takes images of 32x48 pixels; give the side of a square, --img-size"):
         Classification.trained(ClassificationEvalOptions(checkpoint=path))
@@ -94,7 +94,7 @@ def test_data_of_another_task_are_refused_with_the_name_of_the_task(task, folder
     scored = ClassificationEvalOptions(checkpoint="metaformer_pooling_nano.digits", data=str(tmp_path))
     with pytest.raises(ValueError, match=f"data set for {task}: the weights are a classifier's, so give other data$"):
         Classification.trained(scored)
-    (tmp_path / "images").mkdir()  # as in COCO; with --data folder, it might be a class
+    (tmp_path / "images").mkdir()  # COCO has such a folder too; with --data folder, it might be a class
     with pytest.raises(ValueError, match=f"{tmp_path} is a data set for {task}"):
         small_task(data="digits", data_dir=str(tmp_path))
 

@@ -29,7 +29,7 @@ def evaluate(*words):
 
 @pytest.mark.usefixtures("rendered_figures")
 @pytest.mark.parametrize("file", ["", "model.safetensors", "checkpoint.pt"])
-def test_the_score_equals_that_of_the_run(file, run, tmp_path, capsys):
+def test_the_score_equals_the_score_of_the_run(file, run, tmp_path, capsys):
     evaluate("--model", MODEL, "--checkpoint", run / file, "--data", "digits", "--output", tmp_path)
     line, written = capsys.readouterr().out.splitlines()
     summary, result = (json.loads(path.read_text()) for path in (run / "summary.json", tmp_path / "result.json"))

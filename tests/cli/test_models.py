@@ -34,7 +34,7 @@ def test_image_models_have_a_table_of_their_own(capsys):
     assert json.loads(capsys.readouterr().out)[0]["macs_per_pixel"] == 83_744
 
 
-def test_models_of_your_own_are_imported(tmp_path, monkeypatch, capsys):
+def test_a_users_models_are_imported(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models_of_a_test.py").write_text("print('imported')")
     main(["models", "maxim_nano", "--import", "models_of_a_test"])

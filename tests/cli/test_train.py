@@ -30,7 +30,7 @@ QUICK = ["--epochs", 2, "--batch-size", 256]
 SMALL = "{depths: [1, 1, 1], dims: [16, 32, 64]}"
 
 
-def test_the_commit_is_that_of_the_start(tmp_path, monkeypatch):
+def test_the_recorded_commit_is_the_commit_at_the_start(tmp_path, monkeypatch):
     head, fit = ["start"], Engine.fit
 
     def fit_and_commit(engine):
@@ -97,9 +97,9 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
     ],
 )
 def test_compile_and_grad_checkpointing_do_not_change_training(option, used, top1, model, tmp_path, monkeypatch):
-    """Dropout draws the same masks too. Only dynamo compiles the model, since inductor's code rounds differently.
+    """Dropout draws the same masks too. The model is compiled without inductor, whose code rounds differently.
 
-    Even so, GELU rounds differently: one sample of 1280, 0.08 %, may get another label. Batch norms would enlarge it.
+    GELU still rounds differently: one of 1280 samples, 0.08 %, may get another label. Batch norms would amplify this.
     """
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     words = [*QUICK, *model, "--epochs", 1, "--drop-rate", 0.2, "--drop-path", 0.2, "--amp", "none"]
@@ -382,7 +382,7 @@ def test_wrong_options_are_refused_in_one_sentence(words, said, tmp_path):
 
 def test_an_exported_model_is_refused_before_other_options_are_checked(tmp_path):
     (tmp_path / "export.json").write_text("{}")
-    with pytest.raises(SystemExit, match="is an exported model, without weights to load"):  # not: data is digits
+    with pytest.raises(SystemExit, match="is an exported model, without weights to load"):  # not "data is digits"
         metamix.cli.train.main(["--checkpoint", str(tmp_path), "--data-dir", str(tmp_path)])
 
 

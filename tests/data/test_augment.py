@@ -45,7 +45,7 @@ def test_without_augmentation_images_are_only_normalised(batch):
     assert torch.equal(done["target"], batch["label"]) and torch.equal(done["index"], batch["index"])
 
 
-def test_crop_and_flip_equal_those_of_numpy():
+def test_crop_and_flip_agree_with_numpy():
     image = torch.randint(0, 256, (64, 7, 9, 2), dtype=torch.uint8)
     key = hash64(torch.arange(64))
     tops, lefts = randint(hash64(key, TOP), 7), randint(hash64(key, LEFT), 7)
@@ -78,7 +78,7 @@ def test_erase_fills_rectangles_of_some_images_with_noise():
     assert 0.2 < chosen.float().mean() < 0.3
     rows, columns = erased.any(2).sum(1)[chosen], erased.any(1).sum(1)[chosen]
     area = erased.sum((1, 2))[chosen]
-    assert torch.equal(area, rows * columns), "one rectangle"
+    assert torch.equal(area, rows * columns), "the erased pixels form one rectangle"
     assert 0.01 < area.min() / 480 < 0.04 and 0.3 < area.max() / 480 < 0.4
     assert (rows > 1.5 * columns).any() and (columns > 1.5 * rows).any()
     noise = done[erased]
@@ -137,14 +137,14 @@ def plain(**options):
 
 @pytest.mark.parametrize("policy", ["trivial", "rand-m9-n1"])
 def test_areas_outside_of_a_moved_image_are_filled_with_the_mean(policy):
-    """An image of the mean's colour therefore stays of one colour."""
+    """Therefore an image in the mean colour keeps its single colour."""
     mean = torch.tensor([128, 102, 76], dtype=torch.uint8).view(1, 3, 1, 1)
     batch = {"image": mean.expand(64, 3, 20, 20), "label": torch.zeros(64).long(), "index": torch.arange(64)}
     image = plain(auto_augment=policy)(batch, 0, 0)["image"]
     assert (image == image[:, :, :1, :1]).all()
 
 
-def test_mixup_blends_pairs_of_images_and_their_targets_by_one_share(batch):
+def test_mixup_blends_images_and_targets_with_the_same_weight(batch):
     before = plain()(batch, 0, 0)["image"]
     done = plain(mixup=0.8)(batch, 0, 0)
     partner = torch.arange(16) ^ 1
@@ -165,7 +165,7 @@ def test_cutmix_takes_a_box_from_the_partner_and_blends_targets_by_its_area(batc
         done = plain(cutmix=1.0)(batch, 0, step)
         unchanged = (done["image"] == before).all(1)
         assert torch.equal(torch.where(unchanged[:, None], before, before[partner]), done["image"])
-        assert (unchanged == unchanged[0]).float().mean() > 0.99, "images share a box; few pixels are equal by chance"
+        assert (unchanged == unchanged[0]).float().mean() > 0.99, "images share a box; a few pixels are equal by chance"
         share = unchanged[0].float().mean()
         assert torch.allclose(done["target"], share * hard + (1 - share) * hard[partner], atol=1e-5)
 

@@ -7,7 +7,7 @@ from metamix.data.counter_rng import generator, hash64, normal, randint, seeded,
 
 
 def test_hash_equals_splitmix64():
-    """The first outputs of SplitMix64, as published, for the seeds 0 and 1234567."""
+    """The expected numbers are the published first outputs of SplitMix64 for the seeds 0 and 1234567."""
     assert int(hash64(0)) % 2**64 == 0xE220A8397B1DCDAF
     assert int(hash64(1234567)) % 2**64 == 6457827717110365317
 

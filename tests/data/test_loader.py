@@ -58,7 +58,7 @@ def test_more_processes_than_samples_score_each_sample_once(folder, memory):
     assert joined(batches)["index"].tolist() == [0, 1, 2]
 
 
-def test_the_batch_size_must_be_a_multiple_of_the_processes():
+def test_the_batch_size_must_be_a_multiple_of_the_number_of_processes():
     source = open_data("digits").train
     with pytest.raises(ValueError, match="is 64: give a multiple of 3, the number of processes"):
         train_loader(source, DataOptions(), batch_size=64, rank=0, world_size=3)
@@ -87,7 +87,7 @@ def test_streamed_batches_repeat_in_an_epoch_and_differ_between_epochs(source, w
     assert all_equal(first, again)
     where = {int(i): n for n, i in enumerate(joined(second)["index"])}
     moved = [joined(second)["image"][where[int(i)]] for i in first[0]["index"]]
-    assert not any(torch.equal(a, b) for a, b in zip(image, moved, strict=True)), "another epoch, another augmentation"
+    assert not any(torch.equal(a, b) for a, b in zip(image, moved, strict=True)), "each epoch augments images anew"
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "nearest"])
@@ -155,7 +155,7 @@ def test_streamed_evaluation_crops_the_middle_as_timm_does(source):
     options = DataOptions(memory="no", workers=0, img_size=24, crop_pct=0.75)
     batch = next(iter(eval_loader(source, options, batch_size=12)))
     assert batch["index"].tolist() == list(range(12))
-    middle = np.asarray(source.read(3)[0])[4:28, 4:28]  # 32 is 24 / 0.75: cropped, not resized
+    middle = np.asarray(source.read(3)[0])[4:28, 4:28]  # 24 / 0.75 is 32, the size of the image: no resizing
     assert np.array_equal(batch["image"][3].permute(1, 2, 0), middle)
 
 
@@ -226,8 +226,8 @@ def test_a_worker_that_dies_is_reported(source, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_program_ends_though_its_workers_outlive_a_sigterm(folder):
-    """Python sends its children SIGTERM once and then waits for them, so the loader must end them before."""
+def test_a_program_ends_even_if_its_workers_survive_a_sigterm(folder):
+    """At its end, Python sends SIGTERM to its children and waits for them, so the loader must end them before that."""
     program = f"""
 from metamix.data import DataOptions, open_data, train_loader
 options = DataOptions(data="folder", data_dir={str(folder())!r}, memory="no", workers=2)
@@ -238,7 +238,7 @@ print(sum(len(batch["label"]) for batch in loader.epoch(0)))
     assert done.stdout.strip() == "12", done.stderr
 
 
-def test_workers_of_an_evaluation_end_with_it(source):
+def test_workers_end_with_the_evaluation(source):
     options = DataOptions(memory="no", workers=1)
     before = set(multiprocessing.active_children())
     batches = iter(eval_loader(source, options, batch_size=6))

@@ -80,7 +80,7 @@ def test_given_statistics_are_checked_and_streamed_sets_use_imagenets(folder):
             channel_statistics(train, DataOptions(**statistics))
 
 
-def test_small_images_enlarged_to_large_ones_are_streamed(folder):
+def test_small_images_are_streamed_if_they_are_enlarged(folder):
     splits = open_data("folder", root=folder())
     assert in_memory(splits.train, DataOptions()) and not in_memory(splits.train, DataOptions(img_size=224))
     options = DataOptions(img_size=224, workers=0)
@@ -92,5 +92,5 @@ def test_small_images_enlarged_to_large_ones_are_streamed(folder):
 
 def test_images_of_different_sizes_get_the_size_224(folder):
     root = folder()
-    Image.new("RGB", (40, 30)).save(root / "train" / "eel" / "3.png")  # the last
+    Image.new("RGB", (40, 30)).save(root / "train" / "eel" / "3.png")  # the last image of the split
     assert image_size(open_data("folder", root=root).train, DataOptions()) == 224

@@ -25,16 +25,16 @@ def test_a_set_smaller_than_a_batch_is_repeated():
     order = TrainOrder(5, 12, 0, 1, seed=0)
     (batch,) = order.epoch(0, 0)
     assert len(order) == 1 and sorted((batch % 5).bincount().tolist()) == [2, 2, 2, 3, 3]
-    assert len(batch.unique()) == 12 and batch.max() < 15  # repeats are told apart
+    assert len(batch.unique()) == 12 and batch.max() < 15  # each repeat has its own number
 
 
-def test_balanced_epochs_have_as_many_of_each_class():
+def test_balanced_epochs_have_equally_many_samples_of_each_class():
     labels = torch.tensor([0] * 70 + [1] * 25 + [2] * 5)
     order = BalancedOrder(labels, 10, 0, 1, seed=0)
     epochs = [torch.cat(order.epoch(epoch, 0)) for epoch in (0, 1, 0)]
     assert torch.equal(epochs[0], epochs[2]) and not torch.equal(epochs[0], epochs[1])
     for epoch in epochs:
-        assert len(epoch.unique()) == 100  # repeats are told apart
+        assert len(epoch.unique()) == 100  # each repeat has its own number
         assert len(labels[epoch[:30] % 100].unique()) == 3  # classes are mixed
         assert sorted(labels[epoch % 100].bincount().tolist()) == [33, 33, 34]
         counts = (epoch % 100).bincount(minlength=100)

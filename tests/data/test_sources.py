@@ -144,7 +144,7 @@ def test_folders_of_data_sets_and_splits_of_other_names_are_not_classes(tmp_path
         open_data("folder", root=tmp_path)
 
 
-def test_a_class_whose_name_begins_like_a_split_is_named(tmp_path, image):
+def test_a_class_with_a_name_that_begins_like_a_split_is_reported(tmp_path, image):
     for name in ("pump", "valve"):
         (tmp_path / name).mkdir()
         image().save(tmp_path / name / "0.png")
@@ -153,7 +153,7 @@ def test_a_class_whose_name_begins_like_a_split_is_named(tmp_path, image):
 
 
 @pytest.mark.parametrize("beside", ["guide.pdf", ".cover.png"])
-def test_a_folder_of_data_sets_with_other_files_beside_is_no_data_set(tmp_path, image, beside):
+def test_a_folder_of_several_data_sets_is_not_a_data_set(tmp_path, image, beside):
     for name in ("birds/jay", "flowers/rose"):
         (tmp_path / name).mkdir(parents=True)
         image().save(tmp_path / name / "0.png")
@@ -265,7 +265,7 @@ def test_classes_of_the_test_split_are_numbered_as_in_train(folder):
 
 @pytest.mark.parametrize("names", [("①", "②", "③"), ("m²", "m3", "m٣a")])
 def test_class_names_with_digits_of_any_script_are_read(folder, names):
-    """`int` does not read all that `str.isdigit` calls digits."""
+    """`int` cannot read every character that `str.isdigit` calls a digit."""
     root = folder()
     for split in ("train", "val"):
         for old, new in zip(sorted((root / split).iterdir()), names, strict=True):
@@ -275,7 +275,7 @@ def test_class_names_with_digits_of_any_script_are_read(folder, names):
 
 @pytest.fixture
 def tars(folder):
-    """Return a function that makes class folders, and archives that hold them in the folder `inside`."""
+    """Return a function that makes class folders, and tar files of them; `inside` is their folder in the tar file."""
 
     def make(inside="."):
         root = folder()
@@ -323,7 +323,7 @@ def test_tar_files_in_a_tar_file_are_classes(folder, tmp_path):
     [(os.link, "cat/0.png", "cat/9.png"), (os.symlink, "cat/0.png", "cat/9.png"), (os.symlink, "cat", "fox")],
 )
 def test_links_in_a_tar_file_are_refused(tars, link, target, name):
-    """tar makes them of links in a folder; leaving them out would change the data set silently."""
+    """tar stores the links of a folder as links. Leaving them out would change the data set silently."""
     root = tars()
     link(root / "train" / target, root / "train" / name)
     with tarfile.open(root / "train.tar", "w") as tar:
@@ -647,7 +647,7 @@ def test_the_digest_changes_with_size_name_and_class(folder, change):
     assert open_data("folder", root=root).digest["train"] != before
 
 
-def test_folders_and_their_tar_files_have_one_digest(tars):
+def test_folders_and_their_tar_files_have_the_same_digest(tars):
     root = tars("{}")
     before = open_data("folder", root=root).digest
     for split in "train", "val":
