@@ -38,7 +38,7 @@ ARTIFACT = Artifact(
 KNOWN = ARTIFACT.model.to_dict()
 
 
-def test_an_artifact_is_read_as_it_was_written(tmp_path):
+def test_a_written_artifact_is_read_back_unchanged(tmp_path):
     ARTIFACT.save(tmp_path)
     assert load_artifact(tmp_path) == ARTIFACT
 

@@ -32,7 +32,7 @@ from tests.helpers.advice import exit_code
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMATS = ("onnx", "openvino", "torch")
-CELLS = list(zip(list_mixers(), cycle(FORMATS)))  # each mixer in one format; the others are slow tests
+CELLS = list(zip(list_mixers(), cycle(FORMATS)))  # each mixer in one format; slow tests check the other formats
 OTHERS = [(mixer, format) for mixer in list_mixers() for format in FORMATS if (mixer, format) not in CELLS]
 
 
@@ -74,7 +74,7 @@ def test_dynamic_exports_compute_images_of_other_sizes(mixer, format, weights, t
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_dynamic_exports_from_maps_of_one_pixel_compute_other_sizes(format, weights, tmp_path):
-    """torch.export treats their size as a constant. OpenVINO would compute larger images wrongly, without an error."""
+    """torch.export takes the size of such maps for a constant. OpenVINO would give wrong outputs without an error."""
     source = weights("wavemix", dims=(8,))
     export(source, output=tmp_path / "out", format=format, img_size=2, dynamic=True, seconds=0)
     model, eager = load_exported(tmp_path / "out"), metamix.load_classifier(source).model
@@ -114,7 +114,7 @@ def test_an_exported_model_can_be_pickled_and_copied(format, weights, tmp_path, 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_dynamic_exports_of_windows_compute_other_sizes(format, weights, tmp_path):
-    """Windows are filled up by reflection, by an amount that the exporters do not know for a symbolic side."""
+    """Incomplete windows are padded by reflection; exporters do not know the amount of padding for a symbolic side."""
     source = weights("raft", mixer_args={"resample": "windows"})
     export(source, output=tmp_path / "out", format=format, dynamic=True, seconds=0)
     model, eager = load_exported(tmp_path / "out"), metamix.load_classifier(source).model
@@ -190,14 +190,14 @@ def test_the_program_replaces_a_compiled_package_that_cannot_be_loaded(weights, 
 
 @pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_int8_loses_no_more_than_the_limit(format, tmp_path):
-    """The limit is decided on training images that calibration does not see; the test split is only reported."""
+    """The limit applies to training images that calibration does not see. The test split is only reported."""
     folder, name = tmp_path / "out", "metaformer_pooling_nano.digits"
     options = dict(format=format, precision="int8", data="digits", images=100, calibration_images=32, seconds=0)
     report = export(name, output=folder, max_drop=1.0, **options)
     quantization = report["quantization"]
     assert quantization["drop"] <= 1.0 and quantization["fp32"] > 98
     assert report["scores"]["exported"]["top1"] >= report["scores"]["eager"]["top1"] - 2
-    assert report["parity"]["largest_difference"] > 1e-3  # it is not fp32
+    assert report["parity"]["largest_difference"] > 1e-3  # so the exported model is not fp32
     sizes = report["files"]
     assert sum(sizes.values()) < 0.4 * 4 * sum(p.numel() for p in metamix.load_classifier(name).model.parameters())
     assert load_exported(folder)(torch.randn(3, 1, 32, 32)).shape == (3, 10)
@@ -375,7 +375,7 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
         export("metaformer_pooling_nano.digits", output=tmp_path / "out", format="openvino")
 
 
-def test_exporters_are_silenced_no_longer_than_they_run():
+def test_exporters_are_silenced_only_while_they_run():
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:

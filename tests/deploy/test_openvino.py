@@ -1,4 +1,4 @@
-"""Test that norms in the form for OpenVINO compute the same as the original norms."""
+"""Test that the norms that replace ours for OpenVINO give the same outputs."""
 
 import torch
 from timm.layers import GroupNorm1, GroupNorm1Act, LayerNorm2d
@@ -8,7 +8,7 @@ from metamix.deploy.formats.openvino import ChannelNorm, GroupNorm, to_openvino_
 from metamix.layers import Float32LayerNorm2d
 
 
-def test_channel_norms_compute_the_same():
+def test_rewritten_channel_norms_give_the_same_outputs():
     torch.manual_seed(0)
     model = nn.Sequential(LayerNorm2d(8, eps=1e-3), nn.Sequential(Float32LayerNorm2d(8), nn.Conv2d(8, 4, 1))).double()
     for norm in (model[0], model[1][0]):
@@ -23,7 +23,7 @@ def test_channel_norms_compute_the_same():
     torch.testing.assert_close(to_openvino_form(alone)(x), alone(x), rtol=1e-12, atol=1e-12)
 
 
-def test_group_norms_compute_the_same():
+def test_rewritten_group_norms_give_the_same_outputs():
     torch.manual_seed(0)
     model = nn.Sequential(GroupNorm1(8, eps=1e-3), nn.GroupNorm(2, 8), nn.GroupNorm(2, 8, affine=False)).double()
     for norm in model[:2]:

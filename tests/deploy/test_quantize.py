@@ -72,12 +72,12 @@ def test_all_layers_are_int8_if_the_limit_allows(file):
     assert 1 < result.drop < 100 and score(open_file(file, precision="int8")).mean() == pytest.approx(result.int8)
     after = sizes(file)
     assert after.keys() == before.keys()
-    largest = max(before, key=before.get)  # the weights
+    largest = max(before, key=before.get)  # the file of the weights
     assert after[largest] < (0.6 if file.suffix == ".onnx" else 0.35) * before[largest]
 
 
 def test_onnx_weights_have_seven_bits_where_sums_saturate(tmp_path, monkeypatch):
-    """On x86 without VNNI, with the second layer in fp32, weights of 8 bits lose three times as much as 7 bits."""
+    """On x86 without VNNI, if the second layer is in fp32, 8-bit weights lose three times as much as 7-bit weights."""
     package = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'metamix[deploy]'")
     assert sums_saturate(["avx2", "avx512f"])
     assert not sums_saturate(["avx2", "avx512f", "avx512_vnni"]) and not sums_saturate([])
@@ -127,7 +127,7 @@ def test_a_mixed_graph_runs_the_chosen_layers_in_int8(file, tmp_path):
 
 @pytest.fixture
 def search(monkeypatch, tmp_path):
-    """Return a function that quantizes a fake model of ten layers; 3, 5 and 7 lose 1, 2 and 3 dB in int8."""
+    """Return a function that quantizes a fake model of ten layers; layers 3, 5 and 7 lose 1, 2 and 3 dB in int8."""
     costs = {"3": 1, "5": 2, "7": 3}
 
     class Fake:
@@ -170,7 +170,7 @@ def test_the_search_logs_its_progress(search, caplog):
     assert caplog.messages == [start, first, "ranking the layers, batch 1 of 1", *others]
 
 
-def test_the_search_stops_after_its_minutes(search):
+def test_the_search_stops_at_its_time_limit(search):
     with pytest.raises(ValueError, match="6.00 dB on .* limit is 1: give more --search-minutes than 0, or take"):
         search(1, minutes=0)
 
@@ -183,11 +183,11 @@ def test_a_drop_that_may_be_chance_is_accepted(search, wrong, kept):
 
 
 def test_chance_depends_on_how_much_each_score_changes():
-    """Nine images lose much and eleven gain little. McNemar's test would accept that, since it only counts them."""
+    """Nine images lose much and eleven gain little. McNemar's test would accept that: it only counts the images."""
     before = np.full(20, 50.0)
     assert not quantize.is_chance(before, before + np.repeat([-5.0, 0.1], [9, 11]))
     assert quantize.is_chance(before, before + np.repeat([-5.0, 4.0], [11, 9]))
-    assert not quantize.is_chance(before[:4], before[:4] - [9, 0, 0, 0])  # four images cannot show that it is chance
+    assert not quantize.is_chance(before[:4], before[:4] - [9, 0, 0, 0])  # too few images to tell that it is chance
 
 
 def test_differences_are_relative_to_each_output_and_ignore_the_order_of_candidates():

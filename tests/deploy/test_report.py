@@ -1,11 +1,11 @@
-"""Test the figures and the limits of a comparison of outputs."""
+"""Test the numbers and the limits in the report that compares the outputs of two models."""
 
 import pytest
 import torch
 
 from metamix.deploy.report import Difference
 
-EXPECTED = torch.tensor([[1.0, 3.0], [5.0, 3.0]])  # with a mean of 3 and a variance of 2
+EXPECTED = torch.tensor([[1.0, 3.0], [5.0, 3.0]])  # their mean is 3 and their variance is 2
 
 
 def compare(precision, change, ranked=False):
@@ -30,7 +30,7 @@ def test_differences_are_relative_to_the_deviation():
     [
         ("fp32", 1.3e-4, None),
         ("fp32", 1.5e-4, "the outputs differ by up to 0.00011 of their standard deviation, and the limit is 0.0001"),
-        ("bf16", 0.13, None),  # one of four values: 0.13 / 2 / 1.41 is 0.046
+        ("bf16", 0.13, None),  # one of four values differs: 0.13 / 2 / 1.41 is 0.046
         ("bf16", 0.15, "the root mean square of the difference is 0.053 of the outputs' standard deviation, and"),
         ("int8", 3.0, None),
         ("fp32", float("nan"), "the outputs differ by up to inf of their standard deviation"),

@@ -81,7 +81,7 @@ def test_anchor_scale_is_kept_in_recipe_and_weights(few, tmp_path, capsys):
     scale = metadata["anchor_scale"]
     recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
     assert recipe["anchor_scale"] == scale == pytest.approx(2.15, abs=0.02)
-    train(*words, "--output", tmp_path)  # finished: auto is the same recipe
+    train(*words, "--output", tmp_path)  # the run is finished, since auto gives the same recipe
     assert "is finished" in capsys.readouterr().out
 
     task, model, _ = Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path)))
@@ -99,7 +99,7 @@ def test_fine_tuning_keeps_the_anchors_of_the_detector(few, tmp_path):
     assert chosen.options.anchor_scale == 2.0
     save_weights(weights, model.state_dict(), start.describe(model) | {"anchor_scale": None})  # as metamix 0.2 did
     assert Detection(DetectionOptions(**options, checkpoint=str(weights))).options.anchor_scale == 4.0
-    weights.unlink()  # a run that is resumed does not need it
+    weights.unlink()  # a resumed run does not need this file
     resumed = Detection(DetectionOptions(**options, checkpoint=str(weights)))
     assert anchors(resumed.model.build(start.describe(model))) == [28, 56] and resumed.options.anchor_scale == 3.5
 

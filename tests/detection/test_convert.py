@@ -29,7 +29,7 @@ def original(tmp_path_factory):
 
 
 def boxes_of(folder, splits=("train", "val")):
-    """Return the sorted (class, x1, y1, x2, y2) of each image of a data set, by its name, as training reads them."""
+    """Return the boxes of a data set as training reads them: a sorted list (class, x1, y1, x2, y2) by image name."""
     boxes_by_name = {}
     for name in splits:
         split = open_split(find_splits(folder), name)
@@ -79,7 +79,7 @@ def voc_of_cvat(original, folder):
 
 
 def xy(box):
-    """Return a box as VOC counts it, from 1 and with the last pixel."""
+    """Return a box in VOC's convention: pixels count from 1, and the box includes the last pixel."""
     x1, y1, x2, y2 = map(int, box)
     return x1 + 1, y1 + 1, x2, y2
 
@@ -104,7 +104,7 @@ def yolo_by_kind(original, folder):
 
 
 def yolo_of_other_numbers(original, folder):
-    """Write numbers of classes that do not begin at 0, as in labels made from COCO's."""
+    """Write class numbers that do not begin at 0, as in labels that were made from COCO's categories."""
     yolo_by_kind(original, folder)
     for label in folder.glob("labels/*/*.txt"):
         label.write_text(re.sub("^1 ", "17 ", label.read_text(), flags=re.MULTILINE))
@@ -124,7 +124,7 @@ def yolo_without_splits(original, folder):
 
 
 def yolo_of_cvat(original, folder):
-    """Write the layout of CVAT: files that list the images, and polygons, here rectangles."""
+    """Write the layout of CVAT: files that list the images, and polygons, which are rectangles here."""
     lines = ["path: ./", "names:", "  0: disc", "  1: square"]
     for split in ("train", "val"):
         (folder / f"labels/{split}").mkdir(parents=True)
@@ -159,7 +159,7 @@ def yolo_of_darknet(original, folder):
 
 
 def coco_by_split(original, folder):
-    """Write the layout of Roboflow, with a class for the group of all classes."""
+    """Write the layout of Roboflow, which has an extra category for the group of all classes."""
     for split, name in (("train", "Train"), ("val", "valid")):
         copy_images(original, folder / name, split)
         data = json.loads((original / f"annotations/instances_{split}.json").read_text())
@@ -257,7 +257,7 @@ def test_conversion_keeps_boxes_classes_and_splits(write, format, own_splits, or
     assert splits["train"].classes == ("disc", "square")
 
 
-def test_coco_of_roboflow_loses_only_the_group_of_its_classes(original, tmp_path, capsys):
+def test_conversion_of_roboflows_coco_drops_only_the_category_of_the_group(original, tmp_path, capsys):
     coco_by_split(original, tmp_path / "source")
     assert metamix_command("convert", "coco", tmp_path / "source", tmp_path / "out") == 0
     said = capsys.readouterr().out
@@ -558,7 +558,7 @@ def test_wrong_arguments_are_refused(words, said, original, tmp_path):
         metamix_command("convert", *(word.format(source=tmp_path / "source", out=tmp_path / "out") for word in words))
 
 
-def test_images_of_one_name_in_two_folders_are_refused_in_a_new_split(original, tmp_path):
+def test_images_with_the_same_name_in_two_folders_are_refused_in_a_new_split(original, tmp_path):
     yolo_by_kind(original, tmp_path / "source")
     (tmp_path / "source/images/val/val_0.png").rename(tmp_path / "source/images/val/train_0.png")
     with pytest.raises(SystemExit, match="would both become .*train_0.png: rename one of them"):

@@ -63,7 +63,7 @@ def test_read_returns_the_written_images_and_objects(coco):
             assert colour == {1: [30, 60, 250], 2: [250, 140, 20]}[label.item()]
             assert mask[y0:y1, x0:x1].all() and mask.sum() == (y1 - y0) * (x1 - x0)
         total += len(target["boxes"])
-    assert total == len(split.coco.anns) - 1  # the crowd is for scoring
+    assert total == len(split.coco.anns) - 1  # training leaves out the crowd
     assert len(split.read(3)[1]["boxes"]) == 0 and split.read(3)[1]["runs"] == []
 
 
@@ -123,7 +123,7 @@ def test_boxes_at_the_edge_are_kept(coco, options):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_masks_equal_the_masks_that_torchvision_makes_of_arrays(coco, options, seed):
-    """Masks are drawn from run lengths only at the final size, so large images need no more memory for them."""
+    """Masks are drawn from run lengths at the final size only, so masks of large images take no more memory."""
     split = open_split(find_splits(coco()), "train", masks=True)
     image, target = split.read(seed % 3)
     arrays = torch.stack([torch.from_numpy(decode(runs)).byte() for runs in target["runs"]])
@@ -373,7 +373,7 @@ def test_segmentations_that_cannot_be_drawn_are_refused(coco, key, fields, words
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 1.0])
 def test_compressed_run_lengths_are_decoded_and_damage_is_noticed(share):
     shape = np.random.default_rng(0).random((64, 96)) < share
-    shape[:, 40:70] = False  # a long run, and one that is much shorter than the run two before
+    shape[:, 40:70] = False  # a long run; the run two later is much shorter, and COCO stores the difference
     segmentation = coco_mask.encode(np.asfortranarray(shape.astype(np.uint8)))
     text = segmentation["counts"].decode()
     ends = np.flatnonzero(np.diff(np.concatenate([[False], shape.T.ravel(), [not shape[-1, -1]]])))

@@ -106,7 +106,7 @@ def test_detector_learns_one_image(name):
     assert before < 0.3 and overlap() > 0.6
 
 
-def test_copies_predict_the_same():
+def test_a_copied_detector_gives_the_same_predictions():
     model = detector("fcos", score_thresh=0.0).eval()  # an untrained head gives low scores
     images, _ = batch(1)
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_anchors_use_exact_strides():
     maps = [torch.zeros(1, 1, round(1204 / s), 400, dtype=torch.bfloat16) for s in strides]
     (boxes,) = anchors(image_list(1204, 1400), maps)
     assert boxes.dtype == torch.float32
-    row = boxes.view(-1, 400, 4)  # one row of places after the other, over all levels
+    row = boxes.view(-1, 400, 4)  # rows of 400 boxes, level after level
     torch.testing.assert_close(row[0, :, :2].mean(1), 1.75 * torch.arange(400) - 4)
     torch.testing.assert_close(row[344, :, 0], 7.0 * torch.arange(400) - 4)
 
@@ -175,10 +175,10 @@ def test_roi_align_takes_a_stride_of_seven():
     backbone = build_backbone("minattn_minimal_mlp_h1_mnist", depth=1, out_channels=1)
     align = roi_align(backbone, 1)
     maps = {}
-    for name, s in zip(backbone.levels, backbone.strides):  # each place of a map holds its x in the image
+    for name, s in zip(backbone.levels, backbone.strides):  # each place of a map holds its x coordinate in the image
         x = torch.arange(round(224 / s)) * s
         maps[name] = x.expand(1, 1, len(x), -1).contiguous()
-    box = torch.tensor([[40.0, 60, 96, 130]])  # with its centre at 68
+    box = torch.tensor([[40.0, 60, 96, 130]])  # the centre has x = 68
     assert align(maps, [box], [(224, 224)]).item() == pytest.approx(68, abs=0.1)
     coarse = roi_align(build_backbone("minattn_minimal_mlp_h1_mnist", depth=1, out_channels=1, out_indices=(1, 2)), 1)
     assert (align.map_levels.k_min, align.map_levels.k_max) == (2, 5)

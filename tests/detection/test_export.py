@@ -175,7 +175,7 @@ def test_candidates_are_compared_if_no_object_is_found(with_data, tmp_path):
 
     def blind(images):
         boxes, scores, labels = exportable.model(images)
-        return boxes, torch.where(scores < 0, scores, torch.nan), labels  # the last one is no object: its score is -1
+        return boxes, torch.where(scores < 0, scores, torch.nan), labels  # -1 marks a place without an object
 
     assert exportable.compare(blind, "bf16").problems == ["it finds no object, but the eager model finds 200"]
 
@@ -255,7 +255,7 @@ def test_a_dynamic_graph_pads_each_level_with_candidates_that_are_no_objects(det
     fixed, filled = (DetectorGraph(model, dynamic)(images) for dynamic in (False, True))
     assert filled[1].shape[1] == 500 * 4 + 1 > fixed[1].shape[1]
 
-    def objects(boxes, scores, labels):  # in one order, since the order of equal scores may differ
+    def objects(boxes, scores, labels):  # sorted, since objects of equal scores may change places
         return torch.cat([boxes, scores[..., None], labels[..., None]], -1)[scores >= 0].unique(dim=0)
 
     assert torch.equal(objects(*fixed), objects(*filled))

@@ -33,7 +33,7 @@ def inside(category, x, y, side):
 
 
 def vary_forms(split, data):
-    """Give annotations polygons, run lengths as text and as numbers in turn; the second is a crowd."""
+    """Give annotations in turn a polygon, run lengths as text and run lengths as numbers; make the second a crowd."""
     for i, annotation in enumerate(data["annotations"]):
         x, y, side, _ = annotation["bbox"]
         runs = coco_mask.encode(np.asfortranarray(inside(annotation["category_id"], x, y, side)))
@@ -156,7 +156,7 @@ def test_png_masks_of_instance_numbers_become_a_data_set(tmp_path, capsys):
     assert [np.array_equal(decode(runs), numbers == n) for runs, n in zip(target["runs"], (1, 7))] == [True, True]
     assert [annotation["area"] for annotation in split.coco.anns.values()] == [360, 590]
     written = json.loads((out / "instances_train.json").read_text())["annotations"]
-    assert [annotation["id"] for annotation in written] == [1, 2, 3, 4, 5, 6]  # pycocotools takes id 0 for no match
+    assert [annotation["id"] for annotation in written] == [1, 2, 3, 4, 5, 6]  # id 0 would mean no match
     assert exit_code(verify, tmp_path / "set") == 0
 
     Image.new("RGB", (96, 64)).save(masks / "2.png")
@@ -172,6 +172,6 @@ def test_verify_notes_annotations_without_a_mask(coco, capsys):
             if split == "val" or (split == "train" and annotation["id"] == 1):
                 del annotation["segmentation"]
 
-    assert exit_code(verify, coco(train=3, val=3, test=3, change=bare)) == 0  # boxes need none
+    assert exit_code(verify, coco(train=3, val=3, test=3, change=bare)) == 0  # detectors of boxes need no masks
     (note,) = [line for line in capsys.readouterr().out.splitlines() if "without a segmentation" in line]
     assert note.endswith("instances_train.json: 1 annotation without a segmentation for mask_rcnn, such as 1")

@@ -58,7 +58,7 @@ def test_no_detections_score_0(split):
 
 
 def test_iou_of_two_thirds_gives_ap_40(split):
-    """Shifted by a fifth of the width, IoU is 0.8 / 1.2 = 0.667: above 0.5, 0.55, 0.6 and 0.65 of ten thresholds."""
+    """Boxes moved by a fifth of their width have an IoU of 0.8 / 1.2 = 0.667, above four of the ten thresholds."""
     scores = score(split, results(split, truth(split, move=0.2)))
     assert scores.summary["AP50"] == pytest.approx(100) and scores.summary["AP75"] == 0
     assert scores.summary["AP"] == pytest.approx(40)
@@ -80,7 +80,7 @@ def test_masks_and_boxes_are_scored_separately(split):
 
 
 def test_false_positives_of_higher_score_halve_ap50(split):
-    """For each object there is one hit and one false positive of higher score: precision is at most a half."""
+    """Each object has one hit and one false positive of higher score, so precision is at most a half."""
     hits = results(split, truth(split, confidence=0.6))
     wrong = [dict(result, bbox=[0, 50, 3, 3], score=0.9) for result in hits]
     scores = score(split, hits + wrong)
@@ -148,7 +148,7 @@ def test_detections_in_a_crowd_are_not_false_positives(coco):
     ],
 )
 def test_unusable_annotations_are_not_scored(coco, change):
-    """Training leaves them out, so scores do too, and they are counted."""
+    """Training leaves these annotations out, so scoring does too. They are counted in `unusable`."""
 
     def spoil(split, data):
         data["annotations"][0] |= change
@@ -161,7 +161,7 @@ def test_unusable_annotations_are_not_scored(coco, change):
 
 
 def test_box_half_a_pixel_inside_the_image_is_scored(coco):
-    """Control for the test above."""
+    """This is the control for the test above."""
 
     def spill(split, data):
         data["annotations"][0]["bbox"] = [95.5, 6, 7, 8]
@@ -253,7 +253,7 @@ def test_scores_do_not_depend_on_batch_or_processes(five_sizes):
         predicted += to_coco(objects, image_id, split)
     assert predicted == alone
 
-    # Control: padded to a common size, the same images give other results.
+    # Control: if the images are padded to a common size, the results differ.
     images = [split.read(i)[0].as_subclass(torch.Tensor) / 255 for i in range(5)]
     padded = [to_coco(prediction, i, split) for prediction, i in zip(model(images), split.ids, strict=True)]
     assert [result for results in padded for result in results] != alone

@@ -36,7 +36,7 @@ def voc(tmp_path):
 
 
 def entries(folder, split=""):
-    """Return the annotations of a split in COCO's format; without a name, the annotations that are in no split."""
+    """Return the annotations of a split in COCO's format; "" stands for the annotations that are in no split."""
     labels = read_voc(folder)
     return labels.entries(sample for sample in labels.samples if sample.split == split)
 

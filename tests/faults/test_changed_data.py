@@ -38,7 +38,7 @@ def run(folder, tmp_path):
 
 
 def exchange(root):
-    """Exchange an image of two classes."""
+    """Swap the images of a cat and a dog."""
     cat, dog = root / "train" / "cat" / "0.bmp", root / "train" / "dog" / "0.bmp"
     assert cat.stat().st_size == dog.stat().st_size
     content = cat.read_bytes()
@@ -56,7 +56,7 @@ def change_pixel(path):
     assert path.stat().st_size == size
 
 
-@pytest.mark.parametrize("epochs", [1, 2])  # finished, resumed
+@pytest.mark.parametrize("epochs", [1, 2])  # with 1 the run is finished, with 2 it resumes
 def test_images_exchanged_between_classes_are_noticed(epochs, run):
     output, root = run
     exchange(root)
@@ -111,7 +111,7 @@ def test_each_task_notices_other_pixels_in_a_file_of_the_same_size(make, tmp_pat
     with Image.open(path) as opened:
         opened.save(path, compress_level=0)
     before = data(options).identity
-    assert data(options).identity == before, "the control"
+    assert data(options).identity == before, "control: unchanged data have the same identity"
     change_pixel(path)
     after = data(options).identity
     assert after["digest"] == before["digest"], "names, sizes and labels are the same"
@@ -152,10 +152,10 @@ def test_blocks_and_both_ends_of_a_large_file_are_hashed(tmp_path):
             file.write(b"1")
         return file_content(path) != before
 
-    assert all(changed(whole, place) for place in range(0, whole, 997)), "all bytes"
+    assert all(changed(whole, place) for place in range(0, whole, 997)), "every byte of a small file is hashed"
     assert all(changed(10 * whole, place) for place in (0, BLOCK - 1, 10 * whole - BLOCK, 10 * whole - 1))
     noticed = sum(changed(10 * whole, place) for place in range(0, 10 * whole, BLOCK))
-    assert noticed == pytest.approx(2 * BLOCKS, abs=BLOCKS), "the control: only a few blocks are read"
+    assert noticed == pytest.approx(2 * BLOCKS, abs=BLOCKS), "control: only some blocks of a large file are hashed"
 
 
 def test_files_that_cannot_be_read_do_not_end_a_run(tmp_path):

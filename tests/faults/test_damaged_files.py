@@ -1,4 +1,4 @@
-"""Test that damaged files are refused by name: with flipped bits, truncated, of another format or with code in them."""
+"""Test that files with flipped bits, a missing end, the wrong format or code in them are refused and named."""
 
 import json
 import logging
@@ -148,7 +148,7 @@ def test_damaged_weights_of_a_finished_run_are_named_and_can_be_written_again(tm
     words = ["--batch-size", 512, "--warmup-epochs", 0, "--output", tmp_path, "--epochs", 1]
     train(*words)
     weights = tmp_path / "model.safetensors"
-    tensors = {name: tensor.clone() for name, tensor in load_weights(weights)[0].items()}  # not the mapped file
+    tensors = {name: tensor.clone() for name, tensor in load_weights(weights)[0].items()}  # copied from the mapped file
     flip(weights, find(weights, tensors["head.weight"]) + 2)
     with pytest.raises(SystemExit, match="is finished, but .*safetensors is damaged: .*Or delete .*summary.json and"):
         train(*words)
@@ -255,11 +255,11 @@ def test_an_infinite_mask_is_not_damage(net):
 
 @dataclass
 class NoOptions:
-    """The options of a task that has none."""
+    """The options of a task without options."""
 
 
 def attacks(net, evil):
-    """Yield functions that write files with code that a plain unpickler would run, in protocols that torch reads."""
+    """Yield functions that write pickled code, which a plain unpickler would run, in protocols that torch reads."""
     yield lambda path: torch.save(Attack(evil), path)
     yield lambda path: torch.save({"format": tensor_files.FORMAT, "model": Attack(evil)}, path)
     yield lambda path: torch.save({"state_dict": net.state_dict() | {"x": Attack(evil)}}, path)
@@ -269,7 +269,7 @@ def attacks(net, evil):
 
 
 def attacks_in_other_protocols(evil):
-    """Yield functions that write such files in protocols that torch does not read."""
+    """Yield functions that write pickled code in protocols that torch does not read."""
     yield lambda path: path.write_bytes(pickle.dumps(Attack(evil)))
     yield lambda path: path.write_bytes(pickle.dumps(Attack(evil), protocol=0))
     yield lambda path: torch.save({"w": Attack(evil)}, path, pickle_protocol=0)

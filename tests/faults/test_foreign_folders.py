@@ -1,4 +1,4 @@
-"""Test that foreign files in an output folder are not replaced, nor files that planted links lead to."""
+"""Test that neither foreign files in an output folder nor the targets of planted links are overwritten."""
 
 import os
 

@@ -1,7 +1,7 @@
 """Damage every kind of file that a command reads, at random.
 
 A damaged file with checksums must be refused, or read as if it were whole. Any other file must be read, or refused with
-a message that names it, within limits of time and memory. The damage is the same in each run; `-m slow` tries more.
+a message that names it, within limits of time and memory. The damage is the same in each run. `-m slow` damages more.
 """
 
 import io
@@ -82,7 +82,7 @@ def make_weights_of_others(folder):
 
 
 def sort_header(file):
-    """Sort the metadata of a safetensors file, whose order differs from run to run, so that the damage is the same."""
+    """Sort the metadata of a safetensors file: their order differs from run to run, but the damage must not."""
     content = file.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
@@ -413,7 +413,7 @@ MISTAKES = {
     "an error that is not a refusal": (lambda content: {}["a"], "KeyError.'a'. is not a refusal"),
     "no file is named": (lambda content: int("a"), "no file is named in ValueError"),
     "a hang": (lambda content: time.sleep(10), "still waiting after 1 s"),
-    # New memory: numpy or torch may reuse memory that the process has kept.
+    # mmap takes new memory; numpy and torch may reuse memory that the process has kept.
     "much memory": (lambda content: mmap.mmap(-1, 2**25).write(bytes(2**25)), r"it took [3-6]\d MB"),
 }
 
@@ -427,7 +427,7 @@ def test_the_fuzzer_finds_readers_with_mistakes(mistake, words, tmp_path, monkey
         return content if content == whole else mistake(content)
 
     kind = Kind("mistake", lambda folder: (folder / "a.txt").write_bytes(whole), "*", read, has_checksums=True)
-    if "waiting" in words:  # a busy machine may need more than a second for the others
+    if "waiting" in words:  # on a busy machine, the other readers may need more than a second
         monkeypatch.setattr(fuzzing, "SECONDS", 1)
     monkeypatch.setattr(fuzzing, "MEGABYTES", 20)
     with pytest.raises((AssertionError, pytest.fail.Exception), match=words):

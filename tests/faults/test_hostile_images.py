@@ -47,7 +47,7 @@ def ghostscript(tmp_path, monkeypatch):
     program.write_text(f"#!/bin/sh\ntouch {started}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
-    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow looks for it once
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow searches for gs again
     return started
 
 
@@ -58,7 +58,7 @@ def restore_limit(monkeypatch):
 
 
 def png(width, height):
-    """Return a black PNG of one bit per pixel, a few kB large."""
+    """Return a black PNG with one bit per pixel, which compresses to a few kB."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -160,7 +160,7 @@ def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(side, read,
 @pytest.mark.parametrize("width, height", [(100_100, 100), (1, 1001)])
 @pytest.mark.parametrize("read", FOUR_READERS)
 def test_a_strip_is_refused_since_resizing_it_would_fill_the_memory(width, height, read, tmp_path):
-    """A file of 128 bytes with 400,000 x 1 pixels has 20 billion if its shorter side is resized to 224."""
+    """An image of 400,000 x 1 pixels is a file of 128 bytes, but 20 billion pixels if its shorter side becomes 224."""
     (tmp_path / "a.png").write_bytes(png(width - width // 1001, height - height // 1001))
     read(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes(png(width, height))

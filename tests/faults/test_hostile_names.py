@@ -61,7 +61,7 @@ def test_every_logger_of_the_package_escapes():
     assert [name for name, log in used.items() if not log.filters] == []
 
 
-def test_tables_are_one_line_a_row():
+def test_each_row_of_a_table_is_one_line():
     assert aligned([("name", "count"), (EVIL, 5), ("b", 10)], right=[1]) == [
         f"{'name':{len(SAFE)}}  count",
         f"{SAFE}      5",

@@ -125,7 +125,7 @@ def test_sigterm_saves_a_checkpoint_and_the_same_command_resumes(reference, tmp_
 
 
 def test_sighup_stops_the_run_even_if_it_comes_twice(tmp_path):
-    """The kernel and the shell each send one; the loader's workers get them too."""
+    """The kernel and the shell each send a SIGHUP, and the loader's workers get both too."""
     run = tmp_path / "run"
     words = ["--epochs", 100, "--memory", "no", "--workers", 2, "--output", run]
     process = Process(*words, *EVERY_STEP, log=tmp_path / "log")
@@ -152,7 +152,7 @@ def test_a_closed_terminal_stops_the_run(tmp_path):
 
 
 def test_sighup_that_is_ignored_from_the_start_stays_ignored():
-    """nohup ignores SIGHUP in this way."""
+    """nohup starts its command with SIGHUP ignored."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with StopSignal() as stop:

@@ -101,7 +101,7 @@ def test_workers_stop_when_torchrun_is_killed(torchrun, tmp_path):
 
 
 def test_ranks_stop_when_their_launcher_is_killed(tmp_path):
-    """This is the test above without the seconds in which torchrun and each of its ranks import torch."""
+    """This repeats the test above without torchrun, which takes seconds because each process imports torch."""
     run = tmp_path / "run"
     launcher = launch_two("--epochs", 1000, "--output", run, *EVERY_STEP, logs=tmp_path)
     try:

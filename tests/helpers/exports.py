@@ -12,7 +12,7 @@ needs_engines = pytest.mark.skipif(bool(MISSING), reason=f"{MISSING} not install
 
 
 def edit(folder, **entries):
-    """Change entries of export.json and compute its checksum again; the entry None is removed."""
+    """Change entries of export.json and compute its checksum again; an entry that is set to None is removed."""
     file = folder / "export.json"
     changed = json.loads(file.read_text()) | entries
     kept = {name: value for name, value in changed.items() if value is not None}

@@ -25,9 +25,9 @@ class Kind:
         make: writes the files into a folder.
         files: pattern of the files to damage.
         read: reads the folder as a command does.
-        rounds: how often a file is damaged.
-        has_checksums: whether a damaged file must read as it was or be refused.
-        names: what words may name in place of a file.
+        rounds: how many times one of the files is damaged.
+        has_checksums: whether a damaged file must give the same result as the whole file, or be refused.
+        names: words that an error may contain in place of the file's name.
     """
 
     name: str
@@ -53,7 +53,7 @@ def cut(content, chance):
 
 
 def replace(content, chance):
-    """Replace a word or a number by a hostile one; in a binary file, bytes that look like a word."""
+    """Replace a word or a number by a hostile one; in a binary file, replace bytes that look like a word."""
     start, end = chance.choice([word.span() for word in WORD.finditer(content)] or [(0, 0)])
     return content[:start] + chance.choice(HOSTILE) + content[end:]
 
@@ -82,7 +82,7 @@ def rewrite(file, content):
 
 
 def read_within_limits(kind, folder, file, where):
-    """Read a folder in which `file` is damaged; return the result, or REFUSED if words that name a file end it."""
+    """Read a folder in which `file` is damaged; return the result, or REFUSED after an error that names the file."""
     before, result = peak_memory(reset=True), REFUSED
     try:
         with seconds(SECONDS):
@@ -98,7 +98,7 @@ def read_within_limits(kind, folder, file, where):
 
 
 def peak_memory(reset=False):
-    """Return the most memory in MB that this process has had since the last reset; 0 if the system does not tell."""
+    """Return the peak memory of this process since the last reset, in MB, or 0 on systems other than Linux."""
     if sys.platform != "linux":
         return 0
     if reset:

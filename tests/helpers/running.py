@@ -35,7 +35,7 @@ def train(*words):
 
 
 def metamix_command(*words):
-    """Run a subcommand of `metamix` in this process and return its exit code; raise SystemExit if it is a message."""
+    """Run a subcommand of `metamix` in this process and return its exit code; raise SystemExit if that is a message."""
     try:
         metamix_cli.main(list(map(str, words)))
     except SystemExit as end:
@@ -60,8 +60,8 @@ def in_a_process(function, *args):
 class Process:
     """Run train.py in a new process that leads its process group, as if a shell had started it.
 
-    It is forked from a server that has imported torch and timm, which saves seconds, and `tests.conftest`: it renders
-    no figures.
+    It is forked from a server that has already imported torch and timm, which saves seconds. The server has imported
+    `tests.conftest` too, so the process renders no figures.
     """
 
     def __init__(self, *words, log, env=None):
@@ -165,7 +165,7 @@ def free_port():
 def _main(words, log, env):
     os.setsid()
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # pytest may run under nohup
-    descriptor = os.open(log, os.O_RDWR | os.O_CREAT | os.O_TRUNC)  # a terminal becomes its controlling terminal
+    descriptor = os.open(log, os.O_RDWR | os.O_CREAT | os.O_TRUNC)  # becomes the controlling terminal if it is one
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(env)

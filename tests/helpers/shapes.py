@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-SQUARE, DISC = 7, 3  # category ids: neither from 1 on nor in the order of their names
+SQUARE, DISC = 7, 3  # category ids that neither start at 1 nor follow the order of the names
 
 
 def draw(objects, size=(96, 64), background=40):
