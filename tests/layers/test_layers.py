@@ -30,7 +30,7 @@ OPTIONS = [dict(groups=2), dict(padding_mode="reflect", padding=1), dict(padding
 
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("cls", [Conv2d, ConvEmbed])
-def test_convolutions_take_torchs_arguments_and_return_the_same(cls, option):
+def test_convolutions_take_torchs_arguments_and_give_the_same_outputs(cls, option):
     ours, theirs = cls(4, 6, 3, **option).double(), torch.nn.Conv2d(4, 6, 3, **option).double()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 4, 8, 7, dtype=torch.float64)
@@ -99,7 +99,7 @@ def test_neighbours_are_dropped_independently():
 @pytest.mark.parametrize(
     "p, mode, share", ((0.0, True, 0), (1.0, True, 1), (0.5, False, 0), (1e-9, True, 0), (1 - 1e-9, True, 1))
 )
-def test_dropout_at_its_ends_and_in_evaluation(p, mode, share):
+def test_dropout_at_rates_of_0_and_1_and_in_evaluation(p, mode, share):
     y = Dropout(p).train(mode)(torch.ones(1000))
     assert y.tolist() == [1.0 - share] * 1000
 

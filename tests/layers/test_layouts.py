@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from metamix.mixers import list_mixers
 
-# `maps` tells maps by BATCH: no parameter has it as first dimension. The family's grids (14) are smaller than SIZE.
+# `maps` recognises maps by BATCH, the first dimension of no parameter. The family's grids (14) are smaller than SIZE.
 BATCH, DIM, SIZE = 3, 64, 28
 COPIES = ("clone", "_to_copy", "copy_")
 
@@ -32,19 +32,19 @@ ALLOWED = {
         ("convolution", 2, 0, "the innermost dimension of the rafts is the groups' channels"),
         ("convolution_backward", 0, 4, "the gradients of an MLP's convolutions have this innermost dimension too"),
         ("add", 2, 0, "the map is contiguous after the mixer, and is added to the channels_last stream"),
-        ("mul", 0, 1, "the gradient of the layer scale reads that map"),
+        ("mul", 0, 1, "the gradient of the layer scale reads the contiguous map"),
         ("native_layer_norm_backward", 0, 2, "the gradient of the rafts is contiguous"),
     ],
     "maxim": [
         ("clone", 4, 4, "each of two gated MLPs copies the map to sets of tokens and back"),
         ("convolution", 2, 0, "the innermost dimension of the sets is their channels"),
-        ("convolution_backward", 0, 2, "their gradients have this innermost dimension too"),
+        ("convolution_backward", 0, 2, "the gradients of these convolutions have this innermost dimension too"),
         ("native_layer_norm_backward", 0, 2, "the gradient of the sets is contiguous"),
     ],
     "wavemix": [],
     "nin": [
         ("clone", 2, 0, "the token MLP copies the map to rows of tokens and back"),
-        ("convolution_backward", 0, 1, "the gradient of the map is not copied to channels_last for it"),
+        ("convolution_backward", 0, 1, "the gradient of the map is not copied to channels_last for this op"),
         ("native_layer_norm_backward", 0, 1, "the gradient of the tokens is contiguous"),
     ],
     "minattn": [],
@@ -70,7 +70,7 @@ class LayoutCounter(TorchDispatchMode):
 
 
 def maps(values) -> list[torch.Tensor]:
-    """Return the tensors that are as large as a map, without parameters, statistics and expanded numbers."""
+    """Return the tensors that are maps or bands of maps, but no parameters, statistics or expanded scalars."""
     tensors = [t for t in tree_leaves(values) if isinstance(t, torch.Tensor) and t.ndim >= 4]
     smallest = BATCH * DIM * SIZE**2 / 32  # includes a band of a wavelet transform, but not the means of a norm
     return [t for t in tensors if t.shape[0] == BATCH and t.numel() >= smallest and 0 not in t.stride()]
@@ -79,7 +79,7 @@ def maps(values) -> list[torch.Tensor]:
 def innermost(t: torch.Tensor) -> int:
     """Return the dimension with the smallest stride: -3 in channels_last, -1 in a contiguous map.
 
-    It is counted from the end, so that maps can be compared with maps that are cut into rows or cells.
+    The dimension counts from the end, so that maps can be compared with maps that are cut into rows or cells.
     """
     return min((d for d in range(-t.ndim, 0) if t.shape[d] > 1), key=t.stride)
 

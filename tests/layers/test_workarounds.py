@@ -1,6 +1,6 @@
 """Reproducers of the library bugs that `metamix.layers` works around.
 
-Each test shows the bug in the library, and that our layer does not have it. Where the library is fixed the test skips.
+Each test shows the bug in the library, and that our layer does not have it. It skips if the library is fixed.
 Once it skips on the oldest supported version, the workaround can go.
 """
 
@@ -42,7 +42,7 @@ def skip_fixed(layer: str):
 
 
 def skip_without_bf16():
-    """Skip on a processor without instructions for bf16, where torch takes other kernels than those with the bug."""
+    """Skip on a processor without instructions for bf16, where torch uses kernels that do not have the bug."""
     if not cpu_has_bf16():
         pytest.skip("the processor has no instructions for bf16")
 

@@ -1,4 +1,4 @@
-"""Test that all mixers, also those of users, fulfil the contract in `metamix/mixers/registry.py`."""
+"""Test that all mixers, including users' mixers, fulfil the contract in `metamix/mixers/registry.py`."""
 
 import copy
 import inspect
@@ -259,7 +259,7 @@ def test_runs_in_onnx_runtime_at_any_size(case, tmp_path):
         assert_close(torch.from_numpy(y), mixer(x), 1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # no batched attention in torch 2.13
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # torch 2.13 has no batched attention
 def test_per_sample_gradients(case):
     """`torch.func.vmap` on channels_last maps gives the same gradients as a loop over the images."""
     mixer, x = case(), images(7, 5, batch=3).contiguous(memory_format=torch.channels_last)

@@ -154,7 +154,7 @@ def test_positions_start_as_local_filters():
     """Each of the four heads attends most to one neighbour: left, above, right or below."""
     mixer = create_mixer("minattn", 8, size=(5, 5), num_heads=4, positions=True)
     x = torch.zeros(1, 8, 5, 5)
-    weights = mixer.bias(x, x).softmax(-1).view(4, 5, 5, 5, 5)[:, 2, 2]  # of the token in the middle
+    weights = mixer.bias(x, x).softmax(-1).view(4, 5, 5, 5, 5)[:, 2, 2]  # of the middle token
     places = [divmod(int(head.argmax()), 5) for head in weights]
     assert places == [(2, 1), (1, 2), (2, 3), (3, 2)]
     assert weights.flatten(1).amax(1).min() > 0.3 and weights.min() > 1e-3
@@ -182,7 +182,7 @@ def test_positions_with_a_context_take_the_biases_of_its_points():
     larger = random_map(1, 4, 4, 4)
     corner = torch.stack(
         [mixer.bias.table[0, 0, 1 - i, 1 - j] for i in range(2) for j in range(2)]
-    )  # of the first query
+    )  # biases of the first query
     value = linear(larger, mixer.value).unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2)).flatten(2)[0]  # (4, 2 2)
     want = torch.einsum("ck,k->c", value, corner.softmax(0))
     got = mixer(larger)[0, :, 0, 0]
@@ -194,7 +194,7 @@ def test_the_bias_is_added_with_and_without_the_fused_attention():
     q, k, v, bias = torch.randn(2, 3, 6, 4), torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4), torch.randn(3, 6, 5)
     want = (q @ k.mT / 2 + bias).softmax(-1) @ v
     torch.testing.assert_close(attention(q, k, v, 0.0, bias), want)
-    halves = (t.bfloat16() for t in (q, k, v))  # not fused on a CPU
+    halves = (t.bfloat16() for t in (q, k, v))  # CPUs do not run the fused attention in bf16
     torch.testing.assert_close(attention(*halves, 0.0, bias).float(), want, rtol=0, atol=0.05)
 
 

@@ -68,7 +68,7 @@ def test_weights_stay_the_same_at_another_size_with_the_same_grid():
 
 
 @pytest.mark.parametrize("size", [(10, 8), (9, 5), (3, 2)])
-def test_resampled_uniform_token_weights_act_alike_on_constant_maps(size):
+def test_resampled_uniform_token_weights_keep_outputs_on_constant_maps(size):
     old, new = random_mixer("nin", 6, SIZE, token_dim=7), random_mixer("nin", 6, size, token_dim=7)
     state = old.state_dict()
     for key, over in (("fc1.weight", (2, 3)), ("fc2.weight", 0), ("fc2.bias", 0)):

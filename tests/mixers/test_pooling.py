@@ -26,7 +26,7 @@ def test_outputs_equal_the_formula(k, subtract, size):
     assert_equal(mixer(x), formula(x, k, subtract))
 
 
-def test_default_options_are_those_of_the_paper():
+def test_default_options_are_the_options_of_the_paper():
     x = random_map(2, 3, 7, 4)
     assert_equal(random_mixer("pooling", 3, (7, 4))(x), formula(x, 3, True))
 

@@ -78,7 +78,7 @@ def test_resampling_the_weights_equals_the_formula_at_other_sizes(r, size):
 @pytest.mark.parametrize("size", [*OTHER_SIZES, (13, 3), (11, 8)])
 @pytest.mark.parametrize("r", [1, 2])
 def test_mixing_in_windows_equals_the_formula_at_other_sizes(r, size):
-    """Each window of the reflected map gets the formula on its own."""
+    """The formula applies to each window of the reflected map separately."""
     mixer = random_mixer("raft", 8, (20, 20), raft_size=r, resample="windows", grid=SIZE)
     x = random_map(2, 8, *size)
     rows, columns = ([min(i % p, p - i % p) for i in range(20)] for p in (max(2 * side - 2, 1) for side in size))
@@ -114,7 +114,7 @@ def test_a_mixer_adapted_to_larger_maps_equals_one_that_resamples_weights(r, siz
 
 
 def test_adapting_to_smaller_maps_scales_the_remaining_units():
-    """On a map constant along the axis, with equal hidden units, half of the units give the same result."""
+    """If the map is constant along the axis and all hidden units are equal, half of the units give the same result."""
     mlp = random_mixer("raft", 8, (10, 6)).vertical
     nn.init.constant_(mlp.fc1.weight, 0.3), nn.init.constant_(mlp.fc1.bias, 0.2)
     nn.init.constant_(mlp.fc2.weight, 0.1), nn.init.zeros_(mlp.fc2.bias)

@@ -22,7 +22,7 @@ RAFTMLP = {
     "raftmlp_l": (36_184_672, 6_543_974_400),
 }
 WAVEMIX = {
-    "wavemix_192_16": (12_494_536, 12_781_825_536),  # without the DWT: additions here, a convolution there
+    "wavemix_192_16": (12_494_536, 12_781_825_536),  # without the DWT: ours adds, the authors' is a convolution
     "wavemix_192_16_l3": (27_857_608, 15_093_935_616),
     "wavemix_256_16_l3": (49_416_808, 26_804_676_608),
     "wavemix_256_12_l2": (28_449_261, None),
@@ -75,19 +75,19 @@ COUNTS = MINATTN | {name: count for name, (count, _) in (SAME_WORK | RAFTMLP).it
 
 
 @pytest.mark.parametrize("name, count", COUNTS.items())
-def test_numbers_of_parameters_equal_those_of_the_authors(name, count):
+def test_parameter_counts_equal_the_counts_of_the_authors(name, count):
     assert parameters(create(name)) == count
 
 
 @pytest.mark.parametrize("name, macs", [(name, macs) for name, (_, macs) in SAME_WORK.items() if macs])
-def test_multiply_adds_equal_those_of_the_authors(name, macs):
+def test_multiply_adds_equal_the_counts_of_the_authors(name, macs):
     model = create(name)
     assert count_macs(model, model.default_cfg["input_size"]) == macs
 
 
 @pytest.mark.parametrize("name, macs", [(name, macs) for name, (_, macs) in RAFTMLP.items()])
 def test_raftmlp_saves_the_multiply_adds_of_summed_kernels(name, macs):
-    """The authors convolve with both kernels of a pair; here the smaller one costs nothing."""
+    """The authors convolve with both kernels of a pair; our models add the smaller kernel to the larger one."""
     model = create(name)
     saved, side, in_chans = 0, 224, 3
     for stage, (kernels, stride) in zip(model.stages, (((4, 8), 4), ((2, 4), 2), ((2, 4), 2), ((2,), 2))):
@@ -109,13 +109,16 @@ def test_raftmlp_saves_the_multiply_adds_of_summed_kernels(name, macs):
     ],
 )
 def test_minimal_attention_saves_the_multiply_adds_of_a_class_token(name, linear_maps, macs):
-    """Six layers of 64 channels have 16 tokens, not 17. Symmetric models are left out: theirs multiply T by T^T."""
+    """Six layers of 64 channels have 16 tokens, not 17.
+
+    Symmetric models are left out, since the authors' code multiplies T by T^T.
+    """
     class_token = 6 * (linear_maps * 64 * 64 + 2 * (17**2 - 16**2) * 64)
     model = create(name)
     assert count_macs(model, model.default_cfg["input_size"]) == macs - class_token
 
 
-# The builders: variants that the papers have besides their named models
+# Options that build further variants of the papers
 
 
 def test_ninformer_of_100_classes_has_the_parameters_of_the_authors():

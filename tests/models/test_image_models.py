@@ -152,7 +152,7 @@ def same_weights(a, b):
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
-    """Return a function that publishes a file at a file:// address, as maxim_s3.sidd of a tiny MAXIM."""
+    """Return a function that publishes a file at a file:// address, as the weights maxim_s3.sidd of a tiny MAXIM."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
 
     def publish(content):

@@ -1,8 +1,8 @@
-"""Test that mixers give the same features of an enlarged image.
+"""Test that mixers give the same features for an enlarged image.
 
-A backbone made for 224 pixels gets a photograph of 224 pixels, and the photograph enlarged to 448. Features of the
-second are averaged to the size of the first and compared place by place and channel by channel, without each channel's
-mean. The control is the enlarged photograph with shuffled tiles.
+A backbone made for 224 pixels gets a photograph of 224 pixels, and the photograph enlarged to 448. The features of the
+enlarged photograph are averaged to half their size. Then both are compared place by place and channel by channel,
+without each channel's mean. The control is the enlarged photograph with shuffled tiles.
 
 There are two measures:
 
@@ -10,8 +10,8 @@ There are two measures:
 2. The whole backbone, at stride 4 only. Random weights limit what deeper stages can show: without any mixer, the four
    stages agree to 0.97, 0.94, 0.91 and 0.85, and random spatial weights make maps as rough as their grid.
 
-The transposed convolution of wavemix has four kernels for four phases, so its random maps are rough too: measure 1
-takes its bilinear upsampling, measure 2 averages over cells of two by two places.
+The transposed convolution of wavemix has four kernels for four phases, so its random maps are rough too. Therefore
+measure 1 uses wavemix with bilinear upsampling, and measure 2 averages its maps over cells of two by two places.
 """
 
 import pytest
@@ -46,7 +46,7 @@ def shuffled(x, tile):
 
 
 def agreement(a, b, cells=1):
-    """Return the correlation of a map with one of twice its size, over averages of `cells` x `cells` places."""
+    """Return the correlation of a map with a map of twice its size, over averages of `cells` x `cells` places."""
     a, b = F.avg_pool2d(a, cells, ceil_mode=True), F.avg_pool2d(b, 2 * cells, ceil_mode=True)
     a, b = (x - x.mean((-2, -1), keepdim=True) for x in (a, b))
     return F.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()

@@ -48,7 +48,7 @@ def restored(golden):
 
 
 @torch.no_grad()
-def test_outputs_of_the_network_equal_those_of_the_authors():
+def test_outputs_of_the_network_equal_the_authors_outputs():
     golden = Golden(FULL)
     images = restored(golden)
     assert images.keys() == golden.outputs.keys()
@@ -66,7 +66,7 @@ def test_outputs_of_the_network_equal_those_of_the_authors():
     ],
 )
 @torch.no_grad()
-def test_outputs_of_each_block_equal_those_of_the_authors(name, module):
+def test_outputs_of_each_block_equal_the_authors_outputs(name, module):
     golden = Golden(name)
     outputs = golden.load(module())(*golden.inputs.values())
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -76,7 +76,7 @@ def test_outputs_of_each_block_equal_those_of_the_authors(name, module):
 
 
 @torch.no_grad()
-def test_operations_equal_those_of_the_authors():
+def test_operations_equal_the_authors_operations():
     golden = Golden("maxim_ops_16x24")
     x = golden.inputs["input"]
     norm = Norm(3).double()
@@ -187,7 +187,7 @@ def test_tensors_that_do_not_fit_are_named():
 GMLP = "stages.1.encoder.blocks.0.groups.0.gmlp.mixer"
 BOTTLENECK = "stages.1.bottleneck.0.groups.0"
 
-# Arguments, a tensor of the model that they build, and its shape; None if the model must not have that tensor.
+# Arguments, a tensor of the model that they build, and its shape, or None if the model must not have that tensor.
 HONOURED = [
     (dict(variant="S-1"), "stages.0.inputs.convs.0.weight", (32, 3, 3, 3)),
     (dict(variant="S-1"), "stages.1.inputs.convs.0.weight", None),

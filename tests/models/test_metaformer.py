@@ -414,7 +414,7 @@ def test_a_model_without_any_parameter_in_its_blocks_has_a_head():
 # Training
 
 
-def test_dropout_of_a_mixer_can_differ_from_that_of_the_mlps():
+def test_mixers_and_mlps_can_have_different_dropout_rates():
     model = small(mixer="nin", mixer_args=({}, dict(proj_drop=0.3)), proj_drop_rate=0.1)
     assert [b.mixer.channel_mlp.drop1.p for b in blocks(model)] == [0.1, 0.3, 0.3]
     assert {b.mlp.drop1.p for b in blocks(model)} == {0.1}

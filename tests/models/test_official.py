@@ -48,7 +48,7 @@ def test_all_goldens_are_here():
 
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_outputs_equal_those_of_the_authors(name):
+def test_outputs_equal_the_authors_outputs(name):
     golden = Golden(name)
     model = golden.model()
     assert golden.deviation(model(golden.input)) < 1e-4
@@ -57,7 +57,7 @@ def test_outputs_equal_those_of_the_authors(name):
 
 @pytest.mark.parametrize("name", [n for n in MODELS if Golden(n).features])
 @torch.no_grad()
-def test_features_equal_those_of_the_authors(name):
+def test_features_equal_the_authors_features(name):
     """The authors' features are stored in float32."""
     golden = Golden(name)
     model = golden.model()

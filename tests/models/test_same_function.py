@@ -1,4 +1,4 @@
-"""Test weights that fit a model which computes something else: an error, or a warning if the user asked for it."""
+"""Test that weights of another function are refused although they fit, or give a warning if the user chose them."""
 
 import copy
 import warnings
@@ -31,7 +31,7 @@ def create(name, **kwargs):
 
 @pytest.fixture
 def saved(tmp_path):
-    """Return a function (name, model_args) -> a file of that model with its metadata."""
+    """Return a function that saves the model (name, model_args) with its metadata, and returns the file."""
 
     def save(name, **model_args):
         file = tmp_path / f"{name}.safetensors"
@@ -131,7 +131,7 @@ def test_options_that_are_functions_are_compared_by_name():
     (first, second) = (describe_mixer("raft", {"expansion": value}, defaults=False) for value in (halve, abs))
     assert first.endswith("halve')") and " at 0x" not in first + second and first != second
     texts = [describe_mixer("raft", {"expansion": partial(torch.clamp, min=value)}) for value in (0, 1)]
-    assert " at 0x" not in "".join(texts) and texts[0] != texts[1]  # an address differs in another process
+    assert " at 0x" not in "".join(texts) and texts[0] != texts[1]  # an address would differ in another process
 
 
 def test_a_description_without_defaults_leaves_out_default_options():
@@ -196,7 +196,8 @@ def test_metadata_of_a_much_larger_model_are_refused_before_it_is_built():
     tensors = create("metaformer_raft_nano").state_dict()
     args = {key: list(value) for key, value in TINY.items()}
     check_described_size(ModelMetadata(model="metaformer_raft_nano", model_args=args), tensors, "a.safetensors")
-    check_described_size(ModelMetadata(model="vit_huge_patch14_224"), tensors, "a.safetensors")  # timm's are skipped
+    # The size of timm's models is not checked.
+    check_described_size(ModelMetadata(model="vit_huge_patch14_224"), tensors, "a.safetensors")
     large = ModelMetadata(model="metaformer_raft_nano", model_args=args, img_size=2048)
     with pytest.raises(ValueError, match=r"a.safetensors: its metadata describe a metaformer_raft_nano of [0-9,]{9,}"):
         check_described_size(large, tensors, "a.safetensors")

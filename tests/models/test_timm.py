@@ -35,7 +35,7 @@ ONE_OF_EACH = pytest.mark.parametrize("name", FAMILIES, scope="module")
 
 
 def side(name):
-    """Return the side of the smallest square image whose last map has at least two places a side."""
+    """Return the side of the smallest square image whose last map has at least two places per side."""
     cfg = default_cfgs[name].cfgs[""]
     stride = cfg.input_size[-1] // cfg.pool_size[-1]
     return max(2, 16 // stride) * stride
@@ -404,7 +404,7 @@ def test_grad_checkpointing_keeps_gradients_and_statistics(name, model):
 @ONE_OF_EACH
 @torch.no_grad()
 def test_every_layer_is_called(name, model):
-    """A tool that wraps layers, such as LoRA, has no effect on one whose weights are used elsewhere."""
+    """A tool that wraps layers, such as LoRA, has no effect on a layer whose weights are used without calling it."""
     model, called = copy.deepcopy(model), set()
     layers = {m: key for key, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))}
     for layer in layers:
@@ -623,7 +623,7 @@ def test_a_name_that_timm_would_not_find_is_refused(name):
 
 @torch.no_grad()
 def test_pretrained_weights_are_adapted_in_float32():
-    """The shipped files have 16 bits. Summed there, the channels of the first convolution lose three digits."""
+    """The shipped files are in float16. Channels of the first convolution summed in float16 would lose three digits."""
     name = "metaformer_pooling_nano.cifar10"
     grey, colour = (timm.create_model(name, pretrained=True, in_chans=n).eval() for n in (1, 3))
     x = torch.rand(2, 1, 32, 32)

@@ -37,10 +37,10 @@ def images(model, batch=2, taller=0, wider=0):
     return torch.randn(batch, channels, h + taller, w + wider)
 
 
-QUICK = ("metaformer_raft_nano", "metaformer_minattn_nano")  # a traced graph is wrong for these
+QUICK = ("metaformer_raft_nano", "metaformer_minattn_nano")  # a traced graph of these holds for one size only
 # The skeleton is the same for all mixers, and tests/mixers/test_contract.py compiles and exports each mixer alone.
 SLOW = {name: pytest.mark.slow if name not in QUICK else () for name in MIXERS}
-# These take longest, or the skeleton differs little from another name's.
+# These models take longest, or their skeleton differs little from another model's.
 SLOW |= dict.fromkeys(
     ("wavemixlite_8_10", "minattn_symmetric_nomlp_h4_mnist", "wavemix_192_16_l3", "raftmlp_s"), pytest.mark.slow
 )

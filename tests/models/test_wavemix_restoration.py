@@ -12,7 +12,7 @@ SISR = "restoration/wavemix_sisr_level1_24x32"
 
 
 @torch.no_grad()
-def test_outputs_of_wavemix_sisr_equal_those_of_the_authors():
+def test_outputs_of_wavemix_sisr_equal_the_authors_outputs():
     constructor, state, tensors = read_golden(SISR)
     model, x = load_official("wavemix_superresolution", state, **constructor).double(), tensors["input"].double()
     theirs = read_exact(SISR)["output"]

@@ -76,7 +76,7 @@ def image(model, size=None):
 
 
 @EVERY_FAMILY
-def test_a_file_loads_as_it_was_saved(name, saved):
+def test_a_loaded_file_gives_the_saved_model(name, saved):
     model, file = saved(name)
     assert same(create(name, file), model)
     assert not same(create(name), model)
@@ -169,7 +169,7 @@ def test_a_missing_stage_is_named(name, saved):
 def test_unknown_and_misshapen_tensors_are_named(name, saved):
     model, file = saved(name)
     state = model.state_dict()
-    key = [k for k in state if "mixer" not in k][-4]  # the next test has the mixers
+    key = [k for k in state if "mixer" not in k][-4]  # the next test takes the mixers' tensors
     for wrong, words in (
         ({**state, "stages.9.weight": torch.ones(1)}, "it has tensors that the model lacks: stages.9.weight"),
         ({**state, key: torch.ones(3, 5, 7)}, f"it has {key} of shape \\(3, 5, 7\\) where the model has"),
@@ -183,7 +183,7 @@ def test_unknown_and_misshapen_tensors_are_named(name, saved):
 
 @pytest.mark.parametrize("name", ["metaformer_raft_nano", "metaformer_nin_nano", "minattn_full_mlp_h4_cifar"])
 def test_misshapen_spatial_weights_are_named(name, saved):
-    """Each spatial tensor in turn gets a wrong shape: the error names it."""
+    """Each spatial tensor in turn gets a wrong shape, and the error names that tensor."""
     model, file = saved(name)
     for key, tensor in model.state_dict().items():
         if ("mixer" in key or key == "pos_embed") and tensor.ndim:

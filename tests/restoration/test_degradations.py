@@ -26,7 +26,7 @@ def test_every_degradation_has_an_example():
     assert {text.partition(":")[0] for text in EXAMPLES} == set(DEGRADATIONS)
 
 
-def test_noise_has_its_sigma_and_heeds_grey_and_clip():
+def test_noise_has_the_given_sigma_and_obeys_grey_and_clip():
     grey = torch.full((3, 200, 200), 0.5)
     noise = 255 * (parse_degradations("noise:25")(grey, generator(0)) - grey)
     assert noise.std() == pytest.approx(25, rel=0.02) and noise.mean().abs() < 0.5

@@ -64,7 +64,7 @@ def test_scores_equal_the_formulas(pair):
     assert psnr(x, x) == math.inf and float(ssim(x[None], x[None])) == pytest.approx(1)
 
 
-def test_scores_heed_channel_border_and_rounding(pair):
+def test_scores_depend_on_channel_border_and_rounding(pair):
     x, y = pair
     inside = np.s_[:, 2:-2, 2:-2]
     rounded = (255 * x).round() / 255

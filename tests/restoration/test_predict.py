@@ -223,7 +223,7 @@ def test_the_first_of_several_images_in_a_file_is_restored(dtype, tmp_path, run,
 
 
 def write_png(path, values, kind=2, exif=b""):
-    """Write (H, W, C) uint16 as a PNG of 16 bits, which Pillow cannot; kind 2 is RGB, 4 grey with alpha."""
+    """Write (H, W, C) uint16 as a PNG of 16 bits, which Pillow cannot do; kind 2 is RGB, kind 4 grey with alpha."""
     height, width, _ = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     chunks = (

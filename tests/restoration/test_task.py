@@ -141,7 +141,7 @@ def test_a_held_out_folder_is_scored_after_each_epoch(clean, tmp_path):
     assert json.loads((tmp_path / "out" / "result.json").read_text())["samples"] == {"test": 1, "holdout": 1}
 
 
-def test_mixup_mixes_neighbours_and_their_targets_alike(clean):
+def test_mixup_mixes_neighbours_and_their_targets_in_the_same_way(clean):
     options = RestorationOptions(data_dir=str(clean()), degradation="noise:25", crop=16, mixup=1.2, workers=0)
     data = RestorationData(options)
     batch = next(iter(data.train_loader(4, 0, 1, seed=3).epoch(0)))

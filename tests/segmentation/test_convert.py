@@ -76,7 +76,7 @@ def test_splits_of_the_source_are_kept(image, mask, tmp_path):
     assert np.array_equal(labels["val/masks/a.png"], masks["valid"])
 
 
-def test_files_of_one_name_in_two_folders_stay_apart(tmp_path, capsys):
+def test_files_with_the_same_name_in_two_folders_are_kept_apart(tmp_path, capsys):
     for folder, value in (("é 1", 255), ("2", 0), ("3", 0)):
         masks = {"a": quarters(0, value, 0, 255)}
         write(tmp_path / "source", masks, f"JPEGImages/{folder}/{{}}.png", f"SegmentationClass/{folder}/{{}}.png")
@@ -126,7 +126,7 @@ def test_masks_of_16_bits_or_one_bit_or_with_alpha_are_read(mode, tmp_path):
     assert all(np.array_equal(values, quarters(0, 1, 0, 0)) for values in labels.values())
 
 
-def test_images_whose_masks_would_have_one_name_are_refused(tmp_path):
+def test_images_are_refused_if_their_masks_would_have_the_same_name(tmp_path):
     masks = {name: quarters(0, 1, 0, 1) for name in "abcd"}
     for split, suffix in (("train", "png"), ("valid", "jpg")):
         write(tmp_path / "source", masks, f"{split}/images/{{}}.{suffix}", f"{split}/masks/{{}}.png")
@@ -163,7 +163,7 @@ def test_a_file_names_the_classes(file, text, masks, tmp_path):
 
 
 def test_two_named_classes_may_be_0_and_255(tmp_path):
-    """`metamix verify` suggests to convert such masks, since 255 is ignored in training."""
+    """`metamix verify` suggests converting such masks, since 255 is ignored in training."""
     masks = {name: quarters(0, 255, 0, 0) for name in "ab"}
     write(tmp_path / "source", masks)
     (tmp_path / "source/classes.txt").write_text("sea\nship\n")

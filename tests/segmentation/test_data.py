@@ -249,7 +249,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(scenes):
     assert first[0].shape == (4, 3, 32, 32) and first[1].shape == (4, 32, 32) and first[1].dtype == torch.uint8
 
 
-def test_image_and_mask_are_augmented_alike(scenes):
+def test_image_and_mask_are_augmented_in_the_same_way(scenes):
     """The colour of a pixel follows from its label, so image and mask must change alike."""
     data = SegmentationData(options(scenes(train=8, test=1), photometric=0.0, scales=(1.0, 1.0)))
     (batch,) = data.train_loader(8, 0, 1, 0).epoch(0)

@@ -49,7 +49,7 @@ def test_hugging_faces_upernet_trains_our_backbone():
 
 
 @torch.no_grad()
-def test_our_upernet_equals_that_of_hugging_face():
+def test_our_upernet_equals_the_upernet_of_hugging_face():
     theirs = upernet(16, use_auxiliary_head=False).decode_head.eval().double()
     ours = UPerHead(theirs.in_channels, 4, channels=16).eval().double()
     pooled = [block.layers[1] for block in theirs.psp_modules.blocks]
