@@ -161,7 +161,7 @@ def test_each_label_has_its_own_threshold(run, shapes, tmp_path, capsys):
 
     one = "note: labels are predicted if their probability is at least 0.5\n"
     each = "note: labels are predicted if their probability is at least 0 to 1, depending on the label\n"
-    assert predict_from(0.5) == ([{*CLASSES}, set()], one)  # as training without held-out images saves it
+    assert predict_from(0.5) == ([{*CLASSES}, set()], one)  # a run without held-out images saves one threshold
     assert predict_from([1.0, 0.0, 0.5]) == ([{"green", "red"}, {"green"}], each)
     assert predict_from([1.0, 0.0, 0.5], "--threshold", 0.5) == ([{*CLASSES}, set()], "")
     assert predict_from([1.0, 0.0, 0.5], "--top", 3) == ([{*CLASSES}, {*CLASSES}], "")

@@ -66,7 +66,7 @@ def test_a_single_class_is_noted(folder, capsys):
     root = folder() / "train"
     for name in ("cat", "eel"):
         shutil.rmtree(root / name)
-    assert main([root, "--workers", "0"]) == 0  # a model of several classes can be scored on it
+    assert main([root, "--workers", "0"]) == 0  # a model of several classes can be scored on this folder
     assert "note: there is one class, dog, and training needs two" in capsys.readouterr().out
 
 

@@ -239,7 +239,7 @@ def test_unreadable_images_are_counted_and_named_in_the_log(memory, tmp_path, ca
 
 @pytest.mark.usefixtures("rendered_figures")
 def test_odd_names_of_classes_and_files_do_not_end_training_or_evaluation(tmp_path, capsys):
-    """A class looks like a formula; names of the set, a class and an unreadable image are not UTF-8."""
+    """One class name looks like a formula. The names of the set, a class and an unreadable image are not UTF-8."""
     data = tmp_path / os.fsdecode(b"\xe8")
     for split in ("train", "val"):
         for label in ("a$x_$b", os.fsdecode(b"\xe9")):

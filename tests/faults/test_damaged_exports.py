@@ -111,7 +111,7 @@ def test_a_file_that_is_not_listed_is_not_loaded(exported, monkeypatch):
     (exported / "model.compiled.pt2").write_bytes(b"planted")
     load_exported(exported, trust=True)
     assert opened == []
-    sign(exported)  # lists it
+    sign(exported)  # adds the file to export.json
     load_exported(exported, trust=True)
     assert opened == ["model.compiled.pt2"]
 

@@ -147,7 +147,7 @@ def test_a_pipe_in_a_data_set_of_torchvision_is_refused(tmp_path):
         images.open(0)
 
 
-@pytest.mark.parametrize("side", [13312, 20000])  # Pillow warns of the first, and refuses the second
+@pytest.mark.parametrize("side", [13312, 20000])  # Pillow warns about the smaller image and refuses the larger
 @pytest.mark.parametrize("read", FOUR_READERS)
 @pytest.mark.filterwarnings("ignore:Image size")
 def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(side, read, tmp_path, monkeypatch):

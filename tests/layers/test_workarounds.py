@@ -1,4 +1,4 @@
-"""Reproducers of the library bugs that `metamix.layers` works around.
+"""Reproduce the library bugs that `metamix.layers` works around.
 
 Each test shows the bug in the library, and that our layer does not have it. It skips if the library is fixed.
 Once it skips on the oldest supported version, the workaround can go.
@@ -169,7 +169,7 @@ def test_adaptive_pooling_in_onnx(tmp_path):
 
 
 def cpu_seconds(function: Callable, repeats: int = 5) -> float:
-    """Return the least CPU time of one call."""
+    """Return the least CPU time of one call, in seconds."""
     times = []
     for _ in range(repeats):
         start = time.process_time()

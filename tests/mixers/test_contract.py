@@ -124,10 +124,10 @@ def test_gradients_under_autocast_are_float32(case):
 # Parameters whose gradient is zero by mathematics.
 NO_EFFECT = {
     "minattn": {"key.bias"},  # adds a constant to all similarities of a query, which softmax ignores
-    "minattn-positions": {"key.bias"},  # as above
+    "minattn-positions": {"key.bias"},  # for the same reason
     "minattn-positions-context": {"key.bias"},
     "wavemix": {"levels.0.up.bias"},  # the batch norm after it subtracts it in training
-    "wavemix-sym4": {"levels.0.fc2.bias", "levels.1.fc2.bias"},  # upsampling keeps these, and a norm follows
+    "wavemix-sym4": {"levels.0.fc2.bias", "levels.1.fc2.bias"},  # upsampling keeps biases, and a norm subtracts them
 }
 
 

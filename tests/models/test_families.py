@@ -22,7 +22,7 @@ RAFTMLP = {
     "raftmlp_l": (36_184_672, 6_543_974_400),
 }
 WAVEMIX = {
-    "wavemix_192_16": (12_494_536, 12_781_825_536),  # without the DWT: ours adds, the authors' is a convolution
+    "wavemix_192_16": (12_494_536, 12_781_825_536),  # without the DWT: our DWT adds, the authors' DWT is a convolution
     "wavemix_192_16_l3": (27_857_608, 15_093_935_616),
     "wavemix_256_16_l3": (49_416_808, 26_804_676_608),
     "wavemix_256_12_l2": (28_449_261, None),
@@ -54,7 +54,7 @@ MINATTN = {
     "minattn_minimal_nomlp_h1_mnist": 30_730,
     "minattn_full_mlp_h1_cifar": 165_450,
     "minattn_full_mlp_h4_cifar": 165_450,
-    "minattn_collapsed_mlp_h1_cifar": 140_490,  # in no published table; 9,152 more than for MNIST, as in every row
+    "minattn_collapsed_mlp_h1_cifar": 140_490,  # unpublished; each CIFAR model has 9,152 more than its MNIST model
     "minattn_minimal_mlp_h1_cifar": 90_570,
     "minattn_full_nomlp_h1_cifar": 114_762,
     "minattn_full_nomlp_h4_cifar": 114_762,

@@ -83,7 +83,7 @@ def test_mixers_have_at_most_half_as_many_parameters_as_the_mlps(mixer):
 
 @pytest.mark.parametrize("size, macs", [("nano", 73_631_616), ("tiny", 128_265_216)])
 def test_small_sizes_cost_the_same_with_every_mixer(size, macs):
-    """The costs are those of the listing, which test_timm.py compares with the models."""
+    """The costs come from the listing, which test_timm.py compares with the models."""
     costs = {mixer: model_info(f"metaformer_{mixer}_{size}").macs for mixer in MIXERS}
     assert costs["identity"] == costs["pooling"] == macs
     assert all(abs(cost / costs["identity"] - 1) <= 0.03 for cost in costs.values()), costs

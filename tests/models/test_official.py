@@ -205,7 +205,7 @@ def test_wavelet_transform(name):
     low = tensors["input"].double()
     for level in range(constructor["J"]):
         bands = dwt2(low, pywt.Wavelet(constructor["wave"]).filter_bank[:2]).unflatten(1, (4, -1))
-        low, high = bands[:, 0], bands[:, 1:].transpose(1, 2)  # theirs: (B, C, 3, h, w)
+        low, high = bands[:, 0], bands[:, 1:].transpose(1, 2)  # (B, C, 3, h, w), as in the authors' tensors
         assert (high - tensors[f"yh/{level}"]).abs().max() < 1e-6
         assert (high.flip(2) - tensors[f"yh/{level}"]).abs().max() > 1e-6  # the control: bands in another order
     assert (low - tensors["yl"]).abs().max() < 1e-6

@@ -78,8 +78,8 @@ def shapes(tensors):
     return [tuple(t.shape) for t in tensors]
 
 
-# Every name. pytest runs all tests of one name before the next, so that it holds one model at a time. Tests must not
-# change it.
+# Tests of every name. pytest runs all tests of one name before the next, so only one model is in memory at a time.
+# Tests must not change that model.
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -318,7 +318,7 @@ def test_timms_list_and_dict_features_equal_forward_intermediates(name, feature_
     features = create(name, features_only=True, feature_cls=feature_cls)(x)
     expected = create(name).forward_intermediates(x, intermediates_only=True)
     assert_close(list(features.values()) if feature_cls == "dict" else features, expected)
-    assert feature_cls == "list" or list(features) == ["0", "1", "2", "3"][: len(expected)]  # as timm's models have
+    assert feature_cls == "list" or list(features) == ["0", "1", "2", "3"][: len(expected)]  # as in timm's models
 
 
 @pytest.mark.parametrize("feature_cls", ["list", "dict"])
@@ -363,7 +363,7 @@ def test_a_mixer_is_one_node_of_the_graph_of_timms_feature_extractor(name, model
 # Endings of names of parameters whose gradient is zero by mathematics.
 NO_EFFECT = {
     "metaformer_pooling_nano": (".norm1.bias",),  # a mean of neighbours minus the centre removes a constant
-    "minattn_full_mlp_h4_cifar": (".key.bias",),  # shifts all similarities of a query alike, which softmax ignores
+    "minattn_full_mlp_h4_cifar": (".key.bias",),  # shifts all similarities of a query equally, which softmax ignores
 }
 
 

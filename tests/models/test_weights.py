@@ -382,7 +382,7 @@ def test_a_broken_card_is_named(card, words, weights):
 
 @pytest.mark.slow
 def test_a_clone_loads_its_weights_without_network(saved, tmp_path):
-    """A copy of the package beside a weights folder, in a process without network."""
+    """Run a copy of the package beside a weights folder, in a process without network."""
     name = "minattn_minimal_nomlp_h1_mnist"
     torch.manual_seed(0)
     model = timm.create_model(name).eval()

@@ -95,7 +95,7 @@ def test_a_crop_with_its_reach_is_degraded_as_in_the_whole_image():
     part = chain(IMAGE[:, 16 - r : 32 + r, 16 - r : 24 + r], generator(0))
     inner = part[:, r // 2 : r // 2 + 8, r // 2 : r // 2 + 4]
     assert torch.allclose(inner, whole[:, 8:16, 8:12], atol=1e-6)
-    short = chain(IMAGE[:, 16:32, 16:24], generator(0))  # the control: without its reach it differs
+    short = chain(IMAGE[:, 16:32, 16:24], generator(0))  # the control: a crop without its reach differs
     assert not torch.allclose(short, whole[:, 8:16, 8:12], atol=1e-3)
 
 

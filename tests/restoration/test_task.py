@@ -66,7 +66,7 @@ def test_training_scoring_and_restoring_agree(clean, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "1 of 6 images is scored and not trained on" in said
     result = json.loads((out / "result.json").read_text())
-    assert result["psnr"] == summary["psnr"] and result["input_psnr"] == summary["input_psnr"]  # the same noise
+    assert result["psnr"] == summary["psnr"] and result["input_psnr"] == summary["input_psnr"]  # of equal noise
     assert result["macs"] == summary["macs"]  # counted for a training crop
     assert "PSNR (peak 255) and SSIM (Gaussian 11 x 11, sigma 1.5) on RGB" in said
     assert "input_psnr and input_ssim are the scores of the images before restoration" in said

@@ -152,8 +152,8 @@ def test_the_palette_of_a_mask_must_agree_with_palette_txt(tmp_path):
     same = [[1, 0, 2, 255]]
     assert read(*colours, *[(9, 9, 9)] * 253) == same
     assert read(*colours, *[colours[0]] * 253) == same  # the colour of ignored pixels is not checked
-    assert read(*[(i, i, i) for i in range(256)]) == same  # nor are colours of no class
-    assert read(*colours, *[(9, 9, 9)] * 253, palette=(colours[0],) * 3) == same  # nor is one colour for all classes
+    assert read(*[(i, i, i) for i in range(256)]) == same  # colours that no class has are not checked
+    assert read(*colours, *[(9, 9, 9)] * 253, palette=(colours[0],) * 3) == same  # equal colours are not checked
     shifted = ((9, 9, 9), *colours[:2], *[(9, 9, 9)] * 253)
     assert read(*shifted, reduce_zero_label=True) == [[0, 255, 1, 255]]
     with pytest.raises(BadMask, match=r"a.png shows the value 1, b, in \(255, 0, 0\), .* colour of a in palette.txt"):
@@ -356,7 +356,7 @@ def test_masks_to_score_are_read_before_training(scenes, break_image):
     write_mask(root / "test" / "masks" / "1.png", np.full((40, 48), 7))
     with pytest.raises(BadMask, match="test/masks/1.png has the label 7 at 1,920 pixels"):
         SegmentationData(options(root))
-    SegmentationData(options(root), train=False)  # only to score: the mask is read when it is scored
+    SegmentationData(options(root), train=False)  # without training, the mask is read when it is scored
     write_mask(root / "test" / "masks" / "1.png", np.full((40, 48), 1))
     write_mask(root / "val" / "masks" / "0.png", np.full((40, 48), 7))
     with pytest.raises(BadMask, match="val/masks/0.png has the label 7"):
@@ -365,7 +365,7 @@ def test_masks_to_score_are_read_before_training(scenes, break_image):
     break_image(root / "val" / "masks" / "0.png")
     with pytest.raises(CorruptImage):
         read_mask(root / "val" / "masks" / "0.png", make_labels(CLASSES))
-    assert len(SegmentationData(options(root)).parts["holdout"]) == 2  # scoring reports it
+    assert len(SegmentationData(options(root)).parts["holdout"]) == 2  # scoring reports the broken mask
 
 
 def test_pixels_of_each_class_are_counted_for_class_weights(scenes):
