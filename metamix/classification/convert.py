@@ -28,10 +28,10 @@ def read_classes(source: Path) -> LabelledImages | None:
         if not label or label.startswith(".") or not {*"/|;"}.isdisjoint(label):
             raise ValueError(
                 f"{rows[0].place} has the class {label!r}; it must not contain / | ; or begin with a dot. "
-                f"If images have several labels, convert nothing: a folder with a labels.csv is a data set"
+                f"If images have several labels, they need no conversion: metamix trains on a folder with a labels.csv"
             )
         labels.samples.append(Sample(file, f"{label}/{table.names[file]}", same_in_all(rows, "split"), label))
-        labels.notes["lines that repeat another"] += [row.place for row in rows[1:]]
+        labels.notes["lines that repeat another line"] += [row.place for row in rows[1:]]
     check_two({sample.group for sample in labels.samples}, table.path)
     return labels
 
@@ -46,10 +46,10 @@ class SeveralLabels(LabelledImages):
 
 
 def read_folders(source: Path) -> LabelledImages:
-    """Read images from a folder for each label; the label folders may lie in folders named after splits.
+    """Read images from folders named after labels, which may lie in folders named after splits.
 
-    An image that has the same name in several folders has all their labels. If there are no splits, the images of each
-    label are divided into splits; an image with several labels is divided with the images of its rarest label.
+    An image that lies in several folders under the same name gets all these labels. If there are no splits, the images
+    of each label are divided into splits. An image with several labels is divided with the images of its rarest label.
 
     Raises:
         ValueError: images with the same name differ, or a label cannot be written to a CSV file.
@@ -61,7 +61,7 @@ def read_folders(source: Path) -> LabelledImages:
     splits = {path: SPLITS[path.name.lower()] for path in folders if path.name.lower() in SPLITS} or {source: ""}
     left_out = [str(path) for path in folders if splits.keys().isdisjoint((path, source))]
     labels.notes["folders beside the splits were left out"] += left_out
-    images: dict[tuple[str, str], dict[str, Path]] = defaultdict(dict)  # the file of each label, by split and name
+    images: dict[tuple[str, str], dict[str, Path]] = defaultdict(dict)  # files by split and name, then by label
     for root, split in splits.items():
         for path in open_class_folders(root).paths:
             label, _, name = path.partition("/")
@@ -75,7 +75,7 @@ def read_folders(source: Path) -> LabelledImages:
         if other := next((file for file in others if read_file(file) != read_file(first)), None):
             raise ValueError(
                 f"{first} and {other} are different images with the same name, but an image with several labels must "
-                f"be the same file in each folder: rename one; or, if each image has one label, train on {source}"
+                f"be the same file in each folder: rename one of them; if each image has one label, train on {source}"
             )
         labels.samples.append(Sample(first, name, split, min(files, key=counts.__getitem__), list(files)))
     return labels

@@ -24,14 +24,14 @@ class ClassificationData:
     """Open a data set of labelled images and make its loaders.
 
     Args:
-        options: options of training; or options of evaluation that hold the statistics and image size of training.
-        trained: metadata of the weights to evaluate; labels are numbered as in training.
+        options: options of training, or options of evaluation with the statistics and the image size of training.
+        trained: metadata of the weights to evaluate, which give the order of the classes; None in training.
 
     Attributes:
-        threshold: lowest probability of a predicted label, one for all labels or one for each; 0.5 in training. None if
-            each image has one class.
+        threshold: probability from which a label is predicted: one number for all labels, or one number for each label.
+            It is 0.5 in training, and None if each image has one class.
         shares_images: whether the folder has no test split, so that a share of its images is scored.
-        as_weights: a note that names the settings taken from the weights to start from; empty if there are none.
+        as_weights: note that names the settings taken from the weights to start from; empty if no setting was taken.
     """
 
     def __init__(self, options: ModelOptions, seed: int = 0, trained: ModelMetadata | None = None):
@@ -43,7 +43,7 @@ class ClassificationData:
             other = other or task_of_folder(options.data_dir)
         if other:
             trains = isinstance(options, ClassificationOptions)
-            advice = f"add --task {other}" if trains else "the weights are a classifier's, so give other data"
+            advice = f"add --task {other}" if trains else "the weights belong to a classifier, so give other data"
             raise ValueError(f"{options.data_dir or options.data} is a data set for {other}: {advice}")
         self.splits = open_data(
             options.data,
@@ -121,15 +121,15 @@ class ClassificationData:
             raise ValueError("sampling is balanced, but images have several labels: give --class-weights balanced")
         if share % 2 and (options.mixup or options.cutmix):
             raise ValueError(
-                f"mixup and cutmix pair neighbours, and batch_size {batch_size} leaves each of {world_size} processes "
-                f"an odd number of samples, {share}: take a multiple of {2 * world_size}"
+                f"mixup and cutmix pair neighbouring samples, but batch_size {batch_size} gives each of {world_size} "
+                f"processes an odd number of samples, {share}: give a multiple of {2 * world_size}"
             )
         return train_loader(
             self.splits.train, options, batch_size=batch_size, rank=rank, world_size=world_size, seed=seed
         )
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, MemoryLoader | StreamLoader]:
-        """Make the loaders of "test" and, if there is one, "holdout"."""
+        """Make the loaders of the split "test" and, if images are held out, of the split "holdout"."""
         return {
             split: eval_loader(source, self._resolved, batch_size=batch_size, rank=rank, world_size=world_size)
             for split, source in self.splits.sources().items()
@@ -137,15 +137,15 @@ class ClassificationData:
         }
 
     def training_images(self) -> Source | tuple[()]:
-        """Return the images to train on; they are empty if the data set has none."""
+        """Return the images to train on, or an empty tuple if the data set has no training split."""
         return self.splits.train or ()
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Normalise images (n, C, H, W) uint8 to float32."""
+        """Normalise images, (n, C, H, W) uint8, to float32."""
         return normalize(images, self.mean, self.std)
 
     def _check_share(self, trained: ModelMetadata | None) -> bool:
-        """Return `shares_images`; raise ValueError if `test_share` or the images do not fit the options."""
+        """Return `shares_images`; raise ValueError if `test_share` is unusable or all images were trained on."""
         options, train, test = self.options, self.splits.train, self.splits.test
         shared = train is not None and train.images is test.images
         if trained is None:
@@ -159,7 +159,7 @@ class ClassificationData:
         same = trained_on is not None and trained_on == digest(test.images)
         if trained and same and train is None:
             share = trained.extra.get("test_share")
-            advice = f"give --test-share {share} to score the others" if share else "give other images"
+            advice = f"give --test-share {share} to score the held-out images" if share else "give other images"
             raise ValueError(f"{options.data_dir} holds the images that the weights were trained on: {advice}")
         if shared:
             scored = f"{plural(len(test), 'image')} {'is' if len(test) == 1 else 'are'} scored"
@@ -186,7 +186,7 @@ class ClassificationData:
             fewer = what == " classes" and classes and len(of_data) < len(classes)  # classes are matched by name
             if has != wanted and not fewer:
                 raise ValueError(
-                    f"{name} was trained for {wanted}{what} and {self.options.data} has {has}; give other --data, or "
+                    f"{name} was trained for {wanted}{what}, but {self.options.data} has {has}; give other --data, or "
                     f"fine-tune first: {self._fine_tune(trained)}"
                 )
         if classes and of_data != classes:

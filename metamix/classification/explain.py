@@ -1,4 +1,4 @@
-"""Explain the label of an image: the map before the head, weighted by the gradient of the label's logit."""
+"""Explain a label of an image by the feature map before the head, weighted by the gradient of the label's logit."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from .load import Classifier
 
 
 class MapAndHead(nn.Module):
-    """A timm model whose last map passes through the module `map`, (B, C, h, w)."""
+    """A timm model whose last feature map, (B, C, h, w), passes through the module `map`."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -23,8 +23,8 @@ class MapAndHead(nn.Module):
         x = self.model.forward_features(images)
         if getattr(x, "ndim", 0) != 4:  # CrossViT returns a list
             raise ValueError(
-                f"{type(self.model).__name__} has tokens and no map before its head: metamix explain takes models of "
-                f"metamix and convolutional networks"
+                f"{type(self.model).__name__} has tokens but no feature map before its head: metamix explain takes "
+                f"models of metamix and convolutional networks"
             )
         x = self.map(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if self.nhwc else self.map(x)
         return self.model.forward_head(x)

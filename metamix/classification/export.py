@@ -22,15 +22,15 @@ from .load import Classifier, load_classifier
 from .options import ClassificationEvalOptions
 from .task import Classification
 
-PROBABILITY_GAP = 1e-7  # probabilities closer to 0 or 1 get a finite logit
+PROBABILITY_GAP = 1e-7  # probabilities closer to 0 or 1 are clamped, so that their logits are finite
 
 
 class ExportableClassifier(SimpleExport, CalibratedExport):
     """A classifier to export, and the data set for its comparison and calibration.
 
     Args:
-        options: `dynamic` and `images` are used.
-        task: task on the data set; None to compare on random images.
+        options: only `dynamic` and `images` are used.
+        task: the task, with its data set; None to compare the outputs for random images.
     """
 
     max_drop = 0.3
@@ -64,7 +64,7 @@ class ExportableClassifier(SimpleExport, CalibratedExport):
         return 100.0 * torch.cat(right).numpy()
 
     def image_scores(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Score each image, (n,): 1 if its class is right, else 0; for images with several labels, the F1."""
+        """Score each image, (n,): 1 for the right class and 0 for a wrong one, or F1 if images have several labels."""
         if self.metadata.threshold is None:
             return outputs.argmax(1) == labels
         predicted = outputs >= torch.tensor(self.metadata.threshold)
@@ -72,7 +72,7 @@ class ExportableClassifier(SimpleExport, CalibratedExport):
         return (2 * (predicted * labels).sum(1) / total).where(total > 0, 1.0)
 
     def batches(self, source: Source, batch_size: int) -> Iterator[tuple[Tensor, Any]]:
-        """Yield prepared images (n, C, H, W) and the loader's batch."""
+        """Yield normalised images (n, C, H, W) and the loader's batch that they come from."""
         for batch in eval_loader(source, self.task.options, batch_size=batch_size):
             yield self.task.data.normalize(batch["image"]), batch
 
@@ -85,14 +85,14 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
     if size and size[0] == size[1]:
         size = size[0]
     elif size and (options.data or options.data_dir):
-        raise ValueError(f"img_size is {size}, but scores need square images: give one side, or no data")
+        raise ValueError(f"img_size is {size}, but scoring needs square images: give one side, or leave the data out")
     if name and "." not in name and ":" not in name:
         check_model(name)
         tags = timm.list_models(f"{name}.*", pretrained=True)
         raise ValueError(
             f"{name} names a model but no weights: "
-            + (f"give the weights of a tag, {', '.join(tags)}" if tags else "train it, and export the run folder")
-            + ". metamix benchmark times it with random weights"
+            + (f"give a name with a tag, {', '.join(tags)}" if tags else "train it, and export the run folder")
+            + ". To time it with random weights, use metamix benchmark"
         )
     weights: Any = {"checkpoint": file, "model": name or options.model, "pretrained": file is None}
     if not (options.data or options.data_dir):
@@ -107,7 +107,7 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
 
 
 def exported_classifier(exported: ExportedModel) -> Classifier:
-    """Use an exported model as a classifier; raise ValueError if export.json lacks an entry or does not fit."""
+    """Use an exported model as a classifier; raise ValueError if export.json is incomplete or does not fit it."""
     metadata = exported.artifact.model
     needs = ["num_classes", "in_chans", "img_size", "mean", "std", "interpolation", "crop_pct"]
     exported.artifact.check({}, needs)

@@ -41,7 +41,7 @@ def load_classifier(
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
 ) -> "Classifier":
-    """Load a trained classifier, built as it was trained, with its preprocessing and class names.
+    """Load a trained classifier with its preprocessing and class names.
 
         classifier = metamix.load_classifier("runs/digits-metaformer_pooling_nano-seed0")
         print(classifier.predict(["digit.png"]))
@@ -53,7 +53,7 @@ def load_classifier(
     the arguments of the model yourself, and prepare images with `timm.data.resolve_model_data_config`.
 
     Args:
-        checkpoint: a run folder, a weight file, or a model with weights of metamix, such as
+        checkpoint: a run folder, a weight file, or the name of weights that ship with metamix, such as
             "metaformer_pooling_nano.digits"; None with `pretrained`.
         model: name of the model; needed with `pretrained`, and for a file that does not name its model.
         model_args: arguments of the model that replace the arguments in the file.
@@ -121,7 +121,7 @@ class Classifier:
         Args:
             images: files or PIL images.
             top: number of labels; by default 5, or all that reach `threshold` if images may have several labels.
-            threshold: lowest probability of a label if images may have several; by default as in the weight file.
+            threshold: lowest probability of a label if images may have several labels; by default from the weight file.
 
         Raises:
             CorruptImage: an image cannot be read.
@@ -130,7 +130,7 @@ class Classifier:
         check_several(images)
         images = list(images)
         labels: list[Labels] = []
-        for start in range(0, len(images), BATCH_SIZE):  # in parts, since thousands of images fill the memory
+        for start in range(0, len(images), BATCH_SIZE):  # in parts: thousands of images would fill the memory
             part = [self.transform(decode_file(image, self.transform.mode)) for image in images[start:][:BATCH_SIZE]]
             labels += self.label(torch.stack(part), top, threshold)
         return labels
@@ -142,7 +142,7 @@ class Classifier:
         if threshold is not None:
             check_rates(threshold=threshold)
             if not several:
-                raise ValueError(f"threshold is {threshold:g}, but {self.name} gives an image one class: leave it out")
+                raise ValueError(f"threshold is {threshold:g}, but {self.name} is not multi-label: leave it out")
         least: Threshold | None = threshold
         if top is None:
             top = len(self.classes) if several else 5
@@ -205,26 +205,26 @@ def _load_file(
         raise ValueError(f"{path} holds the weights of {metadata.model}, not of {model}; name the model that it holds")
     name = model or (metadata.model and known_name(metadata.model))
     if not name:
-        raise ValueError(f"{path} does not name its model; give model=NAME, on a command line --model NAME")
+        raise ValueError(f"{path} does not name its model; give model=NAME, or --model NAME on the command line")
     if metadata.img_size and "img_size" in model_args:
         raise ValueError(
-            f"model_args has img_size, but {path} records the image size that {name} was built for: leave it out; "
-            f"--img-size scores images of a different size"
+            f"model_args has img_size, but {path} records the image size that {name} was built for: leave it out. "
+            f"To score images of a different size, give --img-size"
         )
     arguments = metadata.shape | metadata.model_args | dict(model_args)
     check_described_size(metadata, tensors, path)
     net = create_model(name, **arguments)
-    if not metadata.shape:  # a file with only tensors, perhaps with the names of the authors' code
+    if not metadata.shape:  # a file of tensors without metadata, perhaps with names of the authors' code
         sizes = {tensor.numel() for tensor in tensors.values()}
         tensors = adapt_checkpoint(net, tensors, path)
         if other := next((key for key, tensor in tensors.items() if tensor.numel() not in sizes), None):
             raise ValueError(
-                f"{path} and {name} are for images of different sizes ({other} has a different shape); give the size "
-                f"of the file, --model-args '{{img_size: N}}', in Python model_args={{'img_size': N}}"
+                f"{path} and {name} are for images of different sizes ({other} has a different shape); give the "
+                f"image size of the file: --model-args '{{img_size: N}}', or in Python model_args={{'img_size': N}}"
             )
         head = timm.models.get_pretrained_cfg_value(name, "classifier")
         if f"{head}.weight" not in tensors:
-            raise ValueError(f"{path} has no weights of the head of {name} ({head}); is it another model?")
+            raise ValueError(f"{path} has no weights for the head of {name} ({head}): is it a file of another model?")
         net = create_model(name, **{"num_classes": len(tensors[f"{head}.weight"])} | arguments)
     elif isinstance(net, MetaFormer):
         check_same_function(net, metadata, path)
@@ -252,7 +252,7 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
 
 
 def describe_initial_weights(options: BackboneOptions) -> ModelMetadata | None:
-    """Return the image size, mean and std that the initial weights were trained with; None without weights.
+    """Return the image size, mean and std that the initial weights were trained with; None if there are no weights.
 
     Weights that cannot be read are rejected later, when they are loaded.
     """
@@ -279,7 +279,7 @@ def load_initial_weights(model: nn.Module, source: str, classes: Sequence[str]) 
     check_task(metadata, source, "classification", "a classifier")
     tensors = adapt_checkpoint(model, tensors, source, metadata)
     head = layer_names(timm_config(model), "classifier")
-    if metadata.classes and metadata.classes != tuple(classes):  # else a head for other classes would be kept
+    if metadata.classes and metadata.classes != tuple(classes):  # otherwise a head for other classes might be loaded
         tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in head}
     tensors, adapted = adapt_channels(model, tensors)
     new = load_into(model, tensors, source, head=head)

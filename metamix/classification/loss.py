@@ -13,7 +13,7 @@ from .options import ClassificationOptions
 class ClassificationLoss:
     """Compute the loss of a model on an augmented batch, and the values to log.
 
-    The `frozen_helpers` of `model` hold the teacher of distillation. The labels of the training split are (N,) int64,
+    `model.frozen_helpers` holds the teacher if there is one. `labels` are the labels of the training split: (N,) int64,
     or (N, classes) float32 if images have several labels.
     """
 
@@ -72,7 +72,7 @@ class ClassificationLoss:
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:
     """Compute class weights, (classes,), inverse to the number of images; their mean over all images is 1."""
-    if labels.ndim == 2:  # images with a label weigh as much as images without it
+    if labels.ndim == 2:  # positive weights: images with a label weigh as much as images without it
         counts = labels.sum(0)
         return (len(labels) - counts) / counts.clamp(min=1)
     counts = labels.bincount(minlength=classes)

@@ -16,14 +16,14 @@ from metamix.weights.metadata import MAX_SCORED_CLASSES, Threshold
 
 
 class ClassificationMetric(Metric):
-    """Score a classifier from its confusion matrix; `normalize` turns images (n, C, H, W) uint8 into its input."""
+    """Score a classifier of images with one class; `normalize` turns images (n, C, H, W) uint8 into model inputs."""
 
     threshold = None
 
     def __init__(self, classes: tuple[str, ...], normalize: Callable[[Tensor], Tensor]):
         if (count := len(classes)) > MAX_SCORED_CLASSES:
             limit = f"at most {MAX_SCORED_CLASSES:,}"
-            raise ValueError(f"there are {count:,} classes, but {limit} can be scored: join or drop some")
+            raise ValueError(f"there are {count:,} classes, but {limit} can be scored: merge or drop classes")
         self.classes, self.normalize = classes, normalize
 
     def start(self) -> State:
@@ -70,7 +70,7 @@ class MultiLabelMetric(Metric):
     """Score a classifier of images with several labels from its logits: mAP, F1 and binary cross-entropy.
 
     mAP and F1 are means over the labels that at least one image has, in percent. A label is predicted if its
-    probability reaches `threshold`, a number for all labels or one for each.
+    probability reaches `threshold`: one number for all labels, or one number for each label.
     """
 
     def __init__(self, classes: tuple[str, ...], normalize: Callable[[Tensor], Tensor], threshold: Threshold):
@@ -108,7 +108,7 @@ class MultiLabelMetric(Metric):
         scores = logits.sigmoid()
         choices = sorted((i / 100 for i in range(1, 100)), key=lambda threshold: abs(threshold - 0.5))
         best = torch.stack([f1(scores, labels, threshold) for threshold in choices]).argmax(0)
-        # argmax takes the first of equal values, and of the NaNs of a label without images.
+        # argmax returns the first of equal values. A label without images has only NaN, and argmax returns the first.
         self.threshold = tuple(choices[i] for i in best.tolist())
         return {"threshold": self.threshold}
 
@@ -129,7 +129,7 @@ def logits_and_labels(states: list[State]) -> Sequence[Tensor]:
 
 def average_precision(logits: Tensor, labels: Tensor) -> Tensor:
     """Compute the average precision of each label in percent, (classes,); NaN for a label without images."""
-    # Logits rank the images: in float32, all logits above 17 have the probability 1.
+    # Images are ranked by logits, since in float32 all logits above 17 have the probability 1.
     columns = zip(labels.T.numpy(), logits.T.numpy())
     return torch.tensor([100 * average_precision_score(*each) if each[0].any() else math.nan for each in columns])
 

@@ -18,7 +18,7 @@ from .data import ClassificationData
 from .load import load_classifier, load_initial_weights
 from .options import ClassificationOptions, ModelOptions
 
-STATISTICS = 0.02  # largest difference of a channel's mean or deviation without a note
+STATISTICS = 0.02  # a note is printed if the mean or std of a channel differs by more than this
 
 
 class ClassificationModel(TaskModel):
@@ -32,7 +32,7 @@ class ClassificationModel(TaskModel):
         """Build the model and load the weights to start from.
 
         Args:
-            metadata: what `describe` returned for the checkpoint that is loaded next; no other weights are loaded.
+            metadata: what `describe` returned for the checkpoint that the caller loads next; None to load weights here.
         """
         options, data = self.options, self.data
         assert isinstance(options, ClassificationOptions)
@@ -62,7 +62,7 @@ class ClassificationModel(TaskModel):
             self.notes.append(data.as_weights)
         if options.linear_probe:
             model.requires_grad_(False)
-            heads = cast(Any, model).get_classifier()  # two in timm's distilled models
+            heads = cast(Any, model).get_classifier()  # timm's distilled models have two
             for head in heads if isinstance(heads, tuple) else (heads,):
                 head.requires_grad_(True)
         if options.teacher:
@@ -117,7 +117,10 @@ class ClassificationModel(TaskModel):
 
 
 class Teacher(nn.Module):
-    """Run a classifier on images that were normalised with the student's mean and std, `ours`; its own are `its`."""
+    """Run the teacher on images that were normalised for the student.
+
+    `ours` are the student's mean and std, `its` the teacher's.
+    """
 
     scale: Tensor
     shift: Tensor
@@ -143,13 +146,13 @@ def load_teacher(options: ClassificationOptions, data: ClassificationData) -> Te
     its, ours = (metadata.num_classes or 0, metadata.in_chans or 0), (len(data.classes), data.in_chans)
     if its != ours:
         raise ValueError(
-            f"{name} has {plural(its[0], 'class')} and takes {plural(its[1], 'channel')}, and {options.data} has "
+            f"{name} has {plural(its[0], 'class')} and takes {plural(its[1], 'channel')}, but {options.data} has "
             f"{plural(ours[0], 'class')} and {plural(ours[1], 'channel')}; give the --teacher-checkpoint of a model "
             f"that was trained on such data"
         )
     if (metadata.threshold is None) != (data.threshold is None):
         which = "one class" if metadata.threshold is None else "several labels"
-        raise ValueError(f"{name} gives an image {which}, unlike {options.data}; give another --teacher-checkpoint")
+        raise ValueError(f"{name} predicts {which} per image, unlike {options.data}; give another --teacher-checkpoint")
     for theirs, students in zip(metadata.classes or data.classes, data.classes):
         if theirs != students:
             raise ValueError(

@@ -36,10 +36,10 @@ class ClassificationEvalOptions(WeightOptions, LocationOptions):
 
     data: str | None = _data(  # type: ignore[assignment]
         None,
-        "data set to score, as for metamix train; default: as in training if metamix knows it by name, else folder",
+        "data set to score, as in metamix train; default: the training data set if metamix knows its name, else folder",
     )
     test_share: PositiveShare | None = _data(
-        None, "share that is scored in a folder without a test split; default: as in training, or all of another folder"
+        None, "share of images to score if a folder has no test split; default: as in training, or all of a new folder"
     )
     holdout: ShareBelowOne | None = as_trained("share of train that is held out")
     memory: Memory | None = as_trained("decode all images at the start")
@@ -51,7 +51,7 @@ class ClassificationEvalOptions(WeightOptions, LocationOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ModelOptions(**changed(self))  # checks the options together
+        ModelOptions(**changed(self))  # checks that the options fit together
 
 
 @dataclass
@@ -60,20 +60,20 @@ class ClassificationOptions(ModelOptions, DataOptions):
 
     linear_probe: bool = _model(False, "train only the head, on frozen features")
     drop_rate: ShareBelowOne = _model(0.0, "dropout before the head")
-    drop_path: ShareBelowOne = _model(0.0, "stochastic depth: rate of the last block, rising from 0 in the first")
+    drop_path: ShareBelowOne = _model(0.0, "stochastic depth rate of the last block, rising from 0 at the first block")
 
     loss: Literal["ce", "bce", "asymmetric"] = _loss(
         "ce", "cross-entropy, or binary cross-entropy for each class; for several labels: bce, or asymmetric (ASL)"
     )
     class_weights: Literal["none", "balanced"] = _loss(
-        "none", "weights of the classes in the loss; balanced: inverse to their counts of images"
+        "none", "weights of the classes in the loss; balanced: a class with few images weighs more"
     )
     smoothing: ShareBelowOne = _loss(0.0, "label smoothing")
     teacher: str | None = _loss(None, "distil from this model of metamix or timm", on_resume="refuse")
-    teacher_checkpoint: str | None = _loss(None, "weights of the teacher; default: published", on_resume="refuse")
-    distill: Share = _loss(0.5, "share of the teacher in the loss, 0 to 1", needs="teacher")
+    teacher_checkpoint: str | None = _loss(None, "teacher's weights; default: published weights", on_resume="refuse")
+    distill: Share = _loss(0.5, "share of the distillation in the loss, 0 to 1", needs="teacher")
     temperature: Positive = _loss(
-        1.0, "softens the outputs of teacher and student before they are compared", needs="teacher"
+        1.0, "temperature that softens the outputs of teacher and student before they are compared", needs="teacher"
     )
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class ClassificationOptions(ModelOptions, DataOptions):
         if self.teacher_checkpoint and not self.teacher:
             raise ValueError(f"teacher_checkpoint is {self.teacher_checkpoint}, but no --teacher names its model")
         if self.linear_probe and not (self.pretrained or self.checkpoint):
-            raise ValueError("linear_probe needs weights that stay frozen: give --pretrained, or --checkpoint FILE")
+            raise ValueError("linear_probe needs trained weights to freeze: give --pretrained, or --checkpoint FILE")
         set_elsewhere = {"num_classes": "the data", "in_chans": "the data"}
         set_elsewhere |= {"img_size": "--img-size", "pretrained": "--pretrained"}
         set_elsewhere |= {"drop_rate": "--drop-rate"} if self.drop_rate else {}

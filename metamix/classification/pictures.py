@@ -12,11 +12,11 @@ from metamix.utils.figures import draw_confusion, figure_text, save_figure
 from .load import describe_threshold
 from .metric import ClassificationMetric, MultiLabelMetric
 
-BARS = 40  # most classes in a picture of bars
+BARS = 40  # largest number of classes in a bar chart
 
 
 class ClassificationPictures(Pictures):
-    """Draw and report the states of a metric."""
+    """Draw and report the scores in the states of a metric."""
 
     def __init__(self, metric: ClassificationMetric | MultiLabelMetric):
         self.metric = metric
@@ -37,7 +37,7 @@ class ClassificationPictures(Pictures):
 
 
 def draw_classes(path: Path, by_class: Mapping[str, Mapping[str, float | None]]) -> None:
-    """Draw bars of two scores for up to `BARS` classes that have images, sorted by the first score, lowest on top."""
+    """Draw a bar chart of two scores for up to `BARS` classes with images, those with the lowest first score on top."""
     first, second, *_ = next(iter(by_class.values()))
     tested = [name for name, scores in by_class.items() if scores["images"]]
     shown = sorted(tested, key=lambda name: by_class[name][first] or 0.0)[:BARS]
@@ -49,7 +49,7 @@ def draw_classes(path: Path, by_class: Mapping[str, Mapping[str, float | None]])
     axes.set_yticks(rows, [f"{figure_text(name)} ({by_class[name]['images']:,})" for name in shown])
     axes.invert_yaxis()
     title = (
-        "classes (images)" if len(shown) == len(tested) else f"the {BARS} of {len(tested)} classes with lowest {first}"
+        "classes (images)" if len(shown) == len(tested) else f"{BARS} of {len(tested)} classes with the lowest {first}"
     )
     axes.set(xlim=(0, 100), xlabel="%", title=title)
     axes.grid(axis="x", alpha=0.3)

@@ -31,9 +31,9 @@ Prediction = tuple[Path, list[tuple[str, float]]]
 class LabelImages(PredictOptions):
     """Label images, and print the labels or write them to a file."""
 
-    top: Count | None = option(None, "labels for each image; default: 5; multi-label: all that reach the threshold")
+    top: Count | None = option(None, "labels per image; default: 5; multi-label models: all that reach the threshold")
     threshold: Share | None = option(
-        None, "multi-label: probability that a label needs; default: from the weights, perhaps one for each label"
+        None, "multi-label models: lowest probability of a label; default: the threshold in the weight file"
     )
     format: Literal["table", "csv", "json"] | None = option(
         None, "format of the output; default: by the extension of --output, else a table"
@@ -53,13 +53,13 @@ class LabelImages(PredictOptions):
         if self.threshold is None and self.top is None and (note := describe_threshold(trained.metadata.threshold)):
             print(f"note: {note}", file=sys.stderr)
         broken: list[str] = []
-        # The file is opened before labelling, which may take long.
+        # Open the file before labelling, which may take long, so that a path that cannot be written fails at once.
         with atomic_write(Path(self.output)) if self.output else nullcontext() as file:
             labelled = self.predict(trained, broken)
             predictions = list(tqdm(labelled, total=len(self.paths), unit="img", leave=False, disable=None))
             text = FORMATS[self.format or "table"](predictions)
             if file:
-                file.write(text.encode(errors="backslashreplace"))  # such as a file name in Latin-1
+                file.write(text.encode(errors="backslashreplace"))  # file names need not be UTF-8
         if self.output:
             print(printable(f"written: {self.output}, {plural(len(predictions), 'image')}"))
         else:
@@ -82,7 +82,7 @@ class LabelImages(PredictOptions):
 
 
 def choose_format(output: str, form: str | None, images: Sequence[Path]) -> Literal["table", "csv", "json"]:
-    """Return the format of the output: `form`, else the format of its extension; refuse folders and images."""
+    """Return `form`, or else the format that the extension of `output` names; reject a folder or an image."""
     path = Path(output)
     if path.is_dir() or output.endswith("/"):
         raise IsADirectoryError(f"--output {output} is a folder: give a file")
@@ -94,7 +94,7 @@ def choose_format(output: str, form: str | None, images: Sequence[Path]) -> Lite
         )
     chosen = form or EXTENSIONS.get(path.suffix.lower())
     if chosen is None:
-        raise ValueError(f"--output {output} has no known extension: give a .csv, .json or .txt file, or --format too")
+        raise ValueError(f"--output {output} has no known extension: give a .csv, .json or .txt file, or add --format")
     return chosen  # type: ignore[return-value]  # a key of FORMATS
 
 
@@ -108,7 +108,7 @@ def as_table(predictions: Sequence[Prediction]) -> str:
 
 
 def as_csv(predictions: Sequence[Prediction]) -> str:
-    """Format one row for each image and label: image, rank, label, probability; an empty label if there is none."""
+    """Format one row for each image and label; an image without labels has one row, with an empty label."""
     rows = [
         (image, rank, label, f"{probability:.6f}")
         for image, labels in predictions

@@ -23,7 +23,7 @@ scores = model(transform(Image.open("photo.jpg").convert("{mode}"))[None])
 names = model.pretrained_cfg["label_names"]
 print({shown})
 """
-# Entries of timm's configuration that may describe other weights.
+# Entries of timm's configuration that are cleared, since they may describe other weights.
 OF_OTHER_WEIGHTS = ("tag", "license", "origin_url", "description", "notes", "label_names")
 
 
@@ -31,7 +31,7 @@ def write_config(classifier: Classifier, folder: Path, options: PublishOptions) 
     """Write the config.json of a folder with weights, and return code that loads the model with timm.
 
     Raises:
-        ValueError: timm cannot load the model from the folder, or its logits differ.
+        ValueError: timm cannot load the model from the folder, or the loaded model returns other logits.
     """
     metadata, net = classifier.metadata, classifier.model
     size = parse_size("img_size", metadata.img_size)  # type: ignore[arg-type]  # the metadata are complete
@@ -63,7 +63,7 @@ def write_config(classifier: Classifier, folder: Path, options: PublishOptions) 
     except (RuntimeError, ValueError, TypeError) as error:
         raise ValueError(f"timm cannot load {classifier.name} from its hub format: {error}") from error
     if not same:
-        raise ValueError(f"timm would not load {classifier.name} from its hub format, but another model")
+        raise ValueError(f"timm loads a different model than {classifier.name} from its hub format")
     packages = "metamix, timm" if isinstance(net, MetaFormer) else "timm"  # metamix registers its models
     shown = "names[scores.argmax()]"
     if metadata.threshold is not None:

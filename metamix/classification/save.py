@@ -42,13 +42,13 @@ def save_classifier(
         metamix.save_classifier(model, "pets.safetensors", classes=["cat", "dog"], model_args=arguments)
 
     Args:
-        model: made by `timm.create_model`, also inside DistributedDataParallel or torch.compile.
+        model: a model from `timm.create_model`; DistributedDataParallel or torch.compile may wrap it.
         path: a .safetensors file.
         classes: names of the classes, in the order of the logits.
-        model_args: what `timm.create_model` got, except num_classes.
-        mean, std: statistics that normalised the images, per channel, for pixel values from 0 to 1; by default as in
-            timm's configuration of the model.
-        threshold: lowest probability of a label, if images may have several labels; None if each has one class.
+        model_args: the arguments that `timm.create_model` got, except num_classes.
+        mean, std: mean and standard deviation of each channel that normalised the images, for pixel values from 0 to 1;
+            by default as in timm's configuration of the model.
+        threshold: lowest probability of a label, if images may have several labels; None if each image has one class.
 
     Raises:
         ValueError: an argument cannot be used, there are not as many classes as logits, or `model_args` describe
@@ -65,7 +65,7 @@ def save_classifier(
         raise ValueError(f"classes is {classes!r}: give a list of names, one for each logit")
     if not 0 < len(classes) == body.num_classes:
         names, logits = plural(len(classes), "class name"), plural(body.num_classes, "logit")
-        raise ValueError(f"{names} for {logits}: give one for each")
+        raise ValueError(f"{names} for {logits}: give one name for each logit")
     if not all(isinstance(name, str) for name in classes):
         raise ValueError(f"classes is {classes!r}: give the names as strings")
     if twice := [name for name, count in Counter(classes).items() if count > 1]:
@@ -89,11 +89,11 @@ def save_classifier(
         described = create_model(metadata.model or "", **metadata.shape | others)
     if _signature(described) != _signature(body):
         raise ValueError(
-            f"model_args is {dict(model_args or {})}, but {metadata.model} with these arguments is not this model: "
-            f"give the arguments that timm.create_model got"
+            f"model_args is {dict(model_args or {})}, but {metadata.model} with these arguments differs from this "
+            f"model: give the arguments that timm.create_model got"
         )
     if arguments.get("global_pool") == "":
-        raise ValueError("global_pool is '', so the model returns maps, not a logit for each class: leave it out")
+        raise ValueError("global_pool is '', so the model returns feature maps, not a logit per class: leave it out")
     save_weights(path, body.state_dict(), metadata.to_dict())
 
 

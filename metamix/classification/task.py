@@ -47,7 +47,7 @@ class Classification:
 
     @property
     def notes(self) -> list[str]:
-        """Return what the user should know about how data and model were made."""
+        """Return notes for the user on how data and model were made."""
         return [*self.data.notes, *self.model.notes]
 
     @staticmethod
@@ -74,13 +74,13 @@ class Classification:
         size, advice = task.data.size, "Leave --img-size out: the model stays as it was trained"
         if (size, size) != parse_size("img_size", metadata.img_size):
             check_image_size(trained.model, trained.name, task.data.in_chans, size, advice)
-            task.title += f"-{size}px"  # a result at a different size gets a folder of its own
+            task.title += f"-{size}px"  # results at a different size get their own folder
         if options.test_on:
             task.title += f"-{options.test_on}"
         if options.pretrained:
             task.model.notes.append(f"published weights {metadata.model}")
             if (mode := timm_config(trained.model).get("crop_mode", "center")) != "center":
-                task.model.notes.append(f"images are cropped to the middle; timm has crop_mode {mode!r} here")
+                task.model.notes.append(f"images are cropped at the centre, although timm's crop_mode is {mode!r}")
         return task, trained.model, metadata.to_dict()
 
 
@@ -99,12 +99,13 @@ def data_to_score(trained_on: str | None, data_dir: str | None) -> str:
 
 
 def values_of_training(metadata: ModelMetadata, options: ClassificationEvalOptions) -> dict[str, Any]:
-    """Return the options of the data as they were in training.
+    """Return the data options of training.
 
-    The holdout, the test share and the split to score are included only for the data set of training.
+    The holdout, the test share and the split to score are included only if the training data set is scored.
 
     Raises:
-        ValueError: the options ask for another share of the training data set, so images of training would be scored.
+        ValueError: the model takes images that are not square; or the options ask for another holdout or test share of
+            the training data set, so that images of training would be scored.
     """
     values = {name: getattr(metadata, name) for name in ("interpolation", "crop_pct", "mean", "std", "memory")}
     height, width = parse_size("img_size", options.img_size or metadata.img_size)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Find the images of a data set that cannot be read; name scarce classes.
+"""Find the images of a data set that cannot be read, and name the classes with few images.
 
 If images may have several labels, the images of each label are counted.
 """
@@ -19,7 +19,7 @@ class VerifyImages(VerifyOptions):
     """Decode every image of a data set."""
 
     test_on: str = option("", "split to verify in addition to train; default: the split that is scored")
-    workers: Natural = option(2, "processes that decode, at most one for each core; 0: this process")
+    workers: Natural = option(2, "processes that decode images, at most one per core; 0: decode in the main process")
 
     def problems(self) -> Iterator[str]:
         name, root = self.place
@@ -30,7 +30,7 @@ class VerifyImages(VerifyOptions):
             columns: list[list[object]] = [["label", *splits.classes, "(no label)"]]
             for source in splits.sources().values():
                 without = int((source.labels.sum(1) == 0).sum())
-                split = source.images.split  # images without splits are called test
+                split = source.images.split  # "test" also stands for images without splits
                 title = split if splits.train or split != "test" else "images"
                 columns.append([title, *source.labels.sum(0).int().tolist(), without])
             self.notes += aligned(zip(*columns), right=range(1, len(columns)))

@@ -98,7 +98,7 @@ def test_streamed_images_are_resized_and_cropped_as_in_evaluation(folder, tmp_pa
 
 def test_a_file_that_does_not_name_its_model_needs_the_name(tmp_path):
     torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "r.pth")
-    with pytest.raises(ValueError, match=r"r.pth does not name its model; give model=NAME, on a command line"):
+    with pytest.raises(ValueError, match=r"r.pth does not name its model; give model=NAME, or --model NAME on"):
         metamix.load_classifier(tmp_path / "r.pth")
     classifier = metamix.load_classifier(tmp_path / "r.pth", model="test_resnet")
     assert classifier.classes == ("0", "1", "2")

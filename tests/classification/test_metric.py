@@ -118,7 +118,7 @@ def test_the_picture_of_many_classes_shows_the_classes_of_lowest_recall(tmp_path
     draw_classes(tmp_path / "b.png", {f"{n}": PERFECT | {"recall": 100.0 - n} for n in range(100)})
     (axes,) = figures[0].axes
     assert [label.get_text() for label in axes.get_yticklabels()] == [f"{n} (1)" for n in range(99, 59, -1)]
-    assert axes.get_title() == "the 40 of 100 classes with lowest recall"
+    assert axes.get_title() == "40 of 100 classes with the lowest recall"
 
 
 @pytest.mark.usefixtures("rendered_figures")

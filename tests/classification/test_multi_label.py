@@ -366,10 +366,10 @@ def test_options_for_the_other_kind_of_labels_are_refused(shapes, folder, table,
         train(*classes, "--loss", "asymmetric")
     with pytest.raises(SystemExit, match="test_on is 'val', but .*labels.csv has no splits to score: leave it out"):
         train(*labelled, "--test-on", "val")
-    with pytest.raises(SystemExit, match="threshold is 0.3, but metaformer_pooling_nano gives .* one class: leave it"):
+    with pytest.raises(SystemExit, match="threshold is 0.3, but metaformer_pooling_nano is not multi-label: leave it"):
         words = ["--checkpoint", "metaformer_pooling_nano.digits", "--threshold", 0.3]
         metamix_command("predict", shapes / "images/1.png", *words)
-    with pytest.raises(SystemExit, match=r"csv:2 has the class 'red\|green'; .* If images have several labels, conv"):
+    with pytest.raises(SystemExit, match=r"csv:2 has the class 'red\|green'; .* If images have several labels, they"):
         metamix_command("convert", "csv", table("file,labels", LINE), tmp_path / "out")
 
 
@@ -383,12 +383,12 @@ def test_single_label_and_multi_label_models_do_not_mix(run, shapes, tmp_path, c
     (tmp_path / "one/any.csv").write_text("\n".join(lines))
     assert metamix_command("convert", "csv", tmp_path / "one", tmp_path / "classes") == 0
     train(*WORDS, "--data-dir", tmp_path / "classes", "--epochs", 1, "--output", tmp_path / "of-classes")
-    with pytest.raises(SystemExit, match="the teacher .* gives an image one class, unlike folder; give another"):
+    with pytest.raises(SystemExit, match="the teacher .* predicts one class per image, unlike folder; give another"):
         train(*words, tmp_path / "of-classes", "--output", tmp_path / "other")
     one, several = "one class for each image", "several labels for an image"
     cases = (run, tmp_path / "classes", several, one), (tmp_path / "of-classes", shapes, one, several)
     for trained, data, wanted, has in cases:
-        with pytest.raises(SystemExit, match=f"was trained for {wanted} and folder has {has}; give other --data, or"):
+        with pytest.raises(SystemExit, match=f"was trained for {wanted}, but folder has {has}; give other --data, or"):
             metamix_command("eval", "--checkpoint", trained, "--data", "folder", "--data-dir", data)
 
 

@@ -89,7 +89,7 @@ def test_an_image_is_never_overwritten(digits, tmp_path):
 
 def test_the_extension_of_the_output_chooses_its_format(digits, tmp_path):
     image = str(digits[0] / "0.png")
-    with pytest.raises(SystemExit, match="x.xlsx has no known extension: give a .csv, .*or --format"):
+    with pytest.raises(SystemExit, match="x.xlsx has no known extension: give a .csv, .*or add --format"):
         main([image, *WEIGHTS, "--output", str(tmp_path / "x.xlsx")])
     with pytest.raises(SystemExit, match=f"{tmp_path}/new/ is a folder: give a file"):
         main([image, *WEIGHTS, "--output", f"{tmp_path}/new/"])

@@ -53,9 +53,9 @@ def test_a_compiled_model_is_saved_without_its_wrapper(tmp_path):
 @pytest.mark.parametrize(
     ("made_with", "options", "words"),
     [
-        ({}, dict(classes=["cat"]), "1 class name for 2 logits: give one for each"),
+        ({}, dict(classes=["cat"]), "1 class name for 2 logits: give one name for each"),
         ({}, dict(path="cats.pt"), "path is cats.pt: give a .safetensors file"),
-        (dict(mixer_args={"raft_size": 1}), dict(model_args={"img_size": 32}), "is not this model: give the arguments"),
+        (dict(mixer_args={"raft_size": 1}), dict(model_args={"img_size": 32}), "differs from this model: give the"),
         ({}, dict(classes="no"), "classes is 'no': give a list of names, one for each logit"),
         ({}, dict(classes=2), "classes is 2: give a list of names"),
         ({}, dict(classes=["cat", "cat"]), "classes has 'cat' twice: give each class its own name"),
@@ -69,8 +69,8 @@ def test_a_compiled_model_is_saved_without_its_wrapper(tmp_path):
             dict(mean=[125, 122, 113], std=[63, 62, 66]),
             r"std \(63.0, 62.0, 66.0\) must be for pixel values from 0",
         ),
-        (dict(global_pool="max"), {}, r"model_args is \{\}, but metaformer_raft_nano with these arguments is not this"),
-        (dict(global_pool=""), dict(model_args={"global_pool": ""}), "the model returns maps, not a logit for each"),
+        (dict(global_pool="max"), {}, r"model_args is \{\}, but metaformer_raft_nano with these arguments differs"),
+        (dict(global_pool=""), dict(model_args={"global_pool": ""}), "the model returns feature maps, not a logit per"),
         (dict(mixer_args={"resample": "stream"}), {}, r"model_args is \{\}, but metaformer_raft_nano with these"),
     ],
 )

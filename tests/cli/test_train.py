@@ -367,7 +367,7 @@ def test_a_missing_wandb_leaves_no_folder(folder, tmp_path, monkeypatch):
         (["--model", f"{MODEL},metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
         (["--model", "hf-hub:a/b"], "model is hf-hub:a/b. Models of a hub cannot be trained"),
         (["--model", f"{MODEL},metaformer_pooling_nano", "--resume", "w"], "w has the weights of one model, but"),
-        (["--linear-probe"], "linear_probe needs weights that stay frozen"),
+        (["--linear-probe"], "linear_probe needs trained weights to freeze"),
         (["--mix-prob", "0.3"], "--mix-prob has no effect without --mixup or --cutmix"),
         (["--resume", "nowhere"], "there is no file nowhere"),
         (["--output", "/dev/null/run"], "the folder /dev/null/run could not be made (Not a directory); give"),

@@ -241,7 +241,7 @@ def test_a_file_that_does_not_name_its_model_needs_the_name(tmp_path):
     file, folder = str(tmp_path / "plain.pt"), str(tmp_path / "out")
     torch.save(timm.create_model(name, num_classes=3).state_dict(), file)
     words = [file, "--format", "torch", "--output", folder, "--seconds", "0"]
-    with pytest.raises(SystemExit, match=r"plain.pt does not name its model; give model=NAME, on a command"):
+    with pytest.raises(SystemExit, match=r"plain.pt does not name its model; give model=NAME, or --model"):
         metamix.tasks.export.main(words)
     metamix.tasks.export.main([*words, "--model", name])
     model = load_exported(folder, trust=True)
@@ -281,7 +281,7 @@ def test_an_export_with_other_outputs_is_refused(weights, tmp_path, monkeypatch)
         (dict(precision="int8"), r"int8 is calibrated on images of the training split: give --data NAME or --data-dir"),
         (dict(source="metaformer_rafft_s12"), r"did you mean 'metaformer_raft_s12'"),
         (dict(source="metaformer_raft_s12"), r"names a model but no weights: train it, and export the run folder"),
-        (dict(source="metaformer_pooling_nano"), r"no weights: give the weights of a tag, metaformer_pooling_nano.c"),
+        (dict(source="metaformer_pooling_nano"), r"no weights: give a name with a tag, metaformer_pooling_nano.c"),
         (dict(max_drop=0.5), r"max_drop is 0.5, but only limits int8: leave it out or give --precision int8"),
         (dict(source="resnet18", model="resnet18"), r"model is resnet18, but resnet18 says what model it is: leave"),
         (dict(model="resnet18"), r"holds the weights of metaformer_pooling_nano, not of resnet18"),

@@ -205,7 +205,7 @@ def test_classes_whose_confusion_matrix_would_fill_the_memory_are_refused(shard,
     for split in "train", "val":
         shard(tmp_path / f"{split}.tar", [("30", "png", content.getvalue()), ("30", "cls", b"25000\n")])
     words = ["--data", "wds/", "--data-dir", tmp_path, "--batch-size", 1, "--epochs", 1, "--warmup-epochs", 0]
-    with pytest.raises(SystemExit, match="there are 25,001 classes, but at most 25,000 can be scored: join or d"):
+    with pytest.raises(SystemExit, match="there are 25,001 classes, but at most 25,000 can be scored: merge or d"):
         train(*words, "--output", tmp_path / "run")
     metric = ClassificationMetric(tuple(map(str, range(20_000))), torch.nn.Identity())
     state, before, logits = metric.start(), peak_memory(reset=True), torch.zeros(2, 20_000)

@@ -211,5 +211,5 @@ def test_models_and_labels_that_cannot_be_explained_are_refused(words, said, dig
 def test_models_with_tokens_before_the_head_are_refused(name, kind, arguments, digit, no_grad_cam, tmp_path):
     model = timm.create_model(name, num_classes=2, **arguments)
     metamix.save_classifier(model, tmp_path / "w.safetensors", classes=["cat", "dog"], model_args=arguments)
-    with pytest.raises(ValueError, match=f"{kind} has tokens and no map before its head: metamix explain"):
+    with pytest.raises(ValueError, match=f"{kind} has tokens but no feature map before its head: metamix explain"):
         explain_label(metamix.load(tmp_path / "w.safetensors"), digit, None)
