@@ -1,4 +1,4 @@
-"""Place anchors, the boxes that a detector starts from, and choose RetinaNet's from the boxes of a training set."""
+"""Place anchors, the boxes that a detector starts from, and choose RetinaNet's anchors for a training set."""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-ANCHOR_SCALE = 4.0  # of the RetinaNet paper, in strides
+ANCHOR_SCALE = 4.0  # scale of the RetinaNet paper: size of the smallest anchor of a level, in strides
 MAX_ANCHOR_SCALE = 1000
-OCTAVE = tuple(2 ** (i / 3) for i in range(3))  # the three sizes at each level
+OCTAVE = tuple(2 ** (i / 3) for i in range(3))  # factors of the three anchor sizes at each level
 QUANTILES = (0.05, 0.95)  # anchors should cover the box sizes between these quantiles
 
 
@@ -19,8 +19,8 @@ class Anchors(AnchorGenerator):
     """Place anchors at the exact strides of a pyramid, in float32.
 
     torchvision derives each stride as image size over map size, rounded down. That is wrong for a stride of 3.5 and
-    for maps whose size was rounded up. It also computes in the dtype of the maps, and bfloat16 is exact to only eight
-    pixels beyond 1024.
+    for maps whose size was rounded up. It also computes anchors in the dtype of the maps, but bfloat16 numbers above
+    1024 are multiples of eight.
 
     Args:
         strides: stride of each level, in pixels.

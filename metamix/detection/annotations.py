@@ -35,7 +35,7 @@ def read_annotations(path: Path) -> Entries:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not JSON, or one of its three keys does not hold a list of objects.
+        ValueError: the file is not JSON, or one of its three keys does not hold a list of objects.
     """
     try:
         data = json.loads(read_bytes(path))  # from bytes, json detects UTF-8, UTF-16 and byte order marks
@@ -53,7 +53,7 @@ def class_problem(path: Path, classes: Sequence[str], first: Path, expected: Seq
     if tuple(classes) == tuple(expected):
         return None
     names, first_names = ", ".join(classes), ", ".join(expected)
-    return f"{path} has the classes {names}, but {first} has {first_names}; all splits need the same"
+    return f"{path} has the classes {names}, but {first} has {first_names}; all splits need the same classes"
 
 
 def field_problems(data: Entries) -> Iterator[str]:
@@ -89,7 +89,7 @@ def is_box(box: object) -> TypeGuard[list[float]]:
     """Return whether a value is a list of four numbers, finite or not."""
     if not isinstance(box, list) or len(box) != 4:
         return False
-    return all(type(x) is float or (type(x) is int and abs(x) < 2**53) for x in box)  # float() fails at huge integers
+    return all(type(x) is float or (type(x) is int and abs(x) < 2**53) for x in box)  # float() overflows for huge ints
 
 
 def usable_annotations(data: Entries) -> list[Entry]:
@@ -154,7 +154,7 @@ def segmentation_problem(segmentation: Any, image: Entry) -> str | None:
         if side and not inside:  # pycocotools crashes on huge numbers
             return "its segmentation has a polygon with a point far outside of the image"
         if side and sum(map(abs, map(sub, polygon[2:], polygon))) > 1000 * side:  # pycocotools takes 100 bytes a pixel
-            return "its segmentation has a polygon whose outline is 1,000 times as long as the image"
+            return "its segmentation has a polygon whose outline is over 1,000 times as long as the image"
     return None
 
 
@@ -177,9 +177,9 @@ def run_length_problem(segmentation: dict[str, Any], height: int | None, width: 
 def decode_runs(text: str) -> list[int] | None:
     """Decode compressed `counts`, COCO's text form of run lengths; return None if it is damaged or cut off.
 
-    A character is 48 + five bits of a run, + 32 if more bits of the run follow; low bits come first. The highest of the
-    five bits of a run's last character is the sign. From the fourth run on, the difference to the run two places before
-    is stored.
+    Each character holds five bits of a run, the lowest bits first. Its code is 48 plus these bits, plus 32 if the run
+    continues in the next character. In the last character of a run, the highest of the five bits is the sign. From the
+    fourth run on, the text stores the difference from the run two places before.
     """
     runs: list[int] = []
     value = bits = 0

@@ -16,7 +16,7 @@ class BoxMatch:
     """Match the objects of one detector with the objects of another, over many images.
 
     The other detector may miss an object whose score is close to the threshold. If the list of objects is full, it may
-    also miss an object whose score is close to the last one.
+    also miss an object whose score is close to the lowest score in the list.
 
     Args:
         threshold: lowest score of an object.
@@ -42,7 +42,7 @@ class BoxMatch:
             alike = (detected["labels"] == label) & ((detected["scores"] - score).abs() < self.tolerance * score)
             distances = (detected["boxes"][alike] - box).abs().amax(1) if alike.any() else torch.tensor([torch.inf])
             distance = float(distances.min())
-            if not distance <= 16:  # the nearest box is of another object, or NaN
+            if not distance <= 16:  # the nearest box is NaN or belongs to another object
                 self.unmatched += 1
             else:
                 self.largest = max(self.largest, distance)

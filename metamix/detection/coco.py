@@ -44,7 +44,7 @@ def find_splits(folder: str | Path) -> dict[str, tuple[Path, Path | None]]:
 
     Raises:
         FileNotFoundError: the folder holds no annotation file.
-        ValueError: two files of different years are the same split.
+        ValueError: two files of different years belong to the same split.
     """
     folder = Path(folder)
     splits: dict[str, tuple[Path, Path | None]] = {}
@@ -54,12 +54,13 @@ def find_splits(folder: str | Path) -> dict[str, tuple[Path, Path | None]]:
         images = next((candidate for candidate in candidates if candidate.is_dir()), None)
         name = re.sub(r"(19|20)\d\d$", "", name)
         if name in splits:
-            raise ValueError(f"{splits[name][0]} and {path} are both the split {name!r}: keep only one of them there")
+            raise ValueError(f"{splits[name][0]} and {path} both belong to split {name!r}: keep one of the two files")
         splits[name] = path, images
     if not splits:
         raise FileNotFoundError(
-            f"{folder.absolute()} holds no data set: expected {folder / 'annotations/instances_train.json'} and the "
-            f"like, with images in {folder / 'images'}; give another folder, or make one with `metamix convert`"
+            f"{folder.absolute()} holds no data set: expected files such as "
+            f"{folder / 'annotations/instances_train.json'}, with images in {folder / 'images'}; give another folder, "
+            f"or make a data set with `metamix convert`"
         )
     return splits
 
@@ -86,7 +87,7 @@ def open_split(splits: Splits, name: str, masks: bool = False, *, use: str = "sc
 def no_images_message(annotations: Path) -> str:
     """Say where the images of an annotation file belong."""
     folder, name = annotations.parents[1], annotations.stem.removeprefix("instances_")
-    return f"{annotations} is there, but not its images: they belong in {folder / name} or {folder / 'images'}"
+    return f"the images of {annotations} are missing: put them into {folder / name} or {folder / 'images'}"
 
 
 def find_image(folder: Path, name: str) -> Path:
@@ -102,14 +103,14 @@ def find_image(folder: Path, name: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, a NUL in it, a cycle of links
         raise CorruptImage(f"{path}: {error}") from error
     if not inside:
-        raise CorruptImage(f"{path} leads out of {folder}, to {path.resolve()}: put the file itself there")
+        raise CorruptImage(f"{path} leads out of {folder}, to {path.resolve()}: copy the file into the folder")
     if not exists:
         raise CorruptImage(f"there is no file {path}")
     return path
 
 
 def read_annotated_image(folder: Path, entry: Entry) -> Image.Image:
-    """Read the image of an entry of `images`; raise CorruptImage if that fails or its size is not as annotated."""
+    """Read the image of an entry of `images`; raise CorruptImage if it is unreadable or not of the annotated size."""
     path = find_image(folder, entry["file_name"])
     image = decode_file(path)
     width, height = image.size
@@ -126,8 +127,8 @@ class CocoSplit:
 
     def __init__(self, annotations: Path, images: Path, masks: bool = False):
         self.annotations, self.images, self.masks = annotations, images, masks
-        # The index of pycocotools, and the number of annotations that it, training and scores leave out because the
-        # image or class is unknown, or the box is empty, not finite or outside the image.
+        # `coco` is pycocotools' index of the annotations that training and scores use. `unusable` counts the others:
+        # their image or class is unknown, or their box is empty, not finite or outside the image.
         self.coco, self.unusable = index_annotations(annotations, images)
         self.ids = sorted(self.coco.imgs)
         self.objects = sum(not annotation["iscrowd"] for annotation in self.coco.anns.values())
@@ -143,7 +144,7 @@ class CocoSplit:
         for number, annotation in self.coco.anns.items():
             image = self.coco.imgs[annotation["image_id"]]
             shape = annotation.get("segmentation")
-            if isinstance(shape, list):  # pycocotools would read a polygon of one or two points at the start as a box
+            if isinstance(shape, list):  # pycocotools reads polygons as boxes if the first one has two points
                 shape = [polygon for polygon in shape if not isinstance(polygon, list) or len(polygon) >= 6]
             annotation["segmentation"] = shape
             if not all(type(image.get(side)) is int and image[side] > 0 for side in ("width", "height")):
@@ -154,7 +155,7 @@ class CocoSplit:
             number, problem = next(iter(problems.items()))
             raise ValueError(
                 f"{self.annotations} has {plural(len(problems), 'annotation')} without a mask, such as {number}: "
-                f"{problem}. mask_rcnn needs a mask for each object: correct them, or take faster_rcnn"
+                f"{problem}. mask_rcnn needs a mask for each object: correct the annotations, or use faster_rcnn"
             )
 
     def __len__(self) -> int:
@@ -212,7 +213,7 @@ class CocoSplit:
 
 
 def index_annotations(annotations: Path, images: Path):
-    """Index the usable annotations of a file with pycocotools, completed for scoring; also count the others."""
+    """Index the usable annotations of a file with pycocotools; also return the number of unusable annotations."""
     try:
         from pycocotools.coco import COCO
     except ImportError as error:
@@ -229,7 +230,7 @@ def index_annotations(annotations: Path, images: Path):
 
 
 def read_complete(annotations: Path, images: Path) -> Entries:
-    """Read an annotation file; add missing iscrowd and area; raise ValueError if it breaks a rule of the format."""
+    """Read an annotation file and add missing iscrowd and area; raise ValueError if it breaks a rule of the format."""
     try:
         data = read_annotations(annotations)
         for problem in chain(field_problems(data), duplicates(data)):  # lazily: `duplicates` needs valid fields

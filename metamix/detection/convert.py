@@ -33,11 +33,11 @@ def read_boxes(source: Path) -> Boxes | None:
 def read_coco(source: Path) -> Boxes:
     """Read annotation files in COCO's format, as annotation programs write them, and find their images.
 
-    An image is looked up beside the file and in the folder above; in both also in images/ and in a folder of the split.
-    Classes without an object, such as the group of all classes that Roboflow adds, are left out.
+    Images are looked up in the folder of the file and in its parent, and in the subfolders images/, SPLIT/ and
+    images/SPLIT/ of both. Classes without an object, such as the group of all classes that Roboflow adds, are left out.
     """
     files, labels = annotation_files(source), Boxes([])
-    used: dict[str, bool] = {}  # whether a class has an object
+    used: dict[str, bool] = {}  # whether each class has an object
     for path, split in files.items():
         data = read_complete(path, path.parent)
         classes = {category["id"]: category["name"] for category in data["categories"]}
@@ -70,7 +70,7 @@ def read_coco(source: Path) -> Boxes:
 
 
 def find_in(folders: Iterable[Path], name: str) -> Path | None:
-    """Return the image of a name in the first folder that has it, or None."""
+    """Return the path of the image `name` in the first folder that has it, or None."""
     for folder in folders:
         with suppress(CorruptImage):
             return find_image(folder, name)
@@ -78,7 +78,7 @@ def find_in(folders: Iterable[Path], name: str) -> Path | None:
 
 
 def annotation_files(source: Path) -> dict[Path, str]:
-    """Return the annotation files of a source, each with its split, "" if there is none."""
+    """Return the annotation files of a source, each with its split; the split is "" if it is unknown."""
     if source.is_file():
         return {source: ""}
     files = {path: split for split, folder in split_folders(source) for path in folder.glob("*.coco.json")}

@@ -1,9 +1,9 @@
 """Load splits and batches for detectors, with torchvision's transforms in worker processes.
 
 A batch is {"image": a list of (3, H, W) uint8 tensors of different sizes, "target": a list of their objects, "index":
-(n,) int64}. An evaluation batch also holds "split", a list with the name of the split, and its images have the size
-of their files. If an image cannot be read, the next one takes its place with index -1, which metrics leave out. Every
-random number is a function of (seed, epoch, index).
+(n,) int64}. An evaluation batch also holds "split", a list with the name of the split for each image, and its images
+have the size of their files. If an image cannot be read, the next image takes its place with index -1, which metrics
+leave out. Every random number is a function of (seed, epoch, index).
 """
 
 import shlex
@@ -30,11 +30,11 @@ from .coco import CocoSplit, find_splits, open_split
 from .objects import Objects, draw_masks, pixel_maps
 from .options import DetectionOptions
 
-EVAL_BATCH = 8  # images that a process loads at a time in evaluation; each is scored alone
+EVAL_BATCH = 8  # images per evaluation batch of a process; the model gets them one by one
 
 
 class DetectionData:
-    """Open splits of a data set in COCO's format and make their loaders; without `train`, only the splits to score."""
+    """Open splits of a data set in COCO's format and make their loaders; without `train`, open only splits to score."""
 
     def __init__(self, options: DetectionOptions, *, train: bool = True):
         self.options = options
@@ -42,7 +42,7 @@ class DetectionData:
         splits = find_splits(options.data_dir)
         masks = options.detector == "mask_rcnn"
         test, held_out = choose_splits(splits, options.test_on, options.train_on, train=train)
-        self.test_split = test  # name in the data set of the split that is scored as "test"
+        self.test_split = test  # name that the data set gives to the split "test"
         self.train = [open_split(splits, name, masks, use="train on") for name in options.train_on] if train else []
         self.scored = {"test": open_split(splits, test, masks)}
         if held_out:  # val is not trained on
@@ -62,8 +62,7 @@ class DetectionData:
                 for name, splits in parts.items()
             }
         self.notes = [
-            f"left out: {plural(split.unusable, 'annotation')} of {split.annotations}; "
-            f"{self.verify} names what is wrong"
+            f"left out: {plural(split.unusable, 'annotation')} of {split.annotations}; {self.verify} lists the problems"
             for split in self.splits
             if split.unusable
         ]
@@ -76,8 +75,8 @@ class DetectionData:
                 raise ValueError(problem)
         if self.train and not any(split.objects for split in self.train):
             raise ValueError(
-                f"{' and '.join(str(split.annotations) for split in self.train)} has "
-                f"{sum(map(len, self.train))} images and no object to learn from: give another --train-on"
+                f"there is no object to learn from in the {sum(map(len, self.train))} images of "
+                f"{' and '.join(str(split.annotations) for split in self.train)}: give another --train-on"
             )
         for name, split in self.scored.items():
             if not split.objects:
@@ -90,7 +89,7 @@ class DetectionData:
             if len(missing) > self.options.corrupt_limit * len(split):
                 raise ValueError(
                     f"{len(missing)} of the {len(split)} images of {split.annotations} are missing ({missing[0]}); "
-                    f"{self.verify} lists all"
+                    f"{self.verify} lists all missing images"
                 )
         return first.classes
 
@@ -156,7 +155,7 @@ class TrainTransform:
                         for size in range(low, high + 1)
                     ]
                 ),
-                v2.ClampBoundingBoxes(),  # resizing can move boxes 1e-6 outside, which would make them invalid
+                v2.ClampBoundingBoxes(),  # resizing can move a box 1e-6 pixels out of the image, which makes it invalid
                 v2.RandomPhotometricDistort(p=options.photometric),
             ]
         )
@@ -176,7 +175,7 @@ class TrainTransform:
 
 
 class ShorterSide(v2.RandomShortestSize):
-    """Resize images as torchvision does. Strips keep at least one pixel; torchvision would fail at 0 pixels."""
+    """Resize images as torchvision does, but to at least one pixel a side: torchvision fails at 0 pixels."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         return {"size": tuple(max(1, side) for side in super().make_params(flat_inputs)["size"])}
@@ -201,7 +200,7 @@ class JoinedSplits:
 
 
 def collate(samples: Sequence[Any], split: str | None = None) -> Batch:
-    """Make a batch of (image, objects) samples; `split` is the name of a split to score."""
+    """Make a batch of (image, objects) samples; `split` is the name of the split to score, None in training."""
     images, targets = zip(*v2.ToPureTensor()(samples))
     batch = {
         "image": list(images),

@@ -33,7 +33,7 @@ from .objects import Objects, paste
 
 
 class Detector(BackboneMixin):
-    """Add to torchvision's detectors a check of the labels and the attributes that training needs."""
+    """Mixin that adds a label check, and the attributes that training needs, to torchvision's detectors."""
 
     transform: GeneralizedRCNNTransform  # normalises and resizes images
     # Names of the layers whose shape depends on the number of classes.
@@ -59,7 +59,7 @@ class Detector(BackboneMixin):
 
 
 class RetinaNet(Detector, detection.RetinaNet):
-    """RetinaNet (Lin et al., arXiv 1708.02002): nine anchors at each location, of three sizes and three aspect ratios.
+    """RetinaNet (Lin et al., arXiv 1708.02002): nine anchors at each location, in three sizes and three aspect ratios.
 
     The smallest anchor of a level is `anchor_scale` times the level's stride. The others are 2^(1/3) and 2^(2/3) times
     as large. The paper's scale is 4; small objects in small images need a smaller scale.
@@ -76,7 +76,7 @@ class RetinaNet(Detector, detection.RetinaNet):
 
 
 class FCOS(Detector, detection.FCOS):
-    """FCOS (Tian et al., arXiv 1904.01355): one box at each location, in units of the stride."""
+    """FCOS (Tian et al., arXiv 1904.01355): predicts one box at each location, in units of the stride."""
 
     def __init__(self, backbone: Backbone, num_classes: int, **options: Any):
         anchors = Anchors(backbone.strides, [[stride] for stride in backbone.strides], (1.0,))
@@ -84,7 +84,7 @@ class FCOS(Detector, detection.FCOS):
 
 
 class FasterRCNN(Detector, detection.FasterRCNN):
-    """Faster R-CNN (Ren et al., arXiv 1506.01497) on a pyramid. Anchors have a size of 8 strides and three shapes."""
+    """Faster R-CNN (Ren et al., arXiv 1506.01497) on a pyramid. Anchors have three shapes and a size of 8 strides."""
 
     classifier = ("roi_heads.box_predictor",)
     heads = ("rpn.head", "roi_heads.box_predictor")
@@ -140,7 +140,7 @@ def build_detector(
     """
     check_choice("detector", name, DETECTORS)
     if num_classes < 1:
-        raise ValueError(f"num_classes is {num_classes}; a detector needs at least 1 class, background not counted.")
+        raise ValueError(f"num_classes is {num_classes}; a detector needs at least 1 class besides the background.")
     advice = f"Arguments of the backbone go into backbone_args. metamix makes {' and '.join(sorted(SET_HERE))} itself."
     check_known(name, options, accepted_options(name), advice)  # torchvision ignores unknown options
     if isinstance(backbone, str):
@@ -217,7 +217,7 @@ def roi_align(backbone: Backbone, output_size: int) -> MultiScaleRoIAlign:
     """Build RoIAlign with the exact scales of the levels: torchvision would round them to powers of 2."""
     align = MultiScaleRoIAlign(list(backbone.levels), output_size, sampling_ratio=2)
     align.scales = [1 / stride for stride in backbone.strides[: len(backbone.levels)]]
-    first = int(backbone.levels[0]) + 2  # the paper numbers a level by the logarithm of its stride
+    first = int(backbone.levels[0]) + 2  # the paper numbers a level by log2 of its stride
     align.map_levels = LevelMapper(first, first + len(backbone.levels) - 1)
     return align
 

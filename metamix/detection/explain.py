@@ -1,4 +1,4 @@
-"""Explain one object of an image: the maps of the backbone, weighted by the gradient of the object's score."""
+"""Explain one object of an image by the backbone's feature maps, weighted by the gradient of the object's score."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ DRAWN = 0.5  # lowest score of the objects that are drawn
 
 
 class TappedPyramid(nn.Module):
-    """A pyramid whose input maps pass through the modules `taps`."""
+    """A feature pyramid whose input maps pass through the modules `taps`."""
 
     def __init__(self, pyramid: nn.Module, maps: int):
         super().__init__()
@@ -31,7 +31,7 @@ class TappedPyramid(nn.Module):
 
 
 def explain_object(detector: TrainedDetector, path: Path, label: str | None) -> Explanation:
-    """Explain the object with the highest score, of all objects or of the objects with a label.
+    """Explain the object with the highest score. If `label` is given, only objects with this label count.
 
     Raises:
         DoesNotFit: the detector finds no such object.
@@ -75,7 +75,10 @@ def explain_object(detector: TrainedDetector, path: Path, label: str | None) -> 
 
 
 def without_padding(activation: Tensor, covers: tuple[float, ...]) -> Tensor:
-    """Cut off the part of a map (H, W) that lies on padding, and stretch the rest to (H, W)."""
+    """Cut off the part of a map (H, W) that lies on padding, and stretch the rest to (H, W).
+
+    `covers` holds the shares of H and W that are not padding.
+    """
     inside = [max(1, round(side * share)) for side, share in zip(activation.shape, covers)]
     cut = activation[None, None, : inside[0], : inside[1]]
     return interpolate(cut, activation.shape, mode="bilinear")[0, 0]

@@ -2,11 +2,11 @@
 
     images (n, C, H, W) -> boxes (n, K, 4), scores (n, K), labels (n, K)
 
-The first K - 1 candidates are the best of each pyramid level, chosen as in torchvision. The last one is not an object:
-it has the score -1 and the label of the last class, which tells the number of classes. The graph takes images that are
-normalised, resized and padded with zeros: to H x W or, in a dynamic graph, to multiples of the detector's coarsest
-stride. A dynamic program of torch.export fails on a map of a single pixel, so its images are padded until the coarsest
-map has at least two pixels. `ExportedDetector` prepares images and suppresses boxes.
+The first K - 1 candidates are the best of each pyramid level, chosen as in torchvision. The last candidate is not an
+object: it has the score -1 and the label of the last class, which tells the number of classes. The graph takes images
+that are normalised, resized and padded with zeros: to H x W or, in a dynamic graph, to multiples of the detector's
+coarsest stride. A dynamic program of torch.export fails on a map of a single pixel, so its images are padded until the
+coarsest map has at least two pixels. `ExportedDetector` prepares images and suppresses boxes.
 """
 
 import math
@@ -38,7 +38,7 @@ from .objects import Objects
 from .options import DetectionEvalOptions
 from .task import Detection
 
-CANDIDATES = 100  # boxes to compare on a random image without objects
+CANDIDATES = 100  # number of candidates to compare on a random image
 
 SETTINGS = {  # what `ExportedDetector` reads from `extra` in export.json, which is untrusted
     "score_thresh": rule(Share),
@@ -48,7 +48,7 @@ SETTINGS = {  # what `ExportedDetector` reads from `extra` in export.json, which
 
 
 class DetectorGraph(nn.Module):
-    """Compute the best candidates of each pyramid level; their boxes may extend beyond the image.
+    """Compute the best candidates of each pyramid level. Their boxes may extend beyond the image.
 
     Args:
         model: RetinaNet or FCOS, in evaluation mode.
@@ -80,7 +80,7 @@ class DetectorGraph(nn.Module):
             scores = (scores * outputs["bbox_ctrness"].sigmoid()).sqrt()
         classes = scores.shape[-1]
         scores = scores.flatten(1)
-        if self.dynamic:  # OpenVINO 2026.4 cannot convert a k that is the minimum of a number and a size
+        if self.dynamic:  # OpenVINO 2026.4 cannot convert a k that is the minimum of a constant and a size
             scores, count = F.pad(scores, (0, self.candidates), value=-1.0), self.candidates
         else:
             count = min(self.candidates, scores.shape[1])
@@ -93,7 +93,7 @@ class DetectorGraph(nn.Module):
 
 
 def suppress(outputs: Sequence[Tensor], size: Sequence[int], settings: dict[str, Any]) -> Objects:
-    """Keep the objects of one image: scores above the threshold, no box that overlaps a better one of its class.
+    """Return the objects of one image with a score above the threshold, after non-maximum suppression in each class.
 
     Args:
         outputs: outputs of the graph for the image: boxes (1, K, 4), scores (1, K) and labels (1, K).
@@ -108,7 +108,7 @@ def suppress(outputs: Sequence[Tensor], size: Sequence[int], settings: dict[str,
 
 
 class ExportedDetector(nn.Module):
-    """Run a graph as a detector: images (C, h, w) of any size with values from 0 to 1 -> their objects.
+    """Run a graph as a detector, which finds the objects of images (C, h, w) of any size, with values from 0 to 1.
 
     Args:
         size: (H, W) of the graph; None if it is dynamic.
@@ -158,7 +158,7 @@ class ExportedDetector(nn.Module):
 
 
 class ExportableDetector(CalibratedExport):
-    """Export a RetinaNet or FCOS, compared on the data of a task or, without a task, on random images."""
+    """Export a RetinaNet or FCOS, and compare it on the data of a task or, without a task, on random images."""
 
     outputs: tuple[str, ...] = ("boxes", "scores", "labels")
 
@@ -231,7 +231,7 @@ class ExportableDetector(CalibratedExport):
 
     @torch.no_grad()
     def compare(self, exported: Model, precision: str) -> Comparison:
-        """Compare the objects that both models find; if there are none, compare the best candidates of noise."""
+        """Compare the objects that both models find; if there are none, compare the candidates on random images."""
         comparison = super().compare(exported, precision)
         if not comparison.parity["objects"]:
             match = BoxMatch(0.0, CANDIDATES + 1, precision)
@@ -241,7 +241,7 @@ class ExportableDetector(CalibratedExport):
         return comparison
 
     def detector_of(self, graph: Model) -> ExportedDetector:
-        """Return a graph as a detector of images of any size."""
+        """Wrap a graph as a detector that takes images of any size."""
         return ExportedDetector(graph, self.metadata, self.fixed, self.extra)
 
     def inputs(self, batch: Batch) -> list[Tensor]:
@@ -253,7 +253,7 @@ class ExportableDetector(CalibratedExport):
 
 
 def best_candidates(outputs: Sequence[Tensor], count: int | None = CANDIDATES) -> Objects:
-    """Return the candidates of one image with the highest scores; all if `count` is None."""
+    """Return the candidates of one image with the highest scores; all candidates if `count` is None."""
     boxes, scores, labels = (output[0, :-1] for output in outputs)  # the last is not an object
     best = scores.argsort(descending=True)[:count]
     return {"boxes": boxes[best], "scores": scores[best], "labels": labels[best]}
@@ -269,7 +269,7 @@ def image_ap(predicted: Objects, truth: Objects) -> float:
     free, hits = torch.ones(len(ious), len(truth["boxes"])), torch.zeros(len(ious), len(overlaps))
     if not free.numel():
         return math.nan
-    for i, overlap in enumerate(overlaps):  # in order of the scores; each box takes the free object that it fits best
+    for i, overlap in enumerate(overlaps):  # by score; each box is matched with the free object that it overlaps most
         best, place = (overlap * free).max(1)
         hits[:, i] = best >= ious
         free[hits[:, i] > 0, place[hits[:, i] > 0]] = 0
@@ -281,7 +281,7 @@ def open_detector(options: ExportOptions) -> ExportableDetector:
     """Load a RetinaNet or FCOS that metamix trained, with its data set if a folder is given."""
     source = options.source
     if options.data not in (None, "coco") or (options.data and not options.data_dir):
-        raise ValueError(f"data is {options.data}, but detection reads one layout of folders: give only --data-dir DIR")
+        raise ValueError(f"data is {options.data}, but detection reads COCO's format: give only --data-dir DIR")
     task = None
     model: Any
     if options.data_dir:
@@ -296,7 +296,7 @@ def open_detector(options: ExportOptions) -> ExportableDetector:
 
 
 def exported_detector(exported: ExportedModel) -> TrainedDetector:
-    """Use an exported model as a detector; raise ValueError if export.json lacks an entry or does not fit."""
+    """Use an exported model as a detector; raise ValueError if export.json is incomplete or contradicts it."""
     artifact = exported.artifact
     artifact.check(SETTINGS, needs=["num_classes", "mean", "std", "classes"])
     model = ExportedDetector(exported, artifact.model, artifact.size, artifact.extra).eval()
@@ -304,7 +304,7 @@ def exported_detector(exported: ExportedModel) -> TrainedDetector:
     spec, outputs = DetectorSpec.from_dict(metadata, ARTIFACT), exported.probe()
     if len(outputs) != 3 or int(outputs[2].max()) != model.classes:
         raise ValueError(
-            f"{ARTIFACT} has {plural(model.classes, 'class')}, and the graph has more or fewer: they do not belong "
-            f"together; export the model again"
+            f"{ARTIFACT} has {plural(model.classes, 'class')}, but the graph has a different number of classes: "
+            f"export the model again"
         )
     return TrainedDetector(model, spec, metadata)

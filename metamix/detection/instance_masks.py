@@ -2,8 +2,8 @@
 
     python -m metamix.detection.instance_masks IMAGES MASKS CLASS_NAME DATA/annotations
 
-The mask of a.jpg is a.png or a_mask.png: 0 is background, and each other value is an object. Of five images in the
-order of their names, three go to instances_train.json, one to instances_val.json and one to instances_test.json.
+The mask of a.jpg is a.png or a_mask.png: 0 is background, and each other value is an object. Images are sorted by name.
+Of every five images, three go to instances_train.json, one to instances_val.json and one to instances_test.json.
 """
 
 import json

@@ -19,12 +19,12 @@ from metamix.utils.text import plural
 
 from .annotations import Entries, Entry
 
-EDGE = 1  # pixels by which a box may extend beyond its image without a note: labels are rounded or count from 0
+EDGE = 1  # a box may extend this many pixels beyond its image without a note: labels may be rounded or count from 0
 
 
 @dataclass(frozen=True)
 class Box:
-    """Hold an object that was read from labels."""
+    """An object that was read from labels."""
 
     label: str  # name of its class
     corners: tuple[float, ...]  # x1, y1, x2, y2 in pixels from 0; or as shares of width and height

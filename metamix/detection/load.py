@@ -30,7 +30,7 @@ Levels = Annotated[
     where(lambda levels: levels and [*levels] == sorted({*levels} & {0, 1, 2, 3}), "an ascending list of 0 to 3"),
 ]
 
-# `find` changes settings of a model for the time of a call, so threads that share the model take turns.
+# `find` changes settings of a model during a call, so threads that share the model take turns.
 TURNS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
@@ -49,7 +49,7 @@ class DetectorSpec(NetworkSpec):
     out_indices: Levels
     extra: Annotated[str, one_of(EXTRA)]
     out_channels: Channels
-    frozen_norms: bool  # whether the backbone's batch norms are frozen; else they are replaced
+    frozen_norms: bool  # whether the backbone's batch norms are frozen; otherwise they are replaced
     min_size: Side
     max_size: Side
     # Size of RetinaNet's smallest anchors in strides; None for the other detectors.
@@ -79,7 +79,7 @@ class DetectorSpec(NetworkSpec):
 
 @dataclass(frozen=True)
 class TrainedDetector:
-    """A trained detector; `model` is called like torchvision's detectors, in evaluation mode."""
+    """A trained detector. `model` is in evaluation mode, and is called like torchvision's detectors."""
 
     model: nn.Module
     spec: DetectorSpec
@@ -101,8 +101,8 @@ class TrainedDetector:
             threshold: lowest score of an object. It may be lower than the `score_thresh` of the detector.
 
         Returns:
-            For each image "boxes" (n, 4), "labels" (n,), "scores" (n,) and, with Mask R-CNN, "masks" (n, 1, H, W) of
-            bools, on the CPU. Boxes are x1, y1, x2, y2 in pixels of the upright image.
+            A dict for each image, with "boxes" (n, 4), "labels" (n,), "scores" (n,) and, for Mask R-CNN, "masks"
+            (n, 1, H, W) bool, on the CPU. Boxes are x1, y1, x2, y2 in pixels of the upright image.
 
         Raises:
             CorruptImage: an image cannot be read.
@@ -124,7 +124,7 @@ class TrainedDetector:
     @torch.no_grad()
     def find(self, pixels: Tensor, threshold: float) -> Objects:
         """Find the objects of one image, (3, H, W) uint8, as `predict` does, but with "runs" in place of "masks"."""
-        head: Any = getattr(self.model, "roi_heads", self.model)  # R-CNNs hold the threshold there
+        head: Any = getattr(self.model, "roi_heads", self.model)  # R-CNNs hold the threshold in `roi_heads`
         with TURNS.setdefault(self.model, RLock()), masks_as_runs(self.model):
             trained_threshold = head.score_thresh
             head.score_thresh = min(trained_threshold, threshold)
@@ -137,7 +137,7 @@ class TrainedDetector:
 
 
 def load_detector(checkpoint: str | Path) -> TrainedDetector:
-    """Load a detector that metamix trained; errors as in `metamix.load`.
+    """Load a detector that metamix trained; raise the same errors as `metamix.load`.
 
         detector = metamix.load_detector("runs/bccd-retinanet-metaformer_raft_nano-seed0")
         (cells,) = detector.predict(["cells.jpg"])

@@ -6,6 +6,6 @@ from metamix.training.task import Batch
 
 
 def detection_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum the losses of the detector. Their names end in `_loss`, so that they are drawn together."""
+    """Sum the losses of the detector. Their logged names end in `_loss`, so that one plot shows them together."""
     losses = model(batch["image"], batch["target"])
     return sum(losses.values()), {f"{name.removeprefix('loss_')}_loss": value for name, value in losses.items()}

@@ -39,7 +39,7 @@ class Scores:
     summary: dict[str, float]
     classes: dict[str, dict[str, float]]  # AP and AP50 by class name
     precision: dict[str, np.ndarray]  # precision at recall 0, 0.01, ..., 1 and IoU 0.5, (101,), by class name
-    # F1 of the detections that score 0.5 or more, at IoU 0.5, by id of the images that were scored.
+    # F1 of each scored image at IoU 0.5, by image id; only detections that score 0.5 or more count.
     images: dict[int, float]
 
 
@@ -53,11 +53,11 @@ class DetectionMetric(Metric):
     def __init__(self, options: DetectionOptions, data: DetectionData):
         self.options, self.data = options, data
         masks = {"mask_": "segm"} if options.detector == "mask_rcnn" else {}
-        self.kinds = {"": "bbox"} | masks  # what is scored, by the prefix of its scores
+        self.kinds = {"": "bbox"} | masks  # iouType of pycocotools, by the prefix of the scores
         self._scored: tuple[Sequence[State] | None, dict[str, Scores]] = None, {}
 
     def start(self) -> State:
-        """Return an empty state: the split, the ids and detections of its images, and how many were unreadable."""
+        """Return an empty state: the split, its image ids and detections, and the number of unreadable images."""
         return {"split": None, "seen": [], "results": [], "unreadable": 0}
 
     def predict(self, model: nn.Module, batch: Batch) -> Iterator[Objects | None]:
@@ -89,7 +89,7 @@ class DetectionMetric(Metric):
             if name.startswith("AP")
         }
         if not scores:
-            raise ValueError("no object is left to score: the images that could be read show none")
+            raise ValueError("none of the images that could be read has an object to score")
         return scores
 
     def by_class(self, states: list[State]) -> dict[str, dict[str, float]]:
@@ -127,7 +127,7 @@ def table(scores: Scores) -> str:
 def to_coco(prediction: Objects, image_id: int, split: CocoSplit) -> Detections:
     """Convert the objects of one image into COCO's format."""
     objects = select(prediction, prediction["labels"] > 0)  # 0 is background
-    boxes = objects["boxes"].cpu().double()  # moved first: Apple's GPUs have no float64
+    boxes = objects["boxes"].cpu().double()  # to the CPU first, since Apple's GPUs have no float64
     boxes[:, 2:] -= boxes[:, :2]
     rows = zip(objects["labels"].tolist(), boxes.tolist(), objects["scores"].tolist(), strict=True)
     results = [
@@ -140,7 +140,7 @@ def to_coco(prediction: Objects, image_id: int, split: CocoSplit) -> Detections:
 
 
 def from_coco(results: Detections, split: CocoSplit) -> Objects:
-    """Convert detections of one image into objects. Either all detections have a mask or none has."""
+    """Convert detections of one image into objects. Either all detections have a mask or no detection has one."""
     boxes = torch.tensor([result["bbox"] for result in results]).view(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     labels = torch.tensor([split.labels[result["category_id"]] for result in results], dtype=torch.int64)

@@ -29,11 +29,11 @@ class DetectionModel(TaskModel):
     ):
         self.options, self.data, self.auto_anchors = options, data, auto_anchors
         self.notes: list[str] = []  # where the weights come from
-        self.frozen_norms = trained.frozen_norms if trained else False  # of the backbone; known once it is built
+        self.frozen_norms = trained.frozen_norms if trained else False  # of the backbone; `build` sets it
         self.train_on = trained.train_on if trained else options.train_on
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> Detector:
-        """Build the detector, with weights of a classifier in its backbone or of a whole detector."""
+        """Build the detector, and load initial weights of the whole detector or of its backbone, if there are any."""
         options = self.options
         start = metadata or (load_metadata(find_weights(options.checkpoint)) if options.checkpoint else {})
         if start.get("task") == "detection":
@@ -41,7 +41,7 @@ class DetectionModel(TaskModel):
             spec = DetectorSpec.from_dict(start, source)
             check_trained_with("detector", spec.detector, options.detector, source)
             self.frozen_norms = spec.frozen_norms
-            # A resumed run keeps its anchors, also if the weights that it started from are gone.
+            # A resumed run keeps its anchors, even if the file of its initial weights is gone.
             if self.auto_anchors and metadata and options.checkpoint:
                 options.anchor_scale = spec.anchor_scale or options.anchor_scale
             model = self.spec().build()
@@ -62,7 +62,7 @@ class DetectionModel(TaskModel):
         return model
 
     def describe(self, model: Any) -> dict[str, Any]:
-        """Return what rebuilds the detector, and its size and cost, for the metadata of a weight file."""
+        """Return the arguments that rebuild the detector, its size and its cost, for the metadata of a weight file."""
         size = self.options.min_size
         return self.spec().to_dict() | {
             "mean": list(model.transform.image_mean),
@@ -76,7 +76,7 @@ class DetectionModel(TaskModel):
         }
 
     def spec(self) -> DetectorSpec:
-        """Return what is needed to rebuild the detector."""
+        """Return the arguments that rebuild the detector."""
         options, names = self.options, [field.name for field in fields(DetectorSpec)]
         values = {name: getattr(options, name) for name in names if hasattr(options, name)}
         values |= dict(zip(("out_indices", "extra"), pyramid_levels(options)))
@@ -94,14 +94,17 @@ def pyramid_levels(options: DetectionOptions) -> tuple[tuple[int, ...], str]:
 
 
 def pyramid_strides(options: DetectionOptions) -> list[float]:
-    """Return the nominal strides of all levels; a few backbones differ, such as 3.5 instead of 4."""
+    """Return the nominal strides of all levels; a few backbones have other strides, such as 3.5 instead of 4."""
     out_indices, extra = pyramid_levels(options)
     levels = [*out_indices, *(out_indices[-1] + 1 + i for i in range(EXTRA[extra][0]))]
     return [4.0 * 2**level for level in levels]
 
 
 def trained_anchor_scale(options: DetectionOptions) -> float | None:
-    """Return the anchor scale of the RetinaNet to start from, or None: its boxes are relative to its anchors."""
+    """Return the anchor scale of the detector to start from; None if the run starts from no detector.
+
+    A RetinaNet needs its old anchors, since its outputs are relative to them.
+    """
     with suppress(OSError, ValueError):  # a run that is resumed does not need the file
         if options.checkpoint:
             start = DetectorSpec.from_dict(load_metadata(find_weights(options.checkpoint)), options.checkpoint)

@@ -20,7 +20,7 @@ Objects = dict[str, Any]
 
 
 def encode(mask: np.ndarray) -> RunLengths:
-    """Encode a mask, (H, W) bool."""
+    """Encode a mask, (H, W) bool, as run lengths."""
     from pycocotools import mask as coco_mask
 
     return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
@@ -32,7 +32,7 @@ def to_text(runs: RunLengths) -> RunLengths:
 
 
 def decode(runs: RunLengths) -> np.ndarray:
-    """Decode a mask: (H, W) bool."""
+    """Decode run lengths to a mask, (H, W) bool."""
     from pycocotools import mask as coco_mask
 
     return coco_mask.decode(runs).astype(bool)

@@ -18,7 +18,7 @@ _data = partial(option, group="data")
 _model = partial(option, group="model")
 _augment = partial(option, group="augmentation")
 
-# Arguments of build_backbone and of models that users may not set in model_args, and what sets them.
+# Arguments of build_backbone and of models that users may not set in model_args, and what sets them instead.
 NOT_MODEL_ARGS = SET_BY_TASK | {
     "name": "--model",
     "batch_norms": "the task, which freezes or replaces batch norms",
@@ -35,7 +35,7 @@ AnchorScale = Annotated[float, Field(gt=0, le=MAX_ANCHOR_SCALE)]
 
 
 def is_setting(value: object) -> bool:
-    """Return whether a value is true, false, null, a number of ordinary size, or a short list of these."""
+    """Return whether a value is true, false, null, a number up to `MAX_SETTING`, or a list of up to 64 of these."""
     values = value if isinstance(value, (list, tuple)) else [value]
     accepted = (each is None or (isinstance(each, (bool, int, float)) and abs(each) <= MAX_SETTING) for each in values)
     return len(values) <= 64 and all(accepted)
@@ -45,8 +45,8 @@ DetectorArgs = Annotated[
     dict[str, Any],
     where(
         lambda args: not NOT_DETECTOR_ARGS & args.keys() and all(map(is_setting, args.values())),
-        f"a mapping of options to true, false, null, numbers up to {MAX_SETTING:,} or lists of these, without what the "
-        f"flags --detector, --model, --model-args, --min-size and --max-size set",
+        f"a mapping of options to true, false, null, numbers up to {MAX_SETTING:,} or lists of these, without the "
+        f"options that --detector, --model, --model-args, --min-size and --max-size set",
     ),
 ]
 
@@ -73,25 +73,25 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
 
     model: str = _model(
         "metaformer_pooling_s12",
-        "backbone: a model of metamix or timm; several names, a,b,c, are trained one after the other and compared",
+        "backbone: a model of metamix or timm; several models, as in a,b,c, are trained one by one and compared",
     )
-    train_on: Splits = _data(("train",), "splits to train on; val is held out unless it is one of them")
+    train_on: Splits = _data(("train",), "splits to train on; val is held out unless it is listed here")
     min_size: Side = _data(800, "shorter side of the images, in pixels")
     max_size: Side = _data(1333, "limit of the longer side of the images, in pixels")
 
     detector: Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn"] = _model(
         "retinanet",
-        "detector on top of the backbone; mask_rcnn learns masks too, from the segmentations of the annotations",
+        "detector on top of the backbone; mask_rcnn also learns masks, from the segmentations in the annotations",
     )
     detector_args: DetectorArgs = _model({}, "more arguments of torchvision's detector, as YAML: '{score_thresh: 0.1}'")
     anchor_scale: AnchorScale | Literal["auto"] = _model(
         "auto",
-        "size of RetinaNet's smallest anchors in strides; auto: as in the RetinaNet to start from, otherwise 4, or the "
-        "nearest value that suits the boxes",
+        "size of RetinaNet's smallest anchors in strides; auto: as in the RetinaNet to start from, otherwise 4 or the "
+        "nearest value that fits the boxes",
     )
     out_channels: Channels = _model(256, "channels of the pyramid and the head")
-    out_indices: tuple[int, ...] = _model((), "levels, 0 to 3 for strides 4 to 32; default: the published detector's")
-    extra: Literal["auto", "none", "pool", "p6p7"] = _model("auto", "coarser levels on top; auto: as published")
+    out_indices: tuple[int, ...] = _model((), "pyramid levels, 0 to 3 for strides 4 to 32; default: as published")
+    extra: Literal["auto", "none", "pool", "p6p7"] = _model("auto", "coarser pyramid levels to add; auto: as published")
 
     flip: Share = _augment(0.5, "probability of a horizontal flip")
     flip_vertical: Share = _augment(0.0, "probability of a vertical flip")
@@ -101,10 +101,10 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        old = self.detector_args.get("anchor_scale")  # older recipes set it there
+        old = self.detector_args.get("anchor_scale")  # older recipes set anchor_scale there
         if old is not None:
             if self.anchor_scale not in ("auto", old):
-                raise ValueError(f"anchor_scale is {self.anchor_scale}, but {old} in detector_args; give one of them")
+                raise ValueError(f"anchor_scale is {self.anchor_scale}, but {old} in detector_args; set it only once")
             self.anchor_scale = old
             super().__post_init__()  # checks the value
         self.check_backbone(NOT_MODEL_ARGS)

@@ -1,4 +1,4 @@
-"""Draw the objects of one image, truth and detections of several images side by side, and precision over recall."""
+"""Draw the objects of an image, the ground truth beside the detections, and precision-recall curves."""
 
 import json
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ SURE = 0.5  # lowest score of the detections that are drawn
 
 
 class DetectionPictures(Pictures):
-    """Draw precision over recall and the best and the worst images, and write the scores of each class."""
+    """Draw precision-recall curves and the best and worst images, and write the scores of each class."""
 
     def __init__(self, metric: DetectionMetric, data: DetectionData):
         self.metric, self.data = metric, data
@@ -63,7 +63,7 @@ class DetectionPictures(Pictures):
         return rows
 
     def details(self, states: list[State]) -> list[str]:
-        """Return a table of the scores of boxes, and a second one for masks."""
+        """Return a table of the box scores and, for Mask R-CNN, a table of the mask scores."""
         boxes = table(self.metric.scores(states))
         return ["boxes", boxes, "masks", table(self.metric.scores(states, "segm"))] if self.with_masks else [boxes]
 
@@ -111,7 +111,7 @@ def draw_image(path: Path, image: Tensor, objects: Objects, classes: Sequence[st
 
 
 def draw_grid(path: Path, rows: Sequence[tuple[str, Tensor, Objects, Objects]], classes: Sequence[str]) -> None:
-    """Draw ground truth and detections side by side, two images per row; `rows` has title, image, truth, detections."""
+    """Draw ground truth beside detections, two images per line; `rows` holds title, image, truth and detections."""
     lines = max(1, -(-len(rows) // 2))
     figure, grid = image_grid(lines, 4, figsize=(13, 2.6 * lines + 0.4))
     for i, (title, image, truth, detected) in enumerate(rows):
@@ -128,7 +128,7 @@ def draw_grid(path: Path, rows: Sequence[tuple[str, Tensor, Objects, Objects]], 
 
 
 def draw_precision_recall(path: Path, scores: Scores) -> None:
-    """Draw the curve of each class at IoU 0.5, whose area is its AP50; with more than ten classes only the mean."""
+    """Draw the precision-recall curve of each class at IoU 0.5; for more than ten classes, draw only the mean."""
     figure = Figure(figsize=(5.5, 4.5), layout="constrained")
     axes = figure.subplots()
     recall = [i / 100 for i in range(101)]

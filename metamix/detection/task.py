@@ -33,7 +33,7 @@ class Detection:
         self.options = options
         self.data = DetectionData(options, train=trained is None)
         auto = options.anchor_scale == "auto" and options.detector == "retinanet"
-        if auto:  # the recipe gets the number
+        if auto:  # set in the options, so that the recipe shows the number
             options.anchor_scale = trained_anchor_scale(options) or choose_anchor_scale(
                 self.data.box_sizes(), pyramid_strides(options)
             )
@@ -45,7 +45,7 @@ class Detection:
 
     @property
     def notes(self) -> list[str]:
-        """Return what the user should know about how data and model were made."""
+        """Return notes for the user on how data and model were made."""
         return [*self.data.notes, *self.model.notes]
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Find what is wrong with a data set in COCO's format, or with one annotation file.
+"""Find the problems of a data set in COCO's format or of one annotation file.
 
 Each problem is printed with its file, image and annotation. Training and scoring leave out what they cannot use.
 Training clips boxes at the edges of their image, and takes images without boxes as background.
@@ -80,7 +80,7 @@ def annotation_problem(annotation: Entry, image: Entry | None, classes: set[int]
 
 
 def describe_gaps(path: Path, entries: Entries, usable: Sequence[Entry]) -> Iterator[str]:
-    """Count images that have no usable box and, if some annotations have a segmentation, those that have none."""
+    """Count images without a usable box, and annotations without a segmentation if other annotations have one."""
     with_boxes = {annotation["image_id"] for annotation in usable if not annotation.get("iscrowd")}
     if empty := [image for image in entries["images"] if image["id"] not in with_boxes]:
         yield f"{path}: {plural(len(empty), 'image')} without a box, background in training, such as {name(empty[0])}"
@@ -114,8 +114,8 @@ class VerifyAnnotations(VerifyOptions):
         self.splits = find_splits(self.path) if self.path.is_dir() else {}
         self.files = list(self.splits.values()) or [(self.path, self.images or self.path.parent)]
         self.notes: list[str] = []
-        first: tuple[Path, tuple[str, ...]] | None = None
-        train_first = sorted(self.files, key=lambda file: "train" not in file[0].stem)  # sets the expected classes
+        first: tuple[Path, tuple[str, ...]] | None = None  # the file that all others must agree with, and its classes
+        train_first = sorted(self.files, key=lambda file: "train" not in file[0].stem)
         for path, folder in train_first:
             if not folder:
                 yield no_images_message(path)

@@ -2,7 +2,7 @@
 
     Annotations/**/*.xml and JPEGImages/; or annotations/ and images/; or all files in one folder
     train/, valid/ and test/, each with one of these layouts
-    ImageSets/Main/train.txt, val.txt and test.txt, the images of each split, if there are any
+    ImageSets/Main/train.txt, val.txt and test.txt, optional lists of the images of each split
 
 VOC counts pixels from 1, and both corners belong to the box: x = xmin - 1, width = xmax - xmin + 1. Difficult objects,
 which VOC's scores ignore, become crowds, which COCO's scores ignore. Classes are numbered in alphabetical order over
@@ -32,7 +32,7 @@ PLACE = "place"  # attribute that `parse` gives to every element: file and line,
 def read_voc(folder: Path) -> Boxes:
     """Read the annotations of a folder, which has one of the layouts above."""
     place = subfolder(folder, "Annotations", "annotations")
-    paths = sorted(place.glob("*.xml" if place == folder else "**/*.xml"))  # CVAT keeps the folders of images
+    paths = sorted(place.glob("*.xml" if place == folder else "**/*.xml"))  # CVAT repeats the images' subfolders
     if paths:
         return read_files(folder, place, paths)
     if folders := split_folders(folder):
@@ -128,7 +128,7 @@ def parse(path: Path) -> Element:
     try:
         parser.Parse(read_bytes(path), True)
         return builder.close()
-    except (expat.ExpatError, LookupError, ValueError) as error:  # the last two: an unknown encoding
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the last two mean an unknown encoding
         raise ValueError(f"{path} is not XML: {error}") from None
 
 

@@ -3,12 +3,12 @@
     data.yaml, images/train/, images/val/, labels/train/, labels/val/
     data.yaml, train/images/, train/labels/, valid/images/, valid/labels/
     data.yaml, train.txt, images/train/, labels/train/, as CVAT writes them: train.txt lists images
-    obj.data, obj.names, train.txt, obj_train_data/, of Darknet and of CVAT's YOLO 1.1
+    obj.data, obj.names, train.txt, obj_train_data/, as Darknet and CVAT (YOLO 1.1) write them
 
 data.yaml or obj.data names the classes and the folders or lists of images. A label file has the path of its image, with
-`labels` in place of `images`, or lies beside it. Its lines are `class x y width height` for a box, given by its centre,
-or `class x y x y x y ...` for a polygon. All are shares of the width and height of the image. Images without a label
-file are background.
+`labels` in place of `images`, or lies beside the image. Its lines are `class x y width height` for a box, given by its
+centre, or `class x y x y x y ...` for a polygon. Coordinates are shares of the width and height of the image. Images
+without a label file are background.
 """
 
 import os
@@ -28,7 +28,7 @@ SLACK = 0.01  # how far rounding may take a share below 0 or above 1
 
 
 def read_yolo(source: Path) -> Boxes:
-    """Read the labels that a data.yaml, the only YAML file in a folder, or an obj.data describes."""
+    """Read the labels that a data.yaml, another YAML file or an obj.data describes."""
     files = [source] if source.is_file() else [source / "data.yaml", *source.glob("*.y*ml"), *source.glob("*.data")]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
@@ -53,9 +53,9 @@ def read_yolo(source: Path) -> Boxes:
 
 
 def read_darknet(file: Path) -> dict[str, Any]:
-    """Read an obj.data, with lines `key = value`, as the content of a data.yaml.
+    """Read an obj.data, whose lines are `key = value`, into the entries of a data.yaml.
 
-    Its paths are those of another machine, such as data/train.txt, so the files are looked up beside obj.data.
+    Its paths, such as data/train.txt, belong to another machine, so the files are looked up beside obj.data.
     """
     lines = (line.partition("=") for line in read_text(file).replace("\\", "/").splitlines())
     here = {key.strip(): Path(value.strip()).name for key, _, value in lines if value.strip()}
@@ -82,9 +82,9 @@ def class_names(file: Path, config: dict[str, Any]) -> dict[int, str]:
 
 
 def image_sets(file: Path, config: dict[str, Any]) -> dict[Path, tuple[str, dict[str, Path]]]:
-    """Return the split and the images of each folder and each file that lists images; the images by relative path.
+    """Return the split and the images, by relative path, of each image folder and of each file that lists images.
 
-    Without splits, the only folder is images/, and its split is "".
+    If `config` names no splits, the only folder is images/, and its split is "".
     """
     roots = [file.parent / str(config.get("path") or "."), file.parent]
     sets = {}
@@ -109,7 +109,7 @@ def image_sets(file: Path, config: dict[str, Any]) -> dict[Path, tuple[str, dict
 
 
 def read_list(path: Path, roots: Sequence[Path]) -> dict[str, Path]:
-    """Return the images that a file lists, by their paths inside the deepest folder that holds all.
+    """Return the images that a file lists, by their paths inside the deepest folder that holds all images.
 
     Raises:
         ValueError: the file lists no image.

@@ -188,7 +188,7 @@ def test_find_splits_takes_the_layout_and_years_of_coco(tmp_path):
         (tmp_path / "annotations" / f"instances_{fold}.json").touch()
     assert set(find_splits(tmp_path)) == {"fold0", "fold1", "train", "val"}
     (tmp_path / "annotations" / "instances_train2014.json").touch()
-    with pytest.raises(ValueError, match="train2014.json and .*train2017.json are both the split 'train': keep"):
+    with pytest.raises(ValueError, match="train2014.json and .*train2017.json both belong to split 'train': keep"):
         find_splits(tmp_path)
 
 
@@ -250,7 +250,7 @@ def test_folders_without_a_data_set_are_refused(tmp_path, coco):
     folder = coco()
     (folder / "annotations" / "instances_more.json").touch()
     (folder / "images").rename(folder / "train")
-    with pytest.raises(FileNotFoundError, match="more.json is there, but not its images: .*/more or .*/images"):
+    with pytest.raises(FileNotFoundError, match="the images of .*more.json are missing: .*/more or .*/images"):
         open_split(find_splits(folder), "more")
     assert len(open_split(find_splits(folder), "train"))  # a split that is not opened may lack images
     (folder / "train").rename(folder / "images")
@@ -335,7 +335,7 @@ def test_masks_need_segmentations(coco):
 
     splits = find_splits(coco(change=bare))
     assert len(open_split(splits, "train")) == 8
-    with pytest.raises(ValueError, match="1 annotation without a mask, such as 1: it has neither .* take faster_rcnn"):
+    with pytest.raises(ValueError, match="1 annotation without a mask, such as 1: it has neither .* use faster_rcnn"):
         open_split(splits, "train", masks=True)
 
 
@@ -347,7 +347,7 @@ def test_masks_need_segmentations(coco):
         ("annotations", dict(segmentation=[[5, 5]]), "such as 1: it has neither a polygon of three points or more nor"),
         ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, 9, 1]]), r"has the polygon \[1, 1, 9, 1, 9, 9, 1\]"),
         ("annotations", dict(segmentation=[1, 1, 9, 1, 9, 9]), "has the polygon 1; x and y of three points or more"),
-        ("annotations", dict(segmentation=[[0, 0, 96, 64] * 500]), "whose outline is 1,000 times as long as the image"),
+        ("annotations", dict(segmentation=[[0, 0, 96, 64] * 500]), "whose outline is over 1,000 times as long as the"),
         ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, -97]]), "has a polygon with a point far outside"),
         ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, math.nan]]), "has a polygon with a point far outside"),
         ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, 10**400]]), "has a polygon with a point far outside"),
@@ -366,7 +366,7 @@ def test_masks_need_segmentations(coco):
 def test_segmentations_that_cannot_be_drawn_are_refused(coco, key, fields, words):
     splits = find_splits(coco(train=2, val=2, test=2, change=change_first(key, **fields)))
     assert open_split(splits, "train").objects
-    with pytest.raises(ValueError, match=words + ".* take faster_rcnn"):
+    with pytest.raises(ValueError, match=words + ".* use faster_rcnn"):
         open_split(splits, "train", masks=True)
 
 
@@ -413,7 +413,7 @@ def make_large_file(path):
 @pytest.mark.parametrize(
     "make, words",
     [
-        (make_link_out, "test_0.png leads out of .*images, to .*secret.png: put the file itself there"),
+        (make_link_out, "test_0.png leads out of .*images, to .*secret.png: copy the file into"),
         (lambda path: path.symlink_to("/dev/zero"), "leads out of .*images, to /dev/zero"),
         (lambda path: path.symlink_to(path), "test_0.png"),
         (os.mkfifo, "test_0.png: not a regular file"),

@@ -187,7 +187,7 @@ def test_images_that_were_not_seen_are_not_scored(coco):
     assert task.metric.result(states)["AP"] == pytest.approx(100)
     assert task.metric.scores(states).images == {10: 1.0, 12: 1.0, 13: 1.0}
     assert task.pictures.report(states).endswith("\nleft out: 1 image that could not be read")
-    with pytest.raises(ValueError, match="no object is left to score: the images that could be read show none"):
+    with pytest.raises(ValueError, match="none of the images that could be read has an object to score"):
         task.metric.result([task.metric.start() | {"split": "test", "seen": [13], "unreadable": 3}])
     missed = score(split, [result for state in states for result in state["results"]])
     assert missed.summary["AP"] < 99 and missed.images[11] == 0  # control: all images count

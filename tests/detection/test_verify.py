@@ -122,7 +122,7 @@ def test_splits_of_other_classes_are_named(coco, capsys):
     code, out = verify(capsys, folder)
     train, test = (folder / "annotations" / f"instances_{split}.json" for split in ("train", "test"))
     assert code == 1 and out.splitlines()[:2] == [
-        f"{test} has the classes disc, box, but {train} has disc, square; all splits need the same",
+        f"{test} has the classes disc, box, but {train} has disc, square; all splits need the same classes",
         "1 problem",
     ]
     assert verify(capsys, test, "--images", folder / "images")[0] == 0
