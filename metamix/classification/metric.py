@@ -102,7 +102,7 @@ class MultiLabelMetric(Metric):
     def choose(self, states: list[State]) -> dict[str, Any]:
         """Choose for each label the threshold with the best F1, and return the thresholds for the weight file.
 
-        If several thresholds are equally good, the nearest to 0.5 is chosen. A label without images keeps 0.5.
+        If several thresholds are equally good, choose the nearest to 0.5. A label without images keeps 0.5.
         """
         logits, labels = logits_and_labels(states)
         scores = logits.sigmoid()

@@ -62,7 +62,7 @@ class ClassificationModel(TaskModel):
             self.notes.append(data.as_weights)
         if options.linear_probe:
             model.requires_grad_(False)
-            heads = cast(Any, model).get_classifier()  # timm's distilled models have two
+            heads = cast(Any, model).get_classifier()  # timm's distilled models have two heads
             for head in heads if isinstance(heads, tuple) else (heads,):
                 head.requires_grad_(True)
         if options.teacher:
@@ -119,7 +119,7 @@ class ClassificationModel(TaskModel):
 class Teacher(nn.Module):
     """Run the teacher on images that were normalised for the student.
 
-    `ours` are the student's mean and std, `its` the teacher's.
+    `ours` are the student's mean and std, `its` the teacher's mean and std.
     """
 
     scale: Tensor

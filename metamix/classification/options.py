@@ -39,9 +39,9 @@ class ClassificationEvalOptions(WeightOptions, LocationOptions):
         "data set to score, as in metamix train; default: the training data set if metamix knows its name, else folder",
     )
     test_share: PositiveShare | None = _data(
-        None, "share of images to score if a folder has no test split; default: as in training, or all of a new folder"
+        None, "share of images to score if there is no test split; default: as in training, or all in another folder"
     )
-    holdout: ShareBelowOne | None = as_trained("share of train that is held out")
+    holdout: ShareBelowOne | None = as_trained("share of the training split that is held out")
     memory: Memory | None = as_trained("decode all images at the start")
     img_size: Side | None = as_trained("side of the images in pixels")
     interpolation: Interpolation | None = as_trained("how images are resized")
@@ -59,7 +59,7 @@ class ClassificationOptions(ModelOptions, DataOptions):
     """Options of `metamix train` for classification."""
 
     linear_probe: bool = _model(False, "train only the head, on frozen features")
-    drop_rate: ShareBelowOne = _model(0.0, "dropout before the head")
+    drop_rate: ShareBelowOne = _model(0.0, "dropout rate before the head")
     drop_path: ShareBelowOne = _model(0.0, "stochastic depth rate of the last block, rising from 0 at the first block")
 
     loss: Literal["ce", "bce", "asymmetric"] = _loss(
