@@ -176,5 +176,5 @@ def test_data_dir_is_read_as_the_training_data_set_or_as_a_folder(trained_on, da
 def test_mixing_needs_an_even_batch_on_every_process(option):
     digits = small_task(**{option: 0.2})
     digits.data.train_loader(6, 0, 1, 0)
-    with pytest.raises(ValueError, match="batch_size 6 leaves each of 2 processes an odd number of samples, 3: take a"):
+    with pytest.raises(ValueError, match="batch_size 6 gives each of 2 processes an odd number of samples, 3: give a"):
         digits.data.train_loader(6, 0, 2, 0)
