@@ -1,4 +1,4 @@
-"""Score a trained model: the same as `metamix eval`."""
+"""Score a trained model, like the command `metamix eval`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Put configs/ and weights/ inside the package of a wheel. An editable install finds them in the clone."""
+"""Put configs/ and weights/ into the package in a wheel. An editable install finds them in the clone."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class BuildHook(BuildHookInterface):
-    """Add the two folders to a standard wheel.
+    """Add configs/ and weights/ to a standard wheel, but not to an editable install.
 
-    `force-include` in pyproject.toml would copy them into site-packages for editable installs too, where the copy hides
-    the package.
+    `force-include` in pyproject.toml would also copy them into site-packages for editable installs, and the copy would
+    hide the package.
     """
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Start the command `metamix`.
 
-This module lies beside the package, because importing any part of the package imports torch and timm. So --help and
---version are answered at once.
+This module is outside the package, so that --help and --version answer at once: importing any part of the package
+imports torch and timm.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-COMMANDS = {  # name: (module with a `main`, what it does)
-    "train": ("metamix.cli.train", "Train a model, or several and compare them."),
+COMMANDS = {  # name: (module with `main`, what the command does)
+    "train": ("metamix.cli.train", "Train a model, or train several models and compare them."),
     "eval": ("metamix.cli.evaluate", "Score a trained model on a data set."),
     "predict": ("metamix.tasks.predict", "Label, segment or restore images, or find objects in them."),
-    "explain": ("metamix.tasks.explain", "Draw which parts of an image a prediction rests on."),
-    "demo": ("metamix.tasks.demo", "Serve a page in the browser on which models predict an image."),
+    "explain": ("metamix.tasks.explain", "Show which parts of an image a prediction is based on."),
+    "demo": ("metamix.tasks.demo", "Serve a web page that shows predictions for an image."),
     "export": ("metamix.tasks.export", "Write a model as ONNX, OpenVINO IR or torch.export, and check it."),
     "publish": ("metamix.tasks.publish", "Upload a model with a model card to the Hugging Face Hub."),
-    "convert": ("metamix.tasks.convert", "Turn labels of another program into a data set to train on."),
+    "convert": ("metamix.tasks.convert", "Convert labels from another program to a data set to train on."),
     "verify": ("metamix.tasks.verify", "Find broken images and bad annotations in a data set."),
     "benchmark": ("metamix.tasks.benchmark", "Measure how fast models are in each engine on this machine."),
     "models": ("metamix.cli.models", "List models with their sizes, costs and weights."),
@@ -46,32 +46,32 @@ USAGE = "\n".join(
 def main(argv: Sequence[str] | None = None) -> None:
     """Answer --help and --version, or run a subcommand.
 
-    Ctrl-C, SIGTERM, and an output that is closed or full end it without a traceback.
+    Ctrl-C, SIGTERM, a closed output or a full disk end the command without a traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed, as by >&-
+        if getattr(sys, name) is None:  # closed, for example by >&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file and class names may have letters that it cannot show
-    # Processes of torchrun must end at once, even while they wait for each other.
+            stream.reconfigure(errors="backslashreplace")  # a name may have letters that it cannot encode
+    # Processes of torchrun keep the default handler, which ends them at once, even while they wait for each other.
     if "RANK" not in os.environ and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)
     try:
         try:
             answer(words)
-        finally:  # after sys.exit too
+        finally:  # also after sys.exit
             sys.stdout.flush()
     except KeyboardInterrupt as error:
-        raise SystemExit(143 if error.args else 130) from None  # as a shell reports a program that a signal ended
+        raise SystemExit(143 if error.args else 130) from None  # a shell's exit codes for SIGTERM and Ctrl-C
     except OSError as error:  # a closed pipe, as in `metamix models | head`, or a full disk
-        with suppress(io.UnsupportedOperation):  # such as in a notebook
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        with suppress(io.UnsupportedOperation):  # in a notebook, stdout has no file descriptor
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit succeeds
         raise SystemExit(141 if isinstance(error, BrokenPipeError) else f"error: {error}") from None
 
 
 def terminate(number: int, frame: object) -> None:
-    """End a command at SIGTERM as at Ctrl-C, so that it removes temporary files and writes what it has done."""
+    """Treat SIGTERM like Ctrl-C, so that a command removes temporary files and writes the results that it has."""
     raise KeyboardInterrupt("SIGTERM")
 
 
@@ -89,6 +89,6 @@ def answer(words: Sequence[str]) -> None:
         print(f"metamix: there is no command {command!r}{did_you_mean(command, COMMANDS)}\n\n{USAGE}", file=sys.stderr)
         raise SystemExit(2)
     else:
-        warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; readers refuse the image in words
+        warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # from Pillow; our readers reject the image
         sys.argv[0] = f"metamix {command}"  # the program's name in the subcommand's --help
         import_module(COMMANDS[command][0]).main(rest)

@@ -1,4 +1,4 @@
-"""Train a model: the same as `metamix train`."""
+"""Train a model, like the command `metamix train`."""
 
 import sys
 

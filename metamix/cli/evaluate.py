@@ -22,7 +22,7 @@ from metamix.utils.text import exit_with_message, plural, printable, speed_text
 from metamix.weights.files import RECIPE
 
 RESULT = "result.json"  # in the output folder
-SCORED = (  # entries that say what was scored
+SCORED = (  # entries of the result that identify what was scored
     "model", "checkpoint", "data", "test_split", "split", "samples", "img_size", "degradation", "measured",
 )  # fmt: skip
 
@@ -31,9 +31,9 @@ SCORED = (  # entries that say what was scored
 class EvalOptions(Options):
     """Options of `metamix eval` that all tasks share."""
 
-    output: str = option("", "folder for result.json and pictures; default: one in runs/ named after data and model")
+    output: str = option("", "folder for result.json and pictures; default: runs/eval-DATA-MODEL")
     split: Literal["test", "holdout"] = option(
-        "test", "split to score; holdout is the share of train that --holdout keeps out"
+        "test", "split to score; holdout is the share of the training images that --holdout sets aside"
     )
     batch_size: Count = option(
         256, "images per forward pass, over all processes together, for tasks whose images have one size"
@@ -68,7 +68,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
         task, model, metadata = find_task(task_name).part("task").trained(options)
     loaders = task.data.eval_loaders(settings.batch_size, group.rank, group.world_size)
     if settings.split not in loaders:
-        reason = "no share of train was held out in training. On other data, --holdout SHARE holds one out"
+        reason = "the training run held out no images. On other data, --holdout SHARE holds out a share"
         raise ValueError(
             f"split is {settings.split!r}, but the data have only {', '.join(loaders)}: "
             + (reason if hasattr(options, "holdout") else "leave --split out")
@@ -90,7 +90,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
     }
     earlier = _read_result(folder)
     if group.is_main:
-        make_output_folder(folder)  # before scoring, so that a bad folder costs no time
+        make_output_folder(folder)  # before scoring, so that an unusable folder is found at once
         if earlier and any(earlier.get(key) != about.get(key) for key in SCORED):
             what = f"{earlier.get('checkpoint') or earlier.get('model')} on {earlier.get('data')}"
             print(printable(f"note: the result of {what} in {folder} is replaced; to keep it, give another --output"))
@@ -115,7 +115,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
 
 
 def result_line(scores: Mapping[str, float], described: Mapping[str, Any], split: str, speed: float) -> str:
-    """Format the scores as one line, with model, data and images per second."""
+    """Format the scores as one line, with the model, the data and the images per second."""
     name = split if split == "holdout" else described.get("test_split", "test")
     size = f" of {described['img_size']} pixels" if "img_size" in described else ""
     images = f"{plural(described['samples'][split], 'image')}{size}"
@@ -124,7 +124,7 @@ def result_line(scores: Mapping[str, float], described: Mapping[str, Any], split
 
 
 def _read_result(folder: Path) -> dict[str, Any] | None:
-    """Return the result in a folder, or None; raise ValueError if it holds files that could be overwritten."""
+    """Return the earlier result in a folder, None if there is none; raise ValueError if other files could be lost."""
     with suppress(OSError, ValueError):  # no result, or a file of another program
         if "checkpoint" in (result := read_json(folder / RESULT, "")):
             return result

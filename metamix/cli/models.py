@@ -1,4 +1,4 @@
-"""`metamix models`: list models by glob with their sizes, costs and weights, as a table or as JSON."""
+"""List models by glob with their sizes, costs and weights, as a table or as JSON: `metamix models`."""
 
 import json
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ from metamix.utils.text import aligned, exit_with_message, short_count
 class ModelsOptions(Options):
     """List models with their sizes and weights."""
 
-    patterns: tuple[str, ...] = positional("names with wildcards: '*raft*'", metavar="PATTERN", default=("*",))
-    pretrained: bool = option(False, "only models with weights")
+    patterns: tuple[str, ...] = positional("names, or patterns such as '*raft*'", metavar="PATTERN", default=("*",))
+    pretrained: bool = option(False, "list only models that have weights")
     format: Literal["table", "json"] = option("table", "format of the list")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the models whose names match; exit with a message if there are none."""
+    """Print the models whose names match; exit with a message if no name matches."""
     with exit_with_message(ValueError):
         options, _ = parse_command(argv, ModelsOptions, "metamix models")
         models = list_all_models(options.patterns, pretrained=options.pretrained)
     if options.format == "json":
         print(json.dumps([asdict(m) for m in models], indent=2))
     else:
-        print(table(models) or "none of these models has weights")
+        print(table(models) or "no model that matches has weights")
 
 
 def table(models: Sequence[ModelInfo | ImageModelInfo]) -> str:
@@ -48,7 +48,7 @@ def table(models: Sequence[ModelInfo | ImageModelInfo]) -> str:
 
 
 def cells(model: ModelInfo | ImageModelInfo) -> tuple[str, str, str, str]:
-    """Return the name, the parameters, the multiply-adds and the images of a model."""
+    """Return the cells of the row of a model: name, parameters, multiply-adds and shape of the images."""
     if isinstance(model, ImageModelInfo):
         images = f"{model.in_chans} x H x W" + (f", x{model.scale}" if model.scale > 1 else "")
         cost = model.macs_per_pixel
@@ -59,7 +59,7 @@ def cells(model: ModelInfo | ImageModelInfo) -> tuple[str, str, str, str]:
 
 
 def weights_line(weights: WeightsInfo | ImageWeightsInfo) -> str:
-    """Return the line of a model's weights: their data, and their score if they have one."""
+    """Return a line about weights of a model: their tag, their data and, if it is known, their score."""
     if isinstance(weights, ImageWeightsInfo):
         score = f": PSNR {weights.psnr:.2f} dB on {weights.test_data}" if weights.psnr is not None else ""
     else:

@@ -1,4 +1,4 @@
-"""Train a model, or several and compare them.
+"""Train a model, or train several models and compare them.
 
     metamix train --config digits/demo                      one process, on a GPU if there is one
     metamix train --config digits/demo --lr 2e-3            flags override the config
@@ -6,8 +6,8 @@
 
     torchrun --nproc_per_node=4 --max_restarts=3 train.py --config digits/demo
 
-A run has a folder in runs/, named after data, model and seed. Repeat the command to resume the run from its last
-checkpoint; it says if the run is finished. The training loop is metamix/training/engine.py.
+Each run has a folder in runs/, named after the data, the model and the seed. Repeat the command to resume the run from
+its last checkpoint; if the run is finished, the command says so. The training loop is in metamix/training/engine.py.
 """
 
 from collections.abc import Sequence
@@ -58,14 +58,14 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
     for model in models:  # so that a mistake in the last name shows before the first model is trained
         if ":" in model:
             raise ValueError(
-                f"model is {model}. Models of a hub cannot be trained, since the weight file stores a registered name: "
+                f"model is {model}. Models from a hub cannot be trained, since weight files store a registered name: "
                 f"give --model NAME, and the hub's weights as --checkpoint FILE"
             )
         find_task(recipe.task).part("task").check_model(model, recipe.options.pretrained)
         if "." in model and not (recipe.options.pretrained or recipe.options.checkpoint) and group.is_main:
             print(printable(f"note: {model} names weights, but they are loaded only with --pretrained"))
     for i, model in enumerate(models):
-        # A copy of the engine's options, since the engine sets those that are left open.
+        # Each model gets a copy of the engine's options, since the engine fills in options that are not set.
         of_model = replace(recipe, engine=replace(recipe.engine), options=replace(recipe.options, model=model))
         if len(models) > 1 and recipe.engine.output:
             of_model.engine.output = str(Path(recipe.engine.output) / model)
@@ -75,9 +75,9 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
                 task = find_task(of_model.task).part("task")(of_model.options, seed=of_model.engine.seed)
             folders.append(train(task, of_model, group))
         except Stopped as stopped:
-            launched = group.agent is not None or group.world_size > 1  # torchrun restarts it unless all exit with 0
+            launched = group.agent is not None or group.world_size > 1  # torchrun restarts unless all exit with 0
             exit_code = 0 if launched else stopped.exit_code
-        if exit_code is not None:  # raised after `except`, since its traceback would keep the loader's workers alive
+        if exit_code is not None:  # outside `except`, whose traceback would keep the loader's workers alive
             if group.is_main and models[i + 1 :]:
                 print(printable(f"not trained yet: {', '.join(models[i + 1 :])}; repeat the command to train them"))
             raise SystemExit(exit_code)
