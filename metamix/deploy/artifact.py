@@ -1,7 +1,7 @@
-"""Describe the folder that `metamix export` writes, in its export.json.
+"""Read and write export.json, which describes the folder that `metamix export` writes.
 
 export.json holds the SHA-256 of each other file and of its own content. The checksums reveal damage. They do not
-protect against an attacker, who can compute them again.
+protect against an attacker, who can recompute them.
 """
 
 import hashlib
@@ -64,12 +64,12 @@ class Artifact:
         return None if height is None or width is None else (height, width)
 
     def check(self, extra: Mapping[str, Rule], needs: Collection[str] = ()) -> None:
-        """Raise ValueError if `self.extra` breaks the rules, or if the weights' metadata lack an entry of `needs`."""
+        """Raise ValueError if `self.extra` breaks the rules, or if `self.model` lacks an entry in `needs`."""
         check_entries(self.model.to_dict(), dict.fromkeys(needs, rule(Any)), ARTIFACT, "model", AGAIN)
         check_entries(self.extra, extra, ARTIFACT, "extra", AGAIN)
 
     def check_files(self, folder: Path) -> None:
-        """Raise FileNotFoundError if a file of the export is missing, ValueError if it is damaged."""
+        """Raise FileNotFoundError if a file of the export is missing, and ValueError if one is damaged."""
         for name in dict.fromkeys((self.file, *self.files)):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} lacks {name}: copy the whole folder, or export the model again")
@@ -94,14 +94,14 @@ def with_checksum(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_artifact(folder: str | Path) -> Artifact:
-    """Read export.json of a folder; refuse one that is damaged or of another version. No other file is read."""
+    """Read only export.json of a folder; raise ValueError if it is damaged or of another version."""
     path = Path(folder) / ARTIFACT
     if not path.is_file():
         raise FileNotFoundError(_not_exported(Path(folder)))
     raw = read_json(path, AGAIN)
     if raw.get("version") != VERSION:
         version = shown(raw.get("version"))
-        raise ValueError(f"{path} is of version {version}, not {VERSION}, which has checksums: export again")
+        raise ValueError(f"{path} has version {version}, but only version {VERSION} has checksums: export again")
     if raw.get(CHECKSUM) != with_checksum(raw)[CHECKSUM]:
         raise ValueError(f"{path} is damaged or edited: its SHA-256 is wrong. Copy the folder again, or export again")
     rules = rules_of(Artifact, "model")
@@ -113,11 +113,11 @@ def load_artifact(folder: str | Path) -> Artifact:
 
 
 def _not_exported(path: Path) -> str:
-    """Say what to give instead of a path that holds no export.json."""
+    """Return the message for a path without export.json, which says what to give instead."""
     if path.is_file() and path.with_name(ARTIFACT).is_file():
         return f"{path} is a file of an exported model: give its folder, {path.parent}"
     if (path / WEIGHTS).is_file() or (path / CHECKPOINT).is_file():
         return f"{path} is a run: give it as --checkpoint, or export it with metamix export {path} --output NEW"
     if path.is_file():
-        return f"{path} is a file: give a folder that metamix export wrote. For weights give --checkpoint"
+        return f"{path} is a file: give a folder that metamix export wrote. If it has weights, give it as --checkpoint"
     return f"{path} is not an exported model: there is no {ARTIFACT}. Make one with metamix export MODEL --output NEW"

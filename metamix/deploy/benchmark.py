@@ -3,10 +3,10 @@
     result = benchmark(["metaformer_pooling_s12", "resnet18"], precisions=["fp32", "int8"])
     print(table(result))
 
-All models and engines take turns in one process, with the same images and number of threads. ONNX Runtime and OpenVINO
-run what `metamix export` writes; OpenVINO compiles it for the batch. All images are random, including those for int8's
-calibration. Models given by name have random weights, since the speed does not depend on them. A `BenchmarkedModel` is
-any other model, such as a trained detector.
+All models and engines take turns in one process, with the same number of threads. ONNX Runtime and OpenVINO run models
+as `metamix export` writes them; OpenVINO compiles each model for the batch size. All images are random, including the
+images that calibrate int8. Models given by name have random weights, since the speed does not depend on them. Wrap any
+other model, such as a trained detector, in a `BenchmarkedModel`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,13 +31,13 @@ from .formats.openvino import open_openvino
 from .fuse import fuse
 from .quantize import open_quantizer
 
-ENGINES: dict[str, tuple[str, ...]] = {  # engine: its precisions
+ENGINES: dict[str, tuple[str, ...]] = {  # engine: precisions that it supports
     "eager": ("fp32", "bf16"),
     "compile": ("fp32", "bf16"),
     "onnxruntime": ("fp32", "int8"),
     "openvino": ("fp32", "bf16", "int8"),
 }
-FORMAT_OF = {"onnxruntime": "onnx", "openvino": "openvino"}  # engine: what it runs
+FORMAT_OF = {"onnxruntime": "onnx", "openvino": "openvino"}  # engine: format that it runs
 CALIBRATION_IMAGES = 8
 Cell = tuple[str, str]  # engine and precision
 Step = Callable[[], object]
@@ -61,21 +61,21 @@ def benchmark(
     Args:
         models: names of models of metamix or timm, or `BenchmarkedModel`s.
         engines: keys of `ENGINES`.
-        precisions: "fp32", "bf16" and "int8"; each engine is timed in the precisions that it has.
-        batch_sizes: images in a call.
-        img_size: side of the images of named models in pixels; None for each model's own.
-        threads: number of threads to compute with; None for torch's number.
-        seconds: time for each model, engine, precision and batch in each run; at least five calls are made.
+        precisions: "fp32", "bf16" and "int8"; each engine is timed in the precisions that it supports.
+        batch_sizes: numbers of images per call.
+        img_size: side in pixels of the square images for models given by name; None for each model's default.
+        threads: number of threads to compute with; None for torch's current number.
+        seconds: seconds for each model, engine, precision and batch size in each run; at least five calls are made.
         runs: number of repetitions; the medians over them are reported.
-        reference: model whose speed in eager fp32 the others are compared with; None for the first one that is not
-            exported. If all are exported, "reference" and the speedups are None.
-        folder: where converted models are kept, so that they are not converted again. None keeps no models.
+        reference: model whose speed in eager fp32 is the baseline; None for the first model that is not exported. If
+            all models are exported, "reference" and the speedups are None.
+        folder: folder that keeps converted models for later calls; None for a temporary folder.
 
     Returns:
         {"machine", "threads", "versions", "measured", "runs", "reference", "rows", "failed"}. A row has "model",
-        "engine", "precision", "img_size", "batch", "ms" (median of a call), "img_per_s", "speedup" (times as fast as
-        the reference in eager fp32 at the same batch), and the smallest and largest speedup of the runs as "from" and
-        "to". `failed` says which cells could not be built and why.
+        "engine", "precision", "img_size", "batch", "ms" (median time of a call), "img_per_s", "speedup" (how many
+        times as fast as the reference in eager fp32 at the same batch size), and the smallest and largest speedup of
+        the runs as "from" and "to". "failed" maps what could not be timed, such as "resnet18 compile bf16", to why.
 
     Raises:
         ValueError: an unknown model, engine or precision, nothing to time, or a reference that is an export.
@@ -84,10 +84,10 @@ def benchmark(
     cells = cells_of(engines, precisions)
     chosen = {name_of(model): model for model in models}
     if not models or not batch_sizes or min(batch_sizes) < 1 or runs < 1:
-        raise ValueError(f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give one of each")
+        raise ValueError(f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give one or more")
     if isinstance(reference, BenchmarkedModel) and reference.cell:
         raise ValueError(
-            f"reference is {reference.name}, an export, which has no speed in eager fp32: give a model's name, a run "
+            f"reference is {reference.name}, an export, which does not run in eager fp32: give a model's name, a run "
             f"folder or a weight file"
         )
     reference = reference or next((m for m in chosen.values() if isinstance(m, str) or not m.cell), None)
@@ -99,7 +99,8 @@ def benchmark(
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     try:
-        with TemporaryDirectory() as temporary, torch._dynamo.config.patch(recompile_limit=64):  # one forward for all
+        # torch limits how often it compiles one function, and models of one class share their `forward`.
+        with TemporaryDirectory() as temporary, torch._dynamo.config.patch(recompile_limit=64):
             timed = ({base_name: reference} if reference else {}) | chosen
             subjects = [random_model(model, img_size) if isinstance(model, str) else model for model in timed.values()]
             place = Path(folder or temporary)
@@ -114,7 +115,7 @@ def benchmark(
                             step = subject.step(*cell, batch, place)
                             step()
                             steps[subject, cell] = step
-                        except Exception as error:  # each engine has its own types
+                        except Exception as error:  # each engine has its own error types
                             failed[" ".join((subject.name, *cell))] = str(error).partition("\n")[0]
                 timings = [interleaved(steps, seconds * len(steps)) for _ in range(runs)]
                 compared = [run.get((subjects[0], ("eager", "fp32"))) for run in timings]
@@ -150,7 +151,7 @@ def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
 
 
 def packages(engine: str, precision: str) -> tuple[str, ...]:
-    """Return the packages that an engine needs beyond torch."""
+    """Return the packages that an engine needs for a precision, besides torch."""
     return FORMATS[FORMAT_OF[engine]].packages_for(precision) if engine in FORMAT_OF else ()
 
 
@@ -160,7 +161,7 @@ def name_of(model: "str | BenchmarkedModel") -> str:
 
 
 def random_model(name: str, img_size: int | None) -> "BenchmarkedModel":
-    """Build a timm model with random weights, for square images of `img_size`; None for its own size."""
+    """Build a timm model with random weights for images of side `img_size`; None for its default size."""
     arguments: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
     model: Any = create_model(name, **arguments)
     channels, height, width = timm_config(model)["input_size"]
@@ -170,7 +171,10 @@ def random_model(name: str, img_size: int | None) -> "BenchmarkedModel":
 
 
 class BenchmarkedModel:
-    """A model to time, with `CALIBRATION_IMAGES`, its outputs' names and, for an export, its engine and precision."""
+    """A model to time on `images`, (CALIBRATION_IMAGES, C, H, W).
+
+    `outputs` names its outputs. `cell` is the engine and the precision of an exported model; None for other models.
+    """
 
     def __init__(
         self, name: str, model: Any, images: Tensor, outputs: Sequence[str] = ("logits",), cell: Cell | None = None
@@ -179,7 +183,7 @@ class BenchmarkedModel:
         self.model = model.eval().to(memory_format=torch.channels_last)
 
     def step(self, engine: str, precision: str, batch: int, folder: Path) -> Step:
-        """Return a function that runs the model on `batch` images in an engine and precision; it writes to `folder`."""
+        """Return a function that runs the model on `batch` images; converted files go to `folder`."""
         images = self.images[torch.arange(batch) % len(self.images)]
         if self.cell:
             return lambda: self.model(images)
@@ -206,7 +210,7 @@ class BenchmarkedModel:
         """Write the model for ONNX Runtime or OpenVINO, unless its file exists, and return the file."""
         format = FORMATS[FORMAT_OF[engine]]
         suffix = Path(format.file).suffix
-        stem = f"{self.name.replace('/', '%2F')}-{self.size}"  # runs/a and runs-a are different models
+        stem = f"{self.name.replace('/', '%2F')}-{self.size}"  # keeps runs/a and runs-a apart
         file = folder / f"{stem}-fp32{suffix}"
         if not file.exists():
             example = self.images[:2]
@@ -215,7 +219,8 @@ class BenchmarkedModel:
             return file
         quantized = folder / f"{stem}-int8{suffix}"
         if not quantized.exists():
-            open_quantizer(file, folder).quantize(quantized, [*self.images.numpy()[:, None]])  # saves memory
+            # Batches of one image save memory.
+            open_quantizer(file, folder).quantize(quantized, [*self.images.numpy()[:, None]])
         return quantized
 
     @property
@@ -225,7 +230,7 @@ class BenchmarkedModel:
         return width if height == width else f"{height}x{width}"
 
     def row(self, cell: Cell, batch: int, seconds: Sequence[float], base: Sequence[float | None]) -> dict[str, Any]:
-        """Make a row of the result from the seconds of a call in each run; `base` has the reference's seconds."""
+        """Make a row from `seconds` and `base`, the seconds per call of this model and of the reference in each run."""
         spent = median(seconds)
         speedups = [round(b / s, 2) for s, b in zip(seconds, base) if b is not None]
         return {
@@ -243,12 +248,12 @@ class BenchmarkedModel:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Write a result of `benchmark` as text: where it was measured, a line for each row, and what failed."""
+    """Format a result of `benchmark`: where it was measured, a line for each row, and what failed."""
     machine = result["machine"]
     software = ", ".join(f"{name} {number}" for name, number in result["versions"].items() if name != "metamix")
     lines = [f"{machine['cpu']}, {plural(result['threads'], 'thread')}, {result['measured']}; {software}"]
-    if result["reference"]:
-        lines.append(message(f"speedup: times as fast as {result['reference']} in eager fp32 at the same batch"))
+    if base := result["reference"]:
+        lines.append(message(f"speedup: how many times as fast as {base} in eager fp32 at the same batch size"))
     lines.append("")
     header = ("model", "engine", "precision", "pixels", "batch", "ms", "images/s", "speedup")
     keys = ("model", "engine", "precision", "img_size", "batch", "ms", "img_per_s", "speedup")

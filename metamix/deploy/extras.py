@@ -1,4 +1,4 @@
-"""Import packages of extras, and give the versions of the packages for deployment."""
+"""Import packages of optional extras, and look up the versions of installed packages."""
 
 import sys
 from collections.abc import Iterable
@@ -11,16 +11,21 @@ NAMES = {"onnx": "ONNX", "onnxscript": "ONNX", "onnxruntime": "ONNX Runtime", "o
 
 
 def need(package: str, extra: str = "deploy", install: str = "") -> Any:
-    """Import a package of an extra, such as "onnxruntime.quantization", or say that pip must `install` it.
+    """Import a package of an extra; if it is missing, raise ImportError with the pip command.
 
-    Importing OpenVINO or NNCF with it stops their reports to Google Analytics, unless openvino_telemetry is imported.
+    For OpenVINO and NNCF, block openvino_telemetry, which reports to Google Analytics, if it is not imported yet.
+
+    Args:
+        package: name to import, such as "onnxruntime.quantization".
+        extra: name of metamix's extra, for the message.
+        install: name for pip if it differs from the name to import.
     """
     top = package.partition(".")[0]
     if top in ("openvino", "nncf"):
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # makes its import fail
     try:
         return import_module(package)
-    except ModuleNotFoundError as error:  # another ImportError is a broken installation: its own message says more
+    except ModuleNotFoundError as error:  # the message of any other ImportError says more
         if error.name != top:
             raise
         name = NAMES.get(top, install or top)
@@ -28,7 +33,7 @@ def need(package: str, extra: str = "deploy", install: str = "") -> Any:
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of packages. A package under another name, such as onnxruntime-gpu, is left out."""
+    """Return the versions of packages. Packages under another name, such as onnxruntime-gpu, are left out."""
     versions = {}
     for package in packages:
         with suppress(PackageNotFoundError):

@@ -1,12 +1,12 @@
-"""Make a model leaner for inference by exact algebra: `fuse`.
+"""Make a model faster at inference without changing what it computes: `fuse`.
 
     s * (W x + b)            = (s W) x + s b          LayerScale, into the last linear layer of its branch
     s * (mean(n) - n)        = mean(s n) - s n        LayerScale after pooling or the identity, into the norm before it
     W1 x + W2 x              = (W1 + W2) x            RaftMLP's parallel patch convolutions
 
-Dropout and drop path do nothing in evaluation and are removed. Weights that a forward pass derives from parameters
-become parameters: the matrices of raft, the token MLP of nin, the triangular matrices of symmetric attention. With
-`images`, so do the weights that depend on the map size: resized raft matrices, position embeddings and biases.
+Dropout and drop path do nothing in evaluation and are removed. Weights that each forward pass computes from parameters
+are computed once: the matrices of raft, the token MLP of nin, the triangular matrices of symmetric attention. With
+`images`, weights that depend on the map size are also computed once: raft matrices, position embeddings and biases.
 
 Raft keeps its LayerScale: its matrices are shared by all channels, and cannot scale each channel differently. BatchNorm
 stays too: ONNX Runtime and OpenVINO fold it where it follows a convolution.
@@ -31,7 +31,7 @@ from metamix.mixers.wavemix import WaveMix
 from metamix.models.metaformer import Block, MetaFormer
 from metamix.models.raftmlp import MultiScaleEmbed
 
-Sizes = dict[nn.Module, tuple[int, int]]  # (H, W) of the map that a module gets
+Sizes = dict[nn.Module, tuple[int, int]]  # (H, W) of the feature map that a module gets
 
 # Types are compared exactly: a subclass may compute something else, such as timm's norms with an activation.
 DROPOUTS = (nn.Dropout, nn.Dropout2d, Dropout, DropPath)
@@ -41,15 +41,15 @@ LAYER_NORMS = (LayerNorm2d, Float32LayerNorm2d)  # over the channels of (B, C, H
 
 @torch.no_grad()
 def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
-    """Return a leaner copy of a model that computes the same in evaluation.
+    """Return a faster copy of a model, with the same outputs in evaluation.
 
     The given model is not changed. The copy is only for inference: it is in evaluation mode and needs no gradients.
-    Layers that are not metamix's stay, except for dropout, which is removed.
+    Layers from other packages are not replaced, except for dropout, which is removed.
 
     Args:
         model: a MetaFormer, or any module with metamix's layers in it, such as a detector.
-        images: an example; the copy then takes only images of this height and width. Without an example it takes any
-            size that the model takes.
+        images: example images (n, C, H, W). The copy then takes only images of this height and width. None for a copy
+            that takes all sizes that the model takes.
     """
     fused = deepcopy(model).eval().requires_grad_(False)
     sizes = {} if images is None else record_sizes(fused, images)
@@ -60,7 +60,7 @@ def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
             fold_layer_scales(module)
         elif kind is Raft and module.resample != "weights":
             fix_rafts(module, module.grid)
-        elif kind is Raft and size:  # else the matrices are resized to each map
+        elif kind is Raft and size:  # without a size, they are resized in each pass
             fix_rafts(module, size)
         elif kind is MinAttn and module.bias is not None and size:
             fix_bias(module, size)
@@ -70,7 +70,7 @@ def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
 
 
 def record_sizes(model: nn.Module, images: Tensor) -> Sizes:
-    """Return the map size that each module with size-dependent weights gets from these images."""
+    """Return the size of the feature map that each module with size-dependent weights gets from these images."""
     sizes: Sizes = {}
 
     def record(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -80,7 +80,7 @@ def record_sizes(model: nn.Module, images: Tensor) -> Sizes:
     hooks = [m.register_forward_pre_hook(record) for m in model.modules() if isinstance(m, (Raft, MinAttn))]
     for module in model.modules():
         if isinstance(module, MetaFormer):
-            # The positions are added to the stem's output.
+            # The position embeddings are added to the stem's output.
             hooks.append(module.stem.register_forward_hook(lambda _, __, y, m=module: record(m, (y,))))
     try:
         model(images)
@@ -91,7 +91,7 @@ def record_sizes(model: nn.Module, images: Tensor) -> Sizes:
 
 
 def replace(module: Any) -> nn.Module:
-    """Replace `module` and the modules inside it by leaner ones."""
+    """Replace the modules inside `module` by faster ones, in place; return `module` or its own replacement."""
     for name, child in module.named_children():
         setattr(module, name, replace(child))
     kind = type(module)
@@ -119,7 +119,7 @@ def fold_layer_scales(block: Block) -> None:
         block.layer_scale2 = nn.Identity()
 
 
-LAST_LAYERS = {Maxim: "fc2", MinAttn: "proj", Nin: "value"}  # nin: the gate is a factor of the value
+LAST_LAYERS = {Maxim: "fc2", MinAttn: "proj", Nin: "value"}  # nin multiplies the value by the gate
 
 
 def last_layer(block: Block) -> Any:
@@ -129,13 +129,13 @@ def last_layer(block: Block) -> Any:
         return getattr(mixer, LAST_LAYERS[kind])
     if kind is WaveMix:
         return mixer.levels[0].norm
-    if kind in (Pooling, Identity) and (block.mlp is None or not block.tie_norms):  # linear in each channel
-        return block.norm1
+    if kind in (Pooling, Identity) and (block.mlp is None or not block.tie_norms):
+        return block.norm1  # these mixers are linear in each channel, and the MLP does not use this norm
     return None
 
 
 def scale_outputs(layer: Any, scale: Tensor) -> bool:
-    """Multiply the output channels of a layer, in place; return False if it has no weight for each channel."""
+    """Multiply the output channels of a layer by `scale` (C,), in place; return False for an unsupported layer."""
     if type(layer) not in (nn.Conv2d, nn.BatchNorm2d, *GROUP_NORMS, *LAYER_NORMS) or layer.weight is None:
         return False
     for name, parameter in list(layer.named_parameters(recurse=False)):
@@ -144,7 +144,7 @@ def scale_outputs(layer: Any, scale: Tensor) -> bool:
     return True
 
 
-# Weights that are derived in each forward pass
+# Weights that each forward pass computes from parameters
 
 
 def fix_rafts(raft: Any, size: tuple[int, int]) -> None:
@@ -163,8 +163,9 @@ def fix_bias(attention: Any, size: tuple[int, int]) -> None:
 class FixedRaftMlp(nn.Module):
     """A raft MLP for `length` tokens along the mixed side, (B, C, H, W) -> (B, C, H, W).
 
-    The values of a raft are in the order (length, raft_size), which they have in memory if the channels are last. So
-    engines copy no map for the horizontal MLP, and copy runs of C / r values for the vertical one.
+    `rafts` is their einops pattern. The values of a raft are ordered (length, raft_size), as they are in channels_last
+    memory. So engines do not copy the feature map for the horizontal MLP, and copy runs of C / r values for the
+    vertical MLP.
     """
 
     def __init__(self, mlp: RaftMlp, length: int, rafts: str):
@@ -214,7 +215,7 @@ class SummedEmbed(nn.Module):
 
 
 class Constant(nn.Module):
-    """Return a tensor, whatever the inputs."""
+    """Return a fixed tensor for any inputs."""
 
     def __init__(self, value: Tensor):
         super().__init__()

@@ -1,12 +1,12 @@
-"""Quantize model files to int8 after training: NNCF for OpenVINO, ONNX Runtime for ONNX.
+"""Quantize model files to int8 after training, with NNCF for OpenVINO and with ONNX Runtime for ONNX.
 
     result = quantize_file(Path("model.xml"), calibration_batches, score, max_drop=0.3, minutes=10)
 
 Weights get a scale for each output channel. Activations get one scale for each tensor, found with the calibration
-images. If the score drops by more than the limit, the error of the outputs is measured with each layer alone in int8,
-in one graph that holds all layers in both precisions. Then the 1, 2, 4, ... layers with the largest errors stay in
-fp32, until the limit is met. A drop counts only if chance does not explain it: p < 0.05 in a test that gives the
-images' changes random signs. For images that are right or wrong, this is McNemar's test.
+images. If the score drops by more than the limit, a graph that has each layer in both precisions measures the error of
+the outputs when a single layer is in int8. Then the 1, 2, 4, ... layers with the largest errors stay in fp32, until the
+limit is met. A drop counts only if it is significant: p < 0.05 in a permutation test that flips the signs of the
+images' score changes at random. For scores that are right or wrong, this is McNemar's test.
 """
 
 import shutil
@@ -26,8 +26,8 @@ from .formats.base import Quantizer, writing
 log = package_logger(__name__)
 
 Score = Callable[[Run], np.ndarray]  # the score of each image, (n,); higher is better
-CHANCE = 0.05  # drops of a larger p-value count as chance
-FLIPS = 10_000  # random choices of signs
+CHANCE = 0.05  # drops with a larger p-value count as chance
+FLIPS = 10_000  # number of random draws of the signs
 RANKED_IMAGES = 8  # number of images to rank layers on
 
 
@@ -35,8 +35,8 @@ RANKED_IMAGES = 8  # number of images to rank layers on
 class Quantized:
     """The result of quantizing a file."""
 
-    fp32: float  # score before
-    int8: float  # score after
+    fp32: float  # mean score in fp32
+    int8: float  # mean score in int8
     images: int  # number of images that were scored
     layers: int  # number of convolutions and matrix products
     kept: tuple[str, ...]  # names of the layers that stay in fp32
@@ -55,19 +55,19 @@ def quantize_file(
     Args:
         file: .onnx or .xml, in fp32.
         batches: prepared images for calibration, each (n, C, H, W) float32.
-        score: returns the score of a model on each of some training images that are not in `batches`.
+        score: returns the score of a model on each held-out image, which is not in `batches`.
         max_drop: largest accepted loss of the mean score.
-        minutes: time for the search for layers to keep in fp32; no further try begins after it.
+        minutes: time limit of the search for layers to keep in fp32; no attempt begins after it.
         unit: unit of the scores, for messages.
 
     Raises:
         ValueError: the model has nothing to quantize, or loses more than `max_drop`, or there are no calibration
-            images. The file is unchanged.
+            images. The file is then unchanged.
         ImportError: nncf or onnxruntime is missing.
     """
     batches = list(batches)
     if not batches:
-        raise ValueError("there are no calibration images: give some of the training split")
+        raise ValueError("there are no calibration images: give images of the training split")
     with TemporaryDirectory() as folder:
         quantizer = open_quantizer(file, Path(folder))
         if not quantizer.layers:
@@ -91,9 +91,9 @@ def quantize_file(
             count, late = max(1, 2 * count), time.monotonic() >= end
             if late or count > layers // 2:
                 advice = f"give more --search-minutes than {minutes:g}" if late else "accept a larger --max-drop"
-                raise ValueError(f"{loss}; the limit is {max_drop:g}: {advice}, or take fp32 or bf16")
+                raise ValueError(f"{loss}; the limit is {max_drop:g}: {advice}, or use fp32 or bf16")
             ranked = ranked or rank(quantizer, output, batches, end)
-        for part in output.parent.glob("int8.*"):  # .xml has a .bin
+        for part in output.parent.glob("int8.*"):  # an .xml also has a .bin
             file.with_suffix(part.suffix).unlink()  # a reader may have mapped it into memory
             with writing(file.with_suffix(part.suffix)):
                 shutil.move(part, file.with_suffix(part.suffix))
@@ -108,9 +108,9 @@ def open_quantizer(file: Path, folder: Path) -> Quantizer:
 
 
 def is_chance(before: np.ndarray, after: np.ndarray) -> bool:
-    """Return whether a drop of scores (n,) may be chance: with random signs, the changes often have as low a sum.
+    """Return whether a drop of scores (n,) may be chance: its p-value in the permutation test is above `CHANCE`.
 
-    Fewer than five images cannot show that a drop is chance, so it always counts.
+    With fewer than five images, p is never below 0.05, so every drop counts.
     """
     change, random = (after - before)[after != before], np.random.default_rng(0)
     signs = (2.0 * random.integers(0, 2, (100, len(change)), np.int8) - 1 for _ in range(FLIPS // 100))
@@ -119,9 +119,9 @@ def is_chance(before: np.ndarray, after: np.ndarray) -> bool:
 
 
 def rank(quantizer: Quantizer, file: Path, batches: Sequence[np.ndarray], end: float) -> list[str]:
-    """Sort the layers by the error of the outputs if only that layer is in int8, the largest first.
+    """Sort the layers by the error of the outputs when only that layer is in int8, the largest error first.
 
-    `file` has all layers in int8. No further batch begins after the time `end`.
+    `file` has all layers in int8. No batch begins after `end`, a time of `time.monotonic`.
     """
     run, count = quantizer.open_mixed(file), len(quantizer.layers)
     none, *alone = np.eye(count + 1, count, -1, bool)
@@ -139,7 +139,7 @@ def rank(quantizer: Quantizer, file: Path, batches: Sequence[np.ndarray], end: f
 def difference(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
     """Return the mean squared error of each output relative to its variance, summed over the outputs.
 
-    Several outputs describe candidates, (n, K, ...), whose order int8 changes: their sorted values are compared.
+    Several outputs describe candidates, (n, K, ...). Since int8 can change their order, sorted values are compared.
     """
     if len(expected) > 1:
         outputs, expected = ([np.sort(values, axis=1) for values in each] for each in (outputs, expected))

@@ -14,19 +14,19 @@ MAX_BF16_RMS = 0.05  # limit of the root mean square for bf16, relative to the s
 class Difference:
     """Measure the difference between the outputs of two models over many batches."""
 
-    precision: str  # of the second model; its limits are checked
+    precision: str  # precision of the second model; it decides which limits apply
     ranked: bool = False  # whether the outputs are scores of classes, so that the most probable class is compared
     largest: float = 0.0
     images: int = 0
-    count: int = 0  # images or pixels that are ranked
-    same: int = 0  # how many of them have the same most probable class
+    count: int = 0  # number of images or pixels whose classes are compared
+    same: int = 0  # number of images or pixels with the same most probable class in both models
     values: int = 0  # number of expected values
-    total: float = 0.0  # their sum
-    total_squares: float = 0.0  # sum of their squares
+    total: float = 0.0  # sum of the expected values
+    total_squares: float = 0.0  # sum of the squared expected values
     squared_errors: float = 0.0  # sum of the squared differences
 
     def update(self, expected: Tensor, actual: Tensor) -> None:
-        """Add the outputs of both models for n images: (n, ...), or if they are ranked, (n, classes, ...)."""
+        """Add the outputs of both models for n images, (n, ...); if `ranked` is true, (n, classes, ...)."""
         self.images += len(expected)
         if self.ranked:  # one row of scores for each image or pixel
             expected, actual = (outputs.movedim(1, -1).flatten(0, -2) for outputs in (expected, actual))
@@ -42,7 +42,7 @@ class Difference:
             self.same += int((expected.argmax(1) == actual.argmax(1)).sum())
 
     def result(self) -> dict[str, float]:
-        """Return the numbers for the report."""
+        """Return the measured differences by name, for the report."""
         variance = self.total_squares / self.values - (self.total / self.values) ** 2
         unit = max(variance, 0.0) ** 0.5 or 1.0  # deviation of the expected outputs
         figures = {
@@ -54,7 +54,7 @@ class Difference:
         return figures | ({"same_top1": self.same / self.count} if self.ranked else {})
 
     def problems(self) -> list[str]:
-        """Describe each limit that is exceeded. For int8, the accuracy has a limit instead."""
+        """Describe each limit that is exceeded. There is none for int8, whose accuracy is limited instead."""
         figures, problems = self.result(), []
         rms, largest = figures["rms_of_the_deviation"], figures["of_the_deviation"]
         if self.precision == "bf16" and not rms <= MAX_BF16_RMS:

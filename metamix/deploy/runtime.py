@@ -1,4 +1,4 @@
-"""Run exported models with only an engine, without the code that built the models.
+"""Run exported models in an inference engine, without the code that built the models.
 
     model = load_exported("raft-onnx")
     logits = model(images)                  (n, C, H, W), prepared as in training
@@ -27,27 +27,27 @@ from .formats import FORMATS, Run, open_file
 class ExportedModel(nn.Module):
     """An exported model, called like the model that it was made from.
 
-    `run` is the engine; `reopen` opens the folder again, which pickle and copy need.
+    `run` calls the engine. `reopen` opens the folder again; pickle and copy need it.
     """
 
     def __init__(self, run: Run, artifact: Artifact, reopen: "Callable[[], ExportedModel] | None" = None):
         super().__init__()
         self.run, self.artifact, self.reopen = run, artifact, reopen
-        self.on_cpu = nn.Parameter(torch.empty(0), requires_grad=False)  # callers ask a parameter for the device
+        self.on_cpu = nn.Parameter(torch.empty(0), requires_grad=False)  # callers read the device from a parameter
         self.eval()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle and copy an opened folder as its path, which is opened again: an engine belongs to its process."""
+        """Pickle and copy only the path of the folder and open it again, since an engine belongs to its process."""
         return (self.reopen, ()) if self.reopen else super().__reduce_ex__(protocol)
 
     def forward(self, images: Any) -> Any:
         """Run the model on images (n, C, H, W), a tensor or a numpy array in float32.
 
         Returns:
-            The output, a tensor or an array as `images` are; a tuple if there are several outputs.
+            The output, of the same type as `images`; a tuple if the model has several outputs.
 
         Raises:
-            DoesNotFit: a ValueError; the model does not take images of this shape.
+            DoesNotFit: the model does not take images of this shape. It is a ValueError.
         """
         self.check_shape(tuple(images.shape))
         as_tensor = isinstance(images, Tensor)
@@ -56,7 +56,7 @@ class ExportedModel(nn.Module):
             outputs = self.run(np.ascontiguousarray(array))
         except ValueError:
             raise
-        except Exception as error:  # each engine has its own types
+        except Exception as error:  # each engine has its own error types
             if is_out_of_memory(error):
                 raise
             raise DoesNotFit(f"the exported model fails on images of shape {array.shape} ({reason(error)})") from error
@@ -92,7 +92,7 @@ class ExportedModel(nn.Module):
 
 
 def reason(error: Exception) -> str:
-    """Return the last line of an engine's message: OpenVINO's first lines name its source files."""
+    """Return the last line of an engine's message, since OpenVINO's messages begin with names of source files."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
@@ -100,14 +100,14 @@ def load_exported(folder: str | Path, *, threads: int | None = None, trust: bool
     """Load an exported model.
 
     Args:
-        folder: what `metamix export` wrote.
+        folder: folder that `metamix export` wrote.
         threads: number of threads for the engine; None for its default, all cores. For a torch.export model the number
-            holds for all of torch in this process, since torch cannot set it for a single model.
+            applies to all of torch in this process, since torch cannot set it for a single model.
         trust: load a model that was exported in the format torch; its files can run code.
 
     Raises:
         FileNotFoundError: the folder holds no exported model.
-        ValueError: its files are damaged, they may hold code and `trust` is false, or `threads` is not at least 1.
+        ValueError: its files are damaged, they can run code and `trust` is false, or `threads` is less than 1.
         ImportError: the engine is not installed.
     """
     if threads is not None:
@@ -116,14 +116,14 @@ def load_exported(folder: str | Path, *, threads: int | None = None, trust: bool
     file, format = Path(folder) / artifact.file, FORMATS[artifact.format]
     if format.runs_code and not trust:
         raise ValueError(
-            f"{file} is not loaded: {format.runs_code}. If you trust who exported it, give --trust, in Python "
-            f"trust=True. Exports to onnx and openvino need no trust"
+            f"{file} is not loaded: {format.runs_code}. If you trust who exported it, give --trust, or in Python "
+            f"trust=True. Exports to onnx and openvino do not need it"
         )
     artifact.check_files(Path(folder))
     try:
         run = open_file(file, threads, artifact.precision, compiled=format.compiled in artifact.files)
     except ImportError:
         raise
-    except Exception as error:  # each engine has its own types
-        raise ValueError(f"{file} cannot be loaded ({reason(error)}): copy the folder again, or export it") from error
+    except Exception as error:  # each engine has its own error types
+        raise ValueError(f"{file} cannot be loaded ({reason(error)}): copy the folder or export again") from error
     return ExportedModel(run, artifact, partial(load_exported, Path(folder).absolute(), threads=threads, trust=trust))

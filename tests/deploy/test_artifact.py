@@ -99,7 +99,7 @@ def test_errors_say_what_to_give_instead_of_a_run_or_a_file(tmp_path):
     for path, words in (
         (run, f"{run} is a run: give it as --checkpoint, or export it with metamix export {run} --output NEW"),
         (exported / "model.onnx", f"model.onnx is a file of an exported model: give its folder, {exported}"),
-        (run / "model.safetensors", "is a file: give a folder that metamix export wrote. For weights give --check"),
+        (run / "model.safetensors", "is a file: give a folder that metamix export wrote. If it has weights"),
     ):
         with pytest.raises(FileNotFoundError, match=re.escape(words)):
             load_exported(path)
@@ -122,7 +122,7 @@ def test_exported_model_is_not_a_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("format", "precision", "words"),
     [
-        ("onnx", "bf16", "no bf16 kernels on a CPU: take --format openvino or torch"),
+        ("onnx", "bf16", "no bf16 kernels on a CPU: use --format openvino or torch"),
         ("torch", "int8", "take --format openvino or onnx"),
         ("openvino", "int4", "precision is 'int4'; did you mean 'int8'"),
     ],

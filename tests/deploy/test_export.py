@@ -86,7 +86,7 @@ def test_dynamic_exports_from_maps_of_one_pixel_compute_other_sizes(format, weig
 def test_a_dynamic_program_of_torch_needs_larger_maps(weights, tmp_path):
     options = dict(output=tmp_path / "out", format="torch", dynamic=True, seconds=0)
     source = weights("pooling", depths=(1, 1), dims=(8, 8))
-    words = r"no images of 4 x 4 together with larger ones \(.*\): give a larger --img-size, or --format onnx"
+    words = r"one program for images of 4 x 4 and for larger ones \(.*\): give a larger --img-size, or --format onnx"
     with pytest.raises(ValueError, match=words):
         export(source, img_size=4, **options)
     export(source, img_size=8, **options)
@@ -97,7 +97,7 @@ def test_a_model_of_a_fixed_size_cannot_be_exported_as_dynamic(tmp_path):
     about = {"model": "vit_tiny_patch16_224", "model_args": {"depth": 1}, "num_classes": 2}
     vit = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=2)
     save_weights(tmp_path / "v.safetensors", vit.state_dict(), about)
-    with pytest.raises(ValueError, match=r"--dynamic needs a model that takes images of 448 x 448 too: Input height"):
+    with pytest.raises(ValueError, match=r"--dynamic needs a model that also takes images of 448 x 448: Input height"):
         export(str(tmp_path / "v.safetensors"), output=tmp_path / "out", format="torch", dynamic=True)
 
 
@@ -277,7 +277,7 @@ def test_an_export_with_other_outputs_is_refused(weights, tmp_path, monkeypatch)
     ("options", "words"),
     [
         (dict(format="onix"), r"format is 'onix', but it must be one of onnx, openvino, torch; did you mean 'onnx'\?"),
-        (dict(precision="bf16"), r"no bf16 kernels on a CPU: take --format openvino or torch"),
+        (dict(precision="bf16"), r"no bf16 kernels on a CPU: use --format openvino or torch"),
         (dict(precision="int8"), r"int8 is calibrated on images of the training split: give --data NAME or --data-dir"),
         (dict(source="metaformer_rafft_s12"), r"did you mean 'metaformer_raft_s12'"),
         (dict(source="metaformer_raft_s12"), r"names a model but no weights: train it, and export the run folder"),
@@ -346,7 +346,7 @@ def test_a_file_that_the_engine_cannot_load_is_reported(weights, tmp_path):
     export(weights("identity"), output=tmp_path / "out", format="onnx", seconds=0)
     (tmp_path / "out" / "model.onnx").write_bytes(b"of a later version")
     load_artifact(tmp_path / "out").save(tmp_path / "out")
-    with pytest.raises(ValueError, match=r"model.onnx cannot be loaded \(.+\): copy the folder again, or export it"):
+    with pytest.raises(ValueError, match=r"model.onnx cannot be loaded \(.+\): copy the folder or export again"):
         load_exported(tmp_path / "out")
 
 

@@ -207,7 +207,7 @@ def test_quantizing_without_images_or_layers_is_refused(file, tmp_path):
     def unused(run):
         raise AssertionError("scored before the arguments were checked")
 
-    with pytest.raises(ValueError, match="there are no calibration images: give some of the training split"):
+    with pytest.raises(ValueError, match="there are no calibration images: give images of the training split"):
         quantize_file(file, [], unused, max_drop=1, minutes=1)
     pool = write(nn.AvgPool2d(2), file.suffix, tmp_path)
     with pytest.raises(ValueError, match="has no convolution and no matrix product: int8 would change nothing"):

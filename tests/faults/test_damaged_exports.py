@@ -143,7 +143,7 @@ def test_code_in_an_export_runs_only_if_it_is_trusted(exported, digit, tmp_path)
     evil = tmp_path / "evil"
     plant(exported / "model.pt2", evil)
     sign(exported)
-    words = "model.pt2 is not loaded: .*, which can run any code. .*give --trust, in Python trust=True. Exports to onnx"
+    words = "model.pt2 is not loaded: .*, which can run any code. .*give --trust, or in Python trust=True."
     for load in (metamix.load, load_exported):
         with pytest.raises(ValueError, match=words):
             load(exported)

@@ -1,4 +1,4 @@
-"""Formats of exported models, one file each: write a graph, open it with an engine, quantize it.
+"""List the formats of exported models. Each format has a file, which writes, opens and quantizes its models.
 
 To add a format, write a file like onnx.py and add its `FORMAT` below.
 """
@@ -21,7 +21,7 @@ __all__ = ["FORMATS", "PRECISIONS", "Format", "Graph", "Run", "check_format", "o
 
 
 def check_format(name: str, precision: str) -> Format:
-    """Return the format of a name; refuse an unknown name, or a precision that the format cannot be written in."""
+    """Return the format `name`; raise ValueError if there is none, or if it does not support the precision."""
     check_choice("format", name, FORMATS)
     check_choice("precision", precision, PRECISIONS)
     if precision in FORMATS[name].refused:
@@ -30,10 +30,11 @@ def check_format(name: str, precision: str) -> Format:
 
 
 def open_file(file: Path, threads: int | None = None, precision: str = "fp32", compiled: bool = False) -> Run:
-    """Open a file (.onnx, .xml or .pt2) with the engine of its format. Files that may hold code must be trusted.
+    """Open a file (.onnx, .xml or .pt2) with the engine of its format. Opening a .pt2 file can run code in it.
 
     Args:
-        threads: None for the engine's default, all cores.
+        threads: number of threads; None for the engine's default, all cores.
+        precision: precision of the export.
         compiled: whether to use the compiled program beside the file, if this machine can load it.
     """
     format = next(format for format in FORMATS.values() if Path(format.file).suffix == file.suffix)

@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from metamix.utils.files import reason
 
 INPUT = "images"  # name of the graph's input
-RECORDINGS = 5  # most recordings of a graph; each one doubles the sides of the example
+RECORDINGS = 5  # maximum number of attempts to record a graph; each one doubles the sides of the example
 
 Run = Callable[..., list[np.ndarray]]  # (images) -> outputs
 
@@ -28,7 +28,7 @@ class Graph:
     """A model to export, and how to record its graph."""
 
     model: nn.Module  # in evaluation mode, fused
-    images: Tensor  # an example, (2 or more, C, H, W); the batch may always vary
+    images: Tensor  # example images, (2 or more, C, H, W); the batch size may always vary
     outputs: Sequence[str]  # names of the outputs
     dynamic: bool = False  # whether height and width may vary
     precision: str = "fp32"  # precision of the export; int8 is made from a graph in fp32
@@ -38,7 +38,7 @@ class Graph:
 class Quantizer(Protocol):
     """Quantize a model file."""
 
-    layers: list[str]  # names of its convolutions and matrix products
+    layers: list[str]  # names of the convolutions and matrix products in the file
 
     def quantize(self, output: Path, batches: Sequence[np.ndarray], keep: Collection[str] = ()) -> None:
         """Write the int8 model to `output`; the layers in `keep` stay in fp32.
@@ -47,7 +47,10 @@ class Quantizer(Protocol):
         """
 
     def open_mixed(self, quantized: Path) -> Run:
-        """Open a graph (images, switches) -> outputs; the layers whose switch is on come from an int8 file."""
+        """Open a graph (images, switches) -> outputs, in which each layer whose switch is on computes in int8.
+
+        `quantized` is the int8 file. `switches` is a bool array with an entry for each of `layers`.
+        """
 
 
 @dataclass(frozen=True)
@@ -56,27 +59,27 @@ class Format:
 
     file: str  # name of its main file
     write: Callable[[Graph, Path], None]  # writes the main file
-    open: Callable[..., Run]  # (file, threads, precision); None: the engine chooses the threads
+    open: Callable[..., Run]  # (file, threads, precision); the engine chooses the threads if they are None
     more_files: tuple[str, ...] = ()  # names of files that `write` may add beside it
     compiled: str = ""  # name of the file that `Graph.compile` adds; `open` reads it if called with compiled=True
     runs_code: str = ""  # how opening a file can run code that it holds; "" if it cannot
     packages: tuple[str, ...] = ()  # packages that writing and running need besides torch
     refused: Mapping[str, str] = field(default_factory=dict)  # unsupported precision -> what to do instead
-    quantizer: Callable[[Path, Path], Quantizer] | None = None  # (file, folder for temporary files)
+    quantizer: Callable[[Path, Path], Quantizer] | None = None  # (file, temporary folder)
     int8_packages: tuple[str, ...] = ()  # further packages that quantization needs
 
     def packages_for(self, precision: str) -> tuple[str, ...]:
-        """Return the packages that a precision needs besides torch."""
+        """Return the packages that the format needs for a precision, besides torch."""
         return self.packages + (self.int8_packages if precision == "int8" else ())
 
 
 @torch.no_grad()
 def to_program(model: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgram:
-    """Record a model with torch.export; the arguments are those of `Graph`. Raise ValueError if this fails.
+    """Record a model with torch.export; raise ValueError if that fails. See `Graph` for the arguments.
 
-    torch.export takes the size of a map of one pixel as a constant. A graph with such constants is wrong for larger
-    images, and ONNX Runtime and OpenVINO do not check the size. So if sides may vary, the images are repeated until
-    the graph takes images of any larger size.
+    torch.export records the size of a 1 x 1 feature map as a constant. A graph with such a constant is wrong for larger
+    images, and ONNX Runtime and OpenVINO do not check the size. So if the sides may vary, the model is recorded with
+    larger and larger images until the graph takes images of twice their size.
     """
     problem = "torch.export cannot record the model"
     free = {0: Dim.DYNAMIC, 2: Dim.AUTO, 3: Dim.AUTO} if dynamic else {0: Dim.DYNAMIC}
@@ -87,12 +90,12 @@ def to_program(model: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgr
         refused = refusal(program, images) if dynamic else None
         if not refused:
             return program
-        problem = f"--dynamic needs a model that takes images of {images.shape[2]} x {images.shape[3]} too"
+        problem = f"--dynamic needs a model that also takes images of {images.shape[2]} x {images.shape[3]}"
     raise ValueError(f"torch.export fixes the sides of the images ({refused}): give a larger --img-size")
 
 
 def refusal(program: ExportedProgram, images: Tensor) -> str | None:
-    """Return why a program does not take images of this size, or None if it does; no output is computed."""
+    """Return why a program does not take images of this size, or None if it takes them. Compute no output."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with mode:
@@ -122,7 +125,7 @@ def writing(file: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         free = shutil.disk_usage(file.parent).free / 1e6
-        raise OSError(f"{file} could not be written ({reason(error)}; {free:,.1f} MB of the disk are free)") from error
+        raise OSError(f"{file} could not be written ({reason(error)}; {free:,.1f} MB are free on the disk)") from error
 
 
 @contextmanager

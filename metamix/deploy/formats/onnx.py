@@ -25,7 +25,7 @@ def write(graph: Graph, file: Path) -> None:
         )
     assert program is not None
     for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # removed: stack traces, which hold paths of this machine
+        node.metadata_props.clear()  # removes stack traces, which contain paths of this machine
     with writing(file):
         program.save(str(file), external_data=False)
 
@@ -46,7 +46,7 @@ class OnnxFile:
 
     def __init__(self, file: Path, folder: Path):
         onnx, shapes = need("onnx"), need("onnxruntime.quantization.shape_inference")
-        # The prepared file has folded constants and inferred shapes; quantization names the nodes of this file.
+        # Preparing folds constants and infers shapes. `layers` has the node names of the prepared file.
         self.prepared = folder / "prepared.onnx"
         shapes.quant_pre_process(str(file), str(self.prepared), skip_symbolic_shape=True)
         graph = onnx.load(str(self.prepared)).graph
@@ -66,7 +66,7 @@ class OnnxFile:
                 op_types_to_quantize=list(LAYERS),
                 per_channel=True,
                 weight_type=quantization.QuantType.QInt8,
-                activation_type=quantization.QuantType.QUInt8,  # the fastest kernels on a CPU with VNNI
+                activation_type=quantization.QuantType.QUInt8,  # has the fastest kernels on CPUs with VNNI
                 reduce_range=sums_saturate(processor()["instructions"]),
                 nodes_to_exclude=list(keep),
             )
@@ -96,7 +96,7 @@ FORMAT = Format(
     open_onnx,
     packages=("onnx", "onnxscript", "onnxruntime"),
     refused={
-        "bf16": "ONNX Runtime has no bf16 kernels on a CPU: take --format openvino or torch with --precision bf16, or "
+        "bf16": "ONNX Runtime has no bf16 kernels on a CPU: use --format openvino or torch with --precision bf16, or "
         "--format onnx with fp32 or int8."
     },
     quantizer=OnnxFile,

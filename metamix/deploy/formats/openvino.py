@@ -25,16 +25,16 @@ from .base import INPUT, Format, Graph, Run, as_value_error, quiet, sums_saturat
 
 LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")  # operations that are quantized
 HINT = "INFERENCE_PRECISION_HINT"  # name of OpenVINO's property
-# What OpenVINO computes in, by precision; in an int8 model this is the precision of norms, gates and sums.
+# Value of the hint for each precision. In an int8 model it sets the precision of norms, gates and sums.
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
 
 
 class ChannelNorm(nn.Module):
     """Normalise (B, C, H, W) over C without moving the channels last, with the parameters of `norm`.
 
-    Why: OpenVINO 2026.4 computes timm's `LayerNorm2d` as transposes and several kernels of its own. Written
-    as sums over the channels, the norms are fused: between 1x1 convolutions on 56 x 56 maps, a model with such norms is
-    1.5 times as fast in fp32 and 2.2 times as fast in int8.
+    OpenVINO 2026.4 computes timm's `LayerNorm2d` with transposes and several kernels, but fuses a norm that is written
+    as sums over the channels. A model of such norms and 1x1 convolutions on 56 x 56 feature maps becomes 1.5 times as
+    fast in fp32 and 2.2 times as fast in int8.
     """
 
     def __init__(self, norm: LayerNorm2d):
@@ -50,9 +50,9 @@ class ChannelNorm(nn.Module):
 class GroupNorm(nn.Module):
     """Normalise the groups of (B, C, H, W) with the parameters of `norm`, as weights of shape (1, C, 1, 1).
 
-    Why: OpenVINO 2026.4 gives the weights of a group norm the shape (C, 1, 1), even if they are 1 and 0. Their lower
-    rank forces a memory layout that the convolutions do not have, and OpenVINO reorders maps. So one group, the norm of
-    most models, is computed from sums: raft of size s12 is then 11 % faster in int8.
+    OpenVINO 2026.4 gives each group norm weights of shape (C, 1, 1), even if they are just 1 and 0. Because of their
+    lower rank, the norm needs another memory layout than the convolutions, and OpenVINO reorders the feature maps. So a
+    norm with one group, which most models have, is computed from sums: raft of size s12 is then 11 % faster in int8.
     """
 
     def __init__(self, norm: nn.GroupNorm):
@@ -69,7 +69,7 @@ class GroupNorm(nn.Module):
 
 
 def to_openvino_form(module: Any) -> nn.Module:
-    """Replace the norms inside a module, in place, by the forms for OpenVINO.
+    """Replace the norms inside a module, in place, by `ChannelNorm` and `GroupNorm`.
 
     Return the module or, for a norm, its replacement.
     """
@@ -83,7 +83,7 @@ def to_openvino_form(module: Any) -> nn.Module:
 
 
 def write(graph: Graph, file: Path) -> None:
-    """Write a graph as .xml and .bin, with unchanged weights."""
+    """Write a graph as .xml and .bin. The weights are not rounded to fp16."""
     model = to_openvino(graph)
     with writing(file):
         need("openvino").save_model(model, str(file), compress_to_fp16=False)
@@ -98,7 +98,7 @@ def to_openvino(graph: Graph) -> Any:
     name = program.graph_signature.user_inputs[0]
     shape = next(node.meta["val"].shape for node in program.graph.nodes if node.name == name)
     # convert_model leaves height and width free, which costs a tenth of the speed.
-    model.reshape([side if isinstance(side, int) else -1 for side in shape])  # a side that may vary is a symbol
+    model.reshape([side if isinstance(side, int) else -1 for side in shape])  # sides that may vary are symbols
     model.inputs[0].get_tensor().set_names({INPUT})
     for output, name in zip(model.outputs, graph.outputs):
         output.get_tensor().set_names({name})
@@ -110,7 +110,7 @@ def open_openvino(model: Any, threads: int | None = None, precision: str = "fp32
     compiled, turn = compile_openvino(model, threads, precision), Lock()
 
     def run(*inputs: np.ndarray) -> list[np.ndarray]:
-        with turn:  # a compiled model has one request, in which threads would overwrite each other's images
+        with turn:  # a compiled model has one request, and threads would overwrite its images
             return [np.array(output) for output in compiled(inputs).values()]
 
     return run
@@ -125,7 +125,7 @@ def compile_openvino(
         model: path of an .xml, or an `openvino.Model`.
         threads: number of threads; None for OpenVINO's default.
         precision: precision of the model. If the CPU lacks instructions for it, the model runs in fp32.
-        properties: more of OpenVINO's properties.
+        properties: further properties of OpenVINO.
     """
     core = need("openvino").Core()
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -137,7 +137,7 @@ def compile_openvino(
 
 
 class OpenVinoFile:
-    """An OpenVINO model that NNCF quantizes; it needs no folder for temporary files."""
+    """Quantize an OpenVINO model with NNCF, which writes no temporary files to `folder`."""
 
     def __init__(self, file: Path, folder: Path):
         self.model = need("openvino").Core().read_model(str(file))
@@ -147,7 +147,7 @@ class OpenVinoFile:
         nncf, openvino = need("nncf"), need("openvino")
         nncf.set_log_level(logging.ERROR)
         fix = nncf.OverflowFix.ENABLE if sums_saturate(processor()["instructions"]) else nncf.OverflowFix.FIRST_LAYER
-        # Correcting biases takes as long as all the rest, and the outputs of seven nanos have larger errors with it.
+        # Bias correction doubles the time, and increases the output errors of seven models of size nano.
         advanced = nncf.AdvancedQuantizationParameters(overflow_fix=fix, disable_bias_correction=True)
         with redirect_stdout(io.StringIO()):  # hides progress bars
             model = nncf.quantize(
@@ -160,7 +160,7 @@ class OpenVinoFile:
                 ignored_scope=nncf.IgnoredScope(names=list(keep)),
                 advanced_parameters=advanced,
             )
-        output.with_suffix(".bin").unlink(missing_ok=True)  # a model that is still open has mapped it into memory
+        output.with_suffix(".bin").unlink(missing_ok=True)  # an open model may have mapped the old file
         with writing(output):
             openvino.save_model(model, str(output), compress_to_fp16=False)
 

@@ -37,11 +37,11 @@ def write(graph: Graph, file: Path) -> None:
     """Write the program of a graph as .pt2 and, if the graph asks for it, a compiled package beside it."""
     model = Bfloat16(graph.model) if graph.precision == "bf16" else graph.model
     program = to_program(model, graph.images, graph.dynamic)
-    if graph.dynamic and (refused := refusal(program, graph.images)):  # it was recorded from larger images
+    if graph.dynamic and (refused := refusal(program, graph.images)):  # recorded from larger images
         height, width = graph.images.shape[2:]
         raise ValueError(
-            f"torch.export takes no images of {height} x {width} together with larger ones ({refused}): give a larger "
-            f"--img-size, or --format onnx or openvino"
+            f"torch.export cannot record one program for images of {height} x {width} and for larger ones ({refused}): "
+            f"give a larger --img-size, or --format onnx or openvino"
         )
     content = io.BytesIO()  # torch 2.13 may crash if it writes to a full disk itself
     with quiet():
@@ -66,10 +66,10 @@ def open_program(file: Path, threads: int | None = None, precision: str = "fp32"
     def run(images: np.ndarray) -> list[np.ndarray]:
         try:
             outputs = program(torch.from_numpy(images))
-        except AssertionError as error:  # of torch.export: "Guard failed: images.size()[2] >= 65"
+        except AssertionError as error:  # torch.export: "Guard failed: images.size()[2] >= 65"
             height, width = images.shape[2:]
             raise DoesNotFit(
-                f"{file} takes no images of {height} x {width} ({error}): resize them, or export to ONNX"
+                f"{file} does not take images of {height} x {width} ({error}): resize them, or export to ONNX"
             ) from error
         outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
         return [output.numpy() for output in outputs]
@@ -95,5 +95,5 @@ FORMAT = Format(
     more_files=(COMPILED,),
     compiled=COMPILED,
     runs_code="loading a program of torch.export unpickles parts of it, which can run any code",
-    refused={"int8": "int8 is not written as torch.export: take --format openvino or onnx, which are also faster."},
+    refused={"int8": "--format torch does not support int8: use --format openvino or onnx, which are also faster."},
 )
