@@ -1,1 +1,1 @@
-"""What tasks share: their registry, and one driver each for predict, verify, export, convert, explain and publish."""
+"""Provide what all tasks share: their registry, and the commands that work for models of every task."""

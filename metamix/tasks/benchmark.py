@@ -1,4 +1,4 @@
-"""`metamix benchmark`: measure how fast models are in each engine on this machine."""
+"""Measure how fast models are in each engine on this machine: `metamix benchmark`."""
 
 import json
 from collections.abc import Sequence
@@ -43,11 +43,11 @@ class BenchmarkOptions(Options):
     engines: tuple[str, ...] = option(tuple(ENGINES), "engines to time")
     precisions: tuple[str, ...] = option(PRECISIONS, "precisions to time; an engine skips precisions that it lacks")
     batch_sizes: tuple[Count, ...] = option((1, 8), "numbers of images per call")
-    img_size: Side | None = option(None, "side of the images in pixels; by default the model's")
-    threads: Count | None = option(None, "number of threads; by default torch's")
+    img_size: Side | None = option(None, "side of the images in pixels; by default each model's")
+    threads: Count | None = option(None, "number of threads; by default torch's number")
     seconds: NotNegative = option(1.0, "seconds for each row of the table")
     reference: str | None = option(
-        None, "model that speedups are relative to; by default the first that is not an export", metavar="MODEL"
+        None, "baseline of the speedups; by default the first model that is not exported", metavar="MODEL"
     )
     trust: bool = option(False, "load a model that was exported with --format torch; its files can run code")
     json: Path | None = option(None, "file to which the result is also written, as JSON", metavar="FILE")
@@ -91,6 +91,6 @@ def open_model(source: str, img_size: int | None, threads: int | None, trust: bo
     task, file = task_of(source)
     if file is None and task == DEFAULT:
         return source
-    options = ExportOptions(source, Path(), img_size=img_size)  # type: ignore[arg-type]  # a side is accepted
+    options = ExportOptions(source, Path(), img_size=img_size)  # type: ignore[arg-type]  # one side is accepted
     exportable = find_task(task).part("export")(options)
     return BenchmarkedModel(source, exportable.model, exportable.examples(CALIBRATION_IMAGES), exportable.outputs)

@@ -20,30 +20,31 @@ from metamix.weights.metadata import ModelMetadata
 from .exportable import Exportable, Model, Pair
 
 HELD_OUT_IMAGES = 5_000  # maximum number of training images that check the accuracy of int8
-MAX_SCORED = 500  # held-out images of tasks that take images one by one
-MAX_BYTES = 2**30  # limit of the calibration images, which are held in memory
-RANDOM_IMAGES = 4  # images to compare models on if there are no data
+MAX_SCORED = 500  # maximum number of held-out images for tasks that take images one by one
+MAX_BYTES = 2**30  # maximum size of the calibration images, which are held in memory
+RANDOM_IMAGES = 4  # number of images to compare models on if there are no data
 
 
 class CalibratedExport(Exportable):
     """An `Exportable` that can be quantized to int8 with the training images of its task.
 
-    `task.data.training_images` opens the images to train on, without the images that are scored.
-    `task.data.scoring_loader` loads them one by one, as for the scores. `extra` has the scale of the graph.
+    `task.data.training_images` opens the training images, without the images of the test split.
+    `task.data.scoring_loader` loads them one by one, prepared as for scoring. `extra["scale"]` is the factor by which
+    the graph enlarges an image.
     """
 
     max_drop, unit = 0.5, "points"  # default of `--max-drop`, and the unit of the scores, "points" or "dB"
 
     def apply(self, model: Model, batch: Batch) -> Any:
-        """Run a graph on the image of a batch, with the task's own padding and tiles."""
+        """Run a model on the only image of a batch, padded or cut into tiles as the task does it."""
         raise NotImplementedError
 
     def image_score(self, model: Model, batch: Batch) -> float:
-        """Score a graph on the image of a batch; NaN if the image has nothing to score."""
+        """Return the score of a model on the only image of a batch; NaN if the image has nothing to score."""
         raise NotImplementedError
 
     def inputs(self, batch: Batch) -> list[Tensor]:
-        """Return the graph's inputs for the image of a batch, (1, C, H, W) each: the padded image or its tiles."""
+        """Return what `apply` runs the model on, (1, C, H, W) each: the padded image of the batch, or its tiles."""
         inputs: list[Tensor] = []
 
         def record(images: Tensor) -> Tensor:
@@ -65,12 +66,12 @@ class CalibratedExport(Exportable):
 
     @cached_property
     def order(self) -> Tensor:
-        """Return the indices of the training images in random order: the first ones are for calibration."""
+        """Return the indices of the training images in random order. The first images are for calibration."""
         return torch.randperm(len(self.training_images), generator=torch.Generator().manual_seed(0))
 
     @property
     def held_out(self) -> int:
-        """Return how many training images check the accuracy of int8: at most half."""
+        """Return how many training images check the accuracy of int8: at most half of them."""
         return min(HELD_OUT_IMAGES, len(self.training_images) // 2)
 
     def calibration_count(self, count: int) -> int:
@@ -82,9 +83,9 @@ class CalibratedExport(Exportable):
         return min(count, total - self.held_out)
 
     def calibration(self, count: int) -> Iterator[np.ndarray]:
-        """Yield batches (n, C, H, W) of the first `count` training images.
+        """Yield batches (n, C, H, W) of the first `count` training images in `order`.
 
-        Here each batch is one image or one of its tiles, up to 1 GiB together.
+        In this class a batch is an image or one of its tiles, and all batches together have at most 1 GiB.
         """
         left = MAX_BYTES
         for number, batch in enumerate(self.load(slice(count))):
@@ -97,10 +98,10 @@ class CalibratedExport(Exportable):
 
     @torch.inference_mode()
     def held_out_scores(self, model: Model, count: int) -> np.ndarray:
-        """Score a model on training images that `calibration(count)` does not yield, at most half of all.
+        """Score a model on training images that `calibration(count)` does not yield, at most half of them.
 
         Returns:
-            The score of each image, (n,), higher is better. For a classifier it is 100 or 0, so that the mean is its
+            The score of each image, (n,); higher is better. For a classifier it is 100 or 0, so that the mean is the
             top-1 accuracy in percent.
         """
         held_out = min(self.held_out, MAX_SCORED)
@@ -110,7 +111,7 @@ class CalibratedExport(Exportable):
         return np.array(scores)
 
     def load(self, part: slice) -> Iterator[Batch]:
-        """Yield the batches of a part of the training images, which are in random order."""
+        """Yield the batches of the training images in the slice `part` of `order`."""
         return readable(self.task.data.scoring_loader(self.training_images, ListedOrder(self.order[part])))
 
     def test_images(self) -> Iterator[Batch]:
@@ -119,18 +120,19 @@ class CalibratedExport(Exportable):
 
 
 def readable(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the batches of one image, without images that cannot be read."""
+    """Yield the batches, each of one image, without images that cannot be read."""
     return (batch for batch in loader if int(batch["index"][0]) >= 0)
 
 
 class MapExport(CalibratedExport):
-    """A model that returns maps, restored images or logits, compared on its task's data, or else on random images.
+    """A model to export that returns maps: restored images or logits.
 
-    A dynamic graph is also compared on a random image, whose sides are longer by `larger` of the graph's multiples.
+    It is compared on its task's data, or else on random images. If the graph is dynamic, one random image is larger:
+    its sides are longer by `larger` times `extra["multiple"]`.
 
     Args:
         size: (height, width) of the graph or, if it is dynamic, of an example image.
-        options: `dynamic` and `images` are used.
+        options: options of the export; only `dynamic` and `images` are used.
         extra: see `Artifact.extra`.
     """
 
@@ -141,7 +143,7 @@ class MapExport(CalibratedExport):
         self.fixed = None if options.dynamic else size
 
     def scored(self, output: Tensor, batch: Batch) -> Any:
-        """Return an output of `apply` as the task's metric takes it."""
+        """Convert an output of `apply` to what the task's metric takes."""
         return output
 
     def random_images(self) -> Iterable[Tensor]:

@@ -1,4 +1,4 @@
-"""`metamix convert`: turn labels of another program into a data set that a task trains on."""
+"""Convert labels from another program to a data set that a task trains on: `metamix convert`."""
 
 import hashlib
 import os
@@ -27,12 +27,12 @@ EPILOG = """formats:
   coco     an annotation file and its images; train/_annotations.coco.json of Roboflow; annotations/instances_*.json
            of COCO and CVAT
   csv      boxes, with the columns file, class, xmin, ymin, xmax, ymax; or classes of images: file, class
-  folders  a folder for each label; an image in several folders under one name has all their labels
+  folders  a folder for each label; an image in several folders under one name gets all their labels
   masks    images and masks of any values or colours, in images/ and masks/, or a.jpg and a_mask.png
   labelme  polygons: a.json beside a.jpg, or in another folder
-  polygons of a data set in COCO's format, which `coco` and `yolo` write, drawn as masks
+  polygons a data set in COCO's format, as `coco` and `yolo` write it; its polygons are drawn as masks
 
-The images are linked or copied, and the source is not changed. What is left out is printed."""
+The images are linked or copied, and the source is not changed. The command prints what it leaves out."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,20 @@ class Sample:
     """An image to convert."""
 
     file: Path
-    name: str  # its path in the folder of its split
+    name: str  # path of the image in the folder of its split
     split: str = ""  # train, val or test; "" if the source does not say
-    group: str = ""  # images of one group are divided by the same share, such as the images of a class
+    group: str = ""  # name of a group, such as a class; each group is split by the same share
     label: Any = None  # the label in the form that `LabelledImages.write` takes
-    label_file: str = ""  # path of the label in the folder of its split, if it gets a file of its own
+    label_file: str = ""  # path of a label file in the folder of its split; "" if there is none
 
 
 @dataclass
 class LabelledImages:
-    """Images with labels, read and checked. A task derives a class from it unless the labels are names of folders."""
+    """Images with checked labels. A task derives a class from it unless the labels are names of folders."""
 
     flags: tuple[str, ...]  # arguments of `metamix train` for the data set, before `--data-dir`
     samples: list[Sample] = field(default_factory=list)
-    # Files, folders or lines that are odd or were left out, by a clause that says what is wrong with them.
+    # Files, folders or lines that are odd or were left out; the key is a clause that says what is wrong.
     notes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def write(self, folder: Path, splits: Mapping[str, Sequence[Sample]]) -> str:
@@ -61,13 +61,13 @@ class LabelledImages:
         return plural(len({sample.group for sample in self.samples}), "class")
 
 
-# Reads a file or folder; returns None if the labels are for another task. ValueError or OSError says what is wrong.
+# Reads a file or folder; returns None if the labels are for another task. Raises ValueError or OSError if it fails.
 Reader = Callable[[Path], LabelledImages | None]
 
 
 @dataclass
 class ConvertOptions(Options):
-    """Turn labels of another program into a data set to train on."""
+    """Convert labels from another program to a data set to train on."""
 
     format: str = positional(
         "format of the labels: voc, yolo, coco, csv, folders, masks, labelme or polygons", metavar="FORMAT"
@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def read_labels(format: str, source: Path) -> LabelledImages:
-    """Read a source with the first reader of its format that takes it."""
+    """Read labels with the first reader of the format that does not return None; raise ValueError if all do."""
     specs = [spec for spec in map(find_task, TASKS) if spec.convert]
     readers: list[tuple[str, Reader]] = [item for spec in specs for item in spec.part("convert").items()]
     names = sorted({name for name, _ in readers})
@@ -114,7 +114,7 @@ def read_labels(format: str, source: Path) -> LabelledImages:
 
 
 def choose_splits(labels: LabelledImages, share: float | None) -> dict[str, list[Sample]]:
-    """Return the images of each split, in their order.
+    """Return the images of each split, in the order of the source.
 
     Without a share, the source's splits are kept if one is for training and another can be scored. Otherwise the images
     of each group are divided by a hash of their names, so that every machine chooses the same images.
@@ -154,7 +154,7 @@ def check_names(out: Path, splits: Mapping[str, Sequence[Sample]]) -> None:
 
 
 def link_images(out: Path, splits: Mapping[str, Sequence[Sample]]) -> None:
-    """Link the images into the folders of their splits, or copy them to another file system."""
+    """Hard-link the images into the folders of their splits; copy images that cannot be linked."""
     for split, samples in splits.items():
         for sample in samples:
             place = out / split / sample.name

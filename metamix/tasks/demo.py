@@ -1,6 +1,6 @@
-"""`metamix demo`: a page in the browser on which several models predict one image, side by side.
+"""Serve a web page on which several models predict one image, side by side: `metamix demo`.
 
-The page is made with Gradio. It shows what `metamix predict` and `metamix explain` write for the image, and what
+Gradio makes the page, which shows what `metamix predict` and `metamix explain` write for the image, and what
 `metamix benchmark` measures.
 """
 
@@ -39,7 +39,7 @@ from .load import load, task_of
 from .predict import PredictToFolder
 from .registry import find_task, is_exported
 
-MOST = 4  # models side by side
+MOST = 4  # maximum number of models side by side
 UPLOADS = "GRADIO_TEMP_DIR"  # environment variable with the folder that Gradio uploads to
 STYLE = ".prose th, .prose td { padding: 2px 8px !important; text-align: left }"
 EXAMPLES = """examples:
@@ -49,10 +49,10 @@ EXAMPLES = """examples:
 
 @dataclass
 class DemoOptions(ImageOptions):
-    """Serve a page on this machine on which models predict an image side by side."""
+    """Serve a web page from this machine on which models predict an image side by side."""
 
     runs: tuple[str, ...] = positional(
-        "run folders, weight files, exports or shipped names; default: all shipped weights", metavar="RUN", default=()
+        "run folders, weight files, exports or names of weights; default: shipped weights", metavar="RUN", default=()
     )
     host: str = option("127.0.0.1", "address of the page; with 0.0.0.0 other machines can use it, without a password")
     port: Annotated[int, Field(ge=1, le=65535)] = option(7860, "port of the page")
@@ -81,11 +81,11 @@ def main(argv: Sequence[str]) -> None:
                 page = make_page(gradio, models, list(options.runs[:MOST]))
                 where = {"server_name": options.host, "server_port": options.port, "share": False, "quiet": True}
                 page.launch(**where, css=STYLE, footer_links=[], max_file_size=MAX_FILE_BYTES, prevent_thread_lock=True)
-                print(printable(f"the page is at http://{options.host}:{options.port}; Ctrl-C ends it"), flush=True)
-                while True:  # until a signal; on Windows, none ends a longer wait
+                print(printable(f"the page is at http://{options.host}:{options.port}; Ctrl-C stops it"), flush=True)
+                while True:  # until a signal; on Windows, a signal does not end a longer sleep
                     time.sleep(1)
-        except KeyboardInterrupt as error:  # Python would crash at its end if a thread still computes
-            os._exit(143 if error.args else 130)  # as `metamix_cli.main`
+        except KeyboardInterrupt as error:  # Python would crash at exit if a thread still computes
+            os._exit(143 if error.args else 130)  # the exit codes of `metamix_cli.main`
 
 
 def check_address(options: DemoOptions) -> None:
@@ -94,7 +94,7 @@ def check_address(options: DemoOptions) -> None:
         socket.create_server((options.host, options.port)).close()
     except OSError as error:
         why = reason(error).partition(" (while")[0]  # without the words that Python adds
-        raise OSError(f"no page at {options.host}:{options.port} ({why}): give another --port or --host") from None
+        raise OSError(f"{options.host}:{options.port} cannot be used ({why}): give another --port or --host") from None
 
 
 class Models:
@@ -107,7 +107,7 @@ class Models:
         self.load = lru_cache(maxsize=8)(self.open)
 
     def open(self, name: str) -> Any:
-        """Load a model to the device of the options; an exported one to its engine."""
+        """Load a model and move it to the device; an exported model runs in its engine on the CPU."""
         trained = load(name, trust=self.trust and is_exported(name))
         if not is_exported(name):
             trained.model.to(self.device)
@@ -128,7 +128,7 @@ class Models:
         return answer
 
     def predict(self, name: str, image: Path, answer: Answer) -> None:
-        """Add what `metamix predict` writes: pictures, lists in JSON, notes; if it writes no file, what it prints."""
+        """Add what `metamix predict` writes: pictures, JSON lists, notes; if it writes no file, add what it prints."""
         trained, driver = self.load(name), self.specs[name].part("predict")
         with TemporaryDirectory() as temporary:
             folder = Path(temporary)
@@ -179,7 +179,7 @@ def make_page(gradio: Any, models: Models, chosen: Sequence[str]) -> Any:
     with gradio.Blocks(title="metamix", analytics_enabled=False) as page:
         with gradio.Sidebar():
             image = gradio.Image(type="filepath", sources=["upload", "clipboard"], label="Image")
-            image.preprocess = uploaded_file  # Gradio's opens the image; our readers say more
+            image.preprocess = uploaded_file  # replaces Gradio's reader, whose errors say less
             names = gradio.Dropdown([*models.specs], value=chosen, multiselect=True, max_choices=MOST, label="Models")
             explain = gradio.Checkbox(label="Explain the predictions")
             run = gradio.Button("Run", variant="primary")
@@ -225,7 +225,7 @@ def show(gradio: Any, answer: Answer) -> None:
 
 
 def as_html(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write a table as HTML. Mappings in it, such as masks, are left out, and a `colour` is shown as a colour."""
+    """Format a table as HTML. Leave out columns of mappings, such as masks; colour the cells of the column `colour`."""
     keys = [key for key, value in rows[0].items() if not isinstance(value, dict)] if rows else ["none"]
     lines = ["".join(f"<th>{escape(key)}</th>" for key in keys)]
     for row in rows:

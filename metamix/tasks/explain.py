@@ -1,8 +1,8 @@
-"""`metamix explain`: draw which parts of an image a prediction rests on, and what the mixers see there.
+"""Show which parts of an image a prediction is based on, and what the mixers see there: `metamix explain`.
 
 The class activation map is HiResCAM (Draelos and Carin, arXiv 2011.08891), computed by the package grad-cam: the
-activations of the last maps times the gradient of the score. For a model that ends in a mean and a linear head it
-equals Grad-CAM.
+activations of the last feature maps times the gradient of the score. For a model that ends in a mean and a linear head,
+it equals Grad-CAM.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -42,11 +42,11 @@ EXAMPLES = """examples:
 
 @dataclass
 class ExplainOptions(Options):
-    """Draw which parts of images a prediction rests on, and what the mixers of the model see there."""
+    """Show which parts of images a prediction is based on, and what the mixers of the model see there."""
 
     images: tuple[Path, ...] = positional("image files, and folders, which are searched at any depth", metavar="IMAGE")
     checkpoint: str = option(MISSING, "run folder, weight file, or name of a model with its weights, NAME.TAG")
-    label: str | None = option(None, "class to explain; default: the one with the highest score")
+    label: str | None = option(None, "class to explain; default: the class with the highest score")
     output: Path = option(Path("explanations"), "folder to write to", metavar="FOLDER")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps")
 
@@ -60,7 +60,7 @@ class ExplainOptions(Options):
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the prediction of one image rests on."""
+    """What the prediction of one image is based on."""
 
     image: Tensor  # the image as the model sees it, (C, H, W) uint8
     activation: Tensor  # class activation map, (H, W), from 0 to 1
@@ -75,7 +75,7 @@ class Explanation:
 
     @property
     def point(self) -> Point:
-        """Return the place of the highest activation in the image."""
+        """Return (row, column) of the highest activation, as shares of the image's height and width."""
         row, column = divmod(int(self.activation.argmax()), self.activation.shape[1])
         return (row + 0.5) / self.activation.shape[0], (column + 0.5) / self.activation.shape[1]
 
@@ -125,9 +125,10 @@ def activation_map(model: nn.Module, layers: list[nn.Module], image: Tensor, sco
     """Compute HiResCAM of a score, averaged over layers: (H, W), from 0 to 1.
 
     Args:
-        model: takes `image[None]`; `score` gets its output for the image.
-        layers: modules of the model that return maps (1, C, h, w).
-        image: (C, H, W).
+        model: model that takes `image[None]`.
+        layers: modules of the model that return feature maps (1, C, h, w).
+        image: prepared image (C, H, W).
+        score: function that returns the score to explain from the model's output for the image.
     """
     with torch.enable_grad():
         cam = need(*GRAD_CAM).HiResCAM(model=model, target_layers=layers)
@@ -137,12 +138,12 @@ def activation_map(model: nn.Module, layers: list[nn.Module], image: Tensor, sco
 
 @contextmanager
 def watched_mixers(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, Tensor]]]:
-    """Record block name, mixer and the mixer's input of some blocks, in each forward pass inside the context.
+    """Record the name, the mixer and the mixer's input of some blocks, in each forward pass inside the context.
 
-    They are the last block of each stage or, in an isotropic model, evenly spaced blocks.
+    These blocks are the last of each stage or, in a model with one stage, evenly spaced blocks.
     """
     blocks = [(name, block) for name, block in model.named_modules() if isinstance(block, Block)]
-    last = {name.rpartition(".blocks.")[0]: (name, block) for name, block in blocks}  # of each stage
+    last = {name.rpartition(".blocks.")[0]: (name, block) for name, block in blocks}  # last block of each stage
     count = min(SHOWN_BLOCKS, len(blocks))
     spaced = [blocks[(i + 1) * len(blocks) // count - 1] for i in range(count)]
     inputs: list[tuple[str, nn.Module, Tensor]] = []
@@ -169,7 +170,7 @@ def choose_label(label: str | None, classes: Sequence[str]) -> int | None:
 
 
 def draw_explanation(path: Path, explanation: Explanation) -> None:
-    """Draw the image, its activation map and the scores; below them, a column for each block with its views."""
+    """Save a figure: the image, its activation map and the scores, and below them a column of views for each block."""
     shown = explanation.views()
     rows, columns = 1 + max((len(views) for _, views in shown), default=0), max(3, len(shown))
     height, width = explanation.activation.shape
@@ -205,7 +206,7 @@ def show_image(axes: Axes, explanation: Explanation, grey: bool = False) -> None
 def show_map(
     axes: Axes, explanation: Explanation, values: Tensor, cmap: str, covers: Sequence[float] = (1.0, 1.0)
 ) -> None:
-    """Draw a map over the grey image, and mark the highest activation; `covers` as in `Explanation`."""
+    """Draw a map over the grey image, and mark the highest activation; for `covers` see `Explanation`."""
     show_image(axes, explanation, grey=True)
     _, height, width = explanation.image.shape
     extent = (0, width / covers[1], height / covers[0], 0)

@@ -1,9 +1,9 @@
-"""`metamix export`: write a trained model for an inference engine, and check that it computes the same.
+"""Export a trained model for an inference engine, and check that its outputs stay the same: `metamix export`.
 
     report = export("metaformer_raft_nano.cifar10", format="onnx", output="raft-onnx")
 
-The graph is made from the fused model; see `metamix.deploy.fuse`. The folder becomes a valid export, with its
-export.json, only once the model in it has met its limits.
+The graph is made from the fused model; see `metamix.deploy.fuse`. export.json, which makes the folder a valid export,
+is written only after the model has met all limits.
 """
 
 import json
@@ -44,7 +44,7 @@ EXAMPLES = """examples:
 
 
 class ParityError(ValueError):
-    """The exported model does not compute what the eager one does, or is less accurate than allowed."""
+    """The outputs of the exported model differ from the outputs of the eager model by more than a limit."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -61,15 +61,15 @@ def export(source: str | Path, *, output: str | Path, **options: Any) -> dict[st
     """Export a model to a folder and check it.
 
     Args:
-        source: a model of metamix or timm, NAME.TAG for its weights; a run folder or a weight file.
-        output: the folder; a new one, or one that was exported to before.
+        source: run folder, weight file, or NAME.TAG, weights of a model of metamix or timm.
+        output: folder to write: a new folder, or the folder of an earlier export.
         options: the other fields of `ExportOptions`, such as `format="openvino"` and `precision="int8"`.
 
     Returns:
         The content of report.json.
 
     Raises:
-        ValueError: something does not fit; a `ParityError` if the exported model exceeds a limit.
+        ValueError: an option or the model is unsuitable; a `ParityError` if the outputs exceed a limit.
         ImportError: a package of the extra `deploy` is missing.
     """
     settings = ExportOptions(str(source), Path(output), **options)
@@ -86,7 +86,7 @@ def export(source: str | Path, *, output: str | Path, **options: Any) -> dict[st
         if not isinstance(exportable, CalibratedExport):
             what = f"{source} is a model for {task} and is not quantized"
             raise ValueError(f"{what}: take --precision fp32 or bf16")
-        exportable.calibration_count(settings.calibration_images)  # before an earlier export is removed
+        exportable.calibration_count(settings.calibration_images)  # raises before an earlier export is removed
     examples = exportable.examples(2)
     check_runs(exportable.model, examples)
     make_output_folder(folder)
@@ -95,7 +95,7 @@ def export(source: str | Path, *, output: str | Path, **options: Any) -> dict[st
         with lock_folder(folder):
             return write_export(exportable, examples, folder, settings)
     finally:
-        torch.set_num_threads(before)  # engines and the measurement of speed change it for the whole process
+        torch.set_num_threads(before)  # engines and `measure` change it for the whole process
 
 
 def write_export(exportable: Exportable, examples: Tensor, folder: Path, options: ExportOptions) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def write_export(exportable: Exportable, examples: Tensor, folder: Path, options
     write_text(folder / REPORT, json.dumps(report, indent=2) + "\n")
     if comparison.problems:
         raise ParityError(
-            f"{file} does not compute what {options.source} does: {'; '.join(comparison.problems)}. The folder is not "
+            f"{file} does not match {options.source}: {'; '.join(comparison.problems)}. The folder is not "
             f"a valid export; see {folder / REPORT}"
         )
     artifact.save(folder)
@@ -133,23 +133,23 @@ def write_export(exportable: Exportable, examples: Tensor, folder: Path, options
 
 
 def check_options(options: ExportOptions) -> None:
-    """Refuse what cannot be exported before any work: ValueError, or ImportError if a package is missing."""
+    """Raise ValueError for unsuitable options, before any work, and ImportError if a package is missing."""
     written = check_format(options.format, options.precision)
     if options.compile and not written.compiled:
-        raise ValueError(f"the format {options.format} is not compiled: leave --compile out")
+        raise ValueError(f"the format {options.format} cannot be compiled: leave --compile out")
     for package in written.packages_for(options.precision):
         need(package)
     if options.precision == "int8":
         if not (options.data or options.data_dir):
             raise ValueError("int8 is calibrated on images of the training split: give --data NAME or --data-dir DIR")
     elif options.max_drop is not None:
-        raise ValueError(f"max_drop is {options.max_drop}, but only limits int8: leave it out or give --precision int8")
+        raise ValueError(f"max_drop is {options.max_drop}, but limits only int8: leave it out or give --precision int8")
     if options.images and not (options.data or options.data_dir):
-        raise ValueError(f"images is {options.images}, but there are none to compare on: give --data and --data-dir")
+        raise ValueError(f"images is {options.images}, but there are no data to compare on: give --data and --data-dir")
 
 
 def write_model(exportable: Exportable, examples: Tensor, folder: Path, options: ExportOptions) -> Artifact:
-    """Write the model's files and return what to say about them."""
+    """Write the model's files and return their description, without checksums."""
     write_text(folder / REPORT, "")  # marks the folder as ours, so that an export that fails can be repeated
     for name in {ARTIFACT} | file_names() - {REPORT}:  # files of an earlier export
         (folder / name).unlink(missing_ok=True)
@@ -180,7 +180,7 @@ def check_runs(model: nn.Module, images: Tensor) -> None:
 
 
 def quantize(exportable: CalibratedExport, file: Path, artifact: Artifact, options: ExportOptions) -> dict[str, Any]:
-    """Quantize a file in fp32 in place, and return what the report says of it."""
+    """Quantize an fp32 file in place, and return the entries for the report."""
     count = exportable.calibration_count(options.calibration_images)
     max_drop = exportable.max_drop if options.max_drop is None else options.max_drop
     before = sum(file_sizes(file.parent).values())
@@ -197,15 +197,15 @@ def quantize(exportable: CalibratedExport, file: Path, artifact: Artifact, optio
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-    """Return the bytes of the model's files."""
+    """Return the size of each file of the model in bytes, by name."""
     return {path.name: path.stat().st_size for path in sorted(folder.glob("model.*"))}
 
 
 @torch.inference_mode()
 def measure(exportable: Exportable, exported: ExportedModel, threads: int, seconds: float) -> dict[str, dict]:
-    """Measure latency for batches of 1 and 8, and throughput for batches of 8, of the eager and the exported model.
+    """Measure latency of the eager and the exported model for batches of 1 and 8, and throughput for batches of 8.
 
-    The eager model runs in channels_last. The models take turns for `seconds`, or once if that is longer.
+    The eager model runs in channels_last. The models take turns for `seconds`, and each has at least one turn.
     """
     model = exportable.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.set_num_threads(threads)
@@ -228,7 +228,7 @@ def measure(exportable: Exportable, exported: ExportedModel, threads: int, secon
 
 
 def summary(report: dict[str, Any], folder: Path) -> str:
-    """Return the lines that the command prints."""
+    """Format a report as the lines that the command prints."""
     lines = [f"note: {note}" for note in report["notes"]]
     lines.append(f"parity: {parity(report['parity'])}")
     for name, scores in report["scores"].items():
@@ -252,7 +252,7 @@ def gains(report: dict[str, Any]) -> str:
         times = speed["eager"]["batch_1_ms"] / speed["exported"]["batch_1_ms"]
         text += f"; one image {times:.1f} times as fast as in torch"
     if quantized:
-        chance = ", a loss within their noise" if quantized["drop"] > quantized["max_drop"] else ""
+        chance = ", a loss within the noise" if quantized["drop"] > quantized["max_drop"] else ""
         drop = round(quantized["drop"], 2)
         text += f"; {'gained' if drop < 0 else 'lost'} {abs(drop):.2f} {quantized['unit']} on "
         text += f"{plural(quantized['images'], 'training image')} (limit {quantized['max_drop']:g}{chance}), "
@@ -261,7 +261,7 @@ def gains(report: dict[str, Any]) -> str:
 
 
 def parity(figures: dict[str, Any]) -> str:
-    """Say how close the outputs are."""
+    """Say in one line how close the outputs of both models are."""
     on = f"on {plural(figures['images'], 'image')} ({figures['on']})"
     if "largest_difference_px" in figures:
         return (

@@ -1,4 +1,4 @@
-"""What `metamix export` needs to know about a model of a task: `Exportable`."""
+"""Define the options of `metamix export`, and `Exportable`, a model of a task to export."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass
@@ -31,19 +31,19 @@ EXTRA = {  # entries of `Artifact.extra` for `PadAndCrop` and `CalibratedExport`
 
 @dataclass
 class ExportOptions(ImageOptions):
-    """Write a trained model for an inference engine, and check that it computes the same.
+    """Export a trained model for an inference engine, and check that its outputs stay the same.
 
-    A side in `img_size` gives squares; in Python it may be one number or (height, width).
+    One side in `img_size` means square images. In Python, `img_size` is a number or (height, width).
     """
 
     source: str = positional("NAME.TAG of metamix or timm, a run folder or a weight file", metavar="MODEL")
-    output: Path = option(MISSING, "folder to write: a new one, or one that was exported to before")
-    model: str | None = option(None, "name of the model, for a file that does not name it")
+    output: Path = option(MISSING, "folder to write: a new folder, or the folder of an earlier export")
+    model: str | None = option(None, "name of the model, for a file that does not name its model")
     format: Annotated[str, one_of(FORMATS)] = option("onnx", "format to write: onnx, openvino or torch")
     precision: Annotated[str, one_of(PRECISIONS)] = option("fp32", "fp32, bf16 or int8")
     img_size: tuple[Side, ...] | None = option(None, "size of images in pixels, N or H,W; default: as in training")
     dynamic: bool = option(False, "accept any height and width; any batch size is always accepted")
-    compile: bool = option(False, "torch: also compile the graph for this CPU, which takes minutes")
+    compile: bool = option(False, "also compile the graph for this CPU, which takes minutes; only with --format torch")
     data: str | None = option(
         None, "data set to compare on (test split) and to calibrate int8 on (training split); default: random images"
     )
@@ -51,13 +51,13 @@ class ExportOptions(ImageOptions):
     images: Count | None = option(None, "compare on at most this many images; default: all")
     max_drop: NotNegative | None = option(
         None,
-        "what int8 may lose on training images that calibration did not see; default: 0.3 points of accuracy, 0.5 of "
+        "how much int8 may lose on held-out training images; default: 0.3 points of accuracy, 0.5 of "
         "AP or mean IoU, 0.1 dB of PSNR",
     )
     search_minutes: NotNegative = option(10.0, "minutes to search for layers to keep in fp32 if int8 loses too much")
-    calibration_images: Count = option(500, "training images that int8 is calibrated on")
-    threads: Count | None = option(None, "threads of the speed measurement; default: torch's number")
-    seconds: NotNegative = option(4.0, "seconds of the speed measurement; 0: do not measure")
+    calibration_images: Count = option(500, "number of training images to calibrate int8 on")
+    threads: Count | None = option(None, "number of threads for the speed measurement; default: torch's number")
+    seconds: NotNegative = option(4.0, "seconds for the speed measurement; 0 skips it")
 
     def __post_init__(self) -> None:
         if isinstance(self.img_size, int):
@@ -79,8 +79,8 @@ class ExportOptions(ImageOptions):
 class Comparison:
     """The differences between an exported model and the eager one."""
 
-    parity: dict[str, Any]  # differences of the outputs
-    scores: dict[str, dict[str, float]]  # of "eager" and "exported" on the data; empty without data
+    parity: dict[str, Any]  # measured differences of the outputs, by name
+    scores: dict[str, dict[str, float]]  # scores of "eager" and "exported" on the data; empty without data
     problems: list[str]  # a sentence about each limit of the precision that is exceeded
 
 
@@ -92,7 +92,7 @@ class Exportable:
         metadata: metadata of the weights, with `in_chans` and the image size of the export.
         extra: see `Artifact.extra`.
         task: the task on the data to compare on; None for random images.
-        images: largest number of test images; None for all.
+        images: maximum number of test images; None for all.
     """
 
     outputs: tuple[str, ...] = ("output",)  # names of the outputs
@@ -123,7 +123,7 @@ class Exportable:
         raise NotImplementedError
 
     def parity(self, precision: str) -> Any:
-        """Return what measures how close the outputs of the models are."""
+        """Return an object that measures how close the outputs of both models are."""
         return Difference(precision, self.ranked)
 
     def pair(self, images: Tensor, outputs: Any) -> Pair:
@@ -132,7 +132,7 @@ class Exportable:
 
     @torch.no_grad()
     def compare(self, exported: Model, precision: str) -> Comparison:
-        """Run both models on the same images."""
+        """Run both models on the same images, and return their differences and scores."""
         parity, scores, on = self.parity(precision), {}, "random images"
         if self.task is None:
             for images in self.random_images():

@@ -31,7 +31,7 @@ def load(
     Args:
         source: a run folder, a weight file, a folder that `metamix export` wrote, or NAME.TAG: shipped weights, or
             published weights of timm or of an image model.
-        model: name of the model, for a file that does not name it.
+        model: name of the model, for a file that does not name its model.
         model_args: arguments of a classifier or an image model, which replace the arguments in the file.
         threads: number of threads for the engine of an exported model; None for its default.
         trust: load a model that was exported in the format torch; its files can run code.
@@ -42,7 +42,7 @@ def load(
 
     Raises:
         FileNotFoundError: there are no such weights.
-        ValueError: they cannot be used.
+        ValueError: the weights or the arguments cannot be used.
     """
     if is_exported(source):
         if model or model_args:
@@ -87,7 +87,7 @@ def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
 
 
 def task_of_export(folder: str) -> str:
-    """Return the task of an exported model; raise ValueError if the folder is damaged or holds none."""
+    """Return the task of an exported model; raise an error if export.json is missing or damaged."""
     return load_artifact(folder).model.task or DEFAULT
 
 

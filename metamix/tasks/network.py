@@ -25,7 +25,7 @@ def check_task(metadata: ModelMetadata, source: object, task: str, network: str)
     """Raise ValueError if weights do not belong to `task`; `network` is what it trains, such as "a detector"."""
     if metadata.task not in (None, task):
         raise ValueError(
-            f"{source} has weights for {metadata.task}, not for {network}: give --task {metadata.task}, or take "
+            f"{source} has weights for {metadata.task}, not for {network}: give --task {metadata.task}, or call "
             f"metamix.load in Python"
         )
 
@@ -46,7 +46,7 @@ def arguments_without(names: Collection[str]) -> GetPydanticSchema:
 
 
 def to_lists(value: Any) -> Any:
-    """Convert a tuple, and all tuples in it, into lists, as weight files store them; checkpoints would keep tuples."""
+    """Convert a tuple, and all tuples in it, to lists, which weight files store; checkpoints would keep tuples."""
     return [to_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -101,7 +101,7 @@ def load_initial_weights(model: Any, path: str | Path, classes: Sequence[str]) -
     If the file has other classes, the layers in `model.classifier` keep their initial values.
     """
     tensors, metadata = load_weights(find_weights(path))
-    if metadata.get("classes", [*classes]) != [*classes]:  # the same number of other classes would fit
+    if metadata.get("classes", [*classes]) != [*classes]:  # else a head for as many classes would load
         inside_head = tuple(f"{layer}." for layer in model.classifier)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(inside_head)}
     counters = {name: value for name, value in model.state_dict().items() if name.endswith(COUNTER)}
@@ -117,11 +117,11 @@ def weights_note(source: str, new: Sequence[str]) -> str:
 def check_data(task: Any, spec: Any, options: Any, *flags: str) -> None:
     """Check that the data have the classes of the network; add a note if the network was trained on the split to score.
 
-    `spec` is the `NetworkSpec` of the weights, `options` are those of `metamix eval`. If they choose a split, its name
-    is added to the task's title.
+    `spec` is the `NetworkSpec` of the weights. `options` are the options of `metamix eval`; if they choose a split, its
+    name is added to the task's title.
 
     Raises:
-        ValueError: the classes differ. The message has the command that fine-tunes the weights, with `flags`.
+        ValueError: the classes differ. The message gives the command that fine-tunes the weights, with `flags`.
     """
     data = task.data
     if data.test_split in spec.train_on:

@@ -18,7 +18,7 @@ from .registry import DEFAULT, is_exported, task_of_model
 T = TypeVar("T")
 _model = partial(option, group="model")
 
-# Arguments of the model that users of detection and segmentation may not set in model_args, and what sets them
+# Arguments of the model that users of detection and segmentation may not set in model_args, and what sets them instead
 SET_BY_TASK = {
     "num_classes": "the data set",
     "in_chans": "the images, which are read in colour",
@@ -28,13 +28,13 @@ SET_BY_TASK = {
 
 
 def as_trained(help: str) -> Any:
-    """Declare an option of `metamix eval` that is None unless it is given: its value is then as in training."""
+    """Declare an option of `metamix eval` whose default, None, stands for its value in training."""
     return option(None, f"{help}; default: as in training", group="data")
 
 
 @dataclass
 class WeightOptions:
-    """Options of the weights that `metamix eval` scores, for a task whose weights are files or published."""
+    """Options that choose the weights for `metamix eval`, for a task with weights in files or published weights."""
 
     model: str | None = _model(None, "name of the model; default: the one that the checkpoint names")
     model_args: dict[str, Any] = _model({}, "more arguments of the model, as YAML: '{mixer: raft}'")
@@ -47,9 +47,9 @@ class WeightOptions:
 
 
 def options_as_trained(cls: type[T], trained: Mapping[str, Any], options: Any) -> T:
-    """Make training options from the options of `metamix eval`; what these do not set is as in `trained`.
+    """Make training options from the options of `metamix eval`; the other options are as in `trained`.
 
-    Entries of `trained` that are no options are ignored, and so are the options that choose the weights to score.
+    Entries of `trained` that are no options are ignored. Options in `options` that choose the weights are ignored too.
     """
     weights = options_of(WeightOptions)
     values = {**trained, **{name: value for name, value in changed(options).items() if name not in weights}}
@@ -76,8 +76,8 @@ class BackboneOptions:
         """Refuse `pretrained` with `checkpoint`, and arguments in `model_args` that do not belong there.
 
         Args:
-            set_elsewhere: arguments that options set, with the option, such as {"img_size": "--img-size"}. Arguments of
-                `timm.create_model` are refused too: a weight file may not have them.
+            set_elsewhere: what sets an argument instead, by argument, such as {"img_size": "--img-size"}. Arguments
+                of `timm.create_model` are refused too: a weight file may not have them.
         """
         check_one_source(self.pretrained, self.checkpoint)
         for name in self.model_args:
@@ -91,7 +91,7 @@ def task_of_options(options: Mapping[str, Any]) -> str:
     """Return the task of the `checkpoint` or of the `model` that a recipe or a command line names.
 
     Raises:
-        ValueError: the checkpoint is an exported model, of any task.
+        ValueError: the checkpoint is an exported model.
     """
     # A value that is not text, such as a list of models in a recipe, is refused when the options are read.
     texts = {name: value for name, value in options.items() if isinstance(value, str)}
@@ -99,7 +99,7 @@ def task_of_options(options: Mapping[str, Any]) -> str:
     if task := task_of_model(model):
         return task
     if checkpoint and is_exported(checkpoint):
-        newest_weights(Path(checkpoint))  # says what to do instead
+        newest_weights(Path(checkpoint))  # raises ValueError, which says what to do instead
     with suppress(OSError, ValueError):  # a run that is resumed does not need the file
         return task_of(checkpoint, model)[0] if checkpoint else DEFAULT
     return DEFAULT

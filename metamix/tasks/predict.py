@@ -1,4 +1,4 @@
-"""`metamix predict`: read the command line, load the model, let its task predict the images, and write files safely.
+"""Predict images with a model of any task, and write the results to files safely: `metamix predict`.
 
 A folder stands for all images in it, at any depth. A file that is written for an image has the image's path inside the
 folder that was given; a.jpg and a.png become a.jpg.png and a.png.png. Images that cannot be read, or that the model
@@ -37,7 +37,7 @@ The task that trained the weights decides what is predicted:
 
 {tasks}
 
-A folder that metamix export wrote runs in the engine of its format. For all options of a task:
+A folder that metamix export wrote runs in the engine of its format. To list all options of a task:
 metamix predict --task NAME --help. --import MODULE imports your own mixers, models and tasks first."""
 
 # Options without an effect on an exported model: its graph runs on the CPU, at the size of the export.
@@ -73,7 +73,7 @@ class PredictToFolder(PredictOptions):
     """
 
     folders: ClassVar[tuple[str, ...]] = ("",)  # folders inside `output` that get a file for each image
-    # JSON file in `output` with a record of each image; see `predict_images`; `records` is its path.
+    # Name of the JSON file in `output` with a record for each image; see `predict_images`. `records` is its path.
     records_name: ClassVar[str] = "predictions.json"
 
     output: Path = option(Path("predictions"), "folder to write to", metavar="FOLDER")
@@ -121,8 +121,8 @@ def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
         return find_task(task_of_weights(find_weights(checkpoint), model))
     if model and not task_of_model(model) and "--pretrained" not in words:
         raise ValueError(
-            f"there is no folder {model}: --model is a folder that metamix export wrote. For weights give "
-            f"--checkpoint, a run folder, a file or the name of shipped weights"
+            f"there is no folder {model}: --model is a folder that metamix export wrote. To use weights, "
+            f"give --checkpoint with a run folder, a file or the name of shipped weights"
         )
     if model:
         return find_task(task_of(model)[0])
@@ -162,7 +162,7 @@ def open_trained(options: Any, flags: set[str], spec: TaskSpec) -> Trained:
     if spec.takes_names:
         trained = spec.part("load")(options.checkpoint, model=options.model, pretrained=options.pretrained)
         if options.pretrained:
-            print(printable(f"weights: {trained.metadata.model}"), file=sys.stderr)  # shows a default tag
+            print(printable(f"weights: {trained.metadata.model}"), file=sys.stderr)  # with the default tag
     else:
         refuse_name(options.model, options.checkpoint)
         trained = spec.part("load")(options.checkpoint)
@@ -175,8 +175,8 @@ def name_outputs(
 ) -> dict[Path, Path]:
     """Return, for each image, the path of its file inside each of the folders that a command writes to.
 
-    It is the image's path inside the place that was given, with the extension that `extension(path)` returns. If two
-    files would have one path, the extension is appended instead: a.jpg.png and a.png.png. Each run writes the file
+    It is the image's path inside the folder that was given, with the extension that `extension(path)` returns. If two
+    files would have the same path, the extension is appended instead: a.jpg.png and a.png.png. Each run writes the file
     `marker` first: if it is missing, existing files belong to the user.
 
     Raises:
@@ -190,7 +190,7 @@ def name_outputs(
     written: dict[Path, Path] = {}
     for file, path in ((folder / name, path) for folder in folders for path, name in names.items()):
         if file in written:
-            raise ValueError(f"{path} and {written[file]} would both be written to {file}: give each its own --output")
+            raise ValueError(f"{path} and {written[file]} would both become {file}: give different --output folders")
         written[file] = path
         if file.resolve() in read:
             raise ValueError(f"{file} is an image and would be overwritten: give another --output")
@@ -212,7 +212,7 @@ def predict_images(
         images: for each image, the file that its prediction is written to.
         predict: reads an image, writes its file, and returns the entries of its record.
         records: JSON file with a record for each image. It is made at the start, since it marks the outputs beside it
-            as ours; see `name_outputs`. The records are written at the end, also after an error or Ctrl-C.
+            as ours: see `name_outputs`. The records are written at the end, also after an error or Ctrl-C.
     """
     make_output_folder(records.parent)
     if not records.exists():

@@ -56,7 +56,7 @@ class PublishOptions(Options):
         super().__post_init__()
         try:
             validate_repo_id(self.repo)
-            if self.repo.count("/") != 1:  # no assert: python -O drops it
+            if self.repo.count("/") != 1:  # not an assert, which python -O drops
                 raise HFValidationError
         except HFValidationError:
             raise ValueError(
@@ -102,7 +102,7 @@ def write(options: PublishOptions, folder: Path) -> list[str]:
     run = path if path.is_dir() and file.name == WEIGHTS and (path / SUMMARY).is_file() else None
     summary = read_summary(run) if run else {"scores": []}
     recipe = read_yaml(run / RECIPE) if run and (run / RECIPE).is_file() else None
-    save_weights(folder / WEIGHTS, tensors, metadata | {"format": "pt"})  # transformers 4 asks for it
+    save_weights(folder / WEIGHTS, tensors, metadata | {"format": "pt"})  # transformers 4 needs this entry
     if recipe:
         write_text(folder / RECIPE, dump_yaml(shareable(recipe)))
     in_timm = spec.part("publish")(trained, folder, options) if spec.publish else ""
@@ -191,7 +191,7 @@ def make_card(
 
 
 def as_text(name: object) -> str:
-    """Escape a name, such as __background__, so that Markdown shows it and takes nothing in it for a format."""
+    """Escape a name, such as __background__, so that Markdown shows its characters unchanged."""
     return re.sub(r"[\\`*_{}\[\]()<>#|~&!+-]", r"\\\g<0>", printable(name))
 
 
@@ -220,7 +220,7 @@ def header(options: PublishOptions, spec: TaskSpec, about: Mapping[str, Any], li
 
 
 def figures(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the rows of the table of results, as far as the values are known."""
+    """Yield the rows of the table of results, (name, value), whose values are known."""
     for name in about.get("scores", ()):
         yield f"{name} on {as_text(about.get('test_split', 'test'))}", f"{about[name]:.4g}"
     if "samples" in about:

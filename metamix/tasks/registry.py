@@ -1,6 +1,6 @@
 """Register tasks, and find the task of a name, a weight file or a data set.
 
-This file names the tasks of the package. No other file outside the folders of these tasks names them.
+Outside the folders of the tasks, only this file names the tasks of the package.
 """
 
 import os
@@ -21,7 +21,7 @@ DEFAULT = "classification"
 TASKS: dict[str, TaskSpec | str] = {  # a spec, or "module:name" of a spec
     name: f"metamix.{name}.spec:SPEC" for name in ("classification", "detection", "segmentation", "restoration")
 }
-PUBLIC = {  # names of the package that are parts of tasks
+PUBLIC = {  # functions of the package `metamix` that belong to a task, and where they are
     "load_classifier": "metamix.classification.load:load_classifier",
     "load_detector": "metamix.detection.load:load_detector",
     "load_restorer": "metamix.restoration.load:load_restorer",
@@ -64,7 +64,7 @@ def parse_task_command(
 
 
 def task_of_model(name: str | None) -> str | None:
-    """Return the task if only one trains models of this name, which may have a tag; return None for other models."""
+    """Return the only task that trains models of this name, which may have a tag; None for other models."""
     base = (name or "").partition(".")[0]
     specs = [spec for spec in map(find_task, TASKS) if spec.models]
     return next((spec.name for spec in specs if base in spec.part("models")()), None)
@@ -75,7 +75,7 @@ def task_of_weights(path: Path, model: str | None = None) -> str:
     foreign = path.is_file() and path.suffix not in (".safetensors", ".pt", ".pth")
     if foreign and (task := next((task for task in TASKS if path.suffix in find_task(task).suffixes), None)):
         return task
-    file = path / WEIGHTS if (path / WEIGHTS).exists() else path  # all files of a run say the same
+    file = path / WEIGHTS if (path / WEIGHTS).exists() else path  # all weight files of a run name the same task
     metadata = ModelMetadata.from_dict(load_metadata(file), file)
     return metadata.task or task_of_model(model) or task_of_model(metadata.model) or DEFAULT
 
@@ -86,7 +86,7 @@ def is_exported(place: str | Path | None) -> bool:
 
 
 def task_of_folder(folder: str | os.PathLike[str] | None, *, alone: bool = False) -> str | None:
-    """Return the task whose data sets have the layout of a folder; None if there is none.
+    """Return the task whose data sets have the layout of a folder; None if no task matches.
 
     If `alone` is true, the folder or one of its splits must hold only the names by which the task is recognised.
     """

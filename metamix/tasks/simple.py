@@ -37,10 +37,10 @@ class SimpleData:
     """Load samples from files.
 
     Args:
-        splits: "train" and "test", and "holdout" if there is one.
+        splits: samples of the splits "train" and "test", and of "holdout" if there is one.
         options: options for reading files.
         transform: function that turns a sample of `SampleReader.read` into an image (C, H, W) uint8 and a number, the
-            label; leave it out if `read` returns both. Worker processes import it, so it must not be a lambda.
+            label; by default, `read` must return both. Worker processes import it, so it must not be a lambda.
         verify: command that lists broken images, for messages.
     """
 
@@ -83,7 +83,7 @@ class SimpleData:
 
 @dataclass
 class SimpleDataOptions(ReadingOptions):
-    """Options of training and evaluation."""
+    """Options that training and evaluation share."""
 
     data_dir: str = option("", "folder of the data set")
 
@@ -115,8 +115,8 @@ class SimpleModel(TaskModel):
 
     Attributes:
         make: function that builds the model. Its argument is whether to load the weights that training starts from; it
-            is False to resume a run.
-        about: plain values for the metadata of its weights; at least task, model, data, in_chans and img_size.
+            is False when a run is resumed.
+        about: plain values for the metadata of the weights; at least task, model, data, in_chans and img_size.
         identity: identity of the data, as recorded in checkpoints.
     """
 
@@ -185,11 +185,11 @@ class SimpleTask:
     check_model = staticmethod(registry.check_model)
 
     def create_model(self, options: SimpleOptions, start: bool, **arguments: Any) -> nn.Module:
-        """Create the model of the options; a note names the checkpoint that it starts from.
+        """Create the model that the options name; add a note about the checkpoint that it starts from.
 
         Args:
-            start: load the weights that the options name. A head that a file lacks, or has for another number of
-                outputs, keeps its initial weights.
+            start: whether to load the weights that the options name. A head that the file lacks, or has for another
+                number of outputs, keeps its initial weights.
             arguments: arguments of timm, such as num_classes.
         """
         model = registry.create_model(options.model, options.pretrained and start, **arguments, **options.model_args)
@@ -232,7 +232,7 @@ class SimpleTrained:
 
 
 def broken_samples(samples: SampleReader, workers: int = 0, title: str = "") -> Iterator[str]:
-    """Yield, in order, why samples cannot be read; `title` goes to the progress bar."""
+    """Yield, in order, an error message for each sample that cannot be read; the progress bar shows `title`."""
     problems: DataLoader = DataLoader(
         range(len(samples)),  # type: ignore[arg-type]  # torch asks for a subclass of its Dataset
         batch_size=64,
@@ -255,7 +255,7 @@ def _problems(samples: SampleReader, numbers: Sequence[int]) -> list[str]:
 
 
 class SimpleExport(Exportable):
-    """A model with one output for each image, compared on random images.
+    """A model to export with one output for each image. It is compared on random images.
 
     Args:
         model: the model, which takes prepared images (n, C, H, W).

@@ -12,7 +12,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """The name of a task, and where its parts are.
+    """The name of a task, and the places of its parts.
 
     Each part is given as "module:name" and is imported when it is used, since tasks need different extras.
 
@@ -28,10 +28,10 @@ class TaskSpec:
         exported: function that turns an exported model into a `Trained`.
         publish: function of a `Trained`, a folder with its weights and a `PublishOptions` that writes the config.json
             of timm's hub format, and returns code that loads the model with timm; "" if timm has no such models.
-        explain: function of a `Trained`, the path of an image and a label or None that returns an `Explanation`; "" if
-            predictions cannot be explained.
+        explain: function of a `Trained`, the path of an image and a label, or None, that returns an `Explanation`; ""
+            if predictions cannot be explained.
         pipeline: name of the task on the Hugging Face Hub, such as "image-segmentation".
-        convert: dict of `metamix.tasks.convert.Reader` by the name of its format; "" if there is none.
+        convert: dict of `metamix.tasks.convert.Reader` by the name of its format; "" if the task has no readers.
         less_memory: advice for the error message when scoring or prediction runs out of memory.
         takes_names: whether `load` takes the name of a model: to choose published weights, or for a file that does not
             name its model.
@@ -66,7 +66,7 @@ class TaskSpec:
 
 
 def import_part(place: str) -> Any:
-    """Import the object at "module:name". `pkgutil.resolve_name` refuses modules with a hyphen, such as my-task."""
+    """Import the object at "module:name". Unlike `pkgutil.resolve_name`, accept hyphens, as in my-task."""
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)
 

@@ -1,4 +1,4 @@
-"""`metamix verify`: find broken images and bad annotations in a data set before training on it."""
+"""Find broken images and bad annotations in a data set before training on it: `metamix verify`."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,21 +12,22 @@ from .registry import DEFAULT, find_task, list_tasks, parse_task_command, task_o
 
 USAGE = """usage: metamix verify DATA [--task NAME] [options]
 
-  metamix verify images                         a folder, whose layout tells the task
-  metamix verify cifar10                        a data set by its name, as --data of metamix train
+  metamix verify images                         a folder; its layout shows the task
+  metamix verify cifar10                        the name of a data set, as for --data of metamix train
 
-Tasks, for --task if the folder does not show which:
+Tasks, for --task if the layout does not show the task:
 
 {tasks}
 
-Every problem is printed. The exit code is 1 if there is one. For all options: metamix verify --task NAME --help."""
+Every problem is printed. If there is a problem, the exit code is 1.
+To list all options of a task: metamix verify --task NAME --help."""
 
 
 @dataclass
 class VerifyOptions(ImageOptions):
     """Options of `metamix verify` that all tasks share. Each task derives a class that adds its own options."""
 
-    data: str = positional("folder of the data set, or its name, as --data of metamix train", metavar="DATA")
+    data: str = positional("folder of the data set, or its name, as for --data of metamix train", metavar="DATA")
     data_dir: str | None = option(None, "folder of a data set that is given by its name")
 
     @property

@@ -121,7 +121,7 @@ def test_only_pil_images_are_transformed():
 
 
 def test_what_is_not_a_classifier_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="noise25 has weights for restoration, not .* or take metamix.load in Python$"):
+    with pytest.raises(ValueError, match="noise25 has weights for restoration, not .* or call metamix.load in Python$"):
         metamix.load_classifier("maxim_nano.noise25")
     for name, words in (
         ("metaformer_pooling_nano.digit", "there is no file NAME; did you mean 'metaformer_pooling_nano.digits'"),

@@ -123,7 +123,7 @@ def test_exported_model_is_not_a_checkpoint(tmp_path):
     ("format", "precision", "words"),
     [
         ("onnx", "bf16", "no bf16 kernels on a CPU: use --format openvino or torch"),
-        ("torch", "int8", "take --format openvino or onnx"),
+        ("torch", "int8", "use --format openvino or onnx"),
         ("openvino", "int4", "precision is 'int4'; did you mean 'int8'"),
     ],
 )

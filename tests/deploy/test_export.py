@@ -208,7 +208,7 @@ def test_int8_loses_no_more_than_the_limit(format, tmp_path):
     [
         (-0.001, "lost 0.00 dB on 21 training images (limit 0.1), 1"),
         (-0.02, "gained 0.02 dB on 21 training images (limit 0.1), 1"),
-        (0.2, "lost 0.20 dB on 21 training images (limit 0.1, a loss within their noise), 1"),
+        (0.2, "lost 0.20 dB on 21 training images (limit 0.1, a loss within the noise), 1"),
     ],
 )
 def test_the_last_line_says_what_int8_gained_and_lost(drop, said):
@@ -267,7 +267,7 @@ def test_an_export_with_other_outputs_is_refused(weights, tmp_path, monkeypatch)
         return nn.Sequential(model.eval(), nn.Linear(3, 3))
 
     monkeypatch.setattr(sys.modules["metamix.tasks.export"], "fuse", fuse)
-    with pytest.raises(ParityError, match=r"model.pt2 does not compute what .*: the outputs differ by up to .* of"):
+    with pytest.raises(ParityError, match=r"model.pt2 does not match .*: the outputs differ by up to .* of"):
         export(weights("identity"), output=tmp_path / "out", format="torch", seconds=0)
     with pytest.raises(FileNotFoundError, match="is not an exported model"):
         load_exported(tmp_path / "out")
@@ -282,12 +282,12 @@ def test_an_export_with_other_outputs_is_refused(weights, tmp_path, monkeypatch)
         (dict(source="metaformer_rafft_s12"), r"did you mean 'metaformer_raft_s12'"),
         (dict(source="metaformer_raft_s12"), r"names a model but no weights: train it, and export the run folder"),
         (dict(source="metaformer_pooling_nano"), r"no weights: give a name with a tag, metaformer_pooling_nano.c"),
-        (dict(max_drop=0.5), r"max_drop is 0.5, but only limits int8: leave it out or give --precision int8"),
+        (dict(max_drop=0.5), r"max_drop is 0.5, but limits only int8: leave it out or give --precision int8"),
         (dict(source="resnet18", model="resnet18"), r"model is resnet18, but resnet18 says what model it is: leave"),
         (dict(model="resnet18"), r"holds the weights of metaformer_pooling_nano, not of resnet18"),
         (dict(data_dir="photos"), r"there is no folder .*photos"),
         (dict(source="runs/none"), r"runs/none"),
-        (dict(compile=True), r"the format onnx is not compiled: leave --compile out"),
+        (dict(compile=True), r"the format onnx cannot be compiled: leave --compile out"),
     ],
 )
 def test_exports_with_wrong_options_are_refused(options, words, tmp_path):
@@ -365,7 +365,7 @@ def test_an_output_with_other_files_is_refused(name, tmp_path):
 
 
 def test_options_without_data_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="images is 5, but there are none to compare on: give --data and --data-dir"):
+    with pytest.raises(ValueError, match="images is 5, but there are no data to compare on: give --data"):
         export("metaformer_pooling_nano.digits", output=tmp_path / "out", images=5)
 
 

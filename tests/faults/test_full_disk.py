@@ -76,7 +76,7 @@ def test_an_engine_that_cannot_write_its_file_is_reported(format, file, package,
     """The engines write their files themselves, and OpenVINO raises a RuntimeError of its own."""
     pytest.importorskip(package, reason="needs the extra deploy")
     words = ["metaformer_pooling_nano.digits", "--format", format, "--seconds", 0, "--output", tmp_path / "out"]
-    refused = pytest.raises(SystemExit, match=rf"^error: \S+{file} could not be written \(.*; [\d,.]+ MB of the disk")
+    refused = pytest.raises(SystemExit, match=rf"^error: \S+{file} could not be written \(.*; [\d,.]+ MB are free")
     with files_of_at_most(10**5), refused:
         metamix_command("export", *words)
     assert not (tmp_path / "out" / "export.json").exists()

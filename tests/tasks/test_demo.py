@@ -289,7 +289,7 @@ main(["demo", "{DIGITS}", "--device", "cpu", "--port", "{free_port()}"])
 def test_a_port_in_use_is_refused():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(SystemExit, match=rf"no page at 127.0.0.1:{port} \(.* in use\): give another --port"):
+        with pytest.raises(SystemExit, match=rf"127.0.0.1:{port} cannot be used \(.* in use\): give another --port"):
             metamix_command("demo", "--port", port)
 
 
