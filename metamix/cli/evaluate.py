@@ -39,7 +39,7 @@ class EvalOptions(Options):
         256, "images per forward pass, over all processes together, for tasks whose images have one size"
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps; auto uses a GPU if there is one")
-    amp: Literal["auto", "none", "bf16", "fp16"] = option("auto", "autocast, as in metamix train")
+    amp: Literal["auto", "none", "bf16", "fp16"] = option("auto", "precision of autocast, as in metamix train")
     channels_last: bool = option(True, "store images and weights in the channels_last memory format")
 
 

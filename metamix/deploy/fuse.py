@@ -1,8 +1,8 @@
 """Make a model faster at inference without changing what it computes: `fuse`.
 
-    s * (W x + b)            = (s W) x + s b          LayerScale, into the last linear layer of its branch
-    s * (mean(n) - n)        = mean(s n) - s n        LayerScale after pooling or the identity, into the norm before it
-    W1 x + W2 x              = (W1 + W2) x            RaftMLP's parallel patch convolutions
+    s * (W x + b)            = (s W) x + s b          folds LayerScale into the last linear layer of its branch
+    s * (mean(n) - n)        = mean(s n) - s n        folds LayerScale into the norm before pooling or identity
+    W1 x + W2 x              = (W1 + W2) x            sums RaftMLP's parallel patch convolutions
 
 Dropout and drop path do nothing in evaluation and are removed. Weights that each forward pass computes from parameters
 are computed once: the matrices of raft, the token MLP of nin, the triangular matrices of symmetric attention. With

@@ -43,7 +43,7 @@ class Quantized:
 
     @property
     def drop(self) -> float:
-        """Return by how many points the score dropped."""
+        """Return the loss of the mean score, in the unit of the scores."""
         return self.fp32 - self.int8
 
 

@@ -44,7 +44,7 @@ class Difference:
     def result(self) -> dict[str, float]:
         """Return the measured differences by name, for the report."""
         variance = self.total_squares / self.values - (self.total / self.values) ** 2
-        unit = max(variance, 0.0) ** 0.5 or 1.0  # deviation of the expected outputs
+        unit = max(variance, 0.0) ** 0.5 or 1.0  # standard deviation of the expected outputs
         figures = {
             "images": self.images,
             "largest_difference": self.largest,

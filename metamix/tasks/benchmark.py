@@ -54,7 +54,7 @@ class BenchmarkOptions(Options):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the table and write the JSON; exit with a message if the input is invalid or no model could be timed."""
+    """Print the table and write JSON; exit with a message if the input is invalid or no model could be timed."""
     with exit_with_message(ValueError, OSError, ImportError):
         options, _ = parse_command(argv, BenchmarkOptions, "metamix benchmark", epilog=EXAMPLES)
         settings = vars(options)

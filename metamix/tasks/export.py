@@ -85,7 +85,7 @@ def export(source: str | Path, *, output: str | Path, **options: Any) -> dict[st
     if settings.precision == "int8":
         if not isinstance(exportable, CalibratedExport):
             what = f"{source} is a model for {task} and is not quantized"
-            raise ValueError(f"{what}: take --precision fp32 or bf16")
+            raise ValueError(f"{what}: give --precision fp32 or bf16")
         exportable.calibration_count(settings.calibration_images)  # raises before an earlier export is removed
     examples = exportable.examples(2)
     check_runs(exportable.model, examples)

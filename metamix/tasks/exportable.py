@@ -81,7 +81,7 @@ class Comparison:
 
     parity: dict[str, Any]  # measured differences of the outputs, by name
     scores: dict[str, dict[str, float]]  # scores of "eager" and "exported" on the data; empty without data
-    problems: list[str]  # a sentence about each limit of the precision that is exceeded
+    problems: list[str]  # a sentence about each exceeded limit
 
 
 class Exportable:
@@ -108,7 +108,7 @@ class Exportable:
         self.notes: list[str] = list(task.notes) if task else []  # what the user should know
 
     def examples(self, count: int, taller: int = 0, wider: int = 0) -> Tensor:
-        """Return random images (count, C, H, W) of the size of the export, or of a larger one."""
+        """Return random images (count, C, H, W) of the size of the export, plus `taller` rows and `wider` columns."""
         size: Any = self.metadata.img_size
         height, width = parse_size("img_size", size)
         shape = count, self.metadata.in_chans or 3, height + taller, width + wider
@@ -127,7 +127,7 @@ class Exportable:
         return Difference(precision, self.ranked)
 
     def pair(self, images: Tensor, outputs: Any) -> Pair:
-        """Run the fp32 model on prepared images; return its outputs and the given exported ones, for `parity`."""
+        """Run the fp32 model on prepared images; return its outputs and the `outputs` of the exported model."""
         return self.model(images), outputs
 
     @torch.no_grad()

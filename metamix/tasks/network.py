@@ -31,7 +31,7 @@ def check_task(metadata: ModelMetadata, source: object, task: str, network: str)
 
 
 def check_trained_with(option: str, trained: str, chosen: str, source: object) -> None:
-    """Raise ValueError if a file was trained with a detector or head that differs from the run's.
+    """Raise ValueError if the detector or head of a file, `trained`, differs from the one of the run, `chosen`.
 
     Without this check, loading would fail with a list of tensors that do not fit.
     """
@@ -86,7 +86,7 @@ class NetworkSpec:
         """Build the network of a run folder or a weight file; return it with its spec and its metadata."""
         tensors, metadata = load_weights(find_weights(checkpoint))
         spec = cls.from_dict(metadata, checkpoint)
-        backbone = replace(ModelMetadata.from_dict(metadata, checkpoint), img_size=None)  # img_size is the network's
+        backbone = replace(ModelMetadata.from_dict(metadata, checkpoint), img_size=None)  # the network's size
         check_described_size(backbone, tensors, checkpoint)
         with limited_size(checkpoint):
             model = spec.build()

@@ -54,8 +54,8 @@ class PredictOptions(ImageOptions):
 
     images: tuple[Path, ...] = positional("image files, and folders, which are searched at any depth", metavar="IMAGE")
     checkpoint: str | None = option(None, "run folder, weight file, or name of shipped weights")
-    model: str | None = option(None, "a folder of metamix export; or the model's name, for weights that do not name it")
-    pretrained: bool = option(False, "take the published weights of --model")
+    model: str | None = option(None, "folder of metamix export, or name of the model if the weights do not name it")
+    pretrained: bool = option(False, "use the published weights of --model")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps")
     threads: Count | None = option(None, "threads of an exported model's engine; default: all cores")
     trust: bool = option(False, "load a model that was exported with --format torch; its files can run code")

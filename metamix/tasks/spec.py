@@ -1,4 +1,4 @@
-"""Define `TaskSpec`, by which the commands find the parts of a task, and `Trained`, a loaded model."""
+"""Define `TaskSpec`, with which the commands find the parts of a task, and `Trained`, a loaded model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
