@@ -1,4 +1,4 @@
-"""Name the formats of masks that `metamix convert` reads."""
+"""Map the segmentation formats of `metamix convert` to the functions that read them."""
 
 from .labelme import read_labelme
 from .masks import read_masks

@@ -1,10 +1,11 @@
 """Load images and masks in batches, augmented by worker processes.
 
 A training batch is {"image": (n, 3, h, w) uint8, "target": (n, h, w) uint8, "index": (n,) int64, "name": a list}. The
-target holds labels, and 255 for ignored pixels. A batch to score holds lists: resized images, and targets of their
-original size. Images are resized bilinearly, masks to the nearest pixel. If an image cannot be read, the next one takes
-its place with index -1, which metrics leave out. A mask with a value that is not a label stops the run. Every random
-number is a function of (seed, epoch, index).
+target holds labels, and 255 for ignored pixels. A batch to score has the same keys, but its images and targets are
+lists: the images are resized, and the targets keep their original size. Images are resized bilinearly, and masks to the
+nearest pixel. If an image cannot be read, the next image takes its place. In a batch to score, its index is then -1,
+and metrics skip it. A mask with a value that is not a label stops the run. Every random number is a function of (seed,
+epoch, index).
 """
 
 from collections.abc import Sequence
@@ -34,8 +35,8 @@ from .labels import IGNORED, Labels, ignored_hint, read_mask
 from .options import SegmentationOptions, verify_command
 from .sources import Split, check_sizes, open_set
 
-TRIES = 10  # most crops to draw for an image; the last one is used even if one class has too large a share
-MEMORY_LIMIT = 2**30  # with memory="auto", decoded images and masks of more bytes are not held in memory
+TRIES = 10  # most crops to draw for an image; the last is used even if a class still has too large a share
+MEMORY_LIMIT = 2**30  # bytes; with memory="auto", larger training splits are not decoded into memory
 
 Pair = tuple[str, Tensor, Tensor]  # name, image (3, H, W) uint8, mask (H, W) uint8
 
@@ -44,7 +45,7 @@ class SegmentationData:
     """Open the splits of a data set, check them, and make their loaders.
 
     Args:
-        options: options of training; for an evaluation, they must hold the values that training used.
+        options: the training options. To evaluate a model, give the values that it was trained with.
         train: whether to open the training split.
     """
 
@@ -98,7 +99,7 @@ class SegmentationData:
                 )
 
     def _check_scored_masks(self) -> None:
-        """Read all masks to score, so that wrong or missing labels are found before hours of training."""
+        """Read all masks that will be scored, so that wrong or missing labels are found before hours of training."""
         for split, samples in self.parts.items():
             if split == "train":
                 continue
@@ -108,7 +109,7 @@ class SegmentationData:
 
     @cached_property
     def train_images(self) -> "MaskedImages":
-        """Open the images to train on, in memory if they are small."""
+        """Open the images to train on, and decode them into memory if the option `memory` says so."""
         images = MaskedImages(self.parts["train"], self.labels)
         if self.in_memory:
             images.load()
@@ -119,7 +120,7 @@ class SegmentationData:
         return self.train_images.label_counts("counting")
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
-        """Make the loader of augmented crops; refuse masks in memory with a wrong value or only one class."""
+        """Make the loader of augmented crops; raise ValueError if masks in memory are wrong or show only one class."""
         images = self.train_images
         if images.loaded:
             counts = self.label_counts()
@@ -127,11 +128,11 @@ class SegmentationData:
             text = f"no mask to train on has a pixel of {', '.join(missing)}"
             if len(missing) >= len(self.classes) - 1:
                 raise ValueError(
-                    f"{text}, so there is nothing to tell apart{ignored_hint(counts, self.labels)}. For all problems: "
-                    f"{self.verify}"
+                    f"{text}, so there is nothing to tell apart{ignored_hint(counts, self.labels)}. To list all "
+                    f"problems: {self.verify}"
                 )
             if missing:
-                # Replaced, not added, since the engine may make the loader twice.
+                # Replace the notes instead of adding one, since the engine may make the loader twice.
                 self.notes = [f"{text}; to see the shares of all classes: {self.verify}"]
         order = TrainOrder(len(images), batch_size, rank, world_size, seed)
         transform = train_transform(self.options, self.mean)
@@ -158,7 +159,7 @@ class SegmentationData:
         return MaskedImages(samples, self.labels)
 
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
-        """Normalise the images. The worker processes have augmented them."""
+        """Normalise the images. The worker processes have already augmented them."""
         return batch | {"image": self.normalize(batch["image"]), "target": batch["target"].long()}
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -186,7 +187,7 @@ class MaskedImages:
                 self.loaded[i] = self.read(i)
 
     def label_counts(self, doing: str) -> Tensor:
-        """Count the pixels of each label in the masks that can be read: (256,) int64. A progress bar says `doing`."""
+        """Count the pixels of each label in the readable masks: (256,) int64. `doing` names the progress bar."""
         counts = torch.zeros(256, dtype=torch.int64)
         for i, sample in enumerate(tqdm(self.samples, desc=doing, unit="mask", leave=False, disable=None)):
             with suppress(CorruptImage):  # the loader reports it when it reads the sample
@@ -244,7 +245,7 @@ def random_scale(pair: Pair, options: SegmentationOptions) -> Pair:
 
 
 def limited_crop(pair: Pair, options: SegmentationOptions, fill: Sequence[int]) -> Pair:
-    """Crop image and mask at random. If one class has too large a share of a crop, draw another, up to ten crops.
+    """Crop image and mask at random; draw up to ten crops until no class has too large a share.
 
     An image that is smaller than the crop is padded with the colour `fill` on the right and at the bottom, and its mask
     with ignored pixels.

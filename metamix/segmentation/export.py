@@ -21,7 +21,7 @@ from .task import Segmentation
 
 
 class ExportableSegmenter(MapExport):
-    """A segmenter to export, and the task whose data it is compared on; None to compare on random images."""
+    """A segmenter to export. It is compared on the data of `task`, or on random images if `task` is None."""
 
     outputs: tuple[str, ...] = ("logits",)
     ranked, larger = True, 32
@@ -37,12 +37,12 @@ class ExportableSegmenter(MapExport):
         return [{"": best_labels(output, batch["target"][0].shape)}]
 
     def apply(self, model: Model, batch: Batch) -> Tensor:
-        """Return the logits (1, classes, H, W) of the image of a batch."""
+        """Return the logits (1, classes, H, W) of the only image in a batch."""
         images = self.task.metric.normalize(batch["image"][0][None])
         return self.predictor.logits(PadAndCrop(model, self.fixed or self.extra["multiple"]), images)
 
     def image_score(self, model: Model, batch: Batch) -> float:
-        """Return the mean IoU of the classes that the image has, in percent."""
+        """Return the mean IoU in percent over the classes that occur in the image's mask."""
         truth = batch["target"][0]
         predicted = best_labels(self.apply(model, batch), truth.shape)
         confusion = confusion_matrix(truth, predicted, len(self.metadata.classes or ()))
@@ -50,7 +50,7 @@ class ExportableSegmenter(MapExport):
 
 
 def open_segmenter(options: ExportOptions) -> ExportableSegmenter:
-    """Load a segmenter that metamix trained, with its data set if a folder is given."""
+    """Load a segmenter that metamix trained, and open a data set if `data_dir` is given."""
     if options.data and not options.data_dir:
         raise ValueError(f"data is {options.data}: give its folder, --data-dir DIR, to compare {options.source} on it")
     trained, task = load_segmenter(options.source), None
@@ -63,7 +63,7 @@ def open_segmenter(options: ExportOptions) -> ExportableSegmenter:
     height, width = options.img_size or trained.spec.crop
     if options.data_dir:
         data: Any = options.data or "folder"
-        tile, overlap = tiles(None if options.dynamic else (height, width))  # named in the note on how scores are made
+        tile, overlap = tiles(None if options.dynamic else (height, width))  # the note on the scores names them
         eval_options = SegmentationEvalOptions(
             data=data, data_dir=options.data_dir, workers=0, checkpoint=options.source, tile=tile, overlap=overlap
         )
@@ -72,7 +72,7 @@ def open_segmenter(options: ExportOptions) -> ExportableSegmenter:
 
 
 def exported_segmenter(exported: ExportedModel) -> TrainedSegmenter:
-    """Use an exported model as a segmenter; raise ValueError if export.json lacks an entry or does not fit."""
+    """Use an exported model as a segmenter; raise ValueError if export.json is incomplete or does not fit the graph."""
     artifact = exported.artifact
     metadata = artifact.model.to_dict()
     artifact.check(EXTRA, needs=["img_size"])

@@ -1,11 +1,12 @@
-"""Compute one map of class scores from a backbone's maps of several strides, the finest first.
+"""Compute class scores from a backbone's feature maps of several strides.
 
-All heads take the list of a backbone's maps, (B, C_i, H_i, W_i). They return scores (B, num_classes, H_0, W_0), except
-`FCNHead`, whose scores have the size of its level, and `DeconvHead`, whose scores are larger than the last map.
+All heads take a list of feature maps (B, C_i, H_i, W_i), the finest first, and return scores (B, num_classes, H, W).
+The scores have the size of the first map, with two exceptions: the scores of `FCNHead` have the size of the map that
+it reads, and `DeconvHead` enlarges the last map.
 
-They take these arguments:
+The heads take these arguments:
 
-    in_channels     channels of each map
+    in_channels     channels of each map; for `DeconvHead`, of the last map
     num_classes     number of classes
     channels        width of the convolutions
     dropout         share of channels dropped before the classifier; `DeconvHead` does not take it
@@ -85,7 +86,7 @@ class UPerHead(nn.Module):
         return self.classifier(self.drop(self.fuse(torch.cat(parts, dim=1))))
 
     def pool(self, x: Tensor) -> Tensor:
-        """Combine a map with its averages over grids: (B, C, H, W) -> (B, channels, H, W)."""
+        """Combine a feature map with its averages over grids: (B, C, H, W) -> (B, channels, H, W)."""
         parts = [x]
         for n, conv in zip(self.pool_sizes, self.pools):
             parts.append(resize_to(conv(average_to(x, (n, n))), x.shape[-2:], "bilinear"))
@@ -93,7 +94,7 @@ class UPerHead(nn.Module):
 
 
 class FCNHead(nn.Module):
-    """A convolution and a classifier on one of the levels; `level` is its index."""
+    """A convolution and a classifier on the feature map with the index `level`."""
 
     def __init__(
         self, in_channels: Sequence[int], num_classes: int, *, level: int, channels: int = 256, dropout: float = 0.1
@@ -109,9 +110,9 @@ class FCNHead(nn.Module):
 
 
 class DeconvHead(nn.Sequential):
-    """The head of WaveMix on the last map: transposed convolutions with nothing between them, then a 1x1 convolution.
+    """The head of WaveMix: transposed convolutions on the last feature map, without activations, and a 1x1 convolution.
 
-    `channels` are the widths after each transposed convolution, which doubles height and width.
+    `channels` has the width after each transposed convolution. Each of them doubles height and width.
     """
 
     def __init__(self, in_channels: int, num_classes: int, *, channels: Sequence[int]):

@@ -1,4 +1,4 @@
-"""Apply a segmenter to whole images or in tiles, and average over flips and scales."""
+"""Apply a segmenter to whole images or to tiles, and average the results over flips and scales."""
 
 import math
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from metamix.layers import resize_to
 from metamix.layers.image_inference import Size, apply_in_tiles
 from metamix.utils.checks import check_finite
 
-AT_ONCE = 16  # classes whose scores are resized together
-MAX_BYTES = 2**31  # limit of the logits in memory
+AT_ONCE = 16  # classes whose scores are resized together, to save memory
+MAX_BYTES = 2**31  # most bytes that the logits of an image may take
 
 
 @dataclass(frozen=True)
 class Predictor:
     """Predict the label of each pixel of normalised images (1, 3, H, W)."""
 
-    # tile, overlap and whole: see `apply_in_tiles`; in pixels of the image that the model gets.
+    # `apply_in_tiles` explains tile, overlap and whole. They are in pixels of the model's input.
     tile: int = 0
     overlap: int = 0
     flip: bool = False  # whether to predict the mirror image too
-    # Factors by which the image is resized; it is predicted at each size. The probabilities of all predictions are
-    # averaged at the size of the image that the model gets.
+    # Factors by which the image is resized. The model predicts at each scale. The logits are then resized to the size
+    # of the original input, and their probabilities are averaged.
     scales: tuple[float, ...] = (1.0,)
     whole: Size | None = None
 
@@ -70,7 +70,7 @@ class Predictor:
 
 
 def best_labels(scores: Tensor, size: Size) -> Tensor:
-    """Return the labels (H', W') uint8 with the largest scores (1, classes, H, W); resize a few classes at a time."""
+    """Resize scores (1, classes, H, W) to `size`, and return the best label of each pixel: (H', W') uint8."""
     best, labels = torch.full(size, -torch.inf, device=scores.device), torch.zeros(size, device=scores.device).byte()
     for first in range(0, scores.shape[1], AT_ONCE):
         values, places = resize_to(scores[:, first : first + AT_ONCE], size, "bilinear")[0].max(0)
@@ -80,10 +80,10 @@ def best_labels(scores: Tensor, size: Size) -> Tensor:
 
 
 def predict(model: nn.Module, image: Tensor, size: Size, classes: int, predictor: Predictor) -> Tensor:
-    """Return labels (H', W') uint8 on the CPU; `model`, `image` and `size` are as for `Predictor`.
+    """Return labels (H', W') uint8 on the CPU. `Predictor` explains `model`, `image` and `size`.
 
-    If the logits of an image in tiles would take more than 2 GiB, the image is predicted in blocks. Each block is
-    extended on all sides by the width of a tile, then cropped.
+    If the logits of `classes` classes would take more than 2 GiB, an image in tiles is predicted in blocks. Each block
+    has a margin of one tile on all sides, and the margin of its labels is cut off.
     """
     side = max(2 * predictor.tile, math.isqrt(MAX_BYTES // (4 * classes)))
     if not predictor.tile or image.shape[-2:] != size or max(size) <= side:

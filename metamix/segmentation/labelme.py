@@ -16,7 +16,7 @@ from .masks import Masks
 from .pairs import Files, add_file, find_files, key_of, match_files
 
 IGNORE = "__ignore__"  # label of shapes whose pixels are ignored
-LEAST_POINTS = {"polygon": 3, "rectangle": 2}  # the kinds that are drawn, and the points that they need
+LEAST_POINTS = {"polygon": 3, "rectangle": 2}  # kind of shape that is drawn -> smallest number of points
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def read_labelme(source: Path) -> Masks:
     The rest of an image is background. Pixels of shapes with the label `__ignore__` are ignored.
     """
     images, masks = find_files(source)
-    images = masks | images  # a folder named labels may hold both
+    images = masks | images  # an image in a folder named labels was taken for a mask
     files: Files = {}
     for path in sorted(source.rglob("*.json")):
         add_file(files, key_of(path, source), path, "labels")
@@ -47,7 +47,7 @@ def read_labelme(source: Path) -> Masks:
         labels.add(split, name, image, size, (size, shapes))
     labels.note_rest("label", images, files, pairs)
     if not any(shapes for _, (_, shapes) in (sample.label for sample in labels.samples)):
-        raise ValueError(f"{source} has no image with a polygon: LabelMe's .json files have the names of their images")
+        raise ValueError(f"{source} has no image with a polygon: each .json file needs the name of its image")
     return labels
 
 
@@ -71,13 +71,14 @@ def read_shapes(path: Path) -> tuple[tuple[int, int], list[Shape], list[str]]:
 def check_shapes(path: Path, size: tuple[int, int], shapes: Sequence[Shape]) -> None:
     """Raise ValueError if an image of (height, width) or one of its shapes, read from `path`, cannot be drawn."""
     if not 1 <= min(size) <= max(size) <= MAX_SIDE:
-        raise ValueError(f"{path} has an image of {size[0]} x {size[1]} pixels, but sides are 1 to {MAX_SIDE}")
+        raise ValueError(f"{path} has an image of {size[0]} x {size[1]} pixels, but sides must be 1 to {MAX_SIDE}")
     for shape in shapes:
         if not shape.label:
             raise ValueError(f"{path} has a {shape.kind} without a label")
         least = LEAST_POINTS.get(shape.kind, 1)
         if len(shape.points) < least or not np.isfinite(shape.points).all():
-            raise ValueError(f"{path} has a {shape.kind} of points {shape.points}: give {least} or more finite points")
+            points = f"a {shape.kind} with the points {shape.points}"
+            raise ValueError(f"{path} has {points}: give {least} or more finite points")
 
 
 def masks_of(shapes: Iterable[Shape]) -> Masks:

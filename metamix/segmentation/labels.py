@@ -1,4 +1,4 @@
-"""Read masks: map the values or colours in their files to labels, and labels to colours.
+"""Read masks: map the values or colours of mask files to labels, and map labels back to colours.
 
 A mask file holds a whole number for each pixel. It is a PNG with one grey channel, with three equal channels, or with a
 palette. A mask in colour is read with the palette of the data set. `Labels` maps the values to the labels 0, 1, ...,
@@ -41,7 +41,7 @@ class Labels:
     values: Mapping[int, int]  # label of each value that mask files may have, or IGNORED
     # Colours of the classes, for masks in colour and for pictures. The colour of ignored pixels may follow.
     palette: Palette | None = None
-    # What to do about a value that is refused, for the end of the message.
+    # The end of the message for a refused value: what the user can do about it.
     advice: str = (
         "correct the mask, add the class to classes.txt, give --ignore-index, or --reduce-zero-label for masks that "
         "number the classes from 1"
@@ -49,7 +49,7 @@ class Labels:
 
     @cached_property
     def table(self) -> np.ndarray:
-        """Return the label of each value 0 to 255, or IGNORED or REFUSED, int16."""
+        """Return the label of each value from 0 to 255, (256,) int16; a label may be IGNORED or REFUSED."""
         table = np.full(256, REFUSED, dtype=np.int16)
         table[[*self.values]] = [*self.values.values()]
         return table
@@ -68,10 +68,10 @@ def make_labels(
     reduce_zero_label: bool = False,
     palette: Palette | None = None,
 ) -> Labels:
-    """Number classes in the order of their names; raise ValueError if the palette has too few or too many colours.
+    """Number the classes in the given order; raise ValueError if the palette has too few or too many colours.
 
     Args:
-        ignore_index: value of ignored pixels in the files; None if there is none.
+        ignore_index: value of ignored pixels in the mask files; None if all pixels count.
         reduce_zero_label: ignore the value 0, and subtract 1 from the values of the classes.
     """
     if palette is not None and len(palette) not in (len(classes), len(classes) + 1):
@@ -100,8 +100,8 @@ def ignored_hint(counts: Tensor, labels: Labels) -> str:
     if not len(values):
         return f"; the value of {name} is ignored: give another --ignore-index"
     return (
-        f"; {ignored[-1]} is ignored: if it shows {name}, save {values[-1]} instead of {ignored[-1]}, or let "
-        f"`metamix convert masks` do so"
+        f"; {ignored[-1]} is ignored: if it shows {name}, save {values[-1]} instead of {ignored[-1]}, or run "
+        f"`metamix convert masks`"
     )
 
 
@@ -134,7 +134,7 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
 
 
 def open_mask(path: Path) -> Image.Image:
-    """Decode a mask, of one channel, with a palette, or in RGB; errors as in `read_mask`."""
+    """Decode a mask of one channel, with a palette or in RGB; raise the errors that `read_mask` lists."""
     with as_corrupt_image(path):
         file = read_image_file(path)
         image = ImageOps.exif_transpose(file)  # the images are turned upright too
@@ -144,7 +144,7 @@ def open_mask(path: Path) -> Image.Image:
     if image.mode == "LA":
         image = image.convert("L")
     if image.mode not in ("1", "L", "P", "RGB", "RGBA") and not image.mode.startswith("I"):
-        raise BadMask(f"{path} has the mode {image.mode}, but masks are PNGs of indices: modes L, P, 1 and I")
+        raise BadMask(f"{path} has the mode {image.mode}, but masks must be PNGs of indices in mode L, P, 1 or I")
     return image
 
 
@@ -160,7 +160,7 @@ def _check_own_palette(image: Image.Image, labels: Labels, palette: Palette, pat
             other = labels.classes[of_classes.index(colours[index])]
             raise BadMask(
                 f"{path} shows the value {index}, {labels.classes[label]}, in {colours[index]}, which is the colour of "
-                f"{other} in palette.txt: correct palette.txt, or save the mask in RGB to have its colours read"
+                f"{other} in palette.txt: correct palette.txt, or save the mask in RGB, so that its colours are read"
             )
 
 
@@ -178,7 +178,7 @@ def _from_colours(colours: np.ndarray, labels: Labels, path: Path) -> np.ndarray
         )
     result = np.full(colours.shape[:2], REFUSED, dtype=np.int16)
     for i, colour in enumerate(labels.palette):
-        label = i if i in labels.table else IGNORED  # --ignore-index may be the value of a class
+        label = i if i in labels.table else IGNORED  # --ignore-index may turn a class into ignored pixels
         result[(colours == colour).all(-1)] = label
     if (unknown := result == REFUSED).any():
         raise BadMask(
@@ -227,7 +227,7 @@ def read_palette(path: Path) -> Palette | None:
 def colours_of(count: int, palette: Palette | None = None) -> np.ndarray:
     """Return the colours of `count` classes, (256, 3) uint8. Ignored pixels are black unless the palette sets a colour.
 
-    Without a palette, up to 20 classes get matplotlib's colours, and more get PASCAL VOC's.
+    Without a palette, up to 20 classes get colours of matplotlib. If there are more classes, PASCAL VOC's map is used.
     """
     colours = np.zeros((256, 3), dtype=np.uint8)
     if palette is not None:
@@ -252,7 +252,7 @@ def voc_colour(index: int) -> Colour:
 
 
 def index_image(labels: Tensor, colours: np.ndarray) -> Image.Image:
-    """Make an image of labels (H, W): its pixels are the labels, and its palette has the colours."""
+    """Make an image whose pixels are labels (H, W) and whose palette is `colours`, (256, 3)."""
     image = Image.fromarray(labels.cpu().numpy().astype(np.uint8), mode="P")
     image.putpalette(colours.astype(np.uint8).tobytes())
     return image

@@ -55,7 +55,8 @@ class SegmenterSpec(NetworkSpec):
     def from_dict(cls, raw: Mapping[str, Any], source: object) -> "SegmenterSpec":
         """Check the metadata of a file, as `NetworkSpec.from_dict` does, and the options of the head."""
         spec = super().from_dict(raw, source)
-        ModelMetadata.from_dict({"model_args": spec.head_args}, f"{source}, head_args")  # apply the same rules
+        # The options of a head follow the rules of model_args.
+        ModelMetadata.from_dict({"model_args": spec.head_args}, f"{source}, head_args")
         return spec
 
     def build(self, **weights: Any) -> Segmenter:
@@ -66,13 +67,13 @@ class SegmenterSpec(NetworkSpec):
 
 @dataclass(frozen=True)
 class TrainedSegmenter:
-    """A trained segmenter."""
+    """A trained or exported segmenter, and how to prepare images for it."""
 
     # The model in evaluation mode. It takes (n, 3, H, W) float32 and returns logits (n, classes, H, W).
     model: nn.Module
     spec: SegmenterSpec
     metadata: dict[str, Any]
-    graph_size: Size | None = None  # (height, width) of the graph of an exported model; None for any size
+    graph_size: Size | None = None  # (height, width) that an exported graph is fixed to; None for every other model
 
     def __repr__(self) -> str:
         return f"TrainedSegmenter({self.spec.head}, {self.spec.model}, {plural(len(self.classes), 'class')})"
@@ -84,7 +85,7 @@ class TrainedSegmenter:
 
     @property
     def fixed_size(self) -> Size | None:
-        """Return (height, width) of the largest images that the backbone takes; None for any size."""
+        """Return (height, width) of the largest images that the backbone takes; None if it takes any size."""
         return getattr(self.model, "fixed_size", None)
 
     def predictor(self, tile: int, overlap: int, flip: bool = False) -> Predictor:
@@ -102,10 +103,10 @@ class TrainedSegmenter:
 
         Args:
             images: files or PIL images.
-            tile: side of the overlapping tiles that larger images are cut into, in pixels; 0 for whole images. The
-                tiles of an exported model follow from its graph.
+            tile: side of the overlapping tiles that larger images are cut into, in pixels; 0 for whole images. An
+                exported model takes tiles of the size of its graph.
             overlap: smallest overlap of tiles in pixels.
-            flip: average over each image and its mirror image.
+            flip: whether to average the predictions for each image and its mirror image.
 
         Returns:
             Labels (H, W) uint8 of each image, on the CPU: 0, 1, ... in the order of `spec.classes`.
@@ -127,7 +128,7 @@ class TrainedSegmenter:
 
 
 def load_segmenter(checkpoint: str | Path) -> TrainedSegmenter:
-    """Load a segmenter that metamix trained. Errors are as in `metamix.load`.
+    """Load a segmenter that metamix trained; raise the errors that `metamix.load` lists.
 
     Args:
         checkpoint: a run folder, or a weight file or checkpoint in it.

@@ -29,14 +29,14 @@ Weights = Tensor | None  # (classes,)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
-    """Compute the cross-entropy, mean over all pixels."""
+    """Compute the mean cross-entropy over all pixels."""
     return F.cross_entropy(logits, target, weights, ignore_index=IGNORED, reduction="sum") / target.numel()
 
 
 def ohem_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
-    """Compute the cross-entropy, mean over the hard pixels of each image and over images.
+    """Compute the mean cross-entropy over the hard pixels of each image, and average it over images.
 
-    If fewer pixels than the share KEPT are hard, the hardest are taken up to that share.
+    If the share of hard pixels is below KEPT, the pixels with the largest losses are taken up to that share.
     """
     with torch.no_grad():
         losses = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none").flatten(1)  # (n, H W)
@@ -48,19 +48,19 @@ def ohem_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
 
 
 def focal_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
-    """Compute the focal loss of one sigmoid for each class, mean over all pixels; `weights` are not used."""
+    """Compute the mean focal loss over all pixels, with a sigmoid for each class; `weights` are not used."""
     loss = smp_losses().FocalLoss("multiclass", ignore_index=IGNORED, reduction="sum")
     return loss(logits, target) / target.numel()
 
 
 def dice_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
-    """Compute the Dice loss, mean over images; `weights` are not used."""
+    """Compute the Dice loss of each image, and average it over images; `weights` are not used."""
     loss = smp_losses().DiceLoss("multiclass", ignore_index=IGNORED)
     return torch.stack([loss(one[None], mask[None]) for one, mask in zip(logits, target)]).mean()
 
 
 def lovasz_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
-    """Compute the Lovasz softmax loss, mean over images; `weights` are not used."""
+    """Compute the Lovasz softmax loss of each image, and average it over images; `weights` are not used."""
     loss = smp_losses().LovaszLoss("multiclass", ignore_index=IGNORED)
     labelled = [(one[None], mask[None]) for one, mask in zip(logits, target) if (mask != IGNORED).any()]
     return sum((loss(one, mask) for one, mask in labelled), logits.sum() * 0) / len(logits)
@@ -91,7 +91,7 @@ def smp_losses() -> Any:
 
 
 def parse_loss(text: str) -> dict[str, float]:
-    """Parse a weighted sum such as "ce+0.5*dice"; return the weights by name; see `parse_weighted_sum`."""
+    """Parse a weighted sum such as "ce+0.5*dice", and return the weight of each loss; see `parse_weighted_sum`."""
     weights = parse_weighted_sum(text, LOSSES)
     if weights.keys() & {"focal", "dice", "lovasz"}:
         smp_losses()
@@ -99,12 +99,12 @@ def parse_loss(text: str) -> dict[str, float]:
 
 
 def class_weights(rule: str, counts: Tensor) -> Tensor:
-    """Compute class weights, (classes,) float32, from the numbers of pixels; their mean over all pixels is 1.
+    """Compute class weights (classes,) float32 from pixel counts, such that their mean over all pixels is 1.
 
     Args:
-        rule: "median" for 1 / frequency: median frequency balancing, without the median, which the scaling to a mean of
-            1 would cancel; "log" for 1 / log(1.02 + frequency), as in ENet.
-        counts: (classes,) int64. A class without pixels gets the weight 0.
+        rule: "median" for 1 / frequency, or "log" for 1 / log(1.02 + frequency), as in ENet. Median frequency balancing
+            also multiplies by the median, but scaling the mean to 1 would cancel this factor.
+        counts: number of pixels of each class, (classes,) int64. A class without pixels gets the weight 0.
     """
     share = counts.double() / counts.sum().clamp(min=1)
     seen = counts > 0
@@ -137,7 +137,7 @@ class SegmentationLoss:
                 total = total + self.aux_weight * self.total(self.compute(output.float(), target))
         logged = {f"{name}_loss": value for name, value in terms.items()} if len(terms) > 1 or auxiliary else {}
         labelled = (target != IGNORED).flatten(1)
-        right = (main.argmax(1) == target).flatten(1)  # no class is IGNORED
+        right = (main.argmax(1) == target).flatten(1)  # false at ignored pixels, since no class is IGNORED
         accuracy = (right.sum(1) / labelled.sum(1).clamp(min=1)).mean()  # mean over the images
         return total, logged | {"pixel_accuracy": 100 * accuracy}
 

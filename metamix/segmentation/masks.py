@@ -27,15 +27,15 @@ from .labels import (
 )
 from .pairs import Files, Pairs, find_files, match_files
 
-SAME_SHAPE = 0.01  # relative difference of the aspect ratios up to which a mask is resized to its image
-MOST_VALUES = 64  # without names of the classes, more values are taken for soft edges and refused
+SAME_SHAPE = 0.01  # a mask is resized to its image if their aspect ratios differ by at most this share
+MOST_VALUES = 64  # if no file names the classes, masks with more values are refused: they seem to have soft edges
 COLOUR = 1 << 24  # a pixel is a number: its grey value or index, or COLOUR | red << 16 | green << 8 | blue
 
 
 class Masks(LabelledImages):
-    """Images with masks. The label of a sample is the size of the image, (height, width), and what `draw` takes.
+    """Images with masks. The label of a sample is a pair: the (height, width) of the image, and an argument for `draw`.
 
-    `draw` returns labels (H, W), uint8.
+    `draw` returns the labels of the mask, (H, W) uint8.
     """
 
     def __init__(self, classes: Sequence[str], draw: Callable[[Any], np.ndarray], palette: Palette | None = None):
@@ -45,7 +45,7 @@ class Masks(LabelledImages):
         self.classes, self.draw, self.palette = classes, draw, palette
 
     def add(self, split: str, name: str, file: Path, mask_size: tuple[int, int], mask: Any) -> None:
-        """Add an image, or leave it out with a note if its mask, of (height, width), has a different shape."""
+        """Add an image; leave it out with a note if `mask_size`, (height, width), has a different aspect ratio."""
         size = height, width = read_header(file).size
         mask_height, mask_width = mask_size
         sizes = f"{file} ({height} x {width}, mask {mask_height} x {mask_width})"
@@ -58,7 +58,7 @@ class Masks(LabelledImages):
         self.samples.append(Sample(file, f"images/{name}{file.suffix}", split, "", (size, mask), label_file))
 
     def write(self, folder: Path, splits: Mapping[str, Sequence[Sample]]) -> str:
-        """Write masks and the names of the classes, and return the number of classes and their names."""
+        """Write masks and the names of the classes, and return a text that counts and lists the classes."""
         write_text(folder / "classes.txt", "\n".join(self.classes) + "\n")
         if self.palette:
             write_text(folder / "palette.txt", "".join(f"{r} {g} {b}\n" for r, g, b in self.palette))
@@ -82,15 +82,15 @@ class Masks(LabelledImages):
 def read_masks(source: Path) -> Masks:
     """Read images and their masks, in which each value or colour is a class.
 
-    classes.txt with palette.txt, CVAT's labelmap.txt or Roboflow's _classes.csv name the classes.
+    The classes are named by classes.txt (their colours by palette.txt), CVAT's labelmap.txt or Roboflow's _classes.csv.
     """
     images, masks = find_files(source)
     pairs = match_files(images, masks)
     if not pairs:
-        counts = f"{plural(len(images), 'image')} and {plural(len(masks), 'mask')}, none of the same name"
+        counts = f"{plural(len(images), 'image')} and {plural(len(masks), 'mask')}"
         raise ValueError(
-            f"{source} has {counts}: masks lie in a folder named masks, labels, annotations or the like, or their "
-            f"names end in _mask"
+            f"{source} has {counts}, but no mask has the name of an image: put the masks into a folder named masks, "
+            f"labels or annotations, or let their names end in _mask"
         )
     values = np.unique(np.concatenate([np.unique(read_values(mask)) for mask in pairs]))
     classes, palette, table = number_values(source, values.tolist())
@@ -111,12 +111,12 @@ def read_values(path: Path) -> np.ndarray:
         return number_colours(np.array(image.convert("RGB")))
     values = np.array(image, dtype=np.int32)
     if values.min() < 0 or values.max() > 65_535:
-        raise ValueError(f"{path} has values from {values.min():,} to {values.max():,}, but masks have 0 to 65,535")
+        raise ValueError(f"{path} has values from {values.min():,} to {values.max():,}, but masks may have 0 to 65,535")
     return values
 
 
 def number_colours(colours: np.ndarray) -> np.ndarray:
-    """Return colours (..., 3) as numbers (...), int32; see `COLOUR`."""
+    """Convert colours (..., 3) to numbers (...) int32; see `COLOUR`."""
     red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
     return np.where((red == green) & (green == blue), red, COLOUR | red << 16 | green << 8 | blue)
 
@@ -126,7 +126,7 @@ def check_palettes(masks: Iterable[Path]) -> None:
     colours: dict[int, tuple[list[int], Path]] = {}
     for mask in masks:
         image = read_image_file(mask)
-        palette = image.getpalette("RGB") or []  # other masks have none, and are not decoded
+        palette = image.getpalette("RGB") or []  # masks without a palette are not decoded
         for value in np.unique(np.array(image)).tolist() if palette else ():
             colour = palette[3 * value : 3 * value + 3]
             first, other = colours.setdefault(value, (colour, mask))
@@ -137,8 +137,8 @@ def check_palettes(masks: Iterable[Path]) -> None:
 def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palette | None, dict[int, int]]:
     """Return the names of the classes, their colours if masks are in colour, and the label of each value.
 
-    Without a file that names them, all values are classes; but 255 is ignored if the others are 0, 1, ... or 1, 2, ...
-    With such a file, the values are the labels or have the colours of the file; 0 and 255 can stand for two classes.
+    If no file names the classes, each value is a class, but 255 is ignored if the others are 0, 1, ... or 1, 2, ...
+    If a file names them, values are colours of the file, or labels. The values of two classes may also be 0 and 255.
     """
     names, palette = read_names(source)
     colours = number_colours(np.array(palette)).tolist() if palette else []
@@ -155,8 +155,8 @@ def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palet
     table |= {value: label if label < len(names) else IGNORED for label, value in enumerate(order)}
     if unknown := [value for value in values if value not in table]:
         raise ValueError(
-            f"the masks in {source} have {describe(unknown[0])}, which is not in its list of classes: add it there, or "
-            f"remove the list, and each value becomes a class"
+            f"the masks in {source} have {describe(unknown[0])}, which is not in the list of classes: add it there, or "
+            f"remove the list, so that each value becomes a class"
         )
     return names, palette, table
 
@@ -182,12 +182,12 @@ def describe(value: int) -> str:
 
 
 def colour_of(value: int) -> Colour:
-    """Return red, green and blue."""
+    """Return the colour (red, green, blue) of a number; see `COLOUR`."""
     return (value >> 16 & 255, value >> 8 & 255, value & 255) if value >= COLOUR else (value, value, value)
 
 
 def read_names(source: Path) -> tuple[list[str], Palette | None]:
-    """Return the names and colours of the classes that a file lists; no names if there is no such file."""
+    """Read the names and colours of the classes from a file in `source`; return ([], None) if there is no such file."""
     if (source / "classes.txt").is_file():
         return list(read_classes(source / "classes.txt")), read_palette(source / "palette.txt")
     names, colours = [], []

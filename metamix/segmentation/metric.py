@@ -1,13 +1,13 @@
 """Score segmentation by mean IoU, accuracies and boundary F-score.
 
-With the confusion matrix C, whose rows are labels and columns predictions, over all pixels that are not ignored:
+C is the confusion matrix over all pixels that are not ignored. Its rows are labels, and its columns are predictions.
 
-    IoU_k = C_kk / (sum of row k + sum of column k - C_kk)      mean IoU: over the classes that occur in either
-    accuracy_k = C_kk / sum of row k                            mean accuracy: over the classes that occur as labels
+    IoU_k = C_kk / (sum of row k + sum of column k - C_kk)      mean IoU: over all classes in labels or predictions
+    accuracy_k = C_kk / sum of row k                            mean accuracy: over all classes in labels
     pixel accuracy = trace C / sum C
 
     boundary F_k = 2 P R / (P + R)      P: share of the predicted boundary pixels of class k that are near a boundary
-                                        pixel of the truth; R: the same with prediction and truth swapped
+                                        pixel of the truth; R: share of the true boundary pixels near a predicted one
 
 "Near" means within 0.75 % of the image's diagonal (Csurka et al., BMVC 2013). A pixel is on a boundary if the pixel
 above, below, left or right of it has another class and is not ignored. Boundary pixels are counted over all images, so
@@ -27,7 +27,7 @@ from metamix.training.task import Batch, Metric, State
 from .inference import Predictor
 from .labels import IGNORED
 
-TOLERANCE = 0.0075  # of the diagonal
+TOLERANCE = 0.0075  # share of the image's diagonal
 SHOWN = 4  # best and worst images of each process that are kept for pictures
 SCORES = ("miou", "pixel_accuracy", "mean_accuracy", "boundary_f")
 
@@ -39,20 +39,20 @@ class Shown:
     iou: float  # mean over the classes
     index: int
     name: str
-    image: Tensor
-    truth: Tensor
-    predicted: Tensor
+    image: Tensor  # (3, h, w) uint8, as resized for the model
+    truth: Tensor  # labels (H, W) uint8
+    predicted: Tensor  # labels (H, W) uint8
 
 
 def confusion_matrix(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """Count pairs of label and prediction (H, W), without IGNORED pixels: (classes, classes) int64, rows are labels."""
+    """Return the confusion matrix (classes, classes) int64, whose rows are true labels; skip IGNORED pixels."""
     labelled = truth != IGNORED
     pairs = truth[labelled].long() * classes + predicted[labelled].long()
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 
 def class_scores(confusion: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute IoU and accuracy of each class, (classes,) float64; NaN where they are not defined."""
+    """Compute IoU and accuracy of each class, (classes,) float64; scores that are not defined are NaN."""
     right, labelled, predicted = (x.double() for x in (confusion.diagonal(), confusion.sum(1), confusion.sum(0)))
     return right / (labelled + predicted - right), right / labelled
 
@@ -117,8 +117,8 @@ class SegmentationMetric(Metric):
     """Score predicted labels.
 
     Args:
-        normalize: turns images (1, 3, H, W) uint8 into the model's input.
-        predictors: ways to apply the model to an image, by the prefix of their scores; one prefix is "".
+        normalize: function that turns images (1, 3, H, W) uint8 into the model's input.
+        predictors: maps a prefix of score names to the predictor whose labels are scored; one prefix is "".
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class SegmentationMetric(Metric):
         return counts | {"shown": [], "unreadable": 0}
 
     def predict(self, model: nn.Module, batch: Batch) -> Iterator[dict[str, Tensor] | None]:
-        """Yield the predicted labels (H, W) of each image, by the prefix of the scores."""
+        """Yield for each image a dict from prefix to predicted labels (H, W), or None for an unreadable image."""
         for image, truth, index in zip(batch["image"], batch["target"], batch["index"].tolist()):
             if index < 0:
                 yield None
@@ -146,7 +146,7 @@ class SegmentationMetric(Metric):
             yield {prefix: predictor(model, normalized, size) for prefix, predictor in self.predictors.items()}
 
     def update(self, state: State, outputs: Iterable[Mapping[str, Tensor] | None], batch: Batch) -> None:
-        """Add the predicted labels (H, W) of each image to the state; they are given by the prefix of the scores."""
+        """Add the counts of each image to the state; `outputs` are the values that `predict` yields."""
         rows = zip(outputs, batch["image"], batch["target"], batch["index"].tolist(), batch["name"], strict=True)
         for output, image, truth, index, name in rows:
             if index < 0 or output is None:

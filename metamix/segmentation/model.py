@@ -28,18 +28,18 @@ class SegmentationModel(TaskModel):
     def __init__(self, options: SegmentationOptions, data: SegmentationData, trained: SegmenterSpec | None = None):
         self.options, self.data = options, data
         self.notes: list[str] = []  # where the weights come from
-        self.frozen_norms = trained.frozen_norms if trained else False  # of the backbone; set by `build`
+        self.frozen_norms = trained.frozen_norms if trained else False  # of the backbone; `build` sets it
         self.crop = trained.crop if trained else options.crop_size
         self.train_on = trained.train_on if trained else options.train_on
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> Segmenter:
-        """Build the segmenter, with weights of a classifier in its backbone or of a whole segmenter."""
+        """Build the segmenter, and load weights into its backbone or into the whole segmenter as the options say."""
         options = self.options
         model = self._load(metadata)
         check_tile(model.fixed_size, options.model, options.tile)
         if options.aux_weight != SegmentationOptions.aux_weight and model.auxiliary is None:
             raise ValueError(
-                f"aux_weight is {options.aux_weight}, but {options.head} has no auxiliary head here: leave it out"
+                f"aux_weight is {options.aux_weight}, but {options.head} has no auxiliary head here: omit --aux-weight"
                 + ("" if options.head == "wavemix" else ", or give --head-args '{auxiliary: true}'")
             )
         return model
@@ -77,7 +77,7 @@ class SegmentationModel(TaskModel):
         return loaded if frozen is None else frozen
 
     def _normalize_as(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Normalise images as in the training of the weights, unless the options say otherwise."""
+        """Normalise images with the mean and std of the weights, unless the options set them."""
         if self.options.mean is None:
             self.data.mean, self.data.std = tuple(mean), tuple(std)
 
@@ -93,7 +93,7 @@ class SegmentationModel(TaskModel):
         }
 
     def spec(self) -> SegmenterSpec:
-        """Return what is needed to rebuild the segmenter."""
+        """Return the arguments that rebuild the segmenter."""
         data, names = self.data, [field.name for field in fields(SegmenterSpec)]
         values = {name: getattr(self.options, name) for name in names if hasattr(self.options, name)}
         values |= dict(classes=data.classes, palette=data.labels.palette, mean=data.mean, std=data.std)
@@ -102,7 +102,7 @@ class SegmentationModel(TaskModel):
 
 
 def make_predictors(options: SegmentationOptions) -> dict[str, Predictor]:
-    """Map the prefix of scores to their predictor: "", and "augmented_" if the options have flips or scales."""
+    """Return a predictor for each prefix of score names: "", and "augmented_" if the options set flips or scales."""
     single = Predictor(options.tile, options.overlap)
     augmented = replace(single, flip=options.test_flip, scales=options.test_scales)
     return {"": single, "augmented_": augmented} if augmented.averages else {"": single}

@@ -39,7 +39,7 @@ def poolformer_semantic_fpn(
             layer_scale=arch["layer_scale_init_value"],
         )
         arch = "s12"
-    check_value("arch", arch, sizes, f"{', '.join(sizes)}, or a dict of their numbers")
+    check_value("arch", arch, sizes, f"{', '.join(sizes)}, or a dict of layers, embed_dims and so on")
     model = build_segmenter("semantic_fpn", f"metaformer_pooling_{arch}", backbone_args=backbone_args, **arguments)
     return model, POOLFORMER_SEMANTIC_FPN
 
@@ -67,7 +67,7 @@ def wavemix_cityscapes(
     pool_channels: Sequence[int] = (128, 64),
     **arguments: Any,
 ) -> ModelAndLayout:
-    """Build our model for the authors' classifier; `pool_channels` are the widths of its `pool`."""
+    """Build our model for the network of the authors' Cityscapes weights; `pool_channels` has the widths of `pool`."""
     options: dict[str, Any] = dict(head_channels=list(pool_channels), backbone_args=arguments | {"level": level})
     model = build_segmenter("wavemix", "wavemix_192_16_l3", num_classes, **options)
     return model, wavemix_segmenter_layout("pool", level)

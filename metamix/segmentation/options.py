@@ -47,13 +47,13 @@ class SegmentationDataOptions(ReadingOptions):
     data_dir: str = _data("", "folder of the data set", on_resume="ignore")
     test_on: str = _data("", "split to score at the end; default: test, or val if there is no test")
     mask_name: Template = _data("{name}", "folder: name of the mask of the image {name}, such as '{name}_mask'")
-    download: bool = _data(False, "voc and oxford_pets: fetch what is missing", on_resume="ignore")
+    download: bool = _data(False, "voc and oxford_pets: download missing files", on_resume="ignore")
 
     tile: int = _score(0, "score in tiles of this side, in pixels of the resized image; 0 scores whole images")
     overlap: int = _score(0, "smallest overlap of neighbouring tiles in pixels", needs="tile")
-    test_flip: bool = _score(False, "also report scores of the mean over the image and its mirror image")
+    test_flip: bool = _score(False, "also score predictions averaged over the image and its mirror image")
     test_scales: Annotated[tuple[Factor, ...], Field(min_length=1)] = _score(
-        (1.0,), "also report scores of the mean over these scales, such as 0.75,1,1.25"
+        (1.0,), "also score predictions averaged over these scales, such as 0.75,1,1.25"
     )
 
     def __post_init__(self) -> None:
@@ -72,10 +72,10 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
 
     train_on: Splits = _data(("train",), "splits to train on; val is held out unless it is trained on or scored")
     memory: Memory = _data(
-        "auto", "decode the images to train on at the start; auto: if they take at most 1 GiB", on_resume="ignore"
+        "auto", "keep decoded training images in memory; auto: if they take at most 1 GiB", on_resume="ignore"
     )
-    mean: Mean | None = _data(None, "mean of each channel, for pixel values from 0 to 1; by default the backbone's")
-    std: Std | None = _data(None, "standard deviation of each channel; by default the backbone's")
+    mean: Mean | None = _data(None, "mean of each channel, for pixel values from 0 to 1; default: as in the backbone")
+    std: Std | None = _data(None, "standard deviation of each channel; default: as in the backbone")
 
     head: Literal["semantic_fpn", "upernet", "wavemix"] = _model("semantic_fpn", "head on top of the backbone")
     head_args: dict[str, Any] = _model({}, "more arguments of the segmenter, such as '{neck_channels: 64}'")
@@ -83,7 +83,7 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     scales: Factors = _augment((0.5, 2.0), "smallest and largest factor of the random resizing of each image")
     crop: Crop = _augment((512,), "height and width of the crops to train on in pixels; one number gives a square")
     crop_share: PositiveShare = _augment(
-        0.75, "largest share of one class in a crop; up to ten crops are drawn; 1 takes the first"
+        0.75, "largest share of one class in a crop: up to ten crops are tried; 1 accepts any crop"
     )
     pad: bool = _augment(True, "fill images that are smaller than the crop with ignored pixels")
     flip: Share = _augment(0.5, "probability of a horizontal flip")
@@ -92,7 +92,7 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     loss: str = _loss("ce", "ce, ohem, focal, dice, lovasz, or a sum of them such as ce+0.5*dice")
     class_weights: tuple[NotNegative, ...] | Literal["none", "median", "log"] = _loss(
         "none",
-        "weights of the classes in ce and ohem: a number for each; median: median frequency / frequency; "
+        "weights of the classes in ce and ohem: a number for each class; median: median frequency / frequency; "
         "log: 1 / log(1.02 + frequency)",
     )
     aux_weight: NotNegative = _loss(0.4, "weight of the auxiliary heads")
@@ -111,7 +111,7 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
         if not parse_loss(self.loss).keys() & set(WEIGHTED) and self.class_weights != "none":
             raise ValueError(f"class_weights needs {' or '.join(WEIGHTED)} in the loss, such as ce+{self.loss}")
         if isinstance(self.class_weights, tuple) and not any(self.class_weights):
-            raise ValueError(f"class_weights is {self.class_weights}, but one weight must be above 0")
+            raise ValueError(f"class_weights is {self.class_weights}, but at least one weight must be above 0")
 
     @property
     def crop_size(self) -> tuple[int, int]:

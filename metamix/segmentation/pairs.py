@@ -16,15 +16,16 @@ IMAGE_FOLDER = re.compile(WORD.format(r"(\w*images?|imgs?|photos?|rgb)"), re.IGN
 IMAGE_ENDING = re.compile(r"[-_. ](images?|img|photo|rgb|sat)$", re.IGNORECASE)
 INSTANCES = "SegmentationObject"  # folder of CVAT and VOC: its masks number the objects, not the classes
 
-Key = tuple[str, str]  # split, and name: the folders that tell neither kind nor split, and the file without its ending
+Key = tuple[str, str]  # split, and path without extension and without the folders that tell split or kind of file
 Files = dict[Key, Path]
-Pairs = dict[Path, tuple[str, str, Path]]  # split, name and image, by the mask or label
+Pairs = dict[Path, tuple[str, str, Path]]  # mask or label file -> split, name and image
 
 
 def find_files(source: Path) -> tuple[Files, Files]:
     """Return the images and the masks below a folder; raise ValueError if two have the same split and name.
 
-    The name of a file tells that it is a mask, or the innermost of its folders that are named after images or masks.
+    A file is a mask if its name ends in a word such as "_mask". Otherwise, the innermost folder that is named after
+    images or masks decides.
     """
     lists = {path: SPLITS.get(path.stem.lower()) for path in source.glob("ImageSets/Segmentation/*.txt")}  # CVAT, VOC
     splits = {line.strip(): split for path, split in lists.items() if split for line in read_text(path).splitlines()}
@@ -44,14 +45,14 @@ def find_files(source: Path) -> tuple[Files, Files]:
 
 
 def add_file(files: Files, key: Key, path: Path, kind: str) -> None:
-    """Add a file to others of its kind; raise ValueError if one has the same split and name."""
+    """Add a file to `files`; raise ValueError if another file has the same split and name."""
     if key in files:
-        raise ValueError(f"{files[key]} and {path} are both {kind} of the name {key[1]}: move one of them away")
+        raise ValueError(f"{files[key]} and {path} are both {kind} with the name {key[1]}: move one of them away")
     files[key] = path
 
 
 def key_of(path: Path, source: Path) -> Key:
-    """Return the split that a folder of a file names, "" if none does, and the name of the file; see `Key`."""
+    """Return the `Key` of a file. The split is "" if no folder names a split."""
     folders = path.relative_to(source).parts[:-1]
     words = (word for folder in folders for word in re.split("[-_. ]", folder.lower()))
     split = next((SPLITS[word] for word in words if SPLITS.get(word)), "")
@@ -62,7 +63,7 @@ def key_of(path: Path, source: Path) -> Key:
 def match_files(images: Files, partners: Files) -> Pairs:
     """Match images with masks or other labels of the same split and name.
 
-    A partner without a split fits any split. Folders that hold only images or only partners do not count.
+    A partner without a split fits any split. Names of folders that hold only images or only partners are ignored.
 
     Raises:
         ValueError: two partners fit an image, or a partner fits two images.
@@ -91,5 +92,5 @@ def match_files(images: Files, partners: Files) -> Pairs:
 
 
 def ambiguous(path: Path, one: Path, another: Path) -> ValueError:
-    """Return the error of two files that could belong to another file."""
+    """Return the error for two files that both fit a third file."""
     return ValueError(f"{one} and {another} both fit {path} by their names: rename one of them, or take it out")

@@ -16,12 +16,12 @@ from metamix.utils.text import aligned, csv_text
 from .labels import IGNORED, Labels, colours_of
 from .metric import SegmentationMetric, Shown, best_and_worst
 
-OPACITY = 0.55  # of the colours over an image
+OPACITY = 0.55  # opacity of the labels' colours over an image
 MAX_LEGEND_CLASSES = 40
 
 
 class SegmentationPictures(Pictures):
-    """Show the states of `SegmentationMetric`."""
+    """Draw and report the states of `SegmentationMetric`."""
 
     def __init__(self, metric: SegmentationMetric, labels: Labels):
         self.metric, self.labels = metric, labels

@@ -20,13 +20,13 @@ Entries = list[tuple[str, tuple[int, int], list[Shape]]]  # name, (height, width
 def read_polygons(source: Path) -> Masks:
     """Read annotations/instances_*.json, as `metamix convert coco` and `yolo` write them, and draw the polygons.
 
-    A small object is drawn over a larger one. The rest of an image is background. The pixels of crowds are ignored,
-    and of objects without a polygon the pixels of their boxes.
+    Small objects are drawn over larger objects. The rest of an image is background. The pixels of crowds are ignored.
+    For an object without a polygon, the pixels of its box are ignored.
     """
     files = {path.stem.removeprefix("instances_"): path for path in sorted(source.glob("annotations/instances_*.json"))}
     if not files:
         raise FileNotFoundError(
-            f"{source} has no annotations/instances_train.json: make it with metamix convert coco, or yolo"
+            f"{source} has no annotations/instances_train.json: make it with `metamix convert coco` or `yolo`"
         )
     notes: dict[str, list[str]] = defaultdict(list)
     read = {
@@ -46,7 +46,7 @@ def read_polygons(source: Path) -> Masks:
                 labels.notes["images that do not exist were left out"].append(f"{name} of {files[split]}")
     if not any(shape.label != IGNORE for sample in labels.samples for shape in sample.label[1][1]):
         raise ValueError(
-            f"{source} has no image with a polygon: give a data set with its images, whose objects have polygons"
+            f"{source} has no image with a polygon: give a data set that has images and polygons of their objects"
         )
     return labels
 
@@ -60,7 +60,7 @@ def read_outlines(path: Path, without: list[str]) -> Entries:
         for each in sorted(data["annotations"], key=area, reverse=True):
             label = IGNORE if each.get("iscrowd") else classes[each["category_id"]]
             shape = each.get("segmentation")
-            # Run lengths are not drawn. Annotation programs also write parts of one or two points.
+            # Run-length encoded masks are not drawn. Some annotation programs also write parts of one or two points.
             polygons = [part for part in shape if len(part) >= 6] if isinstance(shape, list) else []
             if not polygons:
                 x, y, width, height = each["bbox"]
@@ -71,7 +71,7 @@ def read_outlines(path: Path, without: list[str]) -> Entries:
                 objects[each["image_id"]].append(Shape(label, "polygon", points))
         entries = []
         for each in data["images"]:
-            name = os.path.normpath(f"/{each['file_name']}".replace("\\", "/")).lstrip("/")  # inside of the folder
+            name = os.path.normpath(f"/{each['file_name']}".replace("\\", "/")).lstrip("/")  # keep it inside the folder
             entries.append((name, (int(each["height"]), int(each["width"])), objects[each["id"]]))
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not in COCO's format: {type(error).__name__}: {error}") from None
@@ -81,5 +81,5 @@ def read_outlines(path: Path, without: list[str]) -> Entries:
 
 
 def area(annotation: dict[str, Any]) -> float:
-    """Return the area of an object, or of its box if the file does not say it."""
+    """Return the area of an object, or of its box if the file does not record the area."""
     return float(annotation.get("area") or annotation["bbox"][2] * annotation["bbox"][3])

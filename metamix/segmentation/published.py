@@ -1,4 +1,4 @@
-"""List published weights of whole segmenters (backbone and head), by the tag of the backbone's name."""
+"""List the published weights of whole segmenters (backbone and head) by the name and tag of the backbone."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,7 +54,7 @@ WEIGHTS = {  # by backbone and tag
         "m48": "20220504_003923-64168d3b",
     }.items()
 }
-WEIGHTS["wavemix_192_16_l3.cityscapes"] = PublishedSegmenter(  # 19 classes, after "unlabelled" as class 0
+WEIGHTS["wavemix_192_16_l3.cityscapes"] = PublishedSegmenter(  # class 0 is "unlabelled", and 19 classes follow
     "wavemix",
     "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/cityscapes_83.04.pth",
     num_classes=20,
@@ -64,12 +64,12 @@ WEIGHTS["wavemix_192_16_l3.cityscapes"] = PublishedSegmenter(  # 19 classes, aft
 
 
 def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
-    """Return the weights of a whole segmenter on `backbone`, a name with a tag; None if they are of the backbone alone.
+    """Return the published segmenter that `backbone`, a name with a tag, stands for; None if there is none.
 
     Raises:
-        ValueError: the tag belongs to weights of another head.
+        ValueError: the weights belong to another head.
     """
     published = WEIGHTS.get(backbone)
     if published and published.head != head:
-        raise ValueError(f"{backbone} has weights for the head {published.head}, not for {head}: take that head.")
+        raise ValueError(f"{backbone} has weights for the head {published.head}: give this head instead of {head}.")
     return published

@@ -2,13 +2,13 @@
 
     model = build_segmenter("semantic_fpn", backbone="metaformer_raft_s12", num_classes=150)
     model(images)      images (B, 3, H, W) of any size -> scores (B, 150, H, W) in eval mode
-                       in training mode a list of such scores: the head's, then the auxiliary head's if there is one
+                       in training mode a list: scores of the head, and of the auxiliary head if there is one
 
 Normalise images with `model.mean` and `model.std` first. The model pads images with zeros to a multiple of the coarsest
-stride, and crops the scores. Scores are float32 under autocast too.
+stride, and crops the scores. Scores are float32 even under autocast.
 
-`metamix.segmentation.heads` describes the heads. A model of several stages has a map for each stride; an
-isotropic model gets the simple pyramid.
+`metamix.segmentation.heads` describes the heads. A backbone with several stages has a feature map for each stride. An
+isotropic backbone has only one map, from which ViTDet's simple pyramid makes the others.
 """
 
 import inspect
@@ -50,17 +50,17 @@ from .published import published_segmenter
 FINEST = {4: 0, 8: 1, 16: 2, 32: 3}  # finest stride of a pyramid -> its level
 Stride = Annotated[int, where(FINEST.__contains__, "4, 8, 16 or 32")]
 Widths = Annotated[tuple[Count, ...], Field(description="a list of widths, one after each doubling, such as [128, 64]")]
-FEW_CHANNELS = 192  # backbones whose widest map has no more channels get a narrow neck and head
+FEW_CHANNELS = 192  # if the widest feature map has no more channels, neck and head are narrow
 
 
 class Segmenter(BackboneMixin):
-    """A backbone and a head: images (B, C, H, W) -> scores (B, num_classes, H, W), in training a list of them.
+    """A backbone and a head: images (B, C, H, W) -> scores (B, num_classes, H, W), or a list of scores in training.
 
     Attributes:
-        auxiliary: a second head, only for training; None if there is none.
+        auxiliary: a second head that is used only in training, or None.
         classifier: names of the layers whose shape depends on the number of classes.
-        mean, std: per image channel, for images on a scale from 0 to 1.
-        fixed_size: (H, W) of the largest images for a backbone of one size, such as an MLP-Mixer; None for any size.
+        mean, std: mean and standard deviation of each image channel, for pixel values from 0 to 1.
+        fixed_size: (H, W) of the largest images if the backbone has a fixed size, as MLP-Mixer has; None for any size.
     """
 
     fixed_size: tuple[int, int] | None = None
@@ -76,14 +76,14 @@ class Segmenter(BackboneMixin):
         self.classifier = tuple(f"{name}.{last_layer(module)}" for name, module in heads.items() if module is not None)
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
-        """Label pixels: images (B, C, H, W) -> logits (B, classes, H, W), in training a list of them."""
+        """Compute logits: images (B, C, H, W) -> (B, classes, H, W), or a list of such logits in training."""
         self.check(images)
         padded = pad_to(images, self.fixed_size or (self.backbone.size_divisible,) * 2)
         maps = list(self.backbone(padded).values())
         scores = [self.head(maps)]
         if self.training and self.auxiliary is not None:
             scores.append(self.auxiliary(maps))
-        scores = [x.float() if x.dtype.itemsize < 4 else x for x in scores]  # before they are interpolated
+        scores = [x.float() if x.dtype.itemsize < 4 else x for x in scores]  # to interpolate in float32
         scores = [resize_to(x, padded.shape[-2:], "bilinear") for x in scores]
         scores = [crop_to(x, images.shape[-2:]) for x in scores]
         return scores if self.training else scores[0]
@@ -100,7 +100,7 @@ class Segmenter(BackboneMixin):
                 f"{min(h, w)} pixels, or build it with another img_size."
             )
         if self.training and isinstance(self.head, UPerHead) and images.shape[0] < 2:
-            raise ValueError("upernet trains on batches of 2 or more: after 1 x 1 pooling, BatchNorm sees one value.")
+            raise ValueError("upernet trains on batches of 2 or more: after 1 x 1 pooling, BatchNorm needs 2 values.")
 
 
 def last_layer(module: nn.Module) -> str:
@@ -110,7 +110,7 @@ def last_layer(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class BackboneRequest:
-    """What the function of a head needs to build the backbone, and the number of classes."""
+    """The arguments with which a head's function builds the backbone, and the number of classes."""
 
     name: str
     num_classes: int
@@ -120,7 +120,7 @@ class BackboneRequest:
     img_size: int | tuple[int, int] | None
 
     def padded_args(self, multiple: int) -> dict[str, Any]:
-        """Return the arguments of the backbone, for images that are padded to a multiple."""
+        """Return the arguments of the backbone; if it takes `img_size`, this size is rounded up to a multiple."""
         if self.img_size is None or not takes_argument(self.name, self.model_args, "img_size", (256, 256)):
             return self.model_args
         sides = parse_size("img_size", self.img_size)
@@ -139,10 +139,10 @@ def on_pyramid(
     auxiliary_channels: Count | None = None,
     dropout: Share = 0.1,
 ) -> Segmenter:
-    """Build a segmenter with a head for maps of several strides, whose published width is `published`.
+    """Build a segmenter whose head reads feature maps of several strides and has the default width `published`.
 
-    The other arguments are as in `build_segmenter`. The auxiliary head is on stride 16, or on the finest level if
-    that is coarser.
+    `build_segmenter` explains the other arguments. The auxiliary head reads the map of stride 16, or the finest map if
+    its stride is larger.
     """
     levels = tuple(range(FINEST[finest_stride], 4))
     plan = plan_levels(request.name, levels, request.model_args)
@@ -165,7 +165,7 @@ def on_pyramid(
 
 
 def wavemix(request: BackboneRequest, *, head_channels: Widths | None = None) -> Segmenter:
-    """Build a segmenter with WaveMix's head; arguments as in `build_segmenter`."""
+    """Build a segmenter with WaveMix's head; `build_segmenter` explains the arguments."""
     name, probe = request.name, build_probe(request.name, request.model_args)
     info = probe.feature_info
     index, stride, dim = info.out_indices[-1], info.reduction()[-1], info.channels()[-1]
@@ -215,31 +215,31 @@ def build_segmenter(
     Args:
         head: "semantic_fpn", "upernet" or "wavemix".
         backbone: name of a model of metamix or timm that returns features.
-        num_classes: classes, the background included if it is one.
-        in_chans: image channels.
-        img_size: image size, an int or (H, W), that spatial weights are made for. Images may have any size; for a few
-            of timm's models, any size up to this one. Backbones without spatial weights, such as resnet18,
+        num_classes: number of classes, including the background if it is a class.
+        in_chans: number of image channels.
+        img_size: image size, an int or (H, W), that spatial weights are made for. Images may have any size, but a few
+            of timm's models take only images up to this size. Backbones without spatial weights, such as resnet18,
             ignore it.
-        pretrained: load the published weights: of the whole segmenter for a name with a tag in
-            `published.WEIGHTS`, such as "wavemix_192_16_l3.cityscapes", or else of the backbone. If the number of
-            classes differs, the classifier is newly initialised.
+        pretrained: load published weights. If `published.WEIGHTS` has the name, such as "wavemix_192_16_l3.cityscapes",
+            they are weights of the whole segmenter, otherwise of the backbone. If the number of classes differs, the
+            classifier is newly initialised.
         checkpoint: load the backbone's weights from this file or run folder of a classifier.
         frozen_norms: whether to freeze the backbone's batch norms; None freezes them if weights are loaded.
         backbone_args: more arguments of the backbone, such as `dict(drop_path_rate=0.1)`.
-        options: options of the head. Default widths are the published ones, but 64 for a backbone whose widest map has
-            at most 192 channels, such as the models of size nano.
+        options: options of the head. By default, widths are the published ones. If the widest feature map of the
+            backbone has at most 192 channels, as in models of size nano, they are 64.
 
             - neck_channels (semantic_fpn): width of the feature pyramid, 256.
-            - head_channels: width of the head, 128 for semantic_fpn and 512 for upernet. For wavemix a list of the
+            - head_channels: width of the head, 128 for semantic_fpn and 512 for upernet. For wavemix, a list of the
               widths after each doubling, by default a half, a quarter and so on of the backbone's width.
             - finest_stride (semantic_fpn, upernet): 4, 8, 16 or 32.
-            - auxiliary (semantic_fpn, upernet): train a second head on stride 16; true only for upernet.
+            - auxiliary (semantic_fpn, upernet): train a second head on stride 16; by default only for upernet.
             - auxiliary_channels (semantic_fpn, upernet): width of the second head, 256.
             - dropout (semantic_fpn, upernet): share of channels dropped before the classifiers, 0.1.
 
     Returns:
-        The segmenter, in training mode: images -> a list of logits (B, num_classes, H, W), the head's and, if there is
-        one, the auxiliary head's. After `eval()` it returns only the logits of the head.
+        The segmenter in training mode. It returns a list of logits (B, num_classes, H, W): the output of the head, then
+        the output of the auxiliary head if there is one. After `eval()` it returns only the logits of the head.
 
     Raises:
         ValueError: a name or an option is unknown; a number is out of range; the backbone has no map as fine as

@@ -58,7 +58,7 @@ class MaskedSet:
 def open_set(options: SegmentationOptions) -> MaskedSet:
     """Open the data set that the options name; raise ValueError or FileNotFoundError if it is missing."""
     if not options.data_dir:
-        raise ValueError("no data set is given: --data-dir FOLDER")
+        raise ValueError("no data set is given: give --data-dir FOLDER")
     if not Path(options.data_dir).is_dir() and not options.download:
         raise FileNotFoundError(f"there is no folder {options.data_dir}")
     return OPENERS[options.data](options)
@@ -71,9 +71,9 @@ def open_folder(options: SegmentationOptions) -> MaskedSet:
     if not names:
         folders = sorted(path.name for path in root.iterdir() if path.is_dir())
         raise FileNotFoundError(
-            f"there is no {root / 'train' / 'images'}, nor val or test; the folders in {root} are "
-            f"{', '.join(folders) or 'none'}. Expected: SPLIT/images and SPLIT/masks. For a published layout, name "
-            f"it: --data cityscapes, or metamix verify cityscapes. For others, see `metamix convert masks`"
+            f"{root} has no folder train/images, val/images or test/images; it has the folders "
+            f"{', '.join(folders) or '(none)'}. Give a folder with SPLIT/images and SPLIT/masks, or name a published "
+            f"layout (--data cityscapes, or metamix verify cityscapes), or use `metamix convert masks`"
         )
 
     def find(split: str) -> Split:
@@ -110,7 +110,7 @@ def open_ade20k(options: SegmentationOptions) -> MaskedSet:
 def open_cityscapes(options: SegmentationOptions) -> MaskedSet:
     """Open Cityscapes, with the numbers and colours of torchvision's table."""
     table = [row for row in torchvision_sets.Cityscapes.classes if not row.ignore_in_eval]  # in order of train_id
-    values = {row.id: IGNORED for row in torchvision_sets.Cityscapes.classes if row.id >= 0}  # -1 is not drawn
+    values = {row.id: IGNORED for row in torchvision_sets.Cityscapes.classes if row.id >= 0}  # no mask has -1
     values |= {row.id: row.train_id for row in table}
 
     def find(split: str) -> Split:
@@ -179,4 +179,4 @@ def check_sizes(samples: Split) -> list[tuple[int, int]]:
 def sizes_differ(sample: MaskedImage, size: Sequence[int], mask_size: Sequence[int]) -> str:
     """Say which sizes (height, width) an image and its mask have."""
     (h, w), (mask_h, mask_w) = size, mask_size
-    return f"{sample.image} has {h} x {w} pixels and its mask {sample.mask} {mask_h} x {mask_w}"
+    return f"{sample.image} has {h} x {w} pixels, but its mask {sample.mask} has {mask_h} x {mask_w}"

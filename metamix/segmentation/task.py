@@ -35,8 +35,8 @@ class Segmentation:
         weights, classes = options.class_weights, len(self.data.classes)
         if not isinstance(weights, str) and len(weights) != classes:
             raise ValueError(
-                f"class_weights has {len(weights)} numbers, and there are {classes} classes: give one for each, in the "
-                f"order of classes.txt"
+                f"class_weights has {len(weights)} numbers, and there are {classes} classes: give one number for each "
+                f"class, in the order of classes.txt"
             )
         self.title = f"{self.data.name}-{options.head}-{options.model}"
         self.model = SegmentationModel(options, self.data, trained)
@@ -45,7 +45,7 @@ class Segmentation:
         self.loss = SegmentationLoss(options.loss, options.aux_weight, self.loss_weights)
 
     def loss_weights(self) -> Tensor | None:
-        """Return the weights of the classes in the loss, (classes,); median and log read all masks to train on."""
+        """Return the class weights of the loss, (classes,), or None; median and log read all masks to train on."""
         weights, classes = self.options.class_weights, len(self.data.classes)
         if isinstance(weights, str):
             return None if weights == "none" else class_weights(weights, self.data.label_counts()[:classes])
@@ -75,7 +75,7 @@ class Segmentation:
     def for_trained(cls, trained: TrainedSegmenter, options: SegmentationEvalOptions) -> "Segmentation":
         """Make the task of a segmenter with the options of its training; raise ValueError if the classes differ."""
         spec, values = trained.spec, vars(trained.spec)
-        if options.data != "folder":  # the values in the masks are known, whatever the masks of training held
+        if options.data != "folder":  # the layout fixes the values in the masks, even if the training masks had others
             values = values | dict(ignore_index=255, reduce_zero_label=False)
         task = cls(options_as_trained(SegmentationOptions, values, options), trained=spec)
         flags = changed_flags(options, "data", "data_dir", "mask_name")

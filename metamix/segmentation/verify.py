@@ -67,7 +67,7 @@ class VerifyMasks(VerifyOptions):
 
 
 def check_samples(samples: Sequence[MaskedImage], labels: Labels, counts: Tensor) -> Iterator[str]:
-    """Describe each problem of images and masks, and count the pixels of each label."""
+    """Yield a description of each problem, and add the pixels of each label to `counts`, (256,) int64."""
     for sample in tqdm(samples, unit="img", leave=False, disable=None):
         try:
             image, mask = read_pixels(sample.image), read_mask(sample.mask, labels)

@@ -96,7 +96,7 @@ def test_masks_of_another_folder_are_not_taken(tmp_path):
         write(tmp_path / "source", {"1": quarters(*values)}, f"photos/{folder}/{{}}.png", f"gt/{folder}/{{}}.png")
     (tmp_path / "source/photos/dog/1.png").rename(tmp_path / "source/photos/dog/2.png")
     (tmp_path / "source/gt/cat/1.png").rename(tmp_path / "source/gt/cat/2.png")
-    with pytest.raises(SystemExit, match="2 images and 2 masks, none of the same name"):
+    with pytest.raises(SystemExit, match="2 images and 2 masks, but no mask has the name of an image"):
         convert(tmp_path / "source")
 
 
@@ -210,8 +210,8 @@ def write_jpeg(source):
     "change, said",
     [
         (write_jpeg, "a.jpg is a JPEG, and JPEG changes labels"),
-        (lambda source: shutil.rmtree(source / "masks"), "2 images and 0 masks, none of the same name: masks lie in"),
-        (lambda source: shutil.copytree(source / "masks", source / "labels"), "both masks of the name a: move one"),
+        (lambda source: shutil.rmtree(source / "masks"), "2 images and 0 masks, but no .*: put the masks into"),
+        (lambda source: shutil.copytree(source / "masks", source / "labels"), "both masks with the name a: move one"),
         (lambda source: write(source, {name: quarters(7, 7, 7, 7) for name in "ab"}), "have 1 value, but each value"),
         (
             lambda source: write(source, {"a": np.arange(768, dtype=np.uint8).reshape(24, 32)}),
@@ -222,7 +222,7 @@ def write_jpeg(source):
             lambda source: write(source, {"a": quarters(0, 1, 2, 0)}, "train/{}.png"),
             "images/a.png and .*train/a.png both fit .*masks/a.png by their names: rename one",
         ),
-        (write_tiff, "a.tif has values from 70,000 to 70,000, but masks have 0 to 65,535"),
+        (write_tiff, "a.tif has values from 70,000 to 70,000, but masks may have 0 to 65,535"),
         (write_palettes, "masks/a.png and .*masks/b.png show the value 1 in different colours: save masks in RGB"),
     ],
 )
@@ -276,7 +276,7 @@ def test_labelme_files_in_several_folders_are_converted(tmp_path, capsys):
         assert (names[name][2:11, 4:21] == label).all() and (names[name] == label).sum() == 9 * 17
     folder = tmp_path / "source/night"
     shutil.copy(folder / "a_img.json", folder / "a.json")
-    with pytest.raises(SystemExit, match="a.json and .*a_img.json are both labels of the name night/a: move one"):
+    with pytest.raises(SystemExit, match="a.json and .*a_img.json are both labels with the name night/a: move one"):
         metamix_command("convert", "labelme", tmp_path / "source", tmp_path / "twice")
     said = capsys.readouterr().out
     assert f"without a label were left out: {tmp_path}/source/labels/b.jpg, {tmp_path}/source/night/b.jpg\n" in said
@@ -341,7 +341,7 @@ def test_the_largest_polygons_of_coco_are_drawn_first(tmp_path, capsys):
 def test_images_outside_of_the_folder_are_not_read(tmp_path, capsys):
     Image.new("RGB", (32, 24)).save(tmp_path / "x.jpg")
     source = coco(tmp_path / "source", [{"segmentation": [SQUARE]}], file_name="..\\..\\x.jpg")
-    with pytest.raises(SystemExit, match="source has no image with a polygon: give a data set with its"):
+    with pytest.raises(SystemExit, match="source has no image with a polygon: give a data set that has"):
         metamix_command("convert", "polygons", source, tmp_path / "out")
     (source / "train/x.jpg").symlink_to(source / "train/night/a.jpg")
     assert convert(source, "polygons")[1].keys() == {"train/masks/x.png"}
@@ -357,7 +357,7 @@ def test_images_outside_of_the_folder_are_not_read(tmp_path, capsys):
         (
             {"segmentation": [[1, 1, 9, 9, 1, float("nan")]]},
             {},
-            "instances_train.json has a polygon of points .*nan",
+            "instances_train.json has a polygon with the points .*nan",
         ),
         ({"segmentation": [SQUARE], "category_id": 3}, {}, "instances_train.json is not in COCO's format: KeyError: 3"),
         ({"segmentation": [SQUARE], "image_id": 8}, {}, "instances_train.json is not in COCO's format: KeyError: 8"),
@@ -367,7 +367,7 @@ def test_images_outside_of_the_folder_are_not_read(tmp_path, capsys):
 def test_odd_polygons_are_refused(annotation, image, said, tmp_path):
     with pytest.raises(SystemExit, match=said):
         metamix_command("convert", "polygons", coco(tmp_path / "source", [annotation], **image), tmp_path / "out")
-    with pytest.raises(SystemExit, match="out has no annotations/instances_train.json: make it with metamix convert"):
+    with pytest.raises(SystemExit, match="out has no annotations/instances_train.json: make it with .metamix con"):
         (tmp_path / "out").mkdir()
         metamix_command("convert", "polygons", tmp_path / "out", tmp_path / "other")
 
@@ -381,12 +381,12 @@ def test_a_single_image_is_for_training(tmp_path):
 @pytest.mark.parametrize(
     "shapes, height, said",
     [
-        ([], 24, "source has no image with a polygon: LabelMe's .json files have the names of their images"),
+        ([], 24, "source has no image with a polygon: each .json file needs the name of its image"),
         ([{"label": "x", "points": [[1, "y"]]}], 24, "a.json is not in LabelMe's format: ValueError: could not"),
         (
             [{"label": "x", "points": [[1, 1], [9, 9]]}],
             24,
-            "a.json has a polygon of points .*: give 3 or more",
+            "a.json has a polygon with the points .*: give 3 or more",
         ),
         (
             [{"label": "x", "points": [[1, float("nan")]], "shape_type": "point"}],

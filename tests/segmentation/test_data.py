@@ -215,7 +215,7 @@ def test_partners_and_sizes_are_checked(scenes):
         SegmentationData(options(root))
     (root / "train" / "masks" / "2b.png").unlink()
     Image.new("L", (47, 40)).save(root / "train" / "masks" / "3.png")
-    with pytest.raises(ValueError, match="3.png has 40 x 48 pixels and its mask .*3.png 40 x 47: .* the same size"):
+    with pytest.raises(ValueError, match="3.png has 40 x 48 pixels, but its mask .*3.png has 40 x 47: .* same size"):
         SegmentationData(options(root))
     (root / "classes.txt").unlink()
     with pytest.raises(FileNotFoundError, match="there is no .*classes.txt: write the names of the classes into it"):
@@ -388,14 +388,14 @@ def test_masks_of_0_and_255_are_refused(scenes, capsys):
     (root / "classes.txt").write_text("background\nobject\n")
     for path in root.glob("*/masks/*.png"):
         write_mask(path, [[0, 255] * 24] * 40)
-    words = "; 255 is ignored: if it shows object, save 1 instead of 255, or let `metamix convert masks` do so"
-    with pytest.raises(ValueError, match=f"pixel of object, so there is nothing to tell apart{words}. For") as error:
+    words = "; 255 is ignored: if it shows object, save 1 instead of 255, or run `metamix convert masks`"
+    with pytest.raises(ValueError, match=f"pixel of object, so there is nothing to tell apart{words}. To") as error:
         SegmentationData(options(root)).train_loader(1, 0, 1, 0)
     assert follow_verify(error.value) == 1
     assert f"train: 1 of 2 classes have no pixel: object{words}\n" in capsys.readouterr().out
     for path in root.glob("*/masks/*.png"):
         write_mask(path, [[0, 0] * 24] * 40)
-    with pytest.raises(ValueError, match="has a pixel of object, so there is nothing to tell apart. For all problems"):
+    with pytest.raises(ValueError, match="has a pixel of object, so there is nothing to tell apart. To list all"):
         SegmentationData(options(root)).train_loader(1, 0, 1, 0)
 
 
@@ -405,7 +405,7 @@ def test_an_ignored_value_of_a_class_is_named(scenes, capsys):
     for path in root.glob("*/masks/*.png"):
         write_mask(path, [[0, 1] * 24] * 40)
     words = "; the value of background is ignored: give another --ignore-index"
-    with pytest.raises(ValueError, match=f"so there is nothing to tell apart{words}. For") as error:
+    with pytest.raises(ValueError, match=f"so there is nothing to tell apart{words}. To") as error:
         SegmentationData(options(root, ignore_index=0)).train_loader(1, 0, 1, 0)
     assert follow_verify(error.value) == 1
     assert f"train: 1 of 2 classes have no pixel: background{words}\n" in capsys.readouterr().out
@@ -487,7 +487,7 @@ def test_voc_and_oxford_pets_are_read_with_their_classes_and_labels(tmp_path):
         (["--data", "cityscapes"], "there is no option --data for segmentation; it is an option of "),
         (["--data-folder", "cityscapes"], "there is no option --data-folder; did you mean '--data-dir'"),
         (["nowhere"], "there is no folder nowhere: give one with SPLIT/images .* layout .*, cityscapes, .* --data-dir"),
-        (["cityscapes"], "no data set is given: --data-dir FOLDER"),
+        (["cityscapes"], "no data set is given: give --data-dir FOLDER"),
         (["cityscape", "--data-dir", "."], "data is 'cityscape', but it must be one of .*; did you mean 'cityscapes'"),
         (["voc", "--data-dir", "nowhere"], "there is no folder nowhere"),
     ],
@@ -533,12 +533,12 @@ def test_verify_lists_every_problem(scenes, break_image, capsys):
     for words in (
         "train/images/0.png: ",
         "masks/1.png has the label 7 at 1,920 pixels",
-        "val/images/0.png has 40 x 48 pixels and its mask",
+        "val/images/0.png has 40 x 48 pixels, but its mask",
         "train: 1 of 5 classes have no pixel: box",
         "0.png has no partner 0 in",
         "other.png has no partner in",
         "8 problems",
     ):
         assert words in said, (words, said)
-    with pytest.raises(SystemExit, match="^error: .*Expected: SPLIT/images and SPLIT/masks"):
+    with pytest.raises(SystemExit, match="^error: .*Give a folder with SPLIT/images and SPLIT/masks"):
         main([str(root / "train")])

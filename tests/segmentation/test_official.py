@@ -147,7 +147,7 @@ def test_a_downloaded_segmenter_keeps_its_classifier_only_if_the_number_of_class
         assert loaded == (classes == 5) and model.num_classes == classes
     with pytest.raises(ValueError, match=r"fpn.pth does not fit semantic_fpn on metaformer_"):
         build(5, neck=8)
-    with pytest.raises(ValueError, match="has weights for the head semantic_fpn, not for upernet: take that head"):
+    with pytest.raises(ValueError, match="has weights for the head semantic_fpn: give this head instead of upernet"):
         build_segmenter("upernet", "metaformer_pooling_s12.ade20k", 150, pretrained=True)
 
 

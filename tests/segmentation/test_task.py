@@ -245,7 +245,7 @@ MISTAKES = [
     (["--head-args", "{auxiliary: maybe}"], "auxiliary is 'maybe', but it must be true or false"),
     (["--aux-weight", 0.2], "aux_weight is 0.2, but semantic_fpn has no auxiliary head here: .* '{auxiliary: true}'"),
     (["--data", "voc"], "not found or corrupted. You can use --download"),
-    (["--data-dir", ""], "no data set is given: --data-dir FOLDER"),
+    (["--data-dir", ""], "no data set is given: give --data-dir FOLDER"),
     (["--data-dir", "nowhere"], "there is no folder nowhere"),
     (["--tile", 16, "--overlap", 16], "tile is 16 and overlap 16: give 0 <= overlap < tile"),
     (["--model", "mixer_s32_224", "--model-args", "{}"], "takes 32 x 32 pixels at most.*--tile 32"),
