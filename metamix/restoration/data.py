@@ -1,12 +1,13 @@
 """Load images and pairs of images for restoration: splits, loaders and batches.
 
-A training batch is {"image": (n, C, h, w), "target": (n, C, H, W)}, float32 with values from 0 to 1 (noise goes
-beyond), "index": (n,) int64 and "name": a list. A batch to score holds lists of images of different sizes.
-Their degradation depends only on the number of the image, so every run is scored on the same images.
+A training batch is {"image": (n, C, h, w), "target": (n, C, H, W), "index": (n,) int64, "name": a list}. Images and
+targets are float32 with values from 0 to 1; noise may exceed this range. A batch to score holds lists of images and of
+targets, since their sizes differ. Its degradation draws random numbers that depend only on the index of the image, so
+every run is scored on the same images.
 
-With the channels y, an image in colour becomes its luminance in studio range, 16 to 235. A grey file that is scored or
-restored is taken unchanged, from 0 to 255, as the MATLAB scripts of the field do. A grey file to train on is scaled to
-studio range, since the model will see the luminance of photographs in colour.
+With channels y, a colour image is converted to its luminance in studio range, 16 to 235. A grey file to score or to
+restore keeps its values from 0 to 255, as in the MATLAB scripts of the field. A grey file to train on is scaled to
+studio range, since the model will see the luminance of colour photographs.
 """
 
 from collections.abc import Sequence
@@ -34,15 +35,15 @@ from .options import RestorationOptions, verify_command
 from .pixels import to_y
 from .sources import ImagePair, digest_of, find_roots, find_samples, leave_out, scale_of_pair, test_folders
 
-Pair = tuple[str, Tensor, Tensor | None]  # name, clean image and degraded image
+Pair = tuple[str, Tensor, Tensor | None]  # name, clean image and degraded image, which is None until it is made
 
 
 class RestorationData:
     """Find the images, check them, and make their loaders.
 
     Args:
-        options: options of training; for an evaluation, with degradation and channels of training filled in.
-        trained: metadata of the weights to evaluate; the training split is then not opened.
+        options: the training options. For an evaluation, degradation and channels must be those of the training.
+        trained: metadata of the weights to evaluate, in which case the training split is not opened; None to train.
     """
 
     def __init__(self, options: RestorationOptions, seed: int = 0, trained: ModelMetadata | None = None):
@@ -69,7 +70,8 @@ class RestorationData:
         }
         self.scored_in_grey = sum(sample.grey for sample in parts["test"])
         if self.channels == "y" and self.scored_in_grey:
-            self.notes.append(f"{plural(self.scored_in_grey, 'scored image')} in grey: compared as stored, 0 to 255")
+            grey = plural(self.scored_in_grey, "scored image")
+            self.notes.append(f"grey files are compared as stored, 0 to 255 ({grey})")
         self.identity: dict[str, Any] = {
             "samples": {split: len(samples) for split, samples in parts.items()},
             "digest": {split: digest_of(samples) for split, samples in parts.items()},
@@ -82,7 +84,7 @@ class RestorationData:
 
     @property
     def scored(self) -> "dict[str, RestorationSplit]":
-        """Return the splits to score: "test", and "holdout" if there is a folder val and the test is another folder."""
+        """Return the splits to score: "test", and "holdout" if there is a folder val that is not the test folder."""
         return {split: samples for split, samples in self.parts.items() if split != "train"}
 
     def _find(self, train: bool, test_digest: str) -> dict[str, list[ImagePair]]:
@@ -90,7 +92,7 @@ class RestorationData:
         options = self.options
         roots, folders = find_roots(options), test_folders(options)
         if train and not options.data_dir:
-            raise ValueError("no images to train on are given: --data-dir FOLDER")
+            raise ValueError("no images to train on are given: give --data-dir FOLDER")
         if "test" in roots:
             wanted = [split for split in roots if train or split != "train"]
             parts = {split: find_samples(roots[split], options, self.paired) for split in wanted}
@@ -122,7 +124,7 @@ class RestorationData:
             note += " and not trained on"
         elif test_digest:
             note += ", which may have been trained on"
-        self.notes.append(f"{note} (to score others: --test-dir FOLDER)")
+        self.notes.append(f"{note} (to score other images, give --test-dir FOLDER)")
         return parts if train else {"test": parts["test"]}
 
     def _choose_channels(self, samples: Sequence[ImagePair], model_channels: int | None) -> str:
@@ -146,9 +148,9 @@ class RestorationData:
                 )
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
-        """Make the loader of random crops; an epoch has `crops` of each image."""
+        """Make the loader of random crops; an epoch has `options.crops` crops of each image."""
         if self.options.mixup and batch_size // world_size % 2:
-            raise ValueError(f"mixup pairs crops: give a batch_size that {2 * world_size} divides, not {batch_size}")
+            raise ValueError(f"mixup pairs crops: give a multiple of {2 * world_size} as batch_size, not {batch_size}")
         options, samples = self.options, self.parts["train"]
         order = TrainOrder(len(samples) * options.crops, batch_size, rank, world_size, seed)
         transform = partial(train_crop, options=options, chain=self.chain, scale=self.scale, times=self.enlarge)
@@ -177,7 +179,7 @@ class RestorationData:
         return RestorationSplit(samples, self.channels, self.scale, studio_range=True)
 
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
-        """Mix neighbouring crops and, in the same ratio, their targets. Worker processes have done everything else."""
+        """Mix neighbouring crops and their targets in one ratio. The worker processes do all other augmentation."""
         if not self.options.mixup:
             return batch
         with seeded(self.seed, MIX, epoch, step):
@@ -203,7 +205,7 @@ class RestorationSplit:
         return str(self.samples[index].target)
 
     def read(self, index: int) -> Pair:
-        """Read the clean image, cut to a multiple of the scale, and the degraded one of a pair: (C, H, W) each."""
+        """Read the clean image, cut to a multiple of the scale, and the degraded image of a pair: (C, H, W) each."""
         sample = self.samples[index]
         studio_range = self.channels == "y" and (self.studio_range or not sample.grey)
         target = read_tensor(sample.target, self.channels, studio_range)
@@ -229,7 +231,7 @@ def read_tensor(path: Path, channels: str, studio_range: bool = False) -> Tensor
 def train_crop(
     pair: Pair, options: RestorationOptions, chain: Chain, scale: int, times: int
 ) -> tuple[str, Tensor, Tensor]:
-    """Cut, degrade, flip and turn an image at random; the loader seeds torch's generator for each sample.
+    """Crop, degrade, flip and rotate an image at random; the loader seeds torch's generator for each sample.
 
     A crop is degraded together with the surrounding pixels that affect it, as far as the image has such pixels. Then
     it is enlarged `times` times.
@@ -260,6 +262,6 @@ def train_crop(
 
 
 def degrade_whole(pair: Pair, chain: Chain) -> tuple[str, Tensor, Tensor]:
-    """Degrade a whole image to score; the loader seeds torch's generator with the image's number."""
+    """Degrade a whole image for scoring; the loader seeds torch's generator with the image's index."""
     name, target, degraded = pair
     return name, chain(target, torch.default_generator) if degraded is None else degraded, target

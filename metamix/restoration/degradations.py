@@ -11,7 +11,8 @@
                         depth is smooth and random, from 0 to 1 over the image, or over the crop in training
     rain:AMOUNT         bright streaks of one random slope; AMOUNT is the number of drops per 1,000 pixels
 
-Every value may be a range LOW-HIGH, from which each image draws a value. Steps are applied from left to right.
+Every value except S may be a range LOW-HIGH, from which a value is drawn for each image. Steps are applied from left
+to right.
 Images are (C, H, W) float32 with values from 0 to 1. Random numbers come from the generator that the caller seeds.
 """
 
@@ -35,12 +36,12 @@ from metamix.utils.text import plural
 
 from .pixels import resize_bicubic, to_levels
 
-PAIRS = "pairs"  # in place of a chain: the images are already degraded
+PAIRS = "pairs"  # instead of a chain: the data set has degraded images
 
 
 @dataclass(frozen=True)
 class Range:
-    """A number, or a range from which each image draws uniformly."""
+    """A number, or a range from which a value is drawn uniformly for each image."""
 
     low: float
     high: float
@@ -51,7 +52,7 @@ class Range:
 
 
 def noise(image: Tensor, rng: Generator, sigma: float, *, clip: bool = False, grey: bool = False) -> Tensor:
-    """Add Gaussian noise."""
+    """Add Gaussian noise; `sigma` is on the scale from 0 to 255."""
     shape = 1 if grey else image.shape[0], *image.shape[1:]
     noisy = image + sigma / 255 * torch.randn(shape, generator=rng)
     return noisy.clamp(0, 1) if clip else noisy
@@ -86,7 +87,7 @@ def jpeg(image: Tensor, rng: Generator, quality: float) -> Tensor:
 
 
 def low_light(image: Tensor, rng: Generator, gamma: float, sigma: float = 0) -> Tensor:
-    """Darken with a gamma curve, then add clipped noise."""
+    """Darken with a gamma curve, then add noise and clip."""
     dark = image.clamp(0, 1) ** gamma
     return noise(dark, rng, sigma, clip=True) if sigma else dark
 
@@ -113,9 +114,9 @@ class Degradation(NamedTuple):
     """A function of an image, a generator, and numbers; its keyword arguments are switches."""
 
     function: Callable[..., Tensor]
-    limits: Sequence[tuple[int, int]]  # of each number
-    reach: Callable[[float], float] = lambda number: 0  # first number -> pixels around a crop that change its border
-    shrinks: bool = False  # whether the number is a whole factor by which the result is smaller, not a range
+    limits: Sequence[tuple[int, int]]  # lowest and highest value of each number
+    reach: Callable[[float], float] = lambda number: 0  # first number -> pixels around a crop that affect it
+    shrinks: bool = False  # whether the number is a whole factor, not a range, by which the image shrinks
 
 
 DEGRADATIONS = {
@@ -140,7 +141,7 @@ class Step:
 
     @property
     def scale(self) -> int:
-        """Return the factor by which the result is smaller."""
+        """Return the factor by which the step shrinks an image."""
         return int(self.numbers[0].low) if DEGRADATIONS[self.name].shrinks else 1
 
     def __call__(self, image: Tensor, rng: Generator) -> Tensor:
@@ -156,15 +157,15 @@ class Chain:
 
     @property
     def scale(self) -> int:
-        """Return the factor by which the result is smaller."""
+        """Return the factor by which the chain shrinks an image."""
         return math.prod(step.scale for step in self.steps)
 
     @property
     def reach(self) -> int:
-        """Return how many pixels around a crop are degraded with it, a multiple of `scale`.
+        """Return how many pixels around a crop must be degraded with it; the number is a multiple of `scale`.
 
-        The border of the crop is then as if the whole image were degraded, except that random numbers, JPEG's blocks
-        and the depth of haze start at the degraded part.
+        The border of the crop is then degraded as in the whole image. Only random numbers, JPEG's blocks and the depth
+        of haze differ, since they start at the corner of the degraded region.
         """
         pixels, scale = 0.0, 1
         for step in self.steps:
@@ -190,7 +191,8 @@ def parse_degradations(text: str) -> Chain:
 
 def _parse_step(text: str) -> Step:
     name, *words = text.split(":")
-    check_choice("degradation", name, [*DEGRADATIONS] if name == PAIRS else [*DEGRADATIONS, PAIRS])  # pairs is no step
+    # "pairs" cannot be a step of a chain, so the error about such a step does not suggest it.
+    check_choice("degradation", name, [*DEGRADATIONS] if name == PAIRS else [*DEGRADATIONS, PAIRS])
     function, limits, _, shrinks = DEGRADATIONS[name]
     parameters = list(signature(function).parameters.values())[2:]
     switches = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
@@ -214,7 +216,7 @@ def _parse_step(text: str) -> Step:
 
 
 def _parse_range(word: str) -> Range | None:
-    """Read NUMBER or LOW-HIGH; None if it is neither."""
+    """Read NUMBER or LOW-HIGH; return None if `word` is neither."""
     low, *rest = re.split(r"(?<=[\d.])-", word, maxsplit=1)  # not at the minus sign in 1e-3
     try:
         return Range(float(low), float(rest[0] if rest else low))

@@ -21,11 +21,11 @@ from .metric import BEST_PSNR, psnr
 from .options import RestorationEvalOptions
 from .task import Restoration
 
-TILE = 256  # side of the model's input in pixels; rounded up to the multiples that the model takes
+TILE = 256  # default side of the model's input in pixels; rounded up to the multiples that the model takes
 
 
 class ExportableRestorer(MapExport):
-    """An image model to export, and the task on the images to compare it on; None to compare on random images."""
+    """An image model to export. It is compared on the images of `task`, or on random images if `task` is None."""
 
     outputs: tuple[str, ...] = ("restored",)
     max_drop, unit, larger = 0.1, "dB", 2
@@ -43,7 +43,7 @@ class ExportableRestorer(MapExport):
         self.restorer = Restorer(spec.enlarge, *tiles(self.fixed), whole=self.fixed)
 
     def apply(self, model: Model, batch: Batch) -> Tensor:
-        """Return the restored image (1, C, H, W) of a batch."""
+        """Return the restored image (1, C, H, W) for the only image in a batch."""
         return self.restorer(PadAndCrop(model, self.fixed or self.extra["multiple"]), batch["image"][0][None])
 
     def image_score(self, model: Model, batch: Batch) -> float:
@@ -53,7 +53,7 @@ class ExportableRestorer(MapExport):
 
 
 def open_restorer(options: ExportOptions) -> ExportableRestorer:
-    """Load an image model, and the images to compare on if a folder is given."""
+    """Load an image model, and open the images to compare it on if `data_dir` is given."""
     file = options.file
     if options.data:
         raise ValueError(f"data is {options.data}, but restoration reads one layout: give only --data-dir DIR")

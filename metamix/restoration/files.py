@@ -28,7 +28,8 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".ti
 SAVING = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}, "PNG": {}, "TIFF": {}}
 HAVE_16_BITS = ("PNG", "TIFF")
 OTHER_COLOURS = ("CMYK", "LAB")  # Pillow's modes whose colour profiles do not fit RGB
-FLIPPED = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}  # by EXIF's orientation; 5 to 8 transpose
+# Dimensions to flip for each EXIF orientation. Orientations 5 to 8 also transpose the image.
+FLIPPED = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,15 @@ def read_picture(source: str | Path | Image.Image) -> Picture:
         image = source if isinstance(source, Image.Image) else open_image(BytesIO(content))
         profile, lost = image.info.get("icc_profile"), list[str]()
         pages = getattr(image, "n_frames", 1)
-        if pages > 1 and image.format != "MPO":  # MPO is a JPEG of cameras with several views
+        if pages > 1 and image.format != "MPO":  # MPO is a camera's JPEG with several views
             lost.append(f"only the first of {pages} images is kept")
         if profile and image.mode in OTHER_COLOURS:
             profile = None
             lost.append(f"the colour profile of {image.mode} is dropped, and the colours become RGB")
-        layout = str(getattr(image, "tile", ""))  # of the samples in the file, such as "RGB;16B"; empty once decoded
+        layout = str(getattr(image, "tile", ""))  # how samples are stored, such as "RGB;16B"; empty once decoded
         if content and (image.mode.startswith("I") or ";16" in layout):
             is_grey = image.mode.startswith("I") or "LA;16" in layout  # Pillow calls grey with alpha RGBA
-            orientation = 1 if image.format == "TIFF" else image.getexif().get(0x0112, 1)  # OpenCV turns TIFFs itself
+            orientation = 1 if image.format == "TIFF" else image.getexif().get(0x0112, 1)  # OpenCV turns TIFFs upright
             picture = _read_16_bits(content, is_grey, orientation, profile)
             if picture.alpha is None and "transparency" in image.info:
                 lost.append("the transparency of one grey level is dropped")
@@ -113,14 +114,14 @@ def _to_pixels(picture: Picture, bits: int) -> np.ndarray:
 
 
 def _read_16_bits(content: bytes, is_grey: bool, orientation: int, profile: bytes | None) -> Picture:
-    """Read an image of 16 bits per channel; `orientation` is EXIF's, or 1 if OpenCV already turns the image upright."""
+    """Read an image of 16 bits per channel; `orientation` is EXIF's, or 1 if OpenCV turns the image upright itself."""
     cv2 = _opencv()
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
-        raise CorruptImage("OpenCV finds no 16 bits per channel in it; save it with 8 or 16 bits per channel")
+        raise CorruptImage("OpenCV cannot read it with 16 bits per channel; save it with 8 or 16 bits per channel")
     values = torch.from_numpy(pixels.astype(np.float32) / 65535).view(*pixels.shape[:2], -1).permute(2, 0, 1)
     values = (values.mT if orientation > 4 else values).flip(FLIPPED.get(orientation, ()))
-    colours = values[:1] if is_grey else values[:3].flip(0)  # OpenCV has blue first
+    colours = values[:1] if is_grey else values[:3].flip(0)  # OpenCV stores blue first
     return Picture(colours, values[3:] if len(values) == 4 else None, 16, profile)
 
 
@@ -130,7 +131,7 @@ def _encode_16_bits(pixels: np.ndarray, path: Path, profile: bytes | None) -> by
     if pixels.shape[-1] == 2:
         pixels = pixels[..., [0, 0, 0, 1]]
     elif pixels.shape[-1] > 2:
-        pixels = pixels[..., [2, 1, 0, *range(3, pixels.shape[-1])]]  # OpenCV has blue first
+        pixels = pixels[..., [2, 1, 0, *range(3, pixels.shape[-1])]]  # OpenCV stores blue first
     pixels = np.ascontiguousarray(pixels)
     done, content = False, np.empty(0, np.uint8)
     if profile and FORMATS[path.suffix.lower()] == "PNG" and hasattr(cv2, "imencodeWithMetadata"):

@@ -1,4 +1,4 @@
-"""Apply an image model to images and image files: with prior enlargement, in tiles, with self-ensemble."""
+"""Apply an image model to images and image files, with optional enlargement, tiles and self-ensemble."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,9 +18,9 @@ from .pixels import resize_bicubic, to_rgb, to_ycbcr
 class Restorer:
     """Restore images (B, C, H, W) of any size."""
 
-    # Factor of the bicubic enlargement before the model, for a model whose output has its input's size.
+    # Factor by which images are enlarged (bicubic) before the model, if the model keeps the size of images.
     enlarge: int = 1
-    # tile, overlap and whole: see `apply_in_tiles`; in pixels of the model's input.
+    # `apply_in_tiles` explains tile, overlap and whole. They are in pixels of the model's input.
     tile: int = 0
     overlap: int = 32
     ensemble: bool = False  # average over the eight orientations
@@ -42,9 +42,9 @@ class Restorer:
 
 
 def check_local_pooling(model: nn.Module, name: str, side: int) -> None:
-    """Raise ValueError if a model has no channel attention to pool in windows of `side` pixels; 0 asks for none."""
+    """Raise ValueError if `side` is not 0 and the model has no channel attention that can average over windows."""
     if side and not hasattr(model, "set_local_pooling"):
-        raise ValueError(f"local_pooling is {side}, but {name} has no channel attention to pool in: leave it out")
+        raise ValueError(f"local_pooling is {side}, but {name} has no channel attention that uses it: leave it out")
 
 
 def enlarge(images: Tensor, scale: int) -> Tensor:
@@ -68,8 +68,8 @@ def restore_picture(model: nn.Module, picture: Picture, channels: str, restorer:
     if channels == "grey" and not is_grey:
         raise DoesNotFit(
             f"{picture.name} is in colour, and the model was trained on grey images: save it in grey, or give a model "
-            f"trained with --channels rgb or y. No weights of metamix denoise colours; maxim_s3.sidd of "
-            f"MAXIM's authors does"
+            f"trained with --channels rgb or y. metamix has no weights that denoise colour images: use "
+            f"maxim_s3.sidd of MAXIM's authors"
         )
     colours = colours.expand(3, -1, -1) if channels == "rgb" else colours
     restored = check_finite(restore_colours(model, colours, channels, restorer), picture.name)

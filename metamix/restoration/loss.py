@@ -30,7 +30,7 @@ parse_loss = partial(parse_weighted_sum, names=LOSSES)
 
 
 class RestorationLoss:
-    """Sum losses with weights, over all images that the model returns; `crop` is the side of the target crops."""
+    """Sum weighted losses over all images that the model returns; `crop` is the side of the target crops."""
 
     def __init__(self, text: str, crop: int):
         self.weights = parse_loss(text)
@@ -48,6 +48,6 @@ class RestorationLoss:
         return total, {f"{name}_loss": value for name, value in terms[-1].items()}  # type: ignore[return-value]
 
     def terms(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Compute each term of one image. SSIM is left out at scales that are smaller than its window."""
+        """Compute each term for the outputs of one scale. SSIM is left out if they are smaller than its window."""
         small = min(output.shape[-2:]) < WINDOW
         return {name: LOSSES[name](output, target) for name in self.weights if not (small and name == "ssim")}

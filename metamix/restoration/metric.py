@@ -5,7 +5,7 @@
 
 SSIM is defined as by Wang et al. (2004): a Gaussian window of 11 x 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, only
 windows inside the image, no downsampling, and the mean over channels. The score of a set is the mean over its images.
-Scores of different channels, borders or rounding must not be compared, so `Measure.describe` is printed with them.
+Scores with different channels, borders or rounding must not be compared, so `Measure.describe` is printed with them.
 """
 
 import math
@@ -40,7 +40,7 @@ class Measure:
     rounding: bool = True  # clip and round the restored image to 8 bits first, as a file would hold it
 
     def prepare(self, image: Tensor, round_it: bool | None = None) -> Tensor:
-        """Return the part of an image (C, H, W) inside the border, with values from 0 to 1, in float64."""
+        """Return an image (C, H, W) without its border, as float64 from 0 to 1; `round_it` overrides `rounding`."""
         image = to_float64(image)
         if self.rounding if round_it is None else round_it:
             image = to_8_bits(image)
@@ -75,7 +75,7 @@ class Measure:
 
 
 def psnr(x: Tensor, y: Tensor) -> float:
-    """Compute the PSNR in dB of images with values from 0 to 1; infinite where they are equal."""
+    """Compute the PSNR in dB of images with values from 0 to 1; infinite if they are equal."""
     error = (to_float64(x) - to_float64(y)).square().mean().item()
     return 10 * math.log10(1 / error) if error else math.inf
 
@@ -115,7 +115,7 @@ class RestorationMetric(Metric):
         return {"rows": [], "shown": [], "unreadable": 0}
 
     def predict(self, model: nn.Module, batch: Batch) -> Iterator[Tensor | None]:
-        """Yield each restored image (C, H, W)."""
+        """Yield each restored image (C, H, W), or None for an unreadable image."""
         for index, image in zip(batch["index"].tolist(), batch["image"]):
             yield self.restorer(model, image[None])[0] if index >= 0 else None
 
@@ -126,7 +126,7 @@ class RestorationMetric(Metric):
                 state["unreadable"] += 1
                 continue
             restored = check_finite(output.float(), name)
-            before = enlarge(image, target.shape[-1] // image.shape[-1])  # as an image viewer enlarges it
+            before = enlarge(image, target.shape[-1] // image.shape[-1])  # the baseline: bicubic enlargement
             with torch.autocast(image.device.type, enabled=False):
                 row = dict(zip(("psnr", "ssim"), self.measure.score(restored, target)))
                 row |= dict(zip(("input_psnr", "input_ssim"), self.measure.score(before, target)))
@@ -138,7 +138,7 @@ class RestorationMetric(Metric):
     def result(self, states: list[State]) -> dict[str, float]:
         """Compute the means over all images, PSNR first.
 
-        SSIM is the mean over the images that are at least as large as its window. It is left out if there are none.
+        SSIM is the mean over the images that are at least as large as its window. Without such images, it is left out.
         """
         rows, means = all_rows(states), {}
         for name in ("psnr", "ssim", "input_psnr", "input_ssim"):
@@ -148,5 +148,5 @@ class RestorationMetric(Metric):
 
 
 def all_rows(states: Sequence[State]) -> list[dict[str, Any]]:
-    """Return the scores of all images in their order."""
+    """Return the scores of all images, sorted by their indices."""
     return sorted((row for state in states for row in state["rows"]), key=lambda row: row["index"])

@@ -27,7 +27,7 @@ class RestorationDataOptions(ReadingOptions):
     data_dir: str = _data("", "folder of the images, or of train/ and test/; see --degradation", on_resume="ignore")
     test_dir: str = _data(
         "",
-        "folder of the images to score; empty: test/ or val/ in data_dir, or a share of the images",
+        "folder of the images to score; default: test/ or val/ in data_dir, or a share of the images",
         on_resume="ignore",
     )
     input_folder: str = _data("input", "pairs: folder of the degraded images inside data_dir, train/ or test/")
@@ -53,7 +53,7 @@ class RestorationDataOptions(ReadingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.data_dir and not self.test_dir:
-            raise ValueError("no images are given: --data-dir FOLDER")
+            raise ValueError("no images are given: give --data-dir FOLDER")
         check_tiles(self.tile, self.overlap)
 
 
@@ -61,7 +61,7 @@ class RestorationDataOptions(ReadingOptions):
 class RestorationOptions(BackboneOptions, RestorationDataOptions):
     """Options of `metamix train` for restoration."""
 
-    # The engine's defaults suit batches of 128 images, with which a few hundred photographs make only a few steps.
+    # The engine's defaults suit batches of 128 images. A few hundred photographs would make only a few such batches.
     engine_defaults: ClassVar[dict[str, Any]] = {
         "batch_size": 16,
         "optimizer": "muon",
@@ -76,20 +76,20 @@ class RestorationOptions(BackboneOptions, RestorationDataOptions):
     model: str = _model("maxim_nano", "image model; several names, a,b,c, are trained one after the other and compared")
     degradation: str = _data(
         PAIRS,
-        "how clean images are degraded, such as noise:25 or blur:0.5-3,noise:0-50,jpeg:30-90; pairs: the folder holds "
-        "both. Degradations: noise, downscale, blur, motion, jpeg, low_light, haze, rain",
+        "how clean images are degraded, such as noise:25 or blur:0.5-3,noise:0-50,jpeg:30-90; pairs: the folder has "
+        "clean and degraded images. Degradations: noise, downscale, blur, motion, jpeg, low_light, haze, rain",
     )
     channels: Literal["auto", "rgb", "grey", "y"] = _data(
         "auto",
-        "rgb, grey, y (luminance of BT.601, 16 to 235; degradations are applied to it: noise:25 is 25 of 219 levels); "
-        "auto: grey if all images are, else rgb",
+        "rgb, grey or y; y: luminance of BT.601, 16 to 235, to which degradations are applied (noise:25 is 25 of 219 "
+        "levels); auto: grey if all images are grey, else rgb",
     )
     test_share: ShareBetween = _data(0.1, "share of the images that is scored if there is no test folder")
     crop: Count = _crops(64, "side of the random crops of the clean images, in pixels")
     crops: Count = _crops(8, "crops of each image in an epoch")
     flip: bool = _crops(True, "flip at random, horizontally and vertically")
-    rotate: bool = _crops(True, "turn by 90 degrees at random")
-    mixup: NotNegative = _crops(0.0, "alpha of mixup of neighbouring crops and their targets, such as 1.2; 0: none")
+    rotate: bool = _crops(True, "rotate by a random multiple of 90 degrees")
+    mixup: NotNegative = _crops(0.0, "alpha of mixup of neighbouring crops and their targets, such as 1.2; 0: no mixup")
     loss: str = option(
         "charbonnier",
         "charbonnier, l1, mse, psnr, ssim, fft, or a sum of them such as charbonnier+0.1*fft",

@@ -1,7 +1,8 @@
-"""Resize images and convert their colours as MATLAB does, which papers on restoration use; round them to whole levels.
+"""Resize images, convert their colours and round them as MATLAB does, since papers on restoration use MATLAB.
 
-Bicubic shrinking, as in `imresize`, widens the kernel by the factor (antialiasing), and images are reflected at their
-borders. Colour spaces are ITU-R BT.601's, as in `rgb2ycbcr`, for images (..., 3, H, W) with values from 0 to 1.
+As in `imresize`, shrinking widens the bicubic kernel by the factor (antialiasing), and images are reflected at their
+borders. As in `rgb2ycbcr`, colours are converted by ITU-R BT.601. Colour images are (..., 3, H, W) with values from 0
+to 1.
 """
 
 import math
@@ -17,7 +18,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def resize_bicubic(images: Tensor, scale: float, *, rounding: bool = False) -> Tensor:
-    """Resize images (..., H, W) by `scale` to (..., ceil(scale H), ceil(scale W)), in float64 inside.
+    """Resize images (..., H, W) by `scale` to (..., ceil(scale H), ceil(scale W)); compute in float64.
 
     Args:
         images: values from 0 to 1.
@@ -39,18 +40,18 @@ def resize_bicubic(images: Tensor, scale: float, *, rounding: bool = False) -> T
 
 
 def to_float64(images: Tensor) -> Tensor:
-    """Convert images to float64; on the CPU if they are on Apple's mps, which has no float64."""
+    """Convert images to float64; move them to the CPU if they are on Apple's mps, which has no float64."""
     return (images.cpu() if images.device.type == "mps" else images).double()
 
 
 def to_8_bits(images: Tensor) -> Tensor:
-    """Clip images with values from 0 to 1 and round them to multiples of 1 / 255."""
+    """Clip images to values from 0 to 1, and round them to multiples of 1 / 255."""
     return to_levels(images) / 255
 
 
 def to_levels(images: Tensor, highest: int = 255) -> Tensor:
-    """Clip images with values from 0 to 1 and round them to whole numbers up to `highest`, halves upward as MATLAB."""
-    return (highest * images.clamp(0, 1) + (0.5 + 1e-7)).floor()  # 1e-7: halves that are a little less in binary
+    """Clip images to 0 to 1, multiply by `highest`, and round to whole numbers; halves go up, as in MATLAB."""
+    return (highest * images.clamp(0, 1) + (0.5 + 1e-7)).floor()  # 1e-7 for halves that are a little smaller in binary
 
 
 def _taps(length: int, scale: float) -> tuple[Tensor, Tensor]:

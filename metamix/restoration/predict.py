@@ -34,7 +34,7 @@ class RestoreImages(PredictToFolder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not is_exported(self.model):  # its graph fixes both
+        if not is_exported(self.model):  # an exported graph fixes the tiles
             check_tiles(self.tile, self.overlap)
 
     def extension(self, path: Path) -> str:

@@ -43,7 +43,7 @@ class ImagePair:
 
 
 def test_folders(options: RestorationDataOptions) -> list[Path]:
-    """List the folders test and val of the data set; leave out what does not exist."""
+    """List the folders test and val of the data set, as far as they exist."""
     folders = [Path(options.data_dir, name) for name in TEST_FOLDERS if options.data_dir]
     return [folder for folder in folders if folder.is_dir()]
 
@@ -51,7 +51,7 @@ def test_folders(options: RestorationDataOptions) -> list[Path]:
 def find_roots(options: RestorationDataOptions) -> dict[str, Path]:
     """Return the folders of the splits.
 
-    "test" is missing if a share of "train" is scored, and "holdout" if there is no folder val beside the test.
+    "test" is missing if a share of "train" is scored. "holdout" is missing if no folder val exists, or if it is "test".
     """
     root, folders = Path(options.data_dir), test_folders(options)
     has_train = options.data_dir and (root / "train").is_dir()
@@ -65,7 +65,7 @@ def find_roots(options: RestorationDataOptions) -> dict[str, Path]:
 
 
 def find_samples(root: Path, options: RestorationDataOptions, paired: bool) -> list[ImagePair]:
-    """Find the clean images of a folder and, if `paired`, their degraded partners, or raise `Unmatched`."""
+    """Find the clean images of a folder and, if `paired`, their partners; raise `Unmatched` if a partner is missing."""
     inputs, targets = root / options.input_folder, root / options.target_folder
     if not paired:
         images = list_images(targets if targets.is_dir() else root)
@@ -73,16 +73,16 @@ def find_samples(root: Path, options: RestorationDataOptions, paired: bool) -> l
     if missing := next((place for place in (inputs, targets) if not place.is_dir()), None):
         folders = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
         raise FileNotFoundError(
-            f"there is no folder {missing}{did_you_mean(missing.name, folders)} Pairs need {inputs} and {targets}; for "
-            f"clean images that are to be degraded, give --degradation, such as noise:25 (metamix verify: --clean); "
-            f"images without targets are restored by metamix predict"
+            f"there is no folder {missing}{did_you_mean(missing.name, folders)} Pairs need {inputs} and {targets}. To "
+            f"degrade clean images, give --degradation, such as noise:25 (to metamix verify, give --clean). To restore "
+            f"images without targets, run metamix predict"
         )
     pairs = match_partners(targets, inputs, "--input-name", options.input_name)
     return [ImagePair(name, *files) for name, files in pairs.items()]
 
 
 def leave_out(samples: Sequence[ImagePair], root: Path, folders: Iterable[Path]) -> list[ImagePair]:
-    """Return the samples of `root` that are in none of `folders`, as far as these lie inside `root`."""
+    """Return the samples of `root` without the samples in those `folders` that lie inside `root`."""
     inside = {folder for folder in map(Path.resolve, folders) if root.resolve() in folder.parents}
     return [sample for sample in samples if not inside or inside.isdisjoint(sample.target.resolve().parents)]
 
@@ -98,7 +98,7 @@ def scale_of_pair(sample: ImagePair, expected: int | None) -> int:
     The target may have up to `scale` - 1 more rows and columns at the bottom and right, which are cut off.
 
     Args:
-        expected: scale of the other pairs, if it is known.
+        expected: scale of the other pairs; None if it is not known yet.
 
     Raises:
         ValueError: no scale fits, or the scale is not the expected one.
@@ -108,8 +108,8 @@ def scale_of_pair(sample: ImagePair, expected: int | None) -> int:
     scale = max(th // h, 1)
     if (h * scale, w * scale) != (th - th % scale, tw - tw % scale):
         raise ValueError(
-            f"{sample.input} has {h} x {w} pixels and {sample.target} {th} x {tw}; the target of a pair must have the "
-            f"input's size, or a whole number of times that size"
+            f"{sample.input} has {h} x {w} pixels and {sample.target} has {th} x {tw}; the target of a pair must be as "
+            f"large as the input, or larger by a whole factor"
         )
     if expected not in (None, scale):
         raise ValueError(f"{sample.target} has a scale of {scale}, but other pairs {expected}: keep pairs of one scale")

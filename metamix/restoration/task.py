@@ -30,7 +30,7 @@ class Restoration:
     """
 
     Options, EvalOptions = RestorationOptions, RestorationEvalOptions
-    same_image_shape = False  # scored images differ in size
+    same_image_shape = False  # images to score may differ in size
 
     def __init__(self, options: RestorationOptions, seed: int = 0, trained: ModelMetadata | None = None):
         self.options = options
@@ -46,7 +46,8 @@ class Restoration:
         self.data.enlarge = self.model.enlarge
         if self.measure.channel == "y" and self.data.channels == "rgb" and self.data.scored_in_grey:
             grey = plural(self.data.scored_in_grey, "scored image")
-            self.data.notes.append(f"{grey} in grey: compared as Y of 3 equal channels, 16 to 235, which adds 1.32 dB")
+            text = "grey files are compared as Y of 3 equal channels, 16 to 235, which adds 1.32 dB to PSNR"
+            self.data.notes.append(f"{text} ({grey})")
         for sample in (sample for part in self.data.scored.values() for sample in part.samples):
             height, width = (side - side % self.data.scale for side in sample.header.size)
             self.measure.check_size(height, width, sample.target)
@@ -83,7 +84,7 @@ class Restoration:
         metadata, name, in_chans = trained.metadata, trained.name, cast(int, trained.model.in_chans)
         check_local_pooling(trained.model, name, options.local_pooling)
         values = vars(trained.spec) | {"model": name, "model_args": metadata.model_args}
-        # Files of authors have neither entry, and older files have no crop.
+        # The authors' files have neither entry, and older files of metamix have no crop.
         for entry, kind in {"test_share": float, "crop": int}.items():
             values |= {entry: value} if isinstance(value := metadata.extra.get(entry), kind) else {}
         made = options_as_trained(RestorationOptions, values, options)

@@ -21,7 +21,7 @@ from .sources import ImagePair, find_roots, find_samples, leave_out, scale_of_pa
 class VerifyPairs(VerifyOptions):
     """Check pairs of images, or clean images."""
 
-    clean: bool = option(False, "the images are clean, and have no partners")
+    clean: bool = option(False, "check clean images without partners instead of pairs")
     input_folder: str = option(RestorationOptions.input_folder, "folder of the degraded images of pairs")
     target_folder: str = option(RestorationOptions.target_folder, "folder of the clean images of pairs")
     input_name: str = option(RestorationOptions.input_name, "name of the degraded image of the clean image {name}")
@@ -29,7 +29,7 @@ class VerifyPairs(VerifyOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.data_dir is not None:
-            raise ValueError(f"data_dir is {self.data_dir}: give the folder alone, metamix verify {self.data_dir}")
+            raise ValueError(f"data_dir is {self.data_dir}: give only the folder: metamix verify {self.data_dir}")
         self.options = RestorationOptions(
             data_dir=self.data,
             degradation="noise:0" if self.clean else PAIRS,
@@ -50,7 +50,7 @@ class VerifyPairs(VerifyOptions):
             except (ValueError, OSError) as error:
                 yield str(error)
                 continue
-            self.samples += leave_out(inside, root, roots)  # a folder inside is checked by itself
+            self.samples += leave_out(inside, root, roots)  # folders inside `root` are checked by themselves
         scale = None
         for sample in tqdm(self.samples, unit="img", leave=False, disable=None):
             broken = False

@@ -184,7 +184,7 @@ def test_grey_files_are_scored_as_stored_but_trained_on_as_luminance(clean):
     assert torch.equal(read_tensor(grey / "0.png", "y"), stored)
     restored = data(data_dir=grey, test_dir=grey, degradation="noise:0", channels="y")
     assert torch.equal(next(iter(restored.eval_loaders(1, 0, 1)["test"]))["target"][0], stored)
-    assert "6 scored images in grey: compared as stored, 0 to 255" in restored.notes
+    assert "grey files are compared as stored, 0 to 255 (6 scored images)" in restored.notes
     trained_on = restored.parts["train"].read(0)[1]  # scaled like the luminance of a photograph in colour
     assert torch.allclose(255 * trained_on, 16 + 219 * stored, atol=1e-3)
     assert not any("grey" in note for note in data(data_dir=colour, degradation="noise:0", channels="y").notes)
@@ -236,7 +236,7 @@ def test_pairs_that_do_not_fit_are_refused_by_name(pairs, image):
         data(data_dir=root)
     (root / "test" / "input" / "9.png").unlink()
     image((39, 48)).save(root / "train" / "input" / "0.png")
-    with pytest.raises(ValueError, match="0.png has 48 x 39 pixels and .*0.png 48 x 40; the target of a pair must"):
+    with pytest.raises(ValueError, match="0.png has 48 x 39 pixels and .*0.png has 48 x 40; the target of a pair must"):
         data(data_dir=root)
     image((20, 24)).save(root / "train" / "input" / "0.png")
     with pytest.raises(ValueError, match="1.png has a scale of 1, but other pairs 2: keep"):
@@ -285,5 +285,5 @@ def test_verify_refuses_options_that_do_not_fit(pairs, clean):
     assert verify(root / "train", "--target-folder", "input", "--input-folder", "target", *words) == 0
     with pytest.raises(SystemExit, match="--input-folder target is for pairs, but degradation is noise:0"):
         main([str(clean()), "--clean", "--input-folder", "target", *words])
-    with pytest.raises(SystemExit, match="data_dir is x: give the folder alone, metamix ve"):
+    with pytest.raises(SystemExit, match="data_dir is x: give only the folder: metamix ve"):
         main(["folder", "--data-dir", "x", *words])

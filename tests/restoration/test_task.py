@@ -93,7 +93,7 @@ def test_scored_images_that_may_have_been_trained_on_are_noted(clean, tmp_path, 
     assert "on others, test (2 images" in capsys.readouterr().out  # the folder that is not scored is not named
     options = RestorationOptions(data_dir=str(photos), degradation="noise:25")
     assert RestorationData(options, trained=ModelMetadata()).notes == [
-        "1 of 6 images is scored (to score others: --test-dir FOLDER)"
+        "1 of 6 images is scored (to score other images, give --test-dir FOLDER)"
     ]
 
 
@@ -154,7 +154,7 @@ def test_mixup_mixes_neighbours_and_their_targets_in_the_same_way(clean):
         torch.testing.assert_close(mixed[key], expected, rtol=0, atol=1e-5)
     assert torch.equal(data.augment(batch, 0, 5)["image"], mixed["image"])
     assert not torch.equal(data.augment(batch, 0, 6)["image"], mixed["image"])
-    with pytest.raises(ValueError, match="mixup pairs crops: give a batch_size that 4 divides, not 6"):
+    with pytest.raises(ValueError, match="mixup pairs crops: give a multiple of 4 as batch_size, not 6"):
         data.train_loader(6, 0, 2, seed=3)
 
 
@@ -256,15 +256,15 @@ def test_super_resolution_is_trained_and_run_on_the_luminance(model, clean, tmp_
 def test_grey_images_of_colour_models_are_noted_where_y_is_scored(clean):
     root = clean(size=(48, 48))
     clean("photos/test", count=2, size=(48, 48), mode="L")
-    words = "2 scored images in grey: compared as Y of 3 equal channels, 16 to 235, which adds 1.32 dB"
+    words = "grey files are compared as Y of 3 equal channels, 16 to 235, which adds 1.32 dB to PSNR (2 scored images)"
 
     def notes(**options):
         task = Restoration(RestorationOptions(data_dir=str(root), degradation="downscale:2", crop=16, **options))
-        return [note for note in task.notes if "in grey" in note]
+        return [note for note in task.notes if "grey files" in note]
 
     assert notes(model="maxim_nano") == [words]
     assert notes(model="maxim_nano", score_channel="rgb") == []
-    assert notes(model="maxim_nano", channels="y") == ["2 scored images in grey: compared as stored, 0 to 255"]
+    assert notes(model="maxim_nano", channels="y") == ["grey files are compared as stored, 0 to 255 (2 scored images)"]
 
 
 @pytest.mark.slow
@@ -282,7 +282,7 @@ MISTAKES = [
     (["--crop", 64], "48 x 40 pixels, less than the crop of 64: give a smaller --crop, or take the image out"),
     (["--crop", 18], "crop is 18, but maxim_nano trains on multiples of 8 x 8 pixels: give a --crop that fits"),
     (["--channels", "grey"], "is in colour: give --channels rgb, or y for its luminance"),
-    (["--degradation", "pairs"], "Pairs need .*input and .*target; for clean images .* give --degradation, such as"),
+    (["--degradation", "pairs"], "Pairs need .*input and .*target. To degrade clean images, give --degradation"),
     (["--degradation", "downscale:3"], "crop is 16, but .* multiples of 24 x 24 pixels at a scale of 3: .*such as 24"),
     (["--score-border", 20], "of 48 x 40 pixels has nothing inside a border of 20: give a smaller --score-border"),
     (["--model", "wavemix_sisr_144_4", "--model-args", "{dim: 8}"], "enlarges images 2 times, and the targets have"),
