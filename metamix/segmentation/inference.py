@@ -61,7 +61,7 @@ class Predictor:
         return check_finite(logits.float())
 
     def describe(self) -> str:
-        """Describe tiles, scales and flips in words."""
+        """Describe the tiles, scales and flips in words."""
         text = f"tiles of {self.tile} pixels that overlap by {self.overlap} or more" if self.tile else "whole images"
         if not self.averages:
             return text

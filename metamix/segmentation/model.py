@@ -28,7 +28,7 @@ class SegmentationModel(TaskModel):
     def __init__(self, options: SegmentationOptions, data: SegmentationData, trained: SegmenterSpec | None = None):
         self.options, self.data = options, data
         self.notes: list[str] = []  # where the weights come from
-        self.frozen_norms = trained.frozen_norms if trained else False  # of the backbone; `build` sets it
+        self.frozen_norms = trained.frozen_norms if trained else False  # freeze the backbone's norms; set by `build`
         self.crop = trained.crop if trained else options.crop_size
         self.train_on = trained.train_on if trained else options.train_on
 

@@ -18,7 +18,7 @@ from .labels import colours_of, index_image, read_classes
 from .load import TrainedSegmenter
 from .pictures import overlay
 
-MASKS, OVERLAYS, CLASSES = "masks", "overlays", "classes.txt"  # in the output folder
+MASKS, OVERLAYS, CLASSES = "masks", "overlays", "classes.txt"  # names in the output folder
 
 
 @dataclass
