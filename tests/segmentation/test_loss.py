@@ -186,7 +186,7 @@ def test_a_missing_library_is_named_with_its_command(monkeypatch):
         ({"loss": "focal+lovasz", "class_weights": (1.0, 2.0)}, "class_weights needs ce or ohem"),
         ({"test_scales": ()}, "test_scales is"),
         ({"mask_name": "mask"}, "mask_name is 'mask', but it must be a string that holds {name}"),
-        ({"class_weights": (0.0, 0.0)}, "but one weight must be above 0"),
+        ({"class_weights": (0.0, 0.0)}, "but at least one weight must be above 0"),
         ({"model_args": {"in_chans": 1}}, "model_args has in_chans, which comes from the images"),
         ({"mean": (0.5,), "std": (0.5,)}, "a list of 3 numbers from 0 to 1"),
     ],
