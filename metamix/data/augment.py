@@ -20,7 +20,8 @@ from .counter_rng import MIX, SAMPLE, hash64, normal, randint, seeded, uniform
 from .loader import Batch
 from .options import DataOptions
 
-# What a sample's random numbers are for. Each purpose has its own stream: an option does not change another's draws.
+# Purposes of the random numbers drawn from a sample's `key`, the hash of (seed, epoch, index). Each purpose has its own
+# stream, so switching one option on does not change the random numbers of another option.
 TOP, LEFT, FLIP, POLICY, CUT_Y, CUT_X, ERASE, ERASE_AREA, ERASE_RATIO, ERASE_TOP, ERASE_LEFT, NOISE = range(12)
 
 
@@ -29,7 +30,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     n, channels, height, width = images.shape
     means, stds = torch.tensor(mean), torch.tensor(std)
     scale, shift = (x.to(images.device).repeat(width) for x in (1 / (255 * stds), -means / stds))
-    # The CPU vectorises over long rows, but not over three channels.
+    # The CPU vectorises over long rows, but not over the three channels of a pixel.
     rows = images.permute(0, 2, 3, 1).reshape(n, height, width * channels).float()
     return rows.mul_(scale).add_(shift).view(n, height, width, channels).permute(0, 3, 1, 2)
 
@@ -37,17 +38,18 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 class Augment:
     """Augment and normalise a batch of `train_loader`.
 
-    `augment(batch, epoch, step)` returns the batch with "image" (n, C, H, W) float32, channels_last, and "target": the
-    labels, or with mixup or cutmix the shares of the classes (n, num_classes), float32. The result is the same on any
-    number of processes.
+    `augment(batch, epoch, step)` returns the batch with a new "image", (n, C, H, W) float32, channels_last, and a
+    "target". The target is the labels or, with mixup or cutmix, the share of each class, (n, num_classes) float32. The
+    result is the same on any number of processes.
 
     Args:
-        mean, std: per channel, for pixel values from 0 to 1.
+        mean, std: mean and standard deviation of each channel, for pixel values from 0 to 1.
         size: side of the images in pixels.
-        cropped: skip the steps before normalisation, since the workers that stream images did them.
+        cropped: whether workers have already cropped, flipped and augmented the images; only the steps from
+            normalisation on are then applied.
 
     Raises:
-        ValueError: `cutout` is larger than the images, or `padding` is and images are padded here.
+        ValueError: `cutout` or, for images that are not `cropped`, `padding` is larger than the images.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Augment:
     ):
         for name, value in (("cutout", options.cutout), ("padding", 0 if cropped else options.padding)):
             if value > size:
-                raise ValueError(f"{name} is {value} pixels, but images have {size}: give at most {size}")
+                raise ValueError(f"{name} is {value} pixels, but images are {size} pixels wide: give at most {size}")
         self.options, self.seed, self.num_classes, self.cropped = options, seed, num_classes, cropped
         self.mean, self.std = mean, std
         self.policy = make_policy(options.auto_augment, size, mean)
@@ -93,7 +95,7 @@ class Augment:
 
 
 def crop_flip(image: Tensor, padding: int, probability: float, key: Tensor) -> Tensor:
-    """Pad (n, H, W, C) with black, crop to (H, W) at random, and flip some images left to right."""
+    """Pad images (n, H, W, C) with black, crop to (H, W) at random, and flip some images left to right."""
     n, height, width, channels = image.shape
     device = image.device
     top = randint(hash64(key, TOP), 2 * padding + 1)
@@ -110,7 +112,7 @@ def crop_flip(image: Tensor, padding: int, probability: float, key: Tensor) -> T
 
 
 def cutout(image: Tensor, side: int, key: Tensor) -> Tensor:
-    """Set a square around a random pixel to the mean, 0 (DeVries & Taylor, arXiv:1708.04552)."""
+    """Set a square around a random pixel to 0, the mean (DeVries & Taylor, arXiv:1708.04552)."""
     height, width = image.shape[1:3]
     top = randint(hash64(key, CUT_Y), height) - side // 2
     left = randint(hash64(key, CUT_X), width) - side // 2
@@ -118,9 +120,9 @@ def cutout(image: Tensor, side: int, key: Tensor) -> Tensor:
 
 
 def erase(image: Tensor, probability: float, key: Tensor) -> Tensor:
-    """Fill a rectangle of some images with Gaussian noise.
+    """Fill a random rectangle in some of the images with Gaussian noise.
 
-    The rectangle covers 2 % to a third of the area, and its sides are in a ratio of at most 10 : 3 (Zhong et al.,
+    The rectangle covers 2 % to a third of the image, and its sides are in a ratio of at most 10 : 3 (Zhong et al.,
     "Random erasing data augmentation", AAAI 2020, with timm's ranges).
     """
     chosen = (uniform(hash64(key, ERASE)) < probability).nonzero()[:, 0]
@@ -143,7 +145,7 @@ def erase(image: Tensor, probability: float, key: Tensor) -> Tensor:
 def box(top: Tensor, left: Tensor, box_height: int | Tensor, box_width: int | Tensor, image: Tensor) -> Tensor:
     """Make masks in the shape of `image`, (n, H, W, C) float32: 1 inside a rectangle, 0 outside.
 
-    Corners (n,) and sides, one number or (n,) int64, are in pixels.
+    The corner (top, left) and the sides are in pixels: (n,) int64, or one number if the sides are the same for all.
     """
     _, height, width, channels = image.shape
     y = torch.arange(height, device=image.device) - top[:, None]
@@ -156,12 +158,14 @@ def box(top: Tensor, left: Tensor, box_height: int | Tensor, box_width: int | Te
 def mix(image: Tensor, target: Tensor, mixup: float, cutmix: float, probability: float) -> tuple[Tensor, Tensor]:
     """Mix each sample with its neighbour, by mixup or cutmix.
 
-    Mixup is by Zhang et al. (ICLR 2018), cutmix by Yun et al. (ICCV 2019). All samples are mixed in the same ratio.
+    Mixup is from Zhang et al. (ICLR 2018), and cutmix is from Yun et al. (ICCV 2019). All samples of a batch are mixed
+    in the same ratio.
 
     Args:
         image: (n, H, W, C), n even.
         target: (n, classes).
-        mixup, cutmix: alpha of each; 0 turns it off. If both are on, each batch gets one of them at random.
+        mixup, cutmix: alpha of each method; 0 turns it off. If both are on, one is drawn at random for the batch.
+        probability: probability that the batch is mixed at all.
     """
     if np.random.rand() >= probability:
         return image, target

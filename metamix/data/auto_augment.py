@@ -3,7 +3,7 @@
     trivial                 one of 14 operations at one of 31 strengths
                             (Müller & Hutter, "TrivialAugment", ICCV 2021, the wide ranges)
     rand-m9-n2[-mstd0.5]    n of 15 operations in sequence, each skipped half of the time, at magnitude m of 10 with
-                            Gaussian noise of deviation mstd (Cubuk et al., "RandAugment", 2020, timm's "inc1")
+                            noise of standard deviation mstd (Cubuk et al., "RandAugment", 2020, timm's "inc1")
 
 Images in memory and streamed images get the same operations.
 """
@@ -25,9 +25,11 @@ Policy = Callable[[Image.Image], Image.Image]
 
 
 def make_policy(text: str, size: int, mean: tuple[float, ...]) -> Policy | None:
-    """Return the policy for images of `size` pixels; None for "none". Raise ValueError if `text` names no policy.
+    """Make the policy that `text` describes; return None for "none", and raise ValueError for an unknown policy.
 
-    It fills areas outside an image with the mean.
+    Args:
+        size: side of the images in pixels, which sets how far they may be shifted.
+        mean: value of each channel, from 0 to 1, that fills areas outside an image.
     """
     if text == "none":
         return None
@@ -36,7 +38,7 @@ def make_policy(text: str, size: int, mean: tuple[float, ...]) -> Policy | None:
         return TrivialAugmentWide(fill=list(fill))
     match = re.fullmatch(r"rand-m(\d+)(?!.*-n.*-n)(?!.*-mstd.*-mstd)(-n[1-9]\d*|-mstd\d+(\.\d+)?|-inc1)*", text)
     if not match or int(match[1]) > 10:
-        raise ValueError(f"auto_augment is {text!r}: give none, trivial, or rand-m9-n2 (m to 10; -mstd0.5 adds noise)")
+        raise ValueError(f"auto_augment is {text!r}: give none, trivial, or rand-m9-n2 (m: 0 to 10; -mstd0.5: noise)")
     transform = rand_augment_transform(f"{text}-inc1", {"translate_const": int(0.45 * size), "img_mean": fill})
     for operation in transform.ops:
         if operation.name == "PosterizeIncreasing":
@@ -50,7 +52,7 @@ def pil_posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 def apply_policy(policy: Policy, images: Tensor, keys: Tensor) -> Tensor:
-    """Apply a policy to images (n, H, W, C) uint8, each with random numbers of its own key (n,) int64."""
+    """Apply a policy to images (n, H, W, C) uint8; the key of each image, (n,) int64, seeds its random numbers."""
     augmented = []
     for image, key in zip(images.cpu().numpy(), keys.tolist()):
         with seeded(key):

@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# The purposes of random numbers. Each has its own stream.
+# Purposes of random numbers. Each purpose has its own stream.
 SPLIT, ORDER, SAMPLE, MIX = range(4)
 
 
 def _mix(z: Tensor) -> Tensor:
-    """Apply the finaliser of SplitMix64 to int64; the masks clear the sign bits that `>>` copies."""
+    """Apply the finaliser of SplitMix64 to an int64 tensor; the masks clear the sign bits that `>>` copies."""
     z = (z ^ (z >> 30 & 2**34 - 1)) * -0x40A7B892E31B1A47
     z = (z ^ (z >> 27 & 2**37 - 1)) * -0x6B2FB644ECCEEE15
     return z ^ (z >> 31 & 2**33 - 1)
 
 
 def hash64(*words: int | Tensor) -> Tensor:
-    """Hash integers, or int64 tensors that broadcast against each other, to int64 of their common shape."""
+    """Hash integers, or int64 tensors that broadcast against each other, to an int64 tensor of their common shape."""
     state = torch.zeros((), dtype=torch.int64)
     for word in words:
         state = _mix(state - 0x61C8864680B583EB + word)
@@ -34,17 +34,17 @@ def hash64(*words: int | Tensor) -> Tensor:
 
 
 def uniform(bits: Tensor) -> Tensor:
-    """Map hashes (...) int64 to (...) float32 in [0, 1), with 24 bits each."""
+    """Map hashes (...) int64 to uniform (...) float32 in [0, 1), each from 24 bits of its hash."""
     return (bits >> 40 & 2**24 - 1).float() * 2**-24
 
 
 def normal(bits: Tensor) -> Tensor:
-    """Map hashes (...) int64 to (...) float32, standard normal and always finite."""
+    """Map hashes (...) int64 to standard normal (...) float32, which are always finite."""
     return math.sqrt(2) * torch.erfinv(2 * uniform(bits) - 1 + 2**-24)
 
 
 def randint(bits: Tensor, high: int | Tensor) -> Tensor:
-    """Map hashes (...) int64 to (...) int64 in [0, high), where `high` is below 2^31."""
+    """Map hashes (...) int64 to uniform (...) int64 in [0, high), where `high` is below 2^31."""
     return (bits >> 32 & 2**32 - 1) * high >> 32
 
 

@@ -25,9 +25,11 @@ log = package_logger(__name__)
 
 FORMATS = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "PPM", "GIF")  # not EPS, for which Pillow starts Ghostscript
 MAX_FILE_BYTES = 2**28  # 256 MiB; larger files are not images to train on
-LONGEST = 1000  # times the shorter side; a longer image becomes huge if its shorter side is resized to 224 pixels
-BLOCK, BLOCKS = 2**12, 4  # files above 16 KiB: bytes of a block that is hashed, and number of blocks
-READERS = 8  # threads that hash files, so that waits for a slow disk overlap; 100,000 files of 2 kB take 2 s of CPU
+LONGEST = 1000  # largest ratio of the sides; a longer image becomes huge when its shorter side is resized to 224
+BLOCK, BLOCKS = 2**12, 4  # bytes of a block, and how many blocks of a file are hashed if it has more than 16 KiB
+# Threads that hash files, so that several wait for a slow disk at the same time. The CPU hashes 100,000 files of 2 kB
+# in 2 s.
+READERS = 8
 CHUNK = 256  # files that a thread hashes at a time; digests depend on it
 GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
 
@@ -36,12 +38,12 @@ T = TypeVar("T")
 
 
 class CorruptImage(OSError):
-    """One image, or too many of them, cannot be decoded. The message names the image and the reason."""
+    """An image, or too large a share of all images, cannot be decoded. The message names the image and the reason."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of an image file says: (height, width) in pixels of the upright image, and colour."""
+    """Data from the header of an image file: (height, width) in pixels of the upright image, and whether it is grey."""
 
     size: tuple[int, int]
     grey: bool
@@ -63,11 +65,11 @@ def open_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def open_image(file: BinaryIO) -> Image.Image:
-    """Open an image of one of `FORMATS`. Its header is read, its pixels are not decoded yet.
+    """Open an image of one of `FORMATS`. This reads the header and does not decode the pixels yet.
 
     Raises:
-        CorruptImage: the file holds something else, an image of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or a
-            strip: one side is more than `LONGEST` times as long as the other.
+        CorruptImage: the file has another format, the image has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or one
+            of its sides is more than `LONGEST` times as long as the other.
     """
     limit = Image.MAX_IMAGE_PIXELS
     try:
@@ -79,40 +81,43 @@ def open_image(file: BinaryIO) -> Image.Image:
         too_large = True
     if too_large:
         raise CorruptImage(
-            f"it has more than {limit:,} pixels, and decoding it may take gigabytes; if it is meant to be so large, "
-            f"raise the limit with --max-pixels, or in Python with PIL.Image.MAX_IMAGE_PIXELS"
+            f"it has more than {limit:,} pixels, and decoding it may take gigabytes of memory; if it is meant to be so "
+            f"large, raise the limit with --max-pixels, or in Python with PIL.Image.MAX_IMAGE_PIXELS"
         )
     if max(image.size) > LONGEST * min(image.size):
         size = f"{image.height:,} x {image.width:,}"
-        raise CorruptImage(f"it has {size} pixels, but one side may be at most {LONGEST:,} times the other: cut it up")
+        raise CorruptImage(f"it has {size} pixels, but one side may be at most {LONGEST:,} times the other: crop it")
     return image
 
 
 def limit_pixels(limit: int | None, worker: int = 0) -> None:
-    """Set the largest number of pixels of an image in this process. A spawned worker does not inherit it."""
+    """Limit the number of pixels of an image in this process, or lift the limit with None.
+
+    A spawned worker does not inherit the limit. With `worker`, this function can be a DataLoader's `worker_init_fn`.
+    """
     Image.MAX_IMAGE_PIXELS = limit
 
 
 def read_file(path: str | Path) -> bytes:
-    """Read the bytes of an image file; errors as in `open_file`, and CorruptImage above `MAX_FILE_BYTES`."""
+    """Read the bytes of an image file; raise the errors of `open_file`, and CorruptImage above `MAX_FILE_BYTES`."""
     with open_file(path) as file:
         check_size(os.fstat(file.fileno()).st_size)
         return file.read()
 
 
 def read_image_file(path: str | Path) -> Image.Image:
-    """Open an image file. Its bytes are read, no pixel is decoded; errors as in `read_file`, `open_image`."""
+    """Read an image file and open the image without decoding it; raise the errors of `read_file` and `open_image`."""
     return open_image(BytesIO(read_file(path)))
 
 
 def check_size(size: int) -> None:
     """Raise CorruptImage if the size of an image file is above `MAX_FILE_BYTES`."""
     if size > MAX_FILE_BYTES:
-        raise CorruptImage(f"{size:,} bytes; images may have {MAX_FILE_BYTES:,} at most")
+        raise CorruptImage(f"it has {size:,} bytes, but images may have {MAX_FILE_BYTES:,} at most")
 
 
 def read_header(path: Path) -> Header:
-    """Read size and colour of an image file without decoding it; raise ValueError if it is not an image."""
+    """Read the header of an image file without decoding pixels; raise ValueError if it is not an image."""
     try:
         with open_file(path) as file, open_image(file) as image:
             # For a turned TIFF, Pillow 13 returns the upright size; its tags hold the size before turning.
@@ -132,13 +137,13 @@ def decode(source: Callable[[], Image.Image], path: str | Path, mode: str = "RGB
     """
     with as_corrupt_image(path):
         image = to_eight_bits(ImageOps.exif_transpose(source()))
-        if isinstance(image.info.get("transparency"), bytes):  # of a palette; Pillow would warn and drop it
+        if isinstance(image.info.get("transparency"), bytes):  # a palette's; Pillow would warn and drop it
             del image.info["transparency"]
         return (image.convert("RGB") if image.mode == "LAB" else image).convert(mode)  # Pillow cannot make LAB grey
 
 
 def check_several(images: object) -> None:
-    """Raise TypeError for a single image in place of a list: the letters of a path would be taken for files."""
+    """Raise TypeError for a single image instead of a list, since each letter of a path would be taken for a file."""
     if isinstance(images, (str, Path, Image.Image)):
         raise TypeError(f"predict takes a list of images, got a single {type(images).__name__}: give [image]")
 
@@ -153,7 +158,7 @@ def check_image(image: object) -> None:
 
 
 def decode_file(image: str | Path | Image.Image, mode: str = "RGB") -> Image.Image:
-    """Decode an image file or a Pillow image; `decode` says how it is converted and which errors it raises."""
+    """Decode an image file or a Pillow image; see `decode` for the conversion and the errors."""
     check_image(image)
     if isinstance(image, Image.Image):
         return decode(lambda: image, "image", mode)
@@ -161,24 +166,27 @@ def decode_file(image: str | Path | Image.Image, mode: str = "RGB") -> Image.Ima
 
 
 def read_pixels(image: str | Path | Image.Image) -> Tensor:
-    """Read an image file or a Pillow image, upright and in colour: (3, H, W) uint8; errors as in `decode`."""
+    """Read an image file or a Pillow image, upright and in colour, as (3, H, W) uint8; raise the errors of `decode`."""
     return pil_to_tensor(decode_file(image))
 
 
 @contextmanager
 def as_corrupt_image(path: str | Path) -> Iterator[None]:
-    """Turn any error of opening or decoding an image into CorruptImage, "path: reason"."""
+    """Turn any error in opening or decoding an image into CorruptImage with the message "path: reason"."""
     try:
         yield
     except CorruptImage as error:
         raise CorruptImage(f"{path}: {error}") from error
     except Exception as error:  # decoders raise errors of many types on bad bytes
-        words = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"  # "No such file or directory"
+        words = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"  # strerror of an OSError
         raise CorruptImage(f"{path}: {words}") from error
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
-    """Keep the upper 8 bits of a 16-bit grey image. Pillow does so for colour, but clips grey images to white."""
+    """Keep the upper 8 bits of a 16-bit grey image. Pillow does this for colour images, but clips grey ones to white.
+
+    Images of 8 bits are returned unchanged. Raise CorruptImage for other pixels.
+    """
     if image.mode == "F":
         raise CorruptImage("its pixels are floating-point numbers; save it with 8 or 16 bits per channel")
     if image.mode != "I" and not image.mode.startswith("I;16"):
@@ -186,12 +194,12 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image)
     low, high = pixels.min(), pixels.max()
     if low < 0 or high > 65535 or 0 < high < 256:  # 8-bit values in a larger type would become black
-        raise CorruptImage(f"its pixels go from {low} to {high}, not 0 to 65535; save it with 8 bits, or scaled to 16")
+        raise CorruptImage(f"its pixels go from {low} to {high}, not 0 to 65535; save it with 8 bits or scale it to 16")
     return Image.fromarray((pixels // 256).astype(np.uint8))
 
 
 def first_readable(count: int, index: int, read: Callable[[int], T], path: Callable[[int], str]) -> tuple[T, Broken]:
-    """Read sample `index` of `count`, or the first after it that can be read (0 follows the last).
+    """Read sample `index` of `count`, or the next sample that can be read. Sample 0 follows the last one.
 
     Returns:
         What `read` returned, and (path, reason) of each sample for which it raised CorruptImage.
@@ -206,14 +214,15 @@ def first_readable(count: int, index: int, read: Callable[[int], T], path: Calla
             return read(i), broken
         except CorruptImage as error:
             broken.append((path(i), str(error)))
-    raise CorruptImage(f"none of {count} images can be read; the first is {broken[0][1]}")
+    raise CorruptImage(f"none of {count} images can be read; the first error is: {broken[0][1]}")
 
 
 def file_content(path: str | Path, start: int = 0, size: int | None = None) -> str:
-    """Hash a file, or `size` bytes of it; return "" if it cannot be read.
+    """Hash a file, or `size` bytes of it from byte `start` on; return "" if it cannot be read.
 
     If there are more than BLOCKS * BLOCK bytes, only evenly spread blocks are hashed, from the first bytes to the last,
-    so that hashing takes little time compared with an epoch. An edit changes most compressed files up to their end.
+    so that hashing takes little time compared with an epoch. They reveal most edits, since an edit of a compressed file
+    usually changes all bytes after it.
     """
     blocks = []
     try:
@@ -224,7 +233,7 @@ def file_content(path: str | Path, start: int = 0, size: int | None = None) -> s
                 file.seek(start + i * (size - BLOCK) // (BLOCKS - 1))
                 blocks.append(file.read(size if small else BLOCK))
         return hash_bytes(*blocks)
-    except (OSError, ValueError):  # ValueError: a NUL in the name; reading the image says what is wrong
+    except (OSError, ValueError):  # ValueError: a NUL in the name. Reading the image reports the error
         return ""
 
 
@@ -234,7 +243,7 @@ def hash_bytes(*blocks: bytes) -> str:
 
 
 def content_digest(samples: Sequence[Any], content: Callable[[Any], str] = file_content) -> str:
-    """Hash the content of samples in their order: of files, or of what `content` takes."""
+    """Hash the contents of samples in their order. `content` hashes one sample; by default, a sample is a path."""
 
     def hash_chunk(start: int) -> list[str]:
         return [content(sample) for sample in samples[start : start + CHUNK]]
@@ -246,8 +255,8 @@ def content_digest(samples: Sequence[Any], content: Callable[[Any], str] = file_
 def list_files(root: Path) -> list[str]:
     """List the files below a folder, as paths relative to it.
 
-    Links are followed. Every folder on the disk is visited once, so cycles of links end, and paths without links come
-    first. Hidden files and folders are left out.
+    Links are followed. Every folder on the disk is visited only once, first by its path without links, so cycles of
+    links end. Hidden files and folders are left out.
     """
     seen = {_identity(folder): folder for folder in root.resolve().parents}
     files: list[str] = []

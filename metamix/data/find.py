@@ -9,11 +9,15 @@ from .formats.base import list_image_paths
 
 
 def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[Path, Path]:
-    """List the images in files and folders, each with its path inside the given folder. A file is listed by its name.
+    """List the images among files and in folders.
 
     Args:
         places: files, with any name, and folders, which are searched at any depth.
-        without: folders of earlier results. They are skipped, unless a place is such a folder or lies inside one.
+        without: folders with results of earlier runs. They are skipped, unless a place is such a
+            folder or lies inside one.
+
+    Returns:
+        Path of each image -> its path relative to the given folder, or its name if the file itself was given.
     """
     inside: dict[Path, Path] = {}
     for place in places:
@@ -46,7 +50,7 @@ def list_images(folder: Path) -> dict[str, Path]:
 
 
 def by_stem(images: Mapping[str, Path]) -> dict[str, Path]:
-    """Return the files of `list_images` by path without extension; raise ValueError if two are equal."""
+    """Return the files of `list_images` by their paths without extensions; raise ValueError if two paths are equal."""
     stems: dict[str, Path] = {}
     for name, path in images.items():
         stem = name.rpartition(".")[0]

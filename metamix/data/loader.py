@@ -2,8 +2,8 @@
 
 `metamix.data.order` decides which samples belong to a step.
 
-An image that cannot be read is replaced, with its label, by the next readable image of its source (the first follows
-the last). In evaluation the index of such a sample is -1, so that scores leave it out.
+An image that cannot be read is replaced, with its label, by the next readable image of its source (after the last
+image comes the first). In evaluation, such a sample gets the index -1, so that scores leave it out.
 """
 
 import signal
@@ -63,7 +63,7 @@ def train_loader(
 
     A batch is {"image": (n, C, H, W) uint8, channels_last, "label": (n,) int64, "index": (n,) int64}, with n =
     batch_size / world_size. With several labels per image, "label" is (n, classes) float32. Images from memory are
-    unchanged. Workers crop and flip streamed images and apply `auto_augment` to them. `Augment` does the rest.
+    not augmented yet. Workers crop and flip streamed images and apply `auto_augment` to them. `Augment` does the rest.
 
     Args:
         batch_size: images in the global batch, a multiple of `world_size`. Images left over at the end of an epoch are
@@ -83,10 +83,11 @@ def train_loader(
 def eval_loader(
     source: Source, options: SourceOptions, *, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> "MemoryLoader | StreamLoader":
-    """Make the loader of evaluation batches, an iterable. Over all ranks it yields every sample once, in order.
+    """Make the loader of evaluation batches, an iterable.
 
-    Batches have the form that `train_loader` describes; the last one may be smaller. `batch_size` counts the images of
-    all processes together, and this process gets the rank-th of `world_size` contiguous parts of the samples.
+    The loaders of all ranks together yield every sample once, in order. Batches have the form that `train_loader`
+    describes; the last one may be smaller. `batch_size` counts the images of all processes together, and this process
+    gets the rank-th of `world_size` contiguous parts of the samples.
     """
     order = EvalOrder(len(source), max(1, batch_size // world_size), rank, world_size)
     if in_memory(source, options):
@@ -121,7 +122,8 @@ class MemoryLoader:
                 self.corrupt.add(path, reason)
             rows.append(readable)
             index.append(-1 if broken and not isinstance(order, TrainOrder) else i)
-        self.rows, self.index = torch.tensor(rows), torch.tensor(index)  # by sample: its row in `images`, its "index"
+        self.rows = torch.tensor(rows)  # row of each sample in `images`
+        self.index = torch.tensor(index)  # "index" of each sample in batches
 
     def __len__(self) -> int:
         return len(self.order)
@@ -142,8 +144,8 @@ class StreamLoader:
     """Decode and transform batches in worker processes.
 
     Args:
-        transform: what the workers do to each sample.
-        collate: makes a batch of transformed samples, to which the loader adds "index".
+        transform: function that the workers apply to each sample.
+        collate: function that makes a batch of transformed samples; the loader adds "index". Default: `collate_images`.
         verify: the command that lists all broken images, for a message.
     """
 
@@ -170,9 +172,9 @@ class StreamLoader:
             persistent_workers=workers > 0 and isinstance(order, TrainOrder),  # evaluation ends its workers
             collate_fn=partial(collate_read, collate or collate_images),
             pin_memory=torch.cuda.is_initialized(),  # useful only if this process uses a GPU
-            generator=torch.Generator(),  # by default every epoch draws from the run's generator
+            generator=torch.Generator(),  # else every epoch would draw from torch's global generator
         )
-        # At exit Python sends each worker one SIGTERM and waits, but workers survive the first: end them before that.
+        # At exit, Python sends each worker one SIGTERM and waits, but workers ignore the first one: end them before.
         weakref.finalize(self, setattr, self.loader, "_iterator", None)
 
     def __len__(self) -> int:
@@ -206,7 +208,7 @@ class StreamLoader:
 
 
 def start_worker(max_pixels: int | None, worker: int) -> None:
-    """Set the limit of pixels, and make a worker ignore SIGINT, SIGHUP and the first SIGTERM.
+    """Set the limit on pixels, and make a worker ignore SIGINT, SIGHUP and the first SIGTERM.
 
     Terminals and clusters send signals to all processes of a job, but training needs its workers until it has stopped.
     """
@@ -218,7 +220,7 @@ def start_worker(max_pixels: int | None, worker: int) -> None:
 
 
 class EpochSampler(Sampler):
-    """Yield the batches of an epoch. A sample is (epoch, index), since workers outlive an epoch and need its number."""
+    """Yield the batches of an epoch as lists of (epoch, index). Workers outlive an epoch, so they need its number."""
 
     def __init__(self, order: Order):
         self.order, self.epoch, self.start = order, 0, 0
@@ -247,7 +249,7 @@ class TransformedSamples:
 
 
 def collate_read(collate: Callable[[list[Any]], Batch], read: list[Any]) -> Batch:
-    """Make a batch of what `TransformedSamples` returned; if there are errors, return only the first, as "failure"."""
+    """Make a batch of the items of `TransformedSamples`; if some are errors, return only the first, as "failure"."""
     failure = next((item for item in read if isinstance(item, Exception)), None)
     if failure is not None:
         return {"failure": str(failure)}
@@ -300,9 +302,10 @@ def train_transform(source: Source, options: DataOptions) -> Transform:
 
 
 class CorruptImages(dict[str, str]):
-    """Collect the images that could not be read, path -> reason. Each is logged once, and too many of them end the run.
+    """Collect the images that could not be read, path -> reason, and log each image once.
 
-    `limit` is the share of the `total` images that may be broken, and `command` lists all broken images.
+    If more than the share `limit` of the `total` images is broken, the run ends with a message that names `command`,
+    which lists all broken images.
     """
 
     def __init__(self, total: int, limit: float, command: str, order: Order):

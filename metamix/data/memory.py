@@ -35,14 +35,14 @@ _decoded: WeakKeyDictionary[ImageSplit, dict[tuple[int, str], Pixels]] = WeakKey
 
 
 def image_size(source: Source, options: SourceOptions) -> int:
-    """Return the side in pixels of the loaders' images: `img_size`, else the source's own, else 224."""
+    """Return the side in pixels of the loaders' images: `img_size` or, if not given, the source's size or 224."""
     return options.img_size or source.size or 224
 
 
 def in_memory(source: Source, options: SourceOptions) -> bool:
     """Return whether loaders hold the split in memory.
 
-    Small images that `img_size` enlarges beyond `SMALL_SIDE` are streamed.
+    With memory "auto", small images that `img_size` enlarges beyond `SMALL_SIDE` are streamed.
     """
     if options.memory == "auto":
         return source.small and image_size(source, options) <= SMALL_SIDE
@@ -52,11 +52,11 @@ def in_memory(source: Source, options: SourceOptions) -> bool:
 def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
     """Return mean and standard deviation per channel, for pixel values from 0 to 1.
 
-    If the options do not give them, they are computed from the images of a split in memory: all that can be read,
-    including the holdout. For a streamed split, ImageNet's statistics are returned.
+    If the options do not give them, they are computed from all readable images of a split in memory, including the
+    holdout. For a streamed split, ImageNet's statistics are returned.
 
     Raises:
-        ValueError: the options give only one of the two, or values that do not fit the images.
+        ValueError: the options give only mean or only std, or values that do not fit the images.
     """
     check_both(options.mean, options.std)
     if options.mean is not None and options.std is not None:
@@ -71,7 +71,7 @@ def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
 
 
 def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> Statistics:
-    """Return mean and std as tuples; raise ValueError unless each channel has one, for pixel values from 0 to 1."""
+    """Return mean and std as tuples; raise ValueError unless they fit `channels` channels with values from 0 to 1."""
     if not len(mean) == len(std) == channels:
         raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} must have one value per channel: {channels}")
     if not all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std)):
@@ -119,8 +119,8 @@ def pixels(source: Source, options: SourceOptions) -> Pixels:
 def mean_std(images: Tensor) -> Statistics:
     """Compute mean and standard deviation of each channel of (N, H, W, C) uint8 images, on a scale from 0 to 1.
 
-    They are computed from exact counts of the values. The deviation of a constant channel is 1 instead of 0, so that
-    images can be divided by it.
+    They are computed from exact counts of the values. The standard deviation of a constant channel is 1 instead of 0,
+    so that images can be divided by it.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []

@@ -27,7 +27,7 @@ Factors = Annotated[
     tuple[Factor, ...],
     where(
         lambda factors: len(factors) == 2 and factors[0] <= factors[1],
-        "two factors above 0 and below 16, the smaller first: 0.5,2",
+        "two factors above 0 and below 16, the smaller first, such as 0.5,2",
     ),
 ]
 
@@ -38,9 +38,9 @@ _augment = partial(option, group="augmentation")
 
 @dataclass(kw_only=True)
 class ImageOptions(Options):
-    """Limit the size of the images that a command reads. It is Pillow's limit, so it holds for all readers."""
+    """Limit the size of the images that a command reads. Pillow enforces the limit, so it holds for all readers."""
 
-    max_pixels: Count | None = _reading(None, "largest number of pixels of an image; default: Pillow's, 89,478,485")
+    max_pixels: Count | None = _reading(None, "largest number of pixels in an image; default: 89,478,485, as in Pillow")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,11 +65,11 @@ class LocationOptions(ReadingOptions):
     )
     data_dir: str | None = _source(
         None,
-        "folder of the data set; for --data folder, the one with train/ and val/, or labels.csv",
+        "folder of the data set; for --data folder, it holds train/ and val/, or labels.csv",
         on_resume="ignore",
     )
     download: bool = _source(False, "download a missing torchvision data set, or tiny_imagenet", on_resume="ignore")
-    test_on: str = _source("", "split to use as the test: val, valid, validation or test; empty: the first found")
+    test_on: str = _source("", "split to score: val, valid, validation or test; empty: the first of these that exists")
 
 
 @dataclass
@@ -77,16 +77,18 @@ class SourceOptions(LocationOptions):
     """Options that choose and prepare the images of a data set."""
 
     test_share: PositiveShare = _source(0.1, "share of the images to score if a folder has no test split")
-    holdout: ShareBelowOne = _source(0.0, "share of train to keep for tuning; the same samples for every seed")
+    holdout: ShareBelowOne = _source(0.0, "share of train to hold out for tuning; the same samples for every seed")
     memory: Memory = _source("auto", "decode all images at the start; auto: only if they are small and of one size")
     img_size: Side | None = _source(
-        None, "side in pixels; default: that of the weights to start from, else of square images of one size, else 224"
+        None,
+        "side of the images in pixels; default: the size in the weights to start from; else the size of the data set's "
+        "images, if all are squares of one size; else 224",
     )
     interpolation: Interpolation = _source("bicubic", "how images are resized")
     mean: tuple[float, ...] | None = _source(
         None,
-        "mean of each channel, for pixel values from 0 to 1; by default as in the weights to start from, else the "
-        "data set's or ImageNet's",
+        "mean of each channel, for pixel values from 0 to 1; default: the mean in the weights to start from; else the "
+        "mean of images in memory; else ImageNet's mean",
     )
     std: tuple[float, ...] | None = _source(None, "standard deviation of each channel; the default is as for mean")
     crop_pct: CropShare = _source(0.875, "streamed images: share of the shorter side that the crop for scoring keeps")
@@ -102,16 +104,19 @@ class DataOptions(SourceOptions):
 
     sampling: Literal["shuffled", "balanced"] = _source(
         "shuffled",
-        "shuffled: each image once per epoch; balanced: equally many of each class, images of rare classes repeated",
+        "shuffled: each image once per epoch; balanced: equally many images of each class, with images of rare classes "
+        "repeated",
     )
     padding: Natural = _augment(4, "images in memory: black pixels added at each side before the random crop")
     crop_scale: PositiveShare = _augment(0.08, "streamed images: smallest share of the area that the random crop keeps")
     flip: Share = _augment(0.5, "probability of a horizontal flip")
-    auto_augment: str = _augment("none", "none, trivial, or rand-m9-n2: magnitude 0 to 10, number of operations")
+    auto_augment: str = _augment("none", "none, trivial, or rand-m9-n2: magnitude 9 of 10, 2 operations")
     cutout: Natural = _augment(0, "side in pixels of a square that is set to the mean in every image")
     erase: Share = _augment(0.0, "probability that a random rectangle is filled with noise")
     mixup: NotNegative = _augment(0.0, "alpha of mixup; 0 turns it off")
-    cutmix: NotNegative = _augment(0.0, "alpha of cutmix; 0 turns it off; with mixup too, each batch draws one of them")
+    cutmix: NotNegative = _augment(
+        0.0, "alpha of cutmix; 0 turns it off; if mixup is on too, each batch gets one of the two at random"
+    )
     mix_prob: Share = _augment(1.0, "probability that a batch is mixed", needs="mixup or cutmix")
     mix_off_epoch: Natural = _augment(0, "epochs after which mixup and cutmix stop; 0: never", needs="mixup or cutmix")
 
@@ -123,7 +128,7 @@ def verify_command(options: LocationOptions) -> str:
 
 
 def train_command(checkpoint: object, *flags: str) -> str:
-    """Return the command that trains weights further; the flags name the data and the model."""
+    """Return the command that trains a checkpoint further; the flags name the data and the model."""
     return shlex.join(["metamix", "train", *flags, "--checkpoint", str(checkpoint or "FILE")])
 
 
@@ -138,7 +143,7 @@ def choose_splits(splits: Collection[str], test_on: str, train_on: Sequence[str]
     """Choose the splits to score.
 
     Args:
-        test_on: the split to score that the user chose; if empty, test, or val if there is no test.
+        test_on: the split to score, if the user chose one; if it is empty, test, or val if there is no test.
         train: whether a model will be trained.
 
     Returns:

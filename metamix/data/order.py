@@ -15,7 +15,7 @@ from .counter_rng import ORDER, generator
 
 
 class TrainOrder:
-    """Order this rank's samples in each step at random; raise ValueError if ranks cannot share a batch equally."""
+    """Draw this rank's samples of each step in random order; raise ValueError if ranks cannot share a batch equally."""
 
     def __init__(self, total: int, batch_size: int, rank: int, world_size: int, seed: int):
         if batch_size % world_size:

@@ -6,7 +6,7 @@
     tiny_imagenet       64x64 images of 200 classes of ImageNet, from the official archive
     folder              DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg, at any depth below CLASS; train.tar and val.tar
                         also work. Names that begin with a dot are ignored. DIR/labels.csv gives images several labels
-    hfds/NAME           a Hugging Face data set, or a local folder with one (extra: datasets)
+    hfds/NAME           a Hugging Face data set, from the hub or a local folder; needs the extra `datasets`
     wds/NAME            WebDataset shards in DIR/NAME
 
 The modules in `formats/` open splits. A `Source` is a part of a split; loaders read sources.
@@ -37,7 +37,7 @@ from .formats.torchvision_sets import TORCHVISION_SETS, open_torchvision
 from .formats.webdataset_shards import open_webdataset
 from .tables import open_label_table
 
-MEMORY_LIMIT = 2**31  # bytes, before --img-size resizes images; with memory="auto", larger data sets are streamed
+MEMORY_LIMIT = 2**31  # bytes of the images at their own size; with memory="auto", larger data sets are streamed
 IN_A_FOLDER = (*TORCHVISION_SETS, "tiny_imagenet")  # names of data sets whose files are in `data_dir`
 SMALL_SIDE = 96  # pixels; larger images are streamed, since training crops a random area of them
 
@@ -51,7 +51,7 @@ class Source:
     """Some images of a split, in a fixed order.
 
     Args:
-        indices: (n,) int64, images of the split.
+        indices: (n,) int64, positions of the images in the split.
         small: whether the images of the data set are small, of one size and few enough to be held in memory.
         size: side of the images in pixels if all are squares of one size, else None.
     """
@@ -68,7 +68,7 @@ class Source:
 
     @cached_property
     def labels(self) -> Tensor:
-        """Return the labels, as `ImageSplit` has them."""
+        """Return the labels of the samples, in the form of `ImageSplit.labels`."""
         return self.images.labels[self.indices]
 
     def path(self, index: int) -> str:
@@ -137,12 +137,12 @@ def open_data(
         root: folder of the data set; digits needs none, and torchvision's data sets are in `data` by default.
         holdout, download, test_on, test_share: see `SourceOptions`. Shares are stratified by class and do
             not depend on the seed of a run. A `test_share` of 1 scores all images.
-        classes: class names of the trained model to evaluate, if there is one. Labels are numbered in their order.
+        classes: class names of the trained model to evaluate, if there is one. Labels are numbered in its order.
         fine_tune: command that fine-tunes the trained model on the data, for error messages.
-        train_required: refuse a folder without a training split.
+        train_required: reject a folder without a training split.
 
     Raises:
-        ValueError: the name or a value is unknown, the folder has a different layout, or a class is not in `classes`.
+        ValueError: the name or `test_on` is unknown, the folder has a different layout, or a class is not in `classes`.
         FileNotFoundError: the data set is missing.
         ImportError: an extra is missing.
     """
@@ -201,7 +201,10 @@ def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
 
 
 def strata(labels: Tensor) -> Tensor:
-    """Return one label per image, (N,): the rarest of several labels, (N, classes), or -1 if an image has none."""
+    """Return one label per image, (N,), for stratification.
+
+    Of several labels, (N, classes), each image keeps the rarest. An image without a label gets -1.
+    """
     if labels.ndim == 2:
         rarest_first = labels.sum(0).argsort(stable=True)
         labels = rarest_first[labels[:, rarest_first].argmax(1)].where(labels.any(1), -1)  # argmax: the first 1
@@ -227,10 +230,10 @@ def digest(images: ImageSplit) -> str:
 
 
 def scarce_classes(splits: Splits) -> list[str]:
-    """Name the classes with a single image to train on, or without an image to score, in a sentence for each split.
+    """Return a sentence for each split that has too few images of some classes: none to score, or one to train on.
 
-    Without a training split, these are the classes with a single image, which can be trained on or scored, not both. A
-    data set of one class is named too.
+    Without a training split, a single image is too few, since it cannot be both trained on and scored. Further
+    sentences say that there is a single class, or that no image of a multi-label data set has two labels.
     """
     notes = []
     if len(splits.classes) == 1:
@@ -279,5 +282,5 @@ def _open_splits(
     if kind == "wds":
         return open_webdataset(Path(root or "data", rest), test_on)
     names = ["digits", *IN_A_FOLDER, "folder", "hfds/NAME", "wds/NAME"]
-    advice = f" For its images write {folder_flags(name)}." if os.path.isdir(name) else ""
+    advice = f" For the images in this folder, write {folder_flags(name)}." if os.path.isdir(name) else ""
     raise ValueError(f"no data set is called {name!r}{did_you_mean(name, names)}{advice} Known: {', '.join(names)}")

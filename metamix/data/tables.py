@@ -22,13 +22,13 @@ from .formats.base import choose_test_split, is_image, natural_order
 from .formats.folder import LABELS, FolderImages
 
 SEVERAL = ("labels", "tags")  # names of a column for several labels, such as cat|dog
-COLUMNS = (  # names of the columns for file, class and split, without blanks, dots, dashes and underscores
+COLUMNS = (  # accepted names of the columns for file, class and split, as `column_name` returns them
     ("file", "filename", "filepath", "path", "image", "imagename", "imagepath", "imagefile", "img"),
     (*SEVERAL, "class", "classname", "label", "labelname", "category", "name"),
     ("split", "subset"),
 )
 FLAGS = {"0": False, "0.0": False, "1": True, "1.0": True}  # values in the column of a label
-WORDS = ("true", "false", "yes", "no")  # refused in the column of a label
+WORDS = ("true", "false", "yes", "no")  # values that are rejected in the column of a label
 CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
 SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
 SPLITS = {"": "", "train": "train", "training": "train", "test": "test"}
@@ -41,23 +41,23 @@ class Columns:
     """The columns of a CSV file."""
 
     names: Sequence[str]  # names of all columns, as `column_name` returns them; names of labels are unchanged
-    # Columns for the image, its class or labels, and its split; "" if there is none.
+    # Names of the columns for the image, its class or labels, and its split; "" for a column that does not exist.
     file: str
     label: str
     split: str
-    box: Sequence[str]  # the four columns of a box, if there are any
-    others: Sequence[str]  # the other columns. If there is no `label`, each is a label's column of 0 and 1
+    box: Sequence[str]  # the four columns of a box; empty if there are none
+    others: Sequence[str]  # the other columns. If `label` is "", each of them is for one label and holds 0 and 1
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line: its place FILE:LINE, image, class or labels, split, which may be "", and x1, y1, x2, y2 of its box."""
+    """A line of a CSV file."""
 
-    place: str
-    file: Path
-    label: str
-    split: str
-    box: tuple[float, ...] | None
+    place: str  # FILE:LINE, for messages
+    file: Path  # the image
+    label: str  # its class, or its labels such as cat|dog
+    split: str  # train, val, test or ""
+    box: tuple[float, ...] | None  # x1, y1, x2, y2 in pixels
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,17 @@ class Table:
     path: Path
     images: dict[Path, list[Row]]  # the lines of each image, in their order
     names: dict[Path, str]  # path of each image, relative to the folder that holds all images
-    missing: list[str]  # places of the lines whose image does not exist. They are left out
+    missing: list[str]  # places of the lines whose image does not exist. These lines are left out
     has_boxes: bool  # whether there are columns for boxes
-    # Names of the columns of 0 and 1, one for each label; none if there is a column for the class or labels.
+    # Names of the columns of 0 and 1, one for each label; empty if there is a column for the class or labels.
     labels: set[str]
 
 
 def read_table(source: Path) -> Table:
-    """Read a CSV file, or the only one in a folder.
+    """Read a CSV file, or the only CSV file in a folder.
 
     Raises:
-        ValueError: the header or a line, which the message names, cannot be used; or no image exists.
+        ValueError: the header or a line cannot be used, or none of the images exists.
         FileNotFoundError: the folder does not hold exactly one CSV file.
     """
     files = sorted(source.glob("*.csv")) if source.is_dir() else [source]
@@ -110,7 +110,7 @@ def read_table(source: Path) -> Table:
     if flags:
         raise ValueError(
             f"{source}:1 has a column {columns.label} and columns of 0 and 1, {list_names(sorted(flags))}: remove "
-            f"these, or remove {columns.label}: then each column except file and split is for a label"
+            f"them, or remove {columns.label}, so that each column except file and split is for a label"
         )
     if splits:
         raise ValueError(f"{source}:1 has no column split, but {min(splits)} holds train, val or test: call it split")
@@ -125,7 +125,10 @@ def column_name(title: str) -> str:
 
 
 def choose_columns(titles: Sequence[str], source: Path) -> Columns:
-    """Find out what each column is for. Without columns for classes or boxes, each other column is for a label."""
+    """Find out what each column is for.
+
+    If no column is for classes or boxes, each column except file and split is for a label.
+    """
     header = list(map(column_name, titles))
     file, label, split = (next((name for name in names if name in header), "") for names in COLUMNS)
     box = next((names for names in (*CORNERS, *SIDES) if set(names) <= set(header)), ())
@@ -190,8 +193,8 @@ def same_in_all(rows: Sequence[Row], field: str) -> Any:
 def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[FolderImages | None, FolderImages] | None:
     """Open labels.csv as a training and a test split.
 
-    Its columns are file, optionally split, and labels or a column of 0 and 1 for each label. Without splits, both
-    hold all images. Return None if the folder has no labels.csv.
+    Its columns are file, optionally split, and labels or a column of 0 and 1 for each label. If no line is in a test
+    split, both splits hold all images. Return None if the folder has no labels.csv with labels.
     """
     file = root / LABELS
     if not file.exists() or not lists_labels(file):
@@ -203,7 +206,7 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Fo
     for path in sorted(table.images, key=lambda path: natural_order(str(path))):
         row, *others = table.images[path]
         if others:
-            raise ValueError(f"{others[0].place} names the image of {row.place} again: write its labels into one line")
+            raise ValueError(f"{others[0].place} names the image of {row.place} again: write all labels into one line")
         by_split[row.split].append(row)
     if len(by_split) > 1 and (without := by_split.get("")):
         raise ValueError(f"{without[0].place} has no split, but other lines do: write train, val or test")
@@ -232,7 +235,7 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Fo
 
 
 def check_two(labels: Collection[str], source: Path) -> None:
-    """Raise ValueError unless there are two labels, which training needs; `source` is where they are."""
+    """Raise ValueError if there are fewer than two labels, too few for training; the message names `source`."""
     if len(labels) < 2:
         raise ValueError(f"{source} must have at least two different labels; found {', '.join(labels) or 'none'}")
 

@@ -332,7 +332,7 @@ LINE = "1.png,red|green"
     "lines, said",
     [
         (["file,labels", LINE, "no.png,red"], "neither .*set nor its images/ has the image of .*csv:3$"),
-        (["file,labels", LINE, LINE], "csv:3 names the image of .*csv:2 again: write its labels into one line"),
+        (["file,labels", LINE, LINE], "csv:3 names the image of .*csv:2 again: write all labels into one line"),
         (["file,labels", "1.png,", "2.png,"], "must have at least two different labels; found none"),
         (["file,labels", "1.png,red", "2.png,"], "must have at least two different labels; found red"),
         (["file,labels,split", f"{LINE},train", "2.png,red,"], "csv:3 has no split, but other lines do: write train"),

@@ -65,7 +65,7 @@ def test_cutout_clears_one_square_of_each_image():
         expected[max(0, y[n] - 3) : y[n] + 4, max(0, x[n] - 3) : x[n] + 4] = 0
         assert torch.equal(kept[n], expected)
     for name in "padding", "cutout":
-        with pytest.raises(ValueError, match=f"{name} is 21 pixels, but images have 20: give at most 20"):
+        with pytest.raises(ValueError, match=f"{name} is 21 pixels, but images are 20 pixels wide: give at most 20"):
             augment(**{name: 21})
     augment(cropped=True, padding=21)  # streamed images are not padded
 

@@ -27,7 +27,7 @@ def test_a_file_above_the_limit_is_refused(tmp_path, image, monkeypatch):
     monkeypatch.setattr(files, "MAX_FILE_BYTES", size)
     assert read_image_file(tmp_path / "0.png").size == (32, 32)
     monkeypatch.setattr(files, "MAX_FILE_BYTES", size - 1)
-    with pytest.raises(CorruptImage, match=f"^{size:,} bytes; images may have {size - 1:,} at most"):
+    with pytest.raises(CorruptImage, match=f"^it has {size:,} bytes, but images may have {size - 1:,} at most"):
         read_image_file(tmp_path / "0.png")
 
 
@@ -46,7 +46,7 @@ def test_a_member_of_a_tar_file_has_the_same_limit():
     images = TarImages(
         "train", [Member("set.tar", 0, MAX_FILE_BYTES + 1, "cat/0.png", "cat/0.png")], torch.tensor([0]), ("cat",)
     )
-    with pytest.raises(CorruptImage, match=f"set.tar: cat/0.png: {MAX_FILE_BYTES + 1:,} bytes; images may have"):
+    with pytest.raises(CorruptImage, match=f"set.tar: cat/0.png: it has {MAX_FILE_BYTES + 1:,} bytes"):
         read_image(images, 0)
 
 

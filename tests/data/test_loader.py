@@ -204,7 +204,7 @@ def test_data_without_a_readable_image_are_refused(folder, break_image, memory, 
     for path in (root / "train").glob("*/*.jpg"):
         break_image(path)
     source = open_data("folder", root=root).train
-    with pytest.raises(CorruptImage, match="^none of 3 images can be read; the first is .*cat/0.jpg"):
+    with pytest.raises(CorruptImage, match="^none of 3 images can be read; the first error is: .*cat/0.jpg"):
         list(train_loader(source, DataOptions(workers=workers, memory=memory), batch_size=2).epoch(0))
 
 

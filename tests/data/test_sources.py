@@ -74,7 +74,7 @@ def test_wrong_names_and_options_are_refused(options, words):
 
 def test_a_path_given_as_a_name_is_answered_with_the_right_options(tmp_path):
     (tmp_path / "my images").mkdir()
-    with pytest.raises(ValueError, match=f"For its images write --data folder --data-dir '{tmp_path}/my images'"):
+    with pytest.raises(ValueError, match=f"images in this folder, write --data folder --data-dir '{tmp_path}/my images'"):
         open_data(str(tmp_path / "my images"))
 
 
@@ -148,7 +148,7 @@ def test_a_class_with_a_name_that_begins_like_a_split_is_reported(tmp_path, imag
     for name in ("pump", "valve"):
         (tmp_path / name).mkdir()
         image().save(tmp_path / name / "0.png")
-    with pytest.raises(FileNotFoundError, match="Rename class folders whose names begin like those of splits: valve$"):
+    with pytest.raises(FileNotFoundError, match="class folders whose names begin with the name of a split: valve$"):
         open_data("folder", root=tmp_path)
 
 
@@ -186,7 +186,7 @@ def test_one_class_can_be_tested_but_not_trained_on(folder):
     assert open_data("folder", root=root).test.labels.tolist() == [1, 1]
     for label in "cat", "eel":
         shutil.rmtree(root / "train" / label)
-    with pytest.raises(ValueError, match=f"{root}/train must hold one folder .* per class, at least two; found dog"):
+    with pytest.raises(ValueError, match=f"{root}/train must hold two or more .*, one per class; found only dog"):
         open_data("folder", root=root)
 
 
@@ -220,7 +220,7 @@ def test_class_folders_of_photographs_that_pillow_cannot_read_are_named(tmp_path
         (tmp_path / name / "IMG_1.HEIC").touch()
     with pytest.raises(ValueError, match=rf"{tmp_path} has no image \(\.jpg"):
         open_data("folder", root=tmp_path)
-    assert "files of other types are left out, 2 .heic; save them as .png or .jpg" in caplog.text
+    assert "images of other types are left out: 2 .heic. Save them as .png or .jpg" in caplog.text
 
 
 def test_nothing_is_left_out_silently(folder, caplog):
@@ -232,7 +232,7 @@ def test_nothing_is_left_out_silently(folder, caplog):
 
     (root / "train" / "gnu").mkdir()
     (root / "train" / "gnu" / "0.tga").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"'gnu' in .*/train has no image \(.*png.*\); remove the folder"):
+    with pytest.raises(ValueError, match=r"/train has no image \(.*png.*\) in 'gnu'; remove these folders"):
         open_data("folder", root=root)
     (root / "train" / "gnu" / "0.tga").unlink()
     (root / "train" / "gnu").rmdir()
@@ -240,7 +240,7 @@ def test_nothing_is_left_out_silently(folder, caplog):
     for name in ("1.gif", "2.gif", "3.tga", "4.HEIC", ".hidden.gif", "notes.txt"):
         (root / "train" / "dog" / name).touch()
     open_data("folder", root=root)
-    assert "train: files of other types are left out, 2 .gif, 1 .heic, 1 .tga; save them as .png or .jpg" in caplog.text
+    assert ": images of other types are left out: 2 .gif, 1 .heic, 1 .tga. Save them as .png" in caplog.text
 
     (root / "train").rename(root / "kept")
     (root / "train").mkdir()
@@ -251,7 +251,7 @@ def test_nothing_is_left_out_silently(folder, caplog):
 
     (root / "test").mkdir()
     open_data("folder", root=root)
-    assert "scores are on val; not used: test. Choose another with --test-on" in caplog.text
+    assert "val is scored; not used: test. Choose another split with --test-on" in caplog.text
 
 
 def test_classes_of_the_test_split_are_numbered_as_in_train(folder):
@@ -395,7 +395,7 @@ def test_a_hugging_face_data_set_is_read(folder, tmp_path):
     assert (len(splits.train), len(splits.test), splits.classes) == (12, 6, ("cat", "dog", "eel"))
     image, label = splits.train.read(6)
     assert (image.size, image.mode, label) == ((32, 32), "RGB", 1)
-    with pytest.raises(FileNotFoundError, match="no Hugging Face data set '.*nowhere' could be opened"):
+    with pytest.raises(FileNotFoundError, match="the Hugging Face data set '.*nowhere' could not be opened"):
         open_data(f"hfds/{tmp_path}/nowhere")
 
 
@@ -661,5 +661,5 @@ def test_a_missing_split_cannot_be_scored(folder):
         open_data("folder", root=root, test_on="test")
     with pytest.raises(ValueError, match="Accepted: test. These are the splits of digits"):
         open_data("digits", test_on="val")
-    with pytest.raises(ValueError, match="^set has the splits dev to score, and none of val, .*--test-on"):
+    with pytest.raises(ValueError, match="^set has none of the splits val, .*--test-on: dev"):
         choose_test_split(["dev"], "", "set")

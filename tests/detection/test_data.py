@@ -418,7 +418,7 @@ def make_large_file(path):
         (lambda path: path.symlink_to(path), "test_0.png"),
         (os.mkfifo, "test_0.png: not a regular file"),
         (lambda path: path.mkdir(), "test_0.png"),
-        (make_large_file, "test_0.png: 1,099,511,627,776 bytes; images may have 268,435,456 at most"),
+        (make_large_file, "test_0.png: it has 1,099,511,627,776 bytes, but images may have 268,435,456 at most"),
     ],
     ids=["link out", "device", "link to itself", "pipe", "folder", "too large"],
 )

@@ -175,7 +175,7 @@ def test_a_missing_library_is_named_with_its_command(monkeypatch):
     "options, words",
     [
         ({"crop": (0,)}, r"crop is \(0,\), but it must be a side in pixels, or height,width"),
-        ({"scales": (2.0, 0.5)}, "two factors above 0 and below 16, the smaller first: 0.5,2"),
+        ({"scales": (2.0, 0.5)}, "two factors above 0 and below 16, the smaller first, such as 0.5,2"),
         ({"scales": (0.5, 100.0)}, "two factors above 0 and below 16"),
         ({"tile": -1}, "tile is -1: give a whole number of at least 0"),
         ({"crop_share": 0.0}, "crop_share is 0.0, but it must be a number above 0 and at most 1"),

@@ -196,7 +196,7 @@ def test_only_installed_engines_are_timed(installed, monkeypatch):
     [
         (b"no image", "odd.png: not an image of a known format (JPEG, PNG,"),
         (b"", "odd.png: not an image of a known format"),
-        (None, "odd.png: it has more than 100 pixels, and decoding it may take gigabytes"),
+        (None, "odd.png: it has more than 100 pixels, and decoding it may take gigabytes of memory"),
         (900, "odd.png: OSError: "),
     ],
     ids=["text", "empty", "huge", "truncated"],

@@ -25,8 +25,8 @@ TEST_SPLITS = ("val", "valid", "validation", "test")  # the first that exists is
 class ImageSplit(Protocol):
     """The images of one split."""
 
-    split: str  # its name in the data set: train, val, test
-    labels: Tensor  # (N,) int64, indices into `classes`; or (N, classes) float32, 1 for each of several labels
+    split: str  # its name in the data set, such as train or val
+    labels: Tensor  # (N,) int64, indices into `classes`; with several labels per image, (N, classes) float32: 0 or 1
     classes: tuple[str, ...]
     mode: str = "RGB"  # mode of the decoded images: "RGB" or "L"
 
@@ -45,7 +45,11 @@ class ImageSplit(Protocol):
 
 
 def choose_test_split(available: Iterable[str], test_on: str, source: object) -> str:
-    """Choose the split to score among all splits but train: `test_on` or, if empty, the first of `TEST_SPLITS`."""
+    """Choose the split to score: `test_on` or, if it is empty, the first of `TEST_SPLITS` that is available.
+
+    `available` names all splits but train; `source` names the data set in messages. Raise ValueError if there is no
+    such split.
+    """
     available = list(available)
     if test_on and not available:
         raise ValueError(f"test_on is {test_on!r}, but {source} has no splits to score: leave it out")
@@ -55,38 +59,38 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
     candidates = [split for split in TEST_SPLITS if split in available]
     if not candidates:
         raise ValueError(
-            f"{source} has the splits {', '.join(available) or 'none'} to score, and none of {', '.join(TEST_SPLITS)}; "
-            f"choose one with --test-on"
+            f"{source} has none of the splits {', '.join(TEST_SPLITS)}; choose another one to score with --test-on: "
+            f"{', '.join(available)}"
         )
     chosen, *others = candidates
     if others:
-        log.warning(f"{source}: scores are on {chosen}; not used: {', '.join(others)}. Choose another with --test-on")
+        log.warning(f"{source}: {chosen} is scored; not used: {', '.join(others)}. Choose another split with --test-on")
     return chosen
 
 
-# Photographs of phones: Pillow may lack the decoder, and training reads none of them.
+# Formats of phone cameras. Pillow may lack the decoder, and training does not read these formats.
 PHOTOGRAPHS = {".heic", ".heif", ".avif"}
 
 
 def is_image(path: str) -> bool:
-    """Return whether the extension of a path is that of an image. Hidden files and folders do not count."""
+    """Return whether a path has the extension of an image and no hidden file or folder in it."""
     return os.path.splitext(path)[1].lower() in IMG_EXTENSIONS and "/." not in f"/{path}"
 
 
 def list_image_paths(root: Path) -> list[str]:
-    """List the images below a folder by their relative paths, in natural order; warn of formats that are not read."""
+    """List the images below a folder by their relative paths, in natural order; warn of images in other formats."""
     files = list_files(root)
     kinds = Counter(os.path.splitext(path)[1].lower() for path in files)
     if others := sorted(kinds.keys() & (Image.registered_extensions().keys() | PHOTOGRAPHS) - set(IMG_EXTENSIONS)):
         counts = ", ".join(f"{kinds[kind]} {kind}" for kind in others)
-        log.warning(f"{root}: files of other types are left out, {counts}; save them as .png or .jpg")
+        log.warning(f"{root}: images of other types are left out: {counts}. Save them as .png or .jpg")
     return sorted(filter(is_image, files), key=natural_order)
 
 
 def natural_order(path: str) -> tuple[list[str | int], str]:
     """Return a sort key that puts 2.png before 10.png, the same on every machine."""
     parts = re.split(r"(\d+)", path.lower())
-    return [int(part[:4000]) if i % 2 else part for i, part in enumerate(parts)], path  # int() takes 4,300 digits
+    return [int(part[:4000]) if i % 2 else part for i, part in enumerate(parts)], path  # int() allows 4,300 digits
 
 
 def label_by_folder(paths: Sequence[str], place: Path) -> tuple[Tensor, tuple[str, ...]]:
@@ -106,7 +110,7 @@ def label_by_folder(paths: Sequence[str], place: Path) -> tuple[Tensor, tuple[st
 
 
 def match_classes(split: ImageSplit, classes: tuple[str, ...]) -> list[str]:
-    """Number the classes of a split as in `classes`, by name; if some are not in `classes`, only return their names."""
+    """Renumber the classes of a split as in `classes`. If `classes` lacks some, only return their names."""
     if unknown := [name for name in split.classes if name not in classes]:
         return unknown
     numbers = torch.tensor([classes.index(name) for name in split.classes])

@@ -30,7 +30,7 @@ from .tar import Member, ShortInfo, TarImages, read_tar
 LABELS = "labels.csv"  # see `metamix.data.tables`
 LAYOUT = (
     "expected train/ and val/ (or valid/, validation/, test/), each with one folder of images per class, "
-    "or a .tar file of such folders in place of either; or, without splits, one folder of images per class; "
+    "or a .tar file of such folders, such as train.tar; or, without splits, one folder of images per class; "
     f"or {LABELS} with the columns file and labels (or a column of 0 and 1 per label), if images have several labels"
 )
 
@@ -63,7 +63,7 @@ def open_folder(
     if not tests or (train_required and "train" not in places):
         contents = list_names(sorted(os.listdir(root)), 10) or "nothing"
         like = list_names(sorted(name for name in os.listdir(root) if _is_like_a_split(name) and name not in splits))
-        advice = f". Rename class folders whose names begin like those of splits: {like}" if like else ""
+        advice = f". Rename class folders whose names begin with the name of a split: {like}" if like else ""
         raise FileNotFoundError(f"{root.absolute()} holds {contents}; {LAYOUT}{advice}")
     chosen = places[choose_test_split(tests, test_on, root)]
     test = open_split(chosen)
@@ -80,15 +80,15 @@ def open_folder(
 
 
 def _holds_train_alone(root: Path) -> bool:
-    """Return whether train is the only folder or tar file in a folder. Another one may be a misnamed test split."""
+    """Return whether `root` holds only train/ or train.tar. Another folder or tar file may be a misnamed test split."""
     entries = [path.name for path in root.iterdir() if path.is_dir() or path.suffix == ".tar"]
     return [name for name in entries if not name.startswith(".")] in (["train"], ["train.tar"])
 
 
 def _holds_classes(root: Path) -> bool:
-    """Return whether a folder holds class folders: folders with images in them, and none is named like a split.
+    """Return whether the folders in `root` are class folders: they hold images, and none is named like a split.
 
-    Class folders without an image that can be read are accepted here: `open_class_folders` refuses them.
+    Empty folders, and folders of photographs that cannot be read, are accepted here; `open_class_folders` rejects them.
     """
     has_images = False
     for folder in (path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
@@ -103,7 +103,7 @@ def _holds_classes(root: Path) -> bool:
 
 
 def _is_like_a_split(name: str) -> bool:
-    """Return whether the name of a folder begins like that of a split, such as train2017, testA or Validation."""
+    """Return whether the name of a folder begins with the name of a split: train2017, testA, Validation."""
     return name.lower().startswith(("train", *TEST_SPLITS))
 
 
@@ -111,7 +111,7 @@ def _check_classes(train: "FolderImages | TarImages", place: Path) -> None:
     """Raise ValueError if the training split, opened from `place`, has a single class."""
     if len(train.classes) < 2:
         raise ValueError(
-            f"{place.absolute()} must hold one folder of images per class, at least two; found {train.classes[0]}"
+            f"{place.absolute()} must hold two or more folders of images, one per class; found only {train.classes[0]}"
             + (f". To make these folders from {LABELS}: metamix convert csv" if (place / LABELS).is_file() else "")
         )
 
@@ -128,8 +128,8 @@ def open_class_folders(root: Path) -> "FolderImages":
     folders = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
     if empty := sorted(folders - set(classes)):
         raise ValueError(
-            f"{list_names(map(repr, empty))} in {root.absolute()} has no image ({' '.join(IMG_EXTENSIONS)}); "
-            f"remove the folder or add images"
+            f"{root.absolute()} has no image ({' '.join(IMG_EXTENSIONS)}) in {list_names(map(repr, empty))}; "
+            f"remove these folders or add images"
         )
     return FolderImages(root, root.name, paths, labels, classes)
 
@@ -172,7 +172,8 @@ def list_tar_images(
 ) -> Iterator[tuple[str, int, int]]:
     """Yield name, offset and size in bytes of every image.
 
-    A tar file inside the tar file counts as a folder of its name, as in ImageNet's archive, down to `levels` levels.
+    A tar file inside the tar file counts as a folder, as in ImageNet's archive, down to `levels` levels. `folder`
+    and `start` are the name of such a file and its offset in bytes.
     """
     for info in tar:
         name, offset = str(PurePosixPath(folder, info.name.lstrip("/"))), start + info.offset_data
@@ -193,7 +194,8 @@ def list_tar_images(
 def strip_common_folders(paths: list[str], split: str) -> list[str]:
     """Remove the folders above the class folders from paths.
 
-    They are the folders up to the one that is named like the split; without it, the folders that all classes share.
+    They are the folders up to the folder that is named like the split. If there is no such folder, they are the folders
+    that all class folders lie in.
     """
     parts = [PurePosixPath(path).parts for path in paths]
     above = shared_start([folders for *folders, _ in parts])

@@ -17,8 +17,8 @@ def open_huggingface(name: str, root: str | None, test_on: str) -> tuple[ImageSp
         raise ImportError("hfds/ needs Hugging Face's datasets: pip install 'metamix[datasets]'") from error
     try:
         splits = datasets.get_dataset_split_names(name)
-    except Exception as error:  # the library raises many types, from a missing network to a misspelt name
-        raise FileNotFoundError(f"no Hugging Face data set {name!r} could be opened: {error}") from error
+    except Exception as error:  # the library raises errors of many types, from a missing network to a misspelt name
+        raise FileNotFoundError(f"the Hugging Face data set {name!r} could not be opened: {error}") from error
     others = [split for split in splits if split != "train"]
     if "train" not in splits or not (test_on or set(others) & set(TEST_SPLITS)):
         raise ValueError(
@@ -39,7 +39,9 @@ class HuggingFace(ImageSplit):
             for kind in (datasets.Image, datasets.ClassLabel)
         ]
         if [len(keys) for keys in columns] != [1, 1]:
-            raise ValueError(f"{name} has the columns {table.features}; expected one of images and one of class labels")
+            raise ValueError(
+                f"{name} has the columns {table.features}; expected one column of images and one of class labels"
+            )
         (image,), (label,) = columns
         self.images = table.select_columns(image).cast_column(image, datasets.Image(decode=False))
         self.name, self.split, self.column = f"{name} {split}", split, image
@@ -59,7 +61,7 @@ class HuggingFace(ImageSplit):
     def content(self, i: int) -> str:
         try:
             return hash_bytes(self._read(i))
-        except OSError:  # reading the image says what is wrong
+        except OSError:  # reading the image reports the error
             return ""
 
     def _read(self, i: int) -> bytes:

@@ -20,14 +20,14 @@ class Member(NamedTuple):
     file: Path
     offset: int  # bytes
     size: int  # bytes
-    name: str  # in the tar file
-    path: str  # in the split
+    name: str  # in the tar file, such as train/cat/0.png
+    path: str  # in the split, such as cat/0.png
 
 
 class TarImages(ImageSplit):
     """Read one split of images in tar files.
 
-    Each image is read by its offset from a newly opened file, so processes and threads share no position.
+    For each image, the tar file is opened anew, so that processes and threads do not share a file position.
     """
 
     def __init__(self, split: str, members: list[Member], labels: Tensor, classes: tuple[str, ...]):
@@ -52,9 +52,9 @@ class TarImages(ImageSplit):
 
 
 class ShortInfo(tarfile.TarInfo):
-    """Refuse headers with a text above 1 MiB, such as a long name. tarfile would read gigabytes into memory."""
+    """Reject headers with a text above 1 MiB, such as a long name: tarfile would read gigabytes into memory."""
 
-    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:  # the standard library lets it be overridden
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:  # the standard library allows overriding it
         if self.size > 2**20 and self.type in (b"L", b"K", b"x", b"g", b"X"):  # texts of GNU, POSIX and Solaris
             raise tarfile.ReadError(f"a header has {self.size:,} bytes")
         return super()._proc_member(archive)  # type: ignore[misc]  # typeshed leaves it out
@@ -69,6 +69,6 @@ def read_tar(path: Path) -> Iterator[tarfile.TarFile]:
         with tarfile.open(path, "r:", tarinfo=ShortInfo) as tar:
             yield tar
     except RecursionError:
-        raise ValueError(f"{path.absolute()} has headers that follow one another without an end: repair it") from None
+        raise ValueError(f"{path.absolute()} has an endless chain of headers: repair it") from None
     except tarfile.TarError as error:
         raise ValueError(f"{path.absolute()} is not a readable tar file, or is compressed: {error}") from error

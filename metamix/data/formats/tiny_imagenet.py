@@ -1,6 +1,6 @@
 """Open Tiny-ImageNet: 100,000 training and 10,000 validation images of 64x64 pixels, 200 classes of ImageNet.
 
-    wnids.txt, words.txt                          WordNet's numbers of the 200 classes, and the names of all synsets
+    wnids.txt, words.txt                          WordNet IDs of the 200 classes, and the names of all synsets
     train/n01443537/images/n01443537_0.JPEG       500 images for each class
     val/images/val_0.JPEG, val/val_annotations.txt
 
@@ -27,7 +27,7 @@ def open_tiny_imagenet(root: Path, download: bool, test_on: str) -> tuple[Folder
     """Open the training and the validation split.
 
     Args:
-        root: the folder of the data set, or the folder that it is in or is downloaded to.
+        root: the folder of the data set, or its parent folder. A download goes into a subfolder of `root`.
         download: fetch and unpack the official archive into `root` if there is no data set.
     """
     choose_test_split(["val"], test_on, "tiny_imagenet")
@@ -59,9 +59,9 @@ def read_pairs(path: Path) -> list[list[str]]:
 
 
 def open_split(root: Path, split: str, numbers: list[str]) -> FolderImages:
-    """Open one split; `numbers` are WordNet's numbers of the classes, in order.
+    """Open one split; `numbers` are the WordNet IDs of the classes, in order.
 
-    A class is called by the first name of its synset in words.txt, or by its number if words.txt does not list it.
+    A class is called by the first name of its synset in words.txt, or by its ID if words.txt does not list it.
     """
     place, words = root / split, dict(read_pairs(root / "words.txt"))
     classes = tuple(words.get(number, number).partition(",")[0] for number in numbers)
@@ -69,7 +69,7 @@ def open_split(root: Path, split: str, numbers: list[str]) -> FolderImages:
         class_of = {path: path.partition("/")[0] for path in list_image_paths(place)}
     else:
         pairs = read_pairs(place / "val_annotations.txt")
-        class_of = {f"images/{Path(file).name}": number for file, number in pairs}  # never outside of images/
+        class_of = {f"images/{Path(file).name}": number for file, number in pairs}  # never outside images/
     position = {number: k for k, number in enumerate(numbers)}
     if unknown := next((path for path, number in class_of.items() if number not in position), None):
         raise ValueError(f"{place / unknown} has the class {class_of[unknown]}, which is not in {CLASS_LIST}")

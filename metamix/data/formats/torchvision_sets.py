@@ -12,7 +12,7 @@ from PIL import Image
 from ..files import file_content, hash_bytes, read_image_file
 from .base import ImageSplit, choose_test_split
 
-Parts = list[dict[str, Any]]  # arguments of the torchvision data sets that make up a split
+Parts = list[dict[str, Any]]  # arguments of the torchvision data sets that together make a split
 
 TRAIN: Parts = [{"train": True}]
 TEST: Parts = [{"train": False}]
@@ -76,5 +76,5 @@ class Torchvision(ImageSplit):
 
 
 def _first_attribute(dataset: Any, *names: str) -> Any:
-    """Return the first attribute that the data set has, or an empty list, since the names differ between data sets."""
+    """Return the first of these attributes that the data set has, or []. Each data set names them differently."""
     return next((getattr(dataset, name) for name in names if hasattr(dataset, name)), [])

@@ -1,7 +1,7 @@
 """Open WebDataset shards: tar files with an image KEY.EXT and a label KEY.cls for every sample.
 
-The headers and labels of all shards are read once, so samples can be drawn in any order. timm's reader gives a stream
-of samples that depends on the number of workers and cannot start in the middle.
+The headers and labels of all shards are read once, so samples can be drawn in any order. timm's reader is not used,
+since its stream of samples depends on the number of workers and cannot start in the middle.
 """
 
 import re
@@ -34,8 +34,8 @@ def open_webdataset(root: Path, test_on: str) -> tuple[TarImages, TarImages]:
     tests = [split for split in shards if split != "train" and shards[split]]
     if not shards.get("train") or not tests:
         raise FileNotFoundError(
-            f"{root.absolute()} has no shards of train and of {', '.join(TEST_SPLITS)}: expected files such as "
-            "train-0000.tar and val-0000.tar, or an info.json that lists them"
+            f"{root.absolute()} has no shards of train, or none of {', '.join(TEST_SPLITS)}: expected files such "
+            "as train-0000.tar and val-0000.tar, or an info.json that lists them"
         )
     chosen = choose_test_split(tests, test_on, root)
     (train, train_labels), (test, test_labels) = (
@@ -61,7 +61,8 @@ def find_shards(root: Path) -> dict[str, list[str]]:
 def index_shards(shards: list[Path]) -> tuple[list[Member], torch.Tensor]:
     """Return the images of shards and their labels (N,) int64.
 
-    As in WebDataset, a sample's key is the file name up to its first dot: img.1.png is "1.png" of the sample img.
+    As in WebDataset, a sample's key is the file name up to its first dot: img.1.png is the file
+    "1.png" of the sample img.
     """
     kinds = ", ".join(kind[1:] for kind in IMG_EXTENSIONS)
     samples: dict[tuple[Path, str, str], dict[str, Any]] = defaultdict(dict)  # image and label of each sample
