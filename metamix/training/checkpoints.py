@@ -14,7 +14,7 @@ from .recipe import Recipe, resume_changes
 
 _logger = package_logger(__name__)
 
-CONTENT = "content"  # key of a digest of the data in `TaskData.identity`
+CONTENT = "content"  # key of the digest of the files' content in `TaskData.identity`
 ENTRIES = (  # what a checkpoint must hold
     "recipe", "about", "step", "steps_per_epoch", "history", "sums", "seconds", "epoch_seconds",
     "model", "ema", "optimizer", "scaler",
@@ -23,7 +23,7 @@ WORDS = {"digest": "files, labels or boxes", CONTENT: "content of the files"}  #
 
 
 class Checkpoints:
-    """Find and write the checkpoint of a run folder, and remember the last good one."""
+    """Find and write the checkpoint of a run folder, and remember the newest good checkpoint."""
 
     def __init__(self, folder: Path | None, minutes: float):
         self.path = folder / CHECKPOINT if folder is not None else None  # None for a dry run
@@ -37,11 +37,15 @@ class Checkpoints:
         return time.monotonic() - self._written_at >= 60 * self.minutes
 
     def find(self, resume: str, group: ProcessGroup) -> tuple[Path, dict[str, Any]] | None:
-        """Read the run folder's checkpoint; if there is none yet, read the checkpoint that `--resume` names, if any."""
+        """Read the run folder's checkpoint or, if there is none yet, the checkpoint that `--resume` names.
+
+        Returns:
+            Path and content of the checkpoint; None if there is none.
+        """
         if self.path is None:
             return None
         path = self.path
-        if resume and not path.exists():  # a run that was started by --resume continues from its own checkpoint
+        if resume and not path.exists():  # a run that --resume started later continues from its own checkpoint
             path = Path(resume) / CHECKPOINT if Path(resume).is_dir() else Path(resume)
         if not group.exists_for_all(path.exists() or bool(resume), path):
             return None
@@ -77,7 +81,7 @@ def check_resumable(
     """Check that a recipe can continue a checkpoint; return a sentence about each option that changed.
 
     Raises:
-        ValueError: the checkpoint belongs to another run or other data, or the recipe changed after all its steps ran.
+        ValueError: the checkpoint belongs to another run or other data, or the recipe changed after the run ended.
     """
     changes, best = resume_changes(state["recipe"], recipe), state.get("best", {})
     stopped_early = is_exhausted(best, recipe.engine.early_stopping)
@@ -86,17 +90,17 @@ def check_resumable(
         more = "a larger --early-stopping" if stopped_early else "more --epochs or --iterations"
         raise ValueError(
             f"the run of {path} ended after {plural(state['step'] // state['steps_per_epoch'], 'epoch')}, so no epoch "
-            f"would use the new recipe: {'; '.join(changes.values())}. Take the old values, {more}, or start a new "
+            f"would use the new recipe: {'; '.join(changes.values())}. Use the old values, give {more}, or start a new "
             f"run with --output"
         )
     if best and recipe.engine.early_stopping and "score" in changes:
         raise ValueError(
-            f"{path} holds the best epoch of other weights: {changes['score']}. Take the old value, or start a "
+            f"{path} chose the best epoch by other weights: {changes['score']}. Use the old value, or start a "
             f"new run with --output"
         )
     if state["steps_per_epoch"] != steps_per_epoch:
         raise ValueError(
-            f"{path} was made with {plural(state['steps_per_epoch'], 'step')} per epoch and there are now "
+            f"{path} was made with {plural(state['steps_per_epoch'], 'step')} per epoch, but there are now "
             f"{steps_per_epoch}: the data have changed. Start a new run with --output"
         )
     check_identity(state["about"], identity, path)
@@ -104,9 +108,10 @@ def check_resumable(
 
 
 def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source: Path) -> None:
-    """Raise ValueError if the data differ from those that a run has `saved`; warn if it saved no digest of the content.
+    """Raise ValueError if the data differ from the data of a run; warn if the run saved no digest of their content.
 
-    Older runs saved fewer entries; only these are compared.
+    `saved` holds the entries of the identity that the run saved. Older versions saved fewer; only these are compared.
+    `source` names the run in messages.
     """
     differing = [
         WORDS.get(key, key) for key, value in identity.items() if key in saved and _round(saved[key]) != _round(value)
@@ -124,5 +129,5 @@ def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source
 
 
 def _round(value: Any) -> Any:
-    """Round floats in a list, since processors differ in the last digits of the mean of the same images."""
+    """Round the floats in a list, since the mean of the same images differs in its last digits between processors."""
     return [round(v, 5) if isinstance(v, float) else v for v in value] if isinstance(value, (list, tuple)) else value

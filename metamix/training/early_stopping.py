@@ -1,7 +1,8 @@
 """Remember the weights of the epoch with the best held-out score, and decide when training stops early.
 
-The score is the first one of the task's metric. It is computed with the weights that the recipe scores, the last or
-their average. The checkpoint holds the best epoch, so a resumed run stops at the same epoch with the same weights.
+The score is the first score of the task's metric. The option `score` chooses whether it is computed with the last
+weights or with their average. The checkpoint holds the best epoch, so a resumed run stops at the same epoch with the
+same weights.
 """
 
 import math
@@ -12,7 +13,7 @@ from torch import nn
 
 from .recipe import Recipe
 
-# The best epoch, the name and value of its score, its weights ("model"), and the last epoch that was scored; or empty.
+# The best epoch, the name and value of its score, its weights ("model"), and the last scored epoch; empty at the start.
 Best = dict[str, Any]
 
 
@@ -22,12 +23,12 @@ def check_held_out(recipe: Recipe, splits: Collection[str]) -> None:
     if patience and "holdout" not in splits:
         advice = "the data need a split val that is neither trained on nor scored as the test"
         if hasattr(recipe.options, "holdout"):
-            advice = "add --holdout 0.1 to keep a tenth of train out"
+            advice = "add --holdout 0.1 to hold out a tenth of train"
         raise ValueError(f"early_stopping is {patience}, but no split is held out to be scored each epoch: {advice}")
 
 
 def updated(best: Best, epoch: int, scores: Mapping[str, float], model: nn.Module, lower_is_better: bool) -> Best:
-    """Update the best epoch so far by the held-out scores of a new epoch. If scores are equal, the earlier stays."""
+    """Return the best epoch so far, given the held-out scores of a new epoch. A new best must exceed the old score."""
     name, score = next(iter(scores.items()), ("", math.nan))
     sign = -1 if lower_is_better else 1
     if math.isnan(score) or (best and sign * score <= sign * best["score"]):
@@ -37,5 +38,5 @@ def updated(best: Best, epoch: int, scores: Mapping[str, float], model: nn.Modul
 
 
 def is_exhausted(best: Best, patience: int) -> bool:
-    """Return whether training has gone on for `patience` epochs without a better score; 0 never ends a run."""
+    """Return whether training has gone on for `patience` epochs without a better score; 0 sets no limit."""
     return bool(patience and best) and best["scored"] - best["epoch"] >= patience

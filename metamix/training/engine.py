@@ -32,7 +32,8 @@ from .task import Batch, State, Task, TrainLoader
 # Ranks synchronize at least this often, unless a single step takes longer: torchrun kills processes 30 s after its
 # request to stop.
 SYNC_SECONDS = 10
-# A batch size that the recipe leaves open is halved, but not below 8 samples, until an epoch has at least 8 steps.
+# If the recipe does not set the batch size, it is halved until an epoch has at least 8 steps, but not below 8 samples
+# per process.
 MIN_STEPS, MIN_BATCH = 8, 8
 MEMORY_MARGIN = 1.1  # factor on the memory that a step is estimated to need
 
@@ -44,8 +45,8 @@ class NotFinite(RuntimeError):
 class Engine:
     """Build model, optimizer and loaders from a task and a recipe; `fit` trains, `evaluate` scores.
 
-    Inside `with engine.stop_signal`, both raise Stopped, with the state saved, on SIGTERM, on Ctrl-C and when the
-    terminal is closed. A second SIGTERM or Ctrl-C ends the process at once.
+    Inside `with engine.stop_signal`, both save the state and raise Stopped on SIGTERM, on Ctrl-C and when the terminal
+    is closed. A second SIGTERM or Ctrl-C ends the process at once.
 
     Raises:
         ValueError: task, recipe and machine do not fit together. Nothing has been trained then.
@@ -66,7 +67,7 @@ class Engine:
             module.to(group.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         freeze(self.model, options.freeze)
         self.about = task.model.describe(self.model)
-        self.notes: list[str] = []  # what the engine chose because the recipe leaves it open
+        self.notes: list[str] = []  # sentences about what the engine chose because the recipe does not set it
         recorded = self._unresumed[1]["recipe"] if self._unresumed else {}
         for name in recipe.unset & recorded.keys():  # a resumed run keeps the values that its engine chose
             setattr(options, name, recorded[name])
@@ -89,7 +90,7 @@ class Engine:
         self.pending: list[Tensor] = []
         self._names: list[str] = []  # names of these losses
         self.epoch_seconds = 0.0  # training time of this epoch, without evaluation and the time between two runs
-        self._counted_at = 0.0  # when `epoch_seconds` was updated
+        self._counted_at = 0.0  # when `epoch_seconds` was last updated
         self.stop_signal = StopSignal()
         self._sync_every = 1  # steps; updated at each synchronization
         self._memory_checked = False
@@ -117,7 +118,7 @@ class Engine:
             NotFinite: a loss or a weight is infinite or NaN.
             OSError: the checkpoint cannot be written.
         """
-        if self.history:  # the run may have been killed between its checkpoint and its record
+        if self.history:  # the run may have been killed after its checkpoint, before its record
             self.run.record(self.history, last=True)
         while not self.ended:
             for _ in self.steps(len(self.history)):
@@ -151,6 +152,9 @@ class Engine:
     def evaluate(self, split: str, weights: str = "last") -> tuple[dict[str, float], list[State]]:
         """Score a split, "holdout" or "test", with the "last" weights or their average, "ema".
 
+        Returns:
+            The scores by name, and the states of all ranks; see `metamix.training.forward.evaluate`.
+
         Raises:
             Stopped: at a signal, if the run has a single process. A resumed run scores the split again.
         """
@@ -160,8 +164,8 @@ class Engine:
         return evaluate(self.task.metric, model, batches, self.group, self.stepper.dtype, self.memory_format)
 
     def save(self) -> None:
-        """Write the checkpoint, but never with a weight that is not finite."""
-        if self._best_in_use:  # the checkpoint has the weights of the last epoch, for a resumed run
+        """Write the checkpoint; raise NotFinite if a weight is not finite."""
+        if self._best_in_use:  # keep the checkpoint, which has the last epoch's weights, for a resumed run
             return
         weights = [weight for weight in self.model.parameters() if weight.numel()]
         if not math.isfinite(nn.utils.get_total_norm(weights).item()):
@@ -189,7 +193,7 @@ class Engine:
             return False
         (path, state), self._unresumed = self._unresumed, None
         changes = check_resumable(path, state, self.recipe, self.task.data.identity, self.steps_per_epoch)
-        before, now = state.get("processes"), self.group.world_size  # batch norms, and rounding, depend on them
+        before, now = state.get("processes"), self.group.world_size  # batch norms and rounding depend on it
         if before not in (None, now):
             changes.append(f"processes was {before} and is now {now}")
         self.stepper.load_state_dict(state, str(path))
@@ -201,7 +205,7 @@ class Engine:
             epoch = f"epoch {len(self.history) + 1} of {self.options.epochs}"
             self.run.say(f"resumed {path} at step {self.step} of {self.total_steps}, {epoch}")
         else:
-            self.run.say(f"{path} is trained to the end")
+            self.run.say(f"the run of {path} is trained to the end")
         for change in changes:
             self.run.say(f"changed on resume: {change}")
         return True
@@ -212,7 +216,7 @@ class Engine:
             raise Stopped(self.stop_signal.number)
 
     def time_step(self) -> tuple[float, float]:
-        """Time a training step after a warm-up step: return seconds, and the peak memory in GiB.
+        """Time a training step after a warm-up step; return its seconds and the peak memory in GiB.
 
         Both steps change the weights, so do not use the model afterwards.
         """
@@ -262,16 +266,16 @@ class Engine:
             self.save()
 
     def _finish_epoch(self, epoch: int) -> None:
-        """Score the held-out slice if it is due, then save and record the epoch."""
+        """Score the held-out split if that is due, then save and record the epoch."""
         options = self.options
         row: dict[str, Any] = {"epoch": epoch, "step": self.step, "lr": self.stepper.lr}
         row |= {f"train_{name}": total / self.steps_per_epoch for name, total in self.sums.items()}
         if "holdout" in self.eval_loaders and (epoch % options.eval_every == 0 or epoch == options.epochs):
-            self.save()  # a run that is killed while it scores then keeps the steps of this epoch
+            self.save()  # so that a run that is killed while it scores keeps the steps of this epoch
             scored = {which: self.evaluate("holdout", which)[0] for which in ("last", "ema")[: 1 + options.ema]}
             for which, scores in scored.items():
                 row |= {f"holdout_{'ema_' if which == 'ema' else ''}{name}": value for name, value in scores.items()}
-            if options.early_stopping:  # not before all is scored: a run that stops above scores the epoch again
+            if options.early_stopping:  # after all scores: a run that is stopped before them scores the epoch again
                 weights, lower = self.stepper.weights(options.score), self.task.metric.lower_is_better
                 self.best = updated(self.best, epoch, scored[options.score], weights, lower)
         self.seconds += self.epoch_seconds
@@ -351,7 +355,7 @@ class Engine:
         if size == options.batch_size:
             return first
         options.batch_size = size
-        self.notes.append(f"note: a batch has {size} samples, since there are only {samples:,} (--batch-size)")
+        self.notes.append(f"note: a batch has {size} samples, since there are only {samples:,} in train (--batch-size)")
         return loader()
 
     def _before_first_step(self, batch: Batch) -> None:
@@ -408,7 +412,7 @@ def _configure_torch(seed: int, device: torch.device, deterministic: bool, *, sa
     """Set torch's global switches and seed for a run."""
     torch.backends.cudnn.benchmark = same_image_shape and not deterministic
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)  # in a sweep, forget earlier models
+        torch.cuda.reset_peak_memory_stats(device)  # in a sweep, forget the peak of earlier models
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)

@@ -52,7 +52,7 @@ def to_device(value: Any, device: torch.device, memory_format: torch.memory_form
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
-    """Return autocast in `dtype`; None disables it."""
+    """Return an autocast context for `dtype`; None disables autocast."""
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
@@ -62,7 +62,7 @@ def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     "auto" is bf16 on GPUs and CPUs with instructions for it, fp16 on older CUDA GPUs, and float32 elsewhere.
     """
     if amp == "fp16" and device.type == "cpu":
-        log.warning("fp16 on a CPU is some ten times slower than float32; use --amp none or --amp bf16")
+        log.warning("fp16 on a CPU is about ten times slower than float32; use --amp none or --amp bf16")
     if amp != "auto":
         return {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
     if device.type == "cuda":
@@ -86,7 +86,8 @@ def evaluate(
 ) -> tuple[dict[str, float], list[State]]:
     """Score a model over this rank's loader.
 
-    The model is left in evaluation mode. The loaders of all ranks together yield every sample once.
+    The model is left in evaluation mode. The loaders of all ranks together yield every sample once. `dtype` is the
+    dtype of autocast, or None for float32.
 
     Returns:
         The scores by name, the same on all ranks, and the states of all ranks, on the CPU.

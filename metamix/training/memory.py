@@ -10,12 +10,12 @@ from torch.utils._pytree import tree_leaves
 
 
 class TensorMemory(TorchDispatchMode):
-    """Count the bytes of all tensors that are created within this context, also in backward passes."""
+    """Count the bytes of all tensors that are created within this context, including backward passes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.peak = 0  # the largest number of bytes at one time, without scratch memory inside single operations
-        self._bytes: dict[int, int] = {}  # of each live storage, by its address
+        self._bytes: dict[int, int] = {}  # size of each live storage, by its address
         self._now = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

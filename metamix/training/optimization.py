@@ -20,7 +20,7 @@ from .forward import cpu_has_bf16
 from .recipe import EngineOptions
 
 NEWTON_SCHULZ = timm.optim.muon.zeropower_via_newtonschulz
-FUSED = ("adamw", "adam", "sgd", "momentum")  # torch's own: one kernel for all weights, on CPUs and GPUs
+FUSED = ("adamw", "adam", "sgd", "momentum")  # torch's own have a kernel for all weights at once, on CPUs and GPUs
 
 
 def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
@@ -33,11 +33,11 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
             f"Accepted: adamw, sgd, lion, muon, lamb and all others of timm.optim.list_optimizers() except adahessian."
         )
     complex_weights = [key for key, weight in model.named_parameters() if weight.requires_grad and weight.is_complex()]
-    others = {"foreach", "differentiable"} & options.opt_args.keys()  # torch allows only one
+    others = {"foreach", "differentiable"} & options.opt_args.keys()  # torch allows only one of these and fused
     fused = name in FUSED and not others and not complex_weights  # fused kernels take no complex weights
     arguments: dict[str, Any] = {"fused": True} if fused else {}
     if name in ("kron", "kronw", "kronc"):
-        arguments = {"deterministic": True}  # else a resumed run differs
+        arguments = {"deterministic": True}  # else a resumed run would differ
     arguments |= options.opt_args
     try:
         optimizer = create_optimizer_v2(
@@ -51,10 +51,10 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
         )
     except (TypeError, ValueError, IndexError, RuntimeError, AssertionError) as error:  # raised by timm and torch
         raise ValueError(f"optimizer {name} cannot be made with opt_args {options.opt_args}: {error}") from None
-    of_torch = type(optimizer).__module__.startswith("torch.optim.")  # muon, for one, drops imaginary parts
+    of_torch = type(optimizer).__module__.startswith("torch.optim.")  # timm's muon, for example, drops imaginary parts
     if complex_weights and (not of_torch or optimizer.defaults.get("fused")):
         raise ValueError(
-            f"optimizer is {name}, but {complex_weights[0]} is complex: take adamw or another optimizer of torch "
+            f"optimizer is {name}, but {complex_weights[0]} is complex: use adamw or another optimizer of torch "
             f"without the argument fused, or store real numbers and call torch.view_as_complex in forward"
         )
     if ignored := {"betas", "eps"} & options.opt_args.keys() - optimizer.defaults.keys():  # timm drops them silently
@@ -65,8 +65,8 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
         raise ValueError(f"momentum is {options.momentum}, but {name} has none: leave it out")
     if isinstance(optimizer, Muon):
         route_to_muon(optimizer, model)
-        # A CPU without bf16 instructions emulates bf16 25 times slower. timm 1.0.31 has no option for that, so its
-        # function is replaced, for all optimizers of the process.
+        # Without bf16 instructions, a CPU is 25 times slower in bf16 than in float32. timm 1.0.31 has no option for the
+        # dtype, so its function is replaced, for all optimizers of the process.
         slow = next(model.parameters()).device.type == "cpu" and not cpu_has_bf16()
         function = partial(NEWTON_SCHULZ, dtype=torch.float32) if slow else NEWTON_SCHULZ
         timm.optim.muon.zeropower_via_newtonschulz = function
@@ -75,10 +75,10 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
 
 
 def route_to_muon(optimizer: Muon, model: nn.Module) -> None:
-    """Give Muon the dense convolutions of one input channel: token MLPs of raft and nin, stems for grey images.
+    """Train dense convolutions with one input channel by Muon: token MLPs of raft and nin, and stems for grey images.
 
-    Their weights, (n, 1, h, w), are matrices of n x (h w). timm 1.0.31 gives every weight of that shape to AdamW, since
-    the weights of depthwise convolutions have it too.
+    Their weights, (n, 1, h, w), are matrices of n x (h w). timm 1.0.31 trains all weights of this shape by AdamW, since
+    the weights of depthwise convolutions have this shape too.
     """
     fallback = {p for group in optimizer.param_groups if group.get("use_fallback") for p in group["params"]}
     for module in model.modules():
@@ -92,8 +92,8 @@ def route_to_muon(optimizer: Muon, model: nn.Module) -> None:
 def scale_rates(optimizer: Optimizer, model: nn.Module, factors: Mapping[str, float]) -> None:
     """Multiply the learning rates of parts of a model; timm's schedulers keep the factors.
 
-    The weights of each part, named as for `find_weights_of`, move to parameter groups with its factor. A weight of
-    several parts gets the product.
+    The weights of each part, named as for `find_weights_of`, move to parameter groups with its factor. A weight that is
+    in several parts gets the product of their factors.
     """
     for part, factor in factors.items():
         chosen = {id(weight) for weight in find_weights_of(model, part, "lr_factors")}
@@ -117,7 +117,7 @@ def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     if saved_count != count:
         raise ValueError(
             f"the optimizer of this run has its weights in {saved_count} groups, but this recipe makes {count}: "
-            f"weight_decay cannot change from 0 or to 0 during a run. Take the old value, or start a new run with "
+            f"weight_decay cannot change from 0 or to 0 during a run. Use the old value, or start a new run with "
             f"--output"
         )
     settings = [dict(group) for group in optimizer.param_groups]
@@ -169,7 +169,7 @@ class Ema(ModelEmaV3):
         self._counters = [pair for pair in pairs if is_count(pair[0])]
 
     @torch.no_grad()
-    def update(self, step: int) -> None:  # type: ignore[override] # the model is known
+    def update(self, step: int) -> None:  # type: ignore[override] # it needs no model
         """Update the average after a step; `step` counts the steps done."""
         torch._foreach_lerp_(self._averages, self._values, weight=1.0 - self.get_decay(step))
         for average, value in self._counters:

@@ -1,4 +1,4 @@
-"""Join and combine the processes of a run, one or as many as torchrun started, and stop them at a signal."""
+"""Join the processes of a run, one or as many as torchrun started, exchange their values, and stop at a signal."""
 
 import os
 import signal
@@ -67,7 +67,7 @@ class ProcessGroup:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Print the error and end the process, if it is one of several, without destroying the group.
+        """If the run has several processes, print the error and end this process without destroying the group.
 
         Destroying a gloo group can hang: its destructor (torch 2.13) holds Python's lock while it joins a thread that
         needs this lock. All other ranks would then wait for the rank that failed.
@@ -93,11 +93,11 @@ class ProcessGroup:
         """Run the block on the first process of each machine, then on the others, which use its downloads.
 
         Raises:
-            SystemExit: on the other processes if the first one fails, so that its message is the only one.
+            SystemExit: on the other processes if the first one fails, so that only the first one prints an error.
         """
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
         if not first and not all(self.all_gather(True)):
-            raise SystemExit("stopped: the first process of a machine failed at this; its message says why")
+            raise SystemExit("stopped: the first process of a machine failed; its message says why")
         done = False
         try:
             yield
@@ -121,7 +121,7 @@ class ProcessGroup:
         return values
 
     def exists_for_all(self, exists: bool, path: Path) -> bool:
-        """Return whether `path` exists; raise ValueError if it `exists` for some ranks only."""
+        """Return `exists`, whether this rank sees `path`; raise ValueError if the ranks disagree."""
         seen = self.all_gather(exists)
         if any(seen) and not all(seen):
             raise ValueError(f"rank {seen.index(False)} does not see {path}; all nodes must share the run folder")
@@ -153,7 +153,7 @@ class StopSignal:
     A second SIGTERM or Ctrl-C has its usual effect. A second SIGHUP has none, since kernel and shell both send one.
     Under nohup, which ignores SIGHUP from the start, it is ignored here too.
 
-    Python delivers signals to the main thread only, so in other threads nothing is received.
+    Python delivers signals to the main thread only, so in other threads no signal is received.
     """
 
     def __init__(self) -> None:

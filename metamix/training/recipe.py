@@ -59,8 +59,8 @@ class EngineOptions(Options):
     dry_run: bool = _run(False, "print data, model, parameters, MACs, steps, memory and the time of a step, then stop")
     tensorboard: bool = _run(False, "also write TensorBoard event files into the run folder")
     wandb: bool = _run(False, "also log to Weights & Biases; a resumed run continues its record there")
-    log_every: Count = _run(20, "steps between reports of progress, checks for non-finite losses and for signals")
-    checkpoint_minutes: Minutes = _run(10.0, "minutes between checkpoints, may be inf; an epoch also ends with one")
+    log_every: Count = _run(20, "steps between progress reports, checks for non-finite losses, and checks for signals")
+    checkpoint_minutes: Minutes = _run(10.0, "minutes between checkpoints, or inf; each epoch also ends with one")
     eval_every: Count = _run(1, "epochs between evaluations on the held-out split", on_resume="report")
 
     epochs: Epochs = _schedule(10, "passes over the training split, including warm-up")
@@ -69,7 +69,9 @@ class EngineOptions(Options):
         128, "samples per step of all processes; by default fewer if the training split is small", on_resume="refuse"
     )
     micro_batch: Natural = _schedule(
-        0, "samples per forward pass of a process, whose gradients add up; 0: its whole share; unset: as many as fit"
+        0,
+        "samples per forward pass of a process, with gradients added up to a step; 0: its whole share of the batch; "
+        "unset: as many as fit in memory",
     )
     lr: NotNegative = _schedule(1e-3, "peak learning rate; not scaled by the batch size")
     min_lr: NotNegative = _schedule(
@@ -84,7 +86,7 @@ class EngineOptions(Options):
     )
 
     optimizer: str = _optimizer("adamw", "adamw, sgd, lion, muon, lamb or another of timm's", on_resume="refuse")
-    weight_decay: NotNegative = _optimizer(0.05, "weight decay; vectors, such as biases, norms and scales, have none")
+    weight_decay: NotNegative = _optimizer(0.05, "weight decay; not used for vectors, such as biases, norms and scales")
     momentum: NotNegative = _optimizer(0.9, "momentum, for optimizers that have one")
     layer_decay: PositiveShare | None = _optimizer(
         None, "factor on the learning rate for each layer below the head, such as 0.75", on_resume="refuse"
@@ -94,26 +96,26 @@ class EngineOptions(Options):
         "factors on the learning rate of parts of the model, such as '{backbone: 0.1}'; names as for --freeze",
         on_resume="refuse",
     )
-    clip_grad: Positive | None = _optimizer(None, "scale the gradient down to at most this norm; none does not clip")
-    opt_args: dict[str, Any] = _optimizer({}, "more arguments, such as '{betas: [0.9, 0.99]}'", on_resume="refuse")
+    clip_grad: Positive | None = _optimizer(None, "scale the gradient down to at most this norm; none: do not clip")
+    opt_args: dict[str, Any] = _optimizer({}, "its other arguments, such as '{betas: [0.9, 0.99]}'", on_resume="refuse")
     freeze: tuple[str, ...] = _optimizer((), "parts that are not trained, such as stem,stages.0", on_resume="refuse")
 
-    ema: bool = _average(False, "keep an exponential moving average of the weights, evaluated too", on_resume="refuse")
+    ema: bool = _average(False, "also keep and score an exponential moving average of the weights", on_resume="refuse")
     ema_decay: ShareBelowOne = _average(0.9999, "decay of the average; lower in the first steps", needs="ema")
     score: Literal["auto", "last", "ema"] = _average(
         "auto", "weights to evaluate on the test split and to save; auto: the average if there is one"
     )
 
     amp: Literal["auto", "none", "bf16", "fp16"] = _speed(
-        "auto", "autocast; auto: bf16 if the device computes in it, fp16 on older GPUs, else none"
+        "auto", "precision of autocast; auto: bf16 if the device has instructions for it, fp16 on older GPUs, else none"
     )
     channels_last: bool = _speed(True, "store images and weights in the channels_last memory format")
     compile: bool = _speed(False, "compile the model with torch.compile")
     grad_checkpointing: bool = _speed(False, "recompute activations in the backward pass to save memory")
     deterministic: bool = _speed(
         False,
-        "use deterministic algorithms on a GPU, so that a resumed run is exact there too; torch raises an error for "
-        "the cross-entropy of pixels, and for raft, nin and minattn on images of a different size",
+        "use deterministic algorithms on a GPU, so that a resumed run is exact there too; torch then raises an error "
+        "for the cross-entropy of pixels, and for raft, nin and minattn on images of a size they are not built for",
     )
 
     def __post_init__(self) -> None:
@@ -141,7 +143,7 @@ class EngineOptions(Options):
 class Recipe:
     """Everything that defines a run: the task's name, the options of engine and task, and modules to import.
 
-    `unset` names the options in `CHOSEN` that are not given, so that a run may choose them.
+    `unset` names the options in `CHOSEN` that are not given, so that a run may choose their values.
     """
 
     task: str
@@ -151,7 +153,7 @@ class Recipe:
     unset: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
 
     def flat(self) -> dict[str, Any]:
-        """Return every option by name, as plain values; without epochs if they follow from iterations."""
+        """Return every option by name, as plain values. Epochs are left out if they follow from iterations."""
         modules = {"import": self.imports} if self.imports else {}
         parts = {"task": self.task} | modules | vars(self.engine) | vars(self.options)
         if parts.get("iterations"):
@@ -177,12 +179,12 @@ def parse(
     Exit with a message if the recipe has a mistake.
 
     Args:
-        tasks: names of all tasks, read after the modules of `--import` have registered theirs.
-        task_options: returns the options of a task, a dataclass. Its attribute `engine_defaults`, if it has one, holds
-            defaults of engine options that differ from the engine's.
-        default_task: returns the task if neither `--task` nor the config names one, from the values of `checkpoint`
-            and `model` that the command line or the config gives.
-        engine: options that every task has, a dataclass.
+        tasks: names of all tasks, read after the modules of `--import` have registered their tasks.
+        task_options: returns the dataclass of a task's options. The dataclass may have an attribute `engine_defaults`,
+            the task's own defaults of engine options.
+        default_task: returns the name of the task if neither `--task` nor the config names one. It gets the values of
+            `checkpoint` and `model` in the command line or the config.
+        engine: dataclass of the options that every task has.
     """
     with exit_with_message(ValueError, OSError):
         parser = Parser(
@@ -222,7 +224,7 @@ def parse(
         for flag, other in INSTEAD:
             if flags.get(flag):
                 configured.pop(other, None)
-        if flags.get("ema", configured.get("ema")) != configured.get("ema"):  # a saved recipe names what it scored
+        if flags.get("ema", configured.get("ema")) != configured.get("ema"):  # a saved recipe says what it scored
             configured.pop("score", None)
         values = {**defaults, **configured, **flags}
         engine_options, task_options = (
@@ -235,7 +237,7 @@ def parse(
 
 def find_config(name: str) -> Path:
     """Return the path of a config: a file, or a shipped config by its name such as `digits/demo`."""
-    name = os.path.expanduser(name)  # no shell expands --config=~/recipe.yaml
+    name = os.path.expanduser(name)  # shells do not expand --config=~/recipe.yaml
     if Path(name).is_file():
         return Path(name)
     folder = shipped_folder("configs")
@@ -260,10 +262,10 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     compared: a resumed run takes the saved values.
 
     Returns:
-        A sentence for each changed option that is worth a report, by the option's name.
+        By name of each changed option that is to be reported, a sentence about the change.
 
     Raises:
-        ValueError: a changed option makes it another run.
+        ValueError: an option changed that must not change on resume.
     """
     options = options_of(type(recipe.engine), type(recipe.options))
     rules = {name: f.metadata.get("on_resume", "refuse") for name, (f, _) in options.items()} | {"import": "report"}

@@ -20,7 +20,7 @@ from metamix.weights.files import SUMMARY
 
 Row = Mapping[str, Any]  # one epoch
 
-NUMBER = rule(Annotated[Any, where(lambda value: type(value) in (int, float), "a number")])  # infinity too
+NUMBER = rule(Annotated[Any, where(lambda value: type(value) in (int, float), "a number")])  # may be infinite
 ENTRIES = {  # entries of a summary that commands need
     **dict.fromkeys(("model", "data", "weights"), rule(str)),
     **dict.fromkeys(("scores", "pictures"), rule(tuple[str, ...])),
@@ -67,12 +67,12 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def total(states: Sequence[Mapping[str, Any]], key: str) -> Tensor:
-    """Sum the counts of all processes."""
+    """Sum the tensors `state[key]` over the states of all processes."""
     return torch.stack([state[key] for state in states]).sum(0)
 
 
 def by_name(names: Sequence[str], **columns: Tensor) -> dict[str, dict[str, float | None]]:
-    """Return the scores (classes,) of each column by the name of the class, with two decimals; None for NaN."""
+    """Return the scores of each class, by its name, from columns (classes,): with two decimals, and None for NaN."""
     rows = zip(*(column.tolist() for column in columns.values()))
     return {
         name: {key: None if math.isnan(value) else round(value, 2) for key, value in zip(columns, row)}
@@ -101,7 +101,7 @@ def draw_curves(path: Path, history: Sequence[Row]) -> None:
 
 
 def compare_runs(folders: Sequence[Path]) -> str:
-    """Compare finished runs in a table, which is returned, and in two files beside the first run's folder."""
+    """Compare finished runs: return a table, and write it and a picture beside the first run's folder."""
     summaries = [read_summary(folder) for folder in folders]
     histories = [read_metrics(folder / "metrics.csv") for folder in folders]
     score = summaries[0]["scores"][0]

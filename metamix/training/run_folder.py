@@ -52,12 +52,12 @@ class Run:
         """
         self.folder, self.main = folder, main
         self.state: str | None = None  # last word written to state.txt
-        self.bar = tqdm(disable=True)  # of the epoch; disabled, it ignores all calls
+        self.bar = tqdm(disable=True)  # progress of the epoch; a disabled bar ignores all calls
         self.events: Any = None
-        self._writer: Any = None  # makes `events` once there is an epoch to show
+        self._writer: Any = None  # class that makes `events` once there is an epoch to show
         self._wandb: Any = None  # the package, which makes `tracker`
         self.tracker: Any = None  # the record in Weights & Biases
-        self._shown = 0  # epochs in TensorBoard and Weights & Biases
+        self._shown = 0  # number of epochs sent to TensorBoard and Weights & Biases
         self._lock: IO[str] | None = None
         self._title = ""
         self._printed_at = self._drawn_at = time.monotonic()
@@ -76,7 +76,7 @@ class Run:
         PACKAGE.addHandler(self._warnings)
 
     def say(self, text: str) -> None:
-        """Write one line to the terminal, if it is still there, and to log.txt."""
+        """Write one line to the terminal, if it is still open, and to log.txt."""
         if self.main:
             try:
                 tqdm.write(message(text), file=sys.stdout)
@@ -148,7 +148,7 @@ class Run:
             initial=done,
             desc=self._title,
             leave=False,
-            disable=None if self.main else True,  # None: unless there is a terminal
+            disable=None if self.main else True,  # None: show it only in a terminal
             dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
         )
@@ -180,7 +180,7 @@ class Run:
                 for name, value in scalars.items():
                     self.events.add_scalar(name, value, row["step"])
             if self.tracker is not None and row["step"] >= self.tracker.step:  # a resumed record has earlier steps
-                self.tracker.log(scalars, step=row["step"], commit=True)  # else it would be sent with the next epoch
+                self.tracker.log(scalars, step=row["step"], commit=True)  # without commit, sent with the next epoch
         self._shown = len(history)
         if self.events is not None:
             self.events.flush()
@@ -239,7 +239,7 @@ def check_output(folder: Path) -> None:
 
 
 def _import_tracker(extra: str, module: str, attribute: str) -> Any:
-    """Import a module and check that it has an attribute, which a folder of records called `wandb` does not have."""
+    """Import a module and check for an attribute, since a folder of records called `wandb` can be imported too."""
     with suppress(ImportError):
         if hasattr(tracker := import_module(module), attribute):
             return tracker

@@ -1,4 +1,4 @@
-"""Run a training step: augment, forward and backward in micro-batches, update the weights and their average."""
+"""Run a training step: augment, run forward and backward in micro-batches, update the weights and their average."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -72,13 +72,13 @@ class TrainStep:
         """Return a function that estimates the bytes that a step allocates.
 
         It takes the number of samples in a forward pass. Two samples of a prepared batch are measured, and four if they
-        fit in the `free` bytes. Nothing is changed. On a CPU, the estimate differs from the growth of the process by at
-        most 5 %.
+        fit in the `free` bytes. The model stays unchanged. On a CPU, the estimate differs from the growth of the
+        process by at most 5 %.
         """
         few, more = min(2, num_samples(batch)), min(4, num_samples(batch))
         bytes_of_few = self._measure(batch, few)
         slope = bytes_of_few / few
-        if more > few and slope * more < free:  # gradients and copies of the weights do not grow with the samples
+        if more > few and slope * more < free:  # gradients and copies of the weights have a fixed size
             slope = (self._measure(batch, more) - bytes_of_few) / (more - few)
         fixed = bytes_of_few - slope * few
         if not self.done:  # two moments of each weight, as in AdamW
@@ -113,7 +113,7 @@ class TrainStep:
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.done = state["step"]
-        self.schedule.step_update(max(self.done - 1, 0))  # for `lr`, in case no step is left in the epoch
+        self.schedule.step_update(max(self.done - 1, 0))  # for `lr`, if no step is left in the epoch
 
     def _trained(self) -> list[nn.Parameter]:
         return [weight for weight in self.model.parameters() if weight.requires_grad]
@@ -141,7 +141,7 @@ class TrainStep:
             with wrapped.no_sync() if local else nullcontext():
                 loss, values = self._loss(self._wrapped, part)
                 with keep_statistics(self.model) if self.options.grad_checkpointing else nullcontext():
-                    self.scaler.scale(loss * weight).backward()  # repeats the forward pass of timm's blocks
+                    self.scaler.scale(loss * weight).backward()  # with checkpointing, this repeats the forward pass of timm's blocks
             names = ["loss", *values]
             totals = totals + weight * torch.stack([value.detach().float() for value in (loss, *values.values())])
         assert isinstance(totals, Tensor), "a batch has at least one sample"
@@ -160,7 +160,7 @@ class TrainStep:
                 ) from None
         if options.compile:
             torch.compiler.reset()  # models of a sweep share one forward, which torch compiles at most 8 times
-            model.compile(dynamic=False)  # torch 2.13 fails at gradients of maps whose sizes it does not know
+            model.compile(dynamic=False)  # torch 2.13 fails at gradients of feature maps of unknown size
         if self.group.world_size == 1:
             return model
         gpu = [device.index] if device.type == "cuda" else None
@@ -175,6 +175,6 @@ class TrainStep:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ValueError(
-                f"a batch norm cannot train on one sample whose map is a single pixel ({error}): give a larger "
-                f"--batch-size, --micro-batch if it is set, or larger images or crops"
+                f"a batch norm cannot train on one sample whose feature map is a single pixel ({error}): "
+                f"give a larger --batch-size (or --micro-batch, if it is set), or larger images or crops"
             ) from error

@@ -35,7 +35,8 @@ class TaskData(Protocol):
         """Return plain values that must be the same when a run is resumed, such as class names and sample counts.
 
         The entry "digest" is `metamix.weights.checksums.digest` of the samples: relative paths, labels, file sizes. The
-        entry "content" is `metamix.data.files.content_digest` of their files. A task that only evaluates needs none.
+        entry "content" is `metamix.data.files.content_digest` of their files. For evaluation alone, "content" may
+        be missing.
         """
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> TrainLoader:
@@ -50,7 +51,7 @@ class TaskData(Protocol):
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
         """Prepare this rank's batch, already on the device, for the loss.
 
-        Depends only on the arguments and the seed. `step` counts over all epochs.
+        The result depends only on the arguments and the seed. `step` counts over all epochs.
         """
 
 
@@ -63,8 +64,8 @@ class TaskModel(Protocol):
         """Build the model and load the weights to start from; called once, before any other method.
 
         Args:
-            metadata: what `describe` returned for the checkpoint whose weights are loaded next, so that `build` loads
-                none itself.
+            metadata: what `describe` returned for the checkpoint whose weights are loaded next, so that `build` need
+                not load weights. If it is None, `build` loads the weights to start from.
         """
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
@@ -104,8 +105,8 @@ class Metric(Protocol):
     def predict(self, model: nn.Module, batch: Batch) -> Iterable[Any]:
         """Return the model's output for each image of a batch of an eval loader, already on the device.
 
-        The output of an image that could not be read is not used; it may be None. A generator runs the model inside
-        `update`, so that no more than one large output is held.
+        The output of an image that could not be read is not used; it may be None. If `predict` is a generator, the
+        model runs inside `update`, so that only one large output is in memory at a time.
         """
 
     def update(self, state: State, outputs: Any, batch: Batch) -> None:
@@ -188,7 +189,7 @@ class TaskClass(Protocol):
         """Open the data and assemble the task; raise ValueError if the options do not fit together."""
 
     def check_model(self, name: str, pretrained: bool) -> None:
-        """Raise ValueError for a name of a model that cannot be trained, or that has no weights if `pretrained`."""
+        """Raise ValueError if the model cannot be trained or, with `pretrained`, has no pretrained weights."""
 
     def trained(self, options: Any) -> tuple[Task, nn.Module, dict[str, Any]]:
         """Make the task, the trained model and the metadata of its weights from `EvalOptions`."""

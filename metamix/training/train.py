@@ -57,12 +57,12 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
                 run.say(line)
         _describe(engine, run)
         if group.is_main:
-            (folder / SUMMARY).unlink(missing_ok=True)  # the result of a shorter schedule
+            (folder / SUMMARY).unlink(missing_ok=True)  # remove the result of a shorter schedule
         run.save_recipe(recipe)
         run.start_tracker(recipe.flat())
         with engine.stop_signal:
             run.set_state("running")
-            engine.about["commit"] = commit()  # now, since the clone may change while the model trains
+            engine.about["commit"] = commit()  # now, since the git clone may change while the model trains
             engine.fit()
             _finish(engine, run, folder)
             engine.raise_if_stopped()
@@ -70,7 +70,7 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
         if run.state == "running":
             run.set_state("stopped")
         raise
-    except BaseException as error:  # a second Ctrl-C too
+    except BaseException as error:  # also at a second Ctrl-C
         lost = run.state == "running" and is_lost_rank(error)
         problem = str(error) or type(error).__name__
         if lost:
@@ -135,7 +135,7 @@ def _describe(engine: Engine, run: Run) -> None:
     """Print the data, the model, the number of steps and the machine."""
     about, options, group = engine.about, engine.options, engine.group
     share = options.batch_size // group.world_size
-    names = {"test": about.get("test_split", "test")}  # by the data set's own name
+    names = {"test": about.get("test_split", "test")}  # the data set's own name of the split
     samples = ", ".join(f"{count:,} {names.get(split, split)}" for split, count in about["samples"].items())
     run.say(f"data     {about['data']}: {samples}")
     run.say(
@@ -180,15 +180,15 @@ def _time_step(engine: Engine, run: Run) -> None:
     run.say(f"memory   {peak:.2f} GiB at the peak of a step, including {sizes}")
     run.say(
         f"time     {seconds:.3f} s for one step, {speed_text(engine.options.batch_size / seconds)}, "
-        f"{timedelta(seconds=round(seconds * engine.total_steps))} for all, if loading data "
-        f"keeps up. Nothing was trained or written"
+        f"{timedelta(seconds=round(seconds * engine.total_steps))} for all steps, if loading "
+        f"data keeps up. Nothing was trained or written"
     )
 
 
 def _finish(engine: Engine, run: Run, folder: Path) -> None:
     """Score the test split once, with the weights that the recipe names, and write weights, summary and pictures.
 
-    Pictures come last: the result is kept if one of them cannot be drawn.
+    Pictures come last: the result is kept if a picture cannot be drawn.
     """
     options, which, metric = engine.options, engine.options.score, engine.task.metric
     if hasattr(metric, "choose") and "holdout" in engine.eval_loaders:

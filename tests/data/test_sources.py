@@ -74,7 +74,7 @@ def test_wrong_names_and_options_are_refused(options, words):
 
 def test_a_path_given_as_a_name_is_answered_with_the_right_options(tmp_path):
     (tmp_path / "my images").mkdir()
-    with pytest.raises(ValueError, match=f"images in this folder, write --data folder --data-dir '{tmp_path}/my images'"):
+    with pytest.raises(ValueError, match=f"in this folder, write --data folder --data-dir '{tmp_path}/my images'"):
         open_data(str(tmp_path / "my images"))
 
 

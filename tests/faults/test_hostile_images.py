@@ -164,7 +164,7 @@ def test_a_strip_is_refused_since_resizing_it_would_fill_the_memory(width, heigh
     (tmp_path / "a.png").write_bytes(png(width - width // 1001, height - height // 1001))
     read(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes(png(width, height))
-    words = rf"a\.png.*it has {height:,} x {width:,} pixels, but one side may be at most 1,000 times the other: cut it"
+    words = rf"a\.png.*it has {height:,} x {width:,} pixels, but one side may be at most 1,000 times the other: crop it"
     with pytest.raises((CorruptImage, ValueError), match=words):
         read(tmp_path / "a.png")
 

@@ -188,7 +188,7 @@ def test_the_error_of_a_batch_norm_that_gets_one_value_says_what_to_do():
     trained = engine(micro_batch=1)
     trained.model[0] = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8))
     batch = {"image": [torch.ones(1, 3)], "name": ["x"]}
-    with pytest.raises(ValueError, match="train on one sample whose map is a single pixel .*larger --batch-size"):
+    with pytest.raises(ValueError, match="train on one sample whose feature map is a single pixel .*larger --batch-size"):
         trained.train_step(batch)
 
 
@@ -728,7 +728,7 @@ def test_frozen_complex_weights_fit_every_optimizer():
 def test_optimizers_that_do_not_support_complex_weights_are_refused(name, arguments):
     """Fused kernels raise an error, and muon and lamb drop the imaginary parts."""
     model, options = Filters(), EngineOptions(optimizer=name, opt_args=arguments)
-    with pytest.raises(ValueError, match=f"optimizer is {name}, but weight is complex: take adamw or another"):
+    with pytest.raises(ValueError, match=f"optimizer is {name}, but weight is complex: use adamw or another"):
         make_optimizer(model, options)
 
 
@@ -757,7 +757,7 @@ def test_fp16_on_a_cpu_warns(caplog):
     autocast_dtype("bf16", torch.device("cpu"))
     assert not caplog.messages
     autocast_dtype("fp16", torch.device("cpu"))
-    assert caplog.messages == ["fp16 on a CPU is some ten times slower than float32; use --amp none or --amp bf16"]
+    assert caplog.messages == ["fp16 on a CPU is about ten times slower than float32; use --amp none or --amp bf16"]
 
 
 def test_amp_auto_is_bf16_only_if_the_cpu_has_it(monkeypatch):

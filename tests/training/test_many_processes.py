@@ -87,7 +87,7 @@ def test_one_process_of_a_machine_opens_the_data_before_the_others(tmp_path):
     first, second = start_all(2, *words, logs=tmp_path)
     assert first.wait() == second.wait() == 1
     assert "nowhere" in first.text() and "nowhere" not in second.text()
-    assert "[rank 1] stopped: the first process of a machine failed at this; its message says why" in second.text()
+    assert "[rank 1] stopped: the first process of a machine failed; its message says why" in second.text()
 
 
 def test_a_warning_says_that_batch_norms_see_only_part_of_the_batch(tmp_path):
