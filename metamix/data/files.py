@@ -27,9 +27,7 @@ FORMATS = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "PPM", "GIF")  # not EPS, for w
 MAX_FILE_BYTES = 2**28  # 256 MiB; larger files are not images to train on
 LONGEST = 1000  # largest ratio of the sides; a longer image becomes huge when its shorter side is resized to 224
 BLOCK, BLOCKS = 2**12, 4  # bytes of a block, and how many blocks of a file are hashed if it has more than 16 KiB
-# Threads that hash files, so that several wait for a slow disk at the same time. The CPU hashes 100,000 files of 2 kB
-# in 2 s.
-READERS = 8
+READERS = 8  # threads that hash files; a slow disk makes each wait. 100,000 files of 2 kB take 2 s of CPU time
 CHUNK = 256  # files that a thread hashes at a time; digests depend on it
 GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
 
@@ -91,10 +89,7 @@ def open_image(file: BinaryIO) -> Image.Image:
 
 
 def limit_pixels(limit: int | None, worker: int = 0) -> None:
-    """Limit the number of pixels of an image in this process, or lift the limit with None.
-
-    A spawned worker does not inherit the limit. With `worker`, this function can be a DataLoader's `worker_init_fn`.
-    """
+    """Limit the pixels of an image in this process; None lifts the limit. Spawned workers do not inherit it."""
     Image.MAX_IMAGE_PIXELS = limit
 
 
@@ -183,10 +178,7 @@ def as_corrupt_image(path: str | Path) -> Iterator[None]:
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
-    """Keep the upper 8 bits of a 16-bit grey image. Pillow does this for colour images, but clips grey ones to white.
-
-    Images of 8 bits are returned unchanged. Raise CorruptImage for other pixels.
-    """
+    """Keep the upper 8 bits of a 16-bit grey image. Pillow does so for colour images, but clips grey ones to white."""
     if image.mode == "F":
         raise CorruptImage("its pixels are floating-point numbers; save it with 8 or 16 bits per channel")
     if image.mode != "I" and not image.mode.startswith("I;16"):

@@ -9,15 +9,12 @@ from .formats.base import list_image_paths
 
 
 def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[Path, Path]:
-    """List the images among files and in folders.
+    """Map each image in files and folders to its path inside the given folder, and each given file to its name.
 
     Args:
         places: files, with any name, and folders, which are searched at any depth.
         without: folders with results of earlier runs. They are skipped, unless a place is such a
             folder or lies inside one.
-
-    Returns:
-        Path of each image -> its path relative to the given folder, or its name if the file itself was given.
     """
     inside: dict[Path, Path] = {}
     for place in places:

@@ -38,7 +38,7 @@ Transform = Callable[[Any], Any]  # function of a sample, run in a worker
 
 
 class SampleReader(Protocol):
-    """Read samples in worker processes; a `Source` does so for labelled images."""
+    """Read samples in worker processes. A `Source` is the reader of labelled images."""
 
     def __len__(self) -> int: ...
 

@@ -201,10 +201,7 @@ def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
 
 
 def strata(labels: Tensor) -> Tensor:
-    """Return one label per image, (N,), for stratification.
-
-    Of several labels, (N, classes), each image keeps the rarest. An image without a label gets -1.
-    """
+    """Return one label per image, (N,): its rarest label if `labels` is (N, classes), or -1 if it has no label."""
     if labels.ndim == 2:
         rarest_first = labels.sum(0).argsort(stable=True)
         labels = rarest_first[labels[:, rarest_first].argmax(1)].where(labels.any(1), -1)  # argmax: the first 1

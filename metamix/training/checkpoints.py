@@ -45,7 +45,7 @@ class Checkpoints:
         if self.path is None:
             return None
         path = self.path
-        if resume and not path.exists():  # a run that --resume started later continues from its own checkpoint
+        if resume and not path.exists():  # the run's own checkpoint takes precedence over --resume
             path = Path(resume) / CHECKPOINT if Path(resume).is_dir() else Path(resume)
         if not group.exists_for_all(path.exists() or bool(resume), path):
             return None

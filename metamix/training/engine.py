@@ -111,7 +111,7 @@ class Engine:
         return len(self.history) >= self.options.epochs or is_exhausted(self.best, self.options.early_stopping)
 
     def fit(self) -> None:
-        """Train up to the last epoch, or until early stopping ends the run; then take the weights of the best epoch.
+        """Train to the last epoch, or until early stopping ends the run; then load the best epoch's weights, if any.
 
         Raises:
             Stopped: at a signal, once the state is saved.
@@ -150,10 +150,7 @@ class Engine:
         self.pending.append(losses)
 
     def evaluate(self, split: str, weights: str = "last") -> tuple[dict[str, float], list[State]]:
-        """Score a split, "holdout" or "test", with the "last" weights or their average, "ema".
-
-        Returns:
-            The scores by name, and the states of all ranks; see `metamix.training.forward.evaluate`.
+        """Score the split "holdout" or "test" with the "last" weights or their average, "ema"; see `forward.evaluate`.
 
         Raises:
             Stopped: at a signal, if the run has a single process. A resumed run scores the split again.
@@ -193,7 +190,7 @@ class Engine:
             return False
         (path, state), self._unresumed = self._unresumed, None
         changes = check_resumable(path, state, self.recipe, self.task.data.identity, self.steps_per_epoch)
-        before, now = state.get("processes"), self.group.world_size  # batch norms and rounding depend on it
+        before, now = state.get("processes"), self.group.world_size  # batch norms and rounding depend on the number
         if before not in (None, now):
             changes.append(f"processes was {before} and is now {now}")
         self.stepper.load_state_dict(state, str(path))
@@ -205,7 +202,7 @@ class Engine:
             epoch = f"epoch {len(self.history) + 1} of {self.options.epochs}"
             self.run.say(f"resumed {path} at step {self.step} of {self.total_steps}, {epoch}")
         else:
-            self.run.say(f"the run of {path} is trained to the end")
+            self.run.say(f"the run of {path} has no steps left to train")
         for change in changes:
             self.run.say(f"changed on resume: {change}")
         return True
@@ -275,7 +272,7 @@ class Engine:
             scored = {which: self.evaluate("holdout", which)[0] for which in ("last", "ema")[: 1 + options.ema]}
             for which, scores in scored.items():
                 row |= {f"holdout_{'ema_' if which == 'ema' else ''}{name}": value for name, value in scores.items()}
-            if options.early_stopping:  # after all scores: a run that is stopped before them scores the epoch again
+            if options.early_stopping:  # last, since a run that is stopped above scores the epoch again
                 weights, lower = self.stepper.weights(options.score), self.task.metric.lower_is_better
                 self.best = updated(self.best, epoch, scored[options.score], weights, lower)
         self.seconds += self.epoch_seconds
@@ -355,7 +352,9 @@ class Engine:
         if size == options.batch_size:
             return first
         options.batch_size = size
-        self.notes.append(f"note: a batch has {size} samples, since there are only {samples:,} in train (--batch-size)")
+        self.notes.append(
+            f"note: a batch has {size} samples, since there are only {samples:,} in train; choose it with --batch-size"
+        )
         return loader()
 
     def _before_first_step(self, batch: Batch) -> None:

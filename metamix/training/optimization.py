@@ -169,7 +169,7 @@ class Ema(ModelEmaV3):
         self._counters = [pair for pair in pairs if is_count(pair[0])]
 
     @torch.no_grad()
-    def update(self, step: int) -> None:  # type: ignore[override] # it needs no model
+    def update(self, step: int) -> None:  # type: ignore[override] # __init__ got the model
         """Update the average after a step; `step` counts the steps done."""
         torch._foreach_lerp_(self._averages, self._values, weight=1.0 - self.get_decay(step))
         for average, value in self._counters:

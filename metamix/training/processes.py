@@ -113,7 +113,7 @@ class ProcessGroup:
         return values
 
     def all_gather(self, value: Any) -> list[Any]:
-        """Return the values of all ranks, in the order of their numbers; every rank gets them."""
+        """Return the values of all ranks, in the order of ranks; every rank gets them."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size

@@ -60,7 +60,7 @@ class EngineOptions(Options):
     tensorboard: bool = _run(False, "also write TensorBoard event files into the run folder")
     wandb: bool = _run(False, "also log to Weights & Biases; a resumed run continues its record there")
     log_every: Count = _run(20, "steps between progress reports, checks for non-finite losses, and checks for signals")
-    checkpoint_minutes: Minutes = _run(10.0, "minutes between checkpoints, or inf; each epoch also ends with one")
+    checkpoint_minutes: Minutes = _run(10.0, "minutes between checkpoints; inf: only at the end of each epoch")
     eval_every: Count = _run(1, "epochs between evaluations on the held-out split", on_resume="report")
 
     epochs: Epochs = _schedule(10, "passes over the training split, including warm-up")
@@ -97,7 +97,9 @@ class EngineOptions(Options):
         on_resume="refuse",
     )
     clip_grad: Positive | None = _optimizer(None, "scale the gradient down to at most this norm; none: do not clip")
-    opt_args: dict[str, Any] = _optimizer({}, "its other arguments, such as '{betas: [0.9, 0.99]}'", on_resume="refuse")
+    opt_args: dict[str, Any] = _optimizer(
+        {}, "other arguments of the optimizer, such as '{betas: [0.9, 0.99]}'", on_resume="refuse"
+    )
     freeze: tuple[str, ...] = _optimizer((), "parts that are not trained, such as stem,stages.0", on_resume="refuse")
 
     ema: bool = _average(False, "also keep and score an exponential moving average of the weights", on_resume="refuse")
@@ -262,7 +264,7 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     compared: a resumed run takes the saved values.
 
     Returns:
-        By name of each changed option that is to be reported, a sentence about the change.
+        A sentence about each change that is to be reported, by the option's name.
 
     Raises:
         ValueError: an option changed that must not change on resume.

@@ -72,7 +72,7 @@ def total(states: Sequence[Mapping[str, Any]], key: str) -> Tensor:
 
 
 def by_name(names: Sequence[str], **columns: Tensor) -> dict[str, dict[str, float | None]]:
-    """Return the scores of each class, by its name, from columns (classes,): with two decimals, and None for NaN."""
+    """Return the scores of each class by its name, with two decimals and None for NaN; columns are (classes,)."""
     rows = zip(*(column.tolist() for column in columns.values()))
     return {
         name: {key: None if math.isnan(value) else round(value, 2) for key, value in zip(columns, row)}

@@ -180,7 +180,7 @@ class Run:
                 for name, value in scalars.items():
                     self.events.add_scalar(name, value, row["step"])
             if self.tracker is not None and row["step"] >= self.tracker.step:  # a resumed record has earlier steps
-                self.tracker.log(scalars, step=row["step"], commit=True)  # without commit, sent with the next epoch
+                self.tracker.log(scalars, step=row["step"], commit=True)  # commit: do not wait for the next epoch
         self._shown = len(history)
         if self.events is not None:
             self.events.flush()

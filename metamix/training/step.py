@@ -113,7 +113,7 @@ class TrainStep:
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.done = state["step"]
-        self.schedule.step_update(max(self.done - 1, 0))  # for `lr`, if no step is left in the epoch
+        self.schedule.step_update(max(self.done - 1, 0))  # sets `lr`, even if no step is left in the epoch
 
     def _trained(self) -> list[nn.Parameter]:
         return [weight for weight in self.model.parameters() if weight.requires_grad]
@@ -141,7 +141,7 @@ class TrainStep:
             with wrapped.no_sync() if local else nullcontext():
                 loss, values = self._loss(self._wrapped, part)
                 with keep_statistics(self.model) if self.options.grad_checkpointing else nullcontext():
-                    self.scaler.scale(loss * weight).backward()  # with checkpointing, this repeats the forward pass of timm's blocks
+                    self.scaler.scale(loss * weight).backward()  # checkpointing repeats the forward pass here
             names = ["loss", *values]
             totals = totals + weight * torch.stack([value.detach().float() for value in (loss, *values.values())])
         assert isinstance(totals, Tensor), "a batch has at least one sample"

@@ -129,7 +129,7 @@ def test_a_run_resumes_with_more_patience_but_not_with_other_changes(scores, tmp
     words = [*WORDS, "--epochs", 4, "--ema", "--output", tmp_path]
     train(*words, "--early-stopping", 2)
     assert len(metrics(tmp_path)) == 3
-    with pytest.raises(SystemExit, match="lr was 0.001 and is now 0.002. Use the old values, give a larger --early-stop"):
+    with pytest.raises(SystemExit, match="0.001 and is now 0.002. Use the old values, give a larger --early-stop"):
         train(*words, "--early-stopping", 2, "--lr", 2e-3)
     with pytest.raises(SystemExit, match="chose the best epoch by other weights: score was 'ema' and is now 'l"):
         train(*words, "--early-stopping", 2, "--score", "last")

@@ -188,7 +188,7 @@ def test_the_error_of_a_batch_norm_that_gets_one_value_says_what_to_do():
     trained = engine(micro_batch=1)
     trained.model[0] = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8))
     batch = {"image": [torch.ones(1, 3)], "name": ["x"]}
-    with pytest.raises(ValueError, match="train on one sample whose feature map is a single pixel .*larger --batch-size"):
+    with pytest.raises(ValueError, match="one sample whose feature map is a single pixel .*larger --batch-size"):
         trained.train_step(batch)
 
 
