@@ -350,7 +350,7 @@ LINE = "1.png,red|green"
             ["file,labels,set", f"{LINE},Train"],
             "csv:1 has no column split, but set holds train, val or test: call it",
         ),
-        (["file,label", "1.png,red"], "found images. To make these folders from labels.csv: metamix convert csv"),
+        (["file,label", "1.png,red"], "found only images. To make these folders from labels.csv: metamix convert csv"),
     ],
 )
 def test_wrong_label_files_are_refused(lines, said, table):
