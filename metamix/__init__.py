@@ -4,7 +4,7 @@
 
     metamix.list_models("*raft*")                                   names, sizes, weights and their accuracy
     timm.create_model("metaformer_raft_nano", pretrained=True)      a model with its weights
-    timm.create_model("metaformer_raft_s12", features_only=True)    its maps at strides 4, 8, 16 and 32
+    timm.create_model("metaformer_raft_s12", features_only=True)    feature maps at strides 4, 8, 16 and 32
     timm.create_model("metaformer_raft_s12", mixer="minattn")       the same model with another mixer
     metamix.load("RUN_OR_FILE").predict(["a.jpg"])                  a trained model of any task
     metamix.export("RUN_OR_FILE", output="FOLDER", format="onnx")   the same model for an inference engine
@@ -18,8 +18,8 @@
     @metamix.register_mixer("mine")                                 a mixer of your own; see metamix.mixers.registry
 
     metamix.models.load_official("poolformer", state_dict, ...)     weights of the papers' authors
-    from metamix.detection import build_detector                    torchvision's detectors on any of these models
-    from metamix.segmentation import build_segmenter                heads for semantic segmentation on them
+    from metamix.detection import build_detector                    torchvision's detectors with a backbone of the zoo
+    from metamix.segmentation import build_segmenter                semantic segmentation with such a backbone
 
 On the command line, `metamix --help` says how to train, evaluate and predict.
 """

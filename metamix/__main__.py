@@ -1,4 +1,4 @@
-"""`python -m metamix`: the same as the command `metamix`."""
+"""Run the command `metamix` as `python -m metamix`."""
 
 from metamix_cli import main
 

@@ -1,7 +1,7 @@
-"""Building blocks that mixers, models and heads share.
+"""Provide the building blocks that mixers, models and heads share.
 
-A workaround for a library's bug or slowness lives here. Its docstring says why it is there, which test reproduces the
-bug, and when to remove it.
+Workarounds for bugs and slow code in libraries live here too. The docstring of a workaround says why it is needed,
+which test reproduces the problem, and when to remove the workaround.
 """
 
 from .attention import attention

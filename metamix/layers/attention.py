@@ -1,4 +1,4 @@
-"""Attention that is fast on a CPU."""
+"""Compute attention fast on a CPU."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from torch import Tensor
 from .dropout import dropout
 from .graph import fx_leaf
 
-SHORT_ROW = 32  # keys; torch's softmax is slow on shorter rows
+SHORT_ROW = 32  # torch's softmax in 16 bits is slow if there are fewer keys than this
 
 
 @fx_leaf
@@ -16,20 +16,20 @@ def attention(
 ) -> Tensor:
     """Compute dropout(softmax(q k^T / sqrt(d) + bias)) v.
 
-    Why not always `F.scaled_dot_product_attention`: on a CPU, torch 2.13's is several times slower than two matrix
-    products, in the backward pass in 16 bits, and with dropout in any type.
+    Why not always `F.scaled_dot_product_attention`: on a CPU, torch 2.13 takes several times as long for it as for two
+    matrix products. This holds for the backward pass in 16 bits, and for any dtype with dropout.
     Reproducer: tests/layers/test_workarounds.py::test_attention_at_16_bits
     Remove when: that test skips on the oldest supported torch.
 
     Args:
-        q: queries, (B, n, N, d).
+        q: queries, (B, n, N, d), for n heads.
         k, v: keys and values, (B, n, M, d).
-        dropout_p: share of the attention weights to drop.
-        bias: added to the similarities, (n, N, M).
+        dropout_p: probability of dropping an attention weight.
+        bias: (n, N, M), added to the scaled similarities; None adds nothing.
         fused: use torch's fused attention where it is faster.
 
     Returns:
-        (B, n, N, d).
+        The outputs, (B, n, N, d).
     """
     on_cpu = q.device.type == "cpu"
     if fused and (not on_cpu or (q.dtype.itemsize > 2 and not dropout_p)):
@@ -39,5 +39,5 @@ def attention(
     if bias is not None:
         weights = weights + bias.to(weights.dtype)
     if weights.dtype.itemsize == 2 and weights.shape[-1] < SHORT_ROW:
-        weights = weights.float()  # softmax in 16 bits is slower than two casts
+        weights = weights.float()  # two casts take less time than they save in the softmax
     return torch.matmul(dropout(weights.softmax(-1).to(v.dtype), dropout_p), v)

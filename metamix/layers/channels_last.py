@@ -1,4 +1,4 @@
-"""Check and change the memory format of maps; GELU and global pooling that are fast on channels_last maps."""
+"""Check and change the memory format of maps; define GELU and global pooling that are fast in channels_last."""
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ class GELU(nn.GELU):
 @fx_leaf
 def gelu(x: Tensor, approximate: str) -> Tensor:
     """Apply GELU to (B, C, H, W); view a channels_last map as contiguous rows."""
-    # A compiled graph does without the view: inductor makes its own kernel, and fails on views if map sizes change.
+    # A compiled graph needs no view: inductor generates its own kernel, and fails on views if map sizes change.
     if is_channels_last(x) and not torch.compiler.is_compiling():
         return F.gelu(x.movedim(1, -1), approximate=approximate).movedim(3, 1)
     return F.gelu(x, approximate=approximate)
@@ -55,7 +55,7 @@ class GlobalPool(SelectAdaptivePool2d):
     """timm's global pooling, with a channels_last gradient for a channels_last map.
 
     Why: the gradient of torch 2.13's `mean((2, 3))` is contiguous. Without a norm after the blocks (WaveMix,
-    NiNformer), that gradient runs along the residuals through all blocks and slows down each of them.
+    NiNformer), that gradient flows through the residual connections of all blocks and slows down every block.
     Reproducer: tests/layers/test_workarounds.py::test_gradient_of_timms_global_mean_is_contiguous
     Remove when: that test skips on the oldest supported torch; use `timm.layers.SelectAdaptivePool2d`.
     """

@@ -13,7 +13,7 @@ from metamix.utils.running_statistics import keep_statistics
 
 def checkpointed(layer: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Compute function(x), the forward pass of `layer`, with gradient checkpointing."""
-    if torch.compiler.is_compiling():  # a compiled graph updates statistics once, and takes no contexts
+    if torch.compiler.is_compiling():  # a compiled graph updates statistics only once, and takes no `context_fn`
         return checkpoint(function, x)
     # The backward pass repeats the forward pass. It must not update the statistics of batch norms again.
     return checkpoint(function, x, use_reentrant=False, context_fn=lambda: (nullcontext(), keep_statistics(layer)))

@@ -1,4 +1,4 @@
-"""A convolution with a correct gradient on narrow maps; the weights of a convolution that a mixer applies itself."""
+"""Define a convolution with a correct gradient on narrow maps, and a holder of weights that a mixer applies itself."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,10 @@ from .graph import fx_leaf, may_vary
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` with a correct gradient on narrow maps, which it pads with zeros before it calls torch.
 
-    The constructor is torch's, since tools such as LoRA call `type(layer)` with any of its arguments.
+    The constructor has torch's arguments, since tools such as LoRA call `type(layer)` with any of them.
 
-    Why: on a CPU in bf16, torch 2.13 leaves part of the weight's gradient uninitialized if the input is one pixel
-    wide, or narrower than the stride, and the convolution pads it.
+    Why: on a CPU in bf16, torch 2.13 leaves part of the weight's gradient uninitialized if the convolution pads an
+    input that is one pixel wide or narrower than the stride.
     Reproducer: tests/layers/test_workarounds.py::test_convolution_of_a_narrow_map
     Remove when: that test skips on the oldest supported torch; use `nn.Conv2d`.
     """
@@ -30,8 +30,8 @@ class Conv2d(nn.Conv2d):
 class ConvWeights(nn.Module):
     """Hold the weight and the bias of a convolution that the owning module applies itself, after reshaping the weight.
 
-    Names, shapes and initial values are as in `nn.Conv2d`. It is not a subclass: the forward of a convolution would
-    never be called, so tools that wrap convolutions, such as LoRA, would have no effect.
+    Names, shapes and initial values are as in `nn.Conv2d`. This class is not a subclass of it: the convolution's
+    `forward` would never be called, so tools that wrap convolutions, such as LoRA, would have no effect.
     """
 
     groups = 1
@@ -53,7 +53,7 @@ def conv2d(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """Convolve (B, C, H, W). Narrow maps are padded by hand; see `Conv2d`."""
+    """Convolve (B, C, H, W). Narrow maps are padded with zeros before the convolution; see `Conv2d`."""
     if not may_vary(x.shape[-1]) and x.shape[-1] < max(stride[-1], 2):
         h, w = padding
         x, padding = F.pad(x, (w, w, h, h)), (0, 0)

@@ -36,13 +36,13 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     mask, count = torch.empty_like(x), x.numel()
     seed = int(torch.empty((), dtype=torch.int64).random_())
     bits = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.int16))
-    # The mask is filled in the order of memory: torch is several times slower at comparing channels_last maps.
+    # The mask is filled in memory order, since torch takes several times as long to compare channels_last maps.
     torch.ge(bits[:count], dropped - 2**15, out=mask.as_strided((count,), (1,)))
     return x * mask.mul_(2**16 / (2**16 - dropped))
 
 
 def is_recorded(x: Tensor) -> bool:
-    """Return whether a graph or transform records the operations on x; numpy's mask would become a constant in it."""
+    """Return whether a graph or transform records operations on x. It would record numpy's mask as a constant."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()

@@ -1,4 +1,4 @@
-"""Helpers for graph capture: torch.fx, torch.export, torch.jit."""
+"""Support graph capture by torch.fx, torch.export and torch.jit."""
 
 import warnings
 from collections.abc import Callable
@@ -43,19 +43,19 @@ def is_exporting() -> bool:
 
 
 def may_vary(*sizes: int) -> bool:
-    """Return whether `torch.export` records a graph in which these sizes can differ from the example's.
+    """Return whether `torch.export` records a graph in which any of these sizes can differ from the example input's.
 
     A condition on such a size would become a guard: the graph would only accept sizes for which the condition has the
-    same outcome as for the example.
+    same outcome as for the example input.
     """
     return is_exporting() and any(isinstance(n, torch.SymInt) for n in sizes)
 
 
 def warn_if_traced() -> None:
-    """Warn in `torch.jit.trace`: its graph is right for the example's image size only, but runs at any size."""
+    """Warn during `torch.jit.trace`: its graph runs at any image size, but is correct only at the example's size."""
     if not torch.compiler.is_compiling() and torch.jit.is_tracing():
         warnings.warn(
-            "torch.jit.trace records a graph that holds for the example's image size only. For any size use "
+            "torch.jit.trace records a graph that is correct for the example's image size only. For any size use "
             "torch.export.export(model, (images,), dynamic_shapes=...).",
             stacklevel=3,
         )

@@ -1,10 +1,10 @@
-"""Run image models on images of any size: reflection padding, tiles, self-ensemble.
+"""Run image models on images of any size, with reflection padding, tiles and self-ensemble.
 
     apply_in_tiles(model, photograph, tile=256, overlap=32)
     apply_in_tiles(partial(self_ensemble, model), photograph)        with eight orientations of each tile
 
-The model is any callable that turns images (B, C, H, W) into maps (B, C', s H, s W) of one scale s: restored images, or
-the logits of a segmenter.
+The model is any callable that turns images (B, C, H, W) into maps (B, C', s H, s W) for a fixed scale s. The maps are
+restored images or the logits of a segmenter, for example.
 """
 
 import itertools
@@ -22,26 +22,27 @@ from .spatial import reflect_to, round_up
 
 ImageFunction = Callable[[Tensor], Any]
 Size = tuple[int, int]
-JPEG_BLOCK = 8  # side of JPEG's blocks in pixels; tiles begin at multiples of it, as blocks do in the whole image
+JPEG_BLOCK = 8  # side of JPEG's blocks in pixels; tiles start at multiples of it, so that they start with whole blocks
 
 # Padding
 
 
 def check_multiples(x: Tensor, multiple: Size, model: object) -> None:
-    """Raise ValueError unless the sides of images are multiples of `multiple`, as `model` needs them in training."""
+    """Raise ValueError unless the sides of images are multiples of `multiple`, which `model` requires in training."""
     (h, w), (mh, mw) = x.shape[-2:], multiple
     if h % mh or w % mw:
         raise ValueError(
             f"Images have {h} x {w} pixels, but {type(model).__name__} trains on multiples of {mh} x {mw}: crop or pad "
-            f"them. After model.eval() it takes any size."
+            f"them. After model.eval(), the model takes any size."
         )
 
 
 def run_padded(function: ImageFunction, images: Tensor, multiple: Size) -> Tensor:
-    """Apply a function of some scale s to images that are padded to multiples of `multiple`, and crop its maps.
+    """Pad images to multiples of `multiple`, apply a function to them, and crop its maps: -> (B, C', s H, s W).
 
     Images are padded by reflection, below and to the right. MAXIM's authors pad all four sides, which costs
-    `maxim_nano.x2` 0.5 dB on Set14: it moves JPEG's blocks and the phase of an enlargement, which a network learns.
+    `maxim_nano.x2` 0.5 dB on Set14. The network has learnt where JPEG blocks and sampling points of an enlarged image
+    lie, and padding on the left or at the top shifts them.
     """
     h, w = images.shape[-2:]
     x = reflect_to(images, round_up((h, w), multiple))
@@ -51,10 +52,11 @@ def run_padded(function: ImageFunction, images: Tensor, multiple: Size) -> Tenso
 
 
 class PadAndCrop(nn.Module):
-    """Let a graph take images of other sizes, by `run_padded`.
+    """Run a graph on images of other sizes with `run_padded`.
 
     Args:
-        multiple: (height, width); sides are padded to multiples of it. For a static graph, it is the graph's size.
+        graph: function of images (B, C, H, W) whose sides are multiples of `multiple`.
+        multiple: (height, width) in pixels. For a graph of a fixed image size, give this size.
     """
 
     def __init__(self, graph: ImageFunction, multiple: Sequence[int]):
@@ -67,9 +69,9 @@ class PadAndCrop(nn.Module):
 
 
 def shrink_image(images: Tensor, factor: int) -> Tensor:
-    """Take the pixel at (factor // 2, factor // 2) of each cell of `factor` x `factor` pixels.
+    """Keep only the pixel at (factor // 2, factor // 2) of each cell of `factor` x `factor` pixels.
 
-    MAXIM's authors make the images of the coarser scales like this, with jax's nearest-neighbour resizing.
+    MAXIM's authors shrink images for the coarser scales in this way, with jax's nearest-neighbour resizing.
     """
     return images[..., factor // 2 :: factor, factor // 2 :: factor]
 
@@ -81,17 +83,17 @@ def shrink_image(images: Tensor, factor: int) -> Tensor:
 def apply_in_tiles(
     function: ImageFunction, images: Tensor, *, tile: int = 256, overlap: int = 32, whole: Size | None = None
 ) -> Tensor:
-    """Apply a function to large images in overlapping tiles. Only the result takes memory in proportion to the image.
+    """Apply a function to large images in overlapping tiles. Only the memory for the result grows with the image.
 
-    Tiles lie at about equal distances and overlap by at least `overlap` pixels; see `tile_starts`. Overlapping results
-    are averaged with weights that fall linearly towards the tile's edge, so no seam shows.
+    Tiles are about evenly spaced and overlap by at least `overlap` pixels; see `tile_starts`. Overlapping results are
+    averaged with weights that fall linearly towards the tile's edge, so no seam shows.
 
     Args:
-        function: a model in evaluation, or any function of images, of scale s.
+        function: a model in evaluation mode, or any function that turns images into maps of s times their size.
         images: (B, C, H, W); the result is (B, C', s H, s W).
-        tile: side of a tile in pixels; 0 takes every image whole, whatever its size.
-        overlap: smallest overlap of neighbours in pixels, less than `tile`.
-        whole: (H, W) up to which images are taken whole, without tiles; by default the size of a tile.
+        tile: side of a tile in pixels; 0 processes images of all sizes without tiles.
+        overlap: smallest overlap of neighbouring tiles in pixels, less than `tile`.
+        whole: (H, W) of the largest image that is processed without tiles; None for the size of a tile.
     """
     check_evaluation(function)
     check_tiles(tile, overlap)
@@ -105,7 +107,7 @@ def apply_in_tiles(
         y = function(part.contiguous())[0]  # (C', s h, s w)
         scale = y.shape[-1] // part.shape[-1]
         if not result.numel():
-            precision = torch.promote_types(y.dtype, torch.float32)  # sums of several tiles
+            precision = torch.promote_types(y.dtype, torch.float32)  # since the results of several tiles are summed
             result = y.new_zeros(b, y.shape[0], scale * h, scale * w, dtype=precision)
             row_weights, column_weights = (
                 tile_weights([scale * s for s in starts], scale * n, scale * side, scale * overlap, result)
@@ -117,28 +119,28 @@ def apply_in_tiles(
 
 
 def check_tiles(tile: int, overlap: int) -> None:
-    """Raise ValueError unless both are whole numbers and `overlap` is smaller than `tile`, or `tile` is 0."""
+    """Raise ValueError unless both are whole numbers, and `overlap` is smaller than `tile` if there are tiles."""
     check_counts(0, tile=tile, overlap=overlap)
     if tile and overlap >= tile:
-        raise ValueError(f"tile is {tile} and overlap {overlap}: give 0 <= overlap < tile, or tile 0 for whole images.")
+        raise ValueError(f"tile is {tile} and overlap is {overlap}: give 0 <= overlap < tile, or tile 0 for no tiles.")
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Return where tiles begin along a side of `length` pixels.
+    """Return the positions, in pixels, where tiles start along a side of `length` pixels.
 
-    They begin at multiples of `JPEG_BLOCK`, or of `tile - overlap` if that is less.
-    The last tile ends where the side ends, and is up to `JPEG_BLOCK - 1` pixels shorter than the others.
+    Tiles start at multiples of `JPEG_BLOCK`, or of `tile - overlap` if that is smaller.
+    The last tile ends where the side ends, and is up to `JPEG_BLOCK - 1` pixels shorter than the other tiles.
     """
     if length <= tile:
         return [0]
     grid = min(JPEG_BLOCK, tile - overlap)
-    last = math.ceil((length - tile) / grid)  # place of the last tile in units of the grid
+    last = math.ceil((length - tile) / grid)  # start of the last tile in units of `grid`
     gaps = math.ceil(last / ((tile - overlap) // grid))
     return [i * last // gaps * grid for i in range(gaps + 1)]
 
 
 def tile_weights(starts: list[int], length: int, side: int, overlap: int, like: Tensor) -> list[Tensor]:
-    """Return each tile's weights along one side of the image, at most `side` numbers; at each pixel they sum to 1."""
+    """Return each tile's weights along one side of the image: up to `side` numbers a tile, which sum to 1 per pixel."""
     total, ramps = torch.zeros(length, dtype=torch.float64), []
     for start in starts:
         place = torch.arange(min(side, length - start), dtype=torch.float64)
@@ -148,9 +150,10 @@ def tile_weights(starts: list[int], length: int, side: int, overlap: int, like: 
 
 
 def tiles(size: Size | None) -> Size:
-    """Return side and overlap of the tiles for images that are larger than a graph of this size.
+    """Return the side and the overlap, in pixels, of tiles for a graph that takes images of one `size` = (H, W).
 
-    The side of a tile is the graph's shorter side. A graph of any size needs no tiles: both are 0.
+    The side of a tile is the shorter side of `size`. None means that the graph takes any size and needs no tiles: both
+    numbers are 0.
     """
     side = 0 if size is None else min(size)
     return side, side // 8
@@ -163,8 +166,8 @@ def tiles(size: Size | None) -> Size:
 def self_ensemble(function: ImageFunction, images: Tensor) -> Tensor:
     """Restore images in their eight orientations (flips and quarter turns) and average the results.
 
-    Images are first padded to multiples of `JPEG_BLOCK`, so JPEG's blocks stay in place when they are flipped. The four
-    orientations with the same shape, or all eight of a square image, go through `function` as one batch.
+    Images are first padded to multiples of `JPEG_BLOCK`, so that JPEG's blocks stay aligned when they are flipped. The
+    four orientations with the same shape, or all eight of a square image, go through `function` as one batch.
     """
     check_evaluation(function)
     return run_padded(partial(mean_of_orientations, function), images, (JPEG_BLOCK, JPEG_BLOCK))
@@ -183,6 +186,6 @@ def mean_of_orientations(function: ImageFunction, images: Tensor) -> Tensor:
 
 
 def check_evaluation(function: ImageFunction) -> None:
-    """Raise ValueError for a model in training mode: it returns a list, and its batch norms would be updated."""
+    """Raise ValueError for a model in training mode: it would return a list and update its batch norms."""
     if isinstance(function, nn.Module) and function.training:
         raise ValueError(f"{type(function).__name__} is in training mode: call model.eval() first.")

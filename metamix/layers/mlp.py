@@ -1,4 +1,4 @@
-"""The channel MLP."""
+"""Define the channel MLP."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""Norms that avoid bugs and slow paths of torch."""
+"""Define norms that avoid bugs and slow paths of torch."""
 
 import timm.layers
 import torch
@@ -11,7 +11,7 @@ from .graph import fx_leaf, is_exporting
 
 @register_notrace_module
 class GroupNorm1(timm.layers.GroupNorm1):
-    """timm's group norm of one group for (B, C, H, W), that also trains if the layers before it are frozen.
+    """timm's group norm of one group for (B, C, H, W), which can also be trained after frozen layers.
 
     Why: on a CPU, the backward pass of torch 2.13 crashes the process if a channels_last input needs no gradient but
     the norm's parameters do. Such an input is made contiguous.
@@ -27,14 +27,14 @@ class GroupNorm1(timm.layers.GroupNorm1):
 
 @fx_leaf
 def contiguous_if_frozen(x: Tensor) -> Tensor:
-    """Return a map in contiguous memory if it needs no gradient."""
+    """Return the map; make it contiguous if it needs no gradient."""
     return x if x.requires_grad else x.contiguous()
 
 
 class Float32LayerNorm2d(timm.layers.LayerNorm2d):
-    """timm's layer norm over the channels of (B, C, H, W), computed in float32 at least.
+    """timm's layer norm over the channels of (B, C, H, W), computed at least in float32.
 
-    Why: on a CPU, the backward pass of torch 2.13's layer norm takes up to five times as long in 16 bits.
+    Why: on a CPU, the backward pass of torch 2.13's layer norm takes up to five times as long in 16 bits as in 32.
     Reproducer: tests/layers/test_workarounds.py::test_layer_norm_at_16_bits
     Remove when: that test skips on the oldest supported torch; use `timm.layers.LayerNorm2d`.
     """
@@ -47,8 +47,9 @@ class Float32LayerNorm2d(timm.layers.LayerNorm2d):
 def layer_norm_2d(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Normalise (B, C, H, W) over C.
 
-    Why not `F.layer_norm` in a compiled graph too: between a strided and a 1x1 convolution, inductor of torch 2.13
-    fails to order the strides of the permuted map when the image size changes. It fuses the sums over C anyway.
+    Why not `F.layer_norm` in a compiled graph too: between a strided and a 1x1 convolution, torch 2.13's inductor
+    fails to order the strides of the permuted map when the image size changes. Nothing is lost, since inductor fuses
+    the sums over C anyway.
     Reproducer: tests/layers/test_workarounds.py::test_layer_norm_compiled_for_any_size
     Remove when: that test skips on the oldest supported torch.
     """

@@ -18,23 +18,24 @@ GRID = "(kh nh) (kw nw)"
 def to_sets(x: Tensor, set_size: Sequence[int], layout: str) -> Tensor:
     """Cut a map into sets of tokens: (B, C, H, W) -> (B, kh * kw, H / kh * W / kw, C).
 
-    Then a 1x1 convolution mixes the tokens of each set. H and W are multiples of `set_size` = (kh, kw).
+    A 1x1 convolution can then mix the tokens of each set. H and W must be multiples of `set_size` = (kh, kw). `layout`
+    is BLOCK or GRID.
     """
     (h, w), (kh, kw) = x.shape[-2:], set_size
     nh, nw = h // kh, w // kw
     if may_vary(nh, nw):
-        # torch.export would fix whether there is one set along a side or several. With one more row and column of
-        # sets, there are always several. Padding adds whole blocks only, so a grid is first sorted into blocks.
+        # torch.export would specialize the graph to one set along a side, or to several. With one more row and column
+        # of sets, there are always several. Padding adds whole blocks, so a grid is first sorted into blocks.
         if layout == GRID:
             x = x[:, :, grid_order(nh, kh, x)][..., grid_order(nw, kw, x)]
         x, nh, nw, layout = F.pad(x, (0, kw, 0, kh)), nh + 1, nw + 1, BLOCK
-    # Begin by moving the channels to the last dimension: memory has them last, so engines copy runs of C values.
+    # Move the channels to the last dimension first: they are last in memory, so engines copy runs of C values.
     return rearrange(x.movedim(1, -1), f"b {layout} c -> b (kh kw) (nh nw) c", kh=kh, kw=kw, nh=nh, nw=nw)
 
 
 @fx_leaf
 def from_sets(x: Tensor, size: Sequence[int], set_size: Sequence[int], layout: str) -> Tensor:
-    """Put the sets of `to_sets` back on the map of `size` = (H, W): (B, kh * kw, sets, C) -> (B, C, H, W)."""
+    """Invert `to_sets` for a map of `size` = (H, W): (B, kh * kw, number of sets, C) -> (B, C, H, W)."""
     (h, w), (kh, kw) = size, set_size
     nh, nw = h // kh, w // kw
     if may_vary(nh, nw):
@@ -46,7 +47,7 @@ def from_sets(x: Tensor, size: Sequence[int], set_size: Sequence[int], layout: s
 
 
 def from_layout(x: Tensor, layout: str, **sides: int) -> Tensor:
-    """Put sets back on a map whose memory has the channels last: (B, kh * kw, nh * nw, C) -> (B, C, H, W)."""
+    """Arrange sets as a channels_last map: (B, kh * kw, nh * nw, C) -> (B, C, H, W)."""
     return rearrange(x, f"b (kh kw) (nh nw) c -> b {layout} c", **sides).movedim(3, 1)
 
 
@@ -57,6 +58,6 @@ def mix_sets(x: Tensor, linear: nn.Module, set_size: Sequence[int], layout: str)
 
 
 def grid_order(n: int, k: int, like: Tensor) -> Tensor:
-    """Return the indices that sort the k * n places along a side from "(k n)" to "(n k)", in einops' notation."""
+    """Return the indices that reorder the k * n places along a side from "(k n)" to "(n k)", in einops' notation."""
     place = torch.arange(k * n, device=like.device)
     return place % k * n + place // k

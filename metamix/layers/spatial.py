@@ -2,7 +2,7 @@
 
 Each function returns its input if there is nothing to do. In a graph exported for any size it never skips its work,
 since a condition on the size would only hold for the example's size. torch itself still guards on sides of 1: a graph
-that was exported from a larger map may refuse a map with such a side, and the other way round.
+that was exported from a larger map may reject a map with a side of 1, and vice versa.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from .graph import fx_leaf, may_vary, warn_if_traced
 
 
 def round_up(size: Sequence[int], multiple: Sequence[int]) -> tuple[int, int]:
-    """Return the next multiples of `multiple` = (h, w) for `size` = (H, W)."""
+    """Round `size` = (H, W) up to multiples of `multiple` = (h, w)."""
     (h, w), (mh, mw) = size, multiple
-    return (h + mh - 1) // mh * mh, (w + mw - 1) // mw * mw  # products, which torch.export proves to be multiples
+    return (h + mh - 1) // mh * mh, (w + mw - 1) // mw * mw  # torch.export proves that such products are multiples
 
 
 @fx_leaf
@@ -33,7 +33,7 @@ def pad_to(x: Tensor, multiple: Sequence[int]) -> Tensor:
 
 @fx_leaf
 def reflect_to(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Extend (..., H, W) below and to the right to `size` = (H', W') by reflection, repeated for a small map."""
+    """Extend (..., H, W) below and to the right to `size` = (H', W') by reflection, repeatedly if the map is small."""
     for dim, length in zip((-2, -1), size):
         side = x.shape[dim]
         if may_vary(side, length) or side != length:
@@ -42,12 +42,12 @@ def reflect_to(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def reflect_places(places: Tensor, side: int) -> Tensor:
-    """Replace places outside a row of `side` values by the places in it that they reflect: 0 1 2 3 2 1 0 1 ...
+    """Map places outside a row of `side` values to the places that they reflect: 0 1 2 3 2 1 0 1 ... for a side of 4.
 
-    Why not `F.pad`: it reflects a row once, and does not extend it beyond twice its length.
+    Why not `F.pad`: it reflects a row only once, so it cannot extend a row beyond twice its length.
     """
-    # The period is a tensor, since the exporters to ONNX and OpenVINO cannot take the maximum of a symbolic side, nor
-    # the remainder by it.
+    # The period is a tensor, since the exporters to ONNX and OpenVINO support neither the maximum of a symbolic side
+    # nor the remainder of a division by it.
     period = torch.full_like(places, 2 * side - 2).clamp(min=1)
     places = places % period
     return torch.minimum(places, period - places).clamp(max=side - 1)
@@ -57,13 +57,13 @@ def reflect_places(places: Tensor, side: int) -> Tensor:
 def crop_to(x: Tensor, size: Sequence[int], centre: bool = False) -> Tensor:
     """Crop (..., H', W') to `size` = (H, W): the top left corner, or the centre.
 
-    If an odd number of rows or columns is cut off around the centre, the spare one is cut off below or to the right.
+    If an odd number of rows or columns is cut off around the centre, the bottom or the right side loses one more.
     """
     warn_if_traced()
     dh, dw = x.shape[-2] - size[0], x.shape[-1] - size[1]
     top, left = (dh // 2, dw // 2) if centre else (0, 0)
     if may_vary(dh, dw):
-        return F.pad(x, (-left, left - dw, -top, top - dh))  # a slice with symbolic ends would guard on the example
+        return F.pad(x, (-left, left - dw, -top, top - dh))  # a slice with symbolic ends would add guards
     if dh == 0 and dw == 0:
         return x
     return x[..., top : top + size[0], left : left + size[1]]
@@ -89,8 +89,8 @@ def resize_to(x: Tensor, size: Sequence[int], mode: str = "bicubic", *, antialia
 def average_to(x: Tensor, size: Sequence[int]) -> Tensor:
     """Average (B, C, H', W') over a grid of `size` = (H, W); values repeat if the map is smaller than the grid.
 
-    Why not always `F.adaptive_avg_pool2d`: torch 2.13 converts it to ONNX for the example's size only. There the
-    averages are two matrix products.
+    Why not always `F.adaptive_avg_pool2d`: torch 2.13 converts it to ONNX for the example's size only. In an ONNX
+    export, two matrix products compute the averages instead.
     Reproducer: tests/layers/test_workarounds.py::test_adaptive_pooling_in_onnx
     Remove when: that test skips on the oldest supported torch.
     """

@@ -156,7 +156,7 @@ def test_small_images_are_not_cut_into_tiles(options):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (dict(tile=8, overlap=8), "tile is 8 and overlap 8: give 0 <= overlap < tile, or tile 0 for whole images"),
+        (dict(tile=8, overlap=8), "tile is 8 and overlap is 8: give 0 <= overlap < tile, or tile 0 for no tiles"),
         (dict(tile=-1), "tile is -1: give a whole number of at least 0"),
         (dict(tile=True, overlap=0), "tile is True: give a whole number"),
         (dict(tile=32.0), "tile is 32.0: give a whole number"),

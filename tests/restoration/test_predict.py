@@ -298,7 +298,7 @@ def test_nothing_is_overwritten(clean, tmp_path, run):
     Image.open(photos / "0.png").save(photos / "0.jpg")
     assert run(photos, "--output", tmp_path / "out", "--format", "png")[0] == 0
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["0.jpg.png", "0.png.png"]
-    with pytest.raises(SystemExit, match="tile is 8 and overlap 8: give 0 <= overlap < tile"):
+    with pytest.raises(SystemExit, match="tile is 8 and overlap is 8: give 0 <= overlap < tile"):
         run(photos, "--output", tmp_path / "out", "--tile", 8, "--overlap", 8)
     Image.open(photos / "0.png").save(tmp_path / "0.png")
     with pytest.raises(SystemExit, match="0.png exists, and no earlier run wrote it: there is no "):

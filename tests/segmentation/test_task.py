@@ -247,7 +247,7 @@ MISTAKES = [
     (["--data", "voc"], "not found or corrupted. You can use --download"),
     (["--data-dir", ""], "no data set is given: give --data-dir FOLDER"),
     (["--data-dir", "nowhere"], "there is no folder nowhere"),
-    (["--tile", 16, "--overlap", 16], "tile is 16 and overlap 16: give 0 <= overlap < tile"),
+    (["--tile", 16, "--overlap", 16], "tile is 16 and overlap is 16: give 0 <= overlap < tile"),
     (["--model", "mixer_s32_224", "--model-args", "{}"], "takes 32 x 32 pixels at most.*--tile 32"),
     (["--mean", "0.5,0.5,0.5"], "mean is given, but std is not: give both or neither"),
     (["--ignore-index", "none"], r"0.png has the label 255 at 48 pixels, but there are 4 classes.* values 0 to 3"),
