@@ -1,4 +1,4 @@
-"""Provide the token mixers. Each is one class in one file, after one paper. `registry.py` states the contract."""
+"""Provide the token mixers. Each mixer is one class in one file, from one paper. `registry.py` states the contract."""
 
 from .registry import MixerOption, create_mixer, list_mixers, mixer_options, register_mixer
 

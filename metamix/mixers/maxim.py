@@ -2,7 +2,7 @@
 
 "MAXIM: Multi-Axis MLP for Image Processing" (arXiv 2201.02973), section 3.2:
 
-    u, v = split(gelu(fc1(x)))                           f C channels, two halves
+    u, v = split(gelu(fc1(x)))                           f C channels, split into two halves
     y    = fc2(concat(G_grid(u), G_block(v)))            back to C channels
 
     G(x) = x + fc2(a * (S(norm(b)) + 1)),   a, b = split(gelu(fc1(norm(x))))
@@ -11,11 +11,11 @@ S is one linear map over a set of tokens, the same for all channels. In the bloc
 one block, so S mixes neighbours. In the grid branch a set has one token from each of gh x gw cells, so S reaches across
 the map. Block and grid sizes are fixed, so the parameters do not depend on the map size.
 
-The map may have any size: it is padded with zeros to multiples of block and grid, and cropped afterwards. The cost for
-each value is the number of tokens in a set, so the cost of a map is linear in its number of tokens.
+The map may have any size: it is padded with zeros to multiples of the block and grid sizes, and cropped afterwards. For
+each value, S takes one multiply-add for each token in the set, so the cost is linear in the map's number of tokens.
 
-As in the authors' flax code, GELU has its tanh form, and norms have eps 1e-6. Departure: their layer contains the norm
-before it and the residual around it; here the skeleton adds both.
+As in the authors' flax code, GELU is the tanh approximation, and norms have eps 1e-6. Departure: the authors' layer
+includes the norm before it and the residual around it; here the skeleton adds both.
 """
 
 import math
@@ -39,7 +39,7 @@ class Maxim(nn.Module):
         input_proj_factor: f, width of both branches together as a multiple of C.
         block_gmlp_factor: width inside the gated MLP of the block branch, as a multiple of its input's width.
         grid_gmlp_factor: width inside the gated MLP of the grid branch, as a multiple of its input's width.
-        proj_drop: dropout of the output.
+        proj_drop: dropout rate of the output.
     """
 
     def __init__(

@@ -1,23 +1,23 @@
-"""Attention with the reductions of "Reducing the Transformer Architecture to a Minimum" (arXiv 2410.13732).
+"""Mix tokens by reduced attention: "Reducing the Transformer Architecture to a Minimum" (arXiv 2410.13732).
 
     y_i = proj(sum_j softmax_j(s(x_i, x_j) / sqrt(d)) value(x_j))        in each head of d = C / heads channels
 
     qk = "separate"     s = (Wq x_i) . (Wk x_j)         the usual similarity
-         "collapsed"    s = (W x_i) . x_j               W = Wk^T Wq as one matrix, section 3.2; for one head only: with
-                                                        more, it costs parameters instead of saving them
+         "collapsed"    s = (W x_i) . x_j               W = Wk^T Wq as one matrix, section 3.2; for one head only, since
+                                                        with more heads it would add parameters instead of saving them
          "shared"       s = (Wq x_i) . (Wq x_j)         symmetric, section 3.4, as in the paper's experiments
          "cholesky"     s = (T^T x_i) . (T^T x_j)       symmetric; T is lower triangular with d (d + 1) / 2 entries
 
-    value = False       value(x_j) = x_j and no proj: y is a convex combination of tokens, section 3.3
+    value = False       value(x_j) = x_j without proj: y is a convex combination of tokens, section 3.3
 
-Departures: `context` and `positions` are ours, and so is the initial value of T.
+Departures: `context`, `positions` and the initial values of T are ours.
 
-- With `context` the cost is linear in the number of tokens; without it, quadratic. Keys and values come from the
-  map averaged to the grid `context` (or repeated, if the map is smaller); every token keeps its query.
+- With `context`, keys and values come from the map averaged to this grid (or repeated, if the map is smaller). Every
+  token keeps its query. The cost is then linear in the number of tokens; without `context` it is quadratic.
 - `positions` adds a learned bias for each head and each offset between two tokens to s / sqrt(d). At the start each
-  head looks at one neighbour of the token, as a local filter does. On other maps the biases are resampled.
-- T starts with a standard deviation of 1 / sqrt(d). With a plain normal start every token attends only to itself, and
-  training stays at chance level.
+  head looks at one neighbour of the token, as a local filter does. The biases are resampled for maps of other sizes.
+- The entries of T start with a standard deviation of 1 / sqrt(d). With a standard deviation of 1, every token attends
+  only to itself, and training stays at chance level.
 
 The map may have any size.
 """
@@ -42,13 +42,13 @@ class MinAttn(nn.Module):
     """Attention with fewer matrices: (B, C, H, W) -> (B, C, H, W).
 
     Args:
-        num_heads: heads; must divide `dim`.
+        num_heads: number of heads; must divide `dim`.
         qk: form of the similarity: "separate", "collapsed", "shared" or "cholesky"; see above.
         value: whether to use the value map and the output projection.
         context: side or (h, w) of the grid that keys and values are averaged to, at most `size`; None for all tokens.
-        positions: whether to add a learned bias for each head and offset.
-        attn_drop: dropout of the attention weights.
-        proj_drop: dropout of the output.
+        positions: whether to add a learned bias for each head and offset to the similarities.
+        attn_drop: dropout rate of the attention weights.
+        proj_drop: dropout rate of the output.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class MinAttn(nn.Module):
             self.context = min(h, size[0]), min(w, size[1])
         self.bias = PositionBias(num_heads, self.context or size) if positions else None
         self.attn_drop = Dropout(attn_drop)
-        self.fused = use_fused_attn()  # timm.layers.set_fused_attn
+        self.fused = use_fused_attn()  # timm.layers.set_fused_attn changes it
         d = dim // num_heads
         self.query = Cholesky(num_heads, d) if qk == "cholesky" else nn.Conv2d(dim, dim, 1)
         if not self.symmetric:
@@ -102,12 +102,12 @@ class MinAttn(nn.Module):
 
     def split_heads(self, x: Tensor) -> Tensor:
         """Split the channels of a map among the heads: (B, C, H, W) -> (B, heads, H W, d)."""
-        # Begin by moving the channels to the last dimension: engines keep them last in memory, so this costs nothing,
-        # and OpenVINO merges the second transpose into its attention.
+        # Move the channels to the last dimension first: engines keep them last in memory, so this costs nothing, and
+        # OpenVINO merges the second transpose into its attention.
         return rearrange(x.movedim(1, -1).flatten(1, 2), "b l (n d) -> b n l d", n=self.heads)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Resample the biases of a state saved for another map size; no other parameter depends on it."""
+        """Resample the biases of a state saved for another map size; no other parameter depends on the size."""
         if self.bias is None:
             return state
         return state | {"bias.table": resize_to(state["bias.table"], self.bias.table.shape[-2:])}
@@ -118,10 +118,11 @@ class PositionBias(nn.Module):
 
     (B, C, H, W), (B, C, h, w) -> (heads, H W, h w). Queries between the context's grid points get interpolated biases.
 
-    The biases start as -2 log(1 + d^2), where d is the distance from the point that the head looks at. These points lie
-    on a circle of one token around the query. The biases fall slowly, so that a head can also learn to look far.
+    At the start, each head looks at one point on a circle around the query, with a radius of one token. The biases
+    start as -2 log(1 + d^2), where d is the distance from this point in tokens. They fall slowly, so that a head can
+    also learn to look far.
 
-    The table of offsets is made for a context of `size`. Other sizes get a resampled table.
+    The table holds a bias for each offset in a context of `size`. It is resampled for other sizes.
     """
 
     def __init__(self, heads: int, size: tuple[int, int]):
@@ -144,7 +145,7 @@ class PositionBias(nn.Module):
 def offset_biases(context: Tensor, table: Tensor) -> Tensor:
     """Look up the bias of each pair of tokens: a map (B, C, h, w), a table (1, heads, h', w') -> (heads, h w, h w).
 
-    The table has the biases by offset, the place of the query minus the place of the key.
+    The table is indexed by the offset: the query's position minus the key's position.
     """
     h, w = context.shape[-2:]
     table = resize_to(table, (2 * h - 1, 2 * w - 1))[0]
@@ -155,7 +156,7 @@ def offset_biases(context: Tensor, table: Tensor) -> Tensor:
 
 
 class Cholesky(nn.Module):
-    """T^T x in each head, (B, heads * d, H, W) -> the same shape; T T^T is the symmetric matrix of the similarity."""
+    """T^T x in each head: (B, heads * d, H, W) -> (B, heads * d, H, W). The similarity then has the matrix T T^T."""
 
     def __init__(self, heads: int, d: int):
         super().__init__()

@@ -1,15 +1,16 @@
-"""The gate of NiNformer: "NiNformer: A Network in Network Transformer with Token Mixing Generated Gating Function"
-(arXiv 2403.02411).
+"""Mix tokens with the gate of NiNformer.
 
-    y = value(x) * gate(x)                            element by element; nothing bounds the gate
+"NiNformer: A Network in Network Transformer with Token Mixing Generated Gating Function" (arXiv 2403.02411):
+
+    y = value(x) * gate(x)                            element by element; the gate is not bounded
 
     gate(x) = v + MLP_channels(norm(v)),   v = x + MLP_tokens(norm(x))        one MLP-Mixer block
 
-The token MLP works on the tokens of `grid`, by default as many as the map has in training. A map of a different size is
-averaged to the grid (or repeated, if it is smaller), and the gate is resampled bilinearly to the size of the map. So
-the token MLP costs 2 * token_dim multiply-adds per channel and token of the grid, at any size of the map.
+The token MLP mixes the tokens of a `grid`, which by default has the size of the map in training. A map of a different
+size is averaged to the grid (or repeated, if it is smaller), and the gate is resampled bilinearly to the size of the
+map. So the token MLP costs 2 * token_dim multiply-adds per channel and token of the grid, whatever the map's size.
 
-Departure: the author's token MLP takes one fixed number of tokens; `grid` and separate widths of the MLPs are ours.
+Departure: the author's token MLP takes a fixed number of tokens; `grid` and the MLPs' separate widths are ours.
 """
 
 from functools import partial
@@ -32,7 +33,7 @@ class Nin(nn.Module):
         token_dim: hidden width of the token MLP (the paper's d_ffn); None for 2 C.
         channel_dim: hidden width of the channel MLP (the paper's d_ffn); None for 2 C.
         grid: side or (h, w) of the grid on which the gate is computed, at most `size`; None for `size`.
-        proj_drop: dropout in both MLPs.
+        proj_drop: dropout rate in both MLPs.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Nin(nn.Module):
         return x + self.channel_mlp(self.channel_norm(x))
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Resample the token MLP of a state saved for another grid; keep the response of fc1 to a constant map."""
+        """Resample the token MLP of a state saved for another grid; fc1's response to a constant map stays the same."""
         fc1, fc2, bias = (state[f"token_mlp.{key}"] for key in ("fc1.weight", "fc2.weight", "fc2.bias"))
         h, w = fc1.shape[-2:]
         if (h, w) == self.grid:
@@ -83,12 +84,12 @@ class Nin(nn.Module):
 
 
 class TokenMlp(nn.Module):
-    """Linear, GELU, dropout, Linear, dropout over the h * w tokens of (B, C, h, w), the same for each channel."""
+    """Linear, GELU, dropout, Linear, dropout over the h * w tokens of (B, C, h, w); all channels share the weights."""
 
     def __init__(self, grid: tuple[int, int], hidden: int, drop: float):
         super().__init__()
         self.grid = grid
-        self.fc1 = ConvWeights(1, hidden, grid)  # a kernel as large as the grid: a checkpoint shows the grid's shape
+        self.fc1 = ConvWeights(1, hidden, grid)  # kernel of the grid's size, so that a checkpoint shows this size
         self.act = GELU()
         self.drop1 = Dropout(drop)
         self.fc2 = nn.Conv2d(hidden, grid[0] * grid[1], 1)
@@ -96,7 +97,7 @@ class TokenMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = self.grid
-        # The linear maps are fastest as channels_last 1x1 convolutions over tokens, although both copies take time.
+        # The linear maps are fastest as channels_last 1x1 convolutions over tokens, despite the two copies.
         x = to_channels_last(rearrange(x, "b c h w -> b (h w) c 1"))
         x = F.conv2d(x, rearrange(self.fc1.weight, "o 1 h w -> o (h w) 1 1"), self.fc1.bias)  # (B, hidden, C, 1)
         x = self.drop2(self.fc2(self.drop1(self.act(x))))  # (B, h w, C, 1)

@@ -1,6 +1,6 @@
-"""Average pooling of PoolFormer: "MetaFormer Is Actually What You Need for Vision" (arXiv 2111.11418).
+"""Mix tokens by PoolFormer's average pooling: "MetaFormer Is Actually What You Need for Vision" (arXiv 2111.11418).
 
-    y = mean of the K x K neighbours inside the map - x
+    y = mean(x over the K x K neighbours inside the map) - x
 
 The block adds x, so the mixer subtracts it. The mean does not count padding, so a constant map gives exactly zero.
 Therefore the bias of the norm before this mixer has no effect.

@@ -1,31 +1,32 @@
-"""The token mixer of RaftMLP, a vertical and then a horizontal raft MLP: "RaftMLP: How Much Can Be Done Without
-Attention and with Less Spatial Locality?" (arXiv 2108.04384).
+"""Mix tokens with RaftMLP's vertical and then horizontal raft MLP.
 
-A raft is r groups of channels and one column of the map: r * H values. One MLP mixes them, the same for all C / r
-positions in the groups and for all W columns. The horizontal MLP does the same along rows.
+"RaftMLP: How Much Can Be Done Without Attention and with Less Spatial Locality?" (arXiv 2108.04384):
 
     v = V(norm(x))                V: Linear(rH -> e rH), GELU, Linear(e rH -> rH)
-    y = v + H(norm(x + v))        H: the same along W
+    y = v + H(norm(x + v))        H: these layers along W
+
+The channels form r groups. A vertical raft takes one channel of each group, along one column of the map: r * H values,
+which the MLP V mixes. All C / r channels of a group and all W columns share V. H does the same along rows.
 
 In the paper's notation y = z - x with u = x + V(norm(x)) and z = u + H(norm(u)); the skeleton's residual adds x.
 
-Spatial weights are made for a `grid` of tokens, by default the trained map. `resample` says what the mixer does on a
-map of a different size:
+Spatial weights are made for a `grid` of tokens, by default the size of the map in training. `resample` says what the
+mixer does on a map of a different size:
 
     "branch"   y is computed on x resized to the grid, then resized back; the residual stream keeps its resolution
-    "stream"   y = resize(z) - x, with z computed on x resized to the grid; the authors do this; it blurs the residual
+    "stream"   y = resize(z) - x, with z computed on x resized to the grid, as the authors do; this blurs the residual
                stream in every block
     "weights"  the matrices are resized, and the map keeps its resolution
-    "windows"  the map is cut into windows of the grid's size; a reflection of the map fills up the last ones
+    "windows"  the map is cut into windows of the grid's size; the last windows are filled up by reflection
 
-Only "windows" interpolates nothing. Trained MLPs can tell odd tokens from even ones, and interpolation mixes the two.
+Only "windows" does not interpolate. Trained MLPs can tell odd tokens from even ones, and interpolation mixes the two.
 With a grid of a few tokens a side, as in `metaformer_raft_tiny`, the same weights serve images of many sizes.
 
-Cost: 2 e r (H + W) multiply-adds per value, so H * W * (H + W) in all. With "branch" and "stream", every map costs what
-the grid costs; with "windows", the cost is linear in the number of tokens.
+Cost: 2 e r (H + W) multiply-adds per value, so the total grows as H * W * (H + W). With "branch" and "stream", every
+map costs as much as a map of the grid's size. With "windows", the cost is linear in the number of tokens.
 
-Departure from the authors' code: their norm sees the channels in the order (c r), ours in the stream's order (r c). The
-norm's weights in a checkpoint of the authors are permuted on loading.
+Departure from the authors' code: their norm reads the channels in the order (c r), ours in the stream's order (r c).
+When a checkpoint of the authors is loaded, the norm's weights are permuted.
 """
 
 from collections.abc import Sequence
@@ -48,8 +49,8 @@ class Raft(nn.Module):
     """Vertical and horizontal raft MLP: (B, C, H, W) -> (B, C, H, W).
 
     Args:
-        raft_size: r, the groups of channels in a raft; must divide `dim`.
-        expansion: e, hidden width as a multiple of the outer width.
+        raft_size: r, number of channel groups; must divide `dim`.
+        expansion: e, hidden width of the raft MLPs as a multiple of their input width.
         resample: "branch", "stream", "weights" or "windows": what to do on maps of a different size; see above.
         grid: side or (h, w) of the grid that the weights are made for, at most `size`; None for `size`.
     """
@@ -70,7 +71,7 @@ class Raft(nn.Module):
         h, w = parse_size("grid", size if grid is None else grid)
         self.grid = min(h, size[0]), min(w, size[1])
         if int(expansion * raft_size * min(self.grid)) < 1:
-            raise ValueError(f"expansion {expansion} leaves the MLPs no hidden values: give a larger one.")
+            raise ValueError(f"expansion {expansion} leaves the MLPs no hidden units: give a larger number.")
         if dim % raft_size:
             raise ValueError(f"raft_size {raft_size} does not divide the {dim} channels: choose a divisor of {dim}.")
         check_choice("resample", resample, RESAMPLE)
@@ -90,7 +91,7 @@ class Raft(nn.Module):
         return y
 
     def branch(self, x: Tensor) -> Tensor:
-        """Compute y for a map that the weights fit: (B, C, H, W) -> (B, C, H, W)."""
+        """Compute y without resizing the map: (B, C, H, W) -> (B, C, H, W)."""
         v = self.vertical(x)
         return v + self.horizontal(x + v)
 
@@ -107,8 +108,8 @@ class RaftMlp(nn.Module):
 
     Args:
         length: number of tokens along the mixed side of the map.
-        rafts: einops pattern from the map to rafts, (B, C, H, W) -> (B, r * length, other side, C / r). The linear maps
-            then run as 1x1 convolutions, which are fastest on a CPU.
+        rafts: einops pattern that cuts the map into rafts, (B, C, H, W) -> (B, r * length, other side, C / r). The
+            linear maps then run as 1x1 convolutions, which are fastest on a CPU.
     """
 
     def __init__(self, dim: int, length: int, raft_size: int, expansion: float, rafts: str):
@@ -120,7 +121,7 @@ class RaftMlp(nn.Module):
         self.rafts = rafts
         self.back = " -> ".join(reversed(rafts.split(" -> ")))
         self.norm = LayerNorm2d(dim, eps=1e-5)
-        # A kernel as large as the raft, so that a checkpoint shows its shape.
+        # The kernel is as large as the raft, so that a checkpoint shows the raft's shape.
         self.fc1 = ConvWeights(1, hidden, (raft_size, length))
         self.act = GELU()
         self.fc2 = ConvWeights(hidden, width, 1)
@@ -131,7 +132,7 @@ class RaftMlp(nn.Module):
         w1, b1 = resize_inputs(self.fc1.weight, length), self.fc1.bias
         w2 = resize_outputs(self.fc2.weight, self.raft_size, length)
         b2 = resize_outputs(self.fc2.bias, self.raft_size, length)  # type: ignore[arg-type]
-        # The convolution keeps the memory format of its weights, so they get the strides of channels_last.
+        # The output takes the memory format of the weights, so the weights get the strides of channels_last.
         w1 = w1.flatten(1)[:, None, None].movedim(3, 1)
         x = F.conv2d(self.act(F.conv2d(x, w1, b1)), w2, b2)  # the same shape
         return rearrange(x, self.back, r=self.raft_size)
@@ -139,13 +140,13 @@ class RaftMlp(nn.Module):
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resample parameters saved for a different length; return them unchanged if raft size or expansion differ.
 
-        Hidden units have no place on the map, so they are repeated or thinned out. Copies share the output weight of
-        the unit they repeat, so repeating changes nothing. After thinning, the output weights are scaled up.
+        Hidden units have no place on the map, so they are repeated or thinned out. The copies of a unit share the
+        unit's output weight, so repeating changes nothing. After thinning, the output weights are scaled up.
         """
         hidden, (old, _, raft_size, length) = len(self.fc1.weight), state["fc1.weight"].shape
         if raft_size != self.raft_size or old != int(self.expansion * raft_size * length):
             return state
-        # Hidden unit i is a copy of the saved unit unit[i].
+        # Hidden unit i is a copy of the saved unit with the index unit[i].
         unit = torch.arange(hidden, device=state["fc1.weight"].device) * old // hidden
         copies = (unit[:, None] == unit).sum(1) * min(1, hidden / old)
         w2, b2 = (resize_outputs(state[f"fc2.{p}"], self.raft_size, self.length) for p in ("weight", "bias"))
@@ -160,17 +161,17 @@ class RaftMlp(nn.Module):
 
 @fx_leaf
 def to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """Cut (B, C, H, W) into windows, filled up by reflection: (B * number of windows, C, *window)."""
+    """Cut a map into windows, filled up by reflection: (B, C, H, W) -> (B * number of windows, C, *window)."""
     if not may_vary(*x.shape[-2:]) and tuple(x.shape[-2:]) == window:
         return x
     (h, w), (m, n) = window, window_counts(x.shape[-2:], window)
-    x = reflect_to(x, (m * h, n * w)).movedim(1, -1)  # memory has the channels last, so runs of C values are copied
+    x = reflect_to(x, (m * h, n * w)).movedim(1, -1)  # channels are last in memory, so runs of C values are copied
     return rearrange(x, "b (m h) (n w) c -> (b m n) h w c", m=m, n=n).movedim(3, 1)
 
 
 @fx_leaf
 def from_windows(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Put the windows of `to_windows` back on the map of `size` = (H, W): (B, C, H, W)."""
+    """Invert `to_windows` for a map of `size` = (H, W): (B * number of windows, C, *window) -> (B, C, H, W)."""
     if not may_vary(*size) and tuple(size) == tuple(x.shape[-2:]):
         return x
     m, n = window_counts(size, x.shape[-2:])
@@ -181,16 +182,17 @@ def from_windows(x: Tensor, size: Sequence[int]) -> Tensor:
 def window_counts(size: Sequence[int], window: Sequence[int]) -> tuple[int, int]:
     """Return how many windows cover a map of `size` = (H, W), down and across."""
     (height, width), (h, w) = round_up(size, window), window
-    # torch.export would fix whether a side has one window or several. With one more, there are always several.
+    # torch.export would specialize the graph to one window a side, or to several. With one more, it is always several.
     more = int(may_vary(height, width))
     return height // h + more, width // w + more
 
 
 @fx_leaf
 def resize_inputs(weight: Tensor, length: int) -> Tensor:
-    """Resize the weights that read a raft: (o, 1, r, old) -> (o, 1, r, length).
+    """Resize the input weights of a raft MLP: (o, 1, r, old) -> (o, 1, r, length).
 
-    They are scaled to keep the response to a constant raft: exactly at multiples of `old`, nearly at other larger ones.
+    They are scaled to keep the response to a constant raft. The response is exactly the same if `length` is a multiple
+    of `old`, and nearly the same for other larger lengths.
     """
     old = weight.shape[3]
     if not may_vary(length) and length == old:
@@ -200,7 +202,7 @@ def resize_inputs(weight: Tensor, length: int) -> Tensor:
 
 @fx_leaf
 def resize_outputs(weight: Tensor, raft_size: int, length: int) -> Tensor:
-    """Resize the weights that write a raft, between neighbours: (r * old, ...) -> (r * length, ...)."""
+    """Resize the output weights or biases of a raft MLP linearly: (r * old, ...) -> (r * length, ...)."""
     if not may_vary(length) and weight.shape[0] == raft_size * length:
         return weight
     columns = rearrange(weight.reshape(weight.shape[0], -1), "(r l) i -> i r l", r=raft_size)

@@ -57,11 +57,11 @@ def register_mixer(name: str) -> Callable[[MixerClass], MixerClass]:
         parameters = list(inspect.signature(cls).parameters.values())
         keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         others = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-        if others != ["dim"] or "size" not in keywords:  # **options would leave no names to check options against
+        if others != ["dim"] or "size" not in keywords:  # with **options, the names of options could not be checked
             raise ValueError(
                 f"Mixer {name!r} has the constructor {cls.__name__}{inspect.signature(cls)}; "
                 f"a mixer is built as Mixer(dim, *, size=(H, W), ...): write "
-                f"`def __init__(self, dim, *, size, ...)`, each option by its name."
+                f"`def __init__(self, dim, *, size, ...)` and name each option."
             )
         _MIXERS[name] = cls
         return register_notrace_module(cls)
@@ -90,7 +90,7 @@ def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn
 
 @fx_leaf
 def check_shape(y: Tensor, x: Tensor, mixer: str) -> Tensor:
-    """Return `y`, the output of the class `mixer` for the map `x`; raise an error if it has a different shape.
+    """Return `y`, the output of the class `mixer` for the map `x`; raise ValueError if its shape is not that of `x`.
 
     Without this check, the residual would broadcast an output of a different shape.
     """
@@ -130,13 +130,13 @@ class MixerOption:
     """An option of a mixer."""
 
     name: str  # what to write in `mixer_args`
-    default: Any  # value if it is not given; `inspect.Parameter.empty` if it is required
-    doc: str  # meaning, from the docstring of the mixer's class; empty if the docstring has no entry
+    default: Any  # value if the option is not given; `inspect.Parameter.empty` if the option is required
+    doc: str  # meaning, from the docstring of the mixer's class; empty if the docstring does not mention the option
 
 
 def mixer_options(name: str) -> list[MixerOption]:
     """Return the options of the mixer registered as `name`, in the order of its constructor."""
-    check_choice("mixer", name, _MIXERS, "Import the module that registers yours; on a command line, --import MODULE.")
+    check_choice("mixer", name, _MIXERS, "Import the module of your own mixer; on the command line, --import MODULE.")
     cls = _MIXERS[name]
     _, _, section = (inspect.getdoc(cls) or "").partition("Args:\n")
     entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE)

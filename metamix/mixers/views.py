@@ -17,12 +17,12 @@ from .nin import Nin
 from .raft import Raft
 from .wavemix import WaveMix, dwt2
 
-Point = tuple[float, float]  # row and column as shares of the map's height and width, from 0 to below 1
+Point = tuple[float, float]  # row and column as fractions of the map's height and width, at least 0 and below 1
 
 
 @dataclass(frozen=True)
 class View:
-    """A picture of a mixer: a map (h, w) that lies on the image, or a matrix (outputs, inputs) of weights."""
+    """A picture of a mixer: a map (h, w) to overlay on the image, or a matrix (outputs, inputs) of weights."""
 
     title: str
     values: Tensor
@@ -31,7 +31,7 @@ class View:
 
 @singledispatch
 def view(mixer: nn.Module, x: Tensor, point: Point) -> list[View]:
-    """Return pictures of a mixer for its input x, (1, C, H, W); `point` is the token whose attention is shown."""
+    """Return pictures of a mixer for its input x, (1, C, H, W); `point` marks the token whose attention is shown."""
     return []
 
 
@@ -57,7 +57,7 @@ def _(mixer: Any, x: Tensor, point: Point) -> list[View]:
 
 
 def attention(mixer: MinAttn, x: Tensor, token: int | None = None) -> Tensor:
-    """Return the attention of all tokens, or of one, over the context: (N, C, H, W) -> (N, heads, tokens, h * w)."""
+    """Return the attention of all tokens, or of one, to the context: (N, C, H, W) -> (N, heads, tokens, h * w)."""
     context = x if mixer.context is None else average_to(x, mixer.context)
     keys = mixer.query(context) if mixer.symmetric else mixer.key(context)
     q, k = mixer.split_heads(mixer.query(x)), mixer.split_heads(keys)
@@ -67,7 +67,7 @@ def attention(mixer: MinAttn, x: Tensor, token: int | None = None) -> Tensor:
 
 
 def token_attention(mixer: MinAttn, x: Tensor, point: Point) -> Tensor:
-    """Return the attention of the token at a point, averaged over heads: (N, C, H, W) -> (N, h, w)."""
+    """Return the attention of the token at `point`, averaged over heads: (N, C, H, W) -> (N, h, w)."""
     height, width = x.shape[-2:]
     h, w = mixer.context or (height, width)
     token = int(point[0] * height) * width + int(point[1] * width)
@@ -86,7 +86,7 @@ def bands(mixer: WaveMix, x: Tensor) -> dict[str, Tensor]:
 
 
 def matrices(mixer: Raft | Maxim) -> dict[str, Tensor]:
-    """Return the spatial weights of each branch: maxim's gating matrices; raft's MLPs without the GELU inside."""
+    """Return each branch's spatial weights: maxim's gating matrices, or the product of raft's two linear maps."""
     if isinstance(mixer, Maxim):
         return {name: getattr(mixer, name).spatial.weight.flatten(1).detach() for name in ("grid", "block")}
     mlps = {"vertical": mixer.vertical, "horizontal": mixer.horizontal}

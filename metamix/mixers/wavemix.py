@@ -11,15 +11,16 @@
     MLP = fc1, GELU, dropout, fc2                               1x1 convolutions
     up  = transposed convolution k4 s2 p1, or bilinear upsampling
 
-The paper's block is this mixer and its residual, with no norm before it and no channel MLP after it.
+The paper's block is this mixer with a residual, without a norm before the mixer or a channel MLP after it.
 
 The map may have any size: the transform pads an odd map with zeros (PyWavelets' mode "zero"), and the upsampled map is
 cropped. Filters with more taps than Haar's two make bands larger than half of the map, so the crop keeps the centre.
-The cost is linear in the number of tokens. The transposed convolution takes most of it, 4 C_ff multiply-adds per value.
+The cost is linear in the number of tokens. The transposed convolution takes the most, 4 C_ff multiply-adds per value.
 
 Departures from the authors' code: they order the detail channels by channel (c0-LH, c0-HL, c0-HH, c1-LH ...), we order
-them by band. So loading an authors' checkpoint permutes the first convolution of each MLP. Their code does not run on
-odd maps. The options norm="group" and upsample="bilinear" are ours; `models/wavemix.py` explains "bilinear".
+them by band. When a checkpoint of the authors is loaded, the first convolution of each MLP is therefore permuted. Their
+code does not run on odd maps. The options norm="group" and upsample="bilinear" are ours; `models/wavemix.py` explains
+"bilinear".
 """
 
 import pywt
@@ -42,13 +43,13 @@ class WaveMix(nn.Module):
     """MLPs on wavelet bands: (B, C, H, W) -> (B, C, H, W).
 
     Args:
-        level: levels of the transform, 1 (WaveMix-Lite) to 4.
+        level: number of levels of the transform, 1 (WaveMix-Lite) to 4.
         wavelet: name of a discrete wavelet of PyWavelets.
         mult: hidden width of the MLP as a multiple of C.
-        ff_channel: width after the MLP, 0 for C; only with upsample="transposed".
+        ff_channel: output width of the MLP; 0 for C. Only for upsample="transposed".
         upsample: "transposed" as in WaveMix, or "bilinear" as in the smallest WaveMix-Lite models.
         norm: "batch" as in the authors' code, or "group" (one group) for small batches and detection from scratch.
-        proj_drop: dropout in the MLPs.
+        proj_drop: dropout rate in the MLPs.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class WaveMix(nn.Module):
         self.reduce = nn.Conv2d(dim, dim // 4, 1)
         self.levels = nn.ModuleList()  # from the finest to the deepest
         for i in range(level):
-            dim_in = dim if i == level - 1 else dim + dim // 2  # all but the deepest also get the next level's output
+            dim_in = dim if i == level - 1 else dim + dim // 2  # all but the deepest also read the next deeper output
             dim_out = dim if i == 0 else dim // 2
             widths = dim_in, mult * dim, ff_channel or dim, dim_out
             self.levels.append(BandMlp(*widths, upsample=upsample, norm=norm, drop=proj_drop))
@@ -95,7 +96,7 @@ class WaveMix(nn.Module):
         sizes, bands = [], []
         for _ in self.levels:
             sizes.append(a.shape[-2:])
-            bands.append(dwt2(a, self.filters))  # (B, C, h, w) with h, w half of the level before
+            bands.append(dwt2(a, self.filters))  # (B, C, h, w) with h, w half of those of `a`
             a = bands[-1].chunk(4, dim=1)[0]
         y = crop_to(self.levels[-1](bands[-1]), sizes[-1], centre=True)
         for size, band, mlp in list(zip(sizes[:-1], bands, self.levels))[::-1]:
@@ -131,7 +132,7 @@ def dwt2(x: Tensor, filters: tuple[list[float], list[float]]) -> Tensor:
 
     (B, C, H, W) -> (B, 4 C, h, w) with h = floor((H + L - 1) / 2) for L taps: all channels of the approximation, then
     of the details LH (low along the width, high along the height; PyWavelets' cH), HL (cV) and HH (cD). `filters` are
-    the wavelet's low and high pass, `pywt.Wavelet(name).filter_bank[:2]`.
+    the wavelet's low-pass and high-pass filters, `pywt.Wavelet(name).filter_bank[:2]`.
     """
     if len(filters[0]) == 2:  # Haar, under any of its names
         return haar2(x)

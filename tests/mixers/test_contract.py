@@ -419,7 +419,7 @@ def test_options_of_a_mixer(forget_mixers):
     assert [(option.name, option.default) for option in mixer_options("raft")] == [
         ("raft_size", 2), ("expansion", 2.0), ("resample", "branch"), ("grid", None),
     ]  # fmt: skip
-    assert mixer_options("raft")[0].doc == "r, the groups of channels in a raft; must divide `dim`."
+    assert mixer_options("raft")[0].doc == "r, number of channel groups; must divide `dim`."
     context = {option.name: option.doc for option in mixer_options("minattn")}["context"]
     assert context == (
         "side or (h, w) of the grid that keys and values are averaged to, at most `size`; None for all tokens."

@@ -136,7 +136,7 @@ def test_wrong_options_are_refused():
     for options, words in (
         (dict(raft_size=3), "raft_size 3 does not divide the 8 channels: choose a divisor of 8"),
         (dict(expansion=math.inf), "expansion is inf: give a finite number of at least 0"),
-        (dict(expansion=0.01), "expansion 0.01 leaves the MLPs no hidden values: give a larger one"),
+        (dict(expansion=0.01), "expansion 0.01 leaves the MLPs no hidden units: give a larger number"),
         (dict(resample="weight"), "resample is 'weight'; did you mean 'weights'"),
         (dict(grid=0), "grid is 0"),
     ):
