@@ -1,4 +1,4 @@
-"""Models: the skeleton, one file for each family of registered names, image models, and backbones with pyramids."""
+"""Provide the models: the skeleton, one file for each model family, image models, and backbones with pyramids."""
 
 from . import metaformer_family, minattn, ninformer, poolformer, raftmlp, wavemix
 from .image_models import create_image_model

@@ -18,27 +18,27 @@ from metamix.utils.checks import check_choice
 Norm = str | Callable[[int], nn.Module] | None  # a name in timm, a constructor, or None for no norm
 Activation = str | type[nn.Module]
 
-# timm's norms of (B, C, H, W)
+# names of timm's norms for maps (B, C, H, W)
 MAP_NORMS = [n for n in _NORM_MAP if n in ("batchnorm", "groupnorm", "groupnorm1") or "2d" in n]
 
 
 def per_stage(name: str, value: Any, stages: int) -> list:
-    """Return one value for each stage: the entries of a sequence of that length, or the same value for all."""
+    """Return one value for each stage: the entries of a sequence of length `stages`, or a single value repeated."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [value] * stages
     if len(value) != stages:
-        raise ValueError(f"{name} has {len(value)} entries, but {stages} are needed: give one for all or one for each.")
+        raise ValueError(f"{name} has {len(value)} entries, but {stages} are needed: give as many, or a single value.")
     return list(value)
 
 
 def mixers_per_stage(mixer: Any, mixer_args: Any, stages: int) -> tuple[list[str], list[dict]]:
-    """Return the name and the arguments of the mixer of each stage; raise ValueError if they are wrong."""
+    """Return the name and the options of each stage's mixer; raise ValueError for wrong types and reserved options."""
     names = per_stage("mixer", mixer, stages)
     args = per_stage("mixer_args", {} if mixer_args is None else mixer_args, stages)
     if not all(isinstance(name, str) for name in names):
-        raise ValueError(f"mixer is {mixer!r}: give the name of a registered mixer, or one for each stage.")
+        raise ValueError(f"mixer is {mixer!r}: give the name of a registered mixer, or a name for each stage.")
     if not all(isinstance(options, Mapping) and all(isinstance(key, str) for key in options) for options in args):
-        raise ValueError(f"mixer_args is {mixer_args!r}: give a dict of the mixer's options, or one for each stage.")
+        raise ValueError(f"mixer_args is {mixer_args!r}: give a dict of the mixer's options, or a dict for each stage.")
     if reserved := {"name", "dim", "size"}.intersection(chain(*args)):
         raise ValueError(f"mixer_args has {', '.join(sorted(reserved))}: use mixer, dims and img_size instead.")
     return names, [dict(options) for options in args]
@@ -51,13 +51,13 @@ def check_stages(depths: Any, dims: Any) -> None:
         if not whole or not values:
             raise ValueError(f"{name} is {values!r}: give a whole number of at least 1 for each stage.")
     if len(dims) != len(depths):
-        raise ValueError(f"depths {tuple(depths)} and dims {tuple(dims)} differ in length: give one of each per stage.")
+        raise ValueError(f"depths {tuple(depths)} and dims {tuple(dims)} differ in length: give one dim per depth.")
 
 
 def norm_layer(option: str, norm: Norm) -> Callable[[int], nn.Module]:
-    """Return the constructor of a norm of (B, C, H, W); None and "none" give the identity.
+    """Return the constructor of a norm for (B, C, H, W); None and "none" give the identity.
 
-    timm's GroupNorm1 is replaced by the one in `metamix.layers`.
+    timm's GroupNorm1 is replaced by `metamix.layers.GroupNorm1`.
     """
     if norm is None or norm == "none":
         return nn.Identity
@@ -66,7 +66,7 @@ def norm_layer(option: str, norm: Norm) -> Callable[[int], nn.Module]:
 
 
 def activation(act: Activation) -> type[nn.Module]:
-    """Return the class of an activation. GELU of torch or timm is replaced by the one in `metamix.layers`."""
+    """Return the class of an activation. GELU of torch or timm is replaced by `metamix.layers.GELU`."""
     layer = layer_by_name("act_layer", act, get_act_layer, _ACT_LAYER_DEFAULT)
     return GELU if layer in (nn.GELU, TimmGELU) else layer
 

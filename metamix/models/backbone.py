@@ -3,7 +3,7 @@
     build_backbone("metaformer_raft_s12")(images)     (B, 3, H, W) -> maps of 256 channels at strides 4, 8, 16, 32
 
 A multi-stage model gets a feature pyramid; an isotropic model gets ViTDet's simple pyramid. Levels 0, 1, 2, 3 have the
-strides 4, 8, 16, 32. With patches of 7 pixels, the strides are 3.5, 7, 14, 28.
+strides 4, 8, 16, 32. If the model has patches of 7 pixels, the strides are 3.5, 7, 14, 28.
 """
 
 import math
@@ -35,15 +35,15 @@ BATCH_NORMS = ("auto", "freeze", "replace", "train")
 
 
 class P6P7(LastLevelP6P7):
-    """torchvision's two levels after the coarsest, with convolutions that learn from maps one pixel wide too."""
+    """torchvision's two extra levels P6 and P7, with convolutions that can also learn from maps one pixel wide."""
 
     def __init__(self, dim: int):
         super().__init__(dim, dim)
         for conv in self.children():
-            conv.__class__ = Conv2d  # keeps the weights as they were drawn
+            conv.__class__ = Conv2d  # keeps the initial weights
 
 
-EXTRA: dict[str, tuple[int, Callable[[int], ExtraFPNBlock | None]]] = {  # `extra`: how many levels, and their builder
+EXTRA: dict[str, tuple[int, Callable[[int], ExtraFPNBlock | None]]] = {  # by `extra`: level count and constructor
     "none": (0, lambda dim: None),
     "pool": (1, lambda dim: LastLevelMaxPool()),  # Faster and Mask R-CNN
     "p6p7": (2, P6P7),  # RetinaNet and FCOS
@@ -51,14 +51,14 @@ EXTRA: dict[str, tuple[int, Callable[[int], ExtraFPNBlock | None]]] = {  # `extr
 
 
 class Backbone(nn.Module):
-    """A model with a pyramid: (B, C, H, W) -> an OrderedDict of (B, out_channels, H / s, W / s), the finest first.
+    """A model with a pyramid: (B, C, H, W) -> an OrderedDict of maps (B, out_channels, H / s, W / s), finest first.
 
     Attributes:
         out_channels: channels of every level, or of the widest level if they differ.
         channels: channels of each level in `out_indices`.
         in_chans: image channels.
         levels: names of the levels in `out_indices`; the extra levels have other names.
-        strides: s of all levels, including the extra ones.
+        strides: stride s of each level, including the extra levels.
         size_divisible: images whose sides are multiples of this have maps of exactly these strides.
         mean, std: mean and standard deviation of each image channel, for pixel values from 0 to 1.
     """
@@ -98,7 +98,7 @@ class BackboneMixin(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Group the parameters by depth for layer-wise learning rates: the backbone's layers first, then the others."""
         body: Any = self.backbone.body
-        if "model" not in dict(body.named_children()):  # timm split the model into its layers
+        if "model" not in dict(body.named_children()):  # timm has split the model into its layers
             return {name: rf"backbone\.body\.{re.escape(name)}\." for name, _ in body.named_children()}
 
         def inside_body(pattern: str) -> str:
@@ -121,7 +121,7 @@ class BackboneMixin(nn.Module):
         return {f"backbone.body.model.{name}" for name in names}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the backbone's activations in the backward pass, to save memory."""
+        """Turn gradient checkpointing of the backbone on or off."""
         body: Any = self.backbone.body
         getattr(body, "model", body).set_grad_checkpointing(enable)
 
@@ -139,26 +139,27 @@ def build_backbone(
 ) -> Backbone:
     """Build a model with a feature pyramid.
 
-    Detectors train on batches of few images, too few for batch statistics. So by default batch norms are frozen if
+    Detectors train on few images per batch, too few for batch statistics. So by default batch norms are frozen if
     weights are loaded, and otherwise replaced by group norms of one group (as with `norm="group"` of WaveMix).
 
     Args:
-        name: any name in timm, the zoo's included, that has features.
+        name: a model of timm or of the zoo that supports `features_only`.
         out_indices: levels, ascending: 0 to 3 for strides 4 to 32. If a multi-stage model has no map of a level's
             stride, the next finer map is pooled. An isotropic model has all levels.
-        out_channels: channels of the levels. None leaves out the top-down path: maps have the channels of their stage,
-            or of the isotropic model.
-        extra: coarser levels: "none", "pool" (one, subsampled, as in Faster R-CNN) or "p6p7" (two, by convolutions, as
-            in RetinaNet and FCOS).
+        out_channels: channels of the levels. None leaves out the top-down path: each level then has as many channels
+            as its stage, or as the isotropic model.
+        extra: coarser levels to add: "none", "pool" (one level by subsampling, as in Faster R-CNN) or "p6p7" (two
+            levels by convolutions, as in RetinaNet and FCOS).
         pretrained: load the model's published weights.
-        checkpoint: load the weights of a classifier from this file or run folder.
-        batch_norms: "freeze", "replace" or "train"; "auto" freezes batch norms with loaded weights and replaces others.
+        checkpoint: load the weights of a classifier from this file or run folder; None loads no file.
+        batch_norms: "freeze", "replace", "train", or "auto" to freeze them if weights are loaded, else to replace them.
         model_args: more arguments of the model, such as `img_size=(480, 640)` or `drop_path_rate=0.1`. `in_chans` is 3
             unless it is given, also for models that were made for grey images.
 
     Raises:
-        ValueError: a name or option is unknown; a stride is finer than the model's finest; an isotropic model has maps
-            finer than stride 4; no weights are published; the checkpoint belongs to another model or lacks weights.
+        ValueError: a name or option is unknown; a level is finer than the model's finest map; an isotropic model has
+            maps finer than stride 4; no weights are published; or the checkpoint belongs to another model or lacks
+            weights.
     """
     check_model(name, pretrained)
     check_choice("extra", extra, EXTRA)
@@ -198,11 +199,11 @@ def build_backbone(
 class Plan:
     """The levels of a pyramid, and the maps of a model that they are made from."""
 
-    isotropic: bool  # whether all maps have one stride
+    isotropic: bool  # whether all maps have the same stride
     strides: tuple[float, ...]  # stride of each level
-    body_indices: tuple[int, ...]  # the maps that are used, as `out_indices` of timm
+    body_indices: tuple[int, ...]  # indices of the maps that the levels need, for timm's `out_indices`
     dims: tuple[int, ...]  # channels of these maps
-    sources: tuple[tuple[int, int], ...]  # for each level: index in `dims` of its map, and halvings of the map
+    sources: tuple[tuple[int, int], ...]  # for each level: index of its map in `dims`, and how often to halve it
     size_divisible: int  # images whose sides are multiples of this have maps of exactly these strides
     input_size: tuple[int, int]  # (H, W) of the images that the model is made for
 
@@ -222,8 +223,8 @@ def plan_levels(name: str, out_indices: Sequence[int], model_args: dict[str, Any
     if not isotropic and strides[0] < min(maps):
         accepted = [i for i in range(4) if unit * 2**i >= min(maps)]
         raise ValueError(
-            f"{name} has maps of strides {', '.join(map(str, maps))}, none as fine as {strides[0]:g} "
-            f"(level {out_indices[0]}): take out_indices from {tuple(accepted)}."
+            f"{name} has maps of strides {', '.join(map(str, maps))}, but none as fine as {strides[0]:g} "
+            f"(level {out_indices[0]}): choose out_indices from {tuple(accepted)}."
         )
     sources = [max(r for r in maps if r <= s or isotropic) for s in strides]
     used = sorted(set(sources))
@@ -239,7 +240,7 @@ def plan_levels(name: str, out_indices: Sequence[int], model_args: dict[str, Any
 
 
 def build_probe(name: str, model_args: dict[str, Any]) -> Any:
-    """Build timm's feature extractor of all maps on the meta device."""
+    """Build timm's feature extractor for all maps of a model, on the meta device."""
     try:
         with torch.device("meta"):
             return timm.create_model(name, features_only=True, **model_args)
@@ -248,7 +249,7 @@ def build_probe(name: str, model_args: dict[str, Any]) -> Any:
 
 
 def takes_argument(name: str, model_args: dict[str, Any], argument: str, value: Any) -> bool:
-    """Return whether the constructor of a model has an argument, such as img_size; timm's resnet18 does not."""
+    """Return whether a model's constructor takes an argument. For example, timm's resnet18 takes no img_size."""
     try:
         build_probe(name, model_args | {argument: value})
     except ValueError as error:
@@ -293,7 +294,7 @@ def load_body(
     checkpoint: str | Path | None,
     batch_norms: str,
 ) -> nn.Module:
-    """Build timm's extractor of the maps `indices` for images of `size`; other arguments are as in `build_backbone`."""
+    """Build timm's extractor of the maps at `indices` for images of `size`; other arguments as in `build_backbone`."""
     weights: dict[str, Any] = {"pretrained": pretrained}
     if pretrained:
         require_reachable(name)
@@ -321,7 +322,7 @@ def load_body(
 
 
 def replace_batch_norms(module: nn.Module) -> nn.Module:
-    """Replace all batch norms inside a module by group norms of one group, with the same initial weights."""
+    """Replace all batch norms inside a module by group norms of one group, which take over weights and biases."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             make = GroupNorm1Act if isinstance(child, BatchNormAct2d) else GroupNorm1
@@ -336,9 +337,10 @@ def replace_batch_norms(module: nn.Module) -> nn.Module:
 
 
 def per_channel(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
-    """Convert statistics to a different number of channels, as timm adapts the first convolution to that number.
+    """Adapt the mean or std of image channels to `in_chans` channels, as timm adapts the first convolution.
 
-    One channel gets the mean of all channels, since timm sums their weights. More channels repeat the given values.
+    A single channel gets the average of the values, since timm sums the channels' weights. For more channels, the
+    values are repeated.
     """
     if in_chans == 1:
         return (sum(values) / len(values),)
@@ -348,6 +350,6 @@ def per_channel(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
 def refuse_fine_maps(name: str, stride: int) -> NoReturn:
     """Raise ValueError for a model whose maps are too large to train on images of a usual size."""
     raise ValueError(
-        f"{name} keeps all its maps at stride {stride}, which may take tens of GiB for one image of 800 x 1216. Take a "
-        f"model of stride 4 or more, such as wavemix_192_16, or give this one a coarser stem."
+        f"{name} keeps all its maps at stride {stride}, which may take tens of GiB for one image of 800 x 1216. Use a "
+        f"model of stride 4 or more, such as wavemix_192_16, or give this model a coarser stem."
     )

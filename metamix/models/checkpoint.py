@@ -35,21 +35,21 @@ TRAINING_ONLY = (nn.Dropout, DropPath)  # they do nothing in evaluation mode
 
 
 def checkpoint_filter(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
-    """Adapt a checkpoint to `model`: unwrap it, use our names, resample spatial weights to the model's image size.
+    """Adapt a checkpoint to `model`: unwrap it, rename tensors, resample spatial weights to the model's image size.
 
-    The checkpoint may be metamix's or have a layout in `PUBLISHED`. The head may be missing or have other classes, and
-    the first convolution may have a different number of input channels: timm adapts both.
+    The checkpoint may come from metamix or have a layout in `PUBLISHED`. The head may be missing or have other classes,
+    and the first convolution may have a different number of input channels: timm adapts both.
 
     Raises:
         ValueError: any other tensor is missing, unknown or of a wrong shape, the file is damaged, or the user named a
-            file whose model computes a different function. If the weights are registered for the model's name, there is
-            only a warning, since the user chose another mixer on purpose.
+            file whose model computes a different function. If the weights are registered for the model's name, a
+            different function only causes a warning, since the user chose another mixer on purpose.
     """
     cfg, metadata = model.pretrained_cfg, ModelMetadata()
     name, file = cfg["architecture"], cfg.get("file")
-    given_tensors = cfg.get("state_dict") is not None  # the caller has compared their metadata
+    given_tensors = cfg.get("state_dict") is not None  # the caller has already checked their metadata
     if file and not cfg.get("source") and not given_tensors:
-        state, metadata = read_weights(file)  # timm would not check its checksums and metadata
+        state, metadata = read_weights(file)  # timm does not check the file's checksums and metadata
     source = file or f"The checkpoint of {name}"
     tensors = adapt_checkpoint(model, unwrap(state), source)
     if not given_tensors:
@@ -95,9 +95,9 @@ timms_load_checkpoint = getattr(factory.load_checkpoint, "timms", factory.load_c
 
 
 # Why: timm 1.0.31 reads the file and passes only its tensors to `load_state_dict`. Our models need the file's path to
-# read its metadata, and must resample weights of another image size.
+# read its metadata, and must resample weights that were trained at another image size.
 # Reproducer: tests/models/test_checkpoint_path.py::test_timm_alone_ignores_the_metadata
-# Remove when: that test fails because timm passes a filter or the path on; use that instead.
+# Remove when: that test fails because timm passes a filter or the path on; then use the filter or the path.
 @wraps(timms_load_checkpoint)
 def load_checkpoint(model: nn.Module, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Any:
     if isinstance(getattr(model, "model", None), MetaFormer):
@@ -112,7 +112,7 @@ def load_checkpoint(model: nn.Module, checkpoint_path: str | Path, *args: Any, *
     name, of_model = model.pretrained_cfg["architecture"], model.state_dict(keep_vars=True)
     check_fit(tensors, of_model, name, checkpoint_path, unknown=unknown, layout=layout)
     check_same_function(model, metadata, checkpoint_path)
-    if metadata.model is not None:  # metamix wrote the file, which says how to prepare images
+    if metadata.model is not None:  # metamix wrote the file, and its metadata say how to prepare images
         for key in ("tag", "hf_hub_id"):  # entries for the published weights
             model.pretrained_cfg.pop(key, None)
         model.pretrained_cfg |= metadata.pretrained_cfg() | cfg_of_file(checkpoint_path)
@@ -120,7 +120,7 @@ def load_checkpoint(model: nn.Module, checkpoint_path: str | Path, *args: Any, *
     return model.load_state_dict(tensors)
 
 
-load_checkpoint.timms = timms_load_checkpoint  # type: ignore[attr-defined]  # kept if this module is loaded again
+load_checkpoint.timms = timms_load_checkpoint  # type: ignore[attr-defined]  # found if this module is reloaded
 factory.load_checkpoint = load_checkpoint
 
 
@@ -157,7 +157,7 @@ def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer, sou
             prefix = f"{name}.mixer."
             of_mixer = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
             if of_mixer.keys() != block.mixer.state_dict().keys():
-                continue  # check_fit names what is missing
+                continue  # check_fit reports the missing tensors
             if not hasattr(block.mixer, "adapt_state"):
                 check_own_mixer(block.mixer, of_mixer, prefix, source)
                 continue
@@ -176,7 +176,7 @@ def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer, sou
 
 
 def check_own_mixer(mixer: Any, tensors: Mapping[str, Tensor], prefix: str, source: object) -> None:
-    """Raise ValueError if a user's mixer without `adapt_state` has parameters whose shapes differ from the file."""
+    """Raise ValueError if parameters of a user's mixer without `adapt_state` have other shapes in the file."""
     if type(mixer).__module__.startswith("metamix."):
         return
     for name, tensor in mixer.state_dict().items():
@@ -190,7 +190,7 @@ def check_own_mixer(mixer: Any, tensors: Mapping[str, Tensor], prefix: str, sour
 
 
 def layer_names(cfg: Mapping, key: str) -> tuple[str, ...]:
-    """Return the layers that `cfg[key]` names: one, several or none."""
+    """Return the names of layers in `cfg[key]`, which may hold one name, several names or None."""
     names = cfg.get(key)
     return (names,) if isinstance(names, str) else tuple(names or ())
 
@@ -198,7 +198,7 @@ def layer_names(cfg: Mapping, key: str) -> tuple[str, ...]:
 def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: object, *, refuse: bool = True) -> None:
     """Raise ValueError if the metadata of a weight file describe a model that computes a different function.
 
-    Without `refuse` there is only a warning: the user chose another mixer on purpose.
+    Without `refuse`, only warn: the user chose another mixer on purpose.
     """
     if metadata.model is None:
         return
@@ -212,7 +212,7 @@ def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: obje
             f"with load_state_dict."
         )
     if problem:
-        warnings.warn(message(f"{problem} The weights are loaded as a start for training."), UserWarning, stacklevel=2)
+        warnings.warn(message(f"{problem} The weights are loaded as a starting point."), UserWarning, stacklevel=2)
 
 
 def check_described_size(metadata: ModelMetadata, tensors: Mapping[str, Tensor], source: object) -> None:
@@ -232,7 +232,7 @@ def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -
     """
     name = metadata.architecture or ""
     if not timm.is_model(name):
-        raise ValueError(f"{source} holds weights of {name}, which is not registered: import its module.")
+        raise ValueError(f"{name}, the model of {source}, is not registered: import the module that registers it.")
     try:
         with torch.device("meta"), limited_size(source):
             return timm.create_model(name, **metadata.shape | metadata.model_args | arguments)
@@ -245,7 +245,7 @@ def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -
 
 
 def describe(model: nn.Module) -> dict[str, str]:
-    """Return the options of each layer before the head, and of each stage's mixer, by name."""
+    """Return the options of each layer before the head, and of each stage's mixer, as text by the layer's name."""
     parts = {}
     for name, layer in model.named_modules():
         if ".mixer" in name or name.startswith(("head", "global_pool")) or type(layer) is nn.Identity:

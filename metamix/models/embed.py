@@ -1,7 +1,7 @@
-"""Stems and downsamplings: modules that turn an image or a map into a smaller map.
+"""Define stems and downsampling layers: modules that turn an image or a map into a smaller map.
 
-Any module can be one if its constructor is `embed(in_chans, dim)` and it has the attribute `reduction`, its stride as
-an int, and the method `out_size((H, W)) -> (H', W')`.
+Any module can serve as a stem or downsampling layer if its constructor is `embed(in_chans, dim)`, and if it has the
+attribute `reduction`, its stride as an int, and the method `out_size((H, W)) -> (H', W')`.
 """
 
 import math
@@ -14,12 +14,12 @@ from torch import nn
 
 from metamix.layers import Conv2d
 
-Embed = Callable[[int, int], nn.Module]  # (in_chans, dim) -> a stem or a downsampling
+Embed = Callable[[int, int], nn.Module]  # (in_chans, dim) -> a stem or downsampling layer
 
 
 @register_notrace_module
 class ConvEmbed(Conv2d):
-    """A convolution as stem or downsampling: (B, in, H, W) -> (B, out, H', W').
+    """A convolution as a stem or downsampling layer: (B, in, H, W) -> (B, out, H', W').
 
     H' = floor((H + 2 p - d (k - 1) - 1) / s) + 1 for a kernel k, stride s, padding p and dilation d. The constructor
     takes the arguments of `nn.Conv2d`.
@@ -27,14 +27,14 @@ class ConvEmbed(Conv2d):
 
     @property
     def reduction(self) -> int:
-        """Return the stride; raise ValueError if height and width have different ones."""
+        """Return the stride; raise ValueError if height and width have different strides."""
         height, width = self.stride
         if height != width:
-            raise ValueError(f"stride is {self.stride}: give a stem or a downsampling one number for both sides.")
+            raise ValueError(f"stride is {self.stride}: give a stem or downsampling layer one stride for both sides.")
         return height
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the size (H, W) of the map for images, or a map, of `size`."""
+        """Return the size (H', W') of the output for an input of `size` = (H, W)."""
         if self.padding == "same":
             return size
         padding: Any = (0, 0) if self.padding == "valid" else self.padding
@@ -44,7 +44,7 @@ class ConvEmbed(Conv2d):
 
 
 class SequentialEmbed(nn.Sequential):
-    """A sequence of layers, some of them stems or downsamplings: (B, in, H, W) -> (B, out, H', W')."""
+    """A sequence of layers, some of which change the map's size: (B, in, H, W) -> (B, out, H', W')."""
 
     @property
     def reduction(self) -> int:
@@ -52,7 +52,7 @@ class SequentialEmbed(nn.Sequential):
         return math.prod(getattr(layer, "reduction", 1) for layer in self)
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the size (H, W) of the map for images, or a map, of `size`."""
+        """Return the size (H', W') of the output for an input of `size` = (H, W)."""
         layer: Any
         for layer in self:
             size = layer.out_size(size) if hasattr(layer, "out_size") else size
@@ -64,24 +64,25 @@ DOWNSAMPLE = partial(ConvEmbed, kernel_size=3, stride=2, padding=1)
 
 
 def limit_stride(stem: Any, downsamples: Sequence[Any], output_stride: int) -> None:
-    """Set the stride of the last downsamplings to 1, in place, so that the last maps have `output_stride`.
+    """Set the strides of the last downsampling layers to 1, in place, so that the last maps have `output_stride`.
 
-    A convolution that then sees a finer map than before is dilated, so that it reaches equally far in the image.
+    Convolutions that then read a finer map are dilated, so that they reach equally far in the image.
 
     Raises:
-        ValueError: the model does not have four stages, or a downsampling is not a convolution of an odd kernel.
+        ValueError: the model cannot have another output stride, or `output_stride` is not 8, 16 or 32. Only models of
+            four stages with convolutions of odd kernels between them can have another output stride.
     """
     total = math.prod(embed.reduction for embed in (stem, *downsamples))
     if output_stride == total:
         return
-    dilatable = all(  # with an even kernel, no padding of a dilated convolution keeps the size of a map
+    dilatable = all(  # with stride 1 and an even kernel, no padding keeps the size of a map
         isinstance(conv, ConvEmbed) and all(k % 2 for k in conv.kernel_size) for conv in downsamples
     )
     if len(downsamples) != 3 or total != 32 or not dilatable:
         raise ValueError(
             f"output_stride is {output_stride!r}, but the last maps of this model have stride {total}. Only models of "
-            f"four stages with convolutions of odd kernels between them take 8, 16 and 32, such as metaformer_*_s12 to "
-            f"m48: leave output_stride out."
+            f"four stages with convolutions of odd kernels between them take 8, 16 or 32: leave output_stride out, or "
+            f"take a model such as metaformer_raft_s12."
         )
     if output_stride not in (8, 16):
         raise ValueError(f"output_stride is {output_stride!r}: give 8, 16 or 32, as a number.")

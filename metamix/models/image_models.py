@@ -1,11 +1,13 @@
-"""Image restoration models: `metamix.create_image_model(name)`, `metamix.list_image_models()`.
+"""Register image restoration models, and build them by name: `metamix.create_image_model(name)`.
 
-They have their own registry because timm's is for classifiers. timm's tools and this package's tests expect every name
-there to have a head of `num_classes` outputs, a global pooling, and weights for images normalized by a mean and std.
+These models have their own registry because timm's registry is for classifiers. timm's tools and this package's tests
+expect every model in timm's registry to have a head of `num_classes` outputs, global pooling, and weights for images
+that are normalized by a mean and std.
 
-An image model has the attributes `in_chans`, `scale` (height of the output over height of the input) and `multiple`: in
-training, height and width must be multiples of it. In evaluation it turns images (B, in_chans, H, W) of any size, with
-values from 0 to 1, into images. In training it returns a list of images for the loss; the last one is the result.
+An image model has three attributes: `in_chans`, `scale` (output height divided by input height) and `multiple`, a pair
+(height, width) that must divide the image size in training. In evaluation the model turns images (B, in_chans, H, W) of
+any size, with values from 0 to 1, into images. In training it returns a list of images for the loss; the last image is
+the result.
 """
 
 import inspect
@@ -31,14 +33,17 @@ from .maxim_layout import MAXIM_VARIANTS, maxim_layout
 from .wavemix import wavemix_layout
 from .wavemix_restoration import SISR_NAMES, WAVEMIXSR, WaveMixSisr, WaveMixSR
 
-_MODELS: dict[str, "partial[nn.Module]"] = {}  # the class with the arguments that the name presets
-_TAGS: dict[str, dict[str, str]] = {}  # by name, addresses of weights by tag
+_MODELS: dict[str, "partial[nn.Module]"] = {}  # classes with their preset arguments, by name
+_TAGS: dict[str, dict[str, str]] = {}  # URLs of weights, by name and tag
 
 
 def register_image_model(
     name: str, build: Callable[..., nn.Module], *, tags: Mapping[str, str] | None = None, **preset: Any
 ) -> None:
-    """Register a name that is not taken: `create_image_model(name)` builds `build(**preset)`."""
+    """Register a new name: `create_image_model(name)` then returns `build(**preset)`.
+
+    `tags` holds the URLs of published weights by tag. A name that is already registered raises ValueError.
+    """
     if name in _MODELS:
         raise ValueError(f"An image model named {name!r} is already registered: choose another name.")
     _MODELS[name], _TAGS[name] = partial(build, **preset), dict(tags or {})
@@ -54,18 +59,18 @@ def create_image_model(
 ) -> nn.Module:
     """Build an image model in training mode, in which it returns a list of images, one for each stage and scale.
 
-    The last one is the result. After `eval()` the model returns only the result.
+    The last image is the result. After `eval()` the model returns only the result.
 
     Args:
-        name: a registered name, or NAME.TAG for certain weights.
-        pretrained: load the published or shipped weights of the tag, or of the first tag if the name has none.
-        checkpoint: load this file: a safetensors or PyTorch file, ours or the authors', or an .npz of MAXIM's authors.
-            Model arguments in its metadata become the defaults.
+        name: a registered name, or NAME.TAG to choose weights.
+        pretrained: load the published or shipped weights of the tag, or of the first tag if the name has no tag.
+        checkpoint: load this safetensors or PyTorch file of metamix or of the authors, or .npz file of MAXIM's authors.
+            Model arguments in the file's metadata become the defaults. None loads no file.
         kwargs: arguments of the model's class; they override presets and metadata.
 
     Raises:
-        ValueError: the name, the tag or an argument is unknown, no weights are published, weights are given twice, or
-            the file does not fit.
+        ValueError: the name, the tag or an argument is unknown, no weights are published, both `pretrained` and
+            `checkpoint` are given, or the file does not fit.
         OSError: the weights cannot be downloaded or read.
     """
     base, _ = split_name(name)
@@ -79,7 +84,7 @@ def create_image_model(
         return build(**kwargs)
     tensors, metadata = read_weights(checkpoint)
     if metadata.architecture not in (None, base):
-        raise ValueError(f"{checkpoint} has weights of {metadata.model}, not of {base}: create that model.")
+        raise ValueError(f"{checkpoint} has weights of {metadata.model}, not of {base}: use {metadata.architecture}.")
     saved = metadata.model_args | ({} if metadata.in_chans is None else {"in_chans": metadata.in_chans})
     trained = build.keywords | {k: v for k, v in saved.items() if k in parameters}
     if pretrained or metadata.architecture:
@@ -90,24 +95,24 @@ def create_image_model(
         with torch.device("meta"), limited_size(checkpoint):
             check_size(build(**arguments), tensors, base, checkpoint)
     model = build(**arguments)
-    name, layout = f"the {base} of these arguments", image_layout(model, tensors)
+    name, layout = f"the {base} with these arguments", image_layout(model, tensors)
     load_into(model, tensors, checkpoint, name=name, layout=layout)
     return model
 
 
 def warn_of_changes(arguments: Mapping[str, Any], trained: Mapping[str, Any], source: object) -> None:
-    """Warn if the weights were trained with other arguments, even if the tensors fit."""
+    """Warn if the weights were trained with arguments other than the given ones, even if the tensors fit."""
     changed = [
         f"{name}={value!r} where the weights have {trained[name]!r}"
         for name, value in arguments.items()
-        if comparable(value) != comparable(trained[name]) and "drop" not in name  # dropout only changes the training
+        if comparable(value) != comparable(trained[name]) and "drop" not in name  # dropout matters only in training
     ]
     if changed:
         warnings.warn(message(f"{source}: the model computes a different function: {', '.join(changed)}"), stacklevel=3)
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Split NAME or NAME.TAG into name and tag, which is "" if there is none; refuse unknown names and tags."""
+    """Split NAME or NAME.TAG into the name and the tag, or "" for no tag; reject unknown names and tags."""
     base, _, tag = name.partition(".")
     if base not in _MODELS:
         raise ValueError(f"There is no image model {base!r}{did_you_mean(base, _MODELS)} See list_image_models().")
@@ -124,13 +129,13 @@ def preset_arguments(name: str) -> dict[str, Any]:
 
 
 def weights_of(name: str) -> dict[str, str]:
-    """Return the paths or addresses of a model's weights, by tag; weights shipped with the package come first."""
+    """Return the paths or URLs of a model's weights, by tag; weights shipped with the package come first."""
     shipped = {tag: str(cfg["file"]) for tag, cfg in local_weights().get(name, {}).items()}
     return shipped | _TAGS[name] | shipped
 
 
 def published_weights(name: str) -> tuple[str, Path]:
-    """Return NAME.TAG and the file of published weights, downloaded if needed. The default tag is the first."""
+    """Return NAME.TAG and the path of its weights; download them if needed. The default tag is the model's first."""
     base, tag = split_name(name)
     sources = weights_of(base)
     if not sources:
@@ -141,7 +146,7 @@ def published_weights(name: str) -> tuple[str, Path]:
 
 
 def image_layout(model: nn.Module, state: Mapping[str, Tensor]) -> Layout:
-    """Return the layout of a file: the authors' if the file has a tensor of a name that only they use, else ours."""
+    """Return the authors' layout if a tensor in `state` has a name that only the authors use, else our layout."""
     if isinstance(model, MaximUNet) and "stage_0_input_conv_0/kernel" in state:
         return maxim_layout(model, state)
     if isinstance(model, WaveMixSR) and "path1.1.weight" in state:
@@ -178,7 +183,7 @@ for variant, arguments in MAXIM_VARIANTS.items():
     register_image_model(name, MaximUNet, tags=tags, **arguments)
 
 # maxim_nano needs a seventh of maxim_s1's multiply-adds. With so few channels, linear maps over 16 x 16 tokens would
-# cost more than the convolutions. One scale is supervised, since no next stage takes coarse features.
+# cost more than the convolutions. Only the finest scale is supervised, since no second stage reads coarser features.
 register_image_model(
     "maxim_nano",
     MaximUNet,

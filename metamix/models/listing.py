@@ -37,11 +37,11 @@ class WeightsInfo:
     """Trained weights of a model."""
 
     tag: str  # `timm.create_model("NAME.TAG", pretrained=True)` loads the weights
-    data: str | None  # training data set, if known
-    top1: float | None  # accuracy on its test split in percent, if we measured it
+    data: str | None  # training data set; None if unknown
+    top1: float | None  # accuracy in percent on the data set's test split; None if we did not measure it
     input_size: tuple[int, int, int]  # (C, H, W) of the training images
     num_classes: int
-    source: str  # path of the file, or name of the repository on the Hugging Face hub
+    source: str  # path or URL of the file, or name of the repository on the Hugging Face hub
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ModelInfo:
     macs: int  # multiply-adds for one image of `input_size`; see `count_macs`
     input_size: tuple[int, int, int]  # (C, H, W) of the images that the model takes by default
     num_classes: int  # outputs of the model by default
-    weights: tuple[WeightsInfo, ...]  # the default first
+    weights: tuple[WeightsInfo, ...]  # the default weights come first
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class ImageWeightsInfo:
     """Trained weights of a model that returns images."""
 
     tag: str  # `metamix.create_image_model("NAME.TAG", pretrained=True)` loads the weights
-    data: str | None  # training images, if known
-    test_data: str | None  # test images, if we scored the weights
-    psnr: float | None  # mean over these images in dB
-    source: str  # path or address of the file
+    data: str | None  # training images; None if unknown
+    test_data: str | None  # test images; None if we did not score the weights
+    psnr: float | None  # mean over the test images in dB; None if we did not score the weights
+    source: str  # path or URL of the file
 
 
 @dataclass(frozen=True)
@@ -76,30 +76,30 @@ class ImageModelInfo:
     macs_per_pixel: int  # multiply-adds for each pixel of the result; see `count_macs`
     in_chans: int  # channels of the images
     scale: int  # factor by which the model enlarges height and width
-    weights: tuple[ImageWeightsInfo, ...]  # the default first
+    weights: tuple[ImageWeightsInfo, ...]  # the default weights come first
 
 
 def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False) -> list[ModelInfo]:
     """List the models of the zoo, then the models that you registered with `metamix.models.registry.register`.
 
     Args:
-        pattern: a name with wildcards such as `"*raft*"`, or several of them.
+        pattern: a name with wildcards such as `"*raft*"`, or several such names.
         pretrained: list only models with weights.
 
     Raises:
         ValueError: a pattern matches no model.
     """
-    others = "metamix.list_models() lists all; metamix.list_image_models() lists models that return images."
+    others = "metamix.list_models() lists all classifiers; metamix.list_image_models() lists models that return images."
     models = map(model_info, matching(pattern, list(default_cfgs), others))
     return [model for model in models if model.weights or not pretrained]
 
 
 def list_image_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False) -> list[ImageModelInfo]:
-    """List the image restoration models, including your own, registered with `register_image_model`.
+    """List the image restoration models, including models that you registered with `register_image_model`.
 
     Arguments and errors are as for `list_models`.
     """
-    others = "metamix.list_image_models() lists all, and metamix.list_models() the classifiers."
+    others = "metamix.list_image_models() lists all models that return images; metamix.list_models() lists classifiers."
     models = map(image_model_info, matching(pattern, image_model_names(), others))
     return [model for model in models if model.weights or not pretrained]
 
@@ -107,7 +107,7 @@ def list_image_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = 
 def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = False) -> list[ModelInfo | ImageModelInfo]:
     """List the classifiers, then the image restoration models; arguments as for `list_models`.
 
-    A pattern may also match weights, such as "*.cifar10". Each model is then listed with the matching weights only.
+    A pattern such as "*.cifar10" may also match weights. Each model is then listed with the matching weights only.
     """
     tags = {name: default_cfgs[name].tags for name in default_cfgs} | {n: weights_of(n) for n in image_model_names()}
     tagged = [f"{name}.{tag}" for name in tags for tag in tags[name] if tag]
@@ -183,7 +183,7 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Count the multiply-adds of a model for one image, on the meta device.
 
     torch's flop counter counts convolutions, matrix products and attention, with two operations for each multiply-add.
-    It does not count norms, activations, pooling, resampling, Haar's wavelet transform and other element-wise work.
+    It does not count norms, activations, pooling, resampling, Haar's wavelet transform or other element-wise work.
 
     Args:
         model: the model, on any device; it is not changed.
@@ -197,7 +197,7 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
 
 
 def _skip_if_slow(module: nn.Module) -> None:
-    """Make batch norms and GELUs return their input: each takes 5 ms on the meta device, and none counts."""
+    """Make batch norms and GELUs return their input: each takes 5 ms on the meta device, and adds no multiply-adds."""
     if type(module).forward in (_BatchNorm.forward, BatchNormAct2d.forward, nn.GELU.forward, GELU.forward):
         module.forward = nn.Identity().forward  # type: ignore[method-assign]
 

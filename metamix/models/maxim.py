@@ -1,7 +1,7 @@
-"""The restoration network of MAXIM: "MAXIM: Multi-Axis MLP for Image Processing" (arXiv 2201.02973), figure 2.
+"""Build the restoration network of "MAXIM: Multi-Axis MLP for Image Processing" (arXiv 2201.02973), figure 2.
 
 A stage is a UNet. Level i of its `depth` levels has maps of 2^i f channels at 1 / 2^i of the image's height and width.
-Each of the finest `num_supervision_scales` levels also takes the image, shrunk to its size, and restores it.
+Each of the finest `num_supervision_scales` levels also takes the image, shrunk to the level's size, and restores it.
 
     inputs      x_i    = Conv3x3(image_i)
     encoder     e_i    = Blocks(concat(d_(i-1), x_i)),    d_i = Conv4x4 of stride 2 (e_i)          fine to coarse
@@ -18,12 +18,12 @@ the SAM's features, and its encoder's maps with the sum e_i + y_i of the previou
 Departures from the authors' code. Only the first changes results of a published model:
 - Images are padded below and to the right, not on all sides; see `run_padded`.
 - A map is enlarged after its 1x1 convolution, not before. The result is the same, with up to 16 times less work.
-- There is no `grid_size_lr`. The authors' code ignores it: the grids of the coarser levels have `block_size_lr`.
+- There is no `grid_size_lr`. The authors' code ignores it: the coarser levels use `block_size_lr` for grids too.
 - use_bias, dropout_rate, use_global_mlp and use_cross_gating are left out: all published models have biases, gMLPs and
   gates, and no dropout.
 - Input and output both have `in_chans` channels. The authors' num_outputs is 3 in all published models.
 - The convolutions whose output is added to an image start at zero, so an untrained network returns its input. The
-  authors' network starts so far from the identity that a short training does not get back to it.
+  authors' network starts so far from the identity that a short training run does not reach it.
 
 Cost: linear in the number of pixels.
 """
@@ -86,11 +86,11 @@ class Carried(NamedTuple):
 
 
 class MaximUNet(GradCheckpointing):
-    """Restore images: (B, in_chans, H, W) -> the same shape.
+    """Restore images: (B, in_chans, H, W) -> (B, in_chans, H, W).
 
     Evaluation takes any H and W of at least 1: images are padded by reflection to multiples of `multiple`, and cropped
-    afterwards. Training and exported graphs take only such multiples. Training returns a list of images, stage by stage
-    and within a stage from the coarsest scale to the finest. The last one is the restored image.
+    afterwards. Training and exported graphs take only multiples of `multiple`. Training returns a list of images, stage
+    by stage and within a stage from the coarsest scale to the finest. The last image is the result.
 
     Args:
         in_chans: image channels.
@@ -100,11 +100,11 @@ class MaximUNet(GradCheckpointing):
         num_groups: pairs of multi-axis gMLP and channel attention in each block.
         num_bottleneck_blocks: blocks of the bottleneck.
         num_supervision_scales: number of finest levels that take and restore images, 1 to `depth`.
-        high_res_stages: number of finest levels with `block_size_hr` and `grid_size_hr`.
-        block_size_hr, grid_size_hr: block and grid size of these levels, (height, width) or one number.
+        high_res_stages: number of finest levels that use `block_size_hr` and `grid_size_hr`.
+        block_size_hr, grid_size_hr: block and grid size of these levels in tokens, (height, width) or one number.
         block_size_lr: block and grid size of the other levels and the bottleneck.
         input_proj_factor, block_gmlp_factor, grid_gmlp_factor: options of the mixer; see `metamix.mixers.Maxim`.
-        channels_reduction: channels divided by the hidden channels of channel attention.
+        channels_reduction: number of channels divided by the hidden width of channel attention.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class MaximUNet(GradCheckpointing):
         low = (parse_size("block_size_lr", block_size_lr),) * 2
         levels = [Level(2**i * features, *(high if i < high_res_stages else low)) for i in range(depth)]
         bottleneck = Level(levels[-1].dim, *low)
-        decoder = partial(  # the authors give it no input_proj_factor
+        decoder = partial(  # the authors' decoder takes no input_proj_factor
             Blocks,
             num_groups=num_groups,
             attention=Rcab,
@@ -170,7 +170,7 @@ class MaximUNet(GradCheckpointing):
         return run_padded(lambda x: self.forward_stages(x)[-1][-1], images, self.multiple)
 
     def forward_stages(self, images: Tensor) -> list[list[Tensor]]:
-        """Restore images whose sides fit; return the images of each stage, from the coarsest scale to the finest."""
+        """Restore images whose sides are multiples of `multiple`; return each stage's images, coarsest scale first."""
         check_multiples(images, self.multiple, self)
         scales = [shrink_image(images, 2**i) for i in range(self.num_scales)]  # (B, in_chans, H / 2^i, W / 2^i)
         outputs, carried = [], None
@@ -180,9 +180,9 @@ class MaximUNet(GradCheckpointing):
         return outputs
 
     def set_local_pooling(self, size: int | tuple[int, int] | None) -> None:
-        """Let channel attention average over windows as large as the training crops; with None, over the whole image.
+        """Let channel attention average over windows of `size` pixels; None restores means over the whole image.
 
-        Means over a whole image differ from the means over crops in training (arXiv 2112.04491).
+        Give the size of the training crops: means over a whole image differ from means over crops (arXiv 2112.04491).
         """
         window = parse_size("size", size) if size is not None else None
         stages: list[Any] = list(self.stages)
@@ -195,9 +195,9 @@ class MaximUNet(GradCheckpointing):
 
 
 class UNet(nn.Module):
-    """One stage. `encoder` and `decoder` build `Blocks`. Lists of images and maps are by level, the finest first.
+    """One stage. `encoder` and `decoder` build `Blocks`. Lists of images and maps start with the finest level.
 
-    The modules `inputs`, `encoder`, `skips` and `decoder` only hold layers, and give them their names.
+    The modules `inputs`, `encoder`, `skips` and `decoder` only hold layers, so that the layers' names show their role.
     """
 
     def __init__(
@@ -214,8 +214,8 @@ class UNet(nn.Module):
     ):
         super().__init__()
         dims = [level.dim for level in levels]
-        above, below = [dims[0], *dims[:-1]], [*dims[1:], dims[-1]]  # channels of the maps from the next levels
-        gated = [] if first else levels  # levels with maps from the stage before
+        above, below = [dims[0], *dims[:-1]], [*dims[1:], dims[-1]]  # channels of maps from the finer and coarser level
+        gated = [] if first else levels  # levels that are gated by the previous stage
         self.inputs: Any = nn.ModuleDict()
         self.inputs.convs = nn.ModuleList(Conv3x3(in_chans, dim) for dim in dims[:scales])
         self.inputs.fuse = nn.ModuleList(CrossGating(level.dim, level.dim, level) for level in gated[:scales])
@@ -253,7 +253,7 @@ class UNet(nn.Module):
         x = z = self.bottleneck(x)  # (B, 2^(depth-1) f, H / 2^depth, W / 2^depth)
         skips: list[Tensor] = []
         for fuse, gate in zip(reversed(self.skips.fuse), reversed(self.skips.gates)):
-            skip, z = gate(fuse(encoded), z)  # (B, 2^i f, H / 2^i, W / 2^i) both
+            skip, z = gate(fuse(encoded), z)  # (B, 2^i f, H / 2^i, W / 2^i) each
             skips.insert(0, skip)
         del z  # a map of the image's size, which the decoder does not need
         decoded: list[Tensor] = []
@@ -266,9 +266,9 @@ class UNet(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Groups of multi-axis gMLP and channel attention, and a residual around them: (B, C, H, W) -> (B, dim, H, W).
+    """Groups of multi-axis gMLP and channel attention, with a residual around them: (B, C, H, W) -> (B, dim, H, W).
 
-    The input is one map or several, concatenated to `in_dim` channels.
+    The input is one map, or several maps that are concatenated to `in_dim` channels.
     """
 
     def __init__(
@@ -358,8 +358,8 @@ class ChannelAttention(nn.Module):
 def local_mean(x: Tensor, window: tuple[int, int]) -> Tensor:
     """Average each pixel's neighbourhood: (B, C, H, W) -> (B, C, H, W).
 
-    A window larger than the map is cut to it. A pixel near the border takes the mean of the nearest window that
-    lies inside the map, as in "Test-time Local Converter" (arXiv 2112.04491).
+    A window larger than the map is reduced to the map's size. A pixel near the border takes the mean of the nearest
+    window that lies inside the map, as in "Test-time Local Converter" (arXiv 2112.04491).
     """
     for dim, side in ((-2, window[0]), (-1, window[1])):
         length = x.shape[dim]
@@ -438,7 +438,7 @@ class Sam(nn.Module):
 
 
 class OutputConv(nn.Module):
-    """Output of the last stage: (B, C, H, W) and images -> the same features, restored images."""
+    """Output of the last stage: (B, C, H, W) and images -> the unchanged features, restored images."""
 
     def __init__(self, dim: int, in_chans: int):
         super().__init__()
@@ -449,7 +449,7 @@ class OutputConv(nn.Module):
 
 
 class FuseLevels(nn.Module):
-    """Rescale the maps of all levels to level i and concatenate them: -> (B, depth 2^i f, H / 2^i, W / 2^i)."""
+    """Rescale the maps of all levels to level i and concatenate them to (B, depth 2^i f, H / 2^i, W / 2^i)."""
 
     def __init__(self, dims: Sequence[int], i: int, *, coarsest_first: bool = False):
         super().__init__()
@@ -469,7 +469,8 @@ class Rescale(nn.Module):
         self.conv = Conv1x1(in_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The weights of a bilinear interpolation sum to 1, so it commutes with the convolution and its bias.
+        # The weights of a bilinear interpolation sum to 1, so it commutes with the convolution. The smaller map is
+        # convolved, which takes less time.
         return resize_map(self.conv(x), self.ratio) if self.ratio > 1 else self.conv(resize_map(x, self.ratio))
 
 
@@ -485,11 +486,12 @@ def resize_map(x: Tensor, ratio: float) -> Tensor:
 def init_weights(model: nn.Module) -> None:
     """Initialize as the authors do, except for zeros in the convolutions whose output is added to an image.
 
-    The authors use LeCun's normal; a normal of deviation 0.02 in gMLPs, MLPs and spatial maps; biases of 0 or 1.
+    The authors draw weights from LeCun's normal distribution. In gMLPs, MLPs and the spatial gates' maps over tokens,
+    the standard deviation is 0.02. Biases are 1 in the spatial gates' maps over tokens, and 0 elsewhere.
     """
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            # 0.8796 is the deviation of a standard normal that is cut off at -2 and 2.
+            # 0.8796 is the standard deviation of a standard normal distribution that is truncated at -2 and 2.
             std = (module.in_channels * math.prod(module.kernel_size)) ** -0.5 / 0.87962566103423978
             nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
             if module.bias is not None:

@@ -36,7 +36,7 @@ NAMES = (
     (r"groups\.(\d+)\.attention\.", r"channel_attention_block_1\1/"),
     (r"groups\.(\d+)\.gmlp\.norm\.", r"SplitHeadMultiAxisGmlpLayer_\1/LayerNorm_in/"),
     (r"groups\.(\d+)\.gmlp\.mixer\.", r"SplitHeadMultiAxisGmlpLayer_\1/"),
-    (r"^norm1\.", "LayerNorm_in/"),  # of our block around a single mixer
+    (r"^norm1\.", "LayerNorm_in/"),  # norm of our block around a single mixer
     (r"^mixer\.", ""),
     # Rcab, Rdcab
     (r"attention\.fc([12])\.", lambda m: f"channel_attention/Conv_{int(m[1]) - 1}/"),
@@ -59,7 +59,7 @@ NAMES = (
     (r"\bgrid", "Grid"),
     (r"\bblock", "Block"),
     (r"\b(Grid|Block)\.", r"\1GmlpLayer/"),
-    # Sam, and what is common to several modules
+    # Sam, and layers that several modules have
     (r"features\.", "Conv_0/"),
     (r"residual\.", "Conv_1/"),
     (r"attention\.", "Conv_2/"),
@@ -73,7 +73,7 @@ NAMES = (
 
 
 def maxim_layout(model: MaximUNet, state: Mapping[str, Any]) -> Layout:
-    """Return the layout of a checkpoint of the whole network; `state` has its tensors.
+    """Return the layout of a checkpoint of the whole network; `state` holds the checkpoint's tensors.
 
     Flax numbers unnamed modules in the order of their creation. The numbers of the UpSampleRatio modules in a
     checkpoint are in that order, but they may have gaps.
@@ -82,13 +82,13 @@ def maxim_layout(model: MaximUNet, state: Mapping[str, Any]) -> Layout:
     depth = len(stages[0].encoder.blocks)
     numbers = sorted({int(m[1]) for key in state if (m := re.match(r"UpSampleRatio_(\d+)/", key))})
     wanted = len(stages) * 2 * depth**2  # in each stage, first the skips' modules, then the decoder's
-    if len(numbers) != wanted:  # tensors are missing: errors then name them by these numbers
+    if len(numbers) != wanted:  # tensors are missing, and errors name them by these numbers
         numbers = list(range(wanted))
 
     def upsample_ratio(match: re.Match) -> str:
         stage, level, source = (int(match[group]) for group in ("stage", "level", "source"))
         decoder = match["part"] == "decoder"
-        fused = 2 * depth * stage + depth * decoder + depth - 1 - level  # maps fused before, from the coarsest level
+        fused = 2 * depth * stage + depth * decoder + depth - 1 - level  # levels fused before, from the coarsest on
         return f"UpSampleRatio_{numbers[depth * fused + (depth - 1 - source if decoder else source)]}/"
 
     rescales = r"^stages\.(?P<stage>\d+)\.(?P<part>skips|decoder)\.fuse\.(?P<level>\d+)\.rescales\.(?P<source>\d+)\."
@@ -99,7 +99,7 @@ def arrange_flax(key: str, tensor: Tensor, model: nn.Module) -> Tensor:
     """Bring a flax kernel into torch's layout.
 
     Flax stores (in, out) for a linear map and (height, width, in, out) for a convolution. Its transposed convolution
-    correlates the zero-stuffed map with the kernel, whereas torch's convolves them, so the kernel is flipped.
+    correlates the zero-stuffed map with the kernel, whereas torch convolves the two, so the kernel is flipped.
     """
     name, _, kind = key.rpartition(".")
     if kind == "bias" or tensor.ndim < 2:
@@ -134,10 +134,10 @@ def maxim_mab(
 ) -> ModelAndLayout:
     """Build our model for the arguments of one `ResidualSplitHeadMultiAxisGmlpLayer`."""
     if "LayerNorm_in/scale" not in state:
-        raise ValueError("The checkpoint lacks LayerNorm_in/scale, which gives the width: give the layer's own tree.")
+        raise ValueError("The checkpoint lacks LayerNorm_in/scale, which tells the width: give only this layer's tree.")
     dim = len(state["LayerNorm_in/scale"])
     mixer = Maxim(dim, size=block_size, block_size=block_size, grid_size=grid_size, **factors)
-    # Their layer has a norm before and a residual around it: our block without the MLP half.
+    # The authors' layer includes a norm and a residual, so it is our block without the MLP.
     model = Block(dim, mixer, norm1=partial(LayerNorm2d, eps=1e-6), mlp_ratio=0, layer_scale=0)
     return model, Layout(NAMES, arrange_flax)
 

@@ -3,7 +3,7 @@
     x <- x + s1 * DropPath(mixer(norm1(x)))
     x <- x + s2 * DropPath(mlp(norm2(x)))         left out if mlp_ratio is 0
 
-A model is a stem, stages of such blocks with a downsampling between them, a norm, a global mean and a linear head:
+A model is a stem, stages of such blocks with downsampling between them, a norm, a global mean and a linear head:
 
     images (B, 3, H, W) -> stem -> stage -> downsample, stage -> ... -> norm -> mean over H and W -> head
 
@@ -64,7 +64,7 @@ class Block(nn.Module):
         if mlp_ratio:
             self.tie_norms = tie_norms
             self.norm2 = nn.Identity() if tie_norms else norm2(dim)
-            hidden = int(dim * mlp_ratio + 1e-6)  # mlp_ratio = hidden / dim must give this `hidden`
+            hidden = int(dim * mlp_ratio + 1e-6)  # the 1e-6 lets mlp_ratio = hidden / dim give this `hidden`
             if not hidden:
                 raise ValueError(f"mlp_ratio {mlp_ratio} times {dim} channels is less than one: give 0 for no MLP.")
             self.mlp = Mlp(dim, hidden, act_layer=act_layer, drop=proj_drop)
@@ -104,7 +104,7 @@ class Stage(nn.Module):
     def mixers_for(self, size: tuple[int, int]) -> list[tuple[Block, nn.Module]]:
         """Build mixers with the weights of this stage for maps of another size; return each with its block.
 
-        Mixers whose weights do not depend on the size are left out.
+        Mixers without `adapt_state` are left out, since their weights do not depend on the size.
 
         Raises:
             ValueError: a mixer's weights depend on the size, and its `adapt_state` is missing or fails.
@@ -146,16 +146,16 @@ class Stage(nn.Module):
             destination._metadata[prefix[:-1]]["mixer"] = self.mixer_text()
 
     def _load_from_state_dict(self, state: Any, prefix: str, metadata: dict, *others: Any) -> None:
-        """Refuse the tensors of another mixer, which may have the same names and shapes."""
+        """Reject the tensors of another mixer, which may have the same names and shapes."""
         super()._load_from_state_dict(state, prefix, metadata, *others)
         if problem := self.mixer_mismatch(prefix[:-1], metadata):
             *_, errors = others
             errors.append(problem)
 
     def mixer_mismatch(self, name: str, metadata: Mapping[str, Any]) -> str | None:
-        """Return an error message if the tensors of this stage, `name`, belong to another mixer, else None.
+        """Return an error message if a state dict holds another mixer's tensors for this stage, else None.
 
-        `metadata` is what `_save_to_state_dict` has recorded for the stage.
+        `name` is the stage's name in the model. `metadata` is what `_save_to_state_dict` has recorded for the stage.
         """
         mixer = self.mixer_text()
         theirs, ours = {"the mixer": metadata.get("mixer") or mixer}, {"the mixer": mixer}
@@ -170,19 +170,19 @@ class MetaFormer(GradCheckpointing):
     """A MetaFormer as a timm model: (B, in_chans, H, W) -> (B, num_classes), for any H and W that the stem takes.
 
     Args:
-        img_size: image size, an int or (H, W), that spatial weights and position embeddings are made for.
+        img_size: image size in pixels, an int or (H, W), that spatial weights and position embeddings are made for.
         in_chans: image channels.
         num_classes: outputs of the head; 0 for no head.
         global_pool: as in timm: "avg", "max", "avgmax", or "" for maps.
         depths: blocks of each stage.
         dims: channels of each stage.
-        mixer: name of a registered mixer, or one for each stage.
-        mixer_args: options of that mixer, a dict for all stages or one for each. `proj_drop` overrides
+        mixer: name of a registered mixer, or a name for each stage.
+        mixer_args: options of the mixer: a dict for all stages, or a dict for each stage. `proj_drop` overrides
             `proj_drop_rate`.
         stem: constructor `embed(in_chans, dim)`; see `models/embed.py`.
-        downsample: constructor `embed(in_chans, dim)`, or one for each transition between stages.
-        mlp_ratio: hidden width of the channel MLP as a multiple of the block's channels, or one for each stage; 0
-            leaves out the MLP and norm2.
+        downsample: constructor `embed(in_chans, dim)`, or a constructor for each transition between stages.
+        mlp_ratio: hidden width of the channel MLP as a multiple of the block's channels, or a number for each stage;
+            0 leaves out the MLP and norm2.
         act_layer: activation of the MLP, a class or a name that timm knows.
         norm1, norm2, norm: norms before the mixer, the MLP and the head: a constructor, a name that timm knows, or
             "none".
@@ -190,7 +190,7 @@ class MetaFormer(GradCheckpointing):
         layer_scale: initial value of the learned scale of each branch; 0 leaves out the scales.
         pos_embed: add a learned position embedding after the stem; it is resampled for other map sizes.
         output_stride: stride of the last stage's maps, for segmentation. A model of four stages with convolutions of
-            odd kernels between them takes 8 or 16 instead of 32.
+            odd kernels between them takes 8 or 16 instead of 32. None keeps the stride.
         drop_rate: dropout before the head.
         proj_drop_rate: dropout in the MLPs, and in the mixers that have dropout.
         drop_path_rate: share of branches dropped in the last block, growing linearly from 0 in the first.
@@ -201,7 +201,7 @@ class MetaFormer(GradCheckpointing):
             a mixer, a mixer's option, a norm or an activation is unknown.
     """
 
-    pretrained_cfg: Any  # timm sets both
+    pretrained_cfg: Any  # timm sets both attributes
     pretrained_model_args: Any
 
     def __init__(
@@ -257,7 +257,7 @@ class MetaFormer(GradCheckpointing):
         self.output_stride = output_stride
         self.num_features = self.head_hidden_size = dims[-1]
 
-        # Mixers are built in the device's context and cast afterwards, so they need no arguments device and dtype.
+        # Mixers are built in the device's context and cast afterwards, so they need no `device` or `dtype` argument.
         with torch.device(device) if device is not None else nullcontext():
             self.stem: Any = stem(in_chans, dims[0])
             embeds = per_stage("downsample", downsample, stages - 1)
@@ -295,7 +295,7 @@ class MetaFormer(GradCheckpointing):
             self.feature_info = [dict(self.feature_info[0], module=name) for name in names]
 
     def map_sizes(self, img_size: int | tuple[int, int], downsamples: Sequence[Any]) -> list[tuple[int, int]]:
-        """Return (H, W) of the maps in each stage; refuse images that are too small for the stages."""
+        """Return (H, W) of the maps in each stage; reject images that are too small for the stages."""
         sizes = [self.stem.out_size(parse_size("img_size", img_size))]
         for down in downsamples[1:]:
             sizes.append(down.out_size(sizes[-1]))
@@ -349,8 +349,8 @@ class MetaFormer(GradCheckpointing):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Return the final map, unless `intermediates_only`, and the features that `feature_info` lists.
 
-        Arguments are timm's. With `norm`, the final norm is applied to features of its width. With `stop_early`,
-        the final map is the last requested feature.
+        Arguments are timm's. With `norm`, the final norm is applied to features with as many channels as the norm.
+        With `stop_early`, the final map is the last requested feature.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}; features are maps: use output_fmt='NCHW'.")
@@ -423,7 +423,7 @@ class MetaFormer(GradCheckpointing):
         )
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters without weight decay, in addition to all vectors."""
+        """Return the names of parameters that take no weight decay, in addition to all vectors."""
         return {"pos_embed"}
 
 
@@ -431,12 +431,12 @@ class MetaFormer(GradCheckpointing):
 def check_batch(images: Tensor) -> Tensor:
     """Return the images; raise ValueError unless they are a batch. A layer's own error would be less clear."""
     if images.ndim != 4:
-        raise ValueError(f"images have the shape {tuple(images.shape)}, not (B, C, H, W): give one as image[None].")
+        raise ValueError(f"images have shape {tuple(images.shape)}, not (B, C, H, W): for one image, give image[None].")
     return images
 
 
 def reset_linear(layer: Any) -> None:
-    """Initialize a linear map with small random weights and no bias."""
+    """Initialize a linear map with small random weights and a bias of zero."""
     if not layer.weight.is_meta:  # on the meta device, timm takes 7 ms for each layer and sets nothing
         trunc_normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
@@ -451,7 +451,7 @@ def cast_floats(module: nn.Module, dtype: torch.dtype) -> None:
 def keep_parameters(old: nn.Module, new: nn.Module) -> None:
     """Put the parameter objects of `old` into `new` where shapes are equal, because optimizers hold these objects.
 
-    They take the values that `new` has.
+    These objects take over the values in `new`.
     """
     for name, parameter in list(new.named_parameters(remove_duplicate=False)):
         kept = old.get_parameter(name)
@@ -466,5 +466,5 @@ def keep_parameters(old: nn.Module, new: nn.Module) -> None:
 
 def shapes(module: nn.Module) -> dict[str, torch.Size]:
     """Return the shapes of the module's parameters and buffers, by name."""
-    tensors = chain(module.state_dict().items(), module.named_buffers())  # also buffers that the state leaves out
+    tensors = chain(module.state_dict().items(), module.named_buffers())  # also buffers that the state dict leaves out
     return {name: tensor.shape for name, tensor in tensors}

@@ -1,9 +1,9 @@
-"""The comparison family `metaformer_<mixer>_<size>`: one skeleton, seven mixers, the sizes of `SIZES`.
+"""Build the comparison family `metaformer_<mixer>_<size>`: one skeleton, seven mixers, the sizes of `SIZES`.
 
 The sizes s12 to m48 are PoolFormer's (arXiv 2111.11418, table 1): `metaformer_pooling_s12` is PoolFormer-S12, and
-within a size only the mixer differs. The size nano is for images of 32 pixels: an overlapping stem of two convolutions,
-then three stages of strides 2, 4 and 8. The size tiny is for 128 pixels, with four stages of strides 4 to 32. In both,
-the MLPs are made narrower to pay for the mixer, so all models of a size cost the same.
+within a size only the mixer differs. The size nano is for images of 32 pixels. It has an overlapping stem of two
+convolutions and three stages of strides 2, 4 and 8. The size tiny is for images of 128 pixels, and has four stages of
+strides 4 to 32. In nano and tiny, a costlier mixer gets narrower MLPs, so that all models of a size cost the same.
 """
 
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ class SmallOptions:
     """Options of a mixer in `nano` or `tiny`, and the width of the MLPs."""
 
     mlp_ratio: float  # hidden width of the MLPs as a multiple of the channels
-    stages: Sequence[dict[str, Any]] = ({},)  # options of the mixer in each stage; further stages use the last
+    stages: Sequence[dict[str, Any]] = ({},)  # options of the mixer in each stage; further stages use the last dict
 
 
 # All models cost 73.6 million multiply-adds for an image of 32 pixels, within 3 %.
@@ -73,9 +73,9 @@ NANO = {
 }
 
 # All models cost 128.3 million multiply-adds for an image of 128 pixels, within 3 %. The maps have sides of 32, 16, 8
-# and 4 tokens. Raft's windows, of at most 8 tokens a side, and nin's grids fit the maps of images of 64 pixels, so one
-# set of matrices fits images of 64 pixels and of all larger sizes. Small windows of many channels cost as much as large
-# windows of few channels.
+# and 4 tokens. Raft's windows, of at most 8 tokens a side, and nin's grids fit the maps of images of 64 pixels, so the
+# same weights serve images of 64 pixels and of all larger sizes. Small windows with large rafts cost as much as large
+# windows with small rafts.
 TINY = {
     "identity": SmallOptions(4.0),
     "pooling": SmallOptions(4.0),

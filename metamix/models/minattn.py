@@ -4,9 +4,9 @@
 positions. The similarity is full (query, key, value, projection), collapsed (query and key in one matrix), minimal
 (collapsed, without value and projection) or symmetric (one Cholesky factor for query and key).
 
-Departure: our models have a norm before each half of a layer and one at the end, and classify the mean over tokens. The
-published table was made with a third party's implementation, which has a norm after each half and classifies a class
-token. The numbers of parameters are the same, except for a norm that the third party's implementation does not use.
+Departure: our models have a norm before each half of a layer and a norm at the end, and classify the mean over tokens.
+The published table was made with a third party's implementation, which has a norm after each half and classifies a
+class token. The parameter counts are the same, except for a norm that the third party's implementation does not use.
 """
 
 from functools import partial
@@ -45,12 +45,12 @@ def minattn(
 
     Args:
         similarity: a key of `SIMILARITY`.
-        num_heads: heads of the attention.
+        num_heads: number of attention heads.
         mlp: whether layers have the channel MLP, whose hidden width is `dim`.
         patch_size: side of the patches in pixels.
-        dim: channels.
-        depth: layers.
-        proj_drop_rate: dropout in MLPs and attention.
+        dim: number of channels.
+        depth: number of layers.
+        proj_drop_rate: dropout rate in MLPs and attention.
     """
     check_choice("similarity", similarity, SIMILARITY)
     check_counts(1, patch_size=patch_size)

@@ -1,9 +1,10 @@
-"""NiNformer, "A Network in Network Transformer with Token Mixing Generated Gating Function" (arXiv 2403.02411).
+"""Build NiNformer, "A Network in Network Transformer with Token Mixing Generated Gating Function" (arXiv 2403.02411).
 
-The model is isotropic; its stem is a patch convolution without positions. As in the author's code, one LayerNorm serves
-both halves of a block, and no norm precedes the mean over tokens.
+The model is isotropic; its stem is a patch convolution without position embeddings. As in the author's code, the two
+halves of a block share one LayerNorm, and no norm precedes the mean over tokens.
 
-Departure: the author's MLPs and head start with torch's default random weights; ours do not.
+Departure: the author uses torch's default initialization for the blocks' MLPs and the head. Ours start with small
+random weights and biases of zero.
 """
 
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ def ninformer(
         patch_size: side of the patches in pixels.
         d_model: channels.
         d_ffn: hidden width of all MLPs, over tokens and over channels.
-        num_layers: blocks.
+        num_layers: number of blocks.
     """
     check_counts(1, patch_size=patch_size, d_model=d_model, d_ffn=d_ffn, num_layers=num_layers)
     preset: dict[str, Any] = dict(

@@ -22,7 +22,7 @@ ModelAndLayout = tuple[nn.Module, Layout]
 Builder = Callable[..., ModelAndLayout]
 
 SOURCES: dict[str, Builder] = {}
-MODULES: list[str] = []  # modules that register further sources, imported when a name is unknown
+MODULES: list[str] = []  # modules that register further sources, imported when a source is unknown
 
 
 def official(
@@ -41,7 +41,7 @@ def official(
         same: arguments that the function gets unchanged, since our model has them under the same names.
         renamed: arguments that the function gets under the names of our model.
         defaults: the authors' defaults of arguments in `same` and `renamed`, where our model has other defaults.
-        only: arguments for which our model supports only one value, with this value.
+        only: arguments for which our model supports a single value, and this value.
         ignored: arguments that the authors' code ignores too.
     """
     fixed, ours = dict(only or {}), dict(renamed or {})
@@ -53,7 +53,7 @@ def official(
             check_known(source, constructor, [*parameters, *same, *ours, *fixed, *ignored])
             missing = [name for name, p in parameters.items() if p.default is p.empty and name not in constructor]
             if missing:
-                raise ValueError(f"{source} needs {', '.join(missing)}: give the values that it was trained with.")
+                raise ValueError(f"{source} needs {', '.join(missing)}: give the values used in training.")
             for name, value in fixed.items():
                 check_value(name, constructor.get(name, value), [value], f"{value!r}, as in all published models")
             arguments = {**(defaults or {}), **constructor}
@@ -75,15 +75,15 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
         source: name of the code that wrote the checkpoint; docs/models.md has an example of each.
         state_dict: tensors by the authors' names, also wrapped as `{"state_dict": ...}` or `{"model": ...}`. For
             maxim_mab, give a flax tree, nested or with names joined by "/".
-        constructor: arguments of the authors' constructor, by their names. The defaults are the authors', or else the
-            values of their published models.
+        constructor: arguments of the authors' constructor, by the authors' names. The defaults are the authors'
+            defaults, or else the values of their published models.
 
     Returns:
         The model. The `pretrained_cfg` of a classifier names no weights. It has the image size, mean and std of the
         family's registered model.
 
     Raises:
-        ValueError: an argument is unknown, missing or cannot be honoured; a tensor is missing, unknown or of a wrong
+        ValueError: an argument is unknown, missing or not supported; or a tensor is missing, unknown or of a wrong
             shape. The message uses the authors' names.
     """
     if source not in SOURCES:  # a task's module registers its sources when it is imported
@@ -94,7 +94,7 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
         raise ValueError(f"state_dict is a {type(state_dict).__name__}; give tensors by name, as torch.load returns.")
     state = flatten(flax_parameters(unwrap(state_dict)))
     model, layout = SOURCES[source](state, **constructor)
-    load_into(model, state, "The checkpoint", name=f"the {source} of these arguments", layout=layout)
+    load_into(model, state, "The checkpoint", name=f"the {source} with these arguments", layout=layout)
     if isinstance(model, MetaFormer):  # the configuration comes from a registered model, which has other weights
         for key in ("tag", "url", "hf_hub_id", "file"):
             model.pretrained_cfg.pop(key, None)
@@ -110,4 +110,4 @@ def check_value(argument: str, value: Any, supported: Sequence, words: str) -> N
 
 def refuse(argument: str, value: Any, words: str) -> NoReturn:
     """Raise the error for an argument's value that our model does not support; `words` describe what it accepts."""
-    raise ValueError(f"{argument} is {value!r}, which our model cannot honour. Accepted: {words}.")
+    raise ValueError(f"{argument} is {value!r}, which our model does not support. Accepted: {words}.")

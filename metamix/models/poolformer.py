@@ -1,7 +1,7 @@
 """Load checkpoints of PoolFormer, "MetaFormer Is Actually What You Need for Vision" (arXiv 2111.11418).
 
-The models are `metaformer_pooling_s12` to `..._m48` in `metaformer_family.py`. This file has the layouts of
-checkpoints of the authors (github.com/sail-sg/poolformer) and of timm.
+The models are `metaformer_pooling_s12` to `..._m48` in `metaformer_family.py`. This file describes how checkpoints of
+the authors (github.com/sail-sg/poolformer) and of timm name their tensors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -103,8 +103,8 @@ def timm_poolformer(
     **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the arguments of timm's `MetaFormer` with pooling."""
-    # The defaults are the values of timm's poolformer_*; the defaults of timm's class build another model.
+    # The defaults here are the values of timm's poolformer_* models. The defaults of timm's class build another model.
     check_value("token_mixers", token_mixers, [TimmPooling], "timm's Pooling")
     check_value("norm_layers", norm_layers, [GroupNorm1, TimmGroupNorm1], "GroupNorm1")
-    check_value("output_norm", output_norm, [LayerNorm2d], "LayerNorm2d, whose weights our GroupNorm takes")
+    check_value("output_norm", output_norm, [LayerNorm2d], "LayerNorm2d, whose weights fit our GroupNorm")
     return metaformer("metaformer_pooling_s12", size="s12", mixer="pooling", **arguments), TIMM_POOLFORMER

@@ -1,4 +1,4 @@
-"""Feature pyramids for detection and segmentation: maps of one width at strides s, 2 s, 4 s and so on.
+"""Build feature pyramids for detection and segmentation: maps of equal width at strides s, 2 s, 4 s and so on.
 
 `FeaturePyramid` takes the maps of several stages (Lin et al., arXiv 1612.03144). `SimplePyramid` makes all levels from
 the last map of an isotropic model (ViTDet, Li et al., arXiv 2203.16527, section 3). Both take the list of a backbone's
@@ -21,15 +21,15 @@ from metamix.layers import GroupNorm1
 class FeaturePyramid(nn.Module):
     """Apply torchvision's feature pyramid to the maps of a multi-stage model.
 
-    The maps of a MetaFormer are a residual stream without a norm. So each map first gets a GroupNorm of one group, as
-    in PoolFormer's detectors.
+    The maps of a MetaFormer come from its residual stream, without a norm. So each map first gets a GroupNorm of one
+    group, as in PoolFormer's detectors.
 
     Args:
         dims: channels of each map, C_i.
-        levels: (name, index of the map, halvings) of each level: how often max pooling halves the map.
+        levels: for each level, its name, the index of its map, and how often max pooling halves the map.
         out_channels: channels of all levels. None leaves out the top-down path, for heads that have their own lateral
             convolutions: a level has as many channels as its map.
-        extra: module that adds coarser levels.
+        extra: module that adds coarser levels; None adds no level.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class LastMap(nn.Module):
 class SimplePyramid(nn.Module):
     """Make ViTDet's pyramid from the last map.
 
-    Finer levels come from deconvolutions, coarser ones from max pooling. A 1x1 and a 3x3 convolution with LayerNorm
-    follow.
+    Finer levels come from transposed convolutions, coarser levels from max pooling. Each level ends with a 1x1 and a
+    3x3 convolution, each followed by LayerNorm.
 
     Args:
         dim: channels of the last map.
-        halvings: by the name of each level, how often max pooling halves the map; a negative number means doublings.
+        halvings: for each level's name, how often max pooling halves the map; a negative number counts doublings.
         out_channels, extra: as for `FeaturePyramid`.
     """
 

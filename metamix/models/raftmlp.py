@@ -1,8 +1,8 @@
-"""RaftMLP: "RaftMLP: How Much Can Be Done Without Attention and with Less Spatial Locality?" (arXiv 2108.04384).
+"""Build RaftMLP, "How Much Can Be Done Without Attention and with Less Spatial Locality?" (arXiv 2108.04384).
 
 A model has four levels of raft MLPs (`mixers/raft.py`) and channel MLPs. Each level begins with a multi-scale patch
-embedding. For another image size, the authors resize the residual stream itself, and so do the registered models
-(`resample="stream"`).
+embedding. For images of another size, the authors' models resize the residual stream itself. The registered models do
+this too (`resample="stream"`).
 
 Departures in training: the authors apply drop path to the vertical and the horizontal MLP separately, with one rate for
 all blocks, and use dropout in the raft MLPs too. They also initialize channel MLPs, head and stem differently.
@@ -31,7 +31,7 @@ from .registry import IMAGENET, build, register
 
 @register_notrace_module
 class MultiScaleEmbed(nn.Module):
-    """Embed patches of several sizes around one centre by one linear map.
+    """Embed patches of several sizes around the same centre with one linear map.
 
     (B, in, H, W) -> (B, dim, ceil(H / s), ceil(W / s)). If the stride does not divide the sides of an image, the image
     is enlarged until it does, as in the authors' code.
@@ -40,8 +40,8 @@ class MultiScaleEmbed(nn.Module):
     the largest. `forward` computes this convolution; the state dict holds the separate kernels.
 
     Args:
-        kernels: sides of the patches; each is the stride plus an even number.
-        stride: s.
+        kernels: sides of the patches; each must be the stride plus an even number.
+        stride: s, distance between the centres of neighbouring patches.
     """
 
     def __init__(self, in_chans: int, dim: int, *, kernels: tuple[int, ...], stride: int):
@@ -51,14 +51,14 @@ class MultiScaleEmbed(nn.Module):
             raise ValueError(f"embedding kernels are {kernels!r}: give each level a tuple of sides, such as (4, 8).")
         if any((k - stride) % 2 or k < stride for k in kernels):
             raise ValueError(
-                f"kernels {kernels} cannot share centres at stride {stride}: each is the stride plus an even number."
+                f"kernels {kernels} cannot share centres at stride {stride}: give each as stride + an even number."
             )
         self.reduction = stride
-        # One linear map has one bias.
+        # The convolutions are one linear map, so only the first has a bias.
         self.convs = nn.ModuleList(ConvWeights(in_chans, dim, k, bias=i == 0) for i, k in enumerate(kernels))
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the size (H, W) of the map for images, or a map, of `size`."""
+        """Return the size (H', W') of the output for an input of `size` = (H, W)."""
         return -(-size[0] // self.reduction), -(-size[1] // self.reduction)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,8 +78,8 @@ class MultiScaleEmbed(nn.Module):
 class ShortcutClassifier(nn.Module):
     """A classifier that reads every level, as with the authors' `shortcut=True`: (B, C, H, W) -> (B, num_classes).
 
-    v = mean(norm(x_4));  v <- a_i * v + b_i for levels i = 3, 2, 1 with a_i, b_i = split(Linear(mean(norm(x_i))));
-    then the model's own head. No published model uses it.
+    v = mean(norm(x_4));  v <- a_i * v + b_i for levels i = 3, 2, 1 with a_i, b_i = split(Linear(mean(norm(x_i)))).
+    The model's own head then turns v into logits. No published model has this classifier.
     """
 
     def __init__(self, model: MetaFormer):
@@ -120,9 +120,9 @@ def raftmlp(
         patch_sizes: stride of each level's patch embedding.
         embedding_kernels: sides of the patches of each level. A level whose only side is its patch size has a plain
             patch embedding.
-        raft_size: groups of channels in a raft.
-        token_expansion: hidden width of the raft MLPs as a multiple of their outer width.
-        channel_expansion: hidden width of the channel MLPs as a multiple of their outer width.
+        raft_size: number of channel groups.
+        token_expansion: hidden width of the raft MLPs as a multiple of their input width.
+        channel_expansion: hidden width of the channel MLPs as a multiple of their input width.
     """
     check_stages(depths, dims)
     kernels = per_stage("embedding_kernels", embedding_kernels, len(depths))
@@ -173,9 +173,9 @@ def arrange_raftmlp(key: str, tensor: Tensor, model: nn.Module, patch: str) -> T
     """Reorder the channels of norms, and split the weights of patch embeddings by kernel."""
     *path, name, kind = key.split(".")
     parent: Any = model.get_submodule(".".join(path))
-    if isinstance(parent, RaftMlp) and name == "norm":  # in their norm, the channels have a different order
+    if isinstance(parent, RaftMlp) and name == "norm":  # the authors' norm orders the channels differently
         return rearrange(tensor, "(c r) -> (r c)", r=parent.raft_size)
-    if path[-1:] == ["convs"] and kind == "weight":  # one Linear has the patches of all kernels, side by side
+    if path[-1:] == ["convs"] and kind == "weight":  # the authors' Linear reads all patches, side by side
         columns = tensor.split([conv.weight[0].numel() for conv in parent], dim=1)[int(name)]
         k = parent[int(name)].kernel_size[0]
         return rearrange(columns, patch, h=k, w=k)

@@ -58,8 +58,8 @@ def build(
 ) -> nn.Module:
     """Build `MetaFormer(**kwargs)` through timm, which adds configurations, weights and `features_only`.
 
-    Without `img_size` the model is made for the images that its weights were trained on. Features are taken after all
-    stages of a pyramid, and after the last three blocks of an isotropic model.
+    Without `img_size` the model is made for the size of the images that its weights were trained on. Features are taken
+    after each stage of a pyramid, or after each of the last three blocks of an isotropic model.
 
     Args:
         name: registered name, with which timm finds configurations and weights.
@@ -68,7 +68,7 @@ def build(
         kwargs: arguments of `MetaFormer` and of timm's builder.
     """
     if is_scriptable():
-        raise ValueError("scriptable=True is TorchScript, which is not supported: use torch.compile or torch.export.")
+        raise ValueError("scriptable=True needs TorchScript, which is unsupported: use torch.compile or torch.export.")
     overlay = kwargs.get("pretrained_cfg_overlay") or {}
     if overlay.get("file"):  # files that metamix wrote record the images and classes of training
         if not Path(overlay["file"]).is_file():
@@ -136,7 +136,7 @@ def register(
         ValueError: the name is not an identifier, or another module has registered it. timm itself would only warn and
             replace that model.
     """
-    if not name.isidentifier():  # timm takes what follows a point for a tag
+    if not name.isidentifier():  # timm reads what follows a point as a tag
         raise ValueError(f"a model cannot be named {name!r}: give letters, digits and underscores.")
     caller = sys._getframe(1).f_globals["__name__"]
     taken = timm.model_entrypoint(name) if timm.is_model(name) else None
@@ -159,7 +159,8 @@ def register(
 def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:
     """Collect the configurations of a name by tag: from the cards in `weights_dir()`, then from `tags`.
 
-    The default is the first tag that was made for the images and classes of `cfg`, or else the model without weights.
+    The default is the first tag whose weights have the image size and the number of classes of `cfg`. If there is no
+    such tag, the default is the model without weights.
     """
     local = local_weights().get(name, {})
     cfgs = {tag: cfg | tags.get(tag, {}) | local.get(tag, {}) for tag in (*local, *tags)}
@@ -173,12 +174,12 @@ def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:
 def check_model(name: str, pretrained: bool = False) -> None:
     """Raise ValueError unless timm knows a model, the tag in its name and, if `pretrained`, weights for it."""
     if not isinstance(name, str):
-        raise ValueError(f"a {type(name).__name__} is given: give the name of a model.")
-    if ":" in name:  # timm finds hf-hub:... and local-dir:...
+        raise ValueError(f"name is of type {type(name).__name__}: give the name of a model.")
+    if ":" in name:  # timm looks up hf-hub:... and local-dir:...
         return
     if not timm.is_model(name):
         if os.path.isfile(os.path.join(name, ARTIFACT)):
-            advice = f"metamix predict --model {name} runs it, and metamix export --data scores a model that it writes"
+            advice = f"metamix predict --model {name} runs it; metamix export --data scores a model while exporting it"
             raise ValueError(f"{name} is an exported model: {advice}")
         raise ValueError(f"There is no model {name!r}{did_you_mean(name, timm.list_models())} See timm.list_models().")
     model, _, tag = name.partition(".")
@@ -196,7 +197,7 @@ def known_name(name: str) -> str:
 
 
 def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """Create a timm model by name, which may have a tag. Models for any image size need no `img_size`.
+    """Create a timm model by name, which may have a tag. `img_size` is ignored if the model does not take it.
 
     Raises:
         ValueError: the name or an argument is unknown, or no weights are published.
@@ -207,7 +208,7 @@ def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn
     try:
         return timm.create_model(name, pretrained=pretrained, **arguments)
     except TypeError as error:
-        if "img_size" in str(error) and "img_size" in arguments:  # a model for any size, such as timm's resnet18
+        if "img_size" in str(error) and "img_size" in arguments:  # a model for any image size, such as timm's resnet18
             del arguments["img_size"]
             return create_model(name, pretrained, **arguments)
         raise ValueError(f"model {name} does not take {arguments}: {error}") from None
@@ -235,7 +236,7 @@ def check_image_size(model: nn.Module, name: str, in_chans: int, size: int, advi
 
 
 def timm_config(model: nn.Module) -> Mapping[str, Any]:
-    """Return timm's configuration of a model: its weights, their images, the names of its layers."""
+    """Return timm's configuration of a model: its weights, its image preprocessing, the names of its head and stem."""
     config: Any = model.pretrained_cfg
     return config
 

@@ -1,11 +1,11 @@
-"""WaveMix and WaveMix-Lite (arXiv 2203.03689 and 2205.14375): isotropic stacks of the wavelet mixer and its residual.
+"""Build WaveMix and WaveMix-Lite (arXiv 2203.03689 and 2205.14375): isotropic stacks of wavelet mixers with residuals.
 
 `wavemix_<dim>_<depth>` has a wavelet transform of one level; `..._l2`, `..._l3` and `..._l4` have two to four levels.
-`wavemixlite_<dim>_<depth>` are the small models with which the papers claim parameter efficiency.
+`wavemixlite_<dim>_<depth>` are the small models that support the papers' claim of parameter efficiency.
 
-Departure: two of the small models upsample bilinearly, the others by a transposed convolution. This follows from the
-published parameter counts; the authors' text names four such models. "Bilinear" is our guess: the authors' published
-code upsamples only by the transposed convolution.
+Departure: two of the small models upsample bilinearly, the others by a transposed convolution. According to the
+authors' text, four models do without the transposed convolution, but only these two have the published parameter counts
+without it. "Bilinear" is our guess: the authors' published code upsamples only by the transposed convolution.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from .registry import CIFAR10, IMAGENET, MNIST, build, register
 
 
 def strided_stem(in_chans: int, dim: int, *, stride: int) -> SequentialEmbed:
-    """Build two 3x3 convolutions of stride s, with nothing between: (B, in, H, W) -> (B, dim, H / s^2, W / s^2)."""
+    """Build two 3x3 convolutions of stride s in a row: (B, in, H, W) -> (B, dim, H / s^2, W / s^2)."""
     conv = partial(ConvEmbed, kernel_size=3, stride=stride, padding=1)
     return SequentialEmbed(conv(in_chans, dim // 2), conv(dim // 2, dim))
 
@@ -61,19 +61,19 @@ def wavemix(
     """Build a WaveMix. Its own arguments have the authors' names; `kwargs` are arguments of `MetaFormer`.
 
     Args:
-        dim: channels.
-        depth: blocks.
-        level: levels of the wavelet transform.
+        dim: number of channels.
+        depth: number of blocks.
+        level: number of levels of the wavelet transform.
         mult: hidden width of the feed-forward layers as a multiple of `dim`.
-        ff_channel: output channels of these layers; 0 for `dim`.
+        ff_channel: output width of the feed-forward layers; 0 for `dim`.
         upsample: how maps are brought back to full size: "transposed" or "bilinear".
         stride: stride of each convolution in a strided stem; 0 for a patch stem.
         patch_size: side of the patches in a patch stem; 0 for a strided stem.
-        proj_drop_rate: dropout in the mixers.
+        proj_drop_rate: dropout rate in the mixers.
     """
     check_counts(0, stride=stride, patch_size=patch_size)
     if bool(stride) == bool(patch_size):
-        raise ValueError(f"stride is {stride} and patch_size {patch_size}: each chooses a stem, give one of them.")
+        raise ValueError(f"stride is {stride} and patch_size is {patch_size}: each chooses a stem, so set only one.")
     stem = partial(strided_stem, stride=stride) if stride else partial(patch_stem, patch_size=patch_size)
     preset: dict[str, Any] = dict(
         mixer="wavemix",
@@ -161,8 +161,8 @@ CLASSIFIER_NAMES = (
 
 
 def wavemix_layout(*names: tuple[str, str], level: int) -> Layout:
-    """Return the authors' layout of a model with `level` wavelet levels; `names` are for tensors outside the mixers."""
-    only_level = [(r"\.levels\.0\.", ".feedforward.")] if level == 1 else []  # without a number
+    """Return the authors' layout of a model with `level` wavelet levels; `names` map tensors outside the mixers."""
+    only_level = [(r"\.levels\.0\.", ".feedforward.")] if level == 1 else []  # the authors do not number a single level
     return Layout((*names, *only_level, *MIXER_NAMES), arrange_wavemix)
 
 

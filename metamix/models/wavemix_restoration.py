@@ -3,15 +3,15 @@
     wavemixsr       y <- Conv1x1(Conv3x3(Blocks(Conv3x3(Conv3x3(upsampled y)))))      luminance; Cb and Cr are upsampled
     wavemix_sisr    Conv1x1(TransposedConv4x4(Blocks(Conv3x3(Conv3x3(x)))))           RGB, twice the height and width
 
-A block is x + WaveMix(x), with no norm before the mixer. There is no activation outside the blocks and no skip from the
-input. H and W may be any numbers of at least 1.
+A block is x + WaveMix(x), with no norm before the mixer. There is no activation outside the blocks and no skip
+connection from the input. H and W may be any numbers of at least 1.
 
 Two options are ours. `residual` adds the upsampled image to the result, so that a small model learns only the
 difference. `scale=1` lets wavemix_sisr restore images without enlarging them: it first folds 2 x 2 pixels into
 channels.
 
-Departures: the authors' WaveMixSR takes three channels of YCbCr; ours can also take only the luminance. One version of
-their code upsamples by bilinear interpolation, as their training script does, another by bicubic; here `mode` chooses.
+Departures: the authors' WaveMixSR takes three channels of YCbCr; ours can also take only the luminance. The authors'
+training script and one version of their code upsample bilinearly, another version bicubically; here `mode` chooses.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ MODES = ("bilinear", "bicubic")
 
 
 def wave_blocks(dim: int, depth: int, **options) -> nn.Sequential:
-    """Build `depth` blocks x + mixer(x); `options` go to the mixer."""
+    """Build `depth` blocks x + mixer(x) of `dim` channels; `options` are options of the mixer."""
     mixers = (WaveMix(dim, size=(1, 1), **options) for _ in range(depth))
     return nn.Sequential(*(Block(dim, mixer, norm1=nn.Identity, mlp_ratio=0, layer_scale=0) for mixer in mixers))
 
@@ -42,14 +42,14 @@ def wave_blocks(dim: int, depth: int, **options) -> nn.Sequential:
 class WaveMixSR(GradCheckpointing):
     """Enlarge images: (B, 1, H, W) luminance or (B, 3, H, W) YCbCr -> (B, 1 or 3, scale H, scale W).
 
-    In training the result is a list with only the luminance.
+    In training the result is a list that holds only the enlarged luminance.
 
     Args:
         scale: factor by which height and width are enlarged, a whole number.
-        dim, depth: channels and blocks.
+        dim, depth: number of channels, number of blocks.
         mult: hidden width of a block's MLP as a multiple of `dim`.
-        ff_channel: width after the MLP; 0 for `dim`.
-        proj_drop: dropout in the blocks.
+        ff_channel: output width of the MLP; 0 for `dim`.
+        proj_drop: dropout rate in the blocks.
         mode: interpolation, "bilinear" or "bicubic".
         residual: add the upsampled luminance to the result.
     """
@@ -79,7 +79,7 @@ class WaveMixSR(GradCheckpointing):
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         if images.shape[1] not in (1, 3):
-            raise ValueError(f"images have {images.shape[1]} channels; WaveMixSR takes 1, luminance, or 3, YCbCr.")
+            raise ValueError(f"images have {images.shape[1]} channels; WaveMixSR takes 1 (luminance) or 3 (YCbCr).")
         x = F.interpolate(images, scale_factor=self.scale, mode=self.mode, align_corners=False)
         y = self.head(self.blocks(self.stem(x[:, :1])))  # (B, 1, scale H, scale W)
         y = y + x[:, :1] if self.residual else y
@@ -89,12 +89,12 @@ class WaveMixSR(GradCheckpointing):
 
 
 class WaveMixSisr(GradCheckpointing):
-    """Enlarge images twice, or restore them at their size: (B, in_chans, H, W) -> (B, in_chans, scale H, scale W).
+    """Double the size of images, or restore them: (B, in_chans, H, W) -> (B, in_chans, scale H, scale W).
 
-    In training the result is a list with that one image. With `scale=1`, training takes even H and W.
+    In training the result is a list that holds only this map. With `scale=1`, training takes even H and W.
 
     Args:
-        scale: 2, or 1 to fold 2 x 2 pixels into channels before the stem.
+        scale: 2 to double the size; 1 to keep it and fold 2 x 2 pixels into channels before the stem.
         level: levels of the wavelet transform, 1 to 4.
         dim, depth, mult, ff_channel, proj_drop: as in `WaveMixSR`.
         residual: add the image, bilinearly enlarged to the result's size, to the result.
@@ -115,7 +115,7 @@ class WaveMixSisr(GradCheckpointing):
     ):
         super().__init__()
         if scale not in (1, 2):
-            raise ValueError(f"scale is {scale!r}, but WaveMixSisr enlarges images twice, or not at all: give 1 or 2.")
+            raise ValueError(f"scale is {scale!r}, but WaveMixSisr doubles the image size or keeps it: give 1 or 2.")
         check_counts(1, in_chans=in_chans, dim=dim, depth=depth)
         self.in_chans, self.scale, self.residual = in_chans, scale, residual
         self.fold = 2 // scale
@@ -130,7 +130,7 @@ class WaveMixSisr(GradCheckpointing):
         if self.training:
             check_multiples(images, self.multiple, self)
             return [self.restore(images)]
-        if self.fold == 1 or is_exporting():  # exported graphs take only multiples, like MAXIM's
+        if self.fold == 1 or is_exporting():  # exported graphs take only multiples of `multiple`
             return self.restore(images)
         return run_padded(self.restore, images, self.multiple)
 

@@ -250,8 +250,8 @@ def test_weights_of_a_file_are_loaded_and_kept_only_once(name, tmp_path):
         ("resnet18", dict(out_indices=()), "give ascending levels"),
         ("resnet18", dict(out_indices=(4,)), "give ascending levels"),
         ("resnet18", dict(pretrained=True, checkpoint="x.pt"), "both say where weights come from: give one"),
-        ("levit_128", {}, r"maps of strides 16, 32, 64, none as fine as 4 \(level 0\): take out_indices from \(2, 3\)"),
-        ("wavemix_144_7", {}, "at stride 1, which may take tens of GiB for one image of 800 x 1216. Take a model of"),
+        ("levit_128", {}, r"strides 16, 32, 64, but none as fine as 4 \(level 0\): choose out_indices from \(2, 3\)"),
+        ("wavemix_144_7", {}, "at stride 1, which may take tens of GiB for one image of 800 x 1216. Use a model of"),
         ("wavemixlite_8_5", {}, "at stride 1, which may take"),  # made for grey images
         ("wavemixlite_8_5", dict(in_chans=1), "at stride 1, which may take"),
         ("metaformer_pooling_nano", dict(depth=1), r"metaformer_pooling_nano does not take .*unexpected .*'depth'"),

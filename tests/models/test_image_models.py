@@ -206,7 +206,7 @@ def test_files_saved_here_carry_the_arguments_of_their_model(tmp_path):
     save_weights(tmp_path / "grey.safetensors", model.state_dict(), about)
     loaded = create_image_model("maxim_nano", checkpoint=tmp_path / "grey.safetensors")
     assert loaded.in_chans == 1 and same_weights(loaded, model)
-    with pytest.raises(ValueError, match="has weights of maxim_nano, not of maxim_s1"):
+    with pytest.raises(ValueError, match="has weights of maxim_nano, not of maxim_s1: use maxim_nano"):
         create_image_model("maxim_s1", checkpoint=tmp_path / "grey.safetensors")
     save_file(model.state_dict(), tmp_path / "plain.safetensors")
     assert same_weights(

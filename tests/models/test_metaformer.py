@@ -140,7 +140,7 @@ def test_a_users_stem_and_downsampling_are_built():
 
 
 def test_a_stem_of_two_strides_is_refused():
-    with pytest.raises(ValueError, match=r"stride is \(4, 2\): give a stem or a downsampling one number"):
+    with pytest.raises(ValueError, match=r"stride is \(4, 2\): give a stem or downsampling layer one stride"):
         MetaFormer(mixer="identity", depths=(1,), dims=(8,), stem=lambda i, o: ConvEmbed(i, o, 4, stride=(4, 2)))
 
 
@@ -440,8 +440,8 @@ def test_dropout_is_not_an_option_of_a_mixer_without_it():
         (dict(mlp_ratio=1e-3), "mlp_ratio 0.001 times 8 channels is less than one: give 0 for no MLP"),
         (dict(mlp_ratio=(4, "4")), "mlp_ratio is '4': give a finite number of at least 0"),
         (dict(layer_scale="1"), "layer_scale is '1': give a finite number of at least 0"),
-        (dict(dims=(8,)), r"depths \(1, 2\) and dims \(8,\) differ in length: give one of each per stage"),
-        (dict(mixer=("raft",) * 3), "mixer has 3 entries, but 2 are needed: give one for all or one for each"),
+        (dict(dims=(8,)), r"depths \(1, 2\) and dims \(8,\) differ in length: give one dim per depth"),
+        (dict(mixer=("raft",) * 3), "mixer has 3 entries, but 2 are needed: give as many, or a single value"),
         (dict(downsample=[ConvEmbed] * 2), "downsample has 2 entries, but 1 are needed"),
         (dict(mixer_args=[{}, dict(size=8)]), "mixer_args has size: use mixer, dims and img_size"),
         (dict(global_pool="mean"), "global_pool is 'mean': give one of 'avg', 'max', 'avgmax', ''"),
@@ -450,8 +450,8 @@ def test_dropout_is_not_an_option_of_a_mixer_without_it():
         (dict(in_chans=0), "in_chans is 0: give a whole number of at least 1"),
         (dict(drop_path_rate=1.5), "drop_path_rate is 1.5: give a number from 0 to 1"),
         (dict(proj_drop_rate="0.1"), "proj_drop_rate is '0.1': give a number from 0 to 1"),
-        (dict(mixer={}), "mixer is {}: give the name of a registered mixer, or one for each stage"),
-        (dict(mixer_args="pool_size=7"), "mixer_args is 'pool_size=7': give a dict of the mixer's options, or one for"),
+        (dict(mixer={}), "mixer is {}: give the name of a registered mixer, or a name for each stage"),
+        (dict(mixer_args="pool_size=7"), "mixer_args is 'pool_size=7': give a dict of the mixer's options, or a dict"),
         (dict(mixer_args=[{}, 3]), r"mixer_args is \[{}, 3\]: give a dict"),
         (dict(act_layer="gelux"), "act_layer is 'gelux'; did you mean 'gelu'"),
         (dict(norm2="grupnorm"), "norm2 is 'grupnorm'; did you mean 'groupnorm"),

@@ -140,7 +140,7 @@ def test_a_description_without_defaults_leaves_out_default_options():
 
 
 def test_another_mixer_with_published_weights_is_warned_about():
-    with pytest.warns(UserWarning, match=r"pooling\(pool_size=3.*identity\(\).*loaded as a start for training"):
+    with pytest.warns(UserWarning, match=r"pooling\(pool_size=3.*identity\(\).*loaded as a starting point"):
         timm.create_model("metaformer_pooling_nano", pretrained=True, mixer="identity")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -158,7 +158,7 @@ def test_another_mixer_with_weights_of_the_hub_is_warned_about(tmp_path, monkeyp
 
 def test_metadata_of_a_model_that_cannot_be_built_are_refused():
     model = create("metaformer_pooling_nano")
-    with pytest.raises(ValueError, match=r"a.pt holds weights of mine, which is not registered: import its module"):
+    with pytest.raises(ValueError, match=r"mine, the model of .*a.pt, is not registered: import the module that"):
         check_same_function(model, ModelMetadata(model="mine.v1"), "a.pt")
     with pytest.raises(ValueError, match="a.pt: resnet18 cannot be built with the arguments in its metadata"):
         check_same_function(model, ModelMetadata(model="resnet18", model_args={"mixer": "raft"}), "a.pt")

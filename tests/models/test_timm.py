@@ -570,7 +570,7 @@ def test_the_nearest_argument_is_suggested():
 
 @pytest.mark.parametrize("name", ["metaformer_pooling_nano", "metaformer_pooling_s12"])
 def test_a_single_image_is_refused(name):
-    with pytest.raises(ValueError, match=r"the shape \(3, 32, 32\), not .*: give one as image\[None\]"):
+    with pytest.raises(ValueError, match=r"shape \(3, 32, 32\), not .*: for one image, give image\[None\]"):
         timm.create_model(name)(torch.zeros(3, 32, 32))
 
 

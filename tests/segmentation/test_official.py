@@ -24,7 +24,7 @@ def test_the_wavemix_segmenter_gives_the_same_output_as_the_authors_code():
     assert (model(images) - theirs).abs().max() < 1e-9
     model.head[0].weight.copy_(model.head[0].weight.flip(2))  # control: other weights give another output
     assert (model(images) - theirs).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="stride is 1, which our model cannot honour. Accepted: 2, so that the output"):
+    with pytest.raises(ValueError, match="stride is 1, which our model does not support. Accepted: 2, so that the out"):
         load_official("wavemix_segmentation", state, **constructor | dict(stride=1))
     del state["expand.2.bias"]
     with pytest.raises(ValueError, match=r"lacks expand\.2\.bias"):
@@ -75,7 +75,7 @@ def test_weights_of_mmsegmentations_semantic_fpn_are_loaded(tmp_path):
     del state["backbone.norm2.bias"]
     with pytest.raises(ValueError, match=r"lacks backbone\.norm2\.bias"):
         load_official("poolformer_semantic_fpn", state, **arguments)
-    with pytest.raises(ValueError, match="arch is 's13', which our model cannot honour. Accepted: s12, s24"):
+    with pytest.raises(ValueError, match="arch is 's13', which our model does not support. Accepted: s12, s24"):
         load_official("poolformer_semantic_fpn", state, arch="s13")
     with pytest.raises(ValueError, match="Accepted: a dict of embed_dims, layer_scale_init_value, layers, mlp_ratios"):
         load_official("poolformer_semantic_fpn", state, arch=dict(layers=(1, 1, 1, 1)))
