@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from benchmarks.measure.ceiling import dense_conv_net
 from metamix.layers import GELU
-from metamix.models.embed import DOWNSAMPLE, ConvEmbed, SequentialEmbed
+from metamix.models.embed import DOWNSAMPLE, STEM, ConvEmbed, SequentialEmbed
 
 
 class ConvStem(SequentialEmbed):
@@ -35,6 +36,7 @@ MUON = dict(lr=1.0e-2, opt_args=dict(fallback_list=["head.*", "stem.0.*"], fallb
 EMBEDS: dict[str, Callable[..., nn.Module]] = {
     "conv-bn-act-conv stem": ConvStem,
     "conv": DOWNSAMPLE,
+    "conv7x7 stem": partial(STEM, padding=3),
 }
 
 
@@ -97,13 +99,20 @@ VARIANTS = {
         "nano",
         data=dict(teacher=dense_conv_net.__name__),
     ),
-    # A four-stage net for Tiny-ImageNet, trained with --budget 3.333e13 into results/tiny.json.
+    # Four-stage nets for Tiny-ImageNet, trained into results/tiny.json; `--budget 8e12` makes a short run.
     "tiny": Variant(
         "the size tiny: dims 32/64/160/384, depths 1/2/3/2, images of 64 pixels",
         recipe=MUON,
         data=dict(img_size=64, memory="yes", padding=8),
         size="tiny",
     ),
+    "tiny-stem": Variant(
+        "one 7x7 convolution of stride 4 as stem, not two of 3x3",
+        "tiny",
+        model={"stem": "conv7x7 stem"},
+        recipe=dict(opt_args=dict(fallback_list=["head.*", "stem.*"], fallback_lr_scale=0.5)),
+    ),
+    "tiny-depths": Variant("depths 2/2/2/2, not 1/2/3/2", "tiny", model={"depths": (2, 2, 2, 2)}),
 } | {
     # The mixer of the run's name is replaced; each stage has the options and the MLPs that it has in `nano`.
     f"nano-{'-'.join(mixers)}": Variant("one mixer for each stage", "nano", model={"mixer": mixers})

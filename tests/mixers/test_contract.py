@@ -30,19 +30,14 @@ class Mine(nn.Module):
         return self.conv(x)
 
 
-CASES = {
-    "identity": ("identity", {}),
-    "pooling": ("pooling", {}),
-    "raft": ("raft", {}),
+# Each mixer with its default options, and options that change the computation
+CASES = {name: (name, {}) for name in (*list_mixers(), "mine")} | {
     "raft-stream": ("raft", dict(resample="stream", raft_size=4)),
     "raft-weights": ("raft", dict(resample="weights")),
     "raft-windows": ("raft", dict(resample="windows", grid=(3, 4))),
-    "maxim": ("maxim", {}),
     "maxim-uneven": ("maxim", dict(block_size=(2, 4), grid_size=(3, 2))),
-    "wavemix": ("wavemix", {}),
     "wavemix-levels": ("wavemix", dict(level=2, norm="group")),
     "wavemix-sym4": ("wavemix", dict(level=2, wavelet="sym4", upsample="bilinear")),
-    "nin": ("nin", {}),
     "nin-grid": ("nin", dict(grid=(3, 4))),
     "minattn": ("minattn", dict(num_heads=2)),
     "minattn-collapsed": ("minattn", dict(qk="collapsed", value=False)),
@@ -50,7 +45,6 @@ CASES = {
     "minattn-cholesky": ("minattn", dict(qk="cholesky", num_heads=2, context=(3, 9))),
     "minattn-positions": ("minattn", dict(num_heads=2, positions=True)),
     "minattn-positions-context": ("minattn", dict(num_heads=2, context=4, positions=True)),
-    "mine": ("mine", {}),
 }
 
 
@@ -76,10 +70,6 @@ def images(*size, batch=2, dim=DIM, dtype=torch.float32):
 def assert_close(actual, expected, tolerance=1e-5):
     assert actual.dtype == expected.dtype
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
-
-
-def test_cases_have_every_mixer():
-    assert {name for name, _ in CASES.values()} == {*list_mixers(), "mine"}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -402,8 +392,9 @@ def test_unknown_mixers_and_options_are_refused(name, options, words):
 
 
 def test_mixers_are_listed_in_order_of_registration(forget_mixers):
+    before = list_mixers()
     register_mixer("mine")(Mine)
-    assert list_mixers() == ["identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn", "mine"]
+    assert before[:3] == ["identity", "pooling", "raft"] and list_mixers() == [*before, "mine"]
     assert create_mixer("mine", DIM, size=SIZE, kernel=5).conv.kernel_size == (5, 5)
 
 

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-import metamix  # noqa: F401  registers the models
+import metamix
 from metamix.detection import build_backbone
 from metamix.models.backbone import EXTRA
 from metamix.models.pyramids import halve
@@ -15,7 +15,7 @@ from metamix.segmentation import build_segmenter
 from metamix.weights.files import save_weights
 
 TINY = dict(depths=(1, 1, 1), dims=(24, 24, 48))  # a nano model that runs in milliseconds
-MIXERS = ("identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn")
+MIXERS = metamix.list_mixers()
 MINATTN = dict(depth=2)
 
 

@@ -550,7 +550,7 @@ def test_copied_and_pickled_models_share_no_tensors(name, model, by):
 
 
 def test_all_names_are_registered_and_none_replaces_timms():
-    assert len(NAMES) == 88 and len(FAMILIES) == 15
+    assert len(NAMES) >= 88 and len(FAMILIES) >= 15
     assert set(NAMES) <= set(timm.list_models())
     with pytest.raises(ValueError, match="timm already has a model named 'poolformer_s12'"):
         register("poolformer_s12", cfg={})
