@@ -1,4 +1,4 @@
-"""Check and read arguments, and check outputs of models. Messages say what was given and what is accepted."""
+"""Check and parse arguments, and check outputs of models. Messages say what was given and what is accepted."""
 
 import math
 from collections.abc import Collection, Iterable
@@ -43,7 +43,7 @@ def check_choice(name: str, value: Any, accepted: Collection[str], advice: str =
 
 
 def check_known(owner: str, options: Iterable[str], accepted: Collection[str], advice: str = "") -> None:
-    """Raise ValueError for an option that `owner` does not have, as `check_choice` does."""
+    """Raise ValueError for an option that is not accepted; the message names `owner` and a similar option."""
     for option in options:
         if option not in accepted:
             words = f"{owner} has no option {option!r}{did_you_mean(option, accepted)} {advice}".rstrip()
@@ -65,7 +65,7 @@ def parse_size(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def check_finite(outputs: Tensor, name: object = "") -> Tensor:
-    """Return the outputs of a model for the image `name`; raise ValueError if a value is infinite or NaN."""
+    """Return a model's outputs unchanged; raise ValueError, which names the image, if a value is infinite or NaN."""
     if not outputs.numel():
         return outputs
     least, most = outputs.amin(), outputs.amax()  # both are NaN if any value is; a mask would need more memory
@@ -87,7 +87,7 @@ def parse_weighted_sum(text: str, names: Collection[str]) -> dict[str, float]:
         name = (second if star else first).strip()
         check_choice("loss", name, names)
         if name in weights:
-            raise ValueError(f"loss is {text!r}, which has {name} twice; keep one of them")
+            raise ValueError(f"loss is {text!r}, which has {name} twice; keep one")
         weights[name] = to_number(first) if star else 1.0
         if not 0 < weights[name] < math.inf:
             raise ValueError(f"loss is {text!r}, but the weight of {name} must be a number above 0: 0.1*{name}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from .files import atomic_write
 from .text import package_logger, printable
 
-# Fonts with letters of Chinese, Japanese and Korean, which matplotlib's own font lacks.
+# Fonts with Chinese, Japanese and Korean characters, which matplotlib's own font lacks.
 CJK_FONTS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR", "Source Han Sans SC",
     "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "PingFang SC", "Hiragino Sans",
@@ -26,13 +26,13 @@ log = package_logger(__name__)
 
 @cache
 def fonts() -> list[str]:
-    """Return the font families for figures: the user's families, then the installed ones of `CJK_FONTS`."""
+    """Return the font families for figures: the user's sans-serif fonts, then the installed fonts of `CJK_FONTS`."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     return ["sans-serif", *(name for name in CJK_FONTS if name in installed)]
 
 
 def figure_text(text: str) -> str:
-    """Escape a text for a figure, where a $ would start a formula."""
+    """Escape a text for a figure, in which a $ would start a formula."""
     return printable(text).replace("$", r"\$")
 
 
@@ -46,7 +46,7 @@ def image_grid(rows: int, columns: int, layout: Any = "constrained", **options: 
 
 
 def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:
-    """Write a figure atomically, as PNG with `dpi` pixels per inch. Warn if no font has some of its letters."""
+    """Write a figure atomically, as PNG with `dpi` pixels per inch. Warn if some letters are in no font."""
     for text in figure.findobj(Text):
         text.set_fontfamily(fonts())
     with atomic_write(path) as file, warnings.catch_warnings(record=True) as caught:
@@ -62,14 +62,14 @@ def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:
 def draw_confusion(
     path: Path, confusion: Tensor, classes: Sequence[str], title: str, *, of: str = "samples", percent: bool = False
 ) -> None:
-    """Draw a confusion matrix as PNG: the share of each label's samples by prediction, in percent.
+    """Draw a confusion matrix as PNG. Colours show the percentage of each label's samples that got each prediction.
 
-    With up to 20 classes, cells show numbers.
+    With up to 20 classes, the cells show numbers too.
 
     Args:
         confusion: (classes, classes) int64, rows are labels.
         of: what is counted, in the plural.
-        percent: show percentages of at least 1 in the cells, not counts.
+        percent: whether cells show percentages, from 1 % on, instead of counts.
     """
     shares = 100 * confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)
     count = len(classes)

@@ -15,14 +15,14 @@ from typing import IO, Any
 from .text import list_names
 
 TEMPORARY = ".tmp"  # suffix of files that are not complete yet
-LOCK = ".lock"  # file in a folder that was locked; it stays there
+LOCK = ".lock"  # file by which a folder is locked; it is not removed
 MAX_NESTING = 64  # levels of lists and mappings in JSON and YAML
-_PARTS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{\]}]', re.DOTALL)  # brackets, and strings, whose brackets do not count
+_PARTS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{\]}]', re.DOTALL)  # brackets, and whole strings, to skip their brackets
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that replaces `path` once the block ends without an error and the data are on the disk.
+    """Open a binary file that replaces `path` once the block has ended without an error and the data are on disk.
 
     If `path` is a device or a pipe, such as /dev/stdout, the data are written to it and it is not replaced. If `path`
     is a link, its target is replaced and the link stays.
@@ -31,7 +31,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full. The old file is then unchanged.
-            An error of another file, raised inside the block, keeps its message.
+            If the block raises an error about another file, its message is kept.
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
@@ -41,14 +41,14 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             with open(path, "wb") as file:
                 yield file
             return
-        with open(temporary, "xb") as file:  # mode x refuses a link, too
+        with open(temporary, "xb") as file:  # mode x fails if there is a file or a link
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
         _sync_folder(target.parent)
     except BaseException as error:
-        with suppress(OSError):  # on a read-only disk this fails too, and the first error says more
+        with suppress(OSError):  # on a read-only disk this fails too; the first error says more
             temporary.unlink()
         ours = {"None", *map(str, (path, target, temporary, target.parent))}  # errors of other files pass unchanged
         if isinstance(error, OSError) and str(error.filename) in ours:
@@ -78,21 +78,21 @@ def make_output_folder(folder: Path) -> None:
 
 @contextmanager
 def filled_at_once(folder: Path) -> Iterator[Path]:
-    """Make a hidden folder inside `folder`, whose content moves into `folder` once the block ends without an error.
+    """Yield a hidden folder inside `folder`, and move its content into `folder` if the block ends without an error.
 
-    So a command that fails or is stopped leaves no files that could be taken for a complete result.
+    A command that fails or is stopped then leaves no files that look like a complete result.
     """
     make_output_folder(folder)
     with TemporaryDirectory(TEMPORARY, ".", folder) as temporary:
         yield Path(temporary)
-        running = {name for name in os.listdir(folder) if name.endswith(TEMPORARY)}  # this command, and others
-        check_output_folder(folder, running)  # another command may have filled it meanwhile
+        running = {name for name in os.listdir(folder) if name.endswith(TEMPORARY)}  # of this command and others
+        check_output_folder(folder, running)  # another command may have filled `folder` meanwhile
         for path in Path(temporary).iterdir():
             path.rename(folder / path.name)
 
 
 def check_output_folder(folder: Path, ours: Collection[str]) -> None:
-    """Raise ValueError if the path is a file, or the folder holds files of other names than `ours`."""
+    """Raise ValueError if the path is a file, or if the folder holds files whose names are not in `ours`."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder to write to")
     if others := sorted(set(os.listdir(folder) if folder.is_dir() else ()) - set(ours)):
@@ -102,12 +102,12 @@ def check_output_folder(folder: Path, ours: Collection[str]) -> None:
 def read_bytes(path: Path) -> bytes:
     """Read a file; raise ValueError for a pipe or a device, which may have no end."""
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a regular file: put the file itself there")
+        raise ValueError(f"{path} is not a regular file: replace it with a regular file")
     return path.read_bytes()
 
 
 def read_text(path: Path) -> str:
-    """Read UTF-8 text, with or without a byte order mark; raise ValueError, with the line, for other text."""
+    """Read UTF-8 text, with or without a byte order mark; raise ValueError, with the line number, for other text."""
     data = read_bytes(path)
     try:
         return data.decode("utf-8-sig")
@@ -144,14 +144,14 @@ def check_nesting(text: str, source: str) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
     with atomic_write(path) as file:
-        file.write(text.encode(errors="backslashreplace"))  # such as a file name in Latin-1
+        file.write(text.encode(errors="backslashreplace"))  # escapes names that are not UTF-8
 
 
 def lock_folder(folder: Path) -> IO[str]:
-    """Lock a folder until the file that is returned is closed, or until this process ends, however it ends.
+    """Lock a folder until the returned file is closed or this process ends, even if it is killed.
 
     Raises:
-        ValueError: another process has locked the folder, or it holds a link or a pipe, which may have been planted.
+        ValueError: another process has locked the folder, or it holds a link or a pipe, perhaps of an attacker.
         OSError: the folder cannot be locked.
     """
     try:
@@ -160,7 +160,7 @@ def lock_folder(folder: Path) -> IO[str]:
         raise OSError(f"{folder} cannot be locked: writing to it needs Linux or macOS") from None
     for path in folder.iterdir():
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{path} is a link or a pipe, and what is written to it goes elsewhere: remove it")
+            raise ValueError(f"{path} is a link or a pipe, so data written to it would go elsewhere: remove it")
     try:
         file = open(folder / LOCK, "a+")  # noqa: SIM115 - kept open as long as the lock is held
     except OSError as error:
@@ -172,7 +172,7 @@ def lock_folder(folder: Path) -> IO[str]:
         file.close()
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             raise OSError(
-                f"{folder} cannot be locked ({error.strerror}), so two processes could write into it; take an "
+                f"{folder} cannot be locked ({error.strerror}), so two processes could write into it; choose an "
                 f"--output on another file system"
             ) from None
         raise ValueError(f"another process is writing into {folder}; wait, stop it, or give another --output") from None

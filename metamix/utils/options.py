@@ -34,7 +34,7 @@ METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", tuple: "A,B", dict:
 
 @dataclass
 class Options:
-    """Base class of options. It raises ValueError if a value does not fit its type; strings are accepted as paths.
+    """Base class of options. It raises ValueError if a value does not fit its type; a Path may stand for a string.
 
     If a subclass defines `__post_init__`, it must call `super().__post_init__()`.
     """
@@ -61,8 +61,8 @@ def option(
         default: value if the option is not given; MISSING if it must be given.
         help: one sentence for --help.
         group: heading in --help.
-        on_resume: what to do if the value changes when a run is resumed: "refuse" it, since it would be another run,
-            allow and "report" it, or "ignore" it, since no result depends on it.
+        on_resume: what to do if the value has changed when a run is resumed. "refuse" raises an error, since it would
+            be another run; "report" allows and reports the change; "ignore" allows it, since no result depends on it.
         needs: option that must be set for this one to have an effect. Give its name, its name and value ("schedule
             poly"), or two names, one of which is enough ("mixup or cutmix").
         metavar: word for the value in --help, such as FOLDER; by default it is derived from the type.
@@ -151,16 +151,16 @@ def no_option(
     task_options: Callable[[str], type] = lambda task: Options,
     advise: bool = False,
 ) -> str:
-    """Return the message that there is no option `word`, which is a flag or a key of a config.
+    """Return the error message for an unknown option `word`, a flag or a key of a config.
 
-    It names the `tasks` other than `task` that have the option; with `advise`, it says how to choose one. If there is
-    none, it names the most similar of the `known` options. `task_options` returns the options of a task, a dataclass.
+    If other `tasks` than `task` have the option, the message names them and, with `advise`, says how to choose one.
+    Otherwise it suggests a similar option of `known`. `task_options` returns the dataclass of a task's options.
     """
     text = f"there is no option {word if str(word).startswith('-') else shown(word)}"
     name = str(word).removeprefix("--").removeprefix("no-").replace("-", "_")
     having = [other for other in tasks if other != task and name in options_of(task_options(other))]
     if not having:
-        name = "lr" if name == "learning_rate" else str(word)  # the two names are not alike
+        name = "lr" if name == "learning_rate" else str(word)  # the names are too different for a suggestion
         return text + did_you_mean(name, known)
     advice = f": add --task {having[0]}" if advise else ""
     return f"{text} for {task}; it is an option of {' and '.join(having)}{advice}"
@@ -256,10 +256,10 @@ def parse_flags(
 def import_modules(names: Sequence[str]) -> None:
     """Import modules that are in the working folder or installed; raise ValueError if a module cannot be imported."""
     if names and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # an installed `metamix` command has its own folder there
+        sys.path.append(os.getcwd())  # in an installed `metamix` command, sys.path lacks it
     for name in names:
         try:
-            if not name or name.startswith("."):  # import_module takes these for a relative import
+            if not name or name.startswith("."):  # import_module would read these as a relative import
                 raise ImportError("it is a path" if name else "it is empty")
             import_module(name)
         except ImportError as error:
@@ -279,7 +279,7 @@ def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def named_weights(argv: Sequence[str]) -> dict[str, str]:
-    """Return the values of --checkpoint and --model in a command line, as far as they are given."""
+    """Return the values of --checkpoint and --model in a command line, without those that are not given."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--checkpoint")
     parser.add_argument("--model")
@@ -316,10 +316,10 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
 
 
 def _as_tuple(value: Any, kinds: Set[type]) -> Any:
-    """Turn a list, a word `a,b`, or one item into a tuple; leave a value that another type of `kinds` may take."""
+    """Convert a list, a word `a,b` or a single item to a tuple; keep a value that another type in `kinds` takes."""
     if isinstance(value, str) and ("," in value or int not in kinds):
         value = value.strip()
-        inside = value[1:-1] if (value[:1], value[-1:]) in (("[", "]"), ("(", ")")) else value  # but keep stages.[01]
+        inside = value[1:-1] if (value[:1], value[-1:]) in (("[", "]"), ("(", ")")) else value  # not of stages.[01]
         value = [word.strip() for word in inside.split(",") if word.strip()]
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and not {int, float} & kinds:
         value = [value]  # in YAML, `crop: 64` is `crop: [64]`
@@ -327,7 +327,7 @@ def _as_tuple(value: Any, kinds: Set[type]) -> Any:
 
 
 def _expand_home(value: Any) -> Any:
-    """Expand a path that begins with ~/, since no shell expands it in YAML and after "="; leave other values."""
+    """Expand a path that begins with ~/, which no shell does in YAML and after "="; return other values unchanged."""
     return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
@@ -354,7 +354,7 @@ def _parse_yaml(text: str, where: str, advice: str = "") -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader of YAML that rejects duplicate keys, deep nesting, and anchors, whose copies may be huge."""
+    """YAML loader that rejects duplicate keys, deep nesting, and anchors, whose copies may be huge."""
 
     depth = 0
 
@@ -381,10 +381,10 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """A writer of YAML for `_Loader`."""
+    """YAML dumper whose output `_Loader` reads back unchanged."""
 
 
-# YAML 1.1 reads 1e-3, without a point, as text. The writer quotes text that the loader takes for a number.
+# YAML 1.1 reads 1e-3, without a point, as text. The dumper quotes text that the loader would read as a number.
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")

@@ -1,4 +1,4 @@
-"""Check values by their types with pydantic, and describe in words what a type accepts.
+"""Check values against types with pydantic, and describe in words what a type accepts.
 
     size: Annotated[int, Field(ge=1, le=16)]
     head: Literal["small", "large"]
@@ -151,8 +151,8 @@ def check_entries(
 ) -> None:
     """Raise ValueError if an entry of a file is missing, or if its rule does not accept it.
 
-    The message names the file, `source`, and the part that holds the entries, `place`, or None for the whole file. It
-    ends with `remedy`, which says what to do.
+    The message names the file, `source`, and `place`, the part of the file that holds the entries (None: the whole
+    file). It ends with `remedy`, which says what to do.
     """
     inside = f" in {place}" if place else ""
     for name, rule in rules.items():

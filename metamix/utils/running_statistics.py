@@ -19,4 +19,4 @@ def keep_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, count) in zip(norms, before):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)  # restored, not set to None: SyncBatchNorm refuses None
+            norm.num_batches_tracked.copy_(count)  # the count is restored, not set to None, which SyncBatchNorm rejects

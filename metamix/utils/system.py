@@ -1,4 +1,4 @@
-"""Describe and prepare the machine and the software: devices, memory, versions, the commit."""
+"""Describe the machine and the software (devices, memory, versions, commit), and prepare devices and memory."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ from metamix.version import __version__
 
 
 def peak_memory(device: torch.device) -> float:
-    """Return the peak memory in GiB: allocated on the GPU, or held by this process if it computes on the CPU."""
+    """Return the peak memory in GiB: of the tensors on a GPU, or of this process if the device is the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     import resource  # not on Windows
@@ -29,7 +29,7 @@ def free_memory(device: torch.device) -> float | None:
     """Return the bytes that this process can still allocate on a device; None if the system does not say.
 
     On the CPU, the limits of control groups, such as a container's, are respected, and the free memory is divided among
-    the processes that torchrun started here. Memory that the C library keeps is returned to the system first.
+    torchrun's processes on this machine. Memory that the C library keeps is returned to the system first.
     """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -47,7 +47,7 @@ def _free_in_control_groups(
     root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")
 ) -> list[float]:
     """Return the free bytes of each control group of this process that has a limit."""
-    files = {  # in version 2 and in version 1 of control groups
+    files = {  # file names in version 2 and version 1 of control groups
         "": ("memory.max", "memory.current", "memory.stat"),
         "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat"),
     }
@@ -169,7 +169,7 @@ def commit() -> str | None:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory for the next step; does nothing with other C libraries.
+    """Make glibc keep freed memory for the next step. This does nothing with other C libraries.
 
     By default glibc returns large blocks to the kernel, which clears every page again at the next step.
     """

@@ -1,7 +1,7 @@
-"""Write text for people: suggested names, escaped names, counts, errors of one sentence, tables and CSV.
+"""Format text for people: suggestions, escaped names, counts, one-line errors, tables and CSV.
 
-Names of files, classes and models come from files that anybody may have made. What is printed or logged passes through
-`printable`, so that no name forges a line or reaches the terminal as a control sequence.
+Names of files, classes and models come from files that anybody may have made. All printed or logged text passes
+through `printable`, so that a name cannot forge a line or reach the terminal as a control sequence.
 """
 
 import csv
@@ -14,17 +14,17 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
-LONGEST_NAME = 200  # characters; longer words are not compared with others, which would take long
+LONGEST_NAME = 200  # characters; longer words are not compared with others, since this would be slow
 LONGEST_MESSAGE = 2000  # characters
 
-# Control characters, surrogates, other ends of lines, and marks that change the direction of the text after them.
+# Control characters, surrogates, other line breaks, and marks that change the direction of the text after them.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def did_you_mean(word: object, words: Iterable[object]) -> str:
-    """End a sentence of an error message: "; did you mean 'x'?" if one of `words` is close to `word`, otherwise ".".
+    """Return the end of an error message: "; did you mean 'x'?" if one of `words` is close to `word`, otherwise ".".
 
-    Dashes at the start of flags are not compared: they make short flags alike.
+    Dashes at the start of flags are not compared, since they would make short flags look similar.
     """
     if len(str(word)) > LONGEST_NAME:
         return "."
@@ -34,7 +34,7 @@ def did_you_mean(word: object, words: Iterable[object]) -> str:
 
 
 def matching(pattern: str | Iterable[str], names: list[str], advice: str) -> list[str]:
-    """Return the names that match a pattern, which is a name with wildcards, or one of several patterns.
+    """Return the names that match a pattern, which may have wildcards, or any of several patterns.
 
     Raise ValueError if a pattern matches no name; its message ends with `advice`, which says how to list all names.
     """
@@ -50,12 +50,12 @@ def matching(pattern: str | Iterable[str], names: list[str], advice: str) -> lis
 
 
 def printable(text: object) -> str:
-    r"""Escape line breaks, control characters and what UTF-8 cannot encode: a newline becomes \n, byte 0xe9 \udce9."""
+    r"""Escape control characters and what UTF-8 cannot encode: a newline becomes \n, byte 0xe9 becomes \udce9."""
     return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 
 def printable_lines(text: str) -> str:
-    """Escape each line of a text as `printable` does. Line breaks stay, so escape the names in it first."""
+    """Escape each line of a text as `printable` does. Line breaks stay, so escape the names in the text first."""
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -81,7 +81,7 @@ def _as_message(record: logging.LogRecord) -> bool:
 def short_count(count: float) -> str:
     """Write a count with three digits and a unit, such as "1.07 M"."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= 0.9995 * size:  # also what rounds to 1,000 of the smaller unit
+        if count >= 0.9995 * size:  # 999,500 is 1 M, since it would round to 1000 k
             return f"{count / size:.3g} {unit}"
     return str(count)
 
@@ -98,7 +98,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def list_names(names: Iterable[object], most: int = 5) -> str:
-    """Join names to one string; if there are more than `most`, such as "a, b and 3 more"."""
+    """Join names with commas. If there are more than `most`, count the others: "a, b and 3 more"."""
     names = list(names)
     return ", ".join(map(str, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
@@ -116,7 +116,7 @@ def aligned(rows: Iterable[Sequence[object]], right: Collection[int] = ()) -> li
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
     """Write rows as CSV; the first row is the header.
 
-    Text is escaped as by `printable`. A text that a spreadsheet would take for a formula begins with an apostrophe.
+    Text is escaped as by `printable`. An apostrophe is put before text that a spreadsheet would take for a formula.
     """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(map(_csv_cell, row) for row in rows)
@@ -140,7 +140,7 @@ def to_number(text: str) -> float:
 
 @contextmanager
 def exit_with_message(*errors: type[Exception]) -> Iterator[None]:
-    """Exit with the message of these errors instead of a traceback. A broken pipe is raised unchanged."""
+    """Exit with a message instead of a traceback if one of `errors` is raised. A broken pipe is raised unchanged."""
     try:
         yield
     except BrokenPipeError:

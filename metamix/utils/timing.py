@@ -13,11 +13,11 @@ from statistics import median
 from typing import TypeVar
 
 Name = TypeVar("Name", bound=Hashable)
-TURN = 0.02  # seconds; a faster step is repeated within its turn, so that it runs on caches that it filled itself
+TURN = 0.02  # seconds; faster steps are repeated in their turn, so that they run on caches that they filled themselves
 
 
 def interleaved(steps: Mapping[Name, Callable[[], object]], seconds: float, least: int = 5) -> dict[Name, float]:
-    """Run `steps` interleaved, one after the other in each turn, and return the median seconds of each.
+    """Run `steps` interleaved, one after the other in each turn, and return the median seconds of each step.
 
     All steps together run for `seconds`, and each takes `least` turns or more, after a first turn that is not timed.
     Warn if other programs were busy meanwhile.
@@ -44,7 +44,7 @@ def interleaved(steps: Mapping[Name, Callable[[], object]], seconds: float, leas
 
 
 def others_seconds() -> float:
-    """Return the processor seconds that other processes used since the machine started (Linux; else 0)."""
+    """Return the processor seconds that other processes used since the machine started; 0 if it does not run Linux."""
     path = Path("/proc/stat")
     if not path.exists():
         return 0.0

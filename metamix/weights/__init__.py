@@ -1,4 +1,4 @@
-"""Find, read, write and check weights. This package does not depend on any class of models."""
+"""Find, read, write and check weights. This package does not depend on any model class."""
 
 from .find import find_weights, read_weights
 from .fit import load_into

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VALUES = "everything but tensors"  # name of the checksum of a file's plain values
+VALUES = "everything but tensors"  # name of the checksum of all values that are not tensors
 
 
 def checksums(content: Mapping[str, Any]) -> dict[str, str]:
-    """Compute a CRC-32 of each tensor in nested dicts and lists, and one of all plain values together.
+    """Compute a CRC-32 checksum of each tensor in nested dicts and lists, and one checksum of all other values.
 
-    Each has eight hexadecimal digits and a name, such as "optimizer.state.0.exp_avg".
+    Return the checksums, as eight hexadecimal digits, by name. The name of a tensor is its path in `content`, such as
+    "optimizer.state.0.exp_avg". The name of the checksum of the other values is `VALUES`.
     """
     tensors = dict(_tensors(content))
     plain = json.dumps(_plain(content), sort_keys=True, default=str)
@@ -24,7 +25,7 @@ def checksums(content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def damaged(content: Mapping[str, Any], expected: Mapping[str, str]) -> list[str]:
-    """Return the names of the tensors whose checksum differs from the expected one, is missing, or is not expected."""
+    """Return the names of checksums that differ from `expected`, that are missing, or that `expected` does not have."""
     actual = checksums(content)
     return [name for name in sorted(actual.keys() | expected.keys()) if actual.get(name) != expected.get(name)]
 
@@ -35,9 +36,10 @@ def sha256(path: Path) -> str:
 
 
 def digest(rows: Iterable[Iterable[str | int | float]]) -> str:
-    """Hash rows of text and numbers in their order, such as (relative path, label, file size): 32 hexadecimal digits.
+    """Hash rows of text and numbers, such as (relative path, label, file size), to 32 hexadecimal digits.
 
-    Use paths relative to the data set, with forward slashes, so that a data set that moved has the same digest.
+    The order of the rows matters. Use paths relative to the data set, with forward slashes, so that a data set keeps
+    its digest when it is moved.
     """
     hash = hashlib.blake2b(digest_size=16)
     for row in rows:

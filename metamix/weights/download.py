@@ -14,9 +14,9 @@ from .files import WEIGHTS
 
 
 def download(url: str, name: str, folder: str | Path | None = None) -> Path:
-    """Download published weights to a folder, unless it has them, and return their path.
+    """Download published weights to a folder unless they are there already, and return their path.
 
-    `name` is the file's name without its suffix. The default folder is torch's cache of checkpoints.
+    `name` is the file's name without its suffix. The default folder is torch's checkpoint cache.
     """
     path = Path(folder or Path(torch.hub.get_dir()) / "checkpoints") / f"{name}{Path(url).suffix}"
     if not path.is_file():
@@ -25,8 +25,8 @@ def download(url: str, name: str, folder: str | Path | None = None) -> Path:
             torch.hub.download_url_to_file(url, str(path), progress=False)
         except OSError as error:
             raise OSError(
-                f"{url} could not be downloaded ({error}): connect to the network, or fetch the file yourself and give "
-                f"it as checkpoint"
+                f"{url} could not be downloaded ({error}): connect to the network, or download the file yourself "
+                f"and give its path as checkpoint"
             ) from error
     return path
 
@@ -41,12 +41,12 @@ def from_hub(repository: str) -> Path:
         text = " ".join(str(error).split())
         raise OSError(
             f"{WEIGHTS} of {repository} could not be downloaded from the Hugging Face Hub ({text}): check the name, "
-            f"log in if it is private, or give a folder with the file"
+            f"log in if it is private, or give a folder that holds the file"
         ) from None
 
 
 def require_reachable(name: str, cfg: PretrainedCfg | None = None, cache_dir: str | Path | None = None) -> None:
-    """Raise an error that names the weights if a model's published weights cannot be loaded.
+    """Raise OSError, with the model's name, if its published weights cannot be loaded.
 
     Weights on the Hugging Face Hub must be cached or reachable; weights at another address are downloaded. Without this
     check and without a network, huggingface_hub 2.4 retries for 45 seconds, then fails without naming the weights.
@@ -72,9 +72,9 @@ def require_reachable(name: str, cfg: PretrainedCfg | None = None, cache_dir: st
     try:
         get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision or None))
     except HfHubHTTPError:
-        return  # the hub can be reached; timm will report what it refuses
+        return  # the hub can be reached; timm reports why the hub refuses the file
     except Exception as error:  # the type of the error depends on huggingface_hub's version
         raise OSError(
             f"the weights of {name} are not in the cache, and the Hugging Face Hub ({repository}) cannot be reached "
-            f"({error}): connect to the network, or give a file of weights as checkpoint"
+            f"({error}): connect to the network, or give the path of a weight file as checkpoint"
         ) from None

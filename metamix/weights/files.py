@@ -1,6 +1,6 @@
 """Write and read checkpoints and weights.
 
-Files are replaced atomically: a path always names a complete file, the old one or the new one. Checkpoints
+Files are replaced atomically: a path always holds a complete file, either the old or the new one. Checkpoints
 (`checkpoint.pt`) hold tensors and plain values and are read with `weights_only=True`, so no code in them can run.
 Weights are safetensors files whose metadata describe the model. Both hold a checksum of each tensor.
 """
@@ -26,7 +26,7 @@ from torch.serialization import safe_globals
 
 from metamix.utils.files import MAX_NESTING, atomic_write, check_nesting, reason
 from metamix.utils.system import is_out_of_memory
-from metamix.utils.text import list_names, package_logger
+from metamix.utils.text import list_names, package_logger, plural
 
 from .checksums import VALUES, checksums, damaged
 
@@ -35,15 +35,15 @@ CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "model.safetensors"
 SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
-OURS = {"task", "versions"}  # entries of the metadata that only metamix writes
-ARTIFACT = "export.json"  # a file of each folder that metamix export wrote
-MAX_EXPANSION = 100  # largest ratio of content to file size: files are compressed, and tensors share memory
+OURS = {"task", "versions"}  # metadata entries that only metamix writes
+ARTIFACT = "export.json"  # file in every folder that metamix export writes
+MAX_EXPANSION = 100  # largest ratio of content to file size; compression and shared memory raise the ratio above 1
 
 _logger = package_logger(__name__)
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write tensors and plain values with their checksums, by `atomic_write`; raise OSError if that fails."""
+    """Write tensors and plain values with their checksums, atomically; raise OSError if the file cannot be written."""
     content = {"format": FORMAT, **state}
     try:
         with atomic_write(path) as file:
@@ -53,18 +53,18 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of `save_checkpoint` to the CPU; refuse damaged files and files of other programs."""
+    """Read a checkpoint that `save_checkpoint` wrote, to the CPU; reject damaged files and files of other programs."""
     state = _load_torch(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(
             f"{path} is not a checkpoint of metamix ({FORMAT}): it holds {_kind(state)}. "
-            f"Weights without a training state start a new run with --checkpoint; they cannot be resumed"
+            f"Weights without a training state cannot be resumed: start a new run with --checkpoint"
         )
     return state
 
 
 def require(state: Mapping[str, Any], keys: Iterable[str], path: str | Path) -> None:
-    """Raise ValueError if a checkpoint lacks an entry."""
+    """Raise ValueError if a checkpoint lacks one of the entries `keys`."""
     missing = [key for key in keys if key not in state]
     if missing:
         raise ValueError(f"{path} is incomplete: it has no {', '.join(missing)}. Use another checkpoint")
@@ -73,7 +73,7 @@ def require(state: Mapping[str, Any], keys: Iterable[str], path: str | Path) -> 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write a safetensors file atomically, with checksums.
 
-    The metadata are plain values. Each is stored as JSON; text is stored unchanged, unless it could be read as JSON.
+    The metadata are plain values, which are stored as JSON. Text is stored unchanged unless it could be read as JSON.
     """
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     texts = {key: _text(value) for key, value in metadata.items()}
@@ -88,13 +88,13 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Args:
         path: one of
             - a run folder, to read its newest weights;
-            - a run's checkpoint under any name, to read the weights that its recipe scores;
+            - a run's checkpoint under any name, to read the averaged weights if its recipe scores them, else the last;
             - another PyTorch file of tensors; see `unwrap`;
             - a safetensors file, or an .npz file of flax.
 
     Returns:
-        The tensors by name, and the metadata, which are empty if the file has none. A state dict that torch.save wrote
-        keeps its `_metadata`.
+        The tensors by name, and the metadata, which are empty if the file has none. If the tensors are a state
+        dict that torch saved, they keep its `_metadata`.
 
     Raises:
         ValueError: the file is damaged, or holds no weights.
@@ -107,7 +107,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             with np.load(file, allow_pickle=False) as arrays:
                 return flatten(flax_parameters(arrays)), {}
         except Exception as error:  # damaged bytes raise errors of any type
-            problem = str(error).partition(". ")[0]  # numpy goes on to say how to run the code in a file
+            problem = str(error).partition(". ")[0]  # numpy's next sentence explains how to run code in a file
             raise ValueError(f"{path} is not a complete .npz file of arrays ({problem}): download it again.") from None
     return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch_weights(path)
 
@@ -122,17 +122,17 @@ def _load_torch_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     elif isinstance(state, dict):
         state = unwrap(state)
     if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
-        raise ValueError(f"{path} holds no weights by name, but {_kind(state)}")
-    return (dict(state) if metadata else state), metadata  # our metadata say more than torch's
+        raise ValueError(f"{path} does not map names to tensors: it holds {_kind(state)}")
+    return (dict(state) if metadata else state), metadata  # dict() drops torch's `_metadata`; ours say more
 
 
 def unwrap(state: Mapping) -> Mapping:
     """Return the tensors of another program's file by name.
 
-    The tensors may lie under a key such as "state_dict". As in timm, averaged weights are preferred. The names may have
-    the prefixes of `DistributedDataParallel` and `torch.compile`, and in Lightning's files the prefix "model.".
+    The tensors may lie under a key such as "state_dict". As in timm, averaged weights are preferred. The prefixes
+    of `DistributedDataParallel` and `torch.compile`, and in Lightning's files "model.", are removed from the names.
     """
-    prefixes = ["_orig_mod.", "module.", "_orig_mod."]  # either may be around the other
+    prefixes = ["_orig_mod.", "module.", "_orig_mod."]  # either wrapper may be the outer one
     if "pytorch-lightning_version" in state:
         prefixes[2:2] = ["model."]
     for key in ("state_dict_ema", "model_ema", "state_dict", "model", "params"):
@@ -142,13 +142,13 @@ def unwrap(state: Mapping) -> Mapping:
         if all(str(name).startswith(prefix) for name in state):
             noted = getattr(state, "_metadata", None)
             state = OrderedDict((name.removeprefix(prefix), value) for name, value in state.items())
-            if isinstance(noted, dict):  # what torch and `Stage` record for each module
+            if isinstance(noted, dict):  # what torch and `Stage` note about each module
                 vars(state)["_metadata"] = {str(name).removeprefix(prefix): entry for name, entry in noted.items()}
     return state
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Tensor]:
-    """Return the arrays and tensors of a nested mapping as tensors, with levels joined by "/"; refuse other values."""
+    """Flatten nested mappings of arrays to tensors by name, "level/level/name"; raise ValueError for other values."""
     flat: dict[str, Tensor] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -158,32 +158,32 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Tensor]:
                 flat[f"{prefix}{key}"] = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
             except TypeError:
                 raise ValueError(
-                    f"{prefix}{key} is not a tensor, but of type {type(value).__name__}: give only the tensors, by "
-                    f"name."
+                    f"{prefix}{key} is not a tensor, but of type {type(value).__name__}: give only tensors, by name."
                 ) from None
     return flat
 
 
 def flax_parameters(state: Mapping) -> Mapping:
-    """Return the parameters of a flax checkpoint, without the optimizer's state; other mappings unchanged.
+    """Return the parameters of a flax checkpoint without the optimizer state; return other mappings unchanged.
 
-    MAXIM's files have names such as "opt/target/stage_0_input_conv_0/kernel"; a nested tree has opt, then target.
+    MAXIM's files have names such as "opt/target/stage_0_input_conv_0/kernel". In nested mappings, the parameters are
+    the entry "target" of the entry "opt".
     """
     prefix = "opt/target/"
     names = [key for key in state if key.startswith(prefix)]
     if names:
-        return {key.removeprefix(prefix): state[key] for key in names}  # an .npz file reads only these arrays
+        return {key.removeprefix(prefix): state[key] for key in names}  # only these arrays are read from an .npz file
     opt = state.get("opt")
     return opt["target"] if isinstance(opt, Mapping) and "target" in opt else state
 
 
 def load_metadata(path: Path) -> dict[str, Any]:
-    """Read the metadata that `load_weights` returns; read only the header of a safetensors file."""
+    """Read the metadata that `load_weights` returns. Only the header of a safetensors file is read."""
     return (_load_safetensors(path, header_only=True) if path.suffix == ".safetensors" else load_weights(path))[1]
 
 
 def newest_weights(folder: Path) -> Path:
-    """Choose the file of a run folder that holds its newest weights, and warn if it is not the final one.
+    """Return the file with the newest weights of a run folder, and warn if these are not the final weights.
 
     A finished run has a summary and its final weights. A run that was continued afterwards and stopped has newer
     weights in its checkpoint.
@@ -196,7 +196,7 @@ def newest_weights(folder: Path) -> Path:
     if not weights.exists() and not checkpoint.exists():
         if (folder / ARTIFACT).is_file():
             raise ValueError(
-                f"{folder} is an exported model, without weights to load: run it with metamix predict --model "
+                f"{folder} is an exported model, which has no weights to load: run it with metamix predict --model "
                 f"{folder}, or in Python with metamix.deploy.load_exported"
             )
         runs = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{WEIGHTS}")))
@@ -213,7 +213,7 @@ def newest_weights(folder: Path) -> Path:
 
 
 def _load_safetensors(path: Path, header_only: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read and check tensors and metadata; with `header_only`, check only the metadata, and return None for tensors."""
+    """Read and check tensors and metadata; with `header_only`, check only metadata and return None for each tensor."""
     try:
         with safe_open(_existing(path), framework="pt") as file:
             texts = dict(file.metadata() or {})
@@ -233,14 +233,14 @@ def _load_safetensors(path: Path, header_only: bool = False) -> tuple[dict[str, 
 
 
 def _check_damage(path: str | Path, content: Mapping[str, Any], expected: Any) -> None:
-    """Compare checksums with the expected checksums; refuse a file of metamix without checksums."""
+    """Raise ValueError if the checksums of a file differ from the expected ones, or if it has none."""
     if not isinstance(expected, dict):
         raise ValueError(f"{path} is damaged: metamix wrote it, but it has no checksums. Use another copy of the file")
     names = damaged(content, expected)
     if names:
         tensors = [name for name in names if name != VALUES]
         what = f"the checksum of its tensor {tensors[0]}" if tensors else "the checksum of its metadata"
-        more = f", and of {len(tensors) - 1} others," if len(tensors) > 1 else ""
+        more = f", and of {plural(len(tensors) - 1, 'other tensor')}," if len(tensors) > 1 else ""
         raise ValueError(f"{path} is damaged: {what}{more} is wrong. Use another copy of the file")
 
 
@@ -250,43 +250,43 @@ def _warn_once(text: str) -> None:
 
 
 def _load_torch(path: str | Path) -> Any:
-    """Read a PyTorch file without running code from it, and check it if it is one of our checkpoints."""
+    """Read a PyTorch file without running code in it, and verify the checksums if it is one of our checkpoints."""
     file = _existing(path)
     try:
         _check_expansion(file)
-        with safe_globals([Namespace]):  # timm's checkpoints hold their arguments
+        with safe_globals([Namespace]):  # timm's checkpoints hold training options as a Namespace
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise errors of any type
-        raise _why_unreadable(path, error) from None  # torch says how to run the code in a file
+        raise _why_unreadable(path, error) from None  # torch's message explains how to run code in a file
     if isinstance(state, dict):
         _check_structure(path, state)
-        expected = state.get("checksums")  # they identify a checkpoint of ours even if its entry "format" is damaged
+        expected = state.get("checksums")  # identify our checkpoint even if its entry "format" is damaged
         if state.get("format") == FORMAT or (isinstance(expected, dict) and VALUES in expected):
             _check_damage(path, state, state.pop("checksums", None))
     return state
 
 
 def _why_unreadable(path: str | Path, error: Exception) -> Exception:
-    """Return the error for a file that torch could not read: it says why, and what to do."""
+    """Return an error that says why torch could not read a file, and what to do."""
     text, size = " ".join(str(error).split()), f"{os.path.getsize(path):,} bytes"
     if is_out_of_memory(error):
         return OSError(f"{path} ({size}) needs more memory than is free, or it is damaged")
     advice = "save only the tensors, torch.save(model.state_dict(), FILE), and give that file"
     if code := re.search(r"GLOBAL ([\w.]+)", text):
         return ValueError(
-            f"{path} holds code, not only tensors: reading it would run {code[1][:80]}, and metamix never does. "
+            f"{path} holds code, not only tensors: reading it would run {code[1][:80]}, which metamix never does. "
             f"Delete it if you do not trust its source; otherwise {advice}"
         )
-    later = "Unsupported operand" in text and zipfile.is_zipfile(path)  # protocol 3 to 5
+    later = "Unsupported operand" in text and zipfile.is_zipfile(path)  # pickle protocols 3 to 5
     if "legacy .tar" in text or later or _is_plain_pickle(path):
         kind = "in PyTorch's oldest format" if "legacy" in text else "a Python pickle that torch cannot read safely"
-        return ValueError(f"{path} is {kind}: reading it could run code, and metamix never does; {advice}")
-    why = f"; {text[:120]}" if "PytorchStreamReader" in text or "it expands" in text else ""  # other texts say little
+        return ValueError(f"{path} is {kind}: reading it could run code, so metamix does not read it; {advice}")
+    why = f"; {text[:120]}" if "PytorchStreamReader" in text or "it expands" in text else ""  # others say little
     return ValueError(f"{path} is truncated or not a PyTorch file ({size}{why})")
 
 
 def _check_expansion(path: str | Path) -> None:
-    """Raise ValueError if a zip archive expands to far more than its size; other errors if it is damaged."""
+    """Raise ValueError if a zip archive expands to far more than its size. Damaged archives raise other errors."""
     with open(path, "rb") as file:
         if file.read(2) == b"PK":
             size = sum(info.file_size for info in zipfile.ZipFile(file).infolist())
@@ -295,10 +295,10 @@ def _check_expansion(path: str | Path) -> None:
 
 
 def _check_structure(path: str | Path, content: Any) -> None:
-    """Refuse lists and mappings that are nested too deeply, that contain themselves, or that repeat others.
+    """Reject lists and mappings that are nested too deeply, contain themselves, or repeat the same values many times.
 
-    Each value takes at least one byte of the file, so if there are more values than bytes, some repeat. A tensor counts
-    as its bytes divided by `MAX_EXPANSION`: the elements of an expanded tensor share one number in the file.
+    Each value takes at least one byte of the file, so if there are more values than bytes, some are repeated. A
+    tensor counts as its bytes divided by `MAX_EXPANSION`, since the elements of an expanded tensor share their bytes.
     """
     values, left = [(content, 0)], os.path.getsize(path)
     while values:
@@ -319,7 +319,7 @@ def _check_structure(path: str | Path, content: Any) -> None:
 
 
 def _is_plain_pickle(path: str | Path) -> bool:
-    """Return whether a file begins like a pickle of protocol 2 or later, and not like torch's old format."""
+    """Return whether a file begins like a pickle of protocol 2 or later, but not like torch's old format."""
     with open(path, "rb") as file:
         start = file.read(32)
     return start[:1] == b"\x80" and b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" not in start
@@ -336,7 +336,7 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         return json.dumps(value)
     text = value.encode(errors="backslashreplace").decode()  # such as a file name in Latin-1
-    with suppress(ValueError):  # the text has brackets that are nested too deeply
+    with suppress(ValueError):  # raised if brackets in the text are nested too deeply
         if _value(text, "it") == text:
             return text
     return json.dumps(text)

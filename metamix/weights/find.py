@@ -25,14 +25,14 @@ from .metadata import ModelMetadata, to_tuples
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:
     """Read the tensors and the metadata of a weight file, a run folder, or shipped weights by name.
 
-    The errors are as in `find_weights`, `load_weights` and `ModelMetadata.from_dict`.
+    Raises the errors of `find_weights`, `load_weights` and `ModelMetadata.from_dict`.
     """
     tensors, metadata = load_weights(find_weights(path))
     return tensors, ModelMetadata.from_dict(metadata, path)
 
 
 def cfg_of_file(path: str | Path) -> dict[str, Any]:
-    """Return entries of timm's `PretrainedCfg` for a weight file, from its card or else from its metadata."""
+    """Return entries of timm's `PretrainedCfg` for a weight file, from its card or, without a card, its metadata."""
     path = Path(path)
     for tags in local_weights().values():
         for entries in tags.values():
@@ -44,7 +44,7 @@ def cfg_of_file(path: str | Path) -> dict[str, Any]:
 
 
 def weights_dir() -> Path:
-    """Return the folder of trained weights."""
+    """Return the folder of the weights that come with metamix."""
     return shipped_folder("weights")
 
 
@@ -80,16 +80,16 @@ def local_weights() -> dict[str, dict[str, dict]]:
 
 
 def find_weights(checkpoint: str | Path) -> Path:
-    """Find a checkpoint: a path, perhaps after "local-dir:", a name of shipped weights, or hf-hub:USER/NAME.
+    """Return the path of a checkpoint: a path, "local-dir:PATH", the name of shipped weights, or hf-hub:USER/NAME.
 
     Raises:
         FileNotFoundError: there are no such weights; the message suggests a close name or how to use published weights.
-        OSError: the hub cannot be reached, or has no such weights.
+        OSError: the hub cannot be reached, or does not have the weights.
         ValueError: the file belongs to an exported model.
     """
     if str(checkpoint).startswith("hf-hub:"):
         return from_hub(str(checkpoint).removeprefix("hf-hub:"))
-    path = Path(str(checkpoint).removeprefix("local-dir:"))  # timm's prefix of a folder
+    path = Path(str(checkpoint).removeprefix("local-dir:"))  # timm's prefix for folders
     if path.suffix in (".onnx", ".xml", ".bin", ".pt2") and path.with_name(ARTIFACT).is_file():
         raise ValueError(
             f"{path} is a file of an exported model: metamix predict --model {path.parent} runs it. To train or eval, "
@@ -121,7 +121,7 @@ def find_weights(checkpoint: str | Path) -> Path:
 def advice_for_published(name: str) -> str:
     """Say how to use weights NAME.TAG that metamix does not ship."""
     return (
-        f"To train or eval, give --model {name} --pretrained. To predict, write metamix export {name} --output NEW, "
+        f"To train or eval, give --model {name} --pretrained. To predict, run metamix export {name} --output NEW, "
         f"then give --model NEW"
     )
 
@@ -132,6 +132,6 @@ def nothing_published(name: str) -> ValueError:
 
 
 def check_tag(name: str, tag: str, tags: Collection[str]) -> None:
-    """Raise ValueError for a tag that is not one of the `tags` of a model; "" stands for no tag."""
+    """Raise ValueError if `tag` is not one of the model's `tags`; "" means no tag and is accepted."""
     if tag and tag not in tags:
         raise ValueError(f"{name} has no tag {tag!r}{did_you_mean(tag, tags)} It has {', '.join(tags) or 'none'}.")

@@ -15,12 +15,12 @@ from metamix.utils.text import list_names
 
 from .layout import OURS, Layout
 
-# maxim_s3 has 2,375 modules, more than timm's largest models. Buffers hold tables of relative positions.
+# maxim_s3 has 2,375 modules, more than timm's largest models. Buffers can be large: tables of relative positions.
 LIMITS = {"parameters": 10**9, "values in buffers": 10**9, "modules": 10_000}
 
 
 class TooLarge(ValueError):
-    """The metadata of a file describe a model that is too large to build."""
+    """Raised if the metadata of a file describe a model that is too large to build."""
 
 
 def check_fit(
@@ -41,7 +41,7 @@ def check_fit(
         of_model: the model's `state_dict(keep_vars=True)`, which tells parameters from buffers.
         model, source: names of the model and of the file, for messages.
         layout: how the file names its tensors, for messages.
-        unknown: names, in the file, of tensors that the model does not have.
+        unknown: names, in the file, of the tensors that the model lacks.
         head: layers whose tensors may be missing or of a different shape.
         first_convs: convolutions whose weights may have a different number of input channels.
 
@@ -49,9 +49,9 @@ def check_fit(
         The names of the head's tensors that are missing in the file or have a different shape there.
 
     Raises:
-        ValueError: a tensor outside the head is missing, unknown or of a wrong shape; a parameter has floating-point
-            numbers only in the file or only in the model; a tensor holds NaN; or a parameter holds infinity. Buffers
-            may hold infinity, since some are masks.
+        ValueError: a tensor outside the head is missing, unknown or of the wrong shape; a parameter is floating-point
+            only in the file or only in the model; a tensor holds NaN; or a parameter holds infinity. Buffers may hold
+            infinity, since some are masks.
     """
     new: list[str] = []
     missing, misshapen = set(), set()  # sets, since one tensor of the file may fill several of the model
@@ -91,8 +91,8 @@ def check_fit(
             tensor = tensor.to(of_model[name].dtype)  # 1e300 becomes infinite in float32
         if tensor.isnan().any() or (isinstance(of_model[name], nn.Parameter) and not tensor.isfinite().all()):
             raise ValueError(
-                f"{source} cannot be used: its tensor {layout.name(name)} holds NaN or infinity, as after a training "
-                f"that diverged. Take other weights, or train again with a lower --lr"
+                f"{source} cannot be used: its tensor {layout.name(name)} holds NaN or infinity, perhaps because "
+                f"training diverged. Use other weights, or train again with a lower --lr"
             )
     return new
 
@@ -106,15 +106,15 @@ def load_into(
     layout: Layout = OURS,
     head: Collection[str] = (),
 ) -> list[str]:
-    """Load the tensors of a file into a model. All must fit, except for the tensors of the head.
+    """Load the tensors of a file into a model. All tensors except those of the head must fit.
 
     Args:
         state: tensors of the file, by their names in the file, which `layout` describes.
-        source, head: as for `check_fit`, which raises the errors.
+        source, head: see `check_fit`, which raises the errors.
         name: name of the model in messages; its class by default.
 
     Returns:
-        The names of the head's weights that were not loaded, since the file has none that fit.
+        The names of the head's tensors that were not loaded, since the file has no tensors that fit them.
     """
     of_model = model.state_dict(keep_vars=True)
     tensors, unknown = layout.translate(state, model)
@@ -128,12 +128,13 @@ def load_into(
 
 
 def function_mismatch(theirs: Mapping[str, str], ours: Mapping[str, str], weights: str) -> str | None:
-    """Return an error message if the model of a file computes a different function than this model, else None.
+    """Return an error message if a file's model computes a different function than this model, otherwise None.
 
-    Weights can fit such a model: pooling has no parameters, and the number of attention heads changes no shape.
+    Weights may fit even then: pooling has no parameters, and the number of attention heads changes no shape.
 
-    `theirs` and `ours` describe each part of the two models, by its name. `weights` begins the message: "FILE holds
-    weights".
+    Args:
+        theirs, ours: descriptions of the parts of the two models, by the names of the parts.
+        weights: first words of the message, "FILE holds weights".
     """
     parts = [part for part in theirs.keys() | ours.keys() if theirs.get(part) != ours.get(part)]
     if not parts:
@@ -148,7 +149,7 @@ def function_mismatch(theirs: Mapping[str, str], ours: Mapping[str, str], weight
 def check_size(described: nn.Module, tensors: Mapping[str, Tensor], name: str, source: object) -> None:
     """Raise ValueError if the metadata of a file describe a model with over twice as many values as the file holds.
 
-    `described` is the model `name` that the metadata of the file `source` describe, on the meta device.
+    `described` is the model that the metadata describe, on the meta device. `name` and `source` name model and file.
     """
     values, held = (sum(tensor.numel() for tensor in part.values()) for part in (described.state_dict(), tensors))
     if values > 2 * held + 1_000_000:
@@ -160,7 +161,7 @@ def check_size(described: nn.Module, tensors: Mapping[str, Tensor], name: str, s
 
 @contextmanager
 def limited_size(source: object) -> Iterator[None]:
-    """Raise TooLarge as soon as the block exceeds one of `LIMITS`; `source` names the model's file."""
+    """Raise TooLarge as soon as the modules built in the block exceed one of `LIMITS`; `source` names their file."""
     counts = dict.fromkeys(LIMITS, 0)
 
     def add(kind: str, count: int) -> None:

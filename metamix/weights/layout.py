@@ -1,7 +1,7 @@
-"""Layouts: how the authors of a paper name and arrange the tensors of a model in their files.
+"""Describe how the authors of a paper name and arrange the tensors of a model in their files.
 
-Each family's file in `models/` states the layouts of its authors. `PUBLISHED` has the layouts that registered models
-load directly.
+Each family's file in `models/` defines the layouts of its authors' files. `PUBLISHED` holds the layouts that
+registered models load directly.
 """
 
 import re
@@ -15,19 +15,19 @@ from torch import Tensor, nn
 class Layout:
     """Names and arrangement of the tensors in a file."""
 
-    # (pattern, replacement) pairs of `re.sub`. Applied in turn to our name of a tensor, they give the file's.
+    # (pattern, replacement) pairs of `re.sub`. Applied in turn to our name of a tensor, they give its name in the file.
     names: Sequence[tuple[str, str | Callable]] = ()
     # (our name, the file's tensor, model) -> the tensor as our model has it
     arrange: Callable[[str, Tensor, nn.Module], Tensor] = lambda name, tensor, model: tensor
 
     def name(self, ours: str) -> str:
-        """Return the file's name for a tensor, given our name."""
+        """Return the name of a tensor in the file, given our name."""
         for pattern, replacement in self.names:
             ours = re.sub(pattern, replacement, ours)
         return ours
 
     def translate(self, state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], set[str]]:
-        """Return a file's tensors that `model` has, by our names and arranged, and the file's names of all others."""
+        """Return the tensors that `model` has, named and arranged as there, and the file's names of all others."""
         of_model = model.state_dict()
         names = {ours: self.name(ours) for ours in of_model}
         tensors = {
@@ -43,9 +43,9 @@ class Layout:
             tensor = self.arrange(ours, tensor, model)
         except RuntimeError:
             return tensor
-        # Their linear maps are convolutions here, with kernels of 1x1 or as large as the map.
+        # Linear layers of the authors may be convolutions here, with kernels of 1x1 or of the size of the feature map.
         return tensor.reshape(like.shape) if like.ndim == 4 and tensor.shape == like.flatten(1).shape else tensor
 
 
 OURS = Layout()
-PUBLISHED: dict[str, Layout] = {}  # by the name of a tensor that no other layout has
+PUBLISHED: dict[str, Layout] = {}  # by the name of a tensor that only files in this layout have

@@ -25,7 +25,7 @@ from metamix.utils.rules import (
     where,
 )
 
-# Arguments of timm.create_model that choose the weights or wrap the model, so the constructor does not take them.
+# Arguments of timm.create_model that choose the weights or wrap the model. The model's constructor does not take them.
 TIMM_ARGS = (
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn",
     "pretrained_custom_load", "pretrained_tag", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit",
@@ -35,14 +35,14 @@ TIMM_ARGS = (
 MAX_CLASSES, MAX_CHANNELS = 100_000, 64
 MAX_SCORED_CLASSES = 25_000  # with so many, a confusion matrix takes 5 GB, and detection scores take 2.4 GB
 MAX_IMG_SIZE = 4096  # side in pixels of the images that a model is built for
-MIN_CROP_PCT = 0.25  # an image is resized to the side of its crop divided by this share
+MIN_CROP_PCT = 0.25  # limits memory: an image is resized to the side of its crop divided by crop_pct
 MAX_SIDE = 65_536  # side in pixels of any image
 DEPTHS = (  # arguments that count blocks
     "depths", "depth", "layers", "num_layers", "num_blocks", "num_stages", "num_groups", "num_bottleneck_blocks",
     "num_supervision_scales",
 )  # fmt: skip
 MAX_BLOCKS = 256
-MAX_NUMBER = 65_536  # value of any number in model_args: widths, depths, rates
+MAX_NUMBER = 65_536  # magnitude of any number in model_args, such as a width or a rate
 MAX_LENGTH = 1_000  # characters of a string, and entries of a list in model_args
 MAX_NESTING = 4  # depth of nested lists and dicts in model_args
 REMEDY = "Use a file that metamix wrote, or save the tensors without metadata"
@@ -72,7 +72,7 @@ Text = Annotated[  # pydantic's max_length refuses names that are not UTF-8
 Classes = Annotated[tuple[Text, ...], Field(max_length=MAX_CLASSES)]
 Threshold = Annotated[
     Share | Annotated[tuple[Share, ...], Field(max_length=MAX_CLASSES)],
-    Field(description="a number from 0 to 1, or a list of one for each class"),
+    Field(description="a number from 0 to 1, or a list with one number for each class"),
 ]
 
 # Rules of the entries of model_args
@@ -120,7 +120,7 @@ class ModelMetadata:
 
     task: Text | None = None  # task that trained the weights, such as "classification" or "detection"
     model: ModelName | None = None  # registered name of the model or the backbone, with or without a tag
-    model_args: ModelArgs = field(default_factory=dict)  # more arguments of its constructor, not listed below
+    model_args: ModelArgs = field(default_factory=dict)  # constructor arguments that are not fields of this class
     num_classes: NumClasses | None = None  # outputs of the head
     in_chans: InChans | None = None  # image channels
     img_size: ImgSize | None = None  # side of the training images in pixels, or (height, width)
@@ -137,7 +137,7 @@ class ModelMetadata:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: object = "the weight file") -> "ModelMetadata":
-        """Check the entries of a file that `to_dict` wrote; unknown keys go to `extra`.
+        """Check the entries of a file that `to_dict` wrote and return them; unknown entries go to `extra`.
 
         Raise ValueError if an entry has the wrong type or is out of range, or if `model` or `model_args` would load
         weights from elsewhere. The message begins with `source`.
@@ -150,7 +150,7 @@ class ModelMetadata:
         for name, value in entries.get("model_args", {}).items():
             place = f"model_args[{shown(name)}]"
             if not (isinstance(name, str) and name.isidentifier()):
-                refuse_entry(place, value, "a name of an argument, such as 'depths'", source, REMEDY)
+                refuse_entry(place, value, "the name of an argument, such as 'depths'", source, REMEDY)
             check_entries({place: value}, {place: ARGUMENTS.get(name, ANY_ARGUMENT)}, source, remedy=REMEDY)
         extra = {str(key): value for key, value in raw.items() if key not in rules}
         entries = {name: to_tuples(value) for name, value in entries.items()}
@@ -160,12 +160,12 @@ class ModelMetadata:
             refuse_entry("classes", metadata.classes, accepted, source, REMEDY)
         for name, values in (("mean", metadata.mean), ("std", metadata.std)):
             if values is not None and metadata.in_chans not in (None, len(values)):
-                accepted = f"{metadata.in_chans} numbers, one for each of in_chans"
+                accepted = f"{metadata.in_chans} numbers, one for each input channel (in_chans)"
                 refuse_entry(name, values, accepted, source, REMEDY)
         return metadata
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entries of the file's metadata as plain values, without None."""
+        """Return the metadata as entries for a file: plain values, without None."""
         entries = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         entries = {key: list(value) if isinstance(value, tuple) else value for key, value in entries.items()}
         return _without_none(entries) | self.extra
@@ -176,7 +176,7 @@ class ModelMetadata:
         return self.model and self.model.partition(".")[0]
 
     def pretrained_cfg(self) -> dict[str, Any]:
-        """Return what is known about images and classes, as entries of timm's `PretrainedCfg`."""
+        """Return the known facts about images and classes as entries of timm's `PretrainedCfg`."""
         names = ("num_classes", "mean", "std", "interpolation", "crop_pct")
         cfg: dict[str, Any] = {key: getattr(self, key) for key in names} | {"label_names": self.classes}
         if self.in_chans is not None and self.img_size is not None:

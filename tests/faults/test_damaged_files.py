@@ -289,7 +289,7 @@ def attacks_in_other_protocols(evil):
 def test_no_code_in_a_file_runs(number, load, net, tmp_path):
     evil, path = tmp_path / "evil", tmp_path / "attack.pt"
     list(attacks(net, evil))[number](path)
-    words = r"holds code, .* would run (getattr|torch\.nn\.[\w.]+), and metamix never does. Delete it if you do not"
+    words = r"holds code, .* would run (getattr|torch\.nn\.[\w.]+), which metamix never does. Delete it if you do not"
     with pytest.raises(ValueError, match=words):
         load(path)
     assert not evil.exists()

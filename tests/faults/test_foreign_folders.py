@@ -62,7 +62,7 @@ def test_links_in_the_folder_of_a_run_are_refused(name, tmp_path):
     run.mkdir()
     precious.write_text("mine")
     (run / name).symlink_to(precious)
-    with pytest.raises(SystemExit, match=f"{run / name} is a link or a pipe, and what is written to it goes elsew"):
+    with pytest.raises(SystemExit, match=f"{run / name} is a link or a pipe, so data written to it would go elsew"):
         train(*SHORT, "--output", run)
     precious.unlink()  # the link leads nowhere
     with pytest.raises(SystemExit, match=f"{run / name} is a link or a pipe"):

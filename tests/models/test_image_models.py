@@ -195,7 +195,7 @@ def test_arguments_that_change_trained_weights_are_named():
 
 def test_a_failed_download_says_what_to_do(published, tmp_path):
     published(npz({"a": np.zeros(3)})).unlink()
-    with pytest.raises(OSError, match="could not be downloaded .*fetch the file yourself and give it as checkpoint"):
+    with pytest.raises(OSError, match="could not be downloaded .*download the file yourself and give its path"):
         create_image_model("maxim_s3", pretrained=True)
 
 

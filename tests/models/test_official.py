@@ -267,7 +267,7 @@ def test_tensors_with_our_names_are_refused():
     "state, words",
     [
         ("weights.pth", "state_dict is a str; give tensors by name"),
-        ({"net": {"arch": "wavemix"}}, "net/arch is not a tensor, but of type str: give only the tensors, by name"),
+        ({"net": {"arch": "wavemix"}}, "net/arch is not a tensor, but of type str: give only tensors, by name"),
         ({"model": nn.Identity()}, "model is not a tensor, but of type Identity"),
     ],
 )

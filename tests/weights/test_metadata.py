@@ -78,7 +78,7 @@ REFUSED = {
     "mean": (dict(mean=0.5), "a list of 1 to 64 numbers"),
     "mean of texts": (dict(mean=["a"]), "a list of 1 to 64 numbers"),
     "mean too large": (dict(mean=[10**400]), "a list of 1 to 64 numbers"),
-    "mean of channels": (dict(mean=[0.5, 0.5], in_chans=3), "3 numbers, one for each of in_chans"),
+    "mean of channels": (dict(mean=[0.5, 0.5], in_chans=3), "3 numbers, one for each input channel"),
     "std": (dict(std=[0.0]), "numbers above 0"),
     "interpolation": (dict(interpolation="bicubik"), "did you mean 'bicubic'"),
     "random interpolation": (dict(interpolation="random"), "one of nearest, bilinear, bicubic, box, hamming, lanczos"),
