@@ -1,4 +1,4 @@
-"""Define where the benchmarks read and write, and read and write result files."""
+"""Define the folders of the benchmarks, and read and write JSON files."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ IMAGES = DOCS / "images"
 
 
 def read_json(path: Path, otherwise: Any = None) -> Any:
-    """Read a JSON file. If it does not exist, return `otherwise` unless that is None."""
+    """Read a JSON file. If it does not exist, return `otherwise`, or raise FileNotFoundError if that is None."""
     return otherwise if otherwise is not None and not path.exists() else json.loads(path.read_text())
 
 

@@ -19,7 +19,7 @@ from metamix.training.processes import ProcessGroup
 
 
 def tag_parser(description: str | None) -> argparse.ArgumentParser:
-    """Make a parser with --tag and --data-dir, for a command about the weights of one data set."""
+    """Make a parser with --tag and --data-dir, for a command that scores the weights of one tag."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tag", help="tag of the weights, such as digits or cifar10")
     parser.add_argument("--data-dir", help="folder of the data, as in training; the digits need none")
@@ -35,7 +35,7 @@ def score(task: Classification, model: nn.Module) -> tuple[float, Tensor]:
 
 
 def score_restoration(task: Restoration, model: nn.Module) -> dict[str, float]:
-    """Score a model on the task's test images, in float32."""
+    """Return the scores of a model on the task's test images, in float32, by name."""
     loader = task.data.eval_loaders(1, 0, 1)["test"]
     return evaluate(task.metric, model, loader, ProcessGroup.start("cpu"), None, torch.channels_last)[0]
 
@@ -44,7 +44,7 @@ def check_reproduced(card: dict, top1: float) -> None:
     """Check a measured accuracy in percent against the accuracy on a card.
 
     Raises:
-        ValueError: they differ by more than one image of 10,000, which machines may classify differently.
+        ValueError: they differ by more than one image of 10,000. A different machine may change one.
     """
     if abs(top1 - card["top1"]) > 0.011:
         raise ValueError(
@@ -54,7 +54,7 @@ def check_reproduced(card: dict, top1: float) -> None:
 
 
 def six_views(images: Tensor) -> Iterator[tuple[float, Tensor]]:
-    """Yield weights and views of (N, C, H, W): unchanged, moved by (-1, -1) and (1, 1), and all three flipped."""
+    """Yield weights and views of images (N, C, H, W): unchanged, moved by one pixel in two directions, and flipped."""
     height, width = images.shape[-2:]
     padded = F.pad(images, (1,) * 4, mode="reflect")
     moved = [padded[..., :height, :width], padded[..., 2:, 2:]]
@@ -64,12 +64,12 @@ def six_views(images: Tensor) -> Iterator[tuple[float, Tensor]]:
 
 
 def task_of(card: dict, data_dir: str | None, size: int | None = None) -> Classification:
-    """Open the data that a card's model was trained on, with its normalisation and share of the centre crop.
+    """Open the data that a card's model was trained on, with its normalisation, interpolation and centre crop.
 
     Args:
         card: a card of weights/.
         data_dir: folder of the data; not needed for the digits.
-        size: side of the images in pixels; by default as on the card.
+        size: side of the images in pixels; by default the side on the card.
     """
     cfg = card["pretrained_cfg"]
     size = size or cfg["input_size"][1]

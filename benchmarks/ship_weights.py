@@ -3,9 +3,9 @@
     python -m benchmarks.ship_weights RUN --tag digits
     python -m benchmarks.ship_weights RUN --tag noise25 --data-name "400 photographs of BSD500" --test-name BSD68
 
-RUN is the folder of the run whose weights are shipped, of classification or of restoration. Its data must lie where
-they were. `seeds` on the card of a classifier has the accuracy of the run by its seed: add other seeds of the same
-recipe by hand.
+RUN is the folder of a classification or restoration run. Its data must still be where the run read them. On the card
+of a classifier, `seeds` has the accuracy of the run under its seed: add the accuracy of other seeds of the same recipe
+by hand.
 
 The scores on the card are computed in float32, with the stored tensors. A run whose scores change in float16 is
 refused. `benchmarks.measure.weights_speed` adds speed and memory to the card of a classifier,
@@ -37,7 +37,7 @@ from metamix.utils.text import exit_with_message
 from metamix.weights.files import load_weights
 from metamix.weights.find import weights_dir
 
-ALLOWED = 0.01  # dB that float16 may change the PSNR
+ALLOWED = 0.01  # largest change of the PSNR by float16, in dB
 COPIED = ("in_chans", "channels", "enlarge", "degradation", "scale", "samples", "measured", "seconds")
 
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tag", required=True, help="short name of the data or of the job, such as digits or noise25")
     parser.add_argument("--data-name", help="name of the training data on the card; needed for folders")
     parser.add_argument("--test-name", help="restoration: name of the scored images on the card, such as BSD68")
-    parser.add_argument("--limit", help="sentence on what the weights cannot do, for the card")
+    parser.add_argument("--limit", help="sentence for the card about what the weights cannot do")
     args = parser.parse_args(argv)
     with exit_with_message(ValueError, OSError):
         print(ship(args))
@@ -79,7 +79,7 @@ def ship(args: argparse.Namespace) -> str:
     }
     replaced = weights_dir() / f"{card['name']}.json"
     if replaced.exists() and (cost := json.loads(replaced.read_text()).get("cost")):
-        card["cost"] = cost  # does not depend on the weights
+        card["cost"] = cost  # speed and memory stay valid with new weights
     metric = "psnr" if card["task"] == "restoration" else "top1"
     return f"{write_weights(card, half(tensors), about | {metric: card[metric]})}, {metric} {card[metric]:.2f}"
 
@@ -87,19 +87,19 @@ def ship(args: argparse.Namespace) -> str:
 def describe_classifier(
     args: argparse.Namespace, summary: dict, recipe: dict, tensors: dict[str, torch.Tensor], about: dict
 ) -> dict[str, Any]:
-    """Return what only the card of a classifier says."""
+    """Return the entries that only the card of a classifier has."""
     if recipe["data"] == "folder" and not args.data_name:
         raise ValueError(
             f"{args.run} was trained on a folder, {summary['data']!r}: give --data-name with the name of the data, "
             f"such as 'CIFAR-10, JPEG copy'"
         )
     options = {key: value for key, value in recipe.items() if key in ClassificationOptions.__dataclass_fields__}
-    options |= {"mean": about["mean"], "std": about["std"]}  # otherwise computed again, over all of train
+    options |= {"mean": about["mean"], "std": about["std"]}  # otherwise computed again from all training images
     task = Classification(ClassificationOptions(**options))
     if not same_by_name(task, tensors):
         raise ValueError(
             f"{args.run} has model_args {recipe['model_args']}, but weights must load by the model's name alone: "
-            f"register the model under its own name"
+            f"register a model with these arguments under a new name"
         )
     accuracy, stored = (accuracy_of(task, state) for state in (tensors, half(tensors)))
     check_half(args.run, "accuracy", accuracy, stored, standard_error(accuracy, about["samples"]["test"]))
@@ -113,7 +113,7 @@ def describe_classifier(
         "seeds": {str(recipe["seed"]): summary["top1"]},
         "curve": {
             "train_loss": [row["train_loss"] for row in rows],
-            "holdout_top1": [row.get(column) for row in rows],  # not in every epoch
+            "holdout_top1": [row.get(column) for row in rows],  # None in epochs without an evaluation
         },
         "pretrained_cfg": {
             "input_size": [about["in_chans"], about["img_size"], about["img_size"]],
@@ -127,11 +127,11 @@ def describe_classifier(
 def describe_restorer(
     args: argparse.Namespace, summary: dict, recipe: dict, tensors: dict[str, torch.Tensor], about: dict
 ) -> dict[str, Any]:
-    """Return what only the card of an image restoration model says."""
+    """Return the entries that only the card of an image restoration model has."""
     if not (args.data_name and args.test_name):
-        raise ValueError(f"{args.run} was trained on folders: give --data-name and --test-name, names of the images")
+        raise ValueError(f"{args.run} was trained on folders: give --data-name and --test-name, the names of the images")
     if (kind := summary["degradation"].partition(":")[0]) not in JOBS:
-        raise ValueError(f"{args.run} has the degradation {kind}: add its words to JOBS in benchmarks/report/cards.py")
+        raise ValueError(f"{args.run} has the degradation {kind}: describe it in JOBS of benchmarks/report/cards.py")
     options = {name: recipe[name] for name in RestorationEvalOptions.__dataclass_fields__ if name in recipe}
     task, model, _ = Restoration.trained(RestorationEvalOptions(**options | {"checkpoint": str(args.run)}))
     trained = score_restoration(task, model)
@@ -147,7 +147,7 @@ def describe_restorer(
         "crop": recipe["crop"],
         "curve": {"train_loss": [row["train_loss"] for row in read_metrics(args.run / "metrics.csv")]},
         "limits": [args.limit] if args.limit else [],
-        "pretrained_cfg": {},  # timm has no use for image models
+        "pretrained_cfg": {},  # timm does not build image restoration models
     }
 
 
@@ -155,7 +155,7 @@ def check_half(run: Path, metric: str, trained: float, stored: float, allowed: f
     """Check that float16 changes a score by at most `allowed`.
 
     Raises:
-        ValueError: it changes it by more.
+        ValueError: the score changes by more.
     """
     if abs(stored - trained) > allowed:
         raise ValueError(
@@ -178,7 +178,7 @@ def new_model(task: Classification, **model_args) -> nn.Module:
 
 
 def same_by_name(task: Classification, tensors: dict[str, torch.Tensor]) -> bool:
-    """Check whether the model gives the same outputs when it is built only by its name."""
+    """Return whether the model gives the same outputs if it is built by its name alone."""
     models = [new_model(task, **arguments).eval() for arguments in (task.options.model_args, {})]
     if shapes(models[0]) != shapes(models[1]):
         return False

@@ -1,4 +1,4 @@
-"""The variants of the nano models that `benchmarks.measure.ablate` compares, one change each."""
+"""Define the variants of the nano models that `benchmarks.measure.ablate` compares. Each makes one change."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class Variant:
 
     Attributes:
         about: the change, in words.
-        parent: the variant that is changed, if any.
-        model: arguments of `metaformer_<mixer>_<size>`; stem and downsampling are names in `EMBEDS`.
+        parent: the variant that is changed; None if it is a start.
+        model: arguments of `metaformer_<mixer>_<size>`; stem and downsampling are given as names in `EMBEDS`.
         recipe: options of the training engine.
         data: options of data, augmentation and loss.
-        size: size of the model; a variant with a parent has the parent's.
+        size: size of the model; a variant with a parent has the size of the parent.
     """
 
     about: str
@@ -61,10 +61,10 @@ class Variant:
     size: str = "nano"
 
 
-# Learned mixers have their options of `nano` in every variant.
+# In every variant, learned mixers have the options that they have in `nano`.
 VARIANTS = {
     "nano": Variant(
-        "dims 64/128/192, depths 2/4/2, ratio 4; learned mixers are paid for by the MLPs; Muon's rate 1e-2",
+        "dims 64/128/192, depths 2/4/2, ratio 4; narrower MLPs offset the cost of learned mixers; Muon's rate 1e-2",
         recipe=MUON,
     ),
     "nano-mlps": Variant(
@@ -73,7 +73,7 @@ VARIANTS = {
     "nano-depths": Variant("depths 2/3/3: a block on 16 tokens, not on 64", "nano", model={"depths": (2, 3, 3)}),
     "nano-narrow": Variant("48 channels in the first stage, not 64", "nano", model={"dims": (48, 128, 192)}),
     "nano-ratios": Variant("MLP ratios 2, 4 and 6 by stage, not 4", "nano", model={"mlp_ratio": (2.0, 4.0, 6.0)}),
-    "nano-ratios-raft": Variant(  # whose MLPs have ratio 2
+    "nano-ratios-raft": Variant(  # in `nano`, MLPs of raft have ratio 2
         "MLP ratios 1, 2 and 3 by stage, not 2", "nano", model={"mlp_ratio": (1.0, 2.0, 3.0)}
     ),
     "nano-gn": Variant(
@@ -114,7 +114,7 @@ VARIANTS = {
     ),
     "tiny-depths": Variant("depths 2/2/2/2, not 1/2/3/2", "tiny", model={"depths": (2, 2, 2, 2)}),
 } | {
-    # The mixer of the run's name is replaced; each stage has the options and the MLPs that it has in `nano`.
+    # These mixers replace the mixer in the run's name. Each has the options and the MLP ratio that it has in `nano`.
     f"nano-{'-'.join(mixers)}": Variant("one mixer for each stage", "nano", model={"mixer": mixers})
     for mixers in (
         ("pooling", "pooling", "raft"),
@@ -127,7 +127,7 @@ VARIANTS = {
 
 
 def resolve(name: str, variants: Mapping[str, Variant] = VARIANTS) -> Variant:
-    """Merge a variant with its ancestors, whose values it overrides."""
+    """Merge a variant with its ancestors; its values override theirs."""
     variant = variants[name]
     if variant.parent is None:
         return variant

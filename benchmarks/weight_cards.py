@@ -14,7 +14,7 @@ from metamix.weights.checksums import sha256
 from metamix.weights.files import save_weights
 from metamix.weights.find import weights_dir
 
-SUMS = "SHA256SUMS"  # lists files of its folder, as `sha256sum` writes it and `sha256sum -c` checks it
+SUMS = "SHA256SUMS"  # hashes of the files in its folder, in the format of `sha256sum`
 
 
 def load_cards(tag: str = "*", task: str = "classification") -> list[dict]:
@@ -27,7 +27,7 @@ def load_tag(tag: str | None) -> list[dict]:
     """Load the cards of one tag.
 
     Raises:
-        ValueError: there are none.
+        ValueError: no card has the tag.
     """
     if not (cards := load_cards(tag or "")):
         raise ValueError(f"--tag is {tag!r}, and weights/ has cards of {', '.join(tags())}: give one of them")
@@ -38,11 +38,11 @@ def load_family(tag: str | None) -> dict[str, dict]:
     """Load the cards of `metaformer_<mixer>_<size>` with one tag, by mixer.
 
     Raises:
-        ValueError: there are none.
+        ValueError: no such card has the tag.
     """
     if not (family := by_mixer(load_tag(tag))):
         others = ", ".join(tag for tag in tags() if by_mixer(load_cards(tag)))
-        raise ValueError(f"--tag is {tag!r}, which no metaformer_* has: give one of {others}")
+        raise ValueError(f"--tag is {tag!r}, which no metaformer_* model has: give one of {others}")
     return family
 
 
@@ -59,7 +59,7 @@ def write_weights(card: dict, tensors: Mapping[str, Tensor], about: dict) -> str
         about: metadata of the weight file.
 
     Returns:
-        Name and size of the weight file, in words.
+        A line with the name, the number format and the size of the weight file.
     """
     path = weights_dir() / f"{card['name']}.safetensors"
     save_weights(path, tensors, about)
@@ -86,13 +86,13 @@ def tags() -> list[str]:
 
 
 def by_mixer(cards: Sequence[dict]) -> dict[str, dict]:
-    """Return the cards of `metaformer_<mixer>_<size>` by mixer, in the order of the mixers."""
+    """Return the cards of `metaformer_<mixer>_<size>` by mixer, in the order of `list_mixers`."""
     mixers = {card["name"].split("_")[1]: card for card in cards if card["name"].startswith("metaformer_")}
     return {mixer: mixers[mixer] for mixer in metamix.list_mixers() if mixer in mixers}
 
 
 def weights_digest(card: dict) -> str:
-    """Return a hash of the card's weight file, by which results know whether the weights have changed."""
+    """Return a hash of the card's weight file. It shows whether weights changed since they were measured."""
     return sha256(weights_dir() / f"{card['name']}.safetensors")[:16]
 
 
@@ -113,7 +113,7 @@ def standard_error(top1: float, images: int) -> float:
 
 
 def commit_in_words(commit: str | None) -> str:
-    """Say which commit a card names, and whether files had changed since."""
+    """Describe the commit on a card, and whether files had changed since that commit."""
     if not commit:
         return "unknown"
     return f"{commit.rstrip('+')}{' with uncommitted changes' if commit.endswith('+') else ''}"

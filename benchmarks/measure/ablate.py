@@ -1,4 +1,4 @@
-"""Measure what each choice in the small models is worth: short runs at equal multiply-adds, results/ablations.json.
+"""Compare the design choices of the small models in short runs of equal multiply-adds: results/ablations.json.
 
     python -m benchmarks.measure.ablate --list
     python -m benchmarks.measure.ablate --data-dir DIR --runs nano:raft:0 nano-relu:raft:0
@@ -39,10 +39,10 @@ from metamix.utils.system import commit
 from metamix.utils.text import did_you_mean, exit_with_message
 
 FILE = RESULTS / "ablations.json"
-BUDGET = 9.36e12  # multiply-adds of the forward passes of a run: 2.8 epochs of the nano models
+BUDGET = 9.36e12  # multiply-adds of a run's forward passes: 2.8 epochs of the nano models
 WARMUP = 0.2  # share of the schedule
 
-# What all runs share. There is no mixing: in runs this short it costs more than it gives.
+# Options that all runs share. Mixup and cutmix are off: they lower the accuracy of runs this short.
 DATA: dict[str, Any] = dict(data="folder", holdout=0.1, smoothing=0.1, flip=0.5, padding=4)
 ENGINE: dict[str, Any] = dict(
     epochs=5,  # replaced by the budget
@@ -85,7 +85,7 @@ def steps_within(budget: float, macs: int, batch_size: int) -> int:
 
 
 def train(recipe: Recipe, budget: float) -> dict[str, Any]:
-    """Train within the budget, score the held-out images, and return cost and scores."""
+    """Train within the budget of multiply-adds, score the held-out images, and return cost and scores."""
     with ProcessGroup.start(recipe.engine.device) as group:
         task = Classification(recipe.options, recipe.engine.seed)
         engine = Engine(task, recipe, group, Run(None))
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-dir", default="data/cifar10", help="folder with train/CLASS/* and val/CLASS/*")
     parser.add_argument("--teacher", metavar="FILE", help="weights of the teacher, for variants that have one")
     parser.add_argument("--results", type=Path, default=FILE, help="result file")
-    parser.add_argument("--budget", type=float, default=BUDGET, help="multiply-adds of a run")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="multiply-adds of each run")
     args = parser.parse_args(argv)
     if args.list:
         for name, variant in VARIANTS.items():

@@ -1,15 +1,15 @@
-"""Score the shipped weights of one tag on test images: pair by pair, and at other image sizes.
+"""Compare the shipped weights of one tag on the test images, in pairs and at other image sizes.
 
     python -m benchmarks.measure.accuracy pairs --tag cifar10 --data-dir cifar10
     python -m benchmarks.measure.accuracy sizes --tag digits
     python -m benchmarks.measure.accuracy sizes --tag cifar10 --data-dir cifar10 --tuned runs/raft-24
 
-pairs, results/paired.json: for each pair of mixers the numbers of images that only the first and only the second
-classifies correctly, and the p-value of McNemar's exact test. Models of small images are also scored on six views.
+pairs, results/paired.json: counts the images that only one mixer of each pair classifies correctly, and computes the
+p-value of McNemar's exact test. Models of small images are also scored on six views.
 
-sizes, results/image_sizes.json: each model is made for the size with `img_size=` and scored (`made`). Models of small
-images are also scored unchanged (`top1`), and on images resized to the size of training (`resized`). `tuned` has the
-scores of runs that fine-tuned weights at such a size.
+sizes, results/image_sizes.json: builds each model for each size with `img_size=` and scores it (`made`). Models of
+small images are also scored unchanged (`top1`), and on images resized to the training size (`resized`). `tuned` has
+the scores of runs that fine-tuned the weights at another size.
 
 Only weights that changed since the last measurement are scored.
 """
@@ -32,13 +32,13 @@ from metamix.classification.task import Classification
 from metamix.utils.text import exit_with_message
 
 PAIRS, IMAGE_SIZES = RESULTS / "paired.json", RESULTS / "image_sizes.json"
-SIZES = {32: (24, 32, 40), 128: (64, 96, 128, 160, 224)}  # sides in pixels, by the side that a model was trained at
-SMALL = 64  # models that were trained at a larger side take too long to be scored in all ways
+SIZES = {32: (24, 32, 40), 128: (64, 96, 128, 160, 224)}  # sides in pixels, by the side in training
+SMALL = 64  # side in pixels; models trained at larger sides are too slow to be scored in every way
 
 
 @torch.no_grad()
 def is_right(task: Classification, model: nn.Module, six: bool) -> dict[str, Tensor]:
-    """Return which test images a model classifies correctly, (n,) bool, from "one_view", and with `six` "six_views"."""
+    """Return {"one_view": (n,) bool}: which test images a model classifies correctly; `six` adds "six_views"."""
     right: dict[str, list[Tensor]] = {}
     for batch in task.data.eval_loaders(256, 0, 1)["test"]:
         images = task.metric.normalize(batch["image"]).contiguous(memory_format=torch.channels_last)
@@ -51,7 +51,7 @@ def is_right(task: Classification, model: nn.Module, six: bool) -> dict[str, Ten
 
 
 def compare(right: dict[str, Tensor]) -> list[dict]:
-    """Compare all pairs of models, from which images each classifies correctly, {name: (n,) bool}."""
+    """Compare all pairs of models; `right` is {name: (n,) bool}, which images each classifies correctly."""
     pairs = []
     for a, b in combinations(right, 2):
         only_a, only_b = int((right[a] & ~right[b]).sum()), int((right[b] & ~right[a]).sum())
@@ -71,7 +71,7 @@ def from_hex(text: str, count: int) -> Tensor:
 
 
 def score_pairs(cards: dict[str, dict], data_dir: str | None, known: dict) -> dict:
-    """Score the models of the cards, {mixer: card}; `known` is the last result, with weights that need no new score.
+    """Score and compare the models of the cards, {mixer: card}, except weights that the last result `known` scored.
 
     Raises:
         ValueError: the accuracy on a card is not reproduced, so the card is about other data or weights.
@@ -105,9 +105,9 @@ class Resized(nn.Module):
 
 
 def score_sizes(measured: dict[str, dict], cards: Sequence[dict], data_dir: str | None) -> dict[str, dict]:
-    """Return `measured` with the scores of the weights that it lacks: {name: {"weights", "made", "top1", "resized"}}.
+    """Add the scores of new weights to a copy of `measured`, {name: {"weights", "made", "top1", "resized"}}; return it.
 
-    The last three are {size: accuracy}, with sizes as text. Models that were trained above `SMALL` lack the last two.
+    "made", "top1" and "resized" are {size as text: accuracy}. Models trained above `SMALL` have only "made".
 
     Raises:
         ValueError: the accuracy on the card is not reproduced, so the card is about other data or weights.
@@ -144,15 +144,15 @@ def read_tuned(runs: Sequence[Path], names: Sequence[str]) -> list[tuple[str, st
         For each run the name of the weights, the size as text, and its scores.
 
     Raises:
-        ValueError: a run is not finished, or it did not start from such weights.
+        ValueError: a run is not finished, or it did not start from one of these weights.
     """
     tuned = []
     for run in runs:
         summary, recipe = read_run(run)
         if not recipe["pretrained"] or recipe["model"] not in names:
             raise ValueError(
-                f"{run} trained {recipe['model']}: give runs of `metamix train --pretrained --model NAME` with a NAME "
-                f"of {', '.join(names)}"
+                f"{run} trained {recipe['model']}: give runs of `metamix train --pretrained --model NAME`, where "
+                f"NAME is one of {', '.join(names)}"
             )
         scores = {key: summary[key] for key in ("top1", "epochs", "seed", "seconds", "commit")} | {"lr": recipe["lr"]}
         tuned.append((recipe["model"], str(summary["img_size"]), scores))
@@ -161,7 +161,7 @@ def read_tuned(runs: Sequence[Path], names: Sequence[str]) -> list[tuple[str, st
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = tag_parser(__doc__)
-    parser.add_argument("part", choices=("pairs", "sizes"), help="what is compared")
+    parser.add_argument("part", choices=("pairs", "sizes"), help="comparison to make")
     parser.add_argument("--tuned", nargs="+", type=Path, default=[], metavar="RUN", help="folders of fine-tuning runs")
     args = parser.parse_args(argv)
     file = PAIRS if args.part == "pairs" else IMAGE_SIZES

@@ -1,15 +1,15 @@
-"""Measure what a small net of dense convolutions reaches on CIFAR-10, a yardstick for the nano models.
+"""Measure the accuracy of a small net of dense convolutions on CIFAR-10, a baseline for the nano models.
 
     python -m benchmarks.measure.ceiling --data-dir DIR                  train on 90 %, score the other 10 %
     python -m benchmarks.measure.ceiling --data-dir DIR --split test     train on all, score the test split, once
 
-Net and recipe follow airbench94 (Keller Jordan, arXiv 2404.00498, and its version with Muon): a frozen whitening
-convolution, three blocks of two 3x3 convolutions with BatchNorm, GELU and max-pooling; Muon for the convolutions, SGD
-for the rest; a flip that alternates between epochs. 8 epochs take 2.8e14 FLOPs. Accuracy is measured for one view of an
-image, and for six (flipped, moved by a pixel). Each run is added to results/ceiling.json.
+Net and recipe follow airbench94 (Keller Jordan, arXiv 2404.00498) and its version with Muon. The net has a frozen
+whitening convolution and three blocks of two 3x3 convolutions with BatchNorm, GELU and max-pooling. Muon trains the
+convolutions, SGD the rest, and each image is flipped in every second epoch. 8 epochs take 2.8e14 FLOPs. Accuracy is
+measured on one view of each image, and on six (flipped, moved by a pixel). Each run is added to results/ceiling.json.
 
-The net is registered with timm as `dense_conv_net`, so that it can teach: `--teacher dense_conv_net` of `metamix train`
-with the file of `--weights` as `--teacher-checkpoint`, once this module is imported.
+The net is registered with timm as `dense_conv_net`, so that `metamix train` can use it as a teacher: add
+`--import benchmarks.measure.ceiling --teacher dense_conv_net --teacher-checkpoint FILE`, with the FILE of `--weights`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from metamix.weights.files import save_weights
 
 FILE = RESULTS / "ceiling.json"
 WIDTHS = (64, 256, 256)  # channels of the blocks
-BIAS_EPOCHS = 3  # how long the bias of the whitening convolution is trained
+BIAS_EPOCHS = 3  # epochs in which the bias of the whitening convolution is trained
 KERNEL = 2  # kernel size of the whitening convolution
 
 
@@ -62,7 +62,7 @@ class ConvBlock(nn.Sequential):
     def __init__(self, in_chans: int, dim: int):
         def conv(channels: int) -> nn.Conv2d:
             layer = nn.Conv2d(channels, dim, 3, padding=1, bias=False)
-            nn.init.dirac_(layer.weight[:channels])  # the first channels pass through
+            nn.init.dirac_(layer.weight[:channels])  # the first outputs copy the inputs
             return layer
 
         def norm() -> nn.BatchNorm2d:
@@ -82,7 +82,7 @@ class CeilingNet(nn.Module):
     def __init__(self, num_classes: int = 10, in_chans: int = 3):
         super().__init__()
         self.num_classes = num_classes
-        self.pretrained_cfg: dict[str, Any] = {}  # timm reads it
+        self.pretrained_cfg: dict[str, Any] = {}  # timm reads this attribute
         filters = 2 * in_chans * KERNEL**2
         self.whiten = nn.Conv2d(in_chans, filters, KERNEL)
         self.whiten.weight.requires_grad_(False)
@@ -105,7 +105,7 @@ def dense_conv_net(pretrained: bool = False, num_classes: int = 10, in_chans: in
 
 
 def augment(images: Tensor, epoch: int, seed: int, margin: int = 2) -> Tensor:
-    """Flip each image of (N, C, H, W) in every second epoch, and move it by up to `margin` pixels.
+    """Flip each image (N, C, H, W) in every second epoch, and move it by up to `margin` pixels.
 
     The border is filled by reflection.
     """

@@ -5,8 +5,8 @@
     python -m benchmarks.measure.collect segmentation runs/camvid-semantic_fpn-*
     python -m benchmarks.measure.collect minattn runs/minattn-*
 
-Detection also gets the picture of the best run, and its runs must follow one recipe: a run that differs in more than
-its model, its seed and `--pretrained` is refused. The runs of minattn, the minimal attention variants, follow
+For detection, the picture of the best run is saved too, and all runs must follow one recipe: they may differ only in
+the model, the seed and `--pretrained`. The runs of minattn, the minimal attention variants, follow
 configs/mnist/minattn.yaml and configs/cifar10/minattn.yaml: one recipe for each data set.
 """
 
@@ -34,7 +34,7 @@ TRANSFER_KEYS = ("data", "parameters", "macs", "samples", "epochs", "seconds", "
 SCORES = {"classification": "top1", "detection": "AP", "segmentation": "miou"}
 MINATTN_KEYS = ("top1", "parameters", "seconds", "seed", "commit")
 MINATTN_DATA = {"mnist": "MNIST", "cifar": "CIFAR-10"}
-# Options in which starts differ. `epochs` and `samples` of a row say what `iterations` and `test_on` mean.
+# Options that may differ on the same data. `epochs` and `samples` of a row replace `iterations` and `test_on`.
 STARTS = {"model", "pretrained", "checkpoint", "linear_probe", "mean", "std", "head_args", "iterations", "test_on"}
 
 
@@ -48,8 +48,8 @@ def add_detection(results: dict, run: Path) -> None:
     pretrained = recipe.get("pretrained", False)
     if pretrained != ("." in summary["model"]):
         raise ValueError(
-            f"{run} trained {summary['model']} with pretrained {pretrained}: name the weights by their tag, "
-            f"--model NAME.TAG --pretrained, or give neither"
+            f"{run} trained {summary['model']} with pretrained {pretrained}: give both a tag and "
+            f"--pretrained, as in --model NAME.TAG --pretrained, or neither"
         )
     shared = without(recipe, free_options("detection") | {"model", "seed", "pretrained"})
     check_recipe(run, results.setdefault("recipe", shared), shared, DETECTION)
@@ -116,9 +116,9 @@ def put(results: dict, row: dict, identity: Sequence[str], order: Callable[[dict
 
 
 def check_images(run: Path, rows: Sequence[dict]) -> None:
-    """Raise ValueError unless all rows have the same data set, with as many images in each split."""
+    """Raise ValueError unless all rows have the same data set and numbers of images in the splits."""
     if len(images := {f"{row['data']} {row['samples']}" for row in rows}) > 1:
-        raise ValueError(f"{run}: runs train or score different images: {', '.join(sorted(images))}")
+        raise ValueError(f"{run}: the runs train on or score different images: {', '.join(sorted(images))}")
 
 
 def without(recipe: dict, ignored: set[str]) -> dict:
@@ -144,8 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     kinds = dict(detection=(DETECTION, add_detection), segmentation=(SEGMENTATION, add_segmentation))
     kinds |= dict(transfer=(TRANSFER, add_transfer), minattn=(MINATTN, add_minattn))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=kinds, help="the comparison")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("kind", choices=kinds, help="comparison that the runs belong to")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs")
     args = parser.parse_args(argv)
     file, add = kinds[args.kind]
     results = read_json(file, {})

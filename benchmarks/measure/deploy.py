@@ -5,11 +5,11 @@
     python -m benchmarks.measure.deploy accuracy --tag cifar10 --data-dir cifar10
     python -m benchmarks.measure.deploy profile --models metaformer_raft_s12 --threads 1
 
-`speed` times models in each engine in several runs, in which models of one size take turns: the s12 with timm's
-poolformer_s12, the tiny with timm's tf_efficientnet_lite0, and the nano with identity. `convert` writes the files
-for it, on a machine that may be busy. `accuracy` exports the shipped models of a tag in lower precision and
-compares accuracy on the test split and sizes of files with fp32. `profile` says which operators OpenVINO spends its
-time in. New results replace earlier results of the same models.
+`speed` times models in each engine, in several runs. In a run, models of one size take turns with their reference:
+timm's poolformer_s12 for s12, timm's tf_efficientnet_lite0 for tiny, and identity for nano. `convert` writes the files
+that `speed` needs; the machine may be busy meanwhile. `accuracy` exports the shipped models of a tag in lower precision
+and compares their test accuracy and file sizes with fp32. `profile` shows in which operators OpenVINO spends its time.
+New results replace earlier results of the same models.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Time the models that share a reference, interleaved; print their lines and save them."""
+    """Time models that share a reference interleaved; print and save their results."""
     for reference in dict.fromkeys(map(reference_of, options.models)):
         names = [name for name in options.models if reference_of(name) == reference]
         result = benchmark(
@@ -89,7 +89,7 @@ def side_of(name: str) -> int | None:
 
 
 def add_speeds(earlier: dict, names: Sequence[str], result: dict) -> dict:
-    """Replace the rows of models by new rows; drop rows of a different machine, engine or number of threads.
+    """Replace the rows of models by new rows; drop rows of other machines, engine versions, threads or runs.
 
     Args:
         earlier: earlier result, empty if there is none.
@@ -98,7 +98,7 @@ def add_speeds(earlier: dict, names: Sequence[str], result: dict) -> dict:
     """
 
     def conditions(one: dict) -> list:
-        # metamix's own version changes with each release, also where a model does not; nncf only chooses scales.
+        # New versions of metamix need not change a model, and nncf only chooses scales: ignore both.
         versions = {k: version for k, version in one.get("versions", {}).items() if k not in ("metamix", "nncf")}
         return [versions, *(one.get(key) for key in ("machine", "threads", "runs"))]
 
@@ -113,7 +113,7 @@ def add_speeds(earlier: dict, names: Sequence[str], result: dict) -> dict:
 
 
 def load(part: str) -> dict:
-    """Read a part of the result file; empty if there is none."""
+    """Read a part of the result file; return {} if it has no such part."""
     return read_json(FILE, {}).get(part, {})
 
 
@@ -124,7 +124,7 @@ def save(part: str, result: dict) -> None:
 
 
 def profile(options: argparse.Namespace) -> None:
-    """Print and save which share of the time OpenVINO spends in each type of operator, one model after another."""
+    """Print and save the share of its time that OpenVINO spends in each type of operator, model by model."""
     threads = options.threads or torch.get_num_threads()
     about = {"machine": processor(), "threads": threads, "versions": versions() | installed(["openvino"])}
     with TemporaryDirectory() as temporary:
@@ -143,11 +143,11 @@ def profile(options: argparse.Namespace) -> None:
 def operator_shares(
     subject: BenchmarkedModel, folder: Path, precision: str, batch: int, threads: int, runs: int = 20
 ) -> dict[str, float]:
-    """Return the share of each type of operator in the time of a model in OpenVINO, the largest first.
+    """Return the share of a model's time in OpenVINO that each type of operator takes, the largest first.
 
     The types come from OpenVINO's counters after fusing: a `Reorder` changes the memory layout, a `Subgraph` holds
-    several operators, such as a gate or a norm, in one kernel. The shortest time of each operator counts, since other
-    programs only add to it.
+    several operators, such as a gate or a norm, in one kernel. The shortest of `runs` times of each operator counts,
+    since other programs can only make it slower.
     """
     graph = need("openvino").Core().read_model(str(subject.file("openvino", precision, folder)))
     images = subject.images[torch.arange(batch) % len(subject.images)].numpy()
@@ -167,7 +167,7 @@ def operator_shares(
 
 
 def accuracy(options: argparse.Namespace) -> None:
-    """Export the shipped models in fp32 and in lower precision, print and save accuracy and sizes."""
+    """Export the shipped models in fp32 and lower precision; print and save accuracy and file sizes."""
     about = {"tag": options.tag, "machine": processor(), "measured": today()}
     for mixer, card in load_family(options.tag).items():
         if mixer not in options.mixers:
@@ -209,7 +209,7 @@ def add_accuracy(earlier: dict, about: dict, rows: list[dict]) -> dict:
 
 
 def cell_of(row: dict) -> tuple[str, str, str]:
-    """Return what a row of `accuracy` is about."""
+    """Return model, format and precision of a row of `accuracy`."""
     return row["model"], row["format"], row["precision"]
 
 
@@ -219,21 +219,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     converted = parts.add_parser("convert", help="write the files that `speed` needs")
     timed = parts.add_parser("speed", help="time models in each engine")
     for part in (converted, timed):
-        part.add_argument("--models", type=list_of(MODELS), default=list(MODELS), help="names, comma list")
+        part.add_argument("--models", type=list_of(MODELS), default=list(MODELS), help="comma-separated names")
         part.add_argument("--engines", type=list_of(tuple(ENGINES)), default=["eager", "onnxruntime", "openvino"])
         part.add_argument("--precisions", type=list_of(PRECISIONS), default=list(PRECISIONS))
         part.add_argument("--folder", type=Path, required=part is converted, help="folder of the converted models")
     timed.add_argument("--runs", type=int, default=3, help="repetitions, whose medians are reported")
     timed.add_argument("--threads", type=int, help="number of threads to compute with (default: torch's)")
-    timed.add_argument("--seconds", type=float, default=0.5, help="time for each cell and run; five calls at least")
-    scored = parts.add_parser("accuracy", help="compare lower precision with fp32")
+    timed.add_argument("--seconds", type=float, default=0.5, help="seconds for each cell and run; at least five calls")
+    scored = parts.add_parser("accuracy", help="compare the accuracy of lower precision with fp32")
     scored.add_argument("--tag", default="cifar10", help="tag of the weights")
     scored.add_argument("--data-dir", help="folder of the data, as in training")
-    scored.add_argument("--mixers", type=list_of(list_mixers()), default=list_mixers(), help="comma list")
+    scored.add_argument("--mixers", type=list_of(list_mixers()), default=list_mixers(), help="comma-separated names")
     scored.add_argument("--exports", type=list_of(LOWER), default=list(LOWER), help='such as "onnx int8,openvino bf16"')
     scored.add_argument("--max-drop", type=float, default=0.2, help="points that int8 may lose on training images")
-    profiled = parts.add_parser("profile", help="share of the time of each type of operator in OpenVINO")
-    profiled.add_argument("--models", type=list_of(MODELS), default=list(MODELS[:7]), help="names, comma list")
+    profiled = parts.add_parser("profile", help="measure the share of OpenVINO's time in each type of operator")
+    profiled.add_argument("--models", type=list_of(MODELS), default=list(MODELS[:7]), help="comma-separated names")
     profiled.add_argument("--precision", choices=PRECISIONS, default="fp32")
     profiled.add_argument("--batch-size", type=int, default=8, help="images in a call")
     profiled.add_argument("--threads", type=int, help="number of threads to compute with (default: torch's)")

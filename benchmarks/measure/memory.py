@@ -12,10 +12,10 @@ inference     One image of each size in `SIZES`.
 detection     RetinaNet has 256 channels at strides 8 to 128. Evaluation takes one image of 800x1216 pixels, a training
               step with AdamW takes two images of 480x640.
 restoration   One RGB image, or its luminance for models that take one channel, of each side in `SIDES`. The process
-              keeps freed memory, as `metamix predict` does. `seconds` is the time of a second pass: in the first, the
-              system has to provide the memory.
-photograph    4000 x 3000 pixels go through maxim_s1 in tiles of 256 and through maxim_nano in tiles of 512, with an
-              overlap of 32.
+              keeps freed memory, as `metamix predict` does. `seconds` is the time of the second pass, since the
+              first also waits for the system to provide memory.
+photograph    maxim_s1 and maxim_nano restore an image of 4000 x 3000 pixels, in tiles of 256 and 512 pixels that
+              overlap by 32.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def detection() -> None:
 
 
 def detect(mixer: str, mode: str) -> dict:
-    """Measure the peak of this process in GiB, before and after one step of "eval" or "train"."""
+    """Measure the peak memory of this process in GiB, before and after one step of "eval" or "train"."""
     torch.manual_seed(0)
     model = build_detector("retinanet", backbone=f"metaformer_{mixer}_s12", num_classes=80, resize_in_training=False)
     model.to(memory_format=torch.channels_last)
@@ -88,7 +88,7 @@ def detect(mixer: str, mode: str) -> dict:
 
 
 def restoration(runs: Sequence[tuple[str, int, int, int]]) -> None:
-    """Measure image models; a run is (model, height, width, tile), and tile 0 is the whole image at once."""
+    """Measure image models; a run is (model, height, width, tile). Tile 0 means the whole image at once."""
     for run in runs:
         row = in_fresh_process(restore, *run)
         print(row, flush=True)
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "photograph": lambda: restoration(PHOTOGRAPH),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=parts, help="what is measured")
+    parser.add_argument("part", choices=parts, help="measurement to make")
     parts[parser.parse_args(argv).part]()
 
 

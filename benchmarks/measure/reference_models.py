@@ -47,7 +47,7 @@ class Checkout:
         name: name of the class.
         parameters: number of parameters that the model must have.
         options: arguments of the constructor.
-        script: whether the file trains when it is imported; then only its imports, functions and classes are run.
+        script: whether importing the file starts training. Then only its imports, functions and classes are run.
     """
 
     repository: str
@@ -110,7 +110,7 @@ def check_names(names: list[str], authors: Path | None) -> None:
 
 
 def lacks(name: str, authors: Path | None) -> str | None:
-    """Return what is missing to build `name` and what to do, as the rest of a sentence, or None."""
+    """Return what is missing to build `name` and what to do, as the rest of a sentence; None if nothing is."""
     if name.startswith("authors_wavemix") and importlib.util.find_spec("wavemix") is None:
         return "needs the package wavemix: pip install wavemix"
     if name not in AUTHORS:
@@ -129,7 +129,7 @@ def ours(name: str) -> bool:
 
 
 def create(name: str, size: int, authors: Path | None = None) -> nn.Module:
-    """Build a model without trained weights, for images of `size` x `size` pixels where its parameters depend on it."""
+    """Build a model without trained weights, for images of side `size` if its parameters depend on the size."""
     if name in PEERS:
         return PEERS[name]()
     if name in AUTHORS:

@@ -1,4 +1,4 @@
-"""Score the shipped restoration weights on the literature's photographs, and time them: results/restoration.json.
+"""Score the shipped restoration weights on the usual test photographs, and time them: results/restoration.json.
 
     python -m benchmarks.measure.restoration data/photos
     python -m benchmarks.measure.restoration data/photos --names wavemix_restore_nano.noise25
@@ -6,7 +6,7 @@
 
 The folder holds bsd68, set12, set14 and set5/hr. Weights for noise are scored on bsd68 and set12, weights
 for super-resolution on set5/hr and set14, in float32; `psnr_x8` is the PSNR of the mean over eight orientations. Other
-weights are only timed. An image that is timed has 256 x 256 output pixels.
+weights are only timed. For timing, the output has 256 x 256 pixels.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path, help="folder with bsd68, set12, set14 and set5")
     parser.add_argument("--names", nargs="+", choices=[card["name"] for card in cards], help="weights (default: all)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: both")
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long to time each of the models")
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long to time each model")
     options = parser.parse_args()
     keep_freed_memory()
     with exit_with_message(ValueError, OSError):

@@ -3,13 +3,13 @@
     python -m benchmarks.measure.roofline          the s12 of each mixer, both modes and precisions
     python -m benchmarks.measure.roofline --models ninformer_cifar --batch 128 --size 32 --ops 20 --output nin.json
 
-The limits are measured interleaved with the model: a matrix product, the same product as a 1x1 convolution, a 3x3
-convolution (both in channels_last) and a copy of a map that fits in the cache. A model's GFLOP/s are 2 * MACs * images
-(3 times that in training) over its median step time; its share is relative to the faster convolution.
+The limits are the speeds of a matrix product, the same product as a 1x1 convolution, a 3x3 convolution (both in
+channels_last) and a copy of a map that fits in the cache, interleaved with the model. A model's GFLOP/s are 2 * MACs *
+images (3 times that in training) over its median step time; its share is relative to the faster convolution.
 
-Then each op is timed alone, below autograd, with its floating-point operations and the bytes of its inputs and outputs.
-Its limit is the larger of the times that these need at the speed of the convolution and of the copy. `lost` is the time
-above that limit, and ops are sorted by it. An op whose maps are in the cache may be faster than its limit.
+Then each op is timed alone, below autograd. Its limit is the time for its floating-point operations at the speed of the
+convolution, or for the bytes of its inputs and outputs at the speed of the copy, whichever is longer. Ops are sorted by
+`lost`, the time above that limit. An op whose inputs are in the cache may be faster than its limit.
 """
 
 import argparse
@@ -51,7 +51,7 @@ PARTS = {
     "norms": ("norm", "norm1", "norm2"),
     "embeddings": ("stem", "downsample", "patch_embed"),
 }
-# No hook runs at the end of their backward pass, because images have no gradient; it ends with the step.
+# The end of their backward pass calls no hook, because images have no gradient. They end with the step.
 FIRST = ("stem", "patch_embed")
 
 
@@ -86,7 +86,7 @@ def roofs(precision: str, device: str) -> dict[str, tuple]:
 
 
 class OpTimer(TorchDispatchMode):
-    """Sum seconds, FLOP and bytes of each op by (part of the model, op, shapes of its inputs)."""
+    """Sum seconds, FLOP, bytes and calls of each op by (part of the model, op, shapes of its inputs)."""
 
     def __init__(self, subject: Subject):
         super().__init__()
@@ -156,7 +156,7 @@ def label(op, args) -> str:
 
 def time_ops(subject: Subject, mode: str, precision: str) -> list[dict]:
     """Return a row for each part, op and shapes: calls, milliseconds, FLOP and bytes of one step."""
-    warnings.filterwarnings("ignore", "Full backward hook is firing")  # because images need no gradient
+    warnings.filterwarnings("ignore", "Full backward hook is firing")  # it fires because images need no gradient
     step = subject.step(mode, precision, no_grad=torch.no_grad)  # inference_mode would not split composite ops
     with OpTimer(subject) as timer:
         for _ in range(PASSES):
@@ -177,7 +177,7 @@ def against_roof(ops: list[dict], flops: float, bandwidth: float) -> list[dict]:
         bandwidth: bytes per second of the machine.
 
     Returns:
-        Rows; `slowest` are the shapes that lose most.
+        Rows. `slowest` has the shapes that lose the most time.
     """
     sums = defaultdict(lambda: dict(calls=0, ms=0, roof_ms=0, flop=0, bytes=0, most=0, slowest=""))
     for op in ops:
@@ -254,7 +254,7 @@ def print_row(row: dict, ops: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=lambda s: s.split(","), default=list(MODELS), help="comma list of names")
+    parser.add_argument("--models", type=lambda s: s.split(","), default=list(MODELS), help="comma-separated names")
     add_cells(parser)
     parser.add_argument("--ops", type=int, default=6, help="ops to print for each row; the file has all")
     parser.add_argument("--output", type=Path, default=RESULTS / "roofline.json")

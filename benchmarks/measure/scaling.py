@@ -1,11 +1,11 @@
-"""Measure time and memory of one image against its size, for every mixer: results/scaling.json.
+"""Measure how time and memory of one image grow with its size, for every mixer: results/scaling.json.
 
     python -m benchmarks.measure.scaling                        all mixers, 32 to 1024 pixels
-    python -m benchmarks.measure.scaling --mixers raft,nin      only these; the others are kept from the file
+    python -m benchmarks.measure.scaling --mixers raft,nin      only these; the file keeps the rows of others
 
 The models are `metaformer_<mixer>_s12`, made for 224 pixels and run on images of each size: inference, batch 1, fp32,
 channels_last. All mixers take turns at one size. Memory is the peak of a process that runs one pass of each size in
-rising order, above what it held with torch and the weights. `python -m benchmarks.report.figures` draws the picture.
+rising order, minus what it held with torch and the weights. `python -m benchmarks.report.figures` draws the picture.
 """
 
 import argparse
@@ -49,8 +49,8 @@ def measure(mixers: list[str], seconds: float) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mixers", type=list_of(tuple(list_mixers())), default=list_mixers(), help="comma list")
-    parser.add_argument("--seconds", type=float, default=3.0, help="time for all mixers at one size; 5 turns at least")
+    parser.add_argument("--mixers", type=list_of(tuple(list_mixers())), default=list_mixers(), help="comma-separated")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds for all mixers at a size; at least 5 turns")
     parser.add_argument("--output", type=Path, default=RESULTS / "scaling.json", help="JSON file")
     options = parser.parse_args()
     keep_freed_memory()

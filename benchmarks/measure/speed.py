@@ -4,13 +4,13 @@
     python -m benchmarks.measure.speed --models metaformer_raft_s12,poolformer_s12,resnet18
     python -m benchmarks.measure.speed --published --authors CLONES
 
-`--models` takes any name that timm knows, ours among them, and the packages and authors' code of
+`--models` takes any model of timm, including ours, and the models of other packages and of the authors in
 benchmarks/measure/reference_models.py. The default is the s12 model of each mixer and timm models of about the same
 cost. Results are merged into results/speed.json, with the machine, the commit and the date.
 
-`--published` times the papers' models in our code and in the authors' code, interleaved, at their own batch and size:
-results/authors_speed.json. CLONES holds the authors' repositories, each in a folder of its name. timm's PoolFormer and
-the package `wavemix` need no clone. A model whose authors' code is missing is left out.
+`--published` times the papers' models in our code and in the authors' code, interleaved, with the batch and size in
+`PUBLISHED`: results/authors_speed.json. CLONES holds the authors' repositories, each in a folder with its name. timm's
+PoolFormer and the package `wavemix` need no clone. A model whose authors' code is missing is left out.
 
 Our models run in channels_last, the others in the memory format that a short trial finds faster. Peak memory is what
 three training steps in a new process add to its memory after the imports.
@@ -34,7 +34,7 @@ from metamix.utils.timing import interleaved
 REFERENCE = "poolformer_s12"
 PEERS = ("poolformer_s12", "mixer_b16_224", "vit_xsmall_patch16_clip_224")
 MODELS = tuple(f"metaformer_{mixer}_s12" for mixer in list_mixers())
-# Published models: the authors' model in `reference_models`, images in a step, side of the images in pixels.
+# Published model: (the authors' model in `reference_models`, images per step, side of the images in pixels).
 PUBLISHED = {
     "metaformer_pooling_s12": ("poolformer_s12", 8, 224),
     "raftmlp_s": ("authors_raftmlp_s", 8, 224),
@@ -78,10 +78,10 @@ class Bench:
         """Time models, interleaved. A model that is not ours is reported and left out if it fails.
 
         Args:
-            models: (name, batch, size) of each.
+            models: (name, batch, size) of each model.
             mode: "infer" or "train".
             precision: "fp32" or "bf16".
-            seconds: time for all of them together.
+            seconds: time for all models together.
             compiled: names of the models to time with torch.compile too.
 
         Returns:
@@ -178,9 +178,9 @@ def compare(bench: Bench, name: str, mode: str, precision: str, seconds: float, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--published", action="store_true", help="time the papers' models beside their authors' code")
-    parser.add_argument("--models", type=lambda s: s.split(","), help="names, separated by commas")
+    parser.add_argument("--models", type=lambda s: s.split(","), help="comma-separated names")
     add_cells(parser)
-    parser.add_argument("--compile", action="store_true", help="time torch.compile of the models too")
+    parser.add_argument("--compile", action="store_true", help="time the models with torch.compile too")
     parser.add_argument("--authors", type=Path, help="folder with clones of the authors' repositories")
     parser.add_argument("--reference", default=REFERENCE, help="model that ratios refer to")
     parser.add_argument("--output", type=Path, help="JSON file (default: speed.json or authors_speed.json of results/)")

@@ -1,8 +1,8 @@
-"""Share what measurements need: arguments, steps of models, the memory of a process, and result files.
+"""Provide what all measurements need: arguments, steps of models, the memory of a process, and result files.
 
 Timed processes keep freed memory (`metamix.utils.system.keep_freed_memory`), as training does. Otherwise glibc may
-return large freed blocks to the system, which clears their pages again: a third of the time of fp32 inference of
-poolformer_s12. Peak memory is measured in other processes, which do not keep it.
+return large freed blocks to the system, which clears their pages again. That takes a third of the fp32 inference time
+of poolformer_s12. Peak memory is measured in other processes, which do not keep it.
 """
 
 import argparse
@@ -46,12 +46,12 @@ def list_of(accepted: Sequence[str]) -> Callable[[str], list[str]]:
 
 def add_cells(parser: argparse.ArgumentParser) -> None:
     """Add --mode, --precision, --batch, --size, --seconds and --device."""
-    parser.add_argument("--mode", type=list_of(MODES), default=list(MODES), help="comma list of infer, train")
+    parser.add_argument("--mode", type=list_of(MODES), default=list(MODES), help="infer,train or one")
     parser.add_argument("--precision", type=list_of(PRECISIONS), default=list(PRECISIONS), help="fp32,bf16 or one")
     parser.add_argument("--batch", type=int, default=8, help="images in a step")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images in pixels")
     parser.add_argument(
-        "--seconds", type=float, default=1.0, help="time for each model, mode and precision; five turns at least"
+        "--seconds", type=float, default=1.0, help="time for each model, mode and precision; at least five turns"
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
 
@@ -84,11 +84,11 @@ class Subject:
             mode: "infer" or "train".
             precision: "fp32" or "bf16".
             compiled: whether to use torch.compile.
-            no_grad: context of inference.
+            no_grad: context manager for inference.
         """
         if compiled and self.compiled is None:
-            # Our models share one forward function. Past 8 compiled versions of it torch would run it eagerly, and
-            # for a second image size it would compile one version for all sizes.
+            # Our models share one forward function. By default, torch runs it eagerly after 8 compiled versions, and
+            # compiles one version for all sizes when it sees a second image size.
             torch._dynamo.config.recompile_limit = 64
             self.compiled = torch.compile(self.model, dynamic=False)
         model = self.compiled if compiled else self.model

@@ -10,7 +10,7 @@ crops by area, both flip.
     ours     the loop of `metamix train` with data, augmentation, schedule and checks: Engine.steps
     bare     the same step (model, optimizer, autocast, memory kept) on one random batch
     timm     a loop of timm's parts, in the order of its training script
-    script   timm's training script, by the speeds that it prints; it runs alone, after the others
+    script   timm's training script, with the speeds that it prints; it runs alone, after the other loops
 
 Each loop runs in a separate process, because process-wide settings are a part of its speed. The loops take turns of
 a few steps while the others wait. Speeds are medians over the turns. Memory is the peak of the process above its
@@ -58,7 +58,7 @@ FILE = RESULTS / "train_loop.json"
 class Case:
     """A model, its images and the loops to compare.
 
-    A turn has `settle` untimed steps, in which the workers of the last loop fill their queue, and `steps` timed steps.
+    A turn has `settle` untimed steps, in which the other loops' workers fill their queues, and `steps` timed steps.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Case:
 
     @property
     def images(self) -> int:
-        """Return the number of images that a run reads, with the first step and what workers read ahead."""
+        """Return the number of images that a run reads, including the first step and batches read ahead."""
         return self.batch_size * (1 + self.turns * (self.settle + self.steps) + 2 * WORKERS)
 
     def build(self) -> torch.nn.Module:
@@ -142,7 +142,7 @@ def timm_parts(case: Case) -> Iterator:
             loss = task(image, target)["loss"]
         loss.backward()
         optimizer.step()
-        loss.item()  # as its meters do at every step
+        loss.item()  # timm's meters read the loss at every step
         yield
 
 
@@ -151,7 +151,7 @@ LOOPS = {"ours": ours, "bare": bare, "timm": timm_parts}
 
 def serve(loop: str, case: Case, pipe: Connection) -> None:
     """Run one loop in this process: receive numbers of steps, 0 at the end, and send the seconds that they took."""
-    multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in a program of its own
+    multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in an ordinary program
     pipe.send(memory(os.getpid())["process_mib"])
     steps = LOOPS[loop](case)
     next(steps)
@@ -221,7 +221,7 @@ def updates(lines: Iterable[str], count: int) -> list[float]:
         Train: 0 [   4/390 (  1%)]  Loss: 2.31 (2.33)  Time: 0.131s,  977.10/s  (0.160s,  800.00/s)  LR: 1.000e-05  ...
 
     Raises:
-        ValueError: the output ends before.
+        ValueError: the output has fewer updates.
     """
     speeds, last = [], []
     for line in lines:

@@ -22,7 +22,7 @@ from metamix.utils.timing import interleaved
 
 BATCH_SIZE = 128
 SECONDS = 60  # time for all models together
-TURNS = 15  # least number of turns of each model
+TURNS = 15  # minimum for each model
 
 
 def measure(names: Sequence[str], precision: str) -> dict[str, dict]:

@@ -13,11 +13,11 @@ Row = Mapping[str, Any]
 
 COST = "params", "MMACs", "epochs"
 
-LAYOUT = "nano"  # the variant that compares mixers; the others compare choices
+LAYOUT = "nano"  # the variant that compares mixers; other variants compare design choices
 
 
 def choices_table() -> str:
-    """Make the table of what each choice is worth, one line for each run."""
+    """Make the table of the gain or loss by each design choice, one line for each run."""
     return lay_out_choices(load_rows())
 
 
@@ -34,7 +34,7 @@ def load_rows() -> list[Row]:
 
 
 def lay_out_mixers(rows: Sequence[Row]) -> str:
-    """Make a table of runs that differ in the mixer, best first, with the gain over identity with the same seed."""
+    """Make a table of runs with different mixers, best first, with the gain over identity with the same seed."""
     floors = {row["seed"]: row["holdout_top1"] for row in rows if row["mixer"] == "identity"}
     lines = []
     for row in sorted(rows, key=lambda row: -row["holdout_top1"]):
@@ -45,7 +45,7 @@ def lay_out_mixers(rows: Sequence[Row]) -> str:
 
 
 def lay_out_choices(rows: Sequence[Row]) -> str:
-    """Make a table of the runs of all variants but `nano`, in the order given, with the gain over the parent."""
+    """Make a table of the runs of all variants except `nano`, in their order, with the gain over the parent variant."""
     lines = []
     for row in rows:
         if row["variant"] == LAYOUT:
@@ -65,7 +65,7 @@ def seed_of(row: Row) -> str:
 
 
 def shares_table(size: str) -> str:
-    """Make the table of what each mixer gets in the models of a size, from the registered models."""
+    """Make the table of each mixer's options, MLP ratio and cost in the models of a size."""
     lines = []
     for mixer, share in EQUAL_COST[size].items():
         (model,) = list_models(f"metaformer_{mixer}_{size}")

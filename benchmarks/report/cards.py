@@ -1,9 +1,9 @@
 """Write a page for each card in weights/, beside it, in the format of Hugging Face's model cards.
 
     python -m benchmarks.report.cards            write weights/<name>.<tag>.md for every card
-    python -m benchmarks.report.cards --check    write nothing; exit 1 if a page is stale, missing or has no card
+    python -m benchmarks.report.cards --check    write nothing; exit with 1 if a page is stale, missing or has no card
 
-Edit a card and run this again; edits of a page are lost.
+To change a page, edit its card and run this again. Edits of the page itself are overwritten.
 """
 
 import argparse
@@ -43,14 +43,14 @@ COLOURS = {"rgb": "colour", "grey": "grey", "y": "luminance"}
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is stale")
     if parser.parse_args(argv).check:
         if names := stale():
             raise SystemExit(f"error: stale, run `python -m benchmarks.report.cards`: {', '.join(names)}")
         return
     fresh = pages()
     for path in set(weights_dir().glob("*.*.md")) - fresh.keys():
-        path.unlink()  # its card is gone
+        path.unlink()  # its card was deleted
     for path, text in fresh.items():
         path.write_text(text)
     print(f"{len(fresh)} pages written to {weights_dir()}")
@@ -63,7 +63,7 @@ def pages() -> dict[Path, str]:
 
 
 def stale() -> list[str]:
-    """List the pages that are not what the cards say, are missing, or have no card."""
+    """List the pages that differ from their cards, are missing, or have no card."""
     fresh, there = pages(), {path: path.read_text() for path in weights_dir().glob("*.*.md")}
     return sorted(path.name for path in fresh.keys() | there.keys() if fresh.get(path) != there.get(path))
 
@@ -140,14 +140,14 @@ def slug(data: str) -> str:
 
 
 def classifier(card: dict) -> dict[str, Any]:
-    """Return what the page of a classifier says."""
+    """Return the content of the page of a classifier."""
     name, model, cfg = card["name"], model_of(card), card["pretrained_cfg"]
     mode, colour = ("L", "grey") if cfg["input_size"][0] == 1 else ("RGB", "colour")
     what, arxiv = describe(model)
     test = [f"--model {model}", f"--checkpoint weights/{name}.safetensors", f"--data {card['recipe']['data']}"]
     split = split_of(card)
     first = card["recipe"]["checkpoint"] or card["recipe"]["teacher_checkpoint"]
-    start = f"\n\ndocs/transfer.md has the command of `{first}`." if first else ""
+    start = f"\n\ndocs/transfer.md has the command that made `{first}`." if first else ""
     return {
         "kind": "image-classification",
         "library": "timm",
@@ -192,13 +192,13 @@ The {split} split was scored once, after training. The accuracy above was measur
 
 
 def restorer(card: dict) -> dict[str, Any]:
-    """Return what the page of an image restoration model says."""
+    """Return the content of the page of an image restoration model."""
     name, arxiv = card["name"], image_arxiv_of(model_of(card))
     kind, _, value = card["degradation"].partition(":")
     job = JOBS[kind].format(value=value.replace("-", " to "), colour=COLOURS[card["channels"]])
     takes = f"The model takes images (B, {card['in_chans']}, H, W) of any size, with values from 0 to 1"
     if card["enlarge"] > 1:
-        takes += f", enlarged {card['enlarge']} times: `predict` does that, `metamix.restoration.inference.enlarge` too"
+        takes += f", enlarged {card['enlarge']} times, as `predict` and `metamix.restoration.inference.enlarge` do"
     return {
         "kind": "image-to-image",
         "library": "metamix",
@@ -207,7 +207,7 @@ def restorer(card: dict) -> dict[str, Any]:
         "scored_on": card["test_data"],
         "scores": [(metric, metric.upper(), card[metric]) for metric in ("psnr", "ssim")],
         "owned": "photographs",
-        "intro": f"{model_of(card)} (arXiv {arxiv_link(arxiv)}) {job}. Trained on {card['data']}.",
+        "intro": f"{model_of(card)} (arXiv {arxiv_link(arxiv)}) {job}. It was trained on {card['data']}.",
         "use": f"""    metamix predict photos --task restoration --model {name} --pretrained --output restored
 
 ```python
@@ -220,8 +220,8 @@ model = metamix.create_image_model("{name}", pretrained=True).eval()
         "rows": [
             ("PSNR", f"{card['psnr']:.2f} dB, mean over {card['test_data']}, with {kind_of_weights(card)}"),
             ("SSIM", f"{card['ssim']:.4f}"),
-            ("of the input", f"PSNR {card['input_psnr']:.2f} dB, SSIM {card['input_ssim']:.4f}"),
-            ("compared", card["measured"]),
+            ("before restoration", f"PSNR {card['input_psnr']:.2f} dB, SSIM {card['input_ssim']:.4f}"),
+            ("measured", card["measured"]),
             ("parameters", f"{card['parameters']:,}, stored as {card['stored_as']}"),
             ("float16", f"changes the PSNR by {card['float16_changes_psnr']:.5f} dB"),
             ("multiply-adds", f"{per_pixel(card):,.0f} for each pixel of the result"),
@@ -230,8 +230,8 @@ model = metamix.create_image_model("{name}", pretrained=True).eval()
         "test": "",
         "limits": [
             *card["limits"],
-            *["It takes grey files only: `predict` leaves out files in colour."] * (card["channels"] == "grey"),
-            "It knows only this degradation, and does not remove other noise, blur or compression of photographs.",
+            *["It takes only grey images: `predict` leaves out colour images."] * (card["channels"] == "grey"),
+            "It was trained for this degradation only, and does not remove other noise, blur or compression.",
             "One seed was trained.",
         ],
     }
@@ -252,12 +252,12 @@ def size_rows(card: dict) -> list[tuple[str, str]]:
 
 
 def kind_of_weights(card: dict) -> str:
-    """Say which weights of the run these are."""
+    """Describe which weights of the run are on the card."""
     return {"ema": "the moving average of the weights", "last": "the weights of the last step"}[card["weights"]]
 
 
 def describe(model: str) -> tuple[str, str]:
-    """Return what the model is, in words, and the arXiv number of its paper."""
+    """Return a description of the model and the arXiv number of its paper."""
     if match := re.fullmatch(r"metaformer_([a-z]+)_(\w+)", model):
         mixer, size = match.groups()
         text = import_module(f"metamix.mixers.{mixer}").__doc__
@@ -266,7 +266,7 @@ def describe(model: str) -> tuple[str, str]:
 
 
 def seeds_in_words(seeds: dict[str, float]) -> str:
-    """Say the mean accuracy and its standard deviation over the seeds."""
+    """Describe the mean and the standard deviation of the accuracy over the seeds."""
     if len(seeds) == 1:
         return "unknown; one seed was trained"
     mean, deviation = statistics.mean(seeds.values()), statistics.stdev(seeds.values())

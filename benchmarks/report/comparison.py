@@ -17,7 +17,7 @@ PUBLISHED = {"wavemixlite_8_10": 99, "wavemixlite_32_7": 80}
 
 
 def family_table(tag: str) -> str:
-    """Make the full table of the mixers on one data set, and a note on it. Columns without a number are left out."""
+    """Make the full table of the mixers on one data set, with a note. Columns without a number are left out."""
     family = by_mixer(load_cards(tag))
     baseline = family.get("identity", {}).get("cost")
     rows = [
@@ -59,13 +59,13 @@ def notes(cards: Sequence[dict], relative: bool) -> str:
         said.append(f"The recipes differ in {', '.join(f'`{key}`' for key in differing)}; see the cards.")
     elif len(cards) > 1:
         said.append(f"All models follow one recipe of {card['recipe']['epochs']} epochs; the cards have the commands.")
-    said.append("One seed each.")
+    said.append("One seed was trained for each model.")
     if cost := card.get("cost"):
         said.append(
-            f"Speed: median of interleaved steps{', in brackets relative to identity' if relative else ''}, on "
+            f"Speed is the median of interleaved steps{', in brackets relative to identity' if relative else ''}, on "
             f"{cost['cpu']} with {cost['threads']} threads, {cost['precision']}, batches of {cost['batch_size']} "
-            f"random images; a training step is forward, backward and an SGD update. Memory: what training / inference "
-            f"adds to a process that holds torch and the model."
+            f"random images; a training step is forward, backward and an SGD update. Memory is what training / "
+            f"inference adds to a process that holds torch and the model."
         )
     return wrap(" ".join(said))
 
@@ -76,7 +76,7 @@ def varying(recipes: Sequence[dict]) -> list[str]:
 
 
 def sizes_table(tag: str) -> str:
-    """Make the table of accuracy at other image sizes, and of what helps. Columns without a value are left out."""
+    """Make the table of accuracy at other image sizes, in four ways. Columns without a value are left out."""
     sizes, header, rows = read_json(IMAGE_SIZES)[tag]["sizes"], ["mixer"], []
     for name, scores in sorted(sizes.items(), key=lambda item: list_mixers().index(item[0].split("_")[1])):
         sides = list(scores["resized"])
@@ -86,13 +86,13 @@ def sizes_table(tag: str) -> str:
         cells = [f"{form[side]:.1f}" if side in form else "" for side in sides for form in forms]
         rows.append([f"`{name.split('_')[1]}`", *cells])
         if len(header) == 1:
-            words = "as it is", "made for it", f"resized to {trained_at}", "fine-tuned"
+            words = "unchanged", "built for it", f"resized to {trained_at}", "fine-tuned"
             header += [f"{side} px: {words[0]}" if word == words[0] else word for side in sides for word in words]
     return table_of_filled(header, rows)
 
 
 def made_for_sizes_table(tag: str) -> str:
-    """Make the table of accuracy of models that are made for each image size."""
+    """Make the table of accuracy of models that are built for each image size."""
     made = {name.split("_")[1]: scores["made"] for name, scores in read_json(IMAGE_SIZES)[tag]["sizes"].items()}
     rows = [[f"`{m}`", *(f"{top1:.1f}" for top1 in made[m].values())] for m in list_mixers() if m in made]
     return table(["mixer", *(f"{side} px, %" for side in next(iter(made.values())))], rows)
@@ -116,7 +116,7 @@ def pairs_table(tag: str) -> str:
 
 
 def against(mixer: str, other: str, pairs: Sequence[dict]) -> str:
-    """Format how many images only one of two mixers classifies correctly, and the p-value: 412 : 305, p 7e-05."""
+    """Format the numbers of images that only one of two mixers classifies correctly, and p: 412 : 305, p 7e-05."""
     for pair in pairs:
         if {pair["first"], pair["second"]} == {mixer, other}:
             counts = pair["only_first"], pair["only_second"]
@@ -126,7 +126,7 @@ def against(mixer: str, other: str, pairs: Sequence[dict]) -> str:
 
 
 def published_table() -> str:
-    """Make the table of shipped models of the papers, beside the accuracy that the papers report."""
+    """Make the table of the papers' models in weights/, beside the accuracy that the papers report."""
     cards = [card for card in load_cards() if model_of(card) in PUBLISHED]
     rows = []
     for card in cards:
@@ -134,4 +134,4 @@ def published_table() -> str:
         cost = card["recipe"]["epochs"], f"{card['parameters']:,}", short_count(card["macs"])
         rows.append([f"`{name}`", card["data"], f"{card['top1']:.2f} ± {error:.2f}", PUBLISHED[name], *cost])
     header = ["model", "data", "test accuracy, %", "in the paper, %", "epochs", "parameters", "MACs"]
-    return f"{table(header, rows)}\n\nOne seed each; ± is two standard errors."
+    return f"{table(header, rows)}\n\nOne seed was trained for each model; ± is two standard errors."

@@ -32,7 +32,7 @@ def speed_table(size: str, batch: int) -> str:
 
 
 def images(rows: list[dict]) -> str:
-    """Say how many images the rows are about, and their size."""
+    """Describe the number and the size of the images of the rows."""
     count, side = rows[0]["batch"], rows[0]["img_size"]
     return f"{'one image' if count == 1 else f'{count} images'} of {side} x {side} pixels"
 
@@ -55,14 +55,14 @@ def digits(ms: float) -> str:
 
 
 def accuracy_table() -> str:
-    """Make a table of accuracy and sizes in lower precision for each machine."""
+    """Make a table of accuracy and file sizes in lower precision for each machine."""
     if not (parts := scored_parts(load_cards())):
         return NOT_MEASURED
     tag, limit = parts[0]["tag"], max(row["limit"] for part in parts for row in part["rows"])
     note = (
-        f"Loses: points of test accuracy that the `{tag}` weights lose. Files: their size in int8, also "
-        f"as a share of their size in fp32. Not quantized: layers kept in fp32 in ONNX and in OpenVINO, with "
-        f"`--max-drop {limit:g}`."
+        f"The loses columns have the points of test accuracy that the `{tag}` weights lose. File columns have the "
+        f"size in int8, also as a share of the size in fp32. The last column counts the layers that stay in fp32 in "
+        f"ONNX and in OpenVINO, with `--max-drop {limit:g}`."
     )
     tables = [f"Measured on {machine(part['machine'])}, {part['measured']}:\n\n{losses(part)}" for part in parts]
     return "\n\n".join([wrap(note), *tables])
@@ -77,7 +77,7 @@ def scored_parts(cards: Sequence[dict]) -> list[dict]:
 
 
 def losses(part: Mapping) -> str:
-    """Make the table of one machine."""
+    """Make the accuracy table of one machine."""
     models: dict[str, dict[str, dict]] = {}
     for row in part["rows"]:
         models.setdefault(mixer_of(row["model"]), {})[f"{row['format']} {row['precision']}"] = row
@@ -99,9 +99,9 @@ def losses(part: Mapping) -> str:
 
 
 def points(batch: int = 1) -> dict[Cell, dict[str, tuple[float, float]]]:
-    """Return {engine and precision: {mixer: (ms, test accuracy)}} of the cells with both, by rising accuracy.
+    """Return {engine and precision: {mixer: (ms, test accuracy)}} of the cells that have both, by rising accuracy.
 
-    The accuracy comes from the machine of the speed if it was measured there, and else from another.
+    The accuracy comes from the machine that measured the speed; if it was not measured there, from another machine.
     """
     timed = load("speed")
     parts = sorted(scored_parts(load_cards()), key=lambda part: part["machine"] == timed.get("machine"))
@@ -123,7 +123,7 @@ def points(batch: int = 1) -> dict[Cell, dict[str, tuple[float, float]]]:
 
 
 def where(result: Mapping) -> str:
-    """Say on which machine the speed was measured, and with what."""
+    """Name the machine and the versions with which the speed was measured."""
     engines = ("torch", "onnxruntime", "openvino")
     numbers = ", ".join(f"{name} {result['versions'][name]}" for name in engines if name in result["versions"])
     runs = f"medians, also of the relative speed, of {result['runs']} interleaved runs"
@@ -131,7 +131,7 @@ def where(result: Mapping) -> str:
 
 
 def machine(about: Mapping) -> str:
-    """Name a processor, and its instructions for short numbers."""
+    """Name a processor and its instructions for 8-bit and 16-bit numbers."""
     short = [name for name in about["instructions"] if name.endswith(("vnni", "bf16", "int8"))]
     cpu = about["cpu"].removesuffix(" Processor")
     return f"{about['cores']} {cpu} cores ({', '.join(short) or 'no instructions for 8 or 16 bits'})"

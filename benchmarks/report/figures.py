@@ -4,7 +4,7 @@
 
 They show accuracy against cost and the learning curves of the mixers on CIFAR-10, accuracy against latency in each
 engine and after fine-tuning, and time and memory against image size.
-`python -m benchmarks.report.mixer_views` draws what each mixer looks at, which needs the images.
+`python -m benchmarks.report.mixer_views` draws the pictures that need images.
 """
 
 import argparse
@@ -32,7 +32,7 @@ COLORS = dict(zip(list_mixers(), ("#777777", "#e69f00", "#56b4e9", "#009e73", "#
 ENGINE_COLORS = {"eager": "#777777", "compile": "#cc79a7", "onnxruntime": "#d55e00", "openvino": "#0072b2"}
 LINES = {"fp32": "-", "bf16": "--", "int8": ":"}
 LATENCY = "latency of one image in OpenVINO int8, ms"
-WIDTH, DPI = 8.8, 200  # inches, and pixels an inch
+WIDTH, DPI = 8.8, 200  # inches, and pixels per inch
 
 
 def draw_curves(path: Path, family: dict[str, dict]) -> None:
@@ -51,7 +51,7 @@ def draw_curves(path: Path, family: dict[str, dict]) -> None:
 
 
 def draw_fronts(path: Path, score: str, panels: Mapping[str, Mapping[str, tuple[float, float]]]) -> None:
-    """Draw a score against costs, a panel for each with its Pareto front.
+    """Draw a score against costs, with a panel and a Pareto front for each cost.
 
     Args:
         path: picture to write.
@@ -88,7 +88,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def name_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
-    """Write names beside points, on the first side that covers no other name or point."""
+    """Write names beside points, at the first position that covers no other name or point."""
     spots = {name: axes.transData.transform(point) for name, point in points.items()}
     taken, frame = [], axes.get_window_extent()
     offsets = [(dx, dy) for dy in (4, -4, 16, -16, 28, -28) for dx in (5, -5)]  # points
@@ -103,7 +103,7 @@ def name_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
             text.get_window_extent()  # moves the text to its place; this extent includes the line
             box = Text.get_window_extent(text)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            near = box.padded(7)  # pixels, a little more than the radius of a point
+            near = box.padded(7)  # pixels; a little more than the radius of a point
             covers = any(near.contains(*spot) for other, spot in spots.items() if other != name)
             if inside and not covers and not any(map(box.overlaps, taken)):
                 break
@@ -157,7 +157,7 @@ def draw_engines(path: Path, cells: Mapping[deploy.Cell, Mapping[str, tuple[floa
 
 
 def apart(heights: Mapping[str, float], limits: tuple[float, float]) -> dict[str, float]:
-    """Move labels up until each is a line of text above the one below it."""
+    """Move labels up until each is at least a line of text above the label below it."""
     least, below, moved = 0.045 * (limits[1] - limits[0]), float("-inf"), {}
     for name, height in sorted(heights.items(), key=lambda item: item[1]):
         below = moved[name] = max(height, below + least)
@@ -167,7 +167,7 @@ def apart(heights: Mapping[str, float], limits: tuple[float, float]) -> dict[str
 def transfer_points(data: str) -> dict[str, tuple[float, float]]:
     """Return {mixer or model: (latency in ms, score)} of the pretrained models that were fine-tuned on these data."""
     cells = {(row["model"], *deploy.cell_of(row), row["batch"]): row["ms"] for row in deploy.load("speed")["rows"]}
-    scores: dict[str, list[float]] = {}  # of all seeds
+    scores: dict[str, list[float]] = {}  # a score for each seed
     for row in read_json(TRANSFER)["rows"]:
         if row["data"] == data and row["start"] in ("imagenet", "tiny_in200"):
             scores.setdefault(row["model"], []).append(row["score"])

@@ -1,10 +1,10 @@
-"""Draw what each mixer looks at, into docs/images/. Needs the data.
+"""Draw receptive fields, weights and activations of the mixers into docs/images/. This needs the data.
 
     python -m benchmarks.report.mixer_views --tag cifar10 --data-dir cifar10
 
-The pictures are the confusion matrix of the best mixer, the effective receptive field of each, and a picture of each
-mixer's own weights or activations. The functions take models of the comparison family in evaluation mode and normalised
-images (N, C, H, W). Colours are relative values without a unit; the colour bar says relative to what.
+The pictures are the confusion matrix of the best mixer, the effective receptive field of every mixer, and the weights
+or activations of each learned mixer. The functions take models of the comparison family in evaluation mode, and
+normalised images (N, C, H, W). Colours show relative values; the colour bar says what they are relative to.
 """
 
 import math
@@ -81,7 +81,7 @@ def draw_receptive_fields(path: Path, models: dict[str, nn.Module], images: dict
 
 
 def captured(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Return the input of the mixer of each block, (N, C, h, w)."""
+    """Return the inputs of the mixers of all blocks, each (N, C, h, w)."""
     inputs: list[Tensor] = []
     hooks = [
         block.mixer.register_forward_pre_hook(lambda mixer, args: inputs.append(args[0]))
@@ -108,7 +108,7 @@ def middle_attention(mixer: MinAttn, x: Tensor) -> Tensor:
 def draw_maps(
     path: Path, model: nn.Module, images: Tensor, shown: Tensor, *, what: Callable, label: str, most: int
 ) -> None:
-    """Draw a row for each image: the image, and a map of every block relative to the map's mean.
+    """Draw a row for each image: the image, and a map of every block, divided by the map's mean.
 
     Args:
         path: PNG file.
@@ -137,7 +137,7 @@ def draw_maps(
 
 
 def draw_bands(path: Path, model: nn.Module, images: Tensor, shown: Tensor) -> None:
-    """Draw a row for each image: the image, and the four bands in the first block of stages 1 and 2."""
+    """Draw a row for each image: the image, and the four wavelet bands in the first block of stages 1 and 2."""
     inputs, columns = captured(model, images), []
     with torch.no_grad():
         for i, (name, mixer) in enumerate(blocks_of(model)):
@@ -174,14 +174,14 @@ def new_grid(rows: int, columns: int, height: float):
 
 
 def add_bar(figure: Figure, grid, image, label: str):
-    """Add a colour bar for all axes below them."""
+    """Add one colour bar below all axes."""
     bar = figure.colorbar(image, ax=grid, location="bottom", aspect=50, shrink=0.8, pad=0.03)
     bar.set_label(label, fontsize=9)
     return bar
 
 
 def draw_matrices(path: Path, model: nn.Module, *, axis: str) -> None:
-    """Draw a column for each block and a row for each of its matrices; `axis` names their rows and columns."""
+    """Draw a column for each block and a row for each of its matrices; `axis` says what rows and columns are."""
     blocks = [(name, matrices(mixer)) for name, mixer in blocks_of(model)]
     rows = list(blocks[0][1])
     figure, grid = new_grid(len(rows), len(blocks), 1.06 * len(rows) + 1.0)

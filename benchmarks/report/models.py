@@ -16,7 +16,7 @@ POOLFORMER = {
     f"metaformer_pooling_{size}.sail_in1k": top1
     for size, top1 in {"s12": 77.2, "s24": 80.3, "s36": 81.4, "m36": 82.1, "m48": 82.5}.items()
 }
-# Name pattern, arXiv number, how spatial weights handle another image size, what the tests compare the model with.
+# Name pattern, arXiv number, other image sizes ("resized": spatial weights are resized), what tests compare with.
 FAMILIES = (
     ("raftmlp_*", "2108.04384", "resized", "authors' tensors and counts"),
     ("wavemix_*", "2205.14375", "any", "authors' tensors and counts"),
@@ -79,7 +79,7 @@ def tags(name: str) -> str:
 
 
 def published(tagged: str) -> str:
-    """Format the accuracy that the authors report for their weights. WaveMix's file names hold it."""
+    """Format the accuracy that the authors report for their weights. WaveMix's file names contain it."""
     named = re.search(r"(\d\d\.\d\d)\.pth$", timm.get_pretrained_cfg(tagged).url or "")
     accuracy = float(named[1]) if named else POOLFORMER.get(tagged)
     return "" if accuracy is None else f" {accuracy:.1f} % (published)"

@@ -24,7 +24,7 @@ from metamix.utils.files import atomic_write
 
 FILE = IMAGES / "restoration-views.jpg"
 SIDE = 96  # pixels of the side of the zoomed crops
-# Photograph, top and left of the crop, degradation, what the degraded image is called, tag, what is compared.
+# Photograph, top and left of the crop, degradation, title of the degraded image, tag of the weights, measure of PSNR.
 ROWS = (
     (data.camera, (90, 210), "noise:25", "noise of sigma 25", "noise25", Measure()),
     (data.astronaut, (70, 190), "downscale:2", "bicubic x2", "x2", Measure("y", border=2)),
@@ -48,7 +48,7 @@ def restore(photograph: Tensor, degradation: str, tag: str) -> dict[str, Tensor]
 
 
 def draw() -> Figure:
-    """Draw a row for each photograph: the whole, and crops of the degraded, the restored and the clean image."""
+    """Draw a row for each photograph: the whole photograph, and crops of the degraded, restored and clean images."""
     figure = Figure(figsize=(1.4 * WIDTH, 5.4), layout="constrained")
     grid = figure.subplots(len(ROWS), 3 + len(MODELS["x2"]))
     for axes in grid.flat:

@@ -18,7 +18,7 @@ CELLS = {
     ("infer", "bf16"): "bf16 inference",
     ("train", "bf16"): "bf16 training",
 }
-FIT_FROM = 224  # pixels; below, costs that do not depend on the image size dominate
+FIT_FROM = 224  # pixels; for smaller images, costs that do not depend on the size dominate
 Cells = dict[tuple[str, str], dict]
 
 
@@ -32,9 +32,9 @@ def mixers_table() -> str:
         )
 
     note = (
-        f"One step of {BATCH} images of {SIZE}x{SIZE} pixels {place}: milliseconds, and the speed "
-        f"relative to timm's `{REFERENCE}`. Memory: what training adds to a process that has imported torch, in fp32 / "
-        f"bf16."
+        f"Each cell has the milliseconds of one step of {BATCH} images of {SIZE}x{SIZE} pixels {place}, and the speed "
+        f"relative to timm's `{REFERENCE}`. Memory is what training adds to a process that has imported torch, in "
+        f"fp32 / bf16."
     )
     return f"{wrap(note)}\n\n{by_precision(models, step, ('training memory, MiB', memory))}"
 
@@ -48,9 +48,9 @@ def authors_table() -> str:
         return f"{row['mib']} / {row['authors_mib']}" if row else "-"
 
     note = (
-        f"Milliseconds of one step {place}, and the speed relative to the authors' code in the same "
-        f"run. The batches differ, so compare times within a row. Memory: what fp32 training adds to a process that "
-        f"has imported torch, ours / the authors'."
+        f"Each cell has the milliseconds of one step {place}, and the speed relative to the authors' code in the same "
+        f"run. The batches differ, so compare times only within a row. Memory is what fp32 training adds to a process "
+        f"that has imported torch, for our code / the authors' code."
     )
     return f"{wrap(note)}\n\n{by_precision(models, step, ('fp32 training memory, MiB', memory))}"
 
@@ -59,7 +59,7 @@ def roofline_table() -> str:
     """Make the table of speed relative to the machine's convolutions."""
     place, models = load("roofline.json", batch=BATCH, size=SIZE)
 
-    note = f"GFLOP/s relative to the faster of a 1x1 and a 3x3 convolution in the same run, {place}."
+    note = f"Cells have GFLOP/s relative to the faster of a 1x1 and a 3x3 convolution in the same run, {place}."
     shares = by_precision(models, lambda row: f"{row['of_convolution']:.0%}")
     return f"{wrap(note)}\n\n{shares}"
 
@@ -123,14 +123,14 @@ def train_loop_table() -> str:
     header = ["images and model", "loop", "img/s", "metamix relative to it", "memory added by training"]
     header.append("workers' memory")
     note = (
-        f"Training in bf16 {where(results['machine'])}. The step alone trains on one random batch, without data or "
+        f"Measured in bf16 {where(results['machine'])}. The step alone trains on one random batch, without data or "
         f"augmentation."
     )
     return f"{wrap(note)}\n\n{table(header, rows)}"
 
 
 def load(name: str, **only) -> tuple[str, dict[str, Cells]]:
-    """Read a result file: (where it was measured, {model: {(mode, precision): row}}) of the rows that match `only`."""
+    """Return where a result file was measured, and {model: {(mode, precision): row}} of the rows that match `only`."""
     result = read_json(RESULTS / name)
     rows = [row for row in result["rows"] if only.items() <= row.items()]
     models: dict[str, Cells] = {}

@@ -1,7 +1,7 @@
 """Write the tables of README.md and docs/ from results/ and the cards in weights/.
 
     python -m benchmarks.report.tables            write the pages
-    python -m benchmarks.report.tables --check    write nothing; exit 1 if a page is stale
+    python -m benchmarks.report.tables --check    write nothing; exit with 1 if a page is stale
 
 A table goes between the markers `<!-- name -->` and `<!-- /name -->` of a page, where `name` is one of `SECTIONS`.
 """
@@ -58,7 +58,7 @@ SECTIONS = {
 
 
 def fill(page: str, sections: Mapping[str, Callable[[], str]]) -> str:
-    """Return the page with every marked section made anew.
+    """Return the page with the text of every marked section replaced.
 
     Args:
         page: Markdown text.
@@ -76,7 +76,7 @@ def fill(page: str, sections: Mapping[str, Callable[[], str]]) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Return every page that has markers, with its sections made anew.
+    """Return README.md and the pages of docs/ with the text of their sections replaced.
 
     Raises:
         ValueError: a page has wrong markers.
@@ -91,13 +91,13 @@ def pages() -> dict[Path, str]:
 
 
 def stale() -> dict[Path, str]:
-    """Return the pages whose tables are not what results/ and the cards say, with the text that they should have."""
+    """Return the pages whose tables differ from results/ and the cards, with the text that they should have."""
     return {path: text for path, text in pages().items() if path.read_text() != text}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is stale")
     args = parser.parse_args(argv)
     with exit_with_message(ValueError, OSError):
         changed = stale()

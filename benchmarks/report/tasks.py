@@ -30,7 +30,7 @@ REPRODUCTION = {
 DATA = dict(grocery="Grocery Store", grocery5="five images a class", caltech="Caltech101")
 DATA |= dict(bccd="blood cells", cards_coco="cards", camvid="CamVid")
 NAMES = {"bsd68": "BSD68", "set12": "Set12", "set5/hr": "Set5", "set14": "Set14"}
-# Means over the images as the papers print them. Their PSNR may differ in rounding.
+# Means over the images as the papers print them. The papers may round images differently than we do.
 REFERENCES = {
     "bsd68": "BM3D 28.57, DnCNN-S 29.23",
     "set12": "BM3D 29.97, DnCNN-S 30.43",
@@ -40,7 +40,7 @@ REFERENCES = {
 
 
 def detection_table(results: dict) -> str:
-    """Make the table of COCO scores, a line for each backbone and its weights, with a note on the recipe."""
+    """Make the table of COCO scores, one line for each backbone and start, with a note on the recipe."""
     rows, recipe = results["rows"], results["recipe"]
     classes, samples = list(rows[0]["classes"]), rows[0]["samples"]
     header = ["backbone", "AP", "AP50", "AP75", *(f"AP50 {name}" for name in classes), "params", "seeds"]
@@ -55,8 +55,8 @@ def detection_table(results: dict) -> str:
     note = (
         f"Trained on {samples['train']} images and tested on {samples['test']}: {recipe['epochs']} epochs, "
         f"images of {recipe['min_size']}x{recipe['max_size']} pixels. A backbone starts from scratch, or from the "
-        f"weights that its tag names. COCO scores in percent, sorted by AP; with several seeds mean and standard "
-        f"deviation."
+        f"weights that its tag names. COCO scores are in percent, sorted by AP. With several seeds, cells have the "
+        f"mean and the standard deviation."
     )
     return f"{table(header, lines)}\n\n{wrap(note)}"
 
@@ -108,7 +108,7 @@ def transfer_table(rows: Sequence[dict]) -> str:
 
 
 def minattn_table(results: dict) -> str:
-    """Make the table of our accuracy beside the reproduction's, with a note on both recipes."""
+    """Make the table of our accuracy beside the accuracy of a reproduction, with a note on both recipes."""
     rows = []
     for row in ROWS:
         similarity, mlp, heads = row
@@ -122,11 +122,11 @@ def minattn_table(results: dict) -> str:
         f"{title}, {what}" for title in MINATTN_DATA.values() for what in ("parameters", "ours, %", "reproduction, %")
     ]
     notes = [
-        "Test accuracy after the last epoch, one seed. Full: query, key, value and projection. Collapsed: query and "
-        "key are one matrix. Minimal: collapsed, without value and projection. Symmetric: query and key are one "
-        "Cholesky factor. The reproduction is a third party's: post-norm, a class token, 100 epochs of Adam at 1e-3, "
-        "batches of 64, no augmentation. Ours has a norm before "
-        "attention and before the MLP, and averages over tokens."
+        "Test accuracy after the last epoch, with one seed. Full attention has query, key, value and "
+        "projection. Collapsed has one matrix for query and key. Minimal is collapsed without value and projection. "
+        "Symmetric has one Cholesky factor for query and key. The reproduction is a third party's, with post-norm, a "
+        "class token, 100 epochs of Adam at 1e-3, batches of 64 and no augmentation. Our models have a norm before "
+        "attention and before the MLP, and average over tokens."
     ]
     for data, part in results.items():
         recipe = part["recipe"]
@@ -145,7 +145,7 @@ def augmentation(recipe: dict) -> str:
 
 
 def restoration_table() -> str:
-    """Make the table of scores by weights and set of images, with notes on what was measured."""
+    """Make the table of scores by weights and set of images, with notes on how they were measured."""
     scored = [row for row in read_json(FILE)["rows"] if row["set"] in NAMES]
     lines = [(row["name"], NAMES[row["set"]], REFERENCES[row["set"]], row) for row in scored]
     others = [card for card in load_cards(task="restoration") if card["name"] not in {row["name"] for row in scored}]
@@ -165,7 +165,7 @@ def restoration_table() -> str:
 
 
 def restoration_cost_table() -> str:
-    """Make the table of sizes and costs."""
+    """Make the table of parameters and costs of the restoration weights."""
     result = read_json(FILE)
     ms = {row["name"]: row["ms"] for row in result["rows"] if row["set"] == "speed"}
     cells = []
@@ -189,7 +189,7 @@ def restoration_memory_table() -> str:
         spent = seconds, f"{1e6 * row['seconds'] / pixels:.2f}", f"{row['adds_mib']:,}"
         cells.append([f"`{row['model']}`", f"{row['width']:,} x {row['height']:,}", tiles, *spent])
     header = ["model", "pixels of the input", "tiles", "seconds", "microseconds per pixel", "memory, MiB"]
-    note = f"One image in float32 on {cpu(result['machine'])}. Memory: what the pass adds to torch, weights and image."
+    note = f"One image in float32 on {cpu(result['machine'])}. Memory is what it adds to torch, weights and image."
     return f"{table(header, cells)}\n\n{wrap(note)}"
 
 

@@ -156,7 +156,7 @@ def test_a_page_names_the_scored_split_and_the_accuracy_at_other_sizes():
     text = page(CARDS["metaformer_pooling_tiny.tiny_in200"])
     assert "split: validation" in text and "| validation accuracy | 54.27 % of 10,000 images" in text
     assert "| with another `img_size` | 29.1 % at 64 pixels, 47.1 % at 96 pixels, 56.1 % at 160 pixels" in text
-    assert "docs/transfer.md has the command of `runs/tiny-64`." in text
+    assert "docs/transfer.md has the command that made `runs/tiny-64`." in text
     assert "| test accuracy |" in page(CARDS[DIGITS])
 
 

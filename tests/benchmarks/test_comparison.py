@@ -24,7 +24,7 @@ def test_missing_models_and_speeds_are_marked(monkeypatch):
     monkeypatch.setattr(comparison, "load_cards", lambda tag: [card])
     text = comparison.family_table("absent")
     assert "| `raft` | not trained |  |  |" in text and "| `identity` | 88.11 | 1.51 M | 73.6 M |" in text
-    assert "img/s" not in text and "Speed" not in text and "One seed each." in text
+    assert "img/s" not in text and "Speed" not in text and "One seed was trained for each model." in text
 
 
 def test_unequal_recipes_are_noted():
@@ -80,7 +80,7 @@ def test_fine_tuning_runs_are_read(tmp_path):
 
 @pytest.mark.parametrize("recipe", [{"pretrained": False}, {"model": "b.digits"}])
 def test_runs_that_did_not_fine_tune_the_weights_are_refused(tmp_path, recipe):
-    with pytest.raises(ValueError, match=r"give runs of `metamix train --pretrained --model NAME` .* of a.digits"):
+    with pytest.raises(ValueError, match=r"give runs of `metamix train --pretrained --model NAME`, .* of a.digits"):
         accuracy.read_tuned([finished_run(tmp_path / "run", **recipe)], ["a.digits"])
 
 

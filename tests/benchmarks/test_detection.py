@@ -83,9 +83,9 @@ def test_runs_of_another_recipe_and_unfinished_runs_are_refused(run, tmp_path):
     collect.add_detection(results, run("raft", 60))
     with pytest.raises(ValueError, match="nin-0 differs from the runs in detection.json: lr 0.2 and"):
         collect.add_detection(results, run("nin", 90, lr=0.2))
-    with pytest.raises(ValueError, match="pool-0: runs train or score different images: bccd .*, cards "):
+    with pytest.raises(ValueError, match="pool-0: the runs train on or score different images: bccd .*, cards "):
         collect.add_detection(dict(results), run("pool", 90, data="cards"))
-    with pytest.raises(ValueError, match="pretrained True: name the weights by their tag"):
+    with pytest.raises(ValueError, match="pretrained True: give both a tag and --pretrained"):
         collect.add_detection(results, run("nin", 90, seed=1, pretrained=True))
     with pytest.raises(ValueError, match="has no summary.json: give the folder of a finished run"):
         collect.add_detection(results, tmp_path)

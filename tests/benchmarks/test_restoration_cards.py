@@ -85,6 +85,6 @@ def test_a_run_becomes_a_weight_file_and_a_card(tmp_path, monkeypatch, capsys):
     assert (shipped["task"], shipped["degradation"], shipped["crop"]) == ("restoration", "downscale:2", 16)
     assert {tensor.dtype for tensor in load_weights(weights)[0].values()} <= {torch.float16, torch.int64}
     text = page(shipped)
-    assert "- It is a test.\n" in text and "Trained on astronauts." in text
+    assert "- It is a test.\n" in text and "It was trained on astronauts." in text
     with pytest.raises(SystemExit, match="was trained on folders: give --data-name and --test-name"):
         ship_weights.main([str(run), "--tag", "few"])

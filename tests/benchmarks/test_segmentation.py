@@ -33,7 +33,7 @@ def test_runs_are_sorted_and_repeated_runs_replaced(tmp_path, monkeypatch):
 def test_runs_that_score_other_images_are_refused(tmp_path):
     results = {}
     collect.add_segmentation(results, write_run(tmp_path / "a", 50.0))
-    with pytest.raises(ValueError, match="b: runs train or score different images"):
+    with pytest.raises(ValueError, match="b: the runs train on or score different images"):
         collect.add_segmentation(results, write_run(tmp_path / "b", 60.0, samples={"test": 2}, epochs=2))
 
 
