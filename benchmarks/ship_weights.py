@@ -129,7 +129,7 @@ def describe_restorer(
 ) -> dict[str, Any]:
     """Return the entries that only the card of an image restoration model has."""
     if not (args.data_name and args.test_name):
-        raise ValueError(f"{args.run} was trained on folders: give --data-name and --test-name, the names of the images")
+        raise ValueError(f"{args.run} was trained on folders: give --data-name and --test-name to name the images")
     if (kind := summary["degradation"].partition(":")[0]) not in JOBS:
         raise ValueError(f"{args.run} has the degradation {kind}: describe it in JOBS of benchmarks/report/cards.py")
     options = {name: recipe[name] for name in RestorationEvalOptions.__dataclass_fields__ if name in recipe}

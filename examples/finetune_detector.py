@@ -16,7 +16,7 @@ from metamix.cli.train import main as train
 
 
 def draw_shapes(folder: Path, counts: dict[str, int]) -> None:
-    """Write images of squares and discs, and their boxes as COCO annotations, for each split."""
+    """Write images of squares and discs for each split, with their boxes as COCO annotations."""
     draw = random.Random(0)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "annotations").mkdir(exist_ok=True)
