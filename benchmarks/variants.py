@@ -46,7 +46,7 @@ class Variant:
 
     Attributes:
         about: the change, in words.
-        parent: the variant that is changed; None if it is a start.
+        parent: the variant that is changed; None if it changes no other.
         model: arguments of `metaformer_<mixer>_<size>`; stem and downsampling are given as names in `EMBEDS`.
         recipe: options of the training engine.
         data: options of data, augmentation and loss.

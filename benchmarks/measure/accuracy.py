@@ -71,7 +71,7 @@ def from_hex(text: str, count: int) -> Tensor:
 
 
 def score_pairs(cards: dict[str, dict], data_dir: str | None, known: dict) -> dict:
-    """Score and compare the models of the cards, {mixer: card}, except weights that the last result `known` scored.
+    """Score the models of the cards, {mixer: card}, and compare them. Weights keep their scores in the result `known`.
 
     Raises:
         ValueError: the accuracy on a card is not reproduced, so the card is about other data or weights.

@@ -55,7 +55,7 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Time models that share a reference interleaved; print and save their results."""
+    """Time the models of each reference, interleaved; print and save the results."""
     for reference in dict.fromkeys(map(reference_of, options.models)):
         names = [name for name in options.models if reference_of(name) == reference]
         result = benchmark(
@@ -124,7 +124,7 @@ def save(part: str, result: dict) -> None:
 
 
 def profile(options: argparse.Namespace) -> None:
-    """Print and save the share of its time that OpenVINO spends in each type of operator, model by model."""
+    """Print and save the share of time that OpenVINO spends in each type of operator, for each model."""
     threads = options.threads or torch.get_num_threads()
     about = {"machine": processor(), "threads": threads, "versions": versions() | installed(["openvino"])}
     with TemporaryDirectory() as temporary:

@@ -46,7 +46,7 @@ def image_grid(rows: int, columns: int, layout: Any = "constrained", **options: 
 
 
 def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:
-    """Write a figure atomically, as PNG with `dpi` pixels per inch. Warn if some letters are in no font."""
+    """Write a figure atomically, as PNG with `dpi` pixels per inch. Warn about letters that no installed font has."""
     for text in figure.findobj(Text):
         text.set_fontfamily(fonts())
     with atomic_write(path) as file, warnings.catch_warnings(record=True) as caught:

@@ -15,9 +15,9 @@ from typing import IO, Any
 from .text import list_names
 
 TEMPORARY = ".tmp"  # suffix of files that are not complete yet
-LOCK = ".lock"  # file by which a folder is locked; it is not removed
+LOCK = ".lock"  # file that locks its folder; it stays after unlocking
 MAX_NESTING = 64  # levels of lists and mappings in JSON and YAML
-_PARTS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{\]}]', re.DOTALL)  # brackets, and whole strings, to skip their brackets
+_PARTS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{\]}]', re.DOTALL)  # brackets; strings, to skip brackets in them
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def filled_at_once(folder: Path) -> Iterator[Path]:
     make_output_folder(folder)
     with TemporaryDirectory(TEMPORARY, ".", folder) as temporary:
         yield Path(temporary)
-        running = {name for name in os.listdir(folder) if name.endswith(TEMPORARY)}  # of this command and others
+        running = {name for name in os.listdir(folder) if name.endswith(TEMPORARY)}  # hidden folders, also of others
         check_output_folder(folder, running)  # another command may have filled `folder` meanwhile
         for path in Path(temporary).iterdir():
             path.rename(folder / path.name)

@@ -34,7 +34,7 @@ METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", tuple: "A,B", dict:
 
 @dataclass
 class Options:
-    """Base class of options. It raises ValueError if a value does not fit its type; a Path may stand for a string.
+    """Base class of options. It raises ValueError if a value does not fit its type; a Path is accepted as a string.
 
     If a subclass defines `__post_init__`, it must call `super().__post_init__()`.
     """
@@ -256,7 +256,7 @@ def parse_flags(
 def import_modules(names: Sequence[str]) -> None:
     """Import modules that are in the working folder or installed; raise ValueError if a module cannot be imported."""
     if names and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # in an installed `metamix` command, sys.path lacks it
+        sys.path.append(os.getcwd())  # sys.path of an installed `metamix` command lacks it
     for name in names:
         try:
             if not name or name.startswith("."):  # import_module would read these as a relative import
@@ -279,7 +279,7 @@ def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def named_weights(argv: Sequence[str]) -> dict[str, str]:
-    """Return the values of --checkpoint and --model in a command line, without those that are not given."""
+    """Return the values of --checkpoint and --model that a command line gives, by name."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--checkpoint")
     parser.add_argument("--model")
@@ -319,7 +319,7 @@ def _as_tuple(value: Any, kinds: Set[type]) -> Any:
     """Convert a list, a word `a,b` or a single item to a tuple; keep a value that another type in `kinds` takes."""
     if isinstance(value, str) and ("," in value or int not in kinds):
         value = value.strip()
-        inside = value[1:-1] if (value[:1], value[-1:]) in (("[", "]"), ("(", ")")) else value  # not of stages.[01]
+        inside = value[1:-1] if (value[:1], value[-1:]) in (("[", "]"), ("(", ")")) else value  # but keep stages.[01]
         value = [word.strip() for word in inside.split(",") if word.strip()]
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and not {int, float} & kinds:
         value = [value]  # in YAML, `crop: 64` is `crop: [64]`
