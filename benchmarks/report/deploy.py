@@ -60,7 +60,7 @@ def accuracy_table() -> str:
         return NOT_MEASURED
     tag, limit = parts[0]["tag"], max(row["limit"] for part in parts for row in part["rows"])
     note = (
-        f"The loses columns have the points of test accuracy that the `{tag}` weights lose. File columns have the "
+        f"Columns named loses have the points of test accuracy that the `{tag}` weights lose. File columns have the "
         f"size in int8, also as a share of the size in fp32. The last column counts the layers that stay in fp32 in "
         f"ONNX and in OpenVINO, with `--max-drop {limit:g}`."
     )
