@@ -20,7 +20,7 @@ def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[P
     for place in places:
         if not place.is_dir():
             if not place.exists():
-                raise FileNotFoundError(f"there is no image {place}")
+                raise FileNotFoundError(f"there is no image and no folder {place}")
             inside[place] = Path(place.name)
             continue
         paths = list_images(place).values()

@@ -14,6 +14,7 @@ from torch import nn
 
 from metamix.layers import GELU, GroupNorm1
 from metamix.utils.checks import check_choice
+from metamix.utils.text import plural
 
 Norm = str | Callable[[int], nn.Module] | None  # a name in timm, a constructor, or None for no norm
 Activation = str | type[nn.Module]
@@ -27,7 +28,8 @@ def per_stage(name: str, value: Any, stages: int) -> list:
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [value] * stages
     if len(value) != stages:
-        raise ValueError(f"{name} has {len(value)} entries, but {stages} are needed: give as many, or a single value.")
+        count = plural(len(value), "value")
+        raise ValueError(f"{name} has {count}, but needs {stages}: give as many, or a single value.")
     return list(value)
 
 

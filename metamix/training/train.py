@@ -111,10 +111,10 @@ def is_finished(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> bo
         try:
             load_weights(folder / WEIGHTS)
         except ValueError as error:
-            advice = f"there is no {CHECKPOINT} to write them from: give another --output to train anew"
+            advice = f"give another --output to train anew, since there is no {CHECKPOINT} to write the weights from"
             if has_checkpoint:
                 advice = f"delete {folder / SUMMARY} and train again: the weights are then written from {CHECKPOINT}"
-            raise ValueError(f"{folder} is finished, but {error}. Or {advice}") from None
+            raise ValueError(f"{folder} is finished, but {error}, or {advice}") from None
     return True
 
 

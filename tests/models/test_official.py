@@ -351,7 +351,7 @@ REFUSED = [
     ("pool_former", {}, "source is 'pool_former'; did you mean 'poolformer'?"),
     ("poolformer", POOL | dict(layer_scale_init=1), "no option 'layer_scale_init'; .*'layer_scale_init_value'?"),
     ("poolformer", {}, "poolformer needs layers, embed_dims"),
-    ("poolformer", POOL | dict(mlp_ratios=[4]), "mlp_ratio has 1 entries, but 2 are needed"),
+    ("poolformer", POOL | dict(mlp_ratios=[4]), "mlp_ratio has 1 value, but needs 2"),
     ("poolformer", POOL | dict(embed_dims=[8, 8], downsamples=[False, True]), "downsamples is .* True for every stage"),
     ("poolformer", POOL | dict(fork_feat=True), "fork_feat is True.*features_only"),
     ("poolformer", POOL | dict(init_cfg={}), "init_cfg is {}"),

@@ -1,8 +1,9 @@
-"""Test `metamix benchmark` on a trained detector, segmenter and restorer, and on an exported model."""
+"""Test `metamix benchmark` on a trained model of every task, and on an exported model."""
 
 import json
 
 import pytest
+import timm
 
 from metamix.deploy import export
 from metamix.detection.load import DetectorSpec
@@ -11,6 +12,13 @@ from metamix.tasks.benchmark import main
 from metamix.weights.files import save_weights
 from tests.helpers.detectors import GOOD
 from tests.helpers.segmenters import SPEC
+
+
+def classifier():
+    about = dict(model="metaformer_pooling_nano", model_args=dict(depths=(1,), dims=(8,)))
+    model = timm.create_model(about["model"], num_classes=2, **about["model_args"])
+    size = dict(in_chans=3, num_classes=2, img_size=32, mean=[0.5] * 3, std=[0.25] * 3)
+    return model, about | size | dict(task="classification", classes=["cat", "dog"])
 
 
 def detector():
@@ -37,7 +45,8 @@ def measure(folder, *words):
 
 
 @pytest.mark.parametrize(
-    ("make", "size", "words"), [(detector, "64x96", []), (segmenter, 32, []), (restorer, 64, ["--img-size", 64])]
+    ("make", "size", "words"),
+    [(classifier, 32, []), (detector, "64x96", []), (segmenter, 32, []), (restorer, 64, ["--img-size", 64])],
 )
 def test_trained_models_are_timed(make, size, words, tmp_path, capsys):
     pytest.importorskip("openvino", reason="openvino is not installed: pip install 'metamix[deploy]'")
