@@ -4,11 +4,13 @@
     python -m benchmarks.ship_weights RUN --tag noise25 --data-name "400 photographs of BSD500" --test-name BSD68
 
 RUN is the folder of a classification or restoration run. Its data must still be where the run read them. On the card
-of a classifier, `seeds` has the accuracy of the run under its seed: add the accuracy of other seeds of the same recipe
-by hand.
+of a classifier, `seeds` maps the seed of the run to its accuracy. Add the accuracy of other seeds of the same recipe by
+hand.
 
-The scores on the card are computed in float32, with the stored tensors. A run whose scores change in float16 is
-refused. `benchmarks.measure.weights_speed` adds speed and memory to the card of a classifier,
+The main scores on the card are computed in float32, with the stored tensors. A run is refused if float16 changes its
+accuracy by more than a standard error, or its PSNR by more than 0.01 dB.
+
+`benchmarks.measure.weights_speed` adds speed and memory to the card of a classifier,
 `benchmarks.measure.restoration` scores restoration weights on more images, and `benchmarks.report.cards` makes the
 pages. The card keeps the learning curve, so the run folder is not needed afterwards.
 """
@@ -62,7 +64,7 @@ def ship(args: argparse.Namespace) -> str:
     summary, recipe = read_run(args.run)
     describe = {"classification": describe_classifier, "restoration": describe_restorer}.get(recipe["task"])
     if describe is None:
-        raise ValueError(f"{args.run} is a run of --task {recipe['task']}: give one of classification or restoration")
+        raise ValueError(f"{args.run} is a run of --task {recipe['task']}: give a classification or a restoration run")
     tensors, about = load_weights(args.run)
     card = {
         "name": f"{about['model'].partition('.')[0]}.{args.tag}",
@@ -87,7 +89,7 @@ def ship(args: argparse.Namespace) -> str:
 def describe_classifier(
     args: argparse.Namespace, summary: dict, recipe: dict, tensors: dict[str, torch.Tensor], about: dict
 ) -> dict[str, Any]:
-    """Return the entries that only the card of a classifier has."""
+    """Return the entries of a classifier's card that depend on its task."""
     if recipe["data"] == "folder" and not args.data_name:
         raise ValueError(
             f"{args.run} was trained on a folder, {summary['data']!r}: give --data-name with the name of the data, "
@@ -127,7 +129,7 @@ def describe_classifier(
 def describe_restorer(
     args: argparse.Namespace, summary: dict, recipe: dict, tensors: dict[str, torch.Tensor], about: dict
 ) -> dict[str, Any]:
-    """Return the entries that only the card of an image restoration model has."""
+    """Return the entries of an image restoration model's card that depend on its task."""
     if not (args.data_name and args.test_name):
         raise ValueError(f"{args.run} was trained on folders: give --data-name and --test-name to name the images")
     if (kind := summary["degradation"].partition(":")[0]) not in JOBS:

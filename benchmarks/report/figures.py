@@ -2,8 +2,8 @@
 
     python -m benchmarks.report.figures
 
-They show accuracy against cost and the learning curves of the mixers on CIFAR-10, accuracy against latency in each
-engine and after fine-tuning, and time and memory against image size.
+They show, for the mixers on CIFAR-10, accuracy against cost, training losses, and accuracy against latency in each
+engine; for CamVid, mean IoU against latency after fine-tuning; and time and memory against image size.
 `python -m benchmarks.report.mixer_views` draws the pictures that need images.
 """
 
@@ -127,7 +127,7 @@ def draw_scaling(path: Path, curves: dict[str, dict]) -> None:
             line.set(minor_locator=NullLocator(), major_formatter=StrMethodFormatter("{x:g}"))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-        axes.legend(title="mixer, exponent over pixels", frameon=False)
+        axes.legend(title="mixer, exponent of the number of pixels", frameon=False)
     save_figure(path, figure, DPI)
 
 

@@ -61,9 +61,12 @@ class ClassificationLoss:
         return (weights * loss.view(len(logits), -1).mean(1)).mean()
 
     def distillation(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compute T^2 * KL divergence of (n, classes) logits at temperature T (Hinton et al., arXiv 1503.02531)."""
+        """Compute the distillation loss of (n, classes) logits at temperature T (Hinton et al., arXiv 1503.02531).
+
+        It is T^2 times the KL divergence or, with several labels for an image, times the binary cross-entropy.
+        """
         t = self.options.temperature
-        if self.several:  # binary cross-entropy instead
+        if self.several:
             return t**2 * F.binary_cross_entropy_with_logits(student / t, (teacher / t).sigmoid())
         return t**2 * F.kl_div(
             (student / t).log_softmax(1), (teacher / t).log_softmax(1), reduction="batchmean", log_target=True
@@ -71,8 +74,11 @@ class ClassificationLoss:
 
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:
-    """Compute class weights, (classes,), inverse to the number of images; their mean over all images is 1."""
-    if labels.ndim == 2:  # positive weights: images with a label weigh as much as images without it
+    """Compute weights (classes,), inversely proportional to the numbers of images. Their mean over all images is 1.
+
+    With several labels for an image they are positive weights: the images without a label over the images with it.
+    """
+    if labels.ndim == 2:
         counts = labels.sum(0)
         return (len(labels) - counts) / counts.clamp(min=1)
     counts = labels.bincount(minlength=classes)

@@ -49,7 +49,7 @@ class Augment:
             normalisation on are then applied.
 
     Raises:
-        ValueError: `cutout` or, for images that are not `cropped`, `padding` is larger than the images.
+        ValueError: `auto_augment` is unknown; or `cutout` or, unless `cropped`, `padding` is larger than the images.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Augment:
                 raise ValueError(f"{name} is {value} pixels, but images are {size} pixels wide: give at most {size}")
         self.options, self.seed, self.num_classes, self.cropped = options, seed, num_classes, cropped
         self.mean, self.std = mean, std
-        self.policy = make_policy(options.auto_augment, size, mean)
+        self.policy = make_policy(options.auto_augment, mean)
 
     def __call__(self, batch: Batch, epoch: int, step: int) -> Batch:
         options = self.options

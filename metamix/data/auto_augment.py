@@ -24,12 +24,10 @@ from .counter_rng import seeded
 Policy = Callable[[Image.Image], Image.Image]
 
 
-def make_policy(text: str, size: int, mean: tuple[float, ...]) -> Policy | None:
+def make_policy(text: str, mean: tuple[float, ...]) -> Policy | None:
     """Make the policy that `text` describes; return None for "none", and raise ValueError for an unknown policy.
 
-    Args:
-        size: side of the images in pixels, which sets how far they may be shifted.
-        mean: value of each channel, from 0 to 1, that fills areas outside an image.
+    `mean` has the value of each channel, from 0 to 1, that fills areas outside an image.
     """
     if text == "none":
         return None
@@ -39,7 +37,7 @@ def make_policy(text: str, size: int, mean: tuple[float, ...]) -> Policy | None:
     match = re.fullmatch(r"rand-m(\d+)(?!.*-n.*-n)(?!.*-mstd.*-mstd)(-n[1-9]\d*|-mstd\d+(\.\d+)?|-inc1)*", text)
     if not match or int(match[1]) > 10:
         raise ValueError(f"auto_augment is {text!r}: give none, trivial, or rand-m9-n2 (m: 0 to 10; -mstd0.5: noise)")
-    transform = rand_augment_transform(f"{text}-inc1", {"translate_const": int(0.45 * size), "img_mean": fill})
+    transform = rand_augment_transform(f"{text}-inc1", {"img_mean": fill})
     for operation in transform.ops:
         if operation.name == "PosterizeIncreasing":
             operation.aug_fn = pil_posterize
@@ -47,7 +45,7 @@ def make_policy(text: str, size: int, mean: tuple[float, ...]) -> Policy | None:
 
 
 def pil_posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Posterize to at least 1 bit: timm asks for 0 bits at magnitude 10, which Pillow refuses."""
+    """Posterize to at least 1 bit: timm asks for 0 bits at magnitude 10, which newer versions of Pillow reject."""
     return ImageOps.posterize(image, max(bits, 1))
 
 

@@ -27,7 +27,7 @@ FORMATS = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "PPM", "GIF")  # not EPS, for w
 MAX_FILE_BYTES = 2**28  # 256 MiB; larger files are not images to train on
 LONGEST = 1000  # largest ratio of the sides; a longer image becomes huge when its shorter side is resized to 224
 BLOCK, BLOCKS = 2**12, 4  # bytes of a block, and how many blocks of a file are hashed if it has more than 16 KiB
-READERS = 8  # threads that hash files; a slow disk makes each wait. 100,000 files of 2 kB take 2 s of CPU time
+READERS = 8  # threads that hash files, to hide the delay of a slow disk; 100,000 files of 2 kB take 2 s of CPU time
 CHUNK = 256  # files that a thread hashes at a time; digests depend on it
 GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
 
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class CorruptImage(OSError):
-    """An image, or too large a share of all images, cannot be decoded. The message names the image and the reason."""
+    """An image, or too large a share of all images, cannot be decoded. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,10 @@ def open_image(file: BinaryIO) -> Image.Image:
 
 
 def limit_pixels(limit: int | None, worker: int = 0) -> None:
-    """Limit the pixels of an image in this process; None lifts the limit. Spawned workers do not inherit it."""
+    """Limit the pixels of an image in this process; None lifts the limit. Spawned workers do not inherit it.
+
+    `worker` is not used: a DataLoader passes it to its `worker_init_fn`.
+    """
     Image.MAX_IMAGE_PIXELS = limit
 
 
@@ -115,13 +118,13 @@ def read_header(path: Path) -> Header:
     """Read the header of an image file without decoding pixels; raise ValueError if it is not an image."""
     try:
         with open_file(path) as file, open_image(file) as image:
-            # For a turned TIFF, Pillow 13 returns the upright size; its tags hold the size before turning.
+            # For a turned TIFF, Pillow returns the upright size; its tags hold the size before turning.
             width, height = (image.tag_v2[256], image.tag_v2[257]) if isinstance(image, TiffImageFile) else image.size
             has_exif = image.format != "PNG" or "exif" in image.info  # else Pillow decodes a PNG to look for EXIF
             turned = has_exif and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF's orientation: a quarter turn
             return Header((width, height) if turned else (height, width), image.mode in GREY_MODES)
     except Exception as error:  # decoders raise errors of many types on bad bytes
-        raise ValueError(f"{path} cannot be read as an image ({error}): repair it or take it out") from None
+        raise ValueError(f"{path} cannot be read as an image ({error}): repair it or remove it") from None
 
 
 def decode(source: Callable[[], Image.Image], path: str | Path, mode: str = "RGB") -> Image.Image:
@@ -132,7 +135,7 @@ def decode(source: Callable[[], Image.Image], path: str | Path, mode: str = "RGB
     """
     with as_corrupt_image(path):
         image = to_eight_bits(ImageOps.exif_transpose(source()))
-        if isinstance(image.info.get("transparency"), bytes):  # a palette's; Pillow would warn and drop it
+        if isinstance(image.info.get("transparency"), bytes):  # of a palette; Pillow would drop it with a warning
             del image.info["transparency"]
         return (image.convert("RGB") if image.mode == "LAB" else image).convert(mode)  # Pillow cannot make LAB grey
 
@@ -247,8 +250,8 @@ def content_digest(samples: Sequence[Any], content: Callable[[Any], str] = file_
 def list_files(root: Path) -> list[str]:
     """List the files below a folder, as paths relative to it.
 
-    Links are followed. Every folder on the disk is visited only once, first by its path without links, so cycles of
-    links end. Hidden files and folders are left out.
+    Links are followed. Each folder is visited only once, so cycles of links end. Real folders are visited before links
+    to them. Hidden files and folders are left out.
     """
     seen = {_identity(folder): folder for folder in root.resolve().parents}
     files: list[str] = []

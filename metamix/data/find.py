@@ -9,7 +9,7 @@ from .formats.base import list_image_paths
 
 
 def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[Path, Path]:
-    """Map each image in files and folders to its path inside the given folder, and each given file to its name.
+    """Map each image in the given folders to its path inside its folder, and each given file to its name.
 
     Args:
         places: files, with any name, and folders, which are searched at any depth.
@@ -20,7 +20,7 @@ def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[P
     for place in places:
         if not place.is_dir():
             if not place.exists():
-                raise FileNotFoundError(f"there is no image and no folder {place}")
+                raise FileNotFoundError(f"there is no file or folder {place}")
             inside[place] = Path(place.name)
             continue
         paths = list_images(place).values()
@@ -36,7 +36,7 @@ def list_images(folder: Path) -> dict[str, Path]:
     """List the images below a folder by their relative paths, in natural order.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: the folder does not exist, or has no images.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
@@ -66,7 +66,8 @@ class Unmatched(ValueError):
 
     def __init__(self, problems: list[str], pairs: Pairs, option: str, template: str):
         self.problems, self.pairs = problems, pairs
-        others = f" {len(problems) - 1} more have no partner." if len(problems) > 1 else ""
+        more = len(problems) - 1
+        others = f" {more} more {'has' if more == 1 else 'have'} no partner." if more else ""
         super().__init__(f"{problems[0]}{others} Partners are named by {option} {template!r}")
 
 

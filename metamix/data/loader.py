@@ -83,7 +83,7 @@ def train_loader(
 def eval_loader(
     source: Source, options: SourceOptions, *, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> "MemoryLoader | StreamLoader":
-    """Make the loader of evaluation batches, an iterable.
+    """Make an iterable loader of evaluation batches.
 
     The loaders of all ranks together yield every sample once, in order. Batches have the form that `train_loader`
     describes; the last one may be smaller. `batch_size` counts the images of all processes together, and this process
@@ -187,7 +187,7 @@ class StreamLoader:
         """Yield the batches of an epoch from step `start` on.
 
         Raises:
-            CorruptImage: too many images cannot be read.
+            CorruptImage: too many images cannot be read, or a sample must not be replaced.
             OSError: a worker process died.
         """
         self.sampler.epoch, self.sampler.start = epoch, start
@@ -297,7 +297,7 @@ def train_transform(source: Source, options: DataOptions) -> Transform:
         is_training=True,
         separate=True,
     )
-    policy = make_policy(options.auto_augment, size, channel_statistics(source, options)[0])
+    policy = make_policy(options.auto_augment, channel_statistics(source, options)[0])
     return partial(transform_image, Compose([crop, policy, finish] if policy else [crop, finish]))
 
 
@@ -318,7 +318,7 @@ class CorruptImages(dict[str, str]):
         if path in self:
             return
         self[path] = reason
-        log.warning("unreadable image %d of %d, %s: %s", len(self), self.total, self.consequence, reason)
+        log.warning("cannot read an image (%d of %d so far), %s: %s", len(self), self.total, self.consequence, reason)
         if len(self) > self.limit * self.total:
             raise CorruptImage(
                 f"{len(self)} of {self.total} images cannot be read, more than corrupt_limit allows (a share of "

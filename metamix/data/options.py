@@ -38,7 +38,7 @@ _augment = partial(option, group="augmentation")
 
 @dataclass(kw_only=True)
 class ImageOptions(Options):
-    """Limit the size of the images that a command reads. Pillow enforces the limit, so it holds for all readers."""
+    """Limit the size of the images that a command reads. `open_image` enforces the limit, and all readers use it."""
 
     max_pixels: Count | None = _reading(None, "largest number of pixels in an image; default: 89,478,485, as in Pillow")
 
@@ -50,7 +50,7 @@ class ImageOptions(Options):
 
 @dataclass
 class ReadingOptions(ImageOptions):
-    """Options of reading image files, common to all tasks."""
+    """Options for reading image files, shared by all tasks."""
 
     workers: Natural = _reading(2, "processes that read images, at most one per core; 0: the main process reads them")
     corrupt_limit: Share = _reading(0.01, "stop if more than this share of the images cannot be read")
@@ -78,7 +78,9 @@ class SourceOptions(LocationOptions):
 
     test_share: PositiveShare = _source(0.1, "share of the images to score if a folder has no test split")
     holdout: ShareBelowOne = _source(0.0, "share of train to hold out for tuning; the same samples for every seed")
-    memory: Memory = _source("auto", "decode all images at the start; auto: only if they are small and of one size")
+    memory: Memory = _source(
+        "auto", "decode all images at the start; auto: only if they are small, of one size and at most 2 GiB in all"
+    )
     img_size: Side | None = _source(
         None,
         "side of the images in pixels; default: the size in the weights to start from; else the size of the data set's "
@@ -91,7 +93,9 @@ class SourceOptions(LocationOptions):
         "mean of images in memory; else ImageNet's mean",
     )
     std: tuple[float, ...] | None = _source(None, "standard deviation of each channel; the default is as for mean")
-    crop_pct: CropShare = _source(0.875, "streamed images: share of the shorter side that the crop for scoring keeps")
+    crop_pct: CropShare = _source(
+        0.875, "streamed images: share of the shorter side that the centre crop in evaluation keeps"
+    )
 
 
 @dataclass
@@ -99,7 +103,7 @@ class DataOptions(SourceOptions):
     """Options that choose, prepare and augment the images of a data set.
 
     Images in memory are padded by `padding` and cropped at random. Streamed images get timm's random resized crop, set
-    by `crop_scale`. All other options have the same effect on both.
+    by `crop_scale`. All other augmentation options have the same effect on both.
     """
 
     sampling: Literal["shuffled", "balanced"] = _source(
@@ -143,7 +147,7 @@ def choose_splits(splits: Collection[str], test_on: str, train_on: Sequence[str]
     """Choose the splits to score.
 
     Args:
-        test_on: the split to score, if the user chose one; if it is empty, test, or val if there is no test.
+        test_on: the split that the user chose to score; if it is empty, test is scored, or val if there is no test.
         train: whether a model will be trained.
 
     Returns:

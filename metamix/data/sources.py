@@ -86,8 +86,8 @@ class Source:
 class Splits:
     """An open data set.
 
-    `holdout` is None if no share is held out. `train` is None if the data set has no training split, which only
-    evaluation accepts.
+    `holdout` is None if no share is held out. `train` is None if there is no training split, or if all images are
+    scored. Training rejects this.
     """
 
     train: Source | None
@@ -227,7 +227,7 @@ def digest(images: ImageSplit) -> str:
 
 
 def scarce_classes(splits: Splits) -> list[str]:
-    """Return a sentence for each split that has too few images of some classes: none to score, or one to train on.
+    """Return a sentence for each split with classes that have no image to score, or at most one image to train on.
 
     Without a training split, a single image is too few, since it cannot be both trained on and scored. Further
     sentences say that there is a single class, or that no image of a multi-label data set has two labels.

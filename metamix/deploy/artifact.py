@@ -45,7 +45,7 @@ class Artifact:
     format: str  # a key of `FORMATS`
     precision: str  # one of `PRECISIONS`
     model: ModelMetadata  # task, name, class names, and how images are prepared
-    # (batch, channels, height, width) of the input `images`, float32; None for a side that may vary
+    # (batch, channels, height, width) of the input `images`, float32; None for a dimension that may vary
     input_shape: Annotated[tuple[Side | None, ...], Field(min_length=4, max_length=4)]
     outputs: Annotated[tuple[str, ...], Field(max_length=1_000)]  # names of the outputs
     extra: dict[str, Any] = field(default_factory=dict)  # what the task needs to run the model, such as a scale
@@ -101,7 +101,7 @@ def load_artifact(folder: str | Path) -> Artifact:
     raw = read_json(path, AGAIN)
     if raw.get("version") != VERSION:
         version = shown(raw.get("version"))
-        raise ValueError(f"{path} has version {version}, but only version {VERSION} has checksums: export again")
+        raise ValueError(f"{path} has version {version}, but this metamix reads version {VERSION}: export again")
     if raw.get(CHECKSUM) != with_checksum(raw)[CHECKSUM]:
         raise ValueError(f"{path} is damaged or edited: its SHA-256 is wrong. Copy the folder again, or export again")
     rules = rules_of(Artifact, "model")

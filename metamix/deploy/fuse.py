@@ -5,10 +5,10 @@
     W1 x + W2 x              = (W1 + W2) x            sums RaftMLP's parallel patch convolutions
 
 Dropout and drop path do nothing in evaluation and are removed. Weights that each forward pass computes from parameters
-are computed once: the matrices of raft, the token MLP of nin, the triangular matrices of symmetric attention. With
+are computed once: the matrices of raft, fc1 of nin's token MLP, the triangular matrices of symmetric attention. With
 `images`, weights that depend on the map size are also computed once: raft matrices, position embeddings and biases.
 
-Raft keeps its LayerScale: its matrices are shared by all channels, and cannot scale each channel differently. BatchNorm
+Raft keeps its LayerScale: many channels share its matrices, which cannot scale each channel differently. BatchNorm
 stays too: ONNX Runtime and OpenVINO fold it where it follows a convolution.
 """
 
@@ -44,7 +44,7 @@ def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     """Return a faster copy of a model, with the same outputs in evaluation.
 
     The given model is not changed. The copy is only for inference: it is in evaluation mode and needs no gradients.
-    Layers from other packages are not replaced, except for dropout, which is removed.
+    Layers from other packages are not replaced, except for dropout and LayerScale.
 
     Args:
         model: a MetaFormer, or any module with metamix's layers in it, such as a detector.
@@ -111,7 +111,7 @@ def replace(module: Any) -> nn.Module:
 
 
 def fold_layer_scales(block: Block) -> None:
-    """Fold the scales of a block's branches into the last linear layers of the mixer and the MLP."""
+    """Fold the scales of a block's branches into a layer of the mixer, or the norm before it, and into the MLP."""
     if type(block.layer_scale1) is LayerScale2d and scale_outputs(last_layer(block), block.layer_scale1.gamma):
         block.layer_scale1 = nn.Identity()
     if type(block.mlp) is Mlp and type(block.layer_scale2) is LayerScale2d:
@@ -123,7 +123,7 @@ LAST_LAYERS = {Maxim: "fc2", MinAttn: "proj", Nin: "value"}  # nin multiplies th
 
 
 def last_layer(block: Block) -> Any:
-    """Return the last layer of the block's mixer, into which LayerScale can be folded; None if there is none."""
+    """Return the layer into which the LayerScale of the block's mixer can be folded; None if there is none."""
     mixer, kind = block.mixer, type(block.mixer)
     if kind in LAST_LAYERS:
         return getattr(mixer, LAST_LAYERS[kind])
@@ -163,9 +163,9 @@ def fix_bias(attention: Any, size: tuple[int, int]) -> None:
 class FixedRaftMlp(nn.Module):
     """A raft MLP for `length` tokens along the mixed side, (B, C, H, W) -> (B, C, H, W).
 
-    `rafts` is their einops pattern. The values of a raft are ordered (length, raft_size), as they are in channels_last
-    memory. So engines do not copy the feature map for the horizontal MLP, and copy runs of C / r values for the
-    vertical MLP.
+    `rafts` is the einops pattern that cuts a map into rafts, where r is `raft_size`. The values of a raft are ordered
+    (length, raft_size), as they are in channels_last memory. So engines do not copy the feature map for the horizontal
+    MLP, and copy runs of C / r values for the vertical MLP.
     """
 
     def __init__(self, mlp: RaftMlp, length: int, rafts: str):

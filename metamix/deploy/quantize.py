@@ -3,10 +3,11 @@
     result = quantize_file(Path("model.xml"), calibration_batches, score, max_drop=0.3, minutes=10)
 
 Weights get a scale for each output channel. Activations get one scale for each tensor, found with the calibration
-images. If the score drops by more than the limit, a graph that has each layer in both precisions measures the error of
-the outputs when a single layer is in int8. Then the 1, 2, 4, ... layers with the largest errors stay in fp32, until the
-limit is met. A drop counts only if it is significant: p < 0.05 in a permutation test that flips the signs of the
-images' score changes at random. For scores that are right or wrong, this is McNemar's test.
+images. If the score drops by more than the limit, the layers are ranked: in a graph that has each layer in both
+precisions, one layer at a time runs in int8, and the error of the outputs is measured. Then the 1, 2, 4, ... layers
+with the largest errors stay in fp32, until the limit is met. A drop counts only if it is significant: p <= 0.05 in a
+permutation test that flips the signs of the images' score changes at random. If each image is either right or wrong,
+this is McNemar's test.
 """
 
 import shutil
@@ -43,7 +44,7 @@ class Quantized:
 
     @property
     def drop(self) -> float:
-        """Return the loss of the mean score, in the unit of the scores."""
+        """Return the drop of the mean score, in the unit of the scores."""
         return self.fp32 - self.int8
 
 
@@ -54,15 +55,16 @@ def quantize_file(
 
     Args:
         file: .onnx or .xml, in fp32.
-        batches: prepared images for calibration, each (n, C, H, W) float32.
-        score: returns the score of a model on each held-out image, which is not in `batches`.
-        max_drop: largest accepted loss of the mean score.
-        minutes: time limit of the search for layers to keep in fp32; no attempt begins after it.
+        batches: preprocessed images for calibration, each (n, C, H, W) float32.
+        score: returns the score of a model on each held-out image; none of these is in `batches`.
+        max_drop: largest accepted drop of the mean score; a larger drop is accepted if it may be chance.
+        minutes: time after which the search for layers to keep in fp32 makes one more attempt at most.
         unit: unit of the scores, for messages.
 
     Raises:
-        ValueError: the model has nothing to quantize, or loses more than `max_drop`, or there are no calibration
+        ValueError: the model has nothing to quantize, or drops by more than `max_drop`, or there are no calibration
             images. The file is then unchanged.
+        OSError: the disk is full.
         ImportError: nncf or onnxruntime is missing.
     """
     batches = list(batches)
@@ -90,8 +92,8 @@ def quantize_file(
             end = end or time.monotonic() + 60 * minutes
             count, late = max(1, 2 * count), time.monotonic() >= end
             if late or count > layers // 2:
-                advice = f"give more --search-minutes than {minutes:g}" if late else "accept a larger --max-drop"
-                raise ValueError(f"{loss}; the limit is {max_drop:g}: {advice}, or use fp32 or bf16")
+                advice = f"raise --search-minutes above {minutes:g}" if late else "accept a larger --max-drop"
+                raise ValueError(f"{loss}; the limit is {max_drop:g}: {advice}, or use fp32")
             ranked = ranked or rank(quantizer, output, batches, end)
         for part in output.parent.glob("int8.*"):  # an .xml also has a .bin
             file.with_suffix(part.suffix).unlink()  # a reader may have mapped it into memory
@@ -110,7 +112,7 @@ def open_quantizer(file: Path, folder: Path) -> Quantizer:
 def is_chance(before: np.ndarray, after: np.ndarray) -> bool:
     """Return whether a drop of scores (n,) may be chance: its p-value in the permutation test is above `CHANCE`.
 
-    With fewer than five images, p is never below 0.05, so every drop counts.
+    With fewer than five images, p cannot fall below 0.05. The test is then skipped, and every drop counts.
     """
     change, random = (after - before)[after != before], np.random.default_rng(0)
     signs = (2.0 * random.integers(0, 2, (100, len(change)), np.int8) - 1 for _ in range(FLIPS // 100))
@@ -119,7 +121,7 @@ def is_chance(before: np.ndarray, after: np.ndarray) -> bool:
 
 
 def rank(quantizer: Quantizer, file: Path, batches: Sequence[np.ndarray], end: float) -> list[str]:
-    """Sort the layers by the error of the outputs when only that layer is in int8, the largest error first.
+    """Sort the layers by the error of the outputs with only this layer in int8, the largest error first.
 
     `file` has all layers in int8. No batch begins after `end`, a time of `time.monotonic`.
     """

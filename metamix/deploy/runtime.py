@@ -47,7 +47,7 @@ class ExportedModel(nn.Module):
             The output, of the same type as `images`; a tuple if the model has several outputs.
 
         Raises:
-            DoesNotFit: the model does not take images of this shape. It is a ValueError.
+            DoesNotFit: the model does not take images of this shape, or the engine fails. It is a ValueError.
         """
         self.check_shape(tuple(images.shape))
         as_tensor = isinstance(images, Tensor)
@@ -64,13 +64,13 @@ class ExportedModel(nn.Module):
         return kind[0] if len(kind) == 1 else tuple(kind)
 
     def probe(self) -> Any:
-        """Return the output for a black image."""
+        """Return the output for images of zeros."""
         batch, channels = self.artifact.input_shape[:2]
         size: Any = self.artifact.size or self.artifact.model.img_size
         return self(torch.zeros(batch or 1, channels or 3, *parse_size("img_size", size)))
 
     def check_classes(self, count: int) -> None:
-        """Raise ValueError unless the graph returns scores of `count` classes, (n, count, ...), for a black image."""
+        """Raise ValueError unless the graph returns scores of `count` classes, (n, count, ...), for `probe`."""
         outputs = self.probe()
         shapes = [tuple(output.shape) for output in (outputs if isinstance(outputs, tuple) else [outputs])]
         if len(shapes) != 1 or shapes[0][1:2] != (count,):
@@ -116,7 +116,7 @@ def load_exported(folder: str | Path, *, threads: int | None = None, trust: bool
     file, format = Path(folder) / artifact.file, FORMATS[artifact.format]
     if format.runs_code and not trust:
         raise ValueError(
-            f"{file} is not loaded: {format.runs_code}. If you trust who exported it, give --trust, or in Python "
+            f"{file} is not loaded: {format.runs_code}. If you trust its author, give --trust, or in Python "
             f"trust=True. Exports to onnx and openvino do not need it"
         )
     artifact.check_files(Path(folder))
@@ -125,5 +125,5 @@ def load_exported(folder: str | Path, *, threads: int | None = None, trust: bool
     except ImportError:
         raise
     except Exception as error:  # each engine has its own error types
-        raise ValueError(f"{file} cannot be loaded ({reason(error)}): copy the folder or export again") from error
+        raise ValueError(f"{file} cannot be loaded ({reason(error)}): copy the folder again or export again") from error
     return ExportedModel(run, artifact, partial(load_exported, Path(folder).absolute(), threads=threads, trust=trust))

@@ -93,7 +93,7 @@ def is_box(box: object) -> TypeGuard[list[float]]:
 
 
 def usable_annotations(data: Entries) -> list[Entry]:
-    """Return the annotations that have a known image, a known class, and a finite box with an area inside the image."""
+    """Return the annotations that have a known image, a known class, and a finite box that overlaps the image."""
     images = {image["id"]: image for image in data["images"]}
     classes = {category["id"] for category in data["categories"]}
 
@@ -168,7 +168,7 @@ def run_length_problem(segmentation: dict[str, Any], height: int | None, width: 
         if counts is None or any(count < 0 for count in counts):
             return "its segmentation has counts in COCO's text form that are damaged or cut off"
     if not isinstance(counts, list) or any(type(count) is not int or count < 0 for count in counts):
-        return "its segmentation has no counts, a list of integers or text"
+        return "its segmentation needs counts: a list of integers of at least 0, or text"
     if height is not None and width is not None and sum(counts) != height * width:
         return f"its segmentation counts {sum(counts)} pixels, but the image has {height * width}"
     return None

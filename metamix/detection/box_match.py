@@ -15,8 +15,8 @@ LOW_PRECISION_TOLERANCE = 0.2  # largest relative difference between the scores 
 class BoxMatch:
     """Match the objects of one detector with the objects of another, over many images.
 
-    The other detector may miss an object whose score is close to the threshold. If the list of objects is full, it may
-    also miss an object whose score is close to the lowest score in the list.
+    The other detector is allowed to miss an object whose score is close to the threshold. If the list of objects is
+    full, it is also allowed to miss an object whose score is close to the lowest score in the list.
 
     Args:
         threshold: lowest score of an object.

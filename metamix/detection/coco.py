@@ -1,7 +1,7 @@
 """Read data sets in COCO's format.
 
     FOLDER/annotations/instances_<split>.json      train, val and optionally test; a year may follow the name
-    FOLDER/<split>/  or  FOLDER/images/            the images, at the paths that the annotations give
+    FOLDER/<split>/, FOLDER/images/<split>/ or FOLDER/images/      images, at the paths that the annotations give
 
 COCO is published in this layout. `metamix convert` makes it from other labels.
 """
@@ -127,7 +127,7 @@ class CocoSplit:
 
     def __init__(self, annotations: Path, images: Path, masks: bool = False):
         self.annotations, self.images, self.masks = annotations, images, masks
-        # `coco` is pycocotools' index of the annotations that training and scores use. `unusable` counts the others:
+        # `coco` is pycocotools' index of the annotations used for training and scoring. `unusable` counts the others:
         # their image or class is unknown, or their box is empty, not finite or outside the image.
         self.coco, self.unusable = index_annotations(annotations, images)
         self.ids = sorted(self.coco.imgs)
@@ -141,7 +141,8 @@ class CocoSplit:
     def check_masks(self) -> None:
         """Raise ValueError unless every object has a segmentation that can be drawn as a mask."""
         problems = {}
-        for number, annotation in self.coco.anns.items():
+        for annotation in self.coco.anns.values():
+            number = annotation["id_in_file"]
             image = self.coco.imgs[annotation["image_id"]]
             shape = annotation.get("segmentation")
             if isinstance(shape, list):  # pycocotools reads polygons as boxes if the first one has two points
@@ -154,8 +155,8 @@ class CocoSplit:
         if problems:
             number, problem = next(iter(problems.items()))
             raise ValueError(
-                f"{self.annotations} has {plural(len(problems), 'annotation')} without a mask, such as {number}: "
-                f"{problem}. mask_rcnn needs a mask for each object: correct the annotations, or use faster_rcnn"
+                f"{self.annotations} has {plural(len(problems), 'annotation')} without a usable mask, such as {number}:"
+                f" {problem}. mask_rcnn needs a mask for each object: correct the annotations, or use faster_rcnn"
             )
 
     def __len__(self) -> int:
@@ -179,7 +180,7 @@ class CocoSplit:
         return digest(row for i in self.ids for row in self.describe_sample(i))
 
     def describe_sample(self, image_id: int) -> Iterator[tuple[str | int | float, ...]]:
-        """Yield name and size of an image file, then class, box and crowd flag of each of its annotations."""
+        """Yield name and size of an image file, then class, box, crowd flag and mask, if used, of its annotations."""
         name = self.coco.imgs[image_id]["file_name"]
         try:
             size = (self.images / name).stat().st_size
@@ -196,7 +197,7 @@ class CocoSplit:
         return str(self.images / self.coco.imgs[self.ids[index]]["file_name"])
 
     def read(self, index: int) -> tuple[tv_tensors.Image, Objects]:
-        """Read an image, (3, H, W) uint8, and its objects without crowds, with "runs" if masks were asked for."""
+        """Read an image, (3, H, W) uint8, and its objects except crowds, with "runs" if `masks` is true."""
         entry = self.coco.imgs[self.ids[index]]
         image = to_image(read_annotated_image(self.images, entry))
         size = tuple(image.shape[-2:])
@@ -221,7 +222,7 @@ def index_annotations(annotations: Path, images: Path):
     data = read_complete(annotations, images)
     usable = usable_annotations(data)
     for number, annotation in enumerate(usable, 1):  # pycocotools reads a match with annotation 0 as no match
-        annotation["id"] = number
+        annotation |= {"id": number, "id_in_file": annotation["id"]}
     coco = COCO()
     coco.dataset = data | {"annotations": usable}  # an unusable object would count as missed
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints how long indexing takes

@@ -1,4 +1,4 @@
-"""Convert labels of other programs into a data set in COCO's format."""
+"""Convert labels from other annotation programs to a data set in COCO's format."""
 
 import os
 from collections.abc import Iterable
@@ -33,8 +33,9 @@ def read_boxes(source: Path) -> Boxes | None:
 def read_coco(source: Path) -> Boxes:
     """Read annotation files in COCO's format, as annotation programs write them, and find their images.
 
-    Images are looked up in the folder of the file and in its parent, and in the subfolders images/, SPLIT/ and
-    images/SPLIT/ of both. Classes without an object, such as the group of all classes that Roboflow adds, are left out.
+    Images are looked up in the folder of the file and in its parent, and in the subfolders images/, NAME/ and
+    images/NAME/ of both, where NAME is the name of the file without instances_ and .json. Classes without an object,
+    such as the group of all classes that Roboflow adds, are left out.
     """
     files, labels = annotation_files(source), Boxes([])
     used: dict[str, bool] = {}  # whether each class has an object

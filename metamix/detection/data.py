@@ -2,8 +2,8 @@
 
 A batch is {"image": a list of (3, H, W) uint8 tensors of different sizes, "target": a list of their objects, "index":
 (n,) int64}. An evaluation batch also holds "split", a list with the name of the split for each image, and its images
-have the size of their files. If an image cannot be read, the next image takes its place with index -1, which metrics
-leave out. Every random number is a function of (seed, epoch, index).
+keep their height and width. If an image cannot be read, the next image takes its place. In an evaluation batch, its
+index is then -1, and metrics leave it out. Every random number is a function of (seed, epoch, index).
 """
 
 import shlex
@@ -42,7 +42,7 @@ class DetectionData:
         splits = find_splits(options.data_dir)
         masks = options.detector == "mask_rcnn"
         test, held_out = choose_splits(splits, options.test_on, options.train_on, train=train)
-        self.test_split = test  # name that the data set gives to the split "test"
+        self.test_split = test  # the data set's own name for the split that is scored as "test"
         self.train = [open_split(splits, name, masks, use="train on") for name in options.train_on] if train else []
         self.scored = {"test": open_split(splits, test, masks)}
         if held_out:  # val is not trained on

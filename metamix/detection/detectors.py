@@ -131,7 +131,7 @@ def build_detector(
             `dict(pretrained=True, out_channels=128)`. By default the pyramid has the levels of the published detector.
         resize_in_training: resize training images as in evaluation; False if they already have their final size.
         options: arguments of torchvision's detector. Images are resized to a shorter side of min_size pixels (default
-            800), or less if the longer side would exceed max_size pixels (1333). Other options are score_thresh and
+            800), or less if the longer side would exceed max_size pixels (1333). Other options include score_thresh and
             detections_per_img (box_score_thresh and box_detections_per_img for the R-CNNs). RetinaNet also takes
             anchor_scale, the size of its smallest anchor in strides (default 4).
 

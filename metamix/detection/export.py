@@ -6,7 +6,7 @@ The first K - 1 candidates are the best of each pyramid level, chosen as in torc
 object: it has the score -1 and the label of the last class, which tells the number of classes. The graph takes images
 that are normalised, resized and padded with zeros: to H x W or, in a dynamic graph, to multiples of the detector's
 coarsest stride. A dynamic program of torch.export fails on a map of a single pixel, so its images are padded until the
-coarsest map has at least two pixels. `ExportedDetector` prepares images and suppresses boxes.
+coarsest map has at least two pixels on each side. `ExportedDetector` prepares images and suppresses boxes.
 """
 
 import math
@@ -193,7 +193,7 @@ class ExportableDetector(CalibratedExport):
         super().__init__(DetectorGraph(detector, options.dynamic), metadata, extra, task, options.images)
         if not options.dynamic and max(height, width) > round_up((longer, longer), (step, step))[0]:
             self.notes.append(
-                f"images are resized as in training, to a shorter side of {shorter} but at most {longer} pixels: the "
+                f"images are resized to a shorter side of {shorter} but at most {longer} pixels: the "
                 f"rest of {height} x {width} is padding, which costs time and changes scores"
             )
 
@@ -281,7 +281,7 @@ def open_detector(options: ExportOptions) -> ExportableDetector:
     """Load a RetinaNet or FCOS that metamix trained, with its data set if a folder is given."""
     source = options.source
     if options.data not in (None, "coco") or (options.data and not options.data_dir):
-        raise ValueError(f"data is {options.data}, but detection reads COCO's format: give only --data-dir DIR")
+        raise ValueError(f"data is {options.data}, but detection only takes a folder in COCO's format: give --data-dir")
     task = None
     model: Any
     if options.data_dir:

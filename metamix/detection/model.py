@@ -28,8 +28,9 @@ class DetectionModel(TaskModel):
         self, options: DetectionOptions, data: DetectionData, trained: DetectorSpec | None, auto_anchors: bool
     ):
         self.options, self.data, self.auto_anchors = options, data, auto_anchors
-        self.notes: list[str] = []  # where the weights come from
-        self.frozen_norms = trained.frozen_norms if trained else False  # of the backbone; `build` sets it
+        self.notes: list[str] = []  # where the weights come from, and how large the boxes are
+        # Whether the batch norms of the backbone are frozen; `build` sets it.
+        self.frozen_norms = trained.frozen_norms if trained else False
         self.train_on = trained.train_on if trained else options.train_on
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> Detector:

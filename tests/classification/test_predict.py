@@ -130,7 +130,7 @@ def test_images_of_other_types_are_named(digits, caplog):
 def test_wrong_images_and_options_are_refused_in_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     for words, said in (
-        ([tmp_path / "none.png", *WEIGHTS], "there is no image and no folder .*none.png"),
+        ([tmp_path / "none.png", *WEIGHTS], "there is no file or folder .*none.png"),
         ([tmp_path, *WEIGHTS, "--tile", "8"], "there is no option --tile for classification; it is an option of seg"),
         ([tmp_path / "empty", *WEIGHTS], "there is no image in .*empty; expected files such as .png and .jpg"),
     ):

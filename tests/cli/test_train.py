@@ -231,7 +231,7 @@ def test_unreadable_images_are_counted_and_named_in_the_log(memory, tmp_path, ca
         (tmp_path / "train" / f"{name}.png").write_bytes(b"no image")
     words = ["--epochs", 1, "--batch-size", 8, "--data", "folder", "--data-dir", tmp_path, "--corrupt-limit", 0.5]
     train(*words, "--memory", memory, "--workers", 0, "--img-size", 32, "--output", tmp_path / "run")
-    line = r"warning: unreadable image (\d of 8), replaced: .*(ant/1|bee/3).png: "
+    line = r"warning: cannot read an image \((\d of 8) so far\), replaced: .*(ant/1|bee/3).png: "
     for text in (capsys.readouterr().out, (tmp_path / "run" / "log.txt").read_text()):
         counted, named = zip(*re.findall(line, text))
         assert counted == ("1 of 8", "2 of 8") and sorted(named) == ["ant/1", "bee/3"]

@@ -18,7 +18,7 @@ from metamix.data.counter_rng import hash64
     ],
 )
 def test_a_policy_is_read_from_its_text(text, policy):
-    made = make_policy(text, 32, (0.5,) * 3)
+    made = make_policy(text, (0.5,) * 3)
     assert {operation.name for operation in made.ops} >= {"PosterizeIncreasing", "ColorIncreasing"}
     assert {(each.magnitude, made.num_layers, each.magnitude_std) for each in made.ops} == {policy}
 
@@ -26,7 +26,7 @@ def test_a_policy_is_read_from_its_text(text, policy):
 @pytest.mark.parametrize("text", ["rand", "rand-m11-n2", "rand-m9-n0", "rand-m9-x3", "rand-m9-mstd0.5.5", "augmix", ""])
 def test_unknown_and_malformed_policies_are_refused(text):
     with pytest.raises(ValueError, match=f"auto_augment is '{text}': give none, trivial, or rand-m9-n2"):
-        make_policy(text, 32, (0.5,) * 3)
+        make_policy(text, (0.5,) * 3)
 
 
 @pytest.mark.parametrize("text", ["trivial", "rand-m9-n2-mstd0.5"])
@@ -34,7 +34,7 @@ def test_unknown_and_malformed_policies_are_refused(text):
 def test_the_result_for_an_image_does_not_depend_on_its_batch(text, channels):
     images, key = torch.randint(0, 256, (64, 20, 24, channels), dtype=torch.uint8), hash64(torch.arange(64))
     original, states = images.clone(), (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
-    policy = make_policy(text, 20, (0.5,) * channels)
+    policy = make_policy(text, (0.5,) * channels)
     together = apply_policy(policy, images, key)
     alone = torch.cat([apply_policy(policy, images[i : i + 1], key[i : i + 1]) for i in range(64)])
     assert (together.dtype, together.shape) == (torch.uint8, images.shape)
@@ -46,10 +46,10 @@ def test_the_result_for_an_image_does_not_depend_on_its_batch(text, channels):
 
 
 def test_policies_change_images_and_keep_their_size_and_mode(image):
-    assert make_policy("none", 32, (0.5,) * 3) is None
+    assert make_policy("none", (0.5,) * 3) is None
     for text in "trivial", "rand-m10-n3":
         for mode in "RGB", "L":
-            policy = make_policy(text, 32, (0.5,) * len(mode))
+            policy = make_policy(text, (0.5,) * len(mode))
             original = image(mode=mode)
             done = [policy(original) for _ in range(50)]
             assert all((picture.size, picture.mode) == ((32, 32), mode) for picture in done)

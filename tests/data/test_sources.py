@@ -455,7 +455,7 @@ def test_an_info_json_without_splits_is_ignored(shards):
 @pytest.mark.parametrize(
     "text, problem",
     [
-        ("{", "is not valid JSON .*. Repair it or take it out"),
+        ("{", "is not valid JSON .*. Repair it or remove it"),
         ("5", "holds a int, not an object"),
         ('{"splits": 5}', "splits is 5, but it must be a mapping"),
         ('{"splits": {"train": []}}', "splits is "),
@@ -482,7 +482,7 @@ PNG, LABEL = ("30", "png", b""), ("30", "cls", b"0")
         ([PNG, ("30", "cls", b"-1")], "30.cls holds b'-1'; expected the number of a class"),
         ([PNG, ("30", "cls", b"")], "30.cls holds b''; expected the number of a class"),
         ([PNG, ("30", "cls", b"0" * 33)], "30.cls holds b'00000000000000000000'; expected the number of a class"),
-        ([PNG, ("30", "cls", b"100001")], "30.cls holds the label 100001; labels may be 100,000 at most"),
+        ([PNG, ("30", "cls", b"100000")], "30.cls holds the label 100000; labels may be 99,999 at most"),
     ],
 )
 def test_wrong_samples_in_shards_are_refused(files, words, shards, shard):

@@ -171,7 +171,7 @@ def test_the_search_logs_its_progress(search, caplog):
 
 
 def test_the_search_stops_at_its_time_limit(search):
-    with pytest.raises(ValueError, match="6.00 dB on .* limit is 1: give more --search-minutes than 0, or take"):
+    with pytest.raises(ValueError, match="6.00 dB on .* limit is 1: raise --search-minutes above 0, or use fp32"):
         search(1, minutes=0)
 
 

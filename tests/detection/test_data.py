@@ -332,10 +332,11 @@ def test_strips_are_at_least_one_pixel(options, height, width):
 def test_masks_need_segmentations(coco):
     def bare(split, data):
         del data["annotations"][0]["segmentation"]
+        data["annotations"][0]["id"] = 700
 
     splits = find_splits(coco(change=bare))
     assert len(open_split(splits, "train")) == 8
-    with pytest.raises(ValueError, match="1 annotation without a mask, such as 1: it has neither .* use faster_rcnn"):
+    with pytest.raises(ValueError, match="without a usable mask, such as 700: it has neither .* use faster_rcnn"):
         open_split(splits, "train", masks=True)
 
 

@@ -113,7 +113,7 @@ def test_detectors_and_sizes_that_cannot_be_exported_are_refused(changes, argume
 
 
 def test_the_option_data_is_refused():
-    with pytest.raises(ValueError, match="^data is voc, but detection reads COCO's format: give only --data-d"):
+    with pytest.raises(ValueError, match="^data is voc, but detection only takes a folder in COCO's format: give"):
         open_detector(options("run", data="voc", data_dir="cells"))
 
 

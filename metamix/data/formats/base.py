@@ -31,7 +31,7 @@ class ImageSplit(Protocol):
     mode: str = "RGB"  # mode of the decoded images: "RGB" or "L"
 
     def open(self, i: int) -> Image.Image:
-        """Open image `i`. Its pixels may not be decoded yet."""
+        """Open image `i`. The pixels need not be decoded yet."""
 
     def path(self, i: int) -> str:
         """Name image `i` for messages."""

@@ -52,7 +52,7 @@ class TarImages(ImageSplit):
 
 
 class ShortInfo(tarfile.TarInfo):
-    """Reject headers with a text above 1 MiB, such as a long name: tarfile would read gigabytes into memory."""
+    """Reject headers with a text, such as a name, of more than 1 MiB: tarfile could read gigabytes into memory."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:  # the standard library allows overriding it
         if self.size > 2**20 and self.type in (b"L", b"K", b"x", b"g", b"X"):  # texts of GNU, POSIX and Solaris
@@ -64,7 +64,7 @@ class ShortInfo(tarfile.TarInfo):
 def read_tar(path: Path) -> Iterator[tarfile.TarFile]:
     """Open an uncompressed tar file, whose members can be read by their offset."""
     if not path.is_file():
-        raise ValueError(f"{path.absolute()} is not a regular file; expected a tar file")
+        raise ValueError(f"{path.absolute()} is missing, or is not a regular file; expected a tar file")
     try:
         with tarfile.open(path, "r:", tarinfo=ShortInfo) as tar:
             yield tar

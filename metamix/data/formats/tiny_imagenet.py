@@ -61,7 +61,7 @@ def read_pairs(path: Path) -> list[list[str]]:
 def open_split(root: Path, split: str, numbers: list[str]) -> FolderImages:
     """Open one split; `numbers` are the WordNet IDs of the classes, in order.
 
-    A class is called by the first name of its synset in words.txt, or by its ID if words.txt does not list it.
+    The name of a class is the first name of its synset in words.txt, or its ID if words.txt does not list it.
     """
     place, words = root / split, dict(read_pairs(root / "words.txt"))
     classes = tuple(words.get(number, number).partition(",")[0] for number in numbers)

@@ -20,9 +20,9 @@ from metamix.utils.text import list_names
 from .base import TEST_SPLITS, choose_test_split
 from .tar import Member, TarImages, read_tar
 
-MAX_LABEL = 100_000  # a larger class number would need a head of gigabytes
+MAX_LABEL = 99_999  # a model may have 100,000 classes
 MAX_LABEL_BYTES = 32
-REMEDY = "Repair it or take it out"
+REMEDY = "Repair it or remove it"
 
 
 def open_webdataset(root: Path, test_on: str) -> tuple[TarImages, TarImages]:

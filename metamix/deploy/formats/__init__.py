@@ -1,6 +1,6 @@
-"""List the formats of exported models. Each format has a file, which writes, opens and quantizes its models.
+"""List the formats of exported models. A module for each format writes and opens models, and may quantize them.
 
-To add a format, write a file like onnx.py and add its `FORMAT` below.
+To add a format, write a module like onnx.py and add its `FORMAT` below.
 """
 
 from pathlib import Path

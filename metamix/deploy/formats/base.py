@@ -1,4 +1,4 @@
-"""Define a format of exported models (`Format`), and record a model with torch.export."""
+"""Define a format of exported models (`Format`), and trace a model with torch.export."""
 
 import logging
 import shutil
@@ -18,14 +18,14 @@ from torch.export import Dim, ExportedProgram
 from metamix.utils.files import reason
 
 INPUT = "images"  # name of the graph's input
-RECORDINGS = 5  # maximum number of attempts to record a graph; each one doubles the sides of the example
+ATTEMPTS = 5  # maximum number of attempts to trace a graph; each one doubles the sides of the example
 
 Run = Callable[..., list[np.ndarray]]  # (images) -> outputs
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A model to export, and how to record its graph."""
+    """A model to export, and how to trace its graph."""
 
     model: nn.Module  # in evaluation mode, fused
     images: Tensor  # example images, (2 or more, C, H, W); the batch size may always vary
@@ -43,11 +43,11 @@ class Quantizer(Protocol):
     def quantize(self, output: Path, batches: Sequence[np.ndarray], keep: Collection[str] = ()) -> None:
         """Write the int8 model to `output`; the layers in `keep` stay in fp32.
 
-        The batches are prepared images for calibration, each (n, C, H, W) float32.
+        The batches are preprocessed images for calibration, each (n, C, H, W) float32.
         """
 
     def open_mixed(self, quantized: Path) -> Run:
-        """Open a graph (images, switches) -> outputs, in which each layer whose switch is on computes in int8.
+        """Open a model (images, switches) -> outputs, which runs a layer in int8 if its switch is true, else in fp32.
 
         `quantized` is the int8 file. `switches` is a bool array with an entry for each of `layers`.
         """
@@ -59,10 +59,10 @@ class Format:
 
     file: str  # name of its main file
     write: Callable[[Graph, Path], None]  # writes the main file
-    open: Callable[..., Run]  # (file, threads, precision); the engine chooses the threads if they are None
+    open: Callable[..., Run]  # (file, threads, precision); threads is None for the engine's default
     more_files: tuple[str, ...] = ()  # names of files that `write` may add beside it
     compiled: str = ""  # name of the file that `Graph.compile` adds; `open` reads it if called with compiled=True
-    runs_code: str = ""  # how opening a file can run code that it holds; "" if it cannot
+    runs_code: str = ""  # why opening a file can run code inside it; "" if it cannot run code
     packages: tuple[str, ...] = ()  # packages that writing and running need besides torch
     refused: Mapping[str, str] = field(default_factory=dict)  # unsupported precision -> what to do instead
     quantizer: Callable[[Path, Path], Quantizer] | None = None  # (file, temporary folder)
@@ -75,15 +75,15 @@ class Format:
 
 @torch.no_grad()
 def to_program(model: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgram:
-    """Record a model with torch.export; raise ValueError if that fails. See `Graph` for the arguments.
+    """Trace a model with torch.export; raise ValueError if that fails. See `Graph` for the arguments.
 
-    torch.export records the size of a 1 x 1 feature map as a constant. A graph with such a constant is wrong for larger
-    images, and ONNX Runtime and OpenVINO do not check the size. So if the sides may vary, the model is recorded with
+    torch.export turns the size of a 1 x 1 feature map into a constant. A graph with such a constant is wrong for larger
+    images, and ONNX Runtime and OpenVINO do not check the size. So if the sides may vary, the model is traced with
     larger and larger images until the graph takes images of twice their size.
     """
-    problem = "torch.export cannot record the model"
+    problem = "torch.export cannot trace the model"
     free = {0: Dim.DYNAMIC, 2: Dim.AUTO, 3: Dim.AUTO} if dynamic else {0: Dim.DYNAMIC}
-    for _ in range(RECORDINGS if dynamic else 1):
+    for _ in range(ATTEMPTS if dynamic else 1):
         with quiet(), as_value_error(problem):
             program = torch.export.export(model, (images,), dynamic_shapes=(free,))
         images = images.repeat(1, 1, 2, 2)
@@ -95,7 +95,7 @@ def to_program(model: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgr
 
 
 def refusal(program: ExportedProgram, images: Tensor) -> str | None:
-    """Return why a program does not take images of this size, or None if it takes them. Compute no output."""
+    """Return why a program does not take images of this size, or None if it takes them. Only shapes are computed."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with mode:
@@ -120,7 +120,7 @@ def as_value_error(problem: str) -> Iterator[None]:
 
 @contextmanager
 def writing(file: Path) -> Iterator[None]:
-    """Turn an engine's error while it writes a file, of whatever type, into an OSError that names the file."""
+    """Turn an OSError or RuntimeError of an engine that writes a file into an OSError that names the file."""
     try:
         yield
     except (OSError, RuntimeError) as error:

@@ -24,7 +24,7 @@ from metamix.utils.system import processor
 from .base import INPUT, Format, Graph, Run, as_value_error, quiet, sums_saturate, to_program, writing
 
 LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")  # operations that are quantized
-HINT = "INFERENCE_PRECISION_HINT"  # name of OpenVINO's property
+HINT = "INFERENCE_PRECISION_HINT"  # name of the OpenVINO property for the precision of inference
 # Value of the hint for each precision. In an int8 model it sets the precision of norms, gates and sums.
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
 
@@ -48,11 +48,12 @@ class ChannelNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Normalise the groups of (B, C, H, W) with the parameters of `norm`, as weights of shape (1, C, 1, 1).
+    """Normalise the groups of (B, C, H, W), then apply weight and bias of `norm` with shape (1, C, 1, 1).
 
-    OpenVINO 2026.4 gives each group norm weights of shape (C, 1, 1), even if they are just 1 and 0. Because of their
-    lower rank, the norm needs another memory layout than the convolutions, and OpenVINO reorders the feature maps. So a
-    norm with one group, which most models have, is computed from sums: raft of size s12 is then 11 % faster in int8.
+    OpenVINO 2026.4 adds a weight and a bias of shape (C, 1, 1) to every group norm, even if they are 1 and 0. Because
+    of their lower rank, the norm needs a different memory layout than the convolutions, and OpenVINO reorders the
+    feature maps. So a norm with one group, which most models have, is computed from sums: raft of size s12 is then 11 %
+    faster in int8.
     """
 
     def __init__(self, norm: nn.GroupNorm):
@@ -124,7 +125,7 @@ def compile_openvino(
     Args:
         model: path of an .xml, or an `openvino.Model`.
         threads: number of threads; None for OpenVINO's default.
-        precision: precision of the model. If the CPU lacks instructions for it, the model runs in fp32.
+        precision: precision of the model. If the CPU lacks bf16, whatever is not quantized runs in fp32.
         properties: further properties of OpenVINO.
     """
     core = need("openvino").Core()
@@ -137,7 +138,7 @@ def compile_openvino(
 
 
 class OpenVinoFile:
-    """Quantize an OpenVINO model with NNCF, which writes no temporary files to `folder`."""
+    """Quantize an OpenVINO model with NNCF. It needs no temporary files, so `folder` is not used."""
 
     def __init__(self, file: Path, folder: Path):
         self.model = need("openvino").Core().read_model(str(file))
@@ -147,7 +148,7 @@ class OpenVinoFile:
         nncf, openvino = need("nncf"), need("openvino")
         nncf.set_log_level(logging.ERROR)
         fix = nncf.OverflowFix.ENABLE if sums_saturate(processor()["instructions"]) else nncf.OverflowFix.FIRST_LAYER
-        # Bias correction doubles the time, and increases the output errors of seven models of size nano.
+        # Bias correction doubles the time, and increased the output errors of all seven nano models.
         advanced = nncf.AdvancedQuantizationParameters(overflow_fix=fix, disable_bias_correction=True)
         with redirect_stdout(io.StringIO()):  # hides progress bars
             model = nncf.quantize(
@@ -155,7 +156,7 @@ class OpenVinoFile:
                 nncf.Dataset(batches),
                 subset_size=len(batches),
                 preset=nncf.QuantizationPreset.MIXED,
-                # Keeps norms, gates and residual sums of mixers in fp32, which cuts the loss of accuracy to a third.
+                # Does not quantize norms, gates and residual sums, which cuts the loss of accuracy to a third.
                 model_type=nncf.ModelType.TRANSFORMER,
                 ignored_scope=nncf.IgnoredScope(names=list(keep)),
                 advanced_parameters=advanced,

@@ -1,4 +1,4 @@
-"""Write and run programs of torch.export, which AOTInductor can compile for this CPU."""
+"""Write and run torch.export programs, which AOTInductor can compile for this CPU."""
 
 import io
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def write(graph: Graph, file: Path) -> None:
     """Write the program of a graph as .pt2 and, if the graph asks for it, a compiled package beside it."""
     model = Bfloat16(graph.model) if graph.precision == "bf16" else graph.model
     program = to_program(model, graph.images, graph.dynamic)
-    if graph.dynamic and (refused := refusal(program, graph.images)):  # recorded from larger images
+    if graph.dynamic and (refused := refusal(program, graph.images)):  # it may have been traced with larger images
         height, width = graph.images.shape[2:]
         raise ValueError(
             f"torch.export cannot record one program for images of {height} x {width} and for larger ones ({refused}): "
@@ -56,7 +56,7 @@ def write(graph: Graph, file: Path) -> None:
 
 
 def open_program(file: Path, threads: int | None = None, precision: str = "fp32", compiled: bool = False) -> Run:
-    """Load a program or, if `compiled` is true and this machine can load it, the compiled package beside it."""
+    """Load a program; if `compiled` is true and this machine can load it, load the compiled package beside it."""
     if threads:
         torch.set_num_threads(threads)
     package = load_compiled(file.with_name(COMPILED)) if compiled else None
@@ -84,7 +84,7 @@ def load_compiled(file: Path) -> Callable[[Tensor], Any] | None:
     try:
         return aoti_load_package(str(file))
     except (RuntimeError, OSError) as error:
-        log.warning("%s cannot be loaded here; the uncompiled program is used: %s", file, str(error).partition("\n")[0])
+        log.warning("%s cannot be loaded here (%s): using the uncompiled program", file, str(error).partition("\n")[0])
         return None
 
 
@@ -94,6 +94,6 @@ FORMAT = Format(
     open_program,
     more_files=(COMPILED,),
     compiled=COMPILED,
-    runs_code="loading a program of torch.export unpickles parts of it, which can run any code",
+    runs_code="loading a torch.export program unpickles parts of it, which can run any code",
     refused={"int8": "--format torch does not support int8: use --format openvino or onnx, which are also faster."},
 )
