@@ -94,7 +94,7 @@ BY_NAME = "weights must load by the model's name alone"
         (lambda long: [changed(long, model_args={"depth": 1})], BY_NAME),
         (lambda long: [changed(long, model_args={"norm1": "none"})], BY_NAME),
         (lambda long: [changed(long, model_args={"global_pool": "max"})], BY_NAME),
-        (lambda long: [changed(long, task="detection")], "is a run of --task detection: give one of"),
+        (lambda long: [changed(long, task="detection")], "is a run of --task detection: give a classification or"),
     ],
 )
 def test_runs_that_cannot_be_shipped_are_refused(make, said, runs, weights):
