@@ -62,10 +62,10 @@ def notes(cards: Sequence[dict], relative: bool) -> str:
     said.append("One seed was trained for each model.")
     if cost := card.get("cost"):
         said.append(
-            f"Speed is the median of interleaved steps{', in brackets relative to identity' if relative else ''}, on "
-            f"{cost['cpu']} with {cost['threads']} threads, {cost['precision']}, batches of {cost['batch_size']} "
-            f"random images; a training step is forward, backward and an SGD update. Memory is what training / "
-            f"inference adds to a process that holds torch and the model."
+            f"Speed is a median over interleaved steps on {cost['cpu']} with {cost['threads']} threads, "
+            f"{cost['precision']}, batches of {cost['batch_size']} random images; a training step is forward, backward "
+            f"and an SGD update. {'Brackets have the speed relative to identity. ' if relative else ''}Memory is what "
+            f"training / inference adds to a process that holds torch and the model."
         )
     return wrap(" ".join(said))
 

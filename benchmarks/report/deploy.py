@@ -27,7 +27,7 @@ def speed_table(size: str, batch: int) -> str:
         ms = dict.fromkeys(f"{ms:.0f}" for ms in sorted(row["reference_ms"] for row in rows))
         between = " to ".join([*ms][:: max(len(ms) - 1, 1)])
         base = f"timm's `{reference}` in eager fp32 ({between} ms)"
-    note = f"Each cell has the milliseconds for {images(rows)} and the speed relative to {base}: {where(result)}."
+    note = f"Each cell has the milliseconds for {images(rows)} and the speed relative to {base}. {where(result)}."
     return f"{wrap(note)}\n\n{cells_table(rows, f'{size} with')}"
 
 
@@ -60,9 +60,9 @@ def accuracy_table() -> str:
         return NOT_MEASURED
     tag, limit = parts[0]["tag"], max(row["limit"] for part in parts for row in part["rows"])
     note = (
-        f"Columns named loses have the points of test accuracy that the `{tag}` weights lose. File columns have the "
-        f"size in int8, also as a share of the size in fp32. The last column counts the layers that stay in fp32 in "
-        f"ONNX and in OpenVINO, with `--max-drop {limit:g}`."
+        f"Columns that end in *loses* have the points of test accuracy that the `{tag}` weights lose. File columns "
+        f"have the size in int8, also as a share of the size in fp32. The last column counts the layers that stay in fp32 "
+        f"in ONNX and in OpenVINO, with `--max-drop {limit:g}`."
     )
     tables = [f"Measured on {machine(part['machine'])}, {part['measured']}:\n\n{losses(part)}" for part in parts]
     return "\n\n".join([wrap(note), *tables])
@@ -126,7 +126,7 @@ def where(result: Mapping) -> str:
     """Name the machine and the versions with which the speed was measured."""
     engines = ("torch", "onnxruntime", "openvino")
     numbers = ", ".join(f"{name} {result['versions'][name]}" for name in engines if name in result["versions"])
-    runs = f"medians, also of the relative speed, of {result['runs']} interleaved runs"
+    runs = f"Times and relative speeds are medians of {result['runs']} interleaved runs"
     return f"{runs} with {plural(result['threads'], 'thread')} on {machine(result['machine'])}, {numbers}"
 
 

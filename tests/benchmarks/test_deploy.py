@@ -141,7 +141,7 @@ def test_speed_tables_show_machine_times_and_relative_speeds(measured):
         "8 images of 224 x 224 pixels and the speed relative to timm's `poolformer_s12` in eager fp32 (127 to 131 ms)"
         in text
     )
-    assert "medians, also of the relative speed, of 3 interleaved runs with 2 threads on 2 AMD EPYC cores" in text
+    assert "Times and relative speeds are medians of 3 interleaved runs with 2 threads on 2 AMD EPYC cores" in text
     assert "cores (avx512_vnni, avx512_bf16), torch 2, " in text
     assert report.speed_table("s12", 8).splitlines()[-4:] == [
         "| s12 with | torch eager fp32 | OpenVINO int8 |",
