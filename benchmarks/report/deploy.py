@@ -61,8 +61,8 @@ def accuracy_table() -> str:
     tag, limit = parts[0]["tag"], max(row["limit"] for part in parts for row in part["rows"])
     note = (
         f"Columns that end in *loses* have the points of test accuracy that the `{tag}` weights lose. File columns "
-        f"have the size in int8, also as a share of the size in fp32. The last column counts the layers that stay in fp32 "
-        f"in ONNX and in OpenVINO, with `--max-drop {limit:g}`."
+        f"have the size in int8, also as a share of the size in fp32. The last column counts the layers that stay in "
+        f"fp32 in ONNX and in OpenVINO, with `--max-drop {limit:g}`."
     )
     tables = [f"Measured on {machine(part['machine'])}, {part['measured']}:\n\n{losses(part)}" for part in parts]
     return "\n\n".join([wrap(note), *tables])
