@@ -77,6 +77,11 @@ def test_the_splits_of_the_file_are_kept(source, tmp_path, capsys):
     assert len(listed(tmp_path / "new/val")) == 7
 
 
+def test_a_column_may_be_called_like_one_corner_of_a_box(source, tmp_path):
+    file = source("file,label,Top", *(f"{line},1" for line in LINES))
+    assert metamix_command("convert", "csv", file, tmp_path / "out") == 0
+
+
 @pytest.mark.parametrize(
     "lines, said",
     [
