@@ -73,7 +73,7 @@ def read_outlines(path: Path, without: list[str]) -> Entries:
         for each in data["images"]:
             name = os.path.normpath(f"/{each['file_name']}".replace("\\", "/")).lstrip("/")  # keep it inside the folder
             entries.append((name, (int(each["height"]), int(each["width"])), objects[each["id"]]))
-    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not in COCO's format: {type(error).__name__}: {error}") from None
     for _, size, shapes in entries:
         check_shapes(path, size, shapes)

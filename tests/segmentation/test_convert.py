@@ -354,6 +354,7 @@ def test_images_outside_of_the_folder_are_not_read(tmp_path, capsys):
         ({"segmentation": [SQUARE[:7]]}, {}, "train.json is not in COCO's format: ValueError: cannot reshape"),
         ({"segmentation": [[1, 1, 9, 9]], "bbox": [1, 1, 8, 8]}, {}, "source has no image with a polygon"),
         ({"segmentation": [[1, 1, 9, 9]]}, {}, "instances_train.json is not in COCO's format: KeyError: 'bbox'"),
+        ({"area": 0, "bbox": [1, 2]}, {}, "instances_train.json is not in COCO's format: IndexError: list index"),
         (
             {"segmentation": [[1, 1, 9, 9, 1, float("nan")]]},
             {},
