@@ -55,7 +55,7 @@ def generator(*words: int) -> torch.Generator:
 
 @contextmanager
 def seeded(*words: int) -> Iterator[None]:
-    """Seed the global generators of Python, NumPy and torch with the hash of `words`, and restore them afterwards."""
+    """Seed the global CPU generators of Python, NumPy and torch with the hash of `words`; restore them afterwards."""
     seed = int(hash64(*words)) % 2**32
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)

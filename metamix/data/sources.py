@@ -37,7 +37,7 @@ from .formats.torchvision_sets import TORCHVISION_SETS, open_torchvision
 from .formats.webdataset_shards import open_webdataset
 from .tables import open_label_table
 
-MEMORY_LIMIT = 2**31  # bytes of the images at their own size; with memory="auto", larger data sets are streamed
+MEMORY_LIMIT = 2**31  # bytes of all images before they are resized; with memory="auto", larger data sets are streamed
 IN_A_FOLDER = (*TORCHVISION_SETS, "tiny_imagenet")  # names of data sets whose files are in `data_dir`
 SMALL_SIDE = 96  # pixels; larger images are streamed, since training crops a random area of them
 

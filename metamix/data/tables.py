@@ -140,8 +140,7 @@ def choose_columns(titles: Sequence[str], source: Path) -> Columns:
         )
     if wrong := [name for name in others if of_labels and (others.count(name) > 1 or {*name} & {*"|;"})]:
         raise ValueError(f"{source}:1 has the label {wrong[0]!r}: each label needs its own name, without | and ;")
-    some = {name for names in CORNERS for name in names if name in header}
-    if not of_labels and not box and len(some) > 1:  # a single one, such as top, may be another column
+    if not (of_labels or box) and len(some := {name for names in CORNERS for name in names if name in header}) > 1:
         raise ValueError(
             f"{source}:1 has only {', '.join(sorted(some))} of a box, which needs four columns: "
             f"{'; '.join(','.join(names) for names in (*CORNERS, *SIDES))}"

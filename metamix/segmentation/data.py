@@ -3,9 +3,9 @@
 A training batch is {"image": (n, 3, h, w) uint8, "target": (n, h, w) uint8, "index": (n,) int64, "name": a list}. The
 target holds labels, and 255 for ignored pixels. A batch to score has the same keys, but its images and targets are
 lists: the images are resized, and the targets keep their original size. Images are resized bilinearly, and masks to the
-nearest pixel. If an image cannot be read, the next image takes its place. In a batch to score, its index is then -1,
-and metrics skip it. A mask with a value that is not a label stops the run. Every random number is a function of (seed,
-epoch, index).
+nearest pixel. If an image or its mask cannot be read, the next sample takes its place. In a batch to score, its index
+is then -1, and metrics skip it. A mask with a value that is not a label stops the run. Every random number is a
+function of (seed, epoch, index).
 """
 
 from collections.abc import Sequence
@@ -120,7 +120,7 @@ class SegmentationData:
         return self.train_images.label_counts("counting")
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
-        """Make the loader of augmented crops; raise ValueError if masks in memory are wrong or show only one class."""
+        """Make the loader of augmented crops; raise ValueError if masks in memory are wrong or show no two classes."""
         images = self.train_images
         if images.loaded:
             counts = self.label_counts()
@@ -159,7 +159,7 @@ class SegmentationData:
         return MaskedImages(samples, self.labels)
 
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
-        """Normalise the images. The worker processes have already augmented them."""
+        """Normalise the images, and convert the targets to int64. The workers have already augmented both."""
         return batch | {"image": self.normalize(batch["image"]), "target": batch["target"].long()}
 
     def normalize(self, images: Tensor) -> Tensor:

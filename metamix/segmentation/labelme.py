@@ -82,7 +82,7 @@ def check_shapes(path: Path, size: tuple[int, int], shapes: Sequence[Shape]) -> 
 
 
 def masks_of(shapes: Iterable[Shape]) -> Masks:
-    """Make an empty collection of masks whose classes are the labels of these shapes."""
+    """Make an empty collection of masks whose classes are the background and the labels of these shapes."""
     numbers = {"background": 0, "_background_": 0, IGNORE: IGNORED}
     names = sorted({shape.label for shape in shapes} - numbers.keys())
     numbers |= {name: number for number, name in enumerate(names, start=1)}

@@ -1,8 +1,8 @@
 """Read masks: map the values or colours of mask files to labels, and map labels back to colours.
 
-A mask file holds a whole number for each pixel. It is a PNG with one grey channel, with three equal channels, or with a
-palette. A mask in colour is read with the palette of the data set. `Labels` maps the values to the labels 0, 1, ...,
-and ignored pixels to 255. For any other value, an error names the file.
+A mask file holds a whole number for each pixel. It is an image, such as a PNG but not a JPEG, with one grey channel,
+with three equal channels, or with a palette. A mask in colour is read with the palette of the data set. `Labels` maps
+the values to the labels 0, 1, ..., and ignored pixels to 255. For any other value, an error names the file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -87,10 +87,10 @@ def make_labels(
 
 
 def ignored_hint(counts: Tensor, labels: Labels) -> str:
-    """Suggest that the ignored value stands for a class, if only one class has pixels.
+    """Suggest that the ignored value stands for a class, if at most one class has pixels.
 
-    `counts` (256,) has the number of pixels of each label. Return the end of a message, "; 255 is ignored: ...", or ""
-    if several classes have pixels or nothing is ignored.
+    `counts` (256,) has the number of pixels of each label. Return the end of a message, such as "; 255 is ignored:
+    ...", or "" if several classes have pixels or no pixel is ignored.
     """
     missing = [k for k in range(len(labels.classes)) if not counts[k]]
     if len(missing) < len(labels.classes) - 1 or not counts[IGNORED]:
@@ -110,8 +110,8 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
 
     Raises:
         CorruptImage: the file cannot be decoded.
-        BadMask: a value or a colour is not a label, the mask is in colour but the data set has no palette, or the file
-            is a JPEG.
+        BadMask: a value or a colour is not a label, the file is a JPEG, its mode is not accepted, the mask is in colour
+            but the data set has no palette or one with equal colours, or the mask's own palette contradicts it.
     """
     image = open_mask(path)
     if image.mode in ("RGB", "RGBA"):
@@ -193,7 +193,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a name appears twice, a line between names is empty, or there are too few or too many names.
+        ValueError: a name appears twice, a line above a name is empty, or there are too few or too many names.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: {ADVICE}")

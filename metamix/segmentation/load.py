@@ -104,8 +104,8 @@ class TrainedSegmenter:
         Args:
             images: files or PIL images.
             tile: side of the overlapping tiles that larger images are cut into, in pixels; 0 for whole images. An
-                exported model takes tiles of the size of its graph.
-            overlap: smallest overlap of tiles in pixels.
+                exported model ignores it: tiles have the size of its graph, and a dynamic graph takes whole images.
+            overlap: smallest overlap of tiles in pixels, which an exported model ignores too.
             flip: whether to average the predictions for each image and its mirror image.
 
         Returns:
@@ -113,7 +113,8 @@ class TrainedSegmenter:
 
         Raises:
             CorruptImage: an image cannot be read.
-            ValueError: the tiles do not fit the model.
+            TypeError: `images` is a single image, or an item is neither a path nor a PIL image.
+            ValueError: the tiles do not fit the model, or it returns NaN or infinity.
         """
         check_several(images)
         predictor = self.predictor(tile, overlap, flip)

@@ -127,7 +127,7 @@ class SegmentationLoss:
         self.terms, self.aux_weight, self.class_weights = parse_loss(text), aux_weight, cache(weights)
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of a batch in float32; also return the terms of the main output and the pixel accuracy."""
+        """Compute the loss of a batch in float32; also return the pixel accuracy in percent, and the terms of a sum."""
         outputs, target = model(batch["image"]), batch["target"]
         main, *auxiliary = outputs if isinstance(outputs, (list, tuple)) else [outputs]
         with torch.autocast(target.device.type, enabled=False):

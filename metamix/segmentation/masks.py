@@ -58,7 +58,7 @@ class Masks(LabelledImages):
         self.samples.append(Sample(file, f"images/{name}{file.suffix}", split, "", (size, mask), label_file))
 
     def write(self, folder: Path, splits: Mapping[str, Sequence[Sample]]) -> str:
-        """Write masks and the names of the classes, and return a text that counts and lists the classes."""
+        """Write masks, and names and colours of the classes; return a text that counts and lists the classes."""
         write_text(folder / "classes.txt", "\n".join(self.classes) + "\n")
         if self.palette:
             write_text(folder / "palette.txt", "".join(f"{r} {g} {b}\n" for r, g, b in self.palette))
@@ -137,7 +137,7 @@ def check_palettes(masks: Iterable[Path]) -> None:
 def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palette | None, dict[int, int]]:
     """Return the names of the classes, their colours if masks are in colour, and the label of each value.
 
-    If no file names the classes, each value is a class, but 255 is ignored if the others are 0, 1, ... or 1, 2, ...
+    If no file names the classes, each value is a class, but 255 is ignored if two or more others count up from 0 or 1.
     If a file names them, values are colours of the file, or labels. The values of two classes may also be 0 and 255.
     """
     names, palette = read_names(source)

@@ -6,8 +6,8 @@ C is the confusion matrix over all pixels that are not ignored. Its rows are lab
     accuracy_k = C_kk / sum of row k                            mean accuracy: over all classes in labels
     pixel accuracy = trace C / sum C
 
-    boundary F_k = 2 P R / (P + R)      P: share of the predicted boundary pixels of class k that are near a boundary
-                                        pixel of the truth; R: share of the true boundary pixels near a predicted one
+    boundary F_k = 2 P R / (P + R)      P: share of the predicted boundary pixels of class k that are near a true one
+                                        of class k; R: share of the true ones that are near a predicted one
 
 "Near" means within 0.75 % of the image's diagonal (Csurka et al., BMVC 2013). A pixel is on a boundary if the pixel
 above, below, left or right of it has another class and is not ignored. Boundary pixels are counted over all images, so
@@ -28,7 +28,7 @@ from .inference import Predictor
 from .labels import IGNORED
 
 TOLERANCE = 0.0075  # share of the image's diagonal
-SHOWN = 4  # best and worst images of each process that are kept for pictures
+SHOWN = 4  # number of best images, and of worst images, that each process keeps for pictures
 SCORES = ("miou", "pixel_accuracy", "mean_accuracy", "boundary_f")
 
 

@@ -72,7 +72,7 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
 
     train_on: Splits = _data(("train",), "splits to train on; val is held out unless it is trained on or scored")
     memory: Memory = _data(
-        "auto", "keep decoded training images in memory; auto: if they take at most 1 GiB", on_resume="ignore"
+        "auto", "keep decoded training images and masks in memory; auto: if they take at most 1 GiB", on_resume="ignore"
     )
     mean: Mean | None = _data(None, "mean of each channel, for pixel values from 0 to 1; default: as in the backbone")
     std: Std | None = _data(None, "standard deviation of each channel; default: as in the backbone")
@@ -93,9 +93,9 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     class_weights: tuple[NotNegative, ...] | Literal["none", "median", "log"] = _loss(
         "none",
         "weights of the classes in ce and ohem: a number for each class; median: median frequency / frequency; "
-        "log: 1 / log(1.02 + frequency)",
+        "log: 1 / log(1.02 + frequency); both are scaled to a mean of 1 over the pixels",
     )
-    aux_weight: NotNegative = _loss(0.4, "weight of the auxiliary heads")
+    aux_weight: NotNegative = _loss(0.4, "weight of the loss of the auxiliary head")
 
     def __post_init__(self) -> None:
         super().__post_init__()

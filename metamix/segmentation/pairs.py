@@ -25,7 +25,7 @@ def find_files(source: Path) -> tuple[Files, Files]:
     """Return the images and the masks below a folder; raise ValueError if two have the same split and name.
 
     A file is a mask if its name ends in a word such as "_mask". Otherwise, the innermost folder that is named after
-    images or masks decides.
+    images or masks decides. Without such a folder, the file is an image. Files in `INSTANCES` are left out.
     """
     lists = {path: SPLITS.get(path.stem.lower()) for path in source.glob("ImageSets/Segmentation/*.txt")}  # CVAT, VOC
     splits = {line.strip(): split for path, split in lists.items() if split for line in read_text(path).splitlines()}

@@ -5,7 +5,7 @@
                        in training mode a list: scores of the head, and of the auxiliary head if there is one
 
 Normalise images with `model.mean` and `model.std` first. The model pads images with zeros to a multiple of the coarsest
-stride, and crops the scores. Scores are float32 even under autocast.
+stride, or to the backbone's fixed size if it has one, and crops the scores. Scores are float32 even under autocast.
 
 `metamix.segmentation.heads` describes the heads. A backbone with several stages has a feature map for each stride. An
 isotropic backbone has only one map, from which ViTDet's simple pyramid makes the others.
@@ -232,7 +232,7 @@ def build_segmenter(
             - neck_channels (semantic_fpn): width of the feature pyramid, 256.
             - head_channels: width of the head, 128 for semantic_fpn and 512 for upernet. For wavemix, a list of the
               widths after each doubling, by default a half, a quarter and so on of the backbone's width.
-            - finest_stride (semantic_fpn, upernet): 4, 8, 16 or 32.
+            - finest_stride (semantic_fpn, upernet): stride of the finest map, 4, 8, 16 or 32; by default 4.
             - auxiliary (semantic_fpn, upernet): train a second head on stride 16; by default only for upernet.
             - auxiliary_channels (semantic_fpn, upernet): width of the second head, 256.
             - dropout (semantic_fpn, upernet): share of channels dropped before the classifiers, 0.1.

@@ -47,7 +47,7 @@ class MaskedSet:
     samples: Callable[[str], Split]  # finds the samples of a split
 
     def find(self, split: str) -> Split:
-        """Find the samples of a split; raise `Unmatched` if an image or a mask has no partner."""
+        """Find the samples of a split; raise `Unmatched` or FileNotFoundError if an image or a mask is missing."""
         check_choice("split", split, self.splits)
         try:
             return self.samples(split)
@@ -166,7 +166,7 @@ def samples_of(pairs: Pairs) -> Split:
 
 
 def check_sizes(samples: Split) -> list[tuple[int, int]]:
-    """Return the sizes (height, width) of the images; raise ValueError if a mask has a different size."""
+    """Return the sizes (height, width) of the images; raise ValueError if a mask differs or a file is broken."""
     sizes = []
     for sample in samples:
         size, mask_size = read_header(sample.image).size, read_header(sample.mask).size

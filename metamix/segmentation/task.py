@@ -53,7 +53,7 @@ class Segmentation:
 
     @property
     def notes(self) -> list[str]:
-        """Return notes for the user: how data and model were made, and what the scores compare."""
+        """Return notes for the user: how data and model were made, and how scores are measured."""
         return [*self.data.notes, *self.model.notes, *map(describe_scores, self.metric.predictors.values())]
 
     @staticmethod

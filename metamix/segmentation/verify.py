@@ -54,7 +54,7 @@ class VerifyMasks(VerifyOptions):
                 continue
             pixels = torch.zeros(256, dtype=torch.int64)
             yield from check_samples(samples, labels, pixels)
-            if not pixels.any():  # no mask could be read, so nothing is known about the classes
+            if not pixels.any():  # no pair could be read, so nothing is known about the classes
                 continue
             self.counts[split] = pixels
             if empty := [name for name, count in zip(labels.classes, pixels) if not count]:

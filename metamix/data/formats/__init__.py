@@ -1,6 +1,6 @@
 """Storage formats of data sets, one module each.
 
-Every module has a function that opens a data set and returns its training and test splits. A split is an `ImageSplit`.
-The function raises FileNotFoundError if files are missing and ValueError if they cannot be used. Its argument
-`test_on` names the split to score; see `choose_test_split`.
+Every module except `base` and `tar` has a function that opens a data set and returns its training and test splits. A
+split is an `ImageSplit`. The function raises FileNotFoundError if files are missing and ValueError if they cannot be
+used. Its argument `test_on` names the split to score; see `choose_test_split`.
 """
