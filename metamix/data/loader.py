@@ -305,7 +305,7 @@ class CorruptImages(dict[str, str]):
     """Collect the images that could not be read, path -> reason, and log each image once.
 
     If more than the share `limit` of the `total` images is broken, the run ends with a message that names `command`,
-    which lists all broken images.
+    which lists all broken images. Each process counts only the images that it reads.
     """
 
     def __init__(self, total: int, limit: float, command: str, order: Order):
