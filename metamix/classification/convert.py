@@ -16,7 +16,7 @@ def read_classes(source: Path) -> LabelledImages | None:
     """Read a CSV file with a class for each image; return None if it has columns for boxes.
 
     Raises:
-        ValueError: an image does not have exactly one class, or a class cannot be the name of a folder.
+        ValueError: an image does not have exactly one class, a class cannot name a folder, or there is only one class.
     """
     table = read_table(source)
     if table.has_boxes:
@@ -27,7 +27,7 @@ def read_classes(source: Path) -> LabelledImages | None:
         label = same_in_all(rows, "label")
         if not label or label.startswith(".") or not {*"/|;"}.isdisjoint(label):
             raise ValueError(
-                f"{rows[0].place} has the class {label!r}; it must not contain / | ; or begin with a dot. "
+                f"{rows[0].place} has the class {label!r}; it must not be empty, contain / | ; or begin with a dot. "
                 f"If images have several labels, they need no conversion: metamix trains on a folder with a labels.csv"
             )
         labels.samples.append(Sample(file, f"{label}/{table.names[file]}", same_in_all(rows, "split"), label))
@@ -52,7 +52,8 @@ def read_folders(source: Path) -> LabelledImages:
     of each label are divided into splits. An image with several labels is divided with the images of its rarest label.
 
     Raises:
-        ValueError: images with the same name differ, or a label cannot be written to a CSV file.
+        ValueError: images with the same name differ, an image lies twice in one split and label, a label cannot be
+            written to a CSV file, there are fewer than two labels, or `source` is a file.
     """
     if not source.is_dir():
         raise ValueError(f"{source} is a file: give the folder that holds a folder for each label")
@@ -67,7 +68,8 @@ def read_folders(source: Path) -> LabelledImages:
             label, _, name = path.partition("/")
             if not {*"|;"}.isdisjoint(label) or label[0] in "=+-@":  # spreadsheets read such text as a formula
                 raise ValueError(f"{root} has the label {label!r}; it must not contain | or ; or begin with = + - @")
-            images[split, name][label] = root / path
+            if (file := images[split, name].setdefault(label, root / path)) != root / path:
+                raise ValueError(f"{file} and {root / path} would become one image of {split}: rename one of them")
     counts = Counter(label for files in images.values() for label in files)
     check_two(counts, source)
     for (split, name), files in images.items():

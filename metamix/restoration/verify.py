@@ -8,7 +8,7 @@ from tqdm import tqdm
 from metamix.data import CorruptImage
 from metamix.data.find import Unmatched
 from metamix.tasks.verify import VerifyOptions
-from metamix.utils.options import option
+from metamix.utils.options import changed_flags, option
 from metamix.utils.text import plural
 
 from .data import read_tensor
@@ -30,6 +30,8 @@ class VerifyPairs(VerifyOptions):
         super().__post_init__()
         if self.data_dir is not None:
             raise ValueError(f"data_dir is {self.data_dir}: give only the folder: metamix verify {self.data_dir}")
+        if self.clean and (flags := changed_flags(self, "input_folder", "target_folder", "input_name")):
+            raise ValueError(f"{flags[0]} {flags[1]} is for pairs, but --clean checks images without pairs: omit one")
         self.options = RestorationOptions(
             data_dir=self.data,
             degradation="noise:0" if self.clean else PAIRS,

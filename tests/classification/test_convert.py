@@ -87,8 +87,8 @@ def test_a_column_may_be_called_like_one_corner_of_a_box(source, tmp_path):
     [
         (["file,label", LINES[0], "photos/cats/0.png,dog"], "csv:3 gives .*0.png the label 'dog', but .*csv:2 .* '猫'"),
         (["file,label", *LINES[:2]], "labels.csv must have at least two different labels; found 猫"),
-        (["file,label", "photos/cats/0.png,"], "labels.csv:2 has the class ''; it must not contain /"),
-        (["file,label", "photos/cats/0.png,../cat"], "labels.csv:2 has the class '../cat'; it must not contain"),
+        (["file,label", "photos/cats/0.png,"], "labels.csv:2 has the class ''; it must not be empty,"),
+        (["file,label", "photos/cats/0.png,../cat"], "labels.csv:2 has the class '../cat'; it must .* contain /"),
         (["file,label,split", f"{LINES[0]},dev"], "labels.csv:2 has the split 'dev', but it must be train, val or"),
         (["file,xmin,ymin,xmax,ymax", "photos/cats/0.png,0,0,1,1"], "csv:1 has .* ymax: the first line must name"),
         ([], "labels.csv:1 has the columns nothing: the first line must name"),
@@ -170,6 +170,7 @@ def test_label_folders_that_cannot_be_converted_are_refused(albums, tmp_path):
     refused("a/1.png 1.png", "1.png lies outside of them")
     with pytest.raises(SystemExit, match="1.png is a file: give the folder that holds a folder for each label"):
         metamix_command("convert", "folders", albums("a/1.png") / "a/1.png", tmp_path / "out")
+    refused("val/a/1.png valid/a/1.png val/b/2.png", "val/a/1.png and .*valid/a/1.png would become one image of val:")
     source = albums("cat/1.png dog/2.png")
     Image.new("RGB", (8, 8), "red").save(source / "dog/1.png")
     with pytest.raises(SystemExit, match="cat/1.png and .*dog/1.png are different images with .*: rename one"):
