@@ -24,13 +24,14 @@ class ClassificationData:
     """Open a data set of labelled images and make its loaders.
 
     Args:
-        options: options of training, or options of evaluation with the statistics and the image size of training.
+        options: options of training or, for evaluation, only `ModelOptions`.
+        seed: seed of the augmentation.
         trained: metadata of the weights to evaluate, which give the order of the classes; None in training.
 
     Attributes:
         threshold: probability from which a label is predicted: one number for all labels, or one number for each label.
             It is 0.5 in training, and None if each image has one class.
-        shares_images: whether the folder has no test split, so that a share of its images is scored.
+        shares_images: whether the data have no test split, and a share of the images is scored, not all of them.
         as_weights: note that names the settings taken from the weights to start from; empty if no setting was taken.
     """
 
@@ -114,7 +115,7 @@ class ClassificationData:
         return in_memory(self.splits.test, self._resolved)
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> MemoryLoader | StreamLoader:
-        """Make the training loader; raise ValueError if mixup or cutmix cannot pair the samples of a process."""
+        """Make the training loader; raise ValueError if mixup cannot pair samples or sampling cannot balance labels."""
         share, options = batch_size // world_size, self._resolved
         assert isinstance(options, DataOptions) and self.splits.train is not None
         if options.sampling == "balanced" and self.splits.multi_label:
@@ -163,7 +164,8 @@ class ClassificationData:
             raise ValueError(f"{options.data_dir} holds the images that the weights were trained on: {advice}")
         if shared:
             scored = f"{plural(len(test), 'image')} {'is' if len(test) == 1 else 'are'} scored"
-            trained_too = " and not trained on" if same or not trained_on else ", and may have been trained on"
+            held_out = not trained or (same and trained.extra.get("test_share") == options.test_share)
+            trained_too = " and not trained on" if held_out else ", and may have been trained on"
             self.notes.append(f"{scored}{trained_too} (--test-share)")
         return shared
 
@@ -186,7 +188,7 @@ class ClassificationData:
             fewer = what == " classes" and classes and len(of_data) < len(classes)  # classes are matched by name
             if has != wanted and not fewer:
                 raise ValueError(
-                    f"{name} was trained for {wanted}{what}, but {self.options.data} has {has}; give other --data, or "
+                    f"{name} was trained for {wanted}{what}, but {self.name} has {has}; give other --data, or "
                     f"fine-tune first: {self._fine_tune(trained)}"
                 )
         if classes and of_data != classes:

@@ -60,8 +60,8 @@ def load_classifier(
         pretrained: take the model's published weights instead of a checkpoint.
 
     Raises:
-        ValueError: the file holds no classifier or does not name its model, the weights do not fit, or both a
-            checkpoint and `pretrained` are given.
+        ValueError: the file holds no classifier or does not name its model, the weights do not fit, or not exactly
+            one of a checkpoint and `pretrained` with `model` is given.
         FileNotFoundError: there is no such file.
     """
     check_one_source(pretrained, checkpoint)
@@ -121,7 +121,8 @@ class Classifier:
         Args:
             images: files or PIL images.
             top: number of labels; by default 5, or all that reach `threshold` if images may have several labels.
-            threshold: lowest probability of a label if images may have several labels; by default from the weight file.
+            threshold: lowest probability of a label if images may have several labels; by default the threshold in the
+                weight file or, if `top` is given, 0.
 
         Raises:
             CorruptImage: an image cannot be read.
@@ -233,7 +234,7 @@ def _load_file(
 
 
 def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Mapping[str, Any]) -> ModelMetadata:
-    """Fill in missing metadata from timm's configuration of the model."""
+    """Fill in missing metadata from the model, its arguments and its timm configuration; replace `model_args`."""
     config = timm.data.resolve_model_data_config(model)
     num_classes: Any = model.num_classes
     size = metadata.img_size or model_args.get("img_size", config["input_size"][-1])
@@ -252,9 +253,9 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
 
 
 def describe_initial_weights(options: BackboneOptions) -> ModelMetadata | None:
-    """Return the image size, mean and std that the initial weights were trained with; None if there are no weights.
+    """Return metadata of the initial weights, such as the image size, mean and std that they were trained with.
 
-    Weights that cannot be read are rejected later, when they are loaded.
+    Return None if there are no weights, or if they cannot be read: they are rejected later, when they are loaded.
     """
     if options.pretrained:
         cfg = timm.models.get_pretrained_cfg(options.model)
@@ -267,10 +268,10 @@ def describe_initial_weights(options: BackboneOptions) -> ModelMetadata | None:
 
 
 def load_initial_weights(model: nn.Module, source: str, classes: Sequence[str]) -> tuple[list[str], ModelMetadata]:
-    """Load weights to start fine-tuning from. Only the head and the first convolution may differ.
+    """Load weights to start fine-tuning from. Only the head, the first convolution and the image size may differ.
 
     If the file has other classes, the head keeps its initial weights. The first convolution is adapted to the number of
-    image channels, as timm does for published weights.
+    image channels, and spatial weights to the image size, as for published weights.
 
     Returns:
         Notes on weights that are new or were adapted, empty if all were loaded unchanged; and the file's metadata.

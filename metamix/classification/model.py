@@ -146,17 +146,17 @@ def load_teacher(options: ClassificationOptions, data: ClassificationData) -> Te
     its, ours = (metadata.num_classes or 0, metadata.in_chans or 0), (len(data.classes), data.in_chans)
     if its != ours:
         raise ValueError(
-            f"{name} has {plural(its[0], 'class')} and takes {plural(its[1], 'channel')}, but {options.data} has "
+            f"{name} has {plural(its[0], 'class')} and takes {plural(its[1], 'channel')}, but {data.name} has "
             f"{plural(ours[0], 'class')} and {plural(ours[1], 'channel')}; give the --teacher-checkpoint of a model "
             f"that was trained on such data"
         )
     if (metadata.threshold is None) != (data.threshold is None):
         which = "one class" if metadata.threshold is None else "several labels"
-        raise ValueError(f"{name} predicts {which} per image, unlike {options.data}; give another --teacher-checkpoint")
+        raise ValueError(f"{name} predicts {which} per image, unlike {data.name}; give another --teacher-checkpoint")
     for theirs, students in zip(metadata.classes or data.classes, data.classes):
         if theirs != students:
             raise ValueError(
-                f"{name} has the class {theirs!r} where {options.data} has {students!r}; give the "
+                f"{name} has the class {theirs!r} where {data.name} has {students!r}; give the "
                 f"--teacher-checkpoint of a model that was trained on such data"
             )
     teacher = Teacher(model, (data.mean, data.std), (metadata.mean, metadata.std)).eval()

@@ -33,7 +33,8 @@ class LabelImages(PredictOptions):
 
     top: Count | None = option(None, "labels per image; default: 5; multi-label models: all that reach the threshold")
     threshold: Share | None = option(
-        None, "multi-label models: lowest probability of a label; default: the threshold in the weight file"
+        None,
+        "multi-label models: lowest probability of a label; default: the threshold in the weight file, or 0 with --top",
     )
     format: Literal["table", "csv", "json"] | None = option(
         None, "format of the output; default: by the extension of --output, else a table"
@@ -59,7 +60,7 @@ class LabelImages(PredictOptions):
             predictions = list(tqdm(labelled, total=len(self.paths), unit="img", leave=False, disable=None))
             text = FORMATS[self.format or "table"](predictions)
             if file:
-                file.write(text.encode(errors="backslashreplace"))  # file names need not be UTF-8
+                file.write(text.encode())  # the formats escape file names that are not UTF-8
         if self.output:
             print(printable(f"written: {self.output}, {plural(len(predictions), 'image')}"))
         else:

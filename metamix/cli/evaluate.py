@@ -33,7 +33,8 @@ class EvalOptions(Options):
 
     output: str = option("", "folder for result.json and pictures; default: runs/eval-DATA-MODEL")
     split: Literal["test", "holdout"] = option(
-        "test", "split to score; holdout is the share of the training images that --holdout sets aside"
+        "test",
+        "split to score; holdout: the share of train that --holdout sets aside, or val if the data also have test",
     )
     batch_size: Count = option(
         256, "images per forward pass, over all processes together, for tasks whose images have one size"

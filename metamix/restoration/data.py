@@ -43,6 +43,7 @@ class RestorationData:
 
     Args:
         options: the training options. For an evaluation, degradation and channels must be those of the training.
+        seed: seed of mixup.
         trained: metadata of the weights to evaluate, in which case the training split is not opened; None to train.
     """
 

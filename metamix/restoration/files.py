@@ -45,7 +45,7 @@ class Picture:
 
 
 def read_picture(source: str | Path | Image.Image) -> Picture:
-    """Read an image file, or convert a PIL image, which has 8 bits per channel. Keep only the first page.
+    """Read an image file, or convert a PIL image to 8 bits per channel. Keep only the first page of a file.
 
     Raises:
         CorruptImage: the file cannot be read, or it has 16 bits per channel and OpenCV is missing.

@@ -68,7 +68,7 @@ def restore_picture(model: nn.Module, picture: Picture, channels: str, restorer:
     if channels == "grey" and not is_grey:
         raise DoesNotFit(
             f"{picture.name} is in colour, and the model was trained on grey images: save it in grey, or give a model "
-            f"trained with --channels rgb or y. metamix has no weights that denoise colour images: use "
+            f"trained with --channels rgb or y. metamix ships no weights that denoise colour images: use "
             f"maxim_s3.sidd of MAXIM's authors"
         )
     colours = colours.expand(3, -1, -1) if channels == "rgb" else colours
@@ -81,7 +81,7 @@ def restore_picture(model: nn.Module, picture: Picture, channels: str, restorer:
 
 
 def restore_colours(model: nn.Module, image: Tensor, channels: str, restorer: Restorer) -> Tensor:
-    """Restore an image (C, H, W) on the CPU. With channels y, only the luminance of a colour image is restored."""
+    """Restore an image (C, H, W) and return it on the CPU. With channels y, only the luminance is restored."""
     device = next(model.parameters()).device
     if channels != "y" or len(image) == 1:
         return restorer(model, image[None].to(device))[0].float().cpu()

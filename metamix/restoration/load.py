@@ -72,7 +72,7 @@ class TrainedRestorer:
         Args:
             images: files or PIL images.
             tile: side of the tiles in pixels; 0 restores whole images at once.
-            overlap: smallest overlap of tiles in pixels.
+            overlap: smallest overlap of tiles in pixels. An exported model ignores `tile` and `overlap`.
             ensemble: average over eight orientations, which takes eight times as long.
 
         Returns:
@@ -82,6 +82,7 @@ class TrainedRestorer:
         Raises:
             CorruptImage: an image cannot be read.
             DoesNotFit: an image is in colour, but the model takes grey images.
+            ValueError: `tile` or `overlap` is out of range, or the model returns NaN or infinity.
         """
         check_several(images)
         restorer = self.restorer(tile, overlap, ensemble)
@@ -151,15 +152,15 @@ def load_restorer(
         restorer.predict(["noisy.png"])[0].save("restored.png")
 
     Args:
-        checkpoint: a run folder of `metamix train --task restoration`, a weight file, or a file that the
-            authors of the model published.
+        checkpoint: a run folder of `metamix train --task restoration`, a weight file, the name of weights that ship
+            with metamix, or a file that the authors of the model published.
         model: name of the model; needed with `pretrained`, and for a file that does not name its model.
-        model_args: arguments of the model that the file does not record.
+        model_args: arguments of the model that replace the arguments in the file.
         pretrained: take the model's published weights.
 
     Raises:
-        ValueError: there are no weights, or they belong to another model or task.
-        FileNotFoundError: there is no such file.
+        ValueError: there are no weights, they belong to another model or task, or the file does not name its model.
+        OSError: there is no such file, or the published weights cannot be downloaded.
     """
     check_one_source(pretrained, checkpoint)
     arguments = dict(model_args or {})

@@ -23,7 +23,7 @@ from .inference import Restorer, enlarge
 from .pixels import to_8_bits, to_float64, to_grey, to_levels, to_y
 
 WINDOW, SIGMA = 11, 1.5
-BEST_PSNR = 100.0  # dB; stands in means for the infinite PSNR of an image that equals its target
+BEST_PSNR = 100.0  # dB; higher values are cut to it in means, since an image that equals its target has infinite PSNR
 SHOWN = 4  # images of each process that are kept for the contact sheet
 LABELS = {"rgb": "RGB", "y": "Y (BT.601, 16 to 235)", "grey": "grey"}  # names of the compared channels
 
@@ -111,7 +111,7 @@ class RestorationMetric(Metric):
         self.measure, self.restorer = measure, restorer
 
     def start(self) -> State:
-        """Return an empty state: a row for each image, images to show, and unreadable images."""
+        """Return an empty state: rows of scores, images to show, and the number of unreadable images."""
         return {"rows": [], "shown": [], "unreadable": 0}
 
     def predict(self, model: nn.Module, batch: Batch) -> Iterator[Tensor | None]:

@@ -84,7 +84,7 @@ class RestorationOptions(BackboneOptions, RestorationDataOptions):
         "rgb, grey or y; y: luminance of BT.601, 16 to 235, to which degradations are applied (noise:25 is 25 of 219 "
         "levels); auto: grey if all images are grey, else rgb",
     )
-    test_share: ShareBetween = _data(0.1, "share of the images that is scored if there is no test folder")
+    test_share: ShareBetween = _data(0.1, "share of the images that is scored if there is no --test-dir, test/ or val/")
     crop: Count = _crops(64, "side of the random crops of the clean images, in pixels")
     crops: Count = _crops(8, "crops of each image in an epoch")
     flip: bool = _crops(True, "flip at random, horizontally and vertically")

@@ -70,5 +70,5 @@ def draw_sheet(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]]) -> None
 
 
 def zoom(image: Tensor) -> Tensor:
-    """Crop the centre of an image (C, H, W)."""
+    """Crop the centre of an image (C, H, W), `ZOOM` x `ZOOM` pixels or fewer."""
     return crop_to(image, [min(side, ZOOM) for side in image.shape[-2:]], centre=True)

@@ -20,9 +20,9 @@ TEST_FOLDERS = ("test", "val")
 
 @dataclass(frozen=True)
 class ImagePair:
-    """A clean image, and its degraded version if there is one; `name` is the clean image's path inside its folder."""
+    """A clean image, and its degraded version if there is one."""
 
-    name: str
+    name: str  # path of the clean image inside its folder; in a pair, without its extension
     target: Path
     input: Path | None
 

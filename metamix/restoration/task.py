@@ -78,7 +78,7 @@ class Restoration:
     def trained(cls, options: RestorationEvalOptions) -> tuple["Restoration", nn.Module, dict[str, Any]]:
         """Load weights for evaluation, and return the task, the model and the metadata.
 
-        Channels and degradation are as in training unless `options` set them.
+        Channels, degradation and test share are as in training unless `options` set them.
         """
         trained = load_restorer(**options.weights())
         metadata, name, in_chans = trained.metadata, trained.name, cast(int, trained.model.in_chans)

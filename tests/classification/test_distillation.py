@@ -43,7 +43,7 @@ def test_a_teacher_sees_images_normalised_with_its_mean_and_std():
 def test_a_teacher_of_other_data_is_refused(weights, three_classes):
     path, _ = weights()
     options = dict(data="folder", data_dir=str(three_classes), teacher=SMALL["model"], teacher_checkpoint=path)
-    words = "has 10 classes and takes 1 channel, but folder has 3 classes and 3 channels; give the --teacher"
+    words = "has 10 classes and takes 1 channel, but set has 3 classes and 3 channels; give the --teacher"
     with pytest.raises(ValueError, match=words):
         small_task(**options).model.build()
 
@@ -66,7 +66,7 @@ def test_a_teacher_of_another_image_size_is_refused(tmp_path):
 def test_a_published_teacher_of_other_classes_is_refused(three_classes):
     named = small_task(data="folder", data_dir=str(three_classes), teacher="metaformer_identity_nano")
     named.data.classes = tuple(f"thing{i}" for i in range(10))
-    with pytest.raises(ValueError, match="the teacher metaformer_identity_nano has the class 'airplane' where folder"):
+    with pytest.raises(ValueError, match="the teacher metaformer_identity_nano has the class 'airplane' where set"):
         named.model.build()
 
 

@@ -383,12 +383,12 @@ def test_single_label_and_multi_label_models_do_not_mix(run, shapes, tmp_path, c
     (tmp_path / "one/any.csv").write_text("\n".join(lines))
     assert metamix_command("convert", "csv", tmp_path / "one", tmp_path / "classes") == 0
     train(*WORDS, "--data-dir", tmp_path / "classes", "--epochs", 1, "--output", tmp_path / "of-classes")
-    with pytest.raises(SystemExit, match="the teacher .* predicts one class per image, unlike folder; give another"):
+    with pytest.raises(SystemExit, match="the teacher .* predicts one class per image, unlike shapes; give another"):
         train(*words, tmp_path / "of-classes", "--output", tmp_path / "other")
     one, several = "one class for each image", "several labels for an image"
     cases = (run, tmp_path / "classes", several, one), (tmp_path / "of-classes", shapes, one, several)
     for trained, data, wanted, has in cases:
-        with pytest.raises(SystemExit, match=f"was trained for {wanted}, but folder has {has}; give other --data, or"):
+        with pytest.raises(SystemExit, match=f"was trained for {wanted}, but {data.name} has {has}; give other --data"):
             metamix_command("eval", "--checkpoint", trained, "--data", "folder", "--data-dir", data)
 
 

@@ -163,6 +163,8 @@ def test_a_folder_without_a_test_split_is_scored_as_in_training(tmp_path, capsys
         evaluate("--checkpoint", run, *other, "--output", tmp_path / "all")
     evaluate("--checkpoint", run, *other, "--test-share", 0.3, "--output", tmp_path / "all")
     assert "6 images are scored and not trained on" in capsys.readouterr().out
+    evaluate("--checkpoint", run, *other, "--test-share", 0.5, "--output", tmp_path / "all")
+    assert "10 images are scored, and may have been trained on" in capsys.readouterr().out
     Image.new("RGB", (32, 32)).save(tmp_path / "other" / "dark" / "new.png")
     evaluate("--checkpoint", run, *other, "--test-share", 0.3, "--output", tmp_path / "all")
     assert "6 images are scored, and may have been trained on" in capsys.readouterr().out
