@@ -39,7 +39,7 @@ class ClassificationEvalOptions(WeightOptions, LocationOptions):
         "data set to score, as in metamix train; default: the training data, or folder if unknown, hfds/ or wds/",
     )
     test_share: PositiveShare | None = _data(
-        None, "share of images to score if there is no test split; default: as in training, or all in another folder"
+        None, "share of images to score if there is no test split; default: as in training, or all images of other data"
     )
     holdout: ShareBelowOne | None = as_trained("share of the training split that is held out")
     memory: Memory | None = as_trained("decode all images at the start")

@@ -36,8 +36,9 @@ class Classification:
         self.title = f"{self.data.name.replace('/', '-')}-{options.model}"
         self.model = ClassificationModel(options, self.data)
         self.metric: ClassificationMetric | MultiLabelMetric
-        self.metric = ClassificationMetric(self.data.classes, self.data.normalize)
-        if self.data.threshold is not None:
+        if self.data.threshold is None:
+            self.metric = ClassificationMetric(self.data.classes, self.data.normalize)
+        else:  # many more labels can be scored than classes, since there is no confusion matrix
             self.metric = MultiLabelMetric(self.data.classes, self.data.normalize, self.data.threshold)
         self.pictures = ClassificationPictures(self.metric)
         if isinstance(options, ClassificationOptions):

@@ -60,7 +60,7 @@ class Restoration:
     def notes(self) -> list[str]:
         """Describe how data and model were made, and what the scores compare."""
         made = self.options.degradation
-        inputs = "as in the input folder" if self.data.paired else f"clean images degraded by {made}"
+        inputs = "images of the input folder" if self.data.paired else f"clean images degraded by {made}"
         return [*self.data.notes, *self.model.notes, f"inputs: {inputs}", self.measured]
 
     @staticmethod

@@ -23,7 +23,7 @@ from metamix.classification.options import ClassificationOptions
 from metamix.data import open_data
 from metamix.data.sources import strata
 from metamix.weights.files import load_metadata, save_weights
-from tests.helpers.classifiers import NO_TEACHER
+from tests.helpers.classifiers import NO_TEACHER, small_task
 from tests.helpers.running import assert_same_run, metamix_command, stopped_at, train
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -73,6 +73,13 @@ def run(shapes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     train(*WORDS, "--data-dir", shapes, "--holdout", 0.2, "--epochs", 12, "--lr", 1e-2, "--output", folder)
     return folder
+
+
+def test_the_limit_of_the_confusion_matrix_is_not_for_labels(shapes, monkeypatch):
+    monkeypatch.setattr("metamix.classification.metric.MAX_SCORED_CLASSES", 2)
+    assert small_task(data="folder", data_dir=str(shapes)).metric.classes == CLASSES
+    with pytest.raises(ValueError, match="there are 10 classes, but at most 2 can be scored"):
+        small_task()
 
 
 def test_training_chooses_loss_scores_and_threshold(run):
