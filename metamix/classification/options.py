@@ -36,7 +36,7 @@ class ClassificationEvalOptions(WeightOptions, LocationOptions):
 
     data: str | None = _data(  # type: ignore[assignment]
         None,
-        "data set to score, as in metamix train; default: the training data, or folder if unknown, hfds/ or wds/",
+        "data set to score, as in metamix train; default: as in training, but folder for hfds/, wds/ and unknown names",
     )
     test_share: PositiveShare | None = _data(
         None, "share of images to score if there is no test split; default: as in training, or all images of other data"
