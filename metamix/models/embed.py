@@ -5,8 +5,10 @@ attribute `reduction`, its stride as an int, and the method `out_size((H, W)) ->
 """
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 from timm.models import register_notrace_module
@@ -44,7 +46,10 @@ class ConvEmbed(Conv2d):
 
 
 class SequentialEmbed(nn.Sequential):
-    """A sequence of layers, some of which change the map's size: (B, in, H, W) -> (B, out, H', W')."""
+    """A sequence of layers: (B, in, H, W) -> (B, out, H', W').
+
+    Layers that change the map's size must have `reduction` and `out_size`, as `ConvEmbed` has.
+    """
 
     @property
     def reduction(self) -> int:
@@ -69,23 +74,25 @@ def limit_stride(stem: Any, downsamples: Sequence[Any], output_stride: int) -> N
     Convolutions that then read a finer map are dilated, so that they reach equally far in the image.
 
     Raises:
-        ValueError: the model cannot have another output stride, or `output_stride` is not 8, 16 or 32. Only models of
-            four stages with convolutions of odd kernels between them can have another output stride.
+        ValueError: the model cannot have another output stride, or `output_stride` is not 8, 16 or 32, or no stage has
+            this stride. Only models of four stages with convolutions of odd kernels between them can have another
+            output stride.
     """
-    total = math.prod(embed.reduction for embed in (stem, *downsamples))
-    if output_stride == total:
+    strides = [*accumulate((embed.reduction for embed in (stem, *downsamples)), operator.mul)]  # of the stages' maps
+    if output_stride == strides[-1]:
         return
     dilatable = all(  # with stride 1 and an even kernel, no padding keeps the size of a map
         isinstance(conv, ConvEmbed) and all(k % 2 for k in conv.kernel_size) for conv in downsamples
     )
-    if len(downsamples) != 3 or total != 32 or not dilatable:
+    if len(downsamples) != 3 or strides[-1] != 32 or not dilatable:
         raise ValueError(
-            f"output_stride is {output_stride!r}, but the last maps of this model have stride {total}. Only models of "
-            f"four stages with convolutions of odd kernels between them take 8, 16 or 32: leave output_stride out, or "
-            f"take a model such as metaformer_raft_s12."
+            f"output_stride is {output_stride!r}, but the last maps of this model have stride {strides[-1]}. Only "
+            f"models of four stages with convolutions of odd kernels between them take 8, 16 or 32: leave "
+            f"output_stride out, or take a model such as metaformer_raft_s12."
         )
-    if output_stride not in (8, 16):
-        raise ValueError(f"output_stride is {output_stride!r}: give 8, 16 or 32, as a number.")
+    accepted = [stride for stride in (8, 16, 32) if stride in strides]
+    if output_stride not in accepted:
+        raise ValueError(f"output_stride is {output_stride!r}: give one of the numbers {str(accepted)[1:-1]}.")
     dilation, reached = 1, stem.reduction
     for conv in downsamples:
         if reached < output_stride:
