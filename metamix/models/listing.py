@@ -53,7 +53,7 @@ class ModelInfo:
     macs: int  # multiply-adds for one image of `input_size`; see `count_macs`
     input_size: tuple[int, int, int]  # (C, H, W) of the images that the model takes by default
     num_classes: int  # outputs of the model by default
-    weights: tuple[WeightsInfo, ...]  # the default weights come first
+    weights: tuple[WeightsInfo, ...]  # the default weights, if there are any, come first
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,6 @@ def known_sizes() -> dict[str, list[int]]:
     return json.loads(SIZES.read_text())
 
 
-@cache
 def count_size(name: str) -> list[int]:
     """Count the parameters and the multiply-adds of a registered name on the meta device.
 

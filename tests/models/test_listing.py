@@ -100,6 +100,14 @@ def test_parameters_and_macs_of_a_users_model_are_counted(forget_models):
     assert model.weights == ()
 
 
+def test_a_name_that_is_registered_again_is_counted_again(forget_models):
+    register("changed_here", cfg=CIFAR10, depths=(1,), dims=(8,), mixer="identity")
+    (before,) = metamix.list_models("changed_here")
+    register("changed_here", cfg=CIFAR10, depths=(2,), dims=(8,), mixer="identity")
+    (after,) = metamix.list_models("changed_here")
+    assert after.parameters > before.parameters and after.macs > before.macs
+
+
 def test_a_model_with_wrong_arguments_is_named(forget_models):
     register("broken_here", cfg=CIFAR10, mixer="raft", dims=32, depths=2)
     with pytest.raises(ValueError, match="broken_here is registered with wrong arguments: depths is 2"):
