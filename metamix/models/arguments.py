@@ -57,11 +57,11 @@ def check_stages(depths: Any, dims: Any) -> None:
 
 
 def norm_layer(option: str, norm: Norm) -> Callable[[int], nn.Module]:
-    """Return the constructor of a norm for (B, C, H, W); None and "none" give the identity.
+    """Return the constructor of a norm for (B, C, H, W); None and "none" (in any case) give the identity.
 
     timm's GroupNorm1 is replaced by `metamix.layers.GroupNorm1`.
     """
-    if norm is None or norm == "none":
+    if str(norm).lower() == "none":
         return nn.Identity
     layer = layer_by_name(option, norm, get_norm_layer, [*MAP_NORMS, "none"])
     return GroupNorm1 if layer is TimmGroupNorm1 else layer

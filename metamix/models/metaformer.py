@@ -325,7 +325,7 @@ class MetaFormer(GradCheckpointing):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the head; arguments as in the constructor, but `global_pool=None` keeps the current pooling."""
         check_counts(0, num_classes=num_classes)
-        if global_pool is not None:
+        if global_pool is not None or not hasattr(self, "global_pool"):
             if global_pool not in POOLS:
                 raise ValueError(f"global_pool is {global_pool!r}: give one of {', '.join(map(repr, POOLS))}.")
             self.global_pool = GlobalPool(global_pool)
@@ -350,12 +350,13 @@ class MetaFormer(GradCheckpointing):
         """Return the final map, unless `intermediates_only`, and the features that `feature_info` lists.
 
         Arguments are timm's. With `norm`, the final norm is applied to features with as many channels as the norm.
-        With `stop_early`, the final map is the last requested feature.
+        With `stop_early`, the layers after the last requested feature are skipped. The final map is then this feature,
+        with the final norm only if no layers were skipped.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}; features are maps: use output_fmt='NCHW'.")
         take, last = feature_take_indices(len(self.feature_info), indices)
-        units: Any = self.stages[0].blocks if self.isotropic else self.stages  # whose outputs are the features
+        units: Any = self.stages[0].blocks if self.isotropic else self.stages  # their outputs are the features
         features = []
         x = self.embed(x)
         for i, unit in enumerate(units[: last + 1] if stop_early else units):
@@ -371,7 +372,8 @@ class MetaFormer(GradCheckpointing):
     ) -> list[int]:
         """Drop the layers that the features at `indices` do not need, and return these indices, counted from 0.
 
-        The norm and the head are dropped too if the last remaining feature has a different number of channels.
+        `prune_norm` and `prune_head` drop the norm and the head. Both are always dropped if the last remaining feature
+        has a different number of channels.
         """
         take, last = feature_take_indices(len(self.feature_info), indices)
         if self.isotropic:

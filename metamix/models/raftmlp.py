@@ -47,7 +47,7 @@ class MultiScaleEmbed(nn.Module):
     def __init__(self, in_chans: int, dim: int, *, kernels: tuple[int, ...], stride: int):
         super().__init__()
         check_counts(1, patch_size=stride)
-        if not isinstance(kernels, (tuple, list)):
+        if not isinstance(kernels, (tuple, list)) or not kernels:
             raise ValueError(f"embedding kernels are {kernels!r}: give each level a tuple of sides, such as (4, 8).")
         if any((k - stride) % 2 or k < stride for k in kernels):
             raise ValueError(

@@ -195,6 +195,7 @@ def test_another_mixer_does_not_get_the_family_s_options(name):
         ("wavemix_192_16", dict(patch_size=-1), "patch_size is -1: give a whole number of at least 0"),
         ("raftmlp_s", dict(patch_sizes=(0, 2, 2, 2)), "patch_size is 0: give a whole number of at least 1"),
         ("raftmlp_s", dict(embedding_kernels=(4, 2, 2, 2)), "embedding kernels are 4: give each level a tuple"),
+        ("raftmlp_s", dict(embedding_kernels=((), (2,), (2,), (2,))), r"embedding kernels are \(\): give each level a"),
         ("raftmlp_s", dict(depths=(2, 2, 6), dims=(8, 16, 24)), "has 4 values, but needs 3"),
         ("minattn_full_mlp_h1_cifar", dict(patch_size=0), "patch_size is 0: give a whole number of at least 1"),
         ("ninformer_cifar", dict(d_model=0), "d_model is 0: give a whole number of at least 1"),
