@@ -87,10 +87,12 @@ def resize_to(x: Tensor, size: Sequence[int], mode: str = "bicubic", *, antialia
 
 @fx_leaf
 def average_to(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Average (B, C, H', W') over a grid of `size` = (H, W); values repeat if the map is smaller than the grid.
+    """Average (B, C, H', W') over the cells of a grid of `size` = (H, W), as adaptive average pooling does.
+
+    Cells overlap unless H divides H' and W divides W', so the map may also be smaller than the grid.
 
     Why not always `F.adaptive_avg_pool2d`: torch 2.13 converts it to ONNX for the example's size only. In an ONNX
-    export, two matrix products compute the averages instead.
+    export for any size, two matrix products compute the averages instead.
     Reproducer: tests/layers/test_workarounds.py::test_adaptive_pooling_in_onnx
     Remove when: that test skips on the oldest supported torch.
     """

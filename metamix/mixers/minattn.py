@@ -12,7 +12,7 @@
 
 Departures: `context`, `positions` and the initial values of T are ours.
 
-- With `context`, keys and values come from the map averaged to this grid (or repeated, if the map is smaller). Every
+- With `context`, keys and values come from the map averaged to this grid (or enlarged, if the map is smaller). Every
   token keeps its query. The cost is then linear in the number of tokens; without `context` it is quadratic.
 - `positions` adds a learned bias for each head and each offset between two tokens to s / sqrt(d). At the start each
   head looks at one neighbour of the token, as a local filter does. The biases are resampled for maps of other sizes.
@@ -42,10 +42,10 @@ class MinAttn(nn.Module):
     """Attention with fewer matrices: (B, C, H, W) -> (B, C, H, W).
 
     Args:
-        num_heads: number of heads; must divide `dim`.
+        num_heads: number of heads; must divide `dim`, and be 1 with qk="collapsed".
         qk: form of the similarity: "separate", "collapsed", "shared" or "cholesky"; see above.
         value: whether to use the value map and the output projection.
-        context: side or (h, w) of the grid that keys and values are averaged to, at most `size`; None for all tokens.
+        context: side or (h, w) of the grid for keys and values, limited to `size`; None for all tokens.
         positions: whether to add a learned bias for each head and offset to the similarities.
         attn_drop: dropout rate of the attention weights.
         proj_drop: dropout rate of the output.

@@ -7,7 +7,7 @@
     gate(x) = v + MLP_channels(norm(v)),   v = x + MLP_tokens(norm(x))        one MLP-Mixer block
 
 The token MLP mixes the tokens of a `grid`, which by default has the size of the map in training. A map of a different
-size is averaged to the grid (or repeated, if it is smaller), and the gate is resampled bilinearly to the size of the
+size is averaged to the grid (or enlarged, if it is smaller), and the gate is resampled bilinearly to the size of the
 map. So the token MLP costs 2 * token_dim multiply-adds per channel and token of the grid, whatever the map's size.
 
 Departure: the author's token MLP takes a fixed number of tokens; `grid` and the MLPs' separate widths are ours.
@@ -32,7 +32,7 @@ class Nin(nn.Module):
     Args:
         token_dim: hidden width of the token MLP (the paper's d_ffn); None for 2 C.
         channel_dim: hidden width of the channel MLP (the paper's d_ffn); None for 2 C.
-        grid: side or (h, w) of the grid on which the gate is computed, at most `size`; None for `size`.
+        grid: side or (h, w) of the grid on which the gate is computed, limited to `size`; None for `size`.
         proj_drop: dropout rate in both MLPs.
     """
 
@@ -67,7 +67,7 @@ class Nin(nn.Module):
         return x + self.channel_mlp(self.channel_norm(x))
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Resample the token MLP of a state saved for another grid; fc1's response to a constant map stays the same."""
+        """Resample the token MLP of a state saved for another grid; scale fc1 to the number of tokens that it sums."""
         fc1, fc2, bias = (state[f"token_mlp.{key}"] for key in ("fc1.weight", "fc2.weight", "fc2.bias"))
         h, w = fc1.shape[-2:]
         if (h, w) == self.grid:

@@ -52,7 +52,7 @@ class Raft(nn.Module):
         raft_size: r, number of channel groups; must divide `dim`.
         expansion: e, hidden width of the raft MLPs as a multiple of their input width.
         resample: "branch", "stream", "weights" or "windows": what to do on maps of a different size; see above.
-        grid: side or (h, w) of the grid that the weights are made for, at most `size`; None for `size`.
+        grid: side or (h, w) of the grid that the weights are made for, limited to `size`; None for `size`.
     """
 
     def __init__(

@@ -90,9 +90,9 @@ def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn
 
 @fx_leaf
 def check_shape(y: Tensor, x: Tensor, mixer: str) -> Tensor:
-    """Return `y`, the output of the class `mixer` for the map `x`; raise ValueError if its shape is not that of `x`.
+    """Return `y`, the output of the class `mixer` for the map `x`; raise ValueError if the shapes differ.
 
-    Without this check, the residual would broadcast an output of a different shape.
+    Without this check, the residual would broadcast an output of a different shape. Exported or traced graphs skip it.
     """
     if is_exporting() or torch.jit.is_tracing() or getattr(y, "shape", None) == x.shape:
         return y
@@ -101,7 +101,7 @@ def check_shape(y: Tensor, x: Tensor, mixer: str) -> Tensor:
 
 
 def describe_mixer(name: str, options: Mapping[str, Any], *, defaults: bool = True) -> str:
-    """Return a mixer's name and options as text. Mixers that compute the same function have the same text.
+    """Return a mixer's name and options as text. Mixers with the same text compute the same function.
 
     Dropout is left out, since it matters in training only. Without `defaults`, options with their default value are
     left out too. The text then stays the same when a new version adds an option to the mixer.

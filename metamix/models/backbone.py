@@ -3,7 +3,7 @@
     build_backbone("metaformer_raft_s12")(images)     (B, 3, H, W) -> maps of 256 channels at strides 4, 8, 16, 32
 
 A multi-stage model gets a feature pyramid; an isotropic model gets ViTDet's simple pyramid. Levels 0, 1, 2, 3 have the
-strides 4, 8, 16, 32. If the model has patches of 7 pixels, the strides are 3.5, 7, 14, 28.
+strides 4, 8, 16, 32, or the closest that the model's maps allow: 3.5, 7, 14, 28 for patches of 7 or 14 pixels.
 """
 
 import math
@@ -59,7 +59,8 @@ class Backbone(nn.Module):
         in_chans: image channels.
         levels: names of the levels in `out_indices`; the extra levels have other names.
         strides: stride s of each level, including the extra levels.
-        size_divisible: images whose sides are multiples of this have maps of exactly these strides.
+        size_divisible: images whose sides are multiples of this have exactly these strides at the levels in
+            `out_indices`. The sides of the extra levels' maps may be rounded up.
         mean, std: mean and standard deviation of each image channel, for pixel values from 0 to 1.
     """
 
@@ -157,9 +158,9 @@ def build_backbone(
             unless it is given, also for models that were made for grey images.
 
     Raises:
-        ValueError: a name or option is unknown; a level is finer than the model's finest map; an isotropic model has
-            maps finer than stride 4; no weights are published; or the checkpoint belongs to another model or lacks
-            weights.
+        ValueError: a name or option is unknown; options exclude each other; a level is finer than the model's finest
+            map; an isotropic model has maps finer than stride 4; no weights are published; or the checkpoint belongs to
+            another model or lacks weights.
     """
     check_model(name, pretrained)
     check_choice("extra", extra, EXTRA)

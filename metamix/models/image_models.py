@@ -64,8 +64,8 @@ def create_image_model(
     Args:
         name: a registered name, or NAME.TAG to choose weights.
         pretrained: load the published or shipped weights of the tag, or of the first tag if the name has no tag.
-        checkpoint: load this safetensors or PyTorch file of metamix or of the authors, or .npz file of MAXIM's authors.
-            Model arguments in the file's metadata become the defaults. None loads no file.
+        checkpoint: load this safetensors or PyTorch file of metamix or of the authors, .npz file of MAXIM's authors, or
+            run folder. Model arguments in the file's metadata become the defaults. None loads no file.
         kwargs: arguments of the model's class; they override presets and metadata.
 
     Raises:

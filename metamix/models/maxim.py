@@ -78,7 +78,7 @@ def multiple_of(levels: Sequence[Level], axis: int) -> int:
 
 
 class Carried(NamedTuple):
-    """Maps that a stage passes to the next."""
+    """Maps that a stage passes to the next stage."""
 
     sams: list[Tensor]  # features of the supervised attention modules, by level
     encoded: list[Tensor]  # maps of the encoder, by level
@@ -104,6 +104,7 @@ class MaximUNet(GradCheckpointing):
         block_size_hr, grid_size_hr: block and grid size of these levels in tokens, (height, width) or one number.
         block_size_lr: block and grid size of the other levels and the bottleneck.
         input_proj_factor, block_gmlp_factor, grid_gmlp_factor: options of the mixer; see `metamix.mixers.Maxim`.
+            In the decoder, `input_proj_factor` is always 2.
         channels_reduction: number of channels divided by the hidden width of channel attention.
     """
 

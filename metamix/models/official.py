@@ -74,7 +74,7 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
     Args:
         source: name of the code that wrote the checkpoint; docs/models.md has an example of each.
         state_dict: tensors by the authors' names, also wrapped as `{"state_dict": ...}` or `{"model": ...}`. For
-            maxim_mab, give a flax tree, nested or with names joined by "/".
+            maxim and maxim_mab, give a flax tree, nested or with names joined by "/".
         constructor: arguments of the authors' constructor, by the authors' names. The defaults are the authors'
             defaults, or else the values of their published models.
 

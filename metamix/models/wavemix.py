@@ -26,13 +26,13 @@ from .registry import CIFAR10, IMAGENET, MNIST, build, register
 
 
 def strided_stem(in_chans: int, dim: int, *, stride: int) -> SequentialEmbed:
-    """Build two 3x3 convolutions of stride s in a row: (B, in, H, W) -> (B, dim, H / s^2, W / s^2)."""
+    """Build two 3x3 convolutions of stride s in a row: (B, in, H, W) -> (B, dim, ceil(H / s^2), ceil(W / s^2))."""
     conv = partial(ConvEmbed, kernel_size=3, stride=stride, padding=1)
     return SequentialEmbed(conv(in_chans, dim // 2), conv(dim // 2, dim))
 
 
 def patch_stem(in_chans: int, dim: int, *, patch_size: int) -> SequentialEmbed:
-    """Build two 3x3 convolutions, a patch convolution, GELU, BatchNorm: (B, in, H, W) -> (B, dim, H / p, W / p)."""
+    """Build two 3x3 convolutions, a patch convolution, GELU, BatchNorm: (B, in, H, W) -> (B, dim, H // p, W // p)."""
     conv = partial(ConvEmbed, kernel_size=3, stride=1, padding=1)
     return SequentialEmbed(
         conv(in_chans, dim // 4),

@@ -4,7 +4,7 @@
     wavemix_sisr    Conv1x1(TransposedConv4x4(Blocks(Conv3x3(Conv3x3(x)))))           RGB, twice the height and width
 
 A block is x + WaveMix(x), with no norm before the mixer. There is no activation outside the blocks and no skip
-connection from the input. H and W may be any numbers of at least 1.
+connection from the input. In evaluation, H and W may be any numbers of at least 1.
 
 Two options are ours. `residual` adds the upsampled image to the result, so that a small model learns only the
 difference. `scale=1` lets wavemix_sisr restore images without enlarging them: it first folds 2 x 2 pixels into
@@ -91,7 +91,8 @@ class WaveMixSR(GradCheckpointing):
 class WaveMixSisr(GradCheckpointing):
     """Double the size of images, or restore them: (B, in_chans, H, W) -> (B, in_chans, scale H, scale W).
 
-    In training the result is a list that holds only this map. With `scale=1`, training takes even H and W.
+    In training the result is a list that holds only this map. With `scale=1`, training and exported graphs take only
+    even H and W.
 
     Args:
         scale: 2 to double the size; 1 to keep it and fold 2 x 2 pixels into channels before the stem.
