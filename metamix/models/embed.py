@@ -74,9 +74,8 @@ def limit_stride(stem: Any, downsamples: Sequence[Any], output_stride: int) -> N
     Convolutions that then read a finer map are dilated, so that they reach equally far in the image.
 
     Raises:
-        ValueError: the model cannot have another output stride, or `output_stride` is not 8, 16 or 32, or no stage has
-            this stride. Only models of four stages with convolutions of odd kernels between them can have another
-            output stride.
+        ValueError: the model does not have four stages with convolutions of odd kernels between them and a stride of
+            32; or `output_stride` is not 8, 16 or 32, or is not the stride of a stage.
     """
     strides = [*accumulate((embed.reduction for embed in (stem, *downsamples)), operator.mul)]  # of the stages' maps
     if output_stride == strides[-1]:

@@ -412,9 +412,7 @@ def test_options_of_a_mixer(forget_mixers):
     ]  # fmt: skip
     assert mixer_options("raft")[0].doc == "r, number of channel groups; must divide `dim`."
     context = {option.name: option.doc for option in mixer_options("minattn")}["context"]
-    assert context == (
-        "side or (h, w) of the grid that keys and values are averaged to, at most `size`; None for all tokens."
-    )
+    assert context == "side or (h, w) of the grid for keys and values, limited to `size`; None for all tokens."
 
 
 class OneChannel(Mine):

@@ -94,6 +94,8 @@ def test_a_user_can_register_an_image_model(monkeypatch):
     assert create_image_model("mine", kernel_size=3).kernel_size == (3, 3)
     with pytest.raises(ValueError, match="'mine' is already registered"):
         image_models.register_image_model("mine", torch.nn.Conv2d)
+    with pytest.raises(ValueError, match="An image model cannot be named 'mine.x2': give letters, digits"):
+        image_models.register_image_model("mine.x2", torch.nn.Conv2d)
 
 
 REFUSED = [
