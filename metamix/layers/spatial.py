@@ -50,7 +50,7 @@ def reflect_places(places: Tensor, side: int) -> Tensor:
     # nor the remainder of a division by it.
     period = torch.full_like(places, 2 * side - 2).clamp(min=1)
     places = places % period
-    return torch.minimum(places, period - places).clamp(max=side - 1)
+    return torch.minimum(places, period - places)
 
 
 @fx_leaf
