@@ -80,7 +80,8 @@ def build(
     if pretrained and cfg.state_dict is None:
         require_reachable(name, cfg, kwargs.get("cache_dir"))
     kwargs.setdefault("img_size", cfg.input_size[-2:])
-    depths = kwargs.get("depths", inspect.signature(MetaFormer).parameters["depths"].default)
+    options = inspect.signature(MetaFormer).parameters
+    depths = kwargs.get("depths", options["depths"].default)
     feature_cls = kwargs.get("feature_cls") if kwargs.get("features_only") else None
     problem = ""
     if feature_cls in ("list", "dict") and len(depths) == 1:
@@ -92,7 +93,8 @@ def build(
     if "dims" in kwargs:
         check_stages(depths, kwargs["dims"])
     if default_mixer_args:
-        mixers, mixer_args = mixers_per_stage(kwargs["mixer"], kwargs.get("mixer_args"), len(depths))
+        mixer = kwargs.get("mixer", options["mixer"].default)
+        mixers, mixer_args = mixers_per_stage(mixer, kwargs.get("mixer_args"), len(depths))
         defaults = per_stage("default_mixer_args", default_mixer_args, len(depths))
         kwargs["mixer"] = mixers
         kwargs["mixer_args"] = [each.get(mixer, {}) | args for each, mixer, args in zip(defaults, mixers, mixer_args)]
@@ -106,10 +108,8 @@ def build(
         return build_model_with_cfg(MetaFormer, name, pretrained, **kwargs)
     except TypeError as error:
         if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
-            accepted = inspect.signature(MetaFormer).parameters
-            raise TypeError(
-                f"{error}{did_you_mean(unknown[1], accepted)} See help(metamix.models.MetaFormer)."
-            ) from error
+            words = f"{error}{did_you_mean(unknown[1], options)} See help(metamix.models.MetaFormer)."
+            raise TypeError(words) from error
         raise
 
 

@@ -119,6 +119,12 @@ def test_a_users_model_has_the_default_depths_of_the_skeleton(forget_models):
     assert [len(stage.blocks) for stage in timm.create_model("deep_as_usual").stages] == [2, 2, 6, 2]
 
 
+def test_a_users_model_has_the_default_mixer_of_the_skeleton(forget_models):
+    options = {"pooling": dict(pool_size=5)}
+    register("mixed_as_usual", cfg=CIFAR10, depths=(1,), dims=(8,), default_mixer_args=options)
+    assert timm.create_model("mixed_as_usual").stages[0].blocks[0].mixer.pool.kernel_size == 5
+
+
 def test_timm_lists_our_models_by_module():
     assert set(timm.list_models(module="metamix")) >= set(default_cfgs)
     assert timm.models.is_model_in_modules("raftmlp_s", ["metamix"])
