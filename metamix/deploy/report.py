@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 MAX_DIFFERENCE = 1e-4  # limit for fp32, relative to the standard deviation of the outputs
-MIN_SAME_TOP1 = 0.999  # smallest share of images whose most probable class fp32 must keep
+MIN_SAME_TOP1 = 0.999  # smallest share of images or pixels whose most probable class fp32 must keep
 MAX_BF16_RMS = 0.05  # limit of the root mean square for bf16, relative to the standard deviation of the outputs
 
 
@@ -68,6 +68,7 @@ class Difference:
                 f"{MAX_DIFFERENCE:g}"
             )
         if self.precision == "fp32" and figures.get("same_top1", 1) < MIN_SAME_TOP1:
-            share = f"{figures['same_top1']:.2%} of the images (limit {MIN_SAME_TOP1:.1%})"
+            noun = "images" if self.count == self.images else "pixels"
+            share = f"{figures['same_top1']:.2%} of the {noun} (limit {MIN_SAME_TOP1:.1%})"
             problems.append(f"the most probable class is the same for {share}")
         return problems

@@ -135,6 +135,17 @@ def test_a_model_that_an_engine_cannot_run_is_named(monkeypatch):
     assert table(result).endswith("openvino fp32 failed: OpenVINO cannot convert the model: no such op")
 
 
+def test_an_error_without_a_message_is_named_by_its_type():
+    def forward(images):
+        raise NotImplementedError
+
+    model = torch.nn.Identity()
+    model.forward = forward
+    subject = module.BenchmarkedModel("bad", model, torch.rand(2, 3, 16, 16))
+    result = benchmark([subject], engines=["eager"], precisions=["fp32"], batch_sizes=[1], seconds=0)
+    assert result["failed"] == {"bad eager fp32": "NotImplementedError"}
+
+
 def test_wrong_options_and_missing_packages_are_refused(monkeypatch):
     for models, options, words in (
         (["metaformer_nin_s12"], dict(engines=["openvin"]), "engine is 'openvin'; did you mean 'openvino'"),

@@ -23,6 +23,7 @@ from metamix.classification.export import open_classifier
 from metamix.data import open_data
 from metamix.deploy import export, load_exported
 from metamix.deploy.artifact import load_artifact
+from metamix.deploy.formats import base
 from metamix.deploy.formats.base import as_value_error, quiet
 from metamix.mixers import list_mixers
 from metamix.tasks.export import ParityError
@@ -91,6 +92,21 @@ def test_a_dynamic_program_of_torch_needs_larger_maps(weights, tmp_path):
         export(source, img_size=4, **options)
     export(source, img_size=8, **options)
     assert load_exported(tmp_path / "out", trust=True)(torch.randn(3, 3, 64, 90)).shape == (3, 3)
+
+
+def test_images_are_enlarged_only_to_trace_them(monkeypatch):
+    """A model that is refused at every size is traced with images of up to 16 times the sides, and never larger."""
+    sides, tried, trace = [], [], torch.export.export
+
+    def export(model, arguments, **options):
+        sides.append(arguments[0].shape[2])
+        return trace(model, arguments, **options)
+
+    monkeypatch.setattr(torch.export, "export", export)
+    monkeypatch.setattr(base, "refusal", lambda program, shape: tried.append((*shape,)) or "side <= 4")
+    with pytest.raises(ValueError, match=r"torch.export fixes the sides of the images \(side <= 4\): give a larger "):
+        base.to_program(nn.ReLU(), torch.zeros(2, 3, 4, 5), dynamic=True)
+    assert sides == [4, 8, 16, 32, 64] and tried == [(2, 3, 2 * side, side * 5 // 2) for side in sides]
 
 
 def test_a_model_of_a_fixed_size_cannot_be_exported_as_dynamic(tmp_path):

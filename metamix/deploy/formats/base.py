@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from metamix.utils.files import reason
 
 INPUT = "images"  # name of the graph's input
-ATTEMPTS = 5  # maximum number of attempts to trace a graph; each one doubles the sides of the example
+SCALES = 1, 2, 4, 8, 16  # factors of the example's sides in the attempts to trace a graph of any size
 
 Run = Callable[..., list[np.ndarray]]  # (images) -> outputs
 
@@ -83,23 +83,24 @@ def to_program(model: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgr
     """
     problem = "torch.export cannot trace the model"
     free = {0: Dim.DYNAMIC, 2: Dim.AUTO, 3: Dim.AUTO} if dynamic else {0: Dim.DYNAMIC}
-    for _ in range(ATTEMPTS if dynamic else 1):
+    for scale in SCALES if dynamic else (1,):
+        example = images.repeat(1, 1, scale, scale)
         with quiet(), as_value_error(problem):
-            program = torch.export.export(model, (images,), dynamic_shapes=(free,))
-        images = images.repeat(1, 1, 2, 2)
-        refused = refusal(program, images) if dynamic else None
+            program = torch.export.export(model, (example,), dynamic_shapes=(free,))
+        larger = *example.shape[:2], *(2 * side for side in example.shape[2:])
+        refused = refusal(program, larger) if dynamic else None
         if not refused:
             return program
-        problem = f"--dynamic needs a model that also takes images of {images.shape[2]} x {images.shape[3]}"
+        problem = f"--dynamic needs a model that also takes images of {larger[2]} x {larger[3]}"
     raise ValueError(f"torch.export fixes the sides of the images ({refused}): give a larger --img-size")
 
 
-def refusal(program: ExportedProgram, images: Tensor) -> str | None:
-    """Return why a program does not take images of this size, or None if it takes them. Only shapes are computed."""
+def refusal(program: ExportedProgram, shape: Sequence[int]) -> str | None:
+    """Return why a program does not take images of this shape, or None if it takes them. Only shapes are computed."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with mode:
-            program.module()(mode.from_tensor(images))
+            program.module()(torch.empty(shape))
     except (AssertionError, RuntimeError) as error:  # torch.export: "Guard failed: images.size()[2] <= 32"
         return str(error).partition("\n")[0]
     return None

@@ -37,7 +37,8 @@ def write(graph: Graph, file: Path) -> None:
     """Write the program of a graph as .pt2 and, if the graph asks for it, a compiled package beside it."""
     model = Bfloat16(graph.model) if graph.precision == "bf16" else graph.model
     program = to_program(model, graph.images, graph.dynamic)
-    if graph.dynamic and (refused := refusal(program, graph.images)):  # it may have been traced with larger images
+    # The program may have been traced with larger images.
+    if graph.dynamic and (refused := refusal(program, graph.images.shape)):
         height, width = graph.images.shape[2:]
         raise ValueError(
             f"torch.export cannot record one program for images of {height} x {width} and for larger ones ({refused}): "
