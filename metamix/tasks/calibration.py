@@ -75,7 +75,7 @@ class CalibratedExport(Exportable):
         return min(HELD_OUT_IMAGES, len(self.training_images) // 2)
 
     def calibration_count(self, count: int) -> int:
-        """Return how many of `count` images to calibrate on, so that enough are left for `held_out_scores`."""
+        """Return how many of `count` images to calibrate on; raise ValueError if too few are left to check int8."""
         if (total := len(self.training_images)) < 5:
             raise ValueError(
                 f"int8 is calibrated and checked on training images, but there are {total}: give at least 5"
@@ -101,8 +101,8 @@ class CalibratedExport(Exportable):
         """Score a model on training images that `calibration(count)` does not yield, at most half of them.
 
         Returns:
-            The score of each image, (n,); higher is better. For a classifier it is 100 or 0, so that the mean is the
-            top-1 accuracy in percent.
+            The score of each image that can be scored, (n,); higher is better. For a classifier it is 100 or 0, so that
+            the mean is the top-1 accuracy in percent, or the F1 score in percent if images may have several labels.
         """
         held_out = min(self.held_out, MAX_SCORED)
         scores = [self.image_score(model, batch) for batch in self.load(slice(count, count + held_out))]

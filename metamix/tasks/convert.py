@@ -133,21 +133,22 @@ def choose_splits(labels: LabelledImages, share: float | None) -> dict[str, list
     for samples in groups.values():
         ranked = sorted(samples, key=lambda s: hashlib.sha256(os.fsencode(s.name)).digest())
         count = round((1 - (share or TRAIN_SHARE)) * len(samples))
-        held_out = {sample.name for sample in ranked[: min(max(count, 1), len(samples) - 1)]}  # at least one, never all
+        held_out = {sample.name for sample in ranked[: min(max(count, 1), len(samples) - 1)]}  # at least 1, never all
         for sample in samples:
             splits["val" if sample.name in held_out else "train"].append(sample)
     return {split: samples for split, samples in splits.items() if samples}
 
 
 def check_names(out: Path, splits: Mapping[str, Sequence[Sample]]) -> None:
-    """Raise ValueError if two images, or their labels, would become one file, or a file outside of `out`."""
+    """Raise ValueError if two images, or their labels, would become one file, or a file outside of a split's folder."""
     files: dict[Path, Path] = {}
     for split, samples in splits.items():
         for sample in samples:
             for name in filter(None, (sample.name, sample.label_file)):
-                place = out / split / name
-                if not Path(os.path.normpath(place)).is_relative_to(os.path.normpath(out / split)):
-                    raise ValueError(f"{sample.file} would become {place}, which is not in {out}: correct its path")
+                folder = out / split
+                place = folder / name
+                if not Path(os.path.normpath(place)).is_relative_to(os.path.normpath(folder)):
+                    raise ValueError(f"{sample.file} would become {place}, which is not in {folder}: correct its path")
                 if place in files:
                     raise ValueError(f"{files[place]} and {sample.file} would both become {place}: rename one of them")
                 files[place] = sample.file

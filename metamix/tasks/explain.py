@@ -34,7 +34,7 @@ from .registry import TASKS, find_task, is_exported
 
 GRAD_CAM = "pytorch_grad_cam", "explain", "grad-cam"  # module, extra and package
 SHOWN_SCORES = 6
-SHOWN_BLOCKS = 4  # the mixers of at most this many blocks are drawn
+SHOWN_BLOCKS = 4  # maximum number of blocks whose mixers are drawn, for a model with one stage
 EXAMPLES = """examples:
   metamix explain photo.jpg --checkpoint metaformer_minattn_nano.cifar10
   metamix explain photos --checkpoint runs/cells --label RBC --output explained"""
@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def find_explainer(checkpoint: str) -> Callable[[Any, Path, str | None], Explanation]:
-    """Return the task's function that explains the model of a checkpoint; raise ValueError if there is none."""
+    """Return the function that explains a model; raise ValueError if there is none, ImportError without grad-cam."""
     spec = find_task(task_of(checkpoint)[0])
     if not spec.explain:
         others = " and ".join(name for name in TASKS if find_task(name).explain)

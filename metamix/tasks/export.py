@@ -70,6 +70,7 @@ def export(source: str | Path, *, output: str | Path, **options: Any) -> dict[st
 
     Raises:
         ValueError: an option or the model is unsuitable; a `ParityError` if the outputs exceed a limit.
+        FileNotFoundError: there are no such weights.
         ImportError: a package of the extra `deploy` is missing.
     """
     settings = ExportOptions(str(source), Path(output), **options)

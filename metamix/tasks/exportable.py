@@ -65,7 +65,7 @@ class ExportOptions(ImageOptions):
         self.output = Path(self.output)
         super().__post_init__()
         if self.img_size is not None:
-            if len(self.img_size) > 2:
+            if len(self.img_size) not in (1, 2):
                 raise ValueError(f"img_size is {self.img_size}: give one side for a square, or height and width")
             self.img_size = self.img_size if len(self.img_size) == 2 else self.img_size * 2
 

@@ -29,8 +29,8 @@ def load(
         digits.predict(["digit.png"])[0][0]                          ("7", 0.98): a label and its probability
 
     Args:
-        source: a run folder, a weight file, a folder that `metamix export` wrote, or NAME.TAG: shipped weights, or
-            published weights of timm or of an image model.
+        source: a run folder, a weight file, a folder that `metamix export` wrote, hf-hub:USER/NAME, or NAME.TAG:
+            shipped weights, or published weights of timm or of an image model.
         model: name of the model, for a file that does not name its model.
         model_args: arguments of a classifier or an image model, which replace the arguments in the file.
         threads: number of threads for the engine of an exported model; None for its default.
@@ -43,6 +43,7 @@ def load(
     Raises:
         FileNotFoundError: there are no such weights.
         ValueError: the weights or the arguments cannot be used.
+        ImportError: the engine of an exported model is not installed.
     """
     if is_exported(source):
         if model or model_args:

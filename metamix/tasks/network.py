@@ -86,7 +86,7 @@ class NetworkSpec:
         """Build the network of a run folder or a weight file; return it with its spec and its metadata."""
         tensors, metadata = load_weights(find_weights(checkpoint))
         spec = cls.from_dict(metadata, checkpoint)
-        backbone = replace(ModelMetadata.from_dict(metadata, checkpoint), img_size=None)  # the network's size
+        backbone = replace(ModelMetadata.from_dict(metadata, checkpoint), img_size=None)  # it is the whole network's
         check_described_size(backbone, tensors, checkpoint)
         with limited_size(checkpoint):
             model = spec.build()
@@ -101,7 +101,7 @@ def load_initial_weights(model: Any, path: str | Path, classes: Sequence[str]) -
     If the file has other classes, the layers in `model.classifier` keep their initial values.
     """
     tensors, metadata = load_weights(find_weights(path))
-    if metadata.get("classes", [*classes]) != [*classes]:  # else a head for as many classes would load
+    if metadata.get("classes", [*classes]) != [*classes]:  # otherwise a head for as many other classes would be loaded
         inside_head = tuple(f"{layer}." for layer in model.classifier)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(inside_head)}
     counters = {name: value for name, value in model.state_dict().items() if name.endswith(COUNTER)}

@@ -47,7 +47,7 @@ class WeightOptions:
 
 
 def options_as_trained(cls: type[T], trained: Mapping[str, Any], options: Any) -> T:
-    """Make training options from the options of `metamix eval`; the other options are as in `trained`.
+    """Make training options from the options of `metamix eval`; options that are not given are as in `trained`.
 
     Entries of `trained` that are no options are ignored. Options in `options` that choose the weights are ignored too.
     """
@@ -70,7 +70,7 @@ class BackboneOptions:
     )
     model_args: dict[str, Any] = _model({}, "more arguments of the model, as YAML: '{mixer: raft}'")
     pretrained: bool = _model(False, "start from the model's published weights")
-    checkpoint: str | None = _model(None, "start from weights of this file or run, but not a head for other classes")
+    checkpoint: str | None = _model(None, "start from weights of this file or run, except a head for other classes")
 
     def check_backbone(self, set_elsewhere: Mapping[str, str]) -> None:
         """Refuse `pretrained` with `checkpoint`, and arguments in `model_args` that do not belong there.
@@ -89,6 +89,8 @@ class BackboneOptions:
 
 def task_of_options(options: Mapping[str, Any]) -> str:
     """Return the task of the `checkpoint` or of the `model` that a recipe or a command line names.
+
+    If neither shows a task, or the checkpoint cannot be read, the task is `DEFAULT`.
 
     Raises:
         ValueError: the checkpoint is an exported model.

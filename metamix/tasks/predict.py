@@ -180,7 +180,7 @@ def name_outputs(
     `marker` first: if it is missing, existing files belong to the user.
 
     Raises:
-        ValueError: two images have one output, or an output would overwrite one of the images or a file of the user.
+        ValueError: two images have one output, or an output would overwrite an image, a file of the user or a link.
     """
     inside = paths_inside(places, without=folders)
     names = {path: name.with_suffix(extension(path)) for path, name in inside.items()}

@@ -106,6 +106,6 @@ def task_of_folder(folder: str | os.PathLike[str] | None, *, alone: bool = False
 
 
 def task_of_data(name: str, folder: str | None = None) -> str | None:
-    """Return the task that reads a data set of this name or a folder of this layout; None if several tasks can."""
+    """Return the task that reads a data set of this name or a folder of this layout; None if neither shows the task."""
     named = next((task for task in TASKS if name in find_task(task).data_sets), None)
     return named or task_of_folder(name) or task_of_folder(folder, alone=True)

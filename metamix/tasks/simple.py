@@ -160,7 +160,9 @@ class MeanMetric(Metric):
         state["count"] += int(readable.sum())
 
     def result(self, states: list[State]) -> dict[str, float]:
-        return {self.name: sum(state["sum"] for state in states) / sum(state["count"] for state in states)}
+        if not (count := sum(state["count"] for state in states)):
+            raise ValueError("no image is left to score: all images are unreadable")
+        return {self.name: sum(state["sum"] for state in states) / count}
 
 
 class NoPictures(Pictures):
@@ -255,14 +257,14 @@ def _problems(samples: SampleReader, numbers: Sequence[int]) -> list[str]:
 
 
 class SimpleExport(Exportable):
-    """A model to export with one output for each image. It is compared on random images.
+    """A model to export with one output for each image. It is compared on random images if `task` is None.
 
     Args:
         model: the model, which takes prepared images (n, C, H, W).
         metadata: metadata of its weights, with `in_chans` and `img_size`.
         dynamic: whether the graph takes images of any size.
         ranked: whether the outputs are scores of classes.
-        data: the arguments `task` and `images` of `Exportable`.
+        data: the arguments `task` and `images` of `Exportable`; a class that takes a task defines `test_outputs`.
     """
 
     def __init__(

@@ -37,7 +37,8 @@ class TaskSpec:
             name its model.
         models: function that returns the names of models that only this task trains; "" if there are none.
         suffixes: suffixes of weight files that only this task reads.
-        folders: groups of names. A data set belongs to the task if its folder has all the names of a group.
+        folders: groups of names. A data set belongs to the task if its folder, or the folder of one of its
+            splits, has all the names of a group.
         data_sets: names of data sets that only this task reads.
     """
 

@@ -47,7 +47,7 @@ class VerifyOptions(ImageOptions):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Check a data set; exit with 1 if it has a problem."""
+    """Check a data set; exit with 1 if it has a problem, and with a message if the input is invalid."""
     with exit_with_message(ValueError, OSError, ImportError):
         task, words = take_task(argv)
         if task is None and (not words or {"-h", "--help"} & set(words)):

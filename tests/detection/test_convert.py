@@ -304,7 +304,7 @@ def test_coco_with_a_path_out_of_the_new_folder_is_refused(name, original, tmp_p
     shutil.copy(original / "images/val_0.png", tmp_path / "source/images/x.png")
     data["images"][0]["file_name"] = name.format(str(tmp_path).replace("/", "\\"))
     file.write_text(json.dumps(data))
-    with pytest.raises(SystemExit, match=r"x.png would become .*source/images/x.png, which is not in .*out: correct"):
+    with pytest.raises(SystemExit, match=r"x.png would become .*images/x.png, which is not in .*out/(train|val):"):
         metamix_command("convert", "coco", tmp_path / "source", tmp_path / "a/b/out", "--split", 0.5)
     assert not (tmp_path / "a").exists()
 

@@ -1,9 +1,11 @@
 """Test `metamix benchmark` on a trained model of every task, and on an exported model."""
 
 import json
+from importlib import import_module
 
 import pytest
 import timm
+import torch
 
 from metamix.deploy import export
 from metamix.detection.load import DetectorSpec
@@ -81,6 +83,21 @@ def test_an_exported_model_is_timed_together_with_its_original(tmp_path, capsys)
         measure(tmp_path, folder, *words, "--img-size", 64)
     with pytest.raises(SystemExit, match="model.pt2 is not loaded: .* give --trust"):
         measure(tmp_path, folder, "--engines", "eager")
+
+
+def test_an_exported_model_has_as_many_threads_as_the_other_models(monkeypatch):
+    module, given = import_module("metamix.tasks.benchmark"), []
+
+    def load(source, threads, trust):
+        given.append(threads)
+        raise FileNotFoundError
+
+    monkeypatch.setattr(module, "is_exported", lambda source: True)
+    monkeypatch.setattr(module, "load_exported", load)
+    for threads in (None, 3):
+        with pytest.raises(FileNotFoundError):
+            module.open_model("street", None, threads, False)
+    assert given == [torch.get_num_threads(), 3]
 
 
 def test_the_command_fails_if_no_model_can_be_timed(tmp_path, capsys):

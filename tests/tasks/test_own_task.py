@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 import metamix
 from metamix.tasks import registry
+from metamix.tasks.simple import MeanMetric
 from metamix.weights.files import load_weights
 from tests.helpers.running import metamix_command
 
@@ -136,3 +137,9 @@ def test_a_run_resumes_exactly(folder, run):
     resumed, expected = (load_weights(folder / name)[0] for name in ("half", "whole"))
     assert resumed.keys() == expected.keys()
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
+def test_a_mean_over_no_readable_image_is_refused():
+    metric = MeanMetric("error", torch.sub)
+    with pytest.raises(ValueError, match="no image is left to score: all images are unreadable"):
+        metric.result([metric.start()])
