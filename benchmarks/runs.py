@@ -1,7 +1,7 @@
 """Read finished runs and compare their recipes."""
 
 import json
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 
 import yaml
@@ -37,6 +37,8 @@ def differences(recipe: dict, other: dict) -> dict:
     If the recipe of an earlier version lacks an option, the option's default is compared.
     """
     task = recipe.get("task", "classification")
-    recipe, other = ({field.name: field.default for field in options_of(task)} | each for each in (recipe, other))
+    options = options_of(task)
+    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in options}
+    recipe, other = (defaults | each for each in (recipe, other))
     keys = sorted((recipe.keys() | other.keys()) - free_options(task) - {"seed"})
     return {key: other.get(key) for key in keys if other.get(key) != recipe.get(key)}

@@ -71,7 +71,7 @@ def from_hex(text: str, count: int) -> Tensor:
 
 
 def score_pairs(cards: dict[str, dict], data_dir: str | None, known: dict) -> dict:
-    """Score the models of the cards, {mixer: card}, and compare them. Weights keep their scores in the result `known`.
+    """Score and compare the models of the cards, {mixer: card}. Unchanged weights keep their scores in `known`.
 
     Raises:
         ValueError: the accuracy on a card is not reproduced, so the card is about other data or weights.
@@ -107,7 +107,8 @@ class Resized(nn.Module):
 def score_sizes(measured: dict[str, dict], cards: Sequence[dict], data_dir: str | None) -> dict[str, dict]:
     """Add the scores of new weights to a copy of `measured`, {name: {"weights", "made", "top1", "resized"}}; return it.
 
-    "made", "top1" and "resized" are {size as text: accuracy}. Models trained above `SMALL` have only "made".
+    "made", "top1" and "resized" are {size as text: accuracy}. Models trained above `SMALL` have only "made"; models
+    trained at a side that `SIZES` lacks are left out.
 
     Raises:
         ValueError: the accuracy on the card is not reproduced, so the card is about other data or weights.

@@ -76,7 +76,7 @@ class ConvBlock(nn.Sequential):
 class CeilingNet(nn.Module):
     """Classify images: (B, in_chans, 32, 32) -> logits (B, num_classes).
 
-    `whiten` is not trained: copy the result of `whitening_filters` into its weight.
+    The weight of `whiten` is not trained: copy the result of `whitening_filters` into it.
     """
 
     def __init__(self, num_classes: int = 10, in_chans: int = 3):
@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="folder", help="folder, cifar10 or another set of 32 x 32 images")
     parser.add_argument("--data-dir", default="data/cifar10", help="folder of the data: train/CLASS/*, val/CLASS/*")
-    parser.add_argument("--split", choices=("holdout", "test"), default="holdout", help="what is scored")
+    parser.add_argument("--split", choices=("holdout", "test"), default="holdout", help="split to score")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)

@@ -114,7 +114,7 @@ class Bench:
 
 
 def training_mib(name, batch, size, precision, memory_format, device, authors) -> int:
-    """Return what three training steps add to the peak of this process, with the model, in MiB."""
+    """Return what a model and three training steps with it add to the memory of this process at its peak, in MiB."""
     before = timing.memory_mib(peak=False, device=device)
     model = reference_models.create(name, size, authors)
     step = Subject(model, batch, size, memory_format, device).step("train", precision)

@@ -4,8 +4,8 @@
     python -m benchmarks.measure.train_loop --data-dir cifar10 --timm-script pytorch-image-models/train.py
 
 `--data-dir` holds CIFAR-10 as class folders, train/ and val/. There are two cases, both on the CPU in bf16 autocast:
-these images, and 256-pixel JPEG files made of them. Each library augments with its defaults: ours pads and crops, timm
-crops by area, both flip.
+these images, and 256-pixel JPEG files made from them. Each library augments with its defaults: ours pads and crops,
+timm crops by area, both flip.
 
     ours     the loop of `metamix train` with data, augmentation, schedule and checks: Engine.steps
     bare     the same step (model, optimizer, autocast, memory kept) on one random batch

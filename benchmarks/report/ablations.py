@@ -10,9 +10,7 @@ from metamix import list_models
 from metamix.models.metaformer_family import EQUAL_COST
 
 Row = Mapping[str, Any]
-
 COST = "params", "MMACs", "epochs"
-
 LAYOUT = "nano"  # the variant that compares mixers; other variants compare design choices
 
 

@@ -1,4 +1,4 @@
-"""Make the tables that compare the mixers, from the cards in weights/ and results/image_sizes.json."""
+"""Make the tables that compare the mixers, from the cards in weights/, paired.json and image_sizes.json."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,7 @@ from benchmarks.weight_cards import by_mixer, image_size, load_cards, model_of, 
 from metamix import list_mixers
 from metamix.utils.text import short_count
 
-COLUMNS = ["test accuracy, %", "parameters", "MACs", "training, img/s", "inference, img/s"]
-COLUMNS += ["memory, MiB"]
+COLUMNS = ["test accuracy, %", "parameters", "MACs", "training, img/s", "inference, img/s", "memory, MiB"]
 # Accuracy in % that a paper reports for its model, on the data of the shipped weights.
 PUBLISHED = {"wavemixlite_8_10": 99, "wavemixlite_32_7": 80}
 

@@ -1,4 +1,4 @@
-"""Draw receptive fields, weights and activations of the mixers into docs/images/. This needs the data.
+"""Draw receptive fields, weights and activations of the mixers into docs/images/, which needs the data.
 
     python -m benchmarks.report.mixer_views --tag cifar10 --data-dir cifar10
 

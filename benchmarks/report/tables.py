@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         changed = stale()
         if args.check and changed:
             names = ", ".join(str(path.relative_to(ROOT)) for path in changed)
-            raise ValueError(f"stale, run `python -m benchmarks.report.tables`: {names}")
+            raise ValueError(f"run `python -m benchmarks.report.tables`, since these pages are stale: {names}")
         for path, text in changed.items():
             write_text(path, text)
             print(f"written: {path}")

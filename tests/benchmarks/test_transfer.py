@@ -70,3 +70,7 @@ def test_the_runs_in_the_file_are_comparable():
                 collect.without(row["recipe"] | {"epochs": row["epochs"]}, collect.STARTS) for row in (first, other)
             ]
             assert not collect.differences(*recipes) and first["samples"] == other["samples"], other["model"]
+
+
+def test_an_option_that_an_earlier_recipe_lacks_has_its_default():
+    assert collect.differences({}, {"model_args": {}, "epochs": 7}) == {"epochs": 7}
