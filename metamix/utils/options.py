@@ -34,7 +34,7 @@ METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", tuple: "A,B", dict:
 
 @dataclass
 class Options:
-    """Base class of options. It raises ValueError if a value does not fit its type; a Path is accepted as a string.
+    """Base class of options. It raises ValueError if a value does not fit its type; a Path fits the type str, too.
 
     If a subclass defines `__post_init__`, it must call `super().__post_init__()`.
     """
@@ -64,7 +64,7 @@ def option(
         on_resume: what to do if the value has changed when a run is resumed. "refuse" raises an error, since it would
             be another run; "report" allows and reports the change; "ignore" allows it, since no result depends on it.
         needs: option that must be set for this one to have an effect. Give its name, its name and value ("schedule
-            poly"), or two names, one of which is enough ("mixup or cutmix").
+            poly"), or several of these, one of which is enough ("mixup or cutmix").
         metavar: word for the value in --help, such as FOLDER; by default it is derived from the type.
     """
     metadata = {"help": help, "group": group, "on_resume": on_resume, "needs": needs, "metavar": metavar}
@@ -110,7 +110,7 @@ def check_needs(flags: Iterable[str], values: Mapping[str, Any], options: Mappin
 
 
 def changed(options: Any) -> dict[str, Any]:
-    """Return the options whose values differ from their defaults."""
+    """Return the options whose values differ from their defaults, and all options whose type is dict."""
     return {f.name: value for f in fields(options) if (value := getattr(options, f.name)) != f.default}
 
 
@@ -212,7 +212,7 @@ def parse_flags(
 ) -> dict[str, Any]:
     """Add --help and a flag for each option to the parser, and return the values that the command line gives.
 
-    Flags may be written with underscores, too. Raise ValueError for an unknown flag or a value of the wrong type.
+    Import the modules of `--import`. Flags may have underscores. Raise ValueError for a wrong flag, word or value.
 
     Args:
         unknown: returns the message about an unknown flag, as `no_option` does.
@@ -280,10 +280,11 @@ def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def named_weights(argv: Sequence[str]) -> dict[str, str]:
     """Return the values of --checkpoint and --model that a command line gives, by name."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--checkpoint")
-    parser.add_argument("--model")
-    return vars(parser.parse_known_args(argv)[0])
+    parser = Parser()
+    for name in ("checkpoint", "model"):
+        parser.add_argument(f"--{name}")
+    values = vars(parser.parse_known_args(argv)[0])
+    return {name: values[name] for name in ("checkpoint", "model") if values[name] is not None}
 
 
 def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
@@ -327,7 +328,7 @@ def _as_tuple(value: Any, kinds: Set[type]) -> Any:
 
 
 def _expand_home(value: Any) -> Any:
-    """Expand a path that begins with ~/, which no shell does in YAML and after "="; return other values unchanged."""
+    """Expand ~/ at the start of a path, since no shell does so in YAML or after "="; return other values unchanged."""
     return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
@@ -342,7 +343,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def dump_yaml(content: Mapping[str, Any]) -> str:
-    """Write options as YAML that `read_yaml` reads."""
+    """Return options as YAML text that `read_yaml` reads."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 

@@ -190,6 +190,7 @@ def test_text_that_looks_like_a_number_or_date_stays_text(config, text):
         (["--clip-grad", "0"], "--clip-grad is '0', but it must be a finite number above 0, or none"),
         (["--anchors", "x"], "--anchors is 'x', but it must be a number, or auto."),
         (["--epochs"], "argument --epochs: expected one argument"),
+        (["--model"], "argument --model: expected one argument"),
         (["--config", "a.yaml", "--config", "b.yaml"], "--config is given twice, a.yaml and b.yaml; give one"),
         (["--import", "./my_mixers.py"], "--import ./my_mixers.py failed: it is a path; give a module, such as"),
         (["--lr-factors", "{0: 0.1}"], "--lr-factors is '{0: 0.1}', but it must be a mapping {key: value} of finite"),
