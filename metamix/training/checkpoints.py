@@ -40,7 +40,7 @@ class Checkpoints:
         """Read the run folder's checkpoint or, if there is none yet, the checkpoint that `--resume` names.
 
         Returns:
-            Path and content of the checkpoint; None if there is none.
+            Path and content of the checkpoint; None for a dry run, or if neither checkpoint is there.
         """
         if self.path is None:
             return None
@@ -54,13 +54,14 @@ class Checkpoints:
         return path, state
 
     def write(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint. If that fails, the old one stays, and OSError says which checkpoint is still good."""
+        """Replace the checkpoint. If that fails, the old one stays, and OSError names the last good checkpoint."""
         assert self.path is not None, "a dry run writes nothing"
         try:
             save_checkpoint(self.path, state)
         except OSError as error:
             raise OSError(
-                f"{error}; stopped at step {state['step']}, and {self.good}. Free some space, and repeat the command"
+                f"{error}; stopped at step {state['step']}, and {self.good}. Free some space, or "
+                f"make the folder writable, and repeat the command"
             ) from error
 
     def written(self, step: int, path: Path | None = None) -> None:
@@ -78,12 +79,17 @@ class Checkpoints:
 def check_resumable(
     path: Path, state: Mapping[str, Any], recipe: Recipe, identity: Mapping[str, Any], steps_per_epoch: int
 ) -> list[str]:
-    """Check that a recipe can continue a checkpoint; return a sentence about each option that changed.
+    """Check that a recipe can continue a checkpoint; return a sentence about each change that is to be reported.
 
     Raises:
-        ValueError: the checkpoint belongs to another run or other data, or the recipe changed after the run ended.
+        ValueError: the data changed, an option changed that must not change, or the recipe changed after the run ended.
     """
-    changes, best = resume_changes(state["recipe"], recipe), state.get("best", {})
+    changes, best = resume_changes(state["recipe"], recipe), state.get("best", {})  # refuses another batch size
+    if state["steps_per_epoch"] != steps_per_epoch:
+        raise ValueError(
+            f"{path} was made with {plural(state['steps_per_epoch'], 'step')} per epoch, but there are now "
+            f"{steps_per_epoch}: the data have changed. Start a new run with --output"
+        )
     stopped_early = is_exhausted(best, recipe.engine.early_stopping)
     ended = stopped_early or state["step"] >= recipe.engine.epochs * steps_per_epoch
     if ended and changes.keys() - {"score"}:
@@ -97,11 +103,6 @@ def check_resumable(
         raise ValueError(
             f"{path} chose the best epoch by other weights: {changes['score']}. Use the old value, or start a "
             f"new run with --output"
-        )
-    if state["steps_per_epoch"] != steps_per_epoch:
-        raise ValueError(
-            f"{path} was made with {plural(state['steps_per_epoch'], 'step')} per epoch, but there are now "
-            f"{steps_per_epoch}: the data have changed. Start a new run with --output"
         )
     check_identity(state["about"], identity, path)
     return list(changes.values())

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from metamix.training.checkpoints import Checkpoints, check_identity
+from metamix.training.checkpoints import Checkpoints, check_identity, check_resumable
+from metamix.training.recipe import EngineOptions, Recipe
+from metamix.utils.options import Options
 
 IDENTITY = {"classes": ["ant", "bee"], "mean": [0.25, 0.5], "digest": "0123"}
 
@@ -21,6 +23,13 @@ def test_continuing_with_other_data_is_refused(saved, words):
     start = f"^run was made with other data; these differ: {words}. Give the data of .*--checkpoint to start from these"
     with pytest.raises(ValueError, match=start):
         check_identity(IDENTITY | saved, IDENTITY, Path("run"))
+
+
+def test_fewer_data_are_named_although_the_run_seems_to_have_ended():
+    recipe = Recipe("toys", EngineOptions(lr=2e-3), Options())
+    state = {"recipe": recipe.flat() | {"lr": 1e-3}, "step": 600, "steps_per_epoch": 100, "about": {}}
+    with pytest.raises(ValueError, match="100 steps per epoch, but there are now 50: the data have changed"):
+        check_resumable(Path("run"), state, recipe, {}, steps_per_epoch=50)
 
 
 def test_the_same_data_on_another_processor_is_accepted():
