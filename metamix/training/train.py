@@ -30,8 +30,8 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
 
     Raises:
         Stopped: at a signal, once the state is saved.
-        ValueError: the folder holds something else, or the recipe does not fit the run in it.
-        NotFinite, OSError: see `Engine.fit`.
+        ValueError: the folder holds something else, or the recipe does not fit the run in it; see also `Engine`.
+        NotFinite, OSError: see `Engine.fit`. OSError is also raised if another process of the run ends.
     """
     options = recipe.engine
     folder = Path(options.output or f"runs/{task.title}-seed{options.seed}")
@@ -93,7 +93,8 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
 def is_finished(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> bool:
     """Return whether the folder holds the complete result of this recipe.
 
-    A run that was killed while it drew its pictures is not finished if its checkpoint is there to score it again.
+    A run that was killed while it drew its pictures, or lacks its weight file, is not finished if its checkpoint is
+    there to score it again. Raise ValueError for other data, damaged files, or a recipe that cannot continue the run.
     """
     if not (folder / SUMMARY).exists():
         return False
@@ -105,9 +106,10 @@ def is_finished(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> bo
             f"{folder} holds a finished run of another recipe ({'; '.join(changes.values())}), and no {CHECKPOINT} to "
             f"continue from: give another --output, and --checkpoint {folder} to start from its weights"
         )
-    if changes or (read_state(folder) == "scored" and has_checkpoint):
+    has_weights = (folder / WEIGHTS).exists()
+    if changes or (has_checkpoint and (read_state(folder) == "scored" or not has_weights)):
         return False
-    if (folder / WEIGHTS).exists():
+    if has_weights:
         try:
             load_weights(folder / WEIGHTS)
         except ValueError as error:
@@ -175,7 +177,7 @@ def _time_step(engine: Engine, run: Run) -> None:
     moments = [value for value in moments if isinstance(value, Tensor)]
     parts: dict[str, Iterable[Tensor]] = {"weights": engine.model.parameters(), "optimizer": moments}
     if engine.options.ema:
-        parts["their average"] = engine.stepper.weights("ema").parameters()
+        parts["averaged weights"] = engine.stepper.weights("ema").parameters()
     sizes = ", ".join(f"{name} {sum(t.nbytes for t in tensors) / 2**20:.1f} MiB" for name, tensors in parts.items())
     run.say(f"memory   {peak:.2f} GiB at the peak of a step, including {sizes}")
     run.say(

@@ -132,7 +132,7 @@ def test_a_dry_run_prints_data_model_memory_and_time_and_writes_nothing(tmp_path
         r"model +metaformer_identity_tiny: [\d,]+ parameters, [\d.]+ M multiply",
         r"steps +2 epochs of 5 steps of 256 samples",
         r"memory +[\d.]+ GiB at the peak of a step, including weights "
-        r"[\d.]+ MiB, optimizer [\d.]+ MiB, their average [\d.]+ MiB",
+        r"[\d.]+ MiB, optimizer [\d.]+ MiB, averaged weights [\d.]+ MiB",
         r"time +[\d.]+ s for one step, [\d,]+ img/s, .* for all",
     ):
         assert re.search(said, text), said

@@ -1,7 +1,9 @@
 """Test continuing runs with the same command, a longer schedule, another recipe or another run's checkpoint."""
 
 import pytest
+import torch
 
+from metamix.weights.files import load_weights
 from tests.helpers.running import assert_same_run, train
 
 
@@ -28,11 +30,21 @@ def test_another_recipe_is_refused_for_a_finished_run(tmp_path, capsys):
         (["--epochs", 1], "epochs was 2 and is now 1"),
         (["--smoothing", 0.1], "smoothing was 0.0 and is now 0.1"),
     ):
-        with pytest.raises(SystemExit, match=f"after 2 epochs, so no epoch would use the new recipe: {said}. Take"):
+        with pytest.raises(SystemExit, match=f"after 2 epochs, so no epoch would use the new recipe: {said}. Use"):
             train(*words, *change)
         assert (tmp_path / "summary.json").read_text() == before
     train(*words, "--score", "last")
     assert "(last weights)" in capsys.readouterr().out
+
+
+def test_missing_weights_of_a_finished_run_are_written_again(tmp_path):
+    words = ["--batch-size", 256, "--epochs", 1, "--output", tmp_path]
+    train(*words)
+    weights = tmp_path / "model.safetensors"
+    before = load_weights(weights)[0]
+    weights.unlink()
+    train(*words)
+    assert all(torch.equal(before[name], tensor) for name, tensor in load_weights(weights)[0].items())
 
 
 def test_a_finished_run_without_its_checkpoint_is_not_replaced(tmp_path, capsys):
