@@ -46,15 +46,15 @@ def from_hub(repository: str) -> Path:
 
 
 def require_reachable(name: str, cfg: PretrainedCfg | None = None, cache_dir: str | Path | None = None) -> None:
-    """Raise OSError, with the model's name, if its published weights cannot be loaded.
+    """Raise OSError, with the model's name, if its published weights are neither cached nor reachable.
 
-    Weights on the Hugging Face Hub must be cached or reachable; weights at another address are downloaded. Without this
-    check and without a network, huggingface_hub 2.4 retries for 45 seconds, then fails without naming the weights.
+    Weights outside the Hugging Face Hub are downloaded. If the hub refuses a file, this check passes. Without it and
+    without a network, huggingface_hub 2.4 retries for 45 seconds, then fails without naming the weights.
 
     Args:
         name: a timm model, or hf-hub:REPOSITORY.
         cfg: the model's configuration; the registered one by default.
-        cache_dir: folder in which timm keeps weights; the hub's cache by default.
+        cache_dir: folder in which timm keeps weights; by default the cache of the hub or, for other addresses, torch's.
     """
     hub_id: str | None = None
     if name.startswith(("hf-hub:", "hf_hub:")):

@@ -98,6 +98,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         ValueError: the file is damaged, or holds no weights.
+        OSError: there is no such file, or too little memory to read it.
     """
     path = newest_weights(Path(path)) if Path(path).is_dir() else Path(path)
     if path.suffix == ".npz":
@@ -190,7 +191,7 @@ def newest_weights(folder: Path) -> Path:
 
     Raises:
         FileNotFoundError: the folder holds no weights; the message names the runs in it.
-        ValueError: the folder is an exported model.
+        ValueError: the folder is an exported model, or its checkpoint is damaged or incomplete.
     """
     weights, checkpoint = folder / WEIGHTS, folder / CHECKPOINT
     if not weights.exists() and not checkpoint.exists():
@@ -204,7 +205,9 @@ def newest_weights(folder: Path) -> Path:
         raise FileNotFoundError(f"there is no file {weights}; {advice}")
     if not checkpoint.exists() or (weights.exists() and (folder / SUMMARY).exists()):
         return weights
-    step = load_checkpoint(checkpoint)["step"]
+    state = load_checkpoint(checkpoint)
+    require(state, ("step",), checkpoint)
+    step = state["step"]
     if weights.exists() and (final := load_metadata(weights).get("steps", 0)) >= step:
         return weights
     older = f", which is newer than {WEIGHTS} of step {final}" if weights.exists() else ""
@@ -297,8 +300,9 @@ def _check_expansion(path: str | Path) -> None:
 def _check_structure(path: str | Path, content: Any) -> None:
     """Reject lists and mappings that are nested too deeply, contain themselves, or repeat the same values many times.
 
-    Each value takes at least one byte of the file, so if there are more values than bytes, some are repeated. A
-    tensor counts as its bytes divided by `MAX_EXPANSION`, since the elements of an expanded tensor share their bytes.
+    Reject sparse and quantized tensors and tensors without data. Each value takes at least one byte of the file, so
+    if there are more values than bytes, some are repeated. A tensor counts as its bytes divided by `MAX_EXPANSION`,
+    since the elements of an expanded tensor share their bytes.
     """
     values, left = [(content, 0)], os.path.getsize(path)
     while values:

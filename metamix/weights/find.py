@@ -32,7 +32,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:
 
 
 def cfg_of_file(path: str | Path) -> dict[str, Any]:
-    """Return entries of timm's `PretrainedCfg` for a weight file, from its card or, without a card, its metadata."""
+    """Return a weight file's entries of timm's `PretrainedCfg`, from its card or else its metadata; {} for no file."""
     path = Path(path)
     for tags in local_weights().values():
         for entries in tags.values():
@@ -80,7 +80,7 @@ def local_weights() -> dict[str, dict[str, dict]]:
 
 
 def find_weights(checkpoint: str | Path) -> Path:
-    """Return the path of a checkpoint: a path, "local-dir:PATH", the name of shipped weights, or hf-hub:USER/NAME.
+    """Return the path of weights: PATH, local-dir:PATH, the name of shipped weights, or hf-hub:USER/NAME[@REVISION].
 
     Raises:
         FileNotFoundError: there are no such weights; the message suggests a close name or how to use published weights.

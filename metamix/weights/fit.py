@@ -147,9 +147,10 @@ def function_mismatch(theirs: Mapping[str, str], ours: Mapping[str, str], weight
 
 
 def check_size(described: nn.Module, tensors: Mapping[str, Tensor], name: str, source: object) -> None:
-    """Raise ValueError if the metadata of a file describe a model with over twice as many values as the file holds.
+    """Raise ValueError if the metadata of a file describe a model with far more values than the file holds.
 
-    `described` is the model that the metadata describe, on the meta device. `name` and `source` name model and file.
+    The model may have twice as many values as the file, and a million more. `described` is the model that the metadata
+    describe, on the meta device. `name` and `source` name model and file.
     """
     values, held = (sum(tensor.numel() for tensor in part.values()) for part in (described.state_dict(), tensors))
     if values > 2 * held + 1_000_000:

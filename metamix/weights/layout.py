@@ -27,7 +27,7 @@ class Layout:
         return ours
 
     def translate(self, state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], set[str]]:
-        """Return the tensors that `model` has, named and arranged as there, and the file's names of all others."""
+        """Return the file's tensors that `model` has, named and arranged as in `model`, and the names of all others."""
         of_model = model.state_dict()
         names = {ours: self.name(ours) for ours in of_model}
         tensors = {

@@ -139,8 +139,8 @@ class ModelMetadata:
     def from_dict(cls, raw: Mapping[str, Any], source: object = "the weight file") -> "ModelMetadata":
         """Check the entries of a file that `to_dict` wrote and return them; unknown entries go to `extra`.
 
-        Raise ValueError if an entry has the wrong type or is out of range, or if `model` or `model_args` would load
-        weights from elsewhere. The message begins with `source`.
+        Raise ValueError if an entry has the wrong type, is out of range or contradicts another, or if `model` or
+        `model_args` would load weights from elsewhere. The message begins with `source`.
         """
         if not isinstance(raw, Mapping):
             raise ValueError(f"{source}: its metadata are a {type(raw).__name__}, not a mapping of names to values.")

@@ -173,6 +173,12 @@ def test_a_run_folder_loads_its_newest_weights(net, tmp_path, caplog):
     ]
 
 
+def test_a_checkpoint_without_a_step_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "checkpoint.pt", {"model": {}})
+    with pytest.raises(ValueError, match="checkpoint.pt is incomplete: it has no step"):
+        load_weights(tmp_path)
+
+
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_a_pickle_that_torch_cannot_read_safely_is_refused(protocol, tmp_path):
     path = tmp_path / "w.pkl"
