@@ -28,7 +28,7 @@ def check_held_out(recipe: Recipe, splits: Collection[str]) -> None:
 
 
 def updated(best: Best, epoch: int, scores: Mapping[str, float], model: nn.Module, lower_is_better: bool) -> Best:
-    """Return the best epoch, given the held-out scores of a new epoch. If scores are equal, the earlier epoch stays."""
+    """Return the best epoch, given a new epoch's held-out scores. It stays if the new score is equal, worse or NaN."""
     name, score = next(iter(scores.items()), ("", math.nan))
     sign = -1 if lower_is_better else 1
     if math.isnan(score) or (best and sign * score <= sign * best["score"]):
@@ -38,5 +38,5 @@ def updated(best: Best, epoch: int, scores: Mapping[str, float], model: nn.Modul
 
 
 def is_exhausted(best: Best, patience: int) -> bool:
-    """Return whether `patience` epochs have passed without a better score; a patience of 0 never ends a run."""
+    """Return whether the last scored epoch is `patience` or more epochs after the best; 0 never ends a run."""
     return bool(patience and best) and best["scored"] - best["epoch"] >= patience

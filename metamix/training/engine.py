@@ -46,7 +46,7 @@ class Engine:
     """Build model, optimizer and loaders from a task and a recipe; `fit` trains, `evaluate` scores.
 
     Inside `with engine.stop_signal`, both save the state and raise Stopped on SIGTERM, on Ctrl-C and when the terminal
-    is closed. A second SIGTERM or Ctrl-C ends the process at once.
+    is closed; in a run of several processes, only `fit` does. A second SIGTERM, or a second Ctrl-C, ends the process.
 
     Raises:
         ValueError: task, recipe and machine do not fit together. Nothing has been trained then.
@@ -116,7 +116,8 @@ class Engine:
         Raises:
             Stopped: at a signal, once the state is saved.
             NotFinite: a loss or a weight is infinite or NaN.
-            OSError: the checkpoint cannot be written.
+            OSError: the checkpoint or another file cannot be written.
+            ValueError: a single sample does not fit in memory, or is too small for a batch norm.
         """
         if self.history:  # the run may have been killed after its checkpoint, before its record
             self.run.record(self.history, last=True)
@@ -368,7 +369,7 @@ class Engine:
         self._counted_at += time.monotonic() - start  # this is not training time
 
     def _fit_memory(self, batch: Batch) -> None:
-        """Lower the micro-batch until a step fits in the free memory; if the recipe sets it, only warn."""
+        """Lower an unset micro-batch until a step fits in memory; warn if it is set. Raise ValueError if none fits."""
         options, group, share = self.options, self.group, num_samples(batch)
         free = free_memory(group.device)
         if free is None:

@@ -59,7 +59,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
 def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     """Return the dtype of autocast, or None for float32.
 
-    "auto" is bf16 on GPUs and CPUs with instructions for it, fp16 on older CUDA GPUs, and float32 elsewhere.
+    "auto" is bf16 on CUDA GPUs and CPUs with instructions for it, fp16 on older CUDA GPUs, and float32 elsewhere.
     """
     if amp == "fp16" and device.type == "cpu":
         log.warning("fp16 on a CPU is about ten times slower than float32; use --amp none or --amp bf16")

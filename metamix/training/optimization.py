@@ -24,7 +24,7 @@ FUSED = ("adamw", "adam", "sgd", "momentum")  # torch's own have a kernel for al
 
 
 def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
-    """Make the recipe's optimizer for the trainable weights; raise ValueError for an unknown name or argument."""
+    """Make the optimizer; raise ValueError for a wrong name or argument, or complex weights that it cannot train."""
     name = options.optimizer.lower()
     names = [each for each in list_optimizers() if each != "adahessian"]  # adahessian needs second derivatives
     if name not in names:
@@ -134,7 +134,8 @@ def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
 def make_schedule(optimizer: Optimizer, options: EngineOptions, steps_per_epoch: int) -> Scheduler:
     """Make timm's scheduler; its `step_update(step)` sets the learning rate of step 0, 1, ...
 
-    The rate depends only on the step. It peaks at the end of the warm-up and decays over the remaining epochs.
+    The rate depends only on the step. It peaks at the end of the warm-up and, unless the schedule is constant, decays
+    over the remaining epochs.
     """
     name = {"linear": "poly"}.get(options.schedule, options.schedule)  # a polynomial of power decay_rate=1 is linear
     decay_epochs = max(options.epochs - options.warmup_epochs, 2 / steps_per_epoch)  # timm warns about a single step

@@ -93,7 +93,7 @@ class ProcessGroup:
         """Run the block on the first process of each machine, then on the others, which use its downloads.
 
         Raises:
-            SystemExit: on the other processes if the first one fails, so that only the first one prints an error.
+            SystemExit: on the other processes if the first one of any machine fails, so that only that one prints why.
         """
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
         if not first and not all(self.all_gather(True)):
@@ -148,9 +148,9 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """Remember the first SIGTERM, Ctrl-C or SIGHUP (the terminal was closed) inside a `with` block.
+    """Remember a SIGTERM, Ctrl-C or SIGHUP (the terminal was closed) inside a `with` block.
 
-    A second SIGTERM or Ctrl-C has its usual effect. A second SIGHUP has none, since kernel and shell both send one.
+    A second SIGTERM, or a second Ctrl-C, has its usual effect. A second SIGHUP has none: kernel and shell both send it.
     Under nohup, which ignores SIGHUP from the start, it is ignored here too.
 
     Python delivers signals to the main thread only, so in other threads no signal is received.
@@ -158,7 +158,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received = False
-        self.number = signal.SIGTERM  # the signal that was received
+        self.number = signal.SIGTERM  # the last signal that was received
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignal":

@@ -53,13 +53,15 @@ class EngineOptions(Options):
     """Options of the training engine, which hold for every task."""
 
     output: str = _run("", "run folder; default: a folder in runs/ named after data, model and seed")
-    resume: str = _run("", "checkpoint to continue from if the run folder has none")
+    resume: str = _run("", "checkpoint or run folder to continue from if the output folder has no checkpoint")
     seed: Seed = _run(0, "seed of weights, sample order, augmentation and dropout", on_resume="refuse")
     device: str = _run("auto", "auto, cpu, cuda, cuda:1 or mps; auto uses a GPU if there is one")
     dry_run: bool = _run(False, "print data, model, parameters, MACs, steps, memory and the time of a step, then stop")
     tensorboard: bool = _run(False, "also write TensorBoard event files into the run folder")
     wandb: bool = _run(False, "also log to Weights & Biases; a resumed run continues its record there")
-    log_every: Count = _run(20, "steps between progress reports, checks for non-finite losses, and checks for signals")
+    log_every: Count = _run(
+        20, "most steps between progress reports, checks for non-finite losses, and checks for signals"
+    )
     checkpoint_minutes: Minutes = _run(10.0, "minutes between checkpoints; inf: only at the end of each epoch")
     eval_every: Count = _run(1, "epochs between evaluations on the held-out split", on_resume="report")
 
@@ -109,7 +111,8 @@ class EngineOptions(Options):
     )
 
     amp: Literal["auto", "none", "bf16", "fp16"] = _speed(
-        "auto", "precision of autocast; auto: bf16 if the device has instructions for it, fp16 on older GPUs, else none"
+        "auto",
+        "precision of autocast; auto: bf16 on CUDA GPUs and CPUs made for it, fp16 on older CUDA GPUs, else none",
     )
     channels_last: bool = _speed(True, "store images and weights in the channels_last memory format")
     compile: bool = _speed(False, "compile the model with torch.compile")
@@ -184,8 +187,8 @@ def parse(
         tasks: names of all tasks, read after the modules of `--import` have registered their tasks.
         task_options: returns the dataclass of a task's options. The dataclass may have an attribute `engine_defaults`,
             the task's own defaults of engine options.
-        default_task: returns the name of the task if neither `--task` nor the config names one. It gets the values of
-            `checkpoint` and `model` in the command line or the config.
+        default_task: returns the name of the task if neither `--task` nor the config names one. It gets the config, in
+            which the command line's values of `checkpoint` and `model` replace the config's.
         engine: dataclass of the options that every task has.
     """
     with exit_with_message(ValueError, OSError):

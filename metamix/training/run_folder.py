@@ -1,4 +1,4 @@
-"""Write the run folder, whose files docs/train.md lists, and the terminal output of a run. Only rank 0 writes."""
+"""Write the run folder, whose files docs/train.md lists, and the terminal output of a run."""
 
 import errno
 import logging
@@ -42,13 +42,14 @@ PACKAGE = logging.getLogger("metamix")
 
 
 class Run:
-    """Write the folder and the terminal output of one run. Does nothing on ranks other than 0."""
+    """Write the folder and the terminal output of one run. On ranks other than 0, only `end` writes."""
 
     def __init__(self, folder: Path | None, *, main: bool = True, tensorboard: bool = False, wandb: bool = False):
         """Create and lock the folder; it is None for a dry run, which writes no files.
 
         Raises:
-            ValueError: another process writes into the folder, or tensorboard or wandb is not installed.
+            ValueError: another process writes into the folder, it holds a link, or a tracker is not installed.
+            OSError: the folder cannot be made or locked.
         """
         self.folder, self.main = folder, main
         self.state: str | None = None  # last word written to state.txt
@@ -104,7 +105,7 @@ class Run:
             write_text(self.folder / STATE, state + "\n")
 
     def end(self, state: str) -> None:
-        """Replace the state "running" of a run that ends early. Every rank does so, since rank 0 may be dead."""
+        """Replace "running" in state.txt if the run ends early. Every rank does so, since rank 0 may be dead."""
         self.state = state
         if self.folder is not None and read_state(self.folder) == "running":
             write_text(self.folder / STATE, state + "\n")
@@ -200,7 +201,7 @@ class Run:
         )
 
     def close(self) -> None:
-        """Release the folder."""
+        """Close the progress bar and the trackers, and release the folder."""
         self.bar.close()
         PACKAGE.removeHandler(self._warnings)
         if self.events is not None:
@@ -212,7 +213,7 @@ class Run:
 
 
 def read_state(folder: Path) -> str | None:
-    """Return the word in a run's state.txt; None if an older version of metamix made the run and wrote no such file."""
+    """Return the word in a run's state.txt; None if there is no such file, as in runs of older versions."""
     path = folder / STATE
     return read_text(path).strip() if path.exists() else None
 

@@ -23,7 +23,7 @@ from .task import Batch, Task
 class TrainStep:
     """Train a model, one global batch per call.
 
-    The learning rate, the augmentation and all random numbers in the model are functions of (seed, step). So a
+    The learning rate, the augmentation and all random numbers in the model are functions of (seed, step, rank). So a
     checkpoint does not hold the state of random generators.
     """
 

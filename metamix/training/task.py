@@ -43,7 +43,7 @@ class TaskData(Protocol):
         """Make the training loader; `batch_size` counts the samples of all ranks together."""
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> Mapping[str, Iterable[Batch]]:
-        """Make the loader of each split that can be scored: "test", and "holdout" if a slice of train is held out.
+        """Make the loader of each split that can be scored: "test", and "holdout" if a split is held out.
 
         The loaders of all ranks together yield every sample once.
         """
