@@ -36,7 +36,7 @@ def check_rates(**values: Any) -> None:
 
 
 def check_choice(name: str, value: Any, accepted: Collection[str], advice: str = "") -> None:
-    """Raise ValueError unless `value` is one of the accepted words; the message suggests one and ends with `advice`."""
+    """Raise ValueError unless `value` is accepted; the message suggests a similar word and ends with `advice`."""
     if value not in accepted:
         words = f"{name} is {value!r}{did_you_mean(value, accepted)} Accepted: {', '.join(accepted) or 'none'}."
         raise ValueError(f"{words} {advice}".rstrip())

@@ -27,7 +27,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     If `path` is a device or a pipe, such as /dev/stdout, the data are written to it and it is not replaced. If `path`
     is a link, its target is replaced and the link stays.
 
-    The data are first written to a new file beside it, NAME.RANDOM.tmp.
+    The data are first written to a new file beside the file to replace, NAME.RANDOM.tmp.
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full. The old file is then unchanged.
@@ -92,7 +92,7 @@ def filled_at_once(folder: Path) -> Iterator[Path]:
 
 
 def check_output_folder(folder: Path, ours: Collection[str]) -> None:
-    """Raise ValueError if the path is a file, or if the folder holds files whose names are not in `ours`."""
+    """Raise ValueError if the path is a file, or if the folder holds files or folders that `ours` does not name."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder to write to")
     if others := sorted(set(os.listdir(folder) if folder.is_dir() else ()) - set(ours)):

@@ -6,7 +6,7 @@
 
 Options and entries of files are checked in the same way: True, 3.0 and "3" do not count as whole numbers, NaN and
 infinity do not count as numbers, and a list is accepted for a tuple. The words are derived from the type, unless
-`Field(description=...)` gives them.
+`Field(description=...)` or `where` gives them.
 """
 
 import re
@@ -164,5 +164,5 @@ def check_entries(
 
 
 def refuse_entry(name: str, value: object, accepted: str, source: object, remedy: str = REMEDY) -> NoReturn:
-    """Raise the error of `check_entries` for an entry that contradicts another; `accepted` says what it must be."""
+    """Raise the error of `check_entries` for an entry that another check refuses; `accepted` says what it must be."""
     raise ValueError(f"{source}: {name} in the metadata is {shown(value)}, but it must be {accepted}. {remedy}")

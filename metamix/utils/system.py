@@ -16,7 +16,7 @@ from metamix.version import __version__
 
 
 def peak_memory(device: torch.device) -> float:
-    """Return the peak memory in GiB: of the tensors on a GPU, or of this process if the device is the CPU."""
+    """Return the peak memory in GiB: of the tensors on a CUDA GPU, or of this process if the device is another."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     import resource  # not on Windows

@@ -79,7 +79,7 @@ def _as_message(record: logging.LogRecord) -> bool:
 
 
 def short_count(count: float) -> str:
-    """Write a count with three digits and a unit, such as "1.07 M"."""
+    """Write a count with three digits and a unit, such as "1.07 M"; counts below 1000 get no unit."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= 0.9995 * size:  # 999,500 is 1 M, since it would round to 1000 k
             return f"{count / size:.3g} {unit}"
