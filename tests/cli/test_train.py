@@ -382,7 +382,7 @@ def test_wrong_options_are_refused_in_one_sentence(words, said, tmp_path):
 
 def test_an_exported_model_is_refused_before_other_options_are_checked(tmp_path):
     (tmp_path / "export.json").write_text("{}")
-    with pytest.raises(SystemExit, match="is an exported model, without weights to load"):  # not "data is digits"
+    with pytest.raises(SystemExit, match="is an exported model, which has no weights to load"):  # not "data is digits"
         metamix.cli.train.main(["--checkpoint", str(tmp_path), "--data-dir", str(tmp_path)])
 
 

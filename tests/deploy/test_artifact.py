@@ -107,13 +107,14 @@ def test_errors_say_what_to_give_instead_of_a_run_or_a_file(tmp_path):
 
 def test_exported_model_is_not_a_checkpoint(tmp_path):
     ARTIFACT.save(tmp_path)
-    words = rf"{tmp_path} is an exported model, without weights to load: run it with metamix predict --model {tmp_path}"
+    words = rf"{tmp_path} is an exported model, which has no weights to load: run it with metamix predict "
+    words += f"--model {tmp_path}"
     for load in (load_classifier, load_detector, partial(export, output=tmp_path / "new", format="torch")):
         with pytest.raises(ValueError, match=rf"{words}, or in Python with metamix.deploy.load_exported$"):
             load(str(tmp_path))
     with pytest.raises(SystemExit, match=f"^error: {words}"):
         metamix.cli.evaluate.main(["--checkpoint", str(tmp_path)])
-    with pytest.raises(ValueError, match=f"predict --model {tmp_path} runs it, and metamix export --data scores"):
+    with pytest.raises(ValueError, match=f"predict --model {tmp_path} runs it; metamix export --data scores"):
         check_model(str(tmp_path))
     with pytest.raises(SystemExit, match=rf"is net.pt and --model is {tmp_path}, an exported model: give one of"):
         metamix.tasks.predict.main(["photo.jpg", "--checkpoint", "net.pt", "--model", str(tmp_path)])
