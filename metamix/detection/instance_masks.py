@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metamix.data.files import as_corrupt_image, read_image_file
+from metamix.data.files import as_corrupt_image, read_header, read_image_file
 from metamix.data.find import list_images
 from metamix.utils.text import exit_with_message, plural
 
@@ -22,18 +22,27 @@ from .objects import encode, to_text
 
 
 def convert(images: Path, masks: Path, class_name: str, out: Path) -> None:
-    """Write the annotations; raise OSError if a mask is missing or broken, ValueError if it is in colour."""
+    """Write the annotations; raise OSError if a mask is missing or broken, ValueError if it does not fit its image."""
     from pycocotools.mask import area, toBbox
 
-    files = {path.stem.removesuffix("_mask"): path for path in masks.glob("*.png")}
+    files: dict[str, Path] = {}
+    for path in sorted(masks.glob("*.png")):
+        if (other := files.setdefault(path.stem.removesuffix("_mask"), path)) != path:
+            raise ValueError(f"{other} and {path} are masks of one image: keep one of them")
+    used: dict[Path, Path] = {}  # image of each mask
     splits: dict[str, Entry] = {name: {"images": [], "annotations": []} for name in ("train", "val", "test")}
     for i, (name, image) in enumerate(list_images(images).items()):
         if image.stem not in files:
             raise FileNotFoundError(f"{image} has no mask {masks / image.stem}.png or {image.stem}_mask.png")
-        with as_corrupt_image(path := files[image.stem]):
+        if (other := used.setdefault(path := files[image.stem], image)) != image:
+            raise ValueError(f"{other} and {image} share the mask {path}: rename one image and its mask")
+        with as_corrupt_image(path):
             numbers = np.array(read_image_file(path))
         if numbers.ndim > 2:
             raise ValueError(f"{path} is in colour; a mask has one number for each pixel, the number of an object")
+        if (size := read_header(image).size) != numbers.shape:
+            shape = " x ".join(map(str, numbers.shape))
+            raise ValueError(f"{path} has {shape} pixels, but {image} has {size[0]} x {size[1]}")
         data = splits[("train", "train", "train", "val", "test")[i % 5]]
         data["images"].append({"id": i, "file_name": name, "height": numbers.shape[0], "width": numbers.shape[1]})
         for number in np.unique(numbers[numbers > 0]):

@@ -19,7 +19,8 @@ from metamix.utils.text import plural
 
 from .annotations import Entries, Entry
 
-EDGE = 1  # a box may extend this many pixels beyond its image without a note: labels may be rounded or count from 0
+# A box may extend this many pixels beyond its image without a note, since labels may be rounded or count from 0.
+EDGE = 1
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Box:
 
 
 def split_folders(folder: Path) -> list[tuple[str, Path]]:
-    """List the folders train, valid and test inside a folder, each with the name of its split."""
-    folders = ((SPLITS.get(path.name.lower()), path) for path in sorted(folder.glob("*/")))
+    """List the subfolders that are named after a split, such as train or valid, each with the name of its split."""
+    folders = ((SPLITS.get(path.name.lower()), path) for path in sorted(folder.glob("*")) if path.is_dir())
     return [(split, path) for split, path in folders if split]
 
 
@@ -89,7 +90,7 @@ class Boxes(LabelledImages):
         return self
 
     def write(self, folder: Path, splits: Mapping[str, Sequence[Sample]]) -> str:
-        """Write the annotations of each split, and return the number of classes and boxes."""
+        """Write the annotations of each split, and return a text that counts classes and boxes."""
         count = 0
         (folder / "annotations").mkdir()
         for split, samples in splits.items():

@@ -27,7 +27,7 @@ from .options import NOT_MODEL_ARGS, AnchorScale, Channels, DetectorArgs
 Classes = Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_CLASSES)]
 Levels = Annotated[
     tuple[int, ...],
-    where(lambda levels: levels and [*levels] == sorted({*levels} & {0, 1, 2, 3}), "an ascending list of 0 to 3"),
+    where(lambda levels: levels and [*levels] == sorted({*levels} & {0, 1, 2, 3}), "ascending levels from 0 to 3"),
 ]
 
 # `find` changes settings of a model during a call, so threads that share the model take turns.
@@ -52,7 +52,8 @@ class DetectorSpec(NetworkSpec):
     frozen_norms: bool  # whether the backbone's batch norms are frozen; otherwise they are replaced
     min_size: Side
     max_size: Side
-    # Size of RetinaNet's smallest anchors in strides; None for the other detectors.
+    # Size of RetinaNet's smallest anchors in strides. None for other detectors, and in older files, whose
+    # detector_args may hold it.
     anchor_scale: AnchorScale | None = None
     train_on: SplitNames = ()
 
@@ -151,7 +152,7 @@ def load_detector(checkpoint: str | Path) -> TrainedDetector:
 
 
 def set_statistics(model: Detector, metadata: ModelMetadata, source: str | Path) -> None:
-    """Normalise images with the mean and std that the weights were trained with."""
+    """Make a detector normalise images with the mean and std that its weights were trained with."""
     channels = len(model.transform.image_mean)
     for name in ("mean", "std"):
         values = list(getattr(metadata, name) or ())

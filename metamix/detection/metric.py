@@ -34,8 +34,9 @@ Detections = list[dict[str, Any]]
 class Scores:
     """COCO's scores of one split, in percent."""
 
-    # AP (the mean over IoU 0.50 to 0.95), AP50, AP75, AP by size of the objects (below 32 x 32 pixels, below 96 x 96,
-    # above), and AR, the recall with at most 1, 10 and 100 detections per image. A size without objects is left out.
+    # AP (the mean over IoU 0.50 to 0.95), AP50, AP75, AP of small, medium and large objects (up to 32 x 32 pixels, up
+    # to 96 x 96, and above), and AR, the recall with at most 1, 10 and 100 detections per image. Sizes without objects
+    # are left out.
     summary: dict[str, float]
     classes: dict[str, dict[str, float]]  # AP and AP50 by class name
     precision: dict[str, np.ndarray]  # precision at recall 0, 0.01, ..., 1 and IoU 0.5, (101,), by class name
@@ -61,7 +62,7 @@ class DetectionMetric(Metric):
         return {"split": None, "seen": [], "results": [], "unreadable": 0}
 
     def predict(self, model: nn.Module, batch: Batch) -> Iterator[Objects | None]:
-        """Yield the objects of each image, as torchvision's detectors return them, with masks as run lengths."""
+        """Yield torchvision's objects of each image, but with masks as run lengths; None for an unreadable image."""
         for index, image in zip(batch["index"].tolist(), batch["image"], strict=True):
             objects = None
             if index >= 0:
@@ -115,7 +116,7 @@ class DetectionMetric(Metric):
 
 
 def table(scores: Scores) -> str:
-    """Format COCO's nine numbers, then AP and AP50 of each class."""
+    """Format the scores of the whole split, and then AP and AP50 of each class."""
     numbers = "  ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in scores.summary.items())
     rows = [
         (name, f"{row['AP']:.1f}", f"{row['AP50']:.1f}")
@@ -157,8 +158,8 @@ def score(split: CocoSplit, results: Detections, kind: str = "bbox", image_ids: 
     truth.anns = {i: dict(annotation) for i, annotation in split.coco.anns.items()}
     unused = {"segm": "bbox", "bbox": "segmentation"}[kind]
     copies = [{key: value for key, value in result.items() if key != unused} for result in results]  # loadRes adds keys
-    # loadRes fails on an empty list. A detection of score 0 changes no score.
-    none = {"image_id": split.ids[0], "category_id": split.category_ids[0], "bbox": [0, 0, 1, 1], "score": 0.0}
+    # loadRes fails on an empty list. A detection without an area matches no object.
+    none = {"image_id": split.ids[0], "category_id": split.category_ids[0], "bbox": [0, 0, 0, 0], "score": 0.0}
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(copies or [none]), kind)
         evaluation.params.imgIds = list(split.ids if image_ids is None else image_ids)

@@ -63,7 +63,7 @@ def pixel_maps(height: int, width: int) -> tuple[tv_tensors.Mask, tv_tensors.Mas
 
 
 def draw_masks(runs: Sequence[RunLengths], rows: Tensor, columns: Tensor) -> Tensor:
-    """Draw masks as a transform moved them, (n, H, W) uint8; `rows` and `columns` are the transformed `pixel_maps`."""
+    """Draw masks, (n, H, W) uint8, after a transform that turned `pixel_maps` into `rows` and `columns`."""
     masks = torch.zeros(len(runs), *rows.shape, dtype=torch.uint8)
     places = np.ix_(rows[:, 0].long().numpy(), columns[0].long().numpy())
     for mask, each in zip(masks, runs):

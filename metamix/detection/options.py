@@ -26,7 +26,7 @@ NOT_MODEL_ARGS = SET_BY_TASK | {
     "out_indices": "--out-indices",
     "extra": "--extra",
 }
-# Arguments of build_detector that users may not set in detector_args.
+# Arguments of build_detector that users may not set in detector_args: other options or the task set them.
 NOT_DETECTOR_ARGS = {"name", "backbone", "backbone_args", "num_classes", "resize_in_training", "min_size", "max_size"}
 
 MAX_SETTING = 65_536  # largest number in detector_args
@@ -45,8 +45,8 @@ DetectorArgs = Annotated[
     dict[str, Any],
     where(
         lambda args: not NOT_DETECTOR_ARGS & args.keys() and all(map(is_setting, args.values())),
-        f"a mapping of options to true, false, null, numbers up to {MAX_SETTING:,} or lists of these, without the "
-        f"options that --detector, --model, --model-args, --min-size and --max-size set",
+        f"a mapping of options to true, false, null, numbers up to {MAX_SETTING:,} or lists of these, without "
+        f"{', '.join(sorted(NOT_DETECTOR_ARGS))}, which other options or the task set",
     ),
 ]
 
@@ -57,7 +57,7 @@ class DetectionDataOptions(ReadingOptions):
 
     data: Literal["coco"] = _data("coco", "format of the data set")
     data_dir: str = _data("", "folder with annotations/instances_train.json and images/", on_resume="ignore")
-    test_on: str = _data("", "split to score at the end; default: test, or val if there is no test")
+    test_on: str = _data("", "split to score; default: test, or val if there is no test")
 
 
 @dataclass
@@ -76,8 +76,8 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
         "backbone: a model of metamix or timm; several models, as in a,b,c, are trained one by one and compared",
     )
     train_on: Splits = _data(("train",), "splits to train on; val is held out unless it is listed here")
-    min_size: Side = _data(800, "shorter side of the images, in pixels")
-    max_size: Side = _data(1333, "limit of the longer side of the images, in pixels")
+    min_size: Side = _data(800, "shorter side of the resized images, in pixels")
+    max_size: Side = _data(1333, "limit of the longer side of the resized images, in pixels")
 
     detector: Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn"] = _model(
         "retinanet",
@@ -86,17 +86,23 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
     detector_args: DetectorArgs = _model({}, "more arguments of torchvision's detector, as YAML: '{score_thresh: 0.1}'")
     anchor_scale: AnchorScale | Literal["auto"] = _model(
         "auto",
-        "size of RetinaNet's smallest anchors in strides; auto: as in the RetinaNet to start from, otherwise 4 or the "
-        "nearest value that fits the boxes",
+        "size of RetinaNet's smallest anchors in strides; auto: the value of the RetinaNet that training starts from; "
+        "without one, 4 or the nearest value that fits the boxes",
     )
     out_channels: Channels = _model(256, "channels of the pyramid and the head")
-    out_indices: tuple[int, ...] = _model((), "pyramid levels, 0 to 3 for strides 4 to 32; default: as published")
-    extra: Literal["auto", "none", "pool", "p6p7"] = _model("auto", "coarser pyramid levels to add; auto: as published")
+    out_indices: tuple[int, ...] = _model(
+        (), "levels of the backbone in the pyramid: 0 to 3, of strides 4 to 32; default: as in the detector's paper"
+    )
+    extra: Literal["auto", "none", "pool", "p6p7"] = _model(
+        "auto", "coarser levels to add to the pyramid; auto: as in the detector's paper"
+    )
 
     flip: Share = _augment(0.5, "probability of a horizontal flip")
     flip_vertical: Share = _augment(0.0, "probability of a vertical flip")
-    scales: Factors = _augment((1.0, 1.0), "smallest and largest factor of the random resizing of each image")
-    photometric: Share = _augment(0.0, "probability of a random change of brightness, contrast and colours")
+    scales: Factors = _augment((1.0, 1.0), "range of the random factor of min_size and max_size for each image")
+    photometric: Share = _augment(
+        0.0, "probability of each change: brightness, contrast, saturation, hue, order of channels"
+    )
     iou_crop: Share = _augment(0.0, "probability of SSD's random crop, which keeps at least one object")
 
     def __post_init__(self) -> None:

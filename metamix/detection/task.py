@@ -22,7 +22,7 @@ from .pictures import DetectionPictures
 class Detection:
     """Assemble data, model, loss, metric and pictures of detection; see `metamix.training.task.Task`.
 
-    To evaluate weights, `trained` is their spec, and no training split is opened.
+    To evaluate weights, give their spec as `trained`; then no split is opened for training.
     """
 
     Options, EvalOptions = DetectionOptions, DetectionEvalOptions
@@ -52,7 +52,7 @@ class Detection:
     def trained(cls, options: DetectionEvalOptions) -> tuple["Detection", nn.Module, dict[str, Any]]:
         """Load the detector of a checkpoint, and make the task with the options that it was trained with."""
         if not options.checkpoint:
-            raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")
+            raise ValueError("there are no weights to evaluate: give --checkpoint with a weight file or a run folder")
         detector = load_detector(options.checkpoint)
         spec = detector.spec
         defaults = {"anchor_scale": spec.anchor_scale or "auto", "train_on": spec.train_on or ("train",)}

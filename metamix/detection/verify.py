@@ -1,7 +1,9 @@
 """Find the problems of a data set in COCO's format or of one annotation file.
 
-Each problem is printed with its file, image and annotation. Training and scoring leave out what they cannot use.
-Training clips boxes at the edges of their image, and takes images without boxes as background.
+Each problem is printed with its file, image and annotation. Training and scoring refuse a file with wrong fields,
+duplicate ids, a box that is not four numbers or, for mask_rcnn, an object without a usable mask. They leave out objects
+of an unknown image or class, boxes that cover no part of their image, and images that cannot be read. Training clips
+boxes at the edges of their image, and takes images without boxes as background.
 """
 
 import math
@@ -35,8 +37,8 @@ from .coco import find_splits, no_images_message, read_annotated_image
 RETINANET_STRIDES = (8.0, 16.0, 32.0, 64.0, 128.0)
 
 
-def find_problems(annotations: Path, entries: Entries, images: Path) -> Iterator[str]:
-    """Describe each problem of the entries of an annotation file and of the images that it names."""
+def find_problems(annotations: Path, entries: Entries, images: Path | None) -> Iterator[str]:
+    """Describe each problem of the entries of an annotation file and of its images, if their folder is known."""
     yield from (f"{annotations}: {problem}" for problem in duplicates(entries))
     by_id = {image["id"]: image for image in entries["images"]}
     classes = {category["id"] for category in entries["categories"]}
@@ -45,7 +47,7 @@ def find_problems(annotations: Path, entries: Entries, images: Path) -> Iterator
         if problem := annotation_problem(annotation, image, classes):
             named = name(image) if image else f"image {annotation['image_id']}"
             yield f"{annotations}: {named}, annotation {annotation['id']}: {problem}"
-    for image in entries["images"]:
+    for image in entries["images"] if images else ():
         try:
             read_annotated_image(images, image)
         except CorruptImage as error:
@@ -83,10 +85,12 @@ def describe_gaps(path: Path, entries: Entries, usable: Sequence[Entry]) -> Iter
     """Count images without a usable box, and annotations without a segmentation if other annotations have one."""
     with_boxes = {annotation["image_id"] for annotation in usable if not annotation.get("iscrowd")}
     if empty := [image for image in entries["images"] if image["id"] not in with_boxes]:
-        yield f"{path}: {plural(len(empty), 'image')} without a box, background in training, such as {name(empty[0])}"
+        count = plural(len(empty), "image")
+        yield f"{path}: training uses {count} without a box as background, such as {name(empty[0])}"
     without = [annotation["id"] for annotation in entries["annotations"] if not annotation.get("segmentation")]
     if 0 < len(without) < len(entries["annotations"]):
-        yield f"{path}: {plural(len(without), 'annotation')} without a segmentation for mask_rcnn, such as {without[0]}"
+        count = plural(len(without), "annotation")
+        yield f"{path}: mask_rcnn also needs a segmentation for {count}, such as annotation {without[0]}"
 
 
 @dataclass
@@ -122,13 +126,14 @@ class VerifyAnnotations(VerifyOptions):
             try:
                 entries = read_annotations(path)
                 wrong = list(field_problems(entries))
-            except (OSError, ValueError) as error:
-                wrong = [f"not an annotation file in COCO's format ({error})"]
+            except OSError as error:
+                wrong = [f"it cannot be read: {error}"]
+            except ValueError as error:
+                wrong = [f"it is not in COCO's format: {error}"]
             if wrong:
                 yield from (f"{path}: {problem}" for problem in wrong)
                 continue
-            if folder:
-                yield from find_problems(path, entries, folder)
+            yield from find_problems(path, entries, folder)
             names = {category["id"]: category["name"] for category in entries["categories"]}
             classes = tuple(names[number] for number in sorted(names))
             first = first or (path, classes)
@@ -159,6 +164,7 @@ class VerifyAnnotations(VerifyOptions):
         source, scale = self.chosen
         anchors = retinanet_sizes(RETINANET_STRIDES, scale)
         yield (
-            f"{path}: at {self.min_size} x {self.max_size}, {describe_sizes(sizes, (anchors[0][0], anchors[-1][-1]))} "
+            f"{path}: for min_size {self.min_size} and max_size {self.max_size}, "
+            f"{describe_sizes(sizes, (anchors[0][0], anchors[-1][-1]))} "
             f"(retinanet with anchor_scale {scale:g}{'' if source == path else f', as for {source.name}'})"
         )

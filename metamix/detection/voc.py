@@ -26,17 +26,22 @@ from .labels import Box, Boxes, split_folders
 
 LISTS = "ImageSets/Main"  # folder of the lists of images, one for each split
 FLAG = re.compile(r"\s+(1|-1|0)$")
-PLACE = "place"  # attribute that `parse` gives to every element: file and line, for messages
+PLACE = "place"  # attribute in which `parse` stores file and line of each element, for messages
 
 
 def read_voc(folder: Path) -> Boxes:
-    """Read the annotations of a folder, which has one of the layouts above."""
+    """Read the annotations of a folder, which has one of the layouts above; raise ValueError if no image has a box."""
+    return read_folder(folder).checked(subfolder(folder, "Annotations", "annotations"))
+
+
+def read_folder(folder: Path) -> Boxes:
+    """Read the annotations of a folder, even if there is no object."""
     place = subfolder(folder, "Annotations", "annotations")
     paths = sorted(place.glob("*.xml" if place == folder else "**/*.xml"))  # CVAT repeats the images' subfolders
     if paths:
         return read_files(folder, place, paths)
     if folders := split_folders(folder):
-        return merge([(split, read_voc(each)) for split, each in folders])
+        return merge([(split, read_folder(each)) for split, each in folders])
     raise FileNotFoundError(
         f"{place} holds no .xml file: give the folder of a VOC year, such as VOCdevkit/VOC2012, or a folder with "
         f"annotations/ and images/"
@@ -67,7 +72,7 @@ def read_files(folder: Path, place: Path, paths: Sequence[Path]) -> Boxes:
             labels.notes["annotations without an image were left out"].append(str(place / f"{stem}.xml"))
     rest = set(files.values()) - annotated
     labels.notes["images without an annotation were left out"] += map(str, sorted(rest))
-    return labels.checked(place)
+    return labels
 
 
 def list_samples(folder: Path, place: Path, stems: Collection[str]) -> list[tuple[str, str]]:
@@ -110,10 +115,10 @@ def read_box(element: Element) -> Box:
 
 
 def read_list(path: Path, annotated: Collection[str]) -> list[str]:
-    """Return the images, without suffix, that a list in ImageSets/Main names.
+    """Return the names of images, without extension, in a list of ImageSets/Main.
 
-    In VOC's list of a single class, each name is followed by a flag: 1, -1, or 0 for difficult. Names may have spaces,
-    so a whole line is taken as a name if it is in `annotated`, the names of the images with an annotation.
+    A list that was made from VOC's list of a single class has a flag after each name: 1, -1, or 0 for difficult. Names
+    may have spaces, so a whole line is taken as a name if it is in `annotated`, the names of images with an annotation.
     """
     lines = filter(None, map(str.strip, read_text(path).splitlines()))
     return [line if line in annotated else FLAG.sub("", line) for line in lines]

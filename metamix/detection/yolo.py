@@ -29,7 +29,8 @@ SLACK = 0.01  # how far rounding may take a share below 0 or above 1
 
 def read_yolo(source: Path) -> Boxes:
     """Read the labels that a data.yaml, another YAML file or an obj.data describes."""
-    files = [source] if source.is_file() else [source / "data.yaml", *source.glob("*.y*ml"), *source.glob("*.data")]
+    others = (path for pattern in ("*.y*ml", "*.data") for path in sorted(source.glob(pattern)))
+    files = [source] if source.is_file() else [source / "data.yaml", *others]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         raise FileNotFoundError(
@@ -40,20 +41,22 @@ def read_yolo(source: Path) -> Boxes:
     labels, label_files, folders = Boxes(list(classes.values())), set[Path](), set[Path]()
     has_keypoints = "kpt_shape" in config
     labels.notes["keypoints were left out"] += [str(file)] * has_keypoints
-    for place, (split, images) in image_sets(file, config).items():
+    for place, split, images in (sets := image_sets(file, config)):
         for stem, image in by_stem(images).items():
             path = label_file(image)
             boxes = read_boxes(path, classes, file, has_keypoints) if path.exists() else []
             labels.add(stem + image.suffix, image, boxes, split, shares=True)
             label_files.add(path)
             folders.add(label_file(place / image.name).parent if place.is_dir() else path.parent)
+    shared = [str(place) for place, count in Counter(place for place, *_ in sets).items() if count > 1]
+    labels.notes["the images of several splits are the same"] += shared
     stray = {path for folder in folders for path in folder.rglob("*.txt")} - label_files
     labels.notes["label files without an image were left out"] += map(str, sorted(stray))
     return labels.checked(", ".join(map(str, sorted(folders))))
 
 
 def read_darknet(file: Path) -> dict[str, Any]:
-    """Read an obj.data, whose lines are `key = value`, into the entries of a data.yaml.
+    """Read an obj.data, whose lines are `key = value`; return the entries that a data.yaml would have.
 
     Its paths, such as data/train.txt, belong to another machine, so the files are looked up beside obj.data.
     """
@@ -81,13 +84,13 @@ def class_names(file: Path, config: dict[str, Any]) -> dict[int, str]:
     return dict(sorted(classes.items()))
 
 
-def image_sets(file: Path, config: dict[str, Any]) -> dict[Path, tuple[str, dict[str, Path]]]:
-    """Return the split and the images, by relative path, of each image folder and of each file that lists images.
+def image_sets(file: Path, config: dict[str, Any]) -> list[tuple[Path, str, dict[str, Path]]]:
+    """Return each folder or list of images with its split and its images, by relative path.
 
     If `config` names no splits, the only folder is images/, and its split is "".
     """
     roots = [file.parent / str(config.get("path") or "."), file.parent]
-    sets = {}
+    sets = []
     for split in ("train", "val", "test"):
         entries = config.get(split) or []
         for entry in map(str, entries if isinstance(entries, list) else [entries]):
@@ -101,10 +104,10 @@ def image_sets(file: Path, config: dict[str, Any]) -> dict[Path, tuple[str, dict
                 raise ValueError(
                     f"{file} has {split}: {entry}, but {place} contains {file.name}: name the folder of images"
                 )
-            sets[place] = split, list_images(place) if place.is_dir() else read_list(place, roots)
+            sets.append((place, split, list_images(place) if place.is_dir() else read_list(place, roots)))
     if not sets:
-        folder = next((root / "images" for root in roots if root.is_dir()), file.parent)
-        sets[folder] = "", list_images(folder)
+        folder = next(filter(Path.is_dir, (root / "images" for root in roots)), file.parent / "images")
+        sets.append((folder, "", list_images(folder)))
     return sets
 
 
@@ -130,8 +133,8 @@ def read_list(path: Path, roots: Sequence[Path]) -> dict[str, Path]:
 
 def label_file(image: Path) -> Path:
     """Return the label file of an image: its path with labels/ in place of images/, or else a file beside it."""
-    before, _, after = f"/{image.as_posix()}".rpartition("/images/")
-    other = Path(f"{before}/labels/{after}"[1:])
+    before, found, after = f"/{image.as_posix()}".rpartition("/images/")
+    other = Path(f"{before}/labels/{after}"[1:]) if found else image
     return (other if other.parent.is_dir() else image).with_suffix(".txt")
 
 

@@ -164,7 +164,7 @@ def tiles(size: Size | None) -> Size:
 
 @torch.no_grad()
 def self_ensemble(function: ImageFunction, images: Tensor) -> Tensor:
-    """Restore images in their eight orientations (flips and quarter turns) and average the results.
+    """Apply a function to the eight orientations of images (flips and quarter turns), and average the results.
 
     Images are first padded to multiples of `JPEG_BLOCK`, so that JPEG's blocks stay aligned when they are flipped. The
     four orientations with the same shape, or all eight of a square image, go through `function` as one batch.

@@ -14,8 +14,9 @@ the map. Block and grid sizes are fixed, so the parameters do not depend on the 
 The map may have any size: it is padded with zeros to multiples of the block and grid sizes, and cropped afterwards. For
 each value, S takes one multiply-add for each token in the set, so the cost is linear in the map's number of tokens.
 
-As in the authors' flax code, GELU is the tanh approximation, and norms have eps 1e-6. Departure: the authors' layer
-includes the norm before it and the residual around it; here the skeleton adds both.
+As in the authors' flax code, GELU is the tanh approximation, and norms have eps 1e-6. Departures: the authors' layer
+includes the norm before it and the residual around it; here the skeleton adds both. The authors also apply dropout at
+the end of each branch; here only the output has dropout.
 """
 
 import math
@@ -61,8 +62,9 @@ class Maxim(nn.Module):
         for factor in (block_gmlp_factor, grid_gmlp_factor):
             if dim * input_proj_factor % 2 or half * factor % 2:
                 raise ValueError(
-                    f"{dim} channels times input_proj_factor {input_proj_factor} and gmlp factor {factor} cannot be "
-                    f"halved twice: choose an even width or larger factors."
+                    f"dim * input_proj_factor, and half of it times each gmlp factor, must be even, but dim is {dim}, "
+                    f"input_proj_factor {input_proj_factor} and a gmlp factor {factor}: choose a multiple of 4 for "
+                    f"dim, or even factors."
                 )
         block_size, grid_size = parse_size("block_size", block_size), parse_size("grid_size", grid_size)
         self.multiple = tuple(math.lcm(b, g) for b, g in zip(block_size, grid_size))

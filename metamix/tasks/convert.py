@@ -127,7 +127,7 @@ def choose_splits(labels: LabelledImages, share: float | None) -> dict[str, list
         labels.notes["images in none of the source's splits were left out"] += [str(s.file) for s in without_split]
         return {split: samples for split, samples in by_split.items() if samples}
     groups: dict[str, list[Sample]] = defaultdict(list)
-    for sample in labels.samples:
+    for sample in {(s.group, s.file, s.name): s for s in labels.samples}.values():  # an image may be in two splits
         groups[sample.group].append(sample)
     splits: dict[str, list[Sample]] = {"train": [], "val": []}
     for samples in groups.values():

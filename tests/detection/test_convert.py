@@ -64,6 +64,7 @@ def voc_by_split(original, folder):
     """Write the layout of Roboflow: XML files beside the images of each split."""
     for split, name in (("train", "Train"), ("val", "valid")):
         write_xml(copy_images(original, folder / name, split), folder / name)
+    (folder / "test").touch()  # a file, which is no split
 
 
 def voc_of_cvat(original, folder):
@@ -257,6 +258,14 @@ def test_conversion_keeps_boxes_classes_and_splits(write, format, own_splits, or
     assert splits["train"].classes == ("disc", "square")
 
 
+def test_a_split_of_voc_may_have_no_objects(original, tmp_path, capsys):
+    voc_by_split(original, tmp_path / "source")
+    for path in tmp_path.glob("source/valid/*.xml"):
+        path.write_text(XML.format(name="old.png", objects=""))
+    assert metamix_command("convert", "voc", tmp_path / "source", tmp_path / "out") == 0
+    assert "8 train, 4 val images, 2 classes, " in capsys.readouterr().out
+
+
 def test_conversion_of_roboflows_coco_drops_only_the_category_of_the_group(original, tmp_path, capsys):
     coco_by_split(original, tmp_path / "source")
     assert metamix_command("convert", "coco", tmp_path / "source", tmp_path / "out") == 0
@@ -383,6 +392,43 @@ def read_annotations_of(folder, image):
     data = json.loads((folder / "annotations/instances_train.json").read_text())
     (number,) = (each["id"] for each in data["images"] if each["file_name"] == image)
     return [annotation for annotation in data["annotations"] if annotation["image_id"] == number]
+
+
+def test_yolo_images_of_two_splits_stay_in_both(original, tmp_path, capsys):
+    source = tmp_path / "source"
+    yolo_by_kind(original, source)
+    replace("data.yaml", "test:", "test: images/val")(source)
+    assert metamix_command("convert", "yolo", source, tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "8 train, 4 val, 4 test images" in said
+    assert f"note: the images of several splits are the same: {source / 'images/val'}\n" in said
+    assert boxes_of(tmp_path / "out", ("train", "test")) == boxes_of(tmp_path / "out") == BOXES
+    assert metamix_command("convert", "yolo", source, tmp_path / "new", "--split", 0.5) == 0
+    assert "6 train, 6 val images" in capsys.readouterr().out
+
+
+def test_yolo_labels_lie_beside_images_outside_of_a_folder_images(original, tmp_path, monkeypatch):
+    for split in ("train", "val"):
+        write_yolo(original, tmp_path / "source" / split, tmp_path / "source/labels", split)
+        for label in tmp_path.glob("source/labels/*"):
+            label.rename(tmp_path / "source" / split / label.name)
+        (tmp_path / "source/labels").rmdir()
+    (tmp_path / "source/data.yaml").write_text("train: train\nval: val\nnames: [disc, square]\n")
+    (tmp_path / "labels/source/train").mkdir(parents=True)  # of other data
+    monkeypatch.chdir(tmp_path)
+    assert metamix_command("convert", "yolo", "source", "out") == 0
+    assert boxes_of(tmp_path / "out") == BOXES
+
+
+def test_yolo_without_data_yaml_reads_the_first_yaml_file(original, tmp_path, monkeypatch):
+    yolo_without_splits(original, tmp_path / "source")
+    (tmp_path / "source/settings.yaml").write_text("path: settings\n")
+    (tmp_path / "source/settings").mkdir()
+    replace("classes.yml", "names", "path: settings\nnames")(tmp_path / "source")  # holds no images/
+    glob = type(tmp_path).glob
+    monkeypatch.setattr(type(tmp_path), "glob", lambda *place: sorted(glob(*place), reverse=True))
+    assert metamix_command("convert", "yolo", tmp_path / "source", tmp_path / "out") == 0
+    assert boxes_of(tmp_path / "out") == BOXES
 
 
 def test_a_new_split_is_repeatable_and_has_the_given_share(original, tmp_path, monkeypatch):

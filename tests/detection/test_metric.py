@@ -57,6 +57,15 @@ def test_no_detections_score_0(split):
     assert scores.images == {10: 0.0, 11: 0.0, 12: 0.0, 13: 1.0}  # the last image has no object
 
 
+def test_no_detections_score_0_for_an_object_of_one_pixel(coco):
+    def shrink(split, data):
+        for annotation in data["annotations"]:
+            annotation["bbox"] = [0, 0, 1, 1]
+
+    split = open_split(find_splits(coco(change=shrink)), "test")
+    assert score(split, []).summary["AP"] == 0
+
+
 def test_iou_of_two_thirds_gives_ap_40(split):
     """Boxes moved by a fifth of their width have an IoU of 0.8 / 1.2 = 0.667, above four of the ten thresholds."""
     scores = score(split, results(split, truth(split, move=0.2)))

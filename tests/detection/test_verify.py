@@ -19,10 +19,10 @@ def test_good_data_set_passes(coco, capsys):
     folder = coco(train=3, val=3, test=3)  # each of these images has an object
     code, out = verify(capsys, folder)
     assert code == 0 and "nothing is wrong" in out
-    sizes = r"instances_train.json: at 800 x 1333, boxes are \d+ to \d+ pixels large .*, anchors 32 to 813 .retinanet"
-    assert re.search(sizes + " with anchor_scale 4.$", out, re.M)
+    sizes = r"instances_train.json: for min_size 800 and max_size 1333, boxes are \d+ to \d+ pixels large .*, anchors"
+    assert re.search(sizes + " 32 to 813 .retinanet with anchor_scale 4.$", out, re.M)
     _, out = verify(capsys, folder, "--min-size", 64, "--max-size", 120)
-    assert "train.json: at 64 x 120, boxes are 17" in out and "anchors 17 to" in out
+    assert "train.json: for min_size 64 and max_size 120, boxes are 17" in out and "anchors 17 to" in out
 
 
 def test_anchors_are_chosen_for_the_boxes_of_train(coco, capsys):
@@ -94,7 +94,7 @@ def test_bad_images_are_named(coco, capsys):
     assert lines[1] == f"{file}: image 10 (train_0.png): it cannot be used: there is no file {missing}"
     assert "image 11 (train_1.png)" in lines[2] and "has 64 x 96 pixels, but the annotations say 64 x 100" in lines[2]
     assert "image 12 (train_2.png)" in lines[3] and "cannot be used" in lines[3]
-    assert background == f"{file}: 1 image without a box, background in training, such as image 13 (train_3.png)"
+    assert background == f"{file}: training uses 1 image without a box as background, such as image 13 (train_3.png)"
 
 
 def test_images_without_usable_boxes_are_named(coco, capsys):
@@ -110,7 +110,7 @@ def test_images_without_usable_boxes_are_named(coco, capsys):
 
     _, out = verify(capsys, coco(train=3, val=3, test=3, change=change))
     assert "(train_0.png), annotation 0: its box [90, 6, 10, 8] extends beyond" in out
-    assert "1 image without a box, background in training, such as image 11 (train_1.png)" in out
+    assert "training uses 1 image without a box as background, such as image 11 (train_1.png)" in out
 
 
 def test_splits_of_other_classes_are_named(coco, capsys):
@@ -162,7 +162,23 @@ def test_wrong_fields_are_named_first(tmp_path, capsys):
 def test_other_formats_are_refused(tmp_path, capsys, content):
     (tmp_path / "x.json").write_text(content)
     code, out = verify(capsys, tmp_path / "x.json")
-    assert code == 1 and "x.json: not an annotation file in COCO's format" in out
+    assert code == 1 and "x.json: it is not in COCO's format: " in out
+
+
+def test_annotations_are_checked_without_their_images_or_other_files(coco, capsys):
+    def spoil(split, data):
+        if split == "val":
+            data["annotations"][0]["bbox"] = [5, 6, 0, 8]
+
+    folder = coco(train=3, val=3, test=3, change=spoil)
+    (folder / "images").rename(folder / "elsewhere")
+    test = folder / "annotations/instances_test.json"
+    test.unlink()
+    test.symlink_to("nowhere.json")
+    code, out = verify(capsys, folder)
+    assert code == 1 and "5 problems" in out  # the images of three files, one of the files, and a box
+    assert f"{test}: it cannot be read: [Errno 2] No such file" in out
+    assert "image 10 (val_0.png), annotation 0: its box [5, 6, 0, 8] has no area" in out
 
 
 def test_missing_data_and_wrong_options_are_refused(tmp_path):

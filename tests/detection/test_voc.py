@@ -54,7 +54,7 @@ def test_boxes_start_at_0_and_include_the_last_pixel(voc, tmp_path, capsys):
     source = open_split(find_splits(tmp_path / "set"), "train")
     assert [source.read(i)[1]["labels"].tolist() for i in range(3)] == [[2], [1], []]  # difficult objects are left out
     assert exit_code(verify, tmp_path / "set") == 0
-    assert "1 image without a box, background in training" in capsys.readouterr().out
+    assert "training uses 1 image without a box as background, such as image 3 (c.jpg)" in capsys.readouterr().out
 
 
 def test_image_size_may_have_decimals(voc):
