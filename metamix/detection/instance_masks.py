@@ -29,20 +29,16 @@ def convert(images: Path, masks: Path, class_name: str, out: Path) -> None:
     for path in sorted(masks.glob("*.png")):
         if (other := files.setdefault(path.stem.removesuffix("_mask"), path)) != path:
             raise ValueError(f"{other} and {path} are masks of one image: keep one of them")
-    used: dict[Path, Path] = {}  # image of each mask
     splits: dict[str, Entry] = {name: {"images": [], "annotations": []} for name in ("train", "val", "test")}
     for i, (name, image) in enumerate(list_images(images).items()):
         if image.stem not in files:
-            raise FileNotFoundError(f"{image} has no mask {masks / image.stem}.png or {image.stem}_mask.png")
-        if (other := used.setdefault(path := files[image.stem], image)) != image:
-            raise ValueError(f"{other} and {image} share the mask {path}: rename one image and its mask")
-        with as_corrupt_image(path):
+            raise FileNotFoundError(f"{image} needs its own mask {masks / image.stem}.png or {image.stem}_mask.png")
+        with as_corrupt_image(path := files.pop(image.stem)):
             numbers = np.array(read_image_file(path))
         if numbers.ndim > 2:
             raise ValueError(f"{path} is in colour; a mask has one number for each pixel, the number of an object")
         if (size := read_header(image).size) != numbers.shape:
-            shape = " x ".join(map(str, numbers.shape))
-            raise ValueError(f"{path} has {shape} pixels, but {image} has {size[0]} x {size[1]}")
+            raise ValueError(f"{path} has {numbers.shape} pixels (height, width), but {image} has {size}")
         data = splits[("train", "train", "train", "val", "test")[i % 5]]
         data["images"].append({"id": i, "file_name": name, "height": numbers.shape[0], "width": numbers.shape[1]})
         for number in np.unique(numbers[numbers > 0]):

@@ -19,8 +19,7 @@ from metamix.utils.text import plural
 
 from .annotations import Entries, Entry
 
-# A box may extend this many pixels beyond its image without a note, since labels may be rounded or count from 0.
-EDGE = 1
+EDGE = 1  # a box may extend this many pixels beyond its image without a note: labels may be rounded or count from 0
 
 
 @dataclass(frozen=True)

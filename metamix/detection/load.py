@@ -52,8 +52,7 @@ class DetectorSpec(NetworkSpec):
     frozen_norms: bool  # whether the backbone's batch norms are frozen; otherwise they are replaced
     min_size: Side
     max_size: Side
-    # Size of RetinaNet's smallest anchors in strides. None for other detectors, and in older files, whose
-    # detector_args may hold it.
+    # Size of RetinaNet's smallest anchors in strides; None for the other detectors and in older files.
     anchor_scale: AnchorScale | None = None
     train_on: SplitNames = ()
 

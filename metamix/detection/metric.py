@@ -34,9 +34,8 @@ Detections = list[dict[str, Any]]
 class Scores:
     """COCO's scores of one split, in percent."""
 
-    # AP (the mean over IoU 0.50 to 0.95), AP50, AP75, AP of small, medium and large objects (up to 32 x 32 pixels, up
-    # to 96 x 96, and above), and AR, the recall with at most 1, 10 and 100 detections per image. Sizes without objects
-    # are left out.
+    # AP (mean over IoU 0.50 to 0.95), AP50, AP75, AP of small (below 32 x 32 pixels), medium (below 96 x 96) and large
+    # objects, and AR, the recall with at most 1, 10 and 100 detections per image. Sizes without objects are left out.
     summary: dict[str, float]
     classes: dict[str, dict[str, float]]  # AP and AP50 by class name
     precision: dict[str, np.ndarray]  # precision at recall 0, 0.01, ..., 1 and IoU 0.5, (101,), by class name

@@ -90,19 +90,13 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
         "without one, 4 or the nearest value that fits the boxes",
     )
     out_channels: Channels = _model(256, "channels of the pyramid and the head")
-    out_indices: tuple[int, ...] = _model(
-        (), "levels of the backbone in the pyramid: 0 to 3, of strides 4 to 32; default: as in the detector's paper"
-    )
-    extra: Literal["auto", "none", "pool", "p6p7"] = _model(
-        "auto", "coarser levels to add to the pyramid; auto: as in the detector's paper"
-    )
+    out_indices: tuple[int, ...] = _model((), "backbone levels, 0 to 3 for strides 4 to 32; default: as in the paper")
+    extra: Literal["auto", "none", "pool", "p6p7"] = _model("auto", "coarser levels to add; auto: as in the paper")
 
     flip: Share = _augment(0.5, "probability of a horizontal flip")
     flip_vertical: Share = _augment(0.0, "probability of a vertical flip")
     scales: Factors = _augment((1.0, 1.0), "range of the random factor of min_size and max_size for each image")
-    photometric: Share = _augment(
-        0.0, "probability of each change: brightness, contrast, saturation, hue, order of channels"
-    )
+    photometric: Share = _augment(0.0, "probability of each change: brightness, contrast, saturation, hue, RGB order")
     iou_crop: Share = _augment(0.0, "probability of SSD's random crop, which keeps at least one object")
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
 """Find the problems of a data set in COCO's format or of one annotation file.
 
-Each problem is printed with its file, image and annotation. Training and scoring refuse a file with wrong fields,
-duplicate ids, a box that is not four numbers or, for mask_rcnn, an object without a usable mask. They leave out objects
-of an unknown image or class, boxes that cover no part of their image, and images that cannot be read. Training clips
-boxes at the edges of their image, and takes images without boxes as background.
+Each problem is printed with its file, image and annotation. Training and scoring refuse files with wrong fields or
+duplicate ids, and mask_rcnn needs a mask for each object. They leave out unreadable images, and objects of an unknown
+image or class or without an area in their image. Training clips boxes at the edges of their image, and takes images
+without boxes as background.
 """
 
 import math
@@ -47,9 +47,10 @@ def find_problems(annotations: Path, entries: Entries, images: Path | None) -> I
         if problem := annotation_problem(annotation, image, classes):
             named = name(image) if image else f"image {annotation['image_id']}"
             yield f"{annotations}: {named}, annotation {annotation['id']}: {problem}"
-    for image in entries["images"] if images else ():
+    for image in entries["images"]:
         try:
-            read_annotated_image(images, image)
+            if images:
+                read_annotated_image(images, image)
         except CorruptImage as error:
             yield f"{annotations}: {name(image)}: it cannot be used: {error}"
 
@@ -84,13 +85,11 @@ def annotation_problem(annotation: Entry, image: Entry | None, classes: set[int]
 def describe_gaps(path: Path, entries: Entries, usable: Sequence[Entry]) -> Iterator[str]:
     """Count images without a usable box, and annotations without a segmentation if other annotations have one."""
     with_boxes = {annotation["image_id"] for annotation in usable if not annotation.get("iscrowd")}
-    if empty := [image for image in entries["images"] if image["id"] not in with_boxes]:
-        count = plural(len(empty), "image")
-        yield f"{path}: training uses {count} without a box as background, such as {name(empty[0])}"
-    without = [annotation["id"] for annotation in entries["annotations"] if not annotation.get("segmentation")]
-    if 0 < len(without) < len(entries["annotations"]):
-        count = plural(len(without), "annotation")
-        yield f"{path}: mask_rcnn also needs a segmentation for {count}, such as annotation {without[0]}"
+    if bare := [image for image in entries["images"] if image["id"] not in with_boxes]:
+        yield f"{path}: training uses {plural(len(bare), 'image')} without a box as background, such as {name(bare[0])}"
+    bare = [annotation["id"] for annotation in entries["annotations"] if not annotation.get("segmentation")]
+    if 0 < len(bare) < len(entries["annotations"]):
+        yield f"{path}: mask_rcnn also needs a segmentation for {plural(len(bare), 'annotation')}, such as {bare[0]}"
 
 
 @dataclass
@@ -126,10 +125,8 @@ class VerifyAnnotations(VerifyOptions):
             try:
                 entries = read_annotations(path)
                 wrong = list(field_problems(entries))
-            except OSError as error:
-                wrong = [f"it cannot be read: {error}"]
-            except ValueError as error:
-                wrong = [f"it is not in COCO's format: {error}"]
+            except (OSError, ValueError) as error:
+                wrong = [f"it cannot be read as annotations in COCO's format: {error}"]
             if wrong:
                 yield from (f"{path}: {problem}" for problem in wrong)
                 continue

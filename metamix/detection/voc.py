@@ -35,7 +35,7 @@ def read_voc(folder: Path) -> Boxes:
 
 
 def read_folder(folder: Path) -> Boxes:
-    """Read the annotations of a folder, even if there is no object."""
+    """Read annotations, which may have no objects."""
     place = subfolder(folder, "Annotations", "annotations")
     paths = sorted(place.glob("*.xml" if place == folder else "**/*.xml"))  # CVAT repeats the images' subfolders
     if paths:

@@ -41,15 +41,14 @@ def read_yolo(source: Path) -> Boxes:
     labels, label_files, folders = Boxes(list(classes.values())), set[Path](), set[Path]()
     has_keypoints = "kpt_shape" in config
     labels.notes["keypoints were left out"] += [str(file)] * has_keypoints
-    for place, split, images in (sets := image_sets(file, config)):
+    for place, split, images in image_sets(file, config):
         for stem, image in by_stem(images).items():
             path = label_file(image)
             boxes = read_boxes(path, classes, file, has_keypoints) if path.exists() else []
             labels.add(stem + image.suffix, image, boxes, split, shares=True)
+            labels.notes["images belong to several splits"] += [str(image)] * (path in label_files)
             label_files.add(path)
             folders.add(label_file(place / image.name).parent if place.is_dir() else path.parent)
-    shared = [str(place) for place, count in Counter(place for place, *_ in sets).items() if count > 1]
-    labels.notes["the images of several splits are the same"] += shared
     stray = {path for folder in folders for path in folder.rglob("*.txt")} - label_files
     labels.notes["label files without an image were left out"] += map(str, sorted(stray))
     return labels.checked(", ".join(map(str, sorted(folders))))

@@ -62,9 +62,8 @@ class Maxim(nn.Module):
         for factor in (block_gmlp_factor, grid_gmlp_factor):
             if dim * input_proj_factor % 2 or half * factor % 2:
                 raise ValueError(
-                    f"dim * input_proj_factor, and half of it times each gmlp factor, must be even, but dim is {dim}, "
-                    f"input_proj_factor {input_proj_factor} and a gmlp factor {factor}: choose a multiple of 4 for "
-                    f"dim, or even factors."
+                    f"dim {dim}, input_proj_factor {input_proj_factor} and a gmlp factor {factor} give an odd width "
+                    f"before a split into halves: choose a multiple of 4 for dim, or even factors."
                 )
         block_size, grid_size = parse_size("block_size", block_size), parse_size("grid_size", grid_size)
         self.multiple = tuple(math.lcm(b, g) for b, g in zip(block_size, grid_size))

@@ -163,17 +163,17 @@ def test_png_masks_of_instance_numbers_become_a_data_set(tmp_path, capsys):
         return exit_code(convert, images, masks, "person", out)
 
     shapes.draw([]).save(images / "3.png")
-    assert f"{images / '3.jpg'} and {images / '3.png'} share the mask {masks / '3_mask.png'}: rename one" in said()
+    assert f"{images / '3.png'} needs its own mask {masks / '3'}.png or 3_mask.png" in said()
     (images / "3.png").unlink()
     Image.new("L", (96, 64)).save(masks / "3.png")
     assert f"{masks / '3.png'} and {masks / '3_mask.png'} are masks of one image: keep one of them" in said()
     Image.new("L", (64, 96)).save(masks / "3_mask.png")
     (masks / "3.png").unlink()
-    assert f"{masks / '3_mask.png'} has 96 x 64 pixels, but {images / '3.jpg'} has 64 x 96" in said()
+    assert f"{masks / '3_mask.png'} has (96, 64) pixels (height, width), but {images / '3.jpg'} has (64, 96)" in said()
     Image.new("RGB", (96, 64)).save(masks / "2.png")
     assert "2.png is in colour; a mask has one number for" in said()
     (masks / "1_mask.png").unlink()
-    assert "1.jpg has no mask " in said()
+    assert "1.jpg needs its own mask" in said()
     assert "IMAGES MASKS CLASS_NAME" in exit_code(convert, images)
 
 
@@ -185,6 +185,4 @@ def test_verify_notes_annotations_without_a_mask(coco, capsys):
 
     assert exit_code(verify, coco(train=3, val=3, test=3, change=bare)) == 0  # detectors of boxes need no masks
     (note,) = [line for line in capsys.readouterr().out.splitlines() if "mask_rcnn" in line]
-    assert note.endswith(
-        "instances_train.json: mask_rcnn also needs a segmentation for 1 annotation, such as annotation 1"
-    )
+    assert note.endswith("instances_train.json: mask_rcnn also needs a segmentation for 1 annotation, such as 1")

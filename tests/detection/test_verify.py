@@ -162,7 +162,7 @@ def test_wrong_fields_are_named_first(tmp_path, capsys):
 def test_other_formats_are_refused(tmp_path, capsys, content):
     (tmp_path / "x.json").write_text(content)
     code, out = verify(capsys, tmp_path / "x.json")
-    assert code == 1 and "x.json: it is not in COCO's format: " in out
+    assert code == 1 and "x.json: it cannot be read as annotations in COCO's format: " in out
 
 
 def test_annotations_are_checked_without_their_images_or_other_files(coco, capsys):
@@ -177,7 +177,7 @@ def test_annotations_are_checked_without_their_images_or_other_files(coco, capsy
     test.symlink_to("nowhere.json")
     code, out = verify(capsys, folder)
     assert code == 1 and "5 problems" in out  # the images of three files, one of the files, and a box
-    assert f"{test}: it cannot be read: [Errno 2] No such file" in out
+    assert f"{test}: it cannot be read as annotations in COCO's format: [Errno 2] No such file" in out
     assert "image 10 (val_0.png), annotation 0: its box [5, 6, 0, 8] has no area" in out
 
 

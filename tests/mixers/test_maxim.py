@@ -75,5 +75,5 @@ def test_initial_spatial_weights_are_the_authors():
 
 
 def test_a_width_that_cannot_be_halved_twice_is_refused():
-    with pytest.raises(ValueError, match="dim is 6, input_proj_factor 1 and a gmlp factor 1: choose a mult"):
+    with pytest.raises(ValueError, match="dim 6, input_proj_factor 1 and a gmlp factor 1 give an odd width"):
         create_mixer("maxim", 6, size=(8, 8), input_proj_factor=1, block_gmlp_factor=1)
