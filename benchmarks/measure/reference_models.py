@@ -1,7 +1,7 @@
-"""Build models of timm, metamix, other packages (`PEERS`) and the authors' own code (`AUTHORS`) by name.
+"""Build models of timm, metamix, other packages (`PEERS`) and cloned repositories (`AUTHORS`) by name.
 
-The authors' code is read from clones: folders under the path given as --authors, named like their repositories. The
-constructor arguments are the same as for the golden tensors in tests/goldens.
+Clones are folders under the path given as --authors, named like their repositories. The golden tensors in tests/goldens
+are from smaller models of the same classes.
 """
 
 import ast
@@ -39,7 +39,7 @@ PEERS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Checkout:
-    """A model class in a clone of an authors' repository.
+    """A model class in a clone of a repository.
 
     Attributes:
         repository: owner and name on GitHub.
@@ -110,14 +110,14 @@ def check_names(names: list[str], authors: Path | None) -> None:
 
 
 def lacks(name: str, authors: Path | None) -> str | None:
-    """Return what is missing to build `name` and what to do, as the rest of a sentence; None if nothing is."""
+    """Return the end of a sentence on what is missing to build `name` and what to do; None if nothing is missing."""
     if name.startswith("authors_wavemix") and importlib.util.find_spec("wavemix") is None:
         return "needs the package wavemix: pip install wavemix"
     if name not in AUTHORS:
         return None
     checkout = AUTHORS[name]
     if authors is None:
-        return f"is the authors' own code: clone {checkout.repository} and give its parent folder as --authors"
+        return f"needs a clone of {checkout.repository}: give the parent folder of the clone as --authors"
     if not checkout.path(authors).is_file():
         return f"needs {checkout.path(authors)}, which is not there: clone {checkout.repository} into {authors}"
     return None
@@ -129,7 +129,7 @@ def ours(name: str) -> bool:
 
 
 def create(name: str, size: int, authors: Path | None = None) -> nn.Module:
-    """Build a model without trained weights, for images of side `size` if its parameters depend on the size."""
+    """Build a model without trained weights; only metamix and timm's fixed-size models use `size`."""
     if name in PEERS:
         return PEERS[name]()
     if name in AUTHORS:
@@ -140,10 +140,10 @@ def create(name: str, size: int, authors: Path | None = None) -> nn.Module:
 
 
 def from_checkout(name: str, authors: Path | None) -> nn.Module:
-    """Build a model from the authors' clone.
+    """Build a model from a clone in the folder `authors`.
 
     Raises:
-        SystemExit: a package is missing, or the clone is at another commit.
+        SystemExit: a package is missing, or the model does not have the expected number of parameters.
     """
     checkout = AUTHORS[name]
     path = checkout.path(authors)
@@ -157,8 +157,8 @@ def from_checkout(name: str, authors: Path | None) -> nn.Module:
     parameters = sum(p.numel() for p in model.parameters())
     if parameters != checkout.parameters:
         raise SystemExit(
-            f"{path} builds a model of {parameters} parameters where {name} has {checkout.parameters}: "
-            f"use the commit that tests/goldens names."
+            f"{path} builds a model of {parameters} parameters, but {name} has {checkout.parameters}: "
+            f"check out the source_commit of its files in tests/goldens."
         )
     return model
 

@@ -35,18 +35,18 @@ from metamix.weights.find import weights_dir
 CONFIGS = ROOT / "configs"
 JOBS = {
     "noise": "removes Gaussian noise of sigma {value} from {colour} images",
-    "downscale": "enlarges images {value} times; it takes the luminance, and the colours are only upsampled",
-    "jpeg": "removes artifacts of JPEG of quality {value} from {colour} images",
+    "downscale": "enlarges images {value} times; it restores the luminance, and the colours are only upsampled",
+    "jpeg": "removes artifacts of JPEG compression at quality {value} from {colour} images",
 }
 COLOURS = {"rgb": "colour", "grey": "grey", "y": "luminance"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is wrong")
     if parser.parse_args(argv).check:
         if names := stale():
-            raise SystemExit(f"error: stale, run `python -m benchmarks.report.cards`: {', '.join(names)}")
+            raise SystemExit(f"error: run `python -m benchmarks.report.cards` for the stale pages {', '.join(names)}")
         return
     fresh = pages()
     for path in set(weights_dir().glob("*.*.md")) - fresh.keys():
@@ -75,7 +75,7 @@ def page(card: dict) -> str:
         *parts["rows"],
         ("versions", ", ".join(f"{name} {version}" for name, version in card["versions"].items())),
         ("commit", commit_in_words(card["commit"])),
-        ("license", f"Apache-2.0 for these weights; the {parts['owned']} have their own terms"),
+        ("license", f"{card['license']} for these weights; the {parts['owned']} have their own terms"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     limits = [textwrap.fill(line, 120, initial_indent="- ", subsequent_indent="  ") for line in parts["limits"]]
@@ -135,7 +135,7 @@ def header(card: dict, parts: dict) -> str:
 
 
 def slug(data: str) -> str:
-    """Return the name of a data set in lower case, with hyphens: "CIFAR-10, JPEG copy" as "cifar-10"."""
+    """Return the name of a data set in lower case, with hyphens: "CIFAR-10, JPEG copy" becomes "cifar-10"."""
     return data.partition(",")[0].replace(" ", "-").lower()
 
 
@@ -170,21 +170,21 @@ def classify(image):  # a PIL image
     return model.pretrained_cfg["label_names"][scores.argmax()]
 ```
 
-`num_classes=N` gives a new head for fine-tuning, `features_only=True` gives the feature maps.""",
+`num_classes=N` gives a new head for fine-tuning, and `features_only=True` gives the feature maps.""",
         "rows": [
             (
                 f"{split} accuracy",
                 f"{card['top1']:.2f} % of {card['samples']['test']:,} images, with {kind_of_weights(card)}",
             ),
             *size_rows(card),
-            ("over seeds", seeds_in_words(card["seeds"])),
+            ("accuracy over seeds", seeds_in_words(card["seeds"])),
             ("parameters", f"{card['parameters']:,}, stored as {card['stored_as']}"),
             ("multiply-adds", f"{short_count(card['macs'])} for one image of {image_size(card)}"),
             *cost_rows(card),
         ],
         "test": f"""
 
-The {split} split was scored once, after training. The accuracy above was measured with the stored weights, in float32:
+Training scored the {split} split once, at its end. The accuracy above was measured with the stored weights, in float32:
 
 {command_block("python eval.py", *test, *data_dir(card), "--amp none")}{start}""",
         "limits": limits(card),
@@ -197,8 +197,8 @@ def restorer(card: dict) -> dict[str, Any]:
     kind, _, value = card["degradation"].partition(":")
     job = JOBS[kind].format(value=value.replace("-", " to "), colour=COLOURS[card["channels"]])
     takes = f"The model takes images (B, {card['in_chans']}, H, W) of any size, with values from 0 to 1"
-    if card["enlarge"] > 1:
-        takes += f", enlarged {card['enlarge']} times, as `predict` and `metamix.restoration.inference.enlarge` do"
+    if (times := card["enlarge"]) > 1:
+        takes += f". Enlarge them {times} times with `metamix.restoration.inference.enlarge`; `predict` does so itself"
     return {
         "kind": "image-to-image",
         "library": "metamix",
@@ -232,13 +232,13 @@ model = metamix.create_image_model("{name}", pretrained=True).eval()
             *card["limits"],
             *["It takes only grey images: `predict` leaves out colour images."] * (card["channels"] == "grey"),
             "It was trained for this degradation only, and does not remove other noise, blur or compression.",
-            "One seed was trained.",
+            "Only one seed was run.",
         ],
     }
 
 
 def split_of(card: dict) -> str:
-    """Name the split that was scored: Tiny-ImageNet's test images have no public labels."""
+    """Return the name of the scored split: validation for Tiny-ImageNet, whose test images have no public labels."""
     return "validation" if card["recipe"].get("data") == "tiny_imagenet" else "test"
 
 
@@ -268,7 +268,7 @@ def describe(model: str) -> tuple[str, str]:
 def seeds_in_words(seeds: dict[str, float]) -> str:
     """Describe the mean and the standard deviation of the accuracy over the seeds."""
     if len(seeds) == 1:
-        return "unknown; one seed was trained"
+        return "unknown; only one seed was run"
     mean, deviation = statistics.mean(seeds.values()), statistics.stdev(seeds.values())
     return f"{mean:.2f} ± {deviation:.2f} %, mean and standard deviation of seeds {', '.join(seeds)}"
 
@@ -282,7 +282,7 @@ def cost_rows(card: dict) -> list[tuple[str, str]]:
     for mode, key in (("training", "train"), ("inference", "infer")):
         speed, memory = (
             f"{cost[f'{key}_img_per_s']:,.0f} img/s",
-            f"{cost[f'{key}_mib']:,} MiB above torch and the model",
+            f"{cost[f'{key}_mib']:,} MiB of memory in addition to torch and the model",
         )
         rows.append((mode, f"{speed}, {memory} ({where})"))
     return rows
@@ -299,7 +299,7 @@ def limits(card: dict) -> list[str]:
         "It was tested on images like those it was trained on, not on corrupted images or images from other sources.",
     ]
     if len(card["seeds"]) == 1:
-        lines.append("One seed was trained, so the spread over seeds is unknown.")
+        lines.append("Only one seed was run, so the spread over seeds is unknown.")
     return lines
 
 

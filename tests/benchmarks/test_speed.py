@@ -128,7 +128,7 @@ def test_missing_packages_and_checkouts_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(reference_models.importlib.util, "find_spec", lambda name: None)
     for name, authors, words in (
         ("authors_wavemix_144_7", None, "needs the package wavemix: pip install wavemix"),
-        ("authors_raftmlp_s", None, "clone okojoalg/raft-mlp and give its parent folder as --authors"),
+        ("authors_raftmlp_s", None, "needs a clone of okojoalg/raft-mlp: give the parent folder of the"),
         ("authors_raftmlp_s", tmp_path, "raft-mlp/libs/models.py, which is not there: clone okojoalg/raft-mlp into"),
     ):
         with pytest.raises(SystemExit, match=words):
@@ -153,7 +153,7 @@ def test_a_checkout_is_imported_without_running_its_training(tmp_path, monkeypat
     path.write_text(SCRIPT.format(inputs=2_652_170))
     assert reference_models.create(name, 32, tmp_path).in_features == 2_652_170
     path.write_text(SCRIPT.format(inputs=3))
-    with pytest.raises(SystemExit, match="builds a model of 3 parameters where authors_ninformer_cifar has 2652170"):
+    with pytest.raises(SystemExit, match="builds a model of 3 parameters, but authors_ninformer_cifar has 2652170"):
         reference_models.create(name, 32, tmp_path)
     path.write_text("import nowhere")
     with pytest.raises(SystemExit, match="needs a package that is not installed: No module named 'nowhere'"):
