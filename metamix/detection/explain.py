@@ -35,6 +35,7 @@ def explain_object(detector: TrainedDetector, path: Path, label: str | None) -> 
 
     Raises:
         DoesNotFit: the detector finds no such object.
+        ValueError: `label` is unknown, or the image cannot be read (CorruptImage).
     """
     model: Any = detector.model
     number = choose_label(label, detector.classes)
@@ -61,7 +62,8 @@ def explain_object(detector: TrainedDetector, path: Path, label: str | None) -> 
         backbone.pyramid = pyramid
     batch, _ = model.transform([image])
     covers = tuple(inside / padded for inside, padded in zip(batch.image_sizes[0], batch.tensors.shape[-2:]))
-    shown = [i for i, score in enumerate(objects["scores"].tolist()) if score >= DRAWN or i == chosen]
+    sure = (objects["scores"] >= DRAWN) & (objects["labels"] > 0)  # 0 is background
+    shown = [i for i, is_sure in enumerate(sure.tolist()) if is_sure or i == chosen]
     labels, scores, boxes = (objects[key][shown].tolist() for key in ("labels", "scores", "boxes"))
     return Explanation(
         image=pixels,

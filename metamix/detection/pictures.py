@@ -75,7 +75,7 @@ def colour_of(label: int, classes: Sequence[str]) -> tuple[float, float, float, 
 
 
 def draw_objects(axes: Axes, image: Tensor, objects: Objects, classes: Sequence[str], named: bool = True) -> None:
-    """Draw an image, (3, H, W) uint8, and its boxes and masks in the colours of their classes."""
+    """Draw an image, (3, H, W) uint8, with boxes and masks in the colours of their classes; `named` adds labels."""
     labels = objects["labels"].tolist()
     pixels = image.permute(1, 2, 0).numpy().copy()
     for runs, label in zip(objects.get("runs", ()), labels):
@@ -128,7 +128,7 @@ def draw_grid(path: Path, rows: Sequence[tuple[str, Tensor, Objects, Objects]], 
 
 
 def draw_precision_recall(path: Path, scores: Scores) -> None:
-    """Draw the precision-recall curve of each class at IoU 0.5; for more than ten classes, draw only the mean."""
+    """Draw precision-recall curves at IoU 0.5: each class, if there are up to ten, and the mean of several classes."""
     figure = Figure(figsize=(5.5, 4.5), layout="constrained")
     axes = figure.subplots()
     recall = [i / 100 for i in range(101)]

@@ -14,9 +14,8 @@ the map. Block and grid sizes are fixed, so the parameters do not depend on the 
 The map may have any size: it is padded with zeros to multiples of the block and grid sizes, and cropped afterwards. For
 each value, S takes one multiply-add for each token in the set, so the cost is linear in the map's number of tokens.
 
-As in the authors' flax code, GELU is the tanh approximation, and norms have eps 1e-6. Departures: the authors' layer
-includes the norm before it and the residual around it; here the skeleton adds both. The authors also apply dropout at
-the end of each branch; here only the output has dropout.
+As in the authors' flax code, GELU is the tanh approximation, and norms have eps 1e-6. Departures: the skeleton adds
+the norm before the layer and the residual around it, and the authors' dropout at the end of each branch is left out.
 """
 
 import math

@@ -107,7 +107,8 @@ def test_every_kind_of_detector_is_explained(arguments, digit):
     (objects,) = trained.predict([digit], threshold=0.05)
     best = objects["scores"][objects["labels"] == 2].max().item()
     assert shown.scores[shown.explained] == ("square", pytest.approx(best))
-    assert len(shown.boxes) == len(shown.scores)
+    drawn = [score for score in objects["scores"].tolist() if score >= 0.5 or score == best]
+    assert len(shown.boxes) == len(shown.scores) and [score for _, score in shown.scores] == pytest.approx(drawn)
 
 
 def test_the_activation_map_is_cropped_to_the_image_without_padding():
