@@ -378,7 +378,7 @@ def test_scores_on_the_training_split_are_noted(few, tmp_path):
         (dict(model_args={"batch_norms": "train"}), "model_args has batch_norms, which comes from the task"),
         (dict(detector_args={"score_thresh": "high"}), "detector_args is .*, but it must be a mapping of options to"),
         (dict(detector_args={"anchor_scale": [4]}), r"anchor_scale is \[4\], but it must be a number above 0"),
-        (dict(detector_args={"min_size": 300}), "detector_args is {'min_size': 300}, .* --model-args, --min-size and"),
+        (dict(detector_args={"min_size": 300}), "detector_args is {'min_size': 300}, .* min_size, name, num_classes"),
         (dict(model_args={"num_classes": 3}), "has num_classes, which comes from the data set; leave it out"),
         (dict(train_on=()), "train_on is \\(\\), but it must be splits, each once, such as train or train,val"),
         (dict(train_on=("train", "train")), "train_on is .*, but it must be splits, each once"),
