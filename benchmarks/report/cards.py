@@ -75,7 +75,7 @@ def page(card: dict) -> str:
         *parts["rows"],
         ("versions", ", ".join(f"{name} {version}" for name, version in card["versions"].items())),
         ("commit", commit_in_words(card["commit"])),
-        ("license", f"{card['license']} for these weights; the {parts['owned']} have their own terms"),
+        ("license", f"{card['license'].capitalize()} for these weights; the {parts['owned']} have their own terms"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     limits = [textwrap.fill(line, 120, initial_indent="- ", subsequent_indent="  ") for line in parts["limits"]]

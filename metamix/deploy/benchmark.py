@@ -116,7 +116,7 @@ def benchmark(
                             step()
                             steps[subject, cell] = step
                         except Exception as error:  # each engine has its own error types
-                            why = str(error).partition("\n")[0] or type(error).__name__
+                            why = str(error).strip().partition("\n")[0] or type(error).__name__
                             failed[" ".join((subject.name, *cell))] = why
                 timings = [interleaved(steps, seconds * len(steps)) for _ in range(runs)]
                 compared = [run.get((subjects[0], ("eager", "fp32"))) for run in timings]

@@ -46,10 +46,9 @@ def find_problems(annotations: Path, entries: Entries, images: Path | None) -> I
         if problem := annotation_problem(annotation, image, classes):
             named = name(image) if image else f"image {annotation['image_id']}"
             yield f"{annotations}: {named}, annotation {annotation['id']}: {problem}"
-    for image in entries["images"]:
+    for image in entries["images"] if images else ():
         try:
-            if images:
-                read_annotated_image(images, image)
+            read_annotated_image(images, image)
         except CorruptImage as error:
             yield f"{annotations}: {name(image)}: it cannot be used: {error}"
 
@@ -86,9 +85,9 @@ def describe_gaps(path: Path, entries: Entries, usable: Sequence[Entry]) -> Iter
     with_boxes = {annotation["image_id"] for annotation in usable if not annotation.get("iscrowd")}
     if bare := [image for image in entries["images"] if image["id"] not in with_boxes]:
         yield f"{path}: training uses {plural(len(bare), 'image')} without a box as background, such as {name(bare[0])}"
-    bare = [annotation["id"] for annotation in entries["annotations"] if not annotation.get("segmentation")]
-    if 0 < len(bare) < len(entries["annotations"]):
-        yield f"{path}: mask_rcnn also needs a segmentation for {plural(len(bare), 'annotation')}, such as {bare[0]}"
+    boxes = [annotation["id"] for annotation in entries["annotations"] if not annotation.get("segmentation")]
+    if 0 < len(boxes) < len(entries["annotations"]):
+        yield f"{path}: mask_rcnn also needs a segmentation for {plural(len(boxes), 'annotation')}, such as {boxes[0]}"
 
 
 @dataclass

@@ -36,17 +36,17 @@ def read_yolo(source: Path) -> Boxes:
         raise FileNotFoundError(
             f"{source} holds no data.yaml: write one with the names of the classes, such as names: [cat, dog]"
         )
+    file = file.absolute()  # as the images that a file lists
     config = read_darknet(file) if file.suffix == ".data" else read_yaml(file)
     classes = class_names(file, config)
     labels, label_files, folders = Boxes(list(classes.values())), set[Path](), set[Path]()
     has_keypoints = "kpt_shape" in config
     labels.notes["keypoints were left out"] += [str(file)] * has_keypoints
-    for place, split, images in image_sets(file, config):
+    for (place, split), images in image_sets(file, config).items():
         for stem, image in by_stem(images).items():
             path = label_file(image)
             boxes = read_boxes(path, classes, file, has_keypoints) if path.exists() else []
             labels.add(stem + image.suffix, image, boxes, split, shares=True)
-            labels.notes["images belong to several splits"] += [str(image)] * (path in label_files)
             label_files.add(path)
             folders.add(label_file(place / image.name).parent if place.is_dir() else path.parent)
     stray = {path for folder in folders for path in folder.rglob("*.txt")} - label_files
@@ -83,13 +83,13 @@ def class_names(file: Path, config: dict[str, Any]) -> dict[int, str]:
     return dict(sorted(classes.items()))
 
 
-def image_sets(file: Path, config: dict[str, Any]) -> list[tuple[Path, str, dict[str, Path]]]:
-    """Return each folder or list of images with its split and its images, by relative path.
+def image_sets(file: Path, config: dict[str, Any]) -> dict[tuple[Path, str], dict[str, Path]]:
+    """Return the images, by relative path, of each folder or list of images and its split.
 
     If `config` names no splits, the only folder is images/, and its split is "".
     """
     roots = [file.parent / str(config.get("path") or "."), file.parent]
-    sets = []
+    sets = {}
     for split in ("train", "val", "test"):
         entries = config.get(split) or []
         for entry in map(str, entries if isinstance(entries, list) else [entries]):
@@ -103,10 +103,10 @@ def image_sets(file: Path, config: dict[str, Any]) -> list[tuple[Path, str, dict
                 raise ValueError(
                     f"{file} has {split}: {entry}, but {place} contains {file.name}: name the folder of images"
                 )
-            sets.append((place, split, list_images(place) if place.is_dir() else read_list(place, roots)))
+            sets[place, split] = list_images(place) if place.is_dir() else read_list(place, roots)
     if not sets:
         folder = next(filter(Path.is_dir, (root / "images" for root in roots)), file.parent / "images")
-        sets.append((folder, "", list_images(folder)))
+        sets[folder, ""] = list_images(folder)
     return sets
 
 

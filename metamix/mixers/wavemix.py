@@ -68,7 +68,8 @@ class WaveMix(nn.Module):
         super().__init__()
         if dim % 4:
             raise ValueError(f"wavemix splits its channels in four: {dim} is not a multiple of 4.")
-        if not isinstance(level, int) or not 1 <= level <= 4:
+        check_counts(1, level=level)
+        if level > 4:
             raise ValueError(f"level is {level!r}; the transform has 1, 2, 3 or 4 levels.")
         check_counts(1, mult=mult)
         check_counts(0, ff_channel=ff_channel)

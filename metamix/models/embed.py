@@ -91,7 +91,7 @@ def limit_stride(stem: Any, downsamples: Sequence[Any], output_stride: int) -> N
         )
     accepted = [stride for stride in (8, 16, 32) if stride in strides]
     if output_stride not in accepted:
-        raise ValueError(f"output_stride is {output_stride!r}: give one of the numbers {str(accepted)[1:-1]}.")
+        raise ValueError(f"output_stride is {output_stride!r}: give the number {' or '.join(map(str, accepted))}.")
     dilation, reached = 1, stem.reduction
     for conv in downsamples:
         if reached < output_stride:

@@ -42,10 +42,10 @@ def register_image_model(
 ) -> None:
     """Register a new name: `create_image_model(name)` then returns `build(**preset)`.
 
-    `tags` holds the URLs of published weights by tag. Raises ValueError if the name is taken or is no identifier.
+    `tags` holds the URLs of published weights by tag. Raises ValueError if the name is taken or has a point.
     """
-    if not name.isidentifier():  # what follows a point is a tag
-        raise ValueError(f"An image model cannot be named {name!r}: give letters, digits and underscores.")
+    if "." in name:
+        raise ValueError(f"An image model cannot be named {name!r}: what follows a point is the tag of weights.")
     if name in _MODELS:
         raise ValueError(f"An image model named {name!r} is already registered: choose another name.")
     _MODELS[name], _TAGS[name] = partial(build, **preset), dict(tags or {})

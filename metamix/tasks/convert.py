@@ -4,8 +4,8 @@ import hashlib
 import os
 import shlex
 import shutil
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,9 +125,11 @@ def choose_splits(labels: LabelledImages, share: float | None) -> dict[str, list
     if share is None and by_split["train"] and (by_split["val"] or by_split["test"]):
         without_split = by_split.pop("")
         labels.notes["images in none of the source's splits were left out"] += [str(s.file) for s in without_split]
+        places = Counter(sample.file.absolute() for samples in by_split.values() for sample in samples)
+        labels.notes["images belong to several splits"] += [str(file) for file, count in places.items() if count > 1]
         return {split: samples for split, samples in by_split.items() if samples}
     groups: dict[str, list[Sample]] = defaultdict(list)
-    for sample in {(s.group, s.file, s.name): s for s in labels.samples}.values():  # an image may be in two splits
+    for sample in once(labels.samples):
         groups[sample.group].append(sample)
     splits: dict[str, list[Sample]] = {"train": [], "val": []}
     for samples in groups.values():
@@ -137,6 +139,20 @@ def choose_splits(labels: LabelledImages, share: float | None) -> dict[str, list
         for sample in samples:
             splits["val" if sample.name in held_out else "train"].append(sample)
     return {split: samples for split, samples in splits.items() if samples}
+
+
+def once(samples: Iterable[Sample]) -> Iterable[Sample]:
+    """Return the samples without the repeats of images that the source has in two splits.
+
+    Raises:
+        ValueError: an image has different labels in two splits.
+    """
+    first: dict[tuple[str, Path], Sample] = {}
+    for sample in samples:
+        other = first.setdefault((sample.group, sample.file.absolute()), sample)
+        if other.label != sample.label:
+            raise ValueError(f"{sample.file} has different labels in {other.split} and {sample.split}: correct them")
+    return first.values()
 
 
 def check_names(out: Path, splits: Mapping[str, Sequence[Sample]]) -> None:

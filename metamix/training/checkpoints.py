@@ -90,6 +90,7 @@ def check_resumable(
             f"{path} was made with {plural(state['steps_per_epoch'], 'step')} per epoch, but there are now "
             f"{steps_per_epoch}: the data have changed. Start a new run with --output"
         )
+    check_identity(state["about"], identity, path)
     stopped_early = is_exhausted(best, recipe.engine.early_stopping)
     ended = stopped_early or state["step"] >= recipe.engine.epochs * steps_per_epoch
     if ended and changes.keys() - {"score"}:
@@ -104,7 +105,6 @@ def check_resumable(
             f"{path} chose the best epoch by other weights: {changes['score']}. Use the old value, or start a "
             f"new run with --output"
         )
-    check_identity(state["about"], identity, path)
     return list(changes.values())
 
 

@@ -114,7 +114,7 @@ def test_a_file_without_metadata_must_fit_the_data_and_the_model(tmp_path):
     resnet = timm.create_model("test_resnet", num_classes=10, in_chans=3)
     torch.save(resnet.state_dict(), tmp_path / "r.pth")
     options = ClassificationEvalOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth"), data="digits")
-    with pytest.raises(ValueError, match="for 3 channels and digits has 1; give other --data, or fine-tune first"):
+    with pytest.raises(ValueError, match="for 3 channels, but digits has 1; give other --data, or fine-tune first"):
         Classification.trained(options)
     torch.save({"a": torch.ones(1)}, tmp_path / "r.pth")
     with pytest.raises(ValueError, match="r.pth does not fit test_resnet: it lacks "):

@@ -482,7 +482,7 @@ PNG, LABEL = ("30", "png", b""), ("30", "cls", b"0")
         ([PNG, ("30", "cls", b"-1")], "30.cls holds b'-1'; expected the number of a class"),
         ([PNG, ("30", "cls", b"")], "30.cls holds b''; expected the number of a class"),
         ([PNG, ("30", "cls", b"0" * 33)], "30.cls holds b'00000000000000000000'; expected the number of a class"),
-        ([PNG, ("30", "cls", b"100000")], "30.cls holds the label 100000; labels may be 99,999 at most"),
+        ([PNG, ("30", "cls", b"100000")], "30.cls holds the label 100000; it must be below 100,000"),
     ],
 )
 def test_wrong_samples_in_shards_are_refused(files, words, shards, shard):

@@ -5,10 +5,12 @@ import os
 import re
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 
 from metamix.detection.coco import find_splits, open_split
+from metamix.tasks.convert import LabelledImages, Sample, choose_splits
 from tests.helpers import shapes
 from tests.helpers.running import metamix_command, train
 
@@ -405,6 +407,30 @@ def test_yolo_images_of_two_splits_stay_in_both(original, tmp_path, capsys):
     assert boxes_of(tmp_path / "out", ("train", "test")) == boxes_of(tmp_path / "out") == BOXES
     assert metamix_command("convert", "yolo", source, tmp_path / "new", "--split", 0.5) == 0
     assert "6 train, 6 val images" in capsys.readouterr().out
+
+
+def test_yolo_lists_may_repeat_images(original, tmp_path, monkeypatch, capsys):
+    """train names its folder twice, and val is a list of all images, whose paths begin at another folder."""
+    yolo_by_kind(original, tmp_path / "source")
+    paths = [path.relative_to(tmp_path / "source") for path in sorted(tmp_path.glob("source/images/*/*.png"))]
+    (tmp_path / "source/val.txt").write_text("\n".join(map(str, paths)))
+    (tmp_path / "source/data.yaml").write_text(
+        "train: [images/train, images/train]\nval: val.txt\nnames: [disc, square]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert metamix_command("convert", "yolo", "source", "out") == 0
+    said = capsys.readouterr().out
+    assert "8 train, 12 val images" in said and "note: images belong to several splits: " in said
+    assert "label files" not in said
+    assert metamix_command("convert", "yolo", "source", "new", "--split", 0.5) == 0
+    assert "6 train, 6 val images" in capsys.readouterr().out
+
+
+def test_an_image_with_different_labels_in_two_splits_is_refused():
+    samples = [Sample(Path("0.png"), "0.png", split, label=label) for split, label in (("train", 1), ("val", 2))]
+    labels = LabelledImages((), samples)
+    with pytest.raises(ValueError, match="0.png has different labels in train and val: correct them"):
+        choose_splits(labels, 0.5)
 
 
 def test_yolo_labels_lie_beside_images_outside_of_a_folder_images(original, tmp_path, monkeypatch):

@@ -107,7 +107,7 @@ def test_nothing_that_training_prints_or_logs_holds_a_control_sequence(tmp_path,
     train(*words, "--memory", "no", "--corrupt-limit", 1, "--workers", 0, "--output", run)
     said = capfd.readouterr()
     text = (run / "log.txt").read_text()
-    assert "warning: unreadable image 1 of 9" in text and r"\x1b[2J" in text
+    assert "warning: cannot read an image (1 of 9 so far)" in text and r"\x1b[2J" in text
     assert "/Bär" in text.partition("download:")[0]  # in the recipe
     for part in (text, said.out, said.err):
         assert not CONTROL.search(part) and not re.search("^epoch 9", part, re.MULTILINE)

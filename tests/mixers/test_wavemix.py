@@ -113,8 +113,8 @@ def test_cropping_keeps_the_centre():
 @pytest.mark.parametrize(
     "options, words",
     [
-        (dict(level="1"), "level is '1'; the transform has 1, 2, 3 or 4 levels"),
-        (dict(level=2.0), "level is 2.0; the transform has 1, 2, 3 or 4 levels"),
+        (dict(level="1"), "level is '1': give a whole number of at least 1"),
+        (dict(level=2.0), "level is 2.0: give a whole number of at least 1"),
         (dict(wavelet="harr"), r"'harr' is not a discrete wavelet of PyWavelets; did you mean 'haar'\? `pywt.wavelist"),
         (dict(wavelet="morl"), "'morl' is not a discrete wavelet of PyWavelets"),
         (dict(upsample="biliner"), r"upsample is 'biliner'; did you mean 'bilinear'\? Accepted: transposed, bilinear"),

@@ -100,13 +100,13 @@ def test_output_stride_is_refused_by_models_that_lack_it(name, output_stride, st
 
 @pytest.mark.parametrize("output_stride", [64, 4, "16"])
 def test_other_strides_are_refused(output_stride):
-    with pytest.raises(ValueError, match=f"output_stride is {output_stride!r}: give one of the numbers 8, 16, 32"):
+    with pytest.raises(ValueError, match=f"output_stride is {output_stride!r}: give the number 8 or 16 or 32"):
         timm.create_model("metaformer_pooling_s12", output_stride=output_stride, device="meta")
 
 
 def test_a_stride_that_no_stage_has_is_refused():
     downsample = [partial(ConvEmbed, kernel_size=3, stride=s, padding=1) for s in (4, 2, 1)]
-    with pytest.raises(ValueError, match="output_stride is 8: give one of the numbers 16, 32"):
+    with pytest.raises(ValueError, match="output_stride is 8: give the number 16 or 32"):
         create(downsample=downsample, output_stride=8)
     assert create(downsample=downsample, output_stride=16).feature_info[-1]["reduction"] == 16
 

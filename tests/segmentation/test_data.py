@@ -208,7 +208,7 @@ def test_folders_become_splits(scenes):
 def test_partners_and_sizes_are_checked(scenes):
     root = scenes()
     (root / "train" / "masks" / "2.png").rename(root / "train" / "masks" / "2b.png")
-    with pytest.raises(ValueError, match="2.png has no partner 2 in .*masks; did you mean '2b'.* 1 more have no"):
+    with pytest.raises(ValueError, match="2.png has no partner 2 in .*masks; did you mean '2b'.* 1 more has no"):
         SegmentationData(options(root))
     (root / "train" / "images" / "2.png").unlink()
     with pytest.raises(ValueError, match="2b.png has no partner in .*images. Partners are named by --mask-name"):

@@ -16,11 +16,11 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from metamix.utils.files import read_json
 from metamix.utils.rules import check_entries, rule
 from metamix.utils.text import list_names
+from metamix.weights.metadata import MAX_CLASSES
 
 from .base import TEST_SPLITS, choose_test_split
 from .tar import Member, TarImages, read_tar
 
-MAX_LABEL = 99_999  # a model may have 100,000 classes
 MAX_LABEL_BYTES = 32
 REMEDY = "Repair it or remove it"
 
@@ -101,6 +101,6 @@ def parse_label(content: bytes, name: str) -> int:
     """Parse the class number in a .cls file."""
     if not content.strip().isdigit() or len(content) > MAX_LABEL_BYTES:
         raise ValueError(f"{name} holds {content[:20]!r}; expected the number of a class, counted from 0")
-    if int(content) > MAX_LABEL:
-        raise ValueError(f"{name} holds the label {int(content)}; labels may be {MAX_LABEL:,} at most, counted from 0")
+    if int(content) >= MAX_CLASSES:
+        raise ValueError(f"{name} holds the label {int(content)}; it must be below {MAX_CLASSES:,}, counted from 0")
     return int(content)
