@@ -46,7 +46,9 @@ def find_problems(annotations: Path, entries: Entries, images: Path | None) -> I
         if problem := annotation_problem(annotation, image, classes):
             named = name(image) if image else f"image {annotation['image_id']}"
             yield f"{annotations}: {named}, annotation {annotation['id']}: {problem}"
-    for image in entries["images"] if images else ():
+    if images is None:
+        return
+    for image in entries["images"]:
         try:
             read_annotated_image(images, image)
         except CorruptImage as error:
