@@ -232,7 +232,7 @@ model = metamix.create_image_model("{name}", pretrained=True).eval()
             *card["limits"],
             *["It takes only grey images: `predict` leaves out colour images."] * (card["channels"] == "grey"),
             "It was trained for this degradation only, and does not remove other noise, blur or compression.",
-            "Only one seed was run.",
+            "Only one seed was used.",
         ],
     }
 
@@ -268,7 +268,7 @@ def describe(model: str) -> tuple[str, str]:
 def seeds_in_words(seeds: dict[str, float]) -> str:
     """Describe the mean and the standard deviation of the accuracy over the seeds."""
     if len(seeds) == 1:
-        return "unknown; only one seed was run"
+        return "unknown; only one seed was used"
     mean, deviation = statistics.mean(seeds.values()), statistics.stdev(seeds.values())
     return f"{mean:.2f} ± {deviation:.2f} %, mean and standard deviation of seeds {', '.join(seeds)}"
 
@@ -299,7 +299,7 @@ def limits(card: dict) -> list[str]:
         "It was tested on images like those it was trained on, not on corrupted images or images from other sources.",
     ]
     if len(card["seeds"]) == 1:
-        lines.append("Only one seed was run, so the spread over seeds is unknown.")
+        lines.append("Only one seed was used, so the spread over seeds is unknown.")
     return lines
 
 

@@ -58,7 +58,7 @@ def notes(cards: Sequence[dict], relative: bool) -> str:
         said.append(f"The recipes differ in {', '.join(f'`{key}`' for key in differing)}; see the cards.")
     elif len(cards) > 1:
         said.append(f"All models follow one recipe of {card['recipe']['epochs']} epochs; the cards have the commands.")
-    said.append("One seed was trained for each model.")
+    said.append("Each model was trained with one seed.")
     if cost := card.get("cost"):
         said.append(
             f"Speed is a median over interleaved steps on {cost['cpu']} with {cost['threads']} threads, "
@@ -133,4 +133,4 @@ def published_table() -> str:
         cost = card["recipe"]["epochs"], f"{card['parameters']:,}", short_count(card["macs"])
         rows.append([f"`{name}`", card["data"], f"{card['top1']:.2f} ± {error:.2f}", PUBLISHED[name], *cost])
     header = ["model", "data", "test accuracy, %", "in the paper, %", "epochs", "parameters", "MACs"]
-    return f"{table(header, rows)}\n\nOne seed was trained for each model; ± is two standard errors."
+    return f"{table(header, rows)}\n\nEach model was trained with one seed; ± is two standard errors."

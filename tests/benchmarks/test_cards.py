@@ -147,9 +147,9 @@ def test_the_page_shows_speed_commit_data_and_seeds():
     text = page(card)
     assert "| speed | not measured |" in text and "0123456789ab with uncommitted changes" in text
     assert "91.00 ± 1.00 %, mean and standard deviation of seeds 0, 1, 2" in text
-    assert "trained at 32x32 pixels on CIFAR-10, JPEG copy" in text and "one seed was run" not in text
+    assert "trained at 32x32 pixels on CIFAR-10, JPEG copy" in text and "only one seed was used" not in text
     card["seeds"] = {"0": 90.0}
-    assert "| accuracy over seeds | unknown; only one seed was run |" in page(card)
+    assert "| accuracy over seeds | unknown; only one seed was used |" in page(card)
 
 
 def test_a_page_names_the_scored_split_and_the_accuracy_at_other_sizes():

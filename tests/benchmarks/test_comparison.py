@@ -24,7 +24,7 @@ def test_missing_models_and_speeds_are_marked(monkeypatch):
     monkeypatch.setattr(comparison, "load_cards", lambda tag: [card])
     text = comparison.family_table("absent")
     assert "| `raft` | not trained |  |  |" in text and "| `identity` | 88.11 | 1.51 M | 73.6 M |" in text
-    assert "img/s" not in text and "Speed" not in text and "One seed was trained for each model." in text
+    assert "img/s" not in text and "Speed" not in text and "Each model was trained with one seed." in text
 
 
 def test_unequal_recipes_are_noted():
