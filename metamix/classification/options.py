@@ -36,10 +36,11 @@ class ClassificationEvalOptions(WeightOptions, LocationOptions):
 
     data: str | None = _data(  # type: ignore[assignment]
         None,
-        "data set to score, as in metamix train; default: as in training, but folder for hfds/, wds/ and unknown names",
+        "data set to score, as in metamix train; default: the training data set, or folder if metamix cannot open that "
+        "by its name alone",
     )
     test_share: PositiveShare | None = _data(
-        None, "share of images to score if there is no test split; default: as in training, or all images of other data"
+        None, "share of images to score if there is no test split; default: as in training, but all of a new data set"
     )
     holdout: ShareBelowOne | None = as_trained("share of the training split that is held out")
     memory: Memory | None = as_trained("decode all images at the start")

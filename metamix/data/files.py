@@ -79,7 +79,7 @@ def open_image(file: BinaryIO) -> Image.Image:
         too_large = True
     if too_large:
         raise CorruptImage(
-            f"it has more than {limit:,} pixels, and decoding it may take gigabytes of memory; if it is meant to be so "
+            f"it has more than {limit:,} pixels, and decoding it may take gigabytes of memory; if it should be that "
             f"large, raise the limit with --max-pixels, or in Python with PIL.Image.MAX_IMAGE_PIXELS"
         )
     if max(image.size) > LONGEST * min(image.size):
@@ -115,7 +115,7 @@ def check_size(size: int) -> None:
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of an image file without decoding pixels; raise ValueError if it is not an image."""
+    """Read the header of an image file without decoding pixels; raise ValueError if that fails."""
     try:
         with open_file(path) as file, open_image(file) as image:
             # For a turned TIFF, Pillow returns the upright size; its tags hold the size before turning.
@@ -135,7 +135,7 @@ def decode(source: Callable[[], Image.Image], path: str | Path, mode: str = "RGB
     """
     with as_corrupt_image(path):
         image = to_eight_bits(ImageOps.exif_transpose(source()))
-        if isinstance(image.info.get("transparency"), bytes):  # of a palette; Pillow would drop it with a warning
+        if isinstance(image.info.get("transparency"), bytes):  # of a palette; Pillow warns and drops it
             del image.info["transparency"]
         return (image.convert("RGB") if image.mode == "LAB" else image).convert(mode)  # Pillow cannot make LAB grey
 
@@ -189,7 +189,9 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image)
     low, high = pixels.min(), pixels.max()
     if low < 0 or high > 65535 or 0 < high < 256:  # 8-bit values in a larger type would become black
-        raise CorruptImage(f"its pixels go from {low} to {high}, not 0 to 65535; save it with 8 bits or scale it to 16")
+        raise CorruptImage(
+            f"its pixels are {low} to {high}, no 16-bit values: save it with 8 bits or scale it to 16 bits"
+        )
     return Image.fromarray((pixels // 256).astype(np.uint8))
 
 

@@ -169,12 +169,12 @@ class StreamLoader:
             batch_sampler=self.sampler,
             num_workers=workers,
             worker_init_fn=partial(start_worker, Image.MAX_IMAGE_PIXELS),
-            persistent_workers=workers > 0 and isinstance(order, TrainOrder),  # evaluation ends its workers
+            persistent_workers=workers > 0 and isinstance(order, TrainOrder),  # evaluation stops its workers
             collate_fn=partial(collate_read, collate or collate_images),
             pin_memory=torch.cuda.is_initialized(),  # useful only if this process uses a GPU
             generator=torch.Generator(),  # else every epoch would draw from torch's global generator
         )
-        # At exit, Python sends each worker one SIGTERM and waits, but workers ignore the first one: end them before.
+        # At exit, Python sends each worker one SIGTERM and waits, but our workers ignore the first: stop them before.
         weakref.finalize(self, setattr, self.loader, "_iterator", None)
 
     def __len__(self) -> int:
@@ -220,7 +220,7 @@ def start_worker(max_pixels: int | None, worker: int) -> None:
 
 
 class EpochSampler(Sampler):
-    """Yield the batches of an epoch as lists of (epoch, index). Workers outlive an epoch, so they need its number."""
+    """Yield the batches of an epoch as lists of (epoch, index). Workers persist, so each needs the epoch."""
 
     def __init__(self, order: Order):
         self.order, self.epoch, self.start = order, 0, 0

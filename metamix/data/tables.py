@@ -113,7 +113,9 @@ def read_table(source: Path) -> Table:
             f"them, or remove {columns.label}, so that each column except file and split is for a label"
         )
     if splits:
-        raise ValueError(f"{source}:1 has no column split, but {min(splits)} holds train, val or test: call it split")
+        raise ValueError(
+            f"{source}:1 has no column split, but {min(splits)} has train, val or test: rename it to split"
+        )
     root = os.path.commonpath([file.parent for file in images])
     names = {file: file.relative_to(root).as_posix() for file in images}
     return Table(source, images, names, missing, bool(columns.box), set() if columns.label else {*columns.others})
@@ -203,7 +205,7 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Fo
     for path in sorted(table.images, key=lambda path: natural_order(str(path))):
         row, *others = table.images[path]
         if others:
-            raise ValueError(f"{others[0].place} names the image of {row.place} again: write all labels into one line")
+            raise ValueError(f"{others[0].place} names the image of {row.place} again: put all its labels on one line")
         by_split[row.split].append(row)
     if len(by_split) > 1 and (without := by_split.get("")):
         raise ValueError(f"{without[0].place} has no split, but other lines do: write train, val or test")
@@ -227,7 +229,7 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Fo
         return images, images
     test = splits[choose_test_split(tests, test_on, file)]
     if train_required and "train" not in splits:
-        raise ValueError(f"{file} has no image to train on: write train into the column split")
+        raise ValueError(f"{file} has no image to train on: write train in the split column")
     return splits.get("train"), test
 
 

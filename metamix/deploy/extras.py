@@ -13,7 +13,7 @@ NAMES = {"onnx": "ONNX", "onnxscript": "ONNX", "onnxruntime": "ONNX Runtime", "o
 def need(package: str, extra: str = "deploy", install: str = "") -> Any:
     """Import a package of an extra; if it is missing, raise ImportError with the pip command.
 
-    For OpenVINO and NNCF, block openvino_telemetry, which reports to Google Analytics, if it is not imported yet.
+    For OpenVINO and NNCF, block openvino_telemetry, which reports to Google Analytics, unless it is already imported.
 
     Args:
         package: name to import, such as "onnxruntime.quantization".

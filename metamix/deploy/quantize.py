@@ -5,9 +5,9 @@
 Weights get a scale for each output channel. Activations get one scale for each tensor, found with the calibration
 images. If the score drops by more than the limit, the layers are ranked: in a graph that has each layer in both
 precisions, one layer at a time runs in int8, and the error of the outputs is measured. Then the 1, 2, 4, ... layers
-with the largest errors stay in fp32, until the limit is met. A drop counts only if it is significant: p <= 0.05 in a
-permutation test that flips the signs of the images' score changes at random. If each image is either right or wrong,
-this is McNemar's test.
+with the largest errors stay in fp32, up to half of all, until the limit is met. A drop counts only if it is
+significant: p <= 0.05 in a permutation test that flips the signs of the images' score changes at random. If each image
+is either right or wrong, this is McNemar's test.
 """
 
 import shutil
@@ -62,7 +62,7 @@ def quantize_file(
         unit: unit of the scores, for messages.
 
     Raises:
-        ValueError: the model has nothing to quantize, or drops by more than `max_drop`, or there are no calibration
+        ValueError: there is nothing to quantize, the score drops by more than accepted, or there are no calibration
             images. The file is then unchanged.
         OSError: the disk is full.
         ImportError: nncf or onnxruntime is missing.
@@ -121,7 +121,7 @@ def is_chance(before: np.ndarray, after: np.ndarray) -> bool:
 
 
 def rank(quantizer: Quantizer, file: Path, batches: Sequence[np.ndarray], end: float) -> list[str]:
-    """Sort the layers by the error of the outputs with only this layer in int8, the largest error first.
+    """Sort the layers by the error of the outputs if only that layer runs in int8, the largest error first.
 
     `file` has all layers in int8. No batch begins after `end`, a time of `time.monotonic`.
     """

@@ -83,7 +83,7 @@ def annotation_problem(annotation: Entry, image: Entry | None, classes: set[int]
 
 
 def describe_gaps(path: Path, entries: Entries, usable: Sequence[Entry]) -> Iterator[str]:
-    """Count images without a usable box, and annotations without a segmentation if other annotations have one."""
+    """Count images without a usable box of a single object, and annotations without a segmentation if some have one."""
     with_boxes = {annotation["image_id"] for annotation in usable if not annotation.get("iscrowd")}
     if bare := [image for image in entries["images"] if image["id"] not in with_boxes]:
         yield f"{path}: training uses {plural(len(bare), 'image')} without a box as background, such as {name(bare[0])}"

@@ -15,7 +15,8 @@ The paper's block is this mixer with a residual, without a norm before the mixer
 
 The map may have any size: the transform pads an odd map with zeros (PyWavelets' mode "zero"), and the upsampled map is
 cropped. Filters with more taps than Haar's two make bands larger than half of the map, so the crop keeps the centre.
-The cost is linear in the number of tokens. The transposed convolution takes the most, 4 C_ff multiply-adds per value.
+The cost is linear in the number of tokens. With the default
+`ff_channel`, most of it is the transposed convolution: 4 C multiply-adds per value.
 
 Departures from the authors' code: they order the detail channels by channel (c0-LH, c0-HL, c0-HH, c1-LH ...), we order
 them by band. When a checkpoint of the authors is loaded, the first convolution of each MLP is therefore permuted. Their
@@ -47,7 +48,7 @@ class WaveMix(nn.Module):
         wavelet: name of a discrete wavelet of PyWavelets.
         mult: hidden width of the MLP as a multiple of C.
         ff_channel: output width of the MLP; 0 for C. Only for upsample="transposed".
-        upsample: "transposed" as in WaveMix, or "bilinear" as in the smallest WaveMix-Lite models.
+        upsample: "transposed" as in WaveMix, or "bilinear", our guess for two WaveMix-Lite models.
         norm: "batch" as in the authors' code, or "group" (one group) for small batches and detection from scratch.
         proj_drop: dropout rate in the MLPs.
     """
@@ -97,7 +98,7 @@ class WaveMix(nn.Module):
         sizes, bands = [], []
         for _ in self.levels:
             sizes.append(a.shape[-2:])
-            bands.append(dwt2(a, self.filters))  # (B, C, h, w) with h, w half of those of `a`
+            bands.append(dwt2(a, self.filters))  # (B, C, h, w); h and w are about half the sides of `a`
             a = bands[-1].chunk(4, dim=1)[0]
         y = crop_to(self.levels[-1](bands[-1]), sizes[-1], centre=True)
         for size, band, mlp in list(zip(sizes[:-1], bands, self.levels))[::-1]:
@@ -129,7 +130,7 @@ class BandMlp(nn.Module):
 
 @fx_leaf
 def dwt2(x: Tensor, filters: tuple[list[float], list[float]]) -> Tensor:
-    """Compute one level of the 2-D discrete wavelet transform, as `pywt.dwt2` in mode "zero".
+    """Compute one level of the 2-D discrete wavelet transform, like `pywt.dwt2` with mode="zero".
 
     (B, C, H, W) -> (B, 4 C, h, w) with h = floor((H + L - 1) / 2) for L taps: all channels of the approximation, then
     of the details LH (low along the width, high along the height; PyWavelets' cH), HL (cV) and HH (cD). `filters` are

@@ -35,7 +35,7 @@ BATCH_NORMS = ("auto", "freeze", "replace", "train")
 
 
 class P6P7(LastLevelP6P7):
-    """torchvision's two extra levels P6 and P7, with convolutions that can also learn from maps one pixel wide."""
+    """torchvision's two extra levels P6 and P7, with convolutions whose gradient is right on narrow maps too."""
 
     def __init__(self, dim: int):
         super().__init__(dim, dim)
@@ -59,8 +59,8 @@ class Backbone(nn.Module):
         in_chans: image channels.
         levels: names of the levels in `out_indices`; the extra levels have other names.
         strides: stride s of each level, including the extra levels.
-        size_divisible: images whose sides are multiples of this have exactly these strides at the levels in
-            `out_indices`. The sides of the extra levels' maps may be rounded up.
+        size_divisible: if the image's sides are multiples of this, the maps of `out_indices` have exactly these
+            strides. The sides of the extra levels' maps may be rounded up.
         mean, std: mean and standard deviation of each image channel, for pixel values from 0 to 1.
     """
 
@@ -210,7 +210,7 @@ class Plan:
 
 
 def plan_levels(name: str, out_indices: Sequence[int], model_args: dict[str, Any]) -> Plan:
-    """Choose the maps for the levels in `out_indices`; arguments and errors as in `build_backbone`."""
+    """Choose the maps for the levels in `out_indices`; see `build_backbone` for arguments and errors."""
     # The probe lists all maps. The real model then gets only the layers that the chosen maps need.
     probe = build_probe(name, model_args)
     info = probe.feature_info
@@ -295,7 +295,7 @@ def load_body(
     checkpoint: str | Path | None,
     batch_norms: str,
 ) -> nn.Module:
-    """Build timm's extractor of the maps at `indices` for images of `size`; other arguments as in `build_backbone`."""
+    """Build timm's extractor of the maps at `indices` for images of `size`; see `build_backbone` for the others."""
     weights: dict[str, Any] = {"pretrained": pretrained}
     if pretrained:
         require_reachable(name)

@@ -42,10 +42,10 @@ def register_image_model(
 ) -> None:
     """Register a new name: `create_image_model(name)` then returns `build(**preset)`.
 
-    `tags` holds the URLs of published weights by tag. Raises ValueError if the name is taken or has a point.
+    `tags` holds the URLs of published weights by tag. Raises ValueError if the name is taken or contains a dot.
     """
     if "." in name:
-        raise ValueError(f"An image model cannot be named {name!r}: what follows a point is the tag of weights.")
+        raise ValueError(f"An image model cannot be named {name!r}: the part after a dot is the tag of weights.")
     if name in _MODELS:
         raise ValueError(f"An image model named {name!r} is already registered: choose another name.")
     _MODELS[name], _TAGS[name] = partial(build, **preset), dict(tags or {})
@@ -66,8 +66,8 @@ def create_image_model(
     Args:
         name: a registered name, or NAME.TAG to choose weights.
         pretrained: load the published or shipped weights of the tag, or of the first tag if the name has no tag.
-        checkpoint: load this safetensors or PyTorch file of metamix or of the authors, .npz file of MAXIM's authors, or
-            run folder. Model arguments in the file's metadata become the defaults. None loads no file.
+        checkpoint: run folder, or weight file from metamix or the authors: safetensors, PyTorch or, for MAXIM, .npz.
+            Model arguments in the file's metadata become the defaults. None loads no file.
         kwargs: arguments of the model's class; they override presets and metadata.
 
     Raises:

@@ -4,13 +4,14 @@ A stage is a UNet. Level i of its `depth` levels has maps of 2^i f channels at 1
 Each of the finest `num_supervision_scales` levels also takes the image, shrunk to the level's size, and restores it.
 
     inputs      x_i    = Conv3x3(image_i)
-    encoder     e_i    = Blocks(concat(d_(i-1), x_i)),    d_i = Conv4x4 of stride 2 (e_i)          fine to coarse
+    encoder     e_i    = Blocks(concat(d_(i-1), x_i)),    d_i = Conv4x4 of stride 2 (e_i)          fine to coarse,
+                                                          d_(-1) = x_0
     bottleneck  z      = Blocks(... Blocks(d_last)),      y_depth = z
     skips       s_i, z = CrossGating(concat_j(Rescale(e_j)), z)                                    coarse to fine
     decoder     y_i    = Blocks(concat(Up(y_(i+1)), concat_j(Rescale(s_j))))                       coarse to fine
     outputs     image_i + Conv3x3(y_i)
 
-    Blocks(x)   = c + G(... G(c)),  c = Conv1x1(x),  G(x) = Rcab(x + MultiAxisGmlp(norm(x)))     Rdcab in the bottleneck
+    Blocks(x)   = c + G(... G(c)),  c = Conv1x1(x),  G(x) = Rcab(x + Maxim(norm(x)))     Rdcab in the bottleneck
 
 In every stage but the last, each output is a supervised attention module (SAM). The next stage gates its inputs with
 the SAM's features, and its encoder's maps with the sum e_i + y_i of the previous stage.
@@ -487,8 +488,8 @@ def resize_map(x: Tensor, ratio: float) -> Tensor:
 def init_weights(model: nn.Module) -> None:
     """Initialize as the authors do, except for zeros in the convolutions whose output is added to an image.
 
-    The authors draw weights from LeCun's normal distribution. In gMLPs, MLPs and the spatial gates' maps over tokens,
-    the standard deviation is 0.02. Biases are 1 in the spatial gates' maps over tokens, and 0 elsewhere.
+    The authors draw weights from LeCun's normal distribution. In gMLPs, MLPs and the token-mixing layers of the
+    spatial gates, the standard deviation is 0.02. Biases are 1 in these token-mixing layers, and 0 elsewhere.
     """
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):

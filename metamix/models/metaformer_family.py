@@ -128,7 +128,7 @@ def metaformer(name: str, pretrained: bool = False, *, size: str, **kwargs: Any)
 
     Args:
         size: a key of `SIZES`.
-        kwargs: arguments of `MetaFormer`; `mixer_args` override single options of `default_mixer_args`.
+        kwargs: arguments of `MetaFormer`; `mixer_args` override individual options of `default_mixer_args`.
     """
     check_choice("size", size, SIZES)
     arguments = SIZES[size] | kwargs

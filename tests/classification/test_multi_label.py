@@ -339,11 +339,11 @@ LINE = "1.png,red|green"
     "lines, said",
     [
         (["file,labels", LINE, "no.png,red"], "neither .*set nor its images/ has the image of .*csv:3$"),
-        (["file,labels", LINE, LINE], "csv:3 names the image of .*csv:2 again: write all labels into one line"),
+        (["file,labels", LINE, LINE], "csv:3 names the image of .*csv:2 again: put all its labels on one line"),
         (["file,labels", "1.png,", "2.png,"], "must have at least two different labels; found none"),
         (["file,labels", "1.png,red", "2.png,"], "must have at least two different labels; found red"),
         (["file,labels,split", f"{LINE},train", "2.png,red,"], "csv:3 has no split, but other lines do: write train"),
-        (["file,labels,split", f"{LINE},val"], "labels.csv has no image to train on: write train into the column"),
+        (["file,labels,split", f"{LINE},val"], "labels.csv has no image to train on: write train in the split column"),
         (["file,labels,split", f"{LINE},dev"], "labels.csv:2 has the split 'dev', but it must be train, val or test"),
         (["id,labels", LINE], "labels.csv:1 has the columns id, labels: the first line must name the columns"),
         (["file,labels,split", f"{LINE},train", "0.png,,val"], "no image of test has a label: give other data"),
@@ -355,7 +355,7 @@ LINE = "1.png,red|green"
         (["file,labels,red,green", "1.png,red,1,0"], "csv:1 has a column labels and columns of 0 and 1, .*: remove"),
         (
             ["file,labels,set", f"{LINE},Train"],
-            "csv:1 has no column split, but set holds train, val or test: call it",
+            "csv:1 has no column split, but set has train, val or test: rename it",
         ),
         (["file,label", "1.png,red"], "found only images. To make these folders from labels.csv: metamix convert csv"),
     ],

@@ -94,7 +94,7 @@ def test_a_user_can_register_an_image_model(monkeypatch):
     assert create_image_model("mine", kernel_size=3).kernel_size == (3, 3)
     with pytest.raises(ValueError, match="'mine' is already registered"):
         image_models.register_image_model("mine", torch.nn.Conv2d)
-    with pytest.raises(ValueError, match="An image model cannot be named 'mine.x2': what follows a point"):
+    with pytest.raises(ValueError, match="An image model cannot be named 'mine.x2': the part after a dot"):
         image_models.register_image_model("mine.x2", torch.nn.Conv2d)
 
 

@@ -57,7 +57,7 @@ def write(graph: Graph, file: Path) -> None:
 
 
 def open_program(file: Path, threads: int | None = None, precision: str = "fp32", compiled: bool = False) -> Run:
-    """Load a program; if `compiled` is true and this machine can load it, load the compiled package beside it."""
+    """Load a program, or the compiled package beside it if `compiled` is true and it loads on this machine."""
     if threads:
         torch.set_num_threads(threads)
     package = load_compiled(file.with_name(COMPILED)) if compiled else None
@@ -79,7 +79,7 @@ def open_program(file: Path, threads: int | None = None, precision: str = "fp32"
 
 
 def load_compiled(file: Path) -> Callable[[Tensor], Any] | None:
-    """Load an AOTInductor package; warn and return None if it was compiled for another machine or torch version."""
+    """Load an AOTInductor package; warn and return None if it cannot be loaded here, such as on another CPU."""
     from torch._inductor import aoti_load_package  # takes seconds to import
 
     try:
