@@ -18,7 +18,7 @@ SUMS = "SHA256SUMS"  # hashes of the files in its folder, in the format of `sha2
 
 
 def load_cards(tag: str = "*", task: str = "classification") -> list[dict]:
-    """Load the cards of a task, or only the cards of one tag."""
+    """Load the cards of a task, with any tag or with one tag."""
     cards = [json.loads(path.read_text()) for path in sorted(weights_dir().glob(f"*.{tag}.json"))]
     return [card for card in cards if card["task"] == task]
 
@@ -77,11 +77,12 @@ def list_sha256(path: Path) -> None:
 
 
 def write_card(card: dict) -> None:
+    """Write a card into the folder of the weights."""
     write_text(weights_dir() / f"{card['name']}.json", json.dumps(card, indent=1) + "\n")
 
 
 def tags() -> list[str]:
-    """List the tags that have cards, such as "cifar10"."""
+    """List the tags that have cards of classifiers, such as "cifar10"."""
     return sorted({card["name"].partition(".")[2] for card in load_cards()})
 
 

@@ -1,4 +1,4 @@
-"""Make the tables of docs/ablations.md from results/ablations.json and results/ceiling.json."""
+"""Make the tables of docs/ablations.md from results/ablations.json, results/ceiling.json and registered models."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from metamix.models.metaformer_family import EQUAL_COST
 
 Row = Mapping[str, Any]
 COST = "params", "MMACs", "epochs"
-LAYOUT = "nano"  # the variant that compares mixers; other variants compare design choices
+LAYOUT = "nano"  # its runs compare mixers; runs of other variants compare design choices
 
 
 def choices_table() -> str:
@@ -84,7 +84,7 @@ def cost(row: Row) -> list[str]:
 def gain(row: Row, rows: Sequence[Row]) -> float | None:
     """Return the accuracy of a run minus its parent variant's accuracy with the same mixer and seed, in points.
 
-    It is None if the parent was not run.
+    It is None if there is no parent, or if the parent was not run.
     """
     for other in rows:
         if other["variant"] == row["parent"] and all(other[key] == row[key] for key in ("mixer", "seed")):

@@ -1,4 +1,4 @@
-"""Draw receptive fields, weights and activations of the mixers into docs/images/, which needs the data.
+"""Draw receptive fields, weights and activations of the mixers into docs/images/. The data set is needed.
 
     python -m benchmarks.report.mixer_views --tag cifar10 --data-dir cifar10
 
@@ -34,8 +34,8 @@ FIELD_IMAGES = 256  # number of images over which a receptive field is averaged
 def receptive_field(model: nn.Module, images: Tensor) -> Tensor:
     """Compute the effective receptive field (Luo et al., arXiv 1701.04128), (H, W), scaled to a maximum of 1.
 
-    It is the gradient of the middle token of the last stage, summed over channels, with respect to the input: absolute
-    values, summed over colours, averaged over images.
+    The middle token of the last stage is summed over channels. The field is the absolute gradient of this sum with
+    respect to the input, summed over colours and averaged over images.
     """
     images = images.clone().requires_grad_()
     (last,) = model.forward_intermediates(images, indices=1, intermediates_only=True)
@@ -51,7 +51,7 @@ def half_side(field: Tensor, centre: tuple[int, int]) -> int:
     for r in range(max(field.shape)):
         if field[max(0, y - r) : y + r + 1, max(0, x - r) : x + r + 1].sum() >= field.sum() / 2:
             return 2 * r + 1
-    raise ValueError("the field holds nothing")
+    raise ValueError("the field has no finite sum")
 
 
 def draw_receptive_fields(path: Path, models: dict[str, nn.Module], images: dict[str, Tensor]) -> None:
@@ -96,7 +96,7 @@ def captured(model: nn.Module, images: Tensor) -> list[Tensor]:
 
 
 def blocks_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return ("stage.block", mixer) of every block, counted from 1."""
+    """Return ("stage.block", mixer) of every block; stages and blocks count from 1."""
     return [(f"{i}.{j}", b.mixer) for i, stage in enumerate(model.stages, 1) for j, b in enumerate(stage.blocks, 1)]
 
 
@@ -181,7 +181,7 @@ def add_bar(figure: Figure, grid, image, label: str):
 
 
 def draw_matrices(path: Path, model: nn.Module, *, axis: str) -> None:
-    """Draw a column for each block and a row for each of its matrices; `axis` says what rows and columns are."""
+    """Draw a column for each block and a row for each of its matrices; `axis` names a matrix's rows and columns."""
     blocks = [(name, matrices(mixer)) for name, mixer in blocks_of(model)]
     rows = list(blocks[0][1])
     figure, grid = new_grid(len(rows), len(blocks), 1.06 * len(rows) + 1.0)
@@ -197,7 +197,7 @@ def draw_matrices(path: Path, model: nn.Module, *, axis: str) -> None:
 
 
 def draw_all(tag: str, family: dict[str, dict], data_dir: str | None) -> None:
-    """Draw all pictures of one tag from the cards of its family."""
+    """Draw all pictures of one tag; `family` has the card of each mixer."""
     best = max(family.values(), key=lambda card: card["top1"])
     _, confusion = score(task_of(best, data_dir), load(best))
     classes, title = tuple(best["pretrained_cfg"]["label_names"]), f"{best['name']}, top-1 {best['top1']:.2f} %"
@@ -222,7 +222,7 @@ def draw_all(tag: str, family: dict[str, dict], data_dir: str | None) -> None:
     attention_label = "attention of the middle token, mean over heads"
     draw = {
         "raft": partial(draw_matrices, axis=raft_axis),
-        "maxim": partial(draw_matrices, axis="tokens of a set"),
+        "maxim": partial(draw_matrices, axis="tokens of a block or grid"),
         "wavemix": draw_bands,
         "nin": partial(draw_maps, what=gate, label="RMS of the gate over channels", most=4),
         "minattn": partial(draw_maps, what=middle_attention, label=attention_label, most=16),

@@ -1,4 +1,4 @@
-"""Make the tables of detectors, segmenters, minimal attention and image restoration, from results/ and the cards."""
+"""Make the tables of detectors, segmenters, minimal attention and image restoration, from results/ and cards."""
 
 from collections.abc import Sequence
 from statistics import mean, stdev
@@ -30,7 +30,7 @@ REPRODUCTION = {
 DATA = dict(grocery="Grocery Store", grocery5="five images a class", caltech="Caltech101")
 DATA |= dict(bccd="blood cells", cards_coco="cards", camvid="CamVid")
 NAMES = {"bsd68": "BSD68", "set12": "Set12", "set5/hr": "Set5", "set14": "Set14"}
-# Means over the images as the papers print them. The papers may round images differently than we do.
+# Mean PSNR in dB over the images, as the papers print it. The papers may round images differently than we do.
 REFERENCES = {
     "bsd68": "BM3D 28.57, DnCNN-S 29.23",
     "set12": "BM3D 29.97, DnCNN-S 30.43",
@@ -55,8 +55,8 @@ def detection_table(results: dict) -> str:
     note = (
         f"Trained on {samples['train']} images and tested on {samples['test']}: {recipe['epochs']} epochs, "
         f"images of {recipe['min_size']}x{recipe['max_size']} pixels. A backbone starts from scratch, or from the "
-        f"weights that its tag names. COCO scores are in percent, sorted by AP. With several seeds, cells have the "
-        f"mean and the standard deviation."
+        f"weights that its tag names. COCO scores are in percent. Rows are sorted by AP. With several seeds, cells have "
+        f"the mean and the standard deviation."
     )
     return f"{table(header, lines)}\n\n{wrap(note)}"
 
@@ -69,7 +69,7 @@ def over_seeds(scores: Sequence[float]) -> str:
 def detection_memory_table() -> str:
     """Make the table of RetinaNet's peak memory by mixer."""
     rows = read_json(memory.DETECTION)["rows"]
-    header = ["RetinaNet on s12 with", "before", "one image of 800x1216", "training step, two images of 480x640"]
+    header = ["RetinaNet on s12 with", "memory before", "one image of 800x1216", "training step, two images of 480x640"]
     cells = [
         [f"`{row['mixer']}`", *(f"{row[f'{what}_gib']:.2f} GiB" for what in ("without", "eval", "train"))]
         for row in rows
@@ -90,7 +90,7 @@ def segmentation_table(rows: Sequence[dict]) -> str:
 
 
 def transfer_table(rows: Sequence[dict]) -> str:
-    """Make the table of fine-tuned backbones: a line for each start, a column for each data set."""
+    """Make the table of fine-tuned backbones: a line for each mixer and start, a column for each data set."""
     tasks = {row["data"]: row["task"] for row in rows}
     columns = [data for data in DATA if data in tasks]
     runs: dict[tuple[str, str, str], list[float]] = {}
@@ -189,7 +189,9 @@ def restoration_memory_table() -> str:
         spent = seconds, f"{1e6 * row['seconds'] / pixels:.2f}", f"{row['adds_mib']:,}"
         cells.append([f"`{row['model']}`", f"{row['width']:,} x {row['height']:,}", tiles, *spent])
     header = ["model", "pixels of the input", "tiles", "seconds", "microseconds per pixel", "memory, MiB"]
-    note = f"One image in float32 on {cpu(result['machine'])}. Memory is what it adds to torch, weights and image."
+    note = (
+        f"One image in float32 on {cpu(result['machine'])}. Memory is what the pass adds to torch, weights and image."
+    )
     return f"{table(header, cells)}\n\n{wrap(note)}"
 
 

@@ -27,7 +27,7 @@ Policy = Callable[[Image.Image], Image.Image]
 def make_policy(text: str, mean: tuple[float, ...]) -> Policy | None:
     """Make the policy that `text` describes; return None for "none", and raise ValueError for an unknown policy.
 
-    `mean` has the value of each channel, from 0 to 1, that fills areas outside an image.
+    `mean` fills areas outside an image: one value from 0 to 1 for each channel.
     """
     if text == "none":
         return None

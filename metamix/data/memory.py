@@ -30,7 +30,7 @@ class Pixels:
     broken: dict[int, str]
 
 
-# Decoded images by split, then by (size, interpolation). Train and holdout share them.
+# Decoded images by split, then by (size, interpolation). The training part and the holdout share one entry.
 _decoded: WeakKeyDictionary[ImageSplit, dict[tuple[int, str], Pixels]] = WeakKeyDictionary()
 
 

@@ -57,7 +57,7 @@ class BalancedOrder(TrainOrder):
         self.members = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
 
     def permutation(self, rng: torch.Generator) -> Tensor:
-        """Draw the same number of samples from each class, in random order, (total,) int64."""
+        """Draw equally many samples from each class, to within one, in random order: (total,) int64."""
         share, rest = divmod(self.total, len(self.members))
         favoured = set(torch.randperm(len(self.members), generator=rng)[:rest].tolist())
         chosen = []

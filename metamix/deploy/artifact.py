@@ -59,12 +59,12 @@ class Artifact:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Return (height, width) of the input; None if they may vary."""
+        """Return (height, width) of the input; None if one of them may vary."""
         height, width = self.input_shape[2:]
         return None if height is None or width is None else (height, width)
 
     def check(self, extra: Mapping[str, Rule], needs: Collection[str] = ()) -> None:
-        """Raise ValueError if `self.extra` breaks the rules, or if `self.model` lacks an entry in `needs`."""
+        """Raise ValueError if `self.extra` breaks the rules, or if `self.model` lacks an entry named in `needs`."""
         check_entries(self.model.to_dict(), dict.fromkeys(needs, rule(Any)), ARTIFACT, "model", AGAIN)
         check_entries(self.extra, extra, ARTIFACT, "extra", AGAIN)
 
@@ -94,7 +94,7 @@ def with_checksum(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_artifact(folder: str | Path) -> Artifact:
-    """Read only export.json of a folder; raise ValueError if it is damaged or of another version."""
+    """Read export.json of a folder, but no other file; raise ValueError if it is damaged or of another version."""
     path = Path(folder) / ARTIFACT
     if not path.is_file():
         raise FileNotFoundError(_not_exported(Path(folder)))

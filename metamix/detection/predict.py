@@ -1,7 +1,7 @@
 """Find objects in images.
 
     OUTPUT/NAME.png            the image with its boxes and masks
-    OUTPUT/predictions.json    path, width, height and objects of each image, the highest score first
+    OUTPUT/predictions.json    path, width, height and objects of each image; objects are sorted by score
 
 An object has a class, a score and a box (x1, y1, x2, y2 in pixels of the upright image). With Mask R-CNN it also has a
 mask: run lengths in COCO's text form, {"size": [height, width], "counts": text}, for `pycocotools.mask.decode`.

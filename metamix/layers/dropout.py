@@ -25,8 +25,8 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     On a CPU, `p` is rounded to a multiple of 1 / 65536, and numpy draws the mask. numpy's seed is drawn from torch, so
     the same torch seed gives the same mask for maps of the same memory format.
 
-    Why: torch 2.13 draws one double for each value on a CPU, which takes most of a training step. Here one draw of 64
-    bits serves four values.
+    Why: torch 2.13 draws one double for each value on a CPU, which can take most of a training step. Here, one draw of
+    64 bits serves four values.
     Reproducer: tests/layers/test_workarounds.py::test_dropout_on_a_cpu
     Remove when: that test skips on the oldest supported torch.
     """

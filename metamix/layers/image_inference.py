@@ -22,7 +22,7 @@ from .spatial import reflect_to, round_up
 
 ImageFunction = Callable[[Tensor], Any]
 Size = tuple[int, int]
-JPEG_BLOCK = 8  # side of JPEG's blocks in pixels; tiles start at multiples of it, so that they start with whole blocks
+JPEG_BLOCK = 8  # side of JPEG's blocks in pixels; tiles start at multiples of it where the overlap allows
 
 # Padding
 
@@ -52,11 +52,11 @@ def run_padded(function: ImageFunction, images: Tensor, multiple: Size) -> Tenso
 
 
 class PadAndCrop(nn.Module):
-    """Run a graph on images of other sizes with `run_padded`.
+    """Run a graph on images whose sides are not multiples of `multiple`, with `run_padded`.
 
     Args:
         graph: function of images (B, C, H, W) whose sides are multiples of `multiple`.
-        multiple: (height, width) in pixels. For a graph of a fixed image size, give this size.
+        multiple: (height, width) in pixels. For a graph of a fixed size, give that size; images must not be larger.
     """
 
     def __init__(self, graph: ImageFunction, multiple: Sequence[int]):
@@ -140,7 +140,7 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def tile_weights(starts: list[int], length: int, side: int, overlap: int, like: Tensor) -> list[Tensor]:
-    """Return each tile's weights along one side of the image: up to `side` numbers a tile, which sum to 1 per pixel."""
+    """Return each tile's weights along one side of the image, (side,) or fewer. They sum to 1 at each pixel."""
     total, ramps = torch.zeros(length, dtype=torch.float64), []
     for start in starts:
         place = torch.arange(min(side, length - start), dtype=torch.float64)
@@ -186,6 +186,6 @@ def mean_of_orientations(function: ImageFunction, images: Tensor) -> Tensor:
 
 
 def check_evaluation(function: ImageFunction) -> None:
-    """Raise ValueError for a model in training mode: it would return a list and update its batch norms."""
+    """Raise ValueError for a model in training mode: it may return several outputs, and updates its batch norms."""
     if isinstance(function, nn.Module) and function.training:
         raise ValueError(f"{type(function).__name__} is in training mode: call model.eval() first.")

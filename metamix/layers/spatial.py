@@ -1,8 +1,8 @@
 """Fit maps to a different height and width: pad, crop, average, resize.
 
-Each function returns its input if there is nothing to do. In a graph exported for any size it never skips its work,
-since a condition on the size would only hold for the example's size. torch itself still guards on sides of 1: a graph
-that was exported from a larger map may reject a map with a side of 1, and vice versa.
+A function that fits a map returns its input if there is nothing to do. In a graph exported for any size it never skips
+its work, since a condition on the size would only hold for the example's size. torch itself still guards on sides of 1:
+a graph that was exported from a larger map may reject a map with a side of 1, and vice versa.
 """
 
 from collections.abc import Sequence

@@ -12,8 +12,9 @@
 
 Departures: `context`, `positions` and the initial values of T are ours.
 
-- With `context`, keys and values come from the map averaged to this grid (or enlarged, if the map is smaller). Every
-  token keeps its query. The cost is then linear in the number of tokens; without `context` it is quadratic.
+- With `context`, the size of a grid, keys and values come from the map averaged to this grid (or enlarged, if the map
+  is smaller). Every token keeps its query. The cost is then linear in the number of tokens; without `context` it is
+  quadratic.
 - `positions` adds a learned bias for each head and each offset between two tokens to s / sqrt(d). At the start each
   head looks at one neighbour of the token, as a local filter does. The biases are resampled for maps of other sizes.
 - The entries of T start with a standard deviation of 1 / sqrt(d). With a standard deviation of 1, every token attends
@@ -79,7 +80,7 @@ class MinAttn(nn.Module):
             self.context = min(h, size[0]), min(w, size[1])
         self.bias = PositionBias(num_heads, self.context or size) if positions else None
         self.attn_drop = Dropout(attn_drop)
-        self.fused = use_fused_attn()  # timm.layers.set_fused_attn changes it
+        self.fused = use_fused_attn()  # timm.layers.set_fused_attn changes it for models that are built later
         d = dim // num_heads
         self.query = Cholesky(num_heads, d) if qk == "cholesky" else nn.Conv2d(dim, dim, 1)
         if not self.symmetric:

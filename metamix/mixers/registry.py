@@ -3,8 +3,8 @@
     Mixer(dim, *, size=(H, W), **options)      options are keyword-only, each named in the signature
     forward: (B, C, H, W) -> (B, C, H, W)      same shape and dtype, any memory format, any H and W of at least 1
 
-`size` is the map size that spatial weights are made for. The skeleton adds the norm and the residual around a mixer.
-Two parts of the contract are optional:
+`size` is the map size that spatial weights are made for. The block adds the norm and the residual around its mixer.
+Two parts of the contract are for some mixers only:
 
 - A mixer with dropout takes `proj_drop`.
 - A mixer whose parameters depend on `size` has `adapt_state(state)`. It takes the mixer's parameters, saved at another
@@ -101,7 +101,7 @@ def check_shape(y: Tensor, x: Tensor, mixer: str) -> Tensor:
 
 
 def describe_mixer(name: str, options: Mapping[str, Any], *, defaults: bool = True) -> str:
-    """Return a mixer's name and options as text. Mixers with the same text compute the same function.
+    """Return a mixer's name and options as text. Mixers with the same text have the same architecture.
 
     Dropout is left out, since it matters in training only. Without `defaults`, options with their default value are
     left out too. The text then stays the same when a new version adds an option to the mixer.
@@ -136,7 +136,9 @@ class MixerOption:
 
 def mixer_options(name: str) -> list[MixerOption]:
     """Return the options of the mixer registered as `name`, in the order of its constructor."""
-    check_choice("mixer", name, _MIXERS, "Import the module of your own mixer; on the command line, --import MODULE.")
+    check_choice(
+        "mixer", name, _MIXERS, "Import the module of your own mixer; on the command line, add --import MODULE."
+    )
     cls = _MIXERS[name]
     _, _, section = (inspect.getdoc(cls) or "").partition("Args:\n")
     entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE)

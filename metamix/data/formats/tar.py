@@ -52,7 +52,7 @@ class TarImages(ImageSplit):
 
 
 class ShortInfo(tarfile.TarInfo):
-    """Reject headers with a text, such as a name, of more than 1 MiB: tarfile could read gigabytes into memory."""
+    """Reject headers whose text, such as a name, exceeds 1 MiB: tarfile could read gigabytes into memory."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:  # the standard library allows overriding it
         if self.size > 2**20 and self.type in (b"L", b"K", b"x", b"g", b"X"):  # texts of GNU, POSIX and Solaris
