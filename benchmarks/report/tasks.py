@@ -55,8 +55,8 @@ def detection_table(results: dict) -> str:
     note = (
         f"Trained on {samples['train']} images and tested on {samples['test']}: {recipe['epochs']} epochs, "
         f"images of {recipe['min_size']}x{recipe['max_size']} pixels. A backbone starts from scratch, or from the "
-        f"weights that its tag names. COCO scores are in percent. Rows are sorted by AP. With several seeds, cells have "
-        f"the mean and the standard deviation."
+        f"weights that its tag names. COCO scores are in percent. Rows are sorted by AP. With several seeds, cells "
+        f"have the mean and the standard deviation."
     )
     return f"{table(header, lines)}\n\n{wrap(note)}"
 
