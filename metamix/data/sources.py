@@ -134,7 +134,7 @@ def open_data(
     """Open the data set called `name`. A few images are opened to find their size.
 
     Args:
-        root: folder of the data set; digits needs none, and torchvision's data sets are in `data` by default.
+        root: folder of the data set; digits needs none, and data sets with a name are in `data` by default.
         holdout, download, test_on, test_share: see `SourceOptions`. Shares are stratified by class and do
             not depend on the seed of a run. A `test_share` of 1 scores all images.
         classes: class names of the trained model to evaluate, if there is one. Labels are numbered in its order.
@@ -148,7 +148,7 @@ def open_data(
     """
     train, test = _open_splits(name, root, download, test_on, train_required)
     images = train or test
-    # WebDataset shards have numbers instead of class names. A number is the position in the model's classes.
+    # Some data sets, such as WebDataset shards, have numbers instead of class names: positions in the model's classes.
     numbered = images.classes == tuple(map(str, range(len(images.classes))))
     if classes and (not numbered or set(images.classes) & set(classes)):
         for split in [test] if train is test else filter(None, (train, test)):
@@ -171,7 +171,8 @@ def open_data(
         images_left = len(to_train_on)
         count = round(holdout * images_left)
         if holdout and not 0 < count < images_left:
-            raise ValueError(f"holdout {holdout} of {images_left} images leaves {count} to tune on: give another share")
+            shares = f"{count} to tune on and {images_left - count} to train on"
+            raise ValueError(f"holdout {holdout} of {images_left} images leaves {shares}: give another share")
         held = stratified_choice(strata(train.labels[to_train_on]), count)
         parts["train"] = Source(train, to_train_on[~held], small, size)
         parts["holdout"] = Source(train, to_train_on[held], small, size) if holdout else None
@@ -204,7 +205,7 @@ def strata(labels: Tensor) -> Tensor:
     """Return one label per image, (N,): its rarest label if `labels` is (N, classes), or -1 if it has no label."""
     if labels.ndim == 2:
         rarest_first = labels.sum(0).argsort(stable=True)
-        labels = rarest_first[labels[:, rarest_first].argmax(1)].where(labels.any(1), -1)  # argmax: the first 1
+        labels = rarest_first[labels[:, rarest_first].argmax(1)].where(labels.any(1), -1)  # argmax returns the first 1
     return labels
 
 

@@ -60,7 +60,7 @@ def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
             fold_layer_scales(module)
         elif kind is Raft and module.resample != "weights":
             fix_rafts(module, module.grid)
-        elif kind is Raft and size:  # without a size, they are resized in each pass
+        elif kind is Raft and size:  # without a size, its matrices are resized in each pass
             fix_rafts(module, size)
         elif kind is MinAttn and module.bias is not None and size:
             fix_bias(module, size)
@@ -111,11 +111,11 @@ def replace(module: Any) -> nn.Module:
 
 
 def fold_layer_scales(block: Block) -> None:
-    """Fold the scales of a block's branches into a layer of the mixer, or the norm before it, and into the MLP."""
+    """Fold the scale of the mixer into its last layer or the norm before it, and the scale of the MLP into the MLP."""
     if type(block.layer_scale1) is LayerScale2d and scale_outputs(last_layer(block), block.layer_scale1.gamma):
         block.layer_scale1 = nn.Identity()
-    if type(block.mlp) is Mlp and type(block.layer_scale2) is LayerScale2d:
-        scale_outputs(block.mlp.fc2, block.layer_scale2.gamma)
+    scale2 = block.layer_scale2
+    if type(block.mlp) is Mlp and type(scale2) is LayerScale2d and scale_outputs(block.mlp.fc2, scale2.gamma):
         block.layer_scale2 = nn.Identity()
 
 

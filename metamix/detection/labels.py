@@ -28,7 +28,7 @@ class Box:
 
     label: str  # name of its class
     corners: tuple[float, ...]  # x1, y1, x2, y2 in pixels from 0; or as shares of width and height
-    place: str  # file and line of the label, for messages
+    place: str = field(compare=False)  # file and line of the label, for messages
     difficult: bool = False  # whether scores ignore the object
     more: Mapping[str, Any] = field(default_factory=dict)  # further fields of the annotation, such as `segmentation`
     outline: Sequence[float] = ()  # x, y, x, y, ... of its polygon; empty if it has none

@@ -67,7 +67,7 @@ class Nin(nn.Module):
         return x + self.channel_mlp(self.channel_norm(x))
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Resample the token MLP of a state saved for another grid; scale fc1 to the number of tokens that it sums."""
+        """Resample the token MLP of a state saved for another grid; rescale fc1, which sums more or fewer tokens."""
         fc1, fc2, bias = (state[f"token_mlp.{key}"] for key in ("fc1.weight", "fc2.weight", "fc2.bias"))
         h, w = fc1.shape[-2:]
         if (h, w) == self.grid:

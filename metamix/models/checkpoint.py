@@ -1,4 +1,4 @@
-"""Adapt a checkpoint to a model, and check that it fits and that both compute the same function.
+"""Adapt a checkpoint to a model, and check that it fits and comes from a model with the same function.
 
 timm calls `checkpoint_filter` on every pretrained checkpoint. If the number of classes differs, timm ignores all
 missing tensors, so the filter itself refuses an incomplete checkpoint. For `checkpoint_path`, timm calls
@@ -166,7 +166,7 @@ def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer, sou
             except (RuntimeError, IndexError, ValueError) as error:
                 shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in of_mixer.items())
                 raise ValueError(
-                    f"{source} does not fit: no image size explains the shapes in {prefix}: {shapes}."
+                    f"{source} does not fit: no image size explains the shapes in {prefix[:-1]}: {shapes}."
                 ) from error
             state |= {prefix + key: value for key, value in adapted.items()}
     return state
@@ -225,7 +225,7 @@ def check_described_size(metadata: ModelMetadata, tensors: Mapping[str, Tensor],
 
 
 def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -> nn.Module:
-    """Build the model that metadata describe, on the meta device; `arguments` override the metadata's.
+    """Build the model that metadata describe, on the meta device; `arguments` replace arguments in it.
 
     Raises:
         ValueError: the model is not registered, or does not take the arguments.
@@ -245,7 +245,7 @@ def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -
 
 
 def describe(model: nn.Module) -> dict[str, str]:
-    """Return the options of each layer before the head, and of each stage's mixer, as text by the layer's name."""
+    """Describe each layer before the head, and the mixer of each stage: options as text, by the layer's name."""
     parts = {}
     for name, layer in model.named_modules():
         if ".mixer" in name or name.startswith(("head", "global_pool")) or type(layer) is nn.Identity:

@@ -105,13 +105,13 @@ def list_image_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = 
 
 
 def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = False) -> list[ModelInfo | ImageModelInfo]:
-    """List the classifiers, then the image restoration models; arguments as for `list_models`.
+    """List the classifiers, then the image restoration models. The arguments are as for `list_models`.
 
     A pattern such as "*.cifar10" may also match weights. Each model is then listed with the matching weights only.
     """
     tags = {name: default_cfgs[name].tags for name in default_cfgs} | {n: weights_of(n) for n in image_model_names()}
     tagged = [f"{name}.{tag}" for name in tags for tag in tags[name] if tag]
-    chosen = set(matching(patterns, [*tags, *tagged], "`metamix models` lists all."))
+    chosen = set(matching(patterns, [*tags, *tagged], "`metamix models` lists all names."))
     models = []
     for name in tags:
         chosen_tags = {tag for tag in tags[name] if name in chosen or f"{name}.{tag}" in chosen}
@@ -164,7 +164,7 @@ def known_sizes() -> dict[str, list[int]]:
 
 
 def count_size(name: str) -> list[int]:
-    """Count the parameters and the multiply-adds of a registered name on the meta device.
+    """Count the parameters and the multiply-adds of a registered model on the meta device.
 
     For an image model, the multiply-adds are counted for a restored image of `IMAGE_SIDE` x `IMAGE_SIDE` pixels, and
     the list also holds `in_chans` and `scale`.
@@ -202,6 +202,6 @@ def _skip_if_slow(module: nn.Module) -> None:
 
 
 def write_sizes() -> None:
-    """Count the sizes of all registered names, and write `sizes.json`."""
+    """Count the sizes of all registered models, and write `sizes.json`."""
     lines = [f'  "{name}": {count_size(name)}' for name in (*default_cfgs, *image_model_names())]
     SIZES.write_text("{\n" + ",\n".join(lines) + "\n}\n")

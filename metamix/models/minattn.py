@@ -6,7 +6,7 @@ positions. The similarity is full (query, key, value, projection), collapsed (qu
 
 Departure: our models have a norm before each half of a layer and a norm at the end, and classify the mean over tokens.
 The published table was made with a third party's implementation, which has a norm after each half and classifies a
-class token. The parameter counts are the same, except for a norm that the third party's implementation does not use.
+class token. The parameter counts are the same, except for a norm that the third party counts but does not use.
 """
 
 from functools import partial

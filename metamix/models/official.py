@@ -1,7 +1,7 @@
 """Load checkpoints of the authors' code into our models: `load_official(source, state_dict, **constructor)`.
 
-The file of each network registers its sources here: `@official(name)` decorates a function that takes the arguments of
-the authors' constructor, by their names, and returns our model and the `Layout` of its tensors.
+The file of each network registers its sources here: `@official(name)` decorates a function that takes the state
+dict and the arguments of the authors' constructor, and returns our model and the `Layout` of its tensors.
 """
 
 import inspect

@@ -1,8 +1,8 @@
 """Build RaftMLP, "How Much Can Be Done Without Attention and with Less Spatial Locality?" (arXiv 2108.04384).
 
-A model has four levels of raft MLPs (`mixers/raft.py`) and channel MLPs. Each level begins with a multi-scale patch
-embedding. For images of another size, the authors' models resize the residual stream itself. The registered models do
-this too (`resample="stream"`).
+A model has four levels of raft MLPs (`mixers/raft.py`) and channel MLPs. Each level begins with a patch embedding, most
+of them with patches of several sizes. For images of another size, the authors resize the residual stream itself.
+The registered models do this too (`resample="stream"`).
 
 Departures in training: the authors apply drop path to the vertical and the horizontal MLP separately, with one rate for
 all blocks, and use dropout in the raft MLPs too. They also initialize channel MLPs, head and stem differently.
@@ -118,8 +118,8 @@ def raftmlp(
         dims: channels of each level.
         depths: blocks of each level.
         patch_sizes: stride of each level's patch embedding.
-        embedding_kernels: sides of the patches of each level. A level whose only side is its patch size has a plain
-            patch embedding.
+        embedding_kernels: sides of the patches of each level. With a single side that equals the stride, the level has
+            a plain patch embedding.
         raft_size: number of channel groups.
         token_expansion: hidden width of the raft MLPs as a multiple of their input width.
         channel_expansion: hidden width of the channel MLPs as a multiple of their input width.
@@ -208,7 +208,9 @@ def official_raftmlp(
             refuse(f"layers[{i}]", dict(layer), f"a dict of {', '.join(sorted(wanted))}")
         if cross:
             smallest = min(layer["embedding_kernels"])
-            check_value(f"layers[{i}]['patch_size']", layer["patch_size"], [smallest], "the smallest kernel")
+            check_value(
+                f"layers[{i}]['patch_size']", layer["patch_size"], [smallest], f"{smallest}, the smallest kernel"
+            )
     last = len(layers) - 1
     raft = dict(expansion=token_expansion_factor, resample="stream")
     model: Any = raftmlp(

@@ -73,7 +73,7 @@ def wavemix(
     """
     check_counts(0, stride=stride, patch_size=patch_size)
     if bool(stride) == bool(patch_size):
-        raise ValueError(f"stride is {stride} and patch_size is {patch_size}: each chooses a stem, so set only one.")
+        raise ValueError(f"stride is {stride} and patch_size is {patch_size}: each chooses a stem, so set exactly one.")
     stem = partial(strided_stem, stride=stride) if stride else partial(patch_stem, patch_size=patch_size)
     preset: dict[str, Any] = dict(
         mixer="wavemix",

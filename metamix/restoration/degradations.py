@@ -242,7 +242,7 @@ def line_kernel(length: float, angle: float) -> Tensor:
 
 
 def convolve(image: Tensor, kernel: Tensor) -> Tensor:
-    """Convolve each channel of an image (C, H, W) with a point-symmetric kernel of odd sides; reflect the borders."""
+    """Convolve each channel of an image (C, H, W) with a point-symmetric kernel of odd sides; mirror the borders."""
     rows, columns = (side // 2 for side in kernel.shape)
     padded = torch.from_numpy(np.pad(image.numpy(), ((0, 0), (rows, rows), (columns, columns)), "symmetric"))
     return F.conv2d(padded[:, None], kernel[None, None].to(image.dtype))[:, 0]

@@ -43,7 +43,7 @@ class BenchmarkOptions(Options):
     engines: tuple[str, ...] = option(tuple(ENGINES), "engines to time")
     precisions: tuple[str, ...] = option(PRECISIONS, "precisions to time; an engine skips precisions that it lacks")
     batch_sizes: tuple[Count, ...] = option((1, 8), "numbers of images per call")
-    img_size: Side | None = option(None, "side of the images in pixels; by default the size of each model")
+    img_size: Side | None = option(None, "side of the images in pixels; by default each model's image size")
     threads: Count | None = option(None, "number of threads; by default torch's number")
     seconds: NotNegative = option(1.0, "seconds for each row of the table")
     reference: str | None = option(
@@ -77,7 +77,8 @@ def main(argv: Sequence[str]) -> None:
 
 def open_model(source: str, img_size: int | None, threads: int | None, trust: bool) -> str | BenchmarkedModel:
     """Open trained weights of any task, or an exported model; return other names unchanged."""
-    if is_exported(source):  # None would give its engine all cores
+    if is_exported(source):
+        # With None, the engine would use all cores.
         exported = load_exported(source, threads=threads or torch.get_num_threads(), trust=trust)
         artifact = exported.artifact
         if img_size and artifact.size and artifact.size != (img_size, img_size):

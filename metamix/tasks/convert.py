@@ -27,7 +27,7 @@ EPILOG = """formats:
   coco     an annotation file and its images; train/_annotations.coco.json of Roboflow; annotations/instances_*.json
            of COCO and CVAT
   csv      boxes, with the columns file, class, xmin, ymin, xmax, ymax; or classes of images: file, class
-  folders  a folder for each label; an image in several folders under one name gets all their labels
+  folders  a folder for each label; an image that is in several folders under one name gets all these labels
   masks    images and masks of any values or colours, in images/ and masks/, or a.jpg and a_mask.png
   labelme  polygons: a.json beside a.jpg, or in another folder
   polygons a data set in COCO's format, as `coco` and `yolo` write it; its polygons are drawn as masks
@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def read_labels(format: str, source: Path) -> LabelledImages:
-    """Read labels with the first reader of the format that does not return None; raise ValueError if all do."""
+    """Read labels with the first reader of the format that takes them; raise ValueError if no reader does."""
     specs = [spec for spec in map(find_task, TASKS) if spec.convert]
     readers: list[tuple[str, Reader]] = [item for spec in specs for item in spec.part("convert").items()]
     names = sorted({name for name, _ in readers})
@@ -135,28 +135,28 @@ def choose_splits(labels: LabelledImages, share: float | None) -> dict[str, list
     for samples in groups.values():
         ranked = sorted(samples, key=lambda s: hashlib.sha256(os.fsencode(s.name)).digest())
         count = round((1 - (share or TRAIN_SHARE)) * len(samples))
-        held_out = {sample.name for sample in ranked[: min(max(count, 1), len(samples) - 1)]}  # at least 1, never all
+        held_out = {sample.name for sample in ranked[: min(max(count, 1), len(samples) - 1)]}  # never all
         for sample in samples:
             splits["val" if sample.name in held_out else "train"].append(sample)
     return {split: samples for split, samples in splits.items() if samples}
 
 
 def once(samples: Iterable[Sample]) -> Iterable[Sample]:
-    """Return the samples without the repeats of images that the source has in two splits.
+    """Return the samples; if the source lists an image of a group several times, keep the first.
 
     Raises:
-        ValueError: an image has different labels in two splits.
+        ValueError: an image has different labels.
     """
     first: dict[tuple[str, Path], Sample] = {}
     for sample in samples:
         other = first.setdefault((sample.group, sample.file.absolute()), sample)
         if other.label != sample.label:
-            raise ValueError(f"{sample.file} has different labels in {other.split} and {sample.split}: correct them")
+            raise ValueError(f"{sample.file} is listed twice with different labels: correct them")
     return first.values()
 
 
 def check_names(out: Path, splits: Mapping[str, Sequence[Sample]]) -> None:
-    """Raise ValueError if two images, or their labels, would become one file, or a file outside of a split's folder."""
+    """Raise ValueError if two images or labels would get one path, or a path outside of their split's folder."""
     files: dict[Path, Path] = {}
     for split, samples in splits.items():
         for sample in samples:
@@ -178,5 +178,9 @@ def link_images(out: Path, splits: Mapping[str, Sequence[Sample]]) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(sample.file.resolve(), place)
+            except (
+                FileExistsError
+            ):  # the disk does not distinguish A.jpg from a.jpg; a copy would change a source image
+                raise
             except OSError:
                 shutil.copy2(sample.file, place)

@@ -69,7 +69,7 @@ def export(source: str | Path, *, output: str | Path, **options: Any) -> dict[st
         The content of report.json.
 
     Raises:
-        ValueError: an option or the model is unsuitable; a `ParityError` if the outputs exceed a limit.
+        ValueError: an option or the model is unsuitable, or, as `ParityError`, the outputs differ by more than a limit.
         FileNotFoundError: there are no such weights.
         ImportError: a package of the extra `deploy` is missing.
     """
@@ -85,8 +85,7 @@ def export(source: str | Path, *, output: str | Path, **options: Any) -> dict[st
     exportable = spec.part("export")(settings)
     if settings.precision == "int8":
         if not isinstance(exportable, CalibratedExport):
-            what = f"{source} is a model for {task} and is not quantized"
-            raise ValueError(f"{what}: give --precision fp32 or bf16")
+            raise ValueError(f"{source} is a model for {task}, which cannot be quantized: give another --precision")
         exportable.calibration_count(settings.calibration_images)  # raises before an earlier export is removed
     examples = exportable.examples(2)
     check_runs(exportable.model, examples)
@@ -144,7 +143,9 @@ def check_options(options: ExportOptions) -> None:
         if not (options.data or options.data_dir):
             raise ValueError("int8 is calibrated on images of the training split: give --data NAME or --data-dir DIR")
     elif options.max_drop is not None:
-        raise ValueError(f"max_drop is {options.max_drop}, but limits only int8: leave it out or give --precision int8")
+        raise ValueError(
+            f"max_drop is {options.max_drop}, but it limits only int8: leave it out or give --precision int8"
+        )
     if options.images and not (options.data or options.data_dir):
         raise ValueError(f"images is {options.images}, but there are no data to compare on: give --data and --data-dir")
 
@@ -253,7 +254,7 @@ def gains(report: dict[str, Any]) -> str:
         times = speed["eager"]["batch_1_ms"] / speed["exported"]["batch_1_ms"]
         text += f"; one image {times:.1f} times as fast as in torch"
     if quantized:
-        chance = ", a loss within the noise" if quantized["drop"] > quantized["max_drop"] else ""
+        chance = "; the loss is within the noise" if quantized["drop"] > quantized["max_drop"] else ""
         drop = round(quantized["drop"], 2)
         text += f"; {'gained' if drop < 0 else 'lost'} {abs(drop):.2f} {quantized['unit']} on "
         text += f"{plural(quantized['images'], 'training image')} (limit {quantized['max_drop']:g}{chance}), "

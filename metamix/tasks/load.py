@@ -37,8 +37,8 @@ def load(
         trust: load a model that was exported in the format torch; its files can run code.
 
     Returns:
-        An object with `model`, `spec`, `metadata` and `predict(images)`, as `load_classifier` and the other functions
-        for a single task return it.
+        An object with `model`, `spec`, `metadata` and `predict(images)`, such as `load_classifier` and the other
+        functions for a single task return.
 
     Raises:
         FileNotFoundError: there are no such weights.
@@ -53,13 +53,13 @@ def load(
     if threads is not None:
         raise ValueError("threads is for exported models: call torch.set_num_threads instead")
     if trust:
-        raise ValueError(f"trust is for exported models, and no code in {source} runs: leave it out")
+        raise ValueError(f"trust is for exported models, and {source} runs no code: leave it out")
     task, path = task_of(str(source), model)
     spec = find_task(task)
     if not spec.takes_names:
         refuse_name(model, source)
         if model_args:
-            raise ValueError(f"model_args is {dict(model_args)}, but {source} says what model it is: leave it out")
+            raise ValueError(f"model_args is {dict(model_args)}, but {source} names its model: leave it out")
         return spec.part("load")(source)
     if path is None:
         return spec.part("load")(None, model=str(source), model_args=model_args, pretrained=True)
@@ -67,7 +67,7 @@ def load(
 
 
 def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
-    """Return the task of weights and the path of their file; the path is None for weights that are published elsewhere.
+    """Return the task of weights and the path of their file; the path is None for names without a file.
 
     For an exported model, the path is its folder. Arguments and errors are as in `load`.
     """
@@ -95,4 +95,4 @@ def task_of_export(folder: str) -> str:
 def refuse_name(model: str | None, source: object) -> None:
     """Raise ValueError if `model` is given for weights whose file names the model."""
     if model:
-        raise ValueError(f"model is {model}, but {source} says what model it is: leave --model out")
+        raise ValueError(f"model is {model}, but {source} names its model: leave --model out")

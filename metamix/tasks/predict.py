@@ -1,8 +1,8 @@
 """Predict images with a model of any task, and write the results to files safely: `metamix predict`.
 
-A folder stands for all images in it, at any depth. A file that is written for an image has the image's path inside the
-folder that was given; a.jpg and a.png become a.jpg.png and a.png.png. Images that cannot be read, or that the model
-does not take, are named and left out; the exit code is then 1.
+A folder stands for all images in it, at any depth. Each output file has its image's path inside the input folder. If
+a.jpg and a.png would both become a.png, they become a.jpg.png and a.png.png. Images that cannot be read, or that the
+model does not take, are named and left out; the exit code is then 1.
 """
 
 import json
@@ -40,7 +40,7 @@ The task that trained the weights decides what is predicted:
 A folder that metamix export wrote runs in the engine of its format. To list all options of a task:
 metamix predict --task NAME --help. --import MODULE imports your own mixers, models and tasks first."""
 
-# Options without an effect on an exported model: its graph runs on the CPU, at the size of the export.
+# Options without an effect on an exported model: its graph runs on the CPU, at its own size or in whole images.
 FIXED_BY_EXPORT = {"device", "pretrained", "tile", "overlap", "local_pooling"}
 
 
@@ -152,7 +152,7 @@ def open_trained(options: Any, flags: set[str], spec: TaskSpec) -> Trained:
     if options.threads:
         raise ValueError("--threads is for exported models: set the environment variable OMP_NUM_THREADS instead")
     if options.trust:
-        raise ValueError("--trust is for exported models, and no code in weights runs: leave it out")
+        raise ValueError("--trust is for exported models, and weight files run no code: leave it out")
     if options.checkpoint is None and not (options.pretrained and options.model):
         raise ValueError(
             f"--task {spec.name} needs weights: give --checkpoint RUN_OR_FILE"
@@ -162,7 +162,9 @@ def open_trained(options: Any, flags: set[str], spec: TaskSpec) -> Trained:
     if spec.takes_names:
         trained = spec.part("load")(options.checkpoint, model=options.model, pretrained=options.pretrained)
         if options.pretrained:
-            print(printable(f"weights: {trained.metadata.model}"), file=sys.stderr)  # with the default tag
+            print(
+                printable(f"weights: {trained.metadata.model}"), file=sys.stderr
+            )  # NAME.TAG, also if the tag was not given
     else:
         refuse_name(options.model, options.checkpoint)
         trained = spec.part("load")(options.checkpoint)

@@ -204,6 +204,7 @@ def test_a_changed_label_is_noticed(shapes, table, tmp_path):
         train(*words, 2)
 
 
+@pytest.mark.slow
 def test_an_export_returns_probabilities(run, shapes, tmp_path, capsys):
     words = ["--format", "torch", "--data", "folder", "--data-dir", shapes, "--seconds", 0]
     assert metamix_command("export", run, *words, "--output", tmp_path / "out") == 0

@@ -92,7 +92,7 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
 @pytest.mark.parametrize(
     "option, used, top1, model",
     [
-        ("--compile", (torch, "compile"), 0.08, WITHOUT_BATCH_NORM),
+        pytest.param("--compile", (torch, "compile"), 0.08, WITHOUT_BATCH_NORM, marks=pytest.mark.slow),
         ("--grad-checkpointing", (metaformer, "checkpointed"), 0, []),
     ],
 )

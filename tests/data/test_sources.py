@@ -63,7 +63,7 @@ def test_stratified_choice_takes_each_class_by_its_share():
     [
         (dict(name="cifer10"), "no data set is called 'cifer10'; did you mean 'cifar10'"),
         (dict(name="digits", root="cls"), "data is digits, .* but data_dir is cls: .* --data folder --data-dir cls"),
-        (dict(name="digits", holdout=0.0001), "holdout 0.0001 of 1437 images leaves 0 to tune on"),
+        (dict(name="digits", holdout=0.0001), "holdout 0.0001 of 1437 images leaves 0 to tune on and 1437 to train on"),
         (dict(name="folder"), "needs --data-dir; expected train/ and val/"),
     ],
 )
@@ -657,9 +657,9 @@ def test_folders_and_their_tar_files_have_the_same_digest(tars):
 
 def test_a_missing_split_cannot_be_scored(folder):
     root = folder()
-    with pytest.raises(ValueError, match="test_on is 'test'. Accepted: val. These are the splits of .*set to score"):
+    with pytest.raises(ValueError, match="test_on is 'test'. Accepted: val. These splits of .*set can be scored"):
         open_data("folder", root=root, test_on="test")
-    with pytest.raises(ValueError, match="Accepted: test. These are the splits of digits"):
+    with pytest.raises(ValueError, match="Accepted: test. These splits of digits"):
         open_data("digits", test_on="val")
     with pytest.raises(ValueError, match="^set has none of the splits val, .*--test-on: dev"):
         choose_test_split(["dev"], "", "set")

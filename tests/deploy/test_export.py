@@ -224,7 +224,7 @@ def test_int8_loses_no_more_than_the_limit(format, tmp_path):
     [
         (-0.001, "lost 0.00 dB on 21 training images (limit 0.1), 1"),
         (-0.02, "gained 0.02 dB on 21 training images (limit 0.1), 1"),
-        (0.2, "lost 0.20 dB on 21 training images (limit 0.1, a loss within the noise), 1"),
+        (0.2, "lost 0.20 dB on 21 training images (limit 0.1; the loss is within the noise), 1"),
     ],
 )
 def test_the_last_line_says_what_int8_gained_and_lost(drop, said):
@@ -298,8 +298,8 @@ def test_an_export_with_other_outputs_is_refused(weights, tmp_path, monkeypatch)
         (dict(source="metaformer_rafft_s12"), r"did you mean 'metaformer_raft_s12'"),
         (dict(source="metaformer_raft_s12"), r"names a model but no weights: train it, and export the run folder"),
         (dict(source="metaformer_pooling_nano"), r"no weights: give a name with a tag, metaformer_pooling_nano.c"),
-        (dict(max_drop=0.5), r"max_drop is 0.5, but limits only int8: leave it out or give --precision int8"),
-        (dict(source="resnet18", model="resnet18"), r"model is resnet18, but resnet18 says what model it is: leave"),
+        (dict(max_drop=0.5), r"max_drop is 0.5, but it limits only int8: leave it out or give --precision int8"),
+        (dict(source="resnet18", model="resnet18"), r"model is resnet18, but resnet18 names its model: leave"),
         (dict(model="resnet18"), r"holds the weights of metaformer_pooling_nano, not of resnet18"),
         (dict(data_dir="photos"), r"there is no folder .*photos"),
         (dict(source="runs/none"), r"runs/none"),

@@ -429,7 +429,7 @@ def test_yolo_lists_may_repeat_images(original, tmp_path, monkeypatch, capsys):
 def test_an_image_with_different_labels_in_two_splits_is_refused():
     samples = [Sample(Path("0.png"), "0.png", split, label=label) for split, label in (("train", 1), ("val", 2))]
     labels = LabelledImages((), samples)
-    with pytest.raises(ValueError, match="0.png has different labels in train and val: correct them"):
+    with pytest.raises(ValueError, match="0.png is listed twice with different labels: correct them"):
         choose_splits(labels, 0.5)
 
 

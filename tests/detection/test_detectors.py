@@ -83,7 +83,8 @@ def test_predictions_lie_inside_the_images(name):
             assert prediction["masks"].shape == (len(boxes), 1, h, w)
 
 
-@pytest.mark.parametrize("name", ["retinanet", pytest.param("fcos", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
 def test_detector_learns_one_image(name):
     """An orange square on blue noise is found after a few steps and not before."""
     model = detector(name, num_classes=1)

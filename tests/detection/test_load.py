@@ -24,7 +24,7 @@ def test_metadata_are_kept():
 def test_weights_load_without_the_weights_that_training_started_from(tensors, tmp_path):
     save_weights(tmp_path / "w.safetensors", tensors, GOOD | {"model": f"{GOOD['model']}.elsewhere"})
     assert load_detector(tmp_path / "w.safetensors").spec.model == GOOD["model"]
-    with pytest.raises(ValueError, match="model_args is .*, but .* says what model it is: leave it out"):
+    with pytest.raises(ValueError, match="model_args is .*, but .* names its model: leave it out"):
         metamix.load(tmp_path / "w.safetensors", model_args={"mixer": "raft"})
 
 

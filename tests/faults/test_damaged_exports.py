@@ -160,7 +160,7 @@ def test_a_trusted_export_predicts(exported, digit, made, capsys):
     labels = capsys.readouterr().out
     assert metamix_command("predict", digit, "--checkpoint", made / "small.safetensors", "--device", "cpu") == 0
     assert capsys.readouterr().out == labels
-    with pytest.raises(SystemExit, match="--trust is for exported models, and no code in weights runs: leave it out"):
+    with pytest.raises(SystemExit, match="--trust is for exported models, and weight files run no code: leave it out"):
         metamix_command("predict", digit, "--checkpoint", made / "small.safetensors", "--trust")
 
 

@@ -381,7 +381,7 @@ def test_constructor_that_breaks_the_contract_is_refused(init, forget_mixers):
     "name, options, words",
     [
         ("rafft", {}, r"mixer is 'rafft'; did you mean 'raft'\? Accepted: identity,"),
-        ("xyz", {}, r"mixer is 'xyz'\. Accepted: .*, --import MODULE\."),
+        ("xyz", {}, r"mixer is 'xyz'\. Accepted: .*, add --import MODULE\."),
         ("pooling", {"pool": 3}, "no option 'pool'; did you mean 'pool_size'. Its options: pool_size, subtract"),
         ("identity", {"kernel": 3}, r"mixer 'identity' has no option 'kernel'\. Its options: none"),
     ],

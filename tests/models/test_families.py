@@ -191,7 +191,7 @@ def test_another_mixer_does_not_get_the_family_s_options(name):
     [
         ("metaformer_minattn_nano", dict(size="s18"), "size is 's18'; did you mean 's12'[?] Accepted: nano, tiny, s12"),
         ("minattn_full_mlp_h1_cifar", dict(similarity="fulll"), "similarity is 'fulll'; did you mean 'full'"),
-        ("wavemix_144_7", dict(patch_size=4), "stride is 1 and patch_size is 4: each chooses a stem, so set only one"),
+        ("wavemix_144_7", dict(patch_size=4), "stride is 1 and patch_size is 4: each chooses a stem, so set exactly"),
         ("wavemix_192_16", dict(patch_size=-1), "patch_size is -1: give a whole number of at least 0"),
         ("raftmlp_s", dict(patch_sizes=(0, 2, 2, 2)), "patch_size is 0: give a whole number of at least 1"),
         ("raftmlp_s", dict(embedding_kernels=(4, 2, 2, 2)), "embedding kernels are 4: give each level a tuple"),

@@ -181,7 +181,14 @@ def test_unknown_and_misshapen_tensors_are_named(name, saved):
                 create(name, file, **kwargs)
 
 
-@pytest.mark.parametrize("name", ["metaformer_raft_nano", "metaformer_nin_nano", "minattn_full_mlp_h4_cifar"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("metaformer_raft_nano", marks=pytest.mark.slow),
+        pytest.param("metaformer_nin_nano", marks=pytest.mark.slow),
+        "minattn_full_mlp_h4_cifar",
+    ],
+)
 def test_misshapen_spatial_weights_are_named(name, saved):
     """Each spatial tensor in turn gets a wrong shape, and the error names that tensor."""
     model, file = saved(name)

@@ -157,7 +157,7 @@ def test_a_name_of_published_weights_names_the_model(tmp_path):
     options = ExportOptions("wavemixsr_nano.x2", tmp_path / "out")
     extra = dict(channels="y", enlarge=1, degradation="downscale:2", scale=2, multiple=[1, 1])
     assert open_restorer(options).extra == extra
-    with pytest.raises(ValueError, match="model is maxim_nano, but wavemixsr_nano.x2 says what model it is: leave"):
+    with pytest.raises(ValueError, match="model is maxim_nano, but wavemixsr_nano.x2 names its model: leave"):
         export(options.source, output=options.output, model="maxim_nano")
 
 

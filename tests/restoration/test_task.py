@@ -97,6 +97,7 @@ def test_scored_images_that_may_have_been_trained_on_are_noted(clean, tmp_path, 
     ]
 
 
+@pytest.mark.slow
 def test_tiles_give_nearly_the_scores_of_whole_images(clean, tmp_path):
     photos, run = clean(size=(70, 60)), tmp_path / "run"
     train(*MAXIM, "--data-dir", photos, "--degradation", "noise:25", "--output", run)

@@ -184,9 +184,8 @@ def test_channels_last_and_bfloat16_hardly_change_the_scores(head):
         torch.testing.assert_close(model(images), expected, rtol=0.1, atol=0.05)  # the scores are float32
 
 
-@pytest.mark.parametrize(
-    "head", [head if head == "upernet" else pytest.param(head, marks=pytest.mark.slow) for head in HEADS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("head", HEADS)
 @torch.no_grad()
 def test_a_segmenter_compiles_as_one_graph(head):
     model, images = segmenter(head, "metaformer_identity_nano").eval(), torch.rand(1, 3, 40, 64)

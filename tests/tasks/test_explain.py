@@ -188,7 +188,11 @@ def test_the_error_says_how_to_install_a_missing_grad_cam(digit, monkeypatch):
     "words, said",
     [
         ([], "--checkpoint is missing: run folder, weight file, or name of a model"),
-        (["--checkpoint", "exported"], "exported is an exported model, which has no gradients: give its run"),
+        pytest.param(
+            ["--checkpoint", "exported"],
+            "exported is an exported model, which has no gradients: give its run",
+            marks=pytest.mark.slow,
+        ),
         (["--checkpoint", "maxim_nano.noise25"], "for restoration, and only models for classification and detect"),
         (["--checkpoint", DIGITS, "--label", "ate"], "label is 'ate'. Accepted: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"),
     ],

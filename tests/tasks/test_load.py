@@ -25,7 +25,7 @@ NAME = "metaformer_pooling_nano.digits"
     ("source", "arguments", "error", "message"),
     [
         (NAME, {"threads": 1}, ValueError, "threads is for exported models: call torch.set_num_threads instead"),
-        (NAME, {"trust": True}, ValueError, "trust is for exported models, and no code in .*digits runs: leave it out"),
+        (NAME, {"trust": True}, ValueError, "trust is for exported models, and .*digits runs no code: leave it out"),
         ("metaformer_rafft_s12", {}, FileNotFoundError, "run folder or model .*; did you mean 'metaformer_raft_s12'"),
         ("metaformer_raft_nano.cifr10", {}, ValueError, "has no tag 'cifr10'; did you mean 'cifar10'"),
         ("no/such.safetensors", {}, FileNotFoundError, "there is no file no/such.safetensors"),

@@ -86,7 +86,7 @@ def test_every_command_on_the_page_works(folder, run):
     assert run(predict_exported) == predicted
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("metamix.tasks.export.need", lambda package: None)
-        with pytest.raises(SystemExit, match="run is a model for regression and is not quantized: give --pre"):
+        with pytest.raises(SystemExit, match="run is a model for regression, which cannot be quantized: give another"):
             run(export.replace("torch", "onnx"), "--precision", "int8", "--data-dir", "numbers")
     assert "regression      predict a number from an image" in run("metamix predict --import my_task --help")[1]
     assert float(metamix.load("run").predict(["photo.jpg"])[0]) == pytest.approx(

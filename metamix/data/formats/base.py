@@ -54,7 +54,7 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
     if test_on and not available:
         raise ValueError(f"test_on is {test_on!r}, but {source} has no splits to score: leave it out")
     if test_on:
-        check_choice("test_on", test_on, available, f"These are the splits of {source} to score.")
+        check_choice("test_on", test_on, available, f"These splits of {source} can be scored.")
         return test_on
     candidates = [split for split in TEST_SPLITS if split in available]
     if not candidates:
@@ -88,7 +88,7 @@ def list_image_paths(root: Path) -> list[str]:
 
 
 def natural_order(path: str) -> tuple[list[str | int], str]:
-    """Return a sort key that puts 2.png before 10.png, the same on every machine."""
+    """Return a sort key that puts 2.png before 10.png, in the same order on every machine."""
     parts = re.split(r"(\d+)", path.lower())
     return [int(part[:4000]) if i % 2 else part for i, part in enumerate(parts)], path  # int() allows 4,300 digits
 
