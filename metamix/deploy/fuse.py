@@ -114,9 +114,9 @@ def fold_layer_scales(block: Block) -> None:
     """Fold the scale of the mixer into its last layer or the norm before it, and the scale of the MLP into the MLP."""
     if type(block.layer_scale1) is LayerScale2d and scale_outputs(last_layer(block), block.layer_scale1.gamma):
         block.layer_scale1 = nn.Identity()
-    mlp = block.mlp
-    if type(mlp) is Mlp and type(block.layer_scale2) is LayerScale2d and scale_outputs(mlp.fc2, block.layer_scale2.gamma):
-        block.layer_scale2 = nn.Identity()
+    if type(block.mlp) is Mlp and type(block.layer_scale2) is LayerScale2d:
+        scale = block.layer_scale2
+        block.layer_scale2 = nn.Identity() if scale_outputs(block.mlp.fc2, scale.gamma) else scale
 
 
 LAST_LAYERS = {Maxim: "fc2", MinAttn: "proj", Nin: "value"}  # nin multiplies the value by the gate
