@@ -64,7 +64,7 @@ class Variant:
 # In every variant, learned mixers have the options that they have in `nano`.
 VARIANTS = {
     "nano": Variant(
-        "dims 64/128/192, depths 2/4/2, ratio 4; narrower MLPs offset the cost of learned mixers; Muon's rate 1e-2",
+        "dims 64/128/192, depths 2/4/2, ratio 4; learned mixers are paid for by the MLPs; Muon's rate 1e-2",
         recipe=MUON,
     ),
     "nano-mlps": Variant(
