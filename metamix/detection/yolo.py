@@ -84,7 +84,7 @@ def class_names(file: Path, config: dict[str, Any]) -> dict[int, str]:
 
 
 def image_sets(file: Path, config: dict[str, Any]) -> dict[tuple[Path, str], dict[str, Path]]:
-    """Return the images, by relative path, of each folder or list of images and its split.
+    """Map each folder or list of images, with its split, to its images by relative path.
 
     If `config` names no splits, the only folder is images/, and its split is "".
     """
