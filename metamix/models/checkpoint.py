@@ -72,19 +72,20 @@ def adapt_checkpoint(
     Raises:
         ValueError: tensors before the head do not fit, or the metadata describe a different function.
     """
+    cfg: Any = model.pretrained_cfg
+    name, of_model = cfg["architecture"], model.state_dict(keep_vars=True)
+    head, first_convs = layer_names(cfg, "classifier"), layer_names(cfg, "first_conv")  # timm adapts both
     if isinstance(model, MetaFormer):
         tensors, unknown, layout = translate(state, model, source)
         unknown -= {layout.name("head.weight"), layout.name("head.bias")}
     else:
-        unknown, layout = set(), OURS
+        layout = OURS
         adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", lambda state, model: state)
         try:
             tensors = adapt(state, model)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
-    cfg: Any = model.pretrained_cfg
-    name, of_model = cfg["architecture"], model.state_dict(keep_vars=True)
-    head, first_convs = layer_names(cfg, "classifier"), layer_names(cfg, "first_conv")  # timm adapts both
+        unknown = {key for key in tensors if key not in of_model and key.rpartition(".")[0] not in head}
     check_fit(tensors, of_model, name, source, unknown=unknown, layout=layout, head=head, first_convs=first_convs)
     if isinstance(model, MetaFormer):
         check_same_function(model, metadata or ModelMetadata(), source)
