@@ -73,7 +73,7 @@ def assert_close(actual, expected, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_any_size_in_any_memory_format(case, size):
+def test_takes_maps_of_any_size_in_any_memory_format(case, size):
     mixer, x = case(), images(*size)
     y = mixer(x)
     assert y.shape == x.shape and y.isfinite().all()
@@ -111,7 +111,7 @@ def test_gradients_under_autocast_are_float32(case):
         assert p.grad.dtype == torch.float32 and p.grad.isfinite().all()
 
 
-# Parameters whose gradient is zero by mathematics.
+# Parameters whose gradient is mathematically zero.
 NO_EFFECT = {
     "minattn": {"key.bias"},  # adds a constant to all similarities of a query, which softmax ignores
     "minattn-positions": {"key.bias"},  # for the same reason
@@ -162,7 +162,7 @@ def test_compiles_in_one_graph_at_its_size(case):
     assert_compiles(case(), [SIZE])
 
 
-# torch.export makes a graph for maps with a side of 1 or for larger maps, not for both. WaveMix halves its maps.
+# Smallest side that an exported mixer takes: torch.export assumes that no side is 1, and WaveMix halves its maps.
 SMALLEST = {"wavemix": 3, "wavemix-levels": 5}
 
 
@@ -250,8 +250,8 @@ def test_runs_in_onnx_runtime_at_any_size(case, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # torch 2.13 has no batched attention
-def test_per_sample_gradients(case):
-    """`torch.func.vmap` on channels_last maps gives the same gradients as a loop over the images."""
+def test_per_sample_gradients_equal_a_loop_over_the_images(case):
+    """The gradients come from `torch.func.vmap` on channels_last maps."""
     mixer, x = case(), images(7, 5, batch=3).contiguous(memory_format=torch.channels_last)
     state = {k: v.detach() for k, v in mixer.state_dict().items()}
 
@@ -403,7 +403,7 @@ def test_every_option_has_a_doc(name):
     assert all(option.doc and option.default is not inspect.Parameter.empty for option in mixer_options(name))
 
 
-def test_options_of_a_mixer(forget_mixers):
+def test_mixer_options_returns_names_defaults_and_docs(forget_mixers):
     register_mixer("mine")(Mine)
     assert mixer_options("identity") == []
     assert mixer_options("mine") == [MixerOption("kernel", 3, "")]

@@ -1,4 +1,4 @@
-"""Test torch.compile with inductor on one block of each mixer; larger models would take long to compile."""
+"""Test torch.compile with inductor on one block or mixer at a time, since larger models take too long to compile."""
 
 import shutil
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mixer", list_mixers())
-def test_a_compiled_block_gives_the_outputs_of_the_block(mixer):
+def test_a_compiled_block_gives_the_same_outputs(mixer):
     torch._dynamo.reset()
     torch.manual_seed(0)
     model = MetaFormer(img_size=16, depths=(1,), dims=(8,), mixer=mixer, layer_scale=0, mlp_ratio=0).eval()
@@ -37,7 +37,7 @@ OPTIONS = {
 @pytest.mark.parametrize("mixer", list_mixers())
 @torch.no_grad()
 def test_a_compiled_mixer_takes_changing_sizes(mixer):
-    """The mixer follows a strided convolution, whose map has the side (n - 1) // 2 + 1 for images of n pixels."""
+    """The mixer follows a strided convolution, which turns a side of n pixels into (n - 1) // 2 + 1."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)

@@ -19,7 +19,7 @@ def sets(size, k, grid):
 
 
 def gmlp(x, mlp, k, grid):
-    """Compute x + Linear(a * (S(norm(b)) + 1)) with S over each set."""
+    """Compute x + Linear(a * (S(norm(b)) + 1)), where a, b = GELU(Linear(norm(x))) and S mixes each set."""
     a, b = gelu_tanh(linear(layer_norm(x, mlp.norm, 1e-6), mlp.fc1)).chunk(2, 1)
     b = layer_norm(b, mlp.gate_norm, 1e-6)
     mixed = torch.empty_like(b)
@@ -60,7 +60,6 @@ def test_factors_set_the_widths(f, block_factor, grid_factor):
 
 
 def test_a_token_sees_its_block_and_one_token_of_each_grid_cell():
-    """The gradient of one token covers its block and one token from each cell of the grid."""
     mixer = random_mixer("maxim", 4, (8, 8), block_size=(2, 2), grid_size=(2, 2))
     x = random_map(1, 4, 8, 8).requires_grad_()
     mixer(x)[0, :, 5, 2].sum().backward()
@@ -68,7 +67,7 @@ def test_a_token_sees_its_block_and_one_token_of_each_grid_cell():
     assert seen == {(4, 2), (4, 3), (5, 2), (5, 3)} | {(1, 2), (1, 6), (5, 6)}
 
 
-def test_initial_spatial_weights_are_the_authors():
+def test_spatial_weights_start_with_the_authors_standard_deviation():
     spatial = create_mixer("maxim", 8, size=(8, 8)).grid.spatial
     assert spatial.weight.shape == (64, 64, 1, 1)
     assert spatial.weight.std().item() == pytest.approx(0.02, rel=0.05)

@@ -154,7 +154,7 @@ def test_positions_start_as_local_filters():
     """Each of the four heads attends most to one neighbour: left, above, right or below."""
     mixer = create_mixer("minattn", 8, size=(5, 5), num_heads=4, positions=True)
     x = torch.zeros(1, 8, 5, 5)
-    weights = mixer.bias(x, x).softmax(-1).view(4, 5, 5, 5, 5)[:, 2, 2]  # of the middle token
+    weights = mixer.bias(x, x).softmax(-1).view(4, 5, 5, 5, 5)[:, 2, 2]  # attention of the middle token
     places = [divmod(int(head.argmax()), 5) for head in weights]
     assert places == [(2, 1), (1, 2), (2, 3), (3, 2)]
     assert weights.flatten(1).amax(1).min() > 0.3 and weights.min() > 1e-3
@@ -170,7 +170,7 @@ def test_positions_are_resampled_for_other_sizes():
     torch.testing.assert_close(larger(x), mixer(x))
 
 
-def test_positions_with_a_context_take_the_biases_of_its_points():
+def test_positions_with_a_context_use_the_biases_of_its_grid_points():
     mixer = random_mixer("minattn", 4, (2, 2), context=2, positions=True)  # float64
     torch.nn.init.normal_(mixer.bias.table)
     torch.nn.init.zeros_(mixer.query.weight)
@@ -194,7 +194,7 @@ def test_the_bias_is_added_with_and_without_the_fused_attention():
     q, k, v, bias = torch.randn(2, 3, 6, 4), torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4), torch.randn(3, 6, 5)
     want = (q @ k.mT / 2 + bias).softmax(-1) @ v
     torch.testing.assert_close(attention(q, k, v, 0.0, bias), want)
-    halves = (t.bfloat16() for t in (q, k, v))  # CPUs do not run the fused attention in bf16
+    halves = (t.bfloat16() for t in (q, k, v))  # in bf16 on a CPU, `attention` uses no fused kernel
     torch.testing.assert_close(attention(*halves, 0.0, bias).float(), want, rtol=0, atol=0.05)
 
 

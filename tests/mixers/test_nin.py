@@ -38,7 +38,7 @@ def formula(x, mixer, grid):
 @pytest.mark.parametrize("grid", [None, (3, 2), (5, 4), (9, 9)])
 @pytest.mark.parametrize("size", [SIZE, (1, 1), (1, 6), (7, 5), (10, 8)])
 def test_outputs_equal_the_formula(size, grid):
-    """The grid is smaller than the trained map, equal to it (also by default), or cut to it."""
+    """A grid of None, or a grid larger than the trained map, becomes as large as the trained map."""
     mixer = random_mixer("nin", 6, SIZE, grid=grid)
     x = random_map(2, 6, *size)
     assert_equal(mixer(x), formula(x, mixer, (3, 2) if grid == (3, 2) else SIZE))
@@ -81,7 +81,7 @@ def test_resampled_uniform_token_weights_keep_outputs_on_constant_maps(size):
 
 
 def test_resampled_token_weights_keep_their_directions():
-    """Weights that grow along the height and are constant along the width stay so."""
+    """Weights that grow along the height and are constant along the width still do so after resampling."""
     old, new = random_mixer("nin", 6, SIZE, token_dim=7), random_mixer("nin", 6, (9, 12), token_dim=7)
     state, ramp = old.state_dict(), torch.arange(5.0, dtype=torch.float64)[:, None].expand(5, 4)
     state["token_mlp.fc1.weight"].copy_(ramp)

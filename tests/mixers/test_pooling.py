@@ -8,7 +8,7 @@ from tests.helpers.formulas import assert_equal, random_map, random_mixer
 
 
 def formula(x, k, subtract):
-    """Compute the mean of the K x K neighbours inside the map, minus the value itself."""
+    """Compute the mean of the k x k neighbours inside the map, and subtract the value itself if `subtract`."""
     y = torch.empty_like(x)
     for i in range(x.shape[2]):
         for j in range(x.shape[3]):
@@ -32,6 +32,6 @@ def test_default_options_are_the_options_of_the_paper():
 
 
 @pytest.mark.parametrize("k", [0, 2, -1, 3.0, "3", [3, 3]])
-def test_a_pool_size_that_is_no_odd_number_is_refused(k):
+def test_a_pool_size_that_is_not_an_odd_number_is_refused(k):
     with pytest.raises(ValueError, match=rf"pool_size is {re.escape(repr(k))}; an odd number .* try 3 or 5"):
         create_mixer("pooling", 8, size=(4, 4), pool_size=k)

@@ -12,7 +12,7 @@ SIZE = (5, 3)
 
 
 def vertical(x, mlp, r, resized=None):
-    """Apply the MLP to each raft of r channel groups and one column, with matrices stretched to `resized`."""
+    """Apply the MLP to each raft, one column of r channel groups, with matrices stretched to the length `resized`."""
     h = layer_norm(x, mlp.norm, 1e-5)
     w1, w2 = mlp.fc1.weight.flatten(1), mlp.fc2.weight.flatten(1)
     b1, b2 = mlp.fc1.bias, mlp.fc2.bias
@@ -105,7 +105,7 @@ def test_resampling_the_branch_is_the_default():
 @pytest.mark.parametrize("size", [(10, 6), (7, 4), (15, 3)])
 @pytest.mark.parametrize("r", [1, 2])
 def test_a_mixer_adapted_to_larger_maps_equals_one_that_resamples_weights(r, size):
-    """Repeated hidden units share their output, so only the stretched matrices make a difference."""
+    """Copies of a hidden unit share its output weight, so only the stretched matrices make a difference."""
     old = random_mixer("raft", 8, SIZE, raft_size=r, resample="weights")
     new = random_mixer("raft", 8, size, raft_size=r)
     new.load_state_dict(new.adapt_state(old.state_dict()))

@@ -46,7 +46,7 @@ def test_bands_keep_the_energy_and_the_directions_of_the_map():
 
 
 def test_matrices_equal_the_matrices_in_the_mixer():
-    """Without GELU and biases, the vertical raft MLP multiplies each column by its matrix."""
+    """Without norm, GELU and biases, the vertical MLP multiplies each raft by one matrix."""
     mixer = create_mixer("raft", 4, size=(4, 6), raft_size=2)
     vertical = mixer.vertical
     vertical.act, vertical.norm = nn.Identity(), nn.Identity()
@@ -68,7 +68,7 @@ def test_matrices_equal_the_matrices_in_the_mixer():
         "pooling": [],
     }.items(),
 )
-def test_view_of_each_mixer(name, titles):
+def test_each_mixer_has_the_expected_views(name, titles):
     mixer = create_mixer(name, 8, size=(8, 8)).eval()
     shown = views.view(mixer, torch.randn(1, 8, 8, 8), (0.5, 0.5))
     assert [view.title for view in shown] == titles

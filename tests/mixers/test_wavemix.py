@@ -105,7 +105,7 @@ def test_cropping_keeps_the_centre():
     empty = mixer(x)
     x[:, :, 8, 8] = 50
     change = (mixer(x) - empty).abs().sum((0, 1))
-    change = change - change.median()  # the norm moves everything a little
+    change = change - change.median()  # the norm changes every value a little
     where = (change * (change > change.max() / 10)).nonzero().double().mean(0)
     assert (where - 8).abs().max() < 2
 
