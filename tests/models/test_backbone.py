@@ -42,7 +42,7 @@ def without_gradient(module):
         ("vit_tiny_patch16_224", dict(depth=3), (4, 8, 16, 32)),
     ],
 )
-def test_any_model_gives_strides_4_to_32(name, args, strides):
+def test_models_of_every_kind_give_maps_of_four_strides(name, args, strides):
     backbone = build_backbone(name, out_channels=8, **args)
     h, w = (112, 168) if backbone.size_divisible == 28 else (64, 96)
     features = backbone(torch.rand(1, 3, h, w))
@@ -55,7 +55,7 @@ def test_any_model_gives_strides_4_to_32(name, args, strides):
     "extra, names, strides",
     [("pool", ["1", "2", "pool"], (8, 16, 32)), ("p6p7", ["1", "2", "p6", "p7"], (8, 16, 32, 64))],
 )
-def test_extra_levels_follow_the_coarsest(name, args, extra, names, strides):
+def test_extra_levels_follow_the_coarsest_level(name, args, extra, names, strides):
     backbone = build_backbone(name, out_indices=(1, 2), extra=extra, out_channels=8, **args)
     features = backbone(torch.rand(1, 3, 128, 64))
     assert list(features) == names and backbone.strides == strides and backbone.levels == ("1", "2")
@@ -90,7 +90,7 @@ def test_every_parameter_gets_a_gradient(mixer, out_indices):
 def test_a_part_without_a_gradient_is_noticed():
     backbone = build_backbone("metaformer_identity_nano", out_indices=(0, 1), out_channels=8, **TINY)
     features = backbone(torch.rand(1, 3, 64, 64))
-    features["0"].mean().backward()  # a detector that uses one of two levels
+    features["0"].mean().backward()  # as in a detector that uses one of the two levels
     assert without_gradient(backbone) == ["pyramid.fpn.layer_blocks.1.0.weight", "pyramid.fpn.layer_blocks.1.0.bias"]
 
 
@@ -141,8 +141,8 @@ def test_weights_are_loaded_and_their_batch_norms_frozen(tmp_path):
 
 
 @pytest.mark.parametrize("frozen", ["stem", "stages.0"])
-def test_layers_above_frozen_ones_train_in_channels_last(frozen):
-    """torch 2.13 crashes in the backward pass of its own group norm on a channels_last input without a gradient."""
+def test_layers_above_frozen_layers_train_in_channels_last(frozen):
+    """The backward pass of torch 2.13's group norm crashes if its input is channels_last and needs no gradient."""
     backbone = build_backbone("metaformer_pooling_nano", out_channels=8, **TINY).to(memory_format=torch.channels_last)
     backbone.body.model.stem.requires_grad_(False)
     backbone.body.model.get_submodule(frozen).requires_grad_(False)

@@ -130,7 +130,7 @@ def test_an_overlay_with_a_file_builds_the_model_for_the_images_of_the_file(trai
 
 
 def test_images_for_shipped_weights_are_prepared_as_the_card_says():
-    """The metadata of the first shipped files say crop_pct 0.875, but small images are not cropped."""
+    """Small images are not cropped, so the card says crop_pct 1.0."""
     file = weights_dir() / "metaformer_pooling_nano.digits.safetensors"
     model = timm.create_model("metaformer_pooling_nano", checkpoint_path=str(file), in_chans=1, num_classes=10)
     config = resolve_model_data_config(model)

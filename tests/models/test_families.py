@@ -1,4 +1,4 @@
-"""Test that the papers' models have as many parameters and multiply-adds as the authors' code."""
+"""Test that the papers' models have as many parameters and multiply-adds as the code behind the papers."""
 
 import pytest
 import timm
@@ -22,7 +22,7 @@ RAFTMLP = {
     "raftmlp_l": (36_184_672, 6_543_974_400),
 }
 WAVEMIX = {
-    "wavemix_192_16": (12_494_536, 12_781_825_536),  # without the DWT: our DWT adds, the authors' DWT is a convolution
+    "wavemix_192_16": (12_494_536, 12_781_825_536),  # without the DWT: additions in our code, a convolution in theirs
     "wavemix_192_16_l3": (27_857_608, 15_093_935_616),
     "wavemix_256_16_l3": (49_416_808, 26_804_676_608),
     "wavemix_256_12_l2": (28_449_261, None),
@@ -39,8 +39,8 @@ WAVEMIX = {
     "wavemixlite_64_6": (520_106, None),
 }
 NINFORMER = {"ninformer_cifar": (2_652_170, 218_892_800)}
-# Parameters in the code of a third party, without a norm that it never uses. Its class token, with a position, has as
-# many parameters as the final norm of these models.
+# Parameters in the code of a third party, without a norm that it never uses. The class token of that code and its
+# position embedding have as many parameters as the final norm of our models.
 MINATTN = {
     "minattn_full_mlp_h1_mnist": 156_298,
     "minattn_full_mlp_h4_mnist": 156_298,
@@ -54,7 +54,7 @@ MINATTN = {
     "minattn_minimal_nomlp_h1_mnist": 30_730,
     "minattn_full_mlp_h1_cifar": 165_450,
     "minattn_full_mlp_h4_cifar": 165_450,
-    "minattn_collapsed_mlp_h1_cifar": 140_490,  # unpublished; each CIFAR model has 9,152 more than its MNIST model
+    "minattn_collapsed_mlp_h1_cifar": 140_490,  # unpublished: 9,152 more than the MNIST model, like every CIFAR model
     "minattn_minimal_mlp_h1_cifar": 90_570,
     "minattn_full_nomlp_h1_cifar": 114_762,
     "minattn_full_nomlp_h4_cifar": 114_762,
@@ -75,7 +75,7 @@ COUNTS = MINATTN | {name: count for name, (count, _) in (SAME_WORK | RAFTMLP).it
 
 
 @pytest.mark.parametrize("name, count", COUNTS.items())
-def test_parameter_counts_equal_the_counts_of_the_authors(name, count):
+def test_parameter_counts_equal_the_counts_of_the_original_code(name, count):
     assert parameters(create(name)) == count
 
 
@@ -111,7 +111,7 @@ def test_raftmlp_saves_the_multiply_adds_of_summed_kernels(name, macs):
 def test_minimal_attention_saves_the_multiply_adds_of_a_class_token(name, linear_maps, macs):
     """Six layers of 64 channels have 16 tokens, not 17.
 
-    Symmetric models are left out, since the authors' code multiplies T by T^T.
+    Symmetric models are left out, since the third party's code multiplies T by T^T.
     """
     class_token = 6 * (linear_maps * 64 * 64 + 2 * (17**2 - 16**2) * 64)
     model = create(name)
@@ -168,7 +168,7 @@ def test_wavemix_192_of_width_256_costs_as_much_as_wavemix_256():
         ("minattn_minimal_nomlp_h1_cifar", 65_610),
     ],
 )
-def test_minimal_attention_of_12_layers_has_the_authors_parameters(name, count):
+def test_minimal_attention_of_12_layers_has_the_original_parameters(name, count):
     assert parameters(create(name, depth=12)) == count
 
 
@@ -181,7 +181,7 @@ def test_changing_one_option_of_the_mixer_keeps_the_others(name, changed):
 
 
 @pytest.mark.parametrize("name", ["raftmlp_s", "wavemixlite_8_10", "ninformer_cifar", "minattn_full_mlp_h4_cifar"])
-def test_another_mixer_does_not_get_the_family_s_options(name):
+def test_another_mixer_does_not_get_the_options_of_the_family(name):
     model = create(name, mixer="pooling", mixer_args=dict(pool_size=5))
     assert {type(block.mixer).__name__ for stage in model.stages for block in stage.blocks} == {"Pooling"}
 

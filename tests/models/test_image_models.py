@@ -1,4 +1,4 @@
-"""Test names, tags and files of image models: local files have exactly the published formats."""
+"""Test names, tags and files of image models. The files are small, but have the formats of the published files."""
 
 import copy
 import io
@@ -186,7 +186,7 @@ def test_the_authors_weights_are_downloaded_and_then_read_from_the_cache(publish
         create_image_model("maxim_s3", pretrained=True, num_groups=2)
 
 
-def test_arguments_that_change_trained_weights_are_named():
+def test_a_warning_names_arguments_that_changed_since_training():
     with pytest.warns(UserWarning, match=r"wavemixsr_nano.x2.* residual=False where the weights have True"):
         create_image_model("wavemixsr_nano.x2", pretrained=True, residual=False)
     with warnings.catch_warnings():
@@ -201,7 +201,7 @@ def test_a_failed_download_says_what_to_do(published, tmp_path):
         create_image_model("maxim_s3", pretrained=True)
 
 
-def test_files_saved_here_carry_the_arguments_of_their_model(tmp_path):
+def test_saved_files_hold_the_arguments_of_their_model(tmp_path):
     """The metadata of a run hold the model's name, its arguments and channels."""
     model = create_image_model("maxim_nano", in_chans=1, features=8, depth=2)
     about = dict(model="maxim_nano", model_args=dict(features=8, depth=2), in_chans=1)

@@ -1,14 +1,14 @@
 """Test that mixers give the same features for an enlarged image.
 
-A backbone made for 224 pixels gets a photograph of 224 pixels, and the photograph enlarged to 448. The features of the
-enlarged photograph are averaged to half their size. Then both are compared place by place and channel by channel,
-without each channel's mean. The control is the enlarged photograph with shuffled tiles.
+A backbone made for 224 pixels gets a photograph of 224 pixels, and the same photograph enlarged to 448. The features of
+the enlarged photograph are averaged to half their size. Then each channel's mean is subtracted, and the two maps are
+correlated over all places and channels. The control is the enlarged photograph with shuffled tiles.
 
 There are two measures:
 
 1. Each mixer alone, at the sizes of all four stages, on the photograph after a random 1x1 convolution.
-2. The whole backbone, at stride 4 only. Random weights limit what deeper stages can show: without any mixer, the four
-   stages agree to 0.97, 0.94, 0.91 and 0.85, and random spatial weights make maps as rough as their grid.
+2. The whole backbone, at stride 4 only. Random weights limit the agreement of deeper stages: without any mixer, it is
+   0.97, 0.94, 0.91 and 0.85 in the four stages, and random spatial weights differ from one grid point to the next.
 
 The transposed convolution of wavemix has four kernels for four phases, so its random maps are rough too. Therefore
 measure 1 uses wavemix with bilinear upsampling, and measure 2 averages its maps over cells of two by two places.
@@ -80,8 +80,8 @@ def test_features_of_a_backbone_agree_on_an_enlarged_photo(photo, mixer):
 
 
 @torch.no_grad()
-def test_a_shift_by_a_number_of_tokens_does_not_agree(photo):
-    """This is the control: a shift by seven places is a quarter of one map and an eighth of the other."""
+def test_features_do_not_agree_after_a_shift_by_a_fixed_number_of_tokens(photo):
+    """This is another control: a shift by seven places is a quarter of one map and an eighth of the other."""
 
     class Shift(nn.Module):
         def forward(self, x):

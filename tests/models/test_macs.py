@@ -17,7 +17,7 @@ def model(request):
     return timm.create_model(f"metaformer_{request.param}_nano", depths=(1, 1), dims=(32, 64)).eval()
 
 
-def test_multiply_adds_of_subclasses_of_batch_norms_and_gelus_are_counted():
+def test_subclasses_of_batch_norm_and_gelu_run_their_own_forward():
     class Both(nn.BatchNorm2d):
         def forward(self, x, y):
             return super().forward(x) + y

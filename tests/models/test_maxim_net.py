@@ -24,7 +24,7 @@ class Golden:
         self.outputs = {k: v.movedim(-1, 1) for k, v in read_exact(f"restoration/{name}").items()}
 
     def load(self, module, part=""):
-        """Load the tensors of `part`, or all if it is "", into a module of the same kind."""
+        """Load the tensors whose names begin with `part` into our module; "" loads all tensors."""
         state = {k.removeprefix(part): v for k, v in self.state.items() if k.startswith(part)}
         layout = Layout(maxim_layout.NAMES, maxim_layout.arrange_flax)
         tensors, unknown = layout.translate(state, module)
@@ -136,7 +136,7 @@ def test_mistakes_exceed_the_tolerance(mistake, monkeypatch):
 
 
 def test_checkpoints_with_optimizer_state_are_loaded(tmp_path):
-    """Published .npz files have the parameters under opt/target, and three times as many bytes of optimizer state."""
+    """Published .npz files have the parameters under opt/target, and also hold the optimizer's state."""
     golden = Golden(FULL)
     arrays = {f"opt/target/{key}": value.numpy() for key, value in golden.state.items()}
     arrays |= {"opt/state/step": np.int32(3), "opt/state/param_states/a/kernel": np.zeros(4)}
@@ -161,7 +161,7 @@ def nest(state):
 
 
 def test_rescales_are_ordered_by_number_even_with_gaps():
-    """UpSampleRatio_9 comes before UpSampleRatio_10, whatever numbers are left out between them."""
+    """UpSampleRatio_9 comes before UpSampleRatio_12, although no module has the number 10 or 11."""
     golden = Golden(FULL)
     model = load_official("maxim", golden.state, **golden.constructor)
     spread = {
@@ -293,7 +293,7 @@ def test_training_returns_the_images_of_all_stages_and_scales():
 @pytest.mark.parametrize("name", ["maxim_nano", "maxim_s2"])
 @torch.no_grad()
 def test_training_starts_from_the_identity(name):
-    """Every stage returns its input at every scale; the control is a network whose outputs do not start at zero."""
+    """Every stage returns its input at every scale; the control is a network whose output layers are not zero."""
     small = dict(features=8, num_groups=1, num_bottleneck_blocks=1) if name == "maxim_s2" else {}
     model, x = create_image_model(name, **small), torch.rand(1, 3, 64, 64)
     images, count = model.train()(x), len(model.stages) * model.num_scales

@@ -1,4 +1,4 @@
-"""Test the skeleton alone, small and with every option. test_timm.py tests what timm calls: features, head, formats."""
+"""Test the skeleton alone, with every option, in small models. test_timm.py tests it through timm's functions."""
 
 import copy
 import math
@@ -187,7 +187,7 @@ def test_unused_parts_are_not_built():
     assert keys(small(pos_embed=True)) - everything == {"pos_embed"}
 
 
-def test_timm_s_group_norm_is_replaced_by_ours():
+def test_timms_group_norm_is_replaced_by_ours():
     """Our group norm also works on frozen layers."""
     for norm in ("groupnorm1", timm.layers.GroupNorm1):
         model = timm.create_model("metaformer_pooling_nano", norm1=norm)
@@ -508,7 +508,7 @@ def test_every_name_of_gelu_builds_our_gelu(act_layer):
 
 @pytest.mark.parametrize("name", ["metaformer_pooling_nano", "metaformer_wavemix_nano", "raftmlp_s"])
 def test_low_rank_adapters_train_on_every_convolution(name):
-    """peft's LoRA makes such adapters: two more convolutions of the layer's class; the second starts at zero."""
+    """Like peft's LoRA, add two convolutions of the layer's class; the second one starts at zero."""
 
     class Adapted(nn.Module):
         def __init__(self, layer):

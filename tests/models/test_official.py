@@ -1,4 +1,4 @@
-"""Test that models of `load_official` compute what the authors' code computes, and its errors."""
+"""Test that models of `load_official` give the outputs of the authors' code, and that wrong input is refused."""
 
 import einops
 import pytest
@@ -70,7 +70,7 @@ def test_features_equal_the_authors_features(name):
         "features/block0_residual_branch": trunk.stages[0].blocks[0].mixer(stem),
     }
     for key, theirs in golden.features.items():
-        feature = ours[key].flatten(2).mT if theirs.ndim == 3 else ours[key]  # tokens
+        feature = ours[key].flatten(2).mT if theirs.ndim == 3 else ours[key]  # (B, N, C)
         assert (feature - theirs).abs().max() < 1e-4 * theirs.std(), key
 
 
@@ -188,7 +188,7 @@ def encoder(image, state, constructor, eps=1e-5):
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in GOLDENS.glob("minattn_*.json")))
 @torch.no_grad()
-def test_minimal_attention(name):
+def test_minimal_attention_gives_the_outputs_of_the_original_code(name):
     golden = Golden(name)
     double = {k: v.double() for k, v in golden.state.items()}
     assert golden.deviation(encoder(golden.input, golden.state, golden.constructor)) < 1e-4
@@ -200,7 +200,7 @@ def test_minimal_attention(name):
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in GOLDENS.glob("wavemix_dwt_*.json")))
-def test_wavelet_transform(name):
+def test_the_wavelet_transform_equals_the_authors_transform(name):
     constructor, _, tensors = read_golden(name)
     low = tensors["input"].double()
     for level in range(constructor["J"]):

@@ -42,8 +42,8 @@ def test_weights_of_the_default_stride_are_loaded(mixer, tmp_path):
 
 
 @torch.no_grad()
-def test_without_mixing_the_finer_maps_contain_the_coarse_ones():
-    """With identity mixers and no norms, every second place of a dilated map equals the strided map."""
+def test_without_mixing_the_finer_maps_contain_the_coarse_maps():
+    """With identity mixers and no norms, every second or fourth place of a finer map equals the coarse map."""
     options = {"mixer": "identity", "norm1": "none", "norm2": "none", "features_only": True}
     coarse = create(**options)
     x = torch.randn(1, 3, 64, 96)
@@ -118,7 +118,7 @@ def test_output_stride_is_refused_with_even_kernels():
     assert create(downsample=downsample, output_stride=32).feature_info[-1]["reduction"] == 32
 
 
-def test_a_model_s_own_stride_is_accepted():
+def test_the_stride_of_a_model_is_accepted_as_its_output_stride():
     assert timm.create_model("raftmlp_s", output_stride=32, device="meta").feature_info[-1]["reduction"] == 32
 
 

@@ -1,4 +1,4 @@
-"""Test that weights of another function are refused although they fit, or give a warning if the user chose them."""
+"""Test that weights for another mixer or activation are refused although they fit. Published weights give a warning."""
 
 import copy
 import warnings
@@ -164,7 +164,7 @@ def test_metadata_of_a_model_that_cannot_be_built_are_refused():
         check_same_function(model, ModelMetadata(model="resnet18", model_args={"mixer": "raft"}), "a.pt")
 
 
-def test_files_without_a_model_s_name_are_not_compared(tmp_path):
+def test_files_that_do_not_name_their_model_are_not_compared(tmp_path):
     save_weights(tmp_path / "plain.safetensors", create("metaformer_identity_nano").state_dict(), {})
     create("metaformer_pooling_nano", num_classes=10, checkpoint_path=tmp_path / "plain.safetensors")
 

@@ -1,8 +1,8 @@
 """Test that every registered name behaves in timm as timm's own models do.
 
-The first half runs timm's published model tests on every name: at the trained size on the meta device and, except for
-the large sizes, as small models on small images. The second half tests more, on one name for each mixer
-and family. `torch.compile`, `torch.export` and ONNX are in `test_timm_export.py`.
+The first half repeats the model tests of timm's repository for every name: at the trained size on the meta device and,
+except for the large sizes, as small models on small images. The second half tests more, on a few names of
+each family. `torch.compile`, `torch.export` and ONNX are in `test_timm_export.py`.
 """
 
 import copy
@@ -97,7 +97,7 @@ def model(name):
     return small_model(name)
 
 
-# Not module fixtures: pytest 9 passes the model of another name where pytest-xdist splits the tests of a name.
+# These are not module fixtures: if pytest-xdist splits the tests of a name, pytest 9 passes the model of another name.
 @lru_cache(maxsize=1)
 def native_model(name):
     return timm.create_model(name, device="meta").eval()
@@ -156,7 +156,7 @@ def test_features_and_heads_have_the_expected_shapes_at_the_trained_size(name, n
 
 @NOT_LARGE
 def test_default_features_come_from_all_stages_or_the_last_three_blocks(name, native):
-    """The default features come from all stages, or from the last three blocks of an isotropic model."""
+    """Only isotropic models, which have one stage, return the last three blocks."""
     info = timm.create_model(name, features_only=True, device="meta").feature_info
     expected = native.feature_info[-3:] if len(native.stages) == 1 else native.feature_info
     assert len(expected) >= 3
@@ -166,7 +166,7 @@ def test_default_features_come_from_all_stages_or_the_last_three_blocks(name, na
 @pytest.mark.parametrize("coarse", [False, True])
 def test_parameters_are_grouped_by_depth(native, coarse):
     """The groups are the stem, each block (or stage) with the downsampling before it, and the head."""
-    group, first = {}, 0  # by prefix; the first block of a stage
+    group, first = {}, 0  # group of each prefix; number of blocks in earlier stages
     for i, stage in enumerate(native.stages):
         for j in range(len(stage.blocks)):
             group[f"stages.{i}.blocks.{j}."] = i + 1 if coarse else first + j + 1
@@ -360,7 +360,7 @@ def test_a_mixer_is_one_node_of_the_graph_of_timms_feature_extractor(name, model
     assert [key for key, p in model.named_parameters() if p.grad is None] == []
 
 
-# Endings of names of parameters whose gradient is zero by mathematics.
+# Endings of the names of parameters whose gradient is mathematically zero.
 NO_EFFECT = {
     "metaformer_pooling_nano": (".norm1.bias",),  # a mean of neighbours minus the centre removes a constant
     "minattn_full_mlp_h4_cifar": (".key.bias",),  # shifts all similarities of a query equally, which softmax ignores
@@ -381,7 +381,7 @@ def test_every_parameter_has_an_effect(name):
 
 @ONE_OF_EACH
 def test_grad_checkpointing_keeps_gradients_and_statistics(name, model):
-    """Gradients and the statistics of batch norms are the same, with dropout too, and blocks run twice."""
+    """Gradients and batch-norm statistics are the same, even with dropout, and each block runs twice."""
 
     def run(enable):
         m, runs = copy.deepcopy(model).train(), []
@@ -506,7 +506,7 @@ def test_set_input_size_keeps_outputs_unless_weights_are_resampled(name, model):
     model.set_input_size((h, w))
     after = model(x)
     assert after.isfinite().all()
-    if not any(word in name for word in ("raft", "nin", "minattn")):  # their tensors do not depend on the size
+    if not any(word in name for word in ("raft", "nin", "minattn")):  # other tensors do not depend on the size
         assert_close(after, before)
     model.set_input_size((h, w))
     assert_close(model(x), after)
@@ -549,7 +549,7 @@ def test_copied_and_pickled_models_share_no_tensors(name, model, by):
 # The registry
 
 
-def test_all_names_are_registered_and_none_replaces_timms():
+def test_all_names_are_registered_and_none_replaces_a_model_of_timm():
     assert len(NAMES) >= 88 and len(FAMILIES) >= 15
     assert set(NAMES) <= set(timm.list_models())
     with pytest.raises(ValueError, match="timm already has a model named 'poolformer_s12'"):

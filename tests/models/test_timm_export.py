@@ -37,7 +37,7 @@ def images(model, batch=2, taller=0, wider=0):
     return torch.randn(batch, channels, h + taller, w + wider)
 
 
-QUICK = ("metaformer_raft_nano", "metaformer_minattn_nano")  # a traced graph of these holds for one size only
+QUICK = ("metaformer_raft_nano", "metaformer_minattn_nano")  # mixers that depend on the map size
 # The skeleton is the same for all mixers, and tests/mixers/test_contract.py compiles and exports each mixer alone.
 SLOW = {name: pytest.mark.slow if name not in QUICK else () for name in MIXERS}
 # These models take longest, or their skeleton differs little from another model's.

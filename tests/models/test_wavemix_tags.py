@@ -32,7 +32,7 @@ def test_tags_have_the_authors_addresses_and_image_sizes(name):
     assert name in timm.list_pretrained("wavemix_*")
 
 
-@pytest.mark.filterwarnings("ignore:The checkpoint of wavemix")  # a tiny model is not the one that the tag names
+@pytest.mark.filterwarnings("ignore:The checkpoint of wavemix")  # the tag names a larger model
 @pytest.mark.parametrize("level", [1, 2])
 @torch.no_grad()
 def test_weights_of_the_authors_are_downloaded_and_checked(level, tmp_path, monkeypatch):

@@ -37,14 +37,14 @@ EVERY_FAMILY = pytest.mark.parametrize("name", SMALL)
 
 
 def create(name, file=None, **kwargs):
-    """Build a small model of that name, with weights from `file`."""
+    """Build the small model of `name`, with the weights from `file` if it is given."""
     overlay = dict(pretrained_cfg_overlay=dict(file=str(file))) if file else {}
     return timm.create_model(name, pretrained=file is not None, **{**SMALL[name], **overlay, **kwargs}).eval()
 
 
 @pytest.fixture
 def saved(tmp_path):
-    """Return a function from a name to a model with random weights, norms and statistics, and its weight file."""
+    """Return a function that saves the small model of a name with random weights, and returns model and file."""
 
     def save(name):
         torch.manual_seed(0)
@@ -104,7 +104,7 @@ def test_features_only_loads_the_weights_of_a_file(name, saved):
 
 @EVERY_FAMILY
 def test_first_convolutions_are_adapted_to_other_channels(name, saved):
-    """One channel gives what three equal channels give; other numbers use timm's adapter in each first convolution."""
+    """One channel gives the outputs of three equal channels. timm's adapter changes each first convolution."""
     model, file = saved(name)
     first = layer_names(model.default_cfg, "first_conv")
     if model.in_chans == 3:
@@ -222,7 +222,7 @@ def test_only_the_head_may_be_missing(saved):
     model, file = saved("metaformer_pooling_s12")
     save_file({k: v for k, v in model.state_dict().items() if not k.startswith("head.")}, file)
     assert same(create("metaformer_pooling_s12", file, num_classes=7), model, without=["head."])
-    with pytest.raises(RuntimeError, match="head.weight"):  # the head for the classes of the file is needed
+    with pytest.raises(RuntimeError, match="head.weight"):  # without num_classes, the head must be in the file
         create("metaformer_pooling_s12", file)
 
 
@@ -388,8 +388,8 @@ def test_a_broken_card_is_named(card, words, weights):
 
 
 @pytest.mark.slow
-def test_a_clone_loads_its_weights_without_network(saved, tmp_path):
-    """Run a copy of the package beside a weights folder, in a process without network."""
+def test_a_clone_loads_its_weights_without_a_network(saved, tmp_path):
+    """Run a copy of the package beside a weights folder, in a process without a network."""
     name = "minattn_minimal_nomlp_h1_mnist"
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
