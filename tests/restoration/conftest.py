@@ -9,7 +9,7 @@ __all__ = ["break_image", "image"]
 
 @pytest.fixture
 def clean(tmp_path, image):
-    """Return a function that makes a folder of smooth images with a little texture."""
+    """Return a function that makes a folder of random smooth images."""
 
     def make(name="photos", count=6, size=(40, 48), mode="RGB", kind="png"):
         place = tmp_path / name
@@ -23,7 +23,7 @@ def clean(tmp_path, image):
 
 @pytest.fixture
 def pairs(tmp_path, image):
-    """Return a function that makes DIR/SPLIT/input and DIR/SPLIT/target; inputs are `scale` times smaller."""
+    """Return a function that makes DIR/SPLIT/input and DIR/SPLIT/target; inputs are dark and `scale` times smaller."""
 
     def make(size=(40, 48), scale=1, mode="RGB"):
         for split, count in (("train", 4), ("test", 2)):

@@ -132,7 +132,7 @@ def test_crops_of_pairs_lie_in_the_same_place():
 
 
 @pytest.mark.parametrize("paired", [False, True])
-def test_crops_are_enlarged_as_the_whole_image_is(paired):
+def test_crops_are_enlarged_like_the_whole_image(paired):
     target, chain = to_8_bits(torch.rand(1, 60, 48)), parse_degradations("downscale:2")
     small = chain(target, torch.default_generator)
     whole = enlarge(small, 2)
@@ -149,7 +149,7 @@ def test_crops_are_enlarged_as_the_whole_image_is(paired):
 
 @pytest.mark.parametrize("ending", ["x2", "{x}"])
 def test_the_scale_of_pairs_with_named_inputs_is_found(tmp_path, image, ending):
-    for i, size in enumerate([(41, 50), (44, 48)]):  # targets have up to scale - 1 pixels more
+    for i, size in enumerate([(41, 50), (44, 48)]):  # target sides may have up to scale - 1 extra pixels
         for folder, name, shape in ("hr", f"{i}", size), ("lr", f"{i}{ending}", (size[0] // 2, size[1] // 2)):
             (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
             image(shape).save(tmp_path / "set" / folder / f"{name}.png")

@@ -48,7 +48,7 @@ def test_numbers_may_have_exponents():
         assert parse_degradations(text).steps[0].numbers == [Range(low, high)]
 
 
-def test_blurs_keep_the_mean_of_a_constant_and_spread_a_point():
+def test_blurs_keep_a_constant_image_and_spread_a_point():
     for text in "blur:2", "motion:9":
         chain = parse_degradations(text)
         assert torch.allclose(chain(torch.full((1, 20, 20), 0.4), generator(0)), torch.tensor(0.4), atol=1e-6)
@@ -81,7 +81,7 @@ def test_low_light_haze_and_rain_follow_their_definitions():
     assert (wet >= IMAGE - 1e-6).all() and (wet > IMAGE).any()
 
 
-def test_jpeg_of_high_quality_is_closer_than_of_low_quality():
+def test_jpeg_of_high_quality_changes_the_image_less_than_jpeg_of_low_quality():
     smooth = torch.nn.functional.interpolate(IMAGE[None, :, :6, :5], size=(48, 40), mode="bilinear")[0]
     good, bad = (parse_degradations(f"jpeg:{q}")(smooth, generator(0)) for q in (100, 5))
     assert (good - smooth).abs().mean() < 0.02 < (bad - smooth).abs().mean()

@@ -135,7 +135,7 @@ def test_the_ensemble_of_a_graph_turns_only_tiles_that_fit(size):
     assert restorer(model, image).allclose(image, atol=1e-6) and sizes == {size}
 
 
-def test_default_size_is_one_that_the_model_takes(tmp_path):
+def test_the_default_size_fits_the_model(tmp_path):
     source, model = weights(tmp_path, "maxim_nano", MAXIM[1] | dict(block_size_hr=3, grid_size_hr=3), "noise:25")
     assert model.multiple == (24, 24) and open_restorer(ExportOptions(source, tmp_path)).metadata.img_size == (264, 264)
 

@@ -108,7 +108,7 @@ def test_ycbcr_is_converted_back_to_rgb(pair):
 
 
 def test_bicubic_halving_equals_the_kernel():
-    """At scale 1/2 the taps of an inner pixel are the cubic kernel at odd quarters."""
+    """At scale 1/2 the taps of an inner pixel are the cubic kernel at odd multiples of 1/4."""
     row = torch.zeros(1, 1, 32, dtype=torch.float64)
     row[..., 15] = 1
     taps = np.array([-0.0117, -0.0352, 0.1133, 0.4336])  # cubic(t) / 2 at t = 1.75, 1.25, 0.75, 0.25
@@ -149,7 +149,7 @@ def test_downscaling_equals_matlab(set5, scale):
 
 
 def test_bicubic_has_the_published_psnr_on_set5(set5):
-    """Every table of the field reports 33.66 dB on Y at x2 with a border of 2."""
+    """Papers report 33.66 dB on Y at x2 with a border of 2."""
     scores = []
     for kind, name in [key for key in set5 if key[0] == "hr"]:
         small, target = set5["x2", f"{name}x2"], set5[kind, name]
@@ -160,7 +160,7 @@ def test_bicubic_has_the_published_psnr_on_set5(set5):
 
 @pytest.mark.slow
 def test_bicubic_has_nearly_the_published_psnr_on_set14(photos):
-    """Papers report 30.24 dB on Y at x2. One file is grey and compared unchanged; converting it would add 0.09 dB."""
+    """Papers report 30.24 dB on Y at x2. One file is grey and stays grey; converting it to Y would add 0.09 dB."""
     options = RestorationOptions(test_dir=str(photos / "set14"), channels="y", degradation="downscale:2", workers=0)
     data, scores = RestorationData(options, trained=ModelMetadata()), []
     assert "grey files are compared as stored, 0 to 255 (1 scored image)" in data.notes

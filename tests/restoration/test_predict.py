@@ -1,4 +1,4 @@
-"""Test restoring files: formats, alpha, rounding, tiles, and what is left out."""
+"""Test restoring files: formats, alpha, rounding, tiles, and files that are left out."""
 
 import json
 import struct
@@ -98,8 +98,8 @@ def test_luminance_models_restore_y_and_enlarge_colours(tmp_path):
     assert restore_colours(Shift(2).eval(), image, "y", Restorer()).shape == (3, 24, 20)
 
 
-def test_luminance_models_restore_grey_files_as_they_are(clean, tmp_path, run):
-    """Grey files change by 0.6 of 255 levels, as when they are scored, not by 0.6 of 219."""
+def test_luminance_models_restore_grey_files_without_converting_them(clean, tmp_path, run):
+    """The model adds 0.6 of a grey level, as in scoring. Converting grey to Y and back would add 0.6 * 255 / 219."""
     photos = clean(count=1, mode="L")
     assert run(photos, "--output", tmp_path / "out", channels="y")[0] == 0
     assert (pixels(tmp_path / "out" / "0.png") == np.minimum(pixels(photos / "0.png") + 1, 255)).all()
@@ -184,7 +184,7 @@ def test_folders_keep_their_layout_and_colour_profiles(tmp_path, run):
     place.mkdir(parents=True)
     Image.new("RGB", (16, 16), (10, 20, 30)).save(place / "a.png", icc_profile=b"profile")
     assert run(tmp_path / "photos", "--output", tmp_path / "photos" / "out")[0] == 0
-    assert run(tmp_path / "photos", "--output", tmp_path / "photos" / "out")[0] == 0  # its own files are left out
+    assert run(tmp_path / "photos", "--output", tmp_path / "photos" / "out")[0] == 0  # earlier output is left out
     written = [path.relative_to(tmp_path / "photos" / "out") for path in (tmp_path / "photos" / "out").rglob("*.*")]
     assert sorted(map(str, written)) == ["deep/a.png", "restored.json"]
     assert Image.open(tmp_path / "photos" / "out" / "deep" / "a.png").info["icc_profile"] == b"profile"

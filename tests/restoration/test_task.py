@@ -66,8 +66,8 @@ def test_training_scoring_and_restoring_agree(clean, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "1 of 6 images is scored and not trained on" in said
     result = json.loads((out / "result.json").read_text())
-    assert result["psnr"] == summary["psnr"] and result["input_psnr"] == summary["input_psnr"]  # of equal noise
-    assert result["macs"] == summary["macs"]  # counted for a training crop
+    assert result["psnr"] == summary["psnr"] and result["input_psnr"] == summary["input_psnr"]  # the noise is the same
+    assert result["macs"] == summary["macs"]  # both are counted for a training crop
     assert "PSNR (peak 255) and SSIM (Gaussian 11 x 11, sigma 1.5) on RGB" in said
     assert "input_psnr and input_ssim are the scores of the images before restoration" in said
     rows = read_csv(out / "test_scores.csv")
@@ -312,7 +312,7 @@ def test_channels_that_the_weights_do_not_take_are_refused(clean, tmp_path):
 
 
 def test_advice_on_grey_fits_the_trained_model(clean):
-    """Training may choose rgb or y; the weights take one of the two."""
+    """A new model could take rgb or y, but trained weights take only the channels that they were trained on."""
     words = ["--test-dir", clean(), "--channels", "grey", "--pretrained"]
     for tag, channels in ("noise25", "y for its luminance"), ("jpeg_bccd", "rgb"):
         with pytest.raises(SystemExit, match=f"0.png is in colour: give --channels {channels}$"):
