@@ -22,7 +22,7 @@ def quarters(*values, size=(24, 32)):
 
 
 def write(folder, masks, image="images/{}.png", mask="masks/{}.png"):
-    """Write an image of 24 x 32 pixels for each mask."""
+    """Write each mask, and an image of 24 x 32 pixels for it."""
     for name, values in masks.items():
         for path, pixels in ((image, np.full((24, 32, 3), 9, np.uint8)), (mask, values)):
             file = folder / path.format(name)
@@ -31,7 +31,7 @@ def write(folder, masks, image="images/{}.png", mask="masks/{}.png"):
 
 
 def convert(folder, format="masks", *options):
-    """Convert a folder; return the names of the classes and the labels of each mask by split and name."""
+    """Convert a folder; return the names of the classes, and the labels of each written mask by its path."""
     out = folder.parent / "out"
     assert metamix_command("convert", format, folder, out, *options) == 0
     classes = read_classes(out / "classes.txt")
@@ -282,7 +282,7 @@ def test_labelme_files_in_several_folders_are_converted(tmp_path, capsys):
     assert f"without a label were left out: {tmp_path}/source/labels/b.jpg, {tmp_path}/source/night/b.jpg\n" in said
 
 
-def test_labelme_files_may_lie_in_another_folder_than_images(tmp_path):
+def test_labelme_files_may_lie_in_another_folder_than_the_images(tmp_path):
     folder = labelme(tmp_path / "source", [{"label": "x", "points": [[4, 2], [20, 2], [20, 10]], "shape_type": None}])
     for name, suffix in (("pictures", "jpg"), ("drawn", "json")):
         (folder / name).mkdir()
@@ -373,7 +373,7 @@ def test_odd_polygons_are_refused(annotation, image, said, tmp_path):
         metamix_command("convert", "polygons", tmp_path / "out", tmp_path / "other")
 
 
-def test_a_single_image_is_for_training(tmp_path):
+def test_a_single_image_is_used_for_training(tmp_path):
     write(tmp_path / "source", {"a": quarters(0, 1, 2, 0)})
     assert convert(tmp_path / "source")[1].keys() == {"train/masks/a.png"}
     assert not (tmp_path / "out/val").exists()

@@ -129,7 +129,7 @@ def test_masks_in_colour_need_a_palette(tmp_path):
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("ignored", [255, 2])
 def test_masks_in_colour_equal_masks_of_indices(first, ignored, tmp_path):
-    colours = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9))  # the last is for ignored pixels
+    colours = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9))  # the last colour is for ignored pixels
     labels = make_labels(ABC, ignore_index=ignored, reduce_zero_label=first == 1, palette=colours)
     values = np.array([[0, 1, 2]], dtype=np.uint8)
     Image.fromarray(np.array(colours, dtype=np.uint8)[values]).save(tmp_path / "colours.png")
@@ -276,7 +276,7 @@ def test_every_option_of_the_augmentation_has_an_effect():
     small = augment(scales=(0.5, 0.5))
     assert (small[1][16:] == 255).all() and (small[1][:, 16:] == 255).all() and (small[1][:16, :16] < 5).all()
     assert (small[0][:, 16:] == torch.tensor([51, 102, 153])[:, None, None]).all()  # the mean
-    assert small[0][:, :16, :16].equal(resize_image(image, 16, 0))  # smoothed, as images are for scoring
+    assert small[0][:, :16, :16].equal(resize_image(image, 16, 0))  # smoothed, as in scoring
     coloured = augment(photometric=1.0)
     assert not coloured[0].equal(image) and coloured[1].equal(mask)
 
@@ -383,7 +383,7 @@ def test_pixels_of_each_class_are_counted_for_class_weights(scenes):
 
 
 def test_masks_of_0_and_255_are_refused(scenes, capsys):
-    """255 is ignored by default, so that the second class would never be trained."""
+    """255 is ignored by default, so the second class would never be trained."""
     root = scenes(train=1, test=1)
     (root / "classes.txt").write_text("background\nobject\n")
     for path in root.glob("*/masks/*.png"):

@@ -1,4 +1,4 @@
-"""Test losses against literal formulas, and refusals."""
+"""Test losses against literal formulas, and that wrong options are refused."""
 
 import math
 import sys
@@ -64,7 +64,7 @@ def literal_dice(logits, target, weights):
 
 
 def literal_lovasz(logits, target, weights):
-    """Sum the errors in descending order, weighted by what each adds to the Jaccard loss."""
+    """Sum the errors in descending order, each weighted by its increase of the Jaccard loss."""
     scored, terms = list(pixels(logits, target)), []
     for k in {label for _, label in scored}:
         errors = sorted(((abs((label == k) - shares[k]), label == k) for shares, label in scored), reverse=True)
