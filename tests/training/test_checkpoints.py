@@ -25,7 +25,7 @@ def test_continuing_with_other_data_is_refused(saved, words):
         check_identity(IDENTITY | saved, IDENTITY, Path("run"))
 
 
-def test_fewer_data_are_named_although_the_run_seems_to_have_ended():
+def test_the_error_names_a_smaller_data_set_even_if_the_run_seems_finished():
     recipe = Recipe("toys", EngineOptions(lr=2e-3), Options())
     state = {"recipe": recipe.flat() | {"lr": 1e-3}, "step": 600, "steps_per_epoch": 100, "about": {}}
     with pytest.raises(ValueError, match="100 steps per epoch, but there are now 50: the data have changed"):

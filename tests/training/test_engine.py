@@ -734,7 +734,7 @@ def test_optimizers_that_do_not_support_complex_weights_are_refused(name, argume
 
 @pytest.mark.parametrize("formats", [(torch.contiguous_format, torch.channels_last), (torch.channels_last,) * 2])
 def test_moments_follow_the_memory_format_of_their_weights(formats):
-    """Otherwise, a fused kernel would update each weight with another weight's moments."""
+    """Otherwise, a fused kernel would update each value of a weight with the moments of another value."""
     weights, steps = torch.randn(8, 4, 3, 3), torch.randn(2, 8, 4, 3, 3)
     ends = []
     for layouts in (formats, formats[:1] * 2):

@@ -82,7 +82,7 @@ def test_every_sample_is_scored_once_and_a_signal_stops_all_ranks(tmp_path):
 
 
 def test_one_process_of_a_machine_opens_the_data_before_the_others(tmp_path):
-    """This way only one process downloads the data, or reports why the download failed."""
+    """This way, only one process downloads the data, or reports why the download failed."""
     words = ["--data", "folder", "--data-dir", tmp_path / "nowhere", "--output", tmp_path / "run"]
     first, second = start_all(2, *words, logs=tmp_path)
     assert first.wait() == second.wait() == 1

@@ -65,7 +65,7 @@ def check_estimate():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
 def test_the_memory_of_32_samples_is_extrapolated_from_two_and_four():
-    """Measure in a new process, because other tests have raised the peak of this one."""
+    """Measure in a new process, because other tests have raised the peak of this process."""
     assert in_a_process(check_estimate) == 0
 
 

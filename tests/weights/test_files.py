@@ -36,7 +36,7 @@ def test_the_target_of_a_link_is_replaced(tmp_path):
     assert (tmp_path / "a").is_symlink() and (tmp_path / "disk" / "a").read_text() == "new"
 
 
-def test_the_error_names_too_little_memory_or_damage(net, tmp_path, monkeypatch):
+def test_the_error_names_lack_of_memory_and_damage_as_possible_causes(net, tmp_path, monkeypatch):
     torch.save(net.state_dict(), tmp_path / "a.pt")
     error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8000000000 bytes")
     monkeypatch.setattr(torch, "load", Mock(side_effect=error))
