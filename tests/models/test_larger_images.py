@@ -10,7 +10,7 @@ There are two measures:
 2. The whole backbone, at stride 4 only. Random weights limit the agreement of deeper stages: without any mixer, it is
    0.97, 0.94, 0.91 and 0.85 in the four stages, and random spatial weights differ from one grid point to the next.
 
-The transposed convolution of wavemix has four kernels for four phases, so its random maps are rough too. Therefore
+The transposed convolution of wavemix has four kernels for four phases, so random weights make rough maps. Therefore
 measure 1 uses wavemix with bilinear upsampling, and measure 2 averages its maps over cells of two by two places.
 """
 

@@ -42,7 +42,7 @@ def test_ptflops_with_the_aten_backend_agrees(model):
     ptflops = pytest.importorskip("ptflops")
     expected = count_macs(model, SIZE)
     macs, _ = ptflops.get_model_complexity_info(model, SIZE, **QUIET, backend="aten")
-    assert expected < macs < 1.03 * expected  # it counts norms too
+    assert expected < macs < 1.03 * expected  # ptflops counts norms too
 
 
 def test_counters_that_hook_modules_miss_operations(model):

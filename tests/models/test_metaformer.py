@@ -117,7 +117,7 @@ def test_outputs_with_every_option_equal_the_formula(option, shape):
 
 def test_a_users_stem_and_downsampling_are_built():
     class Halve(nn.Module):
-        """Halve the map; a stem with only what the skeleton needs."""
+        """Halve the map. This stem defines only the members that the skeleton needs."""
 
         reduction = 2
 

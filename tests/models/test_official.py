@@ -214,7 +214,7 @@ def test_the_wavelet_transform_equals_the_authors_transform(name):
 # State dicts and trees
 
 
-def test_state_dict_may_lie_under_a_key():
+def test_a_state_dict_may_be_stored_under_a_key():
     golden = Golden("ninformer_tiny_16x16")
     arguments = golden.constructor
     plain = golden.model()(golden.input)
@@ -231,7 +231,7 @@ def test_a_loaded_model_names_no_published_weights():
     assert model.pretrained_cfg["num_classes"] == model.num_classes == golden.constructor["num_classes"]
 
 
-def test_flax_tree_may_be_nested():
+def test_a_flax_tree_may_be_nested():
     golden = Golden("maxim_mab_b2x4_g3x2_12x8")
     tree = {}
     for key, value in golden.state.items():

@@ -41,7 +41,7 @@ def side(name):
     return max(2, 16 // stride) * stride
 
 
-# Fewer and narrower blocks of the same kinds, by patterns of names.
+# Arguments that build fewer and narrower blocks, by a pattern of the model's name.
 SMALL = {
     r"metaformer_\w+_nano": dict(depths=(1, 2, 1)),
     r"metaformer_\w+_tiny": dict(depths=(1, 1, 1, 1)),

@@ -68,7 +68,7 @@ def test_a_model_compiles_as_one_graph(model):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["raftmlp_s", "minattn_full_mlp_h4_cifar"])
 def test_a_compiled_model_takes_another_size(name):
-    """Patch and position embeddings depend on the size too; mixers have tests of their own."""
+    """Patch and position embeddings depend on the size too; mixers have their own tests."""
     torch.compiler.reset()
     model = create(name, mixer="pooling")
     compiled = torch.compile(model, fullgraph=True, backend="eager")

@@ -26,7 +26,7 @@ WAVEMIX = ("wavemix_sisr_144_4", dict(dim=8, depth=1))
 
 @pytest.fixture
 def photos(tmp_path):
-    """Make a folder of three photographs of 40 x 56 pixels."""
+    """Make a folder of three images of 40 x 56 pixels."""
     return draw(tmp_path / "photos", 3)
 
 
