@@ -14,7 +14,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 
 def pytest_collection_modifyitems(items):
-    """Run the tests of deployment last: after OpenVINO 2026.4 and NNCF 3.4, training in the same process may crash."""
+    """Run the tests of deployment last: training may crash in a process that has used OpenVINO 2026.4 and NNCF 3.4."""
     items.sort(key=lambda item: "deploy" in item.nodeid or item.path.name == "test_export.py")
 
 
@@ -69,7 +69,7 @@ def digits_are_decoded_once():
 
 @pytest.fixture
 def forget_mixers(monkeypatch):
-    """Remove the mixers that a test registered, after the test."""
+    """Restore the registry of mixers after the test."""
     from metamix.mixers import registry
 
     monkeypatch.setattr(registry, "_MIXERS", dict(registry._MIXERS))
@@ -77,7 +77,7 @@ def forget_mixers(monkeypatch):
 
 @pytest.fixture
 def forget_models():
-    """Remove the models that a test registered from the zoo's list, after the test."""
+    """Restore the zoo's list of models after the test."""
     from metamix.models.registry import default_cfgs
 
     before = dict(default_cfgs)

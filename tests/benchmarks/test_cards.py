@@ -1,7 +1,7 @@
 """Test the cards in weights/: their accuracy, their training command, and the pages that are made from them.
 
-To score weights that were trained on other data than scikit-learn's digits, set METAMIX_DATA to a folder that holds
-MNIST/ in torchvision's layout and a folder of images for each other tag, such as cifar10/.
+To score weights that were not trained on scikit-learn's digits, set METAMIX_DATA to a folder that holds MNIST/ in
+torchvision's layout, and a data set of class folders for each of the other tags, such as cifar10/.
 """
 
 import os

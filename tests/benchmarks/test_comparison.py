@@ -90,7 +90,7 @@ def test_an_unknown_tag_is_refused(words, tag):
         accuracy.main(["sizes", *words])
 
 
-def test_each_row_of_pairs_starts_with_the_count_of_its_mixer(tmp_path, monkeypatch):
+def test_each_pair_shows_the_count_of_its_row_first(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "PAIRS", tmp_path / "paired.json")
     pairs = [
         {"first": "identity", "second": "pooling", "only_first": 30, "only_second": 50, "p": 0.034},

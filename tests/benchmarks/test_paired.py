@@ -16,7 +16,7 @@ def test_mcnemar_counts_images_that_only_one_model_gets_right():
     }
     (pair,) = accuracy.compare(right)
     assert (pair["only_first"], pair["only_second"]) == (7, 1)
-    assert pair["p"] == pytest.approx(2 * (1 + 8) / 2**8, rel=0.01)  # the two-sided probability in 8 tosses of a coin
+    assert pair["p"] == pytest.approx(2 * (1 + 8) / 2**8, rel=0.01)  # two-sided: 7 or more of 8 coin tosses agree
 
 
 def test_p_is_1_for_models_that_are_right_on_the_same_images():

@@ -111,7 +111,7 @@ def test_ops_of_a_step_are_counted_by_part_of_the_model(mode):
     ops = roofline.time_ops(timing.Subject(model, 2, 32, "channels_last"), mode, "fp32")
     assert {op["part"] for op in ops} == {*roofline.PARTS, "rest"} | ({"optimizer"} if mode == "train" else set())
     flop = sum(op["flop"] for op in ops)
-    first = 2 * 2 * 32 * 32 * 3 * 4 * 9  # the first convolution, 3x3 from 3 channels to 4, needs no gradient of images
+    first = 2 * 2 * 32 * 32 * 3 * 4 * 9  # the first 3x3 convolution, from 3 channels to 4, needs no gradient of images
     assert flop == (2 * macs if mode == "infer" else 6 * macs - first)
     backward = [op for op in ops if op["op"].startswith("convolution_backward 1x1") and " 12x8x" in op["shapes"]]
     assert {op["part"] for op in backward} == ({"channel MLP"} if mode == "train" else set())

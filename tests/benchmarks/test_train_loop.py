@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.measure import train_loop
 
-# The output of timm's script with --log-interval 1. The line of the evaluation has a time too, which must not count.
+# The output of timm's script with --log-interval 1. The evaluation line also has a time, which must not count.
 PRINTED = """\
 Training with a single process on 1 device (cpu).
 Scheduled epochs: 1 (epochs + cooldown_epochs). Warmup within epochs when warmup_prefix=False. LR stepped per epoch.

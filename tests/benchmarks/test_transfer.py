@@ -1,4 +1,4 @@
-"""Test the results of fine-tuned backbones: one row for each start and seed, one line for each start."""
+"""Test how fine-tuning runs are collected by initial weights and seed, and averaged over seeds in a table."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def run(top1, seed=0, **recipe):
     return summary, recipe
 
 
-def test_each_start_has_a_line_with_the_mean_of_its_seeds(monkeypatch):
+def test_each_choice_of_initial_weights_has_a_line_with_the_mean_of_its_seeds(monkeypatch):
     tagged = {"model": "metaformer_nin_tiny.tag", "pretrained": True}
     runs = [
         run(58.0),
@@ -52,7 +52,7 @@ def test_runs_of_another_recipe_do_not_share_a_column(monkeypatch):
     monkeypatch.setattr(collect, "read_run", lambda path: runs[int(path.name)])
     results = {}
     collect.add_transfer(results, Path("0"))
-    collect.add_transfer(results, Path("1"))  # its recipe has no iterations, but equally many epochs
+    collect.add_transfer(results, Path("1"))  # its recipe has no iterations, but the numbers of epochs are equal
     with pytest.raises(ValueError, match="2 differs from the runs in transfer.json: img_size 224 and not None"):
         collect.add_transfer(results, Path("2"))
     runs[2] = run(75.0, seed=1)

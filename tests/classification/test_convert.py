@@ -14,7 +14,7 @@ from tests.helpers.running import metamix_command
 
 @pytest.fixture
 def source(tmp_path):
-    """Return a function that writes a CSV file with these lines beside images of cats and dogs, and returns it."""
+    """Return a function that writes images and a CSV file with the given lines, and returns the path of that file."""
 
     def make(*lines):
         for name in [*(f"cats/{i}.png" for i in range(10)), *(f"dogs/{i}.png" for i in range(5)), "fox.png"]:
@@ -77,7 +77,7 @@ def test_the_splits_of_the_file_are_kept(source, tmp_path, capsys):
     assert len(listed(tmp_path / "new/val")) == 7
 
 
-def test_a_column_may_be_called_like_one_corner_of_a_box(source, tmp_path):
+def test_a_column_may_be_named_like_one_side_of_a_box(source, tmp_path):
     file = source("file,label,Top", *(f"{line},1" for line in LINES))
     assert metamix_command("convert", "csv", file, tmp_path / "out") == 0
 
@@ -102,7 +102,7 @@ def test_wrong_lines_of_a_csv_file_are_refused(lines, said, source, tmp_path):
 
 @pytest.fixture
 def albums(tmp_path):
-    """Return a function that fills label folders with images, from a text such as "sea/1.png dune/1.png"."""
+    """Return a function that fills label folders with images, named in a text such as "sea/1.png dune/1.png"."""
 
     def make(names):
         shutil.rmtree(tmp_path / "albums", ignore_errors=True)
@@ -166,7 +166,7 @@ def test_label_folders_that_cannot_be_converted_are_refused(albums, tmp_path):
 
     refused("a|b/1.png c/1.png", r"albums has the label 'a\|b'; it must not contain \| or ; or begin with = ")
     refused("=a/1.png c/1.png", "has the label '=a'")
-    refused("train/a/1.png val/a/2.png", "albums must have at least two different labels; found a")  # as in training
+    refused("train/a/1.png val/a/2.png", "albums must have at least two different labels; found a")
     refused("a/1.png 1.png", "1.png lies outside of them")
     with pytest.raises(SystemExit, match="1.png is a file: give the folder that holds a folder for each label"):
         metamix_command("convert", "folders", albums("a/1.png") / "a/1.png", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Test fine-tuning on a few images: which size, normalisation and batch metamix chooses if no option says so."""
+"""Test fine-tuning on a few images: the image size, normalisation and batch size used if no option sets them."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def test_statistics_for_grey_images_are_means_over_the_channels(weights):
 
 
 def test_a_run_of_an_older_version_keeps_its_image_size_and_batch(weights, tmp_path, monkeypatch, capsys):
-    """Older versions took size and statistics from the data set, and a batch of 128, if no option said so."""
+    """Without options, older versions took image size and statistics from the data set, and 128 as the batch size."""
     words = ["--checkpoint", weights(img_size=24, mean=[0.5], std=[0.5])[0], "--amp", "none", "--warmup-epochs", 0]
     constant = [*words, "--schedule", "constant"]
     with monkeypatch.context() as older:

@@ -120,7 +120,7 @@ def test_only_pil_images_are_transformed():
         transform("digit.png")
 
 
-def test_what_is_not_a_classifier_is_refused(tmp_path):
+def test_sources_that_are_not_classifiers_are_refused(tmp_path):
     with pytest.raises(ValueError, match="noise25 has weights for restoration, not .* or call metamix.load in Python$"):
         metamix.load_classifier("maxim_nano.noise25")
     for name, words in (

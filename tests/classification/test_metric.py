@@ -24,7 +24,7 @@ def metric(classes=DIGITS):
 
 
 def batch(labels, start=0, unreadable=()):
-    """Make a batch as an eval loader does, of black images."""
+    """Make a batch of black images as an eval loader would."""
     index = torch.tensor([-1 if i in unreadable else i for i in range(start, start + len(labels))])
     return {"image": torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8), "label": labels, "index": index}
 
@@ -60,7 +60,7 @@ def test_scores_count_the_samples_of_all_ranks():
 
 @pytest.mark.parametrize("unreadable", [[1], [0, 1, 2, 3]])
 def test_an_image_that_could_not_be_read_is_not_scored(unreadable):
-    """The loader puts a neighbour in its place and sets the index to -1."""
+    """The loader puts a neighbouring image in its place and sets the index to -1."""
     digits, alone = metric(), metric()
     torch.manual_seed(0)
     logits, labels = torch.randn(8, 10), torch.arange(8)
@@ -124,7 +124,7 @@ def test_the_picture_of_many_classes_shows_the_classes_of_lowest_recall(tmp_path
 @pytest.mark.usefixtures("rendered_figures")
 @pytest.mark.parametrize("name", ["a$x_$b", b"\xe9".decode(errors="surrogateescape")])
 def test_class_names_with_dollars_and_undecodable_bytes_are_drawn(name, tmp_path):
-    """A $ starts no formula, and bytes that are not UTF-8 are escaped."""
+    """A $ does not start a formula, and bytes that are not UTF-8 are escaped."""
     draw_confusion(tmp_path / "c.png", torch.eye(2, dtype=torch.int64), ("ant", name), "title")
     draw_classes(tmp_path / "b.png", {"ant": PERFECT, name: PERFECT})
     assert all(min(Image.open(tmp_path / f"{picture}.png").size) > 200 for picture in "cb")

@@ -43,7 +43,7 @@ def draw(path, colours, random):
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    """Make a folder of 96 images with any of three colours, and a labels.csv without splits."""
+    """Make a folder of 96 images, each with squares of up to three colours, and a labels.csv without splits."""
     root, random, lines = tmp_path_factory.mktemp("shapes") / "shapes", np.random.default_rng(0), ["file,labels"]
     for i in range(96):
         colours = [name for k, name in enumerate(COLOURS) if i >> k & 1]
@@ -55,7 +55,7 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture
 def table(shapes, tmp_path):
-    """Return a function that writes a labels.csv with these lines beside the images, and returns its folder."""
+    """Return a function that writes a labels.csv with the given lines beside the images, and returns its folder."""
 
     def make(*lines):
         (tmp_path / "set").mkdir(exist_ok=True)
@@ -75,7 +75,7 @@ def run(shapes, tmp_path_factory):
     return folder
 
 
-def test_the_limit_of_the_confusion_matrix_is_not_for_labels(shapes, monkeypatch):
+def test_the_limit_of_the_confusion_matrix_does_not_apply_to_multi_label_data(shapes, monkeypatch):
     monkeypatch.setattr("metamix.classification.metric.MAX_SCORED_CLASSES", 2)
     assert small_task(data="folder", data_dir=str(shapes)).metric.classes == CLASSES
     with pytest.raises(ValueError, match="there are 10 classes, but at most 2 can be scored"):
@@ -298,7 +298,7 @@ def test_the_index_column_of_pandas_is_ignored(table):
 
 @pytest.mark.parametrize("header", ["file,labels", "file,red,green"])
 def test_lines_may_end_in_a_carriage_return(table, header):
-    """Excel writes such files. This test writes bytes, since Python would translate the line ends of text."""
+    """Excel can write such files. The test writes bytes, since Python would translate the line endings of text."""
     root = table(header, *(f"{i}.png,{'red|green' if 'labels' in header else '1,0'}" for i in range(20)))
     (root / "labels.csv").write_bytes((root / "labels.csv").read_bytes().replace(b"\n", b"\r"))
     assert open_data("folder", root=root).multi_label

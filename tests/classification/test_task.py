@@ -56,7 +56,7 @@ def test_given_options_win_over_options_of_training(weights):
 
 
 def test_a_file_with_the_tensor_names_of_its_authors_is_evaluated(three_classes):
-    """The file is timm's PoolFormer; the class count is read from its head."""
+    """The file has timm's tensor names for PoolFormer; the class count is read from its head."""
     name, arguments = "metaformer_pooling_s12", {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
     ours = create_model(name, num_classes=3, **arguments)
     path = three_classes / "p.pth"

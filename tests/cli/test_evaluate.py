@@ -102,7 +102,7 @@ def test_shipped_weights_score_as_their_card_says(tmp_path, capsys):
 
 @pytest.fixture
 def folder_of_digits(run, tmp_path):
-    """Return a function that makes a folder with an image for each class, and weights for ten classes."""
+    """Return a function that makes class folders and weights for ten classes, and returns the options to score them."""
 
     def make(splits, classes, trained_for="0123456789"):
         for split in splits:
@@ -249,7 +249,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_scoring(run, tmp_path
 
 
 def test_a_timm_model_is_scored_from_a_file_without_metadata(tmp_path, capsys):
-    """Without metadata, the head gives the number of classes, and timm the statistics."""
+    """Without metadata, the number of classes comes from the head, and mean and std come from timm."""
     for split in ("train", "val"):
         for label in ("ant", "bee", "cat"):
             (tmp_path / "set" / split / label).mkdir(parents=True)

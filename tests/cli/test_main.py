@@ -162,7 +162,7 @@ def test_options_of_predict_after_two_dashes_are_read_as_images():
 
 
 def test_predict_and_export_find_the_same_task(tmp_path):
-    """Weights in an .npz file are MAXIM's, so they tell the task. The name of a restoration model tells it too."""
+    """An .npz file holds weights of MAXIM, so its task is restoration. A restoration model's name implies it too."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "x.npz").write_bytes(b"half a download")
     with pytest.raises(SystemExit, match=r"error: .*x.npz is not a complete .npz file of arrays"):

@@ -1,4 +1,4 @@
-"""Test `metamix models`: the table and the JSON say the same as `metamix.list_models`."""
+"""Test `metamix models`: its table and its JSON list the models of `metamix.list_models`."""
 
 import json
 

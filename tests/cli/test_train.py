@@ -97,9 +97,10 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
     ],
 )
 def test_compile_and_grad_checkpointing_do_not_change_training(option, used, top1, model, tmp_path, monkeypatch):
-    """Dropout draws the same masks too. The model is compiled without inductor, whose code rounds differently.
+    """Dropout also draws the same masks. The model is compiled without inductor, whose code rounds differently.
 
-    GELU still rounds differently: one of 1280 samples, 0.08 %, may get another label. Batch norms would amplify this.
+    GELU still rounds differently, so the prediction for one of 1280 samples, 0.08 %, may differ. Batch norms would
+    amplify this.
     """
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     words = [*QUICK, *model, "--epochs", 1, "--drop-rate", 0.2, "--drop-path", 0.2, "--amp", "none"]
@@ -324,7 +325,7 @@ def test_wandb_gets_the_scalars_of_each_epoch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", second := FakeWandb(earlier_steps=11))
     train(*words, "--epochs", 3)
     assert second.settings["id"] == first.settings["id"] and second.settings["resume"] == "allow"
-    assert [*second.scalars] == [15]  # a record that is continued has the first two epochs already
+    assert [*second.scalars] == [15]  # a continued record already has the first two epochs
 
 
 def test_an_offline_wandb_record_has_the_id_and_the_loss_of_the_run(tmp_path, monkeypatch):
@@ -382,7 +383,7 @@ def test_wrong_options_are_refused_in_one_sentence(words, said, tmp_path):
 
 def test_an_exported_model_is_refused_before_other_options_are_checked(tmp_path):
     (tmp_path / "export.json").write_text("{}")
-    with pytest.raises(SystemExit, match="is an exported model, which has no weights to load"):  # not "data is digits"
+    with pytest.raises(SystemExit, match="is an exported model, which has no weights to load"):
         metamix.cli.train.main(["--checkpoint", str(tmp_path), "--data-dir", str(tmp_path)])
 
 

@@ -41,7 +41,7 @@ def test_the_result_for_an_image_does_not_depend_on_its_batch(text, channels):
     assert torch.equal(together, alone) and torch.equal(images, original)
     assert 0.2 < (together != images).flatten(1).any(1).float().mean() < 1
     assert not torch.equal(apply_policy(policy, images, key + 1), together)
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[:2], "global generators stay as they were"
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[:2], "the global generators are unchanged"
     assert torch.equal(torch.get_rng_state(), states[2])
 
 

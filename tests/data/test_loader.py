@@ -155,7 +155,7 @@ def test_streamed_evaluation_crops_the_middle_as_timm_does(source):
     options = DataOptions(memory="no", workers=0, img_size=24, crop_pct=0.75)
     batch = next(iter(eval_loader(source, options, batch_size=12)))
     assert batch["index"].tolist() == list(range(12))
-    middle = np.asarray(source.read(3)[0])[4:28, 4:28]  # 24 / 0.75 is 32, the size of the image: no resizing
+    middle = np.asarray(source.read(3)[0])[4:28, 4:28]  # 24 / 0.75 is 32, the image size, so nothing is resized
     assert np.array_equal(batch["image"][3].permute(1, 2, 0), middle)
 
 
@@ -173,7 +173,7 @@ def test_broken_images_are_replaced_counted_and_named(folder, break_image, caplo
         (batch,) = loader.epoch(epoch)
     assert sorted(path[-9:] for path in loader.corrupt) == ["cat/2.jpg", "cat/3.jpg", "eel/3.jpg"]
     assert len(caplog.messages) == 3 and "cat/2.jpg: OSError: image file is truncated" in caplog.text
-    assert batch["index"].sort().values.tolist() == list(range(12)), "the index seeds the random numbers of training"
+    assert batch["index"].sort().values.tolist() == list(range(12)), "replaced images keep their index"
     label = batch["label"][batch["index"].argsort()]
     assert label.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 0]
 

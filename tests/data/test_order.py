@@ -6,7 +6,7 @@ import torch
 from metamix.data.order import BalancedOrder, EvalOrder, TrainOrder
 
 
-def test_an_epoch_is_a_permutation_by_seed_and_epoch():
+def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch():
     order = TrainOrder(103, 10, 0, 1, seed=0)
     epochs = [torch.cat(order.epoch(epoch, 0)) for epoch in (0, 1, 0)]
     assert len(order) == 10 and len(epochs[0].unique()) == 100

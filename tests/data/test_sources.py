@@ -191,7 +191,7 @@ def test_one_class_can_be_tested_but_not_trained_on(folder):
 
 
 def test_a_class_is_a_folder_at_the_top(folder):
-    """It includes all subfolders, also linked folders, but no hidden folders."""
+    """It includes all subfolders, even linked ones, but not hidden ones."""
     root = folder(train=2)
     train = root / "train"
     shutil.copytree(train / "dog", train / "cat" / "day")

@@ -18,7 +18,7 @@ from tests.helpers.advice import exit_code
 
 @pytest.fixture
 def tiny(tmp_path, image):
-    """Make the data set: three training images and one validation image for each of a cat and a goldfish."""
+    """Make the data set: three training images and one validation image for each of two classes."""
     root = tmp_path / "data" / tiny_imagenet.NAME
     for number in "n02124075", "n01443537":
         (root / "train" / number / "images").mkdir(parents=True)

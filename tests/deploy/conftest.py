@@ -1,4 +1,4 @@
-"""Skip these tests where the extra `deploy` is not installed; make small weight files to export."""
+"""Skip tests that need the extra `deploy` where it is not installed, and make small weight files to export."""
 
 from importlib.util import find_spec
 

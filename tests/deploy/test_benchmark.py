@@ -117,7 +117,7 @@ def test_converted_models_are_reused(monkeypatch, tmp_path):
 
 
 def test_an_engine_that_is_installed_under_another_name_is_timed(monkeypatch):
-    """The distribution of the module onnxruntime may be onnxruntime-gpu."""
+    """The module onnxruntime may come from the package onnxruntime-gpu."""
     monkeypatch.setattr(module, "packages", lambda engine, precision: ("engine_of_another_name",))
     monkeypatch.setattr(module, "need", lambda package: None)
     result = benchmark(["metaformer_nin_s12"], engines=["eager"], precisions=["fp32"], batch_sizes=[1], seconds=0)

@@ -95,7 +95,7 @@ def test_a_dynamic_program_of_torch_needs_larger_maps(weights, tmp_path):
 
 
 def test_images_are_enlarged_only_to_trace_them(monkeypatch):
-    """A model that is refused at every size is traced with images of up to 16 times the sides, and never larger."""
+    """A model that is refused at every size is traced with sides up to 16 times as long, and never longer."""
     sides, tried, trace = [], [], torch.export.export
 
     def export(model, arguments, **options):
@@ -171,7 +171,7 @@ def test_export_on_the_command_line_reports_scores_and_predicts(tmp_path, capsys
 
 @pytest.mark.parametrize("size", [(16, 16), (75, 52), (40, 61)])
 def test_the_onnxruntime_snippet_in_the_docs_gives_the_predicted_label(size, weights, tmp_path, monkeypatch, capsys):
-    """The snippet of docs/deploy.md gives the label of `metamix predict`, also if the photo lies on its side."""
+    """The snippet of docs/deploy.md prints the label of `metamix predict`, even if the photo lies on its side."""
     folder = tmp_path / "raft-onnx"
     export(weights("identity"), output=folder, format="onnx", seconds=0)
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -206,7 +206,7 @@ def test_the_program_replaces_a_compiled_package_that_cannot_be_loaded(weights, 
 
 @pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_int8_loses_no_more_than_the_limit(format, tmp_path):
-    """The limit applies to training images that calibration does not see. The test split is only reported."""
+    """The limit applies to training images that calibration does not see. Scores on test images are only reported."""
     folder, name = tmp_path / "out", "metaformer_pooling_nano.digits"
     options = dict(format=format, precision="int8", data="digits", images=100, calibration_images=32, seconds=0)
     report = export(name, output=folder, max_drop=1.0, **options)

@@ -1,4 +1,4 @@
-"""Test that `fuse` keeps the outputs in float64, and which layers it removes."""
+"""Test that `fuse` does not change the outputs of float64 models, and which layers it removes."""
 
 from functools import partial
 
@@ -48,7 +48,7 @@ def count(model, *kinds):
 
 
 @pytest.mark.parametrize("mixer", list_mixers())
-def test_layer_scale_and_dropout_are_removed_for_each_mixer(mixer):
+def test_dropout_and_every_layer_scale_except_rafts_are_removed(mixer):
     model = randomize(
         timm.create_model("metaformer_pooling_nano", mixer=mixer, proj_drop_rate=0.1, drop_path_rate=0.1, **SMALL)
     )

@@ -31,7 +31,7 @@ def original(tmp_path_factory):
 
 
 def boxes_of(folder, splits=("train", "val")):
-    """Return the boxes of a data set as training reads them: a sorted list (class, x1, y1, x2, y2) by image name."""
+    """Return the boxes of a data set as training reads them: a sorted list of (class, (x1, y1, x2, y2)) by image."""
     boxes_by_name = {}
     for name in splits:
         split = open_split(find_splits(folder), name)
@@ -51,7 +51,7 @@ def copy_images(original, place, split=""):
 
 
 def labelimg(original, folder):
-    """Write annotations/ beside images/; the files have been renamed since they were labelled."""
+    """Write the layout of LabelImg: annotations/ beside images/, with XML files that hold the old name of an image."""
     write_xml(copy_images(original, folder / "images"), folder / "annotations")
 
 
@@ -66,7 +66,7 @@ def voc_by_split(original, folder):
     """Write the layout of Roboflow: XML files beside the images of each split."""
     for split, name in (("train", "Train"), ("val", "valid")):
         write_xml(copy_images(original, folder / name, split), folder / name)
-    (folder / "test").touch()  # a file, which is no split
+    (folder / "test").touch()  # a file, so not a split
 
 
 def voc_of_cvat(original, folder):
@@ -107,7 +107,7 @@ def yolo_by_kind(original, folder):
 
 
 def yolo_of_other_numbers(original, folder):
-    """Write class numbers that do not begin at 0, as in labels that were made from COCO's categories."""
+    """Write class numbers with gaps, as in labels that were made from COCO's categories."""
     yolo_by_kind(original, folder)
     for label in folder.glob("labels/*/*.txt"):
         label.write_text(re.sub("^1 ", "17 ", label.read_text(), flags=re.MULTILINE))
@@ -115,7 +115,7 @@ def yolo_of_other_numbers(original, folder):
 
 
 def yolo_by_split(original, folder):
-    """Write the layout of Roboflow, whose paths lead nowhere."""
+    """Write the layout of Roboflow, whose data.yaml has paths that lead nowhere."""
     for split, name in (("train", "train"), ("val", "valid")):
         write_yolo(original, folder / name / "images", folder / name / "labels", split)
     (folder / "data.yaml").write_text("train: ../train/images\nval: ../valid/images\nnc: 2\nnames: [disc, square]\n")
@@ -146,7 +146,7 @@ def yolo_of_cvat(original, folder):
 
 
 def yolo_of_darknet(original, folder):
-    """Write the layout of Darknet and of CVAT's YOLO 1.1: labels beside the images, paths of another machine."""
+    """Write the layout of Darknet and of CVAT's YOLO 1.1: labels beside the images, and lists of images."""
     for split, name in (("train", "train"), ("val", "valid")):
         place = folder / f"obj_{name}_data"
         write_yolo(original, place, folder / "labels", split)
@@ -350,7 +350,7 @@ def test_coco_keeps_masks_areas_and_crowds(original, tmp_path):
 
 
 def test_an_obj_data_is_found_by_a_relative_path(original, tmp_path, monkeypatch):
-    """Empty lines of obj.names count as classes, and `valid =` names no list."""
+    """Empty lines of obj.names count as classes, and `valid =` without a path means that there is no list."""
     yolo_of_darknet(original, tmp_path / "source")
     (tmp_path / "source/obj.names").write_text("disc\n\nsquare\n\n")
     for label in tmp_path.glob("source/*/*.txt"):
@@ -433,14 +433,14 @@ def test_an_image_with_different_labels_in_two_splits_is_refused():
         choose_splits(labels, 0.5)
 
 
-def test_yolo_labels_lie_beside_images_outside_of_a_folder_images(original, tmp_path, monkeypatch):
+def test_yolo_labels_are_found_beside_images_that_lie_in_no_images_folder(original, tmp_path, monkeypatch):
     for split in ("train", "val"):
         write_yolo(original, tmp_path / "source" / split, tmp_path / "source/labels", split)
         for label in tmp_path.glob("source/labels/*"):
             label.rename(tmp_path / "source" / split / label.name)
         (tmp_path / "source/labels").rmdir()
     (tmp_path / "source/data.yaml").write_text("train: train\nval: val\nnames: [disc, square]\n")
-    (tmp_path / "labels/source/train").mkdir(parents=True)  # of other data
+    (tmp_path / "labels/source/train").mkdir(parents=True)  # labels of other data
     monkeypatch.chdir(tmp_path)
     assert metamix_command("convert", "yolo", "source", "out") == 0
     assert boxes_of(tmp_path / "out") == BOXES
@@ -450,7 +450,7 @@ def test_yolo_without_data_yaml_reads_the_first_yaml_file(original, tmp_path, mo
     yolo_without_splits(original, tmp_path / "source")
     (tmp_path / "source/settings.yaml").write_text("path: settings\n")
     (tmp_path / "source/settings").mkdir()
-    replace("classes.yml", "names", "path: settings\nnames")(tmp_path / "source")  # holds no images/
+    replace("classes.yml", "names", "path: settings\nnames")(tmp_path / "source")  # settings/ holds no images/
     glob = type(tmp_path).glob
     monkeypatch.setattr(type(tmp_path), "glob", lambda *place: sorted(glob(*place), reverse=True))
     assert metamix_command("convert", "yolo", tmp_path / "source", tmp_path / "out") == 0
@@ -487,14 +487,14 @@ def test_images_are_hard_links_if_possible_and_copies_otherwise(original, tmp_pa
     assert not copy.samefile(image) and copy.read_bytes() == image.read_bytes()
 
 
-def test_early_stopping_needs_a_val_that_is_not_the_test(original, tmp_path):
+def test_early_stopping_needs_a_val_split_that_is_not_the_test_split(original, tmp_path):
     with pytest.raises(SystemExit, match="the data need a split val that is neither trained on nor scored as the test"):
         train("--task", "detection", "--data-dir", original, "--early-stopping", 2, "--dry-run", "--min-size", 64)
 
 
 @pytest.fixture
 def source(original, tmp_path):
-    """Return a function that writes a YOLO, LabelImg or CSV source; `change` alters it."""
+    """Return a function that calls `write` and `change` on a folder, and returns the format and the folder."""
 
     def make(write, change):
         write(original, tmp_path / "source")

@@ -236,7 +236,7 @@ def test_exif_orientation_is_applied_before_boxes(coco):
 
 
 @pytest.mark.parametrize("height, width", [(64, 48), (32, 96)])
-def test_image_of_another_size_than_annotated_is_refused(coco, height, width):
+def test_an_image_whose_size_differs_from_the_annotations_is_refused(coco, height, width):
     folder = coco()
     Image.new("RGB", (width, height)).save(folder / "images" / "train_0.png")
     words = f"train_0.png has {height} x {width} pixels, but the annotations say 64 x 96"
@@ -373,7 +373,7 @@ def test_segmentations_that_cannot_be_drawn_are_refused(coco, key, fields, words
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 1.0])
 def test_compressed_run_lengths_are_decoded_and_damage_is_noticed(share):
     shape = np.random.default_rng(0).random((64, 96)) < share
-    shape[:, 40:70] = False  # a long run; the run two later is much shorter, and COCO stores the difference
+    shape[:, 40:70] = False  # makes a long run: COCO stores the difference of a run from the run two before
     segmentation = coco_mask.encode(np.asfortranarray(shape.astype(np.uint8)))
     text = segmentation["counts"].decode()
     ends = np.flatnonzero(np.diff(np.concatenate([[False], shape.T.ravel(), [not shape[-1, -1]]])))

@@ -1,6 +1,7 @@
 """Test that exported detectors give the boxes and scores of the original, also in `metamix predict`."""
 
 import json
+import math
 import re
 from copy import deepcopy
 
@@ -76,7 +77,7 @@ def test_an_exported_detector_finds_the_same_objects(detector, format, dynamic, 
     if dynamic:  # a fixed graph resizes images that do not fit it, which changes scores
         assert report["scores"]["exported"] == pytest.approx(report["scores"]["eager"], abs=0.5)
     graph = load_exported(folder, trust=True)
-    images = open_detector(options(source)).examples(2)  # several images at once
+    images = open_detector(options(source)).examples(2)  # two images at once
     for together, alone in zip(graph(images), zip(*(graph(image) for image in images.split(1)))):
         torch.testing.assert_close(together, torch.cat(alone), rtol=1e-3, atol=1e-3)
     # An image that fills a fixed graph needs no padding; a dynamic graph pads as the detector does.
@@ -160,7 +161,7 @@ def test_classes_that_do_not_match_the_graph_are_refused(detector, classes, tmp_
 
 @pytest.mark.parametrize("with_data", [False, True])
 def test_candidates_are_compared_if_no_object_is_found(with_data, tmp_path):
-    """Wrong candidates are refused although the detector finds no object."""
+    """Wrong candidates are refused even if the detector finds no object."""
     source, task = weights(tmp_path, detector_args={"topk_candidates": 50, "score_thresh": 0.999}), None
     trained = load_detector(source)
     if with_data:
@@ -300,7 +301,7 @@ def test_int8_is_scored_on_training_images_that_calibration_does_not_see(tmp_pat
     [
         ([[0, 0, 10, 10], [50, 50, 60, 60]], [1, 2], 100),
         ([[0, 0, 10, 10]], [1], 50),
-        ([[0, 0, 10, 10], [50, 50, 60, 60]], [1, 1], 50),  # a wrong class
+        ([[0, 0, 10, 10], [50, 50, 60, 60]], [1, 1], 50),  # the second box has a wrong class
         ([[0, 0, 10, 7.2], [50, 50, 60, 60]], [1, 2], 100 / 2 * (5 / 10 * 1 + 5 / 10 * 0 + 5 / 10 * 1 + 5 / 10 / 2)),
         ([[0, 0, 10, 10], [0, 0, 10, 10]], [1, 1], 50),  # an object counts once
         ([], [], 0),
@@ -311,7 +312,7 @@ def test_ap_of_an_image(boxes, labels, ap):
     truth = {"boxes": torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]]), "labels": torch.tensor([1, 2])}
     detections = {"boxes": torch.tensor(boxes).view(-1, 4).float(), "labels": torch.tensor(labels)}
     assert image_ap(detections, truth) == pytest.approx(ap, abs=1e-3)
-    assert image_ap(detections, {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}) != ap  # NaN: nothing to score
+    assert math.isnan(image_ap(detections, {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}))
 
 
 def objects(shift=0.0, score=0.9, label=1):

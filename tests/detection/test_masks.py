@@ -33,7 +33,7 @@ def inside(category, x, y, side):
 
 
 def vary_forms(split, data):
-    """Give annotations in turn a polygon, run lengths as text and run lengths as numbers; make the second a crowd."""
+    """Store masks as polygons, as run lengths in text and as run lengths in lists, in turn; make the second a crowd."""
     for i, annotation in enumerate(data["annotations"]):
         x, y, side, _ = annotation["bbox"]
         runs = coco_mask.encode(np.asfortranarray(inside(annotation["category_id"], x, y, side)))

@@ -180,7 +180,7 @@ def test_box_half_a_pixel_inside_the_image_is_scored(coco):
 
 
 def test_images_that_were_not_seen_are_not_scored(coco):
-    """One of four images cannot be read: its objects do not count as missed, and the pictures do not show it."""
+    """One of four images cannot be read: its objects do not count as missed, and the report counts it."""
     folder = coco()
     task = Detection(DetectionOptions(data_dir=str(folder), corrupt_limit=0.5, **SMALL))
     split = task.data.scored["test"]

@@ -52,7 +52,7 @@ def test_predict_takes_a_lower_threshold_than_the_detector(few, tmp_path, detect
 
 
 def test_threads_that_share_a_detector_keep_its_threshold(few):
-    """A thread must not mistake another thread's threshold for the detector's own and restore it at its end."""
+    """A thread must not take another thread's threshold for the detector's own threshold and restore it."""
     model = Detection(DetectionOptions(**SMALL, data_dir=str(few))).model.build().eval()
     trained, image = TrainedDetector(model, None, {}), few / "images" / "test_0.png"
     second = Thread(target=trained.predict, args=([image],))

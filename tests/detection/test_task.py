@@ -289,7 +289,7 @@ def test_training_on_the_test_split_is_refused(tmp_path):
 
 @pytest.mark.parametrize("detector", ["retinanet", "fcos", "mask_rcnn"])
 def test_names_of_losses_end_in_loss(few, detector):
-    """curves.png draws losses and scores apart, by their names."""
+    """curves.png has a panel for losses and a panel for scores, and tells them apart by this ending."""
     task, model = build(few, detector=detector)
     batch = task.data.augment(next(iter(task.data.train_loader(2, 0, 1, 0).epoch(0))), 0, 0)
     total, losses = task.loss(model.train(), batch)
@@ -412,7 +412,7 @@ def test_weights_of_other_models_are_refused(few, tmp_path):
 
 @pytest.mark.usefixtures("rendered_figures")
 def test_class_names_with_dollars_and_undecodable_bytes_are_drawn(tmp_path):
-    """A $ starts no formula, and bytes that are not UTF-8 are escaped."""
+    """A $ does not start a formula, and bytes that are not UTF-8 are escaped."""
     objects = {"boxes": torch.tensor([[5.0, 5, 30, 30]]), "labels": torch.tensor([1])}
     pixels = torch.zeros(3, 60, 60, dtype=torch.uint8)
     names = ["a$x_$b", os.fsdecode(b"\xe9")]

@@ -176,7 +176,7 @@ def test_annotations_are_checked_without_their_images_or_other_files(coco, capsy
     test.unlink()
     test.symlink_to("nowhere.json")
     code, out = verify(capsys, folder)
-    assert code == 1 and "5 problems" in out  # the images of three files, one of the files, and a box
+    assert code == 1 and "5 problems" in out  # three splits lack images, one file is missing, and one box is wrong
     assert f"{test}: it cannot be read as annotations in COCO's format: [Errno 2] No such file" in out
     assert "image 10 (val_0.png), annotation 0: its box [5, 6, 0, 8] has no area" in out
 

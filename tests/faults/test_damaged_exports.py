@@ -72,7 +72,7 @@ def flip(path, chance):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_damage_is_found_before_the_engine_opens_a_file(format, tmp_path):
-    """Therefore these tests need no engine."""
+    """Therefore this test needs no engine."""
     names = [FORMATS[format].file, *FORMATS[format].more_files, "report.json"]
     for name in names:
         (tmp_path / name).write_bytes(b"what metamix export wrote")
@@ -129,7 +129,7 @@ def test_deep_nesting_is_refused_before_anything_is_built(text, exported):
 
 
 def plant(file, evil):
-    """Put a pickle that makes the file `evil` into a program of torch.export."""
+    """Put a pickle into a program of torch.export; loading it makes the file `evil`."""
     whole = zipfile.ZipFile(file)
     entries = {info: whole.read(info) for info in whole.infolist()}
     torch.save(Attack(evil), evil.with_name("attack.pt"))

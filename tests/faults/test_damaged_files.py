@@ -86,7 +86,7 @@ def test_a_flipped_bit_in_weights_is_refused(net, tmp_path):
 def test_every_shipped_file_is_listed_with_its_sha256():
     files = {path.name: sha256(path) for path in weights_dir().glob("*.safetensors")}
     lines = "".join(f"{files[name]}  {name}\n" for name in sorted(files))
-    assert (weights_dir() / SUMS).read_text() == lines, "in weights/: LC_ALL=C sha256sum *.safetensors > SHA256SUMS"
+    assert (weights_dir() / SUMS).read_text() == lines, "run in weights/: LC_ALL=C sha256sum *.safetensors > SHA256SUMS"
 
 
 def test_every_shipped_file_has_checksums():
@@ -148,7 +148,7 @@ def test_damaged_weights_of_a_finished_run_are_named_and_can_be_written_again(tm
     words = ["--batch-size", 512, "--warmup-epochs", 0, "--output", tmp_path, "--epochs", 1]
     train(*words)
     weights = tmp_path / "model.safetensors"
-    tensors = {name: tensor.clone() for name, tensor in load_weights(weights)[0].items()}  # copied from the mapped file
+    tensors = {name: tensor.clone() for name, tensor in load_weights(weights)[0].items()}  # the file changes below
     flip(weights, find(weights, tensors["head.weight"]) + 2)
     with pytest.raises(SystemExit, match="is finished, but .*safetensors is damaged: .*, or delete it and repeat"):
         train(*words)

@@ -20,7 +20,7 @@ from tests.helpers.running import metamix_command, metrics, train
 
 @contextmanager
 def files_of_at_most(size):
-    """Act like a full disk: writing fails in the middle of a larger file."""
+    """Make writing fail after `size` bytes of a file, as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:

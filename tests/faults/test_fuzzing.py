@@ -82,7 +82,7 @@ def make_weights_of_others(folder):
 
 
 def sort_header(file):
-    """Sort the metadata of a safetensors file: their order differs from run to run, but the damage must not."""
+    """Sort the metadata of a safetensors file, whose order differs from run to run, so that the damage is the same."""
     content = file.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
@@ -320,7 +320,7 @@ def read_set(name, folder):
 
 @dataclass
 class NoOptions:
-    """A task without options."""
+    """The options of a task without options."""
 
 
 RECIPE = Recipe("task", EngineOptions(), NoOptions())
@@ -406,7 +406,7 @@ def test_a_pipe_in_place_of_a_file_is_refused(kind, tmp_path):
     assert read_within_limits(kind, tmp_path, file, kind.name) is REFUSED
 
 
-# Readers that the test must find
+# Faulty readers that the fuzzer must find
 
 MISTAKES = {
     "damage is ignored": (lambda content: content, "round 0: a.txt, flip"),

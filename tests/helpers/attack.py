@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 class Attack:
-    """Make a file when it is unpickled."""
+    """An object that makes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

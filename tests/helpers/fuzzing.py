@@ -22,6 +22,7 @@ class Kind:
     """Files of one kind.
 
     Attributes:
+        name: names the kind in messages and seeds the random damage.
         make: writes the files into a folder.
         files: pattern of the files to damage.
         read: reads the folder as a command does.

@@ -18,7 +18,7 @@ def read_golden(name):
 
 
 def read_exact(name):
-    """Return the outputs in float64."""
+    """Return the outputs of the authors' code in float64, by name."""
     path = Path(name)
     return load_file(GOLDENS / path.parent / "f64" / f"{path.name}.safetensors")
 

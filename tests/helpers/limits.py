@@ -8,7 +8,7 @@ import pytest
 
 @contextmanager
 def seconds(limit):
-    """Fail instead of waiting forever."""
+    """Fail the test if the block takes longer than `limit` seconds."""
 
     def fail(number, frame):
         pytest.fail(f"still waiting after {limit} s")  # no `except Exception` of the package catches it

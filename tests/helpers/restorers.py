@@ -1,4 +1,4 @@
-"""Make an image, and a small model whose outputs depend on the pixels nearby."""
+"""Make an image, and a small model whose outputs depend on nearby pixels."""
 
 import torch
 import torch.nn.functional as F

@@ -35,7 +35,7 @@ def train(*words):
 
 
 def metamix_command(*words):
-    """Run a subcommand of `metamix` in this process and return its exit code; raise SystemExit if that is a message."""
+    """Run a subcommand of `metamix` in this process and return its exit code; raise SystemExit if it is a message."""
     try:
         metamix_cli.main(list(map(str, words)))
     except SystemExit as end:
@@ -152,7 +152,7 @@ def _launch_two(words, logs, port):
     store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     for rank in ranks:
         rank.join()
-    del store  # torchrun's store too lives as long as torchrun
+    del store  # torchrun's store also lives as long as torchrun
 
 
 def free_port():
@@ -165,7 +165,8 @@ def free_port():
 def _main(words, log, env):
     os.setsid()
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # pytest may run under nohup
-    descriptor = os.open(log, os.O_RDWR | os.O_CREAT | os.O_TRUNC)  # becomes the controlling terminal if it is one
+    # If the log is a terminal, it becomes the controlling terminal.
+    descriptor = os.open(log, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(env)
@@ -183,7 +184,7 @@ def metrics(folder):
 
 
 def assert_same_run(folder, other):
-    """Assert that two runs have the same metrics, weights, average, moments and history, to the bit."""
+    """Assert that two runs have the same metrics, weights, averaged weights, optimizer and history, to the bit."""
     assert metrics(folder) == metrics(other)
     a, b = load_checkpoint(folder / "checkpoint.pt"), load_checkpoint(other / "checkpoint.pt")
     for key in ("step", "sums", "best", "model", "ema", "optimizer", "scaler"):

@@ -25,7 +25,7 @@ def draw(objects, size=(96, 64), background=40):
 
 
 def scatter(count, seed, size=(96, 64)):
-    """Place up to three objects in an image, and none in every fourth."""
+    """Return the objects of each image: one to three, but none in every fourth image."""
     random = np.random.default_rng(seed)
     images = []
     for i in range(count):

@@ -22,7 +22,7 @@ from tests.helpers.restorers import Blur, image
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 5), (9, 8), (15, 16), (33, 20)])
 @pytest.mark.parametrize("scale", [1, 2])
 def test_padding_is_below_and_to_the_right(size, scale):
-    """Small images are reflected repeatedly, as by np.pad."""
+    """Small images are reflected repeatedly, as np.pad does."""
     x, seen = image(*size), []
 
     def enlarge(padded):
@@ -70,7 +70,7 @@ def test_self_ensemble_is_the_mean_over_eight_turns_and_flips(size, batches, sca
 @pytest.mark.parametrize("scale", [1, 2])
 @torch.no_grad()
 def test_tiles_equal_the_whole_image_except_at_their_ends(h, w, tile, overlap, scale):
-    """Away from the ends of tiles, the result equals the result for the whole image; at the seams it is close."""
+    """The result equals the result for the whole image, and may differ only at the ends of tiles."""
     torch.manual_seed(0)
     model, x = Blur(scale).eval(), image(h, w, batch=2)
     whole = model(x)

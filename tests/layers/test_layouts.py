@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from metamix.mixers import list_mixers
 
-# `maps` recognises maps by BATCH, the first dimension of no parameter. The family's grids (14) are smaller than SIZE.
+# `maps` recognises maps by BATCH, the first dimension of no parameter. SIZE is larger than the
+# grids and windows of s12's mixers, which are 7 or 14 tokens wide, so that the mixers cut maps.
 BATCH, DIM, SIZE = 3, 64, 28
 COPIES = ("clone", "_to_copy", "copy_")
 
@@ -70,7 +71,7 @@ class LayoutCounter(TorchDispatchMode):
 
 
 def maps(values) -> list[torch.Tensor]:
-    """Return the tensors that are maps or bands of maps, but no parameters, statistics or expanded scalars."""
+    """Return the tensors that are maps or bands of maps, but not parameters, statistics or expanded scalars."""
     tensors = [t for t in tree_leaves(values) if isinstance(t, torch.Tensor) and t.ndim >= 4]
     smallest = BATCH * DIM * SIZE**2 / 32  # includes a band of a wavelet transform, but not the means of a norm
     return [t for t in tensors if t.shape[0] == BATCH and t.numel() >= smallest and 0 not in t.stride()]

@@ -38,7 +38,7 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
 def skip_fixed(layer: str):
-    pytest.skip(f"fixed in torch {torch.__version__}: metamix.layers.{layer} can go once older versions do")
+    pytest.skip(f"fixed in torch {torch.__version__}: {layer} can go if this is the oldest supported version")
 
 
 def skip_without_bf16():
@@ -111,7 +111,7 @@ def test_memory_format_inside_vmap():
 
 
 def compiles(norm: type[nn.Module]) -> bool:
-    """Return whether inductor compiles `norm` for any size between a strided convolution and a 1x1 convolution."""
+    """Return whether inductor compiles, for any image size, a norm between a strided and a 1x1 convolution."""
     torch._dynamo.reset()
     model, x = (
         nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), norm(8), nn.Conv2d(8, 4, 1)),
@@ -143,7 +143,7 @@ class AverageTo(nn.Module):
 
 
 def onnx_differs(module: nn.Module, file) -> bool:
-    """Return whether the module in ONNX Runtime fails, or gives other values, at a size that was not the example's."""
+    """Return whether the module fails or gives other values in ONNX Runtime at a size other than the example's."""
     import onnxruntime
 
     auto = {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}
