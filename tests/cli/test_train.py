@@ -352,7 +352,7 @@ def test_a_wandb_that_does_not_start_ends_the_run(tmp_path, monkeypatch):
         train(*QUICK, "--wandb", "--output", tmp_path)
 
 
-@pytest.mark.parametrize("folder", [False, True], ids=["nothing", "a folder of that name"])
+@pytest.mark.parametrize("folder", [False, True], ids=["nothing", "a folder named wandb"])
 def test_a_missing_wandb_leaves_no_folder(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", type(sys)("wandb") if folder else None)
     with pytest.raises(SystemExit, match=r"wandb is not installed; pip install 'metamix\[wandb\]', or leave --wandb"):

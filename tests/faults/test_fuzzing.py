@@ -1,7 +1,8 @@
 """Damage every kind of file that a command reads, at random.
 
 A damaged file with checksums must be refused, or read as if it were whole. Any other file must be read, or refused with
-a message that names it, within limits of time and memory. The damage is the same in each run. `-m slow` damages more.
+a message that names it or its folder, within limits of time and memory. The damage is the same in each run. `-m slow`
+damages more.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Damage files at random, and check that reading them ends in a result or a message."""
+"""Damage files at random, and check that reading them returns a result or raises an error with a message."""
 
 import random
 import re
@@ -83,7 +83,7 @@ def rewrite(file, content):
 
 
 def read_within_limits(kind, folder, file, where):
-    """Read a folder in which `file` is damaged; return the result, or REFUSED after an error that names the file."""
+    """Read a folder in which `file` is damaged; return the result, or REFUSED after an error that names either."""
     before, result = peak_memory(reset=True), REFUSED
     try:
         with seconds(SECONDS):
