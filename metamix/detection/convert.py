@@ -15,7 +15,7 @@ from .yolo import read_yolo
 
 
 def read_boxes(source: Path) -> Boxes | None:
-    """Read a CSV file with a box, in pixels, on each line; return None if it has no columns for boxes."""
+    """Read a CSV file with at most one box, in pixels, on each line; return None if it has no columns for boxes."""
     table = read_table(source)
     if not table.has_boxes:
         return None
@@ -33,9 +33,9 @@ def read_boxes(source: Path) -> Boxes | None:
 def read_coco(source: Path) -> Boxes:
     """Read annotation files in COCO's format, as annotation programs write them, and find their images.
 
-    Images are looked up in the folder of the file and in its parent, and in the subfolders images/, NAME/ and
-    images/NAME/ of both, where NAME is the name of the file without instances_ and .json. Classes without an object,
-    such as the group of all classes that Roboflow adds, are left out.
+    Images are looked up in the folder of the annotation file and in its parent folder, and in the subfolders NAME/,
+    images/NAME/ and images/ of both folders. NAME is the name of the annotation file without instances_ and .json.
+    Classes without objects, such as the parent of all classes that Roboflow adds, are left out.
     """
     files, labels = annotation_files(source), Boxes([])
     used: dict[str, bool] = {}  # whether each class has an object

@@ -30,7 +30,7 @@ from .coco import CocoSplit, find_splits, open_split
 from .objects import Objects, draw_masks, pixel_maps
 from .options import DetectionOptions
 
-EVAL_BATCH = 8  # images per evaluation batch of a process; the model gets them one by one
+EVAL_BATCH = 8  # largest number of images in an evaluation batch of a process; the model gets them one by one
 
 
 class DetectionData:
@@ -45,7 +45,7 @@ class DetectionData:
         self.test_split = test  # the data set's own name for the split that is scored as "test"
         self.train = [open_split(splits, name, masks, use="train on") for name in options.train_on] if train else []
         self.scored = {"test": open_split(splits, test, masks)}
-        if held_out:  # val is not trained on
+        if held_out:  # val is neither trained on nor scored as "test"
             self.scored["holdout"] = open_split(splits, "val", masks)
         self.splits = [*self.train, *self.scored.values()]
         self.name = Path(options.data_dir).resolve().name
@@ -68,7 +68,7 @@ class DetectionData:
         ]
 
     def check_splits(self) -> tuple[str, ...]:
-        """Check that all splits have objects, images and the same classes; return the classes."""
+        """Check the classes, objects and image files of the splits; return the classes, which all splits share."""
         first, *others = self.splits
         for split in others:
             if problem := class_problem(split.annotations, split.classes, first.annotations, first.classes):
@@ -130,7 +130,7 @@ class DetectionData:
         return JoinedSplits(opened)
 
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
-        """Scale the images to values from 0 to 1. The worker processes have augmented them."""
+        """Scale the images to values from 0 to 1. The worker processes have already augmented them."""
         return batch | {"image": [image / 255 for image in batch["image"]]}
 
     def scored_split(self, states: Sequence[State]) -> CocoSplit:
@@ -139,7 +139,7 @@ class DetectionData:
 
 
 class TrainTransform:
-    """Crop, flip and resize images with their objects, and change colours. Objects with an empty box are dropped."""
+    """Crop, flip, resize and recolour images with their objects; drop objects whose box has a side below one pixel."""
 
     def __init__(self, options: DetectionOptions):
         low, high = (max(1, round(options.min_size * scale)) for scale in options.scales)

@@ -136,7 +136,8 @@ def build_detector(
             anchor_scale, the size of its smallest anchor in strides (default 4).
 
     Raises:
-        ValueError: the detector, the model or an option is unknown, the backbone has no pyramid, or num_classes is 0.
+        ValueError: the detector, the model or an option is unknown; num_classes is below 1; backbone_args are given for
+            a built backbone; the backbone has no pyramid; or its out_channels do not suit the detector.
     """
     check_choice("detector", name, DETECTORS)
     if num_classes < 1:
@@ -198,7 +199,7 @@ class Transform(GeneralizedRCNNTransform):
 
 @contextmanager
 def masks_as_runs(model: nn.Module) -> Iterator[None]:
-    """Make a Mask R-CNN return masks as run lengths. Other models do not change."""
+    """Make a Mask R-CNN return masks as run lengths inside the `with` block. Other models do not change."""
     transform: Any = getattr(model, "transform", None) or nn.Identity()
     transform.masks_as_runs = True
     try:

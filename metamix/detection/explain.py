@@ -14,7 +14,7 @@ from metamix.utils.checks import DoesNotFit
 
 from .load import TrainedDetector
 
-DRAWN = 0.5  # lowest score of the objects that are drawn
+DRAWN = 0.5  # lowest score of the objects to draw; the explained object is always drawn
 
 
 class TappedPyramid(nn.Module):
@@ -35,7 +35,8 @@ def explain_object(detector: TrainedDetector, path: Path, label: str | None) -> 
 
     Raises:
         DoesNotFit: the detector finds no such object.
-        ValueError: `label` is unknown, or the image cannot be read (CorruptImage).
+        ValueError: `label` is unknown.
+        CorruptImage: the image cannot be read.
     """
     model: Any = detector.model
     number = choose_label(label, detector.classes)
@@ -51,7 +52,7 @@ def explain_object(detector: TrainedDetector, path: Path, label: str | None) -> 
         if not wanted.any():
             raise DoesNotFit(f"{path}: the detector finds no {label or 'object'}, so there is nothing to explain")
         chosen = int(prediction["scores"].masked_fill(~wanted, -1).argmax())
-        return prediction["scores"][chosen].logit(eps=1e-7)  # the gradient of a score near 1 is nearly 0
+        return prediction["scores"][chosen].logit(eps=1e-7)  # since the gradient of a score near 1 is nearly 0
 
     backbone, pyramid = model.backbone, model.backbone.pyramid
     tapped = backbone.pyramid = TappedPyramid(pyramid, len(backbone.body.feature_info.channels()))

@@ -4,9 +4,9 @@
 
 The first K - 1 candidates are the best of each pyramid level, chosen as in torchvision. The last candidate is not an
 object: it has the score -1 and the label of the last class, which tells the number of classes. The graph takes images
-that are normalised, resized and padded with zeros: to H x W or, in a dynamic graph, to multiples of the detector's
-coarsest stride. A dynamic program of torch.export fails on a map of a single pixel, so its images are padded until the
-coarsest map has at least two pixels on each side. `ExportedDetector` prepares images and suppresses boxes.
+that are normalised, resized and padded with zeros: to H x W or, in a dynamic graph, to multiples of `size_divisible` of
+the detector's transform. A dynamic program of torch.export fails on a map of a single pixel, so its images are padded
+until the coarsest map has at least two pixels on each side. `ExportedDetector` prepares images and suppresses boxes.
 """
 
 import math
@@ -108,7 +108,7 @@ def suppress(outputs: Sequence[Tensor], size: Sequence[int], settings: dict[str,
 
 
 class ExportedDetector(nn.Module):
-    """Run a graph as a detector, which finds the objects of images (C, h, w) of any size, with values from 0 to 1.
+    """Run a graph as a detector for images (C, h, w) of any size, with values from 0 to 1.
 
     Args:
         size: (H, W) of the graph; None if it is dynamic.
@@ -143,7 +143,7 @@ class ExportedDetector(nn.Module):
         return objects | {"boxes": objects["boxes"] * torch.tensor([width / size[1], height / size[0]] * 2)}
 
     def prepare(self, image: Tensor) -> tuple[Tensor, Size]:
-        """Normalise, resize and pad an image as in evaluation, at most to H x W; also return the unpadded size."""
+        """Normalise, resize (to at most H x W) and pad an image for the graph; also return its size before padding."""
         height, width = image.shape[-2:]
         shorter = self.settings["min_size"] / min(height, width)
         scale = min(shorter, self.settings["max_size"] / max(height, width))
@@ -193,8 +193,8 @@ class ExportableDetector(CalibratedExport):
         super().__init__(DetectorGraph(detector, options.dynamic), metadata, extra, task, options.images)
         if not options.dynamic and max(height, width) > round_up((longer, longer), (step, step))[0]:
             self.notes.append(
-                f"images are resized to a shorter side of {shorter} but at most {longer} pixels: the "
-                f"rest of {height} x {width} is padding, which costs time and changes scores"
+                f"images are resized to a shorter side of at most {shorter} and a longer side of at most {longer} "
+                f"pixels: the rest of {height} x {width} is padding, which costs time and changes scores"
             )
 
     def eager(self, images: Tensor) -> list[Objects]:
@@ -296,7 +296,7 @@ def open_detector(options: ExportOptions) -> ExportableDetector:
 
 
 def exported_detector(exported: ExportedModel) -> TrainedDetector:
-    """Use an exported model as a detector; raise ValueError if export.json is incomplete or contradicts it."""
+    """Use an exported model as a detector; raise ValueError if export.json is incomplete or contradicts the graph."""
     artifact = exported.artifact
     artifact.check(SETTINGS, needs=["num_classes", "mean", "std", "classes"])
     model = ExportedDetector(exported, artifact.model, artifact.size, artifact.extra).eval()

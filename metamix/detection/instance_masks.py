@@ -2,8 +2,9 @@
 
     python -m metamix.detection.instance_masks IMAGES MASKS CLASS_NAME DATA/annotations
 
-The mask of a.jpg is a.png or a_mask.png: 0 is background, and each other value is an object. Images are sorted by name.
-Of every five images, three go to instances_train.json, one to instances_val.json and one to instances_test.json.
+The mask of a.jpg is a.png or a_mask.png: 0 is background, and each other value is an object. Images are sorted by name,
+with 2 before 10. Of every five images, three go to instances_train.json, one to instances_val.json and one to
+instances_test.json.
 """
 
 import json
@@ -22,7 +23,7 @@ from .objects import encode, to_text
 
 
 def convert(images: Path, masks: Path, class_name: str, out: Path) -> None:
-    """Write the annotations; raise OSError if a mask is missing or broken, ValueError if it does not fit its image."""
+    """Write the annotations; raise OSError if a mask is missing or broken, ValueError if masks cannot be used."""
     from pycocotools.mask import area, toBbox
 
     files: dict[str, Path] = {}

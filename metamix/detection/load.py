@@ -27,7 +27,7 @@ from .options import NOT_MODEL_ARGS, AnchorScale, Channels, DetectorArgs
 Classes = Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_CLASSES)]
 Levels = Annotated[
     tuple[int, ...],
-    where(lambda levels: levels and [*levels] == sorted({*levels} & {0, 1, 2, 3}), "an ascending list of 0 to 3"),
+    where(lambda levels: levels and [*levels] == sorted({*levels} & {0, 1, 2, 3}), "ascending numbers from 0 to 3"),
 ]
 
 # `find` changes settings of a model during a call, so threads that share the model take turns.

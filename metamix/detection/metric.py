@@ -32,7 +32,7 @@ Detections = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Scores:
-    """COCO's scores of one split, in percent."""
+    """COCO's scores of one split. AP and AR are in percent; precision and F1 range from 0 to 1."""
 
     # AP (mean over IoU 0.50 to 0.95), AP50, AP75, AP of small (below 32 x 32 pixels), medium (below 96 x 96) and large
     # objects, and AR, the recall with at most 1, 10 and 100 detections per image. Sizes without objects are left out.

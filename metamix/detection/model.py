@@ -106,7 +106,7 @@ def trained_anchor_scale(options: DetectionOptions) -> float | None:
 
     A RetinaNet needs its old anchors, since its outputs are relative to them.
     """
-    with suppress(OSError, ValueError):  # a run that is resumed does not need the file
+    with suppress(OSError, ValueError):  # it may be a classifier; a resumed run does not need the file
         if options.checkpoint:
             start = DetectorSpec.from_dict(load_metadata(find_weights(options.checkpoint)), options.checkpoint)
             return start.anchor_scale or start.detector_args.get("anchor_scale", ANCHOR_SCALE)

@@ -86,8 +86,8 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
     detector_args: DetectorArgs = _model({}, "more arguments of torchvision's detector, as YAML: '{score_thresh: 0.1}'")
     anchor_scale: AnchorScale | Literal["auto"] = _model(
         "auto",
-        "size of RetinaNet's smallest anchors in strides; auto: the value of the RetinaNet that training starts from; "
-        "without one, 4 or the nearest value that fits the boxes",
+        "size of RetinaNet's smallest anchors in strides; auto: as in the RetinaNet that training starts from; if it "
+        "starts from no RetinaNet, 4 or the nearest value that fits the boxes",
     )
     out_channels: Channels = _model(256, "channels of the pyramid and the head")
     out_indices: tuple[int, ...] = _model((), "backbone levels, 0 to 3 for strides 4 to 32; default: as in the paper")

@@ -83,13 +83,14 @@ def annotation_problem(annotation: Entry, image: Entry | None, classes: set[int]
 
 
 def describe_gaps(path: Path, entries: Entries, usable: Sequence[Entry]) -> Iterator[str]:
-    """Count images without a usable box of a single object, and annotations without a segmentation if some have one."""
+    """Count images without usable boxes (crowds do not count), and annotations without a mask if others have one."""
     with_boxes = {annotation["image_id"] for annotation in usable if not annotation.get("iscrowd")}
     if bare := [image for image in entries["images"] if image["id"] not in with_boxes]:
         yield f"{path}: training uses {plural(len(bare), 'image')} without a box as background, such as {name(bare[0])}"
-    boxes = [annotation["id"] for annotation in entries["annotations"] if not annotation.get("segmentation")]
-    if 0 < len(boxes) < len(entries["annotations"]):
-        yield f"{path}: mask_rcnn also needs a segmentation for {plural(len(boxes), 'annotation')}, such as {boxes[0]}"
+    boxes = [annotation["id"] for annotation in usable if not annotation.get("segmentation")]
+    if 0 < len(boxes) < len(usable):
+        count = plural(len(boxes), "annotation")
+        yield f"{path}: mask_rcnn also needs a segmentation for {count}, such as annotation {boxes[0]}"
 
 
 @dataclass

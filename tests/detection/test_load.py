@@ -43,7 +43,7 @@ def test_weights_load_without_the_weights_that_training_started_from(tensors, tm
         (dict(detector_args={"min_size": 9}), "detector_args in the metadata is"),
         (dict(detector_args={"detections_per_img": 10**9}), "detector_args in the metadata is"),
         (dict(classes=[]), r"classes in the metadata is \[\], but it must be a list of 1 to 100,000 strings"),
-        (dict(out_indices=7), "out_indices in the metadata is 7, but it must be an ascending list of 0 to 3"),
+        (dict(out_indices=7), "out_indices in the metadata is 7, but it must be ascending numbers from 0 to 3"),
         (dict(out_indices=[2, 1]), "out_indices in the metadata is"),
         (dict(extra="p9"), "extra in the metadata is 'p9', but it must be one of none, pool, p6p7"),
         (dict(out_channels=10**7), "out_channels in the metadata is 10000000, but it must be a whole number from 1 to"),

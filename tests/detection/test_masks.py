@@ -185,4 +185,15 @@ def test_verify_notes_annotations_without_a_mask(coco, capsys):
 
     assert exit_code(verify, coco(train=3, val=3, test=3, change=bare)) == 0  # detectors of boxes need no masks
     (note,) = [line for line in capsys.readouterr().out.splitlines() if "mask_rcnn" in line]
-    assert note.endswith("instances_train.json: mask_rcnn also needs a segmentation for 1 annotation, such as 1")
+    assert note.endswith(
+        "instances_train.json: mask_rcnn also needs a segmentation for 1 annotation, such as annotation 1"
+    )
+
+
+def test_verify_notes_no_missing_mask_of_an_annotation_that_training_leaves_out(coco, capsys):
+    def unusable(split, data):
+        data["annotations"][0]["category_id"] = 99
+        del data["annotations"][0]["segmentation"]
+
+    assert exit_code(verify, coco(train=3, val=3, change=unusable)) == 1
+    assert "mask_rcnn" not in capsys.readouterr().out
