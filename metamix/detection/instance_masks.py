@@ -16,7 +16,7 @@ import numpy as np
 
 from metamix.data.files import as_corrupt_image, read_header, read_image_file
 from metamix.data.find import list_images
-from metamix.utils.text import exit_with_message, plural
+from metamix.utils.text import exit_with_message, list_names, plural
 
 from .annotations import Entry
 from .objects import encode, to_text
@@ -51,6 +51,8 @@ def convert(images: Path, masks: Path, class_name: str, out: Path) -> None:
         data["categories"] = [{"id": 1, "name": class_name}]
         (out / f"instances_{name}.json").write_text(json.dumps(data))
         print(f"{name}: {plural(len(data['images']), 'image')}, {plural(len(data['annotations']), 'object')}")
+    if files:
+        print(f"left out: masks without an image: {list_names(files.values())}")
 
 
 def main(argv: Sequence[str]) -> None:
