@@ -1,4 +1,4 @@
-"""Save memory by gradient checkpointing: keep only a layer's input; compute the layer again in the backward pass."""
+"""Save memory by gradient checkpointing: keep only a layer's input, and recompute the layer in the backward pass."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,7 +20,7 @@ def checkpointed(layer: nn.Module, function: Callable[[Tensor], Tensor], x: Tens
 
 
 class GradCheckpointing(nn.Module):
-    """Add the method of timm's models that turns gradient checkpointing on."""
+    """Add the method of timm's models that turns gradient checkpointing on or off."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Turn gradient checkpointing on or off in all layers that have it."""

@@ -140,7 +140,7 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def tile_weights(starts: list[int], length: int, side: int, overlap: int, like: Tensor) -> list[Tensor]:
-    """Return each tile's weights along one side of the image, (side,) or fewer. They sum to 1 at each pixel."""
+    """Return each tile's weights (n,) along its side of n pixels. At each pixel, the weights of all tiles sum to 1."""
     total, ramps = torch.zeros(length, dtype=torch.float64), []
     for start in starts:
         place = torch.arange(min(side, length - start), dtype=torch.float64)

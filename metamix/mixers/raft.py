@@ -134,7 +134,7 @@ class RaftMlp(nn.Module):
         b2 = resize_outputs(self.fc2.bias, self.raft_size, length)  # type: ignore[arg-type]
         # The output takes the memory format of the weights, so the weights get the strides of channels_last.
         w1 = w1.flatten(1)[:, None, None].movedim(3, 1)
-        x = F.conv2d(self.act(F.conv2d(x, w1, b1)), w2, b2)  # the same shape
+        x = F.conv2d(self.act(F.conv2d(x, w1, b1)), w2, b2)  # (B, r * length, other side, C / r)
         return rearrange(x, self.back, r=self.raft_size)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -182,7 +182,7 @@ def from_windows(x: Tensor, size: Sequence[int]) -> Tensor:
 def window_counts(size: Sequence[int], window: Sequence[int]) -> tuple[int, int]:
     """Return how many windows cover a map of `size` = (H, W), down and across."""
     (height, width), (h, w) = round_up(size, window), window
-    # torch.export would fix whether a side has one window or several. An extra window makes it always several.
+    # torch.export would fix whether a side has one window or several. With an extra window, it always has several.
     more = int(may_vary(height, width))
     return height // h + more, width // w + more
 

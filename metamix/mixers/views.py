@@ -58,7 +58,7 @@ def _(mixer: Any, x: Tensor, point: Point) -> list[View]:
 
 
 def attention(mixer: MinAttn, x: Tensor, token: int | None = None) -> Tensor:
-    """Return the attention of all tokens, or of one, to the context: (N, C, H, W) -> (N, heads, tokens, h * w)."""
+    """Return the attention of one token or all tokens to the context: (N, C, H, W) -> (N, heads, tokens, h * w)."""
     context = x if mixer.context is None else average_to(x, mixer.context)
     keys = mixer.query(context) if mixer.symmetric else mixer.key(context)
     q, k = mixer.split_heads(mixer.query(x)), mixer.split_heads(keys)

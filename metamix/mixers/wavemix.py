@@ -15,8 +15,8 @@ The paper's block is this mixer with a residual, without a norm before the mixer
 
 The map may have any size: the transform pads an odd map with zeros (PyWavelets' mode "zero"), and the upsampled map is
 cropped. Filters with more taps than Haar's two make bands larger than half of the map, so the crop keeps the centre.
-The cost is linear in the number of tokens. With the default
-`ff_channel`, most of it is the transposed convolution: 4 C multiply-adds per value.
+The cost is linear in the number of tokens. With the default `ff_channel`, most of it is the transposed convolution: 4 C
+multiply-adds per value.
 
 Departures from the authors' code: they order the detail channels by channel (c0-LH, c0-HL, c0-HH, c1-LH ...), we order
 them by band. When a checkpoint of the authors is loaded, the first convolution of each MLP is therefore permuted. Their

@@ -57,7 +57,7 @@ def check_stages(depths: Any, dims: Any) -> None:
 
 
 def norm_layer(option: str, norm: Norm) -> Callable[[int], nn.Module]:
-    """Return the constructor of a norm for (B, C, H, W); None and "none" (in any case) give the identity.
+    """Return the constructor of a norm for (B, C, H, W); None and "none" (in upper or lower case) give the identity.
 
     timm's GroupNorm1 is replaced by `metamix.layers.GroupNorm1`.
     """
@@ -74,7 +74,7 @@ def activation(act: Activation) -> type[nn.Module]:
 
 
 def layer_by_name(option: str, layer: Any, get: Callable[[str], Any], names: Collection[str]) -> Any:
-    """Return `layer` if it is a constructor; if it is a name, look it up with timm's `get`.
+    """Return `layer` if it is a constructor; if it is a name, look it up with `get`, a function of timm.
 
     The name must be one of `names`; case and underscores are ignored.
     """

@@ -295,7 +295,7 @@ def load_body(
     checkpoint: str | Path | None,
     batch_norms: str,
 ) -> nn.Module:
-    """Build timm's extractor of the maps at `indices` for images of `size`; see `build_backbone` for the others."""
+    """Build timm's extractor of the maps at `indices`, for images of `size`. `build_backbone` describes the rest."""
     weights: dict[str, Any] = {"pretrained": pretrained}
     if pretrained:
         require_reachable(name)

@@ -1,4 +1,4 @@
-"""Adapt a checkpoint to a model, and check that it fits and comes from a model with the same function.
+"""Adapt a checkpoint to a model, and check that it fits and was saved by a model that computes the same function.
 
 timm calls `checkpoint_filter` on every pretrained checkpoint. If the number of classes differs, timm ignores all
 missing tensors, so the filter itself refuses an incomplete checkpoint. For `checkpoint_path`, timm calls
@@ -226,7 +226,7 @@ def check_described_size(metadata: ModelMetadata, tensors: Mapping[str, Tensor],
 
 
 def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -> nn.Module:
-    """Build the model that metadata describe, on the meta device; `arguments` replace arguments in it.
+    """Build the model that metadata describe, on the meta device; `arguments` override the metadata.
 
     Raises:
         ValueError: the model is not registered, or does not take the arguments.
