@@ -340,8 +340,8 @@ def replace_batch_norms(module: nn.Module) -> nn.Module:
 def per_channel(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
     """Adapt the mean or std of image channels to `in_chans` channels, as timm adapts the first convolution.
 
-    A single channel gets the average of the values, since timm sums the channels' weights. For more channels, the
-    values are repeated.
+    A single channel gets the average of the values, since timm sums the channels' weights. Otherwise the channels take
+    the values in turn.
     """
     if in_chans == 1:
         return (sum(values) / len(values),)

@@ -65,7 +65,7 @@ Up = partial(nn.ConvTranspose2d, kernel_size=2, stride=2)
 
 @dataclass(frozen=True)
 class Level:
-    """Channels of the maps at one resolution, and the token sets that its spatial linear maps mix."""
+    """Channels of the maps at one resolution, and the sizes of the token sets that linear maps mix there."""
 
     dim: int
     block_size: tuple[int, int]

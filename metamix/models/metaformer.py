@@ -311,7 +311,7 @@ class MetaFormer(GradCheckpointing):
         return self.norm(self.stages(self.embed(x)))
 
     def embed(self, x: Tensor) -> Tensor:
-        """Return the map that enters the first stage: the stem's output, plus positions if the model has them."""
+        """Return the map that enters the first stage: the stem's output, plus the position embedding if any."""
         x = self.stem(check_batch(x))
         return x if self.pos_embed is None else x + resize_to(self.pos_embed, x.shape[-2:])
 
