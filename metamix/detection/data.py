@@ -182,7 +182,7 @@ class ShorterSide(v2.RandomShortestSize):
 
 
 class JoinedSplits:
-    """Read the images of several splits for `StreamLoader`, numbered one split after the other."""
+    """Read the images of several splits for `StreamLoader`, numbered consecutively, split by split."""
 
     def __init__(self, splits: Sequence[CocoSplit]):
         self.places = [(split, i) for split in splits for i in range(len(split))]

@@ -24,7 +24,7 @@ Departures from the authors' code. Only the first changes results of a published
   gates, and no dropout.
 - Input and output both have `in_chans` channels. The authors' num_outputs is 3 in all published models.
 - The convolutions whose output is added to an image start at zero, so an untrained network returns its input. The
-  authors' network starts so far from the identity that a short training run does not reach it.
+  output of the authors' untrained network is so far from its input that a short training run does not recover.
 
 Cost: linear in the number of pixels.
 """
