@@ -74,8 +74,8 @@ def limit_stride(stem: Any, downsamples: Sequence[Any], output_stride: int) -> N
     Convolutions that then read a finer map are dilated, so that they reach equally far in the image.
 
     Raises:
-        ValueError: the model does not have a stride of 32 and four stages with only a convolution of an odd kernel
-            between two stages; or `output_stride` is not 8, 16 or 32, or is not the stride of a stage.
+        ValueError: the model does not have four stages and a stride of 32; a downsampling layer is not just a
+            convolution with an odd kernel; or `output_stride` is not 8, 16 or 32, or is not the stride of a stage.
     """
     strides = [*accumulate((embed.reduction for embed in (stem, *downsamples)), operator.mul)]  # of the stages' maps
     if output_stride == strides[-1]:
@@ -86,8 +86,8 @@ def limit_stride(stem: Any, downsamples: Sequence[Any], output_stride: int) -> N
     if len(downsamples) != 3 or strides[-1] != 32 or not dilatable:
         raise ValueError(
             f"output_stride is {output_stride!r}, but the last maps of this model have stride {strides[-1]}. Only "
-            f"models of four stages with only a convolution of an odd kernel between two stages take 8, 16 or 32: "
-            f"leave output_stride out, or take a model such as metaformer_raft_s12."
+            f"models of four stages whose downsampling layers are convolutions with odd kernels take 8, 16 or "
+            f"32: leave output_stride out, or take a model such as metaformer_raft_s12."
         )
     accepted = [stride for stride in (8, 16, 32) if stride in strides]
     if output_stride not in accepted:

@@ -113,7 +113,7 @@ def test_a_stride_that_no_stage_has_is_refused():
 
 def test_output_stride_is_refused_with_even_kernels():
     downsample = partial(ConvEmbed, kernel_size=2, stride=2)
-    with pytest.raises(ValueError, match="output_stride is 16, but .* stages with only a convolution of an odd kernel"):
+    with pytest.raises(ValueError, match="output_stride is 16, but .* four stages whose downsampling layers are conv"):
         create(downsample=downsample, output_stride=16)
     assert create(downsample=downsample, output_stride=32).feature_info[-1]["reduction"] == 32
 
