@@ -3,8 +3,8 @@
 The model is isotropic; its stem is a patch convolution without position embeddings. As in the author's code, the two
 halves of a block share one LayerNorm, and no norm precedes the mean over tokens.
 
-Departure: the author uses torch's default initialization for the blocks' MLPs and the head. Ours start with small
-random weights and biases of zero.
+Departure: the author uses torch's default initialization for the blocks' MLPs and the head. In our model, these layers
+start with small random weights and biases of zero.
 """
 
 from collections.abc import Mapping
@@ -91,5 +91,5 @@ def official_ninformer(
 ) -> ModelAndLayout:
     """Build our model for the arguments of the author's `NiNformer`."""
     tokens = (image_size // patch_size) ** 2
-    check_value("seq_len", seq_len, [tokens], f"{tokens}, the patches of an image of {image_size} pixels")
+    check_value("seq_len", seq_len, [tokens], f"{tokens}, the number of patches in an image of {image_size} pixels")
     return ninformer("ninformer_cifar", img_size=image_size, patch_size=patch_size, **arguments), NINFORMER

@@ -41,7 +41,7 @@ def official(
         same: arguments that the function gets unchanged, since our model has them under the same names.
         renamed: arguments that the function gets under the names of our model.
         defaults: the authors' defaults of arguments in `same` and `renamed`, where our model has other defaults.
-        only: arguments for which our model supports a single value, and this value.
+        only: arguments for which our model supports only one value, with that value.
         ignored: arguments that the authors' code ignores too.
     """
     fixed, ours = dict(only or {}), dict(renamed or {})

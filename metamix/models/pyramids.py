@@ -1,4 +1,4 @@
-"""Build feature pyramids for detection and segmentation: maps of equal width at strides s, 2 s, 4 s and so on.
+"""Build feature pyramids for detection and segmentation: maps at strides s, 2 s, 4 s and so on.
 
 `FeaturePyramid` takes the maps of several stages (Lin et al., arXiv 1612.03144). `SimplePyramid` makes all levels from
 the last map of an isotropic model (ViTDet, Li et al., arXiv 2203.16527, section 3). Both take the list of a backbone's
@@ -26,7 +26,7 @@ class FeaturePyramid(nn.Module):
 
     Args:
         dims: channels of each map, C_i.
-        levels: for each level, its name, the index of its map, and how often max pooling halves the map.
+        levels: for each level, its name, the index of its map, and how many times max pooling halves the map.
         out_channels: channels of all levels. None leaves out the top-down path, for heads that have their own lateral
             convolutions: a level has as many channels as its map.
         extra: module that adds coarser levels; None adds no level.
@@ -67,7 +67,7 @@ class SimplePyramid(nn.Module):
 
     Args:
         dim: channels of the last map.
-        halvings: for each level's name, how often max pooling halves the map; a negative number counts doublings.
+        halvings: for each level's name, how many times max pooling halves the map; a negative number counts doublings.
         out_channels, extra: as for `FeaturePyramid`.
     """
 

@@ -31,7 +31,7 @@ from .arguments import check_stages, mixers_per_stage, per_stage
 from .checkpoint import checkpoint_filter
 from .metaformer import MetaFormer
 
-# Images that a model is made for, as entries of timm's PretrainedCfg. A family adds further entries.
+# Entries of timm's PretrainedCfg for the models of a data set. A family adds further entries.
 IMAGENET = dict(
     input_size=(3, 224, 224),
     pool_size=(7, 7),
@@ -64,7 +64,7 @@ def build(
     Args:
         name: registered name, with which timm finds configurations and weights.
         default_mixer_args: the family's options of each mixer, by the mixer's name: one dict for all stages, or one for
-            each stage. The caller's `mixer_args` override single options.
+            each stage. The caller's `mixer_args` override individual options.
         kwargs: arguments of `MetaFormer` and of timm's builder.
     """
     if is_scriptable():

@@ -95,7 +95,7 @@ TINY_IMAGENET = IMAGENET | CONV | dict(input_size=(3, 64, 64), pool_size=(64, 64
 FULL = IMAGENET | CONV | dict(pool_size=(56, 56))
 DIGITS = MNIST | CONV | dict(pool_size=(28, 28))
 
-# Weights of the authors, by name and tag: state dicts, which timm reads with weights_only.
+# The authors' weights by name and tag. The files are state dicts, which timm reads with weights_only.
 WEIGHTS = "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/"
 GALAXY10 = dict(input_size=(3, 256, 256), num_classes=10, mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0)
 TINY = dict(num_classes=200, mean=(0.4803, 0.4481, 0.3975), std=(0.2764, 0.2689, 0.2816), crop_pct=1.0)
@@ -173,7 +173,7 @@ def arrange_wavemix(key: str, tensor: Tensor, model: nn.Module) -> Tensor:
     mixer: Any = model.get_submodule(key.partition(".levels.")[0])
     c = mixer.reduce.out_channels
     low, high, deeper = tensor.split([c, 3 * c, tensor.shape[1] - 4 * c], dim=1)
-    # Their order: the three bands of a channel, then the three bands of the next channel.
+    # The authors' order: the three bands of a channel, then the three bands of the next channel.
     high = rearrange(high, "o (c band) h w -> o (band c) h w", band=3)
     return torch.cat([low, high, deeper], dim=1)
 

@@ -140,11 +140,11 @@ class WaveMixSisr(GradCheckpointing):
         x = F.pixel_unshuffle(images, self.fold)  # (B, in_chans fold^2, H / fold, W / fold)
         y = self.head(self.blocks(self.stem(x)))  # (B, in_chans, scale H, scale W)
         if not self.residual:
-            return y.to(images.dtype)  # autocast's results have fewer bits
+            return y.to(images.dtype)  # under autocast, y has a lower precision
         return y + F.interpolate(images, scale_factor=self.scale, mode="bilinear", align_corners=False)
 
 
-# Checkpoints of the authors' wavemix/sisr.py, and of WaveMixSR of github.com/pranavphoenix/WaveMixSR
+# Checkpoints of the authors' wavemix/sisr.py, and of WaveMixSR in github.com/pranavphoenix/WaveMixSR
 
 SISR_NAMES = (
     (r"^head\.", "expand."),

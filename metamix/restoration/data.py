@@ -1,9 +1,9 @@
 """Load images and pairs of images for restoration: splits, loaders and batches.
 
 A training batch is {"image": (n, C, h, w), "target": (n, C, H, W), "index": (n,) int64, "name": a list}. Images and
-targets are float32 with values from 0 to 1; noise may exceed this range. A batch to score holds lists of images and of
-targets, since their sizes differ. Its degradation draws random numbers that depend only on the index of the image, so
-every run is scored on the same images.
+targets are float32 with values from 0 to 1; noise may push images outside this range. A batch to score holds lists
+of images and of targets, since their sizes differ. Images to score are degraded with random numbers that depend only on
+the index of the image, so every run is scored on the same images.
 
 With channels y, a colour image is converted to its luminance in studio range, 16 to 235. A grey file to score or to
 restore keeps its values from 0 to 255, as in the MATLAB scripts of the field. A grey file to train on is scaled to
@@ -42,7 +42,7 @@ class RestorationData:
     """Find the images, check them, and make their loaders.
 
     Args:
-        options: the training options. For an evaluation, degradation and channels must be those of the training.
+        options: the training options. To evaluate weights, give the degradation and channels they were trained with.
         seed: seed of mixup.
         trained: metadata of the weights to evaluate, in which case the training split is not opened; None to train.
     """
@@ -113,7 +113,7 @@ class RestorationData:
             return parts
         samples = find_samples(roots["train"], options, self.paired)
         if len(samples) < 2:
-            raise ValueError(f"{roots['train']} has one image, and one more is needed to score: give --test-dir FOLDER")
+            raise ValueError(f"{roots['train']} has one image, too few to train and score: give --test-dir FOLDER")
         count = min(max(1, round(options.test_share * len(samples))), len(samples) - 1)
         held = stratified_choice(torch.zeros(len(samples), dtype=torch.int64), count).tolist()
         parts = {
@@ -180,7 +180,7 @@ class RestorationData:
         return RestorationSplit(samples, self.channels, self.scale, studio_range=True)
 
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
-        """Mix neighbouring crops and their targets in one ratio. The worker processes do all other augmentation."""
+        """Mix neighbouring crops and their targets with one random weight. The workers do all other augmentation."""
         if not self.options.mixup:
             return batch
         with seeded(self.seed, MIX, epoch, step):

@@ -12,8 +12,8 @@
     rain:AMOUNT         bright streaks of one random slope; AMOUNT is the number of drops per 1,000 pixels
 
 Every value except S may be a range LOW-HIGH, from which a value is drawn for each image. Steps are applied from left
-to right.
-Images are (C, H, W) float32 with values from 0 to 1. Random numbers come from the generator that the caller seeds.
+to right. Images are (C, H, W) float32 with values from 0 to 1. Random numbers come from the generator that the caller
+seeds.
 """
 
 import io
@@ -47,7 +47,7 @@ class Range:
     high: float
 
     def draw(self, rng: Generator) -> float:
-        """Draw a value. A single number consumes no random number."""
+        """Draw a value. For a single number, the generator is not used."""
         return self.low if self.low == self.high else self.low + (self.high - self.low) * draw(rng)
 
 
@@ -87,7 +87,7 @@ def jpeg(image: Tensor, rng: Generator, quality: float) -> Tensor:
 
 
 def low_light(image: Tensor, rng: Generator, gamma: float, sigma: float = 0) -> Tensor:
-    """Darken with a gamma curve, then add noise and clip."""
+    """Darken with a gamma curve; if `sigma` is not 0, add noise and clip."""
     dark = image.clamp(0, 1) ** gamma
     return noise(dark, rng, sigma, clip=True) if sigma else dark
 
@@ -111,7 +111,7 @@ def rain(image: Tensor, rng: Generator, amount: float) -> Tensor:
 
 
 class Degradation(NamedTuple):
-    """A function of an image, a generator, and numbers; its keyword arguments are switches."""
+    """A function of an image, a generator, and numbers; its keyword-only arguments are switches."""
 
     function: Callable[..., Tensor]
     limits: Sequence[tuple[int, int]]  # lowest and highest value of each number

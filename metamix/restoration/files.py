@@ -41,7 +41,7 @@ class Picture:
     bits: int = 8  # 8 or 16, for each channel
     profile: bytes | None = None  # colour profile of the file (ICC), or None
     lost: tuple[str, ...] = ()  # notes on what reading dropped, such as further pages of the file
-    name: str = "image"  # the file, for messages
+    name: str = "image"  # name of the file in messages
 
 
 def read_picture(source: str | Path | Image.Image) -> Picture:

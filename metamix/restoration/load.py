@@ -82,6 +82,7 @@ class TrainedRestorer:
         Raises:
             CorruptImage: an image cannot be read.
             DoesNotFit: an image is in colour, but the model takes grey images.
+            TypeError: `images` is a single image, or an item is neither a path nor a PIL image.
             ValueError: `tile` or `overlap` is out of range, or the model returns NaN or infinity.
         """
         check_several(images)

@@ -35,7 +35,7 @@ class RestorationLoss:
     def __init__(self, text: str, crop: int):
         self.weights = parse_loss(text)
         if "ssim" in self.weights and crop < WINDOW:
-            raise ValueError(f"the window of ssim has {WINDOW} pixels, and crop is {crop}; give a larger --crop")
+            raise ValueError(f"the ssim window is {WINDOW} x {WINDOW} pixels, but crop is {crop}: give a larger --crop")
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss in float32; also return the terms of the last image, without their weights."""
@@ -48,6 +48,6 @@ class RestorationLoss:
         return total, {f"{name}_loss": value for name, value in terms[-1].items()}  # type: ignore[return-value]
 
     def terms(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Compute each term for the outputs of one scale. SSIM is left out if they are smaller than its window."""
+        """Compute each term for outputs of one size. Leave SSIM out if they are smaller than its window."""
         small = min(output.shape[-2:]) < WINDOW
         return {name: LOSSES[name](output, target) for name in self.weights if not (small and name == "ssim")}

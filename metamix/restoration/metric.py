@@ -1,10 +1,11 @@
 """Define PSNR and SSIM exactly, and the metric of the restoration task.
 
     PSNR = 10 log10(1 / MSE)        for values from 0 to 1; the mean is over all pixels and channels of an image
-    SSIM = mean of (2 m n + c1)(2 s_xy + c2) / ((m^2 + n^2 + c1)(s_x^2 + s_y^2 + c2))
+    SSIM = mean of (2 m_x m_y + c1)(2 s_xy + c2) / ((m_x^2 + m_y^2 + c1)(s_x^2 + s_y^2 + c2))
 
-SSIM is defined as by Wang et al. (2004): a Gaussian window of 11 x 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, only
-windows inside the image, no downsampling, and the mean over channels. The score of a set is the mean over its images.
+SSIM is defined as by Wang et al. (2004), with a Gaussian window of 11 x 11 pixels and sigma 1.5. In each window, m is a
+mean, s^2 a variance and s_xy the covariance; c1 = 0.01^2 and c2 = 0.03^2. The mean is over the channels and over the
+windows that lie inside the image. Images are not downsampled. The score of a set is the mean over its images.
 Scores with different channels, borders or rounding must not be compared, so `Measure.describe` is printed with them.
 """
 
@@ -23,14 +24,14 @@ from .inference import Restorer, enlarge
 from .pixels import to_8_bits, to_float64, to_grey, to_levels, to_y
 
 WINDOW, SIGMA = 11, 1.5
-BEST_PSNR = 100.0  # dB; higher values are cut to it in means, since an image that equals its target has infinite PSNR
+BEST_PSNR = 100.0  # dB; means cap PSNR at this value, since an image that equals its target has infinite PSNR
 SHOWN = 4  # images of each process that are kept for the contact sheet
 LABELS = {"rgb": "RGB", "y": "Y (BT.601, 16 to 235)", "grey": "grey"}  # names of the compared channels
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What the scores compare: channels, border and rounding."""
+    """The channels, the border and the rounding with which scores are computed."""
 
     # "rgb" for all channels, "y" for the luminance in studio range, or "grey" for the luma in full range. Images of one
     # channel are compared unchanged. A grey file has one channel if the channels of the data are y. If they are rgb, it

@@ -46,8 +46,8 @@ class RestorationDataOptions(ReadingOptions):
     ensemble: bool = _score(False, "average over eight orientations of the images to score; takes eight times as long")
     local_pooling: Natural = _score(
         0,
-        "side of the windows that MAXIM's channel attention averages over while scoring, such as the crop of "
-        "training, in pixels of its input; 0: the whole image",
+        "side of the windows that MAXIM's channel attention averages over while scoring, such as the side of "
+        "the training crops, in pixels of the model's input; 0: the whole image",
     )
 
     def __post_init__(self) -> None:

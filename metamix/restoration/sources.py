@@ -43,7 +43,7 @@ class ImagePair:
 
 
 def test_folders(options: RestorationDataOptions) -> list[Path]:
-    """List the folders test and val of the data set, as far as they exist."""
+    """List the folders test and val of the data set; leave out a missing folder."""
     folders = [Path(options.data_dir, name) for name in TEST_FOLDERS if options.data_dir]
     return [folder for folder in folders if folder.is_dir()]
 
@@ -51,7 +51,7 @@ def test_folders(options: RestorationDataOptions) -> list[Path]:
 def find_roots(options: RestorationDataOptions) -> dict[str, Path]:
     """Return the folders of the splits.
 
-    "test" is missing if a share of "train" is scored. "holdout" is missing if no folder val exists, or if it is "test".
+    "test" is missing if a share of "train" is scored. "holdout" is missing unless there is a val that is not "test".
     """
     root, folders = Path(options.data_dir), test_folders(options)
     has_train = options.data_dir and (root / "train").is_dir()
@@ -112,5 +112,5 @@ def scale_of_pair(sample: ImagePair, expected: int | None) -> int:
             f"large as the input, or larger by a whole factor"
         )
     if expected not in (None, scale):
-        raise ValueError(f"{sample.target} has a scale of {scale}, but other pairs {expected}: keep pairs of one scale")
+        raise ValueError(f"{sample.target} has scale {scale}, but other pairs have {expected}: keep pairs of one scale")
     return scale

@@ -31,7 +31,7 @@ class VerifyPairs(VerifyOptions):
         if self.data_dir is not None:
             raise ValueError(f"data_dir is {self.data_dir}: give only the folder: metamix verify {self.data_dir}")
         if self.clean and (flags := changed_flags(self, "input_folder", "target_folder", "input_name")):
-            raise ValueError(f"{flags[0]} {flags[1]} is for pairs, but --clean checks images without pairs: omit one")
+            raise ValueError(f"{flags[0]} {flags[1]} is for pairs, but --clean checks images alone: omit one")
         self.options = RestorationOptions(
             data_dir=self.data,
             degradation="noise:0" if self.clean else PAIRS,

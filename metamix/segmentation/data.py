@@ -2,10 +2,10 @@
 
 A training batch is {"image": (n, 3, h, w) uint8, "target": (n, h, w) uint8, "index": (n,) int64, "name": a list}. The
 target holds labels, and 255 for ignored pixels. A batch to score has the same keys, but its images and targets are
-lists: the images are resized, and the targets keep their original size. Images are resized bilinearly, and masks to the
-nearest pixel. If an image or its mask cannot be read, the next sample takes its place. In a batch to score, its index
-is then -1, and metrics skip it. A mask with a value that is not a label stops the run. Every random number is a
-function of (seed, epoch, index).
+lists: the images are resized, and the targets keep their original size. Images are resized bilinearly, and masks with
+nearest-neighbour interpolation. If an image or its mask cannot be read, the next sample takes its place. In a batch to
+score, the replacement has the index -1, and metrics skip it. A mask with a value that is not a label stops the run.
+Every random number is a function of (seed, epoch, index).
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ from .labels import IGNORED, Labels, ignored_hint, read_mask
 from .options import SegmentationOptions, verify_command
 from .sources import Split, check_sizes, open_set
 
-TRIES = 10  # most crops to draw for an image; the last is used even if a class still has too large a share
+TRIES = 10  # maximum number of crops to draw; the last is used even if a class still has too large a share
 MEMORY_LIMIT = 2**30  # bytes; with memory="auto", larger training splits are not decoded into memory
 
 Pair = tuple[str, Tensor, Tensor]  # name, image (3, H, W) uint8, mask (H, W) uint8
@@ -120,7 +120,7 @@ class SegmentationData:
         return self.train_images.label_counts("counting")
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
-        """Make the loader of augmented crops; raise ValueError if masks in memory are wrong or show no two classes."""
+        """Make the loader of augmented crops; raise ValueError for wrong masks in memory or fewer than two classes."""
         images = self.train_images
         if images.loaded:
             counts = self.label_counts()

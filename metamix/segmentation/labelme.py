@@ -69,7 +69,7 @@ def read_shapes(path: Path) -> tuple[tuple[int, int], list[Shape], list[str]]:
 
 
 def check_shapes(path: Path, size: tuple[int, int], shapes: Sequence[Shape]) -> None:
-    """Raise ValueError if an image of (height, width) or one of its shapes, read from `path`, cannot be drawn."""
+    """Raise ValueError if the image size (height, width) or a shape that was read from `path` is not valid."""
     if not 1 <= min(size) <= max(size) <= MAX_SIDE:
         raise ValueError(f"{path} has an image of {size[0]} x {size[1]} pixels, but sides must be 1 to {MAX_SIDE}")
     for shape in shapes:

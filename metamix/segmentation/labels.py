@@ -41,7 +41,7 @@ class Labels:
     values: Mapping[int, int]  # label of each value that mask files may have, or IGNORED
     # Colours of the classes, for masks in colour and for pictures. The colour of ignored pixels may follow.
     palette: Palette | None = None
-    # The end of the message for a refused value: what the user can do about it.
+    # Advice for the user, at the end of the message for a refused value.
     advice: str = (
         "correct the mask, add the class to classes.txt, give --ignore-index, or --reduce-zero-label for masks that "
         "number the classes from 1"
@@ -111,7 +111,8 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
     Raises:
         CorruptImage: the file cannot be decoded.
         BadMask: a value or a colour is not a label, the file is a JPEG, its mode is not accepted, the mask is in colour
-            but the data set has no palette or one with equal colours, or the mask's own palette contradicts it.
+            but the data set has no palette or one with equal colours, or the mask's own palette contradicts the
+            data set's palette.
     """
     image = open_mask(path)
     if image.mode in ("RGB", "RGBA"):
@@ -193,7 +194,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a name appears twice, a line above a name is empty, or there are too few or too many names.
+        ValueError: a name appears twice, there is an empty line before a name, or there are too few or too many names.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: {ADVICE}")

@@ -48,7 +48,7 @@ def ohem_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
 
 
 def focal_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
-    """Compute the mean focal loss over all pixels, with a sigmoid for each class; `weights` are not used."""
+    """Compute the mean over all pixels and classes of the focal loss with a sigmoid; `weights` are not used."""
     loss = smp_losses().FocalLoss("multiclass", ignore_index=IGNORED, reduction="sum")
     return loss(logits, target) / target.numel()
 
@@ -127,7 +127,11 @@ class SegmentationLoss:
         self.terms, self.aux_weight, self.class_weights = parse_loss(text), aux_weight, cache(weights)
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of a batch in float32; also return the pixel accuracy in percent, and the terms of a sum."""
+        """Compute the loss of a batch in float32, and return it with values to log.
+
+        The values are the pixel accuracy of the main output in percent and, if the loss has several terms or outputs,
+        the terms of the main output.
+        """
         outputs, target = model(batch["image"]), batch["target"]
         main, *auxiliary = outputs if isinstance(outputs, (list, tuple)) else [outputs]
         with torch.autocast(target.device.type, enabled=False):

@@ -137,8 +137,9 @@ def check_palettes(masks: Iterable[Path]) -> None:
 def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palette | None, dict[int, int]]:
     """Return the names of the classes, their colours if masks are in colour, and the label of each value.
 
-    If no file names the classes, each value is a class, but 255 is ignored if two or more others count up from 0 or 1.
-    If a file names them, values are colours of the file, or labels. The values of two classes may also be 0 and 255.
+    If no file names the classes, each value is a class, but 255 is ignored if two or more other values count up from
+    0 or 1. If a file names the classes, values are colours of the file, or labels. The values of two classes may also
+    be 0 and 255.
     """
     names, palette = read_names(source)
     colours = number_colours(np.array(palette)).tolist() if palette else []

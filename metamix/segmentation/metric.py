@@ -6,8 +6,9 @@ C is the confusion matrix over all pixels that are not ignored. Its rows are lab
     accuracy_k = C_kk / sum of row k                            mean accuracy: over all classes in labels
     pixel accuracy = trace C / sum C
 
-    boundary F_k = 2 P R / (P + R)      P: share of the predicted boundary pixels of class k that are near a true one
-                                        of class k; R: share of the true ones that are near a predicted one
+    boundary F_k = 2 P R / (P + R)              for the boundary pixels of class k:
+        P: share of the predicted boundary pixels that are near a true boundary pixel
+        R: share of the true boundary pixels that are near a predicted boundary pixel
 
 "Near" means within 0.75 % of the image's diagonal (Csurka et al., BMVC 2013). A pixel is on a boundary if the pixel
 above, below, left or right of it has another class and is not ignored. Boundary pixels are counted over all images, so
@@ -77,7 +78,7 @@ def boundary_counts(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
 
 
 def boundary(labels: Tensor) -> Tensor:
-    """Find the pixels that have a neighbour with another label, if neither is ignored: (H, W) -> (H, W) bool."""
+    """Find the pixels that have a neighbour with a different label, if neither is ignored: (H, W) -> (H, W) bool."""
     edges = torch.zeros_like(labels, dtype=torch.bool)
     for dim in (0, 1):
         length = labels.shape[dim] - 1
@@ -137,7 +138,7 @@ class SegmentationMetric(Metric):
         return counts | {"shown": [], "unreadable": 0}
 
     def predict(self, model: nn.Module, batch: Batch) -> Iterator[dict[str, Tensor] | None]:
-        """Yield for each image a dict from prefix to predicted labels (H, W), or None for an unreadable image."""
+        """Yield for each image its predicted labels (H, W) by prefix, or None if the image is unreadable."""
         for image, truth, index in zip(batch["image"], batch["target"], batch["index"].tolist()):
             if index < 0:
                 yield None

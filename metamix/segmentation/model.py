@@ -39,7 +39,7 @@ class SegmentationModel(TaskModel):
         check_tile(model.fixed_size, options.model, options.tile)
         if options.aux_weight != SegmentationOptions.aux_weight and model.auxiliary is None:
             raise ValueError(
-                f"aux_weight is {options.aux_weight}, but {options.head} has no auxiliary head here: omit --aux-weight"
+                f"aux_weight is {options.aux_weight}, but this {options.head} has no auxiliary head: omit --aux-weight"
                 + ("" if options.head == "wavemix" else ", or give --head-args '{auxiliary: true}'")
             )
         return model

@@ -67,7 +67,7 @@ def wavemix_cityscapes(
     pool_channels: Sequence[int] = (128, 64),
     **arguments: Any,
 ) -> ModelAndLayout:
-    """Build our model for the network of the authors' Cityscapes weights; `pool_channels` has the widths of `pool`."""
+    """Build our model for the authors' Cityscapes weights; `pool_channels` has the widths of layers in `pool`."""
     options: dict[str, Any] = dict(head_channels=list(pool_channels), backbone_args=arguments | {"level": level})
     model = build_segmenter("wavemix", "wavemix_192_16_l3", num_classes, **options)
     return model, wavemix_segmenter_layout("pool", level)

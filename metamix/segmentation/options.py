@@ -31,9 +31,9 @@ Crop = Annotated[
 Mean = Annotated[tuple[Share, ...], Field(min_length=3, max_length=3)]
 Std = Annotated[tuple[Annotated[float, Field(ge=1e-6, le=1)], ...], Field(min_length=3, max_length=3)]
 
-# Arguments of the backbone that users may not set in model_args, and what sets them.
+# Arguments of the backbone that users may not set in model_args, and the options that set them.
 NOT_MODEL_ARGS = {"img_size": "--crop"} | SET_BY_TASK
-# Arguments of build_segmenter that users may not set in head_args, and what sets them.
+# Arguments of build_segmenter that users may not set in head_args, and the options that set them.
 NOT_HEAD_ARGS = {"head": "--head", "backbone": "--model", "backbone_args": "--model-args"} | NOT_MODEL_ARGS
 
 

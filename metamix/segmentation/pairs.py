@@ -16,7 +16,7 @@ IMAGE_FOLDER = re.compile(WORD.format(r"(\w*images?|imgs?|photos?|rgb)"), re.IGN
 IMAGE_ENDING = re.compile(r"[-_. ](images?|img|photo|rgb|sat)$", re.IGNORECASE)
 INSTANCES = "SegmentationObject"  # folder of CVAT and VOC: its masks number the objects, not the classes
 
-Key = tuple[str, str]  # split, and path without extension and without the folders that tell split or kind of file
+Key = tuple[str, str]  # split, and path without its extension and without folders that name a split or a kind of file
 Files = dict[Key, Path]
 Pairs = dict[Path, tuple[str, str, Path]]  # mask or label file -> split, name and image
 

@@ -48,7 +48,7 @@ class SegmentationPictures(Pictures):
 
 
 def draw_images(path: Path, rows: Sequence[Shown], labels: Labels) -> None:
-    """Draw a row for each image: the image, its truth, the prediction and the errors."""
+    """Draw a row for each image: the image, its true labels, the prediction and the errors."""
     titles, lines = ("image", "truth", "prediction", "errors"), max(1, len(rows))
     figure, grid = image_grid(lines, len(titles), figsize=(13, 2.6 * lines + 0.5))
     colours = colours_of(len(labels.classes), labels.palette)

@@ -1,4 +1,4 @@
-"""Predict the class of each pixel of images of any size, in overlapping tiles if a side is above --tile."""
+"""Predict the class of each pixel of images of any size, in overlapping tiles if a side is longer than --tile."""
 
 from dataclasses import dataclass
 from pathlib import Path

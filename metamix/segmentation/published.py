@@ -64,7 +64,7 @@ WEIGHTS["wavemix_192_16_l3.cityscapes"] = PublishedSegmenter(  # class 0 is "unl
 
 
 def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
-    """Return the published segmenter for `backbone`, NAME.TAG; None if there is none.
+    """Return the published segmenter for `backbone`, NAME.TAG, or None if no such segmenter is published.
 
     Raises:
         ValueError: the weights belong to another head.

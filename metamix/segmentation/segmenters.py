@@ -50,7 +50,7 @@ from .published import published_segmenter
 FINEST = {4: 0, 8: 1, 16: 2, 32: 3}  # finest stride of a pyramid -> its level
 Stride = Annotated[int, where(FINEST.__contains__, "4, 8, 16 or 32")]
 Widths = Annotated[tuple[Count, ...], Field(description="a list of widths, one after each doubling, such as [128, 64]")]
-FEW_CHANNELS = 192  # if the widest feature map has no more channels, neck and head are narrow
+FEW_CHANNELS = 192  # if no feature map has more channels than this, neck and head have 64 by default
 
 
 class Segmenter(BackboneMixin):
@@ -120,7 +120,7 @@ class BackboneRequest:
     img_size: int | tuple[int, int] | None
 
     def padded_args(self, multiple: int) -> dict[str, Any]:
-        """Return the arguments of the backbone; if it takes `img_size`, this size is rounded up to a multiple."""
+        """Return the backbone's arguments; if it takes `img_size`, round this size up to a multiple of `multiple`."""
         if self.img_size is None or not takes_argument(self.name, self.model_args, "img_size", (256, 256)):
             return self.model_args
         sides = parse_size("img_size", self.img_size)
@@ -226,8 +226,8 @@ def build_segmenter(
         checkpoint: load the backbone's weights from this file or run folder of a classifier.
         frozen_norms: whether to freeze the backbone's batch norms; None freezes them if weights are loaded.
         backbone_args: more arguments of the backbone, such as `dict(drop_path_rate=0.1)`.
-        options: options of the head. By default, widths are the published ones. If the widest feature map of the
-            backbone has at most 192 channels, as in models of size nano, they are 64.
+        options: options of the head. The default widths of semantic_fpn and upernet are 64 if no feature map of the
+            backbone has more than 192 channels, as in models of size nano. Otherwise they are the published widths:
 
             - neck_channels (semantic_fpn): width of the feature pyramid, 256.
             - head_channels: width of the head, 128 for semantic_fpn and 512 for upernet. For wavemix, a list of the

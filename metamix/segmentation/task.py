@@ -75,7 +75,7 @@ class Segmentation:
     def for_trained(cls, trained: TrainedSegmenter, options: SegmentationEvalOptions) -> "Segmentation":
         """Make the task of a segmenter with the options of its training; raise ValueError if the classes differ."""
         spec, values = trained.spec, vars(trained.spec)
-        if options.data != "folder":  # the layout fixes the values in the masks, even if the training masks had others
+        if options.data != "folder":  # the layout fixes the mask values, even if the training masks had other values
             values = values | dict(ignore_index=255, reduce_zero_label=False)
         task = cls(options_as_trained(SegmentationOptions, values, options), trained=spec)
         flags = changed_flags(options, "data", "data_dir", "mask_name")

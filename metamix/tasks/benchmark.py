@@ -32,8 +32,8 @@ EXAMPLES = """examples:
 class BenchmarkOptions(Options):
     """Time models in several engines, in interleaved runs.
 
-    Images are random, and so are the weights of models that are given by name only. Exported models are timed in
-    their own engine and precision.
+    Images are random, and so are the weights of classifiers that are given by a name without a tag of shipped weights.
+    Exported models are timed in their own engine and precision.
     """
 
     models: tuple[str, ...] = positional(
@@ -44,8 +44,8 @@ class BenchmarkOptions(Options):
     precisions: tuple[str, ...] = option(PRECISIONS, "precisions to time; an engine skips precisions that it lacks")
     batch_sizes: tuple[Count, ...] = option((1, 8), "numbers of images per call")
     img_size: Side | None = option(None, "side of the images in pixels; by default each model's image size")
-    threads: Count | None = option(None, "number of threads; by default torch's number")
-    seconds: NotNegative = option(1.0, "seconds for each row of the table")
+    threads: Count | None = option(None, "number of threads; by default as many as torch uses")
+    seconds: NotNegative = option(1.0, "seconds to spend on each row of the table")
     reference: str | None = option(
         None, "baseline of the speedups; by default the first model that is not exported", metavar="MODEL"
     )

@@ -36,7 +36,7 @@ class CalibratedExport(Exportable):
     max_drop, unit = 0.5, "points"  # default of `--max-drop`, and the unit of the scores, "points" or "dB"
 
     def apply(self, model: Model, batch: Batch) -> Any:
-        """Run a model on the only image of a batch, padded or cut into tiles as the task does it."""
+        """Run a model on the only image of a batch, padded or cut into tiles as in the task."""
         raise NotImplementedError
 
     def image_score(self, model: Model, batch: Batch) -> float:
@@ -44,7 +44,7 @@ class CalibratedExport(Exportable):
         raise NotImplementedError
 
     def inputs(self, batch: Batch) -> list[Tensor]:
-        """Return what `apply` runs the model on, (1, C, H, W) each: the padded image of the batch, or its tiles."""
+        """Return the images that `apply` gives to the model, (1, C, H, W) each: the padded image, or its tiles."""
         inputs: list[Tensor] = []
 
         def record(images: Tensor) -> Tensor:

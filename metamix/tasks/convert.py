@@ -61,7 +61,7 @@ class LabelledImages:
         return plural(len({sample.group for sample in self.samples}), "class")
 
 
-# Reads a file or folder; returns None if the labels are for another task. Raises ValueError or OSError if it fails.
+# A reader takes a file or folder. It returns None if the labels are for another task, and raises ValueError or OSError.
 Reader = Callable[[Path], LabelledImages | None]
 
 
@@ -135,7 +135,7 @@ def choose_splits(labels: LabelledImages, share: float | None) -> dict[str, list
     for samples in groups.values():
         ranked = sorted(samples, key=lambda s: hashlib.sha256(os.fsencode(s.name)).digest())
         count = round((1 - (share or TRAIN_SHARE)) * len(samples))
-        held_out = {sample.name for sample in ranked[: min(max(count, 1), len(samples) - 1)]}  # never all
+        held_out = {sample.name for sample in ranked[: min(max(count, 1), len(samples) - 1)]}  # never all of a group
         for sample in samples:
             splits["val" if sample.name in held_out else "train"].append(sample)
     return {split: samples for split, samples in splits.items() if samples}
@@ -156,7 +156,7 @@ def once(samples: Iterable[Sample]) -> Iterable[Sample]:
 
 
 def check_names(out: Path, splits: Mapping[str, Sequence[Sample]]) -> None:
-    """Raise ValueError if two images or labels would get one path, or a path outside of their split's folder."""
+    """Raise ValueError if two images or labels would get the same path, or a path outside of their split's folder."""
     files: dict[Path, Path] = {}
     for split, samples in splits.items():
         for sample in samples:
@@ -178,9 +178,7 @@ def link_images(out: Path, splits: Mapping[str, Sequence[Sample]]) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(sample.file.resolve(), place)
-            except (
-                FileExistsError
-            ):  # the disk does not distinguish A.jpg from a.jpg; a copy would change a source image
+            except FileExistsError:  # A.jpg and a.jpg on a disk that ignores case; a copy would overwrite the source
                 raise
             except OSError:
                 shutil.copy2(sample.file, place)

@@ -49,7 +49,7 @@ EXAMPLES = """examples:
 
 @dataclass
 class DemoOptions(ImageOptions):
-    """Serve a web page from this machine on which models predict an image side by side."""
+    """Serve a web page on which several models predict an image, side by side."""
 
     runs: tuple[str, ...] = positional(
         "run folders, weight files, exports or names of weights; default: shipped weights", metavar="RUN", default=()
@@ -62,7 +62,7 @@ class DemoOptions(ImageOptions):
 
 @dataclass
 class Answer:
-    """What a model says about an image: tables by title, pictures, and messages."""
+    """A model's answer for an image: tables by title, pictures, and messages."""
 
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     pictures: list[Image.Image] = field(default_factory=list)
@@ -128,7 +128,7 @@ class Models:
         return answer
 
     def predict(self, name: str, image: Path, answer: Answer) -> None:
-        """Add what `metamix predict` writes: pictures, JSON lists, notes; if it writes no file, add what it prints."""
+        """Add pictures, lists and notes that `metamix predict` writes; if it writes no file, add what it prints."""
         trained, driver = self.load(name), self.specs[name].part("predict")
         with TemporaryDirectory() as temporary:
             folder = Path(temporary)

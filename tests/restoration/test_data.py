@@ -239,7 +239,7 @@ def test_pairs_that_do_not_fit_are_refused_by_name(pairs, image):
     with pytest.raises(ValueError, match="0.png has 48 x 39 pixels and .*0.png has 48 x 40; the target of a pair must"):
         data(data_dir=root)
     image((20, 24)).save(root / "train" / "input" / "0.png")
-    with pytest.raises(ValueError, match="1.png has a scale of 1, but other pairs 2: keep"):
+    with pytest.raises(ValueError, match="1.png has scale 1, but other pairs have 2: keep"):
         data(data_dir=root)
 
 

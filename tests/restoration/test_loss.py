@@ -64,5 +64,5 @@ def test_wrong_losses_are_refused(text, words):
 
 
 def test_ssim_needs_crops_of_its_window():
-    with pytest.raises(ValueError, match="window of ssim has 11 pixels, and crop is 8; give a larger --crop"):
+    with pytest.raises(ValueError, match="ssim window is 11 x 11 pixels, but crop is 8: give a larger --crop"):
         RestorationLoss("ssim", crop=8)

@@ -243,7 +243,7 @@ MISTAKES = [
     (["--data", "cityscapes", "--ignore-index", 7], "cityscapes has known mask values: leave out --ignore-index"),
     (["--data", "cityscapes"], "there is no .*scenes/leftImg8bit/train: give --data-dir a folder with leftImg8bit"),
     (["--head-args", "{auxiliary: maybe}"], "auxiliary is 'maybe', but it must be true or false"),
-    (["--aux-weight", 0.2], "aux_weight is 0.2, but semantic_fpn has no auxiliary head here: .* '{auxiliary: true}'"),
+    (["--aux-weight", 0.2], "aux_weight is 0.2, but this semantic_fpn has no auxiliary head: .* '{auxiliary: true}'"),
     (["--data", "voc"], "not found or corrupted. You can use --download"),
     (["--data-dir", ""], "no data set is given: give --data-dir FOLDER"),
     (["--data-dir", "nowhere"], "there is no folder nowhere"),
