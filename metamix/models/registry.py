@@ -70,7 +70,7 @@ def build(
     if is_scriptable():
         raise ValueError("scriptable=True needs TorchScript, which is unsupported: use torch.compile or torch.export.")
     overlay = kwargs.get("pretrained_cfg_overlay") or {}
-    if overlay.get("file"):  # files that metamix wrote record the images and classes of training
+    if overlay.get("file"):  # files that metamix wrote record the image size and the classes of training
         if not Path(overlay["file"]).is_file():
             raise FileNotFoundError(f"pretrained_cfg_overlay: there is no file {overlay['file']}")
         overlay = kwargs["pretrained_cfg_overlay"] = {"tag": None} | cfg_of_file(overlay["file"]) | overlay

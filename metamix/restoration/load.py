@@ -175,7 +175,7 @@ def load_restorer(
     check_task(metadata, path, "restoration", "an image model")
     name = model or metadata.model
     if name is None:
-        raise ValueError(f"{path} does not name its model; give model=NAME, on a command line --model NAME")
+        raise ValueError(f"{path} does not name its model; give model=NAME, or --model NAME on a command line")
     net = create_image_model(model or metadata.architecture or "", checkpoint=path, **arguments)
     if "channels" in metadata.extra:
         spec = RestorationSpec.from_metadata(metadata, path)

@@ -156,8 +156,8 @@ def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palet
     table |= {value: label if label < len(names) else IGNORED for label, value in enumerate(order)}
     if unknown := [value for value in values if value not in table]:
         raise ValueError(
-            f"the masks in {source} have {describe(unknown[0])}, which is not in the list of classes: add it there, or "
-            f"remove the list, so that each value becomes a class"
+            f"the masks in {source} have the {describe(unknown[0])}, which is not in the list of classes: add it "
+            f"there, or remove the list, so that each value becomes a class"
         )
     return names, palette, table
 

@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
                 print(printable(f"the page is at http://{options.host}:{options.port}; Ctrl-C stops it"), flush=True)
                 while True:  # until a signal; on Windows, a signal does not end a longer sleep
                     time.sleep(1)
-        except KeyboardInterrupt as error:  # Python would crash at exit if a thread still computes
+        except KeyboardInterrupt as error:  # Python would crash at exit if a thread were still computing
             os._exit(143 if error.args else 130)  # the exit codes of `metamix_cli.main`
 
 
