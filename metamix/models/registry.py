@@ -58,8 +58,8 @@ def build(
 ) -> nn.Module:
     """Build `MetaFormer(**kwargs)` through timm, which adds configurations, weights and `features_only`.
 
-    Without `img_size` the model is made for the size of the images that its weights were trained on. Features are taken
-    after each stage of a pyramid, or after each of the last three blocks of an isotropic model.
+    Without `img_size`, the model is made for the image size in its configuration. Features are taken after each stage
+    of a pyramid, or after each of the last three blocks of an isotropic model.
 
     Args:
         name: registered name, with which timm finds configurations and weights.

@@ -5,7 +5,7 @@ targets are float32 with values from 0 to 1; noise may push images outside this 
 of images and of targets, since their sizes differ. Images to score are degraded with random numbers that depend only on
 the index of the image, so every run is scored on the same images.
 
-With channels y, a colour image is converted to its luminance in studio range, 16 to 235. A grey file to score or to
+With `--channels y`, a colour image is converted to its luminance in studio range, 16 to 235. A grey file to score or to
 restore keeps its values from 0 to 255, as in the MATLAB scripts of the field. A grey file to train on is scaled to
 studio range, since the model will see the luminance of colour photographs.
 """
@@ -44,7 +44,7 @@ class RestorationData:
     Args:
         options: the training options. To evaluate weights, give the degradation and channels they were trained with.
         seed: seed of mixup.
-        trained: metadata of the weights to evaluate, in which case the training split is not opened; None to train.
+        trained: metadata of the weights to evaluate; None to train. For weights, the training split is not opened.
     """
 
     def __init__(self, options: RestorationOptions, seed: int = 0, trained: ModelMetadata | None = None):

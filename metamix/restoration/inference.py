@@ -81,7 +81,7 @@ def restore_picture(model: nn.Module, picture: Picture, channels: str, restorer:
 
 
 def restore_colours(model: nn.Module, image: Tensor, channels: str, restorer: Restorer) -> Tensor:
-    """Restore an image (C, H, W) and return it on the CPU. With channels y, only the luminance is restored."""
+    """Restore an image (C, H, W) and return it on the CPU. If `channels` is "y", restore only the luminance."""
     device = next(model.parameters()).device
     if channels != "y" or len(image) == 1:
         return restorer(model, image[None].to(device))[0].float().cpu()

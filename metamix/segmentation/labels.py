@@ -111,7 +111,7 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
     Raises:
         CorruptImage: the file cannot be decoded.
         BadMask: a value or a colour is not a label, the file is a JPEG, its mode is not accepted, the mask is in colour
-            but the data set has no palette or one with equal colours, or the mask's own palette contradicts the
+            but the data set has no palette or a palette with equal colours, or the mask's own palette contradicts the
             data set's palette.
     """
     image = open_mask(path)

@@ -217,7 +217,7 @@ def write_jpeg(source):
             lambda source: write(source, {"a": np.arange(768, dtype=np.uint8).reshape(24, 32)}),
             "have 255 values, .* save masks as PNGs without soft edges",
         ),
-        (lambda source: (source / "classes.txt").write_text("a\nb\nc\n"), "have value 200, which is not in"),
+        (lambda source: (source / "classes.txt").write_text("a\nb\nc\n"), "have the value 200, which is not in"),
         (
             lambda source: write(source, {"a": quarters(0, 1, 2, 0)}, "train/{}.png"),
             "images/a.png and .*train/a.png both fit .*masks/a.png by their names: rename one",
