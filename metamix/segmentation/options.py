@@ -85,7 +85,7 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     crop_share: PositiveShare = _augment(
         0.75, "largest share of one class in a crop: up to ten crops are tried; 1 accepts any crop"
     )
-    pad: bool = _augment(True, "fill images that are smaller than the crop with ignored pixels")
+    pad: bool = _augment(True, "pad images that are smaller than the crop; the added pixels are ignored")
     flip: Share = _augment(0.5, "probability of a horizontal flip")
     photometric: Share = _augment(0.5, "probability of a random change of brightness, contrast and colours")
 
