@@ -128,7 +128,7 @@ def advice_for_published(name: str) -> str:
 
 def nothing_published(name: str) -> ValueError:
     """Return the error for a model without published weights."""
-    return ValueError(f"No weights are published for {name}: leave pretrained out, or give a checkpoint.")
+    return ValueError(f"No weights are published for {name}: give a run or a weight file, or leave pretrained out.")
 
 
 def check_tag(name: str, tag: str, tags: Collection[str]) -> None:

@@ -257,7 +257,7 @@ def test_weights_of_a_file_are_loaded_and_kept_only_once(name, tmp_path):
         ("wavemixlite_8_5", {}, "at stride 1, which may take"),  # made for grey images
         ("wavemixlite_8_5", dict(in_chans=1), "at stride 1, which may take"),
         ("metaformer_pooling_nano", dict(depth=1), r"metaformer_pooling_nano does not take .*unexpected .*'depth'"),
-        ("metaformer_raft_s12", dict(pretrained=True), "No weights are published for metaformer_raft_s12: leave pre"),
+        ("metaformer_raft_s12", dict(pretrained=True), "No weights are published for metaformer_raft_s12: give a run"),
     ],
 )
 def test_wrong_options_are_refused(name, args, words):
