@@ -102,7 +102,11 @@ REFUSED = [
     (("maxim_s4",), {}, "no image model 'maxim_s4'; did you mean 'maxim_s"),
     (("maxim_s3.gopr",), {}, "maxim_s3 has no tag 'gopr'; did you mean 'gopro'"),
     (("maxim_m1.sidd",), {}, "maxim_m1 has no tag 'sidd'. It has none."),
-    (("maxim_m1", True), {}, "No weights are published for maxim_m1: give a run or a weight file, or leave pretrained out"),
+    (
+        ("maxim_m1", True),
+        {},
+        "No weights are published for maxim_m1: give a run or a weight file, or leave pretrained out",
+    ),
     (("maxim_m1", True), dict(checkpoint="a.pt"), "both say where weights come from: give one"),
     (("maxim_nano",), dict(feature=8), "maxim_nano has no option 'feature'; did you mean 'features'"),
 ]
