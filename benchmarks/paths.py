@@ -18,6 +18,6 @@ def read_json(path: Path, otherwise: Any = None) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, and its folder if that does not exist."""
+    """Write a JSON file; create its folder if that does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content, indent=1) + "\n")

@@ -51,7 +51,7 @@ def is_right(task: Classification, model: nn.Module, six: bool) -> dict[str, Ten
 
 
 def compare(right: dict[str, Tensor]) -> list[dict]:
-    """Compare all pairs of models; `right` is {name: (n,) bool}, which images each classifies correctly."""
+    """Compare all pairs of models; `right`, {name: (n,) bool}, says which images each model classifies correctly."""
     pairs = []
     for a, b in combinations(right, 2):
         only_a, only_b = int((right[a] & ~right[b]).sum()), int((right[b] & ~right[a]).sum())
@@ -74,7 +74,7 @@ def score_pairs(cards: dict[str, dict], data_dir: str | None, known: dict) -> di
     """Score and compare the models of the cards, {mixer: card}. Unchanged weights keep their scores in `known`.
 
     Raises:
-        ValueError: the accuracy on a card is not reproduced, so the card is about other data or weights.
+        ValueError: the accuracy on a card is not reproduced, so the card describes other data or other weights.
     """
     scored = {}
     for mixer, card in cards.items():
@@ -111,7 +111,7 @@ def score_sizes(measured: dict[str, dict], cards: Sequence[dict], data_dir: str 
     trained at a side that `SIZES` lacks are left out.
 
     Raises:
-        ValueError: the accuracy on the card is not reproduced, so the card is about other data or weights.
+        ValueError: the accuracy on a card is not reproduced, so the card describes other data or other weights.
     """
     measured = dict(measured)
     for card in cards:

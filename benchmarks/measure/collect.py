@@ -42,7 +42,7 @@ def add_detection(results: dict, run: Path) -> None:
     """Add a run to `results`, or replace the earlier run of its model and seed.
 
     Raises:
-        ValueError: the run is not finished, has only one of a tag and --pretrained, or its recipe or images differ.
+        ValueError: the run is not finished, has a tag or --pretrained but not both, or differs in recipe or images.
     """
     summary, recipe = read_run(run)
     pretrained = recipe.get("pretrained", False)

@@ -55,7 +55,7 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Time the models of each reference, interleaved; print and save the results."""
+    """Time all models that share a reference, interleaved; print and save the results."""
     for reference in dict.fromkeys(map(reference_of, options.models)):
         names = [name for name in options.models if reference_of(name) == reference]
         result = benchmark(
@@ -98,7 +98,7 @@ def add_speeds(earlier: dict, names: Sequence[str], result: dict) -> dict:
     """
 
     def conditions(one: dict) -> list:
-        # New versions of metamix need not change a model, and nncf only chooses scales: ignore both.
+        # Ignore two versions: metamix may change without changing the models, and nncf only chooses scales.
         versions = {k: version for k, version in one.get("versions", {}).items() if k not in ("metamix", "nncf")}
         return [versions, *(one.get(key) for key in ("machine", "threads", "runs"))]
 

@@ -5,8 +5,8 @@
     python -m benchmarks.measure.speed --published --authors CLONES
 
 `--models` takes any model of timm, including ours, and the models of other packages and of the authors in
-benchmarks/measure/reference_models.py. The default is the s12 model of each mixer and timm models of about the same
-cost. Results are merged into results/speed.json, with the machine, the commit and the date.
+benchmarks/measure/reference_models.py. The default is the s12 model of each mixer and the timm models in
+`PEERS`. Results are merged into results/speed.json, with the machine, the commit and the date.
 
 `--published` times the papers' models in our code and in the authors' code, interleaved, with the batch and size in
 `PUBLISHED`: results/authors_speed.json. CLONES holds the authors' repositories, each in a folder with its name. timm's

@@ -2,7 +2,8 @@
 
 Timed processes keep freed memory (`metamix.utils.system.keep_freed_memory`), as training does. Otherwise glibc may
 return large freed blocks to the system, which clears their pages again. That takes a third of the fp32 inference time
-of poolformer_s12. Peak memory is measured in other processes, which do not keep it.
+of poolformer_s12. The processes that measure peak memory do not keep it, except in `train_loop`, `memory restoration`
+and `memory photograph`.
 """
 
 import argparse
@@ -167,7 +168,7 @@ def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...]) -> l
 
 
 def append_row(path: Path, row: dict) -> None:
-    """Add a row to a file that is a list of rows, on its own line.
+    """Append a row, on its own line, to a JSON file that holds a list of rows.
 
     The file is read again, since another process may have added rows.
     """

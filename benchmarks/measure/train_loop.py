@@ -4,8 +4,8 @@
     python -m benchmarks.measure.train_loop --data-dir cifar10 --timm-script pytorch-image-models/train.py
 
 `--data-dir` holds CIFAR-10 as class folders, train/ and val/. There are two cases, both on the CPU in bf16 autocast:
-these images, and 256-pixel JPEG files made from them. Each library augments with its defaults: ours pads and crops,
-timm crops by area, both flip.
+these images, and 256-pixel JPEG files made from them. Each library augments with its defaults. Both flip; timm crops
+a random area, and ours does so with the larger images, but pads and crops the small ones.
 
     ours     the loop of `metamix train` with data, augmentation, schedule and checks: Engine.steps
     bare     the same step (model, optimizer, autocast, memory kept) on one random batch
@@ -121,7 +121,7 @@ def bare(case: Case) -> Iterator:
 
 
 def timm_parts(case: Case) -> Iterator:
-    """Train with timm's defaults, except colour jitter and label smoothing, which are off in ours by default."""
+    """Train with timm's defaults, but without colour jitter and label smoothing, as metamix's defaults."""
     model = case.build()
     optimizer = create_optimizer_v2(model, "adamw", lr=LR, weight_decay=WEIGHT_DECAY)
     task = ClassificationTask(model, criterion_kwargs={"smoothing": 0.0})

@@ -17,7 +17,7 @@ FILES = {"onnx int8": ".onnx", "openvino int8": ".xml, .bin"}
 
 
 def speed_table(size: str, batch: int) -> str:
-    """Make the table of the models of one size, for tiny also timm's model, in each engine at one batch size."""
+    """Make the table of the models of one size in each engine at one batch size. For tiny, it includes timm's model."""
     result, reference = load("speed"), REFERENCES[size]
     rows = [row for row in result.get("rows", []) if reference_of(row["model"]) == reference and row["batch"] == batch]
     if not rows:
@@ -50,7 +50,7 @@ def cells_table(rows: list[dict], first: str) -> str:
 
 
 def digits(ms: float) -> str:
-    """Format milliseconds with at least three digits."""
+    """Format milliseconds with at least three significant digits."""
     return f"{ms:.{max(0, 2 - floor(log10(ms)))}f}"
 
 

@@ -23,7 +23,7 @@ Cells = dict[tuple[str, str], dict]
 
 
 def mixers_table() -> str:
-    """Make the table of the s12 models and models of about the same cost."""
+    """Make the table of the s12 models and the timm models that they are compared with."""
     place, models = load("speed.json", batch=BATCH, size=SIZE, reference=REFERENCE)
 
     def memory(cells: Cells) -> str:
