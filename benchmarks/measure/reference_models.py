@@ -110,7 +110,7 @@ def check_names(names: list[str], authors: Path | None) -> None:
 
 
 def lacks(name: str, authors: Path | None) -> str | None:
-    """Return the end of a sentence on what is missing to build `name` and what to do; None if nothing is missing."""
+    """Return the end of a sentence that says what `name` lacks and what to do; None if nothing is missing."""
     if name.startswith("authors_wavemix") and importlib.util.find_spec("wavemix") is None:
         return "needs the package wavemix: pip install wavemix"
     if name not in AUTHORS:

@@ -177,7 +177,7 @@ def against_roof(ops: list[dict], flops: float, bandwidth: float) -> list[dict]:
         bandwidth: bytes per second of the machine.
 
     Returns:
-        Rows. `slowest` has the shapes that lose the most time.
+        A row for each part and op. `slowest` has the input shapes that lose the most time.
     """
     sums = defaultdict(lambda: dict(calls=0, ms=0, roof_ms=0, flop=0, bytes=0, most=0, slowest=""))
     for op in ops:
