@@ -1,4 +1,4 @@
-"""Define the variants of the nano models that `benchmarks.measure.ablate` compares. Each makes one change."""
+"""Define the variants of the nano and tiny models that `benchmarks.measure.ablate` compares: one change each."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Variant:
     size: str = "nano"
 
 
-# In every variant, learned mixers have the options that they have in `nano`.
+# In every variant, learned mixers have the options that they have in the model's size, nano or tiny.
 VARIANTS = {
     "nano": Variant(
         "dims 64/128/192, depths 2/4/2, ratio 4; learned mixers are paid for by the MLPs; Muon's rate 1e-2",

@@ -1,4 +1,4 @@
-"""Train a mixer of your own on the embedded digits and load the result, in less than two minutes.
+"""Train a mixer of your own on scikit-learn's digits and load the result, in less than two minutes.
 
 python examples/own_mixer.py [OUTPUT_FOLDER]
 """

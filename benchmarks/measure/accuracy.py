@@ -38,7 +38,7 @@ SMALL = 64  # side in pixels; models trained at larger sides are too slow to be 
 
 @torch.no_grad()
 def is_right(task: Classification, model: nn.Module, six: bool) -> dict[str, Tensor]:
-    """Return {"one_view": (n,) bool}: which test images a model classifies correctly; `six` adds "six_views"."""
+    """Return which test images a model classifies correctly, {"one_view": (n,) bool}; `six` adds "six_views"."""
     right: dict[str, list[Tensor]] = {}
     for batch in task.data.eval_loaders(256, 0, 1)["test"]:
         images = task.metric.normalize(batch["image"]).contiguous(memory_format=torch.channels_last)
