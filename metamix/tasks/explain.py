@@ -45,7 +45,7 @@ class ExplainOptions(Options):
     """Show which parts of images a prediction is based on, and what the mixers of the model see there."""
 
     images: tuple[Path, ...] = positional("image files, and folders, which are searched at any depth", metavar="IMAGE")
-    checkpoint: str = option(MISSING, "run folder, weight file, or name of a model with its weights, NAME.TAG")
+    checkpoint: str = option(MISSING, "run folder, weight file, or NAME.TAG of shipped or published weights")
     label: str | None = option(None, "class to explain; default: the class with the highest score")
     output: Path = option(Path("explanations"), "folder to write to", metavar="FOLDER")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps")
@@ -68,7 +68,7 @@ class Explanation:
     explained: int  # index in `scores` of the label that is explained
     # Name, mixer and the mixer's input (1, C, h, w) of each block to draw.
     blocks: Sequence[tuple[str, nn.Module, Tensor]]
-    # Height and width of the image, as shares of the padded image that the maps cover.
+    # Height and width of the image, as shares of the padded image that the views of the mixers cover.
     covers: tuple[float, ...] = (1.0, 1.0)
     # For a detector, (x1, y1, x2, y2) in pixels of the object that each score belongs to.
     boxes: Sequence[Sequence[float]] = ()
@@ -140,7 +140,7 @@ def activation_map(model: nn.Module, layers: list[nn.Module], image: Tensor, sco
 def watched_mixers(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, Tensor]]]:
     """Record the name, the mixer and the mixer's input of some blocks, in each forward pass inside the context.
 
-    These blocks are the last of each stage or, in a model with one stage, evenly spaced blocks.
+    The last block of each stage is recorded. In a model with one stage, evenly spaced blocks are recorded instead.
     """
     blocks = [(name, block) for name, block in model.named_modules() if isinstance(block, Block)]
     last = {name.rpartition(".blocks.")[0]: (name, block) for name, block in blocks}  # last block of each stage

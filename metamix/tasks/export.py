@@ -61,7 +61,7 @@ def export(source: str | Path, *, output: str | Path, **options: Any) -> dict[st
     """Export a model to a folder and check it.
 
     Args:
-        source: run folder, weight file, or NAME.TAG, weights of a model of metamix or timm.
+        source: run folder, weight file, or NAME.TAG of shipped or published weights, of metamix or timm.
         output: folder to write: a new folder, or the folder of an earlier export.
         options: the other fields of `ExportOptions`, such as `format="openvino"` and `precision="int8"`.
 
@@ -69,7 +69,8 @@ def export(source: str | Path, *, output: str | Path, **options: Any) -> dict[st
         The content of report.json.
 
     Raises:
-        ValueError: an option or the model is unsuitable, or, as `ParityError`, the outputs differ by more than a limit.
+        ValueError: an option or the model is unsuitable.
+        ParityError: the outputs differ by more than a limit.
         FileNotFoundError: there are no such weights.
         ImportError: a package of the extra `deploy` is missing.
     """
@@ -144,10 +145,10 @@ def check_options(options: ExportOptions) -> None:
             raise ValueError("int8 is calibrated on images of the training split: give --data NAME or --data-dir DIR")
     elif options.max_drop is not None:
         raise ValueError(
-            f"max_drop is {options.max_drop}, but it limits only int8: leave it out or give --precision int8"
+            f"max_drop is {options.max_drop}, but it applies only to int8: leave it out or give --precision int8"
         )
     if options.images and not (options.data or options.data_dir):
-        raise ValueError(f"images is {options.images}, but there are no data to compare on: give --data and --data-dir")
+        raise ValueError(f"images is {options.images}, but there are no data to compare on: give --data or --data-dir")
 
 
 def write_model(exportable: Exportable, examples: Tensor, folder: Path, options: ExportOptions) -> Artifact:
@@ -205,9 +206,9 @@ def file_sizes(folder: Path) -> dict[str, int]:
 
 @torch.inference_mode()
 def measure(exportable: Exportable, exported: ExportedModel, threads: int, seconds: float) -> dict[str, dict]:
-    """Measure latency of the eager and the exported model for batches of 1 and 8, and throughput for batches of 8.
+    """Measure the latency of the eager and the exported model for batches of 1 and 8, and the throughput for 8.
 
-    The eager model runs in channels_last. The models take turns for `seconds`, and each has at least one turn.
+    The eager model runs in channels_last. The models take turns for `seconds` in total, at least one turn each.
     """
     model = exportable.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Define the options of `metamix export`, and `Exportable`, a model of a task to export."""
+"""Define `ExportOptions`, the options of `metamix export`, and `Exportable`, a trained model to export."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass
@@ -56,7 +56,7 @@ class ExportOptions(ImageOptions):
     )
     search_minutes: NotNegative = option(10.0, "minutes to search for layers to keep in fp32 if int8 loses too much")
     calibration_images: Count = option(500, "number of training images to calibrate int8 on")
-    threads: Count | None = option(None, "number of threads for the speed measurement; default: torch's number")
+    threads: Count | None = option(None, "number of threads for the speed measurement; default: as many as torch uses")
     seconds: NotNegative = option(4.0, "seconds for the speed measurement; 0 skips it")
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class ExportOptions(ImageOptions):
 
     @property
     def file(self) -> str | None:
-        """Return the source if it has a file; None if it names weights that are published elsewhere."""
+        """Return the source if `task_of` finds a path for it; None if the task loads the weights by name."""
         return self.source if task_of(self.source, self.model)[1] else None
 
 
@@ -85,13 +85,13 @@ class Comparison:
 
 
 class Exportable:
-    """A trained model to export. It is compared on the test images of its task, or else on random images.
+    """A trained model to export. It is compared with its export on test images or, without a task, on random images.
 
     Args:
         model: the fp32 model, which takes prepared images (n, C, H, W).
         metadata: metadata of the weights, with `in_chans` and the image size of the export.
         extra: see `Artifact.extra`.
-        task: the task on the data to compare on; None for random images.
+        task: the assembled task, whose test images are compared; None to compare random images.
         images: maximum number of test images; None for all.
     """
 
@@ -105,7 +105,7 @@ class Exportable:
         self.model: Any = model.eval()
         self.metadata, self.task, self.images = metadata, task, images
         self.extra: dict[str, Any] = extra or {}
-        self.notes: list[str] = list(task.notes) if task else []  # what the user should know
+        self.notes: list[str] = list(task.notes) if task else []  # for the user
 
     def examples(self, count: int, taller: int = 0, wider: int = 0) -> Tensor:
         """Return random images (count, C, H, W) of the size of the export, plus `taller` rows and `wider` columns."""

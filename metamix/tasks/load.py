@@ -37,8 +37,8 @@ def load(
         trust: load a model that was exported in the format torch; its files can run code.
 
     Returns:
-        An object with `model`, `spec`, `metadata` and `predict(images)`, such as `load_classifier` and the other
-        functions for a single task return.
+        An object with `model`, `spec`, `metadata` and `predict(images)`. It is the object that the task's own function,
+        such as `load_classifier`, returns.
 
     Raises:
         FileNotFoundError: there are no such weights.
@@ -56,8 +56,9 @@ def load(
         raise ValueError(f"trust is for exported models, and {source} runs no code: leave it out")
     task, path = task_of(str(source), model)
     spec = find_task(task)
-    if not spec.takes_names:
+    if path is None or not spec.takes_names:
         refuse_name(model, source)
+    if not spec.takes_names:
         if model_args:
             raise ValueError(f"model_args is {dict(model_args)}, but {source} names its model: leave it out")
         return spec.part("load")(source)
@@ -67,9 +68,10 @@ def load(
 
 
 def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
-    """Return the task of weights and the path of their file; the path is None for names without a file.
+    """Return the task of weights, and the path of their file, their run folder or the folder of the exported model.
 
-    For an exported model, the path is its folder. Arguments and errors are as in `load`.
+    The path is None if the task's `load` takes the name instead: for published weights, and for every name of an image
+    model. Arguments and errors are as in `load`.
     """
     if is_exported(source):
         return task_of_export(source), Path(source)

@@ -31,7 +31,7 @@ def check_task(metadata: ModelMetadata, source: object, task: str, network: str)
 
 
 def check_trained_with(option: str, trained: str, chosen: str, source: object) -> None:
-    """Raise ValueError if the detector or head of a file, `trained`, differs from the one of the run, `chosen`.
+    """Raise ValueError if a file has the detector or head `trained`, but the run uses another one, `chosen`.
 
     Without this check, loading would fail with a list of tensors that do not fit.
     """
@@ -46,7 +46,7 @@ def arguments_without(names: Collection[str]) -> GetPydanticSchema:
 
 
 def to_lists(value: Any) -> Any:
-    """Convert a tuple, and all tuples in it, to lists, which weight files store; checkpoints would keep tuples."""
+    """Convert a tuple, and all tuples in it, to lists, so that checkpoints and weight files hold the same values."""
     return [to_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -86,7 +86,7 @@ class NetworkSpec:
         """Build the network of a run folder or a weight file; return it with its spec and its metadata."""
         tensors, metadata = load_weights(find_weights(checkpoint))
         spec = cls.from_dict(metadata, checkpoint)
-        backbone = replace(ModelMetadata.from_dict(metadata, checkpoint), img_size=None)  # it is the whole network's
+        backbone = replace(ModelMetadata.from_dict(metadata, checkpoint), img_size=None)  # not the backbone's
         check_described_size(backbone, tensors, checkpoint)
         with limited_size(checkpoint):
             model = spec.build()
@@ -95,13 +95,13 @@ class NetworkSpec:
 
 
 def load_initial_weights(model: Any, path: str | Path, classes: Sequence[str]) -> str:
-    """Load the weights of a network with the same architecture, to fine-tune it; return a note for the user.
+    """Load weights of the same architecture into a network, to fine-tune them; return a note for the user.
 
     A batch norm may be frozen in the file but not in the model, or the other way round; its counter is then not loaded.
     If the file has other classes, the layers in `model.classifier` keep their initial values.
     """
     tensors, metadata = load_weights(find_weights(path))
-    if metadata.get("classes", [*classes]) != [*classes]:  # otherwise a head for as many other classes would be loaded
+    if metadata.get("classes", [*classes]) != [*classes]:  # a head for other classes may have the same shape
         inside_head = tuple(f"{layer}." for layer in model.classifier)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(inside_head)}
     counters = {name: value for name, value in model.state_dict().items() if name.endswith(COUNTER)}
@@ -132,6 +132,6 @@ def check_data(task: Any, spec: Any, options: Any, *flags: str) -> None:
         command = train_command(options.checkpoint, "--task", spec.task, *flags)
         raise ValueError(
             f"{options.checkpoint} has {len(spec.classes)} classes ({', '.join(spec.classes)}), and "
-            f"{options.data_dir} has {len(data.classes)} ({', '.join(data.classes)}); give other --data-dir, or "
+            f"{options.data_dir} has {len(data.classes)} ({', '.join(data.classes)}); give another --data-dir, or "
             f"fine-tune first: {command}"
         )

@@ -28,18 +28,18 @@ SET_BY_TASK = {
 
 
 def as_trained(help: str) -> Any:
-    """Declare an option of `metamix eval` whose default, None, stands for its value in training."""
+    """Declare an option of `metamix eval` whose default, None, means the value that training used."""
     return option(None, f"{help}; default: as in training", group="data")
 
 
 @dataclass
 class WeightOptions:
-    """Options that choose the weights for `metamix eval`, for a task with weights in files or published weights."""
+    """Options of `metamix eval` that choose the weights, for tasks that also evaluate published weights."""
 
-    model: str | None = _model(None, "name of the model; default: the one that the checkpoint names")
+    model: str | None = _model(None, "name of the model; default: the model that the checkpoint names")
     model_args: dict[str, Any] = _model({}, "more arguments of the model, as YAML: '{mixer: raft}'")
     pretrained: bool = _model(False, "evaluate the model's published weights")
-    checkpoint: str | None = _model(None, "evaluate the weights in this run folder or file")
+    checkpoint: str | None = _model(None, "run folder, weight file, or name of shipped weights to evaluate")
 
     def weights(self) -> dict[str, Any]:
         """Return the arguments of the task's `load` function."""
@@ -49,7 +49,7 @@ class WeightOptions:
 def options_as_trained(cls: type[T], trained: Mapping[str, Any], options: Any) -> T:
     """Make training options from the options of `metamix eval`; options that are not given are as in `trained`.
 
-    Entries of `trained` that are no options are ignored. Options in `options` that choose the weights are ignored too.
+    Entries of `trained` that are not training options are ignored. So are the eval options that choose the weights.
     """
     weights = options_of(WeightOptions)
     values = {**trained, **{name: value for name, value in changed(options).items() if name not in weights}}
@@ -76,8 +76,8 @@ class BackboneOptions:
         """Refuse `pretrained` with `checkpoint`, and arguments in `model_args` that do not belong there.
 
         Args:
-            set_elsewhere: what sets an argument instead, by argument, such as {"img_size": "--img-size"}. Arguments
-                of `timm.create_model` are refused too: a weight file may not have them.
+            set_elsewhere: arguments that something else sets, and what sets them, such as {"img_size": "--img-size"}.
+                Arguments of `timm.create_model` are refused too, since weight files may not contain them.
         """
         check_one_source(self.pretrained, self.checkpoint)
         for name in self.model_args:

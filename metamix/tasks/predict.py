@@ -1,6 +1,6 @@
 """Predict images with a model of any task, and write the results to files safely: `metamix predict`.
 
-A folder stands for all images in it, at any depth. Each output file has its image's path inside the input folder. If
+A folder stands for all images in it, at any depth. The output folder gets the same subfolders as the input folder. If
 a.jpg and a.png would both become a.png, they become a.jpg.png and a.png.png. Images that cannot be read, or that the
 model does not take, are named and left out; the exit code is then 1.
 """
@@ -37,10 +37,10 @@ The task that trained the weights decides what is predicted:
 
 {tasks}
 
-A folder that metamix export wrote runs in the engine of its format. To list all options of a task:
+An exported model runs in the engine of its format. To list all options of a task:
 metamix predict --task NAME --help. --import MODULE imports your own mixers, models and tasks first."""
 
-# Options without an effect on an exported model: its graph runs on the CPU, at its own size or in whole images.
+# Options without an effect on an exported model: it runs on the CPU, on images of a fixed size or on whole images.
 FIXED_BY_EXPORT = {"device", "pretrained", "tile", "overlap", "local_pooling"}
 
 
@@ -48,20 +48,20 @@ FIXED_BY_EXPORT = {"device", "pretrained", "tile", "overlap", "local_pooling"}
 class PredictOptions(ImageOptions):
     """Options of `metamix predict` that every task has.
 
-    A task derives a class from it that adds its own options. Its `__post_init__` names the outputs and checks the
-    options, before a model is loaded.
+    A task derives a class from it that adds its own options. The `__post_init__` of that class names the outputs and
+    checks the options, before a model is loaded.
     """
 
     images: tuple[Path, ...] = positional("image files, and folders, which are searched at any depth", metavar="IMAGE")
     checkpoint: str | None = option(None, "run folder, weight file, or name of shipped weights")
-    model: str | None = option(None, "folder of metamix export, or name of the model if the weights do not name it")
+    model: str | None = option(None, "exported folder, or name of the model if the weights do not name it")
     pretrained: bool = option(False, "use the published weights of --model")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps")
     threads: Count | None = option(None, "threads of an exported model's engine; default: all cores")
     trust: bool = option(False, "load a model that was exported with --format torch; its files can run code")
 
     def run(self, trained: Any) -> int:
-        """Predict all images with a `Trained` of the task, write the results, and return how many were left out."""
+        """Predict the images with a `Trained` of the task and write the results; return how many were left out."""
         raise NotImplementedError
 
 
@@ -162,9 +162,8 @@ def open_trained(options: Any, flags: set[str], spec: TaskSpec) -> Trained:
     if spec.takes_names:
         trained = spec.part("load")(options.checkpoint, model=options.model, pretrained=options.pretrained)
         if options.pretrained:
-            print(
-                printable(f"weights: {trained.metadata.model}"), file=sys.stderr
-            )  # NAME.TAG, also if the tag was not given
+            # The model in the metadata is NAME.TAG, even if --model has no tag.
+            print(printable(f"weights: {trained.metadata.model}"), file=sys.stderr)
     else:
         refuse_name(options.model, options.checkpoint)
         trained = spec.part("load")(options.checkpoint)
@@ -182,7 +181,7 @@ def name_outputs(
     `marker` first: if it is missing, existing files belong to the user.
 
     Raises:
-        ValueError: two images have one output, or an output would overwrite an image, a file of the user or a link.
+        ValueError: two images have the same output, or an output would overwrite an image, a user's file or a link.
     """
     inside = paths_inside(places, without=folders)
     names = {path: name.with_suffix(extension(path)) for path, name in inside.items()}

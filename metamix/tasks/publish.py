@@ -131,7 +131,7 @@ def upload(folder: Path, options: PublishOptions) -> str:
 
 
 def shareable(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe without folders of this machine, and with absolute paths cut to their last part."""
+    """Return a recipe without the options in `ONE_MACHINE`, and with absolute paths cut to their last part."""
     return {
         name: PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
         for name, value in recipe.items()
@@ -220,7 +220,7 @@ def header(options: PublishOptions, spec: TaskSpec, about: Mapping[str, Any], li
 
 
 def figures(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the rows of the table of results, (name, value), whose values are known."""
+    """Yield (name, value) for each row of the results table whose value is known."""
     for name in about.get("scores", ()):
         yield f"{name} on {as_text(about.get('test_split', 'test'))}", f"{about[name]:.4g}"
     if "samples" in about:

@@ -53,7 +53,7 @@ def list_tasks() -> str:
 def parse_task_command(
     spec: TaskSpec, part: str, words: Sequence[str], about: str, *, advise: bool = False
 ) -> tuple[Any, set[str]]:
-    """Read a command line into the options of a task's part, such as "predict"; return them and the flags given.
+    """Read the options of a task's part, such as "predict"; return them and the names of those that are given.
 
     `about` is the text of --help; `advise` is as for `no_option`.
     """
@@ -64,7 +64,7 @@ def parse_task_command(
 
 
 def task_of_model(name: str | None) -> str | None:
-    """Return the only task that trains models of this name, which may have a tag; None for other models."""
+    """Return the task of a model, named with or without a tag, that only one task trains; None for other models."""
     base = (name or "").partition(".")[0]
     specs = [spec for spec in map(find_task, TASKS) if spec.models]
     return next((spec.name for spec in specs if base in spec.part("models")()), None)

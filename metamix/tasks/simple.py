@@ -141,7 +141,7 @@ class MeanMetric(Metric):
     Args:
         name: name of the score.
         compute: function of the outputs (n, ...) and the labels (n,) that returns the values (n,).
-        lower_is_better: whether the value is an error.
+        lower_is_better: whether lower values are better, as for an error.
     """
 
     def __init__(self, name: str, compute: Callable[[Tensor, Tensor], Tensor], *, lower_is_better: bool = False):
@@ -264,7 +264,7 @@ class SimpleExport(Exportable):
         metadata: metadata of its weights, with `in_chans` and `img_size`.
         dynamic: whether the graph takes images of any size.
         ranked: whether the outputs are scores of classes.
-        data: the arguments `task` and `images` of `Exportable`; a class that takes a task defines `test_outputs`.
+        data: other arguments of `Exportable`, such as `task`. A class that passes a task must define `test_outputs`.
     """
 
     def __init__(

@@ -40,7 +40,10 @@ class Checkpoints:
         """Read the run folder's checkpoint or, if there is none yet, the checkpoint that `--resume` names.
 
         Returns:
-            Path and content of the checkpoint; None for a dry run, or if neither checkpoint is there.
+            Path and content of the checkpoint; None for a dry run, or if there is no checkpoint and `resume` is empty.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint at `resume`.
         """
         if self.path is None:
             return None
@@ -84,7 +87,7 @@ def check_resumable(
     Raises:
         ValueError: the data changed, an option changed that must not change, or the recipe changed after the run ended.
     """
-    changes, best = resume_changes(state["recipe"], recipe), state.get("best", {})  # refuses another batch size
+    changes, best = resume_changes(state["recipe"], recipe), state.get("best", {})  # refuses a changed batch size
     if state["steps_per_epoch"] != steps_per_epoch:
         raise ValueError(
             f"{path} was made with {plural(state['steps_per_epoch'], 'step')} per epoch, but there are now "
@@ -102,8 +105,8 @@ def check_resumable(
         )
     if best and recipe.engine.early_stopping and "score" in changes:
         raise ValueError(
-            f"{path} chose the best epoch by other weights: {changes['score']}. Use the old value, or start a "
-            f"new run with --output"
+            f"the best epoch of {path} was chosen with other weights: {changes['score']}. Use the old value, or start "
+            f"a new run with --output"
         )
     return list(changes.values())
 
@@ -111,8 +114,8 @@ def check_resumable(
 def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source: Path) -> None:
     """Raise ValueError if the data differ from the data of a run; warn if the run saved no digest of their content.
 
-    `saved` holds the entries of the identity that the run saved. Older versions saved fewer; only these are compared.
-    `source` names the run in messages.
+    `saved` holds the entries of the identity that the run saved. Entries that an older version did not save are not
+    checked. `source` names the run in messages.
     """
     differing = [
         WORDS.get(key, key) for key, value in identity.items() if key in saved and _round(saved[key]) != _round(value)

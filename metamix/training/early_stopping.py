@@ -21,7 +21,7 @@ def check_held_out(recipe: Recipe, splits: Collection[str]) -> None:
     """Raise ValueError if early stopping has no held-out split to watch."""
     patience = recipe.engine.early_stopping
     if patience and "holdout" not in splits:
-        advice = "the data need a split val that is neither trained on nor scored as the test"
+        advice = "the data need a split val that is neither trained on nor scored as the test split"
         if hasattr(recipe.options, "holdout"):
             advice = "add --holdout 0.1 to hold out a tenth of train"
         raise ValueError(f"early_stopping is {patience}, but no split is held out to be scored each epoch: {advice}")
@@ -38,5 +38,5 @@ def updated(best: Best, epoch: int, scores: Mapping[str, float], model: nn.Modul
 
 
 def is_exhausted(best: Best, patience: int) -> bool:
-    """Return whether the last scored epoch is `patience` or more epochs after the best; 0 never ends a run."""
+    """Return whether the last scored epoch is `patience` or more epochs after the best; always False for 0."""
     return bool(patience and best) and best["scored"] - best["epoch"] >= patience

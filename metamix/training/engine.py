@@ -119,7 +119,7 @@ class Engine:
             OSError: the checkpoint or another file cannot be written.
             ValueError: a single sample does not fit in memory, or is too small for a batch norm.
         """
-        if self.history:  # the run may have been killed after its checkpoint, before its record
+        if self.history:  # the run may have been killed after it saved an epoch but before it recorded it
             self.run.record(self.history, last=True)
         while not self.ended:
             for _ in self.steps(len(self.history)):
@@ -191,7 +191,7 @@ class Engine:
             return False
         (path, state), self._unresumed = self._unresumed, None
         changes = check_resumable(path, state, self.recipe, self.task.data.identity, self.steps_per_epoch)
-        before, now = state.get("processes"), self.group.world_size  # batch norms and rounding depend on the number
+        before, now = state.get("processes"), self.group.world_size  # it affects batch norms and rounding
         if before not in (None, now):
             changes.append(f"processes was {before} and is now {now}")
         self.stepper.load_state_dict(state, str(path))
@@ -237,7 +237,7 @@ class Engine:
         self.epoch_seconds += now - self._counted_at
         self._counted_at = now
         step_in_epoch = self.step - len(self.history) * self.steps_per_epoch
-        pace = self.epoch_seconds / step_in_epoch if group.is_main else 0.0  # seconds per step; only rank 0's counts
+        pace = self.epoch_seconds / step_in_epoch if group.is_main else 0.0  # seconds per step, as rank 0 measured it
         losses = torch.stack(self.pending)  # (steps, losses)
         self.pending.clear()
         flags = losses.new_tensor([self._stop_requested(), save_due, pace])
@@ -273,7 +273,7 @@ class Engine:
             scored = {which: self.evaluate("holdout", which)[0] for which in ("last", "ema")[: 1 + options.ema]}
             for which, scores in scored.items():
                 row |= {f"holdout_{'ema_' if which == 'ema' else ''}{name}": value for name, value in scores.items()}
-            if options.early_stopping:  # last, since a run that is stopped above scores the epoch again
+            if options.early_stopping:  # only now: a run that is stopped while it scores has to score this epoch again
                 weights, lower = self.stepper.weights(options.score), self.task.metric.lower_is_better
                 self.best = updated(self.best, epoch, scored[options.score], weights, lower)
         self.seconds += self.epoch_seconds
@@ -291,7 +291,7 @@ class Engine:
     def _use_best(self) -> None:
         """Load the weights of the best epoch into the model to score. The checkpoint keeps the last weights."""
         done, epochs, best = len(self.history), self.options.epochs, self.best
-        self.save()  # the folder of a run that --resume started elsewhere may have no checkpoint yet
+        self.save()  # a run that was resumed from another folder may have no checkpoint of its own yet
         self._best_in_use = True
         load_into(self.stepper.weights(self.options.score), best["model"], f"epoch {best['epoch']}")
         early = f"stopped early, after epoch {done} of {epochs}: " if done < epochs else ""
@@ -369,7 +369,7 @@ class Engine:
         self._counted_at += time.monotonic() - start  # this is not training time
 
     def _fit_memory(self, batch: Batch) -> None:
-        """Lower an unset micro-batch until a step fits in memory; warn if it is set. Raise ValueError if none fits."""
+        """Lower an unset micro-batch until a step fits in memory, or raise ValueError; only warn about a set one."""
         options, group, share = self.options, self.group, num_samples(batch)
         free = free_memory(group.device)
         if free is None:

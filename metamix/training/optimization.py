@@ -20,7 +20,7 @@ from .forward import cpu_has_bf16
 from .recipe import EngineOptions
 
 NEWTON_SCHULZ = timm.optim.muon.zeropower_via_newtonschulz
-FUSED = ("adamw", "adam", "sgd", "momentum")  # torch's own have a kernel for all weights at once, on CPUs and GPUs
+FUSED = ("adamw", "adam", "sgd", "momentum")  # torch has fused kernels for these, on CPUs and GPUs
 
 
 def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
@@ -33,11 +33,11 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
             f"Accepted: adamw, sgd, lion, muon, lamb and all others of timm.optim.list_optimizers() except adahessian."
         )
     complex_weights = [key for key, weight in model.named_parameters() if weight.requires_grad and weight.is_complex()]
-    others = {"foreach", "differentiable"} & options.opt_args.keys()  # torch allows only one of these and fused
+    others = {"foreach", "differentiable"} & options.opt_args.keys()  # torch allows neither together with fused
     fused = name in FUSED and not others and not complex_weights  # fused kernels take no complex weights
     arguments: dict[str, Any] = {"fused": True} if fused else {}
     if name in ("kron", "kronw", "kronc"):
-        arguments = {"deterministic": True}  # else a resumed run would differ
+        arguments = {"deterministic": True}  # otherwise a resumed run would differ
     arguments |= options.opt_args
     try:
         optimizer = create_optimizer_v2(
@@ -92,8 +92,8 @@ def route_to_muon(optimizer: Muon, model: nn.Module) -> None:
 def scale_rates(optimizer: Optimizer, model: nn.Module, factors: Mapping[str, float]) -> None:
     """Multiply the learning rates of parts of a model; timm's schedulers keep the factors.
 
-    The weights of each part, named as for `find_weights_of`, move to parameter groups with its factor. A weight that is
-    in several parts gets the product of their factors.
+    `factors` maps parts, named as for `find_weights_of`, to factors. The weights of each part move to parameter groups
+    with the part's factor. A weight that is in several parts gets the product of their factors.
     """
     for part, factor in factors.items():
         chosen = {id(weight) for weight in find_weights_of(model, part, "lr_factors")}
@@ -170,7 +170,7 @@ class Ema(ModelEmaV3):
         self._counters = [pair for pair in pairs if is_count(pair[0])]
 
     @torch.no_grad()
-    def update(self, step: int) -> None:  # type: ignore[override] # __init__ got the model
+    def update(self, step: int) -> None:  # type: ignore[override] # timm's takes the model too
         """Update the average after a step; `step` counts the steps done."""
         torch._foreach_lerp_(self._averages, self._values, weight=1.0 - self.get_decay(step))
         for average, value in self._counters:

@@ -1,4 +1,4 @@
-"""Join the processes of a run, one or as many as torchrun started, exchange their values, and stop at a signal."""
+"""Join the processes of a run, exchange values between them, and stop them at a signal."""
 
 import os
 import signal
@@ -93,7 +93,7 @@ class ProcessGroup:
         """Run the block on the first process of each machine, then on the others, which use its downloads.
 
         Raises:
-            SystemExit: on the other processes if the first one of any machine fails, so that only that one prints why.
+            SystemExit: on the other processes, if the first process of any machine fails. Only that process prints why.
         """
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
         if not first and not all(self.all_gather(True)):

@@ -60,7 +60,7 @@ class EngineOptions(Options):
     tensorboard: bool = _run(False, "also write TensorBoard event files into the run folder")
     wandb: bool = _run(False, "also log to Weights & Biases; a resumed run continues its record there")
     log_every: Count = _run(
-        20, "most steps between progress reports, checks for non-finite losses, and checks for signals"
+        20, "maximum number of steps between progress reports, checks for non-finite losses, and checks for signals"
     )
     checkpoint_minutes: Minutes = _run(10.0, "minutes between checkpoints; inf: only at the end of each epoch")
     eval_every: Count = _run(1, "epochs between evaluations on the held-out split", on_resume="report")
@@ -72,7 +72,7 @@ class EngineOptions(Options):
     )
     micro_batch: Natural = _schedule(
         0,
-        "samples per forward pass of a process, with gradients added up to a step; 0: its whole share of the batch; "
+        "samples per forward pass of a process, which accumulates gradients; 0: its whole share of the batch; "
         "unset: as many as fit in memory",
     )
     lr: NotNegative = _schedule(1e-3, "peak learning rate; not scaled by the batch size")
@@ -87,7 +87,7 @@ class EngineOptions(Options):
         0, "stop after N epochs without a better held-out score; the best epoch's weights are the result; 0: never"
     )
 
-    optimizer: str = _optimizer("adamw", "adamw, sgd, lion, muon, lamb or another of timm's", on_resume="refuse")
+    optimizer: str = _optimizer("adamw", "adamw, sgd, lion, muon, lamb or any other in timm", on_resume="refuse")
     weight_decay: NotNegative = _optimizer(0.05, "weight decay; not used for vectors, such as biases, norms and scales")
     momentum: NotNegative = _optimizer(0.9, "momentum, for optimizers that have one")
     layer_decay: PositiveShare | None = _optimizer(
@@ -229,7 +229,7 @@ def parse(
         for flag, other in INSTEAD:
             if flags.get(flag):
                 configured.pop(other, None)
-        if flags.get("ema", configured.get("ema")) != configured.get("ema"):  # a saved recipe says what it scored
+        if flags.get("ema", configured.get("ema")) != configured.get("ema"):  # a saved recipe has ema or last, not auto
             configured.pop("score", None)
         values = {**defaults, **configured, **flags}
         engine_options, task_options = (

@@ -18,7 +18,7 @@ from metamix.utils.rules import Natural, NotNegative, check_entries, rule, where
 from metamix.utils.text import aligned, csv_text, printable
 from metamix.weights.files import SUMMARY
 
-Row = Mapping[str, Any]  # one epoch
+Row = Mapping[str, Any]  # values of one epoch, or of one summary, by name
 
 NUMBER = rule(Annotated[Any, where(lambda value: type(value) in (int, float), "a number")])  # may be infinite
 ENTRIES = {  # entries of a summary that commands need
@@ -48,7 +48,7 @@ def write_metrics(path: Path, history: Sequence[Row]) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read the rows of a metrics.csv without empty cells; raise ValueError if it is damaged."""
+    """Read the rows of a metrics.csv, leaving out empty cells; raise ValueError if the file is damaged."""
     text = read_text(path)
     try:
         rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
@@ -101,7 +101,7 @@ def draw_curves(path: Path, history: Sequence[Row]) -> None:
 
 
 def compare_runs(folders: Sequence[Path]) -> str:
-    """Compare finished runs: return a table, and write it and a picture beside the first run's folder."""
+    """Compare finished runs: return a table, and write it as CSV, with a picture, beside the first run's folder."""
     summaries = [read_summary(folder) for folder in folders]
     histories = [read_metrics(folder / "metrics.csv") for folder in folders]
     score = summaries[0]["scores"][0]

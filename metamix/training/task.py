@@ -172,7 +172,7 @@ class Task(Protocol):
 
 
 class TaskClass(Protocol):
-    """Define what the command line uses of a task's class.
+    """Define the parts of a task's class that the command line uses.
 
     Attributes:
         Options: dataclass of the options of `metamix train`. It has the fields `model`, `pretrained` and `checkpoint`,

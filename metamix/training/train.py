@@ -74,7 +74,7 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
         lost = run.state == "running" and is_lost_rank(error)
         problem = str(error) or type(error).__name__
         if lost:
-            # Only rank 0 knows which checkpoint that is.
+            # Only rank 0 knows the step of the last checkpoint.
             command = "the same command continues from the last checkpoint"
             problem = f"another process of this run ended ({problem[:200]}); {command}"
         with suppress(OSError):  # the disk may be full

@@ -50,7 +50,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     except BaseException as error:
         with suppress(OSError):  # on a read-only disk this fails too; the first error says more
             temporary.unlink()
-        ours = {"None", *map(str, (path, target, temporary, target.parent))}  # errors of other files pass unchanged
+        ours = {"None", *map(str, (path, target, temporary, target.parent))}  # errors about other files pass unchanged
         if isinstance(error, OSError) and str(error.filename) in ours:
             raise OSError(f"{path} could not be written ({reason(error)})") from error
         raise
@@ -85,7 +85,7 @@ def filled_at_once(folder: Path) -> Iterator[Path]:
     make_output_folder(folder)
     with TemporaryDirectory(TEMPORARY, ".", folder) as temporary:
         yield Path(temporary)
-        running = {name for name in os.listdir(folder) if name.endswith(TEMPORARY)}  # hidden folders, also of others
+        running = {name for name in os.listdir(folder) if name.endswith(TEMPORARY)}  # hidden folders of all commands
         check_output_folder(folder, running)  # another command may have filled `folder` meanwhile
         for path in Path(temporary).iterdir():
             path.rename(folder / path.name)
@@ -151,7 +151,7 @@ def lock_folder(folder: Path) -> IO[str]:
     """Lock a folder until the returned file is closed or this process ends, even if it is killed.
 
     Raises:
-        ValueError: another process has locked the folder, or it holds a link or a pipe, perhaps of an attacker.
+        ValueError: another process has locked the folder, or it holds a link or a pipe, perhaps from an attacker.
         OSError: the folder cannot be locked.
     """
     try:

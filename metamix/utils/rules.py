@@ -5,8 +5,8 @@
     crop: Annotated[tuple[Side, Side], Field(description="height and width in pixels")]
 
 Options and entries of files are checked in the same way: True, 3.0 and "3" do not count as whole numbers, NaN and
-infinity do not count as numbers, and a list is accepted for a tuple. The words are derived from the type, unless
-`Field(description=...)` or `where` gives them.
+infinity do not count as numbers, and a list is accepted for a tuple. The words in messages are derived from the
+type, unless `Field(description=...)` or `where` gives them.
 """
 
 import re

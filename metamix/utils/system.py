@@ -16,7 +16,7 @@ from metamix.version import __version__
 
 
 def peak_memory(device: torch.device) -> float:
-    """Return the peak memory in GiB: of the tensors on a CUDA GPU, or of this process if the device is another."""
+    """Return the peak memory in GiB: of the tensors on a CUDA GPU or, for any other device, of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     import resource  # not on Windows
@@ -140,7 +140,7 @@ def cpu_flags() -> set[str]:
 
 
 def processor() -> dict[str, Any]:
-    """Return the CPU's name, its number of logical cores and, on Linux, its instruction sets for 8 and 16 bits."""
+    """Return the CPU's name, its number of logical cores and, on Linux, its instruction sets that speed up models."""
     flags = cpu_flags()
     fast = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
     return {

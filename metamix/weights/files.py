@@ -131,7 +131,7 @@ def unwrap(state: Mapping) -> Mapping:
     """Return the tensors of another program's file by name.
 
     The tensors may lie under a key such as "state_dict". As in timm, averaged weights are preferred. The prefixes
-    of `DistributedDataParallel` and `torch.compile`, and in Lightning's files "model.", are removed from the names.
+    that `DistributedDataParallel`, `torch.compile` and Lightning add to the names are removed.
     """
     prefixes = ["_orig_mod.", "module.", "_orig_mod."]  # either wrapper may be the outer one
     if "pytorch-lightning_version" in state:

@@ -32,7 +32,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:
 
 
 def cfg_of_file(path: str | Path) -> dict[str, Any]:
-    """Return a weight file's entries of timm's `PretrainedCfg`, from its card or else its metadata; {} for no file."""
+    """Return entries of timm's `PretrainedCfg` for a weight file, from its card or metadata; {} if it is missing."""
     path = Path(path)
     for tags in local_weights().values():
         for entries in tags.values():

@@ -33,7 +33,7 @@ TIMM_ARGS = (
     "kwargs_filter", "device", "dtype",
 )  # fmt: skip
 MAX_CLASSES, MAX_CHANNELS = 100_000, 64
-MAX_SCORED_CLASSES = 25_000  # with so many, a confusion matrix takes 5 GB, and detection scores take 2.4 GB
+MAX_SCORED_CLASSES = 25_000  # with so many classes, a confusion matrix takes 5 GB, and detection scores take 2.4 GB
 MAX_IMG_SIZE = 4096  # side in pixels of the images that a model is built for
 MIN_CROP_PCT = 0.25  # limits memory: an image is resized to the side of its crop divided by crop_pct
 MAX_SIDE = 65_536  # side in pixels of any image

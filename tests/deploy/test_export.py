@@ -298,7 +298,7 @@ def test_an_export_with_other_outputs_is_refused(weights, tmp_path, monkeypatch)
         (dict(source="metaformer_rafft_s12"), r"did you mean 'metaformer_raft_s12'"),
         (dict(source="metaformer_raft_s12"), r"names a model but no weights: train it, and export the run folder"),
         (dict(source="metaformer_pooling_nano"), r"no weights: give a name with a tag, metaformer_pooling_nano.c"),
-        (dict(max_drop=0.5), r"max_drop is 0.5, but it limits only int8: leave it out or give --precision int8"),
+        (dict(max_drop=0.5), r"max_drop is 0.5, but it applies only to int8: leave it out or give --precision int8"),
         (dict(source="resnet18", model="resnet18"), r"model is resnet18, but resnet18 names its model: leave"),
         (dict(model="resnet18"), r"holds the weights of metaformer_pooling_nano, not of resnet18"),
         (dict(data_dir="photos"), r"there is no folder .*photos"),

@@ -29,6 +29,7 @@ NAME = "metaformer_pooling_nano.digits"
         ("metaformer_rafft_s12", {}, FileNotFoundError, "run folder or model .*; did you mean 'metaformer_raft_s12'"),
         ("metaformer_raft_nano.cifr10", {}, ValueError, "has no tag 'cifr10'; did you mean 'cifar10'"),
         ("no/such.safetensors", {}, FileNotFoundError, "there is no file no/such.safetensors"),
+        ("maxim_nano.x2", {"model": "maxim_s3"}, ValueError, "model is maxim_s3, but maxim_nano.x2 names its model"),
     ],
 )
 def test_wrong_sources_and_arguments_are_refused(source, arguments, error, message):

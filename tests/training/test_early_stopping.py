@@ -131,7 +131,7 @@ def test_a_run_resumes_with_more_patience_but_not_with_other_changes(scores, tmp
     assert len(metrics(tmp_path)) == 3
     with pytest.raises(SystemExit, match="0.001 and is now 0.002. Use the old values, give a larger --early-stop"):
         train(*words, "--early-stopping", 2, "--lr", 2e-3)
-    with pytest.raises(SystemExit, match="chose the best epoch by other weights: score was 'ema' and is now 'l"):
+    with pytest.raises(SystemExit, match="was chosen with other weights: score was 'ema' and is now 'l"):
         train(*words, "--early-stopping", 2, "--score", "last")
     train(*words, "--early-stopping", 3)
     assert "epoch 4 has the best held-out top1, 40" in capsys.readouterr().out
