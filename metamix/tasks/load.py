@@ -29,8 +29,8 @@ def load(
         digits.predict(["digit.png"])[0][0]                          ("7", 0.98): a label and its probability
 
     Args:
-        source: a run folder, a weight file, a folder that `metamix export` wrote, hf-hub:USER/NAME, or NAME.TAG:
-            shipped weights, or published weights of timm or of an image model.
+        source: a run folder, a weight file, a folder that `metamix export` wrote, hf-hub:USER/NAME, or NAME.TAG
+            of shipped or published weights, of metamix or timm.
         model: name of the model, for a file that does not name its model.
         model_args: arguments of a classifier or an image model, which replace the arguments in the file.
         threads: number of threads for the engine of an exported model; None for its default.
@@ -95,6 +95,6 @@ def task_of_export(folder: str) -> str:
 
 
 def refuse_name(model: str | None, source: object) -> None:
-    """Raise ValueError if `model` is given for weights whose file names the model."""
+    """Raise ValueError if `model` is given, though the weights name their model."""
     if model:
         raise ValueError(f"model is {model}, but {source} names its model: leave --model out")

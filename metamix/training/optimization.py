@@ -111,7 +111,7 @@ def scale_rates(optimizer: Optimizer, model: nn.Module, factors: Mapping[str, fl
 def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     """Load moments and step counts from a checkpoint; settings such as learning rates come from the recipe.
 
-    Raise ValueError if the recipe divides the weights into other groups than the checkpoint.
+    Raise ValueError if the recipe divides the weights into a different number of groups.
     """
     saved_count, count = len(saved["param_groups"]), len(optimizer.param_groups)
     if saved_count != count:
@@ -170,7 +170,7 @@ class Ema(ModelEmaV3):
         self._counters = [pair for pair in pairs if is_count(pair[0])]
 
     @torch.no_grad()
-    def update(self, step: int) -> None:  # type: ignore[override] # timm's takes the model too
+    def update(self, step: int) -> None:  # type: ignore[override] # timm's method takes the model too
         """Update the average after a step; `step` counts the steps done."""
         torch._foreach_lerp_(self._averages, self._values, weight=1.0 - self.get_decay(step))
         for average, value in self._counters:
@@ -201,7 +201,7 @@ def find_weights_of(model: nn.Module, part: str, option: str) -> list[nn.Paramet
     if not weights:
         modules = [name for name, _ in model.named_modules() if name]
         raise ValueError(
-            f"{option} names {part!r}, but no weight of this model is under it{did_you_mean(part, modules)} "
+            f"{option} names {part!r}, but this model has no weights of this name{did_you_mean(part, modules)} "
             f"Its parts: {', '.join(name for name, _ in model.named_children())}."
         )
     return weights

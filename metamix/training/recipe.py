@@ -50,7 +50,7 @@ Minutes = Annotated[float, Field(ge=0, allow_inf_nan=True, description="a number
 
 @dataclass
 class EngineOptions(Options):
-    """Options of the training engine, which hold for every task."""
+    """Options of the training engine, which apply to every task."""
 
     output: str = _run("", "run folder; default: a folder in runs/ named after data, model and seed")
     resume: str = _run("", "checkpoint or run folder to continue from if the output folder has no checkpoint")
@@ -112,7 +112,7 @@ class EngineOptions(Options):
 
     amp: Literal["auto", "none", "bf16", "fp16"] = _speed(
         "auto",
-        "precision of autocast; auto: bf16 on CUDA GPUs and CPUs made for it, fp16 on older CUDA GPUs, else none",
+        "precision of autocast; auto: bf16 on CUDA GPUs and CPUs that support it, fp16 on older CUDA GPUs, else none",
     )
     channels_last: bool = _speed(True, "store images and weights in the channels_last memory format")
     compile: bool = _speed(False, "compile the model with torch.compile")

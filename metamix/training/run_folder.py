@@ -56,7 +56,7 @@ class Run:
         self.bar = tqdm(disable=True)  # progress of the epoch; a disabled bar ignores all calls
         self.events: Any = None
         self._writer: Any = None  # class that makes `events` once there is an epoch to show
-        self._wandb: Any = None  # the package, which makes `tracker`
+        self._wandb: Any = None  # the package wandb, which makes `tracker`
         self.tracker: Any = None  # the record in Weights & Biases
         self._shown = 0  # number of epochs sent to TensorBoard and Weights & Biases
         self._lock: IO[str] | None = None
@@ -219,7 +219,7 @@ def read_state(folder: Path) -> str | None:
 
 
 def check_output(folder: Path) -> None:
-    """Raise ValueError unless a run may write into a folder: it is new, empty, or holds a run."""
+    """Raise ValueError unless a folder is new, empty or the folder of a run, so that a run may write into it."""
     if not folder.is_dir():
         return
     with suppress(ValueError, OSError):

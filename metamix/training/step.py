@@ -95,7 +95,7 @@ class TrainStep:
         return self.ema.module if which == "ema" and self.ema is not None else self.model
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to continue from here."""
+        """Return the entries that a checkpoint needs to continue training from here."""
         return {
             "step": self.done,
             "model": self.model.state_dict(),

@@ -146,7 +146,7 @@ class Pictures(Protocol):
 
 
 class Task(Protocol):
-    """Assemble data, model, loss, metric and pictures from options.
+    """Hold the data, the model, the loss, the metric and the pictures that the options define.
 
     `TaskClass` says how a task is made.
     """

@@ -1,7 +1,7 @@
 """Format text for people: suggestions, escaped names, counts, one-line errors, tables and CSV.
 
-Names of files, classes and models come from files that anybody may have made. All printed or logged text passes
-through `printable`, so that a name cannot forge a line or reach the terminal as a control sequence.
+Names of files, classes and models come from files that anybody may have made. Text with such names passes through
+`printable` before it is printed or logged, so that a name cannot forge a line or control the terminal.
 """
 
 import csv
