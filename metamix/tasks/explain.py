@@ -53,7 +53,7 @@ class ExplainOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.checkpoint:
-            raise ValueError("there are no weights to explain: give --checkpoint RUN_OR_FILE")
+            raise ValueError("checkpoint is empty: give --checkpoint RUN_OR_FILE")
         self.records = self.output / "explanations.json"
         self.names = name_outputs(self.images, [self.output], lambda path: ".png", marker=self.records)
 

@@ -111,7 +111,7 @@ def write(options: PublishOptions, folder: Path) -> list[str]:
     write_text(folder / CARD, card)
     notes = [] if run else ["there is no finished run with these weights, so the card has no scores and no recipe"]
     if modules:
-        notes.append(f"users of the model must import {', '.join(modules)} first; its source is not in the repository")
+        notes.append(f"users of the model must import {', '.join(modules)} first; that code is not in the repository")
     return notes if options.license else [*notes, "the card names no license: give --license, such as apache-2.0"]
 
 

@@ -54,7 +54,7 @@ def require_reachable(name: str, cfg: PretrainedCfg | None = None, cache_dir: st
     Args:
         name: a timm model, or hf-hub:REPOSITORY.
         cfg: the model's configuration; the registered one by default.
-        cache_dir: folder in which timm keeps weights; by default the cache of the hub or, for other addresses, torch's.
+        cache_dir: folder in which timm keeps weights; by default the hub's cache, or torch's for other addresses.
     """
     hub_id: str | None = None
     if name.startswith(("hf-hub:", "hf_hub:")):

@@ -1,8 +1,8 @@
 """Read the metadata of a weight file (`ModelMetadata`), and check them before anything is built from them.
 
 A weight file is untrusted. Its metadata may name a registered model, set arguments of that model's constructor and
-describe the images and classes. They may not name another file, a URL or a hub repository, and every number must be
-within a range.
+describe the images and classes. They may not name another file, a URL or a hub repository, and every number that sets a
+size must be within a range.
 """
 
 import re

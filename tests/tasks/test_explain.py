@@ -187,7 +187,7 @@ def test_the_error_says_how_to_install_a_missing_grad_cam(digit, monkeypatch):
 @pytest.mark.parametrize(
     "words, said",
     [
-        ([], "--checkpoint is missing: run folder, weight file, or name of a model"),
+        ([], "--checkpoint is missing: run folder, weight file, or NAME.TAG of"),
         pytest.param(
             ["--checkpoint", "exported"],
             "exported is an exported model, which has no gradients: give its run",

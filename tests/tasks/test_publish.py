@@ -205,7 +205,7 @@ def own_mixer(tmp_path, monkeypatch, forget_mixers):
 def test_the_card_tells_readers_to_import_a_users_mixer(own_mixer, capsys):
     words = ["w.safetensors", "me/x", "--dry-run", "x", "--import", "mixers_of_mine"]
     assert metamix_command("publish", *words) == 0
-    said = "users of the model must import mixers_of_mine first; its source is not in the repository"
+    said = "users of the model must import mixers_of_mine first; that code is not in the repository"
     assert said in capsys.readouterr().out
     text = (own_mixer / "x" / "README.md").read_text()
     assert text.count("import mixers_of_mine\n") == 3 and "--checkpoint hf-hub:me/x --import mixers_of_mine" in text
