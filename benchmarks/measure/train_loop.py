@@ -121,7 +121,7 @@ def bare(case: Case) -> Iterator:
 
 
 def timm_parts(case: Case) -> Iterator:
-    """Train with timm's defaults, but without colour jitter and label smoothing, as metamix's defaults."""
+    """Train with timm's defaults, but without colour jitter and label smoothing, as in metamix's defaults."""
     model = case.build()
     optimizer = create_optimizer_v2(model, "adamw", lr=LR, weight_decay=WEIGHT_DECAY)
     task = ClassificationTask(model, criterion_kwargs={"smoothing": 0.0})
