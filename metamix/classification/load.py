@@ -223,10 +223,10 @@ def _load_file(
                 f"{path} and {name} are for images of different sizes ({other} has a different shape); give the "
                 f"image size of the file: --model-args '{{img_size: N}}', or in Python model_args={{'img_size': N}}"
             )
-        head = timm.models.get_pretrained_cfg_value(name, "classifier")
-        if f"{head}.weight" not in tensors:
-            raise ValueError(f"{path} has no weights for the head of {name} ({head}): is it a file of another model?")
-        net = create_model(name, **{"num_classes": len(tensors[f"{head}.weight"])} | arguments)
+        head = layer_names(timm_config(net), "classifier")  # timm's distilled models have two heads
+        if not (weights := [tensors[key] for layer in head if (key := f"{layer}.weight") in tensors]):
+            raise ValueError(f"{path} lacks the head of {name} ({', '.join(head)}): is it a file of another model?")
+        net = create_model(name, **{"num_classes": len(weights[0])} | arguments)
     elif isinstance(net, MetaFormer):
         check_same_function(net, metadata, path)
     load_into(net, tensors, str(path))

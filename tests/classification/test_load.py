@@ -106,6 +106,18 @@ def test_a_file_that_does_not_name_its_model_needs_the_name(tmp_path):
     assert classifier.transform(Image.new("L", (50, 70))).shape == (3, size, size)
 
 
+def test_a_file_of_tensors_without_metadata_may_hold_both_heads_of_a_distilled_model(tmp_path):
+    name, arguments = "deit_tiny_distilled_patch16_224", {"depth": 1, "embed_dim": 48, "num_heads": 3}
+    tensors = timm.create_model(name, num_classes=3, **arguments).state_dict()
+    torch.save(tensors, tmp_path / "d.pth")
+    classifier = metamix.load_classifier(tmp_path / "d.pth", model=name, model_args=arguments)
+    assert classifier.classes == ("0", "1", "2")
+    assert torch.equal(classifier.model.head_dist.weight, tensors["head_dist.weight"])
+    torch.save({key: each for key, each in tensors.items() if not key.startswith("head")}, tmp_path / "h.pth")
+    with pytest.raises(ValueError, match=r"h.pth lacks the head of deit_\w+ \(head, head_dist\): is it a file of"):
+        metamix.load_classifier(tmp_path / "h.pth", model=name, model_args=arguments)
+
+
 @pytest.mark.parametrize("tag", ["digits", "elsewhere"])
 def test_weights_load_without_the_weights_that_training_started_from(tag, tmp_path):
     tensors, metadata = load_weights(FILE)
