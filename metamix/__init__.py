@@ -54,7 +54,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import tasks and `export` on first use."""
+    """Import tasks, their public functions and `export` on first use."""
     if name in _PARTS:
         return resolve_name(_PARTS[name])
     if name in _PACKAGES:

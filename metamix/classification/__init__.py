@@ -1,1 +1,1 @@
-"""Image classification."""
+"""Train, score and use image classifiers."""

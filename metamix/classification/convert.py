@@ -48,8 +48,9 @@ class SeveralLabels(LabelledImages):
 def read_folders(source: Path) -> LabelledImages:
     """Read images from folders named after labels, which may lie in folders named after splits.
 
-    An image that lies in several folders under the same name gets all these labels. If there are no splits, the images
-    of each label are divided into splits. An image with several labels is divided with the images of its rarest label.
+    An image that lies under one name in several folders gets the labels of all these folders. If there are no splits,
+    `metamix convert` divides the images of each label into splits. An image with several labels then counts only for
+    its rarest label.
 
     Raises:
         ValueError: images with the same name differ, an image lies twice in one split and label, a label cannot be

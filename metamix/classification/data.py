@@ -31,7 +31,7 @@ class ClassificationData:
     Attributes:
         threshold: probability from which a label is predicted: one number for all labels, or one number for each label.
             It is 0.5 in training, and None if each image has one class.
-        shares_images: whether the data have no test split, and a share of the images is scored, not all of them.
+        shares_images: whether only a share of the images is scored, since the data have no test split.
         as_weights: note that names the settings taken from the weights to start from; empty if no setting was taken.
     """
 
@@ -40,7 +40,7 @@ class ClassificationData:
         self.notes: list[str] = []
         self.as_weights = ""
         other = task_of_data(options.data, options.data_dir)
-        if options.data == "digits":  # the default, which needs no folder
+        if options.data == "digits":  # digits needs no folder, so the folder may be for another task
             other = other or task_of_folder(options.data_dir)
         if other:
             trains = isinstance(options, ClassificationOptions)

@@ -107,7 +107,7 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
 
 
 def exported_classifier(exported: ExportedModel) -> Classifier:
-    """Use an exported model as a classifier; raise ValueError if export.json is incomplete or contradicts it."""
+    """Use an exported model as a classifier; raise ValueError if export.json is incomplete or contradicts the graph."""
     metadata = exported.artifact.model
     needs = ["num_classes", "in_chans", "img_size", "mean", "std", "interpolation", "crop_pct"]
     exported.artifact.check({}, needs)

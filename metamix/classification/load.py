@@ -60,8 +60,8 @@ def load_classifier(
         pretrained: take the model's published weights instead of a checkpoint.
 
     Raises:
-        ValueError: the file holds no classifier or does not name its model, the weights do not fit, or not exactly
-            one of a checkpoint and `pretrained` with `model` is given.
+        ValueError: the file holds no classifier or does not name its model, the weights do not fit, or the arguments
+            do not give exactly one source of weights: `checkpoint`, or `pretrained` with `model`.
         FileNotFoundError: there is no such file.
     """
     check_one_source(pretrained, checkpoint)
@@ -203,7 +203,7 @@ def _load_file(
     tensors, metadata = read_weights(path)
     check_task(metadata, path, "classification", "a classifier")
     if model and metadata.architecture and metadata.architecture != model.partition(".")[0]:
-        raise ValueError(f"{path} holds the weights of {metadata.model}, not of {model}; name the model that it holds")
+        raise ValueError(f"{path} holds the weights of {metadata.model}, not of {model}; leave the model's name out")
     name = model or (metadata.model and known_name(metadata.model))
     if not name:
         raise ValueError(f"{path} does not name its model; give model=NAME, or --model NAME on the command line")

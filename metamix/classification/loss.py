@@ -74,9 +74,10 @@ class ClassificationLoss:
 
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:
-    """Compute weights (classes,), inversely proportional to the numbers of images. Their mean over all images is 1.
+    """Compute weights (classes,), inversely proportional to the number of images of each class.
 
-    With several labels for an image they are positive weights: the images without a label over the images with it.
+    Their mean over all images is 1. If images have several labels, the weights are for the positive targets: the number
+    of images without the label, divided by the number of images with it.
     """
     if labels.ndim == 2:
         counts = labels.sum(0)

@@ -85,7 +85,7 @@ class MultiLabelMetric(Metric):
         return model(self.normalize(batch["image"])).float()
 
     def update(self, state: State, outputs: Tensor, batch: Batch) -> None:
-        """Add the logits (n, classes) of a batch to the state; raise ValueError if one is not finite."""
+        """Add the logits (n, classes) of a batch to the state; raise ValueError if a logit is not finite."""
         was_read = batch["index"] >= 0
         state["logits_and_labels"].append(torch.cat([check_finite(outputs), batch["label"]], 1)[was_read])
         state["unreadable"] += (~was_read).sum()

@@ -18,7 +18,7 @@ from .data import ClassificationData
 from .load import load_classifier, load_initial_weights
 from .options import ClassificationOptions, ModelOptions
 
-STATISTICS = 0.02  # a note is printed if the mean or std of a channel differs by more than this
+STATISTICS = 0.02  # a note is printed if a channel's mean or std differs from the initial weights' by more than this
 
 
 class ClassificationModel(TaskModel):
@@ -32,7 +32,7 @@ class ClassificationModel(TaskModel):
         """Build the model and load the weights to start from.
 
         Args:
-            metadata: what `describe` returned for the checkpoint that the caller loads next; None to load weights here.
+            metadata: result of `describe` for the checkpoint that the caller loads next; None to load weights here.
         """
         options, data = self.options, self.data
         assert isinstance(options, ClassificationOptions)
@@ -85,7 +85,7 @@ class ClassificationModel(TaskModel):
         if len(ours) == len(theirs) and any(abs(a - b) > STATISTICS for a, b in zip(ours, theirs)):
             values = (",".join(f"{value:.3g}" for value in each) for each in (self.data.mean, self.data.std, mean, std))
             self.notes.append(
-                "images are normalised with mean {} and std {}; to normalise them as in the training of the weights, "
+                "images are normalised with mean {} and std {}; to normalise them as when the weights were trained, "
                 "give --mean {} --std {}".format(*values)
             )
 

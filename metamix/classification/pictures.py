@@ -37,7 +37,7 @@ class ClassificationPictures(Pictures):
 
 
 def draw_classes(path: Path, by_class: Mapping[str, Mapping[str, float | None]]) -> None:
-    """Draw a bar chart of two scores for up to `BARS` classes with images, those with the lowest first score on top."""
+    """Draw two scores of each class with images as bars, sorted by the first; if there are many, the lowest `BARS`."""
     first, second, *_ = next(iter(by_class.values()))
     tested = [name for name, scores in by_class.items() if scores["images"]]
     shown = sorted(tested, key=lambda name: by_class[name][first] or 0.0)[:BARS]

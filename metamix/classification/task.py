@@ -62,8 +62,7 @@ class Classification:
     def trained(cls, options: ClassificationEvalOptions) -> tuple["Classification", nn.Module, dict[str, Any]]:
         """Load weights for evaluation, and return the task, the model and the metadata.
 
-        The model is built as it was trained. Statistics, image size and holdout are as in training unless `options`
-        set them.
+        Arguments of the model, statistics, image size and holdout are as in training unless `options` set them.
         """
         trained = load_classifier(**options.weights())
         metadata = trained.metadata
@@ -72,7 +71,7 @@ class Classification:
         values |= {"model": trained.name, "model_args": metadata.model_args}
         task = cls(options_as_trained(ModelOptions, values, options), trained=metadata)
         assert metadata.img_size is not None  # `load_classifier` fills it in
-        size, advice = task.data.size, "Leave --img-size out: the model stays as it was trained"
+        size, advice = task.data.size, "Leave --img-size out: the model is not rebuilt for another size"
         if (size, size) != parse_size("img_size", metadata.img_size):
             check_image_size(trained.model, trained.name, task.data.in_chans, size, advice)
             task.title += f"-{size}px"  # results at a different size get their own folder
@@ -106,8 +105,8 @@ def values_of_training(metadata: ModelMetadata, options: ClassificationEvalOptio
     data the test share is 1, so that all images of a folder without a test split are scored.
 
     Raises:
-        ValueError: the model takes images that are not square; or the options ask for another holdout or test share of
-            the training data set, so that images of training would be scored.
+        ValueError: the model takes images that are not square, or the options ask for another holdout or test share of
+            the training data set, so that images that the model was trained on would be scored.
     """
     values = {name: getattr(metadata, name) for name in ("interpolation", "crop_pct", "mean", "std", "memory")}
     height, width = parse_size("img_size", options.img_size or metadata.img_size)  # type: ignore[arg-type]

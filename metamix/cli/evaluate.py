@@ -125,7 +125,7 @@ def result_line(scores: Mapping[str, float], described: Mapping[str, Any], split
 
 
 def _read_result(folder: Path) -> dict[str, Any] | None:
-    """Return the earlier result in a folder, None if there is none; raise ValueError if other files could be lost."""
+    """Return the earlier result in a folder, or None; raise ValueError if files of other programs could be lost."""
     with suppress(OSError, ValueError):  # no result, or a file of another program
         if "checkpoint" in (result := read_json(folder / RESULT, "")):
             return result

@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     if options.format == "json":
         print(json.dumps([asdict(m) for m in models], indent=2))
     else:
-        print(table(models) or "no model that matches has weights")
+        print(table(models) or "none of the matching models has weights")
 
 
 def table(models: Sequence[ModelInfo | ImageModelInfo]) -> str:
@@ -48,7 +48,7 @@ def table(models: Sequence[ModelInfo | ImageModelInfo]) -> str:
 
 
 def cells(model: ModelInfo | ImageModelInfo) -> tuple[str, str, str, str]:
-    """Return the cells of the row of a model: name, parameters, multiply-adds and shape of the images."""
+    """Return the cells of a model's row: name, parameters, multiply-adds and shape of the images."""
     if isinstance(model, ImageModelInfo):
         images = f"{model.in_chans} x H x W" + (f", x{model.scale}" if model.scale > 1 else "")
         cost = model.macs_per_pixel
@@ -59,7 +59,7 @@ def cells(model: ModelInfo | ImageModelInfo) -> tuple[str, str, str, str]:
 
 
 def weights_line(weights: WeightsInfo | ImageWeightsInfo) -> str:
-    """Return a line about weights of a model: their tag, their data and, if it is known, their score."""
+    """Return a line about weights: the tag, the training data or else the source, and the score if it is known."""
     if isinstance(weights, ImageWeightsInfo):
         score = f": PSNR {weights.psnr:.2f} dB on {weights.test_data}" if weights.psnr is not None else ""
     else:

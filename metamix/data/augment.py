@@ -45,11 +45,11 @@ class Augment:
     Args:
         mean, std: mean and standard deviation of each channel, for pixel values from 0 to 1.
         size: side of the images in pixels.
-        cropped: whether workers have already cropped, flipped and augmented the images; only the steps from
-            normalisation on are then applied.
+        cropped: whether workers have already cropped, flipped and augmented the images. Only
+            normalisation and the steps after it are then applied.
 
     Raises:
-        ValueError: `auto_augment` is unknown; or `cutout` or, unless `cropped`, `padding` is larger than the images.
+        ValueError: `auto_augment` is unknown, or `cutout` or, if `cropped` is false, `padding` is larger than an image.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ def erase(image: Tensor, probability: float, key: Tensor) -> Tensor:
 def box(top: Tensor, left: Tensor, box_height: int | Tensor, box_width: int | Tensor, image: Tensor) -> Tensor:
     """Make masks in the shape of `image`, (n, H, W, C) float32: 1 inside a rectangle, 0 outside.
 
-    The corner (top, left) and the sides are in pixels: (n,) int64, or one number if the sides are the same for all.
+    The corners (top, left) and the sides are in pixels, (n,) int64. Each side may also be one number for all images.
     """
     _, height, width, channels = image.shape
     y = torch.arange(height, device=image.device) - top[:, None]

@@ -1,4 +1,4 @@
-"""Read and decode image files and list folders, which may hold anything: links, pipes, devices."""
+"""Read and decode image files, and list folders, which may also hold links, pipes and devices."""
 
 import hashlib
 import os
@@ -135,7 +135,7 @@ def decode(source: Callable[[], Image.Image], path: str | Path, mode: str = "RGB
     """
     with as_corrupt_image(path):
         image = to_eight_bits(ImageOps.exif_transpose(source()))
-        if isinstance(image.info.get("transparency"), bytes):  # of a palette; Pillow warns and drops it
+        if isinstance(image.info.get("transparency"), bytes):  # of palette colours; Pillow would warn and drop it
             del image.info["transparency"]
         return (image.convert("RGB") if image.mode == "LAB" else image).convert(mode)  # Pillow cannot make LAB grey
 
@@ -190,7 +190,7 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
     low, high = pixels.min(), pixels.max()
     if low < 0 or high > 65535 or 0 < high < 256:  # 8-bit values in a larger type would become black
         raise CorruptImage(
-            f"its pixels are {low} to {high}, no 16-bit values: save it with 8 bits or scale it to 16 bits"
+            f"its pixels range from {low} to {high}, unlike 16-bit values: save it with 8 bits or scale it to 16 bits"
         )
     return Image.fromarray((pixels // 256).astype(np.uint8))
 

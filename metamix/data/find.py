@@ -62,7 +62,7 @@ Pairs = dict[str, tuple[Path, Path]]
 
 
 class Unmatched(ValueError):
-    """Some files have no partner: `problems` describes each, and `pairs` holds the images that have one."""
+    """Some files have no partner: `problems` describes each file, and `pairs` holds the images with a partner."""
 
     def __init__(self, problems: list[str], pairs: Pairs, option: str, template: str):
         self.problems, self.pairs = problems, pairs

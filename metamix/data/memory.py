@@ -35,7 +35,7 @@ _decoded: WeakKeyDictionary[ImageSplit, dict[tuple[int, str], Pixels]] = WeakKey
 
 
 def image_size(source: Source, options: SourceOptions) -> int:
-    """Return the side in pixels of the loaders' images: `img_size` or, if not given, the source's size or 224."""
+    """Return the side in pixels of the loaders' images: `img_size` if it is set, else the source's size, else 224."""
     return options.img_size or source.size or 224
 
 

@@ -65,7 +65,7 @@ class LocationOptions(ReadingOptions):
     )
     data_dir: str | None = _source(
         None,
-        "folder of the data set; for --data folder, it holds train/ and val/, or labels.csv",
+        "folder of the data set; for --data folder, it holds train/ and val/, class folders, or labels.csv",
         on_resume="ignore",
     )
     download: bool = _source(False, "download a missing torchvision data set, or tiny_imagenet", on_resume="ignore")

@@ -53,7 +53,7 @@ class Source:
     Args:
         indices: (n,) int64, positions of the images in the split.
         small: whether the images of the data set are small, of one size and few enough to be held in memory.
-        size: side of the images in pixels if all are squares of one size, else None.
+        size: side of the images in pixels if they are squares of one size, else None; see `common_size`.
     """
 
     def __init__(self, images: ImageSplit, indices: Tensor, small: bool, size: int | None):
@@ -134,15 +134,16 @@ def open_data(
     """Open the data set called `name`. A few images are opened to find their size.
 
     Args:
-        root: folder of the data set; digits needs none, and data sets with a name are in `data` by default.
+        root: folder of the data set; None for digits. It is required for folder. For hfds/NAME it is the cache folder.
+            For all other names, None stands for the folder `data`.
         holdout, download, test_on, test_share: see `SourceOptions`. Shares are stratified by class and do
             not depend on the seed of a run. A `test_share` of 1 scores all images.
-        classes: class names of the trained model to evaluate, if there is one. Labels are numbered in its order.
+        classes: class names of the trained model to evaluate, if there is one. Labels are numbered in this order.
         fine_tune: command that fine-tunes the trained model on the data, for error messages.
         train_required: reject a folder without a training split.
 
     Raises:
-        ValueError: the name or `test_on` is unknown, the folder has a different layout, or a class is not in `classes`.
+        ValueError: a name, `test_on` or a class is unknown, the files have another layout, or a share leaves no images.
         FileNotFoundError: the data set is missing.
         ImportError: an extra is missing.
     """

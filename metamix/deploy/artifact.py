@@ -48,7 +48,7 @@ class Artifact:
     # (batch, channels, height, width) of the input `images`, float32; None for a dimension that may vary
     input_shape: Annotated[tuple[Side | None, ...], Field(min_length=4, max_length=4)]
     outputs: Annotated[tuple[str, ...], Field(max_length=1_000)]  # names of the outputs
-    extra: dict[str, Any] = field(default_factory=dict)  # what the task needs to run the model, such as a scale
+    extra: dict[str, Any] = field(default_factory=dict)  # values that the task needs to run the model, such as a scale
     versions: dict[str, Any] = field(default_factory=dict)  # versions of the packages that wrote the export
     files: Files = field(default_factory=dict)  # SHA-256 of each file beside export.json
 
@@ -59,7 +59,7 @@ class Artifact:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Return (height, width) of the input; None if one of them may vary."""
+        """Return (height, width) of the input; None if the height or the width may vary."""
         height, width = self.input_shape[2:]
         return None if height is None or width is None else (height, width)
 

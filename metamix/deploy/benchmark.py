@@ -75,7 +75,8 @@ def benchmark(
         {"machine", "threads", "versions", "measured", "runs", "reference", "rows", "failed"}. A row has "model",
         "engine", "precision", "img_size", "batch", "ms" (median time of a call), "img_per_s", "speedup" (how many
         times as fast as the reference in eager fp32 at the same batch size), and the smallest and largest speedup of
-        the runs as "from" and "to". "failed" maps what could not be timed, such as "resnet18 compile bf16", to why.
+        the runs as "from" and "to". "failed" maps each case that was not timed, such as "resnet18 compile bf16", to
+        the reason.
 
     Raises:
         ValueError: an unknown model, engine or precision, nothing to time, or a reference that is an export.
@@ -249,7 +250,7 @@ class BenchmarkedModel:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Format a result of `benchmark`: where it was measured, a line for each row, and what failed."""
+    """Format a result of `benchmark`: the machine, a line for each row, and the cases that failed."""
     machine = result["machine"]
     software = ", ".join(f"{name} {number}" for name, number in result["versions"].items() if name != "metamix")
     lines = [f"{machine['cpu']}, {plural(result['threads'], 'thread')}, {result['measured']}; {software}"]

@@ -33,7 +33,7 @@ def need(package: str, extra: str = "deploy", install: str = "") -> Any:
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of packages. Packages under another name, such as onnxruntime-gpu, are left out."""
+    """Return the versions of packages, without packages that are installed as a variant, such as onnxruntime-gpu."""
     versions = {}
     for package in packages:
         with suppress(PackageNotFoundError):

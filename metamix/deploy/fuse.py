@@ -6,7 +6,8 @@
 
 Dropout and drop path do nothing in evaluation and are removed. Weights that each forward pass computes from parameters
 are computed once: the matrices of raft, fc1 of nin's token MLP, the triangular matrices of symmetric attention. With
-`images`, weights that depend on the map size are also computed once: raft matrices, position embeddings and biases.
+`images`, weights that depend on the map size are also computed once: resized raft matrices, position embeddings and
+position biases.
 
 Raft keeps its LayerScale: many channels share its matrices, which cannot scale each channel differently. BatchNorm
 stays too: ONNX Runtime and OpenVINO fold it where it follows a convolution.

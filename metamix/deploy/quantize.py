@@ -4,10 +4,10 @@
 
 Weights get a scale for each output channel. Activations get one scale for each tensor, found with the calibration
 images. If the score drops by more than the limit, the layers are ranked: in a graph that has each layer in both
-precisions, one layer at a time runs in int8, and the error of the outputs is measured. Then the 1, 2, 4, ... layers
-with the largest errors stay in fp32, up to half of all, until the limit is met. A drop counts only if it is
-significant: p <= 0.05 in a permutation test that flips the signs of the images' score changes at random. If each image
-is either right or wrong, this is McNemar's test.
+precisions, one layer at a time runs in int8, and the error of the outputs is measured. Then the layers with the
+largest errors stay in fp32: first 1 layer, then 2, 4, ..., up to half of all layers, until the limit is met. A drop
+counts only if it is significant: p <= 0.05 in a permutation test that flips the signs of the images' score changes at
+random. If each image is either right or wrong, this is McNemar's test.
 """
 
 import shutil
@@ -121,9 +121,9 @@ def is_chance(before: np.ndarray, after: np.ndarray) -> bool:
 
 
 def rank(quantizer: Quantizer, file: Path, batches: Sequence[np.ndarray], end: float) -> list[str]:
-    """Sort the layers by the error of the outputs if only that layer runs in int8, the largest error first.
+    """Sort the layers by the error that each one causes if it alone runs in int8, the largest error first.
 
-    `file` has all layers in int8. No batch begins after `end`, a time of `time.monotonic`.
+    `file` has all layers in int8. After `end`, a time of `time.monotonic`, no further batch is run.
     """
     run, count = quantizer.open_mixed(file), len(quantizer.layers)
     none, *alone = np.eye(count + 1, count, -1, bool)

@@ -1,4 +1,4 @@
-"""Compare the outputs of an exported model with those of the original model."""
+"""Compare the outputs of an exported model with the outputs of the original model."""
 
 import math
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class Difference:
         return figures | ({"same_top1": self.same / self.count} if self.ranked else {})
 
     def problems(self) -> list[str]:
-        """Describe each limit that is exceeded. There is none for int8, whose accuracy is limited instead."""
+        """Describe each limit that is exceeded. int8 has no limits here: its drop in accuracy is limited instead."""
         figures, problems = self.result(), []
         rms, largest = figures["rms_of_the_deviation"], figures["of_the_deviation"]
         if self.precision == "bf16" and not rms <= MAX_BF16_RMS:

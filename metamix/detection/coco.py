@@ -180,7 +180,7 @@ class CocoSplit:
         return digest(row for i in self.ids for row in self.describe_sample(i))
 
     def describe_sample(self, image_id: int) -> Iterator[tuple[str | int | float, ...]]:
-        """Yield name and size of an image file, then class, box, crowd flag and mask, if used, of its annotations."""
+        """Yield name and size of an image file, then class, box, crowd flag and, if used, mask of each annotation."""
         name = self.coco.imgs[image_id]["file_name"]
         try:
             size = (self.images / name).stat().st_size
@@ -197,7 +197,7 @@ class CocoSplit:
         return str(self.images / self.coco.imgs[self.ids[index]]["file_name"])
 
     def read(self, index: int) -> tuple[tv_tensors.Image, Objects]:
-        """Read an image, (3, H, W) uint8, and its objects except crowds, with "runs" if `masks` is true."""
+        """Read an image, (3, H, W) uint8, and its objects without crowds; "runs" holds masks if `masks` is true."""
         entry = self.coco.imgs[self.ids[index]]
         image = to_image(read_annotated_image(self.images, entry))
         size = tuple(image.shape[-2:])

@@ -376,9 +376,9 @@ def test_lab_is_read_in_colour_and_in_grey(tmp_path):
     "pixels, words",
     [
         (np.float32([[0.5]]), "0.tif: its pixels are floating-point numbers; save it with 8 or 16 bits per channel"),
-        (np.int32([[0, 65536]]), "0.tif: its pixels are 0 to 65536, no 16-bit values: save it with 8 bits"),
-        (np.uint16([[0, 255]]), "0.tif: its pixels are 0 to 255"),  # they would become black
-        (np.int32([[-1, 5]]), "0.tif: its pixels are -1 to 5, no 16-bit values"),
+        (np.int32([[0, 65536]]), "0.tif: its pixels range from 0 to 65536, unlike 16-bit values: save it with 8 bits"),
+        (np.uint16([[0, 255]]), "0.tif: its pixels range from 0 to 255"),  # they would become black
+        (np.int32([[-1, 5]]), "0.tif: its pixels range from -1 to 5, unlike 16-bit values"),
     ],
 )
 def test_pixels_of_unknown_range_are_refused(tmp_path, pixels, words):

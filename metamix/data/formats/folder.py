@@ -1,4 +1,4 @@
-"""Open folders of images named by class, or tar files of such folders."""
+"""Open image folders that are named after classes, or tar files of such folders."""
 
 import os
 import tarfile
@@ -80,7 +80,7 @@ def open_folder(
 
 
 def _holds_train_alone(root: Path) -> bool:
-    """Return whether `root` holds only train/ or train.tar. Another folder or tar file may be a misnamed test split."""
+    """Return whether `root` has no folder or tar file but train/ or train.tar. Another may be a misnamed test split."""
     entries = [path.name for path in root.iterdir() if path.is_dir() or path.suffix == ".tar"]
     return [name for name in entries if not name.startswith(".")] in (["train"], ["train.tar"])
 

@@ -10,7 +10,7 @@ from .base import TEST_SPLITS, ImageSplit, choose_test_split
 
 
 def open_huggingface(name: str, root: str | None, test_on: str) -> tuple[ImageSplit, ImageSplit]:
-    """Open a data set on the hub or in a local folder; `root` is the cache folder. Needs the extra `datasets`."""
+    """Open a data set on the hub or in a local folder; `root` is the cache folder. This needs the extra `datasets`."""
     try:
         import datasets
     except ImportError as error:

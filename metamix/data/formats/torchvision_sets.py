@@ -31,7 +31,7 @@ TORCHVISION_SETS: dict[str, tuple[Callable[..., Any], Parts, Parts]] = {  # clas
 
 
 def open_torchvision(name: str, root: str, download: bool, test_on: str) -> tuple[ImageSplit, ImageSplit]:
-    """Open the training and the test split of one of `TORCHVISION_SETS`."""
+    """Open the training and the test split of a data set in `TORCHVISION_SETS`."""
     choose_test_split(["test"], test_on, name)
     return Torchvision(name, root, True, download), Torchvision(name, root, False, download)
 
@@ -76,5 +76,5 @@ class Torchvision(ImageSplit):
 
 
 def _first_attribute(dataset: Any, *names: str) -> Any:
-    """Return the first of these attributes that the data set has, or []. Each data set names them differently."""
+    """Return the first attribute in `names` that the data set has, or []. The name differs between data sets."""
     return next((getattr(dataset, name) for name in names if hasattr(dataset, name)), [])

@@ -64,7 +64,7 @@ class Format:
     compiled: str = ""  # name of the file that `Graph.compile` adds; `open` reads it if called with compiled=True
     runs_code: str = ""  # why opening a file can run code inside it; "" if it cannot run code
     packages: tuple[str, ...] = ()  # packages that writing and running need besides torch
-    refused: Mapping[str, str] = field(default_factory=dict)  # unsupported precision -> what to do instead
+    refused: Mapping[str, str] = field(default_factory=dict)  # unsupported precision -> error message
     quantizer: Callable[[Path, Path], Quantizer] | None = None  # (file, temporary folder)
     int8_packages: tuple[str, ...] = ()  # further packages that quantization needs
 
