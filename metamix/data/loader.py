@@ -2,8 +2,8 @@
 
 `metamix.data.order` decides which samples belong to a step.
 
-An image that cannot be read is replaced, with its label, by the next readable image of its source (after the last
-image comes the first). In evaluation, such a sample gets the index -1, so that scores leave it out.
+An image that cannot be read is replaced, with its label, by the next readable image of its source. The first image
+follows the last one. In evaluation, such a sample gets the index -1, so that scores leave it out.
 """
 
 import signal

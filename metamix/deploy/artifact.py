@@ -40,7 +40,7 @@ Files = Annotated[
 
 @dataclass(frozen=True)
 class Artifact:
-    """An exported model, as export.json describes it."""
+    """Description of an exported model, the content of export.json."""
 
     format: str  # a key of `FORMATS`
     precision: str  # one of `PRECISIONS`

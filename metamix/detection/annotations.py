@@ -1,6 +1,6 @@
 """Read annotation files in COCO's format, and check the rules that their entries must follow.
 
-Training refuses a file at the first violation. `metamix verify` lists all of them.
+Training refuses a file at the first violation. `metamix verify` lists all violations.
 """
 
 import json

@@ -152,6 +152,20 @@ def test_a_class_with_a_name_that_begins_like_a_split_is_reported(tmp_path, imag
         open_data("folder", root=tmp_path)
 
 
+def test_a_tar_file_is_not_reported_as_a_class_folder(tmp_path):
+    (tmp_path / "train-0000.tar").touch()
+    with pytest.raises(FileNotFoundError, match="holds train-0000.tar; expected (?!.*Rename class folders)"):
+        open_data("folder", root=tmp_path)
+
+
+def test_a_training_folder_takes_precedence_over_its_tar_file(folder):
+    root = folder()
+    shutil.rmtree(root / "val")
+    (root / "train.tar").touch()
+    splits = open_data("folder", root=root, test_share=0.25)
+    assert (len(splits.train), len(splits.test)) == (9, 3)
+
+
 @pytest.mark.parametrize("beside", ["guide.pdf", ".cover.png"])
 def test_a_folder_of_several_data_sets_is_not_a_data_set(tmp_path, image, beside):
     for name in ("birds/jay", "flowers/rose"):

@@ -1,4 +1,4 @@
-"""Storage formats of data sets, one module each.
+"""Open data sets in several storage formats, one module for each format.
 
 Every module except `base` and `tar` has a function that opens a data set and returns its training and test splits. A
 split is an `ImageSplit`. The function raises FileNotFoundError if files are missing and ValueError if they cannot be

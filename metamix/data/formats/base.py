@@ -1,4 +1,4 @@
-"""Code that the storage formats share: the protocol of a split, and rules for file names, split names and classes."""
+"""Define the protocol of a split, and rules for file names, split names and classes that the storage formats share."""
 
 import os
 import re

@@ -62,7 +62,8 @@ def open_folder(
         return images, images
     if not tests or (train_required and "train" not in places):
         contents = list_names(sorted(os.listdir(root)), 10) or "nothing"
-        like = list_names(sorted(name for name in os.listdir(root) if _is_like_a_split(name) and name not in splits))
+        folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+        like = list_names(name for name in folders if _is_like_a_split(name) and name not in splits)
         advice = f". Rename class folders whose names begin with the name of a split: {like}" if like else ""
         raise FileNotFoundError(f"{root.absolute()} holds {contents}; {LAYOUT}{advice}")
     chosen = places[choose_test_split(tests, test_on, root)]
@@ -80,9 +81,10 @@ def open_folder(
 
 
 def _holds_train_alone(root: Path) -> bool:
-    """Return whether `root` has no folder or tar file but train/ or train.tar. Another may be a misnamed test split."""
-    entries = [path.name for path in root.iterdir() if path.is_dir() or path.suffix == ".tar"]
-    return [name for name in entries if not name.startswith(".")] in (["train"], ["train.tar"])
+    """Return whether `root` has no folder or tar file but train/ and train.tar. Another may be a misnamed split."""
+    entries = {path.name for path in root.iterdir() if path.is_dir() or path.suffix == ".tar"}
+    names = {name for name in entries if not name.startswith(".")}
+    return bool(names) and names <= {"train", "train.tar"}
 
 
 def _holds_classes(root: Path) -> bool:
