@@ -170,7 +170,7 @@ class ClassificationData:
         return shared
 
     def _fine_tune(self, trained: ModelMetadata) -> str:
-        """Return the command that fine-tunes the weights to evaluate on these data."""
+        """Return the command that fine-tunes the evaluated weights on these data."""
         options = self.options
         model = ["--model", trained.architecture or options.model]
         flags = ["--data", options.data, *changed_flags(options, "data_dir", "test_on"), *model]

@@ -22,7 +22,7 @@ from .load import Classifier, load_classifier
 from .options import ClassificationEvalOptions
 from .task import Classification
 
-PROBABILITY_GAP = 1e-7  # probabilities closer to 0 or 1 are clamped, so that their logits are finite
+PROBABILITY_GAP = 1e-7  # probabilities that are closer than this to 0 or 1 are clamped, so that their logits are finite
 
 
 class ExportableClassifier(SimpleExport, CalibratedExport):

@@ -80,7 +80,7 @@ class ClassificationModel(TaskModel):
         return differences
 
     def _compare_statistics(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-        """Add a note if images are normalised differently than in the training of the initial weights."""
+        """Add a note if images are normalised differently than when the initial weights were trained."""
         ours, theirs = [*self.data.mean, *self.data.std], [*(mean or ()), *(std or ())]
         if len(ours) == len(theirs) and any(abs(a - b) > STATISTICS for a, b in zip(ours, theirs)):
             values = (",".join(f"{value:.3g}" for value in each) for each in (self.data.mean, self.data.std, mean, std))

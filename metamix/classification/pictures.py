@@ -37,7 +37,7 @@ class ClassificationPictures(Pictures):
 
 
 def draw_classes(path: Path, by_class: Mapping[str, Mapping[str, float | None]]) -> None:
-    """Draw two scores of each class with images as bars, sorted by the first; if there are many, the lowest `BARS`."""
+    """Draw a bar chart of two scores of each class that has images; show only the `BARS` classes with the lowest scores."""
     first, second, *_ = next(iter(by_class.values()))
     tested = [name for name, scores in by_class.items() if scores["images"]]
     shown = sorted(tested, key=lambda name: by_class[name][first] or 0.0)[:BARS]

@@ -21,7 +21,7 @@ from metamix.weights.metadata import MAX_CLASSES
 from .formats.base import choose_test_split, is_image, natural_order
 from .formats.folder import LABELS, FolderImages
 
-SEVERAL = ("labels", "tags")  # names of a column for several labels, such as cat|dog
+SEVERAL = ("labels", "tags")  # names of a column whose cells may hold several labels, such as cat|dog
 COLUMNS = (  # accepted names of the columns for file, class and split, as `column_name` returns them
     ("file", "filename", "filepath", "path", "image", "imagename", "imagepath", "imagefile", "img"),
     (*SEVERAL, "class", "classname", "label", "labelname", "category", "name"),

@@ -55,7 +55,7 @@ class ShortInfo(tarfile.TarInfo):
     """Reject headers whose text, such as a name, exceeds 1 MiB: tarfile could read gigabytes into memory."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:  # the standard library allows overriding it
-        if self.size > 2**20 and self.type in (b"L", b"K", b"x", b"g", b"X"):  # texts of GNU, POSIX and Solaris
+        if self.size > 2**20 and self.type in (b"L", b"K", b"x", b"g", b"X"):  # headers of GNU, POSIX, Solaris
             raise tarfile.ReadError(f"a header has {self.size:,} bytes")
         return super()._proc_member(archive)  # type: ignore[misc]  # typeshed leaves it out
 
