@@ -31,12 +31,12 @@ class Depthwise(nn.Module):
 
 
 def main(folder: str, epochs: str = "15") -> None:
-    """Train the mixer in the nano skeleton, load the result and label ten digits."""
+    """Train the mixer in a nano MetaFormer, load the result and label ten digits."""
     options = {"--config": "digits/demo", "--model-args": "{mixer: depthwise}", "--output": folder, "--epochs": epochs}
     train([word for pair in options.items() for word in pair])
     classifier = metamix.load_classifier(folder)
     digits = load_digits()
-    pictures = [Image.fromarray((pixels * 255 / 16).astype("uint8")) for pixels in digits.images[:10]]
+    pictures = [Image.fromarray((pixels * 255 / 16).round().astype("uint8")) for pixels in digits.images[:10]]
     images = torch.stack([classifier.transform(picture) for picture in pictures])
     with torch.no_grad():
         labels = classifier.model(images).argmax(1)
@@ -46,5 +46,5 @@ def main(folder: str, epochs: str = "15") -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("folder", nargs="?", default="runs/own-mixer", help="default: %(default)s")
+    parser.add_argument("folder", nargs="?", default="runs/own-mixer", help="run folder; default: %(default)s")
     main(parser.parse_args().folder)

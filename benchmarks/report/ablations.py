@@ -15,7 +15,7 @@ LAYOUT = "nano"  # its runs compare mixers; runs of other variants compare desig
 
 
 def choices_table() -> str:
-    """Make the table of the gain or loss by each design choice, one line for each run."""
+    """Make the table of the gain or loss from each design choice, one line for each run."""
     return lay_out_choices(load_rows())
 
 
@@ -32,7 +32,7 @@ def load_rows() -> list[Row]:
 
 
 def lay_out_mixers(rows: Sequence[Row]) -> str:
-    """Make a table of runs with different mixers, best first, with the gain over identity with the same seed."""
+    """Make a table of runs with different mixers, best first, with the gain over the identity run of the same seed."""
     floors = {row["seed"]: row["holdout_top1"] for row in rows if row["mixer"] == "identity"}
     lines = []
     for row in sorted(rows, key=lambda row: -row["holdout_top1"]):
@@ -63,7 +63,7 @@ def seed_of(row: Row) -> str:
 
 
 def shares_table(size: str) -> str:
-    """Make the table of each mixer's options, MLP ratio and cost in the models of a size."""
+    """Make the table of each mixer's options, MLP ratio and cost, for the models of a size."""
     lines = []
     for mixer, share in EQUAL_COST[size].items():
         (model,) = list_models(f"metaformer_{mixer}_{size}")
@@ -77,14 +77,14 @@ def shares_table(size: str) -> str:
 
 
 def cost(row: Row) -> list[str]:
-    """Format parameters, millions of multiply-adds and epochs of a run."""
+    """Format the parameters and multiply-adds of a run, both in millions, and its epochs."""
     return [f"{row['parameters'] / 1e6:.2f} M", f"{row['macs'] / 1e6:.1f}", f"{row['epochs']:.2f}"]
 
 
 def gain(row: Row, rows: Sequence[Row]) -> float | None:
     """Return the accuracy of a run minus its parent variant's accuracy with the same mixer and seed, in points.
 
-    It is None if there is no parent, or if the parent was not run.
+    It is None if there is no parent, or if the parent has no run with this mixer and seed.
     """
     for other in rows:
         if other["variant"] == row["parent"] and all(other[key] == row[key] for key in ("mixer", "seed")):
@@ -98,6 +98,6 @@ def ceiling_table() -> str:
     rows = []
     for row in read_json(ceiling.FILE):
         size = f"{row['parameters'] / 1e6:.2f} M", f"{row['macs'] / 1e6:.0f}"
-        cost = row["epochs"], f"{row['flops']:.1e}", f"{row['minutes']:.0f}"
-        rows.append([row["split"], row["seed"], *size, *cost, f"{row['top1']:.2f}", f"{row['top1_six_views']:.2f}"])
+        spent = row["epochs"], f"{row['flops']:.1e}", f"{row['minutes']:.0f}"
+        rows.append([row["split"], row["seed"], *size, *spent, f"{row['top1']:.2f}", f"{row['top1_six_views']:.2f}"])
     return table(header, rows)

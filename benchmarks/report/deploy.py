@@ -27,7 +27,7 @@ def speed_table(size: str, batch: int) -> str:
         ms = dict.fromkeys(f"{ms:.0f}" for ms in sorted(row["reference_ms"] for row in rows))
         between = " to ".join([*ms][:: max(len(ms) - 1, 1)])
         base = f"timm's `{reference}` in eager fp32 ({between} ms)"
-    note = f"Each cell has the milliseconds for {images(rows)} and the speed relative to {base}. {where(result)}."
+    note = f"Each cell gives the milliseconds for {images(rows)}, and the speed relative to {base}. {where(result)}."
     return f"{wrap(note)}\n\n{cells_table(rows, f'{size} with')}"
 
 

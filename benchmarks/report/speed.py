@@ -32,7 +32,7 @@ def mixers_table() -> str:
         )
 
     note = (
-        f"Each cell has the milliseconds of one step of {BATCH} images of {SIZE}x{SIZE} pixels {place}, and the speed "
+        f"Each cell gives the time of one step of {BATCH} images of {SIZE}x{SIZE} pixels {place}, and the speed "
         f"relative to timm's `{REFERENCE}`. Memory is what training adds to a process that has imported torch, in "
         f"fp32 / bf16."
     )
@@ -48,7 +48,7 @@ def authors_table() -> str:
         return f"{row['mib']} / {row['authors_mib']}" if row else "-"
 
     note = (
-        f"Each cell has the milliseconds of one step {place}, and the speed relative to the authors' code in the same "
+        f"Each cell gives the time of one step {place}, and the speed relative to the authors' code in the same "
         f"run. The batches differ, so compare times only within a row. Memory is what fp32 training adds to a process "
         f"that has imported torch, for our code / the authors' code."
     )
@@ -59,7 +59,7 @@ def roofline_table() -> str:
     """Make the table of speed relative to the machine's convolutions."""
     place, models = load("roofline.json", batch=BATCH, size=SIZE)
 
-    note = f"Cells have GFLOP/s relative to the faster of a 1x1 and a 3x3 convolution in the same run, {place}."
+    note = f"Each cell gives GFLOP/s relative to the faster of a 1x1 and a 3x3 convolution in the same run, {place}."
     shares = by_precision(models, lambda row: f"{row['of_convolution']:.0%}")
     return f"{wrap(note)}\n\n{shares}"
 
@@ -93,7 +93,7 @@ def scaling_table() -> str:
 
 
 def scaling_curves() -> dict[str, dict]:
-    """Return {mixer: {"sizes", "ms", "mib", "time", "memory"}}; the last two are exponents over pixels."""
+    """Return {mixer: {"sizes", "ms", "mib", "time", "memory"}}; the last two are exponents of the number of pixels."""
     rows, curves = read_json(RESULTS / "scaling.json")["rows"], {}
     for mixer in list_mixers():
         of_mixer = sorted((row for row in rows if row["mixer"] == mixer), key=lambda row: row["size"])
@@ -104,7 +104,7 @@ def scaling_curves() -> dict[str, dict]:
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
-    """Fit p in values ~ pixels^p by least squares of the logarithms, from FIT_FROM on: 1 is linear, 2 is quadratic."""
+    """Fit p in values ~ pixels^p by least squares of the logarithms, for sizes from FIT_FROM on; p is 1 if linear."""
     points = [(log(size**2), log(value)) for size, value in zip(sizes, values) if size >= FIT_FROM]
     return linear_regression(*zip(*points)).slope
 
@@ -120,7 +120,7 @@ def train_loop_table() -> str:
             added = f"{row['process_mib'] - row['imports_mib']} MiB" if "imports_mib" in row else ""
             speed = row["img_per_s"], f"{ours / row['img_per_s']:.2f}"
             rows.append([f"{case['name']}, `{case['model']}`", names[loop], *speed, added, f"{row['workers_mib']} MiB"])
-    header = ["images and model", "loop", "img/s", "metamix relative to it", "memory added by training"]
+    header = ["images and model", "loop", "img/s", "speed of metamix relative to it", "memory added by training"]
     header.append("workers' memory")
     note = (
         f"Measured in bf16 {where(results['machine'])}. The step alone trains on one random batch, without data or "
@@ -164,7 +164,7 @@ def milliseconds(ms: float) -> str:
 
 
 def step(row: dict) -> str:
-    """Format the time of a step, its ratio to the time of the reference, and its time with torch.compile."""
+    """Format the time of a step, its speed relative to the reference, and its time with torch.compile."""
     ratio = f", {row['ratio']:.2f}" if "ratio" in row else ""
     compiled = f"; compiled {milliseconds(row['compiled_ms'])}" if "compiled_ms" in row else ""
     return f"{milliseconds(row['ms'])}{ratio}{compiled}"

@@ -20,7 +20,7 @@ class ModelsOptions(Options):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the models whose names match; exit with a message if no name matches."""
+    """Print the models whose names match; exit with a message if a pattern matches nothing."""
     with exit_with_message(ValueError):
         options, _ = parse_command(argv, ModelsOptions, "metamix models")
         models = list_all_models(options.patterns, pretrained=options.pretrained)
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def table(models: Sequence[ModelInfo | ImageModelInfo]) -> str:
-    """Return a line for each model and, indented below it, a line for each of its weights.
+    """Return a line for each model and, indented below it, a line for each set of its weights.
 
     Image restoration models come last, below their own header.
     """

@@ -49,7 +49,7 @@ class Augment:
             normalisation and the steps after it are then applied.
 
     Raises:
-        ValueError: `auto_augment` is unknown, or `cutout` or, if `cropped` is false, `padding` is larger than an image.
+        ValueError: `auto_augment` is unknown, `cutout` is larger than an image, or `padding` is and `cropped` is false.
     """
 
     def __init__(

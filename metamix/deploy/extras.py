@@ -13,7 +13,7 @@ NAMES = {"onnx": "ONNX", "onnxscript": "ONNX", "onnxruntime": "ONNX Runtime", "o
 def need(package: str, extra: str = "deploy", install: str = "") -> Any:
     """Import a package of an extra; if it is missing, raise ImportError with the pip command.
 
-    For OpenVINO and NNCF, block openvino_telemetry, which reports to Google Analytics, unless it is already imported.
+    For OpenVINO and NNCF, first block openvino_telemetry, which reports to Google Analytics, if it is not yet imported.
 
     Args:
         package: name to import, such as "onnxruntime.quantization".
@@ -29,11 +29,11 @@ def need(package: str, extra: str = "deploy", install: str = "") -> Any:
         if error.name != top:
             raise
         name = NAMES.get(top, install or top)
-        raise ImportError(f"{name} is missing: pip install 'metamix[{extra}]', or only {install or top}") from None
+        raise ImportError(f"{name} is missing: pip install 'metamix[{extra}]', or just {install or top}") from None
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of packages, without packages that are installed as a variant, such as onnxruntime-gpu."""
+    """Return the versions of packages. Packages that are not installed under this very name are left out."""
     versions = {}
     for package in packages:
         with suppress(PackageNotFoundError):

@@ -15,7 +15,7 @@ LOW_PRECISION_TOLERANCE = 0.2  # largest relative difference between the scores 
 class BoxMatch:
     """Match the objects of one detector with the objects of another, over many images.
 
-    The other detector is allowed to miss an object whose score is close to the threshold. If the list of objects is
+    The second detector is allowed to miss an object whose score is close to the threshold. If the list of objects is
     full, it is also allowed to miss an object whose score is close to the lowest score in the list.
 
     Args:
@@ -42,7 +42,7 @@ class BoxMatch:
             alike = (detected["labels"] == label) & ((detected["scores"] - score).abs() < self.tolerance * score)
             distances = (detected["boxes"][alike] - box).abs().amax(1) if alike.any() else torch.tensor([torch.inf])
             distance = float(distances.min())
-            if not distance <= 16:  # the nearest box is NaN or belongs to another object
+            if not distance <= 16:  # no similar object, a NaN box, or a box of another object
                 self.unmatched += 1
             else:
                 self.largest = max(self.largest, distance)

@@ -42,7 +42,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 
 
 def is_recorded(x: Tensor) -> bool:
-    """Return whether a graph or transform records operations on x. It would record numpy's mask as a constant."""
+    """Return whether a graph or transform records operations on x, and so would keep numpy's mask as a constant."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()

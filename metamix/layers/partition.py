@@ -1,4 +1,4 @@
-"""Cut maps into sets of tokens (blocks or grids), so that a linear map can mix the tokens of each set."""
+"""Cut maps into sets of tokens (blocks or grids), so that a linear layer can mix the tokens of each set."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ GRID = "(kh nh) (kw nw)"
 
 @fx_leaf
 def to_sets(x: Tensor, set_size: Sequence[int], layout: str) -> Tensor:
-    """Cut a map into sets of tokens: (B, C, H, W) -> (B, kh * kw, H / kh * W / kw, C).
+    """Cut a map into sets of tokens: (B, C, H, W) -> (B, kh * kw, number of sets, C).
 
     A 1x1 convolution can then mix the tokens of each set. H and W must be multiples of `set_size` = (kh, kw). `layout`
     is BLOCK or GRID.
@@ -29,7 +29,7 @@ def to_sets(x: Tensor, set_size: Sequence[int], layout: str) -> Tensor:
         if layout == GRID:
             x = x[:, :, grid_order(nh, kh, x)][..., grid_order(nw, kw, x)]
         x, nh, nw, layout = F.pad(x, (0, kw, 0, kh)), nh + 1, nw + 1, BLOCK
-    # Move the channels to the last dimension first: they are last in memory, so engines copy runs of C values.
+    # First move the channels to the last dimension: they are last in memory, so engines copy runs of C values.
     return rearrange(x.movedim(1, -1), f"b {layout} c -> b (kh kw) (nh nw) c", kh=kh, kw=kw, nh=nh, nw=nw)
 
 

@@ -8,15 +8,15 @@
          "shared"       s = (Wq x_i) . (Wq x_j)         symmetric, section 3.4, as in the paper's experiments
          "cholesky"     s = (T^T x_i) . (T^T x_j)       symmetric; T is lower triangular with d (d + 1) / 2 entries
 
-    value = False       value(x_j) = x_j without proj: y is a convex combination of tokens, section 3.3
+    value = False       value(x_j) = x_j, without proj: y is a convex combination of tokens, section 3.3
 
 Departures: `context`, `positions` and the initial values of T are ours.
 
-- With `context`, the size of a grid, keys and values come from the map averaged to this grid (or enlarged, if the map
+- `context` is the size of a grid. Keys and values then come from the map averaged to this grid (or enlarged, if the map
   is smaller). Every token keeps its query. The cost is then linear in the number of tokens; without `context` it is
   quadratic.
-- `positions` adds a learned bias for each head and each offset between two tokens to s / sqrt(d). At the start each
-  head looks at one neighbour of the token, as a local filter does. The biases are resampled for maps of other sizes.
+- `positions` adds to s / sqrt(d) a bias, learned for each head and each offset between two tokens. At the start, each
+  head favours a point one token away. The biases are resampled for maps of other sizes.
 - The entries of T start with a standard deviation of 1 / sqrt(d). With a standard deviation of 1, every token attends
   only to itself, and training stays at chance level.
 
@@ -103,7 +103,7 @@ class MinAttn(nn.Module):
 
     def split_heads(self, x: Tensor) -> Tensor:
         """Split the channels of a map among the heads: (B, C, H, W) -> (B, heads, H W, d)."""
-        # Move the channels to the last dimension first: engines keep them last in memory, so this costs nothing, and
+        # First move the channels to the last dimension: engines keep them last in memory, so this costs nothing, and
         # OpenVINO merges the second transpose into its attention.
         return rearrange(x.movedim(1, -1).flatten(1, 2), "b l (n d) -> b n l d", n=self.heads)
 
@@ -119,7 +119,7 @@ class PositionBias(nn.Module):
 
     (B, C, H, W), (B, C, h, w) -> (heads, H W, h w). Queries between the context's grid points get interpolated biases.
 
-    At the start, each head looks at one point on a circle around the query, with a radius of one token. The biases
+    At the start, each head favours one point on a circle around the query, with a radius of one token. The biases
     start as -2 log(1 + d^2), where d is the distance from this point in tokens. They fall slowly, so that a head can
     also learn to look far.
 

@@ -2,8 +2,8 @@
 
     y = mean(x over the K x K neighbours inside the map) - x
 
-The block adds x, so the mixer subtracts it. The mean does not count padding, so a constant map gives exactly zero.
-Therefore the bias of the norm before this mixer has no effect.
+The block adds x, so the mixer subtracts it. The mean does not count padding, so a constant map gives zero up to
+rounding, and the bias of the norm before this mixer has no effect.
 
 The map may have any size. The cost is K * K additions per value, linear in the number of tokens.
 """

@@ -29,7 +29,7 @@ from .registry import default_cfgs
 
 # {name: [parameters, multiply-adds]}; image models add [channels, scale]
 SIZES = Path(__file__).with_name("sizes.json")
-IMAGE_SIDE = 256  # multiply-adds of an image model are counted for a restored image of this side in pixels
+IMAGE_SIDE = 256  # multiply-adds of an image model are counted for a restored square image with sides of this length
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ImageModelInfo:
 
 
 def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False) -> list[ModelInfo]:
-    """List the models of the zoo, then the models that you registered with `metamix.models.registry.register`.
+    """List the classifiers of the zoo, then those that you registered with `metamix.models.registry.register`.
 
     Args:
         pattern: a name with wildcards such as `"*raft*"`, or several such names.
@@ -182,7 +182,7 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Count the multiply-adds of a model for one image, on the meta device.
 
     torch's flop counter counts convolutions, matrix products and attention, with two operations for each multiply-add.
-    It does not count norms, activations, pooling, resampling, Haar's wavelet transform or other element-wise work.
+    It does not count norms, activations, pooling, resampling, Haar's wavelet transform or element-wise work.
 
     Args:
         model: the model, on any device; it is not changed.

@@ -1,7 +1,7 @@
 """Build RaftMLP, "How Much Can Be Done Without Attention and with Less Spatial Locality?" (arXiv 2108.04384).
 
-A model has four levels of raft MLPs (`mixers/raft.py`) and channel MLPs. Each level begins with a patch embedding, most
-of them with patches of several sizes. For images of another size, the authors resize the residual stream itself.
+A model has four levels of raft MLPs (`mixers/raft.py`) and channel MLPs. Each level begins with a patch embedding. Most
+of these embed patches of several sizes. For images of another size, the authors resize the residual stream itself.
 The registered models do this too (`resample="stream"`).
 
 Departures in training: the authors apply drop path to the vertical and the horizontal MLP separately, with one rate for
@@ -36,8 +36,8 @@ class MultiScaleEmbed(nn.Module):
     (B, in, H, W) -> (B, dim, ceil(H / s), ceil(W / s)). If the stride does not divide the sides of an image, the image
     is enlarged until it does, as in the authors' code.
 
-    The sum of convolutions with the same stride is one convolution, whose kernel is the sum of their kernels, padded to
-    the largest. `forward` computes this convolution; the state dict holds the separate kernels.
+    The sum of convolutions with the same stride is one convolution. Its kernel is the sum of their kernels, each
+    padded to the size of the largest. `forward` computes this convolution; the state dict holds the separate kernels.
 
     Args:
         kernels: sides of the patches; each must be the stride plus an even number.
@@ -51,7 +51,7 @@ class MultiScaleEmbed(nn.Module):
             raise ValueError(f"embedding kernels are {kernels!r}: give each level a tuple of sides, such as (4, 8).")
         if any((k - stride) % 2 or k < stride for k in kernels):
             raise ValueError(
-                f"kernels {kernels} cannot share centres at stride {stride}: give each as stride + an even number."
+                f"kernels {kernels} cannot share centres at stride {stride}: give the stride plus even numbers."
             )
         self.reduction = stride
         # The convolutions are one linear map, so only the first has a bias.
@@ -112,7 +112,7 @@ def raftmlp(
     channel_expansion: int = 4,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a RaftMLP. Its own arguments have the paper's names; `kwargs` are arguments of `MetaFormer`.
+    """Build a RaftMLP. The named arguments describe it with words of the paper; `kwargs` are arguments of `MetaFormer`.
 
     Args:
         dims: channels of each level.
@@ -170,7 +170,7 @@ RAFTMLP_NAMES = (
 
 
 def arrange_raftmlp(key: str, tensor: Tensor, model: nn.Module, patch: str) -> Tensor:
-    """Reorder the channels of norms, and split the weights of patch embeddings by kernel."""
+    """Reorder the channels of the raft MLPs' norms, and split the weights of patch embeddings by kernel."""
     *path, name, kind = key.split(".")
     parent: Any = model.get_submodule(".".join(path))
     if isinstance(parent, RaftMlp) and name == "norm":  # the authors' norm orders the channels differently

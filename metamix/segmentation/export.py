@@ -21,7 +21,7 @@ from .task import Segmentation
 
 
 class ExportableSegmenter(MapExport):
-    """A segmenter to export. It is compared on the data of `task`, or on random images if `task` is None."""
+    """A segmenter to export. Without a `task`, it is compared with its export on random images."""
 
     outputs: tuple[str, ...] = ("logits",)
     ranked, larger = True, 32
@@ -63,7 +63,7 @@ def open_segmenter(options: ExportOptions) -> ExportableSegmenter:
     height, width = options.img_size or trained.spec.crop
     if options.data_dir:
         data: Any = options.data or "folder"
-        tile, overlap = tiles(None if options.dynamic else (height, width))  # the note on the scores names them
+        tile, overlap = tiles(None if options.dynamic else (height, width))  # the scores are described with them
         eval_options = SegmentationEvalOptions(
             data=data, data_dir=options.data_dir, workers=0, checkpoint=options.source, tile=tile, overlap=overlap
         )

@@ -19,7 +19,7 @@ from metamix.weights.metadata import ModelMetadata
 
 from .exportable import Exportable, Model, Pair
 
-HELD_OUT_IMAGES = 5_000  # maximum number of training images that check the accuracy of int8
+HELD_OUT_IMAGES = 5_000  # maximum number of training images on which the accuracy of int8 is checked
 MAX_SCORED = 500  # maximum number of held-out images for tasks that take images one by one
 MAX_BYTES = 2**30  # maximum size of the calibration images, which are held in memory
 RANDOM_IMAGES = 4  # number of images to compare models on if there are no data
@@ -28,7 +28,7 @@ RANDOM_IMAGES = 4  # number of images to compare models on if there are no data
 class CalibratedExport(Exportable):
     """An `Exportable` that can be quantized to int8 with the training images of its task.
 
-    `task.data.training_images` opens the training images, without the images of the test split.
+    `task.data.training_images` opens the training images, without images that are scored as "test".
     `task.data.scoring_loader` loads them one by one, prepared as for scoring. `extra["scale"]` is the factor by which
     the graph enlarges an image.
     """
@@ -71,11 +71,11 @@ class CalibratedExport(Exportable):
 
     @property
     def held_out(self) -> int:
-        """Return how many training images check the accuracy of int8: at most half of them."""
+        """Return how many training images to hold out from calibration: at most half of them."""
         return min(HELD_OUT_IMAGES, len(self.training_images) // 2)
 
     def calibration_count(self, count: int) -> int:
-        """Return how many of `count` images to calibrate on; raise ValueError if too few are left to check int8."""
+        """Return how many of `count` images to calibrate on; raise ValueError for fewer than 5 training images."""
         if (total := len(self.training_images)) < 5:
             raise ValueError(
                 f"int8 is calibrated and checked on training images, but there are {total}: give at least 5"
@@ -98,7 +98,7 @@ class CalibratedExport(Exportable):
 
     @torch.inference_mode()
     def held_out_scores(self, model: Model, count: int) -> np.ndarray:
-        """Score a model on training images that `calibration(count)` does not yield, at most half of them.
+        """Score a model on at most 500 training images that `calibration(count)` does not yield.
 
         Returns:
             The score of each image that can be scored, (n,); higher is better. For a classifier it is 100 or 0, so that
@@ -120,12 +120,12 @@ class CalibratedExport(Exportable):
 
 
 def readable(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the batches, each of one image, without images that cannot be read."""
+    """Yield the batches of one image each; skip images that cannot be read."""
     return (batch for batch in loader if int(batch["index"][0]) >= 0)
 
 
 class MapExport(CalibratedExport):
-    """A model to export that returns maps: restored images or logits.
+    """An exportable model whose outputs are maps: restored images or logits.
 
     It is compared on its task's data, or else on random images. If the graph is dynamic, one random image is larger:
     its sides are longer by `larger` times `extra["multiple"]`.

@@ -265,7 +265,7 @@ def test_verify_counts_the_labels(table, capsys):
     assert metamix_command("verify", table("file,labels", "1.png,red", "2.png,green", "4.png,'blue red'")) == 0
     said = capsys.readouterr().out
     assert "note: no image has two labels, such as cat|dog: metamix convert csv can make" in said
-    assert "label       images\n" in said  # not "test": training scores a share of these images
+    assert "label       images\n" in said  # not "test", since training would score only a share of these images
     assert metamix_command("verify", table("file,split,labels", "1.png,val,red", "2.png,val,green")) == 0
     assert "label       val\n" in capsys.readouterr().out
 
@@ -298,7 +298,7 @@ def test_the_index_column_of_pandas_is_ignored(table):
 
 @pytest.mark.parametrize("header", ["file,labels", "file,red,green"])
 def test_lines_may_end_in_a_carriage_return(table, header):
-    """Excel can write such files. The test writes bytes, since Python would translate the line endings of text."""
+    """Excel can write such files."""
     root = table(header, *(f"{i}.png,{'red|green' if 'labels' in header else '1,0'}" for i in range(20)))
     (root / "labels.csv").write_bytes((root / "labels.csv").read_bytes().replace(b"\n", b"\r"))
     assert open_data("folder", root=root).multi_label

@@ -1,4 +1,4 @@
-"""Test `save_classifier`, for models that another training loop trained."""
+"""Test `save_classifier` on models from other training loops."""
 
 import numpy
 import pytest

@@ -289,7 +289,7 @@ def test_training_on_the_test_split_is_refused(tmp_path):
 
 @pytest.mark.parametrize("detector", ["retinanet", "fcos", "mask_rcnn"])
 def test_names_of_losses_end_in_loss(few, detector):
-    """curves.png has a panel for losses and a panel for scores, and tells them apart by this ending."""
+    """`draw_curves` draws losses and scores in separate panels, and tells them apart by this ending."""
     task, model = build(few, detector=detector)
     batch = task.data.augment(next(iter(task.data.train_loader(2, 0, 1, 0).epoch(0))), 0, 0)
     total, losses = task.loss(model.train(), batch)

@@ -34,7 +34,7 @@ METADATA = dict(
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Make a small classifier as a weight file, and export it to the format torch."""
+    """Save a small classifier to a weight file, and export it in the torch format."""
     folder = tmp_path_factory.mktemp("made")
     torch.manual_seed(0)
     model = timm.create_model(METADATA["model"], img_size=16, num_classes=3, in_chans=1, **METADATA["model_args"])
@@ -72,7 +72,7 @@ def flip(path, chance):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_damage_is_found_before_the_engine_opens_a_file(format, tmp_path):
-    """Therefore this test needs no engine."""
+    """This test needs no engine, since the checksums are compared first."""
     names = [FORMATS[format].file, *FORMATS[format].more_files, "report.json"]
     for name in names:
         (tmp_path / name).write_bytes(b"what metamix export wrote")
@@ -129,7 +129,7 @@ def test_deep_nesting_is_refused_before_anything_is_built(text, exported):
 
 
 def plant(file, evil):
-    """Put a pickle into a program of torch.export; loading it makes the file `evil`."""
+    """Put a pickle into a torch.export program; loading the program creates the file `evil`."""
     whole = zipfile.ZipFile(file)
     entries = {info: whole.read(info) for info in whole.infolist()}
     torch.save(Attack(evil), evil.with_name("attack.pt"))
@@ -152,7 +152,7 @@ def test_code_in_an_export_runs_only_if_it_is_trusted(exported, digit, tmp_path)
     assert not evil.exists()
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_exported(exported, trust=True)
-    assert evil.exists()  # so the attack works
+    assert evil.exists()  # the control: the attack works
 
 
 def test_a_trusted_export_predicts(exported, digit, made, capsys):

@@ -15,7 +15,7 @@ from metamix.training.run_folder import Run
 from metamix.weights.files import load_checkpoint
 from tests.helpers.running import Process, assert_same_run, train
 
-# Options whose state a checkpoint could forget, such as the random numbers of dropout and the held-out scores.
+# Options with state that a checkpoint could lose, such as dropout's random numbers and the held-out scores.
 RECIPE = ["--epochs", 3, "--batch-size", 128, "--holdout", 0.1, "--ema", "--clip-grad", 1, "--lr", 3e-3]
 RECIPE += ["--drop-rate", 0.1, "--drop-path", 0.2, "--mixup", 0.2]
 EVERY_STEP = ["--log-every", 1, "--checkpoint-minutes", 0]
@@ -23,7 +23,7 @@ EVERY_STEP = ["--log-every", 1, "--checkpoint-minutes", 0]
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """Return a function that trains without a stop, once for each value of `--memory`, and returns the run folder."""
+    """Return a function that trains without interruption, once per value of `--memory`, and returns the run folder."""
     done = {}
 
     def run(memory):
@@ -36,7 +36,7 @@ def reference(tmp_path_factory):
 
 
 def wait_for_checkpoints(process, folder, count):
-    """Wait until the process has replaced the checkpoint `count` times."""
+    """Wait until the process has written the checkpoint `count` times."""
 
     def written():
         path = folder / "checkpoint.pt"
@@ -114,7 +114,7 @@ def test_sigterm_saves_a_checkpoint_and_the_same_command_resumes(reference, tmp_
     words = [*RECIPE, "--memory", "no", "--workers", 2, "--output", run]
     process = Process(*words, *EVERY_STEP, log=tmp_path / "log")
     wait_for_checkpoints(process, run, 4)
-    process.kill(signal.SIGTERM)  # to the whole group, as a cluster does: the loader's workers get it too
+    process.kill(signal.SIGTERM)  # to the whole group, as a cluster does, so the loader's workers get it too
     assert process.wait() == 143
     step = load_checkpoint(run / "checkpoint.pt")["step"]
     assert f"stopped at step {step} of 30" in process.text()
@@ -173,7 +173,7 @@ def test_pictures_that_were_not_drawn_are_drawn_the_next_time(tmp_path, monkeypa
     def die_once_scored(self, state):
         set_state(self, state)
         if state == "scored":
-            raise KeyboardInterrupt  # as in a kill, nothing handles it
+            raise KeyboardInterrupt  # as after a kill, the state stays "scored"
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "set_state", die_once_scored)

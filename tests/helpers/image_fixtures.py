@@ -19,7 +19,7 @@ def write_tar(path, members, **headers):
 
 @pytest.fixture
 def image():
-    """Return a function that makes random smooth images, which stay recognisable as JPEG."""
+    """Return a function that makes random smooth images, which JPEG compression changes little."""
     random = np.random.default_rng(0)
 
     def make(size=(32, 32), mode="RGB"):

@@ -65,7 +65,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean(p, dtype):
     x = torch.ones(8, 16, 33, 32, dtype=dtype)
     y = drop(x, p)
     assert y.dtype == dtype
-    assert abs((y == 0).double().mean().item() - p) < 5e-3  # 3.6 standard deviations or more, of 135,168 values
+    assert abs((y == 0).double().mean().item() - p) < 5e-3  # at least 3.6 standard deviations for 135,168 values
     kept = y[y != 0].double()
     torch.testing.assert_close(
         kept, torch.full_like(kept, 1 / (1 - p)), rtol=4e-3 if dtype == torch.bfloat16 else 2e-4, atol=0
@@ -89,7 +89,7 @@ def test_dropout_follows_torchs_seed():
 
 
 def test_neighbours_are_dropped_independently():
-    """Four neighbours use 16 bits each of one 64-bit draw: they must be unbiased and uncorrelated."""
+    """Four neighbours share one 64-bit draw, 16 bits each. Their masks must be unbiased and uncorrelated."""
     kept = (drop(torch.ones(400_000), 0.5) != 0).double().unflatten(0, (-1, 4))
     assert (kept.mean(0) - 0.5).abs().max() < 0.01
     correlation = torch.corrcoef(kept.T) - torch.eye(4)

@@ -1,7 +1,7 @@
 """Reproduce the library bugs that `metamix.layers` works around.
 
-Each test shows the bug in the library, and that our layer does not have it. It skips if the library is fixed.
-Once it skips on the oldest supported version, the workaround can go.
+Each test shows the bug in the library, and that our layer does not have it. It skips with the word "fixed" once the
+library is fixed. The docstring of each workaround says when it can go.
 """
 
 import shutil
@@ -70,7 +70,7 @@ def test_group_norm_on_a_frozen_input():
 
 
 def padding_gradient(conv: nn.Conv2d, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return the gradient of weights that only meet padding, computed in memory that held NaN."""
+    """Return the gradient of weights that only meet padding, computed after memory with NaN was freed."""
     memory = torch.full((100_000,), float("nan"))
     del memory
     x = channels_last(*shape)
@@ -111,7 +111,7 @@ def test_memory_format_inside_vmap():
 
 
 def compiles(norm: type[nn.Module]) -> bool:
-    """Return whether inductor compiles, for any image size, a norm between a strided and a 1x1 convolution."""
+    """Return whether inductor correctly compiles a norm after a strided convolution, for any image size."""
     torch._dynamo.reset()
     model, x = (
         nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), norm(8), nn.Conv2d(8, 4, 1)),
@@ -186,7 +186,7 @@ def skip_unless_slower(theirs: Callable, ours: Callable, layer: str):
 
 
 def test_gelu_of_a_channels_last_map():
-    x = channels_last(8, 64, 56, 56)  # torch has a fast kernel for bf16 on some processors only
+    x = channels_last(8, 64, 56, 56)  # float32, since torch has a fast kernel for bf16 on some processors
     torch.testing.assert_close(GELU()(x), nn.GELU()(x))
     skip_unless_slower(lambda: nn.GELU()(x), lambda: GELU()(x), "GELU")
 

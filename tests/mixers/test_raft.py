@@ -1,3 +1,5 @@
+"""Test raft mixers against the paper's formulas, and how their matrices are stretched for other map sizes."""
+
 import math
 
 import pytest
@@ -12,7 +14,7 @@ SIZE = (5, 3)
 
 
 def vertical(x, mlp, r, resized=None):
-    """Apply the MLP to each raft, one column of r channel groups, with matrices stretched to the length `resized`."""
+    """Apply the MLP to each raft, one column of r channels from different groups; stretch its matrices to `resized`."""
     h = layer_norm(x, mlp.norm, 1e-5)
     w1, w2 = mlp.fc1.weight.flatten(1), mlp.fc2.weight.flatten(1)
     b1, b2 = mlp.fc1.bias, mlp.fc2.bias
@@ -114,7 +116,7 @@ def test_a_mixer_adapted_to_larger_maps_equals_one_that_resamples_weights(r, siz
 
 
 def test_adapting_to_smaller_maps_scales_the_remaining_units():
-    """If the map is constant along the axis and all hidden units are equal, half of the units give the same result."""
+    """If hidden units are equal and the map is constant along the mixed side, half of them give the same result."""
     mlp = random_mixer("raft", 8, (10, 6)).vertical
     nn.init.constant_(mlp.fc1.weight, 0.3), nn.init.constant_(mlp.fc1.bias, 0.2)
     nn.init.constant_(mlp.fc2.weight, 0.1), nn.init.zeros_(mlp.fc2.bias)

@@ -99,7 +99,7 @@ def test_luminance_models_restore_y_and_enlarge_colours(tmp_path):
 
 
 def test_luminance_models_restore_grey_files_without_converting_them(clean, tmp_path, run):
-    """The model adds 0.6 of a grey level, as in scoring. Converting grey to Y and back would add 0.6 * 255 / 219."""
+    """The model adds 0.6 to grey values, as in scoring. Converting them to Y and back would add 0.6 * 255 / 219."""
     photos = clean(count=1, mode="L")
     assert run(photos, "--output", tmp_path / "out", channels="y")[0] == 0
     assert (pixels(tmp_path / "out" / "0.png") == np.minimum(pixels(photos / "0.png") + 1, 255)).all()
@@ -223,7 +223,7 @@ def test_the_first_of_several_images_in_a_file_is_restored(dtype, tmp_path, run,
 
 
 def write_png(path, values, kind=2, exif=b""):
-    """Write (H, W, C) uint16 as a PNG of 16 bits, which Pillow cannot do; kind 2 is RGB, kind 4 grey with alpha."""
+    """Write (H, W, C) uint16 values as a 16-bit PNG, which Pillow cannot do. Kind 2 is RGB, 4 grey with alpha."""
     height, width, _ = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     chunks = (

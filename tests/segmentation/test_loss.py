@@ -1,4 +1,4 @@
-"""Test losses against literal formulas, and that wrong options are refused."""
+"""Test that losses equal literal formulas, and that wrong options are refused."""
 
 import math
 import sys
@@ -64,7 +64,7 @@ def literal_dice(logits, target, weights):
 
 
 def literal_lovasz(logits, target, weights):
-    """Sum the errors in descending order, each weighted by its increase of the Jaccard loss."""
+    """Average over classes: the sum of the sorted errors, each weighted by how much it increases the Jaccard loss."""
     scored, terms = list(pixels(logits, target)), []
     for k in {label for _, label in scored}:
         errors = sorted(((abs((label == k) - shares[k]), label == k) for shares, label in scored), reverse=True)
@@ -107,7 +107,7 @@ def test_losses_equal_their_formulas(name, batch):
 
 def test_ohem_keeps_a_sixteenth_of_easy_pixels():
     logits = torch.zeros(1, 2, 8, 16)
-    logits[:, 0] = torch.linspace(2, 6, 128).view(8, 16)  # all above a probability of 0.7 for class 0
+    logits[:, 0] = torch.linspace(2, 6, 128).view(8, 16)  # the probability of class 0 is above 0.7 everywhere
     target = torch.zeros(1, 8, 16, dtype=torch.long)
     wanted = nn.functional.cross_entropy(logits, target, reduction="none").flatten()[:8].mean()
     torch.testing.assert_close(LOSSES["ohem"](logits, target, None), wanted)

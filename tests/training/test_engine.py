@@ -35,7 +35,7 @@ def no_run_stays_open():
 
 
 class Detect:
-    """A task like detection: batches are lists of tensors of any size, and a step has several named losses."""
+    """A task like detection: batches hold lists of tensors of any size, and a step has several named losses."""
 
     notes, title, same_image_shape = [], "boxes-net", True
     frozen_helpers, identity = (), {}
@@ -623,7 +623,7 @@ def test_a_gpu_that_does_not_exist_is_refused(monkeypatch):
 
 
 def test_losses_and_scores_are_printed_and_drawn_in_groups(tmp_path, capsys, monkeypatch):
-    """train_box_reg_loss is printed as box reg loss after train. Losses share one plot, and scores share another."""
+    """`train_box_reg_loss` is printed as "box reg loss" of "train". Losses share one plot, and scores another."""
     row = {"epoch": 1, "lr": 0.1, "train_loss": 3.0, "train_box_reg_loss": 2.0, "holdout_AP": 4.0}
     row |= {"holdout_AP_small": 5.0, "holdout_ema_AP_small": 6.0, "img_per_s": 7.0, "seconds": 8.0}
     Run(None).say_row(row, 2)
@@ -734,7 +734,7 @@ def test_optimizers_that_do_not_support_complex_weights_are_refused(name, argume
 
 @pytest.mark.parametrize("formats", [(torch.contiguous_format, torch.channels_last), (torch.channels_last,) * 2])
 def test_moments_follow_the_memory_format_of_their_weights(formats):
-    """Otherwise, a fused kernel would update each value of a weight with the moments of another value."""
+    """With another format, a fused kernel would update values with the moments of other values."""
     weights, steps = torch.randn(8, 4, 3, 3), torch.randn(2, 8, 4, 3, 3)
     ends = []
     for layouts in (formats, formats[:1] * 2):

@@ -34,10 +34,10 @@ class Bfloat16(nn.Module):
 
 
 def write(graph: Graph, file: Path) -> None:
-    """Write the program of a graph as .pt2 and, if the graph asks for it, a compiled package beside it."""
+    """Write the program of a graph as .pt2 and, if `graph.compile` is true, a compiled package beside it."""
     model = Bfloat16(graph.model) if graph.precision == "bf16" else graph.model
     program = to_program(model, graph.images, graph.dynamic)
-    # The program may have been traced with larger images.
+    # The program may have been traced with larger images, and then refuse images of the requested size.
     if graph.dynamic and (refused := refusal(program, graph.images.shape)):
         height, width = graph.images.shape[2:]
         raise ValueError(
@@ -57,7 +57,7 @@ def write(graph: Graph, file: Path) -> None:
 
 
 def open_program(file: Path, threads: int | None = None, precision: str = "fp32", compiled: bool = False) -> Run:
-    """Load a program, or the compiled package beside it if `compiled` is true and it loads on this machine."""
+    """Load a program or, if `compiled` is true and this machine can load it, the compiled package beside it."""
     if threads:
         torch.set_num_threads(threads)
     package = load_compiled(file.with_name(COMPILED)) if compiled else None
@@ -79,7 +79,7 @@ def open_program(file: Path, threads: int | None = None, precision: str = "fp32"
 
 
 def load_compiled(file: Path) -> Callable[[Tensor], Any] | None:
-    """Load an AOTInductor package; warn and return None if it cannot be loaded here, such as on another CPU."""
+    """Load an AOTInductor package; warn and return None if it cannot be loaded, for example on another CPU."""
     from torch._inductor import aoti_load_package  # takes seconds to import
 
     try:
