@@ -160,7 +160,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             "recipe": {**variant.recipe, **variant.data},
             "machine": machine()["cpu"],
         }
-        row |= {"commit": commit(), "command": f"python -m benchmarks.measure.ablate --runs {name}:{mixer}:{seed}"}
+        budget = "" if args.budget == BUDGET else f" --budget {args.budget:g}"
+        command = f"python -m benchmarks.measure.ablate{budget} --runs {name}:{mixer}:{seed}"
+        row |= {"commit": commit(), "command": command}
         append_row(args.results, row)
         print(json.dumps(row), flush=True)
 

@@ -119,6 +119,7 @@ def test_tiny_run_is_scored_on_the_holdout_and_written_once(dark_and_light, tmp_
     assert (row["variant"], row["size"], row["images"]) == ("nano-conv", "nano", 50)
     assert row["epochs"] == pytest.approx(50 / 30, abs=0.01)  # 36 images make three full batches
     assert 0 <= row["holdout_top1"] <= 100 and row["model_args"]["stem"] == "conv-bn-act-conv stem"
+    assert row["command"] == "python -m benchmarks.measure.ablate --budget 3.7e+09 --runs nano-conv:pooling:0"
 
 
 def test_finished_runs_are_recognised(tmp_path):
