@@ -203,7 +203,7 @@ def _load_file(
     tensors, metadata = read_weights(path)
     check_task(metadata, path, "classification", "a classifier")
     if model and metadata.architecture and metadata.architecture != model.partition(".")[0]:
-        raise ValueError(f"{path} holds the weights of {metadata.model}, not of {model}; leave the model's name out")
+        raise ValueError(f"{path} holds the weights of {metadata.model}, not of {model}: name the model that it holds")
     name = model or (metadata.model and known_name(metadata.model))
     if not name:
         raise ValueError(f"{path} does not name its model; give model=NAME, or --model NAME on the command line")

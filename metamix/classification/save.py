@@ -48,7 +48,7 @@ def save_classifier(
         model_args: the arguments that `timm.create_model` got, except num_classes.
         mean, std: mean and standard deviation of each channel that normalised the images, for pixel values from 0 to 1;
             by default as in timm's configuration of the model.
-        threshold: lowest probability of a label if images may have several labels, or a tuple with one for each class;
+        threshold: lowest probability of a label if images may have several labels, or a list with one for each class;
             None if each image has one class.
 
     Raises:
@@ -73,7 +73,7 @@ def save_classifier(
         raise ValueError(f"classes has {twice[0]!r} twice: give each class its own name")
     if not fits(threshold, THRESHOLD):
         raise ValueError(f"threshold is {threshold!r}, but it must be {accepted(THRESHOLD, threshold)}")
-    if isinstance(threshold, tuple) and len(threshold) != len(classes):
+    if isinstance(threshold, (list, tuple)) and len(threshold) != len(classes):
         counts = f"{plural(len(threshold), 'threshold')} for {plural(len(classes), 'class')}"
         raise ValueError(f"{counts}: give one for each class, or one number for all")
     check_both(mean, std)

@@ -4,7 +4,7 @@
 
 The mask of a.jpg is a.png or a_mask.png: 0 is background, and each other value is an object. Images are sorted by name,
 with 2 before 10. Of every five images, three go to instances_train.json, one to instances_val.json and one to
-instances_test.json.
+instances_test.json. Masks without an image are listed and left out.
 """
 
 import json
@@ -16,7 +16,7 @@ import numpy as np
 
 from metamix.data.files import as_corrupt_image, read_header, read_image_file
 from metamix.data.find import list_images
-from metamix.utils.text import exit_with_message, list_names, plural
+from metamix.utils.text import exit_with_message, list_names, plural, printable
 
 from .annotations import Entry
 from .objects import encode, to_text
@@ -52,7 +52,7 @@ def convert(images: Path, masks: Path, class_name: str, out: Path) -> None:
         (out / f"instances_{name}.json").write_text(json.dumps(data))
         print(f"{name}: {plural(len(data['images']), 'image')}, {plural(len(data['annotations']), 'object')}")
     if files:
-        print(f"left out: masks without an image: {list_names(files.values())}")
+        print(printable(f"left out: masks without an image: {list_names(files.values())}"))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -308,7 +308,7 @@ def load_body(
             raise ValueError(f"{checkpoint} holds weights of {theirs}, not of {ours}: give --model {theirs}")
         with torch.device("meta"):
             model = timm.create_model(name, **model_args)
-        adapt_checkpoint(model, tensors, checkpoint, metadata)  # only a check: timm would leave missing weights random
+        adapt_checkpoint(model, tensors, checkpoint, metadata)  # only a check: timm ignores missing and extra weights
         cfg: dict[str, Any] = {key: value for key, value in metadata.pretrained_cfg().items() if key in ("mean", "std")}
         if metadata.in_chans is not None:  # timm adapts the stem to a different number of channels
             cfg["input_size"] = (metadata.in_chans, *size)

@@ -70,7 +70,8 @@ def adapt_checkpoint(
     metadata describe.
 
     Raises:
-        ValueError: tensors before the head do not fit, or the metadata describe a different function.
+        ValueError: tensors before the head are missing, do not fit or belong to more layers, or the metadata describe a
+            different function.
     """
     cfg: Any = model.pretrained_cfg
     name, of_model = cfg["architecture"], model.state_dict(keep_vars=True)
@@ -85,7 +86,9 @@ def adapt_checkpoint(
             tensors = adapt(state, model)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
-        unknown = {key for key in tensors if key not in of_model and key.rpartition(".")[0] not in head}
+        # Extra modules may be of training alone, but extra layers of a module change the function.
+        parts = {key.partition(".")[0] for key in of_model} - {layer.partition(".")[0] for layer in head}
+        unknown = {key for key in tensors if key not in of_model and key.partition(".")[0] in parts}
     check_fit(tensors, of_model, name, source, unknown=unknown, layout=layout, head=head, first_convs=first_convs)
     if isinstance(model, MetaFormer):
         check_same_function(model, metadata or ModelMetadata(), source)

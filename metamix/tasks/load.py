@@ -97,4 +97,4 @@ def task_of_export(folder: str) -> str:
 def refuse_name(model: str | None, source: object) -> None:
     """Raise ValueError if `model` is given, though the weights name their model."""
     if model:
-        raise ValueError(f"model is {model}, but {source} names its model: leave --model out")
+        raise ValueError(f"model is {model}, but {source} names its model: leave model out")

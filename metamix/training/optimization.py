@@ -201,7 +201,7 @@ def find_weights_of(model: nn.Module, part: str, option: str) -> list[nn.Paramet
     if not weights:
         modules = [name for name, _ in model.named_modules() if name]
         raise ValueError(
-            f"{option} names {part!r}, but this model has no weights of this name{did_you_mean(part, modules)} "
+            f"{option} names {part!r}, but no part of this name has weights{did_you_mean(part, modules)} "
             f"Its parts: {', '.join(name for name, _ in model.named_children())}."
         )
     return weights

@@ -73,5 +73,5 @@ def test_a_published_teacher_of_other_classes_is_refused(three_classes):
 def test_a_teacher_with_weights_of_another_model_is_refused():
     """The tensors of the pooling model would fit the identity model."""
     teacher = dict(teacher="metaformer_identity_nano", teacher_checkpoint="metaformer_pooling_nano.digits")
-    with pytest.raises(ValueError, match="weights of metaformer_pooling_nano.*, not of metaformer_identity_nano; name"):
+    with pytest.raises(ValueError, match="weights of metaformer_pooling_nano.*, not of metaformer_identity_nano: name"):
         small_task(**teacher).model.build()

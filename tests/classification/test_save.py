@@ -63,7 +63,7 @@ def test_a_compiled_model_is_saved_without_its_wrapper(tmp_path):
         ({}, dict(classes=[0, 1]), r"classes is \[0, 1\]: give the names as strings"),
         ({}, dict(threshold=50), "threshold is 50, but it must be a number from 0 to 1"),
         ({}, dict(threshold="high"), "threshold is 'high', but it must be a number from 0 to 1"),
-        ({}, dict(threshold=(0.1, 0.2, 0.3)), "3 thresholds for 2 classes: give one for each class, or one number"),
+        ({}, dict(threshold=[0.1, 0.2, 0.3]), "3 thresholds for 2 classes: give one for each class, or one number"),
         ({}, dict(mean=[0.5] * 3), "mean is given, but std is not: give both or neither"),
         (
             {},

@@ -153,7 +153,7 @@ def test_another_crop_mode_in_timm_is_noted(monkeypatch):
 
 def test_another_models_weights_are_refused(weights):
     path, _ = weights()
-    with pytest.raises(ValueError, match="weights of metaformer_identity_tiny, not of metaformer_raft_nano; leave the"):
+    with pytest.raises(ValueError, match="weights of metaformer_identity_tiny, not of metaformer_raft_nano: name the"):
         Classification.trained(ClassificationEvalOptions(model="metaformer_raft_nano", checkpoint=path))
 
 

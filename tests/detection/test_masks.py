@@ -145,12 +145,12 @@ def test_png_masks_of_instance_numbers_become_a_data_set(tmp_path, capsys):
     for i in range(5):
         shapes.draw([]).save(images / f"{i}.jpg")
         Image.fromarray(numbers * (i != 4)).save(masks / f"{i}{'_mask' * (i % 2)}.png")
-    Image.fromarray(numbers).save(masks / "other.png")
+    Image.fromarray(numbers).save(masks / "a\x1b.png")
 
     out = tmp_path / "set" / "annotations"
     convert([str(images), str(masks), "person", str(out)])
     printed = "train: 3 images, 6 objects\nval: 1 image, 2 objects\ntest: 1 image, 0 objects\n"
-    assert capsys.readouterr().out == f"{printed}left out: masks without an image: {masks / 'other.png'}\n"
+    assert capsys.readouterr().out == f"{printed}left out: masks without an image: {masks}/a\\x1b.png\n"
     split = open_split(find_splits(tmp_path / "set"), "val", masks=True)
     _, target = split.read(0)
     assert split.classes == ("person",) and target["boxes"].tolist() == [[5, 10, 75, 35], [60, 30, 90, 50]]
