@@ -49,7 +49,7 @@ class Augment:
             normalisation and the steps after it are then applied.
 
     Raises:
-        ValueError: `auto_augment` is unknown, `cutout` is larger than an image, or `padding` is and `cropped` is false.
+        ValueError: `auto_augment` is unknown, or `cutout` or, unless `cropped`, `padding` is larger than an image.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ def list_images(folder: Path) -> dict[str, Path]:
 
 
 def by_stem(images: Mapping[str, Path]) -> dict[str, Path]:
-    """Return the files of `list_images` by their paths without extensions; raise ValueError if two are equal."""
+    """Return the files of `list_images` by their paths without extensions; raise ValueError if two paths are equal."""
     stems: dict[str, Path] = {}
     for name, path in images.items():
         stem = name.rpartition(".")[0]

@@ -220,7 +220,7 @@ def start_worker(max_pixels: int | None, worker: int) -> None:
 
 
 class EpochSampler(Sampler):
-    """Yield the batches of an epoch as lists of (epoch, index). Workers persist, so each needs the epoch."""
+    """Yield the batches of an epoch as lists of (epoch, index). Workers outlive an epoch, so they need its number."""
 
     def __init__(self, order: Order):
         self.order, self.epoch, self.start = order, 0, 0
@@ -231,7 +231,7 @@ class EpochSampler(Sampler):
 
 
 class TransformedSamples:
-    """Read samples in workers, and seed the random numbers for each sample."""
+    """Read and transform samples in workers, with random numbers seeded for each sample."""
 
     def __init__(self, samples: SampleReader, transform: Transform, seed: int, order: Order):
         self.samples, self.transform, self.seed = samples, transform, seed
@@ -285,7 +285,7 @@ def collate_crops(samples: list[Any]) -> Batch:
 
 
 def train_transform(source: Source, options: DataOptions) -> Transform:
-    """Make timm's random transform of a PIL image to a (C, H, W) uint8 tensor."""
+    """Make the function that crops, flips and augments an (image, label) sample; PIL images become (C, H, W) uint8."""
     size = image_size(source, options)
     crop, _, finish = create_transform(
         input_size=size,

@@ -52,8 +52,8 @@ def in_memory(source: Source, options: SourceOptions) -> bool:
 def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
     """Return mean and standard deviation per channel, for pixel values from 0 to 1.
 
-    If the options do not give them, they are computed from all readable images of a split in memory, including the
-    holdout. For a streamed split, ImageNet's statistics are returned.
+    If the options do not give them, they are computed from all readable images of a split in memory, even if some are
+    held out or scored. For a streamed split, they are ImageNet's, averaged over the channels for grey images.
 
     Raises:
         ValueError: the options give only mean or only std, or values that do not fit the images.

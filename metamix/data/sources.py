@@ -211,7 +211,7 @@ def strata(labels: Tensor) -> Tensor:
 
 
 def common_size(images: ImageSplit) -> int | None:
-    """Return the side in pixels of 16 images spread over the split if all are squares of one size, else None."""
+    """Return the side in pixels of up to 16 images spread over the split if all are squares of one size, else None."""
     sizes: set[int] = set()
     for i in torch.linspace(0, len(images.labels) - 1, 16).long().unique().tolist():
         try:

@@ -46,7 +46,7 @@ class Columns:
     label: str
     split: str
     box: Sequence[str]  # the four columns of a box; empty if there are none
-    others: Sequence[str]  # the other columns. If `label` is "", each of them is for one label and holds 0 and 1
+    others: Sequence[str]  # the other columns. If `label` is "", each column is for one label and holds 0 or 1
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,8 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Fo
     """Open labels.csv as a training and a test split.
 
     Its columns are file, optionally split, and labels or a column of 0 and 1 for each label. If no line is in a test
-    split, both splits hold all images. Return None if the folder has no labels.csv with labels.
+    split and `test_on` is empty, both splits hold all images. If there is only a test split, None stands for the
+    training split; with `train_required`, this is an error. Return None if there is no labels.csv with labels.
     """
     file = root / LABELS
     if not file.exists() or not lists_labels(file):

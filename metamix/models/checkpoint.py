@@ -2,7 +2,7 @@
 
 timm calls `checkpoint_filter` on every pretrained checkpoint. If the number of classes differs, timm ignores all
 missing tensors, so the filter itself refuses an incomplete checkpoint. For `checkpoint_path`, timm calls
-`load_checkpoint`, which also sets the model's `pretrained_cfg` from the file's metadata.
+this module's `load_checkpoint`, which also sets the model's `pretrained_cfg` from the metadata of a file of metamix.
 """
 
 import sys
@@ -70,8 +70,8 @@ def adapt_checkpoint(
     metadata describe.
 
     Raises:
-        ValueError: tensors before the head are missing, do not fit or belong to more layers, or the metadata describe a
-            different function.
+        ValueError: tensors before the head are missing, do not fit or belong to layers that the model lacks (timm's own
+            models may lack whole modules), or the metadata describe a different function.
     """
     cfg: Any = model.pretrained_cfg
     name, of_model = cfg["architecture"], model.state_dict(keep_vars=True)
@@ -86,7 +86,7 @@ def adapt_checkpoint(
             tensors = adapt(state, model)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
-        # Extra modules may be of training alone, but extra layers of a module change the function.
+        # Extra modules may serve only training, but extra layers in a module change the function.
         parts = {key.partition(".")[0] for key in of_model} - {layer.partition(".")[0] for layer in head}
         unknown = {key for key in tensors if key not in of_model and key.partition(".")[0] in parts}
     check_fit(tensors, of_model, name, source, unknown=unknown, layout=layout, head=head, first_convs=first_convs)

@@ -42,7 +42,7 @@ def register_image_model(
 ) -> None:
     """Register a new name: `create_image_model(name)` then returns `build(**preset)`.
 
-    `tags` holds the URLs of published weights by tag. Raises ValueError if the name is taken or contains a dot.
+    `tags` holds the URLs of published weights by tag. Raise ValueError if the name is taken or contains a dot.
     """
     if "." in name:
         raise ValueError(f"An image model cannot be named {name!r}: the part after a dot is the tag of weights.")

@@ -76,11 +76,11 @@ class ImageModelInfo:
     macs_per_pixel: int  # multiply-adds for each pixel of the result; see `count_macs`
     in_chans: int  # channels of the images
     scale: int  # factor by which the model enlarges height and width
-    weights: tuple[ImageWeightsInfo, ...]  # the default weights come first
+    weights: tuple[ImageWeightsInfo, ...]  # the default weights, if there are any, come first
 
 
 def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False) -> list[ModelInfo]:
-    """List the classifiers of the zoo, then those that you registered with `metamix.models.registry.register`.
+    """List the classifiers of the zoo, then classifiers that you registered with `metamix.models.registry.register`.
 
     Args:
         pattern: a name with wildcards such as `"*raft*"`, or several such names.
@@ -107,7 +107,8 @@ def list_image_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = 
 def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = False) -> list[ModelInfo | ImageModelInfo]:
     """List the classifiers, then the image restoration models. The arguments are as for `list_models`.
 
-    A pattern such as "*.cifar10" may also match weights. Each model is then listed with the matching weights only.
+    A pattern such as "*.cifar10" may also match weights. A model whose name does not match is then listed with the
+    matching weights only.
     """
     tags = {name: default_cfgs[name].tags for name in default_cfgs} | {n: weights_of(n) for n in image_model_names()}
     tagged = [f"{name}.{tag}" for name in tags for tag in tags[name] if tag]

@@ -134,7 +134,7 @@ def maxim_mab(
 ) -> ModelAndLayout:
     """Build our model for the arguments of one `ResidualSplitHeadMultiAxisGmlpLayer`."""
     if "LayerNorm_in/scale" not in state:
-        raise ValueError("The checkpoint lacks LayerNorm_in/scale, which tells the width: give only this layer's tree.")
+        raise ValueError("The checkpoint lacks LayerNorm_in/scale, which shows the width: give only this layer's tree.")
     dim = len(state["LayerNorm_in/scale"])
     mixer = Maxim(dim, size=block_size, block_size=block_size, grid_size=grid_size, **factors)
     # The authors' layer includes a norm and a residual, so it is our block without the MLP.

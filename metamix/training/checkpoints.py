@@ -44,6 +44,7 @@ class Checkpoints:
 
         Raises:
             FileNotFoundError: there is no checkpoint at `resume`.
+            ValueError: the checkpoint is damaged or incomplete, or only some ranks see it.
         """
         if self.path is None:
             return None
@@ -85,9 +86,10 @@ def check_resumable(
     """Check that a recipe can continue a checkpoint; return a sentence about each change that is to be reported.
 
     Raises:
-        ValueError: the data changed, an option changed that must not change, or the recipe changed after the run ended.
+        ValueError: the data changed; an option changed that must not change; `score` changed, but early stopping is on
+            and has a best epoch; or the run has ended, and another change is to be reported.
     """
-    changes, best = resume_changes(state["recipe"], recipe), state.get("best", {})  # refuses a changed batch size
+    changes, best = resume_changes(state["recipe"], recipe), state.get("best", {})  # rejects another batch size
     if state["steps_per_epoch"] != steps_per_epoch:
         raise ValueError(
             f"{path} was made with {plural(state['steps_per_epoch'], 'step')} per epoch, but there are now "

@@ -49,7 +49,7 @@ class Engine:
     is closed; in a run of several processes, only `fit` does. A second SIGTERM, or a second Ctrl-C, ends the process.
 
     Raises:
-        ValueError: task, recipe and machine do not fit together. Nothing has been trained then.
+        ValueError, OSError: task, recipe, checkpoint and machine do not fit together. Nothing has been trained then.
     """
 
     def __init__(self, task: Task, recipe: Recipe, group: ProcessGroup, run: Run):
@@ -59,7 +59,7 @@ class Engine:
         self.memory_format = memory_format(options.channels_last)
         self.checkpoints = Checkpoints(run.folder, options.checkpoint_minutes)
         self._unresumed = self.checkpoints.find(options.resume, group)  # path and content, until `resume` loads it
-        with group.local_main_first():  # it may download weights
+        with group.local_main_first():  # building may download weights
             self.model = task.model.build(self._unresumed and self._unresumed[1]["about"])
         for helper in task.model.frozen_helpers:
             helper.eval().requires_grad_(False)
@@ -69,7 +69,7 @@ class Engine:
         self.about = task.model.describe(self.model)
         self.notes: list[str] = []  # sentences about what the engine chose because the recipe does not set it
         recorded = self._unresumed[1]["recipe"] if self._unresumed else {}
-        for name in recipe.unset & recorded.keys():  # a resumed run keeps the values that its engine chose
+        for name in recipe.unset & recorded.keys():  # a resumed run keeps its values
             setattr(options, name, recorded[name])
         self._unset = recipe.unset - recorded.keys()
         self.train_loader = self._make_train_loader()
@@ -116,7 +116,7 @@ class Engine:
         Raises:
             Stopped: at a signal, once the state is saved.
             NotFinite: a loss or a weight is infinite or NaN.
-            OSError: the checkpoint or another file cannot be written.
+            OSError: the checkpoint or another file cannot be written, or too many images cannot be read.
             ValueError: a single sample does not fit in memory, or is too small for a batch norm.
         """
         if self.history:  # the run may have been killed after it saved an epoch but before it recorded it
@@ -191,7 +191,7 @@ class Engine:
             return False
         (path, state), self._unresumed = self._unresumed, None
         changes = check_resumable(path, state, self.recipe, self.task.data.identity, self.steps_per_epoch)
-        before, now = state.get("processes"), self.group.world_size  # it affects batch norms and rounding
+        before, now = state.get("processes"), self.group.world_size  # the number affects batch norms and rounding
         if before not in (None, now):
             changes.append(f"processes was {before} and is now {now}")
         self.stepper.load_state_dict(state, str(path))
@@ -380,14 +380,14 @@ class Engine:
         if part == size:
             return
         problem = (
-            f"a step with {plural(size, 'sample')} at a time needs about {needed / 2**30:.2g} GiB of memory, and "
+            f"a step with {plural(size, 'sample')} at a time needs about {needed / 2**30:.2g} GiB of memory, but "
             f"{free / 2**30:.2g} GiB are free"
         )
         if "micro_batch" not in self._unset:
             self.run.say(f"note: {problem}; if the run is killed, lower --micro-batch or --batch-size")
         elif part:
             options.micro_batch = part
-            self.run.say(f"note: {problem}, so {plural(part, 'sample')} are trained at a time (--micro-batch)")
+            self.run.say(f"note: {problem}, so the model trains on {plural(part, 'sample')} at a time (--micro-batch)")
             self.run.save_recipe(self.recipe)
         else:
             raise ValueError(

@@ -41,7 +41,7 @@ def memory_format(channels_last: bool) -> torch.memory_format:
 def to_device(value: Any, device: torch.device, memory_format: torch.memory_format | None = None) -> Any:
     """Move all tensors in nested dicts, lists and tuples to a device. Other values are returned unchanged.
 
-    If `memory_format` is given, tensors with four dimensions are converted to it, and the copy does not block the CPU.
+    If `memory_format` is given, tensors with four dimensions are converted to it, and the copy need not block the CPU.
     """
 
     def move(tensor: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class TensorMemory(TorchDispatchMode):
 
 
 def largest_part(share: int, memory: Callable[[int], float], free: float) -> int:
-    """Halve `share` samples until `memory(samples)` is at most `free`; return 0 if not even one sample fits."""
+    """Return `share`, halved until `memory` of that many samples is at most `free`; 0 if one sample is too many."""
     while share > 1 and memory(share) > free:
         share = -(-share // 2)
     return share if memory(share) <= free else 0

@@ -1,4 +1,4 @@
-"""Choose the weights to train; make optimizer, schedule and weight average from the recipe, with timm's factories."""
+"""Choose the weights to train; make the optimizer, the schedule and the weight average of a recipe with timm."""
 
 import fnmatch
 from collections.abc import Mapping
@@ -75,10 +75,11 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
 
 
 def route_to_muon(optimizer: Muon, model: nn.Module) -> None:
-    """Train dense convolutions with one input channel by Muon: token MLPs of raft and nin, and stems for grey images.
+    """Let Muon train dense convolutions with one input channel: token MLPs of raft and nin, and stems for grey images.
 
-    Their weights, (n, 1, h, w), are matrices of n x (h w). timm 1.0.31 trains all weights of this shape by AdamW, since
-    the weights of depthwise convolutions have this shape too.
+    Their weights, (n, 1, h, w), are matrices of n x (h w). timm 1.0.31 trains all weights of this shape with AdamW,
+    since the weights of depthwise convolutions have this shape too. As in timm, a matrix with a side below 4 stays with
+    AdamW.
     """
     fallback = {p for group in optimizer.param_groups if group.get("use_fallback") for p in group["params"]}
     for module in model.modules():
@@ -192,7 +193,7 @@ def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
 
 
 def find_weights_of(model: nn.Module, part: str, option: str) -> list[nn.Parameter]:
-    """Return the weights of a part of a model: a module or a parameter, or a pattern such as stages.*.norm1.
+    """Return the weights of a part of a model; `part` names a module or parameter, or is a pattern (stages.*.norm1).
 
     Raise ValueError if the name matches nothing; the message begins with `option`, the option that gave the name.
     """
@@ -202,7 +203,7 @@ def find_weights_of(model: nn.Module, part: str, option: str) -> list[nn.Paramet
         modules = [name for name, _ in model.named_modules() if name]
         raise ValueError(
             f"{option} names {part!r}, but no part of this name has weights{did_you_mean(part, modules)} "
-            f"Its parts: {', '.join(name for name, _ in model.named_children())}."
+            f"The parts of the model: {', '.join(name for name, _ in model.named_children())}."
         )
     return weights
 

@@ -52,7 +52,7 @@ class ProcessGroup:
         if world_size > 1 and not dist.is_initialized():
             store, rank, world_size = next(dist.rendezvous("env://"))
             if os.environ.get("GROUP_WORLD_SIZE") == "1":
-                # torchrun keeps its store over restarts, and a new process could find the address of a dead one in it.
+                # torchrun keeps its store across restarts, so a new process could find the address of a dead one in it.
                 store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
             dist.init_process_group(
                 "nccl" if chosen.type == "cuda" else "gloo",
@@ -69,8 +69,8 @@ class ProcessGroup:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """If the run has several processes, print the error and end this process without destroying the group.
 
-        Destroying a gloo group can hang: its destructor (torch 2.13) holds Python's lock while it joins a thread that
-        needs this lock. All other ranks would then wait for the rank that failed.
+        Destroying a gloo group can hang: its destructor (torch 2.13) holds the GIL while it joins a thread that needs
+        the GIL. All other ranks would then wait for the rank that failed.
         """
         if self.world_size == 1:
             return
@@ -140,7 +140,7 @@ def is_lost_rank(error: BaseException) -> bool:
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop and its checkpoint has been written."""
+    """A signal, or the loss of the torchrun agent, stopped the run; its checkpoint has been written."""
 
     def __init__(self, number: int = signal.SIGTERM):
         super().__init__(signal.Signals(number).name)

@@ -62,7 +62,7 @@ class EngineOptions(Options):
     log_every: Count = _run(
         20, "maximum number of steps between progress reports, checks for non-finite losses, and checks for signals"
     )
-    checkpoint_minutes: Minutes = _run(10.0, "minutes between checkpoints; inf: only at the end of each epoch")
+    checkpoint_minutes: Minutes = _run(10.0, "minutes between checkpoints within an epoch; inf: none before its end")
     eval_every: Count = _run(1, "epochs between evaluations on the held-out split", on_resume="report")
 
     epochs: Epochs = _schedule(10, "passes over the training split, including warm-up")
@@ -105,7 +105,7 @@ class EngineOptions(Options):
     freeze: tuple[str, ...] = _optimizer((), "parts that are not trained, such as stem,stages.0", on_resume="refuse")
 
     ema: bool = _average(False, "also keep and score an exponential moving average of the weights", on_resume="refuse")
-    ema_decay: ShareBelowOne = _average(0.9999, "decay of the average; lower in the first steps", needs="ema")
+    ema_decay: ShareBelowOne = _average(0.9999, "decay of the average; at most 1 - n^(-2/3) at step n", needs="ema")
     score: Literal["auto", "last", "ema"] = _average(
         "auto", "weights to evaluate on the test split and to save; auto: the average if there is one"
     )
@@ -202,7 +202,7 @@ def parse(
         parser.add_argument("--task", metavar="NAME", help="default: the task of --checkpoint or --model")
         first = parser.parse_known_args(argv)[0]
         if len(first.config) > 1:
-            raise ValueError(f"--config is given twice, {' and '.join(first.config)}; give one, and the rest as flags")
+            raise ValueError(f"several configs are given, {' and '.join(first.config)}; give one and the rest as flags")
         path = find_config(first.config[0]) if first.config else Path()
         config = read_yaml(path) if first.config else {}
         imports = convert(config.pop("import", []), tuple[str, ...], f"{path}: import")

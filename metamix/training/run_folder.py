@@ -248,7 +248,7 @@ def _import_tracker(extra: str, module: str, attribute: str) -> Any:
 
 
 class _WarningHandler(logging.Handler):
-    """Write the package's warnings, such as unreadable images, to the run's log, each of them once."""
+    """Write each warning of the package, such as an unreadable image, once to the terminal and the run's log."""
 
     def __init__(self, run: Run):
         super().__init__(logging.WARNING)

@@ -23,7 +23,7 @@ class TrainLoader(Sized, Protocol):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield this rank's share of every global batch of an epoch, from step `start` on.
 
-        The batches depend only on the epoch's number. The shares of ranks 0, 1, ... are consecutive.
+        The batches depend only on the loader's arguments and the epoch. The shares of ranks 0, 1, ... are consecutive.
         """
 
 

@@ -28,6 +28,8 @@ from .task import Task
 def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
     """Train a model to the end of its recipe, from its last checkpoint if there is one, and return the run folder.
 
+    If the run is finished, only its result is printed. A dry run only describes the run and times a step.
+
     Raises:
         Stopped: at a signal, once the state is saved.
         ValueError: the folder holds something else, or the recipe does not fit the run in it; see also `Engine`.
@@ -74,7 +76,7 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
         lost = run.state == "running" and is_lost_rank(error)
         problem = str(error) or type(error).__name__
         if lost:
-            # Only rank 0 knows the step of the last checkpoint.
+            # No step: only rank 0 knows whether the newest checkpoint was written.
             command = "the same command continues from the last checkpoint"
             problem = f"another process of this run ended ({problem[:200]}); {command}"
         with suppress(OSError):  # the disk may be full

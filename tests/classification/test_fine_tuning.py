@@ -111,7 +111,7 @@ def test_a_step_that_does_not_fit_in_memory_is_split(monkeypatch, capsys):
     train(*DIGITS, "--batch-size", 32, "--dry-run")
     text = capsys.readouterr().out
     assert "note: a step with 32 samples at a time needs about 0.16 GiB of memory" in text
-    assert "and 0.06 GiB are free, so 8 samples are trained at a time (--micro-batch)" in text
+    assert "but 0.06 GiB are free, so the model trains on 8 samples at a time (--micro-batch)" in text
     assert "Each sees 8 samples at a time instead of the whole batch of 32" in text
     set_free_memory(monkeypatch, 0.04)
     train(*DIGITS, "--batch-size", 32, "--dry-run", "--grad-checkpointing")

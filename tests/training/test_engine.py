@@ -518,7 +518,7 @@ def test_frozen_parts_do_not_change(monkeypatch):
 @pytest.mark.parametrize(
     "parts, said",
     [
-        (("stage",), "freeze names 'stage', .*; did you mean 'stages'.* Its parts: stem, stages"),
+        (("stage",), "freeze names 'stage', .*; did you mean 'stages'.* The parts of the model: stem, stages"),
         (("stem", "stages.*"), "nothing is left to train: freeze is stem,stages"),
     ],
 )

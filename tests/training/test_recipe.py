@@ -191,7 +191,7 @@ def test_text_that_looks_like_a_number_or_date_stays_text(config, text):
         (["--anchors", "x"], "--anchors is 'x', but it must be a number, or auto."),
         (["--epochs"], "argument --epochs: expected one argument"),
         (["--model"], "argument --model: expected one argument"),
-        (["--config", "a.yaml", "--config", "b.yaml"], "--config is given twice, a.yaml and b.yaml; give one"),
+        (["--config", "a.yaml", "--config", "b.yaml"], "several configs are given, a.yaml and b.yaml; give one"),
         (["--import", "./my_mixers.py"], "--import ./my_mixers.py failed: it is a path; give a module, such as"),
         (["--lr-factors", "{0: 0.1}"], "--lr-factors is '{0: 0.1}', but it must be a mapping {key: value} of finite"),
         (["--epochs", "2", "--iterations", "9"], "--epochs and --iterations both say how long the run is; give one"),

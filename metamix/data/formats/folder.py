@@ -40,8 +40,9 @@ def open_folder(
 ) -> tuple[ImageSplit | None, ImageSplit]:
     """Open the training and the test split.
 
-    If there is no test split, both splits hold the images of train/ or, without train/, of the class folders in `root`.
-    If there is no training split, None takes its place; with `train_required`, this is an error.
+    If there is no test split and `test_on` is empty, both splits hold the images of train/ or, without train/, of the
+    class folders in `root`. If there is only a test split, None takes the place of the training split; with
+    `train_required`, this is an error.
     """
     if root is None:
         raise ValueError(f"a folder of images needs --data-dir; {LAYOUT}")
@@ -81,7 +82,7 @@ def open_folder(
 
 
 def _holds_train_alone(root: Path) -> bool:
-    """Return whether `root` has no folder or tar file but train/ and train.tar. Another may be a misnamed split."""
+    """Return whether `root` has train/ or train.tar and no other folder or tar file, which may be a misnamed split."""
     entries = {path.name for path in root.iterdir() if path.is_dir() or path.suffix == ".tar"}
     names = {name for name in entries if not name.startswith(".")}
     return bool(names) and names <= {"train", "train.tar"}

@@ -28,7 +28,7 @@ REMEDY = "Repair it or remove it"
 def open_webdataset(root: Path, test_on: str) -> tuple[TarImages, TarImages]:
     """Open the training and the test split of shards in a folder.
 
-    Shards are named after their split (x-train-0001.tar) or listed by an info.json for timm's reader.
+    Shards are named after their split (x-train-0001.tar) or listed by an info.json or _info.json for timm's reader.
     """
     shards = find_shards(root)
     tests = [split for split in shards if split != "train" and shards[split]]
