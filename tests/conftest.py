@@ -38,6 +38,14 @@ DRAW = (
     "metamix.classification.pictures.draw_classes",
     "metamix.classification.pictures.draw_confusion",
     "metamix.segmentation.pictures.draw_confusion",
+    "metamix.segmentation.pictures.draw_images",
+    "metamix.restoration.pictures.draw_sheet",
+    "metamix.detection.pictures.draw_precision_recall",
+    "metamix.detection.pictures.draw_grid",
+)
+MODELS_OF_TASKS = tuple(
+    f"metamix.{name}.count_macs"
+    for name in ("classification.model", "detection.model", "restoration.model", "segmentation.model", "tasks.simple")
 )
 
 
@@ -65,6 +73,26 @@ def digits_are_decoded_once():
     from metamix.data.formats import digits
 
     digits.Digits = functools.cache(digits.Digits)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def macs_are_counted_once():
+    """Count the multiply-adds of equal models once, since tasks count them in each run, which takes a tenth of it."""
+    from metamix.models import count_macs
+
+    counted = {}
+
+    def look_up(model, input_size):
+        shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items())
+        key = str(model), shapes, tuple(input_size)
+        if key not in counted:
+            counted[key] = count_macs(model, input_size)
+        return counted[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in MODELS_OF_TASKS:
+            patch.setattr(name, look_up)
+        yield
 
 
 @pytest.fixture
