@@ -491,6 +491,8 @@ def init_weights(model: nn.Module) -> None:
     The authors draw weights from LeCun's normal distribution. In gMLPs, MLPs and the token-mixing layers of the
     spatial gates, the standard deviation is 0.02. Biases are 1 in these token-mixing layers, and 0 elsewhere.
     """
+    if next(model.parameters()).is_meta:  # there is nothing to fill, but `normal_` takes milliseconds for each tensor
+        return
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             # 0.8796 is the standard deviation of a standard normal distribution that is truncated at -2 and 2.

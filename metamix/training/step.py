@@ -47,7 +47,8 @@ class TrainStep:
         """
         options, group = self.options, self.group
         seed = np.random.SeedSequence((options.seed, self.done, group.rank)).generate_state(1, np.uint64)[0]
-        torch.manual_seed(int(seed))
+        # Without a GPU, `torch.manual_seed` takes milliseconds: it formats the stack for each kind of device.
+        (torch.default_generator if group.device.type == "cpu" else torch).manual_seed(int(seed))
         self.schedule.step_update(self.done)
         names, losses = self._accumulate_gradients(self.prepare(batch))
         if options.clip_grad is not None:
