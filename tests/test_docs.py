@@ -1,10 +1,7 @@
 """Test that the Python snippets of README and docs print the text below them, and that the commands parse."""
 
-import json
 import re
 import shlex
-import subprocess
-import sys
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -142,22 +139,3 @@ def test_lists_are_not_joined_to_other_text():
                 assert not line or line.startswith(("- ", " ")), f"{page.name}: indent {line!r}"
             if line.startswith("- "):
                 assert not above or above.startswith(("- ", " ")), f"{page.name}: leave a line before {line!r}"
-
-
-def test_dotted_names_exist_after_import_metamix():
-    """Use a new process, in which no test has imported submodules of metamix yet."""
-    names = sorted({name for page in PAGES for name in re.findall(r"`(metamix(?:\.\w+)+)", page.read_text())})
-    assert "metamix.deploy.benchmark" in names
-    code = f"""
-import functools, json, sys, metamix
-early = [name for name in metamix._PACKAGES if f"metamix.{{name}}" in sys.modules]
-missing = []
-for name in {names} + [f"metamix.{{name}}" for name in metamix._PACKAGES]:
-    try:
-        functools.reduce(getattr, name.split(".")[1:], metamix)
-    except AttributeError as error:
-        missing.append(f"{{name}}: {{error}}")
-print(json.dumps([early, missing]))
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
-    assert json.loads(result.stdout) == [[], []]
