@@ -47,6 +47,7 @@ def summary(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_training_finds_squares_and_discs(trained):
     result = summary(trained)
     assert result["scores"] == ["AP", "AP50", "AP75", "AP_small"] and result["AP50"] > 80 and result["AP"] > 30
@@ -70,6 +71,7 @@ def test_scores_of_the_same_states_are_computed_once(data, monkeypatch):
         assert len(calls) == count
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rendered_figures")
 def test_eval_repeats_the_scores_of_training(trained, data, tmp_path, capsys):
     words = f"--data-dir {data} --checkpoint {trained} --output {tmp_path}"
@@ -109,6 +111,7 @@ def test_missing_images_are_refused_before_training(tmp_path):
         Detection(DetectionOptions(data_dir=str(folder)))
 
 
+@pytest.mark.slow
 def test_predict_finds_the_objects(trained, data, tmp_path, capsys):
     truth = json.loads((data / "annotations" / "instances_test.json").read_text())
     image = truth["images"][0]

@@ -181,6 +181,7 @@ def test_the_description_takes_no_memory_and_ignores_head_and_dropout():
     assert not any("drop" in part or "head" in part for part in describe(model))
 
 
+@pytest.mark.slow  # tests/benchmarks load them too, with metamix's own warnings as errors
 def test_shipped_weights_load_without_a_warning(caplog):
     for name, tags in local_weights().items():
         for tag in tags:

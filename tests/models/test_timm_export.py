@@ -37,12 +37,19 @@ def images(model, batch=2, taller=0, wider=0):
     return torch.randn(batch, channels, h + taller, w + wider)
 
 
-QUICK = ("metaformer_raft_nano", "metaformer_minattn_nano")  # mixers that depend on the map size
+QUICK = ("metaformer_raft_nano",)  # a mixer that depends on the map size
 # The skeleton is the same for all mixers, and tests/mixers/test_contract.py compiles and exports each mixer alone.
 SLOW = {name: pytest.mark.slow if name not in QUICK else () for name in MIXERS}
 # These models take longest, or their skeleton differs little from another model's.
 SLOW |= dict.fromkeys(
-    ("wavemixlite_8_10", "minattn_symmetric_nomlp_h4_mnist", "wavemix_192_16_l3", "raftmlp_s"), pytest.mark.slow
+    (
+        "wavemixlite_8_10",
+        "minattn_full_mlp_h4_cifar",
+        "minattn_symmetric_nomlp_h4_mnist",
+        "wavemix_192_16_l3",
+        "raftmlp_s",
+    ),
+    pytest.mark.slow,
 )
 
 

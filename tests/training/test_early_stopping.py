@@ -14,7 +14,7 @@ from metamix.training.engine import Engine
 from metamix.weights.files import load_checkpoint, load_weights
 from tests.helpers.running import assert_same_run, metrics, stopped_at, train
 
-WORDS = ["--batch-size", 256, "--warmup-epochs", 0, "--schedule", "constant", "--holdout", 0.2]
+WORDS = ["--img-size", 16, "--batch-size", 256, "--warmup-epochs", 0, "--schedule", "constant", "--holdout", 0.2]
 STEPS = 4  # per epoch
 
 
@@ -69,10 +69,8 @@ def test_a_run_that_does_not_stop_early_also_keeps_the_best_epoch(scores, tmp_pa
     assert "stopped early" not in said and "epoch 2 has the best held-out top1" in said
 
 
-@pytest.mark.parametrize(
-    "step",
-    [pytest.param(2 * STEPS, marks=pytest.mark.slow), 3 * STEPS + 1, pytest.param(4 * STEPS, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2 * STEPS, 3 * STEPS + 1, 4 * STEPS])
 def test_a_resumed_run_equals_an_uninterrupted_one(step, scores, tmp_path):
     scores += [10.0, 30.0, 20.0, 25.0, 99.0]
     words = [*WORDS, "--epochs", 5, "--early-stopping", 2]

@@ -54,6 +54,7 @@ def test_another_seed_gives_other_losses(alone, tmp_path):
     assert max(abs(a - b) for a, b in zip(losses(tmp_path), losses(alone))) > 1e-3
 
 
+@pytest.mark.slow
 def test_every_sample_is_scored_once_and_a_signal_stops_all_ranks(tmp_path):
     """Two processes with batches of 75 samples must score the 360 test samples as one process does."""
     run = tmp_path / "run"
@@ -90,11 +91,15 @@ def test_one_process_of_a_machine_opens_the_data_before_the_others(tmp_path):
     assert "[rank 1] stopped: the first process of a machine failed; its message says why" in second.text()
 
 
-def test_a_warning_says_that_batch_norms_see_only_part_of_the_batch(tmp_path):
-    words = ["--model", "test_resnet", "--model-args", "{}", "--epochs", 1, "--batch-size", 512]
-    words += ["--output", tmp_path / "run"]
-    for rank in start_all(2, *words, logs=tmp_path):
+def test_two_processes_score_each_sample_once_and_warn_about_batch_norms(tmp_path):
+    model = ["--model", "test_resnet", "--model-args", "{}", "--amp", "none"]
+    for rank in start_all(2, *model, "--epochs", 1, "--batch-size", 512, "--output", tmp_path / "run", logs=tmp_path):
         rank.output()
+    words = [*TINY, *model, "--checkpoint", tmp_path / "run", "--batch-size", 360, "--output", tmp_path / "eval"]
+    metamix.cli.evaluate.main([str(word) for word in words])
+    several, one = (json.loads((tmp_path / f).read_text()) for f in ("run/summary.json", "eval/result.json"))
+    assert (several["top1"], several["top5"]) == (one["top1"], one["top5"])
+    assert several["loss"] == pytest.approx(one["loss"], abs=1e-4)
     assert re.search(
         r"the model trains \d+ batch norms. Each sees 256 samples at a time instead of the whole batch of 512",
         (tmp_path / "run" / "log.txt").read_text(),
