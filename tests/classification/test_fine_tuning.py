@@ -131,8 +131,8 @@ def test_a_split_step_is_kept_on_resume(tmp_path, monkeypatch, capsys):
 
 
 def test_a_micro_batch_that_is_given_is_kept_with_a_warning(monkeypatch, capsys):
-    set_free_memory(monkeypatch, 0.1)
-    train(*DIGITS, "--batch-size", 64, "--micro-batch", 64, "--dry-run")
+    set_free_memory(monkeypatch, 0.006)
+    train("--epochs", 1, "--batch-size", 256, "--micro-batch", 256, "--dry-run")
     text = capsys.readouterr().out
     assert "GiB are free; if the run is killed, lower --micro-batch or --batch-size" in text
 
@@ -145,5 +145,5 @@ def test_a_sample_that_does_not_fit_in_memory_is_refused(monkeypatch):
 
 def test_no_note_if_memory_is_enough(monkeypatch, capsys):
     set_free_memory(monkeypatch, 8)
-    train(*DIGITS, "--batch-size", 64, "--dry-run")
+    train("--epochs", 1, "--batch-size", 256, "--dry-run")
     assert "memory, and" not in capsys.readouterr().out

@@ -27,12 +27,15 @@ def accuracy(classifier, images, labels):
     return 100 * (logits.argmax(1) == torch.as_tensor(labels)).double().mean().item()
 
 
-@pytest.mark.parametrize("source", [str(FILE), NAME])
-def test_shipped_weights_come_with_their_preprocessing(source):
-    classifier = metamix.load_classifier(source)
-    assert not classifier.model.training
-    assert classifier.classes == tuple("0123456789")
+def test_shipped_weights_come_with_their_preprocessing():
+    classifier, by_file = metamix.load_classifier(NAME), metamix.load_classifier(str(FILE))
+    assert not classifier.model.training and not by_file.model.training
+    assert classifier.classes == by_file.classes == tuple("0123456789")
+    tensors, same = classifier.model.state_dict(), by_file.model.state_dict()
+    assert tensors.keys() == same.keys() and all(torch.equal(tensors[name], same[name]) for name in tensors)
     test = open_data("digits").test
+    image = test.read(0)[0]
+    assert torch.equal(classifier.transform(image), by_file.transform(image))
     score = accuracy(classifier, [test.read(i)[0] for i in range(len(test))], test.labels)
     assert score == pytest.approx(json.loads(FILE.with_suffix(".json").read_text())["top1"], abs=0.01)
 

@@ -117,7 +117,7 @@ def test_nothing_that_predict_and_verify_print_holds_a_control_sequence(tmp_path
     name = EVIL.replace("/", ":")
     data, file = images(tmp_path / name), tmp_path / f"{name}.safetensors"
     torch.manual_seed(0)
-    metamix.save_classifier(create_model("resnet18", num_classes=2), file, classes=[EVIL, "=1"])
+    metamix.save_classifier(create_model("test_resnet", num_classes=2), file, classes=[EVIL, "=1"])
     for words in (
         ["predict", data, "--checkpoint", file],
         ["predict", data, "--checkpoint", file, "--format", "csv"],

@@ -50,8 +50,7 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.usefixtures("rendered_figures")
-def test_training_scoring_and_restoring_agree(clean, tmp_path, capsys):
+def test_training_scoring_and_restoring_agree(clean, tmp_path, capsys, request):
     photos, run, out = clean(), tmp_path / "run", tmp_path / "out"
     train(*MAXIM, "--data-dir", photos, "--degradation", "noise:25", "--loss", "charbonnier+0.1*fft", "--output", run)
     said = capsys.readouterr().out
@@ -62,6 +61,7 @@ def test_training_scoring_and_restoring_agree(clean, tmp_path, capsys):
     assert summary["scores"] == ["psnr", "ssim", "input_psnr", "input_ssim"]
     assert summary["input_psnr"] == pytest.approx(20.2, abs=0.5)  # sigma 25, some of it clipped
 
+    request.getfixturevalue("rendered_figures")
     evaluate("--checkpoint", run, "--data-dir", photos, "--output", out)
     said = capsys.readouterr().out
     assert "1 of 6 images is scored and not trained on" in said
@@ -110,9 +110,10 @@ def test_tiles_give_nearly_the_scores_of_whole_images(clean, tmp_path):
 
 
 def test_an_interrupted_run_equals_an_uninterrupted_one(clean, tmp_path):
-    words = [*MAXIM, "--data-dir", clean(), "--degradation", "blur:0-2,noise:0-50", "--crops", 2, "--epochs", 2]
+    words = ["--data-dir", clean(count=3), "--degradation", "blur:0-2,noise:0-50", "--crops", 2, "--epochs", 2]
+    words = [*MAXIM, *words]
     train(*words, "--output", tmp_path / "whole")
-    with stopped_at(7):
+    with stopped_at(3):
         train(*words, "--output", tmp_path / "parts")
     assert not (tmp_path / "parts" / "summary.json").exists()
     train(*words, "--output", tmp_path / "parts", "--workers", 1)

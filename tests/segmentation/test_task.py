@@ -34,8 +34,7 @@ def evaluate(*words):
     metamix.cli.evaluate.main(list(map(str, words)))
 
 
-@pytest.mark.usefixtures("rendered_figures")
-def test_training_scoring_and_predicting_agree(scenes, tmp_path, capsys):
+def test_training_scoring_and_predicting_agree(scenes, tmp_path, capsys, request):
     root, run, out, new = scenes(train=32, test=2), tmp_path / "run", tmp_path / "out", tmp_path / "new"
     words = ["--loss", "ce", "--class-weights", "log", "--epochs", 10, "--batch-size", 4, "--optimizer", "muon"]
     train(*SMALL_HEAD, *words, "--lr", 2e-2, "--scales", "0.75,1.5", "--data-dir", root, "--output", run)
@@ -45,6 +44,7 @@ def test_training_scoring_and_predicting_agree(scenes, tmp_path, capsys):
     assert summary["scores"] == ["miou", "pixel_accuracy", "mean_accuracy", "boundary_f"]
     assert summary["miou"] > 35  # a constant prediction scores at most 25
 
+    request.getfixturevalue("rendered_figures")
     evaluate("--checkpoint", run, "--data-dir", root, "--output", out, "--test-flip", "--test-scales", "0.75,1")
     said = capsys.readouterr().out
     result = json.loads((out / "result.json").read_text())
@@ -76,7 +76,6 @@ def test_training_scoring_and_predicting_agree(scenes, tmp_path, capsys):
     assert confusion.tolist() == [[int(n) for n in row[1:]] for row in rows[1:]]
 
 
-@pytest.mark.usefixtures("rendered_figures")
 def test_scores_name_their_split(scenes, tmp_path, capsys):
     root, run, out = scenes(train=2, val=1), tmp_path / "run", tmp_path / "out"  # no test split: val is scored
     train(*SMALL_HEAD, "--data-dir", root, "--output", run)
@@ -104,7 +103,7 @@ def test_a_note_says_that_a_scored_split_was_trained_on(scenes, tmp_path):
 
 
 def test_an_interrupted_run_equals_an_uninterrupted_one(scenes, tmp_path):
-    words = [*SMALL_HEAD, "--data-dir", scenes(), "--epochs", 3, "--ema", "--schedule", "poly"]
+    words = [*SMALL_HEAD, "--data-dir", scenes(), "--epochs", 2, "--ema", "--schedule", "poly"]
     train(*words, "--output", tmp_path / "whole")
     with stopped_at(3):
         train(*words, "--output", tmp_path / "parts")

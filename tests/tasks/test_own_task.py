@@ -23,7 +23,8 @@ PAGE = (ROOT / "docs" / "extend.md").read_text().partition("## A task")[2]
 CODE = re.search(r"```py\n(.*?)```", PAGE, re.S)[1]
 COMMANDS = re.search(r"```bash\n(.*?)```", PAGE, re.S)[1].splitlines()
 SHIPPED = ROOT / "weights" / "metaformer_pooling_nano.cifar10.safetensors"
-SMALL = ["--epochs", "2", "--batch-size", "20", "--workers", "0", "--device", "cpu"]
+SHORT = ["--epochs", "2", "--batch-size", "20", "--workers", "0", "--device", "cpu"]
+SMALL = [*SHORT, "--model-args", "{depths: [1, 1, 1], dims: [8, 16, 24]}"]
 
 
 @pytest.fixture(scope="module")
@@ -106,18 +107,18 @@ def test_a_task_that_is_not_imported_is_unknown(folder, run):
 @pytest.mark.slow
 def test_training_uses_the_given_weights_and_model_arguments(folder, run):
     frozen = COMMANDS[0].replace("--output run", "--lr 0 --min-lr 0 --warmup-lr 0 --output")
-    small, heads = ["--model-args", "{dims: [8, 16, 24]}"], {}
+    heads = {}
     starts = {"first": [], "second": ["--seed", "1", "--checkpoint", "first"], "random": ["--seed", "1"]}
     for name, start in starts.items():
-        assert ("weights from first" in run(f"{frozen} {name}", *SMALL, *small, *start)[1]) == (name == "second")
+        assert ("weights from first" in run(f"{frozen} {name}", *SMALL, *start)[1]) == (name == "second")
         heads[name] = load_weights(folder / name)[0]["head.weight"]
     assert torch.equal(heads["first"], heads["second"]) and not torch.equal(heads["first"], heads["random"])
     assert run("metamix predict --import my_task photo.jpg --checkpoint second")[0] == 0
-    run(f"{frozen} tuned", *SMALL, "--pretrained", "--model", "metaformer_pooling_nano.cifar10")
+    run(f"{frozen} tuned", *SHORT, "--pretrained", "--model", "metaformer_pooling_nano.cifar10")
     tuned, published = (load_weights(source)[0] for source in (folder / "tuned", SHIPPED))
     assert torch.equal(tuned["stem.0.weight"], published["stem.0.weight"].float())
     with pytest.raises(SystemExit, match="pretrained and checkpoint"):
-        run(f"{frozen} both", *SMALL, *small, "--pretrained", "--checkpoint", "first")
+        run(f"{frozen} both", *SMALL, "--pretrained", "--checkpoint", "first")
     with pytest.raises(SystemExit, match="model_args has in_chans, which comes from the task"):
         run(f"{frozen} grey", *SMALL, "--model-args", "{in_chans: 1}")
     with pytest.raises(SystemExit, match="there is no option --pretrained for regression"):
@@ -125,7 +126,7 @@ def test_training_uses_the_given_weights_and_model_arguments(folder, run):
     with pytest.raises(SystemExit, match="there are no weights to evaluate: give --checkpoint RUN_OR_FILE"):
         run("metamix eval --import my_task --task regression --data-dir numbers")
     (folder / "first").rename(folder / "moved")
-    assert run(f"{frozen} second", *SMALL, *small, *starts["second"], "--epochs", "3")[0] == 0  # "first" is not needed
+    assert run(f"{frozen} second", *SMALL, *starts["second"], "--epochs", "3")[0] == 0  # "first" is not needed
 
 
 def test_a_run_resumes_exactly(folder, run):
