@@ -18,9 +18,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "deploy" in item.nodeid or item.path.name == "test_export.py")
 
 
+def pytest_collection():
+    """Collect no garbage while modules are imported, which takes an eighth of that time and frees little."""
+    gc.disable()
+
+
 def pytest_collection_finish():
     """Exempt imported objects from garbage collection: each full collection would take a third of a second longer."""
     gc.freeze()
+    gc.enable()
 
 
 RENDER = Figure.savefig
