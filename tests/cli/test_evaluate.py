@@ -230,16 +230,24 @@ def test_holdout_0_does_not_change_the_test_images(tmp_path, capsys):
 
 
 def test_holdout_and_memory_of_training_are_kept(tmp_path, capsys, monkeypatch):
-    words = ["--epochs", 1, "--warmup-epochs", 0, "--holdout", 0.1, "--memory", "no", "--workers", 0]
-    train(*RUN, *words, "--output", tmp_path)
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    for split, count in (("train", 20), ("test", 5)):
+        for label in ("ant", "bee"):
+            (tmp_path / "set" / split / label).mkdir(parents=True)
+            for i in range(count):
+                image = Image.linear_gradient("L").rotate(9 * i).resize((48, 36))
+                image.save(tmp_path / "set" / split / label / f"{i}.png")
+    data = ["--data", "folder", "--data-dir", tmp_path / "set", "--workers", 0]
+    words = ["--epochs", 1, "--batch-size", 8, "--warmup-epochs", 0, "--holdout", 0.1, "--memory", "no"]
+    train(*RUN, *data, *words, "--img-size", 32, "--output", tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["samples"] == {"train": 36, "test": 10, "holdout": 4}
     monkeypatch.chdir(tmp_path)
     for split in ("holdout", "test"):
-        evaluate("--checkpoint", tmp_path, "--split", split, "--workers", 0)
-        assert f"{MODEL} on digits, {split} ({summary['samples'][split]} images" in capsys.readouterr().out
+        evaluate("--checkpoint", tmp_path / "run", *data, "--split", split)
+        assert f"{MODEL} on set, {split} ({summary['samples'][split]} images" in capsys.readouterr().out
     results = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("runs/*/result.json")}
-    assert results.keys() == {f"eval-digits-{MODEL}", f"eval-digits-{MODEL}-holdout"}
-    result = results[f"eval-digits-{MODEL}"]
+    assert results.keys() == {f"eval-set-{MODEL}", f"eval-set-{MODEL}-holdout"}
+    result = results[f"eval-set-{MODEL}"]
     assert all(result[name] == pytest.approx(summary[name], abs=1e-3) for name in ("top1", "loss"))
 
 

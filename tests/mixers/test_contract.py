@@ -167,7 +167,9 @@ SMALLEST = {"wavemix": 3, "wavemix-levels": 5}
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(id, marks=pytest.mark.slow if "-" in id else ()) for id in CASES], indirect=True
+    "case",
+    [pytest.param(id, marks=pytest.mark.slow if "-" in id or id == "maxim" else ()) for id in CASES],
+    indirect=True,
 )
 @pytest.mark.parametrize("example", [(20, 17), pytest.param(SIZE, marks=pytest.mark.slow)])
 def test_exports_for_any_size(case, example):

@@ -196,20 +196,20 @@ def test_weights_of_another_model_are_refused(tmp_path):
     torch.save(timm.create_model("metaformer_pooling_nano", **TINY).state_dict(), tmp_path / "weights.pt")
     with pytest.raises(ValueError, match=r"weights with the mixer pooling\(\), but this model has the mixer raft"):
         build_backbone("metaformer_raft_nano", checkpoint=tmp_path / "weights.pt", **TINY)
-    save_weights(tmp_path / "r.safetensors", timm.create_model("resnet34").state_dict(), {"model": "resnet34"})
+    save_weights(tmp_path / "r.safetensors", timm.create_model("test_resnet").state_dict(), {"model": "resnet34"})
     with pytest.raises(ValueError, match="r.safetensors holds weights of resnet34, not of resnet18: give --model res"):
         build_backbone("resnet18", checkpoint=tmp_path / "r.safetensors")
 
 
 @pytest.mark.parametrize("build", [build_backbone, partial(build_segmenter, "semantic_fpn", num_classes=2)])
 def test_weights_of_another_task_are_refused(build, tmp_path):
-    state = timm.create_model("resnet18").state_dict()
-    metadata = {"model": "resnet18", "task": "detection"}
+    state = timm.create_model("test_resnet").state_dict()
+    metadata = {"model": "test_resnet", "task": "detection"}
     save_weights(tmp_path / "d.safetensors", {f"backbone.body.{key}": value for key, value in state.items()}, metadata)
-    with pytest.raises(ValueError, match="has weights for detection: give a file of the classifier resnet18$"):
-        build("resnet18", checkpoint=tmp_path / "d.safetensors")
+    with pytest.raises(ValueError, match="has weights for detection: give a file of the classifier test_resnet$"):
+        build("test_resnet", checkpoint=tmp_path / "d.safetensors")
     save_weights(tmp_path / "c.safetensors", state, metadata | {"task": "classification"})
-    build("resnet18", checkpoint=tmp_path / "c.safetensors")
+    build("test_resnet", checkpoint=tmp_path / "c.safetensors")
 
 
 @pytest.mark.parametrize(

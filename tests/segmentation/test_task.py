@@ -36,7 +36,7 @@ def evaluate(*words):
 
 def test_training_scoring_and_predicting_agree(scenes, tmp_path, capsys, request):
     root, run, out, new = scenes(train=32, test=2), tmp_path / "run", tmp_path / "out", tmp_path / "new"
-    words = ["--loss", "ce", "--class-weights", "log", "--epochs", 10, "--batch-size", 4, "--optimizer", "muon"]
+    words = ["--loss", "ce", "--class-weights", "log", "--epochs", 8, "--batch-size", 4, "--optimizer", "muon"]
     train(*SMALL_HEAD, *words, "--lr", 2e-2, "--scales", "0.75,1.5", "--data-dir", root, "--output", run)
     said = capsys.readouterr().out
     assert "scenes: 32 train, 2 test" in said and "scores of whole images, at the size of the masks" in said
