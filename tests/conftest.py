@@ -49,7 +49,7 @@ DRAW = (
     "metamix.detection.pictures.draw_precision_recall",
     "metamix.detection.pictures.draw_grid",
 )
-MODELS_OF_TASKS = tuple(
+COUNT_MACS = tuple(
     f"metamix.{name}.count_macs"
     for name in ("classification.model", "detection.model", "restoration.model", "segmentation.model", "tasks.simple")
 )
@@ -83,7 +83,7 @@ def digits_are_decoded_once():
 
 @pytest.fixture(scope="session", autouse=True)
 def macs_are_counted_once():
-    """Count the multiply-adds of equal models once, since tasks count them in each run, which takes a tenth of it."""
+    """Count the multiply-adds of equal models once for all runs, since counting takes a tenth of a short run."""
     from metamix.models import count_macs
 
     counted = {}
@@ -96,7 +96,7 @@ def macs_are_counted_once():
         return counted[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in MODELS_OF_TASKS:
+        for name in COUNT_MACS:
             patch.setattr(name, look_up)
         yield
 

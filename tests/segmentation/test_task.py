@@ -102,6 +102,7 @@ def test_a_note_says_that_a_scored_split_was_trained_on(scenes, tmp_path):
     assert list(open_task(test_on="test").data.parts) == ["test"]  # only the scored split is opened
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_equals_an_uninterrupted_one(scenes, tmp_path):
     words = [*SMALL_HEAD, "--data-dir", scenes(), "--epochs", 2, "--ema", "--schedule", "poly"]
     train(*words, "--output", tmp_path / "whole")
