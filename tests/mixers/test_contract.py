@@ -167,11 +167,13 @@ SMALLEST = {"wavemix": 3, "wavemix-levels": 5}
 
 
 @pytest.mark.parametrize(
-    "case",
-    [pytest.param(id, marks=pytest.mark.slow if "-" in id or id == "maxim" else ()) for id in CASES],
-    indirect=True,
+    "case, example",
+    [
+        *(pytest.param(id, (20, 17), marks=pytest.mark.slow if "-" in id or id == "maxim" else ()) for id in CASES),
+        *(pytest.param(id, SIZE, marks=pytest.mark.slow) for id in CASES if "-" not in id),
+    ],
+    indirect=["case"],
 )
-@pytest.mark.parametrize("example", [(20, 17), pytest.param(SIZE, marks=pytest.mark.slow)])
 def test_exports_for_any_size(case, example):
     mixer, auto = case(), {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}
     exported = torch.export.export(mixer, (images(*example),), dynamic_shapes=(auto,)).module()
