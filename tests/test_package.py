@@ -33,9 +33,7 @@ def run(*command, **kwargs):
 def wheel(tmp_path_factory):
     pytest.importorskip("hatchling", reason="building a wheel needs hatchling: pip install 'metamix[test]'")
     folder = tmp_path_factory.mktemp("wheel")
-    code = "import zlib; zlib.Z_DEFAULT_COMPRESSION = 0\n"  # compressing the weights takes seconds
-    code += f"from hatchling.build import build_wheel; build_wheel({str(folder)!r})"
-    run("-c", code, cwd=CLONE)
+    run("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "-w", folder, CLONE)
     (path,) = folder.glob("*.whl")
     return path
 
@@ -73,8 +71,7 @@ def test_wheel_has_the_package_its_configs_and_its_weights(wheel):
     }
     assert {name for name in names if name.startswith("metamix/")} == sources | data
     assert {"metamix/shipped/weights/README.md", "metamix/shipped/configs/digits/demo.yaml"} <= data
-    assert "metamix/py.typed" in sources
-    assert wheel.stat().st_size < 100e6  # PyPI's limit; compression saves another 7 %
+    assert "metamix/py.typed" in sources and wheel.stat().st_size < 95e6
 
 
 def test_an_editable_install_exposes_only_the_package(tmp_path):

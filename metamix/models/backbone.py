@@ -249,21 +249,15 @@ def build_probe(name: str, model_args: dict[str, Any]) -> Any:
         raise ValueError(f"{name} does not take {model_args}: {error}") from None
 
 
-_TAKES: dict[tuple[str, str], bool] = {}  # answers of `takes_argument`, since each takes as long as building a model
-
-
 def takes_argument(name: str, model_args: dict[str, Any], argument: str, value: Any) -> bool:
     """Return whether a model's constructor takes an argument. For example, timm's resnet18 takes no img_size."""
-    key = name, repr(model_args | {argument: value})
-    if key not in _TAKES:
-        try:
-            build_probe(name, model_args | {argument: value})
-            _TAKES[key] = True
-        except ValueError as error:
-            if f"'{argument}'" not in str(error):
-                raise
-            _TAKES[key] = False
-    return _TAKES[key]
+    try:
+        build_probe(name, model_args | {argument: value})
+    except ValueError as error:
+        if f"'{argument}'" in str(error):
+            return False
+        raise
+    return True
 
 
 def for_any_size(name: str, model_args: dict[str, Any]) -> dict[str, Any]:
