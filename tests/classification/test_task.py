@@ -55,8 +55,8 @@ def test_given_options_win_over_options_of_training(weights):
     assert {key: getattr(ClassificationOptions(), key) for key in ours} == ours  # the defaults of training
 
 
-def test_a_file_with_the_tensor_names_of_its_authors_is_evaluated(three_classes):
-    """The file has timm's tensor names for PoolFormer; the class count is read from its head."""
+def test_a_file_with_timms_tensor_names_is_evaluated(three_classes):
+    """The file names the tensors of a PoolFormer as timm does. The number of classes is read from its head."""
     name, arguments = "metaformer_pooling_s12", {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
     ours = create_model(name, num_classes=3, **arguments)
     path = three_classes / "p.pth"
@@ -94,7 +94,7 @@ def test_data_of_another_task_are_refused_with_the_name_of_the_task(task, folder
     scored = ClassificationEvalOptions(checkpoint="metaformer_pooling_nano.digits", data=str(tmp_path))
     with pytest.raises(ValueError, match=f"data set for {task}: the weights belong to a classifier, so give other"):
         Classification.trained(scored)
-    (tmp_path / "images").mkdir()  # COCO has such a folder too; with --data folder, it might be a class
+    (tmp_path / "train" / "more").mkdir()  # --data folder would now take the folders for classes
     with pytest.raises(ValueError, match=f"{tmp_path} is a data set for {task}"):
         small_task(data="digits", data_dir=str(tmp_path))
 
