@@ -57,7 +57,7 @@ COUNT_MACS = tuple(
 
 @pytest.fixture(scope="session", autouse=True)
 def drawn():
-    """Replace the functions that draw figures, which take a third of a short run; return the functions by name."""
+    """Replace the functions that draw figures, which take a third of a short run; return the originals by name."""
     functions = {name: pkgutil.resolve_name(name) for name in DRAW}
     with pytest.MonkeyPatch.context() as patch:
         for name in DRAW:

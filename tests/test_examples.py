@@ -1,4 +1,4 @@
-"""Run the examples: the scripts with fewer epochs, and the notebook cell by cell."""
+"""Run the examples: the scripts for one epoch each, and the notebook cell by cell."""
 
 import json
 import runpy

@@ -1,7 +1,7 @@
 """Test the cards in weights/: their accuracy, their training command, and the pages that are made from them.
 
 To score weights that were not trained on scikit-learn's digits, set METAMIX_DATA to a folder that holds MNIST/ in
-torchvision's layout, and a data set of class folders for each of the other tags, such as cifar10/.
+torchvision's layout, tiny-imagenet-200/, and cifar10/ with class folders.
 """
 
 import os
@@ -40,7 +40,7 @@ def test_every_mixer_has_weights():
 def test_weights_are_small():
     """Weights are stored in float16, except for tensors with values that are too large for it."""
     paths = list(weights_dir().glob("*.safetensors"))
-    # A wheel compresses the files to 93 % and must stay below 95 MB.
+    # A wheel compresses the files to 93 % of their size, and must stay below 95 MB (see test_package.py).
     assert sum(path.stat().st_size for path in paths) < 100e6
     for path in paths:
         for name, tensor in load_weights(path)[0].items():

@@ -1,4 +1,4 @@
-"""Test fine-tuning on a few images: the image size, normalisation and batch size used if no option sets them."""
+"""Test image size, normalisation, batch size and micro-batch in fine-tuning: by default, as given, and on resume."""
 
 import json
 import re
@@ -18,7 +18,7 @@ WORDS = ["--amp", "none", "--warmup-epochs", 0, "--workers", 0, "--data", "folde
 
 @pytest.fixture
 def photos(folder, image):
-    """Make a folder of three classes with 33 training images of several sizes."""
+    """Make a folder of three classes with 33 training images of two sizes."""
     root = folder(train=10, size=(40, 60))
     for label in "cat", "dog", "eel":
         image((70, 50)).save(root / "train" / label / "other.png")

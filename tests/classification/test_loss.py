@@ -60,7 +60,7 @@ def test_balanced_classes_have_equal_weight(kind):
 
 
 def test_the_weighted_loss_is_a_mean_over_samples():
-    """Therefore the gradients of micro-batches add up to the gradient of the batch."""
+    """With such a mean, the gradients of micro-batches add up to the gradient of the batch."""
     logits, labels = torch.randn(10, 10), torch.tensor([0] * 8 + [1] * 2)
     balanced = loss(labels, class_weights="balanced", smoothing=0.1)
     halves = [balanced.supervised(logits[part], labels[part]) for part in (slice(0, 5), slice(5, 10))]

@@ -78,7 +78,7 @@ def test_other_class_names_get_a_new_head_even_if_their_number_is_equal(weights)
 
 
 def test_a_file_that_lacks_a_stage_is_refused(weights, tmp_path):
-    """timm would load it without a warning."""
+    """timm loads such pretrained weights without a warning if the number of classes differs."""
     _, model = weights()
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("stages.1")}
     torch.save(tensors, tmp_path / "w.pth")

@@ -1,4 +1,4 @@
-"""Test that a run finds its data again when it is resumed or evaluated."""
+"""Test that a run resumes after its data moved, and that evaluation scores the split that training scored."""
 
 import json
 import shutil

@@ -137,7 +137,7 @@ def plain(**options):
 
 @pytest.mark.parametrize("policy", ["trivial", "rand-m9-n1"])
 def test_areas_outside_of_a_moved_image_are_filled_with_the_mean(policy):
-    """Therefore an image in the mean colour keeps its single colour."""
+    """An image in the mean colour then keeps its single colour."""
     mean = torch.tensor([128, 102, 76], dtype=torch.uint8).view(1, 3, 1, 1)
     batch = {"image": mean.expand(64, 3, 20, 20), "label": torch.zeros(64).long(), "index": torch.arange(64)}
     image = plain(auto_augment=policy)(batch, 0, 0)["image"]

@@ -1,4 +1,4 @@
-"""Test `export` of classifiers: files, parity, refusals, and what `metamix predict` does with them."""
+"""Test `export` of classifiers: files, parity, refusals, and `metamix predict` with an exported model."""
 
 import copy
 import json
@@ -213,7 +213,7 @@ def test_int8_loses_no_more_than_the_limit(format, tmp_path):
     quantization = report["quantization"]
     assert quantization["drop"] <= 1.0 and quantization["fp32"] > 98
     assert report["scores"]["exported"]["top1"] >= report["scores"]["eager"]["top1"] - 2
-    assert report["parity"]["largest_difference"] > 1e-3  # so the exported model is not fp32
+    assert report["parity"]["largest_difference"] > 1e-3  # the exported model is not fp32
     sizes = report["files"]
     assert sum(sizes.values()) < 0.4 * 4 * sum(p.numel() for p in metamix.load_classifier(name).model.parameters())
     assert load_exported(folder)(torch.randn(3, 1, 32, 32)).shape == (3, 10)

@@ -1,4 +1,4 @@
-"""Test that the norms that replace ours for OpenVINO give the same outputs."""
+"""Test that norms rewritten for OpenVINO give the same outputs."""
 
 import torch
 from timm.layers import GroupNorm1, GroupNorm1Act, LayerNorm2d

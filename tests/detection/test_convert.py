@@ -51,7 +51,7 @@ def copy_images(original, place, split=""):
 
 
 def labelimg(original, folder):
-    """Write the layout of LabelImg: annotations/ beside images/, with XML files that hold the old name of an image."""
+    """Write the layout of LabelImg: annotations/ beside images/. The file names in the XML files are out of date."""
     write_xml(copy_images(original, folder / "images"), folder / "annotations")
 
 
@@ -82,7 +82,7 @@ def voc_of_cvat(original, folder):
 
 
 def xy(box):
-    """Return a box in VOC's convention: pixels count from 1, and the box includes the last pixel."""
+    """Return a box in VOC's convention: pixels are counted from 1, and the box includes the last pixel."""
     x1, y1, x2, y2 = map(int, box)
     return x1 + 1, y1 + 1, x2, y2
 
@@ -410,7 +410,7 @@ def test_yolo_images_of_two_splits_stay_in_both(original, tmp_path, capsys):
 
 
 def test_yolo_lists_may_repeat_images(original, tmp_path, monkeypatch, capsys):
-    """train names its folder twice, and val is a list of all images, whose paths begin at another folder."""
+    """train names its folder twice, and val lists all images by paths relative to the folder of the list."""
     yolo_by_kind(original, tmp_path / "source")
     paths = [path.relative_to(tmp_path / "source") for path in sorted(tmp_path.glob("source/images/*/*.png"))]
     (tmp_path / "source/val.txt").write_text("\n".join(map(str, paths)))

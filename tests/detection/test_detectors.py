@@ -147,7 +147,7 @@ def test_boxes_of_fcos_are_in_units_of_the_stride():
 @pytest.mark.parametrize("size, resized", [((40, 60), (64, 96)), ((40, 80), (48, 96)), ((200, 50), (96, 24))])
 def test_images_are_resized_to_the_shorter_side_unless_the_longer_is_too_long(size, resized):
     target = {"boxes": torch.tensor([[0.0, 0, 10, 10]])}
-    model = detector(min_size=(48, 64)).eval()  # several sides are for training; the last counts in evaluation
+    model = detector(min_size=(48, 64)).eval()  # training draws one of the sides; evaluation takes the last
     image, target = model.transform.resize(torch.rand(3, *size), target)
     assert image.shape == (3, *resized)
     assert target["boxes"][0, 2:].tolist() == pytest.approx([10 * resized[1] / size[1], 10 * resized[0] / size[0]])

@@ -57,7 +57,7 @@ def test_a_planted_link_is_not_written_through(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["state.txt", "log.txt", ".lock", "wandb"])
 def test_links_in_the_folder_of_a_run_are_refused(name, tmp_path):
-    """If log.txt led to ~/.bashrc, a line of the log would run as a command."""
+    """If log.txt led to ~/.bashrc, a line of the log could run as a command."""
     run, precious = tmp_path / "run", tmp_path / "precious"
     run.mkdir()
     precious.write_text("mine")

@@ -1,4 +1,4 @@
-"""Test that names with line breaks and control sequences do not forge lines of the log or reach the terminal."""
+"""Test that line breaks and control sequences in names neither forge lines of the log nor reach the terminal."""
 
 import csv
 import io

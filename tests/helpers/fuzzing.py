@@ -54,7 +54,7 @@ def cut(content, chance):
 
 
 def replace(content, chance):
-    """Replace a word or a number by a hostile one; in a binary file, replace bytes that look like a word."""
+    """Replace a word or number, or bytes that look like one, by a hostile value; without any, put it at the start."""
     start, end = chance.choice([word.span() for word in WORD.finditer(content)] or [(0, 0)])
     return content[:start] + chance.choice(HOSTILE) + content[end:]
 
@@ -83,7 +83,7 @@ def rewrite(file, content):
 
 
 def read_within_limits(kind, folder, file, where):
-    """Read a folder in which `file` is damaged; return the result, or REFUSED after an error that names either."""
+    """Return what is read from a folder with a damaged `file`, or REFUSED; fail on other errors and beyond a limit."""
     before, result = peak_memory(reset=True), REFUSED
     try:
         with seconds(SECONDS):

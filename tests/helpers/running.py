@@ -35,7 +35,7 @@ def train(*words):
 
 
 def metamix_command(*words):
-    """Run a subcommand of `metamix` in this process and return its exit code; raise SystemExit if it is a message."""
+    """Run a subcommand of `metamix` in this process; return its exit code, or raise SystemExit if that is a message."""
     try:
         metamix_cli.main(list(map(str, words)))
     except SystemExit as end:
@@ -99,7 +99,7 @@ class Process:
 
 @contextmanager
 def stopped_at(step):
-    """Send this process SIGTERM after a step of training."""
+    """Send this process SIGTERM after the given step of training, and expect it to exit."""
     train_step = Engine.train_step
 
     def train_and_stop(engine, batch):
@@ -184,7 +184,7 @@ def metrics(folder):
 
 
 def assert_same_run(folder, other):
-    """Assert that two runs have the same metrics, weights, averaged weights, optimizer and history, to the bit."""
+    """Assert that two runs have the same metrics and training state to the bit, except for time, speed and memory."""
     assert metrics(folder) == metrics(other)
     a, b = load_checkpoint(folder / "checkpoint.pt"), load_checkpoint(other / "checkpoint.pt")
     for key in ("step", "sums", "best", "model", "ema", "optimizer", "scaler"):

@@ -1,7 +1,7 @@
 """Reproduce the library bugs that `metamix.layers` works around.
 
-Each test shows the bug in the library, and that our layer does not have it. It skips with the word "fixed" once the
-library is fixed. The docstring of each workaround says when it can go.
+The tests show each bug in the library, and that our layer does not have it. A test skips with the word "fixed" once
+the library is fixed. The docstring of each workaround says when it can go.
 """
 
 import shutil

@@ -57,7 +57,7 @@ def test_images_are_prepared_as_in_training(trained):
     assert loaded.pretrained_cfg["file"] == str(file)
     x = torch.randn(1, 1, 32, 32)
     assert torch.equal(loaded(x), model(x))
-    assert create().pretrained_cfg["mean"] != (0.3,)  # the settings of other models stay
+    assert create().pretrained_cfg["mean"] != (0.3,)  # the settings of other models stay the same
 
 
 def test_a_run_folder_is_a_checkpoint_too(trained, tmp_path):

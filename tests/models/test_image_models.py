@@ -182,7 +182,7 @@ def test_the_authors_weights_are_downloaded_and_then_read_from_the_cache(publish
     content = npz(flax_arrays(model))
     path = published(content)
     assert same_weights(create_image_model("maxim_s3.sidd", pretrained=True), model)
-    path.unlink()  # from here on, the cache has the file
+    path.unlink()  # from here on, only the cache has the file
     assert same_weights(create_image_model("maxim_s3", pretrained=True), model)
     assert same_weights(create_image_model("maxim_s3", pretrained=True, num_groups=1), model)
     words = r"maxim_s3.sidd.npz does not fit the maxim_s3 with these"

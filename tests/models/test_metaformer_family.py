@@ -81,7 +81,7 @@ def test_mixers_have_at_most_half_as_many_parameters_as_the_mlps(mixer):
 
 
 @pytest.mark.parametrize("size, macs", [("nano", 73_631_616), ("tiny", 128_265_216)])
-def test_small_sizes_cost_the_same_with_every_mixer(size, macs):
+def test_small_sizes_cost_almost_the_same_with_every_mixer(size, macs):
     """The costs come from the listing, which test_timm.py compares with the models."""
     costs = {mixer: model_info(f"metaformer_{mixer}_{size}").macs for mixer in MIXERS}
     assert costs["identity"] == costs["pooling"] == macs
@@ -138,7 +138,7 @@ def test_pyramids_run_on_images_of_224_and_on_larger_images(mixer, size):
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_work_is_linear_in_the_number_of_tokens(mixer):
-    """Four times the pixels take at most four times the multiply-adds."""
+    """Four times the pixels take at most 4.01 times the multiply-adds."""
     model = create(f"metaformer_{mixer}_s12", device="meta", depths=(1, 1, 1, 1), num_classes=0)
     at = [count_macs(model, (3, side, side)) for side in (448, 896)]
     assert at[1] < 4.01 * at[0]

@@ -1,8 +1,8 @@
 """Test that every registered name behaves in timm as timm's own models do.
 
-The first half repeats the model tests of timm's repository for every name: at the trained size on the meta device and,
-except for the large sizes, as small models on small images. The second half tests more, on a few names of
-each family. `torch.compile`, `torch.export` and ONNX are in `test_timm_export.py`.
+The first half repeats the model tests of timm's repository for every name: at the trained size on the meta device, and
+as small models on small images. Some of these tests leave out the large sizes. The second half tests more, on at least
+one name of each mixer and family. `torch.compile`, `torch.export` and ONNX are in `test_timm_export.py`.
 """
 
 import copy
@@ -35,7 +35,7 @@ ONE_OF_EACH = pytest.mark.parametrize("name", FAMILIES, scope="module")
 
 
 def side(name):
-    """Return the side of the smallest square image whose last map has at least two places per side."""
+    """Return the side of small square images: the largest multiple of the stride up to 16, or two strides if more."""
     cfg = default_cfgs[name].cfgs[""]
     stride = cfg.input_size[-1] // cfg.pool_size[-1]
     return max(2, 16 // stride) * stride
@@ -78,8 +78,8 @@ def shapes(tensors):
     return [tuple(t.shape) for t in tensors]
 
 
-# Tests of every name. pytest runs all tests of one name before the next, so only one model is in memory at a time.
-# Tests must not change that model.
+# Tests of every name. pytest runs all tests of one name before the next, so only the models of one name are in memory.
+# Tests must not change them.
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -108,7 +108,7 @@ def small_model(name):
     return create(name)
 
 
-# The large sizes have the blocks of s12, and more of them. Other tests build them on the meta device.
+# The large sizes repeat the blocks of s12, wider in m36 and m48. Other tests build them on the meta device.
 NOT_LARGE = pytest.mark.parametrize(
     "name", [name for name in NAMES if not name.endswith(("_s24", "_s36", "_m36", "_m48"))], scope="module"
 )
@@ -196,7 +196,7 @@ def test_every_parameter_gets_a_finite_gradient(name, model):
     assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
-# One name for each mixer and family
+# At least one name of each mixer and family
 
 
 @ONE_OF_EACH
@@ -328,7 +328,7 @@ def test_timms_list_and_dict_features_are_refused_for_isotropic_models(feature_c
 
 
 def test_names_of_weights_are_listed_once():
-    """timm's own models are listed like this: as NAME.TAG, and as NAME only if none of its weights is the default."""
+    """As for timm's own models, each set of weights is listed as NAME.TAG, and never as NAME alone."""
     listed = timm.list_pretrained("metaformer_*")
     assert "metaformer_pooling_s12.sail_in1k" in listed and "metaformer_pooling_nano.digits" in listed
     assert [name for name in listed if "." not in name] == []
@@ -506,7 +506,7 @@ def test_set_input_size_keeps_outputs_unless_weights_are_resampled(name, model):
     model.set_input_size((h, w))
     after = model(x)
     assert after.isfinite().all()
-    if not any(word in name for word in ("raft", "nin", "minattn")):  # other tensors do not depend on the size
+    if not any(word in name for word in ("raft", "nin", "minattn")):  # no tensor of the others depends on the size
         assert_close(after, before)
     model.set_input_size((h, w))
     assert_close(model(x), after)
@@ -623,7 +623,7 @@ def test_a_name_that_timm_would_not_find_is_refused(name):
 
 @torch.no_grad()
 def test_pretrained_weights_are_adapted_in_float32():
-    """The shipped files are in float16. Channels of the first convolution summed in float16 would lose three digits."""
+    """The shipped files are in float16. Adding channels of the first convolution in float16 would lose three digits."""
     name = "metaformer_pooling_nano.cifar10"
     grey, colour = (timm.create_model(name, pretrained=True, in_chans=n).eval() for n in (1, 3))
     x = torch.rand(2, 1, 32, 32)

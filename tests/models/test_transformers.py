@@ -1,4 +1,4 @@
-"""Test our models in Hugging Face transformers: a backbone and a DETR, built, trained for a step, saved and loaded."""
+"""Test our models in Hugging Face transformers: a saved and loaded backbone, and a DETR that also trains a step."""
 
 import pytest
 import torch

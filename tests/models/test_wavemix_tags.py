@@ -1,4 +1,4 @@
-"""Test tags of the authors' classifiers: addresses, images, and a download."""
+"""Test tags of the authors' classifiers: addresses, image sizes, and a download."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""Test each degradation against its definition, chains, and refusals."""
+"""Test the definition of each degradation, chains of degradations, and refusals."""
 
 import pytest
 import torch

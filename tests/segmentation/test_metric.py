@@ -85,7 +85,7 @@ def near(pixels, others, distance):
 
 @pytest.fixture
 def scored():
-    """Score four images in two parts, as two processes would; return the metric, both states and the labels."""
+    """Score four images as two processes would; return the metric, both states, and (truth, prediction) pairs."""
     pairs = [blobs(i, (24, 30 + 150 * (i == 3))) for i in range(4)]  # the last is wide, so edges one pixel apart match
     metric = SegmentationMetric("abcde", lambda x: x.float(), {"": Predictor()})
     states = []

@@ -54,7 +54,7 @@ def run(monkeypatch):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Make three images of different sizes, one in a subfolder. The upper half is green, the lower half mostly blue."""
+    """Make three images of different sizes, one in a subfolder. Green is strongest above, and blue below."""
     sizes = {"a.jpg": (9, 7), "b.png": (64, 48), "inside/c.png": (3, 40)}
     for name, (width, height) in sizes.items():
         path = tmp_path / "photos" / name

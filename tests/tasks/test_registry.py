@@ -1,4 +1,4 @@
-"""Test that only the registry and a task's own folder name the task, and that the registry finds its parts."""
+"""Test that only the registry and the folders of the tasks name tasks, and that the registry finds their parts."""
 
 import ast
 import re

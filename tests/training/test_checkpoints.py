@@ -1,4 +1,4 @@
-"""Test when a checkpoint is due, and that a run is only continued with the same data."""
+"""Test when a checkpoint is due, and that a run is continued only with the same data."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ def test_the_error_names_a_smaller_data_set_even_if_the_run_seems_finished():
 
 
 def test_the_same_data_on_another_processor_is_accepted():
-    """On another processor, the mean of the same images differs in its last digits."""
+    """On another processor, the mean of the same images may differ in its last digits."""
     check_identity(IDENTITY | {"mean": [0.250001, 0.5]}, IDENTITY, Path("run"))
 
 

@@ -21,7 +21,7 @@ def test_a_longer_schedule_continues_the_run_and_says_so(tmp_path, capsys):
 
 
 def test_another_recipe_is_refused_for_a_finished_run(tmp_path, capsys):
-    """The summary would name a recipe that did not train the run. Only `score` may change."""
+    """The summary would name a recipe that was not used. Only `score` and options such as `--workers` may change."""
     words = ["--batch-size", 256, "--epochs", 2, "--warmup-epochs", 0, "--ema", "--output", tmp_path]
     train(*words)
     before = (tmp_path / "summary.json").read_text()
