@@ -6,7 +6,7 @@ from skimage import data
 from benchmarks.report.restoration_views import MODELS, ROWS, restore
 
 
-def test_every_model_restores_a_photograph_at_its_size():
+def test_every_model_raises_the_psnr_of_a_photograph():
     assert [row[0] for row in ROWS] == [data.camera, data.astronaut]
     for photograph, (top, left), degradation, _, tag, measure in ROWS:
         pixels = photograph()[top : top + 64, left : left + 64]

@@ -102,7 +102,7 @@ def test_streamed_images_are_cropped_and_flipped_by_the_options(source, interpol
 
 @pytest.mark.parametrize("memory", ["yes", "no"])
 def test_an_epoch_can_start_at_any_step(source, memory):
-    """This also works after the same epoch was left halfway."""
+    """This also works after the same epoch was left early."""
     loader = train_loader(source, DataOptions(workers=2, **{**STREAMED, "memory": memory}), batch_size=4, seed=1)
     whole = list(loader.epoch(3))
     next(loader.epoch(3))

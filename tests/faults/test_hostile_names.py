@@ -21,7 +21,7 @@ from tests.helpers.running import metamix_command, train
 
 EVIL = "\x1b[2J\x1b]0;owned\x07cat\r\nepoch 9/9  test top1 100\u2028\x9b31m\u202e"
 SAFE = r"\x1b[2J\x1b]0;owned\x07cat\r\nepoch 9/9  test top1 100\u2028\x9b31m\u202e"
-CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]")  # all but the newline
+CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]")  # the newline is allowed
 
 
 def test_control_characters_are_escaped_and_other_letters_are_kept():

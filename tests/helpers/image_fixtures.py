@@ -1,4 +1,4 @@
-"""Define fixtures that make data sets of small images."""
+"""Define fixtures that make data sets of small images, and one that damages an image."""
 
 import io
 import tarfile
