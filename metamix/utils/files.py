@@ -125,7 +125,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}). {remedy}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not an object. {remedy}")
+        raise ValueError(f"{path} holds a value of type {type(content).__name__}, not an object. {remedy}")
     return content
 
 

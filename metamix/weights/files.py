@@ -356,5 +356,5 @@ def _value(text: str, source: object) -> Any:
 
 def _kind(value: Any) -> str:
     if isinstance(value, dict):
-        return f"a dictionary of {len(value)} entries ({list_names(value, 3)})"
-    return f"a {type(value).__name__}"
+        return f"a dictionary of {len(value)} {'entry' if len(value) == 1 else 'entries'} ({list_names(value, 3)})"
+    return f"an object of type {type(value).__name__}"

@@ -205,7 +205,7 @@ def test_one_class_can_be_tested_but_not_trained_on(folder):
 
 
 def test_a_class_is_a_folder_at_the_top(folder):
-    """It includes all subfolders, even linked ones, but not hidden ones."""
+    """The folder may be a link. It includes its subfolders. Hidden files and folders are left out."""
     root = folder(train=2)
     train = root / "train"
     shutil.copytree(train / "dog", train / "cat" / "day")
@@ -470,7 +470,7 @@ def test_an_info_json_without_splits_is_ignored(shards):
     "text, problem",
     [
         ("{", "is not valid JSON .*. Repair it or remove it"),
-        ("5", "holds a int, not an object"),
+        ("5", "holds a value of type int, not an object"),
         ('{"splits": 5}', "splits is 5, but it must be a mapping"),
         ('{"splits": {"train": []}}', "splits is "),
         ('{"splits": {"train": {}}}', "there is no filenames in the split 'train'"),
