@@ -1,4 +1,4 @@
-"""Test that the Python snippets of README and docs print the text below them, and that the commands parse."""
+"""Test README and docs: snippets print the text below them, commands are accepted, and links have targets."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""Test how the tables of deployed models are made from runs and reports."""
+"""Test how deployed models are timed, converted and profiled, and how their tables and picture are made."""
 
 import json
 
@@ -19,7 +19,7 @@ def result(rows, machine="here", **more):
     return about | dict(rows=rows) | more
 
 
-def test_speeds_are_merged_if_machine_and_versions_are_equal():
+def test_speeds_are_merged_if_machine_and_engine_versions_are_equal():
     reference = row("eager", "fp32", 120.0, 1.0, model="poolformer_s12")
     nin, raft = row("openvino", "int8", 40.0, 3.0), row("eager", "fp32", 60.0, 2.0, model="metaformer_raft_s12")
     failed = {"metaformer_nin_s12 eager bf16": "no"}

@@ -33,7 +33,7 @@ PICTURES = {  # picture, degradation, least gain in dB
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_weights_by_name_restore_a_picture_they_never_saw(name):
+def test_weights_loaded_by_name_restore_an_unseen_picture(name):
     card, trained = CARDS[name], load_restorer(None, model=name, pretrained=True)
     model, _, tag = name.partition(".")
     assert tag in weights_of(model) and trained.spec.degradation == card["degradation"]

@@ -1,4 +1,4 @@
-"""Test what the speed benchmarks refuse, and what they compute in addition to times."""
+"""Test what the speed benchmarks save, compute and refuse, and the tables that are made from their results."""
 
 import argparse
 import sys
@@ -70,7 +70,7 @@ def test_a_model_is_timed(monkeypatch, tmp_path):
     assert (row["model"], row["ratio"]) == ("test_resnet", 1) and row["ms"] > 0
 
 
-def test_reference_models_of_a_size_have_equal_macs():
+def test_reference_models_of_a_size_have_nearly_equal_macs():
     names = "vit_xsmall_patch16_clip_224", "poolformer_s12"
     macs = [count_macs(reference_models.create(name, 224), (3, 224, 224)) for name in names]
     assert macs[0] == pytest.approx(macs[1], rel=0.03)

@@ -11,7 +11,7 @@ __all__ = ["break_image", "folder", "image", "shard"]
 
 @pytest.fixture
 def three_classes(tmp_path):
-    """Make a folder of three classes with 12 images of 16 pixels."""
+    """Make a folder of three classes with 12 images of 16 x 16 pixels."""
     for i, (split, label) in enumerate([(s, c) for s in ("train", "val") for c in ("ant", "bee", "cat")]):
         path = tmp_path / "set" / split / label
         path.mkdir(parents=True)

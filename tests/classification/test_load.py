@@ -161,7 +161,7 @@ def test_metadata_cannot_make_timm_download_weights(tmp_path):
 
 @pytest.mark.parametrize("saved, built", [(3, 1), (1, 3)])
 def test_a_first_convolution_is_adapted_to_the_channels(saved, built, tmp_path):
-    """The outputs stay the same for images whose channels are equal."""
+    """Up to rounding, the outputs stay the same for images whose channels are equal."""
     options = {"depths": [1, 1, 1], "dims": [8, 8, 16]}
     old, new = (create_model("metaformer_identity_nano", in_chans=n, num_classes=10, **options) for n in (saved, built))
     save_weights(tmp_path / "w.safetensors", old.state_dict(), {})

@@ -1,4 +1,4 @@
-"""Test the scores of classification."""
+"""Test the scores of classification, and the pictures that show them."""
 
 from functools import partial
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Test images with several labels in training, evaluation, prediction, export and conversion."""
+"""Test images with several labels, from reading their files and training to export and publication."""
 
 import csv
 import io
@@ -55,7 +55,7 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture
 def table(shapes, tmp_path):
-    """Return a function that writes a labels.csv with the given lines beside the images, and returns its folder."""
+    """Return a function that writes a labels.csv with the given lines beside the images, and returns their folder."""
 
     def make(*lines):
         (tmp_path / "set").mkdir(exist_ok=True)
@@ -111,7 +111,7 @@ def test_thresholds_are_chosen_on_held_out_images(shapes, tmp_path, monkeypatch)
     assert counts == [samples["holdout"]] != [samples["test"]]
 
 
-def test_eval_scores_the_same_images(run, shapes, tmp_path, capsys):
+def test_eval_gives_the_scores_of_the_training_run(run, shapes, tmp_path, capsys):
     words = ["eval", "--checkpoint", run, "--data-dir", shapes, "--output", tmp_path / "out"]
     assert metamix_command(*words, "--device", "cpu") == 0
     summary, result = (json.loads(path.read_text()) for path in (run / "summary.json", tmp_path / "out/result.json"))
@@ -126,7 +126,7 @@ def test_eval_scores_the_same_images(run, shapes, tmp_path, capsys):
     assert re.search(rf"labels are predicted if their probability is at least {min(summary['threshold']):g}\s", said)
 
 
-def test_predictions_are_all_labels_above_their_thresholds(run, shapes, capsys, tmp_path):
+def test_predictions_are_all_labels_that_reach_their_thresholds(run, shapes, capsys, tmp_path):
     images = [shapes / f"images/{i}.png" for i in (7, 0, 5)]
     trained = metamix.load(run)
     labelled = trained.predict(images)

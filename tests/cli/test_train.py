@@ -97,7 +97,7 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
     ],
 )
 def test_compile_and_grad_checkpointing_do_not_change_training(option, used, top1, model, tmp_path, monkeypatch):
-    """Dropout also draws the same masks. The model is compiled without inductor, whose code rounds differently.
+    """Dropout draws the same masks in both runs. The model is compiled without inductor, whose code rounds differently.
 
     GELU still rounds differently, so the prediction for one of 1280 samples, 0.08 %, may differ. Batch norms would
     amplify this.

@@ -23,7 +23,7 @@ class Cube(nn.Module):
 
 
 def fragile() -> nn.Module:
-    """Return three convolutions; the second reads a channel with values 125 times as large as in the others."""
+    """Return three convolutions; the second reads a channel with values about 100 times as large as in the others."""
     torch.manual_seed(0)
     first, second, third = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3), nn.Conv2d(32, 4, 1)
     with torch.no_grad():
@@ -187,7 +187,7 @@ def test_chance_depends_on_how_much_each_score_changes():
     before = np.full(20, 50.0)
     assert not quantize.is_chance(before, before + np.repeat([-5.0, 0.1], [9, 11]))
     assert quantize.is_chance(before, before + np.repeat([-5.0, 4.0], [11, 9]))
-    assert not quantize.is_chance(before[:4], before[:4] - [9, 0, 0, 0])  # with under five images, every drop counts
+    assert not quantize.is_chance(before[:4], before[:4] - [9, 0, 0, 0])  # for fewer than five images, any drop counts
 
 
 def test_differences_are_relative_to_each_output_and_ignore_the_order_of_candidates():

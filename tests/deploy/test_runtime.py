@@ -29,7 +29,7 @@ def test_openvino_computes_int8_graphs_in_bf16_if_the_processor_can(monkeypatch,
 
 
 def test_threads_take_turns_in_an_openvino_model(monkeypatch):
-    """A compiled OpenVINO model has one inference request, so threads that call it at once overwrite their images."""
+    """A compiled OpenVINO model has one inference request, so two threads would overwrite each other's images."""
     busy = Lock()
 
     def compiled(inputs):

@@ -123,7 +123,7 @@ def test_boxes_at_the_edge_are_kept(coco, options):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_masks_equal_the_masks_that_torchvision_makes_of_arrays(coco, options, seed):
-    """Masks are drawn from run lengths at the final size only, so masks of large images take no more memory."""
+    """Masks are drawn only at the final size, from run lengths, which saves memory for large images."""
     split = open_split(find_splits(coco()), "train", masks=True)
     image, target = split.read(seed % 3)
     arrays = torch.stack([torch.from_numpy(decode(runs)).byte() for runs in target["runs"]])
@@ -373,7 +373,7 @@ def test_segmentations_that_cannot_be_drawn_are_refused(coco, key, fields, words
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 1.0])
 def test_compressed_run_lengths_are_decoded_and_damage_is_noticed(share):
     shape = np.random.default_rng(0).random((64, 96)) < share
-    shape[:, 40:70] = False  # makes a long run: COCO stores the difference of a run from the run two before
+    shape[:, 40:70] = False  # makes a long run: COCO stores the difference between a run and the run two before
     segmentation = coco_mask.encode(np.asfortranarray(shape.astype(np.uint8)))
     text = segmentation["counts"].decode()
     ends = np.flatnonzero(np.diff(np.concatenate([[False], shape.T.ravel(), [not shape[-1, -1]]])))

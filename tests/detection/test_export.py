@@ -1,4 +1,4 @@
-"""Test that exported detectors give the boxes and scores of the original, also in `metamix predict`."""
+"""Test that exported detectors find the objects of the original, also in `metamix predict`, and what is refused."""
 
 import json
 import math
@@ -243,7 +243,7 @@ def test_thin_images_are_padded_for_a_dynamic_program_of_torch(tmp_path):
         exported = ExportedDetector(exportable.model, exportable.metadata, None, extra)
         assert exported.prepare(torch.rand(3, 20, 300))[0].shape[1:] == padded
     outputs = torch.tensor([[[0.0, 0, 96, 6]]]), torch.tensor([[0.9]]), torch.tensor([[1]])
-    (box,) = exported.objects(outputs, (6, 96), torch.rand(3, 20, 300))["boxes"]  # x grows by 300 / 96 and y by 20 / 6
+    (box,) = exported.objects(outputs, (6, 96), torch.rand(3, 20, 300))["boxes"]  # x is scaled by 300 / 96, y by 20 / 6
     assert box.tolist() == pytest.approx([0, 0, 300, 20])
 
 

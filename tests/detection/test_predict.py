@@ -23,7 +23,7 @@ from tests.helpers.detectors import SMALL
 
 @pytest.fixture
 def weights(few, tmp_path):
-    """Write a detector that finds many objects of low scores."""
+    """Write a detector that finds many objects with low scores, and return its file."""
     task = Detection(DetectionOptions(**SMALL, data_dir=str(few)))
     torch.manual_seed(0)
     model = task.model.build()
@@ -121,7 +121,7 @@ def test_predict_leaves_out_images_that_the_model_does_not_take(tmp_path, capsys
 
 
 def test_load_returns_a_detector_that_turns_images_upright(weights, few, tmp_path):
-    """Boxes are in pixels of the upright image, for files and PIL images, whatever their EXIF data and mode say."""
+    """Boxes are in pixels of the upright image, for files and PIL images, of any EXIF orientation and mode."""
     detector = metamix.load(weights)
     assert detector.classes == detector.spec.classes == ("disc", "square") and not detector.model.training
     assert detector.metadata["task"] == "detection" and detector.predict([]) == []

@@ -10,7 +10,7 @@ from tests.helpers.advice import exit_code
 
 
 def verify(capsys, *words):
-    """Run `metamix verify`, which recognises a folder by its annotations."""
+    """Return the exit code and output of `metamix verify`, which recognises a folder by its annotations."""
     task = ["--task", "detection"] * str(words[0]).endswith(".json")
     return exit_code(main, *words, *task), capsys.readouterr().out
 

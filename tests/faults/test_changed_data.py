@@ -64,7 +64,7 @@ def test_images_exchanged_between_classes_are_noticed(epochs, run):
         train(*WORDS, "--data-dir", root, "--epochs", epochs, "--output", output)
 
 
-def test_a_run_of_version_0_2_is_resumed_by_names_and_sizes_with_a_note(run, caplog):
+def test_a_resumed_run_of_version_0_2_checks_names_and_sizes_and_says_so(run, caplog):
     output, root = run
     state = load_checkpoint(output / "checkpoint.pt")
     del state["about"]["content"]

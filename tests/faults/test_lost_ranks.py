@@ -17,7 +17,7 @@ EVERY_STEP = ["--log-every", 1, "--checkpoint-minutes", 0]
 
 @pytest.fixture
 def torchrun():
-    """Start train.py under torchrun with two processes; kill torchrun at the end if it still runs."""
+    """Return a function that starts train.py under torchrun with two processes. At the end, kill torchrun."""
     started = []
 
     def start(*words, **pipes):
@@ -101,7 +101,7 @@ def test_workers_stop_when_torchrun_is_killed(torchrun, tmp_path):
 
 
 def test_ranks_stop_when_their_launcher_is_killed(tmp_path):
-    """This repeats the test above without torchrun, which takes seconds because each process imports torch."""
+    """This is the test above without torchrun, whose processes take seconds to import torch."""
     run = tmp_path / "run"
     launcher = launch_two("--epochs", 1000, "--output", run, *EVERY_STEP, logs=tmp_path)
     try:

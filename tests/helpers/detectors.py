@@ -1,4 +1,4 @@
-"""Describe a detector that trains in seconds: as words of train.py, as options, and as metadata of weights."""
+"""Describe small detectors: by words of train.py, by options, and by metadata of weights."""
 
 import shlex
 

@@ -70,7 +70,7 @@ def test_self_ensemble_is_the_mean_over_eight_turns_and_flips(size, batches, sca
 @pytest.mark.parametrize("scale", [1, 2])
 @torch.no_grad()
 def test_tiles_equal_the_whole_image_except_at_their_ends(h, w, tile, overlap, scale):
-    """The result equals the result for the whole image, and may differ only at the ends of tiles."""
+    """The result may differ from the result for the whole image, but only at the ends of tiles."""
     torch.manual_seed(0)
     model, x = Blur(scale).eval(), image(h, w, batch=2)
     whole = model(x)
@@ -91,7 +91,7 @@ def test_tiles_equal_the_whole_image_except_at_their_ends(h, w, tile, overlap, s
 @pytest.mark.parametrize("scale", [1, 2])
 @torch.no_grad()
 def test_tiles_are_blended_smoothly(scale):
-    """If a model adds a different number to each tile, the result changes in small steps from tile to tile."""
+    """If a model returns a different constant for each tile, the result changes in small steps."""
     numbers = iter(range(99))
 
     def model(x):

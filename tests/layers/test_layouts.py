@@ -112,7 +112,7 @@ def problems(block: nn.Module, mixer: str) -> list[str]:
             limit = allowed.get(op, (0, 0))[i]
             if times > limit:
                 lines.append(
-                    f"{mixer}, {which}: {op} copies a map or changes its layout, {times} where {limit} are allowed"
+                    f"{mixer}, {which}: {op} copies a map or changes its layout; count {times}, allowed {limit}"
                 )
     return lines
 
@@ -179,5 +179,5 @@ class Ones(nn.Module):
 def test_a_sum_of_two_layouts_is_detected():
     block = block_of("identity")
     block.mixer = Ones()
-    message = "identity, forward: add copies a map or changes its layout, 1 where 0 are allowed"
+    message = "identity, forward: add copies a map or changes its layout; count 1, allowed 0"
     assert message in problems(block, "identity")

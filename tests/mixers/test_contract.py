@@ -116,7 +116,7 @@ NO_EFFECT = {
     "minattn": {"key.bias"},  # adds a constant to all similarities of a query, which softmax ignores
     "minattn-positions": {"key.bias"},  # for the same reason
     "minattn-positions-context": {"key.bias"},
-    "wavemix": {"levels.0.up.bias"},  # the batch norm after it subtracts it in training
+    "wavemix": {"levels.0.up.bias"},  # in training, the next batch norm subtracts this bias
     "wavemix-sym4": {"levels.0.fc2.bias", "levels.1.fc2.bias"},  # upsampling keeps biases, and a norm subtracts them
 }
 

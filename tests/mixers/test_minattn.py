@@ -62,7 +62,7 @@ def copy(layer, weight, bias):
 
 
 def test_cholesky_reaches_every_positive_definite_similarity():
-    """Any positive definite S equals T T^T for some T, with d (d + 1) / 2 parameters instead of d^2."""
+    """Any positive definite S equals T T^T for some triangular T, with d (d + 1) / 2 parameters instead of d^2."""
     collapsed, cholesky = (random_mixer("minattn", 8, SIZE, qk=how, num_heads=1) for how in ("collapsed", "cholesky"))
     cholesky.value, cholesky.proj = collapsed.value, collapsed.proj
     root = random_map(1, 1, 8, 8)[0, 0]
@@ -76,7 +76,7 @@ def test_cholesky_reaches_every_positive_definite_similarity():
 
 
 def test_without_a_value_map_tokens_are_averaged():
-    """Outputs stay in the range of each channel, and equal the outputs with the identity as value map."""
+    """Outputs stay in the range of each channel, and equal the outputs with identity value map and projection."""
     mixer = random_mixer("minattn", 8, SIZE, value=False, num_heads=2)
     x = random_map(2, 8, *SIZE)
     y = mixer(x)

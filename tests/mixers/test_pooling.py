@@ -32,6 +32,6 @@ def test_default_options_are_the_options_of_the_paper():
 
 
 @pytest.mark.parametrize("k", [0, 2, -1, 3.0, "3", [3, 3]])
-def test_a_pool_size_that_is_not_an_odd_number_is_refused(k):
+def test_a_pool_size_that_is_not_a_positive_odd_integer_is_refused(k):
     with pytest.raises(ValueError, match=rf"pool_size is {re.escape(repr(k))}; an odd number .* try 3 or 5"):
         create_mixer("pooling", 8, size=(4, 4), pool_size=k)

@@ -141,7 +141,7 @@ def test_weights_are_loaded_and_their_batch_norms_frozen(tmp_path):
 
 
 @pytest.mark.parametrize("frozen", ["stem", "stages.0"])
-def test_layers_above_frozen_layers_train_in_channels_last(frozen):
+def test_layers_after_frozen_layers_train_in_channels_last(frozen):
     """The backward pass of torch 2.13's group norm crashes if its input is channels_last and needs no gradient."""
     backbone = build_backbone("metaformer_pooling_nano", out_channels=8, **TINY).to(memory_format=torch.channels_last)
     backbone.body.model.stem.requires_grad_(False)

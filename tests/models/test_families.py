@@ -1,4 +1,4 @@
-"""Test that the papers' models have as many parameters and multiply-adds as the code behind the papers."""
+"""Compare the parameters and multiply-adds of the papers' models with the counts of the original code."""
 
 import pytest
 import timm

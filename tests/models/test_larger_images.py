@@ -1,4 +1,4 @@
-"""Test that mixers give the same features for an enlarged image.
+"""Test that mixers give similar features for an image and for the same image enlarged.
 
 A backbone made for 224 pixels gets a photograph of 224 pixels, and the same photograph enlarged to 448. The features of
 the enlarged photograph are averaged to half their size. Then each channel's mean is subtracted, and the two maps are

@@ -1,4 +1,4 @@
-"""Test what the docs say about other counters of multiply-adds."""
+"""Test `count_macs` on subclasses of layers, and what the docs say about other counters of multiply-adds."""
 
 import pytest
 import timm

@@ -188,7 +188,7 @@ def test_unused_parts_are_not_built():
 
 
 def test_timms_group_norm_is_replaced_by_ours():
-    """Our group norm also works on frozen layers."""
+    """Our group norm can also be trained after frozen layers."""
     for norm in ("groupnorm1", timm.layers.GroupNorm1):
         model = timm.create_model("metaformer_pooling_nano", norm1=norm)
         assert type(model.stages[0].blocks[0].norm1) is GroupNorm1

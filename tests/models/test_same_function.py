@@ -1,4 +1,4 @@
-"""Test that weights for another mixer or activation are refused although they fit. Published weights give a warning."""
+"""Test that weights that fit are refused for another mixer, norm or activation. Published weights give a warning."""
 
 import copy
 import warnings

@@ -1,4 +1,4 @@
-"""Test `torch.compile`, `torch.export` and ONNX on one shallow model for each mixer and family.
+"""Test `torch.compile`, `torch.export`, ONNX, OpenVINO and torch.fx on shallow models of the mixers and families.
 
 An exported program takes any batch and image size.
 """

@@ -1,4 +1,4 @@
-"""Test PSNR, SSIM and bicubic resizing against literal formulas, scikit-image and published values."""
+"""Test PSNR, SSIM and bicubic resizing against literal formulas, MATLAB's images and published values."""
 
 import math
 import os
@@ -108,7 +108,7 @@ def test_ycbcr_is_converted_back_to_rgb(pair):
 
 
 def test_bicubic_halving_equals_the_kernel():
-    """At scale 1/2 the taps of an inner pixel are the cubic kernel at odd multiples of 1/4."""
+    """At scale 1/2 the taps of an inner pixel are half the cubic kernel at odd multiples of 1/4."""
     row = torch.zeros(1, 1, 32, dtype=torch.float64)
     row[..., 15] = 1
     taps = np.array([-0.0117, -0.0352, 0.1133, 0.4336])  # cubic(t) / 2 at t = 1.75, 1.25, 0.75, 0.25

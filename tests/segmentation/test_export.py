@@ -41,7 +41,7 @@ def scenes(tmp_path):
 
 
 def draw(root, **counts):
-    """Draw noise of 40 x 56 pixels, bright in the split "train", and masks in which a fifth of the pixels is ground."""
+    """Draw noise of 40 x 56 pixels, bright in the split "train", and masks of about 20 % ground and 80 % sky."""
     random = np.random.default_rng(0)
     for split, count in counts.items():
         for folder in ("images", "masks"):
@@ -137,7 +137,7 @@ def test_comparing_runs_the_exported_model_once_for_each_tile(source, scenes, tm
         return exportable.model(images)
 
     scores = exportable.compare(exported, "fp32").scores
-    assert len(calls) == 2 * 2 * 2  # an image of 40 x 56 pixels in tiles of 32
+    assert len(calls) == 2 * 2 * 2  # two images of 40 x 56 pixels in 2 x 2 tiles of 32
     assert scores["eager"] == scores["exported"]
 
 

@@ -1,4 +1,4 @@
-"""Test segmentation networks with our backbones: sizes, gradients, exports and wrong arguments."""
+"""Test segmentation networks with our and timm's backbones: sizes, gradients, exports and wrong arguments."""
 
 import copy
 from typing import get_args, get_type_hints

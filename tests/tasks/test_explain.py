@@ -1,4 +1,4 @@
-"""Test `metamix explain`: its maps are right, it draws every kind of model, and it refuses unsupported models."""
+"""Test `metamix explain`: its maps are right, it draws classifiers and detectors, and it refuses other models."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Test that `metamix.load` finds the task of a model, and refuses arguments that would have no effect."""
+"""Test what `metamix.load` and `predict` refuse, and the repr of trained models."""
 
 from pathlib import Path
 from types import SimpleNamespace

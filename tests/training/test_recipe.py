@@ -29,7 +29,7 @@ class Options:
     pretrained: bool = option(False, "published weights")
     checkpoint: str | None = option(None, "weights of a file")
     anchors: float | Literal["auto"] = option("auto", "a number, or a word")
-    memory: Literal["auto", "yes", "no"] = option("auto", "words that YAML 1.1 reads as booleans")
+    memory: Literal["auto", "yes", "no"] = option("auto", "YAML 1.1 reads yes and no as booleans")
     shuffle: bool = option(True, "draw samples in random order")
     workers: int = option(2, "processes", on_resume="ignore")
 

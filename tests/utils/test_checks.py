@@ -1,4 +1,4 @@
-"""Test the checks whose error messages no other test covers."""
+"""Test the checks of model outputs and of words from a list."""
 
 import pytest
 import torch

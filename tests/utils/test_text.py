@@ -1,4 +1,4 @@
-"""Test the parts of messages: counts, speeds, lists of names and suggestions."""
+"""Test the parts of messages (counts, speeds, lists of names, suggestions), and which errors end in a message."""
 
 from pathlib import Path
 
