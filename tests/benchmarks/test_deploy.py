@@ -138,7 +138,7 @@ def measured(tmp_path, monkeypatch):
 def test_speed_tables_show_machine_times_and_relative_speeds(measured):
     text = report.speed_table("s12", 8).replace("\n", " ")
     assert (
-        "8 images of 224 x 224 pixels and the speed relative to timm's `poolformer_s12` in eager fp32 (127 to 131 ms)"
+        "8 images of 224 x 224 pixels, and the speed relative to timm's `poolformer_s12` in eager fp32 (127 to 131 ms)"
         in text
     )
     assert "Times and relative speeds are medians of 3 interleaved runs with 2 threads on 2 AMD EPYC cores" in text

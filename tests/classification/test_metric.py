@@ -60,7 +60,7 @@ def test_scores_count_the_samples_of_all_ranks():
 
 @pytest.mark.parametrize("unreadable", [[1], [0, 1, 2, 3]])
 def test_an_image_that_could_not_be_read_is_not_scored(unreadable):
-    """The loader puts a neighbouring image in its place and sets the index to -1."""
+    """The loader puts the next readable image in its place and sets the index to -1."""
     digits, alone = metric(), metric()
     torch.manual_seed(0)
     logits, labels = torch.randn(8, 10), torch.arange(8)

@@ -124,7 +124,7 @@ def test_tiles_cover_the_image_and_start_on_a_grid():
 
 @torch.no_grad()
 def test_jpeg_blocks_stay_aligned_in_tiles_and_padded_images():
-    """A network learns where JPEG's blocks begin, so every tile and padded image begins at a multiple of JPEG_BLOCK."""
+    """A network learns where JPEG's blocks begin, so each tile and padded image here begins with a whole block."""
     h, w = 150, 90
     rows, columns = (torch.arange(n) % JPEG_BLOCK for n in (h, w))
     x = (JPEG_BLOCK * rows[:, None] + columns)[None, None].float()

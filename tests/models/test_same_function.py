@@ -197,7 +197,7 @@ def test_metadata_of_a_much_larger_model_are_refused_before_it_is_built():
     tensors = create("metaformer_raft_nano").state_dict()
     args = {key: list(value) for key, value in TINY.items()}
     check_described_size(ModelMetadata(model="metaformer_raft_nano", model_args=args), tensors, "a.safetensors")
-    # The size of timm's models is not checked.
+    # The size of a timm model is not compared with the file.
     check_described_size(ModelMetadata(model="vit_huge_patch14_224"), tensors, "a.safetensors")
     large = ModelMetadata(model="metaformer_raft_nano", model_args=args, img_size=2048)
     with pytest.raises(ValueError, match=r"a.safetensors: its metadata describe a metaformer_raft_nano of [0-9,]{9,}"):
