@@ -39,7 +39,7 @@ def test_an_image_of_another_size_is_refused_without_img_size(folder):
     assert (decoded.images[stray] == torch.tensor([255, 0, 0], dtype=torch.uint8)).all()
 
 
-def test_statistics_are_computed_over_the_training_split(folder):
+def test_statistics_are_computed_over_the_training_images_and_the_holdout(folder):
     splits = open_data("folder", root=folder(), holdout=0.5)
     images = pixels(splits.train, DataOptions()).images.double() / 255
     mean, std = channel_statistics(splits.train, DataOptions())
@@ -80,7 +80,7 @@ def test_given_statistics_are_checked_and_streamed_sets_use_imagenet_statistics(
             channel_statistics(train, DataOptions(**statistics))
 
 
-def test_small_images_are_streamed_if_they_are_enlarged(folder):
+def test_small_images_are_streamed_if_they_are_enlarged_beyond_the_limit(folder):
     splits = open_data("folder", root=folder())
     assert in_memory(splits.train, DataOptions()) and not in_memory(splits.train, DataOptions(img_size=224))
     options = DataOptions(img_size=224, workers=0)

@@ -333,7 +333,7 @@ def test_differences_above_the_limits_are_reported(detections, words):
     match = BoxMatch(0.05, 100)
     match.update(objects(), detections)
     assert match.problems() == words
-    full = BoxMatch(0.05, 1)  # the last object of a full list may differ, so it is not compared
+    full = BoxMatch(0.05, 1)  # the last object of a full list may be missing, so it is not compared
     full.update(objects(), detections)
     assert not full.objects
 
