@@ -53,8 +53,8 @@ def read_folders(source: Path) -> LabelledImages:
     its rarest label.
 
     Raises:
-        ValueError: images with the same name differ, an image lies twice in one split and label, a label cannot be
-            written to a CSV file, there are fewer than two labels, or `source` is a file.
+        ValueError: images with the same name differ, two files have the same split, label and name, a label contains
+            | or ; or begins with = + - @, there are fewer than two labels, or `source` is a file.
     """
     if not source.is_dir():
         raise ValueError(f"{source} is a file: give the folder that holds a folder for each label")

@@ -78,7 +78,7 @@ class ExportableClassifier(SimpleExport, CalibratedExport):
 
 
 def open_classifier(options: ExportOptions) -> ExportableClassifier:
-    """Load a classifier of metamix or timm, and its data set if one is given."""
+    """Load a classifier of metamix or timm, and open the data set if one is given."""
     file = options.file
     name = None if file else options.source
     size: Any = options.img_size

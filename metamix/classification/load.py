@@ -84,7 +84,8 @@ class Classifier:
     """A trained classifier and its preprocessing."""
 
     name: str  # name of the model, from the caller or else from the weight file
-    # The model in evaluation mode. It takes images (n, C, H, W) float32 and returns logits (n, classes).
+    # The model in evaluation mode. It takes images (n, C, H, W) float32 and returns (n, classes): logits,
+    # or probabilities if `has_sigmoid`.
     model: nn.Module
     metadata: ModelMetadata  # entries of the weight file; timm's configuration fills in what the file lacks
     has_sigmoid: bool = False  # whether the model returns probabilities, as exported models for several labels do
@@ -126,7 +127,9 @@ class Classifier:
 
         Raises:
             CorruptImage: an image cannot be read.
-            ValueError: `top` or `threshold` is out of range, or `threshold` is given, but each image has one class.
+            TypeError: `images` is a single image, or an item is neither a path nor a PIL image.
+            ValueError: `top` or `threshold` is out of range, `threshold` is given although each image has one class, or
+                the model returns NaN or infinity.
         """
         check_several(images)
         images = list(images)
@@ -274,7 +277,7 @@ def load_initial_weights(model: nn.Module, source: str, classes: Sequence[str]) 
     image channels, and spatial weights to the image size, as for published weights.
 
     Returns:
-        Notes on weights that are new or were adapted, empty if all were loaded unchanged; and the file's metadata.
+        Notes on weights that are new or were adapted to the image channels; and the file's metadata.
     """
     tensors, metadata = read_weights(source)
     check_task(metadata, source, "classification", "a classifier")

@@ -36,8 +36,8 @@ class ClassificationEvalOptions(WeightOptions, LocationOptions):
 
     data: str | None = _data(  # type: ignore[assignment]
         None,
-        "data set to score, as in metamix train; default: the training data set if it is digits, "
-        "tiny_imagenet or a torchvision data set, else folder",
+        "data set to score, as in metamix train; default with --data-dir: the training data set if it is "
+        "tiny_imagenet or a torchvision data set, else folder; default without --data-dir: digits, if trained on it",
     )
     test_share: PositiveShare | None = _data(
         None, "share of images to score if there is no test split; default: as in training, but all of a new data set"

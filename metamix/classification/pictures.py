@@ -37,7 +37,7 @@ class ClassificationPictures(Pictures):
 
 
 def draw_classes(path: Path, by_class: Mapping[str, Mapping[str, float | None]]) -> None:
-    """Draw a bar chart of two scores per class with images: at most `BARS` classes, the lowest first score on top."""
+    """Draw two bars for each class with images: at most `BARS` classes, the one with the lowest first score on top."""
     first, second, *_ = next(iter(by_class.values()))
     tested = [name for name, scores in by_class.items() if scores["images"]]
     shown = sorted(tested, key=lambda name: by_class[name][first] or 0.0)[:BARS]

@@ -46,7 +46,7 @@ def save_classifier(
         path: a .safetensors file.
         classes: names of the classes, in the order of the logits.
         model_args: the arguments that `timm.create_model` got, except num_classes.
-        mean, std: mean and standard deviation of each channel that normalised the images, for pixel values from 0 to 1;
+        mean, std: mean and standard deviation with which each channel was normalised, for pixel values from 0 to 1;
             by default as in timm's configuration of the model.
         threshold: lowest probability of a label if images may have several labels, or a list with one for each class;
             None if each image has one class.

@@ -48,7 +48,7 @@ class Classification:
 
     @property
     def notes(self) -> list[str]:
-        """Return notes for the user on how data and model were made."""
+        """Return notes for the user on the data and on the weights."""
         return [*self.data.notes, *self.model.notes]
 
     @staticmethod
@@ -101,8 +101,8 @@ def data_to_score(trained_on: str | None, data_dir: str | None) -> str:
 def values_of_training(metadata: ModelMetadata, options: ClassificationEvalOptions) -> dict[str, Any]:
     """Return the data options of training.
 
-    The holdout, the test share and the split to score are included only if the training data set is scored. For other
-    data the test share is 1, so that all images of a folder without a test split are scored.
+    The holdout, the test share and the split to score come from training only if the training data set is scored. If no
+    test share comes from training, it is 1, so that all images of a folder without a test split are scored.
 
     Raises:
         ValueError: the model takes images that are not square, or the options ask for another holdout or test share of

@@ -16,7 +16,7 @@ from metamix.utils.text import aligned, printable
 
 @dataclass
 class VerifyImages(VerifyOptions):
-    """Decode every image of a data set."""
+    """Decode every image of a data set, and name the images that cannot be read."""
 
     test_on: str = option("", "split to verify in addition to train; default: the split that is scored")
     workers: Natural = option(2, "processes that decode images, at most one per core; 0: decode in the main process")

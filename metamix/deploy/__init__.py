@@ -4,7 +4,7 @@
 
     export("metaformer_raft_nano.cifar10", format="onnx", output="raft-onnx")       writes a folder
     model = load_exported("raft-onnx")                                              runs it: model(images) -> logits
-    fuse(model)                                                                     returns a faster copy of a model
+    fuse(network)                                                                   a faster copy of a torch module
     benchmark(["metaformer_raft_s12", "resnet18"])                                  times models in each engine
 
 The formats need packages that training does not need: pip install 'metamix[deploy]'.

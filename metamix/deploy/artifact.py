@@ -94,7 +94,7 @@ def with_checksum(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_artifact(folder: str | Path) -> Artifact:
-    """Read export.json of a folder, but no other file; raise ValueError if it is damaged or of another version."""
+    """Read only export.json of a folder; raise FileNotFoundError if it is missing, ValueError if it cannot be used."""
     path = Path(folder) / ARTIFACT
     if not path.is_file():
         raise FileNotFoundError(_not_exported(Path(folder)))

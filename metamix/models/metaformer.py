@@ -89,7 +89,7 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """A downsampling layer (the identity in the first stage), then blocks of one resolution.
 
-    `make_mixer` builds a mixer like the mixers of the blocks, for maps of another `size`.
+    `make_mixer(size=(H, W))` builds a mixer with the options of this stage, for maps of that size.
     """
 
     def __init__(self, downsample: nn.Module, blocks: Sequence[Block], make_mixer: "partial[nn.Module]"):
@@ -197,8 +197,9 @@ class MetaFormer(GradCheckpointing):
         device, dtype: device and dtype of the parameters.
 
     Raises:
-        ValueError: lists have different lengths, a number is out of range, the image is too small for the stages, or
-            a mixer, a mixer's option, a norm or an activation is unknown.
+        ValueError: lists have different lengths, a number is out of range, the image is too small for the stages, the
+            model does not take `output_stride` or `dtype`, or a mixer, a mixer's option, a pooling, a norm or an
+            activation is unknown.
     """
 
     pretrained_cfg: Any  # timm sets both attributes
@@ -373,7 +374,7 @@ class MetaFormer(GradCheckpointing):
         """Drop the layers that the features at `indices` do not need, and return these indices, counted from 0.
 
         `prune_norm` and `prune_head` drop the norm and the head. Both are always dropped if the last remaining feature
-        has a different number of channels.
+        does not have the number of channels that they take.
         """
         take, last = feature_take_indices(len(self.feature_info), indices)
         if self.isotropic:
@@ -392,7 +393,7 @@ class MetaFormer(GradCheckpointing):
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Resample spatial weights and position embeddings to images of a different size.
 
-        Parameters whose shape does not change stay the same objects. For the others, make a new optimizer.
+        Parameters whose shape does not change stay the same objects. If others are replaced, make a new optimizer.
 
         Raises:
             ValueError: the size is too small, or a mixer's weights depend on it and its `adapt_state` is missing or

@@ -1,7 +1,7 @@
 """Build NiNformer, "A Network in Network Transformer with Token Mixing Generated Gating Function" (arXiv 2403.02411).
 
-The model is isotropic; its stem is a patch convolution without position embeddings. As in the author's code, the two
-halves of a block share one LayerNorm, and no norm precedes the mean over tokens.
+The model is isotropic. Its stem is a patch convolution, and it has no position embeddings. As in the author's code, the
+two halves of a block share one LayerNorm, and no norm precedes the mean over tokens.
 
 Departure: the author uses torch's default initialization for the blocks' MLPs and the head. In our model, these layers
 start with small random weights and biases of zero.

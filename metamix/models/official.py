@@ -79,12 +79,12 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
             defaults, or else the values of their published models.
 
     Returns:
-        The model. The `pretrained_cfg` of a classifier names no weights. It has the image size, mean and std of the
+        The model. The `pretrained_cfg` of a `MetaFormer` names no weights. It has the image size, mean and std of the
         family's registered model.
 
     Raises:
-        ValueError: an argument is unknown, missing or not supported; or a tensor is missing, unknown or of a wrong
-            shape. The message uses the authors' names.
+        ValueError: the source is unknown; an argument is unknown, missing or not supported; or a tensor is missing,
+            unknown or of a wrong shape. The message uses the authors' names.
     """
     if source not in SOURCES:  # a task's module registers its sources when it is imported
         for module in MODULES:

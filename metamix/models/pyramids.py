@@ -29,7 +29,7 @@ class FeaturePyramid(nn.Module):
         levels: for each level, its name, the index of its map, and how many times max pooling halves the map.
         out_channels: channels of all levels. None leaves out the top-down path, for heads that have their own lateral
             convolutions: a level has as many channels as its map.
-        extra: module that adds coarser levels; None adds no level.
+        extra: module that adds coarser levels; None adds no level. It needs `out_channels`.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class SimplePyramid(nn.Module):
 
 
 def halve(x: Tensor, times: int) -> Tensor:
-    """Max-pool a map to 1 / 2^times of its size; sizes are rounded up, as by a convolution k3 s2 p1."""
+    """Max-pool a map to 1 / 2^times of its size; sizes are rounded up. Return it unchanged if `times` <= 0."""
     return F.max_pool2d(x, 2**times, ceil_mode=True) if times > 0 else x
 
 

@@ -189,7 +189,7 @@ def check_model(name: str, pretrained: bool = False) -> None:
 
 
 def known_name(name: str) -> str:
-    """Return the name of the model of a weight file, without a tag that is not known on this machine.
+    """Return the model's name from a weight file, without its tag if this machine does not know the tag.
 
     The tag names the weights that training started from. They are not needed to load the result.
     """
@@ -201,6 +201,7 @@ def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn
 
     Raises:
         ValueError: the name or an argument is unknown, or no weights are published.
+        OSError: published weights are neither cached nor reachable.
     """
     check_model(name, pretrained)
     if pretrained or ":" in name:

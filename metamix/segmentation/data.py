@@ -3,9 +3,9 @@
 A training batch is {"image": (n, 3, h, w) uint8, "target": (n, h, w) uint8, "index": (n,) int64, "name": a list}. The
 target holds labels, and 255 for ignored pixels. A batch to score has the same keys, but its images and targets are
 lists: the images are resized, and the targets keep their original size. Images are resized bilinearly, and masks with
-nearest-neighbour interpolation. If an image or its mask cannot be read, the next sample takes its place. In a batch to
-score, the replacement has the index -1, and metrics skip it. A mask with a value that is not a label stops the run.
-Every random number is a function of (seed, epoch, index).
+nearest-neighbour interpolation. If an image or its mask cannot be read, the next readable sample takes its place. In a
+batch to score, the replacement has the index -1, and metrics skip it. A mask with a value that is not a label stops the
+run. Every random number is a function of (seed, epoch, index).
 """
 
 from collections.abc import Sequence
@@ -99,7 +99,7 @@ class SegmentationData:
                 )
 
     def _check_scored_masks(self) -> None:
-        """Read all masks that will be scored, so that wrong or missing labels are found before hours of training."""
+        """Read all masks to score, to find wrong values and splits without labelled pixels before training."""
         for split, samples in self.parts.items():
             if split == "train":
                 continue
@@ -120,7 +120,7 @@ class SegmentationData:
         return self.train_images.label_counts("counting")
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
-        """Make the loader of augmented crops; raise ValueError for wrong masks in memory or fewer than two classes."""
+        """Make the loader of augmented crops; raise ValueError if masks in memory are wrong or show only one class."""
         images = self.train_images
         if images.loaded:
             counts = self.label_counts()
@@ -170,7 +170,7 @@ class SegmentationData:
 class MaskedImages:
     """Read the images and masks of a split for `StreamLoader`.
 
-    Methods raise `BadMask` for a mask with a value that is not a label.
+    `load`, `label_counts` and `read` raise `BadMask` if a mask is wrong; see `read_mask`.
     """
 
     def __init__(self, samples: Split, labels: Labels):

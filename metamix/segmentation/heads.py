@@ -112,7 +112,7 @@ class FCNHead(nn.Module):
 class DeconvHead(nn.Sequential):
     """The head of WaveMix: transposed convolutions on the last feature map, without activations, and a 1x1 convolution.
 
-    `channels` has the width after each transposed convolution. Each of them doubles height and width.
+    `channels` lists the widths after the transposed convolutions, each of which doubles height and width.
     """
 
     def __init__(self, in_channels: int, num_classes: int, *, channels: Sequence[int]):

@@ -25,13 +25,13 @@ class Predictor:
     overlap: int = 0
     flip: bool = False  # whether to predict the mirror image too
     # Factors by which the image is resized. The model predicts at each scale. The logits are then resized to the size
-    # of the original input, and their probabilities are averaged.
+    # of the original input, and the probabilities are averaged.
     scales: tuple[float, ...] = (1.0,)
     whole: Size | None = None
 
     @property
     def averages(self) -> bool:
-        """Return whether predictions of several views of the image are averaged."""
+        """Return whether probabilities are averaged over flips or scales; a single scale other than 1 counts too."""
         return self.flip or self.scales != (1.0,)
 
     @torch.no_grad()
@@ -80,11 +80,11 @@ def best_labels(scores: Tensor, size: Size) -> Tensor:
 
 
 def predict(model: nn.Module, image: Tensor, size: Size, classes: int, predictor: Predictor) -> Tensor:
-    """Return labels (H', W') uint8 on the CPU. `Predictor` explains `model`, `image` and `size`.
+    """Return labels (H', W') uint8 on the CPU. `Predictor.__call__` explains `model`, `image` and `size`.
 
     An image that is cut into tiles is predicted in square blocks if a side is longer than a block and labels are not
     resized. The logits of a block take up to 2 GiB for `classes` classes, or more if a side would be below two tiles.
-    Each block has a margin of one tile on all sides, and the margin of its labels is cut off.
+    Around each block, a margin of up to one tile of the image is predicted too and then cut off.
     """
     side = max(2 * predictor.tile, math.isqrt(MAX_BYTES // (4 * classes)))
     if not predictor.tile or image.shape[-2:] != size or max(size) <= side:

@@ -47,7 +47,7 @@ def read_labelme(source: Path) -> Masks:
         labels.add(split, name, image, size, (size, shapes))
     labels.note_rest("label", images, files, pairs)
     if not any(shapes for _, (_, shapes) in (sample.label for sample in labels.samples)):
-        raise ValueError(f"{source} has no image with a polygon: each .json file needs the name of its image")
+        raise ValueError(f"{source} has no image with a polygon or rectangle: name each .json file like its image")
     return labels
 
 

@@ -135,7 +135,7 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
 
 
 def open_mask(path: Path) -> Image.Image:
-    """Decode a mask of one channel, with a palette or in RGB; raise the errors that `read_mask` lists."""
+    """Decode a mask of one channel, with a palette or in RGB; raise CorruptImage or BadMask if that fails."""
     with as_corrupt_image(path):
         file = read_image_file(path)
         image = ImageOps.exif_transpose(file)  # the images are turned upright too

@@ -85,7 +85,7 @@ class TrainedSegmenter:
 
     @property
     def fixed_size(self) -> Size | None:
-        """Return (height, width) of the largest images that the backbone takes; None if it takes any size."""
+        """Return (height, width) of the largest images that the backbone takes; None for any size, and if exported."""
         return getattr(self.model, "fixed_size", None)
 
     def predictor(self, tile: int, overlap: int, flip: bool = False) -> Predictor:

@@ -99,7 +99,7 @@ def parse_loss(text: str) -> dict[str, float]:
 
 
 def class_weights(rule: str, counts: Tensor) -> Tensor:
-    """Compute class weights (classes,) float32 from pixel counts, such that their mean over all pixels is 1.
+    """Compute class weights (classes,) float32 from pixel counts, such that their mean over labelled pixels is 1.
 
     Args:
         rule: "median" for 1 / frequency, or "log" for 1 / log(1.02 + frequency), as in ENet. Median frequency balancing

@@ -82,7 +82,8 @@ class Masks(LabelledImages):
 def read_masks(source: Path) -> Masks:
     """Read images and their masks, in which each value or colour is a class.
 
-    The classes are named by classes.txt (their colours by palette.txt), CVAT's labelmap.txt or Roboflow's _classes.csv.
+    The names come from classes.txt (the colours from palette.txt), CVAT's labelmap.txt or Roboflow's _classes.csv.
+    Without such a file, `name_values` names the classes.
     """
     images, masks = find_files(source)
     pairs = match_files(images, masks)

@@ -11,8 +11,8 @@ C is the confusion matrix over all pixels that are not ignored. Its rows are lab
         R: share of the true boundary pixels that are near a predicted boundary pixel
 
 "Near" means within 0.75 % of the image's diagonal (Csurka et al., BMVC 2013). A pixel is on a boundary if the pixel
-above, below, left or right of it has another class and is not ignored. Boundary pixels are counted over all images, so
-the state holds only counts.
+above, below, left or right of it has another class, and neither is ignored. Boundary pixels are counted over all
+images, so the state holds only counts.
 """
 
 import math
@@ -106,7 +106,7 @@ def dilate(pixels: Tensor, radius: float) -> Tensor:
 def boundary_scores(counts: Tensor) -> Tensor:
     """Compute the boundary F-score of each class, (classes,) float64, from `boundary_counts` of all images.
 
-    A class without a boundary in truth and predictions gets NaN.
+    A class that has a boundary in neither the truth nor the predictions gets NaN.
     """
     drawn, right, real, recalled = counts.double()
     precision, recall = right / drawn.clamp(min=1), recalled / real.clamp(min=1)

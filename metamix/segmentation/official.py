@@ -28,8 +28,8 @@ def poolformer_semantic_fpn(
     """Build our model for the arguments of mmsegmentation's backbone (`arch`), neck (`out_channels`) and head."""
     sizes = [size for size in SIZES if size not in EQUAL_COST]
     backbone_args: dict[str, Any] = dict(drop_path_rate=drop_path_rate)
+    wanted = {"layers", "embed_dims", "mlp_ratios", "layer_scale_init_value"}
     if isinstance(arch, Mapping):
-        wanted = {"layers", "embed_dims", "mlp_ratios", "layer_scale_init_value"}
         if arch.keys() != wanted:
             refuse("arch", dict(arch), f"a dict of {', '.join(sorted(wanted))}; or one of {', '.join(sizes)}")
         backbone_args |= dict(
@@ -39,7 +39,7 @@ def poolformer_semantic_fpn(
             layer_scale=arch["layer_scale_init_value"],
         )
         arch = "s12"
-    check_value("arch", arch, sizes, f"{', '.join(sizes)}, or a dict of layers, embed_dims and so on")
+    check_value("arch", arch, sizes, f"{', '.join(sizes)}, or a dict of {', '.join(sorted(wanted))}")
     model = build_segmenter("semantic_fpn", f"metaformer_pooling_{arch}", backbone_args=backbone_args, **arguments)
     return model, POOLFORMER_SEMANTIC_FPN
 
@@ -67,7 +67,7 @@ def wavemix_cityscapes(
     pool_channels: Sequence[int] = (128, 64),
     **arguments: Any,
 ) -> ModelAndLayout:
-    """Build our model for the authors' Cityscapes weights; `pool_channels` has the widths of layers in `pool`."""
+    """Build our model for the authors' Cityscapes weights; `pool_channels` lists the widths of `pool`'s layers."""
     options: dict[str, Any] = dict(head_channels=list(pool_channels), backbone_args=arguments | {"level": level})
     model = build_segmenter("wavemix", "wavemix_192_16_l3", num_classes, **options)
     return model, wavemix_segmenter_layout("pool", level)

@@ -66,7 +66,7 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     """Options of `metamix train` for segmentation."""
 
     ignore_index: MaskValue | None = _data(255, "folder: value of ignored pixels in masks; none if all pixels count")
-    reduce_zero_label: bool = _data(False, "folder: ignore the value 0, and number the classes from 1 in masks")
+    reduce_zero_label: bool = _data(False, "folder: the masks number the classes from 1, and their value 0 is ignored")
     min_size: ResizedSide = _data(0, "shorter side that images are resized to, in pixels; 0 keeps their size")
     max_size: ResizedSide = _data(0, "limit of the longer side of resized images, in pixels; 0 sets no limit")
 
@@ -123,11 +123,11 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
 class SegmentationEvalOptions(SegmentationDataOptions):
     """Options of `metamix eval` for segmentation."""
 
-    checkpoint: str | None = _model(None, "weights of a segmenter: a run folder, or a file in it")
+    checkpoint: str | None = _model(None, "weights of a segmenter: a run folder, or a weight file")
     ignore_index: MaskValue | Literal["trained"] | None = _data(
         "trained", "value of ignored pixels in the mask files; none if all pixels count; trained: as in training"
     )
-    reduce_zero_label: bool | None = as_trained("ignore the value 0, and number the classes from 1 in masks")
+    reduce_zero_label: bool | None = as_trained("the masks number the classes from 1, and their value 0 is ignored")
     min_size: ResizedSide | None = as_trained("shorter side that images are resized to, in pixels")
     max_size: ResizedSide | None = as_trained("limit of the longer side, in pixels")
 

@@ -22,7 +22,7 @@ Pairs = dict[Path, tuple[str, str, Path]]  # mask or label file -> split, name a
 
 
 def find_files(source: Path) -> tuple[Files, Files]:
-    """Return the images and the masks below a folder; raise ValueError if two have the same split and name.
+    """Return the images and the masks below a folder; raise ValueError if two images or masks share split and name.
 
     A file is a mask if its name ends in a word such as "_mask". Otherwise, the innermost folder that is named after
     images or masks decides. Without such a folder, the file is an image. Files in `INSTANCES` are left out.
@@ -52,7 +52,7 @@ def add_file(files: Files, key: Key, path: Path, kind: str) -> None:
 
 
 def key_of(path: Path, source: Path) -> Key:
-    """Return the `Key` of a file. The split is "" if no folder names a split."""
+    """Return the `Key` of a file, without an ending such as "_mask". The split is "" if no folder names a split."""
     folders = path.relative_to(source).parts[:-1]
     words = (word for folder in folders for word in re.split("[-_. ]", folder.lower()))
     split = next((SPLITS[word] for word in words if SPLITS.get(word)), "")
@@ -63,7 +63,8 @@ def key_of(path: Path, source: Path) -> Key:
 def match_files(images: Files, partners: Files) -> Pairs:
     """Match images with masks or other labels of the same split and name.
 
-    A partner without a split fits any split. Names of folders that hold only images or only partners are ignored.
+    A partner without a split fits an image that has no partner in its own split. Names of folders that hold only images
+    or only partners are ignored.
 
     Raises:
         ValueError: two partners fit an image, or a partner fits two images.

@@ -21,7 +21,7 @@ MAX_LEGEND_CLASSES = 40
 
 
 class SegmentationPictures(Pictures):
-    """Draw and report the states of `SegmentationMetric`."""
+    """Draw pictures and report scores from the states of `SegmentationMetric`."""
 
     def __init__(self, metric: SegmentationMetric, labels: Labels):
         self.metric, self.labels = metric, labels

@@ -120,7 +120,7 @@ class BackboneRequest:
     img_size: int | tuple[int, int] | None
 
     def padded_args(self, multiple: int) -> dict[str, Any]:
-        """Return the backbone's arguments; if it takes `img_size`, round this size up to a multiple of `multiple`."""
+        """Return the backbone's arguments; add `img_size` as a multiple of `multiple` if it is set and accepted."""
         if self.img_size is None or not takes_argument(self.name, self.model_args, "img_size", (256, 256)):
             return self.model_args
         sides = parse_size("img_size", self.img_size)
@@ -280,7 +280,7 @@ def build_segmenter(
 
 
 def check_options(head: str, options: Mapping[str, Any]) -> None:
-    """Raise ValueError for an option that a head does not have, or a number out of range."""
+    """Raise ValueError for an option that a head does not have, or a value that the option does not accept."""
     parameters = inspect.signature(HEADS[head]).parameters
     others = {"request"} | ({"neck_channels"} if head == "upernet" else set())
     check_known(

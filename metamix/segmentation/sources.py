@@ -166,7 +166,7 @@ def samples_of(pairs: Pairs) -> Split:
 
 
 def check_sizes(samples: Split) -> list[tuple[int, int]]:
-    """Return the sizes (height, width) of the images; raise ValueError if a mask has another size or is broken."""
+    """Return the sizes (height, width) of the images; raise ValueError if a mask's size differs or a file is broken."""
     sizes = []
     for sample in samples:
         size, mask_size = read_header(sample.image).size, read_header(sample.mask).size

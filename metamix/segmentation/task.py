@@ -1,4 +1,4 @@
-"""Define the segmentation task, which trains a head on any backbone on images with masks."""
+"""Define the segmentation task: train any backbone with a segmentation head on images with masks."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ class Segmentation:
 
     @property
     def notes(self) -> list[str]:
-        """Return notes for the user: how data and model were made, and how scores are measured."""
+        """Return notes for the user: on the data, on the weights, and on how the scores are measured."""
         return [*self.data.notes, *self.model.notes, *map(describe_scores, self.metric.predictors.values())]
 
     @staticmethod

@@ -25,10 +25,10 @@ from .sources import OPENERS, MaskedImage, open_set, samples_of, sizes_differ
 
 @dataclass
 class VerifyMasks(VerifyOptions):
-    """Check images and masks, and print the share of the pixels of each class."""
+    """Check images and masks, and print each class's share of the pixels."""
 
     ignore_index: MaskValue | None = option(255, "value of ignored pixels in the mask files; none if all pixels count")
-    reduce_zero_label: bool = option(False, "ignore the value 0, and number the classes from 1")
+    reduce_zero_label: bool = option(False, "the masks number the classes from 1, and their value 0 is ignored")
     mask_name: str = option("{name}", "name of the mask of the image {name}, such as '{name}_mask'")
 
     def problems(self) -> Iterator[str]:

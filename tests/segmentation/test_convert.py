@@ -382,7 +382,7 @@ def test_a_single_image_is_used_for_training(tmp_path):
 @pytest.mark.parametrize(
     "shapes, height, said",
     [
-        ([], 24, "source has no image with a polygon: each .json file needs the name of its image"),
+        ([], 24, "source has no image with a polygon or rectangle: name each .json file like its image"),
         ([{"label": "x", "points": [[1, "y"]]}], 24, "a.json is not in LabelMe's format: ValueError: could not"),
         (
             [{"label": "x", "points": [[1, 1], [9, 9]]}],
