@@ -53,8 +53,8 @@ def load_classifier(
     the arguments of the model yourself, and prepare images with `timm.data.resolve_model_data_config`.
 
     Args:
-        checkpoint: a run folder, a weight file, or the name of weights that ship with metamix, such as
-            "metaformer_pooling_nano.digits"; None with `pretrained`.
+        checkpoint: a run folder, a weight file, hf-hub:USER/NAME, or the name of weights that ship with metamix, such
+            as "metaformer_pooling_nano.digits"; None with `pretrained`.
         model: name of the model; needed with `pretrained`, and for a file that does not name its model.
         model_args: arguments of the model that replace the arguments in the file.
         pretrained: take the model's published weights instead of a checkpoint.

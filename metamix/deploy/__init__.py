@@ -7,7 +7,7 @@
     fuse(network)                                                                   a faster copy of a torch module
     benchmark(["metaformer_raft_s12", "resnet18"])                                  times models in each engine
 
-The formats need packages that training does not need: pip install 'metamix[deploy]'.
+The formats onnx and openvino need packages that training does not need: pip install 'metamix[deploy]'.
 """
 
 from importlib import import_module

@@ -132,7 +132,7 @@ def load_segmenter(checkpoint: str | Path) -> TrainedSegmenter:
     """Load a segmenter that metamix trained; raise the errors that `metamix.load` lists.
 
     Args:
-        checkpoint: a run folder, or a weight file or checkpoint that metamix wrote.
+        checkpoint: a run folder, a weight file or checkpoint that metamix wrote, or hf-hub:USER/NAME.
     """
     return TrainedSegmenter(*SegmenterSpec.load(checkpoint))
 

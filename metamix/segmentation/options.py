@@ -123,7 +123,7 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
 class SegmentationEvalOptions(SegmentationDataOptions):
     """Options of `metamix eval` for segmentation."""
 
-    checkpoint: str | None = _model(None, "weights of a segmenter: a run folder, or a weight file")
+    checkpoint: str | None = _model(None, "weights of a segmenter: a run folder, a weight file or hf-hub:USER/NAME")
     ignore_index: MaskValue | Literal["trained"] | None = _data(
         "trained", "value of ignored pixels in the mask files; none if all pixels count; trained: as in training"
     )
