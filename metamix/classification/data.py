@@ -80,7 +80,7 @@ class ClassificationData:
         """Choose the size and the statistics of the images.
 
         Values that the options do not set come from `weights`, the metadata of the weights to start from or of the run
-        to continue. Values that the metadata lack come from the data set.
+        to continue. `image_size` and `channel_statistics` choose the values that the metadata lack.
         """
         options, images = self.options, self.splits.train or self.splits.test
         values: dict[str, Any] = {}

@@ -242,9 +242,9 @@ def build_segmenter(
         the output of the auxiliary head if there is one. After `eval()` it returns only the logits of the head.
 
     Raises:
-        ValueError: a name or an option is unknown; a number is out of range; the backbone has no map as fine as
-            `finest_stride`; an isotropic backbone has maps finer than stride 4; weights are not published or do not
-            fit.
+        ValueError: a name or an option is unknown; a value is not accepted; the backbone has no map as fine as
+            `finest_stride`, or only maps finer than stride 4; the wavemix head does not fit the stride of the last map;
+            weights are not published or do not fit.
     """
     check_choice("head", head, HEADS)
     check_counts(2, num_classes=num_classes)
