@@ -65,18 +65,18 @@ def benchmark(
         batch_sizes: numbers of images per call.
         img_size: side in pixels of the square images for models given by name; None for each model's default.
         threads: number of threads to compute with; None for torch's current number.
-        seconds: seconds for each model, engine, precision and batch size in each run; at least five calls are made.
+        seconds: average number of seconds for each row in each run; at least five calls are made.
         runs: number of repetitions; the medians over them are reported.
         reference: model whose speed in eager fp32 is the baseline; None for the first model that is not exported. If
-            all models are exported, "reference" and the speedups are None.
+            all models are exported, "reference" is None. Without a baseline, the speedups are None.
         folder: folder that keeps converted models for later calls; None for a temporary folder.
 
     Returns:
         {"machine", "threads", "versions", "measured", "runs", "reference", "rows", "failed"}. A row has "model",
         "engine", "precision", "img_size", "batch", "ms" (median time of a call), "img_per_s", "speedup" (how many
         times as fast as the reference in eager fp32 at the same batch size), and the smallest and largest speedup of
-        the runs as "from" and "to". "failed" maps each case that was not timed, such as "resnet18 compile bf16", to
-        the reason.
+        the runs as "from" and "to". "failed" maps each case that failed at any batch size, such as "resnet18 compile
+        bf16", to the reason.
 
     Raises:
         ValueError: an unknown model, engine or precision, nothing to time, or a reference that is an export.
@@ -85,7 +85,10 @@ def benchmark(
     cells = cells_of(engines, precisions)
     chosen = {name_of(model): model for model in models}
     if not models or not batch_sizes or min(batch_sizes) < 1 or runs < 1:
-        raise ValueError(f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give one or more")
+        raise ValueError(
+            f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give at least one model and one "
+            f"batch size, and numbers of at least 1"
+        )
     if isinstance(reference, BenchmarkedModel) and reference.cell:
         raise ValueError(
             f"reference is {reference.name}, an export, which does not run in eager fp32: give a model's name, a run "
@@ -138,7 +141,10 @@ def benchmark(
 
 
 def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
-    """Return the pairs of engine and precision to time; refuse unknown names, and engines whose package is missing."""
+    """Return the supported pairs of engine and precision.
+
+    Raise ValueError for an unknown name, or if there is no such pair. Raise ImportError if a package is missing.
+    """
     for what, words, accepted in (("engine", engines, ENGINES), ("precision", precisions, PRECISIONS)):
         for word in words:
             check_choice(what, word, accepted)

@@ -49,8 +49,8 @@ def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
 
     Args:
         model: a MetaFormer, or any module with metamix's layers in it, such as a detector.
-        images: example images (n, C, H, W). The copy then takes only images of this height and width. None for a copy
-            that takes all sizes that the model takes.
+        images: example images (n, C, H, W). If weights depend on the map size, the copy then takes only images of this
+            height and width. None for a copy that takes all sizes that the model takes.
     """
     fused = deepcopy(model).eval().requires_grad_(False)
     sizes = {} if images is None else record_sizes(fused, images)
@@ -112,7 +112,7 @@ def replace(module: Any) -> nn.Module:
 
 
 def fold_layer_scales(block: Block) -> None:
-    """Fold the scale of the mixer into its last layer or the norm before it, and the scale of the MLP into the MLP."""
+    """Fold the mixer's scale into its last layer or the norm before it, and the MLP's into the MLP, where possible."""
     if type(block.layer_scale1) is LayerScale2d and scale_outputs(last_layer(block), block.layer_scale1.gamma):
         block.layer_scale1 = nn.Identity()
     if type(block.mlp) is Mlp and type(block.layer_scale2) is LayerScale2d:

@@ -5,9 +5,9 @@
 Weights get a scale for each output channel. Activations get one scale for each tensor, found with the calibration
 images. If the score drops by more than the limit, the layers are ranked: in a graph that has each layer in both
 precisions, one layer at a time runs in int8, and the error of the outputs is measured. Then the layers with the
-largest errors stay in fp32: first 1 layer, then 2, 4, ..., up to half of all layers, until the limit is met. A drop
-counts only if it is significant: p <= 0.05 in a permutation test that flips the signs of the images' score changes at
-random. If each image is either right or wrong, this is McNemar's test.
+largest errors stay in fp32: first 1 layer, then 2, 4, ..., up to half of all layers, until the limit is met or the time
+is up. A drop counts only if it is significant: p <= 0.05 in a permutation test that flips the signs of the images'
+score changes at random. If each image is either right or wrong, this is McNemar's test.
 """
 
 import shutil
@@ -29,7 +29,7 @@ log = package_logger(__name__)
 Score = Callable[[Run], np.ndarray]  # the score of each image, (n,); higher is better
 CHANCE = 0.05  # drops with a larger p-value count as chance
 FLIPS = 10_000  # number of random draws of the signs
-RANKED_IMAGES = 8  # number of images to rank layers on
+RANKED_IMAGES = 8  # maximum number of images to rank layers on
 
 
 @dataclass(frozen=True)

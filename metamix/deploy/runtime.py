@@ -101,8 +101,8 @@ def load_exported(folder: str | Path, *, threads: int | None = None, trust: bool
 
     Args:
         folder: folder that `metamix export` wrote.
-        threads: number of threads for the engine; None for its default, all cores. For a torch.export model the number
-            applies to all of torch in this process, since torch cannot set it for a single model.
+        threads: number of threads; None for all cores. A torch.export model computes with torch's threads: None keeps
+            their number, and any other value applies to all of torch in this process.
         trust: load a model that was exported in the format torch; its files can run code.
 
     Raises:

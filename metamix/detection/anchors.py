@@ -47,8 +47,8 @@ def retinanet_sizes(strides: Sequence[float], anchor_scale: float) -> list[list[
 def choose_anchor_scale(sizes: Tensor, strides: Sequence[float]) -> float:
     """Choose RetinaNet's anchor scale for boxes of the given sizes.
 
-    The paper's scale is kept if its anchors cover the boxes from the 5 % to the 95 % quantile. Otherwise the scale
-    changes as little as possible. If no scale covers both ends, the small boxes decide.
+    The paper's scale is kept if there are no boxes, or if its anchors cover the boxes from the 5 % to the 95 %
+    quantile. Otherwise the scale changes as little as possible. If no scale covers both ends, the small boxes decide.
 
     Args:
         sizes: (n,) square roots of box areas, in pixels of the resized images.

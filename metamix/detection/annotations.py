@@ -110,7 +110,7 @@ def usable_annotations(data: Entries) -> list[Entry]:
 
 
 def clipped(box: Sequence[float], width: float, height: float) -> tuple[float, float]:
-    """Return width and height of the part of a box x, y, w, h that lies inside the image."""
+    """Return width and height of the part of a box x, y, w, h inside the image; one is 0 or less if there is none."""
     x, y, w, h = box
     return min(x + w, width) - max(x, 0), min(y + h, height) - max(y, 0)
 

@@ -6,10 +6,10 @@ import torch
 
 from .objects import Objects
 
-MAX_PIXELS = 0.5  # largest difference between the coordinates of matched boxes
-MAX_UNMATCHED = 0.001  # largest share of objects without a match
-SCORE_TOLERANCE = 1e-3  # largest difference between the scores of an object, relative to the score, in fp32
-LOW_PRECISION_TOLERANCE = 0.2  # largest relative difference between the scores of an object in bf16 and int8
+MAX_PIXELS = 0.5  # limit for the difference between the coordinates of matched boxes
+MAX_UNMATCHED = 0.001  # limit for the share of objects without a match
+SCORE_TOLERANCE = 1e-3  # limit for the difference between the scores of an object, relative to the score, in fp32
+LOW_PRECISION_TOLERANCE = 0.2  # limit for the relative difference between the scores of an object in bf16 and int8
 
 
 class BoxMatch:

@@ -32,8 +32,8 @@ EXAMPLES = """examples:
 class BenchmarkOptions(Options):
     """Time models in several engines, in interleaved runs.
 
-    Images are random, and so are the weights of classifiers that are given by a name without a tag of shipped weights.
-    Exported models are timed in their own engine and precision.
+    Images are random. So are the weights of a classifier that is given by its name, unless the name has a tag of
+    shipped weights. Exported models are timed in their own engine and precision.
     """
 
     models: tuple[str, ...] = positional(
@@ -45,7 +45,7 @@ class BenchmarkOptions(Options):
     batch_sizes: tuple[Count, ...] = option((1, 8), "numbers of images per call")
     img_size: Side | None = option(None, "side of the images in pixels; by default each model's image size")
     threads: Count | None = option(None, "number of threads; by default as many as torch uses")
-    seconds: NotNegative = option(1.0, "seconds to spend on each row of the table")
+    seconds: NotNegative = option(1.0, "average number of seconds to spend on each row of the table")
     reference: str | None = option(
         None, "baseline of the speedups; by default the first model that is not exported", metavar="MODEL"
     )
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
 def open_model(source: str, img_size: int | None, threads: int | None, trust: bool) -> str | BenchmarkedModel:
     """Open trained weights of any task, or an exported model; return other names unchanged."""
     if is_exported(source):
-        # With None, the engine would use all cores.
+        # With None, ONNX Runtime and OpenVINO would use all cores.
         exported = load_exported(source, threads=threads or torch.get_num_threads(), trust=trust)
         artifact = exported.artifact
         if img_size and artifact.size and artifact.size != (img_size, img_size):

@@ -98,7 +98,7 @@ def check_address(options: DemoOptions) -> None:
 
 
 class Models:
-    """The models of the page by name, each loaded when it is first used; `specs` has their tasks."""
+    """The models of the page by name, each loaded when it is first used. `specs` maps the names to tasks."""
 
     def __init__(self, options: DemoOptions):
         self.device, self.trust = prepare_device(options.device), options.trust

@@ -69,7 +69,7 @@ def export(source: str | Path, *, output: str | Path, **options: Any) -> dict[st
         The content of report.json.
 
     Raises:
-        ValueError: an option or the model is unsuitable.
+        ValueError: an option or the model is unsuitable, or int8 loses too much.
         ParityError: the outputs differ by more than a limit.
         FileNotFoundError: there are no such weights.
         ImportError: a package of the extra `deploy` is missing.

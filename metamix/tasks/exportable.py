@@ -55,7 +55,7 @@ class ExportOptions(ImageOptions):
         "AP or mean IoU, 0.1 dB of PSNR",
     )
     search_minutes: NotNegative = option(10.0, "minutes to search for layers to keep in fp32 if int8 loses too much")
-    calibration_images: Count = option(500, "number of training images to calibrate int8 on")
+    calibration_images: Count = option(500, "calibrate int8 on at most this many training images")
     threads: Count | None = option(None, "number of threads for the speed measurement; default: as many as torch uses")
     seconds: NotNegative = option(4.0, "seconds for the speed measurement; 0 skips it")
 

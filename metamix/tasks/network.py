@@ -22,7 +22,7 @@ Spec = TypeVar("Spec", bound="NetworkSpec")
 
 
 def check_task(metadata: ModelMetadata, source: object, task: str, network: str) -> None:
-    """Raise ValueError if weights do not belong to `task`; `network` is what it trains, such as "a detector"."""
+    """Raise ValueError if weights are for another task; `network` is what `task` trains, such as "a detector"."""
     if metadata.task not in (None, task):
         raise ValueError(
             f"{source} has weights for {metadata.task}, not for {network}: give --task {metadata.task}, or call "
@@ -86,7 +86,7 @@ class NetworkSpec:
         """Build the network of a run folder or a weight file; return it with its spec and its metadata."""
         tensors, metadata = load_weights(find_weights(checkpoint))
         spec = cls.from_dict(metadata, checkpoint)
-        backbone = replace(ModelMetadata.from_dict(metadata, checkpoint), img_size=None)  # not the backbone's
+        backbone = replace(ModelMetadata.from_dict(metadata, checkpoint), img_size=None)  # this size is the network's
         check_described_size(backbone, tensors, checkpoint)
         with limited_size(checkpoint):
             model = spec.build()

@@ -57,7 +57,7 @@ class PredictOptions(ImageOptions):
     model: str | None = option(None, "exported folder, or name of the model if the weights do not name it")
     pretrained: bool = option(False, "use the published weights of --model")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps")
-    threads: Count | None = option(None, "threads of an exported model's engine; default: all cores")
+    threads: Count | None = option(None, "number of threads for an exported model; by default its engine decides")
     trust: bool = option(False, "load a model that was exported with --format torch; its files can run code")
 
     def run(self, trained: Any) -> int:
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
-    """Return the task of the weights that a command line names; without weights, print the usage and exit."""
+    """Return the task that a command line or its weights name; without --task and weights, print the usage and exit."""
     weights = named_weights(words)
     checkpoint, model = weights.get("checkpoint"), weights.get("model")
     if checkpoint and is_exported(model):

@@ -116,7 +116,7 @@ def write(options: PublishOptions, folder: Path) -> list[str]:
 
 
 def upload(folder: Path, options: PublishOptions) -> str:
-    """Upload a folder to the hub, and return the address of the repository; raise OSError if the hub refuses."""
+    """Upload a folder to the hub, and return the address of the repository; raise OSError if that fails."""
     hub = HfApi(library_name="metamix", library_version=__version__)
     try:
         repo = hub.create_repo(options.repo, private=options.private, exist_ok=True)
@@ -140,7 +140,7 @@ def shareable(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def modules_to_import(spec: TaskSpec, trained: Trained, model: str) -> list[str]:
-    """Return the names of the user's modules that register the task, the model or its layers."""
+    """Return the names of the user's modules that define the task, the model or its layers."""
     names = {type(layer).__module__ for layer in trained.model.modules()} | {spec.load.partition(":")[0]}
     if timm.is_model(model):
         names.add(getattr(timm.model_entrypoint(model), "registered_in", "timm"))

@@ -1,6 +1,6 @@
 """Register tasks, and find the task of a name, a weight file or a data set.
 
-Outside the folders of the tasks, only this file names the tasks of the package.
+In code outside the folders of the tasks, only this file names the tasks of the package.
 """
 
 import os

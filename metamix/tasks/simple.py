@@ -226,7 +226,7 @@ class SimpleTrained:
 
     @torch.inference_mode()
     def predict(self, images: Sequence[str | Path | Image.Image]) -> list[Tensor]:
-        """Return the output of each image, on the CPU; images are files or PIL images."""
+        """Return the output for each image, copied to the CPU; images are files or PIL images."""
         check_several(images)
         device = next(self.model.parameters()).device
         prepared = (self.prepare(decode_file(image))[None].to(device) for image in images)

@@ -100,7 +100,7 @@ def check_output_folder(folder: Path, ours: Collection[str]) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file; raise ValueError for a pipe or a device, which may have no end."""
+    """Read a file; raise ValueError for a folder, and for a pipe or a device, which may have no end."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a regular file: replace it with a regular file")
     return path.read_bytes()
@@ -180,7 +180,7 @@ def lock_folder(folder: Path) -> IO[str]:
 
 
 def reason(error: BaseException) -> str:
-    """Describe why a file could not be written, from `error` or from an error that caused it."""
+    """Describe the OSError that is `error` or caused it; if there is none, return the text of `error` in one line."""
     cause: BaseException | None = error
     while cause is not None and not (isinstance(cause, OSError) and cause.errno):
         cause = cause.__cause__ or cause.__context__

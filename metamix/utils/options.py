@@ -110,7 +110,7 @@ def check_needs(flags: Iterable[str], values: Mapping[str, Any], options: Mappin
 
 
 def changed(options: Any) -> dict[str, Any]:
-    """Return the options whose values differ from their defaults, all required options, and all of type dict."""
+    """Return the options whose values differ from their defaults, all required ones, and all of type dict."""
     return {f.name: value for f in fields(options) if (value := getattr(options, f.name)) != f.default}
 
 

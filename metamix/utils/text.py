@@ -1,7 +1,7 @@
 """Format text for people: suggestions, escaped names, counts, one-line errors, tables and CSV.
 
-Names of files, classes and models come from files that anybody may have made. Text with such names passes through
-`printable` before it is printed or logged, so that a name cannot forge a line or control the terminal.
+Anybody may have chosen the names of files, classes and models. Text with such names passes through `printable` before
+it is printed or logged, so that a name cannot forge a line or control the terminal.
 """
 
 import csv
@@ -50,7 +50,7 @@ def matching(pattern: str | Iterable[str], names: list[str], advice: str) -> lis
 
 
 def printable(text: object) -> str:
-    r"""Escape control characters and what UTF-8 cannot encode: a newline becomes \n, byte 0xe9 becomes \udce9."""
+    r"""Escape the characters in `UNPRINTABLE`: a newline becomes \n, and the undecodable byte 0xe9 becomes \udce9."""
     return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 

@@ -19,7 +19,7 @@ TURN = 0.02  # seconds; faster steps are repeated in their turn, so that they ru
 def interleaved(steps: Mapping[Name, Callable[[], object]], seconds: float, least: int = 5) -> dict[Name, float]:
     """Run `steps` interleaved, one after the other in each turn, and return the median seconds of each step.
 
-    All steps together run for `seconds`, and each takes `least` turns or more, after a first turn that is not timed.
+    All steps together run for `seconds` or longer, and each takes `least` turns or more. A first turn is not timed.
     Warn if other programs were busy meanwhile.
     """
     times: dict[Name, list[float]] = {name: [] for name in steps}

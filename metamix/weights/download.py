@@ -46,7 +46,7 @@ def from_hub(repository: str) -> Path:
 
 
 def require_reachable(name: str, cfg: PretrainedCfg | None = None, cache_dir: str | Path | None = None) -> None:
-    """Raise OSError, with the model's name, if its published weights are neither cached nor reachable.
+    """Raise OSError, with the model's name or the URL, if published weights are neither cached nor reachable.
 
     Weights outside the Hugging Face Hub are downloaded. If the hub refuses a file, this check passes. Without this
     check and without a network, huggingface_hub 2.4 retries for 45 seconds, then fails without naming the weights.

@@ -73,7 +73,8 @@ def require(state: Mapping[str, Any], keys: Iterable[str], path: str | Path) -> 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write a safetensors file atomically, with checksums.
 
-    The metadata are plain values, which are stored as JSON. Text is stored unchanged unless it could be read as JSON.
+    The metadata are plain values, which are stored as JSON. Text that cannot be read as JSON is stored as it is, with
+    escapes for what UTF-8 cannot encode.
     """
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     texts = {key: _text(value) for key, value in metadata.items()}
@@ -289,7 +290,7 @@ def _why_unreadable(path: str | Path, error: Exception) -> Exception:
 
 
 def _check_expansion(path: str | Path) -> None:
-    """Raise ValueError if a zip archive expands to far more than its size. Damaged archives raise other errors."""
+    """Raise ValueError if a zip archive expands to over 256 MiB and 100 times its size. Damage raises other errors."""
     with open(path, "rb") as file:
         if file.read(2) == b"PK":
             size = sum(info.file_size for info in zipfile.ZipFile(file).infolist())
@@ -336,7 +337,7 @@ def _existing(path: str | Path) -> str:
 
 
 def _text(value: Any) -> str:
-    """Encode a plain value so that `_value` restores it."""
+    """Encode a plain value so that `_value` restores it. Escape what UTF-8 cannot encode."""
     if not isinstance(value, str):
         return json.dumps(value)
     text = value.encode(errors="backslashreplace").decode()  # such as a file name in Latin-1

@@ -32,7 +32,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:
 
 
 def cfg_of_file(path: str | Path) -> dict[str, Any]:
-    """Return entries of timm's `PretrainedCfg` for a weight file, from its card or metadata; {} if it is missing."""
+    """Return entries of timm's `PretrainedCfg` for a weight file, from its card or metadata; {} if there is no file."""
     path = Path(path)
     for tags in local_weights().values():
         for entries in tags.values():
@@ -83,7 +83,8 @@ def find_weights(checkpoint: str | Path) -> Path:
     """Return the path of weights: PATH, local-dir:PATH, the name of shipped weights, or hf-hub:USER/NAME[@REVISION].
 
     Raises:
-        FileNotFoundError: there are no such weights; the message suggests a close name or how to use published weights.
+        FileNotFoundError: there are no such weights; the message suggests a close name if there is one, or says what to
+            do with the name of a model or of published weights.
         OSError: the hub cannot be reached, or does not have the weights.
         ValueError: the file belongs to an exported model.
     """

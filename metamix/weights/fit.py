@@ -15,7 +15,7 @@ from metamix.utils.text import list_names
 
 from .layout import OURS, Layout
 
-# maxim_s3 has 2,375 modules, more than timm's largest models. Buffers can be large: tables of relative positions.
+# maxim_s3 has 2,375 modules, more than timm's largest models. Tables of relative positions can be large buffers.
 LIMITS = {"parameters": 10**9, "values in buffers": 10**9, "modules": 10_000}
 
 
@@ -150,7 +150,7 @@ def check_size(described: nn.Module, tensors: Mapping[str, Tensor], name: str, s
     """Raise ValueError if the metadata of a file describe a model with far more values than the file holds.
 
     The model may have twice as many values as the file, and a million more. `described` is the model that the metadata
-    describe, on the meta device. `name` and `source` name model and file.
+    describe, on the meta device. `name` and `source` name the model and the file.
     """
     values, held = (sum(tensor.numel() for tensor in part.values()) for part in (described.state_dict(), tensors))
     if values > 2 * held + 1_000_000:

@@ -38,7 +38,7 @@ class Layout:
         return tensors, state.keys() - set(names.values())
 
     def _convert(self, ours: str, tensor: Tensor, model: nn.Module, like: Tensor) -> Tensor:
-        """Convert one tensor to our arrangement. A tensor of a different size is left alone; `check_fit` reports it."""
+        """Convert one tensor to our arrangement. If that fails, return it unchanged; `check_fit` reports it."""
         try:
             tensor = self.arrange(ours, tensor, model)
         except RuntimeError:

@@ -58,7 +58,7 @@ ModelName = Annotated[
     str,
     where(
         lambda name: re.fullmatch(r"\w[\w.\-]{0,199}", name),
-        "the name of a registered model, such as metaformer_raft_s12; not a hub or path",
+        "the name of a registered model, such as metaformer_raft_s12; not a hub address or a path",
     ),
 ]
 ModelArgs = Annotated[dict[Any, Any], Field(description="a mapping of argument names to plain values")]
@@ -103,7 +103,7 @@ PLAIN = where(
     _is_plain, f"a number up to {MAX_NUMBER:,}, a string, true, false, null, or short lists and mappings of these"
 )
 BLOCKS = Field(description=f"a number of blocks up to {MAX_BLOCKS}, or a list of 1 to 16 numbers with at most this sum")
-REFUSED = where(lambda value: False, "left out: model_args holds arguments of the model, never a source of weights")
+REFUSED = where(lambda value: False, "left out, since it is not an argument of the model itself")
 ANY_ARGUMENT = rule(Annotated[Any, PLAIN])
 ARGUMENTS = {
     "num_classes": rule(NumClasses | None),
@@ -139,8 +139,8 @@ class ModelMetadata:
     def from_dict(cls, raw: Mapping[str, Any], source: object = "the weight file") -> "ModelMetadata":
         """Check the entries of a file that `to_dict` wrote and return them; unknown entries go to `extra`.
 
-        Raise ValueError if an entry has the wrong type, is out of range or contradicts another, or if `model` or
-        `model_args` would load weights from elsewhere. The message begins with `source`.
+        Raise ValueError if an entry has the wrong type, is out of range or contradicts another, if `model` is not a
+        plain name, or if `model_args` has one of `TIMM_ARGS`. The message begins with `source`.
         """
         if not isinstance(raw, Mapping):
             raise ValueError(f"{source}: its metadata are a {type(raw).__name__}, not a mapping of names to values.")

@@ -151,7 +151,7 @@ def test_wrong_options_and_missing_packages_are_refused(monkeypatch):
         (["metaformer_nin_s12"], dict(engines=["openvin"]), "engine is 'openvin'; did you mean 'openvino'"),
         (["metaformer_nin_s12"], dict(precisions=["int4"]), "precision is 'int4'; did you mean 'int8'"),
         (["metaformer_nin_s12"], dict(engines=["compile"], precisions=["int8"]), "compile cannot compute in int8: "),
-        ([], dict(batch_sizes=[1]), r"models are \[\], batch sizes \[1\], runs 1: give one or more"),
+        ([], dict(batch_sizes=[1]), r"models are \[\], batch sizes \[1\], runs 1: give at least one model"),
     ):
         with pytest.raises(ValueError, match=words):
             benchmark(models, **dict(engines=["eager"]) | options)

@@ -33,7 +33,7 @@ def open_file(file: Path, threads: int | None = None, precision: str = "fp32", c
     """Open a file (.onnx, .xml or .pt2) with the engine of its format. Opening a .pt2 file can run code in it.
 
     Args:
-        threads: number of threads; None for the engine's default, all cores.
+        threads: number of threads; None for all cores or, for a .pt2 file, torch's current number.
         precision: precision of the export.
         compiled: whether to use the compiled program beside the file, if this machine can load it.
     """

@@ -48,7 +48,7 @@ class ChannelNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Normalise the groups of (B, C, H, W), then apply weight and bias of `norm` with shape (1, C, 1, 1).
+    """Normalise the groups of (B, C, H, W), then apply the weight and the bias of `norm`, each as (1, C, 1, 1).
 
     OpenVINO 2026.4 adds a weight and a bias of shape (C, 1, 1) to every group norm, even if they are 1 and 0. Because
     of their lower rank, the norm needs a different memory layout than the convolutions, and OpenVINO reorders the
@@ -123,7 +123,7 @@ def compile_openvino(
     """Compile a model for OpenVINO's CPU plugin, and return the `openvino.CompiledModel`.
 
     Args:
-        model: path of an .xml, or an `openvino.Model`.
+        model: path of an .xml file, or an `openvino.Model`.
         threads: number of threads; None for OpenVINO's default.
         precision: precision of the model. If the CPU lacks bf16, whatever is not quantized runs in fp32.
         properties: further properties of OpenVINO.
@@ -138,7 +138,7 @@ def compile_openvino(
 
 
 class OpenVinoFile:
-    """Quantize an OpenVINO model with NNCF. It needs no temporary files, so `folder` is not used."""
+    """Quantize an OpenVINO model with NNCF. `folder` is not used, since NNCF needs no temporary files."""
 
     def __init__(self, file: Path, folder: Path):
         self.model = need("openvino").Core().read_model(str(file))

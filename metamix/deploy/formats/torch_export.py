@@ -37,7 +37,7 @@ def write(graph: Graph, file: Path) -> None:
     """Write the program of a graph as .pt2 and, if `graph.compile` is true, a compiled package beside it."""
     model = Bfloat16(graph.model) if graph.precision == "bf16" else graph.model
     program = to_program(model, graph.images, graph.dynamic)
-    # The program may have been traced with larger images, and then refuse images of the requested size.
+    # A program that was traced with larger images may refuse images of the requested size.
     if graph.dynamic and (refused := refusal(program, graph.images.shape)):
         height, width = graph.images.shape[2:]
         raise ValueError(
