@@ -56,7 +56,7 @@ def quantize_file(
     Args:
         file: .onnx or .xml, in fp32.
         batches: preprocessed images for calibration, each (n, C, H, W) float32.
-        score: returns the score of a model on each held-out image; none of these is in `batches`.
+        score: returns the score of a model on each held-out image; no held-out image may be in `batches`.
         max_drop: largest accepted drop of the mean score; a larger drop is accepted if it may be chance.
         minutes: time after which the search for layers to keep in fp32 makes one more attempt at most.
         unit: unit of the scores, for messages.

@@ -70,7 +70,7 @@ class ExportedModel(nn.Module):
         return self(torch.zeros(batch or 1, channels or 3, *parse_size("img_size", size)))
 
     def check_classes(self, count: int) -> None:
-        """Raise ValueError unless the graph returns scores of `count` classes, (n, count, ...), for `probe`."""
+        """Raise ValueError unless `probe` returns scores of `count` classes, (n, count, ...)."""
         outputs = self.probe()
         shapes = [tuple(output.shape) for output in (outputs if isinstance(outputs, tuple) else [outputs])]
         if len(shapes) != 1 or shapes[0][1:2] != (count,):

@@ -71,7 +71,7 @@ class CalibratedExport(Exportable):
 
     @property
     def held_out(self) -> int:
-        """Return how many training images to hold out from calibration: at most half of them."""
+        """Return how many training images to hold out from calibration: half of them, at most `HELD_OUT_IMAGES`."""
         return min(HELD_OUT_IMAGES, len(self.training_images) // 2)
 
     def calibration_count(self, count: int) -> int:
@@ -85,7 +85,7 @@ class CalibratedExport(Exportable):
     def calibration(self, count: int) -> Iterator[np.ndarray]:
         """Yield batches (n, C, H, W) of the first `count` training images in `order`.
 
-        In this class a batch is an image or one of its tiles, and all batches together have at most 1 GiB.
+        In this class a batch is an image or one of its tiles. Batches are yielded up to 1 GiB in total, at least one.
         """
         left = MAX_BYTES
         for number, batch in enumerate(self.load(slice(count))):

@@ -114,7 +114,7 @@ class Models:
         return trained
 
     def answer(self, name: str, image: Path, explain: bool) -> Answer:
-        """Predict an image and, if `explain` is true, explain the prediction."""
+        """Predict an image. If `explain` is true and the prediction has no notes, explain it too."""
         answer = Answer()
         with in_words(answer.notes):
             self.predict(name, image, answer)

@@ -40,7 +40,7 @@ The task that trained the weights decides what is predicted:
 An exported model runs in the engine of its format. To list all options of a task:
 metamix predict --task NAME --help. --import MODULE imports your own mixers, models and tasks first."""
 
-# Options without an effect on an exported model: it runs on the CPU, on images of a fixed size or on whole images.
+# Options without an effect on an export. It has weights, and runs on the CPU on images of a fixed size or whole images.
 FIXED_BY_EXPORT = {"device", "pretrained", "tile", "overlap", "local_pooling"}
 
 

@@ -60,7 +60,7 @@ def parse_size(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     """Turn one number or (height, width) into (height, width); raise ValueError unless sides are positive integers."""
     size = to_2tuple(value)
     if len(size) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in size):
-        raise ValueError(f"{name} is {value!r}: give one number of at least 1, or (height, width).")
+        raise ValueError(f"{name} is {value!r}: give a whole number of at least 1, or (height, width).")
     return size
 
 

@@ -64,7 +64,7 @@ def draw_confusion(
 ) -> None:
     """Draw a confusion matrix as PNG. Colours show the percentage of each label's samples that got each prediction.
 
-    With up to 20 classes, the cells show numbers too.
+    With up to 40 classes, the axes show their names. With up to 20 classes, the cells show numbers too.
 
     Args:
         confusion: (classes, classes) int64, rows are labels.

@@ -302,8 +302,8 @@ def _check_structure(path: str | Path, content: Any) -> None:
     """Reject lists and mappings that are nested too deeply, contain themselves, or repeat the same values many times.
 
     Reject sparse and quantized tensors and tensors without data. Each value takes at least one byte of the file, so
-    if there are more values than bytes, some are repeated. A tensor counts as its bytes divided by `MAX_EXPANSION`,
-    since the elements of an expanded tensor share their bytes.
+    if there are more values than bytes, some are repeated. For a tensor, its bytes divided by `MAX_EXPANSION` are
+    added, since the elements of an expanded tensor share their bytes.
     """
     values, left = [(content, 0)], os.path.getsize(path)
     while values:

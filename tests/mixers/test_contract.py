@@ -314,7 +314,7 @@ def test_class_that_is_defined_again_is_listed_once(forget_mixers):
 )
 @pytest.mark.parametrize("value", [0, -1, (4,), (4, 0), (4, 4, 4), 2.5])
 def test_options_that_are_not_sizes_are_refused(name, option, value):
-    words = f"{option} is {value!r}: give one number of at least 1, or (height, width)."
+    words = f"{option} is {value!r}: give a whole number of at least 1, or (height, width)."
     with pytest.raises(ValueError, match=re.escape(words)):
         create_mixer(name, 8, size=(8, 8), **{option: value})
 

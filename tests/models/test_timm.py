@@ -590,10 +590,10 @@ def test_the_mixer_of_a_name_can_be_replaced():
     "img_size, words",
     [
         (2, "img_size 2 is too small: the maps would be .*; give a larger one"),
-        ((32, 32, 3), r"img_size is \(32, 32, 3\): give one number of at least 1, or \(height, width\)"),
-        ("large", "img_size is 'large': give one number"),
-        (True, "img_size is True: give one number"),
-        (-32, "img_size is -32: give one number"),
+        ((32, 32, 3), r"img_size is \(32, 32, 3\): give a whole number of at least 1, or \(height, width\)"),
+        ("large", "img_size is 'large': give a whole number"),
+        (True, "img_size is True: give a whole number"),
+        (-32, "img_size is -32: give a whole number"),
     ],
 )
 def test_wrong_image_sizes_are_refused(name, img_size, words):

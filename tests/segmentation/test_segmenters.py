@@ -221,7 +221,7 @@ def test_an_exported_segmenter_takes_images_of_any_size(head, backbone, options)
         (dict(head="semanticfpn"), "head is 'semanticfpn'; did you mean 'semantic_fpn'"),
         (dict(num_classes=1), "num_classes is 1: give a whole number of at least 2"),
         (dict(in_chans=0), "in_chans is 0: give a whole number of at least 1"),
-        (dict(img_size=(64, 0)), r"img_size is \(64, 0\): give one number of at least 1, or"),
+        (dict(img_size=(64, 0)), r"img_size is \(64, 0\): give a whole number of at least 1, or"),
         (dict(neck_chanels=8), "semantic_fpn has no option 'neck_chanels'; did you mean 'neck_channels'"),
         (dict(depths=(1, 1)), r"no option 'depths'.* of the backbone go into backbone_args"),
         (dict(head="wavemix", auxiliary=True), "wavemix has no option 'auxiliary'"),

@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from metamix.utils.files import reason
 
 INPUT = "images"  # name of the graph's input
-SCALES = 1, 2, 4, 8, 16  # to trace a graph of any image size, the example's sides are multiplied by these in turn
+SCALES = 1, 2, 4, 8, 16  # factors for the example's sides, tried in turn to trace a graph of any image size
 
 Run = Callable[..., list[np.ndarray]]  # (images) -> outputs
 

@@ -46,7 +46,7 @@ class OnnxFile:
 
     def __init__(self, file: Path, folder: Path):
         onnx, shapes = need("onnx"), need("onnxruntime.quantization.shape_inference")
-        # Preparing folds constants and infers shapes. `layers` has the node names of the prepared file.
+        # Preparation folds constants and infers shapes. `layers` holds names of nodes in the prepared file.
         self.prepared = folder / "prepared.onnx"
         shapes.quant_pre_process(str(file), str(self.prepared), skip_symbolic_shape=True)
         graph = onnx.load(str(self.prepared)).graph
