@@ -4,9 +4,9 @@
     python -m benchmarks.measure.ablate --data-dir DIR --runs nano:raft:0 nano-relu:raft:0
 
 A run is VARIANT:MIXER:SEED. It trains on 90 % of the training images and is scored on the other 10 %. The test split is
-not used. Every run spends the same number of multiply-adds on images (`BUDGET`), so a model of twice the cost sees half
-the images. Each finished run is added to the result file at once; runs that are in the file are skipped. The file also
-has runs of variants that led to `nano` or were given up; their rows name the commit that has their code.
+not used. Every run spends the same number of multiply-adds on images (`--budget`), so a model of twice the cost sees
+half the images. Each finished run is added to the result file at once; runs that are in the file are skipped. The file
+also has runs of variants that led to `nano` or were given up; their rows name the commit that has their code.
 
 Runs with a teacher need weights that were trained on the same 90 %:
 
@@ -42,7 +42,7 @@ FILE = RESULTS / "ablations.json"
 BUDGET = 9.36e12  # multiply-adds of a run's forward passes: 2.8 epochs of the nano models
 WARMUP = 0.2  # share of the schedule
 
-# Options that all runs share. Mixup and cutmix are off: they lower the accuracy of runs this short.
+# Options of all runs, unless a variant sets them. Mixup and cutmix are off: they lower the accuracy of runs this short.
 DATA: dict[str, Any] = dict(data="folder", holdout=0.1, smoothing=0.1, flip=0.5, padding=4)
 ENGINE: dict[str, Any] = dict(
     epochs=5,  # replaced by the budget

@@ -3,9 +3,9 @@
     python -m benchmarks.measure.ceiling --data-dir DIR                  train on 90 %, score the other 10 %
     python -m benchmarks.measure.ceiling --data-dir DIR --split test     train on all, score the test split, once
 
-Net and recipe follow airbench94 (Keller Jordan, arXiv 2404.00498) and its version with Muon. The net has a frozen
-whitening convolution and three blocks of two 3x3 convolutions with BatchNorm, GELU and max-pooling. Muon trains the
-convolutions, SGD the rest, and each image is flipped in every second epoch. 8 epochs take 2.8e14 FLOPs. Accuracy is
+Net and recipe follow airbench94 (Keller Jordan, arXiv 2404.00498) and its version with Muon. The net has a whitening
+convolution with frozen weights, and three blocks of two 3x3 convolutions, BatchNorm, GELU and max-pooling. Muon trains
+the convolutions, SGD the rest, and each image is flipped in every second epoch. 8 epochs take 2.8e14 FLOPs. Accuracy is
 measured on one view of each image, and on six (flipped, moved by a pixel). Each run is added to results/ceiling.json.
 
 The net is registered with timm as `dense_conv_net`, so that `metamix train` can use it as a teacher: add

@@ -9,7 +9,7 @@
 timm's poolformer_s12 for s12, timm's tf_efficientnet_lite0 for tiny, and identity for nano. `convert` writes the files
 that `speed` needs; the machine may be busy meanwhile. `accuracy` exports the shipped models of a tag in lower precision
 and compares their test accuracy and file sizes with fp32. `profile` shows in which operators OpenVINO spends its time.
-New results replace earlier results of the same models.
+New results replace earlier results of the same models. Speeds and profiles of other machines or versions are dropped.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def side_of(name: str) -> int | None:
 
 
 def add_speeds(earlier: dict, names: Sequence[str], result: dict) -> dict:
-    """Replace the rows of models by new rows; drop rows of other machines, engine versions, threads or runs.
+    """Replace the rows of models by new rows; drop all rows of other machines, versions, threads or numbers of runs.
 
     Args:
         earlier: earlier result, empty if there is none.
@@ -194,7 +194,7 @@ def accuracy(options: argparse.Namespace) -> None:
 
 
 def add_accuracy(earlier: dict, about: dict, rows: list[dict]) -> dict:
-    """Replace the rows of a model on this machine; drop rows of another tag.
+    """Replace rows with equal `cell_of` on this machine by new rows; drop rows of another tag.
 
     Args:
         earlier: earlier result, empty if there is none.

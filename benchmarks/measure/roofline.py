@@ -9,7 +9,7 @@ images (3 times that in training) over its median step time; its share is relati
 
 Then each op is timed alone, below autograd. Its limit is the time for its floating-point operations at the speed of the
 convolution, or for the bytes of its inputs and outputs at the speed of the copy, whichever is longer. Ops are sorted by
-`lost`, the time above that limit. An op whose inputs are in the cache may be faster than its limit.
+`lost_ms`, the time above that limit. An op whose inputs are in the cache may be faster than its limit.
 """
 
 import argparse
@@ -44,14 +44,14 @@ FLOP = flop_registry | {
     ),
 }
 PASSES = 3  # number of passes over which the times of ops are averaged
-# Names of the modules, ours and timm's, that make up each part of a model. Everything else is "rest".
+# Names of the modules, ours and timm's, that make up each part of a model. Other parts are "optimizer" and "rest".
 PARTS = {
     "mixer": ("mixer", "token_mixer", "attn", "mlp_tokens"),
     "channel MLP": ("mlp", "mlp_channels"),
     "norms": ("norm", "norm1", "norm2"),
     "embeddings": ("stem", "downsample", "patch_embed"),
 }
-# The end of their backward pass calls no hook, because images have no gradient. They end with the step.
+# The end of their backward pass calls no hook, because images have no gradient. They end when the optimizer starts.
 FIRST = ("stem", "patch_embed")
 
 

@@ -12,8 +12,8 @@ benchmarks/measure/reference_models.py. The default is the s12 model of each mix
 `PUBLISHED`: results/authors_speed.json. CLONES holds the authors' repositories, each in a folder with its name. timm's
 PoolFormer and the package `wavemix` need no clone. A model whose authors' code is missing is left out.
 
-Our models run in channels_last, the others in the memory format that a short trial finds faster. Peak memory is what
-three training steps in a new process add to its memory after the imports.
+Our models run in channels_last, the others in the memory format that a short trial finds faster. Peak memory is what a
+model and three training steps with it add to a new process after the imports.
 """
 
 import argparse
@@ -85,7 +85,7 @@ class Bench:
             compiled: names of the models to time with torch.compile too.
 
         Returns:
-            {name: {"format", "ms", "compiled_ms"}}
+            {name: {"format", "ms", and "compiled_ms" if it is in `compiled`}}
         """
         steps, times = {}, {}
         for name, batch, size in models:
@@ -124,7 +124,7 @@ def training_mib(name, batch, size, precision, memory_format, device, authors) -
 
 
 def compare_all(options: argparse.Namespace) -> list[dict]:
-    """Time all models, interleaved, and return the rows."""
+    """Time all models, interleaved; return rows for the modes and precisions in which the reference runs."""
     names = list(dict.fromkeys([options.reference, *(options.models or [*MODELS, *PEERS])]))
     reference_models.check_names(names, options.authors)
     bench, rows = Bench(options.device, options.authors), []
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--published", action="store_true", help="time the papers' models beside their authors' code")
     parser.add_argument("--models", type=lambda s: s.split(","), help="comma-separated names")
     add_cells(parser)
-    parser.add_argument("--compile", action="store_true", help="time the models with torch.compile too")
+    parser.add_argument("--compile", action="store_true", help="also time torch.compile; with --published, only ours")
     parser.add_argument("--authors", type=Path, help="folder with clones of the authors' repositories")
     parser.add_argument("--reference", default=REFERENCE, help="model that ratios refer to")
     parser.add_argument("--output", type=Path, help="JSON file (default: speed.json or authors_speed.json of results/)")

@@ -2,8 +2,8 @@
 
 Timed processes keep freed memory (`metamix.utils.system.keep_freed_memory`), as training does. Otherwise glibc may
 return large freed blocks to the system, which clears their pages again. That takes a third of the fp32 inference time
-of poolformer_s12. The processes that measure peak memory do not keep it, except in `train_loop`, `memory restoration`
-and `memory photograph`.
+of poolformer_s12. Processes that measure peak memory do not keep it, except `memory restoration`, `memory photograph`
+and the loops `ours` and `bare` of `train_loop`.
 """
 
 import argparse

@@ -150,7 +150,7 @@ LOOPS = {"ours": ours, "bare": bare, "timm": timm_parts}
 
 
 def serve(loop: str, case: Case, pipe: Connection) -> None:
-    """Run one loop in this process: receive numbers of steps, 0 at the end, and send the seconds that they took."""
+    """Run as many steps of a loop as the pipe asks for, and send the seconds; first and after a 0, send the memory."""
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in an ordinary program
     pipe.send(memory(os.getpid())["process_mib"])
     steps = LOOPS[loop](case)

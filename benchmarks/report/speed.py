@@ -45,7 +45,7 @@ def authors_table() -> str:
 
     def memory(cells: Cells) -> str:
         row = cells.get(("train", "fp32"))
-        return f"{row['mib']} / {row['authors_mib']}" if row else "-"
+        return f"{row['mib']} / {row['authors_mib']}" if row and "mib" in row else "-"  # absent if their code fails
 
     note = (
         f"Each cell gives the time of one step {place}, and the speed relative to the authors' code in the same "

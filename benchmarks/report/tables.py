@@ -65,7 +65,7 @@ def fill(page: str, sections: Mapping[str, Callable[[], str]]) -> str:
         sections: functions that make the text of a section, by name.
 
     Raises:
-        ValueError: a marker names no section, or is not closed.
+        ValueError: a marker names no section, appears twice or is not closed.
     """
     for name in re.findall(r"<!-- ([\w-]+) -->", page):
         if name not in sections:

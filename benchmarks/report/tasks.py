@@ -90,7 +90,7 @@ def segmentation_table(rows: Sequence[dict]) -> str:
 
 
 def transfer_table(rows: Sequence[dict]) -> str:
-    """Make the table of fine-tuned backbones: a line for each mixer and start, a column for each data set."""
+    """Make the table of fine-tuned backbones: lines by model and start, columns by data set, then costs."""
     tasks = {row["data"]: row["task"] for row in rows}
     columns = [data for data in DATA if data in tasks]
     runs: dict[tuple[str, str, str], list[float]] = {}

@@ -82,6 +82,12 @@ def test_the_exponent_relates_time_to_pixels_without_the_smallest_size():
     assert speed.exponent(sizes, [9e9, *(n**4 for n in sizes[1:])]) == pytest.approx(2)
 
 
+def test_the_authors_table_has_no_memory_of_a_model_whose_authors_code_failed(monkeypatch):
+    cells = {("train", "fp32"): {"ms": 50.0}}
+    monkeypatch.setattr(speed, "load", lambda name: ("here", {"raftmlp_s": cells}))
+    assert speed.authors_table().endswith("| `raftmlp_s` | 50.0 ms | - |")
+
+
 def test_tables_name_machine_torch_and_dates():
     machine = dict(cpu="AMD EPYC Processor", cores=2, torch="2.13.0+cpu")
     rows = [dict(date="2026-11-26"), {}, dict(date="2026-11-28")]
