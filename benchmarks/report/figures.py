@@ -88,7 +88,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def name_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
-    """Write names beside points, at the first position that covers no other name or point."""
+    """Write names beside points, at the first free position inside the axes, or at the last if none is free."""
     spots = {name: axes.transData.transform(point) for name, point in points.items()}
     taken, frame = [], axes.get_window_extent()
     offsets = [(dx, dy) for dy in (4, -4, 16, -16, 28, -28) for dx in (5, -5)]  # points
