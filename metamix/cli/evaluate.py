@@ -1,4 +1,4 @@
-"""Score a trained model, on the data it was trained on or on other data."""
+"""Score a trained model on the data set that it was trained on, or on another one."""
 
 import json
 import time

@@ -6,8 +6,9 @@
 
     torchrun --nproc_per_node=4 --max_restarts=3 train.py --config digits/demo
 
-Each run has a folder in runs/, named after the data, the model and the seed. Repeat the command to resume the run from
-its last checkpoint; if the run is finished, the command says so. The training loop is in metamix/training/engine.py.
+Each run has a folder, by default in runs/ and named after the data, the model and the seed. Repeat the command to
+resume the run from its last checkpoint; if the run is finished, the command says so. The training loop is in
+metamix/training/engine.py.
 """
 
 from collections.abc import Sequence

@@ -91,10 +91,10 @@ def no_images_message(annotations: Path) -> str:
 
 
 def find_image(folder: Path, name: str) -> Path:
-    """Return the path of an image that an annotation file names; the folder, and images in it, may be links.
+    """Return the path of an image that an annotation file names. Links in the folder may not lead out of it.
 
     Raises:
-        CorruptImage: there is no such file, or it lies outside the folder once links are resolved.
+        CorruptImage: there is no such file, or its name is impossible or leads out of the folder, perhaps by a link.
     """
     path = folder / name
     try:
@@ -139,7 +139,7 @@ class CocoSplit:
             self.check_masks()
 
     def check_masks(self) -> None:
-        """Raise ValueError unless every object has a segmentation that can be drawn as a mask."""
+        """Drop polygons of fewer than three points; raise ValueError if the mask of an object cannot be drawn."""
         problems = {}
         for annotation in self.coco.anns.values():
             number = annotation["id_in_file"]
@@ -173,14 +173,14 @@ class CocoSplit:
         return problems
 
     def digest(self) -> str:
-        """Hash the names and sizes of the image files and their objects, without decoding images.
+        """Hash the names and sizes of the image files, and the objects in the images, without decoding images.
 
         The hash does not change if the whole data set is moved.
         """
         return digest(row for i in self.ids for row in self.describe_sample(i))
 
     def describe_sample(self, image_id: int) -> Iterator[tuple[str | int | float, ...]]:
-        """Yield name and size of an image file, then class, box, crowd flag and, if used, mask of each annotation."""
+        """Yield an image file's name and size, then each object's class, box, crowd flag and, if used, mask."""
         name = self.coco.imgs[image_id]["file_name"]
         try:
             size = (self.images / name).stat().st_size
@@ -197,7 +197,7 @@ class CocoSplit:
         return str(self.images / self.coco.imgs[self.ids[index]]["file_name"])
 
     def read(self, index: int) -> tuple[tv_tensors.Image, Objects]:
-        """Read an image, (3, H, W) uint8, and its objects without crowds; "runs" holds masks if `masks` is true."""
+        """Read an image, (3, H, W) uint8, and its objects except crowds; "runs" holds masks if `masks` is true."""
         entry = self.coco.imgs[self.ids[index]]
         image = to_image(read_annotated_image(self.images, entry))
         size = tuple(image.shape[-2:])

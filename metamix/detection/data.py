@@ -2,8 +2,8 @@
 
 A batch is {"image": a list of (3, H, W) uint8 tensors of different sizes, "target": a list of their objects, "index":
 (n,) int64}. An evaluation batch also holds "split", a list with the name of the split for each image, and its images
-keep their height and width. If an image cannot be read, the next image takes its place. In an evaluation batch, its
-index is then -1, and metrics leave it out. Every random number is a function of (seed, epoch, index).
+keep their height and width. If an image cannot be read, the next image takes its place. An evaluation batch then has
+the index -1 at this place, and metrics leave it out. Every random number is a function of (seed, epoch, index).
 """
 
 import shlex
@@ -130,7 +130,7 @@ class DetectionData:
         return JoinedSplits(opened)
 
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
-        """Scale the images to values from 0 to 1. The worker processes have already augmented them."""
+        """Scale the images to values from 0 to 1. The training loader has already augmented them."""
         return batch | {"image": [image / 255 for image in batch["image"]]}
 
     def scored_split(self, states: Sequence[State]) -> CocoSplit:
@@ -200,7 +200,7 @@ class JoinedSplits:
 
 
 def collate(samples: Sequence[Any], split: str | None = None) -> Batch:
-    """Make a batch of (image, objects) samples; `split` is the name of the split to score, None in training."""
+    """Make a batch of (image, objects) samples; `split` is the name of the split to score, None for training images."""
     images, targets = zip(*v2.ToPureTensor()(samples))
     batch = {
         "image": list(images),

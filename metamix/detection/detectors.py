@@ -33,12 +33,12 @@ from .objects import Objects, paste
 
 
 class Detector(BackboneMixin):
-    """Mixin that adds a label check, and the attributes that training needs, to torchvision's detectors."""
+    """Mixin that adds a label check, float32 outputs and attributes for training to torchvision's detectors."""
 
     transform: GeneralizedRCNNTransform  # normalises and resizes images
     # Names of the layers whose shape depends on the number of classes.
     classifier: tuple[str, ...] = ("head.classification_head.cls_logits",)
-    # Names of the layers that return float32 under autocast, since bfloat16 would shift boxes by pixels.
+    # Names of the layers that return float32 under autocast. Boxes decoded in bfloat16 would be off by pixels.
     heads: tuple[str, ...] = ("head",)
 
     def __init__(self, backbone: Backbone, num_classes: int, **options: Any):
@@ -136,8 +136,9 @@ def build_detector(
             anchor_scale, the size of its smallest anchor in strides (default 4).
 
     Raises:
-        ValueError: the detector, the model or an option is unknown; num_classes is below 1; backbone_args are given for
-            a built backbone; the backbone has no pyramid; or its out_channels do not suit the detector.
+        ValueError: the detector, the model or an option is unknown; num_classes is below 1; `backbone` is neither a
+            name nor a `Backbone`; backbone_args are given for a built backbone; the backbone has no pyramid; or its
+            out_channels do not suit the detector.
     """
     check_choice("detector", name, DETECTORS)
     if num_classes < 1:
@@ -224,7 +225,10 @@ def roi_align(backbone: Backbone, output_size: int) -> MultiScaleRoIAlign:
 
 
 def to_float32(module: nn.Module, args: Any, output: Any) -> Any:
-    """Cast the outputs of a head to float32; in evaluation, refuse infinity and NaN, which torchvision would drop."""
+    """Cast a head's outputs to float32; in evaluation without compilation, refuse infinity and NaN.
+
+    torchvision would drop boxes with such scores without a message.
+    """
     output = tree_map(lambda x: x.float() if x.dtype.itemsize < 4 else x, output)
     if not (module.training or torch.compiler.is_compiling()):
         for values in tree_leaves(output):

@@ -52,7 +52,7 @@ def explain_object(detector: TrainedDetector, path: Path, label: str | None) -> 
         if not wanted.any():
             raise DoesNotFit(f"{path}: the detector finds no {label or 'object'}, so there is nothing to explain")
         chosen = int(prediction["scores"].masked_fill(~wanted, -1).argmax())
-        return prediction["scores"][chosen].logit(eps=1e-7)  # since the gradient of a score near 1 is nearly 0
+        return prediction["scores"][chosen].logit(eps=1e-7)  # the gradient of a score near 1 would be nearly 0
 
     backbone, pyramid = model.backbone, model.backbone.pyramid
     tapped = backbone.pyramid = TappedPyramid(pyramid, len(backbone.body.feature_info.channels()))

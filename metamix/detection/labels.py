@@ -28,8 +28,8 @@ class Box:
 
     label: str  # name of its class
     corners: tuple[float, ...]  # x1, y1, x2, y2 in pixels from 0; or as shares of width and height
-    place: str = field(compare=False)  # file and line of the label, for messages
-    difficult: bool = False  # whether scores ignore the object
+    place: str = field(compare=False)  # file of the label with its line or annotation, for messages
+    difficult: bool = False  # whether training and scores ignore the object
     more: Mapping[str, Any] = field(default_factory=dict)  # further fields of the annotation, such as `segmentation`
     outline: Sequence[float] = ()  # x, y, x, y, ... of its polygon; empty if it has none
 
@@ -99,7 +99,7 @@ class Boxes(LabelledImages):
         return f"{plural(len(self.classes), 'class')}, {plural(count, 'box')}"
 
     def entries(self, samples: Iterable[Sample]) -> Entries:
-        """Return the content of an annotation file. Difficult objects become crowds, which COCO's scores ignore."""
+        """Return an annotation file's content. Difficult objects become crowds, which training and scores ignore."""
         numbers = {name: number for number, name in enumerate(self.classes, start=1)}
         images: list[Entry] = []
         annotations: list[Entry] = []

@@ -106,7 +106,8 @@ class TrainedDetector:
 
         Raises:
             CorruptImage: an image cannot be read.
-            ValueError: `threshold` is not from 0 to 1.
+            TypeError: `images` is a single image, or an item is neither a path nor a PIL image.
+            ValueError: `threshold` is not from 0 to 1, or the model returns NaN or infinity.
         """
         check_several(images)
         check_rates(threshold=threshold)

@@ -57,7 +57,7 @@ class DetectionMetric(Metric):
         self._scored: tuple[Sequence[State] | None, dict[str, Scores]] = None, {}
 
     def start(self) -> State:
-        """Return an empty state: the split, its image ids and detections, and the number of unreadable images."""
+        """Return an empty state: split, ids of scored images, their detections, and the number of unreadable images."""
         return {"split": None, "seen": [], "results": [], "unreadable": 0}
 
     def predict(self, model: nn.Module, batch: Batch) -> Iterator[Objects | None]:
@@ -81,7 +81,7 @@ class DetectionMetric(Metric):
             state["results"] += to_coco(objects, split.ids[index], split)
 
     def result(self, states: list[State]) -> dict[str, float]:
-        """Return COCO's AP, AP50, AP75 and AP by size, of boxes and, for Mask R-CNN, of masks."""
+        """Return COCO's AP scores of boxes and, for Mask R-CNN, of masks; raise ValueError without objects to score."""
         scores = {
             prefix + name: value
             for prefix, kind in self.kinds.items()

@@ -34,7 +34,7 @@ class DetectionModel(TaskModel):
         self.train_on = trained.train_on if trained else options.train_on
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> Detector:
-        """Build the detector, and load initial weights of the whole detector or of its backbone, if there are any."""
+        """Build the detector. Unless `metadata` is given, load any initial weights of the detector or its backbone."""
         options = self.options
         start = metadata or (load_metadata(find_weights(options.checkpoint)) if options.checkpoint else {})
         if start.get("task") == "detection":
@@ -63,7 +63,7 @@ class DetectionModel(TaskModel):
         return model
 
     def describe(self, model: Any) -> dict[str, Any]:
-        """Return the arguments that rebuild the detector, its size and its cost, for the metadata of a weight file."""
+        """Return the metadata of a weight file: what rebuilds the detector, its data set, its size and its cost."""
         size = self.options.min_size
         return self.spec().to_dict() | {
             "mean": list(model.transform.image_mean),

@@ -52,7 +52,7 @@ def gelu(x: Tensor, approximate: str) -> Tensor:
 
 @register_notrace_module
 class GlobalPool(SelectAdaptivePool2d):
-    """timm's global pooling, with a channels_last gradient for a channels_last map.
+    """timm's global pooling, whose average has a channels_last gradient for a channels_last map.
 
     Why: the gradient of torch 2.13's `mean((2, 3))` is contiguous. Without a norm after the blocks (WaveMix,
     NiNformer), that gradient flows through the residual connections of all blocks and slows down every block.

@@ -52,7 +52,7 @@ def run_padded(function: ImageFunction, images: Tensor, multiple: Size) -> Tenso
 
 
 class PadAndCrop(nn.Module):
-    """Run a graph on images whose sides are not multiples of `multiple`, with `run_padded`.
+    """Pad images to the sides that a graph takes, run the graph, and crop its maps; see `run_padded`.
 
     Args:
         graph: function of images (B, C, H, W) whose sides are multiples of `multiple`.

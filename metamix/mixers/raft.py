@@ -191,8 +191,8 @@ def window_counts(size: Sequence[int], window: Sequence[int]) -> tuple[int, int]
 def resize_inputs(weight: Tensor, length: int) -> Tensor:
     """Resize the input weights of a raft MLP: (o, 1, r, old) -> (o, 1, r, length).
 
-    They are scaled to keep the response to a constant raft. The response is exactly the same if `length` is a multiple
-    of `old`, and nearly the same for other larger lengths.
+    They are scaled to keep the response to a constant raft. The response is the same up to rounding if `length` is a
+    multiple of `old`, and nearly the same for other larger lengths.
     """
     old = weight.shape[3]
     if not may_vary(length) and length == old:

@@ -180,7 +180,7 @@ class RestorationData:
         return RestorationSplit(samples, self.channels, self.scale, studio_range=True)
 
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
-        """Mix neighbouring crops and their targets with one random weight. The workers do all other augmentation."""
+        """Mix neighbouring crops and their targets with one random weight. The loader does all other augmentation."""
         if not self.options.mixup:
             return batch
         with seeded(self.seed, MIX, epoch, step):

@@ -11,9 +11,9 @@
                         depth is smooth and random, from 0 to 1 over the image, or over the crop in training
     rain:AMOUNT         bright streaks of one random slope; AMOUNT is the number of drops per 1,000 pixels
 
-Every value except S may be a range LOW-HIGH, from which a value is drawn for each image. Steps are applied from left
-to right. Images are (C, H, W) float32 with values from 0 to 1. Random numbers come from the generator that the caller
-seeds.
+Every value except S may be a range LOW-HIGH, from which a value is drawn for each image or, in training, each crop.
+Steps are applied from left to right. Images are (C, H, W) float32 with values from 0 to 1. Random numbers come from the
+generator that the caller seeds.
 """
 
 import io

@@ -68,7 +68,7 @@ def open_restorer(options: ExportOptions) -> ExportableRestorer:
 
 
 def exported_restorer(exported: ExportedModel) -> TrainedRestorer:
-    """Use an exported model as a restorer; raise ValueError if export.json lacks an entry that restorers need."""
+    """Use an exported model as a restorer; raise ValueError if export.json is incomplete or wrong."""
     artifact, rules = exported.artifact, rules_of(RestorationSpec)
     artifact.check(rules | EXTRA)
     spec = RestorationSpec(**{name: artifact.extra[name] for name in rules})

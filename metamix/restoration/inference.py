@@ -18,13 +18,13 @@ from .pixels import resize_bicubic, to_rgb, to_ycbcr
 class Restorer:
     """Restore images (B, C, H, W) of any size."""
 
-    # Factor by which images are enlarged (bicubic) before the model, if the model keeps the size of images.
+    # Factor by which images are enlarged (bicubic) before the model; 1 if they are not enlarged.
     enlarge: int = 1
     # `apply_in_tiles` explains tile, overlap and whole. They are in pixels of the model's input.
     tile: int = 0
     overlap: int = 32
     ensemble: bool = False  # average over the eight orientations
-    pooling: int = 0  # side in pixels of the windows that channel attention averages over; 0 for the whole image
+    pooling: int = 0  # side in pixels of the windows that channel attention averages over; 0: the whole image or tile
     whole: tuple[int, int] | None = None
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ from .inference import Restorer, enlarge
 from .pixels import to_8_bits, to_float64, to_grey, to_levels, to_y
 
 WINDOW, SIGMA = 11, 1.5
-BEST_PSNR = 100.0  # dB; means cap PSNR at this value, since an image that equals its target has infinite PSNR
+BEST_PSNR = 100.0  # dB; means count a higher PSNR as this value: an image that equals its target has infinite PSNR
 SHOWN = 4  # images of each process that are kept for the contact sheet
 LABELS = {"rgb": "RGB", "y": "Y (BT.601, 16 to 235)", "grey": "grey"}  # names of the compared channels
 
@@ -62,7 +62,7 @@ class Measure:
     def score(self, restored: Tensor, target: Tensor) -> tuple[float, float]:
         """Return PSNR in dB and SSIM of a restored image and its target, (C, H, W) each.
 
-        SSIM is NaN if the image is smaller than the window.
+        SSIM is NaN if the image without its border is smaller than the window.
         """
         x, y = self.prepare(restored), self.prepare(target, round_it=False)
         fits = min(x.shape[-2:]) >= WINDOW
@@ -139,7 +139,7 @@ class RestorationMetric(Metric):
     def result(self, states: list[State]) -> dict[str, float]:
         """Compute the means over all images, PSNR first.
 
-        SSIM is the mean over the images that are at least as large as its window. Without such images, it is left out.
+        SSIM is the mean over the images whose SSIM is not NaN; see `Measure.score`. If all are NaN, it is left out.
         """
         rows, means = all_rows(states), {}
         for name in ("psnr", "ssim", "input_psnr", "input_ssim"):

@@ -47,7 +47,7 @@ class RestorationDataOptions(ReadingOptions):
     local_pooling: Natural = _score(
         0,
         "side of the windows that MAXIM's channel attention averages over while scoring, such as the side of "
-        "the training crops, in pixels of the model's input; 0: the whole image",
+        "the training crops, in pixels of the model's input; 0: the whole image or tile",
     )
 
     def __post_init__(self) -> None:
