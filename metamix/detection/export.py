@@ -26,6 +26,7 @@ from metamix.layers.image_inference import Size
 from metamix.tasks.calibration import CalibratedExport
 from metamix.tasks.exportable import AnySide, Comparison, ExportOptions, Model, Pair
 from metamix.training.task import Batch
+from metamix.utils.checks import check_finite
 from metamix.utils.rules import Share, rule
 from metamix.utils.text import plural
 from metamix.weights.files import ARTIFACT
@@ -126,9 +127,9 @@ class ExportedDetector(nn.Module):
         return [self.find(image) for image in images]
 
     def find(self, image: Tensor) -> Objects:
-        """Find the objects of an image; boxes are in pixels of this image."""
+        """Find the objects of an image; boxes are in pixels of this image. Refuse NaN and infinity."""
         prepared, size = self.prepare(image)
-        return self.objects(self.run(prepared[None]), size, image)
+        return self.objects([check_finite(output) for output in self.run(prepared[None])], size, image)
 
     def objects(self, outputs: Sequence[Tensor], size: Size, image: Tensor) -> Objects:
         """Return the objects of an image, from the graph's outputs and the size that `prepare` returned."""
@@ -158,7 +159,7 @@ class ExportedDetector(nn.Module):
 
 
 class ExportableDetector(CalibratedExport):
-    """Export a RetinaNet or FCOS, and compare it on the data of a task or, without a task, on random images."""
+    """Export a RetinaNet or FCOS; compare it on a task's data, or on random images if there is no task or no object."""
 
     outputs: tuple[str, ...] = ("boxes", "scores", "labels")
 

@@ -93,20 +93,20 @@ class TrainedRestorer:
     def restorer(self, tile: int, overlap: int, ensemble: bool, pooling: int = 0) -> Restorer:
         """Return a `Restorer` for the model. If it is exported, its graph determines `tile` and `overlap`."""
         check_local_pooling(self.model, self.name, pooling)
-        check_tiles(tile, overlap)
         whole = self.graph_size
         if isinstance(self.model, PadAndCrop):
             tile, overlap = tiles(whole)
             if ensemble and whole:  # turned tiles, padded to multiples of JPEG_BLOCK, must fit the graph too
                 tile, whole = tile // JPEG_BLOCK * JPEG_BLOCK or tile, None
+        check_tiles(tile, overlap)
         return Restorer(self.spec.enlarge, tile, overlap, ensemble, pooling, whole)
 
 
 def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale: int) -> tuple[dict[str, Any], int]:
     """Choose the arguments of an image model for inputs of `in_chans` channels and targets `scale` times as large.
 
-    If the model's name does not fix its scale, the model is built for `scale`. If the model keeps the size of images,
-    they are enlarged before it.
+    If the model takes a scale, and neither its name nor `model_args` fixes it, the model is built for `scale`. If the
+    model keeps the size of images, they are enlarged before it.
 
     Returns:
         The arguments, and the factor by which images are enlarged before the model.

@@ -90,9 +90,9 @@ class TrainedSegmenter:
 
     def predictor(self, tile: int, overlap: int, flip: bool = False) -> Predictor:
         """Return a `Predictor` with the arguments of `predict`; raise ValueError if the tiles do not fit the model."""
-        check_tiles(tile, overlap)
         if isinstance(self.model, PadAndCrop):
             tile, overlap = tiles(self.graph_size)
+        check_tiles(tile, overlap)
         check_tile(self.fixed_size, self.spec.model, tile)
         return Predictor(tile, overlap, flip, whole=self.graph_size)
 

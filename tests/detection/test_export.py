@@ -235,6 +235,20 @@ def test_predict_takes_a_lower_threshold_than_the_detector(tmp_path):
     assert record["objects"] and all(0.3 <= entry["score"] <= 0.999 for entry in record["objects"])
 
 
+def test_an_exported_detector_refuses_nan_as_a_trained_detector_does(tmp_path):
+    trained = load_detector(weights(tmp_path))
+    exportable = ExportableDetector(trained.model, trained.metadata, options(img_size=(64, 96)))
+
+    def damaged(images):
+        boxes, scores, labels = exportable.model(images)
+        return boxes, torch.where(scores < 0, scores, torch.nan), labels
+
+    image = torch.rand(3, 64, 96)
+    exportable.detector_of(exportable.model)([image])
+    with pytest.raises(ValueError, match="the model returns NaN or infinity"):
+        exportable.detector_of(damaged)([image])
+
+
 def test_thin_images_are_padded_for_a_dynamic_program_of_torch(tmp_path):
     source = weights(tmp_path)
     exportable = open_detector(options(source, dynamic=True, format="torch"))

@@ -12,8 +12,9 @@ import metamix
 from metamix.classification.load import Classifier
 from metamix.data.files import CorruptImage, decode_file
 from metamix.detection.load import TrainedDetector
+from metamix.layers.image_inference import PadAndCrop
 from metamix.restoration.files import read_picture
-from metamix.restoration.load import TrainedRestorer
+from metamix.restoration.load import RestorationSpec, TrainedRestorer
 from metamix.segmentation.load import TrainedSegmenter
 from metamix.tasks.simple import SimpleTrained
 from metamix.weights.metadata import ModelMetadata
@@ -56,6 +57,13 @@ def test_an_image_without_pixels_is_refused():
 def test_the_tile_size_is_checked_before_images_are_read(trained):
     with pytest.raises(ValueError, match="tile is '32': give a whole number of at least 0"):
         trained.predict(["nowhere.png"], tile="32")
+
+
+def test_an_exported_model_ignores_tile_and_overlap():
+    graph, size = PadAndCrop(torch.abs, (16, 16)), (16, 16)
+    restorer = TrainedRestorer("", graph, RestorationSpec("rgb", 1, "pairs"), None, size).restorer(8, 32, False)
+    predictor = TrainedSegmenter(graph, SimpleNamespace(model=""), {}, size).predictor(8, 32)
+    assert (restorer.tile, restorer.overlap) == (predictor.tile, predictor.overlap) == (16, 2)
 
 
 def test_two_sources_of_weights_are_refused():
