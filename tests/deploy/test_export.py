@@ -387,7 +387,7 @@ def test_options_without_data_are_refused(tmp_path):
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ImportError, match=r"OpenVINO is missing: pip install 'metamix\[deploy\]', or only openvino"):
+    with pytest.raises(ImportError, match=r"OpenVINO is missing: pip install 'metamix\[deploy\]', or just openvino"):
         export("metaformer_pooling_nano.digits", output=tmp_path / "out", format="openvino")
 
 

@@ -295,5 +295,5 @@ def test_a_port_in_use_is_refused():
 
 def test_the_error_says_how_to_install_a_missing_gradio(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(SystemExit, match=r"gradio is missing: pip install 'metamix\[demo\]', or only gradio"):
+    with pytest.raises(SystemExit, match=r"gradio is missing: pip install 'metamix\[demo\]', or just gradio"):
         metamix_command("demo", DIGITS, "--port", free_port())

@@ -180,7 +180,7 @@ def test_timm_models_are_explained_without_blocks(name, arguments, digit, no_gra
 
 def test_the_error_says_how_to_install_a_missing_grad_cam(digit, monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
-    with pytest.raises(SystemExit, match=r"grad-cam is missing: pip install 'metamix\[explain\]', or only grad-cam"):
+    with pytest.raises(SystemExit, match=r"grad-cam is missing: pip install 'metamix\[explain\]', or just grad-cam"):
         metamix_command("explain", digit, "--checkpoint", DIGITS)
 
 
