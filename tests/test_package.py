@@ -55,6 +55,7 @@ def away_from_the_clone(code, *folders, cwd):
     return json.loads(run("-I", "-S", "-c", f"import sys; sys.path += {paths}\n{code}", cwd=cwd).stdout)
 
 
+@pytest.mark.slow
 def test_wheel_has_the_package_its_configs_and_its_weights(wheel):
     names = [name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")]
     assert {name.split("/")[0] for name in names} == {"metamix", "metamix_cli.py", DIST_INFO}
@@ -87,6 +88,7 @@ def test_an_editable_install_exposes_only_the_package(tmp_path):
     assert str(CLONE) not in pth  # a folder in a .pth file makes train, tests and docs importable everywhere
 
 
+@pytest.mark.slow
 def test_the_wheel_states_its_version_license_and_dependencies(wheel):
     archive = zipfile.ZipFile(wheel)
     data = message_from_bytes(archive.read(f"{DIST_INFO}/METADATA"))
@@ -99,6 +101,7 @@ def test_the_wheel_states_its_version_license_and_dependencies(wheel):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_installed_command_prints_its_version(installed, tmp_path):
     (script,) = (installed / "bin").iterdir()
     assert "from metamix_cli import main" in script.read_text()

@@ -55,6 +55,7 @@ def test_net_has_about_2_million_parameters_and_118_million_macs():
     assert 115e6 < ceiling.count_macs(model, (3, 32, 32)) < 121e6
 
 
+@pytest.mark.slow
 def test_tiny_run_learns_and_is_written(dark_and_light, tmp_path, monkeypatch):
     monkeypatch.setattr(ceiling, "WIDTHS", (8, 8, 8))
     results = tmp_path / "results.json"

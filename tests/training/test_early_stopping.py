@@ -36,10 +36,8 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize(
-    "average",
-    [pytest.param([], id="last", marks=pytest.mark.slow), pytest.param(["--ema", "--ema-decay", 0.5], id="ema")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("average", [[], ["--ema", "--ema-decay", 0.5]], ids=["last", "ema"])
 def test_the_result_has_the_weights_of_the_best_epoch(average, scores, tmp_path, capsys):
     scores += [10.0, 30.0, 20.0, 30.0, 99.0]  # an equal score is not better
     words = [*WORDS, *average]
