@@ -145,7 +145,7 @@ print(json.dumps(dict(
 
 
 def test_metamix_cannot_be_imported_without_the_installed_folder(tmp_path):
-    """This is the control: the tests above cannot import the clone, even if this environment has it installed."""
+    """This is the control: the tests above cannot import the clone, even if it is installed as editable."""
     code = "import json, importlib.util as u; m = u.find_spec('metamix'); print(json.dumps(m and m.origin))"
     assert away_from_the_clone(code, cwd=CLONE) is None
 

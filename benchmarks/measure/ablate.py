@@ -113,9 +113,10 @@ def train(recipe: Recipe, budget: float) -> dict[str, Any]:
     }
 
 
-def is_done(rows: Sequence[Mapping[str, Any]], variant: str, mixer: str, seed: int) -> bool:
-    """Return whether a run is among the rows."""
-    return any((row["variant"], row["mixer"], row["seed"]) == (variant, mixer, seed) for row in rows)
+def is_done(rows: Sequence[Mapping[str, Any]], variant: str, mixer: str, seed: int, budget: float = BUDGET) -> bool:
+    """Return whether a run is among the rows. Rows without a budget had the default budget."""
+    run = variant, mixer, seed, budget
+    return any((row["variant"], row["mixer"], row["seed"], row.get("budget", BUDGET)) == run for row in rows)
 
 
 def parse_run(text: str) -> tuple[str, str, int]:
@@ -147,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, variant in VARIANTS.items():
             print(f"{name:16} {variant.parent or '':16} {variant.about}")
     for name, mixer, seed in args.runs:
-        if is_done(read_json(args.results, []), name, mixer, seed):
+        if is_done(read_json(args.results, []), name, mixer, seed, args.budget):
             continue
         variant = resolve(name)
         row = {"variant": name, "parent": variant.parent, "about": variant.about, "size": variant.size}
@@ -162,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         budget = "" if args.budget == BUDGET else f" --budget {args.budget:g}"
         command = f"python -m benchmarks.measure.ablate{budget} --runs {name}:{mixer}:{seed}"
-        row |= {"commit": commit(), "command": command}
+        row |= {"budget": args.budget, "commit": commit(), "command": command}
         append_row(args.results, row)
         print(json.dumps(row), flush=True)
 

@@ -9,7 +9,8 @@
 timm's poolformer_s12 for s12, timm's tf_efficientnet_lite0 for tiny, and identity for nano. `convert` writes the files
 that `speed` needs; the machine may be busy meanwhile. `accuracy` exports the shipped models of a tag in lower precision
 and compares their test accuracy and file sizes with fp32. `profile` shows in which operators OpenVINO spends its time.
-New results replace earlier results of the same models. Speeds and profiles of other machines or versions are dropped.
+New results replace earlier results of the same models. Speeds and profiles of other machines or versions are dropped,
+as are accuracies of other tags.
 """
 
 import argparse
@@ -98,7 +99,7 @@ def add_speeds(earlier: dict, names: Sequence[str], result: dict) -> dict:
     """
 
     def conditions(one: dict) -> list:
-        # Ignore two versions: metamix may change without changing the models, and nncf only chooses scales.
+        # metamix may change without changing the models, and nncf chooses only the scales of int8 layers.
         versions = {k: version for k, version in one.get("versions", {}).items() if k not in ("metamix", "nncf")}
         return [versions, *(one.get(key) for key in ("machine", "threads", "runs"))]
 
@@ -145,7 +146,7 @@ def operator_shares(
 ) -> dict[str, float]:
     """Return the share of a model's time in OpenVINO that each type of operator takes, the largest first.
 
-    The types come from OpenVINO's counters after fusing: a `Reorder` changes the memory layout, a `Subgraph` holds
+    The types come from OpenVINO's counters after fusing: a `Reorder` changes the memory layout, and a `Subgraph` holds
     several operators, such as a gate or a norm, in one kernel. The shortest of `runs` times of each operator counts,
     since other programs can only make it slower.
     """
@@ -194,7 +195,7 @@ def accuracy(options: argparse.Namespace) -> None:
 
 
 def add_accuracy(earlier: dict, about: dict, rows: list[dict]) -> dict:
-    """Replace rows with equal `cell_of` on this machine by new rows; drop rows of another tag.
+    """Put new rows in place of this machine's rows with the same `cell_of`; drop rows of other tags.
 
     Args:
         earlier: earlier result, empty if there is none.
@@ -209,7 +210,7 @@ def add_accuracy(earlier: dict, about: dict, rows: list[dict]) -> dict:
 
 
 def cell_of(row: dict) -> tuple[str, str, str]:
-    """Return model, format and precision of a row of `accuracy`."""
+    """Return the model, format and precision of a row of `accuracy`."""
     return row["model"], row["format"], row["precision"]
 
 
@@ -223,9 +224,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         part.add_argument("--engines", type=list_of(tuple(ENGINES)), default=["eager", "onnxruntime", "openvino"])
         part.add_argument("--precisions", type=list_of(PRECISIONS), default=list(PRECISIONS))
         part.add_argument("--folder", type=Path, required=part is converted, help="folder of the converted models")
-    timed.add_argument("--runs", type=int, default=3, help="repetitions, whose medians are reported")
+    timed.add_argument("--runs", type=int, default=3, help="number of repetitions; medians are reported")
     timed.add_argument("--threads", type=int, help="number of threads to compute with (default: torch's)")
-    timed.add_argument("--seconds", type=float, default=0.5, help="seconds for each cell and run; at least five calls")
+    timed.add_argument("--seconds", type=float, default=0.5, help="average seconds for each row in each run")
     scored = parts.add_parser("accuracy", help="compare the accuracy of lower precision with fp32")
     scored.add_argument("--tag", default="cifar10", help="tag of the weights")
     scored.add_argument("--data-dir", help="folder of the data, as in training")

@@ -1,4 +1,4 @@
-"""Score the shipped restoration weights on the usual test photographs, and time them: results/restoration.json.
+"""Score the shipped restoration weights on the standard test sets, time them, and write results/restoration.json.
 
     python -m benchmarks.measure.restoration data/photos
     python -m benchmarks.measure.restoration data/photos --names wavemix_restore_nano.noise25
@@ -30,7 +30,7 @@ from metamix.utils.timing import interleaved
 FILE = RESULTS / "restoration.json"
 SETS = {"noise": ("bsd68", "set12"), "downscale": ("set5/hr", "set14")}
 PARTS = ("scores", "speed")
-SIDE = 256  # pixels of the restored image
+SIDE = 256  # side of the restored image in pixels
 
 
 def measure(card: dict, photos: Path, seconds: float, parts: Sequence[str] = PARTS) -> list[dict]:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.report.figures
 
-They show, for the mixers on CIFAR-10, accuracy against cost, training losses, and accuracy against latency in each
-engine; for CamVid, mean IoU against latency after fine-tuning; and time and memory against image size.
-`python -m benchmarks.report.mixer_views` draws the pictures that need images.
+They show the mixers on CIFAR-10 (accuracy against cost, training losses, accuracy against latency in each engine), mean
+IoU on CamVid against latency, and time and memory against image size. `benchmarks.report.mixer_views` and
+`benchmarks.report.restoration_views` draw the pictures that need images.
 """
 
 import argparse
@@ -165,7 +165,7 @@ def apart(heights: Mapping[str, float], limits: tuple[float, float]) -> dict[str
 
 
 def transfer_points(data: str) -> dict[str, tuple[float, float]]:
-    """Return {mixer or model: (latency in ms, score)} of the pretrained models that were fine-tuned on these data."""
+    """Return {mixer or model: (latency in ms, score)} of models fine-tuned on these data, without distilled ones."""
     cells = {(row["model"], *deploy.cell_of(row), row["batch"]): row["ms"] for row in deploy.load("speed")["rows"]}
     scores: dict[str, list[float]] = {}  # a score for each seed
     for row in read_json(TRANSFER)["rows"]:

@@ -29,10 +29,10 @@ class ClassificationData:
         trained: metadata of the weights to evaluate, which give the order of the classes; None in training.
 
     Attributes:
-        threshold: probability from which a label is predicted: one number for all labels, or one number for each label.
+        threshold: lowest probability at which a label is predicted: one number for all labels, or one for each label.
             It is 0.5 in training, and None if each image has one class.
         shares_images: whether only a share of the images is scored, since the data have no test split.
-        as_weights: note that names the settings taken from the weights to start from; empty if no setting was taken.
+        as_weights: note that names the settings taken from the initial weights; empty if no setting was taken.
     """
 
     def __init__(self, options: ModelOptions, seed: int = 0, trained: ModelMetadata | None = None):
@@ -79,7 +79,7 @@ class ClassificationData:
     def prepare_as(self, weights: ModelMetadata | None) -> None:
         """Choose the size and the statistics of the images.
 
-        Values that the options do not set come from `weights`, the metadata of the weights to start from or of the run
+        Values that the options do not set come from `weights`, the metadata of the initial weights or of the run
         to continue. `image_size` and `channel_statistics` choose the values that the metadata lack.
         """
         options, images = self.options, self.splits.train or self.splits.test
@@ -97,7 +97,7 @@ class ClassificationData:
         if "mean" in values:
             mean, std = (",".join(f"{value:.3g}" for value in each) for each in (self.mean, self.std))
             what.append(f"mean {mean} and std {std} (--mean, --std)")
-        self.as_weights = f"taken from the weights to start from: {', '.join(what)}" if what else ""
+        self.as_weights = f"taken from the initial weights: {', '.join(what)}" if what else ""
         if isinstance(options, DataOptions):
             self.augment = Augment(
                 options,
@@ -111,7 +111,7 @@ class ClassificationData:
 
     @property
     def held_in_memory(self) -> bool:
-        """Return whether all images are decoded at the start. Images in memory are evaluated without a crop."""
+        """Return whether all images are decoded at the start. Evaluation ignores `crop_pct` for them."""
         return in_memory(self.splits.test, self._resolved)
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> MemoryLoader | StreamLoader:

@@ -29,7 +29,7 @@ class ClassificationModel(TaskModel):
         self.notes: list[str] = []
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
-        """Build the model and load the weights to start from.
+        """Build the model and load the initial weights.
 
         Args:
             metadata: result of `describe` for the checkpoint that the caller loads next; None to load weights here.

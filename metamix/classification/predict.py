@@ -31,7 +31,9 @@ Prediction = tuple[Path, list[tuple[str, float]]]
 class LabelImages(PredictOptions):
     """Label images, and print the labels or write them to a file."""
 
-    top: Count | None = option(None, "labels per image; default: 5; multi-label models: all that reach the threshold")
+    top: Count | None = option(
+        None, "labels per image (default: 5 or, for multi-label models, all that reach the threshold)"
+    )
     threshold: Share | None = option(
         None,
         "multi-label models: lowest probability of a label; default: the threshold in the weight file, or 0 with --top",
@@ -54,7 +56,7 @@ class LabelImages(PredictOptions):
         if self.threshold is None and self.top is None and (note := describe_threshold(trained.metadata.threshold)):
             print(f"note: {note}", file=sys.stderr)
         broken: list[str] = []
-        # Open the file before labelling, which may take long, so that a path that cannot be written fails at once.
+        # Open the file first: labelling may take long, and a path that cannot be written should fail at once.
         with atomic_write(Path(self.output)) if self.output else nullcontext() as file:
             labelled = self.predict(trained, broken)
             predictions = list(tqdm(labelled, total=len(self.paths), unit="img", leave=False, disable=None))

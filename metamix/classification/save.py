@@ -32,7 +32,7 @@ def save_classifier(
     model_args: Mapping[str, Any] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    threshold: Threshold | None = None,
+    threshold: Threshold | Sequence[float] | None = None,
 ) -> None:
     """Write a file that `load_classifier`, `metamix eval`, `predict` and `export` read.
 

@@ -83,13 +83,13 @@ class SourceOptions(LocationOptions):
     )
     img_size: Side | None = _source(
         None,
-        "side of the images in pixels; default: the size in the weights to start from; else the size of the data set's "
+        "side of the images in pixels; default: the size in the initial weights; else the size of the data set's "
         "images, if all are squares of one size; else 224",
     )
     interpolation: Interpolation = _source("bicubic", "how images are resized")
     mean: tuple[float, ...] | None = _source(
         None,
-        "mean of each channel, for pixel values from 0 to 1; default: the mean in the weights to start from; else the "
+        "mean of each channel, for pixel values from 0 to 1; default: the mean in the initial weights; else the "
         "mean of images in memory; else ImageNet's mean",
     )
     std: tuple[float, ...] | None = _source(None, "standard deviation of each channel; the default is as for mean")

@@ -79,7 +79,7 @@ def benchmark(
         bf16", to the reason.
 
     Raises:
-        ValueError: an unknown model, engine or precision, nothing to time, or a reference that is an export.
+        ValueError: an unknown model, engine or precision, nothing to time, a number below 1, or an exported reference.
         ImportError: a package of the extra `deploy` is missing.
     """
     cells = cells_of(engines, precisions)
@@ -87,12 +87,12 @@ def benchmark(
     if not models or not batch_sizes or min(batch_sizes) < 1 or runs < 1:
         raise ValueError(
             f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give at least one model and one "
-            f"batch size, and numbers of at least 1"
+            f"batch size, and batch sizes and runs of at least 1"
         )
     if isinstance(reference, BenchmarkedModel) and reference.cell:
         raise ValueError(
-            f"reference is {reference.name}, an export, which does not run in eager fp32: give a model's name, a run "
-            f"folder or a weight file"
+            f"reference is {reference.name}, an export, which does not run in eager fp32: give a model "
+            f"that is not exported"
         )
     reference = reference or next((m for m in chosen.values() if isinstance(m, str) or not m.cell), None)
     base_name = reference and name_of(reference)
@@ -238,7 +238,7 @@ class BenchmarkedModel:
         return width if height == width else f"{height}x{width}"
 
     def row(self, cell: Cell, batch: int, seconds: Sequence[float], base: Sequence[float | None]) -> dict[str, Any]:
-        """Make a row from `seconds` and `base`, the seconds per call of this model and of the reference in each run."""
+        """Make a row; `seconds` and `base` are the seconds per call in each run, of this model and of the reference."""
         spent = median(seconds)
         speedups = [round(b / s, 2) for s, b in zip(seconds, base) if b is not None]
         return {

@@ -1,4 +1,4 @@
-"""Explain one object of an image by the backbone's feature maps, weighted by the gradient of the object's score."""
+"""Explain one object of an image by the backbone's feature maps, weighted by the gradient of its score's logit."""
 
 from collections import OrderedDict
 from collections.abc import Sequence

@@ -100,8 +100,11 @@ def suppress(outputs: Sequence[Tensor], size: Sequence[int], settings: dict[str,
         outputs: outputs of the graph for the image: boxes (1, K, 4), scores (1, K) and labels (1, K).
         size: (height, width) of the image without padding; boxes are clipped to it.
         settings: score_thresh, nms_thresh and detections_per_img, as in torchvision.
+
+    Raises:
+        ValueError: an output is NaN or infinite.
     """
-    boxes, scores, labels = (output[0] for output in outputs)
+    boxes, scores, labels = (check_finite(output)[0] for output in outputs)
     sure = scores > settings["score_thresh"]
     boxes, scores, labels = clip_boxes_to_image(boxes[sure], size), scores[sure], labels[sure]
     keep = batched_nms(boxes, scores, labels, settings["nms_thresh"])[: settings["detections_per_img"]]
@@ -127,9 +130,9 @@ class ExportedDetector(nn.Module):
         return [self.find(image) for image in images]
 
     def find(self, image: Tensor) -> Objects:
-        """Find the objects of an image; boxes are in pixels of this image. Refuse NaN and infinity."""
+        """Find the objects of an image; boxes are in pixels of this image."""
         prepared, size = self.prepare(image)
-        return self.objects([check_finite(output) for output in self.run(prepared[None])], size, image)
+        return self.objects(self.run(prepared[None]), size, image)
 
     def objects(self, outputs: Sequence[Tensor], size: Size, image: Tensor) -> Objects:
         """Return the objects of an image, from the graph's outputs and the size that `prepare` returned."""

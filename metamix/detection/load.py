@@ -144,7 +144,7 @@ def load_detector(checkpoint: str | Path) -> TrainedDetector:
         (cells,) = detector.predict(["cells.jpg"])
 
     Args:
-        checkpoint: a run folder, or a weight file or checkpoint in it.
+        checkpoint: a run folder, a weight file or checkpoint that metamix wrote, or hf-hub:USER/NAME.
     """
     model, spec, metadata = DetectorSpec.load(checkpoint)
     set_statistics(model, ModelMetadata.from_dict(metadata, checkpoint), checkpoint)

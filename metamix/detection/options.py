@@ -64,7 +64,7 @@ class DetectionDataOptions(ReadingOptions):
 class DetectionEvalOptions(DetectionDataOptions):
     """Options of `metamix eval` for detection. All other options are read from the checkpoint."""
 
-    checkpoint: str | None = _model(None, "weights of a detector: a run folder, or a file in it")
+    checkpoint: str | None = _model(None, "weights of a detector: a run folder, a weight file or hf-hub:USER/NAME")
 
 
 @dataclass

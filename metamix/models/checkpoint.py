@@ -70,8 +70,8 @@ def adapt_checkpoint(
     metadata describe.
 
     Raises:
-        ValueError: tensors before the head are missing, do not fit or belong to layers that the model lacks (timm's own
-            models may lack whole modules), or the metadata describe a different function.
+        ValueError: tensors before the head are missing, unknown or do not fit, or the metadata describe a different
+            function.
     """
     cfg: Any = model.pretrained_cfg
     name, of_model = cfg["architecture"], model.state_dict(keep_vars=True)
@@ -86,9 +86,7 @@ def adapt_checkpoint(
             tensors = adapt(state, model)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
-        # Extra modules may serve only training, but extra layers in a module change the function.
-        parts = {key.partition(".")[0] for key in of_model} - {layer.partition(".")[0] for layer in head}
-        unknown = {key for key in tensors if key not in of_model and key.partition(".")[0] in parts}
+        unknown = {key for key in tensors if key not in of_model and key.rpartition(".")[0] not in head}
     check_fit(tensors, of_model, name, source, unknown=unknown, layout=layout, head=head, first_convs=first_convs)
     if isinstance(model, MetaFormer):
         check_same_function(model, metadata or ModelMetadata(), source)

@@ -190,21 +190,22 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
         input_size: (C, H, W).
     """
     model = copy.deepcopy(model).to("meta").eval()
-    model.apply(_skip_if_slow)
+    model.apply(_skip_without_macs)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, *input_size, device="meta", dtype=next(model.parameters()).dtype))
     return counter.get_total_flops() // 2
 
 
-SLOW = (
+# Layers without multiply-adds; each takes up to 5 ms on the meta device.
+_NO_MACS = (
     _BatchNorm.forward, BatchNormAct2d.forward, nn.GroupNorm.forward, GroupNorm1.forward, nn.LayerNorm.forward,
     nn.GELU.forward, GELU.forward, LayerScale.forward, LayerScale2d.forward,
 )  # fmt: skip
 
 
-def _skip_if_slow(module: nn.Module) -> None:
-    """Make norms, GELUs and layer scales return their input: each takes up to 5 ms on meta, for no multiply-adds."""
-    if type(module).forward in SLOW:
+def _skip_without_macs(module: nn.Module) -> None:
+    """Make a norm, GELU or layer scale return its input."""
+    if type(module).forward in _NO_MACS:
         module.forward = nn.Identity().forward  # type: ignore[method-assign]
 
 

@@ -82,7 +82,7 @@ def maxim_layout(model: MaximUNet, state: Mapping[str, Any]) -> Layout:
     depth = len(stages[0].encoder.blocks)
     numbers = sorted({int(m[1]) for key in state if (m := re.match(r"UpSampleRatio_(\d+)/", key))})
     wanted = len(stages) * 2 * depth**2  # in each stage, first the skips' modules, then the decoder's
-    if len(numbers) != wanted:  # tensors are missing, and errors name them by these numbers
+    if len(numbers) != wanted:  # tensors are missing or left over; errors name missing ones by these numbers
         numbers = list(range(wanted))
 
     def upsample_ratio(match: re.Match) -> str:

@@ -28,7 +28,7 @@ class RestorationModel(TaskModel):
             self.notes.append(f"images are enlarged {self.enlarge} times (bicubic) before {options.model}")
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
-        """Build the model and check the crop size. Unless `metadata` is given, load the weights to start from."""
+        """Build the model and check the crop size. Unless `metadata` is given, load the initial weights."""
         options, weights = self.options, None
         if metadata is None and options.checkpoint:
             weights = find_weights(options.checkpoint)

@@ -1,4 +1,4 @@
-"""Draw restored images: a contact sheet of input, output, target and error, and the scores of each image."""
+"""Draw a contact sheet of input, output, target and error, and write the scores of each image to a CSV."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ ZOOM = 64  # side of the zoomed crops in pixels
 
 
 class RestorationPictures(Pictures):
-    """Draw and report the states of a metric."""
+    """Draw the images and report the scores in the states of a metric."""
 
     def __init__(self, metric: RestorationMetric):
         self.metric = metric
@@ -52,9 +52,9 @@ class RestorationPictures(Pictures):
 def draw_sheet(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]]) -> None:
     """Draw the input, output, target, error and two zoomed crops of each image in a row.
 
-    The error is the mean over channels of |output - target|; the colour scale ends at 32 levels of 255. The zoomed
-    crops are the centres of the input and of the output. Each row has a title and three images, (C, H, W) uint8:
-    input, output and target.
+    The error is the mean over channels of |output - target|; the colour scale ends at 32 of 255. The zoomed
+    crops are the centres of the input and of the output. Each entry of `rows` is a title and three images, (C, H, W)
+    uint8: input, output and target.
     """
     titles = ("input", "output", "target", "error, 0 to 32", "input, zoomed", "output, zoomed")
     figure, grid = image_grid(max(1, len(rows)), len(titles), figsize=(15, 2.9 * max(1, len(rows))))

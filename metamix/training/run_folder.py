@@ -141,7 +141,7 @@ class Run:
             write_text(self.folder / RECIPE, recipe.to_yaml())
 
     def start_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
-        """Show a progress bar of `steps` steps; `done` of them were trained before the run was resumed."""
+        """Show a progress bar of `steps` steps; `done` of them were completed before the run was resumed."""
         self._title = f"epoch {epoch + 1}/{epochs}"
         self._printed_at = time.monotonic()
         self.bar = tqdm(
@@ -219,13 +219,13 @@ def read_state(folder: Path) -> str | None:
 
 
 def check_output(folder: Path) -> None:
-    """Raise ValueError unless a folder is new, empty or the folder of a run, so that a run may write into it."""
+    """Check that a run may write into a folder; raise ValueError if it holds files but no run."""
     if not folder.is_dir():
         return
     with suppress(ValueError, OSError):
         if {"task", "seed", "batch_size", "lr"} <= read_yaml(folder / RECIPE).keys():
             return
-    # Files of a run that failed before it wrote its recipe; older versions wrote the state first.
+    # Files of a run that failed before it wrote its recipe; older versions wrote state.txt before the recipe.
     left = {LOCK, "log.txt", STATE, WANDB}
     foreign = sorted(
         name
@@ -248,7 +248,7 @@ def _import_tracker(extra: str, module: str, attribute: str) -> Any:
 
 
 class _WarningHandler(logging.Handler):
-    """Write each warning of the package, such as an unreadable image, once to the terminal and the run's log."""
+    """Write each warning, such as one about an unreadable image, once to the terminal and the run's log."""
 
     def __init__(self, run: Run):
         super().__init__(logging.WARNING)

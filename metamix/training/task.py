@@ -61,11 +61,11 @@ class TaskModel(Protocol):
     frozen_helpers: Sequence[nn.Module] = ()  # modules that the loss uses but that are not trained, such as a teacher
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
-        """Build the model and load the weights to start from; called once, before any other method.
+        """Build the model and load the initial weights; called once, before any other method.
 
         Args:
             metadata: what `describe` returned for the checkpoint whose weights are loaded next, so that `build` need
-                not load weights. If it is None, `build` loads the weights to start from.
+                not load weights. If it is None, `build` loads the initial weights.
         """
 
     def describe(self, model: nn.Module) -> dict[str, Any]:

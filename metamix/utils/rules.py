@@ -157,7 +157,7 @@ def check_entries(
     inside = f" in {place}" if place else ""
     for name, rule in rules.items():
         if name not in values:
-            raise ValueError(f"{source}: there is no {name}{inside}. {remedy}")
+            raise ValueError(f"{source}: {name} is missing{inside}. {remedy}")
         if not fits(values[name], rule):
             must = accepted(rule, values[name])
             raise ValueError(f"{source}: {name}{inside} is {shown(values[name])}, but it must be {must} {remedy}")

@@ -16,7 +16,7 @@ from metamix.version import __version__
 
 
 def peak_memory(device: torch.device) -> float:
-    """Return the peak memory in GiB: of the tensors on a CUDA GPU or, for any other device, of this process."""
+    """Return the peak memory in GiB of the tensors on a CUDA GPU or, for any other device, of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     import resource  # not on Windows
@@ -78,7 +78,8 @@ def exit_if_out_of_memory(advice: str) -> Iterator[None]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that a GPU or the machine has no memory left."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    texts = "can't allocate memory", "MPS backend out of memory"
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in texts)
 
 
 def prepare_device(name: str, local_rank: int = 0) -> torch.device:
@@ -86,10 +87,10 @@ def prepare_device(name: str, local_rank: int = 0) -> torch.device:
 
     Args:
         name: auto, cpu, cuda, cuda:1 or mps; auto is a GPU if there is one.
-        local_rank: number of this process on its machine, also the number of the GPU that `cuda` means.
+        local_rank: rank of this process on its machine, and the index of the GPU that `cuda` stands for.
 
     Raises:
-        ValueError: the name is wrong, or the machine has no such device.
+        ValueError: the name is wrong, the machine has no such device, or processes would share a GPU.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -106,9 +107,11 @@ def prepare_device(name: str, local_rank: int = 0) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if device.index is not None and device.index >= count:
-            raise ValueError(f"device is {name!r}, but this machine's GPUs are cuda:0 to cuda:{count - 1}")
+            raise ValueError(f"device is {name!r}, but the last GPU of this machine is cuda:{count - 1}")
         if device.index is None and local_rank >= count:
-            raise ValueError(f"process {local_rank} needs its own GPU, but there are {count}: lower --nproc_per_node")
+            raise ValueError(
+                f"process {local_rank} needs its own GPU, but there are only {count}: lower --nproc_per_node"
+            )
         if device.index is not None and (processes := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > 1:
             raise ValueError(f"device is {name!r}, which {processes} processes cannot share: give --device cuda")
         device = torch.device("cuda", local_rank if device.index is None else device.index)

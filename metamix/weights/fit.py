@@ -140,10 +140,8 @@ def function_mismatch(theirs: Mapping[str, str], ours: Mapping[str, str], weight
     if not parts:
         return None
     part = min(parts)
-    return (
-        f"{weights} with {part} {theirs.get(part, 'missing')}, but this model has {part} {ours.get(part, 'missing')}. "
-        f"The tensors may fit, but the model computes something else."
-    )
+    saved, built = (f"{part} {each[part]}" if part in each else f"no {part}" for each in (theirs, ours))
+    return f"{weights} with {saved}, but this model has {built}. The tensors may fit, but the function is another one."
 
 
 def check_size(described: nn.Module, tensors: Mapping[str, Tensor], name: str, source: object) -> None:

@@ -132,6 +132,7 @@ def test_finished_runs_are_recognised(tmp_path):
     assert ablate.is_done(rows, "wide", "pooling", 0)
     assert not ablate.is_done(rows, "wide", "pooling", 1)
     assert not ablate.is_done(rows, "wide", "raft", 0)
+    assert not ablate.is_done(rows, "wide", "pooling", 0, budget=8e12)
 
 
 def test_run_is_given_as_variant_mixer_and_seed():

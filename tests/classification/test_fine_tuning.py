@@ -31,7 +31,7 @@ def test_image_size_and_statistics_are_taken_from_the_weights(photos):
     assert task.data.size == 32 and task.data.mean == tuple(model.pretrained_cfg["mean"]) != (0.485, 0.456, 0.406)
     assert next(iter(task.data.train_loader(8, 0, 1, 0).epoch(0)))["image"].shape == (8, 3, 32, 32)
     assert next(iter(task.data.eval_loaders(6, 0, 1)["test"]))["image"].shape == (6, 3, 32, 32)
-    assert task.notes[-1].startswith("taken from the weights to start from: images of 32 pixels (--img-size), mean")
+    assert task.notes[-1].startswith("taken from the initial weights: images of 32 pixels (--img-size), mean")
     about = task.model.describe(model)
     assert about["img_size"] == 32 and tuple(about["mean"]) == task.data.mean
     assert small_task(data="folder", data_dir=str(photos)).data.size == 224  # the default without weights
@@ -146,4 +146,4 @@ def test_a_sample_that_does_not_fit_in_memory_is_refused(monkeypatch):
 def test_no_note_if_memory_is_enough(monkeypatch, capsys):
     set_free_memory(monkeypatch, 8)
     train("--epochs", 1, "--batch-size", 256, "--dry-run")
-    assert "memory, and" not in capsys.readouterr().out
+    assert "GiB are free" not in capsys.readouterr().out

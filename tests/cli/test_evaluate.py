@@ -231,13 +231,13 @@ def test_holdout_0_does_not_change_the_test_images(tmp_path, capsys):
 
 def test_holdout_and_memory_of_training_are_kept(tmp_path, capsys, monkeypatch):
     for split, count in (("train", 20), ("test", 5)):
-        for label in ("ant", "bee"):
+        for turn, label in ((0, "ant"), (90, "bee")):
             (tmp_path / "set" / split / label).mkdir(parents=True)
             for i in range(count):
-                image = Image.linear_gradient("L").rotate(9 * i).resize((48, 36))
+                image = Image.linear_gradient("L").rotate(turn + 2 * i).resize((48, 36))
                 image.save(tmp_path / "set" / split / label / f"{i}.png")
     data = ["--data", "folder", "--data-dir", tmp_path / "set", "--workers", 0]
-    words = ["--epochs", 1, "--batch-size", 8, "--warmup-epochs", 0, "--holdout", 0.1, "--memory", "no"]
+    words = ["--epochs", 4, "--batch-size", 8, "--warmup-epochs", 0, "--holdout", 0.1, "--memory", "no", "--lr", 0.01]
     train(*RUN, *data, *words, "--img-size", 32, "--output", tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["samples"] == {"train": 36, "test": 10, "holdout": 4}
@@ -249,6 +249,9 @@ def test_holdout_and_memory_of_training_are_kept(tmp_path, capsys, monkeypatch):
     assert results.keys() == {f"eval-set-{MODEL}", f"eval-set-{MODEL}-holdout"}
     result = results[f"eval-set-{MODEL}"]
     assert all(result[name] == pytest.approx(summary[name], abs=1e-3) for name in ("top1", "loss"))
+    evaluate("--checkpoint", tmp_path / "run", *data, "--memory", "yes", "--output", tmp_path / "control")
+    control = json.loads((tmp_path / "control" / "result.json").read_text())
+    assert abs(control["loss"] - summary["loss"]) > 0.01  # images in memory are not cropped
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_scoring(run, tmp_path, monkeypatch):
@@ -280,6 +283,6 @@ def test_a_timm_model_is_scored_from_a_file_without_metadata(tmp_path, capsys):
         ("--model-args '{img_size: 64}'", f"records the image size that {MODEL} was built for: leave it out"),
     ],
 )
-def test_wrong_options_are_refused_in_one_sentence(words, said, run, tmp_path):
+def test_wrong_options_are_refused_in_one_line(words, said, run, tmp_path):
     with pytest.raises(SystemExit, match=f"^error: .*{said}.*$"):
         evaluate("--model", MODEL, "--checkpoint", run, "--output", tmp_path, *shlex.split(words))

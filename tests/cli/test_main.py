@@ -162,7 +162,7 @@ def test_predict_without_a_checkpoint_asks_for_one(capsys):
     assert "error: give the weights to predict with, --checkpoint RUN_OR_FILE" in capsys.readouterr().err
 
 
-def test_options_of_predict_after_two_dashes_are_read_as_images():
+def test_predict_refuses_options_after_two_dashes():
     with pytest.raises(SystemExit, match="^error: --checkpoint comes after --, so it would be read as an image"):
         main(["predict", "--", "-photo.jpg", "--checkpoint", "run"])
     with pytest.raises(SystemExit, match="^error: there is no file nowhere"):

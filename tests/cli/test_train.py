@@ -250,7 +250,7 @@ def test_odd_names_of_classes_and_files_do_not_end_training_or_evaluation(tmp_pa
     words = ["--batch-size", 4, "--data", "folder", "--data-dir", data, "--corrupt-limit", 0.5, "--warmup-epochs", 0]
     for epochs in (1, 2, 2):  # trained, resumed, finished
         if epochs == 2:
-            request.getfixturevalue("rendered_figures")  # the first run draws the same names
+            request.getfixturevalue("rendered_figures")  # not before: the first run would draw the same names
         train(*words, "--epochs", epochs, "--output", tmp_path / "run")
         assert (tmp_path / "run" / "test_confusion.png").exists()
     assert "is finished" in capsys.readouterr().out
@@ -375,7 +375,7 @@ def test_a_missing_wandb_leaves_no_folder(folder, tmp_path, monkeypatch):
         (["--output", "/dev/null/run"], "the folder /dev/null/run could not be made (Not a directory); give"),
     ],
 )
-def test_wrong_options_are_refused_in_one_sentence(words, said, tmp_path):
+def test_wrong_options_are_refused_in_one_line(words, said, tmp_path):
     with pytest.raises(SystemExit) as error:
         train("--output", tmp_path, *words)
     assert str(error.value).startswith("error: ") and said in str(error.value) and "\n" not in str(error.value)

@@ -50,7 +50,7 @@ def test_a_written_artifact_is_read_back_unchanged(tmp_path):
         ({"format": "onx"}, r"format is 'onx'; did you mean 'onnx'"),
         ({"format": ["onnx"]}, r"format is \['onnx'\], but it must be a string"),
         ({"outputs": "logits"}, r"outputs is 'logits', but it must be a list"),
-        ({"outputs": None}, r"export.json: there is no outputs. Export the model again"),
+        ({"outputs": None}, r"export.json: outputs is missing. Export the model again"),
         ({"model": {"mean": 3}}, r"mean in the metadata is 3, but it must be a list"),
     ],
 )
@@ -66,9 +66,9 @@ def test_a_damaged_export_json_is_refused(tmp_path, change, words):
     [
         ({"model": {"task": "segmentation", "img_size": 8}}, r"there is no scale in extra\. Export the model again"),
         ({"model": {"task": "depth"}}, r"task is 'depth'. Accepted: classification, detection"),
-        ({"model": {}}, r"there is no num_classes in model"),
-        ({"model": KNOWN | {"mean": None}}, r"there is no mean in model"),
-        ({"model": KNOWN | {"interpolation": None}}, r"there is no interpolation in model"),
+        ({"model": {}}, r"num_classes is missing in model"),
+        ({"model": KNOWN | {"mean": None}}, r"mean is missing in model"),
+        ({"model": KNOWN | {"interpolation": None}}, r"interpolation is missing in model"),
     ],
 )
 def test_each_task_checks_the_entries_that_it_needs(tmp_path, change, words):

@@ -123,9 +123,9 @@ def test_the_option_data_is_refused():
     [
         ({"nms_thresh": 7}, {}, "nms_thresh in extra is 7, but it must be a number from 0 to 1. Export the model"),
         ({"multiple": [32]}, {}, r"multiple in extra is \[32\], but it must be a whole number from 1 to 65,536"),
-        ({}, {"std": None}, "there is no std in model. Export the model again"),
-        ({}, {"classes": None}, "there is no classes in model"),
-        ({}, {"num_classes": None}, "there is no num_classes in model"),
+        ({}, {"std": None}, "std is missing in model. Export the model again"),
+        ({}, {"classes": None}, "classes is missing in model"),
+        ({}, {"num_classes": None}, "num_classes is missing in model"),
         ({}, {"detector": "retinanet2"}, "detector in the metadata is 'retinanet2'"),
     ],
 )

@@ -227,13 +227,6 @@ def test_weights_that_timm_would_ignore_are_refused(name, theirs, prefix, words,
         build_backbone(name, checkpoint=tmp_path / "weights.pt")
 
 
-def test_weights_of_modules_that_only_training_uses_are_left_out(tmp_path):
-    state = timm.create_model("resnet18").state_dict()
-    torch.save(state | {"auxiliary.weight": torch.ones(2)}, tmp_path / "weights.pt")
-    backbone = build_backbone("resnet18", checkpoint=tmp_path / "weights.pt")
-    assert torch.equal(backbone.state_dict()["body.conv1.weight"], state["conv1.weight"])
-
-
 @pytest.mark.parametrize("name", ("resnet18", "vit_tiny_patch16_224", "metaformer_raft_nano"))
 def test_weights_of_a_file_are_loaded_and_kept_only_once(name, tmp_path):
     arguments = dict(dynamic_img_size=True) if name.startswith("vit") else {}

@@ -172,8 +172,10 @@ def test_rescales_are_ordered_by_number_even_with_gaps():
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), same.state_dict().values()))
 
 
-def test_tensors_that_do_not_fit_are_named():
-    golden, key = Golden(FULL), "UpSampleRatio_7/Conv_0/kernel"
+@pytest.mark.parametrize("number", [-1, *(pytest.param(i, marks=pytest.mark.slow) for i in (0, 401, 802))])
+def test_tensors_that_do_not_fit_are_named(number):
+    golden = Golden(FULL)
+    key = [*golden.state, "UpSampleRatio_7/Conv_0/kernel"][number]
     for state, words in (
         ({k: v for k, v in golden.state.items() if k != key}, f"lacks {key}"),
         (golden.state | {key: torch.ones(*golden.state[key].shape, 3)}, f"has {key} of shape"),

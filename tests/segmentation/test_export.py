@@ -145,7 +145,7 @@ def test_comparing_runs_the_exported_model_once_for_each_tile(source, scenes, tm
     ("change", "words"),
     [
         ({"extra": {}}, r"there is no scale in extra\. Export the model again"),
-        ({"model": SPEC.to_dict()}, r"there is no img_size in model\. Export the model again"),
+        ({"model": SPEC.to_dict()}, r"img_size is missing in model\. Export the model again"),
         ({"model": SPEC.to_dict() | {"classes": [*"abc"], "img_size": 32}}, "has 3 classes, but the graph returns"),
         ({"extra": {"scale": 1, "multiple": [1, 0]}}, r"multiple in extra is \[1, 0\], but it must be two"),
         ({"model": SPEC.to_dict() | {"crop": [0, 32], "img_size": 32}}, "crop in the metadata is .0, 32., but it must"),

@@ -222,5 +222,5 @@ def test_wrong_metadata_are_refused(entry, words):
 def test_the_error_names_a_missing_metadata_entry():
     good = SPEC.to_dict()
     for name in rules_of(SegmenterSpec):
-        with pytest.raises(ValueError, match=f"there is no {name} in the metadata"):
+        with pytest.raises(ValueError, match=f"{name} is missing in the metadata"):
             SegmenterSpec.from_dict({key: value for key, value in good.items() if key != name}, "x")

@@ -611,14 +611,14 @@ def test_ranks_that_do_not_see_the_same_files_are_refused(monkeypatch):
 def test_a_gpu_that_does_not_exist_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ValueError, match="device is 'cuda:5', but this machine's GPUs are cuda:0 to cuda:1"):
+    with pytest.raises(ValueError, match="device is 'cuda:5', but the last GPU of this machine is cuda:1"):
         ProcessGroup.start("cuda:5")
     with monkeypatch.context() as torchrun:
         torchrun.setenv("LOCAL_WORLD_SIZE", "2")
         with pytest.raises(ValueError, match="device is 'cuda:1', which 2 processes cannot share"):
             ProcessGroup.start("cuda:1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ValueError, match="process 0 needs its own GPU, but there are 0: lower"):
+    with pytest.raises(ValueError, match="process 0 needs its own GPU, but there are only 0: lower"):
         ProcessGroup.start("cuda")
 
 

@@ -93,7 +93,7 @@ def test_one_process_of_a_machine_opens_the_data_before_the_others(tmp_path):
 
 def test_two_processes_score_each_sample_once_and_warn_about_batch_norms(tmp_path):
     model = ["--model", "test_resnet", "--model-args", "{}", "--amp", "none"]
-    for rank in start_all(2, *model, "--epochs", 1, "--batch-size", 512, "--output", tmp_path / "run", logs=tmp_path):
+    for rank in start_all(2, *model, "--epochs", 1, "--batch-size", 150, "--output", tmp_path / "run", logs=tmp_path):
         rank.output()
     words = [*TINY, *model, "--checkpoint", tmp_path / "run", "--batch-size", 360, "--output", tmp_path / "eval"]
     metamix.cli.evaluate.main([str(word) for word in words])
@@ -101,7 +101,7 @@ def test_two_processes_score_each_sample_once_and_warn_about_batch_norms(tmp_pat
     assert (several["top1"], several["top5"]) == (one["top1"], one["top5"])
     assert several["loss"] == pytest.approx(one["loss"], abs=1e-4)
     assert re.search(
-        r"the model trains \d+ batch norms. Each sees 256 samples at a time instead of the whole batch of 512",
+        r"the model trains \d+ batch norms. Each sees 75 samples at a time instead of the whole batch of 150",
         (tmp_path / "run" / "log.txt").read_text(),
     )
 

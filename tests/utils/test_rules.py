@@ -78,7 +78,7 @@ def test_entries_of_a_file_are_checked():
         "sizes": rule(Annotated[tuple[int, ...], where(lambda sizes: len(sizes) < 3, "one or two numbers")]),
     }
     check_entries({"kind": "small", "sizes": [1], "more": 3}, rules, "a.json")
-    with pytest.raises(ValueError, match=r"^a.json: there is no sizes in the metadata\. Give a file that metamix"):
+    with pytest.raises(ValueError, match=r"^a.json: sizes is missing in the metadata\. Give a file that metamix"):
         check_entries({"kind": "small"}, rules, "a.json")
     with pytest.raises(ValueError, match=r"^a.json: kind is 'smal', .*; did you mean 'small'\? Export again$"):
         check_entries({"kind": "smal"}, rules, "a.json", None, "Export again")
