@@ -83,7 +83,7 @@ def save_classifier(
         mean=None if mean is None else tuple(map(float, mean)),
         std=None if std is None else tuple(map(float, std)),
         classes=tuple(classes),
-        threshold=threshold,
+        threshold=tuple(threshold) if isinstance(threshold, Sequence) else threshold,
     )
     metadata = complete_metadata(metadata, body, arguments)
     check_statistics(metadata.mean or (), metadata.std or (), metadata.in_chans or 0)

@@ -258,7 +258,7 @@ class ExportableDetector(CalibratedExport):
 
 def best_candidates(outputs: Sequence[Tensor], count: int | None = CANDIDATES) -> Objects:
     """Return the candidates of one image with the highest scores; all candidates if `count` is None."""
-    boxes, scores, labels = (output[0, :-1] for output in outputs)  # the last is not an object
+    boxes, scores, labels = (check_finite(output)[0, :-1] for output in outputs)  # the last is not an object
     best = scores.argsort(descending=True)[:count]
     return {"boxes": boxes[best], "scores": scores[best], "labels": labels[best]}
 

@@ -176,7 +176,7 @@ def test_candidates_are_compared_if_no_object_is_found(with_data, tmp_path):
 
     def blind(images):
         boxes, scores, labels = exportable.model(images)
-        return boxes, torch.where(scores < 0, scores, torch.nan), labels  # -1 marks a place without an object
+        return boxes, torch.full_like(scores, -1), labels  # -1 marks a place without an object
 
     assert exportable.compare(blind, "bf16").problems == ["it finds no object, but the eager model finds 200"]
 
@@ -200,7 +200,7 @@ def test_bf16_that_finds_nothing_is_not_accepted(tmp_path):
 
     def damaged(images):
         boxes, scores, labels = exportable.model(images)
-        return boxes, torch.full_like(scores, torch.nan), labels
+        return boxes, torch.full_like(scores, -1), labels
 
     comparison = exportable.compare(damaged, "bf16")
     assert re.match(r"it finds no object, but the eager model finds \d+", comparison.problems[0])
@@ -247,6 +247,8 @@ def test_an_exported_detector_refuses_nan_as_a_trained_detector_does(tmp_path):
     exportable.detector_of(exportable.model)([image])
     with pytest.raises(ValueError, match="the model returns NaN or infinity"):
         exportable.detector_of(damaged)([image])
+    with pytest.raises(ValueError, match="the model returns NaN or infinity"):
+        exportable.compare(damaged, "bf16")
 
 
 def test_thin_images_are_padded_for_a_dynamic_program_of_torch(tmp_path):
