@@ -64,7 +64,7 @@ def test_a_damaged_export_json_is_refused(tmp_path, change, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model": {"task": "segmentation", "img_size": 8}}, r"there is no scale in extra\. Export the model again"),
+        ({"model": {"task": "segmentation", "img_size": 8}}, r"scale is missing in extra\. Export the model again"),
         ({"model": {"task": "depth"}}, r"task is 'depth'. Accepted: classification, detection"),
         ({"model": {}}, r"num_classes is missing in model"),
         ({"model": KNOWN | {"mean": None}}, r"mean is missing in model"),

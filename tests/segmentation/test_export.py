@@ -144,7 +144,7 @@ def test_comparing_runs_the_exported_model_once_for_each_tile(source, scenes, tm
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"extra": {}}, r"there is no scale in extra\. Export the model again"),
+        ({"extra": {}}, r"scale is missing in extra\. Export the model again"),
         ({"model": SPEC.to_dict()}, r"img_size is missing in model\. Export the model again"),
         ({"model": SPEC.to_dict() | {"classes": [*"abc"], "img_size": 32}}, "has 3 classes, but the graph returns"),
         ({"extra": {"scale": 1, "multiple": [1, 0]}}, r"multiple in extra is \[1, 0\], but it must be two"),
