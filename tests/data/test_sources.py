@@ -473,7 +473,7 @@ def test_an_info_json_without_splits_is_ignored(shards):
         ("5", "holds a value of type int, not an object"),
         ('{"splits": 5}', "splits is 5, but it must be a mapping"),
         ('{"splits": {"train": []}}', "splits is "),
-        ('{"splits": {"train": {}}}', "there is no filenames in the split 'train'"),
+        ('{"splits": {"train": {}}}', "filenames is missing in the split 'train'"),
         ('{"splits": {"train": {"filenames": "a.tar"}}}', "filenames in the split 'train' is 'a.tar'"),
     ],
 )

@@ -77,7 +77,7 @@ def test_unknown_option_in_the_metadata_is_refused(tmp_path, tensors):
 
 @pytest.mark.parametrize("key", ["detector", "model", "classes", "out_indices", "extra", "min_size", "frozen_norms"])
 def test_missing_metadata_are_named(key):
-    with pytest.raises(ValueError, match=f"x: there is no {key} in the metadata. Give a file that metamix train wrote"):
+    with pytest.raises(ValueError, match=f"x: {key} is missing in the metadata. Give a file that metamix train wrote"):
         DetectorSpec.from_dict({name: value for name, value in GOOD.items() if name != key}, "x")
 
 

@@ -189,7 +189,7 @@ def test_entries_of_a_summary_and_rows_of_a_history_are_checked(tmp_path):
     for change, problem in (
         ({}, ""),
         ({"scores": ["psnr"]}, ""),
-        ({"scores": ["top5"]}, "there is no top5. Delete it to score the run again"),
+        ({"scores": ["top5"]}, "top5 is missing. Delete it to score the run again"),
         ({"top1": "9"}, "top1 is '9', but it must be a number"),
         ({"epochs": None}, "epochs is None, but it must be a whole number of at least 0"),
     ):
