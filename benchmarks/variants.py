@@ -100,7 +100,7 @@ VARIANTS = {
         data=dict(teacher=dense_conv_net.__name__),
     ),
     # Four-stage nets for Tiny-ImageNet. results/tiny.json has a run of `tiny` with --budget 3.333e13, and runs of
-    # `tiny` and `tiny-stem` with --budget 8e12.
+    # all three with --budget 8e12.
     "tiny": Variant(
         "the size tiny: dims 32/64/160/384, depths 1/2/3/2, images of 64 pixels",
         recipe=MUON,
