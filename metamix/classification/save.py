@@ -73,7 +73,7 @@ def save_classifier(
         raise ValueError(f"classes has {twice[0]!r} twice: give each class its own name")
     if not fits(threshold, THRESHOLD):
         raise ValueError(f"threshold is {threshold!r}, but it must be {accepted(THRESHOLD, threshold)}")
-    if isinstance(threshold, (list, tuple)) and len(threshold) != len(classes):
+    if isinstance(threshold, Sequence) and len(threshold) != len(classes):
         counts = f"{plural(len(threshold), 'threshold')} for {plural(len(classes), 'class')}"
         raise ValueError(f"{counts}: give one for each class, or one number for all")
     check_both(mean, std)

@@ -141,7 +141,10 @@ def function_mismatch(theirs: Mapping[str, str], ours: Mapping[str, str], weight
         return None
     part = min(parts)
     saved, built = (f"{part} {each[part]}" if part in each else f"no {part}" for each in (theirs, ours))
-    return f"{weights} with {saved}, but this model has {built}. The tensors may fit, but the function is another one."
+    return (
+        f"{weights} with {saved}, but this model has {built}. The tensors may fit, but the models compute different "
+        f"functions."
+    )
 
 
 def check_size(described: nn.Module, tensors: Mapping[str, Tensor], name: str, source: object) -> None:

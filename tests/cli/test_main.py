@@ -116,6 +116,7 @@ def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch):
 @pytest.mark.parametrize("error, where", [
     (torch.OutOfMemoryError("CUDA out of memory"), "the GPU"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "the machine"),
+    (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), "the machine"),
     (MemoryError(), "the machine"),
 ])  # fmt: skip
 def test_out_of_memory_ends_in_one_sentence(error, where, monkeypatch, tmp_path):

@@ -107,5 +107,6 @@ def test_the_message_names_parts_that_compute_something_else():
     assert function_mismatch({"norm": "a"}, {"norm": "a"}, "f holds weights") is None
     text = function_mismatch({"norm": "a", "act": "b"}, {"norm": "a"}, "f holds weights")
     assert text == (
-        "f holds weights with act b, but this model has no act. The tensors may fit, but the function is another one."
+        "f holds weights with act b, but this model has no act. The tensors may fit, but the models compute "
+        "different functions."
     )

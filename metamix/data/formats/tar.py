@@ -69,6 +69,6 @@ def read_tar(path: Path) -> Iterator[tarfile.TarFile]:
         with tarfile.open(path, "r:", tarinfo=ShortInfo) as tar:
             yield tar
     except RecursionError:
-        raise ValueError(f"{path.absolute()} has too long a chain of headers: make it again") from None
+        raise ValueError(f"{path.absolute()} has too long a chain of headers: create it again") from None
     except tarfile.TarError as error:
         raise ValueError(f"{path.absolute()} is not a readable tar file, or is compressed: {error}") from error
