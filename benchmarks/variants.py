@@ -100,7 +100,7 @@ VARIANTS = {
         data=dict(teacher=dense_conv_net.__name__),
     ),
     # Four-stage nets for Tiny-ImageNet. results/tiny.json has a run of `tiny` with --budget 3.333e13, and runs of
-    # all three with --budget 8e12.
+    # all four with --budget 8e12.
     "tiny": Variant(
         "the size tiny: dims 32/64/160/384, depths 1/2/3/2, images of 64 pixels",
         recipe=MUON,
@@ -114,6 +114,7 @@ VARIANTS = {
         recipe=dict(opt_args=dict(fallback_list=["head.*", "stem.*"], fallback_lr_scale=0.5)),
     ),
     "tiny-depths": Variant("depths 2/2/2/2, not 1/2/3/2", "tiny", model={"depths": (2, 2, 2, 2)}),
+    "tiny-widths": Variant("dims 40/80/144/320, not 32/64/160/384", "tiny", model={"dims": (40, 80, 144, 320)}),
 } | {
     # These mixers replace the mixer in the run's name. Each has the options and the MLP ratio that it has in `nano`.
     f"nano-{'-'.join(mixers)}": Variant("one mixer for each stage", "nano", model={"mixer": mixers})
