@@ -246,9 +246,8 @@ class Engine:
         self._sync_every = max(1, min(options.log_every, int(SYNC_SECONDS / pace)))
         means, width = [total / group.world_size for total in totals], losses.shape[1]
         steps = [dict(zip(self._names, means[i : i + width])) for i in range(0, len(means), width)]
-        for i, values in enumerate(steps):
+        for step, values in enumerate(steps, start=self.step - len(steps) + 1):
             if not math.isfinite(values["loss"]):
-                step = self.step - len(steps) + i + 1
                 raise NotFinite(self._advice(f"the loss is {values['loss']} at step {step}"))
             for name, value in values.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
