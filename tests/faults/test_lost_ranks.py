@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from metamix.weights.files import load_checkpoint
-from tests.helpers.running import ROOT, TINY, launch_two, metrics, start_all
+from tests.helpers.running import ROOT, TINY, metrics, start_all
 
 EVERY_STEP = ["--log-every", 1, "--checkpoint-minutes", 0]
 
@@ -38,21 +39,14 @@ def wait_for(path, running):
     while not path.exists():
         time.sleep(0.01)
         assert running()
-    return path
-
-
-def children(pid):
-    """Return the process ids of a process's children."""
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(child) for child in file.read().split()]
 
 
 def child_of(launcher, rank):
     """Find the process of a rank among the children of torchrun."""
-    for child in children(launcher):
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
         with open(f"/proc/{child}/environ", "rb") as file:
             if f"RANK={rank}".encode() in file.read().split(b"\0"):
-                return child
+                return int(child)
     raise AssertionError(f"no child of {launcher} is rank {rank}")
 
 
@@ -78,37 +72,21 @@ def test_torchrun_restarts_from_the_last_checkpoint(torchrun, tmp_path):
     assert len(metrics(run)) == 10
 
 
-def check_that_ranks_stop(ranks, launcher, log, run):
-    """Kill the launcher of two ranks, and check that they stop after a step and write the state."""
-    assert len(ranks) == 2
-    os.kill(launcher, signal.SIGKILL)
+@pytest.mark.slow
+def test_ranks_stop_after_a_step_when_torchrun_is_killed(torchrun, tmp_path):
+    run = tmp_path / "run"
+    with open(tmp_path / "log", "w") as log:
+        process = torchrun("--epochs", 1000, "--output", run, *EVERY_STEP, stdout=log, stderr=log)
+    wait_for(run / "checkpoint.pt", lambda: process.poll() is None)
+    ranks = [child_of(process.pid, rank) for rank in (0, 1)]
+    process.kill()
     end = time.monotonic() + 60
     while any(map(alive, ranks)):
-        assert time.monotonic() < end, log.read_text()
+        assert time.monotonic() < end, (tmp_path / "log").read_text()
         time.sleep(0.1)
     step = load_checkpoint(run / "checkpoint.pt")["step"]
-    assert f"stopped at step {step} of " in log.read_text()
+    assert f"stopped at step {step} of " in (tmp_path / "log").read_text()
     assert (run / "state.txt").read_text() == "stopped\n"
-
-
-@pytest.mark.slow
-def test_workers_stop_when_torchrun_is_killed(torchrun, tmp_path):
-    with open(tmp_path / "log", "w") as log:
-        process = torchrun("--epochs", 1000, "--output", tmp_path / "run", *EVERY_STEP, stdout=log, stderr=log)
-        wait_for(tmp_path / "run" / "checkpoint.pt", lambda: process.poll() is None)
-        ranks = [child_of(process.pid, rank) for rank in (0, 1)]
-        check_that_ranks_stop(ranks, process.pid, tmp_path / "log", tmp_path / "run")
-
-
-def test_ranks_stop_when_their_launcher_is_killed(tmp_path):
-    """This is the test above without torchrun, whose processes take seconds to import torch."""
-    run = tmp_path / "run"
-    launcher = launch_two("--epochs", 1000, "--output", run, *EVERY_STEP, logs=tmp_path)
-    try:
-        wait_for(run / "checkpoint.pt", launcher.is_alive)
-        check_that_ranks_stop(children(launcher.pid), launcher.pid, tmp_path / "rank0", run)
-    finally:
-        launcher.kill()
 
 
 def test_a_signal_to_one_rank_stops_all_and_they_exit_with_0(tmp_path):

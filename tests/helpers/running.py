@@ -11,7 +11,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from torch.distributed import TCPStore
 
 import metamix.cli.train
 import metamix_cli
@@ -128,31 +127,6 @@ def start_all(world_size, *words, logs):
         )
         for rank in range(world_size)
     ]
-
-
-def launch_two(*words, logs):
-    """Start a process that starts two ranks as torchrun does; rank R prints to the file rankR in the folder `logs`."""
-    launcher = _forkserver.Process(target=_launch_two, args=([*TINY, *map(str, words)], logs, free_port()))
-    launcher.start()
-    return launcher
-
-
-def _launch_two(words, logs, port):
-    """Start the ranks before the store, or they would inherit its connections and not notice that it is gone."""
-    env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    env |= {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    ranks = [
-        multiprocessing.get_context("fork").Process(
-            target=_main, args=(words, str(logs / f"rank{rank}"), env | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        )
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        rank.start()
-    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
-    for rank in ranks:
-        rank.join()
-    del store  # torchrun's store also lives as long as torchrun
 
 
 def free_port():
