@@ -171,6 +171,8 @@ def test_a_checkpoint_without_some_entries_is_refused(net, tmp_path):
         load_weights(tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"checkpoint.pt is incomplete: it has no about, step, steps_per"):
         Checkpoints(tmp_path, 10).find("", ProcessGroup(0, 1, torch.device("cpu")))
+    with pytest.raises(ValueError, match="checkpoint.pt is incomplete: it has no step"):
+        load_weights(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\x00"])

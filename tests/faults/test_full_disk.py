@@ -1,4 +1,4 @@
-"""Test that the last good checkpoint survives a full disk or diverging training, and that errors say what to do."""
+"""Test that the last good checkpoint survives a full disk, and that errors say what to do."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from PIL import Image
 from metamix.data import open_data
 from metamix.utils import files
 from metamix.utils.files import write_text
-from metamix.weights.files import load_checkpoint, save_checkpoint, save_weights
+from metamix.weights.files import save_checkpoint, save_weights
 from tests.helpers.running import metamix_command, metrics, train
 
 
@@ -172,13 +172,3 @@ def test_a_folder_that_a_full_disk_refuses_is_reported(tmp_path, monkeypatch):
 def test_a_used_up_quota_is_called_a_full_disk():
     assert files.reason(OSError(errno.EDQUOT, "Disk quota exceeded")) == "the disk is full"
     assert files.reason(OSError(errno.EACCES, "Permission denied")) == "Permission denied"
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    """The bad weights are never saved."""
-    words = ["--batch-size", 256, "--output", tmp_path, "--warmup-epochs", 0, "--schedule", "constant", "--epochs", 1]
-    train(*words)
-    with pytest.raises(SystemExit, match=r"the last good checkpoint is .*checkpoint.pt, step 5\. Repeat the"):
-        train(*words, "--epochs", 2, "--lr", 1e30, "--log-every", 3)
-    saved = load_checkpoint(tmp_path / "checkpoint.pt")
-    assert saved["step"] == 5 and all(torch.isfinite(weight).all() for weight in saved["model"].values())
