@@ -55,8 +55,7 @@ def test_another_seed_gives_other_losses(alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_sample_is_scored_once_and_a_signal_stops_all_ranks(tmp_path):
-    """Two processes with batches of 75 samples must score the 360 test samples as one process does."""
+def test_a_stopped_run_continues_on_another_number_of_processes(tmp_path):
     run = tmp_path / "run"
     words = ["--epochs", 3, "--batch-size", 150, "--amp", "none", "--holdout", 0.0995, "--log-every", 2]
     words += ["--output", run]
@@ -70,16 +69,10 @@ def test_every_sample_is_scored_once_and_a_signal_stops_all_ranks(tmp_path):
     step = load_checkpoint(run / "checkpoint.pt")["step"]
     assert 8 < step < 24 and f"stopped at step {step} of 24" in ranks[0].text()
     assert not ranks[2].text()
-    for rank in start_all(2, *words, logs=tmp_path):  # the run resumes on two processes
+    for rank in start_all(2, *words, logs=tmp_path):
         rank.output()
     assert "changed on resume: processes was 3 and is now 2\n" in (run / "log.txt").read_text()
-    summary = json.loads((run / "summary.json").read_text())
-    scored = tmp_path / "eval"
-    evaluate = [*TINY, "--checkpoint", run, "--output", scored, "--batch-size", 360, "--amp", "none"]
-    metamix.cli.evaluate.main([str(word) for word in evaluate])
-    scored = json.loads((scored / "result.json").read_text())
-    assert summary["steps"] == 24 and summary["top1"] == scored["top1"] and summary["top5"] == scored["top5"]
-    assert summary["loss"] == pytest.approx(scored["loss"], abs=1e-4)
+    assert json.loads((run / "summary.json").read_text())["steps"] == 24
 
 
 def test_one_process_of_a_machine_opens_the_data_before_the_others(tmp_path):
@@ -92,6 +85,7 @@ def test_one_process_of_a_machine_opens_the_data_before_the_others(tmp_path):
 
 
 def test_two_processes_score_each_sample_once_and_warn_about_batch_norms(tmp_path):
+    """Two processes with batches of 75 samples must score the 360 test samples as one process does."""
     model = ["--model", "test_resnet", "--model-args", "{}", "--amp", "none"]
     for rank in start_all(2, *model, "--epochs", 1, "--batch-size", 150, "--output", tmp_path / "run", logs=tmp_path):
         rank.output()
