@@ -113,13 +113,16 @@ def test_weights_of_8_bits_are_read():
         ("seed: 1\nlr: *b", "line 2 has an anchor or an alias"),
         ("a: !!int ''", "is not valid YAML"),
         ("a: !!timestamp x", "is not valid YAML"),
+        ("!!python/object/apply:os.system ['touch evil']", "is not valid YAML"),
+        ("a: !!python/name:os.system", "is not valid YAML"),
+        ("\x00", "is not valid YAML"),
         ("a: " + ":".join(["1"] * 300) + ".5", "is not valid YAML"),
         ("x" * 300_000, "must hold lines 'option: value'"),
         (f"{'x' * 900}: 1\n{'x' * 900}: 2", "repeats the key"),
     ],
-    ids=range(9),
+    ids=range(12),
 )
-def test_malformed_and_huge_recipes_are_refused_briefly(text, problem, tmp_path):
+def test_malformed_hostile_and_huge_recipes_are_refused_briefly(text, problem, tmp_path):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(ValueError, match=problem) as refused:
         read_yaml(tmp_path / "recipe.yaml")
