@@ -36,13 +36,6 @@ class Maybe:
     patterns: tuple[str, ...] = positional("names", metavar="PATTERN", default=("*",))
 
 
-@dataclass
-class Switch:
-    """A command without arguments."""
-
-    flip: bool = option(False, "flip")
-
-
 def read(line, cls=Command, **settings):
     return parse_command(shlex.split(line), cls, "metamix toys", **settings)
 
@@ -93,11 +86,6 @@ def test_help_shows_arguments_options_and_defaults(capsys):
 def test_wrong_arguments_are_refused(line, said):
     with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
         read(line)
-
-
-def test_an_unexpected_argument_is_refused():
-    with pytest.raises(ValueError, match="'b' is not an option; write --name value"):
-        read("--flip b", Switch)
 
 
 def test_modules_are_imported_before_options_are_checked(tmp_path, monkeypatch):
