@@ -7,8 +7,6 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-NAMES = {"onnx": "ONNX", "onnxscript": "ONNX", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "nncf": "NNCF"}
-
 
 def need(package: str, extra: str = "deploy", install: str = "") -> Any:
     """Import a package of an extra; if it is missing, raise ImportError with the pip command.
@@ -28,8 +26,8 @@ def need(package: str, extra: str = "deploy", install: str = "") -> Any:
     except ModuleNotFoundError as error:  # the message of any other ImportError says more
         if error.name != top:
             raise
-        name = NAMES.get(top, install or top)
-        raise ImportError(f"{name} is missing: pip install 'metamix[{extra}]', or just {install or top}") from None
+        name = install or top
+        raise ImportError(f"{name} is missing: pip install 'metamix[{extra}]', or just {name}") from None
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:

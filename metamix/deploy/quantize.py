@@ -12,7 +12,7 @@ score changes at random. If each image is either right or wrong, this is McNemar
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,7 +49,7 @@ class Quantized:
 
 
 def quantize_file(
-    file: Path, batches: Iterable[np.ndarray], score: Score, *, max_drop: float, minutes: float, unit: str = "points"
+    file: Path, batches: Sequence[np.ndarray], score: Score, *, max_drop: float, minutes: float, unit: str = "points"
 ) -> Quantized:
     """Quantize an ONNX or OpenVINO file in place.
 
@@ -67,7 +67,6 @@ def quantize_file(
         OSError: the disk is full.
         ImportError: nncf or onnxruntime is missing.
     """
-    batches = list(batches)
     if not batches:
         raise ValueError("there are no calibration images: give images of the training split")
     with TemporaryDirectory() as folder:

@@ -1,8 +1,6 @@
 """Predict images with a model of any task, and write the results to files safely: `metamix predict`.
 
-A folder stands for all images in it, at any depth. The output folder gets the same subfolders as the input folder. If
-a.jpg and a.png would both become a.png, they become a.jpg.png and a.png.png. Images that cannot be read, or that the
-model does not take, are named and left out; the exit code is then 1.
+A folder stands for all images in it, at any depth. The output folder gets the same subfolders as the input folder.
 """
 
 import json
