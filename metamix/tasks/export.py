@@ -25,7 +25,7 @@ from metamix.deploy.fuse import fuse
 from metamix.deploy.quantize import quantize_file
 from metamix.deploy.runtime import ExportedModel
 from metamix.utils.files import LOCK, check_output_folder, lock_folder, make_output_folder, write_text
-from metamix.utils.options import parse_command
+from metamix.utils.options import changed, check_needs, options_of, parse_command
 from metamix.utils.system import processor, versions
 from metamix.utils.text import exit_with_message, package_logger, plural, printable, speed_text
 from metamix.utils.timing import interleaved
@@ -136,19 +136,11 @@ def write_export(exportable: Exportable, examples: Tensor, folder: Path, options
 def check_options(options: ExportOptions) -> None:
     """Raise ValueError for unsuitable options, before any work, and ImportError if a package is missing."""
     written = check_format(options.format, options.precision)
-    if options.compile and not written.compiled:
-        raise ValueError(f"the format {options.format} cannot be compiled: leave --compile out")
+    check_needs(changed(options), vars(options), options_of(ExportOptions))
     for package in written.packages_for(options.precision):
         need(package)
-    if options.precision == "int8":
-        if not (options.data or options.data_dir):
-            raise ValueError("int8 is calibrated on images of the training split: give --data NAME or --data-dir DIR")
-    elif options.max_drop is not None:
-        raise ValueError(
-            f"max_drop is {options.max_drop}, but it applies only to int8: leave it out or give --precision int8"
-        )
-    if options.images and not (options.data or options.data_dir):
-        raise ValueError(f"images is {options.images}, but there are no data to compare on: give --data or --data-dir")
+    if options.precision == "int8" and not (options.data or options.data_dir):
+        raise ValueError("int8 is calibrated on images of the training split: give --data NAME or --data-dir DIR")
 
 
 def write_model(exportable: Exportable, examples: Tensor, folder: Path, options: ExportOptions) -> Artifact:
@@ -161,14 +153,9 @@ def write_model(exportable: Exportable, examples: Tensor, folder: Path, options:
     graph = Graph(model, examples, exportable.outputs, options.dynamic, options.precision, options.compile)
     written.write(graph, folder / written.file)
     shape = (None, examples.shape[1], *((None, None) if options.dynamic else examples.shape[2:]))
+    software = versions() | installed(written.packages)
     return Artifact(
-        options.format,
-        options.precision,
-        exportable.metadata,
-        shape,
-        exportable.outputs,
-        exportable.extra,
-        versions() | installed(written.packages),
+        options.format, options.precision, exportable.metadata, shape, exportable.outputs, exportable.extra, software
     )
 
 

@@ -43,16 +43,19 @@ class ExportOptions(ImageOptions):
     precision: Annotated[str, one_of(PRECISIONS)] = option("fp32", "fp32, bf16 or int8")
     img_size: tuple[Side, ...] | None = option(None, "size of images in pixels, N or H,W; default: as in training")
     dynamic: bool = option(False, "accept any height and width; any batch size is always accepted")
-    compile: bool = option(False, "also compile the graph for this CPU, which takes minutes; only with --format torch")
+    compile: bool = option(
+        False, "with --format torch: also compile the graph for this CPU, which takes minutes", needs="format torch"
+    )
     data: str | None = option(
         None, "data set to compare on (test split) and to calibrate int8 on (training split); default: random images"
     )
     data_dir: str | None = option(None, "folder of the data set")
-    images: Count | None = option(None, "compare on at most this many images; default: all")
+    images: Count | None = option(None, "compare on at most this many images; default: all", needs="data or data_dir")
     max_drop: NotNegative | None = option(
         None,
         "how much int8 may lose on held-out training images; default: 0.3 points of accuracy, 0.5 of "
         "AP or mean IoU, 0.1 dB of PSNR",
+        needs="precision int8",
     )
     search_minutes: NotNegative = option(10.0, "minutes to search for layers to keep in fp32 if int8 loses too much")
     calibration_images: Count = option(500, "calibrate int8 on at most this many training images")

@@ -1,15 +1,13 @@
 """Skip tests that need the extra `deploy` where it is not installed, and make small weight files to export."""
 
-from importlib.util import find_spec
-
 import pytest
 import timm
 import torch
 
 import metamix  # noqa: F401 - registers the models
 from metamix.weights.files import save_weights
+from tests.helpers.exports import MISSING
 
-MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf") if find_spec(name) is None]
 WITHOUT_EXTRA = ("test_artifact.py", "test_fuse.py", "test_report.py")
 
 

@@ -78,7 +78,7 @@ def test_all_layers_are_int8_if_the_limit_allows(file):
 
 def test_onnx_weights_have_seven_bits_where_sums_saturate(tmp_path, monkeypatch):
     """On x86 without VNNI, if the second layer is in fp32, 8-bit weights lose three times as much as 7-bit weights."""
-    package = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'metamix[deploy]'")
+    package = pytest.importorskip("onnx")
     assert sums_saturate(["avx2", "avx512f"])
     assert not sums_saturate(["avx2", "avx512f", "avx512_vnni"]) and not sums_saturate([])
     file, largest = write(fragile(), ".onnx", tmp_path), {}
@@ -100,7 +100,7 @@ def test_the_layer_that_costs_accuracy_stays_in_fp32(file):
 
 
 def test_openvino_does_not_round_the_biases(tmp_path):
-    package = pytest.importorskip("openvino", reason="openvino is not installed: pip install 'metamix[deploy]'")
+    package = pytest.importorskip("openvino")
     file, output = write(fragile(), ".xml", tmp_path), tmp_path / "int8.xml"
     quantize.open_quantizer(file, tmp_path).quantize(output, BATCHES)
     operations = package.Core().read_model(output).get_ops()
