@@ -56,7 +56,7 @@ class PublishOptions(Options):
         super().__post_init__()
         try:
             validate_repo_id(self.repo)
-            if self.repo.count("/") != 1:  # not an assert, which python -O drops
+            if self.repo.count("/") != 1:
                 raise HFValidationError
         except HFValidationError:
             raise ValueError(

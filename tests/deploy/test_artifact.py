@@ -85,18 +85,14 @@ def test_another_task_is_refused(tmp_path):
         metamix.tasks.predict.main(["photo.jpg", "--model", str(tmp_path), "--task", "detection"])
 
 
-def test_a_folder_without_export_json_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no export.json. Make one with metamix export MODEL --output NEW$"):
-        load_exported(tmp_path)
-
-
-def test_errors_say_what_to_give_instead_of_a_run_or_a_file(tmp_path):
+def test_errors_say_what_to_give_instead_of_a_run_a_file_or_another_folder(tmp_path):
     run, exported = tmp_path / "run", tmp_path / "exported"
     for file in (run / "model.safetensors", exported / "model.onnx"):
         file.parent.mkdir()
         file.touch()
     ARTIFACT.save(exported)
     for path, words in (
+        (tmp_path, "there is no export.json. Make one with metamix export MODEL --output NEW"),
         (run, f"{run} is a run: give it as --checkpoint, or export it with metamix export {run} --output NEW"),
         (exported / "model.onnx", f"model.onnx is a file of an exported model: give its folder, {exported}"),
         (run / "model.safetensors", "is a file: give a folder that metamix export wrote. If it has weights"),

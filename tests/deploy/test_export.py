@@ -291,7 +291,6 @@ def test_an_export_with_other_outputs_is_refused(weights, tmp_path, monkeypatch)
         (dict(format="onix"), r"format is 'onix', but it must be one of onnx, openvino, torch; did you mean 'onnx'\?"),
         (dict(precision="bf16"), r"no bf16 kernels on a CPU: use --format openvino or torch"),
         (dict(precision="int8"), r"int8 is calibrated on images of the training split: give --data NAME or --data-dir"),
-        (dict(source="metaformer_rafft_s12"), r"did you mean 'metaformer_raft_s12'"),
         (dict(source="metaformer_raft_s12"), r"names a model but no weights: train it, and export the run folder"),
         (dict(source="metaformer_pooling_nano"), r"no weights: give a name with a tag, metaformer_pooling_nano.c"),
         (dict(max_drop=0.0), r"--max-drop has no effect without --precision int8; give both or neither"),

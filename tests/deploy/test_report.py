@@ -41,14 +41,9 @@ def test_limits_of_each_precision(precision, change, words):
     assert len(problems) == (words is not None) and (not problems or problems[0].startswith(words))
 
 
-def test_fp32_keeps_the_most_probable_class():
+@pytest.mark.parametrize(("noun", "shape"), [("images", (2, 2)), ("pixels", (1, 2, 1, 2))])  # (n, classes, H, W)
+def test_fp32_keeps_the_most_probable_class(noun, shape):
+    expected, actual = (torch.tensor([[score, 1 + 1e-6], [1 + 1e-6, 0.0]]) for score in (1.0, 1 + 2e-6))
     difference = Difference("fp32", ranked=True)
-    difference.update(torch.tensor([[1.0, 1 + 1e-6], [5.0, 3.0]]), torch.tensor([[1 + 1e-6, 1.0], [5.0, 3.0]]))
-    assert difference.problems() == ["the most probable class is the same for 50.00% of the images (limit 99.9%)"]
-
-
-def test_a_segmenter_keeps_the_most_probable_class_of_pixels():
-    scores = torch.tensor([[1.0, 1.0], [1 + 1e-6, 0.0]]).view(1, 2, 1, 2)  # (n, classes, H, W)
-    difference = Difference("fp32", ranked=True)
-    difference.update(scores, scores.flip(1) * torch.tensor([1.0, 0.0]) + scores * torch.tensor([0.0, 1.0]))
-    assert difference.problems() == ["the most probable class is the same for 50.00% of the pixels (limit 99.9%)"]
+    difference.update(expected.view(shape), actual.view(shape))
+    assert difference.problems() == [f"the most probable class is the same for 50.00% of the {noun} (limit 99.9%)"]

@@ -44,26 +44,22 @@ def test_threads_take_turns_in_an_openvino_model(monkeypatch):
         assert [output.item() for (output,) in pool.map(run, map(np.asarray, range(3)))] == [0, 1, 2]
 
 
-def test_errors_of_an_engine_are_reported():
+def test_errors_of_an_engine_are_reported_but_a_lack_of_memory_is_not_blamed_on_the_image():
     def fail(images):
-        raise RuntimeError("Exception from core.cpp:84:\n  the shapes do not fit\n\n")
+        raise error
 
     exported = runtime.ExportedModel(fail, SimpleNamespace(input_shape=(None, 3, 8, 8)))
+    error = RuntimeError("Exception from core.cpp:84:\n  the shapes do not fit\n\n")
     with pytest.raises(DoesNotFit, match=r"fails on images of shape \(2, 3, 8, 8\) \(the shapes do not fit\)"):
         exported(np.zeros((2, 3, 8, 8)))
     with pytest.raises(DoesNotFit, match=r"\(0, 3, 8, 8\) are given, but the exported model takes \(n, 3, 8, 8\)"):
         exported(np.zeros((0, 3, 8, 8)))
+    error = MemoryError()
+    with pytest.raises(MemoryError):
+        exported(np.zeros((2, 3, 8, 8)))
 
 
 @pytest.mark.parametrize("threads", [0, "2"])
 def test_a_wrong_number_of_threads_is_not_blamed_on_the_file(threads, tmp_path):
     with pytest.raises(ValueError, match=f"threads is {threads!r}: give a whole number of at least 1"):
         runtime.load_exported(tmp_path, threads=threads)
-
-
-def test_a_lack_of_memory_is_not_blamed_on_the_image():
-    def fail(images):
-        raise MemoryError
-
-    with pytest.raises(MemoryError):
-        runtime.ExportedModel(fail, SimpleNamespace(input_shape=(None, 3, 8, 8)))(np.zeros((2, 3, 8, 8)))

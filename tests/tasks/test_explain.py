@@ -36,14 +36,13 @@ def digit(tmp_path):
 @pytest.fixture
 def no_grad_cam(monkeypatch):
     """Replace the class activation maps that grad-cam computes with a ramp, so that it need not be installed."""
+
+    def ramp(model, layers, image, score):
+        score(model(image[None])[0])
+        return torch.linspace(0, 1, image[0].numel()).view(image.shape[1:])
+
     for task in ("classification", "detection"):
-        monkeypatch.setattr(
-            f"metamix.{task}.explain.activation_map",
-            lambda model, layers, image, score: (
-                score(model(image[None])[0]),
-                torch.linspace(0, 1, image[0].numel()).view(image.shape[1:]),
-            )[1],
-        )
+        monkeypatch.setattr(f"metamix.{task}.explain.activation_map", ramp)
     monkeypatch.setattr(explain, "need", lambda *package: None)
 
 

@@ -1,12 +1,11 @@
 """Test the options of the model: their defaults, types and contradictions."""
 
 from dataclasses import dataclass
-from typing import get_type_hints
 
 import pytest
 
 from metamix.tasks.options import BackboneOptions
-from metamix.utils.options import convert, option, options_of
+from metamix.utils.options import option, options_of
 
 
 @dataclass
@@ -24,14 +23,6 @@ def test_a_task_may_change_a_default_and_options_keep_their_order():
     assert list(options_of(Options)) == ["model", "model_args", "pretrained", "checkpoint", "img_size"]
     assert Options().model == "resnet18"
     assert Options().model_args == {} and Options().model_args is not Options().model_args
-
-
-def test_model_args_are_read_as_yaml():
-    hint = get_type_hints(Options)["model_args"]
-    assert convert("{mixer: raft, dims: [8, 16]}", hint, "--model-args", text=True) == {
-        "mixer": "raft",
-        "dims": [8, 16],
-    }
 
 
 @pytest.mark.parametrize(
