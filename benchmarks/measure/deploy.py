@@ -153,7 +153,7 @@ def operator_shares(
     graph = need("openvino").Core().read_model(str(subject.file("openvino", precision, folder)))
     images = subject.images[torch.arange(batch) % len(subject.images)].numpy()
     graph.reshape(list(images.shape))
-    request = compile_openvino(graph, threads, precision, {"PERF_COUNT": "YES"}).create_infer_request()
+    request = compile_openvino(graph, threads, precision, PERF_COUNT="YES").create_infer_request()
     request.infer([images])
     shortest: dict[tuple[str, str], float] = {}
     for _ in range(runs):

@@ -108,7 +108,7 @@ def test_converted_models_are_reused(monkeypatch, tmp_path):
     options = dict(engines=["openvino"], precisions=["fp32"], batch_sizes=[1], seconds=0, folder=tmp_path)
     assert benchmark(["metaformer_nin_s12"], **options)["failed"] == {}
     assert {file.name for file in tmp_path.iterdir()} == {f"metaformer_nin_s12-16-fp32.{s}" for s in ("xml", "bin")}
-    monkeypatch.setattr(openvino, "to_openvino", lambda graph: pytest.fail("converted again"))
+    monkeypatch.setattr(openvino, "to_program", lambda *graph: pytest.fail("converted again"))
     assert benchmark(["metaformer_nin_s12"], **options)["failed"] == {}
 
 
@@ -124,7 +124,7 @@ def test_a_model_that_an_engine_cannot_run_is_named(monkeypatch):
     def fail(*arguments):
         raise ValueError("OpenVINO cannot convert the model: no such op\nand more")
 
-    monkeypatch.setattr(openvino, "to_openvino", fail)
+    monkeypatch.setattr(openvino, "to_program", fail)
     options = dict(engines=["eager", "openvino"], precisions=["fp32"], batch_sizes=[1], seconds=0)
     result = benchmark(["metaformer_nin_s12"], **options)
     assert [row["engine"] for row in result["rows"]] == ["eager"]

@@ -5,7 +5,7 @@ Norms are rewritten into the form that OpenVINO computes fastest. Their values s
 
 import io
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from threading import Lock
@@ -24,8 +24,7 @@ from metamix.utils.system import processor
 from .base import INPUT, Format, Graph, Run, as_value_error, quiet, sums_saturate, to_program, writing
 
 LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")  # operations that are quantized
-HINT = "INFERENCE_PRECISION_HINT"  # name of the OpenVINO property for the precision of inference
-# Value of the hint for each precision. In an int8 model it sets the precision of norms, gates and sums.
+# INFERENCE_PRECISION_HINT for each precision. In an int8 model it sets the precision of norms, gates and sums.
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
 
 
@@ -85,13 +84,6 @@ def to_openvino_form(module: Any) -> nn.Module:
 
 def write(graph: Graph, file: Path) -> None:
     """Write a graph as .xml and .bin. The weights are not rounded to fp16."""
-    model = to_openvino(graph)
-    with writing(file):
-        need("openvino").save_model(model, str(file), compress_to_fp16=False)
-
-
-def to_openvino(graph: Graph) -> Any:
-    """Convert a graph to an `openvino.Model`."""
     openvino = need("openvino")
     program = to_program(to_openvino_form(graph.model), graph.images, graph.dynamic)
     with quiet(), as_value_error("OpenVINO cannot convert the model"):
@@ -103,7 +95,8 @@ def to_openvino(graph: Graph) -> Any:
     model.inputs[0].get_tensor().set_names({INPUT})
     for output, name in zip(model.outputs, graph.outputs):
         output.get_tensor().set_names({name})
-    return model
+    with writing(file):
+        openvino.save_model(model, str(file), compress_to_fp16=False)
 
 
 def open_openvino(model: Any, threads: int | None = None, precision: str = "fp32") -> Run:
@@ -117,9 +110,7 @@ def open_openvino(model: Any, threads: int | None = None, precision: str = "fp32
     return run
 
 
-def compile_openvino(
-    model: Any, threads: int | None = None, precision: str = "fp32", properties: Mapping[str, Any] | None = None
-) -> Any:
+def compile_openvino(model: Any, threads: int | None = None, precision: str = "fp32", **properties: Any) -> Any:
     """Compile a model for OpenVINO's CPU plugin, and return the `openvino.CompiledModel`.
 
     Args:
@@ -130,7 +121,7 @@ def compile_openvino(
     """
     core = need("openvino").Core()
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    settings: dict[str, Any] = {HINT: HINTS[precision if has_bf16 else "fp32"]} | dict(properties or {})
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[precision if has_bf16 else "fp32"], **properties}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
     model = core.read_model(str(model)) if isinstance(model, (str, Path)) else model
