@@ -40,6 +40,7 @@ ENGINES: dict[str, tuple[str, ...]] = {  # engine: precisions that it supports
 FORMAT_OF = {"onnxruntime": "onnx", "openvino": "openvino"}  # engine: format that it runs
 CALIBRATION_IMAGES = 8
 Cell = tuple[str, str]  # engine and precision
+BASELINE: Cell = "eager", "fp32"  # in which the reference is timed
 Step = Callable[[], object]
 
 
@@ -83,7 +84,6 @@ def benchmark(
         ImportError: a package of the extra `deploy` is missing.
     """
     cells = cells_of(engines, precisions)
-    chosen = {name_of(model): model for model in models}
     if not models or not batch_sizes or min(batch_sizes) < 1 or runs < 1:
         raise ValueError(
             f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give at least one model and one "
@@ -94,8 +94,10 @@ def benchmark(
             f"reference is {reference.name}, an export, which does not run in eager fp32: give a model "
             f"that is not exported"
         )
-    reference = reference or next((m for m in chosen.values() if isinstance(m, str) or not m.cell), None)
-    base_name = reference and name_of(reference)
+    asked = dict.fromkeys([*models, *([reference] if reference else [])])
+    opened = {each: random_model(each, img_size) if isinstance(each, str) else each for each in asked}
+    chosen = [opened[model] for model in models]
+    base = opened[reference] if reference else next((model for model in chosen if not model.cell), None)
     software = versions() | installed(package for cell in cells for package in packages(*cell))
     keep_freed_memory()
     before = torch.get_num_threads()
@@ -105,15 +107,13 @@ def benchmark(
     try:
         # torch limits how often it compiles one function, and models of one class share their `forward`.
         with TemporaryDirectory() as temporary, torch._dynamo.config.patch(recompile_limit=64):
-            timed = ({base_name: reference} if reference else {}) | chosen
-            subjects = [random_model(model, img_size) if isinstance(model, str) else model for model in timed.values()]
+            subjects = dict.fromkeys([*([base] if base else []), *chosen])
             place = Path(folder or temporary)
             place.mkdir(parents=True, exist_ok=True)
             for batch in batch_sizes:
                 steps: dict[tuple[BenchmarkedModel, Cell], Step] = {}
                 for subject in subjects:
-                    base = [("eager", "fp32")] if subject.name == base_name else []
-                    wanted = [*base, *(cells if subject.name in chosen else [])]
+                    wanted = [*([BASELINE] if subject is base else []), *(cells if subject in chosen else [])]
                     for cell in [subject.cell] if subject.cell else dict.fromkeys(wanted):
                         try:
                             step = subject.step(*cell, batch, place)
@@ -123,7 +123,7 @@ def benchmark(
                             why = str(error).strip().partition("\n")[0] or type(error).__name__
                             failed[" ".join((subject.name, *cell))] = why
                 timings = [interleaved(steps, seconds * len(steps)) for _ in range(runs)]
-                compared = [run.get((subjects[0], ("eager", "fp32"))) for run in timings]
+                compared = [run.get((base, BASELINE)) if base else None for run in timings]
                 for subject, cell in steps:
                     rows.append(subject.row(cell, batch, [run[subject, cell] for run in timings], compared))
     finally:
@@ -134,7 +134,7 @@ def benchmark(
         "versions": software,
         "measured": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "runs": runs,
-        "reference": base_name,
+        "reference": base and base.name,
         "rows": rows,
         "failed": failed,
     }
@@ -161,11 +161,6 @@ def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
 def packages(engine: str, precision: str) -> tuple[str, ...]:
     """Return the packages that an engine needs for a precision, besides torch."""
     return FORMATS[FORMAT_OF[engine]].packages_for(precision) if engine in FORMAT_OF else ()
-
-
-def name_of(model: "str | BenchmarkedModel") -> str:
-    """Return the name of a model that is to be timed."""
-    return model if isinstance(model, str) else model.name
 
 
 def random_model(name: str, img_size: int | None) -> "BenchmarkedModel":
