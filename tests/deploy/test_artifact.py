@@ -18,24 +18,11 @@ from metamix.tasks.registry import DEFAULT, find_task
 from metamix.weights.metadata import ModelMetadata
 from tests.helpers.exports import edit
 
-ARTIFACT = Artifact(
-    "onnx",
-    "fp32",
-    ModelMetadata(
-        model="resnet18",
-        num_classes=2,
-        classes=("cat", "dog"),
-        mean=(0.5,),
-        std=(0.2,),
-        in_chans=1,
-        img_size=8,
-        interpolation="bicubic",
-        crop_pct=1.0,
-    ),
-    (None, 1, 8, None),
-    ("logits",),
-)
-KNOWN = ARTIFACT.model.to_dict()
+KNOWN = dict(
+    model="resnet18", num_classes=2, classes=["cat", "dog"], mean=[0.5], std=[0.2], in_chans=1, img_size=8,
+    interpolation="bicubic", crop_pct=1.0,
+)  # fmt: skip
+ARTIFACT = Artifact("onnx", "fp32", ModelMetadata.from_dict(KNOWN), (None, 1, 8, None), ("logits",))
 
 
 def test_a_written_artifact_is_read_back_unchanged(tmp_path):
