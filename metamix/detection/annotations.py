@@ -6,7 +6,7 @@ Training refuses a file at the first violation. `metamix verify` lists all viola
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from operator import sub
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -92,21 +92,27 @@ def is_box(box: object) -> TypeGuard[list[float]]:
     return all(type(x) is float or (type(x) is int and abs(x) < 2**53) for x in box)  # float() overflows for huge ints
 
 
+def object_problem(annotation: Entry, images: Mapping[int, Entry], classes: Collection[int]) -> str | None:
+    """Describe why training and scoring leave out an annotation, or return None."""
+    image, box = images.get(annotation["image_id"]), annotation.get("bbox")
+    if image is None:
+        return "its image is not in the file"
+    if annotation["category_id"] not in classes:
+        return f"class {annotation['category_id']} is unknown; the classes are {', '.join(map(str, sorted(classes)))}"
+    if not is_box(box):
+        return f"its box is {box}; four numbers x, y, width, height are needed"
+    if not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
+        return f"its box {box} has no area; finite x, y, width, height are needed, the last two above 0"
+    if min(clipped(box, *(image.get(side) or math.inf for side in ("width", "height")))) <= 0:
+        return f"its box {box} has no area inside the image"
+    return None
+
+
 def usable_annotations(data: Entries) -> list[Entry]:
     """Return the annotations that have a known image, a known class, and a finite box that overlaps the image."""
     images = {image["id"]: image for image in data["images"]}
     classes = {category["id"] for category in data["categories"]}
-
-    def is_usable(annotation: Entry) -> bool:
-        image, box = images.get(annotation["image_id"]), annotation.get("bbox")
-        if image is None or annotation["category_id"] not in classes or not is_box(box):
-            return False
-        if not all(map(math.isfinite, box)):
-            return False
-        sides = clipped(box, *(image.get(side) or math.inf for side in ("width", "height")))
-        return min(*box[2:], *sides) > 0
-
-    return list(filter(is_usable, data["annotations"]))
+    return [annotation for annotation in data["annotations"] if not object_problem(annotation, images, classes)]
 
 
 def clipped(box: Sequence[float], width: float, height: float) -> tuple[float, float]:

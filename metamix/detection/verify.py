@@ -6,7 +6,6 @@ objects of an unknown image or class or without an area in the image. Training c
 and takes images without boxes as background.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from .annotations import (
     class_problem,
     duplicates,
     field_problems,
-    is_box,
+    object_problem,
     read_annotations,
     segmentation_problem,
     usable_annotations,
@@ -43,8 +42,8 @@ def find_problems(annotations: Path, entries: Entries, images: Path | None) -> I
     by_id = {image["id"]: image for image in entries["images"]}
     classes = {category["id"] for category in entries["categories"]}
     for annotation in entries["annotations"]:
-        image = by_id.get(annotation["image_id"])
-        if problem := annotation_problem(annotation, image, classes):
+        image = by_id.get(annotation["image_id"], {})
+        if problem := object_problem(annotation, by_id, classes) or detail_problem(annotation, image):
             named = name(image) if image else f"image {annotation['image_id']}"
             yield f"{annotations}: {named}, annotation {annotation['id']}: {problem}"
     if images is None:
@@ -61,24 +60,15 @@ def name(image: Entry) -> str:
     return f"image {image['id']} ({image['file_name']})"
 
 
-def annotation_problem(annotation: Entry, image: Entry | None, classes: set[int]) -> str | None:
-    """Describe what is wrong with an annotation, or return None.
+def detail_problem(annotation: Entry, image: Entry) -> str | None:
+    """Describe what is wrong with an object that training uses, or return None.
 
     A box may extend beyond its image by half a pixel, since labels are rounded. A segmentation is optional.
     """
-    if image is None:
-        return "its image is not in the file"
-    if annotation["category_id"] not in classes:
-        return f"class {annotation['category_id']} is unknown; the classes are {', '.join(map(str, sorted(classes)))}"
-    box = annotation.get("bbox")
-    if not is_box(box):
-        return f"its box is {box}; four numbers x, y, width, height are needed"
-    x, y, w, h = box
-    if not all(map(math.isfinite, box)) or min(w, h) <= 0:
-        return f"its box {box} has no area; finite x, y, width, height are needed, the last two above 0"
+    x, y, w, h = annotation["bbox"]
     width, height = image.get("width"), image.get("height")
     if width and height and (x < -0.5 or y < -0.5 or x + w > width + 0.5 or y + h > height + 0.5):
-        return f"its box {box} extends beyond the image of {height} x {width} pixels"
+        return f"its box {annotation['bbox']} extends beyond the image of {height} x {width} pixels"
     segmentation = annotation.get("segmentation")
     return segmentation_problem(segmentation, image) if segmentation else None
 
