@@ -12,7 +12,6 @@ all annotations of the folder, so that all splits agree.
 import math
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
@@ -31,21 +30,25 @@ PLACE = "place"  # attribute in which `parse` stores file and line of each eleme
 
 def read_voc(folder: Path) -> Boxes:
     """Read the annotations of a folder, which has one of the layouts above; raise ValueError if no image has a box."""
-    return read_folder(folder).checked(subfolder(folder, "Annotations", "annotations"))
+    labels = Boxes([])
+    read_folder(folder, "", labels)
+    return labels.checked(subfolder(folder, "Annotations", "annotations"))
 
 
-def read_folder(folder: Path) -> Boxes:
-    """Read annotations, which may have no objects."""
+def read_folder(folder: Path, split: str, labels: Boxes) -> None:
+    """Add the annotations of a folder to the labels; `split` is the split of all its images, or ""."""
     place = subfolder(folder, "Annotations", "annotations")
     paths = sorted(place.glob("*.xml" if place == folder else "**/*.xml"))  # CVAT repeats the images' subfolders
     if paths:
-        return read_files(folder, place, paths)
-    if folders := split_folders(folder):
-        return merge([(split, read_folder(each)) for split, each in folders])
-    raise FileNotFoundError(
-        f"{place} holds no .xml file: give the folder of a VOC year, such as VOCdevkit/VOC2012, or a folder with "
-        f"annotations/ and images/"
-    )
+        read_files(folder, place, paths, split, labels)
+    elif folders := split_folders(folder):
+        for name, each in folders:
+            read_folder(each, split or name, labels)
+    else:
+        raise FileNotFoundError(
+            f"{place} holds no .xml file: give the folder of a VOC year, such as VOCdevkit/VOC2012, or a folder with "
+            f"annotations/ and images/"
+        )
 
 
 def subfolder(folder: Path, *names: str) -> Path:
@@ -53,26 +56,25 @@ def subfolder(folder: Path, *names: str) -> Path:
     return next((folder / name for name in names if (folder / name).is_dir()), folder)
 
 
-def read_files(folder: Path, place: Path, paths: Sequence[Path]) -> Boxes:
-    """Read annotation files, which lie in `place`; their images and the lists of splits are in `folder`."""
+def read_files(folder: Path, place: Path, paths: Sequence[Path], split: str, labels: Boxes) -> None:
+    """Add the annotation files in `place` to the labels; their images and the lists of splits are in `folder`."""
     trees = {path.relative_to(place).with_suffix("").as_posix(): parse(path) for path in paths}
     images = subfolder(folder, "JPEGImages", "images")
     files = by_stem(list_images(images))
     objects = [element for tree in trees.values() for element in tree.iter("object")]
-    labels = Boxes(sorted({text(element, "name") for element in objects}))
+    labels.classes = sorted({*labels.classes, *(text(element, "name") for element in objects)})
     annotated = set()
-    for stem, split in list_samples(folder, place, trees):
+    for stem, listed in list_samples(folder, place, trees):
         tree, size = trees[stem], read_size(trees[stem])
         file = files.get(stem, images / Path(tree.findtext("filename", "").strip()).name)
         annotated.add(file)
         if file.is_file():
             name, boxes = file.relative_to(images).as_posix(), map(read_box, tree.iter("object"))
-            labels.add(name, file, boxes, split, size)
+            labels.add(name, file, boxes, split or listed, size)
         else:
             labels.notes["annotations without an image were left out"].append(str(place / f"{stem}.xml"))
     rest = set(files.values()) - annotated
     labels.notes["images without an annotation were left out"] += map(str, sorted(rest))
-    return labels
 
 
 def list_samples(folder: Path, place: Path, stems: Collection[str]) -> list[tuple[str, str]]:
@@ -87,16 +89,6 @@ def list_samples(folder: Path, place: Path, stems: Collection[str]) -> list[tupl
             samples[stem, split] = None
     listed = {stem for stem, _ in samples}
     return [*samples, *((stem, "") for stem in stems if stem not in listed)]
-
-
-def merge(parts: Sequence[tuple[str, Boxes]]) -> Boxes:
-    """Merge the labels of several splits."""
-    labels = Boxes(sorted({name for _, part in parts for name in part.classes}))
-    for split, part in parts:
-        labels.samples += [replace(sample, split=split) for sample in part.samples]
-        for clause, places in part.notes.items():
-            labels.notes[clause] += places
-    return labels
 
 
 def read_size(tree: Element) -> tuple[int, int]:
