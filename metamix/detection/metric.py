@@ -54,7 +54,7 @@ class DetectionMetric(Metric):
         self.options, self.data = options, data
         masks = {"mask_": "segm"} if options.detector == "mask_rcnn" else {}
         self.kinds = {"": "bbox"} | masks  # iouType of pycocotools, by the prefix of the scores
-        self._scored: tuple[Sequence[State] | None, dict[str, Scores]] = None, {}
+        self._scored: tuple[Sequence[State] | None, dict[str, Scores]] = None, {}  # states, and scores by prefix
 
     def start(self) -> State:
         """Return an empty state: split, ids of scored images, their detections, and the number of unreadable images."""
@@ -84,8 +84,8 @@ class DetectionMetric(Metric):
         """Return COCO's AP scores of boxes and, for Mask R-CNN, of masks; raise ValueError without objects to score."""
         scores = {
             prefix + name: value
-            for prefix, kind in self.kinds.items()
-            for name, value in self.scores(states, kind).summary.items()
+            for prefix, scored in self.scores(states).items()
+            for name, value in scored.summary.items()
             if name.startswith("AP")
         }
         if not scores:
@@ -95,23 +95,23 @@ class DetectionMetric(Metric):
     def by_class(self, states: list[State]) -> dict[str, dict[str, float]]:
         """Return AP and AP50 of each class, of boxes and, for Mask R-CNN, of masks."""
         rows: dict[str, dict[str, float]] = {}
-        for prefix, kind in self.kinds.items():
-            for name, row in self.scores(states, kind).classes.items():
+        for prefix, scored in self.scores(states).items():
+            for name, row in scored.classes.items():
                 rows.setdefault(name, {}).update({prefix + score: value for score, value in row.items()})
         return rows
 
-    def scores(self, states: list[State], kind: str = "bbox") -> Scores:
-        """Return all scores of boxes ("bbox") or masks ("segm").
+    def scores(self, states: list[State]) -> dict[str, Scores]:
+        """Return all scores of boxes and, for Mask R-CNN, of masks, by the prefix of their names: "" and "mask_".
 
         Scoring takes minutes on a large data set, so the scores of the last states are cached.
         """
         if self._scored[0] is not states:
-            self._scored = states, {}
-        if kind not in self._scored[1]:
             results = [result for state in states for result in state["results"]]
             seen = [image_id for state in states for image_id in state["seen"]]
-            self._scored[1][kind] = score(self.data.scored_split(states), results, kind, seen)
-        return self._scored[1][kind]
+            split = self.data.scored_split(states)
+            scores = {prefix: score(split, results, kind, seen) for prefix, kind in self.kinds.items()}
+            self._scored = states, scores
+        return self._scored[1]
 
 
 def table(scores: Scores) -> str:

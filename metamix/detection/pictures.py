@@ -29,16 +29,14 @@ class DetectionPictures(Pictures):
 
     def __init__(self, metric: DetectionMetric, data: DetectionData):
         self.metric, self.data = metric, data
-        self.with_masks = "segm" in metric.kinds.values()
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:
         curves, images, numbers = (folder / f"test_{name}" for name in ("curves.png", "images.png", "scores.json"))
         scores = self.metric.scores(states)
-        draw_precision_recall(curves, scores)
-        draw_grid(images, self.best_and_worst(states, scores), self.data.classes)
-        results = {"all": scores.summary, "classes": scores.classes}
-        if self.with_masks:
-            of_masks = self.metric.scores(states, "segm")
+        draw_precision_recall(curves, scores[""])
+        draw_grid(images, self.best_and_worst(states, scores[""]), self.data.classes)
+        results = {"all": scores[""].summary, "classes": scores[""].classes}
+        if of_masks := scores.get("mask_"):
             results["masks"] = {"all": of_masks.summary, "classes": of_masks.classes}
         write_text(numbers, json.dumps(results, indent=2) + "\n")
         return [curves, images, numbers]
@@ -64,8 +62,8 @@ class DetectionPictures(Pictures):
 
     def details(self, states: list[State]) -> list[str]:
         """Return a table of the box scores and, for Mask R-CNN, a table of the mask scores."""
-        boxes = table(self.metric.scores(states))
-        return ["boxes", boxes, "masks", table(self.metric.scores(states, "segm"))] if self.with_masks else [boxes]
+        boxes, *masks = map(table, self.metric.scores(states).values())
+        return ["boxes", boxes, "masks", *masks] if masks else [boxes]
 
 
 def colour_of(label: int, classes: Sequence[str]) -> tuple[float, float, float, float]:

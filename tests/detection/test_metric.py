@@ -194,7 +194,7 @@ def test_images_that_were_not_seen_are_not_scored(coco):
             task.metric.update(states[-1], detections, batch)
     assert sorted(i for state in states for i in state["seen"]) == [10, 12, 13]
     assert task.metric.result(states)["AP"] == pytest.approx(100)
-    assert task.metric.scores(states).images == {10: 1.0, 12: 1.0, 13: 1.0}
+    assert task.metric.scores(states)[""].images == {10: 1.0, 12: 1.0, 13: 1.0}
     assert task.pictures.report(states).endswith("\nleft out: 1 image that could not be read")
     with pytest.raises(ValueError, match="none of the images that could be read has an object to score"):
         task.metric.result([task.metric.start() | {"split": "test", "seen": [13], "unreadable": 3}])
