@@ -34,9 +34,13 @@ class Anchors(AnchorGenerator):
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         self.set_cell_anchors(torch.float32, feature_maps[0].device)
-        strides = [(stride, stride) for stride in self.strides]
-        anchors = torch.cat(self.grid_anchors([x.shape[-2:] for x in feature_maps], strides))
+        anchors = torch.cat(self.by_level(feature_maps))
         return [anchors for _ in image_list.image_sizes]
+
+    def by_level(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return the anchors of each level, (n, 4), for images with these maps; call `set_cell_anchors` first."""
+        strides = [(stride, stride) for stride in self.strides]
+        return self.grid_anchors([x.shape[-2:] for x in maps], strides)
 
 
 def retinanet_sizes(strides: Sequence[float], anchor_scale: float) -> list[list[float]]:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from metamix.deploy.runtime import ExportedModel
@@ -67,9 +66,7 @@ class DetectorGraph(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         maps = list(self.backbone(images).values())
-        strides = [(stride, stride) for stride in self.anchors.strides]
-        anchors = self.anchors.grid_anchors([x.shape[-2:] for x in maps], strides)
-        candidates = [self.best(self.head([x]), level) for x, level in zip(maps, anchors)]
+        candidates = [self.best(self.head([x]), level) for x, level in zip(maps, self.anchors.by_level(maps))]
         boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*candidates))
         last = labels[:, :1] * 0 + self.classes - 1
         return F.pad(boxes, (0, 0, 0, 1)), F.pad(scores, (0, 1), value=-1.0), torch.cat([labels, last], 1)
@@ -127,12 +124,12 @@ class ExportedDetector(nn.Module):
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (metadata.mean, metadata.std))
 
     def forward(self, images: Sequence[Tensor]) -> list[Objects]:
-        return [self.find(image) for image in images]
-
-    def find(self, image: Tensor) -> Objects:
-        """Find the objects of an image; boxes are in pixels of this image."""
-        prepared, size = self.prepare(image)
-        return self.objects(self.run(prepared[None]), size, image)
+        """Find the objects of each image; boxes are in pixels of this image."""
+        found = []
+        for image in images:
+            prepared, size = self.prepare(image)
+            found.append(self.objects(self.run(prepared[None]), size, image))
+        return found
 
     def objects(self, outputs: Sequence[Tensor], size: Size, image: Tensor) -> Objects:
         """Return the objects of an image, from the graph's outputs and the size that `prepare` returned."""
@@ -205,14 +202,11 @@ class ExportableDetector(CalibratedExport):
         """Find the objects of prepared images (n, C, H, W) with torchvision's own code."""
         maps = list(self.detector.backbone(images).values())
         outputs = self.detector.head(maps)
-        height, width = images.shape[-2:]
-        shapes = [(height, width)] * len(images)
-        anchors = self.detector.anchor_generator(ImageList(images, shapes), maps)
-        places = [x.shape[-2] * x.shape[-1] for x in maps]
-        counts = [n * len(anchors[0]) // sum(places) for n in places]
+        anchors = self.detector.anchor_generator.by_level(maps)
+        counts = [len(level) for level in anchors]
         split = {name: list(output.split(counts, 1)) for name, output in outputs.items()}
-        levels = [list(each.split(counts)) for each in anchors]
-        return self.detector.postprocess_detections(split, levels, shapes)
+        shapes = [images.shape[-2:]] * len(images)
+        return self.detector.postprocess_detections(split, [anchors] * len(images), shapes)
 
     def parity(self, precision: str) -> BoxMatch:
         return BoxMatch(self.extra["score_thresh"], self.extra["detections_per_img"], precision)
@@ -253,7 +247,8 @@ class ExportableDetector(CalibratedExport):
 
     def image_score(self, model: Model, batch: Batch) -> float:
         """Return the AP of the image; see `image_ap`."""
-        return image_ap(self.detector_of(model).find(batch["image"][0] / 255), batch["target"][0])
+        (objects,) = self.detector_of(model)([batch["image"][0] / 255])
+        return image_ap(objects, batch["target"][0])
 
 
 def best_candidates(outputs: Sequence[Tensor], count: int | None = CANDIDATES) -> Objects:
