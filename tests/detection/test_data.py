@@ -214,13 +214,6 @@ def test_unreadable_eval_image_is_marked(coco, options):
     assert batch["index"].tolist() == [0, -1, 2, 3] and torch.equal(batch["image"][1], batch["image"][2])
 
 
-def test_16_bit_grey_becomes_8_bit_colour(coco):
-    folder = coco()
-    Image.fromarray(np.full((64, 96), 100 * 256, dtype=np.uint16)).save(folder / "images" / "train_0.png")
-    image, _ = open_split(find_splits(folder), "train").read(0)
-    assert image.shape == (3, 64, 96) and (image == 100).all()
-
-
 def test_exif_orientation_is_applied_before_boxes(coco):
     folder = coco()
     path = folder / "images" / "train_0.jpg"
@@ -329,21 +322,12 @@ def test_strips_are_at_least_one_pixel(options, height, width):
     assert min(made.shape[-2:]) == 1 and len(target["boxes"]) == 1
 
 
-def test_masks_need_segmentations(coco):
-    def bare(split, data):
-        del data["annotations"][0]["segmentation"]
-
-    splits = find_splits(coco(change=bare))
-    assert len(open_split(splits, "train")) == 8
-    with pytest.raises(ValueError, match="without a usable mask, such as 0: it has neither .* use faster_rcnn"):
-        open_split(splits, "train", masks=True)
-
-
 @pytest.mark.parametrize(
     "key, fields, words",
     [
         ("images", dict(width=None), "such as 0: its image 10 has no width and height in pixels. mask_rcnn"),
         ("images", dict(height=64.0), "its image 10 has no width and height in pixels"),
+        ("annotations", dict(segmentation=None), "such as 0: it has neither a polygon of three points or more nor"),
         ("annotations", dict(segmentation=[[5, 5]]), "such as 0: it has neither a polygon of three points or more nor"),
         ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, 9, 1]]), r"has the polygon \[1, 1, 9, 1, 9, 9, 1\]"),
         ("annotations", dict(segmentation=[1, 1, 9, 1, 9, 9]), "has the polygon 1; x and y of three points or more"),
