@@ -10,8 +10,6 @@
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -198,15 +196,15 @@ class Transform(GeneralizedRCNNTransform):
         return result
 
 
-@contextmanager
-def masks_as_runs(model: nn.Module) -> Iterator[None]:
-    """Make a Mask R-CNN return masks as run lengths inside the `with` block. Other models do not change."""
+def detect(model: nn.Module, image: Tensor) -> Objects:
+    """Find the objects of an image, (C, H, W) from 0 to 1; a Mask R-CNN returns masks as run lengths, "runs"."""
     transform: Any = getattr(model, "transform", None) or nn.Identity()
     transform.masks_as_runs = True
     try:
-        yield
+        (objects,) = model([image])
     finally:
         transform.masks_as_runs = False
+    return objects
 
 
 def rcnn_parts(backbone: Backbone) -> dict[str, nn.Module]:

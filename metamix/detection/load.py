@@ -20,7 +20,7 @@ from metamix.utils.rules import one_of, refuse_entry, where
 from metamix.utils.text import plural
 from metamix.weights.metadata import MAX_CLASSES, ModelMetadata, ModelName, Side
 
-from .detectors import DETECTORS, Detector, build_detector, masks_as_runs
+from .detectors import DETECTORS, Detector, build_detector, detect
 from .objects import Objects, decode, select
 from .options import NOT_MODEL_ARGS, AnchorScale, Channels, DetectorArgs
 
@@ -126,11 +126,11 @@ class TrainedDetector:
     def find(self, pixels: Tensor, threshold: float) -> Objects:
         """Find the objects of one image, (3, H, W) uint8, as `predict` does, but with "runs" in place of "masks"."""
         head: Any = getattr(self.model, "roi_heads", self.model)  # R-CNNs hold the threshold in `roi_heads`
-        with TURNS.setdefault(self.model, RLock()), masks_as_runs(self.model):
+        with TURNS.setdefault(self.model, RLock()):
             trained_threshold = head.score_thresh
             head.score_thresh = min(trained_threshold, threshold)
             try:
-                (objects,) = self.model([pixels.to(next(self.model.parameters()).device) / 255])
+                objects = detect(self.model, pixels.to(next(self.model.parameters()).device) / 255)
             finally:
                 head.score_thresh = trained_threshold
         objects = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in objects.items()}

@@ -20,7 +20,7 @@ from metamix.utils.text import aligned
 
 from .coco import CocoSplit
 from .data import DetectionData
-from .detectors import masks_as_runs
+from .detectors import detect
 from .objects import Objects, select
 from .options import DetectionOptions
 
@@ -63,11 +63,7 @@ class DetectionMetric(Metric):
     def predict(self, model: nn.Module, batch: Batch) -> Iterator[Objects | None]:
         """Yield torchvision's objects of each image, but with masks as run lengths; None for an unreadable image."""
         for index, image in zip(batch["index"].tolist(), batch["image"], strict=True):
-            objects = None
-            if index >= 0:
-                with masks_as_runs(model):
-                    (objects,) = model([image / 255])
-            yield objects
+            yield detect(model, image / 255) if index >= 0 else None
 
     def update(self, state: State, outputs: Iterable[Objects | None], batch: Batch) -> None:
         """Add the objects of each image to the state."""

@@ -13,7 +13,7 @@ import metamix
 import metamix.cli.evaluate
 from metamix.detection.annotations import decode_runs
 from metamix.detection.coco import find_splits, open_split
-from metamix.detection.detectors import build_detector, masks_as_runs
+from metamix.detection.detectors import build_detector, detect
 from metamix.detection.instance_masks import main as convert
 from metamix.detection.metric import score
 from metamix.detection.objects import decode, paste
@@ -114,8 +114,7 @@ def test_masks_as_runs_equal_the_masks_of_torchvision():
     image = torch.rand(3, 70, 90)
     with torch.no_grad():
         (expected,) = model([image])
-        with masks_as_runs(model):
-            (objects,) = model([image])
+        objects = detect(model, image)
         (again,) = model([image])
     masks = np.stack([decode(runs) for runs in objects["runs"]])
     assert np.array_equal(masks, expected["masks"][:, 0] >= 0.5) and masks.any() and not masks.all()
