@@ -22,7 +22,6 @@ from .coco import CocoSplit
 from .data import DetectionData
 from .detectors import detect
 from .objects import Objects, select
-from .options import DetectionOptions
 
 # The first nine of COCO's twelve numbers; the last three are AR by size.
 SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100")
@@ -50,9 +49,9 @@ class DetectionMetric(Metric):
     outputs of norms and convolutions. Scores would then depend on the batch size and on the number of processes.
     """
 
-    def __init__(self, options: DetectionOptions, data: DetectionData):
-        self.options, self.data = options, data
-        masks = {"mask_": "segm"} if options.detector == "mask_rcnn" else {}
+    def __init__(self, data: DetectionData):
+        self.data = data
+        masks = {"mask_": "segm"} if data.options.detector == "mask_rcnn" else {}
         self.kinds = {"": "bbox"} | masks  # iouType of pycocotools, by the prefix of the scores
         self._scored: tuple[Sequence[State] | None, dict[str, Scores]] = None, {}  # states, and scores by prefix
 

@@ -14,7 +14,7 @@ from metamix.weights.files import load_metadata
 from metamix.weights.find import find_weights
 from metamix.weights.metadata import ModelMetadata
 
-from .anchors import ANCHOR_SCALE, describe_sizes
+from .anchors import ANCHOR_SCALE, choose_anchor_scale, describe_sizes
 from .data import DetectionData
 from .detectors import LEVELS, BackboneAndHead, Detector, anchor_range
 from .load import DetectorSpec, set_statistics
@@ -24,10 +24,13 @@ from .options import DetectionOptions
 class DetectionModel(TaskModel):
     """Build and describe the detector."""
 
-    def __init__(
-        self, options: DetectionOptions, data: DetectionData, trained: DetectorSpec | None, auto_anchors: bool
-    ):
-        self.options, self.data, self.auto_anchors = options, data, auto_anchors
+    def __init__(self, options: DetectionOptions, data: DetectionData, trained: DetectorSpec | None):
+        self.options, self.data = options, data
+        self.box_sizes = data.box_sizes()
+        self.auto_anchors = options.anchor_scale == "auto" and options.detector == "retinanet"
+        if self.auto_anchors:  # set in the options, so that the recipe shows the number
+            chosen = choose_anchor_scale(self.box_sizes, pyramid_strides(options))
+            options.anchor_scale = trained_anchor_scale(options) or chosen
         self.notes: list[str] = []  # where the weights come from, and how large the boxes are
         # Whether the batch norms of the backbone are frozen; `build` sets it.
         self.frozen_norms = trained.frozen_norms if trained else False
@@ -58,8 +61,8 @@ class DetectionModel(TaskModel):
                 self.notes.append(f"published weights of the backbone: {published_name(model.backbone.body)}")
             elif options.checkpoint:
                 self.notes.append(f"weights of the backbone from {options.checkpoint}")
-        if len(sizes := self.data.box_sizes()):
-            self.notes.append(describe_sizes(sizes, anchor_range(model)))
+        if len(self.box_sizes):
+            self.notes.append(describe_sizes(self.box_sizes, anchor_range(model)))
         return model
 
     def describe(self, model: Any) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from metamix.training.task import Pictures, State
 from metamix.utils.figures import figure_text, image_grid, save_figure
 from metamix.utils.files import write_text
 
-from .data import DetectionData
 from .metric import DetectionMetric, Detections, Scores, from_coco, table
 from .objects import Objects, decode
 
@@ -27,8 +26,8 @@ SURE = 0.5  # lowest score of the detections that are drawn
 class DetectionPictures(Pictures):
     """Draw precision-recall curves and the best and worst images, and write the scores of each class."""
 
-    def __init__(self, metric: DetectionMetric, data: DetectionData):
-        self.metric, self.data = metric, data
+    def __init__(self, metric: DetectionMetric):
+        self.metric, self.data = metric, metric.data
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:
         curves, images, numbers = (folder / f"test_{name}" for name in ("curves.png", "images.png", "scores.json"))

@@ -9,12 +9,11 @@ from metamix.tasks.network import check_data
 from metamix.tasks.options import options_as_trained
 from metamix.utils.options import changed_flags
 
-from .anchors import choose_anchor_scale
 from .data import DetectionData
 from .load import DetectorSpec, load_detector
 from .loss import detection_loss
 from .metric import DetectionMetric
-from .model import DetectionModel, pyramid_strides, trained_anchor_scale
+from .model import DetectionModel
 from .options import DetectionEvalOptions, DetectionOptions
 from .pictures import DetectionPictures
 
@@ -32,16 +31,11 @@ class Detection:
     def __init__(self, options: DetectionOptions, seed: int = 0, trained: DetectorSpec | None = None):
         self.options = options
         self.data = DetectionData(options, train=trained is None)
-        auto = options.anchor_scale == "auto" and options.detector == "retinanet"
-        if auto:  # set in the options, so that the recipe shows the number
-            options.anchor_scale = trained_anchor_scale(options) or choose_anchor_scale(
-                self.data.box_sizes(), pyramid_strides(options)
-            )
         self.title = f"{self.data.name}-{options.detector}-{options.model}"
-        self.model = DetectionModel(options, self.data, trained, auto)
+        self.model = DetectionModel(options, self.data, trained)
         self.loss = detection_loss
-        self.metric = DetectionMetric(options, self.data)
-        self.pictures = DetectionPictures(self.metric, self.data)
+        self.metric = DetectionMetric(self.data)
+        self.pictures = DetectionPictures(self.metric)
 
     @property
     def notes(self) -> list[str]:
