@@ -175,7 +175,7 @@ def build_backbone(
     model_args = dict(in_chans=3) | for_any_size(name, model_args)
     plan = plan_levels(name, out_indices, model_args)
     weights: dict[str, Any] = dict(pretrained=pretrained, checkpoint=checkpoint, batch_norms=batch_norms)
-    body = load_body(name, plan.body_indices, plan.input_size, model_args, **weights)
+    body = load_body(name, plan.body_indices, model_args, **weights)
 
     levels = [(str(i), source, times) for i, (source, times) in zip(out_indices, plan.sources)]
     dims = [plan.dims[source] for source, _ in plan.sources]
@@ -206,7 +206,6 @@ class Plan:
     dims: tuple[int, ...]  # channels of these maps
     sources: tuple[tuple[int, int], ...]  # for each level: index of its map in `dims`, and how often to halve it
     size_divisible: int  # images whose sides are multiples of this have maps of exactly these strides
-    input_size: tuple[int, int]  # (H, W) of the images that the model is made for
 
 
 def plan_levels(name: str, out_indices: Sequence[int], model_args: dict[str, Any]) -> Plan:
@@ -236,7 +235,6 @@ def plan_levels(name: str, out_indices: Sequence[int], model_args: dict[str, Any
         dims=tuple(maps[r][1] for r in used),
         sources=tuple((used.index(r), round(math.log2(s / r))) for s, r in zip(strides, sources)),
         size_divisible=math.ceil(max(strides[-1], used[-1])),
-        input_size=tuple(probe.pretrained_cfg["input_size"][1:]),
     )
 
 
@@ -288,14 +286,13 @@ def find_fixed_size(name: str, model_args: dict[str, Any]) -> tuple[int, int] | 
 def load_body(
     name: str,
     indices: tuple[int, ...],
-    size: tuple[int, int],
     model_args: dict[str, Any],
     *,
     pretrained: bool,
     checkpoint: str | Path | None,
     batch_norms: str,
 ) -> nn.Module:
-    """Build timm's extractor of the maps at `indices`, for images of `size`. `build_backbone` describes the rest."""
+    """Build timm's extractor of the maps at `indices`. `build_backbone` describes the other arguments."""
     weights: dict[str, Any] = {"pretrained": pretrained}
     if pretrained:
         require_reachable(name)
@@ -307,11 +304,11 @@ def load_body(
         if theirs.partition(".")[0] != ours:
             raise ValueError(f"{checkpoint} holds weights of {theirs}, not of {ours}: give --model {theirs}")
         with torch.device("meta"):
-            model = timm.create_model(name, **model_args)
+            model: Any = timm.create_model(name, **model_args)
         adapt_checkpoint(model, tensors, checkpoint, metadata)  # only a check: timm ignores missing and extra weights
         cfg: dict[str, Any] = {key: value for key, value in metadata.pretrained_cfg().items() if key in ("mean", "std")}
         if metadata.in_chans is not None:  # timm adapts the stem to a different number of channels
-            cfg["input_size"] = (metadata.in_chans, *size)
+            cfg["input_size"] = (metadata.in_chans, *model.pretrained_cfg["input_size"][1:])
         weights = {"pretrained": True, "pretrained_cfg_overlay": cfg | {"state_dict": tensors}}
     arguments: dict[str, Any] = {"features_only": True, "out_indices": indices} | model_args | weights
     body = timm.create_model(name, **arguments)

@@ -166,8 +166,7 @@ def on_pyramid(
 
 def wavemix(request: BackboneRequest, *, head_channels: Widths | None = None) -> Segmenter:
     """Build a segmenter with WaveMix's head; `build_segmenter` explains the arguments."""
-    name, probe = request.name, build_probe(request.name, request.model_args)
-    info = probe.feature_info
+    name, info = request.name, build_probe(request.name, request.model_args).feature_info
     index, stride, dim = info.out_indices[-1], info.reduction()[-1], info.channels()[-1]
     doublings = round(math.log2(stride))
     if 2**doublings != stride:
@@ -184,8 +183,7 @@ def wavemix(request: BackboneRequest, *, head_channels: Widths | None = None) ->
             f"head_channels is {channels}, but the last maps of {name} have stride {stride}: give {doublings} widths, "
             f"one after each doubling, such as {halves}."
         )
-    size = probe.pretrained_cfg["input_size"][1:]
-    body = load_body(name, (index,), size, request.padded_args(stride), **request.weights)
+    body = load_body(name, (index,), request.padded_args(stride), **request.weights)
     backbone = Backbone(body, LastMap(), levels=["last"], strides=[stride], channels=[dim], size_divisible=stride)
     return Segmenter(backbone, DeconvHead(dim, request.num_classes, channels=channels), request.num_classes)
 
