@@ -3,17 +3,13 @@
 import inspect
 import re
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from metamix.mixers import Maxim
 from metamix.weights.layout import Layout
 
-from .maxim import MaximUNet
-from .metaformer import Block
+from .maxim import Level, MaximUNet, MultiAxisGmlp
 from .official import ModelAndLayout, check_value, official
 
 NAMES = (
@@ -36,8 +32,6 @@ NAMES = (
     (r"groups\.(\d+)\.attention\.", r"channel_attention_block_1\1/"),
     (r"groups\.(\d+)\.gmlp\.norm\.", r"SplitHeadMultiAxisGmlpLayer_\1/LayerNorm_in/"),
     (r"groups\.(\d+)\.gmlp\.mixer\.", r"SplitHeadMultiAxisGmlpLayer_\1/"),
-    (r"^norm1\.", "LayerNorm_in/"),  # norm of our block around a single mixer
-    (r"^mixer\.", ""),
     # Rcab, Rdcab
     (r"attention\.fc([12])\.", lambda m: f"channel_attention/Conv_{int(m[1]) - 1}/"),
     (r"mlp\.fc([12])\.", lambda m: f"channel_mixing/Dense_{int(m[1]) - 1}/"),
@@ -135,11 +129,9 @@ def maxim_mab(
     """Build our model for the arguments of one `ResidualSplitHeadMultiAxisGmlpLayer`."""
     if "LayerNorm_in/scale" not in state:
         raise ValueError("The checkpoint lacks LayerNorm_in/scale, which shows the width: give only this layer's tree.")
-    dim = len(state["LayerNorm_in/scale"])
-    mixer = Maxim(dim, size=block_size, block_size=block_size, grid_size=grid_size, **factors)
-    # The authors' layer includes a norm and a residual, so it is our block without the MLP.
-    model = Block(dim, mixer, norm1=partial(LayerNorm2d, eps=1e-6), mlp_ratio=0, layer_scale=0)
-    return model, Layout(NAMES, arrange_flax)
+    level = Level(len(state["LayerNorm_in/scale"]), block_size, grid_size)
+    names = ((r"^norm\.", "LayerNorm_in/"), (r"^mixer\.", ""), *NAMES)
+    return MultiAxisGmlp(level, **factors), Layout(names, arrange_flax)
 
 
 @official(
