@@ -201,11 +201,6 @@ def official_wavemix(
 ) -> ModelAndLayout:
     """Build our model for the arguments of the authors' `WaveMix` classifier."""
     check_value("initial_conv", initial_conv, ["pachify", "strided"], "'pachify' or 'strided'")
-    model = wavemix(
-        "wavemix_192_16",
-        level=level,
-        patch_size=patch_size if initial_conv == "pachify" else 0,
-        stride=0 if initial_conv == "pachify" else stride,
-        **arguments,
-    )
+    stem: dict[str, Any] = dict(patch_size=patch_size) if initial_conv == "pachify" else dict(stride=stride)
+    model = wavemix("wavemix_192_16", level=level, **stem, **arguments)
     return model, wavemix_layout(*CLASSIFIER_NAMES, level=level)
