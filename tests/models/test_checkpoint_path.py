@@ -139,17 +139,6 @@ def test_images_for_shipped_weights_are_prepared_as_the_card_says():
     assert cfg_of_file(file)["label_names"] == tuple("0123456789")
 
 
-@pytest.mark.parametrize("name", ["metaformer_raft_nano", "metaformer_nin_nano", "minattn_full_mlp_h4_cifar"])
-def test_loading_at_another_image_size_equals_set_input_size(name, tmp_path):
-    args = {"depth": 1} if name.startswith("minattn") else TINY
-    model = timm.create_model(name, **args)
-    torch.save(model.state_dict(), tmp_path / "weights.pt")
-    loaded = timm.create_model(name, checkpoint_path=tmp_path / "weights.pt", img_size=64, **args)
-    model.set_input_size(64)
-    assert loaded.state_dict().keys() == model.state_dict().keys()
-    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values()))
-
-
 def test_tensors_that_do_not_fit_are_named(trained):
     _, file = trained
     with pytest.raises(ValueError, match=r"does not fit metaformer_raft_nano: it has head.bias of shape \(3,\)"):

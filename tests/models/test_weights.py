@@ -51,9 +51,8 @@ def saved(tmp_path):
         model = create(name)
         for key, tensor in model.state_dict().items():
             if tensor.is_floating_point():
-                tensor += (
-                    0.1 * torch.rand_like(tensor) if key.endswith("running_var") else 0.1 * torch.randn_like(tensor)
-                )
+                random_like = torch.rand_like if key.endswith("running_var") else torch.randn_like
+                tensor += 0.1 * random_like(tensor)
         file = tmp_path / f"{name}.safetensors"
         save_file(model.state_dict(), file)
         return model, file
@@ -125,9 +124,9 @@ def test_first_convolutions_are_adapted_to_other_channels(name, saved):
 def test_loading_at_another_size_equals_set_input_size(name, scale, saved):
     model, file = saved(name)
     size = tuple(int(s * n) for s, n in zip(scale, image(model).shape[-2:]))
-    loaded = create(name, file, img_size=size)
     model.set_input_size(size)
-    assert same(loaded, model)
+    for loaded in (create(name, file, img_size=size), create(name, img_size=size, checkpoint_path=file)):
+        assert same(loaded, model)
     assert torch.isfinite(loaded(image(model, size))).all()
 
 
@@ -308,6 +307,19 @@ def test_poolformer_sizes_have_timms_published_tags():
         assert f"metaformer_pooling_{size}.sail_in1k" in timm.list_pretrained("metaformer_*")
     with pytest.raises(RuntimeError, match="Invalid pretrained tag"):
         timm.create_model("metaformer_pooling_s12.sail_in22k")
+
+
+def test_tags_of_wavemix_have_the_authors_addresses_image_sizes_and_classes():
+    folder = "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/"
+    urls = [timm.get_pretrained_cfg(tag).url or "" for tag in timm.list_pretrained("wavemix_*.*")]
+    assert sum(url.startswith(folder) for url in urls) == 13
+    for tag, file, size, classes in (
+        ("wavemix_192_16_l3.in1k", "ImageNet/wavemix_192_16_75.06.pth", 224, 1000),
+        ("wavemix_192_16_l3.tiny_imagenet", "tinyimagenet/tiny_78.76.pth", 128, 200),
+        ("wavemix_256_16_l4.in1k", "ImageNet/imagenet4level_70.42.pth", 256, 1000),
+    ):
+        cfg = timm.get_pretrained_cfg(tag)
+        assert (cfg.url.removeprefix(folder), cfg.input_size, cfg.num_classes) == (file, (3, size, size), classes)
 
 
 @torch.no_grad()
