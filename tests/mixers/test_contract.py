@@ -7,7 +7,6 @@ import re
 
 import pytest
 import torch
-from timm.models._features_fx import create_feature_extractor
 from torch import nn
 from torch.export import Dim
 
@@ -272,12 +271,6 @@ def test_is_traced_by_fx(case):
     traced = torch.fx.symbolic_trace(mixer)
     for size in SIZES:
         assert_close(traced(images(*size)), mixer(images(*size)), 0)
-
-
-def test_is_one_node_for_timms_feature_extractor(case):
-    extractor = create_feature_extractor(nn.Sequential(nn.Conv2d(3, DIM, 1), case()).eval(), ["1"])
-    for size in SIZES:
-        assert extractor(images(*size, dim=3))["1"].shape == (2, DIM, *size)
 
 
 def test_proj_drop_is_an_option_of_mixers_that_have_dropout(case):

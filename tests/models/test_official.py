@@ -231,19 +231,6 @@ def test_a_loaded_model_names_no_published_weights():
     assert model.pretrained_cfg["num_classes"] == model.num_classes == golden.constructor["num_classes"]
 
 
-def test_a_flax_tree_may_be_nested():
-    golden = Golden("maxim_mab_b2x4_g3x2_12x8")
-    tree = {}
-    for key, value in golden.state.items():
-        *path, leaf = key.split("/")
-        level = tree
-        for name in path:
-            level = level.setdefault(name, {})
-        level[leaf] = value.numpy()
-    model = load_official("maxim_mab", {"params": tree}, **golden.constructor)
-    assert torch.equal(model(golden.input), golden.model()(golden.input))
-
-
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_tensors_that_do_not_fit_are_named(name):
     golden = Golden(name)

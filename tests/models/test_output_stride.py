@@ -118,10 +118,6 @@ def test_output_stride_is_refused_with_even_kernels():
     assert create(downsample=downsample, output_stride=32).feature_info[-1]["reduction"] == 32
 
 
-def test_the_stride_of_a_model_is_accepted_as_its_output_stride():
-    assert timm.create_model("raftmlp_s", output_stride=32, device="meta").feature_info[-1]["reduction"] == 32
-
-
 @pytest.mark.parametrize("head, stride", [("DeepLabV3", 8), ("DeepLabV3Plus", 16), ("PAN", 16)])
 @torch.no_grad()
 def test_heads_of_segmentation_models_pytorch_take_the_output_stride(head, stride):
