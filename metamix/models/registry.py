@@ -81,7 +81,8 @@ def build(
         require_reachable(name, cfg, kwargs.get("cache_dir"))
     kwargs.setdefault("img_size", cfg.input_size[-2:])
     options = inspect.signature(MetaFormer).parameters
-    depths = kwargs.get("depths", options["depths"].default)
+    depths, dims = (kwargs.get(name, options[name].default) for name in ("depths", "dims"))
+    check_stages(depths, dims)
     feature_cls = kwargs.get("feature_cls") if kwargs.get("features_only") else None
     problem = ""
     if feature_cls in ("list", "dict") and len(depths) == 1:
@@ -90,8 +91,6 @@ def build(
         problem = "leaves out the position embedding, which timm does not find"
     if problem:
         raise ValueError(f"feature_cls={feature_cls!r} {problem}: give 'getter' or 'fx'.")
-    if "dims" in kwargs:
-        check_stages(depths, kwargs["dims"])
     if default_mixer_args:
         mixer = kwargs.get("mixer", options["mixer"].default)
         mixers, mixer_args = mixers_per_stage(mixer, kwargs.get("mixer_args"), len(depths))

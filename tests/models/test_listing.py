@@ -109,7 +109,7 @@ def test_a_name_that_is_registered_again_is_counted_again(forget_models):
 
 
 def test_a_model_with_wrong_arguments_is_named(forget_models):
-    register("broken_here", cfg=CIFAR10, mixer="raft", dims=32, depths=2)
+    register("broken_here", cfg=CIFAR10, mixer="raft", depths=2)
     with pytest.raises(ValueError, match="broken_here is registered with wrong arguments: depths is 2"):
         metamix.list_models("broken_here")
 
