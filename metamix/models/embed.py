@@ -74,8 +74,8 @@ def limit_stride(stem: Any, downsamples: Sequence[Any], output_stride: int) -> N
     Convolutions that then read a finer map are dilated, so that they reach equally far in the image.
 
     Raises:
-        ValueError: the stride must change, but the model does not have four stages and a stride of 32, a downsampling
-            layer is not just a convolution with an odd kernel, or `output_stride` is not 8 or 16, or no stage has it.
+        ValueError: the stride must change, but the model does not have four stages and a stride of 32; a downsampling
+            layer is not a convolution with an odd kernel; or `output_stride` is not 8 or 16, or no stage has it.
     """
     strides = [*accumulate((embed.reduction for embed in (stem, *downsamples)), operator.mul)]  # of the stages' maps
     if output_stride == strides[-1]:
