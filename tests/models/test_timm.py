@@ -141,17 +141,13 @@ def test_listed_parameters_and_multiply_adds_are_up_to_date(name, native):
 
 @NOT_LARGE
 def test_features_and_heads_have_the_expected_shapes_at_the_trained_size(name, native):
-    cfg, model = native.default_cfg, copy.deepcopy(native)
+    cfg, model = native.default_cfg, native
     h, w = cfg["input_size"][1:]
     maps, features = model.forward_intermediates(images(model, h, w))
     assert shapes(features) == [(2, i["num_chs"], h // i["reduction"], w // i["reduction"]) for i in model.feature_info]
     assert maps.shape == (2, model.num_features, *cfg["pool_size"])
     assert model.forward_head(maps).shape == (2, cfg["num_classes"])
     assert model.forward_head(maps, pre_logits=True).shape == (2, model.head_hidden_size)
-    for num_classes, pool, shape in ((0, "avg", (2, model.num_features)), (0, "", maps.shape), (5, "max", (2, 5))):
-        model.reset_classifier(num_classes, pool)
-        assert model.num_classes == num_classes
-        assert model.forward_head(maps).shape == shape
 
 
 @NOT_LARGE
