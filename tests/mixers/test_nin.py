@@ -44,12 +44,6 @@ def test_outputs_equal_the_formula(size, grid):
     assert_equal(mixer(x), formula(x, mixer, (3, 2) if grid == (3, 2) else SIZE))
 
 
-def test_at_the_trained_size_nothing_is_resampled():
-    mixer = random_mixer("nin", 6, SIZE)
-    x = random_map(2, 6, *SIZE)
-    assert_equal(mixer(x), linear(x, mixer.value) * gate(x, mixer))
-
-
 def test_token_dim_and_channel_dim_set_the_widths():
     mixer = random_mixer("nin", 6, SIZE, token_dim=7, channel_dim=9)
     assert mixer.token_mlp.fc1.weight.shape == (7, 1, 5, 4)

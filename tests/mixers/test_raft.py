@@ -98,12 +98,6 @@ def test_grid_is_at_most_the_size():
     assert create_mixer("raft", 8, size=(4, 9), grid=6).horizontal.length == 6
 
 
-def test_resampling_the_branch_is_the_default():
-    x = random_map(1, 8, 7, 4)
-    branch, default = random_mixer("raft", 8, SIZE, resample="branch"), random_mixer("raft", 8, SIZE)
-    assert_equal(default(x), branch(x), 0)
-
-
 @pytest.mark.parametrize("size", [(10, 6), (7, 4), (15, 3)])
 @pytest.mark.parametrize("r", [1, 2])
 def test_a_mixer_adapted_to_larger_maps_equals_one_that_resamples_weights(r, size):
