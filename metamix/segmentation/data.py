@@ -61,9 +61,8 @@ class SegmentationData:
         test, held_out = choose_splits(self.set.splits, options.test_on, options.train_on, train=train)
         self.test_split = test  # the data set's name for the split that is scored as "test"
         self.parts = {"train": [s for name in options.train_on for s in self.set.find(name)]} if train else {}
-        self.parts["test"] = self.set.find(test)
-        if held_out:
-            self.parts["holdout"] = self.set.find("val")
+        self.scored = {"test": self.set.find(test)} | ({"holdout": self.set.find("val")} if held_out else {})
+        self.parts |= self.scored
         sizes = {split: check_sizes(samples) for split, samples in self.parts.items()}
         if train:
             self._check_crops(self.parts["train"], sizes["train"])
@@ -100,10 +99,8 @@ class SegmentationData:
 
     def _check_scored_masks(self) -> None:
         """Read all masks to score, to find wrong values and splits without labelled pixels before training."""
-        for split, samples in self.parts.items():
-            if split == "train":
-                continue
-            counts = MaskedImages(samples, self.labels).label_counts("checking")
+        for samples in self.scored.values():
+            counts = MaskedImages(samples, self.labels).label_counts()
             if counts.any() and not counts[:IGNORED].any():
                 raise ValueError(f"all pixels of the masks in {samples[0].mask.parent} are ignored: none can be scored")
 
@@ -115,15 +112,11 @@ class SegmentationData:
             images.load()
         return images
 
-    def label_counts(self) -> Tensor:
-        """Count the pixels of each label in the masks to train on: (256,) int64."""
-        return self.train_images.label_counts("counting")
-
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
         """Make the loader of augmented crops; raise ValueError if masks in memory are wrong or show only one class."""
         images = self.train_images
         if images.loaded:
-            counts = self.label_counts()
+            counts = images.label_counts()
             missing = [c for c, n in zip(self.classes, counts) if not n]
             text = f"no mask to train on has a pixel of {', '.join(missing)}"
             if len(missing) >= len(self.classes) - 1:
@@ -142,8 +135,7 @@ class SegmentationData:
         """Make the loaders of the splits to score, with one image in a batch."""
         return {
             split: self.scoring_loader(MaskedImages(samples, self.labels), EvalOrder(len(samples), 1, rank, world_size))
-            for split, samples in self.parts.items()
-            if split != "train"
+            for split, samples in self.scored.items()
         }
 
     def scoring_loader(self, images: SampleReader, order: EvalOrder) -> StreamLoader:
@@ -186,10 +178,10 @@ class MaskedImages:
             with suppress(CorruptImage):  # the loader reports it when it reads the sample
                 self.loaded[i] = self.read(i)
 
-    def label_counts(self, doing: str) -> Tensor:
-        """Count the pixels of each label in the readable masks: (256,) int64. `doing` names the progress bar."""
+    def label_counts(self) -> Tensor:
+        """Count the pixels of each label in the readable masks: (256,) int64."""
         counts = torch.zeros(256, dtype=torch.int64)
-        for i, sample in enumerate(tqdm(self.samples, desc=doing, unit="mask", leave=False, disable=None)):
+        for i, sample in enumerate(tqdm(self.samples, desc="counting", unit="mask", leave=False, disable=None)):
             with suppress(CorruptImage):  # the loader reports it when it reads the sample
                 mask = self.loaded[i][2] if i in self.loaded else read_mask(sample.mask, self.labels)
                 counts += torch.bincount(mask.flatten(), minlength=256)

@@ -46,9 +46,11 @@ class Segmentation:
 
     def loss_weights(self) -> Tensor | None:
         """Return the class weights of the loss, (classes,), or None; median and log read all masks to train on."""
-        weights, classes = self.options.class_weights, len(self.data.classes)
+        weights = self.options.class_weights
+        if weights == "none":
+            return None
         if isinstance(weights, str):
-            return None if weights == "none" else class_weights(weights, self.data.label_counts()[:classes])
+            return class_weights(weights, self.data.train_images.label_counts()[: len(self.data.classes)])
         return torch.tensor(weights)
 
     @property

@@ -371,7 +371,7 @@ def test_masks_to_score_are_read_before_training(scenes, break_image):
 def test_pixels_of_each_class_are_counted_for_class_weights(scenes):
     root = scenes()
     data = SegmentationData(options(root))
-    counts = data.label_counts()[: len(data.classes)]
+    counts = data.train_images.label_counts()[: len(data.classes)]
     masks = [np.array(Image.open(path)) for path in (root / "train" / "masks").iterdir()]
     assert counts.tolist() == [sum(int((mask == k).sum()) for mask in masks) for k in range(4)]
     for given, wanted in (((0.0, 1.0, 2.0, 3.0), torch.arange(4.0)), ("log", class_weights("log", counts))):
@@ -433,7 +433,7 @@ def test_ade20k_is_read_with_its_classes_and_labels(tmp_path):
     (tmp_path / "objectInfo150.txt").write_text(f"Idx\tRatio\tTrain\tVal\tName\n{rows}")
     data = SegmentationData(options(tmp_path, data="ade20k"))
     assert data.classes == ("name1", "name2", "name3") and list(data.parts) == ["train", "test"]
-    assert data.label_counts()[:3].tolist() == [0, 40 * 48, 0] and data.labels.accepted() == "0 to 3"
+    assert data.train_images.label_counts()[:3].tolist() == [0, 40 * 48, 0] and data.labels.accepted() == "0 to 3"
     assert data.labels.table[:4].tolist() == [255, 0, 1, 2]
 
 
@@ -451,7 +451,7 @@ def test_cityscapes_is_read_with_its_classes_and_labels(tmp_path):
     assert data.labels.accepted() == "0 to 33"
     write_mask(data.parts["train"][0].mask, np.full((40, 48), 99))
     with pytest.raises(BadMask, match="label 99 at 1,920 pixels.* have the values 0 to 33: correct the mask, or"):
-        SegmentationData(options(tmp_path, data="cityscapes")).label_counts()
+        SegmentationData(options(tmp_path, data="cityscapes")).train_images.label_counts()
 
 
 def test_voc_and_oxford_pets_are_read_with_their_classes_and_labels(tmp_path):
@@ -464,7 +464,7 @@ def test_voc_and_oxford_pets_are_read_with_their_classes_and_labels(tmp_path):
         write_mask(root / "SegmentationClass" / f"{split}1.png", np.full((40, 48), 20))
     data = SegmentationData(options(tmp_path, data="voc"))
     assert data.labels.accepted() == "0 to 20, 255"
-    assert len(data.classes) == 21 and data.label_counts()[20] == 40 * 48
+    assert len(data.classes) == 21 and data.train_images.label_counts()[20] == 40 * 48
     palette = data.labels.palette
     assert palette[:3] == ((0, 0, 0), (128, 0, 0), (0, 128, 0)) and palette[21] == (224, 224, 192)
 
@@ -476,7 +476,10 @@ def test_voc_and_oxford_pets_are_read_with_their_classes_and_labels(tmp_path):
         Image.new("RGB", (48, 40)).save(pets / "images" / f"{split}_1.jpg")
         write_mask(pets / "annotations" / "trimaps" / f"{split}_1.png", [[1] * 24 + [2] * 20 + [3] * 4] * 40)
     data = SegmentationData(options(tmp_path, data="oxford_pets"))
-    assert data.label_counts()[:3].tolist() == [40 * 24, 40 * 20, 40 * 4] and list(data.parts) == ["train", "test"]
+    assert data.train_images.label_counts()[:3].tolist() == [40 * 24, 40 * 20, 40 * 4] and list(data.parts) == [
+        "train",
+        "test",
+    ]
     assert data.labels.accepted() == "1 to 3"
     assert open_set(options(tmp_path, data="voc")).find("val")[0].name == "val1"
 
