@@ -29,8 +29,6 @@ class SegmentationModel(TaskModel):
         self.options, self.data = options, data
         self.notes: list[str] = []  # where the weights come from
         self.frozen_norms = trained.frozen_norms if trained else False  # freeze the backbone's norms; set by `build`
-        self.crop = trained.crop if trained else options.crop_size
-        self.train_on = trained.train_on if trained else options.train_on
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> Segmenter:
         """Build the segmenter, and load weights into its backbone or into the whole segmenter as the options say."""
@@ -89,7 +87,7 @@ class SegmentationModel(TaskModel):
             **{f"{prefix}measured": describe_scores(each) for prefix, each in make_predictors(options).items()},
             **data.identity,
             "parameters": sum(weight.numel() for weight in model.parameters()),
-            "macs": count_macs(model, (3, *self.crop)),
+            "macs": count_macs(model, (3, *options.crop_size)),
         }
 
     def spec(self) -> SegmenterSpec:
@@ -97,7 +95,7 @@ class SegmentationModel(TaskModel):
         data, names = self.data, [field.name for field in fields(SegmenterSpec)]
         values = {name: getattr(self.options, name) for name in names if hasattr(self.options, name)}
         values |= dict(classes=data.classes, palette=data.labels.palette, mean=data.mean, std=data.std)
-        values |= dict(crop=self.crop, frozen_norms=self.frozen_norms, train_on=self.train_on)
+        values |= dict(crop=self.options.crop_size, frozen_norms=self.frozen_norms)
         return SegmenterSpec(**values)
 
 
