@@ -61,12 +61,9 @@ def draw_images(path: Path, rows: Sequence[Shown], labels: Labels) -> None:
         for axes, title in zip(line[1:], titles[1:]):
             axes.set_title(title, fontsize="small")
         present |= set(row.truth.unique().tolist()) | set(row.predicted.unique().tolist())
-    handles = [
-        Patch(facecolor=tuple(colours[k] / 255), edgecolor="grey", label=figure_text(labels.classes[k]))
-        for k in sorted(present - {IGNORED})[:MAX_LEGEND_CLASSES]
-    ]
-    if IGNORED in present:
-        handles.append(Patch(facecolor=tuple(colours[IGNORED] / 255), edgecolor="grey", label="ignored"))
+    names = [(k, figure_text(labels.classes[k])) for k in sorted(present - {IGNORED})[:MAX_LEGEND_CLASSES]]
+    names += [(IGNORED, "ignored")] if IGNORED in present else []
+    handles = [Patch(facecolor=tuple(colours[k] / 255), edgecolor="grey", label=name) for k, name in names]
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=10, fontsize="small")
     save_figure(path, figure)
