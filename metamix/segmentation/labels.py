@@ -49,8 +49,8 @@ class Labels:
 
     @cached_property
     def table(self) -> np.ndarray:
-        """Return the label of each value from 0 to 255, (256,) int16; a label may be IGNORED or REFUSED."""
-        table = np.full(256, REFUSED, dtype=np.int16)
+        """Return the label, IGNORED or REFUSED of the values 0 to 255, and REFUSED for all others: (257,) int16."""
+        table = np.full(257, REFUSED, dtype=np.int16)
         table[[*self.values]] = [*self.values.values()]
         return table
 
@@ -115,16 +115,15 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
             data set's palette.
     """
     image = open_mask(path)
-    if image.mode in ("RGB", "RGBA"):
-        colours = np.array(image.convert("RGB"))
+    if image.mode == "RGB":
+        colours = np.array(image)
         if labels.palette is not None or (colours != colours[..., :1]).any():
             return torch.from_numpy(_from_colours(colours, labels, path))
         image = Image.fromarray(colours[..., 0])  # indices, saved as three equal channels
     values = np.array(image, dtype=np.int32)
     if image.mode == "P" and labels.palette is not None:
         _check_own_palette(image, labels, labels.palette, path)
-    inside = (values >= 0) & (values < len(labels.table))
-    mapped = np.where(inside, labels.table[np.where(inside, values, 0)], REFUSED)
+    mapped = labels.table[values.clip(-1, 256)]  # both -1 and 256 are the last entry
     if (refused := mapped == REFUSED).any():
         wrong = np.unique(values[refused]).tolist()
         raise BadMask(
@@ -135,16 +134,16 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
 
 
 def open_mask(path: Path) -> Image.Image:
-    """Decode a mask of one channel, with a palette or in RGB; raise CorruptImage or BadMask if that fails."""
+    """Decode a mask of one channel, with a palette or in RGB, without alpha; raise CorruptImage or BadMask."""
     with as_corrupt_image(path):
         file = read_image_file(path)
         image = ImageOps.exif_transpose(file)  # the images are turned upright too
         image.load()
     if file.format == "JPEG":
         raise BadMask(f"{path} is a JPEG, and JPEG changes labels: save masks as PNGs, made from the original labels")
-    if image.mode == "LA":
-        image = image.convert("L")
-    if image.mode not in ("1", "L", "P", "RGB", "RGBA") and not image.mode.startswith("I"):
+    if image.mode in ("LA", "RGBA"):
+        image = image.convert(image.mode[:-1])
+    if image.mode not in ("1", "L", "P", "RGB") and not image.mode.startswith("I"):
         raise BadMask(f"{path} has the mode {image.mode}, but masks must be PNGs of indices in mode L, P, 1 or I")
     return image
 

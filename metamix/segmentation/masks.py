@@ -108,8 +108,8 @@ def read_masks(source: Path) -> Masks:
 def read_values(path: Path) -> np.ndarray:
     """Return the grey value, index or colour of each pixel of a mask as a number, (H, W) int32; see `COLOUR`."""
     image = open_mask(path)
-    if image.mode in ("RGB", "RGBA"):
-        return number_colours(np.array(image.convert("RGB")))
+    if image.mode == "RGB":
+        return number_colours(np.array(image))
     values = np.array(image, dtype=np.int32)
     if values.min() < 0 or values.max() > 65_535:
         raise ValueError(f"{path} has values from {values.min():,} to {values.max():,}, but masks may have 0 to 65,535")
