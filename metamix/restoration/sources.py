@@ -15,8 +15,6 @@ from metamix.weights.checksums import digest
 
 from .options import RestorationDataOptions
 
-TEST_FOLDERS = ("test", "val")
-
 
 @dataclass(frozen=True)
 class ImagePair:
@@ -44,7 +42,7 @@ class ImagePair:
 
 def test_folders(options: RestorationDataOptions) -> list[Path]:
     """List the folders test and val of the data set; leave out a missing folder."""
-    folders = [Path(options.data_dir, name) for name in TEST_FOLDERS if options.data_dir]
+    folders = [Path(options.data_dir, name) for name in ("test", "val") if options.data_dir]
     return [folder for folder in folders if folder.is_dir()]
 
 

@@ -12,8 +12,7 @@ from metamix.utils.options import changed_flags, option
 from metamix.utils.text import plural
 
 from .data import read_tensor
-from .degradations import PAIRS
-from .options import RestorationOptions
+from .options import RestorationDataOptions
 from .sources import ImagePair, find_roots, find_samples, leave_out, scale_of_pair
 
 
@@ -22,9 +21,9 @@ class VerifyPairs(VerifyOptions):
     """Check pairs of images, or clean images."""
 
     clean: bool = option(False, "check clean images without partners instead of pairs")
-    input_folder: str = option(RestorationOptions.input_folder, "folder of the degraded images of pairs")
-    target_folder: str = option(RestorationOptions.target_folder, "folder of the clean images of pairs")
-    input_name: str = option(RestorationOptions.input_name, "name of the degraded image of the clean image {name}")
+    input_folder: str = option(RestorationDataOptions.input_folder, "folder of the degraded images of pairs")
+    target_folder: str = option(RestorationDataOptions.target_folder, "folder of the clean images of pairs")
+    input_name: str = option(RestorationDataOptions.input_name, "name of the degraded image of the clean image {name}")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,9 +31,8 @@ class VerifyPairs(VerifyOptions):
             raise ValueError(f"data_dir is {self.data_dir}: give only the folder: metamix verify {self.data_dir}")
         if self.clean and (flags := changed_flags(self, "input_folder", "target_folder", "input_name")):
             raise ValueError(f"{flags[0]} {flags[1]} is for pairs, but --clean checks images alone: omit one")
-        self.options = RestorationOptions(
+        self.options = RestorationDataOptions(
             data_dir=self.data,
-            degradation="noise:0" if self.clean else PAIRS,
             input_folder=self.input_folder,
             target_folder=self.target_folder,
             input_name=self.input_name,
