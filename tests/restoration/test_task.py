@@ -279,8 +279,6 @@ def test_a_dry_run_describes_both_models_of_a_comparison(clean, tmp_path, capsys
 
 MISTAKES = [
     (["--model", "maxim_nan"], "no image model 'maxim_nan'; did you mean 'maxim_nano'"),
-    (["--degradation", "nois:25"], "degradation is 'nois'; did you mean 'noise'"),
-    (["--loss", "ssin"], "loss is 'ssin'; did you mean 'ssim'"),
     (["--crop", 64], "48 x 40 pixels, less than the crop of 64: give a smaller --crop, or take the image out"),
     (["--crop", 18], "crop is 18, but maxim_nano trains on multiples of 8 x 8 pixels: give a --crop that fits"),
     (["--channels", "grey"], "is in colour: give --channels rgb, or y for its luminance"),

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from PIL import Image
 
 from metamix.models import load_official
 from metamix.segmentation import build_segmenter
@@ -128,22 +127,27 @@ def test_an_unknown_tag_or_a_model_without_published_weights_is_refused():
         Segmentation.check_model("ninformer_cifar", True)
 
 
-def test_a_downloaded_segmenter_keeps_its_classifier_only_if_the_number_of_classes_fits(tmp_path, monkeypatch):
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """Publish a small segmenter with five classes under the name of a real one, and return its tensors."""
+    state, file = mmsegmentation_state(), tmp_path / "fpn.pth"
+    torch.save({"state_dict": state}, file)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    state = mmsegmentation_state()
-    torch.save({"state_dict": state}, tmp_path / "fpn.pth")
-    entry = PublishedSegmenter("semantic_fpn", (tmp_path / "fpn.pth").as_uri(), 5, POOLFORMER_SEMANTIC_FPN)
+    entry = PublishedSegmenter("semantic_fpn", file.as_uri(), 5, POOLFORMER_SEMANTIC_FPN)
     monkeypatch.setitem(WEIGHTS, "metaformer_pooling_s12.ade20k", entry)
+    return state
 
+
+def test_a_downloaded_segmenter_keeps_its_classifier_only_if_the_number_of_classes_fits(published):
     def build(classes, neck=16):
         widths = dict(backbone_args=WIDTHS, neck_channels=neck, head_channels=8)
         return build_segmenter("semantic_fpn", "metaformer_pooling_s12.ade20k", classes, pretrained=True, **widths)
 
     for classes in (5, 3):
         model = build(classes)
-        assert torch.equal(model.head.branches[0][0][0].weight, state["decode_head.scale_heads.0.0.conv.weight"])
-        assert torch.equal(model.backbone.body.model.stem.bias, state["backbone.patch_embed.proj.bias"])
-        loaded = torch.equal(model.head.classifier.bias, state["decode_head.conv_seg.bias"][:classes])
+        assert torch.equal(model.head.branches[0][0][0].weight, published["decode_head.scale_heads.0.0.conv.weight"])
+        assert torch.equal(model.backbone.body.model.stem.bias, published["backbone.patch_embed.proj.bias"])
+        loaded = torch.equal(model.head.classifier.bias, published["decode_head.conv_seg.bias"][:classes])
         assert loaded == (classes == 5) and model.num_classes == classes
     with pytest.raises(ValueError, match=r"fpn.pth does not fit semantic_fpn on metaformer_"):
         build(5, neck=8)
@@ -151,20 +155,12 @@ def test_a_downloaded_segmenter_keeps_its_classifier_only_if_the_number_of_class
         build_segmenter("upernet", "metaformer_pooling_s12.ade20k", 150, pretrained=True)
 
 
-@pytest.mark.parametrize("classes", ["abcde", "abc"])
-def test_a_note_names_the_new_tensors_of_a_downloaded_segmenter(classes, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    torch.save({"state_dict": mmsegmentation_state()}, tmp_path / "fpn.pth")
-    published = (tmp_path / "fpn.pth").as_uri()
-    entry = PublishedSegmenter("semantic_fpn", published, 5, POOLFORMER_SEMANTIC_FPN)
-    monkeypatch.setitem(WEIGHTS, "metaformer_pooling_s12.ade20k", entry)
-    for split in ("train", "val"):
-        for kind in ("images", "masks"):
-            (tmp_path / split / kind).mkdir(parents=True)
-            Image.new("RGB" if kind == "images" else "L", (40, 40)).save(tmp_path / split / kind / "a.png")
-    (tmp_path / "classes.txt").write_text("\n".join(classes))
+@pytest.mark.parametrize("classes", ["abcde", "abcd"])
+def test_a_note_names_the_new_tensors_of_a_downloaded_segmenter(classes, scenes, published):
+    root = scenes(train=1, val=1)
+    (root / "classes.txt").write_text("\n".join(classes))
     options = SegmentationOptions(
-        data_dir=str(tmp_path), model="metaformer_pooling_s12.ade20k", pretrained=True, model_args=WIDTHS,
+        data_dir=str(root), model="metaformer_pooling_s12.ade20k", pretrained=True, model_args=WIDTHS,
         head_args=dict(neck_channels=16, head_channels=8), crop=(32,),
     )  # fmt: skip
     model = Segmentation(options).model
