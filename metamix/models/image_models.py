@@ -122,9 +122,10 @@ def split_name(name: str) -> tuple[str, str]:
     return base, tag
 
 
-def preset_arguments(name: str) -> dict[str, Any]:
-    """Return the preset arguments of a registered name, with or without a tag."""
-    return dict(_MODELS[name.partition(".")[0]].keywords)
+def free_arguments(name: str) -> set[str]:
+    """Return the arguments of a model that its name, with or without a tag, leaves open; reject unknown names."""
+    build = _MODELS[split_name(name)[0]]
+    return inspect.signature(build.func).parameters.keys() - build.keywords.keys()
 
 
 # Weights

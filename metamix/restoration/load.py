@@ -1,6 +1,5 @@
 """Choose the arguments of image models for the data, and load trained models from files."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import nn
 
 from metamix.data.files import check_several
 from metamix.layers.image_inference import JPEG_BLOCK, PadAndCrop, check_tiles, tiles
-from metamix.models.image_models import create_image_model, preset_arguments, published_weights
+from metamix.models.image_models import create_image_model, free_arguments, published_weights
 from metamix.tasks.network import check_task
 from metamix.utils.checks import check_one_source
 from metamix.utils.rules import check_entries, one_of, rules_of, where
@@ -114,14 +113,11 @@ def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale
     Raises:
         ValueError: the name or an argument is unknown, or the model does not fit the number of channels or the scale.
     """
+    arguments, free = dict(model_args), free_arguments(name)
+    arguments |= {"in_chans": in_chans} if "in_chans" in free else {}
+    arguments |= {"scale": scale} if "scale" in free - arguments.keys() else {}
     with torch.device("meta"):  # without weights, since only the attributes are needed
-        model: Any = create_image_model(name, **model_args)
-        accepted = inspect.signature(type(model).__init__).parameters
-        arguments = dict(model_args)
-        arguments |= {"in_chans": in_chans} if "in_chans" in accepted else {}
-        fixed = preset_arguments(name) | arguments
-        arguments |= {"scale": scale} if "scale" in accepted and "scale" not in fixed else {}
-        model = create_image_model(name, **arguments)
+        model: Any = create_image_model(name, **arguments)
     check_channels(name, model.in_chans, in_chans)
     if model.scale not in (1, scale):
         size = f"are {scale} times as large as the inputs" if scale > 1 else "have the size of the inputs"

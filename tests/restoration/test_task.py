@@ -13,8 +13,11 @@ import metamix
 import metamix.cli.evaluate
 import metamix.cli.train
 import metamix_cli
+from metamix.models import image_models
+from metamix.models.wavemix_restoration import WaveMixSisr
 from metamix.restoration.data import RestorationData
 from metamix.restoration.inference import Restorer
+from metamix.restoration.load import fit_arguments
 from metamix.restoration.metric import Measure
 from metamix.restoration.options import RestorationEvalOptions, RestorationOptions
 from metamix.restoration.task import Restoration
@@ -299,6 +302,14 @@ def test_wrong_options_are_refused(words, message, clean, tmp_path):
     with pytest.raises(SystemExit, match=message):
         train(*command)
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_function_that_builds_an_image_model_gets_only_its_own_arguments(monkeypatch):
+    """The network that it builds may take more arguments, such as in_chans."""
+    for registry in ("_MODELS", "_TAGS"):
+        monkeypatch.setattr(image_models, registry, dict(getattr(image_models, registry)))
+    image_models.register_image_model("mine", lambda dim=8: WaveMixSisr(dim=dim, depth=1))
+    assert fit_arguments("mine", {"dim": 4}, in_chans=3, scale=2) == ({"dim": 4}, 1)
 
 
 def test_channels_that_the_weights_do_not_take_are_refused(clean, tmp_path):
