@@ -261,9 +261,7 @@ def build_segmenter(
     if frozen_norms not in (True, False, None):
         raise ValueError(f"frozen_norms is {frozen_norms!r}, but it must be True, False or None.")
     freeze = pretrained or bool(checkpoint) if frozen_norms is None else frozen_norms
-    # Batch norms of a whole segmenter are frozen after its weights are loaded.
-    batch_norms = "freeze" if freeze and not (whole and pretrained) else "train"
-    weights = dict(pretrained=pretrained and not whole, checkpoint=checkpoint, batch_norms=batch_norms)
+    weights = dict(pretrained=pretrained and not whole, checkpoint=checkpoint, batch_norms="train")
     request = BackboneRequest(backbone, num_classes, weights, dict(in_chans=in_chans) | model_args, img_size)
     model = HEADS[head](request, **options)
     model.fixed_size = find_fixed_size(backbone, request.padded_args(model.backbone.size_divisible))
@@ -272,8 +270,8 @@ def build_segmenter(
         new = model.classifier if num_classes != whole.num_classes else ()  # these layers keep their initial values
         name = f"{head} on {backbone}"
         load_into(model, read_weights(path)[0], path, name=name, layout=whole.layout, head=new)
-        if freeze:
-            freeze_batch_norm_2d(model.backbone)
+    if freeze:
+        freeze_batch_norm_2d(model.backbone)
     return model
 
 
