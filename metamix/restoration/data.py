@@ -69,6 +69,8 @@ class RestorationData:
             split: RestorationSplit(samples, self.channels, self.scale, studio_range=split == "train")
             for split, samples in parts.items()
         }
+        # "test", and "holdout" if there is a folder val that is not the test folder
+        self.scored = {split: samples for split, samples in self.parts.items() if split != "train"}
         self.scored_in_grey = sum(sample.grey for sample in parts["test"])
         if self.channels == "y" and self.scored_in_grey:
             grey = plural(self.scored_in_grey, "scored image")
@@ -82,11 +84,6 @@ class RestorationData:
                 split: content_digest([path for sample in samples for path in sample.files])
                 for split, samples in parts.items()
             }
-
-    @property
-    def scored(self) -> "dict[str, RestorationSplit]":
-        """Return the splits to score: "test", and "holdout" if there is a folder val that is not the test folder."""
-        return {split: samples for split, samples in self.parts.items() if split != "train"}
 
     def _find(self, train: bool, test_digest: str) -> dict[str, list[ImagePair]]:
         """Find the samples of each split by the layout of the folders."""

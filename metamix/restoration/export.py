@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from metamix.deploy.runtime import ExportedModel
+from metamix.layers import round_up
 from metamix.layers.image_inference import PadAndCrop, tiles
 from metamix.tasks.calibration import MapExport
 from metamix.tasks.exportable import EXTRA, ExportOptions, Model
@@ -34,7 +35,7 @@ class ExportableRestorer(MapExport):
     def __init__(self, trained: TrainedRestorer, options: ExportOptions, task: Restoration | None = None):
         model, spec = cast(Any, trained.model), trained.spec
         rows, columns = model.multiple
-        height, width = options.img_size or (-(-TILE // rows) * rows, -(-TILE // columns) * columns)
+        height, width = options.img_size or round_up((TILE, TILE), (rows, columns))
         if height % rows or width % columns:
             raise ValueError(f"img_size is {height} x {width}: {options.source} takes multiples of {rows} x {columns}")
         metadata = replace(trained.metadata, task="restoration", in_chans=model.in_chans)

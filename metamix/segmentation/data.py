@@ -221,9 +221,8 @@ def resized_size(size: Size, min_size: int, max_size: int, scale: float = 1.0) -
 
 def resize_image(image: Tensor, min_size: int, max_size: int) -> Tensor:
     """Resize an image (3, H, W) to the size that `resized_size` returns for it."""
-    size = image.shape[-2], image.shape[-1]
-    resized = resized_size(size, min_size, max_size)
-    return image if resized == size else F.resize_image(image, list(resized), antialias=True)
+    size = resized_size((image.shape[-2], image.shape[-1]), min_size, max_size)
+    return F.resize_image(image, list(size), antialias=True)
 
 
 def random_scale(pair: Pair, options: SegmentationOptions) -> Pair:

@@ -134,7 +134,7 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
 
 
 def open_mask(path: Path) -> Image.Image:
-    """Decode a mask of one channel, with a palette or in RGB, without alpha; raise CorruptImage or BadMask."""
+    """Decode a mask without its alpha: one channel, a palette or RGB. Raise CorruptImage or BadMask if that fails."""
     with as_corrupt_image(path):
         file = read_image_file(path)
         image = ImageOps.exif_transpose(file)  # the images are turned upright too
