@@ -293,6 +293,7 @@ MISTAKES = [
     (["--model-args", "{in_chans: 1}"], "model_args has in_chans, which comes from --channels"),
     (["--input-name", "{name}x2"], "--input-name {name}x2 is for pairs, but degradation is noise:25: omit one"),
     (["--test-dir", "nowhere"], "there is no folder nowhere"),
+    (["--test-dir", ".", "--data-dir", ""], "no images to train on are given: give --data-dir FOLDER"),
 ]
 
 

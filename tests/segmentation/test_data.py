@@ -86,6 +86,9 @@ def test_the_error_says_why_a_mask_cannot_be_read(tmp_path):
     write_mask(tmp_path / "b.jpg", np.zeros((8, 8)))
     with pytest.raises(BadMask, match="b.jpg is a JPEG, and JPEG changes labels: save masks as PNGs"):
         read_mask(tmp_path / "b.jpg", make_labels(ABC))
+    Image.new("CMYK", (8, 8)).save(tmp_path / "c.tif")
+    with pytest.raises(BadMask, match="c.tif has the mode CMYK, but masks must be PNGs of indices in mode"):
+        read_mask(tmp_path / "c.tif", make_labels(ABC))
 
 
 def test_masks_are_turned_by_their_exif_data(tmp_path):

@@ -229,6 +229,7 @@ def test_an_exported_segmenter_takes_images_of_any_size(head, backbone, options)
         (dict(finest_stride=2), "finest_stride is 2, but it must be 4, 8, 16 or 32"),
         (dict(dropout=2), "dropout is 2, but it must be a number from 0 to 1"),
         (dict(backbone_args=dict(in_chans=1)), "backbone_args has in_chans, which is an argument of build_segmenter"),
+        (dict(frozen_norms="no"), "frozen_norms is 'no', but it must be True, False or None"),
         (dict(backbone_args=dict(widths=1)), "metaformer_pooling_nano does not take"),
         (dict(backbone="vit_tiny_patch16_224", backbone_args=dict(depth=1)), "vit_tiny_patch16_224 does not take"),
         (dict(backbone="wavemix_144_7"), "keeps all its maps at stride 1, which may take"),
