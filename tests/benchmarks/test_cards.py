@@ -15,17 +15,16 @@ import torch
 import yaml
 
 import metamix
+from benchmarks.paths import ROOT
 from benchmarks.report.cards import command, page, stale
+from benchmarks.scoring import load, score, task_of
 from benchmarks.weight_cards import load_cards
 from metamix.classification.load import load_initial_weights
-from metamix.data import DataOptions, eval_loader, normalize, open_data
+from metamix.data import open_data
 from metamix.models import count_macs
-from metamix.tasks.registry import TASKS, find_task
-from metamix.training.recipe import parse
 from metamix.weights.files import load_weights
 from metamix.weights.find import weights_dir
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.recipes import parse_recipe
 
 CARDS = {card["name"]: card for card in load_cards()}
 DIGITS = "metaformer_pooling_nano.digits"
@@ -78,47 +77,35 @@ def test_float16_weights_load_at_another_image_size(name):
     assert model.eval()(torch.zeros(1, 3, 48, 40)).isfinite().all()
 
 
-def data_of(card):
-    """Return the options that open the card's data; skip the test if the data are missing."""
+def data_dir_of(card):
+    """Return the folder of the card's data, None for the digits; skip the test if the data are missing."""
     data, tag = card["recipe"]["data"], card["name"].partition(".")[2]
     if data == "digits":
-        return DataOptions(data="digits")
+        return None
     if DATA is None:
         pytest.skip(f"needs {card['data']}: set METAMIX_DATA to the folder that holds it")
-    place = Path(DATA, tag) if data == "folder" else Path(DATA)
-    if data == "folder" and not place.is_dir():
-        pytest.skip(f"needs {card['data']}, and there is no folder {place}")
+    place = str(Path(DATA, tag) if data == "folder" else Path(DATA))
     try:
-        open_data(data, root=str(place))
+        open_data(data, root=place)
     except FileNotFoundError as error:
         pytest.skip(f"needs {card['data']}: {error}")
-    return DataOptions(data=data, data_dir=str(place), img_size=card["pretrained_cfg"]["input_size"][1])
+    return place
 
 
 @pytest.mark.parametrize("name", CARDS)
 def test_the_weights_reproduce_the_accuracy_on_the_card(name):
     card = CARDS[name]
-    options = data_of(card)
-    model = timm.create_model(name, pretrained=True).eval().to(memory_format=torch.channels_last)
-    mean, std = (model.pretrained_cfg[key] for key in ("mean", "std"))
-    right = total = 0
-    with torch.no_grad():
-        test = open_data(options.data, root=options.data_dir).test
-        for batch in eval_loader(test, options, batch_size=360, rank=0, world_size=1):
-            right += (model(normalize(batch["image"], mean, std)).argmax(1) == batch["label"]).sum().item()
-            total += len(batch["label"])
-    assert total == card["samples"]["test"]
-    assert f"{100 * right / total:.2f}" == f"{card['top1']:.2f}"
+    top1, confusion = score(task_of(card, data_dir_of(card)), load(card))
+    assert confusion.sum() == card["samples"]["test"]
+    assert f"{top1:.2f}" == f"{card['top1']:.2f}"
 
 
-@pytest.mark.parametrize("name", CARDS)
-def test_the_command_on_the_page_parses_to_the_recipe(name):
-    words = shlex.split(command(CARDS[name]).replace("\\\n", " "))
+@pytest.mark.parametrize("card", [*CARDS.values(), *load_cards(task="restoration")], ids=lambda card: card["name"])
+def test_the_command_on_the_page_parses_to_the_recipe(card):
+    words = shlex.split(command(card).replace("\\\n", " "))
     assert words[:2] == ["python", "train.py"]
-    words = [str(ROOT / word) if word.endswith(".yaml") else word for word in words[2:]]
-    options = find_task("classification").part("task").Options
-    recipe = parse(words, TASKS, lambda task: options, default_task=lambda values: "classification", description="")
-    assert CARDS[name]["recipe"].items() <= recipe.flat().items()
+    words = [ROOT / word if word.endswith(".yaml") else word for word in words[2:]]
+    assert card["recipe"].items() <= parse_recipe(*words).flat().items()
 
 
 def test_pages_match_the_cards():
