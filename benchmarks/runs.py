@@ -1,11 +1,11 @@
 """Read finished runs and compare their recipes."""
 
-import json
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 
 import yaml
 
+from benchmarks.paths import read_json
 from metamix.tasks.registry import find_task
 from metamix.training.recipe import EngineOptions
 
@@ -18,7 +18,7 @@ def read_run(run: Path) -> tuple[dict, dict]:
     """
     if not (run / "summary.json").is_file():
         raise ValueError(f"{run} has no summary.json: give the folder of a finished run of train.py")
-    return json.loads((run / "summary.json").read_text()), yaml.safe_load((run / "recipe.yaml").read_text())
+    return read_json(run / "summary.json"), yaml.safe_load((run / "recipe.yaml").read_text())
 
 
 def options_of(task: str) -> list[Field]:

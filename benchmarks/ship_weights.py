@@ -16,7 +16,6 @@ pages. The card keeps the learning curve, so the run folder is not needed afterw
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import torch
 from torch import nn
 
 import metamix  # noqa: F401 - registers the models with timm
+from benchmarks.paths import read_json
 from benchmarks.report.cards import JOBS
 from benchmarks.runs import free_options, read_run
 from benchmarks.scoring import score, score_restoration
@@ -79,9 +79,9 @@ def ship(args: argparse.Namespace) -> str:
         "commit": summary["commit"],
         "license": "apache-2.0",
     }
-    replaced = weights_dir() / f"{card['name']}.json"
-    if replaced.exists() and (cost := json.loads(replaced.read_text()).get("cost")):
-        card["cost"] = cost  # speed and memory stay valid with new weights
+    replaced = read_json(weights_dir() / f"{card['name']}.json", {})
+    if "cost" in replaced:
+        card["cost"] = replaced["cost"]  # speed and memory stay valid with new weights
     metric = "psnr" if card["task"] == "restoration" else "top1"
     return f"{write_weights(card, half(tensors), about | {metric: card[metric]})}, {metric} {card[metric]:.2f}"
 

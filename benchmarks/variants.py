@@ -1,7 +1,5 @@
 """Define the variants of the nano and tiny models that `benchmarks.measure.ablate` compares: one change each."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,6 +1,5 @@
 """Read and write the cards in weights/: the JSON file beside each weight file, with its recipe and its results."""
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 import metamix
+from benchmarks.paths import read_json, write_json
 from metamix.utils.files import write_text
 from metamix.weights.checksums import sha256
 from metamix.weights.files import save_weights
@@ -19,7 +19,7 @@ SUMS = "SHA256SUMS"  # hashes of the files in its folder, in the format of `sha2
 
 def load_cards(tag: str = "*", task: str = "classification") -> list[dict]:
     """Load the cards of a task, with any tag or with one tag."""
-    cards = [json.loads(path.read_text()) for path in sorted(weights_dir().glob(f"*.{tag}.json"))]
+    cards = [read_json(path) for path in sorted(weights_dir().glob(f"*.{tag}.json"))]
     return [card for card in cards if card["task"] == task]
 
 
@@ -78,7 +78,7 @@ def list_sha256(path: Path) -> None:
 
 def write_card(card: dict) -> None:
     """Write a card into the folder of the weights."""
-    write_text(weights_dir() / f"{card['name']}.json", json.dumps(card, indent=1) + "\n")
+    write_json(weights_dir() / f"{card['name']}.json", card)
 
 
 def tags() -> list[str]:

@@ -14,8 +14,6 @@ Runs with a teacher need weights that were trained on the same 90 %:
     python -m benchmarks.measure.ablate --data-dir DIR --teacher teacher.safetensors --runs nano-distill:raft:0
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

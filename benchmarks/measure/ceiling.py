@@ -12,8 +12,6 @@ The net is registered with timm as `dense_conv_net`, so that `metamix train` can
 `--import benchmarks.measure.ceiling --teacher dense_conv_net --teacher-checkpoint FILE`, with the FILE of `--weights`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

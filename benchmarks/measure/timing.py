@@ -147,8 +147,8 @@ def machine(device: str = "cpu") -> dict:
     return facts | {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()}
 
 
-def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...]) -> list[dict]:
-    """Merge `rows` into a result file and return all rows.
+def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...]) -> None:
+    """Merge `rows` into a result file.
 
     Rows of earlier runs on the same machine are kept unless a new row has the same `key` fields, so a long
     measurement can be made in parts. Rows of a different machine or of different versions are dropped, with a note.
@@ -162,9 +162,7 @@ def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...]) -> l
         print(f"note: {path} had {len(kept)} rows of a different machine or of different versions; they are dropped")
         kept = []
     kept = {tuple(row[k] for k in key): row for row in kept}
-    rows = list((kept | fresh).values())
-    write_json(path, {"machine": machine, "rows": rows})
-    return rows
+    write_json(path, {"machine": machine, "rows": list((kept | fresh).values())})
 
 
 def append_row(path: Path, row: dict) -> None:

@@ -280,11 +280,8 @@ def cost_rows(card: dict) -> list[tuple[str, str]]:
     where = f"{cost['cpu']}, {cost['threads']} threads, {cost['precision']}, batches of {cost['batch_size']}"
     rows = []
     for mode, key in (("training", "train"), ("inference", "infer")):
-        speed, memory = (
-            f"{cost[f'{key}_img_per_s']:,.0f} img/s",
-            f"{cost[f'{key}_mib']:,} MiB of memory in addition to torch and the model",
-        )
-        rows.append((mode, f"{speed}, {memory} ({where})"))
+        speed, memory = f"{cost[f'{key}_img_per_s']:,.0f} img/s", f"{cost[f'{key}_mib']:,} MiB of memory"
+        rows.append((mode, f"{speed}, {memory} in addition to torch and the model ({where})"))
     return rows
 
 
@@ -317,13 +314,13 @@ def command(card: dict) -> str:
 @cache
 def read_recipes(task: str) -> dict[Path, dict]:
     """Return all options of each recipe in configs/ for a task."""
-
-    def read(path: Path) -> dict:
-        words, options = ["--config", str(path)], find_task(task).part("task").Options
-        return parse(words, [task], lambda task: options, default_task=lambda values: task, description="").flat()
-
-    paths = sorted(CONFIGS.glob("*/*.yaml"))
-    return {path: read(path) for path in paths if read_yaml(path).get("task", "classification") == task}
+    options, recipes = find_task(task).part("task").Options, {}
+    for path in sorted(CONFIGS.glob("*/*.yaml")):
+        if read_yaml(path).get("task", "classification") == task:
+            words = ["--config", str(path)]
+            recipe = parse(words, [task], lambda name: options, default_task=lambda values: task, description="")
+            recipes[path] = recipe.flat()
+    return recipes
 
 
 def data_dir(card: dict) -> list[str]:

@@ -18,15 +18,14 @@ PUBLISHED = {"wavemixlite_8_10": 99, "wavemixlite_32_7": 80}
 def family_table(tag: str) -> str:
     """Make the full table of the mixers on one data set, with a note. Columns without a number are left out."""
     family = by_mixer(load_cards(tag))
-    baseline = family.get("identity", {}).get("cost")
+    baseline = family["identity"].get("cost")
     rows = [
         model_row(f"`{mixer}`", family[mixer], baseline)
         if mixer in family
         else [f"`{mixer}`", "not trained", *[""] * (len(COLUMNS) - 1)]
         for mixer in list_mixers()
     ]
-    said = notes(list(family.values()), relative=baseline is not None)
-    return f"{table_of_filled(['mixer', *COLUMNS], rows)}\n\n{said}"
+    return f"{table_of_filled(['mixer', *COLUMNS], rows)}\n\n{notes(list(family.values()))}"
 
 
 def model_row(name: str, card: dict, baseline: dict | None) -> list[str]:
@@ -40,13 +39,8 @@ def model_row(name: str, card: dict, baseline: dict | None) -> list[str]:
     return [*cells, f"{cost['train_mib']:,} / {cost['infer_mib']:,}"]
 
 
-def notes(cards: Sequence[dict], relative: bool) -> str:
-    """Explain the numbers of a table: data, uncertainty, recipe and how speed was measured.
-
-    Args:
-        cards: the cards in the table.
-        relative: whether speeds are also given relative to identity.
-    """
+def notes(cards: Sequence[dict]) -> str:
+    """Explain the numbers of the cards in a table: data, uncertainty, recipe and how speed was measured."""
     card, samples = cards[0], cards[0]["samples"]
     error = max(standard_error(card["top1"], card["samples"]["test"]) for card in cards)
     said = [
@@ -54,8 +48,9 @@ def notes(cards: Sequence[dict], relative: bool) -> str:
         f"{image_size(card)} pixels in {card['pretrained_cfg']['num_classes']} classes. The test split was scored "
         f"once, after training. Two standard errors of an accuracy are {2 * error:.2f} points."
     ]
-    if differing := varying([c["recipe"] for c in cards]):
-        said.append(f"The recipes differ in {', '.join(f'`{key}`' for key in differing)}; see the cards.")
+    differing = {key for other in cards for key in differences(card["recipe"], other["recipe"])} - {"model"}
+    if differing:
+        said.append(f"The recipes differ in {', '.join(f'`{key}`' for key in sorted(differing))}; see the cards.")
     elif len(cards) > 1:
         said.append(f"All models follow one recipe of {card['recipe']['epochs']} epochs; the cards have the commands.")
     said.append("Each model was trained with one seed.")
@@ -63,15 +58,10 @@ def notes(cards: Sequence[dict], relative: bool) -> str:
         said.append(
             f"Speed is a median over interleaved steps on {cost['cpu']} with {cost['threads']} threads, "
             f"{cost['precision']}, batches of {cost['batch_size']} random images; a training step is forward, backward "
-            f"and an SGD update. {'Brackets have the speed relative to identity. ' if relative else ''}Memory is what "
-            f"training / inference adds to a process that holds torch and the model."
+            f"and an SGD update. Brackets have the speed relative to identity. Memory is what training / inference adds "
+            f"to a process that holds torch and the model."
         )
     return wrap(" ".join(said))
-
-
-def varying(recipes: Sequence[dict]) -> list[str]:
-    """List the options that differ between recipes, except the model."""
-    return sorted({key for recipe in recipes for key in differences(recipes[0], recipe)} - {"model"})
 
 
 def sizes_table(tag: str) -> str:

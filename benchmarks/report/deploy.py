@@ -98,8 +98,8 @@ def losses(part: Mapping) -> str:
     return table(header, lines)
 
 
-def points(batch: int = 1) -> dict[Cell, dict[str, tuple[float, float]]]:
-    """Return {engine and precision: {mixer: (ms, test accuracy)}} of the cells that have both, by rising accuracy.
+def points() -> dict[Cell, dict[str, tuple[float, float]]]:
+    """Return {engine and precision: {mixer: (ms of one image, test accuracy)}}, by rising accuracy.
 
     The accuracy comes from the machine that measured the speed; if it was not measured there, from another machine.
     """
@@ -117,7 +117,7 @@ def points(batch: int = 1) -> dict[Cell, dict[str, tuple[float, float]]]:
         engine, precision = cell_of(row)
         mixer = mixer_of(row["model"])
         top1 = tops.get((mixer, None if precision == "fp32" else FORMATS.get(engine), precision))
-        if row["batch"] == batch and row["model"] in names and top1 is not None:
+        if row["batch"] == 1 and row["model"] in names and top1 is not None:
             cells.setdefault((engine, precision), {})[mixer] = (row["ms"], top1)
     return {cell: dict(sorted(own.items(), key=lambda item: item[1][1])) for cell, own in cells.items()}
 

@@ -80,24 +80,21 @@ def draw_receptive_fields(path: Path, models: dict[str, nn.Module], images: dict
     save_figure(path, figure, DPI)
 
 
-def captured(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Return the inputs of the mixers of all blocks, each (N, C, h, w)."""
+def blocks_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return ("stage.block", mixer) of every block; stages and blocks count from 1."""
+    return [(f"{i}.{j}", b.mixer) for i, stage in enumerate(model.stages, 1) for j, b in enumerate(stage.blocks, 1)]
+
+
+def captured(model: nn.Module, images: Tensor) -> list[tuple[str, nn.Module, Tensor]]:
+    """Return ("stage.block", mixer, the mixer's input (N, C, h, w)) of every block."""
     inputs: list[Tensor] = []
-    hooks = [
-        block.mixer.register_forward_pre_hook(lambda mixer, args: inputs.append(args[0]))
-        for stage in model.stages
-        for block in stage.blocks
-    ]
+    blocks = blocks_of(model)
+    hooks = [mixer.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for _, mixer in blocks]
     with torch.no_grad():
         model(images)
     for hook in hooks:
         hook.remove()
-    return inputs
-
-
-def blocks_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return ("stage.block", mixer) of every block; stages and blocks count from 1."""
-    return [(f"{i}.{j}", b.mixer) for i, stage in enumerate(model.stages, 1) for j, b in enumerate(stage.blocks, 1)]
+    return [(name, mixer, x) for (name, mixer), x in zip(blocks, inputs)]
 
 
 def middle_attention(mixer: MinAttn, x: Tensor) -> Tensor:
@@ -120,8 +117,8 @@ def draw_maps(
         most: colours range from 1 / `most` to `most` times the mean.
     """
     with torch.no_grad():
-        maps = [what(mixer, x) for (_, mixer), x in zip(blocks_of(model), captured(model, images))]
-    columns = [(f"block {name}", m / m.mean((1, 2), keepdim=True)) for (name, _), m in zip(blocks_of(model), maps)]
+        maps = [(name, what(mixer, x)) for name, mixer, x in captured(model, images)]
+    columns = [(f"block {name}", m / m.mean((1, 2), keepdim=True)) for name, m in maps]
     figure, grid, bar = draw_rows(
         shown, columns, f"{label}, relative to the map's mean", LogNorm(1 / most, most), "PuOr_r"
     )
@@ -138,11 +135,11 @@ def draw_maps(
 
 def draw_bands(path: Path, model: nn.Module, images: Tensor, shown: Tensor) -> None:
     """Draw a row for each image: the image, and the four wavelet bands in the first block of stages 1 and 2."""
-    inputs, columns = captured(model, images), []
+    columns = []
     with torch.no_grad():
-        for i, (name, mixer) in enumerate(blocks_of(model)):
+        for name, mixer, x in captured(model, images):
             if name in ("1.1", "2.1"):
-                maps = bands(mixer, inputs[i])
+                maps = bands(mixer, x)
                 largest = torch.stack(list(maps.values())).amax((0, 2, 3)).view(-1, 1, 1)
                 columns += [(f"{name} {band}", values / largest) for band, values in maps.items()]
     label = "RMS over channels, relative to the largest of the image"

@@ -29,8 +29,8 @@ def test_missing_models_and_speeds_are_marked(monkeypatch):
 
 def test_unequal_recipes_are_noted():
     other = CARDS["raft"] | {"recipe": CARDS["raft"]["recipe"] | {"lr": 0.5}}
-    assert "The recipes differ in `lr`" in comparison.notes([CARDS["identity"], other], relative=True)
-    said = comparison.notes([CARDS["identity"], CARDS["raft"]], relative=True)
+    assert "The recipes differ in `lr`" in comparison.notes([CARDS["identity"], other])
+    said = comparison.notes([CARDS["identity"], CARDS["raft"]])
     assert "All models follow one recipe of 48 epochs" in said.replace("\n", " ")
 
 
