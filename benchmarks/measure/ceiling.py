@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from benchmarks.measure.timing import append_row
 from benchmarks.paths import RESULTS
 from benchmarks.scoring import six_views
-from metamix.data import DataOptions, Source, open_data
+from metamix.data import DataOptions, Source, normalize, open_data
 from metamix.data.memory import mean_std, pixels
 from metamix.models import count_macs
 from metamix.utils.system import commit
@@ -118,15 +118,9 @@ def augment(images: Tensor, epoch: int, seed: int, margin: int = 2) -> Tensor:
     return padded[image, channel, y[:, None, :, None], x[:, None, None, :]]
 
 
-def scaled(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalise images: (N, H, W, C) uint8 -> (N, C, H, W) float32, channels_last."""
-    mean, std = (torch.tensor(values) for values in (mean, std))
-    return ((images / 255 - mean) / std).permute(0, 3, 1, 2)
-
-
 def read(source: Source, options: DataOptions) -> tuple[Tensor, Tensor]:
-    """Return the images (N, H, W, C) uint8 and the labels (N,) of a split."""
-    return pixels(source, options).images[source.indices], source.labels
+    """Return the images (N, C, H, W) uint8 and the labels (N,) of a split."""
+    return pixels(source, options).images[source.indices].permute(0, 3, 1, 2), source.labels
 
 
 @torch.no_grad()
@@ -196,8 +190,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_with_message(ValueError, OSError):
         splits = open_data(args.data, root=args.data_dir, holdout=0.1 if args.split == "holdout" else 0.0)
         (images, labels), (others, truth) = read(splits.train, options), read(getattr(splits, args.split), options)
-    mean, std = mean_std(images)
-    images, others = scaled(images, mean, std), scaled(others, mean, std)
+    mean, std = mean_std(images.permute(0, 2, 3, 1))
+    images, others = normalize(images, mean, std), normalize(others, mean, std)
 
     torch.manual_seed(args.seed)
     model = CeilingNet(len(splits.classes)).to(memory_format=torch.channels_last)
