@@ -17,6 +17,7 @@ pages. The card keeps the learning curve, so the run folder is not needed afterw
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from benchmarks.report.cards import JOBS
 from benchmarks.runs import free_options, read_run
 from benchmarks.scoring import score, score_restoration
 from benchmarks.weight_cards import half, standard_error, write_weights
-from metamix.classification.task import Classification, ClassificationOptions
+from metamix.classification.task import Classification
+from metamix.data import LocationOptions
 from metamix.models.metaformer import shapes
 from metamix.models.registry import create_model
-from metamix.restoration.options import RestorationEvalOptions
+from metamix.restoration.options import RestorationDataOptions
 from metamix.restoration.task import Restoration
 from metamix.training.reports import read_metrics
 from metamix.utils.text import exit_with_message
@@ -95,15 +97,15 @@ def describe_classifier(
             f"{args.run} was trained on a folder, {summary['data']!r}: give --data-name with the name of the data, "
             f"such as 'CIFAR-10, JPEG copy'"
         )
-    options = {key: value for key, value in recipe.items() if key in ClassificationOptions.__dataclass_fields__}
-    options |= {"mean": about["mean"], "std": about["std"]}  # otherwise computed again from all training images
-    task = Classification(ClassificationOptions(**options))
-    if not same_by_name(task, tensors):
+    task, model = trained(Classification, args.run, recipe, LocationOptions)
+    if not same_by_name(task, model):
         raise ValueError(
-            f"{args.run} has model_args {recipe['model_args']}, but weights must load by the model's name alone: "
+            f"{args.run} has model_args {task.options.model_args}, but weights must load by the model's name alone: "
             f"register a model with these arguments under a new name"
         )
-    accuracy, stored = (accuracy_of(task, state) for state in (tensors, half(tensors)))
+    accuracy = score(task, model)[0]
+    model.load_state_dict(half(tensors))
+    stored = score(task, model)[0]
     check_half(args.run, "accuracy", accuracy, stored, standard_error(accuracy, about["samples"]["test"]))
     column = "holdout_ema_top1" if about["weights"] == "ema" else "holdout_top1"
     rows = read_metrics(args.run / "metrics.csv")
@@ -134,23 +136,28 @@ def describe_restorer(
         raise ValueError(f"{args.run} was trained on folders: give --data-name and --test-name to name the images")
     if (kind := summary["degradation"].partition(":")[0]) not in JOBS:
         raise ValueError(f"{args.run} has the degradation {kind}: describe it in JOBS of benchmarks/report/cards.py")
-    options = {name: recipe[name] for name in RestorationEvalOptions.__dataclass_fields__ if name in recipe}
-    task, model, _ = Restoration.trained(RestorationEvalOptions(**options | {"checkpoint": str(args.run)}))
-    trained = score_restoration(task, model)
+    task, model = trained(Restoration, args.run, recipe, RestorationDataOptions)
+    scores = score_restoration(task, model)
     model.load_state_dict(half(tensors))
     stored = score_restoration(task, model)
-    check_half(args.run, "PSNR", trained["psnr"], stored["psnr"], ALLOWED)
+    check_half(args.run, "PSNR", scores["psnr"], stored["psnr"], ALLOWED)
     return {
         "data": args.data_name,
         "test_data": args.test_name,
         **{name: round(stored[name], 4) for name in ("psnr", "ssim", "input_psnr", "input_ssim")},
-        "float16_changes_psnr": round(stored["psnr"] - trained["psnr"], 5),
+        "float16_changes_psnr": round(stored["psnr"] - scores["psnr"], 5),
         **{name: summary[name] for name in COPIED},
         "crop": recipe["crop"],
         "curve": {"train_loss": [row["train_loss"] for row in read_metrics(args.run / "metrics.csv")]},
         "limits": [args.limit] if args.limit else [],
         "pretrained_cfg": {},  # timm does not build image restoration models
     }
+
+
+def trained(task: Any, run: Path, recipe: dict, options: type) -> tuple[Any, nn.Module]:
+    """Load a run for scoring; the data `options` have the values of its recipe. Return its task and its model."""
+    places = {field.name: recipe[field.name] for field in fields(options) if field.name in recipe}
+    return task.trained(task.EvalOptions(**places, checkpoint=str(run)))[:2]
 
 
 def check_half(run: Path, metric: str, trained: float, stored: float, allowed: float) -> None:
@@ -166,29 +173,16 @@ def check_half(run: Path, metric: str, trained: float, stored: float, allowed: f
         )
 
 
-def accuracy_of(task: Classification, tensors: dict[str, torch.Tensor]) -> float:
-    """Return the top-1 accuracy on the test split, in percent, of the task's model with these tensors."""
-    model = new_model(task, **task.options.model_args)
-    model.load_state_dict(tensors)
-    return score(task, model)[0]
-
-
-def new_model(task: Classification, **model_args) -> nn.Module:
-    """Build the task's model with these arguments, for the task's images and classes."""
-    shape = {"num_classes": len(task.data.classes), "in_chans": task.data.splits.in_chans, "img_size": task.data.size}
-    return create_model(task.options.model, **shape, **model_args)
-
-
-def same_by_name(task: Classification, tensors: dict[str, torch.Tensor]) -> bool:
+def same_by_name(task: Classification, model: nn.Module) -> bool:
     """Return whether the model gives the same outputs if it is built by its name alone."""
-    models = [new_model(task, **arguments).eval() for arguments in (task.options.model_args, {})]
-    if shapes(models[0]) != shapes(models[1]):
+    channels, size = task.data.in_chans, task.data.size
+    other = create_model(task.options.model, num_classes=len(task.data.classes), in_chans=channels, img_size=size)
+    if shapes(other) != shapes(model):
         return False
-    for model in models:
-        model.load_state_dict(tensors)
-    images = torch.randn(8, task.data.splits.in_chans, task.data.size, task.data.size)
+    other.load_state_dict(model.state_dict())
+    images = torch.randn(8, channels, size, size)
     with torch.no_grad():
-        return torch.equal(*(model(images) for model in models))
+        return torch.equal(*(each.eval()(images) for each in (model, other)))
 
 
 if __name__ == "__main__":

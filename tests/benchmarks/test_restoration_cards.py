@@ -71,5 +71,9 @@ def test_a_run_becomes_a_weight_file_and_a_card(tmp_path, monkeypatch, capsys):
     assert {tensor.dtype for tensor in load_weights(weights)[0].values()} <= {torch.float16, torch.int64}
     text = page(shipped)
     assert "- It is a test.\n" in text and "It was trained on astronauts." in text
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("pretrained: false", "pretrained: true"))
+    ship_weights.main([str(run), "--tag", "tuned", *names])  # as if the run had started from published weights
+    assert json.loads((tmp_path / "wavemixsr_nano.tuned.json").read_text())["psnr"] == shipped["psnr"]
     with pytest.raises(SystemExit, match="was trained on folders: give --data-name and --test-name"):
         ship_weights.main([str(run), "--tag", "few"])

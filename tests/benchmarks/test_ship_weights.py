@@ -15,6 +15,7 @@ from safetensors import safe_open
 from benchmarks import ship_weights, weight_cards
 from benchmarks.weight_cards import SUMS
 from metamix.weights.checksums import sha256
+from metamix.weights.files import load_weights, save_weights
 from tests.helpers.running import train
 
 MODEL = "minattn_minimal_nomlp_h1_mnist"  # it is small without any arguments, so a step takes milliseconds
@@ -46,6 +47,15 @@ def changed(source: Path, **recipe) -> Path:
     target = shutil.copytree(source, Path(tempfile.mkdtemp(dir=source.parent), "run"))
     options = yaml.safe_load((source / "recipe.yaml").read_text()) | recipe
     (target / "recipe.yaml").write_text(yaml.safe_dump(options))
+    return target
+
+
+def with_args(source: Path, **model_args) -> Path:
+    """Copy a run folder to a new place, give it a new model with these arguments, and return the copy."""
+    target, about = changed(source), load_weights(source)[1]
+    shape = {key: about[key] for key in ("num_classes", "in_chans", "img_size")}
+    model = timm.create_model(MODEL, **shape, **model_args)
+    save_weights(target / "model.safetensors", model.state_dict(), about | {"model_args": model_args})
     return target
 
 
@@ -91,9 +101,9 @@ BY_NAME = "weights must load by the model's name alone"
     [
         (lambda long: ["none"], "none has no summary.json: give the folder of a finished run"),
         (lambda long: [changed(long, data="folder")], "was trained on a folder, 'digits': give --data-name"),
-        (lambda long: [changed(long, model_args={"depth": 1})], BY_NAME),
-        (lambda long: [changed(long, model_args={"norm1": "none"})], BY_NAME),
-        (lambda long: [changed(long, model_args={"global_pool": "max"})], BY_NAME),
+        (lambda long: [with_args(long, depth=1)], BY_NAME),
+        (lambda long: [with_args(long, norm1="none")], BY_NAME),
+        (lambda long: [with_args(long, global_pool="max")], BY_NAME),
         (lambda long: [changed(long, task="detection")], "is a run of --task detection: give a classification or"),
     ],
 )
