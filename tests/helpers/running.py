@@ -112,19 +112,9 @@ def stopped_at(step):
 
 def start_all(world_size, *words, logs):
     """Start the processes of a run as torchrun would; rank R prints to the file rankR in the folder `logs`."""
-    port = free_port()
+    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [
-        Process(
-            *words,
-            log=logs / f"rank{rank}",
-            env={
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(world_size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            },
-        )
+        Process(*words, log=logs / f"rank{rank}", env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(world_size)
     ]
 

@@ -8,10 +8,10 @@ from PIL import Image
 SQUARE, DISC = 7, 3  # category ids that neither start at 1 nor follow the order of the names
 
 
-def draw(objects, size=(96, 64), background=40):
+def draw(objects, size=(96, 64)):
     """Draw orange squares and blue discs, each (category, x, y, side), on a dark image of (width, height)."""
     width, height = size
-    pixels = np.random.default_rng(0).integers(0, background, (height, width, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 40, (height, width, 3), dtype=np.uint8)
     y, x = np.mgrid[:height, :width]
     for category, left, top, side in objects:
         if category == SQUARE:
@@ -24,22 +24,17 @@ def draw(objects, size=(96, 64), background=40):
     return Image.fromarray(pixels)
 
 
-def scatter(count, seed, size=(96, 64)):
-    """Return the objects of each image: one to three, but none in every fourth image."""
+def scatter(count, seed):
+    """Return the objects of images of 96 x 64 pixels: one to three, but none in every fourth image."""
     random = np.random.default_rng(seed)
     images = []
     for i in range(count):
         objects = []
         for slot in range(0 if i % 4 == 3 else random.integers(1, 4)):
             side = int(random.integers(16, 26))
-            objects.append(
-                (
-                    SQUARE if random.random() < 0.5 else DISC,
-                    32 * slot + int(random.integers(0, 32 - side)),
-                    int(random.integers(0, size[1] - side)),
-                    side,
-                )
-            )
+            category = SQUARE if random.random() < 0.5 else DISC
+            x, y = 32 * slot + int(random.integers(0, 32 - side)), int(random.integers(0, 64 - side))
+            objects.append((category, x, y, side))
         images.append(objects)
     return images
 
