@@ -43,6 +43,7 @@ FLOP = flop_registry | {
         sdpa_backward_flop_count(g.shape, q.shape, k.shape, v.shape)
     ),
 }
+KEY = ("model", "mode", "precision", "batch", "size")  # entries that tell rows of the result file apart
 PASSES = 3  # number of passes over which the times of ops are averaged
 # Names of the modules, ours and timm's, that make up each part of a model. Other parts are "optimizer" and "rest".
 PARTS = {
@@ -201,9 +202,8 @@ def against_roof(ops: list[dict], flops: float, bandwidth: float) -> list[dict]:
 
 def measure(name: str, mode: str, precision: str, options: argparse.Namespace) -> dict:
     torch.manual_seed(0)
-    subject = Subject(
-        reference_models.create(name, options.size), options.batch, options.size, "channels_last", options.device
-    )
+    model = reference_models.create(name, options.size)
+    subject = Subject(model, options.batch, options.size, "channels_last", options.device)
     roof = roofs(precision, options.device)
     steps = {"model": subject.step(mode, precision)} | {what: step for what, (step, _) in roof.items()}
     seconds = interleaved(steps, options.seconds)
@@ -264,9 +264,7 @@ def main() -> None:
     for name, mode, precision in product(options.models, options.mode, options.precision):
         row = measure(name, mode, precision, options)
         print_row(row, options.ops)
-        timing.save(
-            options.output, timing.machine(options.device), [row], ("model", "mode", "precision", "batch", "size")
-        )
+        timing.save(options.output, timing.machine(options.device), [row], KEY)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,8 @@ def mixers_table() -> str:
     place, models = load("speed.json", batch=BATCH, size=SIZE, reference=REFERENCE)
 
     def memory(cells: Cells) -> str:
-        return " / ".join(
-            f"{cells['train', p]['peak_mib']}" if ("train", p) in cells else "-" for p in ("fp32", "bf16")
-        )
+        rows = cells.get(("train", "fp32")), cells.get(("train", "bf16"))
+        return " / ".join(str(row["peak_mib"]) if row else "-" for row in rows)
 
     note = (
         f"Each cell gives the time of one step of {BATCH} images of {SIZE}x{SIZE} pixels {place}, and the speed "
@@ -58,7 +57,6 @@ def authors_table() -> str:
 def roofline_table() -> str:
     """Make the table of speed relative to the machine's convolutions."""
     place, models = load("roofline.json", batch=BATCH, size=SIZE)
-
     note = f"Each cell gives GFLOP/s relative to the faster of a 1x1 and a 3x3 convolution in the same run, {place}."
     shares = by_precision(models, lambda row: f"{row['of_convolution']:.0%}")
     return f"{wrap(note)}\n\n{shares}"

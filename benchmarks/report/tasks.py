@@ -101,9 +101,8 @@ def transfer_table(rows: Sequence[dict]) -> str:
         for model, start in dict.fromkeys(key[:2] for key in runs)
     ]
     macs = [sorted({round(row["macs"] / 1e6) for row in rows if row["data"] == data}) for data in columns]
-    lines.append(
-        ["multiply-adds, millions", "", *(" to ".join(map(str, each[:: len(each) - 1 or 1])) for each in macs)]
-    )
+    ranges = (" to ".join(map(str, each[:: len(each) - 1 or 1])) for each in macs)
+    lines.append(["multiply-adds, millions", "", *ranges])
     return table(["tiny with", "starts from", *(f"{DATA[data]}, {SCORES[tasks[data]]}" for data in columns)], lines)
 
 
