@@ -66,17 +66,17 @@ def notes(cards: Sequence[dict]) -> str:
 
 def sizes_table(tag: str) -> str:
     """Make the table of accuracy at other image sizes, in four ways. Columns without a value are left out."""
-    sizes, header, rows = read_json(IMAGE_SIZES)[tag]["sizes"], ["mixer"], []
+    sizes, rows = read_json(IMAGE_SIZES)[tag]["sizes"], []
     for name, scores in sorted(sizes.items(), key=lambda item: list_mixers().index(item[0].split("_")[1])):
         sides = list(scores["resized"])
-        (trained_at,) = scores["top1"].keys() - sides
         tuned = {side: run["top1"] for side, run in scores.get("tuned", {}).items()}
         forms = [scores["top1"], scores["made"], scores["resized"], tuned]
         cells = [f"{form[side]:.1f}" if side in form else "" for side in sides for form in forms]
         rows.append([f"`{name.split('_')[1]}`", *cells])
-        if len(header) == 1:
-            words = "unchanged", "built for it", f"resized to {trained_at}", "fine-tuned"
-            header += [f"{side} px: {words[0]}" if word == words[0] else word for side in sides for word in words]
+    (trained_at,) = scores["top1"].keys() - sides  # the sides are the same in all rows
+    header = ["mixer"]
+    for side in sides:
+        header += [f"{side} px: unchanged", "built for it", f"resized to {trained_at}", "fine-tuned"]
     return table_of_filled(header, rows)
 
 
