@@ -5,7 +5,6 @@ python examples/own_mixer.py [OUTPUT_FOLDER]
 
 import argparse
 
-import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -34,13 +33,10 @@ def main(folder: str, epochs: str = "15") -> None:
     """Train the mixer in a nano MetaFormer, load the result and label ten digits."""
     options = {"--config": "digits/demo", "--model-args": "{mixer: depthwise}", "--output": folder, "--epochs": epochs}
     train([word for pair in options.items() for word in pair])
-    classifier = metamix.load_classifier(folder)
     digits = load_digits()
     pictures = [Image.fromarray((pixels * 255 / 16).round().astype("uint8")) for pixels in digits.images[:10]]
-    images = torch.stack([classifier.transform(picture) for picture in pictures])
-    with torch.no_grad():
-        labels = classifier.model(images).argmax(1)
-    print("predicted:", *(classifier.classes[i] for i in labels))
+    predictions = metamix.load(folder).predict(pictures, top=1)
+    print("predicted:", *(label for ((label, _),) in predictions))
     print("true:     ", *digits.target[:10])
 
 
