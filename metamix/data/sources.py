@@ -167,7 +167,7 @@ def open_data(
     total = len(to_score) + len(to_train_on)
     small = size is not None and size <= SMALL_SIDE and total * size**2 * len(images.mode) <= MEMORY_LIMIT
 
-    parts: dict[str, Source | None] = {"train": None, "holdout": None}
+    training = held_out = None
     if train and len(to_train_on):
         images_left = len(to_train_on)
         count = round(holdout * images_left)
@@ -175,14 +175,9 @@ def open_data(
             shares = f"{count} to tune on and {images_left - count} to train on"
             raise ValueError(f"holdout {holdout} of {images_left} images leaves {shares}: give another share")
         held = stratified_choice(strata(train.labels[to_train_on]), count)
-        parts["train"] = Source(train, to_train_on[~held], small, size)
-        parts["holdout"] = Source(train, to_train_on[held], small, size) if holdout else None
-    return Splits(
-        **parts,
-        test=Source(test, to_score, small, size),
-        classes=images.classes,
-        in_chans=len(images.mode),
-    )
+        training = Source(train, to_train_on[~held], small, size)
+        held_out = Source(train, to_train_on[held], small, size) if holdout else None
+    return Splits(training, held_out, Source(test, to_score, small, size), images.classes, len(images.mode))
 
 
 def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
