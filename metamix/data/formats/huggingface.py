@@ -20,11 +20,12 @@ def open_huggingface(name: str, root: str | None, test_on: str) -> tuple[ImageSp
     except Exception as error:  # the library raises errors of many types, from a missing network to a misspelt name
         raise FileNotFoundError(f"the Hugging Face data set {name!r} could not be opened: {error}") from error
     others = [split for split in splits if split != "train"]
-    if "train" not in splits or not (test_on or set(others) & set(TEST_SPLITS)):
+    if "train" not in splits or not others:
         raise ValueError(
             f"{name} has the splits {', '.join(splits)}; expected train and one of {', '.join(TEST_SPLITS)}"
         )
-    return HuggingFace(name, root, "train"), HuggingFace(name, root, choose_test_split(others, test_on, name))
+    test = choose_test_split(others, test_on, name)  # before the training split is downloaded
+    return HuggingFace(name, root, "train"), HuggingFace(name, root, test)
 
 
 class HuggingFace(ImageSplit):
