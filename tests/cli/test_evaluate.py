@@ -49,19 +49,14 @@ def test_the_score_equals_the_score_of_the_run(file, run, tmp_path, capsys, requ
     assert result["weights"] == "ema" and (min(Image.open(tmp_path / "test_confusion.png").size) > 300) == (not file)
 
 
-def test_another_image_size_is_scored_and_both_sizes_are_recorded(run, tmp_path, capsys):
-    evaluate("--model", MODEL, "--checkpoint", run, "--img-size", 48, "--output", tmp_path)
-    assert "360 images of 48 pixels" in capsys.readouterr().out
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert (result["img_size"], result["trained_img_size"]) == (48, 32)
-
-
-def test_each_image_size_has_its_own_folder(run, tmp_path, monkeypatch):
+def test_each_image_size_has_its_own_folder(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for words in ([], ["--img-size", 32], ["--img-size", 48]):
+    for words, size in (([], 32), (["--img-size", 32], 32), (["--img-size", 48], 48)):
         evaluate("--checkpoint", run, *words)
-    sizes = {path.parent.name: json.loads(path.read_text())["img_size"] for path in tmp_path.glob("runs/*/result.json")}
-    assert sizes == {f"eval-digits-{MODEL}": 32, f"eval-digits-{MODEL}-48px": 48}
+        assert f"360 images of {size} pixels" in capsys.readouterr().out
+    results = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("runs/*/result.json")}
+    sizes = {folder: (result["img_size"], result["trained_img_size"]) for folder, result in results.items()}
+    assert sizes == {f"eval-digits-{MODEL}": (32, 32), f"eval-digits-{MODEL}-48px": (48, 32)}
 
 
 def test_a_replaced_result_is_noted(run, tmp_path, capsys):
@@ -129,15 +124,11 @@ def test_renamed_classes_are_an_error(folder_of_digits, tmp_path):
         evaluate(*words)
 
 
-def test_numbered_classes_are_matched_to_names_by_order(folder_of_digits, capsys):
-    evaluate(*folder_of_digits(["train", "val"], "0123456789", trained_for="abcdefghij"))
-    said = capsys.readouterr().out.splitlines()[0]
-    assert said == "note: the classes of the data are numbers: they are matched to the model's classes by order"
-
-
-def test_numbered_classes_that_the_model_knows_are_matched_by_name(folder_of_digits, capsys):
-    evaluate(*folder_of_digits(["val"], "0123456789", trained_for="1234567890"))
-    assert "classes by order" not in capsys.readouterr().out
+@pytest.mark.parametrize("trained_for, by_order", [("abcdefghij", True), ("1234567890", False)])
+def test_numbered_classes_are_matched_by_order_if_unknown(trained_for, by_order, folder_of_digits, capsys):
+    evaluate(*folder_of_digits(["val"], "0123456789", trained_for=trained_for))
+    note = "note: the classes of the data are numbers: they are matched to the model's classes by order\n"
+    assert capsys.readouterr().out.startswith(note) == by_order
 
 
 def test_a_numbered_class_that_the_model_does_not_know_is_refused(folder_of_digits):
