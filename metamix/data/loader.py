@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torchvision.transforms import Compose
@@ -92,11 +92,8 @@ def eval_loader(
     order = EvalOrder(len(source), max(1, batch_size // world_size), rank, world_size)
     if in_memory(source, options):
         return MemoryLoader(source, options, order)
-    transform = create_transform(  # timm's resize and centre crop, to a (C, H, W) uint8 tensor
-        input_size=image_size(source, options),
-        interpolation=options.interpolation,
-        use_prefetcher=True,  # uint8, not normalised
-        crop_pct=options.crop_pct,
+    transform = transforms_imagenet_eval(  # resize and centre crop, to a (C, H, W) uint8 tensor
+        image_size(source, options), options.crop_pct, interpolation=options.interpolation, normalize=False
     )
     return StreamLoader(source, options, order, partial(transform_image, transform), verify=verify_command(options))
 
@@ -286,15 +283,13 @@ def collate_crops(samples: list[Any]) -> Batch:
 
 def train_transform(source: Source, options: DataOptions) -> Transform:
     """Make the function that crops, flips and augments an (image, label) sample; PIL images become (C, H, W) uint8."""
-    size = image_size(source, options)
-    crop, _, finish = create_transform(
-        input_size=size,
-        interpolation=options.interpolation,
-        use_prefetcher=True,  # uint8, not normalised
+    crop, _, finish = transforms_imagenet_train(
+        image_size(source, options),
         scale=(options.crop_scale, 1.0),
         hflip=options.flip,
         color_jitter=None,  # type: ignore[arg-type]  # timm accepts None, which its annotation omits
-        is_training=True,
+        interpolation=options.interpolation,
+        normalize=False,
         separate=True,
     )
     policy = make_policy(options.auto_augment, channel_statistics(source, options)[0])
