@@ -30,16 +30,8 @@ def draw_shapes(folder: Path, counts: dict[str, int]) -> None:
                 colour = tuple(draw.randrange(120, 256) for _ in range(3))
                 pen = ImageDraw.Draw(image)
                 pen.rectangle(box, fill=colour) if kind == 1 else pen.ellipse(box, fill=colour)
-                boxes.append(
-                    {
-                        "id": len(boxes) + 1,
-                        "image_id": i + 1,
-                        "category_id": kind,
-                        "bbox": [x, y, side, side],
-                        "area": side * side,
-                        "iscrowd": 0,
-                    }
-                )
+                entry = {"id": len(boxes) + 1, "image_id": i + 1, "category_id": kind, "iscrowd": 0}
+                boxes.append(entry | {"bbox": [x, y, side, side], "area": side * side})
             name = f"{split}_{i}.png"
             image.save(folder / "images" / name)
             images.append({"id": i + 1, "file_name": name, "width": 96, "height": 96})
