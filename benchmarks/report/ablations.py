@@ -1,17 +1,19 @@
-"""Make the tables of docs/ablations.md from results/ablations.json, results/ceiling.json and registered models."""
+"""Make the tables of docs/ablations.md from result files and registered models."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.markdown import table
 from benchmarks.measure import ablate, ceiling
-from benchmarks.paths import read_json
+from benchmarks.paths import RESULTS, read_json
 from metamix import list_models
 from metamix.models.metaformer_family import EQUAL_COST
 
 Row = Mapping[str, Any]
 COST = "params", "MMACs", "epochs"
 LAYOUT = "nano"  # its runs compare mixers; runs of other variants compare design choices
+TINY_BUDGET = 8e12  # multiply-adds of each run that compares layouts of the size tiny
 
 
 def choices_table() -> str:
@@ -19,14 +21,19 @@ def choices_table() -> str:
     return lay_out_choices(load_rows())
 
 
+def tiny_table() -> str:
+    """Make the table of the runs with different layouts of the size tiny."""
+    return lay_out_choices([row for row in load_rows(RESULTS / "tiny.json") if row.get("budget") == TINY_BUDGET])
+
+
 def mixers_table() -> str:
     """Make the table of the mixers in the layout of the nano models, one line for each run."""
     return lay_out_mixers([row for row in load_rows() if row["variant"] == LAYOUT])
 
 
-def load_rows() -> list[Row]:
-    """Read the runs, grouped by variant."""
-    rows = read_json(ablate.FILE)
+def load_rows(file: Path = ablate.FILE) -> list[Row]:
+    """Read the runs of a result file, grouped by variant."""
+    rows = read_json(file)
     order = list(dict.fromkeys(row["variant"] for row in rows))
     return sorted(rows, key=lambda row: order.index(row["variant"]))
 

@@ -53,6 +53,7 @@ SECTIONS = {
     "ablations-mixers": ablations.mixers_table,
     "ablations-shares": lambda: ablations.shares_table("nano"),
     "tiny-shares": lambda: ablations.shares_table("tiny"),
+    "tiny-layouts": ablations.tiny_table,
     "ceiling": ablations.ceiling_table,
 }
 
