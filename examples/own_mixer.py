@@ -36,7 +36,7 @@ def main(folder: str, epochs: str = "15") -> None:
     digits = load_digits()
     pictures = [Image.fromarray((pixels * 255 / 16).round().astype("uint8")) for pixels in digits.images[:10]]
     predictions = metamix.load(folder).predict(pictures, top=1)
-    print("predicted:", *(label for ((label, _),) in predictions))
+    print("predicted:", *(labels[0][0] for labels in predictions))
     print("true:     ", *digits.target[:10])
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from PIL import Image
-from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
+from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torchvision.transforms import Compose
@@ -92,8 +92,11 @@ def eval_loader(
     order = EvalOrder(len(source), max(1, batch_size // world_size), rank, world_size)
     if in_memory(source, options):
         return MemoryLoader(source, options, order)
-    transform = transforms_imagenet_eval(  # resize and centre crop, to a (C, H, W) uint8 tensor
-        image_size(source, options), options.crop_pct, interpolation=options.interpolation, normalize=False
+    transform = create_transform(  # timm's resize and centre crop, to a (C, H, W) uint8 tensor
+        input_size=image_size(source, options),
+        interpolation=options.interpolation,
+        use_prefetcher=True,  # uint8, not normalised
+        crop_pct=options.crop_pct,
     )
     return StreamLoader(source, options, order, partial(transform_image, transform), verify=verify_command(options))
 
@@ -283,13 +286,15 @@ def collate_crops(samples: list[Any]) -> Batch:
 
 def train_transform(source: Source, options: DataOptions) -> Transform:
     """Make the function that crops, flips and augments an (image, label) sample; PIL images become (C, H, W) uint8."""
-    crop, _, finish = transforms_imagenet_train(
-        image_size(source, options),
+    size = image_size(source, options)
+    crop, _, finish = create_transform(
+        input_size=size,
+        interpolation=options.interpolation,
+        use_prefetcher=True,  # uint8, not normalised
         scale=(options.crop_scale, 1.0),
         hflip=options.flip,
         color_jitter=None,  # type: ignore[arg-type]  # timm accepts None, which its annotation omits
-        interpolation=options.interpolation,
-        normalize=False,
+        is_training=True,
         separate=True,
     )
     policy = make_policy(options.auto_augment, channel_statistics(source, options)[0])

@@ -177,7 +177,13 @@ def open_data(
         held = stratified_choice(strata(train.labels[to_train_on]), count)
         training = Source(train, to_train_on[~held], small, size)
         held_out = Source(train, to_train_on[held], small, size) if holdout else None
-    return Splits(training, held_out, Source(test, to_score, small, size), images.classes, len(images.mode))
+    return Splits(
+        train=training,
+        holdout=held_out,
+        test=Source(test, to_score, small, size),
+        classes=images.classes,
+        in_chans=len(images.mode),
+    )
 
 
 def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:

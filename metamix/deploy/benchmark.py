@@ -94,8 +94,11 @@ def benchmark(
             f"reference is {reference.name}, an export, which does not run in eager fp32: give a model "
             f"that is not exported"
         )
-    asked = dict.fromkeys([*models, *([reference] if reference else [])])
+    asked = dict.fromkeys(models if reference is None else [reference, *models])
     opened = {each: random_model(each, img_size) if isinstance(each, str) else each for each in asked}
+    names = [model.name for model in opened.values()]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"several models have the name {repeated[0]}: give each model a name of its own")
     chosen = [opened[model] for model in models]
     base = opened[reference] if reference else next((model for model in chosen if not model.cell), None)
     software = versions() | installed(package for cell in cells for package in packages(*cell))
@@ -107,13 +110,13 @@ def benchmark(
     try:
         # torch limits how often it compiles one function, and models of one class share their `forward`.
         with TemporaryDirectory() as temporary, torch._dynamo.config.patch(recompile_limit=64):
-            subjects = dict.fromkeys([*([base] if base else []), *chosen])
             place = Path(folder or temporary)
             place.mkdir(parents=True, exist_ok=True)
             for batch in batch_sizes:
                 steps: dict[tuple[BenchmarkedModel, Cell], Step] = {}
-                for subject in subjects:
-                    wanted = [*([BASELINE] if subject is base else []), *(cells if subject in chosen else [])]
+                for subject in opened.values():
+                    wanted = [BASELINE] if subject is base else []
+                    wanted += cells if subject in chosen else []
                     for cell in [subject.cell] if subject.cell else dict.fromkeys(wanted):
                         try:
                             step = subject.step(*cell, batch, place)

@@ -103,8 +103,10 @@ def object_problem(annotation: Entry, images: Mapping[int, Entry], classes: Coll
         return f"its box is {box}; four numbers x, y, width, height are needed"
     if not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
         return f"its box {box} has no area; finite x, y, width, height are needed, the last two above 0"
-    if min(clipped(box, image.get("width") or math.inf, image.get("height") or math.inf)) <= 0:
-        return f"its box {box} has no area inside the image"
+    height, width = image.get("height"), image.get("width")
+    if min(clipped(box, width or math.inf, height or math.inf)) <= 0:
+        size = f" of {height} x {width} pixels" if height and width else ""
+        return f"its box {box} has no area inside the image{size}"
     return None
 
 

@@ -202,7 +202,7 @@ class ExportableDetector(CalibratedExport):
         """Find the objects of prepared images (n, C, H, W) with torchvision's own code."""
         maps = list(self.detector.backbone(images).values())
         outputs = self.detector.head(maps)
-        anchors = self.detector.anchor_generator.by_level(maps)
+        anchors = self.detector.anchor_generator.by_level(maps)  # DetectorGraph has set the cell anchors
         counts = [len(level) for level in anchors]
         split = {name: list(output.split(counts, 1)) for name, output in outputs.items()}
         shapes = [images.shape[-2:]] * len(images)

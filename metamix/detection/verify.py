@@ -43,7 +43,7 @@ def find_problems(annotations: Path, entries: Entries, images: Path | None) -> I
     classes = {category["id"] for category in entries["categories"]}
     for annotation in entries["annotations"]:
         image = by_id.get(annotation["image_id"], {})
-        if problem := object_problem(annotation, by_id, classes) or detail_problem(annotation, image):
+        if problem := object_problem(annotation, by_id, classes) or edge_or_mask_problem(annotation, image):
             named = name(image) if image else f"image {annotation['image_id']}"
             yield f"{annotations}: {named}, annotation {annotation['id']}: {problem}"
     if images is None:
@@ -60,7 +60,7 @@ def name(image: Entry) -> str:
     return f"image {image['id']} ({image['file_name']})"
 
 
-def detail_problem(annotation: Entry, image: Entry) -> str | None:
+def edge_or_mask_problem(annotation: Entry, image: Entry) -> str | None:
     """Describe what is wrong with an object that training uses, or return None.
 
     A box may extend beyond its image by half a pixel, since labels are rounded. A segmentation is optional.

@@ -122,10 +122,10 @@ def split_name(name: str) -> tuple[str, str]:
     return base, tag
 
 
-def free_arguments(name: str) -> set[str]:
-    """Return the arguments of a model that its name, with or without a tag, leaves open; reject unknown names."""
+def arguments_of(name: str) -> tuple[set[str], set[str]]:
+    """Return the arguments that a model takes, and those that its name sets; reject unknown names."""
     build = _MODELS[split_name(name)[0]]
-    return inspect.signature(build.func).parameters.keys() - build.keywords.keys()
+    return set(inspect.signature(build.func).parameters), set(build.keywords)
 
 
 # Weights

@@ -133,8 +133,16 @@ def model_info(name: str) -> ModelInfo:
     weights = []
     for tag in filter(None, default_cfgs[name].tags):
         card, cfg = cards.get(tag, {}), cfgs[tag]
-        source = str(cfg.file or cfg.hf_hub_id or cfg.url)
-        weights.append(WeightsInfo(tag, card.get("data"), card.get("top1"), cfg.input_size, cfg.num_classes, source))
+        weights.append(
+            WeightsInfo(
+                tag=tag,
+                data=card.get("data"),
+                top1=card.get("top1"),
+                input_size=cfg.input_size,
+                num_classes=cfg.num_classes,
+                source=str(cfg.file or cfg.hf_hub_id or cfg.url),
+            )
+        )
     return ModelInfo(name, parameters, macs, cfgs[""].input_size, cfgs[""].num_classes, tuple(weights))
 
 
@@ -145,7 +153,8 @@ def image_model_info(name: str) -> ImageModelInfo:
     weights = []
     for tag, source in weights_of(name).items():
         card = cards.get(tag, {})
-        weights.append(ImageWeightsInfo(tag, card.get("data"), card.get("test_data"), card.get("psnr"), source))
+        scores = {key: card.get(key) for key in ("data", "test_data", "psnr")}
+        weights.append(ImageWeightsInfo(tag=tag, source=source, **scores))
     return ImageModelInfo(name, parameters, round(macs / IMAGE_SIDE**2), in_chans, scale, tuple(weights))
 
 

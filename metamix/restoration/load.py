@@ -12,7 +12,7 @@ from torch import nn
 
 from metamix.data.files import check_several
 from metamix.layers.image_inference import JPEG_BLOCK, PadAndCrop, check_tiles, tiles
-from metamix.models.image_models import create_image_model, free_arguments, published_weights
+from metamix.models.image_models import arguments_of, create_image_model, published_weights
 from metamix.tasks.network import check_task
 from metamix.utils.checks import check_one_source
 from metamix.utils.rules import check_entries, one_of, rules_of, where
@@ -113,9 +113,9 @@ def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale
     Raises:
         ValueError: the name or an argument is unknown, or the model does not fit the number of channels or the scale.
     """
-    arguments, free = dict(model_args), free_arguments(name)
-    arguments |= {"in_chans": in_chans} if "in_chans" in free else {}
-    arguments |= {"scale": scale} if "scale" in free - arguments.keys() else {}
+    arguments, (accepted, preset) = dict(model_args), arguments_of(name)
+    arguments |= {"in_chans": in_chans} if "in_chans" in accepted else {}
+    arguments |= {"scale": scale} if "scale" in accepted - preset - arguments.keys() else {}
     with torch.device("meta"):  # without weights, since only the attributes are needed
         model: Any = create_image_model(name, **arguments)
     check_channels(name, model.in_chans, in_chans)

@@ -141,8 +141,8 @@ def open_mask(path: Path) -> Image.Image:
         image.load()
     if file.format == "JPEG":
         raise BadMask(f"{path} is a JPEG, and JPEG changes labels: save masks as PNGs, made from the original labels")
-    if image.mode in ("LA", "RGBA"):
-        image = image.convert(image.mode[:-1])
+    if opaque_mode := {"LA": "L", "RGBA": "RGB"}.get(image.mode):
+        image = image.convert(opaque_mode)
     if image.mode not in ("1", "L", "P", "RGB") and not image.mode.startswith("I"):
         raise BadMask(f"{path} has the mode {image.mode}, but masks must be PNGs of indices in mode L, P, 1 or I")
     return image

@@ -271,7 +271,7 @@ def build_segmenter(
         name = f"{head} on {backbone}"
         load_into(model, read_weights(path)[0], path, name=name, layout=whole.layout, head=new)
     if freeze:
-        freeze_batch_norm_2d(model.backbone)
+        freeze_batch_norm_2d(model.backbone)  # its pyramid has no batch norms
     return model
 
 

@@ -136,7 +136,7 @@ def write_export(exportable: Exportable, examples: Tensor, folder: Path, options
 def check_options(options: ExportOptions) -> None:
     """Raise ValueError for unsuitable options, before any work, and ImportError if a package is missing."""
     written = check_format(options.format, options.precision)
-    check_needs(changed(options), vars(options), options_of(ExportOptions))
+    check_needs(changed(options), vars(options), options_of(type(options)))
     for package in written.packages_for(options.precision):
         need(package)
     if options.precision == "int8" and not (options.data or options.data_dir):
@@ -153,9 +153,14 @@ def write_model(exportable: Exportable, examples: Tensor, folder: Path, options:
     graph = Graph(model, examples, exportable.outputs, options.dynamic, options.precision, options.compile)
     written.write(graph, folder / written.file)
     shape = (None, examples.shape[1], *((None, None) if options.dynamic else examples.shape[2:]))
-    software = versions() | installed(written.packages)
     return Artifact(
-        options.format, options.precision, exportable.metadata, shape, exportable.outputs, exportable.extra, software
+        options.format,
+        options.precision,
+        exportable.metadata,
+        shape,
+        exportable.outputs,
+        exportable.extra,
+        versions() | installed(written.packages),
     )
 
 

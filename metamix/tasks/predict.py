@@ -1,6 +1,7 @@
 """Predict images with a model of any task, and write the results to files safely: `metamix predict`.
 
 A folder stands for all images in it, at any depth. The output folder gets the same subfolders as the input folder.
+Images that cannot be read, or that the model does not take, are named and left out; the exit code is then 1.
 """
 
 import json

@@ -72,9 +72,9 @@ def task_of_model(name: str | None) -> str | None:
 
 def task_of_weights(path: Path, model: str | None = None) -> str:
     """Return the task of a weight file or a run folder; `model` names its model if the file does not."""
-    only_reader = next((task for task in TASKS if path.suffix in find_task(task).suffixes), None)
-    if only_reader and path.is_file():
-        return only_reader
+    foreign = path.is_file() and path.suffix not in (".safetensors", ".pt", ".pth")
+    if foreign and (task := next((task for task in TASKS if path.suffix in find_task(task).suffixes), None)):
+        return task
     file = path / WEIGHTS if (path / WEIGHTS).exists() else path  # all weight files of a run name the same task
     metadata = ModelMetadata.from_dict(load_metadata(file), file)
     return metadata.task or task_of_model(model) or task_of_model(metadata.model) or DEFAULT

@@ -222,7 +222,7 @@ def parse(
             if name not in options:
                 raise ValueError(f"{path}: {unknown(name, options)}")
         configured = {name: convert(value, options[name][1], f"{path}: {name}") for name, value in config.items()}
-        flags = parse_flags(parser, argv, options, unknown)
+        flags = parse_flags(parser, argv, options, unknown, ["--config", "--task"])
         for values, source in ((configured, f"{path}: epochs and iterations"), (flags, "--epochs and --iterations")):
             if "epochs" in values and values.get("iterations"):
                 raise ValueError(f"{source} both say how long the run is; give one")

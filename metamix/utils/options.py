@@ -208,11 +208,15 @@ def parse_flags(
     argv: Sequence[str],
     options: Mapping[str, tuple[Field, Any]],
     unknown: Callable[[object, Iterable[str]], str],
+    other_flags: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Add --help and a flag for each option to the parser, and return the values that the command line gives.
 
-    Import the modules of `--import`. Flags may have underscores. Raise ValueError for a wrong flag, word or value;
-    `unknown` returns the message about an unknown flag, as `no_option` does.
+    Import the modules of `--import`. Flags may have underscores. Raise ValueError for a wrong flag, word or value.
+
+    Args:
+        unknown: returns the message about an unknown flag, as `no_option` does.
+        other_flags: flags that the parser already has.
     """
     parser.add_argument("-h", "--help", action="help", help="show this help and exit")
     positionals = [f for f, _ in options.values() if _is_positional(f)]
@@ -220,6 +224,7 @@ def parse_flags(
         lines = [f"  {f.metadata['metavar']:<20}  {f.metadata['help']}" for f in positionals]
         parser.description = "\n".join([parser.description or "", "", "arguments:", *lines])
     groups: dict[str, Any] = {"options": parser}
+    flags = ["--import", *other_flags]
     for name, (f, hint) in options.items():
         if _is_positional(f):
             continue
@@ -227,14 +232,15 @@ def parse_flags(
         groups[title] = groups.get(title) or parser.add_argument_group(title)
         is_switch = bool in members_of(hint)
         kind = {"action": argparse.BooleanOptionalAction} if is_switch else {"metavar": _metavar(f, hint)}
-        groups[title].add_argument(_flag(name), dest=name, default=argparse.SUPPRESS, help=_help(f), **kind)
+        flag = groups[title].add_argument(_flag(name), dest=name, default=argparse.SUPPRESS, help=_help(f), **kind)
+        flags += flag.option_strings
     end = argv.index("--") if "--" in argv else len(argv)
     namespace, words = parser.parse_known_args([_with_dashes(word) for word in argv[:end]])
     import_modules(namespace.imports)
     if wrong := next((word for word in words if word.startswith("-") and word != "-"), None):
         if positionals and not wrong.startswith("--"):
             raise ValueError(f"there is no option {wrong}; write -- before a name that begins with -")
-        raise ValueError(unknown(wrong.partition("=")[0], parser._option_string_actions))
+        raise ValueError(unknown(wrong.partition("=")[0], flags))
     words += argv[end + 1 :]
     values: dict[str, Any] = {name: value for name, value in vars(namespace).items() if name in options}
     for f in positionals:

@@ -48,7 +48,7 @@ def test_anchors_are_chosen_for_the_boxes_of_train(coco, capsys):
         (dict(bbox=[5, 6, 7, -8]), "annotation 0: its box [5, 6, 7, -8] has no area"),
         (dict(bbox=[90, 6, 10, 8]), "annotation 0: its box [90, 6, 10, 8] extends beyond the image of 64 x 96 pixels"),
         (dict(bbox=[-3, 6, 10, 8]), "extends beyond the image"),
-        (dict(bbox=[96, 6, 7, 8]), "annotation 0: its box [96, 6, 7, 8] has no area inside the image"),
+        (dict(bbox=[96, 6, 7, 8]), "its box [96, 6, 7, 8] has no area inside the image of 64 x 96 pixels"),
         (dict(bbox=[95.99999999999999, 6, 1e-20, 8]), "has no area inside the image"),  # rounded to no width
         (dict(bbox=[1, 2, 3]), "annotation 0: its box is [1, 2, 3]; four numbers"),
         (dict(bbox=[1, 2, 3, float("nan")]), "annotation 0: its box [1, 2, 3, nan] has no area"),

@@ -313,6 +313,13 @@ def test_a_function_that_builds_an_image_model_gets_only_its_own_arguments(monke
     assert fit_arguments("mine", {"dim": 4}, in_chans=3, scale=2) == ({"dim": 4}, 1)
 
 
+def test_the_channels_of_the_data_override_those_of_a_name(monkeypatch):
+    for registry in ("_MODELS", "_TAGS"):
+        monkeypatch.setattr(image_models, registry, dict(getattr(image_models, registry)))
+    image_models.register_image_model("mine", WaveMixSisr, dim=4, depth=1, scale=2, in_chans=1)
+    assert fit_arguments("mine", {}, in_chans=3, scale=2)[0] == {"in_chans": 3}
+
+
 def test_channels_that_the_weights_do_not_take_are_refused(clean, tmp_path):
     photos, model = clean(), ["--model", "wavemix_restore_nano.noise25", "--pretrained"]
     message = r"takes images of 1 channel, and the data have 3: give --channels y \(the luminance\) or grey"
