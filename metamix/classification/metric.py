@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
@@ -29,7 +30,8 @@ class ClassificationMetric(Metric):
     def start(self) -> State:
         classes = len(self.classes)
         return {
-            "confusion": torch.zeros(classes, classes, dtype=torch.int64),  # [label, prediction]
+            # [label, prediction]. NumPy's zeros take no memory before they are written to, torch's zeros do.
+            "confusion": torch.from_numpy(np.zeros((classes, classes), np.int64)),
             "in_top5": torch.zeros((), dtype=torch.int64),
             "loss": torch.zeros(()),
             "unreadable": torch.zeros((), dtype=torch.int64),  # images that could not be read, and are not scored

@@ -208,7 +208,7 @@ def test_classes_whose_confusion_matrix_would_fill_the_memory_are_refused(shard,
     with pytest.raises(SystemExit, match="there are 25,001 classes, but at most 25,000 can be scored: merge or d"):
         train(*words, "--output", tmp_path / "run")
     metric = ClassificationMetric(tuple(map(str, range(20_000))), torch.nn.Identity())
-    state, before, logits = metric.start(), peak_memory(reset=True), torch.zeros(2, 20_000)
+    before, state, logits = peak_memory(reset=True), metric.start(), torch.zeros(2, 20_000)
     logits[:, 19_999] = 1
     metric.update(state, logits, {"label": torch.tensor([19_999, 7]), "index": torch.arange(2)})
     assert state["confusion"][19_999, 19_999] == state["confusion"][7, 19_999] == 1
