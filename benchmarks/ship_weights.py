@@ -41,7 +41,7 @@ from metamix.utils.text import exit_with_message
 from metamix.weights.files import load_weights
 from metamix.weights.find import weights_dir
 
-ALLOWED = 0.01  # largest change of the PSNR by float16, in dB
+ALLOWED = 0.01  # largest allowed change of the PSNR by float16, in dB
 COPIED = ("in_chans", "channels", "enlarge", "degradation", "scale", "samples", "measured", "seconds")
 
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def ship(args: argparse.Namespace) -> str:
-    """Write the weights and the card of a run, and return what was written in one line.
+    """Write the weights and the card of a run, and return a summary of one line.
 
     Raises:
         ValueError: the run cannot be shipped.
@@ -155,7 +155,7 @@ def describe_restorer(
 
 
 def trained(task: Any, run: Path, recipe: dict, options: type) -> tuple[Any, nn.Module]:
-    """Load a run for scoring; the data `options` have the values of its recipe. Return its task and its model."""
+    """Load a run for scoring, with the data `options` from its recipe; return the task and the model."""
     places = {field.name: recipe[field.name] for field in fields(options) if field.name in recipe}
     return task.trained(task.EvalOptions(**places, checkpoint=str(run)))[:2]
 

@@ -42,7 +42,8 @@ def add_detection(results: dict, run: Path) -> None:
     """Add a run to `results`, or replace the earlier run of its model and seed.
 
     Raises:
-        ValueError: the run is not finished, has a tag or --pretrained but not both, or differs in recipe or images.
+        ValueError: the run is not finished, has a tag or --pretrained but not both, or its recipe or images differ from
+            those of the other runs.
     """
     summary, recipe = read_run(run)
     pretrained = recipe.get("pretrained", False)
@@ -133,7 +134,8 @@ def check_recipe(run: Path, recipe: dict, other: dict, file: Path) -> None:
         ValueError: an option differs.
     """
     if changed := differences(recipe, other):
-        options = ", ".join(f"{key} {value} and not {recipe.get(key)}" for key, value in changed.items())
+        expected = differences(other, recipe)
+        options = ", ".join(f"{key} {value} and not {expected[key]}" for key, value in changed.items())
         raise ValueError(
             f"the recipe of {run} differs from the runs in {file.name}: {options}; leave this run out, or remove "
             f"{file.name} to begin a new comparison"

@@ -60,9 +60,9 @@ def accuracy_table() -> str:
         return NOT_MEASURED
     tag, limit = parts[0]["tag"], max(row["limit"] for part in parts for row in part["rows"])
     note = (
-        f"Columns that end in *loses* have the points of test accuracy that the `{tag}` weights lose. File columns "
-        f"have the size in int8, also as a share of the size in fp32. The last column counts the layers that stay in "
-        f"fp32 in ONNX and in OpenVINO, with `--max-drop {limit:g}`."
+        f"Columns that end in *loses* have the drop in test accuracy of the `{tag}` weights, in points. File columns "
+        f"have the size in int8, and its share of the size in fp32. The last column counts the layers that are not "
+        f"quantized in ONNX and in OpenVINO, with `--max-drop {limit:g}`."
     )
     tables = [f"Measured on {machine(part['machine'])}, {part['measured']}:\n\n{losses(part)}" for part in parts]
     return "\n\n".join([wrap(note), *tables])
@@ -99,7 +99,7 @@ def losses(part: Mapping) -> str:
 
 
 def points() -> dict[Cell, dict[str, tuple[float, float]]]:
-    """Return {engine and precision: {mixer: (ms of one image, test accuracy)}}, by rising accuracy.
+    """Return {engine and precision: {mixer: (ms of one image, test accuracy)}}, sorted by accuracy.
 
     The accuracy comes from the machine that measured the speed; if it was not measured there, from another machine.
     """

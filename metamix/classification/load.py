@@ -176,7 +176,7 @@ class EvalTransform:
     """Prepare single images as in evaluation: resize, crop the centre, normalise.
 
     Args:
-        metadata: `img_size`, `in_chans`, `mean`, `std`, `interpolation` and `crop_pct` must be known.
+        metadata: `img_size`, `in_chans`, `mean` and `std` must be known; `interpolation` and `crop_pct` are optional.
     """
 
     def __init__(self, metadata: ModelMetadata):
@@ -218,7 +218,7 @@ def _load_file(
     arguments = metadata.shape | metadata.model_args | dict(model_args)
     check_described_size(metadata, tensors, path)
     net = create_model(name, **arguments)
-    if not metadata.shape:  # a file of tensors without metadata, perhaps with names of the authors' code
+    if not metadata.shape:  # a file of tensors without metadata, perhaps with the authors' tensor names
         sizes = {tensor.numel() for tensor in tensors.values()}
         tensors = adapt_checkpoint(net, tensors, path)
         if other := next((key for key, tensor in tensors.items() if tensor.numel() not in sizes), None):

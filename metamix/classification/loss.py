@@ -63,7 +63,7 @@ class ClassificationLoss:
     def distillation(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the distillation loss of (n, classes) logits at temperature T (Hinton et al., arXiv 1503.02531).
 
-        It is T^2 times the KL divergence or, with several labels for an image, times the binary cross-entropy.
+        It is T^2 times the KL divergence, or T^2 times the binary cross-entropy if images have several labels.
         """
         t = self.options.temperature
         if self.several:

@@ -26,11 +26,11 @@ def load(
     """Load a trained model with its preprocessing and class names.
 
         digits = metamix.load("metaformer_pooling_nano.digits")
-        digits.predict(["digit.png"])[0][0]                          ("7", 0.98): a label and its probability
+        digits.predict(["digit.png"])[0][0]                         # ("7", 0.98), a label and its probability
 
     Args:
-        source: a run folder, a weight file, a folder that `metamix export` wrote, hf-hub:USER/NAME, or NAME.TAG
-            of shipped or published weights, of metamix or timm.
+        source: a run folder, a weight file, a folder that `metamix export` wrote, hf-hub:USER/NAME, or the
+            name of shipped or published weights of metamix or timm, such as NAME.TAG.
         model: name of the model, for a file that does not name its model.
         model_args: arguments of a classifier or an image model, which replace the arguments in the file.
         threads: number of threads for the engine of an exported model; None for its default.

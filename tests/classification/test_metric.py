@@ -133,12 +133,12 @@ def test_missing_fonts_give_one_message_and_no_warnings(tmp_path, monkeypatch, c
     assert not recwarn.list
 
 
-def test_installed_fonts_for_other_scripts_are_used(monkeypatch):
+def test_installed_fonts_for_other_scripts_are_used(monkeypatch, request):
     figures.fonts.cache_clear()
+    request.addfinalizer(figures.fonts.cache_clear)
     font = SimpleNamespace(name="Noto Sans CJK JP")
     monkeypatch.setattr(figures.font_manager, "fontManager", SimpleNamespace(ttflist=[font]))
     assert figures.fonts() == ["sans-serif", "Noto Sans CJK JP"]
-    figures.fonts.cache_clear()
 
 
 def test_logits_that_are_not_finite_are_refused():

@@ -1,4 +1,4 @@
-"""Test that changed data are noticed on resume, even if names and sizes of the files are kept."""
+"""Test that changed data are noticed on resume, even if file names and sizes stay the same."""
 
 import os
 import shutil

@@ -51,8 +51,8 @@ class GroupNorm(nn.Module):
 
     OpenVINO 2026.4 adds a weight and a bias of shape (C, 1, 1) to every group norm, even if they are 1 and 0. Because
     of their lower rank, the norm needs a different memory layout than the convolutions, and OpenVINO reorders the
-    feature maps. So a norm with one group, which most models have, is computed from sums: raft of size s12 is then 11 %
-    faster in int8.
+    feature maps. So a norm with one group, which most models have, is computed from sums: metaformer_raft_s12
+    is then 11 % faster in int8.
     """
 
     def __init__(self, norm: nn.GroupNorm):
@@ -91,7 +91,7 @@ def write(graph: Graph, file: Path) -> None:
     name = program.graph_signature.user_inputs[0]
     shape = next(node.meta["val"].shape for node in program.graph.nodes if node.name == name)
     # convert_model leaves height and width free, which costs a tenth of the speed.
-    model.reshape([side if isinstance(side, int) else -1 for side in shape])  # sides that may vary are symbols
+    model.reshape([n if isinstance(n, int) else -1 for n in shape])  # dynamic dimensions are symbols
     model.inputs[0].get_tensor().set_names({INPUT})
     for output, name in zip(model.outputs, graph.outputs):
         output.get_tensor().set_names({name})
@@ -104,7 +104,7 @@ def open_openvino(model: Any, threads: int | None = None, precision: str = "fp32
     compiled, turn = compile_openvino(model, threads, precision), Lock()
 
     def run(*inputs: np.ndarray) -> list[np.ndarray]:
-        with turn:  # a compiled model has one request, and threads would overwrite its images
+        with turn:  # a compiled model has one inference request, whose images another thread would overwrite
             return [np.array(output) for output in compiled(inputs).values()]
 
     return run
@@ -139,7 +139,7 @@ class OpenVinoFile:
         nncf, openvino = need("nncf"), need("openvino")
         nncf.set_log_level(logging.ERROR)
         fix = nncf.OverflowFix.ENABLE if sums_saturate(processor()["instructions"]) else nncf.OverflowFix.FIRST_LAYER
-        # Bias correction doubles the time, and increased the output errors of all seven nano models.
+        # Bias correction doubles the time of quantization, and raised the output errors of all seven nano models.
         advanced = nncf.AdvancedQuantizationParameters(overflow_fix=fix, disable_bias_correction=True)
         with redirect_stdout(io.StringIO()):  # hides progress bars
             model = nncf.quantize(
@@ -147,7 +147,7 @@ class OpenVinoFile:
                 nncf.Dataset(batches),
                 subset_size=len(batches),
                 preset=nncf.QuantizationPreset.MIXED,
-                # Does not quantize norms, gates and residual sums, which cuts the loss of accuracy to a third.
+                # This leaves norms, gates and residual sums unquantized, which cuts the loss of accuracy to a third.
                 model_type=nncf.ModelType.TRANSFORMER,
                 ignored_scope=nncf.IgnoredScope(names=list(keep)),
                 advanced_parameters=advanced,
