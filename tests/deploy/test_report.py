@@ -41,9 +41,11 @@ def test_limits_of_each_precision(precision, change, words):
     assert len(problems) == (words is not None) and (not problems or problems[0].startswith(words))
 
 
-@pytest.mark.parametrize(("noun", "shape"), [("images", (2, 2)), ("pixels", (1, 2, 1, 2))])  # (n, classes, H, W)
-def test_fp32_keeps_the_most_probable_class(noun, shape):
-    expected, actual = (torch.tensor([[score, 1 + 1e-6], [1 + 1e-6, 0.0]]) for score in (1.0, 1 + 2e-6))
+@pytest.mark.parametrize("noun", ["images", "pixels"])
+def test_fp32_keeps_the_most_probable_class(noun):
+    expected, actual = (torch.tensor([[score, 1 + 1e-6], [1.0, 0.0]]) for score in (1.0, 1 + 2e-6))
+    if noun == "pixels":  # (n, classes, H, W)
+        expected, actual = expected.T[None, :, None], actual.T[None, :, None]
     difference = Difference("fp32", ranked=True)
-    difference.update(expected.view(shape), actual.view(shape))
+    difference.update(expected, actual)
     assert difference.problems() == [f"the most probable class is the same for 50.00% of the {noun} (limit 99.9%)"]

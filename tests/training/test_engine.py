@@ -676,6 +676,14 @@ def test_ranks_synchronize_more_often_if_steps_are_slow(seconds, expected, monke
     assert reported == expected
 
 
+def test_an_orphaned_process_saves_and_stops_after_a_step(tmp_path):
+    one = engine(tmp_path)
+    one.group = replace(one.group, agent=-1)
+    with pytest.raises(Stopped):
+        one.fit()
+    assert one.step == load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 1
+
+
 def test_raise_if_stopped_raises_after_a_signal(tmp_path):
     one = engine(tmp_path)
     one.raise_if_stopped()

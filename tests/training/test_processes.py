@@ -1,5 +1,6 @@
 """Test that a process keeps freed memory for reuse, and what it prints when it is stopped."""
 
+import os
 import platform
 import resource
 import sys
@@ -30,6 +31,14 @@ def check_faults():
 def test_freed_memory_is_used_again():
     """Memory that is used again causes no page faults. The control allocates before the setting is made."""
     assert in_a_process(check_faults) == 0
+
+
+def test_a_process_is_orphaned_when_its_torchrun_agent_is_gone(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    group = ProcessGroup.start("cpu")
+    assert not group.orphaned
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert group.orphaned
 
 
 def leave_group(error, log):
