@@ -53,6 +53,7 @@ def test_detectors_are_sorted_and_the_best_run_gives_the_picture(detection):
     assert detection(results, "raft", 60) == 60  # replaces the row of the run above
     assert detection(results, "nin", 80) == 80
     assert detection(results, "pooling", 70) == 80
+    assert [row["AP50"] for row in results["rows"]] == [80, 70, 60]
     lines = tasks.detection_table(results).split("\n")
     assert lines[2] == "| `metaformer_nin_nano` | 40.0 | 80.0 | 26.7 | 12.3 | 1.23 M | 1 |"
     assert [line.split("_")[1] for line in lines[2:5]] == ["nin", "pooling", "raft"]

@@ -104,6 +104,13 @@ def test_eval_needs_no_images_of_training(tmp_path):
         Detection.trained(options)
 
 
+def test_missing_images_are_refused_before_training(tmp_path):
+    folder = shapes.write(tmp_path / "shapes", train=2, val=2, test=2)
+    (folder / "images" / "test_1.png").unlink()
+    with pytest.raises(ValueError, match="1 of the 2 images of .*_test.json are missing"):
+        Detection(DetectionOptions(data_dir=str(folder)))
+
+
 @pytest.mark.slow
 def test_predict_finds_the_objects(trained, data, tmp_path, capsys):
     truth = json.loads((data / "annotations" / "instances_test.json").read_text())
