@@ -397,6 +397,18 @@ def test_grad_checkpointing_keeps_gradients_and_statistics(name, model):
     assert_close(others, statistics)
 
 
+@ONE_OF_EACH
+@torch.no_grad()
+def test_every_layer_is_called(name, model):
+    """A tool that wraps layers, such as LoRA, has no effect on a layer whose weights are used without calling it."""
+    model, called = copy.deepcopy(model), set()
+    layers = {m: key for key, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))}
+    for layer in layers:
+        layer.register_forward_hook(lambda module, *_: called.add(module))
+    model(images(model))
+    assert not [key for layer, key in layers.items() if layer not in called]
+
+
 def test_grad_checkpointing_keeps_statistics_of_synchronized_norms():
     plain = convert_sync_batchnorm(create("metaformer_wavemix_nano")).train()
     saving = copy.deepcopy(plain)

@@ -17,6 +17,7 @@ import metamix
 from metamix.models import registry
 from metamix.models.checkpoint import layer_names
 from metamix.weights import find
+from metamix.weights.checksums import digest
 from tests.helpers.goldens import read_golden
 
 NANO = dict(depths=(1, 1, 1), dims=(24, 48, 96))
@@ -311,12 +312,16 @@ def test_poolformer_sizes_have_timms_published_tags():
 
 def test_tags_of_wavemix_have_the_authors_addresses_image_sizes_and_classes():
     folder = "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/"
-    urls = [timm.get_pretrained_cfg(tag).url or "" for tag in timm.list_pretrained("wavemix_*.*")]
-    assert sum(url.startswith(folder) for url in urls) == 13
+    urls = {tag: timm.get_pretrained_cfg(tag).url or "" for tag in timm.list_pretrained("wavemix_*.*")}
+    theirs = sorted((tag, url) for tag, url in urls.items() if url.startswith(folder))
+    assert len(theirs) == 13 and digest(theirs) == "38f354d49a22d5acf184803e9a9ba84e"
     for tag, file, size, classes in (
         ("wavemix_192_16_l3.in1k", "ImageNet/wavemix_192_16_75.06.pth", 224, 1000),
         ("wavemix_192_16_l3.tiny_imagenet", "tinyimagenet/tiny_78.76.pth", 128, 200),
         ("wavemix_256_16_l4.in1k", "ImageNet/imagenet4level_70.42.pth", 256, 1000),
+        ("wavemix_192_16.galaxy10", "galaxy10/galaxy_90.23.pth", 256, 10),
+        ("wavemix_256_12_l2.places365", "Places365/places365_54.94.pth", 224, 365),
+        ("wavemix_256_12.tiny_imagenet", "tinyimagenet/tinyimagenet_62.51.pth", 64, 200),
     ):
         cfg = timm.get_pretrained_cfg(tag)
         assert (cfg.url.removeprefix(folder), cfg.input_size, cfg.num_classes) == (file, (3, size, size), classes)
