@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -196,6 +198,7 @@ def test_mixing_stops_at_mix_off_epoch(batch):
 
 
 def test_augmentation_leaves_the_global_random_state_unchanged(batch):
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     augment(**EVERYTHING)(batch, 0, 0)
     assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
+    assert random.getstate() == before[2]

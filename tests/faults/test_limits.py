@@ -65,7 +65,7 @@ ENDLESS_LIST.append(ENDLESS_LIST)
 )
 def test_values_that_are_not_plain_or_larger_than_their_file_are_refused(value, tmp_path):
     words = "c.pt is nested deeper than 64 levels, or repeats its values without end, or has tensors that are sparse"
-    for state in {"w": value}, {"format": "metamix-checkpoint-1", "model": value, "checksums": {}}:
+    for state in {"w": value}, {"format": "metamix-checkpoint-1", "model": {}, "about": value, "checksums": {}}:
         torch.save(state, tmp_path / "c.pt")
         assert (tmp_path / "c.pt").stat().st_size < 10**5
         for read in load_weights, load_checkpoint:
