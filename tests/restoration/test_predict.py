@@ -147,7 +147,7 @@ def test_weights_load_without_the_weights_that_training_started_from(tmp_path):
     assert metamix.load(tmp_path / "w.safetensors").spec.channels == "y"
 
 
-def test_tiles_limit_the_inputs_of_the_model_and_keep_the_output(clean, tmp_path, run):
+def test_tiles_and_ensembles_in_the_command_and_in_python(clean, tmp_path, run):
     photos = clean(count=1, size=(100, 70))
     code, model = run(photos, "--output", tmp_path / "out", "--tile", 32, "--overlap", 8)
     assert code == 0 and len(model.seen) == 12 and max(max(shape[2:]) for shape in model.seen) == 32
