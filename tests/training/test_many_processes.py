@@ -72,7 +72,10 @@ def test_a_stopped_run_continues_on_another_number_of_processes(tmp_path):
     for rank in start_all(2, *words, logs=tmp_path):
         rank.output()
     assert "changed on resume: processes was 3 and is now 2\n" in (run / "log.txt").read_text()
-    assert json.loads((run / "summary.json").read_text())["steps"] == 24
+    words = [*TINY, "--amp", "none", "--checkpoint", run, "--batch-size", 360, "--output", tmp_path / "eval"]
+    metamix.cli.evaluate.main([str(word) for word in words])
+    several, one = (json.loads((tmp_path / f).read_text()) for f in ("run/summary.json", "eval/result.json"))
+    assert several["steps"] == 24 and several["top1"] == one["top1"]
 
 
 def test_one_process_of_a_machine_opens_the_data_before_the_others(tmp_path):
