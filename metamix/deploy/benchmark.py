@@ -80,7 +80,8 @@ def benchmark(
         bf16", to the reason.
 
     Raises:
-        ValueError: an unknown model, engine or precision, nothing to time, a number below 1, or an exported reference.
+        ValueError: an unknown model, engine or precision, nothing to time, a number below 1, an exported reference, or
+            two models of one name.
         ImportError: a package of the extra `deploy` is missing.
     """
     cells = cells_of(engines, precisions)

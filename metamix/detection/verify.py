@@ -61,7 +61,7 @@ def name(image: Entry) -> str:
 
 
 def edge_or_mask_problem(annotation: Entry, image: Entry) -> str | None:
-    """Describe what is wrong with an object that training uses, or return None.
+    """Describe a box that extends beyond its image or a wrong segmentation, or return None.
 
     A box may extend beyond its image by half a pixel, since labels are rounded. A segmentation is optional.
     """

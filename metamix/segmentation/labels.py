@@ -49,7 +49,7 @@ class Labels:
 
     @cached_property
     def table(self) -> np.ndarray:
-        """Return the label, IGNORED or REFUSED of the values 0 to 255, and REFUSED for all others: (257,) int16."""
+        """Return the label of each value, IGNORED or REFUSED: (257,) int16; the last is for values outside 0 to 255."""
         table = np.full(257, REFUSED, dtype=np.int16)
         table[[*self.values]] = [*self.values.values()]
         return table

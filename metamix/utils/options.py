@@ -101,8 +101,13 @@ def options_of(*classes: type, defaults: Mapping[str, Any] | None = None) -> dic
 
 
 def check_needs(flags: Iterable[str], values: Mapping[str, Any], options: Mapping[str, tuple[Field, Any]]) -> None:
-    """Raise ValueError if a given flag has no effect because the option that it needs is not set."""
+    """Raise ValueError if a given flag has no effect because the option that it needs is not set.
+
+    A flag that switches an option off, such as --no-compile, needs nothing.
+    """
     for name in flags:
+        if values[name] is None or values[name] is False:
+            continue
         needs = [words.split() for words in options[name][0].metadata.get("needs", "").split(" or ") if words]
         if needs and not any(str(values[other]) in wanted if wanted else values[other] for other, *wanted in needs):
             needed = " or ".join(" ".join([_flag(other), *wanted]) for other, *wanted in needs)

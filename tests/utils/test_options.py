@@ -26,6 +26,8 @@ class Command(Options):
     img_size: int | tuple[int, ...] | None = option(None, "side, or height and width")
     flip: bool = option(False, "also flip the images")
     weight: float = option(1.0, "weight of flipped images", needs="flip")
+    limit: Count | None = option(None, "most labels", needs="flip")
+    smooth: bool = option(False, "smooth the scores", needs="flip")
 
 
 @dataclass
@@ -48,6 +50,11 @@ def test_every_way_to_write_an_argument_is_read(monkeypatch):
     assert names == {"places", "output", "img_size", "sizes", "flip"} and options.top == 5
     options, names = read("a.png --output out --no-flip --img-size 48")
     assert (options.top, options.sizes, options.img_size, options.flip) == (5, (1, 8), 48, False) and "top" not in names
+
+
+def test_an_option_that_is_switched_off_needs_no_other():
+    options, names = read("a.png --output out --limit none --no-smooth")
+    assert (options.limit, options.smooth) == (None, False) and {"limit", "smooth"} <= names
 
 
 def test_optional_arguments_may_be_left_out():
@@ -80,6 +87,7 @@ def test_help_shows_arguments_options_and_defaults(capsys):
         ("-a.png --output b", "there is no option -a.png; write -- before a name that begins with -"),
         ("a.png --output b --top 0", "--top is '0', but it must be a whole number of at least 1"),
         ("a.png --output b --weight 2", "--weight has no effect without --flip; give both or neither"),
+        ("a.png --output b --smooth", "--smooth has no effect without --flip; give both or neither"),
         ("a.png --output b --import no_such_module", "--import no_such_module failed: No module named"),
     ],
 )
