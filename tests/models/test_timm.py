@@ -1,8 +1,9 @@
 """Test that every registered name behaves in timm as timm's own models do.
 
 The first half repeats the model tests of timm's repository for every name: at the trained size on the meta device, and
-as small models on small images. Some of these tests leave out the large sizes. The second half tests more, on at least
-one name of each mixer and family. `torch.compile`, `torch.export` and ONNX are in `test_timm_export.py`.
+as small models on small images. Names that repeat others with more or wider blocks are tested with `-m slow`, and some
+tests leave out the large sizes. The second half tests more, on at least one name of each mixer and family.
+`torch.compile`, `torch.export` and ONNX are in `test_timm_export.py`.
 """
 
 import copy
@@ -26,6 +27,8 @@ from metamix.models.listing import model_info
 from metamix.models.registry import default_cfgs, register
 
 NAMES = list(default_cfgs)
+LARGE = ("_s24", "_s36", "_m36", "_m48")  # ends of names
+REPEATED = ("raftmlp_m", "raftmlp_l", "wavemix_256", "wavemix_320", "wavemix_192_16_l3")  # starts of names
 FAMILIES = [
     *timm.list_models("metaformer_*_nano"), "raftmlp_s", "wavemix_144_7", "wavemix_192_16", "wavemixlite_8_10",
     "ninformer_cifar", "minattn_full_mlp_h4_cifar", "minattn_symmetric_nomlp_h4_mnist",
@@ -82,7 +85,12 @@ def shapes(tensors):
 # Tests must not change them.
 
 
-@pytest.fixture(scope="module", params=NAMES)
+def slow_if_repeated(names):
+    slow = pytest.mark.slow
+    return [pytest.param(n, marks=slow) if n.endswith(LARGE) or n.startswith(REPEATED) else n for n in names]
+
+
+@pytest.fixture(scope="module", params=slow_if_repeated(NAMES))
 def name(request):
     return request.param
 
@@ -110,7 +118,7 @@ def small_model(name):
 
 # The large sizes repeat the blocks of s12, wider in m36 and m48. Other tests build them on the meta device.
 NOT_LARGE = pytest.mark.parametrize(
-    "name", [name for name in NAMES if not name.endswith(("_s24", "_s36", "_m36", "_m48"))], scope="module"
+    "name", slow_if_repeated(name for name in NAMES if not name.endswith(LARGE)), scope="module"
 )
 
 
@@ -135,7 +143,7 @@ def test_listed_parameters_and_multiply_adds_are_up_to_date(name, native):
     """The listing reads `sizes.json`. Multiply-adds of the large sizes take long to count and are left out."""
     listed = model_info(name)
     assert listed.parameters == sum(p.numel() for p in native.parameters()), "run listing.write_sizes()"
-    if not name.endswith(("_s24", "_s36", "_m36", "_m48")):
+    if not name.endswith(LARGE):
         assert listed.macs == count_macs(native, native.default_cfg["input_size"])
 
 
