@@ -70,7 +70,8 @@ def benchmark(
         runs: number of repetitions; the medians over them are reported.
         reference: model whose speed in eager fp32 is the baseline; None for the first model that is not exported. If
             all models are exported, "reference" is None. Without a baseline, the speedups are None.
-        folder: folder that keeps converted models for later calls; None for a temporary folder.
+        folder: folder that keeps converted models for later calls, by name and image size: choose an empty one after a
+            model has changed. None for a temporary folder.
 
     Returns:
         {"machine", "threads", "versions", "measured", "runs", "reference", "rows", "failed"}. A row has "model",

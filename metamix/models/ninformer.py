@@ -90,6 +90,7 @@ def official_ninformer(
     **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the arguments of the author's `NiNformer`."""
+    check_counts(1, patch_size=patch_size)
     tokens = (image_size // patch_size) ** 2
     check_value("seq_len", seq_len, [tokens], f"{tokens}, the number of patches in an image of {image_size} pixels")
     return ninformer("ninformer_cifar", img_size=image_size, patch_size=patch_size, **arguments), NINFORMER

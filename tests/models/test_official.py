@@ -356,6 +356,7 @@ REFUSED = [
     ("raftmlp", dict(layers=[LEVEL | dict(patch_size=2)]), r"layers\[0\]\['patch_size'\] is 2.*the smallest kernel"),
     ("wavemix", WAVE | dict(initial_conv="stride"), "initial_conv is 'stride'.*'pachify' or 'strided'"),
     ("wavemix", WAVE | dict(level=5), "level is 5"),
+    ("ninformer", NIN | dict(patch_size=0), "patch_size is 0: give a whole number"),
     ("ninformer", NIN | dict(seq_len=64), "seq_len is 64.*16, the number of patches in an image of 16 pixels"),
     ("maxim_mab", MAXIM | dict(use_bias=False), "use_bias is False"),
     ("maxim_mab", MAXIM | dict(dropout_rate=0.1), "dropout_rate is 0.1"),

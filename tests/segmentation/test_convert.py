@@ -164,6 +164,15 @@ def test_a_file_names_the_classes(file, text, values, wanted, tmp_path):
     assert all(np.array_equal(values, quarters(*wanted)) for values in labels.values())
 
 
+def test_labelmap_txt_alone_names_the_classes_if_classes_csv_also_does(tmp_path):
+    write(tmp_path / "source", {name: quarters(RED, GREEN, RED, RED) for name in "ab"})
+    (tmp_path / "source/labelmap.txt").write_text("sky:255,0,0::\nroad:0,255,0::\n")
+    (tmp_path / "source/_classes.csv").write_text("Pixel Value, Class\n0, sky\n1, road\n")
+    classes, labels = convert(tmp_path / "source")
+    assert classes == ("sky", "road")
+    assert all(np.array_equal(values, quarters(0, 1, 0, 0)) for values in labels.values())
+
+
 def test_files_left_out_and_resized_masks_are_printed(tmp_path, capsys):
     source = tmp_path / "source"
     write(source, {name: quarters(0, 255, 0, 0) for name in "abcd"})
