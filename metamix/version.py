@@ -1,3 +1,3 @@
-"""The version of metamix."""
+"""Define the version of metamix."""
 
 __version__ = "0.3.0"

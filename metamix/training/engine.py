@@ -117,7 +117,7 @@ class Engine:
             Stopped: at a signal, once the state is saved.
             NotFinite: a loss or a weight is infinite or NaN.
             OSError: the checkpoint or another file cannot be written, or too many images cannot be read.
-            ValueError: a single sample does not fit in memory, or is too small for a batch norm.
+            ValueError: a single sample does not fit in memory, or is too small for a batch norm, or has wrong labels.
         """
         if self.history:  # the run may have been killed after it saved an epoch but before it recorded it
             self.run.record(self.history, last=True)
@@ -241,7 +241,7 @@ class Engine:
         losses = torch.stack(self.pending)  # (steps, losses)
         self.pending.clear()
         flags = losses.new_tensor([self._stop_requested(), save_due, pace])
-        # Sums over the ranks, the same on all of them
+        # Sums over the ranks; every rank gets the same sums
         *totals, stop, save, pace = group.all_reduce(torch.cat([losses.flatten(), flags])).tolist()
         self._sync_every = max(1, min(options.log_every, int(SYNC_SECONDS / pace)))
         means, width = [total / group.world_size for total in totals], losses.shape[1]
@@ -288,7 +288,7 @@ class Engine:
         self.run.say_row(row, options.epochs)
 
     def _use_best(self) -> None:
-        """Load the weights of the best epoch into the model to score. The checkpoint keeps the last weights."""
+        """Load the weights of the best epoch into the model that is scored. The checkpoint keeps the last weights."""
         done, epochs, best = len(self.history), self.options.epochs, self.best
         self.save()  # a run that was resumed from another folder may have no checkpoint of its own yet
         self._best_in_use = True
@@ -368,7 +368,7 @@ class Engine:
         self._counted_at += time.monotonic() - start  # this is not training time
 
     def _fit_memory(self, batch: Batch) -> None:
-        """Lower an unset micro-batch until a step fits in memory, or raise ValueError; only warn about a set one."""
+        """Lower the micro-batch until a step fits in memory, or raise ValueError; only warn if the recipe sets it."""
         options, group, share = self.options, self.group, num_samples(batch)
         free = free_memory(group.device)
         if free is None:

@@ -34,7 +34,7 @@ def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
 
 
 def memory_format(channels_last: bool) -> torch.memory_format:
-    """Return the memory format that the option `channels_last` asks for."""
+    """Return the memory format for the option `channels_last`."""
     return torch.channels_last if channels_last else torch.contiguous_format
 
 

@@ -59,7 +59,7 @@ class ProcessGroup:
                 store=store,
                 rank=rank,
                 world_size=world_size,
-                timeout=timedelta(hours=2),  # ranks wait while one of them downloads
+                timeout=timedelta(hours=2),  # the other ranks wait while one rank downloads
             )
         return cls(rank, world_size, chosen, agent=os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None)
 
@@ -67,7 +67,7 @@ class ProcessGroup:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """If the run has several processes, print the error and end this process without destroying the group.
+        """Print the error and end this process without destroying the group, if the run has several processes.
 
         Destroying a gloo group can hang: its destructor (torch 2.13) holds the GIL while it joins a thread that needs
         the GIL. All other ranks would then wait for the rank that failed.

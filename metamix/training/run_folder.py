@@ -105,13 +105,13 @@ class Run:
             write_text(self.folder / STATE, state + "\n")
 
     def end(self, state: str) -> None:
-        """Replace "running" in state.txt if the run ends early. Every rank does so, since rank 0 may be dead."""
+        """Replace "running" in state.txt if the run ends early. Every rank replaces it, since rank 0 may be dead."""
         self.state = state
         if self.folder is not None and read_state(self.folder) == "running":
             write_text(self.folder / STATE, state + "\n")
 
     def start_tracker(self, config: Mapping[str, Any]) -> None:
-        """Start the record in Weights & Biases, or continue it, if the recipe asks for it; `config` is the recipe."""
+        """Start or continue the record in Weights & Biases, if the option `wandb` is set; `config` is the recipe."""
         if self._wandb is None:
             return
         assert self.folder is not None, "a dry run writes nothing"
@@ -252,7 +252,7 @@ class _WarningHandler(logging.Handler):
 
     def __init__(self, run: Run):
         super().__init__(logging.WARNING)
-        self.run, self.say = run, cache(run.say)  # the engine may make a loader twice
+        self.run, self.say = run, cache(run.say)  # a loader that the engine makes twice would warn twice
 
     def emit(self, record: logging.LogRecord) -> None:
         self.say(f"{record.levelname.lower()}: {record.getMessage()}")

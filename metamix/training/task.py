@@ -132,7 +132,7 @@ class Pictures(Protocol):
         return []
 
     def advice(self, states: list[State]) -> str:
-        """Say what to do about bad scores; `metamix train` prints it. By default there is nothing to say."""
+        """Say what to do about bad scores; `metamix train` and `metamix eval` print it. The default is no advice."""
         return ""
 
     def report(self, states: list[State]) -> str:

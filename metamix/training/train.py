@@ -32,7 +32,7 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
 
     Raises:
         Stopped: at a signal, once the state is saved.
-        ValueError: the folder holds something else, or the recipe does not fit the run in it; see also `Engine`.
+        ValueError: the folder holds files but no run, or the recipe does not fit the run in it; see also `Engine`.
         NotFinite, OSError: see `Engine.fit`. OSError is also raised if another process of the run ends.
     """
     options = recipe.engine
@@ -59,7 +59,7 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
                 run.say(line)
         _describe(engine, run)
         if group.is_main:
-            (folder / SUMMARY).unlink(missing_ok=True)  # remove the result of a shorter schedule
+            (folder / SUMMARY).unlink(missing_ok=True)  # remove the earlier result, which this run replaces
         run.save_recipe(recipe)
         run.start_tracker(recipe.flat())
         with engine.stop_signal:
@@ -76,7 +76,7 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
         lost = run.state == "running" and is_lost_rank(error)
         problem = str(error) or type(error).__name__
         if lost:
-            # No step: only rank 0 knows whether the newest checkpoint was written.
+            # The message names no step, since only rank 0 can tell whether the newest checkpoint was written.
             command = "the same command continues from the last checkpoint"
             problem = f"another process of this run ended ({problem[:200]}); {command}"
         with suppress(OSError):  # the disk may be full

@@ -1,1 +1,1 @@
-"""Files, messages, figures and facts about the system."""
+"""Provide helpers for options, files, messages and figures, and facts about the system."""

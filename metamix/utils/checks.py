@@ -51,7 +51,7 @@ def check_known(owner: str, options: Iterable[str], accepted: Collection[str], a
 
 
 def check_one_source(pretrained: bool, checkpoint: object) -> None:
-    """Raise ValueError if both published weights and a file are asked for."""
+    """Raise ValueError if both published weights and a checkpoint are chosen."""
     if pretrained and checkpoint:
         raise ValueError(f"pretrained and checkpoint ({checkpoint}) both say where weights come from: give one.")
 

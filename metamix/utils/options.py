@@ -115,7 +115,7 @@ def check_needs(flags: Iterable[str], values: Mapping[str, Any], options: Mappin
 
 
 def changed(options: Any) -> dict[str, Any]:
-    """Return the options whose values differ from their defaults, all required ones, and all of type dict."""
+    """Return the options that differ from their defaults, all required options, and all options of type dict."""
     return {f.name: value for f in fields(options) if (value := getattr(options, f.name)) != f.default}
 
 
@@ -158,7 +158,7 @@ def no_option(
 ) -> str:
     """Return the error message for an unknown option `word`, a flag or a key of a config.
 
-    If other `tasks` than `task` have the option, the message names them and, with `advise`, says how to choose one.
+    If `tasks` other than `task` have the option, the message names them and, with `advise`, says how to choose one.
     Otherwise it suggests a similar option of `known`. `task_options` returns the dataclass of a task's options.
     """
     text = f"there is no option {word if str(word).startswith('-') else shown(word)}"
@@ -333,7 +333,7 @@ def _as_tuple(value: Any, kinds: Set[type]) -> Any:
 
 
 def _expand_home(value: Any) -> Any:
-    """Expand ~/ at the start of a path, since no shell does so in YAML or after "="; return other values unchanged."""
+    """Expand ~/ at the start of a path, which no shell expands in YAML or after "="; return other values unchanged."""
     return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 

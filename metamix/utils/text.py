@@ -114,7 +114,7 @@ def aligned(rows: Iterable[Sequence[object]], right: Collection[int] = ()) -> li
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Write rows as CSV; the first row is the header.
+    """Return rows as CSV text; the first row is the header.
 
     Text is escaped as in `printable`. An apostrophe is put before text that a spreadsheet would take for a formula.
     """

@@ -73,8 +73,8 @@ def require(state: Mapping[str, Any], keys: Iterable[str], path: str | Path) -> 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write a safetensors file atomically, with checksums.
 
-    The metadata are plain values, which are stored as JSON. Text that cannot be read as JSON is stored as it is, with
-    escapes for what UTF-8 cannot encode.
+    The metadata are plain values, which are stored as JSON. Text that is not JSON is stored unchanged, but
+    characters that UTF-8 cannot encode are escaped.
     """
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     texts = {key: _text(value) for key, value in metadata.items()}
@@ -89,7 +89,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Args:
         path: one of
             - a run folder, to read its newest weights;
-            - a run's checkpoint under any name, to read the averaged weights if its recipe scores them, else the last;
+            - a run's checkpoint under any name: averaged weights if its option `score` is ema, else the last weights;
             - another PyTorch file of tensors; see `unwrap`;
             - a safetensors file, or an .npz file of flax.
 
@@ -302,8 +302,8 @@ def _check_structure(path: str | Path, content: Any) -> None:
     """Reject lists and mappings that are nested too deeply, contain themselves, or repeat the same values many times.
 
     Reject sparse and quantized tensors and tensors without data. Each value takes at least one byte of the file, so
-    if there are more values than bytes, some are repeated. For a tensor, its bytes divided by `MAX_EXPANSION` are
-    added, since the elements of an expanded tensor share their bytes.
+    if there are more values than bytes, some are repeated. A tensor also counts for its bytes divided by
+    `MAX_EXPANSION`, since the elements of an expanded tensor share their bytes.
     """
     values, left = [(content, 0)], os.path.getsize(path)
     while values:

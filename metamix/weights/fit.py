@@ -106,7 +106,7 @@ def load_into(
     layout: Layout = OURS,
     head: Collection[str] = (),
 ) -> list[str]:
-    """Load the tensors of a file into a model. All tensors except those of the head must fit.
+    """Load the tensors of a file into a model. All tensors outside the head must fit.
 
     Args:
         state: tensors of the file, by their names in the file, which `layout` describes.

@@ -137,7 +137,7 @@ class ModelMetadata:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: object = "the weight file") -> "ModelMetadata":
-        """Check the entries of a file that `to_dict` wrote and return them; unknown entries go to `extra`.
+        """Check the entries of a file, and return them as `ModelMetadata`; unknown entries go to `extra`.
 
         Raise ValueError if an entry has the wrong type, is out of range or contradicts another, if `model` is not a
         plain name, or if `model_args` has one of `TIMM_ARGS`. The message begins with `source`.
