@@ -12,7 +12,7 @@ C is the confusion matrix over all pixels that are not ignored. Its rows are lab
 
 "Near" means within 0.75 % of the image's diagonal (Csurka et al., BMVC 2013). A pixel is on a boundary if the pixel
 above, below, left or right of it has another class, and neither is ignored. Boundary pixels are counted over all
-images, so the state holds only counts.
+images, and the state holds the counts.
 """
 
 import math
@@ -90,7 +90,7 @@ def boundary(labels: Tensor) -> Tensor:
 
 
 def dilate(pixels: Tensor, radius: float) -> Tensor:
-    """Find the pixels within the Euclidean distance `radius` of a true pixel: (n, H, W) bool -> (n, H, W) bool."""
+    """Find the pixels within the Euclidean distance `radius` of a marked pixel: (n, H, W) bool -> (n, H, W) bool."""
     height, width = pixels.shape[-2:]
     row, reach, result = pixels.clone(), 0, torch.zeros_like(pixels)
     for y in range(min(int(radius), height - 1), -1, -1):  # the disk's rows become wider towards its middle

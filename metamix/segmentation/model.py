@@ -31,7 +31,7 @@ class SegmentationModel(TaskModel):
         self.frozen_norms = trained.frozen_norms if trained else False  # freeze the backbone's norms; set by `build`
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> Segmenter:
-        """Build the segmenter, and load weights into its backbone or into the whole segmenter as the options say."""
+        """Build the segmenter; unless `metadata` is given, load the weights that the options name."""
         options = self.options
         model = self._load(metadata)
         check_tile(model.fixed_size, options.model, options.tile)

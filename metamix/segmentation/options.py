@@ -45,7 +45,7 @@ class SegmentationDataOptions(ReadingOptions):
         "folder", "layout of data_dir; folder: SPLIT/images, SPLIT/masks and classes.txt"
     )
     data_dir: str = _data("", "folder of the data set", on_resume="ignore")
-    test_on: str = _data("", "split to score at the end; default: test, or val if there is no test")
+    test_on: str = _data("", "split to score; default: test, or val if there is no test")
     mask_name: Template = _data("{name}", "folder: name of the mask of the image {name}, such as '{name}_mask'")
     download: bool = _data(False, "voc and oxford_pets: download missing files", on_resume="ignore")
 
@@ -74,8 +74,8 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     memory: Memory = _data(
         "auto", "keep decoded training images and masks in memory; auto: if they take at most 1 GiB", on_resume="ignore"
     )
-    mean: Mean | None = _data(None, "mean of each channel, for pixel values from 0 to 1; default: as in the backbone")
-    std: Std | None = _data(None, "standard deviation of each channel; default: as in the backbone")
+    mean: Mean | None = _data(None, "mean of each channel, for pixel values from 0 to 1; default: as in the model")
+    std: Std | None = _data(None, "standard deviation of each channel; default: as in the model")
 
     head: Literal["semantic_fpn", "upernet", "wavemix"] = _model("semantic_fpn", "head on top of the backbone")
     head_args: dict[str, Any] = _model({}, "more arguments of the segmenter, such as '{neck_channels: 64}'")

@@ -18,10 +18,10 @@ Entries = list[tuple[str, tuple[int, int], list[Shape]]]  # name, (height, width
 
 
 def read_polygons(source: Path) -> Masks:
-    """Read annotations/instances_*.json, as `metamix convert coco` and `yolo` write them, and draw the polygons.
+    """Read annotations/instances_*.json, as `metamix convert coco` and `yolo` write them.
 
-    Small objects are drawn over larger objects. The rest of an image is background. The pixels of crowds are ignored.
-    For an object without a polygon, the pixels of its box are ignored.
+    `Masks.write` draws small objects over larger objects. The rest of an image is background. The pixels of crowds are
+    ignored. For an object without a polygon, the pixels of its box are ignored.
     """
     files = {path.stem.removeprefix("instances_"): path for path in sorted(source.glob("annotations/instances_*.json"))}
     if not files:

@@ -89,7 +89,7 @@ class Segmenter(BackboneMixin):
         return scores if self.training else scores[0]
 
     def check(self, images: Tensor) -> None:
-        """Raise ValueError for a tensor that is not a batch of images of this model."""
+        """Raise ValueError for a batch of images that this model does not take."""
         if images.ndim != 4 or images.shape[1] != self.in_chans:
             raise ValueError(f"images have shape {tuple(images.shape)}; this model takes (B, {self.in_chans}, H, W).")
         height, width = images.shape[-2:]

@@ -66,7 +66,7 @@ class Segmentation:
 
     @classmethod
     def trained(cls, options: SegmentationEvalOptions) -> tuple["Segmentation", nn.Module, dict[str, Any]]:
-        """Load the segmenter of a checkpoint, and make the task with the options that it was trained with."""
+        """Load the segmenter of a checkpoint, and make its task; options that are not given are as in training."""
         if not options.checkpoint:
             raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")
         trained = load_segmenter(options.checkpoint)
@@ -75,7 +75,7 @@ class Segmentation:
 
     @classmethod
     def for_trained(cls, trained: TrainedSegmenter, options: SegmentationEvalOptions) -> "Segmentation":
-        """Make the task of a segmenter with the options of its training; raise ValueError if the classes differ."""
+        """Make the task of a segmenter, as `trained` does; raise ValueError if the classes of the data differ."""
         spec, values = trained.spec, vars(trained.spec)
         if options.data != "folder":  # the layout fixes the mask values, even if the training masks had other values
             values = values | dict(ignore_index=255, reduce_zero_label=False)
