@@ -32,8 +32,8 @@ EXAMPLES = """examples:
 class BenchmarkOptions(Options):
     """Time models in several engines, in interleaved runs.
 
-    Images are random. So are the weights of a classifier that is given by its name, unless the name has a tag of
-    shipped weights. Exported models are timed in their own engine and precision.
+    Images are random. A classifier that is given by its name has random weights, unless the name has a tag of shipped
+    weights. Exported models are timed in their own engine and precision.
     """
 
     models: tuple[str, ...] = positional(

@@ -1,4 +1,4 @@
-"""Compare exported models, and calibrate int8 on training images, for tasks that take images one by one."""
+"""Calibrate int8 on training images, and compare exported models whose outputs are maps."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -98,7 +98,7 @@ class CalibratedExport(Exportable):
 
     @torch.inference_mode()
     def held_out_scores(self, model: Model, count: int) -> np.ndarray:
-        """Score a model on at most 500 training images that `calibration(count)` does not yield.
+        """Score a model on training images that `calibration(count)` does not yield; at most 500 in this class.
 
         Returns:
             The score of each image that can be scored, (n,); higher is better. For a classifier it is 100 or 0, so that

@@ -41,7 +41,7 @@ class Sample:
 
     file: Path
     name: str  # path of the image in the folder of its split
-    split: str = ""  # train, val or test; "" if the source does not say
+    split: str = ""  # train, val or test; "" if the source names no split
     group: str = ""  # name of a group, such as a class; each group is split by the same share
     label: Any = None  # the label in the form that `LabelledImages.write` takes
     label_file: str = ""  # path of a label file in the folder of its split; "" if there is none
@@ -61,7 +61,8 @@ class LabelledImages:
         return plural(len({sample.group for sample in self.samples}), "class")
 
 
-# A reader takes a file or folder. It returns None if the labels are for another task, and raises ValueError or OSError.
+# A reader takes a file or folder. It returns None for labels of another task. If it fails, it raises ValueError or
+# OSError.
 Reader = Callable[[Path], LabelledImages | None]
 
 
@@ -114,7 +115,7 @@ def read_labels(format: str, source: Path) -> LabelledImages:
 
 
 def choose_splits(labels: LabelledImages, share: float | None) -> dict[str, list[Sample]]:
-    """Return the images of each split, in the order of the source.
+    """Choose the images of each split.
 
     Without a share, the source's splits are kept if one is for training and another can be scored. Otherwise the images
     of each group are divided by a hash of their names, so that every machine chooses the same images.

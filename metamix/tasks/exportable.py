@@ -80,7 +80,7 @@ class ExportOptions(ImageOptions):
 
 @dataclass
 class Comparison:
-    """The differences between an exported model and the eager one."""
+    """The differences between an exported model and the eager model."""
 
     parity: dict[str, Any]  # measured differences of the outputs, by name
     scores: dict[str, dict[str, float]]  # scores of "eager" and "exported" on the data; empty without data
@@ -94,7 +94,7 @@ class Exportable:
         model: the fp32 model, which takes prepared images (n, C, H, W).
         metadata: metadata of the weights, with `in_chans` and the image size of the export.
         extra: see `Artifact.extra`.
-        task: the assembled task, whose test images are compared; None to compare random images.
+        task: the assembled task, on whose test images the models are compared; None for random images.
         images: maximum number of test images; None for all.
     """
 

@@ -32,7 +32,7 @@ def load(
         source: a run folder, a weight file, a folder that `metamix export` wrote, hf-hub:USER/NAME, or the
             name of shipped or published weights of metamix or timm, such as NAME.TAG.
         model: name of the model, for a file that does not name its model.
-        model_args: arguments of a classifier or an image model, which replace the arguments in the file.
+        model_args: arguments of a classifier or a restoration model, which replace the arguments in the file.
         threads: number of threads for the engine of an exported model; None for its default.
         trust: load a model that was exported in the format torch; its files can run code.
 
@@ -70,8 +70,8 @@ def load(
 def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
     """Return the task of weights, and the path of their file, their run folder or the folder of the exported model.
 
-    The path is None if the task's `load` takes the name instead: for published weights, and for every name of an image
-    model. Arguments and errors are as in `load`.
+    The path is None if the task's `load` takes the name instead: for published weights, and for every name of a
+    restoration model. Arguments and errors are as in `load`.
     """
     if is_exported(source):
         return task_of_export(source), Path(source)

@@ -16,7 +16,7 @@ from metamix.weights.find import find_weights
 from metamix.weights.fit import limited_size, load_into
 from metamix.weights.metadata import MAX_LENGTH, ModelMetadata, to_tuples
 
-COUNTER = "num_batches_tracked"  # of batch norms; frozen batch norms have no counter
+COUNTER = "num_batches_tracked"  # name of the counter of a batch norm; frozen batch norms have none
 SplitNames = Annotated[tuple[str, ...], Field(max_length=MAX_LENGTH)]
 Spec = TypeVar("Spec", bound="NetworkSpec")
 
@@ -110,7 +110,7 @@ def load_initial_weights(model: Any, path: str | Path, classes: Sequence[str]) -
 
 
 def weights_note(source: str, new: Sequence[str]) -> str:
-    """Say which weights were loaded, and which `new` ones keep their initial values."""
+    """Say which weights were loaded, and that the weights `new` keep their initial values."""
     return f"{source}; new: {', '.join(new)}" if new else source
 
 

@@ -1,4 +1,4 @@
-"""Options that the tasks share."""
+"""Define the options that the tasks share."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -49,7 +49,7 @@ class WeightOptions:
 def options_as_trained(cls: type[T], trained: Mapping[str, Any], options: Any) -> T:
     """Make training options from the options of `metamix eval`; options that are not given are as in `trained`.
 
-    Entries of `trained` that are not training options are ignored. So are the eval options that choose the weights.
+    Entries of `trained` that are not training options, and eval options that choose the weights, are ignored.
     """
     weights = options_of(WeightOptions)
     values = {**trained, **{name: value for name, value in changed(options).items() if name not in weights}}

@@ -53,7 +53,7 @@ def list_tasks() -> str:
 def parse_task_command(
     spec: TaskSpec, part: str, words: Sequence[str], about: str, *, advise: bool = False
 ) -> tuple[Any, set[str]]:
-    """Read the options of a task's part, such as "predict"; return them and the names of those that are given.
+    """Read the options of a task's part, such as "predict"; return them and the names of the given options.
 
     `about` is the text of --help; `advise` is as for `no_option`.
     """

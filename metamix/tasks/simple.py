@@ -236,7 +236,7 @@ class SimpleTrained:
 def broken_samples(samples: SampleReader, workers: int = 0, title: str = "") -> Iterator[str]:
     """Yield, in order, an error message for each sample that cannot be read; the progress bar shows `title`."""
     problems: DataLoader = DataLoader(
-        range(len(samples)),  # type: ignore[arg-type]  # torch asks for a subclass of its Dataset
+        range(len(samples)),  # type: ignore[arg-type]  # torch declares it as a Dataset
         batch_size=64,
         num_workers=usable_workers(workers),
         worker_init_fn=partial(limit_pixels, Image.MAX_IMAGE_PIXELS),
