@@ -39,7 +39,7 @@ The task that trained the weights decides what is predicted:
 An exported model runs in the engine of its format. To list all options of a task:
 metamix predict --task NAME --help. --import MODULE imports your own mixers, models and tasks first."""
 
-# Options without an effect on an export. It has weights, and runs on the CPU on images of a fixed size or whole images.
+# Options without an effect on an exported model: it holds its weights, fixes tiles and pooling, and runs on the CPU.
 FIXED_BY_EXPORT = {"device", "pretrained", "tile", "overlap", "local_pooling"}
 
 
@@ -190,7 +190,7 @@ def name_outputs(
     written: dict[Path, Path] = {}
     for file, path in ((folder / name, path) for folder in folders for path, name in names.items()):
         if file in written:
-            raise ValueError(f"{path} and {written[file]} would both become {file}: give different --output folders")
+            raise ValueError(f"{path} and {written[file]} would both become {file}: rename one, or leave it out")
         written[file] = path
         if file.resolve() in read:
             raise ValueError(f"{file} is an image and would be overwritten: give another --output")

@@ -183,7 +183,7 @@ def test_images_of_the_same_name_get_separate_masks_and_broken_images_are_left_o
     assert {path.name for path in (tmp_path / "same" / "masks").glob("*")} == {
         "a.png.png", "a.jpg.png", "b.png", "inside",
     }  # fmt: skip
-    with pytest.raises(SystemExit, match="c.png and .*c.png would both become .*masks/c.png.png: give different"):
+    with pytest.raises(SystemExit, match="c.png and .*c.png would both become .*masks/c.png.png: rename one"):
         Image.new("RGB", (4, 4)).save(photos / "c.png")
         run(photos / "c.png", photos / "inside", "--output", tmp_path / "out")
     (photos / "a.png").write_bytes(b"no image")
