@@ -45,7 +45,7 @@ class Segmentation:
         self.loss = SegmentationLoss(options.loss, options.aux_weight, self.loss_weights)
 
     def loss_weights(self) -> Tensor | None:
-        """Return the class weights of the loss, (classes,), or None; median and log read all masks to train on."""
+        """Return the class weights of the loss, (classes,), or None; for median and log, read all masks to train on."""
         weights = self.options.class_weights
         if weights == "none":
             return None

@@ -136,7 +136,7 @@ def choose_splits(labels: LabelledImages, share: float | None) -> dict[str, list
     for samples in groups.values():
         ranked = sorted(samples, key=lambda s: hashlib.sha256(os.fsencode(s.name)).digest())
         count = round((1 - (share or TRAIN_SHARE)) * len(samples))
-        held_out = {sample.name for sample in ranked[: min(max(count, 1), len(samples) - 1)]}  # never all of a group
+        held_out = {sample.name for sample in ranked[: min(max(count, 1), len(samples) - 1)]}  # keep one to train on
         for sample in samples:
             splits["val" if sample.name in held_out else "train"].append(sample)
     return {split: samples for split, samples in splits.items() if samples}

@@ -39,7 +39,7 @@ The task that trained the weights decides what is predicted:
 An exported model runs in the engine of its format. To list all options of a task:
 metamix predict --task NAME --help. --import MODULE imports your own mixers, models and tasks first."""
 
-# Options without an effect on an exported model: it holds its weights, fixes tiles and pooling, and runs on the CPU.
+# Options without an effect on an exported model: its weights, tiles and pooling are fixed, and it runs on the CPU.
 FIXED_BY_EXPORT = {"device", "pretrained", "tile", "overlap", "local_pooling"}
 
 

@@ -285,7 +285,7 @@ def _why_unreadable(path: str | Path, error: Exception) -> Exception:
     if "legacy .tar" in text or later or _is_plain_pickle(path):
         kind = "in PyTorch's oldest format" if "legacy" in text else "a Python pickle that torch cannot read safely"
         return ValueError(f"{path} is {kind}: reading it could run code, so metamix does not read it; {advice}")
-    why = f"; {text[:120]}" if "PytorchStreamReader" in text or "it expands" in text else ""  # others say little
+    why = f"; {text[:120]}" if "PytorchStreamReader" in text or "it expands" in text else ""  # other texts say little
     return ValueError(f"{path} is truncated or not a PyTorch file ({size}{why})")
 
 

@@ -54,7 +54,7 @@ def check_fit(
             infinity, since some are masks.
     """
     new: list[str] = []
-    missing, misshapen = set(), set()  # sets, since one tensor of the file may fill several of the model
+    missing, misshapen = set(), set()  # sets, since one tensor of the file may fill several tensors of the model
     inside_head = tuple(f"{layer}." for layer in head)
     any_channels = {f"{conv}.weight" for conv in first_convs}
     for name, wanted in of_model.items():
