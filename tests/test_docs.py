@@ -64,7 +64,7 @@ def parse(monkeypatch):
     for place in ("classification.predict", "tasks.predict"):  # the images that pages name do not exist here
         monkeypatch.setattr(f"metamix.{place}.paths_inside", lambda places, without=(): {})
     monkeypatch.setattr("metamix.utils.options.check_needs", Mock(side_effect=Parsed))  # `parse_command` ends with this
-    monkeypatch.setattr(ProcessGroup, "start", Mock(side_effect=Parsed))  # train and eval start with this
+    monkeypatch.setattr(ProcessGroup, "start", Mock(side_effect=Parsed))  # train and eval call this after parsing
     for module in ("metamix.training.recipe", "metamix.utils.options"):
         monkeypatch.setattr(f"{module}.import_modules", Mock())  # these modules exist only in the docs
     return run

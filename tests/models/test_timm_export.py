@@ -1,6 +1,6 @@
 """Test `torch.compile`, `torch.export`, ONNX, OpenVINO and torch.fx on shallow models of the mixers and families.
 
-An exported program takes any batch and image size.
+A program that is exported with dynamic shapes takes any batch and image size.
 """
 
 import pytest

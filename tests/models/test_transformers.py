@@ -44,7 +44,7 @@ def test_a_detr_trains_a_step_and_is_saved_and_loaded(transformers, tmp_path):
     small |= dict(encoder_attention_heads=2, decoder_attention_heads=2)
     torch.manual_seed(0)
     small |= dict(backbone_config=config(transformers, "metaformer_minattn_nano", (2,)), num_labels=3)
-    small |= dict(backbone=None, use_timm_backbone=False, use_pretrained_backbone=False)  # transformers 5 adds a ResNet
+    small |= dict(backbone=None, use_timm_backbone=False, use_pretrained_backbone=False)  # version 5 would add a ResNet
     model = transformers.DetrForObjectDetection(transformers.DetrConfig(**small))
     image = torch.rand(2, 3, 48, 64)
     labels = [

@@ -62,7 +62,7 @@ def test_images_of_odd_sides_are_padded_and_restored(size):
     assert model.multiple == (2, 2)
 
 
-def test_training_refuses_odd_images():
+def test_training_refuses_odd_image_sizes():
     with pytest.raises(ValueError, match="75 x 100 pixels, but WaveMixSisr trains on multiples of 2 x 2: crop or pad"):
         WaveMixSisr(1, scale=1, dim=8, depth=1)(torch.rand(1, 1, 75, 100))
 
@@ -78,7 +78,7 @@ def test_colour_is_only_upsampled():
         torch.testing.assert_close(y[:, :1], model(x[:, :1]))
 
 
-def test_other_channels_are_refused():
+def test_images_with_two_channels_are_refused():
     with pytest.raises(ValueError, match=r"images have 2 channels; WaveMixSR takes 1 \(luminance\) or 3 \(YCbCr\)"):
         WaveMixSR(2, dim=8, depth=1)(torch.rand(1, 2, 8, 8))
 

@@ -72,7 +72,7 @@ def image(model, size=None):
     return torch.randn(2, channels, *(size or (min(h, 64), min(w, 64))))
 
 
-# Another head, channels or image size
+# A different number of classes or channels, or another image size
 
 
 @EVERY_FAMILY
@@ -138,7 +138,7 @@ def test_loading_at_another_size_equals_set_input_size(name, scale, saved):
     ("minattn_full_mlp_h4_cifar", "pos_embed", (1, 16, 4, 4)),
 ])  # fmt: skip
 def test_spatial_weights_are_interpolated(name, key, grid, saved):
-    """On a map of twice the side, averages of neighbours are close to the old values."""
+    """On a map with twice the side length, averages of neighbours are close to the old values."""
     model, file = saved(name)
     old = model.state_dict()[key].view(grid)
     double = [2 * n if n > 1 else n for n in grid[2:]]
@@ -170,7 +170,7 @@ def test_a_missing_stage_is_named(name, saved):
 def test_unknown_and_misshapen_tensors_are_named(name, ways, saved):
     model, file = saved(name)
     state = model.state_dict()
-    key = [k for k in state if "mixer" not in k][-4]  # the next test takes the mixers' tensors
+    key = [k for k in state if "mixer" not in k][-4]  # the next test covers the mixers' tensors
     for wrong, words in (
         ({**state, "stages.9.weight": torch.ones(1)}, "it has tensors that the model lacks: stages.9.weight"),
         ({**state, key: torch.ones(3, 5, 7)}, f"it has {key} of shape \\(3, 5, 7\\) where the model has"),
@@ -203,7 +203,7 @@ def test_misshapen_spatial_weights_are_named(name, saved):
 
 
 @pytest.mark.parametrize("option, value", [("raft_size", 4), ("raft_size", 1), ("expansion", 1)])
-def test_weights_of_another_raft_size_are_not_resampled(option, value, saved):
+def test_weights_of_another_raft_size_or_expansion_are_not_resampled(option, value, saved):
     _, file = saved("metaformer_raft_nano")
     words = r"has stages.0.blocks.0.mixer.vertical.fc1.weight of shape \(64, 1, 2, 16\) where the model has \("
     for size in (32, 64):
@@ -211,7 +211,7 @@ def test_weights_of_another_raft_size_are_not_resampled(option, value, saved):
             create("metaformer_raft_nano", file, img_size=size, mixer_args={option: value})
 
 
-def test_a_model_is_made_for_the_images_of_its_weights(saved):
+def test_a_model_is_made_for_the_image_size_of_its_weights(saved):
     model, file = saved("metaformer_raft_nano")
     model.set_input_size(48)
     save_file(model.state_dict(), file)
@@ -262,7 +262,7 @@ def test_weights_of_timms_poolformer_give_its_features(timm_s12, kwargs):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_a_stage_that_timms_poolformer_lacks_is_named(timm_s12, tmp_path):
+def test_a_stage_that_a_file_of_timms_poolformer_lacks_is_named(timm_s12, tmp_path):
     theirs, _ = timm_s12
     file = tmp_path / "model.safetensors"
     save_file({k: v for k, v in theirs.state_dict().items() if not k.startswith("stages.2.")}, file)
@@ -365,7 +365,7 @@ def weights(tmp_path, monkeypatch):
 HUB = {"hub": dict(hf_hub_id="timm/some"), "hub_224": dict(hf_hub_id="timm/other", input_size=(3, 224, 224))}
 
 
-def test_the_first_tag_is_the_default_and_local_files_come_first(weights):
+def test_the_first_tag_with_the_models_size_and_classes_is_the_default(weights):
     def order(tags):
         find.local_cards.cache_clear()
         return list(registry.tagged_cfgs("metaformer_pooling_nano", registry.CIFAR10, tags).tags)
@@ -374,7 +374,7 @@ def test_the_first_tag_is_the_default_and_local_files_come_first(weights):
     assert order({}) == [""]
     assert order(HUB) == ["hub", "hub_224"]
     put(weights, "metaformer_pooling_nano", "a_cifar100", state, num_classes=100)
-    assert order({}) == ["", "a_cifar100"]  # made for other classes
+    assert order({}) == ["", "a_cifar100"]  # the number of classes differs
     assert order(HUB) == ["hub", "a_cifar100", "hub_224"]
     put(weights, "metaformer_pooling_nano", "cifar10", state)
     assert order(HUB) == ["cifar10", "a_cifar100", "hub", "hub_224"]  # local files first

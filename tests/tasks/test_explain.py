@@ -1,4 +1,4 @@
-"""Test `metamix explain`: its maps are right, it draws classifiers and detectors, and it refuses other models."""
+"""Test `metamix explain`: it explains classifiers and detectors correctly, and refuses other models."""
 
 import json
 import sys
@@ -35,7 +35,7 @@ def digit(tmp_path):
 
 @pytest.fixture
 def no_grad_cam(monkeypatch):
-    """Replace the class activation maps that grad-cam computes with a ramp, so that it need not be installed."""
+    """Replace the class activation maps of grad-cam with a ramp, so that grad-cam need not be installed."""
 
     def ramp(model, layers, image, score):
         score(model(image[None])[0])

@@ -300,7 +300,7 @@ def test_help_explains_every_option(task, capsys):
         assert group in text
 
 
-def test_a_value_is_checked_by_its_type():
+def test_values_are_converted_to_the_type_of_their_option():
     assert convert(3, int, "n") == 3 and convert(None, float | None, "x") is None
     assert convert("1e-3", float | None, "x", text=True) == 1e-3
     assert convert([1, 2], tuple[float, ...], "x") == convert("[1, 2]", tuple[float, ...], "x", text=True) == (1.0, 2.0)
@@ -326,7 +326,7 @@ def test_a_shipped_config_is_found_by_its_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["rates: 0.5", "rates: [0.5]"])
-def test_a_list_of_one_value_needs_no_brackets(text, config):
+def test_a_list_in_a_config_needs_no_brackets(text, config):
     assert read("--config", config(text)).options.rates == (0.5,)
     assert read("--config", config("freeze: stem,stages.0")).engine.freeze == ("stem", "stages.0")
 

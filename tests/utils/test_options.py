@@ -52,7 +52,7 @@ def test_every_way_to_write_an_argument_is_read(monkeypatch):
     assert (options.top, options.sizes, options.img_size, options.flip) == (5, (1, 8), 48, False) and "top" not in names
 
 
-def test_an_option_that_is_switched_off_needs_no_other():
+def test_an_option_that_is_switched_off_needs_no_other_option():
     options, names = read("a.png --output out --limit none --no-smooth")
     assert (options.limit, options.smooth) == (None, False) and {"limit", "smooth"} <= names
 
