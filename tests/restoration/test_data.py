@@ -37,7 +37,7 @@ def verify_clean(folder):
 
 
 def test_images_to_score_are_not_trained_on(clean):
-    """The folder `test` may lie in the folder of the other images."""
+    """The folder `test` may lie in the folder of the training images."""
     root = clean(count=3)
     clean(name="photos/test", count=2)
     photos = data(data_dir=root, degradation="noise:25")
@@ -119,7 +119,7 @@ def test_crops_of_an_image_differ(clean):
 
 def test_crops_of_pairs_lie_in_the_same_place():
     target = torch.rand(3, 24, 32)
-    pair, chain = ("a", target, target[:, ::2, ::2]), parse_degradations("pairs")  # the image at half the size
+    pair, chain = ("a", target, target[:, ::2, ::2]), parse_degradations("pairs")  # the input has half the size
     turned_too = RestorationOptions(data_dir="x", crop=8)
     upright = RestorationOptions(data_dir="x", crop=8, flip=False, rotate=False)
     for seed in range(8):
@@ -161,7 +161,7 @@ def test_the_scale_of_pairs_with_named_inputs_is_found(tmp_path, image, ending):
 
 
 def test_scored_images_do_not_depend_on_the_run(clean):
-    options = {"data_dir": clean(), "degradation": "noise:25", "test_share": 0.45}  # of six images
+    options = {"data_dir": clean(), "degradation": "noise:25", "test_share": 0.45}  # 3 of 6 images
     first, again = ([batch["image"][0] for batch in data(**options).eval_loaders(4, 0, 1)["test"]] for _ in range(2))
     assert len(first) == 3 and all(torch.equal(a, b) for a, b in zip(first, again))
     assert not torch.equal(first[0], first[1])
@@ -190,7 +190,7 @@ def test_grey_files_are_scored_as_stored_but_trained_on_as_luminance(clean):
     assert not any("grey" in note for note in data(data_dir=colour, degradation="noise:0", channels="y").notes)
 
 
-def test_both_images_of_a_pair_have_the_range_of_luminance(pairs, image):
+def test_grey_targets_of_colour_inputs_get_the_range_of_luminance(pairs, image):
     root = pairs()
     for split in "train", "test":
         image((40, 48), "L").save(root / split / "target" / "0.png")
@@ -225,7 +225,7 @@ def test_pairs_with_changed_inputs_have_another_identity(pairs, image):
     assert before["digest"]["train"] != after["digest"]["train"] and before["digest"]["test"] == after["digest"]["test"]
 
 
-def test_pairs_that_do_not_fit_are_refused_by_name(pairs, image):
+def test_pairs_that_do_not_fit_are_refused_and_named(pairs, image):
     root = pairs()
     (root / "train" / "input" / "2.png").rename(root / "train" / "input" / "two.png")
     with pytest.raises(ValueError, match="target/2.png has no partner 2 in .*train/input"):

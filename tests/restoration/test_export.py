@@ -99,7 +99,7 @@ def test_an_exported_restorer_gives_the_same_images_and_scores(model, degradatio
         metamix.load(folder, model="wavemixsr_nano")
 
 
-def test_the_option_model_completes_a_file_that_does_not_name_its_model(tmp_path):
+def test_the_option_model_is_used_for_a_file_that_does_not_name_its_model(tmp_path):
     file = str(tmp_path / "plain.pt")
     torch.save(metamix.create_image_model("wavemixsr_nano").state_dict(), file)
     metadata = open_restorer(ExportOptions(file, tmp_path / "out", model="wavemixsr_nano")).metadata
@@ -177,7 +177,7 @@ def test_int8_is_calibrated_and_reported_in_db(model, degradation, format, tmp_p
     assert load_exported(tmp_path / "out")(torch.zeros(1, 3, 32, 32)).shape[:2] == (1, 3)
 
 
-def test_int8_sees_no_scored_image(tmp_path):
+def test_int8_is_not_calibrated_on_scored_images(tmp_path):
     source, _ = weights(tmp_path, *MAXIM, "noise:25")
     data = draw(tmp_path / "photos", 20)
     exportable = open_restorer(ExportOptions(source, tmp_path / "out", data_dir=str(data), img_size=32))

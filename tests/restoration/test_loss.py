@@ -12,7 +12,7 @@ X, Y = torch.rand(2, 2, 3, 16, 24, generator=torch.Generator().manual_seed(0)).u
 
 
 class Stages(nn.Module):
-    """Return images of two scales, as MAXIM does in training."""
+    """Return images at two scales, as MAXIM does in training."""
 
     def forward(self, x):
         return [0.5 * shrink_image(x, 2), 0.9 * x]
@@ -63,6 +63,6 @@ def test_wrong_losses_are_refused(text, words):
         parse_loss(text)
 
 
-def test_ssim_needs_crops_of_its_window():
+def test_ssim_refuses_crops_smaller_than_its_window():
     with pytest.raises(ValueError, match="ssim window is 11 x 11 pixels, but crop is 8: give a larger --crop"):
         RestorationLoss("ssim", crop=8)

@@ -64,7 +64,7 @@ def pixels(path):
 
 
 @pytest.mark.parametrize("kind", ["png", "tif", "webp", "jpg", "bmp"])
-def test_formats_are_kept_and_values_rounded(kind, clean, tmp_path, run):
+def test_formats_except_bmp_are_kept_and_values_are_rounded(kind, clean, tmp_path, run):
     photos, out = clean(count=1, kind=kind), tmp_path / "out"
     assert run(photos, "--output", out)[0] == 0
     written = out / f"0.{'png' if kind == 'bmp' else kind}"
@@ -197,7 +197,7 @@ def test_images_that_do_not_fit_are_left_out_and_named(clean, tmp_path, run, cap
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "LAB"])
-def test_other_colours_become_rgb_without_their_profile(mode, tmp_path, run, capsys):
+def test_cmyk_and_lab_become_rgb_without_their_profile(mode, tmp_path, run, capsys):
     Image.new(mode, (8, 6), (9, 99, 40, 3)[: len(mode)]).save(tmp_path / "a.tif", icc_profile=b"of other colours")
     assert run(tmp_path / "a.tif", "--output", tmp_path / "out")[0] == 0
     written = Image.open(tmp_path / "out" / "a.tif")
@@ -208,7 +208,7 @@ def test_other_colours_become_rgb_without_their_profile(mode, tmp_path, run, cap
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_the_first_of_several_images_in_a_file_is_restored(dtype, tmp_path, run, capsys):
     if dtype == "uint16":
-        pytest.importorskip("cv2", reason="16 bits need the extra `restoration`")
+        pytest.importorskip("cv2", reason="16-bit images need the extra `restoration`")
     pages = [Image.fromarray(np.full((6, 8), value, dtype)) for value in (20, 40)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
     assert run(tmp_path / "a.tif", "--output", tmp_path / "out")[0] == 0
@@ -277,7 +277,7 @@ def test_images_of_16_bits_are_turned_upright_and_keep_profile_and_alpha(tmp_pat
     assert torch.equal(again.colours, grey.colours.expand(3, -1, -1))
 
 
-def test_16_bits_without_opencv_are_left_out(tmp_path, run, monkeypatch, capsys):
+def test_images_of_16_bits_are_left_out_without_opencv(tmp_path, run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cv2", None)
     write_png(tmp_path / "a.png", np.zeros((12, 14, 3), np.uint16))
     assert run(tmp_path / "a.png", "--output", tmp_path / "out")[0] == 1

@@ -313,7 +313,7 @@ def test_a_function_that_builds_an_image_model_gets_only_its_own_arguments(monke
     assert fit_arguments("mine", {"dim": 4}, in_chans=3, scale=2) == ({"dim": 4}, 1)
 
 
-def test_the_channels_of_the_data_override_those_of_a_name(monkeypatch):
+def test_the_channels_of_the_data_override_the_registered_channels(monkeypatch):
     for registry in ("_MODELS", "_TAGS"):
         monkeypatch.setattr(image_models, registry, dict(getattr(image_models, registry)))
     image_models.register_image_model("mine", WaveMixSisr, dim=4, depth=1, scale=2, in_chans=1)

@@ -74,7 +74,7 @@ def test_mask_values_become_labels(tmp_path):
         ([[9, 8, 7, 6, 5, 4]], "has the label 4, 5, 6, 7, 8 and 1 more at 6 pixels"),
     ],
 )
-def test_values_out_of_range_are_refused_by_file_name(values, words, tmp_path):
+def test_labels_out_of_range_are_refused_and_the_file_is_named(values, words, tmp_path):
     with pytest.raises(BadMask, match=words):
         read_mask(write_mask(tmp_path / "a.png", values), make_labels(ABC))
 
@@ -504,7 +504,7 @@ def test_verify_takes_the_task_from_the_folder(scenes, capsys, tmp_path):
     assert "train: there is no " in capsys.readouterr().out
 
 
-def test_verify_draws_no_conclusion_from_masks_that_it_refuses(scenes, capsys):
+def test_verify_reports_no_missing_class_if_a_mask_is_refused(scenes, capsys):
     root = scenes(train=1, test=1)
     write_mask(root / "train" / "masks" / "0.png", np.full((40, 48), 7))
     assert exit_code(main, root) == 1

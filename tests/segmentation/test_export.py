@@ -192,7 +192,7 @@ def test_int8_is_reported_with_size_speed_and_loss(format, source, tmp_path, cap
     assert load_exported(tmp_path / "out")(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 32, 32)
 
 
-def test_int8_sees_tiles_of_training_images_only(source, tmp_path, monkeypatch):
+def test_int8_is_calibrated_on_tiles_of_training_images_only(source, tmp_path, monkeypatch):
     data = draw(tmp_path / "scenes", train=12, test=1)
     exportable = open_segmenter(ExportOptions(source, tmp_path / "out", data_dir=str(data)))
     assert exportable.calibration_count(500) == 6

@@ -171,7 +171,7 @@ def test_tiles_and_many_classes_give_the_same_labels():
     assert text == "tiles of 512 pixels that overlap by 128 or more, mean over scales 0.5, 1 and flips"
 
 
-def test_views_average_probabilities():
+def test_the_probabilities_of_views_are_averaged():
     torch.manual_seed(0)
     image, seen = torch.randn(1, 3, 12, 16), []
 
@@ -190,7 +190,7 @@ def test_views_average_probabilities():
     assert averaged.equal(wanted) and not averaged.equal(model(image)[0].argmax(0).byte())
 
 
-def test_views_are_averaged_at_the_size_of_the_models_image():
+def test_views_are_averaged_at_the_size_of_the_models_input():
     """Probabilities of many classes at the size of a large photograph would take gigabytes."""
     image, sizes = torch.randn(1, 40, 6, 8), []
     predictor = Predictor(flip=True)

@@ -98,7 +98,7 @@ def test_a_note_says_that_a_scored_split_was_trained_on(scenes, tmp_path):
         assert f"the segmenter was trained on the split {split}" in open_task(test_on=split).notes
     task = open_task()
     assert list(task.data.parts) == ["test"] and not any("trained on" in note for note in task.notes)
-    assert open_task(test_on="test").title.endswith("-test")  # the title names the folder of the results
+    assert open_task(test_on="test").title.endswith("-test")  # the results folder is named after the title
     assert list(open_task(test_on="test").data.parts) == ["test"]  # only the scored split is opened
 
 
