@@ -103,7 +103,7 @@ def test_readme_is_short_and_has_two_commands_to_paste():
     assert commands[1].endswith("-m pytest")
 
 
-def test_code_does_not_scroll_sideways():
+def test_code_on_the_docs_site_does_not_scroll_sideways():
     for page in (page for page in PAGES if page.name != "README.md"):
         code = "".join(re.findall(r"^```.*?^```", page.read_text(), re.M | re.S))
         assert not [line for line in code.splitlines() if len(line) > 88], page.name

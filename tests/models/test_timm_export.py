@@ -112,7 +112,7 @@ def test_an_onnx_file_takes_any_batch_and_image_size(name, tmp_path):
 @pytest.mark.filterwarnings("ignore")  # the exporter is deprecated, and says that the image size is fixed
 @torch.no_grad()
 def test_the_torchscript_exporter_writes_valid_onnx(name, tmp_path):
-    """The exporter of torch.jit writes an invalid file if a module calls `movedim(-1, 1)`."""
+    """The TorchScript exporter writes an invalid file if a module calls `movedim(-1, 1)`."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install metamix[deploy]")
     model, file = create(name), tmp_path / "model.onnx"
     torch.onnx.export(model, (images(model),), file, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "batch"}})

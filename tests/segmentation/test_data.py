@@ -504,7 +504,7 @@ def test_verify_takes_the_task_from_the_folder(scenes, capsys, tmp_path):
     assert "train: there is no " in capsys.readouterr().out
 
 
-def test_verify_reports_no_missing_class_if_a_mask_is_refused(scenes, capsys):
+def test_verify_reports_no_missing_class_of_a_split_without_valid_masks(scenes, capsys):
     root = scenes(train=1, test=1)
     write_mask(root / "train" / "masks" / "0.png", np.full((40, 48), 7))
     assert exit_code(main, root) == 1

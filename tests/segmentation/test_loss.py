@@ -64,7 +64,7 @@ def literal_dice(logits, target, weights):
 
 
 def literal_lovasz(logits, target, weights):
-    """Average over classes: the sum of the sorted errors, each weighted by how much it increases the Jaccard loss."""
+    """Weight each class's sorted errors by the increase in Jaccard loss, sum them, and average over the classes."""
     scored, terms = list(pixels(logits, target)), []
     for k in {label for _, label in scored}:
         errors = sorted(((abs((label == k) - shares[k]), label == k) for shares, label in scored), reverse=True)

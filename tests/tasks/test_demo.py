@@ -35,7 +35,7 @@ def photo(tmp_path):
 
 @pytest.fixture
 def models(tmp_path):
-    """Return a function that saves a model of test_benchmark.py, and returns `Models` and the weight file's name."""
+    """Return a function that saves the model that `build` makes, and returns `Models` and the weight file's name."""
 
     def make(build):
         torch.manual_seed(0)

@@ -74,7 +74,7 @@ def scaled(values):
 
 
 def detector(**arguments):
-    """Make a detector with random weights, whose scores are near 0.5."""
+    """Make a detector with random weights. Its scores are near 0.5, or near 1/3 if it is a Faster R-CNN."""
     torch.manual_seed(0)
     spec = DetectorSpec.from_dict(GOOD | arguments, "x")
     model = spec.build().eval()

@@ -64,7 +64,7 @@ def test_the_memory_of_32_samples_is_extrapolated_from_two_and_four():
 
 
 @pytest.mark.parametrize("free, part", [(1000, 32), (319, 16), (45, 4), (10, 1), (9, 0)])
-def test_the_largest_micro_batch_that_fits_is_chosen(free, part):
+def test_the_micro_batch_is_halved_until_it_fits(free, part):
     assert largest_part(32, lambda samples: 10 * samples, free) == part
 
 
