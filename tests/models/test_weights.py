@@ -280,7 +280,7 @@ def test_a_stage_that_a_file_of_timms_poolformer_lacks_is_named(timm_s12, tmp_pa
     ("wavemix_256_8", "wavemix_cls_level3_strided_s1_64x64", dict(dim=16, depth=2, level=3)),
     ("wavemix_256_16_l4", "wavemix_cls_level4_strided_s2_64x64", dict(dim=16, depth=2)),
 ])  # fmt: skip
-def test_files_of_the_authors_give_their_outputs(name, file, kwargs, tmp_path):
+def test_weights_of_the_authors_give_the_authors_outputs(name, file, kwargs, tmp_path):
     _, state, tensors = read_golden(file)
     path = tmp_path / "checkpoint.pth"
     torch.save({"state_dict": state, "epoch": 300}, path)

@@ -120,7 +120,7 @@ def test_pixels_that_end_in_one_half_are_rounded_up():
     """Because of rounding errors, some of these pixels are computed a little too small."""
     row = torch.randint(256, (20_000,), generator=torch.Generator().manual_seed(0))
     halved = 255 * resize_bicubic(row.double().expand(1, 4, -1) / 255, 0.5, rounding=True)[0, 0]
-    exact = (row[1:].unfold(0, 8, 2) * torch.tensor([-12, -36, 116, 444, 444, 116, -36, -12])).sum(1)  # / 1024
+    exact = (row[1:].unfold(0, 8, 2) * torch.tensor([-12, -36, 116, 444, 444, 116, -36, -12])).sum(1)  # times 1024
     assert (exact % 1024 == 512).sum() > 20
     assert torch.equal(halved[2:-2].round().long(), ((exact + 512) // 1024).clamp(0, 255))
 

@@ -124,7 +124,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(clean, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(clean, tmp_path):
+def test_two_processes_give_nearly_the_losses_and_scores_of_one(clean, tmp_path):
     words = [*WORDS, *MAXIM, "--data-dir", clean(), "--degradation", "noise:25", "--batch-size", 4, "--mixup", 1.2]
     words = list(map(str, [*words, "--crops", 3, "--epochs", 2]))
     train(*words, "--output", tmp_path / "one")
@@ -164,7 +164,7 @@ def test_mixup_mixes_neighbours_and_their_targets_in_the_same_way(clean):
 
 
 @pytest.mark.slow
-def test_ensemble_scores_images_in_eight_orientations(clean, tmp_path, capsys):
+def test_ensemble_restores_images_in_eight_orientations(clean, tmp_path, capsys):
     photos, run, results = clean(), tmp_path / "run", []
     train(*MAXIM, "--data-dir", photos, "--degradation", "noise:25", "--output", run)
     for words in [], ["--ensemble"]:
@@ -258,7 +258,7 @@ def test_super_resolution_is_trained_and_run_on_the_luminance(model, clean, tmp_
     assert restored.size == (84, 90) and restored.mode == "RGBA" and restored.getextrema()[3] == (255, 255)
 
 
-def test_grey_images_of_colour_models_are_noted_where_y_is_scored(clean):
+def test_a_note_says_that_a_colour_model_is_scored_on_y_of_grey_images(clean):
     root = clean(size=(48, 48))
     clean("photos/test", count=2, size=(48, 48), mode="L")
     words = "grey files are compared as Y of 3 equal channels, 16 to 235, which adds 1.32 dB to PSNR (2 scored images)"
