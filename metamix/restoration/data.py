@@ -117,11 +117,11 @@ class RestorationData:
             "train": [sample for sample, out in zip(samples, held) if not out],
             "test": [sample for sample, out in zip(samples, held) if out],
         }
-        note = f"{count} of {len(samples)} images {'is' if count == 1 else 'are'} scored"
+        note = f"{count} of {plural(len(samples), 'image')} {'is' if count == 1 else 'are'} scored"
         if train or digest_of(parts["test"]) == test_digest:
             note += " and not trained on"
         elif test_digest:
-            note += ", which may have been trained on"
+            note += "; the model may have been trained on scored images"
         self.notes.append(f"{note} (to score other images, give --test-dir FOLDER)")
         return parts if train else {"test": parts["test"]}
 

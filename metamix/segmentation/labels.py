@@ -126,8 +126,9 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
     mapped = labels.table[values.clip(-1, 256)]  # both -1 and 256 are the last entry
     if (refused := mapped == REFUSED).any():
         wrong = np.unique(values[refused]).tolist()
+        pixels = plural(int(refused.sum()), "pixel")
         raise BadMask(
-            f"{path} has the label {list_names(wrong)} at {int(refused.sum()):,} pixels, but there are "
+            f"{path} has the label{'s' * (len(wrong) > 1)} {list_names(wrong)} at {pixels}, but there are "
             f"{len(labels.classes)} classes, and masks may have the values {labels.accepted()}: {labels.advice}"
         )
     return torch.from_numpy(mapped.astype(np.uint8))

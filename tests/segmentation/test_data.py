@@ -71,7 +71,7 @@ def test_mask_values_become_labels(tmp_path):
     "values, words",
     [
         ([[0, 3, 3]], r"a.png has the label 3 at 2 pixels, but there are 3 classes.* values 0 to 2, 255: correct"),
-        ([[9, 8, 7, 6, 5, 4]], "has the label 4, 5, 6, 7, 8 and 1 more at 6 pixels"),
+        ([[9, 8, 7, 6, 5, 4]], "has the labels 4, 5, 6, 7, 8 and 1 more at 6 pixels"),
     ],
 )
 def test_labels_out_of_range_are_refused_and_the_file_is_named(values, words, tmp_path):
@@ -105,7 +105,7 @@ def test_masks_of_three_equal_channels_hold_labels(tmp_path):
     for mode in "RGB", "RGBA":
         grey.convert(mode).save(tmp_path / "b.png")
         assert read_mask(tmp_path / "b.png", make_labels(ABC)).tolist() == [[0, 1, 2, 255]]
-    with pytest.raises(BadMask, match="b.png has the label 2 at 1 pixels, but there are 2 classes"):
+    with pytest.raises(BadMask, match="b.png has the label 2 at 1 pixel, but there are 2 classes"):
         read_mask(tmp_path / "b.png", make_labels(ABC[:2]))
     black_and_white = make_labels(ABC[:2], palette=((255, 255, 255), (0, 0, 0)), ignore_index=None)
     Image.new("RGB", (2, 1)).save(tmp_path / "b.png")
