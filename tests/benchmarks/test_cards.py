@@ -37,7 +37,7 @@ def test_every_mixer_has_weights():
 
 
 def test_weights_are_small():
-    """Weights are stored in float16, except for tensors with values that are too large for it."""
+    """Floating-point weights are stored in float16, except for tensors with values that are too large for it."""
     paths = list(weights_dir().glob("*.safetensors"))
     # A wheel compresses the files to 93 % of their size, and must stay below 95 MB (see test_package.py).
     assert sum(path.stat().st_size for path in paths) < 100e6

@@ -29,7 +29,7 @@ def write(tmp_path, monkeypatch):
 
 @pytest.fixture
 def detection(write):
-    """Return a function that adds a detection run to results."""
+    """Return a function that adds a detection run to results, and returns the height of the best run's picture."""
 
     def add(results, mixer, ap50, seed=0, data="bccd", **recipe):
         model = f"metaformer_{mixer}_nano"

@@ -1,4 +1,4 @@
-"""Test image size, normalisation, batch size and micro-batch in fine-tuning: by default, as given, and on resume."""
+"""Test image size, normalisation, batch size and micro-batch in fine-tuning: defaults, options and resumed runs."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def test_image_size_and_statistics_are_taken_from_the_weights(photos):
     assert task.notes[-1].startswith("taken from the initial weights: images of 32 pixels (--img-size), mean")
     about = task.model.describe(model)
     assert about["img_size"] == 32 and tuple(about["mean"]) == task.data.mean
-    assert small_task(data="folder", data_dir=str(photos)).data.size == 224  # the default without weights
+    assert small_task(data="folder", data_dir=str(photos)).data.size == 224  # the default for images of several sizes
 
 
 def test_flags_win_over_the_weights(photos):

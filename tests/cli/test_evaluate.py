@@ -117,7 +117,7 @@ def folder_of_digits(run, tmp_path):
 
 
 def test_renamed_classes_are_an_error(folder_of_digits, tmp_path):
-    """Classes of other names cannot be scored, even if their number is equal."""
+    """Classes with other names are refused, even if their number is equal. Only numbers may be matched by order."""
     words = folder_of_digits(["train", "val"], [f"no {label}" for label in range(10)])
     advice = f"metamix train --data folder --data-dir {tmp_path}/set --model {MODEL} --checkpoint {tmp_path}/w.safet"
     with pytest.raises(SystemExit, match=f"set has the classes no 0, .*the model does not have; .* first: {advice}"):
@@ -131,7 +131,7 @@ def test_numbered_classes_are_matched_by_order_if_unknown(trained_for, by_order,
     assert capsys.readouterr().out.startswith(note) == by_order
 
 
-def test_a_numbered_class_that_the_model_does_not_know_is_refused(folder_of_digits):
+def test_a_numbered_class_that_the_model_lacks_is_refused(folder_of_digits):
     words = folder_of_digits(["val"], "0123456789", trained_for="123456789x")
     with pytest.raises(SystemExit, match="set has the classes 0, which"):
         evaluate(*words)

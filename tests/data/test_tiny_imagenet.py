@@ -1,4 +1,4 @@
-"""Test reading and downloading Tiny-ImageNet, on an archive of the official layout with two classes."""
+"""Test reading and downloading Tiny-ImageNet, with a data set of two classes in the official layout."""
 
 import hashlib
 import re
@@ -106,7 +106,7 @@ def test_no_image_outside_of_the_data_set_is_read(tiny, image):
             test.read(i)
 
 
-def test_opening_it_as_a_folder_names_the_right_option(tiny):
+def test_opening_the_data_set_as_a_folder_is_refused_with_the_right_option(tiny):
     with pytest.raises(ValueError, match=re.escape(f"open it with --data tiny_imagenet --data-dir {tiny}")):
         open_data("folder", root=tiny)
 

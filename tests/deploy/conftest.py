@@ -1,4 +1,4 @@
-"""Skip tests that need the extra `deploy` where it is not installed, and make small weight files to export."""
+"""Skip most tests of this folder if the extra `deploy` is not installed, and make small weight files to export."""
 
 import pytest
 import timm
@@ -18,7 +18,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture
 def weights(tmp_path):
-    """Return a function that writes weights of a shallow classifier of three classes, for images of 16 pixels."""
+    """Return a function that writes a shallow 3-class classifier for 16-pixel images to a file and returns its path."""
 
     def make(mixer="pooling", **model_args):
         torch.manual_seed(0)

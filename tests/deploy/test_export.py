@@ -65,20 +65,20 @@ def check_sizes(source, folder, format, shapes, **options):
 @pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("mixer", list_mixers())
-def test_dynamic_exports_compute_images_of_other_sizes(mixer, format, weights, tmp_path):
+def test_dynamic_exports_take_images_of_other_sizes(mixer, format, weights, tmp_path):
     check_sizes(weights(mixer), tmp_path / "out", format, [(1, 3, 16, 16), (3, 3, 24, 18)])
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_dynamic_exports_from_maps_of_one_pixel_compute_other_sizes(format, weights, tmp_path):
+def test_dynamic_exports_traced_with_maps_of_one_pixel_take_images_of_other_sizes(format, weights, tmp_path):
     """torch.export takes the size of such maps for a constant. OpenVINO would give wrong outputs without an error."""
     shapes = [(1, 3, 2, 2), (3, 3, 24, 18), (1, 3, 1, 9)]
     check_sizes(weights("wavemix", dims=(8,)), tmp_path / "out", format, shapes, img_size=2)
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_dynamic_exports_of_windows_compute_other_sizes(format, weights, tmp_path):
-    """Incomplete windows are padded by reflection; exporters do not know the amount of padding for a symbolic side."""
+def test_dynamic_exports_of_windows_take_images_of_other_sizes(format, weights, tmp_path):
+    """Incomplete windows are padded by reflection; the amount of padding is unknown if a side is symbolic."""
     source = weights("raft", mixer_args={"resample": "windows"})
     check_sizes(source, tmp_path / "out", format, [(3, 3, 24, 18)])
 
@@ -115,7 +115,7 @@ def test_images_are_enlarged_only_to_trace_them(monkeypatch):
         (dict(img_size=64), r"VisionTransformer does not take images of 3 x 64 x 64: Input height \(64\)"),
     ],
 )
-def test_other_sizes_than_the_only_one_that_a_model_takes_are_refused(options, words, tmp_path):
+def test_sizes_other_than_the_only_one_that_a_model_takes_are_refused(options, words, tmp_path):
     about = {"model": "vit_tiny_patch16_224", "model_args": {"depth": 1}, "num_classes": 2}
     vit = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=2)
     save_weights(tmp_path / "v.safetensors", vit.state_dict(), about)

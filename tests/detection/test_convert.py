@@ -277,7 +277,7 @@ def test_conversion_of_roboflows_coco_drops_only_the_category_of_the_group(origi
     assert boxes_of(tmp_path / "out") == BOXES
 
 
-def test_a_coco_file_is_converted_with_the_images_beside_its_folder(original, tmp_path, monkeypatch):
+def test_a_coco_file_is_converted_with_the_images_beside_it_or_beside_its_folder(original, tmp_path, monkeypatch):
     coco_of_one_file(original, tmp_path / "source")
     monkeypatch.chdir(tmp_path / "source")
     assert metamix_command("convert", "coco", "result.json", "out") == 0

@@ -1,4 +1,4 @@
-"""Test that exported detectors find the objects of the original, also in `metamix predict`, and what is refused."""
+"""Test exported detectors: the objects that they find, also in `metamix predict`, and what is refused."""
 
 import json
 import math
@@ -74,13 +74,13 @@ def test_an_exported_detector_finds_the_same_objects(detector, format, dynamic, 
     report = export(source, output=folder, format=format, dynamic=bool(dynamic), data_dir=str(data), seconds=0)
     assert report["parity"]["objects"] > 20 and report["parity"]["unmatched"] == 0
     assert report["parity"]["largest_difference_px"] < 0.05
-    if dynamic:  # a fixed graph resizes images that do not fit it, which changes scores
+    if dynamic:  # images that do not fit a fixed graph are made smaller, which changes scores
         assert report["scores"]["exported"] == pytest.approx(report["scores"]["eager"], abs=0.5)
     graph = load_exported(folder, trust=True)
     images = open_detector(options(source)).examples(2)  # two images at once
     for together, alone in zip(graph(images), zip(*(graph(image) for image in images.split(1)))):
         torch.testing.assert_close(together, torch.cat(alone), rtol=1e-3, atol=1e-3)
-    # An image that fills a fixed graph needs no padding; a dynamic graph pads as the detector does.
+    # An image that fills a fixed graph is not padded; for a dynamic graph, images are padded as the detector pads them.
     exported = metamix.load(folder, trust=True)
     assert exported.spec == load_detector(source).spec
     eager, match = load_detector(source).model, BoxMatch(0.3, 300)
@@ -194,7 +194,7 @@ def test_comparing_runs_the_exported_model_once_for_each_image(tmp_path):
     assert len(calls) == 2 and comparison.parity["objects"] > 20 and not comparison.problems
 
 
-def test_bf16_that_finds_nothing_is_not_accepted(tmp_path):
+def test_a_bf16_export_that_finds_nothing_is_refused(tmp_path):
     trained = load_detector(weights(tmp_path))
     exportable = ExportableDetector(trained.model, trained.metadata, options(img_size=(64, 96)))
 
@@ -224,7 +224,7 @@ def test_the_snippet_in_the_docs_finds_the_same_objects(tmp_path, monkeypatch):
     assert near.float().mean() > 0.9  # boxes of nearly equal scores may change places
 
 
-def test_predict_takes_a_lower_threshold_than_the_detector(tmp_path):
+def test_predict_takes_a_threshold_below_the_score_thresh_of_the_detector(tmp_path):
     trained = load_detector(weights(tmp_path, detector_args={"topk_candidates": 50, "score_thresh": 0.999}))
     exportable = ExportableDetector(trained.model, trained.metadata, options(img_size=(64, 96)))
     shapes.draw([]).save(tmp_path / "a.png")
