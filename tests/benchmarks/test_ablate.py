@@ -43,7 +43,7 @@ def test_variant_inherits_the_size_of_its_parent():
     assert recipe.options.model == "metaformer_raft_s12"
 
 
-def test_budget_buys_fewer_steps_of_a_larger_model():
+def test_a_larger_model_takes_fewer_steps_within_a_budget():
     assert ablate.steps_within(1e9, macs=1_000_000, batch_size=10) == 100
     assert ablate.steps_within(1e9, macs=2_000_000, batch_size=10) == 50
     assert ablate.steps_within(1.0, macs=2_000_000, batch_size=10) == 1
@@ -150,7 +150,7 @@ def test_malformed_and_unknown_runs_are_refused(text, words):
         ablate.parse_run(text)
 
 
-def test_gain_is_against_the_parent_with_the_same_mixer_and_seed():
+def test_gain_is_measured_against_the_parent_with_the_same_mixer_and_seed():
     rows = [row("v0.1", None, 80.0), row("wide", "v0.1", 81.5), row("wide", "v0.1", 70.0, mixer="raft")]
     assert ablations.gain(rows[1], rows) == pytest.approx(1.5)
     assert ablations.gain(rows[2], rows) is None

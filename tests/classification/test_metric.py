@@ -101,7 +101,7 @@ def test_a_confusion_matrix_and_the_scores_of_classes_are_drawn(tmp_path):
 
 
 @pytest.mark.usefixtures("rendered_figures")
-def test_pictures_of_many_classes_stop_growing_and_show_those_of_lowest_recall(tmp_path, monkeypatch):
+def test_pictures_of_many_classes_stop_growing_and_show_the_classes_with_the_lowest_recall(tmp_path, monkeypatch):
     draw_confusion(tmp_path / "c.png", torch.eye(100, dtype=torch.int64) * 7, tuple(map(str, range(100))), "title")
     assert min(Image.open(tmp_path / "c.png").size) > 500
     figures = []

@@ -107,7 +107,7 @@ def test_a_linear_probe_trains_only_the_head(weights):
 @pytest.mark.parametrize(
     "std, noted", [([0.349], []), ([0.3], ["images are normalised with mean 0.309 and std 0.349"])]
 )
-def test_a_mean_or_std_that_differs_from_the_training_of_the_weights_is_noted(weights, std, noted):
+def test_a_mean_or_std_that_differs_from_the_metadata_of_the_weights_is_noted(weights, std, noted):
     task = small_task(checkpoint=weights(mean=[0.309], std=std)[0], mean=(0.309,), std=(0.349,), img_size=32)
     task.model.build()
     assert [note.partition(";")[0] for note in task.model.notes[1:]] == noted

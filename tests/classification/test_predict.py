@@ -50,7 +50,7 @@ def test_csv_and_json_hold_the_same_labels(digits, capsys, tmp_path):
     records = json.loads(capsys.readouterr().out)
     assert [record["labels"][0]["label"] for record in records] == labels
     assert all(len(record["labels"]) == 5 and record["labels"][0]["probability"] > 0.5 for record in records)
-    assert main([str(folder), *WEIGHTS, "--output", str(tmp_path / "p.csv")]) == 0  # its extension chooses the format
+    assert main([str(folder), *WEIGHTS, "--output", str(tmp_path / "p.csv")]) == 0  # the extension sets the format
     assert capsys.readouterr().out == f"written: {tmp_path / 'p.csv'}, 4 images\n"
     rows = list(csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text())))
     assert [(row["image"], row["label"]) for row in rows] == [
@@ -87,7 +87,7 @@ def test_an_image_is_never_overwritten(digits, tmp_path):
     assert not (tmp_path / "new.PNG").exists() and (folder / "1.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_extension_of_the_output_chooses_its_format(digits, tmp_path):
+def test_the_extension_of_the_output_sets_its_format(digits, tmp_path):
     image = str(digits[0] / "0.png")
     with pytest.raises(SystemExit, match="x.xlsx has no known extension: give a .csv, .*or add --format"):
         main([image, *WEIGHTS, "--output", str(tmp_path / "x.xlsx")])

@@ -1,4 +1,4 @@
-"""Test the command `metamix`: it finds subcommands and tasks, and explains errors."""
+"""Test the command `metamix`: its subcommands, how it finds tasks, and its errors."""
 
 import io
 import os
@@ -37,13 +37,13 @@ def test_help_and_version_import_nothing_slow(word):
     assert output.endswith("\n[]\n") and "metamix" in output
 
 
-def test_unknown_command_names_the_nearest(capsys):
+def test_an_unknown_command_is_refused_with_the_nearest_name(capsys):
     assert exit_code(main, "trian") == 2
     assert "there is no command 'trian'; did you mean 'train'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_explains_itself(name, capsys):
+def test_every_command_prints_its_help(name, capsys):
     assert not exit_code(main, name, "--help")
     assert f"usage: metamix {name}" in capsys.readouterr().out
 
@@ -158,7 +158,7 @@ def test_other_errors_keep_their_traceback(monkeypatch):
         main(["train", "--data", "digits"])
 
 
-def test_predict_without_a_checkpoint_asks_for_one(capsys):
+def test_predict_without_a_checkpoint_is_refused(capsys):
     assert exit_code(main, "predict", "photo.jpg") == 2
     assert "error: give the weights to predict with, --checkpoint RUN_OR_FILE" in capsys.readouterr().err
 
@@ -192,6 +192,6 @@ def test_verify_names_its_tasks(words, capsys):
     assert all(word in said for word in ("  detection ", "  segmentation ", "  restoration ", "--task NAME --help"))
 
 
-def test_unknown_task_names_the_nearest():
+def test_an_unknown_task_is_refused_with_the_nearest_name():
     with pytest.raises(SystemExit, match="task is 'detecton'; did you mean 'detection'\\?"):
         main(["verify", "folder", "--task", "detecton"])

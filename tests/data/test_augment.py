@@ -93,7 +93,7 @@ def test_erase_fills_rectangles_of_some_images_with_noise():
 
 
 @pytest.mark.parametrize("options", [{}, *({name: value} for name, value in EVERYTHING.items()), EVERYTHING])
-def test_two_processes_augment_a_batch_as_one_does(batch, options):
+def test_two_processes_augment_a_batch_as_one_process_does(batch, options):
     """Images and targets are equal to the bit if the halves of a batch are augmented separately."""
     transform = augment(**options)
     whole = transform(batch, epoch=3, step=5)

@@ -34,7 +34,7 @@ def test_numbers_are_spread_evenly():
     assert ((randint(bits, highs) < highs) & (randint(bits, highs) >= 0)).all()
 
 
-def test_normal_numbers_are_finite_to_both_ends():
+def test_normal_numbers_are_finite_for_the_lowest_and_highest_bits():
     ends = torch.tensor([0, 2**24 - 1]) << 40
     assert uniform(ends).tolist() == [0, 1 - 2**-24]
     low, high = normal(ends).tolist()

@@ -42,7 +42,7 @@ def test_headers_give_the_size_after_the_exif_rotation(kind, orientation, size, 
     assert decode(lambda: Image.open(tmp_path / f"a.{kind}"), "a").size == size[::-1]
 
 
-def test_a_member_of_a_tar_file_has_the_same_limit():
+def test_a_member_of_a_tar_file_above_the_limit_is_refused():
     images = TarImages(
         "train", [Member("set.tar", 0, MAX_FILE_BYTES + 1, "cat/0.png", "cat/0.png")], torch.tensor([0]), ("cat",)
     )
@@ -63,7 +63,7 @@ def test_a_pipe_in_a_class_folder_counts_as_a_broken_image(folder, memory, caplo
 
 
 @pytest.mark.parametrize("target", [".", "..", "../..", "../../..", "/"])
-def test_a_link_to_a_folder_above_adds_nothing(folder, target, caplog):
+def test_a_link_to_an_enclosing_folder_adds_nothing(folder, target, caplog):
     root = folder()
     (root / "train" / "dog" / "loop").symlink_to(target)
     train = open_data("folder", root=root).train

@@ -77,7 +77,7 @@ def test_batches_from_memory_hold_the_unchanged_pixels(source):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_streamed_batches_repeat_in_an_epoch_and_differ_between_epochs(source, workers):
+def test_streamed_batches_are_equal_if_an_epoch_is_repeated_and_differ_between_epochs(source, workers):
     options = DataOptions(workers=workers, **STREAMED)
     loader = train_loader(source, options, batch_size=4, seed=1)
     first, again, second = list(loader.epoch(0)), list(loader.epoch(0)), list(loader.epoch(1))
@@ -92,7 +92,7 @@ def test_streamed_batches_repeat_in_an_epoch_and_differ_between_epochs(source, w
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "nearest"])
 @pytest.mark.parametrize("flip", [0.0, 1.0])
-def test_streamed_images_are_cropped_and_flipped_by_the_options(source, interpolation, flip):
+def test_streamed_images_are_cropped_and_flipped_as_the_options_say(source, interpolation, flip):
     options = dict(memory="no", img_size=24, crop_scale=1.0, flip=flip, interpolation=interpolation)
     picture = source.read(3)[0]
     made, _ = train_transform(source, DataOptions(**options))((picture, 0))

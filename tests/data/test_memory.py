@@ -60,7 +60,7 @@ def test_broken_images_do_not_count_in_the_statistics(folder, broken):
     assert channel_statistics(source, options)[0] == pytest.approx(images.mean((0, 1, 2)).tolist(), abs=1e-9)
 
 
-def test_a_channel_that_never_changes_can_be_normalised():
+def test_a_constant_channel_can_be_normalised():
     images = torch.tensor([51, 0], dtype=torch.uint8).expand(2, 3, 3, 2)
     assert mean_std(images) == (pytest.approx((0.2, 0.0)), (1.0, 1.0))
 

@@ -38,7 +38,7 @@ def test_balanced_epochs_have_equally_many_samples_of_each_class():
         assert len(labels[epoch[:30] % 100].unique()) == 3  # classes are mixed
         assert sorted(labels[epoch % 100].bincount().tolist()) == [33, 33, 34]
         counts = (epoch % 100).bincount(minlength=100)
-        assert counts[:70].max() == 1, "a frequent class is not repeated"
+        assert counts[:70].max() == 1, "samples of a frequent class are not repeated"
         assert set(counts[70:95].tolist()) <= {1, 2} and set(counts[95:].tolist()) <= {6, 7}
     parts = [BalancedOrder(labels, 10, rank, 2, seed=0).epoch(1, 3) for rank in range(2)]
     assert all(torch.equal(a, torch.cat(b)) for a, b in zip(order.epoch(1, 3), zip(*parts), strict=True))

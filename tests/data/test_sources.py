@@ -74,7 +74,7 @@ def test_wrong_names_and_options_are_refused(options, words):
         open_data(**options)
 
 
-def test_a_path_given_as_a_name_is_answered_with_the_right_options(tmp_path):
+def test_a_path_given_as_a_name_is_refused_with_the_right_options(tmp_path):
     (tmp_path / "my images").mkdir()
     with pytest.raises(ValueError, match=f"in this folder, write --data folder --data-dir '{tmp_path}/my images'"):
         open_data(str(tmp_path / "my images"))
@@ -203,7 +203,7 @@ def test_one_class_can_be_tested_but_not_trained_on(folder):
         open_data("folder", root=root)
 
 
-def test_a_class_is_a_folder_at_the_top(folder):
+def test_a_class_is_a_top_level_folder(folder):
     """The folder may be a link. It includes its subfolders. Hidden files and folders are left out."""
     root = folder(train=2)
     train = root / "train"
@@ -469,7 +469,7 @@ def test_shards_that_info_json_lists_are_read(shards):
         split: dict(name=split, filenames=files, shard_lengths=[2] * len(files), num_samples=2 * len(files))
         for split, files in names.items()
     }
-    for content in {"splits": splits}, {"license": "CC0"}:  # without splits, the names of the files count
+    for content in {"splits": splits}, {"license": "CC0"}:  # without splits, shards are found by their names
         (shards / "info.json").write_text(json.dumps(content))
         check_shards(open_data("wds/", root=shards))
 
@@ -577,7 +577,7 @@ def test_svhn_is_read_with_the_label_10_as_digit_0(tmp_path, monkeypatch):
     assert splits.train.labels[:10].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
 
 
-def test_flowers_trains_on_its_train_and_val(tmp_path, image, monkeypatch):
+def test_flowers_trains_on_its_train_and_val_splits(tmp_path, image, monkeypatch):
     scipy_io = pytest.importorskip("scipy.io")
     monkeypatch.setattr("torchvision.datasets.Flowers102._check_integrity", lambda self: True)
     place = tmp_path / "flowers-102"

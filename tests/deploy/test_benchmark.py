@@ -51,7 +51,7 @@ def test_every_engine_is_timed_in_each_of_its_precisions(capsys, tmp_path):
     assert torch.initial_seed() == seed
 
 
-def test_runs_of_similar_names_are_not_taken_for_each_other(tmp_path):
+def test_runs_with_similar_names_are_not_confused(tmp_path):
     images = torch.rand(2, 3, 16, 16)
     for name, classes in (("runs/a", 3), ("runs-a", 5)):
         net = timm.create_model("metaformer_pooling_nano", depths=(1,), dims=(16,), num_classes=classes)

@@ -65,7 +65,7 @@ def test_dropout_and_every_layer_scale_except_rafts_are_removed(mixer):
 
 
 @pytest.mark.parametrize("mixer_args", [dict(level=2), dict(upsample="bilinear", ff_channel=0), dict(norm="group")])
-def test_layer_scale_of_wavemix_goes_into_its_norm(mixer_args):
+def test_layer_scale_of_wavemix_is_folded_into_its_norm(mixer_args):
     model = randomize(timm.create_model("metaformer_wavemix_s12", mixer_args=mixer_args, **SMALL))
     fused = fuse(model)
     assert_same(fused, model, images(2, 3, 32, 37))

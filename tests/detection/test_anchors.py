@@ -13,7 +13,7 @@ from metamix.weights.files import load_weights, save_weights
 from tests.helpers.detectors import DETECTION, SMALL
 from tests.helpers.running import train
 
-STRIDES = (8, 16, 32, 64, 128)  # at the paper's scale, anchors from 32 to 813 pixels
+STRIDES = (8, 16, 32, 64, 128)  # the paper's scale gives anchors from 32 to 813 pixels
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_boxes_of_fcos_are_in_units_of_the_stride():
 
 
 @pytest.mark.parametrize("size, resized", [((40, 60), (64, 96)), ((40, 80), (48, 96)), ((200, 50), (96, 24))])
-def test_images_are_resized_to_the_shorter_side_unless_the_longer_is_too_long(size, resized):
+def test_the_shorter_side_becomes_min_size_unless_the_longer_side_would_exceed_max_size(size, resized):
     target = {"boxes": torch.tensor([[0.0, 0, 10, 10]])}
     model = detector(min_size=(48, 64)).eval()  # training draws one of the sides; evaluation takes the last
     image, target = model.transform.resize(torch.rand(3, *size), target)

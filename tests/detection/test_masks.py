@@ -1,4 +1,4 @@
-"""Test Mask R-CNN in train, eval, predict and load, on masks in all of COCO's forms, and made from PNG masks."""
+"""Test Mask R-CNN in train, eval, predict and load, on all forms of COCO's masks, and the conversion of PNG masks."""
 
 import json
 import shlex
@@ -33,7 +33,7 @@ def inside(category, x, y, side):
 
 
 def vary_forms(split, data):
-    """Store masks as polygons, as run lengths in text and as run lengths in lists, in turn; make the second a crowd."""
+    """Store masks in turn as polygons, run lengths in text and run lengths in lists; make the second object a crowd."""
     for i, annotation in enumerate(data["annotations"]):
         x, y, side, _ = annotation["bbox"]
         runs = coco_mask.encode(np.asfortranarray(inside(annotation["category_id"], x, y, side)))
@@ -190,7 +190,7 @@ def test_verify_notes_annotations_without_a_mask(coco, capsys):
     )
 
 
-def test_verify_notes_no_missing_mask_of_an_annotation_that_training_leaves_out(coco, capsys):
+def test_verify_does_not_note_missing_masks_of_annotations_that_training_leaves_out(coco, capsys):
     def unusable(split, data):
         data["annotations"][0]["category_id"] = 99
         del data["annotations"][0]["segmentation"]
