@@ -177,7 +177,7 @@ def test_box_half_a_pixel_inside_the_image_is_scored(coco):
 
 
 def test_images_that_were_not_seen_are_not_scored(coco):
-    """One of four images cannot be read: its objects do not count as missed, and the report counts it."""
+    """One of four images cannot be read: its objects do not count as missed, and the report counts the image."""
     folder = coco()
     task = Detection(DetectionOptions(data_dir=str(folder), corrupt_limit=0.5, **SMALL))
     split = task.data.scored["test"]
@@ -265,7 +265,7 @@ def test_scores_do_not_depend_on_batch_or_processes(five_sizes):
     assert [result for results in padded for result in results] != alone
 
 
-def test_the_legend_has_a_class_whose_name_begins_with_an_underscore(tmp_path, monkeypatch):
+def test_the_legend_lists_a_class_whose_name_begins_with_an_underscore(tmp_path, monkeypatch):
     legends = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: legends.append(figure.axes[0].get_legend()))
     names = ("__background__", "$disc$")

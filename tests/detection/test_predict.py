@@ -32,7 +32,7 @@ def weights(few, tmp_path):
 
 
 def predict(*words):
-    """Run `metamix predict` without --task: the weights name it."""
+    """Run `metamix predict` without --task; the metadata of the weights name the task."""
     return exit_code(main, *words, "--device", "cpu")
 
 
@@ -52,7 +52,7 @@ def test_predict_takes_a_lower_threshold_than_the_detector(few, tmp_path, detect
 
 
 def test_threads_that_share_a_detector_keep_its_threshold(few):
-    """A thread must not take another thread's threshold for the detector's own threshold and restore it."""
+    """Without a lock, a thread could save the threshold that another thread has set, and restore it at the end."""
     model = Detection(DetectionOptions(**SMALL, data_dir=str(few))).model.build().eval()
     trained, image = TrainedDetector(model, None, {}), few / "images" / "test_0.png"
     second = Thread(target=trained.predict, args=([image],))
@@ -74,7 +74,7 @@ def test_threads_that_share_a_detector_keep_its_threshold(few):
 
 
 def test_predict_finds_the_images_in_folders(weights, tmp_path):
-    """Pictures keep the paths of their images; pictures of an earlier run and other files are not used as input."""
+    """Pictures keep the subfolders of their images; earlier pictures and other files are not used as input."""
     folder = tmp_path / "photos"
     (folder / "trip").mkdir(parents=True)
     for name in ("1.png", "1.jpg", "2.png", "trip/1.png"):

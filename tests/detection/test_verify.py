@@ -10,7 +10,7 @@ from tests.helpers.advice import exit_code
 
 
 def verify(capsys, *words):
-    """Return the exit code and output of `metamix verify`, which recognises a folder by its annotations."""
+    """Return the exit code and output of `metamix verify`; an annotation file needs --task, a folder does not."""
     task = ["--task", "detection"] * str(words[0]).endswith(".json")
     return exit_code(main, *words, *task), capsys.readouterr().out
 
@@ -26,7 +26,7 @@ def test_good_data_set_passes(coco, capsys):
 
 
 def test_anchors_are_chosen_for_the_boxes_of_train(coco, capsys):
-    """Training chooses them once, for the boxes that it learns from."""
+    """Training chooses the anchors once, for the boxes that it trains on."""
 
     def shrink(split, data):
         if split == "test":

@@ -1,4 +1,4 @@
-"""Test the reading of Pascal VOC annotations."""
+"""Test reading Pascal VOC annotations."""
 
 import json
 

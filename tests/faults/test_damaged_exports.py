@@ -179,7 +179,7 @@ def test_classes_that_do_not_match_the_graph_are_refused(classes, exported):
         metamix.load(exported, trust=True)
 
 
-def test_a_class_that_a_detector_has_no_name_for_is_refused():
+def test_a_class_without_a_name_is_refused():
     settings = dict(score_thresh=0.5, nms_thresh=0.5, detections_per_img=10)
     settings |= dict(min_size=8, max_size=8, multiple=8, least=1)
     metadata = ModelMetadata(task="detection", classes=("cat",), num_classes=1, mean=(0.5,) * 3, std=(0.2,) * 3)

@@ -54,7 +54,7 @@ def find(path, tensor):
     return path.read_bytes().index(tensor.numpy().tobytes())
 
 
-def test_a_flipped_bit_in_a_checkpoint_is_refused_and_the_tensor_named(net, tmp_path):
+def test_a_flipped_bit_in_a_checkpoint_is_refused_and_the_tensor_is_named(net, tmp_path):
     state = checkpoint(net)
     save_checkpoint(tmp_path / "c.pt", state)
     load_checkpoint(tmp_path / "c.pt")
@@ -176,7 +176,7 @@ def test_a_checkpoint_without_some_entries_is_refused(net, tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[]", "\x00"])
 def test_a_summary_that_cannot_be_read_is_named(text, tmp_path):
-    """train.py reads it to see whether the run is finished."""
+    """`is_finished` reads the summary before a run starts or resumes."""
     recipe = Recipe("task", EngineOptions(), NoOptions())
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     (tmp_path / "summary.json").write_text(text)

@@ -1,4 +1,4 @@
-"""Test that the last good checkpoint survives a full disk, and that errors say what to do."""
+"""Test that the last good checkpoint survives a full disk, and that errors name the file and the reason."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Test images and labels that would start programs, hang or fill the memory: all are refused with a message."""
+"""Test that images and labels that would start programs, block a run or fill the memory are refused."""
 
 import ast
 import io
@@ -77,7 +77,7 @@ def test_postscript_named_like_a_jpeg_starts_no_program(read, ghostscript, tmp_p
     assert not ghostscript.exists()
 
 
-def test_postscript_in_a_training_folder_is_an_image_that_cannot_be_read(ghostscript, folder, tmp_path, capfd):
+def test_postscript_in_a_training_folder_is_reported_and_not_run(ghostscript, folder, tmp_path, capfd):
     root = folder()
     (root / "train" / "cat" / "a.jpg").write_bytes(EPS)
     words = ["--data", "folder", "--data-dir", root, "--corrupt-limit", 0.5, "--batch-size", 4, "--warmup-epochs", 0]
@@ -160,7 +160,7 @@ def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(side, read,
 @pytest.mark.parametrize("width, height", [(100_100, 100), (1, 1001)])
 @pytest.mark.parametrize("read", FOUR_READERS)
 def test_a_strip_is_refused_since_resizing_it_would_fill_the_memory(width, height, read, tmp_path):
-    """An image of 400,000 x 1 pixels is a file of 128 bytes, but 20 billion pixels if its shorter side becomes 224."""
+    """An image of 1 x 400,000 pixels is a file of 128 bytes, but 20 billion pixels if its shorter side becomes 224."""
     (tmp_path / "a.png").write_bytes(png(width - width // 1001, height - height // 1001))
     read(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes(png(width, height))

@@ -54,7 +54,7 @@ def test_log_records_are_one_line_for_every_handler(caplog, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == lines[:2]
 
 
-def test_every_logger_of_the_package_escapes():
+def test_every_logger_of_the_package_has_a_filter():
     loggers = {name: log for name, log in logging.root.manager.loggerDict.items() if name.startswith("metamix.")}
     used = {name: log for name, log in loggers.items() if isinstance(log, logging.Logger)}  # the rest are placeholders
     assert len(used) >= 5

@@ -72,7 +72,7 @@ def test_a_run_that_is_killed_at_random_moments_resumes_exactly(memory, workers,
 
 @pytest.mark.slow
 def test_another_seed_gives_another_run(reference, tmp_path):
-    """This is the control: `assert_same_run` sees that another seed gives another run."""
+    """This is the control: `assert_same_run` fails for a run with another seed."""
     train(*RECIPE, "--memory", "yes", "--seed", 1, "--output", tmp_path)
     with pytest.raises(AssertionError):
         assert_same_run(tmp_path, reference("yes"))

@@ -46,7 +46,7 @@ DEEP_LIST, SHARED_LIST, ENDLESS_LIST = [], [], []
 for _ in range(65):
     DEEP_LIST = [DEEP_LIST]
 for _ in range(40):
-    SHARED_LIST = [SHARED_LIST, SHARED_LIST]  # a trillion lists, in a file of a few hundred bytes
+    SHARED_LIST = [SHARED_LIST, SHARED_LIST]  # a trillion lists, in a file of less than 2 kB
 ENDLESS_LIST.append(ENDLESS_LIST)
 
 
@@ -63,7 +63,7 @@ ENDLESS_LIST.append(ENDLESS_LIST)
     ],
     ids=["deep", "shared lists", "endless", "expanded", "shared tensors", "sparse", "meta"],
 )
-def test_values_that_are_not_plain_or_larger_than_their_file_are_refused(value, tmp_path):
+def test_values_that_are_larger_than_their_file_or_not_plain_are_refused(value, tmp_path):
     words = "c.pt is nested deeper than 64 levels, or repeats its values without end, or has tensors that are sparse"
     for state in {"w": value}, {"format": "metamix-checkpoint-1", "model": {}, "about": value, "checksums": {}}:
         torch.save(state, tmp_path / "c.pt")

@@ -1,4 +1,4 @@
-"""Describe small detectors: by words of train.py, by options, and by metadata of weights."""
+"""Define small detectors: as words of a command line, as options, and as metadata of weights."""
 
 import shlex
 

@@ -54,7 +54,7 @@ def cut(content, chance):
 
 
 def replace(content, chance):
-    """Replace a word or number, or bytes that look like one, by a hostile value; without any, put it at the start."""
+    """Replace bytes that look like a word or a number by a hostile value; if there are none, insert it at the start."""
     start, end = chance.choice([word.span() for word in WORD.finditer(content)] or [(0, 0)])
     return content[:start] + chance.choice(HOSTILE) + content[end:]
 

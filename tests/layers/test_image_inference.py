@@ -1,4 +1,4 @@
-"""Test padding and self-ensemble against literal versions, and tiles against whole images."""
+"""Test padding and self-ensemble against plain implementations, and tiles against whole images."""
 
 from functools import partial
 from itertools import pairwise

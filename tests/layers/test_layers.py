@@ -99,7 +99,7 @@ def test_neighbours_are_dropped_independently():
 @pytest.mark.parametrize(
     "p, mode, share", ((0.0, True, 0), (1.0, True, 1), (0.5, False, 0), (1e-9, True, 0), (1 - 1e-9, True, 1))
 )
-def test_dropout_at_rates_of_0_and_1_and_in_evaluation(p, mode, share):
+def test_dropout_drops_all_or_nothing_at_rates_near_0_and_1_and_in_evaluation(p, mode, share):
     y = Dropout(p).train(mode)(torch.ones(1000))
     assert y.tolist() == [1.0 - share] * 1000
 

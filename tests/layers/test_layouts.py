@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from metamix.mixers import list_mixers
 
-# `maps` recognises maps by BATCH, the first dimension of no parameter. SIZE is larger than the
-# grids and windows of s12's mixers, which are 7 or 14 tokens wide, so that the mixers cut maps.
+# `maps` recognises a map by its first dimension, BATCH, which no parameter has. SIZE is larger than the grids and
+# windows of s12's mixers, which are 7 or 14 tokens wide, so that the mixers cut maps.
 BATCH, DIM, SIZE = 3, 64, 28
 COPIES = ("clone", "_to_copy", "copy_")
 

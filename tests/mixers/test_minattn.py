@@ -76,7 +76,7 @@ def test_cholesky_reaches_every_positive_definite_similarity():
 
 
 def test_without_a_value_map_tokens_are_averaged():
-    """Outputs stay in the range of each channel, and equal the outputs with identity value map and projection."""
+    """Outputs stay in each channel's range, and equal the outputs with identities as value map and projection."""
     mixer = random_mixer("minattn", 8, SIZE, value=False, num_heads=2)
     x = random_map(2, 8, *SIZE)
     y = mixer(x)

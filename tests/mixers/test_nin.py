@@ -89,7 +89,7 @@ def test_resampled_token_weights_keep_their_directions():
 
 
 def test_multiply_adds_are_counted():
-    """FlopCounterMode sees functional convolutions too, unlike counters that hook modules."""
+    """FlopCounterMode counts functional convolutions too, unlike counters that hook modules."""
     mixer, (h, w), (gh, gw) = random_mixer("nin", 6, (8, 8), grid=(5, 4), token_dim=7, channel_dim=9), (8, 8), (5, 4)
     with FlopCounterMode(display=False) as counter:
         mixer(random_map(1, 6, h, w))

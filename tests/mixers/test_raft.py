@@ -121,7 +121,7 @@ def test_adapting_to_smaller_maps_scales_the_remaining_units():
 
 
 def test_multiply_adds_are_counted():
-    """FlopCounterMode sees functional convolutions too, unlike counters that hook modules."""
+    """FlopCounterMode counts functional convolutions too, unlike counters that hook modules."""
     mixer, (b, c, h, w), r, e = random_mixer("raft", 8, SIZE, raft_size=4, expansion=2), (3, 8, *SIZE), 4, 2
     with FlopCounterMode(display=False) as counter:
         mixer(random_map(b, c, h, w))

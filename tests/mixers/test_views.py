@@ -1,4 +1,4 @@
-"""Test that `metamix explain` and benchmarks/report/mixer_views.py show what the mixers compute."""
+"""Test that the views in `metamix explain` and benchmarks/report/mixer_views.py show what the mixers compute."""
 
 import pytest
 import torch

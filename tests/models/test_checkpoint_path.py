@@ -1,4 +1,4 @@
-"""Test `timm.create_model(checkpoint_path=...)`: metadata, another image size, errors."""
+"""Test `timm.create_model(checkpoint_path=...)`: metadata, files of other programs, errors."""
 
 from argparse import Namespace
 from collections import OrderedDict

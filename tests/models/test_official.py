@@ -125,7 +125,7 @@ def test_the_tolerance_catches_another_order_of_channels(name, monkeypatch):
 
 @torch.no_grad()
 def test_checkpoints_of_timms_poolformer_are_loaded():
-    """timm's state dict gives timm's maps and the authors' logits."""
+    """Our model has timm's features and, unlike timm's model, the authors' logits."""
     golden = Golden("poolformer_tiny_40x72")
     arguments = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), num_classes=10)
     version_1 = dict(downsample_norm=None, mlp_act=nn.GELU, mlp_bias=True, norm_layers=GroupNorm1, use_mlp_head=False)

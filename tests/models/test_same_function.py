@@ -1,4 +1,4 @@
-"""Test that weights that fit are refused for another mixer, norm or activation. Published weights give a warning."""
+"""Test that weights of another mixer, norm or activation are refused, or give a warning if they are published."""
 
 import copy
 import warnings
