@@ -176,7 +176,7 @@ def test_box_half_a_pixel_inside_the_image_is_scored(coco):
     assert split.unusable == 0 and split.objects == len(split.coco.anns)
 
 
-def test_images_that_were_not_seen_are_not_scored(coco):
+def test_images_that_cannot_be_read_are_not_scored(coco):
     """One of four images cannot be read: its objects do not count as missed, and the report counts the image."""
     folder = coco()
     task = Detection(DetectionOptions(data_dir=str(folder), corrupt_limit=0.5, **SMALL))

@@ -41,7 +41,7 @@ def trained(tmp_path):
     return model, tmp_path / "weights.safetensors"
 
 
-def check_prepares_as_trained(model):
+def check_images_are_prepared_as_in_training(model):
     config = resolve_model_data_config(model)
     assert config["input_size"] == (1, 32, 32)
     assert (config["mean"], config["std"]) == ((0.3,), (0.2,))
@@ -53,7 +53,7 @@ def check_prepares_as_trained(model):
 def test_images_are_prepared_as_in_training(trained):
     model, file = trained
     loaded = create(checkpoint_path=file)
-    check_prepares_as_trained(loaded)
+    check_images_are_prepared_as_in_training(loaded)
     assert loaded.pretrained_cfg["file"] == str(file)
     x = torch.randn(1, 1, 32, 32)
     assert torch.equal(loaded(x), model(x))
@@ -63,7 +63,7 @@ def test_images_are_prepared_as_in_training(trained):
 def test_a_run_folder_is_a_checkpoint_too(trained, tmp_path):
     _, file = trained
     file.rename(tmp_path / "model.safetensors")
-    check_prepares_as_trained(create(checkpoint_path=tmp_path))
+    check_images_are_prepared_as_in_training(create(checkpoint_path=tmp_path))
 
 
 def load_by_path(file, **kwargs):
@@ -88,7 +88,7 @@ def test_the_checkpoint_of_a_run_may_have_any_name(load, name, tmp_path):
     with pytest.raises(ValueError, match=r"weights of metaformer_pooling_nano with the mixer of .* pooling.* identity"):
         load(tmp_path / name, mixer="identity")
     loaded = load(tmp_path / name, mixer="pooling", mlp_ratio=4.0)
-    check_prepares_as_trained(loaded)
+    check_images_are_prepared_as_in_training(loaded)
     x = torch.randn(1, 1, 32, 32)
     assert torch.equal(loaded(x), average.eval()(x))
 
@@ -120,7 +120,7 @@ def test_an_overlay_with_a_file_builds_the_model_for_the_images_of_the_file(trai
     model, file = trained
     overlay = {"file": str(file)}
     loaded = timm.create_model("metaformer_raft_nano", pretrained=True, pretrained_cfg_overlay=overlay, **TINY).eval()
-    check_prepares_as_trained(loaded)
+    check_images_are_prepared_as_in_training(loaded)
     x = torch.randn(1, 1, 32, 32)
     assert torch.equal(loaded(x), model(x))
     colour = create(in_chans=3, pretrained=True, pretrained_cfg_overlay=overlay)

@@ -139,7 +139,7 @@ def test_a_description_without_defaults_leaves_out_default_options():
     assert describe_mixer("pooling", {}).startswith("pooling(pool_size=3")
 
 
-def test_another_mixer_with_published_weights_is_warned_about():
+def test_published_weights_with_another_mixer_give_a_warning():
     with pytest.warns(UserWarning, match=r"pooling\(pool_size=3.*identity\(\).*loaded as a starting point"):
         timm.create_model("metaformer_pooling_nano", pretrained=True, mixer="identity")
     with warnings.catch_warnings():
@@ -147,7 +147,7 @@ def test_another_mixer_with_published_weights_is_warned_about():
         timm.create_model("metaformer_pooling_nano", pretrained=True, num_classes=3, in_chans=1, drop_path_rate=0.1)
 
 
-def test_another_mixer_with_weights_of_the_hub_is_warned_about(tmp_path, monkeypatch):
+def test_weights_of_the_hub_with_another_mixer_give_a_warning(tmp_path, monkeypatch):
     file = tmp_path / "model.safetensors"
     save_weights(file, timm.create_model("metaformer_pooling_s12").state_dict(), {})
     monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda *_, **__: str(file))
