@@ -37,7 +37,7 @@ def predict(*words):
 
 
 @pytest.mark.parametrize("detector, option", [("retinanet", "score_thresh"), ("faster_rcnn", "box_score_thresh")])
-def test_predict_takes_a_lower_threshold_than_the_detector(few, tmp_path, detector, option):
+def test_predict_takes_a_threshold_below_the_score_thresh_of_the_detector(few, tmp_path, detector, option):
     options = SMALL | dict(data_dir=str(few), detector=detector, detector_args={option: 0.99})
     task = Detection(DetectionOptions(**options))
     trained = TrainedDetector(task.model.build().eval(), task.model.spec(), {})

@@ -94,12 +94,12 @@ def read_within_limits(kind, folder, file, where):
     except Exception as error:
         raise AssertionError(f"{where}: {error!r} is not a refusal") from error
     grown = peak_memory() - before
-    assert grown < MEGABYTES, f"{where}: it took {grown:.0f} MB"
+    assert grown < MEGABYTES, f"{where}: it took {grown:.0f} MiB"
     return result
 
 
 def peak_memory(reset=False):
-    """Return the peak memory of this process since the last reset, in MB, or 0 on systems other than Linux."""
+    """Return the peak memory of this process since the last reset, in MiB, or 0 on systems other than Linux."""
     if sys.platform != "linux":
         return 0
     if reset:

@@ -38,7 +38,7 @@ ONE_OF_EACH = pytest.mark.parametrize("name", FAMILIES, scope="module")
 
 
 def side(name):
-    """Return the side of small square images: the largest multiple of the stride up to 16, or two strides if more."""
+    """Return the side of small square images: the largest multiple of the stride up to 16, but at least two strides."""
     cfg = default_cfgs[name].cfgs[""]
     stride = cfg.input_size[-1] // cfg.pool_size[-1]
     return max(2, 16 // stride) * stride
@@ -510,7 +510,7 @@ def test_set_input_size_keeps_outputs_unless_weights_are_resampled(name, model):
     model.set_input_size((h, w))
     after = model(x)
     assert after.isfinite().all()
-    if not any(word in name for word in ("raft", "nin", "minattn")):  # no tensor of the others depends on the size
+    if not any(word in name for word in ("raft", "nin", "minattn")):  # no tensor of the other models depends on the size
         assert_close(after, before)
     model.set_input_size((h, w))
     assert_close(model(x), after)
@@ -623,7 +623,7 @@ def test_a_name_that_timm_would_not_find_is_refused(name):
 
 @torch.no_grad()
 def test_pretrained_weights_are_adapted_in_float32():
-    """The shipped files are in float16. Adding channels of the first convolution in float16 would lose three digits."""
+    """The shipped weights are in float16. Adding channels of the first convolution in float16 would lose three digits."""
     name = "metaformer_pooling_nano.cifar10"
     grey, colour = (timm.create_model(name, pretrained=True, in_chans=n).eval() for n in (1, 3))
     x = torch.rand(2, 1, 32, 32)
