@@ -5,8 +5,9 @@
 
 Net and recipe follow airbench94 (Keller Jordan, arXiv 2404.00498) and its version with Muon. The net has a whitening
 convolution with frozen weights, and three blocks of two 3x3 convolutions, BatchNorm, GELU and max-pooling. Muon trains
-the convolutions, SGD the rest, and each image is flipped in every second epoch. 8 epochs take 2.8e14 FLOPs. Accuracy is
-measured on one view of each image, and on six (flipped, moved by a pixel). Each run is added to results/ceiling.json.
+the convolutions, SGD trains the rest, and each image is flipped in every second epoch. 8 epochs of all training images
+take 2.8e14 FLOPs. Accuracy is measured on one view of each image, and on six (flipped, moved by a pixel). Each run is
+added to results/ceiling.json.
 
 The net is registered with timm as `dense_conv_net`, so that `metamix train` can use it as a teacher: add
 `--import benchmarks.measure.ceiling --teacher dense_conv_net --teacher-checkpoint FILE`, with the FILE of `--weights`.
@@ -178,7 +179,7 @@ def train(model: CeilingNet, images: Tensor, labels: Tensor, *, epochs: int, bat
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="folder", help="folder, cifar10 or another set of 32 x 32 images")
-    parser.add_argument("--data-dir", default="data/cifar10", help="folder of the data: train/CLASS/*, val/CLASS/*")
+    parser.add_argument("--data-dir", default="data/cifar10", help="data folder, such as train/CLASS/*, val/CLASS/*")
     parser.add_argument("--split", choices=("holdout", "test"), default="holdout", help="split to score")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=1000)

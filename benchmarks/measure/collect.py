@@ -6,8 +6,8 @@
     python -m benchmarks.measure.collect minattn runs/minattn-*
 
 For detection, the picture of the best run is saved too, and all runs must follow one recipe: they may differ only in
-the model, the seed and `--pretrained`. The runs of minattn, the minimal attention variants, follow
-configs/mnist/minattn.yaml and configs/cifar10/minattn.yaml: one recipe for each data set.
+the model, the seed, `--pretrained` and options that do not affect the result. The runs of minattn, the minimal
+attention variants, follow configs/mnist/minattn.yaml and configs/cifar10/minattn.yaml: one recipe for each data set.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def add_segmentation(results: dict, run: Path) -> None:
     """Add the scores, cost and recipe of a run to `results`, or replace the earlier run of the same recipe and seed.
 
     Raises:
-        ValueError: the run is not finished, or its images differ from the other runs.
+        ValueError: the run is not finished, or its images differ from those of the other runs.
     """
     summary, recipe = read_run(run)
     row = {key: summary[key] for key in SEGMENTATION_KEYS}
@@ -78,7 +78,7 @@ def add_transfer(results: dict, run: Path) -> None:
     """Add a run of a backbone on another data set, or replace the earlier run of its model, weights, data and seed.
 
     Raises:
-        ValueError: the run is not finished, or its recipe or images differ from the other runs on these data.
+        ValueError: the run is not finished, or its recipe or images differ from those of the other runs on these data.
     """
     summary, recipe = read_run(run)
     task = recipe.get("task", "classification")
@@ -98,7 +98,7 @@ def add_minattn(results: dict, run: Path) -> None:
     """Add a run to `results`, or replace the earlier run of its model.
 
     Raises:
-        ValueError: the run is not finished, trained another model, or its recipe differs from the other runs.
+        ValueError: the run is not finished, trained another kind of model, or has a different recipe than the others.
     """
     summary, recipe = read_run(run)
     data = summary["model"].rpartition("_")[2]

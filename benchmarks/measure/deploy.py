@@ -7,10 +7,10 @@
 
 `speed` times models in each engine, in several runs. In a run, models of one size take turns with their reference:
 timm's poolformer_s12 for s12, timm's tf_efficientnet_lite0 for tiny, and identity for nano. `convert` writes the files
-that `speed` needs; the machine may be busy meanwhile. `accuracy` exports the shipped models of a tag in lower precision
+that `speed` needs, and may run on a busy machine. `accuracy` exports the shipped models of a tag in lower precision
 and compares their test accuracy and file sizes with fp32. `profile` shows in which operators OpenVINO spends its time.
-New results replace earlier results of the same models. Speeds and profiles of other machines or versions are dropped,
-as are accuracies of other tags.
+New results replace earlier results of the same models. Speeds and profiles are dropped if the machine, the versions or
+the number of threads differ; speeds also if the number of runs differs; accuracies if the tag differs.
 """
 
 import argparse
@@ -195,7 +195,7 @@ def accuracy(options: argparse.Namespace) -> None:
 
 
 def add_accuracy(earlier: dict, about: dict, rows: list[dict]) -> dict:
-    """Put new rows in place of this machine's rows with the same `cell_of`; drop rows of other tags.
+    """Add rows, replace this machine's rows of the same model, format and precision, and drop rows of other tags.
 
     Args:
         earlier: earlier result, empty if there is none.

@@ -97,7 +97,7 @@ def restoration(runs: Sequence[tuple[str, int, int, int]]) -> None:
 
 @torch.no_grad()
 def restore(name: str, height: int, width: int, tile: int) -> dict:
-    """Measure one image in this process."""
+    """Measure the restoration of one image in this process."""
     keep_freed_memory()
     torch.manual_seed(0)
     model = create_image_model(name).eval().to(memory_format=torch.channels_last)

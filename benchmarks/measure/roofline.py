@@ -52,7 +52,8 @@ PARTS = {
     "norms": ("norm", "norm1", "norm2"),
     "embeddings": ("stem", "downsample", "patch_embed"),
 }
-# The end of their backward pass calls no hook, because images have no gradient. They end when the optimizer starts.
+# Modules that take the images. No hook runs at the end of their backward pass, because images have no gradient, so
+# their time ends when the optimizer starts.
 FIRST = ("stem", "patch_embed")
 
 
@@ -146,7 +147,7 @@ def tensors(values) -> list[torch.Tensor]:
 
 
 def label(op, args) -> str:
-    """Return the op's name, and for a convolution its kernel."""
+    """Return the op's name, and for a convolution also its kind and the size of its kernel."""
     name = op.overloadpacket.__name__
     if name not in ("convolution", "convolution_backward"):
         return name

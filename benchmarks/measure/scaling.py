@@ -4,8 +4,8 @@
     python -m benchmarks.measure.scaling --mixers raft,nin      only these; the file keeps the rows of others
 
 The models are `metaformer_<mixer>_s12`, made for 224 pixels and run on images of each size: inference, batch 1, fp32,
-channels_last. All mixers take turns at one size. Memory is the peak of a process that runs one pass of each size in
-rising order, minus what it held with torch and the weights. `python -m benchmarks.report.figures` draws the picture.
+channels_last. At each size, all mixers take turns. Memory is the peak of a process that runs one pass of each size in
+rising order, minus what it held before the first pass. `python -m benchmarks.report.figures` draws the picture.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def subject(mixer: str, size: int) -> Subject:
 
 
 def added_mib(mixer: str) -> list[float]:
-    """Return the MiB above the weights at each of SIZES, measured in this process."""
+    """Return how many MiB the passes up to each of SIZES add to this process at its peak."""
     steps = {size: subject(mixer, size).step("infer", "fp32") for size in SIZES}
     before = timing.memory_mib(peak=False)
     peaks = []

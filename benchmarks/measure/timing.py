@@ -1,9 +1,9 @@
 """Provide what all measurements need: arguments, steps of models, the memory of a process, and result files.
 
-Timed processes keep freed memory (`metamix.utils.system.keep_freed_memory`), as training does. Otherwise glibc may
-return large freed blocks to the system, which clears their pages again. That takes a third of the fp32 inference time
-of poolformer_s12. Processes that measure peak memory do not keep it, except `memory restoration`, `memory photograph`
-and the loops `ours` and `bare` of `train_loop`.
+Timed processes keep freed memory (`metamix.utils.system.keep_freed_memory`), as training does, except the loops `timm`
+and `script` of `train_loop`. By default, glibc may return large freed blocks to the system, which clears their pages
+again. That takes a third of the fp32 inference time of poolformer_s12. Processes that measure peak memory do not keep
+it, except `memory restoration`, `memory photograph` and the loops `ours` and `bare` of `train_loop`.
 """
 
 import argparse
@@ -139,7 +139,7 @@ def machine(device: str = "cpu") -> dict:
     """Describe the machine and the versions. Compare only results of the same machine and versions."""
     info = cpu_fields()
     facts = {"cpu": info.get("model name", platform.processor())}
-    # Hosts may give several processor generations one name, and one may be twice as fast as another.
+    # Several processor generations may share a name, although one generation may be twice as fast as another.
     facts |= {"cpu_" + key.split()[-1]: info[key] for key in ("cpu family", "model", "stepping") if key in info}
     facts |= {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if device == "cuda":

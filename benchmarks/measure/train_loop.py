@@ -4,17 +4,17 @@
     python -m benchmarks.measure.train_loop --data-dir cifar10 --timm-script pytorch-image-models/train.py
 
 `--data-dir` holds CIFAR-10 as class folders, train/ and val/. There are two cases, both on the CPU in bf16 autocast:
-these images, and 256-pixel JPEG files made from them. Each library augments with its defaults. Both flip; timm crops
-a random area, and ours does so with the larger images, but pads and crops the small ones.
+these images, and 256-pixel JPEG files made from them. Each library augments with its defaults. Both flip. timm crops
+a random area; metamix crops a random area of the larger images, and pads and crops the small ones.
 
     ours     the loop of `metamix train` with data, augmentation, schedule and checks: Engine.steps
-    bare     the same step (model, optimizer, autocast, memory kept) on one random batch
+    bare     the same step (model, optimizer, autocast, freed memory kept) on one random batch
     timm     a loop of timm's parts, in the order of its training script
     script   timm's training script, with the speeds that it prints; it runs alone, after the other loops
 
-Each loop runs in a separate process, because process-wide settings are a part of its speed. The loops take turns of
-a few steps while the others wait. Speeds are medians over the turns. Memory is the peak of the process above its
-imports, and the private memory of its loader's workers.
+Each loop runs in a separate process, because process-wide settings affect its speed. The loops take turns of a few
+steps while the others wait. Speeds are medians over the turns. The memory results are the peak of each process, its
+memory after the imports (except for the script), and the private memory of its loader's workers.
 """
 
 import argparse
@@ -150,7 +150,7 @@ LOOPS = {"ours": ours, "bare": bare, "timm": timm_parts}
 
 
 def serve(loop: str, case: Case, pipe: Connection) -> None:
-    """Run as many steps of a loop as the pipe asks for, and send the seconds; first and after a 0, send the memory."""
+    """Send the memory; for each number of steps received, run them and send the seconds; after a 0, send the memory."""
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in an ordinary program
     pipe.send(memory(os.getpid())["process_mib"])
     steps = LOOPS[loop](case)
@@ -171,7 +171,7 @@ def measure(case: Case) -> dict[str, dict]:
         pipes[loop], theirs = spawn.Pipe()
         processes.append(spawn.Process(target=serve, args=(loop, case, theirs)))
         processes[-1].start()
-        theirs.close()  # so that a loop that fails raises EOFError here
+        theirs.close()  # then `recv` raises EOFError if the loop fails
         result[loop] = {"imports_mib": pipes[loop].recv()}
     for _ in range(case.turns):
         for loop, pipe in pipes.items():

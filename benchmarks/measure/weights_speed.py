@@ -2,8 +2,8 @@
 
     python -m benchmarks.measure.weights_speed --tag cifar10
 
-All models of the tag take turns, so run this on a quiet machine. The precision is as in training on this machine: bf16
-if the processor has instructions for it.
+All models of the tag take turns. Run this on a quiet machine. The precision is the default in training: bf16 if the
+processor has instructions for it, otherwise fp32.
 """
 
 import argparse

@@ -23,7 +23,7 @@ from metamix.restoration.metric import Measure
 from metamix.utils.files import atomic_write
 
 FILE = IMAGES / "restoration-views.jpg"
-SIDE = 96  # pixels of the side of the zoomed crops
+SIDE = 96  # side of the zoomed crops in pixels
 # Photograph, top and left of the crop, degradation, title of the degraded image, tag of the weights, measure of PSNR.
 ROWS = (
     (data.camera, (90, 210), "noise:25", "noise of sigma 25", "noise25", Measure()),
@@ -33,7 +33,7 @@ MODELS = {"noise25": ("wavemix_restore_nano", "maxim_nano"), "x2": ("wavemixsr_n
 
 
 def restore(photograph: Tensor, degradation: str, tag: str) -> dict[str, Tensor]:
-    """Degrade a photograph (C, H, W), and restore it with each of `MODELS`.
+    """Degrade a photograph (C, H, W), and restore it with each model in `MODELS[tag]`.
 
     Returns:
         The degraded image, enlarged to the size of the photograph, as "input", and the restored images by model.
