@@ -1,9 +1,9 @@
 """Provide what all measurements need: arguments, steps of models, the memory of a process, and result files.
 
-Timed processes keep freed memory (`metamix.utils.system.keep_freed_memory`), as training does, except the loops `timm`
-and `script` of `train_loop`. By default, glibc may return large freed blocks to the system, which clears their pages
-again. That takes a third of the fp32 inference time of poolformer_s12. Processes that measure peak memory do not keep
-it, except `memory restoration`, `memory photograph` and the loops `ours` and `bare` of `train_loop`.
+Timed processes keep freed memory (`metamix.utils.system.keep_freed_memory`), as training on a CPU does. The loops
+`timm` and `script` of `train_loop` do not. By default, glibc may return large freed blocks to the system, which clears
+their pages again. That takes a third of the fp32 inference time of poolformer_s12. Processes that measure peak memory
+do not keep it, except `memory restoration`, `memory photograph` and the loops `ours` and `bare` of `train_loop`.
 """
 
 import argparse
