@@ -42,7 +42,7 @@ EXAMPLES = """examples:
 
 @dataclass
 class ExplainOptions(Options):
-    """Show which parts of images a prediction is based on, and what the mixers of the model see there."""
+    """Show which parts of images a prediction is based on, and what its mixers compute there."""
 
     images: tuple[Path, ...] = positional("image files, and folders, which are searched at any depth", metavar="IMAGE")
     checkpoint: str = option(MISSING, "run folder, weight file, or NAME.TAG of shipped or published weights")
