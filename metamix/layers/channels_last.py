@@ -43,7 +43,7 @@ class GELU(nn.GELU):
 
 @fx_leaf
 def gelu(x: Tensor, approximate: str) -> Tensor:
-    """Apply GELU to (B, C, H, W); view a channels_last map as contiguous rows."""
+    """Apply GELU to a tensor of any shape; view a channels_last map as contiguous rows."""
     # A compiled graph needs no view: inductor generates its own kernel, and fails on views if map sizes change.
     if is_channels_last(x) and not torch.compiler.is_compiling():
         return F.gelu(x.movedim(1, -1), approximate=approximate).movedim(3, 1)

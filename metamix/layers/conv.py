@@ -1,4 +1,4 @@
-"""Define a convolution with a correct gradient on narrow maps, and a holder of weights that a mixer applies itself."""
+"""Define a convolution with a correct gradient on narrow maps, and a holder of weights that other modules apply."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,8 @@ from .graph import fx_leaf, may_vary
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` with a correct gradient on narrow maps, which it pads with zeros before it calls torch.
 
-    The constructor has torch's arguments, since tools such as LoRA call `type(layer)` with any of them.
+    Only zero padding given as numbers is handled; any other padding is left to torch. The constructor has torch's
+    arguments, since tools such as LoRA call `type(layer)` with any of them.
 
     Why: on a CPU in bf16, torch 2.13 leaves part of the weight's gradient uninitialized if the convolution pads an
     input that is one pixel wide or narrower than the stride.
@@ -28,7 +29,7 @@ class Conv2d(nn.Conv2d):
 
 
 class ConvWeights(nn.Module):
-    """Hold the weight and the bias of a convolution that the owning module applies itself, after reshaping the weight.
+    """Hold the weight and the bias of a convolution that the owning module applies itself, with a transformed weight.
 
     Names, shapes and initial values are as in `nn.Conv2d`. This class is not a subclass of it: the convolution's
     `forward` would never be called, so tools that wrap convolutions, such as LoRA, would have no effect.

@@ -22,8 +22,9 @@ class Dropout(nn.Dropout):
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     """Set values to zero with probability `p`, and scale the others by 1 / (1 - p).
 
-    On a CPU, unless a graph is recorded, `p` is rounded to a multiple of 1 / 65536, and numpy draws the mask. numpy's
-    seed is drawn from torch, so the same torch seed gives the same mask for maps of the same shape and memory format.
+    On a CPU, `p` is rounded to a multiple of 1 / 65536, and numpy draws the mask, unless a graph is recorded or a
+    transform of torch.func runs. numpy's seed is drawn from torch, so the same torch seed gives the same mask for maps
+    of the same shape and memory format.
 
     Why: torch 2.13 draws one double for each value on a CPU, which can take most of a training step. Here, one draw of
     64 bits serves four values.

@@ -28,12 +28,12 @@ JPEG_BLOCK = 8  # side of JPEG's blocks in pixels; tiles start at multiples of i
 
 
 def check_multiples(x: Tensor, multiple: Size, model: object) -> None:
-    """Raise ValueError unless the sides of images are multiples of `multiple`, which `model` requires in training."""
+    """Raise ValueError unless images have sides that `model` takes in training and export: multiples of `multiple`."""
     (h, w), (mh, mw) = x.shape[-2:], multiple
     if h % mh or w % mw:
         raise ValueError(
             f"Images have {h} x {w} pixels, but {type(model).__name__} trains on multiples of {mh} x {mw}: crop or pad "
-            f"them. After model.eval(), the model takes any size."
+            f"them. After model.eval(), the model takes any size, but an exported graph does not."
         )
 
 

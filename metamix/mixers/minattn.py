@@ -5,8 +5,9 @@
     qk = "separate"     s = (Wq x_i) . (Wk x_j)         the usual similarity
          "collapsed"    s = (W x_i) . x_j               W = Wk^T Wq as one matrix, section 3.2; for one head only, since
                                                         with more heads it would add parameters instead of saving them
-         "shared"       s = (Wq x_i) . (Wq x_j)         symmetric, section 3.4, as in the paper's experiments
-         "cholesky"     s = (T^T x_i) . (T^T x_j)       symmetric; T is lower triangular with d (d + 1) / 2 entries
+         "shared"       s = (Wq x_i) . (Wq x_j)         symmetric, section 3.4
+         "cholesky"     s = (T^T x_i) . (T^T x_j)       symmetric; T is lower triangular with d (d + 1) / 2 entries,
+                                                        as in the published table
 
     value = False       value(x_j) = x_j, without proj: y is a convex combination of tokens, section 3.3
 

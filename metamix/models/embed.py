@@ -71,7 +71,7 @@ DOWNSAMPLE = partial(ConvEmbed, kernel_size=3, stride=2, padding=1)
 def limit_stride(stem: Any, downsamples: Sequence[Any], output_stride: int) -> None:
     """Set the strides of the last downsampling layers to 1, in place, so that the last maps have `output_stride`.
 
-    Convolutions that then read a finer map are dilated, so that they reach equally far in the image.
+    Convolutions that then read a finer map are dilated, so that they reach as far in the image as before.
 
     Raises:
         ValueError: the stride must change, but the model does not have four stages and a stride of 32; a downsampling

@@ -123,7 +123,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def arguments_of(name: str) -> tuple[set[str], set[str]]:
-    """Return the arguments that a model takes, and those that its name sets; reject unknown names."""
+    """Return the arguments that a model takes, and the arguments that are preset for its name; reject unknown names."""
     build = _MODELS[split_name(name)[0]]
     return set(inspect.signature(build.func).parameters), set(build.keywords)
 

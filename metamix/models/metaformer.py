@@ -348,7 +348,7 @@ class MetaFormer(GradCheckpointing):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the final map, unless `intermediates_only`, and the features that `feature_info` lists.
+        """Return the final map, unless `intermediates_only`, and the features of `feature_info` that `indices` selects.
 
         Arguments are timm's. With `norm`, the final norm is applied to features with as many channels as the norm.
         With `stop_early`, the layers after the last requested feature are skipped. The final map is then this feature,

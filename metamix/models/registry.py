@@ -171,7 +171,7 @@ def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:
 
 
 def check_model(name: str, pretrained: bool = False) -> None:
-    """Raise ValueError unless timm knows a model, the tag in its name and, if `pretrained`, weights for it."""
+    """Raise ValueError unless timm has a model of this name, its tag and, if `pretrained`, weights for the name."""
     if not isinstance(name, str):
         raise ValueError(f"name is of type {type(name).__name__}: give the name of a model.")
     if ":" in name:  # timm looks up hf-hub:... and local-dir:...
@@ -188,7 +188,7 @@ def check_model(name: str, pretrained: bool = False) -> None:
 
 
 def known_name(name: str) -> str:
-    """Return the model's name from a weight file, without its tag if this machine does not know the tag.
+    """Return the model's name from a weight file, without its tag if no weights with this tag are registered.
 
     The tag names the weights that training started from. They are not needed to load the result.
     """
