@@ -36,7 +36,7 @@ def read_yolo(source: Path) -> Boxes:
         raise FileNotFoundError(
             f"{source} holds no data.yaml: write one with the names of the classes, such as names: [cat, dog]"
         )
-    file = file.absolute()  # the images in a list get absolute paths too
+    file = file.absolute()  # paths are compared, and images in a list have absolute paths
     config = read_darknet(file) if file.suffix == ".data" else read_yaml(file)
     classes = class_names(file, config)
     labels, label_files, folders = Boxes(list(classes.values())), set[Path](), set[Path]()

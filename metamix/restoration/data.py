@@ -49,7 +49,7 @@ class RestorationData:
 
     def __init__(self, options: RestorationOptions, seed: int = 0, trained: ModelMetadata | None = None):
         self.options, self.seed, self.notes = options, seed, list[str]()
-        self.enlarge = 1  # factor by which crops are enlarged for the model; the task sets it once it knows the model
+        self.enlarge = 1  # factor by which crops are enlarged for the model; the task sets it after choosing the model
         self.chain = parse_degradations(options.degradation)
         self.paired = options.degradation == PAIRS
         digests, train = trained.extra.get("digest") if trained else None, trained is None

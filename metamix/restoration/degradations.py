@@ -116,7 +116,7 @@ class Degradation(NamedTuple):
     function: Callable[..., Tensor]
     limits: Sequence[tuple[int, int]]  # lowest and highest value of each number
     reach: Callable[[float], float] = lambda number: 0  # first number -> pixels around a crop that affect it
-    shrinks: bool = False  # whether the number is a whole factor, not a range, by which the image shrinks
+    shrinks: bool = False  # whether the image shrinks by the number, which is then a whole number and not a range
 
 
 DEGRADATIONS = {

@@ -40,7 +40,7 @@ class Picture:
     alpha: Tensor | None  # (1, H, W) float32, or None
     bits: int = 8  # 8 or 16, for each channel
     profile: bytes | None = None  # colour profile of the file (ICC), or None
-    lost: tuple[str, ...] = ()  # notes on what reading dropped, such as further pages of the file
+    lost: tuple[str, ...] = ()  # notes on what was dropped while reading, such as further pages of the file
     name: str = "image"  # name of the file in messages
 
 

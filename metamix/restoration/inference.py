@@ -48,7 +48,7 @@ def check_local_pooling(model: nn.Module, name: str, side: int) -> None:
 
 
 def enlarge(images: Tensor, scale: int) -> Tensor:
-    """Enlarge images bicubically, as MATLAB does, and clip the values to 0 to 1."""
+    """Enlarge images bicubically, as MATLAB does, and clip the values to 0 to 1; at scale 1, change nothing."""
     return images if scale == 1 else resize_bicubic(images, scale).clamp(0, 1)
 
 

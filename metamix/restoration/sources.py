@@ -49,7 +49,7 @@ def test_folders(options: RestorationDataOptions) -> list[Path]:
 def find_roots(options: RestorationDataOptions) -> dict[str, Path]:
     """Return the folders of the splits.
 
-    "test" is missing if a share of "train" is scored. "holdout" is missing unless there is a val that is not "test".
+    "test" is missing if a share of "train" is scored. The folder val is "holdout", unless it is missing or "test".
     """
     root, folders = Path(options.data_dir), test_folders(options)
     has_train = options.data_dir and (root / "train").is_dir()

@@ -113,7 +113,7 @@ class SegmentationData:
         return images
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
-        """Make the loader of augmented crops; raise ValueError if masks in memory are wrong or show only one class."""
+        """Make a loader of augmented crops; raise ValueError if masks in memory are wrong or show at most one class."""
         images = self.train_images
         if images.loaded:
             counts = images.label_counts()

@@ -63,7 +63,7 @@ def open_segmenter(options: ExportOptions) -> ExportableSegmenter:
     height, width = options.img_size or trained.spec.crop
     if options.data_dir:
         data: Any = options.data or "folder"
-        tile, overlap = tiles(None if options.dynamic else (height, width))  # the scores are described with them
+        tile, overlap = tiles(None if options.dynamic else (height, width))  # for the description of the scores
         eval_options = SegmentationEvalOptions(
             data=data, data_dir=options.data_dir, workers=0, checkpoint=options.source, tile=tile, overlap=overlap
         )

@@ -104,7 +104,7 @@ class TrainedSegmenter:
         Args:
             images: files or PIL images.
             tile: side of the overlapping tiles that larger images are cut into, in pixels; 0 for whole images. An
-                exported model ignores it: tiles have the size of its graph, and a dynamic graph takes whole images.
+                exported model ignores it: tiles fit the size of its graph, and a dynamic graph takes whole images.
             overlap: smallest overlap of tiles in pixels, which an exported model ignores too.
             flip: whether to average the predictions for each image and its mirror image.
 

@@ -58,7 +58,7 @@ class Masks(LabelledImages):
         self.samples.append(Sample(file, f"images/{name}{file.suffix}", split, "", (size, mask), label_file))
 
     def write(self, folder: Path, splits: Mapping[str, Sequence[Sample]]) -> str:
-        """Write masks, and names and colours of the classes; return a text that counts and lists the classes."""
+        """Write masks, class names and, if set, class colours; return a text that counts and lists the classes."""
         write_text(folder / "classes.txt", "\n".join(self.classes) + "\n")
         if self.palette:
             write_text(folder / "palette.txt", "".join(f"{r} {g} {b}\n" for r, g, b in self.palette))
