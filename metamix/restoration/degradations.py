@@ -192,7 +192,8 @@ def parse_degradations(text: str) -> Chain:
 def _parse_step(text: str) -> Step:
     name, *words = text.split(":")
     # "pairs" cannot be a step of a chain, so the error about such a step does not suggest it.
-    check_choice("degradation", name, [*DEGRADATIONS] if name == PAIRS else [*DEGRADATIONS, PAIRS])
+    label, more = ("degradation in a chain", []) if name == PAIRS else ("degradation", [PAIRS])
+    check_choice(label, name, [*DEGRADATIONS, *more])
     function, limits, _, shrinks = DEGRADATIONS[name]
     parameters = list(signature(function).parameters.values())[2:]
     switches = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
