@@ -24,7 +24,7 @@ from metamix.utils.text import list_names, to_number
 
 from .labels import Box, Boxes
 
-SLACK = 0.01  # how far rounding may take a share below 0 or above 1
+SLACK = 0.01  # how far a share may lie below 0 or above 1, because of rounding
 
 
 def read_yolo(source: Path) -> Boxes:

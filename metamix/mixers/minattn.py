@@ -16,8 +16,8 @@ Departures: `context`, `positions` and the initial values of T are ours.
 - `context` is the size of a grid. Keys and values then come from the map averaged to this grid (or enlarged, if the map
   is smaller). Every token keeps its query. The cost is then linear in the number of tokens; without `context` it is
   quadratic.
-- `positions` adds to s / sqrt(d) a bias, learned for each head and each offset between two tokens. At the start, each
-  head favours a point one token away. The biases are resampled for maps of other sizes.
+- `positions` adds a bias to s / sqrt(d). The bias is learned for each head and each offset between two tokens. At the
+  start, each head favours a point one token away. The biases are resampled for maps of other sizes.
 - The entries of T start with a standard deviation of 1 / sqrt(d). With a standard deviation of 1, every token attends
   only to itself, and training stays at chance level.
 

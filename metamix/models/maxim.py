@@ -18,7 +18,8 @@ the SAM's features, and its encoder's maps with the sum e_i + y_i of the previou
 
 Departures from the authors' code. Only the first changes results of a published model:
 - Images are padded below and to the right, not on all sides; see `run_padded`.
-- A map is enlarged after its 1x1 convolution, not before: the same up to rounding, with up to 16 times less work.
+- A map is enlarged after its 1x1 convolution, not before. This takes up to 16 times less work, and the result is the
+  same up to rounding.
 - There is no `grid_size_lr`. The authors' code ignores it: the coarser levels use `block_size_lr` for grids too.
 - use_bias, dropout_rate, use_global_mlp and use_cross_gating are left out: all published models have biases, gMLPs and
   gates, and no dropout.

@@ -3,7 +3,7 @@
     PSNR = 10 log10(1 / MSE)        for values from 0 to 1; the mean is over all pixels and channels of an image
     SSIM = mean of (2 m_x m_y + c1)(2 s_xy + c2) / ((m_x^2 + m_y^2 + c1)(s_x^2 + s_y^2 + c2))
 
-SSIM is defined as by Wang et al. (2004), with a Gaussian window of 11 x 11 pixels and sigma 1.5. In each window, m is a
+SSIM is defined as in Wang et al. (2004), with a Gaussian window of 11 x 11 pixels and sigma 1.5. In each window, m is a
 mean, s^2 a variance and s_xy the covariance; c1 = 0.01^2 and c2 = 0.03^2. The mean is over the channels and over the
 windows that lie inside the image. Images are not downsampled. The score of a set is the mean over its images.
 Scores with different channels, borders or rounding must not be compared, so `Measure.describe` is printed with them.

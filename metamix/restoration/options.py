@@ -30,7 +30,7 @@ class RestorationDataOptions(ReadingOptions):
         "folder of the images to score; default: test/ or val/ in data_dir, or a share of the images",
         on_resume="ignore",
     )
-    input_folder: str = _data("input", "pairs: folder of the degraded images inside data_dir, train/ or test/")
+    input_folder: str = _data("input", "pairs: folder of the degraded images inside data_dir or the folder of a split")
     target_folder: str = _data("target", "pairs: folder of the clean images")
     input_name: Template = _data("{name}", "pairs: name of the degraded image of the clean {name}, such as '{name}x2'")
 

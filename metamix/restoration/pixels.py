@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Rows are Y, Cb, Cr in studio range (16 to 235, and 16 to 240), as MATLAB's rgb2ycbcr has them.
+# Rows are Y, Cb, Cr in studio range (16 to 235, and 16 to 240), as in MATLAB's rgb2ycbcr.
 TO_YCBCR = ((65.481, 128.553, 24.966), (-37.797, -74.203, 112.0), (112.0, -93.786, -18.214))
 OFFSETS = (16.0, 128.0, 128.0)
 LUMA = (0.299, 0.587, 0.114)

@@ -29,7 +29,7 @@ Colours = Annotated[tuple[tuple[MaskValue, MaskValue, MaskValue], ...], Field(ma
 
 @dataclass(frozen=True)
 class SegmenterSpec(NetworkSpec):
-    """The arguments that build a segmenter and prepare images. Fields without a comment are options of training."""
+    """The arguments to build a segmenter and to prepare images. Fields without a comment are options of training."""
 
     task, network = "segmentation", "segmenter"
 
