@@ -31,7 +31,7 @@ def read_classes(source: Path) -> LabelledImages | None:
                 f"If images have several labels, they need no conversion: metamix trains on a folder with a labels.csv"
             )
         labels.samples.append(Sample(file, f"{label}/{table.names[file]}", same_in_all(rows, "split"), label))
-        labels.notes["lines that repeat another line"] += [row.place for row in rows[1:]]
+        labels.notes["lines that repeat another line were left out"] += [row.place for row in rows[1:]]
     check_two({sample.group for sample in labels.samples}, table.path)
     return labels
 
@@ -48,9 +48,9 @@ class SeveralLabels(LabelledImages):
 def read_folders(source: Path) -> LabelledImages:
     """Read images from folders named after labels, which may lie in folders named after splits.
 
-    An image that lies under one name in several folders gets the labels of all these folders. If there are no splits,
-    `metamix convert` divides the images of each label into splits. An image with several labels then counts only for
-    its rarest label.
+    An image that lies under one name in several label folders of a split gets the labels of all these folders. If
+    there are no splits, `metamix convert` divides the images of each label into splits. An image with several labels
+    then counts only for its rarest label.
 
     Raises:
         ValueError: images with the same name differ, two files have the same split, label and name, a label contains

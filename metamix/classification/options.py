@@ -40,7 +40,7 @@ class ClassificationEvalOptions(WeightOptions, LocationOptions):
         "tiny_imagenet or a torchvision data set, else folder; default without --data-dir: digits, if trained on it",
     )
     test_share: PositiveShare | None = _data(
-        None, "share of images to score if there is no test split; default: as in training, but all of a new data set"
+        None, "share of images to score without a test split; default: as in training, or all images of other data"
     )
     holdout: ShareBelowOne | None = as_trained("share of the training split that is held out")
     memory: Memory | None = as_trained("decode all images at the start")

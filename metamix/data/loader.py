@@ -174,7 +174,7 @@ class StreamLoader:
             pin_memory=torch.cuda.is_initialized(),  # useful only if this process uses a GPU
             generator=torch.Generator(),  # else every epoch would draw from torch's global generator
         )
-        # At exit, Python sends each worker one SIGTERM and waits, but our workers ignore the first: stop them before.
+        # At exit, Python sends each worker one SIGTERM and waits. Workers ignore the first one, so stop them earlier.
         weakref.finalize(self, setattr, self.loader, "_iterator", None)
 
     def __len__(self) -> int:
@@ -203,7 +203,7 @@ class StreamLoader:
                 raise
             raise OSError(
                 f"a process that reads images died ({error}), perhaps for lack of memory: lower --workers, or give the "
-                f"machine more memory and shared memory, and repeat the command to continue the run"
+                f"machine more memory and shared memory, and repeat the command"
             ) from error
 
 

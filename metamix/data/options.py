@@ -69,7 +69,7 @@ class LocationOptions(ReadingOptions):
         on_resume="ignore",
     )
     download: bool = _source(False, "download a missing torchvision data set, or tiny_imagenet", on_resume="ignore")
-    test_on: str = _source("", "split to score: val, valid, validation or test; empty: the first of these that exists")
+    test_on: str = _source("", "split to score; default: the first of val, valid, validation and test that exists")
 
 
 @dataclass
@@ -160,7 +160,7 @@ def choose_splits(splits: Collection[str], test_on: str, train_on: Sequence[str]
     test = test_on or next((name for name in ("test", "val") if name in splits), "test")
     if train and test in train_on:
         raise ValueError(
-            f"{test} is among the splits to train on, so it cannot be the test: give another --test-on, or "
-            f"leave it out of --train-on. The splits are {', '.join(splits)}"
+            f"{test} is among the splits to train on, so it cannot be the test split: give another --test-on, or "
+            f"leave {test} out of --train-on. The splits are {', '.join(splits)}"
         )
     return test, "val" in splits and "val" not in (test, *train_on) and (train or not test_on)

@@ -199,7 +199,9 @@ def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
         if scored[labels == label].all():
             scored[(labels == label).nonzero()[0]] = False
     if not scored.any():
-        raise ValueError(f"test_share {test_share} of {total} images leaves none to score: give a larger share")
+        raise ValueError(
+            f"test_share {test_share} of {total} images leaves none to score: give a larger share, or more images"
+        )
     return scored.nonzero()[:, 0], (~scored).nonzero()[:, 0]
 
 

@@ -63,7 +63,7 @@ class Boxes(LabelledImages):
             return
         if all(size) and size != (height, width):
             sizes = f"{height} x {width} instead of {size[0]} x {size[1]}"
-            self.notes["images whose size differs from their labels were left out"].append(f"{file} ({sizes})")
+            self.notes["images whose size differs from the annotated size were left out"].append(f"{file} ({sizes})")
             return
         sides = (width, height) if shares else (1, 1)
         kept = []

@@ -47,7 +47,7 @@ def test_each_class_is_split_by_the_same_share(source, tmp_path, capsys):
     assert metamix_command("convert", "csv", file, out) == 0
     said = capsys.readouterr().out
     assert f"{out}: 13 train, 3 val images, 3 classes\n" in said
-    assert f"note: lines that repeat another line: {file}:18\n" in said
+    assert f"note: lines that repeat another line were left out: {file}:18\n" in said
     assert said.splitlines()[-1] == f"  metamix train --config finetune/tiny --data-dir {out}"
     names = listed(out)
     assert [sum(name.startswith(place) for name in names) for place in ("train/猫", "val/猫")] == [8, 2]

@@ -286,7 +286,7 @@ def test_training_split_without_objects_is_refused(tmp_path, images):
 def test_training_on_the_test_split_is_refused(tmp_path):
     folder = shapes.write(tmp_path / "shapes", train=4, val=2)
     for options in (dict(train_on=("train", "val")), dict(test_on="train")):
-        with pytest.raises(ValueError, match="is among the splits to train on, so it cannot be the test: give another"):
+        with pytest.raises(ValueError, match="is among the splits to train on, so it cannot be the test split: give"):
             Detection(DetectionOptions(**SMALL, data_dir=str(folder), **options))
 
 
