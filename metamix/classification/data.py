@@ -146,7 +146,7 @@ class ClassificationData:
         return normalize(images, self.mean, self.std)
 
     def _check_share(self, trained: ModelMetadata | None) -> bool:
-        """Return `shares_images`; raise ValueError if `test_share` is unusable or all images were trained on."""
+        """Return `shares_images`; raise ValueError if `test_share` is unusable or all training images are scored."""
         options, train, test = self.options, self.splits.train, self.splits.test
         shared = train is not None and train.images is test.images
         if trained is None:

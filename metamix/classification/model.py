@@ -18,7 +18,7 @@ from .data import ClassificationData
 from .load import load_classifier, load_initial_weights
 from .options import ClassificationOptions, ModelOptions
 
-STATISTICS = 0.02  # a note is printed if a channel's mean or std differs from the initial weights' by more than this
+STATISTICS = 0.02  # a note is printed if mean or std of the data and of the initial weights differ by more than this
 
 
 class ClassificationModel(TaskModel):
@@ -119,7 +119,7 @@ class ClassificationModel(TaskModel):
 class Teacher(nn.Module):
     """Run the teacher on images that were normalised for the student.
 
-    `ours` are the student's mean and std, `its` the teacher's mean and std.
+    `ours` holds the mean and std of the student, and `its` holds the mean and std of the teacher.
     """
 
     scale: Tensor

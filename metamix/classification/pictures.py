@@ -32,12 +32,12 @@ class ClassificationPictures(Pictures):
         return [matrix, bars]
 
     def advice(self, states: list[State]) -> str:
-        """Say which probability a label needs to be predicted, if an image may have several labels."""
+        """Say which probability a label must reach to be predicted, if an image may have several labels."""
         return describe_threshold(self.metric.threshold)
 
 
 def draw_classes(path: Path, by_class: Mapping[str, Mapping[str, float | None]]) -> None:
-    """Draw two bars for each class with images: at most `BARS` classes, the one with the lowest first score on top."""
+    """Draw two bars for each class with images, for at most `BARS` classes; the lowest first score is on top."""
     first, second, *_ = next(iter(by_class.values()))
     tested = [name for name, scores in by_class.items() if scores["images"]]
     shown = sorted(tested, key=lambda name: by_class[name][first] or 0.0)[:BARS]

@@ -62,7 +62,8 @@ class Classification:
     def trained(cls, options: ClassificationEvalOptions) -> tuple["Classification", nn.Module, dict[str, Any]]:
         """Load weights for evaluation, and return the task, the model and the metadata.
 
-        Arguments of the model, statistics, image size and holdout are as in training unless `options` set them.
+        Arguments of the model, statistics and image size are as in training unless `options` set them; for the other
+        values see `values_of_training`.
         """
         trained = load_classifier(**options.weights())
         metadata = trained.metadata

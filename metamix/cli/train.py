@@ -76,7 +76,7 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
                 task = find_task(of_model.task).part("task")(of_model.options, seed=of_model.engine.seed)
             folders.append(train(task, of_model, group))
         except Stopped as stopped:
-            launched = group.agent is not None or group.world_size > 1  # torchrun restarts unless all exit with 0
+            launched = group.agent is not None or group.world_size > 1  # torchrun restarts unless all ranks exit with 0
             exit_code = 0 if launched else stopped.exit_code
         if exit_code is not None:  # outside `except`, whose traceback would keep the loader's workers alive
             if group.is_main and models[i + 1 :]:

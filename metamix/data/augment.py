@@ -49,7 +49,8 @@ class Augment:
             normalisation and the steps after it are then applied.
 
     Raises:
-        ValueError: `auto_augment` is unknown, or `cutout` or, unless `cropped`, `padding` is larger than an image.
+        ValueError: `auto_augment` is unknown, `cutout` is larger than an image, or `padding` is larger than an image
+            that workers have not cropped.
     """
 
     def __init__(

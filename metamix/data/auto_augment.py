@@ -45,7 +45,7 @@ def make_policy(text: str, mean: tuple[float, ...]) -> Policy | None:
 
 
 def pil_posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Posterize to at least 1 bit: timm asks for 0 bits at magnitude 10, which newer versions of Pillow reject."""
+    """Posterize to at least 1 bit: timm passes 0 bits at magnitude 10, which newer versions of Pillow reject."""
     return ImageOps.posterize(image, max(bits, 1))
 
 

@@ -53,7 +53,7 @@ def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
     """Return mean and standard deviation per channel, for pixel values from 0 to 1.
 
     If the options do not give them, they are computed from all readable images of a split in memory, even if some are
-    held out or scored. For a streamed split, they are ImageNet's, averaged over the channels for grey images.
+    held out or scored. For a streamed split, ImageNet's values are used, averaged over the channels for grey images.
 
     Raises:
         ValueError: the options give only mean or only std, or values that do not fit the images.

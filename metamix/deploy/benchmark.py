@@ -40,7 +40,7 @@ ENGINES: dict[str, tuple[str, ...]] = {  # engine: precisions that it supports
 FORMAT_OF = {"onnxruntime": "onnx", "openvino": "openvino"}  # engine: format that it runs
 CALIBRATION_IMAGES = 8
 Cell = tuple[str, str]  # engine and precision
-BASELINE: Cell = "eager", "fp32"  # in which the reference is timed
+BASELINE: Cell = "eager", "fp32"  # engine and precision in which the reference is timed
 Step = Callable[[], object]
 
 
@@ -81,8 +81,8 @@ def benchmark(
         bf16", to the reason.
 
     Raises:
-        ValueError: an unknown model, engine or precision, nothing to time, a number below 1, an exported reference, or
-            two models of one name.
+        ValueError: an unknown model, engine or precision, nothing to time, a batch size or `runs` below 1, an exported
+            reference, or two models of one name.
         ImportError: a package of the extra `deploy` is missing.
     """
     cells = cells_of(engines, precisions)

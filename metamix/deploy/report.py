@@ -7,7 +7,7 @@ from torch import Tensor
 
 MAX_DIFFERENCE = 1e-4  # limit for the largest difference in fp32, relative to the standard deviation of the outputs
 MIN_SAME_TOP1 = 0.999  # limit for fp32: smallest share of images or pixels with the same most probable class
-MAX_BF16_RMS = 0.05  # limit for the root mean square of the difference in bf16, relative to that deviation
+MAX_BF16_RMS = 0.05  # limit for the root mean square of the difference in bf16, in standard deviations of the outputs
 
 
 @dataclass

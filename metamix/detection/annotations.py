@@ -93,7 +93,7 @@ def is_box(box: object) -> TypeGuard[list[float]]:
 
 
 def object_problem(annotation: Entry, images: Mapping[int, Entry], classes: Collection[int]) -> str | None:
-    """Describe why training and scoring leave out an annotation, or return None."""
+    """Describe why an annotation cannot be used in training and scoring, or return None."""
     image, box = images.get(annotation["image_id"]), annotation.get("bbox")
     if image is None:
         return "its image is not in the file"

@@ -1,4 +1,4 @@
-"""Convert labels from other annotation programs to a data set in COCO's format."""
+"""Convert labels from annotation programs to a data set in COCO's format."""
 
 import os
 from collections.abc import Iterable

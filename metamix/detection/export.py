@@ -3,7 +3,7 @@
     images (n, C, H, W) -> boxes (n, K, 4), scores (n, K), labels (n, K)
 
 The first K - 1 candidates are the best of each pyramid level, chosen as in torchvision. The last candidate is not an
-object: it has the score -1 and the label of the last class, which tells the number of classes. The graph takes images
+object: it has the score -1 and the label of the last class, which is the number of classes. The graph takes images
 that are normalised, resized and padded with zeros: to H x W or, in a dynamic graph, to multiples of `size_divisible` of
 the detector's transform. A dynamic program of torch.export fails on a map of a single pixel, so its images are padded
 until the coarsest map has at least two pixels on each side. `ExportedDetector` prepares images and suppresses boxes.

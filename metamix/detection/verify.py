@@ -1,9 +1,9 @@
 """Find the problems of a data set in COCO's format or of one annotation file.
 
 Each problem is printed with its file, image and annotation. Training and scoring refuse wrong fields, duplicate ids or
-class names, splits with different classes and, for mask_rcnn, missing masks. They leave out unreadable images, and
-objects of an unknown image or class or without an area in the image. Training clips boxes at the edges of their image,
-and takes images without boxes as background.
+class names, splits with different classes and, for mask_rcnn, missing or wrong masks. They leave out unreadable images,
+and objects of an unknown image or class or without an area in the image. Training clips boxes at the edges of their
+image, and takes images without boxes as background.
 """
 
 from collections.abc import Iterator, Sequence

@@ -37,7 +37,7 @@ class ImageSplit(Protocol):
         """Name image `i` for messages."""
 
     def fingerprint(self, i: int) -> str:
-        """Identify image `i` without reading it, by its path in the data set and its size in bytes if it is a file."""
+        """Identify image `i` without reading it: files by path and size in bytes, other images by name or number."""
         return self.path(i)
 
     def content(self, i: int) -> str:
