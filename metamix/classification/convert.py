@@ -49,8 +49,8 @@ def read_folders(source: Path) -> LabelledImages:
     """Read images from folders named after labels, which may lie in folders named after splits.
 
     An image that lies under one name in several label folders of a split gets the labels of all these folders. If
-    there are no splits, `metamix convert` divides the images of each label into splits. An image with several labels
-    then counts only for its rarest label.
+    `metamix convert` divides the images of each label into splits, an image with several labels counts only for its
+    rarest label.
 
     Raises:
         ValueError: images with the same name differ, two files have the same split, label and name, a label contains

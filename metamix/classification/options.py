@@ -39,10 +39,11 @@ class ClassificationEvalOptions(WeightOptions, LocationOptions):
         "data set to score, as in metamix train; default with --data-dir: the training data set if it is "
         "tiny_imagenet or a torchvision data set, else folder; default without --data-dir: digits, if trained on it",
     )
+    test_on: str = _data("", "split to score; default: as in training, else the first of val, valid, validation, test")
     test_share: PositiveShare | None = _data(
         None, "share of images to score without a test split; default: as in training, or all images of other data"
     )
-    holdout: ShareBelowOne | None = as_trained("share of the training split that is held out")
+    holdout: ShareBelowOne | None = _data(None, "share of train to hold out; default: as in training, 0 for other data")
     memory: Memory | None = as_trained("decode all images at the start")
     img_size: Side | None = as_trained("side of the images in pixels")
     interpolation: Interpolation | None = as_trained("how images are resized")

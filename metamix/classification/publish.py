@@ -51,7 +51,7 @@ def write_config(classifier: Classifier, folder: Path, options: PublishOptions) 
             "crop_mode": "center",
         },
     )
-    # timm 1.0.31 writes the number of classes twice, and transformers 5.24 then passes it twice: a TypeError.
+    # timm 1.0.31 writes the number of classes twice, so transformers 5.24 passes it twice and raises TypeError.
     config = json.loads((folder / CONFIG).read_text())
     config["model_args"].pop("num_classes", None)
     write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")

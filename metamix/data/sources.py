@@ -87,7 +87,7 @@ class Splits:
     """An open data set.
 
     `holdout` is None if no share is held out. `train` is None if there is no training split, or if all images are
-    scored. Training rejects this.
+    scored. Training rejects both cases.
     """
 
     train: Source | None

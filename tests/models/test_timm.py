@@ -510,7 +510,7 @@ def test_set_input_size_keeps_outputs_unless_weights_are_resampled(name, model):
     model.set_input_size((h, w))
     after = model(x)
     assert after.isfinite().all()
-    if not any(word in name for word in ("raft", "nin", "minattn")):  # no tensor of the other models depends on the size
+    if not any(word in name for word in ("raft", "nin", "minattn")):  # no other model depends on the size
         assert_close(after, before)
     model.set_input_size((h, w))
     assert_close(model(x), after)
@@ -623,7 +623,7 @@ def test_a_name_that_timm_would_not_find_is_refused(name):
 
 @torch.no_grad()
 def test_pretrained_weights_are_adapted_in_float32():
-    """The shipped weights are in float16. Adding channels of the first convolution in float16 would lose three digits."""
+    """Shipped weights are in float16. Adding channels of the first convolution in float16 would lose three digits."""
     name = "metaformer_pooling_nano.cifar10"
     grey, colour = (timm.create_model(name, pretrained=True, in_chans=n).eval() for n in (1, 3))
     x = torch.rand(2, 1, 32, 32)
