@@ -99,7 +99,7 @@ def write(options: PublishOptions, folder: Path) -> list[str]:
     if not metadata.get("model"):
         raise ValueError(f"{options.source} does not name its model: write it with metamix.save_classifier")
     trained: Trained = spec.part("load")(file)
-    run = path if path.is_dir() and file.name == WEIGHTS and (path / SUMMARY).is_file() else None
+    run = file.parent if file.name == WEIGHTS and (file.parent / SUMMARY).is_file() else None
     summary = read_summary(run) if run else {"scores": []}
     recipe = read_yaml(run / RECIPE) if run and (run / RECIPE).is_file() else None
     save_weights(folder / WEIGHTS, tensors, metadata | {"format": "pt"})  # transformers 4 needs this entry
@@ -109,7 +109,7 @@ def write(options: PublishOptions, folder: Path) -> list[str]:
     modules = modules_to_import(spec, trained, metadata["model"])
     card = make_card(options, spec, summary | metadata, recipe, in_timm, modules)
     write_text(folder / CARD, card)
-    notes = [] if run else [f"the card has no scores or recipe: {options.source} is not the folder of a finished run"]
+    notes = [] if run else [f"the card has no scores or recipe: {options.source} is not from a finished run"]
     if modules:
         notes.append(f"users of the model must import {', '.join(modules)} first; that code is not in the repository")
     return notes if options.license else [*notes, "the card names no license: give --license, such as apache-2.0"]
