@@ -27,7 +27,7 @@ def options_of(task: str) -> list[Field]:
 
 
 def free_options(task: str) -> set[str]:
-    """Return the options that do not change a result: where a run writes, on which device, how it is logged."""
+    """Return the options that do not change a result, such as the run folder, the device and logging."""
     return {field.name for field in options_of(task) if field.metadata["on_resume"] == "ignore"}
 
 
@@ -39,6 +39,6 @@ def differences(recipe: dict, other: dict) -> dict:
     task = recipe.get("task", "classification")
     options = options_of(task)
     defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in options}
-    recipe, other = (defaults | each for each in (recipe, other))
+    recipe, other = (defaults | {"task": task} | each for each in (recipe, other))
     keys = sorted((recipe.keys() | other.keys()) - free_options(task) - {"seed"})
     return {key: other.get(key) for key in keys if other.get(key) != recipe.get(key)}

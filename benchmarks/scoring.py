@@ -27,7 +27,7 @@ def tag_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def score(task: Classification, model: nn.Module) -> tuple[float, Tensor]:
-    """Return the top-1 accuracy on the test split in percent, in float32, and the confusion matrix."""
+    """Run a model in float32 on the test split; return its top-1 accuracy in percent and the confusion matrix."""
     model.eval().to(memory_format=torch.channels_last)
     loader = task.data.eval_loaders(256, 0, 1)["test"]
     scores, states = evaluate(task.metric, model, loader, ProcessGroup.start("cpu"), None, torch.channels_last)
@@ -35,7 +35,7 @@ def score(task: Classification, model: nn.Module) -> tuple[float, Tensor]:
 
 
 def score_restoration(task: Restoration, model: nn.Module) -> dict[str, float]:
-    """Return the scores of a model on the task's test images, in float32, by name."""
+    """Run a model in float32 on the task's test images; return its scores by name."""
     loader = task.data.eval_loaders(1, 0, 1)["test"]
     return evaluate(task.metric, model, loader, ProcessGroup.start("cpu"), None, torch.channels_last)[0]
 
@@ -44,7 +44,7 @@ def check_reproduced(card: dict, top1: float) -> None:
     """Check a measured accuracy in percent against the accuracy on a card.
 
     Raises:
-        ValueError: they differ by more than one image of 10,000. One prediction may depend on the machine.
+        ValueError: they differ by more than 0.011 points: one prediction of 10,000 may depend on the machine.
     """
     if abs(top1 - card["top1"]) > 0.011:
         raise ValueError(
@@ -54,7 +54,7 @@ def check_reproduced(card: dict, top1: float) -> None:
 
 
 def six_views(images: Tensor) -> Iterator[tuple[float, Tensor]]:
-    """Yield (weight, view): images (N, C, H, W), two copies moved by a pixel, and the mirror images of all three."""
+    """Yield (weight, view): images (N, C, H, W), two copies moved diagonally by a pixel, and mirror images of all."""
     height, width = images.shape[-2:]
     padded = F.pad(images, (1,) * 4, mode="reflect")
     moved = [padded[..., :height, :width], padded[..., 2:, 2:]]
@@ -83,6 +83,6 @@ def _open(**options: Any) -> Classification:
 
 
 def load(card: dict, **arguments: Any) -> nn.Module:
-    """Load the shipped weights of a card in evaluation mode; `arguments` are further arguments of the model."""
+    """Load the model of a card with its weights, in evaluation mode; `arguments` are further arguments of the model."""
     model = timm.create_model(card["name"], pretrained=True, **arguments)
     return model.eval().to(memory_format=torch.channels_last)

@@ -30,7 +30,7 @@ def load_tag(tag: str | None) -> list[dict]:
         ValueError: no card has the tag.
     """
     if not (cards := load_cards(tag or "")):
-        raise ValueError(f"--tag is {tag!r}, and weights/ has cards of {', '.join(tags())}: give one of them")
+        raise ValueError(f"--tag is {tag!r}, but the classifiers have the tags {', '.join(tags())}: give one of them")
     return cards
 
 

@@ -9,8 +9,8 @@
 timm's poolformer_s12 for s12, timm's tf_efficientnet_lite0 for tiny, and identity for nano. `convert` writes the files
 that `speed` needs, and may run on a busy machine. `accuracy` exports the shipped models of a tag in lower precision
 and compares their test accuracy and file sizes with fp32. `profile` shows in which operators OpenVINO spends its time.
-New results replace earlier results of the same models. Speeds and profiles are dropped if the machine, the versions or
-the number of threads differ; speeds also if the number of runs differs; accuracies if the tag differs.
+New results replace earlier results of the same models. Earlier speeds and profiles are dropped if the machine, the
+versions or the number of threads differ, speeds also if the number of runs differs, and accuracies if the tag differs.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Build models of timm, metamix, other packages (`PEERS`) and cloned repositories (`AUTHORS`) by name.
 
-Clones are folders under the path given as --authors, named like their repositories. The golden tensors in tests/goldens
-are from smaller models of the same classes.
+The folder given as --authors holds the clones, each in a folder with the name of its repository. The golden tensors in
+tests/goldens are from smaller models of the same classes.
 """
 
 import ast
@@ -47,7 +47,7 @@ class Checkout:
         name: name of the class.
         parameters: number of parameters that the model must have.
         options: arguments of the constructor.
-        script: whether importing the file starts training. Then only its imports, functions and classes are run.
+        script: whether importing the file starts training. If so, only its imports, functions and classes are run.
     """
 
     repository: str
@@ -93,7 +93,7 @@ AUTHORS = {
 
 
 def check_names(names: list[str], authors: Path | None) -> None:
-    """Check before any work that all models can be built.
+    """Check that all models can be built, before any work starts.
 
     Raises:
         SystemExit: a name is unknown, or its package or clone is missing.
@@ -129,7 +129,7 @@ def ours(name: str) -> bool:
 
 
 def create(name: str, size: int, authors: Path | None = None) -> nn.Module:
-    """Build a model without trained weights; only metamix and timm's fixed-size models use `size`."""
+    """Build a model without trained weights; only metamix's models and timm's fixed-size models use `size`."""
     if name in PEERS:
         return PEERS[name]()
     if name in AUTHORS:
@@ -158,7 +158,7 @@ def from_checkout(name: str, authors: Path | None) -> nn.Module:
     if parameters != checkout.parameters:
         raise SystemExit(
             f"{path} builds a model of {parameters} parameters, but {name} has {checkout.parameters}: "
-            f"check out the source_commit of its files in tests/goldens."
+            f"check out the commit that its files in tests/goldens name as source_commit."
         )
     return model
 

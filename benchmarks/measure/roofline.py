@@ -4,12 +4,13 @@
     python -m benchmarks.measure.roofline --models ninformer_cifar --batch 128 --size 32 --ops 20 --output nin.json
 
 The limits are the speeds of a matrix product, the same product as a 1x1 convolution, a 3x3 convolution (both in
-channels_last) and a copy of a map that fits in the cache, interleaved with the model. A model's GFLOP/s are 2 * MACs *
-images (3 times that in training) over its median step time; its share is relative to the faster convolution.
+channels_last) and a copy of a map, all interleaved with the model. A model's GFLOP/s are 2 * MACs * images (3 times
+that in training) over its median step time. `of_convolution` is their ratio to the faster convolution.
 
-Then each op is timed alone, below autograd. Its limit is the time for its floating-point operations at the speed of the
-convolution, or for the bytes of its inputs and outputs at the speed of the copy, whichever is longer. Ops are sorted by
-`lost_ms`, the time above that limit. An op whose inputs are in the cache may be faster than its limit.
+Then each op that autograd dispatches is timed in a few more steps. Its limit is the time for its floating-point
+operations at the speed of the convolution, or for the bytes of its inputs and outputs at the speed of the copy,
+whichever is longer. Ops are sorted by `lost_ms`, the time above that limit. An op whose inputs are in the cache may be
+faster than its limit.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from metamix.models import count_macs
 from metamix.utils.system import keep_freed_memory
 from metamix.utils.timing import interleaved
 
-# torch counts the floating-point operations of its ops, except fused attention on CPUs.
+# torch counts the operations of matrix products, convolutions and attention, except of fused attention on CPUs.
 FLOP = flop_registry | {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
         q.shape, k.shape, v.shape
@@ -158,7 +159,7 @@ def label(op, args) -> str:
 
 def time_ops(subject: Subject, mode: str, precision: str) -> list[dict]:
     """Return a row for each part, op and shapes: calls, milliseconds, FLOP and bytes of one step."""
-    warnings.filterwarnings("ignore", "Full backward hook is firing")  # it fires because images need no gradient
+    warnings.filterwarnings("ignore", "Full backward hook is firing")  # torch warns since images need no gradient
     step = subject.step(mode, precision, no_grad=torch.no_grad)  # inference_mode would not split composite ops
     with OpTimer(subject) as timer:
         for _ in range(PASSES):
@@ -203,7 +204,7 @@ def against_roof(ops: list[dict], flops: float, bandwidth: float) -> list[dict]:
 
 def measure(name: str, mode: str, precision: str, options: argparse.Namespace) -> dict:
     torch.manual_seed(0)
-    model = reference_models.create(name, options.size)
+    model = reference_models.create(name, options.size, options.authors)
     subject = Subject(model, options.batch, options.size, "channels_last", options.device)
     roof = roofs(precision, options.device)
     steps = {"model": subject.step(mode, precision)} | {what: step for what, (step, _) in roof.items()}
@@ -259,8 +260,9 @@ def main() -> None:
     add_cells(parser)
     parser.add_argument("--ops", type=int, default=6, help="ops to print for each row; the file has all")
     parser.add_argument("--output", type=Path, default=RESULTS / "roofline.json")
+    parser.add_argument("--authors", type=Path, help="folder with clones of the authors' repositories")
     options = parser.parse_args()
-    reference_models.check_names(options.models, None)
+    reference_models.check_names(options.models, options.authors)
     keep_freed_memory()
     for name, mode, precision in product(options.models, options.mode, options.precision):
         row = measure(name, mode, precision, options)

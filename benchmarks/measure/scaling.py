@@ -1,7 +1,7 @@
-"""Measure how time and memory of one image grow with its size, for every mixer: results/scaling.json.
+"""Measure how the time and the memory for one image grow with its size, for every mixer: results/scaling.json.
 
     python -m benchmarks.measure.scaling                        all mixers, 32 to 1024 pixels
-    python -m benchmarks.measure.scaling --mixers raft,nin      only these; the file keeps the rows of others
+    python -m benchmarks.measure.scaling --mixers raft,nin      only these; the file keeps the rows of other mixers
 
 The models are `metaformer_<mixer>_s12`, made for 224 pixels and run on images of each size: inference, batch 1, fp32,
 channels_last. At each size, all mixers take turns. Memory is the peak of a process that runs one pass of each size in
@@ -27,7 +27,7 @@ def subject(mixer: str, size: int) -> Subject:
 
 
 def added_mib(mixer: str) -> list[float]:
-    """Return how many MiB the passes up to each of SIZES add to this process at its peak."""
+    """Return, for each of SIZES, the MiB that the passes up to this size add to the peak memory of this process."""
     steps = {size: subject(mixer, size).step("infer", "fp32") for size in SIZES}
     before = timing.memory_mib(peak=False)
     peaks = []
@@ -50,7 +50,7 @@ def measure(mixers: list[str], seconds: float) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mixers", type=list_of(tuple(list_mixers())), default=list_mixers(), help="comma-separated")
-    parser.add_argument("--seconds", type=float, default=3.0, help="seconds for all mixers at a size; at least 5 turns")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds for each size; at least 5 turns a mixer")
     parser.add_argument("--output", type=Path, default=RESULTS / "scaling.json", help="JSON file")
     options = parser.parse_args()
     keep_freed_memory()

@@ -150,7 +150,7 @@ LOOPS = {"ours": ours, "bare": bare, "timm": timm_parts}
 
 
 def serve(loop: str, case: Case, pipe: Connection) -> None:
-    """Send the memory; for each number of steps received, run them and send the seconds; after a 0, send the memory."""
+    """Send the memory; then run as many steps as each message says and send the seconds; after a 0, send the memory."""
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in an ordinary program
     pipe.send(memory(os.getpid())["process_mib"])
     steps = LOOPS[loop](case)

@@ -28,7 +28,7 @@ def speed_table(size: str, batch: int) -> str:
         between = " to ".join([*ms][:: max(len(ms) - 1, 1)])
         base = f"timm's `{reference}` in eager fp32 ({between} ms)"
     note = f"Each cell gives the milliseconds for {images(rows)}, and the speed relative to {base}. {where(result)}."
-    return f"{wrap(note)}\n\n{cells_table(rows, f'{size} with')}"
+    return f"{wrap(note)}\n\n{cells_table(rows)}"
 
 
 def images(rows: list[dict]) -> str:
@@ -37,7 +37,7 @@ def images(rows: list[dict]) -> str:
     return f"{'one image' if count == 1 else f'{count} images'} of {side} x {side} pixels"
 
 
-def cells_table(rows: list[dict], first: str) -> str:
+def cells_table(rows: list[dict]) -> str:
     """Make a table with a line for each mixer and a column for each engine and precision."""
     cells = dict.fromkeys(map(cell_of, rows))
     texts = {(mixer_of(row["model"]), *cell_of(row)): f"{digits(row['ms'])}, {row['speedup']:.2f}" for row in rows}
@@ -46,7 +46,7 @@ def cells_table(rows: list[dict], first: str) -> str:
         for name in (*list_mixers(), REFERENCES["tiny"])
         if any(key[0] == name for key in texts)
     ]
-    return table([first, *(title(*cell) for cell in cells)], lines)
+    return table(["mixer or model", *(title(*cell) for cell in cells)], lines)
 
 
 def digits(ms: float) -> str:

@@ -40,7 +40,7 @@ REFERENCES = {
 
 
 def detection_table(results: dict) -> str:
-    """Make the table of COCO scores, one line for each backbone and start, with a note on the recipe."""
+    """Make the table of COCO scores, one line for each backbone with its weights, with a note on the recipe."""
     rows, recipe = results["rows"], results["recipe"]
     classes, samples = list(rows[0]["classes"]), rows[0]["samples"]
     header = ["backbone", "AP", "AP50", "AP75", *(f"AP50 {name}" for name in classes), "params", "seeds"]
@@ -54,9 +54,9 @@ def detection_table(results: dict) -> str:
         lines.append([f"`{model}`", *map(over_seeds, scores), f"{runs[0]['parameters'] / 1e6:.2f} M", len(runs)])
     note = (
         f"Trained on {samples['train']} images and tested on {samples['test']}: {recipe['epochs']} epochs, "
-        f"images of {recipe['min_size']}x{recipe['max_size']} pixels. A backbone starts from scratch, or from the "
-        f"weights that its tag names. COCO scores are in percent. Rows are sorted by AP. With several seeds, cells "
-        f"have the mean and the standard deviation."
+        f"images of {recipe['min_size']}x{recipe['max_size']} pixels. A backbone with a tag starts from "
+        f"the weights of that name, the others from random weights. COCO scores are in percent. Rows are sorted by AP. "
+        f"With several seeds, cells have the mean and the standard deviation."
     )
     return f"{table(header, lines)}\n\n{wrap(note)}"
 
@@ -69,7 +69,7 @@ def over_seeds(scores: Sequence[float]) -> str:
 def detection_memory_table() -> str:
     """Make the table of RetinaNet's peak memory by mixer."""
     rows = read_json(memory.DETECTION)["rows"]
-    header = ["RetinaNet on s12 with", "memory before", "one image of 800x1216", "training step, two images of 480x640"]
+    header = ["mixer of the backbone", "before", "one image of 800x1216", "training step, two images of 480x640"]
     cells = [
         [f"`{row['mixer']}`", *(f"{row[f'{what}_gib']:.2f} GiB" for what in ("without", "eval", "train"))]
         for row in rows
@@ -90,7 +90,7 @@ def segmentation_table(rows: Sequence[dict]) -> str:
 
 
 def transfer_table(rows: Sequence[dict]) -> str:
-    """Make the table of fine-tuned backbones: lines by model and start, columns by data set, then costs."""
+    """Make the table of fine-tuned backbones, one line for each pair of model and initial weights."""
     tasks = {row["data"]: row["task"] for row in rows}
     columns = [data for data in DATA if data in tasks]
     runs: dict[tuple[str, str, str], list[float]] = {}
@@ -103,7 +103,8 @@ def transfer_table(rows: Sequence[dict]) -> str:
     macs = [sorted({round(row["macs"] / 1e6) for row in rows if row["data"] == data}) for data in columns]
     ranges = (" to ".join(map(str, each[:: len(each) - 1 or 1])) for each in macs)
     lines.append(["multiply-adds, millions", "", *ranges])
-    return table(["tiny with", "starts from", *(f"{DATA[data]}, {SCORES[tasks[data]]}" for data in columns)], lines)
+    header = ["mixer or model", "starts from", *(f"{DATA[data]}, {SCORES[tasks[data]]}" for data in columns)]
+    return table(header, lines)
 
 
 def minattn_table(results: dict) -> str:
@@ -188,9 +189,7 @@ def restoration_memory_table() -> str:
         spent = seconds, f"{1e6 * row['seconds'] / pixels:.2f}", f"{row['adds_mib']:,}"
         cells.append([f"`{row['model']}`", f"{row['width']:,} x {row['height']:,}", tiles, *spent])
     header = ["model", "pixels of the input", "tiles", "seconds", "microseconds per pixel", "memory, MiB"]
-    note = (
-        f"One image in float32 on {cpu(result['machine'])}. Memory is what the pass adds to torch, weights and image."
-    )
+    note = f"One image in float32 on {cpu(result['machine'])}. Memory is without torch, weights and image."
     return f"{table(header, cells)}\n\n{wrap(note)}"
 
 

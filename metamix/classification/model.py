@@ -18,7 +18,7 @@ from .data import ClassificationData
 from .load import load_classifier, load_initial_weights
 from .options import ClassificationOptions, ModelOptions
 
-STATISTICS = 0.02  # a note is printed if mean or std of the data and of the initial weights differ by more than this
+STATISTICS = 0.02  # if a channel's mean or std differs from that of the initial weights by more, a note is printed
 
 
 class ClassificationModel(TaskModel):

@@ -39,9 +39,9 @@ class ClassificationEvalOptions(WeightOptions, LocationOptions):
         "data set to score, as in metamix train; default with --data-dir: the training data set if it is "
         "tiny_imagenet or a torchvision data set, else folder; default without --data-dir: digits, if trained on it",
     )
-    test_on: str = _data("", "split to score; default: as in training, else the first of val, valid, validation, test")
+    test_on: str = _data("", "split to score; default: as in training; val, valid, validation or test for other data")
     test_share: PositiveShare | None = _data(
-        None, "share of images to score without a test split; default: as in training, or all images of other data"
+        None, "share of images to score if there is no test split; default: as in training, all for other data"
     )
     holdout: ShareBelowOne | None = _data(None, "share of train to hold out; default: as in training, 0 for other data")
     memory: Memory | None = as_trained("decode all images at the start")

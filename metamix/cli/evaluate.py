@@ -69,7 +69,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
         task, model, metadata = find_task(task_name).part("task").trained(options)
     loaders = task.data.eval_loaders(settings.batch_size, group.rank, group.world_size)
     if settings.split not in loaders:
-        reason = "no images are held out. If the model was not trained on the data, give --holdout SHARE"
+        reason = "no images are held out. If the model was not trained on the images of train, give --holdout SHARE"
         raise ValueError(
             f"split is {settings.split!r}, but the data have only {', '.join(loaders)}: "
             + (reason if hasattr(options, "holdout") else "leave --split out")

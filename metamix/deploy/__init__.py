@@ -4,7 +4,7 @@
 
     export("metaformer_raft_nano.cifar10", format="onnx", output="raft-onnx")       writes a folder
     model = load_exported("raft-onnx")                                              runs it: model(images) -> logits
-    fuse(network)                                                                   a faster copy of a torch module
+    fuse(network)                                                                   makes a faster copy of a module
     benchmark(["metaformer_raft_s12", "resnet18"])                                  times models in each engine
 
 The formats onnx and openvino need packages that training does not need: pip install 'metamix[deploy]'.
@@ -21,7 +21,7 @@ __all__ = ["benchmark", "export", "fuse", "load_exported"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `metamix.export` when it is used, since it imports the tasks, which import this package."""
+    """Import `export` when it is used, since its module imports the tasks, which import this package."""
     if name == "export":
         return import_module("metamix.tasks.export").export
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

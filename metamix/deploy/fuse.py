@@ -112,7 +112,7 @@ def replace(module: Any) -> nn.Module:
 
 
 def fold_layer_scales(block: Block) -> None:
-    """Fold the mixer's scale into its last layer or the norm before, and the MLP's scale into the MLP, if possible."""
+    """Fold the mixer's scale into its last layer or its norm, and the scale of the MLP into the MLP, where possible."""
     if type(block.layer_scale1) is LayerScale2d and scale_outputs(last_layer(block), block.layer_scale1.gamma):
         block.layer_scale1 = nn.Identity()
     if type(block.mlp) is Mlp and type(block.layer_scale2) is LayerScale2d:

@@ -1,6 +1,6 @@
 """Read data sets in COCO's format.
 
-    FOLDER/annotations/instances_<split>.json      train, and val or test; a year may follow the name
+    FOLDER/annotations/instances_<split>.json      train, and val, test or both; a year may follow the name
     FOLDER/<split>/, FOLDER/images/<split>/ or FOLDER/images/      images, at the paths that the annotations give
 
 COCO is published in this layout. `metamix convert` makes it from other labels.

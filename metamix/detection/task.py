@@ -44,7 +44,7 @@ class Detection:
 
     @classmethod
     def trained(cls, options: DetectionEvalOptions) -> tuple["Detection", nn.Module, dict[str, Any]]:
-        """Load the detector of a checkpoint, and make its task; options that are not given are as in training."""
+        """Load the detector of a checkpoint, and make its task. Unset options are as in training or the defaults."""
         if not options.checkpoint:
             raise ValueError("there are no weights to evaluate: give --checkpoint with a weight file or a run folder")
         detector = load_detector(options.checkpoint)

@@ -19,7 +19,7 @@ def attention(
     Why not always `F.scaled_dot_product_attention`: on a CPU, torch 2.13 takes several times as long for it as for two
     matrix products. This holds for the backward pass in 16 bits, and for any dtype with dropout.
     Reproducer: tests/layers/test_workarounds.py::test_attention_at_16_bits
-    Remove when: that test skips on the oldest supported torch, both in bfloat16 and in float32 with dropout_p=0.1.
+    Remove when: that test skips on the oldest supported torch, and still does if it uses float32 and dropout_p=0.1.
 
     Args:
         q: queries, (B, n, N, d), for n heads.

@@ -266,7 +266,7 @@ def for_any_size(name: str, model_args: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def find_fixed_size(name: str, model_args: dict[str, Any]) -> tuple[int, int] | None:
-    """Return the only image size (H, W) that a model takes; None if it also takes other sizes, or if none is found."""
+    """Return the only image size (H, W) that a model takes; None if it takes other sizes or fails at its own."""
     probe = build_probe(name, model_args).eval()
     if isinstance(getattr(probe, "model", None), MetaFormer):
         return None

@@ -171,7 +171,7 @@ def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:
 
 
 def check_model(name: str, pretrained: bool = False) -> None:
-    """Raise ValueError unless timm has a model of this name, its tag and, if `pretrained`, weights for the name."""
+    """Raise ValueError if timm has no model of this name, no such tag or, for `pretrained`, no weights for the name."""
     if not isinstance(name, str):
         raise ValueError(f"name is of type {type(name).__name__}: give the name of a model.")
     if ":" in name:  # timm looks up hf-hub:... and local-dir:...

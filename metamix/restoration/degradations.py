@@ -186,14 +186,14 @@ def parse_degradations(text: str) -> Chain:
     Raises:
         ValueError: a name is unknown, or a value is missing, not a number, or out of range.
     """
-    return Chain() if text == PAIRS else Chain(tuple(_parse_step(step.strip()) for step in text.split(",")))
+    return Chain() if text.strip() == PAIRS else Chain(tuple(_parse_step(step.strip()) for step in text.split(",")))
 
 
 def _parse_step(text: str) -> Step:
     name, *words = text.split(":")
-    # "pairs" cannot be a step of a chain, so the error about such a step does not suggest it.
-    label, more = ("degradation in a chain", []) if name == PAIRS else ("degradation", [PAIRS])
-    check_choice(label, name, [*DEGRADATIONS, *more])
+    if name == PAIRS:
+        raise ValueError(f"degradation {text!r} is given with a value or another degradation: give {PAIRS} alone")
+    check_choice("degradation", name, [*DEGRADATIONS, PAIRS])
     function, limits, _, shrinks = DEGRADATIONS[name]
     parameters = list(signature(function).parameters.values())[2:]
     switches = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]

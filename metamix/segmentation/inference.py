@@ -13,7 +13,7 @@ from metamix.layers.image_inference import Size, apply_in_tiles
 from metamix.utils.checks import check_finite
 
 AT_ONCE = 16  # classes whose scores are resized together, to save memory
-MAX_BYTES = 2**31  # most bytes of the logits of a block without its margin, except at its smallest side; see `predict`
+MAX_BYTES = 2**31  # limit for the logits of a block without its margin, unless the block is of the smallest size
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def predict(model: nn.Module, image: Tensor, size: Size, classes: int, predictor
     """Return labels (H', W') uint8 on the CPU. `Predictor.__call__` explains `model`, `image` and `size`.
 
     An image that is cut into tiles is predicted in square blocks if a side is longer than a block and labels are not
-    resized. The logits of a block take up to 2 GiB for `classes` classes, or more at the smallest side, two tiles.
-    Around each block, a margin of up to one tile of the image is predicted too and then cut off.
+    resized. The logits of a block take up to 2 GiB for `classes` classes, but its side is at least two tiles. A margin
+    of up to one tile around each block is predicted too and then cut off.
     """
     side = max(2 * predictor.tile, math.isqrt(MAX_BYTES // (4 * classes)))
     if not predictor.tile or image.shape[-2:] != size or max(size) <= side:

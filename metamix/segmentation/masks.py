@@ -193,7 +193,9 @@ def read_names(source: Path) -> tuple[list[str], Palette | None]:
     if (source / "classes.txt").is_file():
         return list(read_classes(source / "classes.txt")), read_palette(source / "palette.txt")
     names, colours = [], []
-    for file in [*source.glob("labelmap.txt"), *sorted(source.rglob("_classes.csv"))][:1]:
+    for file in (*source.glob("labelmap.txt"), *sorted(source.rglob("_classes.csv"))[:1]):
+        if names:
+            break
         for line in read_text(file).splitlines():
             if match := re.match(r"([^#:]+):(\d+),(\d+),(\d+):", line):  # CVAT: name:red,green,blue:parts:actions
                 names.append(match[1])

@@ -66,7 +66,7 @@ class Segmentation:
 
     @classmethod
     def trained(cls, options: SegmentationEvalOptions) -> tuple["Segmentation", nn.Module, dict[str, Any]]:
-        """Load the segmenter of a checkpoint, and make its task; options that are not given are as in training."""
+        """Load the segmenter of a checkpoint, and make its task. Unset options are as in training or the defaults."""
         if not options.checkpoint:
             raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")
         trained = load_segmenter(options.checkpoint)

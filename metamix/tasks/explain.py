@@ -1,4 +1,4 @@
-"""Show which parts of an image a prediction is based on, and what the mixers see there: `metamix explain`.
+"""Show which parts of an image a prediction is based on, and what the mixers compute there: `metamix explain`.
 
 The class activation map is HiResCAM (Draelos and Carin, arXiv 2011.08891), computed by the package grad-cam: the
 activations of the last feature maps times the gradient of the score. For a model that ends in a mean and a linear head,
@@ -42,7 +42,7 @@ EXAMPLES = """examples:
 
 @dataclass
 class ExplainOptions(Options):
-    """Show which parts of images a prediction is based on, and what its mixers compute there."""
+    """Show which parts of images a prediction is based on, and what the mixers of the model compute there."""
 
     images: tuple[Path, ...] = positional("image files, and folders, which are searched at any depth", metavar="IMAGE")
     checkpoint: str = option(MISSING, "run folder, weight file, or NAME.TAG of shipped or published weights")

@@ -53,8 +53,8 @@ class ExportOptions(ImageOptions):
     images: Count | None = option(None, "compare on at most this many images; default: all", needs="data or data_dir")
     max_drop: NotNegative | None = option(
         None,
-        "how much int8 may lose on held-out training images; default: 0.3 points of accuracy, 0.5 of "
-        "AP or mean IoU, 0.1 dB of PSNR",
+        "how much int8 may lose on held-out training images; default: 0.3 points of accuracy, 0.5 "
+        "points of AP or mean IoU, 0.1 dB of PSNR",
         needs="precision int8",
     )
     search_minutes: NotNegative = option(10.0, "minutes to search for layers to keep in fp32 if int8 loses too much")
@@ -94,7 +94,7 @@ class Exportable:
         model: the fp32 model, which takes prepared images (n, C, H, W).
         metadata: metadata of the weights, with `in_chans` and the image size of the export.
         extra: see `Artifact.extra`.
-        task: the assembled task, on whose test images the models are compared; None for random images.
+        task: the task with the test images on which the models are compared; None for random images.
         images: maximum number of test images; None for all.
     """
 
@@ -122,7 +122,7 @@ class Exportable:
         raise NotImplementedError
 
     def test_outputs(self, exported: Model) -> Iterator[tuple[Batch, Pair, Pair]]:
-        """Yield each batch of test images with the outputs of both models, for `parity` and for the metric."""
+        """Yield each batch of test images, and the outputs of both models twice: for `parity` and for the metric."""
         raise NotImplementedError
 
     def parity(self, precision: str) -> Any:

@@ -59,7 +59,7 @@ def trained(data, tmp_path_factory):
 
 
 def test_masks_of_all_forms_are_read_and_scored(data):
-    """If the annotated masks are the detections, they score 100. The detection of the crowd is ignored."""
+    """Annotated masks that are given as detections score an AP of 100. The detection of the crowd is ignored."""
     split = open_split(find_splits(data), "train", masks=True)
     detections = []
     for number, annotation in split.coco.anns.items():

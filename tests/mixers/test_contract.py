@@ -161,7 +161,7 @@ def test_compiles_in_one_graph_at_its_size(case):
     assert_compiles(case(), [SIZE])
 
 
-# Smallest side for exported WaveMix mixers with Haar wavelets, which halve maps: torch.export assumes no side of 1.
+# Smallest side for exported WaveMix mixers. Haar wavelets halve maps, and torch.export assumes that no side is 1.
 SMALLEST = {"wavemix": 3, "wavemix-levels": 5}
 
 

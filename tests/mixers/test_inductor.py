@@ -43,6 +43,6 @@ def test_a_compiled_mixer_takes_changing_sizes(mixer):
     stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)
     model = nn.Sequential(stem, create_mixer(mixer, 16, size=(8, 8), **OPTIONS.get(mixer, {}))).eval()
     compiled = torch.compile(model, fullgraph=True)
-    for batch, h, w in ((2, 16, 16), (3, 16, 16), (2, 24, 24), (2, 20, 28)):
+    for batch, h, w in ((2, 16, 16), (3, 24, 24), (2, 20, 28)):
         x = torch.randn(batch, 3, h, w)
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)

@@ -1,9 +1,9 @@
 """Test that every registered name behaves in timm as timm's own models do.
 
 The first half repeats the model tests of timm's repository for every name: at the trained size on the meta device, and
-as small models on small images. Names that repeat others with more or wider blocks are tested with `-m slow`, and some
-tests leave out the large sizes. The second half tests more, on at least one name of each mixer and family.
-`torch.compile`, `torch.export` and ONNX are in `test_timm_export.py`.
+as small models on small images. Names that repeat others with more or wider blocks or more wavelet levels are tested
+with `-m slow`, and some tests leave out the large sizes. The second half tests more, on at least one name of each mixer
+and family. `torch.compile`, `torch.export` and ONNX are in `test_timm_export.py`.
 """
 
 import copy

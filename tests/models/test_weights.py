@@ -365,7 +365,7 @@ def weights(tmp_path, monkeypatch):
 HUB = {"hub": dict(hf_hub_id="timm/some"), "hub_224": dict(hf_hub_id="timm/other", input_size=(3, 224, 224))}
 
 
-def test_the_first_tag_with_the_models_size_and_classes_is_the_default(weights):
+def test_the_default_tag_fits_size_and_classes_and_local_files_come_first(weights):
     def order(tags):
         find.local_cards.cache_clear()
         return list(registry.tagged_cfgs("metaformer_pooling_nano", registry.CIFAR10, tags).tags)

@@ -103,7 +103,7 @@ def test_chains_are_applied_from_left_to_right():
     rng = generator(0)
     expected = parse_degradations("noise:5")(parse_degradations("downscale:2")(IMAGE, rng), rng)
     assert torch.equal(parse_degradations("downscale:2, noise:5")(IMAGE, generator(0)), expected)
-    assert torch.equal(parse_degradations("pairs")(IMAGE, generator(0)), IMAGE)
+    assert torch.equal(parse_degradations(" pairs")(IMAGE, generator(0)), IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +111,8 @@ def test_chains_are_applied_from_left_to_right():
     [
         ("nois:25", "degradation is 'nois'; did you mean 'noise'\\? Accepted: noise, downscale"),
         ("", "degradation is ''"),
+        ("noise:5,pairs", "degradation 'pairs' is given with a value or another degradation: give pairs alone"),
+        ("pairs:2", "degradation 'pairs:2' is given with a value"),
         ("noise", "'noise' has 0 values; write it as noise:SIGMA"),
         ("noise:1:2", r"'noise:1:2' has 2 values; write it as .*, such as noise:2 or noise:1-3$"),
         ("noise:25:clp", r"'clp' is neither a value nor a switch of noise; write it as noise:SIGMA\[:clip\]"),

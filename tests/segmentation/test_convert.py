@@ -164,7 +164,7 @@ def test_a_file_names_the_classes(file, text, values, wanted, tmp_path):
     assert all(np.array_equal(values, quarters(*wanted)) for values in labels.values())
 
 
-def test_labelmap_txt_alone_names_the_classes_if_classes_csv_also_does(tmp_path):
+def test_labelmap_txt_is_preferred_to_classes_csv(tmp_path):
     write(tmp_path / "source", {name: quarters(RED, GREEN, RED, RED) for name in "ab"})
     (tmp_path / "source/labelmap.txt").write_text("sky:255,0,0::\nroad:0,255,0::\n")
     (tmp_path / "source/_classes.csv").write_text("Pixel Value, Class\n0, sky\n1, road\n")

@@ -110,7 +110,7 @@ def label_by_folder(paths: Sequence[str], place: Path) -> tuple[Tensor, tuple[st
 
 
 def match_classes(split: ImageSplit, classes: tuple[str, ...]) -> list[str]:
-    """Number the labels of a split as in `classes`. If `classes` lacks some of its classes, only return their names."""
+    """Number the labels of a split as in `classes`. If `classes` lacks some, only return their names."""
     if unknown := [name for name in split.classes if name not in classes]:
         return unknown
     numbers = torch.tensor([classes.index(name) for name in split.classes])
