@@ -3,7 +3,7 @@
     from metamix.deploy import benchmark, export, fuse, load_exported
 
     export("metaformer_raft_nano.cifar10", format="onnx", output="raft-onnx")       writes a folder
-    model = load_exported("raft-onnx")                                              runs it: model(images) -> logits
+    model = load_exported("raft-onnx")                                              loads it: model(images) -> logits
     fuse(network)                                                                   makes a faster copy of a module
     benchmark(["metaformer_raft_s12", "resnet18"])                                  times models in each engine
 

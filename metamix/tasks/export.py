@@ -245,7 +245,7 @@ def gains(report: dict[str, Any]) -> str:
         text += f", {quantized['fp32_bytes'] / size:.1f} times smaller than fp32"
     if speed := report["speed"]:
         times = speed["eager"]["batch_1_ms"] / speed["exported"]["batch_1_ms"]
-        text += f"; one image {times:.1f} times as fast as in torch"
+        text += f"; one image runs {times:.1f} times as fast as in torch"
     if quantized:
         chance = "; the loss is within the noise" if quantized["drop"] > quantized["max_drop"] else ""
         drop = round(quantized["drop"], 2)

@@ -22,7 +22,7 @@ RAFTMLP = {
     "raftmlp_l": (36_184_672, 6_543_974_400),
 }
 WAVEMIX = {
-    "wavemix_192_16": (12_494_536, 12_781_825_536),  # without the DWT: additions in our code, a convolution in theirs
+    "wavemix_192_16": (12_494_536, 12_781_825_536),  # without the DWT, which our code adds up and theirs convolves
     "wavemix_192_16_l3": (27_857_608, 15_093_935_616),
     "wavemix_256_16_l3": (49_416_808, 26_804_676_608),
     "wavemix_256_12_l2": (28_449_261, None),
@@ -39,8 +39,8 @@ WAVEMIX = {
     "wavemixlite_64_6": (520_106, None),
 }
 NINFORMER = {"ninformer_cifar": (2_652_170, 218_892_800)}
-# Parameters in the code of a third party, without a norm that it never uses. The class token of that code and its
-# position embedding have as many parameters as the final norm of our models.
+# Parameters of a third party's code, without a norm that it never uses. It has a class token with a position embedding;
+# our models have a final norm with as many parameters.
 MINATTN = {
     "minattn_full_mlp_h1_mnist": 156_298,
     "minattn_full_mlp_h4_mnist": 156_298,
@@ -54,7 +54,7 @@ MINATTN = {
     "minattn_minimal_nomlp_h1_mnist": 30_730,
     "minattn_full_mlp_h1_cifar": 165_450,
     "minattn_full_mlp_h4_cifar": 165_450,
-    "minattn_collapsed_mlp_h1_cifar": 140_490,  # unpublished: 9,152 more than the MNIST model, like every CIFAR model
+    "minattn_collapsed_mlp_h1_cifar": 140_490,  # not published; each CIFAR model has 9,152 more than its MNIST model
     "minattn_minimal_mlp_h1_cifar": 90_570,
     "minattn_full_nomlp_h1_cifar": 114_762,
     "minattn_full_nomlp_h4_cifar": 114_762,
@@ -109,9 +109,9 @@ def test_raftmlp_saves_the_multiply_adds_of_summed_kernels(name, macs):
     ],
 )
 def test_minimal_attention_saves_the_multiply_adds_of_a_class_token(name, linear_maps, macs):
-    """Six layers of 64 channels have 16 tokens, not 17.
+    """Our six layers of 64 channels have 16 tokens; the third party's have 17.
 
-    Symmetric models are left out, since the third party's code multiplies T by T^T.
+    Symmetric models are left out, since the third party's code also multiplies the Cholesky factor by its transpose.
     """
     class_token = 6 * (linear_maps * 64 * 64 + 2 * (17**2 - 16**2) * 64)
     model = create(name)

@@ -185,7 +185,7 @@ def test_int8_is_reported_with_size_speed_and_loss(format, source, tmp_path, cap
     metamix.tasks.export.main([*map(str, words), "--max-drop", "90", "--seconds", "0.01"])
     said = capsys.readouterr().out
     assert re.search(
-        rf"\n{format} int8: 0.\d MB, \d.\d times smaller than fp32; one image \d+.\d times as fast as in torch; "
+        rf"\n{format} int8: 0.\d MB, \d.\d times smaller than fp32; one image runs \d+.\d times as fast as in torch; "
         r"(lost|gained) \d+.\d\d points on 6 training images \(limit 90\), 0 of 26 layers kept in fp32\nwritten: ",
         said,
     )
