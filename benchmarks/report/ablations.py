@@ -46,11 +46,11 @@ def lay_out_mixers(rows: Sequence[Row]) -> str:
         floor = None if row["mixer"] == "identity" else floors.get(row["seed"])
         over = "" if floor is None else f"{row['holdout_top1'] - floor:+.1f}"
         lines.append([f"`{row['mixer']}`{seed_of(row)}", f"{row['holdout_top1']:.1f}", over, *cost(row)])
-    return table(("mixer", "held out, %", "over identity", *COST), lines)
+    return table(("mixer", "held-out accuracy, %", "points over identity", *COST), lines)
 
 
 def lay_out_choices(rows: Sequence[Row]) -> str:
-    """Make a table of the runs of all variants except `nano`, in their order, with the gain over the parent variant."""
+    """Make a table of the runs of all variants except `nano`, in the order of `rows`, with the gain over the parent."""
     lines = []
     for row in rows:
         if row["variant"] == LAYOUT:
@@ -58,10 +58,10 @@ def lay_out_choices(rows: Sequence[Row]) -> str:
         points = gain(row, rows)
         mixers = ", ".join(row["model_args"].get("mixer", [row["mixer"]]))
         hybrid = f" with {row['mixer']}" if mixers != row["mixer"] else ""
-        gained = "" if points is None else f"{points:+.1f} on `{row['parent']}`{hybrid}"
+        gained = "" if points is None else f"{points:+.1f} over `{row['parent']}`{hybrid}"
         run = f"`{row['variant']}`{seed_of(row)}", row["about"], mixers
         lines.append([*run, f"{row['holdout_top1']:.1f}", gained, *cost(row)])
-    return table(("variant", "change", "mixer", "held out, %", "gain", *COST), lines)
+    return table(("variant", "change", "mixer", "held-out accuracy, %", "gain", *COST), lines)
 
 
 def seed_of(row: Row) -> str:
@@ -101,7 +101,7 @@ def gain(row: Row, rows: Sequence[Row]) -> float | None:
 
 def ceiling_table() -> str:
     """Make the table of the dense-convolution net, one line for each run."""
-    header = "scored on", "seed", "params", "MMACs", "epochs", "FLOPs", "minutes", "one view, %", "six views, %"
+    header = "scored on", "seed", *COST, "FLOPs", "minutes", "accuracy from one view, %", "from six views, %"
     rows = []
     for row in read_json(ceiling.FILE):
         size = f"{row['parameters'] / 1e6:.2f} M", f"{row['macs'] / 1e6:.0f}"

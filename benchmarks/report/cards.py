@@ -43,7 +43,7 @@ COLOURS = {"rgb": "colour", "grey": "grey", "y": "luminance"}
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is wrong")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 unless all pages are current")
     if parser.parse_args(argv).check:
         if names := stale():
             raise SystemExit(f"error: run `python -m benchmarks.report.cards` for the stale pages {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""Make the tables that compare the mixers, from the cards in weights/, paired.json and image_sizes.json."""
+"""Make the tables that compare the classifiers, from the cards in weights/, paired.json and image_sizes.json."""
 
 from collections.abc import Sequence
 
@@ -100,7 +100,7 @@ def pairs_table(tag: str) -> str:
         ]
         for mixer, top1 in result["top1"].items()
     ]
-    header = ["mixer", "one view, %", "six views, %", *(f"against `{other}`" for other in others)]
+    header = ["mixer", "accuracy from one view, %", "from six views, %", *(f"against `{other}`" for other in others)]
     return table_of_filled(header, rows)
 
 

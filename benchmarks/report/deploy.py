@@ -13,7 +13,7 @@ NOT_MEASURED = "Not measured yet."
 NAMES = {"eager": "torch eager", "compile": "torch.compile", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}  # the format that an engine runs
 Cell = tuple[str, str]  # engine and precision
-FILES = {"onnx int8": ".onnx", "openvino int8": ".xml, .bin"}
+FILES = {"onnx int8": "ONNX int8 file", "openvino int8": "OpenVINO int8 files"}  # titles of columns
 
 
 def speed_table(size: str, batch: int) -> str:
@@ -60,9 +60,9 @@ def accuracy_table() -> str:
         return NOT_MEASURED
     tag, limit = parts[0]["tag"], max(row["limit"] for part in parts for row in part["rows"])
     note = (
-        f"Columns that end in *loses* have the drop in test accuracy of the `{tag}` weights, in points. File columns "
-        f"have the size in int8, and its share of the size in fp32. The last column counts the layers that are not "
-        f"quantized in ONNX and in OpenVINO, with `--max-drop {limit:g}`."
+        f"Columns that end in *loses* have the points of test accuracy that the `{tag}` weights lose relative to "
+        f"fp32 in torch. File columns have the size in int8, and its share of the size in fp32. The last column counts "
+        f"the layers that are not quantized in ONNX and in OpenVINO, with `--max-drop {limit:g}`."
     )
     tables = [f"Measured on {machine(part['machine'])}, {part['measured']}:\n\n{losses(part)}" for part in parts]
     return "\n\n".join([wrap(note), *tables])
@@ -94,7 +94,7 @@ def losses(part: Mapping) -> str:
         lines.append([*line, ", ".join(f"{len(one['kept'])} of {one['layers']}" for one in kept)])
     lost = [f"{cell.replace('onnx', 'ONNX').replace('openvino', 'OpenVINO')} loses" for cell in measured]
     files = [FILES[cell] for cell in measured if cell in FILES]
-    header = ["nano with", "fp32, %", *lost, *files, "not quantized"]
+    header = ["mixer of the nano model", "accuracy in fp32, %", *lost, *files, "not quantized"]
     return table(header, lines)
 
 
@@ -123,7 +123,7 @@ def points() -> dict[Cell, dict[str, tuple[float, float]]]:
 
 
 def where(result: Mapping) -> str:
-    """Name the machine and the versions with which the speed was measured."""
+    """Say in how many runs, on which machine and with which versions the speed was measured."""
     engines = ("torch", "onnxruntime", "openvino")
     numbers = ", ".join(f"{name} {result['versions'][name]}" for name in engines if name in result["versions"])
     runs = f"Times and relative speeds are medians of {result['runs']} interleaved runs"

@@ -165,7 +165,7 @@ def apart(heights: Mapping[str, float], limits: tuple[float, float]) -> dict[str
 
 
 def transfer_points(data: str) -> dict[str, tuple[float, float]]:
-    """Return {mixer or model: (latency in ms, score)} of models fine-tuned on these data, without distilled ones."""
+    """Return {mixer or model: (ms of one image, score)} of `imagenet` and `tiny_in200` weights fine-tuned on `data`."""
     cells = {(row["model"], *deploy.cell_of(row), row["batch"]): row["ms"] for row in deploy.load("speed")["rows"]}
     scores: dict[str, list[float]] = {}  # a score for each seed
     for row in read_json(TRANSFER)["rows"]:

@@ -1,4 +1,4 @@
-"""Make the list of registered models, from `metamix.list_models` and the cards in weights/."""
+"""Make the tables of registered models and shipped weights, from `metamix.list_models` and the cards in weights/."""
 
 import re
 

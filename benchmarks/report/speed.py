@@ -71,7 +71,8 @@ def memory_table() -> str:
         cells = [f"{row['adds_mib']} MiB" for row in of_model] + [f"{of_model[-1]['peak_mib']} MiB"]
         lines.append([f"`{name.split('_')[1]}`", *cells])
     sizes = [f"{height}x{width}" for height, width in SIZES]
-    return table(["s12 with", *(f"{size} adds" for size in sizes), f"whole process, {sizes[-1]}"], lines)
+    added = (f"added at {size}" for size in sizes)
+    return table(["mixer of the s12 model", *added, f"peak of the process at {sizes[-1]}"], lines)
 
 
 def scaling_table() -> str:
@@ -84,8 +85,8 @@ def scaling_table() -> str:
         ]
         for mixer, curve in curves.items()
     ]
-    sizes = next(iter(curves.values()))["sizes"]
-    header = ["s12 with", f"{sizes[0]} px", f"{sizes[-1]} px", f"memory at {sizes[-1]} px"]
+    first, *_, last = next(iter(curves.values()))["sizes"]
+    header = ["mixer of the s12 model", f"time at {first} px", f"time at {last} px", f"memory at {last} px"]
     place = where(result["machine"], result["rows"])
     return f"Measured {place}.\n\n{table([*header, 'exponent of time', 'exponent of memory'], rows)}"
 
@@ -102,7 +103,7 @@ def scaling_curves() -> dict[str, dict]:
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
-    """Fit p in values ~ pixels^p by least squares of the logarithms, for sizes from FIT_FROM on; p is 1 if linear."""
+    """Fit p in values ~ pixels^p by least squares of the logarithms, for sizes from FIT_FROM on; p = 1 is linear."""
     points = [(log(size**2), log(value)) for size, value in zip(sizes, values) if size >= FIT_FROM]
     return linear_regression(*zip(*points)).slope
 
@@ -121,8 +122,8 @@ def train_loop_table() -> str:
     header = ["images and model", "loop", "img/s", "speed of metamix relative to it", "memory added by training"]
     header.append("workers' memory")
     note = (
-        f"Measured in bf16 {where(results['machine'])}. The step alone trains on one random batch, without data or "
-        f"augmentation."
+        f"Measured in bf16 {where(results['machine'])}. The step alone trains on one random batch, without loading "
+        f"or augmenting images."
     )
     return f"{wrap(note)}\n\n{table(header, rows)}"
 

@@ -1,4 +1,4 @@
-"""Make the tables of detectors, segmenters, minimal attention and image restoration, from results/ and cards."""
+"""Make the tables of detection, segmentation, transfer, minimal attention and restoration, from results/ and cards."""
 
 from collections.abc import Sequence
 from statistics import mean, stdev
@@ -155,7 +155,7 @@ def restoration_table() -> str:
         ensemble = f"{scores['psnr_x8']:.2f}" if "psnr_x8" in scores else ""
         psnr = f"{scores['input_psnr']:.2f}", f"{scores['psnr']:.2f}", ensemble
         cells.append([f"`{name}`", images, *psnr, f"{scores['ssim']:.4f}", published])
-    header = ["weights", "images", "PSNR of the input", "PSNR", "PSNR, x8 ensemble", "SSIM", "published PSNR"]
+    header = ["weights", "images", "PSNR of the input, dB", "PSNR, dB", "with x8 ensemble, dB", "SSIM", "published, dB"]
     names: dict[str, list[str]] = {}
     for row in scored:
         names.setdefault(row["measured"], []).append(NAMES[row["set"]])
@@ -189,7 +189,7 @@ def restoration_memory_table() -> str:
         spent = seconds, f"{1e6 * row['seconds'] / pixels:.2f}", f"{row['adds_mib']:,}"
         cells.append([f"`{row['model']}`", f"{row['width']:,} x {row['height']:,}", tiles, *spent])
     header = ["model", "pixels of the input", "tiles", "seconds", "microseconds per pixel", "memory, MiB"]
-    note = f"One image in float32 on {cpu(result['machine'])}. Memory is without torch, weights and image."
+    note = f"One image in float32 on {cpu(result['machine'])}. Memory does not include torch, weights and image."
     return f"{table(header, cells)}\n\n{wrap(note)}"
 
 

@@ -166,9 +166,9 @@ def test_table_of_choices_has_a_line_for_each_run():
     first, second, third, relu, last = ablations.lay_out_choices([*rows, hybrid]).splitlines()[2:]
     assert first == "| `v0.1` | a change | pooling | 80.0 |  | 1.23 M | 58.7 | 3.50 |"
     assert second.startswith("| `wide` seed 1 |") and "| 81.5 |  | 1.23 M |" in second
-    assert "| 81.5 | +1.5 on `v0.1` | 1.23 M |" in third
-    assert "| raft | 81.5 | -0.5 on `nano` |" in relu
-    assert "| pooling, raft, raft | 83.0 | +1.0 on `nano` with raft |" in last
+    assert "| 81.5 | +1.5 over `v0.1` | 1.23 M |" in third
+    assert "| raft | 81.5 | -0.5 over `nano` |" in relu
+    assert "| pooling, raft, raft | 83.0 | +1.0 over `nano` with raft |" in last
 
 
 def test_mixers_are_compared_with_identity_of_the_same_seed():
