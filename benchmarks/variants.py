@@ -44,7 +44,7 @@ class Variant:
 
     Attributes:
         about: the change, in words.
-        parent: the variant that is changed; None if it changes no other.
+        parent: the variant that is changed; None for a variant that changes no other.
         model: arguments of `metaformer_<mixer>_<size>`; stem and downsampling are given as names in `EMBEDS`.
         recipe: options of the training engine.
         data: options of data, augmentation and loss.
@@ -98,7 +98,7 @@ VARIANTS = {
         data=dict(teacher=dense_conv_net.__name__),
     ),
     # Four-stage nets for Tiny-ImageNet. results/tiny.json has a run of `tiny` with --budget 3.333e13, and runs of
-    # all four with --budget 8e12.
+    # all four variants with --budget 8e12.
     "tiny": Variant(
         "the size tiny: dims 32/64/160/384, depths 1/2/3/2, images of 64 pixels",
         recipe=MUON,

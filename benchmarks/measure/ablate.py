@@ -61,7 +61,7 @@ def make_recipe(variant: Variant, mixer: str, seed: int, data_dir: str, teacher:
         teacher: weight file for variants with a teacher.
 
     Raises:
-        ValueError: a variant with a teacher has no weight file.
+        ValueError: the variant has a teacher, but `teacher` is not given.
     """
     data = DATA | dict(variant.data)
     if "teacher" in data:
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-dir", default="data/cifar10", help="folder with train/CLASS/* and val/CLASS/*")
     parser.add_argument("--teacher", metavar="FILE", help="weights of the teacher, for variants that have one")
     parser.add_argument("--results", type=Path, default=FILE, help="result file")
-    parser.add_argument("--budget", type=float, default=BUDGET, help="multiply-adds of each run")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="multiply-adds of each run's forward passes")
     args = parser.parse_args(argv)
     if args.list:
         for name, variant in VARIANTS.items():

@@ -5,13 +5,13 @@
     python -m benchmarks.measure.accuracy sizes --tag cifar10 --data-dir cifar10 --tuned runs/raft-24
 
 pairs, results/paired.json: counts the images that only one mixer of each pair classifies correctly, and computes the
-p-value of McNemar's exact test. Models of small images are also scored on six views.
+p-value of McNemar's exact test. Models trained at up to 64 pixels are also scored on six views.
 
-sizes, results/image_sizes.json: builds each model for each size with `img_size=` and scores it (`made`). Models of
-small images are also scored unchanged (`top1`), and on images resized to the training size (`resized`). `tuned` has
-the scores of runs that fine-tuned the weights at another size.
+sizes, results/image_sizes.json: builds each model for each size with `img_size=` and scores it (`made`). Models trained
+at up to 64 pixels are also scored unchanged (`top1`), and on images resized to the training size (`resized`). `tuned`
+has the scores of runs that fine-tuned the weights at another size.
 
-Only weights that changed since the last measurement are scored.
+Only weights that are new or have changed since the last measurement are scored.
 """
 
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def from_hex(text: str, count: int) -> Tensor:
 
 
 def score_pairs(cards: dict[str, dict], data_dir: str | None, known: dict) -> dict:
-    """Score and compare the models of the cards, {mixer: card}. Unchanged weights keep their scores in `known`.
+    """Score and compare the models of the cards, {mixer: card}. Scores of unchanged weights come from `known`.
 
     Raises:
         ValueError: the accuracy on a card is not reproduced, so the card describes other data or other weights.
@@ -107,8 +107,8 @@ class Resized(nn.Module):
 def score_sizes(measured: dict[str, dict], cards: Sequence[dict], data_dir: str | None) -> dict[str, dict]:
     """Add the scores of new weights to a copy of `measured`, {name: {"weights", "made", "top1", "resized"}}; return it.
 
-    "made", "top1" and "resized" are {size as text: accuracy}. Models trained above `SMALL` have only "made"; models
-    trained at a side that `SIZES` lacks are left out.
+    "made", "top1" and "resized" are {size as text: accuracy}. Models trained at a side above `SMALL` have only
+    "made"; models trained at a side that `SIZES` lacks are left out.
 
     Raises:
         ValueError: the accuracy on a card is not reproduced, so the card describes other data or other weights.
@@ -163,7 +163,7 @@ def read_tuned(runs: Sequence[Path], names: Sequence[str]) -> list[tuple[str, st
 def main(argv: Sequence[str] | None = None) -> None:
     parser = tag_parser(__doc__)
     parser.add_argument("part", choices=("pairs", "sizes"), help="comparison to make")
-    parser.add_argument("--tuned", nargs="+", type=Path, default=[], metavar="RUN", help="folders of fine-tuning runs")
+    parser.add_argument("--tuned", nargs="+", type=Path, default=[], metavar="RUN", help="sizes: fine-tuning runs")
     args = parser.parse_args(argv)
     file = PAIRS if args.part == "pairs" else IMAGE_SIZES
     with exit_with_message(ValueError, OSError):

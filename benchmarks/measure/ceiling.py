@@ -5,9 +5,9 @@
 
 Net and recipe follow airbench94 (Keller Jordan, arXiv 2404.00498) and its version with Muon. The net has a whitening
 convolution with frozen weights, and three blocks of two 3x3 convolutions, BatchNorm, GELU and max-pooling. Muon trains
-the convolutions, SGD trains the rest, and each image is flipped in every second epoch. 8 epochs of all training images
-take 2.8e14 FLOPs. Accuracy is measured on one view of each image, and on six (flipped, moved by a pixel). Each run is
-added to results/ceiling.json.
+the 3x3 convolutions, SGD trains the biases and the head, and each image is flipped in every second epoch. 8 epochs of
+all training images take 2.8e14 FLOPs. Accuracy is measured on one view of each image, and on six (flipped, moved by a
+pixel). Each run is added to results/ceiling.json.
 
 The net is registered with timm as `dense_conv_net`, so that `metamix train` can use it as a teacher: add
 `--import benchmarks.measure.ceiling --teacher dense_conv_net --teacher-checkpoint FILE`, with the FILE of `--weights`.
@@ -43,7 +43,7 @@ KERNEL = 2  # kernel size of the whitening convolution
 
 
 def whitening_filters(images: Tensor, kernel: int = KERNEL, eps: float = 5e-4) -> Tensor:
-    """Compute filters whose outputs on patches of `images` (N, C, H, W) are uncorrelated with unit variance.
+    """Compute filters that whiten patches of `images` (N, C, H, W), and append the negative of each filter.
 
     Returns:
         (2 C kernel^2, C, kernel, kernel): scaled eigenvectors of the covariance of patches, and their negatives.

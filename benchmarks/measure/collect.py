@@ -34,7 +34,7 @@ TRANSFER_KEYS = ("data", "parameters", "macs", "samples", "epochs", "seconds", "
 SCORES = {"classification": "top1", "detection": "AP", "segmentation": "miou"}
 MINATTN_KEYS = ("top1", "parameters", "seconds", "seed", "commit")
 MINATTN_DATA = {"mnist": "MNIST", "cifar": "CIFAR-10"}
-# Options that may differ on the same data. `epochs` and `samples` are compared, not `iterations` and `test_on`.
+# Options that may differ on the same data. `epochs` and `samples` are compared in place of `iterations` and `test_on`.
 STARTS = {"model", "pretrained", "checkpoint", "linear_probe", "mean", "std", "head_args", "iterations", "test_on"}
 
 

@@ -9,8 +9,10 @@
 timm's poolformer_s12 for s12, timm's tf_efficientnet_lite0 for tiny, and identity for nano. `convert` writes the files
 that `speed` needs, and may run on a busy machine. `accuracy` exports the shipped models of a tag in lower precision
 and compares their test accuracy and file sizes with fp32. `profile` shows in which operators OpenVINO spends its time.
-New results replace earlier results of the same models. Earlier speeds and profiles are dropped if the machine, the
-versions or the number of threads differ, speeds also if the number of runs differs, and accuracies if the tag differs.
+New speeds replace all earlier speeds of the same models. A new profile replaces one of the same model, precision and
+batch size. A new accuracy replaces one of the same model, format, precision and machine. Earlier speeds and profiles
+are dropped if the machine, the number of threads or a version differs (for speeds, metamix and nncf do not count).
+Earlier speeds are also dropped if the number of runs differs, and earlier accuracies if the tag differs.
 """
 
 import argparse
@@ -56,7 +58,7 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Time all models that share a reference, interleaved; print and save the results."""
+    """Time the models of each reference, interleaved; print and save the results."""
     for reference in dict.fromkeys(map(reference_of, options.models)):
         names = [name for name in options.models if reference_of(name) == reference]
         result = benchmark(
@@ -85,7 +87,7 @@ def reference_of(name: str) -> str:
 
 
 def side_of(name: str) -> int | None:
-    """Return the side of the images in pixels; None for the model's own size."""
+    """Return the side of the images in pixels; None for the model's default size."""
     return None if name.endswith("_nano") else SIDE
 
 

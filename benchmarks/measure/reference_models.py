@@ -1,7 +1,7 @@
 """Build models of timm, metamix, other packages (`PEERS`) and cloned repositories (`AUTHORS`) by name.
 
-The folder given as --authors holds the clones, each in a folder with the name of its repository. The golden tensors in
-tests/goldens are from smaller models of the same classes.
+The folder given as --authors holds the clones, each in a folder with the name of its repository. tests/goldens has
+tensors of smaller models of the same classes.
 """
 
 import ast

@@ -50,7 +50,7 @@ def measure(mixers: list[str], seconds: float) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mixers", type=list_of(tuple(list_mixers())), default=list_mixers(), help="comma-separated")
-    parser.add_argument("--seconds", type=float, default=3.0, help="seconds for each size; at least 5 turns a mixer")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds for all mixers at a size; at least 5 turns")
     parser.add_argument("--output", type=Path, default=RESULTS / "scaling.json", help="JSON file")
     options = parser.parse_args()
     keep_freed_memory()

@@ -97,7 +97,7 @@ class Bench:
             except (RuntimeError, AssertionError, ValueError) as error:
                 if reference_models.ours(name):
                     raise
-                print(f"{name} fails, {precision} {mode}: {str(error).splitlines()[0]}")
+                print(f"{name} fails in {precision}, mode {mode}: {str(error).splitlines()[0]}")
                 continue
             times[name] = {"format": memory_format}
             steps[name, "ms"] = subject.step(mode, precision)
@@ -181,13 +181,13 @@ def main() -> None:
     parser.add_argument("--published", action="store_true", help="time the papers' models beside their authors' code")
     parser.add_argument("--models", type=lambda s: s.split(","), help="comma-separated names")
     add_cells(parser)
-    parser.add_argument("--compile", action="store_true", help="also time torch.compile; with --published, only ours")
+    parser.add_argument("--compile", action="store_true", help="also time torch.compile (--published: of our code)")
     parser.add_argument("--authors", type=Path, help="folder with clones of the authors' repositories")
     parser.add_argument("--reference", default=REFERENCE, help="model that ratios refer to")
-    parser.add_argument("--output", type=Path, help="JSON file (default: speed.json or authors_speed.json of results/)")
+    parser.add_argument("--output", type=Path, help="JSON file (default: speed.json or authors_speed.json in results/)")
     options = parser.parse_args()
     if options.published and (unknown := sorted(set(options.models or ()) - PUBLISHED.keys())):
-        parser.error(f"--published does not know {', '.join(unknown)}. Accepted: {', '.join(PUBLISHED)}.")
+        parser.error(f"--published does not take {', '.join(unknown)}. Accepted: {', '.join(PUBLISHED)}.")
     keep_freed_memory()
     rows = compare_published(options) if options.published else compare_all(options)
     output = options.output or RESULTS / ("authors_speed.json" if options.published else "speed.json")

@@ -1,9 +1,10 @@
 """Provide what all measurements need: arguments, steps of models, the memory of a process, and result files.
 
-Timed processes keep freed memory (`metamix.utils.system.keep_freed_memory`), as training on a CPU does. The loops
-`timm` and `script` of `train_loop` do not. By default, glibc may return large freed blocks to the system, which clears
-their pages again. That takes a third of the fp32 inference time of poolformer_s12. Processes that measure peak memory
-do not keep it, except `memory restoration`, `memory photograph` and the loops `ours` and `bare` of `train_loop`.
+Timed processes keep freed memory (`metamix.utils.system.keep_freed_memory`), as training on a CPU does. `ceiling`,
+`deploy profile` and the loops `timm` and `script` of `train_loop` do not. By default, glibc may return large freed
+blocks to the system, which clears their pages again. That takes a third of the fp32 inference time of poolformer_s12.
+Processes that measure peak memory do not keep it, except `memory restoration`, `memory photograph` and the loops `ours`
+and `bare` of `train_loop`.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def list_of(accepted: Sequence[str]) -> Callable[[str], list[str]]:
         for word in chosen:
             if word not in accepted:
                 raise argparse.ArgumentTypeError(
-                    f"{word!r}{did_you_mean(word, accepted)} Accepted: {', '.join(accepted)}."
+                    f"unknown name {word!r}{did_you_mean(word, accepted)} Accepted: {', '.join(accepted)}."
                 )
         return chosen
 
@@ -47,8 +48,8 @@ def list_of(accepted: Sequence[str]) -> Callable[[str], list[str]]:
 
 def add_cells(parser: argparse.ArgumentParser) -> None:
     """Add --mode, --precision, --batch, --size, --seconds and --device."""
-    parser.add_argument("--mode", type=list_of(MODES), default=list(MODES), help="infer,train or one")
-    parser.add_argument("--precision", type=list_of(PRECISIONS), default=list(PRECISIONS), help="fp32,bf16 or one")
+    parser.add_argument("--mode", type=list_of(MODES), default=[*MODES], help="infer, train or infer,train")
+    parser.add_argument("--precision", type=list_of(PRECISIONS), default=[*PRECISIONS], help="fp32, bf16 or fp32,bf16")
     parser.add_argument("--batch", type=int, default=8, help="images in a step")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images in pixels")
     parser.add_argument(

@@ -4,11 +4,12 @@
     python -m benchmarks.measure.train_loop --data-dir cifar10 --timm-script pytorch-image-models/train.py
 
 `--data-dir` holds CIFAR-10 as class folders, train/ and val/. There are two cases, both on the CPU in bf16 autocast:
-these images, and 256-pixel JPEG files made from them. Each library augments with its defaults. Both flip. timm crops
-a random area; metamix crops a random area of the larger images, and pads and crops the small ones.
+these images, and 256-pixel JPEG files made from them. Each library augments with its defaults, but timm without colour
+jitter. Both flip. timm crops a random area; metamix crops a random area of the larger images, and pads and crops the
+small ones.
 
     ours     the loop of `metamix train` with data, augmentation, schedule and checks: Engine.steps
-    bare     the same step (model, optimizer, autocast, freed memory kept) on one random batch
+    bare     the same step (model, optimizer, autocast, freed memory kept) on one random batch; only in the first case
     timm     a loop of timm's parts, in the order of its training script
     script   timm's training script, with the speeds that it prints; it runs alone, after the other loops
 
@@ -150,7 +151,7 @@ LOOPS = {"ours": ours, "bare": bare, "timm": timm_parts}
 
 
 def serve(loop: str, case: Case, pipe: Connection) -> None:
-    """Send the memory; then run as many steps as each message says and send the seconds; after a 0, send the memory."""
+    """Send the memory. Then run as many steps as each message says and send the seconds. After a 0, send the memory."""
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in an ordinary program
     pipe.send(memory(os.getpid())["process_mib"])
     steps = LOOPS[loop](case)
