@@ -1,4 +1,4 @@
-"""Format tables, paragraphs and numbers as Markdown."""
+"""Format tables and paragraphs as Markdown."""
 
 import textwrap
 from collections.abc import Sequence

@@ -5,8 +5,9 @@
     python -m benchmarks.measure.collect segmentation runs/camvid-semantic_fpn-*
     python -m benchmarks.measure.collect minattn runs/minattn-*
 
-For detection, the picture of the best run is saved too, and all runs must follow one recipe: they may differ only in
-the model, the seed, `--pretrained` and options that do not affect the result. The runs of minattn, the minimal
+For detection, the test images of the run with the best AP50 are also saved as docs/images/detection.jpg. All runs must
+follow one recipe: they may differ only in the model, the seed, `--pretrained` and options that do not affect the
+result. The runs of minattn, the minimal
 attention variants, follow configs/mnist/minattn.yaml and configs/cifar10/minattn.yaml: one recipe for each data set.
 """
 
@@ -34,7 +35,7 @@ TRANSFER_KEYS = ("data", "parameters", "macs", "samples", "epochs", "seconds", "
 SCORES = {"classification": "top1", "detection": "AP", "segmentation": "miou"}
 MINATTN_KEYS = ("top1", "parameters", "seconds", "seed", "commit")
 MINATTN_DATA = {"mnist": "MNIST", "cifar": "CIFAR-10"}
-# Options that may differ on the same data. `epochs` and `samples` are compared in place of `iterations` and `test_on`.
+# Options in which runs on the same data may differ. `epochs` and `samples` are compared, not `iterations`, `test_on`.
 STARTS = {"model", "pretrained", "checkpoint", "linear_probe", "mean", "std", "head_args", "iterations", "test_on"}
 
 
@@ -42,7 +43,7 @@ def add_detection(results: dict, run: Path) -> None:
     """Add a run to `results`, or replace the earlier run of its model and seed.
 
     Raises:
-        ValueError: the run is not finished, has a tag or --pretrained but not both, or its recipe or images differ from
+        ValueError: the run is not finished; it has only a tag or only --pretrained; or its recipe or images differ from
             those of the other runs.
     """
     summary, recipe = read_run(run)
@@ -98,7 +99,7 @@ def add_minattn(results: dict, run: Path) -> None:
     """Add a run to `results`, or replace the earlier run of its model.
 
     Raises:
-        ValueError: the run is not finished, trained another kind of model, or has a different recipe than the others.
+        ValueError: the run is not finished, trained another model than the recipes of minattn, or has another recipe.
     """
     summary, recipe = read_run(run)
     data = summary["model"].rpartition("_")[2]
@@ -137,7 +138,7 @@ def check_recipe(run: Path, recipe: dict, other: dict, file: Path) -> None:
         expected = differences(other, recipe)
         options = ", ".join(f"{key} {value} and not {expected[key]}" for key, value in changed.items())
         raise ValueError(
-            f"the recipe of {run} differs from the runs in {file.name}: {options}; leave this run out, or remove "
+            f"the recipe of {run} differs from that of the runs in {file.name}: {options}; leave this run out, or remove "
             f"{file.name} to begin a new comparison"
         )
 

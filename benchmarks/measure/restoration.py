@@ -71,10 +71,10 @@ def time_model(card: dict, seconds: float) -> float:
 def main() -> None:
     cards = load_cards(task="restoration")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", type=Path, help="folder with bsd68, set12, set14 and set5")
+    parser.add_argument("photos", type=Path, help="folder with bsd68, set12, set14 and set5/hr")
     parser.add_argument("--names", nargs="+", choices=[card["name"] for card in cards], help="weights (default: all)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: both")
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long to time each model")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds to time each model")
     options = parser.parse_args()
     keep_freed_memory()
     with exit_with_message(ValueError, OSError):

@@ -2,9 +2,9 @@
 
 Timed processes keep freed memory (`metamix.utils.system.keep_freed_memory`), as training on a CPU does. `ceiling`,
 `deploy profile` and the loops `timm` and `script` of `train_loop` do not. By default, glibc may return large freed
-blocks to the system, which clears their pages again. That takes a third of the fp32 inference time of poolformer_s12.
-Processes that measure peak memory do not keep it, except `memory restoration`, `memory photograph` and the loops `ours`
-and `bare` of `train_loop`.
+blocks to the system, and the kernel clears the pages when they are used again, which takes a third of the fp32
+inference time of poolformer_s12. Processes that measure peak memory do not keep freed memory, except `memory
+restoration`, `memory photograph` and the loops `ours` and `bare` of `train_loop`.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def add_cells(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=8, help="images in a step")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images in pixels")
     parser.add_argument(
-        "--seconds", type=float, default=1.0, help="time for each model, mode and precision; at least five turns"
+        "--seconds", type=float, default=1.0, help="seconds for each model, mode and precision; at least five turns"
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
 
@@ -153,7 +153,7 @@ def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...]) -> N
 
     Rows of earlier runs on the same machine are kept unless a new row has the same `key` fields, so a long
     measurement can be made in parts. Rows of a different machine or of different versions are dropped, with a note.
-    Each row gets the commit and the date.
+    Each new row gets the commit and the date.
     """
     old = read_json(path, {})
     origin = {"commit": commit(), "date": today()}
@@ -169,7 +169,7 @@ def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...]) -> N
 def append_row(path: Path, row: dict) -> None:
     """Append a row, on its own line, to a JSON file that holds a list of rows.
 
-    The file is read again, since another process may have added rows.
+    The file is read first, since another process may have added rows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in [*read_json(path, []), row]) + "\n]\n")

@@ -17,7 +17,7 @@ FILES = {"onnx int8": "ONNX int8 file", "openvino int8": "OpenVINO int8 files"} 
 
 
 def speed_table(size: str, batch: int) -> str:
-    """Make the table of the models of one size in each engine at one batch size. For tiny, it includes timm's model."""
+    """Make the speed table of one model size and batch size. The table of tiny also has timm's model."""
     result, reference = load("speed"), REFERENCES[size]
     rows = [row for row in result.get("rows", []) if reference_of(row["model"]) == reference and row["batch"] == batch]
     if not rows:
@@ -55,7 +55,7 @@ def digits(ms: float) -> str:
 
 
 def accuracy_table() -> str:
-    """Make a table of accuracy and file sizes in lower precision for each machine."""
+    """Make, for each machine, a table of the accuracy and the file sizes in lower precision."""
     if not (parts := scored_parts(load_cards())):
         return NOT_MEASURED
     tag, limit = parts[0]["tag"], max(row["limit"] for part in parts for row in part["rows"])
@@ -69,7 +69,7 @@ def accuracy_table() -> str:
 
 
 def scored_parts(cards: Sequence[dict]) -> list[dict]:
-    """Return the accuracies of the weights of these cards, by machine."""
+    """Return the accuracies measured with the weights of these cards, by machine."""
     shipped = {weights_digest(card) for card in cards}
     parts = load("accuracy").get("parts", [])
     current = [part | {"rows": [row for row in part["rows"] if row.get("weights") in shipped]} for part in parts]
