@@ -135,7 +135,7 @@ class Classifier:
         images = list(images)
         labels: list[Labels] = []
         for start in range(0, len(images), BATCH_SIZE):  # in parts: thousands of images would fill the memory
-            part = [self.transform(decode_file(image, self.transform.mode)) for image in images[start:][:BATCH_SIZE]]
+            part = [self.transform(image) for image in images[start:][:BATCH_SIZE]]
             labels += self.label(torch.stack(part), top, threshold)
         return labels
 
@@ -192,10 +192,8 @@ class EvalTransform:
         )
         self.mean, self.std = metadata.mean, metadata.std
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Turn a PIL image into a (C, H, W) float32 tensor; raise CorruptImage if it cannot be decoded."""
-        if not isinstance(image, Image.Image):
-            raise TypeError(f"transform takes a PIL image, got a {type(image).__name__}: see PIL.Image.open(path)")
+    def __call__(self, image: str | Path | Image.Image) -> Tensor:
+        """Turn an image file or a PIL image into a (C, H, W) float32 tensor; raise the errors of `decode_file`."""
         pixels = self.resize(decode_file(image, self.mode))  # (C, H, W) uint8
         return normalize(pixels[None], self.mean, self.std)[0]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from metamix.data import CorruptImage, decode_file
+from metamix.data import CorruptImage
 from metamix.data.find import paths_inside
 from metamix.data.formats.base import is_image
 from metamix.tasks.predict import PredictOptions
@@ -77,7 +77,7 @@ class LabelImages(PredictOptions):
             tensors: dict[Path, Tensor] = {}
             for path in self.paths[start : start + self.batch_size]:
                 try:
-                    tensors[path] = trained.transform(decode_file(path, trained.transform.mode))
+                    tensors[path] = trained.transform(path)
                 except CorruptImage as error:
                     broken.append(str(error))
             if tensors:

@@ -192,7 +192,8 @@ def read_names(source: Path) -> tuple[list[str], Palette | None]:
     """Read the names and colours of the classes from a file in `source`; return ([], None) if there is no such file."""
     if (source / "classes.txt").is_file():
         return list(read_classes(source / "classes.txt")), read_palette(source / "palette.txt")
-    names, colours = [], []
+    names: list[str] = []
+    colours = []
     for file in (*source.glob("labelmap.txt"), *sorted(source.rglob("_classes.csv"))[:1]):
         if names:
             break

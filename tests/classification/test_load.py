@@ -129,10 +129,12 @@ def test_weights_load_without_the_weights_that_training_started_from(tag, tmp_pa
     assert classifier.name == ("metaformer_pooling_nano.digits" if tag == "digits" else "metaformer_pooling_nano")
 
 
-def test_only_pil_images_are_transformed():
-    transform = metamix.load_classifier("wavemixlite_8_10.mnist").transform
-    with pytest.raises(TypeError, match=r"transform takes a PIL image, got a str: see PIL.Image.open\(path\)"):
-        transform("digit.png")
+def test_files_and_pil_images_are_transformed(tmp_path):
+    transform, path = metamix.load_classifier("wavemixlite_8_10.mnist").transform, tmp_path / "digit.png"
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(8, 32)).save(path)
+    assert torch.equal(transform(path), transform(Image.open(path)))
+    with pytest.raises(TypeError, match="an image is of type ndarray: give a path or a PIL image"):
+        transform(np.zeros((8, 8, 3), np.uint8))
 
 
 def test_sources_that_are_not_classifiers_are_refused(tmp_path):
