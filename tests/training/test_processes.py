@@ -37,7 +37,7 @@ def test_a_process_is_orphaned_when_its_torchrun_agent_is_gone(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     group = ProcessGroup.start("cpu")
     assert not group.orphaned
-    monkeypatch.setattr(os, "getppid", lambda: 1)
+    monkeypatch.setattr(os, "getppid", lambda: group.agent + 1)
     assert group.orphaned
 
 
