@@ -165,6 +165,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("part", choices=("pairs", "sizes"), help="comparison to make")
     parser.add_argument("--tuned", nargs="+", type=Path, default=[], metavar="RUN", help="sizes: fine-tuning runs")
     args = parser.parse_args(argv)
+    if args.part == "pairs" and args.tuned:
+        parser.error("pairs does not take --tuned, which is for sizes")
     file = PAIRS if args.part == "pairs" else IMAGE_SIZES
     with exit_with_message(ValueError, OSError):
         family, results = load_family(args.tag), read_json(file, {})
@@ -172,7 +174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             results[args.tag] = score_pairs(family, args.data_dir, results.get(args.tag, {}))
         else:
             cards = list(family.values())
-            tuned = read_tuned(args.tuned, [card["name"] for card in cards])
+            names = [card["name"] for card in cards if card["pretrained_cfg"]["input_size"][1] in SIZES]
+            tuned = read_tuned(args.tuned, names)
             measured = score_sizes(results.get(args.tag, {}).get("sizes", {}), cards, args.data_dir)
             for name, size, scores in tuned:
                 measured[name].setdefault("tuned", {})[size] = scores

@@ -7,8 +7,8 @@
 
 For detection, the test images of the run with the best AP50 are also saved as docs/images/detection.jpg. All runs must
 follow one recipe: they may differ only in the model, the seed, `--pretrained` and options that do not affect the
-result. The runs of minattn, the minimal
-attention variants, follow configs/mnist/minattn.yaml and configs/cifar10/minattn.yaml: one recipe for each data set.
+result. The runs of minattn, the minimal attention variants, follow configs/mnist/minattn.yaml and
+configs/cifar10/minattn.yaml: one recipe for each data set.
 """
 
 import argparse

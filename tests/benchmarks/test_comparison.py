@@ -90,6 +90,12 @@ def test_an_unknown_tag_is_refused(words, tag):
         accuracy.main(["sizes", *words])
 
 
+def test_pairs_refuses_runs_of_another_size(capsys):
+    with pytest.raises(SystemExit):
+        accuracy.main(["pairs", "--tag", "digits", "--tuned", "runs/raft-24"])
+    assert "pairs does not take --tuned" in capsys.readouterr().err
+
+
 def test_each_pair_shows_the_count_of_its_row_first(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "PAIRS", tmp_path / "paired.json")
     pairs = [
