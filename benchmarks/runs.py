@@ -34,11 +34,12 @@ def free_options(task: str) -> set[str]:
 def differences(recipe: dict, other: dict) -> dict:
     """Return the options in which `other` differs from `recipe`, with the values of `other`. The seed is not compared.
 
-    If the recipe of an earlier version lacks an option, the option's default is compared.
+    A recipe without a task is for classification. If a recipe lacks an option, the option's default is compared.
     """
-    task = recipe.get("task", "classification")
+    recipe, other = ({"task": "classification"} | each for each in (recipe, other))
+    task = recipe["task"]
     options = options_of(task)
     defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in options}
-    recipe, other = (defaults | {"task": task} | each for each in (recipe, other))
+    recipe, other = (defaults | each for each in (recipe, other))
     keys = sorted((recipe.keys() | other.keys()) - free_options(task) - {"seed"})
     return {key: other.get(key) for key in keys if other.get(key) != recipe.get(key)}

@@ -46,7 +46,9 @@ def cells_table(rows: list[dict]) -> str:
         for name in (*list_mixers(), REFERENCES["tiny"])
         if any(key[0] == name for key in texts)
     ]
-    return table(["mixer or model", *(title(*cell) for cell in cells)], lines)
+    size = rows[0]["model"].rpartition("_")[2]
+    header = f"mixer of the {size} model" + (", or other model" if len(lines) > len(list_mixers()) else "")
+    return table([header, *(title(*cell) for cell in cells)], lines)
 
 
 def digits(ms: float) -> str:

@@ -46,7 +46,7 @@ def load_classifier(
         classifier = metamix.load_classifier("runs/digits-metaformer_pooling_nano-seed0")
         print(classifier.predict(["digit.png"]))
 
-        image = classifier.transform(PIL.Image.open("digit.png"))
+        image = classifier.transform("digit.png")
         probabilities = classifier.model(image[None]).softmax(1)[0]
 
     This is the simplest way to use trained weights. With `timm.create_model(..., checkpoint_path=...)`, you must give
@@ -101,7 +101,7 @@ class Classifier:
 
     @cached_property
     def transform(self) -> "EvalTransform":
-        """Return the function that turns a PIL image of any size and mode into a tensor (C, H, W) float32."""
+        """Return the function that turns an image, a file or a PIL image, into a tensor (C, H, W) float32."""
         return EvalTransform(self.metadata)
 
     @property

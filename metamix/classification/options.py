@@ -39,7 +39,9 @@ class ClassificationEvalOptions(WeightOptions, LocationOptions):
         "data set to score, as in metamix train; default with --data-dir: the training data set if it is "
         "tiny_imagenet or a torchvision data set, else folder; default without --data-dir: digits, if trained on it",
     )
-    test_on: str = _data("", "split to score; default: as in training; val, valid, validation or test for other data")
+    test_on: str = _data(
+        "", "split to score; default: as in training; for other data the first of val, valid, validation and test"
+    )
     test_share: PositiveShare | None = _data(
         None, "share of images to score if there is no test split; default: as in training, all for other data"
     )

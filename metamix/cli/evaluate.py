@@ -34,7 +34,7 @@ class EvalOptions(Options):
     output: str = option("", "folder for result.json and pictures; default: runs/eval-DATA-MODEL")
     split: Literal["test", "holdout"] = option(
         "test",
-        "split to score; holdout: the share of train that --holdout sets aside, or val if the data also have test",
+        "split to score; holdout: the share of train that --holdout sets aside, or val if it is not the test split",
     )
     batch_size: Count = option(
         256, "images per forward pass, over all processes together, for tasks whose images have one size"
@@ -69,11 +69,12 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
         task, model, metadata = find_task(task_name).part("task").trained(options)
     loaders = task.data.eval_loaders(settings.batch_size, group.rank, group.world_size)
     if settings.split not in loaders:
-        reason = "no images are held out. If the model was not trained on the images of train, give --holdout SHARE"
-        raise ValueError(
-            f"split is {settings.split!r}, but the data have only {', '.join(loaders)}: "
-            + (reason if hasattr(options, "holdout") else "leave --split out")
-        )
+        advice = "leave --split out"
+        if hasattr(options, "holdout"):
+            advice = "no images are held out. If the model was not trained on the images of train, give --holdout SHARE"
+            if options.holdout:
+                advice = "no images are left to hold out. Leave --split out, or give a --test-share below 1"
+        raise ValueError(f"split is {settings.split!r}, but the data have only {', '.join(loaders)}: {advice}")
     layout = memory_format(settings.channels_last)
     model.to(group.device, memory_format=layout)  # type: ignore[call-overload]
     if group.is_main:

@@ -28,7 +28,7 @@ from metamix.training.task import Batch
 from metamix.utils.text import plural
 from metamix.weights.metadata import ModelMetadata
 
-from .degradations import PAIRS, Chain, parse_degradations
+from .degradations import Chain, parse_degradations
 from .files import read_picture
 from .inference import enlarge
 from .options import RestorationOptions, verify_command
@@ -51,7 +51,7 @@ class RestorationData:
         self.options, self.seed, self.notes = options, seed, list[str]()
         self.enlarge = 1  # factor by which crops are enlarged for the model; the task sets it after choosing the model
         self.chain = parse_degradations(options.degradation)
-        self.paired = options.degradation == PAIRS
+        self.paired = not self.chain.steps
         digests, train = trained.extra.get("digest") if trained else None, trained is None
         parts = self._find(train, digests.get("test", "") if isinstance(digests, dict) else "")
         everything = [sample for samples in parts.values() for sample in samples]

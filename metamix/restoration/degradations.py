@@ -181,7 +181,7 @@ class Chain:
 
 
 def parse_degradations(text: str) -> Chain:
-    """Read a chain such as "blur:0.5-3,noise:25"; "pairs" is a chain without steps.
+    """Read a chain such as "blur:0.5-3,noise:25"; "pairs" is the chain without steps.
 
     Raises:
         ValueError: a name is unknown, or a value is missing, not a number, or out of range.

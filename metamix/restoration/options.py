@@ -100,8 +100,8 @@ class RestorationOptions(BackboneOptions, RestorationDataOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_backbone({"in_chans": "--channels"})
-        parse_degradations(self.degradation)
-        if self.degradation != PAIRS and (flags := changed_flags(self, "input_folder", "target_folder", "input_name")):
+        flags = changed_flags(self, "input_folder", "target_folder", "input_name")
+        if parse_degradations(self.degradation).steps and flags:
             raise ValueError(f"{flags[0]} {flags[1]} is for pairs, but degradation is {self.degradation}: omit one")
         parse_loss(self.loss)
 
@@ -118,5 +118,5 @@ class RestorationEvalOptions(WeightOptions, RestorationDataOptions):
 def verify_command(options: RestorationOptions, folder: str) -> str:
     """Return the command that lists what is wrong with the images of a folder."""
     flags = changed_flags(options, "input_folder", "target_folder", "input_name", "max_pixels")
-    flags += ["--clean"] if options.degradation != PAIRS else []
+    flags += ["--clean"] if parse_degradations(options.degradation).steps else []
     return shlex.join(["metamix", "verify", "--task", "restoration", folder, *flags])

@@ -139,20 +139,19 @@ def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palet
     """Return the names of the classes, their colours if masks are in colour, and the label of each value.
 
     If no file names the classes, each value is a class, but 255 is ignored if two or more other values count up from
-    0 or 1. If a file names the classes, values are colours of the file, or labels. The values of two classes may also
-    be 0 and 255.
+    0 or 1. If a file names the classes, it also has their values or colours. The values of two classes may
+    also be 0 and 255.
     """
-    names, palette = read_names(source)
+    names, order, palette = read_names(source)
     colours = number_colours(np.array(palette)).tolist() if palette else []
     in_colour = values[-1] >= COLOUR
-    order: Sequence[int]  # the value of each label
     if not names:
         names, order = name_values(source, values)
         palette = tuple(map(colour_of, order)) if in_colour else None
     elif in_colour or set(values) <= set(colours):
         order = colours
-    else:  # the values are the labels, or 0 and 255
-        order, palette = values if len(names) == 2 and values == [0, 255] else range(len(names)), None
+    else:
+        order, palette = values if len(names) == 2 and values == [0, 255] else order, None
     table = {} if palette else {255: IGNORED}
     table |= {value: label if label < len(names) else IGNORED for label, value in enumerate(order)}
     if unknown := [value for value in values if value not in table]:
@@ -188,19 +187,32 @@ def colour_of(value: int) -> Colour:
     return (value >> 16 & 255, value >> 8 & 255, value & 255) if value >= COLOUR else (value, value, value)
 
 
-def read_names(source: Path) -> tuple[list[str], Palette | None]:
-    """Read the names and colours of the classes from a file in `source`; return ([], None) if there is no such file."""
-    if (source / "classes.txt").is_file():
-        return list(read_classes(source / "classes.txt")), read_palette(source / "palette.txt")
+def read_names(source: Path) -> tuple[list[str], Sequence[int], Palette | None]:
+    """Read the names, numbers and colours of the classes from a file in `source`.
+
+    Returns:
+        ([], [], None) if there is no such file. The colours are None if the file has none.
+
+    Raises:
+        ValueError: a line of labelmap.txt has no name or no colour.
+    """
     names: list[str] = []
-    colours = []
-    for file in (*source.glob("labelmap.txt"), *sorted(source.rglob("_classes.csv"))[:1]):
-        if names:
-            break
-        for line in read_text(file).splitlines():
-            if match := re.match(r"([^#:]+):(\d+),(\d+),(\d+):", line):  # CVAT: name:red,green,blue:parts:actions
+    if (file := source / "classes.txt").is_file():
+        names = list(read_classes(file))
+        return names, range(len(names)), read_palette(source / "palette.txt")
+    if (file := source / "labelmap.txt").is_file():  # CVAT: name:red,green,blue:parts:actions
+        colours = []
+        for number, line in enumerate(read_text(file).splitlines(), start=1):
+            if match := re.match(r"([^#:]+):(\d+),(\d+),(\d+)(:|$)", line):
                 names.append(match[1])
                 colours.append((int(match[2]), int(match[3]), int(match[4])))
-            elif match := re.match(r"\d+\s*,\s*(\S.*)", line):  # Roboflow: value, name
-                names.append(match[1].strip())
-    return names, tuple(colours) or None
+            elif line.strip() and not line.startswith("#"):
+                raise ValueError(f"{file}, line {number}, is {line.strip()!r}: write it as NAME:RED,GREEN,BLUE::")
+        return names, range(len(names)), tuple(colours) or None
+    numbers = []
+    for file in sorted(source.rglob("_classes.csv"))[:1]:  # Roboflow: number, name
+        for line in read_text(file).splitlines():
+            if match := re.match(r"(\d+)\s*,\s*(\S.*)", line):
+                numbers.append(int(match[1]))
+                names.append(match[2].strip())
+    return names, numbers, None

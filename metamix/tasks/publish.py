@@ -109,7 +109,7 @@ def write(options: PublishOptions, folder: Path) -> list[str]:
     modules = modules_to_import(spec, trained, metadata["model"])
     card = make_card(options, spec, summary | metadata, recipe, in_timm, modules)
     write_text(folder / CARD, card)
-    notes = [] if run else [f"no scores and no recipe are in {options.source}, so the card has none"]
+    notes = [] if run else [f"the card has no scores and no recipe: {options.source} is not a finished run"]
     if modules:
         notes.append(f"users of the model must import {', '.join(modules)} first; that code is not in the repository")
     return notes if options.license else [*notes, "the card names no license: give --license, such as apache-2.0"]

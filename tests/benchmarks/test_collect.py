@@ -1,6 +1,7 @@
 """Test how finished runs are collected in results/, which runs are refused, and the tables that show them."""
 
 import json
+from itertools import permutations
 
 import pytest
 import timm
@@ -168,6 +169,8 @@ def test_the_fine_tuning_runs_in_the_file_are_comparable():
 
 def test_an_option_that_an_earlier_recipe_lacks_has_its_default():
     assert collect.differences({}, {"model_args": {}, "epochs": 7}) == {"epochs": 7}
+    for recipe, other in permutations(({"task": "segmentation"}, {})):
+        assert "task" in collect.differences(recipe, other)
 
 
 @pytest.fixture

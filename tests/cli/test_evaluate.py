@@ -214,6 +214,12 @@ def test_a_holdout_that_training_did_not_hold_out_is_refused(run, tmp_path, caps
         evaluate("--model", MODEL, "--checkpoint", run, "--split", "holdout", "--holdout", 0.1, "--output", tmp_path)
 
 
+def test_a_holdout_of_images_that_are_all_scored_is_refused(folder_of_digits):
+    words = folder_of_digits(["."], "0123456789")
+    with pytest.raises(SystemExit, match=r"only test: no images are left to hold out. .* --test-share below 1"):
+        evaluate(*words, "--split", "holdout", "--holdout", 0.5)
+
+
 def test_holdout_0_does_not_change_the_test_images(tmp_path, capsys):
     train(*RUN, "--holdout", 0.1, "--output", tmp_path)
     evaluate("--checkpoint", tmp_path, "--holdout", 0, "--output", tmp_path / "eval")

@@ -66,15 +66,27 @@ QUICK = [("retinanet", "openvino", 1), ("fcos", "onnx", 0)]
 )
 @needs_engines
 def test_an_exported_detector_finds_the_same_objects(detector, format, dynamic, tmp_path):
-    data = shapes.write(tmp_path / "shapes", train=1, val=1, test=2)
     changes = dict(detector=detector, anchor_scale=4.0 if detector == "retinanet" else None)
     if format == "torch":  # its dynamic programs do not take maps of one pixel
         changes |= dict(min_size=128, max_size=192)
     source, folder = weights(tmp_path, **changes), tmp_path / "out"
+
+    def annotate(split, data):
+        """Annotate what the detector finds, so that its scores are high and depend on each of its boxes."""
+        files = [tmp_path / "shapes/images" / entry["file_name"] for entry in data["images"]]
+        data["annotations"], numbers = [], [shapes.DISC, shapes.SQUARE]
+        for entry, objects in zip(data["images"], load_detector(source).predict(files)):
+            for (x1, y1, x2, y2), label in zip(objects["boxes"].tolist()[:8], objects["labels"].tolist()):
+                about = {"id": len(data["annotations"]), "image_id": entry["id"], "iscrowd": 0}
+                box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
+                data["annotations"].append({"category_id": numbers[label - 1]} | about | box)
+
+    data = shapes.write(tmp_path / "shapes", change=annotate, train=1, val=1, test=2)
     report = export(source, output=folder, format=format, dynamic=bool(dynamic), data_dir=str(data), seconds=0)
     assert report["parity"]["objects"] > 20 and report["parity"]["unmatched"] == 0
     assert report["parity"]["largest_difference_px"] < 0.05
-    assert report["scores"]["exported"].keys() == report["scores"]["eager"].keys() >= {"AP"}
+    assert report["scores"]["eager"]["AP"] > 50
+    assert report["scores"]["exported"] == pytest.approx(report["scores"]["eager"], abs=0.5)
     graph = load_exported(folder, trust=True)
     images = open_detector(options(source)).examples(2)  # two images at once
     for together, alone in zip(graph(images), zip(*(graph(image) for image in images.split(1)))):

@@ -23,6 +23,10 @@ def data(**options):
     )
 
 
+def test_pairs_may_have_spaces_around_them(pairs):
+    assert data(data_dir=pairs(), degradation=" pairs").paired
+
+
 def batches(images, epoch=0, rank=0, world=1, seed=0):
     return list(images.train_loader(2, rank, world, seed).epoch(epoch))
 

@@ -149,7 +149,9 @@ def test_colours_become_classes(tmp_path):
     "file, text, values, wanted",
     [
         ("labelmap.txt", "sky:255,0,0::\nroad:0,255,0::\n", [RED, GREEN, RED, RED], [0, 1, 0, 0]),
+        ("labelmap.txt", "# name:colour\nsky:255,0,0\n\nroad:0,255,0\n", [RED, GREEN, RED, RED], [0, 1, 0, 0]),
         ("train/_classes.csv", "Pixel Value, Class\n0, sky\n1, road\n", [0, 1, 0, 0], [0, 1, 0, 0]),
+        ("train/_classes.csv", "Pixel Value, Class\n7, sky\n0, road\n", [7, 0, 7, 7], [0, 1, 0, 0]),
         ("classes.txt", "sky\nroad\n", [0, 1, 0, 255], [0, 1, 0, 255]),
         # `metamix verify` suggests converting such masks, since 255 is ignored in training.
         ("classes.txt", "sky\nroad\n", [0, 255, 0, 0], [0, 1, 0, 0]),
@@ -171,6 +173,13 @@ def test_labelmap_txt_is_preferred_to_classes_csv(tmp_path):
     classes, labels = convert(tmp_path / "source")
     assert classes == ("sky", "road")
     assert all(np.array_equal(values, quarters(0, 1, 0, 0)) for values in labels.values())
+
+
+def test_a_line_of_labelmap_txt_without_a_colour_is_refused(tmp_path):
+    write(tmp_path / "source", {name: quarters(RED, GREEN, RED, RED) for name in "ab"})
+    (tmp_path / "source/labelmap.txt").write_text("sky:255,0,0::\nroad\n")
+    with pytest.raises(SystemExit, match=r"labelmap.txt, line 2, is 'road': write it as NAME:RED,GREEN,BLUE::"):
+        convert(tmp_path / "source")
 
 
 def test_files_left_out_and_resized_masks_are_printed(tmp_path, capsys):

@@ -167,7 +167,7 @@ def test_weights_of_a_timm_model_without_a_run_are_published(tmp_path, capsys):
     metamix.save_classifier(model, tmp_path / "w.safetensors", classes=["cat", "dog"], model_args={"in_chans": 1})
     assert metamix_command("publish", tmp_path / "w.safetensors", "me/x", "--dry-run", tmp_path / "x") == 0
     said = capsys.readouterr().out
-    assert "w.safetensors, so the card has none" in said
+    assert "w.safetensors is not a finished run" in said
     assert "note: the card names no license" in said
     text = (tmp_path / "x" / "README.md").read_text()
     assert "## Train it again" not in text and "import timm\n" in text
