@@ -47,7 +47,7 @@ def cells_table(rows: list[dict]) -> str:
         if any(key[0] == name for key in texts)
     ]
     size = rows[0]["model"].rpartition("_")[2]
-    header = f"mixer of the {size} model" + (", or other model" if len(lines) > len(list_mixers()) else "")
+    header = f"mixer of the {size} model" + (", or other model" if REFERENCES["tiny"] in lines[-1][0] else "")
     return table([header, *(title(*cell) for cell in cells)], lines)
 
 

@@ -144,7 +144,7 @@ def test_speed_tables_show_machine_times_and_relative_speeds(measured):
     assert "Times and relative speeds are medians of 3 interleaved runs with 2 threads on 2 AMD EPYC cores" in text
     assert "cores (avx512_vnni, avx512_bf16), torch 2, " in text
     assert report.speed_table("s12", 8).splitlines()[-4:] == [
-        "| mixer or model | torch eager fp32 | OpenVINO int8 |",
+        "| mixer of the s12 model | torch eager fp32 | OpenVINO int8 |",
         "| --- | --- | --- |",
         "| `pooling` | 126, 1.00 | 34.6, 3.70 |",
         "| `nin` | 1127, 1.00 |  |",
