@@ -153,8 +153,8 @@ class Classifier:
             least = self.metadata.threshold if threshold is None else threshold
         else:
             check_counts(1, top=top)
-        device = next(self.model.parameters()).device
-        outputs = check_finite(self.model(images.to(device))).float().cpu()
+        like = next(self.model.parameters())
+        outputs = check_finite(self.model(images.to(like.device, like.dtype))).float().cpu()
         scores = (outputs if self.has_sigmoid else outputs.sigmoid()) if several else outputs.softmax(1)
         best = scores.where(scores >= torch.tensor(least or 0.0), -1).topk(min(top, len(self.classes)))  # (n, top)
         return [

@@ -1,5 +1,7 @@
 """Save classifiers that were trained in your own loop."""
 
+import json
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -12,12 +14,12 @@ from torch import nn
 
 from metamix.data.memory import check_statistics
 from metamix.data.options import check_both
-from metamix.models.metaformer import Stage
+from metamix.models.checkpoint import describe
 from metamix.models.registry import create_model
 from metamix.utils.rules import accepted, fits, rule
 from metamix.utils.text import plural
 from metamix.weights.files import save_weights
-from metamix.weights.metadata import ModelMetadata, Threshold
+from metamix.weights.metadata import TIMM_ARGS, ModelMetadata, Threshold
 
 from .load import complete_metadata
 
@@ -45,17 +47,19 @@ def save_classifier(
         model: a model from `timm.create_model`; DistributedDataParallel or torch.compile may wrap it.
         path: a .safetensors file.
         classes: names of the classes, in the order of the logits.
-        model_args: the arguments that `timm.create_model` got, except num_classes.
+        model_args: the arguments that `timm.create_model` got, except num_classes. Arguments that only choose the
+            initial weights, such as `pretrained`, are ignored.
         mean, std: mean and standard deviation with which each channel was normalised, for pixel values from 0 to 1;
             by default as in timm's configuration of the model.
         threshold: lowest probability of a label if images may have several labels, or a list with one for each class;
             None if each image has one class.
 
     Raises:
-        ValueError: an argument cannot be used, there are not as many classes as logits, or `model_args` describe
-            another model.
+        ValueError: an argument cannot be used, there are not as many classes as logits, `model_args` describe another
+            model, or a weight is NaN or infinite.
     """
-    path, arguments = Path(path), dict(model_args or {})
+    path = Path(path)
+    arguments = {name: value for name, value in (model_args or {}).items() if name not in TIMM_ARGS}
     if path.suffix != ".safetensors":
         raise ValueError(f"path is {path}: give a .safetensors file")
     body: Any = unwrap_model(model)
@@ -98,11 +102,23 @@ def save_classifier(
         )
     if arguments.get("global_pool") == "":
         raise ValueError("global_pool is '', so the model returns feature maps, not a logit per class: leave it out")
-    save_weights(path, body.state_dict(), metadata.to_dict())
+    if invalid := [name for name, tensor in body.named_parameters() if not tensor.isfinite().all()]:
+        raise ValueError(f"{invalid[0]} of the model holds NaN or infinity: save the weights of an earlier step")
+    try:
+        entries = json.loads(json.dumps(metadata.to_dict()))
+    except TypeError as error:
+        raise ValueError(f"model_args or threshold cannot be saved ({error}): give plain numbers and strings") from None
+    ModelMetadata.from_dict(entries, "the classifier", "A file with it could not be loaded")
+    save_weights(path, body.state_dict(), entries)
 
 
-def _signature(model: nn.Module) -> tuple[dict[str, torch.Size], list[str]]:
-    """Return the shapes of a model's tensors, and its mixers and poolings."""
-    mixers = [stage.mixer_text(defaults=True) for stage in model.modules() if isinstance(stage, Stage)]
+def _signature(model: nn.Module) -> tuple[dict[str, torch.Size], dict[str, str], list[str]]:
+    """Return the shapes of a model's tensors, its layers and mixers, and its poolings.
+
+    Layers are compared without the momentum of batch norms, which only training needs, and synchronised batch norms as
+    ordinary ones.
+    """
+    layers = {name: text.replace("SyncBatchNorm", "BatchNorm2d") for name, text in describe(model).items()}
+    layers = {name: re.sub(r", momentum=[^,)]*", "", text) for name, text in layers.items()}
     poolings = [str(layer.global_pool) for layer in model.modules() if hasattr(layer, "global_pool")]
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}, mixers + poolings
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}, layers, poolings

@@ -105,7 +105,7 @@ def find_weights(checkpoint: str | Path) -> Path:
     if "." in name and is_model_pretrained(name):
         raise FileNotFoundError(
             f"{name} names published weights that metamix does not ship, and there is no such file. "
-            f"{advice_for_published(name)}"
+            f"Give --model {name} --pretrained instead"
         )
     if "." not in name and timm.is_model(name):
         tags = timm.list_models(f"{name}.*", pretrained=True)
@@ -113,18 +113,10 @@ def find_weights(checkpoint: str | Path) -> Path:
         if shipped_tags := [tag for tag in tags if tag in shipped]:
             advice = f"give the weights of a tag: {', '.join(shipped_tags)}"
         elif tags:
-            advice = f"its tags are {', '.join(tags)}. {advice_for_published(tags[0])}"
+            advice = f"its tags are {', '.join(tags)}. Give --model {tags[0]} --pretrained instead"
         raise FileNotFoundError(f"{name} is a model, not a weight file: {advice}")
     beside = sorted(map(str, path.parent.glob("*"))) if len(path.parts) > 1 else shipped
     raise FileNotFoundError(f"there is no file {path}{did_you_mean(path, beside)}")
-
-
-def advice_for_published(name: str) -> str:
-    """Say how to use weights NAME.TAG that metamix does not ship."""
-    return (
-        f"To train or eval, give --model {name} --pretrained. To predict, run metamix export {name} --output NEW, "
-        f"then give --model NEW"
-    )
 
 
 def nothing_published(name: str) -> ValueError:

@@ -136,32 +136,34 @@ class ModelMetadata:
     extra: dict[str, Any] = field(default_factory=dict)  # every other entry, unchecked; its task must check it
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], source: object = "the weight file") -> "ModelMetadata":
+    def from_dict(
+        cls, raw: Mapping[str, Any], source: object = "the weight file", remedy: str = REMEDY
+    ) -> "ModelMetadata":
         """Check the entries of a file, and return them as `ModelMetadata`; unknown entries go to `extra`.
 
         Raise ValueError if an entry has the wrong type, is out of range or contradicts another, if `model` is not a
-        plain name, or if `model_args` has one of `TIMM_ARGS`. The message begins with `source`.
+        plain name, or if `model_args` has one of `TIMM_ARGS`. The message begins with `source` and ends with `remedy`.
         """
         if not isinstance(raw, Mapping):
             raise ValueError(f"{source}: its metadata are a {type(raw).__name__}, not a mapping of names to values.")
         rules = rules_of(cls, "extra")
         entries = {name: raw[name] for name in rules if raw.get(name) is not None}
-        check_entries(entries, {name: rules[name] for name in entries}, source, remedy=REMEDY)
+        check_entries(entries, {name: rules[name] for name in entries}, source, remedy=remedy)
         for name, value in entries.get("model_args", {}).items():
             place = f"model_args[{shown(name)}]"
             if not (isinstance(name, str) and name.isidentifier()):
-                refuse_entry(place, value, "the name of an argument, such as 'depths'", source, REMEDY)
-            check_entries({place: value}, {place: ARGUMENTS.get(name, ANY_ARGUMENT)}, source, remedy=REMEDY)
+                refuse_entry(place, value, "the name of an argument, such as 'depths'", source, remedy)
+            check_entries({place: value}, {place: ARGUMENTS.get(name, ANY_ARGUMENT)}, source, remedy=remedy)
         extra = {str(key): value for key, value in raw.items() if key not in rules}
         entries = {name: to_tuples(value) for name, value in entries.items()}
         metadata = cls(**entries | {"model_args": dict(entries.get("model_args", {})), "extra": extra})
         if metadata.classes is not None and metadata.num_classes not in (None, len(metadata.classes)):
             accepted = f"{metadata.num_classes} names, as many as num_classes"
-            refuse_entry("classes", metadata.classes, accepted, source, REMEDY)
+            refuse_entry("classes", metadata.classes, accepted, source, remedy)
         for name, values in (("mean", metadata.mean), ("std", metadata.std)):
             if values is not None and metadata.in_chans not in (None, len(values)):
                 accepted = f"{metadata.in_chans} numbers, one for each input channel (in_chans)"
-                refuse_entry(name, values, accepted, source, REMEDY)
+                refuse_entry(name, values, accepted, source, remedy)
         return metadata
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import numpy
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import metamix
 
@@ -73,6 +74,9 @@ def test_a_compiled_model_is_saved_without_its_wrapper(tmp_path):
         (dict(global_pool="max"), {}, r"model_args is \{\}, but metaformer_raft_nano with these arguments differs"),
         (dict(global_pool=""), dict(model_args={"global_pool": ""}), "the model returns feature maps, not a logit per"),
         (dict(mixer_args={"resample": "stream"}), {}, r"model_args is \{\}, but metaformer_raft_nano with these"),
+        (dict(act_layer="relu"), {}, r"model_args is \{\}, but metaformer_raft_nano with these"),
+        ({}, dict(classes=["cat", "d" * 1001]), "the classifier: classes .* of at most 1,000 characters"),
+        ({}, dict(model_args={"drop_rate": numpy.float32(0)}), "cannot be saved .*: give plain numbers and strings"),
     ],
 )
 def test_arguments_that_do_not_fit_the_model_are_refused(made_with, options, words, tmp_path):
@@ -81,6 +85,38 @@ def test_arguments_that_do_not_fit_the_model_are_refused(made_with, options, wor
     with pytest.raises(ValueError, match=words):
         metamix.save_classifier(model, **arguments)
     assert not (tmp_path / "cats.safetensors").exists()
+
+
+def test_arguments_that_choose_the_initial_weights_are_left_out(tmp_path):
+    arguments = {"img_size": 24, "pretrained": True}
+    model = timm.create_model("metaformer_identity_nano.cifar10", num_classes=2, **arguments)
+    metamix.save_classifier(model, tmp_path / "cats.safetensors", classes=["cat", "dog"], model_args=arguments)
+    loaded = metamix.load(tmp_path / "cats.safetensors")
+    assert loaded.metadata.img_size == 24 and "pretrained" not in loaded.metadata.model_args
+
+
+def test_what_only_training_needs_may_differ(tmp_path):
+    """Dropout, momentum and synchronised batch norms do not change the function."""
+    model = timm.create_model("metaformer_identity_tiny", num_classes=2, drop_rate=0.1, drop_path_rate=0.1)
+    model.stem[0][1].momentum = 0.01
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    metamix.save_classifier(model, tmp_path / "cats.safetensors", classes=["cat", "dog"])
+    assert metamix.load(tmp_path / "cats.safetensors").classes == ("cat", "dog")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    model = timm.create_model("metaformer_identity_nano", num_classes=2)
+    torch.nn.init.constant_(model.get_classifier().weight, torch.nan)
+    with pytest.raises(ValueError, match="head.weight of the model holds NaN or infinity: save the weights of an earl"):
+        metamix.save_classifier(model, tmp_path / "cats.safetensors", classes=["cat", "dog"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_of_another_precision_labels_images(dtype):
+    classifier = metamix.load("metaformer_pooling_nano.digits")
+    classifier.model.to(dtype)
+    (labels,) = classifier.predict([Image.new("L", (8, 8))], top=1)
+    assert 0 < labels[0][1] <= 1
 
 
 def test_a_model_that_timm_did_not_create_is_refused(tmp_path):
