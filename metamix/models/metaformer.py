@@ -406,7 +406,7 @@ class MetaFormer(GradCheckpointing):
             block.mixer = mixer
         if self.pos_embed is not None and self.pos_embed.shape[-2:] != sizes[0]:
             self.pos_embed = nn.Parameter(resize_to(self.pos_embed.detach(), sizes[0]), self.pos_embed.requires_grad)
-        update_model_input_size(self, img_size)
+        update_model_input_size(self, parse_size("img_size", img_size))
 
     def get_classifier(self) -> nn.Module:
         """Return the head."""

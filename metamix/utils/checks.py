@@ -61,7 +61,7 @@ def parse_size(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     size = to_2tuple(value)
     if len(size) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in size):
         raise ValueError(f"{name} is {value!r}: give a whole number of at least 1, or (height, width).")
-    return size
+    return int(size[0]), int(size[1])
 
 
 def check_finite(outputs: Tensor, name: object = "") -> Tensor:

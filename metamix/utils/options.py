@@ -305,6 +305,8 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
     if NoneType in kinds and str(value).lower() in ("", "none", "null"):
         return None
     value = _expand_home(value)
+    if "" in (value if isinstance(value, (list, tuple)) else [value]) and (Path in kinds or hint == tuple[Path, ...]):
+        raise ValueError(f"{where} is empty: give a path, or . for the current folder")
     if Path in kinds and isinstance(value, str):
         value = Path(value)
     if text and dict in kinds:
