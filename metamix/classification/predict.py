@@ -62,8 +62,6 @@ class LabelImages(PredictOptions):
             predictions = list(tqdm(labelled, total=len(self.paths), unit="img", leave=False, disable=None))
             text = FORMATS[self.format or "table"](predictions)
             if file:
-                if not predictions:
-                    raise ValueError(f"{self.output} is not written, since no image could be read: {broken[0]}")
                 file.write(text.encode())  # the formats escape file names that are not UTF-8
         if self.output:
             print(printable(f"written: {self.output}, {plural(len(predictions), 'image')}"))

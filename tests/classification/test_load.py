@@ -144,8 +144,11 @@ def test_sources_that_are_not_classifiers_are_refused(tmp_path):
         ("metaformer_pooling_nano.digit", "there is no file NAME; did you mean 'metaformer_pooling_nano.digits'"),
         ("metaformer_pooling_nano", "NAME is a model, not a weight file: give .* of a tag: NAME.cifar10, NAME.digits"),
         ("metaformer_raft_s12", "NAME is a model, not a weight file: train it first, since it has no pub"),
-        ("resnet18", "NAME is a model, not a weight file: its tags are NAME.*, give --model NAME.* --pretrained. To"),
-        ("metaformer_pooling_s12.sail_in1k", "NAME names published weights .* metamix export NAME --output NEW, then"),
+        (
+            "resnet18",
+            "NAME is a model, not a weight file: its tags are NAME.*. Give --model NAME.* --pretrained",
+        ),
+        ("metaformer_pooling_s12.sail_in1k", "NAME names published weights .* Give --model NAME --pretrained instead"),
     ):
         with pytest.raises(FileNotFoundError, match=words.replace("NAME", name)):
             metamix.load_classifier(name)

@@ -104,15 +104,6 @@ def test_an_image_that_is_given_twice_is_read_once(digits):
     assert len(paths_inside([folder, folder / "0.png", folder])) == 5
 
 
-def test_earlier_labels_are_kept_if_no_image_can_be_read(tmp_path):
-    (tmp_path / "0.png").write_bytes(b"no image")
-    (tmp_path / "labels.csv").write_text("earlier")
-    words = [tmp_path / "0.png", "--checkpoint", "metaformer_pooling_nano.digits", "--output", tmp_path / "labels.csv"]
-    with pytest.raises(SystemExit, match="labels.csv is not written, since no image could be read: .*0.png"):
-        main(list(map(str, words)))
-    assert (tmp_path / "labels.csv").read_text() == "earlier"
-
-
 def test_earlier_results_are_skipped_inside_a_folder(digits, tmp_path):
     folder, _ = digits
     for out in (folder / "out", tmp_path / "elsewhere"):
