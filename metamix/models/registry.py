@@ -22,7 +22,6 @@ from timm.models import DefaultCfg, PretrainedCfg, build_model_with_cfg, registe
 from timm.models._registry import _module_to_models
 from torch import nn
 
-from metamix.utils.checks import parse_size
 from metamix.utils.text import did_you_mean
 from metamix.weights.download import require_reachable
 from metamix.weights.files import ARTIFACT
@@ -80,7 +79,7 @@ def build(
     cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
     if pretrained and cfg.state_dict is None:
         require_reachable(name, cfg, kwargs.get("cache_dir"))
-    kwargs["img_size"] = parse_size("img_size", kwargs.get("img_size", cfg.input_size[-2:]))
+    kwargs.setdefault("img_size", cfg.input_size[-2:])
     options = inspect.signature(MetaFormer).parameters
     depths, dims = (kwargs.get(name, options[name].default) for name in ("depths", "dims"))
     check_stages(depths, dims)
