@@ -203,14 +203,14 @@ def csv_of_corners(original, folder):
 
 
 def csv_of_sizes(original, folder):
-    lines = ["Image Path;X;Y;W;H;Label;Split"]
+    lines = ["Image Path;Width;Height;X;Y;W;H;Label;Split"]  # the first two are of the image
     for file in copy_images(original, folder / "images"):
         split = {"train": "train", "val": "validation"}[file.name.partition("_")[0]]
         lines += [
-            f"images\\{file.name};{x1};{y1};{x2 - x1};{y2 - y1};{label};{split}"
+            f"images\\{file.name};96;64;{x1};{y1};{x2 - x1};{y2 - y1};{label};{split}"
             for label, (x1, y1, x2, y2) in BOXES[file.name]
         ]
-        lines += [f"images\\{file.name};;;;;;{split}"] * (not BOXES[file.name])
+        lines += [f"images\\{file.name};96;64;;;;;;{split}"] * (not BOXES[file.name])
     (folder / "boxes.csv").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
 
 
