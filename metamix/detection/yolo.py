@@ -22,7 +22,7 @@ from metamix.utils.files import read_text
 from metamix.utils.options import read_yaml
 from metamix.utils.text import list_names, to_number
 
-from .labels import Box, Boxes
+from .labels import Box, Boxes, split_folders
 
 SLACK = 0.01  # how far a share may lie below 0 or above 1, because of rounding
 
@@ -86,7 +86,7 @@ def class_names(file: Path, config: dict[str, Any]) -> dict[int, str]:
 def image_sets(file: Path, config: dict[str, Any]) -> dict[tuple[Path, str], dict[str, Path]]:
     """Map each folder or list of images, with its split, to its images by relative path.
 
-    If `config` names no splits, the only folder is images/, and its split is "".
+    If `config` names no splits, these are the folders of splits in images/, or images/ itself with the split "".
     """
     roots = [file.parent / str(config.get("path") or "."), file.parent]
     sets = {}
@@ -106,7 +106,8 @@ def image_sets(file: Path, config: dict[str, Any]) -> dict[tuple[Path, str], dic
             sets[place, split] = list_images(place) if place.is_dir() else read_list(place, roots)
     if not sets:
         folder = next(filter(Path.is_dir, (root / "images" for root in roots)), file.parent / "images")
-        sets[folder, ""] = list_images(folder)
+        splits = split_folders(folder) or [("", folder)]
+        sets = {(place, split): list_images(place) for split, place in splits}
     return sets
 
 

@@ -106,6 +106,11 @@ def yolo_by_kind(original, folder):
     )
 
 
+def yolo_with_names_alone(original, folder):
+    yolo_by_kind(original, folder)
+    (folder / "data.yaml").write_text("names: [disc, square]\n")
+
+
 def yolo_of_other_numbers(original, folder):
     """Write class numbers with gaps, as in labels that were made from COCO's categories."""
     yolo_by_kind(original, folder)
@@ -229,6 +234,7 @@ def boxes(original):
         (voc_by_split, "voc", True),
         (voc_of_cvat, "voc", True),
         (yolo_by_kind, "yolo", True),
+        (yolo_with_names_alone, "yolo", True),
         (yolo_by_split, "yolo", True),
         (yolo_of_other_numbers, "yolo", True),
         (yolo_without_splits, "yolo", False),
