@@ -78,7 +78,10 @@ def read_files(folder: Path, place: Path, paths: Sequence[Path], split: str, lab
 
 
 def list_samples(folder: Path, place: Path, stems: Collection[str]) -> list[tuple[str, str]]:
-    """Return each annotation with its split in `LISTS`, then the annotations that no list names, with the split ""."""
+    """Return each annotation with its split in `LISTS`, then the annotations that no list names, with the split "".
+
+    Without lists, the folder of an annotation names its split, as in annotations/train/.
+    """
     samples: dict[tuple[str, str], None] = {}
     for path in sorted((folder / LISTS).glob("*.txt")):
         if not (split := SPLITS.get(path.stem.lower())):  # CVAT writes Validation.txt
@@ -87,6 +90,8 @@ def list_samples(folder: Path, place: Path, stems: Collection[str]) -> list[tupl
             if stem not in stems:
                 raise FileNotFoundError(f"{path} lists {stem}, but there is no {place / stem}.xml")
             samples[stem, split] = None
+    if not samples:
+        return [(stem, SPLITS.get(Path(stem).parts[0].lower() if "/" in stem else "", "")) for stem in stems]
     listed = {stem for stem, _ in samples}
     return [*samples, *((stem, "") for stem in stems if stem not in listed)]
 

@@ -69,6 +69,11 @@ def voc_by_split(original, folder):
     (folder / "test").touch()  # a file, so not a split
 
 
+def voc_with_folders_of_splits(original, folder):
+    for split in ("train", "val"):
+        write_xml(copy_images(original, folder / "images" / split, split), folder / "annotations" / split)
+
+
 def voc_of_cvat(original, folder):
     """Write the layout of CVAT: images in folders, names of splits with capitals, and XML files without sizes."""
     for split, name in (("train", "Train"), ("val", "Validation")):
@@ -232,6 +237,7 @@ def boxes(original):
     [
         (labelimg, "voc", False),
         (voc_by_split, "voc", True),
+        (voc_with_folders_of_splits, "voc", True),
         (voc_of_cvat, "voc", True),
         (yolo_by_kind, "yolo", True),
         (yolo_with_names_alone, "yolo", True),
