@@ -1,7 +1,9 @@
 """Support graph capture by torch.fx, torch.export and torch.jit."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import TypeVar, cast
 
@@ -40,6 +42,24 @@ def is_exporting() -> bool:
     Remove when: that test skips on the oldest supported torch.
     """
     return torch.compiler._is_exporting_flag
+
+
+_for_onnx = ContextVar("_for_onnx", default=False)
+
+
+@contextmanager
+def for_onnx() -> Iterator[None]:
+    """Make `is_for_onnx` true: a model that torch.export records here is then converted to ONNX."""
+    token = _for_onnx.set(True)
+    try:
+        yield
+    finally:
+        _for_onnx.reset(token)
+
+
+def is_for_onnx() -> bool:
+    """Return whether a model is being recorded for ONNX, by torch's exporter or inside `for_onnx`."""
+    return _for_onnx.get() or torch.onnx.is_in_onnx_export()
 
 
 def may_vary(*sizes: int) -> bool:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .graph import fx_leaf, may_vary, warn_if_traced
+from .graph import fx_leaf, is_for_onnx, may_vary, warn_if_traced
 
 
 def round_up(size: Sequence[int], multiple: Sequence[int]) -> tuple[int, int]:
@@ -103,7 +103,7 @@ def average_to(x: Tensor, size: Sequence[int]) -> Tensor:
             return x
         if h % size[0] == 0 and w % size[1] == 0:
             return F.avg_pool2d(x, (h // size[0], w // size[1]))  # faster, in OpenVINO too
-    if may_vary(h, w) and torch.onnx.is_in_onnx_export():
+    if may_vary(h, w) and is_for_onnx():
         return averages(h, size[0], x) @ x @ averages(w, size[1], x).mT
     return F.adaptive_avg_pool2d(x, (size[0], size[1]))
 

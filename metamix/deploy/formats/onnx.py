@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from metamix.deploy.extras import need
+from metamix.layers.graph import for_onnx
 from metamix.utils.system import processor
 
 from .base import INPUT, Format, Graph, Run, as_value_error, quiet, sums_saturate, to_program, writing
@@ -18,7 +19,8 @@ LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # operations that are quan
 def write(graph: Graph, file: Path) -> None:
     """Write a graph as ONNX with torch's exporter, which builds on torch.export."""
     need("onnx"), need("onnxscript")
-    recorded = to_program(graph.model, graph.images, graph.dynamic)
+    with for_onnx():
+        recorded = to_program(graph.model, graph.images, graph.dynamic)
     with quiet(), torch.no_grad(), as_value_error("torch cannot convert the model to ONNX"):
         program = torch.onnx.export(
             recorded, input_names=[INPUT], output_names=list(graph.outputs), dynamo=True, verbose=False

@@ -24,6 +24,7 @@ from metamix.utils.system import processor
 from .base import INPUT, Format, Graph, Run, as_value_error, quiet, sums_saturate, to_program, writing
 
 LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")  # operations that are quantized
+MODE = "coordinate_transformation_mode"  # an attribute of resizing
 # INFERENCE_PRECISION_HINT for each precision. In an int8 model it sets the precision of norms, gates and sums.
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
 
@@ -88,6 +89,10 @@ def write(graph: Graph, file: Path) -> None:
     program = to_program(to_openvino_form(graph.model), graph.images, graph.dynamic)
     with quiet(), as_value_error("OpenVINO cannot convert the model"):
         model = openvino.convert_model(program)
+    for op in model.get_ops():
+        # For maps of one pixel, OpenVINO's form of torch's interpolation takes the first pixel, not the centre.
+        if op.get_type_name() == "Interpolate" and op.get_attributes()[MODE] == "pytorch_half_pixel":
+            op.set_attribute(MODE, "half_pixel")
     name = program.graph_signature.user_inputs[0]
     shape = next(node.meta["val"].shape for node in program.graph.nodes if node.name == name)
     # convert_model leaves height and width free, which costs a tenth of the speed.
