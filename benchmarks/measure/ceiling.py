@@ -179,7 +179,7 @@ def train(model: CeilingNet, images: Tensor, labels: Tensor, *, epochs: int, bat
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="folder", help="folder, cifar10 or another set of 32 x 32 images")
-    parser.add_argument("--data-dir", default="data/cifar10", help="its folder; with --data folder: of train/ and val/")
+    parser.add_argument("--data-dir", default="data/cifar10", help="folder that holds the data")
     parser.add_argument("--split", choices=("holdout", "test"), default="holdout", help="split to score")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=1000)

@@ -46,7 +46,7 @@ def cells_table(rows: list[dict]) -> str:
         for name in (*list_mixers(), REFERENCES["tiny"])
         if any(key[0] == name for key in texts)
     ]
-    size = rows[0]["model"].rpartition("_")[2]
+    size = next(size for size in REFERENCES if any(row["model"].endswith(f"_{size}") for row in rows))
     header = f"mixer of the {size} model" + (", or other model" if REFERENCES["tiny"] in lines[-1][0] else "")
     return table([header, *(title(*cell) for cell in cells)], lines)
 

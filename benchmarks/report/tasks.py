@@ -189,7 +189,9 @@ def restoration_memory_table() -> str:
         spent = seconds, f"{1e6 * row['seconds'] / pixels:.2f}", f"{row['adds_mib']:,}"
         cells.append([f"`{row['model']}`", f"{row['width']:,} x {row['height']:,}", tiles, *spent])
     header = ["model", "pixels of the input", "tiles", "seconds", "microseconds per pixel", "memory, MiB"]
-    note = f"One image in float32 on {cpu(result['machine'])}. Memory is what the pass adds at its peak."
+    note = (
+        f"One image in float32 on {cpu(result['machine'])}. Memory is what the pass adds to torch, weights and image."
+    )
     return f"{table(header, cells)}\n\n{wrap(note)}"
 
 

@@ -108,7 +108,7 @@ def save_classifier(
         entries = json.loads(json.dumps(metadata.to_dict()))
     except TypeError as error:
         raise ValueError(f"model_args or threshold cannot be saved ({error}): give plain numbers and strings") from None
-    ModelMetadata.from_dict(entries, "the classifier", "A file with it could not be loaded")
+    ModelMetadata.from_dict(entries, "the classifier", "Otherwise the file could not be loaded")
     save_weights(path, body.state_dict(), entries)
 
 

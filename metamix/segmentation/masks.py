@@ -139,8 +139,8 @@ def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palet
     """Return the names of the classes, their colours if masks are in colour, and the label of each value.
 
     If no file names the classes, each value is a class, but 255 is ignored if two or more other values count up from
-    0 or 1. If a file names the classes, it also has their values or colours. The values of two classes may
-    also be 0 and 255.
+    0 or 1. If a file names the classes, it also has their values or colours. The values of two classes may also
+    be 0 and 255.
     """
     names, order, palette = read_names(source)
     colours = number_colours(np.array(palette)).tolist() if palette else []

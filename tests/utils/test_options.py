@@ -86,6 +86,8 @@ def test_help_shows_arguments_options_and_defaults(capsys):
         ("a.png --topp 3", "there is no option --topp; did you mean '--top'?"),
         ("-a.png --output b", "there is no option -a.png; write -- before a name that begins with -"),
         ("a.png --output b --top 0", "--top is '0', but it must be a whole number of at least 1"),
+        ("'' --output b", "IMAGE_OR_FOLDER is empty: give a path, or . for the current folder"),
+        ("a.png --output ''", "--output is empty: give a path"),
         ("a.png --output b --weight 2", "--weight has no effect without --flip; give both or neither"),
         ("a.png --output b --smooth", "--smooth has no effect without --flip; give both or neither"),
         ("a.png --output b --import no_such_module", "--import no_such_module failed: No module named"),
