@@ -11,7 +11,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_eval
-from timm.models import adapt_input_conv
+from timm.models import adapt_input_conv, get_model_input_config
 from torch import Tensor, nn
 
 from metamix.data import decode_file, normalize
@@ -238,8 +238,9 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
     """Fill in missing metadata from the model, its arguments and its timm configuration; replace `model_args`."""
     config = timm.data.resolve_model_data_config(model)
     num_classes: Any = model.num_classes
-    size = metadata.img_size or model_args.get("img_size", config["input_size"][-1])
-    channels = metadata.in_chans or model_args.get("in_chans", config["input_size"][0])
+    in_chans, height, width = get_model_input_config(model)["input_size"]
+    size = metadata.img_size or model_args.get("img_size", height if height == width else (height, width))
+    channels = metadata.in_chans or model_args.get("in_chans", in_chans)
     return replace(
         metadata,
         model_args=dict(model_args),

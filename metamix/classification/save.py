@@ -75,6 +75,8 @@ def save_classifier(
         raise ValueError(f"classes is {classes!r}: give the names as strings")
     if twice := [name for name, count in Counter(classes).items() if count > 1]:
         raise ValueError(f"classes has {twice[0]!r} twice: give each class its own name")
+    if hasattr(threshold, "tolist"):  # an array
+        threshold = threshold.tolist()
     if not fits(threshold, THRESHOLD):
         raise ValueError(f"threshold is {threshold!r}, but it must be {accepted(THRESHOLD, threshold)}")
     if isinstance(threshold, Sequence) and len(threshold) != len(classes):
@@ -105,8 +107,8 @@ def save_classifier(
     if invalid := [name for name, tensor in body.named_parameters() if not tensor.isfinite().all()]:
         raise ValueError(f"{invalid[0]} of the model holds NaN or infinity: save the weights of an earlier step")
     try:
-        entries = json.loads(json.dumps(metadata.to_dict()))
-    except TypeError as error:
+        entries = json.loads(json.dumps(metadata.to_dict(), default=lambda value: value.tolist()))
+    except (TypeError, AttributeError) as error:
         raise ValueError(f"model_args or threshold cannot be saved ({error}): give plain numbers and strings") from None
     ModelMetadata.from_dict(entries, "the classifier", "Otherwise the file could not be loaded")
     save_weights(path, body.state_dict(), entries)

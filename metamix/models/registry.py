@@ -79,7 +79,9 @@ def build(
     cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
     if pretrained and cfg.state_dict is None:
         require_reachable(name, cfg, kwargs.get("cache_dir"))
-    kwargs.setdefault("img_size", cfg.input_size[-2:])
+    size = kwargs.setdefault("img_size", cfg.input_size[-2:])
+    if hasattr(size, "tolist"):  # timm takes no numbers of numpy
+        kwargs["img_size"] = size.tolist()
     options = inspect.signature(MetaFormer).parameters
     depths, dims = (kwargs.get(name, options[name].default) for name in ("depths", "dims"))
     check_stages(depths, dims)
