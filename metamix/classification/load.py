@@ -101,7 +101,7 @@ class Classifier:
 
     @cached_property
     def transform(self) -> "EvalTransform":
-        """Return the function that turns an image, a file or a PIL image, into a tensor (C, H, W) float32."""
+        """Return the function that turns an image file or a PIL image into a tensor (C, H, W) float32."""
         return EvalTransform(self.metadata)
 
     @property
@@ -134,7 +134,7 @@ class Classifier:
         check_several(images)
         images = list(images)
         labels: list[Labels] = []
-        for start in range(0, len(images), BATCH_SIZE):  # in parts: thousands of images would fill the memory
+        for start in range(0, len(images), BATCH_SIZE):  # prepare one batch at a time to limit memory use
             part = [self.transform(image) for image in images[start:][:BATCH_SIZE]]
             labels += self.label(torch.stack(part), top, threshold)
         return labels

@@ -30,7 +30,7 @@ class ClassificationMetric(Metric):
     def start(self) -> State:
         classes = len(self.classes)
         return {
-            # [label, prediction]. NumPy's zeros take no memory before they are written to, torch's zeros do.
+            # [label, prediction]. NumPy's zeros take no memory before they are written to, but torch's zeros do.
             "confusion": torch.from_numpy(np.zeros((classes, classes), np.int64)),
             "in_top5": torch.zeros((), dtype=torch.int64),
             "loss": torch.zeros(()),

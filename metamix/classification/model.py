@@ -18,7 +18,8 @@ from .data import ClassificationData
 from .load import load_classifier, load_initial_weights
 from .options import ClassificationOptions, ModelOptions
 
-STATISTICS = 0.02  # if a channel's mean or std differs from that of the initial weights by more, a note is printed
+# If a channel's mean or std differs by more than this from the values of the initial weights, a note is printed.
+STATISTICS = 0.02
 
 
 class ClassificationModel(TaskModel):
@@ -85,7 +86,7 @@ class ClassificationModel(TaskModel):
         if len(ours) == len(theirs) and any(abs(a - b) > STATISTICS for a, b in zip(ours, theirs)):
             values = (",".join(f"{value:.3g}" for value in each) for each in (self.data.mean, self.data.std, mean, std))
             self.notes.append(
-                "images are normalised with mean {} and std {}; to normalise them as when the weights were trained, "
+                "images are normalised with mean {} and std {}; to use the values that the weights were trained with, "
                 "give --mean {} --std {}".format(*values)
             )
 

@@ -37,7 +37,10 @@ class ClassificationPictures(Pictures):
 
 
 def draw_classes(path: Path, by_class: Mapping[str, Mapping[str, float | None]]) -> None:
-    """Draw two bars for each class with images, for at most `BARS` classes; the lowest first score is on top."""
+    """Draw the first two scores of each class that has images as bars, with the lowest first score on top.
+
+    If there are more than `BARS` such classes, only the classes with the lowest first scores are drawn.
+    """
     first, second, *_ = next(iter(by_class.values()))
     tested = [name for name, scores in by_class.items() if scores["images"]]
     shown = sorted(tested, key=lambda name: by_class[name][first] or 0.0)[:BARS]

@@ -117,8 +117,8 @@ def save_classifier(
 def _signature(model: nn.Module) -> tuple[dict[str, torch.Size], dict[str, str], list[str]]:
     """Return the shapes of a model's tensors, its layers and mixers, and its poolings.
 
-    Layers are compared without the momentum of batch norms, which only training needs, and synchronised batch norms as
-    ordinary ones.
+    The momentum of batch norms is left out, since only training needs it. Synchronised batch norms count as ordinary
+    batch norms.
     """
     layers = {name: text.replace("SyncBatchNorm", "BatchNorm2d") for name, text in describe(model).items()}
     layers = {name: re.sub(r", momentum=[^,)]*", "", text) for name, text in layers.items()}

@@ -82,7 +82,7 @@ def benchmark(
 
     Raises:
         ValueError: an unknown model, engine or precision, nothing to time, a batch size or `runs` below 1, an exported
-            reference, or two models of one name.
+            reference, or two models with the same name.
         ImportError: a package of the extra `deploy` is missing.
     """
     cells = cells_of(engines, precisions)
@@ -155,7 +155,7 @@ def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
             check_choice(what, word, accepted)
     cells = [(engine, p) for engine in engines for p in ENGINES[engine] if p in precisions]
     if not cells:
-        pairs = "; ".join(f"{engine} has {', '.join(names)}" for engine, names in ENGINES.items())
+        pairs = "; ".join(f"{engine} supports {', '.join(names)}" for engine, names in ENGINES.items())
         raise ValueError(f"{', '.join(engines)} cannot compute in {', '.join(precisions)}: {pairs}")
     for cell in cells:
         for package in packages(*cell):
@@ -169,7 +169,7 @@ def packages(engine: str, precision: str) -> tuple[str, ...]:
 
 
 def random_model(name: str, img_size: int | None) -> "BenchmarkedModel":
-    """Build a timm model with random weights for images of side `img_size`; None for its default size."""
+    """Build a timm model with random weights for images of side `img_size`; None means the model's default size."""
     arguments: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
     model: Any = create_model(name, **arguments)
     channels, height, width = timm_config(model)["input_size"]

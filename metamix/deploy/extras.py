@@ -31,7 +31,7 @@ def need(package: str, extra: str = "deploy", install: str = "") -> Any:
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of packages. Packages that are not installed under this very name are left out."""
+    """Return the versions of packages; leave out packages that are not installed under exactly these names."""
     versions = {}
     for package in packages:
         with suppress(PackageNotFoundError):

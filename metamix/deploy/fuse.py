@@ -92,7 +92,7 @@ def record_sizes(model: nn.Module, images: Tensor) -> Sizes:
 
 
 def replace(module: Any) -> nn.Module:
-    """Replace the modules inside `module` by faster ones, in place; return `module` or its own replacement."""
+    """Replace the modules inside `module` with faster ones, in place; return `module` or its replacement."""
     for name, child in module.named_children():
         setattr(module, name, replace(child))
     kind = type(module)

@@ -85,7 +85,8 @@ class CalibratedExport(Exportable):
     def calibration(self, count: int) -> Iterator[np.ndarray]:
         """Yield batches (n, C, H, W) of the first `count` training images in `order`.
 
-        In this class a batch is an image or one of its tiles. Batches are yielded up to 1 GiB in total, at least one.
+        In this class a batch is an image or one of its tiles. The first batch is always yielded; further batches are
+        yielded while the total is at most 1 GiB.
         """
         left = MAX_BYTES
         for number, batch in enumerate(self.load(slice(count))):

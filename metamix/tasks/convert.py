@@ -146,7 +146,7 @@ def once(samples: Iterable[Sample]) -> Iterable[Sample]:
     """Return the samples; if the source lists an image of a group several times, keep the first.
 
     Raises:
-        ValueError: an image has different labels.
+        ValueError: an image is listed with different labels.
     """
     first: dict[tuple[str, Path], Sample] = {}
     for sample in samples:

@@ -60,7 +60,7 @@ class ExplainOptions(Options):
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the prediction of one image is based on."""
+    """The data for a figure that explains the prediction of one image."""
 
     image: Tensor  # the image as the model sees it, (C, H, W) uint8
     activation: Tensor  # class activation map, (H, W), from 0 to 1
@@ -70,7 +70,7 @@ class Explanation:
     blocks: Sequence[tuple[str, nn.Module, Tensor]]
     # Height and width of the image, as shares of the padded image that the views of the mixers cover.
     covers: tuple[float, ...] = (1.0, 1.0)
-    # For a detector, (x1, y1, x2, y2) in pixels of the object that each score belongs to.
+    # For a detector, the box (x1, y1, x2, y2) in pixels of the object that each score belongs to.
     boxes: Sequence[Sequence[float]] = ()
 
     @property

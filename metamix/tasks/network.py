@@ -86,7 +86,8 @@ class NetworkSpec:
         """Build the network of a run folder or a weight file; return it with its spec and its metadata."""
         tensors, metadata = load_weights(find_weights(checkpoint))
         spec = cls.from_dict(metadata, checkpoint)
-        backbone = replace(ModelMetadata.from_dict(metadata, checkpoint), img_size=None)  # this size is the network's
+        # The metadata's img_size is the image size of the whole network, not of its backbone.
+        backbone = replace(ModelMetadata.from_dict(metadata, checkpoint), img_size=None)
         check_described_size(backbone, tensors, checkpoint)
         with limited_size(checkpoint):
             model = spec.build()

@@ -67,9 +67,9 @@ def draw_confusion(
     With up to 40 classes, the axes show their names. With up to 20 classes, the cells show numbers too.
 
     Args:
-        confusion: (classes, classes) int64, rows are labels.
+        confusion: (classes, classes) int64; rows are labels.
         of: what is counted, in the plural.
-        percent: whether cells show percentages, from 1 % on, instead of counts.
+        percent: whether cells show percentages instead of counts; cells below 1 % are then empty.
     """
     shares = 100 * confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)
     count = len(classes)

@@ -17,7 +17,8 @@ from .text import list_names
 TEMPORARY = ".tmp"  # suffix of files that are not complete yet
 LOCK = ".lock"  # file that locks its folder; it stays after unlocking
 MAX_NESTING = 64  # levels of lists and mappings in JSON and YAML
-_PARTS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{\]}]', re.DOTALL)  # brackets; strings, to skip brackets in them
+# Matches brackets, and whole strings, so that brackets inside strings are not counted.
+_PARTS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{\]}]', re.DOTALL)
 
 
 @contextmanager

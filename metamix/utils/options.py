@@ -4,7 +4,7 @@ A field's name is its key in YAML and, with dashes, its flag. Its annotation is 
 int, float, str, Path, dict, tuple[X, ...], Literal[...], or a union such as `int | None`. Types with a rule, such as
 `Share`, also say which values are accepted; see `metamix.utils.rules`.
 
-`metamix.training.recipe.parse` reads the command lines of train and eval, `parse_command` reads all others.
+`metamix.training.recipe.parse` reads the command lines of train and eval; `parse_command` reads all others.
 """
 
 import argparse
@@ -61,8 +61,9 @@ def option(
         default: value if the option is not given; MISSING if it must be given.
         help: one sentence for --help.
         group: heading in --help.
-        on_resume: what to do if the value has changed when a run is resumed. "refuse" raises an error, since it would
-            be another run; "report" allows and reports the change; "ignore" allows it, since no result depends on it.
+        on_resume: what to do if the value has changed when a run is resumed. "refuse" raises an error, since a run
+            with another value is a different run; "report" allows and reports the change; "ignore" allows it, since no
+            result depends on the option.
         needs: option that must be set for this one to have an effect. Give its name, its name and value ("schedule
             poly"), or several of these, one of which is enough ("mixup or cutmix").
         metavar: word for the value in --help, such as FOLDER; by default it is derived from the type.
@@ -264,7 +265,7 @@ def import_modules(names: Sequence[str]) -> None:
         sys.path.append(os.getcwd())  # sys.path of an installed `metamix` command lacks it
     for name in names:
         try:
-            if not name or name.startswith("."):  # import_module would read these as a relative import
+            if not name or name.startswith("."):  # import_module raises ValueError or TypeError for these
                 raise ImportError("it is a path" if name else "it is empty")
             import_module(name)
         except ImportError as error:

@@ -87,7 +87,7 @@ def short_count(count: float) -> str:
 
 
 def speed_text(speed: float) -> str:
-    """Write a speed: "1234 img/s", or "0.4 img/s" for less than one image in a second."""
+    """Write a speed: "1234 img/s", or "0.4 img/s" for less than one image per second."""
     return f"{speed:.0f} img/s" if speed >= 1 else f"{speed:.1g} img/s"
 
 

@@ -131,7 +131,7 @@ def writing(file: Path) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the exporters, which warn of their own deprecated calls and log their progress."""
+    """Silence the exporters, which warn about their own deprecated calls and log their progress."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

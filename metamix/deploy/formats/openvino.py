@@ -70,7 +70,7 @@ class GroupNorm(nn.Module):
 
 
 def to_openvino_form(module: Any) -> nn.Module:
-    """Replace the norms inside a module, in place, by `ChannelNorm` and `GroupNorm`.
+    """Replace the norms inside a module, in place, with `ChannelNorm` and `GroupNorm`.
 
     Return the module or, for a norm, its replacement.
     """
@@ -90,7 +90,7 @@ def write(graph: Graph, file: Path) -> None:
     with quiet(), as_value_error("OpenVINO cannot convert the model"):
         model = openvino.convert_model(program)
     for op in model.get_ops():
-        # For maps of one pixel, OpenVINO's form of torch's interpolation takes the first pixel, not the centre.
+        # Along an output side of one pixel, pytorch_half_pixel takes the first input pixel; torch takes the centre.
         if op.get_type_name() == "Interpolate" and op.get_attributes()[MODE] == "pytorch_half_pixel":
             op.set_attribute(MODE, "half_pixel")
     name = program.graph_signature.user_inputs[0]
