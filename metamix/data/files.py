@@ -31,7 +31,7 @@ READERS = 8  # threads that hash files, to hide the delay of a slow disk; 100,00
 CHUNK = 256  # files that a thread hashes at a time; digests depend on it
 GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
 
-Broken = list[tuple[str, str]]  # path and reason of samples that could not be read
+Broken = list[tuple[str, str]]  # path of each sample that could not be read, and the reason
 T = TypeVar("T")
 
 
@@ -143,7 +143,7 @@ def decode(source: Callable[[], Image.Image], path: str | Path, mode: str = "RGB
 def check_several(images: object) -> None:
     """Raise TypeError for a single image instead of a list, since each letter of a path would be taken for a file."""
     if isinstance(images, (str, Path, Image.Image)):
-        raise TypeError(f"predict takes a list of images, got a single {type(images).__name__}: give [image]")
+        raise TypeError(f"predict takes a list of images, but got a single {type(images).__name__}: give [image]")
 
 
 def check_image(image: object) -> None:

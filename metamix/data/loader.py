@@ -187,7 +187,7 @@ class StreamLoader:
         """Yield the batches of an epoch from step `start` on.
 
         Raises:
-            CorruptImage: too many images cannot be read, or a sample must not be replaced.
+            CorruptImage: too many images cannot be read, or a sample that must not be replaced cannot be read.
             OSError: a worker process died.
         """
         self.sampler.epoch, self.sampler.start = epoch, start

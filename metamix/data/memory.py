@@ -86,7 +86,8 @@ def pixels(source: Source, options: SourceOptions) -> Pixels:
     An image that differs from `image_size` is resized so that its shorter side fits, and cropped at the centre.
 
     Raises:
-        ValueError: no `img_size` is given and images differ in size, although a sample of them had the same size.
+        ValueError: no `img_size` is given and the images differ in size, although the images that `common_size` opened
+            have one size.
     """
     split, size = source.images, image_size(source, options)
     done = _decoded.setdefault(split, {})

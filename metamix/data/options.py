@@ -79,7 +79,8 @@ class SourceOptions(LocationOptions):
     test_share: PositiveShare = _source(0.1, "share of the images to score if a folder has no test split")
     holdout: ShareBelowOne = _source(0.0, "share of train to hold out for tuning; the same samples for every seed")
     memory: Memory = _source(
-        "auto", "decode all images at the start; auto: only small ones of one size, at most 2 GiB before resizing"
+        "auto",
+        "decode all images at the start; auto: if they are small, of one size, and at most 2 GiB before resizing",
     )
     img_size: Side | None = _source(
         None,

@@ -84,7 +84,7 @@ class EvalOrder:
 
 
 class ListedOrder(EvalOrder):
-    """Yield the samples with these numbers (n,), in batches of one."""
+    """Yield the samples with the indices `numbers`, (n,) int64, in batches of one."""
 
     def __init__(self, numbers: Tensor):
         self.batches = numbers.split(1)

@@ -87,7 +87,7 @@ class Splits:
     """An open data set.
 
     `holdout` is None if no share is held out. `train` is None if there is no training split, or if all images are
-    scored. Training rejects both cases.
+    scored. Such a data set can be scored, but not trained on.
     """
 
     train: Source | None
@@ -134,8 +134,8 @@ def open_data(
     """Open the data set called `name`. A few images are opened to find their size.
 
     Args:
-        root: folder of the data set; None for digits. It is required for folder. For hfds/NAME it is the cache folder.
-            For all other names, None stands for the folder `data`.
+        root: folder of the data set. It must be None if `name` is digits, and must be given if `name` is folder. For
+            hfds/NAME it is the cache folder. For all other names, None stands for the folder `data`.
         holdout, download, test_on, test_share: see `SourceOptions`. Shares are stratified by class and do
             not depend on the seed of a run. A `test_share` of 1 scores all images.
         classes: class names of the trained model to evaluate, if there is one. Labels are numbered in this order.
@@ -143,7 +143,8 @@ def open_data(
         train_required: reject a folder without a training split.
 
     Raises:
-        ValueError: a name, `test_on` or a class is unknown, the files have another layout, or a share leaves no images.
+        ValueError: `name`, `test_on` or a class is unknown, the layout of the files is wrong, or a share leaves no
+            images.
         FileNotFoundError: the data set is missing.
         ImportError: an extra is missing.
     """

@@ -127,7 +127,10 @@ def column_name(title: str) -> str:
 
 
 def choose_columns(titles: Sequence[str], source: Path) -> Columns:
-    """Find the purpose of each column. Without a class and a box, every column except file and split is for a label."""
+    """Find the purpose of each column.
+
+    If there is no class and no box, every column except file and split is for a label.
+    """
     header = list(map(column_name, titles))
     file, label, split = (next((name for name in names if name in header), "") for names in COLUMNS)
     box = next((names for names in (*CORNERS, *SIDES) if set(names) <= set(header)), ())

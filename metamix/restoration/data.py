@@ -44,7 +44,8 @@ class RestorationData:
     Args:
         options: the training options. To evaluate weights, give the degradation and channels they were trained with.
         seed: seed of mixup.
-        trained: metadata of the weights to evaluate; None to train. For weights, the training split is not opened.
+        trained: metadata of the weights to evaluate, or None for training. The training split is not opened for an
+            evaluation.
     """
 
     def __init__(self, options: RestorationOptions, seed: int = 0, trained: ModelMetadata | None = None):

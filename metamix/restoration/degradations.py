@@ -4,7 +4,7 @@
                         noise:25:grey adds the same noise to all channels
     downscale:S         bicubic shrinking as in MATLAB's imresize, rounded to 8 bits; S is a whole number
     blur:SIGMA          Gaussian blur, sigma in pixels
-    motion:LENGTH       blur along a line of a random direction, length in pixels
+    motion:LENGTH       blur along a line in a random direction, length in pixels
     jpeg:QUALITY        JPEG compression, quality from 1 to 100
     low_light:GAMMA     image ^ gamma, gamma of at least 1; low_light:3:10 then adds noise of sigma 10 and clips
     haze:BETA           image * t + light * (1 - t) with t = exp(-beta * depth); the light is grey, from 0.7 to 1; the
@@ -75,7 +75,7 @@ def blur(image: Tensor, rng: Generator, sigma: float) -> Tensor:
 
 
 def motion(image: Tensor, rng: Generator, length: float) -> Tensor:
-    """Blur along a line of a random direction."""
+    """Blur along a line in a random direction."""
     return convolve(image, line_kernel(length, math.pi * draw(rng)))
 
 

@@ -49,7 +49,8 @@ def test_folders(options: RestorationDataOptions) -> list[Path]:
 def find_roots(options: RestorationDataOptions) -> dict[str, Path]:
     """Return the folders of the splits.
 
-    "test" is missing if a share of "train" is scored. The folder val is "holdout", unless it is missing or "test".
+    "test" is missing if a share of "train" is scored. The folder val is "holdout", unless it does not exist or is
+    already "test".
     """
     root, folders = Path(options.data_dir), test_folders(options)
     has_train = options.data_dir and (root / "train").is_dir()

@@ -38,5 +38,5 @@ def updated(best: Best, epoch: int, scores: Mapping[str, float], model: nn.Modul
 
 
 def is_exhausted(best: Best, patience: int) -> bool:
-    """Return whether the last scored epoch is `patience` or more epochs after the best; always False for 0."""
+    """Return whether the last scored epoch is `patience` or more epochs after the best; False if `patience` is 0."""
     return bool(patience and best) and best["scored"] - best["epoch"] >= patience

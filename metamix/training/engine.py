@@ -323,7 +323,7 @@ class Engine:
 
     def _advice(self, problem: str) -> str:
         start = "the start" if self.checkpoints.last is None else "the checkpoint"
-        remedies = ["a lower --lr", "a longer --warmup-epochs", "--clip-grad 1"]
+        remedies = ["a lower --lr", "a larger --warmup-epochs", "--clip-grad 1"]
         if self.stepper.dtype is not None:
             remedies.append(f"--amp {'bf16' if self.stepper.dtype == torch.float16 else 'none'}")
         return (

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class TensorMemory(TorchDispatchMode):
-    """Count the bytes of all tensors that are created within this context, including backward passes."""
+    """Count the bytes of all tensors that are created within this context, also in backward passes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class TensorMemory(TorchDispatchMode):
 
 
 def largest_part(share: int, memory: Callable[[int], float], free: float) -> int:
-    """Return `share`, halved until `memory` of that many samples is at most `free`; 0 if one sample is too many."""
+    """Halve `share` until `memory(share)` is at most `free` bytes; return 0 if one sample needs more than that."""
     while share > 1 and memory(share) > free:
         share = -(-share // 2)
     return share if memory(share) <= free else 0

@@ -229,7 +229,8 @@ def parse(
         for flag, other in INSTEAD:
             if flags.get(flag):
                 configured.pop(other, None)
-        if flags.get("ema", configured.get("ema")) != configured.get("ema"):  # a saved recipe has ema or last, not auto
+        # A saved recipe has score ema or last, never auto. If a flag changes ema, score must be chosen anew.
+        if flags.get("ema", configured.get("ema")) != configured.get("ema"):
             configured.pop("score", None)
         values = {**defaults, **configured, **flags}
         engine_options, task_options = (

@@ -48,7 +48,8 @@ class Run:
         """Create and lock the folder; it is None for a dry run, which writes no files.
 
         Raises:
-            ValueError: another process writes into the folder, it holds a link, or a tracker is not installed.
+            ValueError: another process writes into the folder, the folder holds a link or a pipe, or a tracker is not
+                installed.
             OSError: the folder cannot be made or locked.
         """
         self.folder, self.main = folder, main

@@ -74,7 +74,7 @@ class TrainStep:
 
         It takes the number of samples in a forward pass. Two samples of a prepared batch are measured, and four if they
         fit in the `free` bytes. The model stays unchanged. On a CPU, the estimate differs from the growth of the
-        process by at most 5 %.
+        process's memory by at most 5 %.
         """
         few, more = min(2, num_samples(batch)), min(4, num_samples(batch))
         bytes_of_few = self._measure(batch, few)

@@ -34,9 +34,9 @@ class TaskData(Protocol):
     def identity(self) -> Mapping[str, Any]:
         """Return plain values that must be the same when a run is resumed, such as class names and sample counts.
 
-        The entry "digest" is `metamix.weights.checksums.digest` of the samples: relative paths, labels, file sizes. The
-        entry "content" is `metamix.data.files.content_digest` of their files. For evaluation alone, "content" may
-        be missing.
+        The entry "digest" is `metamix.weights.checksums.digest` of the relative paths, labels and file sizes of the
+        samples, or a dict of such digests by split. The entry "content" is `metamix.data.files.content_digest` of their
+        files, in the same form. For evaluation alone, "content" may be missing.
         """
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> TrainLoader:

@@ -139,7 +139,7 @@ def _describe(engine: Engine, run: Run) -> None:
     """Print the data, the model, the number of steps and the machine."""
     about, options, group = engine.about, engine.options, engine.group
     share = options.batch_size // group.world_size
-    names = {"test": about.get("test_split", "test")}  # the data set's own name of the split
+    names = {"test": about.get("test_split", "test")}  # the name of the split in the data set
     samples = ", ".join(f"{count:,} {names.get(split, split)}" for split, count in about["samples"].items())
     run.say(f"data     {about['data']}: {samples}")
     run.say(

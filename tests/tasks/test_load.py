@@ -84,7 +84,7 @@ def test_two_sources_of_weights_are_refused():
     ids=lambda trained: type(trained).__name__,
 )
 def test_a_single_image_instead_of_a_list_is_refused(trained, image):
-    with pytest.raises(TypeError, match=r"predict takes a list of images, got a single .*: give \[image\]"):
+    with pytest.raises(TypeError, match=r"predict takes a list of images, but got a single .*: give \[image\]"):
         trained.predict(image)
 
 

@@ -78,7 +78,7 @@ def is_image(path: str) -> bool:
 
 
 def list_image_paths(root: Path) -> list[str]:
-    """List the images below a folder by their relative paths, in natural order; warn of images in other formats."""
+    """List the images below a folder by their relative paths, in natural order; warn about images in other formats."""
     files = list_files(root)
     kinds = Counter(os.path.splitext(path)[1].lower() for path in files)
     if others := sorted(kinds.keys() & (Image.registered_extensions().keys() | PHOTOGRAPHS) - set(IMG_EXTENSIONS)):
@@ -88,7 +88,7 @@ def list_image_paths(root: Path) -> list[str]:
 
 
 def natural_order(path: str) -> tuple[list[str | int], str]:
-    """Return a sort key that puts 2.png before 10.png, in the same order on every machine."""
+    """Return a sort key that puts 2.png before 10.png and gives the same order on every machine."""
     parts = re.split(r"(\d+)", path.lower())
     return [int(part[:4000]) if i % 2 else part for i, part in enumerate(parts)], path  # int() allows 4,300 digits
 
@@ -110,7 +110,10 @@ def label_by_folder(paths: Sequence[str], place: Path) -> tuple[Tensor, tuple[st
 
 
 def match_classes(split: ImageSplit, classes: tuple[str, ...]) -> list[str]:
-    """Number the labels of a split as in `classes`. If `classes` lacks some, only return their names."""
+    """Renumber the labels of a split in the order of `classes`, and return an empty list.
+
+    If the split has classes that are not in `classes`, return their names and change nothing.
+    """
     if unknown := [name for name in split.classes if name not in classes]:
         return unknown
     numbers = torch.tensor([classes.index(name) for name in split.classes])
