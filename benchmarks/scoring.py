@@ -44,7 +44,7 @@ def check_reproduced(card: dict, top1: float) -> None:
     """Check a measured accuracy in percent against the accuracy on a card.
 
     Raises:
-        ValueError: they differ by more than 0.011 points: one prediction of 10,000 may depend on the machine.
+        ValueError: the accuracies differ by more than 0.011 points. One prediction of 10,000 may depend on the machine.
     """
     if abs(top1 - card["top1"]) > 0.011:
         raise ValueError(

@@ -59,7 +59,7 @@ class Variant:
     size: str = "nano"
 
 
-# In every variant, learned mixers have the options that they have in the model's size, nano or tiny.
+# In every variant, learned mixers keep the options of the model's size, nano or tiny.
 VARIANTS = {
     "nano": Variant(
         "dims 64/128/192, depths 2/4/2, ratio 4; learned mixers are paid for by the MLPs; Muon's rate 1e-2",

@@ -42,7 +42,7 @@ def load_family(tag: str | None) -> dict[str, dict]:
     """
     if not (family := by_mixer(load_tag(tag))):
         others = ", ".join(tag for tag in tags() if by_mixer(load_cards(tag)))
-        raise ValueError(f"--tag is {tag!r}, which no metaformer_* model has: give one of {others}")
+        raise ValueError(f"--tag is {tag!r}, but the metaformer_* models have the tags {others}: give one of them")
     return family
 
 

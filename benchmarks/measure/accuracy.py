@@ -105,10 +105,11 @@ class Resized(nn.Module):
 
 
 def score_sizes(measured: dict[str, dict], cards: Sequence[dict], data_dir: str | None) -> dict[str, dict]:
-    """Add the scores of new weights to a copy of `measured`, {name: {"weights", "made", "top1", "resized"}}; return it.
+    """Add the scores of new weights to a copy of `measured`, and return the copy.
 
-    "made", "top1" and "resized" are {size as text: accuracy}. Models trained at a side above `SMALL` have only
-    "made"; models trained at a side that `SIZES` lacks are left out.
+    `measured` is {name: {"weights", "made", "top1", "resized"}}. "made", "top1" and "resized" are {size as text:
+    accuracy}. Models trained at a side above `SMALL` have only "made"; models trained at a side that `SIZES` lacks are
+    left out.
 
     Raises:
         ValueError: the accuracy on a card is not reproduced, so the card describes other data or other weights.

@@ -5,10 +5,11 @@
     python -m benchmarks.measure.collect segmentation runs/camvid-semantic_fpn-*
     python -m benchmarks.measure.collect minattn runs/minattn-*
 
-For detection, the test images of the run with the best AP50 are also saved as docs/images/detection.jpg. All runs must
-follow one recipe: they may differ only in the model, the seed, `--pretrained` and options that do not affect the
-result. The runs of minattn, the minimal attention variants, follow configs/mnist/minattn.yaml and
-configs/cifar10/minattn.yaml: one recipe for each data set.
+For detection, the test images of the run with the best AP50 are also saved as docs/images/detection.jpg. Detection
+runs must follow one recipe: they may differ only in the model, the seed, `--pretrained` and options that do not affect
+the result. Segmentation runs may follow any recipe, but must have the same images. Transfer runs on the same data must
+follow one recipe, but may train another model and start from other weights. The runs of minattn, the minimal attention
+variants, follow configs/mnist/minattn.yaml and configs/cifar10/minattn.yaml: one recipe for each data set.
 """
 
 import argparse
@@ -35,7 +36,8 @@ TRANSFER_KEYS = ("data", "parameters", "macs", "samples", "epochs", "seconds", "
 SCORES = {"classification": "top1", "detection": "AP", "segmentation": "miou"}
 MINATTN_KEYS = ("top1", "parameters", "seconds", "seed", "commit")
 MINATTN_DATA = {"mnist": "MNIST", "cifar": "CIFAR-10"}
-# Options in which runs on the same data may differ. `epochs` and `samples` are compared, not `iterations`, `test_on`.
+# Options in which runs on the same data may differ. The numbers of epochs and samples are compared instead of
+# `iterations` and `test_on`.
 STARTS = {"model", "pretrained", "checkpoint", "linear_probe", "mean", "std", "head_args", "iterations", "test_on"}
 
 
@@ -79,7 +81,7 @@ def add_transfer(results: dict, run: Path) -> None:
     """Add a run of a backbone on another data set, or replace the earlier run of its model, weights, data and seed.
 
     Raises:
-        ValueError: the run is not finished, or its recipe or images differ from those of the other runs on these data.
+        ValueError: the run is not finished, or the other runs on these data have another recipe or other images.
     """
     summary, recipe = read_run(run)
     task = recipe.get("task", "classification")
@@ -99,7 +101,8 @@ def add_minattn(results: dict, run: Path) -> None:
     """Add a run to `results`, or replace the earlier run of its model.
 
     Raises:
-        ValueError: the run is not finished, trained another model than the recipes of minattn, or has another recipe.
+        ValueError: the run is not finished, trained a model that is not in the minattn recipes, or has a recipe that
+            differs from the recipe of the other runs on its data.
     """
     summary, recipe = read_run(run)
     data = summary["model"].rpartition("_")[2]

@@ -58,7 +58,7 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Time the models of each reference, interleaved; print and save the results."""
+    """Time models interleaved with their reference; print and save the results."""
     for reference in dict.fromkeys(map(reference_of, options.models)):
         names = [name for name in options.models if reference_of(name) == reference]
         result = benchmark(

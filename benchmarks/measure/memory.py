@@ -9,13 +9,13 @@ All measurements are in float32 and channels_last. `adds_mib` is what a pass add
 torch, the weights and the image; `peak_mib` and the GiB of detection are peaks of the whole process.
 
 inference     One image of each size in `SIZES`.
-detection     RetinaNet has 256 channels at strides 8 to 128. Evaluation takes one image of 800x1216 pixels, a training
-              step with AdamW takes two images of 480x640.
+detection     RetinaNet has 256 channels at strides 8 to 128. Evaluation takes one image of 800x1216 pixels, and a
+              training step with AdamW takes two images of 480x640.
 restoration   One random image of each side in `SIDES`, with as many channels as the model takes. The process keeps
               freed memory, as `metamix predict` does. `seconds` is the time of the second pass, since the
               first also waits for the system to provide memory.
-photograph    maxim_s1 and maxim_nano restore an image of 4000 x 3000 pixels, in tiles of 256 and 512 pixels that
-              overlap by 32.
+photograph    maxim_s1 and maxim_nano restore an image of 4000 x 3000 pixels. The tiles of maxim_s1 have 256 pixels,
+              the tiles of maxim_nano have 512 pixels, and both overlap by 32.
 """
 
 import argparse

@@ -4,9 +4,9 @@
     python -m benchmarks.measure.restoration data/photos --names wavemix_restore_nano.noise25
     python -m benchmarks.measure.restoration data/photos --parts speed
 
-The folder holds bsd68, set12, set14 and set5/hr. Weights for noise are scored on bsd68 and set12, weights
-for super-resolution on set5/hr and set14, in float32; `psnr_x8` is the PSNR of the mean over eight orientations. Other
-weights are only timed. For timing, the output has 256 x 256 pixels.
+The folder holds bsd68, set12, set14 and set5/hr. Weights for noise are scored on bsd68 and set12, and weights
+for super-resolution are scored on set5/hr and set14, both in float32. `psnr_x8` is the PSNR of the mean over eight
+orientations. Other weights are only timed. For timing, the output has 256 x 256 pixels.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="folder with bsd68, set12, set14 and set5/hr")
     parser.add_argument("--names", nargs="+", choices=[card["name"] for card in cards], help="weights (default: all)")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: both")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: both)")
     parser.add_argument("--seconds", type=float, default=5.0, help="seconds to time each model")
     options = parser.parse_args()
     keep_freed_memory()

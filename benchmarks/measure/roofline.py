@@ -35,7 +35,7 @@ from metamix.models import count_macs
 from metamix.utils.system import keep_freed_memory
 from metamix.utils.timing import interleaved
 
-# torch counts the operations of matrix products, convolutions and attention, except of fused attention on CPUs.
+# torch counts the operations of matrix products, convolutions and attention, except for fused attention on CPUs.
 FLOP = flop_registry | {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
         q.shape, k.shape, v.shape

@@ -86,7 +86,7 @@ class Bench:
             compiled: names of the models to time with torch.compile too.
 
         Returns:
-            {name: {"format", "ms", and "compiled_ms" if it is in `compiled`}}
+            {name: {"format", "ms", and "compiled_ms" if the name is in `compiled`}}
         """
         steps, times = {}, {}
         for name, batch, size in models:
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--published", action="store_true", help="time the papers' models beside their authors' code")
     parser.add_argument("--models", type=lambda s: s.split(","), help="comma-separated names")
     add_cells(parser)
-    parser.add_argument("--compile", action="store_true", help="also time torch.compile (--published: of our code)")
+    parser.add_argument("--compile", action="store_true", help="also time torch.compile (--published: our code only)")
     parser.add_argument("--authors", type=Path, help="folder with clones of the authors' repositories")
     parser.add_argument("--reference", default=REFERENCE, help="model that ratios refer to")
     parser.add_argument("--output", type=Path, help="JSON file (default: speed.json or authors_speed.json in results/)")

@@ -1,8 +1,8 @@
 """Provide what all measurements need: arguments, steps of models, the memory of a process, and result files.
 
-Timed processes keep freed memory (`metamix.utils.system.keep_freed_memory`), as training on a CPU does. `ceiling`,
-`deploy profile` and the loops `timm` and `script` of `train_loop` do not. By default, glibc may return large freed
-blocks to the system, and the kernel clears the pages when they are used again, which takes a third of the fp32
+Timed processes keep freed memory (`metamix.utils.system.keep_freed_memory`), as training on a CPU does. The exceptions
+are `ceiling`, `deploy profile` and the loops `timm` and `script` of `train_loop`. By default, glibc may return large
+freed blocks to the system, and the kernel clears the pages when they are used again, which takes a third of the fp32
 inference time of poolformer_s12. Processes that measure peak memory do not keep freed memory, except `memory
 restoration`, `memory photograph` and the loops `ours` and `bare` of `train_loop`.
 """

@@ -252,7 +252,7 @@ def size_rows(card: dict) -> list[tuple[str, str]]:
 
 
 def kind_of_weights(card: dict) -> str:
-    """Describe which weights of the run are on the card."""
+    """Say whether the card describes the moving average of the weights or the weights of the last step."""
     return {"ema": "the moving average of the weights", "last": "the weights of the last step"}[card["weights"]]
 
 

@@ -58,7 +58,7 @@ def notes(cards: Sequence[dict]) -> str:
         said.append(
             f"Speed is a median over interleaved steps on {cost['cpu']} with {cost['threads']} threads, "
             f"{cost['precision']}, batches of {cost['batch_size']} random images; a training step is forward, backward "
-            "and an SGD update. Brackets have the speed relative to identity. Memory is what training / inference "
+            "and an SGD update. The speed relative to identity is in brackets. Memory is what training / inference "
             "adds to a process that holds torch and the model."
         )
     return wrap(" ".join(said))

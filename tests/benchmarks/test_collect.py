@@ -15,7 +15,7 @@ from metamix.models.minattn import ROWS, variant
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Return a function that writes a finished run to the folder `name` and returns it; pictures go to best.jpg."""
+    """Return a function that writes a finished run and returns its folder `name`; pictures go to best.jpg."""
     monkeypatch.setattr(collect, "PICTURE", tmp_path / "best.jpg")
 
     def run(name, summary, recipe):

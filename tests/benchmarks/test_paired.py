@@ -44,5 +44,5 @@ def test_data_that_do_not_give_the_accuracy_on_the_card_are_refused(monkeypatch)
 
 
 def test_a_tag_without_the_compared_models_is_refused():
-    with pytest.raises(SystemExit, match="'mnist', which no metaformer_.* has: give one of cifar10, digits"):
+    with pytest.raises(SystemExit, match="'mnist', but the metaformer_.* have the tags cifar10, digits"):
         accuracy.main(["pairs", "--tag", "mnist"])

@@ -1,4 +1,4 @@
-"""Test the shipped restoration weights on pictures of scikit-image, their cards, and how a run is shipped."""
+"""Test the shipped restoration weights on pictures from scikit-image, their cards, and how a run is shipped."""
 
 import json
 

@@ -56,7 +56,7 @@ def test_given_options_win_over_options_of_training(weights):
 
 
 def test_a_file_with_timms_tensor_names_is_loaded(three_classes):
-    """The file names the tensors of a PoolFormer as timm does. The number of classes is read from its head."""
+    """The tensors have timm's names for a PoolFormer. The number of classes is read from the head."""
     name, arguments = "metaformer_pooling_s12", {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
     ours = create_model(name, num_classes=3, **arguments)
     path = three_classes / "p.pth"

@@ -117,7 +117,7 @@ def folder_of_digits(run, tmp_path):
 
 
 def test_renamed_classes_are_an_error(folder_of_digits, tmp_path):
-    """Classes with other names are refused, even if their number is equal. Only numbers may be matched by order."""
+    """Other class names are refused, even if there are as many. Only names that are numbers are matched by order."""
     words = folder_of_digits(["train", "val"], [f"no {label}" for label in range(10)])
     advice = f"metamix train --data folder --data-dir {tmp_path}/set --model {MODEL} --checkpoint {tmp_path}/w.safet"
     with pytest.raises(SystemExit, match=f"set has the classes no 0, .*the model does not have; .* first: {advice}"):

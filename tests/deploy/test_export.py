@@ -62,7 +62,7 @@ def check_sizes(source, folder, format, shapes, **options):
         torch.testing.assert_close(model(images), eager(images).detach(), rtol=1e-4, atol=1e-4)
 
 
-AVERAGING = [("nin", "onnx"), ("minattn", "onnx")]  # their averages over cells have a form of their own in ONNX
+AVERAGING = [("nin", "onnx"), ("minattn", "onnx")]  # their ONNX exports average cells by matrix products
 
 
 @pytest.mark.parametrize(

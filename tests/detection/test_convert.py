@@ -213,7 +213,7 @@ def csv_of_corners(original, folder):
 
 
 def csv_of_sizes(original, folder):
-    lines = ["Image Path;Width;Height;X;Y;W;H;Label;Split"]  # the first two are of the image
+    lines = ["Image Path;Width;Height;X;Y;W;H;Label;Split"]  # Width and Height are the size of the image
     for file in copy_images(original, folder / "images"):
         split = {"train": "train", "val": "validation"}[file.name.partition("_")[0]]
         lines += [

@@ -91,7 +91,8 @@ def test_an_exported_detector_finds_the_same_objects(detector, format, dynamic, 
     images = open_detector(options(source)).examples(2)  # two images at once
     for together, alone in zip(graph(images), zip(*(graph(image) for image in images.split(1)))):
         torch.testing.assert_close(together, torch.cat(alone), rtol=1e-3, atol=1e-3)
-    # Boxes are equal if the padding is: none where an image fills a fixed graph, the detector's for a dynamic graph.
+    # Boxes are equal only if the padding is equal. An image that fills a fixed graph is not padded, and a dynamic graph
+    # takes images that are padded as the detector pads them.
     exported = metamix.load(folder, trust=True)
     assert exported.spec == load_detector(source).spec
     eager, match = load_detector(source).model, BoxMatch(0.3, 300)

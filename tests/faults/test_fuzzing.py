@@ -1,8 +1,8 @@
 """Damage every kind of file that a command reads, at random.
 
 A damaged file with checksums must be refused, or read as if it were whole. Any other file may be read with another
-result. A refusal must name the file, its folder or an option. Reading has limits of time and memory. The damage is the
-same in each run. `pytest -m slow` runs 20 times as many rounds.
+result. A refusal must name the file, its folder or an option. Each read has limits on time and memory. The damage is
+the same in each run. `pytest -m slow` runs 20 times as many rounds.
 """
 
 import io

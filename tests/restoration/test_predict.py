@@ -216,7 +216,10 @@ def test_the_first_of_several_images_in_a_file_is_restored(dtype, tmp_path, run,
 
 
 def write_png(path, values, kind=2, exif=b""):
-    """Write (H, W, C) uint16 values as a 16-bit PNG, which Pillow cannot do. Kind 2 is RGB, 4 grey with alpha."""
+    """Write (H, W, C) uint16 values as a 16-bit PNG, which Pillow cannot do.
+
+    Kind 2 is RGB, and kind 4 is grey with alpha.
+    """
     height, width, _ = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     chunks = (

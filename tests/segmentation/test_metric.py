@@ -20,7 +20,10 @@ IGNORED, CLASSES = 255, 5
 
 
 def blobs(seed, size=(24, 30)):
-    """Make labels and predictions. Class 3 is only predicted, class 4 is absent, a tenth of the pixels is ignored."""
+    """Make labels and predictions.
+
+    Class 3 is only predicted, class 4 is absent, and a tenth of the pixels is ignored.
+    """
     torch.manual_seed(seed)
     coarse = torch.randint(0, 3, (1, 1, 6, 6)).float()
     truth = nn.functional.interpolate(coarse, size)[0, 0].byte()
