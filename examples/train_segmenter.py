@@ -20,7 +20,7 @@ COLOURS = ((120, 180, 240), (150, 140, 90), (200, 80, 70), (50, 120, 60))
 
 
 def draw_scene(seed: int, size: tuple[int, int] = (128, 96)) -> tuple[Image.Image, Image.Image]:
-    """Draw a scene and its mask, a grey image of labels. Its bottom row of pixels is marked as ignored (255)."""
+    """Draw a scene and its mask, a grey image of labels. The bottom row of the mask is marked as ignored (255)."""
     rng = np.random.default_rng(seed)
     width, height = size
     image, mask = Image.new("RGB", size), Image.new("L", size)

@@ -49,7 +49,7 @@ _for_onnx = ContextVar("_for_onnx", default=False)
 
 @contextmanager
 def for_onnx() -> Iterator[None]:
-    """Make `is_for_onnx` true: a model that torch.export records here is then converted to ONNX."""
+    """Make `is_for_onnx` true inside the block, in which torch.export records a model for conversion to ONNX."""
     token = _for_onnx.set(True)
     try:
         yield

@@ -119,7 +119,7 @@ def apply_in_tiles(
 
 
 def check_tiles(tile: int, overlap: int) -> None:
-    """Raise ValueError unless both are whole numbers, and `overlap` is smaller than `tile` if there are tiles."""
+    """Raise ValueError unless `tile` and `overlap` are whole numbers, and 0 <= overlap < tile if there are tiles."""
     check_counts(0, tile=tile, overlap=overlap)
     if tile and overlap >= tile:
         raise ValueError(f"tile is {tile} and overlap is {overlap}: give 0 <= overlap < tile, or tile 0 for no tiles.")

@@ -48,8 +48,8 @@ def layer_norm_2d(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor
     """Normalise (B, C, H, W) over C.
 
     Why not `F.layer_norm` in a compiled graph too: between a strided and a 1x1 convolution, torch 2.13's inductor
-    fails to order the strides of the permuted map when the image size changes. Nothing is lost, since inductor fuses
-    the sums over C anyway.
+    fails to order the strides of the permuted map when the image size changes. No speed is lost, since inductor
+    fuses the sums over C anyway.
     Reproducer: tests/layers/test_workarounds.py::test_layer_norm_compiled_for_any_size
     Remove when: that test skips on the oldest supported torch.
     """

@@ -24,8 +24,8 @@ def to_sets(x: Tensor, set_size: Sequence[int], layout: str) -> Tensor:
     (h, w), (kh, kw) = x.shape[-2:], set_size
     nh, nw = h // kh, w // kw
     if may_vary(nh, nw):
-        # torch.export would fix whether a side has one set or several. With an extra row and column of sets, it
-        # always has several. Padding adds whole blocks, so a grid is first sorted into blocks.
+        # torch.export would fix whether a side has one set or several. With an extra row and column of sets, each
+        # side always has several. Padding adds whole blocks, so a grid is first sorted into blocks.
         if layout == GRID:
             x = x[:, :, grid_order(nh, kh, x)][..., grid_order(nw, kw, x)]
         x, nh, nw, layout = F.pad(x, (0, kw, 0, kh)), nh + 1, nw + 1, BLOCK

@@ -121,8 +121,8 @@ class PositionBias(nn.Module):
     (B, C, H, W), (B, C, h, w) -> (heads, H W, h w). Queries between the context's grid points get interpolated biases.
 
     At the start, each head favours one point on a circle around the query, with a radius of one token. The biases
-    start as -2 log(1 + d^2), where d is the distance from this point in tokens. They fall slowly, so that a head can
-    also learn to look far.
+    start as -2 log(1 + d^2), where d is the distance from this point in tokens. They fall slowly with d, so that a head
+    can also learn to attend to distant tokens.
 
     The table holds a bias for each offset in a context of `size`. It is resampled for other sizes.
     """

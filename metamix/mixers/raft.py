@@ -182,7 +182,8 @@ def from_windows(x: Tensor, size: Sequence[int]) -> Tensor:
 def window_counts(size: Sequence[int], window: Sequence[int]) -> tuple[int, int]:
     """Return how many windows cover a map of `size` = (H, W), down and across."""
     (height, width), (h, w) = round_up(size, window), window
-    # torch.export would fix whether a side has one window or several. With an extra window, it always has several.
+    # torch.export would fix whether a side has one window or several. With an extra window, each side always has
+    # several.
     more = int(may_vary(height, width))
     return height // h + more, width // w + more
 

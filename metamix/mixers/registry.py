@@ -129,7 +129,7 @@ def comparable(value: Any) -> Any:
 class MixerOption:
     """An option of a mixer."""
 
-    name: str  # what to write in `mixer_args`
+    name: str  # key of the option in `mixer_args`
     default: Any  # value if the option is not given; `inspect.Parameter.empty` if the option is required
     doc: str  # meaning, from the docstring of the mixer's class; empty if the docstring does not mention the option
 

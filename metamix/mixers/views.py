@@ -1,7 +1,7 @@
 """Show what mixers compute: attention, gates, wavelet bands and spatial weights.
 
-`view(mixer, x, point)` returns the pictures of a mixer: an empty list for identity, pooling and any class that is not
-registered. Add a mixer of your own with `@view.register`.
+`view(mixer, x, point)` returns the pictures of a mixer. The list is empty for identity, pooling and any class for
+which no function is registered. Register a function for your own mixer with `@view.register`.
 """
 
 from dataclasses import dataclass

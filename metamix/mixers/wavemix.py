@@ -13,15 +13,15 @@
 
 The paper's block is this mixer with a residual, without a norm before the mixer or a channel MLP after it.
 
-The map may have any size: the transform pads an odd map with zeros (PyWavelets' mode "zero"), and the upsampled map is
-cropped. Filters with more taps than Haar's two make bands larger than half of the map, so the crop keeps the centre.
-The cost is linear in the number of tokens. With the default `ff_channel`, most of it is the transposed convolution: 4 C
-multiply-adds per value.
+The map may have any size: the transform pads odd sides of a map with zeros (PyWavelets' mode "zero"), and the upsampled
+map is cropped. Filters with more taps than Haar's two make bands larger than half of the map, so the crop keeps the
+centre. The cost is linear in the number of tokens. With the default `ff_channel`, most of it is the transposed
+convolution: 4 C multiply-adds per value.
 
-Departures from the authors' code: they order the detail channels by channel (c0-LH, c0-HL, c0-HH, c1-LH ...), we order
+Departures from the authors' code: they order the detail channels by channel (c0-LH, c0-HL, c0-HH, c1-LH ...); we order
 them by band. When a checkpoint of the authors is loaded, the first convolution of each MLP is therefore permuted. Their
-code does not run on odd maps. The options norm="group" and upsample="bilinear" are ours; `models/wavemix.py` explains
-"bilinear".
+code does not run on maps with odd sides. The options norm="group" and upsample="bilinear" are ours;
+`models/wavemix.py` explains "bilinear".
 """
 
 import pywt
@@ -148,7 +148,8 @@ def dwt2(x: Tensor, filters: tuple[list[float], list[float]]) -> Tensor:
 
 def haar2(x: Tensor) -> Tensor:
     """Compute `dwt2` for Haar from sums and differences of the four values in each 2 x 2 cell."""
-    # Channels last, since the backward pass of unbind writes its gradient in the order of the dimensions.
+    # First move the channels to the last dimension, since the backward pass of unbind writes its gradient in the order
+    # of the dimensions.
     x = pad_to(x, (2, 2)).movedim(1, -1) * 0.5  # (B, H, W, C)
     top, bottom = x.unflatten(1, (-1, 2)).unbind(2)  # (B, H / 2, W, C) each
     s, d = top + bottom, top - bottom  # low and high along the height

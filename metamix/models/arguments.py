@@ -47,7 +47,7 @@ def mixers_per_stage(mixer: Any, mixer_args: Any, stages: int) -> tuple[list[str
 
 
 def check_stages(depths: Any, dims: Any) -> None:
-    """Raise ValueError unless both are sequences of positive whole numbers and have the same length."""
+    """Raise ValueError unless `depths` and `dims` are sequences of positive whole numbers and have the same length."""
     for name, values in (("depths", depths), ("dims", dims)):
         whole = isinstance(values, Sequence) and all(isinstance(n, Integral) and int(n) >= 1 for n in values)
         if not whole or not values:

@@ -266,7 +266,7 @@ def for_any_size(name: str, model_args: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def find_fixed_size(name: str, model_args: dict[str, Any]) -> tuple[int, int] | None:
-    """Return the only image size (H, W) that a model takes; None if it takes other sizes or fails at its own."""
+    """Return the only image size (H, W) that a model takes; None if it takes twice this size, or not even this size."""
     probe = build_probe(name, model_args).eval()
     if isinstance(getattr(probe, "model", None), MetaFormer):
         return None
@@ -320,7 +320,7 @@ def load_body(
 
 
 def replace_batch_norms(module: nn.Module) -> nn.Module:
-    """Replace all batch norms inside a module by group norms of one group, which take over weights and biases."""
+    """Replace all batch norms inside a module with group norms of one group, which take over weights and biases."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             make = GroupNorm1Act if isinstance(child, BatchNormAct2d) else GroupNorm1

@@ -48,7 +48,7 @@ class ConvEmbed(Conv2d):
 class SequentialEmbed(nn.Sequential):
     """A sequence of layers: (B, in, H, W) -> (B, out, H', W').
 
-    Layers that change the map's size must have `reduction` and `out_size`, as `ConvEmbed` has.
+    Layers that change the map's size must have `reduction` and `out_size`, like `ConvEmbed`.
     """
 
     @property

@@ -103,7 +103,7 @@ def create_image_model(
 
 
 def warn_of_changes(arguments: Mapping[str, Any], trained: Mapping[str, Any], source: object) -> None:
-    """Warn if the weights were trained with arguments other than the given ones, even if the tensors fit."""
+    """Warn if the weights were trained with other values of `arguments`, even if the tensors fit."""
     changed = [
         f"{name}={value!r} where the weights have {trained[name]!r}"
         for name, value in arguments.items()

@@ -7,8 +7,8 @@ A model is a stem, stages of such blocks with downsampling between them, a norm,
 
     images (B, 3, H, W) -> stem -> stage -> downsample, stage -> ... -> norm -> mean over H and W -> head
 
-Several stages make a pyramid, one stage makes an isotropic model. Maps are (B, C, H, W) in any memory format. The
-differences between papers are options; no code here depends on which mixer a block has.
+Several stages make a pyramid; one stage makes an isotropic model. Maps are (B, C, H, W) in any memory format. The
+differences between papers are options; no code here branches on a mixer's name.
 """
 
 import operator
@@ -64,7 +64,7 @@ class Block(nn.Module):
         if mlp_ratio:
             self.tie_norms = tie_norms
             self.norm2 = nn.Identity() if tie_norms else norm2(dim)
-            hidden = int(dim * mlp_ratio + 1e-6)  # the 1e-6 lets mlp_ratio = hidden / dim give this `hidden`
+            hidden = int(dim * mlp_ratio + 1e-6)  # without 1e-6, rounding may turn dim * (n / dim) into n - 1
             if not hidden:
                 raise ValueError(f"mlp_ratio {mlp_ratio} times {dim} channels is less than one: give 0 for no MLP.")
             self.mlp = Mlp(dim, hidden, act_layer=act_layer, drop=proj_drop)
@@ -155,7 +155,7 @@ class Stage(nn.Module):
     def mixer_mismatch(self, name: str, metadata: Mapping[str, Any]) -> str | None:
         """Return an error message if a state dict holds another mixer's tensors for this stage, else None.
 
-        `name` is the stage's name in the model. `metadata` is what `_save_to_state_dict` has recorded for the stage.
+        `name` is the stage's name in the model. `metadata` holds the entries that `_save_to_state_dict` wrote for it.
         """
         mixer = self.mixer_text()
         theirs, ours = {"the mixer": metadata.get("mixer") or mixer}, {"the mixer": mixer}

@@ -101,7 +101,7 @@ EQUAL_COST = {"nano": NANO, "tiny": TINY}  # sizes in which narrower MLPs make a
 def default_mixer_args(stage: int, dim: int, *, size: str) -> dict[str, dict]:
     """Return the options of each mixer in a stage of `dim` channels.
 
-    Windows, grids and contexts fit the maps of an image of the model's own size: 16, 8 and 4 tokens a side for 32
+    Windows, grids and contexts fit the maps of an image of the default size: 16, 8 and 4 tokens a side for 32
     pixels, 32 to 4 for 128, 56 to 7 for 224. They keep their size on larger maps, so that time is linear in the number
     of tokens, as for pooling. Only raft is different: except in tiny, its time per token grows with `img_size`.
     """

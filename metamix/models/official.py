@@ -91,7 +91,7 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
             import_module(module)
     check_choice("source", source, SOURCES)
     if not isinstance(state_dict, Mapping):
-        raise ValueError(f"state_dict is a {type(state_dict).__name__}; give tensors by name, as torch.load returns.")
+        raise ValueError(f"state_dict is a {type(state_dict).__name__}; give tensors by name, as read by torch.load.")
     state = flatten(flax_parameters(unwrap(state_dict)))
     model, layout = SOURCES[source](state, **constructor)
     load_into(model, state, "The checkpoint", name=f"the {source} with these arguments", layout=layout)

@@ -70,7 +70,7 @@ def build(
     if is_scriptable():
         raise ValueError("scriptable=True needs TorchScript, which is unsupported: use torch.compile or torch.export.")
     overlay = kwargs.get("pretrained_cfg_overlay") or {}
-    if overlay.get("file"):  # files that metamix wrote record the image size and the classes of training
+    if overlay.get("file"):  # files that metamix wrote record the image size and the number of classes
         if not Path(overlay["file"]).is_file():
             raise FileNotFoundError(f"pretrained_cfg_overlay: there is no file {overlay['file']}")
         overlay = kwargs["pretrained_cfg_overlay"] = {"tag": None} | cfg_of_file(overlay["file"]) | overlay
@@ -80,7 +80,7 @@ def build(
     if pretrained and cfg.state_dict is None:
         require_reachable(name, cfg, kwargs.get("cache_dir"))
     size = kwargs.setdefault("img_size", cfg.input_size[-2:])
-    if hasattr(size, "tolist"):  # timm takes no numbers of numpy
+    if hasattr(size, "tolist"):  # timm does not take numpy numbers
         kwargs["img_size"] = size.tolist()
     options = inspect.signature(MetaFormer).parameters
     depths, dims = (kwargs.get(name, options[name].default) for name in ("depths", "dims"))
@@ -137,7 +137,7 @@ def register(
         ValueError: the name is not an identifier, or another module has registered it. timm itself would only warn and
             replace that model.
     """
-    if not name.isidentifier():  # timm reads what follows a point as a tag
+    if not name.isidentifier():  # timm reads the text after a dot as a tag
         raise ValueError(f"a model cannot be named {name!r}: give letters, digits and underscores.")
     caller = sys._getframe(1).f_globals["__name__"]
     taken = timm.model_entrypoint(name) if timm.is_model(name) else None
@@ -190,7 +190,7 @@ def check_model(name: str, pretrained: bool = False) -> None:
 
 
 def known_name(name: str) -> str:
-    """Return the model's name from a weight file, without its tag if no weights with this tag are registered.
+    """Return `name`, the model name in a weight file, without its tag if no weights with this tag are registered.
 
     The tag names the weights that training started from. They are not needed to load the result.
     """

@@ -161,7 +161,10 @@ CLASSIFIER_NAMES = (
 
 
 def wavemix_layout(*names: tuple[str, str], level: int) -> Layout:
-    """Return the authors' layout of a model with `level` wavelet levels; `names` map tensors outside the mixers."""
+    """Return the authors' layout of a model with `level` wavelet levels.
+
+    `names` are (pattern, replacement) pairs for the tensors outside the mixers.
+    """
     only_level = [(r"\.levels\.0\.", ".feedforward.")] if level == 1 else []  # the authors do not number a single level
     return Layout((*names, *only_level, *MIXER_NAMES), arrange_wavemix)
 

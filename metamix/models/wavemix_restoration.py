@@ -11,7 +11,8 @@ difference. `scale=1` lets wavemix_sisr restore images without enlarging them: i
 channels.
 
 Departures: the authors' WaveMixSR takes three channels of YCbCr; ours can also take only the luminance. The authors'
-training script and one version of their code upsample bilinearly, another version bicubically; here `mode` chooses.
+training script and one version of their code upsample bilinearly, another version bicubically; here `mode` sets the
+interpolation.
 """
 
 from collections.abc import Mapping

@@ -56,7 +56,7 @@ def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def _plain(value: Any) -> Any:
-    """Replace tensors by None."""
+    """Replace tensors with None."""
     if isinstance(value, Tensor):
         return None
     if isinstance(value, Mapping):

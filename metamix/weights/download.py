@@ -41,7 +41,7 @@ def from_hub(repository: str) -> Path:
         text = " ".join(str(error).split())
         raise OSError(
             f"{WEIGHTS} of {repository} could not be downloaded from the Hugging Face Hub ({text}): check the name, "
-            f"log in if it is private, or give a folder that holds the file"
+            f"log in if the repository is private, or give a folder that holds the file"
         ) from None
 
 
@@ -53,8 +53,9 @@ def require_reachable(name: str, cfg: PretrainedCfg | None = None, cache_dir: st
 
     Args:
         name: a timm model, or hf-hub:REPOSITORY.
-        cfg: the model's configuration; the registered one by default.
-        cache_dir: folder in which timm keeps weights; by default the hub's cache, or torch's for other addresses.
+        cfg: the model's configuration; by default the configuration registered with timm.
+        cache_dir: folder in which timm keeps weights. The default is the hub's cache for weights on the hub, and
+            torch's checkpoint cache for weights at other URLs.
     """
     hub_id: str | None = None
     if name.startswith(("hf-hub:", "hf_hub:")):

@@ -302,8 +302,8 @@ def _check_structure(path: str | Path, content: Any) -> None:
     """Reject lists and mappings that are nested too deeply, contain themselves, or repeat the same values many times.
 
     Reject sparse and quantized tensors and tensors without data. Each value takes at least one byte of the file, so
-    if there are more values than bytes, some are repeated. A tensor also counts for its bytes divided by
-    `MAX_EXPANSION`, since the elements of an expanded tensor share their bytes.
+    if there are more values than bytes, some are repeated. A tensor's size in bytes, divided by `MAX_EXPANSION`, is
+    added to the number of values, since the elements of an expanded tensor share their bytes.
     """
     values, left = [(content, 0)], os.path.getsize(path)
     while values:
@@ -351,7 +351,7 @@ def _value(text: str, source: object) -> Any:
     check_nesting(text, f"{source}: an entry of its metadata")
     try:
         return json.loads(text)
-    except ValueError:  # not JSON, or a number of thousands of digits
+    except ValueError:  # not JSON, or a number with thousands of digits
         return text
 
 

@@ -80,7 +80,9 @@ def local_weights() -> dict[str, dict[str, dict]]:
 
 
 def find_weights(checkpoint: str | Path) -> Path:
-    """Return the path of weights: PATH, local-dir:PATH, the name of shipped weights, or hf-hub:USER/NAME[@REVISION].
+    """Return the path of the weights that `checkpoint` names; download them if they are on the hub.
+
+    `checkpoint` is PATH, local-dir:PATH, the name of shipped weights, or hf-hub:USER/NAME[@REVISION].
 
     Raises:
         FileNotFoundError: there are no such weights; the message suggests a close name if there is one, or says what to

@@ -133,7 +133,8 @@ class ModelMetadata:
     data: Text | None = None  # name of the data set
     holdout: ShareBelowOne | None = None  # share of the training split that was held out
     memory: Literal["auto", "yes", "no"] | None = None  # whether the data set was decoded into memory
-    extra: dict[str, Any] = field(default_factory=dict)  # every other entry, unchecked; its task must check it
+    # every other entry, unchecked; the task that reads it must check it
+    extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_dict(
