@@ -56,8 +56,13 @@ def class_problem(path: Path, classes: Sequence[str], first: Path, expected: Seq
     return f"{path} has the classes {names}, but {first} has {first_names}; all splits need the same classes"
 
 
-def field_problems(data: Entries) -> Iterator[str]:
-    """Describe fields that are missing or wrong, files outside the image folder, and too many classes."""
+def leads_out(file_name: str) -> bool:
+    """Return whether a path leads out of the folder that it belongs to."""
+    return os.path.isabs(file_name) or os.path.normpath(file_name).split(os.sep)[0] == os.pardir
+
+
+def field_problems(data: Entries, inside: bool = True) -> Iterator[str]:
+    """Describe fields that are missing or wrong, too many classes and, if `inside`, files outside the image folder."""
     if (count := len(data["categories"])) > MAX_SCORED_CLASSES:
         yield f"it has {count:,} categories, but at most {MAX_SCORED_CLASSES:,} can be scored"
     for key, fields in FIELDS.items():
@@ -67,9 +72,7 @@ def field_problems(data: Entries) -> Iterator[str]:
                 if type(value) not in types:
                     wrong = f"no {field}" if value is None else f"the {field} {value!r}"
                     yield f"{key}[{place}] has {wrong}; it must be {accepted}"
-                elif field == "file_name" and (
-                    os.path.isabs(value) or os.path.normpath(value).split(os.sep)[0] == os.pardir
-                ):
+                elif field == "file_name" and inside and leads_out(value):
                     yield f"{key}[{place}] has the file_name {value!r}; it must be a path inside the image folder"
                 elif field in ("width", "height") and value is not None and not 0 <= value < 2**31:  # PNG's limit
                     yield f"{key}[{place}] has the {field} {value}; it must be a number of pixels, if it is given"

@@ -230,11 +230,14 @@ def index_annotations(annotations: Path, images: Path):
     return coco, len(data["annotations"]) - len(usable)
 
 
-def read_complete(annotations: Path, images: Path) -> Entries:
-    """Read an annotation file and add missing iscrowd and area; raise ValueError if it breaks a rule of the format."""
+def read_complete(annotations: Path, images: Path, inside: bool = True) -> Entries:
+    """Read an annotation file and add missing iscrowd and area; raise ValueError if it breaks a rule of the format.
+
+    If `inside` is false, image files may lie outside the image folder.
+    """
     try:
         data = read_annotations(annotations)
-        for problem in chain(field_problems(data), duplicates(data)):  # lazily: `duplicates` needs valid fields
+        for problem in chain(field_problems(data, inside), duplicates(data)):  # lazily: `duplicates` needs valid fields
             raise ValueError(problem)
         for annotation in data["annotations"]:
             box = annotation.get("bbox")

@@ -1,6 +1,7 @@
 """Convert labels from annotation programs to a data set in COCO's format."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -8,10 +9,14 @@ from pathlib import Path
 from metamix.data import CorruptImage
 from metamix.data.tables import SPLITS, read_table, same_in_all
 
+from .annotations import leads_out
 from .coco import find_image, find_splits, read_complete
 from .labels import Box, Boxes, split_folders
 from .voc import read_voc
 from .yolo import read_yolo
+
+BRUSH = "masks of CVAT's brush have iscrowd 1, but were read as objects"
+CROWDS = "crowds are ignored in training; if they are objects, set their iscrowd to 0"
 
 
 def read_boxes(source: Path) -> Boxes | None:
@@ -35,12 +40,13 @@ def read_coco(source: Path) -> Boxes:
 
     Images are looked up in the folder of the annotation file and in its parent folder, and in the subfolders NAME/,
     images/NAME/ and images/ of both folders. NAME is the name of the annotation file without instances_ and .json.
+    Label Studio may write paths of its own server. Such an image is looked up by its file name, if the name is unique.
     Classes without objects, such as the parent of all classes that Roboflow adds, are left out.
     """
     files, labels = annotation_files(source), Boxes([])
     used: dict[str, bool] = {}  # whether each class has an object
     for path, split in files.items():
-        data = read_complete(path, path.parent)
+        data = read_complete(path, path.parent, inside=False)
         classes = {category["id"]: category["name"] for category in data["categories"]}
         used |= {classes[number]: used.get(classes[number], False) for number in sorted(classes)}
         boxes: dict[int, list[Box]] = {image["id"]: [] for image in data["images"]}
@@ -52,29 +58,36 @@ def read_coco(source: Path) -> Boxes:
             label, (x, y, width, height) = classes[each["category_id"]], each["bbox"]
             used[label] = True
             more = {key: each[key] for key in ("area", "segmentation") if each.get(key)}
-            box = Box(label, (x, y, x + width, y + height), place, bool(each["iscrowd"]), more)
+            brush = "attributes" in each and isinstance(more.get("segmentation"), dict)  # COCO writes no attributes
+            if each["iscrowd"]:
+                labels.notes[BRUSH if brush else CROWDS].append(place)
+            box = Box(label, (x, y, x + width, y + height), place, bool(each["iscrowd"]) and not brush, more)
             boxes[each["image_id"]].append(box)
         roots, part = path.absolute().parents[:2], path.stem.removeprefix("instances_")
         folders = [root / name for root in roots for name in (part, f"images/{part}", "images", "")]
         folders = list(filter(Path.is_dir, folders))
-        for image in data["images"]:
-            name = os.path.normpath(image["file_name"].replace("\\", "/"))
-            file = find_in(folders, name)
-            if file is None:
+        names = [os.path.normpath(image["file_name"].replace("\\", "/")) for image in data["images"]]
+        times = Counter(map(os.path.basename, names))
+        for image, name in zip(data["images"], names):
+            short = os.path.basename(name)
+            found = find_in(folders, name) or (find_in(folders, short) if times[short] == 1 else None)
+            if found is None:
                 labels.notes["images that do not exist were left out"].append(f"{name} of {path}")
-            else:
-                size = image.get("height") or 0, image.get("width") or 0
-                labels.add(name, file, boxes[image["id"]], split, size)
+                continue
+            if found[0] != name:
+                labels.notes["images were found by their file names, without their folders"].append(f"{name} of {path}")
+            size = image.get("height") or 0, image.get("width") or 0
+            labels.add(*found, boxes[image["id"]], split, size)
     labels.classes = [name for name, has_object in used.items() if has_object]
     labels.notes["classes without an object were left out"] += [name for name in used if not used[name]]
     return labels.checked(", ".join(map(str, files)))
 
 
-def find_in(folders: Iterable[Path], name: str) -> Path | None:
-    """Return the path of the image `name` in the first folder that has it, or None."""
-    for folder in folders:
+def find_in(folders: Iterable[Path], name: str) -> tuple[str, Path] | None:
+    """Return the name and the path of an image in the first folder that has it, or None."""
+    for folder in () if leads_out(name) else folders:
         with suppress(CorruptImage):
-            return find_image(folder, name)
+            return name, find_image(folder, name)
     return None
 
 

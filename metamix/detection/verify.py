@@ -74,7 +74,10 @@ def edge_or_mask_problem(annotation: Entry, image: Entry) -> str | None:
 
 
 def describe_gaps(path: Path, entries: Entries, usable: Sequence[Entry]) -> Iterator[str]:
-    """Count images without usable boxes (crowds do not count), and annotations without a mask if others have one."""
+    """Count crowds, images without other usable boxes, and annotations without a mask if others have one."""
+    if crowds := [annotation["id"] for annotation in usable if annotation.get("iscrowd")]:
+        count = plural(len(crowds), "crowd")
+        yield f"{path}: training ignores {count}, such as annotation {crowds[0]}; if they are objects, set iscrowd to 0"
     with_boxes = {annotation["image_id"] for annotation in usable if not annotation.get("iscrowd")}
     if bare := [image for image in entries["images"] if image["id"] not in with_boxes]:
         yield f"{path}: training uses {plural(len(bare), 'image')} without a box as background, such as {name(bare[0])}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from metamix.detection.coco import find_splits, open_split
-from metamix.tasks.convert import LabelledImages, Sample, choose_splits
+from metamix.tasks.convert import LabelledImages, Sample, check_names, choose_splits
 from tests.helpers import shapes
 from tests.helpers.running import metamix_command, train
 
@@ -310,26 +310,39 @@ def test_coco_writes_nothing_outside_of_the_new_folder(original, tmp_path, capsy
         tmp_path / "source" / data["images"][0]["file_name"].replace("\\", "/"), tmp_path / "source/images/x.png"
     )
     data["images"][0]["file_name"] = "link\\..\\..\\..\\x.png"  # through the link, this is images/x.png
+    data["images"][1]["file_name"] = "images\\link\\a.png"
     data["annotations"][-1]["bbox"] = [0, 0, float("inf"), 1]
     file.write_text(json.dumps(data))
     assert metamix_command("convert", "coco", tmp_path / "source", tmp_path / "a/out") == 0
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["out"]
     said = capsys.readouterr().out
-    assert "note: images that do not exist were left out: ../../x.png of " in said
+    assert "note: images that do not exist were left out: images/link/a.png of " in said
+    assert "note: images were found by their file names, without their folders: ../../x.png of " in said
     assert "note: boxes without a finite area were left out: " in said
 
 
-@pytest.mark.parametrize("name", [r"..\..\source\images\x.png", r"{}\source\images\x.png"])
-def test_coco_with_a_path_out_of_the_new_folder_is_refused(name, original, tmp_path):
+@pytest.mark.parametrize("folder", [r"..\..\media\upload\1", "{}/source/images", "/data/upload/1", "C:\\data"])
+def test_coco_of_label_studio_is_converted_by_unique_file_names(folder, original, tmp_path, capsys):
     coco_of_one_file(original, tmp_path / "source")
     file = tmp_path / "source/result.json"
     data = json.loads(file.read_text())
-    shutil.copy(original / "images/val_0.png", tmp_path / "source/images/x.png")
-    data["images"][0]["file_name"] = name.format(str(tmp_path).replace("/", "\\"))
+    for image in data["images"]:
+        image["file_name"] = image["file_name"].replace("images", folder.format(tmp_path))
     file.write_text(json.dumps(data))
-    with pytest.raises(SystemExit, match=r"x.png would become .*images/x.png, which is not in .*out/(train|val):"):
-        metamix_command("convert", "coco", tmp_path / "source", tmp_path / "a/b/out", "--split", 0.5)
-    assert not (tmp_path / "a").exists()
+    assert metamix_command("convert", "coco", tmp_path / "source", tmp_path / "out") == 0
+    assert boxes_of(tmp_path / "out") == BOXES and "were found by their file names" in capsys.readouterr().out
+
+    data["images"][1]["file_name"] = "other/" + os.path.basename(data["images"][0]["file_name"].replace("\\", "/"))
+    file.write_text(json.dumps(data))
+    assert metamix_command("convert", "coco", tmp_path / "source", tmp_path / "less") == 0
+    assert "note: images that do not exist were left out: " in capsys.readouterr().out
+    assert len([*tmp_path.glob("less/*/*.png")]) == 10
+
+
+@pytest.mark.parametrize("name", ["../../x.png", "/x.png"])
+def test_a_name_that_leads_out_of_the_new_folder_is_refused(name):
+    with pytest.raises(ValueError, match=r"a.png would become .*x.png, which is not in out/train: correct its path"):
+        check_names(Path("out"), {"train": [Sample(Path("a.png"), name)]})
 
 
 def test_a_list_of_yolo_writes_nothing_outside_of_the_new_folder(original, tmp_path):
@@ -359,6 +372,28 @@ def test_coco_keeps_masks_areas_and_crowds(original, tmp_path):
     assert len(annotations) == len(data["annotations"])
     (kept,) = (each for each in annotations if each.get("segmentation") == polygon)
     assert (kept["bbox"], kept["area"], kept["iscrowd"]) == ([x, y, width, height], 7, 1)
+
+
+@pytest.mark.parametrize(
+    "attributes, iscrowd, said",
+    [
+        ({"attributes": {"occluded": False}}, 0, "masks of CVAT's brush have iscrowd 1, but were read as objects: "),
+        ({}, 1, "crowds are ignored in training; if they are objects, set their iscrowd to 0: "),
+    ],
+)
+def test_masks_of_cvats_brush_become_objects_not_crowds(attributes, iscrowd, said, original, tmp_path, capsys):
+    coco_of_cvat(original, tmp_path / "source")
+    file = tmp_path / "source/annotations/instances_Train.json"
+    data = json.loads(file.read_text(encoding="utf-8-sig"))
+    runs = {"size": [64, 96], "counts": [0, 64, 95 * 64]}
+    data["annotations"][0] |= {"segmentation": runs, "iscrowd": 1} | attributes
+    file.write_text(json.dumps(data))
+    assert metamix_command("convert", "coco", tmp_path / "source", tmp_path / "out") == 0
+    assert f"note: {said}{file}, annotation {data['annotations'][0]['id']}\n" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out/annotations/instances_train.json").read_text())["annotations"][0]
+    assert (written["segmentation"], written["iscrowd"]) == (runs, iscrowd)
+    assert metamix_command("verify", tmp_path / "out") == 0
+    assert ("training ignores 1 crowd, such as annotation 1; if" in capsys.readouterr().out) == bool(iscrowd)
 
 
 def test_an_obj_data_is_found_by_a_relative_path(original, tmp_path, monkeypatch):
