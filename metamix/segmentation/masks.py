@@ -138,9 +138,8 @@ def check_palettes(masks: Iterable[Path]) -> None:
 def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palette | None, dict[int, int]]:
     """Return the names of the classes, their colours if masks are in colour, and the label of each value.
 
-    If no file names the classes, each value is a class, but 255 is ignored if two or more other values count up from
-    0 or 1. If a file names the classes, it also has their values or colours. The values of two classes may also
-    be 0 and 255.
+    If no file names the classes, each value is a class, but 255 may be ignored; see `name_values`. If a file names the
+    classes, it also has their values or colours. The values of two classes may also be 0 and 255.
     """
     names, order, palette = read_names(source)
     colours = number_colours(np.array(palette)).tolist() if palette else []
@@ -163,9 +162,13 @@ def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palet
 
 
 def name_values(source: Path, values: Sequence[int]) -> tuple[list[str], Sequence[int]]:
-    """Return a name for each value that is a class, and these values."""
+    """Return a name for each value that is a class, and these values.
+
+    255 is ignored beside two or more other values, unless it continues them, as in 0, 127, 255. Then its distance to
+    the next value is at most twice the largest gap between the others.
+    """
     order = [value for value in values if value != 255]
-    if len(order) < 2 or order[-1] - order[0] != len(order) - 1 or order[0] > 1:
+    if len(order) < 2 or 255 - order[-1] <= 2 * max(np.diff(order)):
         order = [*values]
     if not 2 <= len(order) <= MOST_VALUES:
         raise ValueError(

@@ -76,6 +76,15 @@ def test_splits_of_the_source_are_kept(image, mask, tmp_path):
     assert np.array_equal(labels["val/masks/a.png"], masks["valid"])
 
 
+@pytest.mark.parametrize(
+    "values, wanted",
+    [((0, 2, 5, 255), (0, 1, 2, 255)), ((3, 9, 3, 255), (0, 1, 0, 255)), ((0, 127, 0, 255), (0, 1, 0, 2))],
+)
+def test_255_is_ignored_unless_it_continues_the_other_values(values, wanted, tmp_path):
+    write(tmp_path / "source", {name: quarters(*values) for name in "ab"})
+    assert all(np.array_equal(labels, quarters(*wanted)) for labels in convert(tmp_path / "source")[1].values())
+
+
 def test_files_with_the_same_name_in_two_folders_are_kept_apart(tmp_path, capsys):
     for folder, value in (("é 1", 255), ("2", 0), ("3", 0)):
         masks = {"a": quarters(0, value, 0, 255)}
@@ -219,7 +228,7 @@ def write_palettes(source):
         (lambda source: write(source, {name: quarters(7, 7, 7, 7) for name in "ab"}), "have 1 value, but each value"),
         (
             lambda source: write(source, {"a": np.arange(768, dtype=np.uint8).reshape(24, 32)}),
-            "have 255 values, .* save masks as PNGs without soft edges",
+            "have 256 values, .* save masks as PNGs without soft edges",
         ),
         (lambda source: (source / "classes.txt").write_text("a\nb\nc\n"), "have the value 200, which is not in"),
         (
