@@ -56,11 +56,6 @@ def class_problem(path: Path, classes: Sequence[str], first: Path, expected: Seq
     return f"{path} has the classes {names}, but {first} has {first_names}; all splits need the same classes"
 
 
-def leads_out(file_name: str) -> bool:
-    """Return whether a path leads out of the folder that it belongs to."""
-    return os.path.isabs(file_name) or os.path.normpath(file_name).split(os.sep)[0] == os.pardir
-
-
 def field_problems(data: Entries, inside: bool = True) -> Iterator[str]:
     """Describe fields that are missing or wrong, too many classes and, if `inside`, files outside the image folder."""
     if (count := len(data["categories"])) > MAX_SCORED_CLASSES:
@@ -72,7 +67,9 @@ def field_problems(data: Entries, inside: bool = True) -> Iterator[str]:
                 if type(value) not in types:
                     wrong = f"no {field}" if value is None else f"the {field} {value!r}"
                     yield f"{key}[{place}] has {wrong}; it must be {accepted}"
-                elif field == "file_name" and inside and leads_out(value):
+                elif (field == "file_name" and inside) and (
+                    os.path.isabs(value) or os.path.normpath(value).split(os.sep)[0] == os.pardir
+                ):
                     yield f"{key}[{place}] has the file_name {value!r}; it must be a path inside the image folder"
                 elif field in ("width", "height") and value is not None and not 0 <= value < 2**31:  # PNG's limit
                     yield f"{key}[{place}] has the {field} {value}; it must be a number of pixels, if it is given"

@@ -231,10 +231,7 @@ def index_annotations(annotations: Path, images: Path):
 
 
 def read_complete(annotations: Path, images: Path, inside: bool = True) -> Entries:
-    """Read an annotation file and add missing iscrowd and area; raise ValueError if it breaks a rule of the format.
-
-    If `inside` is false, image files may lie outside the image folder.
-    """
+    """Read an annotation file and add missing iscrowd and area; raise ValueError if it breaks a rule of the format."""
     try:
         data = read_annotations(annotations)
         for problem in chain(field_problems(data, inside), duplicates(data)):  # lazily: `duplicates` needs valid fields

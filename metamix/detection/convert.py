@@ -2,14 +2,14 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 from metamix.data import CorruptImage
 from metamix.data.tables import SPLITS, read_table, same_in_all
 
-from .annotations import leads_out
 from .coco import find_image, find_splits, read_complete
 from .labels import Box, Boxes, split_folders
 from .voc import read_voc
@@ -70,7 +70,8 @@ def read_coco(source: Path) -> Boxes:
         times = Counter(map(os.path.basename, names))
         for image, name in zip(data["images"], names):
             short = os.path.basename(name)
-            found = find_in(folders, name) or (find_in(folders, short) if times[short] == 1 else None)
+            candidates = [name] if not (os.path.isabs(name) or name.startswith("..")) else []
+            found = find_in(folders, candidates + [short] * (times[short] == 1))
             if found is None:
                 labels.notes["images that do not exist were left out"].append(f"{name} of {path}")
                 continue
@@ -83,9 +84,9 @@ def read_coco(source: Path) -> Boxes:
     return labels.checked(", ".join(map(str, files)))
 
 
-def find_in(folders: Iterable[Path], name: str) -> tuple[str, Path] | None:
-    """Return the name and the path of an image in the first folder that has it, or None."""
-    for folder in () if leads_out(name) else folders:
+def find_in(folders: Sequence[Path], names: Iterable[str]) -> tuple[str, Path] | None:
+    """Return the first name that an image in one of the folders has, and its path in the first such folder, or None."""
+    for name, folder in product(names, folders):
         with suppress(CorruptImage):
             return name, find_image(folder, name)
     return None

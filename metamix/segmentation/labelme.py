@@ -1,13 +1,18 @@
 """Read the shapes of LabelMe, to make a data set for training."""
 
 import json
+import math
+from base64 import b64decode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from metamix.data.files import decode, open_image
 from metamix.utils.files import read_bytes
 from metamix.weights.metadata import MAX_SIDE
 
@@ -16,7 +21,7 @@ from .masks import Masks
 from .pairs import Files, add_file, find_files, key_of, match_files
 
 IGNORE = "__ignore__"  # label of shapes whose pixels are ignored
-LEAST_POINTS = {"polygon": 3, "rectangle": 2}  # kind of shape that is drawn -> smallest number of points
+LEAST_POINTS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 1}  # kind that is drawn -> smallest number of points
 
 
 @dataclass(frozen=True)
@@ -26,20 +31,24 @@ class Shape:
     label: str
     kind: str
     points: list[tuple[float, float]]
+    mask: bytes = b""  # an image file that is 0 outside of the object; its left upper corner is at the first point
+    source: Path | None = None  # the file that holds `mask`
 
 
 def read_labelme(source: Path) -> Masks:
-    """Read the .json files of LabelMe, and draw their polygons and rectangles in the order of the file.
+    """Read the .json files of LabelMe, and draw their polygons, rectangles, circles and masks in the order of the file.
 
     The rest of an image is background. Pixels of shapes with the label `__ignore__` are ignored.
     """
     images, masks = find_files(source)
     images = masks | images  # an image in a folder named labels was taken for a mask
     files: Files = {}
-    for path in sorted(source.rglob("*.json")):
+    found = {path: read_shapes(path) for path in sorted(source.rglob("*.json"))}
+    read = {path: content for path, content in found.items() if content}
+    for path in read:
         add_file(files, key_of(path, source), path, "labels")
-    read = {path: read_shapes(path) for path in files.values()}
     labels = masks_of(shape for _, shapes, _ in read.values() for shape in shapes)
+    labels.notes["files that are not LabelMe's were left out"] += [str(path) for path in found if path not in read]
     pairs = match_files(images, files)
     for path, (split, name, image) in pairs.items():
         size, shapes, others = read[path]
@@ -47,20 +56,23 @@ def read_labelme(source: Path) -> Masks:
         labels.add(split, name, image, size, (size, shapes))
     labels.note_rest("label", images, files, pairs)
     if not any(shapes for _, (_, shapes) in (sample.label for sample in labels.samples)):
-        raise ValueError(f"{source} has no image with a polygon or rectangle: name each .json file like its image")
+        raise ValueError(f"{source} has no image with a shape to draw: name each .json file like its image")
     return labels
 
 
-def read_shapes(path: Path) -> tuple[tuple[int, int], list[Shape], list[str]]:
-    """Read the height and width of the image, its polygons and rectangles, and the kinds of its other shapes."""
+def read_shapes(path: Path) -> tuple[tuple[int, int], list[Shape], list[str]] | None:
+    """Read the image's height and width, the shapes to draw, and the kinds of the others; None without "shapes"."""
     try:
         data = json.loads(read_bytes(path))
+        if not isinstance(data, dict) or "shapes" not in data:
+            return None
         size = int(data["imageHeight"]), int(data["imageWidth"])
         shapes = []
         for shape in data["shapes"]:
             points = [(float(x), float(y)) for x, y in shape["points"]]
             kind = str(shape.get("shape_type") or "polygon")
-            shapes.append(Shape(" ".join(str(shape["label"]).split()), kind, points))
+            mask = b64decode(shape["mask"]) if kind == "mask" else b""
+            shapes.append(Shape(" ".join(str(shape["label"]).split()), kind, points, mask, path))
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not in LabelMe's format: {type(error).__name__}: {error}") from None
     check_shapes(path, size, shapes)
@@ -95,6 +107,15 @@ def draw(mask: tuple[tuple[int, int], Sequence[Shape]], numbers: Mapping[str, in
     image = Image.new("L", (width, height))
     for shape in shapes:
         points = shape.points
+        if shape.kind == "mask":
+            inside = decode(partial(open_image, BytesIO(shape.mask)), f"{shape.source}, the mask of a shape", "L")
+            corner = np.clip(points[0], -MAX_SIDE, MAX_SIDE).astype(int).tolist()
+            image.paste(numbers[shape.label], corner, inside.point([0] + [255] * 255))
+            continue
+        if shape.kind == "circle":
+            (x, y), radius = points[0], min(math.dist(*points[:2]), MAX_SIDE)  # Pillow takes minutes for huge circles
+            ImageDraw.Draw(image).ellipse((x - radius, y - radius, x + radius, y + radius), fill=numbers[shape.label])
+            continue
         if shape.kind == "rectangle":
             xs, ys = zip(*points)
             points = [(min(xs), min(ys)), (max(xs), min(ys)), (max(xs), max(ys)), (min(xs), max(ys))]

@@ -1,5 +1,7 @@
 """Test `metamix convert` of masks, LabelMe's shapes and COCO's polygons: the classes of all pixels stay the same."""
 
+import base64
+import io
 import json
 import shlex
 import shutil
@@ -275,6 +277,30 @@ def test_shapes_of_labelme_are_drawn_in_their_order(tmp_path, capsys):
     assert metamix_command("verify", tmp_path / "out") == 0
 
 
+def test_circles_and_masks_of_labelme_are_drawn_and_other_json_files_are_left_out(tmp_path, capsys):
+    file = io.BytesIO()
+    Image.fromarray(quarters(0, 1, 1, 0, size=(4, 6))).save(file, "PNG")
+    mask = {"label": "boat", "points": [[20.0, 3.0], [25.0, 6.0]], "mask": base64.b64encode(file.getvalue()).decode()}
+    circle = {"label": "pond", "points": [[8, 10], [8, 15]], "shape_type": "circle"}
+    source = labelme(tmp_path / "source", [circle, mask | {"shape_type": "mask"}])
+    for name, data in (("a_coco", {"images": []}), ("classes", ["pond"])):
+        (source / f"{name}.json").write_text(json.dumps(data))
+    classes, labels = convert(source, "labelme")
+    assert classes == ("background", "boat", "pond") and len(labels) == 2
+    for values in labels.values():
+        assert np.array_equal(values[3:7, 20:26], quarters(0, 1, 1, 0, size=(4, 6))) and (values == 1).sum() == 12
+        rows, columns = np.where(values == 2)
+        assert 5 <= np.hypot(rows - 10, columns - 8).max() < 6 and 25 * np.pi < len(rows) < 36 * np.pi
+    said = capsys.readouterr().out
+    assert f"note: files that are not LabelMe's were left out: {source}/a_coco.json, {source}/classes.json\n" in said
+
+    damaged = mask | {"mask": mask["mask"][:20], "shape_type": "mask"}
+    labelme(tmp_path / "damaged", [damaged])
+    with pytest.raises(SystemExit, match="damaged/..json, the mask of a shape: not an image of a known format"):
+        metamix_command("convert", "labelme", tmp_path / "damaged", tmp_path / "none")
+    assert not any((tmp_path / "none").iterdir())
+
+
 def test_labelme_files_in_several_folders_are_converted(tmp_path, capsys):
     corners = [[4, 2], [20, 2], [20, 10], [4, 10]]
     for name in ("labels", "night"):
@@ -395,13 +421,14 @@ def test_a_single_image_is_used_for_training(tmp_path):
 @pytest.mark.parametrize(
     "shapes, height, said",
     [
-        ([], 24, "source has no image with a polygon or rectangle: name each .json file like its image"),
+        ([], 24, "source has no image with a shape to draw: name each .json file like its image"),
         ([{"label": "x", "points": [[1, "y"]]}], 24, "a.json is not in LabelMe's format: ValueError: could not"),
         (
             [{"label": "x", "points": [[1, 1], [9, 9]]}],
             24,
             "a.json has a polygon with the points .*: give 3 or more",
         ),
+        ([{"label": "x", "points": [[1, 1]], "shape_type": "mask"}], 24, "a.json is not in LabelMe's format: KeyError"),
         (
             [{"label": "x", "points": [[1, float("nan")]], "shape_type": "point"}],
             24,
