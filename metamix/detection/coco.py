@@ -11,7 +11,7 @@ import io
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -132,11 +132,19 @@ class CocoSplit:
         self.coco, self.unusable = index_annotations(annotations, images)
         self.ids = sorted(self.coco.imgs)
         self.objects = sum(not annotation["iscrowd"] for annotation in self.coco.anns.values())
-        self.category_ids = sorted(self.coco.cats)
+        self.category_ids: list[int | str] = sorted(self.coco.cats)
         self.classes = tuple(self.coco.cats[i]["name"] for i in self.category_ids)
-        self.labels = {category: label for label, category in enumerate(self.category_ids, start=1)}  # by category id
+        self.number_as(self.classes)
         if masks:
             self.check_masks()
+
+    def number_as(self, classes: Sequence[str]) -> None:
+        """Number the classes as a model trained on `classes` does, if it has all of them."""
+        if set(self.classes) <= set(classes):
+            ids = dict(zip(self.classes, self.category_ids))
+            self.category_ids = [ids.get(name, name) for name in classes]  # its name for a class without a category
+            self.labels = {category: label for label, category in enumerate(self.category_ids, start=1)}
+            self.classes = tuple(classes)
 
     def check_masks(self) -> None:
         """Drop polygons of fewer than three points; raise ValueError if the mask of an object cannot be drawn."""

@@ -34,9 +34,12 @@ EVAL_BATCH = 8  # largest number of images in an evaluation batch of a process; 
 
 
 class DetectionData:
-    """Open splits of a data set in COCO's format and make their loaders; without `train`, open only splits to score."""
+    """Open splits of a data set in COCO's format and make their loaders; without `train`, open only splits to score.
 
-    def __init__(self, options: DetectionOptions, *, train: bool = True):
+    `classes` are those of the trained model to score.
+    """
+
+    def __init__(self, options: DetectionOptions, *, train: bool = True, classes: Sequence[str] = ()):
         self.options = options
         self.verify = shlex.join(["metamix", "verify", options.data_dir, *changed_flags(options, "max_pixels")])
         splits = find_splits(options.data_dir)
@@ -48,6 +51,8 @@ class DetectionData:
         if held_out:  # val is neither trained on nor scored as "test"
             self.scored["holdout"] = open_split(splits, "val", masks)
         self.splits = [*self.train, *self.scored.values()]
+        for split in self.splits:
+            split.number_as(classes)
         self.name = Path(options.data_dir).resolve().name
         self.classes = self.check_splits()
         parts = {"train": self.train} | {name: [split] for name, split in self.scored.items()}
@@ -125,6 +130,7 @@ class DetectionData:
         names = [name for name in options.train_on if name in splits and name != self.test_split]
         opened, test = [open_split(splits, name, use="train on") for name in names], self.scored["test"]
         for split in opened:
+            split.number_as(test.classes)
             if problem := class_problem(split.annotations, split.classes, test.annotations, test.classes):
                 raise ValueError(problem)
         return JoinedSplits(opened)

@@ -104,6 +104,44 @@ def test_eval_needs_no_images_of_training(tmp_path):
         Detection.trained(options)
 
 
+@pytest.mark.parametrize("kept", [["square", "disc"], ["square"], ["disc"]])
+def test_eval_matches_classes_by_name(kept, tmp_path):
+    """The model numbers disc 1 and square 2; the data number them the other way round, or lack a class."""
+    task, model = build(shapes.write(tmp_path / "shapes", train=2, test=2))
+    save_weights(tmp_path / "d.safetensors", model.state_dict(), task.model.describe(model))
+
+    def change(split, data):
+        names = {category["id"]: category["name"] for category in data["categories"]}
+        data["categories"] = [{"id": number, "name": name} for number, name in enumerate(kept)]
+        data["annotations"] = [each for each in data["annotations"] if names[each["category_id"]] in kept]
+        for each in data["annotations"]:
+            each["category_id"] = kept.index(names[each["category_id"]])
+
+    folder = shapes.write(tmp_path / "others", train=8, test=8, change=change)
+    options = DetectionEvalOptions(data_dir=str(folder), checkpoint=str(tmp_path / "d.safetensors"))
+    task, _, _ = Detection.trained(options)
+    assert task.data.classes == ("disc", "square") and len(task.data.training_images()) == 8
+    state, colours = task.metric.start(), torch.tensor([[[30, 60, 250]], [[250, 140, 20]]])
+    for batch in task.data.eval_loaders(1, 0, 1)["test"]:
+        ((image,), (truth,)) = batch["image"], batch["target"]
+        middles = truth["boxes"].view(-1, 2, 2).mean(1).long()
+        found = [1 + int((colours - image[:, y, x]).abs().sum(-1).argmin()) for x, y in middles.tolist()]
+        labels = torch.tensor([*found, 1, 2])  # the last two find nothing
+        boxes = torch.cat([truth["boxes"], torch.tensor([[0, 0, 3, 3], [0, 0, 3, 3]])])
+        scores = torch.tensor([0.9] * len(found) + [0.1] * 2)
+        task.metric.update(state, [{"boxes": boxes, "labels": labels, "scores": scores}], batch)
+    assert task.metric.result([state])["AP"] == pytest.approx(100)
+    assert task.metric.by_class([state]).keys() == set(kept)
+    assert task.pictures.draw([state], tmp_path)[1].exists()
+
+    def rename(split, data):
+        data["categories"][0]["name"] = "ring"
+
+    options.data_dir = str(shapes.write(tmp_path / "unknown", train=2, test=2, change=rename))
+    with pytest.raises(ValueError, match="has 2 classes .disc, square., and .* has 2 .disc, ring.; give another"):
+        Detection.trained(options)
+
+
 def test_missing_images_are_refused_before_training(tmp_path):
     folder = shapes.write(tmp_path / "shapes", train=2, val=2, test=2)
     (folder / "images" / "test_1.png").unlink()
