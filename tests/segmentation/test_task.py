@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -255,3 +256,11 @@ def test_wrong_options_are_refused(words, message, scenes, tmp_path):
     with pytest.raises(SystemExit, match=message):
         train(*command)
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_data_without_images_to_score_are_refused(scenes, tmp_path):
+    root = scenes()
+    for split in ("val", "test"):
+        shutil.rmtree(root / split, ignore_errors=True)
+    with pytest.raises(SystemExit, match="there are no images to score: .* no split test, only train. Move some"):
+        train(*SMALL_HEAD, "--data-dir", root, "--output", tmp_path / "run")
