@@ -51,7 +51,8 @@ def read_yolo(source: Path) -> Boxes:
             folders.add(label_file(place / image.name).parent if place.is_dir() else path.parent)
     stray = {path for folder in folders for path in folder.rglob("*.txt")} - label_files
     labels.notes["label files without an image were left out"] += map(str, sorted(stray))
-    return labels.checked(", ".join(map(str, sorted(folders))))
+    expected = {"/labels/".join(f"{folder.as_posix()}/".rsplit("/images/", 1)).rstrip("/") for folder in folders}
+    return labels.checked(", ".join(sorted(expected)))
 
 
 def read_darknet(file: Path) -> dict[str, Any]:
