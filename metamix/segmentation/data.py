@@ -36,6 +36,7 @@ from .options import SegmentationOptions, verify_command
 from .sources import Split, check_sizes, open_set
 
 TRIES = 10  # maximum number of crops to draw; the last is used even if a class still has too large a share
+LONGEST = 8  # without a limit, an image of 1 x 100 pixels would be enlarged so much that it takes minutes
 MEMORY_LIMIT = 2**30  # bytes; with memory="auto", larger training splits are not decoded into memory
 
 Pair = tuple[str, Tensor, Tensor]  # name, image (3, H, W) uint8, mask (H, W) uint8
@@ -211,11 +212,11 @@ def resized_size(size: Size, min_size: int, max_size: int, scale: float = 1.0) -
     Args:
         size: (height, width).
         min_size: shorter side in pixels, before `scale` is applied; 0 keeps the size of the image.
-        max_size: limit of the longer side in pixels, before `scale` is applied; 0 sets no limit.
+        max_size: limit of the longer side in pixels, before `scale` is applied. With 0, an image is not enlarged beyond
+            `LONGEST` times `min_size`.
     """
     factor = min_size / min(size) if min_size else 1.0
-    if max_size:
-        factor = min(factor, max_size / max(size))
+    factor = min(factor, (max_size or max(*size, LONGEST * min_size)) / max(size))
     return max(1, round(size[0] * factor * scale)), max(1, round(size[1] * factor * scale))
 
 

@@ -68,7 +68,7 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     ignore_index: MaskValue | None = _data(255, "folder: value of ignored pixels in masks; none if all pixels count")
     reduce_zero_label: bool = _data(False, "folder: the masks number the classes from 1, and their value 0 is ignored")
     min_size: ResizedSide = _data(0, "shorter side that images are resized to, in pixels; 0 keeps their size")
-    max_size: ResizedSide = _data(0, "limit of the longer side of resized images, in pixels; 0 sets no limit")
+    max_size: ResizedSide = _data(0, "limit of the longer side, in pixels; 0: 8 times min_size for enlarged images")
 
     train_on: Splits = _data(("train",), "splits to train on; val is held out unless it is trained on or scored")
     memory: Memory = _data(

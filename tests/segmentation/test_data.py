@@ -317,6 +317,8 @@ def test_min_size_max_size_and_scales_set_the_size():
     assert resized_size((360, 480), 0, 0) == (360, 480) and resized_size((360, 480), 180, 0) == (180, 240)
     assert resized_size((360, 480), 180, 200) == (150, 200) and resized_size((480, 360), 180, 200) == (200, 150)
     assert resized_size((360, 480), 180, 0, 2.0) == (360, 480)
+    assert resized_size((1, 100), 288, 0) == (23, 2304) and resized_size((1, 100), 288, 4000) == (40, 4000)
+    assert resized_size((36, 288), 288, 0) == (288, 2304) and resized_size((300, 9000), 150, 0) == (150, 4500)
     pair = "x", tv_tensors.Image(torch.zeros(3, 40, 80).byte()), tv_tensors.Mask(torch.zeros(40, 80).byte())
     scales = options("x", min_size=20, scales=(0.5, 2.0))
     torch.manual_seed(0)
