@@ -13,8 +13,7 @@ def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[P
 
     Args:
         places: files, with any name, and folders, which are searched at any depth.
-        without: folders with results of earlier runs. They are skipped, unless a place is such a
-            folder or lies inside one.
+        without: folders that a command writes to. They are skipped, unless a place is such a folder or lies inside one.
     """
     inside: dict[Path, Path] = {}
     for place in places:
@@ -27,7 +26,7 @@ def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[P
         skipped = [folder for folder in map(Path.resolve, without) if not place.resolve().is_relative_to(folder)]
         kept = [path for path in paths if not any(path.resolve().is_relative_to(folder) for folder in skipped)]
         if not kept:
-            raise FileNotFoundError(f"{place} holds only results of earlier runs: give the folder of the input images")
+            raise FileNotFoundError(f"{place} has images only in the output folder: give a folder of input images")
         inside |= {path: path.relative_to(place) for path in kept}
     return inside
 

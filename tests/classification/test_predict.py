@@ -115,7 +115,7 @@ def test_earlier_results_are_skipped_inside_a_folder(digits, tmp_path):
     assert len(paths_inside([folder], without=[folder])) == len(paths_inside([folder], without=[folder.parent])) == 7
     assert list(paths_inside([folder / "out"], without=[folder / "out"])) == [folder / "out" / "result.png"]
     shutil.copytree(folder / "out", tmp_path / "new" / "out")
-    with pytest.raises(FileNotFoundError, match="new holds only results of earlier runs: give the folder of the input"):
+    with pytest.raises(FileNotFoundError, match="new has images only in the output folder: give a folder of input"):
         paths_inside([tmp_path / "new"], without=[tmp_path / "new" / "out"])
 
 
