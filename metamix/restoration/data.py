@@ -171,7 +171,8 @@ class RestorationData:
 
     def training_images(self) -> "RestorationSplit":
         """Open the images to train on, without the images that are scored."""
-        samples = self._find(True, "")["train"]
+        notes = [*self.notes]
+        samples, self.notes = self._find(True, "")["train"], notes  # the notes are on the images to score
         self._choose_channels(samples, self.in_chans)
         for sample in samples if self.paired else []:
             scale_of_pair(sample, self.scale)

@@ -95,9 +95,9 @@ def test_scored_images_that_may_have_been_trained_on_are_noted(clean, tmp_path, 
     evaluate("--checkpoint", run, "--data-dir", photos, "--test-dir", photos.parent / "others", "--output", tmp_path)
     assert "on others, test (2 images" in capsys.readouterr().out  # the folder that is not scored is not named
     options = RestorationOptions(data_dir=str(photos), degradation="noise:25")
-    assert RestorationData(options, trained=ModelMetadata()).notes == [
-        "1 of 6 images is scored (to score other images, give --test-dir FOLDER)"
-    ]
+    data = RestorationData(options, trained=ModelMetadata())
+    assert len(data.training_images()) == len(data.training_images()) == 5
+    assert data.notes == ["1 of 6 images is scored (to score other images, give --test-dir FOLDER)"]
 
 
 @pytest.mark.slow
