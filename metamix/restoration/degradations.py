@@ -197,6 +197,8 @@ def _parse_step(text: str) -> Step:
     function, limits, _, shrinks = DEGRADATIONS[name]
     parameters = list(signature(function).parameters.values())[2:]
     switches = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    if twice := [word for word in switches if words.count(word) > 1]:
+        raise ValueError(f"degradation {text!r} has {twice[0]} more than once: give it once")
     numbers = [(word, _parse_range(word)) for word in words if word not in switches]
     invalid = [word for word, number in numbers if number is None]
     if invalid or not 1 <= len(numbers) <= len(limits):

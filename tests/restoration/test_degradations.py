@@ -116,6 +116,7 @@ def test_chains_are_applied_from_left_to_right():
         ("noise", "'noise' has 0 values; write it as noise:SIGMA"),
         ("noise:1:2", r"'noise:1:2' has 2 values; write it as .*, such as noise:2 or noise:1-3$"),
         ("noise:25:clp", r"'clp' is neither a value nor a switch of noise; write it as noise:SIGMA\[:clip\]"),
+        ("noise:25:clip:clip", "'noise:25:clip:clip' has clip more than once: give it once"),
         ("noise:10-", "'10-' is neither a value nor a switch of noise"),
         ("blur:loud", "'loud' is not a value; write it as blur:SIGMA, such as blur:2 or blur:1-3$"),
         ("low_light", r"has 0 values; write it as low_light:GAMMA\[:SIGMA\], such as low_light:2 or low_light:1-3$"),
