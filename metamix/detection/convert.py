@@ -15,9 +15,6 @@ from .labels import Box, Boxes, split_folders
 from .voc import read_voc
 from .yolo import read_yolo
 
-BRUSH = "masks of CVAT's brush have iscrowd 1, but were read as objects"
-CROWDS = "crowds are ignored in training; if they are objects, set their iscrowd to 0"
-
 
 def read_boxes(source: Path) -> Boxes | None:
     """Read a CSV file with at most one box, in pixels, on each line; return None if it has no columns for boxes."""
@@ -60,7 +57,8 @@ def read_coco(source: Path) -> Boxes:
             more = {key: each[key] for key in ("area", "segmentation") if each.get(key)}
             brush = "attributes" in each and isinstance(more.get("segmentation"), dict)  # COCO writes no attributes
             if each["iscrowd"]:
-                labels.notes[BRUSH if brush else CROWDS].append(place)
+                crowds = "crowds are ignored in training; set their iscrowd to 0 if they are objects"
+                labels.notes["masks of CVAT's brush are read as objects" if brush else crowds].append(place)
             box = Box(label, (x, y, x + width, y + height), place, bool(each["iscrowd"]) and not brush, more)
             boxes[each["image_id"]].append(box)
         roots, part = path.absolute().parents[:2], path.stem.removeprefix("instances_")

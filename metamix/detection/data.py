@@ -34,13 +34,10 @@ EVAL_BATCH = 8  # largest number of images in an evaluation batch of a process; 
 
 
 class DetectionData:
-    """Open splits of a data set in COCO's format and make their loaders; without `train`, open only splits to score.
+    """Open splits of a data set in COCO's format and make their loaders; to score a trained model, give its classes."""
 
-    `classes` are those of the trained model to score.
-    """
-
-    def __init__(self, options: DetectionOptions, *, train: bool = True, classes: Sequence[str] = ()):
-        self.options = options
+    def __init__(self, options: DetectionOptions, classes: Sequence[str] = ()):
+        self.options, train = options, not classes
         self.verify = shlex.join(["metamix", "verify", options.data_dir, *changed_flags(options, "max_pixels")])
         splits = find_splits(options.data_dir)
         masks = options.detector == "mask_rcnn"

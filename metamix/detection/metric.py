@@ -163,8 +163,7 @@ def score(split: CocoSplit, results: Detections, kind: str = "bbox", image_ids: 
     values = zip(SUMMARY, evaluation.stats, strict=False)
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (10 IoUs, 101 recalls, classes), -1: no objects
     classes, curves = {}, {}
-    for k, (_, category) in enumerate(sorted(split.coco.cats.items())):  # not all of split.classes have a category
-        name = category["name"]
+    for k, name in enumerate(split.coco.cats[number]["name"] for number in sorted(split.coco.cats)):
         if (precision[:, :, k] > -1).any():
             curves[name] = precision[0, :, k]
             classes[name] = {"AP": 100 * precision[:, :, k].mean().item(), "AP50": 100 * curves[name].mean().item()}

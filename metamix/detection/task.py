@@ -30,7 +30,7 @@ class Detection:
 
     def __init__(self, options: DetectionOptions, seed: int = 0, trained: DetectorSpec | None = None):
         self.options = options
-        self.data = DetectionData(options, train=trained is None, classes=trained.classes if trained else ())
+        self.data = DetectionData(options, trained.classes if trained else ())
         self.title = f"{self.data.name}-{options.detector}-{options.model}"
         self.model = DetectionModel(options, self.data, trained)
         self.loss = detection_loss

@@ -77,7 +77,7 @@ def describe_gaps(path: Path, entries: Entries, usable: Sequence[Entry]) -> Iter
     """Count crowds, images without other usable boxes, and annotations without a mask if others have one."""
     if crowds := [annotation["id"] for annotation in usable if annotation.get("iscrowd")]:
         count = plural(len(crowds), "crowd")
-        yield f"{path}: training ignores {count}, such as annotation {crowds[0]}; if they are objects, set iscrowd to 0"
+        yield f"{path}: training ignores {count}, such as annotation {crowds[0]}; set iscrowd to 0 if they are objects"
     with_boxes = {annotation["image_id"] for annotation in usable if not annotation.get("iscrowd")}
     if bare := [image for image in entries["images"] if image["id"] not in with_boxes]:
         yield f"{path}: training uses {plural(len(bare), 'image')} without a box as background, such as {name(bare[0])}"

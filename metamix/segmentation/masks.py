@@ -164,8 +164,7 @@ def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palet
 def name_values(source: Path, values: Sequence[int]) -> tuple[list[str], Sequence[int]]:
     """Return a name for each value that is a class, and these values.
 
-    255 is ignored beside two or more other values, unless it continues them, as in 0, 127, 255. Then its distance to
-    the next value is at most twice the largest gap between the others.
+    255 is ignored beside two or more other values, unless it continues them, as in 0, 127, 255.
     """
     order = [value for value in values if value != 255]
     if len(order) < 2 or 255 - order[-1] <= 2 * max(np.diff(order)):

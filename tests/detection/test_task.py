@@ -307,10 +307,10 @@ def test_test_split_without_objects_is_refused(tmp_path):
 def test_held_out_split_without_objects_is_refused(tmp_path):
     folder = shapes.write(tmp_path / "shapes", train=4, val=2, test=2, change=without_objects("val"))
     with pytest.raises(ValueError, match="instances_val.json has no object to score: give --test-on test"):
-        DetectionData(DetectionOptions(**SMALL, data_dir=str(folder)), train=False)
+        DetectionData(DetectionOptions(**SMALL, data_dir=str(folder)), ("disc", "square"))
     with pytest.raises(ValueError, match="instances_val.json has no object to score: give --train-on train,val"):
         Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
-    data = DetectionData(DetectionOptions(**SMALL, data_dir=str(folder), test_on="test"), train=False)
+    data = DetectionData(DetectionOptions(**SMALL, data_dir=str(folder), test_on="test"), ("disc", "square"))
     assert list(data.scored) == ["test"]
 
 
@@ -379,7 +379,7 @@ def test_options_choose_the_splits(few):
     assert splits(train_on=("train", "val")) == ([train, val], {"test": test})
     assert splits(test_on="val") == ([train], {"test": val})
     alone = DetectionOptions(**SMALL, data_dir=str(few), test_on="train")
-    assert list(DetectionData(alone, train=False).scored) == ["test"]  # nothing else is scored
+    assert list(DetectionData(alone, ("disc", "square")).scored) == ["test"]  # nothing else is scored
 
 
 @pytest.mark.parametrize("gone, wanted, use, option", [
