@@ -118,13 +118,16 @@ def usable_annotations(data: Entries) -> list[Entry]:
 
 
 def clipped(box: Sequence[float], width: float, height: float) -> tuple[float, float]:
-    """Return width and height of the part of a box x, y, w, h inside the image; one is 0 or less if there is none."""
+    """Return the width and height of the part of a box x, y, w, h that lies inside the image.
+
+    If no part lies inside, the width or the height is 0 or less.
+    """
     x, y, w, h = box
     return min(x + w, width) - max(x, 0), min(y + h, height) - max(y, 0)
 
 
 def box_sizes(usable: Iterable[Entry], images: Mapping[int, Entry], min_size: int, max_size: int) -> list[float]:
-    """Return the square root of each box's area, in pixels of the image resized as for training.
+    """Return the square root of each box's area inside the image, in pixels of the image resized for training.
 
     Crowds, and the boxes of images without width and height, are left out.
 

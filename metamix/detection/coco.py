@@ -1,9 +1,9 @@
 """Read data sets in COCO's format.
 
-    FOLDER/annotations/instances_<split>.json      train, and val, test or both; a year may follow the name
+    FOLDER/annotations/instances_<split>.json      <split>: train, and val or test; a year may follow, as in train2017
     FOLDER/<split>/, FOLDER/images/<split>/ or FOLDER/images/      images, at the paths that the annotations give
 
-COCO is published in this layout. `metamix convert` makes it from other labels.
+COCO is published in this layout. `metamix convert` writes it from labels in other formats.
 """
 
 import contextlib
@@ -94,7 +94,8 @@ def find_image(folder: Path, name: str) -> Path:
     """Return the path of an image that an annotation file names. Links in the folder may not lead out of it.
 
     Raises:
-        CorruptImage: there is no such file, or its name is impossible or leads out of the folder, perhaps by a link.
+        CorruptImage: there is no such file, its name is not valid, or it lies outside the folder or is a link that
+            leads out of it.
     """
     path = folder / name
     try:
@@ -192,7 +193,7 @@ class CocoSplit:
         name = self.coco.imgs[image_id]["file_name"]
         try:
             size = (self.images / name).stat().st_size
-        except (OSError, ValueError):  # a few images may be missing, or have impossible names
+        except (OSError, ValueError):  # a few images may be missing or have invalid names
             size = -1
         yield Path(name).as_posix(), size
         for annotation in self.coco.imgToAnns[image_id]:

@@ -169,7 +169,7 @@ def accepted_options(name: str) -> set[str]:
 
 
 class Transform(GeneralizedRCNNTransform):
-    """Normalise and resize images as torchvision does, but with antialiasing, as the training transforms do."""
+    """Normalise and resize images like torchvision, but with antialiasing, to match the training transforms."""
 
     masks_as_runs = False  # whether objects get "runs" instead of torchvision's "masks", (n, 1, H, W) float32
 
@@ -197,7 +197,7 @@ class Transform(GeneralizedRCNNTransform):
 
 
 def detect(model: nn.Module, image: Tensor) -> Objects:
-    """Find the objects of an image, (C, H, W) from 0 to 1; a Mask R-CNN returns masks as run lengths, "runs"."""
+    """Find the objects in an image, (C, H, W) with values from 0 to 1. With Mask R-CNN, "runs" holds run lengths."""
     transform: Any = getattr(model, "transform", None) or nn.Identity()
     transform.masks_as_runs = True
     try:

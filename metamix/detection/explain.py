@@ -1,4 +1,4 @@
-"""Explain one object of an image by the backbone's feature maps, weighted by the gradient of its score's logit."""
+"""Explain one object: weight the backbone's feature maps by the gradient of the logit of the object's score."""
 
 from collections import OrderedDict
 from collections.abc import Sequence

@@ -40,7 +40,7 @@ from .task import Detection
 
 CANDIDATES = 100  # number of candidates to compare on a random image
 
-SETTINGS = {  # what `ExportedDetector` reads from `extra` in export.json, which is untrusted
+SETTINGS = {  # rules for the entries of `extra` in export.json, an untrusted file, that `ExportedDetector` reads
     "score_thresh": rule(Share),
     "nms_thresh": rule(Share),
     **dict.fromkeys(("detections_per_img", "min_size", "max_size", "multiple", "least"), rule(AnySide)),
@@ -159,7 +159,10 @@ class ExportedDetector(nn.Module):
 
 
 class ExportableDetector(CalibratedExport):
-    """Export a RetinaNet or FCOS; compare it on a task's data, or on random images if there is no task or no object."""
+    """A RetinaNet or FCOS to export. It is compared with its export on the data of `task`.
+
+    Without a `task`, or if no objects are found, the two are compared on random images.
+    """
 
     outputs: tuple[str, ...] = ("boxes", "scores", "labels")
 
@@ -229,7 +232,7 @@ class ExportableDetector(CalibratedExport):
 
     @torch.no_grad()
     def compare(self, exported: Model, precision: str) -> Comparison:
-        """Compare the objects that both models find; if there are none, compare the candidates on random images."""
+        """Compare the objects that the two models find; if there are none, compare candidates on random images."""
         comparison = super().compare(exported, precision)
         if not comparison.parity["objects"]:
             match = BoxMatch(0.0, CANDIDATES + 1, precision)
@@ -252,7 +255,7 @@ class ExportableDetector(CalibratedExport):
 
 
 def best_candidates(outputs: Sequence[Tensor], count: int | None = CANDIDATES) -> Objects:
-    """Return the candidates of one image with the highest scores; all candidates if `count` is None."""
+    """Return the `count` candidates of one image that have the highest scores; all candidates if `count` is None."""
     boxes, scores, labels = (check_finite(output)[0, :-1] for output in outputs)  # the last is not an object
     best = scores.argsort(descending=True)[:count]
     return {"boxes": boxes[best], "scores": scores[best], "labels": labels[best]}

@@ -60,7 +60,7 @@ class DetectionMetric(Metric):
         return {"split": None, "seen": [], "results": [], "unreadable": 0}
 
     def predict(self, model: nn.Module, batch: Batch) -> Iterator[Objects | None]:
-        """Yield torchvision's objects of each image, but with masks as run lengths; None for an unreadable image."""
+        """Yield the objects found in each image, with masks as run lengths; yield None for an unreadable image."""
         for index, image in zip(batch["index"].tolist(), batch["image"], strict=True):
             yield detect(model, image / 255) if index >= 0 else None
 
@@ -76,7 +76,11 @@ class DetectionMetric(Metric):
             state["results"] += to_coco(objects, split.ids[index], split)
 
     def result(self, states: list[State]) -> dict[str, float]:
-        """Return COCO's AP scores of boxes and, for Mask R-CNN, of masks; raise ValueError without objects to score."""
+        """Return COCO's AP scores of boxes and, for Mask R-CNN, of masks.
+
+        Raises:
+            ValueError: no image that could be read has an object to score.
+        """
         scores = {
             prefix + name: value
             for prefix, scored in self.scores(states).items()

@@ -66,7 +66,7 @@ class DetectionModel(TaskModel):
         return model
 
     def describe(self, model: Any) -> dict[str, Any]:
-        """Return the metadata of a weight file: what rebuilds the detector, its data set, its size and its cost."""
+        """Return the metadata of a weight file: the detector's arguments, its data set, its size and its cost."""
         size = self.options.min_size
         return self.spec().to_dict() | {
             "mean": list(model.transform.image_mean),
@@ -105,11 +105,11 @@ def pyramid_strides(options: DetectionOptions) -> list[float]:
 
 
 def trained_anchor_scale(options: DetectionOptions) -> float | None:
-    """Return the anchor scale of the detector to start from; None if the run starts from no detector.
+    """Return the anchor scale of the detector to start from; None if the run does not start from a detector.
 
     A RetinaNet needs its old anchors, since its outputs are relative to them.
     """
-    with suppress(OSError, ValueError):  # it may be a classifier; a resumed run does not need the file
+    with suppress(OSError, ValueError):  # the checkpoint may be a classifier, and a resumed run may lack it
         if options.checkpoint:
             start = DetectorSpec.from_dict(load_metadata(find_weights(options.checkpoint)), options.checkpoint)
             return start.anchor_scale or start.detector_args.get("anchor_scale", ANCHOR_SCALE)

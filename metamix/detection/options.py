@@ -75,7 +75,7 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
         "metaformer_pooling_s12",
         "backbone: a model of metamix or timm; several models, as in a,b,c, are trained one by one and compared",
     )
-    train_on: Splits = _data(("train",), "splits to train on; val is held out unless it is listed here")
+    train_on: Splits = _data(("train",), "splits to train on; val is held out unless it is trained on or scored")
     min_size: Side = _data(800, "shorter side of the resized images, in pixels")
     max_size: Side = _data(1333, "limit of the longer side of the resized images, in pixels")
 
@@ -86,8 +86,8 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
     detector_args: DetectorArgs = _model({}, "more arguments of torchvision's detector, as YAML: '{score_thresh: 0.1}'")
     anchor_scale: AnchorScale | Literal["auto"] = _model(
         "auto",
-        "size of RetinaNet's smallest anchors in strides; auto: as in the RetinaNet that training starts from; if it "
-        "starts from no RetinaNet, 4 or the nearest value that fits the boxes",
+        "size of RetinaNet's smallest anchors in strides; auto: the value of the RetinaNet that training starts from; "
+        "for a new RetinaNet, 4 or the nearest value that fits the boxes",
     )
     out_channels: Channels = _model(256, "channels of the pyramid and the head")
     out_indices: tuple[int, ...] = _model((), "backbone levels, 0 to 3 for strides 4 to 32; default: as in the paper")

@@ -39,12 +39,15 @@ class Detection:
 
     @property
     def notes(self) -> list[str]:
-        """Return notes for the user on how data and model were made."""
+        """Return notes for the user on the data, on the weights and on the box sizes."""
         return [*self.data.notes, *self.model.notes]
 
     @classmethod
     def trained(cls, options: DetectionEvalOptions) -> tuple["Detection", nn.Module, dict[str, Any]]:
-        """Load the detector of a checkpoint, and make its task. Unset options are as in training or the defaults."""
+        """Load the detector of a checkpoint, and make its task.
+
+        An option that is not set keeps its value from training, or its default if training did not record it.
+        """
         if not options.checkpoint:
             raise ValueError("there are no weights to evaluate: give --checkpoint with a weight file or a run folder")
         detector = load_detector(options.checkpoint)

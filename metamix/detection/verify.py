@@ -2,8 +2,8 @@
 
 Each problem is printed with its file, image and annotation. Training and scoring refuse wrong fields, duplicate ids or
 class names, splits with different classes and, for mask_rcnn, missing or wrong masks. They leave out unreadable images,
-and objects of an unknown image or class or without an area in the image. Training clips boxes at the edges of their
-image, and takes images without boxes as background.
+and objects that have an unknown image, an unknown class or no area inside their image. Training clips boxes at the
+edges of their image, and takes images without boxes as background.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,7 @@ RETINANET_STRIDES = (8.0, 16.0, 32.0, 64.0, 128.0)
 
 
 def find_problems(annotations: Path, entries: Entries, images: Path | None) -> Iterator[str]:
-    """Describe each problem of the entries of an annotation file and of its images, if their folder is known."""
+    """Describe each problem in the entries of an annotation file and, if the image folder is known, in its images."""
     yield from (f"{annotations}: {problem}" for problem in duplicates(entries))
     by_id = {image["id"]: image for image in entries["images"]}
     classes = {category["id"] for category in entries["categories"]}
@@ -61,7 +61,7 @@ def name(image: Entry) -> str:
 
 
 def edge_or_mask_problem(annotation: Entry, image: Entry) -> str | None:
-    """Describe a box that extends beyond its image or a wrong segmentation, or return None.
+    """Say that a box extends beyond its image, or why its segmentation cannot be drawn; return None if both are right.
 
     A box may extend beyond its image by half a pixel, since labels are rounded. A segmentation is optional.
     """
@@ -98,7 +98,7 @@ class VerifyAnnotations(VerifyOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.data_dir and self.data != "coco":
-            raise ValueError(f"--data-dir is the folder of the data set coco, not of {self.data}: leave it out")
+            raise ValueError(f"--data-dir is only for the name coco, but data is {self.data}: leave --data-dir out")
         self.path = Path(self.data_dir or self.data)
         self.chosen: tuple[Path, float] | None = None  # the file that anchors are chosen for, and their scale
         if not self.path.exists():

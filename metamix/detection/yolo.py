@@ -87,7 +87,8 @@ def class_names(file: Path, config: dict[str, Any]) -> dict[int, str]:
 def image_sets(file: Path, config: dict[str, Any]) -> dict[tuple[Path, str], dict[str, Path]]:
     """Map each folder or list of images, with its split, to its images by relative path.
 
-    If `config` names no splits, these are the folders of splits in images/, or images/ itself with the split "".
+    If `config` names no splits, use the folders in images/ that are named after splits, or images/ itself with the
+    split "".
     """
     roots = [file.parent / str(config.get("path") or "."), file.parent]
     sets = {}

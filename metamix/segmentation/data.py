@@ -99,7 +99,7 @@ class SegmentationData:
                 )
 
     def _check_scored_masks(self) -> None:
-        """Read all masks to score, to find wrong values and splits without labelled pixels before training."""
+        """Raise ValueError before training if a mask to score has a wrong value, or a split has no labelled pixels."""
         for samples in self.scored.values():
             counts = MaskedImages(samples, self.labels).label_counts()
             if counts.any() and not counts[:IGNORED].any():

@@ -18,7 +18,7 @@ MAX_BYTES = 2**31  # limit for the logits of a block without its margin, unless 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Predict the label of each pixel of normalised images (1, 3, H, W)."""
+    """Predict the label of each pixel of a normalised image, (1, 3, H, W)."""
 
     # `apply_in_tiles` explains tile, overlap and whole. They are in pixels of the model's input.
     tile: int = 0

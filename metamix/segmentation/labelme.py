@@ -36,9 +36,10 @@ class Shape:
 
 
 def read_labelme(source: Path) -> Masks:
-    """Read the .json files of LabelMe, and draw their polygons, rectangles, circles and masks in the order of the file.
+    """Read the .json files of LabelMe, and find their images.
 
-    The rest of an image is background. Pixels of shapes with the label `__ignore__` are ignored.
+    `Masks.write` draws the polygons, rectangles, circles and masks in the order of the file. The rest of an image is
+    background. Pixels of shapes with the label `__ignore__` are ignored.
     """
     images, masks = find_files(source)
     images = masks | images  # an image in a folder named labels was taken for a mask

@@ -123,7 +123,7 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
     values = np.array(image, dtype=np.int32)
     if image.mode == "P" and labels.palette is not None:
         _check_own_palette(image, labels, labels.palette, path)
-    mapped = labels.table[values.clip(-1, 256)]  # both -1 and 256 are the last entry
+    mapped = labels.table[values.clip(-1, 256)]  # -1 and 256 both index the last entry
     if (refused := mapped == REFUSED).any():
         wrong = np.unique(values[refused]).tolist()
         pixels = plural(int(refused.sum()), "pixel")

@@ -53,7 +53,7 @@ class SegmenterSpec(NetworkSpec):
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: object) -> "SegmenterSpec":
-        """Check the metadata of a file, as `NetworkSpec.from_dict` does, and the options of the head."""
+        """Read a spec from the metadata of a file; see `NetworkSpec.from_dict`. Check the options of the head too."""
         spec = super().from_dict(raw, source)
         # The options of a head follow the rules of model_args.
         ModelMetadata.from_dict({"model_args": spec.head_args}, f"{source}, head_args")
@@ -85,7 +85,7 @@ class TrainedSegmenter:
 
     @property
     def fixed_size(self) -> Size | None:
-        """Return (height, width) of the largest images that the backbone takes; None for any size, and if exported."""
+        """Return the largest (height, width) that the backbone takes; None if it takes any size or is exported."""
         return getattr(self.model, "fixed_size", None)
 
     def predictor(self, tile: int, overlap: int, flip: bool = False) -> Predictor:

@@ -74,7 +74,9 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     memory: Memory = _data(
         "auto", "keep decoded training images and masks in memory; auto: if they take at most 1 GiB", on_resume="ignore"
     )
-    mean: Mean | None = _data(None, "mean of each channel, pixels from 0 to 1; default: from the weights or the model")
+    mean: Mean | None = _data(
+        None, "mean of each channel, for pixel values from 0 to 1; default: from the weights or the model"
+    )
     std: Std | None = _data(None, "standard deviation of each channel; default: from the weights or the model")
 
     head: Literal["semantic_fpn", "upernet", "wavemix"] = _model("semantic_fpn", "head on top of the backbone")

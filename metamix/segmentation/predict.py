@@ -37,7 +37,7 @@ class LabelPixels(PredictToFolder):
         if masks.exists() and not records.exists():
             raise ValueError(f"{masks} was not written by metamix predict: there is no {records}. Give a new --output")
         super().__post_init__()
-        if not is_exported(self.model):  # an exported model ignores both
+        if not is_exported(self.model):  # an exported model ignores tile and overlap
             check_tiles(self.tile, self.overlap)
 
     def run(self, trained: TrainedSegmenter) -> int:

@@ -60,7 +60,8 @@ class Segmenter(BackboneMixin):
         auxiliary: a second head that is used only in training, or None.
         classifier: names of the layers whose shape depends on the number of classes.
         mean, std: mean and standard deviation of each image channel, for pixel values from 0 to 1.
-        fixed_size: (H, W) of the largest images if the backbone has a fixed size, as MLP-Mixer has; None for any size.
+        fixed_size: (H, W) of the largest images if the backbone, such as MLP-Mixer, has a fixed size; None if it
+            takes any size.
     """
 
     fixed_size: tuple[int, int] | None = None

@@ -66,7 +66,10 @@ class Segmentation:
 
     @classmethod
     def trained(cls, options: SegmentationEvalOptions) -> tuple["Segmentation", nn.Module, dict[str, Any]]:
-        """Load the segmenter of a checkpoint, and make its task. Unset options are as in training or the defaults."""
+        """Load the segmenter of a checkpoint, and make its task.
+
+        An option that is not set keeps its value from training, or its default if training did not record it.
+        """
         if not options.checkpoint:
             raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")
         trained = load_segmenter(options.checkpoint)
@@ -75,7 +78,7 @@ class Segmentation:
 
     @classmethod
     def for_trained(cls, trained: TrainedSegmenter, options: SegmentationEvalOptions) -> "Segmentation":
-        """Make the task of a segmenter, as `trained` does; raise ValueError if the classes of the data differ."""
+        """Make the task of a segmenter that is loaded already; raise ValueError if the data have other classes."""
         spec, values = trained.spec, vars(trained.spec)
         if options.data != "folder":  # the layout fixes the mask values, even if the training masks had other values
             values = values | dict(ignore_index=255, reduce_zero_label=False)

@@ -182,7 +182,7 @@ def test_missing_data_and_wrong_options_are_refused(tmp_path):
         ([tmp_path, "--images", tmp_path], "--images is for one annotation file"),
         ([tmp_path / "nowhere"], "there is no file or folder"),
         ([tmp_path, "--min-size", 9, "--max-size", 8], "--min-size is 9, above --max-size, which is 8"),
-        (["cells", "--data-dir", tmp_path], "--data-dir is the folder of the data set coco, not of cells: leave it"),
+        (["cells", "--data-dir", tmp_path], "--data-dir is only for the name coco, but data is cells: leave"),
     ):
         assert re.match(f"error: {said}", exit_code(main, "--task", "detection", *words))
 
