@@ -11,6 +11,7 @@ from operator import sub
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from metamix.data.runs import decode_runs
 from metamix.utils.files import read_bytes
 from metamix.weights.metadata import MAX_SCORED_CLASSES, MAX_SIDE
 
@@ -183,27 +184,3 @@ def run_length_problem(segmentation: dict[str, Any], height: int | None, width: 
     if height is not None and width is not None and sum(counts) != height * width:
         return f"its segmentation counts {sum(counts)} pixels, but the image has {height * width}"
     return None
-
-
-def decode_runs(text: str) -> list[int] | None:
-    """Decode compressed `counts`, COCO's text form of run lengths; return None if it is damaged or cut off.
-
-    Each character holds five bits of a run, the lowest bits first. Its code is 48 plus these bits, plus 32 if the run
-    continues in the next character. In the last character of a run, the highest of the five bits is the sign. From the
-    fourth run on, the text stores the difference from the run two places before.
-    """
-    runs: list[int] = []
-    value = bits = 0
-    for character in text:
-        code = ord(character) - 48
-        if not 0 <= code < 64 or bits > 30:
-            return None
-        value |= (code & 31) << bits
-        bits += 5
-        if code & 32:
-            continue
-        if code & 16:
-            value -= 1 << bits
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = bits = 0
-    return None if bits else runs

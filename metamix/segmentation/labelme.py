@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from metamix.data.files import decode, open_image
+from metamix.data.runs import fill_runs
 from metamix.utils.files import read_bytes
 from metamix.weights.metadata import MAX_SIDE
 
@@ -26,13 +27,14 @@ LEAST_POINTS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 1}  # kind th
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape of LabelMe, or an object's outline in COCO's format; the points are x, y in pixels."""
+    """A shape of LabelMe, or an object in COCO's format; the points are x, y in pixels."""
 
     label: str
     kind: str
     points: list[tuple[float, float]]
     mask: bytes = b""  # an image file that is 0 outside of the object; its left upper corner is at the first point
-    source: Path | None = None  # the file that holds `mask`
+    runs: Sequence[int] = ()  # run lengths of a mask for the whole image, instead of `mask`
+    source: Path | None = None  # the file that holds the shape
 
 
 def read_labelme(source: Path) -> Masks:
@@ -73,7 +75,7 @@ def read_shapes(path: Path) -> tuple[tuple[int, int], list[Shape], list[str]] | 
             points = [(float(x), float(y)) for x, y in shape["points"]]
             kind = str(shape.get("shape_type") or "polygon")
             mask = b64decode(shape["mask"]) if kind == "mask" else b""
-            shapes.append(Shape(" ".join(str(shape["label"]).split()), kind, points, mask, path))
+            shapes.append(Shape(" ".join(str(shape["label"]).split()), kind, points, mask, source=path))
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not in LabelMe's format: {type(error).__name__}: {error}") from None
     check_shapes(path, size, shapes)
@@ -89,6 +91,8 @@ def check_shapes(path: Path, size: tuple[int, int], shapes: Sequence[Shape]) -> 
         if not shape.label:
             raise ValueError(f"{path} has a {shape.kind} without a label")
         least = LEAST_POINTS.get(shape.kind, 1)
+        if shape.runs and (min(shape.runs) < 0 or sum(shape.runs) != size[0] * size[1]):
+            raise ValueError(f"{path} has a mask that does not fit its image of {size[0]} x {size[1]} pixels")
         if len(shape.points) < least or not np.isfinite(shape.points).all():
             points = f"a {shape.kind} with the points {shape.points}"
             raise ValueError(f"{path} has {points}: give {least} or more finite points")
@@ -109,7 +113,10 @@ def draw(mask: tuple[tuple[int, int], Sequence[Shape]], numbers: Mapping[str, in
     for shape in shapes:
         points = shape.points
         if shape.kind == "mask":
-            inside = decode(partial(open_image, BytesIO(shape.mask)), f"{shape.source}, the mask of a shape", "L")
+            if shape.runs:
+                inside = Image.fromarray(fill_runs(shape.runs, height, width))
+            else:
+                inside = decode(partial(open_image, BytesIO(shape.mask)), f"{shape.source}, the mask of a shape", "L")
             corner = np.clip(points[0], -MAX_SIDE, MAX_SIDE).astype(int).tolist()
             image.paste(numbers[shape.label], corner, inside.point([0] + [255] * 255))
             continue

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from metamix.data.runs import decode_runs
 from metamix.data.tables import SPLITS
 from metamix.utils.files import read_bytes
 
@@ -21,7 +22,7 @@ def read_polygons(source: Path) -> Masks:
     """Read annotations/instances_*.json, as `metamix convert coco` and `yolo` write them.
 
     `Masks.write` draws small objects over larger objects. The rest of an image is background. The pixels of crowds are
-    ignored. For an object without a polygon, the pixels of its box are ignored.
+    ignored. For an object with neither a polygon nor a mask, the pixels of its box are ignored.
     """
     files = {path.stem.removeprefix("instances_"): path for path in sorted(source.glob("annotations/instances_*.json"))}
     if not files:
@@ -30,7 +31,7 @@ def read_polygons(source: Path) -> Masks:
         )
     notes: dict[str, list[str]] = defaultdict(list)
     read = {
-        split: read_outlines(path, notes["objects have no polygon, and the pixels of their boxes are ignored"])
+        split: read_outlines(path, notes["objects have no polygon or mask, and the pixels of their boxes are ignored"])
         for split, path in files.items()
     }
     labels = masks_of(outline for entries in read.values() for _, _, outlines in entries for outline in outlines)
@@ -46,13 +47,13 @@ def read_polygons(source: Path) -> Masks:
                 labels.notes["images that do not exist were left out"].append(f"{name} of {files[split]}")
     if not any(shape.label != IGNORE for sample in labels.samples for shape in sample.label[1][1]):
         raise ValueError(
-            f"{source} has no image with a polygon: give a data set that has images and polygons of their objects"
+            f"{source} has no image with a polygon or mask: give a data set that has images and their objects' outlines"
         )
     return labels
 
 
 def read_outlines(path: Path, without: list[str]) -> Entries:
-    """Read the images of a file and their outlines, the largest first; add objects without a polygon to `without`."""
+    """Read the images of a file and their outlines, the largest first; add objects without an outline to `without`."""
     try:
         data = json.loads(read_bytes(path))
         classes = {each["id"]: " ".join(str(each["name"]).split()) for each in data["categories"]}
@@ -60,7 +61,13 @@ def read_outlines(path: Path, without: list[str]) -> Entries:
         for each in sorted(data["annotations"], key=area, reverse=True):
             label = IGNORE if each.get("iscrowd") else classes[each["category_id"]]
             shape = each.get("segmentation")
-            # Run-length encoded masks are not drawn. Some annotation programs also write parts of one or two points.
+            if isinstance(shape, dict):
+                counts = shape["counts"]
+                if not (runs := decode_runs(counts) if isinstance(counts, str) else list(map(int, counts))):
+                    raise ValueError(f"the mask of annotation {each['id']} is damaged or cut off")
+                objects[each["image_id"]].append(Shape(label, "mask", [(0, 0)], runs=runs))
+                continue
+            # Some annotation programs also write parts of one or two points.
             polygons = [part for part in shape if len(part) >= 6] if isinstance(shape, list) else []
             if not polygons:
                 x, y, width, height = each["bbox"]

@@ -15,7 +15,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from metamix.data import CorruptImage
-from metamix.detection.annotations import decode_runs, segmentation_problem
+from metamix.data.runs import decode_runs
+from metamix.detection.annotations import segmentation_problem
 from metamix.detection.coco import find_splits, open_split
 from metamix.detection.data import DetectionData, TrainTransform
 from metamix.detection.objects import decode

@@ -334,6 +334,7 @@ def test_labelme_files_may_lie_in_another_folder_than_the_images(tmp_path):
 
 
 SQUARE = [2, 1, 20, 1, 20, 10, 2, 10]
+MASK = "^e02f00R1"  # run lengths 686, 2, 22, 2, 56: the rows 14 and 15 of the columns 28 and 29
 
 
 def coco(folder, annotations, **image):
@@ -359,7 +360,12 @@ def test_the_largest_polygons_of_coco_are_drawn_first(tmp_path, capsys):
             {"segmentation": [SQUARE], "area": 162},
             {"segmentation": [[0, 20, 31, 20, 31, 23, 0, 23]], "iscrowd": 1},
             {"bbox": [28, 0, 3, 3]},
-            {"segmentation": {"size": [24, 32], "counts": "abc"}, "bbox": [28, 10, 3, 3], "area": None},
+            {
+                "segmentation": {"size": [24, 32], "counts": [682, 3, 21, 3, 21, 3, 35]},
+                "bbox": [28, 10, 3, 3],
+                "area": None,
+            },
+            {"segmentation": {"size": [24, 32], "counts": MASK}, "category_id": 2, "area": 4},
             {"segmentation": [[25, 0, 27, 0, 27, 2, 25, 2], [1, 1, 2, 2]]},
         ],
     )
@@ -369,8 +375,10 @@ def test_the_largest_polygons_of_coco_are_drawn_first(tmp_path, capsys):
     for values in labels.values():
         assert (values[20:] == 255).all() and (values[2:6, 4:7] == 1).all() and (values[2:6, 9:12] == 1).all()
         assert (values[1:11, 2:21] == 2).sum() == 190 - 24 and (values[:3, 25:28] == 2).all()
-        assert (values[:4, 28:] == 255).all() and (values[10:14, 28:] == 255).all()
-        assert (values[:20] == 0).sum() == 640 - 190 - 9 - 32
+        assert (
+            (values[:4, 28:] == 255).all() and (values[10:13, 28:31] == 2).all() and (values[14:16, 28:30] == 1).all()
+        )
+        assert (values[:20] == 0).sum() == 640 - 190 - 9 - 16 - 9 - 4
     said = capsys.readouterr().out
     assert "1 train, 1 val images, 3 classes: background, boat, pond" in said
     assert f"pixels of their boxes are ignored: {source}/annotations/instances_train.json, annotation 3, " in said
@@ -380,7 +388,7 @@ def test_the_largest_polygons_of_coco_are_drawn_first(tmp_path, capsys):
 def test_images_outside_of_the_folder_are_not_read(tmp_path, capsys):
     Image.new("RGB", (32, 24)).save(tmp_path / "x.jpg")
     source = coco(tmp_path / "source", [{"segmentation": [SQUARE]}], file_name="..\\..\\x.jpg")
-    with pytest.raises(SystemExit, match="source has no image with a polygon: give a data set that has"):
+    with pytest.raises(SystemExit, match="source has no image with a polygon or mask: give a data set"):
         metamix_command("convert", "polygons", source, tmp_path / "out")
     (source / "train/x.jpg").symlink_to(source / "train/night/a.jpg")
     assert convert(source, "polygons")[1].keys() == {"train/masks/x.png"}
@@ -401,6 +409,8 @@ def test_images_outside_of_the_folder_are_not_read(tmp_path, capsys):
         ),
         ({"segmentation": [SQUARE], "category_id": 3}, {}, "instances_train.json is not in COCO's format: KeyError: 3"),
         ({"segmentation": [SQUARE], "image_id": 8}, {}, "instances_train.json is not in COCO's format: KeyError: 8"),
+        ({"segmentation": {"counts": "abc"}}, {}, "train.json is not in COCO's format: .* annotation 0 is damaged"),
+        ({"segmentation": {"counts": [1, 2]}}, {}, "has a mask that does not fit its image of 24 x 32"),
         ({"segmentation": [SQUARE]}, {"height": 0}, "instances_train.json has an image of 0 x 32 pixels"),
     ],
 )

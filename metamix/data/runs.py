@@ -1,0 +1,34 @@
+"""Decode the run lengths of masks in COCO's format."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def decode_runs(text: str) -> list[int] | None:
+    """Decode compressed `counts`, COCO's text form of run lengths; return None if it is damaged or cut off.
+
+    Each character holds five bits of a run, the lowest bits first. Its code is 48 plus these bits, plus 32 if the run
+    continues in the next character. In the last character of a run, the highest of the five bits is the sign. From the
+    fourth run on, the text stores the difference from the run two places before.
+    """
+    runs: list[int] = []
+    value = bits = 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64 or bits > 30:
+            return None
+        value |= (code & 31) << bits
+        bits += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << bits
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = bits = 0
+    return None if bits else runs
+
+
+def fill_runs(runs: Sequence[int], height: int, width: int) -> np.ndarray:
+    """Return the mask (H, W) bool of run lengths, which go down the columns; the first run is outside of the object."""
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
