@@ -2,16 +2,19 @@
 
     report = export("metaformer_raft_nano.cifar10", format="onnx", output="raft-onnx")
 
-The graph is made from the fused model; see `metamix.deploy.fuse`. export.json, which makes the folder a valid export,
-is written only after the model has met all limits.
+The graph is made from the fused model; see `metamix.deploy.fuse`. The files are written to a hidden folder inside the
+output folder. They replace an earlier export there only after the model has met all limits.
 """
 
 import json
 import logging
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -24,7 +27,7 @@ from metamix.deploy.formats import FORMATS, Graph, Run, check_format, open_file
 from metamix.deploy.fuse import fuse
 from metamix.deploy.quantize import quantize_file
 from metamix.deploy.runtime import ExportedModel
-from metamix.utils.files import LOCK, check_output_folder, lock_folder, make_output_folder, write_text
+from metamix.utils.files import LOCK, TEMPORARY, check_output_folder, lock_folder, make_output_folder, write_text
 from metamix.utils.options import changed, check_needs, options_of, parse_command
 from metamix.utils.system import processor, versions
 from metamix.utils.text import exit_with_message, package_logger, plural, printable, speed_text
@@ -35,6 +38,8 @@ from .calibration import CalibratedExport
 from .exportable import Exportable, ExportOptions
 from .load import refuse_name, task_of
 from .registry import find_task
+
+HIDDEN = ".export-"  # start of the names of the folders that hold files until an export is complete
 
 EXAMPLES = """examples:
   metamix export metaformer_raft_nano.cifar10 --format onnx --output raft-onnx
@@ -82,19 +87,25 @@ def export(source: str | Path, *, output: str | Path, **options: Any) -> dict[st
     check_options(settings)
     folder = settings.output
     is_export = (folder / ARTIFACT).exists() or (folder / REPORT).exists()
-    check_output_folder(folder, {LOCK, ARTIFACT, *file_names()} if is_export else {LOCK})
+    left = {path.name for path in folder.glob(f"*{TEMPORARY}")}  # files of an export that was killed
+    check_output_folder(folder, {LOCK, *left, *({ARTIFACT, *file_names()} if is_export else ())})
     exportable = spec.part("export")(settings)
     if settings.precision == "int8":
         if not isinstance(exportable, CalibratedExport):
             raise ValueError(f"{source} is a model for {task}, which cannot be quantized: give another --precision")
-        exportable.calibration_count(settings.calibration_images)  # raises before an earlier export is removed
+        exportable.calibration_count(settings.calibration_images)  # raises ValueError before the work starts
     examples = exportable.examples(2)
     check_runs(exportable.model, examples)
     make_output_folder(folder)
     before = torch.get_num_threads()
     try:
         with lock_folder(folder):
-            return write_export(exportable, examples, folder, settings)
+            for path in folder.glob(f"{HIDDEN}*{TEMPORARY}"):
+                shutil.rmtree(path)
+            with TemporaryDirectory(TEMPORARY, HIDDEN, folder) as temporary:
+                report = write_export(exportable, examples, Path(temporary), settings)
+                replace_export(folder, Path(temporary))
+        return report
     finally:
         torch.set_num_threads(before)  # engines and `measure` change it for the whole process
 
@@ -123,14 +134,23 @@ def write_export(exportable: Exportable, examples: Tensor, folder: Path, options
         "versions": artifact.versions,
         "notes": exportable.notes,
     }
-    write_text(folder / REPORT, json.dumps(report, indent=2) + "\n")
     if comparison.problems:
         raise ParityError(
-            f"{file} does not match {options.source}: {'; '.join(comparison.problems)}. The folder is not "
-            f"a valid export; see {folder / REPORT}"
+            f"{artifact.file} does not match {options.source}: {'; '.join(comparison.problems)}. Nothing is written to "
+            f"{options.output}"
         )
+    write_text(folder / REPORT, json.dumps(report, indent=2) + "\n")
     artifact.save(folder)
     return report
+
+
+def replace_export(folder: Path, new: Path) -> None:
+    """Move the files of the folder `new` into `folder`, and remove the other files of an earlier export there."""
+    for name in {ARTIFACT} | file_names() - set(os.listdir(new)):
+        (folder / name).unlink(missing_ok=True)
+    # If this is interrupted: report.json, the first file, marks the folder as ours; export.json, the last, as complete.
+    for path in sorted(new.iterdir(), reverse=True):
+        path.replace(folder / path.name)
 
 
 def check_options(options: ExportOptions) -> None:
@@ -145,9 +165,6 @@ def check_options(options: ExportOptions) -> None:
 
 def write_model(exportable: Exportable, examples: Tensor, folder: Path, options: ExportOptions) -> Artifact:
     """Write the model's files and return their description, without checksums."""
-    write_text(folder / REPORT, "")  # marks the folder as ours, so that an export that fails can be repeated
-    for name in {ARTIFACT} | file_names() - {REPORT}:  # files of an earlier export
-        (folder / name).unlink(missing_ok=True)
     written = FORMATS[options.format]
     model = fuse(exportable.model, None if options.dynamic else examples)
     graph = Graph(model, examples, exportable.outputs, options.dynamic, options.precision, options.compile)

@@ -275,16 +275,30 @@ def test_a_file_that_does_not_name_its_model_needs_the_name(tmp_path):
     assert len(open_classifier(named).metadata.classes) == 10
 
 
-def test_a_refused_export_keeps_the_earlier_one(weights, tmp_path, monkeypatch):
-    def refuse(model, images):
-        raise ValueError("does not take images")
+@pytest.mark.parametrize("step", ["check_runs", "open_file", "file_sizes"])
+def test_a_failed_export_keeps_the_earlier_one(step, weights, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError("the disk is full")
 
-    source = weights("identity")
-    export(source, output=tmp_path / "out", format="torch", seconds=0)
-    monkeypatch.setattr(sys.modules["metamix.tasks.export"], "check_runs", refuse)
-    with pytest.raises(ValueError, match="does not take images"):
-        export(source, output=tmp_path / "out", format="torch", seconds=0)
-    assert load_exported(tmp_path / "out", trust=True)(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
+    source, folder = weights("identity"), tmp_path / "out"
+    export(source, output=folder, format="torch", seconds=0)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk is full"):
+        patch.setattr(sys.modules["metamix.tasks.export"], step, fail)
+        export(source, output=folder, format="openvino", seconds=0)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert load_exported(folder, trust=True)(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
+    export(source, output=folder, format="openvino", seconds=0)
+    assert {path.name for path in folder.iterdir()} == before.keys() - {"model.pt2"} | {"model.xml", "model.bin"}
+
+
+def test_files_of_a_killed_export_do_not_block_the_folder(weights, tmp_path):
+    (tmp_path / "out" / ".export-12345678.tmp").mkdir(parents=True)
+    (tmp_path / "out" / ".export-12345678.tmp" / "model.pt2").write_bytes(b"half")
+    (tmp_path / "out" / "report.json.0123456789abcdef.tmp").write_bytes(b"half")
+    export(weights("identity"), output=tmp_path / "out", format="torch", seconds=0)
+    assert not (tmp_path / "out" / ".export-12345678.tmp").exists()
+    load_exported(tmp_path / "out", trust=True)
 
 
 def test_an_export_with_other_outputs_is_refused(weights, tmp_path, monkeypatch):
@@ -294,6 +308,7 @@ def test_an_export_with_other_outputs_is_refused(weights, tmp_path, monkeypatch)
     monkeypatch.setattr(sys.modules["metamix.tasks.export"], "fuse", fuse)
     with pytest.raises(ParityError, match=r"model.pt2 does not match .*: the outputs differ by up to .* of"):
         export(weights("identity"), output=tmp_path / "out", format="torch", seconds=0)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
     with pytest.raises(FileNotFoundError, match="is not an exported model"):
         load_exported(tmp_path / "out")
 
