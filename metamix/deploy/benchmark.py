@@ -83,9 +83,15 @@ def benchmark(
     Raises:
         ValueError: an unknown model, engine or precision, nothing to time, a batch size or `runs` below 1, an exported
             reference, or two models with the same name.
-        ImportError: a package of the extra `deploy` is missing.
+        ImportError: a package of the extra `deploy` is missing, which a model that is not exported needs.
     """
     cells = cells_of(engines, precisions)
+    own = [model.cell for model in models if isinstance(model, BenchmarkedModel) and model.cell]
+    if len(own) == len(models):  # all are exported
+        cells = []
+    for cell in cells:
+        for package in packages(*cell):
+            need(package)
     if not models or not batch_sizes or min(batch_sizes) < 1 or runs < 1:
         raise ValueError(
             f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give at least one model and one "
@@ -103,7 +109,7 @@ def benchmark(
         raise ValueError(f"several models have the name {repeated[0]}: give each model a name of its own")
     chosen = [opened[model] for model in models]
     base = opened[reference] if reference else next((model for model in chosen if not model.cell), None)
-    software = versions() | installed(package for cell in cells for package in packages(*cell))
+    software = versions() | installed(package for cell in [*cells, *own] for package in packages(*cell))
     keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -148,7 +154,7 @@ def benchmark(
 def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
     """Return the supported pairs of engine and precision.
 
-    Raise ValueError for an unknown name, or if there is no such pair. Raise ImportError if a package is missing.
+    Raise ValueError for an unknown name, or if there is no such pair.
     """
     for what, words, accepted in (("engine", engines, ENGINES), ("precision", precisions, PRECISIONS)):
         for word in words:
@@ -157,9 +163,6 @@ def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
     if not cells:
         pairs = "; ".join(f"{engine} supports {', '.join(names)}" for engine, names in ENGINES.items())
         raise ValueError(f"{', '.join(engines)} cannot compute in {', '.join(precisions)}: {pairs}")
-    for cell in cells:
-        for package in packages(*cell):
-            need(package)
     return cells
 
 

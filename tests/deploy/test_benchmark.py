@@ -156,3 +156,6 @@ def test_wrong_options_and_missing_packages_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"openvino is missing: pip install 'metamix\[deploy\]', or just openvino"):
         benchmark(["metaformer_nin_s12"], engines=["openvino"])
+    exported = module.BenchmarkedModel("out", torch.nn.Identity(), twins[0].images, cell=("onnxruntime", "fp32"))
+    result = benchmark([exported], batch_sizes=[1], seconds=0)
+    assert result["rows"] and "onnxruntime" in result["versions"] and "openvino" not in result["versions"]
