@@ -57,8 +57,12 @@ class ExportOptions(ImageOptions):
         "points of AP or mean IoU, 0.1 dB of PSNR",
         needs="precision int8",
     )
-    search_minutes: NotNegative = option(10.0, "minutes to search for layers to keep in fp32 if int8 loses too much")
-    calibration_images: Count = option(500, "calibrate int8 on at most this many training images")
+    search_minutes: NotNegative = option(
+        10.0, "minutes to search for layers to keep in fp32 if int8 loses too much", needs="precision int8"
+    )
+    calibration_images: Count = option(
+        500, "calibrate int8 on at most this many training images", needs="precision int8"
+    )
     threads: Count | None = option(None, "number of threads for the speed measurement; default: as many as torch uses")
     seconds: NotNegative = option(4.0, "seconds for the speed measurement; 0 skips it")
 

@@ -322,6 +322,8 @@ def test_an_export_with_other_outputs_is_refused(weights, tmp_path, monkeypatch)
         (dict(source="metaformer_raft_s12"), r"names a model but no weights: train it, and export the run folder"),
         (dict(source="metaformer_pooling_nano"), r"no weights: give a name with a tag, metaformer_pooling_nano.c"),
         (dict(max_drop=0.0), r"--max-drop has no effect without --precision int8; give both or neither"),
+        (dict(search_minutes=1), r"--search-minutes has no effect without --precision int8"),
+        (dict(calibration_images=9), r"--calibration-images has no effect without --precision int8"),
         (dict(images=5), r"--images has no effect without --data or --data-dir"),
         (dict(source="resnet18", model="resnet18"), r"model is resnet18, but resnet18 names its model: leave"),
         (dict(model="resnet18"), r"holds the weights of metaformer_pooling_nano, not of resnet18"),
