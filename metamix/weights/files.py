@@ -37,6 +37,7 @@ SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
 OURS = {"task", "versions"}  # metadata entries that only metamix writes
 ARTIFACT = "export.json"  # file in every folder that metamix export writes
+GRAPHS = (".onnx", ".xml", ".bin", ".pt2")  # suffixes of the other files there
 MAX_EXPANSION = 100  # largest ratio of content to file size; compression and shared memory raise the ratio above 1
 
 _logger = package_logger(__name__)
@@ -202,8 +203,11 @@ def newest_weights(folder: Path) -> Path:
                 f"{folder}, or in Python with metamix.deploy.load_exported"
             )
         runs = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{WEIGHTS}")))
-        advice = f"{folder} holds the runs {runs}: give one of them" if runs else "give a run folder or a weight file"
-        raise FileNotFoundError(f"there is no file {weights}; {advice}")
+        advice = f"it holds the runs {runs}: give one of them" if runs else "give a run folder or a weight file"
+        if any(path.suffix in GRAPHS for path in folder.glob("model.*")):
+            advice = "if it is an export, copy the whole folder again, or export the model again"
+        files = f"{WEIGHTS} or {CHECKPOINT} of a run, and no {ARTIFACT} of an exported model"
+        raise FileNotFoundError(f"{folder} has no {files}; {advice}")
     if not checkpoint.exists() or (weights.exists() and (folder / SUMMARY).exists()):
         return weights
     state = load_checkpoint(checkpoint)

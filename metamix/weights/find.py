@@ -18,7 +18,7 @@ from metamix.utils.files import shipped_folder
 from metamix.utils.text import did_you_mean
 
 from .download import from_hub
-from .files import ARTIFACT, load_metadata, load_weights
+from .files import ARTIFACT, GRAPHS, load_metadata, load_weights
 from .metadata import ModelMetadata, to_tuples
 
 
@@ -93,10 +93,10 @@ def find_weights(checkpoint: str | Path) -> Path:
     if str(checkpoint).startswith("hf-hub:"):
         return from_hub(str(checkpoint).removeprefix("hf-hub:"))
     path = Path(str(checkpoint).removeprefix("local-dir:"))  # timm's prefix for folders
-    if path.suffix in (".onnx", ".xml", ".bin", ".pt2") and path.with_name(ARTIFACT).is_file():
+    if path.suffix in (*GRAPHS, ".json") and path.with_name(ARTIFACT).is_file():
         raise ValueError(
-            f"{path} is a file of an exported model: metamix predict --model {path.parent} runs it. To train or eval, "
-            f"give the weights that it was exported from"
+            f"{path} is a file of an exported model: metamix predict --model {path.parent} runs it, and metamix.load "
+            f"and metamix benchmark take its folder. To train or eval, give the weights that it was exported from"
         )
     if path.exists():
         return path

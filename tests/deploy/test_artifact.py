@@ -95,6 +95,10 @@ def test_exported_model_is_not_a_checkpoint(tmp_path):
     for load in (load_classifier, load_detector, partial(export, output=tmp_path / "new", format="torch")):
         with pytest.raises(ValueError, match=rf"{words}, or in Python with metamix.deploy.load_exported$"):
             load(str(tmp_path))
+    for file in ("export.json", "report.json", "model.onnx"):
+        (tmp_path / file).touch()
+        with pytest.raises(ValueError, match=rf"{file} is a file of an exported model: .*, and metamix.load and me"):
+            metamix.load(tmp_path / file)
     with pytest.raises(SystemExit, match=f"^error: {words}"):
         metamix.cli.evaluate.main(["--checkpoint", str(tmp_path)])
     with pytest.raises(ValueError, match=f"predict --model {tmp_path} runs it; metamix export --data scores"):

@@ -101,13 +101,16 @@ def test_weights_are_saved_with_their_metadata(net, tmp_path):
 
 
 def test_a_folder_of_runs_is_not_a_run(net, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file .*/model.safetensors; give a run folder or a weight file"):
+    words = f"{tmp_path} has no model.safetensors or .* no export.json of an exported model; give a run folder or a wei"
+    with pytest.raises(FileNotFoundError, match=words):
         load_weights(tmp_path)
     for run in ("b", "a"):
         (tmp_path / run).mkdir()
         save_weights(tmp_path / run / "model.safetensors", net.state_dict(), {})
-    words = f"there is no file {tmp_path}/model.safetensors; {tmp_path} holds the runs a, b: give one of them"
-    with pytest.raises(FileNotFoundError, match=words):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} has no .*; it holds the runs a, b: give one of them"):
+        load_weights(tmp_path)
+    (tmp_path / "model.xml").touch()
+    with pytest.raises(FileNotFoundError, match="; if it is an export, copy the whole folder again, or export the mo"):
         load_weights(tmp_path)
 
 
