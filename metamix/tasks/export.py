@@ -247,10 +247,8 @@ def summary(report: dict[str, Any], folder: Path) -> str:
         listed = ", ".join(f"{key} {value:.4g}" for key, value in scores.items())
         lines.append(f"{name}: {listed or 'no score, since the images show no object'}")
     for name, figures in report["speed"].items():
-        lines.append(
-            f"{name}: {figures['batch_1_ms']:.3g} ms for 1 image, {figures['batch_8_ms']:.3g} ms for 8 "
-            f"({speed_text(figures['img_per_s'])})"
-        )
+        one, eight = (f"{float(f'{figures[key]:.3g}'):,g}" for key in ("batch_1_ms", "batch_8_ms"))
+        lines.append(f"{name}: {one} ms for 1 image, {eight} ms for 8 ({speed_text(figures['img_per_s'])})")
     return "\n".join(map(printable, [*lines, gains(report), f"written: {folder}"]))
 
 
