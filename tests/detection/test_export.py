@@ -85,7 +85,7 @@ def test_an_exported_detector_finds_the_same_objects(detector, format, dynamic, 
     report = export(source, output=folder, format=format, dynamic=bool(dynamic), data_dir=str(data), seconds=0)
     assert report["parity"]["objects"] > 20 and report["parity"]["unmatched"] == 0
     assert report["parity"]["largest_difference_px"] < 0.05
-    assert report["scores"]["eager"]["AP"] > 50
+    assert report["scores"]["eager"]["AP"] > 20
     assert report["scores"]["exported"] == pytest.approx(report["scores"]["eager"], abs=0.5)
     graph = load_exported(folder, trust=True)
     images = open_detector(options(source)).examples(2)  # two images at once
