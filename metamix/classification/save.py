@@ -107,11 +107,18 @@ def save_classifier(
     if invalid := [name for name, tensor in body.named_parameters() if not tensor.isfinite().all()]:
         raise ValueError(f"{invalid[0]} of the model holds NaN or infinity: save the weights of an earlier step")
     try:
-        entries = json.loads(json.dumps(metadata.to_dict(), default=lambda value: value.tolist()))
-    except (TypeError, AttributeError) as error:
+        entries = json.loads(json.dumps(metadata.to_dict(), default=_to_plain))
+    except TypeError as error:
         raise ValueError(f"model_args or threshold cannot be saved ({error}): give plain numbers and strings") from None
     ModelMetadata.from_dict(entries, "the classifier", "Otherwise the file could not be loaded")
     save_weights(path, body.state_dict(), entries)
+
+
+def _to_plain(value: Any) -> Any:
+    """Convert numbers and arrays of numpy to numbers and lists."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"{value!r} is neither a number nor a string")
+    return value.tolist()
 
 
 def _signature(model: nn.Module) -> tuple[dict[str, torch.Size], dict[str, str], list[str]]:

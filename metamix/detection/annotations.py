@@ -11,7 +11,7 @@ from operator import sub
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from metamix.data.runs import decode_runs
+from metamix.data.runs import run_length_problem
 from metamix.utils.files import read_bytes
 from metamix.weights.metadata import MAX_SCORED_CLASSES, MAX_SIDE
 
@@ -167,20 +167,4 @@ def segmentation_problem(segmentation: Any, image: Entry) -> str | None:
             return "its segmentation has a polygon with a point far outside of the image"
         if side and sum(map(abs, map(sub, polygon[2:], polygon))) > 1000 * side:  # pycocotools takes 100 bytes a pixel
             return "its segmentation has a polygon whose outline is over 1,000 times as long as the image"
-    return None
-
-
-def run_length_problem(segmentation: dict[str, Any], height: int | None, width: int | None) -> str | None:
-    """Describe why run lengths do not fit an image, or return None. An unknown size is not checked."""
-    size, counts = segmentation.get("size"), segmentation.get("counts")
-    if height is not None and width is not None and size != [height, width]:
-        return f"its segmentation has the height and width {size}, but the image has {[height, width]}"
-    if isinstance(counts, str):
-        counts = decode_runs(counts)
-        if counts is None or any(count < 0 for count in counts):
-            return "its segmentation has counts in COCO's text form that are damaged or cut off"
-    if not isinstance(counts, list) or any(type(count) is not int or count < 0 for count in counts):
-        return "its segmentation needs counts: a list of integers of at least 0, or text"
-    if height is not None and width is not None and sum(counts) != height * width:
-        return f"its segmentation counts {sum(counts)} pixels, but the image has {height * width}"
     return None

@@ -133,7 +133,7 @@ class CocoSplit:
         self.coco, self.unusable = index_annotations(annotations, images)
         self.ids = sorted(self.coco.imgs)
         self.objects = sum(not annotation["iscrowd"] for annotation in self.coco.anns.values())
-        self.category_ids: list[int | str] = sorted(self.coco.cats)
+        self.category_ids = sorted(self.coco.cats)
         self.classes = tuple(self.coco.cats[i]["name"] for i in self.category_ids)
         self.number_as(self.classes)
         if masks:
@@ -142,8 +142,12 @@ class CocoSplit:
     def number_as(self, classes: Sequence[str]) -> None:
         """Number the classes as a model trained on `classes` does, if it has all of them."""
         if set(self.classes) <= set(classes):
-            ids = dict(zip(self.classes, self.category_ids))
-            self.category_ids = [ids.get(name, name) for name in classes]  # its name for a class without a category
+            ids, categories = dict(zip(self.classes, self.category_ids)), self.coco.cats
+            for name in [name for name in classes if name not in ids]:  # its boxes are false, and count as such
+                ids[name] = max(categories, default=0) + 1
+                categories[ids[name]] = {"id": ids[name], "name": name}
+                self.coco.dataset["categories"].append(categories[ids[name]])
+            self.category_ids = [ids[name] for name in classes]
             self.labels = {category: label for label, category in enumerate(self.category_ids, start=1)}
             self.classes = tuple(classes)
 

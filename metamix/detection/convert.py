@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import product
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from metamix.data import CorruptImage
+from metamix.data.runs import is_brush
 from metamix.data.tables import SPLITS, read_table, same_in_all
 
 from .coco import find_image, find_splits, read_complete
@@ -42,8 +43,10 @@ def read_coco(source: Path) -> Boxes:
     """
     files, labels = annotation_files(source), Boxes([])
     used: dict[str, bool] = {}  # whether each class has an object
+    read = {path: read_complete(path, path.parent, inside=False) for path in files}
+    times = Counter(PureWindowsPath(image["file_name"]).name for data in read.values() for image in data["images"])
     for path, split in files.items():
-        data = read_complete(path, path.parent, inside=False)
+        data = read[path]
         classes = {category["id"]: category["name"] for category in data["categories"]}
         used |= {classes[number]: used.get(classes[number], False) for number in sorted(classes)}
         boxes: dict[int, list[Box]] = {image["id"]: [] for image in data["images"]}
@@ -55,7 +58,7 @@ def read_coco(source: Path) -> Boxes:
             label, (x, y, width, height) = classes[each["category_id"]], each["bbox"]
             used[label] = True
             more = {key: each[key] for key in ("area", "segmentation") if each.get(key)}
-            brush = "attributes" in each and isinstance(more.get("segmentation"), dict)  # COCO writes no attributes
+            brush = is_brush(each)
             if each["iscrowd"]:
                 crowds = "crowds are ignored in training; set their iscrowd to 0 if they are objects"
                 labels.notes["masks of CVAT's brush are read as objects" if brush else crowds].append(place)
@@ -64,9 +67,8 @@ def read_coco(source: Path) -> Boxes:
         roots, part = path.absolute().parents[:2], path.stem.removeprefix("instances_")
         folders = [root / name for root in roots for name in (part, f"images/{part}", "images", "")]
         folders = list(filter(Path.is_dir, folders))
-        names = [os.path.normpath(image["file_name"].replace("\\", "/")) for image in data["images"]]
-        times = Counter(map(os.path.basename, names))
-        for image, name in zip(data["images"], names):
+        for image in data["images"]:
+            name = os.path.normpath(image["file_name"].replace("\\", "/"))
             short = os.path.basename(name)
             candidates = [name] if not (os.path.isabs(name) or name.startswith("..")) else []
             found = find_in(folders, candidates + [short] * (times[short] == 1))

@@ -61,6 +61,11 @@ class SegmentationData:
         self.classes = self.labels.classes
         test, held_out = choose_splits(self.set.splits, options.test_on, options.train_on, train=train)
         self.test_split = test  # the data set's name for the split that is scored as "test"
+        if not options.test_on and test not in self.set.splits:
+            raise ValueError(
+                f"there are no images to score: the data have only the split {', '.join(self.set.splits)}. Move some "
+                f"images and masks to a split named val, or give --test-on"
+            )
         self.parts = {"train": [s for name in options.train_on for s in self.set.find(name)]} if train else {}
         self.scored = {"test": self.set.find(test)} | ({"holdout": self.set.find("val")} if held_out else {})
         self.parts |= self.scored

@@ -48,6 +48,11 @@ def read_labelme(source: Path) -> Masks:
     files: Files = {}
     found = {path: read_shapes(path) for path in sorted(source.rglob("*.json"))}
     read = {path: content for path, content in found.items() if content}
+    if found and not read:
+        raise ValueError(
+            f"{next(iter(found))} is not in LabelMe's format: it has no shapes. For COCO's format, use metamix convert "
+            f"polygons"
+        )
     for path in read:
         add_file(files, key_of(path, source), path, "labels")
     labels = masks_of(shape for _, shapes, _ in read.values() for shape in shapes)
@@ -91,8 +96,6 @@ def check_shapes(path: Path, size: tuple[int, int], shapes: Sequence[Shape]) -> 
         if not shape.label:
             raise ValueError(f"{path} has a {shape.kind} without a label")
         least = LEAST_POINTS.get(shape.kind, 1)
-        if shape.runs and (min(shape.runs) < 0 or sum(shape.runs) != size[0] * size[1]):
-            raise ValueError(f"{path} has a mask that does not fit its image of {size[0]} x {size[1]} pixels")
         if len(shape.points) < least or not np.isfinite(shape.points).all():
             points = f"a {shape.kind} with the points {shape.points}"
             raise ValueError(f"{path} has {points}: give {least} or more finite points")

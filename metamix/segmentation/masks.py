@@ -164,10 +164,10 @@ def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palet
 def name_values(source: Path, values: Sequence[int]) -> tuple[list[str], Sequence[int]]:
     """Return a name for each value that is a class, and these values.
 
-    255 is ignored beside two or more other values, unless it continues them, as in 0, 127, 255.
+    255 is ignored beside two or more other values, unless the values are about evenly spaced, as in 0, 127, 255.
     """
     order = [value for value in values if value != 255]
-    if len(order) < 2 or 255 - order[-1] <= 2 * max(np.diff(order)):
+    if len(order) < 2 or max(np.diff(values)) <= 2 * min(np.diff(values)):
         order = [*values]
     if not 2 <= len(order) <= MOST_VALUES:
         raise ValueError(

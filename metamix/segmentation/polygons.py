@@ -3,12 +3,13 @@
 import json
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from metamix.data.runs import decode_runs
+from metamix.data.runs import decode_runs, is_brush, run_length_problem
 from metamix.data.tables import SPLITS
 from metamix.utils.files import read_bytes
 
@@ -58,13 +59,15 @@ def read_outlines(path: Path, without: list[str]) -> Entries:
         data = json.loads(read_bytes(path))
         classes = {each["id"]: " ".join(str(each["name"]).split()) for each in data["categories"]}
         objects: dict[object, list[Shape]] = {each["id"]: [] for each in data["images"]}
+        sizes = {each["id"]: (int(each["height"]), int(each["width"])) for each in data["images"]}
         for each in sorted(data["annotations"], key=area, reverse=True):
-            label = IGNORE if each.get("iscrowd") else classes[each["category_id"]]
+            label = IGNORE if each.get("iscrowd") and not is_brush(each) else classes[each["category_id"]]
             shape = each.get("segmentation")
             if isinstance(shape, dict):
+                if problem := run_length_problem(shape, *sizes[each["image_id"]]):
+                    raise ValueError(f"annotation {each['id']}: {problem}")
                 counts = shape["counts"]
-                if not (runs := decode_runs(counts) if isinstance(counts, str) else list(map(int, counts))):
-                    raise ValueError(f"the mask of annotation {each['id']} is damaged or cut off")
+                runs: Sequence[int] = decode_runs(counts) or () if isinstance(counts, str) else counts
                 objects[each["image_id"]].append(Shape(label, "mask", [(0, 0)], runs=runs))
                 continue
             # Some annotation programs also write parts of one or two points.
@@ -79,7 +82,7 @@ def read_outlines(path: Path, without: list[str]) -> Entries:
         entries = []
         for each in data["images"]:
             name = os.path.normpath(f"/{each['file_name']}".replace("\\", "/")).lstrip("/")  # keep it inside the folder
-            entries.append((name, (int(each["height"]), int(each["width"])), objects[each["id"]]))
+            entries.append((name, sizes[each["id"]], objects[each["id"]]))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not in COCO's format: {type(error).__name__}: {error}") from None
     for _, size, shapes in entries:

@@ -87,8 +87,9 @@ def export(source: str | Path, *, output: str | Path, **options: Any) -> dict[st
     check_options(settings)
     folder = settings.output
     is_export = (folder / ARTIFACT).exists() or (folder / REPORT).exists()
-    left = {path.name for path in folder.glob(f"*{TEMPORARY}")}  # files of an export that was killed
-    check_output_folder(folder, {LOCK, *left, *({ARTIFACT, *file_names()} if is_export else ())})
+    left = [path for path in folder.glob(f"{HIDDEN}*{TEMPORARY}") if path.is_dir()]  # of exports that were killed
+    ours = {ARTIFACT, *file_names()} if is_export else set()
+    check_output_folder(folder, {LOCK, *ours, *(path.name for path in left)})
     exportable = spec.part("export")(settings)
     if settings.precision == "int8":
         if not isinstance(exportable, CalibratedExport):
@@ -100,8 +101,8 @@ def export(source: str | Path, *, output: str | Path, **options: Any) -> dict[st
     before = torch.get_num_threads()
     try:
         with lock_folder(folder):
-            for path in folder.glob(f"{HIDDEN}*{TEMPORARY}"):
-                shutil.rmtree(path)
+            for path in left:
+                shutil.rmtree(path, ignore_errors=True)
             with TemporaryDirectory(TEMPORARY, HIDDEN, folder) as temporary:
                 report = write_export(exportable, examples, Path(temporary), settings)
                 replace_export(folder, Path(temporary))
@@ -120,6 +121,11 @@ def write_export(exportable: Exportable, examples: Tensor, folder: Path, options
         quantized = quantize(cast(CalibratedExport, exportable), file, artifact, options)
     exported = ExportedModel(open_file(file, threads, options.precision, options.compile), artifact)
     comparison = exportable.compare(exported, options.precision)
+    if comparison.problems:
+        raise ParityError(
+            f"{artifact.file} does not match {options.source}: {'; '.join(comparison.problems)}. Nothing is written to "
+            f"{options.output}"
+        )
     report = {
         "source": options.source,
         "format": options.format,
@@ -134,11 +140,6 @@ def write_export(exportable: Exportable, examples: Tensor, folder: Path, options
         "versions": artifact.versions,
         "notes": exportable.notes,
     }
-    if comparison.problems:
-        raise ParityError(
-            f"{artifact.file} does not match {options.source}: {'; '.join(comparison.problems)}. Nothing is written to "
-            f"{options.output}"
-        )
     write_text(folder / REPORT, json.dumps(report, indent=2) + "\n")
     artifact.save(folder)
     return report

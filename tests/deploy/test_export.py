@@ -295,7 +295,6 @@ def test_a_failed_export_keeps_the_earlier_one(step, weights, tmp_path, monkeypa
 def test_files_of_a_killed_export_do_not_block_the_folder(weights, tmp_path):
     (tmp_path / "out" / ".export-12345678.tmp").mkdir(parents=True)
     (tmp_path / "out" / ".export-12345678.tmp" / "model.pt2").write_bytes(b"half")
-    (tmp_path / "out" / "report.json.0123456789abcdef.tmp").write_bytes(b"half")
     export(weights("identity"), output=tmp_path / "out", format="torch", seconds=0)
     assert not (tmp_path / "out" / ".export-12345678.tmp").exists()
     load_exported(tmp_path / "out", trust=True)

@@ -121,6 +121,8 @@ def test_eval_matches_classes_by_name(kept, tmp_path):
     options = DetectionEvalOptions(data_dir=str(folder), checkpoint=str(tmp_path / "d.safetensors"))
     task, _, _ = Detection.trained(options)
     assert task.data.classes == ("disc", "square") and len(task.data.training_images()) == 8
+    split = task.data.scored["test"]
+    assert [split.coco.cats[i]["name"] for i in split.category_ids] == ["disc", "square"]  # false boxes count for both
     state, colours = task.metric.start(), torch.tensor([[[30, 60, 250]], [[250, 140, 20]]])
     for batch in task.data.eval_loaders(1, 0, 1)["test"]:
         ((image,), (truth,)) = batch["image"], batch["target"]

@@ -80,9 +80,14 @@ def test_splits_of_the_source_are_kept(image, mask, tmp_path):
 
 @pytest.mark.parametrize(
     "values, wanted",
-    [((0, 2, 5, 255), (0, 1, 2, 255)), ((3, 9, 3, 255), (0, 1, 0, 255)), ((0, 127, 0, 255), (0, 1, 0, 2))],
+    [
+        ((0, 2, 5, 255), (0, 1, 2, 255)),
+        ((0, 5, 150, 255), (0, 1, 2, 255)),
+        ((3, 9, 3, 255), (0, 1, 0, 255)),
+        ((0, 127, 0, 255), (0, 1, 0, 2)),
+    ],
 )
-def test_255_is_ignored_unless_it_continues_the_other_values(values, wanted, tmp_path):
+def test_255_is_ignored_unless_the_values_are_evenly_spaced(values, wanted, tmp_path):
     write(tmp_path / "source", {name: quarters(*values) for name in "ab"})
     assert all(np.array_equal(labels, quarters(*wanted)) for labels in convert(tmp_path / "source")[1].values())
 
@@ -365,7 +370,12 @@ def test_the_largest_polygons_of_coco_are_drawn_first(tmp_path, capsys):
                 "bbox": [28, 10, 3, 3],
                 "area": None,
             },
-            {"segmentation": {"size": [24, 32], "counts": MASK}, "category_id": 2, "area": 4},
+            {
+                "segmentation": {"size": [24, 32], "counts": MASK},
+                "category_id": 2,
+                "iscrowd": 1,
+                "attributes": {},
+            },  # CVAT
             {"segmentation": [[25, 0, 27, 0, 27, 2, 25, 2], [1, 1, 2, 2]]},
         ],
     )
@@ -409,8 +419,8 @@ def test_images_outside_of_the_folder_are_not_read(tmp_path, capsys):
         ),
         ({"segmentation": [SQUARE], "category_id": 3}, {}, "instances_train.json is not in COCO's format: KeyError: 3"),
         ({"segmentation": [SQUARE], "image_id": 8}, {}, "instances_train.json is not in COCO's format: KeyError: 8"),
-        ({"segmentation": {"counts": "abc"}}, {}, "train.json is not in COCO's format: .* annotation 0 is damaged"),
-        ({"segmentation": {"counts": [1, 2]}}, {}, "has a mask that does not fit its image of 24 x 32"),
+        ({"segmentation": {"counts": "abc"}}, {}, "not in COCO's format: .* annotation 0: .* height"),
+        ({"segmentation": {"size": [24, 32], "counts": "abc"}}, {}, "annotation 0: its .* are damaged or cut off"),
         ({"segmentation": [SQUARE]}, {"height": 0}, "instances_train.json has an image of 0 x 32 pixels"),
     ],
 )
