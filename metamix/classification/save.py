@@ -124,10 +124,12 @@ def _to_plain(value: Any) -> Any:
 def _signature(model: nn.Module) -> tuple[dict[str, torch.Size], dict[str, str], list[str]]:
     """Return the shapes of a model's tensors, its layers and mixers, and its poolings.
 
-    The momentum of batch norms is left out, since only training needs it. Synchronised batch norms count as ordinary
-    batch norms.
+    Dropout rates and the momentum of batch norms are left out, since only training needs them. Synchronised batch norms
+    count as ordinary batch norms.
     """
-    layers = {name: text.replace("SyncBatchNorm", "BatchNorm2d") for name, text in describe(model).items()}
-    layers = {name: re.sub(r", momentum=[^,)]*", "", text) for name, text in layers.items()}
+    # `describe` has the arguments that mixers were built with. Their layers may have been replaced since then.
+    layers = describe(model) | {f"{name} now": str(m) for name, m in model.named_modules() if name.endswith(".mixer")}
+    layers = {name: text.replace("SyncBatchNorm", "BatchNorm2d") for name, text in layers.items()}
+    layers = {name: re.sub(r"(, momentum|\bp)=[^,)]*", "", text) for name, text in layers.items()}
     poolings = [str(layer.global_pool) for layer in model.modules() if hasattr(layer, "global_pool")]
     return {name: tensor.shape for name, tensor in model.state_dict().items()}, layers, poolings

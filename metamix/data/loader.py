@@ -8,7 +8,7 @@ follows the last one. In evaluation, such a sample gets the index -1, so that sc
 
 import signal
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, Protocol
@@ -174,8 +174,9 @@ class StreamLoader:
             pin_memory=torch.cuda.is_initialized(),  # useful only if this process uses a GPU
             generator=torch.Generator(),  # else every epoch would draw from torch's global generator
         )
+        self.running: list[Any] = []  # the iterator of the last epoch, which a traceback may keep alive
         # At exit, Python sends each worker one SIGTERM and waits. Workers ignore the first one, so stop them earlier.
-        weakref.finalize(self, setattr, self.loader, "_iterator", None)
+        weakref.finalize(self, stop_workers, self.running)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -191,8 +192,9 @@ class StreamLoader:
             OSError: a worker process died.
         """
         self.sampler.epoch, self.sampler.start = epoch, start
+        self.running[:] = [iter(self.loader)]
         try:
-            for batch in self.loader:
+            for batch in self.running[0]:
                 if "failure" in batch:
                     raise CorruptImage(batch["failure"])
                 for path, reason in batch.pop("broken"):
@@ -205,6 +207,13 @@ class StreamLoader:
                 f"a process that reads images died ({error}), perhaps for lack of memory: lower --workers, or give the "
                 f"machine more memory and shared memory, and repeat the command"
             ) from error
+
+
+def stop_workers(running: Sequence[Any]) -> None:
+    """Stop the workers of the iterators of a `DataLoader`."""
+    for batches in running:
+        if hasattr(batches, "_shutdown_workers"):  # torch has no public function for this
+            batches._shutdown_workers()
 
 
 def start_worker(max_pixels: int | None, worker: int) -> None:

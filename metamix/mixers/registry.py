@@ -115,6 +115,8 @@ def describe_mixer(name: str, options: Mapping[str, Any], *, defaults: bool = Tr
 
 def comparable(value: Any) -> Any:
     """Normalise an option's value for comparison: lists to tuples, equal sides to one number, functions to names."""
+    if hasattr(value, "tolist"):  # a number or an array of numpy
+        value = value.tolist()
     if isinstance(value, (FunctionType, BuiltinFunctionType)):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, partial):

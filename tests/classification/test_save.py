@@ -117,6 +117,13 @@ def test_numbers_may_be_of_numpy(tmp_path):
     assert metamix.load(tmp_path / "cats.safetensors").metadata.threshold == 0.5
 
 
+def test_a_model_whose_mixer_was_replaced_is_refused(tmp_path):
+    model = timm.create_model("metaformer_pooling_nano", num_classes=2)
+    model.stages[1].blocks[0].mixer = torch.nn.Identity()
+    with pytest.raises(ValueError, match="metaformer_pooling_nano with these arguments differs from this model"):
+        metamix.save_classifier(model, tmp_path / "cats.safetensors", classes=["cat", "dog"])
+
+
 def test_what_only_training_needs_may_differ(tmp_path):
     """Dropout, momentum and synchronised batch norms do not change the function."""
     model = timm.create_model("metaformer_identity_tiny", num_classes=2, drop_rate=0.1, drop_path_rate=0.1)

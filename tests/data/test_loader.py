@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from metamix.data import Augment, CorruptImage, DataOptions, eval_loader, open_data, train_loader
-from metamix.data.loader import train_transform
+from metamix.data.loader import stop_workers, train_transform
 from tests.helpers.advice import follow_verify
 
 STREAMED = dict(memory="no", img_size=24, auto_augment="rand-m9-n2-mstd0.5")
@@ -139,6 +139,16 @@ def test_a_machine_of_one_core_has_one_worker_and_no_warning(source, monkeypatch
     (count, capped), (none, alone) = batches(2), batches(0)
     assert (count, none) == (1, 0) and all_equal(capped, alone)
     assert not [str(warning.message) for warning in recwarn if "worker" in str(warning.message)]
+
+
+def test_workers_of_an_unfinished_evaluation_are_stopped_at_exit(source):
+    """An uncaught exception keeps the iterator alive until the interpreter ends, which would wait for the workers."""
+    loader = eval_loader(source, DataOptions(workers=1, **STREAMED), batch_size=4)
+    batches = iter(loader)
+    next(batches)
+    (worker,) = loader.running[0]._workers
+    stop_workers(loader.running)
+    assert not worker.is_alive()
 
 
 def test_loading_leaves_the_global_random_state_unchanged(source):
