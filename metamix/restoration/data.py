@@ -55,6 +55,8 @@ class RestorationData:
         self.paired = not self.chain.steps
         digests, train = trained.extra.get("digest") if trained else None, trained is None
         parts = self._find(train, digests.get("test", "") if isinstance(digests, dict) else "")
+        if isinstance(digests, dict) and digests.get("train") == digest_of(parts["test"]):
+            self.notes.append("the model was trained on the images that are scored: give other images")
         everything = [sample for samples in parts.values() for sample in samples]
         scored = options.test_dir if not train else ""
         self.name = Path(scored or options.data_dir or options.test_dir).resolve().name

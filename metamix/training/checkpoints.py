@@ -86,8 +86,8 @@ def check_resumable(
     """Check that a recipe can continue a checkpoint; return a sentence about each change that is to be reported.
 
     Raises:
-        ValueError: the data changed; an option changed that must not change; `score` changed, but early stopping is on
-            and has a best epoch; or the run has ended, and another change is to be reported.
+        ValueError: the data changed; an option changed that must not change; early stopping was off; `score` changed,
+            but early stopping is on and has a best epoch; or the run has ended, and another change is to be reported.
     """
     changes, best = resume_changes(state["recipe"], recipe), state.get("best", {})  # rejects another batch size
     if state["steps_per_epoch"] != steps_per_epoch:
@@ -104,6 +104,11 @@ def check_resumable(
             f"the run of {path} ended after {plural(state['step'] // state['steps_per_epoch'], 'epoch')}, so no epoch "
             f"would use the new recipe: {'; '.join(changes.values())}. Use the old values, give {more}, or start a new "
             f"run with --output"
+        )
+    if recipe.engine.early_stopping and state["history"] and not state["recipe"].get("early_stopping"):
+        raise ValueError(
+            f"{path} has {plural(len(state['history']), 'epoch')} without early stopping, so the weights of its best "
+            f"epoch were not kept: leave out --early-stopping, or start a new run with --output"
         )
     if best and recipe.engine.early_stopping and "score" in changes:
         raise ValueError(

@@ -17,6 +17,11 @@ Batch = dict[str, Any]
 State = dict[str, Any]
 
 
+def count_unreadable(states: Iterable[Mapping[str, Any]]) -> int:
+    """Return the number of images that could not be read; a metric's state may count them as "unreadable"."""
+    return sum(int(state.get("unreadable", 0)) for state in states)
+
+
 class TrainLoader(Sized, Protocol):
     """Yield training batches; `len()` is the number of steps in an epoch."""
 
@@ -136,11 +141,8 @@ class Pictures(Protocol):
         return ""
 
     def report(self, states: list[State]) -> str:
-        """Return what `metamix eval` prints in addition to the scores: details, what was left out, and advice.
-
-        A state may count the images that could not be read, as its entry "unreadable".
-        """
-        unreadable = sum(int(state.get("unreadable", 0)) for state in states)
+        """Return what `metamix eval` prints in addition to the scores: details, what was left out, and advice."""
+        unreadable = count_unreadable(states)
         left_out = f"left out: {plural(unreadable, 'image')} that could not be read" if unreadable else ""
         return "\n".join(filter(None, [*self.details(states), left_out, self.advice(states)]))
 

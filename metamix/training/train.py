@@ -22,7 +22,7 @@ from .processes import ProcessGroup, Stopped, is_lost_rank
 from .recipe import Recipe, resume_changes
 from .reports import read_summary
 from .run_folder import RECIPE, Run, check_output, read_state
-from .task import Task
+from .task import Task, count_unreadable
 
 
 def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
@@ -127,6 +127,7 @@ def result_lines(folder: Path) -> tuple[str, str]:
     summary = read_summary(folder)
     scores = ", ".join(f"{name} {summary[name]:.4g}" for name in summary["scores"])
     split = summary.get("test_split", "test")
+    split += f" without {plural(summary['unreadable'], 'unreadable image')}" if "unreadable" in summary else ""
     epoch = f" of epoch {summary['best_epoch']}" if "best_epoch" in summary else ""
     return (
         f"{summary['model']} on {summary['data']}, {split}: {scores} ({summary['weights']} weights{epoch}); "
@@ -216,6 +217,8 @@ def _finish(engine: Engine, run: Run, folder: Path) -> None:
     )
     save_weights(folder / WEIGHTS, engine.stepper.weights(which).state_dict(), result)
     summary = result | {"scores": list(scores), "pictures": ["curves.png"]}
+    if unreadable := count_unreadable(states):
+        summary["unreadable"] = unreadable
     _write_summary(folder, summary)
     run.set_state("scored")
     summary["pictures"] += [picture.name for picture in engine.task.pictures.draw(states, folder)]

@@ -94,6 +94,8 @@ def test_scored_images_that_may_have_been_trained_on_are_noted(clean, tmp_path, 
     assert "; the model may have been trained on scored images" in said and "not trained on" not in said
     evaluate("--checkpoint", run, "--data-dir", photos, "--test-dir", photos.parent / "others", "--output", tmp_path)
     assert "on others, test (2 images" in capsys.readouterr().out  # the folder that is not scored is not named
+    evaluate("--checkpoint", run, "--test-dir", photos, "--output", tmp_path)
+    assert "the model was trained on the images that are scored: give other images" in capsys.readouterr().out
     options = RestorationOptions(data_dir=str(photos), degradation="noise:25")
     data = RestorationData(options, trained=ModelMetadata())
     assert len(data.training_images()) == len(data.training_images()) == 5
@@ -186,6 +188,10 @@ def test_unreadable_images_are_left_out(clean, break_image, tmp_path, capsys):
     evaluate(*words, "--corrupt-limit", 0.5)
     assert "left out: 1 image that could not be read" in capsys.readouterr().out
     assert [row["image"] for row in read_csv(out / "test_scores.csv")] == ["0.png", "2.png"]
+    words = ["--degradation", "noise:25", "--corrupt-limit", 0.5, "--output", tmp_path / "run"]
+    train(*MAXIM, "--data-dir", clean("others"), "--test-dir", photos, *words)
+    assert json.loads((tmp_path / "run/summary.json").read_text())["unreadable"] == 1
+    assert ", test without 1 unreadable image: psnr" in capsys.readouterr().out
 
 
 def test_scores_below_the_input_are_pointed_out(clean, tmp_path, capsys):

@@ -120,6 +120,14 @@ def test_a_stop_between_the_scores_of_an_epoch_does_not_end_the_run(scores, tmp_
     assert_same_run(tmp_path / "stopped", tmp_path / "straight")
 
 
+def test_early_stopping_cannot_be_added_to_a_run(scores, tmp_path):
+    """The weights of the first epochs were not kept, so the best of them could not be the result."""
+    scores += [30.0, 10.0]
+    train(*WORDS, "--epochs", 1, "--output", tmp_path)
+    with pytest.raises(SystemExit, match="has 1 epoch without early stopping, so the .*: leave out --early-stopping"):
+        train(*WORDS, "--epochs", 2, "--early-stopping", 2, "--output", tmp_path)
+
+
 def test_a_run_resumes_with_more_patience_but_not_with_other_changes(scores, tmp_path, capsys):
     scores += [30.0, 10.0, 20.0, 40.0]
     words = [*WORDS, "--epochs", 4, "--ema", "--output", tmp_path]
