@@ -109,7 +109,7 @@ def score_sizes(measured: dict[str, dict], cards: Sequence[dict], data_dir: str 
 
     `measured` is {name: {"weights", "made", "top1", "resized"}}. "made", "top1" and "resized" are {size as text:
     accuracy}. Models trained at a side above `SMALL` have only "made"; models trained at a side that `SIZES` lacks are
-    left out.
+    left out. An entry may also have "tuned", which is kept if the weights are unchanged.
 
     Raises:
         ValueError: the accuracy on a card is not reproduced, so the card describes other data or other weights.

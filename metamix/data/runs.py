@@ -6,24 +6,24 @@ from typing import Any
 import numpy as np
 
 
-def is_brush(annotation: Mapping[str, Any]) -> bool:
+def is_brush(annotation: Mapping[str, Any], shape: Any) -> bool:
     """Return whether CVAT wrote a mask of its brush, which is an object although CVAT marks it as a crowd."""
-    return "attributes" in annotation and isinstance(annotation.get("segmentation"), dict)  # COCO has no attributes
+    return "attributes" in annotation and isinstance(shape, dict)  # COCO has no attributes
 
 
-def run_length_problem(segmentation: dict[str, Any], height: int | None, width: int | None) -> str | None:
+def run_length_problem(mask: dict[str, Any], height: int | None, width: int | None) -> str | None:
     """Describe why run lengths do not fit an image, or return None. An unknown size is not checked."""
-    size, counts = segmentation.get("size"), segmentation.get("counts")
+    size, counts = mask.get("size"), mask.get("counts")
     if height is not None and width is not None and size != [height, width]:
-        return f"its segmentation has the height and width {size}, but the image has {[height, width]}"
+        return f"its mask has the height and width {size}, but the image has {[height, width]}"
     if isinstance(counts, str):
         counts = decode_runs(counts)
         if counts is None or any(count < 0 for count in counts):
-            return "its segmentation has counts in COCO's text form that are damaged or cut off"
+            return "its mask has counts in COCO's text form that are damaged or cut off"
     if not isinstance(counts, list) or any(type(count) is not int or count < 0 for count in counts):
-        return "its segmentation needs counts: a list of integers of at least 0, or text"
+        return "its mask needs counts: a list of integers of at least 0, or text"
     if height is not None and width is not None and sum(counts) != height * width:
-        return f"its segmentation counts {sum(counts)} pixels, but the image has {height * width}"
+        return f"its mask counts {sum(counts)} pixels, but the image has {height * width}"
     return None
 
 

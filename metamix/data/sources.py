@@ -200,7 +200,10 @@ def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
         if scored[labels == label].all():
             scored[(labels == label).nonzero()[0]] = False
     if len(labels.unique()) == total:
-        raise ValueError("each class has one image, which is kept to train on: add images, or a folder val to score")
+        raise ValueError(
+            f"test_share {test_share} leaves no image to score, since each class has one image, which is kept to train "
+            f"on: add images, or a folder val"
+        )
     if not scored.any():
         raise ValueError(
             f"test_share {test_share} of {total} images leaves none to score: give a larger share, or more images"

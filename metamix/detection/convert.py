@@ -58,7 +58,7 @@ def read_coco(source: Path) -> Boxes:
             label, (x, y, width, height) = classes[each["category_id"]], each["bbox"]
             used[label] = True
             more = {key: each[key] for key in ("area", "segmentation") if each.get(key)}
-            brush = is_brush(each)
+            brush = is_brush(each, more.get("segmentation"))
             if each["iscrowd"]:
                 crowds = "crowds are ignored in training; set their iscrowd to 0 if they are objects"
                 labels.notes["masks of CVAT's brush are read as objects" if brush else crowds].append(place)

@@ -68,7 +68,7 @@ class WaveMix(nn.Module):
     ):
         super().__init__()
         if dim % 4:
-            raise ValueError(f"wavemix splits its channels in four: {dim} is not a multiple of 4.")
+            raise ValueError(f"wavemix reduces its channels to a quarter: {dim} is not a multiple of 4.")
         check_counts(1, level=level, mult=mult)
         if level > 4:
             raise ValueError(f"level is {level!r}; the transform has 1, 2, 3 or 4 levels.")

@@ -61,8 +61,8 @@ def read_outlines(path: Path, without: list[str]) -> Entries:
         objects: dict[object, list[Shape]] = {each["id"]: [] for each in data["images"]}
         sizes = {each["id"]: (int(each["height"]), int(each["width"])) for each in data["images"]}
         for each in sorted(data["annotations"], key=area, reverse=True):
-            label = IGNORE if each.get("iscrowd") and not is_brush(each) else classes[each["category_id"]]
             shape = each.get("segmentation")
+            label = IGNORE if each.get("iscrowd") and not is_brush(each, shape) else classes[each["category_id"]]
             if isinstance(shape, dict):
                 if problem := run_length_problem(shape, *sizes[each["image_id"]]):
                     raise ValueError(f"annotation {each['id']}: {problem}")

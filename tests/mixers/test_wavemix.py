@@ -128,5 +128,5 @@ def test_wrong_options_are_refused(options, words):
 
 
 def test_a_width_that_is_no_multiple_of_four_is_refused():
-    with pytest.raises(ValueError, match="wavemix splits its channels in four: 6 is not a multiple of 4"):
+    with pytest.raises(ValueError, match="wavemix reduces its channels to a quarter: 6 is not a multiple of 4"):
         create_mixer("wavemix", 6, size=(8, 8))
