@@ -83,12 +83,12 @@ def benchmark(
     Raises:
         ValueError: an unknown model, engine or precision, nothing to time, a batch size or `runs` below 1, an exported
             reference, or two models with the same name.
-        ImportError: a package of the extra `deploy` is missing, which a model that is not exported needs.
+        ImportError: a model that is not exported needs a package of the extra `deploy` that is missing.
     """
     cells = cells_of(engines, precisions)
-    own = [model.cell for model in models if isinstance(model, BenchmarkedModel) and model.cell]
-    if len(own) == len(models):  # all are exported
-        cells = []
+    exported = [model.cell for model in models if isinstance(model, BenchmarkedModel) and model.cell]
+    if len(exported) == len(models):
+        cells = []  # exported models are timed only in their own engines
     for cell in cells:
         for package in packages(*cell):
             need(package)
@@ -109,7 +109,7 @@ def benchmark(
         raise ValueError(f"several models have the name {repeated[0]}: give each model a name of its own")
     chosen = [opened[model] for model in models]
     base = opened[reference] if reference else next((model for model in chosen if not model.cell), None)
-    software = versions() | installed(package for cell in [*cells, *own] for package in packages(*cell))
+    software = versions() | installed(package for cell in [*cells, *exported] for package in packages(*cell))
     keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)

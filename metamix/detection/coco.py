@@ -140,10 +140,10 @@ class CocoSplit:
             self.check_masks()
 
     def number_as(self, classes: Sequence[str]) -> None:
-        """Number the classes as a model trained on `classes` does, if it has all of them."""
+        """Number the classes in the order of a model's `classes`; change nothing if the split has other classes."""
         if set(self.classes) <= set(classes):
             ids, categories = dict(zip(self.classes, self.category_ids)), self.coco.cats
-            for name in [name for name in classes if name not in ids]:  # its boxes are false, and count as such
+            for name in [name for name in classes if name not in ids]:  # else COCOeval ignores their false boxes
                 ids[name] = max(categories, default=0) + 1
                 categories[ids[name]] = {"id": ids[name], "name": name}
                 self.coco.dataset["categories"].append(categories[ids[name]])

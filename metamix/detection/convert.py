@@ -71,14 +71,14 @@ def read_coco(source: Path) -> Boxes:
             name = os.path.normpath(image["file_name"].replace("\\", "/"))
             short = os.path.basename(name)
             candidates = [name] if not (os.path.isabs(name) or name.startswith("..")) else []
-            found = find_in(folders, candidates + [short] * (times[short] == 1))
-            if found is None:
+            located = find_in(folders, candidates + [short] * (times[short] == 1))
+            if located is None:
                 labels.notes["images that do not exist were left out"].append(f"{name} of {path}")
                 continue
-            if found[0] != name:
+            if located[0] != name:
                 labels.notes["images were found by their file names, without their folders"].append(f"{name} of {path}")
             size = image.get("height") or 0, image.get("width") or 0
-            labels.add(*found, boxes[image["id"]], split, size)
+            labels.add(*located, boxes[image["id"]], split, size)
     labels.classes = [name for name, has_object in used.items() if has_object]
     labels.notes["classes without an object were left out"] += [name for name in used if not used[name]]
     return labels.checked(", ".join(map(str, files)))

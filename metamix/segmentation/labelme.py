@@ -46,17 +46,17 @@ def read_labelme(source: Path) -> Masks:
     images, masks = find_files(source)
     images = masks | images  # an image in a folder named labels was taken for a mask
     files: Files = {}
-    found = {path: read_shapes(path) for path in sorted(source.rglob("*.json"))}
-    read = {path: content for path, content in found.items() if content}
-    if found and not read:
+    contents = {path: read_shapes(path) for path in sorted(source.rglob("*.json"))}
+    read = {path: content for path, content in contents.items() if content}
+    if contents and not read:
         raise ValueError(
-            f"{next(iter(found))} is not in LabelMe's format: it has no shapes. For COCO's format, use metamix convert "
-            f"polygons"
+            f"{next(iter(contents))} is not in LabelMe's format: it has no shapes. For COCO's format, use metamix "
+            f"convert polygons"
         )
     for path in read:
         add_file(files, key_of(path, source), path, "labels")
     labels = masks_of(shape for _, shapes, _ in read.values() for shape in shapes)
-    labels.notes["files that are not LabelMe's were left out"] += [str(path) for path in found if path not in read]
+    labels.notes["files that are not LabelMe's were left out"] += [str(path) for path in contents if path not in read]
     pairs = match_files(images, files)
     for path, (split, name, image) in pairs.items():
         size, shapes, others = read[path]

@@ -67,7 +67,7 @@ def read_outlines(path: Path, without: list[str]) -> Entries:
                 if problem := run_length_problem(shape, *sizes[each["image_id"]]):
                     raise ValueError(f"annotation {each['id']}: {problem}")
                 counts = shape["counts"]
-                runs: Sequence[int] = decode_runs(counts) or () if isinstance(counts, str) else counts
+                runs: Sequence[int] = (decode_runs(counts) or ()) if isinstance(counts, str) else counts
                 objects[each["image_id"]].append(Shape(label, "mask", [(0, 0)], runs=runs))
                 continue
             # Some annotation programs also write parts of one or two points.
