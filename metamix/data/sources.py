@@ -257,7 +257,10 @@ def scarce_classes(splits: Splits) -> list[str]:
             what = plural(len(scarce), "label" if splits.multi_label else "class")
             notes.append(f"{what} {verb} {lack}{place}: {list_names(scarce)}")
     if splits.multi_label and not any((source.labels.sum(1) > 1).any() for source in splits.sources().values()):
-        notes.append("no image has two labels, such as cat|dog: metamix convert csv can make class folders instead")
+        if any("," in name for name in splits.classes):
+            notes.append("no image has two labels, but a label has a comma: separate labels by |, as in cat|dog")
+        else:
+            notes.append("no image has two labels, such as cat|dog: metamix convert csv can make class folders instead")
     return notes
 
 

@@ -74,7 +74,7 @@ def list_mixers() -> list[str]:
     return list(_MIXERS)
 
 
-def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn.Module:
+def create_mixer(name: str, dim: int, /, *, size: tuple[int, int], **options) -> nn.Module:
     """Build the mixer registered as `name`, for maps of `dim` channels.
 
     Args:

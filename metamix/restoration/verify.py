@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -12,8 +13,10 @@ from metamix.utils.options import changed_flags, option
 from metamix.utils.text import plural
 
 from .data import read_tensor
-from .options import RestorationDataOptions
+from .options import RestorationDataOptions, RestorationOptions
 from .sources import ImagePair, find_roots, find_samples, leave_out, scale_of_pair
+
+CROP = RestorationOptions.crop  # the default; a training crop must fit into each clean image
 
 
 @dataclass
@@ -40,6 +43,7 @@ class VerifyPairs(VerifyOptions):
 
     def problems(self) -> Iterator[str]:
         self.samples: list[ImagePair] = []
+        self.small: list[tuple[int, Path]] = []  # shorter side and path of each image smaller than a crop
         roots = find_roots(self.options).values()
         for root in roots:
             try:
@@ -60,6 +64,8 @@ class VerifyPairs(VerifyOptions):
                 except CorruptImage as error:
                     broken = True
                     yield str(error)
+            if not broken and (shorter := min(sample.header.size)) < CROP:
+                self.small.append((shorter, sample.target))
             if sample.input and not broken:
                 try:
                     scale = scale_of_pair(sample, scale)
@@ -68,4 +74,11 @@ class VerifyPairs(VerifyOptions):
 
     def summary(self, count: int) -> str:
         checked = plural(len(self.samples), "image" if self.clean else "pair")
-        return f"{plural(count, 'problem')}; {checked} checked" if count else f"all {checked} can be read"
+        line = f"{plural(count, 'problem')}; {checked} checked" if count else f"all {checked} can be read"
+        if self.small:
+            (shorter, path), count = min(self.small), len(self.small)
+            line += (
+                f"\nnote: {plural(count, 'clean image')} {'is' if count == 1 else 'are'} smaller than the default crop "
+                f"of {CROP} pixels: to train on all images, give --crop {shorter}, the shorter side of {path}"
+            )
+        return line

@@ -265,6 +265,8 @@ def test_verify_counts_the_labels(table, capsys):
     assert metamix_command("verify", table("file,labels", "1.png,red", "2.png,green", "4.png,'blue red'")) == 0
     said = capsys.readouterr().out
     assert "note: no image has two labels, such as cat|dog: metamix convert csv can make" in said
+    assert metamix_command("verify", table("file;labels", "1.png;red", "2.png;green", "4.png;blue, red")) == 0
+    assert "a label has a comma: separate labels by |, as in cat|dog" in capsys.readouterr().out
     assert "label       images\n" in said  # not "test", since training would score only a share of these images
     assert metamix_command("verify", table("file,split,labels", "1.png,val,red", "2.png,val,green")) == 0
     assert "label       val\n" in capsys.readouterr().out

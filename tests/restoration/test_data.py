@@ -270,7 +270,7 @@ def test_verify_lists_every_problem(pairs, clean, image, break_image, capsys):
         assert words in said
 
 
-def test_verify_checks_clean_images(clean, capsys):
+def test_verify_checks_clean_images(clean, image, capsys):
     photos = clean()
     assert verify_clean(photos) == 0 and "all 6 images can be read" in capsys.readouterr().out
     (photos / "test").mkdir()
@@ -281,6 +281,10 @@ def test_verify_checks_clean_images(clean, capsys):
     assert verify_clean(photos) == 1
     said = capsys.readouterr().out
     assert "photos/1.png: " in said and "photos/4.png: " in said and "2 problems; 6 images checked" in said
+    image((33, 70)).save(photos / "0.png")
+    assert verify_clean(photos) == 1
+    said = capsys.readouterr().out
+    assert "4 clean images are smaller than the default crop of 64 pixels" in said and "give --crop 33, " in said
     assert verify(photos, "--task", "restoration") == 1 and "there is no folder" in capsys.readouterr().out
 
 
