@@ -174,15 +174,11 @@ def limited_size(source: object) -> Iterator[None]:
                 f"metamix wrote"
             )
 
-    hooks = [
+    with (
         register_module_parameter_registration_hook(lambda _, name, parameter: add("parameters", parameter.numel())),
         register_module_buffer_registration_hook(
             lambda _, name, buffer: add("values in buffers", 0 if buffer is None else buffer.numel())
         ),
         register_module_module_registration_hook(lambda _, name, module: add("modules", 1)),
-    ]
-    try:
+    ):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
