@@ -74,7 +74,7 @@ def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
     restoration model. Arguments and errors are as in `load`.
     """
     if is_exported(source):
-        return task_of_export(source), Path(source)
+        return load_artifact(source).model.task or DEFAULT, Path(source)
     if task := task_of_model(source):
         return task, None
     try:
@@ -87,11 +87,6 @@ def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
             raise FileNotFoundError(f"there is no file, run folder or model {source}{suggestion}") from None
         return DEFAULT, None
     return task_of_weights(path, model), path
-
-
-def task_of_export(folder: str) -> str:
-    """Return the task of an exported model; raise an error if export.json is missing or damaged."""
-    return load_artifact(folder).model.task or DEFAULT
 
 
 def refuse_name(model: str | None, source: object) -> None:

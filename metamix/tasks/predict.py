@@ -17,6 +17,7 @@ from tqdm import tqdm
 from metamix.data.files import CorruptImage
 from metamix.data.find import paths_inside
 from metamix.data.options import ImageOptions
+from metamix.deploy.artifact import load_artifact
 from metamix.utils.checks import DoesNotFit
 from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.options import named_weights, option, positional, take_task
@@ -25,8 +26,8 @@ from metamix.utils.system import exit_if_out_of_memory, prepare_device
 from metamix.utils.text import exit_with_message, printable
 from metamix.weights.find import find_weights
 
-from .load import load, refuse_name, task_of, task_of_export
-from .registry import find_task, is_exported, list_tasks, parse_task_command, task_of_model, task_of_weights
+from .load import load, refuse_name, task_of
+from .registry import DEFAULT, find_task, is_exported, list_tasks, parse_task_command, task_of_model, task_of_weights
 from .spec import TaskSpec, Trained
 
 USAGE = """usage: metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE [options]
@@ -110,7 +111,7 @@ def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
     if checkpoint and is_exported(model):
         raise ValueError(f"--checkpoint is {checkpoint} and --model is {model}, an exported model: give one of the two")
     if model and not checkpoint and Path(model).exists():
-        exported = task_of_export(model)
+        exported = load_artifact(model).model.task or DEFAULT  # raises an error if export.json is missing
         if task not in (None, exported):
             raise ValueError(f"task is {task}, but {model} is a model for {exported}: leave --task out")
         return find_task(exported)
