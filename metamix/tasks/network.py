@@ -1,5 +1,6 @@
 """Check the metadata of weights, and build a whole network, such as a detector, from them: `NetworkSpec`."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -45,11 +46,6 @@ def arguments_without(names: Collection[str]) -> GetPydanticSchema:
     return where(lambda arguments: arguments.keys().isdisjoint(names), accepted)
 
 
-def to_lists(value: Any) -> Any:
-    """Convert a tuple, and all tuples in it, to lists, so that checkpoints and weight files hold the same values."""
-    return [to_lists(item) for item in value] if isinstance(value, tuple) else value
-
-
 @dataclass(frozen=True)
 class NetworkSpec:
     """The arguments that rebuild a network. They are stored in the metadata of its weights."""
@@ -74,8 +70,8 @@ class NetworkSpec:
         return cls(**{name: to_tuples(value) for name, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entries for the metadata of a weight file, as plain values."""
-        return {"task": self.task} | {key: to_lists(value) for key, value in asdict(self).items()}
+        """Return the entries for the metadata of a weight file, as values that JSON has: tuples become lists."""
+        return {"task": self.task} | json.loads(json.dumps(asdict(self)))
 
     def build(self, **weights: Any) -> Any:
         """Build the network; pass `pretrained` or `checkpoint` to load weights of the backbone."""
