@@ -12,7 +12,7 @@ from metamix.layers.image_inference import check_tiles
 from metamix.tasks.options import SET_BY_TASK, BackboneOptions, as_trained
 from metamix.utils.options import changed_flags, option
 from metamix.utils.rules import NotNegative, PositiveShare, Share
-from metamix.weights.metadata import MAX_IMG_SIZE, Side
+from metamix.weights.metadata import MAX_IMG_SIZE, Sides
 
 from .loss import WEIGHTED, parse_loss
 
@@ -24,10 +24,6 @@ _score = partial(option, group="scoring", on_resume="report")
 
 MaskValue = Annotated[int, Field(ge=0, le=255)]
 ResizedSide = Annotated[int, Field(ge=0, le=MAX_IMG_SIZE)]
-Crop = Annotated[
-    tuple[Side, ...],
-    Field(min_length=1, max_length=2, description=f"a side in pixels, or height,width, of at most {MAX_IMG_SIZE:,}"),
-]
 Mean = Annotated[tuple[Share, ...], Field(min_length=3, max_length=3)]
 Std = Annotated[tuple[Annotated[float, Field(ge=1e-6, le=1)], ...], Field(min_length=3, max_length=3)]
 
@@ -83,7 +79,7 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     head_args: dict[str, Any] = _model({}, "more arguments of the segmenter, such as '{neck_channels: 64}'")
 
     scales: Factors = _augment((0.5, 2.0), "smallest and largest factor of the random resizing of each image")
-    crop: Crop = _augment((512,), "height and width of the crops to train on in pixels; one number gives a square")
+    crop: Sides = _augment((512,), "height and width of the crops to train on in pixels; one number gives a square")
     crop_share: PositiveShare = _augment(
         0.75, "largest share of one class in a crop: up to ten crops are tried; 1 accepts any crop"
     )

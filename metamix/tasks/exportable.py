@@ -16,7 +16,7 @@ from metamix.training.task import Batch
 from metamix.utils.checks import parse_size
 from metamix.utils.options import option, positional
 from metamix.utils.rules import Count, NotNegative, one_of, rule
-from metamix.weights.metadata import MAX_SIDE, ModelMetadata, Side
+from metamix.weights.metadata import MAX_SIDE, ModelMetadata, Sides
 
 from .load import task_of
 
@@ -41,7 +41,7 @@ class ExportOptions(ImageOptions):
     model: str | None = option(None, "name of the model, for a file that does not name its model")
     format: Annotated[str, one_of(FORMATS)] = option("onnx", "format to write: onnx, openvino or torch")
     precision: Annotated[str, one_of(PRECISIONS)] = option("fp32", "fp32, bf16 or int8")
-    img_size: tuple[Side, ...] | None = option(None, "size of images in pixels, N or H,W; default: as in training")
+    img_size: Sides | None = option(None, "size of images in pixels, N or H,W; default: as in training")
     dynamic: bool = option(False, "accept any height and width; any batch size is always accepted")
     compile: bool = option(
         False, "with --format torch: also compile the graph for this CPU, which takes minutes", needs="format torch"
@@ -72,9 +72,7 @@ class ExportOptions(ImageOptions):
         self.output = Path(self.output)
         super().__post_init__()
         if self.img_size is not None:
-            if len(self.img_size) not in (1, 2):
-                raise ValueError(f"img_size is {self.img_size}: give one side for a square, or height and width")
-            self.img_size = self.img_size if len(self.img_size) == 2 else self.img_size * 2
+            self.img_size = self.img_size[0], self.img_size[-1]
 
     @property
     def file(self) -> str | None:

@@ -54,6 +54,10 @@ Side = Annotated[int, Field(ge=1, le=MAX_IMG_SIZE)]
 ImgSize = Annotated[
     Side | tuple[Side, Side], Field(description=f"a side in pixels from 1 to {MAX_IMG_SIZE:,}, or (height, width)")
 ]
+Sides = Annotated[
+    tuple[Side, ...],
+    Field(min_length=1, max_length=2, description=f"a side in pixels, or height,width, of at most {MAX_IMG_SIZE:,}"),
+]
 ModelName = Annotated[
     str,
     where(

@@ -32,5 +32,5 @@ def test_long_times_are_printed_without_exponents():
 
 @pytest.mark.parametrize("size", [(), (32, 32, 3)])
 def test_an_image_size_has_one_or_two_sides(size):
-    with pytest.raises(ValueError, match="img_size is .*: give one side for a square, or height and width"):
+    with pytest.raises(ValueError, match="img_size is .*, but it must be a side in pixels, or height,width"):
         ExportOptions("model", Path("out"), img_size=size)
