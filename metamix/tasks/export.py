@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from metamix.deploy.artifact import REPORT, Artifact, file_names
 from metamix.deploy.extras import installed, need
-from metamix.deploy.formats import FORMATS, Graph, Run, check_format, open_file
+from metamix.deploy.formats import FORMATS, Graph, Run, open_file
 from metamix.deploy.fuse import fuse
 from metamix.deploy.quantize import quantize_file
 from metamix.deploy.runtime import ExportedModel
 from metamix.utils.files import LOCK, TEMPORARY, check_output_folder, lock_folder, make_output_folder, write_text
-from metamix.utils.options import changed, check_needs, options_of, parse_command
+from metamix.utils.options import parse_command
 from metamix.utils.system import processor, versions
 from metamix.utils.text import exit_with_message, package_logger, plural, printable, speed_text
 from metamix.utils.timing import interleaved
@@ -84,7 +84,8 @@ def export(source: str | Path, *, output: str | Path, **options: Any) -> dict[st
     spec = find_task(task)
     if file is None or not spec.takes_names:
         refuse_name(settings.model, source)
-    check_options(settings)
+    for package in FORMATS[settings.format].packages_for(settings.precision):
+        need(package)
     folder = settings.output
     is_export = (folder / ARTIFACT).exists() or (folder / REPORT).exists()
     left = [path for path in folder.glob(f"{HIDDEN}*{TEMPORARY}") if path.is_dir()]  # of exports that were killed
@@ -152,16 +153,6 @@ def replace_export(folder: Path, new: Path) -> None:
     # If this is interrupted: report.json, the first file, marks the folder as ours; export.json, the last, as complete.
     for path in sorted(new.iterdir(), reverse=True):
         path.replace(folder / path.name)
-
-
-def check_options(options: ExportOptions) -> None:
-    """Raise ValueError for unsuitable options, before any work, and ImportError if a package is missing."""
-    written = check_format(options.format, options.precision)
-    check_needs(changed(options), vars(options), options_of(type(options)))
-    for package in written.packages_for(options.precision):
-        need(package)
-    if options.precision == "int8" and not (options.data or options.data_dir):
-        raise ValueError("int8 is calibrated on images of the training split: give --data NAME or --data-dir DIR")
 
 
 def write_model(exportable: Exportable, examples: Tensor, folder: Path, options: ExportOptions) -> Artifact:

@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from metamix.data.options import ImageOptions
-from metamix.deploy.formats import FORMATS, PRECISIONS
+from metamix.deploy.formats import FORMATS, PRECISIONS, check_format
 from metamix.deploy.report import Difference
 from metamix.training.task import Batch
 from metamix.utils.checks import parse_size
-from metamix.utils.options import option, positional
+from metamix.utils.options import changed, check_needs, option, options_of, positional
 from metamix.utils.rules import Count, NotNegative, one_of, rule
 from metamix.weights.metadata import MAX_SIDE, ModelMetadata, Sides
 
@@ -73,6 +73,10 @@ class ExportOptions(ImageOptions):
         super().__post_init__()
         if self.img_size is not None:
             self.img_size = self.img_size[0], self.img_size[-1]
+        check_format(self.format, self.precision)
+        check_needs(changed(self), vars(self), options_of(type(self)))
+        if self.precision == "int8" and not (self.data or self.data_dir):
+            raise ValueError("int8 is calibrated on images of the training split: give --data NAME or --data-dir DIR")
 
     @property
     def file(self) -> str | None:
