@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from metamix.data import Source, eval_loader
 from metamix.deploy.runtime import ExportedModel
 from metamix.models.registry import check_model
-from metamix.tasks.calibration import CalibratedExport
-from metamix.tasks.exportable import ExportOptions, Model, Pair
+from metamix.tasks.exportable import CalibratedExport, ExportOptions, Model, Pair
 from metamix.tasks.simple import BATCH_SIZE, SimpleExport
 from metamix.training.task import Batch
 from metamix.weights.metadata import ModelMetadata

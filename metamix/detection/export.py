@@ -22,8 +22,7 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 from metamix.deploy.runtime import ExportedModel
 from metamix.layers import round_up
 from metamix.layers.image_inference import Size
-from metamix.tasks.calibration import CalibratedExport
-from metamix.tasks.exportable import AnySide, Comparison, ExportOptions, Model, Pair
+from metamix.tasks.exportable import AnySide, CalibratedExport, Comparison, ExportOptions, Model, Pair
 from metamix.training.task import Batch
 from metamix.utils.checks import check_finite
 from metamix.utils.rules import Share, rule

@@ -9,8 +9,7 @@ from torch import Tensor
 from metamix.deploy.runtime import ExportedModel
 from metamix.layers import round_up
 from metamix.layers.image_inference import PadAndCrop, tiles
-from metamix.tasks.calibration import MapExport
-from metamix.tasks.exportable import EXTRA, ExportOptions, Model
+from metamix.tasks.exportable import EXTRA, ExportOptions, MapExport, Model
 from metamix.training.task import Batch
 from metamix.utils.checks import check_finite
 from metamix.utils.rules import rules_of

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from metamix.deploy.runtime import ExportedModel
 from metamix.layers.image_inference import PadAndCrop, tiles
-from metamix.tasks.calibration import MapExport
-from metamix.tasks.exportable import EXTRA, ExportOptions, Model
+from metamix.tasks.exportable import EXTRA, ExportOptions, MapExport, Model
 from metamix.training.task import Batch
 from metamix.weights.files import ARTIFACT
 from metamix.weights.metadata import ModelMetadata

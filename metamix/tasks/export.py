@@ -34,8 +34,7 @@ from metamix.utils.text import exit_with_message, package_logger, plural, printa
 from metamix.utils.timing import interleaved
 from metamix.weights.files import ARTIFACT
 
-from .calibration import CalibratedExport
-from .exportable import Exportable, ExportOptions
+from .exportable import CalibratedExport, Exportable, ExportOptions
 from .load import refuse_name, task_of
 from .registry import find_task
 

@@ -203,9 +203,9 @@ def test_int8_is_calibrated_on_tiles_of_training_images_only(source, tmp_path, m
         tiles = exportable.inputs(batch)
         assert len(tiles) > 1 and np.array_equal(inputs[number], tiles[number % len(tiles)])
     with monkeypatch.context() as patch:
-        patch.setattr("metamix.tasks.calibration.MAX_BYTES", 2 * inputs[0].nbytes)
+        patch.setattr("metamix.tasks.exportable.MAX_BYTES", 2 * inputs[0].nbytes)
         assert len(list(exportable.calibration(10))) == 2
-        patch.setattr("metamix.tasks.calibration.MAX_BYTES", 1)
+        patch.setattr("metamix.tasks.exportable.MAX_BYTES", 1)
         assert len(list(exportable.calibration(10))) == 1
     seen = []
 
