@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from metamix.data import decode_file
-from metamix.tasks.explain import Explanation, activation_map, choose_label, watched_mixers
+from metamix.tasks.explain import Explanation, activation_map, watched_mixers
+from metamix.utils.checks import check_choice
 
 from .load import Classifier
 
@@ -33,11 +34,12 @@ class MapAndHead(nn.Module):
 def explain_label(classifier: Classifier, path: Path, label: str | None) -> Explanation:
     """Explain a label of an image, by default the most probable one."""
     model, classes = classifier.model, classifier.classes
-    number = choose_label(label, classes)
+    if label is not None:
+        check_choice("label", label, classes)
     pixels = decode_file(path, classifier.transform.mode)
     image = classifier.transform(pixels).to(next(model.parameters()).device)
     scores = classifier.label(image[None], len(classes))[0]
-    name = scores[0][0] if number is None else classes[number]
+    name = scores[0][0] if label is None else label
     net = MapAndHead(model)
     with watched_mixers(model) as inputs:
         activation = activation_map(net, [net.map], image, lambda logits: logits[classes.index(name)])

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from metamix.data.files import read_pixels
-from metamix.tasks.explain import Explanation, activation_map, choose_label, watched_mixers
-from metamix.utils.checks import DoesNotFit
+from metamix.tasks.explain import Explanation, activation_map, watched_mixers
+from metamix.utils.checks import DoesNotFit, check_choice
 
 from .load import TrainedDetector
 
@@ -39,7 +39,8 @@ def explain_object(detector: TrainedDetector, path: Path, label: str | None) -> 
         CorruptImage: the image cannot be read.
     """
     model: Any = detector.model
-    number = choose_label(label, detector.classes)
+    if label is not None:
+        check_choice("label", label, detector.classes)
     pixels = read_pixels(path)
     image = pixels.to(next(model.parameters()).device) / 255
     objects: dict[str, Tensor] = {}
@@ -48,7 +49,8 @@ def explain_object(detector: TrainedDetector, path: Path, label: str | None) -> 
     def logit_of_score(prediction: dict[str, Tensor]) -> Tensor:
         nonlocal chosen
         objects.update(prediction)
-        wanted = prediction["labels"] > 0 if number is None else prediction["labels"] == number + 1
+        labels = prediction["labels"]  # 0 is background
+        wanted = labels > 0 if label is None else labels == detector.classes.index(label) + 1
         if not wanted.any():
             raise DoesNotFit(f"{path}: the detector finds no {label or 'object'}, so there is nothing to explain")
         chosen = int(prediction["scores"].masked_fill(~wanted, -1).argmax())

@@ -21,7 +21,6 @@ from torch.utils.hooks import RemovableHandle
 from metamix.deploy.extras import need
 from metamix.mixers.views import Point, View, view
 from metamix.models.metaformer import Block
-from metamix.utils.checks import check_choice
 from metamix.utils.figures import figure_text, image_grid, save_figure
 from metamix.utils.files import make_output_folder
 from metamix.utils.options import Options, option, parse_command, positional
@@ -159,14 +158,6 @@ def watched_mixers(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, Tens
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def choose_label(label: str | None, classes: Sequence[str]) -> int | None:
-    """Return the index of a label in `classes`; None if no label is given. Raise ValueError for an unknown label."""
-    if label is None:
-        return None
-    check_choice("label", label, classes)
-    return [*classes].index(label)
 
 
 def draw_explanation(path: Path, explanation: Explanation) -> None:
