@@ -39,16 +39,11 @@ from .pixels import resize_bicubic, to_levels
 PAIRS = "pairs"  # instead of a chain: the data set has degraded images
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(NamedTuple):
     """A number, or a range from which a value is drawn uniformly for each image."""
 
     low: float
     high: float
-
-    def draw(self, rng: Generator) -> float:
-        """Draw a value. For a single number, the generator is not used."""
-        return self.low if self.low == self.high else self.low + (self.high - self.low) * draw(rng)
 
 
 def noise(image: Tensor, rng: Generator, sigma: float, *, clip: bool = False, grey: bool = False) -> Tensor:
@@ -145,7 +140,7 @@ class Step:
         return int(self.numbers[0].low) if DEGRADATIONS[self.name].shrinks else 1
 
     def __call__(self, image: Tensor, rng: Generator) -> Tensor:
-        numbers = [number.draw(rng) for number in self.numbers]
+        numbers = [draw(rng, *number) for number in self.numbers]
         return DEGRADATIONS[self.name].function(image, rng, *numbers, **self.switches)
 
 
@@ -227,9 +222,9 @@ def _parse_range(word: str) -> Range | None:
         return None
 
 
-def draw(rng: Generator) -> float:
-    """Draw a number from 0 to 1."""
-    return float(torch.rand((), generator=rng))
+def draw(rng: Generator, low: float = 0.0, high: float = 1.0) -> float:
+    """Draw a number from `low` to `high`. If they are equal, the generator is not used."""
+    return low if low == high else low + (high - low) * float(torch.rand((), generator=rng))
 
 
 def line_kernel(length: float, angle: float) -> Tensor:
