@@ -30,6 +30,8 @@ HAVE_16_BITS = ("PNG", "TIFF")
 OTHER_COLOURS = ("CMYK", "LAB")  # Pillow's modes whose colour profiles do not fit RGB
 # Dimensions to flip for each EXIF orientation. Orientations 5 to 8 also transpose the image.
 FLIPPED = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}
+# Our channels in OpenCV's order, blue first, for images of 1 to 4 channels. Grey with alpha becomes colour with alpha.
+OPENCV_ORDER = {1: [0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}
 
 
 @dataclass(frozen=True)
@@ -128,20 +130,15 @@ def _read_16_bits(content: bytes, is_grey: bool, orientation: int, profile: byte
 def _encode_16_bits(pixels: np.ndarray, path: Path, profile: bytes | None) -> bytes:
     """Encode (H, W, C) uint16 in the format of the path's extension."""
     cv2 = _opencv()
-    if pixels.shape[-1] == 2:
-        pixels = pixels[..., [0, 0, 0, 1]]
-    elif pixels.shape[-1] > 2:
-        pixels = pixels[..., [2, 1, 0, *range(3, pixels.shape[-1])]]  # OpenCV stores blue first
-    pixels = np.ascontiguousarray(pixels)
-    done, content = False, np.empty(0, np.uint8)
+    pixels = np.ascontiguousarray(pixels[..., OPENCV_ORDER[pixels.shape[-1]]])
     if profile and FORMATS[path.suffix.lower()] == "PNG" and hasattr(cv2, "imencodeWithMetadata"):
         entries = [cv2.IMAGE_METADATA_ICCP], [np.frombuffer(profile, np.uint8)]
-        done, content = cv2.imencodeWithMetadata(path.suffix, pixels, *entries)  # false if libpng refuses the profile
-    if not done:
-        if profile:
-            print(printable(f"note: {path} has no colour profile: OpenCV cannot write it"), file=sys.stderr)
-        content = cv2.imencode(path.suffix, pixels)[1]
-    return content.tobytes()
+        done, content = cv2.imencodeWithMetadata(path.suffix, pixels, *entries)
+        if done:  # false if libpng refuses the profile
+            return content.tobytes()
+    if profile:
+        print(printable(f"note: {path} has no colour profile: OpenCV cannot write it"), file=sys.stderr)
+    return cv2.imencode(path.suffix, pixels)[1].tobytes()
 
 
 def _opencv() -> Any:
