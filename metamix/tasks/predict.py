@@ -20,7 +20,7 @@ from metamix.data.options import ImageOptions
 from metamix.deploy.artifact import load_artifact
 from metamix.utils.checks import DoesNotFit
 from metamix.utils.files import make_output_folder, write_text
-from metamix.utils.options import named_weights, option, positional, take_task
+from metamix.utils.options import option, positional, take_flags
 from metamix.utils.rules import Count
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
 from metamix.utils.text import exit_with_message, printable
@@ -93,8 +93,8 @@ class PredictToFolder(PredictOptions):
 def main(argv: Sequence[str]) -> None:
     """Predict images; exit with 1 if an image was left out, and with a message if the input is invalid."""
     with exit_with_message(ValueError, OSError, ImportError):
-        task, words = take_task(argv)
-        spec = choose_task(task, words)
+        named, words = take_flags(argv, "task")
+        spec = choose_task(named.get("task"), words)
         options, flags = parse_task_command(spec, "predict", words, f"{spec.about[0].upper()}{spec.about[1:]}.")
         advice = spec.less_memory
         if is_exported(options.model) and "batch" not in advice:
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
 
 def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
     """Return the task that a command line or its weights name; without --task and weights, print the usage and exit."""
-    weights = named_weights(words)
+    weights, _ = take_flags(words, "checkpoint", "model")
     checkpoint, model = weights.get("checkpoint"), weights.get("model")
     if checkpoint and is_exported(model):
         raise ValueError(f"--checkpoint is {checkpoint} and --model is {model}, an exported model: give one of the two")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from metamix.data.options import ImageOptions
-from metamix.utils.options import option, positional, take_task
+from metamix.utils.options import option, positional, take_flags
 from metamix.utils.text import exit_with_message, plural, printable, printable_lines
 
 from .registry import DEFAULT, find_task, list_tasks, parse_task_command, task_of_data
@@ -49,7 +49,8 @@ class VerifyOptions(ImageOptions):
 def main(argv: Sequence[str]) -> None:
     """Check a data set; exit with 1 if it has a problem, and with a message if the input is invalid."""
     with exit_with_message(ValueError, OSError, ImportError):
-        task, words = take_task(argv)
+        flags, words = take_flags(argv, "task")
+        task = flags.get("task")
         if task is None and (not words or {"-h", "--help"} & set(words)):
             print(USAGE.format(tasks=list_tasks()))
             raise SystemExit(0 if words else 2)

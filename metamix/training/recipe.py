@@ -19,12 +19,12 @@ from metamix.utils.options import (
     convert,
     dump_yaml,
     import_modules,
-    named_weights,
     no_option,
     option,
     options_of,
     parse_flags,
     read_yaml,
+    take_flags,
 )
 from metamix.utils.rules import Count, Natural, NotNegative, Positive, PositiveShare, ShareBelowOne, shown
 from metamix.utils.text import did_you_mean, exit_with_message
@@ -210,7 +210,7 @@ def parse(
         import_modules(imports)
         task = convert(config.pop("task"), str, f"{path}: task") if "task" in config else None
         chosen = first.task or task
-        task = chosen or default_task(config | named_weights(argv))
+        task = chosen or default_task(config | take_flags(argv, "checkpoint", "model")[0])
         check_choice("task", task, tasks, "For a task of your own, give --import MODULE.")
 
         parser.description = f"{description}\n\nTasks: {', '.join(tasks)}. This help is for {task}."

@@ -275,22 +275,14 @@ def import_modules(names: Sequence[str]) -> None:
             ) from error
 
 
-def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Import the modules of `--import`; return the name after `--task`, or None, and the remaining arguments."""
+def take_flags(argv: Sequence[str], *names: str) -> tuple[dict[str, str], list[str]]:
+    """Import the modules of `--import`; return the values of the flags `names` that are given, and the other words."""
     parser = Parser()
-    parser.add_argument("--task")
-    flags, words = parser.parse_known_args(argv)
-    import_modules(flags.imports)
-    return flags.task, words
-
-
-def named_weights(argv: Sequence[str]) -> dict[str, str]:
-    """Return the values of --checkpoint and --model that a command line gives, by name."""
-    parser = Parser()
-    for name in ("checkpoint", "model"):
-        parser.add_argument(f"--{name}")
-    values = vars(parser.parse_known_args(argv)[0])
-    return {name: values[name] for name in ("checkpoint", "model") if values[name] is not None}
+    for name in names:
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS)
+    namespace, words = parser.parse_known_args(argv)
+    import_modules(namespace.imports)
+    return {name: value for name, value in vars(namespace).items() if name in names}, words
 
 
 def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
