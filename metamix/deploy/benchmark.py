@@ -29,7 +29,6 @@ from .extras import installed, need
 from .formats import FORMATS, PRECISIONS, Graph
 from .formats.openvino import open_openvino
 from .fuse import fuse
-from .quantize import open_quantizer
 
 ENGINES: dict[str, tuple[str, ...]] = {  # engine: precisions that it supports
     "eager": ("fp32", "bf16"),
@@ -231,7 +230,7 @@ class BenchmarkedModel:
         quantized = folder / f"{stem}-int8{suffix}"
         if not quantized.exists():
             # Batches of one image save memory.
-            open_quantizer(file, folder).quantize(quantized, [*self.images.numpy()[:, None]])
+            format.quantizer(file, folder).quantize(quantized, [*self.images.numpy()[:, None]])
         return quantized
 
     @property

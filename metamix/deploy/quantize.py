@@ -1,6 +1,6 @@
 """Quantize model files to int8 after training, with NNCF for OpenVINO and with ONNX Runtime for ONNX.
 
-    result = quantize_file(Path("model.xml"), calibration_batches, score, max_drop=0.3, minutes=10)
+    result = quantize_file(FORMATS["openvino"], Path("model.xml"), calibration_batches, score, max_drop=0.3, minutes=10)
 
 Weights get a scale for each output channel. Activations get one scale for each tensor, found with the calibration
 images. If the score drops by more than the limit, the layers are ranked: in a graph that has each layer in both
@@ -21,8 +21,8 @@ import numpy as np
 
 from metamix.utils.text import package_logger, plural
 
-from .formats import FORMATS, Run, open_file
-from .formats.base import Quantizer, writing
+from .formats import Format, Run
+from .formats.base import Batches, Quantizer, writing
 
 log = package_logger(__name__)
 
@@ -49,13 +49,14 @@ class Quantized:
 
 
 def quantize_file(
-    file: Path, batches: Sequence[np.ndarray], score: Score, *, max_drop: float, minutes: float, unit: str = "points"
+    format: Format, file: Path, batches: Batches, score: Score, *, max_drop: float, minutes: float, unit: str
 ) -> Quantized:
     """Quantize an ONNX or OpenVINO file in place.
 
     Args:
-        file: .onnx or .xml, in fp32.
-        batches: preprocessed images for calibration, each (n, C, H, W) float32.
+        format: format of the file, ONNX or OpenVINO.
+        file: the model in fp32.
+        batches: images for calibration.
         score: returns the score of a model on each held-out image; no held-out image may be in `batches`.
         max_drop: largest accepted drop of the mean score; a larger drop is accepted if it may be chance.
         minutes: time after which the search for layers to keep in fp32 makes one more attempt at most.
@@ -70,18 +71,18 @@ def quantize_file(
     if not batches:
         raise ValueError("there are no calibration images: give images of the training split")
     with TemporaryDirectory() as folder:
-        quantizer = open_quantizer(file, Path(folder))
+        quantizer = format.quantizer(file, Path(folder))
         if not quantizer.layers:
             raise ValueError(f"{file} has no convolution and no matrix product: int8 would change nothing")
         output = Path(folder) / f"int8{file.suffix}"
         layers = len(quantizer.layers)
         log.info(f"calibrating int8 for {plural(layers, 'layer')} on {plural(sum(map(len, batches)), 'image')}")
-        before = score(open_file(file))
+        before = score(format.open(file))
         ranked: list[str] = []
         count, end = 0, 0.0
         while True:
             quantizer.quantize(output, batches, ranked[:count])
-            after = score(open_file(output, precision="int8"))
+            after = score(format.open(output, precision="int8"))
             result = Quantized(float(before.mean()), float(after.mean()), len(before), layers, tuple(ranked[:count]))
             held_out = plural(len(before), "held-out image")
             loss = f"int8 with {count} of {layers} layers in fp32 loses {result.drop:.2f} {unit} on {held_out}"
@@ -101,13 +102,6 @@ def quantize_file(
     return result
 
 
-def open_quantizer(file: Path, folder: Path) -> Quantizer:
-    """Open a model file to quantize it; `folder` is for temporary files."""
-    format = next(format for format in FORMATS.values() if Path(format.file).suffix == file.suffix)
-    assert format.quantizer is not None
-    return format.quantizer(file, folder)
-
-
 def is_chance(before: np.ndarray, after: np.ndarray) -> bool:
     """Return whether a drop of scores (n,) may be chance: its p-value in the permutation test is above `CHANCE`.
 
@@ -119,7 +113,7 @@ def is_chance(before: np.ndarray, after: np.ndarray) -> bool:
     return len(before) >= 5 and as_low > CHANCE * FLIPS
 
 
-def rank(quantizer: Quantizer, file: Path, batches: Sequence[np.ndarray], end: float) -> list[str]:
+def rank(quantizer: Quantizer, file: Path, batches: Batches, end: float) -> list[str]:
     """Sort the layers by the error that each one causes if it alone runs in int8, the largest error first.
 
     `file` has all layers in int8. After `end`, a time of `time.monotonic`, no further batch is run.

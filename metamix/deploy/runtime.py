@@ -21,7 +21,7 @@ from metamix.utils.text import plural
 from metamix.weights.files import ARTIFACT
 
 from .artifact import Artifact, load_artifact
-from .formats import FORMATS, Run, open_file
+from .formats import FORMATS, Run
 
 
 class ExportedModel(nn.Module):
@@ -121,7 +121,8 @@ def load_exported(folder: str | Path, *, threads: int | None = None, trust: bool
         )
     artifact.check_files(Path(folder))
     try:
-        run = open_file(file, threads, artifact.precision, compiled=format.compiled in artifact.files)
+        name = format.compiled if format.compiled in artifact.files else format.file
+        run = format.open(file.with_name(name), threads, artifact.precision)
     except ImportError:
         raise
     except Exception as error:  # each engine has its own error types

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from metamix.deploy.artifact import REPORT, Artifact, file_names
 from metamix.deploy.extras import installed, need
-from metamix.deploy.formats import FORMATS, Graph, Run, open_file
+from metamix.deploy.formats import FORMATS, Graph, Run
 from metamix.deploy.fuse import fuse
 from metamix.deploy.quantize import quantize_file
 from metamix.deploy.runtime import ExportedModel
@@ -115,11 +115,12 @@ def write_export(exportable: Exportable, examples: Tensor, folder: Path, options
     """Write a model to the folder and check it; return the content of report.json."""
     threads = options.threads or torch.get_num_threads()
     artifact = write_model(exportable, examples, folder, options)
-    file = folder / artifact.file
+    format, file = FORMATS[options.format], folder / artifact.file
     quantized = None
     if options.precision == "int8":
         quantized = quantize(cast(CalibratedExport, exportable), file, artifact, options)
-    exported = ExportedModel(open_file(file, threads, options.precision, options.compile), artifact)
+    opened = file.with_name(format.compiled) if options.compile else file
+    exported = ExportedModel(format.open(opened, threads, options.precision), artifact)
     comparison = exportable.compare(exported, options.precision)
     if comparison.problems:
         raise ParityError(
@@ -193,9 +194,8 @@ def quantize(exportable: CalibratedExport, file: Path, artifact: Artifact, optio
 
     batches = list(exportable.calibration(count))
     figures = {"calibration_images": sum(map(len, batches)), "max_drop": max_drop, "unit": exportable.unit}
-    result = quantize_file(
-        file, batches, score, max_drop=max_drop, minutes=options.search_minutes, unit=exportable.unit
-    )
+    format, minutes, unit = FORMATS[options.format], options.search_minutes, exportable.unit
+    result = quantize_file(format, file, batches, score, max_drop=max_drop, minutes=minutes, unit=unit)
     return figures | {"drop": result.drop, "fp32_bytes": before} | asdict(result)
 
 

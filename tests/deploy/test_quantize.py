@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,8 @@ import torch
 from torch import nn
 
 from metamix.deploy import quantize
-from metamix.deploy.formats import FORMATS, Graph, onnx, open_file
+from metamix.deploy.formats import FORMATS, Graph, onnx
 from metamix.deploy.formats.base import sums_saturate
-from metamix.deploy.quantize import quantize_file
 
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 BATCHES = [IMAGES[:8].numpy(), IMAGES[8:].numpy()]
@@ -32,10 +32,22 @@ def fragile() -> nn.Module:
     return nn.Sequential(first, Cube(), second, nn.ReLU(), third, nn.Flatten(2)).eval()
 
 
+def format_of(file):
+    return FORMATS["onnx" if file.suffix == ".onnx" else "openvino"]
+
+
+def open_file(file, precision="fp32"):
+    return format_of(file).open(file, precision=precision)
+
+
+def quantize_file(file, batches, score, max_drop):
+    return quantize.quantize_file(format_of(file), file, batches, score, max_drop=max_drop, minutes=1, unit="points")
+
+
 def write(model: nn.Module, suffix: str, folder) -> Path:
     """Write a model in fp32 and return the file."""
     file = folder / f"model{suffix}"
-    FORMATS["onnx" if suffix == ".onnx" else "openvino"].write(Graph(model, IMAGES[:2], ["y"]), file)
+    format_of(file).write(Graph(model, IMAGES[:2], ["y"]), file)
     return file
 
 
@@ -67,7 +79,7 @@ def test_files_name_no_path_of_this_machine(written):
 
 def test_all_layers_are_int8_if_the_limit_allows(file):
     score, before = score_of(file), sizes(file)
-    result = quantize_file(file, BATCHES, score, max_drop=100, minutes=1)
+    result = quantize_file(file, BATCHES, score, max_drop=100)
     assert (result.fp32, result.layers, result.kept) == (100, 3, ())
     assert 1 < result.drop < 100 and score(open_file(file, precision="int8")).mean() == pytest.approx(result.int8)
     after = sizes(file)
@@ -94,7 +106,7 @@ def test_onnx_weights_have_seven_bits_where_sums_saturate(tmp_path, monkeypatch)
 
 def test_the_layer_that_costs_accuracy_stays_in_fp32(file):
     score = score_of(file)
-    result = quantize_file(file, BATCHES, score, max_drop=10, minutes=1)
+    result = quantize_file(file, BATCHES, score, max_drop=10)
     assert len(result.kept) == 1 and "conv" in result.kept[0] and "_1" in result.kept[0]
     assert result.drop <= 10 and score(open_file(file, precision="int8")).mean() == pytest.approx(result.int8)
 
@@ -102,7 +114,7 @@ def test_the_layer_that_costs_accuracy_stays_in_fp32(file):
 def test_openvino_does_not_round_the_biases(tmp_path):
     package = pytest.importorskip("openvino")
     file, output = write(fragile(), ".xml", tmp_path), tmp_path / "int8.xml"
-    quantize.open_quantizer(file, tmp_path).quantize(output, BATCHES)
+    format_of(file).quantizer(file, tmp_path).quantize(output, BATCHES)
     operations = package.Core().read_model(output).get_ops()
     constants = [each.data.ravel() for each in operations if each.get_type_name() == "Constant"]
     biases = [layer.bias.detach().numpy() for layer in fragile() if isinstance(layer, nn.Conv2d)]
@@ -110,7 +122,7 @@ def test_openvino_does_not_round_the_biases(tmp_path):
 
 
 def test_a_mixed_graph_runs_the_chosen_layers_in_int8(file, tmp_path):
-    quantizer, output = quantize.open_quantizer(file, tmp_path), tmp_path / f"int8{file.suffix}"
+    quantizer, output = format_of(file).quantizer(file, tmp_path), tmp_path / f"int8{file.suffix}"
     quantizer.quantize(output, BATCHES)
     run, exact = quantizer.open_mixed(output), open_file(file)(IMAGES.numpy())[0]
 
@@ -126,7 +138,7 @@ def test_a_mixed_graph_runs_the_chosen_layers_in_int8(file, tmp_path):
 
 
 @pytest.fixture
-def search(monkeypatch, tmp_path):
+def search(tmp_path):
     """Return a function that quantizes a fake model of ten layers; layers 3, 5 and 7 lose 1, 2 and 3 dB in int8."""
     costs = {"3": 1, "5": 2, "7": 3}
 
@@ -143,12 +155,14 @@ def search(monkeypatch, tmp_path):
     def lost(file):
         return 0 if file.name == "fp32" else sum(costs[k] for k in costs.keys() - file.read_text().split())
 
-    monkeypatch.setattr(quantize, "open_file", lambda file, **hints: lambda images: [np.array([lost(file)])])
-    monkeypatch.setattr(quantize, "open_quantizer", lambda file, folder: Fake())
-    (tmp_path / "fp32").touch()
+    format = SimpleNamespace(
+        open=lambda file, **hints: lambda images: [np.array([lost(file)])], quantizer=lambda file, folder: Fake()
+    )
+    file = tmp_path / "fp32"
+    file.touch()
 
     def run(max_drop, minutes=1.0, score=lambda run: np.full(20, 90 - run(None)[0][0])):
-        return quantize_file(tmp_path / "fp32", BATCHES, score, max_drop=max_drop, minutes=minutes, unit="dB")
+        return quantize.quantize_file(format, file, BATCHES, score, max_drop=max_drop, minutes=minutes, unit="dB")
 
     return run
 
@@ -199,7 +213,7 @@ def test_differences_are_relative_to_each_output_and_ignore_the_order_of_candida
 def test_a_model_that_loses_too_much_is_refused_and_unchanged(file):
     score, before = score_of(file), file.read_bytes()
     with pytest.raises(ValueError, match=r"1 of 3 layers in fp32 loses \d\.\d\d points .*; the limit is 0"):
-        quantize_file(file, BATCHES, score, max_drop=0, minutes=1)
+        quantize_file(file, BATCHES, score, max_drop=0)
     assert file.read_bytes() == before
 
 
@@ -208,7 +222,7 @@ def test_quantizing_without_images_or_layers_is_refused(file, tmp_path):
         raise AssertionError("scored before the arguments were checked")
 
     with pytest.raises(ValueError, match="there are no calibration images: give images of the training split"):
-        quantize_file(file, [], unused, max_drop=1, minutes=1)
+        quantize_file(file, [], unused, max_drop=1)
     pool = write(nn.AvgPool2d(2), file.suffix, tmp_path)
     with pytest.raises(ValueError, match="has no convolution and no matrix product: int8 would change nothing"):
-        quantize_file(pool, BATCHES, unused, max_drop=1, minutes=1)
+        quantize_file(pool, BATCHES, unused, max_drop=1)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ INPUT = "images"  # name of the graph's input
 SCALES = 1, 2, 4, 8, 16  # factors for the example's sides, tried in turn to trace a graph of any image size
 
 Run = Callable[..., list[np.ndarray]]  # (images) -> outputs
+Batches = Sequence[np.ndarray]  # prepared images, (n, C, H, W) float32 each
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,8 @@ class Quantizer(Protocol):
 
     layers: list[str]  # names of the convolutions and matrix products in the file
 
-    def quantize(self, output: Path, batches: Sequence[np.ndarray], keep: Collection[str] = ()) -> None:
-        """Write the int8 model to `output`; the layers in `keep` stay in fp32.
-
-        The batches are preprocessed images for calibration, each (n, C, H, W) float32.
-        """
+    def quantize(self, output: Path, batches: Batches, keep: Collection[str] = ()) -> None:
+        """Calibrate on the batches and write the int8 model to `output`; the layers in `keep` stay in fp32."""
 
     def open_mixed(self, quantized: Path) -> Run:
         """Open a model (images, switches) -> outputs, which runs a layer in int8 if its switch is true, else in fp32.
@@ -59,13 +57,14 @@ class Format:
 
     file: str  # name of its main file
     write: Callable[[Graph, Path], None]  # writes the main file
-    open: Callable[..., Run]  # (file, threads, precision); threads is None for the engine's default
+    # (file, threads, precision); threads is None for all cores or, in the format torch, torch's current number
+    open: Callable[..., Run]
     more_files: tuple[str, ...] = ()  # names of files that `write` may add beside it
-    compiled: str = ""  # name of the file that `Graph.compile` adds; `open` reads it if called with compiled=True
+    compiled: str = ""  # name of the file that `Graph.compile` adds, which `open` takes in place of the main file
     runs_code: str = ""  # why opening a file can run code inside it; "" if it cannot run code
     packages: tuple[str, ...] = ()  # packages that writing and running need besides torch
     refused: Mapping[str, str] = field(default_factory=dict)  # unsupported precision -> error message
-    quantizer: Callable[[Path, Path], Quantizer] | None = None  # (file, temporary folder)
+    quantizer: Any = None  # (file, temporary folder) -> Quantizer; None if `refused` has int8
     int8_packages: tuple[str, ...] = ()  # further packages that quantization needs
 
     def packages_for(self, precision: str) -> tuple[str, ...]:

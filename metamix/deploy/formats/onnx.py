@@ -1,17 +1,16 @@
 """Write ONNX files with torch's exporter, and run and quantize them with ONNX Runtime."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 
 from metamix.deploy.extras import need
 from metamix.layers.graph import for_onnx
 from metamix.utils.system import processor
 
-from .base import INPUT, Format, Graph, Run, as_value_error, quiet, sums_saturate, to_program, writing
+from .base import INPUT, Batches, Format, Graph, Run, as_value_error, quiet, sums_saturate, to_program, writing
 
 LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # operations that are quantized
 
@@ -55,7 +54,7 @@ class OnnxFile:
         self.layers = [node.name for node in graph.node if node.op_type in LAYERS]
         self.input = graph.input[0].name
 
-    def quantize(self, output: Path, batches: Sequence[np.ndarray], keep: Collection[str] = ()) -> None:
+    def quantize(self, output: Path, batches: Batches, keep: Collection[str] = ()) -> None:
         quantization = need("onnxruntime.quantization")
         feeds = ({self.input: images} for images in batches)
         reader = SimpleNamespace(get_next=lambda: next(feeds, None))

@@ -5,7 +5,7 @@ Norms are rewritten into the form that OpenVINO computes fastest. Their values s
 
 import io
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import redirect_stdout
 from pathlib import Path
 from threading import Lock
@@ -21,7 +21,7 @@ from metamix.deploy.extras import need
 from metamix.deploy.fuse import GROUP_NORMS, LAYER_NORMS
 from metamix.utils.system import processor
 
-from .base import INPUT, Format, Graph, Run, as_value_error, quiet, sums_saturate, to_program, writing
+from .base import INPUT, Batches, Format, Graph, Run, as_value_error, quiet, sums_saturate, to_program, writing
 
 LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")  # operations that are quantized
 MODE = "coordinate_transformation_mode"  # an attribute of resizing
@@ -140,7 +140,7 @@ class OpenVinoFile:
         self.model = need("openvino").Core().read_model(str(file))
         self.layers = [op.get_friendly_name() for op in self.model.get_ops() if op.get_type_name() in LAYERS]
 
-    def quantize(self, output: Path, batches: Sequence[np.ndarray], keep: Collection[str] = ()) -> None:
+    def quantize(self, output: Path, batches: Batches, keep: Collection[str] = ()) -> None:
         nncf, openvino = need("nncf"), need("openvino")
         nncf.set_log_level(logging.ERROR)
         fix = nncf.OverflowFix.ENABLE if sums_saturate(processor()["instructions"]) else nncf.OverflowFix.FIRST_LAYER

@@ -16,7 +16,7 @@ from metamix.utils.text import package_logger
 
 from .base import Format, Graph, Run, as_value_error, quiet, refusal, to_program
 
-COMPILED = "model.compiled.pt2"
+PROGRAM, COMPILED = "model.pt2", "model.compiled.pt2"
 
 log = package_logger(__name__)
 
@@ -56,12 +56,12 @@ def write(graph: Graph, file: Path) -> None:
             aoti_compile_and_package(program, package_path=str(file.with_name(COMPILED)))
 
 
-def open_program(file: Path, threads: int | None = None, precision: str = "fp32", compiled: bool = False) -> Run:
-    """Load a program or, if `compiled` is true and this machine can load it, the compiled package beside it."""
+def open_program(file: Path, threads: int | None = None, precision: str = "fp32") -> Run:
+    """Load a program, or a compiled package; the program beside it replaces a package that this machine cannot load."""
     if threads:
         torch.set_num_threads(threads)
-    package = load_compiled(file.with_name(COMPILED)) if compiled else None
-    program = package or torch.export.load(file).module()
+    package = load_compiled(file) if file.name == COMPILED else None
+    program = package or torch.export.load(file.with_name(PROGRAM)).module()
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> list[np.ndarray]:
@@ -90,7 +90,7 @@ def load_compiled(file: Path) -> Callable[[Tensor], Any] | None:
 
 
 FORMAT = Format(
-    "model.pt2",
+    PROGRAM,
     write,
     open_program,
     more_files=(COMPILED,),
