@@ -15,12 +15,9 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import BatchNormAct2d, LayerScale, LayerScale2d
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from metamix.layers import GELU, GroupNorm1
 from metamix.utils.text import matching
 from metamix.weights.find import local_cards
 
@@ -190,23 +187,9 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
         input_size: (C, H, W).
     """
     model = copy.deepcopy(model).to("meta").eval()
-    model.apply(_skip_without_macs)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, *input_size, device="meta", dtype=next(model.parameters()).dtype))
     return counter.get_total_flops() // 2
-
-
-# Layers without multiply-adds; each takes up to 5 ms on the meta device.
-_NO_MACS = (
-    _BatchNorm.forward, BatchNormAct2d.forward, nn.GroupNorm.forward, GroupNorm1.forward, nn.LayerNorm.forward,
-    nn.GELU.forward, GELU.forward, LayerScale.forward, LayerScale2d.forward,
-)  # fmt: skip
-
-
-def _skip_without_macs(module: nn.Module) -> None:
-    """Make a norm, GELU or layer scale return its input."""
-    if type(module).forward in _NO_MACS:
-        module.forward = nn.Identity().forward  # type: ignore[method-assign]
 
 
 def write_sizes() -> None:
