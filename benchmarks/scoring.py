@@ -54,7 +54,7 @@ def check_reproduced(card: dict, top1: float) -> None:
 
 
 def six_views(images: Tensor) -> Iterator[tuple[float, Tensor]]:
-    """Yield (weight, view): images (N, C, H, W), two copies moved diagonally by a pixel, and mirror images of all."""
+    """Yield (weight, view): images (N, C, H, W), two copies moved diagonally by a pixel, and all three mirrored."""
     height, width = images.shape[-2:]
     padded = F.pad(images, (1,) * 4, mode="reflect")
     moved = [padded[..., :height, :width], padded[..., 2:, 2:]]

@@ -155,7 +155,10 @@ def describe_restorer(
 
 
 def trained(task: Any, run: Path, recipe: dict, options: type) -> tuple[Any, nn.Module]:
-    """Load a run for scoring, with the data `options` from its recipe; return the task and the model."""
+    """Load a run for scoring; return the task and the model.
+
+    `options` is a class of data options; their values come from the recipe.
+    """
     places = {field.name: recipe[field.name] for field in fields(options) if field.name in recipe}
     return task.trained(task.EvalOptions(**places, checkpoint=str(run)))[:2]
 

@@ -21,7 +21,7 @@
     from metamix.detection import build_detector                    torchvision's detectors with a backbone of the zoo
     from metamix.segmentation import build_segmenter                semantic segmentation with such a backbone
 
-On the command line, `metamix --help` says how to train, evaluate and predict.
+On the command line, `metamix --help` lists the commands, such as train, eval and predict.
 """
 
 from importlib import import_module

@@ -143,7 +143,7 @@ def read_tuned(runs: Sequence[Path], names: Sequence[str]) -> list[tuple[str, st
         names: names of the shipped weights.
 
     Returns:
-        For each run the name of the weights, the size as text, and its scores.
+        For each run, the name of the weights, the image size as text, and the scores of the run.
 
     Raises:
         ValueError: a run is not finished, or it did not start from one of these weights.

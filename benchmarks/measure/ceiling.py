@@ -6,11 +6,12 @@
 The net and the recipe follow airbench94 (Keller Jordan, arXiv 2404.00498) and its version with Muon. The net has a
 whitening convolution with frozen weights, and three blocks of two 3x3 convolutions, BatchNorm, GELU and max-pooling.
 Muon trains the 3x3 convolutions, SGD trains the biases and the head, and each image is flipped in every second epoch.
-8 epochs of all training images take 2.8e14 FLOPs. Accuracy is measured on one view of each image, and on six (flipped,
-moved by a pixel). Each run is added to results/ceiling.json.
+8 epochs of all training images take 2.8e14 FLOPs. Accuracy is measured on one view of each image, and on six views: the
+image, two copies moved by a pixel, and the mirror images of these three. Each run is added to results/ceiling.json.
 
 The net is registered with timm as `dense_conv_net`, so that `metamix train` can use it as a teacher: add
-`--import benchmarks.measure.ceiling --teacher dense_conv_net --teacher-checkpoint FILE`, with the FILE of `--weights`.
+`--import benchmarks.measure.ceiling --teacher dense_conv_net --teacher-checkpoint FILE`, where `--weights FILE` wrote
+the file.
 """
 
 import argparse

@@ -141,8 +141,8 @@ def check_recipe(run: Path, recipe: dict, other: dict, file: Path) -> None:
         expected = differences(other, recipe)
         options = ", ".join(f"{key} {value} and not {expected.get(key)}" for key, value in changed.items())
         raise ValueError(
-            f"the recipe of {run} differs from that of the runs in {file.name}: {options}; leave this run out, or "
-            f"remove {file.name} to begin a new comparison"
+            f"the recipe of {run} differs from the recipe of the runs in {file.name}: {options}; leave this run out, "
+            f"or remove {file.name} to begin a new comparison"
         )
 
 

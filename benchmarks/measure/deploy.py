@@ -9,10 +9,11 @@
 timm's poolformer_s12 for s12, timm's tf_efficientnet_lite0 for tiny, and identity for nano. `convert` writes the files
 that `speed` needs, and may run on a busy machine. `accuracy` exports the shipped models of a tag in lower precision
 and compares their test accuracy and file sizes with fp32. `profile` shows in which operators OpenVINO spends its time.
-New speeds replace all earlier speeds of the same models. A new profile replaces one of the same model, precision and
-batch size. A new accuracy replaces one of the same model, format, precision and machine. Earlier speeds and profiles
-are dropped if the machine, the number of threads or a version differs (for speeds, metamix and nncf do not count).
-Earlier speeds are also dropped if the number of runs differs, and earlier accuracies if the tag differs.
+New speeds replace all earlier speeds of the same models. A new profile replaces the earlier profile of the same model,
+precision and batch size. A new accuracy replaces the earlier accuracy of the same model, format, precision and machine.
+Earlier speeds and profiles are dropped if the machine, the number of threads or a version differs (for speeds, the
+versions of metamix and nncf do not count). Earlier speeds are also dropped if the number of runs differs, and earlier
+accuracies if the tag differs.
 """
 
 import argparse
@@ -92,7 +93,9 @@ def side_of(name: str) -> int | None:
 
 
 def add_speeds(earlier: dict, names: Sequence[str], result: dict) -> dict:
-    """Replace the rows of models by new rows; drop all rows of other machines, versions, threads or numbers of runs.
+    """Replace the earlier rows of some models by new rows.
+
+    All earlier rows are dropped if the machine, a version, the number of threads or the number of runs differs.
 
     Args:
         earlier: earlier result, empty if there is none.
@@ -228,7 +231,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         part.add_argument("--folder", type=Path, required=part is converted, help="folder of the converted models")
     timed.add_argument("--runs", type=int, default=3, help="number of repetitions; medians are reported")
     timed.add_argument("--threads", type=int, help="number of threads to compute with (default: torch's)")
-    timed.add_argument("--seconds", type=float, default=0.5, help="average seconds for each row in each run")
+    timed.add_argument(
+        "--seconds",
+        type=float,
+        default=0.5,
+        help="average seconds for each model, engine, precision and batch size in each run",
+    )
     scored = parts.add_parser("accuracy", help="compare the accuracy of lower precision with fp32")
     scored.add_argument("--tag", default="cifar10", help="tag of the weights")
     scored.add_argument("--data-dir", help="folder of the data, as in training")

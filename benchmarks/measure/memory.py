@@ -14,8 +14,8 @@ detection     RetinaNet has 256 channels at strides 8 to 128. Evaluation takes o
 restoration   One random image of each side in `SIDES`, with as many channels as the model takes. The process keeps
               freed memory, as `metamix predict` does. `seconds` is the time of the second pass, since the
               first also waits for the system to provide memory.
-photograph    maxim_s1 and maxim_nano restore an image of 4000 x 3000 pixels. The tiles of maxim_s1 have 256 pixels,
-              the tiles of maxim_nano have 512 pixels, and both overlap by 32.
+photograph    maxim_s1 and maxim_nano restore an image of 4000 x 3000 pixels, in tiles of 256 x 256 pixels for maxim_s1
+              and of 512 x 512 pixels for maxim_nano. The tiles overlap by 32 pixels.
 """
 
 import argparse

@@ -3,9 +3,10 @@
     python -m benchmarks.measure.roofline          the s12 model of each mixer, both modes and precisions
     python -m benchmarks.measure.roofline --models ninformer_cifar --batch 128 --size 32 --ops 20 --output nin.json
 
-The limits are the speeds of a matrix product, a 1x1 convolution that computes this product, a 3x3 convolution (both in
-channels_last) and a copy of a map, all interleaved with the model. A model's GFLOP/s are 2 * MACs * images (3 times
-that in training) over its median step time. `of_convolution` is their ratio to the faster convolution.
+The limits are the speeds of a matrix product, a 1x1 convolution that computes this product, a 3x3 convolution and a
+copy of a map, all interleaved with the model. The convolutions run in channels_last. A model's GFLOP/s are
+2 * MACs * images (3 times that in training) divided by its median step time. `of_convolution` is the ratio of these
+GFLOP/s to the GFLOP/s of the faster convolution.
 
 Then each ATen op except views is timed in a few more steps. Its limit is the time for its floating-point operations at
 the speed of the faster convolution, or for the bytes of its inputs and outputs at the speed of the copy, whichever is

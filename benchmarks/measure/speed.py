@@ -47,7 +47,7 @@ PUBLISHED = {
 
 
 class Bench:
-    """Build each model once for each batch, size and memory format, and time models, interleaved."""
+    """Build each model once for each batch size, image size and memory format, and time models in interleaved steps."""
 
     def __init__(self, device: str, authors: Path | None):
         self.device, self.authors = device, authors
@@ -76,7 +76,7 @@ class Bench:
     def measure(
         self, models: list[tuple], mode: str, precision: str, seconds: float, compiled: Collection[str]
     ) -> dict[str, dict]:
-        """Time models, interleaved. A model that is not ours is reported and left out if it fails.
+        """Time models in interleaved steps. A model that is not ours is reported and left out if it fails.
 
         Args:
             models: (name, batch, size) of each model.
@@ -125,7 +125,7 @@ def training_mib(name, batch, size, precision, memory_format, device, authors) -
 
 
 def compare_all(options: argparse.Namespace) -> list[dict]:
-    """Time all models, interleaved; return rows for the modes and precisions in which the reference runs."""
+    """Time all models in interleaved steps; return rows for the modes and precisions in which the reference runs."""
     names = list(dict.fromkeys([options.reference, *(options.models or [*MODELS, *PEERS])]))
     reference_models.check_names(names, options.authors)
     bench, rows = Bench(options.device, options.authors), []

@@ -4,13 +4,13 @@
     python -m benchmarks.measure.train_loop --data-dir cifar10 --timm-script pytorch-image-models/train.py
 
 `--data-dir` holds CIFAR-10 as class folders, train/ and val/. There are two cases, both on the CPU in bf16 autocast:
-these images, and 256-pixel JPEG files made from them. Each library augments with its defaults, but timm without colour
-jitter. Both flip. timm crops a random area; metamix crops a random area of the larger images, and pads and crops the
-small ones.
+these images, and JPEG files of 256 x 256 pixels made from them. Each library augments with its defaults, except that
+timm's colour jitter is off. Both flip images at random. timm crops a random area; metamix crops a random area of the
+larger images, and pads and crops the small images.
 
     ours     the loop of `metamix train` with data, augmentation, schedule and checks: Engine.steps
     bare     the same step (model, optimizer, autocast, freed memory kept) on one random batch; only in the first case
-    timm     a loop of timm's parts, in the order of its training script
+    timm     a loop that calls timm's functions in the order of timm's training script
     script   timm's training script, with the speeds that it prints; it runs alone, after the other loops
 
 Each loop runs in a separate process, because process-wide settings affect its speed. The loops take turns of a few
@@ -106,7 +106,7 @@ def ours(case: Case) -> Iterator:
 
 
 def bare(case: Case) -> Iterator:
-    """Run the same training step on one random batch."""
+    """Run the training step of `ours` on one random batch, without loading or augmenting images."""
     ProcessGroup.start("cpu")
     model = case.build()
     optimizer = make_optimizer(model, EngineOptions(lr=LR, weight_decay=WEIGHT_DECAY))
@@ -151,7 +151,11 @@ LOOPS = {"ours": ours, "bare": bare, "timm": timm_parts}
 
 
 def serve(loop: str, case: Case, pipe: Connection) -> None:
-    """Send the memory. Then run as many steps as each message says and send the seconds. After a 0, send the memory."""
+    """Run a loop in steps, as the messages in `pipe` ask for.
+
+    First send the memory after the imports. Then, for each number received, run that many steps and send the seconds
+    that they took. After a 0, send the memory of this process and of its workers, and stop.
+    """
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in an ordinary program
     pipe.send(memory(os.getpid())["process_mib"])
     steps = LOOPS[loop](case)
@@ -218,7 +222,7 @@ def run_script(path: Path, case: Case) -> dict:
 def updates(lines: Iterable[str], count: int) -> list[float]:
     """Return the images per second of the first `count` updates that timm's training script prints.
 
-    A line of --log-interval 1 is
+    With --log-interval 1, the script prints lines such as
         Train: 0 [   4/390 (  1%)]  Loss: 2.31 (2.33)  Time: 0.131s,  977.10/s  (0.160s,  800.00/s)  LR: 1.000e-05  ...
 
     Raises:
@@ -251,7 +255,7 @@ def kib(path: Path, key: str) -> int:
 
 
 def enlarge(cifar: Path, folder: Path, count: int) -> None:
-    """Write `count` images of the train split, and ten of val, as JPEG files of 256 pixels in class folders."""
+    """Write `count` images of the train split, and ten of val, as 256 x 256 JPEG files in class folders."""
     for split, number in (("train", count), ("val", 10)):
         files = sorted((cifar / split).glob("*/*"))
         for path in (files[i * len(files) // number] for i in range(number)):

@@ -3,7 +3,7 @@
     python -m benchmarks.report.cards            write weights/<name>.<tag>.md for every card
     python -m benchmarks.report.cards --check    write nothing; exit with 1 if a page is stale, missing or has no card
 
-To change a page, edit its card and run this again. Edits of the page itself are overwritten.
+To change a page, edit its card and run this again. Edits to the page itself are overwritten.
 """
 
 import argparse

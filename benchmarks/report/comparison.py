@@ -65,7 +65,7 @@ def notes(cards: Sequence[dict]) -> str:
 
 
 def sizes_table(tag: str) -> str:
-    """Make the table of accuracy at other image sizes, in four ways. Columns without a value are left out."""
+    """Make the table of accuracy at other image sizes, measured in four ways. Columns without a value are left out."""
     sizes, rows = read_json(IMAGE_SIZES)[tag]["sizes"], []
     for name, scores in sorted(sizes.items(), key=lambda item: list_mixers().index(item[0].split("_")[1])):
         sides = list(scores["resized"])
@@ -105,7 +105,10 @@ def pairs_table(tag: str) -> str:
 
 
 def against(mixer: str, other: str, pairs: Sequence[dict]) -> str:
-    """Format the numbers of images that only one of two mixers classifies correctly, and p: 412 : 305, p 7e-05."""
+    """Format the numbers of images that only one of two mixers classifies correctly, and p.
+
+    An example is "412 : 305, p 7e-05".
+    """
     for pair in pairs:
         if {pair["first"], pair["second"]} == {mixer, other}:
             counts = pair["only_first"], pair["only_second"]

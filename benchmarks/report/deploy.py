@@ -103,7 +103,8 @@ def losses(part: Mapping) -> str:
 def points() -> dict[Cell, dict[str, tuple[float, float]]]:
     """Return {engine and precision: {mixer: (ms of one image, test accuracy)}}, sorted by accuracy.
 
-    The accuracy comes from the machine that measured the speed; if it was not measured there, from another machine.
+    The accuracy comes from the machine that measured the speed. If that machine has not measured the accuracy, it comes
+    from another machine.
     """
     timed = load("speed")
     parts = sorted(scored_parts(load_cards()), key=lambda part: part["machine"] == timed.get("machine"))

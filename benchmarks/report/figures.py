@@ -132,7 +132,7 @@ def draw_scaling(path: Path, curves: dict[str, dict]) -> None:
 
 
 def draw_engines(path: Path, cells: Mapping[deploy.Cell, Mapping[str, tuple[float, float]]]) -> None:
-    """Draw accuracy against latency, a line for each engine and precision, with a point for each mixer."""
+    """Draw accuracy against latency, with a line for each engine and precision and a point for each mixer."""
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     axes = figure.subplots()
     for (engine, precision), own in cells.items():

@@ -16,7 +16,8 @@ POOLFORMER = {
     f"metaformer_pooling_{size}.sail_in1k": top1
     for size, top1 in {"s12": 77.2, "s24": 80.3, "s36": 81.4, "m36": 82.1, "m48": 82.5}.items()
 }
-# Name pattern, arXiv number, other image sizes ("resized": mixers resize their maps), what tests compare with.
+# Name pattern, arXiv number, other image sizes that the models take ("resized": mixers resize their maps to the grid
+# that they were built for), and what tests compare the models with.
 FAMILIES = (
     ("raftmlp_*", "2108.04384", "resized", "authors' tensors and counts"),
     ("wavemix_*", "2205.14375", "any", "authors' tensors and counts"),

@@ -129,7 +129,11 @@ def train_loop_table() -> str:
 
 
 def load(name: str, **only) -> tuple[str, dict[str, Cells]]:
-    """Return where a result file was measured, and {model: {(mode, precision): row}} of the rows that match `only`."""
+    """Read the rows of a result file that match `only`.
+
+    Returns:
+        The machine, the torch version and the days of the measurements in words, and {model: {(mode, precision): row}}.
+    """
     result = read_json(RESULTS / name)
     rows = [row for row in result["rows"] if only.items() <= row.items()]
     models: dict[str, Cells] = {}

@@ -276,7 +276,7 @@ def load_initial_weights(model: nn.Module, source: str, classes: Sequence[str]) 
     image channels, and spatial weights to the image size, as for published weights.
 
     Returns:
-        Notes on weights that are new or were adapted to the image channels; and the file's metadata.
+        Notes on weights that are new or were adapted to the image channels, and the file's metadata.
     """
     tensors, metadata = read_weights(source)
     check_task(metadata, source, "classification", "a classifier")

@@ -37,15 +37,16 @@ class ClassificationEvalOptions(WeightOptions, LocationOptions):
     data: str | None = _data(  # type: ignore[assignment]
         None,
         "data set to score, as in metamix train; default with --data-dir: the training data set if it is "
-        "tiny_imagenet or a torchvision data set, else folder; default without --data-dir: digits, if trained on it",
+        "tiny_imagenet or a torchvision data set, else folder; default without --data-dir: digits, if the model was "
+        "trained on it",
     )
     test_on: str = _data(
         "", "split to score; default: as in training; for other data the first of val, valid, validation and test"
     )
     test_share: PositiveShare | None = _data(
-        None, "share of images to score if there is no test split; default: as in training, all for other data"
+        None, "share of images to score if there is no test split; default: as in training; for other data 1"
     )
-    holdout: ShareBelowOne | None = _data(None, "share of train to hold out; default: as in training, 0 for other data")
+    holdout: ShareBelowOne | None = _data(None, "share of train to hold out; default: as in training; for other data 0")
     memory: Memory | None = as_trained("decode all images at the start")
     img_size: Side | None = as_trained("side of the images in pixels")
     interpolation: Interpolation | None = as_trained("how images are resized")

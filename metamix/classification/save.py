@@ -51,8 +51,8 @@ def save_classifier(
             initial weights, such as `pretrained`, are ignored.
         mean, std: mean and standard deviation with which each channel was normalised, for pixel values from 0 to 1;
             by default as in timm's configuration of the model.
-        threshold: lowest probability of a label if images may have several labels, or a list with one for each class;
-            None if each image has one class.
+        threshold: lowest probability at which a label is predicted, if images may have several labels: one number for
+            all labels, or a list with one number for each label. None if each image has one class.
 
     Raises:
         ValueError: an argument cannot be used, there are not as many classes as logits, `model_args` describe another
@@ -115,7 +115,7 @@ def save_classifier(
 
 
 def _to_plain(value: Any) -> Any:
-    """Convert numbers and arrays of numpy to numbers and lists."""
+    """Convert a NumPy number to a plain number, and an array to a list."""
     if not hasattr(value, "tolist"):
         raise TypeError(f"{value!r} is neither a number nor a string")
     return value.tolist()
@@ -127,7 +127,7 @@ def _signature(model: nn.Module) -> tuple[dict[str, torch.Size], dict[str, str],
     Dropout rates and the momentum of batch norms are left out, since only training needs them. Synchronised batch norms
     count as ordinary batch norms.
     """
-    # `describe` has the arguments that mixers were built with. Their layers may have been replaced since then.
+    # `describe` returns the arguments that mixers were built with, but a mixer's layers may have been replaced later.
     layers = describe(model) | {f"{name} now": str(m) for name, m in model.named_modules() if name.endswith(".mixer")}
     layers = {name: text.replace("SyncBatchNorm", "BatchNorm2d") for name, text in layers.items()}
     layers = {name: re.sub(r"(, momentum|\bp)=[^,)]*", "", text) for name, text in layers.items()}

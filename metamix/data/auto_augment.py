@@ -1,7 +1,7 @@
 """Apply TrivialAugment or RandAugment with torchvision's and timm's implementations, which take PIL images.
 
     trivial                 one of 14 operations at one of 31 strengths
-                            (Müller & Hutter, "TrivialAugment", ICCV 2021, the wide ranges)
+                            (Müller & Hutter, "TrivialAugment", ICCV 2021, with the wide ranges)
     rand-m9-n2[-mstd0.5]    n of 15 operations in sequence, each skipped half of the time, at magnitude m of 10 with
                             Gaussian noise of standard deviation mstd (Cubuk et al., "RandAugment", 2020, timm's "inc1")
 

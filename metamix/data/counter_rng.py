@@ -34,17 +34,17 @@ def hash64(*words: int | Tensor) -> Tensor:
 
 
 def uniform(bits: Tensor) -> Tensor:
-    """Map hashes (...) int64 to uniform (...) float32 in [0, 1), each from 24 bits of its hash."""
+    """Map hashes (...) int64 to uniform random numbers (...) float32 in [0, 1), using 24 bits of each hash."""
     return (bits >> 40 & 2**24 - 1).float() * 2**-24
 
 
 def normal(bits: Tensor) -> Tensor:
-    """Map hashes (...) int64 to standard normal (...) float32, which are always finite."""
+    """Map hashes (...) int64 to standard normal random numbers (...) float32; all of them are finite."""
     return math.sqrt(2) * torch.erfinv(2 * uniform(bits) - 1 + 2**-24)
 
 
 def randint(bits: Tensor, high: int | Tensor) -> Tensor:
-    """Map hashes (...) int64 to uniform (...) int64 in [0, high), where `high` is below 2^31."""
+    """Map hashes (...) int64 to uniform random integers (...) int64 in [0, high), where `high` is below 2^31."""
     return (bits >> 32 & 2**32 - 1) * high >> 32
 
 
@@ -72,7 +72,7 @@ def seeded(*words: int) -> Iterator[None]:
 def stratified_choice(labels: Tensor, count: int) -> Tensor:
     """Choose `count` of N samples, stratified by class: labels (N,) int64 -> (N,) bool, true if chosen.
 
-    The choice looks random, but does not depend on a seed, so that runs of all seeds have the same splits.
+    The choice looks random, but does not depend on a seed, so that runs with different seeds have the same splits.
     Samples are sorted by class, and by hash within a class. Then every (N / count)-th sample is taken, so the number
     from each class is proportional to its size, to within one sample.
     """

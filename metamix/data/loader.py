@@ -3,7 +3,7 @@
 `metamix.data.order` decides which samples belong to a step.
 
 An image that cannot be read is replaced, with its label, by the next readable image of its source. The first image
-follows the last one. In evaluation, such a sample gets the index -1, so that scores leave it out.
+follows the last one. In evaluation, the replacement gets the index -1, so that it is not scored.
 """
 
 import signal
@@ -282,13 +282,13 @@ def collate_images(samples: list[tuple[Tensor, int | Tensor]]) -> Batch:
 
 
 def collate_pairs(samples: list[Any]) -> Batch:
-    """Make a batch of (name, image, target) samples, such as images and masks, with lists of images and targets."""
+    """Make a batch of (name, image, target) samples; a target may be a mask. Images and targets stay in lists."""
     names, images, targets = (list(column) for column in zip(*samples))
     return {"image": images, "target": targets, "name": names}
 
 
 def collate_crops(samples: list[Any]) -> Batch:
-    """Make a batch of (name, image, target) samples of one size, with tensors of images and targets."""
+    """Make a batch of (name, image, target) samples of one size. Images and targets are stacked into tensors."""
     batch = collate_pairs(samples)
     return batch | {key: torch.stack(batch[key]) for key in ("image", "target")}
 

@@ -1,4 +1,4 @@
-"""Decode splits into memory as one uint8 tensor; find the size and the statistics of images."""
+"""Decode a split into memory as one uint8 tensor; find the size and the statistics of images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

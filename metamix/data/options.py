@@ -16,7 +16,9 @@ from .files import limit_pixels
 
 Splits = Annotated[
     tuple[str, ...],
-    where(lambda splits: 0 < len(splits) == len(set(splits)), "splits, each once, such as train or train,val"),
+    where(
+        lambda splits: 0 < len(splits) == len(set(splits)), "one or more different splits, such as train or train,val"
+    ),
 ]
 Template = Annotated[str, where(lambda name: "{name}" in name, "a string that holds {name}, such as {name}x2")]
 Memory = Literal["auto", "yes", "no"]
@@ -38,7 +40,7 @@ _augment = partial(option, group="augmentation")
 
 @dataclass(kw_only=True)
 class ImageOptions(Options):
-    """Limit the size of the images that a command reads. `open_image` enforces the limit, and all readers use it."""
+    """Limit the size of the images that a command reads; `open_image`, which opens all image files, enforces it."""
 
     max_pixels: Count | None = _reading(None, "largest number of pixels in an image; default: 89,478,485, as in Pillow")
 

@@ -7,7 +7,10 @@ import numpy as np
 
 
 def is_brush(annotation: Mapping[str, Any], shape: Any) -> bool:
-    """Return whether CVAT wrote a mask of its brush, which is an object although CVAT marks it as a crowd."""
+    """Return whether an annotation is a mask drawn with CVAT's brush.
+
+    Such a mask is one object, although CVAT marks it as a crowd.
+    """
     return "attributes" in annotation and isinstance(shape, dict)  # COCO has no attributes
 
 
@@ -52,5 +55,5 @@ def decode_runs(text: str) -> list[int] | None:
 
 
 def fill_runs(runs: Sequence[int], height: int, width: int) -> np.ndarray:
-    """Return the mask (H, W) bool of run lengths, which go down the columns; the first run is outside of the object."""
+    """Draw run lengths as a mask (H, W) bool. Runs go down the columns, and the first run lies outside the object."""
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T

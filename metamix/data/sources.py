@@ -1,7 +1,7 @@
 """Open data sets of labelled images by name.
 
     digits              scikit-learn's handwritten digits, which need no files: 1,797 grey images of 8x8, enlarged to
-                        32x32 (bicubic). 1,437 are for training, 360 for testing
+                        32x32 (bicubic). 1,437 are for training, and 360 are for testing
     cifar10, mnist ...  torchvision's data sets (`TORCHVISION_SETS`), with their own test split
     tiny_imagenet       64x64 images of 200 classes of ImageNet, from the official archive
     folder              DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg, at any depth below CLASS; train.tar and val.tar
@@ -220,7 +220,10 @@ def strata(labels: Tensor) -> Tensor:
 
 
 def common_size(images: ImageSplit) -> int | None:
-    """Return the side in pixels of up to 16 images spread over the split if all are squares of one size, else None."""
+    """Return the side in pixels if the opened images are squares of one size, else None.
+
+    Up to 16 images, spread over the split, are opened.
+    """
     sizes: set[int] = set()
     for i in torch.linspace(0, len(images.labels) - 1, 16).long().unique().tolist():
         try:

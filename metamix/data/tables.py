@@ -46,7 +46,7 @@ class Columns:
     label: str
     split: str
     box: Sequence[str]  # the four columns of a box; empty if there are none
-    others: Sequence[str]  # the other columns. If `label` is "", each column is for one label and holds 0 or 1
+    others: Sequence[str]  # the other columns. If `label` is "", each of these is for one label and holds 0 or 1
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def read_table(source: Path) -> Table:
     except csv.Error as error:
         raise ValueError(f"{source}:{reader.line_num} is not CSV: {error}") from None
     if not images:
-        raise ValueError(f"{source} lists no image that exists in {source.parent} or its images/")
+        raise ValueError(f"{source} lists no image that exists in {source.parent} or its subfolder images/")
     if flags:
         raise ValueError(
             f"{source}:1 has a column {columns.label} and columns of 0 and 1, {list_names(sorted(flags))}: remove "
@@ -114,7 +114,7 @@ def read_table(source: Path) -> Table:
         )
     if splits:
         raise ValueError(
-            f"{source}:1 has no column split, but {min(splits)} has train, val or test: rename it to split"
+            f"{source}:1 has no column split, but the column {min(splits)} holds names of splits: rename it to split"
         )
     root = os.path.commonpath([file.parent for file in images])
     names = {file: file.relative_to(root).as_posix() for file in images}
@@ -154,7 +154,7 @@ def choose_columns(titles: Sequence[str], source: Path) -> Columns:
 
 
 def read_row(cells: Sequence[str], columns: Columns, folder: Path, place: str) -> Row:
-    """Read a line, whose image lies in `folder` or in its images/."""
+    """Read a line. Its image lies in `folder` or in the subfolder images/."""
     if len(cells) != len(columns.names):
         raise ValueError(f"{place} has {len(cells)} columns, but the first line has {len(columns.names)}")
     values = dict(zip(columns.names, map(str.strip, cells)))
@@ -204,7 +204,7 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Fo
         return None
     table = read_table(file)
     if table.missing:
-        raise ValueError(f"neither {root} nor its images/ has the image of {list_names(table.missing)}")
+        raise ValueError(f"neither {root} nor its subfolder images/ has the image of {list_names(table.missing)}")
     by_split: dict[str, list[Row]] = defaultdict(list)
     for path in sorted(table.images, key=lambda path: natural_order(str(path))):
         row, *others = table.images[path]

@@ -1,6 +1,8 @@
 """Quantize model files to int8 after training, with NNCF for OpenVINO and with ONNX Runtime for ONNX.
 
-    result = quantize_file(FORMATS["openvino"], Path("model.xml"), calibration_batches, score, max_drop=0.3, minutes=10)
+    result = quantize_file(
+        FORMATS["openvino"], Path("model.xml"), calibration_batches, score, max_drop=0.3, minutes=10, unit="points"
+    )
 
 Weights get a scale for each output channel. Activations get one scale for each tensor, found with the calibration
 images. If the score drops by more than the limit, the layers are ranked: in a graph that has each layer in both

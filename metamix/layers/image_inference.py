@@ -166,8 +166,9 @@ def tiles(size: Size | None) -> Size:
 def self_ensemble(function: ImageFunction, images: Tensor) -> Tensor:
     """Apply a function to the eight orientations of images (flips and quarter turns), and average the results.
 
-    Images are first padded to multiples of `JPEG_BLOCK`, so that JPEG's blocks stay aligned when they are flipped. The
-    four orientations with the same shape, or all eight of a square image, go through `function` as one batch.
+    Images are first padded to multiples of `JPEG_BLOCK`, so that JPEG's blocks stay aligned when the images are
+    flipped. The four orientations with the same shape, or all eight of a square image, go through `function` as one
+    batch.
     """
     check_evaluation(function)
     return run_padded(partial(mean_of_orientations, function), images, (JPEG_BLOCK, JPEG_BLOCK))

@@ -139,7 +139,7 @@ class MixerOption:
 def mixer_options(name: str) -> list[MixerOption]:
     """Return the options of the mixer registered as `name`, in the order of its constructor."""
     check_choice(
-        "mixer", name, _MIXERS, "Import the module of your own mixer; on the command line, add --import MODULE."
+        "mixer", name, _MIXERS, "To use your own mixer, import its module; on the command line, add --import MODULE."
     )
     cls = _MIXERS[name]
     _, _, section = (inspect.getdoc(cls) or "").partition("Args:\n")

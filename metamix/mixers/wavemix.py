@@ -5,7 +5,7 @@
     a_0 = reduce(x)                                             Conv1x1, C -> C / 4
     a_l, d_l = DWT(a_(l-1))              l = 1 ... level        half the size: approximation, three detail bands
     y_L = norm(up(MLP(concat(a_L, d_L))))                       the deepest level, L = level
-    y_l = norm(up(MLP(concat(a_l, d_l, y_(l+1)))))              down to the finest level
+    y_l = norm(up(MLP(concat(a_l, d_l, y_(l+1)))))              for l = L - 1 ... 1, the finest level
     y   = y_1
 
     MLP = fc1, GELU, dropout, fc2                               1x1 convolutions

@@ -29,7 +29,7 @@ def per_stage(name: str, value: Any, stages: int) -> list:
         return [value] * stages
     if len(value) != stages:
         count = plural(len(value), "value")
-        raise ValueError(f"{name} has {count}, but needs {stages}: give as many, or a single value.")
+        raise ValueError(f"{name} has {count}, but needs {stages}: give {stages} values, or a single value.")
     return list(value)
 
 

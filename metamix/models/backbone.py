@@ -146,7 +146,7 @@ def build_backbone(
     Args:
         name: a model of timm or of the zoo that supports `features_only`.
         out_indices: levels, ascending: 0 to 3 for strides 4 to 32. If a multi-stage model has no map of a level's
-            stride, the next finer map is pooled. An isotropic model has all levels.
+            stride, the next finer map is pooled. An isotropic model's last map gives all levels.
         out_channels: channels of the levels. None leaves out the top-down path: each level then has as many channels
             as its stage, or as the isotropic model.
         extra: coarser levels to add: "none", "pool" (one level by subsampling, as in Faster R-CNN) or "p6p7" (two
@@ -204,7 +204,7 @@ class Plan:
     strides: tuple[float, ...]  # stride of each level
     body_indices: tuple[int, ...]  # indices of the maps that the levels need, for timm's `out_indices`
     dims: tuple[int, ...]  # channels of these maps
-    sources: tuple[tuple[int, int], ...]  # for each level: index of its map in `dims`, and how often to halve it
+    sources: tuple[tuple[int, int], ...]  # for each level: index of its map in `dims`, and how many times to halve it
     size_divisible: int  # images whose sides are multiples of this have maps of exactly these strides
 
 
@@ -215,7 +215,7 @@ def plan_levels(name: str, out_indices: Sequence[int], model_args: dict[str, Any
     info = probe.feature_info
     rows = zip(info.out_indices, info.reduction(), info.channels())
     maps = {reduction: (i, dim) for i, reduction, dim in rows}  # the last map of each stride
-    unit = min(maps) * 2.0 ** -round(math.log2(min(maps) / 4))  # stride of level 0, the closest to 4
+    unit = min(maps) * 2.0 ** -round(math.log2(min(maps) / 4))  # stride of level 0, as close to 4 as possible
     strides = [unit * 2**i for i in out_indices]
     isotropic = len(maps) == 1
     if isotropic and min(maps) < 4:
@@ -266,7 +266,11 @@ def for_any_size(name: str, model_args: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def find_fixed_size(name: str, model_args: dict[str, Any]) -> tuple[int, int] | None:
-    """Return the only image size (H, W) that a model takes; None if it takes twice this size, or not even this size."""
+    """Return the image size (H, W) that a model is built for if it takes no other size, else None.
+
+    The model is run at this size and at twice this size. The result is None if the model fails at this size or
+    runs at twice this size.
+    """
     probe = build_probe(name, model_args).eval()
     if isinstance(getattr(probe, "model", None), MetaFormer):
         return None

@@ -105,7 +105,7 @@ def create_image_model(
 def warn_of_changes(arguments: Mapping[str, Any], trained: Mapping[str, Any], source: object) -> None:
     """Warn if the weights were trained with other values of `arguments`, even if the tensors fit."""
     changed = [
-        f"{name}={value!r} where the weights have {trained[name]!r}"
+        f"{name}={value!r} (the weights were trained with {trained[name]!r})"
         for name, value in arguments.items()
         if comparable(value) != comparable(trained[name]) and "drop" not in name  # dropout matters only in training
     ]

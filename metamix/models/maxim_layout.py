@@ -82,7 +82,8 @@ def maxim_layout(model: MaximUNet, state: Mapping[str, Any]) -> Layout:
     def upsample_ratio(match: re.Match) -> str:
         stage, level, source = (int(match[group]) for group in ("stage", "level", "source"))
         decoder = match["part"] == "decoder"
-        fused = 2 * depth * stage + depth * decoder + depth - 1 - level  # levels fused before; the coarsest is first
+        # Count the levels that are fused before this one; each part fuses its coarsest level first.
+        fused = 2 * depth * stage + depth * decoder + depth - 1 - level
         return f"UpSampleRatio_{numbers[depth * fused + (depth - 1 - source if decoder else source)]}/"
 
     rescales = r"^stages\.(?P<stage>\d+)\.(?P<part>skips|decoder)\.fuse\.(?P<level>\d+)\.rescales\.(?P<source>\d+)\."

@@ -1,4 +1,4 @@
-"""Build the skeleton of every model in the zoo: MetaFormer (arXiv 2111.11418) around any token mixer.
+"""Build the skeleton of every classifier in the zoo: MetaFormer (arXiv 2111.11418) around any token mixer.
 
     x <- x + s1 * DropPath(mixer(norm1(x)))
     x <- x + s2 * DropPath(mlp(norm2(x)))         left out if mlp_ratio is 0
@@ -36,7 +36,11 @@ POOLS = ("avg", "max", "avgmax", "")
 
 
 class Block(nn.Module):
-    """One MetaFormer block around a mixer, (B, dim, H, W) -> (B, dim, H, W); arguments as in `MetaFormer`."""
+    """One MetaFormer block around a mixer, (B, dim, H, W) -> (B, dim, H, W).
+
+    `mixer` is a module, and `proj_drop` and `drop_path` are the drop rates of this block. All other arguments have the
+    same meaning as in `MetaFormer`.
+    """
 
     def __init__(
         self,
@@ -127,7 +131,7 @@ class Stage(nn.Module):
                 mixers.append((block, new))
                 continue
             new_shapes = shapes(new)
-            # A missing name belongs to a layer that was replaced, such as a batch norm in a detector.
+            # A name that the new mixer lacks belongs to a layer that was replaced, such as a batch norm in a detector.
             if any(new_shapes.get(name, shape) != shape for name, shape in shapes(old).items()):
                 raise ValueError(
                     f"{type(old).__name__} has parameters or buffers of other shapes on maps of {size}: define "
@@ -159,7 +163,7 @@ class Stage(nn.Module):
         """
         mixer = self.mixer_text()
         theirs, ours = {"the mixer": metadata.get("mixer") or mixer}, {"the mixer": mixer}
-        problem = function_mismatch(theirs, ours, f"{name} holds weights")
+        problem = function_mismatch(theirs, ours, f"the state dict holds weights of {name}")
         return problem and (
             f"{problem} Build the model with that mixer, or pass dict(state) to load_state_dict to load the tensors "
             f"anyway."
@@ -350,9 +354,9 @@ class MetaFormer(GradCheckpointing):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Return the final map, unless `intermediates_only`, and the features of `feature_info` that `indices` selects.
 
-        Arguments are timm's. With `norm`, the final norm is applied to features with as many channels as the norm.
-        With `stop_early`, the layers after the last requested feature are skipped. The final map is then this feature,
-        with the final norm only if no layers were skipped.
+        The arguments are as in timm. With `norm`, the final norm is applied to features with as many channels as the
+        norm. With `stop_early`, the layers after the last requested feature are skipped. The final map is then this
+        feature, with the final norm only if no layers were skipped.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}; features are maps: use output_fmt='NCHW'.")
@@ -391,13 +395,13 @@ class MetaFormer(GradCheckpointing):
         return take
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Resample spatial weights and position embeddings to images of a different size.
+        """Resample spatial weights and position embeddings for images of a different size.
 
         Parameters whose shape does not change stay the same objects. If others are replaced, make a new optimizer.
 
         Raises:
-            ValueError: the size is too small, or a mixer's weights depend on it and its `adapt_state` is missing or
-                fails. The model is then unchanged.
+            ValueError: the size is too small; or a mixer's weights depend on the size, and the mixer's `adapt_state` is
+                missing or fails. The model is then unchanged.
         """
         sizes = self.map_sizes(img_size, [stage.downsample for stage in self.stages])
         mixers = [pair for stage, size in zip(self.stages, sizes) for pair in stage.mixers_for(size)]

@@ -119,7 +119,7 @@ def default_mixer_args(stage: int, dim: int, *, size: str) -> dict[str, dict]:
 
 
 def largest_divisor(number: int, most: int) -> int:
-    """Return the largest divisor of a number that is at most `most`; at least 1."""
+    """Return the largest divisor of `number` that is at most `most`, or 1 if `most` is less than 1."""
     return next((n for n in range(most, 1, -1) if number % n == 0), 1)
 
 

@@ -32,7 +32,7 @@ def ninformer(
     num_layers: int = 4,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a NiNformer. Its own arguments have the paper's names; `kwargs` are arguments of `MetaFormer`.
+    """Build a NiNformer. The arguments below have the paper's names; `kwargs` are arguments of `MetaFormer`.
 
     Args:
         patch_size: side of the patches in pixels.

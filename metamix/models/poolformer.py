@@ -67,7 +67,7 @@ def poolformer(
 ) -> ModelAndLayout:
     """Build our model for the arguments of the authors' `PoolFormer`."""
     if any(not down and a == b for down, (a, b) in zip(downsamples, pairwise(embed_dims))):
-        refuse("downsamples", downsamples, "True for every stage that is followed by one of the same width")
+        refuse("downsamples", downsamples, "True for every stage that is followed by a stage of the same width")
     check_value("fork_feat", fork_feat, [False], "False; `features_only` of timm.create_model gives the stages' maps")
     model = metaformer(
         "metaformer_pooling_s12",

@@ -68,7 +68,8 @@ class SimplePyramid(nn.Module):
     Args:
         dim: channels of the last map.
         halvings: for each level's name, how many times max pooling halves the map; a negative number counts doublings.
-        out_channels, extra: as for `FeaturePyramid`.
+        out_channels: channels of all levels.
+        extra: as for `FeaturePyramid`.
     """
 
     def __init__(self, dim: int, halvings: dict[str, int], out_channels: int, extra: ExtraFPNBlock | None):

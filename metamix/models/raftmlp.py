@@ -112,7 +112,7 @@ def raftmlp(
     channel_expansion: int = 4,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a RaftMLP. Its own arguments use the paper's terms; `kwargs` are arguments of `MetaFormer`.
+    """Build a RaftMLP. The arguments below use the paper's terms; `kwargs` are arguments of `MetaFormer`.
 
     Args:
         dims: channels of each level.

@@ -1,7 +1,7 @@
 """Build WaveMix and WaveMix-Lite (arXiv 2203.03689 and 2205.14375): isotropic stacks of wavelet mixers with residuals.
 
 `wavemix_<dim>_<depth>` has a wavelet transform of one level; `..._l2`, `..._l3` and `..._l4` have two to four levels.
-`wavemixlite_<dim>_<depth>` are the small models that support the papers' claim of parameter efficiency.
+The small models `wavemixlite_<dim>_<depth>` are the papers' evidence for their claim of parameter efficiency.
 
 Departure: two of the small models upsample bilinearly, the others by a transposed convolution. According to the
 authors' text, four models do without the transposed convolution, but only these two have the published parameter counts
@@ -58,7 +58,7 @@ def wavemix(
     proj_drop_rate: float = 0.5,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a WaveMix. Its own arguments have the authors' names; `kwargs` are arguments of `MetaFormer`.
+    """Build a WaveMix model; `kwargs` are arguments of `MetaFormer`.
 
     Args:
         dim: number of channels.

@@ -92,8 +92,8 @@ class WaveMixSR(GradCheckpointing):
 class WaveMixSisr(GradCheckpointing):
     """Double the size of images, or restore them: (B, in_chans, H, W) -> (B, in_chans, scale H, scale W).
 
-    In training the result is a list that holds only this map. With `scale=1`, training and exported graphs take only
-    even H and W.
+    In training the result is a list that holds only the restored images. With `scale=1`, training and exported graphs
+    take only even H and W.
 
     Args:
         scale: 2 to double the size; 1 to keep it and fold 2 x 2 pixels into channels before the stem.
@@ -174,6 +174,6 @@ def wavemix_superresolution(state: Mapping[str, Tensor], *, level: int = 1, **ar
 def wavemixsr(state: Mapping[str, Tensor], *, scale_factor: int = 2, **arguments: Any) -> ModelAndLayout:
     """Build our model for the arguments of the authors' `WaveMixSR`.
 
-    `scale_factor` and `mode` are arguments of its nn.Upsample; the authors' constructor does not take them.
+    The authors' constructor takes neither `scale_factor` nor `mode`: their code sets both in its nn.Upsample.
     """
     return WaveMixSR(scale_factor, **arguments), WAVEMIXSR

@@ -151,7 +151,9 @@ class RestorationData:
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
         """Make the loader of random crops; an epoch has `options.crops` crops of each image."""
         if self.options.mixup and batch_size // world_size % 2:
-            raise ValueError(f"mixup pairs crops: give a multiple of {2 * world_size} as batch_size, not {batch_size}")
+            raise ValueError(
+                f"batch_size is {batch_size}, but mixup mixes pairs of crops: give a multiple of {2 * world_size}"
+            )
         options, samples = self.options, self.parts["train"]
         order = TrainOrder(len(samples) * options.crops, batch_size, rank, world_size, seed)
         transform = partial(train_crop, options=options, chain=self.chain, scale=self.scale, times=self.enlarge)
@@ -174,7 +176,7 @@ class RestorationData:
     def training_images(self) -> "RestorationSplit":
         """Open the images to train on, without the images that are scored."""
         notes = [*self.notes]
-        samples, self.notes = self._find(True, "")["train"], notes  # the notes are on the images to score
+        samples, self.notes = self._find(True, "")["train"], notes  # drop the notes that `_find` adds
         self._choose_channels(samples, self.in_chans)
         for sample in samples if self.paired else []:
             scale_of_pair(sample, self.scale)
@@ -207,7 +209,10 @@ class RestorationSplit:
         return str(self.samples[index].target)
 
     def read(self, index: int) -> Pair:
-        """Read the clean image, cut to a multiple of the scale, and the degraded image of a pair: (C, H, W) each."""
+        """Read an image, and return its name, the clean image and the degraded image, (C, H, W) each.
+
+        The sides of the clean image are cut to multiples of the scale. The degraded image is None if there is no pair.
+        """
         sample = self.samples[index]
         studio_range = self.channels == "y" and (self.studio_range or not sample.grey)
         target = read_tensor(sample.target, self.channels, studio_range)
@@ -235,8 +240,8 @@ def train_crop(
 ) -> tuple[str, Tensor, Tensor]:
     """Crop, degrade, flip and rotate an image at random; the loader seeds torch's generator for each sample.
 
-    A crop is degraded together with the surrounding pixels that affect it, as far as the image has such pixels. Then
-    it is enlarged `times` times.
+    A crop is degraded together with the surrounding pixels that affect it, as far as the image has such pixels. The
+    degraded pixels are then enlarged by the factor `times`.
     """
     (name, target, degraded), crop = pair, options.crop
     top, left = (scale * int(torch.randint((side - crop) // scale + 1, ())) for side in target.shape[-2:])

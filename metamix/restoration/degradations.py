@@ -75,7 +75,7 @@ def motion(image: Tensor, rng: Generator, length: float) -> Tensor:
 
 
 def jpeg(image: Tensor, rng: Generator, quality: float) -> Tensor:
-    """Compress with JPEG, as Pillow does at its default chroma subsampling."""
+    """Compress with Pillow's JPEG encoder and its default chroma subsampling."""
     file = io.BytesIO()
     to_pil_image(to_levels(image).byte()).save(file, "JPEG", quality=round(quality))
     return pil_to_tensor(open_image(file)).float() / 255
@@ -228,7 +228,10 @@ def draw(rng: Generator, low: float = 0.0, high: float = 1.0) -> float:
 
 
 def line_kernel(length: float, angle: float) -> Tensor:
-    """Return the kernel (k, k) of a line through the centre, with sum 1; `angle` to the horizontal is in radians."""
+    """Return the kernel (k, k) of a line through the centre, with sum 1.
+
+    `angle` is the angle to the horizontal in radians.
+    """
     radius = math.ceil((length - 1) / 2)
     side = 2 * radius + 1
     along = (length - 1) * torch.linspace(-0.5, 0.5, 8 * side, dtype=torch.float64)  # points of the line

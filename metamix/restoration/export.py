@@ -25,7 +25,10 @@ TILE = 256  # default side of the model's input in pixels; rounded up to the mul
 
 
 class ExportableRestorer(MapExport):
-    """An image model to export. It is compared with its export on the images of `task`, else on random images."""
+    """An image model to export.
+
+    The model is compared with its export on the images of `task`, or on random images if there is no task.
+    """
 
     outputs: tuple[str, ...] = ("restored",)
     max_drop, unit, larger = 0.1, "dB", 2

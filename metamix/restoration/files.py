@@ -116,7 +116,7 @@ def _to_pixels(picture: Picture, bits: int) -> np.ndarray:
 
 
 def _read_16_bits(content: bytes, is_grey: bool, orientation: int, profile: bytes | None) -> Picture:
-    """Read an image of 16 bits per channel; `orientation` is EXIF's, or 1 if OpenCV turns the image upright itself."""
+    """Read an image of 16 bits per channel; `orientation` is the EXIF value, or 1 if OpenCV turns it upright."""
     cv2 = _opencv()
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:

@@ -53,7 +53,7 @@ def enlarge(images: Tensor, scale: int) -> Tensor:
 
 
 def restore_picture(model: nn.Module, picture: Picture, channels: str, restorer: Restorer) -> Picture:
-    """Restore a decoded image file; keep its alpha channel, bits and colour profile.
+    """Restore a decoded image file; keep its alpha channel, bit depth and colour profile.
 
     Args:
         model: an image model in evaluation mode, on any device.

@@ -33,7 +33,7 @@ class RestorationSpec:
 
     channels: Annotated[str, one_of(CHANNELS)]  # "rgb", "grey" or "y"
     enlarge: Annotated[int, Field(ge=1, le=16)]  # factor by which images are enlarged (bicubic) before the model
-    # Degradation of the training images; "pairs" if they were pairs or if it is not known.
+    # Degradation of the training images; "pairs" if the images were pairs or if the degradation is not known.
     degradation: Annotated[
         str,
         Field(max_length=1000),
@@ -129,7 +129,7 @@ def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale
 
 
 def check_channels(name: str, of_model: int, of_data: int) -> None:
-    """Raise ValueError if a model or its weights take a number of channels that the images do not have."""
+    """Raise ValueError unless a model, or its weights, take as many channels as the images have."""
     if of_model != of_data:
         advice = "--channels y (the luminance) or grey" if of_model == 1 else "--channels rgb"
         channels = plural(of_model, "channel")

@@ -24,7 +24,8 @@ from .inference import Restorer, enlarge
 from .pixels import to_8_bits, to_float64, to_grey, to_levels, to_y
 
 WINDOW, SIGMA = 11, 1.5
-BEST_PSNR = 100.0  # dB; means count a higher PSNR as this value: an image that equals its target has infinite PSNR
+# In dB. A higher PSNR counts as this value in a mean, since an image that equals its target has infinite PSNR.
+BEST_PSNR = 100.0
 SHOWN = 4  # images of each process that are kept for the contact sheet
 LABELS = {"rgb": "RGB", "y": "Y (BT.601, 16 to 235)", "grey": "grey"}  # names of the compared channels
 
@@ -34,8 +35,8 @@ class Measure:
     """The channels, the border and the rounding with which scores are computed."""
 
     # "rgb" for all channels, "y" for the luminance in studio range, or "grey" for the luma in full range. Images of one
-    # channel are compared unchanged. A grey file has one channel if the channels of the data are y. If they are rgb, it
-    # has three equal channels, and "y" converts them to studio range.
+    # channel are compared unchanged. A grey file has one channel if the channels of the data are y. If the channels of
+    # the data are rgb, a grey file has three equal channels, and "y" converts them to studio range.
     channel: str = "rgb"
     border: int = 0  # pixels that are left out at each side
     rounding: bool = True  # clip and round the restored image to 8 bits first, as a file would hold it

@@ -51,11 +51,12 @@ def to_8_bits(images: Tensor) -> Tensor:
 
 def to_levels(images: Tensor, highest: int = 255) -> Tensor:
     """Clip images to 0 to 1, multiply by `highest`, and round to whole numbers; halves go up, as in MATLAB."""
-    return (highest * images.clamp(0, 1) + (0.5 + 1e-7)).floor()  # 1e-7 for halves that are a little smaller in binary
+    # The 1e-7 also rounds up halves that floating point stores slightly too small.
+    return (highest * images.clamp(0, 1) + (0.5 + 1e-7)).floor()
 
 
 def _taps(length: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Return the source pixel and its weight for each tap of the kernel and each pixel of the result: (taps, new)."""
+    """Return source pixels and weights, (taps, length of the result) each; a tap is an element of the kernel."""
     shrink = min(scale, 1.0)
     width = 4 / shrink
     centre = (torch.arange(math.ceil(scale * length), dtype=torch.float64) + 0.5) / scale - 0.5

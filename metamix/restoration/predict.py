@@ -30,7 +30,9 @@ class RestoreImages(PredictToFolder):
     )
     tile: int = option(512, "side of the tiles in pixels; 0: whole images at once")
     overlap: int = option(32, "smallest overlap of tiles in pixels")
-    local_pooling: Natural = option(0, "side in pixels of windows of MAXIM's channel attention; 0: whole image or tile")
+    local_pooling: Natural = option(
+        0, "side in pixels of the windows that MAXIM's channel attention averages over; 0: the whole image or tile"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -54,7 +54,7 @@ class VerifyPairs(VerifyOptions):
             except (ValueError, OSError) as error:
                 yield str(error)
                 continue
-            self.samples += leave_out(inside, root, roots)  # folders inside `root` are checked by themselves
+            self.samples += leave_out(inside, root, roots)  # the other folders in `roots` are checked separately
         scale = None
         for sample in tqdm(self.samples, unit="img", leave=False, disable=None):
             broken = False

@@ -128,7 +128,7 @@ class Models:
         return answer
 
     def predict(self, name: str, image: Path, answer: Answer) -> None:
-        """Add pictures, lists and notes that `metamix predict` writes; if it writes no file, add what it prints."""
+        """Add the pictures, tables and notes that `metamix predict` writes; if it writes no file, add its output."""
         trained, driver = self.load(name), self.specs[name].part("predict")
         with TemporaryDirectory() as temporary:
             folder = Path(temporary)

@@ -150,7 +150,8 @@ def replace_export(folder: Path, new: Path) -> None:
     """Move the files of the folder `new` into `folder`, and remove the other files of an earlier export there."""
     for name in {ARTIFACT} | file_names() - set(os.listdir(new)):
         (folder / name).unlink(missing_ok=True)
-    # If this is interrupted: report.json, the first file, marks the folder as ours; export.json, the last, as complete.
+    # report.json is moved first, so that it marks the folder as ours if the move is interrupted. export.json is moved
+    # last, since it marks the export as complete.
     for path in sorted(new.iterdir(), reverse=True):
         path.replace(folder / path.name)
 

@@ -1,4 +1,4 @@
-"""Define a trained model to export: its options, its comparison with the export, its images to calibrate int8 on."""
+"""Define trained models to export, the options of the export, the comparison of outputs, and calibration for int8."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -218,7 +218,11 @@ class CalibratedExport(Exportable):
         return min(HELD_OUT_IMAGES, len(self.training_images) // 2)
 
     def calibration_count(self, count: int) -> int:
-        """Return how many of `count` images to calibrate on; raise ValueError for fewer than 5 training images."""
+        """Return how many images to calibrate on, at most `count`.
+
+        Raises:
+            ValueError: there are fewer than 5 training images.
+        """
         if (total := len(self.training_images)) < 5:
             raise ValueError(
                 f"int8 is calibrated and checked on training images, but there are {total}: give at least 5"
@@ -242,7 +246,9 @@ class CalibratedExport(Exportable):
 
     @torch.inference_mode()
     def held_out_scores(self, model: Model, count: int) -> np.ndarray:
-        """Score a model on training images that `calibration(count)` does not yield; at most 500 in this class.
+        """Score a model on training images that `calibration(count)` does not yield.
+
+        This class scores at most `MAX_SCORED` images.
 
         Returns:
             The score of each image that can be scored, (n,); higher is better. For a classifier it is 100 or 0, so that
@@ -264,7 +270,7 @@ class CalibratedExport(Exportable):
 
 
 def readable(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the batches of one image each; skip images that cannot be read."""
+    """Yield the batches of a loader of single images; skip images that cannot be read."""
     return (batch for batch in loader if int(batch["index"][0]) >= 0)
 
 

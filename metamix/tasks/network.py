@@ -70,7 +70,7 @@ class NetworkSpec:
         return cls(**{name: to_tuples(value) for name, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entries for the metadata of a weight file, as values that JSON has: tuples become lists."""
+        """Return the entries for the metadata of a weight file, as plain JSON values: tuples become lists."""
         return {"task": self.task} | json.loads(json.dumps(asdict(self)))
 
     def build(self, **weights: Any) -> Any:

@@ -70,7 +70,9 @@ class BackboneOptions:
     )
     model_args: dict[str, Any] = _model({}, "more arguments of the model, as YAML: '{mixer: raft}'")
     pretrained: bool = _model(False, "start from the model's published weights")
-    checkpoint: str | None = _model(None, "start from weights of this file or run, except a head for other classes")
+    checkpoint: str | None = _model(
+        None, "start from the weights in this file or run; a head for other classes is not loaded"
+    )
 
     def check_backbone(self, set_elsewhere: Mapping[str, str]) -> None:
         """Refuse `pretrained` with `checkpoint`, and arguments in `model_args` that do not belong there.

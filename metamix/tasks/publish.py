@@ -44,7 +44,7 @@ Uploading needs a login: hf auth login."""
 
 @dataclass
 class PublishOptions(Options):
-    """Upload a trained model to the Hugging Face Hub, in timm's format where timm has one."""
+    """Upload a trained model to the Hugging Face Hub; if timm has this kind of model, timm can load it from there."""
 
     source: str = positional("run folder, or a weight file that metamix wrote", metavar="RUN")
     repo: str = positional("repository on the Hugging Face Hub, USER/NAME; created if it is missing", metavar="REPO")

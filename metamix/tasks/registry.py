@@ -64,7 +64,7 @@ def parse_task_command(
 
 
 def task_of_model(name: str | None) -> str | None:
-    """Return the task of a model, named with or without a tag, that only one task trains; None for other models."""
+    """Return the only task that trains a model, which is named with or without a tag; None for other models."""
     base = (name or "").partition(".")[0]
     specs = [spec for spec in map(find_task, TASKS) if spec.models]
     return next((spec.name for spec in specs if base in spec.part("models")()), None)

@@ -190,8 +190,8 @@ class SimpleTask:
         """Create the model that the options name; add a note about the checkpoint that it starts from.
 
         Args:
-            start: whether to load the weights that the options name. A head that the file lacks, or has for another
-                number of outputs, keeps its initial weights.
+            start: whether to load the weights that the options name. If the file has no head, or a head with another
+                number of outputs, the head of the model keeps its initial weights.
             arguments: arguments of timm, such as num_classes.
         """
         model = registry.create_model(options.model, options.pretrained and start, **arguments, **options.model_args)
@@ -210,7 +210,7 @@ class SimpleTrained:
     Attributes:
         model: the model in evaluation mode.
         metadata: metadata of its weights.
-        prepare: function that prepares an image as the transform of `SimpleData` does, (C, H, W) uint8.
+        prepare: function that turns an image into (C, H, W) uint8, in the same way as the transform of `SimpleData`.
     """
 
     model: nn.Module

@@ -26,12 +26,13 @@ class TaskSpec:
         verify: dataclass of the options of `metamix verify`, derived from `VerifyOptions`, which checks a data set.
         export: function of an `ExportOptions` that opens the model to export and returns an `Exportable`.
         exported: function that turns an exported model into a `Trained`.
-        publish: function of a `Trained`, a folder with its weights and a `PublishOptions` that writes the config.json
-            of timm's hub format, and returns code that loads the model with timm; "" if timm has no such models.
-        explain: function of a `Trained`, the path of an image and a label, or None, that returns an `Explanation`; ""
-            if predictions cannot be explained.
+        publish: function that takes a `Trained`, a folder with its weights and a `PublishOptions`, writes the
+            config.json of timm's hub format, and returns code that loads the model with timm; "" if timm has no such
+            models.
+        explain: function that takes a `Trained`, the path of an image, and a label or None, and returns an
+            `Explanation`; "" if predictions cannot be explained.
         pipeline: name of the task on the Hugging Face Hub, such as "image-segmentation".
-        convert: dict of `metamix.tasks.convert.Reader` by the name of its format; "" if the task has no readers.
+        convert: dict from the name of a format to its `metamix.tasks.convert.Reader`; "" if the task has no readers.
         less_memory: advice for the error message when scoring or prediction runs out of memory.
         takes_names: whether `load` takes the name of a model: to choose published weights, or for a file that does not
             name its model.
@@ -77,7 +78,7 @@ class Trained(Protocol):
 
     Attributes:
         model: the model in evaluation mode.
-        spec: arguments that rebuild the model, or settings that prepare images for it.
+        spec: arguments that rebuild the model, or settings for preparing its images.
         metadata: entries of its weight file.
     """
 

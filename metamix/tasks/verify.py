@@ -15,7 +15,7 @@ USAGE = """usage: metamix verify DATA [--task NAME] [options]
   metamix verify images                         a folder; its layout shows the task
   metamix verify cifar10                        the name of a data set, as for --data of metamix train
 
-Tasks, for --task if the layout does not show the task:
+If the layout does not show the task, give --task NAME with one of these names:
 
 {tasks}
 

@@ -69,7 +69,10 @@ class Checkpoints:
             ) from error
 
     def written(self, step: int, path: Path | None = None) -> None:
-        """Remember the newest checkpoint, on every rank; pass `path` if it belongs to another run."""
+        """Remember the newest checkpoint and its time; to be called on every rank.
+
+        Pass `path` if the checkpoint belongs to another run.
+        """
         self._written_at, self.last = time.monotonic(), (path or self.path, step)
 
     @property
@@ -86,8 +89,9 @@ def check_resumable(
     """Check that a recipe can continue a checkpoint; return a sentence about each change that is to be reported.
 
     Raises:
-        ValueError: the data changed; an option changed that must not change; early stopping was off; `score` changed,
-            but early stopping is on and has a best epoch; or the run has ended, and another change is to be reported.
+        ValueError: the data changed; an option that must stay the same changed; early stopping is on now, but was off
+            before; `score` changed, but early stopping has already chosen a best epoch; or the run has ended, and an
+            option other than `score` changed.
     """
     changes, best = resume_changes(state["recipe"], recipe), state.get("best", {})  # rejects another batch size
     if state["steps_per_epoch"] != steps_per_epoch:

@@ -28,7 +28,10 @@ def check_held_out(recipe: Recipe, splits: Collection[str]) -> None:
 
 
 def updated(best: Best, epoch: int, scores: Mapping[str, float], model: nn.Module, lower_is_better: bool) -> Best:
-    """Return the best epoch, given a new epoch's held-out scores. It stays if the new score is equal, worse or NaN."""
+    """Return the best epoch, given a new epoch's held-out scores.
+
+    The best epoch so far stays the best if the new score is equal, worse or NaN.
+    """
     name, score = next(iter(scores.items()), ("", math.nan))
     sign = -1 if lower_is_better else 1
     if math.isnan(score) or (best and sign * score <= sign * best["score"]):

@@ -1,7 +1,8 @@
 """Train any task's model on one process or many; stop and resume at any step.
 
-Losses stay on the device. Every `log_every` steps, more often if steps are slow, and at the end of an epoch the ranks
-synchronize: they combine their losses, check that all are finite, and agree on whether to save and whether to stop.
+Losses stay on the device until the ranks synchronize: every `log_every` steps (more often if steps are slow) and at the
+end of each epoch. They then combine their losses, check that all are finite, and agree on whether to save and whether
+to stop.
 """
 
 import math
@@ -67,7 +68,7 @@ class Engine:
             module.to(group.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         freeze(self.model, options.freeze)
         self.about = task.model.describe(self.model)
-        self.notes: list[str] = []  # sentences about what the engine chose because the recipe does not set it
+        self.notes: list[str] = []  # sentences about options whose values the engine chose
         recorded = self._unresumed[1]["recipe"] if self._unresumed else {}
         for name in recipe.unset & recorded.keys():  # a resumed run keeps its values
             setattr(options, name, recorded[name])
@@ -191,7 +192,8 @@ class Engine:
             return False
         (path, state), self._unresumed = self._unresumed, None
         changes = check_resumable(path, state, self.recipe, self.task.data.identity, self.steps_per_epoch)
-        before, now = state.get("processes"), self.group.world_size  # the number affects batch norms and rounding
+        # The number of processes affects batch norms and rounding.
+        before, now = state.get("processes"), self.group.world_size
         if before not in (None, now):
             changes.append(f"processes was {before} and is now {now}")
         self.stepper.load_state_dict(state, str(path))
@@ -272,7 +274,8 @@ class Engine:
             scored = {which: self.evaluate("holdout", which)[0] for which in ("last", "ema")[: 1 + options.ema]}
             for which, scores in scored.items():
                 row |= {f"holdout_{'ema_' if which == 'ema' else ''}{name}": value for name, value in scores.items()}
-            if options.early_stopping:  # only now: a run that is stopped while it scores has to score this epoch again
+            # Update `best` after all scoring: a run that is stopped while it scores has to score this epoch again.
+            if options.early_stopping:
                 weights, lower = self.stepper.weights(options.score), self.task.metric.lower_is_better
                 self.best = updated(self.best, epoch, scored[options.score], weights, lower)
         self.seconds += self.epoch_seconds
@@ -303,13 +306,13 @@ class Engine:
         self.save()
         self.run.bar.close()
         self.run.say(
-            f"stopped at step {self.step} of {self.total_steps}; everything is in {self.checkpoints.path}. "
+            f"stopped at step {self.step} of {self.total_steps}; the state is saved in {self.checkpoints.path}. "
             f"The same command continues from there"
         )
         raise Stopped(self.stop_signal.number)
 
     def _stop_at_once(self) -> bool:
-        """Return whether a single process must stop now. Several ranks agree on it at the next synchronization."""
+        """Return whether a run of one process must stop now. Several processes stop together at a synchronization."""
         return self.group.world_size == 1 and self._stop_requested()
 
     def _stop_requested(self) -> bool:
@@ -322,13 +325,13 @@ class Engine:
             yield batch
 
     def _advice(self, problem: str) -> str:
-        start = "the start" if self.checkpoints.last is None else "the checkpoint"
+        start = "starts again" if self.checkpoints.last is None else "continues from the checkpoint"
         remedies = ["a lower --lr", "a larger --warmup-epochs", "--clip-grad 1"]
         if self.stepper.dtype is not None:
             remedies.append(f"--amp {'bf16' if self.stepper.dtype == torch.float16 else 'none'}")
         return (
             f"{problem}, learning rate {self.stepper.lr:.3g}; {self.checkpoints.good}. "
-            f"Repeat the command with {', '.join(remedies[:-1])} or {remedies[-1]}; it continues from {start}"
+            f"Repeat the command with {', '.join(remedies[:-1])} or {remedies[-1]}; it then {start}"
         )
 
     def _wait_for_device(self) -> None:
@@ -346,14 +349,15 @@ class Engine:
         if "batch_size" not in self._unset or len(first) >= MIN_STEPS:
             return first
         samples = self.about["samples"]["train"]
-        even = 2 * MIN_BATCH * group.world_size  # each rank gets an even number of samples, as mixup needs
+        even = 2 * MIN_BATCH * group.world_size  # each rank gets an even number of samples, which mixup needs
         while size % even == 0 and samples // size < MIN_STEPS:
             size //= 2
         if size == options.batch_size:
             return first
         options.batch_size = size
         self.notes.append(
-            f"note: a batch has {size} samples, since there are only {samples:,} in train; choose it with --batch-size"
+            f"note: a batch has {size} samples, since there are only {samples:,} in train; set another size with "
+            f"--batch-size"
         )
         return loader()
 

@@ -184,7 +184,7 @@ def is_count(tensor: Tensor) -> bool:
 
 
 def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
-    """Exclude parts of the model from training; raise ValueError if a name matches nothing or nothing is left."""
+    """Exclude parts of the model from training; raise ValueError if a name matches nothing or no weight is left."""
     for part in parts:
         for weight in find_weights_of(model, part, "freeze"):
             weight.requires_grad_(False)
@@ -202,7 +202,7 @@ def find_weights_of(model: nn.Module, part: str, option: str) -> list[nn.Paramet
     if not weights:
         modules = [name for name, _ in model.named_modules() if name]
         raise ValueError(
-            f"{option} names {part!r}, but no part of this name has weights{did_you_mean(part, modules)} "
+            f"{option} names {part!r}, but no part with this name has weights{did_you_mean(part, modules)} "
             f"The parts of the model: {', '.join(name for name, _ in model.named_children())}."
         )
     return weights

@@ -121,7 +121,7 @@ class ProcessGroup:
         return values
 
     def exists_for_all(self, exists: bool, path: Path) -> bool:
-        """Return `exists`, whether this rank sees `path`; raise ValueError if the ranks disagree."""
+        """Return `exists`, which says whether this rank sees `path`; raise ValueError if the ranks disagree."""
         seen = self.all_gather(exists)
         if any(seen) and not all(seen):
             raise ValueError(f"rank {seen.index(False)} does not see {path}; all nodes must share the run folder")
@@ -144,14 +144,14 @@ class Stopped(Exception):
 
     def __init__(self, number: int = signal.SIGTERM):
         super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number  # as a shell reports a program that the signal ended
+        self.exit_code = 128 + number  # the exit code that shells report for a program that this signal ended
 
 
 class StopSignal:
     """Remember a SIGTERM, Ctrl-C or SIGHUP (the terminal was closed) inside a `with` block.
 
-    A second SIGTERM, or a second Ctrl-C, has its usual effect. A second SIGHUP has none: kernel and shell both send it.
-    Under nohup, which ignores SIGHUP from the start, it is ignored here too.
+    A second SIGTERM, or a second Ctrl-C, has its usual effect. A second SIGHUP is ignored, since the kernel and the
+    shell both send one. Under nohup, which ignores SIGHUP from the start, the first SIGHUP is ignored here too.
 
     Python delivers signals to the main thread only, so in other threads no signal is received.
     """

@@ -68,7 +68,9 @@ class EngineOptions(Options):
     epochs: Epochs = _schedule(10, "passes over the training split, including warm-up")
     iterations: Iterations = _schedule(0, "training steps, rounded to whole epochs; 0: train for --epochs")
     batch_size: BatchSize = _schedule(
-        128, "samples per step of all processes; by default fewer if the training split is small", on_resume="refuse"
+        128,
+        "samples per step, over all processes together; by default fewer if the training split is small",
+        on_resume="refuse",
     )
     micro_batch: Natural = _schedule(
         0,
@@ -119,8 +121,9 @@ class EngineOptions(Options):
     grad_checkpointing: bool = _speed(False, "recompute activations in the backward pass to save memory")
     deterministic: bool = _speed(
         False,
-        "use deterministic algorithms on a GPU, so that a resumed run is exact there too; torch then raises an error "
-        "for the cross-entropy of pixels, and for raft, nin and minattn on images of a size they are not built for",
+        "use deterministic algorithms on a GPU, so that a resumed run gives exactly the same result there too; torch "
+        "then raises an error for the cross-entropy of pixels, and for raft, nin and minattn on images of a size that "
+        "they are not built for",
     )
 
     def __post_init__(self) -> None:
@@ -166,7 +169,7 @@ class Recipe:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in parts.items()}
 
     def to_yaml(self) -> str:
-        """Return the recipe as a YAML file that `--config` reads."""
+        """Return the recipe as the text of a YAML file that `--config` reads."""
         return dump_yaml(self.flat())
 
 

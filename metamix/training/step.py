@@ -72,9 +72,9 @@ class TrainStep:
     def memory(self, batch: Batch, free: float) -> Callable[[int], float]:
         """Return a function that estimates the bytes that a step allocates.
 
-        It takes the number of samples in a forward pass. Two samples of a prepared batch are measured, and four if they
-        fit in the `free` bytes. The model stays unchanged. On a CPU, the estimate differs from the growth of the
-        process's memory by at most 5 %.
+        The function takes the number of samples in a forward pass. The estimate is based on the memory of two samples
+        of a prepared batch and, if they fit in the `free` bytes, of four. The model stays unchanged. On a CPU, the
+        estimate differs from the growth of the process's memory by at most 5 %.
         """
         few, more = min(2, num_samples(batch)), min(4, num_samples(batch))
         bytes_of_few = self._measure(batch, few)
@@ -120,7 +120,7 @@ class TrainStep:
         return [weight for weight in self.model.parameters() if weight.requires_grad]
 
     def _measure(self, batch: Batch, samples: int) -> int:
-        """Return the peak of the bytes that tensors take in a forward and a backward pass of some samples."""
+        """Return the peak of the bytes that tensors take in a forward and a backward pass of `samples` samples."""
         part = {key: value[:samples] for key, value in batch.items()}
         eager = torch.compiler.set_stance("force_eager")  # compiling for this number of samples would take minutes
         with eager, keep_statistics(self.model), TensorMemory() as memory:

@@ -69,8 +69,8 @@ class TaskModel(Protocol):
         """Build the model and load the initial weights; called once, before any other method.
 
         Args:
-            metadata: what `describe` returned for the checkpoint whose weights are loaded next, so that `build` need
-                not load weights. If it is None, `build` loads the initial weights.
+            metadata: metadata of a checkpoint, as `describe` returned it. The engine loads the checkpoint's weights
+                next, so `build` need not load any. If `metadata` is None, `build` loads the initial weights.
         """
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
@@ -108,10 +108,11 @@ class Metric(Protocol):
         """Return an empty state, on the CPU."""
 
     def predict(self, model: nn.Module, batch: Batch) -> Iterable[Any]:
-        """Return the model's output for each image of a batch of an eval loader, already on the device.
+        """Return the model's output for each image of a batch.
 
-        The output of an image that could not be read is not used; it may be None. If `predict` is a generator, the
-        model runs inside `update`, so that only one large output is in memory at a time.
+        The batch comes from an eval loader and is already on the device. The output of an image that could not be read
+        is not used; it may be None. If `predict` is a generator, the model runs inside `update`, so that only one large
+        output is in memory at a time.
         """
 
     def update(self, state: State, outputs: Any, batch: Batch) -> None:
@@ -170,7 +171,7 @@ class Task(Protocol):
 
     @property
     def notes(self) -> Sequence[str]:
-        """Return what the user should know about how data and model were made."""
+        """Return notes for the user about how the data and the model were made."""
 
 
 class TaskClass(Protocol):

@@ -90,5 +90,5 @@ def parse_weighted_sum(text: str, names: Collection[str]) -> dict[str, float]:
             raise ValueError(f"loss is {text!r}, which has {name} twice; keep one")
         weights[name] = to_number(first) if star else 1.0
         if not 0 < weights[name] < math.inf:
-            raise ValueError(f"loss is {text!r}, but the weight of {name} must be a number above 0: 0.1*{name}")
+            raise ValueError(f"loss is {text!r}, but the weight of {name} must be a number above 0, as in 0.1*{name}")
     return weights

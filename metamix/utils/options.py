@@ -130,7 +130,7 @@ def changed_flags(options: Any, *names: str) -> list[str]:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser with the flag `--import`; it raises ValueError instead of printing the usage and exiting."""
+    """A parser with the flag `--import`. On an error it raises ValueError instead of printing the usage and exiting."""
 
     def __init__(self, **settings: Any) -> None:
         layout: Any = partial(argparse.RawDescriptionHelpFormatter, max_help_position=30)

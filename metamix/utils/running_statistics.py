@@ -19,4 +19,4 @@ def keep_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, count) in zip(norms, before):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)  # the count is restored, not set to None, which SyncBatchNorm rejects
+            norm.num_batches_tracked.copy_(count)  # keep the tensor: SyncBatchNorm rejects None as the count

@@ -294,7 +294,10 @@ def _why_unreadable(path: str | Path, error: Exception) -> Exception:
 
 
 def _check_expansion(path: str | Path) -> None:
-    """Raise ValueError if a zip archive expands to over 256 MiB and 100 times its size. Damage raises other errors."""
+    """Raise ValueError if a zip archive expands to more than 256 MiB and to more than 100 times its size.
+
+    A damaged archive raises other errors.
+    """
     with open(path, "rb") as file:
         if file.read(2) == b"PK":
             size = sum(info.file_size for info in zipfile.ZipFile(file).infolist())
@@ -341,7 +344,7 @@ def _existing(path: str | Path) -> str:
 
 
 def _text(value: Any) -> str:
-    """Encode a plain value so that `_value` restores it. Escape what UTF-8 cannot encode."""
+    """Encode a plain value so that `_value` restores it. Escape characters that UTF-8 cannot encode."""
     if not isinstance(value, str):
         return json.dumps(value)
     text = value.encode(errors="backslashreplace").decode()  # such as a file name in Latin-1

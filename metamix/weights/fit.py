@@ -150,8 +150,8 @@ def function_mismatch(theirs: Mapping[str, str], ours: Mapping[str, str], weight
 def check_size(described: nn.Module, tensors: Mapping[str, Tensor], name: str, source: object) -> None:
     """Raise ValueError if the metadata of a file describe a model with far more values than the file holds.
 
-    The model may have twice as many values as the file, and a million more. `described` is the model that the metadata
-    describe, on the meta device. `name` and `source` name the model and the file.
+    The model may have at most twice as many values as the file, plus a million. `described` is the model that the
+    metadata describe, on the meta device. `name` and `source` name the model and the file.
     """
     values, held = (sum(tensor.numel() for tensor in part.values()) for part in (described.state_dict(), tensors))
     if values > 2 * held + 1_000_000:
@@ -163,7 +163,7 @@ def check_size(described: nn.Module, tensors: Mapping[str, Tensor], name: str, s
 
 @contextmanager
 def limited_size(source: object) -> Iterator[None]:
-    """Raise TooLarge as soon as the modules built in the block exceed one of `LIMITS`; `source` names their file."""
+    """Raise TooLarge as soon as the modules built in the block exceed one of `LIMITS`; `source` names the file."""
     counts = dict.fromkeys(LIMITS, 0)
 
     def add(kind: str, count: int) -> None:

@@ -25,7 +25,8 @@ from metamix.utils.rules import (
     where,
 )
 
-# Arguments of timm.create_model that choose the weights or wrap the model. The model's constructor does not take them.
+# Arguments of timm.create_model that choose the weights, wrap the model, or set its device and dtype. They say nothing
+# about the model's architecture.
 TIMM_ARGS = (
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn",
     "pretrained_custom_load", "pretrained_tag", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit",
@@ -106,7 +107,9 @@ StageBlocks = Annotated[
 PLAIN = where(
     _is_plain, f"a number up to {MAX_NUMBER:,}, a string, true, false, null, or short lists and mappings of these"
 )
-BLOCKS = Field(description=f"a number of blocks up to {MAX_BLOCKS}, or a list of 1 to 16 numbers with at most this sum")
+BLOCKS = Field(
+    description=f"a number of blocks up to {MAX_BLOCKS}, or a list of 1 to 16 numbers whose sum is at most {MAX_BLOCKS}"
+)
 REFUSED = where(lambda value: False, "left out, since it is not an argument of the model itself")
 ANY_ARGUMENT = rule(Annotated[Any, PLAIN])
 ARGUMENTS = {

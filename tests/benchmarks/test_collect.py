@@ -73,7 +73,7 @@ def test_seeds_of_a_detector_share_a_line(detection):
 def test_detectors_of_another_recipe_and_unfinished_runs_are_refused(detection, tmp_path):
     results = {}
     detection(results, "raft", 60)
-    with pytest.raises(ValueError, match="nin-0 differs from that of the runs in detection.json: lr 0.2 and"):
+    with pytest.raises(ValueError, match="nin-0 differs from the recipe of the runs in detection.json: lr 0.2 and"):
         detection(results, "nin", 90, lr=0.2)
     with pytest.raises(ValueError, match="pool-0: the runs train on or score different images: bccd .*, cards "):
         detection(dict(results), "pool", 90, data="cards")
@@ -148,7 +148,7 @@ def test_fine_tuning_runs_of_other_images_or_another_recipe_do_not_share_a_colum
     transfer(results, 60.0, model="metaformer_raft_tiny")  # has no iterations, but the numbers of epochs are equal
     rows = list(results["rows"])
     for changes, said in (
-        ({"img_size": 224}, "run differs from that of the runs in transfer.json: img_size 224 and not None"),
+        ({"img_size": 224}, "run differs from the recipe of the runs in transfer.json: img_size 224 and not None"),
         ({"epochs": 40}, "epochs 40 and not None"),
         ({"samples": {"test": 296}}, "train on or score different images: grocery None, grocery .*296"),
     ):

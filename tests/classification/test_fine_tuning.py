@@ -82,7 +82,7 @@ def test_the_default_batch_is_small_for_few_images(photos, tmp_path, capsys):
     words = [*WORDS, "--data-dir", photos, "--img-size", 32]
     train(*words, "--epochs", 1, "--output", tmp_path / "run")
     text = capsys.readouterr().out
-    assert "note: a batch has 8 samples, since there are only 33 in train; choose it with --batch-size" in text
+    assert "note: a batch has 8 samples, since there are only 33 in train; set another size with --batch-size" in text
     assert "1 epoch of 4 steps of 8 samples" in text
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["batch_size"] == 8
     train(*words, "--epochs", 1, "--output", tmp_path / "run")

@@ -341,7 +341,7 @@ LINE = "1.png,red|green"
 @pytest.mark.parametrize(
     "lines, said",
     [
-        (["file,labels", LINE, "no.png,red"], "neither .*set nor its images/ has the image of .*csv:3$"),
+        (["file,labels", LINE, "no.png,red"], "neither .*set nor its subfolder images/ has the image of .*csv:3$"),
         (["file,labels", LINE, LINE], "csv:3 names the image of .*csv:2 again: put all its labels on one line"),
         (["file,labels", "1.png,", "2.png,"], "must have at least two different labels; found none"),
         (["file,labels", "1.png,red", "2.png,"], "must have at least two different labels; found red"),
@@ -358,7 +358,7 @@ LINE = "1.png,red|green"
         (["file,labels,red,green", "1.png,red,1,0"], "csv:1 has a column labels and columns of 0 and 1, .*: remove"),
         (
             ["file,labels,set", f"{LINE},Train"],
-            "csv:1 has no column split, but set has train, val or test: rename it",
+            "csv:1 has no column split, but the column set holds names of splits: rename it",
         ),
         (["file,label", "1.png,red"], "found only images. To make these folders from labels.csv: metamix convert csv"),
     ],

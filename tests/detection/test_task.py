@@ -423,8 +423,8 @@ def test_scores_on_the_training_split_are_noted(few, tmp_path):
         (dict(detector_args={"anchor_scale": [4]}), r"anchor_scale is \[4\], but it must be a number above 0"),
         (dict(detector_args={"min_size": 300}), "detector_args is {'min_size': 300}, .* min_size, name, num_classes"),
         (dict(model_args={"num_classes": 3}), "has num_classes, which comes from the data set; leave it out"),
-        (dict(train_on=()), "train_on is \\(\\), but it must be splits, each once, such as train or train,val"),
-        (dict(train_on=("train", "train")), "train_on is .*, but it must be splits, each once"),
+        (dict(train_on=()), "train_on is \\(\\), but it must be one or more different splits, such as train"),
+        (dict(train_on=("train", "train")), "train_on is .*, but it must be one or more different splits"),
     ],
 )
 def test_wrong_options_are_refused(few, options, words):

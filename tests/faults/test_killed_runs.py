@@ -91,7 +91,7 @@ def test_a_signal_before_the_first_step_stops_the_run(number, code, tmp_path, mo
     with pytest.raises(SystemExit) as stopped:
         train(*RECIPE, "--memory", "yes", "--workers", 0, "--output", tmp_path)
     assert stopped.value.code == code and (tmp_path / "state.txt").read_text() == "stopped\n"
-    assert "stopped at step 1 of 30; everything is in" in capsys.readouterr().out
+    assert "stopped at step 1 of 30; the state is saved in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

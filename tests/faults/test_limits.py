@@ -154,7 +154,7 @@ METADATA |= {"img_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation
 @pytest.mark.parametrize(
     "entries, problem",
     [
-        ({"model_args": {"depths": [256] * 4}}, r"model_args\['depths'\] .* numbers with at most this sum"),
+        ({"model_args": {"depths": [256] * 4}}, r"model_args\['depths'\] .* numbers whose sum is at most 256"),
         ({"model": "resnet18", "model_args": {"layers": [65536] * 4}}, r"model_args\['layers'\] in the metadata is"),
         ({"model_args": {"dims": [65536] * 3}}, "describe a model of more than 1,000,000,000 parameters"),
         ({"model": "vit_tiny_patch16_224", "model_args": {"embed_dim": 49152, "num_heads": 3}}, "1,000,000,000 para"),

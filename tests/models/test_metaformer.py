@@ -439,7 +439,7 @@ def test_mixers_and_mlps_can_have_different_dropout_rates():
         (dict(mlp_ratio=(4, "4")), "mlp_ratio is '4': give a finite number of at least 0"),
         (dict(layer_scale="1"), "layer_scale is '1': give a finite number of at least 0"),
         (dict(dims=(8,)), r"depths \(1, 2\) and dims \(8,\) differ in length: give one dim per depth"),
-        (dict(mixer=("raft",) * 3), "mixer has 3 values, but needs 2: give as many, or a single value"),
+        (dict(mixer=("raft",) * 3), "mixer has 3 values, but needs 2: give 2 values, or a single value"),
         (dict(downsample=[ConvEmbed] * 2), "downsample has 2 values, but needs 1"),
         (dict(mixer_args=[{}, dict(size=8)]), "mixer_args has size: use mixer, dims and img_size"),
         (dict(global_pool="mean"), "global_pool is 'mean': give one of 'avg', 'max', 'avgmax', ''"),

@@ -339,7 +339,7 @@ REFUSED = [
     ("poolformer", POOL | dict(layer_scale_init=1), "no option 'layer_scale_init'; .*'layer_scale_init_value'?"),
     ("poolformer", {}, "poolformer needs layers, embed_dims"),
     ("poolformer", POOL | dict(mlp_ratios=[4]), "mlp_ratio has 1 value, but needs 2"),
-    ("poolformer", POOL | dict(embed_dims=[8, 8], downsamples=[False, True]), "downsamples is .* followed by one of"),
+    ("poolformer", POOL | dict(embed_dims=[8, 8], downsamples=[False, True]), "downsamples is .* followed by a stage"),
     ("poolformer", POOL | dict(fork_feat=True), "fork_feat is True.*features_only"),
     ("poolformer", POOL | dict(init_cfg={}), "init_cfg is {}"),
     ("poolformer", POOL | dict(pretrained="a.pth"), "pretrained is 'a.pth'"),

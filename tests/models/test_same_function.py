@@ -99,7 +99,7 @@ def test_load_state_dict_refuses_another_mixer(name, other, mixer_args, words, t
 def test_a_saved_state_dict_of_another_mixer_is_refused(tmp_path):
     file = tmp_path / "w.pt"
     torch.save(create("metaformer_pooling_nano", num_classes=10).state_dict(), file)
-    words = r"stages.0 holds weights with the mixer pooling\(\), but this model has the mixer identity\(\)"
+    words = r"weights of stages.0 with the mixer pooling\(\), but this model has the mixer identity\(\)"
     for way in ({"checkpoint_path": file}, {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}):
         create("metaformer_pooling_nano", num_classes=10, **way)
         with pytest.raises(ValueError, match=words):

@@ -161,7 +161,7 @@ def test_mixup_mixes_neighbours_and_their_targets_in_the_same_way(clean):
         torch.testing.assert_close(mixed[key], expected, rtol=0, atol=1e-5)
     assert torch.equal(data.augment(batch, 0, 5)["image"], mixed["image"])
     assert not torch.equal(data.augment(batch, 0, 6)["image"], mixed["image"])
-    with pytest.raises(ValueError, match="mixup pairs crops: give a multiple of 4 as batch_size, not 6"):
+    with pytest.raises(ValueError, match="batch_size is 6, but mixup mixes pairs of crops: give a multiple of 4"):
         data.train_loader(6, 0, 2, seed=3)
 
 

@@ -402,7 +402,7 @@ def test_a_signal_ends_an_evaluation_at_its_next_batch(split, steps, tmp_path, c
     with pytest.raises(Stopped), before.stop_signal:
         before.fit()
         before.evaluate("test")
-    assert scored == [0, 1] and f"stopped at step {steps} of 12; everything is in" in capsys.readouterr().out
+    assert scored == [0, 1] and f"stopped at step {steps} of 12; the state is saved in" in capsys.readouterr().out
     before.run.close()
     after = engine(tmp_path / "b", ema=True)
     assert after.resume() and after.step == steps

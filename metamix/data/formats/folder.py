@@ -173,7 +173,7 @@ def open_tar(path: Path) -> TarImages:
 def list_tar_images(
     tar: tarfile.TarFile, folder: str = "", start: int = 0, levels: int = MAX_NESTING
 ) -> Iterator[tuple[str, int, int]]:
-    """Yield name, offset and size in bytes of every image.
+    """Yield the name of every image, and its offset and size in bytes.
 
     A tar file inside the tar file counts as a folder, as in ImageNet's archive, down to `levels` levels. `folder`
     and `start` are the name of such a file and its offset in bytes.

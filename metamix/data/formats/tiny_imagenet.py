@@ -1,4 +1,4 @@
-"""Open Tiny-ImageNet: 100,000 training and 10,000 validation images of 64x64 pixels, 200 classes of ImageNet.
+"""Open Tiny-ImageNet: 100,000 training and 10,000 validation images of 64x64 pixels, in 200 classes of ImageNet.
 
     wnids.txt, words.txt                          WordNet IDs of the 200 classes, and the names of all synsets
     train/n01443537/images/n01443537_0.JPEG       500 images for each class

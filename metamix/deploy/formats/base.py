@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from metamix.utils.files import reason
 
 INPUT = "images"  # name of the graph's input
-SCALES = 1, 2, 4, 8, 16  # factors for the example's sides, tried in turn to trace a graph of any image size
+SCALES = 1, 2, 4, 8, 16  # factors for the example's sides, tried in turn to trace a graph for images of any size
 
 Run = Callable[..., list[np.ndarray]]  # (images) -> outputs
 Batches = Sequence[np.ndarray]  # prepared images, (n, C, H, W) float32 each

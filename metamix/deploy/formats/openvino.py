@@ -24,7 +24,7 @@ from metamix.utils.system import processor
 from .base import INPUT, Batches, Format, Graph, Run, as_value_error, quiet, sums_saturate, to_program, writing
 
 LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")  # operations that are quantized
-MODE = "coordinate_transformation_mode"  # an attribute of resizing
+MODE = "coordinate_transformation_mode"  # an attribute of resizing operations
 # INFERENCE_PRECISION_HINT for each precision. In an int8 model it sets the precision of norms, gates and sums.
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
 
