@@ -2,7 +2,7 @@
 
     python examples/finetune_detector.py [OUTPUT_FOLDER]
 
-For your own data, replace `draw_shapes` by a folder in COCO's format.
+For your own data, replace `draw_shapes` with a folder in COCO's format.
 """
 
 import argparse

@@ -61,7 +61,7 @@ def draw_set(root: Path, size: tuple[int, int] = (128, 96), **counts: int) -> No
 
 
 def main(folder: str, epochs: str = "10", images: int = 160) -> None:
-    """Draw a data set, train Semantic FPN on it from scratch, and predict its test images."""
+    """Draw a data set, train Semantic FPN on it from scratch, and predict the labels of its test images."""
     root = Path(folder)
     run = str(root / "run")
     draw_set(root, train=images, test=images // 8)

@@ -215,7 +215,7 @@ main(["demo", "metaformer_pooling_nano.digits", "wavemixsr_nano.x2", "--device",
 
 @pytest.fixture
 def page(installed, tmp_path):
-    """Start the page of an installed metamix, and yield its address. Fail if the server contacts other machines."""
+    """Start the demo page of an installed metamix, and yield its URL. Fail if the server contacts other machines."""
     pytest.importorskip("gradio", reason="needs gradio: pip install 'metamix[demo]'")
     port = str(free_port())
     paths = [str(installed), *(path for path in sys.path if not Path(path).resolve().is_relative_to(CLONE))]

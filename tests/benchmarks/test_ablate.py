@@ -1,4 +1,4 @@
-"""Test the ablations: variants, budgets, the result file and its table."""
+"""Test the ablations: variants, budgets, the result file and its tables."""
 
 import argparse
 import json

@@ -78,7 +78,7 @@ def test_float16_weights_load_at_another_image_size(name):
 
 
 def data_dir_of(card):
-    """Return the folder of the card's data, None for the digits; skip the test if the data are missing."""
+    """Return the folder of the card's data, or None for the digits; skip the test if the data are missing."""
     data, tag = card["recipe"]["data"], card["name"].partition(".")[2]
     if data == "digits":
         return None

@@ -15,7 +15,7 @@ from metamix.models.minattn import ROWS, variant
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Return a function that writes a finished run and returns its folder `name`; pictures go to best.jpg."""
+    """Return a function that writes a finished run to the folder `name` and returns it; pictures go to best.jpg."""
     monkeypatch.setattr(collect, "PICTURE", tmp_path / "best.jpg")
 
     def run(name, summary, recipe):
@@ -142,10 +142,11 @@ def test_each_choice_of_initial_weights_has_a_line_with_the_mean_of_its_seeds(tr
     ]
 
 
-def test_fine_tuning_runs_of_other_images_or_another_recipe_do_not_share_a_column(transfer):
+def test_fine_tuning_runs_on_other_images_or_with_another_recipe_are_refused(transfer):
     results = {}
     transfer(results, 58.0, iterations=800)
-    transfer(results, 60.0, model="metaformer_raft_tiny")  # has no iterations, but the numbers of epochs are equal
+    # This recipe lacks `iterations`, but both runs have the same number of epochs.
+    transfer(results, 60.0, model="metaformer_raft_tiny")
     rows = list(results["rows"])
     for changes, said in (
         ({"img_size": 224}, "run differs from the recipe of the runs in transfer.json: img_size 224 and not None"),

@@ -90,13 +90,13 @@ def test_an_unknown_tag_is_refused(words, tag):
         accuracy.main(["sizes", *words])
 
 
-def test_pairs_refuses_runs_of_another_size(capsys):
+def test_pairs_refuses_fine_tuned_runs(capsys):
     with pytest.raises(SystemExit):
         accuracy.main(["pairs", "--tag", "digits", "--tuned", "runs/raft-24"])
     assert "pairs does not take --tuned" in capsys.readouterr().err
 
 
-def test_each_pair_shows_the_count_of_its_row_first(tmp_path, monkeypatch):
+def test_each_pair_shows_the_count_for_the_mixer_of_its_row_first(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "PAIRS", tmp_path / "paired.json")
     pairs = [
         {"first": "identity", "second": "pooling", "only_first": 30, "only_second": 50, "p": 0.034},

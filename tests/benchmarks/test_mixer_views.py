@@ -21,4 +21,5 @@ def test_half_side_is_the_side_of_the_square_that_holds_half_of_the_field():
     field = torch.zeros(9, 9)
     field[3:6, 3:6] = 1
     assert mixer_views.half_side(field, (4, 4)) == 3
-    assert mixer_views.half_side(field, (0, 0)) == 11  # 5 pixels to each side; 4 would hold only 4 of the 9 ones
+    # The square must reach 5 pixels to each side: with 4 pixels, it would hold only 4 of the 9 ones.
+    assert mixer_views.half_side(field, (0, 0)) == 11

@@ -49,7 +49,7 @@ def test_a_card_describes_its_weights(name):
     assert (weights_dir() / f"{name}.safetensors").stat().st_size < 8e6
     text = (weights_dir() / f"{name}.md").read_text()
     assert f"| PSNR | {card['psnr']:.2f} dB, mean over {card['test_data']}, " in text
-    assert f"      name: {card['test_data']}\n" in text  # the data set of the score, for Hugging Face
+    assert f"      name: {card['test_data']}\n" in text  # tells Hugging Face which data set was scored
 
 
 def test_a_run_becomes_a_weight_file_and_a_card(tmp_path, monkeypatch, capsys):

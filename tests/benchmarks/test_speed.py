@@ -99,7 +99,7 @@ def test_tables_name_machine_torch_and_dates():
 
 
 def test_ops_are_sorted_by_the_time_they_lose_against_the_limits():
-    """The limits are 1 GFLOP/s and 1 GB/s. If an op has two shapes, `slowest` names the one that loses more time."""
+    """The limits are 1 GFLOP/s and 1 GB/s. If an op has two shapes, `slowest` names the shape that loses more time."""
     op = dict(part="mixer", calls=1)
     ops = [
         dict(op, op="add", shapes="small", ms=2, flop=0, bytes=1e6),

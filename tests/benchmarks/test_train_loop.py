@@ -45,7 +45,7 @@ time.sleep(1000)
 
 @pytest.mark.slow
 def test_speed_is_measured_in_turns_and_the_script_is_stopped(tmp_path):
-    """The first two updates do not count. The harmonic mean is 150 in the first turn (100 and 300), then 200."""
+    """The first two updates do not count. The harmonic means are 150 (of 100 and 300) in turn 1 and 200 in turn 2."""
     (tmp_path / "train.py").write_text(SCRIPT)
     case = train_loop.Case("c", tmp_path, "metaformer_pooling_nano", 32, 128, (), settle=2, steps=2, turns=2)
     row = train_loop.run_script(tmp_path / "train.py", case)

@@ -102,7 +102,7 @@ def test_wrong_lines_of_a_csv_file_are_refused(lines, said, source, tmp_path):
 
 @pytest.fixture
 def albums(tmp_path):
-    """Return a function that makes label folders from "sea/1.png dune/1.png"; images of the same name are equal."""
+    """Return a function that makes folders from paths like "sea/1.png dune/1.png"; images of one name are equal."""
 
     def make(names):
         shutil.rmtree(tmp_path / "albums", ignore_errors=True)

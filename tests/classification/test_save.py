@@ -108,7 +108,7 @@ def test_the_file_records_the_image_size_of_the_model(tmp_path):
     assert metamix.load(tmp_path / "cats.safetensors").metadata.img_size == (64, 32)
 
 
-def test_numbers_may_be_of_numpy(tmp_path):
+def test_numbers_may_be_numpy_scalars(tmp_path):
     arguments = {"dims": tuple(numpy.array([8, 8, 8])), "drop_rate": numpy.float32(0.5)}
     model = timm.create_model("metaformer_pooling_nano", num_classes=2, **arguments)
     metamix.save_classifier(
@@ -124,8 +124,8 @@ def test_a_model_whose_mixer_was_replaced_is_refused(tmp_path):
         metamix.save_classifier(model, tmp_path / "cats.safetensors", classes=["cat", "dog"])
 
 
-def test_what_only_training_needs_may_differ(tmp_path):
-    """Dropout, momentum and synchronised batch norms do not change the function."""
+def test_settings_that_matter_only_in_training_may_differ(tmp_path):
+    """Dropout rates, momentum and synchronised batch norms do not change the outputs in evaluation mode."""
     model = timm.create_model("metaformer_identity_tiny", num_classes=2, drop_rate=0.1, drop_path_rate=0.1)
     model.stem[0][1].momentum = 0.01
     model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)

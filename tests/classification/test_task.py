@@ -44,8 +44,8 @@ def test_a_model_for_oblong_images_needs_an_image_size(weights):
     assert digits.data.size == 32 and digits.title.endswith("_tiny")
 
 
-def test_given_options_win_over_options_of_training(weights):
-    """They win even if they equal the defaults of training."""
+def test_options_of_evaluation_win_over_options_of_training(weights):
+    """Options that are given to evaluation win even if they equal the defaults of training."""
     path, _ = weights(interpolation="bilinear", crop_pct=0.95)
     ours = {"interpolation": "bicubic", "crop_pct": 0.875}
     for changes in ({}, ours, {"crop_pct": 0.5}):
@@ -157,7 +157,7 @@ def test_another_models_weights_are_refused(weights):
         Classification.trained(ClassificationEvalOptions(model="metaformer_raft_nano", checkpoint=path))
 
 
-def test_evaluation_needs_data_unless_they_are_the_digits():
+def test_evaluation_needs_a_data_set_unless_the_weights_were_trained_on_digits():
     task, *_ = Classification.trained(ClassificationEvalOptions(checkpoint="metaformer_pooling_nano.digits"))
     assert task.data.name == "digits"
     with pytest.raises(ValueError, match="no data set is given; the weights were trained on .*: give --data-dir"):

@@ -117,7 +117,7 @@ def folder_of_digits(run, tmp_path):
 
 
 def test_renamed_classes_are_an_error(folder_of_digits, tmp_path):
-    """Other class names are refused, even if there are as many. Only names that are numbers are matched by order."""
+    """Other class names are refused even if their number is right. Only names that are numbers are matched by order."""
     words = folder_of_digits(["train", "val"], [f"no {label}" for label in range(10)])
     advice = f"metamix train --data folder --data-dir {tmp_path}/set --model {MODEL} --checkpoint {tmp_path}/w.safet"
     with pytest.raises(SystemExit, match=f"set has the classes no 0, .*the model does not have; .* first: {advice}"):
@@ -172,7 +172,7 @@ def test_a_folder_without_a_test_split_is_scored_as_in_training(tmp_path, capsys
 
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_a_folder_needs_no_training_split(folder_of_digits, split, tmp_path, capsys):
-    """It does not need all classes of the model either: they are matched by name."""
+    """The folder does not need all classes of the model either: classes are matched by name."""
     evaluate(*folder_of_digits([split], ["a", "c"], trained_for="abcdefghij"))
     assert f"on set, {split} (2 images of 32 pixels)" in capsys.readouterr().out
     result = json.loads((tmp_path / "out" / "result.json").read_text())

@@ -294,7 +294,7 @@ def test_a_missing_tensorboard_leaves_no_folder(tmp_path, monkeypatch):
 
 
 class FakeWandb:
-    """Replace the package wandb: keep the settings of each record, and its scalars by step."""
+    """A stand-in for the package wandb that keeps the settings of a record, and its scalars by step."""
 
     class Error(Exception):
         pass

@@ -104,7 +104,7 @@ def test_two_processes_augment_a_batch_as_one_process_does(batch, options):
 
 @pytest.mark.parametrize("options", [{}, {name: EVERYTHING[name] for name in ("auto_augment", "cutout", "erase")}])
 def test_a_sample_depends_on_seed_epoch_and_index(batch, options):
-    """It does not depend on the step or on the other samples of the batch."""
+    """A sample does not depend on the step or on the other samples of the batch."""
     transform = augment(**options)
     image = transform(batch, epoch=3, step=5)["image"]
     order = torch.randperm(16)

@@ -72,7 +72,7 @@ def test_a_link_to_an_enclosing_folder_adds_nothing(folder, target, caplog):
 
 
 def test_each_folder_is_visited_once(tmp_path, caplog):
-    """Its files are listed under its real path, or under the first link to it if its real path is outside the split."""
+    """Files are listed under the folder's real path, or under the first link to it if that is outside the split."""
     for path in "split/b/0.png", "split/c/0.png", "elsewhere/deep/0.png":
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).touch()

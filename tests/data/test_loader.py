@@ -219,7 +219,7 @@ def test_data_without_a_readable_image_are_refused(folder, break_image, memory, 
 
 
 def test_a_replacement_comes_from_the_same_split(folder, break_image):
-    """It never comes from the holdout, which is not trained on."""
+    """A replacement never comes from the holdout, which is not trained on."""
     root = folder(kind="jpg", train=8)
     splits = open_data("folder", root=root, holdout=0.5)
     break_image(root / "train" / "cat" / splits.train.path(0).rsplit("/", 1)[1])

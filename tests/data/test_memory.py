@@ -65,7 +65,7 @@ def test_a_constant_channel_can_be_normalised():
     assert mean_std(images) == (pytest.approx((0.2, 0.0)), (1.0, 1.0))
 
 
-def test_given_statistics_are_checked_and_streamed_sets_use_imagenet_statistics(folder):
+def test_mean_and_std_options_are_checked_and_streamed_sets_use_imagenet_statistics(folder):
     train = open_data("folder", root=folder()).train
     assert channel_statistics(train, DataOptions(memory="no")) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     options = DataOptions(mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))

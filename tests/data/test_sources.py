@@ -206,7 +206,7 @@ def test_one_class_can_be_tested_but_not_trained_on(folder):
 
 
 def test_a_class_is_a_top_level_folder(folder):
-    """The folder may be a link. It includes its subfolders. Hidden files and folders are left out."""
+    """The folder may be a link. Images in its subfolders belong to the class. Hidden files and folders are left out."""
     root = folder(train=2)
     train = root / "train"
     shutil.copytree(train / "dog", train / "cat" / "day")

@@ -19,7 +19,7 @@ module = import_module("metamix.deploy.benchmark")  # `metamix.deploy.benchmark`
 
 @pytest.fixture(autouse=True)
 def shallow(monkeypatch):
-    """Replace `create_model`: build a shallow model with the mixer of a name such as metaformer_raft_s12."""
+    """Replace `create_model`: build a shallow model with the mixer in the model's name, such as metaformer_raft_s12."""
 
     def create(name, img_size=16):
         arguments = dict(mixer=name.split("_")[1], img_size=img_size, depths=(1,), dims=(16,))

@@ -78,13 +78,13 @@ def test_dynamic_exports_take_images_of_other_sizes(mixer, format, weights, tmp_
 
 @pytest.mark.parametrize("mixer", ["nin", "raft"])
 def test_dynamic_openvino_models_resize_maps_to_one_pixel(mixer, weights, tmp_path):
-    """OpenVINO's form of torch's interpolation takes the first pixel of such a map, not the mean of the middle ones."""
+    """Without a correction, OpenVINO would take the first pixel of a map; torch takes the mean of the middle pixels."""
     check_sizes(weights(mixer), tmp_path / "out", "openvino", [(2, 3, 2, 2), (1, 3, 1, 20)])
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_dynamic_exports_traced_with_maps_of_one_pixel_take_images_of_other_sizes(format, weights, tmp_path):
-    """torch.export takes the size of such maps for a constant. OpenVINO would give wrong outputs without an error."""
+    """torch.export treats sides of one pixel as constants. OpenVINO would then give wrong outputs without an error."""
     shapes = [(1, 3, 2, 2), (3, 3, 24, 18), (1, 3, 1, 9)]
     check_sizes(weights("wavemix", dims=(8,)), tmp_path / "out", format, shapes, img_size=2)
 
@@ -128,7 +128,7 @@ def test_images_are_enlarged_only_to_trace_them(monkeypatch):
         (dict(img_size=64), r"VisionTransformer does not take images of 3 x 64 x 64: Input height \(64\)"),
     ],
 )
-def test_sizes_other_than_the_only_one_that_a_model_takes_are_refused(options, words, tmp_path):
+def test_other_sizes_are_refused_if_a_model_takes_only_one(options, words, tmp_path):
     about = {"model": "vit_tiny_patch16_224", "model_args": {"depth": 1}, "num_classes": 2}
     vit = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=2)
     save_weights(tmp_path / "v.safetensors", vit.state_dict(), about)

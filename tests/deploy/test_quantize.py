@@ -64,7 +64,7 @@ def file(written, tmp_path):
 
 
 def score_of(file):
-    """Return a function that scores an image: 100 minus its error in % of the fp32 outputs' standard deviation."""
+    """Return a function that scores each image: 100 minus its error in % of the fp32 outputs' standard deviation."""
     expected = open_file(file)(IMAGES.numpy())[0]
     return lambda run: 100 - 100 * np.abs(run(IMAGES.numpy())[0] - expected).mean((1, 2)) / expected.std()
 

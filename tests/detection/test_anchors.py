@@ -50,7 +50,7 @@ def test_sizes_of_boxes_are_measured_in_the_resized_image():
 
     annotations = [
         annotation(1, 10, 10, 40, 90),  # 60 pixels, and the image is doubled
-        annotation(2, 50, -30, 90, 80),  # cut to 50 x 50, and the image enlarged by 4
+        annotation(2, 50, -30, 90, 80),  # cut to 50 x 50, and the image is enlarged 4 times
         annotation(2, 0, 0, 10, 10, iscrowd=1),
         annotation(2, 0, 0, 0, 10),
         annotation(2, 99.99999999999999, 0, 1e-20, 10),  # rounded to no width
@@ -61,7 +61,7 @@ def test_sizes_of_boxes_are_measured_in_the_resized_image():
     data = {"images": [*images.values()], "annotations": annotations, "categories": [{"id": 1, "name": "disc"}]}
     usable = usable_annotations(data)
     assert box_sizes(usable, images, 400, 800) == pytest.approx([120, 200])
-    assert box_sizes(usable, images, 400, 600) == pytest.approx([90, 200])  # the longer side is the limit
+    assert box_sizes(usable, images, 400, 600) == pytest.approx([90, 200])  # max_size limits the longer side
     assert describe_sizes(torch.tensor([120.0, 200]), (32, 813)) == (
         "boxes are 124 to 196 pixels large (5 % to 95 %, median 160), anchors 32 to 813"
     )

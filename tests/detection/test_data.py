@@ -218,10 +218,10 @@ def test_unreadable_eval_image_is_marked(coco, options):
 def test_exif_orientation_is_applied_before_boxes(coco):
     folder = coco()
     path = folder / "images" / "train_0.jpg"
-    pixels = np.zeros((96, 64, 3), dtype=np.uint8)  # a camera held upright stores the image on its side
+    pixels = np.zeros((96, 64, 3), dtype=np.uint8)  # stored on its side: 96 pixels high, 64 wide
     pixels[:48] = 255
     orientation = Image.Exif()
-    orientation[0x0112] = 6  # to be turned by 90 degrees
+    orientation[0x0112] = 6  # readers turn the image by 90 degrees
     Image.fromarray(pixels).save(path, exif=orientation)
     path.rename(folder / "images" / "train_0.png")
     image, target = open_split(find_splits(folder), "train").read(0)
@@ -358,7 +358,7 @@ def test_segmentations_that_cannot_be_drawn_are_refused(coco, key, fields, words
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 1.0])
 def test_compressed_run_lengths_are_decoded_and_damage_is_noticed(share):
     shape = np.random.default_rng(0).random((64, 96)) < share
-    shape[:, 40:70] = False  # makes a long run: COCO stores the difference between a run and the run two before
+    shape[:, 40:70] = False  # makes a long run: COCO stores the difference between a run and the second run before it
     segmentation = coco_mask.encode(np.asfortranarray(shape.astype(np.uint8)))
     text = segmentation["counts"].decode()
     ends = np.flatnonzero(np.diff(np.concatenate([[False], shape.T.ravel(), [not shape[-1, -1]]])))

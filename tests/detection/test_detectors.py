@@ -1,4 +1,4 @@
-"""Test torchvision's detectors on models of the zoo: training, predictions and wrong arguments."""
+"""Test torchvision's detectors with backbones from the zoo: training, predictions and wrong arguments."""
 
 import copy
 import pickle

@@ -125,7 +125,7 @@ def test_detectors_and_sizes_that_cannot_be_exported_are_refused(changes, argume
         open_detector(options(str(tmp_path / "d.safetensors"), **arguments))
 
 
-def test_the_option_data_is_refused():
+def test_a_data_set_in_another_format_than_coco_is_refused():
     with pytest.raises(ValueError, match="^data is voc, but detection only takes a folder in COCO's format: give"):
         open_detector(options("run", data="voc", data_dir="cells"))
 

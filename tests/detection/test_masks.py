@@ -66,7 +66,7 @@ def test_masks_of_all_forms_are_read_and_scored(data):
         runs = split.coco.annToRLE(annotation)
         where = {key: annotation[key] for key in ("image_id", "category_id")}
         detections.append(where | {"segmentation": runs, "score": 0.9})
-        if number % 3 != 1:  # run lengths; the polygon of a disc is the square around it
+        if number % 3 != 1:  # only run lengths: a disc's polygon is the square around it
             assert np.array_equal(decode(runs), inside(annotation["category_id"], *map(int, annotation["bbox"][:3])))
     assert [annotation["iscrowd"] for annotation in split.coco.anns.values()].count(1) == 1
     assert score(split, detections, "segm").summary["AP"] == pytest.approx(100)

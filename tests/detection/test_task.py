@@ -122,13 +122,14 @@ def test_eval_matches_classes_by_name(kept, tmp_path):
     task, _, _ = Detection.trained(options)
     assert task.data.classes == ("disc", "square") and len(task.data.training_images()) == 8
     split = task.data.scored["test"]
-    assert [split.coco.cats[i]["name"] for i in split.category_ids] == ["disc", "square"]  # false boxes count for both
+    # False positives count for both classes.
+    assert [split.coco.cats[i]["name"] for i in split.category_ids] == ["disc", "square"]
     state, colours = task.metric.start(), torch.tensor([[[30, 60, 250]], [[250, 140, 20]]])
     for batch in task.data.eval_loaders(1, 0, 1)["test"]:
         ((image,), (truth,)) = batch["image"], batch["target"]
         middles = truth["boxes"].view(-1, 2, 2).mean(1).long()
         found = [1 + int((colours - image[:, y, x]).abs().sum(-1).argmin()) for x, y in middles.tolist()]
-        labels = torch.tensor([*found, 1, 2])  # the last two find nothing
+        labels = torch.tensor([*found, 1, 2])  # the last two boxes cover no object
         boxes = torch.cat([truth["boxes"], torch.tensor([[0, 0, 3, 3], [0, 0, 3, 3]])])
         scores = torch.tensor([0.9] * len(found) + [0.1] * 2)
         task.metric.update(state, [{"boxes": boxes, "labels": labels, "scores": scores}], batch)

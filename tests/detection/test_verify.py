@@ -10,7 +10,7 @@ from tests.helpers.advice import exit_code
 
 
 def verify(capsys, *words):
-    """Return the exit code and output of `metamix verify`; an annotation file needs --task, a folder does not."""
+    """Return the exit code and output of `metamix verify`; a folder needs no --task, but an annotation file does."""
     task = ["--task", "detection"] * str(words[0]).endswith(".json")
     return exit_code(main, *words, *task), capsys.readouterr().out
 
@@ -72,7 +72,7 @@ def test_bad_annotation_is_named(coco, capsys, change, what):
 
 def test_rounded_boxes_and_missing_masks_and_sizes_are_no_problems(coco, capsys):
     def change(split, data):
-        data["annotations"][0] |= {"bbox": [86, 6, 10.4, 8], "segmentation": []}  # half a pixel beyond the edge
+        data["annotations"][0] |= {"bbox": [86, 6, 10.4, 8], "segmentation": []}  # 0.4 pixels beyond the edge
         data["images"][1]["width"] = None
 
     assert verify(capsys, coco(train=3, val=3, test=3, change=change))[0] == 0

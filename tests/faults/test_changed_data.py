@@ -56,7 +56,7 @@ def change_pixel(path):
     assert path.stat().st_size == size
 
 
-@pytest.mark.parametrize("epochs", [1, 2])  # with 1 the run is finished, with 2 it resumes
+@pytest.mark.parametrize("epochs", [1, 2])  # with 1 the run is finished, and with 2 it resumes
 def test_images_exchanged_between_classes_are_noticed(epochs, run):
     output, root = run
     exchange(root)
@@ -158,7 +158,7 @@ def test_blocks_and_both_ends_of_a_large_file_are_hashed(tmp_path):
     assert noticed == pytest.approx(2 * BLOCKS, abs=BLOCKS), "control: only some blocks of a large file are hashed"
 
 
-def test_files_that_cannot_be_read_do_not_end_a_run(tmp_path):
+def test_files_that_cannot_be_read_do_not_stop_hashing(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with seconds(20):
         assert content_digest([tmp_path / "pipe", tmp_path / "nowhere", "a\0b"]) == content_digest(["x", "y", "z"])

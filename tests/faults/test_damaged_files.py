@@ -127,7 +127,7 @@ def test_a_flipped_bit_in_the_word_checksums_is_refused(kind, bit, net, tmp_path
 
 
 def test_a_flipped_bit_in_the_format_of_a_checkpoint_is_refused(net, tmp_path):
-    """Otherwise it would be read as a file of another program, and its EMA weights would be ignored."""
+    """Otherwise the checkpoint would be read as a file of another program, and its EMA weights would be ignored."""
     save_checkpoint(tmp_path / "c.pt", checkpoint(net))
     flip(tmp_path / "c.pt", (tmp_path / "c.pt").read_bytes().index(b"metamix-checkpoint"))
     with pytest.raises(ValueError, match="c.pt is damaged: the checksum of its metadata is wrong"):
@@ -230,7 +230,7 @@ def test_code_in_an_npz_file_is_not_run(tmp_path):
 
 
 def test_a_zip_file_in_several_parts_is_refused(net, tmp_path):
-    """Python's `zipfile.is_zipfile` raises an error for it instead of returning False."""
+    """Python's `zipfile.is_zipfile` raises an error for such a file instead of returning False."""
     torch.save(net.state_dict(), tmp_path / "w.pt")
     content = bytearray((tmp_path / "w.pt").read_bytes())
     content[content.rindex(b"PK\x06\x07") + 16] = 9  # number of parts in zip64's locator

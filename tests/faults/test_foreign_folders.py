@@ -115,7 +115,7 @@ def test_links_in_the_folder_of_predictions_are_refused(name, tmp_path):
 
 
 def test_files_that_a_killed_run_left_half_written_are_removed(tmp_path):
-    """Their names are random, so they would pile up, each as large as a checkpoint."""
+    """Temporary files have random names, so they would pile up, each as large as a checkpoint."""
     with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "checkpoint.pt"):
         (half,) = tmp_path.glob("checkpoint.pt.*.tmp")
         (tmp_path / "kept").hardlink_to(half)

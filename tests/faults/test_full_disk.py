@@ -52,7 +52,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     ids=["checkpoint", "weights", "text"],
 )
 def test_a_full_disk_is_called_a_full_disk(write, tmp_path, monkeypatch):
-    """/dev/full refuses every byte as a full disk does."""
+    """/dev/full refuses every byte, like a full disk."""
     monkeypatch.setattr(files, "open", lambda *_, **__: open("/dev/full", "wb"), raising=False)  # noqa: SIM115
     with pytest.raises(OSError, match=r"file could not be written \(the disk is full\)$"):
         write(tmp_path / "file")
@@ -128,7 +128,7 @@ def test_a_conversion_that_ends_early_leaves_nothing_that_looks_complete(error, 
 
 @pytest.mark.parametrize("output", ["labels.csv", "restored"])
 def test_predict_reports_a_read_only_disk(output, tmp_path, monkeypatch):
-    """Such a disk also refuses to delete files that do not exist."""
+    """A read-only disk also refuses to delete files that do not exist."""
 
     def refuse(path, *options, **more):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))

@@ -1,8 +1,8 @@
 """Damage every kind of file that a command reads, at random.
 
-A damaged file with checksums must be refused, or read as if it were whole. Any other file may be read with another
-result. A refusal must name the file, its folder or an option. Each read has limits on time and memory. The damage is
-the same in each run. `pytest -m slow` runs 20 times as many rounds.
+A damaged file with checksums must be refused, or read as if it were whole. Any other damaged file may be read, with
+another result. A refusal must name the file, its folder or an option. Each read has limits on time and memory. The
+damage is the same in each run. `pytest -m slow` runs 10 times as many rounds.
 """
 
 import io
@@ -138,7 +138,7 @@ def make_images(folder):
     picture().save(folder / "i.jpg", exif=exif, icc_profile=b"profile" * 9)
     picture().quantize(8).save(folder / "j.png", transparency=b"\0\x80")
     picture(mode="RGBA").save(folder / "k.png", exif=exif)
-    for name in ("l.png", "m.tif") if find_spec("cv2") else ():  # restoration reads 16 bits with OpenCV
+    for name in ("l.png", "m.tif") if find_spec("cv2") else ():  # restoration reads 16-bit images with OpenCV
         Image.fromarray(np.arange(192, dtype=np.uint16).reshape(12, 16) * 300).save(folder / name)
 
 

@@ -53,7 +53,7 @@ def ghostscript(tmp_path, monkeypatch):
 
 @pytest.fixture
 def restore_limit(monkeypatch):
-    """Restore the limit of pixels after the test; an option sets it for the whole process."""
+    """Restore the pixel limit after the test; an option sets it for the whole process."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
 
 
@@ -93,7 +93,7 @@ def test_every_accepted_image_format_is_read(kind, tmp_path, image):
 
 
 def test_only_one_function_opens_image_files():
-    """A second call of Pillow's `open` might lack the list of formats or the limit of pixels."""
+    """A second call to Pillow's `open` might lack the list of formats or the pixel limit."""
     package = Path(metamix.__file__).parent
     calls = [
         str(path.relative_to(package))
@@ -160,7 +160,7 @@ def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(side, read,
 @pytest.mark.parametrize("width, height", [(100_100, 100), (1, 1001)])
 @pytest.mark.parametrize("read", FOUR_READERS)
 def test_a_strip_is_refused_since_resizing_it_would_fill_the_memory(width, height, read, tmp_path):
-    """An image of 1 x 400,000 pixels is a file of 128 bytes, but 20 billion pixels if its shorter side becomes 224."""
+    """An image of 1 x 400,000 pixels fits into 128 bytes, but has 20 billion pixels once its shorter side is 224."""
     (tmp_path / "a.png").write_bytes(png(width - width // 1001, height - height // 1001))
     read(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes(png(width, height))
@@ -212,7 +212,7 @@ def test_classes_whose_confusion_matrix_would_fill_the_memory_are_refused(shard,
     logits[:, 19_999] = 1
     metric.update(state, logits, {"label": torch.tensor([19_999, 7]), "index": torch.arange(2)})
     assert state["confusion"][19_999, 19_999] == state["confusion"][7, 19_999] == 1
-    assert peak_memory() - before < 200  # MB; the matrix has 3,200, but only two pages are used
+    assert peak_memory() - before < 200  # MB; the whole matrix would take 3,200, but only two pages are used
 
 
 def test_the_largest_label_is_accepted(shard, tmp_path, image):

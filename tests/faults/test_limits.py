@@ -1,4 +1,4 @@
-"""Test that files which describe something huge or endless are refused with a short message, before it is built."""
+"""Test that files which describe something huge or endless are refused briefly, before anything is built."""
 
 import io
 import tarfile

@@ -90,7 +90,7 @@ def test_ranks_stop_after_a_step_when_torchrun_is_killed(torchrun, tmp_path):
 
 
 def test_a_signal_to_one_rank_stops_all_ranks_with_exit_code_0(tmp_path):
-    """Any other code would make torchrun restart them; state.txt tells a stopped run from a finished one."""
+    """Any other code would make torchrun restart the ranks; state.txt tells a stopped run from a finished one."""
     run = tmp_path / "run"
     ranks = start_all(2, "--epochs", 100, "--batch-size", 150, *EVERY_STEP, "--output", run, logs=tmp_path)
     wait_for(run / "checkpoint.pt", ranks[0].running)

@@ -1,4 +1,4 @@
-"""Edit folders of exported models as an attacker could, with a new checksum; skip tests without the engines."""
+"""Edit folders of exported models as an attacker could, with a new checksum; skip tests if an engine is missing."""
 
 import json
 from importlib.util import find_spec

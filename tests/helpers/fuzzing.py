@@ -54,7 +54,7 @@ def cut(content, chance):
 
 
 def replace(content, chance):
-    """Replace bytes that look like a word or a number by a hostile value; if there are none, insert it at the start."""
+    """Replace a word or number in the bytes with a hostile value; if there is none, insert the value at the start."""
     start, end = chance.choice([word.span() for word in WORD.finditer(content)] or [(0, 0)])
     return content[:start] + chance.choice(HOSTILE) + content[end:]
 
@@ -77,7 +77,7 @@ def fuzz(kind, folder, rounds):
 
 
 def rewrite(file, content):
-    """Replace a file by a new one, since tensors that were read may be mapped to the old one."""
+    """Replace a file with a new one, since tensors that were read may still map the old file into memory."""
     file.unlink()
     file.write_bytes(content)
 

@@ -1,4 +1,4 @@
-"""Read files of the authors' arguments, weights, inputs and outputs, and name weights as the authors do."""
+"""Read files of the authors' arguments, weights, inputs and outputs, and give weights the authors' names."""
 
 import json
 import re
@@ -11,7 +11,7 @@ GOLDENS = Path(__file__).parents[1] / "goldens"
 
 
 def read_golden(name):
-    """Return the arguments of the authors' constructor, its weights, and all tensors of the file by name."""
+    """Return the arguments of the authors' constructor, the model's weights, and all tensors of the file by name."""
     tensors = load_file(GOLDENS / f"{name}.safetensors")
     state = {key.removeprefix("param/"): value for key, value in tensors.items() if key.startswith("param/")}
     return json.loads((GOLDENS / f"{name}.json").read_text())["constructor"], state, tensors
@@ -24,9 +24,10 @@ def read_exact(name):
 
 
 def wavemix_state(model, renames):
-    """Return a restoration model's state dict with the names and the order of detail channels of WaveMix's authors.
+    """Return a restoration model's state dict with the tensor names and the detail channel order of WaveMix's authors.
 
-    `renames` maps the beginnings of our names to theirs. A model of several levels numbers its feed-forward parts.
+    `renames` maps the beginnings of our names to theirs. The authors number the feed-forward parts of a model with
+    several levels.
     """
     state, mixer = {}, model.blocks[0].mixer
     several, width = len(mixer.levels) > 1, mixer.reduce.out_channels

@@ -57,7 +57,7 @@ def in_a_process(function, *args):
 
 
 class Process:
-    """Run train.py in a new process that leads its process group, as if a shell had started it.
+    """A new process that runs train.py and leads its process group, as if a shell had started it.
 
     It is forked from a server that has already imported torch and timm, which saves seconds. The server has imported
     `tests.conftest` too, so the process renders no figures.

@@ -25,7 +25,7 @@ def draw(objects, size=(96, 64)):
 
 
 def scatter(count, seed):
-    """Return one to three objects for each image, 96 pixels wide and 64 high, but none for every fourth image."""
+    """Return one to three objects for each image of 96 x 64 pixels, but none for every fourth image."""
     random = np.random.default_rng(seed)
     images = []
     for i in range(count):

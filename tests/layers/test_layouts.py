@@ -19,12 +19,12 @@ from torch.utils._pytree import tree_leaves
 from metamix.mixers import list_mixers
 
 # `maps` recognises a map by its first dimension, BATCH, which no parameter has. SIZE is larger than the grids and
-# windows of s12's mixers, which are 7 or 14 tokens wide, so that the mixers cut maps.
+# windows of s12's mixers, which are 7 or 14 tokens wide, so that the mixers resize maps or cut them into windows.
 BATCH, DIM, SIZE = 3, 64, 28
 COPIES = ("clone", "_to_copy", "copy_")
 
-# (op, largest count in the forward pass, in the backward pass, reason). The count of other ops must be 0. When an edit
-# lowers a count, lower it here too.
+# (op, largest count in the forward pass, largest count in the backward pass, reason). The count of other ops must be
+# 0. When an edit lowers a count, lower it here too.
 ALLOWED = {
     "identity": [],
     "pooling": [],
@@ -80,7 +80,7 @@ def maps(values) -> list[torch.Tensor]:
 def innermost(t: torch.Tensor) -> int:
     """Return the dimension with the smallest stride: -3 in channels_last, -1 in a contiguous map.
 
-    The dimension counts from the end, so that maps can be compared with maps that are cut into rows or cells.
+    The dimension is counted from the end, so that a map can be compared with a map that is cut into rows or cells.
     """
     return min((d for d in range(-t.ndim, 0) if t.shape[d] > 1), key=t.stride)
 
@@ -144,7 +144,7 @@ def test_an_added_copy_is_detected(mixer):
     "name", ("metaformer_pooling_nano", "raftmlp_s", "wavemixlite_32_7", "ninformer_cifar", "minattn_full_mlp_h1_cifar")
 )
 def test_gradients_reach_every_block_in_channels_last(name):
-    """A contiguous gradient would reach all blocks through the residuals."""
+    """If the gradient at the last block were contiguous, the residuals would pass it on to all other blocks."""
     assert gradient_layouts(timm.create_model(name, img_size=32)) == {-3}
 
 

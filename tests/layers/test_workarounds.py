@@ -1,7 +1,7 @@
 """Reproduce the library bugs that `metamix.layers` works around.
 
-The tests show each bug in the library, and that our layer does not have it. A test skips with the word "fixed" once
-the library is fixed. The docstring of each workaround says when it can go.
+Each test shows that the library has a bug and that our layer does not have it. A test skips with the word "fixed" once
+the library is fixed. The docstring of each workaround says when the workaround can be removed.
 """
 
 import shutil
@@ -38,7 +38,7 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
 def skip_fixed(layer: str):
-    pytest.skip(f"fixed in torch {torch.__version__}: {layer} can go if this is the oldest supported version")
+    pytest.skip(f"fixed in torch {torch.__version__}: {layer} can be removed if this is the oldest supported version")
 
 
 def skip_without_bf16():
@@ -61,7 +61,7 @@ def train_frozen(norm: nn.Module):
 
 
 def test_group_norm_on_a_frozen_input():
-    """Run in other processes, since the failure is a segmentation fault."""
+    """Run each norm in its own process, because the bug is a segmentation fault."""
     codes = [in_a_process(train_frozen, norm(8)) for norm in (GroupNorm1, timm.layers.GroupNorm1)]
     assert codes[0] == 0
     if codes[1] == 0:
@@ -70,7 +70,7 @@ def test_group_norm_on_a_frozen_input():
 
 
 def padding_gradient(conv: nn.Conv2d, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return the gradient of weights that only meet padding, computed after memory with NaN was freed."""
+    """Return the gradient of the weights that see only padding, computed after memory full of NaN was freed."""
     memory = torch.full((100_000,), float("nan"))
     del memory
     x = channels_last(*shape)
@@ -178,7 +178,7 @@ def cpu_seconds(function: Callable, repeats: int = 5) -> float:
 
 def skip_unless_slower(theirs: Callable, ours: Callable, layer: str):
     seconds, own_seconds = cpu_seconds(theirs), cpu_seconds(ours)
-    assert own_seconds < 1.5 * seconds, f"metamix.layers.{layer} is slower than what it replaces"
+    assert own_seconds < 1.5 * seconds, f"metamix.layers.{layer} takes at least 1.5 times as long as the library's code"
     if seconds < 1.15 * own_seconds:
         skip_fixed(layer)
 

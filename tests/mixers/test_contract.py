@@ -29,7 +29,7 @@ class Mine(nn.Module):
         return self.conv(x)
 
 
-# Each mixer with its default options, and options that change the computation
+# Each mixer with its default options, then mixers with options that change the computation
 CASES = {name: (name, {}) for name in (*list_mixers(), "mine")} | {
     "raft-stream": ("raft", dict(resample="stream", raft_size=4)),
     "raft-weights": ("raft", dict(resample="weights")),

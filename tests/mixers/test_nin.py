@@ -75,7 +75,7 @@ def test_resampled_uniform_token_weights_keep_outputs_on_constant_maps(size):
 
 
 def test_resampled_token_weights_keep_their_directions():
-    """Weights that grow along the height and are constant along the width still do so after resampling."""
+    """After resampling, the weights still grow along the height and are still constant along the width."""
     old, new = random_mixer("nin", 6, SIZE, token_dim=7), random_mixer("nin", 6, (9, 12), token_dim=7)
     state, ramp = old.state_dict(), torch.arange(5.0, dtype=torch.float64)[:, None].expand(5, 4)
     state["token_mlp.fc1.weight"].copy_(ramp)

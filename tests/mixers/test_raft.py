@@ -110,7 +110,7 @@ def test_a_mixer_adapted_to_larger_maps_equals_one_that_resamples_weights(r, siz
 
 
 def test_adapting_to_smaller_maps_scales_the_remaining_units():
-    """If hidden units are equal and the map is constant along the side, half of them, scaled, give the same result."""
+    """If all units are equal and the map is constant along the side, half the units, scaled, give the same result."""
     mlp = random_mixer("raft", 8, (10, 6)).vertical
     nn.init.constant_(mlp.fc1.weight, 0.3), nn.init.constant_(mlp.fc1.bias, 0.2)
     nn.init.constant_(mlp.fc2.weight, 0.1), nn.init.zeros_(mlp.fc2.bias)

@@ -87,7 +87,7 @@ def test_every_parameter_gets_a_gradient(mixer, out_indices):
     assert without_gradient(backbone) == []
 
 
-def test_a_part_without_a_gradient_is_noticed():
+def test_a_layer_without_a_gradient_is_found():
     backbone = build_backbone("metaformer_identity_nano", out_indices=(0, 1), out_channels=8, **TINY)
     features = backbone(torch.rand(1, 3, 64, 64))
     features["0"].mean().backward()  # as in a detector that uses one of the two levels
@@ -114,7 +114,7 @@ def test_norms_that_replace_timms_batch_norms_keep_their_activation():
     backbone = build_backbone("regnetx_002", out_channels=8)
     norm = backbone.body.stem.bn
     assert norm.num_groups == 1 and norm(torch.randn(1, norm.num_channels, 4, 4)).min() == 0  # a ReLU follows
-    assert not backbone.body.s1.b1.conv3.bn.weight.any()  # as timm initialises the last norm of a branch
+    assert not backbone.body.s1.b1.conv3.bn.weight.any()  # timm initialises the last norm of a branch with zeros
     sum(x.square().mean() for x in backbone(torch.rand(1, 3, 64, 64)).values()).backward()
     assert without_gradient(backbone) == []
 

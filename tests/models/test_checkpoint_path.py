@@ -116,7 +116,7 @@ def test_state_dicts_of_other_programs_are_loaded(load, wrap, trained, tmp_path)
     assert torch.equal(load(tmp_path / "weights.pth").forward_features(x), model.forward_features(x))
 
 
-def test_an_overlay_with_a_file_builds_the_model_for_the_images_of_the_file(trained):
+def test_an_overlay_with_a_weight_file_uses_the_image_settings_of_the_file(trained):
     model, file = trained
     overlay = {"file": str(file)}
     loaded = timm.create_model("metaformer_raft_nano", pretrained=True, pretrained_cfg_overlay=overlay, **TINY).eval()
@@ -174,7 +174,7 @@ def test_timm_loads_the_checkpoints_of_its_own_models(tmp_path):
 
 
 def test_timm_alone_ignores_the_metadata(trained, monkeypatch):
-    """timm's loader ignores the metadata; this is the reproducer for `metamix.models.checkpoint.load_checkpoint`."""
+    """Reproduce the behaviour of timm that `metamix.models.checkpoint.load_checkpoint` works around."""
     _, file = trained
     factory = checkpoint.factory
     monkeypatch.setattr(factory, "load_checkpoint", factory.load_checkpoint.timms)

@@ -22,7 +22,7 @@ RAFTMLP = {
     "raftmlp_l": (36_184_672, 6_543_974_400),
 }
 WAVEMIX = {
-    "wavemix_192_16": (12_494_536, 12_781_825_536),  # without the DWT, which our code adds up and theirs convolves
+    "wavemix_192_16": (12_494_536, 12_781_825_536),  # without the DWT: we use sums, the authors use convolutions
     "wavemix_192_16_l3": (27_857_608, 15_093_935_616),
     "wavemix_256_16_l3": (49_416_808, 26_804_676_608),
     "wavemix_256_12_l2": (28_449_261, None),
@@ -39,8 +39,8 @@ WAVEMIX = {
     "wavemixlite_64_6": (520_106, None),
 }
 NINFORMER = {"ninformer_cifar": (2_652_170, 218_892_800)}
-# Parameters of a third party's code, without a norm that it never uses. It has a class token with a position embedding;
-# our models have a final norm with as many parameters.
+# Parameters of the models in a third party's code, without a norm that the code never uses. These models have a class
+# token with a position embedding; our models have a final norm with the same number of parameters instead.
 MINATTN = {
     "minattn_full_mlp_h1_mnist": 156_298,
     "minattn_full_mlp_h4_mnist": 156_298,
@@ -54,7 +54,8 @@ MINATTN = {
     "minattn_minimal_nomlp_h1_mnist": 30_730,
     "minattn_full_mlp_h1_cifar": 165_450,
     "minattn_full_mlp_h4_cifar": 165_450,
-    "minattn_collapsed_mlp_h1_cifar": 140_490,  # not published; each CIFAR model has 9,152 more than its MNIST model
+    # This count is not published. Each CIFAR model has 9,152 parameters more than its MNIST model.
+    "minattn_collapsed_mlp_h1_cifar": 140_490,
     "minattn_minimal_mlp_h1_cifar": 90_570,
     "minattn_full_nomlp_h1_cifar": 114_762,
     "minattn_full_nomlp_h4_cifar": 114_762,
@@ -118,7 +119,7 @@ def test_minimal_attention_saves_the_multiply_adds_of_a_class_token(name, linear
     assert count_macs(model, model.default_cfg["input_size"]) == macs - class_token
 
 
-# Options that build further variants of the papers
+# Options that build further variants from the papers
 
 
 @pytest.mark.parametrize(

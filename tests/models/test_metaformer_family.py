@@ -117,7 +117,7 @@ def test_small_sizes_train_on_their_images(size, side, classes, least, most, mix
 
 
 @pytest.mark.parametrize("mixer", ["raft", "nin"])
-def test_tiny_has_the_same_matrices_for_images_of_64_to_160_pixels(mixer):
+def test_tiny_has_the_same_weight_shapes_for_images_of_64_to_160_pixels(mixer):
     at_64, at_128, at_160 = (create(f"metaformer_{mixer}_tiny", img_size=side) for side in (64, 128, 160))
     at_128.load_state_dict(at_64.state_dict())
     at_160.load_state_dict(at_64.state_dict())

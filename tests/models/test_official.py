@@ -258,7 +258,7 @@ def test_tensors_with_our_names_are_refused():
         ({"model": nn.Identity()}, "model is not a tensor, but of type Identity"),
     ],
 )
-def test_state_dicts_with_other_values_than_tensors_are_refused(state, words):
+def test_state_dicts_with_values_that_are_not_tensors_are_refused(state, words):
     with pytest.raises(ValueError, match=words):
         load_official("wavemix", state)
 

@@ -43,7 +43,7 @@ def test_weights_of_the_default_stride_are_loaded(mixer, tmp_path):
 
 @torch.no_grad()
 def test_without_mixing_the_finer_maps_contain_the_coarse_maps():
-    """With identity mixers and no norms, every second or fourth place of a finer map equals the coarse map."""
+    """With identity mixers and no norms, every second or fourth value of a finer map is a value of the coarse map."""
     options = {"mixer": "identity", "norm1": "none", "norm2": "none", "features_only": True}
     coarse = create(**options)
     x = torch.randn(1, 3, 64, 96)

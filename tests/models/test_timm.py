@@ -1,9 +1,9 @@
-"""Test that every registered name behaves in timm as timm's own models do.
+"""Test that every registered name behaves in timm like one of timm's own models.
 
 The first half repeats the model tests of timm's repository for every name: at the trained size on the meta device, and
 as small models on small images. Names that repeat others with more or wider blocks or more wavelet levels are tested
-with `-m slow`, and some tests leave out the large sizes. The second half tests more, on at least one name of each mixer
-and family. `torch.compile`, `torch.export` and ONNX are in `test_timm_export.py`.
+with `-m slow`, and some tests leave out the large sizes. The second half has further tests, which run on at least one
+name of each mixer and family. `torch.compile`, `torch.export` and ONNX are in `test_timm_export.py`.
 """
 
 import copy
@@ -510,7 +510,7 @@ def test_set_input_size_keeps_outputs_unless_weights_are_resampled(name, model):
     model.set_input_size((h, w))
     after = model(x)
     assert after.isfinite().all()
-    if not any(word in name for word in ("raft", "nin", "minattn")):  # no other model depends on the size
+    if not any(word in name for word in ("raft", "nin", "minattn")):  # the other models do not depend on the size
         assert_close(after, before)
     model.set_input_size((h, w))
     assert_close(model(x), after)

@@ -104,7 +104,10 @@ def test_features_only_loads_the_weights_of_a_file(name, saved):
 
 @EVERY_FAMILY
 def test_first_convolutions_are_adapted_to_other_channels(name, saved):
-    """One channel gives the outputs of three equal channels. timm's adapter changes each first convolution."""
+    """Test the outputs for one channel against three equal channels, and each first convolution against timm's adapter.
+
+    All other tensors stay the same.
+    """
     model, file = saved(name)
     first = layer_names(model.default_cfg, "first_conv")
     if model.in_chans == 3:

@@ -23,7 +23,7 @@ def data(**options):
     )
 
 
-def test_pairs_may_have_spaces_around_them(pairs):
+def test_the_word_pairs_may_have_spaces_around_it(pairs):
     assert data(data_dir=pairs(), degradation=" pairs").paired
 
 

@@ -116,8 +116,8 @@ def test_bicubic_halving_equals_the_kernel():
     assert halved[5:10] == pytest.approx([0, taps[1], taps[3], taps[2], taps[0]], abs=1e-4)
 
 
-def test_pixels_that_end_in_one_half_are_rounded_up():
-    """Because of rounding errors, some of these pixels are computed a little too small."""
+def test_values_that_end_in_one_half_are_rounded_up():
+    """Floating-point errors make some of these values slightly smaller than n + 1/2."""
     row = torch.randint(256, (20_000,), generator=torch.Generator().manual_seed(0))
     halved = 255 * resize_bicubic(row.double().expand(1, 4, -1) / 255, 0.5, rounding=True)[0, 0]
     exact = (row[1:].unfold(0, 8, 2) * torch.tensor([-12, -36, 116, 444, 444, 116, -36, -12])).sum(1)  # times 1024

@@ -148,7 +148,7 @@ def test_images_are_refused_if_their_masks_would_have_the_same_name(tmp_path):
         write(tmp_path / "source", masks, f"{split}/images/{{}}.{suffix}", f"{split}/masks/{{}}.png")
     with pytest.raises(SystemExit, match="jpg would both become .*/masks/.[.]png: rename one of them"):
         metamix_command("convert", "masks", tmp_path / "source", tmp_path / "out", "--split", 0.9)
-    assert not (tmp_path / "out").exists(), "it is refused before anything is written"
+    assert not (tmp_path / "out").exists(), "the images must be refused before anything is written"
 
 
 def test_colours_become_classes(tmp_path):

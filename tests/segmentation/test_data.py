@@ -109,7 +109,8 @@ def test_masks_of_three_equal_channels_hold_labels(tmp_path):
         read_mask(tmp_path / "b.png", make_labels(ABC[:2]))
     black_and_white = make_labels(ABC[:2], palette=((255, 255, 255), (0, 0, 0)), ignore_index=None)
     Image.new("RGB", (2, 1)).save(tmp_path / "b.png")
-    assert read_mask(tmp_path / "b.png", black_and_white).tolist() == [[1, 1]]  # with a palette they are colours
+    # With a palette, pixels of three equal channels are colours, not labels.
+    assert read_mask(tmp_path / "b.png", black_and_white).tolist() == [[1, 1]]
 
 
 def test_masks_in_colour_need_a_palette(tmp_path):
@@ -264,7 +265,7 @@ def test_image_and_mask_are_augmented_in_the_same_way(scenes):
     assert (distance.argmin(-1)[labelled] == batch["target"][labelled]).float().mean() > 0.97
 
 
-def test_every_option_of_the_augmentation_has_an_effect():
+def test_flip_scales_and_photometric_have_an_effect():
     torch.manual_seed(0)
     image = tv_tensors.Image(torch.randint(60, 200, (3, 32, 32), dtype=torch.uint8))
     mask = tv_tensors.Mask(torch.arange(32 * 32).view(32, 32).remainder(5).byte())
@@ -310,7 +311,7 @@ def test_crops_limit_the_share_of_a_class():
     assert largest_share(torch.full((4, 4), 255, dtype=torch.uint8)) == 0
     columns = "x", torch.zeros(3, 9, 9).byte(), torch.arange(9).byte().expand(9, 9)
     lefts = {int(limited_crop(columns, options("x", crop=(8,)), (0, 0, 0))[2][0, 0]) for _ in range(20)}
-    assert lefts == {0, 1}  # up to the last column
+    assert lefts == {0, 1}  # a crop may end at the last column
 
 
 def test_min_size_max_size_and_scales_set_the_size():
@@ -415,7 +416,7 @@ def test_classes_without_a_pixel_are_noted(scenes):
     for path in root.glob("*/masks/*.png"):
         write_mask(path, [[0, 1, 255] * 16] * 40)
     data = SegmentationData(options(root))
-    for _ in range(2):  # as the engine does if it chooses the batch size
+    for _ in range(2):  # the engine makes the loader again when it chooses the batch size
         data.train_loader(1, 0, 1, 0)
     (note,) = data.notes
     assert note.startswith("no mask to train on has a pixel of box; to see the shares of all classes: ")

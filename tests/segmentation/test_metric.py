@@ -113,7 +113,7 @@ def test_scores_equal_a_literal_computation(scored):
     assert sum(row["share"] for row in table.values()) == pytest.approx(100, abs=0.05)
 
 
-def test_the_state_does_not_grow_with_the_images():
+def test_the_state_does_not_grow_with_the_number_of_images():
     metric = SegmentationMetric("abcde", lambda x: x.float(), {"": Predictor()})
     state, ious = metric.start(), []
     for i in range(30):
@@ -161,7 +161,7 @@ def identity(x):
     return x
 
 
-def test_tiles_and_many_classes_give_the_same_labels():
+def test_labels_are_the_strongest_channels_in_tiles_and_for_many_classes_too():
     torch.manual_seed(0)
     image = torch.randn(1, 3, 20, 33)
     whole = Predictor()(identity, image, (20, 33))

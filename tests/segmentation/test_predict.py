@@ -54,7 +54,10 @@ def run(monkeypatch):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Make three images of different sizes, one in a subfolder. Green is strongest above, and blue below."""
+    """Make three images of different sizes, one in a subfolder.
+
+    Green is the strongest channel in the upper half, and blue is the strongest in the lower half.
+    """
     sizes = {"a.jpg": (9, 7), "b.png": (64, 48), "inside/c.png": (3, 40)}
     for name, (width, height) in sizes.items():
         path = tmp_path / "photos" / name

@@ -231,7 +231,7 @@ def test_a_note_says_why_the_model_does_not_take_an_image(photo):
     assert note.startswith("photo.png is in colour, and the model was trained on grey images")
 
 
-def test_out_of_memory_becomes_a_note_and_a_bug_is_raised():
+def test_out_of_memory_becomes_a_note_and_other_errors_are_raised():
     notes = []
     with in_words(notes):
         raise MemoryError

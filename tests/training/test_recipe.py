@@ -68,7 +68,7 @@ def test_the_flag_epochs_replaces_the_iterations_of_a_config(config):
         read("--config", config("epochs: 2\niterations: 50\n"))
 
 
-def test_a_flag_replaces_the_weights_of_a_config(config):
+def test_a_flag_overrides_the_weights_that_a_config_names(config):
     for text, words, wanted in (
         ("pretrained: true\n", ["--checkpoint", "a.pt"], (False, "a.pt")),
         ("checkpoint: a.pt\n", ["--pretrained"], (True, None)),
@@ -104,7 +104,7 @@ def test_ema_flags_change_the_score_of_a_saved_recipe(config):
     assert read("--config", config(saved)).engine.score == "ema"
 
 
-def test_a_tilde_is_expanded_where_the_shell_does_not(config, monkeypatch):
+def test_a_tilde_that_the_shell_leaves_in_a_path_is_expanded(config, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert read("--config", config("output: ~/runs/a\n")).engine.output == "/home/me/runs/a"
     assert read("--output=~/runs/a").engine.output == "/home/me/runs/a"

@@ -1,4 +1,4 @@
-"""Test the parts of messages (counts, speeds, lists of names, suggestions), and which errors end in a message."""
+"""Test counts, speeds, lists of names and suggestions in messages, and which errors are printed as messages."""
 
 from pathlib import Path
 

@@ -103,7 +103,7 @@ def test_nan_is_refused_for_timm_models_image_models_and_official_weights(tmp_pa
         load_official("ninformer", state)
 
 
-def test_the_message_names_parts_that_compute_something_else():
+def test_the_message_names_an_activation_that_differs():
     assert function_mismatch({"norm": "a"}, {"norm": "a"}, "f holds weights") is None
     text = function_mismatch({"norm": "a", "act": "b"}, {"norm": "a"}, "f holds weights")
     assert text == (
