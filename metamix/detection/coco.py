@@ -101,7 +101,7 @@ def find_image(folder: Path, name: str) -> Path:
     try:
         inside = path.resolve().is_relative_to(folder.resolve())
         exists = path.exists()
-    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, a NUL in it, a cycle of links
+    except (OSError, ValueError, RuntimeError) as error:  # the name is too long or has a NUL, or links form a cycle
         raise CorruptImage(f"{path}: {error}") from error
     if not inside:
         raise CorruptImage(f"{path} leads out of {folder}, to {path.resolve()}: copy the file into the folder")
@@ -143,7 +143,7 @@ class CocoSplit:
         """Number the classes in the order of a model's `classes`; change nothing if the split has other classes."""
         if set(self.classes) <= set(classes):
             ids, categories = dict(zip(self.classes, self.category_ids)), self.coco.cats
-            for name in [name for name in classes if name not in ids]:  # else COCOeval ignores their false boxes
+            for name in [name for name in classes if name not in ids]:  # else COCOeval ignores their false positives
                 ids[name] = max(categories, default=0) + 1
                 categories[ids[name]] = {"id": ids[name], "name": name}
                 self.coco.dataset["categories"].append(categories[ids[name]])

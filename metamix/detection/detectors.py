@@ -82,7 +82,10 @@ class FCOS(Detector, detection.FCOS):
 
 
 class FasterRCNN(Detector, detection.FasterRCNN):
-    """Faster R-CNN (Ren et al., arXiv 1506.01497) on a pyramid. Anchors have three shapes and a size of 8 strides."""
+    """Faster R-CNN (Ren et al., arXiv 1506.01497) on a pyramid.
+
+    The anchors of each level have three aspect ratios and a size of 8 times the stride.
+    """
 
     classifier = ("roi_heads.box_predictor",)
     heads = ("rpn.head", "roi_heads.box_predictor")
@@ -123,7 +126,7 @@ def build_detector(
 
     Args:
         name: "retinanet", "fcos", "faster_rcnn" or "mask_rcnn".
-        backbone: name of a timm model, or a backbone that `build_backbone` returned.
+        backbone: name of a model of metamix or timm, or a backbone that `build_backbone` returned.
         num_classes: number of object classes, without the background.
         backbone_args: arguments of `build_backbone` for a backbone given by name, such as
             `dict(pretrained=True, out_channels=128)`. By default the pyramid has the levels of the published detector.
@@ -225,7 +228,7 @@ def roi_align(backbone: Backbone, output_size: int) -> MultiScaleRoIAlign:
 def to_float32(module: nn.Module, args: Any, output: Any) -> Any:
     """Cast a head's outputs to float32; in evaluation without compilation, refuse infinity and NaN.
 
-    torchvision would drop boxes with such scores without a message.
+    Without this check, torchvision would silently drop boxes whose scores are NaN.
     """
     output = tree_map(lambda x: x.float() if x.dtype.itemsize < 4 else x, output)
     if not (module.training or torch.compiler.is_compiling()):

@@ -39,7 +39,8 @@ from .task import Detection
 
 CANDIDATES = 100  # number of candidates to compare on a random image
 
-SETTINGS = {  # rules for the entries of `extra` in export.json, an untrusted file, that `ExportedDetector` reads
+# Rules for the entries that `ExportedDetector` reads from `extra` in export.json, which is an untrusted file.
+SETTINGS = {
     "score_thresh": rule(Share),
     "nms_thresh": rule(Share),
     **dict.fromkeys(("detections_per_img", "min_size", "max_size", "multiple", "least"), rule(AnySide)),

@@ -23,7 +23,7 @@ from .objects import encode, to_text
 
 
 def convert(images: Path, masks: Path, class_name: str, out: Path) -> None:
-    """Write the annotations; raise OSError if a mask is missing or broken, ValueError if masks cannot be used."""
+    """Write the annotations; raise OSError if a mask is missing or broken, and ValueError if masks cannot be used."""
     from pycocotools.mask import area, toBbox
 
     files: dict[str, Path] = {}
@@ -52,7 +52,7 @@ def convert(images: Path, masks: Path, class_name: str, out: Path) -> None:
         (out / f"instances_{name}.json").write_text(json.dumps(data))
         print(f"{name}: {plural(len(data['images']), 'image')}, {plural(len(data['annotations']), 'object')}")
     if files:
-        print(printable(f"left out: masks without an image: {list_names(files.values())}"))
+        print(printable(f"masks without an image were left out: {list_names(files.values())}"))
 
 
 def main(argv: Sequence[str]) -> None:

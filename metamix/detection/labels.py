@@ -19,7 +19,9 @@ from metamix.utils.text import plural
 
 from .annotations import Entries, Entry
 
-EDGE = 1  # a box may extend this many pixels beyond its image without a note: labels may be rounded or count from 0
+# A box may extend this many pixels beyond its image without a note: labels may be rounded, and VOC files may count
+# pixels from 0 instead of 1.
+EDGE = 1
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Box:
     """An object that was read from labels."""
 
     label: str  # name of its class
-    corners: tuple[float, ...]  # x1, y1, x2, y2 in pixels from 0; or as shares of width and height
+    corners: tuple[float, ...]  # x1, y1, x2, y2: pixels, counted from 0, or shares of width and height
     place: str = field(compare=False)  # file of the label with its line or annotation, for messages
     difficult: bool = False  # whether training and scores ignore the object
     more: Mapping[str, Any] = field(default_factory=dict)  # further fields of the annotation, such as `segmentation`

@@ -15,7 +15,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 RunLengths = dict[str, Any]
 # "boxes" (n, 4) as x1, y1, x2, y2, and "labels" (n,) from 1; detections also have "scores" (n,). Masks are
-# "runs", a list of n run lengths, or "masks", an array: (n, H, W) in training, (n, 1, H, W) in detections.
+# "runs", a list of n run lengths, or "masks", a tensor: (n, H, W) in training, (n, 1, H, W) in detections.
 Objects = dict[str, Any]
 
 

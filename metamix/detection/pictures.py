@@ -125,7 +125,10 @@ def draw_grid(path: Path, rows: Sequence[tuple[str, Tensor, Objects, Objects]], 
 
 
 def draw_precision_recall(path: Path, scores: Scores) -> None:
-    """Draw precision-recall curves at IoU 0.5: one per class for up to ten classes, and the mean of several classes."""
+    """Draw precision-recall curves at IoU 0.5: one per class for up to ten classes, and the mean over all classes.
+
+    For a single class, no mean is drawn.
+    """
     figure = Figure(figsize=(5.5, 4.5), layout="constrained")
     axes = figure.subplots()
     recall = [i / 100 for i in range(101)]

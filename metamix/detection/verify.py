@@ -74,10 +74,10 @@ def edge_or_mask_problem(annotation: Entry, image: Entry) -> str | None:
 
 
 def describe_gaps(path: Path, entries: Entries, usable: Sequence[Entry]) -> Iterator[str]:
-    """Count crowds, images without other usable boxes, and annotations without a mask if others have one."""
+    """Count crowds, images with no usable box except crowds, and annotations without a mask if others have one."""
     if crowds := [annotation["id"] for annotation in usable if annotation.get("iscrowd")]:
         count = plural(len(crowds), "crowd")
-        yield f"{path}: training ignores {count}, such as annotation {crowds[0]}; set iscrowd to 0 if they are objects"
+        yield f"{path}: training ignores {count}, such as annotation {crowds[0]}; set iscrowd to 0 for single objects"
     with_boxes = {annotation["image_id"] for annotation in usable if not annotation.get("iscrowd")}
     if bare := [image for image in entries["images"] if image["id"] not in with_boxes]:
         yield f"{path}: training uses {plural(len(bare), 'image')} without a box as background, such as {name(bare[0])}"
@@ -106,7 +106,7 @@ class VerifyAnnotations(VerifyOptions):
         if self.min_size > self.max_size:
             raise ValueError(f"--min-size is {self.min_size}, above --max-size, which is {self.max_size}")
         if self.images and self.path.is_dir():
-            raise ValueError(f"--images is for one annotation file, and {self.path} is a folder: leave it out")
+            raise ValueError(f"--images is for one annotation file, and {self.path} is a folder: leave --images out")
 
     def problems(self) -> Iterator[str]:
         self.splits = find_splits(self.path) if self.path.is_dir() else {}
@@ -144,9 +144,9 @@ class VerifyAnnotations(VerifyOptions):
         return "\n".join(map(printable, [*lines, *self.notes]))
 
     def describe_boxes(self, path: Path, entries: Entries, usable: Sequence[Entry]) -> Iterator[str]:
-        """Compare the box sizes of an annotation file with the anchors that training RetinaNet would use.
+        """Compare the box sizes of an annotation file with the anchors that a RetinaNet would use.
 
-        The anchors are chosen for train, or else for the first file with boxes.
+        The anchors are chosen for the training split, or else for the first file with boxes.
         """
         images = {image["id"]: image for image in entries["images"]}
         sizes = torch.tensor(box_sizes(usable, images, self.min_size, self.max_size))

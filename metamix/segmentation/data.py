@@ -36,7 +36,8 @@ from .options import SegmentationOptions, verify_command
 from .sources import Split, check_sizes, open_set
 
 TRIES = 10  # maximum number of crops to draw; the last is used even if a class still has too large a share
-# Longest side of an enlarged image, in multiples of `min_size`. Without this limit, 1 x 100 pixels take minutes.
+# Longest side of an enlarged image, in multiples of `min_size`. Without this limit, an image of 1 x 100 pixels
+# takes minutes.
 LONGEST = 8
 MEMORY_LIMIT = 2**30  # bytes; with memory="auto", larger training splits are not decoded into memory
 

@@ -51,7 +51,7 @@ class ExportableSegmenter(MapExport):
 def open_segmenter(options: ExportOptions) -> ExportableSegmenter:
     """Load a segmenter that metamix trained, and open a data set if `data_dir` is given."""
     if options.data and not options.data_dir:
-        raise ValueError(f"data is {options.data}: give its folder, --data-dir DIR, to compare {options.source} on it")
+        raise ValueError(f"data is {options.data}, but no folder is given: give --data-dir DIR")
     trained, task = load_segmenter(options.source), None
     if options.dynamic and trained.fixed_size:
         height, width = trained.fixed_size

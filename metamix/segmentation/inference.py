@@ -13,7 +13,7 @@ from metamix.layers.image_inference import Size, apply_in_tiles
 from metamix.utils.checks import check_finite
 
 AT_ONCE = 16  # classes whose scores are resized together, to save memory
-MAX_BYTES = 2**31  # limit for the logits of a block without its margin, unless the block is of the smallest size
+MAX_BYTES = 2**31  # limit for the logits of a block without its margin; a block of two tiles a side may exceed it
 
 
 @dataclass(frozen=True)

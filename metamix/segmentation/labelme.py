@@ -69,7 +69,10 @@ def read_labelme(source: Path) -> Masks:
 
 
 def read_shapes(path: Path) -> tuple[tuple[int, int], list[Shape], list[str]] | None:
-    """Read the image's height and width, the shapes to draw, and the kinds of the others; None without "shapes"."""
+    """Read the image's height and width, the shapes to draw, and the kinds of all other shapes.
+
+    Return None if the file has no entry "shapes".
+    """
     try:
         data = json.loads(read_bytes(path))
         if not isinstance(data, dict) or "shapes" not in data:

@@ -43,13 +43,16 @@ class Labels:
     palette: Palette | None = None
     # Advice for the user, at the end of the message for a refused value.
     advice: str = (
-        "correct the mask, add the class to classes.txt, give --ignore-index, or --reduce-zero-label for masks that "
-        "number the classes from 1"
+        "correct the mask, add the class to classes.txt, give --ignore-index, or, if the masks number the classes from "
+        "1, give --reduce-zero-label"
     )
 
     @cached_property
     def table(self) -> np.ndarray:
-        """Return the label of each value, IGNORED or REFUSED: (257,) int16; the last is for values outside 0 to 255."""
+        """Return the label of each value, IGNORED or REFUSED: (257,) int16.
+
+        The last entry is for all values outside 0 to 255.
+        """
         table = np.full(257, REFUSED, dtype=np.int16)
         table[[*self.values]] = [*self.values.values()]
         return table
@@ -128,14 +131,14 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
         wrong = np.unique(values[refused]).tolist()
         pixels = plural(int(refused.sum()), "pixel")
         raise BadMask(
-            f"{path} has the label{'s' * (len(wrong) > 1)} {list_names(wrong)} at {pixels}, but there are "
+            f"{path} has the value{'s' * (len(wrong) > 1)} {list_names(wrong)} at {pixels}, but there are "
             f"{len(labels.classes)} classes, and masks may have the values {labels.accepted()}: {labels.advice}"
         )
     return torch.from_numpy(mapped.astype(np.uint8))
 
 
 def open_mask(path: Path) -> Image.Image:
-    """Decode a mask without its alpha: one channel, a palette or RGB. Raise CorruptImage or BadMask if that fails."""
+    """Decode a mask to one channel, a palette or RGB, without alpha; raise CorruptImage or BadMask if that fails."""
     with as_corrupt_image(path):
         file = read_image_file(path)
         image = ImageOps.exif_transpose(file)  # the images are turned upright too

@@ -138,7 +138,7 @@ class SegmentationMetric(Metric):
         return counts | {"shown": [], "unreadable": 0}
 
     def predict(self, model: nn.Module, batch: Batch) -> Iterator[dict[str, Tensor] | None]:
-        """Yield for each image its predicted labels (H, W) by prefix, or None if the image is unreadable."""
+        """Yield the predicted labels (H, W) of each image by prefix, or None if the image is unreadable."""
         for image, truth, index in zip(batch["image"], batch["target"], batch["index"].tolist()):
             if index < 0:
                 yield None

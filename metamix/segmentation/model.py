@@ -28,7 +28,8 @@ class SegmentationModel(TaskModel):
     def __init__(self, options: SegmentationOptions, data: SegmentationData, trained: SegmenterSpec | None = None):
         self.options, self.data = options, data
         self.notes: list[str] = []  # where the weights come from
-        self.frozen_norms = trained.frozen_norms if trained else False  # freeze the backbone's norms; set by `build`
+        # Whether the batch norms of the backbone are frozen; `build` sets it.
+        self.frozen_norms = trained.frozen_norms if trained else False
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> Segmenter:
         """Build the segmenter; unless `metadata` is given, load the weights that the options name."""

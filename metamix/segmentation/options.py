@@ -35,7 +35,7 @@ NOT_HEAD_ARGS = {"head": "--head", "backbone": "--model", "backbone_args": "--mo
 
 @dataclass
 class SegmentationDataOptions(ReadingOptions):
-    """Options that `metamix train` and `metamix eval` share: where images and masks are, and how they are scored."""
+    """Options that `metamix train` and `metamix eval` share: where the data are, and how predictions are scored."""
 
     data: Literal["folder", "ade20k", "cityscapes", "voc", "oxford_pets"] = _data(
         "folder", "layout of data_dir; folder: SPLIT/images, SPLIT/masks and classes.txt"

@@ -121,7 +121,10 @@ class BackboneRequest:
     img_size: int | tuple[int, int] | None
 
     def padded_args(self, multiple: int) -> dict[str, Any]:
-        """Return the backbone's arguments; add `img_size` as a multiple of `multiple` if it is set and accepted."""
+        """Return the backbone's arguments, including `img_size` if it is set and the backbone takes it.
+
+        `img_size` is rounded up to a multiple of `multiple`.
+        """
         if self.img_size is None or not takes_argument(self.name, self.model_args, "img_size", (256, 256)):
             return self.model_args
         sides = parse_size("img_size", self.img_size)
@@ -219,9 +222,9 @@ def build_segmenter(
         img_size: image size, an int or (H, W), that spatial weights are made for. Images may have any size, but a few
             of timm's models take only images up to this size. Backbones without spatial weights, such as resnet18,
             ignore it.
-        pretrained: load published weights. If `published.WEIGHTS` has the name, such as "wavemix_192_16_l3.cityscapes",
-            they are weights of the whole segmenter, otherwise of the backbone. If the number of classes differs, the
-            classifier is newly initialised.
+        pretrained: load published weights. If `published.WEIGHTS` lists the name of the backbone, such as
+            "wavemix_192_16_l3.cityscapes", the whole segmenter is loaded, and its classifier is newly initialised if
+            the number of classes differs. Otherwise only the backbone is loaded.
         checkpoint: load the backbone's weights from this file or run folder of a classifier.
         frozen_norms: whether to freeze the backbone's batch norms; None freezes them if weights are loaded.
         backbone_args: more arguments of the backbone, such as `dict(drop_path_rate=0.1)`.
@@ -232,7 +235,8 @@ def build_segmenter(
             - head_channels: width of the head, 128 for semantic_fpn and 512 for upernet. For wavemix, a list of the
               widths after each doubling, by default a half, a quarter and so on of the backbone's width.
             - finest_stride (semantic_fpn, upernet): stride of the finest map, 4, 8, 16 or 32; by default 4.
-            - auxiliary (semantic_fpn, upernet): train a second head on stride 16; by default only for upernet.
+            - auxiliary (semantic_fpn, upernet): train a second head on the map of stride 16; by default only for
+              upernet.
             - auxiliary_channels (semantic_fpn, upernet): width of the second head, 256.
             - dropout (semantic_fpn, upernet): share of channels dropped before the classifiers, 0.1.
 

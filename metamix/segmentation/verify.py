@@ -59,7 +59,7 @@ class VerifyMasks(VerifyOptions):
             self.counts[split] = pixels
             if empty := [name for name, count in zip(labels.classes, pixels) if not count]:
                 listed = ", ".join(empty) + ignored_hint(pixels, labels)
-                yield f"{split}: {len(empty)} of {len(labels.classes)} classes have no pixel: {listed}"
+                yield f"{split}: there is no pixel of {len(empty)} of {len(labels.classes)} classes: {listed}"
 
     def summary(self, count: int) -> str:
         shares = [table_of_shares(self.counts, self.labels)] if self.counts else []

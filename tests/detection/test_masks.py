@@ -149,7 +149,7 @@ def test_png_masks_of_instance_numbers_become_a_data_set(tmp_path, capsys):
     out = tmp_path / "set" / "annotations"
     convert([str(images), str(masks), "person", str(out)])
     printed = "train: 3 images, 6 objects\nval: 1 image, 2 objects\ntest: 1 image, 0 objects\n"
-    assert capsys.readouterr().out == f"{printed}left out: masks without an image: {masks}/a\\x1b.png\n"
+    assert capsys.readouterr().out == f"{printed}masks without an image were left out: {masks}/a\\x1b.png\n"
     split = open_split(find_splits(tmp_path / "set"), "val", masks=True)
     _, target = split.read(0)
     assert split.classes == ("person",) and target["boxes"].tolist() == [[5, 10, 75, 35], [60, 30, 90, 50]]

@@ -70,8 +70,8 @@ def test_mask_values_become_labels(tmp_path):
 @pytest.mark.parametrize(
     "values, words",
     [
-        ([[0, 3, 3]], r"a.png has the label 3 at 2 pixels, but there are 3 classes.* values 0 to 2, 255: correct"),
-        ([[9, 8, 7, 6, 5, 4]], "has the labels 4, 5, 6, 7, 8 and 1 more at 6 pixels"),
+        ([[0, 3, 3]], r"a.png has the value 3 at 2 pixels, but there are 3 classes.* values 0 to 2, 255: correct"),
+        ([[9, 8, 7, 6, 5, 4]], "has the values 4, 5, 6, 7, 8 and 1 more at 6 pixels"),
     ],
 )
 def test_labels_out_of_range_are_refused_and_the_file_is_named(values, words, tmp_path):
@@ -105,7 +105,7 @@ def test_masks_of_three_equal_channels_hold_labels(tmp_path):
     for mode in "RGB", "RGBA":
         grey.convert(mode).save(tmp_path / "b.png")
         assert read_mask(tmp_path / "b.png", make_labels(ABC)).tolist() == [[0, 1, 2, 255]]
-    with pytest.raises(BadMask, match="b.png has the label 2 at 1 pixel, but there are 2 classes"):
+    with pytest.raises(BadMask, match="b.png has the value 2 at 1 pixel, but there are 2 classes"):
         read_mask(tmp_path / "b.png", make_labels(ABC[:2]))
     black_and_white = make_labels(ABC[:2], palette=((255, 255, 255), (0, 0, 0)), ignore_index=None)
     Image.new("RGB", (2, 1)).save(tmp_path / "b.png")
@@ -335,7 +335,7 @@ def test_a_broken_image_is_replaced_and_a_bad_label_ends_the_run(scenes, break_i
     assert first["index"].tolist() == [-1] and first["name"] == ["1"] and second["index"].tolist() == [1]
     write_mask(root / "train" / "masks" / "0.png", np.full((40, 48), 7))
     for memory in ("yes", "no"):
-        with pytest.raises((BadMask, OSError), match="masks/0.png has the label 7 at 1,920 pixels"):
+        with pytest.raises((BadMask, OSError), match="masks/0.png has the value 7 at 1,920 pixels"):
             list(SegmentationData(options(root, memory=memory)).train_loader(4, 0, 1, 0).epoch(0))
 
 
@@ -362,12 +362,12 @@ def test_the_advised_command_names_the_layout():
 def test_masks_to_score_are_read_before_training(scenes, break_image):
     root = scenes()
     write_mask(root / "test" / "masks" / "1.png", np.full((40, 48), 7))
-    with pytest.raises(BadMask, match="test/masks/1.png has the label 7 at 1,920 pixels"):
+    with pytest.raises(BadMask, match="test/masks/1.png has the value 7 at 1,920 pixels"):
         SegmentationData(options(root))
     SegmentationData(options(root), train=False)  # without training, the mask is read when it is scored
     write_mask(root / "test" / "masks" / "1.png", np.full((40, 48), 1))
     write_mask(root / "val" / "masks" / "0.png", np.full((40, 48), 7))
-    with pytest.raises(BadMask, match="val/masks/0.png has the label 7"):
+    with pytest.raises(BadMask, match="val/masks/0.png has the value 7"):
         SegmentationData(options(root))
     write_mask(root / "val" / "masks" / "0.png", np.random.default_rng(0).integers(0, 4, (40, 48)))
     break_image(root / "val" / "masks" / "0.png")
@@ -407,7 +407,7 @@ def test_masks_of_a_single_class_are_refused(values, ignored, missing, hint, sce
     with pytest.raises(ValueError, match=f"pixel of {missing}, so there is nothing to tell apart{hint}. To") as error:
         SegmentationData(options(root, ignore_index=ignored)).train_loader(1, 0, 1, 0)
     assert follow_verify(error.value) == 1
-    assert re.search(f"train: 1 of 2 classes have no pixel: {missing}{hint}\n", capsys.readouterr().out)
+    assert re.search(f"train: there is no pixel of 1 of 2 classes: {missing}{hint}\n", capsys.readouterr().out)
 
 
 def test_classes_without_a_pixel_are_noted(scenes):
@@ -454,7 +454,7 @@ def test_cityscapes_is_read_with_its_classes_and_labels(tmp_path):
     assert mask[0, ::12].tolist() == [0, 1, 255, 18] and data.labels.palette[0] == (128, 64, 128)
     assert data.labels.accepted() == "0 to 33"
     write_mask(data.parts["train"][0].mask, np.full((40, 48), 99))
-    with pytest.raises(BadMask, match="label 99 at 1,920 pixels.* have the values 0 to 33: correct the mask, or"):
+    with pytest.raises(BadMask, match="value 99 at 1,920 pixels.* have the values 0 to 33: correct the mask, or"):
         SegmentationData(options(tmp_path, data="cityscapes")).train_images.label_counts()
 
 
@@ -512,7 +512,7 @@ def test_verify_reports_no_missing_class_of_a_split_without_valid_masks(scenes, 
     write_mask(root / "train" / "masks" / "0.png", np.full((40, 48), 7))
     assert exit_code(main, root) == 1
     said = capsys.readouterr().out
-    assert "masks/0.png has the label 7" in said and "\n1 problem\n" in said and "have no pixel" not in said
+    assert "masks/0.png has the value 7" in said and "\n1 problem\n" in said and "there is no pixel" not in said
     assert "% of the pixels   test\n" in said
     write_mask(root / "test" / "masks" / "0.png", np.full((40, 48), 7))
     assert exit_code(main, root) == 1
@@ -533,9 +533,9 @@ def test_verify_lists_every_problem(scenes, break_image, capsys):
     said = capsys.readouterr().out
     for words in (
         "train/images/0.png: ",
-        "masks/1.png has the label 7 at 1,920 pixels",
+        "masks/1.png has the value 7 at 1,920 pixels",
         "val/images/0.png has 40 x 48 pixels, but its mask",
-        "train: 1 of 5 classes have no pixel: box",
+        "train: there is no pixel of 1 of 5 classes: box",
         "0.png has no partner 0 in",
         "other.png has no partner in",
         "8 problems",

@@ -170,7 +170,7 @@ def test_options_that_do_not_fit_are_refused(source, scenes, tmp_path):
     for options, words in (
         (dict(data="camvid", data_dir=str(tmp_path)), "data is 'camvid', but it must be one of folder, ade20k"),
         (dict(precision="int8", data_dir=str(scenes)), "scenes has no training split, and int8 is not calibrated on"),
-        (dict(data="folder", seconds=0), "data is folder: give its folder, --data-dir DIR, to compare .* on it"),
+        (dict(data="folder", seconds=0), "data is folder, but no folder is given: give --data-dir DIR"),
     ):
         with pytest.raises(ValueError, match=words):
             export(source, output=tmp_path / "out", **options)

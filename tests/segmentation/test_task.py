@@ -246,7 +246,7 @@ MISTAKES = [
     (["--data", "voc"], "not found or corrupted. You can use --download"),
     (["--model", "mixer_s32_224", "--model-args", "{}"], "takes 32 x 32 pixels at most.*--tile 32"),
     (["--mean", "0.5,0.5,0.5"], "mean is given, but std is not: give both or neither"),
-    (["--ignore-index", "none"], r"0.png has the label 255 at 48 pixels, but there are 4 classes.* values 0 to 3"),
+    (["--ignore-index", "none"], r"0.png has the value 255 at 48 pixels, but there are 4 classes.* values 0 to 3"),
 ]
 
 
