@@ -14,7 +14,7 @@ from torch import nn
 
 from metamix.data.memory import check_statistics
 from metamix.data.options import check_both
-from metamix.models.checkpoint import describe
+from metamix.models.checkpoint import TRAINING_ONLY, describe
 from metamix.models.registry import create_model
 from metamix.utils.rules import accepted, fits, rule
 from metamix.utils.text import plural
@@ -127,9 +127,13 @@ def _signature(model: nn.Module) -> tuple[dict[str, torch.Size], dict[str, str],
     Dropout rates and the momentum of batch norms are left out, since only training needs them. Synchronised batch norms
     count as ordinary batch norms.
     """
-    # `describe` returns the arguments that mixers were built with, but a mixer's layers may have been replaced later.
-    layers = describe(model) | {f"{name} now": str(m) for name, m in model.named_modules() if name.endswith(".mixer")}
+    layers = describe(model)
+    for name, layer in model.named_modules():
+        # `describe` returns the arguments that mixers were built with, but their layers may have been replaced later.
+        # The text of a user's layer may have an address or values, so only its type is compared.
+        if ".mixer" in name and not any(layer.children()) and not isinstance(layer, (*TRAINING_ONLY, nn.Identity)):
+            layers[f"{name} now"] = repr(layer) if type(layer).__module__.startswith("torch.") else type(layer).__name__
     layers = {name: text.replace("SyncBatchNorm", "BatchNorm2d") for name, text in layers.items()}
-    layers = {name: re.sub(r"(, momentum|\bp)=[^,)]*", "", text) for name, text in layers.items()}
+    layers = {name: re.sub(r", momentum=[^,)]*", "", text) for name, text in layers.items()}
     poolings = [str(layer.global_pool) for layer in model.modules() if hasattr(layer, "global_pool")]
     return {name: tensor.shape for name, tensor in model.state_dict().items()}, layers, poolings

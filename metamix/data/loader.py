@@ -6,9 +6,10 @@ An image that cannot be read is replaced, with its label, by the next readable i
 follows the last one. In evaluation, the replacement gets the index -1, so that it is not scored.
 """
 
+import atexit
 import signal
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 from typing import Any, Protocol
@@ -35,6 +36,7 @@ log = package_logger(__name__)
 
 Batch = dict[str, Any]
 Transform = Callable[[Any], Any]  # function of a sample, run in a worker
+RUNNING: "weakref.WeakSet[Any]" = weakref.WeakSet()  # iterators that read images, also those that a traceback holds
 
 
 class SampleReader(Protocol):
@@ -174,9 +176,6 @@ class StreamLoader:
             pin_memory=torch.cuda.is_initialized(),  # useful only if this process uses a GPU
             generator=torch.Generator(),  # else every epoch would draw from torch's global generator
         )
-        self.running: list[Any] = []  # the iterator of the last epoch, which a traceback may keep alive
-        # At exit, Python sends each worker one SIGTERM and waits. Workers ignore the first one, so stop them earlier.
-        weakref.finalize(self, stop_workers, self.running)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -192,9 +191,10 @@ class StreamLoader:
             OSError: a worker process died.
         """
         self.sampler.epoch, self.sampler.start = epoch, start
-        self.running[:] = [iter(self.loader)]
         try:
-            for batch in self.running[0]:
+            batches = iter(self.loader)
+            RUNNING.add(batches)
+            for batch in batches:
                 if "failure" in batch:
                     raise CorruptImage(batch["failure"])
                 for path, reason in batch.pop("broken"):
@@ -209,9 +209,13 @@ class StreamLoader:
             ) from error
 
 
-def stop_workers(running: Sequence[Any]) -> None:
-    """Stop the workers of the iterators of a `DataLoader`."""
-    for batches in running:
+@atexit.register  # runs before the function that torch registered, after which torch stops no workers
+def stop_workers() -> None:
+    """Stop the workers of all epochs that did not end.
+
+    At exit, Python sends each worker one SIGTERM and waits. Workers ignore the first SIGTERM, so it would wait forever.
+    """
+    for batches in list(RUNNING):
         if hasattr(batches, "_shutdown_workers"):  # torch has no public function for this
             batches._shutdown_workers()
 

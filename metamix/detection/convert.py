@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import product
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 from metamix.data import CorruptImage
 from metamix.data.runs import is_brush
@@ -38,13 +38,15 @@ def read_coco(source: Path) -> Boxes:
 
     Images are looked up in the folder of the annotation file and in its parent folder, and in the subfolders NAME/,
     images/NAME/ and images/ of both folders. NAME is the name of the annotation file without instances_ and .json.
-    Label Studio may write paths of its own server. Such an image is looked up by its file name, if the name is unique.
+    Label Studio may write paths on its own server. An image that is not found at its path is looked up by its file name
+    alone, if no other image has this name.
     Classes without objects, such as the parent of all classes that Roboflow adds, are left out.
     """
     files, labels = annotation_files(source), Boxes([])
     used: dict[str, bool] = {}  # whether each class has an object
     read = {path: read_complete(path, path.parent, inside=False) for path in files}
-    times = Counter(PureWindowsPath(image["file_name"]).name for data in read.values() for image in data["images"])
+    names = (to_path(image["file_name"]) for data in read.values() for image in data["images"])
+    times = Counter(map(os.path.basename, names))
     for path, split in files.items():
         data = read[path]
         classes = {category["id"]: category["name"] for category in data["categories"]}
@@ -68,7 +70,7 @@ def read_coco(source: Path) -> Boxes:
         folders = [root / name for root in roots for name in (part, f"images/{part}", "images", "")]
         folders = list(filter(Path.is_dir, folders))
         for image in data["images"]:
-            name = os.path.normpath(image["file_name"].replace("\\", "/"))
+            name = to_path(image["file_name"])
             short = os.path.basename(name)
             candidates = [name] if not (os.path.isabs(name) or name.startswith("..")) else []
             located = find_in(folders, candidates + [short] * (times[short] == 1))
@@ -82,6 +84,11 @@ def read_coco(source: Path) -> Boxes:
     labels.classes = [name for name, has_object in used.items() if has_object]
     labels.notes["classes without an object were left out"] += [name for name in used if not used[name]]
     return labels.checked(", ".join(map(str, files)))
+
+
+def to_path(name: str) -> str:
+    """Return the name of a file with slashes only, and without `.` and `..` where possible."""
+    return os.path.normpath(name.replace("\\", "/"))
 
 
 def find_in(folders: Sequence[Path], names: Iterable[str]) -> tuple[str, Path] | None:

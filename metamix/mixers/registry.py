@@ -57,6 +57,8 @@ def register_mixer(name: str) -> Callable[[MixerClass], MixerClass]:
         parameters = list(inspect.signature(cls).parameters.values())
         keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         others = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        if "name" in keywords:
+            raise ValueError(f"Mixer {name!r} has an option called name, which create_mixer itself takes: rename it.")
         if others != ["dim"] or "size" not in keywords:  # with **options, the names of options could not be checked
             raise ValueError(
                 f"Mixer {name!r} has the constructor {cls.__name__}{inspect.signature(cls)}; "
@@ -74,7 +76,7 @@ def list_mixers() -> list[str]:
     return list(_MIXERS)
 
 
-def create_mixer(name: str, dim: int, /, *, size: tuple[int, int], **options) -> nn.Module:
+def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn.Module:
     """Build the mixer registered as `name`, for maps of `dim` channels.
 
     Args:

@@ -99,6 +99,8 @@ def read_masks(source: Path) -> Masks:
         check_palettes(pairs)
     lookup = np.array([table[value] for value in values.tolist()], dtype=np.uint8)
     labels = Masks(classes, lambda mask: lookup[np.searchsorted(values, read_values(mask))], palette)
+    if 255 in values and table[255] == IGNORED and not (source / "classes.txt").is_file():
+        labels.notes["the value 255 is ignored; if it is a class, name all classes in classes.txt"].append(str(source))
     for mask, (split, name, image) in pairs.items():
         labels.add(split, name, image, read_header(mask).size, mask)
     labels.note_rest("mask", images, masks, pairs)
@@ -138,8 +140,8 @@ def check_palettes(masks: Iterable[Path]) -> None:
 def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palette | None, dict[int, int]]:
     """Return the names of the classes, their colours if masks are in colour, and the label of each value.
 
-    If no file names the classes, each value is a class, but 255 may be ignored; see `name_values`. If a file names the
-    classes, it also has their values or colours. The values of two classes may also be 0 and 255.
+    If no file names the classes, each value is a class, but 255 may be ignored; see `name_values`. Otherwise
+    `read_names` gives the values or colours, but masks of two classes may also have the values 0 and 255.
     """
     names, order, palette = read_names(source)
     colours = number_colours(np.array(palette)).tolist() if palette else []
@@ -164,10 +166,11 @@ def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palet
 def name_values(source: Path, values: Sequence[int]) -> tuple[list[str], Sequence[int]]:
     """Return a name for each value that is a class, and these values.
 
-    255 is ignored beside two or more other values, unless the values are about evenly spaced, as in 0, 127, 255.
+    In grey masks, 255 is ignored beside two or more other values, unless the values are about evenly spaced, as in
+    0, 127, 255.
     """
     order = [value for value in values if value != 255]
-    if len(order) < 2 or max(np.diff(values)) <= 2 * min(np.diff(values)):
+    if len(order) < 2 or values[-1] >= COLOUR or max(np.diff(values)) <= 2 * min(np.diff(values)):
         order = [*values]
     if not 2 <= len(order) <= MOST_VALUES:
         raise ValueError(

@@ -100,6 +100,12 @@ def check_resumable(
             f"{steps_per_epoch}: the data have changed. Start a new run with --output"
         )
     check_identity(state["about"], identity, path)
+    scored = sum(any(name.startswith("holdout_") for name in epoch) for epoch in state["history"])
+    if scored and recipe.engine.early_stopping and not state["recipe"].get("early_stopping"):
+        raise ValueError(
+            f"{path} has {plural(scored, 'scored epoch')} without early stopping, so the weights of its best epoch "
+            f"were not kept: leave out --early-stopping, or start a new run with --output"
+        )
     stopped_early = is_exhausted(best, recipe.engine.early_stopping)
     ended = stopped_early or state["step"] >= recipe.engine.epochs * steps_per_epoch
     if ended and changes.keys() - {"score"}:
@@ -108,11 +114,6 @@ def check_resumable(
             f"the run of {path} ended after {plural(state['step'] // state['steps_per_epoch'], 'epoch')}, so no epoch "
             f"would use the new recipe: {'; '.join(changes.values())}. Use the old values, give {more}, or start a new "
             f"run with --output"
-        )
-    if recipe.engine.early_stopping and state["history"] and not state["recipe"].get("early_stopping"):
-        raise ValueError(
-            f"{path} has {plural(len(state['history']), 'epoch')} without early stopping, so the weights of its best "
-            f"epoch were not kept: leave out --early-stopping, or start a new run with --output"
         )
     if best and recipe.engine.early_stopping and "score" in changes:
         raise ValueError(

@@ -124,6 +124,32 @@ def test_a_model_whose_mixer_was_replaced_is_refused(tmp_path):
         metamix.save_classifier(model, tmp_path / "cats.safetensors", classes=["cat", "dog"])
 
 
+def test_own_mixers_are_compared_by_their_options(forget_mixers, tmp_path):
+    """A mixer's text may have addresses, and dropout may be left out; an option called p is not dropout."""
+
+    @metamix.register_mixer("power")
+    class Power(torch.nn.Module):
+        def __init__(self, dim, *, size, p=2, proj_drop=0.0):
+            super().__init__()
+            self.p, self.drop = p, torch.nn.Dropout(proj_drop) if proj_drop else torch.nn.Identity()
+
+        def extra_repr(self):
+            return str(object())
+
+        def forward(self, x):
+            return self.drop(x.abs() ** self.p)
+
+    def save(**arguments):
+        model = timm.create_model("metaformer_pooling_nano", num_classes=2, mixer="power", **arguments)
+        metamix.save_classifier(
+            model, tmp_path / "cats.safetensors", classes=["cat", "dog"], model_args={"mixer": "power"}
+        )
+
+    save(proj_drop_rate=0.1)
+    with pytest.raises(ValueError, match="metaformer_pooling_nano with these arguments differs from this model"):
+        save(mixer_args={"p": 4})
+
+
 def test_settings_that_matter_only_in_training_may_differ(tmp_path):
     """Dropout rates, momentum and synchronised batch norms do not change the outputs in evaluation mode."""
     model = timm.create_model("metaformer_identity_tiny", num_classes=2, drop_rate=0.1, drop_path_rate=0.1)

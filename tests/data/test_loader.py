@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from metamix.data import Augment, CorruptImage, DataOptions, eval_loader, open_data, train_loader
-from metamix.data.loader import stop_workers, train_transform
+from metamix.data.loader import RUNNING, stop_workers, train_transform
 from tests.helpers.advice import follow_verify
 
 STREAMED = dict(memory="no", img_size=24, auto_augment="rand-m9-n2-mstd0.5")
@@ -146,8 +146,8 @@ def test_workers_of_an_unfinished_evaluation_are_stopped_at_exit(source):
     loader = eval_loader(source, DataOptions(workers=1, **STREAMED), batch_size=4)
     batches = iter(loader)
     next(batches)
-    (worker,) = loader.running[0]._workers
-    stop_workers(loader.running)
+    (worker,) = next(b for b in RUNNING if getattr(b, "_dataset", None) is loader.loader.dataset)._workers
+    stop_workers()
     assert not worker.is_alive()
 
 

@@ -321,7 +321,9 @@ def test_coco_writes_nothing_outside_of_the_new_folder(original, tmp_path, capsy
     assert "note: boxes without a finite area were left out: " in said
 
 
-@pytest.mark.parametrize("folder", [r"..\..\media\upload\1", "{}/source/images", "/data/upload/1", "C:\\data"])
+@pytest.mark.parametrize(
+    "folder", [r"..\..\media\upload\1", "{}/source/images", "/data/upload/1", "C:\\data", r"\\server"]
+)
 def test_coco_of_label_studio_is_converted_by_unique_file_names(folder, original, tmp_path, capsys):
     coco_of_one_file(original, tmp_path / "source")
     file = tmp_path / "source/result.json"

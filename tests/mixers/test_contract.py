@@ -291,14 +291,13 @@ def test_name_that_is_taken_is_refused(forget_mixers):
     assert registry._MIXERS["raft"] is Raft
 
 
-def test_an_option_may_be_called_name(forget_mixers):
-    @register_mixer("named")
+def test_an_option_called_name_is_refused(forget_mixers):
     class Named(Mine):
         def __init__(self, dim, *, size, name="conv"):
             super().__init__(dim, size=size)
-            self.name = name
 
-    assert create_mixer("named", DIM, size=SIZE, name="other").name == "other"
+    with pytest.raises(ValueError, match="'named' has an option called name, .*: rename it"):
+        register_mixer("named")(Named)
 
 
 def test_class_that_is_defined_again_is_listed_once(forget_mixers):

@@ -78,6 +78,12 @@ def test_splits_of_the_source_are_kept(image, mask, tmp_path):
     assert np.array_equal(labels["val/masks/a.png"], masks["valid"])
 
 
+def test_ignoring_255_is_said(tmp_path, capsys):
+    write(tmp_path / "source", {name: quarters(0, 2, 5, 255) for name in "ab"})
+    convert(tmp_path / "source")
+    assert "the value 255 is ignored; if it is a class, name all classes in classes.txt" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "values, wanted",
     [
@@ -159,6 +165,13 @@ def test_colours_become_classes(tmp_path):
     (of_a,) = (values for name, values in labels.items() if name.endswith("a.png"))
     assert np.array_equal(of_a, quarters(0, 2, 1, 2))
     assert (tmp_path / "out/palette.txt").read_text() == "0 0 0\n0 255 0\n255 0 0\n"
+
+
+def test_white_is_a_class_in_colour_masks(tmp_path):
+    white = (255, 255, 255)
+    write(tmp_path / "source", {name: quarters(white, RED, GREEN, (0, 0, 255)) for name in "ab"})
+    classes, labels = convert(tmp_path / "source")
+    assert len(classes) == 4 and all(set(values.flat) == {0, 1, 2, 3} for values in labels.values())
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_early_stopping_cannot_be_added_to_a_run(scores, tmp_path):
     """The weights of the first epochs were not kept, so the best of them could not be the result."""
     scores += [30.0, 10.0]
     train(*WORDS, "--epochs", 1, "--output", tmp_path)
-    with pytest.raises(SystemExit, match="has 1 epoch without early stopping, so the .*: leave out --early-stopping"):
+    with pytest.raises(SystemExit, match="has 1 scored epoch without early stopping, so .*: leave out --early"):
         train(*WORDS, "--epochs", 2, "--early-stopping", 2, "--output", tmp_path)
 
 
