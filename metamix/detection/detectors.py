@@ -87,22 +87,23 @@ class FasterRCNN(Detector, detection.FasterRCNN):
     The anchors of each level have three aspect ratios and a size of 8 times the stride.
     """
 
-    classifier = ("roi_heads.box_predictor",)
-    heads = ("rpn.head", "roi_heads.box_predictor")
+    classifier: tuple[str, ...] = ("roi_heads.box_predictor",)
+    heads: tuple[str, ...] = ("rpn.head", "roi_heads.box_predictor")
 
     def __init__(self, backbone: Backbone, num_classes: int, **options: Any):
-        super().__init__(backbone, num_classes, **(rcnn_parts(backbone) | options))
+        anchors = Anchors(backbone.strides, [[8 * stride] for stride in backbone.strides], (0.5, 1.0, 2.0))
+        parts = dict(rpn_anchor_generator=anchors, box_roi_pool=roi_align(backbone, 7))
+        super().__init__(backbone, num_classes, **(parts | options))
 
 
-class MaskRCNN(Detector, detection.MaskRCNN):
+class MaskRCNN(FasterRCNN, detection.MaskRCNN):
     """Mask R-CNN (He et al., arXiv 1703.06870): Faster R-CNN with a mask for each box."""
 
     classifier = ("roi_heads.box_predictor", "roi_heads.mask_predictor.mask_fcn_logits")
     heads = (*FasterRCNN.heads, "roi_heads.mask_predictor")
 
     def __init__(self, backbone: Backbone, num_classes: int, **options: Any):
-        parts = rcnn_parts(backbone) | dict(mask_roi_pool=roi_align(backbone, 14))
-        super().__init__(backbone, num_classes, **(parts | options))
+        super().__init__(backbone, num_classes, **(dict(mask_roi_pool=roi_align(backbone, 14)) | options))
 
 
 DETECTORS = {"retinanet": RetinaNet, "fcos": FCOS, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
@@ -210,12 +211,6 @@ def detect(model: nn.Module, image: Tensor) -> Objects:
     return objects
 
 
-def rcnn_parts(backbone: Backbone) -> dict[str, nn.Module]:
-    """Build the parts that both R-CNNs share: the anchor generator of the proposals, and RoIAlign for the boxes."""
-    anchors = Anchors(backbone.strides, [[8 * stride] for stride in backbone.strides], (0.5, 1.0, 2.0))
-    return dict(rpn_anchor_generator=anchors, box_roi_pool=roi_align(backbone, 7))
-
-
 def roi_align(backbone: Backbone, output_size: int) -> MultiScaleRoIAlign:
     """Build RoIAlign with the exact scales of the levels: torchvision would round them to powers of 2."""
     align = MultiScaleRoIAlign(list(backbone.levels), output_size, sampling_ratio=2)
@@ -253,7 +248,7 @@ class BackboneAndHead(nn.Module):
     def __init__(self, model: Detector):
         super().__init__()
         self.backbone = model.backbone
-        self.head: Any = model.rpn.head if hasattr(model, "rpn") else model.head
+        self.head: Any = getattr(model, "rpn", model).head
 
     def forward(self, x: Tensor):
         return self.head(list(self.backbone(x).values()))
