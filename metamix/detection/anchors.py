@@ -63,15 +63,10 @@ def choose_anchor_scale(sizes: Tensor, strides: Sequence[float]) -> float:
     """
     if not len(sizes):
         return ANCHOR_SCALE
-    small, large = quantiles(sizes, QUANTILES)
+    small, large = np.quantile(sizes.double().numpy(), QUANTILES)  # torch 2.13 refuses more than 16 million values
     most, least = small / strides[0], large / (strides[-1] * OCTAVE[-1])
     scale = max(1.0, min(most, max(least, ANCHOR_SCALE)))
     return math.floor(100 * scale) / 100
-
-
-def quantiles(values: Tensor, shares: Sequence[float]) -> list[float]:
-    """Compute quantiles of values (n,) with NumPy: torch 2.13 refuses more than 16 million values."""
-    return np.quantile(values.double().numpy(), shares).tolist()
 
 
 def describe_sizes(sizes: Tensor, anchors: tuple[float, float] | None) -> str:
@@ -81,6 +76,6 @@ def describe_sizes(sizes: Tensor, anchors: tuple[float, float] | None) -> str:
         sizes: (n,) square roots of box areas, in pixels of the resized images; n is at least 1.
         anchors: smallest and largest anchor size, in pixels; None for a detector without anchors.
     """
-    low, median, high = quantiles(sizes, (0.05, 0.5, 0.95))
+    low, median, high = np.quantile(sizes.double().numpy(), (0.05, 0.5, 0.95))
     text = f"boxes are {low:.0f} to {high:.0f} pixels large (5 % to 95 %, median {median:.0f})"
     return text + (f", anchors {anchors[0]:.0f} to {anchors[1]:.0f}" if anchors else "")
