@@ -147,18 +147,14 @@ class TrainTransform:
 
     def __init__(self, options: DetectionOptions):
         low, high = (max(1, round(options.min_size * scale)) for scale in options.scales)
+        limits = {size: round(options.max_size * size / options.min_size) for size in range(low, high + 1)}
         self.transform = v2.Compose(
             [
                 v2.ClampBoundingBoxes(),
                 v2.RandomApply([v2.RandomIoUCrop()], p=options.iou_crop),
                 v2.RandomHorizontalFlip(options.flip),
                 v2.RandomVerticalFlip(options.flip_vertical),
-                v2.RandomChoice(
-                    [
-                        ShorterSide(size, max_size=round(options.max_size * size / options.min_size))
-                        for size in range(low, high + 1)
-                    ]
-                ),
+                v2.RandomChoice([ShorterSide(size, max_size=limit) for size, limit in limits.items()]),
                 v2.ClampBoundingBoxes(),  # resizing can move a box 1e-6 pixels out of the image, which makes it invalid
                 v2.RandomPhotometricDistort(p=options.photometric),
             ]
