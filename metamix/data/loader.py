@@ -211,7 +211,7 @@ class StreamLoader:
 
 @atexit.register  # runs before the function that torch registered, after which torch stops no workers
 def stop_workers() -> None:
-    """Stop the workers of all epochs that did not end.
+    """Stop all workers that still run: in unfinished epochs, and between the epochs of a training loader.
 
     At exit, Python sends each worker one SIGTERM and waits. Workers ignore the first SIGTERM, so it would wait forever.
     """

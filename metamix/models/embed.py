@@ -75,8 +75,8 @@ def limit_stride(stem: Any, downsamples: Sequence[Any], output_stride: int) -> N
 
     Raises:
         ValueError: the stride must change, but the model does not have four stages and a stride of 32; a downsampling
-            layer is not a convolution with an odd kernel; or `output_stride` is not 8 or 16, or no stage has
-                this stride.
+            layer is not a convolution with an odd kernel; or `output_stride` is not 8 or 16, or no stage has this
+            stride.
     """
     strides = [*accumulate((embed.reduction for embed in (stem, *downsamples)), operator.mul)]  # of the stages' maps
     if output_stride == strides[-1]:

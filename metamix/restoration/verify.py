@@ -43,9 +43,10 @@ class VerifyPairs(VerifyOptions):
 
     def problems(self) -> Iterator[str]:
         self.samples: list[ImagePair] = []
-        self.small: list[tuple[int, Path]] = []  # shorter side and path of each image smaller than a crop
-        roots = find_roots(self.options).values()
-        for root in roots:
+        self.small: list[tuple[int, Path]] = []  # shorter side and path of each training image below `CROP`
+        trained_on: set[Path] = set()
+        roots = find_roots(self.options)
+        for split, root in roots.items():
             try:
                 inside = find_samples(root, self.options, not self.clean)
             except Unmatched as error:
@@ -54,7 +55,9 @@ class VerifyPairs(VerifyOptions):
             except (ValueError, OSError) as error:
                 yield str(error)
                 continue
-            self.samples += leave_out(inside, root, roots)  # the other folders in `roots` are checked separately
+            inside = leave_out(inside, root, roots.values())  # the other folders in `roots` are checked separately
+            self.samples += inside
+            trained_on |= {sample.target for sample in inside if split == "train"}
         scale = None
         for sample in tqdm(self.samples, unit="img", leave=False, disable=None):
             broken = False
@@ -64,13 +67,16 @@ class VerifyPairs(VerifyOptions):
                 except CorruptImage as error:
                     broken = True
                     yield str(error)
-            if not broken and (shorter := min(sample.header.size)) < CROP:
-                self.small.append((shorter, sample.target))
-            if sample.input and not broken:
+            if broken:
+                continue
+            if sample.input:
                 try:
                     scale = scale_of_pair(sample, scale)
                 except ValueError as error:
                     yield str(error)
+            shorter = min(side - side % (scale or 1) for side in sample.header.size)
+            if shorter < CROP and sample.target in trained_on:
+                self.small.append((shorter, sample.target))
 
     def summary(self, count: int) -> str:
         checked = plural(len(self.samples), "image" if self.clean else "pair")
@@ -79,6 +85,6 @@ class VerifyPairs(VerifyOptions):
             (shorter, path), count = min(self.small), len(self.small)
             line += (
                 f"\nnote: {plural(count, 'clean image')} {'is' if count == 1 else 'are'} smaller than the default crop "
-                f"of {CROP} pixels: to train on all images, give --crop {shorter}, the shorter side of {path}"
+                f"of {CROP} pixels: to train on all images, give a --crop of at most {shorter}; {path} is the smallest"
             )
         return line

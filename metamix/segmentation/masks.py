@@ -100,7 +100,8 @@ def read_masks(source: Path) -> Masks:
     lookup = np.array([table[value] for value in values.tolist()], dtype=np.uint8)
     labels = Masks(classes, lambda mask: lookup[np.searchsorted(values, read_values(mask))], palette)
     if 255 in values and table[255] == IGNORED and not (source / "classes.txt").is_file():
-        labels.notes["the value 255 is ignored; if it is a class, name all classes in classes.txt"].append(str(source))
+        advice = "to make it a class, list all classes in classes.txt and their values in palette.txt (255 255 255)"
+        labels.notes[f"the value 255 is ignored; {advice}"].append(str(source))
     for mask, (split, name, image) in pairs.items():
         labels.add(split, name, image, read_header(mask).size, mask)
     labels.note_rest("mask", images, masks, pairs)
@@ -166,8 +167,8 @@ def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palet
 def name_values(source: Path, values: Sequence[int]) -> tuple[list[str], Sequence[int]]:
     """Return a name for each value that is a class, and these values.
 
-    In grey masks, 255 is ignored beside two or more other values, unless the values are about evenly spaced, as in
-    0, 127, 255.
+    In masks that are not in colour, 255 is ignored beside two or more other values, unless the values are about evenly
+    spaced, as in 0, 127, 255.
     """
     order = [value for value in values if value != 255]
     if len(order) < 2 or values[-1] >= COLOUR or max(np.diff(values)) <= 2 * min(np.diff(values)):

@@ -90,8 +90,8 @@ def check_resumable(
 
     Raises:
         ValueError: the data changed; an option that must stay the same changed; early stopping is on now, but was off
-            before; `score` changed, but early stopping has already chosen a best epoch; or the run has ended, and an
-            option other than `score` changed.
+            when epochs were scored; `score` changed, but early stopping has already chosen a best epoch; or the run has
+            ended, and an option other than `score` changed.
     """
     changes, best = resume_changes(state["recipe"], recipe), state.get("best", {})  # rejects another batch size
     if state["steps_per_epoch"] != steps_per_epoch:

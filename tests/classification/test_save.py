@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import metamix
+from metamix.mixers import create_mixer
 
 
 @pytest.mark.parametrize(
@@ -117,9 +118,21 @@ def test_numbers_may_be_numpy_scalars(tmp_path):
     assert metamix.load(tmp_path / "cats.safetensors").metadata.threshold == 0.5
 
 
-def test_a_model_whose_mixer_was_replaced_is_refused(tmp_path):
+class Smooth(torch.nn.Module):
+    """The same layer as in the mixer pooling, but without the subtraction of the map."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = create_mixer("pooling", 8, size=(8, 8)).pool
+
+    def forward(self, x):
+        return self.pool(x)
+
+
+@pytest.mark.parametrize("mixer", [torch.nn.Identity, Smooth])
+def test_a_model_whose_mixer_was_replaced_is_refused(mixer, tmp_path):
     model = timm.create_model("metaformer_pooling_nano", num_classes=2)
-    model.stages[1].blocks[0].mixer = torch.nn.Identity()
+    model.stages[1].blocks[0].mixer = mixer()
     with pytest.raises(ValueError, match="metaformer_pooling_nano with these arguments differs from this model"):
         metamix.save_classifier(model, tmp_path / "cats.safetensors", classes=["cat", "dog"])
 
@@ -131,7 +144,7 @@ def test_own_mixers_are_compared_by_their_options(forget_mixers, tmp_path):
     class Power(torch.nn.Module):
         def __init__(self, dim, *, size, p=2, proj_drop=0.0):
             super().__init__()
-            self.p, self.drop = p, torch.nn.Dropout(proj_drop) if proj_drop else torch.nn.Identity()
+            self.p, self.drop = p, torch.nn.Dropout2d(proj_drop) if proj_drop else torch.nn.Identity()
 
         def extra_repr(self):
             return str(object())

@@ -78,10 +78,18 @@ def test_splits_of_the_source_are_kept(image, mask, tmp_path):
     assert np.array_equal(labels["val/masks/a.png"], masks["valid"])
 
 
-def test_ignoring_255_is_said(tmp_path, capsys):
-    write(tmp_path / "source", {name: quarters(0, 2, 5, 255) for name in "ab"})
-    convert(tmp_path / "source")
-    assert "the value 255 is ignored; if it is a class, name all classes in classes.txt" in capsys.readouterr().out
+def test_the_note_on_255_says_how_to_make_it_a_class(tmp_path, capsys):
+    source = tmp_path / "source"
+    write(source, {name: quarters(0, 2, 5, 255) for name in "ab"})
+    convert(source)
+    advice = "the value 255 is ignored; to make it a class, list all classes in classes.txt and their values in palette"
+    assert advice in capsys.readouterr().out
+    (source / "classes.txt").write_text("sky\nroad\ncar\nsnow\n")
+    (source / "palette.txt").write_text("".join(f"{value} {value} {value}\n" for value in (0, 2, 5, 255)))
+    shutil.rmtree(tmp_path / "out")
+    classes, labels = convert(source)
+    assert classes == ("sky", "road", "car", "snow")
+    assert all(np.array_equal(values, quarters(0, 1, 2, 3)) for values in labels.values())
 
 
 @pytest.mark.parametrize(

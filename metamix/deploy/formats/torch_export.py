@@ -61,7 +61,9 @@ def open_program(file: Path, threads: int | None = None, precision: str = "fp32"
     if threads:
         torch.set_num_threads(threads)
     package = load_compiled(file) if file.name == COMPILED else None
-    program = package or torch.export.load(file.with_name(PROGRAM)).module()
+    if file.name == COMPILED and package is None:
+        file = file.with_name(PROGRAM)
+    program = package or torch.export.load(file).module()
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> list[np.ndarray]:
