@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from benchmarks.paths import read_json, write_json
 from metamix.utils.files import write_text
 from metamix.utils.system import commit, cpu_fields
-from metamix.utils.text import did_you_mean
+from metamix.utils.text import did_you_mean, plural
 
 PRECISIONS = ("fp32", "bf16")
 MODES = ("infer", "train")
@@ -160,7 +160,7 @@ def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...]) -> N
     fresh = {tuple(row[k] for k in key): row | origin for row in rows}
     kept = old.get("rows", [])
     if kept and old["machine"] != machine:
-        print(f"note: {path} had {len(kept)} rows of a different machine or of different versions; they are dropped")
+        print(f"note: {path}: dropped {plural(len(kept), 'row')} of a different machine or of different versions")
         kept = []
     kept = {tuple(row[k] for k in key): row for row in kept}
     write_json(path, {"machine": machine, "rows": list((kept | fresh).values())})

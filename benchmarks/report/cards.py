@@ -230,8 +230,8 @@ model = metamix.create_image_model("{name}", pretrained=True).eval()
         "test": "",
         "limits": [
             *card["limits"],
-            *["It takes only grey images: `predict` leaves out colour images."] * (card["channels"] == "grey"),
-            "It was trained for this degradation only, and does not remove other noise, blur or compression.",
+            *["The model takes only grey images: `predict` leaves out colour images."] * (card["channels"] == "grey"),
+            "The model was trained for this degradation only, and does not remove other noise, blur or compression.",
             "Only one seed was used.",
         ],
     }
@@ -290,10 +290,11 @@ def limits(card: dict) -> list[str]:
     classes, n = card["pretrained_cfg"]["label_names"], card["samples"]["test"]
     lines = [
         *card.get("limits", ()),
-        f"It has {len(classes)} classes: {', '.join(classes)}.",
+        f"The model has {len(classes)} classes: {', '.join(classes)}.",
         f"With {n:,} {split_of(card)} images, two standard errors of the accuracy are "
         f"{2 * standard_error(card['top1'], n):.2f} points. The error of a difference between two models is larger.",
-        "It was tested on images like those it was trained on, not on corrupted images or images from other sources.",
+        "The model was tested on images like its training images, not on corrupted images or images from other "
+        "sources.",
     ]
     if len(card["seeds"]) == 1:
         lines.append("Only one seed was used, so the spread over seeds is unknown.")

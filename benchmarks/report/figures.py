@@ -115,7 +115,7 @@ def name_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
 def draw_scaling(path: Path, curves: dict[str, dict]) -> None:
     """Draw time and memory of one image against its size."""
     figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
-    panels = ("ms", "time", "time, ms"), ("mib", "memory", "memory above the weights, MiB")
+    panels = ("ms", "time", "time, ms"), ("mib", "memory", "memory added by the passes, MiB")
     for axes, (key, exponent, title) in zip(figure.subplots(1, 2), panels):
         for mixer, curve in curves.items():
             style = {"marker": "o", "ms": 4, "lw": 1.8, "color": COLORS[mixer]}

@@ -123,10 +123,10 @@ def minattn_table(results: dict) -> str:
     ]
     notes = [
         "Test accuracy after the last epoch, with one seed. Full attention has query, key, value and "
-        "projection. Collapsed has one matrix for query and key. Minimal is collapsed without value and projection. "
-        "Symmetric has one Cholesky factor for query and key. The reproduction is a third party's, with post-norm, a "
-        "class token, 100 epochs of Adam at 1e-3, batches of 64 and no augmentation. Our models have a norm before "
-        "attention and before the MLP, and average over tokens."
+        "projection. Collapsed has one matrix for query and key. Minimal is like collapsed, but without value and "
+        "projection. Symmetric has one Cholesky factor for query and key. The reproduction is a third party's, with "
+        "post-norm, a class token, 100 epochs of Adam at 1e-3, batches of 64 and no augmentation. Our models have a "
+        "norm before attention and before the MLP, and average over tokens."
     ]
     for data, part in results.items():
         recipe = part["recipe"]
@@ -190,7 +190,8 @@ def restoration_memory_table() -> str:
         cells.append([f"`{row['model']}`", f"{row['width']:,} x {row['height']:,}", tiles, *spent])
     header = ["model", "pixels of the input", "tiles", "seconds", "microseconds per pixel", "memory, MiB"]
     note = (
-        f"One image in float32 on {cpu(result['machine'])}. Memory is what the pass adds to torch, weights and image."
+        f"One image in float32 on {cpu(result['machine'])}. Memory is what the pass adds to the peak of a "
+        "process that holds torch, the weights and the image."
     )
     return f"{table(header, cells)}\n\n{wrap(note)}"
 

@@ -148,7 +148,7 @@ def _describe(engine: Engine, run: Run) -> None:
     )
     total = about["samples"].get("train", options.batch_size)
     if total < options.batch_size and engine.steps_per_epoch == 1:  # restoration takes several crops of an image
-        run.say(f"note: {plural(total, 'sample')} cannot fill a batch of {options.batch_size}, so they are repeated")
+        run.say(f"note: {plural(total, 'sample')} cannot fill a batch of {options.batch_size}: samples are repeated")
     for note in engine.task.notes:
         run.say(f"         {note}")
     for note in engine.notes:

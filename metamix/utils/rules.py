@@ -151,8 +151,8 @@ def check_entries(
 ) -> None:
     """Raise ValueError if an entry of a file is missing, or if its rule does not accept it.
 
-    The message names the file, `source`, and `place`, the part of the file that holds the entries (None: the whole
-    file). It ends with `remedy`, which says what to do.
+    The message names the file (`source`) and the part of it that holds the entries (`place`; None: the whole file).
+    It ends with `remedy`, which says what to do.
     """
     inside = f" in {place}" if place else ""
     for name, rule in rules.items():

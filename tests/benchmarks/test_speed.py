@@ -32,7 +32,7 @@ def test_new_rows_replace_old_ones_and_rows_of_another_machine_are_dropped(tmp_p
     assert capsys.readouterr().out == ""
     timing.save(path, {"cpu": "another"}, rows(c=5), ("model",))
     assert read_json(path)["rows"] == rows(c=5)
-    assert "had 3 rows of a different machine or of different versions; they are dropped" in capsys.readouterr().out
+    assert "dropped 3 rows of a different machine or of different versions" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("family", ["25", "26"])
@@ -119,7 +119,7 @@ def test_ops_of_a_step_are_counted_by_part_of_the_model(mode):
     ops = roofline.time_ops(timing.Subject(model, 2, 32, "channels_last"), mode, "fp32")
     assert {op["part"] for op in ops} == {*roofline.PARTS, "rest"} | ({"optimizer"} if mode == "train" else set())
     flop = sum(op["flop"] for op in ops)
-    first = 2 * 2 * 32 * 32 * 3 * 4 * 9  # the first 3x3 convolution, from 3 channels to 4, needs no gradient of images
+    first = 2 * 2 * 32 * 32 * 3 * 4 * 9  # the first 3x3 convolution, from 3 channels to 4, needs no image gradient
     assert flop == (2 * macs if mode == "infer" else 6 * macs - first)
     backward = [op for op in ops if op["op"].startswith("convolution_backward 1x1") and " 12x8x" in op["shapes"]]
     assert {op["part"] for op in backward} == ({"channel MLP"} if mode == "train" else set())

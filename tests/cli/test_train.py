@@ -143,7 +143,7 @@ def test_a_dry_run_prints_data_model_memory_and_time_and_writes_nothing(tmp_path
     assert "note: 2 iterations are rounded to 1 whole epoch, 5 steps" in text and "average" not in text
     train(*QUICK, "--dry-run", "--batch-size", 1440, "--warmup-epochs", 2, "--eval-every", 2)
     text = capsys.readouterr().out
-    assert "note: 1,437 samples cannot fill a batch of 1440, so they are repeated" in text
+    assert "note: 1,437 samples cannot fill a batch of 1440: samples are repeated" in text
     assert "note: the whole run is warm-up, so the learning rate only rises; give a lower --warmup-epochs" in text
     assert "note: --eval-every has no effect: no split is held out" in text
 

@@ -360,7 +360,7 @@ def test_labelme_files_may_lie_in_another_folder_than_the_images(tmp_path):
 
 
 SQUARE = [2, 1, 20, 1, 20, 10, 2, 10]
-MASK = "^e02f00R1"  # run lengths 686, 2, 22, 2, 56: the rows 14 and 15 of the columns 28 and 29
+MASK = "^e02f00R1"  # run lengths 686, 2, 22, 2, 56: rows 14 and 15 of columns 28 and 29
 
 
 def coco(folder, annotations, **image):
