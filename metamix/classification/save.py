@@ -133,8 +133,8 @@ def _signature(model: nn.Module) -> tuple[dict[str, torch.Size], dict[str, str],
         # `describe` returns the arguments that mixers were built with, but their layers may have been replaced later.
         # The text of a user's layer may have an address or values, so only its type is compared.
         if ".mixer" in name and not isinstance(layer, (_DropoutNd, *TRAINING_ONLY, nn.Identity)):
-            is_ours = type(layer).__module__.startswith(("torch.", "timm.", "metamix."))
-            layers[f"{name} now"] = repr(layer) if is_ours and not any(layer.children()) else type(layer).__name__
+            of_library = type(layer).__module__.startswith(("torch.", "timm.", "metamix."))
+            layers[f"{name} now"] = repr(layer) if of_library and not any(layer.children()) else type(layer).__name__
     layers = {name: text.replace("SyncBatchNorm", "BatchNorm2d") for name, text in layers.items()}
     layers = {name: re.sub(r", momentum=[^,)]*", "", text) for name, text in layers.items()}
     poolings = [str(layer.global_pool) for layer in model.modules() if hasattr(layer, "global_pool")]

@@ -38,7 +38,7 @@ def register_mixer(name: str) -> Callable[[MixerClass], MixerClass]:
     extractor of timm treats the mixer as one node of its graph.
 
     Raises:
-        ValueError: the name is taken, or the constructor is not `(dim, *, size, ...)`.
+        ValueError: the name is taken, the constructor is not `(dim, *, size, ...)`, or an option is called `name`.
         TypeError: the name is missing, or the decorated object is not an `nn.Module` class.
     """
     if not isinstance(name, str):

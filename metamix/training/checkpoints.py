@@ -69,9 +69,9 @@ class Checkpoints:
             ) from error
 
     def written(self, step: int, path: Path | None = None) -> None:
-        """Remember the newest checkpoint and its time; to be called on every rank.
+        """Remember the newest checkpoint and the time; every rank calls this.
 
-        Pass `path` if the checkpoint belongs to another run.
+        `path` is needed only if the checkpoint belongs to another run.
         """
         self._written_at, self.last = time.monotonic(), (path or self.path, step)
 
