@@ -14,7 +14,7 @@ import metamix  # noqa: F401 - registers the models with timm
 from metamix.classification.options import ModelOptions
 from metamix.classification.task import Classification
 from metamix.restoration.task import Restoration
-from metamix.training.forward import evaluate
+from metamix.training.forward import score_batches
 from metamix.training.processes import ProcessGroup
 
 
@@ -30,14 +30,14 @@ def score(task: Classification, model: nn.Module) -> tuple[float, Tensor]:
     """Run a model in float32 on the test split; return its top-1 accuracy in percent and the confusion matrix."""
     model.eval().to(memory_format=torch.channels_last)
     loader = task.data.eval_loaders(256, 0, 1)["test"]
-    scores, states = evaluate(task.metric, model, loader, ProcessGroup.start("cpu"), None, torch.channels_last)
+    scores, states = score_batches(task.metric, model, loader, ProcessGroup.start("cpu"), None, torch.channels_last)
     return scores["top1"], states[0]["confusion"]
 
 
 def score_restoration(task: Restoration, model: nn.Module) -> dict[str, float]:
     """Run a model in float32 on the task's test images; return its scores by name."""
     loader = task.data.eval_loaders(1, 0, 1)["test"]
-    return evaluate(task.metric, model, loader, ProcessGroup.start("cpu"), None, torch.channels_last)[0]
+    return score_batches(task.metric, model, loader, ProcessGroup.start("cpu"), None, torch.channels_last)[0]
 
 
 def check_reproduced(card: dict, top1: float) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from metamix.cli.train import main as train
+import metamix
 
 
 def draw_shapes(folder: Path, counts: dict[str, int]) -> None:
@@ -40,17 +40,22 @@ def draw_shapes(folder: Path, counts: dict[str, int]) -> None:
         (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(data))
 
 
-def main(folder: str, epochs: str = "4", images: int = 80) -> None:
+def main(folder: str, epochs: int = 4, images: int = 80) -> None:
     """Draw a data set and fine-tune RetinaNet from the CIFAR-10 weights of a small backbone."""
     data = Path(folder) / "shapes"
     draw_shapes(data, {"train": images, "val": images // 4})
-    train(
-        [
-            "--config", "bccd/retinanet", "--data-dir", str(data), "--output", str(Path(folder) / "run"),
-            "--train-on", "train", "--test-on", "val", "--min-size", "96", "--max-size", "96",
-            "--model", "metaformer_pooling_nano", "--pretrained", "--epochs", epochs,
-        ]
-    )  # fmt: skip
+    metamix.train(
+        "bccd/retinanet",
+        model="metaformer_pooling_nano",
+        pretrained=True,
+        data_dir=data,
+        train_on="train",
+        test_on="val",
+        min_size=96,
+        max_size=96,
+        epochs=epochs,
+        output=Path(folder) / "run",
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import metamix
-from metamix.cli.train import main as train
 
 
 @metamix.register_mixer("depthwise")
@@ -29,10 +28,9 @@ class Depthwise(nn.Module):
         return self.conv(x) - x
 
 
-def main(folder: str, epochs: str = "15") -> None:
+def main(folder: str, epochs: int = 15) -> None:
     """Train the mixer in a nano MetaFormer, load the result and label ten digits."""
-    options = {"--config": "digits/demo", "--model-args": "{mixer: depthwise}", "--output": folder, "--epochs": epochs}
-    train([word for pair in options.items() for word in pair])
+    metamix.train("digits/demo", model_args={"mixer": "depthwise"}, output=folder, epochs=epochs)
     digits = load_digits()
     pictures = [Image.fromarray((pixels * 255 / 16).round().astype("uint8")) for pixels in digits.images[:10]]
     predictions = metamix.load(folder).predict(pictures, top=1)

@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import metamix
-from metamix.cli.train import main as train
 from metamix.segmentation.predict import LabelPixels
 
 CLASSES = ("sky", "ground", "house", "tree")
@@ -60,17 +59,23 @@ def draw_set(root: Path, size: tuple[int, int] = (128, 96), **counts: int) -> No
     (root / "classes.txt").write_text("\n".join(CLASSES) + "\n")
 
 
-def main(folder: str, epochs: str = "10", images: int = 160) -> None:
+def main(folder: str, epochs: int = 10, images: int = 160) -> None:
     """Draw a data set, train Semantic FPN on it from scratch, and predict the labels of its test images."""
     root = Path(folder)
     run = str(root / "run")
     draw_set(root, train=images, test=images // 8)
-    train(
-        [
-            "--task", "segmentation", "--data-dir", folder, "--output", run, "--model", "metaformer_pooling_nano",
-            "--crop", "96,128", "--batch-size", "4", "--optimizer", "muon", "--lr", "5e-3", "--ema", "--epochs", epochs,
-        ]
-    )  # fmt: skip
+    metamix.train(
+        task="segmentation",
+        model="metaformer_pooling_nano",
+        data_dir=folder,
+        crop=(96, 128),
+        batch_size=4,
+        optimizer="muon",
+        lr=5e-3,
+        ema=True,
+        epochs=epochs,
+        output=run,
+    )
     LabelPixels((root / "test" / "images",), output=root / "predicted").run(metamix.load(run))
 
 

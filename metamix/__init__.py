@@ -6,7 +6,9 @@
     timm.create_model("metaformer_raft_nano", pretrained=True)      a model with its weights
     timm.create_model("metaformer_raft_s12", features_only=True)    feature maps at strides 4, 8, 16 and 32
     timm.create_model("metaformer_raft_s12", mixer="minattn")       the same model with another mixer
+    metamix.train("finetune/tiny", data_dir="images")               train, as on the command line
     metamix.load("RUN_OR_FILE").predict(["a.jpg"])                  a trained model of any task
+    metamix.evaluate(checkpoint="RUN_OR_FILE", data_dir="images")   its scores
     metamix.export("RUN_OR_FILE", output="FOLDER", format="onnx")   the same model for an inference engine
     metamix.save_classifier(model, "my.safetensors", classes=...)   a model from your own training loop
 
@@ -37,14 +39,20 @@ from .tasks.spec import TaskSpec
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .cli.evaluate import evaluate
+    from .cli.train import train
     from .tasks.export import export
 
 __all__ = [
-    "TaskSpec", "__version__", "create_image_model", "export", "list_image_models", "list_mixers", "list_models",
-    "load", "mixer_options", "models", "register_mixer", "register_task",
+    "TaskSpec", "__version__", "create_image_model", "evaluate", "export", "list_image_models", "list_mixers",
+    "list_models", "load", "mixer_options", "models", "register_mixer", "register_task", "train",
 ]  # fmt: skip
 # Imported on first use, so that `import metamix` takes less time.
-_PARTS = PUBLIC | {"export": "metamix.tasks.export:export"}
+_PARTS = PUBLIC | {
+    "evaluate": "metamix.cli.evaluate:evaluate",
+    "export": "metamix.tasks.export:export",
+    "train": "metamix.cli.train:train",
+}
 _PACKAGES = tuple(TASKS)
 
 
@@ -54,7 +62,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import tasks, their public functions and `export` on first use."""
+    """Import tasks, and functions of the parts that are slow to import, on first use."""
     if name in _PARTS:
         return resolve_name(_PARTS[name])
     if name in _PACKAGES:

@@ -2,9 +2,11 @@
 
 import re
 import shlex
+from dataclasses import replace
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from pkgutil import resolve_name
 from unittest.mock import Mock
 
 import pytest
@@ -57,7 +59,8 @@ def parse(monkeypatch):
         program, *rest = words
         assert program == "metamix"
         for command in ("train", "evaluate"):
-            monkeypatch.setattr(f"metamix.cli.{command}.task_of_options", lambda options: task)
+            reader = f"metamix.cli.{command}.READER"
+            monkeypatch.setattr(reader, replace(resolve_name(reader), default_task=lambda options: task))
         monkeypatch.setattr("metamix.tasks.predict.choose_task", lambda named, words: find_task(named or task))
         main(rest)
 

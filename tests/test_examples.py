@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 def test_the_mixer_example_trains_and_predicts(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(EXAMPLES / "own_mixer.py"))["main"](str(tmp_path / "run"), epochs="1")
+    runpy.run_path(str(EXAMPLES / "own_mixer.py"))["main"](str(tmp_path / "run"), epochs=1)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].startswith("predicted: ") and len(lines[-2].split()) == 11
     assert lines[-1].split()[1:] == list("0123456789")
@@ -21,13 +21,13 @@ def test_the_mixer_example_trains_and_predicts(tmp_path, capsys, monkeypatch):
 
 def test_the_detector_example_trains_and_scores(tmp_path, capsys):
     pytest.importorskip("pycocotools", reason="COCO scores need the extra `detection`")
-    runpy.run_path(str(EXAMPLES / "finetune_detector.py"))["main"](str(tmp_path), epochs="1", images=8)
+    runpy.run_path(str(EXAMPLES / "finetune_detector.py"))["main"](str(tmp_path), epochs=1, images=8)
     assert "val: AP" in capsys.readouterr().out
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
 def test_the_segmenter_example_trains_and_predicts(tmp_path, capsys):
-    runpy.run_path(str(EXAMPLES / "train_segmenter.py"))["main"](str(tmp_path), epochs="1", images=8)
+    runpy.run_path(str(EXAMPLES / "train_segmenter.py"))["main"](str(tmp_path), epochs=1, images=8)
     assert "test: miou" in capsys.readouterr().out
     assert (tmp_path / "predicted" / "overlays" / "0.png").is_file()
 

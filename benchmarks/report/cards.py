@@ -27,7 +27,7 @@ from benchmarks.report.models import arxiv_link, arxiv_of, image_arxiv_of
 from benchmarks.report.tasks import per_pixel
 from benchmarks.weight_cards import commit_in_words, image_size, load_cards, model_of, standard_error
 from metamix.tasks.registry import find_task
-from metamix.training.recipe import parse
+from metamix.training.recipe import RecipeReader
 from metamix.utils.options import read_yaml
 from metamix.utils.text import short_count
 from metamix.weights.find import weights_dir
@@ -318,9 +318,8 @@ def read_recipes(task: str) -> dict[Path, dict]:
     options, recipes = find_task(task).part("task").Options, {}
     for path in sorted(CONFIGS.glob("*/*.yaml")):
         if read_yaml(path).get("task", "classification") == task:
-            words = ["--config", str(path)]
-            recipe = parse(words, [task], lambda name: options, default_task=lambda values: task, description="")
-            recipes[path] = recipe.flat()
+            reader = RecipeReader([task], lambda name: options, lambda values: task)
+            recipes[path] = reader.read(path, None, {}).flat()
     return recipes
 
 

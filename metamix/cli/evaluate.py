@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,10 @@ from typing import Any, Literal
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.tasks.options import task_of_options
 from metamix.tasks.registry import TASKS, find_task
-from metamix.training.forward import autocast_dtype, evaluate, memory_format
+from metamix.training.forward import autocast_dtype, memory_format, score_batches
 from metamix.training.processes import ProcessGroup
-from metamix.training.recipe import parse
+from metamix.training.recipe import RecipeReader
+from metamix.training.reports import result_of, scores_text
 from metamix.utils.files import make_output_folder, read_json, write_text
 from metamix.utils.options import Options, option
 from metamix.utils.rules import Count
@@ -44,16 +45,31 @@ class EvalOptions(Options):
     channels_last: bool = option(True, "store images and weights in the channels_last memory format")
 
 
+READER = RecipeReader(TASKS, lambda task: find_task(task).part("task").EvalOptions, task_of_options, EvalOptions)
+
+
+def evaluate(*, task: str | None = None, **options: Any) -> dict[str, Any]:
+    """Score a model, as `metamix eval` does, and return the content of result.json.
+
+        metamix.evaluate(checkpoint="runs/mine", data_dir="images")["top1"]
+
+    Args:
+        task: name of the task; by default the task of `checkpoint` or of `model`.
+        options: options of `metamix eval`, with underscores, such as `data_dir="images"`.
+
+    Raises:
+        ValueError: an option, the data or the weights are unsuitable.
+        OSError: a file cannot be read or written.
+        ImportError: a package is missing.
+    """
+    recipe = READER.read(None, task, options)
+    with ProcessGroup.start(recipe.engine.device) as group:
+        return score(recipe.task, recipe.engine, recipe.options, group)
+
+
 def main(argv: Sequence[str]) -> None:
     """Score the model that the command line names; exit with a message if the input is invalid."""
-    recipe = parse(
-        argv,
-        TASKS,
-        lambda task: find_task(task).part("task").EvalOptions,
-        engine=EvalOptions,
-        default_task=task_of_options,
-        description=__doc__.split("\n\n")[0],
-    )
+    recipe = READER.parse(argv, __doc__.split("\n\n")[0])
     with (
         exit_with_message(ValueError),
         ProcessGroup.start(recipe.engine.device) as group,
@@ -63,8 +79,8 @@ def main(argv: Sequence[str]) -> None:
         score(recipe.task, recipe.engine, recipe.options, group)
 
 
-def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGroup) -> None:
-    """Score a model, print the result, and write result.json and pictures."""
+def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGroup) -> dict[str, Any]:
+    """Score a model, print the result, write result.json and pictures, and return the result."""
     with group.local_main_first():
         task, model, metadata = find_task(task_name).part("task").trained(options)
     loaders = task.data.eval_loaders(settings.batch_size, group.rank, group.world_size)
@@ -83,8 +99,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
     folder = Path(settings.output or f"runs/eval-{task.title}" + ("-holdout" if settings.split == "holdout" else ""))
     if (folder / RECIPE).exists():
         raise ValueError(f"{folder} is a run folder, and its pictures would be replaced: give another --output")
-    described = task.model.describe(model)
-    about = described | {
+    about = task.model.describe(model) | {
         "split": settings.split,
         "checkpoint": options.checkpoint,
         "weights": metadata.get("weights"),
@@ -97,32 +112,26 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
             what = f"{earlier.get('checkpoint') or earlier.get('model')} on {earlier.get('data')}"
             print(printable(f"note: the result of {what} in {folder} is replaced; to keep it, give another --output"))
     start = time.monotonic()
-    scores, states = evaluate(
+    scores, states = score_batches(
         task.metric, model, loaders[settings.split], group, autocast_dtype(settings.amp, group.device), layout
     )
     seconds = time.monotonic() - start
 
-    if group.is_main:
-        speed = described["samples"][settings.split] / seconds
-        print(printable(result_line(scores, described, settings.split, speed)))
-        if report := task.pictures.report(states):
-            print(report)
-        result = {name: round(value, 4) for name, value in scores.items()} | about
-        if by_class := task.metric.by_class(states):
-            result["by_class"] = by_class
-        result |= {"img_per_s": round(speed, 1), "versions": versions()}
-        write_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
-        pictures = task.pictures.draw(states, folder)
-        print(printable(f"written: {folder / RESULT} {' '.join(map(str, pictures))}"))
-
-
-def result_line(scores: Mapping[str, float], described: Mapping[str, Any], split: str, speed: float) -> str:
-    """Format the scores as one line, with the model, the data and the images per second."""
-    name = split if split == "holdout" else described.get("test_split", "test")
-    size = f" of {described['img_size']} pixels" if "img_size" in described else ""
-    images = f"{plural(described['samples'][split], 'image')}{size}"
-    shown = ", ".join(f"{score} {value:.4g}" for score, value in scores.items())
-    return f"{described['model']} on {described['data']}, {name} ({images}): {shown}; {speed_text(speed)}"
+    if not group.is_main:
+        return {}
+    speed = about["samples"][settings.split] / seconds
+    result = result_of(task.metric, scores, states) | about
+    split = settings.split if settings.split == "holdout" else about.get("test_split", "test")
+    size = f" of {about['img_size']} pixels" if "img_size" in about else ""
+    images = f"{plural(about['samples'][settings.split], 'image')}{size}"
+    print(printable(f"{scores_text(result, scores, f'{split} ({images})')}; {speed_text(speed)}"))
+    if report := task.pictures.report(states):
+        print(report)
+    result |= {"img_per_s": round(speed, 1), "versions": versions()}
+    write_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
+    pictures = task.pictures.draw(states, folder)
+    print(printable(f"written: {folder / RESULT} {' '.join(map(str, pictures))}"))
+    return result
 
 
 def _read_result(folder: Path) -> dict[str, Any] | None:

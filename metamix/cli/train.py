@@ -14,28 +14,53 @@ metamix/training/engine.py.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.tasks.options import task_of_options
 from metamix.tasks.registry import TASKS, find_task
 from metamix.training.engine import NotFinite
 from metamix.training.processes import ProcessGroup, Stopped
-from metamix.training.recipe import Recipe, parse
+from metamix.training.recipe import Recipe, RecipeReader
 from metamix.training.reports import compare_runs
-from metamix.training.train import train
+from metamix.training.train import train_model
 from metamix.utils.system import exit_if_out_of_memory
 from metamix.utils.text import exit_with_message, printable
+
+READER = RecipeReader(TASKS, lambda task: find_task(task).part("task").Options, task_of_options)
+
+
+def train(config: str | Path | None = None, *, task: str | None = None, **options: Any) -> Path:
+    """Train one model, as `metamix train` does, and return its run folder.
+
+        metamix.train("finetune/tiny", data_dir="images", output="runs/mine")
+
+    The same call resumes a run that was stopped. If the run is finished, the call returns at once. In a run of several
+    processes, which torchrun starts, the process ends after the training.
+
+    Args:
+        config: YAML file of options, or the name of a shipped one, such as "digits/demo".
+        task: name of the task; by default the task of the config, of `checkpoint` or of `model`.
+        options: options of `metamix train`, with underscores, such as `batch_size=64`.
+
+    Raises:
+        ValueError: an option, the data, the weights or the run folder is unsuitable.
+        OSError: a file cannot be read or written.
+        ImportError: a package is missing.
+        metamix.training.engine.NotFinite: the loss is not finite.
+        metamix.training.processes.Stopped: a signal, such as Ctrl-C, stopped the run after a checkpoint was written.
+    """
+    recipe = READER.read(config, task, options)
+    if "," in recipe.options.model:
+        raise ValueError(f"model is {recipe.options.model}, but metamix.train trains one model: call it for each")
+    with ProcessGroup.start(recipe.engine.device) as group:
+        check_model(recipe, recipe.options.model, group)
+        return train_one(recipe, group)
 
 
 def main(argv: Sequence[str]) -> None:
     """Train the models that the command line names; exit with a message if the input is invalid."""
-    recipe = parse(
-        argv,
-        TASKS,
-        lambda task: find_task(task).part("task").Options,
-        default_task=task_of_options,
-        description=__doc__.split("\n\n")[0],
-    )
+    recipe = READER.parse(argv, __doc__.split("\n\n")[0])
     with (
         exit_with_message(ValueError),
         ProcessGroup.start(recipe.engine.device) as group,
@@ -57,14 +82,7 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
             f"--resume and --checkpoint out"
         )
     for model in models:  # so that a mistake in the last name shows before the first model is trained
-        if ":" in model:
-            raise ValueError(
-                f"model is {model}. Models from a hub cannot be trained, since weight files store a registered name: "
-                f"give --model NAME, and the hub's weights as --checkpoint FILE"
-            )
-        find_task(recipe.task).part("task").check_model(model, recipe.options.pretrained)
-        if "." in model and not (recipe.options.pretrained or recipe.options.checkpoint) and group.is_main:
-            print(printable(f"note: {model} names weights, but they are loaded only with --pretrained"))
+        check_model(recipe, model, group)
     for i, model in enumerate(models):
         # Each model gets a copy of the engine's options, since the engine fills in options that are not set.
         of_model = replace(recipe, engine=replace(recipe.engine), options=replace(recipe.options, model=model))
@@ -72,9 +90,7 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
             of_model.engine.output = str(Path(recipe.engine.output) / model)
         exit_code = None
         try:
-            with group.local_main_first():
-                task = find_task(of_model.task).part("task")(of_model.options, seed=of_model.engine.seed)
-            folders.append(train(task, of_model, group))
+            folders.append(train_one(of_model, group))
         except Stopped as stopped:
             launched = group.agent is not None or group.world_size > 1  # torchrun restarts unless all ranks exit with 0
             exit_code = 0 if launched else stopped.exit_code
@@ -84,3 +100,22 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
             raise SystemExit(exit_code)
     if len(models) > 1 and group.is_main and not recipe.engine.dry_run:
         print(compare_runs(folders))
+
+
+def check_model(recipe: Recipe, model: str, group: ProcessGroup) -> None:
+    """Raise ValueError if the task cannot train `model`; tell the user if weights that its name has are not loaded."""
+    if ":" in model:
+        raise ValueError(
+            f"model is {model}. Models from a hub cannot be trained, since weight files store a registered name: "
+            f"give --model NAME, and the hub's weights as --checkpoint FILE"
+        )
+    find_task(recipe.task).part("task").check_model(model, recipe.options.pretrained)
+    if "." in model and not (recipe.options.pretrained or recipe.options.checkpoint) and group.is_main:
+        print(printable(f"note: {model} names weights, but they are loaded only with --pretrained"))
+
+
+def train_one(recipe: Recipe, group: ProcessGroup) -> Path:
+    """Train the model that the recipe names, and return its run folder."""
+    with group.local_main_first():
+        task = find_task(recipe.task).part("task")(recipe.options, seed=recipe.engine.seed)
+    return train_model(task, recipe, group)

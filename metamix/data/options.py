@@ -54,7 +54,11 @@ class ImageOptions(Options):
 class ReadingOptions(ImageOptions):
     """Options for reading image files, shared by all tasks."""
 
-    workers: Natural = _reading(2, "processes that read images, at most one per core; 0: the main process reads them")
+    workers: Natural | None = _reading(
+        None,
+        "processes that read images, at most one per core; 0: the main process reads them; default: 2, or on a GPU "
+        "this process's share of the cores, at most 16",
+    )
     corrupt_limit: Share = _reading(0.01, "stop if more than this share of the images cannot be read")
 
 

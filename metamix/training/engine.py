@@ -21,7 +21,7 @@ from metamix.weights.fit import load_into
 
 from .checkpoints import Checkpoints, check_resumable
 from .early_stopping import Best, check_held_out, is_exhausted, updated
-from .forward import evaluate, memory_format, num_samples
+from .forward import memory_format, num_samples, score_batches
 from .memory import largest_part
 from .optimization import freeze, train_mode
 from .processes import ProcessGroup, Stopped, StopSignal
@@ -152,7 +152,7 @@ class Engine:
         self.pending.append(losses)
 
     def evaluate(self, split: str, weights: str = "last") -> tuple[dict[str, float], list[State]]:
-        """Score the split "holdout" or "test" with the "last" weights or their average, "ema"; see `forward.evaluate`.
+        """Score the split "holdout" or "test" with the "last" weights or their average, "ema"; see `score_batches`.
 
         Raises:
             Stopped: at a signal, if the run has a single process. A resumed run scores the split again.
@@ -160,7 +160,7 @@ class Engine:
         model = self.stepper.weights(weights)
         self.group.broadcast(model.buffers())  # batch statistics differ between ranks, which see different samples
         batches = self._until_stopped(self.eval_loaders[split])
-        return evaluate(self.task.metric, model, batches, self.group, self.stepper.dtype, self.memory_format)
+        return score_batches(self.task.metric, model, batches, self.group, self.stepper.dtype, self.memory_format)
 
     def save(self) -> None:
         """Write the checkpoint; raise NotFinite if a weight is not finite."""

@@ -76,7 +76,7 @@ def cpu_has_bf16() -> bool:
 
 
 @torch.no_grad()
-def evaluate(
+def score_batches(
     metric: Metric,
     model: nn.Module,
     loader: Iterable[Batch],

@@ -46,6 +46,7 @@ Epochs = Annotated[int, Field(ge=1, le=10**6)]
 Iterations = Annotated[int, Field(ge=0, le=10**9)]
 BatchSize = Annotated[int, Field(ge=1, le=10**6)]
 Minutes = Annotated[float, Field(ge=0, allow_inf_nan=True, description="a number of at least 0")]
+OptionFields = Mapping[str, tuple[dataclasses.Field, Any]]  # the field and the type of each option, by name
 
 
 @dataclass
@@ -173,75 +174,118 @@ class Recipe:
         return dump_yaml(self.flat())
 
 
-def parse(
-    argv: Sequence[str],
-    tasks: Collection[str],
-    task_options: Callable[[str], type],
-    *,
-    default_task: Callable[[Mapping[str, Any]], str],
-    description: str,
-    engine: type = EngineOptions,
-) -> Recipe:
-    """Read a recipe from the config that `--config` names, and then from the other flags.
-
-    Exit with a message if the recipe has a mistake.
+@dataclass(frozen=True)
+class RecipeReader:
+    """Read a recipe from a config, and from the options on a command line or in a Python call, which override it.
 
     Args:
-        tasks: names of all tasks, read after the modules of `--import` have registered their tasks.
+        tasks: names of all tasks, read after the imported modules have registered their tasks.
         task_options: returns the dataclass of a task's options. The dataclass may have an attribute `engine_defaults`,
             the task's own defaults of engine options.
-        default_task: returns the name of the task if neither `--task` nor the config names one. It gets the config, in
-            which the command line's values of `checkpoint` and `model` replace the config's.
+        default_task: returns the name of the task if nothing names one. It gets the config, in which the `checkpoint`
+            and the `model` of the command line or of the call replace the config's.
         engine: dataclass of the options that every task has.
     """
-    with exit_with_message(ValueError, OSError):
-        parser = Parser(
-            usage="%(prog)s [--config FILE] [--option value ...]",
-            epilog="Each task has its own options: add --task NAME to --help.\n"
-            "A config has the same options, with underscores. Flags override the config.",
-        )
-        config_help = "YAML file of options, or the name of a shipped one such as digits/demo"
-        parser.add_argument("--config", action="append", default=[], metavar="FILE", help=config_help)
-        parser.add_argument("--task", metavar="NAME", help="default: the task of --checkpoint or --model")
-        first = parser.parse_known_args(argv)[0]
-        if len(first.config) > 1:
-            raise ValueError(f"several configs are given, {' and '.join(first.config)}; give one and the rest as flags")
-        path = find_config(first.config[0]) if first.config else Path()
-        config = read_yaml(path) if first.config else {}
-        imports = convert(config.pop("import", []), tuple[str, ...], f"{path}: import")
-        imports = tuple(dict.fromkeys([*imports, *first.imports]))
-        import_modules(imports)
-        task = convert(config.pop("task"), str, f"{path}: task") if "task" in config else None
-        chosen = first.task or task
-        task = chosen or default_task(config | take_flags(argv, "checkpoint", "model")[0])
-        check_choice("task", task, tasks, "For a task of your own, give --import MODULE.")
 
-        parser.description = f"{description}\n\nTasks: {', '.join(tasks)}. This help is for {task}."
-        classes = engine, task_options(task)
+    tasks: Collection[str]
+    task_options: Callable[[str], type]
+    default_task: Callable[[Mapping[str, Any]], str]
+    engine: type = EngineOptions
+
+    def parse(self, argv: Sequence[str], description: str = "") -> Recipe:
+        """Read a command line; exit with a message if it has a mistake. `description` begins the text of --help."""
+        with exit_with_message(ValueError, OSError):
+            parser = Parser(
+                usage="%(prog)s [--config FILE] [--option value ...]",
+                epilog="Each task has its own options: add --task NAME to --help.\n"
+                "A config has the same options, with underscores. Flags override the config.",
+            )
+            config_help = "YAML file of options, or the name of a shipped one such as digits/demo"
+            parser.add_argument("--config", action="append", default=[], metavar="FILE", help=config_help)
+            parser.add_argument("--task", metavar="NAME", help="default: the task of --checkpoint or --model")
+            first = parser.parse_known_args(argv)[0]
+            if len(names := first.config) > 1:
+                raise ValueError(f"several configs are given, {' and '.join(names)}; give one and the rest as flags")
+
+            def read_flags(task: str, options: OptionFields, unknown: Callable) -> dict[str, Any]:
+                parser.description = f"{description}\n\nTasks: {', '.join(self.tasks)}. This help is for {task}."
+                return parse_flags(parser, argv, options, unknown, ["--config", "--task"])
+
+            starts = take_flags(argv, "checkpoint", "model")[0]
+            return self._read(names[0] if names else None, first.task, starts, read_flags, first.imports)
+
+    def read(self, config: str | Path | None, task: str | None, options: Mapping[str, Any]) -> Recipe:
+        """Read the arguments of a Python call; raise ValueError if an option is unknown, or its value is wrong."""
+        values = {name: os.fspath(value) if isinstance(value, Path) else value for name, value in options.items()}
+        return self._read(config, task, values, lambda task, *fields: _convert_all(values, *fields))
+
+    def _read(
+        self,
+        config_name: str | Path | None,
+        chosen: str | None,
+        starts: Mapping[str, Any],
+        read_flags: Callable[[str, OptionFields, Callable], dict[str, Any]],
+        modules: Sequence[str] = (),
+    ) -> Recipe:
+        """Read the config, choose the task, and read the options that override the config.
+
+        Args:
+            chosen: name of the task, if it is given outside the config.
+            starts: options given outside the config, of which `checkpoint` and `model` may show the task.
+            read_flags: returns the options given outside the config. It gets the name of the task, the fields and
+                types of all options by name, and a function that returns the message about an unknown option.
+            modules: modules to import, besides those of the config.
+        """
+        path = find_config(str(config_name)) if config_name else Path()
+        config = read_yaml(path) if config_name else {}
+        imports = convert(config.pop("import", []), tuple[str, ...], f"{path}: import")
+        imports = tuple(dict.fromkeys([*imports, *modules]))
+        import_modules(imports)
+        configured_task = convert(config.pop("task"), str, f"{path}: task") if "task" in config else None
+        chosen = chosen or configured_task
+        shows_task = {name: starts[name] for name in ("checkpoint", "model") if name in starts}
+        task = chosen or self.default_task(config | shows_task)
+        check_choice("task", task, self.tasks, "For a task of your own, give --import MODULE.")
+
+        classes = self.engine, self.task_options(task)
         defaults = getattr(classes[1], "engine_defaults", {})
         options = options_of(*classes, defaults=defaults)
-        unknown = partial(no_option, task=task, tasks=tasks, task_options=task_options, advise=not chosen)
-        for name in config:
-            if name not in options:
-                raise ValueError(f"{path}: {unknown(name, options)}")
-        configured = {name: convert(value, options[name][1], f"{path}: {name}") for name, value in config.items()}
-        flags = parse_flags(parser, argv, options, unknown, ["--config", "--task"])
-        for values, source in ((configured, f"{path}: epochs and iterations"), (flags, "--epochs and --iterations")):
-            if "epochs" in values and values.get("iterations"):
-                raise ValueError(f"{source} both say how long the run is; give one")
-        for flag, other in INSTEAD:
-            if flags.get(flag):
-                configured.pop(other, None)
-        # A saved recipe has score ema or last, never auto. If a flag changes ema, score must be chosen anew.
-        if flags.get("ema", configured.get("ema")) != configured.get("ema"):
-            configured.pop("score", None)
-        values = {**defaults, **configured, **flags}
+        unknown = partial(no_option, task=task, tasks=self.tasks, task_options=self.task_options, advise=not chosen)
+        configured = _convert_all(config, options, unknown, f"{path}: ")
+        flags = read_flags(task, options, unknown)
+        values = _override(configured, flags, path)
+        complete = {**defaults, **values}
         engine_options, task_options = (
-            cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
+            cls(**{field.name: complete[field.name] for field in dataclasses.fields(cls) if field.name in complete})
             for cls in classes
         )
         check_needs(flags, vars(engine_options) | vars(task_options), options)
-        return Recipe(task, engine_options, task_options, imports, CHOSEN - configured.keys() - flags.keys())
+        return Recipe(task, engine_options, task_options, imports, CHOSEN - values.keys())
+
+
+def _convert_all(
+    values: Mapping[str, Any], options: OptionFields, unknown: Callable[..., str], where: str = ""
+) -> dict[str, Any]:
+    """Convert values to the types of their options; raise ValueError for an unknown option or a wrong value."""
+    if wrong := next((name for name in values if name not in options), None):
+        raise ValueError(f"{where}{unknown(wrong, options)}")
+    return {name: convert(value, options[name][1], f"{where}{name}") for name, value in values.items()}
+
+
+def _override(configured: Mapping[str, Any], flags: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the options of the config at `path`, overridden by the flags.
+
+    Raises:
+        ValueError: the config or the flags give both epochs and iterations.
+    """
+    for values, source in ((configured, f"{path}: epochs and iterations"), (flags, "--epochs and --iterations")):
+        if "epochs" in values and values.get("iterations"):
+            raise ValueError(f"{source} both say how long the run is; give one")
+    replaced = {other for flag, other in INSTEAD if flags.get(flag)}
+    # A saved recipe has score ema or last, never auto. If a flag changes ema, score must be chosen anew.
+    if flags.get("ema", configured.get("ema")) != configured.get("ema"):
+        replaced.add("score")
+    return {name: value for name, value in configured.items() if name not in replaced} | dict(flags)
 
 
 def find_config(name: str) -> Path:

@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +15,10 @@ from torch import Tensor
 from metamix.utils.figures import save_figure
 from metamix.utils.files import read_json, read_text, write_text
 from metamix.utils.rules import Natural, NotNegative, check_entries, rule, where
-from metamix.utils.text import aligned, csv_text, printable
+from metamix.utils.text import aligned, csv_text, plural, printable
 from metamix.weights.files import SUMMARY
+
+from .task import Metric, State, count_unreadable
 
 Row = Mapping[str, Any]  # values of one epoch, or of one summary, by name
 
@@ -55,6 +57,23 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         return [{name: float(cell) for name, cell in row.items() if cell} for row in rows]
     except (ValueError, TypeError, csv.Error) as error:  # TypeError: a row has more cells than the header
         raise ValueError(f"{path} is damaged ({error}); repair it, or train again with another --output") from None
+
+
+def result_of(metric: Metric, scores: Mapping[str, float], states: list[State]) -> dict[str, Any]:
+    """Return the scores, rounded, and what else a result says: the scores of each class, and images not scored."""
+    by_class, unreadable = metric.by_class(states), count_unreadable(states)
+    return (
+        {name: round(value, 4) for name, value in scores.items()}
+        | ({"by_class": by_class} if by_class else {})
+        | ({"unreadable": unreadable} if unreadable else {})
+    )
+
+
+def scores_text(result: Mapping[str, Any], names: Iterable[str], where: str) -> str:
+    """Format the scores `names` of a result: MODEL on DATA, WHERE: top1 99.4, top5 100."""
+    left_out = f" without {plural(result['unreadable'], 'unreadable image')}" if "unreadable" in result else ""
+    scores = ", ".join(f"{name} {result[name]:.4g}" for name in names)
+    return f"{result['model']} on {result['data']}, {where}{left_out}: {scores}"
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

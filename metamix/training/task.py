@@ -11,8 +11,6 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from metamix.utils.text import plural
-
 Batch = dict[str, Any]
 State = dict[str, Any]
 
@@ -122,7 +120,7 @@ class Metric(Protocol):
         """Compute the scores from the states of all ranks, on the CPU; the most important score comes first."""
 
     def by_class(self, states: list[State]) -> Mapping[str, Mapping[str, float | None]]:
-        """Compute the scores of each class, by its name, for result.json; by default there are no classes."""
+        """Compute the scores of each class, by its name; by default there are no classes."""
         return {}
 
 
@@ -138,14 +136,12 @@ class Pictures(Protocol):
         return []
 
     def advice(self, states: list[State]) -> str:
-        """Say what to do about bad scores; `metamix train` and `metamix eval` print it. The default is no advice."""
+        """Say what to do about bad scores; by default there is no advice."""
         return ""
 
     def report(self, states: list[State]) -> str:
-        """Return what `metamix eval` prints in addition to the scores: details, what was left out, and advice."""
-        unreadable = count_unreadable(states)
-        left_out = f"left out: {plural(unreadable, 'image')} that could not be read" if unreadable else ""
-        return "\n".join(filter(None, [*self.details(states), left_out, self.advice(states)]))
+        """Return what commands print in addition to the scores: details and advice."""
+        return "\n".join(filter(None, [*self.details(states), self.advice(states)]))
 
 
 class Task(Protocol):

@@ -20,12 +20,12 @@ from .checkpoints import check_identity
 from .engine import Engine
 from .processes import ProcessGroup, Stopped, is_lost_rank
 from .recipe import Recipe, resume_changes
-from .reports import read_summary
+from .reports import read_summary, result_of, scores_text
 from .run_folder import RECIPE, Run, check_output, read_state
-from .task import Task, count_unreadable
+from .task import Task
 
 
-def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
+def train_model(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
     """Train a model to the end of its recipe, from its last checkpoint if there is one, and return the run folder.
 
     If the run is finished, only its result is printed. A dry run only describes the run and times a step.
@@ -125,13 +125,11 @@ def is_finished(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> bo
 def result_lines(folder: Path) -> tuple[str, str]:
     """Return the result of a finished run in two lines: the scores, and where the pictures are."""
     summary = read_summary(folder)
-    scores = ", ".join(f"{name} {summary[name]:.4g}" for name in summary["scores"])
-    split = summary.get("test_split", "test")
-    split += f" without {plural(summary['unreadable'], 'unreadable image')}" if "unreadable" in summary else ""
+    scores = scores_text(summary, summary["scores"], summary.get("test_split", "test"))
     epoch = f" of epoch {summary['best_epoch']}" if "best_epoch" in summary else ""
     return (
-        f"{summary['model']} on {summary['data']}, {split}: {scores} ({summary['weights']} weights{epoch}); "
-        f"{plural(summary['epochs'], 'epoch')} in {summary['seconds']:.0f} s, {speed_text(summary['img_per_s'])}",
+        f"{scores} ({summary['weights']} weights{epoch}); {plural(summary['epochs'], 'epoch')} in "
+        f"{summary['seconds']:.0f} s, {speed_text(summary['img_per_s'])}",
         f"pictures: {' '.join(str(folder / picture) for picture in summary['pictures'])}",
     )
 
@@ -201,24 +199,20 @@ def _finish(engine: Engine, run: Run, folder: Path) -> None:
     scores, states = engine.evaluate("test", which)
     if not run.main:
         return
-    result = (
-        engine.about
-        | {name: round(value, 4) for name, value in scores.items()}
-        | {
-            "weights": which,
-            "epochs": len(engine.history),
-            "steps": engine.step,
-            **({"best_epoch": engine.best["epoch"]} if engine.best else {}),
-            "seconds": round(engine.seconds, 1),
-            "img_per_s": round(engine.step * options.batch_size / engine.seconds, 1),
-            "seed": options.seed,
-            "versions": versions(),
-        }
-    )
-    save_weights(folder / WEIGHTS, engine.stepper.weights(which).state_dict(), result)
-    summary = result | {"scores": list(scores), "pictures": ["curves.png"]}
-    if unreadable := count_unreadable(states):
-        summary["unreadable"] = unreadable
+    result = result_of(metric, scores, states)
+    about = engine.about | {
+        **{name: result[name] for name in scores},
+        "weights": which,
+        "epochs": len(engine.history),
+        "steps": engine.step,
+        **({"best_epoch": engine.best["epoch"]} if engine.best else {}),
+        "seconds": round(engine.seconds, 1),
+        "img_per_s": round(engine.step * options.batch_size / engine.seconds, 1),
+        "seed": options.seed,
+        "versions": versions(),
+    }
+    save_weights(folder / WEIGHTS, engine.stepper.weights(which).state_dict(), about)
+    summary = about | result | {"scores": list(scores), "pictures": ["curves.png"]}
     _write_summary(folder, summary)
     run.set_state("scored")
     summary["pictures"] += [picture.name for picture in engine.task.pictures.draw(states, folder)]
@@ -226,8 +220,8 @@ def _finish(engine: Engine, run: Run, folder: Path) -> None:
     run.set_state("finished")
     for line in result_lines(folder):
         run.say(line)
-    if advice := engine.task.pictures.advice(states):
-        run.say(advice)
+    if report := engine.task.pictures.report(states):
+        run.say(report)
 
 
 def _write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -79,7 +79,7 @@ def test_a_run_folder_is_refused_as_output(run):
 def test_files_that_eval_did_not_write_are_not_replaced(name, content, run, tmp_path, monkeypatch):
     (tmp_path / name).write_text(content)
     (tmp_path / "notes.txt").touch()
-    monkeypatch.setattr("metamix.cli.evaluate.evaluate", lambda *_: pytest.fail("scored"))
+    monkeypatch.setattr("metamix.cli.evaluate.score_batches", lambda *_: pytest.fail("scored"))
     with pytest.raises(SystemExit, match=f"{tmp_path} holds {name}, which metamix eval did not write .*: give another"):
         evaluate("--checkpoint", run, "--output", tmp_path)
     assert (tmp_path / name).read_text() == content
@@ -204,7 +204,7 @@ def test_unreadable_images_are_reported(folder_of_digits, tmp_path, capsys):
     words = folder_of_digits(["train", "val"], "0123456789")
     (tmp_path / "set" / "val" / "3" / "0.png").write_bytes(b"no image")
     evaluate(*words, "--corrupt-limit", 0.5)
-    assert "left out: 1 image that could not be read\n" in capsys.readouterr().out
+    assert " without 1 unreadable image: top1" in capsys.readouterr().out
 
 
 def test_a_holdout_that_training_did_not_hold_out_is_refused(run, tmp_path, capsys):
@@ -253,7 +253,7 @@ def test_holdout_and_memory_of_training_are_kept(tmp_path, capsys, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_is_refused_before_scoring(run, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr("metamix.cli.evaluate.evaluate", lambda *_: pytest.fail("scored"))
+    monkeypatch.setattr("metamix.cli.evaluate.score_batches", lambda *_: pytest.fail("scored"))
     for folder, why in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "here", "Not a directory")):
         with pytest.raises(SystemExit, match=rf"the folder {folder} could not be made \({why}\); give another folder"):
             evaluate("--model", MODEL, "--checkpoint", run, "--output", folder)

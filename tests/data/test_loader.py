@@ -12,6 +12,7 @@ from PIL import Image
 
 from metamix.data import Augment, CorruptImage, DataOptions, eval_loader, open_data, train_loader
 from metamix.data.loader import RUNNING, stop_workers, train_transform
+from metamix.utils.system import usable_workers
 from tests.helpers.advice import follow_verify
 
 STREAMED = dict(memory="no", img_size=24, auto_augment="rand-m9-n2-mstd0.5")
@@ -139,6 +140,16 @@ def test_a_machine_of_one_core_has_one_worker_and_no_warning(source, monkeypatch
     (count, capped), (none, alone) = batches(2), batches(0)
     assert (count, none) == (1, 0) and all_equal(capped, alone)
     assert not [str(warning.message) for warning in recwarn if "worker" in str(warning.message)]
+
+
+@pytest.mark.parametrize("gpu, cores, processes, workers", [
+    (False, 32, 1, 2), (True, 32, 1, 16), (True, 32, 4, 8), (True, 4, 4, 2), (True, 1, 1, 1),
+])  # fmt: skip
+def test_a_process_with_a_gpu_has_more_workers(gpu, cores, processes, workers, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: gpu)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert usable_workers(None) == workers and usable_workers(1) == 1
 
 
 def test_workers_of_an_unfinished_evaluation_are_stopped_at_exit(source):

@@ -186,7 +186,7 @@ def test_unreadable_images_are_left_out(clean, break_image, tmp_path, capsys):
     with pytest.raises(SystemExit, match="1 of 3 images cannot be read, more than corrupt_limit allows"):
         evaluate(*words)
     evaluate(*words, "--corrupt-limit", 0.5)
-    assert "left out: 1 image that could not be read" in capsys.readouterr().out
+    assert " (3 images) without 1 unreadable image: psnr" in capsys.readouterr().out
     assert [row["image"] for row in read_csv(out / "test_scores.csv")] == ["0.png", "2.png"]
     words = ["--degradation", "noise:25", "--corrupt-limit", 0.5, "--output", tmp_path / "run"]
     train(*MAXIM, "--data-dir", clean("others"), "--test-dir", photos, *words)

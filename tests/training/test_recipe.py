@@ -4,14 +4,13 @@ import re
 import shlex
 import sys
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
 
 from metamix.tasks.registry import TASKS, find_task
-from metamix.training.recipe import EngineOptions, find_config, parse, resume_changes
+from metamix.training.recipe import EngineOptions, RecipeReader, find_config, resume_changes
 from metamix.utils.options import convert, option, read_yaml
 from tests.helpers.recipes import parse_recipe
 from tests.helpers.running import ROOT
@@ -35,7 +34,7 @@ class Options:
 
 
 def read(*words, **config):
-    return parse(list(words), ["toys"], lambda task: Options, default_task=lambda values: "toys", description="A test.")
+    return RecipeReader(["toys"], lambda task: Options, lambda values: "toys").parse(list(words), "A test.")
 
 
 @pytest.fixture
@@ -83,7 +82,7 @@ def test_a_task_may_change_the_defaults_of_engine_options(config, capsys):
         engine_defaults: ClassVar = {"batch_size": 16, "ema": True}
 
     tasks = {"toy": Task}
-    parse_toy = partial(parse, tasks=tasks, task_options=tasks.get, default_task=lambda values: "toy", description="")
+    parse_toy = RecipeReader(tasks, tasks.get, lambda values: "toy").parse
     engine = parse_toy([]).engine
     assert (engine.batch_size, engine.ema, engine.score, engine.epochs) == (16, True, "ema", 10)
     assert parse_toy([]) == parse_toy([]) and type(engine) is EngineOptions
@@ -147,7 +146,7 @@ def test_the_error_says_which_task_has_the_option(config):
         degradation: str = option("", "noise")
 
     tasks = {"toys": Options, "restoration": Others}
-    parse_toys = partial(parse, tasks=tasks, task_options=tasks.get, default_task=lambda values: "toys", description="")
+    parse_toys = RecipeReader(tasks, tasks.get, lambda values: "toys").parse
     words = "there is no option {} for toys; it is an option of restoration: add --task restoration"
     for arguments, name in (
         (["--degradation", "noise:25"], "--degradation"),
@@ -283,14 +282,14 @@ def test_two_options_with_the_same_name_are_refused():
         lr: float = option(1.0, "mine")
 
     with pytest.raises(TypeError, match="two options have the name 'lr'"):
-        parse([], ["clash"], lambda task: Clash, default_task=lambda values: "clash", description="")
+        RecipeReader(["clash"], lambda task: Clash, lambda values: "clash").parse([])
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_help_explains_every_option(task, capsys):
     options = find_task(task).part("task").Options
     with pytest.raises(SystemExit, match="0"):
-        parse(["--help"], [task], lambda task: options, default_task=lambda values: task, description="Trains.")
+        RecipeReader([task], lambda task: options, lambda values: task).parse(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     for f in [*fields(EngineOptions), *fields(options)]:
         assert f"--{f.name.replace('_', '-')}" in text
@@ -342,9 +341,7 @@ def test_modules_are_imported_before_the_task(tmp_path, monkeypatch, config):
         assert "my_first_mixers" in sys.modules
         return Options
 
-    recipe = parse(
-        ["--import", "my_first_mixers"], ["toys"], options, default_task=lambda values: "toys", description=""
-    )
+    recipe = RecipeReader(["toys"], options, lambda values: "toys").parse(["--import", "my_first_mixers"])
     assert recipe.imports == ("my_first_mixers",) and recipe.flat()["import"] == ["my_first_mixers"]
     again = read("--config", config(recipe.to_yaml()), "--import", "my_other_mixers", "--import", "my_first_mixers")
     assert again.imports == ("my_first_mixers", "my_other_mixers") and "my_other_mixers" in sys.modules
