@@ -60,6 +60,10 @@ class LabelImages(PredictOptions):
         with atomic_write(Path(self.output)) if self.output else nullcontext() as file:
             labelled = self.predict(trained, broken)
             predictions = list(tqdm(labelled, total=len(self.paths), unit="img", leave=False, disable=None))
+            if not predictions:  # an earlier file stays as it is
+                raise ValueError(
+                    f"none of {plural(len(broken), 'image')} can be read, so nothing is written; the first: {broken[0]}"
+                )
             text = FORMATS[self.format or "table"](predictions)
             if file:
                 file.write(text.encode())  # the formats escape file names that are not UTF-8

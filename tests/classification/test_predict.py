@@ -61,6 +61,15 @@ def test_csv_and_json_hold_the_same_labels(digits, capsys, tmp_path):
     assert [float(row["probability"]) for row in rows] == pytest.approx(flat, abs=1e-4)
 
 
+def test_nothing_is_written_if_no_image_can_be_read(digits, tmp_path):
+    (tmp_path / "p.csv").write_text("earlier")
+    with pytest.raises(
+        SystemExit, match="^error: none of 1 image can be read, so nothing is written; the first: .*3.png"
+    ):
+        main([str(digits[0] / "3.png"), *WEIGHTS, "--output", str(tmp_path / "p.csv")])
+    assert (tmp_path / "p.csv").read_text() == "earlier"
+
+
 def test_the_output_is_checked_before_labelling(digits, tmp_path):
     folder, _ = digits
     (tmp_path / "file").touch()
