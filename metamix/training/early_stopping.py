@@ -14,6 +14,7 @@ from torch import nn
 from .recipe import Recipe
 
 # The best epoch, the name and value of its score, its weights ("model"), and the last scored epoch; empty at the start.
+# Until a score is a number, it is the first scored epoch, without weights.
 Best = dict[str, Any]
 
 
@@ -34,9 +35,10 @@ def updated(best: Best, epoch: int, scores: Mapping[str, float], model: nn.Modul
     """
     name, score = next(iter(scores.items()), ("", math.nan))
     sign = -1 if lower_is_better else 1
-    if math.isnan(score) or (best and sign * score <= sign * best["score"]):
-        return best | {"scored": epoch} if best else {}
-    weights = {key: tensor.detach().to("cpu", copy=True) for key, tensor in model.state_dict().items()}
+    if best and (math.isnan(score) or sign * score <= sign * best["score"]):
+        return best | {"scored": epoch}
+    kept = {} if math.isnan(score) else model.state_dict()
+    weights = {key: tensor.detach().to("cpu", copy=True) for key, tensor in kept.items()}
     return {"epoch": epoch, "scored": epoch, "name": name, "score": score, "model": weights}
 
 

@@ -293,10 +293,16 @@ class Engine:
     def _use_best(self) -> None:
         """Load the weights of the best epoch into the model that is scored. The checkpoint keeps the last weights."""
         done, epochs, best = len(self.history), self.options.epochs, self.best
+        early = f"stopped early, after epoch {done} of {epochs}: " if done < epochs else ""
+        if not best["model"]:
+            self.run.say(
+                f"{early}the held-out {best['name']} is NaN in all scored epochs, perhaps because the held-out samples "
+                f"have no labels to score. The last weights are the result"
+            )
+            return
         self.save()  # a run that was resumed from another folder may have no checkpoint of its own yet
         self._best_in_use = True
         load_into(self.stepper.weights(self.options.score), best["model"], f"epoch {best['epoch']}")
-        early = f"stopped early, after epoch {done} of {epochs}: " if done < epochs else ""
         self.run.say(
             f"{early}epoch {best['epoch']} has the best held-out {best['name']}, {best['score']:.4g}, and its weights "
             f"are the result"

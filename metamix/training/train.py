@@ -205,7 +205,7 @@ def _finish(engine: Engine, run: Run, folder: Path) -> None:
         "weights": which,
         "epochs": len(engine.history),
         "steps": engine.step,
-        **({"best_epoch": engine.best["epoch"]} if engine.best else {}),
+        **({"best_epoch": engine.best["epoch"]} if engine.best.get("model") else {}),
         "seconds": round(engine.seconds, 1),
         "img_per_s": round(engine.step * options.batch_size / engine.seconds, 1),
         "seed": options.seed,

@@ -81,6 +81,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(step, scores, tmp_path):
     assert same(a, b)
 
 
+def test_a_run_whose_scores_are_all_nan_stops_early_with_the_last_weights(scores, tmp_path, capsys):
+    scores += [math.nan] * 3
+    train(*WORDS, "--epochs", 3, "--early-stopping", 1, "--output", tmp_path / "early")
+    assert "stopped early, after epoch 2 of 3: the held-out top1 is NaN in all scored epochs" in capsys.readouterr().out
+    assert "best_epoch" not in json.loads((tmp_path / "early/summary.json").read_text())
+    train(*WORDS, "--epochs", 2, "--output", tmp_path / "two")
+    a, b = (load_weights(tmp_path / name / "model.safetensors")[0] for name in ("early", "two"))
+    assert same(a, b)
+
+
 def test_a_stop_during_the_final_scoring_keeps_the_checkpoint_of_the_last_epoch(scores, tmp_path, monkeypatch):
     scores += [30.0, 10.0]
     words = [*WORDS, "--epochs", 2, "--early-stopping", 1]
