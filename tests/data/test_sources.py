@@ -278,6 +278,17 @@ def test_classes_of_the_test_split_are_numbered_as_in_train(folder):
     assert several.labels.tolist() == [[0, 0, 1], [1, 0, 1]]
 
 
+def test_class_names_may_have_different_normal_forms(folder):
+    """An archive that was packed on a Mac holds decomposed names: A and a combining diaeresis instead of Ä."""
+    root = folder()
+    (root / "train" / "dog").rename(root / "train" / "\u00c4")
+    (root / "val" / "dog").rename(root / "val" / "A\u0308")
+    splits = open_data("folder", root=root)
+    assert splits.classes == ("cat", "eel", "\u00c4") and splits.test.labels.tolist() == [2, 2, 0, 0, 1, 1]
+    splits = open_data("folder", root=root, classes=("A\u0308", "cat", "eel"))  # of an older model
+    assert splits.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
 @pytest.mark.parametrize("names", [("①", "②", "③"), ("m²", "m3", "m٣a")])
 def test_class_names_with_digits_of_any_script_are_read(folder, names):
     """`int` cannot read every character that `str.isdigit` calls a digit."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -93,6 +94,11 @@ def natural_order(path: str) -> tuple[list[str | int], str]:
     return [int(part[:4000]) if i % 2 else part for i, part in enumerate(parts)], path  # int() allows 4,300 digits
 
 
+def class_name(folder: str) -> str:
+    """Return the name of a class folder in normal form NFC, since archives from a Mac hold names in NFD."""
+    return unicodedata.normalize("NFC", folder)
+
+
 def label_by_folder(paths: Sequence[str], place: Path) -> tuple[Tensor, tuple[str, ...]]:
     """Label images by the first folder of their path in the split; return labels (N,) int64 and class names.
 
@@ -103,7 +109,7 @@ def label_by_folder(paths: Sequence[str], place: Path) -> tuple[Tensor, tuple[st
     stray = next((path for path in paths if "/" not in path), None)
     if stray:
         raise ValueError(f"{place.absolute()} must hold one folder of images per class; {stray} lies outside of them")
-    names = [path.partition("/")[0] for path in paths]
+    names = [class_name(path.partition("/")[0]) for path in paths]
     classes = tuple(sorted(set(names), key=natural_order))
     numbers = {name: number for number, name in enumerate(classes)}
     return torch.tensor([numbers[name] for name in names]), classes
@@ -114,9 +120,10 @@ def match_classes(split: ImageSplit, classes: tuple[str, ...]) -> list[str]:
 
     If the split has classes that are not in `classes`, return their names and change nothing.
     """
-    if unknown := [name for name in split.classes if name not in classes]:
+    places = {class_name(name): number for number, name in enumerate(classes)}
+    if unknown := [name for name in split.classes if class_name(name) not in places]:
         return unknown
-    numbers = torch.tensor([classes.index(name) for name in split.classes])
+    numbers = torch.tensor([places[class_name(name)] for name in split.classes])
     one, labels = split.labels.ndim == 1, split.labels
     labels = numbers[labels] if one else torch.zeros(len(labels), len(classes)).index_copy_(1, numbers, labels)
     split.labels, split.classes = labels, classes

@@ -19,6 +19,7 @@ from .base import (
     TEST_SPLITS,
     ImageSplit,
     choose_test_split,
+    class_name,
     is_image,
     label_by_folder,
     list_image_paths,
@@ -128,7 +129,7 @@ def open_class_folders(root: Path) -> "FolderImages":
     """Open a folder that holds a folder of images for each class, and no other folder."""
     paths = list_image_paths(root)
     labels, classes = label_by_folder(paths, root)
-    folders = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    folders = {class_name(path.name) for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
     if empty := sorted(folders - set(classes)):
         raise ValueError(
             f"{root.absolute()} has no image ({' '.join(IMG_EXTENSIONS)}) in {list_names(map(repr, empty))}; "
