@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from metamix.utils.files import read_bytes, read_text
+from metamix.utils.files import encoding, read_bytes, read_text
 from metamix.utils.text import list_names, to_number
 from metamix.weights.metadata import MAX_CLASSES
 
@@ -245,7 +245,8 @@ def check_two(labels: Collection[str], source: Path) -> None:
 
 def lists_labels(file: Path) -> bool:
     """Return whether the first two lines of a CSV file show a column for several labels, or columns of 0 and 1."""
-    text = read_bytes(file).decode("utf-8-sig", "replace").lower()
+    data = read_bytes(file)
+    text = data.decode(encoding(data), "replace").lower()
     first, second, *_ = *re.split(r"\r\n?|\n", text, maxsplit=2), ""
     if not set(SEVERAL).isdisjoint(re.findall(r"\w+", first)):
         return True

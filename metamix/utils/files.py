@@ -1,5 +1,6 @@
 """Read and write files, lock folders, and find folders that come with metamix."""
 
+import codecs
 import errno
 import glob
 import json
@@ -107,11 +108,16 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def encoding(data: bytes) -> str:
+    """Return the encoding of text: UTF-16 if it begins with its byte order mark, as Excel writes it, else UTF-8."""
+    return "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+
+
 def read_text(path: Path) -> str:
-    """Read UTF-8 text, with or without a byte order mark; raise ValueError, with the line number, for other text."""
+    """Read UTF-8 text, or UTF-16 with a byte order mark; raise ValueError, with the line number, for other text."""
     data = read_bytes(path)
     try:
-        return data.decode("utf-8-sig")
+        return data.decode(encoding(data))
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}:{line} is not UTF-8 text; save the file as UTF-8") from None

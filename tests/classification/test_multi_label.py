@@ -299,10 +299,11 @@ def test_the_index_column_of_pandas_is_ignored(table):
 
 
 @pytest.mark.parametrize("header", ["file,labels", "file,red,green"])
-def test_lines_may_end_in_a_carriage_return(table, header):
-    """Excel can write such files."""
+@pytest.mark.parametrize("changed, encoding", [("\n\r", "utf-8"), (",\t", "utf-16")])
+def test_files_that_excel_can_write_are_read(header, changed, encoding, table):
     root = table(header, *(f"{i}.png,{'red|green' if 'labels' in header else '1,0'}" for i in range(20)))
-    (root / "labels.csv").write_bytes((root / "labels.csv").read_bytes().replace(b"\n", b"\r"))
+    text = (root / "labels.csv").read_text().replace(*changed)
+    (root / "labels.csv").write_bytes(text.encode(encoding))
     assert open_data("folder", root=root).multi_label
 
 
