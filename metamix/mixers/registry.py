@@ -38,7 +38,8 @@ def register_mixer(name: str) -> Callable[[MixerClass], MixerClass]:
     extractor of timm treats the mixer as one node of its graph.
 
     Raises:
-        ValueError: the name is taken, the constructor is not `(dim, *, size, ...)`, or an option is called `name`.
+        ValueError: the name is taken or cannot be part of a model's name, the constructor is not
+            `(dim, *, size, ...)`, or an option is called `name`.
         TypeError: the name is missing, or the decorated object is not an `nn.Module` class.
     """
     if not isinstance(name, str):
@@ -47,6 +48,8 @@ def register_mixer(name: str) -> Callable[[MixerClass], MixerClass]:
             f'register_mixer takes the mixer\'s name, got {decorated}: write @register_mixer("my_mixer") above the '
             f"class."
         )
+    if not re.fullmatch(r"[\w-]+", name):
+        raise ValueError(f"register_mixer got the name {name!r}: use letters, digits, underscores and dashes only.")
 
     def register(cls: MixerClass) -> MixerClass:
         if not (isinstance(cls, type) and issubclass(cls, nn.Module)):

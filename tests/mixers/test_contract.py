@@ -291,6 +291,12 @@ def test_name_that_is_taken_is_refused(forget_mixers):
     assert registry._MIXERS["raft"] is Raft
 
 
+@pytest.mark.parametrize("name", ["", "my mixer", "my.mixer", "my/mixer"])
+def test_name_that_cannot_be_part_of_a_model_name_is_refused(name):
+    with pytest.raises(ValueError, match=re.escape(f"got the name {name!r}: use letters, digits, underscores and")):
+        register_mixer(name)
+
+
 def test_an_option_called_name_is_refused(forget_mixers):
     class Named(Mine):
         def __init__(self, dim, *, size, name="conv"):
