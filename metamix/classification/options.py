@@ -86,7 +86,10 @@ class ClassificationOptions(ModelOptions, DataOptions):
         if self.teacher_checkpoint and not self.teacher:
             raise ValueError(f"teacher_checkpoint is {self.teacher_checkpoint}, but no --teacher names its model")
         if self.sampling == self.class_weights == "balanced":
-            raise ValueError("sampling and class_weights are both balanced, which favours rare classes twice: give one")
+            raise ValueError(
+                "sampling and class_weights are both balanced, which favours rare classes twice: add --class-weights "
+                "none or, for a new run, --sampling shuffled"
+            )
         if self.linear_probe and not (self.pretrained or self.checkpoint):
             raise ValueError("linear_probe needs trained weights to freeze: give --pretrained, or --checkpoint FILE")
         set_elsewhere = {"num_classes": "the data", "in_chans": "the data"}

@@ -370,7 +370,10 @@ def test_a_missing_wandb_leaves_no_folder(folder, tmp_path, monkeypatch):
         (["--model", "hf-hub:a/b"], "model is hf-hub:a/b. Models from a hub cannot be trained"),
         (["--model", f"{MODEL},metaformer_pooling_nano", "--resume", "w"], "w has the weights of one model, but"),
         (["--linear-probe"], "linear_probe needs trained weights to freeze"),
-        (["--sampling", "balanced", "--class-weights", "balanced"], "both balanced, which favours rare classes twice"),
+        (
+            ["--sampling", "balanced", "--class-weights", "balanced"],
+            "rare classes twice: add --class-weights none or, for a new run, --s",
+        ),
         (["--mix-prob", "0.3"], "--mix-prob has no effect without --mixup or --cutmix"),
         (["--resume", "nowhere"], "there is no file nowhere"),
         (["--output", "/dev/null/run"], "the folder /dev/null/run could not be made (Not a directory); give"),
