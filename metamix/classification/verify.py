@@ -11,7 +11,7 @@ from metamix.tasks.simple import broken_samples
 from metamix.tasks.verify import VerifyOptions
 from metamix.utils.options import option
 from metamix.utils.rules import Natural
-from metamix.utils.text import aligned, printable
+from metamix.utils.text import aligned, plural, printable
 
 
 @dataclass
@@ -39,7 +39,7 @@ class VerifyImages(VerifyOptions):
             yield from broken_samples(source, self.workers, title)
 
     def summary(self, count: int) -> str:
-        line = f"all {self.total:,} images can be read"
+        line = f"{'all ' if self.total > 1 else ''}{plural(self.total, 'image')} can be read"
         if count:
             line = printable(f"{count} of {self.total:,} images of {self.data_dir or self.data} cannot be read")
         return "\n".join([line, *self.notes])

@@ -83,6 +83,12 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
     """Score a model, print the result, write result.json and pictures, and return the result."""
     with group.local_main_first():
         task, model, metadata = find_task(task_name).part("task").trained(options)
+    folder = Path(settings.output or f"runs/eval-{task.title}" + ("-holdout" if settings.split == "holdout" else ""))
+    if (folder / RECIPE).exists():
+        raise ValueError(f"{folder} is a run folder, and its pictures would be replaced: give another --output")
+    earlier = _read_result(folder)
+    if group.is_main:
+        make_output_folder(folder)  # an unusable folder is found before the loaders read images into memory
     loaders = task.data.eval_loaders(settings.batch_size, group.rank, group.world_size)
     if settings.split not in loaders:
         advice = "leave --split out"
@@ -96,21 +102,15 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
     if group.is_main:
         for note in task.notes:
             print(printable(f"note: {note}"))
-    folder = Path(settings.output or f"runs/eval-{task.title}" + ("-holdout" if settings.split == "holdout" else ""))
-    if (folder / RECIPE).exists():
-        raise ValueError(f"{folder} is a run folder, and its pictures would be replaced: give another --output")
     about = task.model.describe(model) | {
         "split": settings.split,
         "checkpoint": options.checkpoint,
         "weights": metadata.get("weights"),
         "trained_img_size": metadata.get("img_size"),
     }
-    earlier = _read_result(folder)
-    if group.is_main:
-        make_output_folder(folder)  # before scoring, so that an unusable folder is found at once
-        if earlier and any(earlier.get(key) != about.get(key) for key in SCORED):
-            what = f"{earlier.get('checkpoint') or earlier.get('model')} on {earlier.get('data')}"
-            print(printable(f"note: the result of {what} in {folder} is replaced; to keep it, give another --output"))
+    if group.is_main and earlier and any(earlier.get(key) != about.get(key) for key in SCORED):
+        what = f"{earlier.get('checkpoint') or earlier.get('model')} on {earlier.get('data')}"
+        print(printable(f"note: the result of {what} in {folder} is replaced; to keep it, give another --output"))
     start = time.monotonic()
     scores, states = score_batches(
         task.metric, model, loaders[settings.split], group, autocast_dtype(settings.amp, group.device), layout

@@ -80,7 +80,8 @@ class VerifyPairs(VerifyOptions):
 
     def summary(self, count: int) -> str:
         checked = plural(len(self.samples), "image" if self.clean else "pair")
-        line = f"{plural(count, 'problem')}; {checked} checked" if count else f"all {checked} can be read"
+        every = "all " if len(self.samples) > 1 else ""
+        line = f"{plural(count, 'problem')}; {checked} checked" if count else f"{every}{checked} can be read"
         if self.small:
             (shorter, path), count = min(self.small), len(self.small)
             line += (

@@ -46,6 +46,13 @@ def test_a_data_set_without_a_training_split_can_be_verified(folder, capsys):
     shutil.rmtree(root / "train")
     assert main([root, "--workers", "0"]) == 0
     assert capsys.readouterr().out == "all 6 images can be read\n"
+    for path in [*(root / "val").rglob("*.png")][1:]:
+        path.unlink()
+    for path in (root / "val").iterdir():
+        if not any(path.iterdir()):
+            path.rmdir()
+    assert main([root, "--workers", "0"]) == 0
+    assert capsys.readouterr().out.startswith("1 image can be read\n")
 
 
 def test_classes_with_few_images_are_named(folder, capsys):

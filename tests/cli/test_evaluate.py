@@ -79,7 +79,7 @@ def test_a_run_folder_is_refused_as_output(run):
 def test_files_that_eval_did_not_write_are_not_replaced(name, content, run, tmp_path, monkeypatch):
     (tmp_path / name).write_text(content)
     (tmp_path / "notes.txt").touch()
-    monkeypatch.setattr("metamix.cli.evaluate.score_batches", lambda *_: pytest.fail("scored"))
+    monkeypatch.setattr("metamix.data.loader.pixels", lambda *_: pytest.fail("images were decoded"))
     with pytest.raises(SystemExit, match=f"{tmp_path} holds {name}, which metamix eval did not write .*: give another"):
         evaluate("--checkpoint", run, "--output", tmp_path)
     assert (tmp_path / name).read_text() == content
@@ -251,9 +251,9 @@ def test_holdout_and_memory_of_training_are_kept(tmp_path, capsys, monkeypatch):
     assert abs(control["loss"] - summary["loss"]) > 0.01  # images in memory are not cropped
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_scoring(run, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_refused_before_images_are_read(run, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr("metamix.cli.evaluate.score_batches", lambda *_: pytest.fail("scored"))
+    monkeypatch.setattr("metamix.data.loader.pixels", lambda *_: pytest.fail("images were decoded"))
     for folder, why in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "here", "Not a directory")):
         with pytest.raises(SystemExit, match=rf"the folder {folder} could not be made \({why}\); give another folder"):
             evaluate("--model", MODEL, "--checkpoint", run, "--output", folder)
