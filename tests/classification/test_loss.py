@@ -57,6 +57,9 @@ def test_balanced_classes_have_equal_weight(kind):
     assert torch.allclose(balanced.supervised(logits, labels), expected)
     assert torch.allclose(balanced.supervised(logits, F.one_hot(labels, 10).float()), expected)
     assert not torch.allclose(plain.supervised(logits, labels), expected)
+    mixed = F.one_hot(labels[:1], 10) * 0.25 + F.one_hot(labels[-1:], 10) * 0.75  # as mixup makes them
+    weight = 0.25 * 0.625 + 0.75 * 2.5
+    assert torch.allclose(balanced.supervised(logits[:1], mixed), weight * plain.supervised(logits[:1], mixed))
 
 
 def test_the_weighted_loss_is_a_mean_over_samples():

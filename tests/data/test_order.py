@@ -40,6 +40,8 @@ def test_balanced_epochs_have_equally_many_samples_of_each_class():
         counts = (epoch % 100).bincount(minlength=100)
         assert counts[:70].max() == 1, "samples of a frequent class are not repeated"
         assert set(counts[70:95].tolist()) <= {1, 2} and set(counts[95:].tolist()) <= {6, 7}
+    larger = {int(labels[torch.cat(order.epoch(epoch, 0)) % 100].bincount().argmax()) for epoch in range(8)}
+    assert len(larger) > 1, "the class that gets one more sample changes"
     parts = [BalancedOrder(labels, 10, rank, 2, seed=0).epoch(1, 3) for rank in range(2)]
     assert all(torch.equal(a, torch.cat(b)) for a, b in zip(order.epoch(1, 3), zip(*parts), strict=True))
 
