@@ -68,6 +68,8 @@ def test_a_constant_channel_can_be_normalised():
 def test_mean_and_std_options_are_checked_and_streamed_sets_use_imagenet_statistics(folder):
     train = open_data("folder", root=folder()).train
     assert channel_statistics(train, DataOptions(memory="no")) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    grey = channel_statistics(open_data("digits").train, DataOptions(memory="no"))
+    assert grey == (pytest.approx((0.449,), abs=1e-3), pytest.approx((0.226,), abs=1e-3))  # means over the channels
     options = DataOptions(mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))
     assert channel_statistics(train, options) == ((0.5, 0.5, 0.5), (0.1, 0.1, 0.1))
     for statistics, words in (
