@@ -59,6 +59,9 @@ def test_blurs_keep_a_constant_image_and_spread_a_point():
     place = torch.arange(41.0) - 20
     spread = parse_degradations("blur:2")(point, generator(0))
     assert float((spread[0].sum(0) * place.square()).sum()) == pytest.approx(4, rel=0.05)  # the variance
+    corner = point.roll((-20, -20), (1, 2))
+    spread = parse_degradations("blur:2")(corner, generator(0))
+    assert spread.sum() == pytest.approx(1, abs=1e-5)  # the borders are mirrored
 
 
 def test_line_kernels_turn_with_the_angle_and_sum_to_one():
@@ -74,6 +77,7 @@ def test_low_light_haze_and_rain_follow_their_definitions():
     grey = torch.full((1, 100, 100), 0.5)
     noisy = parse_degradations("low_light:2:10")(grey, generator(0))
     assert noisy.mean() == pytest.approx(0.25, abs=0.01) and 255 * noisy.std() == pytest.approx(10, rel=0.05)
+    assert parse_degradations("low_light:2:10")(torch.zeros_like(grey), generator(0)).min() == 0  # noise is clipped
     clear, hazy = (parse_degradations(f"haze:{beta}")(IMAGE, generator(0)) for beta in (0, 2))
     assert torch.allclose(clear, IMAGE) and hazy.std() < IMAGE.std()
     assert parse_degradations("haze:2")(grey, generator(0)).std() > 0.02  # denser where the scene is deep

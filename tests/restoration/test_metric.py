@@ -100,6 +100,16 @@ def test_small_images_have_no_ssim():
     assert metric.result([state]) == {"psnr": 100, "input_psnr": 100}  # the PSNR that is counted for equal images
 
 
+def test_a_small_input_is_enlarged_bicubically_and_scored_as_the_baseline():
+    small, target = torch.rand(1, 12, 14), torch.rand(1, 24, 28)
+    metric = RestorationMetric(Measure(rounding=False), Restorer())
+    state = metric.start()
+    batch = {"image": [small], "target": [target], "index": torch.tensor([0]), "name": ["a"]}
+    metric.update(state, [target], batch)
+    expected = psnr(resize_bicubic(small, 2).clamp(0, 1), target)
+    assert metric.result([state])["input_psnr"] == pytest.approx(expected)
+
+
 def test_ycbcr_is_converted_back_to_rgb(pair):
     x = pair[0]
     assert torch.allclose(to_rgb(to_ycbcr(x)), x, atol=1e-10)
