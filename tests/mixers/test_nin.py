@@ -88,6 +88,13 @@ def test_resampled_token_weights_keep_their_directions():
         assert (grown.diff(dim=0) > 0).all()
 
 
+def test_the_weight_of_every_token_counts_on_a_smaller_map():
+    old, new = random_mixer("nin", 6, (12, 8), token_dim=96), random_mixer("nin", 6, (2, 2), token_dim=96)
+    state = old.state_dict()
+    state["token_mlp.fc1.weight"].copy_(torch.eye(96).view(96, 1, 12, 8))  # hidden unit i reads token i
+    assert (new.adapt_state(state)["token_mlp.fc1.weight"].flatten(1) != 0).any(1).all()
+
+
 def test_multiply_adds_are_counted():
     """FlopCounterMode counts functional convolutions too, unlike counters that hook modules."""
     mixer, (h, w), (gh, gw) = random_mixer("nin", 6, (8, 8), grid=(5, 4), token_dim=7, channel_dim=9), (8, 8), (5, 4)
