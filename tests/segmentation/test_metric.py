@@ -111,6 +111,8 @@ def test_scores_equal_a_literal_computation(scored):
     assert table["e"] == {"iou": None, "accuracy": None, "boundary_f": None, "share": 0.0}
     assert table["d"]["iou"] == 0 and table["d"]["accuracy"] is None and table["d"]["boundary_f"] == 0
     assert sum(row["share"] for row in table.values()) == pytest.approx(100, abs=0.05)
+    labelled = np.concatenate([truth[truth != IGNORED] for truth, _ in pairs])
+    assert table["a"]["share"] == pytest.approx(100 * np.mean(labelled == 0), abs=0.01)
 
 
 def test_the_state_does_not_grow_with_the_number_of_images():
