@@ -6,6 +6,7 @@ import pickle
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models import group_parameters
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
@@ -148,8 +149,9 @@ def test_boxes_of_fcos_are_in_units_of_the_stride():
 def test_the_shorter_side_becomes_min_size_unless_the_longer_side_would_exceed_max_size(size, resized):
     target = {"boxes": torch.tensor([[0.0, 0, 10, 10]])}
     model = detector(min_size=(48, 64)).eval()  # training draws one of the sides; evaluation takes the last
-    image, target = model.transform.resize(torch.rand(3, *size), target)
-    assert image.shape == (3, *resized)
+    original = torch.rand(3, *size)
+    image, target = model.transform.resize(original, target)
+    assert torch.equal(image, F.interpolate(original[None], resized, mode="bilinear", antialias=True)[0])
     assert target["boxes"][0, 2:].tolist() == pytest.approx([10 * resized[1] / size[1], 10 * resized[0] / size[0]])
 
 
