@@ -89,11 +89,12 @@ def test_a_run_folder_and_its_files_are_loaded(run, file):
 def test_streamed_images_are_resized_and_cropped_as_in_evaluation(folder, tmp_path):
     root = folder(size=(40, 30))
     words = ["--data", "folder", "--data-dir", root, "--img-size", 24, "--memory", "no", "--crop-pct", 0.75]
+    words += ["--interpolation", "bilinear"]
     train(*words, "--epochs", 1, "--batch-size", 4, "--workers", 0, "--output", tmp_path / "run")
     classifier = metamix.load_classifier(tmp_path / "run")
     assert (classifier.classes, classifier.metadata.img_size) == (("cat", "dog", "eel"), 24)
     image = open_class_folders(root / "val").open(0)
-    resized = image.resize((42, 32), Image.Resampling.BICUBIC).crop((9, 4, 33, 28))  # crop_pct is 0.75: 24 / 0.75 is 32
+    resized = image.resize((42, 32), Image.Resampling.BILINEAR).crop((9, 4, 33, 28))  # crop_pct: 24 / 0.75 is 32
     pixels = torch.tensor(np.asarray(resized)).permute(2, 0, 1) / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (classifier.metadata.mean, classifier.metadata.std))
     assert torch.allclose(classifier.transform(image), (pixels - mean) / std, atol=1e-5)

@@ -139,6 +139,8 @@ def test_predictions_are_all_labels_that_reach_their_thresholds(run, shapes, cap
     assert dict(labelled[0]) == pytest.approx(dict(zip(CLASSES, scores[0].tolist())))
     assert [len(labels) for labels in trained.predict(images, threshold=0.0)] == [3, 3, 3]
     assert trained.predict(images, threshold=1.0) == [[], [], []]
+    lowest = labelled[0][-1][1]
+    assert trained.predict(images, threshold=lowest)[0] == labelled[0]  # a label that equals the threshold reaches it
     assert [len(labels) for labels in trained.predict(images, top=1)] == [1, 1, 1]
     assert [len(labels) for labels in trained.predict(images, top=2, threshold=0.5)] == [2, 0, 2]
 
@@ -242,6 +244,13 @@ def test_the_score_of_an_image_for_int8_is_its_f1(run, shapes, monkeypatch):
     monkeypatch.setattr(exportable, "batches", record)
     assert exportable.held_out_scores(exportable.model, 40).mean() > 90
     assert sum(map(len, exportable.calibration(40))) == 40 and seen[0].isdisjoint(seen[1])
+
+    def unread(*args):
+        return ((images, batch | {"index": 0 * batch["index"] - 1}) for images, batch in batches(*args))
+
+    monkeypatch.setattr(exportable, "batches", unread)
+    with pytest.raises(ValueError, match="none of the .* training images that int8 is checked on can be read"):
+        exportable.held_out_scores(exportable.model, 40)
     scores = torch.tensor([[0.9, 0.9, 0.1], [0.1, 0.1, 0.1], [0.9, 0.1, 0.1], [0.1, 0.9, 0.1]])
     labels = torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 0, 0], [1, 0, 0]])
     assert exportable.image_scores(scores, labels).tolist() == [0.5, 1.0, 1.0, 0.0]
