@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from metamix.layers import GELU, Conv2d, Dropout, GroupNorm1, Mlp, attention
+from metamix.layers.spatial import averages
 from metamix.models.embed import ConvEmbed
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -35,6 +36,12 @@ def test_convolutions_take_torchs_arguments_and_give_the_same_outputs(cls, optio
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 4, 8, 7, dtype=torch.float64)
     assert torch.equal(ours(x), theirs(x)) and cls(4, 6, 3, 1, 0, 1, 2, False, device="meta").weight.is_meta
+
+
+@pytest.mark.parametrize("length, cells", [(6, 3), (7, 3), (3, 5)])
+def test_the_matrix_of_averages_equals_torchs_pooling(length, cells):
+    x = torch.rand(1, 2, length)
+    torch.testing.assert_close(x @ averages(length, cells, x).T, F.adaptive_avg_pool1d(x, cells))
 
 
 def test_group_norm_without_weights_equals_torchs():

@@ -18,6 +18,7 @@ from metamix.restoration import load
 from metamix.restoration.files import read_picture, write_picture
 from metamix.restoration.inference import Restorer, restore_colours, restore_picture
 from metamix.restoration.load import RestorationSpec, TrainedRestorer, load_restorer
+from metamix.restoration.pixels import resize_bicubic, to_ycbcr
 from metamix.tasks.predict import main as predict
 from metamix.weights.files import load_weights, save_weights
 from metamix.weights.find import find_weights
@@ -94,7 +95,8 @@ def test_luminance_models_restore_y_and_enlarge_colours(tmp_path):
     image = torch.rand(3, 12, 10)
     same = restore_colours(Shift(1).eval(), image, "y", Restorer())
     assert torch.allclose(same - image, torch.full_like(image, 0.6 / 255 * 255 / 219), atol=1e-5)
-    assert restore_colours(Shift(2).eval(), image, "y", Restorer()).shape == (3, 24, 20)
+    large = restore_colours(Shift(2).eval(), image, "y", Restorer())
+    assert torch.allclose(to_ycbcr(large)[1:], resize_bicubic(to_ycbcr(image)[1:], 2), atol=1e-5)
 
 
 def test_luminance_models_restore_grey_files_without_converting_them(clean, tmp_path, run):

@@ -115,6 +115,11 @@ def test_the_activation_map_is_cropped_to_the_image_without_padding():
     assert without_padding(ramp, (1.0, 0.5))[:, [0, -1]].unique().tolist() == [0.0, 3.0]
 
 
+def test_the_image_covers_a_share_of_the_padded_image(no_grad_cam, tmp_path):
+    Image.new("RGB", (48, 20)).save(tmp_path / "wide.png")  # resized to 120 x 50 pixels, and padded to 128 x 64
+    assert explain_object(detector(), tmp_path / "wide.png", None).covers == (50 / 64, 120 / 128)
+
+
 def test_an_image_without_objects_is_refused(digit, no_grad_cam):
     trained = detector()
     torch.nn.init.constant_(trained.model.head.classification_head.cls_logits.bias, -20)

@@ -140,7 +140,10 @@ def test_a_run_resumes_exactly(folder, run):
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
-def test_a_mean_over_no_readable_image_is_refused():
+def test_a_mean_leaves_unreadable_images_out_and_needs_a_readable_one():
     metric = MeanMetric("error", torch.sub)
+    state, batch = metric.start(), {"label": torch.zeros(3), "index": torch.tensor([0, -1, 2])}
+    metric.update(state, torch.tensor([1.0, 9.0, 2.0]), batch)
+    assert metric.result([state]) == {"error": 1.5}
     with pytest.raises(ValueError, match="no image is left to score: all images are unreadable"):
         metric.result([metric.start()])
