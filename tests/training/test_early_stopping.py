@@ -1,5 +1,6 @@
 """Test early stopping: when a run ends, which weights it saves as its result, and how it is resumed."""
 
+import copy
 import json
 import math
 import os
@@ -20,13 +21,17 @@ STEPS = 4  # per epoch
 
 @pytest.fixture
 def scores(monkeypatch):
-    """Return a list to fill with held-out top-1 scores: entry N - 1 replaces the score of epoch N."""
+    """Return a list to fill with held-out top-1 scores: entry N - 1 replaces the score of epoch N.
+
+    The weights that do not choose the best epoch get the negative scores.
+    """
     values = []
     evaluate = Engine.evaluate
 
     def scripted(engine, split, weights="last"):
         result, states = evaluate(engine, split, weights)
-        return ({"top1": values[len(engine.history)]} if split == "holdout" else result), states
+        sign = 1 if weights == engine.options.score else -1
+        return ({"top1": sign * values[len(engine.history)]} if split == "holdout" else result), states
 
     monkeypatch.setattr(Engine, "evaluate", scripted)
     return values
@@ -60,11 +65,20 @@ def test_the_result_has_the_weights_of_the_best_epoch(average, scores, tmp_path,
     assert same(four["model"], early["model"])  # a longer run would resume from the last epoch, not from the best
 
 
-def test_a_run_that_does_not_stop_early_also_keeps_the_best_epoch(scores, tmp_path, capsys):
+def test_a_run_that_does_not_stop_early_also_keeps_the_best_epoch(scores, tmp_path, capsys, monkeypatch):
     scores += [10.0, 30.0, 20.0]
-    train(*WORDS, "--epochs", 3, "--early-stopping", 2, "--output", tmp_path)
+    scored, averages = Engine.evaluate, []
+
+    def record(engine, split, weights="last"):
+        if (split, weights) == ("holdout", "ema"):
+            averages.append(copy.deepcopy(engine.stepper.weights("ema").state_dict()))
+        return scored(engine, split, weights)
+
+    monkeypatch.setattr(Engine, "evaluate", record)
+    train(*WORDS, "--ema", "--epochs", 3, "--early-stopping", 2, "--output", tmp_path)
     said = capsys.readouterr().out
     assert "stopped early" not in said and "epoch 2 has the best held-out top1" in said
+    assert same(load_weights(tmp_path / "model.safetensors")[0], averages[1])
 
 
 @pytest.mark.slow
