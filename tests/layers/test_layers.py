@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from metamix.layers import GELU, Conv2d, Dropout, GroupNorm1, Mlp, attention
+from metamix.layers import GELU, Conv2d, Dropout, GroupNorm1, Mlp, attention, average_to
 from metamix.layers.spatial import averages
 from metamix.models.embed import ConvEmbed
 
@@ -38,10 +38,11 @@ def test_convolutions_take_torchs_arguments_and_give_the_same_outputs(cls, optio
     assert torch.equal(ours(x), theirs(x)) and cls(4, 6, 3, 1, 0, 1, 2, False, device="meta").weight.is_meta
 
 
-@pytest.mark.parametrize("length, cells", [(6, 3), (7, 3), (3, 5)])
-def test_the_matrix_of_averages_equals_torchs_pooling(length, cells):
-    x = torch.rand(1, 2, length)
-    torch.testing.assert_close(x @ averages(length, cells, x).T, F.adaptive_avg_pool1d(x, cells))
+@pytest.mark.parametrize("height, width", [(6, 4), (7, 13), (1, 2)])
+def test_averages_over_a_grid_equal_torchs_adaptive_pooling(height, width):
+    x = torch.rand(1, 2, height, width)
+    for pooled in average_to(x, (3, 4)), averages(height, 3, x) @ x @ averages(width, 4, x).mT:
+        torch.testing.assert_close(pooled, F.adaptive_avg_pool2d(x, (3, 4)))
 
 
 def test_group_norm_without_weights_equals_torchs():
