@@ -205,7 +205,8 @@ def test_parameter_groups_run_from_stem_to_head(backbone):
 
 
 def test_mean_and_std_come_from_the_backbone():
-    assert detector().transform.image_mean == timm.get_pretrained_cfg("metaformer_pooling_nano").mean != (0.5,) * 3
+    cfg, transform = timm.get_pretrained_cfg("metaformer_pooling_nano"), detector().transform
+    assert (transform.image_mean, transform.image_std) == (cfg.mean, cfg.std) and cfg.mean != (0.5,) * 3
     assert detector("fcos", image_mean=[0.5] * 3).transform.image_mean == [0.5] * 3
 
 
