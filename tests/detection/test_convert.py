@@ -107,7 +107,7 @@ def yolo_by_kind(original, folder):
     for split in ("train", "val"):
         write_yolo(original, folder / "images" / split, folder / "labels" / split, split)
     (folder / "data.yaml").write_text(
-        "path: ../datasets/shapes\ntrain: images/train\nval: images/val\ntest:\nnames: {0: disc, 1: square}\n"
+        "path: ../datasets/shapes\ntrain: images/train\nval: images/val\ntest:\nnames: {1: square, 0: disc}\n"
     )
 
 

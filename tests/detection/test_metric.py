@@ -71,6 +71,7 @@ def test_iou_of_two_thirds_gives_ap_40(split):
     scores = score(split, results(split, truth(split, move=0.2)))
     assert scores.summary["AP50"] == pytest.approx(100) and scores.summary["AP75"] == 0
     assert scores.summary["AP"] == pytest.approx(40)
+    assert all(row == {"AP": pytest.approx(40), "AP50": pytest.approx(100)} for row in scores.classes.values())
 
 
 def test_masks_and_boxes_are_scored_separately(split):

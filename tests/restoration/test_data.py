@@ -191,6 +191,7 @@ def test_grey_files_are_scored_as_stored_but_trained_on_as_luminance(clean):
     assert "grey files are compared as stored, 0 to 255 (6 scored images)" in restored.notes
     trained_on = restored.parts["train"].read(0)[1]  # scaled like the luminance of a photograph in colour
     assert torch.allclose(255 * trained_on, 16 + 219 * stored, atol=1e-3)
+    assert torch.equal(restored.training_images().read(0)[1], trained_on)
     assert not any("grey" in note for note in data(data_dir=colour, degradation="noise:0", channels="y").notes)
 
 

@@ -75,6 +75,7 @@ def test_scores_depend_on_channel_border_and_rounding(pair):
     assert torch.allclose(255 * to_y(x)[0], luminance)
     assert torch.allclose(to_grey(x)[0], 0.299 * red + 0.587 * green + 0.114 * blue)
     assert Measure("y", 0, False).score(x, y)[0] == pytest.approx(psnr(to_y(x), to_y(y)))
+    assert Measure("grey", 0, False).score(x, y)[0] == pytest.approx(psnr(to_grey(x), to_grey(y)))
     assert Measure("grey", 0, False).score(x[:1], y[:1])[0] == pytest.approx(psnr(x[:1], y[:1]))
 
 
