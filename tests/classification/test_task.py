@@ -178,3 +178,11 @@ def test_mixing_needs_an_even_batch_on_every_process(option):
     digits.data.train_loader(6, 0, 1, 0)
     with pytest.raises(ValueError, match="batch_size 6 gives each of 2 processes an odd number of samples, 3: give a"):
         digits.data.train_loader(6, 0, 2, 0)
+
+
+@pytest.mark.parametrize("memory", ("yes", "no"))
+def test_images_are_cropped_once(memory):
+    data = small_task(memory=memory, workers=0).data
+    batch = next(iter(data.train_loader(8, 0, 1, 0).epoch(0)))
+    unchanged = torch.equal(data.augment(batch, 0, 0)["image"], data.normalize(batch["image"]))
+    assert unchanged == (memory == "no"), "workers crop streamed images, and `augment` crops images in memory"

@@ -170,6 +170,12 @@ def test_eval_loader_yields_every_image_once_and_unchanged(coco, options):
     assert seen == [0, 1, 2, 3, 4]
 
 
+def test_training_images_of_a_trained_model_are_not_scored(coco, options):
+    coco()
+    data = DetectionData(replace(options, train_on=("train", "test")), ("disc", "square"))
+    assert len(data.training_images()) == 8
+
+
 def test_training_images_are_scaled_to_the_range_0_to_1(coco, options):
     coco()
     batch = {"image": [torch.tensor([0, 255], dtype=torch.uint8)]}

@@ -202,6 +202,8 @@ def test_folders_become_splits(scenes):
     assert data.classes == ("sky", "ground", "house", "tree") and data.name == "scenes"
     both = SegmentationData(options(scenes(), train_on=("train", "val")))
     assert {split: len(samples) for split, samples in both.parts.items()} == {"train": 6, "test": 2}
+    trained = SegmentationData(options(scenes(), train_on=("train", "test")), train=False)
+    assert len(trained.training_images()) == 4, "images that are scored are left out"
     on_val = SegmentationData(options(scenes("few", train=2, val=1)))
     assert {split: len(samples) for split, samples in on_val.parts.items()} == {"train": 2, "test": 1}
     assert (data.test_split, on_val.test_split) == ("test", "val")

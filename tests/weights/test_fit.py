@@ -1,5 +1,6 @@
 """Test that every way to load weights checks names and shapes, and refuses NaN and infinity."""
 
+import copy
 import re
 
 import pytest
@@ -82,6 +83,13 @@ def test_every_way_to_load_a_file_refuses_infinity(load, tmp_path):
     save_weights(tmp_path / "w.safetensors", state, {})
     with pytest.raises(ValueError, match="w.safetensors cannot be used: its tensor norm.weight holds NaN or infinity"):
         load(tmp_path / "w.safetensors")
+
+
+def test_16_bit_weights_are_resampled_in_float32():
+    net = timm.create_model("metaformer_raft_nano", img_size=32).bfloat16()
+    model = timm.create_model("metaformer_raft_nano", img_size=64)
+    short, exact = (adapt_checkpoint(model, each.state_dict(), "w.pth") for each in (net, copy.deepcopy(net).float()))
+    assert all(torch.equal(short[name].float(), exact[name].float()) for name in exact)
 
 
 def test_nan_is_refused_for_timm_models_image_models_and_official_weights(tmp_path):
