@@ -19,7 +19,6 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from metamix.layers import resize_to
 from metamix.utils.text import message
 from metamix.weights.files import unwrap
 from metamix.weights.find import cfg_of_file, local_weights, read_weights
@@ -27,11 +26,10 @@ from metamix.weights.fit import TooLarge, check_fit, check_size, function_mismat
 from metamix.weights.layout import OURS, PUBLISHED, Layout
 from metamix.weights.metadata import ModelMetadata
 
-from .metaformer import Block, MetaFormer, Stage
+from .metaformer import MetaFormer, Stage
+from .resize import resample_spatial_weights
 
 TRAINING_ONLY = (nn.Dropout, DropPath)  # they do nothing in evaluation mode
-
-# Adapting
 
 
 def checkpoint_filter(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
@@ -147,48 +145,6 @@ def translate(
     state = {name: tensor.float() if tensor.dtype in short else tensor for name, tensor in state.items()}
     tensors, unknown = layout.translate(state, model)
     return resample_spatial_weights(tensors, model, source), unknown, layout
-
-
-def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer, source: object) -> dict[str, Tensor]:
-    """Resample spatial weights and position embeddings to the image size of `model`."""
-    state = dict(state)
-    if model.pos_embed is not None and "pos_embed" in state and state["pos_embed"].ndim == 4:
-        state["pos_embed"] = resize_to(state["pos_embed"], model.pos_embed.shape[-2:])
-    for name, block in model.named_modules():
-        if isinstance(block, Block):
-            prefix = f"{name}.mixer."
-            of_mixer = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            if of_mixer.keys() != block.mixer.state_dict().keys():
-                continue  # check_fit reports the missing tensors
-            if not hasattr(block.mixer, "adapt_state"):
-                check_own_mixer(block.mixer, of_mixer, prefix, source)
-                continue
-            try:
-                adapted = block.mixer.adapt_state(of_mixer)
-            except (RuntimeError, IndexError, ValueError) as error:
-                shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in of_mixer.items())
-                raise ValueError(
-                    f"{source} does not fit: no image size explains the shapes in {prefix[:-1]}: {shapes}."
-                ) from error
-            state |= {prefix + key: value for key, value in adapted.items()}
-    return state
-
-
-# Checking
-
-
-def check_own_mixer(mixer: Any, tensors: Mapping[str, Tensor], prefix: str, source: object) -> None:
-    """Raise ValueError if parameters of a user's mixer without `adapt_state` have other shapes in the file."""
-    if type(mixer).__module__.startswith("metamix."):
-        return
-    for name, tensor in mixer.state_dict().items():
-        if tensors[name].shape != tensor.shape:
-            raise ValueError(
-                f"{source} has {prefix}{name} of shape {tuple(tensors[name].shape)} where the model has "
-                f"{tuple(tensor.shape)}. If the shape depends on the image size, define "
-                f"{type(mixer).__name__}.adapt_state(state), which resamples parameters saved at a different size. "
-                f"Otherwise build the model with the options that it was saved with."
-            )
 
 
 def layer_names(cfg: Mapping, key: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from metamix.weights.fit import function_mismatch
 
 from .arguments import Activation, Norm, activation, check_stages, mixers_per_stage, norm_layer, per_stage
 from .embed import DOWNSAMPLE, STEM, Embed, limit_stride
+from .resize import cast_floats, resize_mixers
 
 POOLS = ("avg", "max", "avgmax", "")
 
@@ -104,40 +105,6 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(self.downsample(x))
-
-    def mixers_for(self, size: tuple[int, int]) -> list[tuple[Block, nn.Module]]:
-        """Build mixers with the weights of this stage for maps of another size; return each with its block.
-
-        Mixers without `adapt_state` are left out, since their weights do not depend on the size.
-
-        Raises:
-            ValueError: a mixer's weights depend on the size, and its `adapt_state` is missing or fails.
-        """
-        mixers = []
-        blocks: list[Any] = list(self.blocks)
-        for block in blocks:
-            old = block.mixer
-            like = next(filter(Tensor.is_floating_point, block.parameters()), torch.empty(0))  # gives device and dtype
-            new = self.make_mixer(size=size).to(like.device).train(old.training)
-            cast_floats(new, like.dtype)
-            if hasattr(old, "adapt_state"):
-                try:
-                    new.load_state_dict(new.adapt_state(old.state_dict()))
-                except RuntimeError as error:
-                    raise ValueError(
-                        f"adapt_state of {type(old).__name__} does not resample parameters to {size}: "
-                        f"{' '.join(str(error).split())}"
-                    ) from error
-                mixers.append((block, new))
-                continue
-            new_shapes = shapes(new)
-            # A name that the new mixer lacks belongs to a layer that was replaced, such as a batch norm in a detector.
-            if any(new_shapes.get(name, shape) != shape for name, shape in shapes(old).items()):
-                raise ValueError(
-                    f"{type(old).__name__} has parameters or buffers of other shapes on maps of {size}: define "
-                    f"its adapt_state(state), which resamples parameters saved at a different size."
-                )
-        return mixers
 
     def mixer_text(self, *, defaults: bool = False) -> str:
         """Return the mixer's name and the options that differ from their defaults; with `defaults`, all options."""
@@ -404,10 +371,7 @@ class MetaFormer(GradCheckpointing):
                 missing or fails. The model is then unchanged.
         """
         sizes = self.map_sizes(img_size, [stage.downsample for stage in self.stages])
-        mixers = [pair for stage, size in zip(self.stages, sizes) for pair in stage.mixers_for(size)]
-        for block, mixer in mixers:  # only now, so that a failure changes nothing
-            keep_parameters(block.mixer, mixer)
-            block.mixer = mixer
+        resize_mixers(self.stages, sizes)
         if self.pos_embed is not None and self.pos_embed.shape[-2:] != sizes[0]:
             self.pos_embed = nn.Parameter(resize_to(self.pos_embed.detach(), sizes[0]), self.pos_embed.requires_grad)
         update_model_input_size(self, parse_size("img_size", img_size))
@@ -447,31 +411,3 @@ def reset_linear(layer: Any) -> None:
     if not layer.weight.is_meta:  # on the meta device, timm takes 7 ms for each layer and sets nothing
         trunc_normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
-
-
-def cast_floats(module: nn.Module, dtype: torch.dtype) -> None:
-    """Convert the floating-point tensors of a module in place; its `to(dtype)` would also make complex weights real."""
-    module._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
-
-
-@torch.no_grad()
-def keep_parameters(old: nn.Module, new: nn.Module) -> None:
-    """Put the parameter objects of `old` into `new` where shapes are equal, because optimizers hold these objects.
-
-    These objects take over the values in `new`.
-    """
-    for name, parameter in list(new.named_parameters(remove_duplicate=False)):
-        kept = old.get_parameter(name)
-        if kept.shape != parameter.shape:
-            parameter.requires_grad_(kept.requires_grad)
-            continue
-        if not kept.is_meta and not torch.equal(kept, parameter):
-            kept.copy_(parameter)
-        module, _, leaf = name.rpartition(".")
-        setattr(new.get_submodule(module), leaf, kept)
-
-
-def shapes(module: nn.Module) -> dict[str, torch.Size]:
-    """Return the shapes of the module's parameters and buffers, by name."""
-    tensors = chain(module.state_dict().items(), module.named_buffers())  # also buffers that the state dict leaves out
-    return {name: tensor.shape for name, tensor in tensors}

@@ -15,9 +15,9 @@ from torch import nn
 from metamix.layers import GELU, GroupNorm1, resize_to
 from metamix.mixers import register_mixer
 from metamix.models import MetaFormer
-from metamix.models.checkpoint import resample_spatial_weights
 from metamix.models.embed import ConvEmbed
 from metamix.models.metaformer import Block
+from metamix.models.resize import resample_spatial_weights
 
 
 def small(**kwargs) -> MetaFormer:
@@ -293,9 +293,10 @@ def test_set_input_size_keeps_bfloat16(mixer):
 
 
 def test_set_input_size_keeps_mixers_without_a_size():
-    """Their hooks and their frozen or synchronised batch norms stay."""
+    """Their hooks, their frozen or synchronised batch norms and their wrapped layers stay."""
     model = small(mixer="wavemix")
     timm.utils.freeze(model, ["stages"])
+    blocks(model)[0].mixer.reduce = nn.Sequential(blocks(model)[0].mixer.reduce)
     mixers = [block.mixer for block in blocks(model)]
     model.set_input_size(64)
     assert all(block.mixer is mixer for block, mixer in zip(blocks(model), mixers))
@@ -393,7 +394,8 @@ def test_buffers_of_another_size_need_adapt_state(forget_mixers, persistent):
         def forward(self, x):
             return x * self.mask
 
-    with pytest.raises(ValueError, match=r"Masked has parameters or buffers of other shapes on maps of \("):
+    words = r"Masked does not fit maps of \(16, 16\): mask has shape \(8, 8\) instead of \(16, 16\)"
+    with pytest.raises(ValueError, match=words):
         small(mixer="masked").set_input_size(64)
 
 
@@ -484,12 +486,31 @@ def test_a_users_mixer_is_built_and_must_define_adapt_state(forget_mixers):
     model = small(mixer=("mine", "raft"), img_size=(32, 16))
     assert blocks(model)[0].mixer.scale.shape == (8, 8, 4)
     assert_equal(model(images(32, 16)), formula(model, images(32, 16)))
-    with pytest.raises(ValueError, match="define its adapt_state"):
+    words = r"scale has shape \(8, 8, 4\) instead of \(8, 16, 16\). .* define Mine.adapt_state"
+    with pytest.raises(ValueError, match=words):
         model.set_input_size(64)
     larger = small(mixer=("mine", "raft"), img_size=64)
-    with pytest.raises(ValueError, match=r"^FILE has .*mixer.scale of shape \(8, 8, 4\) .* define Mine.adapt_state"):
+    with pytest.raises(ValueError, match=rf"^FILE does not fit stages.0.blocks.0.mixer: {words}"):
         resample_spatial_weights(model.state_dict(), larger, "FILE")
     assert_equal(model(images(32, 16)), formula(model, images(32, 16)))
+
+
+def test_a_failing_adapt_state_is_explained(forget_mixers):
+    @register_mixer("broken")
+    class Broken(nn.Module):
+        def __init__(self, dim, *, size):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(size))
+
+        def adapt_state(self, state):
+            raise IndexError("scale has no third side")
+
+    model, larger = small(mixer="broken"), small(mixer="broken", img_size=64)
+    words = r"Broken.adapt_state cannot resample scale \(8, 8\): scale has no third side"
+    with pytest.raises(ValueError, match=rf"^Broken does not fit maps of \(16, 16\): {words}"):
+        model.set_input_size(64)
+    with pytest.raises(ValueError, match=f"^FILE does not fit stages.0.blocks.0.mixer: {words}"):
+        resample_spatial_weights(model.state_dict(), larger, "FILE")
 
 
 def test_a_fractional_mlp_ratio_gives_the_exact_hidden_width():

@@ -522,7 +522,7 @@ def test_a_failed_set_input_size_leaves_the_model_unchanged(monkeypatch):
     x = torch.randn(1, 3, 32, 32)
     before = model(x)
     monkeypatch.setattr(type(model.stages[2].blocks[0].mixer), "adapt_state", lambda self, state: {})
-    with pytest.raises(ValueError, match=r"of Raft does not resample parameters to \(24, 24\): .*Missing key"):
+    with pytest.raises(ValueError, match=r"Raft does not fit maps of \(24, 24\): Raft.adapt_state .*: .*Missing key"):
         model.set_input_size(48)
     assert torch.equal(model(x), before)
 
