@@ -241,14 +241,9 @@ class MetaFormer(GradCheckpointing):
             if pos_embed:
                 self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, dims[0], *sizes[0]), std=0.02))
             self.stages: Any = nn.Sequential()
-            for i, (dim, size) in enumerate(zip(dims, sizes)):
-                has_dropout = "proj_drop" in [option.name for option in mixer_options(mixers[i])]
-                dropout = {"proj_drop": proj_drop_rate} if has_dropout else {}
-                make_mixer = partial(create_mixer, mixers[i], dim, **dropout | mixer_args[i])
-                blocks = [
-                    make_block(dim, make_mixer(size=size), mlp_ratio=mlp_ratios[i], drop_path=rate)
-                    for rate in drop_paths[i]
-                ]
+            for i, (dim, size, ratio) in enumerate(zip(dims, sizes, mlp_ratios)):
+                make_mixer = mixer_maker(mixers[i], dim, mixer_args[i], proj_drop_rate)
+                blocks = [make_block(dim, make_mixer(size=size), mlp_ratio=ratio, drop_path=p) for p in drop_paths[i]]
                 self.stages.append(Stage(downsamples[i], blocks, make_mixer))
             self.norm = norm_layer("norm", norm)(dims[-1])
             self.head_drop = nn.Dropout(drop_rate)
@@ -259,12 +254,7 @@ class MetaFormer(GradCheckpointing):
             cast_floats(self, dtype)
 
         self.isotropic = stages == 1
-        strides = accumulate((embed.reduction for embed in (self.stem, *downsamples[1:])), operator.mul)
-        rows = enumerate(zip(dims, strides))
-        self.feature_info = [dict(num_chs=dim, reduction=s, module=f"stages.{i}") for i, (dim, s) in rows]
-        if self.isotropic:  # a feature after each block
-            names = [f"stages.0.blocks.{i}" for i in range(depths[0])]
-            self.feature_info = [dict(self.feature_info[0], module=name) for name in names]
+        self.feature_info = self.list_features(dims, [self.stem, *downsamples[1:]])
 
     def map_sizes(self, img_size: int | tuple[int, int], downsamples: Sequence[Any]) -> list[tuple[int, int]]:
         """Return (H, W) of the maps in each stage; reject images that are too small for the stages."""
@@ -274,6 +264,14 @@ class MetaFormer(GradCheckpointing):
         if min(min(s) for s in sizes) < 1:
             raise ValueError(f"img_size {img_size} is too small: the maps would be {sizes}; give a larger one.")
         return sizes
+
+    def list_features(self, dims: Sequence[int], embeds: Sequence[Any]) -> list[dict[str, Any]]:
+        """Describe the features for timm: the map after each stage, or after each block of an isotropic model."""
+        strides = accumulate((embed.reduction for embed in embeds), operator.mul)
+        maps = [dict(num_chs=dim, reduction=stride) for dim, stride in zip(dims, strides)]
+        if self.isotropic:
+            return [maps[0] | dict(module=f"stages.0.blocks.{i}") for i in range(len(self.stages[0].blocks))]
+        return [each | dict(module=f"stages.{i}") for i, each in enumerate(maps)]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -396,6 +394,12 @@ class MetaFormer(GradCheckpointing):
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that take no weight decay, in addition to all vectors."""
         return {"pos_embed"}
+
+
+def mixer_maker(name: str, dim: int, options: dict[str, Any], proj_drop: float) -> "partial[nn.Module]":
+    """Return the function `make_mixer(size=(H, W))` of a stage; a mixer with dropout gets `proj_drop`."""
+    dropout = {"proj_drop": proj_drop} if any(o.name == "proj_drop" for o in mixer_options(name)) else {}
+    return partial(create_mixer, name, dim, **dropout | options)
 
 
 @fx_leaf
