@@ -32,7 +32,7 @@ from benchmarks.weight_cards import load_family, weights_digest
 from metamix import list_mixers
 from metamix.deploy import benchmark, export
 from metamix.deploy.benchmark import ENGINES, FORMAT_OF, PRECISIONS, BenchmarkedModel, cells_of, random_model
-from metamix.deploy.extras import installed, need
+from metamix.deploy.extras import installed
 from metamix.deploy.formats.openvino import compile_openvino
 from metamix.utils.system import processor, versions
 from metamix.utils.text import exit_with_message
@@ -155,10 +155,9 @@ def operator_shares(
     several operators, such as a gate or a norm, in one kernel. The shortest of `runs` times of each operator counts,
     since other programs can only make it slower.
     """
-    graph = need("openvino").Core().read_model(str(subject.file("openvino", precision, folder)))
+    file = subject.file("openvino", precision, folder)
     images = subject.images[torch.arange(batch) % len(subject.images)].numpy()
-    graph.reshape(list(images.shape))
-    request = compile_openvino(graph, threads, precision, PERF_COUNT="YES").create_infer_request()
+    request = compile_openvino(file, threads, precision, images.shape, PERF_COUNT="YES").create_infer_request()
     request.infer([images])
     shortest: dict[tuple[str, str], float] = {}
     for _ in range(runs):

@@ -27,16 +27,12 @@ from metamix.utils.timing import interleaved
 
 from .extras import installed, need
 from .formats import FORMATS, PRECISIONS, Graph
-from .formats.openvino import open_openvino
 from .fuse import fuse
 
-ENGINES: dict[str, tuple[str, ...]] = {  # engine: precisions that it supports
-    "eager": ("fp32", "bf16"),
-    "compile": ("fp32", "bf16"),
-    "onnxruntime": ("fp32", "int8"),
-    "openvino": ("fp32", "bf16", "int8"),
+FORMAT_OF = {format.engine: format for format in FORMATS.values() if format.engine}  # engine: format that it runs
+ENGINES = dict.fromkeys(("eager", "compile"), ("fp32", "bf16")) | {  # engine: precisions that it supports
+    engine: tuple(p for p in PRECISIONS if p not in format.refused) for engine, format in FORMAT_OF.items()
 }
-FORMAT_OF = {"onnxruntime": "onnx", "openvino": "openvino"}  # engine: format that it runs
 CALIBRATION_IMAGES = 8
 Cell = tuple[str, str]  # engine and precision
 BASELINE: Cell = "eager", "fp32"  # engine and precision in which the reference is timed
@@ -167,7 +163,7 @@ def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
 
 def packages(engine: str, precision: str) -> tuple[str, ...]:
     """Return the packages that an engine needs for a precision, besides torch."""
-    return FORMATS[FORMAT_OF[engine]].packages_for(precision) if engine in FORMAT_OF else ()
+    return FORMAT_OF[engine].packages_for(precision) if engine in FORMAT_OF else ()
 
 
 def random_model(name: str, img_size: int | None) -> "BenchmarkedModel":
@@ -197,28 +193,23 @@ class BenchmarkedModel:
         images = self.images[torch.arange(batch) % len(self.images)]
         if self.cell:
             return lambda: self.model(images)
-        if engine in ("eager", "compile"):
-            images = images.to(memory_format=torch.channels_last)
-            call: Any = torch.compile(self.model, dynamic=False) if engine == "compile" else self.model
+        if engine in FORMAT_OF:
+            file, array, threads = self.file(engine, precision, folder), images.numpy(), torch.get_num_threads()
+            run = FORMAT_OF[engine].open(file, threads, precision, images.shape)
+            return lambda: run(array)
+        images = images.to(memory_format=torch.channels_last)
+        call: Any = torch.compile(self.model, dynamic=False) if engine == "compile" else self.model
 
-            @torch.inference_mode()
-            def step() -> object:
-                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                    return call(images)
+        @torch.inference_mode()
+        def step() -> object:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                return call(images)
 
-            return step
-        file, array, threads = self.file(engine, precision, folder), images.numpy(), torch.get_num_threads()
-        if engine == "onnxruntime":
-            run = FORMATS["onnx"].open(file, threads, precision)
-        else:
-            graph = need("openvino").Core().read_model(str(file))
-            graph.reshape(list(images.shape))
-            run = open_openvino(graph, threads, precision)
-        return lambda: run(array)
+        return step
 
     def file(self, engine: str, precision: str, folder: Path) -> Path:
-        """Write the model for ONNX Runtime or OpenVINO, unless its file exists, and return the file."""
-        format = FORMATS[FORMAT_OF[engine]]
+        """Write the model in the format of an engine, unless its file exists, and return the file."""
+        format = FORMAT_OF[engine]
         suffix = Path(format.file).suffix
         stem = f"{self.name.replace('/', '%2F')}-{self.size}"  # keeps runs/a and runs-a apart
         file = folder / f"{stem}-fp32{suffix}"

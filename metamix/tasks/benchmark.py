@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from metamix.deploy.benchmark import CALIBRATION_IMAGES, ENGINES, FORMAT_OF, BenchmarkedModel, benchmark, table
-from metamix.deploy.formats import PRECISIONS
+from metamix.deploy.benchmark import CALIBRATION_IMAGES, ENGINES, BenchmarkedModel, benchmark, table
+from metamix.deploy.formats import FORMATS, PRECISIONS
 from metamix.deploy.runtime import load_exported
 from metamix.utils.checks import parse_size
 from metamix.utils.files import write_text
@@ -84,8 +84,7 @@ def open_model(source: str, img_size: int | None, threads: int | None, trust: bo
         if img_size and artifact.size and artifact.size != (img_size, img_size):
             height, width = artifact.size
             raise ValueError(f"img_size is {img_size}, but {source} takes {height} x {width} pixels: leave it out")
-        engines = {format: engine for engine, format in FORMAT_OF.items()}
-        cell = engines.get(artifact.format, artifact.format), artifact.precision
+        cell = FORMATS[artifact.format].engine or artifact.format, artifact.precision
         size: Any = artifact.size or img_size or artifact.model.img_size
         images = torch.randn(CALIBRATION_IMAGES, artifact.input_shape[1] or 3, *parse_size("img_size", size))
         return BenchmarkedModel(source, exported, images, artifact.outputs, cell)

@@ -8,7 +8,7 @@ import metamix  # noqa: F401 - registers the models
 from metamix.weights.files import save_weights
 from tests.helpers.exports import MISSING
 
-WITHOUT_EXTRA = ("test_artifact.py", "test_fuse.py", "test_report.py")
+WITHOUT_EXTRA = ("test_artifact.py", "test_formats.py", "test_fuse.py", "test_report.py")
 
 
 def pytest_runtest_setup(item):

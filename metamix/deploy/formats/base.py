@@ -55,10 +55,13 @@ class Quantizer(Protocol):
 class Format:
     """A format of exported models."""
 
-    file: str  # name of its main file
+    file: str  # name of its main file: "model" with a suffix that no other format has
     write: Callable[[Graph, Path], None]  # writes the main file
-    # (file, threads, precision); threads is None for all cores or, in the format torch, torch's current number
+    # (file, threads=None, precision="fp32", shape=None) -> run. threads is None for all cores or, in the format torch,
+    # torch's current number. If all images have the shape (n, C, H, W), an engine may prepare for it.
     open: Callable[..., Run]
+    # name of the engine in `metamix benchmark`, which runs the fp32 file also in bf16; "" if it is not timed there
+    engine: str = ""
     more_files: tuple[str, ...] = ()  # names of files that `write` may add beside it
     compiled: str = ""  # name of the file that `Graph.compile` adds, which `open` takes in place of the main file
     runs_code: str = ""  # why opening a file can run code inside it; "" if it cannot run code

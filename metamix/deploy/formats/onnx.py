@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ def write(graph: Graph, file: Path) -> None:
         program.save(str(file), external_data=False)
 
 
-def open_onnx(file: Path, threads: int | None = None, precision: str = "fp32") -> Run:
+def open_onnx(file: Path, threads: int | None = None, precision: str = "fp32", shape: Any = None) -> Run:
     """Open an ONNX file in ONNX Runtime, on the CPU."""
     onnxruntime = need("onnxruntime")
     options = onnxruntime.SessionOptions()
@@ -95,6 +96,7 @@ FORMAT = Format(
     "model.onnx",
     write,
     open_onnx,
+    engine="onnxruntime",
     packages=("onnx", "onnxscript", "onnxruntime"),
     refused={
         "bf16": "ONNX Runtime has no bf16 kernels on a CPU: use --format openvino or torch with --precision bf16, or "

@@ -104,9 +104,9 @@ def write(graph: Graph, file: Path) -> None:
         openvino.save_model(model, str(file), compress_to_fp16=False)
 
 
-def open_openvino(model: Any, threads: int | None = None, precision: str = "fp32") -> Run:
+def open_openvino(model: Any, threads: int | None = None, precision: str = "fp32", shape: Any = None) -> Run:
     """Open a model in OpenVINO, on the CPU; arguments as in `compile_openvino`."""
-    compiled, turn = compile_openvino(model, threads, precision), Lock()
+    compiled, turn = compile_openvino(model, threads, precision, shape), Lock()
 
     def run(*inputs: np.ndarray) -> list[np.ndarray]:
         with turn:  # a compiled model has one inference request, whose images another thread would overwrite
@@ -115,13 +115,16 @@ def open_openvino(model: Any, threads: int | None = None, precision: str = "fp32
     return run
 
 
-def compile_openvino(model: Any, threads: int | None = None, precision: str = "fp32", **properties: Any) -> Any:
+def compile_openvino(
+    model: Any, threads: int | None = None, precision: str = "fp32", shape: Any = None, **properties: Any
+) -> Any:
     """Compile a model for OpenVINO's CPU plugin, and return the `openvino.CompiledModel`.
 
     Args:
         model: path of an .xml file, or an `openvino.Model`.
         threads: number of threads; None for OpenVINO's default.
         precision: precision of the model. If the CPU lacks bf16, whatever is not quantized runs in fp32.
+        shape: shape of all images; None for the shapes that the model accepts.
         properties: further properties of OpenVINO.
     """
     core = need("openvino").Core()
@@ -130,6 +133,8 @@ def compile_openvino(model: Any, threads: int | None = None, precision: str = "f
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
     model = core.read_model(str(model)) if isinstance(model, (str, Path)) else model
+    if shape is not None:
+        model.reshape(list(shape))
     return core.compile_model(model, "CPU", settings)
 
 
@@ -180,6 +185,7 @@ FORMAT = Format(
     "model.xml",
     write,
     open_openvino,
+    engine="openvino",
     more_files=("model.bin",),
     packages=("openvino",),
     quantizer=OpenVinoFile,

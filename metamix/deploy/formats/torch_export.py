@@ -56,7 +56,7 @@ def write(graph: Graph, file: Path) -> None:
             aoti_compile_and_package(program, package_path=str(file.with_name(COMPILED)))
 
 
-def open_program(file: Path, threads: int | None = None, precision: str = "fp32") -> Run:
+def open_program(file: Path, threads: int | None = None, precision: str = "fp32", shape: Any = None) -> Run:
     """Load a program, or a compiled package; the program beside it replaces a package that this machine cannot load."""
     if threads:
         torch.set_num_threads(threads)
