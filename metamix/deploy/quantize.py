@@ -53,10 +53,10 @@ class Quantized:
 def quantize_file(
     format: Format, file: Path, batches: Batches, score: Score, *, max_drop: float, minutes: float, unit: str
 ) -> Quantized:
-    """Quantize an ONNX or OpenVINO file in place.
+    """Quantize a file of an exported model in place.
 
     Args:
-        format: format of the file, ONNX or OpenVINO.
+        format: format of the file, which has a quantizer.
         file: the model in fp32.
         batches: images for calibration.
         score: returns the score of a model on each held-out image; no held-out image may be in `batches`.
@@ -68,7 +68,7 @@ def quantize_file(
         ValueError: there is nothing to quantize, the score drops by more than accepted, or there are no calibration
             images. The file is then unchanged.
         OSError: the disk is full.
-        ImportError: nncf or onnxruntime is missing.
+        ImportError: a package for quantization is missing.
     """
     if not batches:
         raise ValueError("there are no calibration images: give images of the training split")

@@ -115,9 +115,10 @@ def load_exported(folder: str | Path, *, threads: int | None = None, trust: bool
     artifact = load_artifact(folder)
     file, format = Path(folder) / artifact.file, FORMATS[artifact.format]
     if format.runs_code and not trust:
+        safe = [name for name, other in FORMATS.items() if not other.runs_code]
         raise ValueError(
             f"{file} is not loaded: {format.runs_code}. If you trust its author, give --trust, or in Python "
-            f"trust=True. Exports to onnx and openvino do not need it"
+            f"trust=True. Exports to {' and '.join(safe)} do not need it"
         )
     artifact.check_files(Path(folder))
     try:

@@ -50,7 +50,7 @@ class ExportOptions(ImageOptions):
     source: str = positional("NAME.TAG of metamix or timm, a run folder or a weight file", metavar="MODEL")
     output: Path = option(MISSING, "folder to write: a new folder, or the folder of an earlier export")
     model: str | None = option(None, "name of the model, for a file that does not name its model")
-    format: Annotated[str, one_of(FORMATS)] = option("onnx", "format to write: onnx, openvino or torch")
+    format: Annotated[str, one_of(FORMATS)] = option("onnx", f"format to write: {', '.join(FORMATS)}")
     precision: Annotated[str, one_of(PRECISIONS)] = option("fp32", "fp32, bf16 or int8")
     img_size: Sides | None = option(None, "size of images in pixels, N or H,W; default: as in training")
     dynamic: bool = option(False, "accept any height and width; any batch size is always accepted")
