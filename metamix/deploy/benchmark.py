@@ -9,7 +9,7 @@ images that calibrate int8. Models given by name have random weights, since the 
 other model, such as a trained detector, in a `BenchmarkedModel`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
@@ -36,11 +36,13 @@ ENGINES = dict.fromkeys(("eager", "compile"), ("fp32", "bf16")) | {  # engine: p
 CALIBRATION_IMAGES = 8
 Cell = tuple[str, str]  # engine and precision
 BASELINE: Cell = "eager", "fp32"  # engine and precision in which the reference is timed
+Models = Sequence["str | BenchmarkedModel"]
+Case = tuple["BenchmarkedModel", Cell]  # what is timed
 Step = Callable[[], object]
 
 
 def benchmark(
-    models: "Sequence[str | BenchmarkedModel]",
+    models: Models,
     *,
     engines: Sequence[str] = tuple(ENGINES),
     precisions: Sequence[str] = PRECISIONS,
@@ -84,27 +86,15 @@ def benchmark(
     exported = [model.cell for model in models if isinstance(model, BenchmarkedModel) and model.cell]
     if len(exported) == len(models):
         cells = []  # exported models are timed only in their own engines
-    for cell in cells:
-        for package in packages(*cell):
-            need(package)
-    if not models or not batch_sizes or min(batch_sizes) < 1 or runs < 1:
-        raise ValueError(
-            f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give at least one model and one "
-            f"batch size, and batch sizes and runs of at least 1"
-        )
-    if isinstance(reference, BenchmarkedModel) and reference.cell:
-        raise ValueError(
-            f"reference is {reference.name}, an export, which does not run in eager fp32: give a model "
-            f"that is not exported"
-        )
-    asked = dict.fromkeys(models if reference is None else [reference, *models])
-    opened = {each: random_model(each, img_size) if isinstance(each, str) else each for each in asked}
-    names = [model.name for model in opened.values()]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"several models have the name {repeated[0]}: give each model a name of its own")
+    check_request(models, cells, batch_sizes, runs, reference)
+    opened = open_models(models if reference is None else [reference, *models], img_size)
     chosen = [opened[model] for model in models]
     base = opened[reference] if reference else next((model for model in chosen if not model.cell), None)
-    software = versions() | installed(package for cell in [*cells, *exported] for package in packages(*cell))
+    cases: list[Case] = []
+    for subject in opened.values():
+        wanted = [BASELINE] if subject is base else []
+        wanted += cells if subject in chosen else []
+        cases += [(subject, cell) for cell in ([subject.cell] if subject.cell else dict.fromkeys(wanted))]
     keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -116,28 +106,13 @@ def benchmark(
             place = Path(folder or temporary)
             place.mkdir(parents=True, exist_ok=True)
             for batch in batch_sizes:
-                steps: dict[tuple[BenchmarkedModel, Cell], Step] = {}
-                for subject in opened.values():
-                    wanted = [BASELINE] if subject is base else []
-                    wanted += cells if subject in chosen else []
-                    for cell in [subject.cell] if subject.cell else dict.fromkeys(wanted):
-                        try:
-                            step = subject.step(*cell, batch, place)
-                            step()
-                            steps[subject, cell] = step
-                        except Exception as error:  # each engine has its own error types
-                            why = str(error).strip().partition("\n")[0] or type(error).__name__
-                            failed[" ".join((subject.name, *cell))] = why
-                timings = [interleaved(steps, seconds * len(steps)) for _ in range(runs)]
-                compared = [run.get((base, BASELINE)) if base else None for run in timings]
-                for subject, cell in steps:
-                    rows.append(subject.row(cell, batch, [run[subject, cell] for run in timings], compared))
+                rows += timed_rows(open_steps(cases, batch, place, failed), batch, base, seconds, runs)
     finally:
         torch.set_num_threads(before)
     return {
         "machine": processor(),
         "threads": threads or before,
-        "versions": software,
+        "versions": versions() | installed(package for cell in [*cells, *exported] for package in packages(*cell)),
         "measured": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "runs": runs,
         "reference": base and base.name,
@@ -161,9 +136,35 @@ def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
     return cells
 
 
+def check_request(models: Models, cells: Sequence[Cell], batch_sizes: Sequence[int], runs: int, reference: Any) -> None:
+    """Raise ImportError or ValueError, as `benchmark` does, before any model is built."""
+    for cell in cells:
+        for package in packages(*cell):
+            need(package)
+    if not models or not batch_sizes or min(batch_sizes) < 1 or runs < 1:
+        raise ValueError(
+            f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give at least one model and one "
+            f"batch size, and batch sizes and runs of at least 1"
+        )
+    if isinstance(reference, BenchmarkedModel) and reference.cell:
+        raise ValueError(
+            f"reference is {reference.name}, an export, which does not run in eager fp32: give a model "
+            f"that is not exported"
+        )
+
+
 def packages(engine: str, precision: str) -> tuple[str, ...]:
     """Return the packages that an engine needs for a precision, besides torch."""
     return FORMAT_OF[engine].packages_for(precision) if engine in FORMAT_OF else ()
+
+
+def open_models(models: Models, img_size: int | None) -> "dict[str | BenchmarkedModel, BenchmarkedModel]":
+    """Build the models that are given by name; raise ValueError if two models have the same name."""
+    opened = {m: random_model(m, img_size) if isinstance(m, str) else m for m in dict.fromkeys(models)}
+    names = [model.name for model in opened.values()]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"several models have the name {repeated[0]}: give each model a name of its own")
+    return opened
 
 
 def random_model(name: str, img_size: int | None) -> "BenchmarkedModel":
@@ -174,6 +175,29 @@ def random_model(name: str, img_size: int | None) -> "BenchmarkedModel":
     height, width = (height, width) if img_size is None else (img_size, img_size)
     shape = CALIBRATION_IMAGES, channels, height, width
     return BenchmarkedModel(name, model, torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+
+
+def open_steps(cases: Iterable[Case], batch: int, folder: Path, failed: dict[str, str]) -> dict[Case, Step]:
+    """Open models in engines for `batch` images, and run each once; add to `failed` why a case fails."""
+    steps: dict[Case, Step] = {}
+    for subject, cell in cases:
+        try:
+            step = subject.step(*cell, batch, folder)
+            step()
+            steps[subject, cell] = step
+        except Exception as error:  # each engine has its own error types
+            why = str(error).strip().partition("\n")[0] or type(error).__name__
+            failed[" ".join((subject.name, *cell))] = why
+    return steps
+
+
+def timed_rows(
+    steps: Mapping[Case, Step], batch: int, base: "BenchmarkedModel | None", seconds: float, runs: int
+) -> list[dict[str, Any]]:
+    """Time the steps interleaved, in several runs, and return a row for each; `base` is the reference."""
+    timings = [interleaved(steps, seconds * len(steps)) for _ in range(runs)]
+    compared = [run.get((base, BASELINE)) if base else None for run in timings]
+    return [subject.row(cell, batch, [run[subject, cell] for run in timings], compared) for subject, cell in steps]
 
 
 class BenchmarkedModel:
