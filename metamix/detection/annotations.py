@@ -11,7 +11,7 @@ from operator import sub
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from metamix.data.runs import run_length_problem
+from metamix.data.run_lengths import run_length_problem
 from metamix.utils.files import read_bytes
 from metamix.weights.metadata import MAX_SCORED_CLASSES, MAX_SIDE
 

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 
 from metamix.data import CorruptImage
-from metamix.data.runs import is_brush
+from metamix.data.run_lengths import is_brush
 from metamix.data.tables import SPLITS, read_table, same_in_all
 
 from .coco import find_image, find_splits, read_complete

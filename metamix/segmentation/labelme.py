@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from metamix.data.files import decode, open_image
-from metamix.data.runs import fill_runs
+from metamix.data.run_lengths import fill_runs
 from metamix.utils.files import read_bytes
 from metamix.weights.metadata import MAX_SIDE
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from metamix.data.runs import decode_runs, is_brush, run_length_problem
+from metamix.data.run_lengths import decode_runs, is_brush, run_length_problem
 from metamix.data.tables import SPLITS
 from metamix.utils.files import read_bytes
 

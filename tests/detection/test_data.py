@@ -10,13 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from metamix.data import CorruptImage
-from metamix.data.runs import decode_runs
-from metamix.detection.annotations import segmentation_problem
 from metamix.detection.coco import find_splits, open_split
 from metamix.detection.data import DetectionData, TrainTransform
 from metamix.detection.objects import decode
@@ -359,18 +356,6 @@ def test_segmentations_that_cannot_be_drawn_are_refused(coco, key, fields, words
     assert open_split(splits, "train").objects
     with pytest.raises(ValueError, match=words + ".* use faster_rcnn"):
         open_split(splits, "train", masks=True)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 1.0])
-def test_compressed_run_lengths_are_decoded_and_damage_is_noticed(share):
-    shape = np.random.default_rng(0).random((64, 96)) < share
-    shape[:, 40:70] = False  # makes a long run: COCO stores the difference between a run and the second run before it
-    segmentation = coco_mask.encode(np.asfortranarray(shape.astype(np.uint8)))
-    text = segmentation["counts"].decode()
-    ends = np.flatnonzero(np.diff(np.concatenate([[False], shape.T.ravel(), [not shape[-1, -1]]])))
-    assert decode_runs(text) == np.diff(ends, prepend=0).tolist()
-    assert segmentation_problem({"size": [64, 96], "counts": text}, {"height": 64, "width": 96}) is None
-    assert decode_runs(text[:-1] + "o") is None
 
 
 def test_polygon_of_two_points_adds_nothing_to_a_mask(coco):

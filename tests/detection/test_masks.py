@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 import metamix
 import metamix.cli.evaluate
-from metamix.data.runs import decode_runs
+from metamix.data.run_lengths import decode_runs
 from metamix.detection.coco import find_splits, open_split
 from metamix.detection.detectors import build_detector, detect
 from metamix.detection.instance_masks import main as convert
