@@ -98,11 +98,10 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
         trained = load_classifier(**weights)
         metadata = replace(trained.metadata, img_size=size) if size else trained.metadata
         return ExportableClassifier(trained.model, metadata, options)
-    task, model, entries = Classification.trained(
+    task, model, metadata = Classification.trained(
         ClassificationEvalOptions(**weights, data=options.data, data_dir=options.data_dir, img_size=size)
     )
-    metadata = replace(ModelMetadata.from_dict(entries), img_size=task.data.size)
-    return ExportableClassifier(model, metadata, options, task)
+    return ExportableClassifier(model, replace(metadata, img_size=task.data.size), options, task)
 
 
 def exported_classifier(exported: ExportedModel) -> Classifier:

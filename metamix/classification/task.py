@@ -59,7 +59,7 @@ class Classification:
         check_model(name, pretrained)
 
     @classmethod
-    def trained(cls, options: ClassificationEvalOptions) -> tuple["Classification", nn.Module, dict[str, Any]]:
+    def trained(cls, options: ClassificationEvalOptions) -> tuple["Classification", nn.Module, ModelMetadata]:
         """Load weights for evaluation, and return the task, the model and the metadata.
 
         Arguments of the model, statistics and image size are as in training unless `options` set them; for the other
@@ -82,7 +82,7 @@ class Classification:
             task.model.notes.append(f"published weights {metadata.model}")
             if (mode := timm_config(trained.model).get("crop_mode", "center")) != "center":
                 task.model.notes.append(f"images are cropped at the centre, although timm's crop_mode is {mode!r}")
-        return task, trained.model, metadata.to_dict()
+        return task, trained.model, metadata
 
 
 def data_to_score(trained_on: str | None, data_dir: str | None) -> str:

@@ -105,8 +105,8 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
     about = task.model.describe(model) | {
         "split": settings.split,
         "checkpoint": options.checkpoint,
-        "weights": metadata.get("weights"),
-        "trained_img_size": metadata.get("img_size"),
+        "weights": metadata.extra.get("weights"),
+        "trained_img_size": metadata.img_size,
     }
     if group.is_main and earlier and any(earlier.get(key) != about.get(key) for key in SCORED):
         what = f"{earlier.get('checkpoint') or earlier.get('model')} on {earlier.get('data')}"

@@ -10,7 +10,7 @@ until the coarsest map has at least two pixels on each side. `ExportedDetector` 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -166,9 +166,7 @@ class ExportableDetector(CalibratedExport):
 
     outputs: tuple[str, ...] = ("boxes", "scores", "labels")
 
-    def __init__(
-        self, detector: Any, entries: Mapping[str, Any], options: ExportOptions, task: Detection | None = None
-    ):
+    def __init__(self, detector: Any, metadata: ModelMetadata, options: ExportOptions, task: Detection | None = None):
         self.detector = detector.eval()
         step, coarsest = detector.backbone.size_divisible, max(detector.backbone.strides)
         shorter, longer = detector.transform.min_size[-1], detector.transform.max_size
@@ -183,7 +181,6 @@ class ExportableDetector(CalibratedExport):
             if options.format == "torch":  # the smallest side at which no map is a single pixel
                 least = (int(coarsest) // step + 1) * step
         self.fixed, channels = None if options.dynamic else (height, width), len(detector.transform.image_mean)
-        metadata = ModelMetadata.from_dict(entries, options.source)
         metadata = replace(metadata, img_size=(height, width), in_chans=channels, num_classes=detector.num_classes)
         extra = {
             "score_thresh": detector.score_thresh,
@@ -288,13 +285,13 @@ def open_detector(options: ExportOptions) -> ExportableDetector:
     model: Any
     if options.data_dir:
         eval_options = DetectionEvalOptions(checkpoint=source, data_dir=options.data_dir, workers=0)
-        task, model, entries = Detection.trained(eval_options)
+        task, model, metadata = Detection.trained(eval_options)
     else:
         trained = load_detector(source)
-        model, entries = trained.model, trained.metadata
+        model, metadata = trained.model, trained.metadata
     if not isinstance(model, (RetinaNet, FCOS)):
         raise ValueError(f"{source} is a {type(model).__name__}; only RetinaNet and FCOS can be exported or timed")
-    return ExportableDetector(model, entries, options, task)
+    return ExportableDetector(model, metadata, options, task)
 
 
 def exported_detector(exported: ExportedModel) -> TrainedDetector:
@@ -302,11 +299,10 @@ def exported_detector(exported: ExportedModel) -> TrainedDetector:
     artifact = exported.artifact
     artifact.check(SETTINGS, needs=["num_classes", "mean", "std", "classes"])
     model = ExportedDetector(exported, artifact.model, artifact.size, artifact.extra).eval()
-    metadata = artifact.model.to_dict()
-    spec, outputs = DetectorSpec.from_dict(metadata, ARTIFACT), exported.probe()
+    spec, outputs = DetectorSpec.from_dict(artifact.model.to_dict(), ARTIFACT), exported.probe()
     if len(outputs) != 3 or int(outputs[2].max()) != model.classes:
         raise ValueError(
             f"{ARTIFACT} has {plural(model.classes, 'class')}, but the graph has a different number of classes: "
             f"export the model again"
         )
-    return TrainedDetector(model, spec, metadata)
+    return TrainedDetector(model, spec, artifact.model)

@@ -83,7 +83,7 @@ class TrainedDetector:
 
     model: nn.Module
     spec: DetectorSpec
-    metadata: dict[str, Any]
+    metadata: ModelMetadata
 
     def __repr__(self) -> str:
         return f"TrainedDetector({self.spec.detector}, {self.spec.model}, {plural(len(self.classes), 'class')})"
@@ -147,7 +147,7 @@ def load_detector(checkpoint: str | Path) -> TrainedDetector:
         checkpoint: a run folder, a weight file or checkpoint that metamix wrote, or hf-hub:USER/NAME.
     """
     model, spec, metadata = DetectorSpec.load(checkpoint)
-    set_statistics(model, ModelMetadata.from_dict(metadata, checkpoint), checkpoint)
+    set_statistics(model, metadata, checkpoint)
     return TrainedDetector(model, spec, metadata)
 
 

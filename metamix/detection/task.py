@@ -1,13 +1,12 @@
 """Assemble the detection task: torchvision's detectors on any backbone, data sets in COCO's format, COCO's scores."""
 
-from typing import Any
-
 from torch import nn
 
 from metamix.models.registry import check_model
 from metamix.tasks.network import check_data
 from metamix.tasks.options import options_as_trained
 from metamix.utils.options import changed_flags
+from metamix.weights.metadata import ModelMetadata
 
 from .data import DetectionData
 from .load import DetectorSpec, load_detector
@@ -43,7 +42,7 @@ class Detection:
         return [*self.data.notes, *self.model.notes]
 
     @classmethod
-    def trained(cls, options: DetectionEvalOptions) -> tuple["Detection", nn.Module, dict[str, Any]]:
+    def trained(cls, options: DetectionEvalOptions) -> tuple["Detection", nn.Module, ModelMetadata]:
         """Load the detector of a checkpoint, and make its task.
 
         An option that is not set keeps its value from training, or its default if training did not record it.

@@ -13,7 +13,6 @@ from metamix.tasks.exportable import EXTRA, ExportOptions, MapExport, Model
 from metamix.training.task import Batch
 from metamix.utils.checks import check_finite
 from metamix.utils.rules import rules_of
-from metamix.weights.metadata import ModelMetadata
 
 from .inference import Restorer
 from .load import RestorationSpec, TrainedRestorer, load_restorer
@@ -64,9 +63,8 @@ def open_restorer(options: ExportOptions) -> ExportableRestorer:
     if not options.data_dir:
         return ExportableRestorer(load_restorer(**weights), options)
     eval_options = RestorationEvalOptions(data_dir=options.data_dir, workers=0, **weights)
-    task, model, entries = Restoration.trained(eval_options)
+    task, model, metadata = Restoration.trained(eval_options)
     spec = RestorationSpec(task.data.channels, task.model.enlarge, task.options.degradation)
-    metadata = ModelMetadata.from_dict(entries)
     return ExportableRestorer(TrainedRestorer(task.options.model, model, spec, metadata), options, task)
 
 

@@ -1,7 +1,7 @@
 """Define the restoration task, which trains image models on pairs of images or on clean images that it degrades."""
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import timm
 import torch
@@ -75,7 +75,7 @@ class Restoration:
             raise nothing_published(name)
 
     @classmethod
-    def trained(cls, options: RestorationEvalOptions) -> tuple["Restoration", nn.Module, dict[str, Any]]:
+    def trained(cls, options: RestorationEvalOptions) -> tuple["Restoration", nn.Module, ModelMetadata]:
         """Load weights for evaluation, and return the task, the model and the metadata.
 
         Channels, degradation and test share are as in training unless `options` set them.
@@ -92,4 +92,4 @@ class Restoration:
         check_channels(name, in_chans, task.data.in_chans)
         if options.pretrained:
             task.model.notes.append(f"published weights {name}")
-        return task, trained.model, metadata.to_dict()
+        return task, trained.model, metadata

@@ -10,7 +10,6 @@ from metamix.layers.image_inference import PadAndCrop, tiles
 from metamix.tasks.exportable import EXTRA, ExportOptions, MapExport, Model
 from metamix.training.task import Batch
 from metamix.weights.files import ARTIFACT
-from metamix.weights.metadata import ModelMetadata
 
 from .inference import Predictor, best_labels
 from .load import SegmenterSpec, TrainedSegmenter, load_segmenter
@@ -27,7 +26,7 @@ class ExportableSegmenter(MapExport):
 
     def __init__(self, trained: TrainedSegmenter, options: ExportOptions, task: Segmentation | None):
         height, width = options.img_size or trained.spec.crop
-        metadata = replace(ModelMetadata.from_dict(trained.metadata, options.source), in_chans=3)
+        metadata = replace(trained.metadata, in_chans=3)
         extra = {"scale": 1, "multiple": [1, 1]}
         super().__init__(trained.model, metadata, (height, width), options, task, extra)
         self.predictor = Predictor(*tiles(self.fixed), whole=self.fixed)
@@ -73,9 +72,8 @@ def open_segmenter(options: ExportOptions) -> ExportableSegmenter:
 def exported_segmenter(exported: ExportedModel) -> TrainedSegmenter:
     """Use an exported model as a segmenter; raise ValueError if export.json is incomplete or does not fit the graph."""
     artifact = exported.artifact
-    metadata = artifact.model.to_dict()
     artifact.check(EXTRA, needs=["img_size"])
-    spec = SegmenterSpec.from_dict(metadata, ARTIFACT)
+    spec = SegmenterSpec.from_dict(artifact.model.to_dict(), ARTIFACT)
     exported.check_classes(len(spec.classes))
     model = PadAndCrop(exported, artifact.size or artifact.extra["multiple"])
-    return TrainedSegmenter(model, spec, metadata, artifact.size)
+    return TrainedSegmenter(model, spec, artifact.model, artifact.size)

@@ -72,7 +72,7 @@ class TrainedSegmenter:
     # The model in evaluation mode. It takes (n, 3, H, W) float32 and returns logits (n, classes, H, W).
     model: nn.Module
     spec: SegmenterSpec
-    metadata: dict[str, Any]
+    metadata: ModelMetadata
     graph_size: Size | None = None  # (height, width) that an exported graph is fixed to; None for every other model
 
     def __repr__(self) -> str:

@@ -1,7 +1,5 @@
 """Define the segmentation task: train any backbone with a segmentation head on images with masks."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +7,7 @@ from metamix.models.registry import check_model
 from metamix.tasks.network import check_data
 from metamix.tasks.options import options_as_trained
 from metamix.utils.options import changed_flags
+from metamix.weights.metadata import ModelMetadata
 
 from .data import SegmentationData
 from .load import SegmenterSpec, TrainedSegmenter, check_tile, load_segmenter
@@ -65,7 +64,7 @@ class Segmentation:
             check_model(name, pretrained)
 
     @classmethod
-    def trained(cls, options: SegmentationEvalOptions) -> tuple["Segmentation", nn.Module, dict[str, Any]]:
+    def trained(cls, options: SegmentationEvalOptions) -> tuple["Segmentation", nn.Module, ModelMetadata]:
         """Load the segmenter of a checkpoint, and make its task.
 
         An option that is not set keeps its value from training, or its default if training did not record it.

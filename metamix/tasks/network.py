@@ -78,13 +78,12 @@ class NetworkSpec:
         raise NotImplementedError
 
     @classmethod
-    def load(cls: type[Spec], checkpoint: str | Path) -> tuple[Any, Spec, dict[str, Any]]:
+    def load(cls: type[Spec], checkpoint: str | Path) -> tuple[Any, Spec, ModelMetadata]:
         """Build the network of a run folder or a weight file; return it with its spec and its metadata."""
-        tensors, metadata = load_weights(find_weights(checkpoint))
-        spec = cls.from_dict(metadata, checkpoint)
+        tensors, raw = load_weights(find_weights(checkpoint))
+        spec, metadata = cls.from_dict(raw, checkpoint), ModelMetadata.from_dict(raw, checkpoint)
         # The metadata's img_size is the image size of the whole network, not of its backbone.
-        backbone = replace(ModelMetadata.from_dict(metadata, checkpoint), img_size=None)
-        check_described_size(backbone, tensors, checkpoint)
+        check_described_size(replace(metadata, img_size=None), tensors, checkpoint)
         with limited_size(checkpoint):
             model = spec.build()
         load_into(model, tensors, str(checkpoint))

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from PIL import Image
 from torch import nn
 
+from metamix.weights.metadata import ModelMetadata
+
 
 @dataclass(frozen=True)
 class TaskSpec:
@@ -79,7 +81,7 @@ class Trained(Protocol):
     Attributes:
         model: the model in evaluation mode.
         spec: arguments that rebuild the model, or settings for preparing its images.
-        metadata: entries of its weight file.
+        metadata: entries of its weight file; those that only the task knows are in `metadata.extra`.
     """
 
     @property
@@ -89,7 +91,7 @@ class Trained(Protocol):
     def spec(self) -> Any: ...
 
     @property
-    def metadata(self) -> Any: ...
+    def metadata(self) -> ModelMetadata: ...
 
     def predict(self, images: Sequence[str | Path | Image.Image]) -> list[Any]:
         """Return the prediction for each image; images are files or PIL images."""

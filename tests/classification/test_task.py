@@ -17,7 +17,7 @@ def test_a_trained_model_is_built_with_its_options(weights):
     digits, loaded, about = Classification.trained(
         ClassificationEvalOptions(model=SMALL["model"], checkpoint=path, img_size=48)
     )
-    assert (digits.data.mean, digits.data.std, digits.data.size, about["weights"]) == ((0.25,), (0.5,), 48, "ema")
+    assert (digits.data.mean, digits.data.std, digits.data.size, about.extra["weights"]) == ((0.25,), (0.5,), 48, "ema")
     assert digits.options.model_args == SMALL["model_args"]
     assert torch.equal(loaded.head.weight, model.head.weight)
 

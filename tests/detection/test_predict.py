@@ -124,7 +124,8 @@ def test_load_returns_a_detector_that_turns_images_upright(weights, few, tmp_pat
     """Boxes are in pixels of the upright image, for files and PIL images, of any EXIF orientation and mode."""
     detector = metamix.load(weights)
     assert detector.classes == detector.spec.classes == ("disc", "square") and not detector.model.training
-    assert detector.metadata["task"] == "detection" and detector.predict([]) == []
+    assert detector.metadata.task == "detection" and detector.metadata.classes == detector.classes
+    assert detector.predict([]) == []
     with pytest.raises(ValueError, match="threshold is 50: give a number from 0 to 1"):
         detector.predict([], threshold=50)
     image = Image.open(few / "images" / "test_0.png")

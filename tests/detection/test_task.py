@@ -85,7 +85,10 @@ def test_eval_repeats_the_scores_of_training(trained, data, tmp_path, capsys):
 
     task, model, metadata = Detection.trained(DetectionEvalOptions(data_dir=str(data), checkpoint=str(trained)))
     assert not model.training
-    assert task.model.describe(model)["parameters"] == summary(trained)["parameters"] and metadata["detector"] == "fcos"
+    assert (
+        task.model.describe(model)["parameters"] == summary(trained)["parameters"]
+        and metadata.extra["detector"] == "fcos"
+    )
 
 
 def test_eval_needs_no_images_of_training(tmp_path):

@@ -352,4 +352,4 @@ def test_published_weights_are_named_with_their_tag(clean):
     options = RestorationEvalOptions(test_dir=str(clean()), model="wavemix_restore_nano", pretrained=True)
     task, _, metadata = Restoration.trained(options)
     assert "published weights wavemix_restore_nano.jpeg_bccd" in task.notes
-    assert metadata["model"] == "wavemix_restore_nano.jpeg_bccd"
+    assert metadata.model == "wavemix_restore_nano.jpeg_bccd"

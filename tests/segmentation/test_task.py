@@ -65,7 +65,8 @@ def test_training_scoring_and_predicting_agree(scenes, tmp_path, capsys, request
     assert exit_code(metamix_cli.main, *words) == 0
     assert (new / "classes.txt").read_text() == "sky\nground\nhouse\ntree\n"
     trained = metamix.load(run)
-    assert trained.spec.classes == ("sky", "ground", "house", "tree") and trained.metadata["task"] == "segmentation"
+    assert trained.spec.classes == trained.metadata.classes == ("sky", "ground", "house", "tree")
+    assert trained.metadata.task == "segmentation"
     labels = trained.predict([images[0], Image.open(images[1])])
     confusion = np.zeros((4, 4), dtype=int)
     for i in range(2):

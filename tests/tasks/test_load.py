@@ -53,7 +53,9 @@ def test_an_image_without_pixels_is_refused():
             read(Image.new("L", (6, 4)).crop((2, 0, 2, 4)))
 
 
-@pytest.mark.parametrize("trained", [TrainedSegmenter(None, None, {}), TrainedRestorer("", None, None, None)])
+@pytest.mark.parametrize(
+    "trained", [TrainedSegmenter(None, None, ModelMetadata()), TrainedRestorer("", None, None, None)]
+)
 def test_the_tile_size_is_checked_before_images_are_read(trained):
     with pytest.raises(ValueError, match="tile is '32': give a whole number of at least 0"):
         trained.predict(["nowhere.png"], tile="32")
@@ -62,7 +64,7 @@ def test_the_tile_size_is_checked_before_images_are_read(trained):
 def test_an_exported_model_ignores_tile_and_overlap():
     graph, size = PadAndCrop(torch.abs, (16, 16)), (16, 16)
     restorer = TrainedRestorer("", graph, RestorationSpec("rgb", 1, "pairs"), None, size).restorer(8, 32, False)
-    predictor = TrainedSegmenter(graph, SimpleNamespace(model=""), {}, size).predictor(8, 32)
+    predictor = TrainedSegmenter(graph, SimpleNamespace(model=""), ModelMetadata(), size).predictor(8, 32)
     assert (restorer.tile, restorer.overlap) == (predictor.tile, predictor.overlap) == (16, 2)
 
 
@@ -76,8 +78,8 @@ def test_two_sources_of_weights_are_refused():
     "trained",
     [
         Classifier("", None, ModelMetadata()),
-        TrainedDetector(None, None, {}),
-        TrainedSegmenter(None, None, {}),
+        TrainedDetector(None, None, ModelMetadata()),
+        TrainedSegmenter(None, None, ModelMetadata()),
         TrainedRestorer("", None, None, None),
         SimpleTrained(None, None, None),
     ],
@@ -94,7 +96,7 @@ def test_the_repr_of_a_trained_model_is_one_short_line():
     about = ModelMetadata(model="resnet18", classes=("cat",) * 80, num_classes=80)
     assert repr(Classifier("resnet18", net, about)) == "Classifier(resnet18, 80 classes)"
     assert repr(SimpleTrained(net, about, None)) == "SimpleTrained(resnet18)"
-    assert repr(TrainedDetector(net, spec, {})) == "TrainedDetector(fcos, metaformer_raft_nano, 80 classes)"
-    assert repr(TrainedSegmenter(net, spec, {})) == "TrainedSegmenter(upernet, metaformer_raft_nano, 80 classes)"
-    assert TrainedSegmenter(net, spec, {}).classes == TrainedDetector(net, spec, {}).classes == spec.classes
+    assert repr(TrainedDetector(net, spec, about)) == "TrainedDetector(fcos, metaformer_raft_nano, 80 classes)"
+    assert repr(TrainedSegmenter(net, spec, about)) == "TrainedSegmenter(upernet, metaformer_raft_nano, 80 classes)"
+    assert TrainedSegmenter(net, spec, about).classes == TrainedDetector(net, spec, about).classes == spec.classes
     assert repr(TrainedRestorer("maxim_nano.x2", net, None, None)) == "TrainedRestorer(maxim_nano.x2)"
