@@ -159,7 +159,7 @@ def trained(task: Any, run: Path, recipe: dict, options: type) -> tuple[Any, nn.
     `options` is a class of data options; their values come from the recipe.
     """
     places = {field.name: recipe[field.name] for field in fields(options) if field.name in recipe}
-    return task.trained(task.EvalOptions(**places, checkpoint=str(run)))[:2]
+    return task.for_evaluation(task.EvalOptions(**places, checkpoint=str(run)))[:2]
 
 
 def check_half(run: Path, metric: str, trained: float, stored: float, allowed: float) -> None:

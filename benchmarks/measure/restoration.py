@@ -45,7 +45,7 @@ def measure(card: dict, photos: Path, seconds: float, parts: Sequence[str] = PAR
 def score_set(card: dict, folder: Path) -> dict:
     """Score the weights of a card on the images of a folder, without and with the self-ensemble."""
     options = RestorationEvalOptions(model=card["name"], pretrained=True, test_dir=str(folder), workers=0)
-    task, model, _ = Restoration.trained(options)
+    task, model, _ = Restoration.for_evaluation(options)
     row = {"name": card["name"], "images": len(task.data.parts["test"])}
     row |= {key: round(value, 4) for key, value in score(task, model).items()}
     task.metric.restorer = replace(task.metric.restorer, ensemble=True)

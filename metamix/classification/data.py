@@ -26,7 +26,7 @@ class ClassificationData:
     Args:
         options: options of training or, for evaluation, only `ModelOptions`.
         seed: seed of the augmentation.
-        trained: metadata of the weights to evaluate, which give the order of the classes; None in training.
+        metadata: metadata of the weights to evaluate, which give the order of the classes; None in training.
 
     Attributes:
         threshold: lowest probability at which a label is predicted: one number for all labels, or one for each label.
@@ -35,7 +35,7 @@ class ClassificationData:
         as_weights: note that names the settings taken from the initial weights; empty if no setting was taken.
     """
 
-    def __init__(self, options: ModelOptions, seed: int = 0, trained: ModelMetadata | None = None):
+    def __init__(self, options: ModelOptions, seed: int = 0, metadata: ModelMetadata | None = None):
         self.options, self.name, self.seed = options, data_name(options), seed
         self.notes: list[str] = []
         self.as_weights = ""
@@ -53,18 +53,18 @@ class ClassificationData:
             download=options.download,
             test_on=options.test_on,
             test_share=options.test_share,
-            classes=(trained and trained.classes) or (),
-            fine_tune=self._fine_tune(trained) if trained else "",
-            train_required=trained is None,
+            classes=(metadata and metadata.classes) or (),
+            fine_tune=self._fine_tune(metadata) if metadata else "",
+            train_required=metadata is None,
         )
-        self.threshold = (trained.threshold if trained else 0.5) if self.splits.multi_label else None
-        self.shares_images = self._check_share(trained)
-        if trained is None:
+        self.threshold = (metadata.threshold if metadata else 0.5) if self.splits.multi_label else None
+        self.shares_images = self._check_share(metadata)
+        if metadata is None:
             self.notes += scarce_classes(self.splits)
         for split, source in self.splits.sources().items() if self.splits.multi_label else ():
             if not source.labels.any():
                 raise ValueError(f"no image of {split} has a label: give other data, or other shares for the splits")
-        self.classes = self._classes_of(trained) if trained else self.splits.classes
+        self.classes = self._classes_of(metadata) if metadata else self.splits.classes
         self.in_chans = self.splits.in_chans
         self.prepare_as(describe_initial_weights(options) if isinstance(options, ClassificationOptions) else None)
         self.identity: dict[str, Any] = {
@@ -145,51 +145,51 @@ class ClassificationData:
         """Normalise images, (n, C, H, W) uint8, to float32."""
         return normalize(images, self.mean, self.std)
 
-    def _check_share(self, trained: ModelMetadata | None) -> bool:
+    def _check_share(self, metadata: ModelMetadata | None) -> bool:
         """Return `shares_images`; raise ValueError if `test_share` is unusable or all training images are scored."""
         options, train, test = self.options, self.splits.train, self.splits.test
         shared = train is not None and train.images is test.images
-        if trained is None:
+        if metadata is None:
             asked = f"test_share is {options.test_share:g}"
             if train is None:
                 raise ValueError(f"{asked}, which leaves no image to train on: give a lower share")
             if not shared and options.test_share != type(options).test_share:
                 raise ValueError(f"{asked}, but the data have a test split: leave --test-share out")
-        digests = trained.extra.get("digest") if trained and options.data == "folder" else None
+        digests = metadata.extra.get("digest") if metadata and options.data == "folder" else None
         trained_on = digests.get("train") if isinstance(digests, dict) else None
         same = trained_on is not None and trained_on == digest(test.images)
-        if trained and same and train is None:
-            share = trained.extra.get("test_share")
+        if metadata and same and train is None:
+            share = metadata.extra.get("test_share")
             advice = f"give --test-share {share} to score the held-out images" if share else "give other images"
             raise ValueError(f"{options.data_dir} holds the images that the weights were trained on: {advice}")
         if shared:
             scored = f"{plural(len(test), 'image')} {'is' if len(test) == 1 else 'are'} scored"
-            held_out = not trained or (same and trained.extra.get("test_share") == options.test_share)
+            held_out = not metadata or (same and metadata.extra.get("test_share") == options.test_share)
             trained_too = " and not trained on" if held_out else ", and may have been trained on"
             self.notes.append(f"{scored}{trained_too} (--test-share)")
         return shared
 
-    def _fine_tune(self, trained: ModelMetadata) -> str:
+    def _fine_tune(self, metadata: ModelMetadata) -> str:
         """Return the command that fine-tunes the evaluated weights on these data."""
         options = self.options
-        model = ["--model", trained.architecture or options.model]
+        model = ["--model", metadata.architecture or options.model]
         flags = ["--data", options.data, *changed_flags(options, "data_dir", "test_on"), *model]
         return train_command(options.checkpoint, *flags)
 
-    def _classes_of(self, trained: ModelMetadata) -> tuple[str, ...]:
+    def _classes_of(self, metadata: ModelMetadata) -> tuple[str, ...]:
         """Check that the data fit the weights, and return the classes of the weights."""
-        of_data, classes, name = self.splits.classes, trained.classes, trained.model or self.options.model
+        of_data, classes, name = self.splits.classes, metadata.classes, metadata.model or self.options.model
         kinds = "one class for each image", "several labels for an image"
         for what, has, wanted in (
-            (" channels", self.splits.in_chans, trained.in_chans),
-            ("", kinds[self.splits.multi_label], kinds[trained.threshold is not None]),
-            (" classes", len(of_data), trained.num_classes),
+            (" channels", self.splits.in_chans, metadata.in_chans),
+            ("", kinds[self.splits.multi_label], kinds[metadata.threshold is not None]),
+            (" classes", len(of_data), metadata.num_classes),
         ):
             fewer = what == " classes" and classes and len(of_data) < len(classes)  # classes are matched by name
             if has != wanted and not fewer:
                 raise ValueError(
                     f"{name} was trained for {wanted}{what}, but {self.name} has {has}; give other --data, or "
-                    f"fine-tune first: {self._fine_tune(trained)}"
+                    f"fine-tune first: {self._fine_tune(metadata)}"
                 )
         if classes and of_data != classes:
             self.notes.append("the classes of the data are numbers: they are matched to the model's classes by order")

@@ -98,7 +98,7 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
         trained = load_classifier(**weights)
         metadata = replace(trained.metadata, img_size=size) if size else trained.metadata
         return ExportableClassifier(trained.model, metadata, options)
-    task, model, metadata = Classification.trained(
+    task, model, metadata = Classification.for_evaluation(
         ClassificationEvalOptions(**weights, data=options.data, data_dir=options.data_dir, img_size=size)
     )
     return ExportableClassifier(model, replace(metadata, img_size=task.data.size), options, task)

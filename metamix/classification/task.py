@@ -24,15 +24,15 @@ from .pictures import ClassificationPictures
 class Classification:
     """Assemble data, model, loss, metric and pictures of classification; see `metamix.training.task.Task`.
 
-    For evaluation, `trained` is the metadata of the weights, and `options` are only `ModelOptions`.
+    For evaluation, give the `metadata` of the weights; `options` are then only `ModelOptions`.
     """
 
     Options, EvalOptions = ClassificationOptions, ClassificationEvalOptions
     same_image_shape = True
 
-    def __init__(self, options: ModelOptions, seed: int = 0, trained: ModelMetadata | None = None):
+    def __init__(self, options: ModelOptions, seed: int = 0, metadata: ModelMetadata | None = None):
         self.options = options
-        self.data = ClassificationData(options, seed, trained)
+        self.data = ClassificationData(options, seed, metadata)
         self.title = f"{self.data.name.replace('/', '-')}-{options.model}"
         self.model = ClassificationModel(options, self.data)
         self.metric: ClassificationMetric | MultiLabelMetric
@@ -59,30 +59,30 @@ class Classification:
         check_model(name, pretrained)
 
     @classmethod
-    def trained(cls, options: ClassificationEvalOptions) -> tuple["Classification", nn.Module, ModelMetadata]:
+    def for_evaluation(cls, options: ClassificationEvalOptions) -> tuple["Classification", nn.Module, ModelMetadata]:
         """Load weights for evaluation, and return the task, the model and the metadata.
 
         Arguments of the model, statistics and image size are as in training unless `options` set them; for the other
         values see `values_of_training`.
         """
-        trained = load_classifier(**options.weights())
-        metadata = trained.metadata
+        classifier = load_classifier(**options.weights())
+        metadata = classifier.metadata
         options = replace(options, data=options.data or data_to_score(metadata.data, options.data_dir))
         values = values_of_training(metadata, options) | {"checkpoint": options.checkpoint}
-        values |= {"model": trained.name, "model_args": metadata.model_args}
-        task = cls(options_as_trained(ModelOptions, values, options), trained=metadata)
+        values |= {"model": classifier.name, "model_args": metadata.model_args}
+        task = cls(options_as_trained(ModelOptions, values, options), metadata=metadata)
         assert metadata.img_size is not None  # `load_classifier` fills it in
         size, advice = task.data.size, "Leave --img-size out: the model is not rebuilt for another size"
         if (size, size) != parse_size("img_size", metadata.img_size):
-            check_image_size(trained.model, trained.name, task.data.in_chans, size, advice)
+            check_image_size(classifier.model, classifier.name, task.data.in_chans, size, advice)
             task.title += f"-{size}px"  # results at a different size get their own folder
         if options.test_on:
             task.title += f"-{options.test_on}"
         if options.pretrained:
             task.model.notes.append(f"published weights {metadata.model}")
-            if (mode := timm_config(trained.model).get("crop_mode", "center")) != "center":
+            if (mode := timm_config(classifier.model).get("crop_mode", "center")) != "center":
                 task.model.notes.append(f"images are cropped at the centre, although timm's crop_mode is {mode!r}")
-        return task, trained.model, metadata
+        return task, classifier.model, metadata
 
 
 def data_to_score(trained_on: str | None, data_dir: str | None) -> str:
@@ -116,14 +116,14 @@ def values_of_training(metadata: ModelMetadata, options: ClassificationEvalOptio
     values |= {"img_size": height, "test_share": 1.0}
     if metadata.data == data_name(options):
         share = metadata.extra.get("test_share")
-        trained = {"holdout": metadata.holdout, "test_share": share if isinstance(share, float) else None}
-        for name, value in trained.items():
+        recorded = {"holdout": metadata.holdout, "test_share": share if isinstance(share, float) else None}
+        for name, value in recorded.items():
             asked = getattr(options, name)
             if value is not None and asked not in (None, 0, value):
                 raise ValueError(
                     f"{name} is {asked}, but {options.checkpoint} was trained with {name} {value}, so it has seen some "
                     f"of these images: leave --{name.replace('_', '-')} out"
                 )
-        values |= {name: value for name, value in trained.items() if value is not None}
+        values |= {name: value for name, value in recorded.items() if value is not None}
         values["test_on"] = metadata.extra.get("test_on")
     return {name: value for name, value in values.items() if value is not None}

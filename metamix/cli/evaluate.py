@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
 def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGroup) -> dict[str, Any]:
     """Score a model, print the result, write result.json and pictures, and return the result."""
     with group.local_main_first():
-        task, model, metadata = find_task(task_name).part("task").trained(options)
+        task, model, metadata = find_task(task_name).part("task").for_evaluation(options)
     folder = Path(settings.output or f"runs/eval-{task.title}" + ("-holdout" if settings.split == "holdout" else ""))
     if (folder / RECIPE).exists():
         raise ValueError(f"{folder} is a run folder, and its pictures would be replaced: give another --output")

@@ -285,7 +285,7 @@ def open_detector(options: ExportOptions) -> ExportableDetector:
     model: Any
     if options.data_dir:
         eval_options = DetectionEvalOptions(checkpoint=source, data_dir=options.data_dir, workers=0)
-        task, model, metadata = Detection.trained(eval_options)
+        task, model, metadata = Detection.for_evaluation(eval_options)
     else:
         trained = load_detector(source)
         model, metadata = trained.model, trained.metadata

@@ -24,7 +24,7 @@ from .options import DetectionOptions
 class DetectionModel(TaskModel):
     """Build and describe the detector."""
 
-    def __init__(self, options: DetectionOptions, data: DetectionData, trained: DetectorSpec | None):
+    def __init__(self, options: DetectionOptions, data: DetectionData, spec: DetectorSpec | None):
         self.options, self.data = options, data
         self.box_sizes = data.box_sizes()
         self.auto_anchors = options.anchor_scale == "auto" and options.detector == "retinanet"
@@ -33,8 +33,8 @@ class DetectionModel(TaskModel):
             options.anchor_scale = trained_anchor_scale(options) or chosen
         self.notes: list[str] = []  # where the weights come from, and how large the boxes are
         # Whether the batch norms of the backbone are frozen; `build` sets it.
-        self.frozen_norms = trained.frozen_norms if trained else False
-        self.train_on = trained.train_on if trained else options.train_on
+        self.frozen_norms = spec.frozen_norms if spec else False
+        self.train_on = spec.train_on if spec else options.train_on
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> Detector:
         """Build the detector. Unless `metadata` is given, load any initial weights of the detector or its backbone."""

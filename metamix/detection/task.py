@@ -20,18 +20,18 @@ from .pictures import DetectionPictures
 class Detection:
     """Assemble data, model, loss, metric and pictures of detection; see `metamix.training.task.Task`.
 
-    To evaluate weights, give their spec as `trained`; then no split is opened for training.
+    To evaluate weights, give their `spec`; then no split is opened for training.
     """
 
     Options, EvalOptions = DetectionOptions, DetectionEvalOptions
     same_image_shape = False
     check_model = staticmethod(check_model)
 
-    def __init__(self, options: DetectionOptions, seed: int = 0, trained: DetectorSpec | None = None):
+    def __init__(self, options: DetectionOptions, seed: int = 0, spec: DetectorSpec | None = None):
         self.options = options
-        self.data = DetectionData(options, trained.classes if trained else ())
+        self.data = DetectionData(options, spec.classes if spec else ())
         self.title = f"{self.data.name}-{options.detector}-{options.model}"
-        self.model = DetectionModel(options, self.data, trained)
+        self.model = DetectionModel(options, self.data, spec)
         self.loss = detection_loss
         self.metric = DetectionMetric(self.data)
         self.pictures = DetectionPictures(self.metric)
@@ -42,7 +42,7 @@ class Detection:
         return [*self.data.notes, *self.model.notes]
 
     @classmethod
-    def trained(cls, options: DetectionEvalOptions) -> tuple["Detection", nn.Module, ModelMetadata]:
+    def for_evaluation(cls, options: DetectionEvalOptions) -> tuple["Detection", nn.Module, ModelMetadata]:
         """Load the detector of a checkpoint, and make its task.
 
         An option that is not set keeps its value from training, or its default if training did not record it.
@@ -52,7 +52,7 @@ class Detection:
         detector = load_detector(options.checkpoint)
         spec = detector.spec
         defaults = {"anchor_scale": spec.anchor_scale or "auto", "train_on": spec.train_on or ("train",)}
-        task = cls(options_as_trained(DetectionOptions, vars(spec) | defaults, options), trained=spec)
+        task = cls(options_as_trained(DetectionOptions, vars(spec) | defaults, options), spec=spec)
         flags = changed_flags(options, "data_dir")
         flags += ["--model", spec.model, "--detector", spec.detector, "--out-channels", str(spec.out_channels)]
         check_data(task, spec, options, *flags)

@@ -44,23 +44,23 @@ class RestorationData:
     Args:
         options: the training options. To evaluate weights, give the degradation and channels they were trained with.
         seed: seed of mixup.
-        trained: metadata of the weights to evaluate, or None for training. The training split is not opened for an
+        metadata: metadata of the weights to evaluate, or None for training. The training split is not opened for an
             evaluation.
     """
 
-    def __init__(self, options: RestorationOptions, seed: int = 0, trained: ModelMetadata | None = None):
+    def __init__(self, options: RestorationOptions, seed: int = 0, metadata: ModelMetadata | None = None):
         self.options, self.seed, self.notes = options, seed, list[str]()
         self.enlarge = 1  # factor by which crops are enlarged for the model; the task sets it after choosing the model
         self.chain = parse_degradations(options.degradation)
         self.paired = not self.chain.steps
-        digests, train = trained.extra.get("digest") if trained else None, trained is None
+        digests, train = metadata.extra.get("digest") if metadata else None, metadata is None
         parts = self._find(train, digests.get("test", "") if isinstance(digests, dict) else "")
         if isinstance(digests, dict) and digests.get("train") == digest_of(parts["test"]):
             self.notes.append("the model was trained on the images that are scored: give other images")
         everything = [sample for samples in parts.values() for sample in samples]
         scored = options.test_dir if not train else ""
         self.name = Path(scored or options.data_dir or options.test_dir).resolve().name
-        self.channels = self._choose_channels(everything, trained.in_chans if trained else None)
+        self.channels = self._choose_channels(everything, metadata.in_chans if metadata else None)
         self.in_chans = 3 if self.channels == "rgb" else 1
         scale = None
         for sample in everything if self.paired else []:

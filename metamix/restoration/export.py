@@ -63,7 +63,7 @@ def open_restorer(options: ExportOptions) -> ExportableRestorer:
     if not options.data_dir:
         return ExportableRestorer(load_restorer(**weights), options)
     eval_options = RestorationEvalOptions(data_dir=options.data_dir, workers=0, **weights)
-    task, model, metadata = Restoration.trained(eval_options)
+    task, model, metadata = Restoration.for_evaluation(eval_options)
     spec = RestorationSpec(task.data.channels, task.model.enlarge, task.options.degradation)
     return ExportableRestorer(TrainedRestorer(task.options.model, model, spec, metadata), options, task)
 

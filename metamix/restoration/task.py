@@ -26,15 +26,15 @@ from .pictures import RestorationPictures
 class Restoration:
     """Assemble data, model, loss, metric and pictures of restoration; see `metamix.training.task.Task`.
 
-    To evaluate weights, pass their metadata as `trained`. The training split is then not opened.
+    To evaluate weights, give their `metadata`. The training split is then not opened.
     """
 
     Options, EvalOptions = RestorationOptions, RestorationEvalOptions
     same_image_shape = False  # images to score may differ in size
 
-    def __init__(self, options: RestorationOptions, seed: int = 0, trained: ModelMetadata | None = None):
+    def __init__(self, options: RestorationOptions, seed: int = 0, metadata: ModelMetadata | None = None):
         self.options = options
-        self.data = RestorationData(options, seed, trained)
+        self.data = RestorationData(options, seed, metadata)
         self.title = f"{self.data.name}-{options.model}"
         enlarges = self.data.scale > 1
         channel = ("y" if enlarges else "rgb") if options.score_channel == "auto" else options.score_channel
@@ -75,21 +75,21 @@ class Restoration:
             raise nothing_published(name)
 
     @classmethod
-    def trained(cls, options: RestorationEvalOptions) -> tuple["Restoration", nn.Module, ModelMetadata]:
+    def for_evaluation(cls, options: RestorationEvalOptions) -> tuple["Restoration", nn.Module, ModelMetadata]:
         """Load weights for evaluation, and return the task, the model and the metadata.
 
         Channels, degradation and test share are as in training unless `options` set them.
         """
-        trained = load_restorer(**options.weights())
-        metadata, name, in_chans = trained.metadata, trained.name, cast(int, trained.model.in_chans)
-        check_local_pooling(trained.model, name, options.local_pooling)
-        values = vars(trained.spec) | {"model": name, "model_args": metadata.model_args}
+        restorer = load_restorer(**options.weights())
+        metadata, name, in_chans = restorer.metadata, restorer.name, cast(int, restorer.model.in_chans)
+        check_local_pooling(restorer.model, name, options.local_pooling)
+        values = vars(restorer.spec) | {"model": name, "model_args": metadata.model_args}
         # The authors' files have neither entry, and older files of metamix have no crop.
         for entry, kind in {"test_share": float, "crop": int}.items():
             values |= {entry: value} if isinstance(value := metadata.extra.get(entry), kind) else {}
         made = options_as_trained(RestorationOptions, values, options)
-        task = cls(made, trained=replace(metadata, in_chans=in_chans))
+        task = cls(made, metadata=replace(metadata, in_chans=in_chans))
         check_channels(name, in_chans, task.data.in_chans)
         if options.pretrained:
             task.model.notes.append(f"published weights {name}")
-        return task, trained.model, metadata
+        return task, restorer.model, metadata

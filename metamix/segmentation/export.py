@@ -65,7 +65,7 @@ def open_segmenter(options: ExportOptions) -> ExportableSegmenter:
         eval_options = SegmentationEvalOptions(
             data=data, data_dir=options.data_dir, workers=0, checkpoint=options.source, tile=tile, overlap=overlap
         )
-        task = Segmentation.for_trained(trained, eval_options)
+        task = Segmentation.for_evaluation_of(trained, eval_options)
     return ExportableSegmenter(trained, options, task)
 
 

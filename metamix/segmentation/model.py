@@ -25,11 +25,11 @@ from .segmenters import Segmenter
 class SegmentationModel(TaskModel):
     """Build and describe the segmenter."""
 
-    def __init__(self, options: SegmentationOptions, data: SegmentationData, trained: SegmenterSpec | None = None):
+    def __init__(self, options: SegmentationOptions, data: SegmentationData, spec: SegmenterSpec | None = None):
         self.options, self.data = options, data
         self.notes: list[str] = []  # where the weights come from
         # Whether the batch norms of the backbone are frozen; `build` sets it.
-        self.frozen_norms = trained.frozen_norms if trained else False
+        self.frozen_norms = spec.frozen_norms if spec else False
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> Segmenter:
         """Build the segmenter; unless `metadata` is given, load the weights that the options name."""

@@ -22,15 +22,15 @@ from .published import WEIGHTS
 class Segmentation:
     """Assemble data, model, loss, metric and pictures of segmentation; see `metamix.training.task.Task`.
 
-    To evaluate weights, pass their spec as `trained`. The training split is then not opened.
+    To evaluate weights, give their `spec`. The training split is then not opened.
     """
 
     Options, EvalOptions = SegmentationOptions, SegmentationEvalOptions
     same_image_shape = False  # images to score may differ in size
 
-    def __init__(self, options: SegmentationOptions, seed: int = 0, trained: SegmenterSpec | None = None):
+    def __init__(self, options: SegmentationOptions, seed: int = 0, spec: SegmenterSpec | None = None):
         self.options = options
-        self.data = SegmentationData(options, train=trained is None)
+        self.data = SegmentationData(options, train=spec is None)
         weights, classes = options.class_weights, len(self.data.classes)
         if not isinstance(weights, str) and len(weights) != classes:
             raise ValueError(
@@ -38,7 +38,7 @@ class Segmentation:
                 f"class, in the order of classes.txt"
             )
         self.title = f"{self.data.name}-{options.head}-{options.model}"
-        self.model = SegmentationModel(options, self.data, trained)
+        self.model = SegmentationModel(options, self.data, spec)
         self.metric = SegmentationMetric(self.data.classes, self.data.normalize, make_predictors(options))
         self.pictures = SegmentationPictures(self.metric, self.data.labels)
         self.loss = SegmentationLoss(options.loss, options.aux_weight, self.loss_weights)
@@ -64,24 +64,24 @@ class Segmentation:
             check_model(name, pretrained)
 
     @classmethod
-    def trained(cls, options: SegmentationEvalOptions) -> tuple["Segmentation", nn.Module, ModelMetadata]:
+    def for_evaluation(cls, options: SegmentationEvalOptions) -> tuple["Segmentation", nn.Module, ModelMetadata]:
         """Load the segmenter of a checkpoint, and make its task.
 
         An option that is not set keeps its value from training, or its default if training did not record it.
         """
         if not options.checkpoint:
             raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")
-        trained = load_segmenter(options.checkpoint)
-        check_tile(trained.fixed_size, trained.spec.model, options.tile)
-        return cls.for_trained(trained, options), trained.model, trained.metadata
+        segmenter = load_segmenter(options.checkpoint)
+        check_tile(segmenter.fixed_size, segmenter.spec.model, options.tile)
+        return cls.for_evaluation_of(segmenter, options), segmenter.model, segmenter.metadata
 
     @classmethod
-    def for_trained(cls, trained: TrainedSegmenter, options: SegmentationEvalOptions) -> "Segmentation":
+    def for_evaluation_of(cls, segmenter: TrainedSegmenter, options: SegmentationEvalOptions) -> "Segmentation":
         """Make the task of a segmenter that is loaded already; raise ValueError if the data have other classes."""
-        spec, values = trained.spec, vars(trained.spec)
+        spec, values = segmenter.spec, vars(segmenter.spec)
         if options.data != "folder":  # the layout fixes the mask values, even if the training masks had other values
             values = values | dict(ignore_index=255, reduce_zero_label=False)
-        task = cls(options_as_trained(SegmentationOptions, values, options), trained=spec)
+        task = cls(options_as_trained(SegmentationOptions, values, options), spec=spec)
         flags = changed_flags(options, "data", "data_dir", "mask_name")
         check_data(task, spec, options, *flags, "--model", spec.model, "--head", spec.head)
         return task

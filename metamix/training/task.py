@@ -192,5 +192,5 @@ class TaskClass(Protocol):
     def check_model(self, name: str, pretrained: bool) -> None:
         """Raise ValueError if the model cannot be trained or, with `pretrained`, has no pretrained weights."""
 
-    def trained(self, options: Any) -> tuple[Task, nn.Module, ModelMetadata]:
+    def for_evaluation(self, options: Any) -> tuple[Task, nn.Module, ModelMetadata]:
         """Make the task, the trained model and the metadata of its weights from `EvalOptions`."""

@@ -14,7 +14,7 @@ from tests.helpers.classifiers import SMALL, small_task
 
 def test_a_trained_model_is_built_with_its_options(weights):
     path, model = weights(mean=[0.25], std=[0.5], weights="ema")
-    digits, loaded, about = Classification.trained(
+    digits, loaded, about = Classification.for_evaluation(
         ClassificationEvalOptions(model=SMALL["model"], checkpoint=path, img_size=48)
     )
     assert (digits.data.mean, digits.data.std, digits.data.size, about.extra["weights"]) == ((0.25,), (0.5,), 48, "ema")
@@ -28,19 +28,19 @@ def test_a_size_that_the_model_does_not_take_is_refused(tmp_path):
     model = digits.model.build()
     path = str(tmp_path / "vit.safetensors")
     save_weights(path, model.state_dict(), digits.model.describe(model))
-    Classification.trained(ClassificationEvalOptions(checkpoint=path))
+    Classification.for_evaluation(ClassificationEvalOptions(checkpoint=path))
     with pytest.raises(ValueError, match=f"{name} does not take images of 48 pixels: .* Leave --img-size out"):
-        Classification.trained(ClassificationEvalOptions(checkpoint=path, img_size=48))
+        Classification.for_evaluation(ClassificationEvalOptions(checkpoint=path, img_size=48))
 
 
 def test_a_model_for_oblong_images_needs_an_image_size(weights):
     path, _ = weights(img_size=[32, 48])
     with pytest.raises(ValueError, match="takes images of 32x48 pixels; give the side of a square, --img-size"):
-        Classification.trained(ClassificationEvalOptions(checkpoint=path))
-    digits, *_ = Classification.trained(ClassificationEvalOptions(checkpoint=path, img_size=48))
+        Classification.for_evaluation(ClassificationEvalOptions(checkpoint=path))
+    digits, *_ = Classification.for_evaluation(ClassificationEvalOptions(checkpoint=path, img_size=48))
     assert digits.data.size == 48 and digits.title.endswith("-48px")
     path, _ = weights(img_size=[32, 32])
-    digits, *_ = Classification.trained(ClassificationEvalOptions(checkpoint=path))
+    digits, *_ = Classification.for_evaluation(ClassificationEvalOptions(checkpoint=path))
     assert digits.data.size == 32 and digits.title.endswith("_tiny")
 
 
@@ -49,7 +49,9 @@ def test_options_of_evaluation_win_over_options_of_training(weights):
     path, _ = weights(interpolation="bilinear", crop_pct=0.95)
     ours = {"interpolation": "bicubic", "crop_pct": 0.875}
     for changes in ({}, ours, {"crop_pct": 0.5}):
-        digits, *_ = Classification.trained(ClassificationEvalOptions(model=SMALL["model"], checkpoint=path, **changes))
+        digits, *_ = Classification.for_evaluation(
+            ClassificationEvalOptions(model=SMALL["model"], checkpoint=path, **changes)
+        )
         seen = {key: getattr(digits.options, key) for key in ours}
         assert seen == {"interpolation": "bilinear", "crop_pct": 0.95} | changes
     assert {key: getattr(ClassificationOptions(), key) for key in ours} == ours  # the defaults of training
@@ -64,7 +66,7 @@ def test_a_file_with_timms_tensor_names_is_loaded(three_classes):
     options = ClassificationEvalOptions(
         model=name, model_args=arguments, checkpoint=str(path), data="folder", data_dir=str(three_classes), workers=0
     )
-    _, loaded, _ = Classification.trained(options)
+    _, loaded, _ = Classification.for_evaluation(options)
     assert all(torch.equal(*pair) for pair in zip(loaded.parameters(), ours.parameters(), strict=True))
 
 
@@ -73,7 +75,9 @@ def test_weights_of_another_mixer_are_refused(weights):
     path, _ = weights()
     for start in (
         lambda: small_task(checkpoint=path, model_args=SMALL["model_args"] | {"mixer": "pooling"}).model.build(),
-        lambda: Classification.trained(ClassificationEvalOptions(checkpoint=path, model_args={"mixer": "pooling"})),
+        lambda: Classification.for_evaluation(
+            ClassificationEvalOptions(checkpoint=path, model_args={"mixer": "pooling"})
+        ),
     ):
         with pytest.raises(ValueError, match="w.safetensors holds weights of metaformer_identity_tiny with .*mixer"):
             start()
@@ -93,7 +97,7 @@ def test_data_of_another_task_are_refused_with_the_name_of_the_task(task, folder
         small_task(data="coco")
     scored = ClassificationEvalOptions(checkpoint="metaformer_pooling_nano.digits", data=str(tmp_path))
     with pytest.raises(ValueError, match=f"data set for {task}: the weights belong to a classifier, so give other"):
-        Classification.trained(scored)
+        Classification.for_evaluation(scored)
     (tmp_path / "train" / "more").mkdir()  # --data folder would now take the folders for classes
     with pytest.raises(ValueError, match=f"{tmp_path} is a data set for {task}"):
         small_task(data="digits", data_dir=str(tmp_path))
@@ -103,7 +107,7 @@ def test_weights_of_a_detector_are_refused(tmp_path):
     save_weights(tmp_path / "d.safetensors", {"w": torch.zeros(1)}, {"task": "detection", "model": SMALL["model"]})
     path = str(tmp_path / "d.safetensors")
     for start in (
-        lambda: Classification.trained(ClassificationEvalOptions(checkpoint=path)),
+        lambda: Classification.for_evaluation(ClassificationEvalOptions(checkpoint=path)),
         lambda: small_task(checkpoint=path).model.build(),
     ):
         with pytest.raises(ValueError, match="has weights for detection, not for a classifier: give --task detection"):
@@ -115,10 +119,10 @@ def test_a_file_without_metadata_must_fit_the_data_and_the_model(tmp_path):
     torch.save(resnet.state_dict(), tmp_path / "r.pth")
     options = ClassificationEvalOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth"), data="digits")
     with pytest.raises(ValueError, match="for 3 channels, but digits has 1; give other --data, or fine-tune first"):
-        Classification.trained(options)
+        Classification.for_evaluation(options)
     torch.save({"a": torch.ones(1)}, tmp_path / "r.pth")
     with pytest.raises(ValueError, match="r.pth does not fit test_resnet: it lacks "):
-        Classification.trained(options)
+        Classification.for_evaluation(options)
 
 
 def test_weights_without_metadata_need_the_image_size_they_were_made_for(three_classes):
@@ -126,8 +130,8 @@ def test_weights_without_metadata_need_the_image_size_they_were_made_for(three_c
     torch.save(create_model(name, img_size=48, num_classes=3).state_dict(), path)
     options = dict(model=name, checkpoint=str(path), data="folder", data_dir=str(three_classes), workers=0)
     with pytest.raises(ValueError, match=r"are for images of different sizes .* --model-args '\{img_size: N\}', or in"):
-        Classification.trained(ClassificationEvalOptions(**options))
-    of_48, model, _ = Classification.trained(ClassificationEvalOptions(**options, model_args={"img_size": 48}))
+        Classification.for_evaluation(ClassificationEvalOptions(**options))
+    of_48, model, _ = Classification.for_evaluation(ClassificationEvalOptions(**options, model_args={"img_size": 48}))
     assert of_48.data.size == 48 and model.stages[0].blocks[0].mixer.grid == (24, 24)
 
 
@@ -135,11 +139,11 @@ def test_an_error_names_published_weights_with_their_tag():
     """A name without a tag stands for weights that the user may not expect."""
     options = ClassificationEvalOptions(model="metaformer_pooling_nano", pretrained=True, data="digits")
     with pytest.raises(ValueError, match="^metaformer_pooling_nano.cifar10 was trained for 3 channels"):
-        Classification.trained(options)
+        Classification.for_evaluation(options)
     with pytest.raises(ValueError, match="there are no weights to evaluate: .* or --model NAME --pretrained"):
-        Classification.trained(ClassificationEvalOptions(pretrained=True))
+        Classification.for_evaluation(ClassificationEvalOptions(pretrained=True))
     options.model += ".digits"
-    task, *_ = Classification.trained(options)
+    task, *_ = Classification.for_evaluation(options)
     assert task.notes == ["published weights metaformer_pooling_nano.digits"]
     assert task.data.classes == tuple("0123456789")
 
@@ -148,20 +152,20 @@ def test_another_crop_mode_in_timm_is_noted(monkeypatch):
     monkeypatch.setattr("metamix.classification.task.timm_config", lambda model: {"crop_mode": "squash"})
     options = ClassificationEvalOptions(model="metaformer_pooling_nano.digits", pretrained=True, data="digits")
     note = "images are cropped at the centre, although timm's crop_mode is 'squash'"
-    assert note in Classification.trained(options)[0].notes
+    assert note in Classification.for_evaluation(options)[0].notes
 
 
 def test_another_models_weights_are_refused(weights):
     path, _ = weights()
     with pytest.raises(ValueError, match="weights of metaformer_identity_tiny, not of metaformer_raft_nano: name the"):
-        Classification.trained(ClassificationEvalOptions(model="metaformer_raft_nano", checkpoint=path))
+        Classification.for_evaluation(ClassificationEvalOptions(model="metaformer_raft_nano", checkpoint=path))
 
 
 def test_evaluation_needs_a_data_set_unless_the_weights_were_trained_on_digits():
-    task, *_ = Classification.trained(ClassificationEvalOptions(checkpoint="metaformer_pooling_nano.digits"))
+    task, *_ = Classification.for_evaluation(ClassificationEvalOptions(checkpoint="metaformer_pooling_nano.digits"))
     assert task.data.name == "digits"
     with pytest.raises(ValueError, match="no data set is given; the weights were trained on .*: give --data-dir"):
-        Classification.trained(ClassificationEvalOptions(checkpoint="metaformer_pooling_nano.cifar10"))
+        Classification.for_evaluation(ClassificationEvalOptions(checkpoint="metaformer_pooling_nano.cifar10"))
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_anchor_scale_is_kept_in_recipe_and_weights(few, tmp_path, capsys):
     train(*words, "--output", tmp_path)  # the run is finished, since auto gives the same recipe
     assert "is finished" in capsys.readouterr().out
 
-    task, model, _ = Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path)))
+    task, model, _ = Detection.for_evaluation(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path)))
     assert anchors(model) == [8 * scale, 16 * scale]
     assert task.model.describe(model)["anchor_scale"] == scale
 

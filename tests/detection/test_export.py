@@ -178,7 +178,7 @@ def test_candidates_are_compared_if_no_object_is_found(with_data, tmp_path):
     trained = load_detector(source)
     if with_data:
         data = shapes.write(tmp_path / "shapes", train=1, val=1, test=2)
-        task = Detection.trained(DetectionEvalOptions(data_dir=str(data), checkpoint=source, workers=0))[0]
+        task = Detection.for_evaluation(DetectionEvalOptions(data_dir=str(data), checkpoint=source, workers=0))[0]
     exportable = ExportableDetector(trained.model, trained.metadata, options(img_size=(64, 96)), task)
     same = exportable.compare(exportable.model, "fp32")
     assert same.parity["objects"] == 200 and same.parity["on"] == "random images" and not same.problems

@@ -85,7 +85,7 @@ def test_eval_and_fine_tuning_check_the_metadata(few, tensors, tmp_path):
     file = tmp_path / "x.safetensors"
     save_weights(file, tensors, GOOD | {"out_indices": "all"})
     for start in (
-        lambda: Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(file))),
+        lambda: Detection.for_evaluation(DetectionEvalOptions(data_dir=str(few), checkpoint=str(file))),
         lambda: Detection(DetectionOptions(**SMALL, data_dir=str(few), checkpoint=str(file))).model.build(),
     ):
         with pytest.raises(ValueError, match="x.safetensors: out_indices in the metadata is 'all'"):

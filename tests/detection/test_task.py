@@ -83,7 +83,7 @@ def test_eval_repeats_the_scores_of_training(trained, data, tmp_path, capsys):
     assert re.search(r"^square +[\d.]+ +[\d.]+$", printed, re.M) and "AR 100" in printed
     assert (tmp_path / "test_images.png").exists()
 
-    task, model, metadata = Detection.trained(DetectionEvalOptions(data_dir=str(data), checkpoint=str(trained)))
+    task, model, metadata = Detection.for_evaluation(DetectionEvalOptions(data_dir=str(data), checkpoint=str(trained)))
     assert not model.training
     assert (
         task.model.describe(model)["parameters"] == summary(trained)["parameters"]
@@ -99,12 +99,12 @@ def test_eval_needs_no_images_of_training(tmp_path):
         for image in (folder / "images").glob(f"{split}_*.png"):
             image.unlink()
     options = DetectionEvalOptions(data_dir=str(folder), checkpoint=str(tmp_path / "d.safetensors"))
-    task, model, _ = Detection.trained(options)
+    task, model, _ = Detection.for_evaluation(options)
     assert list(task.data.scored) == ["test"]
     assert task.model.describe(model)["train_on"] == ["train", "val"]
     options.test_on = "val"
     with pytest.raises(ValueError, match="2 of the 2 images of .*_val.json are missing .*val_0.png.; metamix verify"):
-        Detection.trained(options)
+        Detection.for_evaluation(options)
 
 
 @pytest.mark.parametrize("kept", [["square", "disc"], ["square"], ["disc"]])
@@ -122,7 +122,7 @@ def test_eval_matches_classes_by_name(kept, tmp_path):
 
     folder = shapes.write(tmp_path / "others", train=8, test=8, change=change)
     options = DetectionEvalOptions(data_dir=str(folder), checkpoint=str(tmp_path / "d.safetensors"))
-    task, _, _ = Detection.trained(options)
+    task, _, _ = Detection.for_evaluation(options)
     images = task.data.training_images()
     assert task.data.classes == images.places[0][0].classes == ("disc", "square") and len(images) == 8
     split = task.data.scored["test"]
@@ -146,7 +146,7 @@ def test_eval_matches_classes_by_name(kept, tmp_path):
 
     options.data_dir = str(shapes.write(tmp_path / "unknown", train=2, test=2, change=rename))
     with pytest.raises(ValueError, match="has 2 classes .disc, square., and .* has 2 .disc, ring.; give another"):
-        Detection.trained(options)
+        Detection.for_evaluation(options)
 
 
 def test_missing_images_are_refused_before_training(tmp_path):
@@ -251,7 +251,9 @@ def test_fine_tuning_starts_from_a_classifier(few, tmp_path):
 
     # The detector is built again with the same frozen norms, mean and std.
     save_weights(tmp_path / "d.safetensors", model.state_dict(), described)
-    _, again, _ = Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors")))
+    _, again, _ = Detection.for_evaluation(
+        DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors"))
+    )
     assert again.transform.image_mean == [0.1, 0.2, 0.3]
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
@@ -266,7 +268,7 @@ def test_fine_tuning_starts_from_a_detector_of_other_classes(few, tmp_path):
     about = task.model.describe(model) | {"classes": ["a", "b", "c"]}
     save_weights(tmp_path / "d.safetensors", model.state_dict(), about)
     with pytest.raises(ValueError, match=r"does not fit this RetinaNet: it has .*cls_logits.bias of shape \("):
-        Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors")))
+        Detection.for_evaluation(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors")))
     about = task.model.describe(model) | {"classes": ["disc", "ring"], "mean": [0.1, 0.2, 0.3]}
     save_weights(tmp_path / "e.safetensors", model.state_dict(), about)
     torch.manual_seed(1)
@@ -276,7 +278,7 @@ def test_fine_tuning_starts_from_a_detector_of_other_classes(few, tmp_path):
     assert "new: head.classification_head.cls_logits.weight" in other.notes[0]
     assert tuned.transform.image_mean == [0.1, 0.2, 0.3]
     with pytest.raises(ValueError, match="2 classes .disc, ring., and .* 2 .disc, square.; .* train --task detection"):
-        Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "e.safetensors")))
+        Detection.for_evaluation(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "e.safetensors")))
 
 
 def test_weights_of_another_detector_are_refused(few, tmp_path):
@@ -362,7 +364,7 @@ def test_detectors_without_train_on_are_scored_on_test_and_holdout(few, tmp_path
         about = {key: value for key, value in metadata.items() if key != "train_on"} | entries
         save_weights(tmp_path / "old.safetensors", model.state_dict(), about)
         evaluation = DetectionEvalOptions(checkpoint=str(tmp_path / "old.safetensors"), data_dir=str(few))
-        assert list(Detection.trained(evaluation)[0].data.scored) == ["test", "holdout"]
+        assert list(Detection.for_evaluation(evaluation)[0].data.scored) == ["test", "holdout"]
 
 
 def test_eval_of_a_split_that_was_not_held_out_is_refused(few, tmp_path):
@@ -414,7 +416,7 @@ def test_scores_on_the_training_split_are_noted(few, tmp_path):
     save_weights(tmp_path / "d.safetensors", model.state_dict(), task.model.describe(model))
     for test_on, notes in (("train", ["the detector was trained on the split train"]), ("test", [])):
         options = DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors"), test_on=test_on)
-        assert Detection.trained(options)[0].notes == notes
+        assert Detection.for_evaluation(options)[0].notes == notes
 
 
 @pytest.mark.parametrize(
@@ -450,12 +452,12 @@ def test_splits_must_have_the_same_classes(tmp_path):
 def test_weights_of_other_models_are_refused(few, tmp_path):
     save_weights(tmp_path / "c.safetensors", {"w": torch.zeros(1)}, {"model": "resnet18"})
     with pytest.raises(ValueError, match="holds resnet18, not a detector that metamix trained: give a run folder of"):
-        Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "c.safetensors")))
+        Detection.for_evaluation(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "c.safetensors")))
     save_weights(tmp_path / "c.safetensors", {"w": torch.zeros(1)}, {"model": "resnet18", "task": "classification"})
     with pytest.raises(ValueError, match="has weights for classification, not for a detector: give --task classif"):
-        Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "c.safetensors")))
+        Detection.for_evaluation(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "c.safetensors")))
     with pytest.raises(ValueError, match="no weights to evaluate: give --checkpoint"):
-        Detection.trained(DetectionEvalOptions(data_dir=str(few)))
+        Detection.for_evaluation(DetectionEvalOptions(data_dir=str(few)))
 
 
 @pytest.mark.usefixtures("rendered_figures")

@@ -173,7 +173,7 @@ def test_bicubic_has_the_published_psnr_on_set5(set5):
 def test_bicubic_has_nearly_the_published_psnr_on_set14(photos):
     """Papers report 30.24 dB on Y at x2. One file is grey and stays grey; converting it to Y would add 0.09 dB."""
     options = RestorationOptions(test_dir=str(photos / "set14"), channels="y", degradation="downscale:2", workers=0)
-    data, scores = RestorationData(options, trained=ModelMetadata()), []
+    data, scores = RestorationData(options, metadata=ModelMetadata()), []
     assert "grey files are compared as stored, 0 to 255 (1 scored image)" in data.notes
     for batch in data.eval_loaders(1, 0, 1)["test"]:
         (small,), (target,) = batch["image"], batch["target"]

@@ -97,7 +97,7 @@ def test_scored_images_that_may_have_been_trained_on_are_noted(clean, tmp_path, 
     evaluate("--checkpoint", run, "--test-dir", photos, "--output", tmp_path)
     assert "the model was trained on the images that are scored: give other images" in capsys.readouterr().out
     options = RestorationOptions(data_dir=str(photos), degradation="noise:25")
-    data = RestorationData(options, trained=ModelMetadata())
+    data = RestorationData(options, metadata=ModelMetadata())
     assert len(data.training_images()) == len(data.training_images()) == 5
     assert data.notes == ["1 of 6 images is scored (to score other images, give --test-dir FOLDER)"]
 
@@ -350,6 +350,6 @@ def test_models_without_published_weights_are_refused(clean):
 
 def test_published_weights_are_named_with_their_tag(clean):
     options = RestorationEvalOptions(test_dir=str(clean()), model="wavemix_restore_nano", pretrained=True)
-    task, _, metadata = Restoration.trained(options)
+    task, _, metadata = Restoration.for_evaluation(options)
     assert "published weights wavemix_restore_nano.jpeg_bccd" in task.notes
     assert metadata.model == "wavemix_restore_nano.jpeg_bccd"

@@ -94,7 +94,9 @@ def test_a_note_says_that_a_scored_split_was_trained_on(scenes, tmp_path):
     train(*SMALL_HEAD, "--data-dir", root, "--train-on", "train,val", "--output", run)
 
     def open_task(**changes):
-        return Segmentation.trained(SegmentationEvalOptions(checkpoint=str(run), data_dir=str(root), **changes))[0]
+        return Segmentation.for_evaluation(SegmentationEvalOptions(checkpoint=str(run), data_dir=str(root), **changes))[
+            0
+        ]
 
     for split in "train", "val":
         assert f"the segmenter was trained on the split {split}" in open_task(test_on=split).notes
@@ -200,10 +202,10 @@ def test_mask_options_of_training_are_ignored_for_a_data_set_with_known_mask_val
     train(*SMALL_HEAD, "--data-dir", root, "--ignore-index", 255, "--reduce-zero-label", "--output", run)
     options = SegmentationEvalOptions(checkpoint=str(run), data="voc", data_dir=str(root))
     with pytest.raises(FileNotFoundError, match="not found or corrupted"):  # no error about mask options
-        Segmentation.trained(options)
+        Segmentation.for_evaluation(options)
     options.reduce_zero_label = True
     with pytest.raises(ValueError, match="voc has known mask values"):
-        Segmentation.trained(options)
+        Segmentation.for_evaluation(options)
 
 
 def test_a_split_without_labelled_pixels_is_refused_before_training(scenes, tmp_path):
