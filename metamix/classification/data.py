@@ -11,7 +11,7 @@ from metamix.data.memory import channel_statistics, image_size, in_memory
 from metamix.data.options import DataOptions, train_command
 from metamix.data.sources import Source, digest, open_data, scarce_classes
 from metamix.models.backbone import per_channel
-from metamix.tasks.registry import task_of_data, task_of_folder
+from metamix.tasks.find import task_of_data, task_of_folder
 from metamix.utils.options import changed_flags
 from metamix.utils.text import plural
 from metamix.weights.metadata import ModelMetadata

@@ -7,8 +7,8 @@ from torch import nn
 
 from metamix.data.sources import IN_A_FOLDER
 from metamix.models.registry import check_image_size, check_model, timm_config
+from metamix.tasks.find import task_of_model
 from metamix.tasks.options import options_as_trained
-from metamix.tasks.registry import task_of_model
 from metamix.utils.checks import parse_size
 from metamix.weights.metadata import ModelMetadata
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.tasks.options import task_of_options
+from metamix.tasks.find import task_of_options
 from metamix.tasks.registry import TASKS, find_task
 from metamix.training.forward import autocast_dtype, memory_format, score_batches
 from metamix.training.processes import ProcessGroup

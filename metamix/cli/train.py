@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.tasks.options import task_of_options
+from metamix.tasks.find import task_of_options
 from metamix.tasks.registry import TASKS, find_task
 from metamix.training.engine import NotFinite
 from metamix.training.processes import ProcessGroup, Stopped

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from metamix.layers.image_inference import check_tiles
+from metamix.tasks.find import is_exported
 from metamix.tasks.predict import PredictToFolder, predict_images
-from metamix.tasks.registry import is_exported
 from metamix.utils.options import option
 from metamix.utils.rules import Natural
 from metamix.utils.text import plural, printable

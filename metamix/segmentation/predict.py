@@ -8,8 +8,8 @@ from PIL import Image
 
 from metamix.data.files import read_pixels
 from metamix.layers.image_inference import check_tiles
+from metamix.tasks.find import is_exported
 from metamix.tasks.predict import PredictToFolder, predict_images
-from metamix.tasks.registry import is_exported
 from metamix.utils.files import atomic_write, make_output_folder, write_text
 from metamix.utils.options import option
 from metamix.utils.text import plural, printable

@@ -19,8 +19,8 @@ from metamix.utils.text import exit_with_message
 from metamix.weights.metadata import Side
 
 from .exportable import ExportOptions
-from .load import task_of
-from .registry import DEFAULT, find_task, is_exported
+from .find import is_exported, task_of
+from .registry import DEFAULT, find_task
 
 EXAMPLES = """examples:
   metamix benchmark metaformer_pooling_s12 resnet18

@@ -35,9 +35,10 @@ from metamix.weights.find import find_weights, local_weights
 
 from .benchmark import open_model
 from .explain import draw_explanation, find_explainer
-from .load import load, task_of
+from .find import is_exported, task_of
+from .load import load
 from .predict import PredictToFolder
-from .registry import find_task, is_exported
+from .registry import find_task
 
 MOST = 4  # maximum number of models side by side
 UPLOADS = "GRADIO_TEMP_DIR"  # environment variable with the folder that Gradio uploads to

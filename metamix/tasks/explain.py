@@ -27,9 +27,10 @@ from metamix.utils.options import Options, option, parse_command, positional
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
 from metamix.utils.text import exit_with_message, plural, printable
 
-from .load import load, task_of
+from .find import is_exported, task_of
+from .load import load
 from .predict import name_outputs, predict_images
-from .registry import TASKS, find_task, is_exported
+from .registry import TASKS, find_task
 
 GRAD_CAM = "pytorch_grad_cam", "explain", "grad-cam"  # module, extra and package
 SHOWN_SCORES = 6

@@ -35,7 +35,8 @@ from metamix.utils.timing import interleaved
 from metamix.weights.files import ARTIFACT
 
 from .exportable import CalibratedExport, Exportable, ExportOptions
-from .load import refuse_name, task_of
+from .find import task_of
+from .load import refuse_name
 from .registry import find_task
 
 HIDDEN = ".export-"  # start of the names of the folders that hold files until an export is complete

@@ -25,7 +25,7 @@ from metamix.utils.options import changed, check_needs, option, options_of, posi
 from metamix.utils.rules import Count, NotNegative, one_of, rule
 from metamix.weights.metadata import MAX_SIDE, ModelMetadata, Sides
 
-from .load import task_of
+from .find import task_of
 
 Model = Callable[[Tensor], Any]
 Pair = Sequence[Any]  # outputs of the eager and the exported model

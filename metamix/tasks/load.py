@@ -4,14 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
-
-from metamix.deploy.artifact import load_artifact
 from metamix.deploy.runtime import load_exported
-from metamix.utils.text import did_you_mean
-from metamix.weights.find import find_weights
 
-from .registry import DEFAULT, find_task, is_exported, task_of_model, task_of_weights
+from .find import is_exported, task_of
+from .registry import DEFAULT, find_task
 from .spec import Trained
 
 
@@ -65,28 +61,6 @@ def load(
     if path is None:
         return spec.part("load")(None, model=str(source), model_args=model_args, pretrained=True)
     return spec.part("load")(source, model=model, model_args=model_args)
-
-
-def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
-    """Return the task of weights, and the path of their file, their run folder or the folder of the exported model.
-
-    The path is None if the task's `load` takes the name instead: for published weights, and for every name of a
-    restoration model. Arguments and errors are as in `load`.
-    """
-    if is_exported(source):
-        return load_artifact(source).model.task or DEFAULT, Path(source)
-    if task := task_of_model(source):
-        return task, None
-    try:
-        path = find_weights(source)
-    except FileNotFoundError:
-        if "/" in source or Path(source).suffix in (".safetensors", ".pt", ".pth", ".npz"):
-            raise
-        if not timm.is_model(source):
-            suggestion = did_you_mean(source, timm.list_models())
-            raise FileNotFoundError(f"there is no file, run folder or model {source}{suggestion}") from None
-        return DEFAULT, None
-    return task_of_weights(path, model), path
 
 
 def refuse_name(model: str | None, source: object) -> None:

@@ -1,19 +1,13 @@
 """Define the options that the tasks share."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from metamix.utils.checks import check_one_source
 from metamix.utils.options import changed, option, options_of
-from metamix.weights.files import newest_weights
 from metamix.weights.metadata import TIMM_ARGS
-
-from .load import task_of
-from .registry import DEFAULT, is_exported, task_of_model
 
 T = TypeVar("T")
 _model = partial(option, group="model")
@@ -87,23 +81,3 @@ class BackboneOptions:
                 raise ValueError(f"model_args has {name}, which comes from {set_elsewhere[name]}; leave it out")
             if name in TIMM_ARGS:
                 raise ValueError(f"model_args has {name}, which is not an argument of the model itself; leave it out")
-
-
-def task_of_options(options: Mapping[str, Any]) -> str:
-    """Return the task of the `checkpoint` or of the `model` that a recipe or a command line names.
-
-    If neither shows a task, or the checkpoint cannot be read, the task is `DEFAULT`.
-
-    Raises:
-        ValueError: the checkpoint is an exported model.
-    """
-    # A value that is not text, such as a list of models in a recipe, is refused when the options are read.
-    texts = {name: value for name, value in options.items() if isinstance(value, str)}
-    checkpoint, model = texts.get("checkpoint"), texts.get("model")
-    if task := task_of_model(model):
-        return task
-    if checkpoint and is_exported(checkpoint):
-        newest_weights(Path(checkpoint))  # raises ValueError, which says what to do instead
-    with suppress(OSError, ValueError):  # a run that is resumed does not need the file
-        return task_of(checkpoint, model)[0] if checkpoint else DEFAULT
-    return DEFAULT

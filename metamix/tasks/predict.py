@@ -26,8 +26,9 @@ from metamix.utils.system import exit_if_out_of_memory, prepare_device
 from metamix.utils.text import exit_with_message, printable
 from metamix.weights.find import find_weights
 
-from .load import load, refuse_name, task_of
-from .registry import DEFAULT, find_task, is_exported, list_tasks, parse_task_command, task_of_model, task_of_weights
+from .find import is_exported, task_of, task_of_model, task_of_weights
+from .load import load, refuse_name
+from .registry import DEFAULT, find_task, list_tasks, parse_task_command
 from .spec import TaskSpec, Trained
 
 USAGE = """usage: metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE [options]

@@ -27,7 +27,8 @@ from metamix.version import __version__
 from metamix.weights.files import RECIPE, SUMMARY, WEIGHTS, load_weights, newest_weights, save_weights
 from metamix.weights.find import find_weights
 
-from .registry import find_task, task_of_weights
+from .find import task_of_weights
+from .registry import find_task
 from .spec import TaskSpec, Trained
 
 CARD, CONFIG = "README.md", "config.json"

@@ -8,7 +8,8 @@ from metamix.data.options import ImageOptions
 from metamix.utils.options import option, positional, take_flags
 from metamix.utils.text import exit_with_message, plural, printable, printable_lines
 
-from .registry import DEFAULT, find_task, list_tasks, parse_task_command, task_of_data
+from .find import task_of_data
+from .registry import DEFAULT, find_task, list_tasks, parse_task_command
 
 USAGE = """usage: metamix verify DATA [--task NAME] [options]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metamix.tasks.load import task_of
+from metamix.tasks.find import task_of
 from metamix_cli import COMMANDS, main
 from tests.helpers.advice import exit_code
 from tests.helpers.running import in_a_process

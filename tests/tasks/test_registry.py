@@ -8,7 +8,8 @@ import pytest
 
 import metamix
 from metamix.tasks import registry
-from metamix.tasks.registry import TASKS, find_task, register_task, task_of_folder
+from metamix.tasks.find import task_of_folder
+from metamix.tasks.registry import TASKS, find_task, register_task
 
 PACKAGE = Path(metamix.__file__).parent
 OWN = [PACKAGE / name for name in ("classification", "detection", "segmentation", "restoration")]
