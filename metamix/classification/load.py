@@ -11,7 +11,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_eval
-from timm.models import adapt_input_conv, get_model_input_config
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from metamix.data import decode_file, normalize
@@ -20,7 +20,6 @@ from metamix.models.backbone import per_channel
 from metamix.models.checkpoint import adapt_checkpoint, check_described_size, check_same_function, layer_names
 from metamix.models.metaformer import MetaFormer
 from metamix.models.registry import check_model, create_model, known_name, published_name, timm_config
-from metamix.tasks.network import check_task
 from metamix.tasks.options import BackboneOptions
 from metamix.utils.checks import check_counts, check_finite, check_one_source, check_rates
 from metamix.utils.text import plural
@@ -202,7 +201,7 @@ def _load_file(
     path: str | Path, model: str | None, model_args: Mapping[str, Any]
 ) -> tuple[str, nn.Module, ModelMetadata]:
     tensors, metadata = read_weights(path)
-    check_task(metadata, path, "classification", "a classifier")
+    metadata.check_task("classification", "a classifier", path)
     if model and metadata.architecture and metadata.architecture != model.partition(".")[0]:
         raise ValueError(f"{path} holds the weights of {metadata.model}, not of {model}: name the model that it holds")
     name = model or (metadata.model and known_name(metadata.model))
@@ -267,37 +266,3 @@ def describe_initial_weights(options: BackboneOptions) -> ModelMetadata | None:
             metadata = load_metadata(find_weights(options.checkpoint))
             return ModelMetadata.from_dict(metadata, options.checkpoint)
     return None
-
-
-def load_initial_weights(model: nn.Module, source: str, classes: Sequence[str]) -> tuple[list[str], ModelMetadata]:
-    """Load weights to start fine-tuning from. Only the head, the first convolution and the image size may differ.
-
-    If the file has other classes, the head keeps its initial weights. The first convolution is adapted to the number of
-    image channels, and spatial weights to the image size, as for published weights.
-
-    Returns:
-        Notes on weights that are new or were adapted to the image channels, and the file's metadata.
-    """
-    tensors, metadata = read_weights(source)
-    check_task(metadata, source, "classification", "a classifier")
-    tensors = adapt_checkpoint(model, tensors, source, metadata)
-    head = layer_names(timm_config(model), "classifier")
-    if metadata.classes and metadata.classes != tuple(classes):  # otherwise a head for other classes might be loaded
-        tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in head}
-    tensors, adapted = adapt_channels(model, tensors)
-    new = load_into(model, tensors, source, head=head)
-    notes = [f"{what}: {', '.join(names)}" for what, names in (("new", new), ("adapted", adapted)) if names]
-    return notes, metadata
-
-
-def adapt_channels(model: nn.Module, tensors: Tensors) -> tuple[Tensors, list[str]]:
-    """Adapt the weights of the first convolutions to a model's image channels, and describe each adapted weight."""
-    of_model, adapted, notes = model.state_dict(), dict(tensors), []
-    for key in (f"{layer}.weight" for layer in layer_names(timm_config(model), "first_conv")):
-        if key not in of_model or key not in tensors:
-            continue
-        mine, theirs = of_model[key].shape, tensors[key].shape
-        if len(mine) == len(theirs) == 4 and mine[1] != theirs[1] and mine[2:] == theirs[2:]:
-            adapted[key] = adapt_input_conv(mine[1], tensors[key].float(), base_chans=theirs[1])
-            notes.append(f"{key} from {theirs[1]} to {mine[1]} channels")
-    return adapted, notes

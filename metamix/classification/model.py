@@ -10,12 +10,14 @@ from metamix.data.memory import Statistics
 from metamix.models import count_macs
 from metamix.models.checkpoint import layer_names
 from metamix.models.registry import check_image_size, create_model, published_name, timm_config
+from metamix.tasks.network import load_initial_weights
 from metamix.training.task import TaskModel
 from metamix.utils.text import plural
+from metamix.weights.find import read_weights
 from metamix.weights.metadata import ModelMetadata
 
 from .data import ClassificationData
-from .load import load_classifier, load_initial_weights
+from .load import load_classifier
 from .options import ClassificationOptions, ModelOptions
 
 # If a channel's mean or std differs by more than this from the values of the initial weights, a note is printed.
@@ -56,9 +58,10 @@ class ClassificationModel(TaskModel):
             self.notes.append("; ".join([f"published weights {published_name(model)}", *differences]))
             self._compare_statistics(timm_config(model)["mean"], timm_config(model)["std"])
         if options.checkpoint and metadata is None:
-            differences, trained = load_initial_weights(model, options.checkpoint, data.classes)
-            self.notes.append("; ".join([f"weights from {options.checkpoint}", *differences]))
-            self._compare_statistics(trained.mean, trained.std)
+            tensors, start = read_weights(options.checkpoint)
+            start.check_task("classification", "a classifier", options.checkpoint)
+            self.notes.append(load_initial_weights(model, options.checkpoint, tensors, start, data.classes))
+            self._compare_statistics(start.mean, start.std)
         if data.as_weights and metadata is None:
             self.notes.append(data.as_weights)
         if options.linear_probe:

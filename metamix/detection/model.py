@@ -8,7 +8,7 @@ from typing import Any
 from metamix.models import count_macs
 from metamix.models.backbone import EXTRA
 from metamix.models.registry import published_name
-from metamix.tasks.network import check_trained_with, load_initial_weights
+from metamix.tasks.network import check_trained_with, load_initial_network
 from metamix.training.task import TaskModel
 from metamix.weights.files import load_metadata
 from metamix.weights.find import find_weights
@@ -53,7 +53,7 @@ class DetectionModel(TaskModel):
             for key in {"image_mean", "image_std"} & options.detector_args.keys():
                 setattr(model.transform, key, options.detector_args[key])
             if options.checkpoint and metadata is None:
-                self.notes.append(load_initial_weights(model, options.checkpoint, self.data.classes))
+                self.notes.append(load_initial_network(model, options.checkpoint, self.data.classes))
         else:
             self.frozen_norms = bool(options.pretrained or options.checkpoint)
             model = self.spec().build(pretrained=options.pretrained, checkpoint=options.checkpoint)

@@ -13,7 +13,6 @@ from torch import nn
 from metamix.data.files import check_several
 from metamix.layers.image_inference import JPEG_BLOCK, PadAndCrop, check_tiles, tiles
 from metamix.models.image_models import arguments_of, create_image_model, published_weights
-from metamix.tasks.network import check_task
 from metamix.utils.checks import check_one_source
 from metamix.utils.rules import check_entries, one_of, rules_of, where
 from metamix.utils.text import plural
@@ -168,7 +167,7 @@ def load_restorer(
     else:
         raise ValueError("there are no weights: give --checkpoint FILE or --model NAME --pretrained")
     metadata = read_weights(path)[1]
-    check_task(metadata, path, "restoration", "an image model")
+    metadata.check_task("restoration", "an image model", path)
     name = model or metadata.model
     if name is None:
         raise ValueError(f"{path} does not name its model; give model=NAME, or --model NAME on a command line")

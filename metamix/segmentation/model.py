@@ -8,7 +8,7 @@ from torch import nn
 
 from metamix.models import count_macs
 from metamix.models.registry import published_name
-from metamix.tasks.network import check_trained_with, load_initial_weights, weights_note
+from metamix.tasks.network import check_trained_with, load_initial_network, weights_note
 from metamix.training.task import TaskModel
 from metamix.weights.files import load_metadata
 from metamix.weights.find import find_weights
@@ -54,7 +54,7 @@ class SegmentationModel(TaskModel):
             self._normalize_as(spec.mean, spec.std)
             model = self.spec().build()
             if options.checkpoint and metadata is None:
-                self.notes.append(load_initial_weights(model, options.checkpoint, self.data.classes))
+                self.notes.append(load_initial_network(model, options.checkpoint, self.data.classes))
             return model
         self.frozen_norms = self._freezes(loaded=bool(options.pretrained or options.checkpoint))
         model = self.spec().build(pretrained=options.pretrained, checkpoint=options.checkpoint)

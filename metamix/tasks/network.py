@@ -1,4 +1,4 @@
-"""Check the metadata of weights, and build a whole network, such as a detector, from them: `NetworkSpec`."""
+"""Load weights into models, and build a whole network, such as a detector, from its metadata: `NetworkSpec`."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field, GetPydanticSchema
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
 
 from metamix.data.options import train_command
-from metamix.models.checkpoint import check_described_size
-from metamix.models.registry import known_name
+from metamix.models.checkpoint import adapt_checkpoint, check_described_size, layer_names
+from metamix.models.registry import known_name, timm_config
 from metamix.utils.rules import check_entries, rules_of, where
 from metamix.weights.files import load_weights
 from metamix.weights.find import find_weights
@@ -20,15 +22,6 @@ from metamix.weights.metadata import MAX_LENGTH, ModelMetadata, to_tuples
 COUNTER = "num_batches_tracked"  # name of the counter of a batch norm; frozen batch norms have none
 SplitNames = Annotated[tuple[str, ...], Field(max_length=MAX_LENGTH)]
 Spec = TypeVar("Spec", bound="NetworkSpec")
-
-
-def check_task(metadata: ModelMetadata, source: object, task: str, network: str) -> None:
-    """Raise ValueError if weights are for another task; `network` is what `task` trains, such as "a detector"."""
-    if metadata.task not in (None, task):
-        raise ValueError(
-            f"{source} has weights for {metadata.task}, not for {network}: give --task {metadata.task}, or call "
-            f"metamix.load in Python"
-        )
 
 
 def check_trained_with(option: str, trained: str, chosen: str, source: object) -> None:
@@ -58,7 +51,7 @@ class NetworkSpec:
     def from_dict(cls: type[Spec], raw: Mapping[str, Any], source: object) -> Spec:
         """Read a spec from the metadata of an untrusted file; raise ValueError if they describe no such network."""
         metadata = ModelMetadata.from_dict(raw, source)
-        check_task(metadata, source, cls.task, f"a {cls.network}")
+        metadata.check_task(cls.task, f"a {cls.network}", source)
         if metadata.task is None:
             raise ValueError(
                 f"{source} holds {metadata.model or 'weights without a description'}, not a {cls.network} that metamix "
@@ -90,7 +83,37 @@ class NetworkSpec:
         return model.eval(), spec, metadata
 
 
-def load_initial_weights(model: Any, path: str | Path, classes: Sequence[str]) -> str:
+def load_initial_weights(
+    model: nn.Module, source: str, tensors: Mapping[str, Tensor], metadata: ModelMetadata, classes: Sequence[str]
+) -> str:
+    """Load weights into a model of the zoo or of timm, to fine-tune them; return a note for the user.
+
+    Only the head, the first convolution and the image size may differ. If the metadata have other classes, the head
+    keeps its initial weights. The first convolution is adapted to the number of image channels, and spatial weights to
+    the image size, as for published weights.
+    """
+    tensors = adapt_checkpoint(model, tensors, source, metadata)
+    head = layer_names(timm_config(model), "classifier")
+    if metadata.classes and metadata.classes != tuple(classes):  # otherwise a head for other classes might be loaded
+        tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in head}
+    tensors, adapted = adapt_channels(model, tensors)
+    return weights_note(f"weights from {source}", load_into(model, tensors, source, head=head), adapted)
+
+
+def adapt_channels(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Adapt the weights of the first convolutions to a model's image channels, and describe each adapted weight."""
+    of_model, adapted, notes = model.state_dict(), dict(tensors), []
+    for key in (f"{layer}.weight" for layer in layer_names(timm_config(model), "first_conv")):
+        if key not in of_model or key not in tensors:
+            continue
+        mine, theirs = of_model[key].shape, tensors[key].shape
+        if len(mine) == len(theirs) == 4 and mine[1] != theirs[1] and mine[2:] == theirs[2:]:
+            adapted[key] = adapt_input_conv(mine[1], tensors[key].float(), base_chans=theirs[1])
+            notes.append(f"{key} from {theirs[1]} to {mine[1]} channels")
+    return adapted, notes
+
+
+def load_initial_network(model: Any, path: str | Path, classes: Sequence[str]) -> str:
     """Load weights of the same architecture into a network, to fine-tune them; return a note for the user.
 
     A batch norm may be frozen in the file but not in the model, or the other way round; its counter is then not loaded.
@@ -105,9 +128,10 @@ def load_initial_weights(model: Any, path: str | Path, classes: Sequence[str]) -
     return weights_note(f"weights from {path}", load_into(model, counters | tensors, str(path), head=model.classifier))
 
 
-def weights_note(source: str, new: Sequence[str]) -> str:
-    """Say which weights were loaded, and that the weights `new` keep their initial values."""
-    return f"{source}; new: {', '.join(new)}" if new else source
+def weights_note(source: str, new: Sequence[str], adapted: Sequence[str] = ()) -> str:
+    """Say which weights were loaded, that the weights `new` keep their initial values, and which were adapted."""
+    changes = {"new": new, "adapted": adapted}
+    return "; ".join([source, *(f"{what}: {', '.join(names)}" for what, names in changes.items() if names)])
 
 
 def check_data(task: Any, spec: Any, options: Any, *flags: str) -> None:

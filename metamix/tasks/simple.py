@@ -17,17 +17,15 @@ from metamix.data.loader import SampleReader, StreamLoader
 from metamix.data.options import ReadingOptions
 from metamix.data.order import EvalOrder, Order, TrainOrder
 from metamix.models import count_macs, registry
-from metamix.models.checkpoint import adapt_checkpoint, layer_names
 from metamix.training.task import Batch, Loss, Metric, Pictures, State, TaskModel
 from metamix.utils.options import option
 from metamix.utils.system import usable_workers
 from metamix.weights.checksums import digest
 from metamix.weights.find import read_weights
-from metamix.weights.fit import load_into
 from metamix.weights.metadata import ModelMetadata
 
 from .exportable import Comparison, Exportable, Model
-from .network import weights_note
+from .network import load_initial_weights
 from .options import BackboneOptions
 
 RANDOM_IMAGES, BATCH_SIZE = 64, 32  # for comparing an exported model with the original
@@ -190,16 +188,15 @@ class SimpleTask:
         """Create the model that the options name; add a note about the checkpoint that it starts from.
 
         Args:
-            start: whether to load the weights that the options name. If the file has no head, or a head with another
-                number of outputs, the head of the model keeps its initial weights.
+            start: whether to load the weights that the options name. If the file has no head, or a head for other
+                classes or another number of outputs, the head of the model keeps its initial weights.
             arguments: arguments of timm, such as num_classes.
         """
         model = registry.create_model(options.model, options.pretrained and start, **arguments, **options.model_args)
         if (file := options.checkpoint) and start:
             tensors, metadata = read_weights(file)
-            tensors = adapt_checkpoint(model, tensors, file, metadata)
-            new = load_into(model, tensors, file, head=layer_names(registry.timm_config(model), "classifier"))
-            self.notes.append(weights_note(f"weights from {file}", new))
+            classes = self.model.about.get("classes", ())
+            self.notes.append(load_initial_weights(model, file, tensors, metadata, classes))
         return model
 
 

@@ -180,6 +180,14 @@ class ModelMetadata:
         entries = {key: list(value) if isinstance(value, tuple) else value for key, value in entries.items()}
         return _without_none(entries) | self.extra
 
+    def check_task(self, task: str, network: str, source: object) -> None:
+        """Raise ValueError if the weights are for another task; `network` is what `task` trains: "a detector"."""
+        if self.task not in (None, task):
+            raise ValueError(
+                f"{source} has weights for {self.task}, not for {network}: give --task {self.task}, or call "
+                f"metamix.load in Python"
+            )
+
     @property
     def architecture(self) -> str | None:
         """Return the model's name without its tag."""

@@ -19,11 +19,11 @@ from benchmarks.paths import ROOT
 from benchmarks.report.cards import command, page, stale
 from benchmarks.scoring import load, score, task_of
 from benchmarks.weight_cards import load_cards
-from metamix.classification.load import load_initial_weights
 from metamix.data import open_data
 from metamix.models import count_macs
+from metamix.tasks.network import load_initial_weights
 from metamix.weights.files import load_weights
-from metamix.weights.find import weights_dir
+from metamix.weights.find import read_weights, weights_dir
 from tests.helpers.recipes import parse_recipe
 
 CARDS = {card["name"]: card for card in load_cards()}
@@ -71,7 +71,7 @@ def test_float16_weights_load_at_another_image_size(name):
     model = timm.create_model(name, pretrained=True, img_size=(48, 40))
     other = timm.create_model(name, img_size=(48, 40))
     path = weights_dir() / f"{name}.safetensors"
-    assert load_initial_weights(other, str(path), classes)[0] == []
+    assert load_initial_weights(other, name, *read_weights(path), classes) == f"weights from {name}"
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[key]), key
     assert model.eval()(torch.zeros(1, 3, 48, 40)).isfinite().all()

@@ -10,11 +10,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import metamix
-from metamix.classification.load import load_initial_weights
 from metamix.data import open_data
 from metamix.data.formats.folder import open_class_folders
 from metamix.models.registry import create_model
+from metamix.tasks.network import load_initial_weights
 from metamix.weights.files import load_weights, save_weights
+from metamix.weights.find import read_weights
 from tests.helpers.running import ROOT, train
 
 NAME = "metaformer_pooling_nano.digits"
@@ -171,8 +172,8 @@ def test_a_first_convolution_is_adapted_to_the_channels(saved, built, tmp_path):
     options = {"depths": [1, 1, 1], "dims": [8, 8, 16]}
     old, new = (create_model("metaformer_identity_nano", in_chans=n, num_classes=10, **options) for n in (saved, built))
     save_weights(tmp_path / "w.safetensors", old.state_dict(), {})
-    notes, _ = load_initial_weights(new, str(tmp_path / "w.safetensors"), list("0123456789"))
-    assert notes == [f"adapted: stem.0.weight from {saved} to {built} channels"]
+    note = load_initial_weights(new, "w", *read_weights(tmp_path / "w.safetensors"), list("0123456789"))
+    assert note == f"weights from w; adapted: stem.0.weight from {saved} to {built} channels"
     grey = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(

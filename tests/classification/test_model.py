@@ -7,10 +7,11 @@ import timm
 import torch
 from PIL import Image
 
-from metamix.classification.load import load_initial_weights
 from metamix.classification.options import ClassificationOptions
 from metamix.classification.task import Classification
+from metamix.tasks.network import load_initial_weights
 from metamix.weights.files import save_weights
+from metamix.weights.find import read_weights
 from tests.helpers.classifiers import SMALL, small_task
 
 
@@ -71,10 +72,9 @@ def test_the_note_says_that_published_weights_get_a_new_head(tmp_path):
 
 def test_other_class_names_get_a_new_head_even_if_their_number_is_equal(weights):
     path, _ = weights(classes=list("abcdefghij"))
-    assert load_initial_weights(small_task().model.build(), path, list("0123456789"))[0] == [
-        "new: head.weight, head.bias"
-    ]
-    assert load_initial_weights(small_task().model.build(), path, list("abcdefghij"))[0] == []
+    for classes, note in ("0123456789", "; new: head.weight, head.bias"), ("abcdefghij", ""):
+        model = small_task().model.build()
+        assert load_initial_weights(model, path, *read_weights(path), [*classes]) == f"weights from {path}{note}"
 
 
 def test_a_file_that_lacks_a_stage_is_refused(weights, tmp_path):

@@ -13,9 +13,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import metamix
+from metamix.models.registry import create_model
 from metamix.tasks import registry
-from metamix.tasks.simple import MeanMetric
-from metamix.weights.files import load_weights
+from metamix.tasks.simple import MeanMetric, SimpleModel, SimpleOptions, SimpleTask
+from metamix.weights.files import load_weights, save_weights
 from tests.helpers.running import metamix_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,6 +139,23 @@ def test_a_run_resumes_exactly(folder, run):
     resumed, expected = (load_weights(folder / name)[0] for name in ("half", "whole"))
     assert resumed.keys() == expected.keys()
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
+def test_a_classifier_of_grey_images_is_adapted_to_a_task_of_colour_images_without_classes(tmp_path):
+    name, small, file = (
+        "metaformer_identity_nano",
+        {"depths": [1, 1, 1], "dims": [8, 8, 16]},
+        tmp_path / "w.safetensors",
+    )
+    old = create_model(name, in_chans=1, num_classes=1, **small)
+    about = {"task": "classification", "model": name, "model_args": small, "in_chans": 1, "classes": ["cat"]}
+    save_weights(file, old.state_dict(), about)
+    task = SimpleTask("", None, SimpleModel(None, {}, {}), None, None)
+    options = SimpleOptions(model=name, model_args=small, checkpoint=str(file))
+    new = task.create_model(options, True, in_chans=3, num_classes=1)
+    changes = "new: head.weight, head.bias; adapted: stem.0.weight from 1 to 3 channels"
+    assert task.notes == [f"weights from {file}; {changes}"]
+    assert torch.equal(new.stages[0].blocks[0].mlp.fc1.weight, old.stages[0].blocks[0].mlp.fc1.weight)
 
 
 def test_a_mean_leaves_unreadable_images_out_and_needs_a_readable_one():
