@@ -12,11 +12,11 @@ from metamix.data.options import DataOptions, train_command
 from metamix.data.sources import Source, digest, open_data, scarce_classes
 from metamix.models.backbone import per_channel
 from metamix.tasks.find import task_of_data, task_of_folder
+from metamix.tasks.network import describe_initial_weights
 from metamix.utils.options import changed_flags
 from metamix.utils.text import plural
 from metamix.weights.metadata import ModelMetadata
 
-from .load import describe_initial_weights
 from .options import ClassificationOptions, ModelOptions, data_name
 
 

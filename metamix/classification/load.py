@@ -1,7 +1,6 @@
 """Load trained classifiers, with their preprocessing, from a file, a run folder or a published name."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,15 +19,12 @@ from metamix.models.backbone import per_channel
 from metamix.models.checkpoint import adapt_checkpoint, check_described_size, check_same_function, layer_names
 from metamix.models.metaformer import MetaFormer
 from metamix.models.registry import check_model, create_model, known_name, published_name, timm_config
-from metamix.tasks.options import BackboneOptions
 from metamix.utils.checks import check_counts, check_finite, check_one_source, check_rates
 from metamix.utils.text import plural
-from metamix.weights.files import load_metadata
-from metamix.weights.find import find_weights, read_weights
+from metamix.weights.find import read_weights
 from metamix.weights.fit import load_into
 from metamix.weights.metadata import ModelMetadata, Threshold
 
-Tensors = dict[str, Tensor]
 Labels = list[tuple[str, float]]  # labels of an image with their probabilities
 BATCH_SIZE = 64  # images per forward pass
 
@@ -251,18 +247,3 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
         interpolation=metadata.interpolation or config["interpolation"],
         crop_pct=metadata.crop_pct or config["crop_pct"],
     )
-
-
-def describe_initial_weights(options: BackboneOptions) -> ModelMetadata | None:
-    """Return metadata of the initial weights, such as the image size, mean and std that they were trained with.
-
-    Return None if there are no weights, or if they cannot be read: they are rejected later, when they are loaded.
-    """
-    if options.pretrained:
-        cfg = timm.models.get_pretrained_cfg(options.model)
-        return ModelMetadata(img_size=cfg.input_size[1:], mean=cfg.mean, std=cfg.std) if cfg else None
-    with suppress(OSError, ValueError):  # a run that is resumed does not need the file
-        if options.checkpoint:
-            metadata = load_metadata(find_weights(options.checkpoint))
-            return ModelMetadata.from_dict(metadata, options.checkpoint)
-    return None

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
+import timm
 from pydantic import Field, GetPydanticSchema
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
@@ -14,10 +16,12 @@ from metamix.data.options import train_command
 from metamix.models.checkpoint import adapt_checkpoint, check_described_size, layer_names
 from metamix.models.registry import known_name, timm_config
 from metamix.utils.rules import check_entries, rules_of, where
-from metamix.weights.files import load_weights
+from metamix.weights.files import load_metadata, load_weights
 from metamix.weights.find import find_weights
 from metamix.weights.fit import limited_size, load_into
 from metamix.weights.metadata import MAX_LENGTH, ModelMetadata, to_tuples
+
+from .options import BackboneOptions
 
 COUNTER = "num_batches_tracked"  # name of the counter of a batch norm; frozen batch norms have none
 SplitNames = Annotated[tuple[str, ...], Field(max_length=MAX_LENGTH)]
@@ -81,6 +85,21 @@ class NetworkSpec:
             model = spec.build()
         load_into(model, tensors, str(checkpoint))
         return model.eval(), spec, metadata
+
+
+def describe_initial_weights(options: BackboneOptions) -> ModelMetadata | None:
+    """Return metadata of the initial weights, such as the image size, mean and std that they were trained with.
+
+    Return None if there are no weights, or if they cannot be read: they are rejected later, when they are loaded.
+    """
+    if options.pretrained:
+        cfg = timm.models.get_pretrained_cfg(options.model)
+        return ModelMetadata(img_size=cfg.input_size[1:], mean=cfg.mean, std=cfg.std) if cfg else None
+    with suppress(OSError, ValueError):  # a run that is resumed does not need the file
+        if options.checkpoint:
+            metadata = load_metadata(find_weights(options.checkpoint))
+            return ModelMetadata.from_dict(metadata, options.checkpoint)
+    return None
 
 
 def load_initial_weights(

@@ -17,6 +17,7 @@ from metamix.data.loader import SampleReader, StreamLoader
 from metamix.data.options import ReadingOptions
 from metamix.data.order import EvalOrder, Order, TrainOrder
 from metamix.models import count_macs, registry
+from metamix.models.backbone import per_channel
 from metamix.training.task import Batch, Loss, Metric, Pictures, State, TaskModel
 from metamix.utils.options import option
 from metamix.utils.system import usable_workers
@@ -25,7 +26,7 @@ from metamix.weights.find import read_weights
 from metamix.weights.metadata import ModelMetadata
 
 from .exportable import Comparison, Exportable, Model
-from .network import load_initial_weights
+from .network import describe_initial_weights, load_initial_weights
 from .options import BackboneOptions
 
 RANDOM_IMAGES, BATCH_SIZE = 64, 32  # for comparing an exported model with the original
@@ -36,20 +37,26 @@ class SimpleData:
 
     Args:
         splits: samples of the splits "train" and "test", and of "holdout" if there is one.
-        options: options for reading files.
+        options: options of the task.
         transform: function that turns a sample of `SampleReader.read` into an image (C, H, W) uint8 and a number, the
             label; by default, `read` must return both. Worker processes import it, so it must not be a lambda.
         verify: command that lists broken images, for messages.
+        mean, std: mean and standard deviation of each channel, for pixel values from 0 to 1; by default those of the
+            weights that training starts from, or 0 and 1.
     """
 
     def __init__(
         self,
         splits: Mapping[str, SampleReader],
-        options: ReadingOptions,
+        options: "SimpleOptions",
         transform: Callable[[Any], tuple[Tensor, float]] = tuple,
         verify: str = "metamix verify",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ):
         self.splits, self.options, self.transform, self.verify = splits, options, transform, verify
+        start = describe_initial_weights(options) or ModelMetadata()
+        self.mean, self.std = mean or start.mean, std or start.std
         files = [Path(samples.path(i)) for samples in splits.values() for i in range(len(samples))]
         self.identity: dict[str, Any] = {
             "samples": {split: len(samples) for split, samples in splits.items()},
@@ -75,8 +82,19 @@ class SimpleData:
         return StreamLoader(samples, self.options, order, self.transform, seed, verify=self.verify)
 
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
-        """Scale pixels to values from 0 to 1."""
-        return batch | {"image": batch["image"] / 255}
+        """Normalise the images."""
+        return batch | {"image": self.normalize(batch["image"])}
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalise images (n, C, H, W) uint8."""
+        return normalize(images, self.mean, self.std)
+
+
+def normalize(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
+    """Turn images (n, C, H, W) uint8 into (x / 255 - mean) / std; None stands for a mean of 0 and a std of 1."""
+    values = (per_channel(each, images.shape[1]) for each in (mean or (0.0,), std or (1.0,)))
+    means, stds = (torch.tensor(each, device=images.device)[:, None, None] for each in values)
+    return (images / 255 - means) / stds
 
 
 @dataclass
@@ -115,41 +133,49 @@ class SimpleModel(TaskModel):
         make: function that builds the model. Its argument is whether to load the weights that training starts from; it
             is False when a run is resumed.
         about: plain values for the metadata of the weights; at least task, model, data, in_chans and img_size.
-        identity: identity of the data, as recorded in checkpoints.
+        data: the data, whose identity, mean and std are added to the metadata.
     """
 
     make: Callable[[bool], nn.Module]
     about: dict[str, Any]
-    identity: Mapping[str, Any]
+    data: SimpleData
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
-        """Build the model. To resume a run, the engine loads the weights of the checkpoint."""
+        """Build the model. A resumed run keeps its mean and std; the engine loads the weights of its checkpoint."""
+        if metadata is not None:
+            self.data.mean, self.data.std = metadata.get("mean"), metadata.get("std")
         return self.make(metadata is None)
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """Describe the model for the summary and for the metadata of its weights."""
-        size = self.about["in_chans"], self.about["img_size"], self.about["img_size"]
+        data, size = self.data, (self.about["in_chans"], self.about["img_size"], self.about["img_size"])
         parameters = sum(weight.numel() for weight in model.parameters())
-        return self.about | dict(self.identity) | {"parameters": parameters, "macs": count_macs(model, size)}
+        statistics = {"mean": data.mean or (0.0,), "std": data.std or (1.0,)}
+        entries = {name: [*per_channel(values, size[0])] for name, values in statistics.items()}
+        return self.about | data.identity | entries | {"parameters": parameters, "macs": count_macs(model, size)}
 
 
+@dataclass
 class MeanMetric(Metric):
     """Average a value over all images that can be read.
 
-    Args:
+    Attributes:
         name: name of the score.
         compute: function of the outputs (n, ...) and the labels (n,) that returns the values (n,).
+        normalize: function that normalises images, such as `SimpleData.normalize`.
         lower_is_better: whether lower values are better, as for an error.
     """
 
-    def __init__(self, name: str, compute: Callable[[Tensor, Tensor], Tensor], *, lower_is_better: bool = False):
-        self.name, self.compute, self.lower_is_better = name, compute, lower_is_better
+    name: str
+    compute: Callable[[Tensor, Tensor], Tensor]
+    normalize: Callable[[Tensor], Tensor]
+    lower_is_better: bool = False
 
     def start(self) -> State:
         return {"sum": 0.0, "count": 0}
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        return model(batch["image"] / 255)
+        return model(self.normalize(batch["image"]))
 
     def update(self, state: State, outputs: Iterable[Any], batch: Batch) -> None:
         values = self.compute(torch.stack([*outputs]).float().cpu(), batch["label"].cpu())
@@ -227,7 +253,8 @@ class SimpleTrained:
         check_several(images)
         device = next(self.model.parameters()).device
         prepared = (self.prepare(decode_file(image))[None].to(device) for image in images)
-        return [self.model(image / 255)[0].cpu() for image in prepared]
+        mean, std = self.metadata.mean, self.metadata.std
+        return [self.model(normalize(image, mean, std))[0].cpu() for image in prepared]
 
 
 def broken_samples(samples: SampleReader, workers: int = 0, title: str = "") -> Iterator[str]:

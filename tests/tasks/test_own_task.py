@@ -1,5 +1,6 @@
 """Test the task that docs/extend.md shows, by running the page's commands in another folder."""
 
+import json
 import pickle
 import re
 import shlex
@@ -8,15 +9,18 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import timm
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
 import metamix
+from metamix.data import normalize
 from metamix.models.registry import create_model
 from metamix.tasks import registry
-from metamix.tasks.simple import MeanMetric, SimpleModel, SimpleOptions, SimpleTask
+from metamix.tasks.simple import MeanMetric, SimpleModel, SimpleOptions, SimpleTask, SimpleTrained
 from metamix.weights.files import load_weights, save_weights
+from metamix.weights.metadata import ModelMetadata
 from tests.helpers.running import metamix_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,6 +109,35 @@ def test_a_task_that_is_not_imported_is_unknown(folder, run):
         run("metamix eval --checkpoint unknown --data-dir numbers")
 
 
+def test_images_are_normalised_as_for_the_initial_weights(folder, run):
+    """Training, scoring and prediction agree. Without initial weights, and in earlier files, pixels become x / 255."""
+    run(COMMANDS[3])  # imports my_task
+    import my_task
+
+    options = my_task.Task.Options(model="metaformer_pooling_nano.cifar10", data_dir="numbers", pretrained=True)
+    task, image = my_task.Task(options), Image.open("photo.jpg").convert("RGB")
+    images, model = my_task.prepare(image)[None], torch.nn.Conv2d(3, 3, 1)
+    described = ModelMetadata.from_dict(task.model.describe(task.model.build()))
+    assert described.mean == timm.models.get_pretrained_cfg(options.model).mean and described.std
+
+    def check(expected, **tolerance):
+        about = ModelMetadata(mean=task.data.mean, std=task.data.std)
+        outputs = [
+            task.data.augment({"image": images}, 0, 0)["image"],
+            task.metric.predict(torch.clone, {"image": images}),
+        ]
+        for normalised in outputs:
+            torch.testing.assert_close(normalised, expected, **tolerance)
+        (predicted,) = SimpleTrained(model, about, my_task.prepare).predict([image])
+        torch.testing.assert_close(predicted, model(expected)[0].detach(), **tolerance)
+
+    check(normalize(images, described.mean, described.std))
+    task.model.build({"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3]})  # a run to resume
+    check(normalize(images, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)))
+    task.model.build({})  # a run that recorded no mean and std
+    check(images / 255, rtol=0, atol=0)
+
+
 @pytest.mark.slow
 def test_training_uses_the_given_weights_and_model_arguments(folder, run):
     frozen = COMMANDS[0].replace("--output run", "--lr 0 --min-lr 0 --warmup-lr 0 --output")
@@ -118,6 +151,11 @@ def test_training_uses_the_given_weights_and_model_arguments(folder, run):
     run(f"{frozen} tuned", *SHORT, "--pretrained", "--model", "metaformer_pooling_nano.cifar10")
     tuned, published = (load_weights(source)[0] for source in (folder / "tuned", SHIPPED))
     assert torch.equal(tuned["stem.0.weight"], published["stem.0.weight"].float())
+    about = metamix.load("tuned").metadata
+    assert about.mean == metamix.load(SHIPPED).metadata.mean and len(set(about.std)) == 3
+    run(COMMANDS[1].replace("--checkpoint run", "--checkpoint tuned --output scored"), "--workers", "0")
+    scored, summary = (json.loads(Path(name).read_text()) for name in ("scored/result.json", "tuned/summary.json"))
+    assert scored["error"] == pytest.approx(summary["error"], abs=1e-3)
     with pytest.raises(SystemExit, match="pretrained and checkpoint"):
         run(f"{frozen} both", *SMALL, "--pretrained", "--checkpoint", "first")
     with pytest.raises(SystemExit, match="model_args has in_chans, which comes from the task"):
@@ -150,7 +188,7 @@ def test_a_classifier_of_grey_images_is_adapted_to_a_task_of_colour_images_witho
     old = create_model(name, in_chans=1, num_classes=1, **small)
     about = {"task": "classification", "model": name, "model_args": small, "in_chans": 1, "classes": ["cat"]}
     save_weights(file, old.state_dict(), about)
-    task = SimpleTask("", None, SimpleModel(None, {}, {}), None, None)
+    task = SimpleTask("", None, SimpleModel(None, {}, None), None, None)
     options = SimpleOptions(model=name, model_args=small, checkpoint=str(file))
     new = task.create_model(options, True, in_chans=3, num_classes=1)
     changes = "new: head.weight, head.bias; adapted: stem.0.weight from 1 to 3 channels"
@@ -159,7 +197,7 @@ def test_a_classifier_of_grey_images_is_adapted_to_a_task_of_colour_images_witho
 
 
 def test_a_mean_leaves_unreadable_images_out_and_needs_a_readable_one():
-    metric = MeanMetric("error", torch.sub)
+    metric = MeanMetric("error", torch.sub, torch.relu)
     state, batch = metric.start(), {"label": torch.zeros(3), "index": torch.tensor([0, -1, 2])}
     metric.update(state, torch.tensor([1.0, 9.0, 2.0]), batch)
     assert metric.result([state]) == {"error": 1.5}
