@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from metamix.classification.loss import ClassificationLoss, balanced_weights
 from metamix.classification.options import ClassificationOptions
-from tests.helpers.classifiers import NO_TEACHER
+from tests.helpers.classifiers import NO_TEACHER, small_task
 
 
 def loss(labels=None, **options):
@@ -44,6 +44,8 @@ def test_balanced_weights_are_inversely_proportional_to_the_number_of_images():
     labels = torch.tensor([0] * 8 + [1] * 2)
     weights = balanced_weights(labels, 3)
     assert weights[:2].tolist() == [0.625, 2.5] and weights[labels].mean() == 1
+    digits = small_task(class_weights="balanced")
+    assert torch.equal(digits.loss.class_weights, balanced_weights(digits.data.splits.train.labels, 10))
 
 
 @pytest.mark.parametrize("kind", ["ce", "bce"])

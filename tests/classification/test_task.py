@@ -13,12 +13,12 @@ from tests.helpers.classifiers import SMALL, small_task
 
 
 def test_a_trained_model_is_built_with_its_options(weights):
-    path, model = weights(mean=[0.25], std=[0.5], weights="ema")
+    path, model = weights(mean=[0.25], std=[0.5], weights="ema", memory="no")
     digits, loaded, about = Classification.for_evaluation(
         ClassificationEvalOptions(model=SMALL["model"], checkpoint=path, img_size=48)
     )
     assert (digits.data.mean, digits.data.std, digits.data.size, about.extra["weights"]) == ((0.25,), (0.5,), 48, "ema")
-    assert digits.options.model_args == SMALL["model_args"]
+    assert digits.options.model_args == SMALL["model_args"] and not digits.data.held_in_memory
     assert torch.equal(loaded.head.weight, model.head.weight)
 
 
@@ -188,5 +188,8 @@ def test_mixing_needs_an_even_batch_on_every_process(option):
 def test_images_are_cropped_once(memory):
     data = small_task(memory=memory, workers=0).data
     batch = next(iter(data.train_loader(8, 0, 1, 0).epoch(0)))
-    unchanged = torch.equal(data.augment(batch, 0, 0)["image"], data.normalize(batch["image"]))
-    assert unchanged == (memory == "no"), "workers crop streamed images, and `augment` crops images in memory"
+    augmented = data.augment(batch, 0, 0)["image"]
+    streamed = memory == "no"  # workers crop streamed images, and `augment` crops images in memory
+    assert torch.equal(augmented, data.normalize(batch["image"])) == streamed
+    another_seed = Classification(data.options, seed=1).data.augment(batch, 0, 0)["image"]
+    assert torch.equal(augmented, another_seed) == streamed

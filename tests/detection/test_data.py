@@ -20,6 +20,7 @@ from metamix.detection.objects import decode
 from metamix.detection.task import DetectionOptions
 from metamix.detection.verify import VerifyAnnotations
 from tests.helpers.advice import follow_verify
+from tests.helpers.batches import share_a_sample
 from tests.helpers.shapes import DISC, SQUARE
 
 
@@ -153,7 +154,7 @@ def test_samples_depend_on_seed_epoch_and_index_alone(coco, options):
     for batch, *parts in zip(whole, *halves, strict=True):
         assert same(batch, {key: [*parts[0][key], *parts[1][key]] for key in ("image", "target")})
     for others in (batches(seed=1), batches(epoch=2)):
-        assert not any(same(*pair) for pair in zip(whole, others, strict=True))
+        assert not share_a_sample(whole, others)
 
 
 def test_eval_loader_yields_every_image_once_and_unchanged(coco, options):
