@@ -150,9 +150,10 @@ def test_a_held_out_folder_is_scored_after_each_epoch(clean, tmp_path):
 
 def test_mixup_mixes_neighbours_and_their_targets_in_the_same_way(clean):
     options = RestorationOptions(data_dir=str(clean()), degradation="noise:25", crop=16, mixup=1.2, workers=0)
-    data = RestorationData(options)
+    data = Restoration(options, seed=1).data
     batch = next(iter(data.train_loader(4, 0, 1, seed=3).epoch(0)))
     mixed = data.augment(batch, 0, 5)
+    assert not torch.equal(RestorationData(options).augment(batch, 0, 5)["image"], mixed["image"])
     other = batch["image"][[1, 0, 3, 2]] - batch["image"]
     share = ((mixed["image"] - batch["image"]) * other).sum() / other.square().sum()
     assert 0.01 < share < 0.99
@@ -163,6 +164,11 @@ def test_mixup_mixes_neighbours_and_their_targets_in_the_same_way(clean):
     assert not torch.equal(data.augment(batch, 0, 6)["image"], mixed["image"])
     with pytest.raises(ValueError, match="batch_size is 6, but mixup mixes pairs of crops: give a multiple of 4"):
         data.train_loader(6, 0, 2, seed=3)
+
+
+def test_tiles_and_ensemble_apply_to_scores(clean):
+    options = dict(data_dir=str(clean()), degradation="noise:25", crop=16, tile=32, overlap=8, ensemble=True)
+    assert Restoration(RestorationOptions(**options)).metric.restorer == Restorer(1, 32, 8, True)
 
 
 @pytest.mark.slow

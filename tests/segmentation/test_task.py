@@ -14,7 +14,7 @@ import metamix.cli.train
 import metamix.tasks.predict
 import metamix_cli
 from metamix.segmentation.load import load_segmenter
-from metamix.segmentation.options import SegmentationEvalOptions
+from metamix.segmentation.options import SegmentationEvalOptions, SegmentationOptions
 from metamix.segmentation.task import Segmentation
 from metamix.weights.files import load_checkpoint
 from tests.helpers.advice import exit_code
@@ -267,3 +267,10 @@ def test_data_without_images_to_score_are_refused(scenes, tmp_path):
         shutil.rmtree(root / split, ignore_errors=True)
     with pytest.raises(SystemExit, match="there are no images to score: the data have only the split train. Move some"):
         train(*SMALL_HEAD, "--data-dir", root, "--output", tmp_path / "run")
+
+
+def test_options_reach_the_loss_and_the_predictors(scenes):
+    options = dict(data_dir=str(scenes()), crop=(32,), aux_weight=0.7, tile=24, overlap=8, test_flip=True)
+    task = Segmentation(SegmentationOptions(**options))
+    assert task.loss.aux_weight == 0.7
+    assert [(each.tile, each.overlap) for each in task.metric.predictors.values()] == [(24, 8)] * 2
