@@ -490,6 +490,7 @@ def test_the_ema_warms_up_and_averages_shared_weights_once():
             expected = decay * expected + (1 - decay) * model["a"].weight
     assert torch.allclose(ema.module["a"].weight, expected, rtol=1e-5)
     assert ema.module["a"] is ema.module["b"] and ema.module["norm"].num_batches_tracked == 199
+    assert engine(ema=True, ema_decay=0.5).stepper.ema.decay == 0.5
     one, steps = engine(ema=True), []
     for seed in range(2):
         one.train_step(make_batch(seed, 12))
