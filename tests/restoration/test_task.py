@@ -166,9 +166,10 @@ def test_mixup_mixes_neighbours_and_their_targets_in_the_same_way(clean):
         data.train_loader(6, 0, 2, seed=3)
 
 
-def test_tiles_and_ensemble_apply_to_scores(clean):
-    options = dict(data_dir=str(clean()), degradation="noise:25", crop=16, tile=32, overlap=8, ensemble=True)
-    assert Restoration(RestorationOptions(**options)).metric.restorer == Restorer(1, 32, 8, True)
+def test_options_reach_the_metric(clean):
+    options = dict(data_dir=str(clean()), degradation="noise:25", crop=16, score_rounding=False, ensemble=True)
+    metric = Restoration(RestorationOptions(**options, tile=32, overlap=8)).metric
+    assert (metric.restorer, metric.measure) == (Restorer(1, 32, 8, True), Measure("rgb", 0, False))
 
 
 @pytest.mark.slow
