@@ -178,6 +178,9 @@ def test_streamed_evaluation_crops_the_middle_as_timm_does(source):
     assert batch["index"].tolist() == list(range(12))
     middle = np.asarray(source.read(3)[0])[4:28, 4:28]  # 24 / 0.75 is 32, the image size, so nothing is resized
     assert np.array_equal(batch["image"][3].permute(1, 2, 0), middle)
+    options = DataOptions(memory="no", workers=0, img_size=24, crop_pct=1.0, interpolation="nearest")
+    resized = source.read(3)[0].resize((24, 24), Image.Resampling.NEAREST)
+    assert np.array_equal(next(iter(eval_loader(source, options, batch_size=4)))["image"][3].permute(1, 2, 0), resized)
 
 
 @pytest.mark.parametrize("memory, workers", [("yes", 0), ("no", 0), ("no", 2)])
