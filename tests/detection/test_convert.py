@@ -572,7 +572,7 @@ LABEL = "labels/train/train_0.txt"
         (yolo_by_kind, append(LABEL, "0 0 0 1 0 1\n"), r"train_0.txt:\d has 6 values, but a line has a class, and"),
         (yolo_by_kind, lambda folder: (folder / LABEL).write_bytes(b"\xff\xfe\n"), "train_0.txt:1 is not UTF-8 text"),
         (yolo_by_kind, replace("data.yaml", "square", "disc"), "data.yaml has the class 'disc' twice"),
-        (yolo_by_kind, replace("data.yaml", "disc, 1: square", "1, 1: '1'"), "data.yaml has the class '1' twice"),
+        (yolo_by_kind, replace("data.yaml", "square, 0: disc", "'1', 0: 1"), "data.yaml has the class '1' twice"),
         (yolo_by_kind, replace("data.yaml", "../datasets/shapes\ntrain: images/train", "/\ntrain: ."), FOLDER_ABOVE),
         (yolo_by_kind, replace("data.yaml", "images/train", ".."), FOLDER_ABOVE),
         (yolo_by_kind, replace("data.yaml", "1: square", "2: square"), "has the class 1, but .*names the classes 0, 2"),
