@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
+from multiprocessing.util import Finalize, register_after_fork
 from typing import Any, Protocol
 
 import torch
@@ -218,6 +219,16 @@ def stop_workers() -> None:
     for batches in list(RUNNING):
         if hasattr(batches, "_shutdown_workers"):  # torch has no public function for this
             batches._shutdown_workers()
+
+
+def stop_workers_at_exit(inherited: "weakref.WeakSet[Any]") -> None:
+    """Stop workers at the exit of a process of multiprocessing too, which runs finalizers but skips atexit."""
+    inherited.clear()  # these workers belong to the parent process
+    Finalize(None, stop_workers, exitpriority=100)
+
+
+stop_workers_at_exit(RUNNING)
+register_after_fork(RUNNING, stop_workers_at_exit)  # such a process forgets finalizers from before its start
 
 
 def start_worker(max_pixels: int | None, worker: int) -> None:

@@ -162,6 +162,22 @@ def test_workers_of_an_unfinished_evaluation_are_stopped_at_exit(source):
     assert not worker.is_alive()
 
 
+def read_and_fail(source):
+    """Raise an exception while a worker runs; its traceback keeps the iterator alive."""
+    batches = iter(eval_loader(source, DataOptions(workers=1, **STREAMED), batch_size=4))
+    next(batches)
+    raise SystemExit(3)
+
+
+def test_workers_of_a_process_of_multiprocessing_are_stopped_at_its_exit(source):
+    process = multiprocessing.get_context("spawn").Process(target=read_and_fail, args=(source,))
+    process.start()
+    process.join(120)  # a slow machine takes half a minute to import torch
+    ended = process.exitcode
+    process.kill()
+    assert ended == 3
+
+
 def test_loading_leaves_the_global_random_state_unchanged(source):
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     for workers in 0, 1:
