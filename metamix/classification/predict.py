@@ -61,9 +61,8 @@ class LabelImages(PredictOptions):
             labelled = self.predict(trained, broken)
             predictions = list(tqdm(labelled, total=len(self.paths), unit="img", leave=False, disable=None))
             if not predictions:  # an earlier file stays as it is
-                raise ValueError(
-                    f"none of {plural(len(broken), 'image')} can be read, so nothing is written; the first: {broken[0]}"
-                )
+                several = f"none of {len(broken)} images can be read; the first: " if len(broken) > 1 else ""
+                raise ValueError(several + broken[0])
             text = FORMATS[self.format or "table"](predictions)
             if file:
                 file.write(text.encode())  # the formats escape file names that are not UTF-8

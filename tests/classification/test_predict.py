@@ -63,9 +63,7 @@ def test_csv_and_json_hold_the_same_labels(digits, capsys, tmp_path):
 
 def test_nothing_is_written_if_no_image_can_be_read(digits, tmp_path):
     (tmp_path / "p.csv").write_text("earlier")
-    with pytest.raises(
-        SystemExit, match="^error: none of 1 image can be read, so nothing is written; the first: .*3.png"
-    ):
+    with pytest.raises(SystemExit, match="^error: .*3.png: "):
         main([str(digits[0] / "3.png"), *WEIGHTS, "--output", str(tmp_path / "p.csv")])
     assert (tmp_path / "p.csv").read_text() == "earlier"
 

@@ -50,17 +50,16 @@ def test_a_wrong_argument_is_refused(options, said, tmp_path):
 
 
 def test_a_stopped_call_is_resumed_by_the_same_call(tmp_path, monkeypatch):
-    """The signal comes during the first step."""
     step = TrainStep.__call__
 
-    def interrupted(stepper, *args):
-        signal.raise_signal(signal.SIGINT)
-        return step(stepper, *args)
+    def interrupted(*args):
+        monkeypatch.setattr(TrainStep, "__call__", step)  # only the first step is interrupted
+        signal.raise_signal(signal.SIGTERM)
+        return step(*args)
 
     monkeypatch.setattr(TrainStep, "__call__", interrupted)
     with pytest.raises(Stopped):
         metamix.train("digits/demo", **TINY, output=tmp_path)
     assert not (tmp_path / "summary.json").exists()
-    monkeypatch.undo()
     assert metamix.train("digits/demo", **TINY, output=tmp_path) == tmp_path
     assert (tmp_path / "summary.json").exists()
