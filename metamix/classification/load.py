@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from metamix.data import decode_file, normalize
 from metamix.data.files import check_several
+from metamix.layers.image_inference import check_evaluation
 from metamix.models.backbone import per_channel
 from metamix.models.checkpoint import adapt_checkpoint, check_described_size, check_same_function, layer_names
 from metamix.models.metaformer import MetaFormer
@@ -137,6 +138,7 @@ class Classifier:
     @torch.inference_mode()
     def label(self, images: Tensor, top: int | None = None, threshold: float | None = None) -> list[Labels]:
         """Return the labels of prepared images (n, C, H, W) with their probabilities, as `predict` does."""
+        check_evaluation(self.model)
         several = self.metadata.threshold is not None
         if threshold is not None:
             check_rates(threshold=threshold)
@@ -168,10 +170,11 @@ def describe_threshold(threshold: Threshold | None) -> str:
 
 
 class EvalTransform:
-    """Prepare single images as in evaluation: resize, crop the centre, normalise.
+    """Prepare single images as in evaluation: resize, crop, normalise.
 
     Args:
-        metadata: `img_size`, `in_chans`, `mean` and `std` must be known; `interpolation` and `crop_pct` are optional.
+        metadata: `img_size`, `in_chans`, `mean` and `std` must be known; `interpolation`, `crop_pct` and `crop_mode`
+            are optional.
     """
 
     def __init__(self, metadata: ModelMetadata):
@@ -182,6 +185,8 @@ class EvalTransform:
         self.resize = transforms_imagenet_eval(
             metadata.img_size,
             crop_pct=metadata.crop_pct,
+            crop_mode=metadata.crop_mode,
+            mean=metadata.mean,  # fills the border in the mode "border"
             interpolation=metadata.interpolation or "bicubic",
             normalize=False,
         )
@@ -246,4 +251,5 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
         std=per_channel(metadata.std or config["std"], channels),
         interpolation=metadata.interpolation or config["interpolation"],
         crop_pct=metadata.crop_pct or config["crop_pct"],
+        crop_mode=metadata.crop_mode or ("center" if metadata.crop_pct else config["crop_mode"]),
     )

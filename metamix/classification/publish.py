@@ -48,7 +48,7 @@ def write_config(classifier: Classifier, folder: Path, options: PublishOptions) 
             "std": metadata.std,
             "interpolation": metadata.interpolation,
             "crop_pct": metadata.crop_pct,
-            "crop_mode": "center",
+            "crop_mode": metadata.crop_mode,
         },
     )
     # timm 1.0.31 writes the number of classes twice, so transformers 5.24 passes it twice and raises TypeError.

@@ -20,6 +20,7 @@ from metamix.models.registry import create_model
 from metamix.utils.rules import accepted, fits, rule
 from metamix.utils.text import plural
 from metamix.weights.files import save_weights
+from metamix.weights.fit import must_be_finite
 from metamix.weights.metadata import TIMM_ARGS, ModelMetadata, Threshold
 
 from .load import complete_metadata
@@ -105,8 +106,12 @@ def save_classifier(
         )
     if arguments.get("global_pool") == "":
         raise ValueError("global_pool is '', so the model returns feature maps, not a logit per class: leave it out")
-    if invalid := [name for name, tensor in body.named_parameters() if not tensor.isfinite().all()]:
-        raise ValueError(f"{invalid[0]} of the model holds NaN or infinity: save the weights of an earlier step")
+    for name, tensor in body.state_dict(keep_vars=True).items():
+        if must_be_finite(name, tensor) and not tensor.isfinite().all():
+            raise ValueError(
+                f"{name} of the model holds NaN or infinity: save the weights of an earlier step, or, if the model was "
+                f"converted to float16, convert it to bfloat16 instead"
+            )
     try:
         entries = json.loads(json.dumps(metadata.to_dict(), default=_to_plain))
     except TypeError as error:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from metamix.data.sources import IN_A_FOLDER
-from metamix.models.registry import check_image_size, check_model, timm_config
+from metamix.models.registry import check_image_size, check_model
 from metamix.tasks.find import task_of_model
 from metamix.tasks.options import options_as_trained
 from metamix.utils.checks import parse_size
@@ -80,8 +80,9 @@ class Classification:
             task.title += f"-{options.test_on}"
         if options.pretrained:
             task.model.notes.append(f"published weights {metadata.model}")
-            if (mode := timm_config(classifier.model).get("crop_mode", "center")) != "center":
-                task.model.notes.append(f"images are cropped at the centre, although timm's crop_mode is {mode!r}")
+        if metadata.crop_mode != "center":
+            mode = f"although the crop_mode of the weights is {metadata.crop_mode!r}"
+            task.model.notes.append(f"images are cropped at the centre, {mode}")
         return task, classifier.model, metadata
 
 

@@ -60,7 +60,7 @@ def explained_failure(mixer: nn.Module, saved: Mapping[str, Tensor], misfit: str
     """Raise a ValueError that starts with `misfit` if `adapt_state` of a mixer fails for saved tensors in the block."""
     try:
         yield
-    except (RuntimeError, IndexError, ValueError) as error:
+    except (RuntimeError, LookupError, ValueError) as error:
         tensors = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in saved.items())
         reason = " ".join(str(error).split())
         raise ValueError(f"{misfit}: {type(mixer).__name__}.adapt_state cannot resample {tensors}: {reason}") from error

@@ -50,8 +50,7 @@ def check_fit(
 
     Raises:
         ValueError: a tensor outside the head is missing, unknown or of the wrong shape; a parameter is floating-point
-            only in the file or only in the model; a tensor holds NaN; or a parameter holds infinity. Buffers may hold
-            infinity, since some are masks.
+            only in the file or only in the model; a tensor holds NaN; or a tensor that `must_be_finite` holds infinity.
     """
     new: list[str] = []
     missing, misshapen = set(), set()  # sets, since one tensor of the file may fill several tensors of the model
@@ -89,12 +88,20 @@ def check_fit(
         tensor = tensors[name]
         if of_model[name].is_floating_point():  # a conversion to integers would hide NaN
             tensor = tensor.to(of_model[name].dtype)  # 1e300 becomes infinite in float32
-        if tensor.isnan().any() or (isinstance(of_model[name], nn.Parameter) and not tensor.isfinite().all()):
+        if tensor.isnan().any() or (must_be_finite(name, of_model[name]) and not tensor.isfinite().all()):
             raise ValueError(
                 f"{source} cannot be used: its tensor {layout.name(name)} holds NaN or infinity, perhaps because "
                 f"training diverged. Use other weights, or train again with a lower --lr"
             )
     return new
+
+
+def must_be_finite(name: str, tensor: Tensor) -> bool:
+    """Return whether an entry of `state_dict(keep_vars=True)` is a parameter or a statistic of a batch norm.
+
+    Other buffers may hold infinity, since some are masks.
+    """
+    return isinstance(tensor, nn.Parameter) or name.endswith(("running_mean", "running_var"))
 
 
 def load_into(

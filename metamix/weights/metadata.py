@@ -135,6 +135,7 @@ class ModelMetadata:
     std: Std | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = None
     crop_pct: CropPct | None = None  # share of the shorter side that the centre crop keeps
+    crop_mode: Literal["center", "squash", "border"] | None = None  # as in timm; without it, "center"
     classes: Classes | None = None  # names of the classes, in the order of the outputs
     threshold: Threshold | None = None  # probability from which a label is predicted; None if an image has one class
     data: Text | None = None  # name of the data set
@@ -195,7 +196,7 @@ class ModelMetadata:
 
     def pretrained_cfg(self) -> dict[str, Any]:
         """Return the known facts about images and classes as entries of timm's `PretrainedCfg`."""
-        names = ("num_classes", "mean", "std", "interpolation", "crop_pct")
+        names = ("num_classes", "mean", "std", "interpolation", "crop_pct", "crop_mode")
         cfg: dict[str, Any] = {key: getattr(self, key) for key in names} | {"label_names": self.classes}
         if self.in_chans is not None and self.img_size is not None:
             cfg["input_size"] = (self.in_chans, *to_2tuple(self.img_size))

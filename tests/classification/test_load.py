@@ -131,6 +131,25 @@ def test_weights_load_without_the_weights_that_training_started_from(tag, tmp_pa
     assert classifier.name == ("metaformer_pooling_nano.digits" if tag == "digits" else "metaformer_pooling_nano")
 
 
+def test_a_model_in_training_mode_does_not_predict():
+    digits = metamix.load_classifier("metaformer_pooling_nano.digits")
+    digits.model.train()
+    with pytest.raises(ValueError, match="MetaFormer is in training mode: call model.eval"):
+        digits.predict([Image.new("L", (8, 8))])
+
+
+@pytest.mark.parametrize("mode", ["squash", "border"])
+def test_images_are_cropped_as_timm_crops_them(mode, tmp_path):
+    name = "metaformer_identity_nano"
+    model = timm.create_model(name, num_classes=2, pretrained_cfg_overlay={"crop_mode": mode, "crop_pct": 1.0})
+    metamix.save_classifier(model, tmp_path / "w.safetensors", classes=["cat", "dog"])
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    image = Image.effect_noise((80, 40), 50).convert("RGB")
+    loaded = metamix.load(tmp_path / "w.safetensors")
+    assert loaded.metadata.crop_mode == mode
+    assert torch.allclose(loaded.transform(image), transform(image), atol=1e-5)
+
+
 def test_files_and_pil_images_are_transformed(tmp_path):
     transform, path = metamix.load_classifier("wavemixlite_8_10.mnist").transform, tmp_path / "digit.png"
     Image.fromarray(np.arange(256, dtype=np.uint8).reshape(8, 32)).save(path)

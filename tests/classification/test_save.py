@@ -177,6 +177,10 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     torch.nn.init.constant_(model.get_classifier().weight, torch.nan)
     with pytest.raises(ValueError, match="head.weight of the model holds NaN or infinity: save the weights of an earl"):
         metamix.save_classifier(model, tmp_path / "cats.safetensors", classes=["cat", "dog"])
+    model = timm.create_model("metaformer_identity_nano", num_classes=2)
+    model.norm.running_var[0] = 1e6
+    with pytest.raises(ValueError, match="norm.running_var of .* was converted to float16, convert it to bfloat16"):
+        metamix.save_classifier(model.half(), tmp_path / "cats.safetensors", classes=["cat", "dog"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

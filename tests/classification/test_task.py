@@ -148,10 +148,10 @@ def test_an_error_names_published_weights_with_their_tag():
     assert task.data.classes == tuple("0123456789")
 
 
-def test_another_crop_mode_in_timm_is_noted(monkeypatch):
-    monkeypatch.setattr("metamix.classification.task.timm_config", lambda model: {"crop_mode": "squash"})
-    options = ClassificationEvalOptions(model="metaformer_pooling_nano.digits", pretrained=True, data="digits")
-    note = "images are cropped at the centre, although timm's crop_mode is 'squash'"
+def test_another_crop_mode_is_noted(weights):
+    path, _ = weights(crop_mode="squash")
+    options = ClassificationEvalOptions(checkpoint=path, data="digits")
+    note = "images are cropped at the centre, although the crop_mode of the weights is 'squash'"
     assert note in Classification.for_evaluation(options)[0].notes
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import nn
+from torch.nn.utils import prune
 
 from metamix.layers import GELU, GroupNorm1, resize_to
 from metamix.mixers import register_mixer
@@ -511,6 +512,13 @@ def test_a_failing_adapt_state_is_explained(forget_mixers):
         model.set_input_size(64)
     with pytest.raises(ValueError, match=f"^FILE does not fit stages.0.blocks.0.mixer: {words}"):
         resample_spatial_weights(model.state_dict(), larger, "FILE")
+
+
+def test_a_pruned_mixer_cannot_be_resampled():
+    model = small(mixer="raft")
+    prune.l1_unstructured(blocks(model)[0].mixer.vertical.fc1, "weight", 0.5)
+    with pytest.raises(ValueError, match=r"Raft.adapt_state cannot resample .*vertical.fc1.weight_orig"):
+        model.set_input_size(64)
 
 
 def test_a_fractional_mlp_ratio_gives_the_exact_hidden_width():

@@ -43,6 +43,7 @@ def test_weights_that_do_not_fit_are_refused(net):
         (tensors | {"2.bias": torch.ones(2) * 1j}, "it has 2.bias of torch.complex64 where the model has"),
         (tensors | {"1.num_batches_tracked": torch.tensor(torch.nan)}, "1.num_batches_tracked holds NaN or infinity"),
         (tensors | {"2.bias": torch.ones(2).double() * 1e300}, "its tensor 2.bias holds NaN or infinity"),
+        (tensors | {"1.running_var": torch.full((4,), torch.inf)}, "its tensor 1.running_var holds NaN or infinity"),
     ):
         with pytest.raises(ValueError, match=re.escape(words)):
             load_into(net, state, "f")
