@@ -23,10 +23,12 @@ INTEGER = (int,), "an integer"
 TEXT = (str,), "a string"
 NUMBER = (int, float, type(None)), "a number, if it is given"
 FLAG = (int, bool, type(None)), "0 or 1, if it is given"
+MAX_AREA = 10**10  # pycocotools ignores objects whose area is not from 0 to this
+AREA = (int, float, type(None)), f"a number from 0 to {MAX_AREA:,}; leave it out to compute it from the box"
 
 FIELDS: dict[str, dict[str, tuple[tuple[type, ...], str]]] = {
     "images": {"id": INTEGER, "file_name": TEXT, "width": NUMBER, "height": NUMBER},
-    "annotations": {"id": INTEGER, "image_id": INTEGER, "category_id": INTEGER, "area": NUMBER, "iscrowd": FLAG},
+    "annotations": {"id": INTEGER, "image_id": INTEGER, "category_id": INTEGER, "area": AREA, "iscrowd": FLAG},
     "categories": {"id": INTEGER, "name": TEXT},
 }
 
@@ -65,7 +67,7 @@ def field_problems(data: Entries, inside: bool = True) -> Iterator[str]:
         for place, entry in enumerate(data[key]):
             for field, (types, accepted) in fields.items():
                 value: Any = entry.get(field)
-                if type(value) not in types:
+                if type(value) not in types or (field == "area" and value is not None and not 0 <= value <= MAX_AREA):
                     wrong = f"no {field}" if value is None else f"the {field} {value!r}"
                     yield f"{key}[{place}] has {wrong}; it must be {accepted}"
                 elif (field == "file_name" and inside) and (

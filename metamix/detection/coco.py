@@ -25,6 +25,7 @@ from metamix.utils.text import did_you_mean, plural
 from metamix.weights.checksums import digest
 
 from .annotations import (
+    MAX_AREA,
     Entries,
     Entry,
     duplicates,
@@ -257,7 +258,7 @@ def read_complete(annotations: Path, images: Path, inside: bool = True) -> Entri
             annotation["bbox"] = list(map(float, box))
             annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)
             if annotation.get("area") is None:
-                annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+                annotation["area"] = min(annotation["bbox"][2] * annotation["bbox"][3], MAX_AREA)
     except ValueError as error:
         command = shlex.join(["metamix", "verify", "--task", "detection", str(annotations), "--images", str(images)])
         raise ValueError(f"{annotations} is not in COCO's format: {error}. To list all problems: {command}") from error

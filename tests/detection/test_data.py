@@ -280,7 +280,11 @@ def change_first(key, **fields):
         ("images", dict(height=10**400), r"images\[0\] has the height 10+; it must be a number of pixels"),
         ("annotations", dict(image_id="10"), r"annotations\[0\] has the image_id '10'; it must be an integer"),
         ("annotations", dict(id=1), "the id 1 appears twice in annotations"),
-        ("annotations", dict(area="big"), r"annotations\[0\] has the area 'big'; it must be a number"),
+        ("annotations", dict(area="big"), r"annotations\[0\] has the area 'big'; it must be a number from 0 to 10,000"),
+        # pycocotools would not score these objects
+        ("annotations", dict(area=-400), r"annotations\[0\] has the area -400; it must be .*leave it out to compute"),
+        ("annotations", dict(area=1e11), r"annotations\[0\] has the area 100000000000.0; it must be"),
+        ("annotations", dict(area=math.nan), r"annotations\[0\] has the area nan; it must be"),
         ("annotations", dict(iscrowd="no"), r"annotations\[0\] has the iscrowd 'no'; it must be 0 or 1"),
         ("categories", dict(name=None), r"categories\[0\] has no name; it must be a string"),
         ("categories", dict(id=DISC), "the id 3 appears twice in categories"),
@@ -304,10 +308,18 @@ def test_the_verify_command_in_an_error_can_be_pasted(coco):
     assert follow_verify(error.value) == 1
 
 
-def test_missing_area_and_iscrowd_are_added(coco):
-    split = open_split(find_splits(coco(change=change_first("annotations", area=None, iscrowd=None))), "train")
-    first = split.coco.anns[1]
-    assert first["area"] == first["bbox"][2] * first["bbox"][3] and first["iscrowd"] == 0
+@pytest.mark.parametrize(
+    "given, box, area",
+    [
+        (None, (5, 6, 7, 8), 56),
+        (None, (5, 6, 1e6, 1e6), 1e10),  # pycocotools would not score a larger object
+        (0, (5, 6, 7, 8), 0),  # as in COCO's own files
+    ],
+)
+def test_missing_area_and_iscrowd_are_added(coco, given, box, area):
+    change = change_first("annotations", area=given, iscrowd=None, bbox=box)
+    first = open_split(find_splits(coco(change=change)), "train").coco.anns[1]
+    assert first["area"] == area and first["iscrowd"] == 0
 
 
 def test_images_are_at_least_one_pixel(coco, options):
