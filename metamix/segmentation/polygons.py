@@ -92,4 +92,7 @@ def read_outlines(path: Path, without: list[str]) -> Entries:
 
 def area(annotation: dict[str, Any]) -> float:
     """Return the area of an object, or of its box if the file does not record the area."""
-    return float(annotation.get("area") or annotation["bbox"][2] * annotation["bbox"][3])
+    value = float(annotation.get("area") or annotation["bbox"][2] * annotation["bbox"][3])
+    if not 0 <= value < np.inf:  # the order of drawing would be wrong
+        raise ValueError(f"annotation {annotation['id']} has the area {value}: leave area out, or correct its bbox")
+    return value

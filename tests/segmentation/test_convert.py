@@ -438,6 +438,8 @@ def test_images_outside_of_the_folder_are_not_read(tmp_path, capsys):
             {},
             "instances_train.json has a polygon with the points .*nan",
         ),
+        ({"segmentation": [SQUARE], "area": -9}, {}, "annotation 0 has the area -9.0: leave area out, or correct its"),
+        ({"segmentation": [SQUARE], "area": float("nan")}, {}, "annotation 0 has the area nan"),  # an arbitrary order
         ({"segmentation": [SQUARE], "category_id": 3}, {}, "instances_train.json is not in COCO's format: KeyError: 3"),
         ({"segmentation": [SQUARE], "image_id": 8}, {}, "instances_train.json is not in COCO's format: KeyError: 8"),
         ({"segmentation": {"counts": "abc"}}, {}, "not in COCO's format: .* annotation 0: .* height"),
