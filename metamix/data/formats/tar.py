@@ -52,12 +52,15 @@ class TarImages(ImageSplit):
 
 
 class ShortInfo(tarfile.TarInfo):
-    """Reject headers whose text, such as a name, exceeds 1 MiB: tarfile could read gigabytes into memory."""
+    """Reject headers that would fill the memory: text, such as a name, above 1 MiB, and files of negative size."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:  # the standard library allows overriding it
         if self.size > 2**20 and self.type in (b"L", b"K", b"x", b"g", b"X"):  # headers of GNU, POSIX, Solaris
             raise tarfile.ReadError(f"a header has {self.size:,} bytes")
-        return super()._proc_member(archive)  # type: ignore[misc]  # typeshed leaves it out
+        info = super()._proc_member(archive)  # type: ignore[misc]  # typeshed leaves it out
+        if info.size < 0:  # tarfile would go back, and read the same headers for ever
+            raise tarfile.ReadError(f"a file has {info.size:,} bytes")
+        return info
 
 
 @contextmanager
