@@ -56,13 +56,18 @@ class LabelImages(PredictOptions):
         if self.threshold is None and self.top is None and (note := describe_threshold(trained.metadata.threshold)):
             print(f"note: {note}", file=sys.stderr)
         broken: list[str] = []
+        predictions: list[Prediction] = []
+        stopped: BaseException | None = None
         # Open the file first: labelling may take long, and a path that cannot be written should fail at once.
         with atomic_write(Path(self.output)) if self.output else nullcontext() as file:
             labelled = self.predict(trained, broken)
-            predictions = list(tqdm(labelled, total=len(self.paths), unit="img", leave=False, disable=None))
+            try:
+                predictions.extend(tqdm(labelled, total=len(self.paths), unit="img", leave=False, disable=None))
+            except BaseException as error:  # such as Ctrl-C: write the labels made so far, then end
+                stopped = error
             if not predictions:  # an earlier file stays as it is
                 several = f"none of {len(broken)} images can be read; the first: " if len(broken) > 1 else ""
-                raise ValueError(several + broken[0])
+                raise stopped or ValueError(several + broken[0])
             text = FORMATS[self.format or "table"](predictions)
             if file:
                 file.write(text.encode())  # the formats escape file names that are not UTF-8
@@ -72,6 +77,8 @@ class LabelImages(PredictOptions):
             sys.stdout.write(text)
         for reason in broken:
             print(printable(f"left out: {reason}"), file=sys.stderr)
+        if stopped:
+            raise stopped
         return len(broken)
 
     def predict(self, trained: Classifier, broken: list[str]) -> Iterator[Prediction]:

@@ -8,6 +8,7 @@ import shutil
 import pytest
 from PIL import Image
 
+from metamix.classification.load import Classifier
 from metamix.data import open_data
 from metamix.data.find import list_images, paths_inside
 from tests.helpers.running import metamix_command
@@ -66,6 +67,24 @@ def test_nothing_is_written_if_no_image_can_be_read(digits, tmp_path):
     with pytest.raises(SystemExit, match="^error: .*3.png: "):
         main([str(digits[0] / "3.png"), *WEIGHTS, "--output", str(tmp_path / "p.csv")])
     assert (tmp_path / "p.csv").read_text() == "earlier"
+
+
+@pytest.mark.parametrize("made, rows", [(2, ["0.png", "1.png"]), (0, None)])
+def test_labels_made_before_ctrl_c_are_written(made, rows, digits, tmp_path, monkeypatch):
+    label, left = Classifier.label, [None] * made
+
+    def stop(*words):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return label(*words)
+
+    monkeypatch.setattr(Classifier, "label", stop)
+    (tmp_path / "p.csv").write_text("earlier")
+    words = [digits[0], *WEIGHTS, "--batch-size", 1, "--top", 1, "--output", tmp_path / "p.csv"]
+    assert main(words) == 130
+    text = (tmp_path / "p.csv").read_text()
+    assert text == "earlier" if rows is None else [line.split(",")[0][-5:] for line in text.splitlines()[1:]] == rows
 
 
 def test_the_output_is_checked_before_labelling(digits, tmp_path):
