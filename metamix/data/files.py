@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -26,6 +28,8 @@ log = package_logger(__name__)
 FORMATS = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "PPM", "GIF")  # not EPS, for which Pillow starts Ghostscript
 MAX_FILE_BYTES = 2**28  # 256 MiB; larger files are not images to train on
 LONGEST = 1000  # largest ratio of the sides; a longer image becomes huge when its shorter side is resized to 224
+MAX_SCANS = 100  # of a JPEG; a scan of a few bytes takes as long to decode as the whole image
+SCAN = re.compile(b"\xff\xda\0")  # start of a scan's header, which is shorter than 256 bytes; not in coded data
 BLOCK, BLOCKS = 2**12, 4  # bytes of a block, and how many blocks of a file are hashed if it has more than 16 KiB
 READERS = 8  # threads that hash files, to hide the delay of a slow disk; 100,000 files of 2 kB take 2 s of CPU time
 CHUNK = 256  # files that a thread hashes at a time; digests depend on it
@@ -66,8 +70,8 @@ def open_image(file: BinaryIO) -> Image.Image:
     """Open an image of one of `FORMATS`. This reads the header and does not decode the pixels yet.
 
     Raises:
-        CorruptImage: the file has another format, the image has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or one
-            of its sides is more than `LONGEST` times as long as the other.
+        CorruptImage: the file has another format, the image has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, one of
+            its sides is more than `LONGEST` times as long as the other, or a JPEG in memory has more than `MAX_SCANS`.
     """
     limit = Image.MAX_IMAGE_PIXELS
     try:
@@ -85,7 +89,18 @@ def open_image(file: BinaryIO) -> Image.Image:
     if max(image.size) > LONGEST * min(image.size):
         size = f"{image.height:,} x {image.width:,}"
         raise CorruptImage(f"it has {size} pixels, but one side may be at most {LONGEST:,} times the other: crop it")
+    if isinstance(image, JpegImageFile) and isinstance(file, BytesIO):
+        check_scans(image, file)
     return image
+
+
+def check_scans(image: JpegImageFile, file: BytesIO) -> None:
+    """Raise CorruptImage if a JPEG, of which Pillow has read the header, has more than `MAX_SCANS`."""
+    # Most files have one scan of all components, whose header Pillow read last; they need no search, which takes 2 %.
+    last = bytes((0xFF, 0xDA, 0, 6 + 2 * image.layers, image.layers))
+    one = not image.info.get("progressive") and file.getvalue().startswith(last, file.tell() - 8 - 2 * image.layers)
+    if not one and len(SCAN.findall(file.getvalue())) > MAX_SCANS:
+        raise CorruptImage(f"it is a JPEG with over {MAX_SCANS} scans, and decoding it may take hours: save it again")
 
 
 def limit_pixels(limit: int | None, worker: int = 0) -> None:

@@ -92,6 +92,32 @@ def test_every_accepted_image_format_is_read(kind, tmp_path, image):
     assert decode_file(tmp_path / "a").size == (32, 32)
 
 
+@pytest.mark.parametrize("progressive", [True, False])
+def test_a_jpeg_with_thousands_of_scans_is_not_decoded(progressive, tmp_path):
+    """Each scan takes up to 70 ms, as long as the whole image."""
+    file = io.BytesIO()
+    Image.new("L" if progressive else "RGB", (4000, 4000)).save(file, "JPEG", progressive=progressive)
+    content = file.getvalue()[:-2]  # without the mark of the end
+    start = content.rindex(b"\xff\xda")
+    scan = content[start:]
+    if not progressive:
+        content, scan = content[:start], b"\xff\xda\0\x08\1\1\0\0\x3f\0"  # one colour, and no data
+    for scans, name in ((50, "good.jpg"), (10_000, "bad.jpg")):
+        (tmp_path / name).write_bytes(content + scan * scans + b"\xff\xd9")
+    with seconds(20):
+        assert decode_file(tmp_path / "good.jpg").size == (4000, 4000)
+        with pytest.raises(CorruptImage, match="bad.jpg: it is a JPEG with over 100 scans, and decoding it may take"):
+            decode_file(tmp_path / "bad.jpg")
+
+
+def test_a_jpeg_may_be_followed_by_any_bytes(tmp_path, image):
+    """Phones append a video of random bytes to a photograph: FF DA is in it by chance, FF DA 00 is not."""
+    image().save(tmp_path / "a.jpg", progressive=True)
+    with open(tmp_path / "a.jpg", "ab") as file:
+        file.write(np.random.default_rng(0).bytes(2**24))
+    assert decode_file(tmp_path / "a.jpg").size == (32, 32)
+
+
 def test_only_one_function_opens_image_files():
     """A second call to Pillow's `open` might lack the list of formats or the pixel limit."""
     package = Path(metamix.__file__).parent
