@@ -29,6 +29,7 @@ from .rules import accepted, fits, members_of, rule, rules_of, shown
 from .text import did_you_mean
 
 T = TypeVar("T")
+MAX_PLAIN = 3500  # characters of a YAML value without quotes: 1:1:1 is a number, and is read in quadratic time
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", tuple: "A,B", dict: "YAML"}
 
 
@@ -361,9 +362,11 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
+        line = event.start_mark.line + 1
         if event.anchor is not None:
-            line = event.start_mark.line + 1
             raise yaml.YAMLError(f"line {line} has an anchor or an alias (& or *); write the value itself")
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_PLAIN and not event.implicit[1]:
+            raise yaml.YAMLError(f"line {line} has over {MAX_PLAIN:,} characters in one value; put text in quotes")
         if self.depth == MAX_NESTING:
             raise yaml.YAMLError(f"it is nested deeper than {MAX_NESTING} levels")
         self.depth += 1

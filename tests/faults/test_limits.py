@@ -117,14 +117,17 @@ def test_weights_of_8_bits_are_read():
         ("a: !!python/name:os.system", "is not valid YAML"),
         ("\x00", "is not valid YAML"),
         ("a: " + ":".join(["1"] * 300) + ".5", "is not valid YAML"),
-        ("x" * 300_000, "must hold lines 'option: value'"),
+        ("x" * 3_000, "must hold lines 'option: value'"),
+        ("seed: 1\na: 1" + ":1" * 400_000, "line 2 has over 3,500 characters in one value; put text in quotes"),
+        ("a: !!int '1" + ":1" * 400_000 + "'", "line 1 has over 3,500 characters"),
+        ("a: 0x" + "f" * 5000, "line 1 has over 3,500 characters"),
         (f"{'x' * 900}: 1\n{'x' * 900}: 2", "repeats the key"),
     ],
-    ids=range(12),
+    ids=range(15),
 )
 def test_malformed_hostile_and_huge_recipes_are_refused_briefly(text, problem, tmp_path):
     (tmp_path / "recipe.yaml").write_text(text)
-    with pytest.raises(ValueError, match=problem) as refused:
+    with seconds(10), pytest.raises(ValueError, match=problem) as refused:
         read_yaml(tmp_path / "recipe.yaml")
     assert len(str(refused.value)) < 600
 
@@ -137,7 +140,8 @@ def test_malformed_hostile_and_huge_recipes_are_refused_briefly(text, problem, t
         (["--img-size", 10**6], "a whole number from 1 to 4,096"),
         (["--crop-pct", "1e-9"], "--crop-pct is '1e-9', but it must be a number from 0.25 to 1"),
         (["--model-args", "{depths: &a [1, 1], dims: *a}"], "--model-args .* has an anchor or an alias"),
-        (["--model-args", "{a: " + "x" * 10**6 + ", a: 2}"], "--model-args .* repeats the key 'a'"),
+        (["--model-args", "{a: '" + "x" * 10**6 + "', a: 2}"], "--model-args .* repeats the key 'a'"),
+        (["--model-args", "{a: " + "x" * 10**6 + "}"], "--model-args .* over 3,500 characters in one value"),
         (["--model", "x" * 10**6], "There is no model"),
     ],
 )
