@@ -24,7 +24,7 @@ from metamix.utils.text import to_number
 from .labels import Box, Boxes, split_folders
 
 LISTS = "ImageSets/Main"  # folder of the lists of images, one for each split
-FLAG = re.compile(r"\s+(1|-1|0)$")
+FLAG = re.compile(r"\s(1|-1|0)$")
 PLACE = "place"  # attribute in which `parse` stores file and line of each element, for messages
 
 
@@ -118,7 +118,7 @@ def read_list(path: Path, annotated: Collection[str]) -> list[str]:
     may have spaces, so a whole line is taken as a name if it is in `annotated`, the names of images with an annotation.
     """
     lines = filter(None, map(str.strip, read_text(path).splitlines()))
-    return [line if line in annotated else FLAG.sub("", line) for line in lines]
+    return [line if line in annotated else FLAG.sub("", line).rstrip() for line in lines]
 
 
 def parse(path: Path) -> Element:

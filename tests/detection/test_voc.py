@@ -9,6 +9,7 @@ from metamix.detection.coco import find_splits, open_split
 from metamix.detection.voc import read_voc
 from metamix.tasks.verify import main as verify
 from tests.helpers.advice import exit_code
+from tests.helpers.limits import seconds
 
 OBJECT = """<object><name>{name}</name>{difficult}<part><name>head</name></part>
 <bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox></object>"""
@@ -74,6 +75,9 @@ def test_names_in_lists_may_have_spaces_and_flags(voc):
         (voc / f"Annotations/{old}.xml").rename(voc / f"Annotations/{new}.xml")
     (voc / "ImageSets/Main/train.txt").write_text("\ufeffmy cat\na 1\nmy cat  1\nc -1\na 1  0\n\n", encoding="utf-8")
     assert [image["file_name"] for image in entries(voc, "train")["images"]] == ["b.jpg", "a.jpg", "c.jpg"]
+    (voc / "ImageSets/Main/train.txt").write_text("z" + " " * 200_000 + "x\n")
+    with seconds(5), pytest.raises(FileNotFoundError, match="train.txt lists z +x, but there is no"):
+        read_voc(voc)
 
 
 def write_b(text):
