@@ -19,9 +19,10 @@ import timm
 from huggingface_hub import EvalResult, HfApi, ModelCardData  # installed with timm
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from metamix.training.reports import read_summary
+from metamix.training.reports import ENTRIES, NUMBER, read_summary
 from metamix.utils.files import atomic_write, check_output_folder, make_output_folder, write_text
 from metamix.utils.options import Options, dump_yaml, option, parse_command, positional, read_yaml
+from metamix.utils.rules import Natural, check_entries, rule
 from metamix.utils.text import exit_with_message, list_names, plural, printable, printable_lines, short_count
 from metamix.version import __version__
 from metamix.weights.files import RECIPE, SUMMARY, WEIGHTS, load_weights, newest_weights, save_weights
@@ -108,7 +109,11 @@ def write(options: PublishOptions, folder: Path) -> list[str]:
         write_text(folder / RECIPE, dump_yaml(shareable(recipe)))
     in_timm = spec.part("publish")(trained, folder, options) if spec.publish else ""
     modules = modules_to_import(spec, trained, metadata["model"])
-    card = make_card(options, spec, summary | metadata, recipe, in_timm, modules)
+    about = summary | metadata
+    rules = ENTRIES | {"samples": rule(dict[str, Natural]), "versions": rule(dict[str, str]), "seed": rule(int)}
+    check_entries(about, {name: rules[name] for name in rules if name in about}, file)
+    check_entries(about, dict.fromkeys(about["scores"], NUMBER), file)
+    card = make_card(options, spec, about, recipe, in_timm, modules)
     write_text(folder / CARD, card)
     notes = [] if run else [f"the card has no scores and no recipe: {options.source} is not a finished run"]
     if modules:
@@ -223,14 +228,14 @@ def header(options: PublishOptions, spec: TaskSpec, about: Mapping[str, Any], li
 def figures(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (name, value) for each row of the results table whose value is known."""
     for name in about.get("scores", ()):
-        yield f"{name} on {as_text(about.get('test_split', 'test'))}", f"{about[name]:.4g}"
+        yield f"{as_text(name)} on {as_text(about.get('test_split', 'test'))}", f"{about[name]:.4g}"
     if "samples" in about:
-        yield "images", ", ".join(f"{count:,} {split}" for split, count in about["samples"].items())
+        yield "images", ", ".join(f"{count:,} {as_text(split)}" for split, count in about["samples"].items())
     if "parameters" in about:
         yield "parameters", f"{about['parameters']:,}"
     if "macs" in about:
         yield "multiply-adds", short_count(about["macs"])
-    if "seconds" in about:
+    if {"seconds", "epochs", "seed"} <= about.keys():
         yield "training", f"{plural(about['epochs'], 'epoch')} in {about['seconds']:,.0f} s, seed {about['seed']}"
     if "versions" in about:
-        yield "versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+        yield "versions", ", ".join(as_text(f"{name} {version}") for name, version in about["versions"].items())

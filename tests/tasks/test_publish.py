@@ -144,6 +144,39 @@ def test_class_names_are_escaped_on_the_card(tmp_path):
     assert card.endswith(r"\_\_background\_\_, \<b\>\\n\\n\# \[x\]\(http://y\) \`z\` \| \\" + "\n")
 
 
+ATTACK = "<img src=x onerror=alert(1)>"
+
+
+def test_names_in_the_metadata_are_escaped_on_the_card(tmp_path):
+    names = {ATTACK: 1.0, "scores": [ATTACK], "samples": {ATTACK: 2}, "versions": {ATTACK: ATTACK}, "seconds": 5}
+    model = DetectorSpec.from_dict(GOOD, "x").build()
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), GOOD | names)
+    assert metamix_command("publish", tmp_path / "w.safetensors", "me/x", "--dry-run", tmp_path / "x") == 0
+    card = (tmp_path / "x/README.md").read_text()
+    assert card.count(r"\<img src=x onerror=alert\(1\)\>") == 4 and ATTACK not in card.partition("\n---\n")[2]
+
+
+@pytest.mark.parametrize(
+    "entries, said",
+    [
+        ({"samples": [1]}, "samples in the metadata is .1.*, but it must be a mapping {key: value} of whole numbers"),
+        ({"samples": {"train": "many"}}, "samples in the metadata is {'train': 'many'}, but"),
+        ({"versions": "x"}, "versions in the metadata is 'x', but it must be a mapping {key: value} of strings"),
+        ({"seconds": "x"}, "seconds in the metadata is 'x', but it must be a finite number of at least 0"),
+        ({"epochs": 1.5}, "epochs in the metadata is 1.5, but it must be a whole number"),
+        ({"parameters": "x"}, "parameters in the metadata is 'x', but it must be a whole number"),
+        ({"macs": "x"}, "macs in the metadata is 'x', but it must be a finite number"),
+        ({"seed": [1]}, "seed in the metadata is .*, but it must be a whole number"),
+        ({"scores": "x"}, "scores in the metadata is 'x', but it must be a list"),
+        ({"scores": ["top1"]}, "top1 is missing in the metadata"),
+    ],
+)
+def test_wrong_entries_of_the_metadata_are_refused(entries, said, tmp_path):
+    save_weights(tmp_path / "w.safetensors", DetectorSpec.from_dict(GOOD, "x").build().state_dict(), GOOD | entries)
+    with pytest.raises(SystemExit, match=f"w.safetensors: {said}"):
+        metamix_command("publish", tmp_path / "w.safetensors", "me/x", "--dry-run", tmp_path / "x")
+
+
 @pytest.mark.slow
 def test_training_with_the_published_recipe_gives_the_same_weights(run, published, tmp_path):
     metamix.cli.train.main(["--config", str(published / "recipe.yaml"), "--output", str(tmp_path / "again")])
