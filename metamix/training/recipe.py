@@ -267,8 +267,9 @@ def _convert_all(
     values: Mapping[str, Any], options: OptionFields, unknown: Callable[..., str], where: str = ""
 ) -> dict[str, Any]:
     """Convert values to the types of their options; raise ValueError for an unknown option or a wrong value."""
-    if wrong := next((name for name in values if name not in options), None):
-        raise ValueError(f"{where}{unknown(wrong, options)}")
+    for name in values:
+        if name not in options:
+            raise ValueError(f"{where}{unknown(name, options)}")
     return {name: convert(value, options[name][1], f"{where}{name}") for name, value in values.items()}
 
 

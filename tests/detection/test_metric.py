@@ -11,6 +11,7 @@ from metamix.detection.metric import Scores, from_coco, score, to_coco
 from metamix.detection.objects import decode, encode
 from metamix.detection.pictures import draw_precision_recall
 from metamix.detection.task import Detection, DetectionOptions
+from metamix.training.reports import result_of
 from tests.helpers.detectors import SMALL
 from tests.helpers.shapes import SQUARE, draw, write
 
@@ -178,7 +179,7 @@ def test_box_half_a_pixel_inside_the_image_is_scored(coco):
 
 
 def test_images_that_cannot_be_read_are_not_scored(coco):
-    """One of four images cannot be read: its objects do not count as missed, and the report counts the image."""
+    """One of four images cannot be read: its objects do not count as missed, and the result counts the image."""
     folder = coco()
     task = Detection(DetectionOptions(data_dir=str(folder), corrupt_limit=0.5, **SMALL))
     split = task.data.scored["test"]
@@ -193,7 +194,7 @@ def test_images_that_cannot_be_read_are_not_scored(coco):
     assert sorted(i for state in states for i in state["seen"]) == [10, 12, 13]
     assert task.metric.result(states)["AP"] == pytest.approx(100)
     assert task.metric.scores(states)[""].images == {10: 1.0, 12: 1.0, 13: 1.0}
-    assert task.pictures.report(states).endswith("\nleft out: 1 image that could not be read")
+    assert result_of(task.metric, {}, states)["unreadable"] == 1
     with pytest.raises(ValueError, match="none of the images that could be read has an object to score"):
         task.metric.result([task.metric.start() | {"split": "test", "seen": [13], "unreadable": 3}])
     missed = score(split, [result for state in states for result in state["results"]])
