@@ -7,6 +7,7 @@ Weights are safetensors files whose metadata describe the model. Both hold a che
 
 import json
 import os
+import pickletools
 import re
 import zipfile
 from argparse import Namespace
@@ -15,7 +16,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -262,6 +264,7 @@ def _load_torch(path: str | Path) -> Any:
     file = _existing(path)
     try:
         _check_expansion(file)
+        _check_pickles(file)
         with safe_globals([Namespace]):  # timm's checkpoints hold training options as a Namespace
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise errors of any type
@@ -279,6 +282,8 @@ def _why_unreadable(path: str | Path, error: Exception) -> Exception:
     text, size = " ".join(str(error).split()), f"{os.path.getsize(path):,} bytes"
     if is_out_of_memory(error):
         return OSError(f"{path} ({size}) needs more memory than is free, or it is damaged")
+    if "without end" in text:
+        return ValueError(f"{path} {text}. Use another file")
     advice = "save only the tensors, torch.save(model.state_dict(), FILE), and give that file"
     if code := re.search(r"GLOBAL ([\w.]+)", text):
         return ValueError(
@@ -305,12 +310,58 @@ def _check_expansion(path: str | Path) -> None:
                 raise ValueError(f"it expands to {size:,} bytes, over {MAX_EXPANSION} times its size")
 
 
+def _check_pickles(path: str) -> None:
+    """Check the pickles that torch reads from a file; see `_check_pickle`."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\3\4":
+            file.seek(0)
+            for _ in range(5):  # the format before torch 1.6 begins with five pickles
+                _check_pickle(file)
+            return
+        archive = zipfile.ZipFile(file)
+        for info in archive.infolist():
+            if info.filename.lower().endswith("data.pkl"):
+                info.CRC = None  # type: ignore[assignment]  # torch does not compare it
+                _check_pickle(archive.read(info))
+
+
+def _check_pickle(pickle: bytes | IO[bytes]) -> None:
+    """Raise UnpicklingError if torch would need far more time or memory for a pickle than its size suggests.
+
+    While torch reads, it hashes keys, and a tuple is hashed with all values in it. So each instruction costs as much
+    as the values that it takes. The cost doubles with each level of tuples, since very deep tuples crash Python.
+    """
+    memo: dict[Any, list[int]] = {}
+    stacks: list[list[list[int]]] = [[]]  # one more for each open mark; a cost is in a list since values may grow
+    total = 0
+    with suppress(ValueError, LookupError):  # raised for damage, which torch finds at the same instruction
+        for code, arg, position in pickletools.genops(pickle):
+            name, grows = code.name, code.name.startswith(("APPEND", "SETITEM", "BUILD"))
+            if name == "GLOBAL" and str(arg).endswith(("bytearray", "encode", "Tensor", "_cpu_tensor")):
+                raise UnpicklingError(f"GLOBAL {str(arg).replace(' ', '.')}")  # these make values of any size
+            every = name in ("TUPLE", "APPENDS", "SETITEMS")  # these take all values since the last mark
+            taken = stacks.pop() if every else [stacks[-1].pop() for _ in code.stack_before[grows:]]
+            cost = sum(value[0] for value in taken)
+            total += cost
+            if total > MAX_EXPANSION * (1000 + (position or 0)):
+                raise UnpicklingError(f"is nested deeper than {MAX_NESTING} levels, or repeats its values without end")
+            if grows:
+                stacks[-1][-1][0] += cost
+            elif name.endswith("PUT"):
+                memo[arg] = stacks[-1][-1]
+            elif name == "MARK":
+                stacks.append([])
+            elif name not in ("PROTO", "STOP"):
+                stacks[-1].append(memo[arg] if name.endswith("GET") else [1 + 2 * cost])
+
+
 def _check_structure(path: str | Path, content: Any) -> None:
     """Reject lists and mappings that are nested too deeply, contain themselves, or repeat the same values many times.
 
-    Reject sparse and quantized tensors and tensors without data. Each value takes at least one byte of the file, so
-    if there are more values than bytes, some are repeated. A tensor's size in bytes, divided by `MAX_EXPANSION`, is
-    added to the number of values, since the elements of an expanded tensor share their bytes.
+    Reject mappings whose attributes hide methods such as `values`, sparse and quantized tensors, and tensors without
+    data. Each value takes at least one byte of the file, so if there are more values than bytes, some are repeated. A
+    tensor's size in bytes, divided by `MAX_EXPANSION`, is added to the number of values, since the elements of an
+    expanded tensor share their bytes.
     """
     values, left = [(content, 0)], os.path.getsize(path)
     while values:
@@ -319,15 +370,15 @@ def _check_structure(path: str | Path, content: Any) -> None:
         if isinstance(value, Tensor):
             dense = value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
             left = left - value.nbytes // MAX_EXPANSION if dense else -1
-        if depth > MAX_NESTING or left < 0:
+        attributes = getattr(value, "__dict__", {}) if isinstance(value, (dict, Namespace)) else {}
+        hides = isinstance(value, dict) and any(hasattr(dict, str(name)) for name in attributes)
+        if depth > MAX_NESTING or left < 0 or hides:
             raise ValueError(
                 f"{path} is nested deeper than {MAX_NESTING} levels, or repeats its values without end, or has "
-                f"tensors that are sparse, quantized or without data. Use another file"
+                f"tensors that are sparse, quantized or without data, or replaces methods. Use another file"
             )
-        if isinstance(value, Mapping):
-            values += [(item, depth + 1) for item in value.values()]
-        elif isinstance(value, (list, tuple)):
-            values += [(item, depth + 1) for item in value]
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
+        values += [(item, depth + 1) for item in (*items, *attributes.values())]
 
 
 def _is_plain_pickle(path: str | Path) -> bool:

@@ -4,6 +4,8 @@ import io
 import tarfile
 import time
 import zipfile
+from argparse import Namespace
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -64,13 +66,70 @@ ENDLESS_LIST.append(ENDLESS_LIST)
     ids=["deep", "shared lists", "endless", "expanded", "shared tensors", "sparse", "meta"],
 )
 def test_values_that_are_larger_than_their_file_or_not_plain_are_refused(value, tmp_path):
-    words = "c.pt is nested deeper than 64 levels, or repeats its values without end, or has tensors that are sparse"
+    words = "c.pt is nested deeper than 64 levels, or repeats its values without end"
     for state in {"w": value}, {"format": "metamix-checkpoint-1", "model": {}, "about": value, "checksums": {}}:
         torch.save(state, tmp_path / "c.pt")
         assert (tmp_path / "c.pt").stat().st_size < 10**5
         for read in load_weights, load_checkpoint:
             with pytest.raises(ValueError, match=words):
                 read(tmp_path / "c.pt")
+
+
+def call(module, name, *args, by=b"R"):
+    """Return pickle code that calls a function with pieces of pickle code as arguments."""
+    return f"c{module}\n{name}\n".encode() + b"(" + b"".join(args) + b"t" + by
+
+
+def text(word):
+    return b"X" + len(word).to_bytes(4, "little") + word.encode()
+
+
+LISTS = b"(]q\0" + b"](h\0h\0eq\0" * 25 + b"t"
+OURS = text("format") + text("metamix-checkpoint-1") + text("checksums") + b"}"
+ENCODE, NAMESPACE = ("_codecs", "encode"), call("argparse", "Namespace", by=b"\x81")
+ORDERED, ENCODE, NAMESPACE = ("collections", "OrderedDict"), ("_codecs", "encode"), ("argparse", "Namespace")
+ENDLESS = "c.pt is nested deeper than 64 levels, or repeats its values without end.* Use another file"
+OPTIONS = b"}(" + OURS + text("options") + call(*NAMESPACE, by=b"\x81") + b"q\1}" + text("a")
+BOMBS = {  # pickle code of a dictionary, and what the message says
+    "deep key": (b"})" + b"\x85" * 10**6 + b"K\1s", ENDLESS),
+    "slow key": (b"})q\0" + b"h\0\x86q\0" * 45 + b"K\1s", ENDLESS),
+    "slow key in a list": (call(*ORDERED, b"]](()q\0" + b"h\0\x86q\0" * 45 + b"K\1ea"), ENDLESS),
+    "bytearray": (call("builtins", "bytearray", b"J\0\0\0\x70"), r"holds code.* builtins.bytearray.* save only"),
+    "hex": (call(*ENCODE, call(*ENCODE, text("ab"), text("latin1")), text("hex")), r"holds code.* _codecs.encode"),
+    "nested lists": (call("torch", "FloatTensor", LISTS), r"holds code.* torch.FloatTensor"),
+    "lists in options": (OPTIONS + LISTS + b"sbu", ENDLESS),
+    "options in themselves": (OPTIONS + b"h\1sbu", ENDLESS),
+    "values": (call(*ORDERED) + b"}" + text("values") + b"Nsb" + text("w") + b"K\1s", "replaces methods"),
+    "get": (call(*ORDERED) + b"}" + text("get") + b"Nsb" + text("w") + b"K\1s", "replaces methods"),
+}
+
+
+@pytest.mark.parametrize("code, words", BOMBS.values(), ids=BOMBS)
+@pytest.mark.parametrize("old", [False, True])
+def test_a_small_pickle_that_needs_much_time_or_memory_is_refused(old, code, words, tmp_path):
+    if old:
+        torch.save({}, tmp_path / "c.pt", _use_new_zipfile_serialization=False)
+        content = (tmp_path / "c.pt").read_bytes()
+        assert b"}q\0." in content
+        (tmp_path / "c.pt").write_bytes(content.replace(b"}q\0.", code + b"."))
+    else:
+        with zipfile.ZipFile(tmp_path / "c.pt", "w") as archive:
+            archive.writestr("c/data.pkl", b"\x80\2" + code + b".")
+            archive.writestr("c/version", "3")
+            archive.writestr("c/byteorder", "little")
+    with seconds(2), pytest.raises(ValueError, match=words):
+        load_weights(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_pickle_with_many_plain_values_is_read(old, tmp_path):
+    options = Namespace(
+        classes=tuple(map(str, range(22_000))), sizes=[((1, 2), (3, 4))] * 2, milestones=Counter([5, 5])
+    )
+    weights = {f"w{i}": torch.ones(2, 3, i) for i in range(500)}
+    content = {"state_dict": weights, "args": options, "done": {1, 2}, "history": [{"loss": 0.5}] * 100}
+    torch.save(content, tmp_path / "c.pt", _use_new_zipfile_serialization=not old)
+    assert load_weights(tmp_path / "c.pt")[0].keys() == weights.keys()
 
 
 @pytest.mark.parametrize("name", ["w.npz", "w.pt"])
