@@ -53,6 +53,8 @@ def evaluate(*, task: str | None = None, **options: Any) -> dict[str, Any]:
 
         metamix.evaluate(checkpoint="runs/mine", data_dir="images")["top1"]
 
+    In a run of several processes, which torchrun starts, the process ends after the evaluation.
+
     Args:
         task: name of the task; by default the task of `checkpoint` or of `model`.
         options: options of `metamix eval`, with underscores, such as `data_dir="images"`.
@@ -87,8 +89,6 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
     if (folder / RECIPE).exists():
         raise ValueError(f"{folder} is a run folder, and its pictures would be replaced: give another --output")
     earlier = _read_result(folder)
-    if group.is_main:
-        make_output_folder(folder)  # an unusable folder is found before the loaders read images into memory
     loaders = task.data.eval_loaders(settings.batch_size, group.rank, group.world_size)
     if settings.split not in loaders:
         advice = "leave --split out"
@@ -108,9 +108,11 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
         "weights": metadata.extra.get("weights"),
         "trained_img_size": metadata.img_size,
     }
-    if group.is_main and earlier and any(earlier.get(key) != about.get(key) for key in SCORED):
-        what = f"{earlier.get('checkpoint') or earlier.get('model')} on {earlier.get('data')}"
-        print(printable(f"note: the result of {what} in {folder} is replaced; to keep it, give another --output"))
+    if group.is_main:
+        make_output_folder(folder)  # before scoring, so that an unusable folder is found at once
+        if earlier and any(earlier.get(key) != about.get(key) for key in SCORED):
+            what = f"{earlier.get('checkpoint') or earlier.get('model')} on {earlier.get('data')}"
+            print(printable(f"note: the result of {what} in {folder} is replaced; to keep it, give another --output"))
     start = time.monotonic()
     scores, states = score_batches(
         task.metric, model, loaders[settings.split], group, autocast_dtype(settings.amp, group.device), layout

@@ -36,7 +36,7 @@ def train(config: str | Path | None = None, *, task: str | None = None, **option
         metamix.train("finetune/tiny", data_dir="images", output="runs/mine")
 
     The same call resumes a run that was stopped. If the run is finished, the call returns at once. In a run of several
-    processes, which torchrun starts, the process ends after the training.
+    processes, which torchrun starts, the process ends after the training. Messages name options as on the command line.
 
     Args:
         config: YAML file of options, or the name of a shipped one, such as "digits/demo".
@@ -55,7 +55,12 @@ def train(config: str | Path | None = None, *, task: str | None = None, **option
         raise ValueError(f"model is {recipe.options.model}, but metamix.train trains one model: call it for each")
     with ProcessGroup.start(recipe.engine.device) as group:
         check_model(recipe, recipe.options.model, group)
-        return train_one(recipe, group)
+        try:
+            return train_one(recipe, group)
+        except Stopped:
+            if group.launched:
+                raise SystemExit(0) from None
+            raise
 
 
 def main(argv: Sequence[str]) -> None:
@@ -92,8 +97,7 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
         try:
             folders.append(train_one(of_model, group))
         except Stopped as stopped:
-            launched = group.agent is not None or group.world_size > 1  # torchrun restarts unless all ranks exit with 0
-            exit_code = 0 if launched else stopped.exit_code
+            exit_code = 0 if group.launched else stopped.exit_code
         if exit_code is not None:  # outside `except`, whose traceback would keep the loader's workers alive
             if group.is_main and models[i + 1 :]:
                 print(printable(f"not trained yet: {', '.join(models[i + 1 :])}; repeat the command to train them"))

@@ -12,6 +12,7 @@ from pydantic import Field, GetPydanticSchema
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from metamix.data.formats.base import class_name
 from metamix.data.options import train_command
 from metamix.models.checkpoint import adapt_checkpoint, check_described_size, layer_names
 from metamix.models.registry import known_name, timm_config
@@ -113,7 +114,8 @@ def load_initial_weights(
     """
     tensors = adapt_checkpoint(model, tensors, source, metadata)
     head = layer_names(timm_config(model), "classifier")
-    if metadata.classes and metadata.classes != tuple(classes):  # otherwise a head for other classes might be loaded
+    theirs = [class_name(name) for name in metadata.classes or ()]
+    if theirs and theirs != [*classes]:  # otherwise a head for other classes might be loaded
         tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in head}
     tensors, adapted = adapt_channels(model, tensors)
     return weights_note(f"weights from {source}", load_into(model, tensors, source, head=head), adapted)

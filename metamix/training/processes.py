@@ -38,6 +38,11 @@ class ProcessGroup:
         return self.agent is not None and os.getppid() != self.agent
 
     @property
+    def launched(self) -> bool:
+        """Return whether torchrun started this process. It restarts a stopped run unless all ranks exit with 0."""
+        return self.agent is not None or self.world_size > 1
+
+    @property
     def is_main(self) -> bool:
         """Return whether this is rank 0, which writes the files."""
         return self.rank == 0

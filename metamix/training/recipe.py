@@ -211,19 +211,22 @@ class RecipeReader:
                 parser.description = f"{description}\n\nTasks: {', '.join(self.tasks)}. This help is for {task}."
                 return parse_flags(parser, argv, options, unknown, ["--config", "--task"])
 
-            starts = take_flags(argv, "checkpoint", "model")[0]
-            return self._read(names[0] if names else None, first.task, starts, read_flags, first.imports)
+            def read_start() -> dict[str, str]:
+                return take_flags(argv, "checkpoint", "model")[0]
+
+            return self._read(names[0] if names else None, first.task, read_start, read_flags, first.imports)
 
     def read(self, config: str | Path | None, task: str | None, options: Mapping[str, Any]) -> Recipe:
         """Read the arguments of a Python call; raise ValueError if an option is unknown, or its value is wrong."""
-        values = {name: os.fspath(value) if isinstance(value, Path) else value for name, value in options.items()}
-        return self._read(config, task, values, lambda task, *fields: _convert_all(values, *fields))
+        values = _plain(options)
+        start = {name: values[name] for name in ("checkpoint", "model") if name in values}
+        return self._read(config, task, lambda: start, lambda task, *fields: _convert_all(values, *fields))
 
     def _read(
         self,
         config_name: str | Path | None,
         chosen: str | None,
-        starts: Mapping[str, Any],
+        read_start: Callable[[], dict[str, Any]],
         read_flags: Callable[[str, OptionFields, Callable], dict[str, Any]],
         modules: Sequence[str] = (),
     ) -> Recipe:
@@ -231,7 +234,7 @@ class RecipeReader:
 
         Args:
             chosen: name of the task, if it is given outside the config.
-            starts: options given outside the config, of which `checkpoint` and `model` may show the task.
+            read_start: returns the `checkpoint` and the `model` that are given outside the config.
             read_flags: returns the options given outside the config. It gets the name of the task, the fields and
                 types of all options by name, and a function that returns the message about an unknown option.
             modules: modules to import, besides those of the config.
@@ -243,9 +246,8 @@ class RecipeReader:
         import_modules(imports)
         configured_task = convert(config.pop("task"), str, f"{path}: task") if "task" in config else None
         chosen = chosen or configured_task
-        shows_task = {name: starts[name] for name in ("checkpoint", "model") if name in starts}
-        task = chosen or self.default_task(config | shows_task)
-        check_choice("task", task, self.tasks, "For a task of your own, give --import MODULE.")
+        task = chosen or self.default_task(config | read_start())
+        check_choice("task", task, self.tasks, "For a task of your own, give --import MODULE; in Python, import it.")
 
         classes = self.engine, self.task_options(task)
         defaults = getattr(classes[1], "engine_defaults", {})
@@ -261,6 +263,17 @@ class RecipeReader:
         )
         check_needs(flags, vars(engine_options) | vars(task_options), options)
         return Recipe(task, engine_options, task_options, imports, CHOSEN - values.keys())
+
+
+def _plain(value: Any) -> Any:
+    """Turn paths, tuples and NumPy's numbers, also within dicts and lists, into the values that a config has."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return os.fspath(value)
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _convert_all(

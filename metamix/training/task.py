@@ -177,7 +177,7 @@ class TaskClass(Protocol):
 
     Attributes:
         Options: dataclass of the options of `metamix train`. It has the fields `model`, `pretrained` and `checkpoint`,
-            and may have `engine_defaults`; see `metamix.training.recipe.parse`.
+            and may have `engine_defaults`; see `metamix.training.recipe.RecipeReader`.
         EvalOptions: dataclass of the options of `metamix eval`. It has the field `checkpoint`.
     """
 

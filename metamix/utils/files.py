@@ -110,7 +110,8 @@ def read_bytes(path: Path) -> bytes:
 
 def encoding(data: bytes) -> str:
     """Return the encoding of text: UTF-16 if it begins with its byte order mark, as Excel writes it, else UTF-8."""
-    return "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not data.startswith(codecs.BOM_UTF32_LE)
+    return "utf-16" if is_utf16 else "utf-8-sig"
 
 
 def read_text(path: Path) -> str:

@@ -4,7 +4,7 @@ A field's name is its key in YAML and, with dashes, its flag. Its annotation is 
 int, float, str, Path, dict, tuple[X, ...], Literal[...], or a union such as `int | None`. Types with a rule, such as
 `Share`, also say which values are accepted; see `metamix.utils.rules`.
 
-`metamix.training.recipe.parse` reads the command lines of train and eval; `parse_command` reads all others.
+`metamix.training.recipe.RecipeReader` reads the options of train and eval; `parse_command` reads all others.
 """
 
 import argparse
@@ -334,7 +334,7 @@ def _expand_home(value: Any) -> Any:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file of options; raise ValueError if it is not UTF-8 or YAML, repeats a key, or holds no mapping."""
+    """Read a YAML file of options; raise ValueError if it is not text or YAML, repeats a key, or holds no mapping."""
     content = _parse_yaml(read_text(Path(path)), str(path))
     if content is None:
         raise ValueError(f"{path} is empty: give lines 'option: value'")

@@ -7,7 +7,6 @@ Weights are safetensors files whose metadata describe the model. Both hold a che
 
 import json
 import os
-import pickletools
 import re
 import zipfile
 from argparse import Namespace
@@ -16,8 +15,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +29,7 @@ from metamix.utils.system import is_out_of_memory
 from metamix.utils.text import list_names, package_logger, plural
 
 from .checksums import VALUES, checksums, damaged
+from .pickles import MAX_EXPANSION, check_pickles
 
 FORMAT = "metamix-checkpoint-1"
 CHECKPOINT = "checkpoint.pt"
@@ -40,7 +39,6 @@ RECIPE = "recipe.yaml"
 OURS = {"task", "versions"}  # metadata entries that only metamix writes
 ARTIFACT = "export.json"  # file in every folder that metamix export writes
 GRAPHS = (".onnx", ".xml", ".bin", ".pt2")  # suffixes of the other files there
-MAX_EXPANSION = 100  # largest ratio of content to file size; compression and shared memory raise the ratio above 1
 
 _logger = package_logger(__name__)
 
@@ -264,7 +262,7 @@ def _load_torch(path: str | Path) -> Any:
     file = _existing(path)
     try:
         _check_expansion(file)
-        _check_pickles(file)
+        check_pickles(file)
         with safe_globals([Namespace]):  # timm's checkpoints hold training options as a Namespace
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise errors of any type
@@ -308,51 +306,6 @@ def _check_expansion(path: str | Path) -> None:
             size = sum(info.file_size for info in zipfile.ZipFile(file).infolist())
             if size > max(2**28, MAX_EXPANSION * os.path.getsize(path)):
                 raise ValueError(f"it expands to {size:,} bytes, over {MAX_EXPANSION} times its size")
-
-
-def _check_pickles(path: str) -> None:
-    """Check the pickles that torch reads from a file; see `_check_pickle`."""
-    with open(path, "rb") as file:
-        if file.read(4) != b"PK\3\4":
-            file.seek(0)
-            for _ in range(5):  # the format before torch 1.6 begins with five pickles
-                _check_pickle(file)
-            return
-        archive = zipfile.ZipFile(file)
-        for info in archive.infolist():
-            if info.filename.lower().endswith("data.pkl"):
-                info.CRC = None  # type: ignore[assignment]  # torch does not compare it
-                _check_pickle(archive.read(info))
-
-
-def _check_pickle(pickle: bytes | IO[bytes]) -> None:
-    """Raise UnpicklingError if torch would need far more time or memory for a pickle than its size suggests.
-
-    While torch reads, it hashes keys, and a tuple is hashed with all values in it. So each instruction costs as much
-    as the values that it takes. The cost doubles with each level of tuples, since very deep tuples crash Python.
-    """
-    memo: dict[Any, list[int]] = {}
-    stacks: list[list[list[int]]] = [[]]  # one more for each open mark; a cost is in a list since values may grow
-    total = 0
-    with suppress(ValueError, LookupError):  # raised for damage, which torch finds at the same instruction
-        for code, arg, position in pickletools.genops(pickle):
-            name, grows = code.name, code.name.startswith(("APPEND", "SETITEM", "BUILD"))
-            if name == "GLOBAL" and str(arg).endswith(("bytearray", "encode", "Tensor", "_cpu_tensor")):
-                raise UnpicklingError(f"GLOBAL {str(arg).replace(' ', '.')}")  # these make values of any size
-            every = name in ("TUPLE", "APPENDS", "SETITEMS")  # these take all values since the last mark
-            taken = stacks.pop() if every else [stacks[-1].pop() for _ in code.stack_before[grows:]]
-            cost = sum(value[0] for value in taken)
-            total += cost
-            if total > MAX_EXPANSION * (1000 + (position or 0)):
-                raise UnpicklingError(f"is nested deeper than {MAX_NESTING} levels, or repeats its values without end")
-            if grows:
-                stacks[-1][-1][0] += cost
-            elif name.endswith("PUT"):
-                memo[arg] = stacks[-1][-1]
-            elif name == "MARK":
-                stacks.append([])
-            elif name not in ("PROTO", "STOP"):
-                stacks[-1].append(memo[arg] if name.endswith("GET") else [1 + 2 * cost])
 
 
 def _check_structure(path: str | Path, content: Any) -> None:

@@ -251,9 +251,9 @@ def test_holdout_and_memory_of_training_are_kept(tmp_path, capsys, monkeypatch):
     assert abs(control["loss"] - summary["loss"]) > 0.01  # images in memory are not cropped
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_images_are_read(run, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_refused_before_scoring(run, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr("metamix.data.loader.pixels", lambda *_: pytest.fail("images were decoded"))
+    monkeypatch.setattr("metamix.cli.evaluate.score_batches", lambda *_: pytest.fail("scored"))
     for folder, why in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "here", "Not a directory")):
         with pytest.raises(SystemExit, match=rf"the folder {folder} could not be made \({why}\); give another folder"):
             evaluate("--model", MODEL, "--checkpoint", run, "--output", folder)

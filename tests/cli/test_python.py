@@ -4,6 +4,7 @@ import json
 import shlex
 import signal
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ import metamix
 import metamix.cli.train
 from metamix.training.processes import Stopped
 from metamix.training.step import TrainStep
+from metamix.utils.options import read_yaml
 from metamix.weights.files import load_weights
 from tests.helpers.running import MODEL
 
@@ -32,6 +34,14 @@ def test_a_call_trains_and_scores_as_the_commands_do(tmp_path):
     assert result["by_class"].keys() == set("0123456789")
 
 
+def test_a_call_takes_tuples_and_numbers_of_numpy(tmp_path):
+    call = dict(TINY, epochs=np.int64(1), opt_args={"betas": (0.9, np.float64(0.99))}, ema=np.True_, output=tmp_path)
+    metamix.train("digits/demo", **call)
+    assert metamix.train("digits/demo", **call) == tmp_path
+    recipe = read_yaml(tmp_path / "recipe.yaml")
+    assert (recipe["epochs"], recipe["opt_args"], recipe["ema"]) == (1, {"betas": [0.9, 0.99]}, True)
+
+
 @pytest.mark.parametrize(
     "options, said",
     [
@@ -49,7 +59,11 @@ def test_a_wrong_argument_is_refused(options, said, tmp_path):
     assert said in str(refused.value) and not (tmp_path / "run").exists()
 
 
-def test_a_stopped_call_is_resumed_by_the_same_call(tmp_path, monkeypatch):
+@pytest.mark.parametrize("launched, error", [(False, Stopped), (True, SystemExit)])
+def test_a_stopped_call_is_resumed_by_the_same_call(launched, error, tmp_path, monkeypatch):
+    """Under torchrun, the call ends the process with 0, since torchrun would restart it after any other code."""
+    if launched:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
     step = TrainStep.__call__
 
     def interrupted(*args):
@@ -58,8 +72,9 @@ def test_a_stopped_call_is_resumed_by_the_same_call(tmp_path, monkeypatch):
         return step(*args)
 
     monkeypatch.setattr(TrainStep, "__call__", interrupted)
-    with pytest.raises(Stopped):
+    with pytest.raises(error) as stopped:
         metamix.train("digits/demo", **TINY, output=tmp_path)
+    assert stopped.type is Stopped or stopped.value.code == 0
     assert not (tmp_path / "summary.json").exists()
     assert metamix.train("digits/demo", **TINY, output=tmp_path) == tmp_path
     assert (tmp_path / "summary.json").exists()
