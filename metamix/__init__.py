@@ -12,11 +12,9 @@
     metamix.export("RUN_OR_FILE", output="FOLDER", format="onnx")   the same model for an inference engine
     metamix.save_classifier(model, "my.safetensors", classes=...)   a model from your own training loop
 
-    metamix.list_image_models()                                     image restoration models
-    metamix.create_image_model("maxim_s3.sidd", pretrained=True)    a model with its weights
+    metamix.create_image_model("maxim_s3.sidd", pretrained=True)    a model of list_image_models(), for restoration
 
-    metamix.list_mixers()                                           names of all mixers
-    metamix.mixer_options("raft")                                   options of a mixer, for mixer_args
+    metamix.mixer_options("raft")                                   options of a mixer of list_mixers(), for mixer_args
     @metamix.register_mixer("mine")                                 a mixer of your own; see metamix.mixers.registry
 
     metamix.models.load_official("poolformer", state_dict, ...)     weights of the papers' authors
