@@ -32,7 +32,7 @@ from metamix.classification.task import Classification
 from metamix.utils.text import exit_with_message
 
 PAIRS, IMAGE_SIZES = RESULTS / "paired.json", RESULTS / "image_sizes.json"
-SIZES = {32: (24, 32, 40), 128: (64, 96, 128, 160, 224)}  # sides in pixels, by the side in training
+SIZES = {32: (24, 32, 40), 128: (64, 96, 128, 160, 224)}  # sides of scored images in pixels, by the side in training
 SMALL = 64  # side in pixels; models trained at larger sides are too slow to be scored in every way
 
 

@@ -10,8 +10,8 @@ Muon trains the 3x3 convolutions, SGD trains the biases and the head, and each i
 image, two copies moved by a pixel, and the mirror images of these three. Each run is added to results/ceiling.json.
 
 The net is registered with timm as `dense_conv_net`, so that `metamix train` can use it as a teacher: add
-`--import benchmarks.measure.ceiling --teacher dense_conv_net --teacher-checkpoint FILE`, where `--weights FILE` wrote
-the file.
+`--import benchmarks.measure.ceiling --teacher dense_conv_net --teacher-checkpoint FILE`, with the file that
+`--weights FILE` wrote.
 """
 
 import argparse

@@ -98,7 +98,7 @@ def captured(model: nn.Module, images: Tensor) -> list[tuple[str, nn.Module, Ten
 
 
 def middle_attention(mixer: MinAttn, x: Tensor) -> Tensor:
-    """Return the attention of the middle token, averaged over heads: (N, C, H, W) -> (N, h, w)."""
+    """Return the attention of the middle token, averaged over heads: (N, C, h, w) -> (N, h, w)."""
     return token_attention(mixer, x, (0.5, 0.5))
 
 

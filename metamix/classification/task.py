@@ -24,7 +24,7 @@ from .pictures import ClassificationPictures
 class Classification:
     """Assemble data, model, loss, metric and pictures of classification; see `metamix.training.task.Task`.
 
-    For evaluation, give the `metadata` of the weights; `options` are then only `ModelOptions`.
+    For evaluation, give the `metadata` of the weights, and an instance of `ModelOptions` as `options`.
     """
 
     Options, EvalOptions = ClassificationOptions, ClassificationEvalOptions

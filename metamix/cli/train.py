@@ -107,7 +107,7 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
 
 
 def check_model(recipe: Recipe, model: str, group: ProcessGroup) -> None:
-    """Raise ValueError if the task cannot train `model`; tell the user if weights that its name has are not loaded."""
+    """Raise ValueError if the task cannot train `model`; tell the user if the weights of its tag are not loaded."""
     if ":" in model:
         raise ValueError(
             f"model is {model}. Models from a hub cannot be trained, since weight files store a registered name: "

@@ -222,13 +222,13 @@ def stop_workers() -> None:
 
 
 def stop_workers_at_exit(inherited: "weakref.WeakSet[Any]") -> None:
-    """Stop workers at the exit of a process of multiprocessing too, which runs finalizers but skips atexit."""
+    """Stop workers also when a child process of multiprocessing exits: it runs finalizers but skips atexit."""
     inherited.clear()  # these workers belong to the parent process
     Finalize(None, stop_workers, exitpriority=100)
 
 
 stop_workers_at_exit(RUNNING)
-register_after_fork(RUNNING, stop_workers_at_exit)  # such a process forgets finalizers from before its start
+register_after_fork(RUNNING, stop_workers_at_exit)  # a child process drops finalizers from before it runs
 
 
 def start_worker(max_pixels: int | None, worker: int) -> None:

@@ -137,7 +137,7 @@ def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
 
 
 def check_request(models: Models, cells: Sequence[Cell], batch_sizes: Sequence[int], runs: int, reference: Any) -> None:
-    """Raise ImportError or ValueError, as `benchmark` does, before any model is built."""
+    """Check arguments of `benchmark` before any model is built; raise ImportError or ValueError if they are wrong."""
     for cell in cells:
         for package in packages(*cell):
             need(package)

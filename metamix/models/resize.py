@@ -57,7 +57,7 @@ def resample_spatial_weights(state: Mapping[str, Tensor], model: Any, source: ob
 
 @contextmanager
 def explained_failure(mixer: nn.Module, saved: Mapping[str, Tensor], misfit: str) -> Iterator[None]:
-    """Raise a ValueError that starts with `misfit` if `adapt_state` of a mixer fails for saved tensors in the block."""
+    """Turn errors of a mixer's `adapt_state` inside the `with` block into a ValueError that starts with `misfit`."""
     try:
         yield
     except (RuntimeError, LookupError, ValueError) as error:
@@ -87,7 +87,7 @@ def all_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def keep_parameters(old: nn.Module, new: nn.Module) -> None:
-    """Give `new` the parameter objects of `old`, which optimizers hold, where shapes are equal; keep its values."""
+    """Give `new` the parameter objects of `old`, which optimizers hold, where shapes are equal; keep `new`'s values."""
     for name, parameter in list(new.named_parameters(remove_duplicate=False)):
         kept = old.get_parameter(name)
         if kept.shape != parameter.shape:

@@ -70,7 +70,7 @@ def task_of_weights(path: Path, model: str | None = None) -> str:
 
 
 def task_of_model(name: str | None) -> str | None:
-    """Return the only task that trains a model, which is named with or without a tag; None for other models."""
+    """Return the task of a model that only one task trains; None for others. The name may have a tag."""
     base = (name or "").partition(".")[0]
     specs = [spec for spec in map(find_task, TASKS) if spec.models]
     return next((spec.name for spec in specs if base in spec.part("models")()), None)

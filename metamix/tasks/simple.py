@@ -41,8 +41,8 @@ class SimpleData:
         transform: function that turns a sample of `SampleReader.read` into an image (C, H, W) uint8 and a number, the
             label; by default, `read` must return both. Worker processes import it, so it must not be a lambda.
         verify: command that lists broken images, for messages.
-        mean, std: mean and standard deviation of each channel, for pixel values from 0 to 1; by default those of the
-            weights that training starts from, or 0 and 1.
+        mean, std: mean and standard deviation of each channel, for pixel values from 0 to 1; by default the values of
+            the weights that training starts from or, without such weights, 0 and 1.
     """
 
     def __init__(

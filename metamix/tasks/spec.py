@@ -81,7 +81,7 @@ class Trained(Protocol):
     Attributes:
         model: the model in evaluation mode.
         spec: arguments that rebuild the model, or settings for preparing its images.
-        metadata: entries of its weight file; those that only the task knows are in `metadata.extra`.
+        metadata: entries of the weight file; entries that only the task knows are in `metadata.extra`.
     """
 
     @property

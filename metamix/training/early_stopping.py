@@ -14,7 +14,7 @@ from torch import nn
 from .recipe import Recipe
 
 # The best epoch, the name and value of its score, its weights ("model"), and the last scored epoch; empty at the start.
-# Until a score is a number, it is the first scored epoch, without weights.
+# While all scores are NaN, the best epoch is the first scored epoch, and no weights are kept.
 Best = dict[str, Any]
 
 

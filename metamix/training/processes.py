@@ -39,7 +39,7 @@ class ProcessGroup:
 
     @property
     def launched(self) -> bool:
-        """Return whether torchrun started this process. It restarts a stopped run unless all ranks exit with 0."""
+        """Return whether torchrun started this process; torchrun restarts stopped runs unless all ranks exit with 0."""
         return self.agent is not None or self.world_size > 1
 
     @property

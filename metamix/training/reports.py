@@ -60,7 +60,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def result_of(metric: Metric, scores: Mapping[str, float], states: list[State]) -> dict[str, Any]:
-    """Return the scores, rounded, the scores of each class, and the number of images that could not be read."""
+    """Return the rounded scores, the scores of each class, and the number of images that could not be read."""
     by_class, unreadable = metric.by_class(states), count_unreadable(states)
     return (
         {name: round(value, 4) if abs(value) >= 1 else float(f"{value:.4g}") for name, value in scores.items()}

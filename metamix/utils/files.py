@@ -109,7 +109,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def encoding(data: bytes) -> str:
-    """Return the encoding of text: UTF-16 if it begins with its byte order mark, as Excel writes it, else UTF-8."""
+    """Return the encoding of a text: UTF-16 if it begins with a UTF-16 byte order mark, as from Excel, else UTF-8."""
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not data.startswith(codecs.BOM_UTF32_LE)
     return "utf-16" if is_utf16 else "utf-8-sig"
 

@@ -156,8 +156,8 @@ def processor() -> dict[str, Any]:
 def usable_workers(workers: int | None) -> int:
     """Return `workers`, but at most the number of usable cores, above which torch's DataLoader warns.
 
-    None stands for 2. If this process uses a GPU, which takes images faster, it stands for the share of the cores that
-    this process has among the processes of the machine, but at least 2 and at most 16.
+    None stands for 2. A GPU takes images faster, so if this process uses one, None stands for its share of the cores:
+    the number of cores divided by the number of training processes on the machine, at least 2 and at most 16.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers is None:

@@ -311,9 +311,9 @@ def _check_expansion(path: str | Path) -> None:
 def _check_structure(path: str | Path, content: Any) -> None:
     """Reject lists and mappings that are nested too deeply, contain themselves, or repeat the same values many times.
 
-    Reject mappings whose attributes hide methods such as `values`, sparse and quantized tensors, and tensors without
-    data. Each value takes at least one byte of the file, so if there are more values than bytes, some are repeated. A
-    tensor's size in bytes, divided by `MAX_EXPANSION`, is added to the number of values, since the elements of an
+    Reject tensors that are sparse, quantized or without data, and mappings whose attributes hide methods, such as
+    `values`. Each value takes at least one byte of the file, so if there are more values than bytes, some are repeated.
+    A tensor's size in bytes, divided by `MAX_EXPANSION`, is added to the number of values, since the elements of an
     expanded tensor share their bytes.
     """
     values, left = [(content, 0)], os.path.getsize(path)

@@ -182,7 +182,7 @@ class ModelMetadata:
         return _without_none(entries) | self.extra
 
     def check_task(self, task: str, network: str, source: object) -> None:
-        """Raise ValueError if the weights are for another task; `network` is what `task` trains: "a detector"."""
+        """Raise ValueError if the weights are for another task; `network` names a model of `task`: "a detector"."""
         if self.task not in (None, task):
             raise ValueError(
                 f"{source} has weights for {self.task}, not for {network}: give --task {self.task}, or call "
