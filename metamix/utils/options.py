@@ -387,6 +387,13 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """YAML dumper whose output `_Loader` reads back unchanged."""
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if len(data) > MAX_PLAIN else None  # the loader refuses text of this length without quotes
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
 
 # YAML 1.1 reads 1e-3, without a point, as text. The dumper quotes text that the loader would read as a number.
 for _class in (_Loader, _Dumper):

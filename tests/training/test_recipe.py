@@ -160,7 +160,9 @@ def test_the_error_says_which_task_has_the_option(config):
         parse_toys(["--config", config("task: toys"), "--degradation", "noise:25"])
 
 
-@pytest.mark.parametrize("text", ["1e5", "12e3", "1.5", "yes", "null", "2026-01-01", "0x1f", "~", "a: b", ""])
+@pytest.mark.parametrize(
+    "text", ["1e5", "12e3", "1.5", "yes", "null", "2026-01-01", "0x1f", "~", "a: b", "", "x" * 4000]
+)
 def test_text_that_looks_like_a_number_or_date_stays_text(config, text):
     path = config(read("--model", text).to_yaml())
     assert read("--config", path).options.model == text
