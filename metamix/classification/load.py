@@ -138,7 +138,8 @@ class Classifier:
     @torch.inference_mode()
     def label(self, images: Tensor, top: int | None = None, threshold: float | None = None) -> list[Labels]:
         """Return the labels of prepared images (n, C, H, W) with their probabilities, as `predict` does."""
-        check_evaluation(self.model)
+        if any(layer.training for layer in self.model.children()):  # a wrapper may be in training mode itself
+            check_evaluation(self.model)
         several = self.metadata.threshold is not None
         if threshold is not None:
             check_rates(threshold=threshold)

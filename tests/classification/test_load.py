@@ -1,6 +1,7 @@
 """Test loading of classifiers, with their preprocessing, from files, run folders and published names."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,6 +137,8 @@ def test_a_model_in_training_mode_does_not_predict():
     digits.model.train()
     with pytest.raises(ValueError, match="MetaFormer is in training mode: call model.eval"):
         digits.predict([Image.new("L", (8, 8))])
+    digits.model.eval()
+    assert replace(digits, model=torch.nn.DataParallel(digits.model)).predict([Image.new("L", (8, 8))])
 
 
 @pytest.mark.parametrize("mode", ["squash", "border"])
